@@ -1,0 +1,479 @@
+"""A Hugging Face Hub on the loopback interface: tests push, tag and load through the real client, without the network.
+
+    with LoopbackHub(tmp_path / "hub") as hub:
+        subprocess.run([sys.executable, "-c", script], env=hub.environment(tmp_path / "home"), check=True)
+        assert "config.json" in hub.files("loopback-user/tiny")
+
+`huggingface_hub` reads HF_ENDPOINT when it is imported, hence the subprocess. Routes, headers and error codes follow what
+huggingface_hub 2.4 calls and expects: repositories, NDJSON commits, basic LFS uploads, refs, trees, ranged downloads, access.
+Not here: Xet storage (the client alone decides to use it: `environment` turns it off), pull requests, gitignore, search.
+"""
+
+import base64
+import hashlib
+import itertools
+import json
+import os
+import re
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, unquote, urlencode
+
+LFS_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".npz", ".parquet", ".zip", ".wav", ".flac", ".ogg", ".mp3")
+LFS_THRESHOLD_BYTES = 10 * 2**20  # larger files are never inlined in a commit, whatever their name
+SEND_CHUNK_BYTES = 2**20
+GITATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES).encode()
+CLIENT_VARIABLES = re.compile(r"(HF|HUGGING_?FACE|TRANSFORMERS)_.*|(https?|all|no)_proxy", re.IGNORECASE)
+YAML_LINE = re.compile(r"\s*$|\s*#| +\S|- |-$|[}\]]|[\w.\"'-][^:]*:(\s|$)")  # what a top-level line may look like
+
+
+class HubError(Exception):
+    """An HTTP error; `code` is the X-Error-Code from which the client chooses its exception."""
+
+    def __init__(self, status: int, code: str | None, message: str, headers: Mapping[str, str] | None = None):
+        super().__init__(message)
+        self.status = status
+        self.headers = {"X-Error-Message": ascii(message)[1:-1], **(headers or {})}
+        if code is not None:
+            self.headers["X-Error-Code"] = code
+
+
+class Request(NamedTuple):
+    """One answered request; `path` has no query, `byte_range` is the Range header."""
+
+    method: str
+    path: str
+    status: int
+    byte_range: str | None
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """Content in the object store: `sha256` is its name there, `git_oid` the SHA-1 that git gives it or its pointer."""
+
+    sha256: str
+    git_oid: str
+    size: int
+    pointer_size: int = 0  # 0: a regular file, not LFS
+
+    @property
+    def etag(self) -> str:
+        return self.sha256 if self.pointer_size else self.git_oid
+
+    def lfs_fields(self, oid_name: str) -> dict[str, Any]:
+        fields = {oid_name: self.sha256, "size": self.size, "pointerSize": self.pointer_size}
+        return {"lfs": fields} if self.pointer_size else {}
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A whole snapshot, so that earlier revisions stay readable."""
+
+    sha: str
+    date: str
+    files: Mapping[str, StoredFile]
+
+
+@dataclass
+class Repository:
+    """A model, dataset or space (`kind`), owned by the user that `repo_id` starts with."""
+
+    kind: str
+    repo_id: str
+    private: bool = False
+    gated: str | bool = False
+    commits: dict[str, Commit] = field(default_factory=dict)
+    branches: dict[str, Commit] = field(default_factory=dict)
+    tags: dict[str, Commit] = field(default_factory=dict)
+
+    @property
+    def owner(self) -> str:
+        return self.repo_id.split("/")[0]
+
+    def commit_at(self, revision: str) -> Commit:
+        """The commit of a branch, a tag or a full sha."""
+        for revisions in (self.branches, self.tags, self.commits):
+            if revision in revisions:
+                return revisions[revision]
+        raise HubError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+
+
+class LoopbackHub:
+    """The server and its store. `token` belongs to one user; `add_user` makes others, for private and gated access.
+
+    Attributes:
+        endpoint: base URL, for HF_ENDPOINT.
+        requests: every answered request, oldest first.
+    """
+
+    def __init__(self, folder: Path, user: str = "loopback-user", page_size: int = 1000):
+        self.objects = Path(folder) / "objects"
+        self.objects.mkdir(parents=True, exist_ok=True)
+        self.page_size = page_size
+        self.users: dict[str, str] = {}  # token -> user name
+        self.token = self.add_user(user)
+        self.repositories: dict[tuple[str, str], Repository] = {}
+        self.requests: list[Request] = []
+        self.cut_after_bytes: int | None = None
+        self.lock = threading.Lock()
+        self._commit_numbers = itertools.count()
+        self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> "LoopbackHub":
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def add_user(self, name: str) -> str:
+        """Returns the new user's token."""
+        token = f"hf_loopback_{name}"
+        self.users[token] = name
+        return token
+
+    def environment(self, home: Path, token: str | None = "owner") -> dict[str, str]:
+        """A whole environment for a client process: this one's less its Hub and proxy settings, with caches in `home`.
+
+        `token` may be another user's, a wrong one, or None for an anonymous client; "owner" is `self.token`.
+        """
+        environment = {name: value for name, value in os.environ.items() if not CLIENT_VARIABLES.fullmatch(name)}
+        environment.update(HF_ENDPOINT=self.endpoint, HF_HOME=os.path.abspath(home), NO_PROXY="127.0.0.1")
+        environment.update(HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
+        return environment if token is None else environment | {"HF_TOKEN": self.token if token == "owner" else token}
+
+    def files(self, repo_id: str, revision: str = "main", kind: str = "model") -> dict[str, bytes]:
+        """Path -> content of every file of a revision."""
+        files = self.repositories[kind, repo_id].commit_at(revision).files
+        return {path: self.read(file) for path, file in files.items()}
+
+    def read(self, file: StoredFile) -> bytes:
+        return (self.objects / file.sha256).read_bytes()
+
+    def cut_next_download(self, after_bytes: int) -> None:
+        """The next file body longer than `after_bytes` ends there, and the connection with it, like a lost network."""
+        self.cut_after_bytes = after_bytes
+
+    def store(self, content: bytes) -> StoredFile:
+        """Keeps `content`; returns it as a regular file, see `lfs_file`."""
+        file = StoredFile(hashlib.sha256(content).hexdigest(), _git_oid(content), len(content))
+        partial = self.objects / f"{file.sha256}.{threading.get_ident()}"
+        partial.write_bytes(content)
+        partial.replace(self.objects / file.sha256)
+        return file
+
+    def lfs_file(self, sha256: str) -> StoredFile:
+        """The LFS file of a stored object, of which git would hold a pointer."""
+        if not (self.objects / sha256).exists():
+            raise HubError(400, None, f"LFS object {sha256} was not uploaded before the commit that names it")
+        size = (self.objects / sha256).stat().st_size
+        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
+        return StoredFile(sha256, _git_oid(pointer), size, len(pointer))
+
+    def commit(self, repository: Repository, branch: str, files: Mapping[str, StoredFile]) -> Commit:
+        """Moves `branch` to a new commit, whose sha differs from all others, as the date makes it do in git."""
+        content = sorted((path, file.etag) for path, file in files.items())
+        identity = json.dumps([next(self._commit_numbers), repository.repo_id, branch, content])
+        date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        commit = Commit(hashlib.sha1(identity.encode()).hexdigest(), date, files)
+        repository.commits[commit.sha] = repository.branches[branch] = commit
+        return commit
+
+
+def _git_oid(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _front_matter(card: str) -> str:
+    """The YAML block that opens a model card, "" without one. Raises ValueError where it is plainly not YAML."""
+    if not card.startswith("---\n"):
+        return ""
+    block, closed, _ = card[4:].partition("\n---")
+    if not closed:
+        raise ValueError("the metadata block opens with '---' and is never closed")
+    for line in block.splitlines():
+        if not YAML_LINE.match(line):
+            raise ValueError(f"expected 'key: value' or '- item' in the metadata block, got {line!r}")
+    return block
+
+
+def _tree_entry(path: str, file: StoredFile | None) -> dict[str, Any]:
+    """A file as the tree and paths-info endpoints describe it; a folder where `file` is None."""
+    if file is None:
+        return {"type": "directory", "path": path, "oid": hashlib.sha1(path.encode()).hexdigest(), "size": 0}
+    return {"type": "file", "path": path, "oid": file.git_oid, "size": file.size, **file.lfs_fields("oid")}
+
+
+_ROUTES: list[tuple[str, re.Pattern[str], Callable[..., None]]] = []
+API = r"/api/(?P<kind>model|dataset|space)s/(?P<repo_id>[^/]+(?:/[^/]+)?)"
+SITE = r"/(?:(?P<kind>dataset|space)s/)?(?P<repo_id>[^/]+(?:/[^/]+)?)"
+
+
+def _route(method: str, pattern: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Registers a handler method; named groups become its arguments, percent-decoded."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        _ROUTES.append((method, re.compile(pattern), function))
+        return function
+
+    return register
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 64  # snapshot_download opens several connections at once
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: LoopbackHub
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two writes
+
+    def dispatch(self) -> None:
+        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.path, _, query = self.path.partition("?")
+        self.query = parse_qs(query)
+        method = "GET" if self.command == "HEAD" else self.command
+        try:
+            for route_method, pattern, function in _ROUTES:
+                if route_method == method and (match := pattern.fullmatch(self.path)):
+                    return function(self, **{k: unquote(v) for k, v in match.groupdict().items() if v is not None})
+            raise HubError(404, None, f"LoopbackHub does not implement {method} {self.path}")
+        except HubError as error:
+            self.reply({"error": str(error)}, error.status, error.headers)
+        except ConnectionError:  # the client left
+            self.close_connection = True
+        except Exception as error:
+            traceback.print_exc()
+            self.reply({"error": f"{type(error).__name__} in LoopbackHub: {error}"}, 500)
+
+    do_GET = do_HEAD = do_POST = do_PUT = dispatch
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        self.hub.requests.append(Request(self.command, self.path, int(code), self.headers.get("Range")))
+
+    def start_reply(self, status: int, headers: Mapping[str, Any]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+
+    def reply(self, payload: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
+        body = json.dumps(payload).encode()
+        fixed = {"Content-Type": "application/json", "Content-Length": len(body)}
+        self.start_reply(status, fixed | dict(headers or {}))
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def reply_page(self, items: list[Any]) -> None:
+        """One page of `items`; the client follows the Link header to the next."""
+        start = int(self.query.get("cursor", ["0"])[0])
+        stop = start + self.hub.page_size
+        query = urlencode({**self.query, "cursor": stop}, doseq=True)
+        link = {"Link": f'<{self.hub.endpoint}{self.path}?{query}>; rel="next"'}
+        self.reply(items[start:stop], headers=link if stop < len(items) else {})
+
+    def user(self, required: bool = False) -> str | None:
+        """The name behind the token, None for an anonymous client unless one is `required`."""
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if token and token not in self.hub.users:
+            raise HubError(401, None, "Invalid credentials in Authorization header")
+        if required and not token:
+            raise HubError(401, None, "Invalid username or password.")
+        return self.hub.users.get(token)
+
+    def repository(self, kind: str, repo_id: str, write: bool = False) -> Repository:
+        """The repository, if the client may see it (and with `write`, change it)."""
+        user = self.user(required=write)
+        repository = self.hub.repositories.get((kind, repo_id))
+        if repository is None or (repository.private and user != repository.owner):
+            raise HubError(401 if user is None else 404, "RepoNotFound", "Repository not found")
+        if write and user != repository.owner:
+            raise HubError(403, None, f"{user} has no right to write to {repo_id}")
+        return repository
+
+    @_route("GET", "/api/whoami-v2")
+    def whoami(self) -> None:
+        user = self.user(required=True)
+        auth = {"type": "access_token", "accessToken": {"displayName": "loopback", "role": "write"}}
+        self.reply({"type": "user", "id": user, "name": user, "fullname": user, "orgs": [], "auth": auth})
+
+    @_route("POST", "/api/validate-yaml")
+    def validate_card(self) -> None:
+        try:
+            block = _front_matter(json.loads(self.body)["content"])
+        except ValueError as error:
+            return self.reply({"errors": [{"message": str(error)}]}, 400)
+        self.reply({"warnings": [] if block else [{"message": "empty or missing yaml metadata in repo card"}]})
+
+    @_route("POST", "/api/repos/create")
+    def create_repository(self) -> None:
+        user, request = self.user(required=True), json.loads(self.body)
+        kind, owner = request.get("type") or "model", request.get("organization") or user
+        repo = Repository(kind, f"{owner}/{request['name']}", private=request.get("visibility") == "private")
+        url = f"{self.hub.endpoint}/{'' if kind == 'model' else kind + 's/'}{repo.repo_id}"
+        if owner != user:
+            raise HubError(403, None, f"{user} has no right to create {repo.repo_id}")
+        with self.hub.lock:
+            if (kind, repo.repo_id) in self.hub.repositories:
+                return self.reply({"error": f"You already created this {kind} repo", "url": url}, 409)
+            self.hub.commit(repo, "main", {".gitattributes": self.hub.store(GITATTRIBUTES)})
+            self.hub.repositories[kind, repo.repo_id] = repo
+        self.reply({"url": url, "name": repo.repo_id})
+
+    @_route("PUT", API + "/settings")
+    def change_settings(self, kind: str, repo_id: str) -> None:
+        repository, request = self.repository(kind, repo_id, write=True), json.loads(self.body)
+        repository.gated = request.get("gated", repository.gated)
+        repository.private = request.get("visibility", "private" if repository.private else "public") == "private"
+        self.reply({})
+
+    @_route("GET", API + "(?:/revision/(?P<revision>[^/]+))?")
+    def describe(self, kind: str, repo_id: str, revision: str = "main") -> None:
+        repository = self.repository(kind, repo_id)
+        commit = repository.commit_at(revision)
+        siblings: list[dict[str, Any]] = [{"rfilename": path} for path in commit.files]
+        for sibling, file in zip(siblings, commit.files.values()):
+            if "blobs" in self.query:
+                sibling |= {"size": file.size, "blobId": file.git_oid, **file.lfs_fields("sha256")}
+        card = self.hub.read(commit.files["README.md"]).decode() if "README.md" in commit.files else ""
+        from_card = dict(re.findall(r"^(pipeline_tag|library_name): *(\S+) *$", _front_matter(card), re.MULTILINE))
+        info = {"id": repo_id, "author": repository.owner, "sha": commit.sha, "lastModified": commit.date}
+        access = {"private": repository.private, "gated": repository.gated, "disabled": False}
+        self.reply({**info, **access, "tags": [*from_card.values()], "siblings": siblings, **from_card})
+
+    @_route("GET", API + "/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?")
+    def list_tree(self, kind: str, repo_id: str, revision: str, folder: str = "") -> None:
+        commit = self.repository(kind, repo_id).commit_at(revision)
+        prefix = folder.strip("/") + "/" if folder else ""
+        entries: dict[str, StoredFile | None] = {}
+        for path, file in commit.files.items():
+            if path.startswith(prefix):
+                parts = path[len(prefix) :].split("/")
+                entries |= {prefix + "/".join(parts[:depth]): None for depth in range(1, len(parts))} | {path: file}
+        if prefix and not entries:
+            raise HubError(404, "EntryNotFound", f"{folder} does not exist at revision {revision}")
+        if self.query.get("recursive", ["false"])[0].lower() not in ("true", "1"):
+            entries = {path: file for path, file in entries.items() if "/" not in path[len(prefix) :]}
+        self.reply_page([_tree_entry(path, file) for path, file in sorted(entries.items())])
+
+    @_route("POST", API + "/paths-info/(?P<revision>[^/]+)")
+    def describe_paths(self, kind: str, repo_id: str, revision: str) -> None:
+        files = self.repository(kind, repo_id).commit_at(revision).files
+        paths = [path.strip("/") for path in parse_qs(self.body.decode()).get("paths", [])]
+        paths = [path for path in paths if path in files or any(file.startswith(path + "/") for file in files)]
+        self.reply([_tree_entry(path, files.get(path)) for path in paths])
+
+    @_route("GET", API + "/refs")
+    def list_refs(self, kind: str, repo_id: str) -> None:
+        repository = self.repository(kind, repo_id)
+
+        def describe(refs: dict[str, Commit], folder: str) -> list[dict[str, str]]:
+            return [{"name": name, "ref": f"refs/{folder}/{name}", "targetCommit": c.sha} for name, c in refs.items()]
+
+        refs = {"branches": describe(repository.branches, "heads"), "tags": describe(repository.tags, "tags")}
+        self.reply({**refs, "converts": [], "pullRequests": []})
+
+    @_route("POST", API + "/(?P<ref>branch|tag)/(?P<name>[^/]+)")
+    def create_ref(self, kind: str, repo_id: str, ref: str, name: str) -> None:
+        """`name` is that of the new branch, but for a tag the revision to put it on."""
+        repository, request = self.repository(kind, repo_id, write=True), json.loads(self.body)
+        commit = repository.commit_at(name if ref == "tag" else request.get("startingPoint", "main"))
+        name, refs = (request["tag"], repository.tags) if ref == "tag" else (name, repository.branches)
+        if name in refs:
+            raise HubError(409, None, f"Reference already exists: {name}")
+        refs[name] = commit
+        self.reply({})
+
+    @_route("POST", API + "/preupload/(?P<revision>[^/]+)")
+    def choose_upload_modes(self, kind: str, repo_id: str, revision: str) -> None:
+        current = self.repository(kind, repo_id, write=True).commit_at(revision).files
+        answers = []
+        for file in json.loads(self.body)["files"]:
+            binary = file["path"].endswith(LFS_SUFFIXES) or b"\0" in base64.b64decode(file["sample"])
+            mode = "lfs" if binary or file["size"] > LFS_THRESHOLD_BYTES else "regular"
+            oid = current[file["path"]].etag if file["path"] in current else None
+            answers.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+        self.reply({"files": answers})
+
+    @_route("POST", SITE + r"\.git/info/lfs/objects/batch")
+    def offer_lfs_uploads(self, repo_id: str, kind: str = "model") -> None:
+        self.repository(kind, repo_id, write=True)
+        objects = [{"oid": wanted["oid"], "size": wanted["size"]} for wanted in json.loads(self.body)["objects"]]
+        for wanted in objects:
+            if not (self.hub.objects / wanted["oid"]).exists():
+                wanted["actions"] = {"upload": {"href": f"{self.hub.endpoint}/lfs/{wanted['oid']}"}}
+        self.reply({"transfer": "basic", "objects": objects})
+
+    @_route("PUT", "/lfs/(?P<oid>[0-9a-f]{64})")
+    def receive_lfs_object(self, oid: str) -> None:
+        """Without a token, like the signed URLs of the real Hub's storage."""
+        if hashlib.sha256(self.body).hexdigest() != oid:
+            raise HubError(400, None, f"The content sent for LFS object {oid} has another SHA-256")
+        self.hub.store(self.body)
+        self.reply({})
+
+    @_route("POST", API + "/commit/(?P<revision>[^/]+)")
+    def receive_commit(self, kind: str, repo_id: str, revision: str) -> None:
+        repository = self.repository(kind, repo_id, write=True)
+        if "create_pr" in self.query:
+            raise HubError(400, None, "LoopbackHub has no pull requests: push without create_pr")
+        operations = [(line["key"], line["value"]) for line in map(json.loads, self.body.splitlines())]
+        header = dict(operations)["header"]
+        with self.hub.lock:
+            if (parent := repository.branches.get(revision)) is None:
+                raise HubError(404, "RevisionNotFound", f"Invalid rev id: {revision} is not a branch")
+            if header.get("parentCommit", parent.sha) != parent.sha:
+                raise HubError(412, None, f"{revision} has moved on from {header['parentCommit']} to {parent.sha}")
+            files = dict(parent.files)
+            for key, value in operations:
+                if key == "file":
+                    files[value["path"]] = self.hub.store(base64.b64decode(value["content"]))
+                elif key == "lfsFile":
+                    files[value["path"]] = self.hub.lfs_file(value["oid"])
+                elif key in ("deletedFile", "deletedFolder"):
+                    path = value["path"].rstrip("/") + ("/" if key == "deletedFolder" else "")
+                    gone = [name for name in files if name == path or (path.endswith("/") and name.startswith(path))]
+                    if not gone:
+                        raise HubError(404, "EntryNotFound", f"A file with this name doesn't exist: {path}")
+                    files = {name: file for name, file in files.items() if name not in gone}
+            commit = self.hub.commit(repository, revision, files)
+        url = f"{self.hub.endpoint}/{repo_id}/commit/{commit.sha}"
+        self.reply({"success": True, "commitOid": commit.sha, "commitUrl": url, "pullRequestUrl": None})
+
+    @_route("GET", SITE + "/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
+    def send_file(self, repo_id: str, revision: str, path: str, kind: str = "model") -> None:
+        repository, user = self.repository(kind, repo_id), self.user()
+        if repository.gated and user != repository.owner:
+            raise HubError(401 if user is None else 403, "GatedRepo", f"Access to {repo_id} is restricted")
+        commit = repository.commit_at(revision)
+        headers: dict[str, Any] = {"X-Repo-Commit": commit.sha}
+        if (file := commit.files.get(path)) is None:
+            raise HubError(404, "EntryNotFound", f"{path} does not exist at revision {revision}", headers)
+        headers |= {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes", "ETag": f'"{file.etag}"'}
+        if file.pointer_size:
+            headers |= {"X-Linked-Etag": f'"{file.etag}"', "X-Linked-Size": file.size}
+        start, stop = 0, file.size
+        if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+            start, stop = int(wanted[1]), min(int(wanted[2] or file.size) + 1, file.size)
+            if start >= stop:
+                raise HubError(416, None, "Range not satisfiable", {"Content-Range": f"bytes */{file.size}"})
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{file.size}"
+        self.start_reply(206 if wanted else 200, headers | {"Content-Length": stop - start})
+        if self.command == "HEAD":
+            return
+        cut = self.hub.cut_after_bytes
+        if cut is not None and stop - start > cut:
+            self.hub.cut_after_bytes, self.close_connection = None, True
+            stop = start + cut
+        with open(self.hub.objects / file.sha256, "rb") as content:
+            content.seek(start)
+            for position in range(start, stop, SEND_CHUNK_BYTES):
+                self.wfile.write(content.read(min(SEND_CHUNK_BYTES, stop - position)))
