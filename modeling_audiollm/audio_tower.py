@@ -1,0 +1,95 @@
+"""The Whisper encoder without its 30-second padding: any length up to a full window, padding masked."""
+
+import torch
+from torch import nn
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+#: The encoder's second convolution halves the frame rate: 10 ms log-mel frames become 20 ms encoder frames.
+MEL_FRAMES_PER_ENCODER_FRAME = 2
+
+
+def encoder_frame_counts(num_mel_frames: torch.Tensor) -> torch.Tensor:
+    """Encoder frames (20 ms) that come of so many log-mel frames (10 ms); elementwise, any integer shape."""
+    return (num_mel_frames - 1) // MEL_FRAMES_PER_ENCODER_FRAME + 1
+
+
+def length_mask(lengths: torch.Tensor, max_length: int) -> torch.Tensor:
+    """Boolean mask of shape `(len(lengths), max_length)`, true at the first `lengths[i]` positions of row `i`."""
+    return torch.arange(max_length, device=lengths.device)[None, :] < lengths[:, None]
+
+
+class AudioTower(WhisperEncoder):
+    """
+    Whisper's encoder, with the stock weights and layers, for windows of any length up to 30 s.
+
+    The stock encoder takes exactly 3000 frames, so that a 1.4 s clip costs as much as a full window. Here the position
+    embeddings are cut to the batch's longest window and shorter ones are masked, in the convolutions as in attention:
+    what comes out for a window does not depend on its neighbours in the batch.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"decoder\.", r"proj_out\."]
+
+    @property
+    def max_mel_frames(self) -> int:
+        """Longest window in log-mel frames (3000, which is 30 s, for every released Whisper)."""
+        return self.config.max_source_positions * MEL_FRAMES_PER_ENCODER_FRAME
+
+    def forward(
+        self,
+        input_features: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutput:
+        """
+        Args:
+            input_features: log-mel windows, `(windows, num_mel_bins, mel_frames)`, padded on the right.
+            attention_mask: `(windows, mel_frames)`, 1 for real frames. Without it every frame is real.
+
+        Returns:
+            `last_hidden_state` of shape `(windows, ceil(mel_frames / 2), d_model)`; frames past a window's own end
+            hold no meaning.
+
+        Raises:
+            ValueError: a window is longer than 30 s, has no frame, or has another number of mel bins.
+        """
+        windows, mel_bins, mel_frames = input_features.shape
+        if mel_bins != self.num_mel_bins:
+            raise ValueError(
+                f"input_features has {mel_bins} mel bins but this Whisper encoder takes {self.num_mel_bins}. Use the "
+                "feature extractor of the same Whisper checkpoint."
+            )
+        if not 0 < mel_frames <= self.max_mel_frames:
+            raise ValueError(
+                f"input_features has {mel_frames} frames per window; expected 1 to {self.max_mel_frames}. Longer audio "
+                "must be cut into windows, which AudioLlmProcessor does."
+            )
+        input_features = input_features.to(self.conv1.weight.dtype)
+        mel_lengths = None
+        if attention_mask is not None and not bool(attention_mask.all()):
+            mel_lengths = attention_mask.sum(dim=1)
+
+        # A window's own end must look the same to the convolutions whatever padding follows it: zeros.
+        if mel_lengths is not None:
+            mel_mask = length_mask(mel_lengths, mel_frames)[:, None, :]
+            input_features = input_features * mel_mask
+        hidden_states = nn.functional.gelu(self.conv1(input_features))
+        if mel_lengths is not None:
+            hidden_states = hidden_states * mel_mask
+        hidden_states = nn.functional.gelu(self.conv2(hidden_states)).transpose(1, 2)
+
+        frames = hidden_states.shape[1]
+        hidden_states = hidden_states + self.embed_positions.weight[:frames]
+        hidden_states = nn.functional.dropout(hidden_states, p=self.dropout, training=self.training)
+
+        frame_mask = None
+        if mel_lengths is not None:
+            frame_mask = create_bidirectional_mask(
+                config=self.config,
+                inputs_embeds=hidden_states,
+                attention_mask=length_mask(encoder_frame_counts(mel_lengths), frames),
+            )
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, frame_mask, **kwargs)
+        return BaseModelOutput(last_hidden_state=self.layer_norm(hidden_states))

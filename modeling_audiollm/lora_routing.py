@@ -1,0 +1,142 @@
+"""LoRA that acts on some rows of a batch only: those with audio, each through the adapter chosen for it."""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+ROUTE_KEYWORD = "lora_route"
+
+
+@dataclass(frozen=True)
+class LoraRoute:
+    """
+    Which rows go through which adapter: `rows[name]` holds row indices `(n,)`, or None where all rows do.
+
+    An empty route is the untouched base model.
+    """
+
+    rows: dict[str, torch.Tensor | None]
+
+    @classmethod
+    def from_names(cls, names: list[str | None], device: torch.device | str) -> "LoraRoute":
+        """Groups the rows of a batch by the adapter each was given; None leaves a row to the base model."""
+        rows: dict[str, torch.Tensor | None] = {}
+        for adapter in dict.fromkeys(name for name in names if name is not None):
+            indices = [row for row, name in enumerate(names) if name == adapter]
+            rows[adapter] = None if len(indices) == len(names) else torch.tensor(indices, device=device)
+        return cls(rows)
+
+
+class LoraRouter:
+    """
+    Hands the current route to every adapted layer of one language model.
+
+    The model sets the route before it runs. It also passes it through the decoder layers as a keyword, which a hook
+    takes off again: activation checkpointing keeps keywords, so a layer that is run a second time in the backward
+    pass follows the route of its own forward pass, whatever was run in between.
+    """
+
+    def __init__(self):
+        self.route = LoraRoute({})
+
+    def take_route(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """Forward pre-hook of a decoder layer."""
+        if ROUTE_KEYWORD in kwargs:
+            self.route = kwargs.pop(ROUTE_KEYWORD)
+        return args, kwargs
+
+
+class RoutedLoraLinear(LoraLinear):
+    """PEFT's LoRA layer, applied to the rows that the router names; other rows are those of the base layer, exactly."""
+
+    router: LoraRouter
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """`x` has the batch's rows in its first dimension; so has the result."""
+        result = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters:
+            return result
+        for name, rows in self.router.route.rows.items():
+            if name not in self.lora_A:
+                continue
+            chosen = x if rows is None else x.index_select(0, rows.to(x.device))
+            lora_a = self.lora_A[name]
+            chosen = self.lora_dropout[name](chosen.to(lora_a.weight.dtype))
+            update = (self.lora_B[name](lora_a(chosen)) * self.scaling[name]).to(result.dtype)
+            result = result + update if rows is None else result.index_add(0, rows.to(x.device), update)
+        return result
+
+
+def add_adapters(language_model: nn.Module, config) -> LoraRouter | None:
+    """
+    Injects the configuration's named adapters into `language_model`, in place.
+
+    Raises:
+        ValueError: a target names no linear layer of the language model.
+    """
+    if not config.lora_adapters:
+        return None
+    router = LoraRouter()
+    for name in config.lora_adapters:
+        settings = config.adapter_settings(name)
+        lora_config = LoraConfig(
+            r=settings["rank"],
+            lora_alpha=settings["alpha"],
+            lora_dropout=settings["dropout"],
+            target_modules=list(settings["target_modules"]),
+        )
+        lora_config._register_custom_module({nn.Linear: RoutedLoraLinear})
+        _check_targets(language_model, name, settings["target_modules"])
+        inject_adapter_in_model(lora_config, language_model, adapter_name=name)
+    for module in language_model.modules():
+        if isinstance(module, RoutedLoraLinear):
+            module.router = router
+            module.set_adapter(list(module.lora_A))
+        elif isinstance(module, GradientCheckpointingLayer):
+            module.register_forward_pre_hook(router.take_route, with_kwargs=True)
+    return router
+
+
+def _check_targets(language_model: nn.Module, adapter: str, targets: list[str]) -> None:
+    for target in targets:
+        found = [module for path, module in language_model.named_modules() if is_target(path, [target])]
+        if not found:
+            linear = {
+                path.rpartition(".")[2] for path, m in language_model.named_modules() if isinstance(m, nn.Linear)
+            }
+            raise ValueError(
+                f"LoRA adapter {adapter!r} targets {target!r}, but {type(language_model).__name__} has no such module. "
+                f"Its linear layers are {sorted(linear)}: set lora_target_modules to some of them."
+            )
+        wrong = [m for m in found if not isinstance(m, (nn.Linear, RoutedLoraLinear)) or isinstance(m, nn.Embedding)]
+        if wrong:
+            raise ValueError(
+                f"LoRA adapter {adapter!r} targets {target!r}, which is a {type(wrong[0]).__name__} in "
+                f"{type(language_model).__name__}; only linear layers can be routed per row."
+            )
+
+
+def is_target(module_path: str, targets: list[str]) -> bool:
+    """Whether a module path is meant by one of the target names (a whole path, or its last parts), as in PEFT."""
+    return any(module_path == target or module_path.endswith("." + target) for target in targets)
+
+
+def reset_adapters(language_model: nn.Module) -> None:
+    """Starts every adapter over as peft does: A random, B zero, so that the update is nothing."""
+    for module in language_model.modules():
+        if isinstance(module, LoraLayer):
+            for name in module.lora_A:
+                module.reset_lora_parameters(name, True)
+
+
+def accepts_route(language_model: nn.Module) -> bool:
+    """Whether the language model's forward hands unknown keywords on, as transformers' decoders do."""
+    parameters = inspect.signature(language_model.forward).parameters.values()
+    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)

@@ -1,0 +1,94 @@
+"""The projector: stacks encoder frames and maps them into the language model's embedding space."""
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+
+from .audio_tower import length_mask
+
+
+def slot_counts(num_frames: torch.Tensor, stack_factor: int) -> torch.Tensor:
+    """Audio tokens that come of so many encoder frames: the last, partly filled stack counts."""
+    return (num_frames + stack_factor - 1) // stack_factor
+
+
+class SwiGLU(nn.Module):
+    """Gates the first half of the features with the SiLU of the second (Shazeer 2020, arXiv:2002.05202)."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        value, gate = hidden_states.chunk(2, dim=-1)
+        return nn.functional.silu(gate) * value
+
+
+class AudioLlmProjector(nn.Module):
+    """
+    Stacks `stack_factor` frames of 20 ms into one token and projects it, without biases.
+
+    The default (`"swiglu"`: RMSNorm, linear, SwiGLU, RMSNorm, linear) has the layout of Ultravox 0.5 and later, which
+    llama.cpp and vLLM can run. `"mlp"` has an ordinary activation instead of the gate; `"linear"` is a single layer.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.stack_factor = config.stack_factor
+        stacked_size = config.audio_config.d_model * config.stack_factor
+        hidden_size = config.projector_hidden_size
+        output_size = config.text_config.hidden_size
+        eps = config.projector_norm_eps
+
+        self.norm_pre = nn.RMSNorm(stacked_size, eps=eps) if config.projector_pre_norm else nn.Identity()
+        if config.projector_type == "linear":
+            self.linear_1 = nn.Identity()
+            self.activation = nn.Identity()
+            middle_size = stacked_size
+        else:
+            gated = config.projector_type == "swiglu"
+            self.linear_1 = nn.Linear(stacked_size, hidden_size, bias=False)
+            self.activation = SwiGLU() if gated else ACT2FN[config.projector_activation]
+            middle_size = hidden_size // 2 if gated else hidden_size
+        has_mid_norm = config.projector_mid_norm and config.projector_type != "linear"
+        self.norm_mid = nn.RMSNorm(middle_size, eps=eps) if has_mid_norm else nn.Identity()
+        self.linear_2 = nn.Linear(middle_size, output_size, bias=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The projector's own precision, which may be higher than that of the frozen bases."""
+        return self.linear_2.weight.dtype
+
+    def stack(self, frames: torch.Tensor, num_frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Stacks neighbouring frames; those past a window's end count as zeros.
+
+        Args:
+            frames: `(windows, max_frames, d_model)`.
+            num_frames: `(windows,)`, the real frames of each.
+
+        Returns:
+            Stacked frames `(windows, slots, stack_factor * d_model)` and the boolean mask `(windows, slots)` of the
+            slots that hold at least one real frame.
+        """
+        windows, max_frames, width = frames.shape
+        frames = frames * length_mask(num_frames, max_frames)[:, :, None]
+        padding = -max_frames % self.stack_factor
+        frames = nn.functional.pad(frames, (0, 0, 0, padding))
+        stacked = frames.reshape(windows, -1, width * self.stack_factor)
+        return stacked, length_mask(slot_counts(num_frames, self.stack_factor), stacked.shape[1])
+
+    def project(self, stacked: torch.Tensor) -> torch.Tensor:
+        """Projects stacked frames of shape `(..., stack_factor * d_model)` to `(..., hidden_size)`."""
+        hidden_states = self.norm_pre(stacked.to(self.dtype))
+        hidden_states = self.activation(self.linear_1(hidden_states))
+        return self.linear_2(self.norm_mid(hidden_states))
+
+    def forward(self, frames: torch.Tensor, num_frames: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            frames: encoder frames, `(windows, max_frames, d_model)`, padded on the right.
+            num_frames: `(windows,)`, the real frames of each window.
+
+        Returns:
+            The audio tokens of all windows one after the other, `(total_slots, hidden_size)`. Padding is dropped
+            before the projection, so it costs nothing.
+        """
+        stacked, mask = self.stack(frames, num_frames)
+        return self.project(stacked[mask])
