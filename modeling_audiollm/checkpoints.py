@@ -1,71 +1,32 @@
-"""Checkpoints of a few MB: where the frozen bases come from, how they are recognised, and the code a folder carries."""
+"""Checkpoints of a few MB: how the frozen bases are loaded and recognised, and the code a folder carries."""
 
 import hashlib
+import importlib
 import os
 import shutil
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
-from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import logging
 
 from .audio_tower import AudioTower
+from .base_models import resolve_base
 from .lora_routing import is_target
 
 logger = logging.get_logger(__name__)
 
-#: Prefix of base model ids that name one of the embedded pair rather than a Hub repository or a folder.
-EMBEDDED_PREFIX = "pypi:"
 #: How many elements of each base weight go into the fingerprint.
 FINGERPRINT_SAMPLES = 64
 WHISPER_ENCODER_KEYS = {r"^(model\.)?encoder\.": ""}
 #: Arguments of `from_pretrained` that say where files are; the bases are fetched with the same ones.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "proxies")
 MERGED_SUFFIX = ".base_layer.weight"
-
-
-def audiollm_cache_dir() -> Path:
-    """Folder for what AudioLLM keeps on this machine: `$AUDIOLLM_CACHE`, or `audiollm` in the user's cache folder."""
-    if "AUDIOLLM_CACHE" in os.environ:
-        return Path(os.environ["AUDIOLLM_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "audiollm"
-
-
-def embedded_base_folder(name: str) -> Path:
-    """Where the embedded base `name` lies once it is fetched."""
-    return audiollm_cache_dir() / "bases" / name
-
-
-def resolve_base(model_id: str, role: str) -> str:
-    """
-    Turns a base model id into what `from_pretrained` takes: a folder, or a Hub id.
-
-    Args:
-        model_id: a Hub id, a folder, or `pypi:<name>` for one of the embedded bases.
-        role: `"audio"` or `"text"`, for the error message.
-
-    Raises:
-        FileNotFoundError: the folder is not there, or the embedded base has not been fetched.
-    """
-    if model_id.startswith(EMBEDDED_PREFIX):
-        folder = embedded_base_folder(model_id.removeprefix(EMBEDDED_PREFIX))
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(
-                f"The {role} base {model_id!r} is not in {folder}. Fetch it with `python -m audiollm.embedded_bases` "
-                f"(pip install audiollm), or pass {role}_model_id= with another copy of the same model."
-            )
-        return str(folder)
-    looks_local = model_id.startswith((".", "~", os.sep)) or os.path.isabs(model_id) or model_id.count("/") > 1
-    if looks_local and not os.path.isdir(os.path.expanduser(model_id)):
-        raise FileNotFoundError(
-            f"The {role} base {model_id!r} is not a folder on this machine. Pass {role}_model_id= with the folder or "
-            "the Hub id of the same model."
-        )
-    return os.path.expanduser(model_id) if looks_local else model_id
 
 
 def recorded_base_id(model_id: str) -> str:
@@ -112,9 +73,7 @@ def load_bases(config, **hub_arguments) -> tuple[dict[str, torch.Tensor], dict[s
         The state dict under the composite's names, where layers with LoRA hold theirs as `….base_layer.weight`, and
         the fingerprints `{"audio": ..., "text": ...}`.
     """
-    audio = load_audio_base(
-        config.audio_model_id, config.audio_config, config.audio_model_revision, **hub_arguments
-    )
+    audio = load_audio_base(config.audio_model_id, config.audio_config, config.audio_model_revision, **hub_arguments)
     text = load_text_base(config.text_model_id, config.text_model_revision, **hub_arguments)
     fingerprints = {"audio": fingerprint(audio), "text": fingerprint(text)}
     state = {f"model.audio_tower.{key}": value for key, value in audio.items()}
@@ -214,11 +173,7 @@ def write_code(objects: list[Any], folder: str | os.PathLike) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     sources: dict[str, Path] = {}
     for cls in objects:
-        main = Path(str(sys.modules[cls.__module__].__file__))
-        for source in [*map(Path, get_relative_import_files(main)), main]:
-            sources[source.name] = source
-    # Last, so that a class's own file wins over a re-export of the same name.
-    sources.update({Path(str(sys.modules[c.__module__].__file__)).name: Path(str(sys.modules[c.__module__].__file__)) for c in objects})
+        _collect_sources(sys.modules[cls.__module__], sources)
     written = []
     for name, source in sorted(sources.items()):
         target = folder / name
@@ -226,3 +181,24 @@ def write_code(objects: list[Any], folder: str | os.PathLike) -> list[Path]:
             shutil.copyfile(source, target)
         written.append(target)
     return written
+
+
+def _collect_sources(module: ModuleType, sources: dict[str, Path]) -> None:
+    """Adds the file of `module` and those of the siblings it imports, all the way down, to `sources` by file name."""
+    path = Path(str(module.__file__))
+    if path.name in sources:
+        return
+    sources[path.name] = path
+    for sibling in get_relative_imports(path):
+        imported = importlib.import_module(f".{sibling}", module.__package__)
+        _collect_sources(_original(imported), sources)
+
+
+def _original(module: ModuleType) -> ModuleType:
+    """The module itself, or, where it only re-exports one of the same file name from another room, that one."""
+    file_name = module.__name__.rpartition(".")[2]
+    for value in vars(module).values():
+        defined_in = getattr(value, "__module__", None) or ""
+        if isinstance(defined_in, str) and defined_in.rpartition(".")[2] == file_name:
+            return sys.modules[defined_in]
+    return module

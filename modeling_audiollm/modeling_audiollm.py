@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file, can_return_tuple, logging
 
 from .audio_tower import AudioTower, encoder_frame_counts
+from .base_models import resolve_base
 from .checkpoints import (
     HUB_ARGUMENTS,
     check_fingerprints,
@@ -21,7 +22,6 @@ from .checkpoints import (
     load_bases,
     merged_state_dict,
     recorded_base_id,
-    resolve_base,
     write_code,
 )
 from .configuration_audiollm import AudioLlmConfig

@@ -69,13 +69,17 @@ def _load_audio_dict(audio: dict[str, Any], target_rate: int, name: str | None) 
     if audio.get("array") is not None:
         rate = audio.get("sampling_rate")
         if not rate:
-            raise AudioError(f"{name}: an audio dict with 'array' needs 'sampling_rate' in Hz, got keys {sorted(audio)}.")
+            raise AudioError(
+                f"{name}: an audio dict with 'array' needs 'sampling_rate' in Hz, got keys {sorted(audio)}."
+            )
         return load_waveform(audio["array"], int(rate), target_rate, name)
     if audio.get("bytes") is not None:
         return load_waveform(audio["bytes"], None, target_rate, name)
     if audio.get("path"):
         return load_waveform(audio["path"], None, target_rate)
-    raise AudioError(f"{name}: an audio dict needs 'array' with 'sampling_rate', 'bytes' or 'path'; got {sorted(audio)}.")
+    raise AudioError(
+        f"{name}: an audio dict needs 'array' with 'sampling_rate', 'bytes' or 'path'; got {sorted(audio)}."
+    )
 
 
 def _read_bytes(location: str) -> bytes:
@@ -141,7 +145,9 @@ def _decode_container(data: bytes, name: str, reason: Exception) -> tuple[np.nda
                 chunks.extend(part.to_ndarray() for part in resampler.resample(frame))
             rate = stream.rate
     except av.FFmpegError as error:
-        raise AudioError(f"{name}: corrupt, or not audio: neither libsndfile ({reason}) nor PyAV ({error}) reads it.") from error
+        raise AudioError(
+            f"{name}: corrupt, or not audio: neither libsndfile ({reason}) nor PyAV ({error}) reads it."
+        ) from error
     if not chunks:
         raise AudioError(f"{name}: the audio stream holds no samples.")
     return np.concatenate(chunks, axis=1).T, rate
@@ -184,7 +190,9 @@ def _finish(waveform: np.ndarray, rate: int, target_rate: int, name: str) -> np.
             raise AudioError(f"{name}: shape {waveform.shape} is neither (channels, samples) nor (samples, channels).")
         waveform = waveform.mean(axis=channel_axis) if waveform.size else waveform.reshape(-1)
     elif waveform.ndim != 1:
-        raise AudioError(f"{name}: expected (samples,), (channels, samples) or (samples, channels), got {waveform.shape}.")
+        raise AudioError(
+            f"{name}: expected (samples,), (channels, samples) or (samples, channels), got {waveform.shape}."
+        )
     if waveform.size == 0:
         raise AudioError(f"{name}: holds no samples.")
     if not np.isfinite(waveform).all():

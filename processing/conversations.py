@@ -38,7 +38,9 @@ def flatten_conversation(messages: list[dict[str, Any]]) -> tuple[list[dict[str,
             raise ConversationError(f"Message {index} is {message!r}; expected a dict with 'role' and 'content'.")
         content = message["content"]
         if not isinstance(content, str):
-            content = "".join(_flatten_part(part, f"Message {index}, part {n}", recordings) for n, part in enumerate(content))
+            content = "".join(
+                _flatten_part(part, f"Message {index}, part {n}", recordings) for n, part in enumerate(content)
+            )
         flat.append({**message, "content": content})
     return flat, recordings
 
@@ -57,7 +59,9 @@ def _flatten_part(part: Any, where: str, recordings: list[Any]) -> str:
     if kind == "audio":
         given = [name for name in AUDIO_SOURCES if part.get(name) is not None]
         if len(given) != 1:
-            raise ConversationError(f"{where}: an audio part needs exactly one of {AUDIO_SOURCES}, got {sorted(part)}.")
+            raise ConversationError(
+                f"{where}: an audio part needs exactly one of {AUDIO_SOURCES}, got {sorted(part)}."
+            )
         recordings.append(part[given[0]])
         return AUDIO_PLACEHOLDER
     raise ConversationError(f"{where}: expected a dict of type 'text' or 'audio', got {part!r}.")
@@ -83,9 +87,7 @@ def render_segments(
     Raises:
         ConversationError: an assistant turn cannot be found in the rendered text.
     """
-    full = render(
-        messages, add_generation_prompt=add_generation_prompt, continue_final_message=continue_final_message
-    )
+    full = render(messages, add_generation_prompt=add_generation_prompt, continue_final_message=continue_final_message)
     segments: list[Segment] = []
     position = 0
     for index, message in enumerate(messages):
@@ -122,4 +124,11 @@ def _find_turn(
     return start, next_turn if next_turn >= 0 else len(full)
 
 
-__all__ = ["AUDIO_PLACEHOLDER", "IGNORED_LABEL", "ConversationError", "Segment", "flatten_conversation", "render_segments"]
+__all__ = [
+    "AUDIO_PLACEHOLDER",
+    "IGNORED_LABEL",
+    "ConversationError",
+    "Segment",
+    "flatten_conversation",
+    "render_segments",
+]

@@ -13,6 +13,7 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils import logging
 
 from .audio_io import load_waveform
+from .base_models import resolve_base
 from .conversations import (
     AUDIO_PLACEHOLDER,
     IGNORED_LABEL,
@@ -90,13 +91,13 @@ class AudioLlmProcessor(ProcessorMixin):
         Composes the processor of two bases, as the model's method of the same name does.
 
         Args:
-            audio_model_id, text_model_id: Hub ids or folders. (`pypi:` ids: pass what
-                `audiollm.embedded_bases.fetch` returns.)
+            audio_model_id, text_model_id: Hub ids, folders, or `pypi:<name>` for the embedded bases.
             audio_model_revision, text_model_revision: git revisions on the Hub.
             stack_factor: must be the model's.
             hub_arguments: `token`, `cache_dir`, `local_files_only`, …
         """
         audio_revision, text_revision = audio_model_revision or "main", text_model_revision or "main"
+        audio_model_id, text_model_id = resolve_base(audio_model_id, "audio"), resolve_base(text_model_id, "text")
         feature_extractor = AutoFeatureExtractor.from_pretrained(
             audio_model_id, revision=audio_revision, **hub_arguments
         )
@@ -206,7 +207,9 @@ class AudioLlmProcessor(ProcessorMixin):
         if text is None and audio is None:
             raise ValueError("Pass text, audio or both.")
         if kwargs.pop("truncation", False):
-            raise ValueError("truncation could cut the slots of a recording in two; shorten the text or audio instead.")
+            raise ValueError(
+                "truncation could cut the slots of a recording in two; shorten the text or audio instead."
+            )
         if text is None:
             waveforms = self._load_all(_as_recordings(audio), sampling_rate)
             return BatchFeature(self.batch_features(waveforms))
@@ -288,7 +291,9 @@ class AudioLlmProcessor(ProcessorMixin):
         encoded = self._pad(batch, padding, padding_side, return_tensors, None, keep_labels=return_labels)
         return encoded if return_dict else encoded["input_ids"]
 
-    def _conversation_recordings(self, flat: list[tuple[Any, list[Any]]], audio: Any, batched: bool) -> list[list[Any]]:
+    def _conversation_recordings(
+        self, flat: list[tuple[Any, list[Any]]], audio: Any, batched: bool
+    ) -> list[list[Any]]:
         typed = [recordings for _, recordings in flat]
         if audio is None:
             return typed
@@ -405,7 +410,9 @@ def add_audio_tokens(tokenizer, text_vocab_size: int | None = None):
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.chat_template is None:
-        logger.warning("The tokenizer has no chat template (a base model rather than a chat model); using a plain one.")
+        logger.warning(
+            "The tokenizer has no chat template (a base model rather than a chat model); using a plain one."
+        )
         tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE
     return tokenizer
 

@@ -1,0 +1,51 @@
+"""Where a base model lies: what `from_pretrained` should be given for the ids that AudioLLM accepts."""
+
+import os
+from pathlib import Path
+
+#: Prefix of base model ids that name one of the embedded pair rather than a Hub repository or a folder.
+EMBEDDED_PREFIX = "pypi:"
+
+
+def audiollm_cache_dir() -> Path:
+    """Folder for what AudioLLM keeps on this machine: `$AUDIOLLM_CACHE`, or `audiollm` in the user's cache folder."""
+    if "AUDIOLLM_CACHE" in os.environ:
+        return Path(os.environ["AUDIOLLM_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "audiollm"
+
+
+def embedded_base_folder(name: str) -> Path:
+    """Where the embedded base `name` lies once it is fetched."""
+    return audiollm_cache_dir() / "bases" / name
+
+
+def resolve_base(model_id: str | os.PathLike, role: str) -> str:
+    """
+    Turns a base model id into what `from_pretrained` takes: a folder, or a Hub id.
+
+    Args:
+        model_id: a Hub id, a folder, or `pypi:<name>` for one of the embedded bases.
+        role: `"audio"` or `"text"`, for the error message.
+
+    Raises:
+        FileNotFoundError: the folder is not there, or the embedded base has not been fetched.
+    """
+    model_id = os.fspath(model_id)
+    if model_id.startswith(EMBEDDED_PREFIX):
+        folder = embedded_base_folder(model_id.removeprefix(EMBEDDED_PREFIX))
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(
+                f"The {role} base {model_id!r} is not in {folder}. Fetch it with `python -m audiollm.embedded_bases` "
+                f"(pip install audiollm), or pass {role}_model_id= with another copy of the same model."
+            )
+        return str(folder)
+    looks_local = model_id.startswith((".", "~", os.sep)) or os.path.isabs(model_id) or model_id.count("/") > 1
+    if looks_local and not os.path.isdir(os.path.expanduser(model_id)):
+        raise FileNotFoundError(
+            f"The {role} base {model_id!r} is not a folder on this machine. Pass {role}_model_id= with the folder or "
+            "the Hub id of the same model."
+        )
+    return os.path.expanduser(model_id) if looks_local else model_id
+
+
+__all__ = ["EMBEDDED_PREFIX", "audiollm_cache_dir", "embedded_base_folder", "resolve_base"]
