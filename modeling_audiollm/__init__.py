@@ -5,6 +5,8 @@ Importing this package registers its classes with transformers, so that `AutoCon
 `AutoModelForMultimodalLM` load AudioLLM checkpoints without `trust_remote_code`.
 """
 
+from audiollm.configuration import AudioLlmConfig
+from audiollm.processing import AudioLlmProcessor
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -13,9 +15,6 @@ from transformers import (
     AutoModelForSpeechSeq2Seq,
     AutoProcessor,
 )
-
-from audiollm.configuration import AudioLlmConfig
-from audiollm.processing import AudioLlmProcessor
 
 from .modeling_audiollm import AudioLlmForConditionalGeneration, AudioLlmModel
 

@@ -54,7 +54,7 @@ class AudioTower(WhisperEncoder):
         Raises:
             ValueError: a window is longer than 30 s, has no frame, or has another number of mel bins.
         """
-        windows, mel_bins, mel_frames = input_features.shape
+        _, mel_bins, mel_frames = input_features.shape
         if mel_bins != self.num_mel_bins:
             raise ValueError(
                 f"input_features has {mel_bins} mel bins but this Whisper encoder takes {self.num_mel_bins}. Use the "
@@ -72,11 +72,11 @@ class AudioTower(WhisperEncoder):
 
         # A window's own end must look the same to the convolutions whatever padding follows it: zeros.
         if mel_lengths is not None:
-            mel_mask = length_mask(mel_lengths, mel_frames)[:, None, :]
-            input_features = input_features * mel_mask
+            mel_padding = ~length_mask(mel_lengths, mel_frames)[:, None, :]
+            input_features = input_features.masked_fill(mel_padding, 0.0)
         hidden_states = nn.functional.gelu(self.conv1(input_features))
         if mel_lengths is not None:
-            hidden_states = hidden_states * mel_mask
+            hidden_states = hidden_states.masked_fill(mel_padding, 0.0)
         hidden_states = nn.functional.gelu(self.conv2(hidden_states)).transpose(1, 2)
 
         frames = hidden_states.shape[1]

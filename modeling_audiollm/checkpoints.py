@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
 from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.dynamic_module_utils import get_relative_imports
@@ -17,6 +18,7 @@ from transformers.utils import logging
 
 from .audio_tower import AudioTower
 from .base_models import resolve_base
+from .language_head import check_language_model
 from .lora_routing import is_target
 
 logger = logging.get_logger(__name__)
@@ -49,15 +51,22 @@ def load_audio_base(
     return tower.state_dict()
 
 
-def load_text_base(model_id: str, revision: str | None = None, **hub_arguments) -> dict[str, torch.Tensor]:
+def load_text_base(
+    model_id: str, revision: str | None = None, check_head: bool = False, **hub_arguments
+) -> dict[str, torch.Tensor]:
     """
     State dict of the causal language model `model_id` in its stored precision.
 
     Keys are those of AudioLLM: `model.language_model.…` and `lm_head.…` (absent where it is tied).
+
+    Raises:
+        ValueError: with `check_head`, when AudioLLM would not give this model's logits.
     """
     causal_lm = AutoModelForCausalLM.from_pretrained(
         resolve_base(model_id, "text"), revision=revision or "main", dtype="auto", **hub_arguments
     )
+    if check_head:
+        check_language_model(causal_lm)
     state = {f"model.language_model.{key}": value for key, value in causal_lm.base_model.state_dict().items()}
     if not causal_lm.config.tie_word_embeddings:
         head = causal_lm.get_output_embeddings()
@@ -65,7 +74,7 @@ def load_text_base(model_id: str, revision: str | None = None, **hub_arguments) 
     return state
 
 
-def load_bases(config, **hub_arguments) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def load_bases(config, check_head: bool = False, **hub_arguments) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """
     The frozen weights an adapter checkpoint is rebuilt from.
 
@@ -74,7 +83,7 @@ def load_bases(config, **hub_arguments) -> tuple[dict[str, torch.Tensor], dict[s
         the fingerprints `{"audio": ..., "text": ...}`.
     """
     audio = load_audio_base(config.audio_model_id, config.audio_config, config.audio_model_revision, **hub_arguments)
-    text = load_text_base(config.text_model_id, config.text_model_revision, **hub_arguments)
+    text = load_text_base(config.text_model_id, config.text_model_revision, check_head, **hub_arguments)
     fingerprints = {"audio": fingerprint(audio), "text": fingerprint(text)}
     state = {f"model.audio_tower.{key}": value for key, value in audio.items()}
     state.update(wrap_adapted_keys(text, config))
@@ -162,6 +171,20 @@ def merged_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     return merged
 
 
+def refuse_incomplete(info, source) -> None:
+    """Raises when weights are missing, unexpected or of another shape: a model half random does not say so itself."""
+    problems = []
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        keys = sorted(key if isinstance(key, str) else key[0] for key in info[kind])
+        if keys:
+            problems.append(f"{len(keys)} {kind.replace('_', ' ')}, such as {keys[:3]}")
+    if problems:
+        raise ValueError(
+            f"{source} does not hold the weights its configuration asks for: {'; '.join(problems)}. The checkpoint is "
+            "incomplete or belongs to another configuration; save or download it again."
+        )
+
+
 def write_code(objects: list[Any], folder: str | os.PathLike) -> list[Path]:
     """
     Copies the source files behind `objects` (classes), and the siblings they import, flat into `folder`.
@@ -202,3 +225,38 @@ def _original(module: ModuleType) -> ModuleType:
         if isinstance(defined_in, str) and defined_in.rpartition(".")[2] == file_name:
             return sys.modules[defined_in]
     return module
+
+
+def modification_times(folder: str | os.PathLike) -> dict[str, int]:
+    """When each file directly in `folder` was last written, in nanoseconds; nothing where there is no folder."""
+    if not os.path.isdir(folder):
+        return {}
+    return {path.name: path.stat().st_mtime_ns for path in Path(folder).iterdir() if path.is_file()}
+
+
+def changed_files(folder: str | os.PathLike, before: dict[str, int]) -> list[str]:
+    """Names of the files in `folder` that are new or newer than in `before`."""
+    return [name for name, written in modification_times(folder).items() if before.get(name) != written]
+
+
+def upload_files(
+    folder: str | os.PathLike,
+    names: list[str],
+    repo_id: str | None = None,
+    token: str | bool | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+) -> None:
+    """Uploads the files `names` of `folder` to the Hub in one commit; the repository is made if it is not there."""
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id or Path(folder).absolute().name, private=private, exist_ok=True).repo_id
+    api.upload_folder(
+        repo_id=repo_id,
+        folder_path=folder,
+        allow_patterns=names,
+        revision=revision,
+        create_pr=create_pr,
+        commit_message=commit_message or "Upload model",
+    )

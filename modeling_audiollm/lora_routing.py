@@ -1,6 +1,7 @@
 """LoRA that acts on some rows of a batch only: those with audio, each through the adapter chosen for it."""
 
 import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,12 +26,19 @@ class LoraRoute:
     rows: dict[str, torch.Tensor | None]
 
     @classmethod
-    def from_names(cls, names: list[str | None], device: torch.device | str) -> "LoraRoute":
-        """Groups the rows of a batch by the adapter each was given; None leaves a row to the base model."""
+    def from_names(
+        cls, names: list[str | None], device: torch.device | str, run_always: Iterable[str] = ()
+    ) -> "LoraRoute":
+        """
+        Groups the rows of a batch by the adapter each was given; None leaves a row to the base model.
+
+        The adapters `run_always` are run even on no row at all, for a gradient (of zero) to reach them.
+        """
         rows: dict[str, torch.Tensor | None] = {}
-        for adapter in dict.fromkeys(name for name in names if name is not None):
+        for adapter in dict.fromkeys([*run_always, *(name for name in names if name is not None)]):
             indices = [row for row, name in enumerate(names) if name == adapter]
-            rows[adapter] = None if len(indices) == len(names) else torch.tensor(indices, device=device)
+            everywhere = len(indices) == len(names)
+            rows[adapter] = None if everywhere else torch.tensor(indices, dtype=torch.long, device=device)
         return cls(rows)
 
 

@@ -68,7 +68,7 @@ class AudioLlmProjector(nn.Module):
             slots that hold at least one real frame.
         """
         windows, max_frames, width = frames.shape
-        frames = frames * length_mask(num_frames, max_frames)[:, :, None]
+        frames = frames.masked_fill(~length_mask(num_frames, max_frames)[:, :, None], 0.0)
         padding = -max_frames % self.stack_factor
         frames = nn.functional.pad(frames, (0, 0, 0, padding))
         stacked = frames.reshape(windows, -1, width * self.stack_factor)

@@ -1,0 +1,85 @@
+"""Generation with audio: rows that own several windows, and ids past the head's width."""
+
+import torch
+from torch import nn
+from transformers import GenerationMixin
+
+from .audio_tower import encoder_frame_counts
+from .projector import slot_counts
+
+
+class AudioLlmGenerationMixin(GenerationMixin):
+    """transformers' `generate` for a prompt whose slots hold audio."""
+
+    def pad_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        """
+        Adds columns of minus infinity up to the highest audio id.
+
+        Processors such as the repetition penalty look up the scores of the prompt's ids, audio ids included.
+        """
+        config = self.config
+        highest = max(config.audio_begin_token_id, config.audio_token_id, config.audio_end_token_id)
+        return nn.functional.pad(logits, (0, highest + 1 - logits.shape[-1]), value=float("-inf"))
+
+    def prepare_inputs_for_generation(self, input_ids, *args, is_first_iteration: bool = False, **kwargs):
+        """Passes audio on at prefill only, and asks for scores as wide as the prompt's ids."""
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            inputs.pop("encoded_audio", None)
+            inputs.pop("encoded_audio_lengths", None)
+            # Prompt lookup may draft a slot, which never is the model's own choice: any other id is refused as well.
+            ids = inputs["input_ids"]
+            inputs["input_ids"] = ids.masked_fill(ids == self.config.audio_token_id, self.config.audio_end_token_id)
+        inputs["pad_logits_to_audio_ids"] = True
+        return inputs
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: torch.LongTensor | None = None,
+        **model_kwargs,
+    ):
+        """Repeats rows for beams and samples. A row's windows stay together: w1 w2 w1 w2, not w1 w1 w2 w2."""
+        audio_names = ("input_features", "input_features_mask", "encoded_audio", "encoded_audio_lengths")
+        audio = {name: model_kwargs.pop(name) for name in audio_names if model_kwargs.get(name) is not None}
+        names = model_kwargs.pop("adapter_names", None)
+        if audio and expand_size > 1:
+            order = self._window_order(input_ids, audio, expand_size)
+            audio = {name: value.index_select(0, order.to(value.device)) for name, value in audio.items()}
+        if names is not None:
+            model_kwargs["adapter_names"] = [name for name in names for _ in range(expand_size)]
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size, is_encoder_decoder, input_ids, **model_kwargs
+        )
+        return input_ids, {**model_kwargs, **audio}
+
+    def _window_order(self, input_ids, audio: dict[str, torch.Tensor], expand_size: int) -> torch.Tensor:
+        """Indices that repeat each row's windows as a block, found by matching slots to windows in reading order."""
+        lengths = audio.get("encoded_audio_lengths")
+        if lengths is None:
+            mask = audio.get("input_features_mask")
+            if mask is None:
+                mask = torch.ones(audio["input_features"].shape[0], audio["input_features"].shape[2])
+            lengths = encoder_frame_counts(mask.sum(dim=1))
+        window_slots = slot_counts(lengths, self.config.stack_factor).long().tolist()
+        row_slots = (input_ids == self.config.audio_token_id).sum(dim=1).tolist()
+        order: list[int] = []
+        window = 0
+        for slots in row_slots:
+            first = window
+            while slots > 0 and window < len(window_slots):
+                slots -= window_slots[window]
+                window += 1
+            order.extend(list(range(first, window)) * expand_size)
+        return torch.tensor(order, dtype=torch.long)
+
+    def compute_transition_scores(self, sequences, scores, *args, **kwargs):
+        """As in transformers; the columns that `generate` added for the audio ids are cut off first."""
+        width = self.config.text_config.vocab_size
+        return super().compute_transition_scores(sequences, tuple(s[..., :width] for s in scores), *args, **kwargs)
+
+
+__all__ = ["AudioLlmGenerationMixin"]

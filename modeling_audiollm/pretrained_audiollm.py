@@ -1,0 +1,245 @@
+"""Loading, saving, merging and freezing of AudioLLM models; the adapter checkpoints of a few MB."""
+
+import os
+from copy import deepcopy
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_NAME, cached_file, logging
+
+from .checkpoints import (
+    HUB_ARGUMENTS,
+    changed_files,
+    check_fingerprints,
+    is_adapter_key,
+    load_bases,
+    merged_state_dict,
+    modification_times,
+    refuse_incomplete,
+    upload_files,
+    write_code,
+)
+from .configuration_audiollm import AudioLlmConfig
+
+logger = logging.get_logger(__name__)
+
+#: Auto classes that resolve to `AudioLlmForConditionalGeneration`, in the package and in a checkpoint's `auto_map`.
+MODEL_AUTO_CLASSES = ("AutoModel", "AutoModelForMultimodalLM", "AutoModelForSeq2SeqLM", "AutoModelForSpeechSeq2Seq")
+AUTO_MAP = {
+    "AutoConfig": "configuration_audiollm.AudioLlmConfig",
+    **dict.fromkeys(MODEL_AUTO_CLASSES, "modeling_audiollm.AudioLlmForConditionalGeneration"),
+}
+#: An adapter is read as the one file `model.safetensors`; this keeps it from being split.
+ADAPTER_MAX_SHARD_SIZE = "1TB"
+
+
+class AudioLlmPreTrainedModel(PreTrainedModel):
+    """What the models with and without head share: loading, saving and freezing."""
+
+    config_class = AudioLlmConfig
+    config: AudioLlmConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("audio", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = False
+    _skip_keys_device_placement = ["past_key_values"]
+    #: What trains stays in float32 whatever precision the frozen bases are loaded in.
+    _keep_in_fp32_modules_strict = ["multi_modal_projector", "audio_boundary_embeds", "lora_A", "lora_B"]
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(getattr(module, "audio_boundary_embeds", None), nn.Parameter):
+            nn.init.normal_(module.audio_boundary_embeds, std=self.config.text_config.initializer_range)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the frozen bases; what trains beside them is in float32."""
+        return self.get_input_embeddings().weight.dtype
+
+    def trainable_names(self) -> list[str]:
+        """Names of the weights that train by default: projector, boundary vectors and LoRA."""
+        return [name for name, _ in self.named_parameters() if is_adapter_key(name)]
+
+    def freeze_bases(self) -> None:
+        """Lets projector, boundary vectors and LoRA require gradients, and nothing else."""
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(is_adapter_key(name))
+
+    def enable_input_require_grads(self) -> None:
+        """Lets gradients reach LoRA through checkpointed layers: on the embeddings only, never into the encoder."""
+        hook = self.get_input_embeddings().register_forward_hook(_require_grads)
+        self._require_grads_hook = hook
+        self._require_grads_hooks = [hook]
+
+    def print_trainable_parameters(self) -> None:
+        """Prints how many parameters train, in the words PEFT users know."""
+        total = self.num_parameters()
+        trainable = self.num_parameters(only_trainable=True)
+        print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *model_args,
+        config: AudioLlmConfig | None = None,
+        audio_model_id: str | None = None,
+        text_model_id: str | None = None,
+        ignore_base_mismatch: bool = False,
+        **kwargs,
+    ):
+        r"""
+        Loads a checkpoint folder or Hub repository, of any weight format.
+
+        A checkpoint that holds only what was trained is completed with its two bases, from where its configuration
+        says they came. The bases come back frozen; projector, boundary vectors and LoRA require gradients and stay in
+        float32 whatever `dtype` says.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub id of the checkpoint.
+            audio_model_id, text_model_id (`str`, *optional*):
+                Where to find the bases instead: the same models in another place.
+            ignore_base_mismatch (`bool`, *optional*):
+                Go on, with a warning, when a base is not the one the adapter was trained on.
+            kwargs: those of transformers' `from_pretrained`: `dtype`, `device_map`, `revision`, `token`, …
+
+        Raises:
+            FileNotFoundError: a base is not where the checkpoint says.
+            ValueError: a base is another model than the adapter's, or the checkpoint lacks weights.
+        """
+        if pretrained_model_name_or_path is None:
+            return super().from_pretrained(None, *model_args, config=config, **kwargs)
+        where = {name: kwargs[name] for name in (*HUB_ARGUMENTS, "revision", "subfolder") if name in kwargs}
+        if config is None:
+            config, kwargs = cls.config_class.from_pretrained(
+                pretrained_model_name_or_path, return_unused_kwargs=True, **kwargs
+            )
+            for name in where:
+                kwargs.pop(name, None)
+            kwargs.update(where)
+        config = deepcopy(config)
+        config.audio_model_id = audio_model_id or config.audio_model_id
+        config.text_model_id = text_model_id or config.text_model_id
+
+        wants_info = kwargs.pop("output_loading_info", False)
+        if config.weight_format == "adapter":
+            model, info = cls._from_adapter(pretrained_model_name_or_path, config, where, ignore_base_mismatch, kwargs)
+        else:
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
+            )
+        refuse_incomplete(info, pretrained_model_name_or_path)
+        model.freeze_bases()
+        return (model, info) if wants_info else model
+
+    @classmethod
+    def _from_adapter(cls, path, config, where: dict[str, Any], ignore_base_mismatch: bool, kwargs: dict[str, Any]):
+        adapter_file = cached_file(path, SAFE_WEIGHTS_NAME, **where)
+        adapter = load_file(adapter_file)
+        hub_arguments = {name: where[name] for name in HUB_ARGUMENTS if name in where}
+        state, found = load_bases(config, **hub_arguments)
+        check_fingerprints(config, found, ignore_base_mismatch)
+        state.update(adapter)
+        rest = {name: value for name, value in kwargs.items() if name not in where}
+        model, info = super().from_pretrained(None, config=config, state_dict=state, output_loading_info=True, **rest)
+        model.config.name_or_path = str(path)
+        if model.can_generate():
+            try:
+                model.generation_config = GenerationConfig.from_pretrained(path, **where)
+            except OSError:
+                logger.info(f"{path} has no generation_config.json; the default one is used.")
+        return model, info
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        push_to_hub: bool = False,
+        weights: str | None = None,
+        **kwargs,
+    ) -> None:
+        r"""
+        Saves a folder that `from_pretrained` rebuilds, with the code it needs, and uploads it with `push_to_hub=True`.
+
+        Args:
+            save_directory: the folder; made if it is not there.
+            is_main_process, state_dict: as in transformers' `save_pretrained`.
+            push_to_hub (`bool`, *optional*):
+                Upload the files written, to `repo_id` (the folder's name by default). `token`, `private`, `revision`,
+                `create_pr` and `commit_message` say how.
+            weights (`str`, *optional*):
+                `"adapter"` (the default where the bases are known by id): only what was trained, a few MB.
+                `"full"`: everything. `"merged"`: everything with LoRA folded into the language model, which then
+                treats text-only rows like any other.
+            kwargs: further ones of transformers' `save_pretrained`.
+
+        Raises:
+            ValueError: the weight format is unknown, or cannot be rebuilt because a base has no id.
+        """
+        has_ids = bool(self.config.audio_model_id and self.config.text_model_id)
+        weights = weights or ("adapter" if has_ids and self.config.weight_format != "merged" else "full")
+        if weights not in ("adapter", "full", "merged"):
+            raise ValueError(f"weights is {weights!r}; expected 'adapter', 'full' or 'merged'.")
+        if weights == "adapter" and not has_ids:
+            raise ValueError(
+                "weights='adapter' saves only what was trained, to be rebuilt from the bases, but this model was not "
+                "composed from bases with ids. Save it with weights='full'."
+            )
+        hub_names = ("repo_id", "token", "private", "revision", "create_pr", "commit_message")
+        hub = {name: kwargs.pop(name) for name in hub_names if name in kwargs}
+        before = modification_times(save_directory)
+        if weights == "merged":
+            self.merge_adapters()._save("merged", save_directory, is_main_process, None, **kwargs)
+        else:
+            # A merged model has no adapter left: its everything is the merged format.
+            kept = "merged" if self.config.weight_format == "merged" else weights
+            self._save(kept, save_directory, is_main_process, state_dict, **kwargs)
+        if push_to_hub and is_main_process:
+            upload_files(save_directory, changed_files(save_directory, before), **hub)
+
+    def _save(self, weights: str, save_directory, is_main_process: bool, state_dict, **kwargs) -> None:
+        self.config.weight_format = weights
+        self.config.auto_map = dict(AUTO_MAP)
+        if weights == "adapter":
+            state_dict = self.state_dict() if state_dict is None else state_dict
+            trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+            state_dict = {k: v for k, v in state_dict.items() if is_adapter_key(k) or k in trained}
+            kwargs["max_shard_size"] = ADAPTER_MAX_SHARD_SIZE
+        super().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
+        if is_main_process and not os.path.isfile(save_directory):
+            write_code([type(self), type(self.config)], save_directory)
+
+    def merge_adapters(self):
+        """
+        A new model with LoRA folded into the language model: no routing, no adapter cost, for deployment.
+
+        Text-only rows then run the adapted weights too, so that the base's own ability is no longer kept exactly.
+
+        Raises:
+            ValueError: there are several adapters, so that no single merge can stand for all.
+        """
+        config = deepcopy(self.config)
+        config.lora_rank, config.lora_adapters, config.weight_format = 0, {}, "merged"
+        merged, info = super().from_pretrained(
+            None, config=config, state_dict=merged_state_dict(self), dtype=self.dtype, output_loading_info=True
+        )
+        refuse_incomplete(info, "the merged model")
+        merged.freeze_bases()
+        if self.can_generate():
+            merged.generation_config = deepcopy(self.generation_config)
+        return merged.to(self.device).train(self.training)
+
+
+def _require_grads(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
+    output.requires_grad_(True)
+
+
+__all__ = ["AUTO_MAP", "MODEL_AUTO_CLASSES", "AudioLlmPreTrainedModel"]
