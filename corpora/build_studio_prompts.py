@@ -42,8 +42,27 @@ NOT_SPEECH = re.compile(r"^(\[.*\]|<.*>|\(.*\))$")
 # After the words, a bracket holds a glyph ("dash [-]") or an editor's note ("IAX (note: ...)"): the note goes.
 REMARK = re.compile(r"\s*(\[.*?\]|\(.*?\))\s*$")
 
-# Where the source's transcript is not what is said: symbols that are read out, and misspellings.
-CORRECTIONS: dict[str, str] = {}
+# A dangling ellipsis marks a fragment ("Press ..."); nothing is said there, and Whisper's normaliser would score it.
+ELLIPSIS = re.compile(r"^\.\.\.\s*|\s*\.\.\.$")
+
+# Where the source's transcript is not what is said: symbols that are read out, misspellings, words left out.
+CORRECTIONS = {
+    "conf-adminmenu-menu8": "Press 1 to list users currently in the conference, 2 to kick all non-administrator users, "
+    "3 to mute or unmute all non-administrator users, 4 to record this conference, or 8 to exit this menu and return "
+    "to the conference.",
+    "demo-enterkeywords": "Please enter one or more keywords separated by star and then press the pound key.",
+    "dictate/both_help": "press star to toggle pause, press pound to enter a new dictation filename",
+    "dictate/enter_filename": "Enter a numeric dictation filename followed by pound or just pound to exit",
+    "digits/h-40": "fortieth",
+    "letters/exclaimation-point": "exclamation point",
+    "pbx-invalid": "I am sorry, but that's not a valid extension. Please try again.",
+    "pbx-invalidpark": "I am sorry, but there is no call parked on that extension. Please try again.",
+    "phonetic/x_p": "x-ray",
+    "queue-periodic-announce": "All of our representatives are currently busy. Please stay on the line and your call "
+    "will be answered by the next available representative.",
+    "unidentified-no-callback": "Unidentified or withheld and therefore cannot be called back.",
+    "vm-savefolder": "Which folder should I save this message to?",
+}
 
 FEATURES = datasets.Features(
     {
@@ -67,7 +86,7 @@ def read_transcripts(text: str) -> dict[str, str]:
         said = " ".join(said.split())
         if NOT_SPEECH.match(said):
             continue
-        transcripts[prompt.strip()] = CORRECTIONS.get(prompt.strip(), REMARK.sub("", said))
+        transcripts[prompt.strip()] = CORRECTIONS.get(prompt.strip(), ELLIPSIS.sub("", REMARK.sub("", said)))
     return transcripts
 
 

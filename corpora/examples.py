@@ -1,0 +1,258 @@
+"""The instruction format: a JSON list of prompt, audio and response, read strictly and written atomically.
+
+    [{"text": "Describe the audio: <audio>", "audio_paths": "sample1.wav", "response": "A piano is playing."}]
+
+`audio_paths` is one path or a list, one per `<audio>` in `text`; rows without audio leave it out. The same rows, one
+JSON object a line, are read from files named `*.jsonl`. Everything wrong with a file is reported at once.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from audiollm.processing.conversations import AUDIO_PLACEHOLDER
+
+FIELDS = ("text", "audio_paths", "response")
+REQUIRED_FIELDS = ("text", "response")
+JSON_LINES_SUFFIX = ".jsonl"
+MAX_PROBLEMS_SHOWN = 200  # in the message; `ExamplesError.problems` has them all
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt with its recordings and the response to learn or to score against."""
+
+    text: str  # holds one `<audio>` per recording
+    audio_paths: tuple[str, ...]  # absolute, in the order of the placeholders; empty for a text-only row
+    response: str
+    index: int = 0  # place in the file it came from, counting from 0
+
+
+class ExamplesError(ValueError):
+    """An examples file that cannot be used as it is.
+
+    Attributes:
+        path: the file.
+        problems: (where, reason) of every problem; `where` is "row 3" (counting from 0), "line 4" of a JSON Lines
+            file (counting from 1), or "" for the file as a whole.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], problems: list[tuple[str, str]]):
+        self.path = str(path)
+        self.problems = problems
+        lines = [f"{where}: {reason}" if where else reason for where, reason in problems[:MAX_PROBLEMS_SHOWN]]
+        if len(problems) > MAX_PROBLEMS_SHOWN:
+            lines.append(f"... and {len(problems) - MAX_PROBLEMS_SHOWN} more")
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__(f"{path}: {count}\n  " + "\n  ".join(lines))
+
+
+def read_examples(path: str | os.PathLike[str], audio_dir: str | os.PathLike[str] | None = None) -> list[Example]:
+    """Reads and checks an examples file.
+
+    Args:
+        path: a JSON list, or JSON Lines if its name ends in `.jsonl`; UTF-8.
+        audio_dir: folder that relative audio paths start from and that none may leave. Without it they start from
+            the file's own folder, and absolute paths may lead anywhere.
+
+    Returns:
+        The examples in the file's order. Every audio file was there; none was opened.
+
+    Raises:
+        FileNotFoundError: no such file, or `audio_dir` is not a folder.
+        ExamplesError: broken JSON, not a list, or bad rows; all rows are checked first and all problems listed.
+    """
+    path = Path(path)
+    if audio_dir is not None and not os.path.isdir(audio_dir):
+        raise FileNotFoundError(f"audio_dir {os.fspath(audio_dir)!r} is not a folder.")
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ExamplesError(path, [("", f"is not UTF-8 text: {error.reason} at byte {error.start}")]) from None
+    problems: list[tuple[str, str]] = []
+    rows = _json_lines(text, problems) if path.suffix == JSON_LINES_SUFFIX else _json_list(text, problems)
+    checker = _RowChecker(path.parent, audio_dir)
+    examples: list[Example] = []
+    for where, row in rows:
+        reasons = checker.problems(row)
+        if reasons:
+            problems.extend((where, reason) for reason in reasons)
+        else:
+            paths = tuple(checker.locate(each) for each in _as_list(row.get("audio_paths")))
+            examples.append(Example(row["text"], paths, row["response"], index=len(examples)))
+    if problems:
+        raise ExamplesError(path, problems)
+    return examples
+
+
+def write_examples(
+    path: str | os.PathLike[str], examples: Iterable[Example], audio_dir: str | os.PathLike[str] | None = None
+) -> None:
+    """Writes examples so that `read_examples(path, audio_dir)` gives them back.
+
+    The file appears complete or not at all. Audio inside `audio_dir` (by default the file's own folder) is written
+    relative to it, with forward slashes, so that the folder can be moved; other audio keeps its absolute path.
+
+    Args:
+        path: `*.jsonl` for one row a line, anything else for a JSON list. Its folder is made if need be.
+        examples: what to write, in this order.
+        audio_dir: what relative paths will start from.
+    """
+    path = Path(path)
+    start = os.path.abspath(path.parent if audio_dir is None else audio_dir)
+    rows = []
+    for example in examples:
+        row: dict[str, Any] = {"text": example.text}
+        paths = [_relative_if_inside(each, start) for each in example.audio_paths]
+        if paths:
+            row["audio_paths"] = paths[0] if len(paths) == 1 else paths
+        rows.append(row | {"response": example.response})
+    if path.suffix == JSON_LINES_SUFFIX:
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    else:
+        text = json.dumps(rows, ensure_ascii=False, indent=2) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        unfinished.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+class _DuplicateFieldError(ValueError):
+    pass
+
+
+def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise _DuplicateFieldError(f"field {', '.join(map(repr, twice))} is given more than once in one row")
+    return fields
+
+
+def _json_list(text: str, problems: list[tuple[str, str]]) -> Iterator[tuple[str, Any]]:
+    try:
+        rows = json.loads(text, object_pairs_hook=_object_without_duplicates)
+    except json.JSONDecodeError as error:
+        hint = f" (one object a line? then name the file *{JSON_LINES_SUFFIX})" if error.msg == "Extra data" else ""
+        problems.append(("", f"is not JSON: {error.msg} at line {error.lineno}, column {error.colno}{hint}"))
+        return
+    except (_DuplicateFieldError, RecursionError) as error:
+        problems.append(("", str(error)))
+        return
+    if not isinstance(rows, list):
+        problems.append(("", f"expected a JSON list of examples, found {_kind(rows)}: put the rows inside [ ]"))
+        return
+    for index, row in enumerate(rows):
+        yield f"row {index}", row
+
+
+def _json_lines(text: str, problems: list[tuple[str, str]]) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"line {number}"
+        try:
+            row = json.loads(line, object_pairs_hook=_object_without_duplicates)
+        except json.JSONDecodeError as error:
+            problems.append((where, f"is not JSON: {error.msg} at column {error.colno}"))
+        except (_DuplicateFieldError, RecursionError) as error:
+            problems.append((where, str(error)))
+        else:
+            yield where, row
+
+
+class _RowChecker:
+    """What can be wrong with one row, and where its audio lies."""
+
+    def __init__(self, file_folder: Path, audio_dir: str | os.PathLike[str] | None):
+        self.start = os.path.abspath(file_folder if audio_dir is None else audio_dir)
+        self.confined = audio_dir is not None
+
+    def locate(self, audio_path: str) -> str:
+        """Absolute path of `audio_path`, `.` and `..` resolved."""
+        return os.path.normpath(os.path.join(self.start, audio_path))
+
+    def problems(self, row: Any) -> list[str]:
+        """Every reason why `row` cannot be used; empty when it can."""
+        if not isinstance(row, dict):
+            return [f"expected an object with {', '.join(map(repr, FIELDS))}, found {_kind(row)}"]
+        reasons = [f"field {name!r} is missing" for name in REQUIRED_FIELDS if name not in row]
+        reasons += [f"unknown field {name!r}; expected only {', '.join(FIELDS)}" for name in row if name not in FIELDS]
+        for name in REQUIRED_FIELDS:
+            if name in row and not isinstance(row[name], str):
+                reasons.append(f"{name!r} must be a string, found {_kind(row[name])}")
+            elif name in row and not row[name].strip():
+                reasons.append(f"{name!r} is empty")
+        audio_paths = row.get("audio_paths", [])
+        if not isinstance(audio_paths, (str, list)):
+            reasons.append(f"'audio_paths' must be a string or a list of strings, found {_kind(audio_paths)}")
+            return reasons
+        audio_paths = _as_list(audio_paths)
+        if isinstance(row.get("text"), str):
+            placeholders = row["text"].count(AUDIO_PLACEHOLDER)
+            if placeholders != len(audio_paths):
+                reasons.append(
+                    f"'text' has {placeholders} {AUDIO_PLACEHOLDER} but 'audio_paths' has {len(audio_paths)}; "
+                    "there must be one path for each"
+                )
+        reasons += [reason for each in audio_paths if (reason := self._path_problem(each))]
+        return reasons
+
+    def _path_problem(self, audio_path: Any) -> str | None:
+        if not isinstance(audio_path, str):
+            return f"'audio_paths' must hold strings, found {_kind(audio_path)}"
+        if not audio_path.strip() or "\0" in audio_path:
+            return f"audio path {audio_path!r} is empty or has a NUL character"
+        located = self.locate(audio_path)
+        if self.confined and not _is_inside(located, self.start):
+            return f"audio path {audio_path!r} leads out of audio_dir {self.start}"
+        if os.path.isdir(located):
+            return f"audio path {audio_path!r} is a folder: {located}"
+        if not os.path.isfile(located):
+            return f"audio file {audio_path!r} does not exist: looked at {located}"
+        return None
+
+
+def _as_list(audio_paths: Any) -> list[Any]:
+    if audio_paths is None:
+        return []
+    return [audio_paths] if isinstance(audio_paths, str) else audio_paths
+
+
+def _is_inside(path: str, folder: str) -> bool:
+    return path.startswith(os.path.join(folder, ""))
+
+
+def _relative_if_inside(path: str, folder: str) -> str:
+    path = os.path.abspath(path)
+    return Path(os.path.relpath(path, folder)).as_posix() if _is_inside(path, folder) else path
+
+
+_JSON_KINDS = {
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+}
+
+
+def _kind(value: Any) -> str:
+    """JSON's name for a value's type, and the value where it is short."""
+    if value is None:
+        return "null"
+    shown = json.dumps(value, ensure_ascii=False)
+    kind = _JSON_KINDS[type(value)]
+    return f"{kind}: {shown}" if len(shown) <= 60 else kind
+
+
+__all__ = ["Example", "ExamplesError", "read_examples", "write_examples"]

@@ -1,0 +1,188 @@
+"""The studio prompts: 24 minutes of real speech that ship inside the package, and a worked example of the format.
+
+551 telephone prompts spoken by Allison Smith for Asterisk (CC-BY-SA 3.0, see `studio_prompts/README.md`), with
+train, validation and test splits that share no text. Enough to train, evaluate and demonstrate without a download:
+
+    audiollm prompts --output_dir data/studio_prompts
+"""
+
+import argparse
+import hashlib
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from audiollm.processing.conversations import AUDIO_PLACEHOLDER
+from datasets.table import InMemoryTable
+
+from .examples import Example, write_examples
+
+CORPUS_FOLDER = Path(__file__).parent / "studio_prompts"
+CORPUS_FILE = CORPUS_FOLDER / "prompts.parquet"
+LICENCE_FILE = CORPUS_FOLDER / "LICENSE.md"
+SPLITS = ("train", "validation", "test")
+
+
+def load_studio_prompts(split: str | None = None) -> datasets.Dataset:
+    """The studio prompts, in memory, without network, cache folder or torchcodec.
+
+    Args:
+        split: train, validation or test; None for all, told apart by the column `split`.
+
+    Returns:
+        Columns `id`, `audio` (`Audio(decode=False)`: a dict of `bytes`, 16 kHz mono Ogg Opus, and `path`), `text`
+        (transcript, cased and punctuated), `duration_s`, `split`, `speaker`; sorted by id.
+
+    Raises:
+        ValueError: unknown split.
+    """
+    if split is not None and split not in SPLITS:
+        raise ValueError(f"The studio prompts have no split {split!r}; expected one of {', '.join(SPLITS)}, or None.")
+    table = pq.read_table(CORPUS_FILE)
+    if split is not None:
+        table = table.filter(pc.equal(table["split"], split))
+    return datasets.Dataset(InMemoryTable(table), split=datasets.NamedSplit(split) if split else None)
+
+
+# ------------------------------------------------------------------------------------------- as instruction examples
+
+
+def _words(transcript: str) -> list[str]:
+    """Lower-case words without punctuation; apostrophes and hyphens inside a word stay."""
+    return re.findall(r"[a-z0-9]+(?:['-][a-z0-9]+)*", transcript.lower())
+
+
+def _is_plain(transcript: str) -> bool:
+    """True when written and spoken words are one to one: at least two of them, no figures, acronyms or hyphens."""
+    return len(transcript.split()) > 1 and not re.search(r"[0-9-]|[A-Z]{2}|\b[A-Za-z]\.|\w\.\w", transcript)
+
+
+@dataclass(frozen=True)
+class PromptTask:
+    """One thing to ask about a recording, in several wordings, and how the transcript answers it."""
+
+    phrasings: tuple[str, ...]
+    answer: Callable[[str], str]
+    weight: int  # how often it is drawn, relative to the other tasks
+    applies: Callable[[str], bool] = _is_plain
+
+
+PROMPT_TASKS: dict[str, PromptTask] = {
+    "transcribe": PromptTask(
+        phrasings=(
+            f"Transcribe the audio: {AUDIO_PLACEHOLDER}",
+            f"What is said in this recording? {AUDIO_PLACEHOLDER}",
+            f"{AUDIO_PLACEHOLDER}\nWrite down what you hear.",
+            f"{AUDIO_PLACEHOLDER}\nTranscribe this recording word for word.",
+        ),
+        answer=str,
+        weight=7,
+        applies=lambda transcript: True,
+    ),
+    "lower_case": PromptTask(
+        phrasings=(
+            f"{AUDIO_PLACEHOLDER}\nRepeat the words you hear in lower case.",
+            f"Write what is said in lower case, without punctuation: {AUDIO_PLACEHOLDER}",
+        ),
+        answer=lambda transcript: " ".join(_words(transcript)),
+        weight=1,
+    ),
+    "count_words": PromptTask(
+        phrasings=(
+            f"How many words are spoken? {AUDIO_PLACEHOLDER}",
+            f"{AUDIO_PLACEHOLDER}\nCount the words in this recording.",
+        ),
+        answer=lambda transcript: str(len(_words(transcript))),
+        weight=1,
+    ),
+    "last_word": PromptTask(
+        phrasings=(
+            f"What is the last word in this recording? {AUDIO_PLACEHOLDER}",
+            f"{AUDIO_PLACEHOLDER}\nWhich word does the speaker end on?",
+        ),
+        answer=lambda transcript: _words(transcript)[-1],
+        weight=1,
+    ),
+}
+
+
+def write_prompt_examples(
+    output_dir: str | Path, split: str, tasks: Sequence[str] = tuple(PROMPT_TASKS), limit: int | None = None
+) -> Path:
+    """Exports one split as audio files and an examples file in the instruction format.
+
+    Writes `<output_dir>/audio/*.ogg`, `<output_dir>/<split>.json` and the recordings' licence. Each prompt becomes
+    one example; task (among those that fit its transcript) and wording are drawn by a hash of its id, so the result
+    is the same each time. A prompt that none of `tasks` fits is left out.
+
+    Args:
+        output_dir: made if need be.
+        split: train, validation or test.
+        tasks: which of `PROMPT_TASKS` to draw from.
+        limit: at most this many examples, the first by id.
+
+    Returns:
+        The examples file, for `read_examples` and `--data_path`.
+
+    Raises:
+        ValueError: unknown split or task, or no task.
+    """
+    unknown = [name for name in tasks if name not in PROMPT_TASKS]
+    if unknown or not tasks:
+        raise ValueError(f"Unknown prompt tasks {unknown}; expected some of {', '.join(PROMPT_TASKS)}.")
+    audio_folder = Path(output_dir) / "audio"
+    audio_folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(LICENCE_FILE, audio_folder / LICENCE_FILE.name)
+    examples: list[Example] = []
+    for row in load_studio_prompts(split):
+        if len(examples) == limit:
+            break
+        fitting = [name for name in tasks if PROMPT_TASKS[name].applies(row["text"])]
+        if not fitting:
+            continue
+        audio_path = audio_folder / row["audio"]["path"]
+        audio_path.write_bytes(row["audio"]["bytes"])
+        task = PROMPT_TASKS[_draw(row["id"], fitting)]
+        phrasing = task.phrasings[_hash(row["id"], "phrasing") % len(task.phrasings)]
+        examples.append(
+            Example(phrasing, (str(audio_path.absolute()),), task.answer(row["text"]), index=len(examples))
+        )
+    examples_file = Path(output_dir) / f"{split}.json"
+    write_examples(examples_file, examples)
+    return examples_file
+
+
+def _hash(prompt_id: str, purpose: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{prompt_id}\n{purpose}".encode()).digest()[:8], "big")
+
+
+def _draw(prompt_id: str, tasks: Sequence[str]) -> str:
+    """A task's name, by weight."""
+    tickets = [name for name in tasks for _ in range(PROMPT_TASKS[name].weight)]
+    return tickets[_hash(prompt_id, "task") % len(tickets)]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Writes the studio prompts as audio files and instruction JSON, one file per split."""
+    parser = argparse.ArgumentParser(description="Write the bundled studio prompts as audio files and JSON examples.")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for audio/ and <split>.json")
+    parser.add_argument("--split", choices=SPLITS, action="append", help="repeat for several; all by default")
+    parser.add_argument(
+        "--task", choices=tuple(PROMPT_TASKS), action="append", help="repeat for several; all by default"
+    )
+    parser.add_argument("--limit", type=int, help="at most this many examples per split")
+    arguments = parser.parse_args(argv)
+    for split in arguments.split or SPLITS:
+        path = write_prompt_examples(
+            arguments.output_dir, split, arguments.task or tuple(PROMPT_TASKS), arguments.limit
+        )
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
