@@ -22,7 +22,7 @@ class AudioLlmGenerationMixin(GenerationMixin):
         return nn.functional.pad(logits, (0, highest + 1 - logits.shape[-1]), value=float("-inf"))
 
     def prepare_inputs_for_generation(self, input_ids, *args, is_first_iteration: bool = False, **kwargs):
-        """Passes audio on at prefill only, and asks for scores as wide as the prompt's ids."""
+        """Passes audio on at prefill only, and asks for scores as wide as the ids of a prompt with audio."""
         inputs = super().prepare_inputs_for_generation(
             input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
         )
@@ -32,7 +32,8 @@ class AudioLlmGenerationMixin(GenerationMixin):
             # Prompt lookup may draft a slot, which never is the model's own choice: any other id is refused as well.
             ids = inputs["input_ids"]
             inputs["input_ids"] = ids.masked_fill(ids == self.config.audio_token_id, self.config.audio_end_token_id)
-        inputs["pad_logits_to_audio_ids"] = True
+        # Only then: sampling draws as many random numbers as there are columns, and a text-only batch is the base's.
+        inputs["pad_logits_to_audio_ids"] = bool((input_ids >= self.config.vocab_size).any())
         return inputs
 
     def _expand_inputs_for_generation(

@@ -116,12 +116,11 @@ def _check_targets(language_model: nn.Module, adapter: str, targets: list[str]) 
     for target in targets:
         found = [module for path, module in language_model.named_modules() if is_target(path, [target])]
         if not found:
-            linear = {
-                path.rpartition(".")[2] for path, m in language_model.named_modules() if isinstance(m, nn.Linear)
-            }
+            linear = sorted({p.rpartition(".")[2] for p, m in language_model.named_modules() if isinstance(m, nn.Linear)})
+            have = f"Its linear layers are {linear}: set lora_target_modules to some of them."
             raise ValueError(
                 f"LoRA adapter {adapter!r} targets {target!r}, but {type(language_model).__name__} has no such module. "
-                f"Its linear layers are {sorted(linear)}: set lora_target_modules to some of them."
+                f"{have if linear else 'It has no linear layers at all: choose another language model.'}"
             )
         wrong = [m for m in found if not isinstance(m, (nn.Linear, RoutedLoraLinear)) or isinstance(m, nn.Embedding)]
         if wrong:

@@ -4,6 +4,8 @@ Weights are drawn wider than a fresh model's, so that logits differ between toke
 """
 
 import string
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -113,3 +115,14 @@ def randomise_trainables(model: PreTrainedModel, seed: int = 2, std: float = WEI
             if name in set(model.trainable_names()):
                 parameter.copy_(std * torch.randn(parameter.shape, generator=generator))
     return model
+
+
+@contextmanager
+def randomised(model: PreTrainedModel, seed: int = 2, std: float = WEIGHT_STD) -> Iterator[PreTrainedModel]:
+    """`randomise_trainables` for a while, on a model that others use as well."""
+    names = set(model.trainable_names())
+    kept = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if name in names}
+    try:
+        yield randomise_trainables(model, seed, std)
+    finally:
+        model.load_state_dict(kept, strict=False)
