@@ -2,9 +2,9 @@
 
 import io
 import os
-from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urlparse
+from typing import Any, Literal
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 import fsspec
 import numpy as np
@@ -13,12 +13,30 @@ import soxr
 
 #: Whisper's rate. Every waveform becomes this.
 SAMPLING_RATE_HZ = 16_000
+#: Rates that recordings have; a header that says otherwise is damaged.
+MIN_SAMPLING_RATE_HZ, MAX_SAMPLING_RATE_HZ = 1_000, 768_000
 #: A two-dimensional array with more channels than this is taken for a mistake rather than a recording.
 MAX_CHANNELS = 32
 #: Floating-point audio lies in [-1, 1]; beyond this it must be integers that were cast without scaling.
 MAX_FLOAT_AMPLITUDE = 100.0
+#: 64-bit integers are what lists become: they are scaled as the narrowest of these that holds them.
+INTEGER_FULL_SCALES = (2**15, 2**31)
+#: FFmpeg demuxers for what libsndfile does not read. Playlists, which could open other files, are not among them.
+CONTAINER_FORMATS = "aac,amr,asf,avi,flv,matroska,mov,mpegts"
+#: Containers that say how long they are; one whose audio ends this much earlier is cut off.
+TIMED_CONTAINERS = ("matroska", "mov")
+CUT_OFF_TOLERANCE_S = 0.25
+FFMPEG_TICKS_PER_S = 1_000_000
+#: Byte order of chunk sizes, and the name of the chunk of samples, by a file's first four bytes.
+CHUNKED_FORMATS: dict[bytes, tuple[Literal["little", "big"], bytes]] = {
+    b"RIFF": ("little", b"data"),
+    b"FORM": ("big", b"SSND"),
+}
+CHUNKED_HEADER_BYTES, CHUNK_HEADER_BYTES = 12, 8
+#: Sizes from here on are placeholders of programs that wrote to a pipe and could not know the length.
+STREAMED_CHUNK_BYTES = 0x7FFF_0000
 OGG_PAGE_MAGIC = b"OggS"
-OGG_FLAGS_OFFSET = 5
+OGG_FLAGS_OFFSET, OGG_NUM_SEGMENTS_OFFSET, OGG_SEGMENTS_OFFSET = 5, 26, 27
 OGG_END_OF_STREAM = 4
 
 
@@ -48,7 +66,7 @@ def load_waveform(
         AudioError: it is empty, corrupt, cut off, holds NaN or infinity, or is of a kind that is not audio.
     """
     if isinstance(audio, (str, os.PathLike)):
-        name = str(audio)
+        name = str(os.fspath(audio))
         waveform, rate = _decode(_read_bytes(name), name)
     elif isinstance(audio, (bytes, bytearray)):
         name = name or "audio bytes"
@@ -56,23 +74,24 @@ def load_waveform(
     elif isinstance(audio, dict):
         return _load_audio_dict(audio, target_rate, name)
     elif hasattr(audio, "get_all_samples"):
+        name = name or "audio"
         samples = audio.get_all_samples()
-        waveform, rate = _as_float(samples.data, name or "audio"), int(samples.sample_rate)
+        waveform, rate = _as_float(samples.data, name), samples.sample_rate
     else:
         name = name or "audio"
-        waveform, rate = _as_float(audio, name), sampling_rate or target_rate
-    return _finish(waveform, rate, target_rate, name or "audio")
+        waveform, rate = _as_float(audio, name), target_rate if sampling_rate is None else sampling_rate
+    _check_samples(waveform, name)
+    return _resample(_mix_down(waveform, name), rate, target_rate, name)
 
 
 def _load_audio_dict(audio: dict[str, Any], target_rate: int, name: str | None) -> np.ndarray:
-    name = name or str(audio.get("path") or "audio")
+    name = str(audio.get("path") or name or "audio")
     if audio.get("array") is not None:
-        rate = audio.get("sampling_rate")
-        if not rate:
+        if audio.get("sampling_rate") is None:
             raise AudioError(
                 f"{name}: an audio dict with 'array' needs 'sampling_rate' in Hz, got keys {sorted(audio)}."
             )
-        return load_waveform(audio["array"], int(rate), target_rate, name)
+        return load_waveform(audio["array"], audio["sampling_rate"], target_rate, name)
     if audio.get("bytes") is not None:
         return load_waveform(audio["bytes"], None, target_rate, name)
     if audio.get("path"):
@@ -84,73 +103,144 @@ def _load_audio_dict(audio: dict[str, Any], target_rate: int, name: str | None) 
 
 def _read_bytes(location: str) -> bytes:
     """The bytes of a path or URL."""
-    scheme = urlparse(location).scheme
-    if scheme == "file":
-        location = unquote(urlparse(location).path)
-    elif len(scheme) > 1:  # a single letter is a Windows drive
-        with fsspec.open(location, "rb") as remote:
-            return remote.read()
-    path = Path(location).expanduser()
-    if not path.exists():
+    path = location
+    if "://" in location:
+        url = urlparse(location)
+        if url.scheme != "file":
+            return _read_remote(location)
+        path = url2pathname(url.path)
+    path = os.path.expanduser(path)
+    if not os.path.exists(path):
         raise FileNotFoundError(f"Audio file {location!r} does not exist.")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise AudioError(f"Audio file {location!r} is not a file.")
-    return path.read_bytes()
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _read_remote(url: str) -> bytes:
+    try:
+        with fsspec.open(url, "rb") as remote:
+            return remote.read()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"Audio {url!r} cannot be found or reached.") from error
+    except Exception as error:  # each protocol's library has its own kinds
+        raise AudioError(f"{url}: cannot be read ({type(error).__name__}: {error}).") from error
 
 
 def _decode(data: bytes, name: str) -> tuple[np.ndarray, int]:
-    """Decodes a file's bytes to `(samples,)` or `(samples, channels)` float32 and its rate in Hz."""
+    """
+    Decodes a file's bytes to its channels' mean, `(samples,)` float32, and its rate in Hz.
+
+    A file that lacks its end is refused where its format can tell: wav and aiff by the size of their data, FLAC by its
+    last frame, Ogg by its last page, MP3 by a Xing header, MP4 and WebM by their duration. It cannot be told of an MP3
+    or AAC stream without such a header that was cut between two frames, of a wav that was written to a pipe, or where
+    less than `CUT_OFF_TOLERANCE_S` is missing from a WebM.
+    """
     if not data:
         raise AudioError(f"{name}: the file is empty (0 bytes).")
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            expected = file.frames
-            waveform = file.read(dtype="float32")
-            rate, details = file.samplerate, file.extra_info
+        file = soundfile.SoundFile(io.BytesIO(data))
     except soundfile.LibsndfileError as error:
-        return _decode_container(data, name, error)
-    if len(waveform) < expected or "(should be" in details or _ogg_is_cut_off(data):
-        raise AudioError(
-            f"{name}: the file is cut off: it holds {len(waveform) / rate:.2f} s of audio and ends before its own "
-            "header or last page says. Copy or download it again."
-        )
-    return waveform, rate
+        return _decode_container(data, name, error.error_string)
+    with file:
+        try:
+            waveform = file.read(dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise AudioError(f"{name}: corrupt or cut off ({error.error_string})") from error
+        except (MemoryError, ValueError) as error:  # of a damaged header
+            raise AudioError(f"{name}: claims {file.frames} samples, which memory cannot hold.") from error
+        rate, declared = file.samplerate, file.frames
+    if len(waveform) < declared or _lacks_samples(data) or _lacks_last_ogg_page(data):
+        raise _cut_off(name, len(waveform) / rate)
+    return waveform.mean(axis=1), rate
 
 
-def _ogg_is_cut_off(data: bytes) -> bool:
-    """Whether an Ogg stream lacks the page that ends it."""
+def _cut_off(name: str, seconds: float) -> AudioError:
+    return AudioError(
+        f"{name}: the file is cut off: it holds {seconds:.2f} s of audio and ends before its own header or last page "
+        "says. Copy or download it again."
+    )
+
+
+def _lacks_samples(data: bytes) -> bool:
+    """Whether a wav or aiff file ends before its chunk of samples does."""
+    if data[:4] not in CHUNKED_FORMATS:
+        return False
+    byte_order, samples_chunk = CHUNKED_FORMATS[data[:4]]
+    position = CHUNKED_HEADER_BYTES
+    while position + CHUNK_HEADER_BYTES <= len(data):
+        size = int.from_bytes(data[position + 4 : position + CHUNK_HEADER_BYTES], byte_order)
+        end = position + CHUNK_HEADER_BYTES + size
+        if data[position : position + 4] == samples_chunk:
+            return end > len(data) and size < STREAMED_CHUNK_BYTES
+        position = end + size % 2
+    return False
+
+
+def _lacks_last_ogg_page(data: bytes) -> bool:
+    """Whether an Ogg file ends without the page that ends its stream, or within it."""
     if not data.startswith(OGG_PAGE_MAGIC):
         return False
-    last_page = data.rfind(OGG_PAGE_MAGIC)
-    return not data[last_page + OGG_FLAGS_OFFSET] & OGG_END_OF_STREAM
+    page = data[data.rfind(OGG_PAGE_MAGIC) :]
+    if len(page) < OGG_SEGMENTS_OFFSET:
+        return True
+    payload = OGG_SEGMENTS_OFFSET + page[OGG_NUM_SEGMENTS_OFFSET]
+    page_size = payload + sum(page[OGG_SEGMENTS_OFFSET:payload])
+    return len(page) < page_size or not page[OGG_FLAGS_OFFSET] & OGG_END_OF_STREAM
 
 
-def _decode_container(data: bytes, name: str, reason: Exception) -> tuple[np.ndarray, int]:
-    """Formats that libsndfile does not read (m4a, webm, mp4), through PyAV where it is installed."""
+def _decode_container(data: bytes, name: str, reason: str) -> tuple[np.ndarray, int]:
+    """Formats that libsndfile does not read (m4a, mp4, webm, …), through PyAV where it is installed."""
     try:
         import av
-    except ImportError:
+    except ImportError as error:
         raise AudioError(
-            f"{name}: not a format that libsndfile reads, or corrupt ({reason}). For m4a, mp4 and webm install PyAV: "
+            f"{name}: not a format that libsndfile reads, or corrupt ({reason}) For m4a, mp4 and webm install PyAV: "
             "pip install 'audiollm[containers]'."
-        ) from reason
+        ) from error
     try:
-        with av.open(io.BytesIO(data)) as container:
+        with av.open(io.BytesIO(data), options={"format_whitelist": CONTAINER_FORMATS}) as container:
             if not container.streams.audio:
                 raise AudioError(f"{name}: the file holds no audio stream.")
-            stream = container.streams.audio[0]
-            resampler = av.AudioResampler(format="fltp")
-            chunks = []
-            for frame in container.decode(stream):
-                chunks.extend(part.to_ndarray() for part in resampler.resample(frame))
-            rate = stream.rate
-    except av.FFmpegError as error:
+            # Blocks of their own rate or layout, of a damaged file, are refused by the resampler.
+            blocks, rate = _decode_stream(container, av.AudioResampler(format="flt"))
+            declared_s = _declared_seconds(container)
+    except AudioError:
+        raise
+    except (av.FFmpegError, ValueError, OverflowError) as error:
         raise AudioError(
             f"{name}: corrupt, or not audio: neither libsndfile ({reason}) nor PyAV ({error}) reads it."
         ) from error
-    if not chunks:
+    if not blocks:
         raise AudioError(f"{name}: the audio stream holds no samples.")
-    return np.concatenate(chunks, axis=1).T, rate
+    waveform = np.concatenate(blocks)
+    if len(waveform) < (declared_s - CUT_OFF_TOLERANCE_S) * rate:
+        raise _cut_off(name, len(waveform) / rate)
+    return waveform, rate
+
+
+def _decode_stream(container: Any, to_float: Any) -> tuple[list[np.ndarray], int]:
+    """The first audio stream of a PyAV container as blocks of `(samples,)` float32, and its rate in Hz."""
+    blocks: list[np.ndarray] = []
+    rate = 0
+    for frame in container.decode(audio=0):
+        rate = frame.sample_rate
+        # Interleaved, because PyAV 18 reads past the end of planes where there are eight of them.
+        interleaved = [part.to_ndarray().reshape(-1, part.layout.nb_channels) for part in to_float.resample(frame)]
+        blocks.extend(part.mean(axis=1) for part in interleaved)
+    return blocks, rate
+
+
+def _declared_seconds(container: Any) -> float:
+    """How long a container says that its audio is; 0 where it does not say."""
+    if not any(kind in container.format.name for kind in TIMED_CONTAINERS):
+        return 0.0
+    stream = container.streams.audio[0]
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    # The longest stream's, which says something about the audio where it is the only one.
+    return (container.duration or 0) / FFMPEG_TICKS_PER_S if len(container.streams) == 1 else 0.0
 
 
 def _as_float(audio: Any, name: str) -> np.ndarray:
@@ -162,46 +252,69 @@ def _as_float(audio: Any, name: str) -> np.ndarray:
         array = np.asarray(audio)
     except ValueError as error:
         raise AudioError(f"{name}: not a waveform ({error}).") from error
-    if array.dtype == np.uint8:
-        return (array.astype(np.float32) - 128.0) / 128.0
     if np.issubdtype(array.dtype, np.integer):
-        peak = int(np.abs(array.astype(np.int64)).max(initial=0))
-        # Lists of integers arrive as int64, whatever they were recorded in.
-        is_16_bit = array.dtype == np.int16 or (array.dtype.itemsize == 8 and peak <= 2**15)
-        return array.astype(np.float32) / (2.0**15 if is_16_bit else 2.0**31)
+        return _scale_integers(array, name)
     if not np.issubdtype(array.dtype, np.floating):
         raise AudioError(
             f"{name}: expected a waveform, a path, a URL, encoded bytes or an audio dict; got {type(audio).__name__}"
-            f"{f' of {array.dtype}' if isinstance(audio, np.ndarray) else ''}."
+            f"{f' of {array.dtype}' if isinstance(audio, (np.ndarray, list, tuple)) else ''}."
         )
-    array = array.astype(np.float32)
-    if array.size and np.isfinite(array).all() and np.abs(array).max() > MAX_FLOAT_AMPLITUDE:
-        raise AudioError(
-            f"{name}: floating-point samples reach {np.abs(array).max():.0f}, but lie in [-1, 1] by convention. "
-            "Pass the integers as they are, or divide 16-bit values by 32768."
-        )
-    return array
+    return array.astype(np.float32)
 
 
-def _finish(waveform: np.ndarray, rate: int, target_rate: int, name: str) -> np.ndarray:
-    if waveform.ndim == 2:
-        channel_axis = int(np.argmin(waveform.shape))
-        if waveform.shape[channel_axis] > MAX_CHANNELS:
-            raise AudioError(f"{name}: shape {waveform.shape} is neither (channels, samples) nor (samples, channels).")
-        waveform = waveform.mean(axis=channel_axis) if waveform.size else waveform.reshape(-1)
-    elif waveform.ndim != 1:
-        raise AudioError(
-            f"{name}: expected (samples,), (channels, samples) or (samples, channels), got {waveform.shape}."
-        )
+def _scale_integers(array: np.ndarray, name: str) -> np.ndarray:
+    """Integers as float32 in [-1, 1): signed types by their full scale, unsigned ones (as in 8-bit wav) around it."""
+    bits = 8 * array.dtype.itemsize
+    if bits < 64:
+        full_scale = 2.0 ** (bits - 1)
+        offset = full_scale if array.dtype.kind == "u" else 0.0
+        return ((array.astype(np.float64) - offset) / full_scale).astype(np.float32)
+    peak = max(abs(int(array.max(initial=0))), abs(int(array.min(initial=0))))
+    fitting = [full_scale for full_scale in INTEGER_FULL_SCALES if peak <= full_scale]
+    if not fitting:
+        raise AudioError(f"{name}: integer samples reach {peak}; expected at most 32 bits.")
+    return (array.astype(np.float64) / fitting[0]).astype(np.float32)
+
+
+def _check_samples(waveform: np.ndarray, name: str) -> None:
     if waveform.size == 0:
         raise AudioError(f"{name}: holds no samples.")
     if not np.isfinite(waveform).all():
         bad = int(np.flatnonzero(~np.isfinite(waveform))[0])
-        raise AudioError(f"{name}: sample {bad} is {waveform[bad]}; audio must be finite.")
-    if rate <= 0:
-        raise AudioError(f"{name}: the sampling rate is {rate} Hz; expected a positive number.")
+        raise AudioError(f"{name}: sample {bad} is {waveform.flat[bad]}; audio must be finite.")
+    peak = float(np.abs(waveform).max())
+    if peak > MAX_FLOAT_AMPLITUDE:
+        raise AudioError(
+            f"{name}: floating-point samples reach {peak:.0f}, but lie in [-1, 1] by convention. Pass the integers as "
+            "they are, or divide 16-bit values by 32768."
+        )
+
+
+def _mix_down(waveform: np.ndarray, name: str) -> np.ndarray:
+    """The mean of all channels, `(samples,)`; the shorter of two axes holds the channels."""
+    if waveform.ndim == 1:
+        return waveform
+    if waveform.ndim != 2:
+        raise AudioError(
+            f"{name}: expected shape (samples,), (channels, samples) or (samples, channels), got {waveform.shape}."
+        )
+    channel_axis = int(np.argmin(waveform.shape))
+    if waveform.shape[channel_axis] > MAX_CHANNELS:
+        raise AudioError(f"{name}: shape {waveform.shape} is neither (channels, samples) nor (samples, channels).")
+    return waveform.mean(axis=channel_axis)
+
+
+def _resample(waveform: np.ndarray, rate: Any, target_rate: int, name: str) -> np.ndarray:
+    is_number = isinstance(rate, (int, float, np.integer, np.floating)) and not isinstance(rate, bool)
+    if not is_number or not MIN_SAMPLING_RATE_HZ <= rate <= MAX_SAMPLING_RATE_HZ:
+        raise AudioError(
+            f"{name}: the sampling rate is {rate!r}; expected {MIN_SAMPLING_RATE_HZ} to {MAX_SAMPLING_RATE_HZ} Hz."
+        )
     if rate != target_rate:
         resampled = soxr.resample(waveform, rate, target_rate)
         # A sample or two at a high rate may round to none at a lower one.
         waveform = resampled if resampled.size else waveform[:1]
     return np.ascontiguousarray(waveform, dtype=np.float32)
+
+
+__all__ = ["SAMPLING_RATE_HZ", "AudioError", "load_waveform"]

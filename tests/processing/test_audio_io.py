@@ -1,0 +1,404 @@
+"""Anything that is audio becomes the same waveform, and anything that is not says what is wrong with it."""
+
+import functools
+import http.server
+import sys
+import threading
+from types import SimpleNamespace
+
+import av
+import numpy as np
+import pytest
+import torch
+from audio_files import CONTAINER_FORMATS, RATE_HZ, SOUNDFILE_FORMATS, encode, sweep, write_container
+from audiollm.processing import AudioError, load_waveform
+from audiollm.processing.audio_io import CUT_OFF_TOLERANCE_S
+
+INT16_SCALE = 2**15
+LOSSLESS = ("wav", "flac", "aiff")
+#: How alike a lossy codec leaves a smooth tone.
+LOSSY_LIKENESS = 0.99
+
+
+def likeness(found: np.ndarray, expected: np.ndarray) -> float:
+    """Peak of the normalised cross-correlation, 1 for the same sound: codecs begin a fraction of a second off."""
+    length = 2 * max(len(found), len(expected))
+    spectrum = np.fft.rfft(expected, length) * np.conj(np.fft.rfft(found, length))
+    correlation = 8 * np.fft.irfft(spectrum, 8 * length)  # 8: shifts by fractions of a sample count
+    shift = np.argmax(correlation) / 8
+    assert min(shift, length - shift) < 0.1 * RATE_HZ
+    return float(correlation.max() / (np.linalg.norm(found) * np.linalg.norm(expected)))
+
+
+# ---- waveforms -------------------------------------------------------------------------------------------------------
+
+TONE = sweep(0.5)
+TONE_16_BIT = np.round(TONE * INT16_SCALE).astype(np.int16)
+SAME_16_BIT_AUDIO = {
+    "float32": TONE_16_BIT / np.float32(INT16_SCALE),
+    "float64": TONE_16_BIT / float(INT16_SCALE),
+    "int16": TONE_16_BIT,
+    "int32": TONE_16_BIT.astype(np.int32) << 16,
+    "uint16": (TONE_16_BIT.astype(np.int32) + INT16_SCALE).astype(np.uint16),
+    "int64": TONE_16_BIT.astype(np.int64),
+    "int64 of 32 bits": TONE_16_BIT.astype(np.int64) << 16,
+    "list of floats": (TONE_16_BIT / INT16_SCALE).tolist(),
+    "list of integers": TONE_16_BIT.tolist(),
+    "tuple": tuple(TONE_16_BIT.tolist()),
+    "torch float32": torch.from_numpy(TONE_16_BIT / np.float32(INT16_SCALE)),
+    "torch int16": torch.from_numpy(TONE_16_BIT),
+    "torch with gradient": torch.from_numpy(TONE_16_BIT / np.float32(INT16_SCALE)).requires_grad_(),
+    "big-endian": TONE_16_BIT.astype(">i2"),
+    "channels first": np.stack([TONE_16_BIT] * 2),
+    "samples first": np.stack([TONE_16_BIT] * 2, axis=1),
+    "strided": np.repeat(TONE_16_BIT, 2)[::2],
+    "audio dict": {"array": TONE_16_BIT, "sampling_rate": RATE_HZ, "path": None},
+    "dict of bytes": {"bytes": encode("wav", TONE_16_BIT), "path": "ignored.wav"},
+    "bytes": encode("wav", TONE_16_BIT),
+    "bytearray": bytearray(encode("flac", TONE_16_BIT)),
+}
+
+
+@pytest.mark.parametrize("audio", SAME_16_BIT_AUDIO.values(), ids=SAME_16_BIT_AUDIO.keys())
+def test_every_kind_is_the_same_waveform(audio):
+    waveform = load_waveform(audio)
+    assert waveform.dtype == np.float32
+    np.testing.assert_array_equal(waveform, TONE_16_BIT / np.float32(INT16_SCALE))
+
+
+@pytest.mark.parametrize(
+    ("audio", "tolerance"),
+    [
+        (np.round(TONE * 128 + 128).astype(np.uint8), 1 / 128),
+        (np.round(TONE * 128).astype(np.int8), 1 / 128),
+        (TONE.astype(np.float16), 1e-3),
+        (torch.from_numpy(TONE).bfloat16(), 4e-3),
+    ],
+    ids=["uint8", "int8", "float16", "bfloat16"],
+)
+def test_narrow_kinds_are_the_same_up_to_their_precision(audio, tolerance):
+    np.testing.assert_allclose(load_waveform(audio), TONE, atol=tolerance)
+
+
+def test_full_scale_integers_stay_within_one():
+    for dtype in (np.int8, np.int16, np.int32, np.uint8, np.uint16, np.uint32):
+        limits = np.iinfo(dtype)
+        waveform = load_waveform(np.array([limits.min, limits.max] * 8, dtype=dtype))
+        assert waveform.min() == -1.0
+        assert 0.99 < waveform.max() <= 1.0
+
+
+def test_stereo_is_the_mean_of_its_channels_in_either_order():
+    left, right = sweep(0.5), sweep(0.5)[::-1]
+    expected = (left + right) / 2
+    np.testing.assert_allclose(load_waveform(np.stack([left, right])), expected, atol=1e-7)
+    np.testing.assert_allclose(load_waveform(np.stack([left, right], axis=1)), expected, atol=1e-7)
+    stereo_file = encode("flac", np.stack([left, right], axis=1))
+    np.testing.assert_allclose(load_waveform(stereo_file), expected, atol=1e-4)
+
+
+def test_a_file_knows_its_channels_however_short_it_is():
+    one_frame = encode("wav", np.array([[0.5, -0.25]], dtype=np.float32))
+    np.testing.assert_array_equal(load_waveform(one_frame), np.float32([0.125]))
+
+
+def test_decoder_objects_of_newer_datasets_are_read():
+    samples = SimpleNamespace(data=torch.from_numpy(np.stack([TONE, TONE])), sample_rate=RATE_HZ)
+    np.testing.assert_array_equal(load_waveform(SimpleNamespace(get_all_samples=lambda: samples)), TONE)
+
+
+@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])
+def test_any_rate_is_resampled_to_the_same_sound(rate):
+    expected = sweep(2.0)
+    recorded = sweep(2.0, rate)
+    for audio, given in ((recorded, rate), ({"array": recorded, "sampling_rate": rate}, None)):
+        waveform = load_waveform(audio, given)
+        assert abs(len(waveform) - len(expected)) <= 1
+        assert likeness(waveform, expected) > 0.999
+    assert likeness(load_waveform(encode("wav", recorded, rate)), expected) > 0.999
+
+
+def test_resampling_never_loses_the_whole_recording():
+    assert load_waveform(np.float32([0.25]), 48_000).shape == (1,)
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", SOUNDFILE_FORMATS)
+def test_formats_that_libsndfile_reads(ending, tmp_path):
+    expected = sweep()
+    path = tmp_path / f"tone.{ending}"
+    path.write_bytes(encode(ending, expected))
+    from_text, from_path, from_bytes = (load_waveform(audio) for audio in (str(path), path, path.read_bytes()))
+    np.testing.assert_array_equal(from_text, from_path)
+    np.testing.assert_array_equal(from_text, from_bytes)
+    if ending in LOSSLESS:
+        np.testing.assert_allclose(from_text, expected, atol=1 / INT16_SCALE)
+    else:
+        assert likeness(from_text, expected) > LOSSY_LIKENESS
+
+
+@pytest.mark.parametrize("ending", CONTAINER_FORMATS)
+def test_containers_that_only_pyav_reads(ending, tmp_path):
+    path = write_container(tmp_path / f"tone.{ending}", sweep())
+    waveform = load_waveform(path)
+    assert abs(len(waveform) / RATE_HZ - 2.0) < 0.1
+    assert likeness(waveform, sweep()) > LOSSY_LIKENESS
+
+
+def test_a_film_in_surround_sound_is_mixed_down(tmp_path):
+    path = tmp_path / "surround.m4a"
+    with av.open(str(path), "w", format="ipod") as container:
+        stream = container.add_stream("aac", rate=48_000)
+        stream.layout = "7.1"
+        tone = np.stack([sweep(1.0, 48_000)] * 8)
+        frame = av.AudioFrame.from_ndarray(tone.T.reshape(1, -1).copy(), format="flt", layout="7.1")
+        frame.sample_rate = 48_000
+        for part in [*av.AudioResampler(format=stream.format, frame_size=1024).resample(frame), None]:
+            for packet in stream.encode(part):
+                container.mux(packet)
+    waveform = load_waveform(path)
+    assert abs(len(waveform) / RATE_HZ - 1.0) < 0.1
+    assert likeness(waveform, sweep(1.0)) > 0.8  # the bass channel holds low tones alone
+
+
+def test_without_pyav_the_error_says_how_to_get_it(tmp_path, monkeypatch):
+    path = write_container(tmp_path / "tone.m4a", sweep())
+    monkeypatch.setitem(sys.modules, "av", None)  # as where it is not installed
+    with pytest.raises(AudioError, match=r"tone\.m4a.*install PyAV: pip install 'audiollm\[containers\]'"):
+        load_waveform(path)
+
+
+@pytest.mark.parametrize("name", ["plain.wav", "with space.wav", "Grüße 音.wav", "100%.wav", "a#b?c.wav", "a:b.wav"])
+def test_any_file_name_as_path_and_as_url(name, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(encode("wav", TONE))
+    for location in (path, str(path), path.as_uri(), {"path": str(path), "bytes": None}):
+        np.testing.assert_allclose(load_waveform(location), TONE, atol=1 / INT16_SCALE)
+
+
+def test_a_relative_path_and_a_home_folder(tmp_path, monkeypatch):
+    (tmp_path / "a:b.wav").write_bytes(encode("wav", TONE))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for location in ("a:b.wav", "~/a:b.wav"):
+        np.testing.assert_allclose(load_waveform(location), TONE, atol=1 / INT16_SCALE)
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def served_folder(tmp_path):
+    """A folder and the URL it is served under."""
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(QuietHandler, directory=str(tmp_path))
+    )
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield tmp_path, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_http_urls_are_fetched(served_folder):
+    folder, url = served_folder
+    (folder / "tone.flac").write_bytes(encode("flac", TONE))
+    np.testing.assert_allclose(load_waveform(f"{url}/tone.flac"), TONE, atol=1 / INT16_SCALE)
+    with pytest.raises(FileNotFoundError, match=r"missing\.flac' cannot be found or reached"):
+        load_waveform(f"{url}/missing.flac")
+
+
+def test_a_url_that_cannot_be_read_is_named():
+    with pytest.raises(FileNotFoundError, match=r"'http://127\.0\.0\.1:9/tone\.wav' cannot be found or reached"):
+        load_waveform("http://127.0.0.1:9/tone.wav")
+    with pytest.raises(AudioError, match=r"gopher://host/tone\.wav: cannot be read .*Protocol not known"):
+        load_waveform("gopher://host/tone.wav")
+
+
+# ---- what is not audio -----------------------------------------------------------------------------------------------
+
+WRONG_WAVEFORMS = {
+    "empty array": (np.zeros(0), "question: holds no samples"),
+    "empty list": ([], "question: holds no samples"),
+    "empty stereo": (np.zeros((2, 0)), "question: holds no samples"),
+    "NaN": (np.float32([0.0, 0.1, np.nan]), "question: sample 2 is nan"),
+    "infinity": (torch.tensor([0.0, -torch.inf]), "question: sample 1 is -inf"),
+    "unscaled floats": (TONE_16_BIT.astype(np.float32), r"question: floating-point samples reach 13\d{3}"),
+    "number": (0.5, r"question: expected shape .* got \(\)"),
+    "three axes": (np.zeros((2, 3, 4)), r"question: expected shape .* got \(2, 3, 4\)"),
+    "no channel axis": (np.zeros((50, 60)), r"question: shape \(50, 60\) is neither"),
+    "ragged list": ([[0.1, 0.2], [0.3]], "question: not a waveform"),
+    "booleans": (np.zeros(4, dtype=bool), "question: expected a waveform.* got ndarray of bool"),
+    "complex": (np.zeros(4, dtype=complex), "question: expected a waveform.* got ndarray of complex128"),
+    "strings": (["a.wav", "b.wav"], "question: expected a waveform.* got list of <U5"),
+    "nothing": (None, "question: expected a waveform.* got NoneType"),
+    "object": (object(), "question: expected a waveform.* got object"),
+    "set": ({0.1}, "question: expected a waveform.* got set"),
+    "wide integers": (np.array([2**40]), "question: integer samples reach 1099511627776"),
+    "dict without rate": ({"array": TONE}, "question: .* needs 'sampling_rate' in Hz, got keys"),
+    "dict without audio": ({"text": "hello"}, r"question: an audio dict needs .* got \['text'\]"),
+    "dict of nothing": ({"array": None, "bytes": None, "path": None}, "question: an audio dict needs"),
+    "no bytes": (b"", r"question: the file is empty \(0 bytes\)"),
+    "bytes of text": (b"this is not audio", "question: corrupt, or not audio"),
+}
+
+
+@pytest.mark.parametrize(("audio", "message"), WRONG_WAVEFORMS.values(), ids=WRONG_WAVEFORMS.keys())
+def test_what_is_not_a_waveform_is_refused_by_name(audio, message):
+    with pytest.raises(AudioError, match=message):
+        load_waveform(audio, name="question")
+
+
+@pytest.mark.parametrize("rate", [0, -16_000, 3, 10**9, float("nan"), "16000", True])
+def test_an_impossible_rate_is_refused(rate):
+    for audio, given in ((TONE, rate), ({"array": TONE, "sampling_rate": rate}, None)):
+        with pytest.raises(AudioError, match=r"question: the sampling rate is .*; expected 1000 to 768000 Hz"):
+            load_waveform(audio, given, name="question")
+
+
+def test_an_audio_dict_is_named_by_its_path():
+    with pytest.raises(AudioError, match=r"clips/7\.wav: the file is empty"):
+        load_waveform({"bytes": b"", "path": "clips/7.wav"}, name="audio 3")
+
+
+@pytest.mark.parametrize("location", ["missing.wav", "", "x" * 5000, "nul\0.wav"])
+def test_a_missing_file_is_named(location, tmp_path):
+    path = f"{tmp_path}/absent/{location}"
+    with pytest.raises(FileNotFoundError, match="does not exist") as caught:
+        load_waveform(path)
+    assert repr(path) in str(caught.value)
+
+
+def test_a_folder_is_named(tmp_path):
+    with pytest.raises(AudioError, match=f"{tmp_path.name}.*is not a file"):
+        load_waveform(tmp_path)
+
+
+@pytest.mark.parametrize("contents", [b"", b"An essay about wav files.\n" * 40, bytes(1000), b"RIFF", b"OggS"])
+def test_a_file_of_something_else_is_named(contents, tmp_path):
+    path = tmp_path / "fake.wav"
+    path.write_bytes(contents)
+    with pytest.raises(AudioError, match=r"fake\.wav: (the file is empty|corrupt, or not audio)"):
+        load_waveform(path)
+
+
+def test_a_playlist_opens_no_other_file(tmp_path, monkeypatch):
+    (tmp_path / "secret.wav").write_bytes(encode("wav", TONE))
+    monkeypatch.chdir(tmp_path)
+    for playlist in (b"ffconcat version 1.0\nfile secret.wav\n", b"#EXTM3U\n#EXTINF:1,\nsecret.wav\n#EXT-X-ENDLIST\n"):
+        with pytest.raises(AudioError, match="corrupt, or not audio"):
+            load_waveform(playlist)
+
+
+def test_a_video_without_sound_is_named(tmp_path):
+    path = tmp_path / "silent film.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width = stream.height = 32
+        for packet in [*stream.encode(av.VideoFrame(32, 32, "yuv420p")), *stream.encode(None)]:
+            container.mux(packet)
+    with pytest.raises(AudioError, match=r"silent film\.mp4: the file holds no audio stream"):
+        load_waveform(path)
+
+
+# ---- files without their end -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", SOUNDFILE_FORMATS)
+@pytest.mark.parametrize("kept", [0.02, 0.3, 0.6, 0.97])
+def test_a_file_that_was_cut_off_is_refused(ending, kept, tmp_path):
+    whole = encode(ending, sweep())
+    path = tmp_path / f"half.{ending}"
+    path.write_bytes(whole[: int(len(whole) * kept)])
+    with pytest.raises(AudioError, match=rf"half\.{ending}: .*(cut off|corrupt)"):
+        load_waveform(path)
+
+
+@pytest.mark.parametrize("ending", ["wav", "flac", "ogg", "opus", "mp3"])
+def test_even_a_few_missing_bytes_are_noticed(ending):
+    whole = encode(ending, sweep())
+    for missing in (1, 2, 7, 40):
+        with pytest.raises(AudioError, match="cut off"):
+            load_waveform(whole[:-missing])
+
+
+@pytest.mark.parametrize("ending", ["m4a", "mp4", "webm"])
+@pytest.mark.parametrize("kept", [0.05, 0.3, 0.6, 0.8])
+def test_a_container_that_was_cut_off_is_refused(ending, kept, tmp_path):
+    whole = write_container(tmp_path / f"whole.{ending}", sweep()).read_bytes()
+    with pytest.raises(AudioError, match=r"cut off|corrupt"):
+        load_waveform(whole[: int(len(whole) * kept)])
+
+
+def test_what_cannot_be_noticed_is_at_least_a_part_of_the_sound():
+    """An MP3 without a Xing header, cut between two frames, is a shorter MP3; so is a wav written to a pipe."""
+    mp3 = bytearray(encode("mp3", sweep()))
+    tag = mp3.index(b"Xing")
+    mp3[tag : tag + 4] = b"none"
+    shorter = load_waveform(bytes(mp3[: len(mp3) // 2]))
+    assert 0.1 < len(shorter) / RATE_HZ < 2.0
+
+    piped = bytearray(encode("wav", TONE))
+    piped[4:8] = piped[40:44] = b"\xff\xff\xff\xff"
+    np.testing.assert_allclose(load_waveform(bytes(piped)), TONE, atol=1 / INT16_SCALE)
+    assert len(load_waveform(bytes(piped[: len(piped) // 2]))) < len(TONE)
+
+
+def test_a_webm_may_lack_less_than_the_tolerance(tmp_path):
+    whole = write_container(tmp_path / "whole.webm", sweep()).read_bytes()
+    nearly = load_waveform(whole[:-200])
+    assert 2.0 - CUT_OFF_TOLERANCE_S <= len(nearly) / RATE_HZ < 2.0
+
+
+def test_a_wav_with_more_after_its_samples_is_whole(tmp_path):
+    extended = encode("wav", TONE) + b"LIST\x10\x00\x00\x00INFO"
+    np.testing.assert_allclose(load_waveform(extended), TONE, atol=1 / INT16_SCALE)
+
+
+# ---- damaged files ---------------------------------------------------------------------------------------------------
+
+
+DAMAGED_COPIES = 100
+
+
+def damage(data: bytes, generator: np.random.Generator) -> bytes:
+    """Flips up to 16 bytes (half of the time near the start, where the header is), and cuts or pads now and then."""
+    damaged = bytearray(data)
+    reach = len(damaged) if generator.random() < 0.5 else min(128, len(damaged))
+    for position in generator.integers(0, reach, generator.integers(1, 17)):
+        damaged[position] = generator.integers(0, 256)
+    if generator.random() < 0.3:
+        damaged = damaged[: generator.integers(0, len(damaged))]
+    if generator.random() < 0.1:
+        damaged += generator.bytes(50)
+    return bytes(damaged)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # soundfile's own, of a negative seek
+@pytest.mark.parametrize("ending", [*SOUNDFILE_FORMATS, *CONTAINER_FORMATS])
+def test_a_damaged_file_gives_a_waveform_or_an_audio_error(ending, tmp_path):
+    waveform = sweep(0.3)
+    if ending in SOUNDFILE_FORMATS:
+        whole = encode(ending, waveform)
+    else:
+        whole = write_container(tmp_path / f"whole.{ending}", waveform).read_bytes()
+    generator = np.random.default_rng(len(ending))
+    outcomes = {"waveform": 0, "error": 0}
+    for _ in range(DAMAGED_COPIES):
+        try:
+            decoded = load_waveform(damage(whole, generator), name="damaged")
+        except AudioError as error:
+            assert "damaged" in str(error)
+            outcomes["error"] += 1
+        else:
+            assert decoded.dtype == np.float32
+            assert decoded.ndim == 1
+            assert np.isfinite(decoded).all()
+            assert len(decoded) > 0
+            outcomes["waveform"] += 1
+    assert outcomes["error"] > 0
