@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 from transformers import GenerationMixin
+from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
 from .audio_tower import encoder_frame_counts
 from .projector import slot_counts
@@ -11,20 +12,26 @@ from .projector import slot_counts
 class AudioLlmGenerationMixin(GenerationMixin):
     """transformers' `generate` for a prompt whose slots hold audio."""
 
+    @property
+    def _padded_vocab_size(self) -> int:
+        """Columns of scores that every id of a prompt, audio ids included, finds one in."""
+        config = self.config
+        return max(config.audio_begin_token_id, config.audio_token_id, config.audio_end_token_id) + 1
+
     def pad_logits(self, logits: torch.Tensor) -> torch.Tensor:
         """
         Adds columns of minus infinity up to the highest audio id.
 
         Processors such as the repetition penalty look up the scores of the prompt's ids, audio ids included.
         """
-        config = self.config
-        highest = max(config.audio_begin_token_id, config.audio_token_id, config.audio_end_token_id)
-        return nn.functional.pad(logits, (0, highest + 1 - logits.shape[-1]), value=float("-inf"))
+        return nn.functional.pad(logits, (0, self._padded_vocab_size - logits.shape[-1]), value=float("-inf"))
 
-    def prepare_inputs_for_generation(self, input_ids, *args, is_first_iteration: bool = False, **kwargs):
+    def prepare_inputs_for_generation(
+        self, input_ids, inputs_embeds: torch.Tensor | None = None, is_first_iteration: bool = False, **kwargs
+    ):
         """Passes audio on at prefill only, and asks for scores as wide as the ids of a prompt with audio."""
         inputs = super().prepare_inputs_for_generation(
-            input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
         if not is_first_iteration and kwargs.get("use_cache", True):
             inputs.pop("encoded_audio", None)
@@ -35,6 +42,13 @@ class AudioLlmGenerationMixin(GenerationMixin):
         # Only then: sampling draws as many random numbers as there are columns, and a text-only batch is the base's.
         inputs["pad_logits_to_audio_ids"] = bool((input_ids >= self.config.vocab_size).any())
         return inputs
+
+    def _get_candidate_generator(self, *args, **kwargs):
+        """Prompt lookup tries its drafts on scores of its own, which must be as wide as the prompt's ids."""
+        generator = super()._get_candidate_generator(*args, **kwargs)
+        if isinstance(generator, PromptLookupCandidateGenerator):
+            generator.vocab_size = self._padded_vocab_size
+        return generator
 
     def _expand_inputs_for_generation(
         self,

@@ -1,6 +1,7 @@
 """LoRA that acts on some rows of a batch only: those with audio, each through the adapter chosen for it."""
 
 import inspect
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -46,18 +47,23 @@ class LoraRouter:
     """
     Hands the current route to every adapted layer of one language model.
 
-    The model sets the route before it runs. It also passes it through the decoder layers as a keyword, which a hook
-    takes off again: activation checkpointing keeps keywords, so a layer that is run a second time in the backward
-    pass follows the route of its own forward pass, whatever was run in between.
+    The model sets the route before it runs. It also passes it to the decoder layers as a keyword, and they to their
+    attention, where a hook takes it off again: activation checkpointing keeps keywords, so that a layer which is run a
+    second time in the backward pass follows the route of its own forward pass, whatever was run in between. (Hooks on
+    the layers alone would not do: transformers checkpoints inside of them.)
     """
 
     def __init__(self):
         self.route = LoraRoute({})
 
-    def take_route(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        """Forward pre-hook of a decoder layer."""
-        if ROUTE_KEYWORD in kwargs:
-            self.route = kwargs.pop(ROUTE_KEYWORD)
+    def follow(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """Forward pre-hook of a decoder layer: the keyword stays on."""
+        self.route = kwargs.get(ROUTE_KEYWORD, self.route)
+        return args, kwargs
+
+    def take(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """Forward pre-hook of a decoder layer's parts, or of one that does not hand keywords on: takes it off."""
+        self.route = kwargs.pop(ROUTE_KEYWORD, self.route)
         return args, kwargs
 
 
@@ -102,13 +108,18 @@ def add_adapters(language_model: nn.Module, config) -> LoraRouter | None:
         )
         lora_config._register_custom_module({nn.Linear: RoutedLoraLinear})
         _check_targets(language_model, name, settings["target_modules"])
-        inject_adapter_in_model(lora_config, language_model, adapter_name=name)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are meant
+            inject_adapter_in_model(lora_config, language_model, adapter_name=name)
     for module in language_model.modules():
         if isinstance(module, RoutedLoraLinear):
             module.router = router
             module.set_adapter(list(module.lora_A))
         elif isinstance(module, GradientCheckpointingLayer):
-            module.register_forward_pre_hook(router.take_route, with_kwargs=True)
+            hook = router.follow if accepts_route(module) else router.take
+            module.register_forward_pre_hook(hook, with_kwargs=True)
+            for part in module.children():
+                part.register_forward_pre_hook(router.take, with_kwargs=True)
     return router
 
 
@@ -116,7 +127,9 @@ def _check_targets(language_model: nn.Module, adapter: str, targets: list[str]) 
     for target in targets:
         found = [module for path, module in language_model.named_modules() if is_target(path, [target])]
         if not found:
-            linear = sorted({p.rpartition(".")[2] for p, m in language_model.named_modules() if isinstance(m, nn.Linear)})
+            linear = sorted(
+                {p.rpartition(".")[2] for p, m in language_model.named_modules() if isinstance(m, nn.Linear)}
+            )
             have = f"Its linear layers are {linear}: set lora_target_modules to some of them."
             raise ValueError(
                 f"LoRA adapter {adapter!r} targets {target!r}, but {type(language_model).__name__} has no such module. "
@@ -143,7 +156,7 @@ def reset_adapters(language_model: nn.Module) -> None:
                 module.reset_lora_parameters(name, True)
 
 
-def accepts_route(language_model: nn.Module) -> bool:
-    """Whether the language model's forward hands unknown keywords on, as transformers' decoders do."""
-    parameters = inspect.signature(language_model.forward).parameters.values()
+def accepts_route(module: nn.Module) -> bool:
+    """Whether the module's forward takes keywords it does not know, as transformers' decoders and their layers do."""
+    parameters = inspect.signature(module.forward).parameters.values()
     return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)

@@ -74,6 +74,7 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
 
     def enable_input_require_grads(self) -> None:
         """Lets gradients reach LoRA through checkpointed layers: on the embeddings only, never into the encoder."""
+        self.disable_input_require_grads()  # once is enough
         hook = self.get_input_embeddings().register_forward_hook(_require_grads)
         self._require_grads_hook = hook
         self._require_grads_hooks = [hook]

@@ -1,0 +1,192 @@
+"""Which rows go through which adapter: chosen per row, remembered by the cache, kept apart in a batch."""
+
+import copy
+
+import pytest
+import torch
+from audiollm import AudioLlmForConditionalGeneration
+from batches import MIXED_TEXT_ROWS, collate, make_row, mixed_rows
+from tiny_models import randomise_trainables
+
+TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
+TWO_ADAPTERS = {"speech": {"rank": 4}, "sound": {"rank": 2, "alpha": 3.0, "target_modules": ["q_proj", "down_proj"]}}
+
+
+@pytest.fixture
+def two_adapters(tiny_bases) -> AudioLlmForConditionalGeneration:
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_adapters=TWO_ADAPTERS)
+    return randomise_trainables(model)
+
+
+@pytest.mark.parametrize("names", [None, ["speech", None, "sound", "sound", None]], ids=["by-audio", "by-name"])
+@torch.no_grad()
+def test_manual_decoding_keeps_the_adapters(two_adapters, names) -> None:
+    """The cache remembers its rows' adapters, when only the new token is passed on."""
+    config = two_adapters.config
+    batch = collate(config, mixed_rows(config))
+    expected = two_adapters.generate(**batch, adapter_names=names, max_new_tokens=8, min_new_tokens=8, do_sample=False)
+
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    out = two_adapters(**batch, position_ids=positions, adapter_names=names, use_cache=True)
+    for _ in range(8):
+        scores = out.logits[:, -1]
+        scores[:, config.eos_token_id] = float("-inf")
+        new = scores.argmax(dim=-1, keepdim=True)
+        ids = torch.cat([ids, new], dim=1)
+        mask = torch.cat([mask, torch.ones_like(new)], dim=1)
+        positions = positions[:, -1:] + 1
+        out = two_adapters(
+            input_ids=new, attention_mask=mask, position_ids=positions, past_key_values=out.past_key_values
+        )
+    assert torch.equal(ids, expected)
+
+
+@torch.no_grad()
+def test_cache_whose_rows_were_repeated(tiny_model) -> None:
+    config = tiny_model.config
+    batch = collate(config, mixed_rows(config)[:2])
+    out = tiny_model(**batch, use_cache=True)
+    new = torch.tensor([[20], [30]])
+    mask = torch.cat([batch["attention_mask"], torch.ones_like(new)], dim=1)
+    expected = tiny_model(
+        input_ids=new, attention_mask=mask, past_key_values=copy.deepcopy(out.past_key_values)
+    ).logits
+    out.past_key_values.batch_repeat_interleave(2)
+    repeated = tiny_model(
+        input_ids=new.repeat_interleave(2, 0),
+        attention_mask=mask.repeat_interleave(2, 0),
+        past_key_values=out.past_key_values,
+    ).logits
+    torch.testing.assert_close(repeated, expected.repeat_interleave(2, 0), **TOLERANCE)
+
+
+@torch.no_grad()
+def test_named_adapters_in_one_batch(two_adapters) -> None:
+    config = two_adapters.config
+    rows = mixed_rows(config)
+    names = ["speech", "sound", "sound", None, None]
+    logits = two_adapters(**collate(config, rows), adapter_names=names).logits
+    for index, (row, name) in enumerate(zip(rows, names)):
+        alone = two_adapters(**collate(config, [row]), adapter_names=[name]).logits[0]
+        torch.testing.assert_close(logits[index, -len(row.ids) :], alone, **TOLERANCE)
+        others = [other for other in ("speech", "sound", None) if other != name]
+        for other in others:
+            different = two_adapters(**collate(config, [row]), adapter_names=[other]).logits[0]
+            assert not torch.allclose(alone, different, **TOLERANCE)
+
+
+@torch.no_grad()
+def test_default_is_the_first_adapter_for_rows_with_audio(two_adapters) -> None:
+    batch = collate(two_adapters.config, mixed_rows(two_adapters.config))
+    names = [None if row in MIXED_TEXT_ROWS else "speech" for row in range(5)]
+    assert torch.equal(two_adapters(**batch).logits, two_adapters(**batch, adapter_names=names).logits)
+
+
+@torch.no_grad()
+def test_one_adapter_of_two_equals_the_adapter_alone(two_adapters, tiny_bases) -> None:
+    only = {"sound": TWO_ADAPTERS["sound"]}
+    alone = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_adapters=only)
+    names = alone.state_dict().keys()
+    alone.load_state_dict({k: v for k, v in two_adapters.state_dict().items() if k in names}, strict=False)
+    # Layers that only the other adapter touches are wrapped in one model and bare in the other.
+    batch = collate(alone.config, mixed_rows(alone.config))
+    both = two_adapters(**batch, adapter_names=["sound"] * 5).logits
+    torch.testing.assert_close(alone(**batch, adapter_names=["sound"] * 5).logits, both, **TOLERANCE)
+
+
+def test_beams_with_names(two_adapters) -> None:
+    config = two_adapters.config
+    rows, names = mixed_rows(config), ["speech", "sound", "sound", None, None]
+    options = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 6, "min_new_tokens": 6}
+    batch = collate(config, rows)
+    together = two_adapters.generate(**batch, adapter_names=names, **options)[:, batch["input_ids"].shape[1] :]
+    for index, (row, name) in enumerate(zip(rows, names)):
+        alone = two_adapters.generate(**collate(config, [row]), adapter_names=[name], **options)
+        assert torch.equal(together[2 * index : 2 * index + 2], alone[:, len(row.ids) :])
+
+
+def test_inputs_embeds_take_names(tiny_model) -> None:
+    """Embeddings say nothing of audio: rows are the base's, unless an adapter is named."""
+    batch = collate(tiny_model.config, [make_row(tiny_model.config, 6)])
+    embeds = tiny_model.get_input_embeddings()(batch["input_ids"])
+    with torch.no_grad():
+        base = tiny_model(**batch).logits
+        assert torch.equal(tiny_model(inputs_embeds=embeds).logits, base)
+        adapted = tiny_model(inputs_embeds=embeds, adapter_names=["speech"]).logits
+        assert torch.equal(tiny_model(**batch, adapter_names=["speech"]).logits, adapted)
+    assert not torch.allclose(adapted, base)
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    mask = batch["attention_mask"]
+    assert torch.equal(
+        tiny_model.generate(inputs_embeds=embeds, attention_mask=mask, adapter_names=["speech"], **options),
+        tiny_model.generate(**batch, adapter_names=["speech"], **options)[:, 6:],
+    )
+
+
+def test_unknown_and_miscounted_names(two_adapters) -> None:
+    batch = collate(two_adapters.config, mixed_rows(two_adapters.config)[:2])
+    with pytest.raises(ValueError, match=r"no adapter \['musik'\].*speech.*sound"):
+        two_adapters(**batch, adapter_names=["musik", None])
+    with pytest.raises(ValueError, match="3 adapter names for a batch of 2 rows"):
+        two_adapters(**batch, adapter_names=["speech", None, None])
+
+
+@torch.no_grad()
+def test_rank_zero_is_the_projector_alone(tiny_bases, tmp_path) -> None:
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_rank=0)
+    randomise_trainables(model)
+    assert not [name for name, _ in model.named_parameters() if "lora" in name]
+    assert {name.split(".")[1] for name in model.trainable_names()} == {
+        "multi_modal_projector",
+        "audio_boundary_embeds",
+    }
+    batch = collate(model.config, mixed_rows(model.config))
+    expected = model(**batch).logits
+    assert model.generate(**batch, max_new_tokens=3, do_sample=False).shape[0] == 5
+    model.save_pretrained(tmp_path)
+    assert torch.equal(AudioLlmForConditionalGeneration.from_pretrained(tmp_path)(**batch).logits, expected)
+    with pytest.raises(ValueError, match="no adapter"):
+        model(**batch, adapter_names=["speech"] * 5)
+
+
+@torch.no_grad()
+def test_merging_is_the_adapter_on_every_row(tiny_model, two_adapters) -> None:
+    batch = collate(tiny_model.config, mixed_rows(tiny_model.config))
+    merged = tiny_model.merge_adapters()
+    assert not [name for name, _ in merged.named_parameters() if "lora" in name]
+    expected = tiny_model(**batch, adapter_names=["speech"] * 5).logits
+    torch.testing.assert_close(merged(**batch).logits, expected, **TOLERANCE)
+    assert tiny_model.config.lora_adapters  # the model itself is as it was
+    with pytest.raises(ValueError, match=r"\['speech', 'sound'\].*only a model with one can be merged"):
+        two_adapters.merge_adapters()
+
+
+@torch.no_grad()
+def test_fresh_adapters_do_nothing(tiny_bases) -> None:
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases)
+    batch = collate(model.config, mixed_rows(model.config))
+    assert torch.equal(model(**batch).logits, model(**batch, adapter_names=[None] * 5).logits)
+    built = AudioLlmForConditionalGeneration(model.config)
+    lora_b = [value for name, value in built.named_parameters() if ".lora_B." in name]
+    assert lora_b and not any(value.any() for value in lora_b)
+
+
+@torch.no_grad()
+def test_copies_are_independent(tiny_model) -> None:
+    """A deepcopy routes by itself, and a state dict makes another model the same."""
+    config = tiny_model.config
+    audio, text = collate(config, mixed_rows(config)), collate(config, mixed_rows(config)[1:2])
+    expected = tiny_model(**audio).logits
+    other = copy.deepcopy(tiny_model)
+    assert torch.equal(other(**audio).logits, expected)
+    assert other.model.lora_router is not tiny_model.model.lora_router
+    routers = {id(m.router) for m in other.modules() if hasattr(m, "router")}
+    assert routers == {id(other.model.lora_router)}
+    other(**text)
+    assert torch.equal(tiny_model(**audio).logits, expected)
+
+    randomise_trainables(other, seed=99)
+    assert not torch.allclose(other(**audio).logits, expected)
+    other.load_state_dict(tiny_model.state_dict())
+    assert torch.equal(other(**audio).logits, expected)
