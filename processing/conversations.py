@@ -1,6 +1,7 @@
 """Conversations with typed audio content, rendered through any language model's own chat template."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,10 @@ AUDIO_PLACEHOLDER = "<audio>"
 #: Label of a position that is not learned.
 IGNORED_LABEL = -100
 AUDIO_SOURCES = ("path", "audio", "url")
+#: Stands for an answer while its place in the rendered text is looked for: characters that no text contains.
+MARK = "\ue000\uf8ff\ue000"
+#: Rendering options of a text that ends with its last message.
+NO_ENDING = {"add_generation_prompt": False, "continue_final_message": False}
 
 
 class ConversationError(ValueError):
@@ -23,23 +28,40 @@ class Segment:
     is_target: bool
 
 
-def flatten_conversation(messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Any]]:
+def flatten_batch(conversations: Iterable[Any]) -> list[tuple[list[dict[str, Any]], list[Any]]]:
+    """`flatten_conversation` of each; errors name the conversation."""
+    flat = []
+    for number, messages in enumerate(conversations):
+        try:
+            flat.append(flatten_conversation(messages))
+        except ConversationError as error:
+            raise ConversationError(f"Conversation {number}: {error}") from error
+    return flat
+
+
+def flatten_conversation(messages: Any) -> tuple[list[dict[str, Any]], list[Any]]:
     """
     Messages with string contents only, and the recordings that stood in them in reading order.
 
     Raises:
         ConversationError: a message has no role or content, or a part is of an unknown type or lacks its value.
     """
+    if not isinstance(messages, (list, tuple)):
+        raise ConversationError(f"The conversation is {messages!r}; expected a list of messages.")
     if not messages:
         raise ConversationError("The conversation is empty; expected a list of messages.")
-    flat, recordings = [], []
+    flat: list[dict[str, Any]] = []
+    recordings: list[Any] = []
     for index, message in enumerate(messages):
-        if not isinstance(message, dict) or "role" not in message or "content" not in message:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
             raise ConversationError(f"Message {index} is {message!r}; expected a dict with 'role' and 'content'.")
         content = message["content"]
-        if not isinstance(content, str):
-            content = "".join(
-                _flatten_part(part, f"Message {index}, part {n}", recordings) for n, part in enumerate(content)
+        if isinstance(content, (list, tuple)):
+            parts = enumerate(content)
+            content = "".join(_flatten_part(part, f"Message {index}, part {n}", recordings) for n, part in parts)
+        elif not isinstance(content, str):
+            raise ConversationError(
+                f"Message {index} ({message['role']}): content is {content!r}; expected a string or a list of parts."
             )
         flat.append({**message, "content": content})
     return flat, recordings
@@ -72,31 +94,40 @@ def render_segments(
     render: Callable[..., str],
     add_generation_prompt: bool = False,
     continue_final_message: bool = False,
+    special_tokens: Iterable[str] = (),
 ) -> list[Segment]:
     """
     Renders a conversation and marks what the assistant says, whatever the template.
 
-    Templates seldom say where a turn begins. So the conversation is also rendered up to each assistant turn, with the
-    opening of that turn at its end; what the full text has after it is what the model should say there.
+    Templates do not say where a turn begins or ends, so the conversation is rendered again with changes. An answer
+    begins where the prompt for it ends: the text of the messages before it, with the opening of the assistant's turn.
+    What follows the answer is found by putting a mark in its place. A turn ends with the first special token of that.
 
     Args:
         messages: with string contents.
         render: `render(messages, add_generation_prompt=..., continue_final_message=...)` gives the text.
         add_generation_prompt, continue_final_message: how the text ends.
+        special_tokens: of the tokenizer. Without them, a turn ends with all that the template puts after the last.
 
     Raises:
         ConversationError: an assistant turn cannot be found in the rendered text.
     """
-    full = render(messages, add_generation_prompt=add_generation_prompt, continue_final_message=continue_final_message)
+    ending = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
+    full = render(messages, **ending)
+    special = re.compile(r"\s*(?:" + "|".join(map(re.escape, sorted(special_tokens, key=len, reverse=True))) + ")")
     segments: list[Segment] = []
     position = 0
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        is_last = index == len(messages) - 1
-        start, end = _find_turn(messages, index, full, position, render, is_last and continue_final_message)
-        # Blank space after the end-of-turn token belongs to the template, not to the answer.
-        end = start + len(full[start:end].rstrip())
+        start, end = _find_answer(messages, index, full, render, ending)
+        start = max(start, position)
+        is_open = continue_final_message and index == len(messages) - 1
+        if not is_open:
+            _, closing = _split_at_answer(messages[: index + 1], index, render, NO_ENDING)
+            first = special.match(closing)
+            closing = first.group() if first and first.group().strip() else closing.rstrip()
+            end += len(closing) if full.startswith(closing, end) else 0
         segments.append(Segment(full[position:start], False))
         segments.append(Segment(full[start:end], True))
         position = end
@@ -104,24 +135,38 @@ def render_segments(
     return [segment for segment in segments if segment.text]
 
 
-def _find_turn(
-    messages: list[dict[str, Any]], index: int, full: str, position: int, render: Callable[..., str], is_open: bool
+def _find_answer(
+    messages: list[dict[str, Any]], index: int, full: str, render: Callable[..., str], ending: dict[str, bool]
 ) -> tuple[int, int]:
-    before = render(messages[:index], add_generation_prompt=True) if index else ""
-    through = full if is_open else render(messages[: index + 1], add_generation_prompt=False)
-    if index and through.startswith(before) and full.startswith(through) and len(before) >= position:
-        return len(before), len(through)
-    # The template adds something to earlier or later turns: look for the answer itself.
-    content = messages[index]["content"].strip()
-    start = full.find(content, position)
-    if not content or start < 0:
-        raise ConversationError(
-            f"The chat template does not show message {index} (assistant) as written, so that its labels cannot be "
-            "placed. Pass another chat_template."
-        )
-    end = start + len(content)
-    next_turn = full.find("\n", end)
-    return start, next_turn if next_turn >= 0 else len(full)
+    """Where in `full` what the model should say as message `index` begins, and where the message's content ends."""
+    before, after = _split_at_answer(messages, index, render, ending)
+    if not full.endswith(after):
+        raise _unlike_written(index)
+    end = len(full) - len(after)
+    prompt = render(messages[:index], **{**NO_ENDING, "add_generation_prompt": True}) if index else None
+    if prompt is not None and full[:end].startswith(prompt):
+        return len(prompt), end
+    # The template shows earlier messages differently once this one is there: begin with the content itself.
+    differs = (n for n, (one, other) in enumerate(zip(full[:end], before)) if one != other)
+    return next(differs, min(end, len(before))), end
+
+
+def _split_at_answer(
+    messages: list[dict[str, Any]], index: int, render: Callable[..., str], ending: dict[str, bool]
+) -> tuple[str, str]:
+    """The rendered text before and after the content of message `index`."""
+    marked = [*messages[:index], {**messages[index], "content": MARK}, *messages[index + 1 :]]
+    before, mark, after = render(marked, **ending).partition(MARK)
+    if not mark or MARK in after:
+        raise _unlike_written(index)
+    return before, after
+
+
+def _unlike_written(index: int) -> ConversationError:
+    return ConversationError(
+        f"The chat template does not show message {index} (assistant) once and as written, so that its labels cannot be "
+        "placed. Pass another chat_template."
+    )
 
 
 __all__ = [
@@ -129,6 +174,7 @@ __all__ = [
     "IGNORED_LABEL",
     "ConversationError",
     "Segment",
+    "flatten_batch",
     "flatten_conversation",
     "render_segments",
 ]

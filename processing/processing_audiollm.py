@@ -19,6 +19,7 @@ from .conversations import (
     IGNORED_LABEL,
     ConversationError,
     Segment,
+    flatten_batch,
     flatten_conversation,
     render_segments,
 )
@@ -29,12 +30,14 @@ logger = logging.get_logger(__name__)
 AUDIO_BEGIN_TOKEN = AUDIO_PLACEHOLDER
 AUDIO_SLOT_TOKEN = "<|audio_slot|>"
 AUDIO_END_TOKEN = "</audio>"
+#: Takes an id that the embedding matrix has but the tokenizer does not.
+UNUSED_TOKEN = "<|audiollm_unused_{}|>"
 #: Whisper's second convolution halves the frame rate.
 MEL_FRAMES_PER_ENCODER_FRAME = 2
 DEFAULT_CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] + ': ' + message['content'] }}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
 )
 
 
@@ -135,8 +138,9 @@ class AudioLlmProcessor(ProcessorMixin):
         """
         Log-mel windows of one waveform, each as long as its audio: `(num_mel_bins, ceil(samples / hop))`.
 
-        The frames are those that Whisper's own extractor computes of the audio padded to 30 s, bit for bit: as much
-        silence is added as the last frame can see, and the frames of silence alone are cut off again.
+        The frames are those that Whisper's own extractor computes of the audio padded to 30 s, up to rounding of the
+        last bit in windows below 0.1 s: as much silence is added as the last frame can see, and the frames of silence
+        alone are cut off again.
         """
         extractor = self.feature_extractor
         windows, start = [], 0
@@ -182,8 +186,11 @@ class AudioLlmProcessor(ProcessorMixin):
         sampling_rate: int | None = None,
         padding: bool | str = True,
         padding_side: str = "left",
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        truncation: bool = False,
+        add_special_tokens: bool = True,
         return_tensors: str | None = "pt",
-        **kwargs,
     ) -> BatchFeature:
         r"""
         Args:
@@ -191,10 +198,11 @@ class AudioLlmProcessor(ProcessorMixin):
             audio: one recording, a list of all recordings in reading order, or a list per text. A recording is a
                 waveform, a path, a URL, encoded bytes or a `datasets` audio dict.
             sampling_rate: rate in Hz of bare waveforms; 16 kHz where it is not given.
-            padding, padding_side: of the text; on the left by default, as generation needs.
+            padding, padding_side, max_length, pad_to_multiple_of: of the text, as the tokenizer's; on the left by
+                default, as generation needs.
+            truncation: refused: it could cut a recording's slots.
+            add_special_tokens: lets the tokenizer add its own, such as a beginning-of-text token.
             return_tensors: `"pt"`, or None for lists of token ids.
-            kwargs: the tokenizer's, such as `max_length` for padding. Truncation is refused: it could cut a
-                recording's slots.
 
         Returns:
             `input_ids`, `attention_mask` `(batch, length)`, and with audio `input_features`
@@ -206,7 +214,7 @@ class AudioLlmProcessor(ProcessorMixin):
         """
         if text is None and audio is None:
             raise ValueError("Pass text, audio or both.")
-        if kwargs.pop("truncation", False):
+        if truncation:
             raise ValueError(
                 "truncation could cut the slots of a recording in two; shorten the text or audio instead."
             )
@@ -217,11 +225,12 @@ class AudioLlmProcessor(ProcessorMixin):
         if not texts or not all(isinstance(one, str) for one in texts):
             raise ValueError("text must be a string or a non-empty list of strings.")
         recordings = _distribute(audio, [one.count(AUDIO_PLACEHOLDER) for one in texts], isinstance(text, str))
-        segments = [[Segment(one, False)] for one in texts]
-        batch = self._encode(segments, recordings, sampling_rate, kwargs.pop("add_special_tokens", True), **kwargs)
-        return self._pad(batch, padding, padding_side, return_tensors, kwargs.get("max_length"))
+        rows = [[Segment(one, False)] for one in texts]
+        batch = self._encode(rows, recordings, sampling_rate, add_special_tokens)
+        del batch["labels"]
+        return self._pad(batch, padding, padding_side, return_tensors, max_length, pad_to_multiple_of)
 
-    def apply_chat_template(
+    def apply_chat_template(  # type: ignore[override]  # audio and labels beside the usual
         self,
         conversation: list[dict[str, Any]] | list[list[dict[str, Any]]],
         chat_template: str | None = None,
@@ -246,7 +255,7 @@ class AudioLlmProcessor(ProcessorMixin):
 
         Args:
             conversation: a list of messages, or a batch of such lists.
-            chat_template: a Jinja template other than the tokenizer's.
+            chat_template: a Jinja template other than the tokenizer's, or the name of one where it has several.
             audio: recordings for `<audio>` in string contents, in reading order, or a list per conversation.
             tokenize: False returns the rendered text, with one `<audio>` per recording.
             add_generation_prompt: ends with the opening of an assistant turn.
@@ -260,36 +269,61 @@ class AudioLlmProcessor(ProcessorMixin):
         Raises:
             ConversationError: a message or part is malformed, or the template lost or doubled a recording.
         """
-        batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
-        conversations = conversation if batched else [conversation]
-        flat = [flatten_conversation(messages) for messages in conversations]
-        template = chat_template or self.chat_template
-
-        def render(messages: list[dict[str, Any]], **options: Any) -> str:
-            return self.tokenizer.apply_chat_template(
-                messages, chat_template=template, tokenize=False, **template_kwargs, **options
+        batched = isinstance(conversation, (list, tuple)) and bool(conversation) and _is_list(conversation[0])
+        flat = flatten_batch(conversation) if batched else [flatten_conversation(conversation)]
+        rows = [
+            self.conversation_segments(
+                messages, chat_template, add_generation_prompt, continue_final_message, **template_kwargs
             )
-
-        segments = [
-            render_segments(messages, render, add_generation_prompt, continue_final_message) for messages, _ in flat
+            for messages, _ in flat
         ]
         if not tokenize:
-            texts = ["".join(segment.text for segment in row) for row in segments]
+            texts = ["".join(segment.text for segment in row) for row in rows]
             return texts if batched else texts[0]
         recordings = self._conversation_recordings(flat, audio, batched)
-        for row, (segments_of_row, recordings_of_row) in enumerate(zip(segments, recordings)):
-            found = sum(segment.text.count(AUDIO_PLACEHOLDER) for segment in segments_of_row)
+        for index, (row, recordings_of_row) in enumerate(zip(rows, recordings)):
+            found = sum(segment.text.count(AUDIO_PLACEHOLDER) for segment in row)
             if found != len(recordings_of_row):
                 raise ConversationError(
-                    f"Conversation {row} has {len(recordings_of_row)} recordings, but its rendered text has {found} "
+                    f"Conversation {index} has {len(recordings_of_row)} recordings, but its rendered text has {found} "
                     f"{AUDIO_PLACEHOLDER}: a text part contains the placeholder, or the chat template dropped or "
                     "repeated a message."
                 )
-        batch = self._encode(segments, recordings, sampling_rate, add_special_tokens=False)
+        batch = self._encode(rows, recordings, sampling_rate, add_special_tokens=False)
         if not return_labels:
-            batch.pop("labels")
-        encoded = self._pad(batch, padding, padding_side, return_tensors, None, keep_labels=return_labels)
+            del batch["labels"]
+        encoded = self._pad(batch, padding, padding_side, return_tensors)
         return encoded if return_dict else encoded["input_ids"]
+
+    def conversation_segments(
+        self,
+        messages: list[dict[str, Any]],
+        chat_template: str | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        **template_kwargs,
+    ) -> list[Segment]:
+        """
+        One conversation's text, through the chat template, in stretches marked as to be learned or not.
+
+        Args:
+            messages: with string contents, as `flatten_conversation` gives them.
+            chat_template: a Jinja template, or the name of one where the tokenizer has several.
+            add_generation_prompt, continue_final_message, template_kwargs: as in `apply_chat_template`.
+
+        Raises:
+            ConversationError: the template does not show an assistant turn.
+        """
+        named = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
+        template = named.get(chat_template or "default", chat_template)
+
+        def render(part: list[dict[str, Any]], **ending: bool) -> str:
+            return self.tokenizer.apply_chat_template(
+                part, chat_template=template, tokenize=False, **ending, **template_kwargs
+            )
+
+        special_tokens = {*self.tokenizer.get_added_vocab(), *self.tokenizer.all_special_tokens}
+        return render_segments(messages, render, add_generation_prompt, continue_final_message, special_tokens)
 
     def _conversation_recordings(
         self, flat: list[tuple[Any, list[Any]]], audio: Any, batched: bool
@@ -314,17 +348,14 @@ class AudioLlmProcessor(ProcessorMixin):
         recordings: list[list[Any]],
         sampling_rate: int | None,
         add_special_tokens: bool,
-        **kwargs,
     ) -> dict[str, Any]:
         """Token ids and labels of every row as lists, and the features of all recordings in reading order."""
         waveforms = self._load_all([recording for row in recordings for recording in row], sampling_rate)
-        slots = [self.num_audio_slots(len(waveform)) for waveform in waveforms]
+        slots = iter([self.num_audio_slots(len(waveform)) for waveform in waveforms])
         batch: dict[str, Any] = {"input_ids": [], "labels": []}
-        used = 0
         for row, recordings_of_row in zip(rows, recordings):
-            slots_of_row = slots[used : used + len(recordings_of_row)]
-            used += len(recordings_of_row)
-            input_ids, labels = self.encode_segments(row, slots_of_row, add_special_tokens)
+            num_slots = [next(slots) for _ in recordings_of_row]
+            input_ids, labels = self.encode_segments(row, num_slots, add_special_tokens)
             batch["input_ids"].append(input_ids)
             batch["labels"].append(labels)
         if waveforms:
@@ -348,14 +379,22 @@ class AudioLlmProcessor(ProcessorMixin):
         input_ids: list[int] = []
         labels: list[int] = []
         counts = iter(num_slots)
-        for segment in segments:
+        audio_ids = {self.audio_begin_token_id, self.audio_token_id, self.audio_end_token_id}
+        for index, segment in enumerate(segments):
+            if AUDIO_SLOT_TOKEN in segment.text:
+                raise ValueError(f"The text contains {AUDIO_SLOT_TOKEN}, which stands for a stretch of a recording.")
             pieces = segment.text.split(AUDIO_PLACEHOLDER)
             expanded = pieces[0]
             for piece in pieces[1:]:
                 expanded += AUDIO_BEGIN_TOKEN + AUDIO_SLOT_TOKEN * next(counts) + AUDIO_END_TOKEN + piece
-            ids = self.tokenizer(expanded, add_special_tokens=add_special_tokens)["input_ids"]
+            # After another segment the text is not at a beginning, where some tokenizers put a blank before it.
+            ahead = AUDIO_END_TOKEN if index else ""
+            adds_special = add_special_tokens and not ahead
+            ids = self.tokenizer(ahead + expanded, add_special_tokens=adds_special)["input_ids"]
+            ids = ids[1:] if ahead else ids
             input_ids.extend(ids)
-            labels.extend(ids if segment.is_target else [IGNORED_LABEL] * len(ids))
+            learned = segment.is_target
+            labels.extend(id_ if learned and id_ not in audio_ids else IGNORED_LABEL for id_ in ids)
         return input_ids, labels
 
     def _pad(
@@ -364,25 +403,30 @@ class AudioLlmProcessor(ProcessorMixin):
         padding: bool | str,
         padding_side: str,
         return_tensors: str | None,
-        max_length: int | None,
-        keep_labels: bool = False,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
     ) -> BatchFeature:
         """Pads ids, mask and labels alike; features are padded already."""
+        if return_tensors not in ("pt", None):
+            raise ValueError(f"return_tensors is {return_tensors!r}; expected 'pt', or None for lists.")
         labels = batch.pop("labels", None)
         text = self.tokenizer.pad(
             {"input_ids": batch.pop("input_ids")},
             padding=padding,
             padding_side=padding_side,
             max_length=max_length,
+            pad_to_multiple_of=pad_to_multiple_of,
             return_attention_mask=True,
-            return_tensors=return_tensors,
         )
-        data = dict(text)
-        if keep_labels and labels is not None:
-            width = len(data["input_ids"][0]) if padding else None
-            padded = [_pad_list(row, width or len(row), IGNORED_LABEL, padding_side) for row in labels]
-            data["labels"] = torch.tensor(padded) if return_tensors == "pt" else padded
-        return BatchFeature({**data, **batch})
+        columns = dict(text)
+        if labels is not None:
+            widths = map(len, text["input_ids"])
+            columns["labels"] = [
+                _pad_list(row, width, IGNORED_LABEL, padding_side) for row, width in zip(labels, widths)
+            ]
+        if return_tensors == "pt":
+            columns = {name: _as_tensor(name, rows) for name, rows in columns.items()}
+        return BatchFeature({**columns, **batch})
 
     def batch_decode(self, *args, **kwargs) -> list[str]:
         """The tokenizer's; audio tokens are special and go with `skip_special_tokens=True`."""
@@ -403,10 +447,19 @@ def add_audio_tokens(tokenizer, text_vocab_size: int | None = None):
     """
     if AUDIO_SLOT_TOKEN in tokenizer.get_vocab():
         return tokenizer
+    audio_tokens = [AUDIO_BEGIN_TOKEN, AUDIO_SLOT_TOKEN, AUDIO_END_TOKEN]
+    taken = sorted(set(audio_tokens) & set(tokenizer.get_vocab()))
+    if taken:
+        raise ValueError(f"The tokenizer has a meaning of its own for {taken}; AudioLLM needs these for recordings.")
+    first_id = len(tokenizer) if text_vocab_size is None else text_vocab_size
+    if len(tokenizer) > first_id:
+        raise ValueError(
+            f"The tokenizer has {len(tokenizer)} tokens, more than the language model's {text_vocab_size} embeddings. Is "
+            "it another model's?"
+        )
     tokenizer = copy.deepcopy(tokenizer)
-    unused = range(len(tokenizer), text_vocab_size or 0)
-    tokenizer.add_tokens([f"<|unused_{index}|>" for index in unused], special_tokens=True)
-    tokenizer.add_tokens([AUDIO_BEGIN_TOKEN, AUDIO_SLOT_TOKEN, AUDIO_END_TOKEN], special_tokens=True)
+    unused = [UNUSED_TOKEN.format(index) for index in range(len(tokenizer), first_id)]
+    tokenizer.add_tokens(unused + audio_tokens, special_tokens=True)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.chat_template is None:
@@ -417,22 +470,30 @@ def add_audio_tokens(tokenizer, text_vocab_size: int | None = None):
     return tokenizer
 
 
+def _as_tensor(name: str, rows: list[list[int]]) -> torch.Tensor:
+    if len(set(map(len, rows))) > 1:
+        raise ValueError(f"The rows of {name} are of different lengths; pass padding=True, or return_tensors=None.")
+    return torch.tensor(rows, dtype=torch.long)
+
+
 def _pad_list(row: list[int], width: int, value: int, side: str) -> list[int]:
     padding = [value] * (width - len(row))
     return padding + row if side == "left" else row + padding
 
 
+def _is_list(item: Any) -> bool:
+    return isinstance(item, Sequence) and not isinstance(item, (str, bytes, bytearray))
+
+
 def _is_recording(item: Any) -> bool:
     """Whether `item` is one recording rather than a list of them: a list of numbers is one."""
-    if isinstance(item, (list, tuple)):
-        return not item or isinstance(item[0], (int, float, np.integer, np.floating))
-    return True
+    return not _is_list(item) or (len(item) > 0 and isinstance(item[0], (int, float, np.number)))
 
 
 def _as_recordings(audio: Any) -> list[Any]:
     if audio is None:
         return []
-    return [audio] if _is_recording(audio) and not (isinstance(audio, (list, tuple)) and not audio) else list(audio)
+    return [audio] if _is_recording(audio) else list(audio)
 
 
 def _distribute(audio: Any, counts: list[int], single_text: bool) -> list[list[Any]]:
@@ -443,7 +504,7 @@ def _distribute(audio: Any, counts: list[int], single_text: bool) -> list[list[A
         ValueError: they do not match; both counts are stated.
     """
     items = _as_recordings(audio)
-    if items and all(isinstance(item, (list, tuple)) and not (_is_recording(item) and item) for item in items):
+    if items and not any(_is_recording(item) for item in items):
         if len(items) != len(counts) and not (single_text and len(items) == 1):
             raise ValueError(f"audio has lists for {len(items)} texts, but there are {len(counts)}.")
         for index, (row, count) in enumerate(zip(items, counts)):
