@@ -79,7 +79,6 @@ class AudioLlmConfig(PretrainedConfig):
 
     model_type = "audiollm"
     sub_configs = {"audio_config": AutoConfig, "text_config": AutoConfig}
-    has_no_defaults_at_init = False
 
     def __init__(
         self,
@@ -110,6 +109,7 @@ class AudioLlmConfig(PretrainedConfig):
     ):
         self.audio_config = _sub_config("audio_config", audio_config, "whisper")
         self.text_config = _sub_config("text_config", text_config, "llama")
+        self._validate_sub_configs()
         self.audio_model_id = audio_model_id
         self.text_model_id = text_model_id
         self.audio_model_revision = audio_model_revision
@@ -130,9 +130,13 @@ class AudioLlmConfig(PretrainedConfig):
         self.lora_rank = lora_rank
         self.lora_alpha = lora_alpha
         self.lora_dropout = lora_dropout
+        if isinstance(lora_target_modules, str):
+            raise ValueError(f"lora_target_modules is {lora_target_modules!r}; expected a list of module names.")
         self.lora_target_modules = list(DEFAULT_LORA_TARGETS if lora_target_modules is None else lora_target_modules)
         if lora_adapters is None:
             lora_adapters = {DEFAULT_ADAPTER_NAME: {}} if lora_rank != 0 else {}
+        if not isinstance(lora_adapters, dict):
+            raise ValueError(f"lora_adapters is {lora_adapters!r}; expected a dict of names and their overrides.")
         self.lora_adapters = {name: dict(fields) for name, fields in lora_adapters.items()}
 
         first_free_id = self.text_config.vocab_size
@@ -168,7 +172,7 @@ class AudioLlmConfig(PretrainedConfig):
         """Width of the language model."""
         return self.text_config.hidden_size
 
-    def _validate_fields(self) -> None:
+    def _validate_sub_configs(self) -> None:
         if self.audio_config.model_type not in SUPPORTED_AUDIO_MODEL_TYPES:
             raise ValueError(
                 f"audio_config.model_type is {self.audio_config.model_type!r}, but the audio tower can be one of "
@@ -179,6 +183,14 @@ class AudioLlmConfig(PretrainedConfig):
                 f"text_config is an encoder-decoder ({self.text_config.model_type!r}); AudioLLM needs a decoder-only "
                 "language model such as Llama."
             )
+        missing = [name for name in ("vocab_size", "hidden_size") if not hasattr(self.text_config, name)]
+        if missing:
+            raise ValueError(
+                f"text_config is {self.text_config.model_type!r}, which has no {' and no '.join(missing)}: it is no "
+                "plain language model. Pass the configuration of a decoder-only language model such as Llama."
+            )
+
+    def _validate_fields(self) -> None:
         _require_choice("projector_type", self.projector_type, PROJECTOR_TYPES)
         _require_choice("projector_activation", self.projector_activation, PROJECTOR_ACTIVATIONS)
         if self.weight_format is not None:

@@ -175,7 +175,7 @@ def refuse_incomplete(info, source) -> None:
     """Raises when weights are missing, unexpected or of another shape: a model half random does not say so itself."""
     problems = []
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        keys = sorted(key if isinstance(key, str) else key[0] for key in info[kind])
+        keys = sorted(key if isinstance(key, str) else "{} of shape {} for {}".format(*key) for key in info[kind])
         if keys:
             problems.append(f"{len(keys)} {kind.replace('_', ' ')}, such as {keys[:3]}")
     if problems:

@@ -32,6 +32,8 @@ AUTO_MAP = {
     "AutoConfig": "configuration_audiollm.AudioLlmConfig",
     **dict.fromkeys(MODEL_AUTO_CLASSES, "modeling_audiollm.AudioLlmForConditionalGeneration"),
 }
+#: Arguments of `from_pretrained` that are the model's, though the configuration has fields of the same names.
+MODEL_ARGUMENTS = ("dtype", "torch_dtype", "attn_implementation", "quantization_config")
 #: An adapter is read as the one file `model.safetensors`; this keeps it from being split.
 ADAPTER_MAX_SHARD_SIZE = "1TB"
 
@@ -119,17 +121,18 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
             return super().from_pretrained(None, *model_args, config=config, **kwargs)
         where = {name: kwargs[name] for name in (*HUB_ARGUMENTS, "revision", "subfolder") if name in kwargs}
         if config is None:
+            # The configuration would keep these for itself, `dtype="auto"` as it stands.
+            held_back = {name: kwargs.pop(name) for name in MODEL_ARGUMENTS if name in kwargs}
             config, kwargs = cls.config_class.from_pretrained(
                 pretrained_model_name_or_path, return_unused_kwargs=True, **kwargs
             )
-            for name in where:
-                kwargs.pop(name, None)
-            kwargs.update(where)
+            kwargs = {**kwargs, **held_back, **where}
         config = deepcopy(config)
         config.audio_model_id = audio_model_id or config.audio_model_id
         config.text_model_id = text_model_id or config.text_model_id
 
         wants_info = kwargs.pop("output_loading_info", False)
+        kwargs["ignore_mismatched_sizes"] = True  # for `refuse_incomplete` to name them
         if config.weight_format == "adapter":
             model, info = cls._from_adapter(pretrained_model_name_or_path, config, where, ignore_base_mismatch, kwargs)
         else:

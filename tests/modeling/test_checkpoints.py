@@ -1,0 +1,298 @@
+"""Saved, a model is a folder; loaded, it is the same model: adapter alone, everything, or merged."""
+
+import copy
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmModel, AudioLlmProcessor
+from batches import MIXED_TEXT_ROWS, collate, mixed_rows
+from safetensors.torch import load_file, save_file
+from tiny_models import randomise_trainables, save_audio_base, save_text_base
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMultimodalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
+    AutoProcessor,
+    GenerationConfig,
+)
+
+TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
+#: An adapter of the tiny pair: far below the 300 kB of its bases.
+ADAPTER_MAX_BYTES = 120_000
+
+
+@torch.no_grad()
+def logits_of(model) -> torch.Tensor:
+    return model(**collate(model.config, mixed_rows(model.config))).logits
+
+
+def composed(bases, dtype=torch.float32, **fields) -> AudioLlmForConditionalGeneration:
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*bases, lora_rank=4, dtype=dtype, **fields)
+    return randomise_trainables(model)
+
+
+@pytest.mark.parametrize("weights", ["adapter", "full", "merged"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_what_is_saved_is_what_is_loaded(tiny_bases, tmp_path: Path, dtype, weights: str) -> None:
+    model = composed(tiny_bases, dtype)
+    expected = logits_of(model.merge_adapters() if weights == "merged" else model)
+    model.save_pretrained(tmp_path, weights=weights)
+    assert (model.config.weight_format == "merged") is False
+    for arguments in ({}, {"dtype": "auto"}, {"dtype": dtype}):
+        loaded = AudioLlmForConditionalGeneration.from_pretrained(tmp_path, **arguments)
+        assert loaded.dtype == dtype and loaded.config.weight_format == weights
+        assert torch.equal(logits_of(loaded), expected)
+        assert not loaded.training
+        trained = set(loaded.trainable_names())
+        assert {n for n, p in loaded.named_parameters() if p.requires_grad} == trained
+        for name, parameter in loaded.named_parameters():
+            assert parameter.dtype == (torch.float32 if name in trained else dtype), name
+    other = torch.float32 if dtype == torch.bfloat16 else torch.bfloat16
+    loaded = AudioLlmForConditionalGeneration.from_pretrained(tmp_path, dtype=other)
+    assert {loaded.get_parameter(name).dtype for name in loaded.trainable_names()} == {torch.float32}
+    assert loaded.dtype == loaded.model.audio_tower.dtype == other
+
+
+@pytest.mark.parametrize(
+    "auto_class", [AutoModel, AutoModelForMultimodalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq]
+)
+def test_auto_classes(tiny_model, tiny_processor, tmp_path: Path, auto_class) -> None:
+    tiny_model.save_pretrained(tmp_path)
+    tiny_processor.save_pretrained(tmp_path)
+    assert type(AutoConfig.from_pretrained(tmp_path)) is AudioLlmConfig
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    assert type(processor) is AudioLlmProcessor
+    inputs = processor(text="Say <audio>", audio=torch.randn(9000).numpy())
+    loaded = auto_class.from_pretrained(tmp_path)
+    assert type(loaded) is AudioLlmForConditionalGeneration
+    assert torch.equal(logits_of(loaded), logits_of(tiny_model))
+    options = {"max_new_tokens": 5, "do_sample": False}
+    assert torch.equal(loaded.generate(**inputs, **options), tiny_model.generate(**inputs, **options))
+
+
+def test_the_adapter_alone_is_small_and_holds_no_base_weight(tiny_model, tmp_path: Path) -> None:
+    tiny_model.save_pretrained(tmp_path, max_shard_size="1KB")
+    saved = load_file(tmp_path / "model.safetensors")
+    assert set(saved) == set(tiny_model.trainable_names())
+    assert {value.dtype for value in saved.values()} == {torch.float32}
+    assert (tmp_path / "model.safetensors").stat().st_size < ADAPTER_MAX_BYTES
+    assert not (tmp_path / "adapter_config.json").exists()  # AutoModel would take the folder for peft's
+    files = {path.name for path in tmp_path.iterdir()}
+    assert {"config.json", "generation_config.json", "modeling_audiollm.py", "configuration_audiollm.py"} < files
+    assert torch.equal(logits_of(AutoModel.from_pretrained(tmp_path)), logits_of(tiny_model))
+
+
+def test_full_checkpoints_need_no_bases(tmp_path: Path) -> None:
+    bases = save_audio_base(tmp_path / "audio"), save_text_base(tmp_path / "text")
+    model = composed(bases)
+    model.save_pretrained(tmp_path / "full", weights="full")
+    model.save_pretrained(tmp_path / "merged", weights="merged")
+    expected, merged = logits_of(model), logits_of(model.merge_adapters())
+    for base in bases:
+        shutil.rmtree(base)
+    assert torch.equal(logits_of(AutoModel.from_pretrained(tmp_path / "full")), expected)
+    loaded = AutoModel.from_pretrained(tmp_path / "merged")
+    assert torch.equal(logits_of(loaded), merged)
+    # A merged model saved again is a merged model, whatever it is asked for.
+    loaded.save_pretrained(tmp_path / "again")
+    assert torch.equal(logits_of(AutoModel.from_pretrained(tmp_path / "again")), merged)
+
+
+def test_formats_follow_each_other(tiny_model, tmp_path: Path) -> None:
+    expected = logits_of(tiny_model)
+    model = tiny_model
+    for index, weights in enumerate(["full", "adapter", "full", None]):
+        folder = tmp_path / str(index)
+        model.save_pretrained(folder, weights=weights)
+        model = AudioLlmForConditionalGeneration.from_pretrained(folder)
+        assert model.config.weight_format == (weights or "adapter")
+        assert torch.equal(logits_of(model), expected)
+    # And over each other in one folder, as a training run writes.
+    for weights in ("full", "adapter", "merged", "full"):
+        model.save_pretrained(tmp_path / "same", weights=weights)
+    assert torch.equal(logits_of(AutoModel.from_pretrained(tmp_path / "same")), expected)
+
+
+def test_unfrozen_base_weights_are_saved_with_the_adapter(tiny_model, tmp_path: Path) -> None:
+    layer = tiny_model.model.audio_tower.layers[-1].requires_grad_(True)
+    with torch.no_grad():
+        layer.fc1.weight.add_(0.1)
+    tiny_model.save_pretrained(tmp_path)
+    names = set(load_file(tmp_path / "model.safetensors")) - set(tiny_model.trainable_names())
+    assert names == {f"model.audio_tower.layers.1.{name}" for name, _ in layer.named_parameters()}
+    assert torch.equal(logits_of(AutoModel.from_pretrained(tmp_path)), logits_of(tiny_model))
+
+
+def test_given_state_dict_is_the_one_saved(tiny_model, tmp_path: Path) -> None:
+    """As Trainer does it when weights are gathered from several places."""
+    other = randomise_trainables(copy.deepcopy(tiny_model), seed=50)
+    tiny_model.save_pretrained(tmp_path, True, other.state_dict())
+    assert torch.equal(logits_of(AutoModel.from_pretrained(tmp_path)), logits_of(other))
+
+
+def test_no_code_is_written_by_other_ranks(tiny_model, tmp_path: Path) -> None:
+    tiny_model.save_pretrained(tmp_path, is_main_process=False)
+    assert not list(tmp_path.glob("*.py")) and not (tmp_path / "config.json").exists()
+
+
+def test_generation_config_survives(tiny_model, tiny_bases, tmp_path: Path) -> None:
+    assert (
+        tiny_model.generation_config.eos_token_id == GenerationConfig.from_pretrained(tiny_bases[1]).eos_token_id == 4
+    )
+    tiny_model.generation_config.max_new_tokens = 7
+    tiny_model.generation_config.repetition_penalty = 1.25
+    for weights in ("adapter", "full", "merged"):
+        tiny_model.save_pretrained(tmp_path / weights, weights=weights)
+        loaded = AutoModel.from_pretrained(tmp_path / weights).generation_config
+        assert (loaded.max_new_tokens, loaded.repetition_penalty, loaded.eos_token_id) == (7, 1.25, 4)
+    (tmp_path / "adapter" / "generation_config.json").unlink()
+    assert AutoModel.from_pretrained(tmp_path / "adapter").generation_config.repetition_penalty in (None, 1.0)
+
+
+@pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}], ids=str)
+@pytest.mark.parametrize("weights", ["adapter", "full"])
+def test_device_maps(tiny_model, tmp_path: Path, weights: str, device_map) -> None:
+    tiny_model.save_pretrained(tmp_path, weights=weights)
+    loaded = AutoModel.from_pretrained(tmp_path, device_map=device_map)
+    assert torch.equal(logits_of(loaded), logits_of(tiny_model))
+    assert {parameter.device.type for parameter in loaded.parameters()} == {"cpu"}
+
+
+def test_composing_takes_a_device_map(tiny_bases) -> None:
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, device_map="auto")
+    assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+    assert {"LlamaDecoderLayer", "WhisperEncoderLayer"} <= set(model._no_split_modules)
+
+
+@pytest.mark.parametrize("weights", ["adapter", "full"])
+def test_attention_implementation_is_chosen_at_loading(tiny_model, tmp_path: Path, weights: str) -> None:
+    tiny_model.save_pretrained(tmp_path, weights=weights)
+    loaded = AutoModel.from_pretrained(tmp_path, attn_implementation="eager")
+    assert loaded.model.audio_tower.config._attn_implementation == "eager"
+    batch = collate(loaded.config, mixed_rows(loaded.config))
+    real = batch["attention_mask"].bool()
+    torch.testing.assert_close(logits_of(loaded)[real], logits_of(tiny_model)[real], **TOLERANCE)
+
+
+def test_model_without_head_loads_from_any_format(tiny_model, tmp_path: Path) -> None:
+    batch = collate(tiny_model.config, mixed_rows(tiny_model.config))
+    for weights in ("adapter", "full"):
+        tiny_model.save_pretrained(tmp_path / weights, weights=weights)
+        body = AudioLlmModel.from_pretrained(tmp_path / weights)
+        with torch.no_grad():
+            expected = tiny_model.model(**batch).last_hidden_state
+            assert torch.equal(body(**batch).last_hidden_state, expected)
+
+
+def test_loading_info_and_overrides(tiny_model, tmp_path: Path) -> None:
+    tiny_model.save_pretrained(tmp_path)
+    loaded, info = AudioLlmForConditionalGeneration.from_pretrained(tmp_path, lora_alpha=64, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert loaded.config.lora_alpha == 64
+    texts, audio = list(MIXED_TEXT_ROWS), 0
+    assert torch.equal(logits_of(loaded)[texts], logits_of(tiny_model)[texts])
+    assert not torch.allclose(logits_of(loaded)[audio], logits_of(tiny_model)[audio])
+
+
+# ---- bad checkpoints: each error names the thing -------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """An adapter checkpoint beside its own two bases, for tests that spoil one of them."""
+    bases = save_audio_base(tmp_path / "audio"), save_text_base(tmp_path / "text")
+    composed(bases).save_pretrained(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+def spoil(checkpoint: Path, change) -> None:
+    """Rewrites the adapter's weights through `change`, a function of their dict."""
+    state = load_file(checkpoint / "model.safetensors")
+    save_file(change(state), checkpoint / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("role", ["audio", "text"])
+def test_wrong_base(checkpoint: Path, role: str, caplog) -> None:
+    expected = logits_of(AutoModel.from_pretrained(checkpoint))
+    save = save_audio_base if role == "audio" else save_text_base
+    kept = checkpoint.parent / role
+    kept.rename(checkpoint.parent / "elsewhere")
+    save(checkpoint.parent / role, seed=77)
+    with pytest.raises(ValueError, match=rf"The {role} base .*{role}' is not the one this checkpoint was trained on"):
+        AutoModel.from_pretrained(checkpoint)
+    loaded = AutoModel.from_pretrained(checkpoint, ignore_base_mismatch=True)
+    assert "is not the one this checkpoint was trained on" in caplog.text
+    assert not torch.allclose(logits_of(loaded), expected)
+    elsewhere = {f"{role}_model_id": str(checkpoint.parent / "elsewhere")}
+    assert torch.equal(logits_of(AutoModel.from_pretrained(checkpoint, **elsewhere)), expected)
+
+
+@pytest.mark.parametrize("role", ["audio", "text"])
+def test_base_gone(checkpoint: Path, role: str) -> None:
+    shutil.rmtree(checkpoint.parent / role)
+    with pytest.raises(FileNotFoundError, match=rf"The {role} base .*{role}' is not a folder.*Pass {role}_model_id="):
+        AutoModel.from_pretrained(checkpoint)
+
+
+def test_base_in_another_precision_is_the_same_base(checkpoint: Path) -> None:
+    text = AutoConfig.from_pretrained(checkpoint.parent / "text")
+    shutil.rmtree(checkpoint.parent / "text")
+    save_text_base(checkpoint.parent / "text", text, dtype=torch.bfloat16)
+    assert AutoModel.from_pretrained(checkpoint).config.lora_rank == 4
+
+
+SPOILED = {
+    "lora missing": (
+        lambda s: {k: v for k, v in s.items() if "layers.1.mlp.up_proj.lora_B" not in k},
+        "1 missing keys.*up_proj.lora_B",
+    ),
+    "projector missing": (
+        lambda s: {k: v for k, v in s.items() if "projector" not in k},
+        "4 missing keys.*multi_modal_projector",
+    ),
+    "unexpected": (
+        lambda s: {**s, "model.multi_modal_projector.linear_3.weight": torch.zeros(2)},
+        "1 unexpected keys.*linear_3",
+    ),
+    "shape": (
+        lambda s: {**s, "model.audio_boundary_embeds": torch.zeros(2, 5)},
+        "1 mismatched keys.*audio_boundary_embeds",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILED)
+def test_spoiled_adapters(checkpoint: Path, kind: str) -> None:
+    change, words = SPOILED[kind]
+    spoil(checkpoint, change)
+    with pytest.raises(ValueError, match=words) as raised:
+        AutoModel.from_pretrained(checkpoint)
+    assert str(checkpoint) in str(raised.value)
+
+
+def test_full_checkpoint_that_lacks_weights(tiny_model, tmp_path: Path) -> None:
+    tiny_model.save_pretrained(tmp_path, weights="full")
+    spoil(tmp_path, lambda s: {k: v for k, v in s.items() if "projector.linear_1" not in k})
+    with pytest.raises(ValueError, match=r"1 missing keys.*linear_1"):
+        AutoModel.from_pretrained(tmp_path)
+
+
+def test_no_checkpoint_at_all(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        AudioLlmForConditionalGeneration.from_pretrained(tmp_path)
+
+
+def test_unknown_weight_formats_and_models_without_bases(tiny_model, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="weights is 'half'; expected 'adapter', 'full' or 'merged'"):
+        tiny_model.save_pretrained(tmp_path / "half", weights="half")
+    assert not (tmp_path / "half").exists()
+    config = AudioLlmConfig.from_dict({**tiny_model.config.to_dict(), "audio_model_id": None, "weight_format": None})
+    model = AudioLlmForConditionalGeneration(config).eval()
+    with pytest.raises(ValueError, match=r"not composed from bases with ids\. Save it with weights='full'"):
+        model.save_pretrained(tmp_path, weights="adapter")
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits_of(AutoModel.from_pretrained(tmp_path)), logits_of(model))

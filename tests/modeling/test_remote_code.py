@@ -1,0 +1,233 @@
+"""A checkpoint carries its code: it loads where AudioLLM is not installed, and is saved from there again.
+
+The clients are processes of their own, in which `audiollm` cannot be imported.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from batches import collate, mixed_rows
+from loopback_hub import LoopbackHub
+from transformers import AutoModel, AutoProcessor
+
+CLIENT_TIMEOUT_SECONDS = 300
+FORMATS = ("adapter", "full", "merged")
+
+#: None in `sys.modules` makes an import fail like a package that is not there; the finder is that of `pip install -e`.
+WITHOUT_AUDIOLLM = """
+import sys
+sys.modules["audiollm"] = None
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
+"""
+
+
+def play(script: str, *arguments: object, cwd: Path, **environment: str) -> str:
+    """Runs a client script and returns the last line it prints."""
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    variables = {**os.environ, "HF_HOME": str(cwd / "hf"), "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run(
+        command, env=variables, cwd=cwd, capture_output=True, text=True, timeout=CLIENT_TIMEOUT_SECONDS
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+@torch.no_grad()
+def outputs_of(model, batch) -> dict[str, torch.Tensor]:
+    generated = model.generate(**batch, max_new_tokens=5, do_sample=False, num_beams=2)
+    return {"logits": model(**batch).logits, "generated": generated}
+
+
+LOAD_AND_SAVE = (
+    WITHOUT_AUDIOLLM
+    + """
+from pathlib import Path
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForMultimodalLM, AutoProcessor
+
+folder = Path(sys.argv[1])
+batch, speech, expected = torch.load(folder / "expected.pt")
+
+def assert_as_expected(model, weights):
+    assert type(model).__module__.startswith("transformers_modules."), type(model)
+    with torch.no_grad():
+        assert torch.equal(model(**batch).logits, expected[weights]["logits"]), weights
+        generated = model.generate(**batch, max_new_tokens=5, do_sample=False, num_beams=2)
+        assert torch.equal(generated, expected[weights]["generated"]), weights
+
+for weights in expected:
+    checkpoint = folder / weights
+    try:
+        AutoModel.from_pretrained(checkpoint, trust_remote_code=False)
+    except ValueError as error:
+        assert "trust_remote_code" in str(error), error
+    else:
+        raise AssertionError("loaded code that is not trusted")
+    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=True)
+    assert config.model_type == "audiollm" and config.weight_format == weights
+    model = AutoModel.from_pretrained(checkpoint, trust_remote_code=True)
+    assert_as_expected(model, weights)
+    again = folder / "again" / weights
+    model.save_pretrained(again)
+    assert_as_expected(AutoModelForMultimodalLM.from_pretrained(again, trust_remote_code=True), weights)
+    processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
+    inputs = processor(text="Say <audio> now", audio=speech)
+    assert torch.equal(inputs["input_ids"], expected[weights]["processed"])
+    processor.save_pretrained(again)
+    AutoProcessor.from_pretrained(again, trust_remote_code=True)
+assert not [name for name, module in sys.modules.items() if name.split(".")[0] == "audiollm" and module]
+print("done")
+"""
+)
+
+
+def test_checkpoints_load_and_save_without_the_package(tiny_model, tiny_processor, tmp_path: Path) -> None:
+    batch = dict(collate(tiny_model.config, mixed_rows(tiny_model.config)))
+    speech = torch.randn(8000).numpy()
+    processed = tiny_processor(text="Say <audio> now", audio=speech)["input_ids"]
+    expected = {}
+    for weights in FORMATS:
+        tiny_model.save_pretrained(tmp_path / weights, weights=weights)
+        tiny_processor.save_pretrained(tmp_path / weights)
+        model = tiny_model.merge_adapters() if weights == "merged" else tiny_model
+        expected[weights] = {**outputs_of(model, batch), "processed": processed}
+    # As plain data: the client knows nothing of this process's classes.
+    torch.save((batch, torch.from_numpy(speech), expected), tmp_path / "expected.pt")
+    assert play(LOAD_AND_SAVE, tmp_path, cwd=tmp_path, HF_HUB_OFFLINE="1") == "done"
+    for weights in FORMATS:
+        again = tmp_path / "again" / weights
+        for name, value in outputs_of(AutoModel.from_pretrained(again), batch).items():
+            assert torch.equal(value, expected[weights][name]), (weights, name)
+        assert torch.equal(
+            AutoProcessor.from_pretrained(again)(text="Say <audio> now", audio=speech)["input_ids"], processed
+        )
+        first, second = ({path.name for path in folder.glob("*.py")} for folder in (tmp_path / weights, again))
+        assert first == second
+        for name in first:
+            assert (tmp_path / weights / name).read_text() == (again / name).read_text()
+        maps = [json.loads((folder / "config.json").read_text())["auto_map"] for folder in (tmp_path / weights, again)]
+        assert maps[0] == maps[1]
+
+
+def test_code_files_are_flat_and_import_no_package(tiny_model, tmp_path: Path) -> None:
+    tiny_model.save_pretrained(tmp_path)
+    code = {path.name: path.read_text() for path in tmp_path.glob("*.py")}
+    assert "modeling_audiollm.py" in code and "configuration_audiollm.py" in code
+    for name, text in code.items():
+        lines = [line.strip() for line in text.splitlines() if line.strip().startswith(("import ", "from "))]
+        assert not [line for line in lines if line.split()[1].split(".")[0] == "audiollm"], name
+        siblings = [line.split()[1] for line in lines if line.startswith("from .")]
+        assert all(f"{sibling[1:]}.py" in code for sibling in siblings), name
+
+
+WITHOUT_PEFT = (
+    WITHOUT_AUDIOLLM
+    + """
+sys.modules["peft"] = None
+from transformers import AutoModel
+try:
+    AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
+except ImportError as error:
+    print(str(error).replace(chr(10), " "))
+"""
+)
+
+
+def test_missing_peft_is_named(tiny_model, tmp_path: Path) -> None:
+    tiny_model.save_pretrained(tmp_path / "checkpoint")
+    message = play(WITHOUT_PEFT, tmp_path / "checkpoint", cwd=tmp_path, HF_HUB_OFFLINE="1")
+    assert "peft" in message and "pip install peft" in message
+
+
+# ---- through the Hub's own client ----------------------------------------------------------------------------------
+
+PUSH = """
+import json, sys
+from pathlib import Path
+from huggingface_hub import HfApi
+from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
+
+folder = Path(sys.argv[1])
+api, shas = HfApi(), {}
+for weights in ("adapter", "full", "merged"):
+    model = AudioLlmForConditionalGeneration.from_pretrained(folder / weights)
+    processor = AudioLlmProcessor.from_pretrained(folder / weights)
+    repo_id = f"loopback-user/{weights}"
+    if weights == "full":
+        model.save_pretrained(folder / "local", weights="full", push_to_hub=True, repo_id=repo_id, commit_message="Ears")
+        # What lay in the folder before is not uploaded.
+        assert "older.txt" not in api.list_repo_files(repo_id)
+        assert api.list_repo_commits(repo_id)[0].title == "Ears"
+    else:
+        model.push_to_hub(weights)
+    processor.push_to_hub(weights)
+    shas[weights] = api.model_info(repo_id).sha
+    model.model.audio_boundary_embeds.data.zero_()
+    model.push_to_hub(weights)  # a later commit, of another model
+print(json.dumps(shas))
+"""
+
+PULL = """
+import json, sys
+from pathlib import Path
+import torch
+from transformers import AutoModel, AutoProcessor
+
+trust = "audiollm" in sys.modules
+if not trust:
+    import audiollm
+folder, shas = Path(sys.argv[1]), json.loads(sys.argv[2])
+batch, speech, expected = torch.load(folder / "expected.pt")
+for weights, sha in shas.items():
+    repo_id = f"loopback-user/{weights}"
+    model = AutoModel.from_pretrained(repo_id, revision=sha, trust_remote_code=trust)
+    assert type(model).__module__.startswith("transformers_modules." if trust else "audiollm"), type(model)
+    with torch.no_grad():
+        assert torch.equal(model(**batch).logits, expected[weights]["logits"]), weights
+        latest = AutoModel.from_pretrained(repo_id, trust_remote_code=trust)
+        assert not torch.allclose(latest(**batch).logits, expected[weights]["logits"]), weights
+    processor = AutoProcessor.from_pretrained(repo_id, revision=sha, trust_remote_code=trust)
+    assert torch.equal(processor(text="Say <audio> now", audio=speech)["input_ids"], expected[weights]["processed"])
+print("done")
+"""
+
+
+@pytest.fixture
+def published(tiny_model, tiny_processor, tmp_path: Path):
+    """The loopback Hub with the three formats on it, the commits, and the files the clients compare with."""
+    batch = dict(collate(tiny_model.config, mixed_rows(tiny_model.config)))
+    speech = torch.randn(8000).numpy()
+    processed = tiny_processor(text="Say <audio> now", audio=speech)["input_ids"]
+    expected = {}
+    for weights in FORMATS:
+        tiny_model.save_pretrained(tmp_path / weights, weights=weights)
+        tiny_processor.save_pretrained(tmp_path / weights)
+        model = tiny_model.merge_adapters() if weights == "merged" else tiny_model
+        expected[weights] = {**outputs_of(model, batch), "processed": processed}
+    torch.save((batch, torch.from_numpy(speech), expected), tmp_path / "expected.pt")
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local" / "older.txt").write_text("from another run")
+    with LoopbackHub(tmp_path / "hub") as hub:
+        shas = json.loads(play(PUSH, tmp_path, cwd=tmp_path, **hub.environment(tmp_path / "home")))
+        yield hub, shas, tmp_path
+
+
+def test_published_checkpoints_load_by_revision(published) -> None:
+    hub, shas, folder = published
+    for weights, sha in shas.items():
+        files = hub.files(f"loopback-user/{weights}", sha)
+        assert {
+            "config.json",
+            "model.safetensors",
+            "modeling_audiollm.py",
+            "configuration_audiollm.py",
+        } <= files.keys()
+        assert {"processing_audiollm.py", "tokenizer.json", "processor_config.json"} <= files.keys()
+    for prelude in ("import sys", WITHOUT_AUDIOLLM):
+        home = folder / f"home-{len(prelude)}"
+        assert play(prelude + PULL, folder, json.dumps(shas), cwd=folder, **hub.environment(home)) == "done"
