@@ -7,11 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import Linear as LoraLinear
-from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+try:
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.lora import Linear as LoraLinear
+    from peft.tuners.lora import LoraLayer
+except ImportError as error:
+    # transformers looks for missing packages in a checkpoint's main file only.
+    raise ImportError(
+        f"AudioLLM's adapters need peft, which cannot be imported ({error}): `pip install peft`."
+    ) from error
 
 ROUTE_KEYWORD = "lora_route"
 
