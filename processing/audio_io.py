@@ -35,6 +35,11 @@ CHUNKED_FORMATS: dict[bytes, tuple[Literal["little", "big"], bytes]] = {
 CHUNKED_HEADER_BYTES, CHUNK_HEADER_BYTES = 12, 8
 #: Sizes from here on are placeholders of programs that wrote to a pipe and could not know the length.
 STREAMED_CHUNK_BYTES = 0x7FFF_0000
+#: What an MP3 that says how long it is has near the start of its first frame, after an ID3 tag.
+MP3_LENGTH_TAGS, MP3_TAG_REACH_BYTES = (b"Xing", b"Info"), 64
+ID3_MAGIC, ID3_HEADER_BYTES, ID3_SIZE_BYTES = b"ID3", 10, slice(6, 10)
+#: What libsndfile gives as the length of a FLAC stream that does not say its own.
+UNKNOWN_FRAMES = 2**63 - 1
 OGG_PAGE_MAGIC = b"OggS"
 OGG_FLAGS_OFFSET, OGG_NUM_SEGMENTS_OFFSET, OGG_SEGMENTS_OFFSET = 5, 26, 27
 OGG_END_OF_STREAM = 4
@@ -134,8 +139,8 @@ def _decode(data: bytes, name: str) -> tuple[np.ndarray, int]:
 
     A file that lacks its end is refused where its format can tell: wav and aiff by the size of their data, FLAC by its
     last frame, Ogg by its last page, MP3 by a Xing header, MP4 and WebM by their duration. It cannot be told of an MP3
-    or AAC stream without such a header that was cut between two frames, of a wav that was written to a pipe, or where
-    less than `CUT_OFF_TOLERANCE_S` is missing from a WebM.
+    or AAC stream without such a header that was cut between two frames, of a wav or FLAC that was written to a pipe, or
+    where less than `CUT_OFF_TOLERANCE_S` is missing from a WebM.
     """
     if not data:
         raise AudioError(f"{name}: the file is empty (0 bytes).")
@@ -144,14 +149,17 @@ def _decode(data: bytes, name: str) -> tuple[np.ndarray, int]:
     except soundfile.LibsndfileError as error:
         return _decode_container(data, name, error.error_string)
     with file:
+        if file.frames == UNKNOWN_FRAMES:
+            return _decode_container(data, name, "It is a FLAC stream that does not say its length.", formats="flac")
         try:
             waveform = file.read(dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             raise AudioError(f"{name}: corrupt or cut off ({error.error_string})") from error
         except (MemoryError, ValueError) as error:  # of a damaged header
             raise AudioError(f"{name}: claims {file.frames} samples, which memory cannot hold.") from error
-        rate, declared = file.samplerate, file.frames
-    if len(waveform) < declared or _lacks_samples(data) or _lacks_last_ogg_page(data):
+        lacks_samples = len(waveform) < file.frames and (file.format != "MP3" or _mp3_says_its_length(data))
+        rate = file.samplerate
+    if lacks_samples or _lacks_last_chunk(data) or _lacks_last_ogg_page(data):
         raise _cut_off(name, len(waveform) / rate)
     return waveform.mean(axis=1), rate
 
@@ -163,7 +171,17 @@ def _cut_off(name: str, seconds: float) -> AudioError:
     )
 
 
-def _lacks_samples(data: bytes) -> bool:
+def _mp3_says_its_length(data: bytes) -> bool:
+    """Whether an MP3 has a header with its length, rather than one that libsndfile guesses from its size."""
+    start = 0
+    if data.startswith(ID3_MAGIC):
+        for byte in data[ID3_SIZE_BYTES]:
+            start = start << 7 | byte & 0x7F  # seven bits of each
+        start += ID3_HEADER_BYTES
+    return any(tag in data[start : start + MP3_TAG_REACH_BYTES] for tag in MP3_LENGTH_TAGS)
+
+
+def _lacks_last_chunk(data: bytes) -> bool:
     """Whether a wav or aiff file ends before its chunk of samples does."""
     if data[:4] not in CHUNKED_FORMATS:
         return False
@@ -190,7 +208,7 @@ def _lacks_last_ogg_page(data: bytes) -> bool:
     return len(page) < page_size or not page[OGG_FLAGS_OFFSET] & OGG_END_OF_STREAM
 
 
-def _decode_container(data: bytes, name: str, reason: str) -> tuple[np.ndarray, int]:
+def _decode_container(data: bytes, name: str, reason: str, formats: str = CONTAINER_FORMATS) -> tuple[np.ndarray, int]:
     """Formats that libsndfile does not read (m4a, mp4, webm, …), through PyAV where it is installed."""
     try:
         import av
@@ -200,7 +218,7 @@ def _decode_container(data: bytes, name: str, reason: str) -> tuple[np.ndarray, 
             "pip install 'audiollm[containers]'."
         ) from error
     try:
-        with av.open(io.BytesIO(data), options={"format_whitelist": CONTAINER_FORMATS}) as container:
+        with av.open(io.BytesIO(data), options={"format_whitelist": formats}) as container:
             if not container.streams.audio:
                 raise AudioError(f"{name}: the file holds no audio stream.")
             # Blocks of their own rate or layout, of a damaged file, are refused by the resampler.
@@ -208,7 +226,7 @@ def _decode_container(data: bytes, name: str, reason: str) -> tuple[np.ndarray, 
             declared_s = _declared_seconds(container)
     except AudioError:
         raise
-    except (av.FFmpegError, ValueError, OverflowError) as error:
+    except (av.FFmpegError, ValueError, OverflowError, IndexError) as error:  # PyAV's own on damaged files
         raise AudioError(
             f"{name}: corrupt, or not audio: neither libsndfile ({reason}) nor PyAV ({error}) reads it."
         ) from error

@@ -23,6 +23,8 @@ CONTAINER_FORMATS = {
     "mp4": ("mp4", "aac", 44_100, {"movflags": "faststart"}),
     "webm": ("webm", "libopus", 48_000, {}),
     "aac": ("adts", "aac", 44_100, {}),
+    "mka": ("matroska", "aac", 44_100, {}),
+    "ts": ("mpegts", "aac", 44_100, {}),
 }
 
 
@@ -40,9 +42,22 @@ def encode(ending: str, waveform: np.ndarray, rate: int = RATE_HZ) -> bytes:
     return buffer.getvalue()
 
 
+#: Files that libsndfile reads, as FFmpeg writes them: with an ID3 tag, without a length, to a pipe.
+FFMPEG_FORMATS = {
+    "tagged.mp3": ("mp3", "libmp3lame", 44_100, {}),
+    "no length.mp3": ("mp3", "libmp3lame", 44_100, {"write_xing": "0"}),
+    "low rate.mp3": ("mp3", "libmp3lame", 22_050, {}),
+    "ffmpeg.flac": ("flac", "flac", 44_100, {}),
+    "ffmpeg.opus": ("ogg", "libopus", 48_000, {}),
+    "ffmpeg.wav": ("wav", "pcm_s24le", 48_000, {}),
+    "mu-law.wav": ("wav", "pcm_mulaw", 16_000, {}),
+}
+
+
 def write_container(path: Path, waveform: np.ndarray, rate: int = RATE_HZ) -> Path:
-    """Writes `(samples,)` to a file that libsndfile does not read, by the ending of `path`."""
-    container_format, codec, coded_rate, options = CONTAINER_FORMATS[path.suffix[1:]]
+    """Writes `(samples,)` through FFmpeg, by the ending of `path` or its whole name."""
+    kind = FFMPEG_FORMATS.get(path.name) or CONTAINER_FORMATS[path.suffix[1:]]
+    container_format, codec, coded_rate, options = kind
     with av.open(str(path), "w", format=container_format, options=options) as container:
         stream = container.add_stream(codec, rate=coded_rate)
         stream.layout = "mono"
