@@ -52,9 +52,19 @@ class AudioTower(WhisperEncoder):
             hold no meaning.
 
         Raises:
-            ValueError: a window is longer than 30 s, has no frame, or has another number of mel bins.
+            ValueError: a window is longer than 30 s, has no frame, or has another number of mel bins; or the mask is of
+                another shape.
         """
-        _, mel_bins, mel_frames = input_features.shape
+        if input_features.ndim != 3:
+            raise ValueError(
+                f"input_features is of shape {tuple(input_features.shape)}; expected (windows, mel_bins, mel_frames)."
+            )
+        windows, mel_bins, mel_frames = input_features.shape
+        if attention_mask is not None and attention_mask.shape != (windows, mel_frames):
+            raise ValueError(
+                f"input_features_mask is of shape {tuple(attention_mask.shape)}; expected {(windows, mel_frames)}, one "
+                "entry per window and log-mel frame of input_features."
+            )
         if mel_bins != self.num_mel_bins:
             raise ValueError(
                 f"input_features has {mel_bins} mel bins but this Whisper encoder takes {self.num_mel_bins}. Use the "

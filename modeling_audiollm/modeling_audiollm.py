@@ -55,6 +55,8 @@ class AudioLlmCausalLMOutputWithPast(CausalLMOutputWithPast):
 class AudioLlmModel(AudioLlmPreTrainedModel):
     """Encoder, projector and language model without the head."""
 
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
+
     def __init__(self, config: AudioLlmConfig):
         super().__init__(config)
         self.audio_tower = AudioTower(config.audio_config)
@@ -73,6 +75,13 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         if not any(parameter.requires_grad for parameter in self.audio_tower.parameters()):
             self.audio_tower.eval()
         return self
+
+    def save_pretrained(self, *args, **kwargs) -> None:
+        """Not of the body alone: a checkpoint is always that of the whole model, which this class loads as well."""
+        raise NotImplementedError(
+            "AudioLlmModel has no head to save. Save the whole AudioLlmForConditionalGeneration; AudioLlmModel's "
+            "from_pretrained reads its checkpoints."
+        )
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -93,12 +102,13 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         Returns:
             Frames `(windows, max_frames, d_model)` and how many of them are real, `(windows,)`.
         """
-        if input_features_mask is None:
-            shape = (input_features.shape[0], input_features.shape[2])
-            input_features_mask = torch.ones(shape, dtype=torch.long, device=input_features.device)
         trains = any(parameter.requires_grad for parameter in self.audio_tower.parameters())
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
             frames = self.audio_tower(input_features, attention_mask=input_features_mask).last_hidden_state
+        if input_features_mask is None:
+            input_features_mask = input_features.new_ones(
+                len(input_features), input_features.shape[2], dtype=torch.long
+            )
         return frames, encoder_frame_counts(input_features_mask.sum(dim=1))
 
     @can_return_tuple

@@ -4,6 +4,7 @@ import pytest
 import torch
 from audiollm import AudioLlmForConditionalGeneration
 from batches import MIXED_TEXT_ROWS, Row, collate, make_row, mixed_rows
+from tiny_models import randomised
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
 GENERATION = {"max_new_tokens": 10, "min_new_tokens": 10, "do_sample": False}
@@ -218,3 +219,21 @@ def test_audio_ids_in_any_order_past_the_vocabulary(tiny_bases) -> None:
     model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, **ids)
     tokens = new_tokens(model, mixed_rows(model.config), repetition_penalty=1.3)
     assert all(token < model.config.vocab_size for row in tokens for token in row)
+
+
+@torch.no_grad()
+def test_real_pair(real_model) -> None:
+    config = real_model.config
+    rows = [
+        make_row(config, 4, (150,), 3, seed=1),
+        make_row(config, 6, seed=2),
+        make_row(config, 2, (700, 61), 3, seed=3),
+    ]
+    with randomised(real_model, std=0.02):
+        batch = collate(config, rows)
+        logits = real_model(**batch).logits
+        for index, row in enumerate(rows):
+            alone = real_model(**collate(config, [row])).logits[0]
+            torch.testing.assert_close(logits[index, -len(row.ids) :], alone, atol=1e-3, rtol=1e-3)
+        together = new_tokens(real_model, rows, max_new_tokens=5, min_new_tokens=5)
+        assert together == [new_tokens(real_model, [row], max_new_tokens=5, min_new_tokens=5)[0] for row in rows]

@@ -171,6 +171,25 @@ def test_batch_without_audio_reaches_every_trained_weight(tiny_model) -> None:
     assert not any(bool(gradient.any()) for gradient in found.values())
 
 
+@pytest.fixture
+def process_group():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_data_parallel_training_has_no_unused_weights(tiny_bases, process_group) -> None:
+    """DistributedDataParallel raises in the second step when the first one left a weight out."""
+    adapters = {"speech": {"rank": 2}, "sound": {"rank": 2}}
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_adapters=adapters).train()
+    parallel = torch.nn.parallel.DistributedDataParallel(model)
+    texts = labelled(model.config, [make_row(model.config, 9), make_row(model.config, 5)])
+    mixed = labelled(model.config, mixed_rows(model.config))
+    for batch in (texts, mixed, texts):
+        parallel(**batch).loss.backward()
+    assert set(gradients(model)) == set(model.trainable_names())
+
+
 def test_audio_ids_in_the_labels_are_named(tiny_model) -> None:
     batch = labelled(tiny_model.config, mixed_rows(tiny_model.config))
     batch["labels"] = batch["input_ids"].clone()
