@@ -81,7 +81,8 @@ def voxtral_side(dtype: torch.dtype):
     )
 
     from audiollm import AudioLlmProcessor
-    from audiollm.checkpoints import load_audio_base, load_text_base, resolve_base
+    from audiollm.base_models import resolve_base
+    from audiollm.checkpoints import load_audio_base, load_text_base
 
     audio_folder, text_folder = resolve_base(AUDIO_BASE, "audio"), resolve_base(TEXT_BASE, "text")
     whisper, llama = AutoConfig.from_pretrained(audio_folder), AutoConfig.from_pretrained(text_folder)

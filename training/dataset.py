@@ -2,16 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import datasets
 import torch
-from tqdm.auto import tqdm
-
 from audiollm.corpora.examples import Example
 from audiollm.processing import AudioLlmProcessor
-from audiollm.processing.conversations import IGNORED_LABEL, flatten_conversation, render_segments
+from audiollm.processing.conversations import AUDIO_PLACEHOLDER, IGNORED_LABEL, ConversationError
+from tqdm.auto import tqdm
 
+from .augment import FeatureAugmentation
 from .feature_cache import FeatureCache
 
 
@@ -26,17 +27,22 @@ def encode_messages(
     """
     Token ids and labels of a conversation whose recordings take `num_slots` audio tokens each.
 
+    Args:
+        processor: expands the placeholders and marks the labels.
+        messages: with string contents, in which `<audio>` stands for a recording.
+        num_slots: audio tokens of each recording, in reading order.
+
     Raises:
-        ConversationError: a message is malformed, or the template does not show an answer.
+        ConversationError: the template does not show an answer, or there is not one `<audio>` per recording.
     """
-    flat, _ = flatten_conversation(messages)
-
-    def render(part: list[dict[str, Any]], **options: Any) -> str:
-        return processor.tokenizer.apply_chat_template(
-            part, chat_template=processor.chat_template, tokenize=False, **options
+    segments = processor.conversation_segments(messages)
+    found = sum(segment.text.count(AUDIO_PLACEHOLDER) for segment in segments)
+    if found != len(num_slots):
+        raise ConversationError(
+            f"There are {len(num_slots)} recordings, but the rendered conversation has {found} {AUDIO_PLACEHOLDER}. A "
+            "response cannot hold one."
         )
-
-    return processor.encode_segments(render_segments(flat, render), num_slots)
+    return processor.encode_segments(segments, num_slots)
 
 
 def build_dataset(
@@ -59,6 +65,7 @@ def build_dataset(
 
     Raises:
         AudioError: a recording cannot be used.
+        ConversationError: an example cannot be shown as a conversation; it is named.
     """
     paths = list(dict.fromkeys(path for example in examples for path in example.audio_paths))
     audio: dict[str, tuple[str, int]] = {}
@@ -73,7 +80,10 @@ def build_dataset(
     rows: dict[str, list[Any]] = {"input_ids": [], "labels": [], "length": [], "audio": []}
     for example in examples:
         slots = [audio[path][1] for path in example.audio_paths]
-        input_ids, labels = encode_messages(processor, example_messages(example), slots)
+        try:
+            input_ids, labels = encode_messages(processor, example_messages(example), slots)
+        except ValueError as error:
+            raise ConversationError(f"Example {example.index}: {error}") from error
         rows["input_ids"].append(input_ids)
         rows["labels"].append(labels)
         rows["length"].append(len(input_ids))
@@ -109,39 +119,134 @@ class AudioLlmCollator:
             `(windows, max_frames, d_model)` with `encoded_audio_lengths` `(windows,)`, or `input_features` and
             `input_features_mask`.
         """
-        longest = max(len(row["input_ids"]) for row in rows)
-        length = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        pad_id = self.processor.tokenizer.pad_token_id
-        input_ids = torch.full((len(rows), length), pad_id)
-        labels = torch.full((len(rows), length), IGNORED_LABEL)
-        attention_mask = torch.zeros(len(rows), length, dtype=torch.long)
-        for index, row in enumerate(rows):
-            end = len(row["input_ids"])
-            input_ids[index, :end] = torch.tensor(row["input_ids"])
-            labels[index, :end] = torch.tensor(row["labels"])
-            attention_mask[index, :end] = 1
-        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        batch = pad_rows(
+            [row["input_ids"] for row in rows],
+            [row["labels"] for row in rows],
+            self.processor.tokenizer.pad_token_id,
+            self.pad_to_multiple_of,
+        )
         recordings = [recording for row in rows for recording in row["audio"]]
         if not recordings:
             return batch
-        if self.cache is None:
-            waveforms = [self.processor.load_audio(recording) for recording in recordings]
-            return {**batch, **self.processor.batch_features(waveforms)}
-        return {**batch, **load_encoded_audio(self.cache, recordings)}
+        if self.cache is not None:
+            return {**batch, **load_encoded_audio(self.cache, recordings)}
+        return {**batch, **self.processor.batch_features([self.processor.load_audio(path) for path in recordings])}
 
 
-def load_encoded_audio(cache: FeatureCache, keys: Sequence[str]) -> dict[str, torch.Tensor]:
+@dataclass(frozen=True)
+class BatchAugmentation:
     """
-    Encoder frames of several recordings from the cache, as the model takes them.
+    Varies the encoder output of a batch that [`AudioLlmCollator`] made with a cache.
+
+    Where a change of tempo gives a recording more or fewer audio tokens, the row's slots follow. Draws come from
+    torch's global generator. That is why this is not the collator's work: batches are made ahead of their step, so
+    that a run that resumes could not draw for its first batch what the run that was cut off drew.
+
+    Attributes:
+        features: what is done to each window.
+        slot_id: the id of an audio slot.
+        stack_factor: encoder frames per slot.
+        pad_id, pad_to_multiple_of: as in the collator.
+    """
+
+    features: FeatureAugmentation
+    slot_id: int
+    stack_factor: int
+    pad_id: int
+    pad_to_multiple_of: int = 1
+
+    def __call__(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A varied copy of a batch; one without `encoded_audio` comes back as it is."""
+        if batch.get("encoded_audio") is None:
+            return batch
+        lengths = batch["encoded_audio_lengths"].tolist()
+        windows = iter([window[:length] for window, length in zip(batch["encoded_audio"], lengths)])
+        ids, labels, varied = [], [], []
+        for row, row_labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"].bool()):
+            row_ids = row[mask].tolist()
+            new_runs = []
+            for slots in slot_runs(row_ids, self.slot_id):
+                recording = []
+                while slots > 0:
+                    recording.append(next(windows))
+                    slots -= self._slots(recording[-1])
+                # Only a recording of one window may change its length: others would no longer fit theirs.
+                recording = [self.features(window, len(recording) == 1) for window in recording]
+                new_runs.append(sum(map(self._slots, recording)))
+                varied.extend(recording)
+            new_ids, new_labels = resize_slots(row_ids, row_labels[mask].tolist(), self.slot_id, new_runs)
+            ids.append(new_ids)
+            labels.append(new_labels)
+        padded = {**pad_rows(ids, labels, self.pad_id, self.pad_to_multiple_of), **pad_windows(varied)}
+        device = batch["input_ids"].device
+        return {**batch, **{name: tensor.to(device) for name, tensor in padded.items()}}
+
+    def _slots(self, window: torch.Tensor) -> int:
+        return -(-len(window) // self.stack_factor)
+
+
+def pad_rows(
+    input_ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], pad_id: int, multiple_of: int = 1
+) -> dict[str, torch.Tensor]:
+    """`input_ids`, `attention_mask` and `labels` `(batch, length)` of rows of ids, padded on the right."""
+    length = -(-max(map(len, input_ids)) // multiple_of) * multiple_of
+    batch = {
+        "input_ids": torch.full((len(input_ids), length), pad_id),
+        "attention_mask": torch.zeros(len(input_ids), length, dtype=torch.long),
+        "labels": torch.full((len(input_ids), length), IGNORED_LABEL),
+    }
+    for index, (row, row_labels) in enumerate(zip(input_ids, labels)):
+        batch["input_ids"][index, : len(row)] = torch.tensor(row)
+        batch["attention_mask"][index, : len(row)] = 1
+        batch["labels"][index, : len(row)] = torch.tensor(row_labels)
+    return batch
+
+
+def slot_runs(input_ids: Sequence[int], slot_id: int) -> list[int]:
+    """How many slots each recording of a row has, in reading order."""
+    return [len(list(run)) for token_id, run in groupby(input_ids) if token_id == slot_id]
+
+
+def resize_slots(
+    input_ids: Sequence[int], labels: Sequence[int], slot_id: int, num_slots: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """Token ids and labels with each run of audio slots, in reading order, made `num_slots[i]` long."""
+    counts = iter(num_slots)
+    new_ids: list[int] = []
+    new_labels: list[int] = []
+    previous = None
+    for token_id, label in zip(input_ids, labels):
+        if token_id != slot_id:
+            new_ids.append(token_id)
+            new_labels.append(label)
+        elif previous != slot_id:
+            count = next(counts)
+            new_ids.extend([slot_id] * count)
+            new_labels.extend([IGNORED_LABEL] * count)
+        previous = token_id
+    return new_ids, new_labels
+
+
+def cached_windows(cache: FeatureCache, key: str) -> list[torch.Tensor]:
+    """Encoder frames of one recording, a tensor `(frames, d_model)` per window."""
+    frames, lengths = cache.load(key)
+    return list(frames.split(lengths.tolist()))
+
+
+def pad_windows(windows: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """
+    Windows as the model takes them.
 
     Returns:
         `encoded_audio` `(windows, max_frames, d_model)`, zeros past a window's end, and `encoded_audio_lengths`
         `(windows,)`.
     """
-    windows, lengths = [], []
-    for key in keys:
-        frames, frames_per_window = cache.load(key)
-        windows.extend(frames.split(frames_per_window.tolist()))
-        lengths.append(frames_per_window)
-    encoded = torch.nn.utils.rnn.pad_sequence(windows, batch_first=True)
-    return {"encoded_audio": encoded, "encoded_audio_lengths": torch.cat(lengths)}
+    return {
+        "encoded_audio": torch.nn.utils.rnn.pad_sequence(list(windows), batch_first=True),
+        "encoded_audio_lengths": torch.tensor([len(window) for window in windows]),
+    }
+
+
+def load_encoded_audio(cache: FeatureCache, keys: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Encoder frames of several recordings from the cache, as [`pad_windows`] gives them."""
+    return pad_windows([window for key in keys for window in cached_windows(cache, key)])

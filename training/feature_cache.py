@@ -9,18 +9,18 @@ the encoder's fingerprint, and shared by epochs, runs and evaluation. For tiny.e
 import hashlib
 import json
 import os
-import tempfile
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from audiollm.base_models import audiollm_cache_dir
+from audiollm.checkpoints import fingerprint
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from tqdm.auto import tqdm
-
-from audiollm.checkpoints import audiollm_cache_dir, fingerprint
 
 #: Raised when what is computed, or how it is stored, changes.
 FORMAT_VERSION = 1
@@ -97,7 +97,7 @@ class FeatureCache:
         """Whether a key's features are there and readable."""
         try:
             with safe_open(self.path(key), framework="pt") as file:
-                return "frames" in file.keys()  # noqa: SIM118 - not a dict
+                return {"frames", "lengths"} <= set(file.keys())
         except (FileNotFoundError, SafetensorError):
             return False
 
@@ -143,14 +143,13 @@ class FeatureCache:
     def _store(self, key: str, frames: torch.Tensor, lengths: torch.Tensor) -> None:
         path = self.path(key)
         path.parent.mkdir(exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-        os.close(handle)
+        # Neither tempfile's nor safetensors' own: only their owner can read these, and a cache may be shared.
+        unfinished = path.with_name(f"{key}.{uuid.uuid4().hex}.part")
         try:
-            save_file({"frames": frames.contiguous(), "lengths": lengths}, temporary)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+            unfinished.write_bytes(save({"frames": frames.contiguous(), "lengths": lengths}))
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
     def size_bytes(self) -> int:
         """What this encoder's features take on disk."""

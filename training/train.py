@@ -4,6 +4,7 @@
     audiollm train --data_path data.json --audio_dir recordings --output_dir runs/mine
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,31 +12,50 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import HfArgumentParser, set_seed
-
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
-from audiollm.checkpoints import EMBEDDED_PREFIX, resolve_base
+from audiollm.base_models import EMBEDDED_PREFIX
 from audiollm.corpora.examples import read_examples
 from audiollm.embedded_bases import DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE, fetch
+from transformers import HfArgumentParser, set_seed
+from transformers.trainer_utils import IntervalStrategy
 
-from .dataset import AudioLlmCollator, build_dataset
+from .augment import FeatureAugmentation
+from .dataset import AudioLlmCollator, BatchAugmentation, build_dataset
 from .feature_cache import FeatureCache
 from .trainer import AudioLlmTrainer, AudioLlmTrainingArguments, last_complete_checkpoint
 
 CACHE_OFF = "off"
+#: Where the command differs from the configuration's own defaults: minutes of speech are soon known by heart.
+LORA_DROPOUT = 0.05
+#: Options that shape a new model; a checkpoint has its own.
+CONFIG_FIELDS = (
+    "stack_factor",
+    "projector_type",
+    "projector_hidden_size",
+    "lora_rank",
+    "lora_alpha",
+    "lora_dropout",
+)
+BASE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass
 class ModelArguments:
     """Which models to join, and what to put between them."""
 
-    llama_path: str = field(
-        default=DEFAULT_TEXT_BASE,
-        metadata={"help": "Language model: a Hub id, a folder, or one of the embedded bases."},
+    llama_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Language model: a Hub id, a folder, or one of the embedded bases; "
+            f"{DEFAULT_TEXT_BASE} when not given. With --model_path: where the checkpoint's own lies now."
+        },
     )
-    whisper_path: str = field(
-        default=DEFAULT_AUDIO_BASE,
-        metadata={"help": "Whisper checkpoint: a Hub id, a folder, or one of the embedded bases."},
+    whisper_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Whisper checkpoint: a Hub id, a folder, or one of the embedded bases; "
+            f"{DEFAULT_AUDIO_BASE} when not given. With --model_path: where the checkpoint's own lies now."
+        },
     )
     model_path: str | None = field(
         default=None, metadata={"help": "AudioLLM checkpoint to go on from, instead of starting from two bases."}
@@ -50,12 +70,29 @@ class ModelArguments:
     attn_implementation: str | None = field(
         default=None, metadata={"help": "Attention kernels: sdpa, eager or flash_attention_2."}
     )
-    stack_factor: int = field(default=4, metadata={"help": "20 ms frames per audio token: 2 is 40 ms, 4 is 80 ms."})
-    projector_type: str = field(default="swiglu", metadata={"help": "swiglu, mlp or linear."})
-    projector_hidden_size: int | None = field(default=None, metadata={"help": "Width inside the projector."})
-    lora_rank: int = field(default=16, metadata={"help": "Rank of LoRA; 0 trains the projector alone."})
-    lora_alpha: float = field(default=32, metadata={"help": "Scale of LoRA: its update counts alpha / rank."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout on LoRA's input."})
+    stack_factor: int | None = field(
+        default=None, metadata={"help": "20 ms frames per audio token: 2 is 40 ms; 4 (80 ms) when not given."}
+    )
+    projector_type: str | None = field(
+        default=None, metadata={"help": "swiglu, mlp or linear; swiglu when not given."}
+    )
+    projector_hidden_size: int | None = field(
+        default=None, metadata={"help": "Width inside the projector; four times the language model's when not given."}
+    )
+    lora_rank: int | None = field(
+        default=None, metadata={"help": "Rank of LoRA; 0 trains the projector alone; 16 when not given."}
+    )
+    lora_alpha: float | None = field(
+        default=None, metadata={"help": "Scale of LoRA: its update counts alpha / rank; 32 when not given."}
+    )
+    lora_dropout: float | None = field(
+        default=None, metadata={"help": f"Dropout on LoRA's input; {LORA_DROPOUT} when not given."}
+    )
+
+    def config_fields(self) -> dict[str, Any]:
+        """What was given of the new model's configuration."""
+        given = {name: getattr(self, name) for name in CONFIG_FIELDS}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass
@@ -75,12 +112,20 @@ class DataArguments:
         default=None,
         metadata={"help": "Folder for encoder output, shared by runs; 'off' encodes every batch anew."},
     )
+    augment: bool = field(
+        default=False, metadata={"help": "Vary the cached features anew in every batch: masks and tempo."}
+    )
 
 
 def parse_arguments(
     arguments: Sequence[str] | None = None,
 ) -> tuple[ModelArguments, DataArguments, AudioLlmTrainingArguments]:
-    """Reads the command line; unknown options are refused."""
+    """
+    Reads the command line; unknown options are refused.
+
+    Raises:
+        ValueError: options contradict each other, or one has an impossible value.
+    """
     parser = HfArgumentParser(
         [ModelArguments, DataArguments, AudioLlmTrainingArguments],
         prog="audiollm train",
@@ -100,12 +145,43 @@ def base_dtype(arguments: ModelArguments, training: AudioLlmTrainingArguments) -
     Raises:
         ValueError: it is none of the three.
     """
-    allowed = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if arguments.base_dtype is None:
         return torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else torch.float32
-    if arguments.base_dtype not in allowed:
-        raise ValueError(f"--base_dtype is {arguments.base_dtype!r}; expected one of {sorted(allowed)}.")
-    return allowed[arguments.base_dtype]
+    if arguments.base_dtype not in BASE_DTYPES:
+        raise ValueError(f"--base_dtype is {arguments.base_dtype!r}; expected one of {sorted(BASE_DTYPES)}.")
+    return BASE_DTYPES[arguments.base_dtype]
+
+
+def check_arguments(model: ModelArguments, data: DataArguments, training: AudioLlmTrainingArguments) -> None:
+    """
+    Refuses, before anything is read or loaded, what could only fail later or would silently do nothing.
+
+    Raises:
+        ValueError: options contradict each other, or this machine cannot do what one asks for.
+        OSError: the output folder cannot be made or written.
+    """
+    base_dtype(model, training)
+    if model.model_path is not None and model.config_fields():
+        given = ", ".join(f"--{name}" for name in model.config_fields())
+        raise ValueError(
+            f"{given} shape a new model, but --model_path goes on from one that has its own; leave them out."
+        )
+    if training.fp16 and training.device.type == "cpu":
+        raise ValueError("--fp16 needs a GPU: its loss scaling does not run on a CPU. Use --bf16 here, or neither.")
+    has_held_out, evaluates = data.eval_data_path is not None, training.eval_strategy != IntervalStrategy.NO
+    if has_held_out != evaluates:
+        raise ValueError(
+            "--eval_data_path and --eval_strategy (epoch or steps) need each other; give both or neither."
+        )
+    if data.augment and data.feature_cache == CACHE_OFF:
+        raise ValueError("--augment varies cached features; it contradicts --feature_cache off.")
+    output_dir = Path(training.output_dir)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise type(error)(f"--output_dir {output_dir} cannot be made: {error}") from error
+    if not os.access(output_dir, os.W_OK | os.X_OK):
+        raise PermissionError(f"--output_dir {output_dir} cannot be written to.")
 
 
 def load_model(
@@ -114,28 +190,29 @@ def load_model(
     """The model and processor to train: composed of two bases, or an earlier checkpoint."""
     common: dict[str, Any] = {"dtype": dtype, "attn_implementation": arguments.attn_implementation}
     if arguments.model_path is not None:
-        model = AudioLlmForConditionalGeneration.from_pretrained(arguments.model_path, **common)
+        model = AudioLlmForConditionalGeneration.from_pretrained(
+            arguments.model_path,
+            audio_model_id=arguments.whisper_path,
+            text_model_id=arguments.llama_path,
+            **common,
+        )
         return model, AudioLlmProcessor.from_pretrained(arguments.model_path)
-    for base in (arguments.whisper_path, arguments.llama_path):
+    bases = arguments.whisper_path or DEFAULT_AUDIO_BASE, arguments.llama_path or DEFAULT_TEXT_BASE
+    for base in bases:
         if base.startswith(EMBEDDED_PREFIX):
             fetch(base)
     model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
-        arguments.whisper_path,
-        arguments.llama_path,
-        stack_factor=arguments.stack_factor,
-        projector_type=arguments.projector_type,
-        projector_hidden_size=arguments.projector_hidden_size,
-        lora_rank=arguments.lora_rank,
-        lora_alpha=arguments.lora_alpha,
-        lora_dropout=arguments.lora_dropout,
-        **common,
+        *bases, **{"lora_dropout": LORA_DROPOUT, **arguments.config_fields()}, **common
     )
-    processor = AudioLlmProcessor.from_audio_text_pretrained(
-        resolve_base(arguments.whisper_path, "audio"),
-        resolve_base(arguments.llama_path, "text"),
-        stack_factor=arguments.stack_factor,
-    )
+    processor = AudioLlmProcessor.from_audio_text_pretrained(*bases, stack_factor=model.config.stack_factor)
     return model, processor
+
+
+def batch_augmentation(processor: AudioLlmProcessor) -> BatchAugmentation:
+    """The default variation of training batches."""
+    return BatchAugmentation(
+        FeatureAugmentation(), processor.audio_token_id, processor.stack_factor, processor.tokenizer.pad_token_id
+    )
 
 
 def train(
@@ -148,13 +225,16 @@ def train(
         The trainer, with the trained model in `trainer.model`.
 
     Raises:
+        ValueError: options contradict each other.
         ExamplesError: examples are malformed; all are listed, before anything is loaded.
+        FileNotFoundError: a file or folder is not there.
+        AudioError: a recording cannot be used.
     """
+    check_arguments(model_arguments, data_arguments, training_arguments)
     examples = read_examples(data_arguments.data_path, data_arguments.audio_dir)
     held_out = None
     if data_arguments.eval_data_path is not None:
         held_out = read_examples(data_arguments.eval_data_path, data_arguments.audio_dir)
-    Path(training_arguments.output_dir).mkdir(parents=True, exist_ok=True)
 
     set_seed(training_arguments.seed)
     model, processor = load_model(model_arguments, base_dtype(model_arguments, training_arguments))
@@ -169,6 +249,7 @@ def train(
         eval_dataset=None if held_out is None else build_dataset(held_out, processor, cache),
         data_collator=AudioLlmCollator(processor, cache),
         processing_class=processor,
+        augmentation=batch_augmentation(processor) if data_arguments.augment else None,
     )
     resume = training_arguments.resume_from_checkpoint or last_complete_checkpoint(training_arguments.output_dir)
     if resume:
@@ -182,7 +263,10 @@ def train(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry of `audiollm train` and `python -m audiollm.training.train`."""
-    train(*parse_arguments(arguments))
+    try:
+        train(*parse_arguments(arguments))
+    except (ValueError, OSError) as error:
+        sys.exit(f"audiollm train: {error}")
 
 
 if __name__ == "__main__":

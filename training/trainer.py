@@ -5,13 +5,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from audiollm.checkpoints import is_adapter_key
 from transformers import Trainer, TrainingArguments
+from transformers.integrations import is_wandb_available
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from audiollm.checkpoints import is_adapter_key
+from .dataset import BatchAugmentation
 
 #: Written last by the Trainer, so that a checkpoint that has it is complete.
 TRAINER_STATE_FILE = "trainer_state.json"
+SHORT_NAMES = {"batch_size": "per_device_train_batch_size", "num_epochs": "num_train_epochs"}
 PROJECTOR_KEYS = ("multi_modal_projector.", "audio_boundary_embeds")
 
 
@@ -20,6 +23,10 @@ class AudioLlmTrainingArguments(TrainingArguments):
     """transformers' `TrainingArguments`, with short names for the common ones and a rate for the projector."""
 
     output_dir: str = field(default="runs/train", metadata={"help": "Folder for checkpoints and the trained adapter."})
+    per_device_train_batch_size: int | None = field(
+        default=None, metadata={"help": "Examples per device and step; 8 when not given."}
+    )
+    num_train_epochs: float | None = field(default=None, metadata={"help": "Passes over the data; 3 when not given."})
     batch_size: int | None = field(
         default=None, metadata={"help": "Examples per device and step; short for --per_device_train_batch_size."}
     )
@@ -43,25 +50,30 @@ class AudioLlmTrainingArguments(TrainingArguments):
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Course of the learning rates."})
     warmup_steps: float = field(default=0.03, metadata={"help": "Steps of warm-up, or their share when below 1."})
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
-    report_to: str | list[str] = field(default="none", metadata={"help": "Trackers to log to."})
+    report_to: None | str | list[str] = field(  # noqa: RUF036 - the order that HfArgumentParser can read
+        default=None, metadata={"help": "Tracker to log to, such as tensorboard; none when not given."}
+    )
 
     def __post_init__(self):
         if self.remove_unused_columns:
             raise ValueError("--remove_unused_columns must stay off: the collator needs the audio column.")
         if self.use_wandb:
-            if self.report_to not in ("none", ["none"], "wandb", ["wandb"]):
+            if self.report_to not in (None, "wandb", ["wandb"]):
                 raise ValueError(f"--use_wandb contradicts --report_to {self.report_to}; give one of them.")
             self.report_to = ["wandb"]
-        defaults = TrainingArguments.__dataclass_fields__
-        for short, full in (("batch_size", "per_device_train_batch_size"), ("num_epochs", "num_train_epochs")):
-            value = getattr(self, short)
-            if value is None:
-                continue
-            if getattr(self, full) not in (defaults[full].default, value):
-                raise ValueError(f"--{short} {value} contradicts --{full} {getattr(self, full)}; give one of them.")
-            if value <= 0:
-                raise ValueError(f"--{short} is {value}; expected a positive number.")
-            setattr(self, full, value)
+        if self.report_to is None:
+            self.report_to = "none"
+        if "wandb" in self.report_to and not is_wandb_available():
+            raise ValueError("Logging to Weights & Biases needs its package: pip install 'audiollm[wandb]'.")
+        for short, full in SHORT_NAMES.items():
+            short_value, full_value = getattr(self, short), getattr(self, full)
+            if None not in (short_value, full_value) and short_value != full_value:
+                raise ValueError(f"--{short} {short_value} contradicts --{full} {full_value}; give one of them.")
+            if short_value is not None and short_value <= 0:
+                raise ValueError(f"--{short} is {short_value}; expected a positive number.")
+            default = TrainingArguments.__dataclass_fields__[full].default
+            chosen = (value for value in (short_value, full_value, default) if value is not None)
+            setattr(self, full, next(chosen))
         super().__post_init__()
 
 
@@ -70,10 +82,16 @@ class AudioLlmTrainer(Trainer):
     Trains projector and LoRA with their own learning rates, and resumes from what was trained alone.
 
     Checkpoints hold the adapter only (a few MB), besides optimizer, schedule and random states.
+
+    Args:
+        augmentation: varies each training batch anew, at its own step, so that a run that resumes draws what the one
+            that was cut off would have drawn. Evaluation sees the recordings as they are.
+        args, kwargs: the Trainer's.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, augmentation: BatchAugmentation | None = None, **kwargs):
         super().__init__(*args, **kwargs)
+        self.augmentation = augmentation
         # The frozen bases are not in a checkpoint; the Trainer need not warn of each of their weights on resuming.
         self.model._keys_to_ignore_on_save = [
             name for name in self.model.state_dict() if not is_adapter_key(name) and not self._trains(name)
@@ -84,6 +102,12 @@ class AudioLlmTrainer(Trainer):
             return self.model.get_parameter(name).requires_grad
         except AttributeError:
             return False
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        """The Trainer's, on the batch as the augmentation leaves it."""
+        if self.augmentation is not None:
+            inputs = self.augmentation(inputs)
+        return super().training_step(model, inputs, num_items_in_batch)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """The Trainer's optimizer, with projector and boundary vectors in groups of their own rate."""
@@ -112,7 +136,7 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         try:
             step = json.loads((folder / TRAINER_STATE_FILE).read_text())["global_step"]
-        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):  # missing, cut off, or not what a Trainer writes
             continue
         checkpoints.append((step, str(folder)))
     return max(checkpoints)[1] if checkpoints else None

@@ -1,0 +1,281 @@
+"""
+CTC warm start: teaches the projector to speak the language model's embeddings before the language model is ever run.
+
+The projector's tokens are scored against the frozen embeddings of the word pieces that occur in the transcripts, plus
+a learned blank, under connectionist temporal classification (Graves et al. 2006). There is no language model forward,
+and the encoder's output comes from the cache, so that an epoch over minutes of speech takes seconds. Started cold, the
+same projector and LoRA do not listen at all after as many minutes of ordinary training.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import torch
+from torch import nn
+from transformers import Trainer, TrainingArguments
+
+from audiollm.projector import slot_counts
+
+from .augment import FeatureAugmentation
+from .dataset import cached_windows, pad_windows
+from .feature_cache import FeatureCache
+from .trainer import last_complete_checkpoint
+
+BLANK = 0
+#: Cosines lie in [-1, 1]; this makes them logits. It is learned from here on.
+INITIAL_SCALE = 20.0
+#: How far a channel's gain may be raised when the projector's first norm is fitted to the features.
+MAX_INPUT_GAIN = 5.0
+#: Clips that the projector's input gain and the hand-over are fitted on.
+CLIPS_TO_FIT = 300
+#: Share of the mean variance added when the constant combination of the last layer's inputs is fitted.
+CONSTANT_FIT_RIDGE = 1e-3
+
+
+class CtcAligner(nn.Module):
+    """
+    A model's projector with the scoring that trains it.
+
+    The score of a word piece at a slot is the cosine between the projected token and the piece's embedding, less what
+    all embeddings have in common, times a learned scale; the blank has a learned vector and bias. Without taking off
+    the common part, which makes up two thirds of an embedding's length in SmolLM2, all cosines are nearly alike: the
+    projector alone then makes 0.39 word errors where it makes 0.29 with it (439 clips, 12 epochs).
+
+    Args:
+        model: the [`AudioLlmForConditionalGeneration`] whose projector is trained, in place.
+        token_ids: ids of the word pieces that can be said.
+    """
+
+    def __init__(self, model, token_ids: Sequence[int]):
+        super().__init__()
+        self.projector = model.model.multi_modal_projector
+        embeddings = model.get_input_embeddings().weight.detach().float()
+        self.register_buffer("common", embeddings.mean(dim=0), persistent=False)
+        distinct = embeddings - self.common
+        self.register_buffer("distinct_rms", distinct.square().mean().sqrt(), persistent=False)
+        pieces = nn.functional.normalize(distinct[torch.tensor(list(token_ids))], dim=-1)
+        self.register_buffer("pieces", pieces, persistent=False)
+        self.blank = nn.Parameter(torch.randn(embeddings.shape[1]) * 0.02)
+        self.blank_bias = nn.Parameter(torch.zeros(()))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
+
+    def scores(self, encoded_audio: torch.Tensor, encoded_audio_lengths: torch.Tensor):
+        """
+        Log-probabilities `(windows, slots, 1 + pieces)`, blank first, and slots per window `(windows,)`.
+
+        Args:
+            encoded_audio: encoder frames, `(windows, max_frames, d_model)`.
+            encoded_audio_lengths: `(windows,)`.
+        """
+        stacked, _ = self.projector.stack(encoded_audio.float(), encoded_audio_lengths)
+        tokens = nn.functional.normalize(self.projector.project(stacked), dim=-1)
+        blank = nn.functional.normalize(self.blank, dim=0)
+        scale = self.log_scale.exp()
+        logits = torch.cat([tokens @ blank[:, None] * scale + self.blank_bias, tokens @ self.pieces.T * scale], dim=-1)
+        return logits.log_softmax(dim=-1), slot_counts(encoded_audio_lengths, self.projector.stack_factor)
+
+    def forward(self, encoded_audio, encoded_audio_lengths, targets, target_lengths, **kwargs) -> dict[str, Any]:
+        """
+        CTC loss per word piece.
+
+        Args:
+            targets: classes of all clips one after the other, `(total_pieces,)`; the blank is 0.
+            target_lengths: `(clips,)`; a clip is one window here.
+        """
+        log_probabilities, slots = self.scores(encoded_audio, encoded_audio_lengths)
+        loss = nn.functional.ctc_loss(
+            log_probabilities.transpose(0, 1),
+            targets,
+            slots,
+            target_lengths,
+            blank=BLANK,
+            reduction="sum",
+            zero_infinity=True,
+        )
+        return {"loss": loss / target_lengths.sum()}
+
+    @torch.no_grad()
+    def fit_input_norm(self, frames: Iterable[torch.Tensor]) -> None:
+        """
+        Sets the gain of the projector's first norm so that every channel of the encoder varies alike.
+
+        Whisper's channels differ in spread by orders of magnitude; without this the loudest few drown the rest at
+        first. `frames` are clips of shape `(frames, d_model)`.
+        """
+        if not isinstance(self.projector.norm_pre, nn.RMSNorm):
+            return
+        sample = torch.cat([clip.float() for clip in frames])
+        gain = (1 / sample.std(dim=0)).clamp(max=MAX_INPUT_GAIN) * sample.square().mean().sqrt()
+        self.projector.norm_pre.weight.copy_(gain.repeat(self.projector.stack_factor))
+
+    @torch.no_grad()
+    def hand_over(self, frames: Iterable[torch.Tensor]) -> None:
+        """
+        Turns what the cosines left free into what the language model expects: tokens that lie among its embeddings.
+
+        Cosines fix neither length nor offset. The last layer is scaled until tokens are as far from the common part of
+        the embeddings as the embeddings are, and then made to add that part: it has no bias, but a combination of its
+        inputs that is nearly constant does the same (found by least squares).
+
+        Args:
+            frames: clips of shape `(frames, d_model)` to fit on.
+        """
+        last = self.projector.linear_2
+        inputs: list[torch.Tensor] = []
+        hook = last.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+        tokens = []
+        for clip in frames:
+            stacked, mask = self.projector.stack(clip.float()[None], torch.tensor([len(clip)]))
+            tokens.append(self.projector.project(stacked[mask]))
+        hook.remove()
+        last.weight.mul_(self.distinct_rms / torch.cat(tokens).square().mean().sqrt())
+        hidden = torch.cat(inputs)
+        gram = hidden.T @ hidden / len(hidden)
+        ridge = CONSTANT_FIT_RIDGE * gram.trace() / len(gram) * torch.eye(len(gram))
+        constant = torch.linalg.solve(gram + ridge, hidden.mean(dim=0))
+        last.weight.add_(torch.outer(self.common, constant))
+
+
+class PieceVocabulary:
+    """
+    Transcripts as classes: the language model's own word pieces of lower-case words, without punctuation.
+
+    Args:
+        tokenizer: the language model's.
+        transcripts: normalised texts, whose pieces make up the vocabulary.
+    """
+
+    def __init__(self, tokenizer, transcripts: Sequence[str]):
+        self.tokenizer = tokenizer
+        self.token_ids = sorted({piece for text in transcripts for piece in self._pieces(text)})
+        self._class = {piece: index + 1 for index, piece in enumerate(self.token_ids)}
+
+    def _pieces(self, text: str) -> list[int]:
+        # Every word with its leading space, also the first, so that a word is one thing wherever it stands.
+        return self.tokenizer("".join(f" {word}" for word in text.split()), add_special_tokens=False)["input_ids"]
+
+    def encode(self, text: str) -> list[int]:
+        """Classes of a normalised text. Raises KeyError for a piece that no transcript had."""
+        return [self._class[piece] for piece in self._pieces(text)]
+
+    def decode(self, classes: Sequence[int]) -> str:
+        """Text of classes without blanks."""
+        return self.tokenizer.decode([self.token_ids[index - 1] for index in classes]).strip()
+
+
+def build_alignment_dataset(
+    keys: Sequence[str], transcripts: Sequence[str], cache: FeatureCache, vocabulary: PieceVocabulary
+) -> tuple[datasets.Dataset, list[str]]:
+    """
+    Clips with their transcript's classes.
+
+    Clips that CTC cannot align are left out: more pieces than slots, several windows, or nothing said.
+
+    Returns:
+        A dataset with `audio` (cache key), `targets` and `length` (frames), and the keys that were left out.
+    """
+    rows: dict[str, list[Any]] = {"audio": [], "targets": [], "length": []}
+    left_out = []
+    for key, transcript in zip(keys, transcripts):
+        _, lengths = cache.load(key)
+        targets = vocabulary.encode(transcript)
+        repeats = sum(first == second for first, second in zip(targets, targets[1:]))
+        slots = int(slot_counts(lengths, cache.processor.stack_factor).sum())
+        if len(lengths) != 1 or not targets or len(targets) + repeats > slots:
+            left_out.append(key)
+            continue
+        rows["audio"].append(key)
+        rows["targets"].append(targets)
+        rows["length"].append(int(lengths[0]))
+    return datasets.Dataset.from_dict(rows), left_out
+
+
+@dataclass
+class AlignmentCollator:
+    """Brings in the clips' frames, varied where there is an augmentation."""
+
+    cache: FeatureCache
+    augmentation: FeatureAugmentation | None = None
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Inputs of [`CtcAligner.forward`]."""
+        clips = [self.cache.load(row["audio"])[0].float() for row in rows]
+        if self.augmentation is not None:
+            clips = [self.augmentation(clip, may_change_length=True) for clip in clips]
+        return {
+            "encoded_audio": nn.utils.rnn.pad_sequence(clips, batch_first=True),
+            "encoded_audio_lengths": torch.tensor([len(clip) for clip in clips]),
+            "targets": torch.tensor([piece for row in rows for piece in row["targets"]]),
+            "target_lengths": torch.tensor([len(row["targets"]) for row in rows]),
+        }
+
+
+@torch.no_grad()
+def greedy_transcripts(
+    aligner: CtcAligner, vocabulary: PieceVocabulary, cache: FeatureCache, keys: Sequence[str], batch_size: int = 32
+) -> list[str]:
+    """What the projector alone hears: the best class of every slot, repeats and blanks taken out."""
+    texts = []
+    for start in range(0, len(keys), batch_size):
+        clips = [cached_windows(cache, key) for key in keys[start : start + batch_size]]
+        scores, slots = aligner.scores(**pad_windows([window for clip in clips for window in clip]))
+        heard = [
+            vocabulary.decode(_collapse(row[:count])) for row, count in zip(scores.argmax(dim=-1), slots.tolist())
+        ]
+        for clip in clips:
+            texts.append(" ".join(heard[: len(clip)]).strip())
+            heard = heard[len(clip) :]
+    return texts
+
+
+def _collapse(classes: torch.Tensor) -> list[int]:
+    """The classes of a slot sequence `(slots,)` with repeats taken together and blanks taken out."""
+    return [index for index in torch.unique_consecutive(classes).tolist() if index != BLANK]
+
+
+def align(
+    model,
+    cache: FeatureCache,
+    keys: Sequence[str],
+    transcripts: Sequence[str],
+    arguments: TrainingArguments,
+    augmentation: FeatureAugmentation | None = None,
+) -> tuple[CtcAligner, PieceVocabulary]:
+    """
+    Trains a model's projector by CTC, in place, resuming where an earlier run into the same folder was cut off.
+
+    Args:
+        model: the [`AudioLlmForConditionalGeneration`]; only its projector changes.
+        cache: holds the encoder output of `keys`.
+        keys, transcripts: the clips and what is said in them, normalised.
+        arguments: rates, epochs and output folder of the stage.
+        augmentation: how to vary the clips.
+
+    Returns:
+        The aligner, ready for [`greedy_transcripts`], and its vocabulary.
+
+    Raises:
+        ValueError: no clip can be aligned.
+    """
+    vocabulary = PieceVocabulary(cache.processor.tokenizer, transcripts)
+    dataset, left_out = build_alignment_dataset(keys, transcripts, cache, vocabulary)
+    if left_out:
+        print(f"{len(left_out)} of {len(keys)} clips are left out of the warm start: too long, or too much said.")
+    if not len(dataset):
+        raise ValueError("No clip can be aligned: each has several windows, or more word pieces than audio tokens.")
+    aligner = CtcAligner(model, vocabulary.token_ids)
+    frames = [cache.load(key)[0] for key in dataset["audio"][:CLIPS_TO_FIT]]
+    aligner.fit_input_norm(frames)
+    trainer = Trainer(
+        model=aligner,
+        args=arguments,
+        train_dataset=dataset,
+        data_collator=AlignmentCollator(cache, augmentation),
+    )
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(arguments.output_dir))
+    aligner.eval()
+    aligner.hand_over(frames)
+    return aligner, vocabulary
