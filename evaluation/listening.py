@@ -10,16 +10,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from audiollm.answering import answer, ask
+from audiollm.base_models import resolve_base
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, WhisperForConditionalGeneration
-
-from audiollm.answering import answer, ask
-from audiollm.checkpoints import resolve_base
 
 from .word_error import WordErrorScore, score_word_error
 
 TRANSCRIBE_PROMPT = "<audio>\nTranscribe the speech."
+#: Longest transcript: 30 s of fast speech are about 100 words.
+MAX_NEW_TOKENS = 200
 
 
 @dataclass(frozen=True)
@@ -67,43 +69,73 @@ def transcribe(
     model,
     processor,
     recordings: Sequence[Any],
-    prompt: str = TRANSCRIBE_PROMPT,
+    prompt: str | Sequence[str] = TRANSCRIBE_PROMPT,
     encoded_audio: Callable[[list[Any]], dict[str, torch.Tensor]] | None = None,
     batch_size: int = 16,
-    max_new_tokens: int = 100,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     progress: bool = True,
 ) -> list[str]:
-    """Greedy transcripts of clips, one each; see [`audiollm.answering.answer`] for the arguments."""
-    conversations = [ask(prompt, recording) for recording in recordings]
+    """
+    Greedy transcripts of clips, one each; see [`audiollm.answering.answer`] for the other arguments.
+
+    Args:
+        prompt: the instruction, with one `<audio>`, for all clips, or one for each.
+
+    Raises:
+        ValueError: there are more or fewer prompts than clips, or one has not exactly one `<audio>`.
+    """
+    prompts = [prompt] * len(recordings) if isinstance(prompt, str) else list(prompt)
+    if len(prompts) != len(recordings):
+        raise ValueError(f"There are {len(prompts)} prompts for {len(recordings)} clips; expected one each, or one.")
+    conversations = [ask(one, recording) for one, recording in zip(prompts, recordings)]
     return answer(model, processor, conversations, batch_size, max_new_tokens, encoded_audio, progress)
 
 
 @torch.inference_mode()
 def whisper_transcripts(
-    audio_model_id: str, processor, recordings: Sequence[Any], batch_size: int = 8, progress: bool = True
+    audio_model_id: str,
+    processor,
+    recordings: Sequence[Any],
+    revision: str | None = None,
+    device: torch.device | str = "cpu",
+    batch_size: int = 8,
+    progress: bool = True,
 ) -> list[str]:
     """
-    What the Whisper checkpoint's own decoder makes of clips of up to 30 s each, greedy.
+    What the Whisper checkpoint's own decoder makes of clips, greedy, in float32.
 
-    Raises:
-        ValueError: a clip is longer than 30 s.
+    A clip longer than 30 s is cut where the adapter's windows are cut, so that both hear the same pieces.
+
+    Args:
+        audio_model_id, revision: the Whisper checkpoint.
+        processor: cuts and extracts; the model's.
+        recordings: the clips, each of any kind the processor takes.
+        device: where to run it.
+        batch_size: clips per `generate` call.
+        progress: shows a bar with rate and time left.
     """
-    folder = resolve_base(audio_model_id, "audio")
-    whisper = WhisperForConditionalGeneration.from_pretrained(folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    folder, revision = resolve_base(audio_model_id, "audio"), revision or "main"
+    whisper = WhisperForConditionalGeneration.from_pretrained(folder, revision=revision, dtype=torch.float32)
+    whisper = whisper.eval().to(device)
+    tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
     extractor = processor.feature_extractor
     transcripts: list[str] = []
     with tqdm(total=len(recordings), desc="Whisper's own decoder", unit="clip", disable=not progress) as bar:
         for start in range(0, len(recordings), batch_size):
-            waveforms = [processor.load_audio(recording) for recording in recordings[start : start + batch_size]]
-            too_long = [start + i for i, waveform in enumerate(waveforms) if len(waveform) > extractor.n_samples]
-            if too_long:
-                raise ValueError(f"Clips {too_long} are longer than 30 s; cut them for a comparison with Whisper.")
-            features = extractor(waveforms, sampling_rate=extractor.sampling_rate, return_tensors="pt")
-            tokens = whisper.generate(features["input_features"])
-            transcripts += [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
-            bar.update(len(waveforms))
+            clips = [_windows(processor, recording) for recording in recordings[start : start + batch_size]]
+            windows = [window for clip in clips for window in clip]
+            features = extractor(windows, sampling_rate=extractor.sampling_rate, return_tensors="pt")
+            tokens = whisper.generate(features["input_features"].to(device))
+            heard = iter(tokenizer.batch_decode(tokens, skip_special_tokens=True))
+            transcripts += [" ".join(next(heard).strip() for _ in clip) for clip in clips]
+            bar.update(len(clips))
     return transcripts
+
+
+def _windows(processor, recording: Any) -> list[np.ndarray]:
+    """A recording's waveform, cut as the processor cuts it for the adapter."""
+    waveform = processor.load_audio(recording)
+    return np.split(waveform, np.cumsum(processor.window_lengths(len(waveform)))[:-1])
 
 
 def evaluate_listening(
@@ -111,9 +143,11 @@ def evaluate_listening(
     processor,
     references: Sequence[str],
     recordings: Sequence[Any],
-    prompt: str = TRANSCRIBE_PROMPT,
+    prompt: str | Sequence[str] = TRANSCRIBE_PROMPT,
     encoded_audio: Callable[[list[Any]], dict[str, torch.Tensor]] | None = None,
     with_decoder: bool = True,
+    batch_size: int = 16,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     progress: bool = True,
 ) -> ListeningReport:
     """
@@ -123,16 +157,36 @@ def evaluate_listening(
         model, processor: what is evaluated.
         references: what is said in each clip.
         recordings: the clips, each of any kind the processor takes.
-        prompt: the instruction, with one `<audio>`.
+        prompt: the instruction, with one `<audio>`, for all clips, or one for each.
         encoded_audio: gives encoder output from a cache; see [`audiollm.answering.answer`].
         with_decoder: also run the audio base's own decoder, where the model knows its base.
+        batch_size, max_new_tokens, progress: see [`audiollm.answering.answer`].
+
+    Raises:
+        ValueError: references and clips differ in number, there are fewer than two clips, or nothing to score.
     """
-    options: dict[str, Any] = {"encoded_audio": encoded_audio, "progress": progress}
+    if len(references) != len(recordings):
+        raise ValueError(f"There are {len(references)} references for {len(recordings)} clips; expected one each.")
+    score_word_error(references, references)  # refuses references without a word before hours of listening
+    options: dict[str, Any] = {
+        "encoded_audio": encoded_audio,
+        "batch_size": batch_size,
+        "max_new_tokens": max_new_tokens,
+        "progress": progress,
+    }
+    wrong_recordings = swapped(recordings)
     hypotheses = transcribe(model, processor, recordings, prompt, **options)
-    control = transcribe(model, processor, swapped(recordings), prompt, **options)
+    control = transcribe(model, processor, wrong_recordings, prompt, **options)
     decoder = None
     if with_decoder and model.config.audio_model_id:
-        decoder = whisper_transcripts(model.config.audio_model_id, processor, recordings, progress=progress)
+        decoder = whisper_transcripts(
+            model.config.audio_model_id,
+            processor,
+            recordings,
+            revision=model.config.audio_model_revision,
+            device=model.device,
+            progress=progress,
+        )
     return ListeningReport(
         adapter=score_word_error(references, hypotheses),
         control=score_word_error(references, control),

@@ -3,9 +3,8 @@
 import argparse
 from collections.abc import Sequence
 
-from transformers import AutoModelForMultimodalLM, AutoProcessor
-
 from audiollm.answering import answer, ask
+from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 DEFAULT_PROMPT = "<audio>\nTranscribe the speech."
 
@@ -25,9 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("give --prompt, with one <audio> per file, unless there is exactly one --audio file")
     conversation = ask(prompt, *options.audio)
     processor = AutoProcessor.from_pretrained(options.model)
-    model = AutoModelForMultimodalLM.from_pretrained(
-        options.model, dtype=options.dtype, device_map=options.device_map
-    )
+    model = AutoModelForMultimodalLM.from_pretrained(options.model, dtype=options.dtype, device_map=options.device_map)
     print(answer(model, processor, [conversation], max_new_tokens=options.max_new_tokens)[0])
 
 

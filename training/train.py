@@ -16,7 +16,7 @@ from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.base_models import EMBEDDED_PREFIX
 from audiollm.corpora.examples import read_examples
 from audiollm.embedded_bases import DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE, fetch
-from transformers import HfArgumentParser, set_seed
+from transformers import HfArgumentParser, TrainerCallback, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
 from .augment import FeatureAugmentation
@@ -216,7 +216,10 @@ def batch_augmentation(processor: AudioLlmProcessor) -> BatchAugmentation:
 
 
 def train(
-    model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: AudioLlmTrainingArguments
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    training_arguments: AudioLlmTrainingArguments,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> AudioLlmTrainer:
     """
     Trains, resuming where an earlier run into the same folder was cut off, and saves the adapter.

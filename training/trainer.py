@@ -1,6 +1,7 @@
 """The Hugging Face Trainer with what an adapter on frozen bases needs, and nothing copied from it."""
 
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,9 +9,8 @@ import torch
 from audiollm.checkpoints import is_adapter_key
 from transformers import Trainer, TrainingArguments
 from transformers.integrations import is_wandb_available
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-
-from .dataset import BatchAugmentation
 
 #: Written last by the Trainer, so that a checkpoint that has it is complete.
 TRAINER_STATE_FILE = "trainer_state.json"
@@ -77,21 +77,71 @@ class AudioLlmTrainingArguments(TrainingArguments):
         super().__post_init__()
 
 
-class AudioLlmTrainer(Trainer):
+class EpochLengthSampler(LengthGroupedSampler):
+    """
+    Like lengths together, in an order that depends on seed and epoch alone.
+
+    transformers' own draws from the global generator, which a run that resumes within an epoch has in another state:
+    it would see some examples of the epoch twice and others not at all.
+
+    Args:
+        seed: of the run.
+        current_epoch: tells which epoch begins.
+        args, kwargs: those of `LengthGroupedSampler`.
+    """
+
+    def __init__(self, *args, seed: int, current_epoch: Callable[[], int], **kwargs):
+        super().__init__(*args, generator=torch.Generator(), **kwargs)
+        self.seed = seed
+        self.current_epoch = current_epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator.manual_seed(self.seed + self.current_epoch())
+        return super().__iter__()
+
+
+class ResumableTrainer(Trainer):
+    """
+    The Trainer, with everything random in it the same in a run that was cut off and resumed.
+
+    Args:
+        augmentation: varies each training batch anew, at its own step: batches are made ahead of theirs, where a run
+            that resumes does not yet have the random state of the one that was cut off. Evaluation sees the
+            recordings as they are.
+        args, kwargs: the Trainer's.
+    """
+
+    def __init__(self, *args, augmentation: Callable[[dict], dict] | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.augmentation = augmentation
+
+    def _get_train_sampler(self, train_dataset=None) -> torch.utils.data.Sampler | None:
+        sampler = super()._get_train_sampler(train_dataset)
+        if not isinstance(sampler, LengthGroupedSampler):
+            return sampler
+        return EpochLengthSampler(
+            sampler.batch_size,
+            lengths=sampler.lengths,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            current_epoch=lambda: int(self.state.epoch or 0),
+        )
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        """The Trainer's, on the batch as the augmentation leaves it."""
+        if self.augmentation is not None:
+            inputs = self.augmentation(inputs)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+
+class AudioLlmTrainer(ResumableTrainer):
     """
     Trains projector and LoRA with their own learning rates, and resumes from what was trained alone.
 
     Checkpoints hold the adapter only (a few MB), besides optimizer, schedule and random states.
-
-    Args:
-        augmentation: varies each training batch anew, at its own step, so that a run that resumes draws what the one
-            that was cut off would have drawn. Evaluation sees the recordings as they are.
-        args, kwargs: the Trainer's.
     """
 
-    def __init__(self, *args, augmentation: BatchAugmentation | None = None, **kwargs):
+    def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.augmentation = augmentation
         # The frozen bases are not in a checkpoint; the Trainer need not warn of each of their weights on resuming.
         self.model._keys_to_ignore_on_save = [
             name for name in self.model.state_dict() if not is_adapter_key(name) and not self._trains(name)
@@ -102,12 +152,6 @@ class AudioLlmTrainer(Trainer):
             return self.model.get_parameter(name).requires_grad
         except AttributeError:
             return False
-
-    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
-        """The Trainer's, on the batch as the augmentation leaves it."""
-        if self.augmentation is not None:
-            inputs = self.augmentation(inputs)
-        return super().training_step(model, inputs, num_items_in_batch)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """The Trainer's optimizer, with projector and boundary vectors in groups of their own rate."""
