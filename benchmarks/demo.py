@@ -3,7 +3,7 @@ The whole story on a laptop: `make demo`.
 
 Fetches the two small real bases, encodes 24 minutes of real speech once, teaches the projector by CTC, trains projector
 and LoRA with the Trainer, scores held-out clips beside the wrong-audio control and Whisper's own decoder, answers a
-question about a recording, and writes `runs/demo/report.json` and `runs/demo/report.png`.
+question about a recording, and writes `report.json` and `report.png` beside the trained adapter.
 
 Run again, it reuses what is done and goes on where it was cut off; `--output_dir` starts another run.
 """
@@ -13,115 +13,122 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import datasets
-import matplotlib
 import torch
-from transformers import Trainer, TrainingArguments, set_seed
-
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.answering import answer, ask
-from audiollm.corpora.prompts import load_studio_prompts, write_prompt_examples
+from audiollm.corpora.examples import read_examples, write_examples
+from audiollm.corpora.prompts import PROMPT_TASKS, load_studio_prompts, write_prompt_examples
 from audiollm.embedded_bases import DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE, fetch
-from audiollm.evaluation.listening import evaluate_listening
+from audiollm.evaluation.listening import ListeningReport, evaluate_listening, transcribe
 from audiollm.evaluation.word_error import normalize_english, score_word_error
-from audiollm.training.align import (
-    align,
-    greedy_transcripts,
-)
+from audiollm.training.align import align, greedy_transcripts
 from audiollm.training.augment import FeatureAugmentation
 from audiollm.training.dataset import load_encoded_audio
 from audiollm.training.feature_cache import FeatureCache
 from audiollm.training.train import DataArguments, ModelArguments, train
-from audiollm.training.trainer import AudioLlmTrainingArguments, last_complete_checkpoint
-
-matplotlib.use("Agg")
+from audiollm.training.trainer import AudioLlmTrainingArguments
+from demo_report import plot_report
+from transformers import TrainerCallback, TrainingArguments, set_seed
 
 SEED = 0
+LORA_RANK = 16
 ALIGN_EPOCHS = 12
 ALIGN_RATE = 2e-3
-INSTRUCT_EPOCHS = 6
-LORA_RANK = 16
+INSTRUCT_EPOCHS = 6.0
 LORA_RATE = 2e-4
 PROJECTOR_RATE = 2e-4
-QUESTION_CLIP = "vm-goodbye"
-TRANSCRIBE_TASKS = ("transcribe",)
+#: Longer clips take part in the warm start, not in the language model's batches of eight, to bound the memory.
+MAX_INSTRUCT_SECONDS = 15.0
+#: The clip of the held-out split that the closing question is about, and the question.
+QUESTION_CLIP = "vm-rec-temp"
+QUESTION = "<audio>\nTranscribe this recording word for word."
+#: Questions other than for a transcript, and steps between points of the word error curve.
+NUM_OTHER_QUESTIONS = 80
+STEPS_PER_POINT = 100
+MIB = 1 << 20
 
 
-class Stages:
-    """Minutes that each stage took, kept on disk so that a second run can tell what the first one spent."""
+class Demo:
+    """
+    The stages of one run, each done once: what an earlier run into the same folder finished is loaded instead.
 
-    def __init__(self, file: Path):
-        self.file = file
-        self.seconds: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
+    Args:
+        folder: where everything is kept.
+        instruct_epochs: passes of the language model's stage over its examples.
+    """
 
-    def done(self, name: str) -> bool:
-        """Whether a stage ended in this or an earlier run."""
-        return name in self.seconds
+    def __init__(self, folder: Path, instruct_epochs: float = INSTRUCT_EPOCHS):
+        self.folder = folder
+        self.instruct_epochs = instruct_epochs
+        self.aligned = folder / "aligned"
+        self.adapter = folder / "adapter"
+        self.record_file = folder / "stages.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.record: dict[str, Any] = {"seconds": {}, "curve": []}
+        if self.record_file.exists():
+            self.record = json.loads(self.record_file.read_text())
 
-    def record(self, name: str, seconds: float) -> None:
-        """Notes a finished stage."""
-        self.seconds[name] = seconds
-        self.file.write_text(json.dumps(self.seconds, indent=1))
-
-
-def faster_precision() -> torch.dtype:
-    """bfloat16 where this machine multiplies matrices faster in it, else float32; measured, in a moment."""
-    times = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a, b = torch.randn(512, 576, dtype=dtype), torch.randn(576, 1536, dtype=dtype)
-        a @ b
+    @contextmanager
+    def stage(self, name: str) -> Iterator[bool]:
+        """Times a stage; gives whether it was finished before."""
+        seconds = self.record["seconds"]
+        known = name in seconds
+        print(f"== {name}" + (f" (done before, in {seconds[name]:.0f} s)" if known else ""))
         start = time.perf_counter()
-        for _ in range(20):
-            a @ b
-        times[dtype] = time.perf_counter() - start
-    return min(times, key=lambda dtype: times[dtype])
+        yield known
+        if not known:
+            seconds[name] = time.perf_counter() - start
+            self.record_file.write_text(json.dumps(self.record, indent=1))
+            print(f"== {name}: {seconds[name]:.0f} s\n")
 
+    def run(self) -> dict[str, Any]:
+        """All stages; returns what the report says."""
+        with self.stage("bases"):
+            for base in (DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE):
+                fetch(base)
+        self.dtype = torch.bfloat16 if self.record.setdefault("bf16", bfloat16_is_faster()) else torch.float32
+        with self.stage("features"):
+            self.prepare()
+        with self.stage("align") as done:
+            if not done:
+                self.warm_start()
+        with self.stage("instruct") as done:
+            if done:
+                self.model = AudioLlmForConditionalGeneration.from_pretrained(self.adapter, dtype=self.dtype)
+            else:
+                self.instruct()
+        with self.stage("evaluate") as done:
+            if not done:
+                self.record["scores"], self.record["examples"] = self.evaluate()
+        with self.stage("question") as done:
+            if not done:
+                self.record["answer"] = self.ask_about_a_clip()
+        return self.report()
 
-def instruction_data(folder: Path) -> Path:
-    """The training split in the instruction format: every clip transcribed, and the other tasks over them."""
-    return write_prompt_examples(folder, "train")
+    def prepare(self) -> None:
+        """Composes the model and encodes every clip once."""
+        self.splits: dict[str, datasets.Dataset] = {s: load_studio_prompts(s) for s in ("train", "test")}
+        self.processor = AudioLlmProcessor.from_audio_text_pretrained(DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE)
+        set_seed(SEED)
+        self.model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
+            DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE, lora_rank=LORA_RANK, dtype=self.dtype
+        )
+        self.model.print_trainable_parameters()
+        self.cache = FeatureCache(self.model, self.processor)
+        self.keys = {split: self.cache.add(list(rows["audio"])) for split, rows in self.splits.items()}
+        print(f"Encoder output in {self.cache.folder}: {self.cache.size_bytes() / MIB:.0f} MiB")
 
-
-def run(output_dir: Path, instruct_epochs: float) -> dict[str, Any]:
-    """All stages; what is done already is reused."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    stages = Stages(output_dir / "stages.json")
-    started = time.perf_counter()
-
-    def finish(name: str) -> None:
-        nonlocal started
-        if not stages.done(name):
-            stages.record(name, time.perf_counter() - started)
-        print(f"-- {name}: {stages.seconds[name]:.0f} s\n")
-        started = time.perf_counter()
-
-    for base in (DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE):
-        fetch(base)
-    finish("bases")
-
-    dtype = faster_precision()
-    splits = {split: load_studio_prompts(split) for split in ("train", "validation", "test")}
-    references = splits["test"]["text"]
-    recordings = {split: list(rows["audio"]) for split, rows in splits.items()}
-    processor = AudioLlmProcessor.from_audio_text_pretrained(DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE)
-    aligned = output_dir / "aligned"
-    set_seed(SEED)
-    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
-        DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE, lora_rank=LORA_RANK, dtype=dtype
-    )
-    model.print_trainable_parameters()
-    cache = FeatureCache(model, processor)
-    keys = {split: cache.add(rows) for split, rows in recordings.items()}
-    print(f"Feature cache: {cache.size_bytes() / 2**20:.0f} MiB in {cache.folder}")
-    finish("features")
-
-    if not stages.done("align"):
+    def warm_start(self) -> None:
+        """Teaches the projector by CTC; notes what it alone makes of the held-out clips."""
+        rows, held_out = self.splits["train"], self.splits["test"]
         arguments = TrainingArguments(
-            output_dir=str(output_dir / "align"),
+            output_dir=str(self.folder / "align"),
             num_train_epochs=ALIGN_EPOCHS,
             learning_rate=ALIGN_RATE,
             per_device_train_batch_size=16,
@@ -129,56 +136,162 @@ def run(output_dir: Path, instruct_epochs: float) -> dict[str, Any]:
             warmup_steps=0.05,
             lr_scheduler_type="cosine",
             train_sampling_strategy="group_by_length",
-            save_strategy="no",
+            save_steps=200,
+            save_total_limit=1,
             logging_steps=10,
             report_to="none",
             remove_unused_columns=False,
             dataloader_pin_memory=False,
-            bf16=dtype == torch.bfloat16,
+            bf16=self.dtype == torch.bfloat16,
             use_cpu=not torch.cuda.is_available(),
             seed=SEED,
         )
-        transcripts = [normalize_english(text) for text in splits["train"]["text"]]
-        aligner, vocabulary = align(model, cache, keys["train"], transcripts, arguments, FeatureAugmentation())
-        projector_error = score_word_error(references, greedy_transcripts(aligner, vocabulary, cache, keys["test"]))
-        print(f"Held-out word error of the projector alone: {projector_error.word_error:.3f}")
-        model.save_pretrained(aligned)
-        processor.save_pretrained(aligned)
-    finish("align")
+        transcripts = [normalize_english(text) for text in rows["text"]]
+        alignment = align(self.model, self.cache, self.keys["train"], transcripts, arguments, FeatureAugmentation())
+        heard = greedy_transcripts(alignment, self.cache, self.keys["test"])
+        score = score_word_error(held_out["text"], heard)
+        self.record["projector_alone"] = score.to_dict()
+        self.record["losses"] = {"align": alignment.losses}
+        print(f"Held-out word error of the projector alone: {score.word_error:.3f}")
+        self.model.save_pretrained(self.aligned)
+        self.processor.save_pretrained(self.aligned)
 
-    adapter = output_dir / "adapter"
-    if not stages.done("instruct"):
-        data_path = instruction_data(output_dir / "data")
+    def instruct(self) -> None:
+        """Trains projector and LoRA on the instruction examples, with `audiollm train`'s own function."""
+        start = time.perf_counter()
         trainer = train(
-            ModelArguments(model_path=str(aligned), base_dtype=str(dtype).removeprefix("torch.")),
-            DataArguments(data_path=str(data_path), augment=True),
+            ModelArguments(model_path=str(self.aligned), base_dtype=str(self.dtype).removeprefix("torch.")),
+            DataArguments(data_path=str(self.instruction_data()), augment=True),
             AudioLlmTrainingArguments(
-                output_dir=str(adapter),
+                output_dir=str(self.adapter),
                 batch_size=8,
-                num_epochs=instruct_epochs,
+                num_epochs=self.instruct_epochs,
                 learning_rate=LORA_RATE,
                 projector_learning_rate=PROJECTOR_RATE,
                 weight_decay=0.01,
                 save_steps=100,
-                bf16=dtype == torch.bfloat16,
+                bf16=self.dtype == torch.bfloat16,
                 use_cpu=not torch.cuda.is_available(),
                 dataloader_pin_memory=False,
                 seed=SEED,
             ),
+            callbacks=[WordErrorCurve(self, start)],
         )
-        model = trainer.model
-    else:
-        model = AudioLlmForConditionalGeneration.from_pretrained(adapter, dtype=dtype)
-    finish("instruct")
+        self.model = trainer.model
+        history = trainer.state.log_history
+        self.record["losses"]["instruct"] = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
 
-    def from_cache(clips: list[Any]) -> dict[str, torch.Tensor]:
-        return load_encoded_audio(cache, cache.add(clips, progress=False))
+    def instruction_data(self) -> Path:
+        """Every training clip to be transcribed, and some with another question, in the instruction format."""
+        folder = self.folder / "data"
+        options = {"split": "train", "max_seconds": MAX_INSTRUCT_SECONDS}
+        examples = read_examples(write_prompt_examples(folder, tasks=("transcribe",), **options))
+        others = tuple(task for task in PROMPT_TASKS if task != "transcribe")
+        examples += read_examples(write_prompt_examples(folder, tasks=others, limit=NUM_OTHER_QUESTIONS, **options))
+        path = folder / "train.json"
+        write_examples(path, examples)
+        return path
 
-    scores = evaluate_listening(
-        model, processor, references, recordings["test"], encoded_audio=from_cache, with_decoder=not stages.done("x")
+    def from_cache(self, clips: list[Any]) -> dict[str, torch.Tensor]:
+        """Encoder output of clips, for generation."""
+        return load_encoded_audio(self.cache, self.cache.add(clips, progress=False))
+
+    def evaluate(self) -> tuple[dict[str, Any], list[dict[str, str]]]:
+        """Held-out word error with its controls, and every transcript beside its reference."""
+        rows = self.splits["test"]
+        report: ListeningReport = evaluate_listening(
+            self.model, self.processor, rows["text"], list(rows["audio"]), encoded_audio=self.from_cache
+        )
+        columns = (rows["id"], rows["text"], report.hypotheses, report.control_hypotheses)
+        examples = [dict(zip(("id", "reference", "adapter", "wrong_audio"), row)) for row in zip(*columns)]
+        return report.to_dict(), examples
+
+    def ask_about_a_clip(self) -> dict[str, str]:
+        """One question about one held-out recording."""
+        row = next(row for row in self.splits["test"] if row["id"] == QUESTION_CLIP)
+        said = answer(self.model, self.processor, [ask(QUESTION, row["audio"])])[0]
+        return {"clip": QUESTION_CLIP, "question": QUESTION, "answer": said, "what_is_said": row["text"]}
+
+    def report(self) -> dict[str, Any]:
+        """Writes and prints the figures of the run."""
+        seconds = self.record["seconds"]
+        # Linux reports KiB, macOS bytes.
+        unit = 1 if sys.platform == "darwin" else 1 << 10
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
+        self.record["peak_memory_mib"] = max(peak, self.record.get("peak_memory_mib", 0.0))
+        self.record["minutes_after_download"] = sum(s for name, s in seconds.items() if name != "bases") / 60
+        self.record["adapter_mib"] = (self.adapter / "model.safetensors").stat().st_size / MIB
+        self.record_file.write_text(json.dumps(self.record, indent=1))
+        (self.folder / "report.json").write_text(json.dumps(self.record, indent=1, ensure_ascii=False))
+        plot_report(self.record, self.folder / "report.png")
+        print_summary(self.record, self.folder)
+        return self.record
+
+
+class WordErrorCurve(TrainerCallback):
+    """Word error on the validation clips while the language model's stage goes on, against minutes since download."""
+
+    def __init__(self, demo: Demo, start: float):
+        self.demo = demo
+        self.start = start
+        self.rows = load_studio_prompts("validation")
+
+    def on_step_end(self, arguments, state, control, model=None, **kwargs):
+        """Scores every so many steps."""
+        if state.global_step % STEPS_PER_POINT and state.global_step != state.max_steps:
+            return
+        demo = self.demo
+        heard = transcribe(
+            model, demo.processor, list(self.rows["audio"]), encoded_audio=demo.from_cache, progress=False
+        )
+        score = score_word_error(self.rows["text"], heard)
+        before = sum(seconds for name, seconds in demo.record["seconds"].items() if name != "bases")
+        minutes = (before + time.perf_counter() - self.start) / 60
+        demo.record["curve"].append({"minutes": minutes, "step": state.global_step, "word_error": score.word_error})
+        print(f"Validation word error after {minutes:.1f} minutes: {score.word_error:.3f}")
+
+
+def print_summary(record: dict[str, Any], folder: Path) -> None:
+    """The lines a reader of the terminal is after."""
+    scores, said = record["scores"], record["answer"]
+    clips = scores["word_error"]["clips"]
+    print(f"Held-out word error on {clips} clips whose sentences were not trained on:")
+    for label, score in (
+        ("the projector alone, after the warm start", record["projector_alone"]),
+        ("AudioLLM", scores["word_error"]),
+        ("AudioLLM given the wrong recording", scores["wrong_audio_control"]),
+        ("Whisper's own decoder", scores["whisper_own_decoder"]),
+    ):
+        print(f"  {score['word_error']:6.3f}  {label}")
+    print(f"Asked about {said['clip']}: {said['question'].split(chr(10))[-1]}")
+    print(f"  answer: {said['answer']}\n  spoken: {said['what_is_said']}")
+    print(
+        f"{record['minutes_after_download']:.1f} minutes after downloads, peak memory {record['peak_memory_mib']:.0f} "
+        f"MiB, adapter {record['adapter_mib']:.0f} MiB in {folder / 'adapter'}; {folder / 'report.png'}"
     )
-    finish("evaluate")
-    print(scores.to_dict())
-    for r, h in list(zip(references, scores.hypotheses))[:40]:
-        print(f"{r} | {h}")
-    return {}
+
+
+def bfloat16_is_faster() -> bool:
+    """Whether this machine multiplies matrices faster in bfloat16 than in float32: measured, in a moment."""
+    times = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        left, right = torch.randn(512, 576, dtype=dtype), torch.randn(576, 1536, dtype=dtype)
+        left @ right
+        start = time.perf_counter()
+        for _ in range(20):
+            left @ right
+        times[dtype] = time.perf_counter() - start
+    return times[torch.bfloat16] < times[torch.float32]
+
+
+def main() -> None:
+    """Entry of `make demo`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="default: %(default)s")
+    parser.add_argument("--instruct_epochs", type=float, default=INSTRUCT_EPOCHS, help="default: %(default)s")
+    options = parser.parse_args()
+    Demo(options.output_dir, options.instruct_epochs).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -55,7 +55,10 @@ def audiollm_side(dtype: torch.dtype, cached: bool):
     processor = AudioLlmProcessor.from_audio_text_pretrained(AUDIO_BASE, TEXT_BASE)
     conversations = [
         [
-            {"role": "user", "content": [{"type": "audio", "audio": clip["audio"]}, {"type": "text", "text": QUESTION}]},
+            {
+                "role": "user",
+                "content": [{"type": "audio", "audio": clip["audio"]}, {"type": "text", "text": QUESTION}],
+            },
             {"role": "assistant", "content": clip["text"]},
         ]
         for clip in short_clips()
@@ -70,6 +73,9 @@ def audiollm_side(dtype: torch.dtype, cached: bool):
 
 def voxtral_side(dtype: torch.dtype):
     """transformers' Voxtral class with the weights of the same bases, and its batch padded as it demands."""
+    from audiollm import AudioLlmProcessor
+    from audiollm.base_models import resolve_base
+    from audiollm.checkpoints import load_audio_base, load_text_base
     from peft import LoraConfig, inject_adapter_in_model
     from transformers import (
         AutoConfig,
@@ -79,10 +85,6 @@ def voxtral_side(dtype: torch.dtype):
         VoxtralEncoderConfig,
         VoxtralForConditionalGeneration,
     )
-
-    from audiollm import AudioLlmProcessor
-    from audiollm.base_models import resolve_base
-    from audiollm.checkpoints import load_audio_base, load_text_base
 
     audio_folder, text_folder = resolve_base(AUDIO_BASE, "audio"), resolve_base(TEXT_BASE, "text")
     whisper, llama = AutoConfig.from_pretrained(audio_folder), AutoConfig.from_pretrained(text_folder)

@@ -112,7 +112,11 @@ PROMPT_TASKS: dict[str, PromptTask] = {
 
 
 def write_prompt_examples(
-    output_dir: str | Path, split: str, tasks: Sequence[str] = tuple(PROMPT_TASKS), limit: int | None = None
+    output_dir: str | Path,
+    split: str,
+    tasks: Sequence[str] = tuple(PROMPT_TASKS),
+    limit: int | None = None,
+    max_seconds: float | None = None,
 ) -> Path:
     """Exports one split as audio files and an examples file in the instruction format.
 
@@ -125,6 +129,7 @@ def write_prompt_examples(
         split: train, validation or test.
         tasks: which of `PROMPT_TASKS` to draw from.
         limit: at most this many examples, the first by id.
+        max_seconds: leave out longer recordings, to bound the memory of a batch.
 
     Returns:
         The examples file, for `read_examples` and `--data_path`.
@@ -143,7 +148,7 @@ def write_prompt_examples(
         if len(examples) == limit:
             break
         fitting = [name for name in tasks if PROMPT_TASKS[name].applies(row["text"])]
-        if not fitting:
+        if not fitting or (max_seconds is not None and row["duration_s"] > max_seconds):
             continue
         audio_path = audio_folder / row["audio"]["path"]
         audio_path.write_bytes(row["audio"]["bytes"])
@@ -176,10 +181,11 @@ def main(argv: list[str] | None = None) -> None:
         "--task", choices=tuple(PROMPT_TASKS), action="append", help="repeat for several; all by default"
     )
     parser.add_argument("--limit", type=int, help="at most this many examples per split")
+    parser.add_argument("--max_seconds", type=float, help="leave out longer recordings")
     arguments = parser.parse_args(argv)
     for split in arguments.split or SPLITS:
         path = write_prompt_examples(
-            arguments.output_dir, split, arguments.task or tuple(PROMPT_TASKS), arguments.limit
+            arguments.output_dir, split, arguments.task or tuple(PROMPT_TASKS), arguments.limit, arguments.max_seconds
         )
         print(path)
 

@@ -14,10 +14,9 @@ from typing import Any
 
 import datasets
 import torch
+from audiollm.projector import slot_counts
 from torch import nn
 from transformers import Trainer, TrainingArguments
-
-from audiollm.projector import slot_counts
 
 from .augment import FeatureAugmentation
 from .dataset import cached_windows, pad_windows
@@ -193,6 +192,20 @@ def build_alignment_dataset(
     return datasets.Dataset.from_dict(rows), left_out
 
 
+@dataclass(frozen=True)
+class Alignment:
+    """
+    What [`align`] gives: the aligner and vocabulary that [`greedy_transcripts`] needs, and the course of the loss.
+
+    Attributes:
+        losses: pairs of step and loss per word piece.
+    """
+
+    aligner: CtcAligner
+    vocabulary: PieceVocabulary
+    losses: list[tuple[int, float]]
+
+
 @dataclass
 class AlignmentCollator:
     """Brings in the clips' frames, varied where there is an augmentation."""
@@ -215,13 +228,13 @@ class AlignmentCollator:
 
 @torch.no_grad()
 def greedy_transcripts(
-    aligner: CtcAligner, vocabulary: PieceVocabulary, cache: FeatureCache, keys: Sequence[str], batch_size: int = 32
+    alignment: Alignment, cache: FeatureCache, keys: Sequence[str], batch_size: int = 32
 ) -> list[str]:
     """What the projector alone hears: the best class of every slot, repeats and blanks taken out."""
     texts = []
     for start in range(0, len(keys), batch_size):
         clips = [cached_windows(cache, key) for key in keys[start : start + batch_size]]
-        scores, slots = aligner.scores(**pad_windows([window for clip in clips for window in clip]))
+        scores, slots = alignment.aligner.scores(**pad_windows([window for clip in clips for window in clip]))
         heard = [
             vocabulary.decode(_collapse(row[:count])) for row, count in zip(scores.argmax(dim=-1), slots.tolist())
         ]
@@ -243,7 +256,7 @@ def align(
     transcripts: Sequence[str],
     arguments: TrainingArguments,
     augmentation: FeatureAugmentation | None = None,
-) -> tuple[CtcAligner, PieceVocabulary]:
+) -> Alignment:
     """
     Trains a model's projector by CTC, in place, resuming where an earlier run into the same folder was cut off.
 
@@ -255,7 +268,7 @@ def align(
         augmentation: how to vary the clips.
 
     Returns:
-        The aligner, ready for [`greedy_transcripts`], and its vocabulary.
+        The aligner, its vocabulary, and the losses on the way.
 
     Raises:
         ValueError: no clip can be aligned.
@@ -278,4 +291,5 @@ def align(
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(arguments.output_dir))
     aligner.eval()
     aligner.hand_over(frames)
-    return aligner, vocabulary
+    losses = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    return Alignment(aligner, vocabulary, losses)
