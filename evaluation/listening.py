@@ -124,8 +124,10 @@ def whisper_transcripts(
         for start in range(0, len(recordings), batch_size):
             clips = [_windows(processor, recording) for recording in recordings[start : start + batch_size]]
             windows = [window for clip in clips for window in clip]
-            features = extractor(windows, sampling_rate=extractor.sampling_rate, return_tensors="pt")
-            tokens = whisper.generate(features["input_features"].to(device))
+            features = extractor(
+                windows, sampling_rate=extractor.sampling_rate, return_attention_mask=True, return_tensors="pt"
+            )
+            tokens = whisper.generate(**features.to(device))
             heard = iter(tokenizer.batch_decode(tokens, skip_special_tokens=True))
             transcripts += [" ".join(next(heard).strip() for _ in clip) for clip in clips]
             bar.update(len(clips))

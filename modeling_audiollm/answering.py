@@ -1,5 +1,6 @@
 """Answers in batches: conversations in, text out. What evaluation and inference share."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,6 +39,17 @@ def answer(
     """
     was_training = model.training
     model.eval()
+    try:
+        return _answer(
+            model, processor, conversations, batch_size, max_new_tokens, encoded_audio, progress, generate_options
+        )
+    finally:
+        model.train(was_training)
+
+
+def _answer(
+    model, processor, conversations, batch_size, max_new_tokens, encoded_audio, progress, generate_options
+) -> list[str]:
     sizes = [_size(conversation) for conversation in conversations]
     order = sorted(range(len(conversations)), key=lambda index: sizes[index])
     answers = [""] * len(conversations)
@@ -60,7 +72,6 @@ def answer(
             for index, text in zip(chosen, texts):
                 answers[index] = text.strip()
             bar.update(len(chosen))
-    model.train(was_training)
     return answers
 
 
@@ -113,6 +124,11 @@ def _size(conversation: list[dict[str, Any]]) -> int:
         size += sum(len(part.get("text", "")) for part in message["content"])
     for recording in _recordings(conversation):
         if isinstance(recording, dict):
-            recording = recording.get("array") if recording.get("array") is not None else recording.get("bytes") or b""
-        size += len(recording) if hasattr(recording, "__len__") and not isinstance(recording, str) else 0
+            recording = next(
+                (recording[name] for name in ("array", "bytes", "path") if recording.get(name) is not None), b""
+            )
+        if isinstance(recording, (str, os.PathLike)):
+            size += os.path.getsize(recording) if os.path.isfile(recording) else 0
+        elif hasattr(recording, "__len__"):
+            size += len(recording)
     return size

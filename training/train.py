@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.base_models import EMBEDDED_PREFIX
-from audiollm.corpora.examples import read_examples
+from audiollm.corpora.examples import ExamplesError, read_examples
 from audiollm.embedded_bases import DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE, fetch
+from audiollm.processing.audio_io import AudioError
+from audiollm.processing.conversations import ConversationError
 from transformers import HfArgumentParser, TrainerCallback, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
@@ -132,9 +134,11 @@ def parse_arguments(
         description="Train projector and LoRA so that a language model listens.",
         allow_abbrev=False,
     )
-    model_arguments, data_arguments, training_arguments = parser.parse_args_into_dataclasses(
-        list(sys.argv[1:] if arguments is None else arguments)
+    model_arguments, data_arguments, training_arguments, unknown = parser.parse_args_into_dataclasses(
+        list(sys.argv[1:] if arguments is None else arguments), return_remaining_strings=True
     )
+    if unknown:
+        raise ValueError(f"there is no option {' '.join(unknown)}; --help lists them all.")
     return model_arguments, data_arguments, training_arguments
 
 
@@ -267,8 +271,13 @@ def train(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry of `audiollm train` and `python -m audiollm.training.train`."""
     try:
-        train(*parse_arguments(arguments))
+        parsed = parse_arguments(arguments)
+        check_arguments(*parsed)
     except (ValueError, OSError) as error:
+        sys.exit(f"audiollm train: {error}")
+    try:
+        train(*parsed)
+    except (ExamplesError, ConversationError, AudioError, FileNotFoundError) as error:
         sys.exit(f"audiollm train: {error}")
 
 

@@ -57,6 +57,9 @@ class AudioLlmTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if self.remove_unused_columns:
             raise ValueError("--remove_unused_columns must stay off: the collator needs the audio column.")
+        if self.label_smoothing_factor:
+            # The Trainer's own smoothing takes this model's labels for shifted ones: it would learn to repeat tokens.
+            raise ValueError("--label_smoothing_factor is not supported.")
         if self.use_wandb:
             if self.report_to not in (None, "wandb", ["wandb"]):
                 raise ValueError(f"--use_wandb contradicts --report_to {self.report_to}; give one of them.")
