@@ -10,6 +10,7 @@ same projector and LoRA do not listen at all after as many minutes of ordinary t
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import datasets
@@ -57,6 +58,8 @@ class CtcAligner(nn.Module):
         self.register_buffer("distinct_rms", distinct.square().mean().sqrt(), persistent=False)
         pieces = nn.functional.normalize(distinct[torch.tensor(list(token_ids))], dim=-1)
         self.register_buffer("pieces", pieces, persistent=False)
+        #: What tokens hold besides the part that is scored; nothing until [`hand_over`] adds it.
+        self.register_buffer("offset", torch.zeros_like(self.common), persistent=False)
         self.blank = nn.Parameter(torch.randn(embeddings.shape[1]) * 0.02)
         self.blank_bias = nn.Parameter(torch.zeros(()))
         self.log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
@@ -70,7 +73,7 @@ class CtcAligner(nn.Module):
             encoded_audio_lengths: `(windows,)`.
         """
         stacked, _ = self.projector.stack(encoded_audio.float(), encoded_audio_lengths)
-        tokens = nn.functional.normalize(self.projector.project(stacked), dim=-1)
+        tokens = nn.functional.normalize(self.projector.project(stacked) - self.offset, dim=-1)
         blank = nn.functional.normalize(self.blank, dim=0)
         scale = self.log_scale.exp()
         logits = torch.cat([tokens @ blank[:, None] * scale + self.blank_bias, tokens @ self.pieces.T * scale], dim=-1)
@@ -136,6 +139,7 @@ class CtcAligner(nn.Module):
         ridge = CONSTANT_FIT_RIDGE * gram.trace() / len(gram) * torch.eye(len(gram))
         constant = torch.linalg.solve(gram + ridge, hidden.mean(dim=0))
         last.weight.add_(torch.outer(self.common, constant))
+        self.offset.copy_(self.common)
 
 
 class PieceVocabulary:
@@ -181,7 +185,7 @@ def build_alignment_dataset(
     for key, transcript in zip(keys, transcripts):
         _, lengths = cache.load(key)
         targets = vocabulary.encode(transcript)
-        repeats = sum(first == second for first, second in zip(targets, targets[1:]))
+        repeats = sum(first == second for first, second in pairwise(targets))
         slots = int(slot_counts(lengths, cache.processor.stack_factor).sum())
         if len(lengths) != 1 or not targets or len(targets) + repeats > slots:
             left_out.append(key)
@@ -236,7 +240,8 @@ def greedy_transcripts(
         clips = [cached_windows(cache, key) for key in keys[start : start + batch_size]]
         scores, slots = alignment.aligner.scores(**pad_windows([window for clip in clips for window in clip]))
         heard = [
-            vocabulary.decode(_collapse(row[:count])) for row, count in zip(scores.argmax(dim=-1), slots.tolist())
+            alignment.vocabulary.decode(_collapse(row[:count]))
+            for row, count in zip(scores.argmax(dim=-1), slots.tolist())
         ]
         for clip in clips:
             texts.append(" ".join(heard[: len(clip)]).strip())
