@@ -184,7 +184,7 @@ class Demo:
     def instruction_data(self) -> Path:
         """Every training clip to be transcribed, and some with another question, in the instruction format."""
         folder = self.folder / "data"
-        options = {"split": "train", "max_seconds": MAX_INSTRUCT_SECONDS}
+        options: dict[str, Any] = {"split": "train", "max_seconds": MAX_INSTRUCT_SECONDS}
         examples = read_examples(write_prompt_examples(folder, tasks=("transcribe",), **options))
         others = tuple(task for task in PROMPT_TASKS if task != "transcribe")
         examples += read_examples(write_prompt_examples(folder, tasks=others, limit=NUM_OTHER_QUESTIONS, **options))
@@ -236,7 +236,7 @@ class WordErrorCurve(TrainerCallback):
         self.start = start
         self.rows = load_studio_prompts("validation")
 
-    def on_step_end(self, arguments, state, control, model=None, **kwargs):
+    def on_step_end(self, args, state, control, model=None, **kwargs):
         """Scores every so many steps."""
         if state.global_step % STEPS_PER_POINT and state.global_step != state.max_steps:
             return

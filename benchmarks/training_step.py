@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -100,7 +100,7 @@ def voxtral_side(dtype: torch.dtype):
         max_source_positions=whisper.max_source_positions,
     )
     config = VoxtralConfig(
-        audio_config=audio_config, text_config=llama, audio_token_id=tokenizer.convert_tokens_to_ids(slot)
+        audio_config=audio_config, text_config=llama, audio_token_id=cast(int, tokenizer.convert_tokens_to_ids(slot))
     )
     config.tie_word_embeddings = llama.tie_word_embeddings
     model = VoxtralForConditionalGeneration(config)
@@ -113,7 +113,7 @@ def voxtral_side(dtype: torch.dtype):
     if not_loaded or unexpected:
         raise RuntimeError(f"Voxtral was not built from the bases: missing {not_loaded}, unexpected {unexpected}.")
     model.tie_weights()
-    model = model.to(dtype)
+    model = model.to(dtype)  # type: ignore[arg-type]  # transformers wraps `to`; mypy takes it for a plain function
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     inject_adapter_in_model(
@@ -193,7 +193,8 @@ def main() -> None:
     parser.add_argument("--worker", nargs=2, metavar=("SIDE", "PRECISION"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        print(json.dumps(run_side(*options.worker, options.steps)))
+        side, precision = options.worker
+        print(json.dumps(run_side(side, precision, options.steps)))
         return
     runs = []
     for round_index in range(options.rounds):

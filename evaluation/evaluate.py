@@ -43,7 +43,7 @@ def read_test_set(data_path: str, audio_dir: str | None = None, limit: int | Non
 
 def write_report(path: Path, examples: Sequence[Example], report: ListeningReport) -> None:
     """Scores, and every clip's reference beside what was heard, as JSON."""
-    decoder = report.decoder_hypotheses or [None] * len(examples)
+    decoder: Sequence[str | None] = report.decoder_hypotheses or [None] * len(examples)
     heard = zip(examples, report.hypotheses, report.control_hypotheses, decoder)
     clips = [
         {

@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub import HfApi
@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from .audio_tower import AudioTower
 from .base_models import resolve_base
+from .configuration_audiollm import AudioLlmConfig
 from .language_head import check_language_model
 from .lora_routing import is_target
 
@@ -152,7 +153,7 @@ def merged_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     Raises:
         ValueError: there are several adapters, so that no single merge can stand for all.
     """
-    names = list(model.config.lora_adapters)
+    names = list(cast(AudioLlmConfig, model.config).lora_adapters)
     if len(names) > 1:
         raise ValueError(
             f"This model has the adapters {names}, each for rows of its own; only a model with one can be merged."
@@ -254,7 +255,7 @@ def upload_files(
     repo_id = api.create_repo(repo_id or Path(folder).absolute().name, private=private, exist_ok=True).repo_id
     api.upload_folder(
         repo_id=repo_id,
-        folder_path=folder,
+        folder_path=Path(folder),
         allow_patterns=names,
         revision=revision,
         create_pr=create_pr,

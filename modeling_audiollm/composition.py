@@ -1,6 +1,6 @@
 """Composing a new AudioLLM of two pretrained bases; projector, boundary vectors and LoRA start fresh."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -12,12 +12,21 @@ from .lora_routing import add_adapters
 from .projector import AudioLlmProjector
 
 
+class Composable(Protocol):
+    """What composing needs of a model class."""
+
+    config_class: Any
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: None, **kwargs: Any) -> Any: ...
+
+
 class ComposedOfBases:
     """Mixin: `from_audio_text_pretrained`."""
 
     @classmethod
     def from_audio_text_pretrained(
-        cls,
+        cls: type[Composable],
         audio_model_id: str,
         text_model_id: str,
         audio_model_revision: str | None = None,

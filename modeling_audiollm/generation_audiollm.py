@@ -1,16 +1,25 @@
 """Generation with audio: rows that own several windows, and ids past the head's width."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import GenerationMixin
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
 from .audio_tower import encoder_frame_counts
+from .configuration_audiollm import AudioLlmConfig
 from .projector import slot_counts
 
 
 class AudioLlmGenerationMixin(GenerationMixin):
-    """transformers' `generate` for a prompt whose slots hold audio."""
+    """
+    transformers' `generate` for a prompt whose slots hold audio, to be mixed into a model class.
+
+    (transformers types its own mixin's `self` as the model that it becomes part of; hence the ignored types.)
+    """
+
+    config: AudioLlmConfig
 
     @property
     def _padded_vocab_size(self) -> int:
@@ -26,11 +35,11 @@ class AudioLlmGenerationMixin(GenerationMixin):
         """
         return nn.functional.pad(logits, (0, self._padded_vocab_size - logits.shape[-1]), value=float("-inf"))
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # type: ignore[override]  # the other arguments are in kwargs
         self, input_ids, inputs_embeds: torch.Tensor | None = None, is_first_iteration: bool = False, **kwargs
     ):
         """Passes audio on at prefill only, and asks for scores as wide as the ids of a prompt with audio."""
-        inputs = super().prepare_inputs_for_generation(
+        inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]  # self is a model, see above
             input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
         if not is_first_iteration and kwargs.get("use_cache", True):
@@ -45,7 +54,7 @@ class AudioLlmGenerationMixin(GenerationMixin):
 
     def _get_candidate_generator(self, *args, **kwargs):
         """Prompt lookup tries its drafts on scores of its own, which must be as wide as the prompt's ids."""
-        generator = super()._get_candidate_generator(*args, **kwargs)
+        generator: Any = super()._get_candidate_generator(*args, **kwargs)  # type: ignore[misc]  # self is a model
         if isinstance(generator, PromptLookupCandidateGenerator):
             generator.vocab_size = self._padded_vocab_size
         return generator
@@ -66,7 +75,7 @@ class AudioLlmGenerationMixin(GenerationMixin):
             audio = {name: value.index_select(0, order.to(value.device)) for name, value in audio.items()}
         if names is not None:
             model_kwargs["adapter_names"] = [name for name in names for _ in range(expand_size)]
-        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(  # type: ignore[misc]  # self is a model
             expand_size, is_encoder_decoder, input_ids, **model_kwargs
         )
         return input_ids, {**model_kwargs, **audio}
@@ -94,7 +103,8 @@ class AudioLlmGenerationMixin(GenerationMixin):
     def compute_transition_scores(self, sequences, scores, *args, **kwargs):
         """As in transformers; the columns that `generate` added for the audio ids are cut off first."""
         width = self.config.text_config.vocab_size
-        return super().compute_transition_scores(sequences, tuple(s[..., :width] for s in scores), *args, **kwargs)
+        scores = tuple(step[..., :width] for step in scores)
+        return super().compute_transition_scores(sequences, scores, *args, **kwargs)  # type: ignore[misc]  # self is a model
 
 
 __all__ = ["AudioLlmGenerationMixin"]

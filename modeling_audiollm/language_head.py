@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 #: Any two ids will do to compare two ways to the same logits; every vocabulary has these.
 PROBE_IDS = ((0, 1),)
@@ -17,7 +18,7 @@ def scale_logits(logits: torch.Tensor, text_config) -> torch.Tensor:
     return torch.tanh(logits / cap) * cap if cap else logits
 
 
-def check_language_model(causal_lm: nn.Module) -> None:
+def check_language_model(causal_lm: PreTrainedModel) -> None:
     """
     Makes sure that AudioLLM's own head gives this language model's logits.
 

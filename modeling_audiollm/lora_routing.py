@@ -4,7 +4,7 @@ import inspect
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -89,7 +89,7 @@ class RoutedLoraLinear(LoraLinear):
                 continue
             chosen = self.lora_dropout[name](x if rows is None else x.index_select(0, rows.to(x.device)))
             # The weights are float32 to be trained, but the product is the base's precision: half the memory.
-            down, up = (weights[name].weight.to(x.dtype) for weights in (self.lora_A, self.lora_B))
+            down, up = (cast(nn.Linear, part[name]).weight.to(x.dtype) for part in (self.lora_A, self.lora_B))
             update = nn.functional.linear(nn.functional.linear(chosen, down), up) * self.scaling[name]
             update = update.to(result.dtype)
             result = result + update if rows is None else result.index_add(0, rows.to(x.device), update)

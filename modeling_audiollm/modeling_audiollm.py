@@ -1,10 +1,11 @@
 """AudioLLM: a frozen Whisper encoder, a projector, and a frozen language model whose LoRA wakes on rows with audio."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoModel, WhisperConfig
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
@@ -59,7 +60,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
 
     def __init__(self, config: AudioLlmConfig):
         super().__init__(config)
-        self.audio_tower = AudioTower(config.audio_config)
+        self.audio_tower = AudioTower(cast(WhisperConfig, config.audio_config))
         self.multi_modal_projector = AudioLlmProjector(config)
         #: The embeddings of `<audio>` and `</audio>`, `(2, hidden_size)`; the base's embedding matrix stays as it is.
         self.audio_boundary_embeds = nn.Parameter(torch.empty(2, config.text_config.hidden_size))
@@ -129,7 +130,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         """
         if (input_features is None) == (encoded_audio is None):
             raise ValueError("Pass exactly one of input_features and encoded_audio.")
-        if encoded_audio is None:
+        if input_features is not None:
             encoded_audio, encoded_audio_lengths = self.encode_audio(input_features, input_features_mask)
         elif encoded_audio_lengths is None:
             raise ValueError("encoded_audio needs encoded_audio_lengths, the real frames of each window.")
@@ -202,7 +203,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
             adapter_names = known or [None]
             if batch_size % len(adapter_names) == 0:  # the cache's rows may have been repeated since
                 adapter_names = [name for name in adapter_names for _ in range(batch_size // len(adapter_names))]
-            if has_audio and self.config.lora_adapters:
+            if has_audio and input_ids is not None and self.config.lora_adapters:
                 default = next(iter(self.config.lora_adapters))
                 holds_audio = (input_ids == self.config.audio_token_id).any(dim=1).tolist()
                 adapter_names = [known or (default if now else None) for known, now in zip(adapter_names, holds_audio)]
@@ -240,7 +241,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
             raise ValueError("Audio needs input_ids, whose slots say where it goes; inputs_embeds has none.")
 
         audio_tokens = None
-        if inputs_embeds is None:
+        if input_ids is not None:
             inputs_embeds = self.embed_text(input_ids)
             if has_audio:
                 audio_tokens = self.get_audio_features(
@@ -252,6 +253,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
                 )
             elif input_ids.shape[1] > 1:
                 self.get_placeholder_mask(input_ids, 0)
+        assert inputs_embeds is not None  # one of the two was given
         if self.training and not has_audio:
             inputs_embeds = inputs_embeds + 0.0 * self._silent_token().to(inputs_embeds)
 

@@ -2,7 +2,7 @@
 
 import os
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -45,7 +45,7 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
     config: AudioLlmConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    input_modalities = ("audio", "text")
+    input_modalities = ["audio", "text"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -57,13 +57,14 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(getattr(module, "audio_boundary_embeds", None), nn.Parameter):
-            nn.init.normal_(module.audio_boundary_embeds, std=self.config.text_config.initializer_range)
+        boundary = getattr(module, "audio_boundary_embeds", None)
+        if isinstance(boundary, nn.Parameter):
+            nn.init.normal_(boundary, std=self.config.text_config.initializer_range)
 
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the frozen bases; what trains beside them is in float32."""
-        return self.get_input_embeddings().weight.dtype
+        return cast(nn.Embedding, self.get_input_embeddings()).weight.dtype
 
     def trainable_names(self) -> list[str]:
         """Names of the weights that train by default: projector, boundary vectors and LoRA."""
@@ -88,7 +89,7 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}")
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # a configuration of this class only
         cls,
         pretrained_model_name_or_path: str | os.PathLike | None,
         *model_args,
@@ -136,23 +137,25 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         if config.weight_format == "adapter":
             model, info = cls._from_adapter(pretrained_model_name_or_path, config, where, ignore_base_mismatch, kwargs)
         else:
-            model, info = super().from_pretrained(
+            loaded: Any = super().from_pretrained(
                 pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
             )
+            model, info = loaded
         refuse_incomplete(info, pretrained_model_name_or_path)
         model.freeze_bases()
         return (model, info) if wants_info else model
 
     @classmethod
     def _from_adapter(cls, path, config, where: dict[str, Any], ignore_base_mismatch: bool, kwargs: dict[str, Any]):
-        adapter_file = cached_file(path, SAFE_WEIGHTS_NAME, **where)
+        adapter_file = cast(str, cached_file(path, SAFE_WEIGHTS_NAME, **where))  # it raises rather than return None
         adapter = load_file(adapter_file)
         hub_arguments = {name: where[name] for name in HUB_ARGUMENTS if name in where}
         state, found = load_bases(config, **hub_arguments)
         check_fingerprints(config, found, ignore_base_mismatch)
         state.update(adapter)
         rest = {name: value for name, value in kwargs.items() if name not in where}
-        model, info = super().from_pretrained(None, config=config, state_dict=state, output_loading_info=True, **rest)
+        loaded: Any = super().from_pretrained(None, config=config, state_dict=state, output_loading_info=True, **rest)
+        model, info = loaded
         model.config.name_or_path = str(path)
         if model.can_generate():
             try:
@@ -161,7 +164,7 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
                 logger.info(f"{path} has no generation_config.json; the default one is used.")
         return model, info
 
-    def save_pretrained(
+    def save_pretrained(  # type: ignore[override]  # the rest of transformers' arguments are in kwargs
         self,
         save_directory: str | os.PathLike,
         is_main_process: bool = True,
@@ -232,9 +235,10 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         """
         config = deepcopy(self.config)
         config.lora_rank, config.lora_adapters, config.weight_format = 0, {}, "merged"
-        merged, info = super().from_pretrained(
+        loaded: Any = super().from_pretrained(
             None, config=config, state_dict=merged_state_dict(self), dtype=self.dtype, output_loading_info=True
         )
+        merged, info = loaded
         refuse_incomplete(info, "the merged model")
         merged.freeze_bases()
         if self.can_generate():

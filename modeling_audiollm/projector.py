@@ -38,8 +38,8 @@ class AudioLlmProjector(nn.Module):
 
         self.norm_pre = nn.RMSNorm(stacked_size, eps=eps) if config.projector_pre_norm else nn.Identity()
         if config.projector_type == "linear":
-            self.linear_1 = nn.Identity()
-            self.activation = nn.Identity()
+            self.linear_1: nn.Module = nn.Identity()
+            self.activation: nn.Module = nn.Identity()
             middle_size = stacked_size
         else:
             gated = config.projector_type == "swiglu"

@@ -49,6 +49,11 @@ class CtcAligner(nn.Module):
         token_ids: ids of the word pieces that can be said.
     """
 
+    common: torch.Tensor
+    distinct_rms: torch.Tensor
+    pieces: torch.Tensor
+    offset: torch.Tensor
+
     def __init__(self, model, token_ids: Sequence[int]):
         super().__init__()
         self.projector = model.model.multi_modal_projector
@@ -293,8 +298,8 @@ def align(
         train_dataset=dataset,
         data_collator=AlignmentCollator(cache, augmentation),
     )
-    trainer.train(resume_from_checkpoint=last_complete_checkpoint(arguments.output_dir))
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(str(arguments.output_dir)))
     aligner.eval()
     aligner.hand_over(frames)
-    losses = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    losses = [(int(entry["step"]), entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     return Alignment(aligner, vocabulary, losses)

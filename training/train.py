@@ -129,7 +129,8 @@ def parse_arguments(
         ValueError: options contradict each other, or one has an impossible value.
     """
     parser = HfArgumentParser(
-        [ModelArguments, DataArguments, AudioLlmTrainingArguments],
+        # transformers types dataclasses as a NewType of its own, which none is.
+        [ModelArguments, DataArguments, AudioLlmTrainingArguments],  # type: ignore[list-item]
         prog="audiollm train",
         description="Train projector and LoRA so that a language model listens.",
         allow_abbrev=False,
@@ -201,14 +202,17 @@ def load_model(
             **common,
         )
         return model, AudioLlmProcessor.from_pretrained(arguments.model_path)
-    bases = arguments.whisper_path or DEFAULT_AUDIO_BASE, arguments.llama_path or DEFAULT_TEXT_BASE
-    for base in bases:
+    audio_base = arguments.whisper_path or DEFAULT_AUDIO_BASE
+    text_base = arguments.llama_path or DEFAULT_TEXT_BASE
+    for base in (audio_base, text_base):
         if base.startswith(EMBEDDED_PREFIX):
             fetch(base)
     model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
-        *bases, **{"lora_dropout": LORA_DROPOUT, **arguments.config_fields()}, **common
+        audio_base, text_base, **{"lora_dropout": LORA_DROPOUT, **arguments.config_fields()}, **common
     )
-    processor = AudioLlmProcessor.from_audio_text_pretrained(*bases, stack_factor=model.config.stack_factor)
+    processor = AudioLlmProcessor.from_audio_text_pretrained(
+        audio_base, text_base, stack_factor=model.config.stack_factor
+    )
     return model, processor
 
 

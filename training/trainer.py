@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from audiollm.checkpoints import is_adapter_key
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.integrations import is_wandb_available
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -23,10 +23,13 @@ class AudioLlmTrainingArguments(TrainingArguments):
     """transformers' `TrainingArguments`, with short names for the common ones and a rate for the projector."""
 
     output_dir: str = field(default="runs/train", metadata={"help": "Folder for checkpoints and the trained adapter."})
-    per_device_train_batch_size: int | None = field(
+    # None until __post_init__, which knows by it whether the short name alone was given.
+    per_device_train_batch_size: int | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "Examples per device and step; 8 when not given."}
     )
-    num_train_epochs: float | None = field(default=None, metadata={"help": "Passes over the data; 3 when not given."})
+    num_train_epochs: float | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Passes over the data; 3 when not given."}
+    )
     batch_size: int | None = field(
         default=None, metadata={"help": "Examples per device and step; short for --per_device_train_batch_size."}
     )
@@ -57,6 +60,9 @@ class AudioLlmTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if self.remove_unused_columns:
             raise ValueError("--remove_unused_columns must stay off: the collator needs the audio column.")
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # without it, --bf16 is refused
+            self.dataloader_pin_memory = False
         if self.label_smoothing_factor:
             # The Trainer's own smoothing takes this model's labels for shifted ones: it would learn to repeat tokens.
             raise ValueError("--label_smoothing_factor is not supported.")
@@ -88,13 +94,13 @@ class EpochLengthSampler(LengthGroupedSampler):
     it would see some examples of the epoch twice and others not at all.
 
     Args:
+        batch_size, lengths: as of `LengthGroupedSampler`.
         seed: of the run.
         current_epoch: tells which epoch begins.
-        args, kwargs: those of `LengthGroupedSampler`.
     """
 
-    def __init__(self, *args, seed: int, current_epoch: Callable[[], int], **kwargs):
-        super().__init__(*args, generator=torch.Generator(), **kwargs)
+    def __init__(self, batch_size: int, lengths: list[int], seed: int, current_epoch: Callable[[], int]):
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
         self.seed = seed
         self.current_epoch = current_epoch
 
@@ -143,6 +149,9 @@ class AudioLlmTrainer(ResumableTrainer):
     Checkpoints hold the adapter only (a few MB), besides optimizer, schedule and random states.
     """
 
+    args: AudioLlmTrainingArguments
+    model: PreTrainedModel
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         # The frozen bases are not in a checkpoint; the Trainer need not warn of each of their weights on resuming.
@@ -155,6 +164,10 @@ class AudioLlmTrainer(ResumableTrainer):
             return self.model.get_parameter(name).requires_grad
         except AttributeError:
             return False
+
+    def get_decay_parameter_names(self, model) -> list[str]:
+        """The Trainer's, without the gains of the projector's norms, which its list of names misses."""
+        return [name for name in super().get_decay_parameter_names(model) if model.get_parameter(name).dim() > 1]
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """The Trainer's optimizer, with projector and boundary vectors in groups of their own rate."""
