@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from audiollm.checkpoints import is_adapter_key
@@ -134,6 +135,12 @@ class ResumableTrainer(Trainer):
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             current_epoch=lambda: int(self.state.epoch or 0),
         )
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """The Trainer's; none for a run that had made all its steps when it was cut off, which would make one more."""
+        if self.state.global_step >= self.state.max_steps:
+            return [], None
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         """The Trainer's, on the batch as the augmentation leaves it."""

@@ -1,0 +1,41 @@
+"""A handful of noise recordings and examples over them: enough to train a tiny model on, meaning nothing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+SAMPLING_RATE_HZ = 16_000
+SHORTEST_S, STEP_S = 0.3, 0.07
+NUM_RECORDINGS = 10
+
+
+def write_recordings(folder: Path, count: int = NUM_RECORDINGS) -> list[str]:
+    """Writes `0.wav`, `1.wav`, … each a little longer than the one before; returns the names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(0)
+    names = []
+    for index in range(count):
+        samples = int((SHORTEST_S + STEP_S * index) * SAMPLING_RATE_HZ)
+        names.append(f"{index}.wav")
+        soundfile.write(folder / names[-1], 0.1 * generator.standard_normal(samples), SAMPLING_RATE_HZ)
+    return names
+
+
+def example_rows(names: list[str]) -> list[dict[str, Any]]:
+    """One transcription row per recording, one row with two recordings, and one without any."""
+    rows: list[dict[str, Any]] = [
+        {"text": "Say: <audio>", "audio_paths": name, "response": "one two three four"[: 4 + 4 * (index % 4)]}
+        for index, name in enumerate(names)
+    ]
+    rows.append({"text": "<audio> or <audio>?", "audio_paths": names[:2], "response": "the first"})
+    rows.append({"text": "What is 2 + 2?", "response": "four"})
+    return rows
+
+
+def write_rows(path: Path, rows: Any) -> str:
+    """Writes a JSON file; returns its path."""
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    return str(path)

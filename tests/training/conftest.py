@@ -1,0 +1,50 @@
+"""A small corpus on disk, a cache over it, and the arguments that train a tiny model on it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from audiollm.training.feature_cache import FeatureCache
+from small_corpus import example_rows, write_recordings, write_rows
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Where the recordings and the examples over them lie."""
+
+    audio_dir: Path
+    names: list[str]
+    data_path: str
+
+    @property
+    def paths(self) -> list[str]:
+        return [str(self.audio_dir / name) for name in self.names]
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    folder = tmp_path_factory.mktemp("corpus")
+    names = write_recordings(folder / "recordings")
+    return Corpus(folder / "recordings", names, write_rows(folder / "data.json", example_rows(names)))
+
+
+@pytest.fixture
+def cache(tiny_model, tiny_processor, tmp_path: Path) -> FeatureCache:
+    return FeatureCache(tiny_model, tiny_processor, tmp_path / "features")
+
+
+@pytest.fixture(scope="session")
+def shared_features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder that the runs of the command share."""
+    return tmp_path_factory.mktemp("features")
+
+
+@pytest.fixture
+def options(corpus: Corpus, tiny_bases: tuple[str, str], shared_features: Path, tmp_path: Path) -> list[str]:
+    """The command's options for a short run of the tiny pair into `tmp_path / "run"`."""
+    audio, text = tiny_bases
+    return (
+        f"--data_path {corpus.data_path} --audio_dir {corpus.audio_dir} --whisper_path {audio} --llama_path {text} "
+        f"--output_dir {tmp_path / 'run'} --feature_cache {shared_features} --batch_size 4 --max_steps 2 "
+        "--dataloader_pin_memory False --disable_tqdm True"
+    ).split()

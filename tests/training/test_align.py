@@ -1,0 +1,184 @@
+"""The CTC warm start: the projector learns to be read, nothing else changes, and its tokens end among the embeddings."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from audiollm import AudioLlmForConditionalGeneration
+from audiollm.corpora.prompts import load_studio_prompts
+from audiollm.evaluation import normalize_english
+from audiollm.training.align import (
+    CtcAligner,
+    PieceVocabulary,
+    align,
+    build_alignment_dataset,
+    greedy_transcripts,
+)
+from audiollm.training.augment import FeatureAugmentation
+from audiollm.training.feature_cache import FeatureCache
+from tiny_models import randomise_trainables
+from transformers import TrainingArguments
+
+NUM_CLIPS, NUM_STEPS = 8, 60
+#: Short enough for the shortest clip's four slots: a character is a token, and so is the space before it.
+TRANSCRIPTS = ["ab", "c", "da", "bd", "cd", "a", "db", "b", "ca", "d"]
+
+
+def arguments(folder: Path, **options) -> TrainingArguments:
+    settings = {
+        "output_dir": str(folder),
+        "max_steps": 6,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 3e-3,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "report_to": "none",
+        "remove_unused_columns": False,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "disable_tqdm": True,
+    }
+    return TrainingArguments(**{**settings, **options})
+
+
+# --------------------------------------------------------------------------------------------------- the real pair
+
+
+@pytest.fixture(scope="module")
+def real_alignment(real_bases, real_processor, tmp_path_factory):
+    """The real pair aligned on a handful of short clips, its state dict before, keys and transcripts."""
+    torch.manual_seed(0)
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*real_bases, lora_rank=2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    folder = tmp_path_factory.mktemp("align")
+    clips = load_studio_prompts("train").filter(lambda row: len(row["text"].split()) > 1).sort("duration_s")
+    clips = clips.select(range(NUM_CLIPS))
+    cache = FeatureCache(model, real_processor, folder / "features")
+    keys = cache.add(list(clips["audio"]), progress=False)
+    transcripts = [normalize_english(text) for text in clips["text"]]
+    options = {"max_steps": NUM_STEPS, "per_device_train_batch_size": NUM_CLIPS}
+    alignment = align(model, cache, keys, transcripts, arguments(folder / "run", **options))
+    return model, before, cache, keys, transcripts, alignment
+
+
+def test_the_loss_falls_and_the_clips_are_read_right(real_alignment) -> None:
+    _, _, cache, keys, transcripts, alignment = real_alignment
+    losses = [loss for _, loss in alignment.losses]
+    assert len(losses) == NUM_STEPS
+    assert losses[-1] < 0.1 * losses[0]
+    assert greedy_transcripts(alignment, cache, keys) == transcripts
+    assert greedy_transcripts(alignment, cache, keys[::-1], batch_size=3) == transcripts[::-1]
+
+
+def test_only_the_projector_changes(real_alignment) -> None:
+    model, before, *_ = real_alignment
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(before[name], value)}
+    assert changed == {name for name in before if "multi_modal_projector" in name}
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == set(model.trainable_names())
+
+
+def test_tokens_are_handed_over_among_the_embeddings(real_alignment) -> None:
+    model, _, cache, keys, _, _ = real_alignment
+    embeddings = model.get_input_embeddings().weight.detach()
+    frames = [cache.load(key)[0] for key in keys]
+    with torch.no_grad():
+        tokens = torch.cat([model.model.multi_modal_projector(f[None], torch.tensor([len(f)])) for f in frames])
+    rms, expected = tokens.square().mean().sqrt(), embeddings.square().mean().sqrt()
+    assert 0.8 < rms / expected < 1.25
+    common = embeddings.mean(dim=0)
+    cosine = torch.nn.functional.cosine_similarity(tokens.mean(dim=0), common, dim=0)
+    assert cosine > 0.8
+    assert 0.7 < tokens.mean(dim=0).norm() / common.norm() < 1.4
+
+
+# --------------------------------------------------------------------------------------------------- the tiny pair
+
+
+@pytest.fixture
+def keys(cache, corpus) -> list[str]:
+    return cache.add(corpus.paths, progress=False)
+
+
+def fresh_model(tiny_bases) -> AudioLlmForConditionalGeneration:
+    torch.manual_seed(0)
+    return randomise_trainables(AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_rank=4))
+
+
+def test_classes_are_the_pieces_of_the_words(tiny_processor) -> None:
+    vocabulary = PieceVocabulary(tiny_processor.tokenizer, ["ab ba", "c"])
+    assert sorted(tiny_processor.tokenizer.decode([id_]) for id_ in vocabulary.token_ids) == [" ", "a", "b", "c"]
+    assert vocabulary.decode(vocabulary.encode("c ab")) == "c ab"
+    assert 0 not in vocabulary.encode("ab ba c")
+    with pytest.raises(KeyError):
+        vocabulary.encode("d")
+
+
+def test_padding_does_not_change_a_clips_scores(cache, keys, tiny_model) -> None:
+    aligner = CtcAligner(tiny_model, [7, 9, 30])
+    short, long = (cache.load(key)[0] for key in (keys[0], keys[-1]))
+    batch = torch.nn.utils.rnn.pad_sequence([short, long], batch_first=True)
+    with torch.no_grad():
+        scores, slots = aligner.scores(batch, torch.tensor([len(short), len(long)]))
+        alone, _ = aligner.scores(short[None], torch.tensor([len(short)]))
+    assert slots.tolist() == [-(-len(short) // 4), -(-len(long) // 4)]
+    torch.testing.assert_close(scores[0, : slots[0]], alone[0])
+    torch.testing.assert_close(scores.exp().sum(dim=-1), torch.ones(scores.shape[:2]))
+
+
+def test_clips_that_cannot_be_aligned_are_left_out_and_counted(
+    cache, keys, tiny_bases, tiny_processor, tmp_path, capsys
+) -> None:
+    (two_windows,) = cache.add([torch.randn(31 * 16_000).clamp(-1, 1).numpy() * 0.1], progress=False)
+    keys = [*keys, two_windows]
+    transcripts = ["a", "ab " * 40, "", *["b"] * 7, "a"]
+    vocabulary = PieceVocabulary(tiny_processor.tokenizer, transcripts)
+    dataset, left_out = build_alignment_dataset(keys, transcripts, cache, vocabulary)
+    assert left_out == [keys[1], keys[2], two_windows]
+    assert dataset["audio"] == [key for key in keys if key not in left_out]
+    align(fresh_model(tiny_bases), cache, keys, transcripts, arguments(tmp_path / "run", max_steps=1))
+    assert "3 of 11 clips are left out" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="No clip can be aligned"):
+        align(fresh_model(tiny_bases), cache, keys[1:2], transcripts[1:2], arguments(tmp_path / "none"))
+
+
+def test_as_much_text_as_slots_is_kept_and_one_more_is_not(cache, keys, tiny_processor) -> None:
+    frames, _ = cache.load(keys[0])
+    slots = -(-len(frames) // tiny_processor.stack_factor)
+    pieces = "abcdefghijklmnopqrstuvwxyz"
+    # A leading space is a piece of its own here; a repeated letter needs a blank between.
+    texts = {pieces[: slots - 1]: True, pieces[:slots]: False, pieces[: slots - 3] + "zz": False}
+    for text, fits in texts.items():
+        vocabulary = PieceVocabulary(tiny_processor.tokenizer, [text])
+        dataset, _ = build_alignment_dataset(keys[:1], [text], cache, vocabulary)
+        assert (len(dataset) == 1) == fits, text
+
+
+def cut_off(
+    tiny_bases, cache: FeatureCache, keys: list[str], folder: Path, augmentation: FeatureAugmentation | None, **options
+) -> tuple[dict, dict]:
+    """State dicts of a projector aligned in one go, and of one that went on from a checkpoint within an epoch."""
+    options = {"max_steps": 7, "save_strategy": "steps", "save_steps": 4, **options}
+    states = []
+    for name in ("whole", "resumed"):
+        if name == "resumed":
+            shutil.copytree(folder / "whole" / "checkpoint-4", folder / "resumed" / "checkpoint-4")
+        model = fresh_model(tiny_bases)
+        align(model, cache, keys, TRANSCRIPTS, arguments(folder / name, **options), augmentation)
+        states.append(model.model.multi_modal_projector.state_dict())
+    return states[0], states[1]
+
+
+def test_a_run_that_was_cut_off_ends_alike(tiny_bases, cache, keys, tmp_path, capsys) -> None:
+    whole, resumed = cut_off(tiny_bases, cache, keys, tmp_path, None)
+    assert "left out" not in capsys.readouterr().out
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="align uses transformers' own Trainer, whose order and draws differ after a resume"
+)
+def test_a_run_of_grouped_and_augmented_clips_that_was_cut_off_ends_alike(tiny_bases, cache, keys, tmp_path) -> None:
+    options = {"train_sampling_strategy": "group_by_length"}
+    whole, resumed = cut_off(tiny_bases, cache, keys, tmp_path, FeatureAugmentation(), **options)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)

@@ -1,0 +1,216 @@
+"""Examples to batches: exact ids and labels, slots as many as audio tokens, and augmentation that keeps it so."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from audiollm.corpora.examples import Example, read_examples
+from audiollm.processing.conversations import ConversationError
+from audiollm.training.augment import FeatureAugmentation
+from audiollm.training.dataset import (
+    AudioLlmCollator,
+    BatchAugmentation,
+    build_dataset,
+    cached_windows,
+    resize_slots,
+)
+from audiollm.training.train import batch_augmentation
+
+IGNORED = -100
+#: Changes the length of every recording that may change.
+ALWAYS = FeatureAugmentation(tempo_probability=1.0, tempo_range=(1.3, 1.6))
+
+
+@pytest.fixture
+def dataset(corpus, cache, tiny_processor):
+    return build_dataset(read_examples(corpus.data_path, corpus.audio_dir), tiny_processor, cache, progress=False)
+
+
+@pytest.fixture
+def batch(dataset, cache, tiny_processor):
+    """The last four rows: two with one recording, one with two, one with none."""
+    return AudioLlmCollator(tiny_processor, cache)(list(dataset)[-4:])
+
+
+def learned(labels: list[int]) -> list[int]:
+    return [label for label in labels if label != IGNORED]
+
+
+def test_ids_and_labels_of_the_real_tokenizer(corpus, real_processor) -> None:
+    example = Example("Transcribe: <audio>", (corpus.paths[0],), "Good bye.")
+    (row,) = build_dataset([example], real_processor, None, progress=False)
+    slots = real_processor.num_audio_slots(len(real_processor.load_audio(corpus.paths[0])))
+    text = real_processor.tokenizer.decode(row["input_ids"])
+    assert text.count("<|audio_slot|>") == slots
+    assert "<audio>" + "<|audio_slot|>" * slots + "</audio>" in text
+    assert real_processor.tokenizer.decode(learned(row["labels"])) == "Good bye.<|im_end|>"
+    assert row["length"] == len(row["input_ids"]) == len(row["labels"])
+
+
+def test_training_and_the_processor_encode_alike(corpus, real_processor) -> None:
+    example = Example("First <audio>, then <audio>?", tuple(corpus.paths[:2]), "The second.")
+    (row,) = build_dataset([example], real_processor, None, progress=False)
+    messages = [{"role": "user", "content": example.text}, {"role": "assistant", "content": example.response}]
+    batch = real_processor.apply_chat_template(
+        messages, audio=list(example.audio_paths), tokenize=True, return_labels=True
+    )
+    assert row["input_ids"] == batch["input_ids"][0].tolist()
+    assert row["labels"] == batch["labels"][0].tolist()
+
+
+def test_rows_keep_their_order_and_know_their_audio(corpus, cache, dataset) -> None:
+    examples = read_examples(corpus.data_path, corpus.audio_dir)
+    assert len(dataset) == len(examples)
+    for row, example in zip(dataset, examples):
+        assert row["audio"] == [cache.key(path) for path in example.audio_paths]
+        assert row["length"] == len(row["input_ids"])
+    assert dataset[-1]["audio"] == []
+
+
+def test_a_placeholder_in_a_response_is_refused_by_its_row(corpus, tiny_processor) -> None:
+    examples = [Example("hello", (), "good", index=0), Example("hello", (), "an <audio> tag", index=1)]
+    with pytest.raises(ConversationError, match=r"Example 1: There are 0 recordings, but .* has 1 <audio>"):
+        build_dataset(examples, tiny_processor, None, progress=False)
+
+
+def test_a_mixed_batch_is_padded_on_the_right(batch, dataset, cache, tiny_model, tiny_processor) -> None:
+    rows = list(dataset)[-4:]
+    for index, row in enumerate(rows):
+        size = row["length"]
+        assert batch["input_ids"][index, :size].tolist() == row["input_ids"]
+        assert (batch["input_ids"][index, size:] == tiny_processor.tokenizer.pad_token_id).all()
+        assert batch["labels"][index, :size].tolist() == row["labels"]
+        assert (batch["labels"][index, size:] == IGNORED).all()
+        assert batch["attention_mask"][index].sum() == size
+    windows = [window for row in rows for key in row["audio"] for window in cached_windows(cache, key)]
+    assert batch["encoded_audio_lengths"].tolist() == [len(window) for window in windows]
+    for padded, window in zip(batch["encoded_audio"], windows):
+        assert torch.equal(padded[: len(window)], window) and not padded[len(window) :].any()
+    assert torch.isfinite(tiny_model(**batch).loss)
+
+
+def test_a_batch_without_audio_has_none(dataset, cache, tiny_model, tiny_processor) -> None:
+    batch = AudioLlmCollator(tiny_processor, cache)([dataset[-1]])
+    assert set(batch) == {"input_ids", "attention_mask", "labels"}
+    assert torch.isfinite(tiny_model(**batch).loss)
+
+
+@pytest.mark.parametrize("multiple", [1, 8, 64])
+def test_lengths_are_rounded_up(dataset, cache, tiny_processor, multiple: int) -> None:
+    batch = AudioLlmCollator(tiny_processor, cache, pad_to_multiple_of=multiple)(list(dataset)[:3])
+    longest = max(dataset["length"][:3])
+    assert batch["input_ids"].shape == batch["labels"].shape == batch["attention_mask"].shape
+    assert 0 <= batch["input_ids"].shape[1] - longest < multiple
+    assert batch["input_ids"].shape[1] % multiple == 0
+
+
+def test_a_recording_of_several_windows_runs_through_the_model(
+    cache, tiny_model, tiny_processor, corpus, tmp_path
+) -> None:
+    path = tmp_path / "long.wav"
+    soundfile.write(path, 0.1 * np.random.default_rng(1).standard_normal(31 * 16_000), 16_000)
+    examples = [Example("<audio> after <audio>", (str(path), corpus.paths[0]), "yes")]
+    dataset = build_dataset(examples, tiny_processor, cache, progress=False)
+    batch = AudioLlmCollator(tiny_processor, cache)(list(dataset))
+    assert batch["encoded_audio_lengths"].tolist() == [1500, 50, len(cached_windows(cache, dataset[0]["audio"][1])[0])]
+    varied = augmentation(tiny_processor, ALWAYS)(batch)
+    assert varied["encoded_audio_lengths"].tolist()[:2] == [1500, 50]  # of several windows: may not change
+    assert varied["encoded_audio_lengths"][2] > batch["encoded_audio_lengths"][2]
+    with torch.no_grad():
+        assert torch.isfinite(tiny_model(**varied).loss)
+
+
+# ------------------------------------------------------------------------------------------------------ augmentation
+
+
+def augmentation(processor, features: FeatureAugmentation) -> BatchAugmentation:
+    return BatchAugmentation(
+        features, processor.audio_token_id, processor.stack_factor, processor.tokenizer.pad_token_id
+    )
+
+
+@pytest.mark.parametrize(
+    ("ids", "slots", "expected"),
+    [
+        ([1, 9, 9, 2], [3], [1, 9, 9, 9, 2]),
+        ([1, 9, 9, 2], [1], [1, 9, 2]),
+        ([9, 1, 9, 9, 9], [2, 1], [9, 9, 1, 9]),
+        ([1, 2, 3], [], [1, 2, 3]),
+    ],
+)
+def test_each_run_of_slots_is_resized(ids, slots, expected) -> None:
+    labels = [IGNORED if id_ == 9 else id_ for id_ in ids]
+    new_ids, new_labels = resize_slots(ids, labels, 9, slots)
+    assert new_ids == expected
+    assert new_labels == [IGNORED if id_ == 9 else id_ for id_ in expected]
+
+
+def test_augmentation_changes_lengths_and_slots_together(batch, tiny_model, tiny_processor) -> None:
+    torch.manual_seed(3)
+    varied = augmentation(tiny_processor, ALWAYS)(batch)
+    assert (varied["encoded_audio_lengths"] > batch["encoded_audio_lengths"]).all()
+    slot_id, stack = tiny_processor.audio_token_id, tiny_processor.stack_factor
+    expected = sum(-(-length // stack) for length in varied["encoded_audio_lengths"].tolist())
+    assert int((varied["input_ids"] == slot_id).sum()) == expected > int((batch["input_ids"] == slot_id).sum())
+    assert torch.isfinite(tiny_model(**varied).loss)
+    for before, after, mask, new_mask in zip(
+        batch["input_ids"], varied["input_ids"], batch["attention_mask"].bool(), varied["attention_mask"].bool()
+    ):
+        assert before[mask & (before != slot_id)].tolist() == after[new_mask & (after != slot_id)].tolist()
+    for before, after in zip(batch["labels"], varied["labels"]):
+        assert learned(before.tolist()) == learned(after.tolist())
+
+
+def test_augmentation_leaves_batch_and_cache_as_they_are(batch, dataset, cache, tiny_processor) -> None:
+    before = {name: tensor.clone() for name, tensor in batch.items()}
+    frames = [cache.load(key)[0].clone() for key in dataset[0]["audio"]]
+    varied = batch_augmentation(tiny_processor)(batch)
+    assert any(
+        not torch.equal(one[:length], other[:length])
+        for one, other, length in zip(
+            varied["encoded_audio"], before["encoded_audio"], varied["encoded_audio_lengths"].tolist()
+        )
+    )
+    assert all(torch.equal(batch[name], before[name]) for name in before)
+    assert all(torch.equal(cache.load(key)[0], kept) for key, kept in zip(dataset[0]["audio"], frames))
+
+
+def test_augmentation_is_drawn_from_torchs_generator(batch, tiny_processor) -> None:
+    vary = batch_augmentation(tiny_processor)
+    torch.manual_seed(5)
+    first, second = vary(batch), vary(batch)
+    torch.manual_seed(5)
+    again = vary(batch)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    lengths = first["encoded_audio"].shape == second["encoded_audio"].shape
+    assert not lengths or not torch.equal(first["encoded_audio"], second["encoded_audio"])
+
+
+def test_augmentation_passes_a_batch_without_audio_on(dataset, cache, tiny_processor) -> None:
+    batch = AudioLlmCollator(tiny_processor, cache)([dataset[-1]])
+    assert batch_augmentation(tiny_processor)(batch) is batch
+
+
+def test_masks_are_as_large_as_they_say_at_most() -> None:
+    augment = FeatureAugmentation(time_masks=1, max_time_share=0.2, channel_masks=1, max_channel_share=0.25)
+    torch.manual_seed(0)
+    frames = torch.ones(50, 32)
+    shares = []
+    for _ in range(200):
+        varied = augment(frames)
+        silent_frames, silent_channels = (varied == 0).all(dim=1), (varied == 0).all(dim=0)
+        assert silent_frames.sum() <= 10 and silent_channels.sum() <= 8
+        assert torch.equal(varied == 0, silent_frames[:, None] | silent_channels[None])
+        shares.append((int(silent_frames.sum()), int(silent_channels.sum())))
+    assert {0, 10} <= {time for time, _ in shares} and {0, 8} <= {channel for _, channel in shares}
+
+
+def test_tempo_changes_only_where_it_may() -> None:
+    frames = torch.arange(100.0)[:, None].expand(100, 4)
+    slower = FeatureAugmentation(0, 0, 0, 0, tempo_probability=1.0, tempo_range=(1.5, 1.5))
+    assert torch.equal(slower(frames), frames)
+    stretched = slower(frames, may_change_length=True)
+    assert stretched.shape == (150, 4)
+    assert (stretched.diff(dim=0) >= 0).all() and stretched[0, 0] == 0 and stretched[-1, 0] == 99
+    one = slower(frames[:1], may_change_length=True)
+    assert one.shape == (2, 4)

@@ -1,0 +1,165 @@
+"""The feature cache: what it tells apart, that it gives back what was computed, and that nothing bad stays in it."""
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
+from audiollm.corpora.examples import read_examples
+from audiollm.training.dataset import AudioLlmCollator, build_dataset
+from audiollm.training.feature_cache import FeatureCache
+from safetensors.torch import save_file
+from tiny_models import save_audio_base
+
+LOSS_TOLERANCE = 1e-5
+
+
+def test_the_same_content_has_the_same_key_however_it_is_given(cache, corpus, tmp_path) -> None:
+    path = Path(corpus.paths[0])
+    content = path.read_bytes()
+    copy = tmp_path / "renamed.wav"
+    copy.write_bytes(content)
+    given = [path, str(path), copy, content, bytearray(content), {"bytes": content, "path": "x"}, {"path": str(path)}]
+    assert len({cache.key(recording) for recording in given}) == 1
+    assert cache.key(corpus.paths[1]) != cache.key(path)
+    waveform = np.array([0.1, -0.2, 0.3], dtype=np.float32)
+    assert cache.key(waveform) == cache.key(torch.tensor(waveform)) == cache.key(waveform.tolist())
+    assert cache.key(waveform) != cache.key(-waveform)
+
+
+def test_another_encoder_precision_or_extractor_has_another_folder(
+    cache, tiny_bases, tiny_model, tiny_processor, tmp_path
+) -> None:
+    root = cache.folder.parent
+    other_base = save_audio_base(tmp_path / "other", seed=9)
+    other = AudioLlmForConditionalGeneration.from_audio_text_pretrained(other_base, tiny_bases[1])
+    half = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, dtype=torch.bfloat16)
+    extractor = AudioLlmProcessor.from_audio_text_pretrained(*tiny_bases)
+    extractor.feature_extractor.dither = 0.1
+    folders = [
+        cache.folder,
+        FeatureCache(other, tiny_processor, root).folder,
+        FeatureCache(half, tiny_processor, root).folder,
+        FeatureCache(tiny_model, extractor, root).folder,
+    ]
+    assert len(set(folders)) == 4
+    # What trains, or comes after the encoder, is none of its business.
+    other_slots = AudioLlmProcessor.from_audio_text_pretrained(*tiny_bases, stack_factor=2)
+    with torch.no_grad():
+        tiny_model.model.multi_modal_projector.linear_2.weight.zero_()
+    assert FeatureCache(tiny_model, other_slots, root).folder == cache.folder
+
+
+def test_what_is_loaded_is_what_was_computed(cache, corpus) -> None:
+    keys = cache.add([*corpus.paths, corpus.paths[0]], progress=False)
+    assert len(set(keys)) == len(corpus.paths) and keys[-1] == keys[0]
+    for path, key in zip(corpus.paths, keys):
+        frames, lengths = cache.load(key)
+        expected_frames, expected_lengths = cache.compute(path)
+        assert torch.equal(frames, expected_frames) and torch.equal(lengths, expected_lengths)
+        assert len(frames) == int(lengths.sum()) and torch.isfinite(frames).all()
+
+
+def test_a_long_recording_has_a_length_for_each_window(cache) -> None:
+    waveform = 0.1 * np.random.default_rng(0).standard_normal(31 * 16_000).astype(np.float32)
+    (key,) = cache.add([waveform], progress=False)
+    frames, lengths = cache.load(key)
+    assert lengths.tolist() == [1500, 50]
+    (rest,) = cache.add([waveform[30 * 16_000 :]], progress=False)
+    torch.testing.assert_close(frames[1500:], cache.load(rest)[0])
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "overwritten", "removed", "lacks a part"])
+def test_a_damaged_file_is_computed_again(cache, corpus, damage: str) -> None:
+    (key,) = cache.add(corpus.paths[:1], progress=False)
+    expected = cache.load(key)[0].clone()  # off the file, which is damaged in place
+    path = cache.path(key)
+    content = path.read_bytes()
+    if damage == "removed":
+        path.unlink()
+    elif damage == "lacks a part":
+        save_file({"frames": expected}, path)
+    else:
+        path.write_bytes({"truncated": content[:-9], "emptied": b"", "overwritten": b"\xff" * len(content)}[damage])
+    assert not cache.has(key)
+    with pytest.raises(KeyError, match=key):
+        cache.load(key)
+    assert cache.add(corpus.paths[:1], progress=False) == [key]
+    assert cache.has(key) and torch.equal(cache.load(key)[0], expected)
+
+
+def test_others_may_read_the_files(cache, corpus) -> None:
+    (key,) = cache.add(corpus.paths[:1], progress=False)
+    mask = os.umask(0)
+    os.umask(mask)
+    assert cache.path(key).stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_size_is_that_of_the_files(cache, corpus) -> None:
+    assert cache.size_bytes() == 0
+    keys = cache.add(corpus.paths[:3], progress=False)
+    assert cache.size_bytes() == sum(cache.path(key).stat().st_size for key in keys)
+    floats = sum(cache.load(key)[0].numel() for key in keys)
+    assert 0 < cache.size_bytes() - 4 * floats < 1024 * len(keys)
+
+
+def _add(cache: FeatureCache, paths: list[str], start: float) -> None:
+    torch.set_num_threads(1)
+    time.sleep(max(0.0, start - time.time()))
+    cache.add(paths, progress=False)
+
+
+def _add_over_and_over(cache: FeatureCache, paths: list[str]) -> None:
+    torch.set_num_threads(1)
+    while True:
+        for path in paths:
+            cache._store(cache.key(path), torch.ones(20_000, 32), torch.tensor([20_000]))
+
+
+def test_two_processes_may_fill_the_same_folder(cache, corpus) -> None:
+    context = multiprocessing.get_context("fork")
+    start = time.time() + 0.2
+    writers = [context.Process(target=_add, args=(cache, corpus.paths, start)) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    for path in corpus.paths:
+        assert torch.equal(cache.load(cache.key(path))[0], cache.compute(path)[0])
+    assert not list(cache.folder.rglob("*.part"))
+
+
+def test_a_process_killed_while_writing_leaves_no_bad_file(cache, corpus) -> None:
+    writer = multiprocessing.get_context("fork").Process(target=_add_over_and_over, args=(cache, corpus.paths))
+    writer.start()
+    deadline = time.time() + 30
+    while len(list(cache.folder.rglob("*.safetensors"))) < len(corpus.paths) and time.time() < deadline:
+        time.sleep(0.01)
+    os.kill(writer.pid, signal.SIGKILL)
+    writer.join(10)
+    assert writer.exitcode == -signal.SIGKILL
+    files = list(cache.folder.rglob("*.safetensors"))
+    assert len(files) == len(corpus.paths)
+    for file in files:
+        frames, lengths = cache.load(file.stem)
+        assert frames.shape == (20_000, 32) and lengths.tolist() == [20_000]
+
+
+def test_a_batch_from_the_cache_has_the_loss_of_one_encoded_anew(cache, corpus, tiny_model, tiny_processor) -> None:
+    examples = read_examples(corpus.data_path, corpus.audio_dir)
+    cached = build_dataset(examples, tiny_processor, cache, progress=False)
+    anew = build_dataset(examples, tiny_processor, None, progress=False)
+    assert cached["input_ids"] == anew["input_ids"] and cached["labels"] == anew["labels"]
+    with torch.no_grad():
+        for start in (0, 6):
+            rows = [list(dataset)[start : start + 6] for dataset in (cached, anew)]
+            one = AudioLlmCollator(tiny_processor, cache)(rows[0])
+            other = AudioLlmCollator(tiny_processor)(rows[1])
+            assert "encoded_audio" in one and "input_features" in other
+            assert abs(tiny_model(**one).loss - tiny_model(**other).loss) < LOSS_TOLERANCE
