@@ -4,44 +4,16 @@ The clients are processes of their own, in which `audiollm` cannot be imported.
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from batches import collate, mixed_rows
+from clients import WITHOUT_AUDIOLLM, WITHOUT_PEFT, play
 from loopback_hub import LoopbackHub
 from transformers import AutoModel, AutoProcessor
 
-CLIENT_TIMEOUT_SECONDS = 300
 FORMATS = ("adapter", "full", "merged")
-
-HIDE = """
-import sys
-from importlib.machinery import PathFinder
-
-class Without(PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        return None if name.split(".")[0] in HIDDEN else super().find_spec(name, path, target)
-
-sys.meta_path = [f for f in sys.meta_path if f is not PathFinder and "editable" not in repr(f).lower()] + [Without]
-"""
-WITHOUT_AUDIOLLM = "HIDDEN = ['audiollm']" + HIDE
-WITHOUT_PEFT = "HIDDEN = ['audiollm', 'peft']" + HIDE
-
-
-def play(script: str, *arguments: object, cwd: Path, **environment: str) -> str:
-    """Runs a client script and returns the last line it prints."""
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    variables = {**os.environ, "HF_HOME": str(cwd / "hf"), "OMP_NUM_THREADS": "1", **environment}
-    done = subprocess.run(
-        command, env=variables, cwd=cwd, capture_output=True, text=True, timeout=CLIENT_TIMEOUT_SECONDS
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()[-1]
 
 
 @torch.no_grad()

@@ -1,0 +1,170 @@
+"""What is installed is whole: sdist, wheel, `pip install .` and `pip install -e .`, each used from another folder."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import venv
+import zipfile
+from configparser import ConfigParser
+from pathlib import Path
+
+import audiollm
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("configuration", "processing", "corpora", "training", "evaluation", "inference")
+CORPUS_FILES = ("prompts.parquet", "LICENSE.md", "README.md")
+#: What a checkout has besides the project's files.
+NOT_SOURCES = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "data")
+
+BUILD_SDIST = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
+USE = """
+import json
+import audiollm
+from audiollm.corpora.prompts import LICENCE_FILE, load_studio_prompts
+from audiollm.training.train import parse_arguments
+
+assert LICENCE_FILE.is_file()
+print(json.dumps({"file": audiollm.__file__, "version": audiollm.__version__, "prompts": len(load_studio_prompts())}))
+"""
+
+
+def setup_cfg() -> ConfigParser:
+    parser = ConfigParser()
+    parser.read(ROOT / "setup.cfg", encoding="utf-8")
+    return parser
+
+
+def run(*command: object, cwd: Path, **environment: str) -> str:
+    """Runs a command in `cwd`; returns what it prints."""
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run([*map(str, command)], cwd=cwd, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def python_files(folder: Path, at: str) -> set[str]:
+    return {f"{at}/{path.name}" for path in folder.glob("*.py")}
+
+
+def test_versions_agree() -> None:
+    version = setup_cfg()["metadata"]["version"]
+    assert audiollm.__version__ == version
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.search(r"^version: (\S+)$", citation, re.MULTILINE)[1] == version
+
+
+def test_every_room_is_packaged() -> None:
+    """A new top-level room must be named in setup.cfg, which lists packages one by one."""
+    rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks"}
+    assert rooms == {*ROOMS, "modeling_audiollm"}
+    packages = {f"audiollm.{room}" for room in ROOMS} | {"audiollm"}
+    options = setup_cfg()["options"]
+    assert set(options["packages"].split()) == packages
+    mapping = dict(line.split(" = ") for line in options["package_dir"].strip().splitlines())
+    assert mapping == {"audiollm": "modeling_audiollm", **{f"audiollm.{room}": room for room in ROOMS}}
+
+
+# ---- built and installed -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Environment in which the build backend that pyproject.toml asks for is importable, fetched once for all tests."""
+    folder = tmp_path_factory.mktemp("backend")
+    pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    requirements = ast.literal_eval(re.search(r"^requires = (\[.*\])$", pyproject, re.MULTILINE)[1])
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--target", str(folder), *requirements],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        pytest.skip(f"the build backend cannot be fetched: {done.stderr}")
+    return {"PYTHONPATH": str(folder)}
+
+
+@pytest.fixture(scope="module")
+def sdist(backend, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source distribution, built from a copy of the checkout."""
+    checkout, built = tmp_path_factory.mktemp("checkout"), tmp_path_factory.mktemp("sdist")
+    shutil.copytree(ROOT, checkout, ignore=NOT_SOURCES, dirs_exist_ok=True)
+    shutil.copytree(ROOT / ".ci", checkout / ".ci")
+    return built / run(sys.executable, "-c", BUILD_SDIST, built, cwd=checkout, **backend).splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def unpacked(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source distribution's one folder: what the installs start from, so that it is whole as well."""
+    folder = tmp_path_factory.mktemp("unpacked")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder, filter="data")
+    (project,) = folder.iterdir()
+    return project
+
+
+@pytest.fixture(scope="module")
+def wheel(backend, sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the source distribution."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, sdist)
+    run(*command, cwd=folder, **backend)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.mark.slow
+def test_sdist_holds_all_that_is_tested_and_shown(unpacked: Path) -> None:
+    for name in ("README.md", "LICENSE", "CITATION.cff", "CONTRIBUTING.md", "model_card.md", "Makefile", ".ci/run"):
+        assert (unpacked / name).read_bytes() == (ROOT / name).read_bytes(), name
+    for name in ("constraints.txt", "ruff.toml", "pyproject.toml", "benchmarks/demo.py", "tests/conftest.py"):
+        assert (unpacked / name).is_file(), name
+    assert not [*unpacked.rglob("*.pyc")]
+
+
+@pytest.mark.slow
+def test_wheel_holds_all_rooms_and_the_corpus(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        (entry_points,) = (archive.read(name).decode() for name in names if name.endswith("entry_points.txt"))
+    expected = python_files(ROOT / "modeling_audiollm", "audiollm") | {"audiollm/py.typed"}
+    expected |= {f"audiollm/corpora/studio_prompts/{name}" for name in CORPUS_FILES}
+    for room in ROOMS:
+        expected |= python_files(ROOT / room, f"audiollm/{room}")
+    metadata = {name for name in names if ".dist-info/" in name}
+    assert names - metadata == expected
+    licences = {name.partition("/licenses/")[2] for name in metadata if "/licenses/" in name}
+    assert licences == {"LICENSE", "corpora/studio_prompts/LICENSE.md"}
+    assert "audiollm = audiollm.cli:main" in entry_points
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["wheel", "folder", "editable"])
+def test_installed_package_works_from_elsewhere(
+    kind: str, backend, wheel: Path, unpacked: Path, tmp_path: Path
+) -> None:
+    """In an environment with this one's dependencies, but not with its AudioLLM."""
+    home = tmp_path / "environment"
+    venv.create(home, with_pip=False)
+    python = home / "bin" / "python"
+    what = {"wheel": [wheel], "folder": [unpacked], "editable": ["--editable", unpacked]}[kind]
+    pip = (sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-build-isolation")
+    run(*pip, *what, cwd=tmp_path, **backend)
+    # Only now, so that pip leaves the outer AudioLLM alone. Editable installs in a folder added like this are not seen.
+    own = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip())
+    (own / "outer.pth").write_text(sysconfig.get_path("purelib"))
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    found = json.loads(run(python, "-c", USE, cwd=elsewhere, PYTHONPATH="").splitlines()[-1])
+    assert Path(found["file"]).is_relative_to(unpacked if kind == "editable" else own)
+    assert found["version"] == audiollm.__version__
+    assert found["prompts"] > 500
+    helped = run(home / "bin" / "audiollm", "--help", cwd=elsewhere, PYTHONPATH="")
+    assert "audiollm COMMAND" in helped and "train" in helped
