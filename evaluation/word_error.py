@@ -16,7 +16,7 @@ class WordErrorScore:
     Attributes:
         word_error: substitutions, deletions and insertions over reference words; a fraction, which can exceed 1.
         substitutions, deletions, insertions, reference_words: counts over the corpus.
-        clips: pairs scored. skipped: pairs whose reference is empty once normalised, which are left out.
+        clips: pairs scored. skipped: pairs whose reference has no word once normalised, which are left out.
     """
 
     word_error: float
@@ -52,7 +52,8 @@ def score_word_error(references: Sequence[str], hypotheses: Sequence[str]) -> Wo
     if len(references) != len(hypotheses):
         raise ValueError(f"{len(references)} references but {len(hypotheses)} hypotheses; expected one each.")
     pairs = [(normalize_english(r), normalize_english(h)) for r, h in zip(references, hypotheses)]
-    scored = [(reference, hypothesis) for reference, hypothesis in pairs if reference]
+    # Of an ellipsis the normaliser leaves a full stop, which is no word.
+    scored = [(reference, hypothesis) for reference, hypothesis in pairs if any(map(str.isalnum, reference))]
     if not scored:
         raise ValueError("No reference has a word left after normalisation; there is nothing to score.")
     result = jiwer.process_words([r for r, _ in scored], [h for _, h in scored])

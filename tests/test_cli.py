@@ -1,0 +1,67 @@
+"""The `audiollm` command: what it lists, that each name leads somewhere, and the two ways to call it."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from audiollm import cli
+
+
+def call(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["audiollm", *arguments])
+    cli.main()
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
+def test_help_lists_all_commands(arguments, monkeypatch, capsys) -> None:
+    call(arguments, monkeypatch)
+    printed = capsys.readouterr().out
+    assert printed.startswith("usage: audiollm COMMAND")
+    for name, (_, what) in cli.COMMANDS.items():
+        assert f"{name} " in printed and what in printed
+
+
+def test_an_unknown_command_is_refused_with_the_known_ones(monkeypatch) -> None:
+    with pytest.raises(SystemExit) as caught:
+        call(["trian", "--help"], monkeypatch)
+    assert "no command 'trian'" in str(caught.value.code)
+    assert all(name in str(caught.value.code) for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_every_command_has_help(name: str, monkeypatch, capsys) -> None:
+    assert callable(importlib.import_module(cli.COMMANDS[name][0]).main)
+    with pytest.raises(SystemExit) as caught:
+        call([name, "--help"], monkeypatch)
+    assert caught.value.code == 0
+    assert "--" in capsys.readouterr().out
+
+
+def test_arguments_reach_the_command(monkeypatch) -> None:
+    with pytest.raises(SystemExit) as caught:
+        call(["train", "--data_path", "x.json", "--batch_size", "0"], monkeypatch)
+    assert "--batch_size is 0" in str(caught.value.code)
+
+
+def test_the_console_script_and_the_module_answer_alike(tmp_path: Path) -> None:
+    """In real processes: the console script, and `python -m` of the room."""
+    script = Path(sys.executable).with_name("audiollm")
+    missing = str(tmp_path / "missing.json")
+    train = ["--data_path", missing, "--output_dir", str(tmp_path / "run")]
+    commands = [
+        [str(script), "train", *train] if script.exists() else [sys.executable, "-m", "audiollm.cli", "train", *train],
+        [sys.executable, "-m", "audiollm.training.train", *train],
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    running = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for command in commands
+    ]
+    for process in running:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 1
+        assert errors.strip().splitlines()[-1].startswith("audiollm train: ")
+        assert missing in errors and "Traceback" not in errors
