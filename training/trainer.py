@@ -159,12 +159,16 @@ class AudioLlmTrainer(ResumableTrainer):
     args: AudioLlmTrainingArguments
     model: PreTrainedModel
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        # The frozen bases are not in a checkpoint; the Trainer need not warn of each of their weights on resuming.
+    def _load_from_checkpoint(self, *args, **kwargs) -> None:
+        """The Trainer's, told for as long as it loads that the frozen bases are not in a checkpoint: no warnings."""
+        kept = self.model._keys_to_ignore_on_save
         self.model._keys_to_ignore_on_save = [
             name for name in self.model.state_dict() if not is_adapter_key(name) and not self._trains(name)
         ]
+        try:
+            super()._load_from_checkpoint(*args, **kwargs)
+        finally:
+            self.model._keys_to_ignore_on_save = kept  # or a full checkpoint would lack them as well
 
     def _trains(self, name: str) -> bool:
         try:

@@ -8,7 +8,6 @@ from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.evaluation.listening import evaluate_listening, swapped, transcribe, whisper_transcripts
 from audiollm.evaluation.word_error import score_word_error
 from audiollm.processing.audio_io import load_waveform
-from tiny_models import randomised
 from transformers import WhisperFeatureExtractor
 
 SAMPLING_RATE_HZ = 16_000
@@ -110,14 +109,9 @@ def prompts():
     return rows.select(range(3))
 
 
-def test_whispers_own_decoder_transcribes(real_bases, real_model, real_processor, prompts) -> None:
-    with randomised(real_model):
-        report = evaluate_listening(
-            real_model, real_processor, prompts["text"], list(prompts["audio"]), max_new_tokens=3, progress=False
-        )
-    assert report.decoder.word_error <= 0.2
-    assert report.adapter.word_error > 0.8 and report.control.word_error > 0.8
-    assert report.decoder.clips == report.adapter.clips == 3
+def test_whispers_own_decoder_transcribes(real_bases, real_processor, prompts) -> None:
+    heard = whisper_transcripts(real_bases[0], real_processor, list(prompts["audio"]), progress=False)
+    assert score_word_error(prompts["text"], heard).word_error <= 0.2
 
 
 def test_real_speech_past_thirty_seconds_is_heard(real_bases, real_processor, prompts) -> None:

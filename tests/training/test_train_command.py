@@ -93,6 +93,18 @@ def test_the_saved_folder_loads_and_answers_as_the_trained_model(trained) -> Non
     assert processor.stack_factor == model.config.stack_factor
 
 
+def test_the_trained_model_can_be_saved_whole_and_merged(trained, tmp_path) -> None:
+    trainer, _ = trained
+    batch = trainer.data_collator([trainer.train_dataset[3]])
+    with torch.no_grad():
+        expected = trainer.model.eval()(**batch).logits
+        for weights in ("full", "merged"):
+            trainer.model.save_pretrained(tmp_path / weights, weights=weights)
+            model = AutoModelForMultimodalLM.from_pretrained(tmp_path / weights)
+            torch.testing.assert_close(model(**batch).logits, expected, rtol=1e-4, atol=1e-4)
+    trainer.model.config.weight_format = "adapter"
+
+
 def test_the_bases_bytes_are_unchanged(trained) -> None:
     trainer, _ = trained
     bases, found = load_bases(trainer.model.config)
