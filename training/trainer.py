@@ -15,6 +15,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 #: Written last by the Trainer, so that a checkpoint that has it is complete.
 TRAINER_STATE_FILE = "trainer_state.json"
+#: One for each rank, written beside optimizer and schedule.
+RANDOM_STATE_FILES = "rng_state*.pth"
 SHORT_NAMES = {"batch_size": "per_device_train_batch_size", "num_epochs": "num_train_epochs"}
 PROJECTOR_KEYS = ("multi_modal_projector.", "audio_boundary_embeds")
 
@@ -159,16 +161,10 @@ class AudioLlmTrainer(ResumableTrainer):
     args: AudioLlmTrainingArguments
     model: PreTrainedModel
 
-    def _load_from_checkpoint(self, *args, **kwargs) -> None:
-        """The Trainer's, told for as long as it loads that the frozen bases are not in a checkpoint: no warnings."""
-        kept = self.model._keys_to_ignore_on_save
-        self.model._keys_to_ignore_on_save = [
-            name for name in self.model.state_dict() if not is_adapter_key(name) and not self._trains(name)
-        ]
-        try:
-            super()._load_from_checkpoint(*args, **kwargs)
-        finally:
-            self.model._keys_to_ignore_on_save = kept  # or a full checkpoint would lack them as well
+    def _issue_warnings_after_load(self, load_result) -> None:
+        """The Trainer's, for what should be in a checkpoint: the frozen bases should not."""
+        missing = [name for name in load_result.missing_keys if is_adapter_key(name) or self._trains(name)]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
     def _trains(self, name: str) -> bool:
         try:
@@ -201,7 +197,8 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     """
     The newest checkpoint of a run that was written to its end, or None.
 
-    A run killed while it wrote one leaves a folder without a readable `trainer_state.json`; that one is passed over.
+    A run killed while it wrote one leaves a folder without a readable `trainer_state.json`; that one is passed over,
+    as are those of `--save_only_model`, from which no run can go on.
     """
     checkpoints = []
     for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
@@ -209,5 +206,6 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
             step = json.loads((folder / TRAINER_STATE_FILE).read_text())["global_step"]
         except (OSError, ValueError, KeyError, TypeError):  # missing, cut off, or not what a Trainer writes
             continue
-        checkpoints.append((step, str(folder)))
+        if any(folder.glob(RANDOM_STATE_FILES)):
+            checkpoints.append((step, str(folder)))
     return max(checkpoints)[1] if checkpoints else None

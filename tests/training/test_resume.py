@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -132,7 +133,32 @@ def test_the_newest_is_by_step_not_by_name(tmp_path) -> None:
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
         (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+        (folder / "rng_state.pth").touch()
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-100")
+
+
+def test_checkpoints_of_weights_alone_are_not_gone_on_from(options, tmp_path, capsys) -> None:
+    train(*parse_arguments([*options, "--save_only_model"]))
+    expected = digest(tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoint-2" / "trainer_state.json").exists()
+    assert last_complete_checkpoint(tmp_path / "run") is None
+    train(*parse_arguments([*options, "--save_only_model"]))
+    assert "Resuming" not in capsys.readouterr().out
+    assert digest(tmp_path / "run") == expected
+
+
+def test_loading_does_not_warn_of_the_frozen_bases(options, corpus, tmp_path, caplog) -> None:
+    logger = logging.getLogger("transformers.trainer")
+    logger.addHandler(caplog.handler)
+    try:
+        evaluation = f"--eval_data_path {corpus.data_path} --eval_strategy steps --eval_steps 1 --save_steps 1".split()
+        best = [*options, *evaluation, "--load_best_model_at_end", "--save_total_limit", "9"]
+        trainer = train(*parse_arguments(best))
+        assert trainer.state.best_model_checkpoint is not None
+        train(*parse_arguments([*best, "--max_steps", "3"]))
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "missing keys" not in caplog.text
 
 
 def test_a_folder_of_another_model_is_refused(options, tmp_path) -> None:
