@@ -111,7 +111,7 @@ def whisper_transcripts(
         processor: cuts and extracts; the model's.
         recordings: the clips, each of any kind the processor takes.
         device: where to run it.
-        batch_size: clips per `generate` call.
+        batch_size: pieces per `generate` call.
         progress: shows a bar with rate and time left.
     """
     folder, revision = resolve_base(audio_model_id, "audio"), revision or "main"
@@ -124,12 +124,18 @@ def whisper_transcripts(
         for start in range(0, len(recordings), batch_size):
             clips = [_windows(processor, recording) for recording in recordings[start : start + batch_size]]
             windows = [window for clip in clips for window in clip]
-            features = extractor(
-                windows, sampling_rate=extractor.sampling_rate, return_attention_mask=True, return_tensors="pt"
-            )
-            tokens = whisper.generate(**features.to(device))
-            heard = iter(tokenizer.batch_decode(tokens, skip_special_tokens=True))
-            transcripts += [" ".join(next(heard).strip() for _ in clip) for clip in clips]
+            heard: list[str] = []
+            for first in range(0, len(windows), batch_size):
+                features = extractor(
+                    windows[first : first + batch_size],
+                    sampling_rate=extractor.sampling_rate,
+                    return_attention_mask=True,
+                    return_tensors="pt",
+                )
+                tokens = whisper.generate(**features.to(device))
+                heard += tokenizer.batch_decode(tokens, skip_special_tokens=True)
+            texts = iter(heard)
+            transcripts += [" ".join(next(texts).strip() for _ in clip) for clip in clips]
             bar.update(len(clips))
     return transcripts
 
