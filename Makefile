@@ -12,7 +12,7 @@ TYPES = build/types/audiollm
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[test,check]'
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[test,check,voice]'
 	touch $(READY)
 
 demo: $(READY)

@@ -22,7 +22,8 @@ import datasets
 import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.answering import answer, ask
-from audiollm.corpora.examples import read_examples, write_examples
+from audiollm.corpora.breadth import join_clips, read_aloud, read_sentences
+from audiollm.corpora.examples import Example, read_examples, write_examples
 from audiollm.corpora.prompts import PROMPT_TASKS, load_studio_prompts, write_prompt_examples
 from audiollm.embedded_bases import DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE, fetch
 from audiollm.evaluation.listening import ListeningReport, evaluate_listening, transcribe
@@ -38,19 +39,26 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 
 SEED = 0
 LORA_RANK = 16
-ALIGN_EPOCHS = 12
+ALIGN_EPOCHS = 6
 ALIGN_RATE = 2e-3
-INSTRUCT_EPOCHS = 6.0
-LORA_RATE = 2e-4
-PROJECTOR_RATE = 2e-4
+ALIGN_BATCH = 32
+INSTRUCT_STEPS = 440
+LORA_RATE = 6e-4
+PROJECTOR_RATE = 3e-4
+#: Recordings made of the training clips, sentences read by a synthetic voice, and how often a real clip counts.
+NUM_JOINED = 400
+NUM_SENTENCES = 1159
+REAL_REPEATS = 2
 #: Longer clips take part in the warm start, not in the language model's batches of eight, to bound the memory.
-MAX_INSTRUCT_SECONDS = 15.0
+MAX_INSTRUCT_SECONDS = 10.0
+#: Only shorter clips are joined to longer recordings.
+MAX_JOINED_SECONDS = 3.0
 #: The clip of the held-out split that the closing question is about, and the question.
 QUESTION_CLIP = "vm-rec-temp"
 QUESTION = "<audio>\nTranscribe this recording word for word."
 #: Questions other than for a transcript, and steps between points of the word error curve.
 NUM_OTHER_QUESTIONS = 80
-STEPS_PER_POINT = 100
+STEPS_PER_POINT = 110
 MIB = 1 << 20
 
 
@@ -60,12 +68,12 @@ class Demo:
 
     Args:
         folder: where everything is kept.
-        instruct_epochs: passes of the language model's stage over its examples.
+        instruct_steps: optimizer steps of the language model's stage.
     """
 
-    def __init__(self, folder: Path, instruct_epochs: float = INSTRUCT_EPOCHS):
+    def __init__(self, folder: Path, instruct_steps: int = INSTRUCT_STEPS):
         self.folder = folder
-        self.instruct_epochs = instruct_epochs
+        self.instruct_steps = instruct_steps
         self.aligned = folder / "aligned"
         self.adapter = folder / "adapter"
         self.record_file = folder / "stages.json"
@@ -93,6 +101,8 @@ class Demo:
             for base in (DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE):
                 fetch(base)
         self.dtype = torch.bfloat16 if self.record.setdefault("bf16", bfloat16_is_faster()) else torch.float32
+        with self.stage("breadth"):
+            self.gather()
         with self.stage("features"):
             self.prepare()
         with self.stage("align") as done:
@@ -111,9 +121,21 @@ class Demo:
                 self.record["answer"] = self.ask_about_a_clip()
         return self.report()
 
+    def gather(self) -> None:
+        """The real clips, and what is made of them and of text to hear more than was recorded."""
+        self.splits: dict[str, datasets.Dataset] = {s: load_studio_prompts(s) for s in ("train", "test")}
+        rows = self.splits["train"].filter(lambda row: row["duration_s"] <= MAX_JOINED_SECONDS)
+        folder = self.folder / "data" / "audio"
+        joined = join_clips(rows["audio"], rows["text"], folder / "joined", NUM_JOINED, seed=SEED)
+        held_out = {
+            normalize_english(t) for t in [*self.splits["test"]["text"], *load_studio_prompts("validation")["text"]]
+        }
+        sentences = [s for s in read_sentences(NUM_SENTENCES) if normalize_english(s) not in held_out]
+        spoken = read_aloud(sentences, folder / "voice", seed=SEED)
+        self.made: list[tuple[str, str]] = [*zip(*joined), *zip(spoken, sentences)]
+
     def prepare(self) -> None:
         """Composes the model and encodes every clip once."""
-        self.splits: dict[str, datasets.Dataset] = {s: load_studio_prompts(s) for s in ("train", "test")}
         self.processor = AudioLlmProcessor.from_audio_text_pretrained(DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE)
         set_seed(SEED)
         self.model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
@@ -122,6 +144,7 @@ class Demo:
         self.model.print_trainable_parameters()
         self.cache = FeatureCache(self.model, self.processor)
         self.keys = {split: self.cache.add(list(rows["audio"])) for split, rows in self.splits.items()}
+        self.keys["made"] = self.cache.add([path for path, _ in self.made])
         print(f"Encoder output in {self.cache.folder}: {self.cache.size_bytes() / MIB:.0f} MiB")
 
     def warm_start(self) -> None:
@@ -131,7 +154,7 @@ class Demo:
             output_dir=str(self.folder / "align"),
             num_train_epochs=ALIGN_EPOCHS,
             learning_rate=ALIGN_RATE,
-            per_device_train_batch_size=16,
+            per_device_train_batch_size=ALIGN_BATCH,
             weight_decay=0.05,
             warmup_steps=0.05,
             lr_scheduler_type="cosine",
@@ -146,8 +169,10 @@ class Demo:
             use_cpu=not torch.cuda.is_available(),
             seed=SEED,
         )
-        transcripts = [normalize_english(text) for text in rows["text"]]
-        alignment = align(self.model, self.cache, self.keys["train"], transcripts, arguments, FeatureAugmentation())
+        keys = self.keys["train"] * REAL_REPEATS + self.keys["made"]
+        texts = [*rows["text"]] * REAL_REPEATS + [text for _, text in self.made]
+        transcripts = [normalize_english(text) for text in texts]
+        alignment = align(self.model, self.cache, keys, transcripts, arguments, FeatureAugmentation())
         heard = greedy_transcripts(alignment, self.cache, self.keys["test"])
         score = score_word_error(held_out["text"], heard)
         self.record["projector_alone"] = score.to_dict()
@@ -165,7 +190,7 @@ class Demo:
             AudioLlmTrainingArguments(
                 output_dir=str(self.adapter),
                 batch_size=8,
-                num_epochs=self.instruct_epochs,
+                max_steps=self.instruct_steps,
                 learning_rate=LORA_RATE,
                 projector_learning_rate=PROJECTOR_RATE,
                 weight_decay=0.01,
@@ -182,10 +207,13 @@ class Demo:
         self.record["losses"]["instruct"] = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
 
     def instruction_data(self) -> Path:
-        """Every training clip to be transcribed, and some with another question, in the instruction format."""
+        """Everything to be transcribed, and some clips with another question, in the instruction format."""
         folder = self.folder / "data"
         options: dict[str, Any] = {"split": "train", "max_seconds": MAX_INSTRUCT_SECONDS}
-        examples = read_examples(write_prompt_examples(folder, tasks=("transcribe",), **options))
+        examples = read_examples(write_prompt_examples(folder, tasks=("transcribe",), **options)) * REAL_REPEATS
+        prompts = PROMPT_TASKS["transcribe"].phrasings
+        for index, (path, text) in enumerate(self.made):
+            examples.append(Example(prompts[index % len(prompts)], (str(Path(path).absolute()),), text, index=index))
         others = tuple(task for task in PROMPT_TASKS if task != "transcribe")
         examples += read_examples(write_prompt_examples(folder, tasks=others, limit=NUM_OTHER_QUESTIONS, **options))
         path = folder / "train.json"
@@ -288,9 +316,9 @@ def main() -> None:
     """Entry of `make demo`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="default: %(default)s")
-    parser.add_argument("--instruct_epochs", type=float, default=INSTRUCT_EPOCHS, help="default: %(default)s")
+    parser.add_argument("--instruct_steps", type=int, default=INSTRUCT_STEPS, help="default: %(default)s")
     options = parser.parse_args()
-    Demo(options.output_dir, options.instruct_epochs).run()
+    Demo(options.output_dir, options.instruct_steps).run()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ same projector and LoRA do not listen at all after as many minutes of ordinary t
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -17,12 +18,12 @@ import datasets
 import torch
 from audiollm.projector import slot_counts
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from .augment import FeatureAugmentation
 from .dataset import cached_windows, pad_windows
 from .feature_cache import FeatureCache
-from .trainer import last_complete_checkpoint
+from .trainer import ResumableTrainer, last_complete_checkpoint
 
 BLANK = 0
 #: Cosines lie in [-1, 1]; this makes them logits. It is learned from here on.
@@ -114,7 +115,7 @@ class CtcAligner(nn.Module):
         """
         if not isinstance(self.projector.norm_pre, nn.RMSNorm):
             return
-        sample = torch.cat([clip.float() for clip in frames])
+        sample = torch.cat([clip.to(self.blank) for clip in frames])
         gain = (1 / sample.std(dim=0)).clamp(max=MAX_INPUT_GAIN) * sample.square().mean().sqrt()
         self.projector.norm_pre.weight.copy_(gain.repeat(self.projector.stack_factor))
 
@@ -135,13 +136,14 @@ class CtcAligner(nn.Module):
         hook = last.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
         tokens = []
         for clip in frames:
-            stacked, mask = self.projector.stack(clip.float()[None], torch.tensor([len(clip)]))
+            clip = clip.to(self.common)
+            stacked, mask = self.projector.stack(clip[None], torch.tensor([len(clip)], device=clip.device))
             tokens.append(self.projector.project(stacked[mask]))
         hook.remove()
         last.weight.mul_(self.distinct_rms / torch.cat(tokens).square().mean().sqrt())
         hidden = torch.cat(inputs)
         gram = hidden.T @ hidden / len(hidden)
-        ridge = CONSTANT_FIT_RIDGE * gram.trace() / len(gram) * torch.eye(len(gram))
+        ridge = CONSTANT_FIT_RIDGE * gram.trace() / len(gram) * torch.eye(len(gram), device=gram.device)
         constant = torch.linalg.solve(gram + ridge, hidden.mean(dim=0))
         last.weight.add_(torch.outer(self.common, constant))
         self.offset.copy_(self.common)
@@ -217,22 +219,24 @@ class Alignment:
 
 @dataclass
 class AlignmentCollator:
-    """Brings in the clips' frames, varied where there is an augmentation."""
+    """Brings in the clips' frames."""
 
     cache: FeatureCache
-    augmentation: FeatureAugmentation | None = None
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Inputs of [`CtcAligner.forward`]."""
-        clips = [self.cache.load(row["audio"])[0].float() for row in rows]
-        if self.augmentation is not None:
-            clips = [self.augmentation(clip, may_change_length=True) for clip in clips]
         return {
-            "encoded_audio": nn.utils.rnn.pad_sequence(clips, batch_first=True),
-            "encoded_audio_lengths": torch.tensor([len(clip) for clip in clips]),
+            **pad_windows([self.cache.load(row["audio"])[0].float() for row in rows]),
             "targets": torch.tensor([piece for row in rows for piece in row["targets"]]),
             "target_lengths": torch.tensor([len(row["targets"]) for row in rows]),
         }
+
+
+def vary_clips(batch: dict[str, torch.Tensor], augmentation: FeatureAugmentation) -> dict[str, torch.Tensor]:
+    """A batch of [`AlignmentCollator`] with every clip varied, also in length."""
+    frames, lengths = batch["encoded_audio"], batch["encoded_audio_lengths"]
+    clips = [augmentation(clip[:length], True) for clip, length in zip(frames, lengths.tolist())]
+    return {**batch, **{name: value.to(frames.device) for name, value in pad_windows(clips).items()}}
 
 
 @torch.no_grad()
@@ -243,7 +247,9 @@ def greedy_transcripts(
     texts = []
     for start in range(0, len(keys), batch_size):
         clips = [cached_windows(cache, key) for key in keys[start : start + batch_size]]
-        scores, slots = alignment.aligner.scores(**pad_windows([window for clip in clips for window in clip]))
+        batch = pad_windows([window for clip in clips for window in clip])
+        device = alignment.aligner.blank.device
+        scores, slots = alignment.aligner.scores(**{name: value.to(device) for name, value in batch.items()})
         heard = [
             alignment.vocabulary.decode(_collapse(row[:count]))
             for row, count in zip(scores.argmax(dim=-1), slots.tolist())
@@ -292,11 +298,12 @@ def align(
     aligner = CtcAligner(model, vocabulary.token_ids)
     frames = [cache.load(key)[0] for key in dataset["audio"][:CLIPS_TO_FIT]]
     aligner.fit_input_norm(frames)
-    trainer = Trainer(
+    trainer = ResumableTrainer(
         model=aligner,
         args=arguments,
         train_dataset=dataset,
-        data_collator=AlignmentCollator(cache, augmentation),
+        data_collator=AlignmentCollator(cache),
+        augmentation=None if augmentation is None else partial(vary_clips, augmentation=augmentation),
     )
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(str(arguments.output_dir)))
     aligner.eval()

@@ -175,9 +175,6 @@ def test_a_run_that_was_cut_off_ends_alike(tiny_bases, cache, keys, tmp_path, ca
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="align uses transformers' own Trainer, whose order and draws differ after a resume"
-)
 def test_a_run_of_grouped_and_augmented_clips_that_was_cut_off_ends_alike(tiny_bases, cache, keys, tmp_path) -> None:
     options = {"train_sampling_strategy": "group_by_length"}
     whole, resumed = cut_off(tiny_bases, cache, keys, tmp_path, FeatureAugmentation(), **options)

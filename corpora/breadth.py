@@ -1,0 +1,115 @@
+"""
+More to hear than was recorded: clips joined to new sequences, and sentences read by a synthetic voice.
+
+Twenty minutes of one speaker hold few words, in few orders, and a language model learns the phrases by heart instead of
+listening. Joined clips break the phrases up; a synthetic voice brings words that no recording has.
+"""
+
+import hashlib
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+from audiollm.processing import load_waveform
+from audiollm.processing.audio_io import SAMPLING_RATE_HZ
+from tqdm.auto import tqdm
+
+#: Sentences that SmolLM2-135M-Instruct (Apache-2.0) wrote, one for each of some thousand words of its vocabulary.
+SENTENCES_FILE = Path(__file__).parent / "sentences.txt"
+#: Silence between joined clips, in seconds.
+JOIN_GAP_SECONDS = (0.05, 0.4)
+#: The synthetic voice is played slower or faster by so much, which shifts its pitch: other speakers for free.
+PITCH_FACTORS = (0.84, 1.15)
+SPEED_FACTORS = (0.85, 1.2)
+PEAKS = (0.3, 0.9)
+
+
+def read_sentences(limit: int | None = None) -> list[str]:
+    """The sentences that ship with the package, the first `limit` of them."""
+    return SENTENCES_FILE.read_text(encoding="utf-8").splitlines()[:limit]
+
+
+def join_clips(
+    recordings: Sequence[Any], transcripts: Sequence[str], folder: Path, count: int, clips: int = 3, seed: int = 0
+) -> tuple[list[str], list[str]]:
+    """
+    Writes `count` recordings of two to `clips` random clips one after the other, as FLAC.
+
+    Args:
+        recordings, transcripts: the clips and what is said in them.
+        folder: where to write; files that are there already are kept.
+        count: how many to make.
+        clips: most clips in one.
+        seed: same seed, same files.
+
+    Returns:
+        The files, and what is said in each.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = random.Random(seed)
+    paths, texts = [], []
+    for _ in range(count):
+        chosen = generator.sample(range(len(recordings)), generator.randint(2, clips))
+        gaps = [generator.uniform(*JOIN_GAP_SECONDS) for _ in chosen]
+        path = folder / f"{_name(seed, *chosen)}.flac"
+        if not path.exists():
+            pieces = []
+            for index, gap in zip(chosen, gaps):
+                pieces += [load_waveform(recordings[index]), np.zeros(int(gap * SAMPLING_RATE_HZ), dtype=np.float32)]
+            _write(path, np.concatenate(pieces))
+        paths.append(str(path))
+        texts.append(" ".join(transcripts[index].strip() for index in chosen))
+    return paths, texts
+
+
+def read_aloud(sentences: Sequence[str], folder: Path, seed: int = 0, progress: bool = True) -> list[str]:
+    """
+    Writes every sentence as read by a synthetic voice, each at a pitch and pace of its own, as FLAC.
+
+    The voice is hibari's (https://pypi.org/project/hibari-tts, Apache-2.0), which comes inside its package.
+
+    Args:
+        sentences: what to read.
+        folder: where to write; files that are there already are kept.
+        seed: same seed, same pitch and pace.
+        progress: shows a bar.
+
+    Returns:
+        One file per sentence.
+
+    Raises:
+        ImportError: hibari-tts is not installed.
+    """
+    try:
+        from hibari import Hibari
+    except ImportError as error:
+        raise ImportError("A synthetic voice needs hibari-tts: pip install 'audiollm[voice]'.") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{_name(seed, sentence)}.flac" for sentence in sentences]
+    missing = [(path, sentence) for path, sentence in zip(paths, sentences) if not path.exists()]
+    voice = Hibari() if missing else None
+    for path, sentence in tqdm(missing, desc="Reading aloud", unit="sentence", disable=not progress or not missing):
+        generator = random.Random(_name(seed, sentence))
+        pitch = generator.uniform(*PITCH_FACTORS)
+        waveform = voice(sentence, speed=generator.uniform(*SPEED_FACTORS) / pitch)
+        waveform = soxr.resample(
+            np.asarray(waveform, dtype=np.float32), round(voice.sample_rate * pitch), SAMPLING_RATE_HZ
+        )
+        peak = generator.uniform(*PEAKS) / max(float(np.abs(waveform).max()), 1e-6)
+        _write(path, waveform * peak)
+    return [str(path) for path in paths]
+
+
+def _name(*parts: Any) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _write(path: Path, waveform: np.ndarray) -> None:
+    """Writes aside, then renames, so that a file that is there is whole."""
+    part = path.with_suffix(".part")
+    soundfile.write(part, waveform, SAMPLING_RATE_HZ, format="FLAC")
+    part.replace(path)
