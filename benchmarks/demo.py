@@ -42,15 +42,16 @@ LORA_RANK = 16
 ALIGN_EPOCHS = 6
 ALIGN_RATE = 2e-3
 ALIGN_BATCH = 32
-INSTRUCT_STEPS = 440
-LORA_RATE = 6e-4
+INSTRUCT_STEPS = 400
+LORA_RATE = 8e-4
 PROJECTOR_RATE = 3e-4
 #: Recordings made of the training clips, sentences read by a synthetic voice, and how often a real clip counts.
-NUM_JOINED = 400
+NUM_JOINED = 350
+MAX_CLIPS_JOINED = 8
 NUM_SENTENCES = 1159
 REAL_REPEATS = 2
-#: Longer clips take part in the warm start, not in the language model's batches of eight, to bound the memory.
-MAX_INSTRUCT_SECONDS = 10.0
+#: Clips of more than a window take part in the warm start's encoding only, to bound the memory of a batch.
+MAX_INSTRUCT_SECONDS = 30.0
 #: Only shorter clips are joined to longer recordings.
 MAX_JOINED_SECONDS = 3.0
 #: The clip of the held-out split that the closing question is about, and the question.
@@ -58,7 +59,7 @@ QUESTION_CLIP = "vm-rec-temp"
 QUESTION = "<audio>\nTranscribe this recording word for word."
 #: Questions other than for a transcript, and steps between points of the word error curve.
 NUM_OTHER_QUESTIONS = 80
-STEPS_PER_POINT = 110
+STEPS_PER_POINT = 200
 MIB = 1 << 20
 
 
@@ -126,7 +127,7 @@ class Demo:
         self.splits: dict[str, datasets.Dataset] = {s: load_studio_prompts(s) for s in ("train", "test")}
         rows = self.splits["train"].filter(lambda row: row["duration_s"] <= MAX_JOINED_SECONDS)
         folder = self.folder / "data" / "audio"
-        joined = join_clips(rows["audio"], rows["text"], folder / "joined", NUM_JOINED, seed=SEED)
+        joined = join_clips(rows["audio"], rows["text"], folder / "joined", NUM_JOINED, MAX_CLIPS_JOINED, seed=SEED)
         held_out = {
             normalize_english(t) for t in [*self.splits["test"]["text"], *load_studio_prompts("validation")["text"]]
         }
@@ -184,12 +185,14 @@ class Demo:
     def instruct(self) -> None:
         """Trains projector and LoRA on the instruction examples, with `audiollm train`'s own function."""
         start = time.perf_counter()
+        del self.model  # the stage loads the aligned one; two would only take memory
         trainer = train(
             ModelArguments(model_path=str(self.aligned), base_dtype=str(self.dtype).removeprefix("torch.")),
             DataArguments(data_path=str(self.instruction_data()), augment=True),
             AudioLlmTrainingArguments(
                 output_dir=str(self.adapter),
-                batch_size=8,
+                batch_size=4,
+                gradient_accumulation_steps=2,
                 max_steps=self.instruct_steps,
                 learning_rate=LORA_RATE,
                 projector_learning_rate=PROJECTOR_RATE,
@@ -276,7 +279,7 @@ class WordErrorCurve(TrainerCallback):
         before = sum(seconds for name, seconds in demo.record["seconds"].items() if name != "bases")
         minutes = (before + time.perf_counter() - self.start) / 60
         demo.record["curve"].append({"minutes": minutes, "step": state.global_step, "word_error": score.word_error})
-        print(f"Validation word error after {minutes:.1f} minutes: {score.word_error:.3f}")
+        print(f"Validation word error after {minutes:.1f} minutes: {score.word_error:.3f}", flush=True)
 
 
 def print_summary(record: dict[str, Any], folder: Path) -> None:
