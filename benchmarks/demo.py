@@ -54,6 +54,8 @@ REAL_REPEATS = 2
 MAX_INSTRUCT_SECONDS = 30.0
 #: Only shorter clips are joined to longer recordings.
 MAX_JOINED_SECONDS = 3.0
+#: Longer held-out clips are transcribed in pieces, cut where they are quietest.
+MAX_PIECE_SECONDS = 10.0
 #: The clip of the held-out split that the closing question is about, and the question.
 QUESTION_CLIP = "vm-rec-temp"
 QUESTION = "<audio>\nTranscribe this recording word for word."
@@ -231,7 +233,13 @@ class Demo:
         """Held-out word error with its controls, and every transcript beside its reference."""
         rows = self.splits["test"]
         report: ListeningReport = evaluate_listening(
-            self.model, self.processor, rows["text"], list(rows["audio"]), encoded_audio=self.from_cache
+            self.model,
+            self.processor,
+            rows["text"],
+            list(rows["audio"]),
+            QUESTION,
+            self.from_cache,
+            max_piece_seconds=MAX_PIECE_SECONDS,
         )
         columns = (rows["id"], rows["text"], report.hypotheses, report.control_hypotheses)
         examples = [dict(zip(("id", "reference", "adapter", "wrong_audio"), row)) for row in zip(*columns)]
@@ -273,7 +281,13 @@ class WordErrorCurve(TrainerCallback):
             return
         demo = self.demo
         heard = transcribe(
-            model, demo.processor, list(self.rows["audio"]), encoded_audio=demo.from_cache, progress=False
+            model,
+            demo.processor,
+            list(self.rows["audio"]),
+            QUESTION,
+            demo.from_cache,
+            max_piece_seconds=MAX_PIECE_SECONDS,
+            progress=False,
         )
         score = score_word_error(self.rows["text"], heard)
         before = sum(seconds for name, seconds in demo.record["seconds"].items() if name != "bases")

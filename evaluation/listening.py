@@ -21,6 +21,8 @@ from .word_error import WordErrorScore, score_word_error
 
 TRANSCRIBE_PROMPT = "<audio>\nTranscribe the speech."
 #: Longest transcript: 30 s of fast speech are about 100 words.
+#: Length of the quiet moment that a long clip is cut at.
+QUIET_SECONDS = 0.2
 MAX_NEW_TOKENS = 200
 
 
@@ -73,6 +75,7 @@ def transcribe(
     encoded_audio: Callable[[list[Any]], dict[str, torch.Tensor]] | None = None,
     batch_size: int = 16,
     max_new_tokens: int = MAX_NEW_TOKENS,
+    max_piece_seconds: float | None = None,
     progress: bool = True,
 ) -> list[str]:
     """
@@ -80,6 +83,8 @@ def transcribe(
 
     Args:
         prompt: the instruction, with one `<audio>`, for all clips, or one for each.
+        max_piece_seconds: cut longer clips where they are quietest, and put the pieces' transcripts one after the
+            other: for a model that was trained on clips no longer than that. None asks about every clip whole.
 
     Raises:
         ValueError: there are more or fewer prompts than clips, or one has not exactly one `<audio>`.
@@ -87,8 +92,35 @@ def transcribe(
     prompts = [prompt] * len(recordings) if isinstance(prompt, str) else list(prompt)
     if len(prompts) != len(recordings):
         raise ValueError(f"There are {len(prompts)} prompts for {len(recordings)} clips; expected one each, or one.")
-    conversations = [ask(one, recording) for one, recording in zip(prompts, recordings)]
-    return answer(model, processor, conversations, batch_size, max_new_tokens, encoded_audio, progress)
+    pieces = [_pieces(processor, recording, max_piece_seconds) for recording in recordings]
+    conversations = [ask(one, piece) for one, clip in zip(prompts, pieces) for piece in clip]
+    heard = iter(answer(model, processor, conversations, batch_size, max_new_tokens, encoded_audio, progress))
+    return [" ".join(next(heard) for _ in clip) for clip in pieces]
+
+
+def _pieces(processor, recording: Any, max_seconds: float | None) -> list[Any]:
+    """A recording as it is, or cut into waveforms of at most `max_seconds`."""
+    if max_seconds is None:
+        return [recording]
+    waveform = processor.load_audio(recording)
+    cut = cut_at_quiet(waveform, int(max_seconds * processor.sampling_rate), processor.sampling_rate)
+    return [recording] if len(cut) == 1 else list(cut)
+
+
+def cut_at_quiet(waveform: np.ndarray, max_samples: int, sampling_rate: int) -> list[np.ndarray]:
+    """
+    Cuts a waveform `(samples,)` into pieces of at most `max_samples`, each ending at the quietest moment of its second
+    half. Nothing is lost: the pieces one after the other are the waveform.
+    """
+    span = max(1, int(QUIET_SECONDS * sampling_rate))
+    pieces = []
+    while len(waveform) > max_samples:
+        half = waveform[max_samples // 2 : max_samples]
+        energy = np.convolve(np.square(half, dtype=np.float64), np.ones(span), mode="same")
+        end = max_samples // 2 + int(energy.argmin())
+        pieces.append(waveform[:end])
+        waveform = waveform[end:]
+    return [*pieces, waveform]
 
 
 @torch.inference_mode()
@@ -156,6 +188,7 @@ def evaluate_listening(
     with_decoder: bool = True,
     batch_size: int = 16,
     max_new_tokens: int = MAX_NEW_TOKENS,
+    max_piece_seconds: float | None = None,
     progress: bool = True,
 ) -> ListeningReport:
     """
@@ -169,6 +202,7 @@ def evaluate_listening(
         encoded_audio: gives encoder output from a cache; see [`audiollm.answering.answer`].
         with_decoder: also run the audio base's own decoder, where the model knows its base.
         batch_size, max_new_tokens, progress: see [`audiollm.answering.answer`].
+        max_piece_seconds: see [`transcribe`].
 
     Raises:
         ValueError: references and clips differ in number, there are fewer than two clips, or nothing to score.
@@ -180,6 +214,7 @@ def evaluate_listening(
         "encoded_audio": encoded_audio,
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
+        "max_piece_seconds": max_piece_seconds,
         "progress": progress,
     }
     wrong_recordings = swapped(recordings)

@@ -163,8 +163,8 @@ def test_what_pip_installs_exists() -> None:
     installs = [word for words in COMMANDS if words[:2] == ["pip", "install"] for word in words[2:]]
     assert installs
     for requirement in installs:
-        name, extra = re.fullmatch(r"(\w+)(?:\[(\w+)\])?", requirement).groups()
-        assert name == setup["metadata"]["name"]
+        name, extra = re.fullmatch(r"(\w+|\.)(?:\[(\w+)\])?", requirement).groups()
+        assert name in (setup["metadata"]["name"], ".")
         assert extra is None or extra in setup["options.extras_require"]
 
 

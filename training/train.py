@@ -260,6 +260,7 @@ def train(
         eval_dataset=None if held_out is None else build_dataset(held_out, processor, cache),
         data_collator=AudioLlmCollator(processor, cache),
         processing_class=processor,
+        callbacks=list(callbacks),
         augmentation=batch_augmentation(processor) if data_arguments.augment else None,
     )
     resume = training_arguments.resume_from_checkpoint or last_complete_checkpoint(training_arguments.output_dir)
