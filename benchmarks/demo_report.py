@@ -28,18 +28,25 @@ def plot_report(record: dict[str, Any], path: Path) -> None:
     left.set(xlabel="minutes after downloads", ylabel="training loss", yscale="log", title="Loss")
     left.legend(frameon=False)
 
-    points = [(entry["minutes"], entry["word_error"]) for entry in record["curve"]]
-    right.plot(*zip(*points), color=BLUE, marker="o", label="AudioLLM")
     scores = record["scores"]
     control, decoder = scores["wrong_audio_control"]["word_error"], scores["whisper_own_decoder"]["word_error"]
+    test = [
+        (_minutes_before(seconds, "instruct"), record["projector_alone"]["word_error"]),
+        (_minutes_before(seconds, "evaluate"), scores["word_error"]["word_error"]),
+    ]
+    right.plot(*zip(*test), color=BLUE, marker="o", linestyle="none", label="test: projector alone, then AudioLLM")
+    for minutes, error in test:
+        right.annotate(f"{error:.2f}", (minutes, error), textcoords="offset points", xytext=(0, 8), ha="center")
+    validation = [(entry["minutes"], entry["word_error"]) for entry in record["curve"]]
+    if validation:
+        right.plot(*zip(*validation), color=ORANGE, marker=".", label="validation, on the way")
     right.axhline(control, color=GREY, linestyle=":", label=f"given the wrong recording: {control:.2f}")
     right.axhline(decoder, color=GREEN, linestyle="--", label=f"Whisper's own decoder: {decoder:.3f}")
-    for minutes, error in points:
-        right.annotate(f"{error:.2f}", (minutes, error), textcoords="offset points", xytext=(0, 8), ha="center")
     right.set(
         xlabel="minutes after downloads",
         ylabel="held-out word error",
-        title="Word error: validation on the way, controls on the test clips",
+        title="Held-out word error",
+        xlim=(0, None),
         ylim=(0, None),
     )
     right.legend(frameon=False)

@@ -20,10 +20,11 @@ def test_the_report_is_drawn(tmp_path: Path) -> None:
     from demo_report import plot_report
 
     record = {
-        "seconds": {"bases": 9.0, "features": 20.0, "align": 40.0, "instruct": 300.0},
+        "seconds": {"bases": 9.0, "features": 20.0, "align": 40.0, "instruct": 300.0, "evaluate": 50.0},
         "losses": {"align": [(10, 9.0), (20, 3.0)], "instruct": [(10, 4.0), (20, 2.0)]},
         "curve": [{"minutes": 2.0, "word_error": 0.5}, {"minutes": 6.0, "word_error": 0.3}],
-        "scores": {"wrong_audio_control": score(1.2), "whisper_own_decoder": score(0.06)},
+        "projector_alone": score(0.4),
+        "scores": {"word_error": score(0.3), "wrong_audio_control": score(1.2), "whisper_own_decoder": score(0.06)},
     }
     plot_report(record, tmp_path / "report.png")
     png = (tmp_path / "report.png").read_bytes()
