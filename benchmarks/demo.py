@@ -42,16 +42,16 @@ LORA_RANK = 16
 ALIGN_EPOCHS = 6
 ALIGN_RATE = 2e-3
 ALIGN_BATCH = 32
-INSTRUCT_STEPS = 400
+INSTRUCT_STEPS = 360
 LORA_RATE = 8e-4
 PROJECTOR_RATE = 3e-4
 #: Recordings made of the training clips, sentences read by a synthetic voice, and how often a real clip counts.
-NUM_JOINED = 350
-MAX_CLIPS_JOINED = 8
+NUM_JOINED = 400
+MAX_CLIPS_JOINED = 3
 NUM_SENTENCES = 1159
 REAL_REPEATS = 2
-#: Clips of more than a window take part in the warm start's encoding only, to bound the memory of a batch.
-MAX_INSTRUCT_SECONDS = 30.0
+#: Longer clips take part in the warm start, not in the language model's batches of eight, to bound the memory.
+MAX_INSTRUCT_SECONDS = 10.0
 #: Only shorter clips are joined to longer recordings.
 MAX_JOINED_SECONDS = 3.0
 #: Longer held-out clips are transcribed in pieces, cut where they are quietest.
@@ -193,8 +193,7 @@ class Demo:
             DataArguments(data_path=str(self.instruction_data()), augment=True),
             AudioLlmTrainingArguments(
                 output_dir=str(self.adapter),
-                batch_size=4,
-                gradient_accumulation_steps=2,
+                batch_size=8,
                 max_steps=self.instruct_steps,
                 learning_rate=LORA_RATE,
                 projector_learning_rate=PROJECTOR_RATE,

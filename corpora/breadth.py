@@ -91,8 +91,10 @@ def read_aloud(sentences: Sequence[str], folder: Path, seed: int = 0, progress: 
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{_name(seed, sentence)}.flac" for sentence in sentences]
     missing = [(path, sentence) for path, sentence in zip(paths, sentences) if not path.exists()]
-    voice = Hibari() if missing else None
-    for path, sentence in tqdm(missing, desc="Reading aloud", unit="sentence", disable=not progress or not missing):
+    if not missing:
+        return [str(path) for path in paths]
+    voice = Hibari()
+    for path, sentence in tqdm(missing, desc="Reading aloud", unit="sentence", disable=not progress):
         generator = random.Random(_name(seed, sentence))
         pitch = generator.uniform(*PITCH_FACTORS)
         waveform = voice(sentence, speed=generator.uniform(*SPEED_FACTORS) / pitch)

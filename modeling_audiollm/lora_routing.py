@@ -90,9 +90,13 @@ class RoutedLoraLinear(LoraLinear):
             chosen = self.lora_dropout[name](x if rows is None else x.index_select(0, rows.to(x.device)))
             # The weights are float32 to be trained, but the product is the base's precision: half the memory.
             down, up = (cast(nn.Linear, part[name]).weight.to(x.dtype) for part in (self.lora_A, self.lora_B))
-            update = nn.functional.linear(nn.functional.linear(chosen, down), up) * self.scaling[name]
-            update = update.to(result.dtype)
-            result = result + update if rows is None else result.index_add(0, rows.to(x.device), update)
+            low, up = nn.functional.linear(chosen, down).to(result.dtype), (up * self.scaling[name]).to(result.dtype)
+            if rows is None:
+                # One pass over the result instead of three.
+                flat = torch.addmm(result.flatten(0, -2), low.flatten(0, -2), up.T)
+                result = flat.view(result.shape)
+            else:
+                result = result.index_add(0, rows.to(x.device), nn.functional.linear(low, up))
         return result
 
 
