@@ -220,9 +220,9 @@ class Demo:
             examples.append(Example(prompts[index % len(prompts)], (str(Path(path).absolute()),), text, index=index))
         others = tuple(task for task in PROMPT_TASKS if task != "transcribe")
         examples += read_examples(write_prompt_examples(folder, tasks=others, limit=NUM_OTHER_QUESTIONS, **options))
-        path = folder / "train.json"
-        write_examples(path, examples)
-        return path
+        data_path = folder / "train.json"
+        write_examples(data_path, examples)
+        return data_path
 
     def from_cache(self, clips: list[Any]) -> dict[str, torch.Tensor]:
         """Encoder output of clips, for generation."""

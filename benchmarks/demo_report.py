@@ -35,8 +35,8 @@ def plot_report(record: dict[str, Any], path: Path) -> None:
         (_minutes_before(seconds, "evaluate"), scores["word_error"]["word_error"]),
     ]
     right.plot(*zip(*test), color=BLUE, marker="o", linestyle="none", label="test: projector alone, then AudioLLM")
-    for minutes, error in test:
-        right.annotate(f"{error:.2f}", (minutes, error), textcoords="offset points", xytext=(0, 8), ha="center")
+    for when, error in test:
+        right.annotate(f"{error:.2f}", (when, error), textcoords="offset points", xytext=(0, 8), ha="center")
     validation = [(entry["minutes"], entry["word_error"]) for entry in record["curve"]]
     if validation:
         right.plot(*zip(*validation), color=ORANGE, marker=".", label="validation, on the way")
