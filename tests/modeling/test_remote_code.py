@@ -45,7 +45,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForMultimodalLM, AutoProcessor
 
 folder = Path(sys.argv[1])
-batch, speech, expected = torch.load(folder / "expected.pt")
+batch, speech, expected = torch.load(folder / "expected.pt", weights_only=True)
 
 def assert_as_expected(model, weights):
     assert type(model).__module__.startswith("transformers_modules."), type(model)
@@ -163,7 +163,7 @@ trust = "HIDDEN" in globals()
 if not trust:
     import audiollm
 folder, shas = Path(sys.argv[1]), json.loads(sys.argv[2])
-batch, speech, expected = torch.load(folder / "expected.pt")
+batch, speech, expected = torch.load(folder / "expected.pt", weights_only=True)
 for weights, sha in shas.items():
     repo_id = f"loopback-user/{weights}"
     model = AutoModel.from_pretrained(repo_id, revision=sha, trust_remote_code=trust)
