@@ -25,6 +25,8 @@ from tqdm.auto import tqdm
 #: Raised when what is computed, or how it is stored, changes.
 FORMAT_VERSION = 1
 KEY_LENGTH = 32
+#: Fields of a feature extractor's configuration that say whose it is, not what it computes; saving may add them.
+NOT_OF_THE_FEATURES = frozenset({"auto_map", "processor_class", "_processor_class", "_commit_hash"})
 
 
 class FeatureCache:
@@ -49,7 +51,11 @@ class FeatureCache:
             "version": FORMAT_VERSION,
             "encoder": fingerprint(tower.state_dict()),
             "dtype": str(tower.dtype),
-            "feature_extractor": processor.feature_extractor.to_dict(),
+            "feature_extractor": {
+                name: value
+                for name, value in processor.feature_extractor.to_dict().items()
+                if name not in NOT_OF_THE_FEATURES
+            },
         }
         encoder_key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
         root = Path(folder) if folder is not None else audiollm_cache_dir() / "features"
