@@ -2,91 +2,22 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from audiollm.checkpoints import is_adapter_key
-from transformers import PreTrainedModel, Trainer, TrainingArguments
-from transformers.integrations import is_wandb_available
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .arguments import AudioLlmTrainingArguments
 
 #: Written last by the Trainer, so that a checkpoint that has it is complete.
 TRAINER_STATE_FILE = "trainer_state.json"
 #: One for each rank, written beside optimizer and schedule.
 RANDOM_STATE_FILES = "rng_state*.pth"
-SHORT_NAMES = {"batch_size": "per_device_train_batch_size", "num_epochs": "num_train_epochs"}
 PROJECTOR_KEYS = ("multi_modal_projector.", "audio_boundary_embeds")
-
-
-@dataclass
-class AudioLlmTrainingArguments(TrainingArguments):
-    """transformers' `TrainingArguments`, with short names for the common ones and a rate for the projector."""
-
-    output_dir: str = field(default="runs/train", metadata={"help": "Folder for checkpoints and the trained adapter."})
-    # None until __post_init__, which knows by it whether the short name alone was given.
-    per_device_train_batch_size: int | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Examples per device and step; 8 when not given."}
-    )
-    num_train_epochs: float | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Passes over the data; 3 when not given."}
-    )
-    batch_size: int | None = field(
-        default=None, metadata={"help": "Examples per device and step; short for --per_device_train_batch_size."}
-    )
-    num_epochs: float | None = field(
-        default=None, metadata={"help": "Passes over the data; short for --num_train_epochs."}
-    )
-    use_wandb: bool = field(default=False, metadata={"help": "Log to Weights & Biases; short for --report_to wandb."})
-    learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate of LoRA."})
-    projector_learning_rate: float | None = field(
-        default=None,
-        metadata={"help": "Peak learning rate of projector and boundary vectors; that of LoRA when not given."},
-    )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay off: the collator reads columns that the model does not."}
-    )
-    train_sampling_strategy: str = field(
-        default="group_by_length", metadata={"help": "Batches of like length, so that little is padded."}
-    )
-    length_column_name: str = field(default="length", metadata={"help": "Column that holds the tokens per example."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "How many checkpoints to keep."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Course of the learning rates."})
-    warmup_steps: float = field(default=0.03, metadata={"help": "Steps of warm-up, or their share when below 1."})
-    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
-    report_to: None | str | list[str] = field(  # noqa: RUF036 - the order that HfArgumentParser can read
-        default=None, metadata={"help": "Tracker to log to, such as tensorboard; none when not given."}
-    )
-
-    def __post_init__(self):
-        if self.remove_unused_columns:
-            raise ValueError("--remove_unused_columns must stay off: the collator needs the audio column.")
-        if not torch.accelerator.is_available():
-            self.use_cpu = True  # without it, --bf16 is refused
-            self.dataloader_pin_memory = False
-        if self.label_smoothing_factor:
-            # The Trainer's own smoothing takes this model's labels for shifted ones: it would learn to repeat tokens.
-            raise ValueError("--label_smoothing_factor is not supported.")
-        if self.use_wandb:
-            if self.report_to not in (None, "wandb", ["wandb"]):
-                raise ValueError(f"--use_wandb contradicts --report_to {self.report_to}; give one of them.")
-            self.report_to = ["wandb"]
-        if self.report_to is None:
-            self.report_to = "none"
-        if "wandb" in self.report_to and not is_wandb_available():
-            raise ValueError("Logging to Weights & Biases needs its package: pip install 'audiollm[wandb]'.")
-        for short, full in SHORT_NAMES.items():
-            short_value, full_value = getattr(self, short), getattr(self, full)
-            if None not in (short_value, full_value) and short_value != full_value:
-                raise ValueError(f"--{short} {short_value} contradicts --{full} {full_value}; give one of them.")
-            if short_value is not None and short_value <= 0:
-                raise ValueError(f"--{short} is {short_value}; expected a positive number.")
-            default = TrainingArguments.__dataclass_fields__[full].default
-            chosen = (value for value in (short_value, full_value, default) if value is not None)
-            setattr(self, full, next(chosen))
-        super().__post_init__()
 
 
 class EpochLengthSampler(LengthGroupedSampler):

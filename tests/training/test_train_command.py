@@ -248,13 +248,13 @@ def test_fp16_asks_for_bases_in_fp16() -> None:
 
 def test_use_wandb_needs_its_package_before_any_work(options, capsys, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    monkeypatch.setattr("audiollm.training.trainer.is_wandb_available", lambda: False)
+    monkeypatch.setattr("audiollm.training.arguments.is_wandb_available", lambda: False)
     assert "pip install 'audiollm[wandb]'" in refused([*options, "--use_wandb"], capsys)
     assert "pip install 'audiollm[wandb]'" in refused([*options, "--report_to", "wandb"], capsys)
 
 
 def test_use_wandb_reports_to_wandb(options, monkeypatch) -> None:
-    monkeypatch.setattr("audiollm.training.trainer.is_wandb_available", lambda: True)
+    monkeypatch.setattr("audiollm.training.arguments.is_wandb_available", lambda: True)
     assert parse_arguments([*options, "--use_wandb"])[2].report_to == ["wandb"]
     assert parse_arguments(options)[2].report_to == []
 

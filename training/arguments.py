@@ -1,0 +1,245 @@
+"""The options of `audiollm train`: which models, what data, how to train; and what of them contradicts what."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from audiollm.embedded_bases import DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import is_wandb_available
+from transformers.trainer_utils import IntervalStrategy
+
+CACHE_OFF = "off"
+#: Where the command differs from the configuration's own defaults: minutes of speech are soon known by heart.
+LORA_DROPOUT = 0.05
+#: Options that shape a new model; a checkpoint has its own.
+CONFIG_FIELDS = (
+    "stack_factor",
+    "projector_type",
+    "projector_hidden_size",
+    "lora_rank",
+    "lora_alpha",
+    "lora_dropout",
+)
+BASE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SHORT_NAMES = {"batch_size": "per_device_train_batch_size", "num_epochs": "num_train_epochs"}
+
+
+@dataclass
+class ModelArguments:
+    """Which models to join, and what to put between them."""
+
+    llama_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Language model: a Hub id, a folder, or one of the embedded bases; "
+            f"{DEFAULT_TEXT_BASE} when not given. With --model_path: where the checkpoint's own lies now."
+        },
+    )
+    whisper_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Whisper checkpoint: a Hub id, a folder, or one of the embedded bases; "
+            f"{DEFAULT_AUDIO_BASE} when not given. With --model_path: where the checkpoint's own lies now."
+        },
+    )
+    model_path: str | None = field(
+        default=None, metadata={"help": "AudioLLM checkpoint to go on from, instead of starting from two bases."}
+    )
+    base_dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "Precision of the frozen bases: float32, bfloat16 or float16. By default that of --bf16 or --fp16, "
+            "else float32. What trains is always float32."
+        },
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "Attention kernels: sdpa, eager or flash_attention_2."}
+    )
+    stack_factor: int | None = field(
+        default=None, metadata={"help": "20 ms frames per audio token: 2 is 40 ms; 4 (80 ms) when not given."}
+    )
+    projector_type: str | None = field(
+        default=None, metadata={"help": "swiglu, mlp or linear; swiglu when not given."}
+    )
+    projector_hidden_size: int | None = field(
+        default=None, metadata={"help": "Width inside the projector; four times the language model's when not given."}
+    )
+    lora_rank: int | None = field(
+        default=None, metadata={"help": "Rank of LoRA; 0 trains the projector alone; 16 when not given."}
+    )
+    lora_alpha: float | None = field(
+        default=None, metadata={"help": "Scale of LoRA: its update counts alpha / rank; 32 when not given."}
+    )
+    lora_dropout: float | None = field(
+        default=None, metadata={"help": f"Dropout on LoRA's input; {LORA_DROPOUT} when not given."}
+    )
+
+    def config_fields(self) -> dict[str, Any]:
+        """What was given of the new model's configuration."""
+        given = {name: getattr(self, name) for name in CONFIG_FIELDS}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass
+class DataArguments:
+    """What to train on."""
+
+    data_path: str = field(
+        metadata={"help": "JSON list (or JSON lines) of {text with <audio>, audio_paths, response}."}
+    )
+    audio_dir: str | None = field(
+        default=None, metadata={"help": "Folder that audio_paths are relative to; that of the JSON by default."}
+    )
+    eval_data_path: str | None = field(
+        default=None, metadata={"help": "Held-out examples in the same format, for --eval_strategy."}
+    )
+    feature_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder for encoder output, shared by runs; 'off' encodes every batch anew."},
+    )
+    augment: bool = field(
+        default=False, metadata={"help": "Vary the cached features anew in every batch: masks and tempo."}
+    )
+
+
+@dataclass
+class AudioLlmTrainingArguments(TrainingArguments):
+    """transformers' `TrainingArguments`, with short names for the common ones and a rate for the projector."""
+
+    output_dir: str = field(default="runs/train", metadata={"help": "Folder for checkpoints and the trained adapter."})
+    # None until __post_init__, which knows by it whether the short name alone was given.
+    per_device_train_batch_size: int | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Examples per device and step; 8 when not given."}
+    )
+    num_train_epochs: float | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Passes over the data; 3 when not given."}
+    )
+    batch_size: int | None = field(
+        default=None, metadata={"help": "Examples per device and step; short for --per_device_train_batch_size."}
+    )
+    num_epochs: float | None = field(
+        default=None, metadata={"help": "Passes over the data; short for --num_train_epochs."}
+    )
+    use_wandb: bool = field(default=False, metadata={"help": "Log to Weights & Biases; short for --report_to wandb."})
+    learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate of LoRA."})
+    projector_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Peak learning rate of projector and boundary vectors; that of LoRA when not given."},
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay off: the collator reads columns that the model does not."}
+    )
+    train_sampling_strategy: str = field(
+        default="group_by_length", metadata={"help": "Batches of like length, so that little is padded."}
+    )
+    length_column_name: str = field(default="length", metadata={"help": "Column that holds the tokens per example."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "How many checkpoints to keep."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Course of the learning rates."})
+    warmup_steps: float = field(default=0.03, metadata={"help": "Steps of warm-up, or their share when below 1."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
+    report_to: None | str | list[str] = field(  # noqa: RUF036 - the order that HfArgumentParser can read
+        default=None, metadata={"help": "Tracker to log to, such as tensorboard; none when not given."}
+    )
+
+    def __post_init__(self):
+        if self.remove_unused_columns:
+            raise ValueError("--remove_unused_columns must stay off: the collator needs the audio column.")
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # without it, --bf16 is refused
+            self.dataloader_pin_memory = False
+        if self.label_smoothing_factor:
+            # The Trainer's own smoothing takes this model's labels for shifted ones: it would learn to repeat tokens.
+            raise ValueError("--label_smoothing_factor is not supported.")
+        if self.use_wandb:
+            if self.report_to not in (None, "wandb", ["wandb"]):
+                raise ValueError(f"--use_wandb contradicts --report_to {self.report_to}; give one of them.")
+            self.report_to = ["wandb"]
+        if self.report_to is None:
+            self.report_to = "none"
+        if "wandb" in self.report_to and not is_wandb_available():
+            raise ValueError("Logging to Weights & Biases needs its package: pip install 'audiollm[wandb]'.")
+        for short, full in SHORT_NAMES.items():
+            short_value, full_value = getattr(self, short), getattr(self, full)
+            if None not in (short_value, full_value) and short_value != full_value:
+                raise ValueError(f"--{short} {short_value} contradicts --{full} {full_value}; give one of them.")
+            if short_value is not None and short_value <= 0:
+                raise ValueError(f"--{short} is {short_value}; expected a positive number.")
+            default = TrainingArguments.__dataclass_fields__[full].default
+            chosen = (value for value in (short_value, full_value, default) if value is not None)
+            setattr(self, full, next(chosen))
+        super().__post_init__()
+
+
+def parse_arguments(
+    arguments: Sequence[str] | None = None,
+) -> tuple[ModelArguments, DataArguments, AudioLlmTrainingArguments]:
+    """
+    Reads the command line; unknown options are refused.
+
+    Raises:
+        ValueError: options contradict each other, or one has an impossible value.
+    """
+    parser = HfArgumentParser(
+        # transformers types dataclasses as a NewType of its own, which none is.
+        [ModelArguments, DataArguments, AudioLlmTrainingArguments],  # type: ignore[list-item]
+        prog="audiollm train",
+        description="Train projector and LoRA so that a language model listens.",
+        allow_abbrev=False,
+    )
+    model_arguments, data_arguments, training_arguments, unknown = parser.parse_args_into_dataclasses(
+        list(sys.argv[1:] if arguments is None else arguments), return_remaining_strings=True
+    )
+    if unknown:
+        raise ValueError(f"there is no option {' '.join(unknown)}; --help lists them all.")
+    return model_arguments, data_arguments, training_arguments
+
+
+def base_dtype(arguments: ModelArguments, training: AudioLlmTrainingArguments) -> torch.dtype:
+    """
+    Precision of the frozen bases.
+
+    Raises:
+        ValueError: it is none of the three.
+    """
+    if arguments.base_dtype is None:
+        return torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else torch.float32
+    if arguments.base_dtype not in BASE_DTYPES:
+        raise ValueError(f"--base_dtype is {arguments.base_dtype!r}; expected one of {sorted(BASE_DTYPES)}.")
+    return BASE_DTYPES[arguments.base_dtype]
+
+
+def check_arguments(model: ModelArguments, data: DataArguments, training: AudioLlmTrainingArguments) -> None:
+    """
+    Refuses, before anything is read or loaded, what could only fail later or would silently do nothing.
+
+    Raises:
+        ValueError: options contradict each other, or this machine cannot do what one asks for.
+        OSError: the output folder cannot be made or written.
+    """
+    base_dtype(model, training)
+    if model.model_path is not None and model.config_fields():
+        given = ", ".join(f"--{name}" for name in model.config_fields())
+        raise ValueError(
+            f"{given} shape a new model, but --model_path goes on from one that has its own; leave them out."
+        )
+    if training.fp16 and training.device.type == "cpu":
+        raise ValueError("--fp16 needs a GPU: its loss scaling does not run on a CPU. Use --bf16 here, or neither.")
+    has_held_out, evaluates = data.eval_data_path is not None, training.eval_strategy != IntervalStrategy.NO
+    if has_held_out != evaluates:
+        raise ValueError(
+            "--eval_data_path and --eval_strategy (epoch or steps) need each other; give both or neither."
+        )
+    if data.augment and data.feature_cache == CACHE_OFF:
+        raise ValueError("--augment varies cached features; it contradicts --feature_cache off.")
+    output_dir = Path(training.output_dir)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise type(error)(f"--output_dir {output_dir} cannot be made: {error}") from error
+    if not os.access(output_dir, os.W_OK | os.X_OK):
+        raise PermissionError(f"--output_dir {output_dir} cannot be written to.")
