@@ -111,18 +111,7 @@ def add_adapters(language_model: nn.Module, config) -> LoraRouter | None:
         return None
     router = LoraRouter()
     for name in config.lora_adapters:
-        settings = config.adapter_settings(name)
-        lora_config = LoraConfig(
-            r=settings["rank"],
-            lora_alpha=settings["alpha"],
-            lora_dropout=settings["dropout"],
-            target_modules=list(settings["target_modules"]),
-        )
-        lora_config._register_custom_module({nn.Linear: RoutedLoraLinear})
-        _check_targets(language_model, name, settings["target_modules"])
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are meant
-            inject_adapter_in_model(lora_config, language_model, adapter_name=name)
+        inject_adapter(language_model, name, config.adapter_settings(name))
     for module in language_model.modules():
         if isinstance(module, RoutedLoraLinear):
             module.router = router
@@ -133,6 +122,29 @@ def add_adapters(language_model: nn.Module, config) -> LoraRouter | None:
             for part in module.children():
                 part.register_forward_pre_hook(router.take, with_kwargs=True)
     return router
+
+
+def inject_adapter(language_model: nn.Module, name: str, settings: dict[str, Any]) -> None:
+    """
+    Adds one more adapter to the layers that it targets, in place; rows go through it where a route names it.
+
+    Args:
+        settings: rank, alpha, dropout and target_modules, as `AudioLlmConfig.adapter_settings` gives them.
+
+    Raises:
+        ValueError: a target names no linear layer of the language model.
+    """
+    lora_config = LoraConfig(
+        r=settings["rank"],
+        lora_alpha=settings["alpha"],
+        lora_dropout=settings["dropout"],
+        target_modules=list(settings["target_modules"]),
+    )
+    lora_config._register_custom_module({nn.Linear: RoutedLoraLinear})
+    _check_targets(language_model, name, settings["target_modules"])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are meant
+        inject_adapter_in_model(lora_config, language_model, adapter_name=name)
 
 
 def _check_targets(language_model: nn.Module, adapter: str, targets: list[str]) -> None:

@@ -346,7 +346,8 @@ class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel,
             input_features: log-mel windows of the batch's audios in reading order, `(windows, mel_bins, mel_frames)`.
             input_features_mask: `(windows, mel_frames)`, 1 for real frames.
             labels: `(batch, length)`, -100 where nothing is to be learned; shifted inside.
-            logits_to_keep: as in transformers: the last so many positions, or the positions given; 0 keeps all.
+            logits_to_keep: as in transformers: the last so many positions, or the positions given; 0 keeps all. A
+                boolean mask `(batch, length)` keeps what it marks, row by row: `logits` is then `(marked, vocab_size)`.
             adapter_names: one per row, None for the untouched base. By default rows that hold audio use the first
                 adapter, and others none.
             encoded_audio: encoder frames computed before, `(windows, max_frames, d_model)`, instead of
@@ -378,7 +379,8 @@ class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel,
             loss = self._supervised_loss(hidden_states, labels, kwargs.get("num_items_in_batch"))
         if labels is None or not self.training:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.compute_logits(hidden_states[:, kept, :])
+            per_row = isinstance(kept, torch.Tensor) and kept.dim() == 2
+            logits = self.compute_logits(hidden_states[kept] if per_row else hidden_states[:, kept, :])
             if pad_logits_to_audio_ids:
                 logits = self.pad_logits(logits)
         return AudioLlmCausalLMOutputWithPast(
