@@ -31,11 +31,27 @@ class Example:
     index: int = 0  # place in the file it came from, counting from 0
 
 
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The conversation that the example stands for: one question, one answer."""
+        return [{"role": "user", "content": self.text}, {"role": "assistant", "content": self.response}]
+
+    @property
+    def recordings(self) -> tuple[str, ...]:
+        """What stands for each `<audio>`, in reading order."""
+        return self.audio_paths
+
+    @property
+    def where(self) -> str:
+        """What errors call it."""
+        return f"row {self.index}"
+
+
 class ExamplesError(ValueError):
-    """An examples file that cannot be used as it is.
+    """An examples file, or several, that cannot be used as they are.
 
     Attributes:
-        path: the file.
+        path: the file, or the files separated by commas.
         problems: (where, reason) of every problem; `where` is "row 3" (counting from 0), "line 4" of a JSON Lines
             file (counting from 1), or "" for the file as a whole.
     """
@@ -66,18 +82,10 @@ def read_examples(path: str | os.PathLike[str], audio_dir: str | os.PathLike[str
         ExamplesError: broken JSON, not a list, or bad rows; all rows are checked first and all problems listed.
     """
     path = Path(path)
-    if audio_dir is not None and not os.path.isdir(audio_dir):
-        raise FileNotFoundError(f"audio_dir {os.fspath(audio_dir)!r} is not a folder.")
-    content = path.read_bytes()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ExamplesError(path, [("", f"is not UTF-8 text: {error.reason} at byte {error.start}")]) from None
+    checker = RowChecker(path.parent, audio_dir)
     problems: list[tuple[str, str]] = []
-    rows = _json_lines(text, problems) if path.suffix == JSON_LINES_SUFFIX else _json_list(text, problems)
-    checker = _RowChecker(path.parent, audio_dir)
     examples: list[Example] = []
-    for where, row in rows:
+    for where, row in json_rows(path, problems):
         reasons = checker.problems(row)
         if reasons:
             problems.extend((where, reason) for reason in reasons)
@@ -87,6 +95,29 @@ def read_examples(path: str | os.PathLike[str], audio_dir: str | os.PathLike[str
     if problems:
         raise ExamplesError(path, problems)
     return examples
+
+
+def json_rows(path: Path, problems: list[tuple[str, str]]) -> Iterator[tuple[str, Any]]:
+    """
+    The values of a JSON list or JSON Lines file, of whatever kind, each with where it stands ("row 3", "line 4").
+
+    Args:
+        path: JSON Lines if its name ends in `.jsonl`; UTF-8.
+        problems: is given (where, reason) of what is not JSON; it is complete when the rows are used up.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ExamplesError: it is not UTF-8 text.
+    """
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ExamplesError(path, [("", f"is not UTF-8 text: {error.reason} at byte {error.start}")]) from None
+    if path.suffix == JSON_LINES_SUFFIX:
+        yield from json_lines(text.split("\n"), problems)
+    else:
+        yield from _json_list(text, problems)
 
 
 def write_examples(
@@ -154,8 +185,9 @@ def _json_list(text: str, problems: list[tuple[str, str]]) -> Iterator[tuple[str
         yield f"row {index}", row
 
 
-def _json_lines(text: str, problems: list[tuple[str, str]]) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(text.split("\n"), start=1):
+def json_lines(lines: Iterable[str], problems: list[tuple[str, str]]) -> Iterator[tuple[str, Any]]:
+    """The values of JSON Lines, each with its "line 4" (counting from 1); empty lines are passed over."""
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         where = f"line {number}"
@@ -169,10 +201,21 @@ def _json_lines(text: str, problems: list[tuple[str, str]]) -> Iterator[tuple[st
             yield where, row
 
 
-class _RowChecker:
-    """What can be wrong with one row, and where its audio lies."""
+class RowChecker:
+    """
+    What can be wrong with one row, and where its audio lies.
 
-    def __init__(self, file_folder: Path, audio_dir: str | os.PathLike[str] | None):
+    Args:
+        file_folder: where relative audio paths start when there is no `audio_dir`.
+        audio_dir: where they start and what none may leave.
+
+    Raises:
+        FileNotFoundError: `audio_dir` is not a folder.
+    """
+
+    def __init__(self, file_folder: str | os.PathLike[str], audio_dir: str | os.PathLike[str] | None):
+        if audio_dir is not None and not os.path.isdir(audio_dir):
+            raise FileNotFoundError(f"audio_dir {os.fspath(audio_dir)!r} is not a folder.")
         self.start = os.path.abspath(file_folder if audio_dir is None else audio_dir)
         self.confined = audio_dir is not None
 
@@ -184,13 +227,7 @@ class _RowChecker:
         """Every reason why `row` cannot be used; empty when it can."""
         if not isinstance(row, dict):
             return [f"expected an object with {', '.join(map(repr, FIELDS))}, found {_kind(row)}"]
-        reasons = [f"field {name!r} is missing" for name in REQUIRED_FIELDS if name not in row]
-        reasons += [f"unknown field {name!r}; expected only {', '.join(FIELDS)}" for name in row if name not in FIELDS]
-        for name in REQUIRED_FIELDS:
-            if name in row and not isinstance(row[name], str):
-                reasons.append(f"{name!r} must be a string, found {_kind(row[name])}")
-            elif name in row and not row[name].strip():
-                reasons.append(f"{name!r} is empty")
+        reasons = self.text_problems(row)
         audio_paths = row.get("audio_paths", [])
         if not isinstance(audio_paths, (str, list)):
             reasons.append(f"'audio_paths' must be a string or a list of strings, found {_kind(audio_paths)}")
@@ -203,10 +240,21 @@ class _RowChecker:
                     f"'text' has {placeholders} {AUDIO_PLACEHOLDER} but 'audio_paths' has {len(audio_paths)}; "
                     "there must be one path for each"
                 )
-        reasons += [reason for each in audio_paths if (reason := self._path_problem(each))]
+        return reasons + [reason for each in audio_paths if (reason := self.path_problem(each))]
+
+    def text_problems(self, row: dict[str, Any], fields: tuple[str, ...] = FIELDS) -> list[str]:
+        """What is wrong with the names in `row`, of which `fields` are known, and with its text and response."""
+        reasons = [f"field {name!r} is missing" for name in REQUIRED_FIELDS if name not in row]
+        reasons += [f"unknown field {name!r}; expected only {', '.join(fields)}" for name in row if name not in fields]
+        for name in REQUIRED_FIELDS:
+            if name in row and not isinstance(row[name], str):
+                reasons.append(f"{name!r} must be a string, found {_kind(row[name])}")
+            elif name in row and not row[name].strip():
+                reasons.append(f"{name!r} is empty")
         return reasons
 
-    def _path_problem(self, audio_path: Any) -> str | None:
+    def path_problem(self, audio_path: Any) -> str | None:
+        """Why `audio_path` leads to no recording; None where it does."""
         if not isinstance(audio_path, str):
             return f"'audio_paths' must hold strings, found {_kind(audio_path)}"
         if not audio_path.strip() or "\0" in audio_path:
@@ -250,9 +298,11 @@ def _kind(value: Any) -> str:
     """JSON's name for a value's type, and the value where it is short."""
     if value is None:
         return "null"
-    shown = json.dumps(value, ensure_ascii=False)
+    if type(value) not in _JSON_KINDS:  # of a table
+        return f"a value of type {type(value).__name__}"
+    shown = json.dumps(value, ensure_ascii=False, default=lambda part: type(part).__name__)
     kind = _JSON_KINDS[type(value)]
     return f"{kind}: {shown}" if len(shown) <= 60 else kind
 
 
-__all__ = ["Example", "ExamplesError", "read_examples", "write_examples"]
+__all__ = ["Example", "ExamplesError", "RowChecker", "json_lines", "json_rows", "read_examples", "write_examples"]
