@@ -1,11 +1,11 @@
 """Word error rate, by the convention of the Open ASR Leaderboard's normaliser: Whisper's English one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
 import jiwer
-from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,38 @@ def normalize_english(text: str) -> str:
     return _normalizer()(text)
 
 
-def score_word_error(references: Sequence[str], hypotheses: Sequence[str]) -> WordErrorScore:
+#: What makes texts alike before their words are compared, by name: Whisper's normaliser for English; its own for any
+#: language that puts spaces between words (lower case, no punctuation); nothing.
+NORMALISERS: dict[str, Callable[[str], str]] = {
+    "english": normalize_english,
+    "basic": BasicTextNormalizer(),
+    "none": str,
+}
+
+
+def has_words(text: str, normaliser: str = "english") -> bool:
+    """Whether a text has a word left once normalised; of an ellipsis the English normaliser leaves a full stop."""
+    return any(map(str.isalnum, NORMALISERS[normaliser](text)))
+
+
+def score_word_error(
+    references: Sequence[str], hypotheses: Sequence[str], normaliser: str = "english"
+) -> WordErrorScore:
     """
     Word error of a whole corpus, both sides normalised, aligned by jiwer.
 
+    Args:
+        references, hypotheses: what was said and what was heard, one each.
+        normaliser: a name of `NORMALISERS`.
+
     Raises:
         ValueError: the lists differ in length, or no reference has a word.
+        KeyError: there is no such normaliser.
     """
     if len(references) != len(hypotheses):
         raise ValueError(f"{len(references)} references but {len(hypotheses)} hypotheses; expected one each.")
-    pairs = [(normalize_english(r), normalize_english(h)) for r, h in zip(references, hypotheses)]
-    # Of an ellipsis the normaliser leaves a full stop, which is no word.
+    normalise = NORMALISERS[normaliser]
+    pairs = [(normalise(r), normalise(h)) for r, h in zip(references, hypotheses)]
     scored = [(reference, hypothesis) for reference, hypothesis in pairs if any(map(str.isalnum, reference))]
     if not scored:
         raise ValueError("No reference has a word left after normalisation; there is nothing to score.")

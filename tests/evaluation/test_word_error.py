@@ -3,6 +3,7 @@
 import jiwer
 import pytest
 from audiollm.evaluation import normalize_english, score_word_error
+from audiollm.evaluation.word_error import has_words
 
 
 @pytest.mark.parametrize(
@@ -55,3 +56,13 @@ def test_what_cannot_be_scored_is_refused() -> None:
         score_word_error(["a", "b"], ["a"])
     with pytest.raises(ValueError, match="No reference has a word"):
         score_word_error(["..."], ["a"])
+
+
+@pytest.mark.parametrize(
+    ("normaliser", "errors"),
+    [("english", [0, 0, 1 / 2]), ("basic", [1, 0, 1 / 2]), ("none", [1, 1, 1])],
+)
+def test_the_normaliser_says_what_is_alike(normaliser, errors) -> None:
+    pairs = [("Ten dollars.", "$10"), ("Oui, été!", "oui été"), ("Ja, nein.", "ja ein")]
+    assert [score_word_error([r], [h], normaliser).word_error for r, h in pairs] == errors
+    assert has_words("été", normaliser) and not has_words("...", normaliser)

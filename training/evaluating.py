@@ -1,0 +1,319 @@
+"""
+Evaluation while training: word error of what the model says of held-out recordings, beside the wrong-audio control.
+
+A loss falls as well when a model only learns to guess likely words. So at each evaluation the prompts of held-out rows
+are cut before their answer and answered by generation, once with their own recordings and once with others'.
+"""
+
+import json
+import os
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from audiollm.evaluation.listening import MAX_NEW_TOKENS, swapped
+from audiollm.evaluation.word_error import has_words, score_word_error
+from audiollm.processing import AudioLlmProcessor
+from audiollm.processing.conversations import IGNORED_LABEL
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+
+from .dataset import load_encoded_audio, resize_slots, slot_runs
+from .evaluation_arguments import WORD_ERROR, EvaluationArguments
+from .feature_cache import FeatureCache
+from .sample_tables import print_samples, track_samples
+
+SAMPLES_FILE = "eval_samples.jsonl"
+
+
+class EvaluationError(ValueError):
+    """Held-out rows that cannot be evaluated on as asked."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """
+    A row cut before its last answer.
+
+    Attributes:
+        row: its place in the data set, counting from 0.
+        prompt_ids: token ids up to where the answer begins.
+        audio: the recordings of the prompt, as the data set names them, in reading order.
+        reference: the answer as text.
+    """
+
+    row: int
+    prompt_ids: list[int]
+    audio: list[str]
+    reference: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One scored answer; `wrong_audio_hypothesis` is None where there is no control."""
+
+    row: int
+    reference: str
+    hypothesis: str
+    wrong_audio_hypothesis: str | None
+
+
+def cut_at_answer(input_ids: Sequence[int], labels: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Ids before the last run of supervised tokens, and that run; both empty where nothing is supervised."""
+    end = len(labels)
+    while end and labels[end - 1] == IGNORED_LABEL:
+        end -= 1
+    start = end
+    while start and labels[start - 1] != IGNORED_LABEL:
+        start -= 1
+    return list(input_ids[:start]), list(input_ids[start:end])
+
+
+def questions(
+    rows: Iterable[dict[str, Any]], processor: AudioLlmProcessor, normaliser: str, limit: int | None = None
+) -> list[Question]:
+    """
+    The rows that word error is scored on: those with a recording before the last answer, and a word in the answer.
+
+    Args:
+        rows: with `input_ids`, `labels` and `audio`, as [`build_dataset`] makes them.
+        processor: decodes the answers.
+        normaliser: what a word is; see [`score_word_error`].
+        limit: at most so many: evenly spaced over the rows, or the first ones of rows without a length (a stream).
+    """
+
+    def found() -> Iterator[Question]:
+        for index, row in enumerate(rows):
+            prompt_ids, answer_ids = cut_at_answer(row["input_ids"], row["labels"])
+            # What was said after the answer is no part of the question.
+            audio = list(row["audio"])[: len(slot_runs(prompt_ids, processor.audio_token_id))]
+            reference = processor.tokenizer.decode(answer_ids, skip_special_tokens=True).strip()
+            if audio and has_words(reference, normaliser):
+                yield Question(index, prompt_ids, audio, reference)
+
+    if limit is None:
+        return list(found())
+    if not hasattr(rows, "__len__"):
+        return list(islice(found(), limit))
+    every = list(found())
+    return [every[index * len(every) // limit] for index in range(limit)] if len(every) > limit else every
+
+
+class ListeningEvaluation:
+    """
+    Answers held-out questions with the model as it is, scores them, and keeps what was said.
+
+    Under several ranks each answers its share, in as many `generate` calls as the others.
+
+    Args:
+        held_out: what is asked, one or more; see [`questions`].
+        processor: the model's.
+        cache: the one the questions' data set was built with, or None where it names paths.
+        samples_shown: how many of them are printed and sent to trackers.
+        max_new_tokens: bound on each answer, in tokens.
+        batch_size: questions per `generate` call.
+        normaliser: what counts as the same word; see [`score_word_error`].
+    """
+
+    def __init__(
+        self,
+        held_out: Sequence[Question],
+        processor: AudioLlmProcessor,
+        cache: FeatureCache | None,
+        samples_shown: int,
+        max_new_tokens: int,
+        batch_size: int,
+        normaliser: str = "english",
+    ):
+        self.questions = list(held_out)
+        self.processor = processor
+        self.cache = cache
+        self.samples_shown = samples_shown
+        self.max_new_tokens = max_new_tokens
+        self.batch_size = batch_size
+        self.normaliser = normaliser
+        recordings = list(dict.fromkeys(name for question in self.questions for name in question.audio))
+        #: Another recording for each, or None where there is no other.
+        self.wrong = dict(zip(recordings, swapped(recordings))) if len(recordings) > 1 else None
+
+    def __call__(self, trainer: Trainer) -> dict[str, float]:
+        """
+        Word error of the trainer's model, printed, tracked and written beside its samples.
+
+        Returns:
+            `word_error` and, where there are two recordings or more, `wrong_audio_word_error`.
+        """
+        model, world = trainer.model, trainer.accelerator
+        heard = self.answers(model, world.process_index, world.num_processes)
+        control = self.answers(model, world.process_index, world.num_processes, self.wrong) if self.wrong else None
+        references = [question.reference for question in self.questions]
+        scores = {"word_error": score_word_error(references, heard, self.normaliser).word_error}
+        if control is not None:
+            scores["wrong_audio_word_error"] = score_word_error(references, control, self.normaliser).word_error
+        if trainer.is_world_process_zero():
+            said = zip(self.questions, heard, control or [None] * len(heard))
+            samples = [Sample(question.row, question.reference, own, other) for question, own, other in said]
+            step = trainer.state.global_step
+            write_samples(Path(str(trainer.args.output_dir)) / SAMPLES_FILE, step, samples)
+            shown = [asdict(sample) for sample in samples[: self.samples_shown]]
+            if shown:
+                print_samples(step, scores, shown)
+                track_samples(trainer, shown)
+        return scores
+
+    def answers(self, model, rank: int = 0, ranks: int = 1, instead: dict[str, str] | None = None) -> list[str]:
+        """
+        What the model says to every question, on every rank the same.
+
+        Args:
+            model: the [`AudioLlmForConditionalGeneration`].
+            rank, ranks: this process among how many that call this together.
+            instead: gives the recording to play in place of each.
+        """
+        # Like lengths together; dealt round, and filled up so that every rank makes as many calls.
+        order = sorted(range(len(self.questions)), key=lambda index: len(self.questions[index].prompt_ids))
+        share = order[rank::ranks]
+        share += list(islice(cycle(order), -(-len(order) // ranks) - len(share)))
+        said: list[tuple[int, str]] = []
+        was_training = model.training
+        model.eval()
+        try:
+            for start in range(0, len(share), self.batch_size):
+                chosen = share[start : start + self.batch_size]
+                said += zip(chosen, self._generate(model, chosen, instead, synced=ranks > 1))
+        finally:
+            model.train(was_training)
+        texts = dict(gather_object(said) if ranks > 1 else said)
+        return [texts[index] for index in range(len(self.questions))]
+
+    @torch.no_grad()
+    def _generate(self, model, chosen: list[int], instead: dict[str, str] | None, synced: bool) -> list[str]:
+        prompts, recordings = [], []
+        for index in chosen:
+            question = self.questions[index]
+            prompt = question.prompt_ids
+            audio = question.audio
+            if instead is not None:
+                audio = [instead[name] for name in audio]
+                slots = [self._num_slots(name) for name in audio]
+                prompt, _ = resize_slots(prompt, prompt, self.processor.audio_token_id, slots)
+            prompts.append(prompt)
+            recordings.extend(audio)
+        inputs = pad_prompts(prompts, self.processor.tokenizer.pad_token_id)
+        if self.cache is not None:
+            inputs |= load_encoded_audio(self.cache, recordings)
+        else:
+            inputs |= self.processor.batch_features([self.processor.load_audio(path) for path in recordings])
+        inputs = {name: value.to(model.device) for name, value in inputs.items()}
+        options: dict[str, Any] = {"do_sample": False, "num_beams": 1, "use_cache": True, "synced_gpus": synced}
+        output = model.generate(**inputs, max_new_tokens=self.max_new_tokens, **options)
+        texts = self.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    def _num_slots(self, recording: str) -> int:
+        if self.cache is None:
+            return self.processor.num_audio_slots(len(self.processor.load_audio(recording)))
+        stack = self.processor.stack_factor
+        return sum(-(-length // stack) for length in self.cache.load(recording)[1].tolist())
+
+
+def pad_prompts(prompts: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Tensor]:
+    """`input_ids` and `attention_mask` `(batch, length)` of rows of ids, padded on the left, as generation needs."""
+    length = max(map(len, prompts))
+    input_ids = torch.full((len(prompts), length), pad_id)
+    attention_mask = torch.zeros(len(prompts), length, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, length - len(prompt) :] = torch.tensor(prompt)
+        attention_mask[row, length - len(prompt) :] = 1
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def write_samples(path: Path, step: int, samples: Sequence[Sample]) -> None:
+    """
+    Adds a step's samples to a JSON Lines file, in place of what an earlier run wrote of this step and later ones.
+
+    The file is replaced whole, so that a run that is killed leaves no half of a line.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    kept = [line for line in lines if json.loads(line)["step"] < step]
+    new = [json.dumps({"step": step, **asdict(sample)}, ensure_ascii=False) for sample in samples]
+    unfinished = path.with_name(f".{path.name}.partial")
+    unfinished.write_text("".join(f"{line}\n" for line in [*kept, *new]), encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """Leaves the generators of Python, NumPy and torch as they were: what is trained does not depend on evaluation."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = [torch.accelerator.current_device_index()] if torch.cuda.is_available() else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+class PatienceCallback(EarlyStoppingCallback):
+    """transformers' early stopping, which goes on counting where a run that was cut off had come to."""
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        """Takes the count over from the checkpoint, and stops at once if it had run out."""
+        super().on_train_begin(args, state, control, **kwargs)
+        saved = (state.stateful_callbacks or {}).get(type(self).__name__)
+        if saved:
+            self.early_stopping_patience_counter = saved["attributes"]["early_stopping_patience_counter"]
+        control.should_training_stop = self.early_stopping_patience_counter >= self.early_stopping_patience
+
+
+#: What gives a trainer figures besides the loss, by their names without `eval_`.
+MoreMetrics = Callable[[Trainer], dict[str, float]]
+
+
+def listening_evaluation(
+    arguments: EvaluationArguments,
+    rows: Iterable[dict[str, Any]] | None,
+    processor: AudioLlmProcessor,
+    cache: FeatureCache | None,
+) -> ListeningEvaluation | None:
+    """
+    The evaluation that the options ask for, or None without held-out rows that word error can be scored on.
+
+    Raises:
+        EvaluationError: there are none, but the best checkpoint is to be kept by word error.
+    """
+    if rows is None:
+        return None
+    held_out = questions(rows, processor, str(arguments.eval_normaliser), arguments.eval_max_samples)
+    if not held_out:
+        why = "no held-out row has both a recording and a word in its answer"
+        if (arguments.metric_for_best_model or "").removeprefix("eval_") == WORD_ERROR:
+            raise EvaluationError(f"--metric_for_best_model {arguments.metric_for_best_model}: {why}.")
+        print(f"Evaluation is by loss alone: {why}.")
+        return None
+    print(f"Evaluation: word error on {len(held_out)} held-out rows that have a recording; the loss on all rows.")
+    evaluation = ListeningEvaluation(
+        held_out,
+        processor,
+        cache,
+        samples_shown=arguments.eval_samples_shown or 0,
+        max_new_tokens=arguments.eval_max_new_tokens or MAX_NEW_TOKENS,
+        batch_size=arguments.per_device_eval_batch_size,
+        normaliser=str(arguments.eval_normaliser),
+    )
+    if evaluation.wrong is None:
+        print("There is no wrong-audio control: it needs two different recordings.")
+    return evaluation
+
+
+def early_stopping(arguments: EvaluationArguments) -> list[TrainerCallback]:
+    """The callback that `--early_stopping_patience` asks for, if it does."""
+    patience = arguments.early_stopping_patience
+    return [] if patience is None else [PatienceCallback(early_stopping_patience=patience)]
