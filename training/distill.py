@@ -1,0 +1,324 @@
+"""
+Distillation: the model that hears learns to say what its own untouched base says on reading the transcript.
+
+The teacher is the same model with LoRA off, as it always is for rows without audio; `<audio>` in its prompt is replaced
+by what was said. So there is no second model, and no answers need to be collected: the teacher writes them. This is how
+Ultravox is trained (Fixie AI 2024); the loss is that of Hinton et al. 2015 (arXiv:1503.02531).
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from audiollm.corpora.audio_rows import answer_problems, as_list, read_audio_rows
+from audiollm.corpora.examples import Example
+from audiollm.processing import AudioLlmProcessor
+from audiollm.processing.conversations import AUDIO_PLACEHOLDER, IGNORED_LABEL, ConversationError
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+
+from .answer_arguments import DistillArguments
+from .answer_trainer import AnswerTrainer, answer_logits, without_learning
+from .arguments import AudioLlmTrainingArguments
+from .dataset import AudioLlmCollator, build_dataset, pad_rows
+from .feature_cache import FeatureCache
+
+#: In the output folder; what the teacher wrote, one prompt a line.
+TEACHER_ANSWERS_FILE = "teacher_answers.jsonl"
+
+
+@dataclass(frozen=True)
+class DistillExample:
+    """A prompt about recordings, with what is said in them."""
+
+    text: str  # holds one `<audio>` per recording
+    audio_paths: tuple[str, ...]
+    transcripts: tuple[str, ...]  # one per recording
+    response: str | None = None  # None: the teacher writes it
+    index: int = 0  # place in the file it came from, counting from 0
+
+    @property
+    def teacher_text(self) -> str:
+        """The prompt as the teacher reads it: each `<audio>` replaced by its transcript."""
+        pieces = self.text.split(AUDIO_PLACEHOLDER)
+        return "".join(piece + said for piece, said in zip(pieces, (*self.transcripts, "")))
+
+
+def read_distill_examples(
+    source: Any, audio_dir: str | os.PathLike[str] | None = None, response_is_transcript: bool = False
+) -> list[DistillExample]:
+    """
+    Reads rows `{"text", "audio_paths", "transcripts", "response"}`; without a response, the teacher writes it.
+
+    Args:
+        source: a JSON list, JSON Lines, or the rows themselves; `transcripts` is one text or a list, one per recording.
+        audio_dir: folder that relative audio paths start from; the file's own by default.
+        response_is_transcript: rows of one recording that have no transcripts take their response for it. A response
+            may be anything, so this is not guessed.
+
+    Raises:
+        FileNotFoundError: no such file or folder.
+        ExamplesError: rows are malformed; all are listed, by index.
+    """
+
+    def completed(row: dict[str, Any]) -> dict[str, Any]:
+        if response_is_transcript and row.get("transcripts") is None and len(as_list(row["audio_paths"])) == 1:
+            return {**row, "transcripts": row.get("response")}
+        return row
+
+    rows = read_audio_rows(source, audio_dir, (), ("transcripts", "response"), lambda row: _problems(completed(row)))
+    examples = []
+    for row in rows:
+        fields = completed({**row.fields, "audio_paths": row.audio_paths})
+        transcripts = tuple(as_list(fields["transcripts"]))
+        examples.append(DistillExample(row.text, row.audio_paths, transcripts, fields.get("response"), row.index))
+    return examples
+
+
+def _problems(row: dict[str, Any]) -> list[str]:
+    transcripts, num_recordings = as_list(row.get("transcripts")), len(as_list(row["audio_paths"]))
+    if not transcripts:
+        return ["has no 'transcripts' for the teacher to read (--response_is_transcript takes the response for it)"]
+    reasons = []
+    if len(transcripts) != num_recordings:
+        reasons.append(f"has {len(transcripts)} transcripts for {num_recordings} recordings; expected one each")
+    for number, transcript in enumerate(transcripts):
+        reasons += answer_problems(f"transcript {number}", transcript)
+    if row.get("response") is not None:
+        reasons += answer_problems("'response'", row["response"])
+    return reasons
+
+
+# ------------------------------------------------------------------------------------------------ the teacher's answers
+
+
+def write_teacher_answers(
+    model,
+    processor: AudioLlmProcessor,
+    examples: Sequence[DistillExample],
+    file: str | os.PathLike[str],
+    max_answer_tokens: int,
+    batch_size: int = 8,
+    progress: bool = True,
+) -> list[DistillExample]:
+    """
+    Lets the base answer every example that has no response, greedily, from its transcript.
+
+    Answers are appended to `file` batch by batch, under a hash of prompt and base: a run that is
+    started again writes what is missing, in the same batches.
+
+    Returns:
+        The examples, all with a response. Those whose answer did not end within `max_answer_tokens` are left out, and
+        printed by index: half an answer, taken for a whole one, teaches to stop in the middle.
+    """
+    prompts = [[{"role": "user", "content": each.teacher_text}] for each in examples]
+    conditions = [model.config.base_fingerprint, str(processor.chat_template), max_answer_tokens]
+    keys = [_answer_key(each.teacher_text, *conditions) for each in examples]
+    missing = [n for n, each in enumerate(examples) if each.response is None]
+    missing.sort(key=lambda n: len(examples[n].teacher_text))
+    known = _read_answers(Path(file))
+    batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
+    to_write = [batch for batch in batches if any(keys[n] not in known for n in batch)]
+    for batch in tqdm(to_write, desc="Teacher's answers", unit="batch", disable=not progress or not to_write):
+        answers = _greedy_answers(model, processor, [prompts[n] for n in batch], max_answer_tokens)
+        lines = [{"key": keys[n], "response": text, "ended": ended} for n, (text, ended) in zip(batch, answers)]
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        with open(file, "a", encoding="utf-8", newline="\n") as stream:
+            # A line that a run was killed over ends here; it is passed over when read.
+            stream.write("\n" + "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        known.update(zip((keys[n] for n in batch), lines))
+    complete, cut = [], []
+    for n, example in enumerate(examples):
+        if example.response is None and not known[keys[n]]["ended"]:
+            cut.append(example.index)
+        else:
+            response = known[keys[n]]["response"] if example.response is None else example.response
+            complete.append(replace(example, response=response))
+    if cut:
+        print(
+            f"The teacher's answers to {len(cut)} of {len(missing)} prompts do not end within --max_answer_tokens "
+            f"{max_answer_tokens}; they are left out: rows {cut}."
+        )
+    return complete
+
+
+def _answer_key(*of: Any) -> str:
+    return hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
+
+
+def _read_answers(file: Path) -> dict[str, dict[str, Any]]:
+    known = {}
+    for line in file.read_text(encoding="utf-8", errors="replace").split("\n") if file.is_file() else ():
+        try:
+            answer = json.loads(line)
+            known[answer["key"]] = {"response": answer["response"], "ended": answer["ended"]}
+        except (ValueError, KeyError, TypeError):  # empty, or cut off
+            continue
+    return known
+
+
+def _greedy_answers(model, processor, conversations: list[Any], max_new_tokens: int) -> list[tuple[str, bool]]:
+    """The base's answer to each conversation, and whether it came to its end."""
+    inputs = processor.apply_chat_template(conversations, tokenize=True, add_generation_prompt=True).to(model.device)
+    with without_learning(model):
+        output = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+    said = output[:, inputs["input_ids"].shape[1] :]
+    ends = torch.tensor(as_list(model.generation_config.eos_token_id), device=said.device)
+    ended = torch.isin(said, ends).any(dim=1).tolist()
+    texts = processor.batch_decode(said, skip_special_tokens=True)
+    return [(text.strip(), end) for text, end in zip(texts, ended)]
+
+
+# -------------------------------------------------------------------------------------------------------------- training
+
+
+def build_distill_dataset(
+    examples: Sequence[DistillExample], processor: AudioLlmProcessor, cache: FeatureCache | None, progress: bool = True
+) -> datasets.Dataset:
+    """
+    What [`build_dataset`] gives for the audio rows, with `teacher_input_ids` and `teacher_labels` beside it.
+
+    Raises:
+        ConversationError: an example cannot be shown as a conversation, or its answer has other tokens after the
+            transcript than after the audio; it is named.
+    """
+    heard = [Example(each.text, each.audio_paths, str(each.response), each.index) for each in examples]
+    read = [Example(each.teacher_text, (), str(each.response), each.index) for each in examples]
+    dataset = build_dataset(heard, processor, cache, progress=progress)
+    teacher = build_dataset(read, processor, None, progress=False)
+    for example, labels, teacher_labels in zip(examples, dataset["labels"], teacher["labels"]):
+        if _learned(labels) != _learned(teacher_labels):
+            raise ConversationError(
+                f"Example {example.index}: the response is not the same tokens after the transcript as after the "
+                "audio, so that teacher and student cannot be compared. Pass another chat_template."
+            )
+    teacher = teacher.select_columns(["input_ids", "labels"])
+    teacher = teacher.rename_columns({"input_ids": "teacher_input_ids", "labels": "teacher_labels"})
+    return datasets.concatenate_datasets([dataset, teacher], axis=1)
+
+
+def _learned(labels: Sequence[int]) -> list[int]:
+    return [label for label in labels if label != IGNORED_LABEL]
+
+
+@dataclass
+class DistillCollator:
+    """Pads rows of [`build_distill_dataset`]: the audio rows as [`AudioLlmCollator`] does, and the teacher's."""
+
+    processor: AudioLlmProcessor
+    cache: FeatureCache | None = None
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """What [`AudioLlmCollator`] gives, and `teacher_input_ids`, `teacher_attention_mask`, `teacher_labels`."""
+        teacher = pad_rows(
+            [row["teacher_input_ids"] for row in rows],
+            [row["teacher_labels"] for row in rows],
+            self.processor.tokenizer.pad_token_id,
+        )
+        batch = AudioLlmCollator(self.processor, self.cache)(rows)
+        return {**batch, **{f"teacher_{name}": value for name, value in teacher.items()}}
+
+
+def distillation_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """
+    KL(teacher ‖ student) of softened distributions, summed over positions; zero where the logits are the same.
+
+    Times the temperature squared, as gradients shrink by that (Hinton et al. 2015, section 2).
+
+    Args:
+        student, teacher: logits `(positions, vocab_size)`.
+    """
+    log_student = (student.float() / temperature).log_softmax(dim=-1)
+    log_teacher = (teacher.float() / temperature).log_softmax(dim=-1)
+    return temperature**2 * nn.functional.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
+
+
+class DistillTrainer(AnswerTrainer):
+    """
+    Trains projector and LoRA towards the base's own distribution at every answer token, the end of the turn included.
+
+    Args:
+        distillation: temperature and mixture.
+        args, kwargs: the Trainer's.
+    """
+
+    def __init__(self, *args, distillation: DistillArguments, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.distillation = distillation
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The mixture of both losses per answer token; logs `distillation` and `cross_entropy` as they are."""
+        teacher_batch = {n.removeprefix("teacher_"): v for n, v in inputs.items() if n.startswith("teacher_")}
+        batch = {name: value for name, value in inputs.items() if not name.startswith("teacher_")}
+        with without_learning(model):
+            teacher = answer_logits(model, teacher_batch, adapter_names=[None] * len(teacher_batch["input_ids"]))
+        student = answer_logits(model, batch)
+        distillation = distillation_loss(student.logits, teacher.logits, self.distillation.temperature)
+        cross_entropy = nn.functional.cross_entropy(student.logits.float(), student.targets, reduction="sum")
+        count = len(student.targets)
+        self.record(count, distillation=distillation, cross_entropy=cross_entropy)
+        weight = self.distillation.distill_weight
+        loss = self.normalised(weight * distillation + (1 - weight) * cross_entropy, count, num_items_in_batch)
+        return (loss, {}) if return_outputs else loss
+
+
+def build_trainer(
+    model,
+    processor: AudioLlmProcessor,
+    examples: Sequence[DistillExample],
+    cache: FeatureCache | None,
+    training_arguments: AudioLlmTrainingArguments,
+    distill_arguments: DistillArguments,
+    callbacks: Sequence[TrainerCallback] = (),
+    eval_examples: Sequence[DistillExample] | None = None,
+    augmentation: Callable[[dict], dict] | None = None,
+) -> DistillTrainer:
+    """
+    The trainer of this stage; the teacher first writes what responses are missing, into the output folder.
+
+    Args:
+        model, processor: a pair that belongs together; the model is trained in place.
+        examples, eval_examples: as [`read_distill_examples`] gives them.
+        cache: holds, or is given, the encoder's output; None to encode in every batch anew.
+        augmentation: varies what the student hears in training, as [`BatchAugmentation`] does.
+
+    Raises:
+        ValueError: no example is left to train on.
+    """
+    progress = not training_arguments.disable_tqdm
+    file = Path(training_arguments.output_dir) / TEACHER_ANSWERS_FILE
+
+    def dataset(chosen: Sequence[DistillExample]) -> datasets.Dataset:
+        # In distributed training the first process writes, and the others find it written.
+        with training_arguments.main_process_first(desc="the teacher's answers"):
+            complete = write_teacher_answers(
+                model,
+                processor,
+                chosen,
+                file,
+                distill_arguments.max_answer_tokens,
+                training_arguments.per_device_eval_batch_size,
+                progress,
+            )
+        if not complete:
+            raise ValueError("No example is left to distil from: give responses, or a higher --max_answer_tokens.")
+        return build_distill_dataset(complete, processor, cache, progress)
+
+    return DistillTrainer(
+        model=model,
+        args=training_arguments,
+        train_dataset=dataset(examples),
+        eval_dataset=None if eval_examples is None else dataset(eval_examples),
+        data_collator=DistillCollator(processor, cache),
+        processing_class=processor,
+        callbacks=list(callbacks),
+        augmentation=augmentation,
+        distillation=distill_arguments,
+    )

@@ -1,0 +1,372 @@
+"""
+Preferences: direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290) on pairs of answers about audio.
+
+The reference is the adapter as it was at the start, held as a second named adapter of the same model, not as a second
+model: a few MB. Only LoRA trains here; projector and boundary vectors stay as they are. So the reference hears exactly
+what the policy hears and needs no projector of its own, and a few hundred opinions about answers cannot spoil what
+hours of speech have taught the projector.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from audiollm.corpora.audio_rows import read_audio_rows
+from audiollm.corpora.examples import Example
+from audiollm.lora_routing import inject_adapter
+from audiollm.processing import AudioLlmProcessor
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers import TrainerCallback
+
+from .answer_arguments import PreferArguments
+from .answer_trainer import AnswerTrainer, answer_logits, without_learning
+from .arguments import AudioLlmTrainingArguments
+from .dataset import AudioLlmCollator, build_dataset
+from .feature_cache import FeatureCache
+
+#: Name of the adapter that holds the reference while a model is trained.
+REFERENCE_ADAPTER = "preference_reference"
+#: In every checkpoint: the hash of the reference that it was trained against.
+REFERENCE_FILE = "preference_reference.json"
+
+
+@dataclass(frozen=True)
+class PreferenceExample:
+    """A prompt about recordings, with the answer that is wanted and one that is not."""
+
+    text: str  # holds one `<audio>` per recording
+    audio_paths: tuple[str, ...]
+    chosen: str
+    rejected: str
+    index: int = 0  # place in the file it came from, counting from 0
+
+
+def read_preference_examples(source: Any, audio_dir: str | os.PathLike[str] | None = None) -> list[PreferenceExample]:
+    """
+    Reads rows `{"text", "audio_paths", "chosen", "rejected"}`.
+
+    Args:
+        source: a JSON list, JSON Lines, or the rows themselves.
+        audio_dir: folder that relative audio paths start from; the file's own by default.
+
+    Raises:
+        FileNotFoundError: no such file or folder.
+        ExamplesError: rows are malformed, or chosen and rejected are the same; all are listed, by index.
+    """
+    rows = read_audio_rows(source, audio_dir, ("chosen", "rejected"), problems_of=_problems)
+    return [
+        PreferenceExample(row.text, row.audio_paths, row.fields["chosen"], row.fields["rejected"], row.index)
+        for row in rows
+    ]
+
+
+def _problems(row: dict[str, Any]) -> list[str]:
+    if row["chosen"].strip() == row["rejected"].strip():
+        return ["'chosen' and 'rejected' are the same: there is nothing to prefer"]
+    return []
+
+
+# --------------------------------------------------------------------------------------------------------- the reference
+
+
+def hold_reference(model) -> str:
+    """
+    Copies the model's first adapter into a second, frozen one, and freezes all but the first.
+
+    Returns:
+        The name of the adapter that trains, which rows with audio use.
+
+    Raises:
+        ValueError: the model has no LoRA, or already holds a reference.
+    """
+    config = model.config
+    if REFERENCE_ADAPTER in config.lora_adapters:
+        raise ValueError(f"The model already holds {REFERENCE_ADAPTER!r}; call release_reference first.")
+    if not config.lora_adapters:
+        raise ValueError(
+            "The model has no LoRA, which is what preferences train. Start from one with lora_rank above 0."
+        )
+    policy = next(iter(config.lora_adapters))
+    settings = config.adapter_settings(policy)
+    inject_adapter(model.get_decoder(), REFERENCE_ADAPTER, settings)
+    for layer in _adapted_layers(model, policy):
+        for weights in (layer.lora_A, layer.lora_B):
+            # A copy of the very weight: injection would have given it the base's precision.
+            copied = weights[policy].weight.detach().clone()
+            weights[REFERENCE_ADAPTER].weight = nn.Parameter(copied, requires_grad=False)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(f".lora_A.{policy}." in name or f".lora_B.{policy}." in name)
+    config.lora_adapters[REFERENCE_ADAPTER] = dict(settings)
+    return policy
+
+
+def release_reference(model) -> None:
+    """Takes the reference out again; what trains by default requires gradients again."""
+    model.config.lora_adapters.pop(REFERENCE_ADAPTER)
+    for layer in _adapted_layers(model, REFERENCE_ADAPTER):
+        layer.delete_adapter(REFERENCE_ADAPTER)
+    model.get_decoder().peft_config.pop(REFERENCE_ADAPTER)
+    model.freeze_bases()
+
+
+def reference_weights(model) -> dict[str, torch.Tensor]:
+    """The reference's weights by name."""
+    return {name: value.detach() for name, value in model.named_parameters() if f".{REFERENCE_ADAPTER}." in name}
+
+
+def reference_hash(model) -> str:
+    """A hash of every bit of the reference and of what it hears through: its LoRA, projector and boundary vectors."""
+    heard = {
+        n: p.detach() for n, p in model.named_parameters() if "multi_modal_projector." in n or "audio_boundary" in n
+    }
+    digest = hashlib.sha256()
+    for name, value in sorted({**reference_weights(model), **heard}.items()):
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _adapted_layers(model, adapter: str) -> list[LoraLayer]:
+    return [module for module in model.modules() if isinstance(module, LoraLayer) and adapter in module.lora_A]
+
+
+@contextmanager
+def _left_out_of_what_is_saved(model) -> Iterator[None]:
+    """A save within this leaves the reference out of configuration and weights: a checkpoint is a usual adapter."""
+
+    def leave_out(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+        for name in [name for name in state if f".{REFERENCE_ADAPTER}." in name]:
+            del state[name]
+
+    hook = model.register_state_dict_post_hook(leave_out)
+    settings = model.config.lora_adapters.pop(REFERENCE_ADAPTER)
+    try:
+        yield
+    finally:
+        hook.remove()
+        model.config.lora_adapters[REFERENCE_ADAPTER] = settings
+
+
+# -------------------------------------------------------------------------------------------------------------- training
+
+
+def build_preference_dataset(
+    examples: Sequence[PreferenceExample],
+    processor: AudioLlmProcessor,
+    cache: FeatureCache | None,
+    progress: bool = True,
+) -> datasets.Dataset:
+    """
+    Token ids and labels of both answers of each pair, `chosen_…` and `rejected_…`, `audio`, and `length` of both.
+
+    Raises:
+        AudioError: a recording cannot be used.
+        ConversationError: an example cannot be shown as a conversation; it is named.
+    """
+    answers = ("chosen", "rejected")
+    both = [Example(e.text, e.audio_paths, getattr(e, answer), e.index) for answer in answers for e in examples]
+    rows = build_dataset(both, processor, cache, progress=progress)
+    columns: dict[str, Any] = {}
+    for number, answer in enumerate(answers):
+        part = rows.select(range(number * len(examples), (number + 1) * len(examples)))
+        columns.update({f"{answer}_input_ids": part["input_ids"], f"{answer}_labels": part["labels"]})
+        columns[f"{answer}_length"] = part["length"]
+        columns["audio"] = part["audio"]
+    lengths = zip(columns.pop("chosen_length"), columns.pop("rejected_length"))
+    columns["length"] = [sum(pair) for pair in lengths]
+    return datasets.Dataset.from_dict({name: list(column) for name, column in columns.items()})
+
+
+@dataclass
+class PreferenceCollator:
+    """Pads rows of [`build_preference_dataset`] as one batch of twice as many rows."""
+
+    processor: AudioLlmProcessor
+    cache: FeatureCache | None = None
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """What [`AudioLlmCollator`] gives: the chosen answer of every pair, then the rejected one of every pair."""
+        both = [
+            {"input_ids": row[f"{answer}_input_ids"], "labels": row[f"{answer}_labels"], "audio": row["audio"]}
+            for answer in ("chosen", "rejected")
+            for row in rows
+        ]
+        return AudioLlmCollator(self.processor, self.cache)(both)
+
+
+def answer_log_probabilities(
+    model: nn.Module, batch: dict[str, Any], adapter: str, mean: bool = False
+) -> torch.Tensor:
+    """
+    Log-probability of each row's answer, end of turn included, through one adapter, `(rows,)`.
+
+    Args:
+        mean: per token instead of summed.
+    """
+    said = answer_logits(model, batch, adapter_names=[adapter] * len(batch["labels"]))
+    per_token = -nn.functional.cross_entropy(said.logits.float(), said.targets, reduction="none")
+    return torch.stack([part.mean() if mean else part.sum() for part in per_token.split(said.counts)])
+
+
+def preference_loss(difference: torch.Tensor, arguments: PreferArguments) -> torch.Tensor:
+    """
+    Loss of each pair, `(pairs,)`.
+
+    Args:
+        difference: how much further the policy is from the reference in favour of chosen than of rejected: the
+            difference of both log-ratios, `(pairs,)`.
+        arguments: which loss: sigmoid is DPO, smoothed as in Mitchell 2023 ("cDPO"); hinge is SLiC's (Zhao et al.
+            2023, arXiv:2305.10425); ipo is that of Azar et al. 2023 (arXiv:2310.12036), on means per token.
+    """
+    beta, smoothing = arguments.beta, arguments.preference_smoothing
+    if arguments.preference_loss == "hinge":
+        return torch.relu(1 - beta * difference)
+    if arguments.preference_loss == "ipo":
+        return (difference - 1 / (2 * beta)).square()
+    logsigmoid = nn.functional.logsigmoid
+    return -(1 - smoothing) * logsigmoid(beta * difference) - smoothing * logsigmoid(-beta * difference)
+
+
+class PreferTrainer(AnswerTrainer):
+    """
+    Trains the LoRA of a model that holds its reference; see [`hold_reference`].
+
+    Logs `rewards/chosen`, `rewards/rejected`, `rewards/margins`, `rewards/accuracies`, and the policy's own
+    log-probabilities `logps/chosen` and `logps/rejected`. Checkpoints are adapters like any other, without the
+    reference; a run resumes from one only with the reference that it was trained against.
+
+    Args:
+        preference: beta and loss.
+        policy: name of the adapter that trains.
+        args, kwargs: the Trainer's.
+    """
+
+    def __init__(self, *args, preference: PreferArguments, policy: str, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.preference = preference
+        self.policy = policy
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The Trainer's, with pairs counted instead of tokens: each counts alike, however its batch was cut."""
+        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not samples:
+            return samples, None
+        pairs = torch.tensor(sum(len(batch["labels"]) // 2 for batch in samples), device=device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            pairs = self.accelerator.gather(pairs).sum()
+        return samples, pairs
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The loss per pair, and the figures to log."""
+        per_token = self.preference.preference_loss == "ipo"
+        policy = answer_log_probabilities(model, inputs, self.policy, per_token)
+        with without_learning(model):
+            reference = answer_log_probabilities(model, inputs, REFERENCE_ADAPTER, per_token)
+        pairs = len(policy) // 2
+        log_ratios = policy - reference
+        difference = log_ratios[:pairs] - log_ratios[pairs:]
+        total = preference_loss(difference, self.preference).sum()
+        rewards = self.preference.beta * log_ratios.detach()
+        self.record(
+            pairs,
+            rewards__chosen=rewards[:pairs].sum(),
+            rewards__rejected=rewards[pairs:].sum(),
+            rewards__margins=self.preference.beta * difference.sum(),
+            rewards__accuracies=(difference > 0).sum(),
+            logps__chosen=policy[:pairs].sum(),
+            logps__rejected=policy[pairs:].sum(),
+        )
+        loss = self.normalised(total, pairs, num_items_in_batch)
+        return (loss, {}) if return_outputs else loss
+
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        """
+        The Trainer's.
+
+        Raises:
+            ValueError: the checkpoint was trained against another reference.
+        """
+        if isinstance(resume_from_checkpoint, (str, os.PathLike)):
+            self._check_reference(Path(resume_from_checkpoint) / REFERENCE_FILE)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _check_reference(self, file: Path) -> None:
+        recorded = json.loads(file.read_text())["sha256"] if file.is_file() else None
+        if recorded != reference_hash(self.model):
+            raise ValueError(
+                f"{file.parent} was not trained against the adapter that this run starts from, which is its reference. "
+                "Start from the same model as before, or give another output_dir."
+            )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The Trainer's, without the reference, but for its hash."""
+        with _left_out_of_what_is_saved(self.model):
+            super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            file = Path(output_dir or str(self.args.output_dir)) / REFERENCE_FILE
+            file.write_text(json.dumps({"sha256": reference_hash(self.model)}) + "\n")
+
+    def _issue_warnings_after_load(self, load_result) -> None:
+        missing = [name for name in load_result.missing_keys if f".{REFERENCE_ADAPTER}." not in name]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
+
+
+def build_trainer(
+    model,
+    processor: AudioLlmProcessor,
+    examples: Sequence[PreferenceExample],
+    cache: FeatureCache | None,
+    training_arguments: AudioLlmTrainingArguments,
+    prefer_arguments: PreferArguments,
+    callbacks: Sequence[TrainerCallback] = (),
+    eval_examples: Sequence[PreferenceExample] | None = None,
+) -> PreferTrainer:
+    """
+    The trainer of this stage; the model, as it is now, becomes the reference.
+
+    Args:
+        model, processor: a pair that belongs together, the model after supervised training. It is trained in place,
+            and holds the reference until [`release_reference`].
+        examples, eval_examples: as [`read_preference_examples`] gives them.
+        cache: holds, or is given, the encoder's output; None to encode in every batch anew.
+
+    Raises:
+        ValueError: the model has no LoRA, or trains what would change the reference as well.
+    """
+    by_default = set(model.trainable_names())
+    more = [name for name, parameter in model.named_parameters() if parameter.requires_grad and name not in by_default]
+    if more:
+        raise ValueError(
+            f"Preferences train LoRA alone, which leaves the reference as it was; {len(more)} weights of the bases, "
+            f"such as {more[0]}, are to train as well. Leave them frozen in this stage."
+        )
+    if training_arguments.projector_learning_rate is not None:
+        raise ValueError("--projector_learning_rate does nothing here: the projector stays frozen in this stage.")
+    policy = hold_reference(model)
+    if not prefer_arguments.lora_dropout_in_preference:
+        for layer in _adapted_layers(model, policy):
+            layer.lora_dropout[policy] = nn.Identity()
+    progress = not training_arguments.disable_tqdm
+    train_dataset = build_preference_dataset(examples, processor, cache, progress)
+    eval_dataset = None
+    if eval_examples is not None:
+        eval_dataset = build_preference_dataset(eval_examples, processor, cache, progress)
+    return PreferTrainer(
+        model=model,
+        args=training_arguments,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        data_collator=PreferenceCollator(processor, cache),
+        processing_class=processor,
+        callbacks=list(callbacks),
+        preference=prefer_arguments,
+        policy=policy,
+    )
