@@ -222,7 +222,7 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
             kwargs["max_shard_size"] = ADAPTER_MAX_SHARD_SIZE
         super().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
         if is_main_process and not os.path.isfile(save_directory):
-            write_code([type(self), type(self.config)], save_directory)
+            write_code([_own_class(self), type(self.config)], save_directory)
 
     def merge_adapters(self):
         """
@@ -244,6 +244,11 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         if self.can_generate():
             merged.generation_config = deepcopy(self.generation_config)
         return merged.to(self.device).train(self.training)
+
+
+def _own_class(model: nn.Module) -> type:
+    """The model's class, not the one that PyTorch puts over it while the model is sharded."""
+    return next(cls for cls in type(model).__mro__ if not cls.__module__.startswith("torch."))
 
 
 def _require_grads(module: nn.Module, args: tuple, output: torch.Tensor) -> None:

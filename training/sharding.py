@@ -1,0 +1,178 @@
+"""
+Training over several processes: what the Trainer and accelerate need to know of a small adapter on large frozen bases.
+
+Sharded training (FSDP2) wraps the language model's own layers, leaves the frozen audio tower whole, and saves what was
+trained alone. All of it goes through accelerate; configurations for `accelerate launch` are in `training/distributed/`.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, save_fsdp_optimizer
+from safetensors.torch import load_file
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer import SCHEDULER_NAME
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+#: How `accelerate launch` tells the processes that it starts what its configuration file says.
+FSDP_VARIABLE, FSDP_VERSION_VARIABLE = "ACCELERATE_USE_FSDP", "FSDP_VERSION"
+EFFICIENT_LOADING_VARIABLE = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+DEEPSPEED_VARIABLE, ZERO_STAGE_VARIABLE = "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_DEEPSPEED_ZERO_STAGE"
+FSDP_VERSION = 2
+MAX_ZERO_STAGE = 2
+AUDIO_TOWER = "model.audio_tower"
+
+
+def asks_for_fsdp(arguments: TrainingArguments) -> bool:
+    """Whether `accelerate launch` or the command's `--fsdp` asks for sharding."""
+    return bool(arguments.fsdp) or os.environ.get(FSDP_VARIABLE, "false").lower() == "true"
+
+
+def check_distributed(arguments: TrainingArguments) -> None:
+    """
+    Refuses kinds of sharding that an adapter on frozen bases cannot be trained under.
+
+    Raises:
+        ValueError: FSDP1, loading in one process only, or DeepSpeed's ZeRO-3 is asked for.
+    """
+    if asks_for_fsdp(arguments):
+        chosen = arguments.fsdp_plugin_args or {}
+        version = int(chosen.get("fsdp_version", os.environ.get(FSDP_VERSION_VARIABLE, "1")))
+        if version != FSDP_VERSION:
+            raise ValueError(
+                f"FSDP {version} is asked for, but it cannot shard layers of which only LoRA trains. Set "
+                f"fsdp_version: {FSDP_VERSION}, as training/distributed/fsdp2.yaml does."
+            )
+        loads_once = str(chosen.get("cpu_ram_efficient_loading", os.environ.get(EFFICIENT_LOADING_VARIABLE, "false")))
+        if loads_once.lower() == "true":
+            raise ValueError(
+                "fsdp_cpu_ram_efficient_loading is not supported: an adapter is completed with its bases in every "
+                "process. Set it to false."
+            )
+    if zero_stage(arguments) > MAX_ZERO_STAGE:
+        raise ValueError(
+            "DeepSpeed's ZeRO-3 is not supported: LoRA's weights are read outside of their own layers' forward, where "
+            "ZeRO-3 does not gather them. Use ZeRO-2 (training/distributed/deepspeed_zero2.yaml), or, for a base that "
+            "does not fit on one GPU, FSDP2 (training/distributed/fsdp2.yaml)."
+        )
+
+
+def zero_stage(arguments: TrainingArguments) -> int:
+    """The stage of DeepSpeed's ZeRO that is asked for; 0 without DeepSpeed."""
+    if getattr(arguments, "hf_deepspeed_config", None) is not None:
+        stage = arguments.hf_deepspeed_config.get_value("zero_optimization.stage", 0)
+    elif os.environ.get(DEEPSPEED_VARIABLE, "false").lower() == "true":
+        stage = os.environ.get(ZERO_STAGE_VARIABLE, "0")
+    else:
+        return 0
+    return int(stage) if str(stage).isdigit() else 0
+
+
+def trained_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """
+    What a model trains, whole, on the CPU.
+
+    Where it is sharded, every process has to call this.
+    """
+    return {name: _whole(value) for name, value in model.named_parameters() if value.requires_grad}
+
+
+def _whole(parameter: torch.Tensor) -> torch.Tensor:
+    value = parameter.detach()
+    return (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
+
+
+class ShardedTrainer(Trainer):
+    """
+    The Trainer, for which FSDP2 shards the language model's layers and a checkpoint holds what was trained alone.
+
+    Raises:
+        ValueError: see [`check_distributed`].
+    """
+
+    model: PreTrainedModel
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        check_distributed(self.args)
+        if self.is_fsdp_enabled:
+            plugin = self.accelerator.state.fsdp_plugin
+            if plugin.transformer_cls_names_to_wrap is None:
+                plugin.transformer_cls_names_to_wrap = decoder_layer_names(self.model)
+            # Run by some processes in a step and by others not, it would wait for them if it were sharded.
+            if plugin.ignored_modules is None and not _trains(self.model.get_submodule(AUDIO_TOWER)):
+                plugin.ignored_modules = AUDIO_TOWER.replace(".", r"\.")
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """The Trainer's; sharding that is asked for happens on CPUs too, where accelerate by itself leaves it out."""
+        super().create_accelerator_and_postprocess()
+        state = self.accelerator.state
+        if asks_for_fsdp(self.args) and state.distributed_type == DistributedType.MULTI_CPU:
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(**(self.args.fsdp_plugin_args or {}))
+            state.distributed_type = DistributedType.FSDP
+            self.is_fsdp_enabled = True
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The Trainer's; of a sharded model, what was trained is gathered first."""
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        self._save(output_dir, state_dict=trained_state_dict(self.model))
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """The Trainer's, without the frozen bases, which it would write in each checkpoint of a sharded model."""
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        plugin = self.accelerator.state.fsdp_plugin
+        save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        """The Trainer's; a sharded model gets back what [`save_model`] gathered."""
+        if not self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        load_trained(self.model if model is None else model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        """The Trainer's, for a sharded model as well."""
+        if not self.is_fsdp_enabled:
+            super()._load_best_model()
+            return
+        load_trained(self.model, str(self.state.best_model_checkpoint))
+
+
+def decoder_layer_names(model: PreTrainedModel) -> list[str]:
+    """Class names of the language model's decoder layers, which are sharded one by one."""
+    language_model = model.get_submodule("model.language_model")
+    return sorted(getattr(language_model, "_no_split_modules", None) or [])
+
+
+def load_trained(model: torch.nn.Module, folder: str) -> None:
+    """
+    Gives a sharded model the trained weights of a checkpoint folder.
+
+    Raises:
+        ValueError: the folder's weights are not those that this model trains.
+    """
+    state = load_file(Path(folder) / SAFE_WEIGHTS_NAME)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if state.keys() != trained:
+        raise ValueError(
+            f"{folder} holds {len(state)} trained weights and this run trains {len(trained)}; they differ in "
+            f"{sorted(state.keys() ^ trained)[:3]}. Resume with the options that the checkpoint was made with."
+        )
+    set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True, strict=False))
+
+
+def _trains(module: torch.nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
