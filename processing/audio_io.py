@@ -72,7 +72,7 @@ def load_waveform(
     """
     if isinstance(audio, (str, os.PathLike)):
         name = str(os.fspath(audio))
-        waveform, rate = _decode(_read_bytes(name), name)
+        waveform, rate = _decode(read_bytes(name), name)
     elif isinstance(audio, (bytes, bytearray)):
         name = name or "audio bytes"
         waveform, rate = _decode(bytes(audio), name)
@@ -106,8 +106,14 @@ def _load_audio_dict(audio: dict[str, Any], target_rate: int, name: str | None) 
     )
 
 
-def _read_bytes(location: str) -> bytes:
-    """The bytes of a path or URL."""
+def read_bytes(location: str) -> bytes:
+    """
+    The bytes of a path or URL.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        AudioError: it is a folder, or the URL cannot be read.
+    """
     path = location
     if "://" in location:
         url = urlparse(location)

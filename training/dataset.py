@@ -1,100 +1,17 @@
-"""Examples → token ids and labels, with the audio left on disk until its batch comes up."""
+"""Rows of token ids to batches, with the audio brought in when its batch comes up."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-import datasets
 import torch
-from audiollm.corpora.examples import Example
 from audiollm.processing import AudioLlmProcessor
-from audiollm.processing.conversations import AUDIO_PLACEHOLDER, IGNORED_LABEL, ConversationError
-from tqdm.auto import tqdm
+from audiollm.processing.conversations import IGNORED_LABEL
 
 from .augment import FeatureAugmentation
+from .encoding import build_dataset
 from .feature_cache import FeatureCache
-
-
-def example_messages(example: Example) -> list[dict[str, str]]:
-    """The conversation that an instruction example stands for: one question, one answer."""
-    return [{"role": "user", "content": example.text}, {"role": "assistant", "content": example.response}]
-
-
-def encode_messages(
-    processor: AudioLlmProcessor, messages: list[dict[str, Any]], num_slots: list[int]
-) -> tuple[list[int], list[int]]:
-    """
-    Token ids and labels of a conversation whose recordings take `num_slots` audio tokens each.
-
-    Args:
-        processor: expands the placeholders and marks the labels.
-        messages: with string contents, in which `<audio>` stands for a recording.
-        num_slots: audio tokens of each recording, in reading order.
-
-    Raises:
-        ConversationError: the template does not show an answer, or there is not one `<audio>` per recording.
-    """
-    segments = processor.conversation_segments(messages)
-    found = sum(segment.text.count(AUDIO_PLACEHOLDER) for segment in segments)
-    if found != len(num_slots):
-        raise ConversationError(
-            f"There are {len(num_slots)} recordings, but the rendered conversation has {found} {AUDIO_PLACEHOLDER}. A "
-            "response cannot hold one."
-        )
-    return processor.encode_segments(segments, num_slots)
-
-
-def build_dataset(
-    examples: Sequence[Example],
-    processor: AudioLlmProcessor,
-    cache: FeatureCache | None,
-    progress: bool = True,
-) -> datasets.Dataset:
-    """
-    Token ids, labels and lengths of all examples, and where to find their audio.
-
-    Args:
-        examples: checked ones, as `read_examples` gives them.
-        processor: expands the placeholders and marks the labels.
-        cache: holds, or is given, the encoder's output; None to encode in every batch anew.
-        progress: shows bars.
-
-    Returns:
-        A dataset with `input_ids`, `labels`, `length` (tokens), and `audio`: cache keys, or paths without a cache.
-
-    Raises:
-        AudioError: a recording cannot be used.
-        ConversationError: an example cannot be shown as a conversation; it is named.
-    """
-    paths = list(dict.fromkeys(path for example in examples for path in example.audio_paths))
-    audio: dict[str, tuple[str, int]] = {}
-    if cache is not None:
-        for path, key in zip(paths, cache.add(paths, progress)):
-            _, lengths = cache.load(key)
-            stack = processor.stack_factor
-            audio[path] = key, int(((lengths + stack - 1) // stack).sum())
-    else:
-        for path in tqdm(paths, desc="Measuring audio", unit="clip", disable=not progress or not paths):
-            audio[path] = path, processor.num_audio_slots(len(processor.load_audio(path)))
-    rows: dict[str, list[Any]] = {"input_ids": [], "labels": [], "length": [], "audio": []}
-    for example in examples:
-        slots = [audio[path][1] for path in example.audio_paths]
-        try:
-            input_ids, labels = encode_messages(processor, example_messages(example), slots)
-        except ValueError as error:
-            raise ConversationError(f"Example {example.index}: {error}") from error
-        rows["input_ids"].append(input_ids)
-        rows["labels"].append(labels)
-        rows["length"].append(len(input_ids))
-        rows["audio"].append([audio[path][0] for path in example.audio_paths])
-    features = datasets.Features(
-        input_ids=datasets.List(datasets.Value("int32")),
-        labels=datasets.List(datasets.Value("int32")),
-        length=datasets.Value("int32"),
-        audio=datasets.List(datasets.Value("string")),
-    )
-    return datasets.Dataset.from_dict(rows, features=features)
 
 
 @dataclass
@@ -250,3 +167,16 @@ def pad_windows(windows: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
 def load_encoded_audio(cache: FeatureCache, keys: Sequence[str]) -> dict[str, torch.Tensor]:
     """Encoder frames of several recordings from the cache, as [`pad_windows`] gives them."""
     return pad_windows([window for key in keys for window in cached_windows(cache, key)])
+
+
+__all__ = [
+    "AudioLlmCollator",
+    "BatchAugmentation",
+    "build_dataset",
+    "cached_windows",
+    "load_encoded_audio",
+    "pad_rows",
+    "pad_windows",
+    "resize_slots",
+    "slot_runs",
+]

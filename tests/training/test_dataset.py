@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from audiollm.corpora.examples import Example, read_examples
-from audiollm.processing.conversations import ConversationError
+from audiollm.corpora.examples import Example, ExamplesError, read_examples
 from audiollm.training.augment import FeatureAugmentation
 from audiollm.training.dataset import (
     AudioLlmCollator,
@@ -69,7 +68,7 @@ def test_rows_keep_their_order_and_know_their_audio(corpus, cache, dataset) -> N
 
 def test_a_placeholder_in_a_response_is_refused_by_its_row(corpus, tiny_processor) -> None:
     examples = [Example("hello", (), "good", index=0), Example("hello", (), "an <audio> tag", index=1)]
-    with pytest.raises(ConversationError, match=r"Example 1: There are 0 recordings, but .* has 1 <audio>"):
+    with pytest.raises(ExamplesError, match=r"row 1: There are 0 recordings, but .* has 1 <audio>"):
         build_dataset(examples, tiny_processor, None, progress=False)
 
 

@@ -1,0 +1,199 @@
+"""
+Batches of bounded size instead of a fixed number of rows: by tokens, padding included, and by seconds of audio.
+
+Rows of like length come together, in an order that depends on seed and epoch alone: a run that resumes, or has another
+number of processes, sees the same batches. Their number is that of every epoch, so that schedule and progress are right.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate, groupby, pairwise
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Sampler
+from transformers import Trainer
+from transformers.trainer_utils import seed_worker
+
+#: Whisper's encoder gives a frame every 20 ms.
+ENCODER_FRAMES_PER_SECOND = 50
+#: Lengths that differ by less than this share of an octave count as alike, so that they can be drawn into any of the
+#: batches that hold that length. Coarser: other neighbours in each epoch. Finer: fuller batches.
+STEPS_PER_OCTAVE = 4
+
+
+@dataclass(frozen=True)
+class BatchBudget:
+    """
+    What a batch may hold on one device.
+
+    Attributes:
+        max_tokens: tokens of the longest row times rows; or tokens of all rows, where they are packed.
+        max_audio_seconds: of all rows together.
+        packed: whether rows are laid one behind the other, without padding.
+    """
+
+    max_tokens: int | None = None
+    max_audio_seconds: float | None = None
+    packed: bool = False
+
+    @property
+    def max_frames(self) -> int | None:
+        """Encoder frames of all rows together."""
+        return None if self.max_audio_seconds is None else int(self.max_audio_seconds * ENCODER_FRAMES_PER_SECOND)
+
+    def problem(self, tokens: int, frames: int) -> str | None:
+        """Why a row does not fit into any batch; None when it does."""
+        if self.max_tokens is not None and tokens > self.max_tokens:
+            return f"takes {tokens} tokens, more than --max_tokens_per_batch {self.max_tokens}"
+        if self.max_frames is not None and frames > self.max_frames:
+            seconds = frames / ENCODER_FRAMES_PER_SECOND
+            return f"has {seconds:.2f} s of audio, more than --max_audio_seconds_per_batch {self.max_audio_seconds:g}"
+        return None
+
+
+class BudgetBatchSampler(Sampler[list[int]]):
+    """
+    Indices of rows, a batch at a time, every row once an epoch.
+
+    With several processes, each takes every n-th batch. Where their number does not divide, the batches of the last
+    step are split, so that each process gets one and the step still holds the same rows.
+
+    Args:
+        lengths: tokens of each row.
+        frames: encoder frames of each row.
+        budget: what a batch may hold.
+        seed: of the run.
+        num_processes: that share the batches.
+        current_epoch: tells which epoch begins.
+
+    Raises:
+        ValueError: there are no rows, or one does not fit into any batch.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        frames: Sequence[int],
+        budget: BatchBudget,
+        seed: int = 0,
+        num_processes: int = 1,
+        current_epoch: Callable[[], int] = int,
+    ):
+        if not len(lengths):
+            raise ValueError("There are no rows to make batches of.")
+        for index, (tokens, row_frames) in enumerate(zip(lengths, frames)):
+            if problem := budget.problem(tokens, row_frames):
+                raise ValueError(f"Row {index} {problem}.")
+        self.seed = seed
+        self.num_processes = num_processes
+        self.current_epoch = current_epoch
+        sizes = [
+            (_bucket(tokens, budget.max_tokens), _bucket(row_frames, budget.max_frames))
+            for tokens, row_frames in zip(lengths, frames)
+        ]
+        order = sorted(range(len(sizes)), key=sizes.__getitem__)
+        #: Rows of one bucket, from the shortest bucket to the longest.
+        self.buckets = [list(bucket) for _, bucket in groupby(order, key=sizes.__getitem__)]
+        #: Rows in each batch when they are taken in that order: the same whichever rows of a bucket come first.
+        self.rows_in_batch = _partition([sizes[index] for index in order], budget)
+        self._length = len(self.batches(0))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[list[int]]:
+        yield from self.batches(self.current_epoch())
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """All batches of an epoch, of all processes, in order."""
+        random = np.random.default_rng([self.seed, epoch])
+        rows = [int(index) for bucket in self.buckets for index in random.permutation(bucket)]
+        bounds = pairwise(accumulate(self.rows_in_batch, initial=0))
+        batches = [rows[start:end] for start, end in bounds]
+        batches = [batches[index] for index in random.permutation(len(batches))]
+        return self._even(batches)
+
+    def _even(self, batches: list[list[int]]) -> list[list[int]]:
+        """As many batches as all processes can share, if there are rows enough."""
+        remainder = len(batches) % self.num_processes
+        if not remainder:
+            return batches
+        if sum(map(len, batches[-remainder:])) < self.num_processes:
+            # Those with the most rows are the ones that can be split.
+            largest_first = sorted(range(len(batches)), key=lambda index: -len(batches[index]))
+            split = set(largest_first[:remainder])
+            batches = [batch for index, batch in enumerate(batches) if index not in split] + [
+                batches[index] for index in sorted(split)
+            ]
+        kept, last = batches[:-remainder], batches[-remainder:]
+        while len(last) < self.num_processes and max(map(len, last)) > 1:
+            largest = max(range(len(last)), key=lambda index: len(last[index]))
+            middle = len(last[largest]) // 2
+            last[largest : largest + 1] = [last[largest][:middle], last[largest][middle:]]
+        return kept + last
+
+
+def _bucket(size: int, limit: int | None) -> int:
+    """The largest size that counts as alike; 0 where the size does not matter."""
+    if limit is None or size == 0:
+        return 0
+    step = max(1, 2 ** (size.bit_length() - 1) // STEPS_PER_OCTAVE)
+    return min(-(-size // step) * step, limit)
+
+
+def _partition(sizes: Sequence[tuple[int, int]], budget: BatchBudget) -> list[int]:
+    """How many rows each batch takes of rows with these tokens and frames, tokens ascending."""
+    counts: list[int] = []
+    rows = tokens = frames = 0
+    for row_tokens, row_frames in sizes:
+        new_tokens = tokens + row_tokens if budget.packed else (rows + 1) * row_tokens
+        new_frames = frames + row_frames
+        too_many = budget.max_tokens is not None and new_tokens > budget.max_tokens
+        too_long = budget.max_frames is not None and new_frames > budget.max_frames
+        if rows and (too_many or too_long):
+            counts.append(rows)
+            rows, new_tokens, new_frames = 0, row_tokens, row_frames
+        rows, tokens, frames = rows + 1, new_tokens, new_frames
+    return [*counts, rows]
+
+
+class BudgetedTrainer(Trainer):
+    """
+    The Trainer, with batches as a [`BatchBudget`] allows.
+
+    Args:
+        budget: None for the Trainer's own batches.
+        args, kwargs: the Trainer's. The training set needs the columns `length` and `audio_frames`.
+    """
+
+    def __init__(self, *args: Any, budget: BatchBudget | None = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.budget = budget
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The Trainer's, or one whose batches keep within the budget."""
+        if self.budget is None:
+            return super().get_train_dataloader()
+        dataset: Any = self.train_dataset
+        sampler = BudgetBatchSampler(
+            dataset["length"][:],
+            dataset["audio_frames"][:],
+            self.budget,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            num_processes=self.accelerator.num_processes,
+            current_epoch=lambda: int(self.state.epoch or 0),
+        )
+        workers = self.args.dataloader_num_workers
+        loader = DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            worker_init_fn=partial(seed_worker, num_workers=workers, rank=self.args.process_index),
+        )
+        return self.accelerator.prepare(loader)
