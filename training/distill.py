@@ -186,8 +186,8 @@ def build_distill_dataset(
     What [`build_dataset`] gives for the audio rows, with `teacher_input_ids` and `teacher_labels` beside it.
 
     Raises:
-        ConversationError: an example cannot be shown as a conversation, or its answer has other tokens after the
-            transcript than after the audio; it is named.
+        ExamplesError: a recording cannot be used, or an example cannot be shown as a conversation; all are listed.
+        ConversationError: an answer has other tokens after the transcript than after the audio; it is named.
     """
     heard = [Example(each.text, each.audio_paths, str(each.response), each.index) for each in examples]
     read = [Example(each.teacher_text, (), str(each.response), each.index) for each in examples]

@@ -112,8 +112,10 @@ def release_reference(model) -> None:
     """Takes the reference out again; what trains by default requires gradients again."""
     model.config.lora_adapters.pop(REFERENCE_ADAPTER)
     for layer in _adapted_layers(model, REFERENCE_ADAPTER):
+        layer.set_adapter([name for name in layer.lora_A if name != REFERENCE_ADAPTER])
         layer.delete_adapter(REFERENCE_ADAPTER)
-    model.get_decoder().peft_config.pop(REFERENCE_ADAPTER)
+    decoder: Any = model.get_decoder()
+    decoder.peft_config.pop(REFERENCE_ADAPTER)
     model.freeze_bases()
 
 
@@ -165,24 +167,29 @@ def build_preference_dataset(
     progress: bool = True,
 ) -> datasets.Dataset:
     """
-    Token ids and labels of both answers of each pair, `chosen_…` and `rejected_…`, `audio`, and `length` of both.
+    Token ids and labels of both answers of each pair, as `chosen_…` and `rejected_…`.
+
+    Beside them are `audio`, and `length` and `audio_frames` of both rows together.
 
     Raises:
-        AudioError: a recording cannot be used.
-        ConversationError: an example cannot be shown as a conversation; it is named.
+        ExamplesError: a recording cannot be used, or an example cannot be shown as a conversation; all are listed.
     """
-    answers = ("chosen", "rejected")
-    both = [Example(e.text, e.audio_paths, getattr(e, answer), e.index) for answer in answers for e in examples]
-    rows = build_dataset(both, processor, cache, progress=progress)
-    columns: dict[str, Any] = {}
-    for number, answer in enumerate(answers):
-        part = rows.select(range(number * len(examples), (number + 1) * len(examples)))
-        columns.update({f"{answer}_input_ids": part["input_ids"], f"{answer}_labels": part["labels"]})
-        columns[f"{answer}_length"] = part["length"]
-        columns["audio"] = part["audio"]
-    lengths = zip(columns.pop("chosen_length"), columns.pop("rejected_length"))
-    columns["length"] = [sum(pair) for pair in lengths]
-    return datasets.Dataset.from_dict({name: list(column) for name, column in columns.items()})
+    wanted = [Example(e.text, e.audio_paths, e.chosen, e.index) for e in examples]
+    unwanted = [Example(e.text, e.audio_paths, e.rejected, e.index) for e in examples]
+    chosen = build_dataset(wanted, processor, cache, progress=progress)
+    rejected = build_dataset(unwanted, processor, cache, progress=False)
+    lengths = [sum(pair) for pair in zip(chosen["length"], rejected["length"])]
+    # Every recording is heard twice.
+    frames = [2 * count for count in chosen["audio_frames"]]
+    shared = chosen.remove_columns(["input_ids", "labels", "length", "audio_frames"])
+    parts = [shared, *(_answers_of(name, rows) for name, rows in (("chosen", chosen), ("rejected", rejected)))]
+    pairs = datasets.concatenate_datasets(parts, axis=1)
+    return pairs.add_column("length", lengths).add_column("audio_frames", frames)
+
+
+def _answers_of(name: str, rows: datasets.Dataset) -> datasets.Dataset:
+    columns = {column: f"{name}_{column}" for column in ("input_ids", "labels")}
+    return rows.select_columns(list(columns)).rename_columns(columns)
 
 
 @dataclass
