@@ -18,12 +18,14 @@ import datasets
 import torch
 from audiollm.projector import slot_counts
 from torch import nn
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from .augment import FeatureAugmentation
+from .checkpointing import last_complete_checkpoint
 from .dataset import cached_windows, pad_windows
+from .errors import TrainingError
 from .feature_cache import FeatureCache
-from .trainer import ResumableTrainer, last_complete_checkpoint
+from .trainer import ResumableTrainer
 
 BLANK = 0
 #: Cosines lie in [-1, 1]; this makes them logits. It is learned from here on.
@@ -272,6 +274,7 @@ def align(
     transcripts: Sequence[str],
     arguments: TrainingArguments,
     augmentation: FeatureAugmentation | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Alignment:
     """
     Trains a model's projector by CTC, in place, resuming where an earlier run into the same folder was cut off.
@@ -282,19 +285,20 @@ def align(
         keys, transcripts: the clips and what is said in them, normalised.
         arguments: rates, epochs and output folder of the stage.
         augmentation: how to vary the clips.
+        callbacks: the Trainer's.
 
     Returns:
         The aligner, its vocabulary, and the losses on the way.
 
     Raises:
-        ValueError: no clip can be aligned.
+        TrainingError: no clip can be aligned.
     """
     vocabulary = PieceVocabulary(cache.processor.tokenizer, transcripts)
     dataset, left_out = build_alignment_dataset(keys, transcripts, cache, vocabulary)
     if left_out:
         print(f"{len(left_out)} of {len(keys)} clips are left out of the warm start: too long, or too much said.")
     if not len(dataset):
-        raise ValueError("No clip can be aligned: each has several windows, or more word pieces than audio tokens.")
+        raise TrainingError("No clip can be aligned: each has several windows, or more word pieces than audio tokens.")
     aligner = CtcAligner(model, vocabulary.token_ids)
     frames = [cache.load(key)[0] for key in dataset["audio"][:CLIPS_TO_FIT]]
     aligner.fit_input_norm(frames)
@@ -304,8 +308,11 @@ def align(
         train_dataset=dataset,
         data_collator=AlignmentCollator(cache),
         augmentation=None if augmentation is None else partial(vary_clips, augmentation=augmentation),
+        callbacks=list(callbacks),
     )
-    trainer.train(resume_from_checkpoint=last_complete_checkpoint(str(arguments.output_dir)))
+    trainer.train(
+        resume_from_checkpoint=arguments.resume_from_checkpoint or last_complete_checkpoint(str(arguments.output_dir))
+    )
     aligner.eval()
     aligner.hand_over(frames)
     losses = [(int(entry["step"]), entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]

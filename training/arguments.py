@@ -1,17 +1,19 @@
 """The options of `audiollm train`: which models, what data, how to train; and what of them contradicts what."""
 
 import os
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from audiollm.embedded_bases import DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE
-from transformers import HfArgumentParser, TrainingArguments
-from transformers.integrations import is_wandb_available
+from transformers import TrainingArguments
+from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.trainer_utils import IntervalStrategy
+
+from .evaluation_arguments import EvaluationArguments
+from .sharding import check_distributed
+from .trainable import DEFAULT_TRAINABLE, TRAINABLE, trains
 
 CACHE_OFF = "off"
 #: Where the command differs from the configuration's own defaults: minutes of speech are soon known by heart.
@@ -26,12 +28,40 @@ CONFIG_FIELDS = (
     "lora_dropout",
 )
 BASE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+#: Trackers with an extra of their own in setup.cfg.
+TRACKER_EXTRAS = ("wandb", "tensorboard", "trackio")
+Stage = Literal["align", "instruct", "distill", "prefer"]
+DEFAULT_STAGE: Stage = "instruct"
 SHORT_NAMES = {"batch_size": "per_device_train_batch_size", "num_epochs": "num_train_epochs"}
 
 
 @dataclass
+class StageArguments:
+    """Which stage of training to run."""
+
+    _argument_group_name = "stage"
+
+    stage: Stage = field(
+        default=DEFAULT_STAGE,
+        metadata={
+            "help": "align: the projector alone, by CTC on transcripts. instruct: projector and LoRA, on responses. "
+            "distill: to answer speech as the base answers its transcript. prefer: to prefer one response to another."
+        },
+    )
+    config: str | None = field(
+        default=None,
+        metadata={
+            "help": "Recipe: a YAML file of options, or the name of a shipped one; the command line overrides it. By "
+            "default the shipped recipe of the stage."
+        },
+    )
+
+
+@dataclass
 class ModelArguments:
-    """Which models to join, and what to put between them."""
+    """Which models to join, what to put between them, and what of it trains."""
+
+    _argument_group_name = "model"
 
     llama_path: str | None = field(
         default=None,
@@ -78,6 +108,14 @@ class ModelArguments:
     lora_dropout: float | None = field(
         default=None, metadata={"help": f"Dropout on LoRA's input; {LORA_DROPOUT} when not given."}
     )
+    trainable: str = field(
+        default=DEFAULT_TRAINABLE,
+        metadata={
+            "help": f"What trains: {', '.join(TRAINABLE)}. 'adapter' is projector and LoRA. With the language model "
+            "itself (llm, all), a new model gets no LoRA unless --lora_rank is given, its answers to text change, and "
+            "checkpoints are whole."
+        },
+    )
 
     def config_fields(self) -> dict[str, Any]:
         """What was given of the new model's configuration."""
@@ -88,6 +126,8 @@ class ModelArguments:
 @dataclass
 class DataArguments:
     """What to train on."""
+
+    _argument_group_name = "data"
 
     data_path: str = field(
         metadata={"help": "JSON list (or JSON lines) of {text with <audio>, audio_paths, response}."}
@@ -108,8 +148,10 @@ class DataArguments:
 
 
 @dataclass
-class AudioLlmTrainingArguments(TrainingArguments):
+class AudioLlmTrainingArguments(EvaluationArguments):
     """transformers' `TrainingArguments`, with short names for the common ones and a rate for the projector."""
+
+    _argument_group_name = "training"
 
     output_dir: str = field(default="runs/train", metadata={"help": "Folder for checkpoints and the trained adapter."})
     # None until __post_init__, which knows by it whether the short name alone was given.
@@ -152,6 +194,8 @@ class AudioLlmTrainingArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             self.use_cpu = True  # without it, --bf16 is refused
             self.dataloader_pin_memory = False
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = False  # every batch reaches every weight that trains
         if self.label_smoothing_factor:
             # The Trainer's own smoothing takes this model's labels for shifted ones: it would learn to repeat tokens.
             raise ValueError("--label_smoothing_factor is not supported.")
@@ -161,8 +205,9 @@ class AudioLlmTrainingArguments(TrainingArguments):
             self.report_to = ["wandb"]
         if self.report_to is None:
             self.report_to = "none"
-        if "wandb" in self.report_to and not is_wandb_available():
-            raise ValueError("Logging to Weights & Biases needs its package: pip install 'audiollm[wandb]'.")
+        check_trackers(self.report_to)
+        if self.enable_jit_checkpoint:
+            raise ValueError("--enable_jit_checkpoint is not needed: SIGTERM always leaves a checkpoint behind.")
         for short, full in SHORT_NAMES.items():
             short_value, full_value = getattr(self, short), getattr(self, full)
             if None not in (short_value, full_value) and short_value != full_value:
@@ -172,31 +217,25 @@ class AudioLlmTrainingArguments(TrainingArguments):
             default = TrainingArguments.__dataclass_fields__[full].default
             chosen = (value for value in (short_value, full_value, default) if value is not None)
             setattr(self, full, next(chosen))
+        self.infer_direction()
         super().__post_init__()
 
 
-def parse_arguments(
-    arguments: Sequence[str] | None = None,
-) -> tuple[ModelArguments, DataArguments, AudioLlmTrainingArguments]:
+def check_trackers(report_to: str | list[str]) -> None:
     """
-    Reads the command line; unknown options are refused.
-
     Raises:
-        ValueError: options contradict each other, or one has an impossible value.
+        ValueError: a tracker is unknown, or its package is not installed.
     """
-    parser = HfArgumentParser(
-        # transformers types dataclasses as a NewType of its own, which none is.
-        [ModelArguments, DataArguments, AudioLlmTrainingArguments],  # type: ignore[list-item]
-        prog="audiollm train",
-        description="Train projector and LoRA so that a language model listens.",
-        allow_abbrev=False,
-    )
-    model_arguments, data_arguments, training_arguments, unknown = parser.parse_args_into_dataclasses(
-        list(sys.argv[1:] if arguments is None else arguments), return_remaining_strings=True
-    )
-    if unknown:
-        raise ValueError(f"there is no option {' '.join(unknown)}; --help lists them all.")
-    return model_arguments, data_arguments, training_arguments
+    available = get_available_reporting_integrations()
+    for name in [report_to] if isinstance(report_to, str) else report_to:
+        if name in ("none", "all"):
+            continue
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+            raise ValueError(f"--report_to is {name!r}; expected none, all or some of {known}.")
+        if name not in available:
+            package = f"'audiollm[{name}]'" if name in TRACKER_EXTRAS else name
+            raise ValueError(f"Logging to {name} needs its package, which is not installed: pip install {package}.")
 
 
 def base_dtype(arguments: ModelArguments, training: AudioLlmTrainingArguments) -> torch.dtype:
@@ -204,8 +243,15 @@ def base_dtype(arguments: ModelArguments, training: AudioLlmTrainingArguments) -
     Precision of the frozen bases.
 
     Raises:
-        ValueError: it is none of the three.
+        ValueError: it is none of the three, or a base trains, which only float32 is fine enough for.
     """
+    if trains(arguments.trainable, "audio") or trains(arguments.trainable, "llm"):
+        if arguments.base_dtype not in (None, "float32"):
+            raise ValueError(
+                f"--base_dtype {arguments.base_dtype} contradicts --trainable {arguments.trainable}: what trains is "
+                "float32. Leave --base_dtype out; --bf16 computes in bfloat16 all the same."
+            )
+        return torch.float32
     if arguments.base_dtype is None:
         return torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else torch.float32
     if arguments.base_dtype not in BASE_DTYPES:
@@ -213,7 +259,9 @@ def base_dtype(arguments: ModelArguments, training: AudioLlmTrainingArguments) -
     return BASE_DTYPES[arguments.base_dtype]
 
 
-def check_arguments(model: ModelArguments, data: DataArguments, training: AudioLlmTrainingArguments) -> None:
+def check_arguments(
+    model: ModelArguments, data: DataArguments, training: AudioLlmTrainingArguments, stage: str = DEFAULT_STAGE
+) -> None:
     """
     Refuses, before anything is read or loaded, what could only fail later or would silently do nothing.
 
@@ -222,6 +270,7 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: AudioL
         OSError: the output folder cannot be made or written.
     """
     base_dtype(model, training)
+    check_distributed(training)
     if model.model_path is not None and model.config_fields():
         given = ", ".join(f"--{name}" for name in model.config_fields())
         raise ValueError(
@@ -234,8 +283,12 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: AudioL
         raise ValueError(
             "--eval_data_path and --eval_strategy (epoch or steps) need each other; give both or neither."
         )
+    training.check_evaluation()
     if data.augment and data.feature_cache == CACHE_OFF:
         raise ValueError("--augment varies cached features; it contradicts --feature_cache off.")
+    if trains(model.trainable, "audio"):
+        _check_without_cache(model, data)
+    _check_stage(stage, model, data, training)
     output_dir = Path(training.output_dir)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -243,3 +296,38 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: AudioL
         raise type(error)(f"--output_dir {output_dir} cannot be made: {error}") from error
     if not os.access(output_dir, os.W_OK | os.X_OK):
         raise PermissionError(f"--output_dir {output_dir} cannot be written to.")
+
+
+def _check_without_cache(model: ModelArguments, data: DataArguments) -> None:
+    if data.feature_cache not in (None, CACHE_OFF):
+        raise ValueError(
+            f"--feature_cache {data.feature_cache} contradicts --trainable {model.trainable}: an encoder that trains "
+            "gives other features after every step. Leave it out."
+        )
+    if data.augment:
+        raise ValueError(f"--augment varies cached features; --trainable {model.trainable} cannot have any.")
+
+
+def _check_stage(stage: str, model: ModelArguments, data: DataArguments, training: AudioLlmTrainingArguments) -> None:
+    """What makes no sense in one of the stages, and why."""
+    trainable, rate = f"--trainable {model.trainable}", "--projector_learning_rate"
+    if stage == "align":
+        problems = {
+            trainable: model.trainable != DEFAULT_TRAINABLE and "it trains the projector, always",
+            "--feature_cache off": data.feature_cache == CACHE_OFF and "it trains on cached features",
+            "--eval_data_path": data.eval_data_path is not None and "it does not evaluate; score what comes after it",
+            rate: training.projector_learning_rate is not None and "--learning_rate is that rate",
+        }
+    elif stage == "distill":
+        problems = {trainable: trains(model.trainable, "llm") and "the language model is its teacher, and stays"}
+    elif stage == "prefer":
+        problems = {
+            trainable: model.trainable != DEFAULT_TRAINABLE and "LoRA alone trains, the reference stays",
+            rate: training.projector_learning_rate is not None and "the projector stays as it is",
+            "--augment": data.augment and "both answers are about the recording as it is",
+        }
+    else:
+        problems = {}
+    for option, reason in problems.items():
+        if reason:
+            raise ValueError(f"{option} contradicts --stage {stage}: {reason}.")

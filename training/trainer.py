@@ -1,22 +1,18 @@
 """The Hugging Face Trainer with what an adapter on frozen bases needs, and nothing copied from it."""
 
-import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from audiollm.checkpoints import is_adapter_key
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .arguments import AudioLlmTrainingArguments
+from .checkpointing import StopOnSigterm, StoppedBySignalError
+from .evaluating import MoreMetrics, random_states_kept
+from .sharding import ShardedTrainer
 
-#: Written last by the Trainer, so that a checkpoint that has it is complete.
-TRAINER_STATE_FILE = "trainer_state.json"
-#: One for each rank, written beside optimizer and schedule.
-RANDOM_STATE_FILES = "rng_state*.pth"
 PROJECTOR_KEYS = ("multi_modal_projector.", "audio_boundary_embeds")
 
 
@@ -47,31 +43,58 @@ class ResumableTrainer(Trainer):
     """
     The Trainer, with everything random in it the same in a run that was cut off and resumed.
 
+    SIGTERM ends it at the end of a step, behind a checkpoint.
+
     Args:
         augmentation: varies each training batch anew, at its own step: batches are made ahead of theirs, where a run
             that resumes does not yet have the random state of the one that was cut off. Evaluation sees the
             recordings as they are.
+        more_metrics: gives each evaluation figures besides the loss, such as [`ListeningEvaluation`].
         args, kwargs: the Trainer's.
     """
 
-    def __init__(self, *args, augmentation: Callable[[dict], dict] | None = None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        augmentation: Callable[[dict], dict] | None = None,
+        more_metrics: MoreMetrics | None = None,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
         self.augmentation = augmentation
+        self.more_metrics = more_metrics
+        self.stop_on_sigterm = StopOnSigterm()
+        self.add_callback(self.stop_on_sigterm)
+
+    def train(self, *args, **kwargs):
+        """
+        The Trainer's.
+
+        Raises:
+            StoppedBySignalError: SIGTERM came; a checkpoint was written.
+        """
+        try:
+            return super().train(*args, **kwargs)
+        except StoppedBySignalError:
+            self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+            raise
+        finally:
+            self.stop_on_sigterm.restore()
 
     def _get_train_sampler(self, train_dataset=None) -> torch.utils.data.Sampler | None:
         sampler = super()._get_train_sampler(train_dataset)
         if not isinstance(sampler, LengthGroupedSampler):
             return sampler
         return EpochLengthSampler(
-            sampler.batch_size,
+            sampler.batch_size * self.args.world_size,  # the order is that of one process with as large a batch
             lengths=sampler.lengths,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             current_epoch=lambda: int(self.state.epoch or 0),
         )
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        """The Trainer's; none for a run that had made all its steps when it was cut off, which would make one more."""
-        if self.state.global_step >= self.state.max_steps:
+        """The Trainer's; none for a run that had ended when it was cut off or started again: it would make one more."""
+        if self.state.global_step >= self.state.max_steps or self.control.should_training_stop:
             return [], None
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
@@ -81,8 +104,21 @@ class ResumableTrainer(Trainer):
             inputs = self.augmentation(inputs)
         return super().training_step(model, inputs, num_items_in_batch)
 
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """The Trainer's; what is trained after it is what would have been trained without it."""
+        with random_states_kept():
+            return super().evaluate(*args, **kwargs)
 
-class AudioLlmTrainer(ResumableTrainer):
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        """The Trainer's, with `more_metrics` beside the loss."""
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self.more_metrics is not None and metric_key_prefix == "eval":
+            figures = self.more_metrics(self)
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in figures.items()})
+        return output
+
+
+class AudioLlmTrainer(ShardedTrainer, ResumableTrainer):
     """
     Trains projector and LoRA with their own learning rates, and resumes from what was trained alone.
 
@@ -122,21 +158,3 @@ class AudioLlmTrainer(ResumableTrainer):
                     settings = {**group, "params": chosen, "is_projector": is_projector}
                     optimizer.add_param_group({**settings, "lr": rate} if is_projector else settings)
         return optimizer
-
-
-def last_complete_checkpoint(output_dir: str | Path) -> str | None:
-    """
-    The newest checkpoint of a run that was written to its end, or None.
-
-    A run killed while it wrote one leaves a folder without a readable `trainer_state.json`; that one is passed over,
-    as are those of `--save_only_model`, from which no run can go on.
-    """
-    checkpoints = []
-    for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        try:
-            step = json.loads((folder / TRAINER_STATE_FILE).read_text())["global_step"]
-        except (OSError, ValueError, KeyError, TypeError):  # missing, cut off, or not what a Trainer writes
-            continue
-        if any(folder.glob(RANDOM_STATE_FILES)):
-            checkpoints.append((step, str(folder)))
-    return max(checkpoints)[1] if checkpoints else None

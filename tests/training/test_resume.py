@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+from audiollm.training.checkpointing import last_complete_checkpoint
 from audiollm.training.train import parse_arguments, train
-from audiollm.training.trainer import last_complete_checkpoint
 
 PATIENCE_S = 90
 #: 12 examples, 4 a step: three steps an epoch, so that the kill falls inside one.

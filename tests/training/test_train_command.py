@@ -10,7 +10,7 @@ import torch
 from audiollm import AudioLlmForConditionalGeneration
 from audiollm.checkpoints import is_adapter_key, load_bases
 from audiollm.embedded_bases import DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE
-from audiollm.training import train as command
+from audiollm.training.command_line import all_option_groups
 from audiollm.training.train import ModelArguments, base_dtype, load_model, main, parse_arguments, train
 from audiollm.training.trainer import AudioLlmTrainer, AudioLlmTrainingArguments
 from safetensors.torch import load_file
@@ -248,13 +248,26 @@ def test_fp16_asks_for_bases_in_fp16() -> None:
 
 def test_use_wandb_needs_its_package_before_any_work(options, capsys, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    monkeypatch.setattr("audiollm.training.arguments.is_wandb_available", lambda: False)
+    monkeypatch.setattr("audiollm.training.arguments.get_available_reporting_integrations", lambda: [])
     assert "pip install 'audiollm[wandb]'" in refused([*options, "--use_wandb"], capsys)
     assert "pip install 'audiollm[wandb]'" in refused([*options, "--report_to", "wandb"], capsys)
 
 
+@pytest.mark.parametrize("tracker", ["tensorboard", "trackio"])
+def test_a_tracker_without_its_package_is_named_before_any_work(options, capsys, monkeypatch, tracker: str) -> None:
+    monkeypatch.setattr("audiollm.training.arguments.get_available_reporting_integrations", lambda: [])
+    assert f"pip install 'audiollm[{tracker}]'" in refused([*options, "--report_to", tracker], capsys)
+
+
+def test_report_to_tensorboard_writes_events(options, tmp_path) -> None:
+    pytest.importorskip("tensorboard")
+    run([*options, "--report_to", "tensorboard", "--logging_steps", "1"])
+    events = [file for file in (tmp_path / "run").rglob("events.out.tfevents.*") if file.stat().st_size]
+    assert events
+
+
 def test_use_wandb_reports_to_wandb(options, monkeypatch) -> None:
-    monkeypatch.setattr("audiollm.training.arguments.is_wandb_available", lambda: True)
+    monkeypatch.setattr("audiollm.training.arguments.get_available_reporting_integrations", lambda: ["wandb"])
     assert parse_arguments([*options, "--use_wandb"])[2].report_to == ["wandb"]
     assert parse_arguments(options)[2].report_to == []
 
@@ -361,6 +374,8 @@ def test_any_option_of_the_trainer_passes_through(options) -> None:
         ("--num_epochs -1", "--num_epochs is -1"),
         ("--use_wandb --report_to tensorboard", "--use_wandb contradicts --report_to tensorboard"),
         ("--use_wandb --report_to none", "--use_wandb contradicts --report_to none"),
+        ("--report_to tensorbord", "--report_to is 'tensorbord'; expected none, all or some of"),
+        ("--enable_jit_checkpoint", "--enable_jit_checkpoint is not needed"),
         ("--bf16 --fp16", "At most one of fp16 and bf16"),
         ("--base_dtype int8", "--base_dtype is 'int8'; expected one of"),
         ("--remove_unused_columns", "--remove_unused_columns must stay off"),
@@ -368,6 +383,10 @@ def test_any_option_of_the_trainer_passes_through(options) -> None:
         ("--eval_strategy epoch", "--eval_data_path and --eval_strategy (epoch or steps) need each other"),
         ("--eval_data_path x.json", "--eval_data_path and --eval_strategy (epoch or steps) need each other"),
         ("--augment --feature_cache off", "--augment varies cached features"),
+        ("--trainable everything", "--trainable is 'everything'; expected one of adapter, projector"),
+        ("--trainable adapter+audio --feature_cache x", "--feature_cache x contradicts --trainable adapter+audio"),
+        ("--trainable all --feature_cache off --augment", "--augment varies cached features"),
+        ("--trainable all --base_dtype bfloat16", "--base_dtype bfloat16 contradicts --trainable all"),
         ("--model_path x --lora_rank 4 --stack_factor 2", "--stack_factor, --lora_rank"),
         ("--learning_rate fast", "invalid float value: 'fast'"),
     ],
@@ -419,16 +438,27 @@ def test_a_recording_that_is_none_is_named(options, corpus, tmp_path) -> None:
     assert "noise.wav" in str(caught.value.code)
 
 
-def test_help_shows_our_options_with_what_they_do(capsys) -> None:
+def test_help_shows_our_options_with_what_they_do(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "10000")  # no line breaks at hyphens
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     assert caught.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    ours = [command.ModelArguments, command.DataArguments, AudioLlmTrainingArguments]
+    ours = all_option_groups()
     named = [name for group in ours for name in group.__annotations__]
-    assert {"data_path", "llama_path", "batch_size", "use_wandb", "projector_learning_rate"} <= set(named)
+    assert {
+        "data_path",
+        "llama_path",
+        "batch_size",
+        "use_wandb",
+        "projector_learning_rate",
+        "stage",
+        "trainable",
+    } <= set(named)
     for group in ours:
         for name in group.__annotations__:
+            if name.startswith("_"):
+                continue
             assert f"--{name}" in text
             assert " ".join(group.__dataclass_fields__[name].metadata["help"].split()).split("%")[0] in text, name
 
