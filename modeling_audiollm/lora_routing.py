@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .frozen_linear import FrozenLinearWithLora, can_fuse, dropout_mask
+
 try:
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import Linear as LoraLinear
@@ -28,10 +30,12 @@ class LoraRoute:
     """
     Which rows go through which adapter: `rows[name]` holds row indices `(n,)`, or None where all rows do.
 
-    An empty route is the untouched base model.
+    An empty route is the untouched base model. Of a packed batch, a row is a position: `rows` then counts those of all
+    the batch's rows, one after the other.
     """
 
     rows: dict[str, torch.Tensor | None]
+    packed: bool = False
 
     @classmethod
     def from_names(
@@ -48,6 +52,18 @@ class LoraRoute:
             everywhere = len(indices) == len(names)
             rows[adapter] = None if everywhere else torch.tensor(indices, dtype=torch.long, device=device)
         return cls(rows)
+
+    def over_positions(self, sequences: torch.Tensor) -> "LoraRoute":
+        """The route of a packed batch, given that of its examples; `sequences`: the example of each position."""
+        rows = {
+            name: None if indices is None else torch.isin(sequences, indices).nonzero().flatten()
+            for name, indices in self.rows.items()
+        }
+        return LoraRoute(rows, packed=True)
+
+    def by_row(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor of the shape `(batch, length, width)` with what `rows` counts in its first dimension."""
+        return tensor.flatten(0, -2) if self.packed else tensor
 
 
 class LoraRouter:
@@ -81,23 +97,41 @@ class RoutedLoraLinear(LoraLinear):
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """`x` has the batch's rows in its first dimension; so has the result."""
-        result = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters:
-            return result
-        for name, rows in self.router.route.rows.items():
-            if name not in self.lora_A:
-                continue
-            chosen = self.lora_dropout[name](x if rows is None else x.index_select(0, rows.to(x.device)))
+        routes = {} if self.disable_adapters or self.merged else self.router.route.rows
+        routes = {name: rows for name, rows in routes.items() if name in self.lora_A}
+        everywhere = next((name for name, rows in routes.items() if rows is None), None)
+        if everywhere is not None and not args and not kwargs and can_fuse(self.base_layer, x):
+            result = self._fused(x, everywhere)
+            del routes[everywhere]
+        else:
+            result = self.base_layer(x, *args, **kwargs)
+        for name, rows in routes.items():
+            chosen = x if rows is None else route.by_row(x).index_select(0, rows.to(x.device))
+            mask, scaling = self._dropout(chosen, name)
+            chosen = chosen if mask is None else chosen * mask
             # The weights are float32 to be trained, but the product is the base's precision: half the memory.
-            down, up = (cast(nn.Linear, part[name]).weight.to(x.dtype) for part in (self.lora_A, self.lora_B))
-            low, up = nn.functional.linear(chosen, down).to(result.dtype), (up * self.scaling[name]).to(result.dtype)
-            if rows is None:
-                # One pass over the result instead of three.
-                flat = torch.addmm(result.flatten(0, -2), low.flatten(0, -2), up.T)
-                result = flat.view(result.shape)
-            else:
-                result = result.index_add(0, rows.to(x.device), nn.functional.linear(low, up))
+            down, up = (weight.to(x.dtype) for weight in self._factors(name))
+            low, up = nn.functional.linear(chosen, down).to(result.dtype), (up * scaling).to(result.dtype)
+            update = nn.functional.linear(low, up)
+            result = result + update if rows is None else result.index_add(0, rows.to(x.device), update)
         return result
+
+    def _fused(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        base, flat = cast(nn.Linear, self.base_layer), x.flatten(0, -2)
+        mask, scaling = self._dropout(flat, name)
+        result = FrozenLinearWithLora.apply(flat, base.weight, base.bias, mask, *self._factors(name), scaling)
+        return cast(torch.Tensor, result).view(*x.shape[:-1], base.out_features)
+
+    def _factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return cast(nn.Linear, self.lora_A[name]).weight, cast(nn.Linear, self.lora_B[name]).weight
+
+    def _dropout(self, x: torch.Tensor, name: str) -> tuple[torch.Tensor | None, float]:
+        """The mask of this adapter's dropout, None where there is none, and the update's scaling with it."""
+        dropout, scaling = self.lora_dropout[name], self.scaling[name]
+        if not isinstance(dropout, nn.Dropout) or not dropout.training or not dropout.p:
+            return None, scaling
+        mask, factor = dropout_mask(x, dropout.p)
+        return mask, scaling * factor
 
 
 def add_adapters(language_model: nn.Module, config) -> LoraRouter | None:
