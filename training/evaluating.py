@@ -5,6 +5,7 @@ A loss falls as well when a model only learns to guess likely words. So at each 
 are cut before their answer and answered by generation, once with their own recordings and once with others'.
 """
 
+import hashlib
 import json
 import os
 import random
@@ -50,7 +51,7 @@ class Question:
 
     row: int
     prompt_ids: list[int]
-    audio: list[str]
+    audio: list[Any]
     reference: str
 
 
@@ -138,9 +139,9 @@ class ListeningEvaluation:
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
         self.normaliser = normaliser
-        recordings = list(dict.fromkeys(name for question in self.questions for name in question.audio))
-        #: Another recording for each, or None where there is no other.
-        self.wrong = dict(zip(recordings, swapped(recordings))) if len(recordings) > 1 else None
+        recordings = {identity(one): one for question in self.questions for one in question.audio}
+        #: Another recording for each, by its identity, or None where there is no other.
+        self.wrong = dict(zip(recordings, swapped(list(recordings.values())))) if len(recordings) > 1 else None
 
     def __call__(self, trainer: Trainer) -> dict[str, float]:
         """
@@ -167,14 +168,14 @@ class ListeningEvaluation:
                 track_samples(trainer, shown)
         return scores
 
-    def answers(self, model, rank: int = 0, ranks: int = 1, instead: dict[str, str] | None = None) -> list[str]:
+    def answers(self, model, rank: int = 0, ranks: int = 1, instead: dict[str, Any] | None = None) -> list[str]:
         """
         What the model says to every question, on every rank the same.
 
         Args:
             model: the [`AudioLlmForConditionalGeneration`].
             rank, ranks: this process among how many that call this together.
-            instead: gives the recording to play in place of each.
+            instead: gives the recording to play in place of each, by its identity.
         """
         # Like lengths together; dealt round, and filled up so that every rank makes as many calls.
         order = sorted(range(len(self.questions)), key=lambda index: len(self.questions[index].prompt_ids))
@@ -193,15 +194,15 @@ class ListeningEvaluation:
         return [texts[index] for index in range(len(self.questions))]
 
     @torch.no_grad()
-    def _generate(self, model, chosen: list[int], instead: dict[str, str] | None, synced: bool) -> list[str]:
+    def _generate(self, model, chosen: list[int], instead: dict[str, Any] | None, synced: bool) -> list[str]:
         prompts, recordings = [], []
         for index in chosen:
             question = self.questions[index]
             prompt = question.prompt_ids
             audio = question.audio
             if instead is not None:
-                audio = [instead[name] for name in audio]
-                slots = [self._num_slots(name) for name in audio]
+                audio = [instead[identity(one)] for one in audio]
+                slots = [self._num_slots(one) for one in audio]
                 prompt, _ = resize_slots(prompt, prompt, self.processor.audio_token_id, slots)
             prompts.append(prompt)
             recordings.extend(audio)
@@ -216,11 +217,18 @@ class ListeningEvaluation:
         texts = self.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return [text.strip() for text in texts]
 
-    def _num_slots(self, recording: str) -> int:
+    def _num_slots(self, recording: Any) -> int:
         if self.cache is None:
             return self.processor.num_audio_slots(len(self.processor.load_audio(recording)))
         stack = self.processor.stack_factor
         return sum(-(-length // stack) for length in self.cache.load(recording)[1].tolist())
+
+
+def identity(recording: Any) -> str:
+    """What tells recordings of a data set apart: a cache key, a path, or of one within a table its bytes."""
+    if not isinstance(recording, dict):
+        return str(recording)
+    return str(recording["path"]) if recording["bytes"] is None else hashlib.sha256(recording["bytes"]).hexdigest()
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Tensor]:
@@ -296,9 +304,11 @@ def listening_evaluation(
         why = "no held-out row has both a recording and a word in its answer"
         if (arguments.metric_for_best_model or "").removeprefix("eval_") == WORD_ERROR:
             raise EvaluationError(f"--metric_for_best_model {arguments.metric_for_best_model}: {why}.")
-        print(f"Evaluation is by loss alone: {why}.")
+        if arguments.should_log:
+            print(f"Evaluation is by loss alone: {why}.")
         return None
-    print(f"Evaluation: word error on {len(held_out)} held-out rows that have a recording; the loss on all rows.")
+    if arguments.should_log:
+        print(f"Evaluation: word error on {len(held_out)} held-out rows that have a recording; the loss on all rows.")
     evaluation = ListeningEvaluation(
         held_out,
         processor,
@@ -308,7 +318,7 @@ def listening_evaluation(
         batch_size=arguments.per_device_eval_batch_size,
         normaliser=str(arguments.eval_normaliser),
     )
-    if evaluation.wrong is None:
+    if evaluation.wrong is None and arguments.should_log:
         print("There is no wrong-audio control: it needs two different recordings.")
     return evaluation
 

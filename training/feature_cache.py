@@ -9,13 +9,16 @@ the encoder's fingerprint, and shared by epochs, runs and evaluation. For tiny.e
 import hashlib
 import json
 import os
+import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from audiollm.base_models import audiollm_cache_dir
 from audiollm.checkpoints import fingerprint
 from safetensors import SafetensorError, safe_open
@@ -27,6 +30,11 @@ FORMAT_VERSION = 1
 KEY_LENGTH = 32
 #: Fields of a feature extractor's configuration that say whose it is, not what it computes; saving may add them.
 NOT_OF_THE_FEATURES = frozenset({"auto_map", "processor_class", "_processor_class", "_commit_hash"})
+BYTES_PER_MB = 1_000_000
+
+
+class FeatureCacheError(OSError):
+    """A folder that features cannot be kept in; the message says why and what to do."""
 
 
 class FeatureCache:
@@ -60,7 +68,12 @@ class FeatureCache:
         encoder_key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
         root = Path(folder) if folder is not None else audiollm_cache_dir() / "features"
         self.folder = root / encoder_key[:KEY_LENGTH]
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FeatureCacheError(f"--feature_cache {root} cannot be used: {error}") from error
+        if not os.access(self.folder, os.W_OK | os.X_OK):
+            raise FeatureCacheError(f"--feature_cache {root} cannot be written to.")
 
     def key(self, recording: Any) -> str:
         """
@@ -124,7 +137,7 @@ class FeatureCache:
 
     def add(self, recordings: Iterable[Any], progress: bool = True) -> list[str]:
         """
-        Computes and stores what is missing.
+        Computes and stores what is missing; in distributed training each process its share, and all wait for it.
 
         Args:
             recordings: as in [`key`]; repeats cost nothing.
@@ -138,25 +151,66 @@ class FeatureCache:
         """
         recordings = list(recordings)
         keys = [self.key(recording) for recording in recordings]
-        missing = {key: recording for key, recording in zip(keys, recordings) if not self.has(key)}
-        for key, recording in tqdm(
-            missing.items(), desc="Encoding audio", unit="clip", disable=not progress or not missing
-        ):
-            frames, lengths = self.compute(recording)
-            self._store(key, frames, lengths)
+        self.fill(dict(zip(keys, recordings)), progress)
         return keys
+
+    def fill(self, by_key: Mapping[str, Any], progress: bool = True) -> None:
+        """
+        [`add`] under keys of the caller's own.
+
+        Args:
+            by_key: recordings as in [`key`], or functions that make one when it is missing.
+            progress: as in [`add`].
+        """
+        missing = [key for key in by_key if not self.has(key)]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            processes = PartialState()
+            processes.wait_for_everyone()  # for all to have seen the same ones missing
+            share = missing[processes.process_index :: processes.num_processes]
+            self._encode({key: by_key[key] for key in share}, progress and processes.is_main_process)
+            processes.wait_for_everyone()
+            missing = [key for key in missing if not self.has(key)]  # what others stored on disks of their own
+        self._encode({key: by_key[key] for key in missing}, progress)
+
+    def _encode(self, recordings: dict[str, Any], progress: bool) -> None:
+        for key, recording in tqdm(
+            recordings.items(), desc="Encoding audio", unit="clip", disable=not progress or not recordings
+        ):
+            frames, lengths = self.compute(recording() if callable(recording) else recording)
+            self._store(key, frames, lengths)
+
+    def add_one(self, recording: Any) -> str:
+        """As [`add`] of one recording, by this process alone: it waits for no other, and no other for it."""
+        key = self.key(recording)
+        if not self.has(key):
+            self._store(key, *self.compute(recording))
+        return key
 
     def _store(self, key: str, frames: torch.Tensor, lengths: torch.Tensor) -> None:
         path = self.path(key)
-        path.parent.mkdir(exist_ok=True)
         # Neither tempfile's nor safetensors' own: only their owner can read these, and a cache may be shared.
         unfinished = path.with_name(f"{key}.{uuid.uuid4().hex}.part")
+        content = save({"frames": frames.contiguous(), "lengths": lengths})
         try:
-            unfinished.write_bytes(save({"frames": frames.contiguous(), "lengths": lengths}))
+            path.parent.mkdir(exist_ok=True)
+            unfinished.write_bytes(content)
             os.replace(unfinished, path)
+        except OSError as error:
+            free = shutil.disk_usage(self.folder).free / BYTES_PER_MB
+            raise FeatureCacheError(
+                f"The feature cache {self.folder} cannot take {len(content) / BYTES_PER_MB:.1f} MB more ({error}); its "
+                f"disk has {free:.0f} MB free. Make room, or give --feature_cache another folder, or off. What is stored "
+                "stays good."
+            ) from error
         finally:
-            unfinished.unlink(missing_ok=True)
+            with suppress(OSError):
+                unfinished.unlink(missing_ok=True)
 
-    def size_bytes(self) -> int:
-        """What this encoder's features take on disk."""
-        return sum(path.stat().st_size for path in self.folder.rglob("*.safetensors"))
+    def size_bytes(self, keys: Iterable[str] | None = None) -> int:
+        """What this encoder's features take on disk: those of some keys, or all."""
+        paths = self.folder.rglob("*.safetensors") if keys is None else map(self.path, keys)
+        return sum(path.stat().st_size for path in paths)
+
+    def describe(self) -> str:
+        """Where it is and how large."""
+        return f"Feature cache: {self.size_bytes() / BYTES_PER_MB:.0f} MB in {self.folder}."

@@ -1,0 +1,134 @@
+"""Speed, noise and gain: each does what it says, by how much it says, and the same again from the same generator."""
+
+import numpy as np
+import pytest
+import soundfile
+from audiollm.training.waveform_augment import WaveformAugmentation, noise_recordings, pink
+
+RATE_HZ = 16_000
+TONE_HZ = 440.0
+
+
+def tone(seconds: float = 1.0) -> np.ndarray:
+    return (0.3 * np.sin(2 * np.pi * TONE_HZ * np.arange(int(seconds * RATE_HZ)) / RATE_HZ)).astype(np.float32)
+
+
+def vary(augmentation: WaveformAugmentation, waveform: np.ndarray, seed: int = 0) -> np.ndarray:
+    return augmentation(waveform, RATE_HZ, np.random.default_rng(seed))
+
+
+def power(waveform: np.ndarray) -> float:
+    return float(np.square(waveform, dtype=np.float64).mean())
+
+
+def loudest_hz(waveform: np.ndarray) -> float:
+    spectrum = np.abs(np.fft.rfft(waveform * np.hanning(len(waveform))))
+    return float(spectrum.argmax() * RATE_HZ / len(waveform))
+
+
+@pytest.mark.parametrize("factor", [0.8, 1.0, 1.25])
+def test_speed_changes_length_and_pitch(factor) -> None:
+    varied = vary(WaveformAugmentation(speed=(factor, factor)), tone())
+    assert abs(len(varied) - RATE_HZ / factor) <= 1
+    assert loudest_hz(varied) == pytest.approx(TONE_HZ * factor, abs=2)
+    assert varied.dtype == np.float32
+
+
+@pytest.mark.parametrize("ratio_db", [-5, 0, 20])
+def test_noise_is_as_loud_as_it_says(ratio_db) -> None:
+    for seed in range(6):
+        varied = vary(WaveformAugmentation(noise_snr_db=(ratio_db, ratio_db)), tone(), seed)
+        assert 10 * np.log10(power(tone()) / power(varied - tone())) == pytest.approx(ratio_db, abs=0.1)
+
+
+def test_noise_is_white_or_pink() -> None:
+    def high_share(noise: np.ndarray) -> float:
+        spectrum = np.square(np.abs(np.fft.rfft(noise)))
+        return float(spectrum[len(spectrum) // 2 :].sum() / spectrum.sum())
+
+    augmentation = WaveformAugmentation(noise_snr_db=(0, 0))
+    shares = [high_share(vary(augmentation, tone(), seed) - tone()) for seed in range(12)]
+    assert {round(share, 1) for share in shares} == {0.1, 0.5}
+    octaves = [
+        np.square(np.abs(np.fft.rfft(pink(np.random.default_rng(0).standard_normal(2**16)))))[a : 2 * a].sum()
+        for a in (512, 4096)
+    ]
+    assert octaves[0] == pytest.approx(octaves[1], rel=0.2)
+
+
+def test_noise_comes_from_the_folder(tmp_path) -> None:
+    (tmp_path / "deep").mkdir()
+    click = np.zeros(RATE_HZ // 2, dtype=np.float32)
+    click[1000] = 0.5
+    soundfile.write(tmp_path / "deep" / "click.wav", click, RATE_HZ)
+    (tmp_path / "readme.txt").write_text("no noise")
+    (file,) = noise_recordings(tmp_path)
+    varied = vary(WaveformAugmentation(noise_snr_db=(0, 0), noise_files=(file,)), tone())
+    added = np.flatnonzero(np.abs(varied - tone()) > 1e-3)
+    assert len(added) == 2 and added[1] - added[0] == RATE_HZ // 2  # half a second, repeated to fill one
+    assert power(varied - tone()) == pytest.approx(power(tone()), rel=0.01)
+
+
+def test_silence_as_noise_or_recording_is_no_trouble(tmp_path) -> None:
+    soundfile.write(tmp_path / "silence.wav", np.zeros(100), RATE_HZ)
+    silent = WaveformAugmentation(noise_snr_db=(0, 0), noise_files=noise_recordings(tmp_path))
+    assert np.array_equal(vary(silent, tone()), tone())
+    everything = WaveformAugmentation((0.5, 2.0), (0, 0), (-6, 6))
+    assert not vary(everything, np.zeros(1000, dtype=np.float32)).any()
+    assert len(vary(everything, tone()[:1])) >= 1
+
+
+@pytest.mark.parametrize("gain_db", [-20, 6])
+def test_gain_is_in_decibels(gain_db) -> None:
+    varied = vary(WaveformAugmentation(gain_db=(gain_db, gain_db)), tone())
+    np.testing.assert_allclose(varied, tone() * 10 ** (gain_db / 20), rtol=1e-5)
+
+
+def test_draws_fill_their_range() -> None:
+    lengths = [len(vary(WaveformAugmentation(speed=(0.9, 1.1)), tone(), seed)) for seed in range(60)]
+    assert RATE_HZ / 1.1 - 1 <= min(lengths) < RATE_HZ / 1.08 and RATE_HZ / 0.92 < max(lengths) <= RATE_HZ / 0.9 + 1
+
+
+def test_the_same_generator_gives_the_same() -> None:
+    augmentation = WaveformAugmentation((0.9, 1.1), (5, 20), (-6, 6))
+    assert np.array_equal(vary(augmentation, tone(), 3), vary(augmentation, tone(), 3))
+    assert not np.array_equal(vary(augmentation, tone(), 3), vary(augmentation, tone(), 4))
+
+
+def test_the_key_tells_settings_and_noise_apart(tmp_path) -> None:
+    for name, level in (("one", 0.1), ("two", 0.2), ("copy", 0.1)):
+        (tmp_path / name).mkdir()
+        soundfile.write(tmp_path / name / f"{name}.wav", np.full(50, level), RATE_HZ)
+    noise = [
+        WaveformAugmentation(noise_snr_db=(0, 0), noise_files=noise_recordings(tmp_path / name))
+        for name in ("one", "two", "copy")
+    ]
+    assert noise[0].key() == noise[2].key()
+    others = [
+        noise[0],
+        noise[1],
+        *(WaveformAugmentation(**{name: (1, 2)}) for name in ("speed", "noise_snr_db", "gain_db")),
+    ]
+    assert len({each.key() for each in others}) == len(others)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"speed": (1.1, 0.9)}, "speed is 1.1 0.9; expected two numbers, the lower first, from 0.5 to 2.0"),
+        ({"speed": (0.1, 1)}, "speed is 0.1 1"),
+        ({"noise_snr_db": (5,)}, "noise_snr_db is 5; expected two numbers"),
+        ({"gain_db": (-60, 0)}, "gain_db is -60 0"),
+        ({"noise_files": ("x.wav",)}, "no noise_snr_db"),
+    ],
+)
+def test_ranges_that_are_none_are_refused(options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        WaveformAugmentation(**options)
+
+
+def test_a_folder_without_noise_is_named(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match="holds no recording"):
+        noise_recordings(tmp_path)
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
+        noise_recordings(tmp_path / "nowhere")

@@ -1,0 +1,167 @@
+"""
+Variants of recordings in the feature cache: what makes speed, noise and gain cost no encoder time in a step.
+
+A fresh draw for every batch would need the encoder in every step. Instead each recording gets a few variants, encoded
+once and cached as the recording itself is; training then takes one of them, or the recording, anew in every epoch. With
+N variants the cache is about N + 1 times as large, and the encoder runs N + 1 times as long, once.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from transformers import TrainerCallback
+
+from .dataset import resize_slots
+from .encoding import EXAMPLE_ERRORS, ExampleEncoder
+from .feature_cache import BYTES_PER_MB, KEY_LENGTH, FeatureCache
+from .waveform_arguments import DEFAULT_VARIANTS
+from .waveform_augment import WaveformAugmentation
+
+#: The sizes of a row that other variants change, as of its longest.
+SIZE_COLUMNS = ("length", "audio_frames")
+
+
+class WaveformVariants:
+    """
+    A fixed number of variants of each training recording.
+
+    Which variants there are depends on the recordings and the augmentation alone, so that runs share them.
+
+    Args:
+        cache: where they are kept.
+        augmentation: what makes them.
+        count: how many of each recording.
+    """
+
+    def __init__(self, cache: FeatureCache, augmentation: WaveformAugmentation, count: int = DEFAULT_VARIANTS):
+        self.cache = cache
+        self.augmentation = augmentation
+        self.count = count
+
+    def keys(self, key: str) -> list[str]:
+        """Cache keys of a recording's variants, by that of the recording."""
+        settings = (key, self.augmentation.key())
+        return [_digest([*settings, number])[:KEY_LENGTH] for number in range(self.count)]
+
+    def add(self, examples: Sequence[Any], progress: bool = True, announce: bool = True) -> None:
+        """
+        Computes and stores what is missing of the variants, and says what that costs.
+
+        Args:
+            examples: have `recordings`, which the cache holds; those that cannot be used are passed over.
+            progress: shows a bar.
+            announce: prints what it costs; of several processes, one should.
+        """
+        encoder = ExampleEncoder(self.cache.processor, self.cache)
+        places: dict[str, tuple[int, int]] = {}
+        for index in range(len(examples)):
+            for place, recording in enumerate(examples[index].recordings):
+                try:
+                    places.setdefault(encoder.measure(recording)[0], (index, place))
+                except EXAMPLE_ERRORS:
+                    continue
+
+        def vary(own_key: str, index: int, place: int) -> np.ndarray:
+            waveform = self.cache.processor.load_audio(encoder.content(examples[index].recordings[place]))
+            generator = np.random.default_rng(int(own_key, 16))
+            return self.augmentation(waveform, self.cache.processor.sampling_rate, generator)
+
+        variants = {own: partial(vary, own, *place) for key, place in places.items() for own in self.keys(key)}
+        if announce:
+            missing = sum(not self.cache.has(own) for own in variants)
+            megabytes = self.count * self.cache.size_bytes(filter(self.cache.has, places)) / BYTES_PER_MB
+            print(
+                f"Speed, noise and gain change what the encoder hears: {self.count} variants of each of {len(places)} "
+                f"recordings are cached, {self.count + 1} times the cache (about {megabytes:.0f} MB more). For them the "
+                f"encoder runs {missing} times now, and in no step."
+            )
+        self.cache.fill(variants, progress)
+
+    def dataset(self, rows: datasets.Dataset, seed: int) -> tuple[datasets.Dataset, "VariantChoice"]:
+        """
+        Rows that take other variants in every epoch.
+
+        Args:
+            rows: with `audio`, the keys of recordings that were added, a list or one; with `input_ids` and `labels`
+                where recordings have slots in them.
+            seed: of the run.
+
+        Returns:
+            The rows, each as long in `length` and `audio_frames` as with its longest variants, and the callback that
+            tells them the epoch.
+        """
+        keys = dict.fromkeys(key for audio in rows["audio"] for key in _as_list(audio))
+        frames = {key: [self.cache.load(own)[1].tolist() for own in (key, *self.keys(key))] for key in keys}
+        stack = self.cache.processor.stack_factor
+        slots = {key: [sum(-(-n // stack) for n in windows) for windows in each] for key, each in frames.items()}
+        totals = {key: [sum(windows) for windows in each] for key, each in frames.items()}
+        has_slots = "input_ids" in rows.column_names
+        growing = {"length": slots if has_slots else totals, "audio_frames": totals}
+        for column in set(SIZE_COLUMNS) & set(rows.column_names):
+            sizes = [
+                size + sum(max(growing[column][key]) - growing[column][key][0] for key in _as_list(audio))
+                for size, audio in zip(rows[column], rows["audio"])
+            ]
+            rows = rows.remove_columns(column).add_column(column, sizes)
+        table = {key: list(zip((key, *self.keys(key)), slots[key])) for key in keys}
+        choice = VariantChoice(table, self.cache.processor.audio_token_id, seed)
+        columns = ["audio", *(("input_ids", "labels") if has_slots else ())]
+        return rows.with_transform(choice, columns=columns, output_all_columns=True), choice
+
+
+class VariantChoice(TrainerCallback):
+    """
+    Takes for each recording of a row itself or one of its variants, by seed, epoch and row alone.
+
+    So a run that resumes takes what the run that was cut off would have taken, whatever was loaded ahead, and any
+    number of processes take the same.
+
+    Args:
+        table: for each recording's key, (key, audio slots) of itself and its variants.
+        slot_id: the id of an audio slot.
+        seed: of the run.
+    """
+
+    def __init__(self, table: dict[str, list[tuple[str, int]]], slot_id: int, seed: int):
+        self.table = table
+        self.slot_id = slot_id
+        self.seed = seed
+        #: Shared with worker processes, which may outlive an epoch.
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def on_epoch_begin(self, args, state, control, **kwargs) -> None:
+        """Notes the epoch that begins, or that a resumed run is in."""
+        self.epoch.fill_(int(state.epoch or 0))
+
+    def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """A batch of columns with the variants taken, their slots and labels."""
+        if "input_ids" not in rows:
+            return {"audio": [self.choose([], [key])[0][0] for key in rows["audio"]]}
+        varied: dict[str, list[Any]] = {"input_ids": [], "labels": [], "audio": []}
+        for input_ids, labels, audio in zip(rows["input_ids"], rows["labels"], rows["audio"]):
+            taken = self.choose(input_ids, audio)
+            new_ids, new_labels = resize_slots(input_ids, labels, self.slot_id, [slots for _, slots in taken])
+            varied["input_ids"].append(new_ids)
+            varied["labels"].append(new_labels)
+            varied["audio"].append([key for key, _ in taken])
+        return varied
+
+    def choose(self, input_ids: Sequence[int], audio: Sequence[str]) -> list[tuple[str, int]]:
+        """(key, audio slots) of what is taken for each recording of a row."""
+        row = _digest([self.seed, int(self.epoch), list(map(int, input_ids)), list(audio)])
+        generator = np.random.default_rng(int(row, 16))
+        return [self.table[key][generator.integers(len(self.table[key]))] for key in audio]
+
+
+def _as_list(audio: Any) -> list[str]:
+    return [audio] if isinstance(audio, str) else list(audio)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
