@@ -97,7 +97,8 @@ class RoutedLoraLinear(LoraLinear):
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """`x` has the batch's rows in its first dimension; so has the result."""
-        routes = {} if self.disable_adapters or self.merged else self.router.route.rows
+        route = self.router.route
+        routes = {} if self.disable_adapters or self.merged else route.rows
         routes = {name: rows for name, rows in routes.items() if name in self.lora_A}
         everywhere = next((name for name, rows in routes.items() if rows is None), None)
         if everywhere is not None and not args and not kwargs and can_fuse(self.base_layer, x):
@@ -113,7 +114,10 @@ class RoutedLoraLinear(LoraLinear):
             down, up = (weight.to(x.dtype) for weight in self._factors(name))
             low, up = nn.functional.linear(chosen, down).to(result.dtype), (up * scaling).to(result.dtype)
             update = nn.functional.linear(low, up)
-            result = result + update if rows is None else result.index_add(0, rows.to(x.device), update)
+            if rows is None:
+                result = result + update
+            else:
+                result = route.by_row(result).index_add(0, rows.to(x.device), update).view(result.shape)
         return result
 
     def _fused(self, x: torch.Tensor, name: str) -> torch.Tensor:
