@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -31,10 +31,13 @@ STAGE_OPTIONS: dict[str, type | None] = {
     "distill": DistillArguments,
     "prefer": PreferArguments,
 }
+BATCH_SIZES = ("batch_size", "per_device_train_batch_size")
+BATCH_BUDGETS = ("max_tokens_per_batch", "max_audio_seconds_per_batch")
 #: Options that say the same: given on the command line, one takes the place of any of them in the recipe.
 SYNONYMS = (
     *SHORT_NAMES.items(),
     ("use_wandb", "report_to"),
+    *((size, budget) for size in BATCH_SIZES for budget in BATCH_BUDGETS),
     ("num_epochs", "max_steps"),
     ("num_train_epochs", "max_steps"),
 )
@@ -109,7 +112,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[Any, ...]:
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
-    own = [*as_options(recipe, groups, path, given), f"--stage={stage}", *arguments]
+    own = [*as_options(recipe, stage, path, given), f"--stage={stage}", *arguments]
     *parsed, unknown = parser.parse_args_into_dataclasses(own, return_remaining_strings=True)
     if unknown:
         raise ValueError(
@@ -179,29 +182,28 @@ def given_names(arguments: Sequence[str]) -> set[str]:
     return names | {name.removeprefix("no_") for name in names}
 
 
-def as_options(recipe: dict[str, Any], groups: Sequence[type], path: Path, given: set[str]) -> list[str]:
+def as_options(recipe: dict[str, Any], stage: str, path: Path, given: set[str]) -> list[str]:
     """
     A recipe as command line options, for the command line's own to come after.
 
     Args:
         recipe: options by name; None is an option that is not given.
-        groups: the dataclasses of the stage.
+        stage: whose options they are.
         path: where it came from, for errors.
         given: options of the command line, whose synonyms are left out.
 
     Raises:
         ValueError: the stage has no such option, or a value is of a kind that an option cannot have.
     """
-    assert all(is_dataclass(group) for group in groups)
     hints = {
         field.name: hint
-        for group in groups
+        for group in option_groups(stage)
         for field, hint in ((field, get_type_hints(group)[field.name]) for field in fields(group))
         if field.init and field.name != "config"
     }
     unknown = sorted(set(recipe) - set(hints))
     if unknown:
-        raise ValueError(f"the recipe {path} has {', '.join(unknown)}, which this stage has no option for.")
+        raise ValueError(f"the recipe {path} has {', '.join(unknown)}, which stage {stage} has no option for.")
     replaced = {other for pair in SYNONYMS for name, other in (pair, pair[::-1]) if name in given} - given
     options = []
     for name, value in recipe.items():
