@@ -10,12 +10,13 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from .audio_tower import AudioTower, encoder_frame_counts
+from .audio_tower import MEL_FRAMES_PER_ENCODER_FRAME, AudioTower, encoder_frame_counts
 from .composition import ComposedOfBases
 from .configuration_audiollm import AudioLlmConfig
 from .generation_audiollm import AudioLlmGenerationMixin
 from .language_head import scale_logits
 from .lora_routing import ROUTE_KEYWORD, LoraRoute, accepts_route, add_adapters, reset_adapters
+from .packed_rows import count_sequences, hold_audio, packed_sequences
 from .pretrained_audiollm import AudioLlmPreTrainedModel
 from .projector import AudioLlmProjector
 
@@ -174,9 +175,16 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         One audio token of silence, `(1, hidden_size)`, for training batches without audio.
 
         In distributed training every rank must run the same modules; each batch so reaches every trainable weight,
-        with gradients of zero where it has nothing to say.
+        with gradients of zero where it has nothing to say. An encoder that trains is one of them.
         """
-        frame = self.audio_boundary_embeds.new_zeros(1, 1, self.config.audio_config.d_model)
+        audio_config = self.config.audio_config
+        if any(parameter.requires_grad for parameter in self.audio_tower.parameters()):
+            mel_frames = self.audio_boundary_embeds.new_zeros(
+                1, audio_config.num_mel_bins, MEL_FRAMES_PER_ENCODER_FRAME
+            )
+            frame, _ = self.encode_audio(mel_frames)
+        else:
+            frame = self.audio_boundary_embeds.new_zeros(1, 1, audio_config.d_model)
         return self.multi_modal_projector(frame, torch.ones(1, dtype=torch.long, device=frame.device))
 
     def row_adapters(
@@ -186,11 +194,12 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         adapter_names: list[str | None] | None,
         has_audio: bool,
         cache: Cache | None,
+        sequences: torch.Tensor | None = None,
     ) -> list[str | None]:
         """
         The adapter of each row: as asked, else the first one for rows that hold audio now or, in the cache, before.
 
-        None is the untouched base.
+        None is the untouched base. Of a packed batch, a row is one of the examples that `sequences` tells apart.
 
         Raises:
             ValueError: an adapter is unknown, or there are more or fewer names than rows.
@@ -205,7 +214,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
                 adapter_names = [name for name in adapter_names for _ in range(batch_size // len(adapter_names))]
             if has_audio and input_ids is not None and self.config.lora_adapters:
                 default = next(iter(self.config.lora_adapters))
-                holds_audio = (input_ids == self.config.audio_token_id).any(dim=1).tolist()
+                holds_audio = hold_audio(input_ids, self.config.audio_token_id, sequences)
                 adapter_names = [known or (default if now else None) for known, now in zip(adapter_names, holds_audio)]
         unknown = sorted({name for name in adapter_names if name is not None} - set(self.config.lora_adapters))
         if unknown:
@@ -257,10 +266,19 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         if self.training and not has_audio:
             inputs_embeds = inputs_embeds + 0.0 * self._silent_token().to(inputs_embeds)
 
-        rows = self.row_adapters(input_ids, inputs_embeds.shape[0], adapter_names, has_audio, past_key_values)
+        sequences = packed_sequences(position_ids, attention_mask, past_key_values)
+        num_rows = inputs_embeds.shape[0]
+        if sequences is not None:
+            num_rows, use_cache = (
+                count_sequences(sequences),
+                False,
+            )  # with a cache, attention would not tell them apart
+        rows = self.row_adapters(input_ids, num_rows, adapter_names, has_audio, past_key_values, sequences)
         if self.lora_router is not None:
             run_always = self.config.lora_adapters if self.training else ()
             route = LoraRoute.from_names(rows, inputs_embeds.device, run_always)
+            if sequences is not None:
+                route = route.over_positions(sequences)
             self.lora_router.route = route
             if accepts_route(self.language_model):
                 kwargs[ROUTE_KEYWORD] = route
@@ -345,6 +363,9 @@ class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel,
             input_ids: `(batch, length)`; each audio's slots carry `config.audio_token_id`.
             input_features: log-mel windows of the batch's audios in reading order, `(windows, mel_bins, mel_frames)`.
             input_features_mask: `(windows, mel_frames)`, 1 for real frames.
+            position_ids: `(batch, length)`. Where they start over within a row, and there is no attention mask, the row
+                holds several examples, each of which attends to itself alone and has an adapter of its own. The first
+                label of each must be -100.
             labels: `(batch, length)`, -100 where nothing is to be learned; shifted inside.
             logits_to_keep: as in transformers: the last so many positions, or the positions given; 0 keeps all. A
                 boolean mask `(batch, length)` keeps what it marks, row by row: `logits` is then `(marked, vocab_size)`.

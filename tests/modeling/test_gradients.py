@@ -202,3 +202,18 @@ def test_trainable_parameters_are_told(tiny_model, capsys) -> None:
     trained = sum(tiny_model.get_parameter(name).numel() for name in tiny_model.trainable_names())
     total = sum({id(p): p.numel() for p in tiny_model.parameters()}.values())
     assert f"trainable params: {trained:,} || all params: {total:,}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("tower_trains", [False, True])
+def test_a_batch_without_audio_reaches_all_that_trains(tiny_model, tower_trains: bool) -> None:
+    """As distributed training needs: every process has a gradient for every weight."""
+    tiny_model.model.audio_tower.requires_grad_(tower_trains)
+    tiny_model.model.audio_tower.embed_positions.requires_grad_(False)
+    tiny_model.train()
+    ids = torch.tensor([[7, 8, 9]])
+    tiny_model(input_ids=ids, labels=ids).loss.backward()
+    without = [name for name, value in tiny_model.named_parameters() if value.requires_grad and value.grad is None]
+    assert not without
+    if tower_trains:
+        tower = tiny_model.model.audio_tower
+        assert all(not value.grad.any() for value in tower.parameters() if value.grad is not None)
