@@ -203,9 +203,7 @@ def _load_table(source: Source, streaming: bool) -> Any:
     return dataset.to_iterable_dataset() if streaming else dataset
 
 
-def read_sources(
-    data_paths: str | Sequence[str], audio_dir: str | os.PathLike[str] | None = None
-) -> list[Examples]:
+def read_sources(data_paths: str | Sequence[str], audio_dir: str | os.PathLike[str] | None = None) -> list[Examples]:
     """
     Opens and checks every source.
 
@@ -263,17 +261,15 @@ class StreamedRows:
     Args:
         source: anything but a JSON list, which can only be read whole.
         audio_dir: as in `read_examples`.
-        seed: of the order.
         shuffle_rows: rows that are held to draw from; 0 keeps the source's own order.
 
     Raises:
         ValueError: the source is a JSON list.
     """
 
-    def __init__(
-        self, source: Source, audio_dir: str | os.PathLike[str] | None = None, seed: int = 0, shuffle_rows: int = 0
-    ):
+    def __init__(self, source: Source, audio_dir: str | os.PathLike[str] | None = None, shuffle_rows: int = 0):
         self.source = source
+        self.shuffle_rows = shuffle_rows
         self.reader = RowReader(source.folder, audio_dir)
         if source.kind == "json" and not source.path.endswith(JSON_LINES_SUFFIX):
             raise ValueError(
@@ -281,20 +277,21 @@ class StreamedRows:
                 f"the file *{JSON_LINES_SUFFIX}."
             )
         if source.kind == "json":
-            stream = datasets.IterableDataset.from_generator(_lines_of, gen_kwargs={"path": source.path})
+            self.stream = datasets.IterableDataset.from_generator(_lines_of, gen_kwargs={"path": source.path})
         else:
-            stream = _open_table(source, streaming=True).decode(False).map(_number, with_indices=True)
-        self.stream = stream.shuffle(seed=seed, buffer_size=shuffle_rows) if shuffle_rows else stream
+            self.stream = _open_table(source, streaming=True).decode(False).map(_number, with_indices=True)
 
-    def rows(self, epoch: int) -> Iterator[tuple[str, Callable[[], Conversation]]]:
+    def rows(self, epoch: int, seed: int = 0) -> Iterator[tuple[str, Callable[[], Conversation]]]:
         """
         Where each row stands, and a function that checks and reads it, which may raise RowError.
 
         Args:
             epoch: which pass over the source this is; each has its own order.
+            seed: of the orders.
         """
-        self.stream.set_epoch(epoch)
-        for row in self.stream:
+        stream = self.stream.shuffle(seed=seed, buffer_size=self.shuffle_rows) if self.shuffle_rows else self.stream
+        stream.set_epoch(epoch)
+        for row in stream:
             if self.source.kind == "json":
                 where, value, problem = row["where"], row["value"], row["problem"]
             else:

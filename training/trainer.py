@@ -9,9 +9,11 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from .arguments import AudioLlmTrainingArguments
+from .batching import BudgetedTrainer
 from .checkpointing import StopOnSigterm, StoppedBySignalError
 from .evaluating import MoreMetrics, random_states_kept
 from .sharding import ShardedTrainer
+from .streaming import StreamedTrainer
 
 PROJECTOR_KEYS = ("multi_modal_projector.", "audio_boundary_embeds")
 
@@ -118,7 +120,7 @@ class ResumableTrainer(Trainer):
         return output
 
 
-class AudioLlmTrainer(ShardedTrainer, ResumableTrainer):
+class AudioLlmTrainer(StreamedTrainer, BudgetedTrainer, ShardedTrainer, ResumableTrainer):
     """
     Trains projector and LoRA with their own learning rates, and resumes from what was trained alone.
 

@@ -1,0 +1,98 @@
+"""What stage instruct trains on: one or several sources, read whole or as they come, as the dataset of a Trainer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from audiollm.corpora.sources import Examples, StreamedRows, parse_source, read_sources, settle_problems
+
+from .encoding import ExampleEncoder, build_mixture
+from .source_arguments import SourceArguments
+from .streaming import SHUFFLE_ROWS, StreamedExamples
+
+
+@dataclass
+class InstructData:
+    """
+    Sources that were opened, and how to mix them.
+
+    Attributes:
+        sources: all [`Examples`], or all [`StreamedRows`].
+        weights: the share of each; None for every example once.
+        skip_bad: leave out bad examples instead of refusing.
+    """
+
+    sources: Sequence[Any]
+    weights: Sequence[float] | None = None
+    skip_bad: bool = False
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the examples come without being counted."""
+        return isinstance(self.sources[0], StreamedRows)
+
+    def __len__(self) -> int:
+        """
+        Raises:
+            TypeError: the examples cannot be counted.
+        """
+        if self.is_streamed:
+            raise TypeError("Streamed examples cannot be counted.")
+        return sum(map(len, self.sources))
+
+    def dataset(
+        self,
+        encoder: ExampleEncoder,
+        seed: int,
+        progress: bool = True,
+        process_index: int = 0,
+        num_processes: int = 1,
+    ) -> Any:
+        """
+        Args:
+            encoder: makes the rows.
+            seed: of draws among the sources, and of the order of streams.
+            progress: shows bars.
+            process_index, num_processes: that share a stream.
+
+        Raises:
+            ExamplesError: there are bad examples and they are not to be left out, or there are no others.
+        """
+        if self.is_streamed:
+            return StreamedExamples(
+                self.sources, encoder, self.weights, seed, self.skip_bad, process_index, num_processes
+            )
+        return build_mixture(self.sources, encoder, self.weights, seed, self.skip_bad, progress)
+
+
+def open_training_data(arguments: SourceArguments) -> InstructData:
+    """
+    Opens --data_path, and checks all examples if they are not streamed.
+
+    Raises:
+        ExamplesError: a source cannot be read, or has bad examples and they are not to be left out; all are listed.
+        FileNotFoundError: a source is not there.
+        ValueError: a source is of a kind that cannot be read so.
+    """
+    skip_bad = arguments.on_bad_example == "skip"
+    if not arguments.streaming:
+        return InstructData(_open_all(arguments.data_path, arguments, skip_bad), arguments.data_weights, skip_bad)
+    shuffle_rows = SHUFFLE_ROWS if arguments.shuffle_rows is None else arguments.shuffle_rows
+    streams = [StreamedRows(parse_source(path), arguments.audio_dir, shuffle_rows) for path in arguments.data_path]
+    print("Examples are streamed: bad ones cannot be found ahead, and are reported when they are met.")
+    return InstructData(streams, arguments.data_weights, skip_bad)
+
+
+def open_held_out_data(arguments: SourceArguments) -> InstructData | None:
+    """--eval_data_path, checked; None without it. Raises as [`open_training_data`]."""
+    if arguments.eval_data_path is None:
+        return None
+    skip_bad = arguments.on_bad_example == "skip"
+    return InstructData(_open_all([arguments.eval_data_path], arguments, skip_bad), None, skip_bad)
+
+
+def _open_all(paths: Sequence[str], arguments: SourceArguments, skip_bad: bool) -> list[Examples]:
+    sources = read_sources(paths, arguments.audio_dir)
+    if not skip_bad:  # else they are listed with those whose recordings cannot be used
+        settle_problems([(source.source.name, source.problems) for source in sources], skip=False)
+    return sources
