@@ -9,7 +9,7 @@ give the same loss, but compute all of a row's attention before masking it: quad
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from audiollm.processing.conversations import IGNORED_LABEL
@@ -96,7 +96,7 @@ def check_packing(model: PreTrainedModel) -> None:
     Raises:
         ValueError: they do, as in layers that carry a state along the row.
     """
-    device = model.get_input_embeddings().weight.device
+    device = cast(nn.Embedding, model.get_input_embeddings()).weight.device
     examples = [torch.tensor([ids], device=device) for ids in PROBE]
     if uses_flash(model) and device.type == "cpu":
         return  # moved to its GPU later

@@ -164,7 +164,7 @@ def load_trained(model: torch.nn.Module, folder: str) -> None:
     Raises:
         ValueError: the folder's weights are not those that this model trains.
     """
-    state = load_file(Path(folder) / SAFE_WEIGHTS_NAME)
+    state: dict[str, Any] = load_file(Path(folder) / SAFE_WEIGHTS_NAME)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     if state.keys() != trained:
         raise ValueError(
