@@ -26,6 +26,7 @@ from .dataset import cached_windows, pad_windows
 from .errors import TrainingError
 from .feature_cache import FeatureCache
 from .trainer import ResumableTrainer
+from .variants import WaveformVariants
 
 BLANK = 0
 #: Cosines lie in [-1, 1]; this makes them logits. It is learned from here on.
@@ -275,6 +276,7 @@ def align(
     arguments: TrainingArguments,
     augmentation: FeatureAugmentation | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    variants: WaveformVariants | None = None,
 ) -> Alignment:
     """
     Trains a model's projector by CTC, in place, resuming where an earlier run into the same folder was cut off.
@@ -286,6 +288,7 @@ def align(
         arguments: rates, epochs and output folder of the stage.
         augmentation: how to vary the clips.
         callbacks: the Trainer's.
+        variants: of the clips, to train on as well.
 
     Returns:
         The aligner, its vocabulary, and the losses on the way.
@@ -310,6 +313,9 @@ def align(
         augmentation=None if augmentation is None else partial(vary_clips, augmentation=augmentation),
         callbacks=list(callbacks),
     )
+    if variants is not None:
+        trainer.train_dataset, choice = variants.dataset(dataset, arguments.seed)
+        trainer.add_callback(choice)
     trainer.train(
         resume_from_checkpoint=arguments.resume_from_checkpoint or last_complete_checkpoint(str(arguments.output_dir))
     )

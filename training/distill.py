@@ -45,6 +45,11 @@ class DistillExample:
     index: int = 0  # place in the file it came from, counting from 0
 
     @property
+    def recordings(self) -> tuple[str, ...]:
+        """What stands for each `<audio>`, in reading order."""
+        return self.audio_paths
+
+    @property
     def teacher_text(self) -> str:
         """The prompt as the teacher reads it: each `<audio>` replaced by its transcript."""
         pieces = self.text.split(AUDIO_PLACEHOLDER)

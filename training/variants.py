@@ -9,6 +9,7 @@ N variants the cache is about N + 1 times as large, and the encoder runs N + 1 t
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -49,25 +50,25 @@ class WaveformVariants:
         settings = (key, self.augmentation.key())
         return [_digest([*settings, number])[:KEY_LENGTH] for number in range(self.count)]
 
-    def add(self, examples: Sequence[Any], progress: bool = True, announce: bool = True) -> None:
+    def add(self, sources: Sequence[Sequence[Any]], progress: bool = True, announce: bool = True) -> None:
         """
         Computes and stores what is missing of the variants, and says what that costs.
 
         Args:
-            examples: have `recordings`, which the cache holds; those that cannot be used are passed over.
+            sources: examples with `recordings`, which the cache holds; those that cannot be used are passed over.
             progress: shows a bar.
             announce: prints what it costs; of several processes, one should.
         """
         encoder = ExampleEncoder(self.cache.processor, self.cache)
-        places: dict[str, tuple[int, int]] = {}
-        for index in range(len(examples)):
-            for place, recording in enumerate(examples[index].recordings):
-                try:
-                    places.setdefault(encoder.measure(recording)[0], (index, place))
-                except EXAMPLE_ERRORS:
-                    continue
+        # Where each lies: those within a table are read again when their turn comes, not held.
+        places: dict[str, tuple[Sequence[Any], int, int]] = {}
+        for examples in sources:
+            for index in range(len(examples)):
+                for place, recording in enumerate(examples[index].recordings):
+                    with suppress(*EXAMPLE_ERRORS):
+                        places.setdefault(encoder.measure(recording)[0], (examples, index, place))
 
-        def vary(own_key: str, index: int, place: int) -> np.ndarray:
+        def vary(own_key: str, examples: Sequence[Any], index: int, place: int) -> np.ndarray:
             waveform = self.cache.processor.load_audio(encoder.content(examples[index].recordings[place]))
             generator = np.random.default_rng(int(own_key, 16))
             return self.augmentation(waveform, self.cache.processor.sampling_rate, generator)
