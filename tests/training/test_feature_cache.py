@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -12,7 +13,8 @@ import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.corpora.examples import read_examples
 from audiollm.training.dataset import AudioLlmCollator, build_dataset
-from audiollm.training.feature_cache import FeatureCache
+from audiollm.training.feature_cache import FeatureCache, FeatureCacheError
+from audiollm.training.train import main
 from safetensors.torch import save_file
 from tiny_models import save_audio_base
 
@@ -107,6 +109,66 @@ def test_size_is_that_of_the_files(cache, corpus) -> None:
     assert cache.size_bytes() == sum(cache.path(key).stat().st_size for key in keys)
     floats = sum(cache.load(key)[0].numel() for key in keys)
     assert 0 < cache.size_bytes() - 4 * floats < 1024 * len(keys)
+
+
+def test_some_keys_have_a_size_and_where_it_is_is_said(cache, corpus) -> None:
+    keys = cache.add(corpus.paths[:3], progress=False)
+    assert cache.size_bytes(keys[:1]) == cache.path(keys[0]).stat().st_size < cache.size_bytes()
+    cache._store("0" * 32, torch.zeros(60_000, 8), torch.tensor([60_000]))
+    assert cache.describe() == f"Feature cache: 2 MB in {cache.folder}."
+
+
+def test_the_command_says_how_large_its_cache_is(options, shared_features, capsys) -> None:
+    main(options)
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Feature cache: ")]
+    assert len(said) == 1 and said[0].endswith(" MB in " + str(next(shared_features.iterdir())) + ".")
+
+
+#: What the kernel lets a process write to a file, where a test needs a disk that is full.
+FILE_LIMIT_BYTES = 10_000
+
+
+def _store_under_a_limit(cache: FeatureCache, report: multiprocessing.Queue) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_LIMIT_BYTES, FILE_LIMIT_BYTES))
+    try:
+        cache._store("f" * 32, torch.ones(20_000, 32), torch.tensor([20_000]))
+    except FeatureCacheError as error:
+        report.put(str(error))
+    else:
+        report.put("it was stored")
+
+
+def test_a_disk_that_takes_no_more_is_named_and_what_is_stored_stays(cache, corpus) -> None:
+    (key,) = cache.add(corpus.paths[:1], progress=False)
+    context = multiprocessing.get_context("fork")
+    report = context.Queue()
+    writer = context.Process(target=_store_under_a_limit, args=(cache, report))
+    writer.start()
+    message = report.get(timeout=30)
+    writer.join(10)
+    assert f"{cache.folder} cannot take 2.6 MB more" in message and "MB free" in message
+    assert "--feature_cache another folder, or off" in message
+    assert cache.has(key) and not cache.has("f" * 32)
+    assert not list(cache.folder.rglob("*.part"))
+
+
+def test_a_folder_that_cannot_be_is_named_before_anything_is_encoded(options, corpus, capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*options, "--feature_cache", f"{corpus.data_path}/below"])
+    assert f"--feature_cache {corpus.data_path}/below cannot be used" in str(caught.value.code)
+
+
+def test_recordings_may_be_made_when_they_are_missing(cache) -> None:
+    waveform = 0.1 * np.random.default_rng(0).standard_normal(4000).astype(np.float32)
+    made = []
+
+    def make() -> np.ndarray:
+        made.append(1)
+        return waveform
+
+    cache.fill({"a" * 32: make, "b" * 32: waveform}, progress=False)
+    cache.fill({"a" * 32: make}, progress=False)
+    assert made == [1] and torch.equal(cache.load("a" * 32)[0], cache.load("b" * 32)[0])
 
 
 def _add(cache: FeatureCache, paths: list[str], start: float) -> None:
