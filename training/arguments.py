@@ -12,8 +12,11 @@ from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_rep
 from transformers.trainer_utils import IntervalStrategy
 
 from .evaluation_arguments import EvaluationArguments
+from .quantised import check_quantisation
 from .sharding import check_distributed
+from .source_arguments import BudgetArguments, SourceArguments
 from .trainable import DEFAULT_TRAINABLE, TRAINABLE, trains
+from .waveform_arguments import WaveformArguments
 
 CACHE_OFF = "off"
 #: Where the command differs from the configuration's own defaults: minutes of speech are soon known by heart.
@@ -87,6 +90,12 @@ class ModelArguments:
             "else float32. What trains is always float32."
         },
     )
+    load_in_8bit: bool = field(
+        default=False, metadata={"help": "Hold the frozen language model's layers in 8 bits, through bitsandbytes."}
+    )
+    load_in_4bit: bool = field(
+        default=False, metadata={"help": "Hold the frozen language model's layers in 4 bits (QLoRA's nf4)."}
+    )
     attn_implementation: str | None = field(
         default=None, metadata={"help": "Attention kernels: sdpa, eager or flash_attention_2."}
     )
@@ -124,20 +133,11 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
+class DataArguments(WaveformArguments, SourceArguments):
     """What to train on."""
 
     _argument_group_name = "data"
 
-    data_path: str = field(
-        metadata={"help": "JSON list (or JSON lines) of {text with <audio>, audio_paths, response}."}
-    )
-    audio_dir: str | None = field(
-        default=None, metadata={"help": "Folder that audio_paths are relative to; that of the JSON by default."}
-    )
-    eval_data_path: str | None = field(
-        default=None, metadata={"help": "Held-out examples in the same format, for --eval_strategy."}
-    )
     feature_cache: str | None = field(
         default=None,
         metadata={"help": "Folder for encoder output, shared by runs; 'off' encodes every batch anew."},
@@ -148,7 +148,7 @@ class DataArguments:
 
 
 @dataclass
-class AudioLlmTrainingArguments(EvaluationArguments):
+class AudioLlmTrainingArguments(EvaluationArguments, BudgetArguments):
     """transformers' `TrainingArguments`, with short names for the common ones and a rate for the projector."""
 
     _argument_group_name = "training"
@@ -180,6 +180,13 @@ class AudioLlmTrainingArguments(EvaluationArguments):
         default="group_by_length", metadata={"help": "Batches of like length, so that little is padded."}
     )
     length_column_name: str = field(default="length", metadata={"help": "Column that holds the tokens per example."})
+    packing: bool = field(
+        default=False,
+        metadata={
+            "help": "Join the examples of a batch into one row without padding, each attending to itself alone. The "
+            "loss is the same; it saves time with --attn_implementation flash_attention_2."
+        },
+    )
     save_total_limit: int | None = field(default=2, metadata={"help": "How many checkpoints to keep."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Course of the learning rates."})
     warmup_steps: float = field(default=0.03, metadata={"help": "Steps of warm-up, or their share when below 1."})
@@ -208,6 +215,7 @@ class AudioLlmTrainingArguments(EvaluationArguments):
         check_trackers(self.report_to)
         if self.enable_jit_checkpoint:
             raise ValueError("--enable_jit_checkpoint is not needed: SIGTERM always leaves a checkpoint behind.")
+        self.check_budget(self.per_device_train_batch_size if self.batch_size is None else self.batch_size)
         for short, full in SHORT_NAMES.items():
             short_value, full_value = getattr(self, short), getattr(self, full)
             if None not in (short_value, full_value) and short_value != full_value:
@@ -271,6 +279,8 @@ def check_arguments(
     """
     base_dtype(model, training)
     check_distributed(training)
+    check_quantisation(model.load_in_8bit, model.load_in_4bit, trains(model.trainable, "llm"), training)
+    _check_stage(stage, model, data, training)
     if model.model_path is not None and model.config_fields():
         given = ", ".join(f"--{name}" for name in model.config_fields())
         raise ValueError(
@@ -284,11 +294,18 @@ def check_arguments(
             "--eval_data_path and --eval_strategy (epoch or steps) need each other; give both or neither."
         )
     training.check_evaluation()
+    data.check_sources(training, stage)
     if data.augment and data.feature_cache == CACHE_OFF:
         raise ValueError("--augment varies cached features; it contradicts --feature_cache off.")
+    data.check_waveforms()
+    if data.varied() and data.feature_cache == CACHE_OFF:
+        raise ValueError(f"{data.varied()[0]} makes variants for the cache; it contradicts --feature_cache off.")
+    if data.varied() and data.streaming:
+        raise ValueError(f"{data.varied()[0]} makes variants ahead, of all recordings; it contradicts --streaming.")
     if trains(model.trainable, "audio"):
         _check_without_cache(model, data)
-    _check_stage(stage, model, data, training)
+    if training.packing and stage != DEFAULT_STAGE:
+        raise ValueError(f"--packing joins the examples of stage {DEFAULT_STAGE}; --stage {stage} needs them apart.")
     output_dir = Path(training.output_dir)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -306,6 +323,10 @@ def _check_without_cache(model: ModelArguments, data: DataArguments) -> None:
         )
     if data.augment:
         raise ValueError(f"--augment varies cached features; --trainable {model.trainable} cannot have any.")
+    if data.varied():
+        raise ValueError(
+            f"{data.varied()[0]} makes variants for the feature cache; --trainable {model.trainable} cannot have one."
+        )
 
 
 def _check_stage(stage: str, model: ModelArguments, data: DataArguments, training: AudioLlmTrainingArguments) -> None:
@@ -325,6 +346,7 @@ def _check_stage(stage: str, model: ModelArguments, data: DataArguments, trainin
             trainable: model.trainable != DEFAULT_TRAINABLE and "LoRA alone trains, the reference stays",
             rate: training.projector_learning_rate is not None and "the projector stays as it is",
             "--augment": data.augment and "both answers are about the recording as it is",
+            ", ".join(data.varied()): data.varied() and "both answers are about the recording as it is",
         }
     else:
         problems = {}

@@ -179,8 +179,8 @@ def check_disk_space(model: nn.Module, arguments: TrainingArguments, num_example
     if needed > free:
         raise OSError(
             errno.ENOSPC,
-            f"--output_dir {folder} has {free / GIB:.2f} GiB free, but this run needs {needed / GIB:.2f} GiB: "
-            f"{count} checkpoints of {each / GIB:.2f} GiB, of which the oldest is removed when the newest is written. "
+            f"--output_dir {folder} has {free / GIB:.3g} GiB free, but this run needs {needed / GIB:.3g} GiB: "
+            f"{count} checkpoints of {each / GIB:.3g} GiB, of which the oldest is removed when the newest is written. "
             "Make room, choose another folder, or lower --save_total_limit",
         )
 

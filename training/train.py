@@ -6,7 +6,7 @@
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,13 +36,19 @@ from .arguments import (
 from .augment import FeatureAugmentation
 from .checkpointing import StoppedBySignalError, check_disk_space, claim_folder, last_complete_checkpoint
 from .command_line import parse_arguments
-from .dataset import AudioLlmCollator, BatchAugmentation, build_dataset
+from .dataset import AudioLlmCollator, BatchAugmentation
+from .encoding import ExampleEncoder
 from .errors import TrainingError
 from .evaluating import EvaluationError, early_stopping, listening_evaluation
 from .feature_cache import FeatureCache
+from .instruct_data import InstructData, open_held_out_data, open_training_data
+from .packing import BatchPacking, check_packing, uses_flash
+from .quantised import quantisation
 from .text_drift import describe_drift, drift, text_logits
 from .trainable import set_trainable, trains
 from .trainer import AudioLlmTrainer
+from .variants import WaveformVariants
+from .waveform_arguments import DEFAULT_VARIANTS
 
 #: What a shell reports of a program that SIGTERM ended.
 EXIT_CODE_OF_SIGTERM = 128 + signal.SIGTERM
@@ -72,7 +78,11 @@ def load_model(
     Raises:
         TrainingError: bases are named for a checkpoint that holds its own.
     """
-    common: dict[str, Any] = {"dtype": dtype, "attn_implementation": arguments.attn_implementation}
+    common: dict[str, Any] = {
+        "dtype": dtype,
+        "attn_implementation": arguments.attn_implementation,
+        "quantization_config": quantisation(arguments.load_in_8bit, arguments.load_in_4bit, dtype),
+    }
     if arguments.model_path is not None:
         holds = AudioLlmConfig.from_pretrained(arguments.model_path).weight_format
         given = [f"--{name}" for name in ("llama_path", "whisper_path") if getattr(arguments, name) is not None]
@@ -145,6 +155,22 @@ def batch_augmentation(processor: AudioLlmProcessor) -> BatchAugmentation:
     )
 
 
+def waveform_variants(
+    data_arguments: DataArguments,
+    training_arguments: AudioLlmTrainingArguments,
+    prepared: Prepared,
+    examples: Sequence[Any] | InstructData,
+) -> WaveformVariants | None:
+    """The variants that --speed, --noise_snr_db and --gain_db ask for, in the cache, if they do."""
+    augmentation = data_arguments.waveform_augmentation()
+    if augmentation is None or prepared.cache is None:
+        return None
+    variants = WaveformVariants(prepared.cache, augmentation, data_arguments.waveform_variants or DEFAULT_VARIANTS)
+    sources = examples.sources if isinstance(examples, InstructData) else [examples]
+    variants.add(sources, progress=not training_arguments.disable_tqdm, announce=training_arguments.should_save)
+    return variants
+
+
 def train(
     model_arguments: ModelArguments,
     data_arguments: DataArguments,
@@ -176,12 +202,15 @@ def train(
     stage = (stage_arguments or StageArguments()).stage
     check_arguments(model_arguments, data_arguments, training_arguments, stage)
     read, build = LANGUAGE_MODEL_STAGES[stage]
-    examples = read(data_arguments.data_path, data_arguments, own_arguments)
-    held_out = None
-    if data_arguments.eval_data_path is not None:
-        held_out = read(data_arguments.eval_data_path, data_arguments, own_arguments)
+    examples, held_out = read(data_arguments, own_arguments)
 
-    prepared = prepare(model_arguments, data_arguments, training_arguments, stage, len(examples))
+    prepared = prepare(
+        model_arguments,
+        data_arguments,
+        training_arguments,
+        stage,
+        None if data_arguments.streaming else len(examples),
+    )
     augmentation = batch_augmentation(prepared.processor) if data_arguments.augment else None
     trainer = build(
         prepared,
@@ -192,6 +221,15 @@ def train(
         callbacks=[*callbacks, *early_stopping(training_arguments)],
     )
     trainer.augmentation = augmentation
+    if training_arguments.packing:
+        check_packing(trainer.model)
+        trainer.augmentation = BatchPacking(augmentation, uses_flash(trainer.model))
+    variants = waveform_variants(data_arguments, training_arguments, prepared, examples)
+    if variants is not None:
+        trainer.train_dataset, choice = variants.dataset(trainer.train_dataset, training_arguments.seed)
+        trainer.add_callback(choice)
+    if prepared.cache is not None and training_arguments.should_save:
+        print(prepared.cache.describe())
     if stage != "prefer":  # whose rows have no one answer to score
         trainer.more_metrics = listening_evaluation(
             training_arguments, trainer.eval_dataset, prepared.processor, prepared.cache
@@ -229,19 +267,25 @@ def run_align(
     """
     own_arguments = own_arguments or AlignArguments()
     check_arguments(model_arguments, data_arguments, training_arguments, "align")
-    examples = read_examples(data_arguments.data_path, data_arguments.audio_dir)
+    examples = read_examples(data_arguments.data_path[0], data_arguments.audio_dir)
     paths, transcripts = transcribed_clips(examples, own_arguments.transcript_normaliser)
     prepared = prepare(model_arguments, data_arguments, training_arguments, "align", len(paths))
     assert prepared.cache is not None  # check_arguments has seen to it
     before = text_logits(prepared.model, prepared.processor.tokenizer)
+    keys = prepared.cache.add(paths, progress=not training_arguments.disable_tqdm)
+    clips = [example for example in examples if set(example.audio_paths) <= set(paths)]
+    variants = waveform_variants(data_arguments, training_arguments, prepared, clips)
+    if training_arguments.should_save:
+        print(prepared.cache.describe())
     alignment = align(
         prepared.model,
         prepared.cache,
-        prepared.cache.add(paths, progress=not training_arguments.disable_tqdm),
+        keys,
         transcripts,
         training_arguments,
         FeatureAugmentation() if data_arguments.augment else None,
         callbacks=callbacks,
+        variants=variants,
     )
     if training_arguments.should_save:
         prepared.model.save_pretrained(training_arguments.output_dir)
@@ -259,29 +303,34 @@ def finish(prepared: Prepared, arguments: AudioLlmTrainingArguments, before: lis
     print(f"Saved to {arguments.output_dir}.")
 
 
-def read_instruct(path: str, data_arguments: DataArguments, own_arguments: None) -> Sequence[Any]:
-    """Examples of prompt, audio and response."""
-    return read_examples(path, data_arguments.audio_dir)
+def read_instruct(data_arguments: DataArguments, own_arguments: None) -> tuple[InstructData, InstructData | None]:
+    """Examples of prompt, audio and response, and held-out ones."""
+    return open_training_data(data_arguments), open_held_out_data(data_arguments)
 
 
 def build_instruct(prepared: Prepared, examples, held_out, training_arguments, own_arguments, **common):
     """The Trainer of projector and LoRA, by cross-entropy on the responses."""
     processor, cache = prepared.processor, prepared.cache
+    budget = training_arguments.batch_budget(packed=training_arguments.packing)
+    seed = training_arguments.seed if training_arguments.data_seed is None else training_arguments.data_seed
+    progress = not training_arguments.disable_tqdm
+    processes = training_arguments.process_index, training_arguments.world_size
     return AudioLlmTrainer(
         model=prepared.model,
         args=training_arguments,
-        train_dataset=build_dataset(examples, processor, cache),
-        eval_dataset=None if held_out is None else build_dataset(held_out, processor, cache),
+        train_dataset=examples.dataset(ExampleEncoder(processor, cache, budget), seed, progress, *processes),
+        eval_dataset=None if held_out is None else held_out.dataset(ExampleEncoder(processor, cache), seed, progress),
         data_collator=AudioLlmCollator(processor, cache),
         processing_class=processor,
+        budget=budget,
         **common,
     )
 
 
-def read_distill(path: str, data_arguments: DataArguments, own_arguments: DistillArguments | None):
-    """Examples of prompt, audio and transcript."""
+def read_distill(data_arguments: DataArguments, own_arguments: DistillArguments | None):
+    """Examples of prompt, audio and transcript, and held-out ones."""
     own = own_arguments or DistillArguments()
-    return distill.read_distill_examples(path, data_arguments.audio_dir, own.response_is_transcript)
+    return read_both(data_arguments, distill.read_distill_examples, own.response_is_transcript)
 
 
 def build_distill(prepared: Prepared, examples, held_out, training_arguments, own_arguments, **common):
@@ -298,9 +347,17 @@ def build_distill(prepared: Prepared, examples, held_out, training_arguments, ow
     )
 
 
-def read_prefer(path: str, data_arguments: DataArguments, own_arguments: PreferArguments | None):
-    """Examples of prompt, audio, and two answers."""
-    return prefer.read_preference_examples(path, data_arguments.audio_dir)
+def read_prefer(data_arguments: DataArguments, own_arguments: PreferArguments | None):
+    """Examples of prompt, audio, and two answers, and held-out ones."""
+    return read_both(data_arguments, prefer.read_preference_examples)
+
+
+def read_both(data_arguments: DataArguments, read: Callable[..., Sequence[Any]], *options: Any):
+    """Examples of the one file to train on, and those of the held-out one, if there is one."""
+    held_out = data_arguments.eval_data_path
+    paths = [data_arguments.data_path[0], *([] if held_out is None else [held_out])]
+    examples = [read(path, data_arguments.audio_dir, *options) for path in paths]
+    return examples[0], examples[1] if len(examples) > 1 else None
 
 
 def build_prefer(prepared: Prepared, examples, held_out, training_arguments, own_arguments, **common):
@@ -325,10 +382,14 @@ LANGUAGE_MODEL_STAGES: dict[str, tuple[Any, Any]] = {
 }
 
 
-def run_stage(model_arguments, data_arguments, training_arguments, stage_arguments, own_arguments=None):
+def run_stage(
+    model_arguments, data_arguments, training_arguments, stage_arguments, own_arguments=None, *, callbacks=()
+) -> AudioLlmTrainer | Alignment:
     """Runs what `parse_arguments` gave."""
     run = run_align if stage_arguments.stage == "align" else train
-    return run(model_arguments, data_arguments, training_arguments, stage_arguments, own_arguments)
+    return run(
+        model_arguments, data_arguments, training_arguments, stage_arguments, own_arguments, callbacks=callbacks
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -132,14 +132,10 @@ class AudioLlmTrainer(StreamedTrainer, BudgetedTrainer, ShardedTrainer, Resumabl
 
     def _issue_warnings_after_load(self, load_result) -> None:
         """The Trainer's, for what should be in a checkpoint: the frozen bases should not."""
-        missing = [name for name in load_result.missing_keys if is_adapter_key(name) or self._trains(name)]
+        # A head that is tied to the embeddings has no weight of its own in this list, nor in a checkpoint.
+        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        missing = [name for name in load_result.missing_keys if is_adapter_key(name) or name in trained]
         super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
-
-    def _trains(self, name: str) -> bool:
-        try:
-            return self.model.get_parameter(name).requires_grad
-        except AttributeError:
-            return False
 
     def get_decay_parameter_names(self, model) -> list[str]:
         """The Trainer's, without the gains of the projector's norms, which its list of names misses."""

@@ -1,0 +1,178 @@
+"""
+Kills training without warning (SIGKILL) at random steps, ten times for every stage, and starts it again.
+
+What the run that was started again ends with is compared, by its sha256, with what one ends with that nothing happened
+to. Tiny random models on random sound: what counts is the course, not the words. Prints a table and writes
+`benchmarks/results/kill_and_resume.json`.
+
+    python benchmarks/kill_and_resume.py
+"""
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import sys
+import tempfile
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "tests")]
+
+from small_corpus import example_rows, write_recordings, write_rows  # noqa: E402
+from tiny_models import save_audio_base, save_text_base  # noqa: E402
+
+#: 20 rows in batches of 4, accumulated by twos: three steps an epoch, of which the last is a half one.
+MAX_STEPS = 14
+NUM_RECORDINGS = 20
+#: Every source of randomness that a stage has is on: shuffling, augmentation, dropout.
+COMMON = (
+    f"--max_steps {MAX_STEPS} --save_steps 2 --save_total_limit 2 --batch_size 4 --gradient_accumulation_steps 2 "
+    "--learning_rate 0.005 --logging_steps 1 --disable_tqdm True --lora_rank 4 --lora_dropout 0.2"
+).split()
+CASES = {
+    "align": ["--augment", "True"],
+    "instruct": ["--augment", "True"],
+    "distill": ["--augment", "True", "--distill_weight", "0.5"],
+    "prefer": ["--lora_dropout_in_preference", "True"],
+    "instruct, everything trains": ["--trainable", "all", "--lora_dropout", "0.2"],
+}
+#: Up to so long after the step that was drawn comes the kill: in its checkpoint, or in the next step.
+MAX_DELAY_S = 0.06
+PATIENCE_S = 300.0
+RESULT = ROOT / "benchmarks" / "results" / "kill_and_resume.json"
+
+
+def rows_of(stage: str, names: list[str]) -> list[dict[str, Any]]:
+    """One row per recording, as the stage reads them."""
+    rows = [row for row in example_rows(names) if isinstance(row.get("audio_paths"), str)]
+    if stage == "distill":
+        return [{**row, "transcripts": row["response"]} for row in rows]
+    if stage == "prefer":
+        shared = ("text", "audio_paths")
+        return [{**{n: row[n] for n in shared}, "chosen": row["response"], "rejected": "no"} for row in rows]
+    return rows
+
+
+def training(options: list[str], step: Any, log: str) -> None:
+    """A run of the command, in a process of its own that says at which step it is."""
+    from audiollm.training.train import parse_arguments, run_stage
+    from transformers import TrainerCallback
+
+    class Report(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            step.value = state.global_step
+
+    with open(log, "w") as file, redirect_stdout(file), redirect_stderr(file):
+        run_stage(*parse_arguments(options), callbacks=[Report()])
+
+
+class Runs:
+    """Starts runs of one case; processes share what importing costs."""
+
+    def __init__(self, folder: Path, case: str):
+        self.folder = folder
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["audiollm.training.train"])
+        stage = case.partition(",")[0]
+        names = write_recordings(folder / "recordings", NUM_RECORDINGS)
+        data = write_rows(folder / f"{stage}.json", rows_of(stage, names))
+        bases = save_audio_base(folder / "audio"), save_text_base(folder / "text")
+        self.options = [
+            *f"--stage {stage} --data_path {data} --audio_dir {folder / 'recordings'}".split(),
+            *f"--whisper_path {bases[0]} --llama_path {bases[1]}".split(),
+            *COMMON,
+            *CASES[case],
+        ]
+        if "all" not in CASES[case]:
+            self.options += ["--feature_cache", str(folder / "features")]
+
+    def run(self, output: Path, kill_at: int | None = None, delay_s: float = 0.0) -> int | None:
+        """
+        Runs to the end, or kills at a step; returns the step of the newest checkpoint then left, or None.
+
+        Raises:
+            RuntimeError: the run failed, or was over before the kill.
+        """
+        from audiollm.training.checkpointing import last_complete_checkpoint
+
+        step, log = self.context.Value("i", 0), output.with_suffix(".log")
+        options = [*self.options, "--output_dir", str(output)]
+        process = self.context.Process(target=training, args=(options, step, str(log)))
+        process.start()
+        deadline = time.monotonic() + PATIENCE_S
+        if kill_at is not None:
+            while step.value < kill_at and process.is_alive() and time.monotonic() < deadline:
+                time.sleep(0.0005)
+            time.sleep(delay_s)
+            process.kill()
+        process.join(PATIENCE_S)
+        if process.exitcode != (0 if kill_at is None else -9):
+            raise RuntimeError(f"{log} ended with {process.exitcode}: {log.read_text()[-2000:]}")
+        newest = last_complete_checkpoint(output)
+        return None if newest is None else int(newest.rpartition("-")[2])
+
+
+def digest(folder: Path) -> str:
+    """sha256 of the weights that a run ends with."""
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def trial(runs: Runs, output: Path, generator: random.Random) -> dict[str, Any]:
+    """One kill, one start after it; where it was, from where it went on, and what it ended with."""
+    kill_at, delay_s = generator.randint(1, MAX_STEPS - 1), generator.uniform(0, MAX_DELAY_S)
+    resumed_from = runs.run(output, kill_at, delay_s)
+    # A folder without the file that is written last was being written: the next run passes it over.
+    half = [path.name for path in output.glob("checkpoint-*") if not (path / "trainer_state.json").exists()]
+    runs.run(output)
+    return {
+        "killed_at_step": kill_at,
+        "delay_s": round(delay_s, 3),
+        "half_written_checkpoints": half,
+        "resumed_from_step": resumed_from,
+        "sha256": digest(output),
+    }
+
+
+def main() -> None:
+    """Runs every case and writes the result; the exit code says whether all were the same."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=10, help="for every case; default: %(default)s")
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES), help="default: all")
+    parser.add_argument("--seed", type=int, default=0, help="of the steps; default: %(default)s")
+    parser.add_argument("--output", type=Path, default=RESULT, help="default: %(default)s")
+    arguments = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    generator = random.Random(arguments.seed)
+    results, start = {}, time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        for case in arguments.cases:
+            place = Path(folder) / case.replace(", ", "-").replace(" ", "-")
+            place.mkdir()
+            runs = Runs(place, case)
+            runs.run(place / "uninterrupted")
+            expected = digest(place / "uninterrupted")
+            trials = [trial(runs, place / f"killed-{n}", generator) for n in range(arguments.kills)]
+            equal = sum(each["sha256"] == expected for each in trials)
+            results[case] = {"uninterrupted": expected, "bit_equal": equal, "kills": len(trials), "trials": trials}
+            steps = [each["killed_at_step"] for each in trials]
+            print(f"{case:28} {equal} of {len(trials)} bit-equal; killed at steps {steps}", flush=True)
+    report = {
+        "command": "python benchmarks/kill_and_resume.py",
+        "seed": arguments.seed,
+        "max_steps": MAX_STEPS,
+        "save_steps": 2,
+        "seconds": round(time.monotonic() - start, 1),
+        "results": results,
+    }
+    arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+    sys.exit(any(each["bit_equal"] != each["kills"] for each in results.values()))
+
+
+if __name__ == "__main__":
+    main()
