@@ -19,6 +19,7 @@ from .lora_routing import ROUTE_KEYWORD, LoraRoute, accepts_route, add_adapters,
 from .packed_rows import count_sequences, hold_audio, packed_sequences
 from .pretrained_audiollm import AudioLlmPreTrainedModel
 from .projector import AudioLlmProjector
+from .shared_prefix import can_share_prefix, run_with_shared_prefix, shared_prefix_length
 
 IGNORED_LABEL = -100
 #: Attribute under which a key-value cache remembers which adapter each of its rows was filled through.
@@ -240,9 +241,14 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         adapter_names: list[str | None] | None = None,
         encoded_audio: torch.Tensor | None = None,
         encoded_audio_lengths: torch.Tensor | None = None,
+        share_prefix: bool = False,
         **kwargs,
     ) -> AudioLlmModelOutputWithPast:
-        """See [`AudioLlmForConditionalGeneration.forward`]."""
+        """
+        See [`AudioLlmForConditionalGeneration.forward`].
+
+        `share_prefix` allows text that all rows begin with to be run once; only hidden states and audio come back then.
+        """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
         has_audio = input_features is not None or encoded_audio is not None
@@ -282,6 +288,16 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
             self.lora_router.route = route
             if accepts_route(self.language_model):
                 kwargs[ROUTE_KEYWORD] = route
+            plain = not use_cache and past_key_values is None and position_ids is None and set(kwargs) <= {ROUTE_KEYWORD}
+            if share_prefix and plain and input_ids is not None:
+                length = shared_prefix_length(input_ids, attention_mask, self.config.audio_token_id)
+                if can_share_prefix(self.language_model, inputs_embeds, length, route):
+                    hidden_states = run_with_shared_prefix(
+                        self.language_model, inputs_embeds, attention_mask, length, kwargs
+                    )
+                    return AudioLlmModelOutputWithPast(
+                        last_hidden_state=hidden_states, audio_hidden_states=audio_tokens
+                    )
 
         outputs = self.language_model(
             attention_mask=attention_mask,
@@ -391,6 +407,7 @@ class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel,
             adapter_names=adapter_names,
             encoded_audio=encoded_audio,
             encoded_audio_lengths=encoded_audio_lengths,
+            share_prefix=self.training and labels is not None,
             return_dict=True,
             **{name: value for name, value in kwargs.items() if name != "num_items_in_batch"},
         )

@@ -1,0 +1,93 @@
+"""Training on rows that begin with the same text: that beginning is run once for all of them."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from .lora_routing import LoraRoute
+
+#: Below this share of the batch's positions, a second pass through the layers costs more than it saves.
+MIN_SHARE_SAVED = 0.1
+
+
+def shared_prefix_length(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, excluded_id: int) -> int:
+    """
+    How many positions all rows begin with alike: the same ids, none of them padding or `excluded_id`.
+
+    At least one position of each row is left to be run by itself.
+
+    Args:
+        input_ids: `(batch, length)`.
+        attention_mask: `(batch, length)`, or None where nothing is padded. Others are not looked into: nothing is
+            shared.
+        excluded_id: of the audio slots, whose embeddings differ though their ids are the same.
+    """
+    alike = ((input_ids == input_ids[:1]) & (input_ids != excluded_id)).all(dim=0)
+    if attention_mask is not None:
+        if attention_mask.shape != input_ids.shape:
+            return 0
+        alike &= attention_mask.bool().all(dim=0)
+    return min(int(alike.long().cumprod(dim=0).sum()), input_ids.shape[1] - 1)
+
+
+def can_share_prefix(language_model: nn.Module, embeds: torch.Tensor, length: int, route: LoraRoute) -> bool:
+    """
+    Whether the first `length` positions can be run once for all rows, and whether it is worth it.
+
+    One adapter must be that of all rows (text-only rows stay the base's to the last bit), and the layers must keep keys
+    and values of all positions. Not with activation checkpointing, which allows no cache; not where several processes
+    must run their layers equally often; and only on a CPU, where time goes by positions rather than by passes.
+    """
+    rows = embeds.shape[0]
+    saved = (rows - 1) * length / (rows * embeds.shape[1])
+    several_processes = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if saved < MIN_SHARE_SAVED or embeds.device.type != "cpu" or several_processes:
+        return False
+    if route.packed or not any(indices is None for indices in route.rows.values()):
+        return False
+    if getattr(language_model, "is_activation_checkpointing", False):
+        return False
+    layers = DynamicCache(config=language_model.config).layers  # type: ignore[arg-type]
+    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+
+
+def run_with_shared_prefix(
+    language_model: nn.Module,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    length: int,
+    keywords: dict[str, Any],
+) -> torch.Tensor:
+    """
+    The language model's last hidden states, with its first `length` positions run for the first row alone.
+
+    The keys and values of that row serve all, and their gradients add up in it; so it is the same function of the
+    weights, to float rounding. Dropout, where there is any, drops the same of all rows' beginnings.
+
+    Args:
+        inputs_embeds: `(batch, positions, hidden_size)`, rows alike in their first `length` positions.
+        attention_mask: `(batch, positions)`, or None.
+        keywords: further ones for both passes.
+
+    Returns:
+        `(batch, positions, hidden_size)`.
+    """
+    cache = DynamicCache(config=language_model.config)  # type: ignore[arg-type]
+    shared = language_model(
+        inputs_embeds=inputs_embeds[:1, :length], past_key_values=cache, use_cache=True, **keywords
+    ).last_hidden_state
+    rows = inputs_embeds.shape[0]
+    cache.batch_repeat_interleave(rows)
+    own = language_model(
+        inputs_embeds=inputs_embeds[:, length:],
+        attention_mask=attention_mask,
+        past_key_values=cache,
+        use_cache=True,
+        **keywords,
+    ).last_hidden_state
+    return torch.cat([shared.expand(rows, -1, -1), own], dim=1)
+
+
+__all__ = ["can_share_prefix", "run_with_shared_prefix", "shared_prefix_length"]
