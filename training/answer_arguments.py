@@ -10,6 +10,8 @@ PREFERENCE_LOSSES = ("sigmoid", "hinge", "ipo")
 class DistillArguments:
     """How the audio row is drawn to what the base says of the transcript."""
 
+    _argument_group_name = "stage distill"
+
     temperature: float = field(
         default=2.0, metadata={"help": "Softens both distributions; above 1, unlikely tokens count for more."}
     )
@@ -43,6 +45,8 @@ class DistillArguments:
 @dataclass
 class PreferArguments:
     """How strongly chosen answers are preferred to rejected ones."""
+
+    _argument_group_name = "stage prefer"
 
     beta: float = field(
         default=0.1,

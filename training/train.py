@@ -44,6 +44,7 @@ from .feature_cache import FeatureCache
 from .instruct_data import InstructData, open_held_out_data, open_training_data
 from .packing import BatchPacking, check_packing, uses_flash
 from .quantised import quantisation
+from .sharding import asks_for_fsdp
 from .text_drift import describe_drift, drift, text_logits
 from .trainable import set_trainable, trains
 from .trainer import AudioLlmTrainer
@@ -134,6 +135,8 @@ def prepare(
     """
     set_seed(training_arguments.seed)
     model, processor = load_model(model_arguments, base_dtype(model_arguments, training_arguments))
+    if getattr(model, "hf_device_map", None) is None and not asks_for_fsdp(training_arguments):
+        model.to(training_arguments.device)  # where it also encodes what the cache lacks
     trainable = "projector" if stage == "align" else model_arguments.trainable
     set_trainable(model, trainable)
     if training_arguments.should_save:

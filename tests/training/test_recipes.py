@@ -184,4 +184,6 @@ def test_the_help_of_a_stage_has_its_options_alone(stage: str, capsys, monkeypat
     for group in filter(None, STAGE_OPTIONS.values()):
         for name in group.__dataclass_fields__:
             assert (f"--{name} " in text) == (group in option_groups(stage)), name
+    # Each option by one name, and no talk of defaults that are none.
+    assert "--llama-path" not in text and "--eval-strategy" not in text and "(default: None)" not in text
     assert "examples:" in text and "model:" in text and "data:" in text
