@@ -89,7 +89,8 @@ def can_fuse(base: nn.Module, x: torch.Tensor) -> bool:
     device = x.device.type
     same_precision = not torch.is_autocast_enabled(device) or torch.get_autocast_dtype(device) == x.dtype
     trains = any(parameter.requires_grad for parameter in base.parameters())
-    return same_precision and base.weight.dtype == x.dtype and not trains
+    plain = type(base.weight) is nn.Parameter  # quantised ones may be of a class that not all operations know
+    return plain and same_precision and base.weight.dtype == x.dtype and not trains
 
 
 __all__ = ["FrozenLinearWithLora", "can_fuse", "dropout_mask"]

@@ -23,6 +23,7 @@ from .checkpoints import (
     write_code,
 )
 from .configuration_audiollm import AudioLlmConfig
+from .quantisation import language_model_only, refuse_quantised, settle_quantised
 
 logger = logging.get_logger(__name__)
 
@@ -73,7 +74,8 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
     def freeze_bases(self) -> None:
         """Lets projector, boundary vectors and LoRA require gradients, and nothing else."""
         for name, parameter in self.named_parameters():
-            parameter.requires_grad_(is_adapter_key(name))
+            if parameter.is_floating_point():  # the others are quantised, and could not
+                parameter.requires_grad_(is_adapter_key(name))
 
     def enable_input_require_grads(self) -> None:
         """Lets gradients reach LoRA through checkpointed layers: on the embeddings only, never into the encoder."""
@@ -112,14 +114,15 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
                 Where to find the bases instead: the same models in another place.
             ignore_base_mismatch (`bool`, *optional*):
                 Go on, with a warning, when a base is not the one the adapter was trained on.
-            kwargs: those of transformers' `from_pretrained`: `dtype`, `device_map`, `revision`, `token`, …
+            kwargs: those of transformers' `from_pretrained`: `dtype`, `device_map`, `revision`, `token`, … Of a
+                `quantization_config`, only the language model's layers are; what is saved is the usual adapter.
 
         Raises:
             FileNotFoundError: a base is not where the checkpoint says.
             ValueError: a base is another model than the adapter's, or the checkpoint lacks weights.
         """
         if pretrained_model_name_or_path is None:
-            return super().from_pretrained(None, *model_args, config=config, **kwargs)
+            return cls._load(None, *model_args, config=config, **kwargs)
         where = {name: kwargs[name] for name in (*HUB_ARGUMENTS, "revision", "subfolder") if name in kwargs}
         if config is None:
             # The configuration would keep these for itself, `dtype="auto"` as it stands.
@@ -137,13 +140,24 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         if config.weight_format == "adapter":
             model, info = cls._from_adapter(pretrained_model_name_or_path, config, where, ignore_base_mismatch, kwargs)
         else:
-            loaded: Any = super().from_pretrained(
+            loaded: Any = cls._load(
                 pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
             )
             model, info = loaded
         refuse_incomplete(info, pretrained_model_name_or_path)
         model.freeze_bases()
         return (model, info) if wants_info else model
+
+    @classmethod
+    def _load(cls, path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """transformers' own loading. Of a model that is to be quantised, the language model's layers are."""
+        quantisation = kwargs.get("quantization_config")
+        if quantisation is None:
+            return super().from_pretrained(path, *model_args, **kwargs)
+        kwargs["quantization_config"] = language_model_only(quantisation)
+        loaded: Any = super().from_pretrained(path, *model_args, **kwargs)
+        settle_quantised(loaded[0] if isinstance(loaded, tuple) else loaded, quantisation)
+        return loaded
 
     @classmethod
     def _from_adapter(cls, path, config, where: dict[str, Any], ignore_base_mismatch: bool, kwargs: dict[str, Any]):
@@ -154,7 +168,7 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         check_fingerprints(config, found, ignore_base_mismatch)
         state.update(adapter)
         rest = {name: value for name, value in kwargs.items() if name not in where}
-        loaded: Any = super().from_pretrained(None, config=config, state_dict=state, output_loading_info=True, **rest)
+        loaded: Any = cls._load(None, config=config, state_dict=state, output_loading_info=True, **rest)
         model, info = loaded
         model.config.name_or_path = str(path)
         if model.can_generate():
@@ -200,6 +214,8 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
                 "weights='adapter' saves only what was trained, to be rebuilt from the bases, but this model was not "
                 "composed from bases with ids. Save it with weights='full'."
             )
+        if weights != "adapter":
+            refuse_quantised(self, f"weights={weights!r}")
         hub_names = ("repo_id", "token", "private", "revision", "create_pr", "commit_message")
         hub = {name: kwargs.pop(name) for name in hub_names if name in kwargs}
         before = modification_times(save_directory)
@@ -231,8 +247,9 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         Text-only rows then run the adapted weights too, so that the base's own ability is no longer kept exactly.
 
         Raises:
-            ValueError: there are several adapters, so that no single merge can stand for all.
+            ValueError: there are several adapters, so that no single merge can stand for all, or the base is quantised.
         """
+        refuse_quantised(self, "merge_adapters")
         config = deepcopy(self.config)
         config.lora_rank, config.lora_adapters, config.weight_format = 0, {}, "merged"
         loaded: Any = super().from_pretrained(
