@@ -115,7 +115,7 @@ class RowReader:
             reasons.append(f"recordings are given both in the messages and in {AUDIO_PATHS!r} or {AUDIO_COLUMN!r}")
         recordings: list[Any] = []
         try:
-            recordings = [self._locate(one) for one in typed] if typed else self._column_recordings(row)
+            recordings = self._locate_all(typed) if typed else self._column_recordings(row)
         except RowError as error:
             reasons += error.reasons
         else:
@@ -131,7 +131,10 @@ class RowReader:
         audio, paths = row.get(AUDIO_COLUMN), row.get(AUDIO_PATHS)
         if audio is not None and paths:
             raise RowError([f"recordings are given both in {AUDIO_PATHS!r} and in {AUDIO_COLUMN!r}; leave one out"])
-        given = _as_list(paths if audio is None else audio)
+        return self._locate_all(_as_list(paths if audio is None else audio))
+
+    def _locate_all(self, given: list[Any]) -> list[Any]:
+        """Recordings as [`Conversation`] holds them, or all that is wrong with them."""
         problems: list[str] = []
         recordings = []
         for one in given:
@@ -144,7 +147,6 @@ class RowReader:
         return recordings
 
     def _locate(self, recording: Any) -> Any:
-        """A recording as [`Conversation`] holds it."""
         if isinstance(recording, dict):
             if recording.get("bytes") is not None:
                 return {"bytes": recording["bytes"], "path": recording.get("path")}

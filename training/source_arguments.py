@@ -116,11 +116,11 @@ class BudgetArguments(TrainingArguments):
         default=None, metadata={"help": "Instead of --batch_size: seconds of audio per device and batch."}
     )
 
-    def batch_budget(self) -> BatchBudget | None:
-        """What a batch may hold; None where it is a number of rows."""
+    def batch_budget(self, packed: bool = False) -> BatchBudget | None:
+        """What a batch may hold, its rows packed or padded; None where it is a number of rows."""
         if self.max_tokens_per_batch is None and self.max_audio_seconds_per_batch is None:
             return None
-        return BatchBudget(self.max_tokens_per_batch, self.max_audio_seconds_per_batch)
+        return BatchBudget(self.max_tokens_per_batch, self.max_audio_seconds_per_batch, packed)
 
     def check_budget(self, batch_size: int | None) -> None:
         """

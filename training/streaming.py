@@ -157,9 +157,15 @@ class StreamedTrainer(Trainer):
             collate_fn=self._collate_unless_passed_over,
             pin_memory=self.args.dataloader_pin_memory,
         )
-        # accelerate would share out the rows once more, or read them all in the first process.
+        # By itself, accelerate would read all rows in the first process, and cut the batches' audio to as many windows
+        # as there are rows.
         return prepare_data_loader(
-            loader, self.accelerator.device, num_processes=1, process_index=0, put_on_device=True
+            loader,
+            self.accelerator.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            dispatch_batches=False,
         )
 
     def _collate_unless_passed_over(self, rows: list[dict[str, Any] | None]) -> dict[str, Any]:
