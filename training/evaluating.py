@@ -179,8 +179,7 @@ class ListeningEvaluation:
         """
         # Like lengths together; dealt round, and filled up so that every rank makes as many calls.
         order = sorted(range(len(self.questions)), key=lambda index: len(self.questions[index].prompt_ids))
-        share = order[rank::ranks]
-        share += list(islice(cycle(order), -(-len(order) // ranks) - len(share)))
+        share = share_of(order, rank, ranks)
         said: list[tuple[int, str]] = []
         was_training = model.training
         model.eval()
@@ -222,6 +221,12 @@ class ListeningEvaluation:
             return self.processor.num_audio_slots(len(self.processor.load_audio(recording)))
         stack = self.processor.stack_factor
         return sum(-(-length // stack) for length in self.cache.load(recording)[1].tolist())
+
+
+def share_of(order: list[int], rank: int, ranks: int) -> list[int]:
+    """What one of several ranks takes of a list: all of it among them, and each as much as the others."""
+    share = order[rank::ranks]
+    return share + list(islice(cycle(order), -(-len(order) // ranks) - len(share)))
 
 
 def identity(recording: Any) -> str:

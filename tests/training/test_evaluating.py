@@ -20,6 +20,7 @@ from audiollm.training.evaluating import (
     cut_at_answer,
     questions,
     random_states_kept,
+    share_of,
     write_samples,
 )
 from audiollm.training.sample_tables import markdown_table
@@ -159,6 +160,13 @@ def test_one_recording_alone_has_no_control(corpus, tiny_processor, cache) -> No
 def test_longest_answer_is_bounded(dataset, tiny_model, tiny_processor, cache) -> None:
     short = evaluation(dataset, tiny_processor, cache, max_new_tokens=2).answers(tiny_model)
     assert max(map(len, short)) <= 2 < max(map(len, evaluation(dataset, tiny_processor, cache).answers(tiny_model)))
+
+
+@pytest.mark.parametrize(("count", "ranks"), [(11, 2), (11, 4), (1, 3), (8, 4), (5, 1)])
+def test_every_rank_answers_as_many_questions_and_none_is_left_out(count, ranks) -> None:
+    shares = [share_of(list(range(count)), rank, ranks) for rank in range(ranks)]
+    assert len({len(share) for share in shares}) == 1
+    assert {index for share in shares for index in share} == set(range(count))
 
 
 def test_the_mode_of_training_comes_back(dataset, tiny_model, tiny_processor, cache) -> None:
