@@ -10,8 +10,7 @@ hours of speech have taught the projector.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +46,11 @@ class PreferenceExample:
     chosen: str
     rejected: str
     index: int = 0  # place in the file it came from, counting from 0
+
+    @property
+    def recordings(self) -> tuple[str, ...]:
+        """What stands for each `<audio>`, in reading order."""
+        return self.audio_paths
 
 
 def read_preference_examples(source: Any, audio_dir: str | os.PathLike[str] | None = None) -> list[PreferenceExample]:
@@ -138,23 +142,6 @@ def reference_hash(model) -> str:
 
 def _adapted_layers(model, adapter: str) -> list[LoraLayer]:
     return [module for module in model.modules() if isinstance(module, LoraLayer) and adapter in module.lora_A]
-
-
-@contextmanager
-def _left_out_of_what_is_saved(model) -> Iterator[None]:
-    """A save within this leaves the reference out of configuration and weights: a checkpoint is a usual adapter."""
-
-    def leave_out(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-        for name in [name for name in state if f".{REFERENCE_ADAPTER}." in name]:
-            del state[name]
-
-    hook = model.register_state_dict_post_hook(leave_out)
-    settings = model.config.lora_adapters.pop(REFERENCE_ADAPTER)
-    try:
-        yield
-    finally:
-        hook.remove()
-        model.config.lora_adapters[REFERENCE_ADAPTER] = settings
 
 
 # -------------------------------------------------------------------------------------------------------------- training
@@ -260,6 +247,8 @@ class PreferTrainer(AnswerTrainer):
         super().__init__(*args, **kwargs)
         self.preference = preference
         self.policy = policy
+        # It does not change, and is in pieces once the model is sharded.
+        self.reference_hash = reference_hash(self.model)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The Trainer's, with pairs counted instead of tokens: each counts alike, however its batch was cut."""
@@ -294,32 +283,37 @@ class PreferTrainer(AnswerTrainer):
         loss = self.normalised(total, pairs, num_items_in_batch)
         return (loss, {}) if return_outputs else loss
 
-    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """
         The Trainer's.
 
         Raises:
             ValueError: the checkpoint was trained against another reference.
         """
-        if isinstance(resume_from_checkpoint, (str, os.PathLike)):
-            self._check_reference(Path(resume_from_checkpoint) / REFERENCE_FILE)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        self._check_reference(Path(resume_from_checkpoint) / REFERENCE_FILE)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _check_reference(self, file: Path) -> None:
         recorded = json.loads(file.read_text())["sha256"] if file.is_file() else None
-        if recorded != reference_hash(self.model):
+        if recorded != self.reference_hash:
             raise ValueError(
                 f"{file.parent} was not trained against the adapter that this run starts from, which is its reference. "
                 "Start from the same model as before, or give another output_dir."
             )
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """The Trainer's, without the reference, but for its hash."""
-        with _left_out_of_what_is_saved(self.model):
-            super().save_model(output_dir, _internal_call)
+        state_dict = self.model.state_dict() if state_dict is None else state_dict
+        state_dict = {name: value for name, value in state_dict.items() if f".{REFERENCE_ADAPTER}." not in name}
+        adapters = self.model.config.lora_adapters
+        reference = adapters.pop(REFERENCE_ADAPTER)
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            adapters[REFERENCE_ADAPTER] = reference
         if self.args.should_save:
             file = Path(output_dir or str(self.args.output_dir)) / REFERENCE_FILE
-            file.write_text(json.dumps({"sha256": reference_hash(self.model)}) + "\n")
+            file.write_text(json.dumps({"sha256": self.reference_hash}) + "\n")
 
     def _issue_warnings_after_load(self, load_result) -> None:
         missing = [name for name in load_result.missing_keys if f".{REFERENCE_ADAPTER}." not in name]
