@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, save_fsdp_optimizer
+from audiollm.checkpoints import is_adapter_key
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME
@@ -78,7 +80,12 @@ def trained_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
     Where it is sharded, every process has to call this.
     """
-    return {name: _whole(value) for name, value in model.named_parameters() if value.requires_grad}
+    return {name: _whole(value) for name, value in model.named_parameters() if _is_saved(name, value)}
+
+
+def _is_saved(name: str, parameter: torch.Tensor) -> bool:
+    """Whether a checkpoint holds a weight: what trains, and the whole adapter even where some of it does not."""
+    return parameter.requires_grad or is_adapter_key(name)
 
 
 def _whole(parameter: torch.Tensor) -> torch.Tensor:
@@ -166,11 +173,16 @@ def load_trained(model: torch.nn.Module, folder: str) -> None:
     """
     state: dict[str, Any] = load_file(Path(folder) / SAFE_WEIGHTS_NAME)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if state.keys() != trained:
+    known = {name for name, parameter in model.named_parameters() if _is_saved(name, parameter)}
+    if not trained <= state.keys() <= known:
+        differ = sorted((trained - state.keys()) | (state.keys() - known))
         raise ValueError(
             f"{folder} holds {len(state)} trained weights and this run trains {len(trained)}; they differ in "
-            f"{sorted(state.keys() ^ trained)[:3]}. Resume with the options that the checkpoint was made with."
+            f"{differ[:3]}. Resume with the options that the checkpoint was made with."
         )
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # an evaluation leaves the outermost weights whole, and loading would not reach the shards
     set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True, strict=False))
 
 
