@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import torch
@@ -104,7 +104,7 @@ def hold_reference(model) -> str:
     for layer in _adapted_layers(model, policy):
         for weights in (layer.lora_A, layer.lora_B):
             # A copy of the very weight: injection would have given it the base's precision.
-            copied = weights[policy].weight.detach().clone()
+            copied = cast(nn.Linear, weights[policy]).weight.detach().clone()
             weights[REFERENCE_ADAPTER].weight = nn.Parameter(copied, requires_grad=False)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(f".lora_A.{policy}." in name or f".lora_B.{policy}." in name)
