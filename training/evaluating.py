@@ -165,7 +165,8 @@ class ListeningEvaluation:
             shown = [asdict(sample) for sample in samples[: self.samples_shown]]
             if shown:
                 print_samples(step, scores, shown)
-                track_samples(trainer, shown)
+                if trainer.is_in_train:  # else the trackers' runs are over, or have not begun
+                    track_samples(trainer, shown)
         return scores
 
     def answers(self, model, rank: int = 0, ranks: int = 1, instead: dict[str, Any] | None = None) -> list[str]:

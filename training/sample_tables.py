@@ -58,4 +58,5 @@ def track_samples(trainer: Trainer, samples: Sequence[dict[str, Any]]) -> None:
         import pandas
         import trackio
 
-        trackio.log({TABLE_NAME: trackio.Table(dataframe=pandas.DataFrame(data, columns=columns))}, step=step)
+        table = trackio.Table(dataframe=pandas.DataFrame(data, columns=columns))
+        trackio.log({TABLE_NAME: table, "train/global_step": step})
