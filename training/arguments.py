@@ -213,6 +213,8 @@ class AudioLlmTrainingArguments(EvaluationArguments, BudgetArguments):
         if self.report_to is None:
             self.report_to = "none"
         check_trackers(self.report_to)
+        if self.do_predict:
+            raise ValueError("--do_predict does nothing here: `audiollm evaluate` and `audiollm generate` do it.")
         if self.enable_jit_checkpoint:
             raise ValueError("--enable_jit_checkpoint is not needed: SIGTERM always leaves a checkpoint behind.")
         self.check_budget(self.per_device_train_batch_size if self.batch_size is None else self.batch_size)
@@ -278,7 +280,7 @@ def check_arguments(
         OSError: the output folder cannot be made or written.
     """
     base_dtype(model, training)
-    check_distributed(training)
+    check_distributed(training, stage)
     check_quantisation(model.load_in_8bit, model.load_in_4bit, trains(model.trainable, "llm"), training)
     _check_stage(stage, model, data, training)
     if model.model_path is not None and model.config_fields():
@@ -306,6 +308,12 @@ def check_arguments(
         _check_without_cache(model, data)
     if training.packing and stage != DEFAULT_STAGE:
         raise ValueError(f"--packing joins the examples of stage {DEFAULT_STAGE}; --stage {stage} needs them apart.")
+    resume = training.resume_from_checkpoint
+    if resume is not None and not Path(resume).is_dir():
+        raise FileNotFoundError(
+            f"--resume_from_checkpoint {resume} is not a folder. Leave it out to go on from the newest checkpoint of "
+            "--output_dir."
+        )
     output_dir = Path(training.output_dir)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -331,12 +339,15 @@ def _check_without_cache(model: ModelArguments, data: DataArguments) -> None:
 
 def _check_stage(stage: str, model: ModelArguments, data: DataArguments, training: AudioLlmTrainingArguments) -> None:
     """What makes no sense in one of the stages, and why."""
+    recomputes = training.gradient_checkpointing or getattr(training, "activation_checkpointing", False)
     trainable, rate = f"--trainable {model.trainable}", "--projector_learning_rate"
     if stage == "align":
         problems = {
             trainable: model.trainable != DEFAULT_TRAINABLE and "it trains the projector, always",
             "--feature_cache off": data.feature_cache == CACHE_OFF and "it trains on cached features",
             "--eval_data_path": data.eval_data_path is not None and "it does not evaluate; score what comes after it",
+            "--push_to_hub": training.push_to_hub and "its checkpoints are no models; upload what it saves at its end",
+            "--activation_checkpointing": recomputes and "it runs no layers that could be run again",
             rate: training.projector_learning_rate is not None and "--learning_rate is that rate",
         }
     elif stage == "distill":

@@ -39,8 +39,8 @@ def drift(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
     return largest or float("nan")  # minus zero against zero, or not a number: different, however small
 
 
-def describe_drift(value: float) -> str:
+def describe_drift(value: float, reference: str = "the base") -> str:
     """The line that a stage ends with."""
     if value == 0:
-        return "Text-only logits are those of the base, bit for bit: largest difference 0."
-    return f"Text-only logits have drifted from the base: largest difference {value:.4g}."
+        return f"Text-only logits are those of {reference}, bit for bit: largest difference 0."
+    return f"Text-only logits have drifted from {reference}: largest difference {value:.4g}."

@@ -16,6 +16,7 @@ import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.checkpoints import is_adapter_key
 from audiollm.training import checkpointing
+from audiollm.training.arguments import AudioLlmTrainingArguments
 from audiollm.training.checkpointing import (
     GIB,
     StoppedBySignalError,
@@ -24,7 +25,7 @@ from audiollm.training.checkpointing import (
     last_complete_checkpoint,
 )
 from audiollm.training.text_drift import PROBES, describe_drift, drift, text_logits
-from audiollm.training.train import AudioLlmTrainingArguments, main, parse_arguments, run_stage
+from audiollm.training.train import main, parse_arguments, run_stage
 from audiollm.training.trainable import NEVER_TRAINED, TRAINABLE, part_of, set_trainable
 from safetensors.torch import load_file
 from small_corpus import example_rows, write_rows
@@ -154,10 +155,12 @@ def test_checkpoints_are_whole_where_a_base_trained(trainable: str, options, tmp
 
 
 def test_whole_checkpoints_are_gone_on_from(options, tmp_path, capsys) -> None:
+    """With the base changed, answers to text are compared with those that the stage began with."""
     given = ["--feature_cache=off", "--trainable=all", "--learning_rate=0.01"]
     run([*without(options("instruct"), "feature_cache"), *given])
     more = without(options("instruct"), "whisper_path", "llama_path", "output_dir")
     run([*more, f"--model_path={tmp_path / 'instruct'}", f"--output_dir={tmp_path / 'more'}"])
+    assert "are those of the model that the stage began with, bit for bit" in capsys.readouterr().out
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("instruct", "more"))
     assert first.keys() == second.keys()
     changed = {name for name in first if not torch.equal(first[name], second[name])}
@@ -214,6 +217,10 @@ def test_the_normaliser_of_transcripts_is_the_one_asked_for(options, tmp_path) -
         ("align", "--trainable=all", "--trainable all contradicts --stage align"),
         ("align", "--feature_cache=off", "--feature_cache off contradicts --stage align"),
         ("align", "--eval_data_path=x --eval_strategy=epoch", "--eval_data_path contradicts --stage align"),
+        ("align", "--push_to_hub", "--push_to_hub contradicts --stage align"),
+        ("align", "--activation_checkpointing", "--activation_checkpointing contradicts --stage align"),
+        ("instruct", "--resume_from_checkpoint=/nowhere", "--resume_from_checkpoint /nowhere is not a folder"),
+        ("instruct", "--do_predict", "--do_predict does nothing here"),
         ("align", "--projector_learning_rate=1", "--projector_learning_rate contradicts --stage align"),
         ("align", "--transcript_normaliser=x", "--transcript_normaliser is 'x'; expected one of english, basic, none"),
         ("distill", "--trainable=adapter+llm", "--trainable adapter+llm contradicts --stage distill"),
@@ -312,28 +319,43 @@ def test_sigterm_leaves_a_checkpoint_from_which_every_stage_goes_on_exactly(stag
     assert digest(tmp_path / stage) == digest(tmp_path / "whole")
 
 
-def test_the_command_that_sigterm_ends_says_so_and_exits_with_143(options, tmp_path) -> None:
-    command = [sys.executable, "-m", "audiollm.training.train", *options("instruct"), "--max_steps=4000"]
+def terminated(launcher: list[str], options: list[str], output_dir: Path) -> tuple[int, str]:
+    """Starts the command, sends SIGTERM once there is a checkpoint; returns the exit code and what it said."""
     process = subprocess.Popen(
-        [*command, "--save_steps=5"],
+        [*launcher, "-m", "audiollm.training.train", *options, "--save_steps=5"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
     deadline = time.time() + PATIENCE_S
-    while last_complete_checkpoint(tmp_path / "instruct") is None and time.time() < deadline:
+    while last_complete_checkpoint(output_dir) is None and time.time() < deadline:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
     process.terminate()
     _, errors = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 143
+    return process.returncode, errors
+
+
+def test_the_command_that_sigterm_ends_says_so_and_exits_with_143(options, tmp_path) -> None:
+    code, errors = terminated([sys.executable], [*options("instruct"), "--max_steps=4000"], tmp_path / "instruct")
+    assert code == 143
     newest = last_complete_checkpoint(tmp_path / "instruct")
     assert (
         f"audiollm train: stopped by SIGTERM after step {newest.rpartition('-')[2]} of 4000; {newest} holds it"
         in errors
     )
     assert "Traceback" not in errors
+
+
+@pytest.mark.slow
+def test_several_processes_stop_at_the_same_step(options, tmp_path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    given = [*options("instruct", "--use_cpu=True"), "--max_steps=4000", "--batch_size=2"]
+    code, errors = terminated(torchrun, given, tmp_path / "instruct")
+    newest = last_complete_checkpoint(tmp_path / "instruct")
+    assert code != 0 and errors.count(f"stopped by SIGTERM after step {newest.rpartition('-')[2]} of 4000") == 2
+    assert len(list(Path(newest).glob("rng_state_*.pth"))) == 2
 
 
 def test_resume_from_checkpoint_goes_on_from_the_one_that_is_named(options, tmp_path, capsys) -> None:

@@ -10,8 +10,10 @@ import torch
 from audiollm import AudioLlmForConditionalGeneration
 from audiollm.checkpoints import is_adapter_key, load_bases
 from audiollm.embedded_bases import DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE
+from audiollm.training.arguments import ModelArguments, base_dtype
 from audiollm.training.command_line import all_option_groups
-from audiollm.training.train import ModelArguments, base_dtype, load_model, main, parse_arguments, train
+from audiollm.training.preparing import load_model
+from audiollm.training.train import main, parse_arguments, train
 from audiollm.training.trainer import AudioLlmTrainer, AudioLlmTrainingArguments
 from safetensors.torch import load_file
 from small_corpus import example_rows, write_rows

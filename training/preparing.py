@@ -1,0 +1,126 @@
+"""What every stage begins with: the model and processor, what of them trains, the output folder, the cache."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmProcessor
+from audiollm.base_models import EMBEDDED_PREFIX
+from audiollm.embedded_bases import DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE, fetch
+from transformers import set_seed
+
+from .arguments import (
+    CACHE_OFF,
+    LORA_DROPOUT,
+    AudioLlmTrainingArguments,
+    DataArguments,
+    ModelArguments,
+    base_dtype,
+)
+from .checkpointing import check_disk_space, claim_folder
+from .errors import TrainingError
+from .feature_cache import FeatureCache
+from .quantised import quantisation
+from .sharding import asks_for_fsdp
+from .trainable import set_trainable, trains
+
+
+@dataclass
+class Prepared:
+    """
+    What every stage begins with.
+
+    Attributes:
+        model, processor: the pair to train, on its device, frozen but for what trains.
+        cache: of the encoder's output; None where every batch is encoded anew.
+        text_reference: what answers to text are compared with after the stage, in words.
+    """
+
+    model: AudioLlmForConditionalGeneration
+    processor: AudioLlmProcessor
+    cache: FeatureCache | None
+    text_reference: str
+
+
+def load_model(
+    arguments: ModelArguments, dtype: torch.dtype
+) -> tuple[AudioLlmForConditionalGeneration, AudioLlmProcessor]:
+    """
+    The model and processor to train: composed of two bases, or an earlier checkpoint.
+
+    Raises:
+        TrainingError: bases are named for a checkpoint that holds its own.
+    """
+    common: dict[str, Any] = {
+        "dtype": dtype,
+        "attn_implementation": arguments.attn_implementation,
+        "quantization_config": quantisation(arguments.load_in_8bit, arguments.load_in_4bit, dtype),
+    }
+    if arguments.model_path is not None:
+        holds = AudioLlmConfig.from_pretrained(arguments.model_path).weight_format
+        given = [f"--{name}" for name in ("llama_path", "whisper_path") if getattr(arguments, name) is not None]
+        if holds != "adapter" and given:
+            raise TrainingError(
+                f"{' and '.join(given)} cannot go with --model_path {arguments.model_path}: its checkpoint is "
+                f"{holds!r}, with its bases in it."
+            )
+        model = AudioLlmForConditionalGeneration.from_pretrained(
+            arguments.model_path,
+            audio_model_id=arguments.whisper_path,
+            text_model_id=arguments.llama_path,
+            **common,
+        )
+        return model, AudioLlmProcessor.from_pretrained(arguments.model_path)
+    audio_base = arguments.whisper_path or DEFAULT_AUDIO_BASE
+    text_base = arguments.llama_path or DEFAULT_TEXT_BASE
+    for base in (audio_base, text_base):
+        if base.startswith(EMBEDDED_PREFIX):
+            fetch(base)
+    shape = {"lora_dropout": LORA_DROPOUT, **arguments.config_fields()}
+    if trains(arguments.trainable, "llm"):
+        shape.setdefault("lora_rank", 0)
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(audio_base, text_base, **shape, **common)
+    processor = AudioLlmProcessor.from_audio_text_pretrained(
+        audio_base, text_base, stack_factor=model.config.stack_factor
+    )
+    return model, processor
+
+
+def prepare(
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    training_arguments: AudioLlmTrainingArguments,
+    stage: str,
+    num_examples: int | None,
+) -> Prepared:
+    """
+    Loads what a stage trains, and makes sure of the output folder before anything is computed.
+
+    Args:
+        model_arguments, data_arguments, training_arguments: the command's.
+        stage: its name.
+        num_examples: rows to train on; None when they cannot be counted.
+
+    Raises:
+        OSError: the checkpoints do not fit on the disk.
+        TrainingError: the folder holds checkpoints of another stage.
+    """
+    set_seed(training_arguments.seed)
+    model, processor = load_model(model_arguments, base_dtype(model_arguments, training_arguments))
+    if getattr(model, "hf_device_map", None) is None:
+        # Where it also encodes what the cache lacks; a language model that is to be sharded may not fit there whole.
+        (model.model.audio_tower if asks_for_fsdp(training_arguments) else model).to(training_arguments.device)
+    is_base = model.config.text_model_id is not None and model.config.weight_format != "merged"
+    trainable = "projector" if stage == "align" else model_arguments.trainable
+    set_trainable(model, trainable)
+    if training_arguments.should_save:
+        model.print_trainable_parameters()
+        check_disk_space(model, training_arguments, num_examples)
+        claim_folder(training_arguments.output_dir, {"stage": stage, "trainable": trainable})
+    cache = None
+    if trains(trainable, "audio"):
+        if training_arguments.should_save and data_arguments.feature_cache is None:
+            print("The audio encoder trains: there is no feature cache, and every batch is encoded anew.")
+    elif data_arguments.feature_cache != CACHE_OFF:
+        cache = FeatureCache(model, processor, data_arguments.feature_cache)
+    return Prepared(model, processor, cache, "the base" if is_base else "the model that the stage began with")
