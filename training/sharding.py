@@ -25,6 +25,8 @@ FSDP_VARIABLE, FSDP_VERSION_VARIABLE = "ACCELERATE_USE_FSDP", "FSDP_VERSION"
 EFFICIENT_LOADING_VARIABLE = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 DEEPSPEED_VARIABLE, ZERO_STAGE_VARIABLE = "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_DEEPSPEED_ZERO_STAGE"
 FSDP_VERSION = 2
+#: Its model is a projector, which it reads outside of any forward as well.
+UNSHARDED_STAGE = "align"
 MAX_ZERO_STAGE = 2
 AUDIO_TOWER = "model.audio_tower"
 
@@ -34,14 +36,20 @@ def asks_for_fsdp(arguments: TrainingArguments) -> bool:
     return bool(arguments.fsdp) or os.environ.get(FSDP_VARIABLE, "false").lower() == "true"
 
 
-def check_distributed(arguments: TrainingArguments) -> None:
+def check_distributed(arguments: TrainingArguments, stage: str | None = None) -> None:
     """
     Refuses kinds of sharding that an adapter on frozen bases cannot be trained under.
 
     Raises:
-        ValueError: FSDP1, loading in one process only, or DeepSpeed's ZeRO-3 is asked for.
+        ValueError: FSDP1, loading in one process only, or DeepSpeed's ZeRO-3 is asked for; or FSDP of the projector
+            alone, in stage align.
     """
     if asks_for_fsdp(arguments):
+        if stage == UNSHARDED_STAGE:
+            raise ValueError(
+                f"--stage {stage} trains the projector alone, which is too small to be sharded by FSDP. Run it in one "
+                "process, or under DDP (training/distributed/ddp.yaml)."
+            )
         chosen = arguments.fsdp_plugin_args or {}
         version = int(chosen.get("fsdp_version", os.environ.get(FSDP_VERSION_VARIABLE, "1")))
         if version != FSDP_VERSION:

@@ -222,6 +222,16 @@ def test_sharding_that_cannot_work_is_refused(monkeypatch, tmp_path, variables: 
         check_distributed(arguments)
 
 
+def test_the_warm_start_is_not_sharded(monkeypatch, tmp_path) -> None:
+    arguments = AudioLlmTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    check_distributed(arguments, "align")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    check_distributed(arguments, "instruct")
+    with pytest.raises(ValueError, match="--stage align trains the projector alone"):
+        check_distributed(arguments, "align")
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_configurations_are_ones_that_accelerate_reads(path: Path) -> None:
     config = load_config_from_file(str(path))
