@@ -15,6 +15,7 @@ Recordings are never decoded by `datasets`: they come as bytes or paths, for thi
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -296,7 +297,7 @@ class StreamedRows:
                 where, value, problem = row["where"], row["value"], row["problem"]
             else:
                 where, value, problem = f"row {row.pop(ROW_NUMBER)}", _known_fields(row), None
-            yield where, lambda value=value, where=where, problem=problem: self._read(value, where, problem)
+            yield where, partial(self._read, value, where, problem)
 
     def _read(self, row: Any, where: str, problem: str | None) -> Conversation:
         if problem is not None:

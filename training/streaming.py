@@ -169,7 +169,8 @@ class StreamedTrainer(Trainer):
         )
 
     def _collate_unless_passed_over(self, rows: list[dict[str, Any] | None]) -> dict[str, Any]:
-        return {} if rows[0] is None else self.data_collator(rows)
+        collate: Callable[[list[Any]], dict[str, Any]] = self.data_collator
+        return {} if rows[0] is None else collate(rows)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
         """The Trainer's; the stream passes over what the checkpoint has learned from."""
