@@ -6,6 +6,8 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PretrainedConfig
 
 PROJECTOR_TYPES = ("swiglu", "mlp", "linear")
+#: What an audio token is: the projector's own vector, or a mixture of the language model's embeddings.
+PROJECTOR_READOUTS = ("direct", "pieces")
 PROJECTOR_ACTIVATIONS = ("gelu", "relu", "silu", "tanh")
 SUPPORTED_AUDIO_MODEL_TYPES = ("whisper",)
 #: What a checkpoint folder's safetensors hold: only what was trained, everything, or everything with LoRA folded in.
@@ -51,6 +53,10 @@ class AudioLlmConfig(PretrainedConfig):
             RMSNorm on the stacked frames, and before the last linear layer.
         projector_norm_eps (`float`, defaults to 1e-6):
             Epsilon of both norms.
+        projector_readout (`str`, defaults to `"direct"`):
+            `"direct"`: an audio token is the projector's output, as in Ultravox. `"pieces"`: it is a mixture of the
+            language model's own embeddings, by the probabilities that the CTC warm start trains. The language model
+            then has far less to learn; what no word piece says passes through a learned residual only.
         lora_rank (`int`, defaults to 16):
             Rank of the adapters; 0 trains the projector alone.
         lora_alpha (`float`, defaults to 32): Scale of the adapters: the update is multiplied by `alpha / rank`.
@@ -97,6 +103,7 @@ class AudioLlmConfig(PretrainedConfig):
         projector_pre_norm: bool = True,
         projector_mid_norm: bool = True,
         projector_norm_eps: float = 1e-6,
+        projector_readout: str = "direct",
         lora_rank: int = 16,
         lora_alpha: float = 32,
         lora_dropout: float = 0.0,
@@ -126,6 +133,7 @@ class AudioLlmConfig(PretrainedConfig):
         self.projector_pre_norm = projector_pre_norm
         self.projector_mid_norm = projector_mid_norm
         self.projector_norm_eps = projector_norm_eps
+        self.projector_readout = projector_readout
 
         self.lora_rank = lora_rank
         self.lora_alpha = lora_alpha
@@ -193,6 +201,7 @@ class AudioLlmConfig(PretrainedConfig):
     def _validate_fields(self) -> None:
         _require_choice("projector_type", self.projector_type, PROJECTOR_TYPES)
         _require_choice("projector_activation", self.projector_activation, PROJECTOR_ACTIVATIONS)
+        _require_choice("projector_readout", self.projector_readout, PROJECTOR_READOUTS)
         if self.weight_format is not None:
             _require_choice("weight_format", self.weight_format, WEIGHT_FORMATS)
         _require_integer("stack_factor", self.stack_factor, at_least=1, at_most=self.audio_config.max_source_positions)

@@ -130,6 +130,8 @@ def fresh_projector_state(config, embedding_scale: float) -> dict[str, torch.Ten
     """
     projector = AudioLlmProjector(config)
     nn.init.normal_(projector.linear_2.weight, std=embedding_scale / projector.linear_2.in_features**0.5)
+    if projector.readout is not None:
+        nn.init.normal_(projector.readout.blank, std=embedding_scale)
     state = {f"model.multi_modal_projector.{key}": value for key, value in projector.state_dict().items()}
     state["model.audio_boundary_embeds"] = embedding_scale * torch.randn(2, config.text_config.hidden_size)
     return state

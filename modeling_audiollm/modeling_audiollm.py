@@ -136,7 +136,8 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
             encoded_audio, encoded_audio_lengths = self.encode_audio(input_features, input_features_mask)
         elif encoded_audio_lengths is None:
             raise ValueError("encoded_audio needs encoded_audio_lengths, the real frames of each window.")
-        audio_tokens = self.multi_modal_projector(encoded_audio, encoded_audio_lengths)
+        embeddings = self.get_input_embeddings().weight
+        audio_tokens = self.multi_modal_projector(encoded_audio, encoded_audio_lengths, embeddings)
         return BaseModelOutputWithPooling(last_hidden_state=encoded_audio, pooler_output=audio_tokens)
 
     def get_placeholder_mask(self, input_ids: torch.LongTensor, num_audio_tokens: int) -> torch.Tensor:
@@ -186,7 +187,8 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
             frame, _ = self.encode_audio(mel_frames)
         else:
             frame = self.audio_boundary_embeds.new_zeros(1, 1, audio_config.d_model)
-        return self.multi_modal_projector(frame, torch.ones(1, dtype=torch.long, device=frame.device))
+        one = torch.ones(1, dtype=torch.long, device=frame.device)
+        return self.multi_modal_projector(frame, one, self.get_input_embeddings().weight)
 
     def row_adapters(
         self,

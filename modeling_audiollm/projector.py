@@ -5,6 +5,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from .audio_tower import length_mask
+from .piece_readout import PieceReadout
 
 
 def slot_counts(num_frames: torch.Tensor, stack_factor: int) -> torch.Tensor:
@@ -26,6 +27,7 @@ class AudioLlmProjector(nn.Module):
 
     The default (`"swiglu"`: RMSNorm, linear, SwiGLU, RMSNorm, linear) has the layout of Ultravox 0.5 and later, which
     llama.cpp and vLLM can run. `"mlp"` has an ordinary activation instead of the gate; `"linear"` is a single layer.
+    With `projector_readout="pieces"` the result is said in the language model's own embeddings ([`PieceReadout`]).
     """
 
     def __init__(self, config):
@@ -49,6 +51,8 @@ class AudioLlmProjector(nn.Module):
         has_mid_norm = config.projector_mid_norm and config.projector_type != "linear"
         self.norm_mid = nn.RMSNorm(middle_size, eps=eps) if has_mid_norm else nn.Identity()
         self.linear_2 = nn.Linear(middle_size, output_size, bias=False)
+        speaks = config.projector_readout == "pieces"
+        self.readout = PieceReadout(config.text_config.vocab_size, output_size) if speaks else None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -80,15 +84,23 @@ class AudioLlmProjector(nn.Module):
         hidden_states = self.activation(self.linear_1(hidden_states))
         return self.linear_2(self.norm_mid(hidden_states))
 
-    def forward(self, frames: torch.Tensor, num_frames: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, frames: torch.Tensor, num_frames: torch.Tensor, embeddings: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """
         Args:
             frames: encoder frames, `(windows, max_frames, d_model)`, padded on the right.
             num_frames: `(windows,)`, the real frames of each window.
+            embeddings: the language model's, `(vocab_size, hidden_size)`, which the readout of pieces needs.
 
         Returns:
             The audio tokens of all windows one after the other, `(total_slots, hidden_size)`. Padding is dropped
             before the projection, so it costs nothing.
         """
         stacked, mask = self.stack(frames, num_frames)
-        return self.project(stacked[mask])
+        projected = self.project(stacked[mask])
+        if self.readout is None:
+            return projected
+        if embeddings is None:
+            raise ValueError("A projector that reads out pieces needs the language model's embeddings.")
+        return self.readout(projected, embeddings)

@@ -14,6 +14,7 @@ from audiollm.training.align import (
     align,
     build_alignment_dataset,
     greedy_transcripts,
+    spoken_form,
 )
 from audiollm.training.augment import FeatureAugmentation
 from audiollm.training.feature_cache import FeatureCache
@@ -87,9 +88,36 @@ def test_tokens_are_handed_over_among_the_embeddings(real_alignment) -> None:
     rms, expected = tokens.square().mean().sqrt(), embeddings.square().mean().sqrt()
     assert 0.8 < rms / expected < 1.25
     common = embeddings.mean(dim=0)
-    cosine = torch.nn.functional.cosine_similarity(tokens.mean(dim=0), common, dim=0)
-    assert cosine > 0.8
-    assert 0.7 < tokens.mean(dim=0).norm() / common.norm() < 1.4
+    # Of what all embeddings have in common, tokens hold as much; blanks add what is their piece's own.
+    assert 0.6 < (tokens.mean(dim=0) @ common) / common.square().sum() < 1.6
+
+
+def test_a_readout_of_pieces_says_what_was_aligned(real_bases, real_processor, real_alignment, tmp_path) -> None:
+    _, _, cache, keys, transcripts, _ = real_alignment
+    torch.manual_seed(0)
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
+        *real_bases, lora_rank=2, projector_readout="pieces"
+    )
+    options = {"max_steps": NUM_STEPS, "per_device_train_batch_size": NUM_CLIPS}
+    alignment = align(model, cache, keys, transcripts, arguments(tmp_path / "run", **options))
+    assert greedy_transcripts(alignment, cache, keys) == transcripts
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == set(model.trainable_names())
+    projector, embeddings = model.model.multi_modal_projector, model.get_input_embeddings().weight.detach()
+    assert projector.readout.lexicon.nonzero().flatten().tolist() == alignment.vocabulary.token_ids
+    assert real_processor.tokenizer.decode([alignment.vocabulary.blank_id]) == "_"
+    model.save_pretrained(tmp_path / "saved")
+    again = AudioLlmForConditionalGeneration.from_pretrained(tmp_path / "saved")
+    for index, key in enumerate(keys):
+        frames = cache.load(key)[0]
+        with torch.no_grad():
+            inputs = {"encoded_audio": frames[None], "encoded_audio_lengths": torch.tensor([len(frames)])}
+            tokens = model.get_audio_features(**inputs).pooler_output
+            assert torch.equal(tokens, again.get_audio_features(**inputs).pooler_output)
+        nearest = torch.cdist(tokens, embeddings).argmin(dim=1)
+        said = [
+            piece for piece in torch.unique_consecutive(nearest).tolist() if piece != alignment.vocabulary.blank_id
+        ]
+        assert real_processor.tokenizer.decode(said).strip() == transcripts[index]
 
 
 # --------------------------------------------------------------------------------------------------- the tiny pair
@@ -114,8 +142,39 @@ def test_classes_are_the_pieces_of_the_words(tiny_processor) -> None:
         vocabulary.encode("d")
 
 
+def test_a_blank_looks_like_a_piece_that_no_transcript_has(tiny_processor) -> None:
+    tokenizer = tiny_processor.tokenizer
+    for transcripts in (["ab ba", "c"], ["a_b", "-"]):
+        vocabulary = PieceVocabulary(tokenizer, transcripts)
+        assert vocabulary.blank_id not in vocabulary.token_ids
+        assert vocabulary.blank_id not in tokenizer.all_special_ids
+
+
+@pytest.mark.parametrize(
+    ("written", "spoken"),
+    [
+        ("Press 1, or #!", "press one or"),
+        ("You\u2019ve 12 new_messages.", "you've 12 new messages"),
+        ("  Où est-il ? ", "où est il"),
+        ("3D audio", "3d audio"),
+        ("...", ""),
+    ],
+)
+def test_transcripts_are_aligned_in_their_spoken_form(written, spoken) -> None:
+    assert spoken_form(written) == spoken
+
+
+def test_aligning_again_keeps_the_pieces_known_before(cache, keys, tiny_bases, tiny_processor, tmp_path) -> None:
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, projector_readout="pieces")
+    first = align(model, cache, keys, ["a"] * len(keys), arguments(tmp_path / "1", max_steps=1))
+    second = align(model, cache, keys, ["b"] * len(keys), arguments(tmp_path / "2", max_steps=1))
+    assert set(first.vocabulary.token_ids) < set(second.vocabulary.token_ids)
+    said = tiny_processor.tokenizer("a b", add_special_tokens=False)["input_ids"]
+    assert set(said) <= set(second.vocabulary.token_ids)
+
+
 def test_padding_does_not_change_a_clips_scores(cache, keys, tiny_model) -> None:
-    aligner = CtcAligner(tiny_model, [7, 9, 30])
+    aligner = CtcAligner(tiny_model, [7, 9, 30], 11)
     short, long = (cache.load(key)[0] for key in (keys[0], keys[-1]))
     batch = torch.nn.utils.rnn.pad_sequence([short, long], batch_first=True)
     with torch.no_grad():
