@@ -158,7 +158,8 @@ class ListeningEvaluation:
         if control is not None:
             scores["wrong_audio_word_error"] = score_word_error(references, control, self.normaliser).word_error
         if trainer.is_world_process_zero():
-            said = zip(self.questions, heard, control or [None] * len(heard))
+            others: Sequence[str | None] = control or [None] * len(heard)
+            said = zip(self.questions, heard, others)
             samples = [Sample(question.row, question.reference, own, other) for question, own, other in said]
             step = trainer.state.global_step
             write_samples(Path(str(trainer.args.output_dir)) / SAMPLES_FILE, step, samples)

@@ -42,7 +42,7 @@ def track_samples(trainer: Trainer, samples: Sequence[dict[str, Any]]) -> None:
         trainer: whose evaluation it was; its tracker callbacks have begun their runs.
         samples: one or more rows with the same columns.
     """
-    trackers = trainer.args.report_to
+    trackers = trainer.args.report_to or []
     columns, step = list(samples[0]), trainer.state.global_step
     data = [[sample[column] for column in columns] for sample in samples]
     if "tensorboard" in trackers:

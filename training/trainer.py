@@ -7,6 +7,7 @@ import torch
 from audiollm.checkpoints import is_adapter_key
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import EvalLoopOutput
 
 from .arguments import AudioLlmTrainingArguments
 from .batching import BudgetedTrainer
@@ -15,6 +16,8 @@ from .evaluating import MoreMetrics, random_states_kept
 from .sharding import ShardedTrainer
 from .streaming import StreamedTrainer
 
+#: What the Trainer puts before the names of an evaluation's figures, unless it is one of several sets.
+EVALUATION_PREFIX = "eval"
 PROJECTOR_KEYS = ("multi_modal_projector.", "audio_boundary_embeds")
 
 
@@ -111,12 +114,19 @@ class ResumableTrainer(Trainer):
         with random_states_kept():
             return super().evaluate(*args, **kwargs)
 
-    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+    def evaluation_loop(
+        self,
+        dataloader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = EVALUATION_PREFIX,
+    ) -> EvalLoopOutput:
         """The Trainer's, with `more_metrics` beside the loss."""
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        if self.more_metrics is not None and metric_key_prefix == "eval":
-            figures = self.more_metrics(self)
-            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in figures.items()})
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        if self.more_metrics is not None and metric_key_prefix == EVALUATION_PREFIX:
+            figures = {f"{metric_key_prefix}_{name}": value for name, value in self.more_metrics(self).items()}
+            output = output._replace(metrics={**(output.metrics or {}), **figures})
         return output
 
 

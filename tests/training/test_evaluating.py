@@ -409,8 +409,17 @@ def test_wandb_gets_the_table(evaluated, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     run([*evaluated, "--use_wandb"])
-    (table,) = (tmp_path / "wandb").glob("offline-run-*/files/media/table/eval/samples_1_*.json")
-    assert json.loads(table.read_text())["columns"] == list(SAMPLES[0])
+    tables = list((tmp_path / "wandb").glob("offline-run-*/files/media/table/eval/samples_*.json"))
+    assert len(tables) == 2
+    assert all(json.loads(table.read_text())["columns"] == list(SAMPLES[0]) for table in tables)
+
+
+def test_trackio_gets_the_table(evaluated, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
+    pytest.importorskip("trackio")
+    run([*evaluated, "--report_to", "trackio", "--project", "samples"])
+    kept = b"".join(path.read_bytes() for path in (tmp_path / "trackio").rglob("*") if path.is_file())
+    assert b"trackio.table" in kept and b"eval/samples" in kept
 
 
 def test_samples_of_a_step_replace_those_of_a_run_before(tmp_path: Path) -> None:
