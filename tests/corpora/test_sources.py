@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -11,6 +13,7 @@ import soundfile
 from audiollm.corpora.examples import ExamplesError
 from audiollm.corpora.rows import RowError, RowReader
 from audiollm.corpora.sources import Examples, StreamedRows, parse_source, read_sources, settle_problems
+from loopback_hub import LoopbackHub
 
 RATE_HZ = 16_000
 
@@ -195,6 +198,33 @@ def test_a_hub_dataset_is_asked_for_by_config_split_and_revision() -> None:
     source = parse_source("hub:org/name?config=clean&split=train.100&revision=main")
     assert (source.kind, source.path) == ("hub", "org/name")
     assert source.options == {"config": "clean", "split": "train.100", "revision": "main"}
+
+
+HUB_SCRIPT = """
+import datasets
+from audiollm.corpora.sources import StreamedRows, parse_source, read_sources
+rows = [{"text": "a", "response": "one"}, {"text": "b", "response": "two"}]
+datasets.Dataset.from_list(rows).push_to_hub("loopback-user/rows", config_name="clean", split="dev")
+name = "hub:loopback-user/rows?config=clean&split=dev&revision=main"
+(examples,) = read_sources(name)
+print([example.messages[1]["content"] for example in examples])
+print([read().messages[1]["content"] for _, read in StreamedRows(parse_source(name)).rows(0)])
+for wrong in ("hub:loopback-user/rows?config=clean&split=test", "hub:loopback-user/nothing"):
+    try:
+        read_sources(wrong)
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_a_hub_dataset_is_read_and_streamed(tmp_path) -> None:
+    with LoopbackHub(tmp_path / "hub") as hub:
+        done = subprocess.run(
+            [sys.executable, "-c", HUB_SCRIPT], env=hub.environment(tmp_path / "home"), capture_output=True, text=True
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("['one', 'two']") == 2
+    assert 'Unknown split "test"' in done.stdout and "loopback-user/nothing" in done.stdout
 
 
 # --------------------------------------------------------------------------------------------------------- streaming
