@@ -19,7 +19,7 @@ from small_corpus import example_rows, write_rows
 from transformers import AutoModelForCausalLM
 
 CONFIGS = Path(sharding.__file__).parent / "distributed"
-PATIENCE_S = 180
+PATIENCE_S = 600
 NUM_STEPS, SAVED_STEP = 6, 3
 #: Sums over a batch are made in another order; the losses are about 5.
 TOLERANCE = 1e-4
