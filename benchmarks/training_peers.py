@@ -95,7 +95,7 @@ def audiollm_side(dtype: torch.dtype, shape: Shape, cached: bool = True) -> tupl
         AUDIO_BASE, TEXT_BASE, dtype=dtype, lora_rank=LORA_RANK, lora_alpha=LORA_ALPHA, lora_target_modules=TARGETS
     ).train()
     processor = AudioLlmProcessor.from_audio_text_pretrained(AUDIO_BASE, TEXT_BASE)
-    conversations = [
+    conversations: list[list[dict[str, Any]]] = [
         [
             {
                 "role": "user",

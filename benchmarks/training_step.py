@@ -77,7 +77,7 @@ def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         medians[key] = seconds, statistics.median(run["peak_memory_mib"] for run in chosen)
     table = []
     for (shape, precision, side), (seconds, memory) in medians.items():
-        row = {"shape": shape, "precision": precision, "side": side}
+        row: dict[str, Any] = {"shape": shape, "precision": precision, "side": side}
         row |= {"median_seconds": seconds, "peak_memory_mib": memory}
         for peer in PEERS:
             if (shape, precision, peer) in medians:
@@ -134,7 +134,8 @@ def main() -> None:
     """Runs all sides in turn and writes what was seen."""
     options = read_options()
     if options.worker:
-        print(json.dumps(run_side(*options.worker, options.steps)))
+        side, shape, precision = options.worker
+        print(json.dumps(run_side(side, shape, precision, options.steps)))
         return
     runs = []
     for round_index in range(options.rounds):
