@@ -109,7 +109,8 @@ def prepare(
     model, processor = load_model(model_arguments, base_dtype(model_arguments, training_arguments))
     if getattr(model, "hf_device_map", None) is None:
         # Where it also encodes what the cache lacks; a language model that is to be sharded may not fit there whole.
-        (model.model.audio_tower if asks_for_fsdp(training_arguments) else model).to(training_arguments.device)
+        moved: torch.nn.Module = model.model.audio_tower if asks_for_fsdp(training_arguments) else model
+        moved.to(training_arguments.device)
     is_base = model.config.text_model_id is not None and model.config.weight_format != "merged"
     trainable = "projector" if stage == "align" else model_arguments.trainable
     set_trainable(model, trainable)
