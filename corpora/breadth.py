@@ -6,6 +6,7 @@ listening. Joined clips break the phrases up; a synthetic voice brings words tha
 """
 
 import hashlib
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,11 @@ from tqdm.auto import tqdm
 
 #: Sentences that SmolLM2-135M-Instruct (Apache-2.0) wrote, one for each of some thousand words of its vocabulary.
 SENTENCES_FILE = Path(__file__).parent / "sentences.txt"
+#: Words that are said by themselves and that sentences rarely hold: numbers, days, letters, names of characters.
+WORDS_FILE = Path(__file__).parent / "spoken_words.json"
+#: How many words a list of [`word_lists`] has, and the share of lists whose words are of one kind.
+LIST_WORDS = (2, 5)
+SHARE_OF_ONE_KIND = 0.7
 #: Silence between joined clips, in seconds.
 JOIN_GAP_SECONDS = (0.05, 0.4)
 #: The synthetic voice is played slower or faster by so much, which shifts its pitch: other speakers for free.
@@ -31,6 +37,25 @@ PEAKS = (0.3, 0.9)
 def read_sentences(limit: int | None = None) -> list[str]:
     """The sentences that ship with the package, the first `limit` of them."""
     return SENTENCES_FILE.read_text(encoding="utf-8").splitlines()[:limit]
+
+
+def word_lists(count: int, seed: int = 0) -> list[str]:
+    """
+    Different lists of two to five random words that are said by themselves: "twelfth, Friday, seven."
+
+    Args:
+        count: how many.
+        seed: same seed, same lists.
+    """
+    kinds = list(json.loads(WORDS_FILE.read_text(encoding="utf-8")).values())
+    everything = [word for kind in kinds for word in kind]
+    generator = random.Random(seed)
+    lists: dict[str, None] = {}
+    while len(lists) < count:
+        words = generator.choice(kinds) if generator.random() < SHARE_OF_ONE_KIND else everything
+        chosen = [generator.choice(words) for _ in range(generator.randint(*LIST_WORDS))]
+        lists[", ".join(chosen) + "."] = None
+    return list(lists)
 
 
 def join_clips(

@@ -21,9 +21,12 @@ from .word_error import WordErrorScore, score_word_error
 
 TRANSCRIBE_PROMPT = "<audio>\nTranscribe the speech."
 #: Longest transcript: 30 s of fast speech are about 100 words.
+MAX_NEW_TOKENS = 200
+#: Nobody speaks faster: what a transcript may hold besides a few tokens, so that a loop in a short clip soon ends.
+MAX_TOKENS_PER_SECOND = 10.0
+SPARE_TOKENS = 8
 #: Length of the quiet moment that a long clip is cut at.
 QUIET_SECONDS = 0.2
-MAX_NEW_TOKENS = 200
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ def transcribe(
 
     Args:
         prompt: the instruction, with one `<audio>`, for all clips, or one for each.
+        max_new_tokens: bound on each transcript; that of a short clip is lower, by `MAX_TOKENS_PER_SECOND`.
         max_piece_seconds: cut longer clips where they are quietest, and put the pieces' transcripts one after the
             other: for a model that was trained on clips no longer than that. None asks about every clip whole.
 
@@ -93,18 +97,23 @@ def transcribe(
     if len(prompts) != len(recordings):
         raise ValueError(f"There are {len(prompts)} prompts for {len(recordings)} clips; expected one each, or one.")
     pieces = [_pieces(processor, recording, max_piece_seconds) for recording in recordings]
-    conversations = [ask(one, piece) for one, clip in zip(prompts, pieces) for piece in clip]
-    heard = iter(answer(model, processor, conversations, batch_size, max_new_tokens, encoded_audio, progress))
+    conversations = [ask(one, piece) for one, clip in zip(prompts, pieces) for piece, _ in clip]
+    bounds = [
+        min(max_new_tokens, SPARE_TOKENS + int(seconds * MAX_TOKENS_PER_SECOND))
+        for clip in pieces
+        for _, seconds in clip
+    ]
+    heard = iter(answer(model, processor, conversations, batch_size, bounds, encoded_audio, progress))
     return [" ".join(next(heard) for _ in clip) for clip in pieces]
 
 
-def _pieces(processor, recording: Any, max_seconds: float | None) -> list[Any]:
-    """A recording as it is, or cut into waveforms of at most `max_seconds`."""
-    if max_seconds is None:
-        return [recording]
+def _pieces(processor, recording: Any, max_seconds: float | None) -> list[tuple[Any, float]]:
+    """A recording as it is, or cut into waveforms of at most `max_seconds`; each with its length in seconds."""
     waveform = processor.load_audio(recording)
-    cut = cut_at_quiet(waveform, int(max_seconds * processor.sampling_rate), processor.sampling_rate)
-    return [recording] if len(cut) == 1 else list(cut)
+    rate = processor.sampling_rate
+    if max_seconds is None or len(waveform) <= int(max_seconds * rate):
+        return [(recording, len(waveform) / rate)]
+    return [(piece, len(piece) / rate) for piece in cut_at_quiet(waveform, int(max_seconds * rate), rate)]
 
 
 def cut_at_quiet(waveform: np.ndarray, max_samples: int, sampling_rate: int) -> list[np.ndarray]:

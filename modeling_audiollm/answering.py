@@ -14,7 +14,7 @@ def answer(
     processor,
     conversations: Sequence[list[dict[str, Any]]],
     batch_size: int = 8,
-    max_new_tokens: int = 128,
+    max_new_tokens: int | Sequence[int] = 128,
     encoded_audio: Callable[[list[Any]], dict[str, torch.Tensor]] | None = None,
     progress: bool = False,
     **generate_options: Any,
@@ -28,7 +28,7 @@ def answer(
         model, processor: a pair that belongs together.
         conversations: lists of messages, with typed audio parts.
         batch_size: conversations per `generate` call.
-        max_new_tokens: bound on each answer, in tokens.
+        max_new_tokens: bound on each answer, in tokens; or one for each, of which a batch takes the largest.
         encoded_audio: given the batch's recordings in reading order, their encoder output from a cache, as
             `encoded_audio` and `encoded_audio_lengths`.
         progress: shows a bar with rate and time left.
@@ -53,7 +53,12 @@ def _answer(
     sizes = [_size(conversation) for conversation in conversations]
     order = sorted(range(len(conversations)), key=lambda index: sizes[index])
     answers = [""] * len(conversations)
-    options = {"do_sample": False, "max_new_tokens": max_new_tokens, **generate_options}
+    bounds = [max_new_tokens] * len(order) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    if len(bounds) != len(conversations):
+        raise ValueError(
+            f"There are {len(bounds)} max_new_tokens for {len(conversations)} conversations; expected one each, or one."
+        )
+    options = {"do_sample": False, **generate_options}
     with tqdm(total=len(order), desc="Answering", unit="answer", disable=not progress) as bar:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
@@ -67,7 +72,7 @@ def _answer(
                 inputs.pop("input_features_mask")
                 inputs.update(encoded_audio(recordings))
             inputs = inputs.to(model.device)
-            output = model.generate(**inputs, **options)
+            output = model.generate(**inputs, max_new_tokens=max(bounds[index] for index in chosen), **options)
             texts = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             for index, text in zip(chosen, texts):
                 answers[index] = text.strip()

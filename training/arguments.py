@@ -26,6 +26,7 @@ CONFIG_FIELDS = (
     "stack_factor",
     "projector_type",
     "projector_hidden_size",
+    "projector_readout",
     "lora_rank",
     "lora_alpha",
     "lora_dropout",
@@ -107,6 +108,13 @@ class ModelArguments:
     )
     projector_hidden_size: int | None = field(
         default=None, metadata={"help": "Width inside the projector; four times the language model's when not given."}
+    )
+    projector_readout: str | None = field(
+        default=None,
+        metadata={
+            "help": "What an audio token is. direct: the projector's own vector, as in Ultravox. pieces: a mixture of "
+            "the language model's embeddings, which it reads far sooner. direct when not given."
+        },
     )
     lora_rank: int | None = field(
         default=None, metadata={"help": "Rank of LoRA; 0 trains the projector alone; 16 when not given."}

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from audiollm.corpora.breadth import join_clips, read_aloud, read_sentences
+from audiollm.corpora.breadth import join_clips, read_aloud, read_sentences, word_lists
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.processing import load_waveform
 
@@ -56,3 +56,12 @@ def test_sentences_are_read_aloud_once_and_differ_in_pitch(tmp_path: Path) -> No
     assert [Path(path).stat().st_mtime_ns for path in paths] == before
     other = read_aloud(sentences[:1], tmp_path, seed=1, progress=False)
     assert len(load_waveform(other[0])) != len(waveforms[0])
+
+
+def test_word_lists_are_different_repeatable_and_short() -> None:
+    lists = word_lists(60, seed=3)
+    assert lists == word_lists(60, seed=3) != word_lists(60, seed=4)
+    assert len(set(lists)) == 60
+    assert all(2 <= len(words.split(", ")) <= 5 and words.endswith(".") for words in lists)
+    everything = " ".join(word_lists(500))
+    assert all(word in everything for word in ("thirteen", "eightieth", "Saturday", "underscore", "yankee"))

@@ -125,3 +125,21 @@ def test_real_speech_past_thirty_seconds_is_heard(real_bases, real_processor, pr
     expected = f"{prompts[0]['text']} {prompts[1]['text']}"
     assert score_word_error([expected], [heard]).word_error <= 0.3
     assert torch.is_grad_enabled()
+
+
+def test_a_transcript_is_no_longer_than_its_clip_allows(tiny_model, tiny_processor) -> None:
+    clips = [
+        np.random.default_rng(seed).normal(0, 0.1, length).astype(np.float32)
+        for seed, length in ((0, 1600), (1, 48_000))
+    ]
+    tiny_model.generation_config.eos_token_id = None  # it would talk for ever
+    heard = [transcribe(tiny_model, tiny_processor, [clip], progress=False)[0] for clip in clips]
+    lengths = [len(tiny_processor.tokenizer(text)["input_ids"]) for text in heard]
+    assert lengths[0] <= 8 + 1 and lengths[1] > lengths[0]
+    (unbounded,) = answer(tiny_model, tiny_processor, [ask("<audio>", clips[0])], max_new_tokens=40)
+    assert len(tiny_processor.tokenizer(unbounded)["input_ids"]) > 20
+
+
+def test_each_conversation_needs_its_bound(tiny_model, tiny_processor) -> None:
+    with pytest.raises(ValueError, match="2 max_new_tokens for 1 conversations"):
+        answer(tiny_model, tiny_processor, [ask("hello")], max_new_tokens=[3, 4])

@@ -280,6 +280,7 @@ def test_use_wandb_reports_to_wandb(options, monkeypatch) -> None:
         ("--stack_factor 2", {"stack_factor": 2}),
         ("--projector_type linear", {"projector_type": "linear"}),
         ("--projector_type mlp --projector_hidden_size 24", {"projector_type": "mlp", "projector_hidden_size": 24}),
+        ("--projector_readout pieces", {"projector_readout": "pieces"}),
         ("--lora_rank 3 --lora_alpha 7", {"lora_rank": 3, "lora_alpha": 7.0}),
         ("--lora_rank 0", {"lora_rank": 0, "lora_adapters": {}}),
         ("--lora_dropout 0.3", {"lora_dropout": 0.3}),
