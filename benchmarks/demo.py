@@ -46,7 +46,7 @@ ALIGN_BATCH = 28
 ADAM_BETA2 = 0.98
 INSTRUCT_STEPS = 400
 LORA_RATE = 1.5e-3
-PROJECTOR_RATE = 1e-4
+PROJECTOR_RATE = 3e-5
 #: Bound of a batch of the language model's stage, padding included: this is what bounds the memory.
 TOKENS_PER_BATCH = 900
 #: Recordings made of the training clips, sentences and lists of words read by a synthetic voice, and how often a real

@@ -17,10 +17,10 @@ class AlignArguments:
     _argument_group_name = "stage align"
 
     transcript_normaliser: str = field(
-        default="english",
+        default="basic",
         metadata={
-            "help": "What makes transcripts of responses: english (Whisper's normaliser: lower case, no punctuation, "
-            "numbers as digits), basic (any language with spaces: lower case, no punctuation) or none."
+            "help": "What makes transcripts of responses: basic (any language with spaces: lower case, no punctuation), "
+            "english (Whisper's normaliser, which also writes numbers as digits) or none."
         },
     )
 
