@@ -98,7 +98,7 @@ def test_the_recipe_of_instruct_is_what_python_has_by_default() -> None:
 def test_a_stage_alone_takes_its_shipped_recipe() -> None:
     by_stage = parse_arguments(["--stage", "align", "--data_path", "x"])
     by_config = parse_arguments(["--config", "align", "--data_path", "x"])
-    assert by_stage[2].learning_rate == by_config[2].learning_rate == 2e-3
+    assert by_stage[2].learning_rate == by_config[2].learning_rate == 3e-3
     assert by_stage[1].augment is True and by_stage[3].stage == by_config[3].stage == "align"
 
 
