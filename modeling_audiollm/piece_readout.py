@@ -47,6 +47,8 @@ class PieceReadout(nn.Module):
         """
         if hasattr(embeddings, "full_tensor"):  # sharded over ranks
             embeddings = embeddings.full_tensor()
+        if self.lexicon.dtype != torch.bool:  # loading keeps the whole projector in float32
+            self.lexicon = self.lexicon.bool()
         key = (*map(_state, (embeddings, self.lexicon)), self.blank.device)
         if self._table is None or self._table[0] != key:
             with torch.no_grad():

@@ -95,8 +95,12 @@ def test_batched_is_single(speaking_model) -> None:
     torch.testing.assert_close(both, torch.cat([first, second]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("weight_format", ["adapter", "full", "merged"])
-def test_a_checkpoint_brings_the_lexicon_back(speaking_model, weight_format, tmp_path) -> None:
+def test_a_checkpoint_brings_the_lexicon_back(tiny_bases, weight_format, dtype, tmp_path) -> None:
+    speaking_model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
+        *tiny_bases, lora_rank=4, projector_readout="pieces", dtype=dtype
+    )
     readout = speaking_model.model.multi_modal_projector.readout
     with torch.no_grad():
         readout.lexicon.fill_(False)
@@ -104,10 +108,11 @@ def test_a_checkpoint_brings_the_lexicon_back(speaking_model, weight_format, tmp
         readout.blank_bias.fill_(0.3)
     frames = torch.randn(1, 9, speaking_model.config.audio_config.d_model)
     speaking_model.save_pretrained(tmp_path, weights=weight_format)
-    again = AudioLlmForConditionalGeneration.from_pretrained(tmp_path)
+    again = AudioLlmForConditionalGeneration.from_pretrained(tmp_path, dtype=dtype)
     assert again.model.multi_modal_projector.readout.lexicon.sum() == 30
     with torch.no_grad():
         torch.testing.assert_close(tokens(again, frames, [9]), tokens(speaking_model, frames, [9]))
+    assert again.model.multi_modal_projector.readout.lexicon.dtype == torch.bool
 
 
 def test_an_unknown_readout_is_refused() -> None:
