@@ -171,7 +171,7 @@ def print_report(report: dict[str, Any]) -> None:
         print(f"\n{clip['id']}\n  {'what is said':24}{clip['reference']}")
         for name, label in LABELS.items():
             if name in clip and not name.endswith("wrong_audio"):
-                print(f"  {label:24}{clip[name]}")
+                print(f"  {label:24}{' '.join(clip[name].split())}")
 
 
 def main(arguments: list[str] | None = None) -> None:

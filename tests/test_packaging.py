@@ -19,7 +19,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("configuration", "processing", "corpora", "training", "evaluation", "inference")
-CORPUS_FILES = ("prompts.parquet", "LICENSE.md", "README.md")
+#: What the package holds besides code, by room: all of it is in the repository.
+DATA_FILES = {
+    "corpora": ("studio_prompts/*", "unseen_speech/*", "sentences.*", "spoken_words.json"),
+    "training": ("recipes/*.yaml", "distributed/*"),
+}
+LICENCES = {"LICENSE", "corpora/studio_prompts/LICENSE.md", "corpora/unseen_speech/LICENSE.md"}
 #: What a checkout has besides the project's files.
 NOT_SOURCES = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "data")
 
@@ -28,9 +33,10 @@ USE = """
 import json
 import audiollm
 from audiollm.corpora.prompts import LICENCE_FILE, load_studio_prompts
+from audiollm.corpora.unseen import load_unseen_speech
 from audiollm.training.train import parse_arguments
 
-assert LICENCE_FILE.is_file()
+assert LICENCE_FILE.is_file() and len(load_unseen_speech()) == 10
 print(json.dumps({"file": audiollm.__file__, "version": audiollm.__version__, "prompts": len(load_studio_prompts())}))
 """
 
@@ -134,13 +140,14 @@ def test_wheel_holds_all_rooms_and_the_corpus(wheel: Path) -> None:
         names = set(archive.namelist())
         (entry_points,) = (archive.read(name).decode() for name in names if name.endswith("entry_points.txt"))
     expected = python_files(ROOT / "modeling_audiollm", "audiollm") | {"audiollm/py.typed"}
-    expected |= {f"audiollm/corpora/studio_prompts/{name}" for name in CORPUS_FILES}
     for room in ROOMS:
         expected |= python_files(ROOT / room, f"audiollm/{room}")
+        data = {path for pattern in DATA_FILES.get(room, ()) for path in (ROOT / room).glob(pattern) if path.is_file()}
+        expected |= {f"audiollm/{room}/{path.relative_to(ROOT / room).as_posix()}" for path in data}
     metadata = {name for name in names if ".dist-info/" in name}
     assert names - metadata == expected
     licences = {name.partition("/licenses/")[2] for name in metadata if "/licenses/" in name}
-    assert licences == {"LICENSE", "corpora/studio_prompts/LICENSE.md"}
+    assert licences == LICENCES
     assert "audiollm = audiollm.cli:main" in entry_points
 
 

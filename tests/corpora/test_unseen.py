@@ -13,7 +13,7 @@ from audiollm.corpora.unseen import CLIPS_FILE, SOURCES, UNSEEN_FOLDER, load_uns
 from audiollm.evaluation.listening import whisper_transcripts
 from audiollm.evaluation.word_error import normalize_english, score_word_error
 
-#: Whisper tiny.en gets seven of the transcripts right; a swapped or broken clip alone would cost more than this.
+#: Whisper tiny.en gets four of the five sentences right; one swapped or broken clip alone would cost about this much.
 MAX_WHISPER_WORD_ERROR = 0.1
 
 
