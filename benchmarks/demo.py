@@ -49,6 +49,8 @@ LORA_RATE = 1.5e-3
 PROJECTOR_RATE = 3e-5
 #: Bound of a batch of the language model's stage, padding included: this is what bounds the memory.
 TOKENS_PER_BATCH = 900
+#: Longer clips take part in the warm start only: they would not fit.
+MAX_INSTRUCT_SECONDS = 30.0
 #: Recordings made of the training clips, sentences and lists of words read by a synthetic voice, and how often a real
 #: clip counts.
 NUM_JOINED = 400
@@ -195,7 +197,7 @@ class Demo:
         del self.model  # the stage loads the aligned one; two would only take memory
         trainer = train(
             ModelArguments(model_path=str(self.aligned), base_dtype=str(self.dtype).removeprefix("torch.")),
-            DataArguments(data_path=str(self.instruction_data()), augment=True),
+            DataArguments(data_path=[str(self.instruction_data())], augment=True),
             AudioLlmTrainingArguments(
                 output_dir=str(self.adapter),
                 max_tokens_per_batch=TOKENS_PER_BATCH,
@@ -219,7 +221,7 @@ class Demo:
     def instruction_data(self) -> Path:
         """Everything to be transcribed, and some clips with another question, in the instruction format."""
         folder = self.folder / "data"
-        options: dict[str, Any] = {"split": "train"}
+        options: dict[str, Any] = {"split": "train", "max_seconds": MAX_INSTRUCT_SECONDS}
         examples = read_examples(write_prompt_examples(folder, tasks=("transcribe",), **options)) * REAL_REPEATS
         prompts = PROMPT_TASKS["transcribe"].phrasings
         for index, (path, text) in enumerate(self.made):

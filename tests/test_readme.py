@@ -1,21 +1,32 @@
-"""The README does what it says: every snippet runs on the real pair and real speech, every command and target exists."""
+"""
+The README does what it says: every snippet runs on the real pair and real speech, every command, option and target too.
 
+Commands that train run on a tiny random pair, one step each.
+"""
+
+import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from configparser import ConfigParser
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import soundfile
 from audiollm import cli
-from audiollm.corpora.examples import Example, read_examples, write_examples
+from audiollm.corpora.examples import read_examples
 from audiollm.corpora.prompts import load_studio_prompts
 from clients import WITHOUT_AUDIOLLM, play
 from huggingface_hub import ModelCard, ModelCardData
 from loopback_hub import LoopbackHub
+from tiny_models import llama_config, save_audio_base, save_text_base
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = "runs/demo/adapter"
@@ -24,11 +35,21 @@ PLACEHOLDER = re.compile(r"{{(\w+)}}")
 MEBIBYTE = 1 << 20
 MAX_UPLOAD_MIB = 64
 NUM_TEST_CLIPS = 2
-#: The bases that the README's training command names, and those that stand in for them here.
-HUB_BASES = {
-    "meta-llama/Llama-3.2-3B-Instruct": "pypi:smollm2-135m-instruct",
-    "openai/whisper-large-v3-turbo": "pypi:whisper-tiny.en",
-}
+#: Long enough for a token per character of the README's transcripts.
+MIN_TEST_CLIP_S = 1.5
+#: The bases that the README's training command names.
+HUB_BASES = {"--llama_path": "meta-llama/Llama-3.2-3B-Instruct", "--whisper_path": "openai/whisper-large-v3-turbo"}
+#: The tiny base, as a teacher, never comes to an end.
+ANSWERED = {"distill": {"response": "Yes."}}
+STAGES = ("align", "instruct", "distill", "prefer")
+#: A table's row of a stage, which ends in a row of its data; one of the options to add to a command.
+STAGE_ROW = re.compile(r"^\| `(\w+)` \| .+ \| `({.+})` \|$", re.MULTILINE)
+OPTIONS_ROW = re.compile(r"^\| .+ \| `(--[^`]+)` \|$", re.MULTILINE)
+#: What options need that is not installed everywhere.
+OPTIONAL_PACKAGES = {"--load_in_4bit": "bitsandbytes", "--report_to": "tensorboard"}
+#: One step, on a CPU; what the README asks for is more than a test may take.
+SHORTENED = {"--max_steps": "1", "--num_processes": "2", "--attn_implementation": "sdpa", "--eval_max_new_tokens": "4"}
+PATIENCE_S = 600
 #: Hub tasks that this kind of model can be filed under (huggingface.co/tasks).
 HUB_TASKS = ("audio-text-to-text", "automatic-speech-recognition", "any-to-any")
 
@@ -51,13 +72,15 @@ WITHOUT_PACKAGE = [code for code in PYTHON if "trust_remote_code=True" in code]
 PUSHING = [code for code in PYTHON if "push_to_hub(" in code]
 IN_PACKAGE = [code for code in PYTHON if code not in (*WITHOUT_PACKAGE, *PUSHING)]
 JSON = [block.text for block in BLOCKS if block.language == "json"]
+STAGE_ROWS = {stage: json.loads(row) for stage, row in STAGE_ROW.findall(README)}
+OPTION_ROWS = OPTIONS_ROW.findall(README)
 
 
 def shell_commands() -> list[list[str]]:
     """Words of every command in the README, in order of appearance: of bash blocks, and in running text."""
     shell = r"^```bash\n(?P<block>.*?)^```$"
     other = r"^```\w*\n.*?^```$"
-    inline = r"`(?P<inline>(?:audiollm|make|pip install) [^`]+)`"
+    inline = r"`(?P<inline>(?:audiollm|make|pip install|accelerate) [^`]+)`"
     commands = []
     for found in re.finditer(f"{shell}|{other}|{inline}", README, re.MULTILINE | re.DOTALL):
         in_text = (found["inline"] or "").replace("\n", " ")
@@ -76,17 +99,50 @@ def workplace(real_model, real_processor, tmp_path_factory: pytest.TempPathFacto
     real_model.save_pretrained(folder / CHECKPOINT)
     real_processor.save_pretrained(folder / CHECKPOINT)
     (folder / "recordings").mkdir()
-    clips = sorted(load_studio_prompts("test"), key=lambda clip: clip["duration_s"])[:NUM_TEST_CLIPS]
-    examples = []
+    clips = sorted(load_studio_prompts("test"), key=lambda clip: clip["duration_s"])
+    clips = [clip for clip in clips if clip["duration_s"] >= MIN_TEST_CLIP_S][:NUM_TEST_CLIPS]
+    rows = []
     for index, clip in enumerate(clips):
         path = folder / "recordings" / f"sample{index + 1}.wav"
         waveform = real_processor.load_audio(clip["audio"])
         soundfile.write(path, waveform, real_processor.feature_extractor.sampling_rate)
-        examples.append(Example("<audio>\nTranscribe the speech.", (str(path),), clip["text"]))
-    write_examples(folder / "test.json", examples)
+        rows.append({"text": "<audio>\nTranscribe the speech.", "audio_paths": path.name, "response": clip["text"]})
+    (folder / "test.json").write_text(json.dumps(rows), encoding="utf-8")
     shutil.copyfile(path, folder / "recording.wav")
     (folder / "data.json").write_text(JSON[0], encoding="utf-8")
+    for stage, row in STAGE_ROWS.items():
+        row = {**ANSWERED.get(stage, {}), **row}
+        (folder / f"{stage}.json").write_text(json.dumps([row]), encoding="utf-8")
+    rows = json.loads(JSON[0])
+    (folder / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    table = [{**row, "audio_paths": [row["audio_paths"]]} for row in rows]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table), folder / "table.parquet")
     return folder
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Options that name a tiny random pair, wide enough for blocks of four bits."""
+    folder = tmp_path_factory.mktemp("tiny")
+    text = save_text_base(folder / "text", llama_config(hidden_size=128, intermediate_size=256))
+    return ["--llama_path", text, "--whisper_path", save_audio_base(folder / "audio")]
+
+
+def train_briefly(words: list[str], bases: list[str], workplace: Path) -> list[str]:
+    """A training command as the README has it, on the tiny pair unless it goes on from a checkpoint, and short."""
+    given = dict(pairwise(words))
+    options = {**SHORTENED, "--feature_cache": str(workplace / "features")}
+    if "--eval_strategy" not in words:
+        options.pop("--eval_max_new_tokens")
+    for name in ("--num_processes", "--attn_implementation"):
+        if name not in words:
+            options.pop(name)
+    if "--model_path" not in words:
+        options |= dict(zip(bases[::2], bases[1::2]))
+    if any(word.startswith("adapter+") for word in words):
+        options.pop("--feature_cache")  # an encoder that trains has none
+    kept = [options.get(before, word) for before, word in zip(["", *words], words)]
+    return kept + [word for name in options if name not in given for word in (name, options[name])]
 
 
 def test_every_block_is_of_a_tested_kind() -> None:
@@ -128,27 +184,96 @@ def test_the_example_data_is_valid(workplace: Path) -> None:
 
 
 def test_every_command_is_of_a_tested_kind() -> None:
-    assert {words[0] for words in COMMANDS} == {"audiollm", "make", "pip"}
+    assert {words[0] for words in COMMANDS} == {"audiollm", "make", "pip", "accelerate"}
     assert {words[1] for words in COMMANDS if words[0] == "audiollm"} >= {"train", "generate", "evaluate", "prompts"}
 
 
-def test_audiollm_commands_run(workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    """One after the other, as they build on each other; with the embedded pair in place of Hub ids, and one step."""
+def test_audiollm_commands_run(workplace: Path, bases: list[str], monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """One after the other, as they build on each other; what is evaluated is the real pair instead of the tiny one."""
     monkeypatch.chdir(workplace)
+    trained = []
     for words in COMMANDS:
-        if words[0] != "audiollm":
+        if words[0] != "audiollm" or "--help" in words:
             continue
-        arguments = [HUB_BASES.get(word, word) for word in words]
         if words[1] == "train":
-            assert not set(HUB_BASES) - set(words)
-            arguments += ["--max_steps", "1", "--feature_cache", str(workplace / "features")]
+            trained.append(words[words.index("--stage") + 1])
+            words = train_briefly(words, bases, workplace)
         elif words[1] in ("generate", "evaluate"):
-            arguments += ["--max_new_tokens", "8"]
-        monkeypatch.setattr(sys, "argv", arguments)
+            model = words.index("--model") + 1
+            assert (workplace / words[model] / "config.json").is_file(), "the command before it leaves the model"
+            words = [*words[:model], CHECKPOINT, *words[model + 1 :], "--max_new_tokens", "8"]
+        monkeypatch.setattr(sys, "argv", words)
         cli.main()
         assert capsys.readouterr().out, words
+    assert tuple(trained) == STAGES
     assert (workplace / "runs" / "mine" / "model.safetensors").is_file()
     assert read_examples(workplace / "data" / "studio_prompts" / "train.json")
+
+
+def test_the_first_training_command_names_bases_of_the_hub() -> None:
+    first = next(words for words in COMMANDS if words[:2] == ["audiollm", "train"])
+    assert HUB_BASES.items() <= dict(pairwise(first)).items()
+
+
+def test_every_stage_has_a_row_of_its_data() -> None:
+    assert tuple(STAGE_ROWS) == STAGES
+
+
+@pytest.mark.parametrize("added", OPTION_ROWS)
+def test_options_to_add_train(added: str, workplace: Path, bases, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.chdir(workplace)
+    for option, package in OPTIONAL_PACKAGES.items():
+        if option in added.split():
+            pytest.importorskip(package)
+    command = ["audiollm", "train", "--audio_dir", "recordings", "--output_dir", str(tmp_path), *added.split()]
+    if "--data_path" not in command:
+        command += ["--data_path", "data.json"]
+    command = train_briefly(command, bases, workplace)
+    monkeypatch.setattr(sys, "argv", command)
+    cli.main()
+    assert (tmp_path / "model.safetensors").is_file()
+    assert json.loads((tmp_path / "trainer_state.json").read_text())["global_step"] == 1
+
+
+def test_options_named_in_running_text_exist(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """Of the command's help: whatever stands between backticks and begins with two dashes."""
+    monkeypatch.setattr(sys, "argv", ["audiollm", "train", "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    known = set(re.findall(r"--\w+", capsys.readouterr().out))
+    in_text = {name for code in re.findall(r"`([^`\n]+)`", README) for name in re.findall(r"--\w+", code)}
+    others = {"--model", "--audio", "--help"}  # of `audiollm generate` and `evaluate`
+    assert in_text - known - others == set()
+    assert {"--load_in_8bit", "--fp16", "--projector_readout"} <= in_text
+
+
+def test_launching_several_processes_trains(workplace: Path, bases: list[str]) -> None:
+    (command,) = [words for words in COMMANDS if words[0] == "accelerate"]
+    config = command.index("--config_file") + 1
+    module = ["accelerate.commands.launch", "--main_process_port", "0", "--config_file", str(ROOT / command[config])]
+    words = train_briefly([*module, *command[config + 1 :], "--output_dir", "runs/launched"], bases, workplace)
+    done = subprocess.run(
+        [sys.executable, "-m", *words],
+        cwd=workplace,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert (workplace / "runs" / "launched" / "model.safetensors").is_file()
+
+
+def test_files_and_folders_that_are_named_exist() -> None:
+    named = re.findall(r"`((?:training|benchmarks|corpora|tests)/[^`]+)`", README)
+    assert "training/distributed/README.md" in named and "training/recipes/" in named
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_every_kill_ended_with_the_same_bits() -> None:
+    results = json.loads((ROOT / "benchmarks" / "results" / "kill_and_resume.json").read_text())["results"]
+    assert {case.partition(",")[0] for case in results} == set(STAGES) and len(results) == len(STAGES) + 1
+    assert all(case["bit_equal"] == case["kills"] == 10 for case in results.values())
 
 
 def test_make_targets_exist() -> None:

@@ -28,6 +28,7 @@ from .answer_arguments import DistillArguments
 from .answer_trainer import AnswerTrainer, answer_logits, without_learning
 from .arguments import AudioLlmTrainingArguments
 from .dataset import AudioLlmCollator, build_dataset, pad_rows
+from .errors import TrainingError
 from .feature_cache import FeatureCache
 
 #: In the output folder; what the teacher wrote, one prompt a line.
@@ -313,7 +314,7 @@ def build_trainer(
                 progress,
             )
         if not complete:
-            raise ValueError("No example is left to distil from: give responses, or a higher --max_answer_tokens.")
+            raise TrainingError("No example is left to distil from: give responses, or a higher --max_answer_tokens.")
         return build_distill_dataset(complete, processor, cache, progress)
 
     return DistillTrainer(

@@ -297,7 +297,7 @@ def test_answers_that_do_not_end_are_left_out_aloud(
     assert len(run.train_dataset) == 1
     assert "answers to 3 of 3 prompts do not end within --max_answer_tokens 3" in capsys.readouterr().out
     assert (tmp_path / TEACHER_ANSWERS_FILE).is_file()
-    with pytest.raises(ValueError, match="No example is left"):
+    with pytest.raises(TrainingError, match="No example is left"):
         build_trainer(
             tiny_model, tiny_processor, examples[1:], cache, arguments(tmp_path), DistillArguments(max_answer_tokens=3)
         )
