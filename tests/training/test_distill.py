@@ -19,6 +19,7 @@ from audiollm.training.distill import (
     read_distill_examples,
     write_teacher_answers,
 )
+from audiollm.training.errors import TrainingError
 
 SAID = ("one", "two three", "four", "five six")
 
