@@ -151,6 +151,7 @@ def test_every_block_is_of_a_tested_kind() -> None:
     assert len(WITHOUT_PACKAGE) == len(PUSHING) == len(JSON) == 1
     assert not set(WITHOUT_PACKAGE) & set(PUSHING)
     assert len(IN_PACKAGE) >= 3
+    assert len(OPTION_ROWS) == README.count("| `--") > 1
 
 
 @pytest.mark.parametrize("number", range(len(IN_PACKAGE)))
@@ -291,6 +292,22 @@ def test_what_pip_installs_exists() -> None:
         name, extra = re.fullmatch(r"(\w+|\.)(?:\[(\w+)\])?", requirement).groups()
         assert name in (setup["metadata"]["name"], ".")
         assert extra is None or extra in setup["options.extras_require"]
+
+
+# ---- how to contribute ---------------------------------------------------------------------------------------------
+
+
+def test_contributing_names_what_there_is() -> None:
+    """Every room, every benchmark, and no file that is not there."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:\w+/)+[\w.]*|\w+\.py)`", text))
+    assert {name for name in named if not any((ROOT / room / name).exists() for room in ("", "training"))} == set()
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    rooms = setup["options"]["package_dir"].split()[2::3]
+    assert {f"{room}/" for room in rooms} <= named
+    scripts = {f"benchmarks/{path.name}" for path in (ROOT / "benchmarks").glob("*.py")}
+    assert scripts - {"benchmarks/demo_report.py"} <= named
 
 
 # ---- the model card ------------------------------------------------------------------------------------------------
