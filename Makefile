@@ -21,8 +21,9 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 demo: $(READY)
 	$(RUN) benchmarks/demo.py
 
+# Two processes of one thread each: many small tests gain more from that than from threads.
 test: $(READY)
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist loadfile
 
 test-all: $(READY)
 	$(RUN) -m pytest -m "slow or not slow"
