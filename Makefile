@@ -6,9 +6,6 @@ READY = $(VENV)/.ready
 ROOMS = configuration processing corpora training evaluation inference
 TYPES = build/types/audiollm
 
-# Threads that wait leave the core to others: beside another busy program, training is otherwise ten times slower.
-export OMP_WAIT_POLICY ?= PASSIVE
-
 .PHONY: demo test test-all check bench clean
 .DEFAULT_GOAL := demo
 

@@ -44,7 +44,7 @@ ALIGN_RATE = 3e-3
 ALIGN_BATCH = 28
 #: The second moment's decay, for stages of some hundred steps: with the usual 0.999 it still forgets at the end.
 ADAM_BETA2 = 0.98
-INSTRUCT_STEPS = 400
+INSTRUCT_STEPS = 370
 LORA_RATE = 1.5e-3
 PROJECTOR_RATE = 3e-5
 #: Bound of a batch of the language model's stage, padding included: this is what bounds the memory.
