@@ -30,7 +30,6 @@ class Example:
     response: str
     index: int = 0  # place in the file it came from, counting from 0
 
-
     @property
     def messages(self) -> list[dict[str, str]]:
         """The conversation that the example stands for: one question, one answer."""

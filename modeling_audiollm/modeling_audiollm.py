@@ -290,7 +290,9 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
             self.lora_router.route = route
             if accepts_route(self.language_model):
                 kwargs[ROUTE_KEYWORD] = route
-            plain = not use_cache and past_key_values is None and position_ids is None and set(kwargs) <= {ROUTE_KEYWORD}
+            plain = (
+                not use_cache and past_key_values is None and position_ids is None and set(kwargs) <= {ROUTE_KEYWORD}
+            )
             if share_prefix and plain and input_ids is not None:
                 length = shared_prefix_length(input_ids, attention_mask, self.config.audio_token_id)
                 if can_share_prefix(self.language_model, inputs_embeds, length, route):

@@ -38,7 +38,7 @@ def language_model_only(quantization_config: Any) -> Any:
     return config
 
 
-def settle_quantised(model: nn.Module, quantization_config: Any) -> None:
+def settle_quantised(model: Any, quantization_config: Any) -> None:
     """
     Marks a loaded model as one whose base is quantised, and whose own weights, which it saves, are not.
 

@@ -1,5 +1,7 @@
 """Batches within a budget: every row once an epoch, the same for any number of processes, as many in every epoch."""
 
+from itertools import chain
+
 import pytest
 from audiollm.training.batching import BatchBudget, BudgetBatchSampler
 from hypothesis import given, settings
@@ -11,7 +13,7 @@ BUDGET = BatchBudget(max_tokens=800, max_audio_seconds=40.0)
 
 def steps(batches: list[list[int]], size: int) -> list[list[int]]:
     """The rows of every `size` batches, sorted."""
-    return [sorted(sum(batches[start : start + size], [])) for start in range(0, len(batches), size)]
+    return [sorted(chain.from_iterable(batches[start : start + size])) for start in range(0, len(batches), size)]
 
 
 def sampler(sizes, budget=BUDGET, **options) -> BudgetBatchSampler:
@@ -44,7 +46,11 @@ def test_the_steps_of_several_processes_hold_what_one_with_accumulation_does(siz
     for epoch in range(2):
         one, many = steps(alone.batches(epoch), processes), steps(shared.batches(epoch), processes)
         # Where the last step has fewer rows than processes, larger batches take its place.
-        assert one == many if len(one[-1]) >= processes else sorted(sum(one, [])) == sorted(sum(many, []))
+        assert (
+            one == many
+            if len(one[-1]) >= processes
+            else sorted(chain.from_iterable(one)) == sorted(chain.from_iterable(many))
+        )
 
 
 def test_the_order_depends_on_seed_and_epoch_alone() -> None:
@@ -91,4 +97,4 @@ def test_the_last_step_is_split_among_processes() -> None:
     for processes in (2, 3, 4, 5):
         batches = sampler(sizes, num_processes=processes).batches(0)
         assert len(batches) % processes == 0
-        assert sorted(sum(batches, [])) == list(range(20))
+        assert sorted(chain.from_iterable(batches)) == list(range(20))
