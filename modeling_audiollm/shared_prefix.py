@@ -47,7 +47,9 @@ def can_share_prefix(language_model: nn.Module, embeds: torch.Tensor, length: in
         return False
     if route.packed or not any(indices is None for indices in route.rows.values()):
         return False
-    if getattr(language_model, "is_activation_checkpointing", False):
+    # Its name before transformers gave it the present one, which warns of the old.
+    known = hasattr(type(language_model), "is_activation_checkpointing")
+    if getattr(language_model, "is_activation_checkpointing" if known else "is_gradient_checkpointing", False):
         return False
     layers = DynamicCache(config=language_model.config).layers  # type: ignore[arg-type]
     return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)

@@ -126,3 +126,9 @@ def randomised(model: PreTrainedModel, seed: int = 2, std: float = WEIGHT_STD) -
         yield randomise_trainables(model, seed, std)
     finally:
         model.load_state_dict(kept, strict=False)
+
+
+def enable_checkpointing(model, settings: dict) -> None:
+    """Turns activation checkpointing on, under the name that the installed transformers has for it."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable(settings)

@@ -7,7 +7,7 @@ import torch
 from architectures import ARCHITECTURES
 from audiollm import AudioLlmForConditionalGeneration
 from batches import collate, make_row, mixed_rows
-from tiny_models import randomise_trainables, save_text_base
+from tiny_models import enable_checkpointing, randomise_trainables, save_text_base
 
 IGNORED = -100
 CHECKPOINTING = {
@@ -81,7 +81,7 @@ def test_activation_checkpointing(tiny_model, kind: str, input_grads: bool) -> N
     text = collate(config, [make_row(config, 5)])
     tiny_model.train()
     expected = backward(tiny_model, batch)
-    tiny_model.activation_checkpointing_enable(CHECKPOINTING[kind])
+    enable_checkpointing(tiny_model, CHECKPOINTING[kind])
     if input_grads:
         tiny_model.enable_input_require_grads()
     runs = {
@@ -106,7 +106,7 @@ def test_checkpointing_keeps_routes_in_other_architectures(tiny_bases, tmp_path:
     batch = labelled(model.config, mixed_rows(model.config))
     text = collate(model.config, [make_row(model.config, 5)])
     expected = backward(model, batch)
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    enable_checkpointing(model, {"use_reentrant": False})
     found = backward(model, batch, lambda: model(**text))
     assert found.keys() == expected.keys() == set(model.trainable_names())
     for key, gradient in expected.items():

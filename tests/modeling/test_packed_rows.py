@@ -4,6 +4,7 @@ import pytest
 import torch
 from audiollm.training.packing import BatchPacking, check_packing, pack_batch, uses_flash
 from batches import collate, make_row, mixed_rows
+from tiny_models import enable_checkpointing
 from transformers.utils import is_flash_attn_2_available
 
 IGNORED = -100
@@ -58,7 +59,7 @@ def test_with_activation_checkpointing_too(tiny_model, batch) -> None:
     tiny_model.train()
     tiny_model(**batch).loss.backward()
     expected = gradients(tiny_model)
-    tiny_model.activation_checkpointing_enable({"use_reentrant": False})
+    enable_checkpointing(tiny_model, {"use_reentrant": False})
     tiny_model(**pack_batch(batch)).loss.backward()
     for name, gradient in gradients(tiny_model).items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-3, msg=name)

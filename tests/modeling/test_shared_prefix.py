@@ -8,7 +8,7 @@ from architectures import ARCHITECTURES
 from audiollm import AudioLlmForConditionalGeneration
 from audiollm.shared_prefix import shared_prefix_length
 from batches import Row, collate, make_row
-from tiny_models import randomise_trainables, save_text_base
+from tiny_models import enable_checkpointing, randomise_trainables, save_text_base
 
 IGNORED = -100
 PREFIX_LENGTH = 12
@@ -108,7 +108,7 @@ def test_when_rows_are_run_whole(tiny_model) -> None:
     short = {**batch, "input_ids": batch["input_ids"].clone()}
     short["input_ids"][1, 1] = 7 if batch["input_ids"][1, 1] != 7 else 8  # one position alike: not worth a pass
     assert positions_run(tiny_model, short) == whole
-    tiny_model.activation_checkpointing_enable({"use_reentrant": False})
+    enable_checkpointing(tiny_model, {"use_reentrant": False})
     assert positions_run(tiny_model, batch) == whole
     assert positions_run(tiny_model.eval(), batch) == whole
 
