@@ -11,9 +11,22 @@ import torch
 from batches import collate, mixed_rows
 from clients import WITHOUT_AUDIOLLM, WITHOUT_PEFT, play
 from loopback_hub import LoopbackHub
+from safetensors.torch import save_file
 from transformers import AutoModel, AutoProcessor
 
 FORMATS = ("adapter", "full", "merged")
+EXPECTED_FILE = "expected.safetensors"
+#: For clients: what [`prepare`] wrote, as it returns it.
+READ_EXPECTED = f"""
+from safetensors.torch import load_file
+
+def read_expected(folder):
+    found = {{}}
+    for name, value in load_file(folder / "{EXPECTED_FILE}").items():
+        group, _, rest = name.partition("/")
+        found.setdefault(group, {{}})[rest] = value
+    return found.pop("batch"), found.pop("speech")[""], found
+"""
 
 
 @torch.no_grad()
@@ -23,7 +36,7 @@ def outputs_of(model, batch) -> dict[str, torch.Tensor]:
 
 
 def prepare(model, processor, folder: Path) -> tuple:
-    """Saves a checkpoint of each format, and what a client must find: `expected.pt`, plain data."""
+    """Saves a checkpoint of each format, and what a client must find, in one file of tensors."""
     batch = dict(collate(model.config, mixed_rows(model.config)))
     speech = torch.randn(8000)
     processed = processor(text="Say <audio> now", audio=speech)["input_ids"]
@@ -33,19 +46,22 @@ def prepare(model, processor, folder: Path) -> tuple:
         processor.save_pretrained(folder / weights)
         saved = model.merge_adapters() if weights == "merged" else model
         expected[weights] = {**outputs_of(saved, batch), "processed": processed}
-    torch.save((batch, speech, expected), folder / "expected.pt")
+    flat = {"speech": speech, **{f"batch/{name}": value for name, value in batch.items()}}
+    flat |= {f"{weights}/{name}": value for weights, found in expected.items() for name, value in found.items()}
+    save_file({name: value.clone() for name, value in flat.items()}, folder / EXPECTED_FILE)
     return batch, speech, expected
 
 
 LOAD_AND_SAVE = (
     WITHOUT_AUDIOLLM
+    + READ_EXPECTED
     + """
 from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForMultimodalLM, AutoProcessor
 
 folder = Path(sys.argv[1])
-batch, speech, expected = torch.load(folder / "expected.pt", weights_only=True)
+batch, speech, expected = read_expected(folder)
 
 def assert_as_expected(model, weights):
     assert type(model).__module__.startswith("transformers_modules."), type(model)
@@ -153,7 +169,9 @@ for weights in ("adapter", "full", "merged"):
 print(json.dumps(shas))
 """
 
-PULL = """
+PULL = (
+    READ_EXPECTED
+    + """
 import json, sys
 from pathlib import Path
 import torch
@@ -163,7 +181,7 @@ trust = "HIDDEN" in globals()
 if not trust:
     import audiollm
 folder, shas = Path(sys.argv[1]), json.loads(sys.argv[2])
-batch, speech, expected = torch.load(folder / "expected.pt", weights_only=True)
+batch, speech, expected = read_expected(folder)
 for weights, sha in shas.items():
     repo_id = f"loopback-user/{weights}"
     model = AutoModel.from_pretrained(repo_id, revision=sha, trust_remote_code=trust)
@@ -176,6 +194,7 @@ for weights, sha in shas.items():
     assert torch.equal(processor(text="Say <audio> now", audio=speech)["input_ids"], expected[weights]["processed"])
 print("done")
 """
+)
 
 
 @pytest.fixture
