@@ -27,7 +27,8 @@ from audiollm.corpora.examples import Example, read_examples, write_examples
 from audiollm.corpora.prompts import PROMPT_TASKS, load_studio_prompts, write_prompt_examples
 from audiollm.embedded_bases import DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE, fetch
 from audiollm.evaluation.listening import ListeningReport, evaluate_listening, transcribe
-from audiollm.evaluation.word_error import normalize_english, score_word_error
+from audiollm.evaluation.word_error import score_word_error
+from audiollm.processing.normalisers import normalize_english
 from audiollm.training.align import align, greedy_transcripts
 from audiollm.training.augment import FeatureAugmentation
 from audiollm.training.dataset import load_encoded_audio

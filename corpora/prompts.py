@@ -21,6 +21,7 @@ from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 from datasets.table import InMemoryTable
 
 from .examples import Example, write_examples
+from .tasks import known_tasks
 
 CORPUS_FOLDER = Path(__file__).parent / "studio_prompts"
 CORPUS_FILE = CORPUS_FOLDER / "prompts.parquet"
@@ -74,12 +75,7 @@ class PromptTask:
 
 PROMPT_TASKS: dict[str, PromptTask] = {
     "transcribe": PromptTask(
-        phrasings=(
-            f"Transcribe the audio: {AUDIO_PLACEHOLDER}",
-            f"What is said in this recording? {AUDIO_PLACEHOLDER}",
-            f"{AUDIO_PLACEHOLDER}\nWrite down what you hear.",
-            f"{AUDIO_PLACEHOLDER}\nTranscribe this recording word for word.",
-        ),
+        phrasings=known_tasks()["transcribe"].prompts,
         answer=str,
         weight=7,
         applies=lambda transcript: True,

@@ -1,11 +1,10 @@
 """Word error rate, by the convention of the Open ASR Leaderboard's normaliser: Whisper's English one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 
 import jiwer
-from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
+from audiollm.processing.normalisers import NORMALISERS
 
 
 @dataclass(frozen=True)
@@ -30,25 +29,6 @@ class WordErrorScore:
     def to_dict(self) -> dict[str, float | int]:
         """For JSON."""
         return asdict(self)
-
-
-@lru_cache(maxsize=1)
-def _normalizer() -> EnglishTextNormalizer:
-    return EnglishTextNormalizer({})
-
-
-def normalize_english(text: str) -> str:
-    """Whisper's English text normaliser (Radford et al. 2022, appendix C): lower case, no punctuation, numbers alike."""
-    return _normalizer()(text)
-
-
-#: What makes texts alike before their words are compared, by name: Whisper's normaliser for English; its own for any
-#: language that puts spaces between words (lower case, no punctuation); nothing.
-NORMALISERS: dict[str, Callable[[str], str]] = {
-    "english": normalize_english,
-    "basic": BasicTextNormalizer(),
-    "none": str,
-}
 
 
 def has_words(text: str, normaliser: str = "english") -> bool:

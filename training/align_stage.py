@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from audiollm.corpora.examples import Example
-from audiollm.evaluation.word_error import NORMALISERS
+from audiollm.processing.normalisers import NORMALISERS
 
 from .errors import TrainingError
 

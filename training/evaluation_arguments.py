@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from audiollm.evaluation.listening import MAX_NEW_TOKENS
-from audiollm.evaluation.word_error import NORMALISERS
+from audiollm.processing.normalisers import NORMALISERS
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 

@@ -11,7 +11,8 @@ from audiollm.corpora.breadth import read_sentences
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.corpora.unseen import CLIPS_FILE, SOURCES, UNSEEN_FOLDER, load_unseen_speech
 from audiollm.evaluation.listening import whisper_transcripts
-from audiollm.evaluation.word_error import normalize_english, score_word_error
+from audiollm.evaluation.word_error import score_word_error
+from audiollm.processing.normalisers import normalize_english
 
 #: Whisper tiny.en gets four of the five sentences right; one swapped or broken clip alone would cost about this much.
 MAX_WHISPER_WORD_ERROR = 0.1

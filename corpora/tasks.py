@@ -1,0 +1,84 @@
+"""What is asked about clips: the tasks of `tasks.yaml`, and the examples that they make of a clip."""
+
+import hashlib
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from audiollm.processing.conversations import AUDIO_PLACEHOLDER
+
+TASKS_FILE = Path(__file__).parent / "tasks.yaml"
+
+
+@dataclass(frozen=True)
+class Task:
+    """
+    One thing to ask about a clip.
+
+    Attributes:
+        name: of the task.
+        response: the field that answers.
+        prompts: wordings, in which `{name}` stands for a field and `<audio>`, once, for the recording.
+    """
+
+    name: str
+    response: str
+    prompts: tuple[str, ...]
+
+    def __post_init__(self):
+        bad = [prompt for prompt in self.prompts if prompt.count(AUDIO_PLACEHOLDER) != 1]
+        if bad or not self.prompts:
+            found = f"found {bad[0]!r}" if bad else "found none"
+            raise ValueError(f"Task {self.name!r}: expected prompts with one {AUDIO_PLACEHOLDER} each, {found}.")
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields that a clip must have to take part, the response first."""
+        named = (name for prompt in self.prompts for _, name, _, _ in string.Formatter().parse(prompt) if name)
+        return tuple(dict.fromkeys((self.response, *named)))
+
+    def missing(self, fields: Mapping[str, Any]) -> list[str]:
+        """Which of its fields a clip lacks, or has as an empty text."""
+        return [name for name in self.fields if not str(fields.get(name) or "").strip()]
+
+    def ask(self, identity: str, fields: Mapping[str, Any]) -> tuple[str, str]:
+        """
+        Prompt and response for one clip; the wording depends on the clip's id alone.
+
+        Raises:
+            ValueError: a field that the prompt quotes holds `<audio>` itself.
+        """
+        digest = hashlib.sha256(f"{self.name}/{identity}".encode("utf-8", "surrogatepass")).digest()
+        wording = self.prompts[int.from_bytes(digest[:8], "big") % len(self.prompts)]
+        prompt = wording.format_map(fields)
+        if prompt.count(AUDIO_PLACEHOLDER) != 1 or AUDIO_PLACEHOLDER in str(fields[self.response]):
+            raise ValueError(f"a field holds {AUDIO_PLACEHOLDER}, which stands for a recording")
+        return prompt, str(fields[self.response]).strip()
+
+
+@lru_cache(maxsize=1)
+def known_tasks() -> dict[str, Task]:
+    """The tasks that ship with the package, by name."""
+    table = yaml.safe_load(TASKS_FILE.read_text(encoding="utf-8"))
+    return {name: Task(name, entry["response"], tuple(entry["prompts"])) for name, entry in table.items()}
+
+
+def tasks_named(names: Sequence[str]) -> list[Task]:
+    """
+    Tasks by their names.
+
+    Raises:
+        ValueError: there is no task of a name.
+    """
+    known = known_tasks()
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"There is no task {unknown[0]!r}; expected some of {', '.join(known)}.")
+    return [known[name] for name in dict.fromkeys(names)]
+
+
+__all__ = ["Task", "known_tasks", "tasks_named"]
