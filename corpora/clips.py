@@ -23,6 +23,10 @@ UNSAFE_CHARACTERS = re.compile(r"[^\w.-]")
 FieldValue = str | int | float | bool | None
 
 
+class CorpusError(ValueError):
+    """A corpus that cannot be read at all; the message names it, says what was expected and what to do."""
+
+
 @dataclass(frozen=True)
 class Clip:
     """
@@ -93,4 +97,4 @@ def safe_name(identity: str) -> str:
     return f"{name}-{digest}" if name else digest
 
 
-__all__ = ["BadClip", "Clip", "ClipSource", "FieldValue", "safe_name"]
+__all__ = ["BadClip", "Clip", "ClipSource", "CorpusError", "FieldValue", "safe_name"]
