@@ -65,6 +65,17 @@ class ExamplesError(ValueError):
         super().__init__(f"{path}: {count}\n  " + "\n  ".join(lines))
 
 
+class Reason(str):
+    """Why a row cannot be used, in words; `fault` says of which kind it is, a name of the table in `faults`."""
+
+    fault: str
+
+    def __new__(cls, text: str, fault: str = "malformed_row"):
+        reason = super().__new__(cls, text)
+        reason.fault = fault
+        return reason
+
+
 def read_examples(path: str | os.PathLike[str], audio_dir: str | os.PathLike[str] | None = None) -> list[Example]:
     """Reads and checks an examples file.
 
@@ -235,10 +246,11 @@ class RowChecker:
         if isinstance(row.get("text"), str):
             placeholders = row["text"].count(AUDIO_PLACEHOLDER)
             if placeholders != len(audio_paths):
-                reasons.append(
+                reason = (
                     f"'text' has {placeholders} {AUDIO_PLACEHOLDER} but 'audio_paths' has {len(audio_paths)}; "
                     "there must be one path for each"
                 )
+                reasons.append(Reason(reason, "audio_count"))
         return reasons + [reason for each in audio_paths if (reason := self.path_problem(each))]
 
     def text_problems(self, row: dict[str, Any], fields: tuple[str, ...] = FIELDS) -> list[str]:
@@ -249,7 +261,7 @@ class RowChecker:
             if name in row and not isinstance(row[name], str):
                 reasons.append(f"{name!r} must be a string, found {_kind(row[name])}")
             elif name in row and not row[name].strip():
-                reasons.append(f"{name!r} is empty")
+                reasons.append(Reason(f"{name!r} is empty", "empty_text"))
         return reasons
 
     def path_problem(self, audio_path: Any) -> str | None:
@@ -260,11 +272,13 @@ class RowChecker:
             return f"audio path {audio_path!r} is empty or has a NUL character"
         located = self.locate(audio_path)
         if self.confined and not _is_inside(located, self.start):
-            return f"audio path {audio_path!r} leads out of audio_dir {self.start}"
+            return Reason(f"audio path {audio_path!r} leads out of audio_dir {self.start}", "outside_audio_dir")
         if os.path.isdir(located):
-            return f"audio path {audio_path!r} is a folder: {located}"
+            return Reason(f"audio path {audio_path!r} is a folder: {located}", "not_a_file")
+        if not os.path.exists(located):
+            return Reason(f"audio file {audio_path!r} does not exist: looked at {located}", "missing_file")
         if not os.path.isfile(located):
-            return f"audio file {audio_path!r} does not exist: looked at {located}"
+            return Reason(f"audio path {audio_path!r} is a pipe, socket or device: {located}", "not_a_file")
         return None
 
 
@@ -304,4 +318,13 @@ def _kind(value: Any) -> str:
     return f"{kind}: {shown}" if len(shown) <= 60 else kind
 
 
-__all__ = ["Example", "ExamplesError", "RowChecker", "json_lines", "json_rows", "read_examples", "write_examples"]
+__all__ = [
+    "Example",
+    "ExamplesError",
+    "Reason",
+    "RowChecker",
+    "json_lines",
+    "json_rows",
+    "read_examples",
+    "write_examples",
+]

@@ -14,7 +14,7 @@ from typing import Any
 
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER, ConversationError, flatten_conversation
 
-from .examples import RowChecker
+from .examples import Reason, RowChecker
 
 MESSAGES, AUDIO_COLUMN, AUDIO_PATHS = "messages", "audio", "audio_paths"
 #: Fields of a row of chat messages; those of the instruction format, with `audio` beside `audio_paths`.
@@ -169,14 +169,18 @@ def _message_problems(messages: list[dict[str, Any]]) -> list[str]:
     answers = [message["content"] for message in messages if message["role"] == ASSISTANT]
     if not answers:
         return [f"'messages' has no message of role {ASSISTANT!r}, so that there is nothing to learn"]
-    problems = [] if all(answer.strip() for answer in answers) else [f"an {ASSISTANT!r} message is empty"]
+    problems: list[str] = []
+    if not all(answer.strip() for answer in answers):
+        problems.append(Reason(f"an {ASSISTANT!r} message is empty", "empty_text"))
     if any(AUDIO_PLACEHOLDER in answer for answer in answers):
-        problems.append(f"an {ASSISTANT!r} message holds a recording; only what it says can be learned")
+        reason = f"an {ASSISTANT!r} message holds a recording; only what it says can be learned"
+        problems.append(Reason(reason, "audio_count"))
     return problems
 
 
 def _count_problem(name: str, placeholders: int, recordings: int) -> str:
-    return f"{name} has {placeholders} {AUDIO_PLACEHOLDER} for {recordings} recordings; there must be one for each"
+    reason = f"{name} has {placeholders} {AUDIO_PLACEHOLDER} for {recordings} recordings; there must be one for each"
+    return Reason(reason, "audio_count")
 
 
 def _without_nulls(message: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import io
 import os
+from mmap import mmap
 from typing import Any, Literal
 from urllib.parse import urlparse
 from urllib.request import url2pathname
@@ -163,9 +164,8 @@ def _decode(data: bytes, name: str) -> tuple[np.ndarray, int]:
             raise AudioError(f"{name}: corrupt or cut off ({error.error_string})") from error
         except (MemoryError, ValueError) as error:  # of a damaged header
             raise AudioError(f"{name}: claims {file.frames} samples, which memory cannot hold.") from error
-        lacks_samples = len(waveform) < file.frames and (file.format != "MP3" or _mp3_says_its_length(data))
-        rate = file.samplerate
-    if lacks_samples or _lacks_last_chunk(data) or _lacks_last_ogg_page(data):
+        rate, lacks_end = file.samplerate, is_cut_off(data, file.format, len(waveform), file.frames)
+    if lacks_end:
         raise _cut_off(name, len(waveform) / rate)
     return waveform.mean(axis=1), rate
 
@@ -177,17 +177,30 @@ def _cut_off(name: str, seconds: float) -> AudioError:
     )
 
 
-def _mp3_says_its_length(data: bytes) -> bool:
+def is_cut_off(data: bytes | mmap, file_format: str, frames_read: int, frames_declared: int) -> bool:
+    """
+    Whether a file lacks its end, as far as its format can tell.
+
+    Args:
+        data: the file's bytes, in memory or mapped; at least one.
+        file_format: libsndfile's name of it.
+        frames_read, frames_declared: how many frames libsndfile decoded, and said that there are.
+    """
+    lacks_frames = frames_read < frames_declared and (file_format != "MP3" or _mp3_says_its_length(data))
+    return lacks_frames or _lacks_last_chunk(data) or _lacks_last_ogg_page(data)
+
+
+def _mp3_says_its_length(data: bytes | mmap) -> bool:
     """Whether an MP3 has a header with its length, rather than one that libsndfile guesses from its size."""
     start = 0
-    if data.startswith(ID3_MAGIC):
+    if data[: len(ID3_MAGIC)] == ID3_MAGIC:
         for byte in data[ID3_SIZE_BYTES]:
             start = start << 7 | byte & 0x7F  # seven bits of each
         start += ID3_HEADER_BYTES
     return any(tag in data[start : start + MP3_TAG_REACH_BYTES] for tag in MP3_LENGTH_TAGS)
 
 
-def _lacks_last_chunk(data: bytes) -> bool:
+def _lacks_last_chunk(data: bytes | mmap) -> bool:
     """Whether a wav or aiff file ends before its chunk of samples does."""
     if data[:4] not in CHUNKED_FORMATS:
         return False
@@ -202,9 +215,9 @@ def _lacks_last_chunk(data: bytes) -> bool:
     return False
 
 
-def _lacks_last_ogg_page(data: bytes) -> bool:
+def _lacks_last_ogg_page(data: bytes | mmap) -> bool:
     """Whether an Ogg file ends without the page that ends its stream, or within it."""
-    if not data.startswith(OGG_PAGE_MAGIC):
+    if data[: len(OGG_PAGE_MAGIC)] != OGG_PAGE_MAGIC:
         return False
     page = data[data.rfind(OGG_PAGE_MAGIC) :]
     if len(page) < OGG_SEGMENTS_OFFSET:
@@ -229,7 +242,7 @@ def _decode_container(data: bytes, name: str, reason: str, formats: str = CONTAI
                 raise AudioError(f"{name}: the file holds no audio stream.")
             # Blocks of their own rate or layout, of a damaged file, are refused by the resampler.
             blocks, rate = _decode_stream(container, av.AudioResampler(format="flt"))
-            declared_s = _declared_seconds(container)
+            declared_s = declared_seconds(container)
     except AudioError:
         raise
     except (av.FFmpegError, ValueError, OverflowError, IndexError) as error:  # PyAV's own on damaged files
@@ -256,7 +269,7 @@ def _decode_stream(container: Any, to_float: Any) -> tuple[list[np.ndarray], int
     return blocks, rate
 
 
-def _declared_seconds(container: Any) -> float:
+def declared_seconds(container: Any) -> float:
     """How long a container says that its audio is; 0 where it does not say."""
     if not any(kind in container.format.name for kind in TIMED_CONTAINERS):
         return 0.0
@@ -341,4 +354,4 @@ def _resample(waveform: np.ndarray, rate: Any, target_rate: int, name: str) -> n
     return np.ascontiguousarray(waveform, dtype=np.float32)
 
 
-__all__ = ["SAMPLING_RATE_HZ", "AudioError", "load_waveform"]
+__all__ = ["SAMPLING_RATE_HZ", "AudioError", "declared_seconds", "is_cut_off", "load_waveform", "read_bytes"]
