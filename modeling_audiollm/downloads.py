@@ -1,0 +1,279 @@
+"""
+Large files over HTTP that survive what networks do: breaks, stalls, mirrors that are gone, bytes that are not the right ones.
+
+A file appears under its name complete and verified, or not at all; what has come of it is kept beside it as `*.part`
+and continued with HTTP Range, from whichever mirror answers.
+"""
+
+import errno
+import hashlib
+import http.client
+import os
+import shutil
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+from filelock import FileLock
+from tqdm.auto import tqdm
+
+PART_SUFFIX, REJECTED_SUFFIX = ".part", ".rejected"
+BLOCK_BYTES = 1 << 20
+SOCKET_TIMEOUT_SECONDS = 60
+DOWNLOAD_ATTEMPTS = 5  # in a row that bring little; each continues where the last one broke off
+MIN_PROGRESS_BYTES = 1 << 20  # an attempt that brought this much starts the count anew
+RETRY_WAIT_SECONDS = 1.0  # doubled after each attempt that brought nothing
+RANGE_NOT_SATISFIABLE = 416
+#: Answers that asking again may change, although they blame the request: timeout, too early, too many requests.
+PASSING_CLIENT_ERRORS = (408, 425, 429)
+#: Answers to a request that lacks credentials.
+REFUSALS = (401, 403, 407)
+NO_SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT)
+
+
+class DownloadError(RuntimeError):
+    """A file could not be downloaded; the message names it, says what came of it and what to do."""
+
+
+class ChecksumError(DownloadError):
+    """A file is not the one that was meant: its checksum is another."""
+
+
+class RefusedError(DownloadError):
+    """The server wants credentials or a certificate that we do not have, or is of a kind that we do not speak to."""
+
+
+class DiskFullError(DownloadError):
+    """There is no room for the file."""
+
+
+def download(
+    urls: Sequence[str], target: Path, checksum: str | None = None, size: int | None = None, progress: bool = True
+) -> Path:
+    """
+    Downloads a file from the first of several mirrors that gives it whole, continuing what an earlier try left.
+
+    Two processes that want the same file do not write it twice: the second waits, then finds it done. A file that is
+    there already is verified; one that is not the right one is set aside, so that running again downloads it.
+
+    Args:
+        urls: where the same bytes are, in the order to try.
+        target: what the file will be called; its folder is made if need be.
+        checksum: algorithm and hex digits, as "md5:42e2…" or "sha256:…". Without one nothing of an earlier try, or of
+            another mirror, is continued, since it could be of another file.
+        size: of the file in bytes, where it is known.
+        progress: show a bar with rate and time left on stderr.
+
+    Returns:
+        `target`.
+
+    Raises:
+        ChecksumError: what came, or was there, is another file; it is kept as `<target>.rejected`.
+        DiskFullError: there is no room for it; what has come is kept.
+        DownloadError: no mirror gave it; what has come is kept, and running again continues.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_name(f".{target.name}.lock")):
+        if not target.exists():
+            return download_alone(urls, target, checksum, size, progress)
+        rejected = target.with_name(target.name + REJECTED_SUFFIX)
+        advice = f"It was set aside as {rejected.name}: run again to download it anew."
+        try:
+            found = target.stat().st_size
+            if size is not None and found != size:
+                raise ChecksumError(f"{target}: expected {size} bytes, found {found}. {advice}")
+            verify_checksum(target, checksum, advice, progress)
+        except ChecksumError:
+            os.replace(target, rejected)
+            raise
+        return target
+
+
+def download_alone(
+    urls: Sequence[str], target: Path, checksum: str | None = None, size: int | None = None, progress: bool = True
+) -> Path:
+    """[`download`] for a caller who sees to it that nobody else writes `target`, and that it is not there yet."""
+    part = target.with_name(target.name + PART_SUFFIX)
+    failures: list[DownloadError] = []
+    for url in urls:
+        if checksum is None:
+            part.unlink(missing_ok=True)
+        try:
+            return _from_one_mirror(url, target, part, checksum, size, progress)
+        except DiskFullError:
+            raise
+        except DownloadError as error:
+            failures.append(error)
+            if progress and len(failures) < len(urls):
+                tqdm.write(f"{error} Trying {without_credentials(urls[len(failures)])}.")
+    if not failures:
+        raise DownloadError(f"{target.name}: there is no URL to download it from; expected at least one.")
+    if len(failures) == 1:
+        raise failures[0]
+    kind = ChecksumError if any(isinstance(error, ChecksumError) for error in failures) else DownloadError
+    reasons = "\n  ".join(map(str, failures))
+    raise kind(f"None of {len(urls)} mirrors gave {target.name}:\n  {reasons}") from failures[-1]
+
+
+def verify_checksum(path: Path, checksum: str | None, advice: str, progress: bool = False) -> None:
+    """
+    Compares a file with its checksum; None is content with any.
+
+    Raises:
+        ChecksumError: it is another file; the message ends in `advice`.
+    """
+    if checksum is None:
+        return
+    algorithm, _, expected = checksum.partition(":")
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    bar = tqdm(
+        total=path.stat().st_size,
+        unit="B",
+        unit_scale=True,
+        desc=f"Checking {path.name}",
+        leave=False,
+        disable=not progress,
+    )
+    with bar, open(path, "rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+            bar.update(len(block))
+    if digest.hexdigest() != expected.lower():
+        raise ChecksumError(f"{path}: expected {algorithm} {expected}, found {digest.hexdigest()}. {advice}")
+
+
+def without_credentials(url: str) -> str:
+    """A URL as it may be shown."""
+    parts = urllib.parse.urlsplit(url)
+    return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+# ------------------------------------------------------------------------------------------------------- one mirror
+
+
+def _from_one_mirror(
+    url: str, target: Path, part: Path, checksum: str | None, size: int | None, progress: bool
+) -> Path:
+    resumed = _length(part) > 0
+    _fill(url, part, size, progress)
+    rejected = target.with_name(target.name + REJECTED_SUFFIX)
+    try:
+        advice = f"It came from {without_credentials(url)}; it is kept as {rejected.name}."
+        verify_checksum(part, checksum, advice, progress)
+    except ChecksumError:
+        os.replace(part, rejected)
+        if not resumed:
+            raise
+        # What lay there before was to blame: once more from the start.
+        return _from_one_mirror(url, target, part, checksum, size, progress)
+    os.replace(part, target)
+    return target
+
+
+def _length(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _fill(url: str, part: Path, size: int | None, progress: bool) -> None:
+    """Fills `part` with all of `url`'s bytes, however many attempts that takes while they bring something."""
+    if size is not None and _length(part) > size:
+        part.unlink()
+    name, wait, failures = part.name.removesuffix(PART_SUFFIX), RETRY_WAIT_SECONDS, 0
+    with tqdm(total=size, unit="B", unit_scale=True, desc=name, disable=not progress) as bar:
+        while True:
+            offset = _length(part)
+            if size is not None and offset == size:
+                return
+            try:
+                _receive(url, part, offset, size, bar)
+                return
+            except urllib.error.HTTPError as error:
+                if error.code == RANGE_NOT_SATISFIABLE and offset:
+                    return  # nothing lies past our part: it is complete, or wrong, as its checksum will tell
+                _raise_if_final(error, url)
+                cause: Exception = error
+            except urllib.error.URLError as error:
+                if "CERTIFICATE_VERIFY_FAILED" in str(error.reason) or "unknown url type" in str(error.reason):
+                    raise RefusedError(f"Downloading {without_credentials(url)} failed: {error.reason}.") from error
+                cause = error
+            except http.client.InvalidURL:  # as one with a password in it, which the error would show
+                raise RefusedError(f"Downloading {without_credentials(url)} failed: not a plain URL.") from None
+            except (OSError, EOFError, http.client.HTTPException) as error:  # a reset, a timeout, a short body
+                if isinstance(error, OSError) and error.errno in NO_SPACE_ERRORS:
+                    raise DiskFullError(
+                        f"{part}: the disk is full after {_length(part)} bytes ({error}). Make room and run again to "
+                        "continue from there."
+                    ) from error
+                cause = error
+            have = _length(part)
+            failures = 1 if have - offset >= MIN_PROGRESS_BYTES else failures + 1
+            if failures >= DOWNLOAD_ATTEMPTS:
+                raise DownloadError(
+                    f"Downloading {without_credentials(url)} failed {failures} times; the last error was: {cause}. "
+                    f"{have} bytes are kept in {part}: run again to continue from there."
+                ) from cause
+            if have == offset:
+                time.sleep(wait)
+                wait *= 2
+            else:
+                wait = RETRY_WAIT_SECONDS
+
+
+def _raise_if_final(error: urllib.error.HTTPError, url: str) -> None:
+    """Gives up on a mirror whose answer will not change by asking again."""
+    said = f"Downloading {without_credentials(url)} failed: the server says {error.code} {error.reason}."
+    if error.code in REFUSALS:
+        raise RefusedError(said) from error
+    if 400 <= error.code < 500 and error.code not in PASSING_CLIENT_ERRORS:
+        raise DownloadError(said) from error
+
+
+def _receive(url: str, part: Path, offset: int, size: int | None, bar: tqdm) -> None:
+    """One request: appends to `part` from `offset`, or rewrites it when the server does not honour Range."""
+    request = urllib.request.Request(url, headers={"Range": f"bytes={offset}-"} if offset else {})
+    with urllib.request.urlopen(request, timeout=SOCKET_TIMEOUT_SECONDS) as response:
+        honoured = response.status == http.HTTPStatus.PARTIAL_CONTENT
+        if honoured and not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
+            part.unlink(missing_ok=True)
+            raise EOFError(f"the server answered with other bytes than those from {offset} on")
+        if not honoured:
+            offset = 0
+        length = response.headers.get("Content-Length")
+        total = offset + int(length) if length else size
+        if size is not None and total != size:
+            raise DownloadError(f"{without_credentials(url)} holds {total} bytes; expected {size}: another file.")
+        if total is not None and total - offset > (free := shutil.disk_usage(part.parent).free):
+            raise DiskFullError(
+                f"{part}: {total - offset} more bytes are needed, and the disk has {free} left. Make room and run again "
+                "to continue."
+            )
+        bar.total, bar.n, bar.initial = total, offset, offset
+        bar.refresh()
+        received = offset
+        with open(part, "r+b" if honoured else "wb") as file:
+            file.seek(offset)
+            while block := response.read(BLOCK_BYTES):
+                received += len(block)
+                if total is not None and received > total:
+                    raise EOFError(f"the server sent more than the {total} bytes it announced")
+                file.write(block)
+                bar.update(len(block))
+            file.flush()
+            os.fsync(file.fileno())
+        if total is not None and received < total:
+            raise EOFError(f"the connection closed after {received} of {total} bytes")
+
+
+__all__ = [
+    "ChecksumError",
+    "DiskFullError",
+    "DownloadError",
+    "RefusedError",
+    "download",
+    "download_alone",
+    "verify_checksum",
+    "without_credentials",
+]

@@ -1,0 +1,197 @@
+"""Downloads from real servers on the loopback interface that break, forget, refuse and serve the wrong thing."""
+
+import hashlib
+import multiprocessing
+import os
+from collections import namedtuple
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from audiollm import downloads
+from audiollm.downloads import ChecksumError, DiskFullError, DownloadError, RefusedError, download
+from loopback_site import Site, serving
+
+BODY = bytes(range(256)) * 4096  # 1 MiB
+MD5 = f"md5:{hashlib.md5(BODY, usedforsecurity=False).hexdigest()}"
+SHA256 = f"sha256:{hashlib.sha256(BODY).hexdigest()}"
+NOBODY = "http://127.0.0.1:9"  # the discard port: nobody listens
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "RETRY_WAIT_SECONDS", 0.001)
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with serving() as served:
+        served.files["/x.tar.gz"] = BODY
+        yield served
+
+
+@pytest.fixture
+def other_site() -> Iterator[Site]:
+    with serving() as served:
+        served.files["/x.tar.gz"] = BODY
+        yield served
+
+
+def fetched(tmp_path: Path, *urls: str, checksum: str | None = MD5, size: int | None = len(BODY)) -> bytes:
+    return download(urls, tmp_path / "x.tar.gz", checksum, size, progress=False).read_bytes()
+
+
+@pytest.mark.parametrize("checksum", [MD5, SHA256, MD5.upper().replace("MD5", "md5"), None])
+def test_breaks_are_continued_from_where_they_were(site: Site, tmp_path: Path, checksum: str | None) -> None:
+    site.break_after = [300_000, 200_000]
+    assert fetched(tmp_path, f"{site.url}/x.tar.gz", checksum=checksum) == BODY
+    assert site.ranges("/x.tar.gz") == [None, "bytes=300000-", "bytes=500000-"]
+    assert not (tmp_path / "x.tar.gz.part").exists()
+
+
+def test_many_breaks_are_survived_while_each_attempt_brings_enough(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.break_after = [100_000] * 9
+    with pytest.raises(DownloadError, match=r"failed 5 times.*500000 bytes are kept.*run again"):
+        fetched(tmp_path, f"{site.url}/x.tar.gz")
+    (tmp_path / "x.tar.gz.part").unlink()
+    monkeypatch.setattr(downloads, "MIN_PROGRESS_BYTES", 50_000)
+    site.break_after = [100_000] * 9
+    assert fetched(tmp_path, f"{site.url}/x.tar.gz") == BODY
+
+
+def test_a_file_that_is_there_is_verified_and_not_asked_for(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "x.tar.gz").write_bytes(BODY)
+    assert fetched(tmp_path, f"{site.url}/x.tar.gz") == BODY
+    assert site.requests == []
+
+
+@pytest.mark.parametrize("there", [BODY[::-1], BODY[:-1]], ids=["other bytes", "cut off"])
+def test_a_wrong_file_that_is_there_is_named_and_set_aside(site: Site, tmp_path: Path, there: bytes) -> None:
+    (tmp_path / "x.tar.gz").write_bytes(there)
+    with pytest.raises(ChecksumError, match=r"x\.tar\.gz: expected .* found .*set aside as x\.tar\.gz\.rejected"):
+        fetched(tmp_path, f"{site.url}/x.tar.gz")
+    assert (tmp_path / "x.tar.gz.rejected").read_bytes() == there
+    assert fetched(tmp_path, f"{site.url}/x.tar.gz") == BODY
+
+
+def test_wrong_bytes_are_refused_with_both_sums_and_running_again_restarts(site: Site, tmp_path: Path) -> None:
+    site.files["/x.tar.gz"] = BODY[::-1]
+    found = hashlib.md5(BODY[::-1], usedforsecurity=False).hexdigest()
+    with pytest.raises(ChecksumError, match=rf"x\.tar\.gz.*expected md5 {MD5[4:]}, found {found}.*{site.url}"):
+        fetched(tmp_path, f"{site.url}/x.tar.gz")
+    assert not (tmp_path / "x.tar.gz").exists()
+    site.files["/x.tar.gz"] = BODY
+    assert fetched(tmp_path, f"{site.url}/x.tar.gz") == BODY
+    assert site.ranges("/x.tar.gz") == [None, None]
+
+
+def test_mirrors_are_tried_in_turn_and_continue_each_other(site: Site, other_site: Site, tmp_path: Path) -> None:
+    site.break_after = [400_000] + [0] * 10
+    assert fetched(tmp_path, f"{NOBODY}/x.tar.gz", f"{site.url}/x.tar.gz", f"{other_site.url}/x.tar.gz") == BODY
+    assert other_site.ranges("/x.tar.gz") == ["bytes=400000-"]
+
+
+def test_without_a_checksum_mirrors_do_not_continue_each_other(site: Site, other_site: Site, tmp_path: Path) -> None:
+    (tmp_path / "x.tar.gz.part").write_bytes(b"of another file")
+    site.break_after = [400_000] + [0] * 10
+    assert fetched(tmp_path, f"{site.url}/x.tar.gz", f"{other_site.url}/x.tar.gz", checksum=None) == BODY
+    assert site.ranges("/x.tar.gz")[0] is None and other_site.ranges("/x.tar.gz") == [None]
+
+
+@pytest.mark.parametrize("wrong", [b"<html>moved</html>", BODY[::-1]], ids=["another length", "the same length"])
+def test_a_mirror_of_something_else_is_passed_over(site: Site, other_site: Site, tmp_path: Path, wrong: bytes) -> None:
+    site.files["/x.tar.gz"] = wrong
+    assert fetched(tmp_path, f"{site.url}/x.tar.gz", f"{other_site.url}/x.tar.gz") == BODY
+
+
+def test_a_mirror_without_the_file_is_asked_once(site: Site, other_site: Site, tmp_path: Path) -> None:
+    assert fetched(tmp_path, f"{site.url}/gone", f"{other_site.url}/x.tar.gz") == BODY
+    assert site.ranges("/gone") == [None]
+
+
+def test_when_no_mirror_has_it_each_is_named_with_its_reason(site: Site, tmp_path: Path) -> None:
+    with pytest.raises(DownloadError) as caught:
+        fetched(tmp_path, f"{NOBODY}/x.tar.gz", f"{site.url}/gone", f"http://user:secret@{site.url[7:]}/locked")
+    said = str(caught.value)
+    assert "None of 3 mirrors gave x.tar.gz" in said and f"{NOBODY}/x.tar.gz failed 5 times" in said
+    assert "/gone failed: the server says 404" in said and "/locked failed: not a plain URL" in said
+    assert "secret" not in said
+
+
+def test_a_busy_server_is_asked_again_and_a_locked_one_is_not(site: Site, tmp_path: Path) -> None:
+    site.statuses = [503, 429]
+    assert fetched(tmp_path, f"{site.url}/x.tar.gz") == BODY
+    (tmp_path / "x.tar.gz").unlink()
+    site.statuses = [403]
+    with pytest.raises(RefusedError, match="403"):
+        fetched(tmp_path, f"{site.url}/x.tar.gz")
+
+
+@pytest.mark.parametrize("manner", ["honour_range", "wrong_range"])
+def test_a_server_that_does_not_know_range_restarts_cleanly(site: Site, tmp_path: Path, manner: str) -> None:
+    setattr(site, manner, manner == "wrong_range")
+    (tmp_path / "x.tar.gz.part").write_bytes(BODY[:1000])
+    if manner == "wrong_range":
+        site.break_after = [0]  # the first answer is to the wrong range: nothing of it may be kept
+    assert fetched(tmp_path, f"{site.url}/x.tar.gz") == BODY
+    assert site.ranges("/x.tar.gz")[0] == "bytes=1000-"
+
+
+@pytest.mark.parametrize("left", [BODY + b"more", BODY])
+def test_what_was_left_whole_or_too_long_is_not_asked_past_its_end(site: Site, tmp_path: Path, left: bytes) -> None:
+    (tmp_path / "x.tar.gz.part").write_bytes(left)
+    assert fetched(tmp_path, f"{site.url}/x.tar.gz") == BODY
+    assert site.ranges("/x.tar.gz") == ([] if left == BODY else [None])
+
+
+def test_an_answer_without_a_length_that_ends_early_is_noticed_by_the_size(site: Site, tmp_path: Path) -> None:
+    site.announce_length = False
+    site.break_after = [1000]
+    assert fetched(tmp_path, f"{site.url}/x.tar.gz") == BODY
+    assert site.ranges("/x.tar.gz") == [None, "bytes=1000-"]
+
+
+def test_a_disk_too_small_is_said_before_it_is_filled(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda path: usage(10, 10, 1000))
+    with pytest.raises(DiskFullError, match=rf"x\.tar\.gz\.part: {len(BODY)} more bytes are needed.*1000 left"):
+        fetched(tmp_path, f"{site.url}/x.tar.gz", f"{site.url}/x.tar.gz")
+    assert len(site.requests) == 1  # another mirror would not make room
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_a_disk_that_fills_up_is_named(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "x.tar.gz.part").symlink_to("/dev/full")
+    with pytest.raises(DiskFullError, match=r"x\.tar\.gz\.part: the disk is full.*run again"):
+        fetched(tmp_path, f"{site.url}/x.tar.gz", checksum=SHA256)
+
+
+def test_two_processes_write_one_file_once(site: Site, tmp_path: Path) -> None:
+    site.break_after = [100_000, 100_000]
+    arguments = ([f"{site.url}/x.tar.gz"], tmp_path / "x.tar.gz", MD5, len(BODY), False)
+    both = [multiprocessing.get_context("fork").Process(target=download, args=arguments) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(timeout=60)
+    assert [process.exitcode for process in both] == [0, 0]
+    assert (tmp_path / "x.tar.gz").read_bytes() == BODY
+    assert site.ranges("/x.tar.gz") == [None, "bytes=100000-", "bytes=200000-"]
+
+
+def test_progress_names_the_file_and_starts_where_it_was(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.tar.gz.part").write_bytes(BODY[: len(BODY) // 2])
+    download([f"{site.url}/x.tar.gz"], tmp_path / "x.tar.gz", MD5, len(BODY), progress=True)
+    shown = capsys.readouterr().err
+    assert "x.tar.gz:  50%" in shown and "B/s" in shown and "x.tar.gz: 100%" in shown
+
+
+def test_no_url_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match=r"x\.tar\.gz: there is no URL"):
+        fetched(tmp_path)
