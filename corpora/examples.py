@@ -66,13 +66,20 @@ class ExamplesError(ValueError):
 
 
 class Reason(str):
-    """Why a row cannot be used, in words; `fault` says of which kind it is, a name of the table in `faults`."""
+    """
+    Why a row cannot be used, in words.
+
+    Attributes:
+        fault: of which kind it is, a name of the table in `faults`.
+        audio: the path that it is about, where it is about one.
+    """
 
     fault: str
+    audio: str | None
 
-    def __new__(cls, text: str, fault: str = "malformed_row"):
+    def __new__(cls, text: str, fault: str = "malformed_row", audio: str | None = None):
         reason = super().__new__(cls, text)
-        reason.fault = fault
+        reason.fault, reason.audio = fault, audio
         return reason
 
 
@@ -185,7 +192,7 @@ def _json_list(text: str, problems: list[tuple[str, str]]) -> Iterator[tuple[str
         hint = f" (one object a line? then name the file *{JSON_LINES_SUFFIX})" if error.msg == "Extra data" else ""
         problems.append(("", f"is not JSON: {error.msg} at line {error.lineno}, column {error.colno}{hint}"))
         return
-    except (_DuplicateFieldError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # duplicate fields, numbers of thousands of digits
         problems.append(("", str(error)))
         return
     if not isinstance(rows, list):
@@ -205,7 +212,7 @@ def json_lines(lines: Iterable[str], problems: list[tuple[str, str]]) -> Iterato
             row = json.loads(line, object_pairs_hook=_object_without_duplicates)
         except json.JSONDecodeError as error:
             problems.append((where, f"is not JSON: {error.msg} at column {error.colno}"))
-        except (_DuplicateFieldError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # duplicate fields, numbers of thousands of digits
             problems.append((where, str(error)))
         else:
             yield where, row
@@ -272,13 +279,13 @@ class RowChecker:
             return f"audio path {audio_path!r} is empty or has a NUL character"
         located = self.locate(audio_path)
         if self.confined and not _is_inside(located, self.start):
-            return Reason(f"audio path {audio_path!r} leads out of audio_dir {self.start}", "outside_audio_dir")
+            return Reason(f"audio path {audio_path!r} leads out of audio_dir {self.start}", "outside_audio_dir", audio_path)
         if os.path.isdir(located):
-            return Reason(f"audio path {audio_path!r} is a folder: {located}", "not_a_file")
+            return Reason(f"audio path {audio_path!r} is a folder: {located}", "not_a_file", audio_path)
         if not os.path.exists(located):
-            return Reason(f"audio file {audio_path!r} does not exist: looked at {located}", "missing_file")
+            return Reason(f"audio file {audio_path!r} does not exist: looked at {located}", "missing_file", audio_path)
         if not os.path.isfile(located):
-            return Reason(f"audio path {audio_path!r} is a pipe, socket or device: {located}", "not_a_file")
+            return Reason(f"audio path {audio_path!r} is a pipe, socket or device: {located}", "not_a_file", audio_path)
         return None
 
 

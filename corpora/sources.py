@@ -170,7 +170,7 @@ def _known_fields(row: dict[str, Any]) -> dict[str, Any]:
 def _open_table(source: Source, streaming: bool = False) -> Any:
     """A source of tables as a `datasets.Dataset`, or `IterableDataset`; columns that are not read are named aloud."""
     try:
-        dataset = _load_table(source, streaming)
+        dataset = load_table(source, streaming)
     except (OSError, KeyError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ExamplesError(source.name, [("", f"cannot be read: {' '.join(str(error).split())}")]) from error
     columns = dataset.column_names or []
@@ -184,7 +184,8 @@ def _open_table(source: Source, streaming: bool = False) -> Any:
     return dataset.select_columns([name for name in columns if name in TABLE_FIELDS]) if unread else dataset
 
 
-def _load_table(source: Source, streaming: bool) -> Any:
+def load_table(source: Source, streaming: bool) -> Any:
+    """A source of tables as `datasets` has it, with all its columns; errors are those of `datasets`."""
     if source.kind == "hub":
         return datasets.load_dataset(
             source.path,
@@ -325,4 +326,4 @@ def _as_bad_rows(problems: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
     problems.clear()
 
 
-__all__ = ["Examples", "Source", "StreamedRows", "parse_source", "read_sources", "settle_problems"]
+__all__ = ["Examples", "Source", "StreamedRows", "load_table", "parse_source", "read_sources", "settle_problems"]
