@@ -91,7 +91,7 @@ def safe_name(identity: str) -> str:
     """
     name = UNSAFE_CHARACTERS.sub("_", unicodedata.normalize("NFC", identity)).lstrip(".-")
     name = name.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
-    if name == identity and identity.isascii() and identity == identity.lower():
+    if name and name == identity and identity.isascii() and identity == identity.lower():
         return name
     digest = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()[:NAME_HASH_DIGITS]
     return f"{name}-{digest}" if name else digest

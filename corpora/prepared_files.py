@@ -1,0 +1,260 @@
+"""
+The files that a prepared corpus is used by: examples as JSON, JSON Lines and Parquet, the table of all clips, checksums.
+
+Everything is written beside what is there and moved into place at the end, so that a folder never holds half of it.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from .conversion import Row
+
+EXAMPLES_NAME = "instruction_examples"
+TABLE_FILE, CHECKSUMS_FILE, MANIFEST_FILE, PROBLEMS_FILE = (
+    "clips.parquet",
+    "SHA256SUMS",
+    "manifest.json",
+    "problems.jsonl",
+)
+PARQUET_FOLDER, CARD_FILE = "parquet", "README.md"
+FORMATS = ("json", "jsonl", "parquet")
+#: Rows, and bytes of audio, that are held before they are written to a Parquet file.
+ROWS_PER_GROUP, BYTES_PER_GROUP = 1000, 32 << 20
+BLOCK_BYTES = 1 << 20
+#: Columns of the table of all clips that every corpus has.
+TABLE_COLUMNS = {"id": pa.string(), "split": pa.string(), "audio": pa.string(), "text": pa.string()}
+TABLE_COLUMNS |= {"duration": pa.float64(), "bytes": pa.int64(), "sha256": pa.string()}
+ARROW_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+
+
+class FieldTypes:
+    """Column types of clips' further fields, as far as rows were seen; numbers of two kinds become floats."""
+
+    def __init__(self):
+        self.types: dict[str, type] = {}
+
+    def see(self, fields: dict[str, Any]) -> None:
+        """Takes note of one clip's fields."""
+        for name, value in fields.items():
+            if value is None:
+                self.types.setdefault(name, type(None))
+                continue
+            known, found = self.types.get(name, type(None)), type(value)
+            if known in (type(None), found):
+                self.types[name] = found
+            else:
+                self.types[name] = float if {known, found} <= {int, float} else str
+
+    def schema(self) -> dict[str, pa.DataType]:
+        """Columns in alphabetical order."""
+        return {name: ARROW_TYPES.get(kind, pa.string()) for name, kind in sorted(self.types.items())}
+
+    def fit(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Values as the columns hold them."""
+        fitted = {}
+        for name, kind in self.types.items():
+            value = fields.get(name)
+            fitted[name] = value if value is None or kind is type(None) else kind(value)
+        return fitted
+
+
+class ParquetWriter:
+    """Rows to a Parquet file, a bounded number of them in memory; keys that are no columns are passed over."""
+
+    def __init__(self, path: Path, schema: pa.Schema):
+        self.schema = schema
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+        self._rows: list[Row] = []
+        self._bytes = 0
+
+    def add(self, row: Row, size: int = 0) -> None:
+        """One row, which holds `size` bytes of audio."""
+        self._rows.append(row)
+        self._bytes += size
+        if len(self._rows) >= ROWS_PER_GROUP or self._bytes >= BYTES_PER_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self.schema))
+        self._rows, self._bytes = [], 0
+
+    def close(self) -> None:
+        """Writes what is held, and the file's end."""
+        self._flush()
+        self._writer.close()
+
+
+class TableWriter(ParquetWriter):
+    """The table of all clips, with the corpus' own columns."""
+
+    def __init__(self, path: Path, columns: dict[str, pa.DataType]):
+        super().__init__(path, pa.schema(TABLE_COLUMNS | columns))
+
+
+class JsonWriter:
+    """Examples to a JSON list or, where the name ends in `.jsonl`, one a line; one at a time."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lines = path.suffix == ".jsonl"
+        self._file = open(path, "w", encoding="utf-8", newline="\n")  # noqa: SIM115: until close()
+        self._count = 0
+        if not self._lines:
+            self._file.write("[")
+
+    def add(self, example: dict[str, Any]) -> None:
+        """One example in the instruction format."""
+        text = json.dumps(example, ensure_ascii=False, indent=None if self._lines else 2)
+        if self._lines:
+            self._file.write(text + "\n")
+        else:
+            self._file.write(("," if self._count else "") + "\n  " + text.replace("\n", "\n  "))
+        self._count += 1
+
+    def close(self) -> None:
+        """The list's end."""
+        if not self._lines:
+            self._file.write("\n]\n" if self._count else "]\n")
+        self._file.close()
+
+
+class ShardWriter:
+    """
+    Examples of one split to Parquet files with their audio inside, as `load_dataset` reads them.
+
+    Args:
+        folder: where to write `<split>-00000.parquet` and so on.
+        split: as the corpus calls it.
+        fields: columns beside those that every example has.
+        shard_bytes: audio of a file, beyond which the next one begins.
+    """
+
+    def __init__(self, folder: Path, split: str, fields: dict[str, pa.DataType], shard_bytes: int):
+        self.folder, self.split, self.shard_bytes = folder, split, shard_bytes
+        columns = {"id": pa.string(), "task": pa.string(), "text": pa.string()}
+        columns |= {"audio": pa.struct({"bytes": pa.binary(), "path": pa.string()})}
+        columns |= {"response": pa.string(), "transcript": pa.string(), "duration": pa.float64()}
+        self.fields = {name: kind for name, kind in fields.items() if name not in columns}
+        features = datasets.Features.from_arrow_schema(pa.schema(columns | self.fields))
+        features["audio"] = datasets.Audio(sampling_rate=16_000)
+        self.schema = features.arrow_schema
+        self._writer: ParquetWriter | None = None
+        self._shards = self._size = 0
+
+    def add(self, row: Row, fields: dict[str, Any], task: str, prompt: str, response: str, audio: bytes) -> None:
+        """One example of the clip `row`, whose file holds `audio`."""
+        if self._writer is None or self._size >= self.shard_bytes:
+            self.close()
+            self._writer = ParquetWriter(self.folder / f"{self.split}-{self._shards:05d}.parquet", self.schema)
+            self._shards, self._size = self._shards + 1, 0
+        example = {name: value for name, value in fields.items() if name in self.fields}
+        example |= {"id": row["id"], "task": task, "text": prompt, "response": response, "transcript": row["text"]}
+        example |= {"audio": {"bytes": audio, "path": Path(row["audio"]).name}, "duration": row["duration"]}
+        self._writer.add(example, len(audio))
+        self._size += len(audio)
+
+    def close(self) -> None:
+        """Ends the file under way."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def examples_name(split: str, splits: Sequence[str], ending: str) -> str:
+    """Name of a split's examples file; the split is not named where it is the only one."""
+    return f"{EXAMPLES_NAME}.{ending}" if len(splits) == 1 else f"{EXAMPLES_NAME}.{split}.{ending}"
+
+
+def dataset_card(splits: Sequence[str], about: dict[str, Any]) -> str:
+    """
+    The card by which `load_dataset` finds each split's files.
+
+    Args:
+        splits: as the corpus calls them; `datasets` has no hyphens in split names, so that these become dots.
+        about: further entries of the card's metadata, such as `license`; `description` becomes its text.
+    """
+    about = dict(about)
+    description = about.pop("description", "Prepared by `audiollm prepare`.")
+    files = [{"split": split.replace("-", "."), "path": f"{split}-*.parquet"} for split in splits]
+    head = yaml.safe_dump(
+        about | {"configs": [{"config_name": "default", "data_files": files}]}, sort_keys=False, allow_unicode=True
+    )
+    return f"---\n{head}---\n\n{description}\n"
+
+
+def write_problems(path: Path, rows: Iterable[Row]) -> int:
+    """Every clip that cannot be used, one JSON object a line; no file where there are none. Returns how many."""
+    count = 0
+    unfinished = path.with_name(f".{path.name}.partial")
+    with open(unfinished, "w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            if "problem" in row:
+                file.write(json.dumps(row) + "\n")
+                count += 1
+    if count:
+        os.replace(unfinished, path)
+    else:
+        unfinished.unlink()
+        path.unlink(missing_ok=True)
+    return count
+
+
+def file_checksum(path: Path) -> str:
+    """sha256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def files_below(folder: Path) -> Iterator[str]:
+    """Relative paths of all files below a folder, with forward slashes, sorted."""
+    yield from sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def move_into_place(new: Path, output: Path, former: Sequence[str]) -> None:
+    """Moves every file below `new` to `output`, and removes those of `former` that have no successor."""
+    names = list(files_below(new))
+    for name in former:
+        if name not in names:
+            (output / name).unlink(missing_ok=True)
+    for name in names:
+        (output / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(new / name, output / name)
+    shutil.rmtree(new)
+
+
+__all__ = [
+    "CARD_FILE",
+    "CHECKSUMS_FILE",
+    "FORMATS",
+    "MANIFEST_FILE",
+    "PARQUET_FOLDER",
+    "PROBLEMS_FILE",
+    "TABLE_COLUMNS",
+    "TABLE_FILE",
+    "FieldTypes",
+    "JsonWriter",
+    "ParquetWriter",
+    "ShardWriter",
+    "TableWriter",
+    "dataset_card",
+    "examples_name",
+    "file_checksum",
+    "files_below",
+    "move_into_place",
+    "write_problems",
+]

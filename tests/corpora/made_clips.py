@@ -1,0 +1,31 @@
+"""A corpus of the bundled speech, as a source to prepare."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from audiollm.corpora.clips import BadClip, Clip
+from audiollm.corpora.prompts import load_studio_prompts
+
+
+@dataclass
+class StudioSource:
+    """The first clips of a split of the studio prompts, with whatever else a test puts after them."""
+
+    limit: int = 12
+    split: str = "test"
+    more: list[Clip | BadClip] = field(default_factory=list)
+    name: str = "studio prompts"
+    card: dict[str, Any] = field(default_factory=lambda: {"license": "cc-by-sa-3.0"})
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"corpus": self.name, "split": self.split, "limit": self.limit}
+
+    def count(self) -> int:
+        return self.limit + len(self.more)
+
+    def clips(self, start: int = 0) -> Iterator[Clip | BadClip]:
+        rows = load_studio_prompts(self.split).select(range(self.limit))
+        made = [Clip(row["id"], row["audio"], row["text"], fields={"speaker": row["speaker"]}) for row in rows]
+        yield from [*made, *self.more][start:]

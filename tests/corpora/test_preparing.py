@@ -1,0 +1,326 @@
+"""Preparing a corpus: what is written, that it is the same every time, and what becomes of bad clips and interruptions."""
+
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+from audiollm.corpora.clips import BadClip, Clip, CorpusError, safe_name
+from audiollm.corpora.examples import ExamplesError, read_examples
+from audiollm.corpora.ogg import with_fixed_serial
+from audiollm.corpora.preparing import PrepareSettings, prepare
+from audiollm.corpora.prompts import load_studio_prompts
+from audiollm.corpora.recordings import AudioSettings, encode, load_clip
+from audiollm.corpora.tasks import tasks_named
+from audiollm.processing import AudioError, load_waveform
+from made_clips import StudioSource
+
+FLAC = AudioSettings("flac", 0.05, 80.0)
+TRANSCRIBE = tasks_named(["transcribe"])
+
+
+def settings(**options) -> PrepareSettings:
+    return PrepareSettings(**{"audio": FLAC, "progress": False} | options)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Checksum of every file below a folder, by its path; locks hold nothing."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "lock"
+    }
+
+
+def tone(seconds: float, hertz: float = 440.0, rate: int = 16_000) -> np.ndarray:
+    return (0.5 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
+
+
+def test_every_form_holds_the_same_examples(tmp_path):
+    prepared = prepare(StudioSource(), tmp_path, TRANSCRIBE, settings(formats=("json", "jsonl", "parquet")))
+    rows = load_studio_prompts("test").select(range(12))
+    examples = read_examples(tmp_path / "instruction_examples.json", tmp_path)
+    lines = read_examples(tmp_path / "instruction_examples.jsonl", tmp_path)
+    assert [e.response for e in examples] == [text.strip() for text in rows["text"]]
+    assert [(e.text, e.audio_paths, e.response) for e in examples] == [
+        (e.text, e.audio_paths, e.response) for e in lines
+    ]
+    table = datasets.load_dataset(str(tmp_path / "parquet"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert isinstance(table.features["audio"], datasets.Audio)
+    table = table.cast_column("audio", datasets.Audio(decode=False))
+    for example, row, prompt in zip(examples, table, rows):
+        assert (row["text"], row["response"], row["id"]) == (example.text, example.response, prompt["id"])
+        assert np.array_equal(load_waveform(row["audio"]), load_waveform(example.audio_paths[0]))
+        assert np.abs(load_waveform(prompt["audio"]) - load_waveform(row["audio"])).max() <= 0.5 / 2**15 + 1e-6
+    assert prepared.splits["train"].examples == len(examples) == 12
+    assert len({example.text for example in examples}) > 1  # several wordings
+
+
+def test_streaming_reads_what_is_prepared(tmp_path):
+    prepare(StudioSource(), tmp_path, TRANSCRIBE, settings(shard_mib=1, formats=("parquet",)))
+    streamed = datasets.load_dataset(str(tmp_path / "parquet"), split="train", streaming=True).decode(False)
+    assert [row["id"] for row in streamed] == load_studio_prompts("test")["id"][:12]
+
+
+def test_the_same_bytes_with_one_and_two_processes_and_again(tmp_path):
+    for name, workers in (("one", 1), ("two", 2), ("one", 2)):
+        prepare(StudioSource(40), tmp_path / name, TRANSCRIBE, settings(workers=workers))
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+@pytest.mark.parametrize("audio_format", ["flac", "opus"])
+def test_checksums_are_those_of_the_files(tmp_path, audio_format):
+    prepare(StudioSource(3), tmp_path, TRANSCRIBE, settings(audio=AudioSettings(audio_format, 0.05, 60)))
+    sums = dict(reversed(line.split("  ")) for line in (tmp_path / "SHA256SUMS").read_text().splitlines())
+    found = contents(tmp_path)
+    assert {name: found[name] for name in sums} == sums
+    listed = {*sums, "SHA256SUMS", "manifest.json"}
+    assert {name for name in found if not name.startswith(".prepare")} == listed
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["splits"]["train"]["clips"] == 3 and manifest["audio"]["audio_format"] == audio_format
+
+
+def test_killed_anywhere_it_ends_with_the_same_bytes(tmp_path):
+    script = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
+        "from test_preparing import StudioSource, TRANSCRIBE, prepare, settings\n"
+        "prepare(StudioSource(200, 'train'), sys.argv[1], TRANSCRIBE, settings())\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "killed"), str(Path(__file__).parent)]
+    prepare(StudioSource(200, "train"), tmp_path / "whole", TRANSCRIBE, settings())
+    journal = tmp_path / "killed" / ".prepare" / "clips.jsonl"
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") >= 32):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = journal.read_bytes()
+    assert 0 < done.count(b"\n") < 200, "it was not killed in the middle"
+    journal.write_bytes(done[: -len(done.splitlines()[-1]) // 2])  # as a kill in the middle of a write leaves it
+    prepare(StudioSource(200, "train"), tmp_path / "killed", TRANSCRIBE, settings())
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_a_finished_folder_is_not_converted_again_and_a_lost_file_is(tmp_path):
+    class Counting(StudioSource):
+        started: list[int] = []
+
+        def clips(self, start=0):
+            self.started.append(start)
+            return super().clips(start)
+
+    source = Counting()
+    prepare(source, tmp_path, TRANSCRIBE, settings())
+    before = contents(tmp_path)
+    prepare(source, tmp_path, TRANSCRIBE, settings())
+    assert source.started == [0]
+    lost = sorted((tmp_path / "audio" / "00000").iterdir())[0]
+    lost.unlink()
+    prepare(source, tmp_path, TRANSCRIBE, settings())
+    assert len(source.started) == 2 and contents(tmp_path) == before
+
+
+def test_other_tasks_and_filters_need_no_second_conversion(tmp_path):
+    class Once(StudioSource):
+        def clips(self, start=0):
+            assert not (tmp_path / "manifest.json").exists(), "read twice"
+            return super().clips(start)
+
+    def with_captions(rows):
+        for row in rows:
+            yield row | {"fields": row["fields"] | {"caption": "A voice.", "wer": len(row["text"])}}
+
+    prepare(Once(), tmp_path, TRANSCRIBE, settings())
+    prepared = prepare(
+        Once(),
+        tmp_path,
+        tasks_named(["transcribe", "describe"]),
+        settings(formats=("jsonl",)),
+        settle=with_captions,
+        is_kept=lambda row: row["fields"]["wer"] <= 20,
+    )
+    kept = [text for text in load_studio_prompts("test")["text"][:12] if len(text) <= 20]
+    assert 0 < len(kept) < 12
+    assert prepared.splits["train"].examples == 2 * len(kept)
+    assert not (tmp_path / "parquet").exists() or not any((tmp_path / "parquet").iterdir())
+    assert not (tmp_path / "instruction_examples.json").exists()  # of the earlier run
+    table = pq.read_table(tmp_path / "clips.parquet")
+    assert table.num_rows == 12 and {"caption", "wer", "speaker", "sha256"} <= set(table.column_names)
+
+
+def test_another_corpus_or_format_does_not_go_on_in_the_same_folder(tmp_path):
+    prepare(StudioSource(4), tmp_path, TRANSCRIBE, settings())
+    with pytest.raises(CorpusError, match=r"source\.limit was 4, is 5.*--restart"):
+        prepare(StudioSource(5), tmp_path, TRANSCRIBE, settings())
+    opus = settings(audio=AudioSettings("opus", 0.05, 60))
+    with pytest.raises(CorpusError, match="audio_format was 'flac', is 'opus'"):
+        prepare(StudioSource(4), tmp_path, TRANSCRIBE, opus)
+    prepare(StudioSource(4), tmp_path, TRANSCRIBE, PrepareSettings(**vars(opus) | {"restart": True}))
+    assert {path.suffix for path in (tmp_path / "audio").rglob("*.*")} == {".opus"}
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
+    (tmp_path / "audio").mkdir()
+    (tmp_path / "audio" / "mine.wav").write_bytes(b"mine")
+    with pytest.raises(CorpusError, match="not prepared by this command"):
+        prepare(StudioSource(2), tmp_path, TRANSCRIBE, settings())
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "audio").symlink_to(outside)
+    with pytest.raises(CorpusError, match="link to another folder"):
+        prepare(StudioSource(2), tmp_path / "output", TRANSCRIBE, settings())
+    assert not any(outside.iterdir())
+
+
+def test_two_processes_do_not_prepare_into_one_folder(tmp_path):
+    class Nested(StudioSource):
+        def clips(self, start=0):
+            with pytest.raises(CorpusError, match="Another process"):
+                prepare(StudioSource(2), tmp_path, TRANSCRIBE, settings())
+            return super().clips(start)
+
+    prepare(Nested(2), tmp_path, TRANSCRIBE, settings())
+
+
+BAD = {
+    "missing": Clip("missing", "/nowhere/at/all.wav", "Words."),
+    "empty": Clip("empty", {"bytes": b"", "path": "empty.wav"}, "Words."),
+    "no audio": Clip("no audio", {"bytes": b"These are no samples.", "path": "no.wav"}, "Words."),
+    "short": Clip("short", {"array": tone(0.01), "sampling_rate": 16_000}, "Words."),
+    "long": Clip("long", {"array": tone(81), "sampling_rate": 16_000}, "Words."),
+    "silent text": Clip("silent text", {"array": tone(1), "sampling_rate": 16_000}, " "),
+    "placeholder": Clip("placeholder", {"array": tone(1), "sampling_rate": 16_000}, "Say <audio>."),
+    "unreadable": BadClip("unreadable", "its row is broken"),
+    "\udcff": Clip("\udcff", {"array": tone(1), "sampling_rate": 16_000}, "Words."),
+}
+
+
+def test_all_bad_clips_are_told_at_once_and_nothing_is_lost(tmp_path):
+    twice = Clip(load_studio_prompts("test")["id"][0], {"array": tone(1), "sampling_rate": 16_000}, "Twice.")
+    source = StudioSource(2, more=[*BAD.values(), twice])
+    with pytest.raises(ExamplesError) as refused:
+        prepare(source, tmp_path, TRANSCRIBE, settings())
+    assert len(refused.value.problems) == len(BAD) + 1
+    assert not list(tmp_path.glob("instruction_examples*")) and not (tmp_path / "parquet").exists()
+    problems = [json.loads(line) for line in (tmp_path / "problems.jsonl").read_text().splitlines()]
+    reasons = {problem["id"]: problem["problem"] for problem in problems}
+    assert set(reasons) == {*BAD, twice.id}
+    for name, expected in {
+        "missing": "does not exist",
+        "short": "--min_seconds",
+        "long": "--max_seconds",
+        "silent text": "needs 'text'",
+        "placeholder": "<audio>",
+        "unreadable": "its row is broken",
+        twice.id: "same id",
+        "\udcff": "Unicode",
+    }.items():
+        assert expected in reasons[name], (name, reasons[name])
+    prepared = prepare(source, tmp_path, TRANSCRIBE, settings(skip_bad=True))
+    assert prepared.splits["train"].examples == 2 and prepared.problems == len(BAD) + 1
+
+
+def test_nothing_usable_is_an_error(tmp_path):
+    with pytest.raises(CorpusError, match="no clip can be used"):
+        prepare(StudioSource(0, more=[BAD["missing"]]), tmp_path, TRANSCRIBE, settings(skip_bad=True))
+
+
+def test_a_header_of_ten_hours_is_refused_before_it_is_decoded():
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.zeros(36_000 * 100, np.int16), 100 * 10, format="FLAC")  # an hour at 1 kHz
+    with pytest.raises(AudioError, match=r"lasts 3600.0 s, longer than --max_seconds 80"):
+        load_clip(Clip("long", {"bytes": buffer.getvalue(), "path": "long.flac"}), FLAC)
+
+
+def test_parts_of_a_recording_are_cut_out_exactly(tmp_path):
+    whole = np.concatenate([tone(1, 300), tone(1, 500), tone(1, 700)])
+    path = tmp_path / "whole.wav"
+    soundfile.write(path, whole, 16_000, subtype="FLOAT")
+    part = load_clip(Clip("part", str(path), start_seconds=1.0, end_seconds=2.0), FLAC)
+    assert np.array_equal(part, whole[16_000:32_000])
+    assert np.array_equal(load_clip(Clip("end", str(path), start_seconds=2.0), FLAC), whole[32_000:])
+    from_array = Clip("a", {"array": whole, "sampling_rate": 16_000}, start_seconds=1.0, end_seconds=2.0)
+    assert np.array_equal(load_clip(from_array, FLAC), whole[16_000:32_000])
+    for start, end in ((2.0, 3.5), (2.0, 2.0), (-1.0, 1.0), (5.0, None)):
+        with pytest.raises(AudioError, match="no part of its recording"):
+            load_clip(Clip("bad", str(path), start_seconds=start, end_seconds=end), FLAC)
+
+
+def test_flac_keeps_every_sample_of_sixteen_bits():
+    samples = np.random.default_rng(0).integers(-(2**15), 2**15, 16_000).astype(np.int16)
+    assert np.array_equal(load_waveform(encode(samples / np.float32(2**15), "flac")), samples / np.float32(2**15))
+
+
+def test_opus_is_written_with_the_same_bytes_and_is_whole():
+    first = encode(tone(2), "opus")
+    time.sleep(1.1)  # libsndfile seeds its serial numbers with the time
+    assert encode(tone(2), "opus") == first == with_fixed_serial(first)
+    assert len(load_waveform(first)) == 32_000
+    with pytest.raises(ValueError, match="Ogg page at byte 0"):
+        with_fixed_serial(b"not ogg")
+
+
+@pytest.mark.parametrize(
+    "identity", ["../../etc/passwd", "/etc/passwd", "..", ".hidden", "", "a/b\\c:d", "نص", "🎤", "x" * 500, "nul\0"]
+)
+def test_no_id_becomes_a_path(identity, tmp_path):
+    name = safe_name(identity)
+    assert name and not name.startswith((".", "-")) and "/" not in name and "\0" not in name
+    assert len(os.fsencode(name)) < 200
+    (tmp_path / name).touch()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_ids_that_differ_have_names_that_differ_also_in_case():
+    names = [safe_name(each) for each in ("a", "A", "a/", "a_", "é", "e\u0301", "é".upper(), "84-121123-0000")]
+    assert len({name.casefold() for name in names}) == len(names) and names[-1] == "84-121123-0000"
+
+
+def test_ids_in_any_script_are_kept(tmp_path):
+    clips = [
+        Clip(f"{name}/1", {"array": tone(1), "sampling_rate": 16_000}, name) for name in ("نص", "语音", "🎤", "ñ")
+    ]
+    prepare(StudioSource(1, more=clips), tmp_path, TRANSCRIBE, settings())
+    examples = read_examples(tmp_path / "instruction_examples.json", tmp_path)
+    assert [example.response for example in examples[1:]] == ["نص", "语音", "🎤", "ñ"]
+
+
+def test_fields_of_two_types_share_a_column(tmp_path):
+    audio = {"array": tone(1), "sampling_rate": 16_000}
+    clips = [Clip(str(n), audio, "Words.", fields={"wer": wer, "age": age, "none": None})
+             for n, (wer, age) in enumerate([(0, "12"), (1.5, 7), (None, None)])]  # fmt: skip
+    prepare(StudioSource(0, more=clips), tmp_path, TRANSCRIBE, settings())
+    table = pq.read_table(tmp_path / "clips.parquet").to_pydict()
+    assert table["wer"] == [0.0, 1.5, None] and table["age"] == ["12", "7", None] and table["none"] == [None] * 3
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="file"):
+        prepare(StudioSource(1), tmp_path / "file", TRANSCRIBE, settings())
+
+
+def test_splits_have_files_of_their_own(tmp_path):
+    audio = {"array": tone(1), "sampling_rate": 16_000}
+    clips = [Clip(split, audio, split, split=split) for split in ("dev-clean", "train-clean-100")]
+    prepare(StudioSource(0, more=clips), tmp_path, TRANSCRIBE, settings())
+    for split in ("dev-clean", "train-clean-100"):
+        (example,) = read_examples(tmp_path / f"instruction_examples.{split}.json", tmp_path)
+        assert example.response == split
+    splits = datasets.load_dataset(str(tmp_path / "parquet"), cache_dir=str(tmp_path / "cache"))
+    assert {name: rows["response"][:] for name, rows in splits.items()} == {
+        "dev.clean": ["dev-clean"],
+        "train.clean.100": ["train-clean-100"],
+    }
+    assert "license: cc-by-sa-3.0" in (tmp_path / "parquet" / "README.md").read_text()
