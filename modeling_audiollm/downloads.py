@@ -5,6 +5,7 @@ A file appears under its name complete and verified, or not at all; what has com
 and continued with HTTP Range, from whichever mirror answers.
 """
 
+import base64
 import errno
 import hashlib
 import http.client
@@ -199,8 +200,6 @@ def _fill(url: str, part: Path, size: int | None, progress: bool) -> None:
                 if "CERTIFICATE_VERIFY_FAILED" in str(error.reason) or "unknown url type" in str(error.reason):
                     raise RefusedError(f"Downloading {without_credentials(url)} failed: {error.reason}.") from error
                 cause = error
-            except http.client.InvalidURL:  # as one with a password in it, which the error would show
-                raise RefusedError(f"Downloading {without_credentials(url)} failed: not a plain URL.") from None
             except (OSError, EOFError, http.client.HTTPException) as error:  # a reset, a timeout, a short body
                 if isinstance(error, OSError) and error.errno in NO_SPACE_ERRORS:
                     raise DiskFullError(
@@ -231,9 +230,21 @@ def _raise_if_final(error: urllib.error.HTTPError, url: str) -> None:
         raise DownloadError(said) from error
 
 
+def _request(url: str, offset: int) -> urllib.request.Request:
+    """For what lies from `offset` on; a name and password in the URL become a header, which no redirect carries on."""
+    request = urllib.request.Request(without_credentials(url))
+    if offset:
+        request.add_header("Range", f"bytes={offset}-")
+    credentials = urllib.parse.urlsplit(url).netloc.rpartition("@")[0]
+    if credentials:
+        encoded = base64.b64encode(urllib.parse.unquote(credentials).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {encoded}")
+    return request
+
+
 def _receive(url: str, part: Path, offset: int, size: int | None, bar: tqdm) -> None:
     """One request: appends to `part` from `offset`, or rewrites it when the server does not honour Range."""
-    request = urllib.request.Request(url, headers={"Range": f"bytes={offset}-"} if offset else {})
+    request = _request(url, offset)
     with urllib.request.urlopen(request, timeout=SOCKET_TIMEOUT_SECONDS) as response:
         honoured = response.status == http.HTTPStatus.PARTIAL_CONTENT
         if honoured and not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):

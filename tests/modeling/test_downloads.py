@@ -116,8 +116,17 @@ def test_when_no_mirror_has_it_each_is_named_with_its_reason(site: Site, tmp_pat
         fetched(tmp_path, f"{NOBODY}/x.tar.gz", f"{site.url}/gone", f"http://user:secret@{site.url[7:]}/locked")
     said = str(caught.value)
     assert "None of 3 mirrors gave x.tar.gz" in said and f"{NOBODY}/x.tar.gz failed 5 times" in said
-    assert "/gone failed: the server says 404" in said and "/locked failed: not a plain URL" in said
+    assert "/gone failed: the server says 404" in said and "/locked failed: the server says 404" in said
     assert "secret" not in said
+
+
+def test_credentials_in_a_url_are_sent_and_not_shown(site: Site, tmp_path: Path) -> None:
+    site.credentials = "user:secret"
+    assert fetched(tmp_path, f"http://user:secret@{site.url[7:]}/x.tar.gz") == BODY
+    (tmp_path / "x.tar.gz").unlink()
+    with pytest.raises(RefusedError, match=r"failed: the server says 401") as caught:
+        fetched(tmp_path, f"http://user:guess@{site.url[7:]}/x.tar.gz")
+    assert "guess" not in str(caught.value)
 
 
 def test_a_busy_server_is_asked_again_and_a_locked_one_is_not(site: Site, tmp_path: Path) -> None:
