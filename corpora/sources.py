@@ -5,7 +5,7 @@ Where training data comes from: files, folders and Hub datasets, all read as con
 |---|---|
 | `data.json`, `data.jsonl` | rows of either form that `rows` describes, checked strictly |
 | `data.parquet` | the same fields as columns; `audio` may be a `datasets.Audio` column; others are not read |
-| a folder | what `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote |
+| a folder | what `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote, or Parquet files that `load_dataset` reads |
 | `hub:org/name` | a dataset of the Hugging Face Hub |
 
 Options stand behind a question mark: `hub:org/name?config=clean&split=train&revision=main`, `folder?split=train`.
@@ -30,6 +30,7 @@ OPTION_MARK = "?"
 PARQUET_SUFFIX = ".parquet"
 #: What `save_to_disk` leaves in a folder: of a dataset, and of several splits.
 DATASET_FILE, SPLITS_FILE = "state.json", "dataset_dict.json"
+CARD_FILE = "README.md"
 DEFAULT_SPLIT = "train"
 HUB_OPTIONS = ("config", "split", "revision")
 #: What `skip` of --on_bad_example shows of the examples it leaves out, at most.
@@ -45,7 +46,7 @@ class Source:
 
     Attributes:
         name: as it was given.
-        kind: json, parquet, disk or hub.
+        kind: json, parquet, disk, shards (a folder of Parquet files) or hub.
         path: the file, folder or Hub id.
         options: `config`, `split` and `revision`, where they were given.
     """
@@ -58,7 +59,7 @@ class Source:
     @property
     def folder(self) -> str:
         """Where relative audio paths start."""
-        return {"disk": self.path, "hub": os.getcwd()}.get(self.kind, os.path.dirname(self.path) or os.curdir)
+        return {"disk": self.path, "shards": self.path, "hub": os.getcwd()}.get(self.kind, os.path.dirname(self.path) or os.curdir)
 
 
 def parse_source(given: str) -> Source:
@@ -84,7 +85,12 @@ def parse_source(given: str) -> Source:
         kind = "disk"
         has_splits = os.path.isfile(os.path.join(path, SPLITS_FILE))
         if not has_splits and not os.path.isfile(os.path.join(path, DATASET_FILE)):
-            raise ValueError(f"Data {given!r} is a folder, but not one that save_to_disk of a dataset wrote.")
+            if not any(name.endswith(PARQUET_SUFFIX) for name in os.listdir(path)):
+                raise ValueError(
+                    f"Data {given!r} is a folder, but not one that save_to_disk of a dataset wrote, nor one of "
+                    f"*{PARQUET_SUFFIX} files."
+                )
+            kind, has_splits = "shards", True
         known = ("split",) if has_splits else ()
     else:
         kind, known = "parquet" if path.endswith(PARQUET_SUFFIX) else "json", ()
@@ -196,6 +202,12 @@ def load_table(source: Source, streaming: bool) -> Any:
         )
     if source.kind == "parquet":
         return datasets.load_dataset("parquet", data_files=source.path, split=DEFAULT_SPLIT, streaming=streaming)
+    if source.kind == "shards":
+        split = source.options.get("split", DEFAULT_SPLIT)
+        folder = os.path.abspath(source.path)
+        if os.path.isfile(os.path.join(folder, CARD_FILE)):  # which says what files each split has
+            return datasets.load_dataset(folder, split=split, streaming=streaming)
+        return datasets.load_dataset("parquet", data_dir=folder, split=split, streaming=streaming)
     dataset = datasets.load_from_disk(source.path)
     if isinstance(dataset, datasets.DatasetDict):
         split = source.options.get("split", DEFAULT_SPLIT)

@@ -18,7 +18,7 @@ class SourceArguments:
     data_path: list[str] = field(
         metadata={
             "help": "One or several of: a JSON list, *.jsonl or *.parquet of {text with <audio>, audio_paths or audio, "
-            "response} or {messages}; a folder that save_to_disk wrote; hub:org/name?config=C&split=S&revision=R."
+            "response} or {messages}; a folder of Parquet files, or that save_to_disk wrote; hub:org/name?config=C&split=S&revision=R."
         }
     )
     data_weights: list[float] | None = field(

@@ -67,11 +67,17 @@ def stored(form: str, folder: Path, table: datasets.Dataset) -> str:
     if form == "disk":
         table.save_to_disk(str(folder / "saved"))
         return str(folder / "saved")
+    if form == "shards":
+        (folder / "shards").mkdir()
+        table.select([0]).to_parquet(folder / "shards" / "test-00000.parquet")
+        table.select([1]).to_parquet(folder / "shards" / "test-00001.parquet")
+        table.select([0]).to_parquet(folder / "shards" / "train-00000.parquet")
+        return f"{folder / 'shards'}?split=test"
     datasets.DatasetDict({"train": table.select([0]), "test": table}).save_to_disk(str(folder / "splits"))
     return f"{folder / 'splits'}?split=test"
 
 
-@pytest.mark.parametrize("form", ["parquet", "disk", "split on disk"])
+@pytest.mark.parametrize("form", ["parquet", "disk", "split on disk", "shards"])
 def test_tables_with_audio_columns_are_read_undecoded(folder, table, form: str, capsys) -> None:
     name = stored(form, folder, table)
     (examples,) = read_sources(name)
@@ -174,7 +180,7 @@ def test_bad_rows_of_all_sources_are_reported_at_once(folder, capsys) -> None:
     ("given", "reason"),
     [
         ("nothing.json", "does not exist"),
-        (".", "not one that save_to_disk"),
+        ("empty", "not one that save_to_disk"),
         ("hub:a/b?splits=x", "has the option 'splits'; expected one of config, split, revision"),
         ("splits?split=dev", "there is no split 'dev', only train, test"),
         ("bad.parquet", "cannot be read"),
@@ -188,6 +194,7 @@ def test_a_source_that_cannot_be_read_is_named(folder, table, given: str, reason
     (folder / "bad.parquet").write_bytes(b"PAR1 or not")
     datasets.Dataset.from_dict({"x": [1]}).to_parquet(folder / "other.parquet")
     (folder / "empty.json").write_text("[]")
+    (folder / "empty").mkdir()
     with pytest.raises((ExamplesError, FileNotFoundError, ValueError)) as caught:
         (examples,) = read_sources(given)
         settle_problems([(given, examples.problems)], skip=False)
