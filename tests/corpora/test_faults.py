@@ -1,0 +1,380 @@
+"""A folder with every fault there is: exactly what was planted is found, at its row, and nothing in clean data."""
+
+import io
+import json
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from audiollm.corpora.audio_facts import measure
+from audiollm.corpora.faults import FAULTS, Limits, is_transcribing, level_dbfs
+from audiollm.corpora.prompts import load_studio_prompts, write_prompt_examples
+from audiollm.corpora.sources import parse_source
+from audiollm.corpora.tasks import known_tasks
+from audiollm.corpora.validation import DataFile, validate
+from audiollm.processing.audio_io import AudioError, load_waveform
+
+RATE_HZ = 16_000
+TRANSCRIBE = "Transcribe the audio: <audio>"
+#: Places of a 44-byte WAV header.
+WAV_FILE_SIZE, WAV_DATA_SIZE = slice(4, 8), slice(40, 44)
+#: Where a FLAC's header has the low 32 of its 36 bits of length in samples.
+FLAC_LENGTH = slice(22, 26)
+TEN_HOURS_S = 36_000
+
+Row = dict[str, Any]
+
+
+class Bench:
+    """A folder in which faults are planted, with real speech at hand that no two callers share."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.audio = folder / "audio"
+        self.audio.mkdir(parents=True)
+        self._prompts = iter(row for row in load_studio_prompts("test") if 1.0 < row["duration_s"] < 4.0)
+
+    def speech(self) -> tuple[np.ndarray, str]:
+        """A waveform at 16 kHz and what is said in it."""
+        row = next(self._prompts)
+        return soundfile.read(io.BytesIO(row["audio"]["bytes"]), dtype="float32")[0], row["text"]
+
+    def write(self, name: str, waveform: np.ndarray, rate: int = RATE_HZ, subtype: str = "PCM_16") -> str:
+        soundfile.write(self.audio / name, waveform, rate, subtype=subtype)
+        return name
+
+    def change(self, name: str, change: Callable[[bytes], bytes]) -> str:
+        (self.audio / name).write_bytes(change((self.audio / name).read_bytes()))
+        return name
+
+    def row(self, name: str | list[str], response: str, text: str = TRANSCRIBE) -> Row:
+        return {"text": text, "audio_paths": name, "response": response}
+
+    def good(self, name: str) -> Row:
+        """A row with nothing wrong with it."""
+        waveform, text = self.speech()
+        return self.row(self.write(name, waveform), text)
+
+
+def with_bytes(place: slice, value: bytes) -> Callable[[bytes], bytes]:
+    return lambda data: data[: place.start] + value + data[place.stop :]
+
+
+# Each plants one fault: the rows to add, of which the last has it.
+
+
+def malformed_row(bench: Bench) -> list[Row]:
+    return [bench.good("malformed.wav") | {"speaker": "Allison"}]
+
+
+def audio_count(bench: Bench) -> list[Row]:
+    return [bench.good("count.wav") | {"text": "<audio> or <audio>?"}]
+
+
+def empty_text(bench: Bench) -> list[Row]:
+    return [bench.good("empty_text.wav") | {"response": "  "}]
+
+
+def missing_file(bench: Bench) -> list[Row]:
+    return [bench.row("not_there.wav", "hello")]
+
+
+def not_a_file(bench: Bench) -> list[Row]:
+    (bench.audio / "folder.wav").mkdir()
+    return [bench.row("folder.wav", "hello")]
+
+
+def outside_audio_dir(bench: Bench) -> list[Row]:
+    row = bench.good("outside.wav")
+    os.rename(bench.audio / "outside.wav", bench.folder / "outside.wav")
+    return [row | {"audio_paths": "../outside.wav"}]
+
+
+def symlink_outside(bench: Bench) -> list[Row]:
+    row = bench.good("linked.wav")
+    os.rename(bench.audio / "linked.wav", bench.folder / "linked.wav")
+    os.symlink(bench.folder / "linked.wav", bench.audio / "linked.wav")
+    return [row]
+
+
+def undecodable(bench: Bench) -> list[Row]:
+    (bench.audio / "noise.flac").write_bytes(np.random.default_rng(0).bytes(5_000))
+    return [bench.row("noise.flac", "hello")]
+
+
+def cut_off(bench: Bench) -> list[Row]:
+    row = bench.good("cut.wav")
+    bench.change("cut.wav", lambda data: data[: len(data) // 2])
+    return [row]
+
+
+def not_finite(bench: Bench) -> list[Row]:
+    waveform, text = bench.speech()
+    waveform[500] = np.nan
+    return [bench.row(bench.write("nan.wav", waveform, subtype="FLOAT"), text)]
+
+
+def too_short(bench: Bench) -> list[Row]:
+    waveform, _ = bench.speech()
+    return [bench.row(bench.write("short.wav", waveform[4_000:5_000]), "a")]
+
+
+def too_long(bench: Bench) -> list[Row]:
+    waveform, text = bench.speech()
+    name = bench.write("long.flac", np.tile(waveform, int(31 * RATE_HZ / len(waveform)) + 1))
+    return [bench.row(name, 12 * (text + " "))]
+
+
+def silent(bench: Bench) -> list[Row]:
+    waveform, text = bench.speech()
+    return [bench.row(bench.write("silent.wav", waveform * 1e-3), text)]
+
+
+def clipped(bench: Bench) -> list[Row]:
+    waveform, text = bench.speech()
+    return [bench.row(bench.write("clipped.wav", np.clip(waveform * 3, -1, 1)), text)]
+
+
+def dc_offset(bench: Bench) -> list[Row]:
+    waveform, text = bench.speech()
+    return [bench.row(bench.write("offset.wav", waveform * 0.5 + 0.1), text)]
+
+
+def wrong_rate(bench: Bench) -> list[Row]:
+    waveform, text = bench.speech()
+    return [bench.row(bench.write("slow.wav", waveform[::2], rate=8_000), text)]
+
+
+def not_mono(bench: Bench) -> list[Row]:
+    waveform, text = bench.speech()
+    return [bench.row(bench.write("stereo.wav", np.stack([waveform, waveform], axis=1)), text)]
+
+
+def impossible_transcript(bench: Bench) -> list[Row]:
+    waveform, text = bench.speech()
+    return [bench.row(bench.write("impossible.wav", waveform), " ".join(20 * [text]))]
+
+
+def sparse_transcript(bench: Bench) -> list[Row]:
+    waveform, _ = bench.speech()
+    return [bench.row(bench.write("sparse.wav", np.tile(waveform, 8)), "Yes.")]
+
+
+def response_is_prompt(bench: Bench) -> list[Row]:
+    return [bench.good("repeats.wav") | {"text": "<audio> What is this?", "response": "What is this?"}]
+
+
+def conflicting_responses(bench: Bench) -> list[Row]:
+    row = bench.good("conflict.wav")
+    return [row, row | {"text": "What is said in this recording? <audio>", "response": "Something else."}]
+
+
+def duplicate_row(bench: Bench) -> list[Row]:
+    row = bench.good("twice.wav")
+    return [row, row]
+
+
+def duplicate_audio(bench: Bench) -> list[Row]:
+    waveform, text = bench.speech()
+    names = [bench.write(name, waveform) for name in ("one.wav", "other_name.flac")]
+    return [bench.row(names[0], text), bench.row(names[1], "A woman.", text="Who speaks? <audio>")]
+
+
+def audio_leak(bench: Bench) -> list[Row]:
+    row = bench.good("leak.wav")
+    _held_out(bench, [bench.row("leak.wav", "A woman.", text="Who speaks? <audio>")])
+    return [row]
+
+
+def transcript_leak(bench: Bench) -> list[Row]:
+    row, held_out = bench.good("leak_text.wav"), bench.good("other_voice.wav")
+    _held_out(bench, [held_out | {"response": row["response"].upper() + "!"}])
+    return [row]
+
+
+def _held_out(bench: Bench, rows: list[Row]) -> None:
+    """Adds rows to the split that nothing may leak into."""
+    path = bench.folder / "held_out.json"
+    kept = json.loads(path.read_text()) if path.exists() else []
+    path.write_text(json.dumps(kept + rows))
+
+
+PLANTERS: dict[str, Callable[[Bench], list[Row]]] = {
+    planter.__name__: planter
+    for planter in (
+        malformed_row, audio_count, empty_text, missing_file, not_a_file, outside_audio_dir, symlink_outside,
+        undecodable, cut_off, not_finite, too_short, too_long, silent, clipped, dc_offset, wrong_rate, not_mono,
+        impossible_transcript, sparse_transcript, response_is_prompt, conflicting_responses, duplicate_row,
+        duplicate_audio, audio_leak, transcript_leak,
+    )
+}  # fmt: skip
+#: These are not of a row alone: a file that is no JSON, and a table's word error.
+PLANTED_ELSEWHERE = {"unreadable_data", "wrong_transcript"}
+PLANTED_LIMITS = Limits(max_seconds=30.0)
+
+
+def found_in(
+    files: list[DataFile], audio_dir: Path | None = None, **options: Any
+) -> list[tuple[int, int | None, str]]:
+    """(file, row, fault) of everything that is found."""
+    validation = validate(files, None if audio_dir is None else str(audio_dir), progress=False, **options)
+    try:
+        return [(each.file, each.row, each.fault) for each in validation.index.findings()]
+    finally:
+        validation.index.close()
+
+
+def data_file(path: Path, split: str = "data", judged: bool = True) -> DataFile:
+    return DataFile(parse_source(str(path)), split, judged)
+
+
+def plant(folder: Path, planters: list[Callable[[Bench], list[Row]]]) -> tuple[list[DataFile], Path, list[Any]]:
+    """Files of a folder with these faults among good rows, the audio's folder, and what should be found."""
+    bench = Bench(folder)
+    rows, planted = [bench.good("first.wav")], []
+    for planter in planters:
+        rows += planter(bench)
+        planted.append((0, len(rows) - 1, planter.__name__))
+        rows.append({"text": "What is a projector?", "response": f"Ask about {planter.__name__}."})
+    (folder / "data.json").write_text(json.dumps(rows))
+    files = [data_file(folder / "data.json")]
+    if (folder / "held_out.json").exists():
+        files.append(data_file(folder / "held_out.json", "held_out", judged=False))
+    return files, bench.audio, planted
+
+
+def test_every_fault_has_a_planter() -> None:
+    assert set(PLANTERS) | PLANTED_ELSEWHERE == set(FAULTS)
+
+
+def test_all_planted_faults_are_found_at_their_rows_and_no_others(tmp_path: Path) -> None:
+    files, audio_dir, planted = plant(tmp_path, list(PLANTERS.values()))
+    assert found_in(files, audio_dir, limits=PLANTED_LIMITS) == planted
+
+
+def test_a_file_that_is_no_json_and_a_line_that_is_none(tmp_path: Path) -> None:
+    row = json.dumps({"text": "What is two and two?", "response": "Four."})
+    (tmp_path / "broken.json").write_text("[" + row)
+    (tmp_path / "broken.jsonl").write_text(f"{row}\n\n{row[:-3]}\n{row.replace('Four', 'It is 4')}\n")
+    (tmp_path / "latin.jsonl").write_bytes(f"{row}\n".encode() + '{"text": "Où?"}'.encode("latin-1"))
+    (tmp_path / "digits.jsonl").write_text('{"text": ' + 5_000 * "1" + "}\n")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    names = ("broken.json", "broken.jsonl", "latin.jsonl", "digits.jsonl", "empty.jsonl")
+    found = found_in([data_file(tmp_path / name) for name in names])
+    assert found == [(file, row, "unreadable_data") for file, row in enumerate((None, 1, None, 0, None))]
+
+
+def test_nothing_is_found_in_the_studio_prompts(tmp_path: Path) -> None:
+    files = [
+        data_file(write_prompt_examples(tmp_path, split, limit=40), split) for split in ("train", "validation", "test")
+    ]
+    assert found_in(files, tmp_path) == []
+
+
+def test_transcripts_are_known_by_their_prompts() -> None:
+    assert all(is_transcribing(wording) for wording in known_tasks()["transcribe"].prompts)
+    assert not any(
+        is_transcribing(wording) for name in ("describe", "respond") for wording in known_tasks()[name].prompts
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- measurements
+
+
+def test_facts_are_those_of_the_samples(tmp_path: Path) -> None:
+    waveform = np.zeros((8_000, 2), np.float32)
+    waveform[:, 0] = 0.4 + 0.2 * np.sin(np.arange(8_000) / 10)
+    waveform[:80, 1] = 1.0
+    soundfile.write(tmp_path / "a.wav", waveform, 22_050, subtype="FLOAT")
+    facts = measure(str(tmp_path / "a.wav"), 10.0)
+    mono = waveform.mean(axis=1)
+    assert (facts.fault, facts.rate, facts.channels, facts.seconds) == ("", 22_050, 2, 8_000 / 22_050)
+    assert facts.peak == pytest.approx(mono.max()) and facts.offset == pytest.approx(mono.mean())
+    assert facts.rms == pytest.approx(np.sqrt((mono**2).mean())) and facts.clipped_share == 80 / 16_000
+    assert level_dbfs(facts) == pytest.approx(20 * np.log10(mono.std()), abs=0.01)
+
+
+def test_digest_is_of_the_sound_not_of_the_file(tmp_path: Path) -> None:
+    waveform = Bench(tmp_path).speech()[0]
+    soundfile.write(tmp_path / "a.wav", waveform, RATE_HZ, subtype="PCM_16")
+    soundfile.write(tmp_path / "a.flac", waveform, RATE_HZ, subtype="PCM_16")
+    soundfile.write(tmp_path / "b.wav", np.roll(waveform, 1), RATE_HZ, subtype="PCM_16")
+    soundfile.write(tmp_path / "rate.wav", waveform, 8_000, subtype="PCM_16")
+    digests = [measure(str(tmp_path / name), 10.0).digest for name in ("a.wav", "a.flac", "b.wav", "rate.wav")]
+    assert digests[0] == digests[1] and len(set(digests)) == 3
+    assert measure({"bytes": (tmp_path / "a.flac").read_bytes()}, 10.0).digest == digests[0]
+
+
+def claims_ten_hours_wav(data: bytes) -> bytes:
+    size = struct.pack("<I", TEN_HOURS_S * RATE_HZ * 2)
+    return with_bytes(WAV_DATA_SIZE, size)(with_bytes(WAV_FILE_SIZE, size)(data))
+
+
+def claims_ten_hours_flac(data: bytes) -> bytes:
+    return with_bytes(FLAC_LENGTH, struct.pack(">I", TEN_HOURS_S * RATE_HZ))(data)
+
+
+#: Format of the file that is spoiled, how, and what it is then. libsndfile does not tell a FLAC that is cut off from one
+#: that is corrupt.
+HOSTILE: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
+    "zero bytes": ("wav", lambda data: b"", "undecodable"),
+    "text": ("wav", lambda data: b"#!/bin/sh\necho hello\n", "undecodable"),
+    "a header alone": ("wav", lambda data: data[:44], "cut_off"),
+    "a wav that claims ten hours": ("wav", claims_ten_hours_wav, "cut_off"),
+    "a flac that claims ten hours": ("flac", claims_ten_hours_flac, "undecodable"),
+    "half a flac": ("flac", lambda data: data[: len(data) // 2], "undecodable"),
+    "most of an ogg": ("ogg", lambda data: data[: len(data) * 9 // 10], "cut_off"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_hostile_files_are_named(tmp_path: Path, what: str) -> None:
+    ending, change, fault = HOSTILE[what]
+    name = f"{what} 録音 ‏قول \U0001f399.{ending}"
+    waveform = Bench(tmp_path).speech()[0]
+    soundfile.write(tmp_path / f"a.{ending}", waveform, RATE_HZ, subtype="OPUS" if ending == "ogg" else "PCM_16")
+    (tmp_path / name).write_bytes(change((tmp_path / f"a.{ending}").read_bytes()))
+    facts = measure(str(tmp_path / name), 600.0)
+    assert facts.fault == fault and facts.reason and facts.seconds < len(waveform) / RATE_HZ + 0.1
+    with pytest.raises(AudioError):  # what training reads with is of the same opinion
+        load_waveform(tmp_path / name)
+
+
+def test_ten_hours_are_read_no_further_than_needed(tmp_path: Path) -> None:
+    name = Bench(tmp_path).good("a.wav")["audio_paths"]
+    (tmp_path / "long.wav").write_bytes(claims_ten_hours_wav((tmp_path / "audio" / name).read_bytes()))
+    os.truncate(tmp_path / "long.wav", 44 + TEN_HOURS_S * RATE_HZ * 2)
+    facts = measure(str(tmp_path / "long.wav"), 60.0)
+    assert (facts.fault, round(facts.seconds), facts.digest) == ("", TEN_HOURS_S, "")
+
+
+@pytest.mark.parametrize("audio_dir", [True, False])
+def test_pipes_and_devices_are_not_opened(tmp_path: Path, audio_dir: bool) -> None:
+    os.mkfifo(tmp_path / "pipe.wav")
+    os.symlink("/dev/zero", tmp_path / "zero.wav")
+    (tmp_path / "data.json").write_text(json.dumps([Bench.row(None, name, "a") for name in ("pipe.wav", "zero.wav")]))
+    found = found_in([data_file(tmp_path / "data.json")], tmp_path if audio_dir else None)
+    assert found == [(0, 0, "not_a_file"), (0, 1, "not_a_file")]
+
+
+def test_a_container_that_libsndfile_does_not_read(tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    waveform = Bench(tmp_path).speech()[0]
+    with av.open(str(tmp_path / "a.m4a"), "w") as container:
+        stream = container.add_stream("aac", rate=RATE_HZ, layout="mono")
+        for start in range(0, len(waveform) - 1_024, 1_024):
+            frame = av.AudioFrame.from_ndarray(waveform[None, start : start + 1_024], format="fltp", layout="mono")
+            frame.sample_rate = RATE_HZ
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    facts = measure(str(tmp_path / "a.m4a"), 600.0)
+    heard = load_waveform(tmp_path / "a.m4a")
+    assert (facts.fault, facts.seconds, facts.rate, facts.channels) == ("", len(heard) / RATE_HZ, RATE_HZ, 1)
+    assert facts.rms == pytest.approx(float(np.sqrt((heard**2).mean())), rel=1e-4)
+    (tmp_path / "half.m4a").write_bytes((tmp_path / "a.m4a").read_bytes()[:4_000])
+    assert measure(str(tmp_path / "half.m4a"), 600.0).fault in ("undecodable", "cut_off")
