@@ -295,7 +295,7 @@ def _column(corpus: str, name: str, value: Any) -> ColumnSpec:
         raise CatalogueError(
             f"Corpus {corpus!r}: column {name!r} is {value!r}; expected a name, or 'column' or 'each'."
         )
-    columns = value.get("column", value.get("each"))
+    columns: Any = value.get("column", value.get("each"))
     try:
         return ColumnSpec(
             tuple([columns] if isinstance(columns, str) else columns),

@@ -283,11 +283,12 @@ def _check(
 ) -> None:
     """Refuses a mapping whose columns are missing or of the wrong kind, naming all of them."""
     found = ", ".join(f"{column} ({kind})" for column, kind in kinds.items()) or "none"
+    taken = {column for spec in specs.values() for column in spec.columns}
     problems = []
     for field_name, spec in specs.items():
         for column in spec.columns:
             if column not in kinds:
-                near = difflib.get_close_matches(column, kinds, n=1)
+                near = difflib.get_close_matches(column, [name for name in kinds if name not in taken], n=1)
                 hint = f", perhaps {near[0]!r}?" if near else ""
                 problems.append(f"there is no column {column!r}{hint} for {field_name!r}")
             elif field_name == "audio" and kinds[column] not in (AUDIO, TEXT):

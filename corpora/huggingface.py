@@ -283,7 +283,7 @@ class HuggingFaceSource:
 
     def _read(self, row: Mapping[str, Any], number: int, split: str) -> Iterator[Clip | BadClip]:
         specs = self.mapping.specs
-        own = self._plain(row, specs["id"]) if "id" in specs else None
+        own = self._transformed(row.get(specs["id"].columns[0]), specs["id"]) if "id" in specs else None
         identity = f"{number:0{ROW_DIGITS}d}" if own is None else str(own)
         if own is None or len(self._splits) > 1:
             identity = f"{split}-{identity}"
@@ -304,31 +304,37 @@ class HuggingFaceSource:
         for name, spec in self.mapping.specs.items():
             if name in ("audio", "id"):
                 continue
-            value = items[name] if name in items else row.get(spec.columns[0])
             try:
-                value = self._transformed(value, spec)
+                value = self._value(name, items[name] if name in items else row.get(spec.columns[0]), spec)
             except UnusableValueError as error:
-                return BadClip(identity, f"{name!r} of column {spec.columns[0]!r} {error}", split)
-            if isinstance(value, float) and not math.isfinite(value):
-                value = None
-            if name == "text" and isinstance(value, (int, float)):
-                value = str(value)
-            if name == "text" and not (isinstance(value, str) and value.strip()):
-                return BadClip(identity, f"has no transcript in column {spec.columns[0]!r}", split)
-            if name in items and not str(value or "").strip():
-                return BadClip(identity, f"has no {name!r} in column {' or '.join(spec.columns)}", split)
-            if isinstance(value, (list, dict)):
-                return BadClip(identity, f"column {spec.columns[0]!r} for {name!r} holds no plain value", split)
+                return BadClip(identity, f"{name!r} of column {' or '.join(spec.columns)}: {error}", split)
             if value is not None:
-                fields[name] = value * WER_UNITS[str(self.wer_unit)] if name == "wer" else value
+                fields[name] = value
         stored = row.get(self.mapping.specs["audio"].columns[0])
         recording, problem = recording_of(stored, self._place, self._folders[split])
         if problem is not None:
             return BadClip(identity, problem, split)
-        return Clip(identity, recording, str(fields.pop("text", "")).strip(), split, fields)
+        return Clip(identity, recording, str(fields.pop("text", "")), split, fields)
 
-    def _plain(self, row: Mapping[str, Any], spec: ColumnSpec) -> Any:
-        return self._transformed(row.get(spec.columns[0]), spec)
+    def _value(self, name: str, stored: Any, spec: ColumnSpec) -> FieldValue:
+        """
+        A field; None where the row does not have it.
+
+        Raises:
+            UnusableValueError: the row is no clip without it, or it is of no use.
+        """
+        value = self._transformed(stored, spec)
+        if isinstance(value, float) and not math.isfinite(value):
+            value = None
+        if isinstance(value, (list, dict)):
+            raise UnusableValueError("is no plain value")
+        if name == "wer":
+            return None if value is None else float(value) * WER_UNITS[str(self.wer_unit)]
+        if name == "text" or name == self._each:
+            value = "" if value is None else str(value).strip()
+            if not value:
+                raise UnusableValueError("is empty: there is nothing to learn from the recording")
+        return value
 
     def _transformed(self, value: Any, spec: ColumnSpec) -> Any:
         labels = self._labels.get(spec.columns[0])

@@ -1,0 +1,461 @@
+"""Every ready corpus is read from a small copy in that corpus' real schema; the table itself is checked."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import yaml
+from audiollm.corpora.catalogue import CatalogueError, corpus_named, describe_catalogue, load_catalogue
+from audiollm.corpora.clips import BadClip, Clip, CorpusError
+from audiollm.corpora.huggingface import HuggingFaceArguments, HuggingFaceSource
+from audiollm.corpora.prompts import load_studio_prompts
+from audiollm.corpora.tasks import known_tasks
+from audiollm.processing.audio_io import load_waveform
+from datasets import Audio, ClassLabel, List, Value
+
+ROWS = 3
+STRING, INTEGER, LONG, REAL, TRUTH = Value("string"), Value("int32"), Value("int64"), Value("float32"), Value("bool")
+VOXPOPULI_LANGUAGES = [
+    *("en", "de", "fr", "es", "pl", "it", "ro", "hu", "cs", "nl", "fi", "hr", "sk", "sl", "et", "lt", "en_accented")
+]
+Prompt = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Schema:
+    """
+    How a corpus looks where it comes from.
+
+    Attributes:
+        features: its columns and their types.
+        row: a row of it made from a studio prompt and a number.
+        expected: text and fields of the clips that the row becomes.
+        config, split: of the fixture.
+        files: where the split's table lies in a copy; None for files that a README names, as the Hub's datasets do.
+    """
+
+    features: dict[str, Any]
+    row: Callable[[Prompt, int], dict[str, Any]]
+    expected: Callable[[Prompt, int], list[tuple[str, dict[str, Any]]]]
+    config: str | None = None
+    split: str = "train"
+    files: str | None = None
+
+
+def librispeech(config: str, split: str) -> Schema:
+    return Schema(
+        {"file": STRING, "audio": Audio(16_000), "text": STRING, "speaker_id": LONG, "chapter_id": LONG, "id": STRING},
+        lambda prompt, number: {
+            "file": f"{number}.flac",
+            "audio": prompt["audio"],
+            "text": "I'LL SAY WHAT I HEARD",
+            "speaker_id": 1272,
+            "chapter_id": 128104,
+            "id": f"1272-128104-{number:04d}",
+        },
+        lambda prompt, number: [("I'll say what I heard", {"language": "English", "speaker": 1272})],
+        config,
+        split,
+    )
+
+
+COMMON_VOICE = {
+    **{"client_id": STRING, "path": STRING, "sentence_id": STRING, "sentence": STRING, "sentence_domain": STRING},
+    **{"up_votes": LONG, "down_votes": LONG, "age": STRING, "gender": STRING, "accents": STRING, "variant": STRING},
+    **{"locale": STRING, "segment": STRING},
+}
+
+
+def common_voice_row(prompt: Prompt, number: int) -> dict[str, Any]:
+    return {
+        **dict.fromkeys(COMMON_VOICE),
+        "client_id": "c0ffee",
+        "path": f"common_voice_en_{number}.ogg",
+        "sentence": f'"{prompt["text"]}',  # in TSV, a quotation mark is one
+        "up_votes": 2,
+        "locale": "en",
+    }
+
+
+def common_voice_expected(prompt: Prompt, number: int) -> list[tuple[str, dict[str, Any]]]:
+    return [(f'"{prompt["text"]}', {"language": "en", "speaker": "c0ffee"})]
+
+
+VOXPOPULI = {
+    **{"audio_id": STRING, "language": ClassLabel(names=VOXPOPULI_LANGUAGES), "audio": Audio(16_000)},
+    **{"raw_text": STRING, "normalized_text": STRING, "gender": STRING, "speaker_id": STRING},
+    **{"is_gold_transcript": TRUTH, "accent": STRING},
+}
+
+
+def voxpopuli_row(prompt: Prompt, number: int) -> dict[str, Any]:
+    return {
+        **{"audio_id": f"2018-{number}", "language": 1, "audio": prompt["audio"], "raw_text": prompt["text"]},
+        **{"normalized_text": prompt["text"].lower(), "gender": "female", "speaker_id": "7"},
+        **{"is_gold_transcript": True, "accent": "None"},
+    }
+
+
+CAPTIONS = [f"a caption, number {number}" for number in range(1, 6)]
+
+SCHEMAS: dict[str, Schema] = {
+    "librispeech": librispeech("clean", "train.100"),
+    "librispeech_other": librispeech("other", "train.500"),
+    "librispeech_all": librispeech("all", "train.clean.100"),
+    "common_voice": Schema(COMMON_VOICE, common_voice_row, common_voice_expected, "en", "dev", "en/dev.tsv"),
+    "common_voice_17": Schema(
+        {
+            **{"client_id": STRING, "path": STRING, "audio": Audio(48_000), "sentence": STRING, "up_votes": LONG},
+            **{"down_votes": LONG, "age": STRING, "gender": STRING, "accent": STRING, "locale": STRING},
+            **{"segment": STRING, "variant": STRING},
+        },
+        lambda prompt, number: {
+            **{name: common_voice_row(prompt, number)[name] for name in ("client_id", "path", "sentence", "locale")},
+            **{"audio": prompt["audio"], "up_votes": 2, "down_votes": 0, "age": "", "gender": "", "accent": ""},
+            **{"segment": "", "variant": ""},
+        },
+        common_voice_expected,
+        "en",
+        "train",
+        "en/train/chunk-range-000000000-000000003/train-00000-of-00001.parquet",
+    ),
+    "fleurs": Schema(
+        {
+            **{"id": INTEGER, "num_samples": INTEGER, "path": STRING, "audio": Audio(16_000), "transcription": STRING},
+            **{"raw_transcription": STRING, "gender": ClassLabel(names=["male", "female", "other"])},
+            **{"lang_id": ClassLabel(names=["af_za", "de_de"]), "language": STRING},
+            "lang_group_id": ClassLabel(names=["western_european_we"]),
+        },
+        lambda prompt, number: {
+            **{"id": 7, "num_samples": 16_000, "path": "x.wav", "audio": prompt["audio"], "gender": 1, "lang_id": 1},
+            **{"transcription": prompt["text"].lower(), "raw_transcription": prompt["text"], "language": "German"},
+            "lang_group_id": 0,
+        },
+        lambda prompt, number: [(prompt["text"], {"sentence": 7, "language": "German", "gender": "female"})],
+        "de_de",
+        "validation",
+        "de_de/validation/0000.parquet",
+    ),
+    "voxpopuli": Schema(
+        VOXPOPULI,
+        voxpopuli_row,
+        lambda prompt, number: [(prompt["text"], {"language": "de", "speaker": "7"})],
+        "de",
+        "train",
+        "de/train/0000.parquet",
+    ),
+    "voxpopuli_accented": Schema(
+        VOXPOPULI,
+        lambda prompt, number: {**voxpopuli_row(prompt, number), "language": 16, "raw_text": "", "accent": "en_nl"},
+        lambda prompt, number: [
+            (prompt["text"].lower(), {"language": "en_accented", "speaker": "7", "accent": "en_nl"})
+        ],
+        "en_accented",
+        "test",
+        "en_accented/test/0000.parquet",
+    ),
+    "gigaspeech": Schema(
+        {
+            **{"segment_id": STRING, "speaker": STRING, "text": STRING, "audio": Audio(16_000), "begin_time": REAL},
+            **{"end_time": REAL, "audio_id": STRING, "title": STRING, "url": STRING},
+            **{"source": ClassLabel(names=["audiobook", "podcast", "youtube"])},
+            **{"category": ClassLabel(names=["People  and  Blogs", "N/A"]), "original_full_path": STRING},
+        },
+        lambda prompt, number: {
+            **{"segment_id": f"YOU{number}", "speaker": "N/A", "audio": prompt["audio"], "begin_time": 0.0},
+            "text": "AS THEY LEAVE <COMMA> CAN I ASK <QUESTIONMARK> NO <PERIOD>",
+            **{"end_time": 1.0, "audio_id": "YOU", "title": "N/A", "url": "N/A", "source": 2, "category": 1},
+            "original_full_path": "x.opus",
+        },
+        lambda prompt, number: [
+            ("As they leave, can I ask? No.", {"language": "English", "speaker": "N/A", "source": "youtube"})
+        ],
+        "xs",
+        "train",
+    ),
+    "covost2": Schema(
+        {
+            **{"client_id": STRING, "file": STRING, "audio": Audio(16_000), "sentence": STRING, "translation": STRING},
+            "id": STRING,
+        },
+        lambda prompt, number: {
+            **{"client_id": "c0ffee", "file": "x.mp3", "audio": prompt["audio"], "sentence": prompt["text"]},
+            **{"translation": f"Satz {number}", "id": f"common_voice_en_{number}"},
+        },
+        lambda prompt, number: [
+            (
+                prompt["text"],
+                {
+                    **{"language": "English", "target_language": "German", "translation": f"Satz {number}"},
+                    "speaker": "c0ffee",
+                },
+            )
+        ],
+        "en_de",
+        "test",
+    ),
+    "audiocaps": Schema(
+        {"audiocap_id": LONG, "youtube_id": STRING, "start_time": LONG, "caption": STRING, "audio": Audio(16_000)},
+        lambda prompt, number: {
+            **{"audiocap_id": number, "youtube_id": "vid", "start_time": 30, "caption": "A woman speaks"},
+            "audio": prompt["audio"],
+        },
+        lambda prompt, number: [("", {"caption": "A woman speaks", "video": "vid", "start_time": 30})],
+        split="test",
+    ),
+    "clotho": Schema(
+        {
+            **{"index": STRING, "datasetname": STRING, "audio": Audio(), "audio_len": REAL, "text": STRING},
+            "raw_text": List(STRING),
+        },
+        lambda prompt, number: {
+            **{"index": str(number), "datasetname": "Clotho", "audio": prompt["audio"], "audio_len": 1.0, "text": "x"},
+            "raw_text": CAPTIONS,
+        },
+        lambda prompt, number: [("", {"caption": caption}) for caption in CAPTIONS],
+        split="validation",
+    ),
+    "clotho_csv": Schema(
+        {"file_name": STRING, **{f"caption_{number}": STRING for number in range(1, 6)}},
+        lambda prompt, number: {
+            "file_name": f"Some sound {number}.ogg",
+            **{f"caption_{index}": caption for index, caption in enumerate(CAPTIONS, start=1)},
+        },
+        lambda prompt, number: [("", {"caption": caption}) for caption in CAPTIONS],
+        split="development",
+        files="clotho_captions_development.csv",
+    ),
+    "voice_assistant": Schema(
+        {
+            **{"split_name": STRING, "index": STRING, "round": STRING, "question": STRING, "question_audio": Audio()},
+            **{"answer": STRING, "answer_snac": STRING},
+        },
+        lambda prompt, number: {
+            **{"split_name": "alpaca", "index": str(number), "round": "1", "question": prompt["text"]},
+            **{"question_audio": prompt["audio"], "answer": "Certainly.", "answer_snac": "# 1 2"},
+        },
+        lambda prompt, number: [
+            (prompt["text"], {"language": "English", "response": "Certainly.", "subset": "alpaca"})
+        ],
+    ),
+    "spoken_web_questions": Schema(
+        {"url": STRING, "question": STRING, "answers": List(STRING), "audio": Audio()},
+        lambda prompt, number: {
+            **{"url": "x", "question": prompt["text"], "answers": ["Jazmyn", "Maddison"], "audio": prompt["audio"]}
+        },
+        lambda prompt, number: [(prompt["text"], {"language": "English", "response": "Jazmyn"})],
+    ),
+    "boolq_audio": Schema(
+        {"question": STRING, "answer": TRUTH, "passage": STRING, "audio": Audio(16_000), "explanation": STRING},
+        lambda prompt, number: {
+            **{"question": prompt["text"], "answer": number % 2 == 0, "passage": "A passage."},
+            **{"audio": prompt["audio"], "explanation": None},
+        },
+        lambda prompt, number: [
+            (
+                prompt["text"],
+                {"language": "English", "passage": "A passage.", "response": "No." if number % 2 else "Yes."},
+            )
+        ],
+        split="validation",
+    ),
+    "spoken_squad": Schema(
+        {"context": Audio(), "instruction": STRING, "answer": STRING},
+        lambda prompt, number: {"context": prompt["audio"], "instruction": "Who won?", "answer": "Denver"},
+        lambda prompt, number: [("", {"language": "English", "question": "Who won?", "answer": "Denver"})],
+        split="test",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[Prompt]:
+    return [dict(row) for row in load_studio_prompts("test").select(range(ROWS))]
+
+
+@pytest.fixture(autouse=True)
+def own_datasets_cache(tmp_path_factory, monkeypatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+
+
+def as_table(rows: list[dict[str, Any]], features: dict[str, Any]) -> datasets.Dataset:
+    """Rows with the types of the real corpus; recordings are cast, since `datasets` writes them with torchcodec only."""
+    stored = {"bytes": Value("binary"), "path": STRING}
+    table = datasets.Dataset.from_list(
+        rows,
+        features=datasets.Features({n: stored if isinstance(kind, Audio) else kind for n, kind in features.items()}),
+    )
+    return table.cast(datasets.Features(features))
+
+
+def write_copy(folder: Path, schema: Schema, prompts: list[Prompt], renamed: dict[str, str] | None = None) -> None:
+    """A corpus of three rows as it lies on disk after a download."""
+    rows = [schema.row(prompt, number) for number, prompt in enumerate(prompts)]
+    table = as_table(rows, schema.features)
+    table = table.rename_columns(renamed or {})
+    files = schema.files or f"{schema.config or 'data'}/{schema.split}-00000-of-00001.parquet"
+    path = folder / files
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        table.to_parquet(path)
+    elif path.suffix == ".tsv":
+        lines = ["\t".join("" if value is None else str(value) for value in row.values()) for row in table]
+        path.write_text("\n".join(["\t".join(table.column_names), *lines]) + "\n")
+    else:
+        table.to_csv(path, index=False)
+    if schema.files is None:
+        pattern = {"split": schema.split, "path": f"{path.parent.name}/{schema.split}-*"}
+        card = {"configs": [{"config_name": schema.config or "default", "data_files": [pattern]}]}
+        (folder / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n")
+    for row, prompt in zip(rows, prompts):
+        for audio_folder, column in (("clips", "path"), (schema.split, "file_name")):
+            if path.suffix != ".parquet" and column in row:
+                recording = path.parent / audio_folder / row[column]
+                recording.parent.mkdir(exist_ok=True)
+                recording.write_bytes(prompt["audio"]["bytes"])
+
+
+def read_copy(name: str, folder: Path, **options: Any) -> HuggingFaceSource:
+    schema = SCHEMAS[name]
+    return HuggingFaceSource(
+        HuggingFaceArguments(name, config=schema.config, splits=[schema.split], source_path=str(folder), **options)
+    )
+
+
+def test_every_corpus_of_the_table_has_a_fixture() -> None:
+    assert set(SCHEMAS) == set(load_catalogue())
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_a_corpus_is_read_in_its_own_schema(name: str, prompts, tmp_path) -> None:
+    schema = SCHEMAS[name]
+    write_copy(tmp_path, schema, prompts)
+    source = read_copy(name, tmp_path)
+    clips = list(source.clips())
+    expected = [each for number, prompt in enumerate(prompts) for each in schema.expected(prompt, number)]
+    assert not [clip for clip in clips if isinstance(clip, BadClip)]
+    assert [(clip.text, dict(clip.fields)) for clip in clips] == expected
+    assert {clip.split for clip in clips} == {schema.split} and len({clip.id for clip in clips}) == len(clips)
+    assert source.tasks == load_catalogue()[name].tasks
+    waveforms = {len(load_waveform(clip.recording)) for clip in clips}
+    assert waveforms == {len(load_waveform(prompt["audio"]["bytes"])) for prompt in prompts}
+    for task in source.tasks:
+        for clip in clips:
+            fields = {"text": clip.text, **clip.fields}
+            prompt, response = task.ask(clip.id, fields)
+            assert not task.missing(fields) and prompt.count("<audio>") == 1 and response
+    streamed = list(read_copy(name, tmp_path, streaming=True).clips())
+    assert streamed == clips
+    for start in (1, len(clips) - 1, len(clips)):
+        assert list(source.clips(start)) == clips[start:]
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_a_renamed_column_is_named(name: str, prompts, tmp_path) -> None:
+    schema = SCHEMAS[name]
+    for index, column in enumerate({spec.columns[0] for spec in load_catalogue()[name].columns.values()}):
+        folder = tmp_path / str(index)
+        write_copy(folder, schema, prompts, {column: f"{column}_new"})
+        with pytest.raises(CorpusError, match=f"no column '{column}'.* --columns") as caught:
+            read_copy(name, folder)
+        there = [*(other for other in schema.features if other != column), f"{column}_new"]
+        assert all(f"{other} (" in str(caught.value) for other in there)
+
+
+def test_columns_given_by_name_change_what_a_corpus_becomes(prompts, tmp_path) -> None:
+    write_copy(tmp_path, SCHEMAS["fleurs"], prompts)
+    clips = list(read_copy("fleurs", tmp_path, columns=["text=transcription", "gender="]).clips())
+    assert [clip.text for clip in clips] == [prompt["text"].lower() for prompt in prompts]
+    assert all(set(clip.fields) == {"sentence", "language"} for clip in clips)
+
+
+def test_what_is_not_speech_is_a_bad_clip(prompts, tmp_path) -> None:
+    schema = SCHEMAS["gigaspeech"]
+    rows = [schema.row(prompt, number) for number, prompt in enumerate(prompts)]
+    rows[1]["text"] = "<MUSIC>"
+    as_table(rows, schema.features).to_parquet(tmp_path / "train-00000.parquet")
+    first, second, third = read_copy("gigaspeech", tmp_path).clips()
+    assert isinstance(second, BadClip) and second.id == "YOU1" and "<MUSIC>" in second.reason
+    assert isinstance(first, Clip) and isinstance(third, Clip)
+
+
+# ----------------------------------------------------------------------------------------------------------- the table
+
+
+def test_configs_and_names_are_looked_up() -> None:
+    assert corpus_named("covost2:en_de").constants["target_language"] == "German"
+    assert corpus_named("covost2", "fr_en").name == "covost2:fr_en"
+    assert corpus_named("librispeech").config == "clean"
+    assert corpus_named("common_voice:zh-CN").config == "zh-CN"
+    for given, message in (
+        (("covost3:en_de",), "no corpus 'covost3'.*Perhaps 'covost2'"),
+        (("covost2",), "several configs; name one as covost2:CONFIG.*en_de"),
+        (("covost2:en_dee",), "no config 'en_dee'.*Perhaps 'en_de'"),
+        (("covost2:en_de", "de_en"), "names the config 'en_de', and --config another"),
+        (("common_voice:../en",), "no config '../en'"),
+        (("audiocaps:x",), "no configs"),
+    ):
+        with pytest.raises(CorpusError, match=message):
+            corpus_named(*given)
+
+
+def test_the_listing_says_where_on_what_terms_and_what_for() -> None:
+    listing = describe_catalogue()
+    for name, corpus in load_catalogue().items():
+        assert f"{name}: {corpus.title}" in listing and corpus.licence in listing and corpus.citation in listing
+        assert corpus.hub is None or corpus.hub in listing
+    assert (
+        "translate, transcribe" in listing and "Mozilla Data Collective" in listing and "_spoken_text" not in listing
+    )
+
+
+def test_a_task_of_every_kind_is_among_the_ready_corpora() -> None:
+    assert {task.name for corpus in load_catalogue().values() for task in corpus.tasks} == set(known_tasks())
+    boolq = {task.name: task for task in load_catalogue()["boolq_audio"].tasks}
+    assert "passage" in boolq["respond"].fields and boolq["transcribe"] == known_tasks()["transcribe"]
+
+
+ENTRY: dict[str, Any] = {
+    **{"title": "A", "hub": "a/b", "licence": "MIT", "languages": ["en"], "splits": ["train"], "citation": "A"},
+    **{"columns": {"audio": "audio", "text": "text"}, "tasks": ["transcribe"]},
+}
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"a": {**ENTRY, "licenze": "MIT"}}, "'a' has the unknown key 'licenze'; perhaps 'licence'"),
+        ({"a": {**ENTRY, "licence": None}}, "'a' has no 'licence'"),
+        ({"a": {**ENTRY, "licence": "free for all"}}, "no SPDX identifier"),
+        ({"a": {**ENTRY, "licence": "LicenseRef-A"}}, "no 'terms'"),
+        ({"a": {**ENTRY, "hub": None}}, "not on the Hub"),
+        ({"a": {"inherits": "b"}, "b": {"inherits": "a"}}, "circle: a → b → a"),
+        ({"a": {"inherits": "c"}}, "inherits from 'c', which is not in the table"),
+        ({"a": {**ENTRY, "tasks": ["sing"]}}, "no task 'sing'"),
+        ({"a": {**ENTRY, "tasks": ["translate"]}}, "task 'translate' needs the field 'translation'"),
+        ({"a": {**ENTRY, "prompts": {"transcribe": ["Say it."]}}}, "one <audio> each"),
+        ({"a": {**ENTRY, "columns": {"text": "text"}}}, "no column for 'audio'"),
+        ({"a": {**ENTRY, "columns": {"audio": {"collumn": "audio"}}}}, "column 'audio' is"),
+        ({"a": {**ENTRY, "columns": {"audio": {"column": "a", "transforms": ["x"]}}}}, "no transform 'x'"),
+        ({"a": {**ENTRY, "letter_case": "title"}}, "letter_case is one of"),
+        ({"a": {**ENTRY, "default_splits": ["test"]}}, "default splits"),
+        (["a"], "expected a table"),
+    ],
+)
+def test_a_wrong_table_is_refused(table, message: str, tmp_path) -> None:
+    path = tmp_path / "table.yaml"
+    path.write_text(yaml.safe_dump(table))
+    with pytest.raises(CatalogueError, match=message):
+        load_catalogue(path)
+
+
+def test_entries_inherit_and_override(tmp_path) -> None:
+    child = {"inherits": "a", "title": "B", "columns": {"text": None, "caption": "words"}, "tasks": ["describe"]}
+    path = tmp_path / "table.yaml"
+    path.write_text(yaml.safe_dump({"a": ENTRY, "b": child, "_c": {}}))
+    catalogue = load_catalogue(path)
+    assert set(catalogue) == {"a", "b"} and catalogue["b"].hub == "a/b" and catalogue["b"].title == "B"
+    assert set(catalogue["b"].columns) == {"audio", "caption"} and set(catalogue["a"].columns) == {"audio", "text"}
