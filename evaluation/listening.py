@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from audiollm.answering import answer, ask
-from audiollm.base_models import resolve_base
+from audiollm.corpora.hypotheses import WhisperDecoder, cut_at_quiet
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, WhisperForConditionalGeneration
 
 from .word_error import WordErrorScore, score_word_error
 
@@ -25,8 +24,6 @@ MAX_NEW_TOKENS = 200
 #: Nobody speaks faster: what a transcript may hold besides a few tokens, so that a loop in a short clip soon ends.
 MAX_TOKENS_PER_SECOND = 10.0
 SPARE_TOKENS = 8
-#: Length of the quiet moment that a long clip is cut at.
-QUIET_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -116,23 +113,6 @@ def _pieces(processor, recording: Any, max_seconds: float | None) -> list[tuple[
     return [(piece, len(piece) / rate) for piece in cut_at_quiet(waveform, int(max_seconds * rate), rate)]
 
 
-def cut_at_quiet(waveform: np.ndarray, max_samples: int, sampling_rate: int) -> list[np.ndarray]:
-    """
-    Cuts a waveform `(samples,)` into pieces of at most `max_samples`, each ending at the quietest moment of its second
-    half. Nothing is lost: the pieces one after the other are the waveform.
-    """
-    span = max(1, int(QUIET_SECONDS * sampling_rate))
-    pieces = []
-    while len(waveform) > max_samples:
-        half = waveform[max_samples // 2 : max_samples]
-        energy = np.convolve(np.square(half, dtype=np.float64), np.ones(span), mode="same")
-        end = max_samples // 2 + int(energy.argmin())
-        pieces.append(waveform[:end])
-        waveform = waveform[end:]
-    return [*pieces, waveform]
-
-
-@torch.inference_mode()
 def whisper_transcripts(
     audio_model_id: str,
     processor,
@@ -149,34 +129,18 @@ def whisper_transcripts(
 
     Args:
         audio_model_id, revision: the Whisper checkpoint.
-        processor: cuts and extracts; the model's.
+        processor: cuts; the model's.
         recordings: the clips, each of any kind the processor takes.
         device: where to run it.
         batch_size: pieces per `generate` call.
         progress: shows a bar with rate and time left.
     """
-    folder, revision = resolve_base(audio_model_id, "audio"), revision or "main"
-    whisper = WhisperForConditionalGeneration.from_pretrained(folder, revision=revision, dtype=torch.float32)
-    whisper = whisper.eval().to(device)
-    tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
-    extractor = processor.feature_extractor
+    whisper = WhisperDecoder(audio_model_id, revision, device)
     transcripts: list[str] = []
     with tqdm(total=len(recordings), desc="Whisper's own decoder", unit="clip", disable=not progress) as bar:
         for start in range(0, len(recordings), batch_size):
             clips = [_windows(processor, recording) for recording in recordings[start : start + batch_size]]
-            windows = [window for clip in clips for window in clip]
-            heard: list[str] = []
-            for first in range(0, len(windows), batch_size):
-                features = extractor(
-                    windows[first : first + batch_size],
-                    sampling_rate=extractor.sampling_rate,
-                    return_attention_mask=True,
-                    return_tensors="pt",
-                )
-                tokens = whisper.generate(**features.to(device))
-                heard += tokenizer.batch_decode(tokens, skip_special_tokens=True)
-            texts = iter(heard)
-            transcripts += [" ".join(next(texts).strip() for _ in clip) for clip in clips]
+            transcripts += whisper.hear(clips, batch_size)
             bar.update(len(clips))
     return transcripts
 

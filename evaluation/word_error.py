@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import jiwer
-from audiollm.processing.normalisers import NORMALISERS
+from audiollm.processing.normalisers import NORMALISERS, has_words
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,6 @@ class WordErrorScore:
     def to_dict(self) -> dict[str, float | int]:
         """For JSON."""
         return asdict(self)
-
-
-def has_words(text: str, normaliser: str = "english") -> bool:
-    """Whether a text has a word left once normalised; of an ellipsis the English normaliser leaves a full stop."""
-    return any(map(str.isalnum, NORMALISERS[normaliser](text)))
 
 
 def score_word_error(
@@ -67,3 +62,6 @@ def score_word_error(
         clips=len(scored),
         skipped=len(pairs) - len(scored),
     )
+
+
+__all__ = ["WordErrorScore", "has_words", "score_word_error"]
