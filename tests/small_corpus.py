@@ -1,11 +1,14 @@
 """A handful of noise recordings and examples over them: enough to train a tiny model on, meaning nothing."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import soundfile
+from audiollm.corpora.examples import ExamplesError
 
 SAMPLING_RATE_HZ = 16_000
 SHORTEST_S, STEP_S = 0.3, 0.07
@@ -39,3 +42,11 @@ def write_rows(path: Path, rows: Any) -> str:
     """Writes a JSON file; returns its path."""
     path.write_text(json.dumps(rows), encoding="utf-8")
     return str(path)
+
+
+def assert_rows_refused(read: Callable[[list], Any], rows: list[dict], where: set[str], reason: str) -> None:
+    """Exactly the rows called `where` are refused, each for `reason` among others."""
+    with pytest.raises(ExamplesError) as error:
+        read(rows)
+    assert {at for at, _ in error.value.problems} == where
+    assert all(any(reason in why for at, why in error.value.problems if at == row) for row in where)

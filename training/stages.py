@@ -43,20 +43,6 @@ def read_distill(data_arguments: DataArguments, own_arguments: DistillArguments 
     return read_both(data_arguments, distill.read_distill_examples, own.response_is_transcript)
 
 
-def build_distill(prepared: Prepared, examples, held_out, training_arguments, own_arguments, **common):
-    """The Trainer of projector and LoRA, towards what the base says of the transcript."""
-    return distill.build_trainer(
-        prepared.model,
-        prepared.processor,
-        examples,
-        prepared.cache,
-        training_arguments,
-        own_arguments or DistillArguments(),
-        eval_examples=held_out,
-        **common,
-    )
-
-
 def read_prefer(data_arguments: DataArguments, own_arguments: PreferArguments | None):
     """Examples of prompt, audio, and two answers, and held-out ones."""
     return read_both(data_arguments, prefer.read_preference_examples)
@@ -70,23 +56,27 @@ def read_both(data_arguments: DataArguments, read: Callable[..., Sequence[Any]],
     return examples[0], examples[1] if len(examples) > 1 else None
 
 
-def build_prefer(prepared: Prepared, examples, held_out, training_arguments, own_arguments, **common):
-    """The Trainer of LoRA alone, by preferences; the model as it is becomes the reference."""
-    return prefer.build_trainer(
-        prepared.model,
-        prepared.processor,
-        examples,
-        prepared.cache,
-        training_arguments,
-        own_arguments or PreferArguments(),
-        eval_examples=held_out,
-        **common,
-    )
+def build_with(build_trainer: Callable[..., Any], arguments_type: type) -> Callable[..., Any]:
+    """What builds the Trainer of a stage whose examples are rows of a file, with its own options or their defaults."""
+
+    def build(prepared: Prepared, examples, held_out, training_arguments, own_arguments, **common):
+        return build_trainer(
+            prepared.model,
+            prepared.processor,
+            examples,
+            prepared.cache,
+            training_arguments,
+            own_arguments or arguments_type(),
+            eval_examples=held_out,
+            **common,
+        )
+
+    return build
 
 
 #: How each stage reads its rows and builds its Trainer.
 LANGUAGE_MODEL_STAGES: dict[str, tuple[Any, Any]] = {
     "instruct": (read_instruct, build_instruct),
-    "distill": (read_distill, build_distill),
-    "prefer": (read_prefer, build_prefer),
+    "distill": (read_distill, build_with(distill.build_trainer, DistillArguments)),
+    "prefer": (read_prefer, build_with(prefer.build_trainer, PreferArguments)),
 }

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from audiollm.corpora.examples import Example, read_examples
+from audiollm.training.dataset import build_dataset
 from audiollm.training.feature_cache import FeatureCache
 from small_corpus import example_rows, write_recordings, write_rows
 
@@ -31,6 +33,17 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 @pytest.fixture
 def cache(tiny_model, tiny_processor, tmp_path: Path) -> FeatureCache:
     return FeatureCache(tiny_model, tiny_processor, tmp_path / "features")
+
+
+@pytest.fixture
+def examples(corpus: Corpus) -> list[Example]:
+    return read_examples(corpus.data_path, corpus.audio_dir)
+
+
+@pytest.fixture
+def dataset(examples, tiny_processor, cache):
+    """The examples as rows to train on, their features in the cache."""
+    return build_dataset(examples, tiny_processor, cache, progress=False)
 
 
 @pytest.fixture(scope="session")

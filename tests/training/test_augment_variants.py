@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from audiollm.corpora.examples import Example, read_examples
-from audiollm.training.dataset import AudioLlmCollator, build_dataset, slot_runs
+from audiollm.corpora.examples import read_examples
+from audiollm.training.dataset import AudioLlmCollator, slot_runs
 from audiollm.training.feature_cache import FeatureCache
 from audiollm.training.train import main, parse_arguments, run_stage, train
 from audiollm.training.trainer import AudioLlmTrainer
@@ -25,17 +25,7 @@ def run(options: list[str]) -> AudioLlmTrainer:
 
 
 @pytest.fixture
-def examples(corpus) -> list[Example]:
-    return read_examples(corpus.data_path, corpus.audio_dir)
-
-
-@pytest.fixture
-def rows(examples, tiny_processor, cache):
-    return build_dataset(examples, tiny_processor, cache, progress=False)
-
-
-@pytest.fixture
-def variants(cache, rows, examples) -> WaveformVariants:
+def variants(cache, dataset, examples) -> WaveformVariants:
     made = WaveformVariants(cache, FASTER, count=2)
     made.add([examples], progress=False)
     return made
@@ -45,11 +35,11 @@ def at_epoch(choice: VariantChoice, epoch: float) -> None:
     choice.on_epoch_begin(None, TrainerState(epoch=epoch), None)
 
 
-def test_each_recording_has_its_variants_and_what_they_cost_is_said(cache, rows, examples, capsys) -> None:
+def test_each_recording_has_its_variants_and_what_they_cost_is_said(cache, dataset, examples, capsys) -> None:
     before = cache.size_bytes()
     variants = WaveformVariants(cache, FASTER, count=2)
     variants.add([examples], progress=False)
-    keys = list(dict.fromkeys(key for audio in rows["audio"] for key in audio))
+    keys = list(dict.fromkeys(key for audio in dataset["audio"] for key in audio))
     own = [other for key in keys for other in variants.keys(key)]
     assert len(set(own)) == 2 * len(keys) and all(map(cache.has, own))
     lengths = {key: [int(cache.load(one)[1].sum()) for one in (key, *variants.keys(key))] for key in keys}
@@ -81,12 +71,12 @@ def test_other_settings_and_numbers_make_other_variants(cache) -> None:
     assert WaveformVariants(cache, FASTER, 3).keys("k")[:2] == made[0]
 
 
-def test_rows_follow_their_variants(cache, rows, variants, tiny_model, tiny_processor) -> None:
-    varied, choice = variants.dataset(rows, seed=0)
+def test_rows_follow_their_variants(cache, dataset, variants, tiny_model, tiny_processor) -> None:
+    varied, choice = variants.dataset(dataset, seed=0)
     slot_id, stack = tiny_processor.audio_token_id, tiny_processor.stack_factor
     for epoch in range(3):
         at_epoch(choice, epoch)
-        for row, before in zip(varied, rows):
+        for row, before in zip(varied, dataset):
             frames = [cache.load(key)[1].tolist() for key in row["audio"]]
             assert slot_runs(row["input_ids"], slot_id) == [sum(-(-n // stack) for n in each) for each in frames]
             assert [i for i in row["input_ids"] if i != slot_id] == [i for i in before["input_ids"] if i != slot_id]
@@ -98,22 +88,24 @@ def test_rows_follow_their_variants(cache, rows, variants, tiny_model, tiny_proc
         assert torch.isfinite(tiny_model(**batch).loss)
 
 
-def test_epochs_seeds_and_rows_choose_differently_and_always_alike(rows, variants) -> None:
+def test_epochs_seeds_and_rows_choose_differently_and_always_alike(dataset, variants) -> None:
     def taken(seed: int, epoch: float) -> list[list[str]]:
-        varied, choice = variants.dataset(rows, seed)
+        varied, choice = variants.dataset(dataset, seed)
         at_epoch(choice, epoch)
         return [row["audio"] for row in varied]
 
     assert taken(0, 0) == taken(0, 0.7) == taken(0, 0.3)
     assert taken(0, 0) != taken(0, 1) != taken(0, 2)
     assert taken(0, 0) != taken(1, 0)
-    found = {(row["audio"][0], audio[0]) for epoch in range(9) for row, audio in zip(rows, taken(0, epoch)) if audio}
-    expected = {(key, own) for row in rows for key in row["audio"][:1] for own in (key, *variants.keys(key))}
+    found = {
+        (row["audio"][0], audio[0]) for epoch in range(9) for row, audio in zip(dataset, taken(0, epoch)) if audio
+    }
+    expected = {(key, own) for row in dataset for key in row["audio"][:1] for own in (key, *variants.keys(key))}
     assert found == expected
 
 
-def test_workers_that_outlive_an_epoch_hear_of_the_next(rows, variants) -> None:
-    varied, choice = variants.dataset(rows, seed=0)
+def test_workers_that_outlive_an_epoch_hear_of_the_next(dataset, variants) -> None:
+    varied, choice = variants.dataset(dataset, seed=0)
     loader = torch.utils.data.DataLoader(
         varied, batch_size=4, collate_fn=list, num_workers=1, persistent_workers=True, multiprocessing_context="fork"
     )

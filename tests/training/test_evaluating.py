@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from audiollm.answering import answer, ask
-from audiollm.corpora.examples import Example, read_examples
+from audiollm.corpora.examples import Example
 from audiollm.evaluation.listening import swapped
 from audiollm.evaluation.word_error import score_word_error
 from audiollm.training.dataset import build_dataset, load_encoded_audio
@@ -32,16 +32,6 @@ from small_corpus import write_rows
 IGNORED = -100
 #: Long enough to tell answers of a random model apart, short enough to be quick.
 ANSWER_TOKENS = 6
-
-
-@pytest.fixture
-def examples(corpus) -> list[Example]:
-    return read_examples(corpus.data_path, corpus.audio_dir)
-
-
-@pytest.fixture
-def dataset(examples, tiny_processor, cache):
-    return build_dataset(examples, tiny_processor, cache, progress=False)
 
 
 def evaluation(dataset, processor, cache, **options) -> ListeningEvaluation:

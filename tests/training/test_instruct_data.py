@@ -160,10 +160,9 @@ class Seen(TrainerCallback):
             self.logs.append(logs)
 
 
-def run(model, processor, dataset, collator, folder, **arguments) -> AudioLlmTrainer:
-    own = {"output_dir": str(folder), "logging_steps": 1, "disable_tqdm": True, "save_strategy": "no", **arguments}
-    training = AudioLlmTrainingArguments(**own)
-    trainer = AudioLlmTrainer(
+def trainer_of(model, processor, dataset, collator, folder, **arguments) -> AudioLlmTrainer:
+    training = AudioLlmTrainingArguments(output_dir=str(folder), **arguments)
+    return AudioLlmTrainer(
         model=model,
         args=training,
         train_dataset=dataset,
@@ -171,6 +170,11 @@ def run(model, processor, dataset, collator, folder, **arguments) -> AudioLlmTra
         processing_class=processor,
         budget=training.batch_budget(),
     )
+
+
+def run(model, processor, dataset, collator, folder, **arguments) -> AudioLlmTrainer:
+    quiet = {"logging_steps": 1, "disable_tqdm": True, "save_strategy": "no"}
+    trainer = trainer_of(model, processor, dataset, collator, folder, **quiet, **arguments)
     trainer.train()
     return trainer
 
@@ -246,15 +250,7 @@ def test_every_example_comes_once_an_epoch_with_and_without_a_budget(pieces, tmp
     model, processor, dataset, collator = pieces
     expected = Counter(map(tuple, dataset["input_ids"]))
     for arguments in ({"batch_size": 5}, {"max_tokens_per_batch": 300}):
-        training = AudioLlmTrainingArguments(output_dir=str(tmp_path), **arguments)
-        trainer = AudioLlmTrainer(
-            model=model,
-            args=training,
-            train_dataset=dataset,
-            data_collator=collator,
-            processing_class=processor,
-            budget=training.batch_budget(),
-        )
+        trainer = trainer_of(model, processor, dataset, collator, tmp_path, **arguments)
         seen: Counter = Counter()
         for batch in trainer.get_train_dataloader():
             if "max_tokens_per_batch" in arguments:
@@ -322,6 +318,17 @@ def test_a_stream_resumes_where_it_was_to_the_last_bit(options, lines, tmp_path,
         assert digest(folder) == digest(tmp_path / "a")
         losses = [[log["loss"] for log in one.state.log_history if "loss" in log] for one in (whole, resumed)]
         assert losses[0] == losses[1]
+
+
+def test_shuffle_rows_changes_the_order_of_a_stream(options, lines, tmp_path) -> None:
+    def losses(*more: str) -> list[float]:
+        own = streamed(options, lines, 3, "--on_bad_example", "skip", "--logging_steps", "1", *more)
+        trainer = train(*parse_arguments([*own, "--output_dir", str(tmp_path / "-".join(("run", *more)))]))
+        return [log["loss"] for log in trainer.state.log_history if "loss" in log]
+
+    in_order = losses("--shuffle_rows", "0")
+    assert losses("--shuffle_rows", "8") != in_order
+    assert losses("--shuffle_rows", "1") == in_order  # drawn from one row
 
 
 def test_what_was_learned_is_passed_over_unread(lines, corpus, cache, tiny_processor) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from audiollm import AudioLlmForConditionalGeneration
-from audiollm.corpora.examples import ExamplesError
 from audiollm.training.answer_arguments import PreferArguments
 from audiollm.training.arguments import AudioLlmTrainingArguments
 from audiollm.training.prefer import (
@@ -23,6 +22,7 @@ from audiollm.training.prefer import (
     reference_weights,
     release_reference,
 )
+from small_corpus import assert_rows_refused
 from tiny_models import randomise_trainables
 
 CHOSEN = ("yes", "no more", "it is", "so be it")
@@ -72,10 +72,9 @@ def batch_of(processor, corpus, cache) -> dict[str, torch.Tensor]:
 )
 def test_bad_rows_are_all_named(corpus, fields: dict, reason: str) -> None:
     good, *bad = rows(corpus)[:3]
-    with pytest.raises(ExamplesError) as error:
-        read_preference_examples([good, *({**row, **fields} for row in bad)])
-    assert {where for where, _ in error.value.problems} == {"row 1", "row 2"}
-    assert all(any(reason in why for at, why in error.value.problems if at == row) for row in ("row 1", "row 2"))
+    assert_rows_refused(
+        read_preference_examples, [good, *({**row, **fields} for row in bad)], {"row 1", "row 2"}, reason
+    )
 
 
 def test_rows_are_read_from_a_file(corpus, tmp_path) -> None:
