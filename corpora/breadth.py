@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import soundfile
-import soxr
 from audiollm.processing import load_waveform
 from audiollm.processing.audio_io import SAMPLING_RATE_HZ
 from tqdm.auto import tqdm
+
+from .speech_engines import HIBARI
+from .voices import SpokenText, voice_named
 
 #: Sentences that SmolLM2-135M-Instruct (Apache-2.0) wrote, one for each of some thousand words of its vocabulary.
 SENTENCES_FILE = Path(__file__).parent / "sentences.txt"
@@ -95,7 +97,7 @@ def read_aloud(sentences: Sequence[str], folder: Path, seed: int = 0, progress: 
     """
     Writes every sentence as read by a synthetic voice, each at a pitch and pace of its own, as FLAC.
 
-    The voice is hibari's (https://pypi.org/project/hibari-tts, Apache-2.0), which comes inside its package.
+    The voice is hibari's, which comes inside its package.
 
     Args:
         sentences: what to read.
@@ -107,27 +109,21 @@ def read_aloud(sentences: Sequence[str], folder: Path, seed: int = 0, progress: 
         One file per sentence.
 
     Raises:
-        ImportError: hibari-tts is not installed.
+        CorpusError: hibari-tts is not installed.
     """
-    try:
-        from hibari import Hibari
-    except ImportError as error:
-        raise ImportError("A synthetic voice needs hibari-tts: pip install 'audiollm[voice]'.") from error
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{_name(seed, sentence)}.flac" for sentence in sentences]
     missing = [(path, sentence) for path, sentence in zip(paths, sentences) if not path.exists()]
     if not missing:
         return [str(path) for path in paths]
-    voice = Hibari()
+    voice = voice_named(HIBARI)
     for path, sentence in tqdm(missing, desc="Reading aloud", unit="sentence", disable=not progress):
         generator = random.Random(_name(seed, sentence))
         pitch = generator.uniform(*PITCH_FACTORS)
-        waveform = voice(sentence, speed=generator.uniform(*SPEED_FACTORS) / pitch)
-        waveform = soxr.resample(
-            np.asarray(waveform, dtype=np.float32), round(voice.sample_rate * pitch), SAMPLING_RATE_HZ
+        spoken = SpokenText(
+            voice, sentence, pitch, generator.uniform(*SPEED_FACTORS), seed, peak=generator.uniform(*PEAKS)
         )
-        peak = generator.uniform(*PEAKS) / max(float(np.abs(waveform).max()), 1e-6)
-        _write(path, waveform * peak)
+        _write(path, spoken.load()[0])
     return [str(path) for path in paths]
 
 

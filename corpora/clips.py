@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+
 DEFAULT_SPLIT = "train"
 #: Longest file name that an id becomes, in bytes of UTF-8, its hash and ending not counted: file systems allow 255.
 MAX_NAME_BYTES = 120
@@ -34,7 +36,8 @@ class Clip:
 
     Attributes:
         id: what the corpus calls it; unique in its source.
-        recording: what `load_waveform` takes: an absolute path, a URL, or a dict of `datasets` (`bytes` or `path`).
+        recording: what `load_waveform` takes: an absolute path, a URL, or a dict of `datasets` (`bytes` or `path`); or a
+            [`LazyRecording`].
         text: what is said in it; empty where that is not known.
         split: which part of the corpus it belongs to.
         fields: whatever else is known, by the names that tasks use: `translation`, `caption`, `question`, `answer`,
@@ -58,6 +61,14 @@ class BadClip:
     id: str
     reason: str
     split: str = DEFAULT_SPLIT
+
+
+class LazyRecording(Protocol):
+    """A recording that is made when it is needed, by the process that needs it; it can be pickled."""
+
+    def load(self) -> tuple[np.ndarray, int]:
+        """Waveform, float32 of shape `(samples,)`, and its rate in Hz; raises AudioError where nothing comes of it."""
+        ...
 
 
 class ClipSource(Protocol):
@@ -97,4 +108,4 @@ def safe_name(identity: str) -> str:
     return f"{name}-{digest}" if name else digest
 
 
-__all__ = ["BadClip", "Clip", "ClipSource", "CorpusError", "FieldValue", "safe_name"]
+__all__ = ["BadClip", "Clip", "ClipSource", "CorpusError", "FieldValue", "LazyRecording", "safe_name"]

@@ -1,0 +1,293 @@
+"""Synthetic voices: what is asked for is heard, texts are nothing but text, and every failure is named."""
+
+import pickle
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from audiollm.corpora import speech_engines
+from audiollm.corpora.clips import CorpusError
+from audiollm.corpora.speech_engines import CommandEngine, known_engines
+from audiollm.corpora.voices import SpokenText, Voice, command_voices, default_voices, plain, voice_named
+from audiollm.processing import AudioError
+
+SENTENCE = "The old harbour pilot brought the ship in."
+#: A program that notes its arguments and text, and writes a tone of 0.1 s for each letter over its speed.
+TOOL = """
+import sys, wave, math, array
+voice, speed, output, text_file, noted = sys.argv[1:6]
+text = open(text_file, encoding="utf-8").read()
+open(noted, "w", encoding="utf-8").write(text)
+count = int(1600 * len(text) / float(speed))
+pitch = 200 if voice == "low" else 400
+samples = array.array("h", (int(9000 * math.sin(i * pitch * 6.2832 / 16000)) for i in range(count)))
+with wave.open(output, "wb") as file:
+    file.setnchannels(1); file.setsampwidth(2); file.setframerate(16000); file.writeframes(samples.tobytes())
+"""
+
+
+def ready(name: str) -> Voice:
+    try:
+        return voice_named(name)
+    except CorpusError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(params=["espeak-ng:en-us", "flite:kal16", "hibari:heart"])
+def voice(request: pytest.FixtureRequest) -> Voice:
+    return ready(request.param)
+
+
+@pytest.fixture
+def tool(tmp_path: Path) -> str:
+    """The command line of a text-to-speech program that is none of the known ones."""
+    script = tmp_path / "my tool.py"
+    script.write_text(TOOL)
+    arguments = ("{voice}", "{speed}", "{output}", "{text_file}", str(tmp_path / "noted.txt"))
+    return shlex.join([sys.executable, str(script), *arguments])
+
+
+def program(folder: Path, code: str) -> str:
+    """The command line of a Python program without placeholders."""
+    script = folder / "program.py"
+    script.write_text(code)
+    return shlex.join([sys.executable, str(script)])
+
+
+def fundamental(waveform: np.ndarray) -> float:
+    """The median fundamental frequency of the louder half of a waveform, in Hz."""
+    frames = waveform[: len(waveform) // 800 * 800].reshape(-1, 800)
+    loud = frames[np.square(frames).sum(axis=1) >= np.median(np.square(frames).sum(axis=1))]
+    lags = np.arange(40, 267)  # 400 to 60 Hz
+    return float(np.median([16_000 / lags[np.argmax([frame[:-lag] @ frame[lag:] for lag in lags])] for frame in loud]))
+
+
+def test_the_same_text_gives_the_same_samples(voice: Voice) -> None:
+    first = voice.speak(SENTENCE, pitch=0.95, speed=1.1, seed=3)
+    assert first.dtype == np.float32 and first.ndim == 1
+    assert 1.5 < len(first) / 16_000 < 5
+    assert np.array_equal(first, voice.speak(SENTENCE, pitch=0.95, speed=1.1, seed=3))
+
+
+def test_speed_and_pitch_are_heard_and_do_not_change_each_other(voice: Voice) -> None:
+    usual = voice.speak(SENTENCE)
+    assert len(voice.speak(SENTENCE, speed=1.25)) == pytest.approx(len(usual) / 1.25, rel=0.1)
+    high = voice.speak(SENTENCE, pitch=1.25)
+    assert len(high) == pytest.approx(len(usual), rel=0.1)
+    assert fundamental(high) == pytest.approx(1.25 * fundamental(usual), rel=0.12)
+
+
+def test_seed_reaches_the_engine() -> None:
+    voice = ready("hibari")
+    assert not np.array_equal(voice.speak(SENTENCE, seed=1), voice.speak(SENTENCE, seed=2))
+
+
+@pytest.mark.parametrize("names", [("espeak-ng:en-us", "espeak-ng:en-us+f3"), ("flite:kal16", "flite:slt")])
+def test_voices_of_an_engine_differ(names: tuple[str, str]) -> None:
+    first, second = (ready(name).speak(SENTENCE) for name in names)
+    assert len(first) != len(second) or not np.allclose(first, second, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "; rm -rf ~ &",
+        "-w stolen.wav --help",
+        "$(touch made) `touch made` | 'x' \"y\"",
+        "two\nlines\x00 and\ttab",
+        "<b>hi</b>",
+    ],
+)
+def test_texts_are_spoken_as_text(voice: Voice, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len(voice.speak(plain(text))) > 4_000
+    assert not list(tmp_path.iterdir())
+
+
+def test_commands_of_an_engine_within_a_text_are_spoken() -> None:
+    voice = ready("espeak-ng:en-us")
+    assert len(voice.speak(plain("[[h@l'oU]]"))) > 1.5 * len(voice.speak("hello"))
+    # \x01 opens a command: here, to speak at 300 words a minute.
+    slow, commanded = voice.speak(SENTENCE), voice.speak(plain(f"\x01300S {SENTENCE}"))
+    assert len(commanded) > len(slow)
+
+
+def test_ten_kilobytes_are_spoken_to_the_end() -> None:
+    text = plain(f"{SENTENCE}\n" * 240)
+    assert len(text.encode()) > 10_000
+    waveform = ready("espeak-ng:en-us").speak(text)
+    assert len(waveform) > 200 * len(ready("espeak-ng:en-us").speak(SENTENCE)) * 0.8
+
+
+def test_flite_reads_accents_and_typographic_marks_plainly_and_nothing_else() -> None:
+    voice = ready("flite:kal16")
+    assert np.array_equal(voice.speak("The naïve café isn’t “open”"), voice.speak('The naive cafe isn\'t "open"'))
+    assert voice.unreadable("It costs £5") and "'£'" in str(voice.unreadable("It costs £5"))
+    assert voice.unreadable("😀") and voice.unreadable("Well 😀") is None
+
+
+def test_letters_that_a_voice_does_not_read_are_named(voice: Voice) -> None:
+    assert "'П'" in str(voice.unreadable("Say Привет"))
+    assert "'中'" in str(voice.unreadable("中"))
+    assert voice.unreadable("Crème brûlée, 3 × naïve") is None or voice.engine.name == "flite"
+
+
+def test_a_voice_of_another_language_reads_its_letters() -> None:
+    voice = ready("espeak-ng:ru")
+    assert voice.unreadable("Привет") is None
+    assert len(voice.speak("Привет, мир")) > 8_000
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"), [("", "empty"), (" \n\x01", "empty"), ("...", "nothing to say"), ("\ud800 a", "not Unicode")]
+)
+def test_texts_that_cannot_be_spoken_are_refused(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        plain(text)
+
+
+def test_silence_is_an_error() -> None:
+    with pytest.raises(AudioError, match="stays silent at '…'"):
+        ready("flite:kal16").speak("…")
+
+
+# ------------------------------------------------------------------------------------------------------- any command
+
+
+def test_any_command_speaks_and_its_text_arrives_as_it_is(tool: str, tmp_path: Path) -> None:
+    text = "--help; $(touch made) 'it''s' \"{voice}\" %s 😀 [[x]]"
+    low, high = command_voices(tool, ["low", "high"])
+    assert (str(low), str(high)) == ("command:low", "command:high")
+    waveform = low.speak(text)
+    assert (tmp_path / "noted.txt").read_text(encoding="utf-8") == text + "\n"
+    assert len(waveform) == pytest.approx(1600 * (len(text) + 1), abs=2)
+    assert (fundamental(waveform), fundamental(high.speak(text))) == pytest.approx((200, 400), rel=0.02)
+    assert len(low.speak(text, speed=2.0)) == pytest.approx(len(waveform) / 2, abs=2)
+
+
+def test_a_command_may_use_standard_input_and_output(tool: str, tmp_path: Path) -> None:
+    code = TOOL.replace("voice, speed, output, text_file, noted = sys.argv[1:6]", "voice, speed = 'low', 1")
+    code = code.replace('open(text_file, encoding="utf-8").read()', "sys.stdin.read()").replace(
+        "output", "sys.stdout.buffer"
+    )
+    code = "\n".join(line for line in code.split("\n") if "noted" not in line)
+    (voice,) = command_voices(program(tmp_path, code))
+    assert not voice.engine.paced
+    assert np.abs(voice.speak("hello") - command_voices(tool, ["low"])[0].speak("hello")).max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import sys; sys.exit('no model called x')", "status 1: no model called x"),
+        ("print('done')", "no audio file"),
+        ("pass", "wrote no audio"),
+        ("import time; time.sleep(60)", "longer than 1 s"),
+    ],
+)
+def test_a_command_that_fails_is_named_with_what_it_said(code: str, reason: str, tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(CorpusError, match=reason):
+        command_voices(program(tmp_path, code), timeout_seconds=1)
+    assert time.monotonic() - started < 10
+
+
+def test_what_a_slow_command_started_ends_with_it(tmp_path: Path) -> None:
+    alive = tmp_path / "alive"
+    child = f"import time; time.sleep(2); open({str(alive)!r}, 'w')"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    with pytest.raises(CorpusError, match="longer than 1 s"):
+        command_voices(program(tmp_path, code), timeout_seconds=1)
+    time.sleep(2)
+    assert not alive.exists()
+
+
+def test_speech_that_leaves_out_text_is_an_error(tmp_path: Path) -> None:
+    code = "import io, sys, numpy, soundfile; f = io.BytesIO(); "
+    code += (
+        "soundfile.write(f, numpy.sin(numpy.arange(8000)), 16000, format='WAV'); sys.stdout.buffer.write(f.getvalue())"
+    )
+    (voice,) = command_voices(program(tmp_path, code))
+    with pytest.raises(AudioError, match=r"180 letters in 0\.5 s: some of .* is left out"):
+        voice.speak("word " * 45)
+
+
+def test_placeholders_of_a_command_are_checked(tool: str) -> None:
+    with pytest.raises(ValueError, match=r"has \{text\}; expected only .*\{text_file\}"):
+        command_voices("say {text}")
+    with pytest.raises(ValueError, match=r"has \{voice\}: name some with --voices"):
+        command_voices(tool)
+    with pytest.raises(ValueError, match=r"has no \{voice\}"):
+        command_voices("say {text_file}", ["anna"])
+    with pytest.raises(ValueError, match="is empty"):
+        command_voices(" ")
+    with pytest.raises(ValueError, match="No closing quotation"):
+        command_voices("say '")
+    with pytest.raises(CorpusError, match="'no-such-program' is not on this machine"):
+        command_voices("no-such-program {text_file}")
+
+
+# ------------------------------------------------------------------------------------------------- which there are
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("flite:nobody", "does not list 'nobody', but kal"),
+        ("espeak-ng:en-us+nobody", "does not list 'nobody', but"),
+        ("espeak-ng:nowhere", "voice does not exist"),
+        ("espeak-ng:../en-us", "expected a name such as en-us"),
+        ("flite:-lv", "expected a name such as"),
+        ("hibari:nobody", "unknown voice 'nobody'"),
+    ],
+)
+def test_voices_that_are_not_there_are_named(name: str, reason: str) -> None:
+    ready(name.partition(":")[0])
+    with pytest.raises(CorpusError, match=reason):
+        voice_named(name)
+
+
+def test_unknown_engines_are_named() -> None:
+    with pytest.raises(CorpusError, match=r"no text-to-speech engine 'sapi'.* espeak-ng, flite, hibari"):
+        voice_named("sapi:anna")
+
+
+def test_engines_that_are_missing_say_how_to_install_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    for name in ("espeak-ng", "flite"):
+        with pytest.raises(CorpusError, match=f"is not on this machine. Install it .apt install {name}, brew install"):
+            voice_named(name)
+    speech_engines._hibari.cache_clear()
+    monkeypatch.setitem(sys.modules, "hibari", None)
+    with pytest.raises(CorpusError, match=r"pip install 'audiollm\[voice\]'"):
+        voice_named("hibari")
+    with pytest.raises(
+        CorpusError, match=r"No text-to-speech engine is installed\. .*apt install espeak-ng.*flite.*voice"
+    ):
+        default_voices()
+
+
+def test_default_voices_are_those_of_the_table_that_are_installed() -> None:
+    try:
+        voices = [str(voice) for voice in default_voices()]
+    except CorpusError as error:
+        pytest.skip(str(error))
+    table = [f"{name}:{voice}" for name, engine in known_engines().items() for voice in engine.voices]
+    assert voices == [name for name in table if name in voices] and len(set(voices)) == len(voices)
+
+
+def test_spoken_texts_travel_to_other_processes_and_have_the_peak_they_are_given() -> None:
+    spoken = SpokenText(ready("flite:kal16"), SENTENCE, pitch=1.1, speed=0.9, peak=0.4)
+    waveform, rate = pickle.loads(pickle.dumps(spoken)).load()
+    assert rate == 16_000 and np.abs(waveform).max() == pytest.approx(0.4, abs=1e-4)
+    assert np.array_equal(waveform, spoken.load()[0])
+
+
+def test_engines_are_told_apart_by_version() -> None:
+    for engine in known_engines().values():
+        ready(engine.name)
+        assert any(digit in engine.version() for digit in "0123456789")
+    assert CommandEngine("command", ("say", "{text_file}")).version() == "say '{text_file}'"
