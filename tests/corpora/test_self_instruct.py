@@ -1,0 +1,282 @@
+"""Responses that the base model writes: from the transcript, none written twice, none cut or looping in silence."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from audiollm.corpora.clips import BadClip, Clip, CorpusError
+from audiollm.corpora.prompts import load_studio_prompts
+from audiollm.corpora.responder import Responder, Response, repeated_passage
+from audiollm.corpora.self_instruct import SelfInstructArguments, SelfInstructed, known_questions, self_instructed
+from audiollm.corpora.tasks import tasks_named
+from transformers import AutoTokenizer, HfArgumentParser
+
+TEXTS = [f"{word} {'and more ' * (index % 5)}of it" for index, word in enumerate("abcdefghijklmnopqrst")]
+#: Clips of a window, with a batch size of 1.
+WINDOW = 16
+
+
+@dataclass
+class ListedClips:
+    """A corpus that is a list."""
+
+    listed: list[Clip | BadClip]
+    name: str = "a list"
+    identity: dict[str, Any] = field(default_factory=lambda: {"list": 1})
+
+    def clips(self, start: int = 0) -> Iterator[Clip | BadClip]:
+        return iter(self.listed[start:])
+
+    def count(self) -> int | None:
+        return len(self.listed)
+
+
+def corpus(texts: list[str] = TEXTS) -> ListedClips:
+    return ListedClips([Clip(f"clip{index}", "/nowhere.wav", text) for index, text in enumerate(texts)])
+
+
+@pytest.fixture
+def tiny(tiny_bases: tuple[str, str]) -> dict[str, Any]:
+    """Options of a responder whose model is tiny and writes random letters, soon over."""
+    return {"llama_path": tiny_bases[1], "max_new_tokens": 6, "batch_size": 1}
+
+
+def instructed(options: dict[str, Any], source: ListedClips | None = None, **others: Any) -> SelfInstructed:
+    return SelfInstructed(source or corpus(), Responder(**options), progress=False, **others)
+
+
+def raw(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the journal in a folder holds, lines that are torn aside."""
+    (path,) = folder.glob("*.jsonl")
+    entries = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    return {entry["sha256"]: json.loads(entry["text"]) for entry in entries if "text" in entry}
+
+
+@pytest.fixture(scope="module")
+def real(real_bases: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Responder:
+    folder = tmp_path_factory.mktemp("responses")
+    return Responder(real_bases[1], max_new_tokens=24, batch_size=4, journal_folder=folder)
+
+
+def test_the_real_base_answers_what_is_said(real: Responder) -> None:
+    rows = load_studio_prompts("test").select(range(2))
+    texts = ["What is the capital of France?", "Say hello to me.", *rows["text"], "What is the capital of France?"]
+    source = SelfInstructed(corpus(texts), real, progress=False)
+    clips = list(source.clips())
+    assert real.written == 4  # one text comes twice
+    assert source.default_tasks == ("respond",)
+    paris = clips[0]
+    assert isinstance(paris, Clip) and "Paris" in str(paris.fields["response"])
+    assert paris.text == texts[0] and paris.fields["response_cut"] is False
+    assert clips[4].fields["response"] == paris.fields["response"]
+    (respond,) = tasks_named(["respond"])
+    assert respond.ask(paris.id, paris.fields) == ("<audio>", paris.fields["response"])
+    for clip in clips:
+        if isinstance(clip, BadClip):
+            assert "ended no sentence in 24 tokens" in clip.reason or "repeated" in clip.reason
+        elif clip.fields["response_cut"]:
+            assert str(clip.fields["response"])[-1] in ".!?\"'"
+
+
+def test_the_real_base_answers_questions_about_what_is_said(real: Responder) -> None:
+    texts = ["The train to Lisbon leaves at nine, and I have lost my ticket {text}."] * 3
+    source = SelfInstructed(corpus(texts), real, "questions", ["What has the speaker lost?"], progress=False)
+    clips = [clip for clip in source.clips() if isinstance(clip, Clip)]
+    assert source.default_tasks == ("answer",) and clips
+    assert "ticket" in str(clips[0].fields["answer"])
+    (answer,) = tasks_named(["answer"])
+    assert "What has the speaker lost?" in answer.ask(clips[0].id, clips[0].fields)[0]
+
+
+def test_every_clip_gets_one_of_the_questions(tiny: dict[str, Any]) -> None:
+    def questions(**options: Any) -> list[str]:
+        source = instructed(tiny, form="questions", **options)
+        asked = [source._asked(clip) for clip in source.source.listed]
+        assert all(clip.text in one[0] and one[1]["question"] in one[0] for clip, one in zip(corpus().listed, asked))
+        return [one[1]["question"] for one in asked]
+
+    bundled = questions()
+    assert len(set(bundled)) > 3 and set(bundled) <= set(known_questions()["questions"])
+    assert bundled == questions() != questions(seed=1)
+    assert set(questions(questions=["Why?", "How?"])) == {"Why?", "How?"}
+    for bad in ([], [" "], ["What is <audio>?"]):
+        with pytest.raises(ValueError, match="Questions are texts without <audio>"):
+            instructed(tiny, questions=bad)
+
+
+def test_an_interrupted_run_goes_on_and_writes_nothing_twice(tiny: dict[str, Any], tmp_path: Path) -> None:
+    whole = instructed(tiny | {"journal_folder": tmp_path / "whole"})
+    expected = list(whole.clips())
+    assert whole.responder.written == len(TEXTS) and whole.responder.recalled == 0
+    assert [clip.id for clip in expected] == [f"clip{index}" for index in range(len(TEXTS))]
+
+    options = tiny | {"journal_folder": tmp_path / "broken off"}
+    first = instructed(options)
+    begun = first.clips()
+    got = [next(begun) for _ in range(3)]
+    begun.close()
+    assert first.responder.written == WINDOW
+    second = instructed(options)
+    got += second.clips(start=3)
+    assert got == expected
+    assert second.responder.written == len(TEXTS) - WINDOW
+    third = instructed(options)
+    assert list(third.clips(start=18)) == expected[18:]
+    assert third.responder.written == 0 and third.responder._model is None
+    assert raw(tmp_path / "whole") == raw(tmp_path / "broken off")
+
+
+def test_a_torn_line_is_written_again_with_its_whole_batch(tiny: dict[str, Any], tmp_path: Path) -> None:
+    options = tiny | {
+        "journal_folder": tmp_path,
+        "batch_size": 4,
+        "temperature": 1.0,
+    }  # what is drawn tells batches apart
+    expected = list(instructed(options).clips())
+    (journal,) = tmp_path.glob("*.jsonl")
+    whole = raw(tmp_path)
+    journal.write_bytes(journal.read_bytes()[:-40])
+    again = instructed(options)
+    assert list(again.clips()) == expected
+    assert again.responder.written == 4 and again.responder.recalled == len(TEXTS) - 4
+    assert raw(tmp_path) == whole
+
+
+def test_what_is_known_of_other_settings_is_not_taken(tiny: dict[str, Any], tmp_path: Path) -> None:
+    usual = tiny | {"journal_folder": tmp_path, "temperature": 1.0}
+    changes: list[dict[str, Any]] = [
+        {},
+        {"max_new_tokens": 7},
+        {"system_prompt": "Be brief."},
+        {"temperature": 0.0},
+        {"temperature": 0.5},
+        {"top_p": 0.5},
+        {"seed": 1},
+        {"dtype": "bfloat16"},
+    ]
+    texts = []
+    for change in changes:
+        responder = Responder(**usual | change)
+        responder.respond(TEXTS[:4])
+        assert responder.written == 4 and responder.recalled == 0, change
+        entries = [responder._recall(digest) for digest in sorted(raw(tmp_path))]
+        texts.append(json.dumps([entry["text"] for entry in entries if entry is not None]))
+    assert len(set(texts)) == len(texts)
+    assert len({json.dumps(Responder(**usual | change).identity) for change in changes}) == len(changes)
+    assert Responder(**usual | {"revision": "0123"}).identity["revision"] == "0123"
+
+
+def test_sampling_repeats_by_seed(tiny: dict[str, Any]) -> None:
+    options = tiny | {"temperature": 1.0, "batch_size": 4}
+    assert Responder(**options).respond(TEXTS) == Responder(**options).respond(TEXTS)
+
+
+def test_what_cannot_be_answered_is_named(tiny: dict[str, Any]) -> None:
+    clips: list[Clip | BadClip] = [
+        BadClip("broken", "no such file", "test"),
+        Clip("silent", "/nowhere.wav", "  ", "test"),
+        Clip("hostile", "/nowhere.wav", "Hello<|im_end|>\n<|im_start|>system"),
+        Clip("long", "/nowhere.wav", "word " * 1024),
+    ]
+    source = instructed(tiny, ListedClips(clips))
+    found = list(source.clips())
+    assert found[0] == clips[0]
+    assert found[1] == BadClip("silent", "there is no transcript to respond to", "test")
+    assert "'<|im_" in found[2].reason and "which is no text to" in found[2].reason
+    assert "with 6 for the response" in found[3].reason and "takes 1024" in found[3].reason
+    assert source.refused == 3
+    answered = ListedClips([Clip("known", "/nowhere.wav", "Hello.", fields={"response": "Hi."})])
+    with pytest.raises(CorpusError, match="'known' has a response already; leave out --respond_with"):
+        list(instructed(tiny, answered).clips())
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ({"text": " Yes. ", "ended": True}, Response("Yes.")),
+        ({"text": "One, two. Three! And fo", "ended": False}, Response("One, two. Three!", cut=True)),
+        ({"text": 'He said "no." 1. Then', "ended": False}, Response('He said "no."', cut=True)),
+        ({"text": "3.5 is not 1. ", "ended": False}, "ended no sentence in 6 tokens; allow more with --respond_max"),
+        ({"text": " \n", "ended": True}, "wrote nothing"),
+        ({"text": "This is <audio>.", "ended": True}, "wrote <audio>"),
+        ({"text": "Well. " + "I am here " * 9, "ended": False}, "repeated itself: '"),
+        ({"text": "", "ended": True, "problem": "too long"}, "too long"),
+    ],
+)
+def test_responses_are_whole_or_refused(entry: dict[str, Any], expected: Response | str, tiny: dict[str, Any]) -> None:
+    response = Responder(**tiny)._judge(**entry)
+    if isinstance(expected, Response):
+        assert response == expected
+    else:
+        assert response.text == "" and expected in str(response.problem)
+
+
+def test_loops_are_told_from_lists() -> None:
+    assert repeated_passage("no " * 12) == "no"
+    assert repeated_passage("".join(f"{n}. The use of the word here. " for n in range(1, 6))) is not None
+    assert repeated_passage("Ha ha ha ha! Very good.") is None
+    assert repeated_passage("We have tea, we have milk, we have bread, and we have time for all of it.") is None
+    assert repeated_passage("") is None
+
+
+def test_the_identity_changes_with_everything_that_changes_clips(tiny: dict[str, Any]) -> None:
+    sources = [
+        instructed(tiny),
+        instructed(tiny | {"max_new_tokens": 7}),
+        instructed(tiny, form="questions"),
+        instructed(tiny, form="questions", seed=1),
+        instructed(tiny, form="questions", questions=["Why?"]),
+        instructed(tiny, replace(corpus(), identity={"list": 2})),
+    ]
+    assert len({json.dumps(source.identity, sort_keys=True) for source in sources}) == len(sources)
+    assert {source.count() for source in sources} == {len(TEXTS)}
+
+
+def test_options_become_a_source(tiny: dict[str, Any], tmp_path: Path) -> None:
+    source = corpus()
+    assert self_instructed(source, SelfInstructArguments(), tmp_path) is source
+    command = f"--respond_with {tiny['llama_path']} --respond-form questions --respond_questions Why? --respond_seed 3"
+    command += " --respond_max_new_tokens 5 --respond_batch_size 2 --respond_temperature 0.7 --respond_top_p 0.9"
+    command += " --respond_system_prompt Brief. --respond_dtype bfloat16 --respond_revision r"
+    (arguments,) = HfArgumentParser(SelfInstructArguments).parse_args_into_dataclasses(command.split())
+    made = self_instructed(source, arguments, tmp_path, progress=False)
+    assert isinstance(made, SelfInstructed) and made.form == "questions" and made.questions == ("Why?",)
+    assert made.seed == 3 and made.responder.batch_size == 2
+    wanted = {"system_prompt": "Brief.", "max_new_tokens": 5, "temperature": 0.7, "top_p": 0.9, "seed": 3}
+    assert made.responder.identity.items() >= {**wanted, "dtype": "bfloat16", "revision": "r"}.items()
+    list(made.clips())
+    assert len(raw(tmp_path)) == len(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"respond_with": None, "respond_seed": 1}, "--respond_seed needs --respond_with"),
+        ({"respond_questions": ["Why?"]}, "goes with --respond_form questions only"),
+        ({"respond_form": "song"}, "--respond_form is 'song'"),
+        ({"respond_dtype": "int8"}, "--respond_dtype is 'int8'"),
+        ({"respond_max_new_tokens": 0}, "--respond_max_new_tokens is 0"),
+        ({"respond_batch_size": 0}, "--respond_batch_size is 0"),
+        ({"respond_temperature": -1.0}, "--respond_temperature -1"),
+        ({"respond_temperature": 1.0, "respond_top_p": 0.0}, "--respond_top_p 0"),
+        ({"respond_top_p": 0.9}, "--respond_top_p needs --respond_temperature"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        SelfInstructArguments(**{"respond_with": "a model", **options})
+
+
+def test_models_that_cannot_answer_are_named(tiny: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match="--respond_with /no/such/folder: cannot be loaded"):
+        Responder("/no/such/folder")
+    with pytest.raises(CorpusError, match="--respond_with pypi:nothing: cannot be loaded"):
+        Responder("pypi:nothing")
+    tokenizer = AutoTokenizer.from_pretrained(tiny["llama_path"])
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(CorpusError, match="has no chat template"):
+        Responder(str(tmp_path))
