@@ -1,0 +1,462 @@
+"""LibriSpeech end to end on archives of its real form, made of real speech and served by a server that breaks off."""
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from audiollm import downloads
+from audiollm.corpora.archives import ArchiveError
+from audiollm.corpora.clips import BadClip, Clip, CorpusError
+from audiollm.corpora.librispeech import LibriSpeechArguments, open_source, openslr
+from audiollm.corpora.librispeech_tree import PublishedArchive
+from audiollm.corpora.prompts import load_studio_prompts
+from audiollm.downloads import ChecksumError, DownloadError
+from audiollm.processing import load_waveform
+from loopback_site import Site, serving
+from transformers import HfArgumentParser
+
+SPLITS = ("dev-clean", "train-clean-5")
+#: Speaker and chapter of each split, in the order of the archive, which is not sorted.
+CHAPTERS = {
+    "dev-clean": [("2035", "147960"), ("84", "121550"), ("84", "121123")],
+    "train-clean-5": [("1088", "129236"), ("60", "121082")],
+}
+CLIPS_PER_CHAPTER = 3
+SPEAKERS = """; Some pipe(|) separated metadata about all LibriVox readers
+;ID  |SEX| SUBSET           |MINUTES| NAME
+60   | M | train-clean-100  | 20.18 | |CBW|Simon
+84   | F | dev-clean        | 8.02  | Christie Nowak
+2035 | F | dev-clean        | 8.05  | S R Colon
+1088 | F | train-clean-100  | 25.12 | Christabel
+"""
+Files = dict[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def speech() -> list[tuple[bytes, str, np.ndarray]]:
+    """Real recordings as FLAC, with transcripts as LibriSpeech writes them, and the samples that must come back."""
+    rows = load_studio_prompts("test").select(range(sum(map(len, CHAPTERS.values())) * CLIPS_PER_CHAPTER))
+    made = []
+    for row in rows:
+        waveform = load_waveform(row["audio"])
+        file = io.BytesIO()
+        soundfile.write(file, waveform, 16_000, format="FLAC", subtype="PCM_16")
+        words = "".join(letter if letter.isalnum() or letter in " '" else " " for letter in row["text"])
+        made.append((file.getvalue(), " ".join(words.upper().split()), soundfile.read(io.BytesIO(file.getvalue()))[0]))
+    return made
+
+
+@pytest.fixture(scope="module")
+def trees(speech: list[tuple[bytes, str, np.ndarray]]) -> dict[str, Files]:
+    """What each split's archive holds, by path, in archive order: transcripts last, first, and in between."""
+    recordings = iter(speech)
+    trees = {}
+    for split, chapters in CHAPTERS.items():
+        files = {"LibriSpeech/README.TXT": b"", "LibriSpeech/SPEAKERS.TXT": SPEAKERS.encode()}
+        for position, (speaker, chapter) in enumerate(chapters):
+            folder = f"LibriSpeech/{split}/{speaker}/{chapter}"
+            clips = [(f"{speaker}-{chapter}-{n:04}", *next(recordings)[:2]) for n in range(CLIPS_PER_CHAPTER)]
+            entries = [(f"{folder}/{name}.flac", flac) for name, flac, _ in reversed(clips)]
+            lines = "".join(f"{name} {text}\n" for name, _, text in clips)
+            entries.insert([3, 0, 1][position], (f"{folder}/{speaker}-{chapter}.trans.txt", lines.encode()))
+            files |= dict(entries)
+        trees[split] = files
+    return trees
+
+
+def packed(files: Files) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def unpacked(files: Files, folder: Path) -> Path:
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def archives(trees: dict[str, Files]) -> dict[str, bytes]:
+    return {split: packed(files) for split, files in trees.items()}
+
+
+@pytest.fixture
+def table(archives: dict[str, bytes]) -> dict[str, PublishedArchive]:
+    """What OpenSLR would publish."""
+    return {
+        split: PublishedArchive(
+            resource=openslr()[1][split].resource,
+            bytes=len(data),
+            md5=hashlib.md5(data, usedforsecurity=False).hexdigest(),
+            clips=len(CHAPTERS[split]) * CLIPS_PER_CHAPTER,
+        )
+        for split, data in archives.items()
+    }
+
+
+@pytest.fixture
+def mirror(archives: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setattr(downloads, "RETRY_WAIT_SECONDS", 0.001)
+    with serving() as site:
+        for split, data in archives.items():
+            site.files[f"/resources/{openslr()[1][split].resource}/{split}.tar.gz"] = data
+        yield site
+
+
+def good(source: Any, start: int = 0) -> list[Clip]:
+    clips = list(source.clips(start))
+    assert all(isinstance(clip, Clip) for clip in clips), clips
+    return clips
+
+
+# ---------------------------------------------------------------------------------------------------------- download
+
+
+def test_downloaded_over_a_connection_that_breaks_twice(
+    mirror: Site,
+    table: dict[str, PublishedArchive],
+    speech: list[tuple[bytes, str, np.ndarray]],
+    tmp_path: Path,
+) -> None:
+    first = table["dev-clean"].bytes // 3
+    mirror.break_after = [first, 5000]
+    arguments = LibriSpeechArguments(
+        splits=["dev-clean,train-clean-5"], archives=str(tmp_path / "kept"), mirrors=[f"{mirror.url}/resources/"]
+    )
+    source = open_source(arguments, table, progress=False)
+    assert mirror.requests == [
+        ("/resources/12/dev-clean.tar.gz", None),
+        ("/resources/12/dev-clean.tar.gz", f"bytes={first}-"),
+        ("/resources/12/dev-clean.tar.gz", f"bytes={first + 5000}-"),
+        ("/resources/31/train-clean-5.tar.gz", None),
+    ]
+    clips = good(source)
+    assert source.count() == len(clips) == 15
+    assert [clip.split for clip in clips] == ["dev-clean"] * 9 + ["train-clean-5"] * 6
+    expected = [
+        f"{speaker}-{chapter}-{number:04}"
+        for split in SPLITS
+        for speaker, chapter in CHAPTERS[split]
+        for number in range(CLIPS_PER_CHAPTER)
+    ]
+    assert [clip.id for clip in clips] == expected
+    assert [clip.text.upper() for clip in clips] == [text for _, text, _ in speech]
+    assert not any(clip.text.isupper() for clip in clips if len(clip.text) > 1)
+    for clip, (_, _, waveform) in zip(clips, speech, strict=True):
+        assert np.array_equal(load_waveform(clip.recording), waveform.astype(np.float32))
+    again = open_source(arguments, table, progress=False)
+    assert len(mirror.requests) == 4, "what is there and right is not asked for again"
+    assert again.identity == source.identity and good(again) == clips
+
+
+def test_an_interrupted_download_goes_on_in_the_next_run(
+    mirror: Site, table: dict[str, PublishedArchive], tmp_path: Path
+) -> None:
+    arguments = LibriSpeechArguments(["dev-clean"], archives=str(tmp_path), mirrors=[f"{mirror.url}/resources"])
+    mirror.break_after = [7000] + [0] * 9
+    with pytest.raises(DownloadError, match=r"dev-clean\.tar\.gz failed 5 times.*7000 bytes are kept"):
+        open_source(arguments, table, progress=False)
+    mirror.break_after = []
+    assert len(good(open_source(arguments, table, progress=False))) == 9
+    assert mirror.requests[-1][1] == "bytes=7000-"
+
+
+def test_mirrors_take_over_from_each_other(mirror: Site, table: dict[str, PublishedArchive], tmp_path: Path) -> None:
+    mirrors = ["http://127.0.0.1:9/resources", f"{mirror.url}/moved", f"{mirror.url}/resources"]
+    arguments = LibriSpeechArguments(["dev-clean"], archives=str(tmp_path), mirrors=[",".join(mirrors)])
+    assert len(good(open_source(arguments, table, progress=False))) == 9
+    assert [path for path, _ in mirror.requests] == ["/moved/12/dev-clean.tar.gz", "/resources/12/dev-clean.tar.gz"]
+
+
+def test_a_corrupted_archive_is_refused_and_named(
+    mirror: Site, table: dict[str, PublishedArchive], archives: dict[str, bytes], tmp_path: Path
+) -> None:
+    served = archives["dev-clean"]
+    damaged = served[:5000] + bytes([served[5000] ^ 1]) + served[5001:]
+    mirror.files["/resources/12/dev-clean.tar.gz"] = damaged
+    arguments = LibriSpeechArguments(["dev-clean"], archives=str(tmp_path), mirrors=[f"{mirror.url}/resources"])
+    found = hashlib.md5(damaged, usedforsecurity=False).hexdigest()
+    with pytest.raises(
+        ChecksumError, match=rf"dev-clean\.tar\.gz.*expected md5 {table['dev-clean'].md5}, found {found}"
+    ):
+        open_source(arguments, table, progress=False)
+    assert not (tmp_path / "dev-clean.tar.gz").exists()
+    mirror.files["/resources/12/dev-clean.tar.gz"] = served
+    assert len(good(open_source(arguments, table, progress=False))) == 9
+    (tmp_path / "dev-clean.tar.gz").write_bytes(damaged)  # as a disk may do to it later
+    with pytest.raises(ChecksumError, match=r"dev-clean\.tar\.gz: expected md5 .* run again"):
+        open_source(arguments, table, progress=False)
+    assert len(good(open_source(arguments, table, progress=False))) == 9
+
+
+def test_archives_are_kept_in_the_cache_unless_told_otherwise(
+    mirror: Site, table: dict[str, PublishedArchive], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUDIOLLM_CACHE", str(tmp_path))
+    open_source(LibriSpeechArguments(mirrors=[f"{mirror.url}/resources"]), table, progress=False)
+    assert (tmp_path / "corpora" / "librispeech" / "dev-clean.tar.gz").is_file()
+
+
+# ------------------------------------------------------------------------------------------- archives and folders
+
+
+def test_folder_and_archive_hold_the_same_clips(
+    trees: dict[str, Files], table: dict[str, PublishedArchive], archives: dict[str, bytes], tmp_path: Path
+) -> None:
+    for split, files in trees.items():
+        unpacked(files, tmp_path / "tree")
+        (tmp_path / f"{split}.tar.gz").write_bytes(archives[split])
+    (tmp_path / "tree" / "LibriSpeech" / "dev-clean" / "84" / "121123" / "._84-121123-0000.flac").write_bytes(b"mac")
+    folder = open_source(LibriSpeechArguments(source=str(tmp_path / "tree")))
+    archive = open_source(LibriSpeechArguments(source=str(tmp_path)), table, progress=False)
+    assert folder.count() == archive.count() == 15
+
+    def known(clip: Clip) -> tuple:
+        return clip.split, clip.id, clip.text, dict(clip.fields), load_waveform(clip.recording).tobytes()
+
+    in_folder, in_archive = [known(clip) for clip in good(folder)], [known(clip) for clip in good(archive)]
+    assert sorted(in_folder, key=lambda clip: clip[:2]) == sorted(in_archive, key=lambda clip: clip[:2])
+    assert [clip[1][:-5] for clip in in_folder[::CLIPS_PER_CHAPTER]] == [
+        "2035-147960", "84-121123", "84-121550", "1088-129236", "60-121082",
+    ]  # fmt: skip
+    fields = {clip[1]: clip[3] for clip in in_folder}
+    assert fields["60-121082-0000"] == {
+        "speaker": "60",
+        "speaker_sex": "M",
+        "speaker_name": "|CBW|Simon",
+        "chapter": "121082",
+        "language": "en",
+    }
+    inside = open_source(LibriSpeechArguments(source=str(tmp_path / "tree" / "LibriSpeech"), splits=["train-clean-5"]))
+    assert [clip.id for clip in good(inside)] == [clip[1] for clip in in_folder[9:]]
+
+
+@pytest.mark.parametrize("start", [0, 1, 8, 9, 10, 14, 15, 20])
+def test_clips_go_on_from_any_of_them(
+    trees: dict[str, Files],
+    table: dict[str, PublishedArchive],
+    archives: dict[str, bytes],
+    tmp_path: Path,
+    start: int,
+) -> None:
+    for split in SPLITS:
+        (tmp_path / f"{split}.tar.gz").write_bytes(archives[split])
+        unpacked(trees[split], tmp_path / "tree")
+    for given in (tmp_path, tmp_path / "tree"):
+        source = open_source(LibriSpeechArguments(source=str(given)), table, progress=False)
+        assert good(source, start) == good(source)[start:]
+
+
+def test_one_archive_of_several_splits(trees: dict[str, Files], tmp_path: Path) -> None:
+    both = tmp_path / "mine.tar.gz"
+    both.write_bytes(packed({name: data for files in trees.values() for name, data in files.items()}))
+    source = open_source(LibriSpeechArguments(source=str(both)))
+    assert source.count() is None and len(good(source)) == 15
+    assert len(good(open_source(LibriSpeechArguments(source=str(both), splits=["train-clean-5"])))) == 6
+    with pytest.raises(CorpusError, match=r"no split 'test-other'; found dev-clean, train-clean-5"):
+        list(open_source(LibriSpeechArguments(source=str(both), splits=["test-other"])).clips())
+
+
+def test_an_archive_at_hand_is_verified_under_its_published_name(
+    table: dict[str, PublishedArchive], archives: dict[str, bytes], tmp_path: Path
+) -> None:
+    path = tmp_path / "dev-clean.tar.gz"
+    path.write_bytes(archives["dev-clean"])
+    assert len(good(open_source(LibriSpeechArguments(source=str(path)), table, progress=False))) == 9
+    other = open_source(LibriSpeechArguments(source=str(path), splits=["dev-other"]), table, progress=False)
+    with pytest.raises(CorpusError, match=r"no split 'dev-other'; found dev-clean"):
+        list(other.clips(start=100))
+    assert other.count() is None
+    wrong_sum = {"dev-clean": replace(table["dev-clean"], md5="0" * 32)}
+    with pytest.raises(ChecksumError, match=rf"{path}: expected md5 0+, found {table['dev-clean'].md5}"):
+        open_source(LibriSpeechArguments(source=str(path)), wrong_sum, progress=False)
+    path.write_bytes(archives["dev-clean"][:-100])
+    with pytest.raises(ChecksumError, match=rf"{path}: expected \d+ bytes, found \d+"):
+        open_source(LibriSpeechArguments(source=str(tmp_path)), table, progress=False)
+    path = path.rename(tmp_path / "mine.tar.gz")  # of no published name: damage shows where it is
+    with pytest.raises(ArchiveError, match=r"mine\.tar\.gz is damaged at member 'LibriSpeech/dev-clean/84/"):
+        list(open_source(LibriSpeechArguments(source=str(path))).clips())
+
+
+# --------------------------------------------------------------------------------------------------- what is wrong
+
+
+def with_faults(files: Files) -> Files:
+    """A split with one fault of every kind."""
+    faulty = dict(files)
+    folder = "LibriSpeech/dev-clean/84/121123"
+    lines = faulty[f"{folder}/84-121123.trans.txt"].decode().splitlines()
+    flac = faulty.pop(f"{folder}/84-121123-0002.flac")
+    lines[0] = "84-121123-0000"  # a line without text
+    lines.append("84-121123-0001 AGAIN")
+    faulty[f"{folder}/84-121123.trans.txt"] = "\n".join(lines).encode()
+    faulty[f"{folder}/84-121123-0003.flac"] = flac
+    faulty[f"{folder}/other.flac"] = flac
+    broken = "LibriSpeech/dev-clean/84/121550/84-121550.trans.txt"
+    faulty[broken] = faulty[broken].replace(b" ", b" \xff", 1)
+    return faulty
+
+
+FAULTS = [
+    ("84-121123-0000", "has a recording and no transcript"),
+    ("84-121123-0001", "has two lines in its transcript file"),
+    ("84-121123-0002", "has a transcript and no recording"),
+    ("84-121123-0003", "has a recording and no transcript"),
+    ("dev-clean/84/121123/other.flac", "is not named 84-121123-<number>.flac"),
+    ("84-121550-0000", "has a recording and no transcript"),
+    ("84-121550-0001", "has a recording and no transcript"),
+    ("84-121550-0002", "has a recording and no transcript"),
+    ("dev-clean/84/121550/84-121550.trans.txt", "is not UTF-8 text: invalid start byte at byte 15"),
+]
+
+
+def test_what_cannot_become_a_clip_is_said_with_its_reason(trees: dict[str, Files], tmp_path: Path) -> None:
+    files = with_faults(trees["dev-clean"])
+    unpacked(files, tmp_path / "tree")
+    (tmp_path / "mine.tar.gz").write_bytes(packed(dict(sorted(files.items()))))
+    for given in ("tree", "mine.tar.gz"):
+        source = open_source(LibriSpeechArguments(source=str(tmp_path / given)))
+        clips = list(source.clips())
+        assert sorted((c.id, c.reason) for c in clips if isinstance(c, BadClip)) == sorted(FAULTS)
+        assert [c.id for c in clips if isinstance(c, Clip)] == [f"2035-147960-000{n}" for n in range(3)] + [
+            "84-121123-0001"
+        ]
+    assert open_source(LibriSpeechArguments(source=str(tmp_path / "tree"))).count() == len(clips)
+
+
+def test_a_recording_twice_in_an_archive_is_bad(trees: dict[str, Files], tmp_path: Path) -> None:
+    buffer = io.BytesIO(packed(trees["train-clean-5"]))
+    members = [(m.name, data) for m, data in read_members(buffer)]
+    with tarfile.open(tmp_path / "mine.tar", "w") as tar:
+        for name, data in [*members, members[-1]]:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    clips = list(open_source(LibriSpeechArguments(source=str(tmp_path / "mine.tar"))).clips())
+    assert [c.reason for c in clips if isinstance(c, BadClip)] == ["is twice in the archive"]
+    assert sum(isinstance(c, Clip) for c in clips) == 6
+
+
+def read_members(buffer: io.BytesIO) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+    with tarfile.open(fileobj=buffer) as tar:
+        for member in tar:
+            file = tar.extractfile(member)
+            assert file is not None
+            yield member, file.read()
+
+
+def test_links_out_of_a_folder_are_not_followed(trees: dict[str, Files], tmp_path: Path) -> None:
+    tree = unpacked(trees["dev-clean"], tmp_path / "tree") / "LibriSpeech"
+    secret = unpacked({"84-121123-0001.flac": b"elsewhere"}, tmp_path / "secret") / "84-121123-0001.flac"
+    trap = tree / "dev-clean" / "84" / "121123" / "84-121123-0001.flac"
+    trap.unlink()
+    trap.symlink_to(secret)
+    clips = list(open_source(LibriSpeechArguments(source=str(tree))).clips())
+    bad = {c.id: c.reason for c in clips if isinstance(c, BadClip)}
+    assert bad.pop("84-121123-0001") == "has a transcript and no recording"
+    assert list(bad) == ["dev-clean/84/121123/84-121123-0001.flac"] and "leads out" in bad.popitem()[1]
+    (tmp_path / "elsewhere").mkdir()
+    (tree / "dev-clean").rename(tmp_path / "elsewhere" / "dev-clean")  # a split may live on another disk
+    trap = tmp_path / "elsewhere" / "dev-clean" / "84" / "121123" / "84-121123-0001.flac"
+    trap.unlink()
+    trap.write_bytes(b"")
+    (tree / "dev-clean").symlink_to(tmp_path / "elsewhere" / "dev-clean")
+    assert len(good(open_source(LibriSpeechArguments(source=str(tree))))) == 9
+
+
+def test_a_hostile_archive_is_refused_before_anything_is_written(trees: dict[str, Files], tmp_path: Path) -> None:
+    folder = "LibriSpeech/dev-clean/84/../../../../84/121123"
+    hostile = packed(trees["dev-clean"] | {f"{folder}/84-121123-0000.flac": b"x"})
+    (tmp_path / "mine.tar.gz").write_bytes(hostile)
+    with pytest.raises(ArchiveError, match=r"mine\.tar\.gz is refused at member .*leads out"):
+        list(open_source(LibriSpeechArguments(source=str(tmp_path / "mine.tar.gz"))).clips())
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.tar.gz"]
+
+
+def test_chapters_that_are_scattered_are_refused(trees: dict[str, Files], tmp_path: Path) -> None:
+    files = dict(sorted(trees["dev-clean"].items(), key=lambda item: item[0].endswith(".txt")))
+    (tmp_path / "mine.tar.gz").write_bytes(packed(files))
+    with pytest.raises(CorpusError, match=r"chapter dev-clean/\d+/\d+ are scattered over it; unpack it"):
+        list(open_source(LibriSpeechArguments(source=str(tmp_path / "mine.tar.gz"))).clips())
+
+
+def test_an_archive_without_a_table_of_speakers_or_with_it_last(trees: dict[str, Files], tmp_path: Path) -> None:
+    files = dict(trees["train-clean-5"])
+    speakers = files.pop("LibriSpeech/SPEAKERS.TXT")
+    (tmp_path / "none.tar.gz").write_bytes(packed(files))
+    (tmp_path / "last.tar.gz").write_bytes(packed(files | {"LibriSpeech/SPEAKERS.TXT": speakers}))
+    for name, sex in (("none", None), ("last", "F")):
+        [first, *_] = good(open_source(LibriSpeechArguments(source=str(tmp_path / f"{name}.tar.gz"))))
+        assert (first.fields["speaker"], first.fields["speaker_sex"]) == ("1088", sex)
+
+
+def test_a_folder_of_something_else_is_said_so(trees: dict[str, Files], tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"holds no LibriSpeech tree; expected LibriSpeech/<split>"):
+        open_source(LibriSpeechArguments(source=str(tmp_path)))
+    unpacked(trees["dev-clean"], tmp_path)
+    with pytest.raises(CorpusError, match=r"holds no split 'test-clean'; it holds dev-clean"):
+        open_source(LibriSpeechArguments(source=str(tmp_path), splits=["test-clean"]))
+    with pytest.raises(FileNotFoundError, match="gone"):
+        open_source(LibriSpeechArguments(source=str(tmp_path / "gone")))
+    (tmp_path / "x.tar.gz").write_bytes(packed({"notes.txt": b"nothing"}))
+    with pytest.raises(CorpusError, match="there is no LibriSpeech tree"):
+        list(open_source(LibriSpeechArguments(source=str(tmp_path / "x.tar.gz"))).clips())
+
+
+# ----------------------------------------------------------------------------------------------------------- options
+
+
+def test_letter_case_is_what_was_asked_for(trees: dict[str, Files], tmp_path: Path) -> None:
+    tree = str(unpacked(trees["dev-clean"], tmp_path))
+    made = {
+        case: [clip.text for clip in good(open_source(LibriSpeechArguments(source=tree, letter_case=case)))]
+        for case in ("sentence", "lower", "keep")
+    }
+    assert made["keep"] == [text.upper() for text in made["sentence"]]
+    assert made["lower"] == [text.lower() for text in made["keep"]]
+    assert all(text[0].isupper() or not text[0].isalpha() for text in made["sentence"])
+    assert made["sentence"] != made["keep"]
+
+
+def test_options_are_parsed_as_the_command_line_gives_them() -> None:
+    parse = HfArgumentParser(LibriSpeechArguments).parse_args_into_dataclasses  # type: ignore[arg-type]
+    [arguments] = parse(["--splits", "dev-clean,test-clean", "dev-clean", "--letter-case", "keep"])
+    assert arguments.splits == ["dev-clean", "test-clean"] and arguments.letter_case == "keep"
+    assert arguments.source is None and parse([])[0].splits == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"splits": ["dev-clean,dev-dirty"]}, r"no split 'dev-dirty'; expected some of dev-clean, dev-other"),
+        ({"letter_case": "title"}, r"no --letter_case 'title'; expected one of sentence, lower, keep"),
+        ({"source": "hub:openslr/librispeech_asr"}, r"audiollm prepare huggingface --dataset librispeech"),
+        ({"source": "x", "mirrors": ["http://a"]}, r"--mirrors is about downloading"),
+        ({"source": "x", "archives": "y"}, r"--archives is about downloading"),
+        ({"mirrors": ["file:///etc"]}, r"--mirrors has 'file:///etc'; expected URLs"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        LibriSpeechArguments(**options)
+
+
+def test_the_table_has_every_published_split() -> None:
+    mirrors, splits = openslr()
+    assert all(url.startswith("https://") and not url.endswith("/") for url in mirrors) and len(mirrors) > 1
+    assert sum(row.clips for row in splits.values() if row.resource == 12) == 292_367
+    assert all(len(row.md5) == 32 and row.bytes > 10**8 for row in splits.values())
+    assert len({row.md5 for row in splits.values()}) == len(splits) == 9
