@@ -1,0 +1,285 @@
+"""Folders that are broken or mean harm: every problem is named, nothing outside is read, and nothing is run."""
+
+import json
+import os
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from audiollm.corpora.clips import BadClip, Clip, CorpusError
+from audiollm.corpora.folder import FolderArguments, FolderSource
+from test_folder import make_sidecar, read, recording, said, source_of, supervision, tone, write, write_lines
+
+
+def problems(clips: list[Clip | BadClip]) -> dict[str, str]:
+    return {clip.id: clip.reason for clip in clips if isinstance(clip, BadClip)}
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A folder beside the one that is read, with a recording and a secret in it."""
+    tone(tmp_path / "outside" / "o.wav")
+    write(tmp_path / "outside" / "o.txt", "a secret")
+    return tmp_path / "outside"
+
+
+@pytest.fixture
+def inside(tmp_path: Path) -> Path:
+    """The folder that is read, with one good recording."""
+    tone(tmp_path / "inside" / "good.wav")
+    return tmp_path / "inside"
+
+
+def test_paths_that_lead_out_are_refused(inside: Path, outside: Path):
+    paths = [str(outside / "o.wav"), "../outside/o.wav", "x/../../outside/o.wav", "/etc/passwd", "../inside2/o.wav"]
+    write_lines(inside / "m.jsonl", [{"path": path, "text": "t"} for path in [*paths, "../inside/good.wav"]])
+    *bad, good = read(inside)
+    assert isinstance(good, Clip) and good.recording == str(inside / "good.wav")
+    for path, clip in zip(paths, bad, strict=True):
+        assert isinstance(clip, BadClip) and repr(path) in clip.reason and "--audio_dir" in clip.reason
+        assert clip.reason.startswith("m.jsonl, line ")
+    allowed = read(inside, audio_dir=str(outside.parent))
+    assert [clip.id for clip in allowed if isinstance(clip, Clip)] == ["outside/o"]
+
+
+def test_paths_that_are_none_are_named(inside: Path):
+    (inside / "folder.wav").mkdir()
+    (inside / "empty.wav").touch()
+    os.mkfifo(inside / "pipe.wav")
+    wrong = {
+        "": "does not say where",
+        " ": "empty",
+        "a\0b.wav": "NUL",
+        "http://example.org/a.wav": "URL",
+        "file:///etc/passwd": "URL",
+        "none.wav": "does not exist",
+        "folder.wav": "is a folder",
+        "empty.wav": "0 bytes",
+        "pipe.wav": "not a regular file",
+        "n" * 300 + ".wav": "cannot be opened",
+        "lone\ud800.wav": "lone\\ud800",
+    }
+    write_lines(inside / "m.jsonl", [{"path": path, "text": "t"} for path in wrong])
+    clips = read(inside)
+    for clip, reason in zip(clips, wrong.values(), strict=True):
+        assert isinstance(clip, BadClip) and reason in clip.reason
+
+
+def test_links_that_lead_out_are_followed_only_when_told(inside: Path, outside: Path):
+    (inside / "link.wav").symlink_to(outside / "o.wav")
+    (inside / "good.txt").symlink_to(outside / "o.txt")
+    write(inside / "link.txt", "linked")
+    (inside / "below").symlink_to(outside)
+    (inside / "same.wav").symlink_to("good.wav")
+    write(inside / "same.txt", "the same")
+    clips = read(inside)
+    assert [clip.id for clip in clips if isinstance(clip, Clip)] == [
+        "same"
+    ]  # a link inside the folder is none to refuse
+    assert all("symbolic link" in reason and "--follow_symlinks" in reason for reason in problems(clips).values())
+    assert set(problems(clips)) == {"below", "good", "link"}
+    assert "secret" not in json.dumps([clip.text for clip in clips if isinstance(clip, Clip)])
+    followed = said(read(inside, follow_symlinks=True))
+    assert followed == {"below/o": "a secret", "good": "a secret", "link": "linked", "same": "the same"}
+
+
+def test_links_in_manifests_and_manifests_that_are_links(inside: Path, outside: Path):
+    (inside / "link.wav").symlink_to(outside / "o.wav")
+    write(outside / "m.csv", "path,text\nlink.wav,linked\n")
+    (inside / "m.csv").symlink_to(outside / "m.csv")
+    with pytest.raises(CorpusError, match=r"m\.csv.*symbolic link"):
+        source_of(inside)
+    (bad,) = read(inside, manifest="m.csv")
+    assert "symbolic link" in bad.reason
+    assert said(read(inside, manifest="m.csv", follow_symlinks=True)) == {"link": "linked"}
+
+
+def test_links_in_circles_end(inside: Path, outside: Path):
+    (inside / "up").symlink_to(inside)
+    (inside / "out").symlink_to(outside)
+    (outside / "back").symlink_to(inside)
+    (outside / "self").symlink_to(outside)
+    (inside / "loop.wav").symlink_to("loop.wav")
+    write(inside / "good.txt", "good")
+    write(inside / "loop.txt", "loop")
+    clips = read(inside, follow_symlinks=True)
+    assert [clip.id for clip in clips] == ["good", "loop", "out/o"]
+    assert "leads back to itself" in problems(clips)["loop"]
+
+
+def test_a_command_of_kaldi_is_never_run(inside: Path):
+    witness = inside / "witness"
+    write(inside / "wav.scp", f"u1 touch {witness} |\nu2 good.wav\nu3 x.ark:1234\nu4 sph2pipe -f wav a.sph|\n")
+    write(inside / "text", "u1 one\nu2 two\nu3 three\nu4 four\n")
+    clips = read(inside)
+    assert [clip.id for clip in clips if isinstance(clip, Clip)] == ["u2"] and not witness.exists()
+    assert "never run" in problems(clips)["u1"] and "never run" in problems(clips)["u4"]
+    assert "archive" in problems(clips)["u3"]
+
+
+def test_what_kaldi_lacks_is_named(inside: Path):
+    write(inside / "wav.scp", "r1 good.wav\nr1 good.wav\nr2 good.wav\n")
+    write(
+        inside / "segments",
+        "u1 r1 0 0.1\nu1 r1 0 0.2\nu2 r9 0 1\nu3 r1 2 1\nu4 r1 x 1\nu5 r1\nu6 r1 0.1 -1\nu7 r1 0 nan\n",
+    )
+    write(inside / "text", "u1 one\nu1 uno\nu2 two\nu3 three\nu4 four\nu5 five\nu7 seven\nu8 eight\n")
+    found = problems(read(inside))
+    assert found["r1 (wav.scp line 2)"].endswith("stands further up already")
+    assert found["u1 (text line 2)"].endswith("stands further up already")
+    assert "already that of the clip" in found["u1"] and "no recording 'r9'" in found["u2"]
+    assert (
+        "not after its start" in found["u3"]
+        and "start is 'x'" in found["u4"]
+        and "expected an utterance" in found["u5"]
+    )
+    assert "no transcript" in found["u6"] and "end is 'nan'" in found["u7"]
+    assert "without a recording" in found["u8"] and "without a segment" in found["r2"]
+    (inside / "text").unlink()
+    with pytest.raises(CorpusError, match=r"wav\.scp.*'text'"):
+        source_of(inside)
+
+
+def test_what_lhotse_cannot_mean_here_is_named(inside: Path):
+    good = recording("good")
+    command = {**good, "sources": [{"type": "command", "channels": [0], "source": f"touch {inside}/witness"}]}
+    stereo = {**good, "sources": [{"type": "file", "channels": [0, 1], "source": "good.wav"}]}
+    cut = {"type": "MonoCut", "start": 0.0, "duration": 0.2, "channel": 0, "supervisions": [supervision("s", "t")]}
+    wrong = {
+        "mixed": ({"type": "MixedCut", "tracks": [], "supervisions": []}, "MixedCut"),
+        "command": ({**cut, "recording": command}, "never run"),
+        "features": ({**cut, "features": {}}, "features alone"),
+        "stereo": ({**cut, "recording": stereo}, "channel 0 of 2"),
+        "two": ({**cut, "recording": {**good, "sources": good["sources"] * 2}}, "2 sources"),
+        "fast": (
+            {**cut, "recording": {**good, "transforms": [{"name": "Speed", "kwargs": {"factor": 1.1}}]}},
+            "Speed",
+        ),
+        "endless": ({**cut, "recording": good, "duration": float("inf")}, "duration is inf"),
+        "none": ({**cut, "recording": good, "duration": 0}, "more than 0"),
+        "wordless": ({**cut, "recording": good, "supervisions": []}, "no transcript"),
+        "words": ({**cut, "recording": good, "supervisions": "words"}, "a list of objects"),
+        "when": ({**cut, "recording": good, "supervisions": [{"start": "soon"}]}, "starts at 'soon'"),
+    }
+    both = {**cut, "id": "both", "type": "MultiCut", "channel": [0, 1], "recording": stereo}
+    write_lines(inside / "cuts.jsonl", [both, *({"id": name, **values} for name, (values, _) in wrong.items())])
+    first, *clips = read(inside)
+    assert isinstance(first, Clip) and not (inside / "witness").exists()
+    for clip, (name, (_, reason)) in zip(clips, wrong.items(), strict=True):
+        assert isinstance(clip, BadClip) and clip.id == name and reason in clip.reason
+
+
+def test_supervisions_and_recordings_that_do_not_meet(inside: Path):
+    write_lines(inside / "recordings.jsonl", [recording("good"), recording("good"), recording("silent")])
+    write_lines(
+        inside / "supervisions.jsonl", [{**supervision("s1", "t"), "recording_id": "r-good"}, supervision("s2", "t")]
+    )
+    clips = read(inside)
+    found = problems(clips)
+    assert [clip.id for clip in clips if isinstance(clip, Clip)] == ["s1"]
+    assert (
+        "further up" in found["r-good"]
+        and "no recording 'r-s2'" in found["s2"]
+        and "nothing is said" in found["r-silent"]
+    )
+    (inside / "recordings.jsonl").unlink()
+    with pytest.raises(CorpusError, match=r"supervisions.*'recordings\.jsonl'"):
+        source_of(inside)
+
+
+def test_audio_and_transcripts_without_each_other(inside: Path):
+    make_sidecar(inside)
+    tone(inside / "a.wav")
+    write(inside / "orphan.txt", "nobody")
+    write(inside / "README.txt", "about")
+    write(inside / "empty.txt", " \n")
+    tone(inside / "empty.wav")
+    found = problems(read(inside))
+    assert "no 'good.txt'" in found["good.wav"] and "without a recording" in found["orphan.txt"]
+    assert "keep one" in found["a.wav"] and "no words" in found["empty"] and "README.txt" not in found
+
+
+def test_empty_transcripts_in_manifests(inside: Path):
+    write(inside / "m.csv", "path,text\ngood.wav,\ngood.wav,  \n")
+    assert all("no transcript" in clip.reason for clip in read(inside))
+
+
+def test_two_clips_of_one_id(inside: Path):
+    tone(inside / "other.wav")
+    write(inside / "m.csv", "id,path,text\nx,good.wav,one\nx,other.wav,two\ny,other.wav,three\n")
+    one, two, three = read(inside)
+    assert (one.id, three.id) == ("x", "y") and isinstance(two, BadClip) and "'x'" in two.reason
+
+
+NAMES = ["سلام", "🎵", "new\nline", "tab\tand space", "कखग", "-rf", "a'b\"c", "日本", "e\u0301", "%s{0}"]
+
+
+def test_names_of_any_script(tmp_path: Path):
+    for name in NAMES:
+        tone(tmp_path / "s" / f"{name}.wav")
+        write(tmp_path / "s" / f"{name}.txt", name)
+        tone(tmp_path / "m" / f"{name}.wav")
+    write_lines(tmp_path / "m" / "m.jsonl", [{"path": f"{name}.wav", "text": name} for name in NAMES])
+    assert said(read(tmp_path / "s")) == {name: " ".join(name.split()) for name in NAMES}
+    assert said(read(tmp_path / "m")) == {name: name for name in NAMES}
+
+
+def test_accents_written_apart_are_the_same_name(tmp_path: Path):
+    tone(tmp_path / "s" / "e\u0301.wav")
+    write(tmp_path / "s" / "\u00e9.txt", "accent")
+    assert list(said(read(tmp_path / "s")).values()) == ["accent"]
+    tone(tmp_path / "m" / "e\u0301.wav")
+    write(tmp_path / "m" / "m.csv", "path,text\n\u00e9.wav,accent\n")
+    assert list(said(read(tmp_path / "m")).values()) == ["accent"]
+
+
+def test_names_that_are_no_text(tmp_path: Path):
+    """A file name in another encoding is read, and is called by escapes; it never ends the run."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    try:
+        folder.mkdir()
+    except (OSError, UnicodeError):
+        pytest.skip("this file system takes no such names")
+    for name in (b"\xff.wav", b"\xfe.wav"):
+        tone(tmp_path / "plain.wav").rename(folder / os.fsdecode(name))
+    write(folder / os.fsdecode(b"\xff.txt"), "heard")
+    bad, good = read(folder)
+    assert (good.id, good.text) == ("\\udcff", "heard") and os.path.isfile(good.recording)
+    assert bad.id == "\\udcfe.wav" and "\\udcfe" in bad.reason
+    bad.reason.encode()
+    (folder / "m.csv").write_bytes(b"path,text\n\xff.wav,heard\n\xfd.wav,not there\n")
+    good, bad = read(folder, manifest="m.csv")
+    assert good.text == "heard" and "does not exist" in bad.reason
+    source_of(folder, layout="csv").description.encode()
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path):
+    if os.geteuid() == 0:
+        pytest.skip("root reads everything")
+    make_sidecar(tmp_path)
+    (tmp_path / "sub").chmod(0)
+    try:
+        assert "cannot be read" in problems(read(tmp_path))["sub"]
+    finally:
+        (tmp_path / "sub").chmod(0o755)
+
+
+def test_a_manifest_that_changes_its_columns_or_breaks_is_named_by_line(inside: Path):
+    rows = ['{"path": "good.wav", "text": "t"}', '{"text": "t"}', '{"path": 3, "text": "t"}', "[]", '{"path"', '"x"']
+    write(inside / "m.jsonl", "\n".join(rows))
+    _, *bad = read(inside)
+    assert [clip.id for clip in bad] == [f"m.jsonl, line {n}" for n in range(2, 7)]
+    assert "--columns audio=NAME" in bad[0].reason
+
+
+def test_a_long_manifest_takes_little_memory(inside: Path):
+    lines = 2_000
+    text = "the same words in every line, and many of them, so that holding all of them would be seen " * 20
+    with open(inside / "m.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(json.dumps({"id": f"{n}", "path": "good.wav", "text": text}) + "\n" for n in range(lines))
+    source = FolderSource(FolderArguments(str(inside)))
+    tracemalloc.start()
+    assert sum(isinstance(clip, Clip) for clip in source.clips()) == lines
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < (inside / "m.jsonl").stat().st_size / 4
