@@ -34,7 +34,9 @@ FILE_BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".tsv": ("csv", {"sep": "\t", "quoting": QUOTE_NONE, **_NO_MISSING_WORDS}),
 }
 #: Builders of `datasets` that read nothing but tables and recordings.
-SAFE_BUILDERS = ("parquet", "arrow", "json", "csv", "audiofolder", "webdataset")
+SAFE_BUILDERS = ("parquet", "arrow", "json", "csv", "audiofolder")
+#: Of these, what reads a folder of recordings; it can only be streamed without torchcodec.
+FOLDER_BUILDER = "audiofolder"
 DEFAULT_CONFIG = "default"
 HUB_URL = "hf://datasets/{hub}@{revision}/"
 READ_ERRORS = (
@@ -155,8 +157,15 @@ def open_split(place: Place, split: str, streaming: bool) -> tuple[Any, str]:
     dataset = dataset.with_format(None)
     for column, feature in (dataset.features or {}).items():
         if isinstance(feature, datasets.Audio):
-            dataset = dataset.cast_column(column, datasets.Audio(decode=False))
+            dataset = dataset.cast_column(column, _undecoded(dataset))
     return dataset, folder
+
+
+def _undecoded(dataset: Any) -> Any:
+    """The type of a column of recordings as they are stored: in a folder of files, as paths."""
+    # `datasets` makes an Audio of a path with torchcodec only.
+    is_folder = getattr(dataset.info, "builder_name", None) == FOLDER_BUILDER
+    return datasets.Value("string") if is_folder else datasets.Audio(decode=False)
 
 
 def _open(place: Place, split: str, streaming: bool) -> tuple[Any, str]:
@@ -168,11 +177,7 @@ def _open(place: Place, split: str, streaming: bool) -> tuple[Any, str]:
     filled = [pattern.format(config=place.config, split=split) for pattern in files]
     if place.kind == "hub":
         if not filled:
-            _refuse_code(place.path, place.config, place.revision)
-            opened = datasets.load_dataset(
-                place.path, place.config, split=split, revision=place.revision, streaming=streaming
-            )
-            return opened, place.roots[0]
+            return _load(place.path, place.config, split, place.revision, streaming), place.roots[0]
         base = HUB_URL.format(hub=place.path, revision=(place.revision or "main").replace("/", "%2F"))
         return _open_files(place, split, [base + filled[0]], streaming), place.roots[0]
     for pattern in filled:
@@ -183,9 +188,7 @@ def _open(place: Place, split: str, streaming: bool) -> tuple[Any, str]:
             return _open_files(place, split, found, streaming), os.path.join(folder, inner)
     if filled and not any(Path(place.path).rglob("*.parquet")):
         raise FileNotFoundError(f"no file there matches {' or '.join(filled)}")
-    config = _local_config(place)
-    _refuse_code(place.path, config, None)
-    return datasets.load_dataset(place.path, config, split=split, streaming=streaming), place.path
+    return _load(place.path, _local_config(place), split, None, streaming), place.path
 
 
 def _open_saved(place: Place, split: str, streaming: bool) -> Any:
@@ -210,11 +213,15 @@ def _local_config(place: Place) -> str | None:
     return None if names == [DEFAULT_CONFIG] else place.config
 
 
-def _refuse_code(path: str, config: str | None, revision: str | None) -> None:
+def _load(path: str, config: str | None, split: str, revision: str | None, streaming: bool) -> Any:
+    """What `load_dataset` finds in a folder or on the Hub, if it is a table or recordings."""
     builder = datasets.load_dataset_builder(path, config, revision=revision)
     kind = type(builder).__module__.rpartition(".")[2]
     if kind not in SAFE_BUILDERS:
         raise ValueError(f"it is read by the builder {kind!r}; expected one of {', '.join(SAFE_BUILDERS)}")
+    return datasets.load_dataset(
+        path, config, split=split, revision=revision, streaming=streaming or kind == FOLDER_BUILDER
+    )
 
 
 def recording_of(value: Any, place: Place, folder: str) -> tuple[Any, str | None]:

@@ -307,7 +307,7 @@ class HuggingFaceSource:
             try:
                 value = self._value(name, items[name] if name in items else row.get(spec.columns[0]), spec)
             except UnusableValueError as error:
-                return BadClip(identity, f"{name!r} of column {' or '.join(spec.columns)}: {error}", split)
+                return BadClip(identity, f"{name!r} of column {' or '.join(map(repr, spec.columns))} {error}", split)
             if value is not None:
                 fields[name] = value
         stored = row.get(self.mapping.specs["audio"].columns[0])

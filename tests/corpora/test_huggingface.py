@@ -1,0 +1,345 @@
+"""Datasets of every form become the same clips: on disk, in files, of a Hub; whole, streamed, from the middle on."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from audiollm.corpora.clips import BadClip, Clip, CorpusError
+from audiollm.corpora.huggingface import DEFAULT_OUTPUT, DEFAULT_TASKS, HuggingFaceArguments, open_source
+from audiollm.corpora.prompts import load_studio_prompts
+from audiollm.processing.audio_io import load_waveform
+from loopback_hub import LoopbackHub
+from transformers import HfArgumentParser
+
+ROWS = 5
+
+
+@pytest.fixture(autouse=True)
+def own_datasets_cache(tmp_path_factory, monkeypatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, Any]]:
+    """Real speech, with a hypothesis, a word error and other things that datasets have."""
+    return [
+        {
+            "audio": prompt["audio"],
+            "sentence": prompt["text"],
+            "raw_text": prompt["text"].upper(),
+            "pred_text": prompt["text"].lower(),
+            "wer": 12.5 * number,
+            "speaker_id": number,
+            "note": None if number % 2 else "odd",
+        }
+        for number, prompt in enumerate(load_studio_prompts("test").select(range(ROWS)))
+    ]
+
+
+def as_dataset(rows: list[dict[str, Any]]) -> datasets.Dataset:
+    # As they come from the Hub: a column that would be decoded, by torchcodec, if it were read as datasets reads it.
+    return datasets.Dataset.from_list(rows).cast_column("audio", datasets.Audio(sampling_rate=16_000))
+
+
+def write_recordings(folder: Path, rows: list[dict[str, Any]]) -> list[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    for row in rows:
+        (folder / row["audio"]["path"]).write_bytes(row["audio"]["bytes"])
+    return [row["audio"]["path"] for row in rows]
+
+
+def stored(form: str, folder: Path, rows: list[dict[str, Any]]) -> str:
+    if form == "parquet file":
+        as_dataset(rows).to_parquet(folder / "data.parquet")
+        return str(folder / "data.parquet")
+    if form == "parquet folder":
+        for number, part in enumerate((rows[:2], rows[2:])):
+            as_dataset(part).to_parquet(folder / f"train-0000{number}-of-00002.parquet")
+    elif form == "saved":
+        as_dataset(rows).save_to_disk(str(folder))
+    elif form == "saved splits":
+        datasets.DatasetDict({"test": as_dataset(rows[:1]), "train": as_dataset(rows)}).save_to_disk(str(folder))
+    else:
+        names = write_recordings(folder / "audio", rows)
+        plain = [{**row, "audio": f"audio/{name}"} for row, name in zip(rows, names)]
+        if form == "audiofolder":
+            lines = [{"file_name": row.pop("audio"), **row} for row in plain]
+            (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+            return str(folder)
+        if form == "jsonl":
+            (folder / "data.jsonl").write_text("\n".join(map(json.dumps, plain)))
+            return str(folder / "data.jsonl")
+        datasets.Dataset.from_list(plain).to_csv(folder / "data.csv")
+        return str(folder / "data.csv")
+    return str(folder)
+
+
+def source_of(dataset: str, **options: Any):
+    return open_source(HuggingFaceArguments(dataset, **options))
+
+
+def known(clips) -> list[tuple[str, str, dict[str, Any]]]:
+    return [(clip.id, clip.text, dict(clip.fields)) for clip in clips]
+
+
+@pytest.mark.parametrize(
+    "form", ["parquet file", "parquet folder", "saved", "saved splits", "audiofolder", "jsonl", "csv"]
+)
+def test_datasets_of_every_form_become_the_same_clips(form: str, rows, tmp_path) -> None:
+    name = stored(form, tmp_path, rows)
+    source = source_of(name)
+    clips = list(source.clips())
+    assert known(clips) == [
+        (
+            f"train-{number:08d}",
+            row["sentence"],
+            {"pred_text": row["pred_text"], "wer": 12.5 * number, "speaker": number},
+        )
+        for number, row in enumerate(rows)
+    ]
+    lengths = [len(load_waveform(row["audio"]["bytes"])) for row in rows]
+    assert [len(load_waveform(clip.recording)) for clip in clips] == lengths
+    assert source.count() == (None if form == "audiofolder" else ROWS) and source.name == name
+    streamed = source_of(name, streaming=True)
+    assert list(streamed.clips()) == clips and streamed.count() is None
+    for start in (1, ROWS - 1, ROWS, ROWS + 1):
+        assert list(source.clips(start)) == clips[start:] == list(streamed.clips(start))
+    assert source.identity == streamed.identity and json.loads(json.dumps(source.identity)) == source.identity
+
+
+def test_what_is_taken_for_what_is_printed(rows, tmp_path, capsys) -> None:
+    source_of(stored("parquet file", tmp_path, rows), limit=3)
+    printed = capsys.readouterr().out
+    assert "text      ← sentence   (also possible: raw_text)" in printed
+    assert "wer       ← wer   (percent; --wer_unit says otherwise)" in printed
+    assert "not read: raw_text, note" in printed
+    assert "--limit 3: only the first 3 rows of each split are read" in printed
+
+
+def test_options_change_the_clips_and_the_identity(rows, tmp_path) -> None:
+    name = stored("parquet file", tmp_path, rows)
+    plain = source_of(name)
+    columns = source_of(name, columns=["text=raw_text", "wer=", "remark=note"])
+    first = next(columns.clips())
+    assert first.text == rows[0]["sentence"].upper() and "wer" not in first.fields and first.fields["remark"] == "odd"
+    assert [("remark" in clip.fields) for clip in columns.clips()] == [True, False, True, False, True]
+    fraction = source_of(name, wer_unit="fraction")
+    assert [clip.fields["wer"] for clip in fraction.clips()] == [1250.0 * number for number in range(ROWS)]
+    limited = source_of(name, limit=2)
+    assert list(limited.clips()) == list(plain.clips())[:2] and limited.count() == 2
+    assert list(source_of(name, limit=2, streaming=True).clips(1)) == list(plain.clips())[1:2]
+    other_split = source_of(name, splits=["dev"])
+    assert {clip.split for clip in other_split.clips()} == {"dev"}
+    sources = [plain, columns, fraction, limited, other_split]
+    assert len({json.dumps(source.identity) for source in sources}) == len(sources)
+    as_dataset(rows[:4]).to_parquet(name)
+    assert source_of(name).identity != plain.identity
+
+
+def test_several_splits_follow_each_other(rows, tmp_path) -> None:
+    saved = {"train": as_dataset(rows[:2]), "empty.ish": as_dataset(rows[2:3]), "test": as_dataset(rows[3:])}
+    datasets.DatasetDict(saved).save_to_disk(str(tmp_path))
+    for streaming in (False, True):
+        source = source_of(str(tmp_path), splits=["test,train", "empty.ish"], streaming=streaming)
+        clips = list(source.clips())
+        assert [clip.split for clip in clips] == ["test", "test", "train", "train", "empty.ish"]
+        assert [clip.text for clip in clips] == [rows[number]["sentence"] for number in (3, 4, 0, 1, 2)]
+        assert len({clip.id for clip in clips}) == ROWS
+        for start in range(ROWS + 2):
+            assert list(source.clips(start)) == clips[start:]
+
+
+def test_own_ids_are_kept_where_they_tell_rows_apart(rows, tmp_path) -> None:
+    named = [{**row, "id": f"utt {number}"} for number, row in enumerate(rows)]
+    assert [clip.id for clip in source_of(stored("parquet file", tmp_path, named)).clips()] == [
+        f"utt {number}" for number in range(ROWS)
+    ]
+    same = [{**row, "id": "utt"} for row in rows]
+    assert len({clip.id for clip in source_of(stored("parquet file", tmp_path, same)).clips()}) == ROWS
+
+
+def test_rows_that_cannot_become_clips_say_why(rows, tmp_path) -> None:
+    (tmp_path / "secret.wav").write_bytes(b"x")
+    folder = tmp_path / "data"
+    write_recordings(folder / "audio", rows[:1])
+    (folder / "link.wav").symlink_to(tmp_path / "secret.wav")
+    good = {"audio": f"audio/{rows[0]['audio']['path']}", "text": "one"}
+    bad = {
+        "../secret.wav": "leads out of",
+        str(tmp_path / "secret.wav"): "leads out of",
+        "link.wav": "leads out of",
+        "https://host/a.wav": "an address elsewhere",
+        "hf://datasets/org/name/a.wav": "an address elsewhere",
+        "file:///etc/passwd": "an address elsewhere",
+        "": "has no audio",
+        "a\0.wav": "no path",
+    }
+    lines = [
+        {"audio": "x.wav", "text": None},
+        *({"audio": path, "text": "x"} for path in bad),
+        {"audio": "y.wav", "text": " "},
+        good,
+    ]
+    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    first, *middle, empty, last = source_of(str(folder / "data.jsonl"), columns=["audio=audio"]).clips()
+    assert isinstance(first, BadClip) and first.id == "train-00000000" and "'text' of column 'text'" in first.reason
+    assert isinstance(empty, BadClip) and "is empty" in empty.reason
+    assert isinstance(last, Clip) and len(load_waveform(last.recording)) > 0
+    for clip, reason in zip(middle, bad.values(), strict=True):
+        assert isinstance(clip, BadClip) and reason in clip.reason
+
+
+def test_words_that_look_like_missing_values_are_words(tmp_path, rows) -> None:
+    write_recordings(tmp_path, rows[:1])
+    path = rows[0]["audio"]["path"]
+    (tmp_path / "data.tsv").write_text(f'audio\ttext\n{path}\tnull\n{path}\tNA\n{path}\t"quoted\n{path}\t\n')
+    *clips, missing = source_of(str(tmp_path / "data.tsv")).clips()
+    assert [clip.text for clip in clips] == ["null", "NA", '"quoted'] and isinstance(missing, BadClip)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"splits": ["test"]}, "split 'test' cannot be read"),
+        ({"columns": ["text=words"]}, "no column 'words'"),
+        ({"columns": ["wer="], "wer_unit": "percent"}, "no column of word errors"),
+        ({"config": "nothing"}, "'nothing'"),
+    ],
+)
+def test_what_is_not_there_is_named(options, message: str, rows, tmp_path) -> None:
+    with pytest.raises(CorpusError, match=message):
+        source_of(stored("parquet folder", tmp_path, rows), **options)
+
+
+def test_places_that_are_no_dataset_are_named(tmp_path) -> None:
+    (tmp_path / "data.pkl").write_bytes(b"x")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "data.parquet").write_bytes(b"not parquet")
+    for given, message in (
+        (str(tmp_path / "data.pkl"), "ends in one of .parquet"),
+        (str(tmp_path / "folder"), "cannot be read"),
+        (str(tmp_path / "data.parquet"), "cannot be read"),
+        ("nowhere", "no file or folder here, no corpus of the table"),
+        ("./nowhere/data", "no file or folder here"),
+        ("common_voice:en", "Mozilla Data Collective.*--source_path"),
+        ("librispeech:other", "no config 'other'"),
+    ):
+        with pytest.raises(CorpusError, match=message):
+            source_of(given)
+
+
+def test_a_folder_with_a_program_is_not_run(tmp_path) -> None:
+    script = tmp_path / "program"
+    script.mkdir()
+    (script / "program.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(CorpusError, match="cannot be read"):
+        source_of(str(script))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"limit": 0}, "--limit 0"),
+        ({"splits": ["train[:10]"]}, "--limit"),
+        ({"splits": ["a,a"]}, "twice"),
+        ({"wer_unit": "permille"}, "percent or fraction"),
+        ({"columns": ["text"]}, "field=column"),
+        ({"config": "../x"}, "--config"),
+        ({"source_path": "."}, "--source_path is for ready corpora"),
+        ({"dataset": ".", "revision": "main"}, "--revision is for datasets of the Hub"),
+        ({"dataset": "fleurs:de_de", "source_path": "nowhere"}, "does not exist"),
+    ],
+)
+def test_options_that_contradict_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        HuggingFaceArguments(**{"dataset": "org/name", **options})
+
+
+def test_options_are_read_from_a_command_line() -> None:
+    (parsed,) = HfArgumentParser(HuggingFaceArguments).parse_args_into_dataclasses(
+        ["--dataset", "a/b", "--splits", "dev,test", "--columns", "text=sentence", "audio=file"]
+        + ["--wer-unit", "percent", "--limit", "3", "--streaming"]
+    )
+    assert parsed.splits == ["dev", "test"] and parsed.columns == ["text=sentence", "audio=file"]
+    assert parsed.wer_unit == "percent" and parsed.limit == 3 and parsed.streaming and parsed.config is None
+    assert (DEFAULT_OUTPUT, DEFAULT_TASKS) == ("data/huggingface", ("transcribe",))
+
+
+# ---------------------------------------------------------------------------------------------------------------- a Hub
+
+HUB_SCRIPT = """
+import sys, datasets, huggingface_hub
+from audiollm.corpora import catalogue
+from audiollm.corpora.clips import CorpusError
+from audiollm.corpora.huggingface import HuggingFaceArguments, open_source
+from audiollm.processing.audio_io import load_waveform
+
+table = datasets.Dataset.from_parquet(sys.argv[1])
+api, name = huggingface_hub.HfApi(), "loopback-user/rows"
+table.select(range(2)).push_to_hub(name, config_name="clean", split="dev")
+api.create_tag(name, tag="old", repo_type="dataset")
+table.push_to_hub(name, config_name="clean", split="dev")
+
+def clips(start=0, **options):
+    source = open_source(HuggingFaceArguments(name, config="clean", splits=["dev"], **options))
+    assert source.identity["revision"] == api.dataset_info(name, revision=options.get("revision")).sha
+    return [(clip.id, clip.text, len(load_waveform(clip.recording))) for clip in source.clips(start)]
+
+new = clips()
+assert len(new) == 5 and clips(streaming=True) == new and clips(3, streaming=True) == new[3:]
+assert clips(revision="old") == new[:2]
+
+# A ready corpus whose files lie in a pattern, at a branch of their own.
+entry = catalogue.corpus_named("fleurs:de_de")
+api.create_branch(name, branch="refs-parquet", repo_type="dataset")
+api.upload_file(path_or_fileobj=sys.argv[2], path_in_repo="de_de/test/0000.parquet", repo_id=name, repo_type="dataset",
+                revision="refs-parquet")
+object.__setattr__(catalogue.load_catalogue()["fleurs"], "hub", name)
+object.__setattr__(catalogue.load_catalogue()["fleurs"], "revision", "refs-parquet")
+source = open_source(HuggingFaceArguments("fleurs:de_de", splits=["test"]))
+assert [clip.text for clip in source.clips()] == [text for _, text, _ in new]
+for options in ({"dataset": "fleurs:de_de", "splits": ["dev"]}, {"dataset": name, "config": "clean", "splits": ["test"]},
+                {"dataset": "loopback-user/nothing"}):
+    try:
+        open_source(HuggingFaceArguments(**options))
+    except CorpusError as error:
+        print("REFUSED", error)
+
+# A dataset that is a program.
+api.create_repo("loopback-user/program", repo_type="dataset")
+api.upload_file(path_or_fileobj=b"raise SystemExit(3)", path_in_repo="program.py", repo_id="loopback-user/program",
+                repo_type="dataset")
+try:
+    open_source(HuggingFaceArguments("loopback-user/program"))
+except CorpusError as error:
+    print("REFUSED", error)
+"""
+
+
+def test_a_hub_dataset_is_read_at_its_revision(rows, tmp_path) -> None:
+    as_dataset(rows).to_parquet(tmp_path / "rows.parquet")
+    fleurs = [
+        {
+            **{"id": 1, "audio": row["audio"], "raw_transcription": row["sentence"], "language": "German"},
+            "gender": "female",
+        }
+        for row in rows
+    ]
+    as_dataset(fleurs).to_parquet(tmp_path / "fleurs.parquet")
+    with LoopbackHub(tmp_path / "hub") as hub:
+        done = subprocess.run(
+            [sys.executable, "-c", HUB_SCRIPT, tmp_path / "rows.parquet", tmp_path / "fleurs.parquet"],
+            env=hub.environment(tmp_path / "home"),
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    refused = [line for line in done.stdout.splitlines() if line.startswith("REFUSED")]
+    assert "no split 'dev'; expected some of train, validation, test" in refused[0]
+    assert 'Unknown split "test"' in refused[1] and "loopback-user/nothing" in refused[2]
+    assert "--revision refs/convert/parquet" in refused[3]
