@@ -4,12 +4,12 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from . import letter_case
+
 #: What GigaSpeech writes for punctuation, and in place of a transcript where nobody speaks.
 GIGASPEECH_PUNCTUATION = {"<COMMA>": ",", "<PERIOD>": ".", "<QUESTIONMARK>": "?", "<EXCLAMATIONPOINT>": "!"}
 GIGASPEECH_NOT_SPEECH = ("<SIL>", "<NOISE>", "<MUSIC>", "<OTHER>")
-#: The pronoun, alone or before 'm, 'll, 'd and 've, which English always writes with a capital.
-ENGLISH_PRONOUN = re.compile(r"\bi\b(?!-)")
-SENTENCE_START = re.compile(r"(^|[.!?]\s+)([^\W\d_])")
+SENTENCE = re.compile(r"[^.!?]+[.!?]*")
 
 
 class UnusableValueError(ValueError):
@@ -34,9 +34,8 @@ def gigaspeech_tags(text: Any) -> str:
 
 
 def sentence_case(text: Any) -> str:
-    """English that was all capitals, with capitals where sentences begin and for "I"; names stay in small letters."""
-    lowered = ENGLISH_PRONOUN.sub("I", str(text).lower())
-    return SENTENCE_START.sub(lambda match: match.group(1) + match.group(2).upper(), lowered)
+    """English that was all capitals, as its sentences are written."""
+    return SENTENCE.sub(lambda match: letter_case.sentence(match[0]), str(text))
 
 
 def first_item(values: Any) -> Any:
