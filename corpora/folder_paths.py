@@ -90,7 +90,7 @@ class AudioRoot:
         if URL_MARK in given:
             raise PathError(f"{shown(given)} is a URL, and nothing is downloaded; fetch it, and name the file")
         path = os.path.normpath(os.path.join(start or self.folder, given))
-        if not _is_inside(path, self.folder):
+        if not _is_inside(path, self.folder) and not _is_inside(path, _real_folder(self.folder)):
             raise PathError(
                 f"{given!r} leads out of {self.folder!r}; name the folder that recordings may lie in with --audio_dir"
             )
@@ -116,8 +116,9 @@ class AudioRoot:
     def identify(self, given: str, start: str | None = None) -> str:
         """What a file of the folder is called without further knowledge: its relative path without audio's ending."""
         path = os.path.normpath(os.path.join(start or self.folder, given))
-        if _is_inside(path, self.folder):
-            path = os.path.relpath(path, self.folder)
+        for folder in (self.folder, _real_folder(self.folder)):  # a manifest may name either
+            if _is_inside(path, folder):
+                path = os.path.relpath(path, folder)
         stem, ending = os.path.splitext(path)
         return printable((stem if ending.lower() in AUDIO_SUFFIXES else path).replace(os.sep, "/"))
 

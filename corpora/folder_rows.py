@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from .clips import DEFAULT_SPLIT, BadClip, Clip
 from .folder_paths import AUDIO_SUFFIXES, AudioRoot, PathError, split_in, split_named
@@ -75,13 +76,7 @@ class FolderReader:
 
     def start_of(self, manifest: Manifest) -> str:
         """Where a manifest's relative paths start."""
-        if self.fixed_start:
-            return self.root.folder
-        here = manifest.path if os.path.isdir(manifest.path) else os.path.dirname(manifest.path)
-        if os.path.commonpath([self.root.folder, here]) != self.root.folder:
-            here = self.root.folder
-        below = os.path.join(here, AUDIO_FOLDERS.get(manifest.layout, ""))
-        return below if os.path.isdir(below) else here
+        return self.root.folder if self.fixed_start else _start_beside(manifest, self.root.folder)
 
     def clip(self, reading: Reading, manifest: Manifest, where: str) -> Clip | BadClip:
         """The clip that a row means, or why it cannot be one."""
@@ -112,6 +107,16 @@ class FolderReader:
         """Something in a manifest that has no id."""
         split = self.split or manifest.split or DEFAULT_SPLIT
         return BadClip(f"{manifest.name}, {where}", printable(f"{manifest.name}, {where}: {reason}"), split)
+
+
+@lru_cache(maxsize=64)
+def _start_beside(manifest: Manifest, folder: str) -> str:
+    """Where paths start that are relative to a manifest; to the folder, for a manifest that lies outside it."""
+    here = manifest.path if os.path.isdir(manifest.path) else os.path.dirname(manifest.path)
+    if os.path.commonpath([folder, here]) != folder:
+        here = folder
+    below = os.path.join(here, AUDIO_FOLDERS.get(manifest.layout, ""))
+    return below if os.path.isdir(below) else here
 
 
 def row_clips(manifest: Manifest, reader: FolderReader) -> Iterator[Clip | BadClip]:

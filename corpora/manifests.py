@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -47,6 +48,7 @@ CHUNK_BYTES = 2**20
 #: How much of a file tells its encoding.
 HEAD_BYTES = 2**14
 PARQUET_BATCH_ROWS = 1024
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 #: PEP 383's stand-ins for bytes 0x80 to 0xff; other lone surrogates are half an escaped character of JSON.
 ESCAPED_BYTES = (0xDC80, 0xDCFF)
 #: Columns that a row of a table without header has at least.
@@ -84,9 +86,10 @@ def shown(value: Any) -> str:
 
 def text_problem(text: str, encoding: str | None) -> str | None:
     """Why `text` is not text: bytes that are none in the encoding, or half a character; None where it is."""
-    bad = next((character for character in text if "\ud800" <= character <= "\udfff"), None)
-    if bad is None:
+    found = LONE_SURROGATE.search(text)
+    if found is None:
         return None
+    bad = found.group()
     if ESCAPED_BYTES[0] <= ord(bad) <= ESCAPED_BYTES[1]:
         return (
             f"{shown(text)} holds the byte 0x{ord(bad) & 0xFF:02x}, which is not {(encoding or DEFAULT_ENCODING)} text; "

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from audiollm.corpora.clips import BadClip, Clip, CorpusError
 from audiollm.corpora.folder import FolderArguments, FolderSource
-from test_folder import make_sidecar, read, recording, said, source_of, supervision, tone, write, write_lines
+from folder_shapes import make_sidecar, read, recording, said, source_of, supervision, tone, write, write_lines
 
 
 def problems(clips: list[Clip | BadClip]) -> dict[str, str]:
@@ -92,6 +92,13 @@ def test_links_in_manifests_and_manifests_that_are_links(inside: Path, outside: 
     (bad,) = read(inside, manifest="m.csv")
     assert "symbolic link" in bad.reason
     assert said(read(inside, manifest="m.csv", follow_symlinks=True)) == {"link": "linked"}
+
+
+def test_a_folder_that_is_a_link_itself(inside: Path):
+    write(inside / "m.csv", f"path,text\n{inside}/good.wav,by its own name\n")
+    link = inside.parent / "link"
+    link.symlink_to(inside)
+    assert said(read(link)) == {"good": "by its own name"}
 
 
 def test_links_in_circles_end(inside: Path, outside: Path):

@@ -1,0 +1,240 @@
+"""What is told about a folder wins over what is found by looking; what fits in two ways, or none, is refused and named."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from audiollm.corpora.clips import BadClip, CorpusError
+from audiollm.corpora.folder import DEFAULT_TASKS, FolderArguments
+from audiollm.corpora.prompts import load_studio_prompts
+from audiollm.corpora.tasks import tasks_named
+from folder_shapes import (
+    MAKERS,
+    SENTENCES,
+    make_csv,
+    make_nemo,
+    make_sidecar,
+    read,
+    said,
+    source_of,
+    tone,
+    write,
+    write_lines,
+)
+from transformers import HfArgumentParser
+
+# ------------------------------------------------------------------------------------------------------------ options
+
+
+def test_manifest_of_any_name_and_columns(tmp_path: Path):
+    make_csv(tmp_path)
+    (tmp_path / "list.csv").rename(tmp_path / "list.txt")
+    write(tmp_path / "other.csv", "a,b\na.wav,hello\n")
+    assert said(read(tmp_path, manifest="list.txt")) == SENTENCES
+    with pytest.raises(CorpusError, match=r"other\.csv.*--layout"):
+        source_of(tmp_path, manifest="other.csv")
+    assert said(read(tmp_path, manifest="other.csv", columns=["audio=a", "text=b"])) == {"a": "hello"}
+    assert said(read(tmp_path, columns=["audio=a", "text=b"])) == {"a": "hello"}  # found by them
+    assert said(read(tmp_path, manifest=str(tmp_path / "other.csv"), layout="csv", columns=["audio=a", "text=b"]))
+    with pytest.raises(CorpusError, match="no column 'c'"):
+        source_of(tmp_path, manifest="other.csv", layout="csv", columns=["audio=a", "text=c"])
+    with pytest.raises(CorpusError, match="does not exist"):
+        source_of(tmp_path, manifest="none.csv")
+
+
+def test_audio_dir_is_where_paths_start_and_may_lie(tmp_path: Path):
+    make_csv(tmp_path / "audio")
+    (tmp_path / "lists").mkdir()
+    shutil.move(tmp_path / "audio" / "list.csv", tmp_path / "lists" / "list.csv")
+    assert all("--audio_dir" in clip.reason for clip in read(tmp_path / "lists"))
+    assert said(read(tmp_path / "lists", audio_dir=str(tmp_path / "audio"))) == SENTENCES
+    with pytest.raises(CorpusError, match="--audio_dir"):
+        source_of(tmp_path / "lists", audio_dir=str(tmp_path / "nowhere"))
+
+
+def test_paths_start_where_the_manifest_lies_and_may_rise_within_the_folder(tmp_path: Path):
+    tone(tmp_path / "audio" / "a.wav")
+    write(tmp_path / "lists" / "l.csv", f"path,text\n../audio/a.wav,hello\n{tmp_path}/audio/a.wav,again\n")
+    good, double = read(tmp_path)
+    assert (good.id, good.text, double.id) == ("audio/a", "hello", "audio/a")
+    assert "is already that of the clip from" in double.reason
+
+
+@pytest.mark.parametrize("suffix", [".lab", ".normalized.txt", ".trans"])
+def test_transcripts_of_other_endings(tmp_path: Path, suffix: str):
+    make_sidecar(tmp_path, suffix)
+    if suffix == ".trans":
+        with pytest.raises(CorpusError, match="3 audio files"):
+            source_of(tmp_path)
+    assert said(read(tmp_path, transcript_suffix=None if suffix != ".trans" else suffix)) == SENTENCES
+
+
+def test_two_kinds_of_transcripts_must_be_told_apart(tmp_path: Path):
+    make_sidecar(tmp_path, ".normalized.txt")
+    make_sidecar(tmp_path, ".original.txt")
+    write(tmp_path / "a.original.txt", "The original.")
+    with pytest.raises(CorpusError, match=r"\.normalized\.txt and in \.original\.txt.*--transcript_suffix"):
+        source_of(tmp_path)
+    assert said(read(tmp_path, transcript_suffix=".original.txt"))["a"] == "The original."
+
+
+def test_splits_by_names_and_options(tmp_path: Path):
+    for name in ("train-clean/a", "dev/b", "my_test 2/c", "contest/d"):
+        tone(tmp_path / f"{name}.wav")
+        write(tmp_path / f"{name}.txt", name)
+    splits = {clip.id: clip.split for clip in read(tmp_path)}
+    assert splits == {"contest/d": "train", "dev/b": "validation", "my_test 2/c": "test", "train-clean/a": "train"}
+    assert {clip.split for clip in read(tmp_path, split="mine")} == {"mine"}
+    assert [clip.id for clip in read(tmp_path, splits=["dev", "test"])] == ["dev/b", "my_test 2/c"]
+
+
+def test_a_column_of_splits(tmp_path: Path):
+    make_csv(tmp_path)
+    write(tmp_path / "list.csv", "path,text,split\na.wav,x,dev\nb.wav,y,\nsub/c.wav,z,extra\n")
+    assert [clip.split for clip in read(tmp_path)] == ["validation", "train", "extra"]
+
+
+def test_encoding_of_transcripts_and_manifests(tmp_path: Path):
+    tone(tmp_path / "s" / "a.wav")
+    write(tmp_path / "s" / "a.txt", "café", "latin-1")
+    (bad,) = read(tmp_path / "s")
+    assert isinstance(bad, BadClip) and "a.txt" in bad.reason and "--encoding latin-1" in bad.reason
+    assert said(read(tmp_path / "s", encoding="latin-1")) == {"a": "café"}
+    write(tmp_path / "s" / "a.txt", "سلام", "utf-16")
+    assert said(read(tmp_path / "s")) == {"a": "سلام"}
+    tone(tmp_path / "m" / "é.wav")
+    write(tmp_path / "m" / "l.csv", "path,text\né.wav,café\n", "latin-1")
+    assert "--encoding" in read(tmp_path / "m")[0].reason
+    assert said(read(tmp_path / "m", encoding="latin-1")) == {"é": "café"}
+
+
+def test_quotes_of_a_table(tmp_path: Path):
+    tone(tmp_path / "a.wav")
+    write(tmp_path / "l.csv", 'path,text\na.wav,"yes"\n')
+    assert said(read(tmp_path)) == {"a": "yes"}
+    assert said(read(tmp_path, quotes="none")) == {"a": '"yes"'}
+
+
+def test_arguments_come_from_the_command_line():
+    given = [
+        "--folder",
+        "x",
+        "--columns",
+        "text=a",
+        "audio=b",
+        "--follow-symlinks",
+        "--splits",
+        "dev",
+        "test",
+        "--audio_dir",
+        "y",
+    ]
+    (arguments,) = HfArgumentParser(FolderArguments).parse_args_into_dataclasses(given)
+    assert arguments == FolderArguments(
+        "x", columns=["text=a", "audio=b"], follow_symlinks=True, splits=["dev", "test"], audio_dir="y"
+    )
+    assert tasks_named(DEFAULT_TASKS)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"layout": "tables"}, "--layout"),
+        ({"quotes": "single"}, "--quotes"),
+        ({"split": "a", "splits": ["b"]}, "--splits"),
+        ({"layout": "sidecar", "manifest": "m"}, "--manifest"),
+        ({"transcript_suffix": ".txt", "manifest": "m"}, "--transcript_suffix"),
+        ({"transcript_suffix": ".txt", "layout": "csv"}, "--transcript_suffix"),
+        ({"transcript_suffix": ""}, "--transcript_suffix"),
+        ({"columns": ["text"]}, "--columns"),
+        ({"encoding": "latin-99"}, "--encoding"),
+        ({"split": ""}, "--split"),
+    ],
+)
+def test_options_that_contradict_are_refused(options: dict, named: str):
+    with pytest.raises(ValueError, match=named):
+        FolderArguments("x", **options)
+
+
+@pytest.mark.parametrize(
+    ("layout", "options"),
+    [
+        ("sidecar", {"columns": ["text=a"]}),
+        ("kaldi", {"columns": ["text=a"]}),
+        ("nemo", {"quotes": "csv"}),
+        ("sidecar", {"audio_dir": "/"}),
+    ],
+)
+def test_options_without_use_for_a_layout_are_refused(tmp_path: Path, layout: str, options: dict):
+    MAKERS[layout](tmp_path)
+    with pytest.raises(CorpusError, match=f"--{next(iter(options))} .*is given"):
+        source_of(tmp_path, **options)
+
+
+# ---------------------------------------------------------------------------------------------- which way to read it
+
+
+def test_two_ways_to_read_a_folder_are_both_named(tmp_path: Path):
+    make_sidecar(tmp_path)
+    write_lines(tmp_path / "m.json", [{"audio_filepath": "a.flac", "text": "t"}])
+    with pytest.raises(CorpusError, match=r"as sidecar .*\*\.txt.*as nemo .*m\.json.*--layout.*--manifest"):
+        source_of(tmp_path)
+    assert len(read(tmp_path, layout="sidecar")) == 3 and len(read(tmp_path, layout="nemo")) == 1
+    assert len(read(tmp_path, manifest="m.json")) == 1
+
+
+def test_two_manifests_of_one_split_are_both_named(tmp_path: Path):
+    make_csv(tmp_path)
+    shutil.copy(tmp_path / "list.csv", tmp_path / "again.csv")
+    with pytest.raises(CorpusError, match=r"'again\.csv' and 'list\.csv'.*--manifest"):
+        source_of(tmp_path)
+
+
+def test_nothing_to_read_says_what_was_looked_for(tmp_path: Path):
+    with pytest.raises(CorpusError, match="NeMo, Lhotse"):
+        source_of(tmp_path)
+    tone(tmp_path / "a.wav")
+    (tmp_path / "train.tsv").touch()
+    with pytest.raises(CorpusError, match=r"1 audio files.*train\.tsv.*0 bytes"):
+        source_of(tmp_path)
+    with pytest.raises(CorpusError, match="--layout kaldi"):
+        source_of(tmp_path, layout="kaldi")
+    with pytest.raises(CorpusError, match="not a folder"):
+        source_of(tmp_path / "none")
+
+
+def test_identity_changes_with_what_is_read(tmp_path: Path):
+    make_sidecar(tmp_path / "s")
+    make_nemo(tmp_path / "n")
+    seen = [source_of(tmp_path / "s").identity, source_of(tmp_path / "n").identity]
+    write(tmp_path / "s" / "a.txt", "Something else.")
+    write_lines(tmp_path / "n" / "manifest.json", [{"audio_filepath": "audio/a.wav", "text": "t"}])
+    seen += [source_of(tmp_path / "s").identity, source_of(tmp_path / "n").identity]
+    seen += [source_of(tmp_path / "n", split="x").identity, source_of(tmp_path / "n", follow_symlinks=True).identity]
+    assert len({json.dumps(identity) for identity in seen}) == len(seen)
+
+
+def test_the_order_is_not_that_of_the_file_system(tmp_path: Path):
+    names = ["é", "z", "a", "B", "10", "9", "سلام", "🎵"]
+    for folder, order in ((tmp_path / "one", names), (tmp_path / "two", names[::-1])):
+        for name in order:
+            tone(folder / name / f"{name}.wav")
+            write(folder / name / f"{name}.txt", name)
+    ids = [clip.id for clip in read(tmp_path / "one")]
+    assert ids == [clip.id for clip in read(tmp_path / "two")]
+    assert ids == sorted((f"{name}/{name}" for name in names), key=os.fsencode)
+
+
+def test_speech_is_prepared_from_end_to_end(tmp_path: Path):
+    """Real prompts beside their transcripts, through the command, to examples that name the prepared recordings."""
+    from audiollm.corpora.prepare import run
+
+    rows = load_studio_prompts("test").select(range(3))
+    for row in rows:
+        write(tmp_path / "in" / f"{row['id']}.txt", row["text"])
+        (tmp_path / "in" / f"{row['id']}.opus").write_bytes(row["audio"]["bytes"])
+    run("folder", [str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--workers", "1"])
+    examples = json.loads((tmp_path / "out" / "instruction_examples.json").read_text())
+    assert sorted(example["response"] for example in examples) == sorted(row["text"] for row in rows)
