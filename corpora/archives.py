@@ -170,7 +170,7 @@ def _tar_members(
                 yield member.name, data
             else:
                 reader.seek(member.offset_data + member.size)
-            tar.members = []  # type: ignore[misc]  # or it would keep a record of every member
+            tar.members = []  # type: ignore[attr-defined]  # or it would keep a record of every member
             reader.allowed_to = reader.position + limits.header_bytes
         if reader.last_block.strip(b"\0") or not reader.last_block:
             raise EOFError("what follows it is no tar header" if reader.last_block else "it is cut off after it")
