@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from .clips import DEFAULT_SPLIT, CorpusError
 from .manifests import printable, shown
+from .preparing import STATE_FOLDER
 
 #: Endings of what is taken for audio, in small letters; the order decides where a manifest leaves the ending out.
 AUDIO_SUFFIXES = [
@@ -141,7 +142,8 @@ class Folder:
 
 def walk(root: AudioRoot, max_depth: int | None = None) -> Iterator[Folder]:
     """
-    Every folder of a tree once, in an order that is the same on every file system. Hidden ones are passed over.
+    Every folder of a tree once, in an order that is the same on every file system. What is hidden is passed over, and
+    folders below that a corpus was prepared in.
 
     Links to folders inside the tree are not followed, since these are come by anyway; those that lead out of it are
     problems, or with `follow_symlinks` are gone into, each real folder once.
@@ -163,6 +165,8 @@ def walk(root: AudioRoot, max_depth: int | None = None) -> Iterator[Folder]:
             if (status.st_dev, status.st_ino) in visited:
                 continue
             visited.add((status.st_dev, status.st_ino))
+            if path and os.path.isdir(os.path.join(here, STATE_FOLDER)):
+                continue
             with os.scandir(here) as entries:
                 found = sorted(entries, key=lambda entry: os.fsencode(entry.name))
         except OSError as error:

@@ -48,6 +48,7 @@ CHUNK_BYTES = 2**20
 #: How much of a file tells its encoding.
 HEAD_BYTES = 2**14
 PARQUET_BATCH_ROWS = 1024
+#: What is in a text that is none, of Unicode's code points.
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 #: PEP 383's stand-ins for bytes 0x80 to 0xff; other lone surrogates are half an escaped character of JSON.
 ESCAPED_BYTES = (0xDC80, 0xDCFF)

@@ -238,3 +238,15 @@ def test_speech_is_prepared_from_end_to_end(tmp_path: Path):
     run("folder", [str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--workers", "1"])
     examples = json.loads((tmp_path / "out" / "instruction_examples.json").read_text())
     assert sorted(example["response"] for example in examples) == sorted(row["text"] for row in rows)
+
+
+def test_what_was_prepared_below_the_folder_is_no_part_of_it(tmp_path: Path):
+    """The same command a second time finds its work done, though its output lies in the folder that it reads."""
+    from audiollm.corpora.prepare import run
+
+    make_sidecar(tmp_path)
+    command = [str(tmp_path), "--output", str(tmp_path / "out"), "--workers", "1"]
+    run("folder", command)
+    before = source_of(tmp_path).identity
+    run("folder", command)
+    assert source_of(tmp_path).identity == before and said(read(tmp_path)) == SENTENCES
