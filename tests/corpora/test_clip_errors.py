@@ -1,0 +1,259 @@
+"""Word error of single clips: where it comes from, what it is in, and that exactly the wrong transcripts go."""
+
+import math
+
+import pytest
+import soundfile
+from audiollm.corpora.clip_errors import (
+    check_max_wer,
+    clip_word_error,
+    is_kept,
+    limit_hint,
+    settle_word_errors,
+)
+from audiollm.corpora.clips import CorpusError
+from audiollm.corpora.hypotheses import WhisperTranscriber
+from audiollm.corpora.prompts import load_studio_prompts
+from audiollm.processing.audio_io import load_waveform
+from audiollm.processing.normalisers import normaliser_for
+
+#: Prompts that tiny.en transcribes without an error, so that whatever is wrong with them is the test's own doing.
+HEARD_RIGHT = (
+    "at-tone-time-exactly",
+    "cannot-complete-as-dialed",
+    "conf-extended",
+    "conf-invalidpin",
+    "conf-now-recording",
+    "confbridge-invalid",
+    "num-was-successfully",
+    "transfer",
+    "vm-msgforwarded",
+    "vm-starmain",
+    "vm-tocallback",
+    "vm-toreply",
+)
+#: What some of them are said to say, and the word error that must be found.
+WRONG = {
+    "conf-extended": ("The conference has been ended.", 20.0),
+    "conf-invalidpin": ("Your mailbox is full.", 150.0),
+    "transfer": ("Please hold while I try.", 40.0),
+    "vm-toreply": ("press 2 to send a reply", 100 / 6),
+}
+
+
+def settle(rows, **options):
+    return list(settle_word_errors(rows, options.pop("audio_folder", "."), **options))
+
+
+def row(text: str, **fields):
+    return {"id": "a", "audio": "audio/a.flac", "text": text, "duration": 1.0, **fields}
+
+
+# ---------------------------------------------------------------------------------------------------------- one clip
+
+
+@pytest.mark.parametrize(
+    ("reference", "hypothesis", "normaliser", "percent"),
+    [
+        ("the cat sat", "the cat sat", "english", 0.0),
+        ("The cat, sat!", "the CAT sat.", "english", 0.0),
+        ("the cat sat", "the hat sat down", "english", 200 / 3),
+        ("the cat sat", "", "english", 100.0),
+        ("yes", "no no no", "english", 300.0),
+        ("Ten dollars.", "$10", "english", 0.0),
+        ("Ten dollars.", "$10", "basic", 100.0),
+        ("The cat, sat!", "the CAT sat.", "none", 100.0),
+        ("Oui, été!", "oui été", "basic", 0.0),
+        ("Oui, été!", "oui été", "none", 100.0),
+        ("<unk> the cat [noise] sat", "the cat sat", "english", 0.0),
+        ("<unk> the cat", "a the cat", "none", 100 / 3),
+        ("今天天气很好。", "今天天氣很好", "basic", 100.0),
+        ("今天天气很好。", "今天天氣很好", "characters", 100 / 6),
+        ("今天 天气", "今天天气", "characters", 0.0),
+    ],
+)
+def test_percent_by_hand(reference, hypothesis, normaliser, percent) -> None:
+    assert clip_word_error(reference, hypothesis, normaliser) == pytest.approx(percent)
+
+
+def test_percent_of_whole_errors_are_exact() -> None:
+    for errors in range(101):
+        reference = [f"word{chr(97 + index % 26)}{chr(97 + index // 26)}" for index in range(100)]
+        hypothesis = ["x"] * errors + reference[errors:]
+        assert clip_word_error(" ".join(reference), " ".join(hypothesis), "basic") == errors
+
+
+@pytest.mark.parametrize("reference", ["", "...", "[noise]", "<sil>", "-"])
+def test_a_transcript_without_a_word_cannot_be_scored(reference) -> None:
+    with pytest.raises(ValueError, match="no word left"):
+        clip_word_error(reference, "something")
+    (settled,) = settle([row(reference, pred_text="something")])
+    assert settled["wer"] is None and settled["wer_source"] is None and settled["pred_text"] == "something"
+    assert "no word left" in settled["wer_problem"] and not is_kept(settled["wer"], 1000.0)
+
+
+@pytest.mark.parametrize(
+    ("language", "normaliser"),
+    [
+        (None, "english"), ("en", "english"), ("en-GB", "english"), ("en_us", "english"), ("English", "english"),
+        ("fr", "basic"), ("ko_kr", "basic"), ("german", "basic"), ("zh-CN", "characters"), ("cmn_hans_cn", "characters"),
+        ("yue_hant_hk", "characters"), ("japanese", "characters"), ("th_th", "characters"),
+    ],
+)  # fmt: skip
+def test_each_language_has_its_normaliser(language, normaliser) -> None:
+    assert normaliser_for(language) == normaliser
+    (settled,) = settle([row("été 好", pred_text="été 好", language=language)])
+    assert (settled["normaliser"], settled["wer"]) == (normaliser, 0.0)
+
+
+# --------------------------------------------------------------------------------------------------------- the limit
+
+
+def test_the_limit_itself_is_kept() -> None:
+    assert [is_kept(wer, 5.0) for wer in (0.0, 5.0, 5.0001, None)] == [True, True, False, False]
+    assert is_kept(0.0, 0.0) and not is_kept(0.1, 0.0)
+
+
+@pytest.mark.parametrize("limit", [-1, math.nan, math.inf, True, "5"])
+def test_a_limit_is_a_number_of_percent(limit) -> None:
+    with pytest.raises(ValueError, match=r"--max_wer is .*percent"):
+        check_max_wer(limit)
+
+
+def test_a_limit_that_looks_like_a_fraction_is_pointed_out() -> None:
+    assert [check_max_wer(limit) for limit in (0, 5, 0.5)] == [0.0, 5.0, 0.5]
+    assert "--max_wer 5." in str(limit_hint(0.05))
+    assert [limit_hint(limit) for limit in (0.0, 1.0, 5.0)] == [None] * 3
+
+
+# ----------------------------------------------------------------------------------------- the corpus' own knowledge
+
+
+def test_the_corpus_own_word_error_is_kept_as_it_is() -> None:
+    settled = settle([row("a b c d", wer=25, pred_text="x y z"), row("a b", wer="50.0"), row("a", wer=0.0)])
+    assert [one["wer"] for one in settled] == [25.0, 50.0, 0.0]
+    assert {(one["model"], one["normaliser"], one["wer_source"], one["wer_problem"]) for one in settled} == {
+        (None, None, "dataset", None)
+    }
+    assert [one["pred_text"] for one in settled] == ["x y z", None, None]
+    assert [is_kept(one["wer"], 25.0) for one in settled] == [True, False, True]
+
+
+def test_a_hypothesis_is_scored_against_the_transcript() -> None:
+    rows = [row("The cat sat.", pred_text=text) for text in ("the cat sat", "the hat sat", "")]
+    settled = settle(rows)
+    assert [one["wer"] for one in settled] == pytest.approx([0.0, 100 / 3, 100.0])
+    assert {(one["model"], one["normaliser"], one["wer_source"]) for one in settled} == {
+        (None, "english", "hypothesis")
+    }
+    assert [one["wer"] for one in settle(rows, normaliser="none")] == pytest.approx([200 / 3, 100.0, 100.0])
+    assert all("wer" not in one for one in rows)  # what was given stays as it was
+
+
+def test_each_row_takes_what_it_has() -> None:
+    rows = [row("a b", wer=math.nan, pred_text="a b"), row("a b", wer=None), row("a b", wer="", pred_text="a")]
+    rows += [row("a b", wer=value) for value in (-1.0, math.inf, "much", True)]
+    settled = settle(rows)
+    assert [one["wer_source"] for one in settled[:3]] == ["hypothesis", None, "hypothesis"]
+    assert "no 'wer', no 'pred_text', no Whisper" in settled[1]["wer_problem"]
+    for one in settled[3:]:
+        assert one["wer"] is None and "expected a number of percent" in one["wer_problem"]
+
+
+def test_the_sources_may_be_chosen() -> None:
+    rows = [row("a b", wer=0.0, pred_text="a c")]
+    assert settle(rows, sources=("hypothesis",))[0]["wer"] == 50.0
+    assert settle(rows, sources=("dataset",))[0]["wer"] == 0.0
+    assert "no Whisper" in settle(rows, sources=("whisper",))[0]["wer_problem"]
+
+
+@pytest.mark.parametrize("options", [{"normaliser": "loud"}, {"sources": ("guess",)}, {"sources": ()}, {"unit": "%"}])
+def test_unknown_options_are_refused(options) -> None:
+    with pytest.raises(ValueError, match=r"There is no .*expected one of"):
+        settle([row("a", wer=1.0)], **options)
+
+
+def test_fractions_are_told_from_percent() -> None:
+    rows = [row("one two three four", wer=wer) for wer in (0.0, 0.25, 0.5, 0.07, 1.0)]
+    with pytest.raises(CorpusError, match=r"look like fractions.*0\.25 of a transcript of 4 words.*--wer_unit"):
+        settle(rows)
+    settled = settle(rows, unit="fraction")
+    assert [one["wer"] for one in settled] == [0.0, 25.0, 50.0, 7.0, 100.0]
+    assert [one["wer"] for one in settle(settled, unit="fraction")] == [0.0, 25.0, 50.0, 7.0, 100.0]
+    assert [one["wer"] for one in settle(rows, unit="percent")] == [0.0, 0.25, 0.5, 0.07, 1.0]
+    assert len(settle([*rows, row("one two three four", wer=25.0)])) == 6  # some are percent for certain
+    assert len(settle([row("a word " * 100, wer=0.5)])) == 1  # one error in 200 words
+
+
+def test_rows_are_taken_one_by_one() -> None:
+    drawn = []
+
+    def rows():
+        for index in range(5):
+            drawn.append(index)
+            yield row("a", wer=100.0)
+
+    settled = settle_word_errors(rows(), ".")
+    next(settled)
+    assert drawn == [0]
+
+
+# ---------------------------------------------------------------------------------------------------- what is heard
+
+
+@pytest.fixture(scope="module")
+def clips(real_bases, tmp_path_factory):
+    """Folder and rows of real clips, some with wrong transcripts and one with none; the folder keeps what is heard."""
+    folder = tmp_path_factory.mktemp("clips")
+    prompts = {one["id"]: one for one in load_studio_prompts("test")}
+    rows = []
+    for name in HEARD_RIGHT:
+        soundfile.write(folder / f"{name}.flac", load_waveform(prompts[name]["audio"]), 16_000)
+        text = WRONG[name][0] if name in WRONG else prompts[name]["text"]
+        rows.append({"id": name, "audio": f"{name}.flac", "text": text, "duration": prompts[name]["duration_s"]})
+    return folder, [*rows, {**rows[0], "id": "said nothing", "text": ""}]
+
+
+def ears(real_bases, folder) -> WhisperTranscriber:
+    return WhisperTranscriber(real_bases[0], batch_size=4, journal_folder=folder / "hypotheses", progress=False)
+
+
+def test_exactly_the_wrong_transcripts_go(real_bases, clips) -> None:
+    folder, rows = clips
+    whisper = ears(real_bases, folder)
+    settled = settle(rows, audio_folder=folder, whisper=whisper, total=len(rows))
+    assert [one["id"] for one in settled] == [one["id"] for one in rows] and whisper.heard == len(HEARD_RIGHT)
+    for one in settled[:-1]:
+        assert one["wer"] == pytest.approx(WRONG[one["id"]][1] if one["id"] in WRONG else 0.0), one
+        assert (one["model"], one["normaliser"], one["wer_source"]) == (real_bases[0], "english", "whisper")
+        assert one["pred_text"] and one["wer_problem"] is None
+    assert settled[-1]["wer"] is None and "no word left" in settled[-1]["wer_problem"]
+    for limit, gone in ((5.0, set(WRONG)), (20.0, {"conf-invalidpin", "transfer"}), (200.0, set())):
+        kept = {one["id"] for one in settled if is_kept(one["wer"], limit)}
+        assert kept == set(HEARD_RIGHT) - gone, limit
+
+    # Another normaliser, or the same question once more, hears nothing again: by the journal, and by the rows alone.
+    again = ears(real_bases, folder)
+    assert settle(rows, audio_folder=folder, whisper=again) == settled and again.heard == 0
+    strict = settle(settled, normaliser="none")
+    assert [one["pred_text"] for one in strict] == [one["pred_text"] for one in settled]
+    assert {one["wer_source"] for one in strict[:-1]} == {"whisper"} and strict[-1]["wer"] is None
+    assert sum(one["wer"] for one in strict[:-1]) > sum(one["wer"] for one in settled[:-1])
+    assert {one["model"] for one in strict[:-1]} == {real_bases[0]}
+
+    # Only what brings neither is heard, and the order stays.
+    mixed = [
+        {**rows[0], "wer": 3.0},
+        rows[1],
+        {**rows[2], "pred_text": rows[2]["text"]},
+        rows[3],
+        {**rows[4], "wer": 0},
+    ]
+    assert [(one["wer_source"], one["wer"]) for one in settle(mixed, audio_folder=folder, whisper=again)] == [
+        ("dataset", 3.0),
+        ("whisper", 0.0),
+        ("hypothesis", 0.0),
+        ("whisper", 150.0),
+        ("dataset", 0.0),
+    ]
+    assert again.heard == 0

@@ -1,0 +1,260 @@
+"""What Whisper hears in files: the order, nothing heard twice, nothing lost, and what is refused."""
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from audiollm.corpora.hypotheses import (
+    MAX_TOKENS_PER_SECOND,
+    SPARE_TOKENS,
+    WhisperDecoder,
+    WhisperModelError,
+    WhisperTranscriber,
+)
+from audiollm.corpora.prompts import load_studio_prompts
+from audiollm.corpora.transcript_journal import TranscriptJournal
+from audiollm.processing.audio_io import AudioError, load_waveform
+from tiny_models import character_tokenizer, save_audio_base
+from transformers import GenerationConfig
+
+SAMPLING_RATE_HZ = 16_000
+SECONDS = (0.9, 0.3, 2.1, 0.6, 1.5, 0.4, 1.2)
+
+
+def save_whisper(folder: Path, seed: int = 0) -> str:
+    """A random Whisper that writes characters."""
+    save_audio_base(folder, seed)
+    character_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def save_noise(path: Path, seconds: float, seed: int) -> Path:
+    generator = np.random.default_rng(seed)
+    loudness = generator.uniform(0.001, 0.2) * np.abs(
+        np.sin(np.arange(int(seconds * SAMPLING_RATE_HZ)) / 900 / (seed + 1))
+    )
+    soundfile.write(path, loudness * generator.standard_normal(len(loudness)), SAMPLING_RATE_HZ)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whisper(tmp_path_factory) -> str:
+    return save_whisper(tmp_path_factory.mktemp("whisper"))
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("clips")
+    return [save_noise(folder / f"{index}.flac", seconds, index) for index, seconds in enumerate(SECONDS)]
+
+
+@pytest.fixture(scope="module")
+def expected(whisper, clips) -> list[str]:
+    """What is heard in each clip alone."""
+    decoder = WhisperDecoder(whisper)
+    texts = [decoder.hear([[load_waveform(path)]], 1)[0] for path in clips]
+    assert len(set(texts)) > 2 and all(texts)
+    return texts
+
+
+def transcriber(whisper: str, folder: Path | None = None, batch_size: int = 2, **options) -> WhisperTranscriber:
+    return WhisperTranscriber(whisper, batch_size=batch_size, journal_folder=folder, progress=False, **options)
+
+
+def journal_file(folder: Path) -> Path:
+    (path,) = folder.glob("*.jsonl")
+    return path
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_transcripts_come_in_order_whatever_the_batches(whisper, clips, expected, batch_size) -> None:
+    assert list(transcriber(whisper, batch_size=batch_size).transcribe(clips)) == expected
+
+
+def test_places_without_a_recording_are_kept_and_the_same_recording_is_heard_once(
+    whisper, clips, expected, tmp_path
+) -> None:
+    copy = Path(shutil.copy(clips[0], tmp_path / "copy.flac"))
+    ears = transcriber(whisper)
+    heard = list(ears.transcribe([None, clips[0], None, copy, clips[2], None]))
+    assert heard == [None, expected[0], None, expected[0], expected[2], None]
+    assert ears.heard == 2 and ears.heard_seconds == pytest.approx(SECONDS[0] + SECONDS[2])
+
+
+def test_no_more_than_a_window_is_held(whisper, clips, expected, monkeypatch) -> None:
+    monkeypatch.setattr("audiollm.corpora.hypotheses.BATCHES_AT_ONCE", 1)
+    monkeypatch.setattr("audiollm.corpora.hypotheses.PLACES_PER_CLIP", 2)
+    drawn = []
+
+    def stream():
+        for index, path in enumerate([*clips[:3], None, None, None, None, clips[3]]):
+            drawn.append(index)
+            yield path
+
+    heard = transcriber(whisper).transcribe(stream())
+    assert next(heard) == expected[0] and len(drawn) == 2
+    assert [next(heard), next(heard)] == expected[1:3] and len(drawn) == 6
+    assert list(heard) == [None] * 4 + [expected[3]]
+
+
+def test_a_second_run_hears_nothing(whisper, clips, expected, tmp_path) -> None:
+    first, second = transcriber(whisper, tmp_path), transcriber(whisper, tmp_path)
+    assert list(first.transcribe(clips)) == expected and (first.heard, first.recalled) == (len(clips), 0)
+    kept = journal_file(tmp_path).read_bytes()
+    assert list(second.transcribe(reversed(clips))) == expected[::-1]
+    assert (second.heard, second.recalled) == (0, len(clips))
+    assert journal_file(tmp_path).read_bytes() == kept
+    settings, *lines = [json.loads(line) for line in kept.splitlines()]
+    assert settings["made_with"]["model"] == whisper and len(lines) == len(clips)
+
+
+def test_an_interrupted_pass_goes_on_with_the_next_batch(whisper, clips, expected, tmp_path) -> None:
+    mine = [Path(shutil.copy(path, tmp_path)) for path in clips]
+    longest = mine[2].read_bytes()
+    mine[2].write_bytes(longest[: len(longest) // 2])  # its header still says how long it was
+    ears = transcriber(whisper, tmp_path / "journal")
+    with pytest.raises(AudioError, match=r"2\.flac"):
+        list(ears.transcribe(mine))
+    assert ears.heard == 6
+    mine[2].write_bytes(longest)
+    again = transcriber(whisper, tmp_path / "journal")
+    assert list(again.transcribe(mine)) == expected and (again.heard, again.recalled) == (1, 6)
+
+
+@pytest.mark.parametrize("lost_bytes", [1, 30])
+def test_a_line_that_was_cut_off_is_heard_again(whisper, clips, expected, tmp_path, lost_bytes) -> None:
+    list(transcriber(whisper, tmp_path).transcribe(clips))
+    path = journal_file(tmp_path)
+    path.write_bytes(path.read_bytes()[:-lost_bytes])
+    again, third = transcriber(whisper, tmp_path), transcriber(whisper, tmp_path)
+    assert list(again.transcribe(clips)) == expected and again.heard == 1
+    assert list(third.transcribe(clips)) == expected and third.heard == 0
+
+
+def test_lines_that_are_none_of_ours_are_passed_over(whisper, clips, expected, tmp_path) -> None:
+    list(transcriber(whisper, tmp_path).transcribe(clips))
+    path = journal_file(tmp_path)
+    digest = json.loads(path.read_text().splitlines()[0])["settings"]
+    odd = ["[]", "\x00", "{}", json.dumps({"settings": digest, "sha256": 3, "text": 4}), '{"sha256": "zz"}', ""]
+    path.write_text("\n".join([*odd, path.read_text()]))
+    again = transcriber(whisper, tmp_path)
+    assert list(again.transcribe(clips)) == expected and again.heard == 0
+
+
+def test_what_another_model_or_precision_heard_is_not_recalled(clips, tmp_path) -> None:
+    whisper = save_whisper(tmp_path / "whisper")
+    list(transcriber(whisper, tmp_path).transcribe(clips))
+    for options in ({"dtype": torch.bfloat16}, {"revision": "other"}):
+        other = transcriber(whisper, tmp_path, **options)
+        list(other.transcribe(clips[:2]))
+        assert other.heard == 2, options
+    save_whisper(tmp_path / "whisper", seed=5)  # other weights under the same name
+    other = transcriber(whisper, tmp_path)
+    list(other.transcribe(clips[:2]))
+    assert other.heard == 2 and len(list(tmp_path.glob("*.jsonl"))) == 1
+
+
+def test_two_at_a_time_share_their_work(whisper, clips, expected, tmp_path) -> None:
+    one, other = transcriber(whisper, tmp_path), transcriber(whisper, tmp_path)  # both find nothing yet
+    list(one.transcribe(clips[:4]))
+    assert list(other.transcribe(clips)) == expected and (other.heard, other.recalled) == (3, 4)
+
+
+def test_many_writers_lose_nothing(tmp_path) -> None:
+    digests = [f"{index:064x}" for index in range(200)]
+
+    def write(part: int) -> None:
+        journal = TranscriptJournal(tmp_path / "journal.jsonl", {"model": "a"})
+        for index in range(part, len(digests), 4):
+            journal.add([(digests[index], f"text {index}\n")])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    journal = TranscriptJournal(tmp_path / "journal.jsonl", {"model": "a"})
+    assert [journal.get(digest) for digest in digests] == [f"text {index}\n" for index in range(200)]
+    assert len(journal) == 200 and len((tmp_path / "journal.jsonl").read_text().splitlines()) == 201
+    assert TranscriptJournal(tmp_path / "journal.jsonl", {"model": "b"}).get(digests[0]) is None
+
+
+def test_a_long_recording_is_heard_to_its_end(whisper, tmp_path) -> None:
+    long = save_noise(tmp_path / "long.flac", 61.0, 3)
+    decoder = WhisperDecoder(whisper)
+    windows = decoder.windows(load_waveform(long))
+    assert len(windows) >= 3 and max(map(len, windows)) <= 30 * SAMPLING_RATE_HZ
+    assert np.array_equal(np.concatenate(windows), load_waveform(long))
+    texts = [decoder.hear([[window]], 1)[0] for window in windows]
+    assert list(transcriber(whisper).transcribe([long])) == [" ".join(filter(None, texts))]
+
+
+def test_a_loop_ends_with_its_clip(whisper, tmp_path) -> None:
+    short = save_noise(tmp_path / "short.flac", 0.1, 4)
+    (heard,) = transcriber(whisper).transcribe([short])
+    assert len(heard) <= SPARE_TOKENS + MAX_TOKENS_PER_SECOND * 0.1
+
+
+def test_the_language_decides_what_is_heard(clips, tmp_path) -> None:
+    whisper = save_whisper(tmp_path)
+    GenerationConfig(
+        is_multilingual=True,
+        lang_to_id={"<|en|>": 10, "<|fr|>": 20, "<|de|>": 30},
+        task_to_id={"transcribe": 40, "translate": 41},
+        no_timestamps_token_id=63,
+        decoder_start_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    ).save_pretrained(whisper)
+    heard = {
+        language: tuple(transcriber(whisper, tmp_path, language=language).transcribe(clips[:3]))
+        for language in ("en", "french", "de", None)
+    }
+    assert len(set(heard.values())) >= 3
+    assert tuple(transcriber(whisper, language="fr").transcribe(clips[:3])) == heard["french"]
+    with pytest.raises(WhisperModelError, match="language 'klingon'"):
+        transcriber(whisper, language="klingon")
+
+
+def test_a_model_for_english_takes_no_other_language(whisper, clips, expected) -> None:
+    assert list(transcriber(whisper, language="English").transcribe(clips[:1])) == expected[:1]
+    with pytest.raises(WhisperModelError, match=r"hears English only.*'fr'"):
+        transcriber(whisper, language="fr")
+
+
+def test_the_bar_counts_clips_and_seconds(whisper, clips, capsys) -> None:
+    list(WhisperTranscriber(whisper, batch_size=2).transcribe(iter(clips), total=len(clips)))
+    shown = capsys.readouterr().err
+    assert f"{len(clips)}/{len(clips)}" in shown and f"{sum(SECONDS):.0f} s of audio heard" in shown
+
+
+def test_what_is_no_whisper_is_refused_by_name(tiny_bases, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("AUDIOLLM_CACHE", str(tmp_path))
+    (tmp_path / "empty").mkdir()
+    for model, message in (
+        (tiny_bases[1], "is of type 'llama', not a Whisper"),
+        ("pypi:whisper-tiny.en", "'pypi:whisper-tiny.en' is not on this machine. Fetch .* `audiollm bases`"),
+        (str(tmp_path / "nowhere"), "nowhere' is not on this machine. Pass a Whisper's Hub id"),
+        (str(tmp_path / "empty"), "empty' cannot be read"),
+    ):
+        with pytest.raises(WhisperModelError, match=message):
+            transcriber(model)
+    with pytest.raises(ValueError, match="batch size is 0"):
+        transcriber(tiny_bases[0], batch_size=0)
+
+
+def test_a_missing_file_is_named(whisper, tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"gone\.flac"):
+        list(transcriber(whisper).transcribe([tmp_path / "gone.flac"]))
+
+
+def test_real_speech_is_heard(real_bases, tmp_path) -> None:
+    rows = {row["id"]: row for row in load_studio_prompts("test")}
+    paths, texts = [], []
+    for name in ("conf-extended", "vm-tocancel"):
+        paths.append(tmp_path / f"{name}.flac")
+        soundfile.write(paths[-1], load_waveform(rows[name]["audio"]), SAMPLING_RATE_HZ)
+        texts.append(rows[name]["text"].lower())
+    assert [text.lower() for text in transcriber(real_bases[0]).transcribe(paths)] == texts
