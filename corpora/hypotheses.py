@@ -148,7 +148,7 @@ class WhisperDecoder:
 
     def _hear_batch(self, windows: Sequence[np.ndarray]) -> list[str]:
         rate = self.extractor.sampling_rate
-        features = self.extractor(windows, sampling_rate=rate, return_attention_mask=True, return_tensors="pt")
+        features = self.extractor(list(windows), sampling_rate=rate, return_attention_mask=True, return_tensors="pt")
         bounds = [
             min(self.max_tokens, SPARE_TOKENS + MAX_TOKENS_PER_SECOND * len(window) // rate) for window in windows
         ]
