@@ -11,7 +11,9 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from audiollm.corpora import prepare
 from audiollm.corpora.clips import BadClip, Clip, CorpusError
+from audiollm.corpora.examples import read_examples
 from audiollm.corpora.synthesize import SynthesizeArguments, open_source
 from audiollm.corpora.texts import TextTable
 from audiollm.corpora.voices import voice_named
@@ -266,3 +268,16 @@ def test_options_come_from_the_command_line() -> None:
         ["--texts", "a.txt", "--voices", "flite:slt", "hibari", "--voices-per-text", "2", "--pitch", "0.9", "1.1"]
     )
     assert parsed == SynthesizeArguments("a.txt", voices=["flite:slt", "hibari"], voices_per_text=2, pitch=[0.9, 1.1])
+
+
+def test_the_command_writes_the_same_bytes_every_time(tmp_path: Path, voices: list[str]) -> None:
+    texts = write(tmp_path, ".csv")
+    sums = []
+    for name in ("one", "two"):
+        output = tmp_path / name
+        options = ["--voices", *voices, "--voices_per_text", "2", "--workers", "1", "--output", str(output)]
+        prepare.run("synthesize", [str(texts), *options])
+        sums.append((output / "SHA256SUMS").read_text())
+    assert sums[0] == sums[1] and sums[0].count(".flac") == 6
+    examples = read_examples(tmp_path / "one" / "instruction_examples.json")
+    assert {(example.text, example.response) for example in examples} == {("<audio>", row["output"]) for row in ROWS}
