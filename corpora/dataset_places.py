@@ -36,7 +36,7 @@ FILE_BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
 #: Builders of `datasets` that read nothing but tables and recordings.
 SAFE_BUILDERS = ("parquet", "arrow", "json", "csv", "audiofolder")
 #: Of these, what reads a folder of recordings; it can only be streamed without torchcodec.
-FOLDER_BUILDER = "audiofolder"
+FOLDER_BUILDER, FOLDER_COLUMN = "audiofolder", "audio"
 DEFAULT_CONFIG = "default"
 HUB_URL = "hf://datasets/{hub}@{revision}/"
 READ_ERRORS = (
@@ -157,15 +157,8 @@ def open_split(place: Place, split: str, streaming: bool) -> tuple[Any, str]:
     dataset = dataset.with_format(None)
     for column, feature in (dataset.features or {}).items():
         if isinstance(feature, datasets.Audio):
-            dataset = dataset.cast_column(column, _undecoded(dataset))
+            dataset = dataset.cast_column(column, datasets.Audio(decode=False))
     return dataset, folder
-
-
-def _undecoded(dataset: Any) -> Any:
-    """The type of a column of recordings as they are stored: in a folder of files, as paths."""
-    # `datasets` makes an Audio of a path with torchcodec only.
-    is_folder = getattr(dataset.info, "builder_name", None) == FOLDER_BUILDER
-    return datasets.Value("string") if is_folder else datasets.Audio(decode=False)
 
 
 def _open(place: Place, split: str, streaming: bool) -> tuple[Any, str]:
@@ -219,9 +212,12 @@ def _load(path: str, config: str | None, split: str, revision: str | None, strea
     kind = type(builder).__module__.rpartition(".")[2]
     if kind not in SAFE_BUILDERS:
         raise ValueError(f"it is read by the builder {kind!r}; expected one of {', '.join(SAFE_BUILDERS)}")
-    return datasets.load_dataset(
-        path, config, split=split, revision=revision, streaming=streaming or kind == FOLDER_BUILDER
-    )
+    if kind != FOLDER_BUILDER:
+        return datasets.load_dataset(path, config, split=split, revision=revision, streaming=streaming)
+    if hasattr(builder.config, "decode_num_threads"):
+        builder.config.decode_num_threads = None  # newer `datasets` decode what they stream
+    # Of a path, `datasets` makes an Audio with torchcodec only: here it stays a path.
+    return builder.as_streaming_dataset(split=split).cast_column(FOLDER_COLUMN, datasets.Value("string"))
 
 
 def recording_of(value: Any, place: Place, folder: str) -> tuple[Any, str | None]:

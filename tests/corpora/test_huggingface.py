@@ -310,6 +310,16 @@ for options in ({"dataset": "fleurs:de_de", "splits": ["dev"]}, {"dataset": name
     except CorpusError as error:
         print("REFUSED", error)
 
+# Recordings beside a table of their transcripts.
+folder = "loopback-user/folder"
+api.create_repo(folder, repo_type="dataset")
+recording = table.cast_column("audio", datasets.Audio(decode=False))[0]["audio"]["bytes"]
+files = {"train/a.ogg": recording, "train/metadata.jsonl": b'{"file_name": "a.ogg", "text": "one"}'}
+for path, content in files.items():
+    api.upload_file(path_or_fileobj=content, path_in_repo=path, repo_id=folder, repo_type="dataset")
+(clip,) = open_source(HuggingFaceArguments(folder)).clips()
+assert (clip.text, len(load_waveform(clip.recording))) == ("one", new[0][2])
+
 # A dataset that is a program.
 api.create_repo("loopback-user/program", repo_type="dataset")
 api.upload_file(path_or_fileobj=b"raise SystemExit(3)", path_in_repo="program.py", repo_id="loopback-user/program",
