@@ -204,7 +204,8 @@ def _measure_container(file: BinaryIO, reason: str, formats: str, max_seconds: f
     file.seek(0)
     sums = _Measure()
     try:
-        with av.open(file, options={"format_whitelist": formats}) as container:
+        with av.open(file, options={"format_whitelist": formats}) as opened:
+            container: Any = opened
             if not container.streams.audio:
                 raise _UnreadableError("undecodable", "the file holds no audio stream")
             declared_s = declared_seconds(container)

@@ -253,11 +253,11 @@ class RowChecker:
         if isinstance(row.get("text"), str):
             placeholders = row["text"].count(AUDIO_PLACEHOLDER)
             if placeholders != len(audio_paths):
-                reason = (
+                problem = (
                     f"'text' has {placeholders} {AUDIO_PLACEHOLDER} but 'audio_paths' has {len(audio_paths)}; "
                     "there must be one path for each"
                 )
-                reasons.append(Reason(reason, "audio_count"))
+                reasons.append(Reason(problem, "audio_count"))
         return reasons + [reason for each in audio_paths if (reason := self.path_problem(each))]
 
     def text_problems(self, row: dict[str, Any], fields: tuple[str, ...] = FIELDS) -> list[str]:
@@ -279,13 +279,17 @@ class RowChecker:
             return f"audio path {audio_path!r} is empty or has a NUL character"
         located = self.locate(audio_path)
         if self.confined and not _is_inside(located, self.start):
-            return Reason(f"audio path {audio_path!r} leads out of audio_dir {self.start}", "outside_audio_dir", audio_path)
+            return Reason(
+                f"audio path {audio_path!r} leads out of audio_dir {self.start}", "outside_audio_dir", audio_path
+            )
         if os.path.isdir(located):
             return Reason(f"audio path {audio_path!r} is a folder: {located}", "not_a_file", audio_path)
         if not os.path.exists(located):
             return Reason(f"audio file {audio_path!r} does not exist: looked at {located}", "missing_file", audio_path)
         if not os.path.isfile(located):
-            return Reason(f"audio path {audio_path!r} is a pipe, socket or device: {located}", "not_a_file", audio_path)
+            return Reason(
+                f"audio path {audio_path!r} is a pipe, socket or device: {located}", "not_a_file", audio_path
+            )
         return None
 
 

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from audiollm.processing.normalisers import normaliser_for
 from transformers import HfArgumentParser
@@ -204,7 +205,7 @@ def run(given: Sequence[str], arguments: ValidateArguments) -> Validation:
         if arguments.report is not None:
             write_report(Path(arguments.report), found, arguments.limits, arguments.ignore, arguments.strict)
         if arguments.plot is not None:
-            write_plot(Path(arguments.plot), found, arguments.limits)
+            write_plot(Path(arguments.plot), found, arguments.limits, arguments.strict)
     except BaseException:
         found.index.close()
         raise
@@ -228,13 +229,16 @@ def _check_outputs(files: Sequence[DataFile], arguments: ValidateArguments) -> N
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry of the command; exits with 1 where there are errors, and with 2 where nothing could be checked."""
+    dataclass_type: Any = ValidateArguments  # transformers' own type of these does not admit a dataclass
     parser = HfArgumentParser(
-        ValidateArguments, prog="audiollm validate", description=(__doc__ or "").strip(), allow_abbrev=False
+        dataclass_type, prog="audiollm validate", description=(__doc__ or "").strip(), allow_abbrev=False
     )
     parser.add_argument("data", nargs="+", help="files to check, or split=file; see above")
+    options = vars(parser.parse_args(list(sys.argv[1:] if argv is None else argv)))
+    given = options.pop("data")
     try:
-        arguments, given = parser.parse_args_into_dataclasses(list(sys.argv[1:] if argv is None else argv))
-        found = run(given.data, arguments)
+        arguments = ValidateArguments(**options)
+        found = run(given, arguments)
     except (CorpusError, OSError, ValueError) as error:
         print(f"audiollm validate: {error}", file=sys.stderr)
         sys.exit(UNCHECKED_EXIT)

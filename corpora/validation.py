@@ -41,9 +41,6 @@ HISTOGRAM_EDGES: dict[str, tuple[float, ...]] = {
     "word_error_percent": tuple(float(edge) for edge in range(0, 101, 5)),
 }
 
-#: Takes waveforms' windows and a batch size, gives what is said in each; `WhisperDecoder` is one.
-Hearing = Any
-
 
 @dataclass(frozen=True)
 class DataFile:
@@ -104,14 +101,6 @@ class Validation:
         counts[int(np.searchsorted(edges, value, side="right"))] += 1
 
 
-@dataclass(frozen=True)
-class Hearer:
-    """A recogniser to hold transcripts against: its decoder, and the normaliser of both texts."""
-
-    decoder: Hearing
-    normaliser: str
-
-
 def validate(
     files: Sequence[DataFile],
     audio_dir: str | None = None,
@@ -120,7 +109,7 @@ def validate(
     response_is_transcript: bool = False,
     workers: int = 1,
     normaliser: str = "english",
-    decoder: Hearing | None = None,
+    decoder: Any = None,
     progress: bool = True,
 ) -> Validation:
     """
@@ -134,7 +123,7 @@ def validate(
         response_is_transcript: take every response about one recording for its transcript.
         workers: processes that measure recordings; 1 does it in this one.
         normaliser: a name of `NORMALISERS`, for word error.
-        decoder: hears each transcript's recording.
+        decoder: a `WhisperDecoder` that hears each transcript's recording; None for what tables state.
         progress: show a bar on a terminal.
 
     Raises:
@@ -182,9 +171,7 @@ def _pool(workers: int) -> Iterator[Executor | None]:
 class _Pass:
     """One pass over all rows; see [`validate`]."""
 
-    def __init__(
-        self, found: Validation, limits: Limits, pool: Executor | None, normaliser: str, decoder: Hearing | None
-    ):
+    def __init__(self, found: Validation, limits: Limits, pool: Executor | None, normaliser: str, decoder: Any):
         self.found, self.limits, self.pool = found, limits, pool
         self.normalise, self.decoder = NORMALISERS[normaliser], decoder
         self.under_way: dict[bytes, Future[AudioFacts]] = {}

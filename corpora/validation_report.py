@@ -25,11 +25,11 @@ SPLIT_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00
 SEVERITY_COLOURS = {ERROR: "#B5342B", WARNING: "#E0A030"}
 GREY = "#777777"
 PLOT_DPI = 140
-#: Titles, and what the values of each histogram are called.
+#: Title of each histogram, what its values are called, and what they are of.
 HISTOGRAM_TEXTS = {
-    "duration_seconds": ("Durations", "seconds"),
-    "characters_per_second": ("Transcripts' speech rate", "letters and digits a second"),
-    "word_error_percent": ("Transcripts' word error", "percent"),
+    "duration_seconds": ("Durations", "", "recordings"),
+    "characters_per_second": ("Transcripts' speech rate", "letters and digits a second", "transcripts"),
+    "word_error_percent": ("Transcripts' word error", "percent", "transcripts"),
 }
 #: Marks of a logarithmic axis of seconds.
 DURATION_TICKS = {
@@ -180,7 +180,7 @@ def _entry(finding: Finding, found: Validation, strict: bool) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------------------------- plot
 
 
-def write_plot(path: Path, found: Validation, limits: Limits) -> None:
+def write_plot(path: Path, found: Validation, limits: Limits, strict: bool = False) -> None:
     """Draws durations, speech rate and word error by split, and the faults by kind; the file's ending says which format."""
     drawn = [name for name in HISTOGRAM_TEXTS if name in found.histograms]
     figure = Figure(figsize=(4.6 * (len(drawn) + 1), 3.9), dpi=PLOT_DPI, layout="constrained")
@@ -192,7 +192,7 @@ def write_plot(path: Path, found: Validation, limits: Limits) -> None:
     }
     for name, axes in zip(drawn, panels):
         _draw_histogram(axes, name, found, [bound for bound in bounds[name] if bound is not None])
-    _draw_faults(panels[-1], found)
+    _draw_faults(panels[-1], found, strict)
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -208,7 +208,7 @@ def write_plot(path: Path, found: Validation, limits: Limits) -> None:
 
 
 def _draw_histogram(axes: Axes, name: str, found: Validation, bounds: Sequence[float]) -> None:
-    title, unit = HISTOGRAM_TEXTS[name]
+    title, unit, counted = HISTOGRAM_TEXTS[name]
     is_logarithmic = name == "duration_seconds"
     edges = np.array(HISTOGRAM_EDGES[name])
     splits = [split for split in found.splits if split in found.histograms[name]]
@@ -236,23 +236,22 @@ def _draw_histogram(axes: Axes, name: str, found: Validation, bounds: Sequence[f
         axes.set_xticks(ticks, [DURATION_TICKS[tick] for tick in ticks])
         axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlim(outer[low], outer[high])
-    for bound in bounds:
-        if outer[low] < bound < outer[high]:
-            axes.axvline(bound, color=GREY, linestyle=":", linewidth=1.2)
+    for number, bound in enumerate(bound for bound in bounds if outer[low] < bound < outer[high]):
+        axes.axvline(bound, color=GREY, linestyle=":", linewidth=1.2, label=None if number else "allowed", zorder=9)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
-    axes.set(title=title, xlabel="" if is_logarithmic else unit, ylabel="of the split's recordings", ylim=(0, None))
-    axes.legend(frameon=False, fontsize="small")
+    axes.set(title=title, xlabel=unit, ylabel=f"of the split's {counted}", ylim=(0, None))
+    axes.legend(edgecolor="none", framealpha=0.8, fontsize="small")
 
 
-def _draw_faults(axes: Axes, found: Validation) -> None:
+def _draw_faults(axes: Axes, found: Validation, strict: bool) -> None:
     counts = found.index.counts()
     axes.set_title("Faults")
     if not counts:
         axes.text(0.5, 0.5, "none", ha="center", va="center", color=GREY, transform=axes.transAxes)
-        axes.set(xticks=[], yticks=[])
+        axes.set_axis_off()
         return
     names = list(counts)[::-1]
-    colours = [SEVERITY_COLOURS[severity_of(name)] for name in names]
+    colours = [SEVERITY_COLOURS[severity_of(name, strict)] for name in names]
     bars = axes.barh([name.replace("_", " ") for name in names], [counts[name] for name in names], color=colours)
     axes.bar_label(bars, labels=[f"{counts[name]:,}" for name in names], padding=3, fontsize="small")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))

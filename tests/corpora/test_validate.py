@@ -1,0 +1,362 @@
+"""`audiollm validate` as users call it: exit codes, report, plot, every form of data, and every option."""
+
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+from audiollm.corpora.prompts import load_studio_prompts
+from audiollm.corpora.validate import main
+from PIL import Image
+
+RATE_HZ = 16_000
+TRANSCRIBE = "Transcribe the audio: <audio>"
+#: A studio prompt of two seconds or so each, decoded.
+PROMPTS = [row for row in load_studio_prompts("test") if 1.5 < row["duration_s"] < 4.0][:8]
+Row = dict[str, Any]
+
+
+def speech(number: int) -> np.ndarray:
+    return soundfile.read(io.BytesIO(PROMPTS[number]["audio"]["bytes"]), dtype="float32")[0]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> list[Row]:
+    """Three good rows, whose audio lies in the folder."""
+    for number in range(3):
+        soundfile.write(tmp_path / f"{number}.wav", speech(number), RATE_HZ)
+    return [
+        {"text": TRANSCRIBE, "audio_paths": f"{number}.wav", "response": PROMPTS[number]["text"]}
+        for number in range(3)
+    ]
+
+
+def write(path: Path, rows: list[Row]) -> str:
+    path.write_text(json.dumps(rows))
+    return str(path)
+
+
+def check(*arguments: Any, workers: int = 1) -> int:
+    """Runs the command, and gives its exit code."""
+    try:
+        main([*map(str, arguments), "--workers", str(workers)])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def faults(report: Path) -> list[tuple[int | None, str]]:
+    return [(each["row"], each["fault"]) for each in json.loads(report.read_text(encoding="utf-8"))["faults"]]
+
+
+def found(tmp_path: Path, *arguments: Any) -> list[tuple[int | None, str]]:
+    """(row, fault) of everything that the command reports."""
+    report = tmp_path / "found.json"
+    report.unlink(missing_ok=True)
+    code = check(*arguments, "--report", report)
+    assert code == (json.loads(report.read_text())["errors"] > 0)
+    return faults(report)
+
+
+# ------------------------------------------------------------------------------------------- exit codes and reports
+
+
+def test_clean_data_ends_with_0_and_says_so(tmp_path: Path, rows: list[Row], capsys) -> None:
+    assert check(write(tmp_path / "data.json", rows)) == 0
+    output = capsys.readouterr().out
+    assert "3 rows, 3 recordings" in output and "No faults." in output
+
+
+def test_errors_end_with_1_and_warnings_with_0_unless_strict(tmp_path: Path, rows: list[Row], capsys) -> None:
+    soundfile.write(tmp_path / "1.wav", speech(1)[::2], RATE_HZ // 2)
+    data = write(tmp_path / "data.json", rows)
+    assert check(data) == 0 and "warning  wrong_rate: 1" in capsys.readouterr().out
+    assert check(data, "--strict") == 1 and "error    wrong_rate: 1" in capsys.readouterr().out
+    (tmp_path / "1.wav").unlink()
+    assert check(data) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.json"], "'nowhere.json' does not exist"),
+        (["{data}", "--ignore", "loud"], "'loud'; expected some of unreadable_data"),
+        (["{data}", "--min_seconds", "5", "--max_seconds", "1"], "less than the longest"),
+        (["{data}", "--max_clipped_share", "2"], "--max_clipped_share is 2; expected 0 to 1"),
+        (["{data}", "--min_level_dbfs", "3"], "full scale is 0"),
+        (["{data}", "--max_words_per_second", "0"], "--max_words_per_second is 0"),
+        (["{data}", "--min_characters_per_second", "99"], "--min_characters_per_second is 99"),
+        (["{data}", "--max_wer", "-1"], "--max_wer is -1"),
+        (["{data}", "--shown", "-1"], "--shown is -1"),
+        (["{data}", "--language", "de"], "give --transcribe_with or --max_wer"),
+        (["{data}", "--report", "{data}"], "is the data; give it a file of its own"),
+        (["{data}", "--plot", "plot.jpeg"], "ends in .png, .svg or .pdf"),
+        (["{data}", "--audio_dir", "nowhere"], "'nowhere' is not a folder"),
+        (["data={data}", "--against", "data={data}"], "name it otherwise"),
+        (["{data}", "--transcribe_with", "pypi:nowhere"], "pypi:nowhere"),
+        (["{data}", "--loud", "3"], "unrecognized arguments"),
+        ([], "required: data"),
+    ],
+)
+def test_what_cannot_be_checked_ends_with_2(tmp_path: Path, rows: list[Row], capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    data = write(tmp_path / "data.json", rows)
+    before = Path(data).read_bytes()
+    assert check(*(each.format(data=data) for each in arguments)) == 2
+    assert message in capsys.readouterr().err.replace("\n", " ")
+    assert Path(data).read_bytes() == before and not (tmp_path / "plot.jpeg").exists()
+
+
+def test_a_pipe_as_data_is_refused_not_waited_for(tmp_path: Path, capsys) -> None:
+    os.mkfifo(tmp_path / "data.json")
+    assert check(tmp_path / "data.json") == 2 and "is a pipe" in capsys.readouterr().err
+
+
+def test_the_report_has_everything(tmp_path: Path, rows: list[Row]) -> None:
+    rows[1] |= {"response": "What is said in this recording?", "text": "What is said in this recording? <audio>"}
+    rows[2] |= {"audio_paths": "schön 録音\udcff.wav"}
+    report = tmp_path / "made" / "report.json"
+    assert check(write(tmp_path / "data.json", rows), "--report", report) == 1
+    content = json.loads(report.read_text(encoding="utf-8"))
+    assert (content["version"], content["errors"], content["warnings"]) == (1, 1, 1)
+    assert content["counts"] == {"missing_file": 1, "response_is_prompt": 1}
+    seconds = [len(speech(number)) / RATE_HZ for number in range(2)]
+    (file,) = content["files"]
+    assert {name: file[name] for name in ("rows", "recordings", "transcripts", "split", "judged", "not_compared")} == {
+        "rows": 3, "recordings": 2, "transcripts": 2, "split": "data", "judged": True, "not_compared": 1
+    }  # fmt: skip
+    assert content["hours"] == file["hours"] == pytest.approx(sum(seconds) / 3600, abs=1e-6)
+    assert content["limits"]["max_seconds"] == 600 and not content["strict"]
+    fault = content["faults"][1]
+    assert fault | {"reason": ""} == {
+        "file": str(tmp_path / "data.json"), "row": 2, "where": "row 2", "fault": "missing_file", "severity": "error",
+        "reason": "", "audio": "schön 録音\udcff.wav",
+    }  # fmt: skip
+    durations = content["histograms"]["duration_seconds"]
+    expected = np.histogram(seconds, durations["edges"])[0].tolist()
+    assert durations["counts"]["data"] == [0, *expected, 0]
+
+
+def test_the_report_is_the_same_whoever_many_work(tmp_path: Path, rows: list[Row]) -> None:
+    soundfile.write(tmp_path / "1.wav", speech(1)[::2], RATE_HZ // 2)
+    (tmp_path / "2.wav").write_bytes(b"")
+    twenty = [row | {"text": f"{TRANSCRIBE} {number}"} for number in range(7) for row in rows]
+    data = write(tmp_path / "data.json", [*rows, *rows, *twenty])
+    reports = [tmp_path / f"{workers}.json" for workers in (1, 2)]
+    for workers, report in zip((1, 2), reports):
+        assert check(data, "--report", report, workers=workers) == 1
+    assert reports[0].read_bytes() == reports[1].read_bytes()
+    assert (3, "duplicate_row") in faults(reports[0]) and (26, "undecodable") in faults(reports[0])
+
+
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+def test_the_plot_is_drawn_also_of_nothing(tmp_path: Path, rows: list[Row], ending: str) -> None:
+    plot = tmp_path / f"plot.{ending}"
+    assert check(f"train={write(tmp_path / 'a.json', rows)}", "--plot", plot) == 0
+    assert plot.stat().st_size > 5_000
+    text_only = [{"text": "What is two and two?", "response": "Four."}]
+    assert check(write(tmp_path / "b.json", text_only), "--plot", plot) == 0
+    if ending == "png":
+        with Image.open(plot) as image:
+            assert image.width > 400
+
+
+def test_names_cannot_command_the_terminal(tmp_path: Path, rows: list[Row], capsys) -> None:
+    rows[0]["audio_paths"] = "\x1b]0;hello\x07.wav"
+    rows[1]["\x1b[2J"] = 1
+    assert check(write(tmp_path / "data.json", rows)) == 1
+    assert "\x1b" not in capsys.readouterr().out
+
+
+# -------------------------------------------------------------------------------------------------- forms of data
+
+
+def conversations(rows: list[Row]) -> list[Row]:
+    """The same rows as messages."""
+    return [
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "text", "text": "Transcribe the audio: "},
+                        {"type": "audio", "path": row["audio_paths"]},
+                    ],
+                },
+                {"role": "assistant", "content": row["response"]},
+            ]
+        }
+        for row in rows
+    ]
+
+
+def as_json(folder: Path, rows: list[Row]) -> str:
+    return write(folder / "data.json", rows)
+
+
+def as_lines(folder: Path, rows: list[Row]) -> str:
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder / "data.jsonl")
+
+
+def as_messages(folder: Path, rows: list[Row]) -> str:
+    return as_json(folder, conversations(rows))
+
+
+def as_parquet(folder: Path, rows: list[Row]) -> str:
+    """With the audio inside."""
+    audio = [{"bytes": (folder / row["audio_paths"]).read_bytes(), "path": row["audio_paths"]} for row in rows]
+    table = {"text": [row["text"] for row in rows], "audio": audio, "response": [row["response"] for row in rows]}
+    pq.write_table(pa.table(table | {"speaker": ["Allison"] * len(rows)}), folder / "data.parquet")
+    return str(folder / "data.parquet")
+
+
+def as_clips(folder: Path, rows: list[Row]) -> str:
+    """A table of clips: transcripts, and no prompts."""
+    table = {"audio": [row["audio_paths"] for row in rows], "text": [row["response"] for row in rows]}
+    pq.write_table(pa.table(table | {"id": [str(number) for number in range(len(rows))]}), folder / "clips.parquet")
+    return str(folder / "clips.parquet")
+
+
+def as_saved(folder: Path, rows: list[Row]) -> str:
+    rows = [row | {"audio_paths": str(folder / row["audio_paths"])} for row in rows]
+    datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)}).save_to_disk(str(folder / "saved"))
+    return f"{folder / 'saved'}?split=test"
+
+
+@pytest.mark.parametrize("form", [as_json, as_lines, as_messages, as_parquet, as_clips, as_saved])
+def test_every_form_of_data_is_read(tmp_path: Path, rows: list[Row], form) -> None:
+    assert found(tmp_path, form(tmp_path, rows)) == []
+    soundfile.write(tmp_path / "1.wav", speech(1) * 1e-4, RATE_HZ)
+    rows[2]["response"] = 15 * rows[2]["response"]
+    assert found(tmp_path, form(tmp_path, rows)) == [(1, "silent"), (2, "impossible_transcript")]
+
+
+def test_a_table_of_something_else(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"price": [1.0]}), tmp_path / "prices.parquet")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    for name in ("prices.parquet", "broken.parquet"):
+        assert found(tmp_path, tmp_path / name) == [(None, "unreadable_data")]
+
+
+def test_every_recording_of_a_bad_row_is_looked_at(tmp_path: Path, rows: list[Row]) -> None:
+    soundfile.write(tmp_path / "1.wav", speech(1) * 1e-4, RATE_HZ)
+    rows[0] |= {"text": "<audio> <audio> <audio>", "audio_paths": ["gone.wav", "0.wav", "1.wav"], "response": ""}
+    expected = [(0, "empty_text"), (0, "missing_file"), (0, "silent")]
+    assert found(tmp_path, write(tmp_path / "data.json", rows[:1])) == expected
+    parts = [{"type": "audio", "path": name} for name in ("gone.wav", "1.wav")]
+    messages = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "Hello."}]}
+    assert found(tmp_path, write(tmp_path / "data.json", [messages])) == expected[1:]
+
+
+# -------------------------------------------------------------------------------------------------------- options
+
+
+def test_audio_dir(tmp_path: Path, rows: list[Row]) -> None:
+    (tmp_path / "lists").mkdir()
+    data = write(tmp_path / "lists" / "data.json", rows)
+    assert found(tmp_path, data) == [(number, "missing_file") for number in range(3)]
+    assert found(tmp_path, data, "--audio-dir", tmp_path) == []
+
+
+def test_split_names_and_against(tmp_path: Path, rows: list[Row]) -> None:
+    train, test = write(tmp_path / "train.json", rows), write(tmp_path / "test.json", rows[1:2] + [{"text": "?"}])
+    assert found(tmp_path, train, test) == [(0, "duplicate_row"), (1, "malformed_row")]
+    assert found(tmp_path, f"train={train}", f"test={test}") == [(1, "audio_leak"), (1, "malformed_row")]
+    assert found(tmp_path, train, "--against", test) == [(1, "audio_leak")]
+    assert found(tmp_path, train, "--against", f"held_out={test}", f"other={test}") == 2 * [(1, "audio_leak")]
+
+
+@pytest.mark.parametrize("fault", ["wrong_rate", "silent"])
+def test_ignore(tmp_path: Path, rows: list[Row], fault: str) -> None:
+    soundfile.write(tmp_path / "1.wav", speech(1)[::2] * 1e-4, RATE_HZ // 2)
+    data = write(tmp_path / "data.json", rows)
+    assert found(tmp_path, data) == [(1, "silent"), (1, "wrong_rate")]
+    assert found(tmp_path, data, "--ignore", fault) == [each for each in found(tmp_path, data) if each[1] != fault]
+
+
+def test_response_is_transcript(tmp_path: Path, rows: list[Row]) -> None:
+    rows[0] |= {"text": "<audio>\nSchreibe auf, was du hörst.", "response": 10 * rows[0]["response"]}
+    data = write(tmp_path / "data.json", rows)
+    assert found(tmp_path, data) == []
+    assert found(tmp_path, data, "--response_is_transcript") == [(0, "impossible_transcript")]
+
+
+def spoiled(folder: Path, number: int) -> None:
+    """Replaces the first row's audio by its own with one property that a limit is about."""
+    waveform = speech(0)
+    changes = [waveform * 0.1, np.clip(waveform * 2.5, -1, 1), waveform * 0.5 + 0.03]
+    soundfile.write(folder / "0.wav", changes[number], RATE_HZ)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "option", "value", "fault"),
+    [
+        (None, "min_seconds", 1.9, "too_short"),
+        (None, "max_seconds", 1.0, "too_long"),
+        (0, "min_level_dbfs", -30.0, "silent"),
+        (1, "max_clipped_share", 0.0, "clipped"),
+        (2, "max_dc_offset", 0.02, "dc_offset"),
+        (None, "max_characters_per_second", 2.0, "impossible_transcript"),
+        (None, "max_words_per_second", 0.3, "impossible_transcript"),
+    ],
+)
+def test_limits_of_recordings(tmp_path: Path, rows: list[Row], spoil, option: str, value: float, fault: str) -> None:
+    if spoil is not None:
+        spoiled(tmp_path, spoil)
+    data = write(tmp_path / "data.json", rows[:1])
+    lenient = ["--max_clipped_share", 0.5] if option == "max_clipped_share" else []
+    assert found(tmp_path, data, *lenient) == []
+    assert (0, fault) in found(tmp_path, data, f"--{option}", value)
+
+
+def test_min_characters_per_second(tmp_path: Path, rows: list[Row]) -> None:
+    soundfile.write(tmp_path / "0.wav", np.tile(speech(0), 4), RATE_HZ)
+    data = write(tmp_path / "data.json", [rows[0] | {"response": "Thank you."}])
+    assert found(tmp_path, data, "--min_characters_per_second", 0.5) == []
+    assert found(tmp_path, data, "--min_characters_per_second", 5) == [(0, "sparse_transcript")]
+
+
+def test_max_wer_by_the_columns_of_a_table(tmp_path: Path, rows: list[Row]) -> None:
+    table = {"audio": [row["audio_paths"] for row in rows], "text": [row["response"] for row in rows]}
+    pq.write_table(pa.table(table | {"wer": [0.0, 12.0, None]}), tmp_path / "wer.parquet")
+    heard = [rows[0]["response"].lower(), "something else", None]
+    pq.write_table(pa.table(table | {"pred_text": heard}), tmp_path / "heard.parquet")
+    for name in ("wer.parquet", "heard.parquet"):
+        assert found(tmp_path, tmp_path / name) == []
+        assert found(tmp_path, tmp_path / name, "--max_wer", 10) == [(1, "wrong_transcript")]
+        counts = json.loads((tmp_path / "found.json").read_text())["histograms"]["word_error_percent"]["counts"][
+            "data"
+        ]
+        assert sum(counts) == 2
+
+
+def test_language_decides_how_word_error_is_counted(tmp_path: Path, rows: list[Row]) -> None:
+    table = {"audio": ["0.wav"], "text": ["It's 20 euros"], "pred_text": ["it is twenty euros"]}
+    pq.write_table(pa.table(table), tmp_path / "heard.parquet")
+    assert found(tmp_path, tmp_path / "heard.parquet", "--max_wer", 10) == []
+    found_in_german = found(tmp_path, tmp_path / "heard.parquet", "--max_wer", 10, "--language", "de")
+    assert found_in_german == [(0, "wrong_transcript")]
+
+
+def test_transcribe_with_finds_the_wrong_transcripts(tmp_path: Path, rows: list[Row], real_bases) -> None:
+    rows[1]["response"] = "The weather is fine."
+    data = as_parquet(tmp_path, rows)
+    assert found(tmp_path, data, "--max_wer", 50) == []
+    assert found(tmp_path, data, "--max_wer", 50, "--transcribe_with", real_bases[0]) == [(1, "wrong_transcript")]
+    (fault,) = json.loads((tmp_path / "found.json").read_text())["faults"]
+    assert "heard was" in fault["reason"] and fault["audio"] == "1.wav"
+
+
+def test_shown(tmp_path: Path, rows: list[Row], capsys) -> None:
+    rows = [row | {"response": ""} for row in rows]
+    check(write(tmp_path / "data.json", rows), "--shown", 2)
+    output = capsys.readouterr().out
+    assert "row 1: 'response' is empty" in output and "... and 1 more" in output and "row 2" not in output
