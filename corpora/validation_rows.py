@@ -168,7 +168,8 @@ class CheckedRows:
     def _check(self, row: Any, index: int, where: str) -> CheckedRow:
         checked = CheckedRow(index, where)
         if self.source.kind != "json":
-            checked.wer, checked.hypothesis = _percent(row.get(WORD_ERROR)), row.get(HYPOTHESIS)
+            checked.wer, heard = _percent(row.get(WORD_ERROR)), row.get(HYPOTHESIS)
+            checked.hypothesis = heard if isinstance(heard, str) else None
             row = {name: value for name, value in row.items() if name in TABLE_FIELDS}
         try:
             conversation = self.reader.read(row, where)
