@@ -76,6 +76,38 @@ class Journal:
             return False
 
 
+def retry(source: ClipSource, output: Path, journal: Journal, settings: AudioSettings, progress: bool = True) -> int:
+    """
+    Tries the clips again that could not be used, and mends their rows; returns how many can be used now.
+
+    Args:
+        source, output, journal, settings, progress: as [`convert`], which has been through all clips before.
+    """
+    mended = 0
+    unfinished = journal.path.with_name(f".{journal.path.name}.partial")
+    seen: set[int] = set()
+    clips = tqdm(
+        source.clips(), total=source.count(), desc="Trying bad clips again", unit="clip", disable=not progress
+    )
+    with open(unfinished, "wb") as file:
+        for index, (clip, row) in enumerate(zip(clips, journal.rows())):
+            if "problem" in row:
+                ((item,),) = _batches([clip], index, seen)
+                (row,) = _write_batch([item], output, settings)
+                mended += "problem" not in row
+            else:
+                seen.add(_fingerprint(row["id"]))
+            file.write(_line(row))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, journal.path)
+    return mended
+
+
+def _line(row: Row) -> bytes:
+    return json.dumps(row, ensure_ascii=True).encode() + b"\n"
+
+
 def convert(
     source: ClipSource, output: Path, journal: Journal, settings: AudioSettings, workers: int, progress: bool = True
 ) -> None:
@@ -108,7 +140,7 @@ def convert(
         tqdm(total=source.count(), initial=done, desc="Clips", unit="clip", disable=not progress) as bar,
     ):
         for rows in _in_order(_batches(source.clips(done), done, seen), output, settings, workers):
-            file.write(b"".join(json.dumps(row, ensure_ascii=True).encode() + b"\n" for row in rows))
+            file.write(b"".join(map(_line, rows)))
             file.flush()
             seconds += sum(row.get("duration", 0.0) for row in rows)
             bar.set_postfix_str(f"{seconds / SECONDS_PER_HOUR:.2f} h of audio", refresh=False)
@@ -207,4 +239,4 @@ def _write_one(clip: Clip, name: str, output: Path, settings: AudioSettings) -> 
     return row | {"audio": audio, "text": clip.text, **written, "fields": dict(clip.fields)}
 
 
-__all__ = ["AUDIO_FOLDER", "Journal", "Row", "convert"]
+__all__ = ["AUDIO_FOLDER", "Journal", "Row", "convert", "retry"]

@@ -11,14 +11,18 @@ import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from transformers import HfArgumentParser
+from audiollm.option_parser import HelpFormatter, OptionParser
 
+from .catalogue import describe_catalogue
 from .clips import CorpusError
 from .examples import ExamplesError
 from .prepare_arguments import PrepareArguments
-from .preparing import Prepared, prepare
-from .tasks import tasks_named
+from .preparing import STATE_FOLDER, Prepared, prepare
+from .self_instruct import SelfInstructArguments, self_instructed
+from .tasks import Task, tasks_named
+from .word_error_arguments import WordErrorArguments, WordErrorFilter
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,14 @@ SOURCES = {
     "folder": SourceKind("folder", "FolderArguments", "folder", "a folder of audio with transcripts"),
     "synthesize": SourceKind("synthesize", "SynthesizeArguments", "texts", "text, read by synthetic voices"),
 }
+#: Lists the ready corpora, in place of preparing one.
 LIST_COMMAND = "corpora"
+RESPONSES_FOLDER = "responses"
 INTERRUPTED_EXIT = 130
-USAGE_EXIT = 2
+ADVICE = (
+    "No examples were written; clips that are done are kept. --on_bad_example skip leaves out those above; --retry_bad "
+    "tries them again once they are mended."
+)
 
 
 def run(kind: str, arguments: Sequence[str]) -> Prepared:
@@ -67,16 +76,45 @@ def run(kind: str, arguments: Sequence[str]) -> Prepared:
     module = importlib.import_module(f".{source_kind.module}", __package__)
     if source_kind.positional and arguments and not arguments[0].startswith("-"):
         arguments = [f"--{source_kind.positional}", *arguments]
-    parser = HfArgumentParser(
-        [getattr(module, source_kind.arguments), PrepareArguments],
+    parser = OptionParser(
+        [getattr(module, source_kind.arguments), PrepareArguments, WordErrorArguments, SelfInstructArguments],
         prog=f"audiollm prepare {kind}",
+        usage=f"audiollm prepare {kind} {(source_kind.positional or '').upper()} [options]".replace("  ", " "),
         description=(module.__doc__ or "").strip(),
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
-    options, shared = parser.parse_args_into_dataclasses(list(arguments))
+    parsed = parser.parse_args_into_dataclasses(list(arguments), return_remaining_strings=True)
+    options, shared, word_error, responses, unknown = parsed
+    if unknown:
+        raise ValueError(f"there is no option {' '.join(unknown)}; `audiollm prepare {kind} --help` lists them all.")
+    output = Path(shared.output or module.DEFAULT_OUTPUT)
     source = module.open_source(options)
-    tasks = tasks_named(shared.tasks or module.DEFAULT_TASKS)
-    return prepare(source, shared.output or module.DEFAULT_OUTPUT, tasks, shared.settings())
+    # A source that knows the unit has made it percent.
+    unit = "percent" if getattr(source, "wer_unit", None) else getattr(options, "wer_unit", None)
+    kept = WordErrorFilter(word_error, output, unit)
+    if hint := kept.hint():
+        print(hint, file=sys.stderr)
+    source = self_instructed(source, responses, output / STATE_FOLDER / RESPONSES_FOLDER)
+    own = getattr(source, "default_tasks", None) or getattr(source, "tasks", None) or module.DEFAULT_TASKS
+    return prepare(source, output, choose_tasks(own, shared.tasks), shared.settings(), kept.settle, kept.is_kept)
+
+
+def choose_tasks(own: Sequence[Task | str], names: Sequence[str] | None) -> list[Task]:
+    """
+    What is asked about a corpus' clips.
+
+    Args:
+        own: the corpus' tasks, or their names; in its own wordings, where it has some.
+        names: of those that are wanted; None is all of its own.
+
+    Raises:
+        ValueError: there is no task of a name.
+    """
+    tasks = {task.name: task for one in own for task in ([one] if isinstance(one, Task) else tasks_named([one]))}
+    if names is None:
+        return list(tasks.values())
+    return [tasks.get(name) or tasks_named([name])[0] for name in dict.fromkeys(names)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -87,13 +125,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("usage: audiollm prepare CORPUS [options]\n\ncorpora:")
         for name, source_kind in SOURCES.items():
             print(f"  {name:12} {source_kind.about}")
-        print("\n`audiollm prepare CORPUS --help` shows its options.")
+        print("\n`audiollm prepare CORPUS --help` shows its options, `audiollm prepare corpora` the ready corpora.")
+        return
+    if kind == LIST_COMMAND:
+        print(describe_catalogue())
         return
     if kind not in SOURCES:
         sys.exit(f"audiollm prepare: there is no {kind!r}; expected one of {', '.join(SOURCES)}.")
     try:
         print(run(kind, arguments[1:]).describe())
-    except (CorpusError, ExamplesError, OSError, ValueError) as error:
+    except ExamplesError as error:
+        sys.exit(f"audiollm prepare {kind}: {error}\n{ADVICE}")
+    except (CorpusError, OSError, ValueError) as error:
         sys.exit(f"audiollm prepare {kind}: {error}")
     except KeyboardInterrupt:
         print("Interrupted. What is done is kept: the same command goes on.", file=sys.stderr)

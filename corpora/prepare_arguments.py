@@ -53,6 +53,10 @@ class PrepareArguments:
             "choices": list(ON_BAD_EXAMPLE),
         },
     )
+    retry_bad: bool = field(
+        default=False,
+        metadata={"help": "Try clips again that an earlier run into the folder could not use, once they are mended."},
+    )
     restart: bool = field(
         default=False, metadata={"help": "Discard what an earlier run wrote to the folder, instead of going on."}
     )
@@ -67,6 +71,8 @@ class PrepareArguments:
                 f"--min_seconds {self.min_seconds:g} and --max_seconds {self.max_seconds:g}: expected 0 or more, and less "
                 "than the longest, which must be finite."
             )
+        if self.restart and self.retry_bad:
+            raise ValueError("--restart does everything anew; --retry_bad would do nothing beside it.")
         for name in ("workers", "shard_mib"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -81,6 +87,7 @@ class PrepareArguments:
             shard_mib=self.shard_mib,
             skip_bad=self.on_bad_example == "skip",
             restart=self.restart,
+            retry_bad=self.retry_bad,
         )
 
 

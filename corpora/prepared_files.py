@@ -109,7 +109,7 @@ class JsonWriter:
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lines = path.suffix == ".jsonl"
-        self._file = open(path, "w", encoding="utf-8", newline="\n")  # noqa: SIM115: until close()
+        self._file = open(path, "w", encoding="utf-8", newline="\n")  # noqa: SIM115 (close() does)
         self._count = 0
         if not self._lines:
             self._file.write("[")

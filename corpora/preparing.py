@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .clips import ClipSource, CorpusError
-from .conversion import AUDIO_FOLDER, SECONDS_PER_HOUR, Journal, Row, convert
+from .conversion import AUDIO_FOLDER, SECONDS_PER_HOUR, Journal, Row, convert, retry
 from .examples import ExamplesError
 from .prepared_files import (
     CARD_FILE,
@@ -48,8 +48,8 @@ JOURNAL_FILE, SETTLED_FILE = "clips.jsonl", "settled.jsonl"
 MANIFEST_VERSION = 1
 MIB = 1 << 20
 
-#: Completes rows, one by one and in order, with what tells whether they are kept, such as `wer`.
-Settle = Callable[[Iterator[Row]], Iterator[Row]]
+#: Completes rows, one by one and in order, with what tells whether they are kept, such as `wer`; told how many there are.
+Settle = Callable[[Iterator[Row], int], Iterator[Row]]
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class PrepareSettings:
         shard_mib: audio of a Parquet file, in MiB.
         skip_bad: leave out what cannot be used, instead of stopping before examples are written.
         restart: discard what an earlier run into the same folder did.
+        retry_bad: try clips again that an earlier run could not use.
         progress: shows bars.
     """
 
@@ -73,6 +74,7 @@ class PrepareSettings:
     shard_mib: int = 500
     skip_bad: bool = False
     restart: bool = False
+    retry_bad: bool = False
     progress: bool = True
 
 
@@ -141,6 +143,8 @@ def prepare(
             convert(source, output, journal, settings.audio, settings.workers, settings.progress)
             clips = sum(1 for _ in journal.rows())
             _write_state(output, _identity(source, settings) | {"finished": True, "clips": clips})
+        elif settings.retry_bad:
+            retry(source, output, journal, settings.audio, settings.progress)
         return _Files(source, output, journal, tasks, settings, settle, is_kept).write()
 
 
@@ -151,7 +155,7 @@ class _Files:
         self.source, self.output, self.journal = source, output, journal
         self.tasks: Sequence[Task] = tasks
         self.settings = settings
-        self.settle: Settle = settle or (lambda rows: rows)
+        self.settle: Settle = settle or (lambda rows, total: rows)
         self.is_kept: Callable[[Row], bool] = is_kept or (lambda row: True)
         self.new = output / STATE_FOLDER / NEW_FOLDER
         self.settled = Journal(output / STATE_FOLDER / SETTLED_FILE, output)
@@ -178,8 +182,9 @@ class _Files:
     def _settle_all(self, types: FieldTypes, prepared: Prepared) -> None:
         """Completes every row once; notes what columns and splits there are."""
         rows = (row for row in self.journal.rows() if self._problem_of(row) is None)
+        total = sum(self._problem_of(row) is None for row in self.journal.rows())
         with open(self.settled.path, "w", encoding="ascii") as file:
-            for row in self.settle(rows):
+            for row in self.settle(rows, total):
                 file.write(json.dumps(row) + "\n")
                 if "problem" not in row:
                     types.see(row["fields"])

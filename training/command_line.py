@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import yaml
-from transformers import HfArgumentParser
+from audiollm.option_parser import HelpFormatter, OptionParser
 
 from .align_stage import AlignArguments
 from .answer_arguments import DistillArguments, PreferArguments
@@ -51,24 +50,6 @@ examples:
 
 recipes that are shipped: {recipes}. They lie in {folder}; copy one and change it.
 """
-
-
-#: What argparse and HfArgumentParser add to every option, and nobody reads: the other spelling, and that there is no
-#: default.
-OTHER_SPELLING = re.compile(r"^(  --\w+(?: \{[^}]*\}|[^,\n]*)), --\w+-[\w-]+.*$", re.MULTILINE)
-NO_DEFAULT = re.compile(r"\s+\(default:\s+None\)")
-
-
-class Parser(HfArgumentParser):
-    """transformers' parser, with less to read in its help."""
-
-    def format_help(self) -> str:
-        """The help, each option by one name."""
-        return NO_DEFAULT.sub("", OTHER_SPELLING.sub(r"\1", super().format_help()))
-
-
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Options with their defaults; examples as they are written."""
 
 
 class UniqueKeysLoader(yaml.SafeLoader):
@@ -118,7 +99,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[Any, ...]:
     wants_help = "-h" in arguments or "--help" in arguments
     # Help without a stage shows the options of them all.
     shown = all_option_groups() if wants_help and chosen.stage is None and chosen.config is None else groups
-    parser = Parser(
+    parser = OptionParser(
         shown,  # type: ignore[arg-type]  # transformers types dataclasses as a NewType of its own, which none is
         prog="audiollm train",
         usage="audiollm train --data_path DATA [--stage STAGE] [--config RECIPE] [options]",

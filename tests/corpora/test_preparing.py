@@ -136,7 +136,8 @@ def test_other_tasks_and_filters_need_no_second_conversion(tmp_path):
             assert not (tmp_path / "manifest.json").exists(), "read twice"
             return super().clips(start)
 
-    def with_captions(rows):
+    def with_captions(rows, total):
+        assert total == 12
         for row in rows:
             yield row | {"fields": row["fields"] | {"caption": "A voice.", "wer": len(row["text"])}}
 

