@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from .conversion import Row
+from .output_folder import is_inside, partial
 
 EXAMPLES_NAME = "instruction_examples"
 TABLE_FILE, CHECKSUMS_FILE, MANIFEST_FILE, PROBLEMS_FILE = (
@@ -177,27 +178,28 @@ def examples_name(split: str, splits: Sequence[str], ending: str) -> str:
     return f"{EXAMPLES_NAME}.{ending}" if len(splits) == 1 else f"{EXAMPLES_NAME}.{split}.{ending}"
 
 
-def dataset_card(splits: Sequence[str], about: dict[str, Any]) -> str:
+def dataset_card(splits: Sequence[str], about: dict[str, Any], contents: str) -> str:
     """
     The card by which `load_dataset` finds each split's files.
 
     Args:
         splits: as the corpus calls them; `datasets` has no hyphens in split names, so that these become dots.
         about: further entries of the card's metadata, such as `license`; `description` becomes its text.
+        contents: changes whenever a file does. `datasets` caches what it has read of a folder by its name and card
+            alone, and would give the former contents of it, or those of another corpus, without a word.
     """
     about = dict(about)
     description = about.pop("description", "Prepared by `audiollm prepare`.")
     files = [{"split": split.replace("-", "."), "path": f"{split}-*.parquet"} for split in splits]
-    head = yaml.safe_dump(
-        about | {"configs": [{"config_name": "default", "data_files": files}]}, sort_keys=False, allow_unicode=True
-    )
+    configs = [{"config_name": "default", "description": contents, "data_files": files}]
+    head = yaml.safe_dump(about | {"configs": configs}, sort_keys=False, allow_unicode=True)
     return f"---\n{head}---\n\n{description}\n"
 
 
 def write_problems(path: Path, rows: Iterable[Row]) -> int:
     """Every clip that cannot be used, one JSON object a line; no file where there are none. Returns how many."""
     count = 0
-    unfinished = path.with_name(f".{path.name}.partial")
+    unfinished = partial(path)
     with open(unfinished, "w", encoding="utf-8", newline="\n") as file:
         for row in rows:
             if "problem" in row:
@@ -229,7 +231,7 @@ def move_into_place(new: Path, output: Path, former: Sequence[str]) -> None:
     """Moves every file below `new` to `output`, and removes those of `former` that have no successor."""
     names = list(files_below(new))
     for name in former:
-        if name not in names:
+        if name not in names and is_inside(name):
             (output / name).unlink(missing_ok=True)
     for name in names:
         (output / name).parent.mkdir(parents=True, exist_ok=True)

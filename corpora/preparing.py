@@ -5,6 +5,7 @@ The first is long, and done once: interrupted, it goes on where it was. The seco
 or the limit of word error change. Both give the same bytes every time, with any number of processes.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from filelock import FileLock, Timeout
 from .clips import ClipSource, CorpusError
 from .conversion import AUDIO_FOLDER, SECONDS_PER_HOUR, Journal, Row, convert, retry
 from .examples import ExamplesError
+from .output_folder import is_inside, naming_the_disk, refuse_links, write_whole
 from .prepared_files import (
     CARD_FILE,
     CHECKSUMS_FILE,
@@ -134,7 +136,7 @@ def prepare(
         OSError: the folder cannot be written to, or the disk is full.
     """
     output = Path(output)
-    with _owned(output):
+    with naming_the_disk(output), _owned(output):
         state = output / STATE_FOLDER
         journal = Journal(state / JOURNAL_FILE, output)
         _check_state(source, output, settings)
@@ -174,10 +176,16 @@ class _Files:
             raise CorpusError(f"{self.source.name}: no clip can be used, so that there is nothing to write.")
         self._write_rows(types, prepared)
         if "parquet" in self.settings.formats:
-            card = dataset_card(list(prepared.splits), getattr(self.source, "card", {}))
-            (self.new / PARQUET_FOLDER / CARD_FILE).write_text(card, encoding="utf-8", newline="\n")
+            self._write_card(prepared)
         self._finish(prepared)
         return prepared
+
+    def _write_card(self, prepared: Prepared) -> None:
+        folder = self.new / PARQUET_FOLDER
+        sums = "".join(f"{file_checksum(folder / name)}  {name}\n" for name in files_below(folder))
+        contents = f"sha256 {hashlib.sha256(sums.encode()).hexdigest()}"
+        card = dataset_card(list(prepared.splits), getattr(self.source, "card", {}), contents)
+        (folder / CARD_FILE).write_text(card, encoding="utf-8", newline="\n")
 
     def _settle_all(self, types: FieldTypes, prepared: Prepared) -> None:
         """Completes every row once; notes what columns and splits there are."""
@@ -291,9 +299,7 @@ def _known(row: Row) -> dict[str, Any]:
 @contextmanager
 def _owned(output: Path) -> Iterator[None]:
     """Makes the folder, and keeps other processes out of it."""
-    for folder in (output / AUDIO_FOLDER, output / PARQUET_FOLDER, output / STATE_FOLDER):
-        if folder.is_symlink():
-            raise CorpusError(f"{folder} is a link to another folder; remove it, or give another --output.")
+    refuse_links(output, (AUDIO_FOLDER, PARQUET_FOLDER, STATE_FOLDER), (MANIFEST_FILE, PROBLEMS_FILE))
     (output / STATE_FOLDER).mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(output / STATE_FOLDER / LOCK_FILE, timeout=0):
@@ -345,7 +351,7 @@ def _discard(output: Path) -> None:
     journal = Journal(output / STATE_FOLDER / JOURNAL_FILE, output)
     journal.mend()
     for row in journal.rows():
-        if "problem" not in row:
+        if "problem" not in row and is_inside(row["audio"]):
             (output / row["audio"]).unlink(missing_ok=True)
     journal.path.unlink(missing_ok=True)
 
@@ -359,9 +365,7 @@ def _write_state(output: Path, state: dict[str, Any]) -> None:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    unfinished = path.with_name(f".{path.name}.partial")
-    unfinished.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
-    os.replace(unfinished, path)
+    write_whole(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 __all__ = ["FORMATS", "PrepareSettings", "Prepared", "SplitCounts", "prepare"]

@@ -59,7 +59,9 @@ class Source:
     @property
     def folder(self) -> str:
         """Where relative audio paths start."""
-        return {"disk": self.path, "shards": self.path, "hub": os.getcwd()}.get(self.kind, os.path.dirname(self.path) or os.curdir)
+        return {"disk": self.path, "shards": self.path, "hub": os.getcwd()}.get(
+            self.kind, os.path.dirname(self.path) or os.curdir
+        )
 
 
 def parse_source(given: str) -> Source:
@@ -204,10 +206,15 @@ def load_table(source: Source, streaming: bool) -> Any:
         return datasets.load_dataset("parquet", data_files=source.path, split=DEFAULT_SPLIT, streaming=streaming)
     if source.kind == "shards":
         split = source.options.get("split", DEFAULT_SPLIT)
-        folder = os.path.abspath(source.path)
+        folder, files = os.path.abspath(source.path), None
         if os.path.isfile(os.path.join(folder, CARD_FILE)):  # which says what files each split has
-            return datasets.load_dataset(folder, split=split, streaming=streaming)
-        return datasets.load_dataset("parquet", data_dir=folder, split=split, streaming=streaming)
+            # The files are named to `datasets`, whose cache knows a folder with a card by its name and card alone.
+            files = datasets.load_dataset_builder(folder).config.data_files
+            if split not in files:
+                raise ValueError(f"there is no split {split!r}, only {', '.join(files)}; name one as ?split=")
+            files = {split: list(files[split])}
+        where = {"data_files": files} if files else {"data_dir": folder}
+        return datasets.load_dataset("parquet", split=split, streaming=streaming, **where)
     dataset = datasets.load_from_disk(source.path)
     if isinstance(dataset, datasets.DatasetDict):
         split = source.options.get("split", DEFAULT_SPLIT)

@@ -307,7 +307,7 @@ def test_tasks_are_the_corpus_own_or_those_named() -> None:
 
 def test_several_tasks_from_one_corpus(clips, tmp_path) -> None:
     count = len(clips)
-    data = dataset(
+    data = parquet_of(
         tmp_path / "data.parquet",
         clips,
         caption=["A voice."] * count,

@@ -72,6 +72,20 @@ def test_streaming_reads_what_is_prepared(tmp_path):
     assert [row["id"] for row in streamed] == load_studio_prompts("test")["id"][:12]
 
 
+def test_another_corpus_or_filter_is_never_read_from_a_cache_of_datasets(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def read(output: Path, streaming: bool) -> list[str]:
+        rows = datasets.load_dataset(str(output / "parquet"), split="train", streaming=streaming)
+        return [row["id"] for row in rows.decode(False)] if streaming else rows["id"][:]
+
+    ids = load_studio_prompts("test")["id"][:3]
+    for streaming in (False, True):
+        for output, kept in ((tmp_path / "a", ids), (tmp_path / "b", ids[:1]), (tmp_path / "a", ids[1:])):
+            prepare(StudioSource(3), output, TRANSCRIBE, settings(), is_kept=lambda row, kept=kept: row["id"] in kept)
+            assert read(output, streaming) == kept
+
+
 def test_the_same_bytes_with_one_and_two_processes_and_again(tmp_path):
     for name, workers in (("one", 1), ("two", 2), ("one", 2)):
         prepare(StudioSource(40), tmp_path / name, TRANSCRIBE, settings(workers=workers))

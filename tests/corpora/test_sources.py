@@ -77,6 +77,20 @@ def stored(form: str, folder: Path, table: datasets.Dataset) -> str:
     return f"{folder / 'splits'}?split=test"
 
 
+def test_a_folder_of_shards_is_read_as_it_is_now(tmp_path) -> None:
+    """Although `datasets` caches folders with cards by name and card."""
+    for parent, response in (("a", "one"), ("b", "two")):
+        folder = tmp_path / parent / "parquet"
+        folder.mkdir(parents=True)
+        datasets.Dataset.from_list([{"text": "Say.", "response": response}]).to_parquet(folder / "train-0.parquet")
+        card = "configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: train-*.parquet\n"
+        (folder / "README.md").write_text(f"---\n{card}---\n")
+        (examples,) = read_sources(str(folder))
+        assert [example.messages[1]["content"] for example in examples] == [response]
+    with pytest.raises(ExamplesError, match="no split 'dev', only train"):
+        read_sources(f"{folder}?split=dev")
+
+
 @pytest.mark.parametrize("form", ["parquet", "disk", "split on disk", "shards"])
 def test_tables_with_audio_columns_are_read_undecoded(folder, table, form: str, capsys) -> None:
     name = stored(form, folder, table)
