@@ -9,10 +9,13 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from audiollm.processing.audio_io import AudioError
 from tqdm.auto import tqdm
 
 from .clips import BadClip, Clip, ClipSource, CorpusError, safe_name
+from .output_folder import is_inside, partial
 from .recordings import AUDIO_FORMATS, AudioSettings, write_clip
 
 AUDIO_FOLDER = "audio"
@@ -70,6 +74,8 @@ class Journal:
     def _is_whole(self, row: Row) -> bool:
         if "problem" in row:
             return True
+        if not is_inside(row["audio"]):
+            return False
         try:
             return (self.output / row["audio"]).stat().st_size == row["bytes"]
         except OSError:
@@ -84,7 +90,7 @@ def retry(source: ClipSource, output: Path, journal: Journal, settings: AudioSet
         source, output, journal, settings, progress: as [`convert`], which has been through all clips before.
     """
     mended = 0
-    unfinished = journal.path.with_name(f".{journal.path.name}.partial")
+    unfinished = partial(journal.path)
     seen: set[int] = set()
     clips = tqdm(
         source.clips(), total=source.count(), desc="Trying bad clips again", unit="clip", disable=not progress
@@ -205,7 +211,8 @@ def _in_order(
     # Not forked from here: this process may have threads, of torch for one, that a fork would leave locked.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    pool = ProcessPoolExecutor(workers, mp_context=context)
+    _start_server()
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
     try:
         waiting: deque[Future[list[Row]]] = deque()
         for batch in batches:
@@ -221,6 +228,28 @@ def _in_order(
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_server() -> None:
+    """Starts what workers are forked from, deaf to Ctrl-C, which a terminal sends to all: this process sees to the rest."""
+    resource_tracker.ensure_running()  # by itself, as it lifts the mask
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
+def _end_with_parent() -> None:
+    """In a worker: ends it once the process that it works for is gone, however that was brought about."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _write_batch(batch: list[_Item], output: Path, settings: AudioSettings) -> list[Row]:

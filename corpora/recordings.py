@@ -13,6 +13,7 @@ from audiollm.processing.audio_io import SAMPLING_RATE_HZ, AudioError, load_wave
 
 from .clips import Clip
 from .ogg import with_fixed_serial
+from .output_folder import write_whole
 
 #: File ending, and libsndfile's container and coding, of each format that clips can be kept in.
 AUDIO_FORMATS: dict[str, tuple[str, str, str]] = {
@@ -101,9 +102,7 @@ def write_clip(clip: Clip, path: Path, settings: AudioSettings) -> dict[str, Any
     waveform = load_clip(clip, settings)
     data = encode(waveform, settings.audio_format)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.partial")
-    unfinished.write_bytes(data)
-    os.replace(unfinished, path)
+    write_whole(path, data)
     seconds = len(waveform) / SAMPLING_RATE_HZ
     return {"duration": round(seconds, 4), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
