@@ -10,109 +10,56 @@ from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 from audiollm import downloads
 from audiollm.corpora.archives import ArchiveError
 from audiollm.corpora.clips import BadClip, Clip, CorpusError
 from audiollm.corpora.librispeech import LibriSpeechArguments, open_source, openslr
 from audiollm.corpora.librispeech_tree import PublishedArchive
-from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.downloads import ChecksumError, DownloadError
 from audiollm.processing import load_waveform
+from librispeech_archives import (
+    CLIPS_PER_CHAPTER,
+    SPLITS,
+    Files,
+    Recording,
+    clip_ids,
+    librispeech_archives,
+    librispeech_trees,
+    packed,
+    published,
+    real_speech,
+    served,
+    unpacked,
+)
 from loopback_site import Site, serving
 from transformers import HfArgumentParser
 
-SPLITS = ("dev-clean", "train-clean-5")
-#: Speaker and chapter of each split, in the order of the archive, which is not sorted.
-CHAPTERS = {
-    "dev-clean": [("2035", "147960"), ("84", "121550"), ("84", "121123")],
-    "train-clean-5": [("1088", "129236"), ("60", "121082")],
-}
-CLIPS_PER_CHAPTER = 3
-SPEAKERS = """; Some pipe(|) separated metadata about all LibriVox readers
-;ID  |SEX| SUBSET           |MINUTES| NAME
-60   | M | train-clean-100  | 20.18 | |CBW|Simon
-84   | F | dev-clean        | 8.02  | Christie Nowak
-2035 | F | dev-clean        | 8.05  | S R Colon
-1088 | F | train-clean-100  | 25.12 | Christabel
-"""
-Files = dict[str, bytes]
+
+@pytest.fixture(scope="module")
+def speech() -> list[Recording]:
+    return real_speech()
 
 
 @pytest.fixture(scope="module")
-def speech() -> list[tuple[bytes, str, np.ndarray]]:
-    """Real recordings as FLAC, with transcripts as LibriSpeech writes them, and the samples that must come back."""
-    rows = load_studio_prompts("test").select(range(sum(map(len, CHAPTERS.values())) * CLIPS_PER_CHAPTER))
-    made = []
-    for row in rows:
-        waveform = load_waveform(row["audio"])
-        file = io.BytesIO()
-        soundfile.write(file, waveform, 16_000, format="FLAC", subtype="PCM_16")
-        words = "".join(letter if letter.isalnum() or letter in " '" else " " for letter in row["text"])
-        made.append((file.getvalue(), " ".join(words.upper().split()), soundfile.read(io.BytesIO(file.getvalue()))[0]))
-    return made
+def trees() -> dict[str, Files]:
+    return librispeech_trees()
 
 
 @pytest.fixture(scope="module")
-def trees(speech: list[tuple[bytes, str, np.ndarray]]) -> dict[str, Files]:
-    """What each split's archive holds, by path, in archive order: transcripts last, first, and in between."""
-    recordings = iter(speech)
-    trees = {}
-    for split, chapters in CHAPTERS.items():
-        files = {"LibriSpeech/README.TXT": b"", "LibriSpeech/SPEAKERS.TXT": SPEAKERS.encode()}
-        for position, (speaker, chapter) in enumerate(chapters):
-            folder = f"LibriSpeech/{split}/{speaker}/{chapter}"
-            clips = [(f"{speaker}-{chapter}-{n:04}", *next(recordings)[:2]) for n in range(CLIPS_PER_CHAPTER)]
-            entries = [(f"{folder}/{name}.flac", flac) for name, flac, _ in reversed(clips)]
-            lines = "".join(f"{name} {text}\n" for name, _, text in clips)
-            entries.insert([3, 0, 1][position], (f"{folder}/{speaker}-{chapter}.trans.txt", lines.encode()))
-            files |= dict(entries)
-        trees[split] = files
-    return trees
-
-
-def packed(files: Files) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return buffer.getvalue()
-
-
-def unpacked(files: Files, folder: Path) -> Path:
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def archives(trees: dict[str, Files]) -> dict[str, bytes]:
-    return {split: packed(files) for split, files in trees.items()}
+def archives() -> dict[str, bytes]:
+    return librispeech_archives()
 
 
 @pytest.fixture
 def table(archives: dict[str, bytes]) -> dict[str, PublishedArchive]:
-    """What OpenSLR would publish."""
-    return {
-        split: PublishedArchive(
-            resource=openslr()[1][split].resource,
-            bytes=len(data),
-            md5=hashlib.md5(data, usedforsecurity=False).hexdigest(),
-            clips=len(CHAPTERS[split]) * CLIPS_PER_CHAPTER,
-        )
-        for split, data in archives.items()
-    }
+    return published(archives)
 
 
 @pytest.fixture
 def mirror(archives: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     monkeypatch.setattr(downloads, "RETRY_WAIT_SECONDS", 0.001)
     with serving() as site:
-        for split, data in archives.items():
-            site.files[f"/resources/{openslr()[1][split].resource}/{split}.tar.gz"] = data
+        site.files = served(archives)
         yield site
 
 
@@ -128,7 +75,7 @@ def good(source: Any, start: int = 0) -> list[Clip]:
 def test_downloaded_over_a_connection_that_breaks_twice(
     mirror: Site,
     table: dict[str, PublishedArchive],
-    speech: list[tuple[bytes, str, np.ndarray]],
+    speech: list[Recording],
     tmp_path: Path,
 ) -> None:
     first = table["dev-clean"].bytes // 3
@@ -146,13 +93,7 @@ def test_downloaded_over_a_connection_that_breaks_twice(
     clips = good(source)
     assert source.count() == len(clips) == 15
     assert [clip.split for clip in clips] == ["dev-clean"] * 9 + ["train-clean-5"] * 6
-    expected = [
-        f"{speaker}-{chapter}-{number:04}"
-        for split in SPLITS
-        for speaker, chapter in CHAPTERS[split]
-        for number in range(CLIPS_PER_CHAPTER)
-    ]
-    assert [clip.id for clip in clips] == expected
+    assert [clip.id for clip in clips] == [name for split in SPLITS for name in clip_ids(split)]
     assert [clip.text.upper() for clip in clips] == [text for _, text, _ in speech]
     assert not any(clip.text.isupper() for clip in clips if len(clip.text) > 1)
     for clip, (_, _, waveform) in zip(clips, speech, strict=True):
