@@ -117,7 +117,34 @@ def workplace(real_model, real_processor, tmp_path_factory: pytest.TempPathFacto
     (folder / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     table = [{**row, "audio_paths": [row["audio_paths"]]} for row in rows]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table), folder / "table.parquet")
+    lay_out_corpora(folder, clips)
     return folder
+
+
+def lay_out_corpora(folder: Path, clips: list[dict]) -> None:
+    """What the README's commands prepare: transcripts beside recordings, text alone, and copies of known corpora."""
+    for index, clip in enumerate(clips):
+        (folder / "recordings" / f"sample{index + 1}.txt").write_text(clip["text"], encoding="utf-8")
+    (folder / "sentences.txt").write_text("".join(f"{clip['text']}\n" for clip in clips), encoding="utf-8")
+    for split, speaker in (("dev-clean", 84), ("train-clean-100", 19)):
+        chapter = folder / "openslr" / "LibriSpeech" / split / str(speaker) / "121123"
+        chapter.mkdir(parents=True)
+        names = [f"{speaker}-121123-{index:04d}" for index in range(len(clips))]
+        for name, index in zip(names, range(len(clips))):
+            samples, rate = soundfile.read(folder / "recordings" / f"sample{index + 1}.wav")
+            soundfile.write(chapter / f"{name}.flac", samples, rate)
+        lines = [f"{name} {clip['text'].upper().strip('.')}\n" for name, clip in zip(names, clips)]
+        (chapter / f"{speaker}-121123.trans.txt").write_text("".join(lines), encoding="utf-8")
+    rows = [{"audio": clip["audio"], "text": clip["text"], "wer": 0.5, "pred_text": clip["text"]} for clip in clips]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "hub.parquet")
+    rows = [
+        {"id": 7, "audio": clip["audio"], "raw_transcription": clip["text"], "language": "German", "gender": "female"}
+        for clip in clips
+    ]
+    (folder / "fleurs" / "de_de" / "train").mkdir(parents=True)
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist(rows), folder / "fleurs" / "de_de" / "train" / "0000.parquet"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +170,17 @@ def train_briefly(words: list[str], bases: list[str], workplace: Path) -> list[s
         options.pop("--feature_cache")  # an encoder that trains has none
     kept = [options.get(before, word) for before, word in zip(["", *words], words)]
     return kept + [word for name in options if name not in given for word in (name, options[name])]
+
+
+def prepare_from_disk(words: list[str], workplace: Path) -> list[str]:
+    """A command that prepares a corpus as the README has it, on a copy of the corpus that lies on disk."""
+    sources = {
+        "librispeech": ["--source", "openslr"],
+        "org/name": ["--dataset", "hub.parquet", "--wer_unit", "percent"],
+        "fleurs:de_de": ["--source_path", "fleurs"],
+    }
+    added = [option for name, options in sources.items() if name in words for option in options]
+    return words if words[2] == "corpora" else [*words, *added, "--workers", "1"]
 
 
 def test_every_block_is_of_a_tested_kind() -> None:
@@ -203,10 +241,18 @@ def test_audiollm_commands_run(workplace: Path, bases: list[str], monkeypatch: p
             model = words.index("--model") + 1
             assert (workplace / words[model] / "config.json").is_file(), "the command before it leaves the model"
             words = [*words[:model], CHECKPOINT, *words[model + 1 :], "--max_new_tokens", "8"]
+        elif words[1] == "prepare":
+            words = prepare_from_disk(words, workplace)
         monkeypatch.setattr(sys, "argv", words)
         cli.main()
         assert capsys.readouterr().out, words
     assert tuple(trained) == STAGES
+    for folder in ("librispeech", "huggingface", "fleurs", "folder", "synthesized", "answers"):
+        written = list((workplace / "data" / folder).glob("instruction_examples*.json"))
+        assert len(written) == (2 if folder == "librispeech" else 1), folder
+        assert all(read_examples(path) for path in written)
+    assert json.loads((workplace / "report.json").read_text())["faults"] == []
+    assert (workplace / "report.png").stat().st_size
     assert (workplace / "runs" / "mine" / "model.safetensors").is_file()
     assert read_examples(workplace / "data" / "studio_prompts" / "train.json")
 
@@ -244,6 +290,11 @@ def test_options_named_in_running_text_exist(monkeypatch: pytest.MonkeyPatch, ca
     known = set(re.findall(r"--\w+", capsys.readouterr().out))
     in_text = {name for code in re.findall(r"`([^`\n]+)`", README) for name in re.findall(r"--\w+", code)}
     others = {"--model", "--audio", "--help"}  # of `audiollm generate` and `evaluate`
+    for command in (("prepare", "librispeech"), ("prepare", "huggingface"), ("prepare", "folder"), ("validate",)):
+        monkeypatch.setattr(sys, "argv", ["audiollm", *command, "--help"])
+        with pytest.raises(SystemExit):
+            cli.main()
+        others |= set(re.findall(r"--\w+", capsys.readouterr().out))
     assert in_text - known - others == set()
     assert {"--load_in_8bit", "--fp16", "--projector_readout"} <= in_text
 
