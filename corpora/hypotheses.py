@@ -4,10 +4,10 @@ What a Whisper model hears in recordings: hypotheses to hold transcripts against
 Greedy, so that the same recording always gives the same text; each batch is kept on disk as soon as it is heard.
 """
 
-import hashlib
-import itertools
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ from transformers import (
 )
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
+from .checksums import file_checksum, model_checksum
 from .clips import safe_name
-from .prepared_files import file_checksum
 from .transcript_journal import TranscriptJournal
 
 DEFAULT_WHISPER = "pypi:whisper-tiny.en"
@@ -41,10 +41,11 @@ SPARE_TOKENS = 16
 BATCHES_AT_ONCE = 32
 #: Places that need no hearing are passed along with those that do, at most so many for each.
 PLACES_PER_CLIP = 16
-#: What of a model's folder decides what it hears.
-MODEL_FILES = ("*.json", "*.txt", "*.safetensors")
 #: Raise it when a change below changes what is heard: kept transcripts are then made anew.
 DECODING_REVISION = 1
+#: What transformers says of its own Whisper, whatever that is given: `generate` passes on a configuration and what it has
+#: taken from it.
+OWN_CALL_LOGGER, OWN_CALL_WARNING = "transformers.generation.utils", "Passing `generation_config` together with"
 
 
 class WhisperModelError(ValueError):
@@ -152,17 +153,33 @@ class WhisperDecoder:
         bounds = [
             min(self.max_tokens, SPARE_TOKENS + MAX_TOKENS_PER_SECOND * len(window) // rate) for window in windows
         ]
-        rows = self.model.generate(
-            features["input_features"].to(self.model.device, self.model.dtype),
-            attention_mask=features["attention_mask"].to(self.model.device),
-            max_length=max(bounds),
-            **self.options,
-        )
+        with _without_own_call_warning():
+            rows = self.model.generate(
+                features["input_features"].to(self.model.device, self.model.dtype),
+                attention_mask=features["attention_mask"].to(self.model.device),
+                max_length=max(bounds),
+                **self.options,
+            )
         special = set(self.tokenizer.all_special_ids)
         # Each by its own bound, so that what is heard does not depend on what else is in the batch.
         spoken = [[token for token in row if token not in special] for row in rows.tolist()]
         kept = [row[:bound] for row, bound in zip(spoken, bounds)]
         return [text.strip() for text in self.tokenizer.batch_decode(kept, skip_special_tokens=True)]
+
+
+@contextmanager
+def _without_own_call_warning() -> Iterator[None]:
+    """Keeps from the user what a call inside transformers' Whisper is warned about, and nothing else."""
+    logger = logging.getLogger(OWN_CALL_LOGGER)
+
+    def is_of_the_caller(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(OWN_CALL_WARNING)
+
+    logger.addFilter(is_of_the_caller)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_of_the_caller)
 
 
 def _language_options(folder: str, name: str, language: str | None, known: dict[str, Any]) -> dict[str, str]:
@@ -227,7 +244,7 @@ class WhisperTranscriber:
             settings = {
                 "model": str(model_id),
                 "revision": revision or "main",
-                "weights": _identity(folder, config),
+                "weights": model_checksum(folder, config),
                 "dtype": str(dtype),
                 "decoding": DECODING_REVISION,
                 **options,
@@ -254,7 +271,7 @@ class WhisperTranscriber:
                 yield from self._transcribe_window(window, bar)
 
     def _transcribe_window(self, window: Sequence[str | os.PathLike[str] | None], bar: tqdm) -> list[str | None]:
-        digests = [None if path is None else file_checksum(Path(path)) for path in window]
+        digests = [None if path is None else file_checksum(path) for path in window]
         distinct = {digest: path for digest, path in zip(digests, window) if digest is not None and path is not None}
         lengths = {digest: _seconds(path) for digest, path in distinct.items()}
         by_length = sorted(distinct, key=lambda digest: (lengths[digest], digest))
@@ -313,17 +330,6 @@ def _seconds(path: str | os.PathLike[str]) -> float:
         return soundfile.info(path).duration
     except soundfile.LibsndfileError:
         return len(load_waveform(path)) / SAMPLING_RATE_HZ
-
-
-def _identity(folder: str, config: Any) -> str:
-    """The commit of a model on the Hub; the sha256 of all that counts in the folder of one."""
-    if not os.path.isdir(folder):
-        return str(getattr(config, "_commit_hash", None))
-    files = sorted(set(itertools.chain.from_iterable(Path(folder).glob(pattern) for pattern in MODEL_FILES)))
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name} {file_checksum(file)}\n".encode())
-    return digest.hexdigest()
 
 
 __all__ = ["DEFAULT_WHISPER", "WhisperDecoder", "WhisperModelError", "WhisperTranscriber", "cut_at_quiet"]

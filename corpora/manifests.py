@@ -9,7 +9,6 @@ surrogates (PEP 383): as a part of a path they are what the file is called, anyw
 import codecs
 import csv
 import gzip
-import hashlib
 import io
 import json
 import os
@@ -22,6 +21,7 @@ from typing import IO, Any, cast
 import pyarrow
 import pyarrow.parquet
 
+from .checksums import file_checksum
 from .clips import CorpusError
 
 DEFAULT_ENCODING = "utf-8"
@@ -44,7 +44,6 @@ JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 TABLE_SUFFIXES = (".csv", ".tsv", ".psv")
 #: A longer line is not one of a list of recordings.
 MAX_LINE_CHARACTERS = 2**24
-CHUNK_BYTES = 2**20
 #: How much of a file tells its encoding.
 HEAD_BYTES = 2**14
 PARQUET_BATCH_ROWS = 1024
@@ -165,16 +164,13 @@ def first_line(path: str, encoding: str | None) -> str:
 
 def fingerprint(path: str, encoding: str | None) -> tuple[str, int]:
     """The sha256 of a file's bytes, and its lines (of text) or rows (of Parquet). Raises as [`lines_of`]."""
-    digest = hashlib.sha256()
     try:
-        with open(path, "rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                digest.update(chunk)
+        sha256 = file_checksum(path)
     except OSError as error:
         raise CorpusError(f"{path!r} cannot be read: {error}.") from error
     if path.endswith(PARQUET_SUFFIX):
-        return digest.hexdigest(), _open_parquet(path).metadata.num_rows
-    return digest.hexdigest(), sum(1 for line in lines_of(path, encoding) if line.strip())
+        return sha256, _open_parquet(path).metadata.num_rows
+    return sha256, sum(1 for line in lines_of(path, encoding) if line.strip())
 
 
 def split_columns(line: str, delimiter: str, quotes: str) -> list[str]:

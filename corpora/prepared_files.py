@@ -4,7 +4,6 @@ The files that a prepared corpus is used by: examples as JSON, JSON Lines and Pa
 Everything is written beside what is there and moved into place at the end, so that a folder never holds half of it.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -31,7 +30,6 @@ PARQUET_FOLDER, CARD_FILE = "parquet", "README.md"
 FORMATS = ("json", "jsonl", "parquet")
 #: Rows, and bytes of audio, that are held before they are written to a Parquet file.
 ROWS_PER_GROUP, BYTES_PER_GROUP = 1000, 32 << 20
-BLOCK_BYTES = 1 << 20
 #: Columns of the table of all clips that every corpus has.
 TABLE_COLUMNS = {"id": pa.string(), "split": pa.string(), "audio": pa.string(), "text": pa.string()}
 TABLE_COLUMNS |= {"duration": pa.float64(), "bytes": pa.int64(), "sha256": pa.string()}
@@ -213,15 +211,6 @@ def write_problems(path: Path, rows: Iterable[Row]) -> int:
     return count
 
 
-def file_checksum(path: Path) -> str:
-    """sha256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def files_below(folder: Path) -> Iterator[str]:
     """Relative paths of all files below a folder, with forward slashes, sorted."""
     yield from sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
@@ -255,7 +244,6 @@ __all__ = [
     "TableWriter",
     "dataset_card",
     "examples_name",
-    "file_checksum",
     "files_below",
     "move_into_place",
     "write_problems",

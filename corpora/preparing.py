@@ -17,6 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from .checksums import file_checksum
 from .clips import ClipSource, CorpusError
 from .conversion import AUDIO_FOLDER, SECONDS_PER_HOUR, Journal, Row, convert, retry
 from .examples import ExamplesError
@@ -36,7 +37,6 @@ from .prepared_files import (
     TableWriter,
     dataset_card,
     examples_name,
-    file_checksum,
     files_below,
     move_into_place,
     write_problems,

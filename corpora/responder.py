@@ -4,7 +4,6 @@ written.
 """
 
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -17,15 +16,13 @@ import torch
 from audiollm.embedded_bases import DEFAULT_TEXT_BASE, EMBEDDED_PREFIX, EmbeddedBaseError, fetch
 from audiollm.processing.base_models import resolve_base
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from .checksums import model_checksum
 from .clips import CorpusError, safe_name
-from .prepared_files import file_checksum
 from .transcript_journal import TranscriptJournal
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-#: What of a model's folder decides what it writes.
-MODEL_FILES = ("*.json", "*.txt", "*.jinja", "*.safetensors", "*.model")
 #: The end of a sentence: not the point of "3." that opens a line of a list.
 SENTENCE_END = re.compile(r"(?<!\d)[.!?。！？…][\"'”’)\]]*(?=\s|$)|[。！？]")
 #: A text is a loop where so many words or more come again as they came before, and a passage so many times in a row.
@@ -92,12 +89,12 @@ class Responder:
         self.revision = revision or "main"
         self.written = self.recalled = 0
         self.name = llama_path
-        self.folder, self.tokenizer = _load_tokenizer(llama_path, self.revision)
+        self.folder, self.tokenizer, config = _load_tokenizer(llama_path, self.revision)
         self._model: Any = None
         self.identity: dict[str, Any] = {
             "model": llama_path,
             "revision": self.revision,
-            "weights": _fingerprint(self.folder),
+            "weights": model_checksum(self.folder, config),
             "system_prompt": system_prompt,
             "max_new_tokens": max_new_tokens,
             "temperature": temperature,
@@ -244,29 +241,22 @@ def repeated_passage(text: str) -> str | None:
     return None
 
 
-def _load_tokenizer(llama_path: str, revision: str) -> tuple[str, Any]:
-    """Where a model lies, as `from_pretrained` takes it, and its tokenizer."""
+def _load_tokenizer(llama_path: str, revision: str) -> tuple[str, Any, Any]:
+    """Where a model lies, as `from_pretrained` takes it, its tokenizer, and its configuration."""
     advice = f"Pass the Hub id or the folder of a language model, or {DEFAULT_TEXT_BASE}."
     try:
         if llama_path.startswith(EMBEDDED_PREFIX):
             fetch(llama_path)
         folder = resolve_base(llama_path, "text")
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
+        config = AutoConfig.from_pretrained(folder, revision=revision)
     except (OSError, ValueError, KeyError, EmbeddedBaseError) as error:
         raise CorpusError(f"--respond_with {llama_path}: cannot be loaded: {_first_line(error)} {advice}") from error
     if not tokenizer.chat_template:
         raise CorpusError(
             f"--respond_with {llama_path}: the model has no chat template, so it answers nobody. {advice}"
         )
-    return folder, tokenizer
-
-
-def _fingerprint(folder: str) -> str | None:
-    """The sha256 of all that counts in the folder of a model; None of one on the Hub, which its revision names."""
-    if not os.path.isdir(folder):
-        return None
-    files = sorted(set(itertools.chain.from_iterable(Path(folder).glob(pattern) for pattern in MODEL_FILES)))
-    return _digest(*(f"{file.name} {file_checksum(file)}" for file in files))
+    return folder, tokenizer, config
 
 
 def _digest(*parts: str) -> str:

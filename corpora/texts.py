@@ -10,7 +10,6 @@
 """
 
 import csv
-import hashlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from .checksums import file_checksum
 from .clips import CorpusError
 from .examples import ExamplesError, json_lines, json_rows
 
@@ -30,7 +30,6 @@ SUFFIXES = (TEXT_SUFFIX, JSON_SUFFIX, JSON_LINES_SUFFIX, *DELIMITERS, PARQUET_SU
 TEXT_COLUMNS = ("text", "instruction", "prompt", "question", "sentence", "transcript")
 RESPONSE_COLUMNS = ("response", "answer", "output", "completion")
 PARQUET_BATCH_ROWS = 1024
-HASH_CHUNK_BYTES = 1 << 20
 #: Stands for the columns that a row of CSV has too many.
 SURPLUS = "__surplus__"
 
@@ -71,7 +70,7 @@ class TextTable:
         self.text_column, self.response_column = text_column, response_column
         self.unread: list[str] = []
         self._choose_columns(text_column, response_column)
-        self.sha256 = _sha256(self.path)
+        self.sha256 = file_checksum(self.path)
 
     def rows(self, start: int = 0) -> Iterator[TextRow]:
         """
@@ -167,14 +166,6 @@ class TextTable:
                 return TextRow(problem=f"column {name!r} is empty")
             found.append(row[name])
         return TextRow(*found)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 __all__ = ["TextRow", "TextTable"]

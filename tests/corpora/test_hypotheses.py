@@ -1,6 +1,7 @@
 """What Whisper hears in files: the order, nothing heard twice, nothing lost, and what is refused."""
 
 import json
+import logging
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +22,7 @@ from audiollm.corpora.transcript_journal import TranscriptJournal
 from audiollm.processing.audio_io import AudioError, load_waveform
 from tiny_models import character_tokenizer, save_audio_base
 from transformers import GenerationConfig
+from transformers.utils import logging as transformers_logging
 
 SAMPLING_RATE_HZ = 16_000
 SECONDS = (0.9, 0.3, 2.1, 0.6, 1.5, 0.4, 1.2)
@@ -243,6 +245,21 @@ def test_what_is_no_whisper_is_refused_by_name(tiny_bases, tmp_path, monkeypatch
             transcriber(model)
     with pytest.raises(ValueError, match="batch size is 0"):
         transcriber(tiny_bases[0], batch_size=0)
+
+
+def test_what_transformers_warns_itself_of_is_not_shown(whisper, clips) -> None:
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("transformers.generation.utils")
+    transformers_logging.warning_once.cache_clear()
+    logger.addHandler(handler)
+    try:
+        WhisperDecoder(whisper).hear([[load_waveform(clips[0])]], 1)
+        logger.warning("Passing `generation_config` together with what the user's own call has")
+    finally:
+        logger.removeHandler(handler)
+    assert len(messages) == 1, "the decoder's own call warns, or hides what is not its own"
 
 
 def test_a_missing_file_is_named(whisper, tmp_path) -> None:

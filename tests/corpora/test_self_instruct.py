@@ -12,7 +12,7 @@ from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.corpora.responder import Responder, Response, repeated_passage
 from audiollm.corpora.self_instruct import SelfInstructArguments, SelfInstructed, known_questions, self_instructed
 from audiollm.corpora.tasks import tasks_named
-from transformers import AutoTokenizer, HfArgumentParser
+from transformers import AutoConfig, AutoTokenizer, HfArgumentParser
 
 TEXTS = [f"{word} {'and more ' * (index % 5)}of it" for index, word in enumerate("abcdefghijklmnopqrst")]
 #: Clips of a window, with a batch size of 1.
@@ -278,5 +278,6 @@ def test_models_that_cannot_answer_are_named(tiny: dict[str, Any], tmp_path: Pat
     tokenizer = AutoTokenizer.from_pretrained(tiny["llama_path"])
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path)
+    AutoConfig.from_pretrained(tiny["llama_path"]).save_pretrained(tmp_path)
     with pytest.raises(CorpusError, match="has no chat template"):
         Responder(str(tmp_path))

@@ -1,0 +1,38 @@
+"""What tells one file from another, and one model from another: sha256 over all that counts."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+BLOCK_BYTES = 1 << 20
+#: What of a model's folder decides what it hears or writes.
+MODEL_FILES = ("*.json", "*.txt", "*.jinja", "*.model", "*.safetensors")
+
+
+def file_checksum(path: str | os.PathLike[str]) -> str:
+    """The sha256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def model_checksum(folder: str, config: Any) -> str | None:
+    """
+    What a model is known by, whatever its name: its commit on the Hub, or the sha256 of all that counts in its folder.
+
+    Args:
+        folder: a folder, or a Hub id, as `from_pretrained` takes it.
+        config: the model's, as `AutoConfig` has read it.
+    """
+    if not os.path.isdir(folder):
+        return getattr(config, "_commit_hash", None)
+    digest = hashlib.sha256()
+    for file in sorted({file for pattern in MODEL_FILES for file in Path(folder).glob(pattern)}):
+        digest.update(f"{file.name} {file_checksum(file)}\n".encode())
+    return digest.hexdigest()
+
+
+__all__ = ["file_checksum", "model_checksum"]
