@@ -15,6 +15,7 @@ import jiwer
 from audiollm.processing.normalisers import NORMALISERS, has_words, normaliser_for
 
 from .clips import CorpusError
+from .columns import WER_UNITS
 from .hypotheses import WhisperTranscriber
 
 #: Where a word error may come from, best first: the corpus' own figure, its hypothesis, what Whisper hears.
@@ -22,7 +23,7 @@ DATASET, HYPOTHESIS, WHISPER = WORD_ERROR_SOURCES = ("dataset", "hypothesis", "w
 #: Chooses the normaliser by each row's `language`.
 BY_LANGUAGE = "language"
 #: What a corpus' own word error may be in; percent where it is not said, and then checked.
-UNITS = ("percent", "fraction")
+UNITS = tuple(WER_UNITS)
 #: Own word errors that cannot be percent, with none that must be, after which a corpus is refused without reading on.
 MAX_IMPOSSIBLE = 1000
 #: Decimals that are kept when a fraction becomes percent: 100 * 0.07 is not 7 in binary.

@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any
 
 from .clips import BadClip, Clip, CorpusError
+from .columns import WER_UNITS
 from .disk_table import DiskTable
 from .folder_kaldi import RECORDINGS_FILE, SEGMENTS_FILE, kaldi_clips
 from .folder_layouts import LAYOUTS, find_layout, open_manifest
@@ -85,11 +86,19 @@ class FolderArguments:
         },
     )
     splits: list[str] = field(
-        default_factory=list, metadata={"help": "Only these splits are read; all when not given."}
+        default_factory=list,
+        metadata={"help": "Only these splits are read, separated by spaces or commas; all when not given."},
+    )
+    wer_unit: str | None = field(
+        default=None,
+        metadata={"help": "Unit of the word errors in the manifest's column wer, for --max_wer: percent or fraction."},
     )
 
     def __post_init__(self):
         parse_columns(self.columns)
+        self.splits = [name for given in self.splits for name in given.split(",")]
+        if self.wer_unit is not None and self.wer_unit not in WER_UNITS:
+            raise ValueError(f"--wer_unit {self.wer_unit!r}: expected {' or '.join(WER_UNITS)}.")
         if self.layout is not None and self.layout not in LAYOUTS:
             raise ValueError(f"--layout is {self.layout!r}; expected one of {', '.join(LAYOUTS)}.")
         if self.quotes is not None and self.quotes not in QUOTES:
@@ -125,7 +134,7 @@ class FolderSource:
 
     Attributes:
         name, identity: as in `ClipSource`; manifests are a part of the identity by their sha256, recordings with
-            transcripts beside them by names, sizes and times.
+            transcripts beside them by their names and what the transcripts say.
         description: how the folder is read, in one line.
 
     Raises:
@@ -187,6 +196,8 @@ class FolderSource:
         title = LAYOUTS[self.layout]
         if arguments.columns and self.layout in WITHOUT_COLUMNS:
             raise CorpusError(f"--columns {' '.join(arguments.columns)} is given, but {title} has no columns.")
+        if arguments.wer_unit and (self.layout in WITHOUT_COLUMNS or "wer" not in self._mapping()):
+            raise CorpusError(f"--wer_unit {arguments.wer_unit} is given, but {title} has no column of word errors.")
         if arguments.quotes and self.layout not in WITH_QUOTES:
             raise CorpusError(
                 f"--quotes {arguments.quotes} is given, but {title} has no quotation marks around columns."
@@ -221,16 +232,19 @@ class FolderSource:
             )
             split = self._reader.split or manifest.split
             parts.append(f"{manifest.name}, {_counted(found[0][1], 'line')}" + (f", as {split}" if split else ""))
-        return identity, f"read as: {LAYOUTS[self.layout]} {'; '.join(parts)}{self._mapping()}"
+        return identity, f"read as: {LAYOUTS[self.layout]} {'; '.join(parts)}{self._columns_shown()}"
 
-    def _mapping(self) -> str:
+    def _columns_shown(self) -> str:
         """What the columns of a table are read as."""
-        if self.layout in WITHOUT_COLUMNS:
+        if self.layout in WITHOUT_COLUMNS or not (mapping := self._mapping()):
             return ""
+        return f" ({', '.join(f'{name}={printable(column)}' for name, column in mapping.items())})"
+
+    def _mapping(self) -> dict[str, str]:
+        """Column by what it is read as, in the first row of a table."""
         columns, rows = open_rows(self._manifests[0], self._reader)
         first = next((row for row in rows if not row.problem), None)
-        mapping = {} if first is None else columns.mapping(list(first.values))
-        return f" ({', '.join(f'{name}={printable(column)}' for name, column in mapping.items())})" if mapping else ""
+        return {} if first is None else columns.mapping(list(first.values))
 
 
 def open_source(arguments: FolderArguments) -> FolderSource:

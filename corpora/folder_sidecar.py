@@ -69,17 +69,20 @@ def suffixes_seen(root: AudioRoot) -> tuple[list[str], int]:
 
 
 def digest(root: AudioRoot, suffix: str) -> tuple[str, int]:
-    """A sha256 over names, sizes and times of all that is read, and how many clips and problems it makes."""
+    """
+    A sha256 over the names of recordings and the content of transcripts, and how many clips and problems they make.
+
+    Recordings themselves do not count, so that one which was damaged can be mended and tried again.
+    """
     digested, count = hashlib.sha256(), 0
     for pair in pairs(root, suffix):
         count += 1
-        for path in (pair.audio, pair.transcript):
-            try:
-                status = os.stat(os.path.join(root.folder, path)) if path else None
-            except OSError:
-                status = None
-            facts = f"{status.st_size} {status.st_mtime_ns}" if status else "-"
-            digested.update(os.fsencode(path) + b"\0" + facts.encode() + b"\0")
+        try:
+            content = _bytes_of(root.locate(pair.transcript))
+        except (PathError, OSError):
+            content = b""
+        for part in (os.fsencode(pair.audio), os.fsencode(pair.transcript), hashlib.sha256(content).digest()):
+            digested.update(part + b"\0")
     return digested.hexdigest(), count
 
 
@@ -142,12 +145,17 @@ def _is_another_text(name: str, stem: str, recordings: dict[str, list[str]]) -> 
     return stem.lower() in NOT_TRANSCRIPTS or any(kind is not None and _key(kind) in recordings for kind in kinds)
 
 
+def _bytes_of(path: str) -> bytes:
+    """A transcript's bytes, and one more than it may have of a longer file."""
+    with open(path, "rb") as file:
+        return file.read(MAX_TRANSCRIPT_BYTES + 1)
+
+
 def _transcript(path: str, name: str, encoding: str | None) -> str:
     """The text of a file in one line."""
     try:
         used = encoding_of(path, encoding)
-        with open(path, "rb") as file:
-            data = file.read(MAX_TRANSCRIPT_BYTES + 1)
+        data = _bytes_of(path)
         text = data.decode(used, "surrogateescape")
     except (OSError, UnicodeError, CorpusError) as error:
         raise PathError(f"the transcript {name!r} cannot be read: {error}") from None

@@ -25,6 +25,8 @@ FIRST_PERSON = re.compile(r"i(?:'(?:m|ll|d|ve))?")
 SENTENCE_ENDS = ".?!"
 #: Punctuation that is copied from behind a word.
 CLOSING_MARKS = re.compile(r"[.,?!;:]+")
+#: Such a mark where it is punctuation: not that of 3.5 or 7:30.
+OWN_MARK = re.compile(r"[.,?!;:…。，、？！；：](?:\W|$)")
 
 
 @lru_cache(maxsize=1)
@@ -77,6 +79,11 @@ def letter_case_named(name: str) -> Callable[[str], str]:
     if name not in LETTER_CASES:
         raise ValueError(f"There is no letter case {name!r}; expected one of {', '.join(LETTER_CASES)}.")
     return LETTER_CASES[name]
+
+
+def has_punctuation(text: str) -> bool:
+    """Whether a transcript has full stops, commas or their like at the end of any word."""
+    return OWN_MARK.search(text) is not None
 
 
 def restore_from(reference: str, hypothesis: str) -> str:
@@ -142,4 +149,4 @@ def _word_like(word: str, heard: str | None, starts: bool) -> str:
     return cased
 
 
-__all__ = ["LETTER_CASES", "letter_case_named", "restore_from", "sentence"]
+__all__ = ["LETTER_CASES", "has_punctuation", "letter_case_named", "restore_from", "sentence"]

@@ -75,7 +75,8 @@ class LibriSpeechArguments:
         self.mirrors = [url.rstrip("/") for given in self.mirrors for url in given.split(",") if url]
         if self.letter_case not in LETTER_CASES:
             raise ValueError(
-                f"There is no --letter_case {self.letter_case!r}; expected one of {', '.join(LETTER_CASES)}."
+                f"There is no --letter_case {self.letter_case!r}; expected one of {', '.join(LETTER_CASES)}. "
+                "Capitals and punctuation as Whisper hears them come of --copy_punctuation, beside any of these."
             )
         if self.source is None:
             known = openslr()[1]

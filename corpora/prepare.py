@@ -98,6 +98,8 @@ def run(kind: str, arguments: Sequence[str]) -> Prepared:
     source = module.open_source(options)
     # A source that knows the unit has made it percent.
     unit = "percent" if getattr(source, "wer_unit", None) else getattr(options, "wer_unit", None)
+    if unit is not None and word_error.max_wer is None and not hasattr(source, "wer_unit"):
+        raise ValueError(f"--wer_unit {unit} is of --max_wer; without it, it would do nothing.")
     kept = WordErrorFilter(word_error, output, unit)
     if hint := kept.hint():
         print(hint, file=sys.stderr)

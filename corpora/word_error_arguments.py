@@ -12,7 +12,7 @@ from audiollm.processing.normalisers import NORMALISERS
 from .clip_errors import BY_LANGUAGE, UNITS, WORD_ERROR_SOURCES, check_max_wer, is_kept, limit_hint, settle_word_errors
 from .conversion import Row
 from .hypotheses import DEFAULT_WHISPER, WhisperTranscriber
-from .letter_case import restore_from
+from .letter_case import has_punctuation, restore_from
 from .preparing import STATE_FOLDER
 
 JOURNAL_FOLDER = "heard"
@@ -129,14 +129,14 @@ class WordErrorFilter:
     def _punctuated(self, rows: Iterator[Row], total: int) -> Iterator[Row]:
         waiting: list[Row] = []
 
-        def paths() -> Iterator[Path]:
+        def paths() -> Iterator[Path | None]:
             for row in rows:
                 waiting.append(row)
-                yield self.output / row["audio"]
+                yield None if has_punctuation(row["text"]) else self.output / row["audio"]
 
         for heard in self._whisper().transcribe(paths(), total):
             row = waiting.pop(0)
-            yield row | {"text": restore_from(row["text"], heard or "")}
+            yield row if heard is None else row | {"text": restore_from(row["text"], heard)}
 
     def _whisper(self) -> WhisperTranscriber:
         """Made when it is needed, and once."""

@@ -87,7 +87,8 @@ def test_splits_by_names_and_options(tmp_path: Path):
     splits = {clip.id: clip.split for clip in read(tmp_path)}
     assert splits == {"contest/d": "train", "dev/b": "validation", "my_test 2/c": "test", "train-clean/a": "train"}
     assert {clip.split for clip in read(tmp_path, split="mine")} == {"mine"}
-    assert [clip.id for clip in read(tmp_path, splits=["dev", "test"])] == ["dev/b", "my_test 2/c"]
+    for splits in (["dev", "test"], ["dev,test"]):
+        assert [clip.id for clip in read(tmp_path, splits=splits)] == ["dev/b", "my_test 2/c"]
 
 
 def test_a_column_of_splits(tmp_path: Path):
@@ -214,6 +215,29 @@ def test_identity_changes_with_what_is_read(tmp_path: Path):
     seen += [source_of(tmp_path / "s").identity, source_of(tmp_path / "n").identity]
     seen += [source_of(tmp_path / "n", split="x").identity, source_of(tmp_path / "n", follow_symlinks=True).identity]
     assert len({json.dumps(identity) for identity in seen}) == len(seen)
+
+
+def test_a_recording_that_is_mended_leaves_the_identity_as_it_was(tmp_path: Path):
+    make_sidecar(tmp_path)
+    before = source_of(tmp_path).identity
+    (tmp_path / "a.flac").write_bytes(b"mended")
+    write(tmp_path / "b.txt", (tmp_path / "b.txt").read_text())  # touched, and the same
+    assert source_of(tmp_path).identity == before
+    (tmp_path / "a.flac").rename(tmp_path / "z.flac")
+    (tmp_path / "a.txt").rename(tmp_path / "z.txt")
+    assert source_of(tmp_path).identity != before
+
+
+def test_the_unit_of_word_errors_is_of_a_column(tmp_path: Path):
+    make_csv(tmp_path / "table")
+    make_sidecar(tmp_path / "beside")
+    for folder in ("table", "beside"):
+        with pytest.raises(CorpusError, match=r"--wer_unit percent is given, but .* has no column of word errors"):
+            source_of(tmp_path / folder, wer_unit="percent")
+    write(tmp_path / "table" / "list.csv", "path,text,wer\na.wav,hello,0.5\n")
+    assert source_of(tmp_path / "table", wer_unit="fraction").layout == "csv"
+    with pytest.raises(ValueError, match="--wer_unit 'parts': expected percent or fraction"):
+        source_of(tmp_path / "table", wer_unit="parts")
 
 
 def test_the_order_is_not_that_of_the_file_system(tmp_path: Path):

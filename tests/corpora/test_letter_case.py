@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from audiollm.corpora.letter_case import LETTER_CASES, letter_case_named, restore_from, sentence
+from audiollm.corpora.letter_case import LETTER_CASES, has_punctuation, letter_case_named, restore_from, sentence
 from audiollm.corpora.prompts import load_studio_prompts
 from hypothesis import given
 from hypothesis import strategies as st
@@ -82,3 +82,19 @@ def test_on_real_transcripts_a_cased_hypothesis_is_better_than_guessing() -> Non
     guessed = share_right(texts, [sentence(capitals(text)) for text in texts])
     copied = share_right(texts, [restore_from(capitals(text), text) for text in texts])
     assert lower < guessed < copied == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("HELLO WORLD", False),
+        ("On Monday at 7:30 it was 3.5 degrees", False),
+        ("the U.S. army", True),
+        ("Well, yes", True),
+        ("Yes.", True),
+        ('"Yes!"', True),
+        ("你好。", True),
+    ],
+)
+def test_punctuation_of_its_own_is_seen(text: str, expected: bool) -> None:
+    assert has_punctuation(text) is expected

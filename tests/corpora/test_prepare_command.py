@@ -229,6 +229,21 @@ def test_max_wer_by_a_column_of_word_errors(clips, tmp_path, capsys) -> None:
     assert table["wer"] == [0.0, 5.0, 5.1, 80.0, 4.9, 100.0, 0.0, 12.0] and set(table["wer_source"]) == {"dataset"}
 
 
+def test_word_errors_of_a_folder_have_a_unit_too(folder, clips, tmp_path, capsys) -> None:
+    for path in folder.glob("*.txt"):
+        path.unlink()
+    rows = [f'{row["id"]}.ogg,"{row["text"]}",{0.01 * index}' for index, row in enumerate(clips)]
+    (folder / "list.csv").write_text("\n".join(["path,text,wer", *rows]))
+    command = ["folder", str(folder), "--output", str(tmp_path / "out"), "--workers", "1", "--wer_unit", "fraction"]
+    main([*command, "--max_wer", "2.5"])
+    assert prepared(tmp_path / "out") == list(HEARD_RIGHT[:3])
+    main([*command[:-1], "percent", "--max_wer", "2.5"])
+    assert prepared(tmp_path / "out") == list(HEARD_RIGHT)
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    assert "--wer_unit fraction is of --max_wer" in str(ended.value.code)
+
+
 @pytest.mark.parametrize("column", ["pred_text", "whisper_transcript"])
 def test_max_wer_by_a_hypothesis_of_the_corpus(clips, tmp_path, column) -> None:
     heard = [text.upper() + "!" for text in with_wrong(clips)]
@@ -288,9 +303,11 @@ def test_clips_without_a_word_error_are_named(clips, tmp_path) -> None:
 def test_punctuation_is_copied_from_what_whisper_hears(folder, tmp_path, real_bases, clips) -> None:
     for row in clips:
         (folder / f"{row['id']}.txt").write_text(row["text"].upper().rstrip("."))
+    (folder / f"{HEARD_RIGHT[4]}.txt").write_text("IT HAS, ITS OWN!")
     run("folder", [str(folder), "--output", str(tmp_path / "out"), "--workers", "1", "--copy_punctuation"])
     written = [example.response for example in read_examples(tmp_path / "out" / "instruction_examples.json")]
     by_id = dict(zip(sorted(HEARD_RIGHT), written))
+    assert by_id[HEARD_RIGHT[4]] == "IT HAS, ITS OWN!"
     assert by_id["conf-extended"] == "The conference has been extended."
     assert by_id["confbridge-invalid"] == "You have entered an invalid option."
 
