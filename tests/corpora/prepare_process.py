@@ -87,6 +87,7 @@ class Launcher:
             text=True,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
+        self.ask({"ready": True})
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -211,7 +212,9 @@ def _serve() -> None:
 
     for line in sys.stdin:
         request = json.loads(line)
-        if "poll" in request:
+        if "ready" in request:
+            answer: dict[str, Any] = {}
+        elif "poll" in request:
             pid, status = os.waitpid(request["poll"], os.WNOHANG)
             answer = {"code": os.waitstatus_to_exitcode(status) if pid else None}
         else:
