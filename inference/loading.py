@@ -1,0 +1,174 @@
+"""Checkpoints by folder or Hub id, with an error in plain words for everything that is not one."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmProcessor
+
+#: What `make demo` leaves in the folder it runs in.
+DEMO_CHECKPOINT = Path("runs/demo/adapter")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+#: `name` or `owner/name`, which the Hub allows; anything else can only be a folder.
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+#: Folders that training leaves within its output folder.
+TRAINING_CHECKPOINTS = "checkpoint-*"
+NO_CHECKPOINT = (
+    f"No --model is given, and there is no {DEMO_CHECKPOINT} here. Run `make demo` in a clone of AudioLLM, which trains "
+    "one in minutes, or pass --model with a checkpoint's folder or Hub id."
+)
+
+
+class CheckpointError(ValueError):
+    """There is no AudioLLM checkpoint where one was looked for, or it cannot be used; the message says what to do."""
+
+
+def find_checkpoint(model: str | None = None) -> str:
+    """
+    What `from_pretrained` is to be given: a folder that holds an AudioLLM checkpoint, or a Hub id.
+
+    Args:
+        model: a folder or Hub id; without it, what `make demo` has left in the working folder.
+
+    Raises:
+        CheckpointError: there is no such folder, or it holds something else; the message says what.
+    """
+    if not model:
+        if not (DEMO_CHECKPOINT / "config.json").is_file():
+            raise CheckpointError(NO_CHECKPOINT)
+        return str(DEMO_CHECKPOINT)
+    folder = Path(model).expanduser()
+    if folder.is_file():
+        raise CheckpointError(f"--model {model} is a file; expected the checkpoint's folder, or a Hub id.")
+    if not folder.exists():
+        if HUB_ID.fullmatch(model):
+            return model
+        raise CheckpointError(f"--model {model}: there is no such folder, and it is no Hub id (owner/name).")
+    _check_folder(folder, model)
+    return str(folder)
+
+
+def _check_folder(folder: Path, given: str) -> None:
+    """Raises CheckpointError unless the folder's configuration is AudioLLM's."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"--model {given} has no config.json{_what_else(folder)}.") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"--model {given}: its config.json cannot be read ({error}).") from error
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind != AudioLlmConfig.model_type:
+        raise CheckpointError(
+            f"--model {given} is no AudioLLM checkpoint: its config.json says model_type {kind!r}; expected "
+            f"{AudioLlmConfig.model_type!r}."
+        )
+
+
+def _what_else(folder: Path) -> str:
+    """What a folder without a configuration probably is."""
+    steps = [path for path in folder.glob(TRAINING_CHECKPOINTS) if (path / "config.json").is_file()]
+    if steps:
+        newest = max(steps, key=lambda path: (len(path.name), path.name))
+        return f", so it is no checkpoint; training has left some in it, the last one in {newest}"
+    if (folder / "adapter_config.json").is_file():
+        return ": it is a PEFT adapter by itself; pass the AudioLLM checkpoint that it belongs to"
+    return ", so it is no AudioLLM checkpoint"
+
+
+def load_processor(checkpoint: str, revision: str | None = None) -> AudioLlmProcessor:
+    """
+    The processor of a checkpoint that [`find_checkpoint`] has found.
+
+    Raises:
+        CheckpointError: it has none, or cannot be reached.
+    """
+    try:
+        return AudioLlmProcessor.from_pretrained(checkpoint, **_revision(revision))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"The processor of {checkpoint} cannot be loaded: {error}") from error
+
+
+def load_model(
+    checkpoint: str,
+    dtype: str | torch.dtype = "auto",
+    device: str | None = None,
+    revision: str | None = None,
+    **model_arguments: Any,
+) -> AudioLlmForConditionalGeneration:
+    """
+    The model of a checkpoint that [`find_checkpoint`] has found, in evaluation mode.
+
+    Args:
+        dtype: precision of the bases: a torch dtype, its name, or "auto" for that of the checkpoint.
+        device: where to put it: "cpu", "cuda:0", …, or "auto" to spread it over all GPUs; without it, on the GPU if
+            there is one.
+        revision: of a Hub repository: a branch, tag or commit.
+        model_arguments: further ones of `from_pretrained`, such as `text_model_id` or `quantization_config`.
+
+    Raises:
+        CheckpointError: a base or weights are missing or another model's, or there is no such device.
+    """
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise CheckpointError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
+    place = check_device(device)
+    arguments = {"dtype": dtype, "device_map": place, **_revision(revision), **model_arguments}
+    try:
+        model = AudioLlmForConditionalGeneration.from_pretrained(checkpoint, **arguments)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{checkpoint} cannot be loaded: {error}") from error
+    return model.eval()
+
+
+def load(
+    model: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str | None = None,
+    revision: str | None = None,
+    **model_arguments: Any,
+) -> tuple[AudioLlmForConditionalGeneration, AudioLlmProcessor]:
+    """
+    Model and processor of a checkpoint: [`find_checkpoint`], [`load_processor`] and [`load_model`] in one.
+
+    Raises:
+        CheckpointError: see there.
+    """
+    checkpoint = find_checkpoint(model)
+    processor = load_processor(checkpoint, revision)
+    return load_model(checkpoint, dtype, device, revision, **model_arguments), processor
+
+
+def check_device(device: str | None) -> str:
+    """
+    A device for `device_map`: the one given, or the GPU if there is one, else the CPU.
+
+    Raises:
+        CheckpointError: PyTorch knows no such device, or this machine has none.
+    """
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "auto":
+        return device
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"--device {device} cannot be used: {reason}. Expected cpu, cuda, auto, …") from error
+    return device
+
+
+def _revision(revision: str | None) -> dict[str, str]:
+    return {} if revision is None else {"revision": revision}
+
+
+__all__ = [
+    "DEMO_CHECKPOINT",
+    "DTYPES",
+    "CheckpointError",
+    "check_device",
+    "find_checkpoint",
+    "load",
+    "load_model",
+    "load_processor",
+]
