@@ -103,7 +103,7 @@ class Corpus:
             if config is not None:
                 raise CorpusError(f"Corpus {self.name!r} has no configs; leave out {config!r}.")
             return self
-        known = "such as match " + self.configs if isinstance(self.configs, str) else ", ".join(self.configs)
+        known = f"names that match {self.configs}" if isinstance(self.configs, str) else ", ".join(self.configs)
         if config is None:
             raise CorpusError(
                 f"Corpus {self.name!r} has several configs; name one as {self.name}{CONFIG_SEPARATOR}CONFIG. "

@@ -44,10 +44,10 @@ class LibriSpeechArguments:
         metadata={
             "help": "Splits, separated by spaces or commas: dev-clean, dev-other, test-clean, test-other, "
             "train-clean-100, train-clean-360, train-other-500, or of Mini LibriSpeech dev-clean-2, train-clean-5. "
-            f"Default: all that --source holds, or {DEFAULT_DOWNLOAD} where it is downloaded."
+            f"Default: all that --source_path holds, or {DEFAULT_DOWNLOAD} where it is downloaded."
         },
     )
-    source: str | None = field(
+    source_path: str | None = field(
         default=None,
         metadata={
             "help": "A folder with the unpacked LibriSpeech/ tree, a folder with archives named <split>.tar.gz, or one "
@@ -78,7 +78,7 @@ class LibriSpeechArguments:
                 f"There is no --letter_case {self.letter_case!r}; expected one of {', '.join(LETTER_CASES)}. "
                 "Capitals and punctuation as Whisper hears them come of --copy_punctuation, beside any of these."
             )
-        if self.source is None:
+        if self.source_path is None:
             known = openslr()[1]
             unknown = [name for name in self.splits if name not in known]
             if unknown:
@@ -87,14 +87,16 @@ class LibriSpeechArguments:
             if plain:
                 raise ValueError(f"--mirrors has {plain[0]!r}; expected URLs that start with http:// or https://.")
         else:
-            if self.source.startswith(HUB_PREFIX):
+            if self.source_path.startswith(HUB_PREFIX):
                 raise ValueError(
-                    f"--source {self.source!r} is a dataset of the Hub; for the Hub's LibriSpeech use "
+                    f"--source_path {self.source_path!r} is a dataset of the Hub; for the Hub's LibriSpeech use "
                     "`audiollm prepare huggingface --dataset librispeech`."
                 )
             useless = [name for name in ("archives", "mirrors") if getattr(self, name)]
             if useless:
-                raise ValueError(f"--{useless[0]} is about downloading, and --source {self.source!r} needs none.")
+                raise ValueError(
+                    f"--{useless[0]} is about downloading, and --source_path {self.source_path!r} needs none."
+                )
 
 
 def open_source(
@@ -109,17 +111,17 @@ def open_source(
         progress: show bars.
 
     Raises:
-        FileNotFoundError: `source` is not there.
+        FileNotFoundError: `source_path` is not there.
         CorpusError: it does not hold the splits.
         ChecksumError: an archive with a published one's name is another, or damaged; the message names it.
         DownloadError: no mirror gave an archive.
     """
     published = openslr()[1] if table is None else table
-    if arguments.source is None:
+    if arguments.source_path is None:
         return _downloaded(arguments, published, progress)
-    source = Path(arguments.source)
+    source = Path(arguments.source_path)
     if not source.exists():
-        raise FileNotFoundError(f"LibriSpeech source {arguments.source!r} does not exist.")
+        raise FileNotFoundError(f"--source_path {arguments.source_path!r} does not exist.")
     if source.is_file():
         _verify(source, published, progress)
         return _from_archives([source], arguments.splits, arguments, published)
@@ -132,7 +134,7 @@ def open_source(
     if missing:
         raise CorpusError(
             f"{source} holds no archive {missing[0]}.tar.gz; it holds those of {', '.join(archives)}. Ask for one of "
-            "these, or name one archive itself as --source."
+            "these, or name one archive itself as --source_path."
         )
     for split in splits:
         _verify(archives[split], published, progress)

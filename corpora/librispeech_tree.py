@@ -302,7 +302,7 @@ class LibriSpeechArchives:
                 reason = "are scattered over it" if chapter.where in finished else f"exceed {MAX_CHAPTER_BYTES} bytes"
                 raise CorpusError(
                     f"Archive {path}: the files of chapter {chapter.where} {reason}; unpack it and give the folder "
-                    "as --source instead."
+                    "as --source_path instead."
                 )
             chapter.add(file, data if file.endswith(TRANSCRIPT_SUFFIX) else {"bytes": data, "path": member})
         if chapter is not None:

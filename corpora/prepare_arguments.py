@@ -23,7 +23,7 @@ class PrepareArguments:
     """Where the prepared corpus goes, and in what form."""
 
     output: str | None = field(
-        default=None, metadata={"help": "Folder to write to; one named after the corpus, below data, when not given."}
+        default=None, metadata={"help": "Folder to write to; one named after the command, below data, when not given."}
     )
     tasks: list[str] | None = field(
         default=None,

@@ -25,7 +25,7 @@ from .voices import SpokenText, Voice, command_voices, default_voices, plain, vo
 DEFAULT_TASKS: tuple[str, ...] = ("transcribe",)
 #: Where the texts have responses.
 RESPONSE_TASKS = ("respond",)
-DEFAULT_OUTPUT = "data/synthesized"
+DEFAULT_OUTPUT = "data/synthesize"
 #: What factors of pitch and speed are drawn from where nothing else is asked for.
 DEFAULT_PITCH, DEFAULT_SPEED = (0.9, 1.12), (0.9, 1.15)
 #: What they may be: beyond, engines stop following.

@@ -33,7 +33,7 @@ class WordErrorArguments:
         default_factory=lambda: list(WORD_ERROR_SOURCES),
         metadata={
             "help": "Where word errors may come from, best first: dataset (the corpus' own), hypothesis (a transcript by "
-            "another model that it brings), whisper. (default: all three)"
+            "another model that it brings), whisper."
         },
     )
     wer_normaliser: str = field(

@@ -175,7 +175,7 @@ def train_briefly(words: list[str], bases: list[str], workplace: Path) -> list[s
 def prepare_from_disk(words: list[str], workplace: Path) -> list[str]:
     """A command that prepares a corpus as the README has it, on a copy of the corpus that lies on disk."""
     sources = {
-        "librispeech": ["--source", "openslr"],
+        "librispeech": ["--source_path", "openslr"],
         "org/name": ["--dataset", "hub.parquet", "--wer_unit", "percent"],
         "fleurs:de_de": ["--source_path", "fleurs"],
     }

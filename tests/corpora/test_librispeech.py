@@ -161,8 +161,8 @@ def test_folder_and_archive_hold_the_same_clips(
         unpacked(files, tmp_path / "tree")
         (tmp_path / f"{split}.tar.gz").write_bytes(archives[split])
     (tmp_path / "tree" / "LibriSpeech" / "dev-clean" / "84" / "121123" / "._84-121123-0000.flac").write_bytes(b"mac")
-    folder = open_source(LibriSpeechArguments(source=str(tmp_path / "tree")))
-    archive = open_source(LibriSpeechArguments(source=str(tmp_path)), table, progress=False)
+    folder = open_source(LibriSpeechArguments(source_path=str(tmp_path / "tree")))
+    archive = open_source(LibriSpeechArguments(source_path=str(tmp_path)), table, progress=False)
     assert folder.count() == archive.count() == 15
 
     def known(clip: Clip) -> tuple:
@@ -181,7 +181,7 @@ def test_folder_and_archive_hold_the_same_clips(
         "chapter": "121082",
         "language": "en",
     }
-    inside = open_source(LibriSpeechArguments(source=str(tmp_path / "tree" / "LibriSpeech"), splits=["train-clean-5"]))
+    inside = open_source(LibriSpeechArguments(source_path=str(tmp_path / "tree" / "LibriSpeech"), splits=["train-clean-5"]))
     assert [clip.id for clip in good(inside)] == [clip[1] for clip in in_folder[9:]]
 
 
@@ -197,18 +197,18 @@ def test_clips_go_on_from_any_of_them(
         (tmp_path / f"{split}.tar.gz").write_bytes(archives[split])
         unpacked(trees[split], tmp_path / "tree")
     for given in (tmp_path, tmp_path / "tree"):
-        source = open_source(LibriSpeechArguments(source=str(given)), table, progress=False)
+        source = open_source(LibriSpeechArguments(source_path=str(given)), table, progress=False)
         assert good(source, start) == good(source)[start:]
 
 
 def test_one_archive_of_several_splits(trees: dict[str, Files], tmp_path: Path) -> None:
     both = tmp_path / "mine.tar.gz"
     both.write_bytes(packed({name: data for files in trees.values() for name, data in files.items()}))
-    source = open_source(LibriSpeechArguments(source=str(both)))
+    source = open_source(LibriSpeechArguments(source_path=str(both)))
     assert source.count() is None and len(good(source)) == 15
-    assert len(good(open_source(LibriSpeechArguments(source=str(both), splits=["train-clean-5"])))) == 6
+    assert len(good(open_source(LibriSpeechArguments(source_path=str(both), splits=["train-clean-5"])))) == 6
     with pytest.raises(CorpusError, match=r"no split 'test-other'; found dev-clean, train-clean-5"):
-        list(open_source(LibriSpeechArguments(source=str(both), splits=["test-other"])).clips())
+        list(open_source(LibriSpeechArguments(source_path=str(both), splits=["test-other"])).clips())
 
 
 def test_an_archive_at_hand_is_verified_under_its_published_name(
@@ -216,20 +216,20 @@ def test_an_archive_at_hand_is_verified_under_its_published_name(
 ) -> None:
     path = tmp_path / "dev-clean.tar.gz"
     path.write_bytes(archives["dev-clean"])
-    assert len(good(open_source(LibriSpeechArguments(source=str(path)), table, progress=False))) == 9
-    other = open_source(LibriSpeechArguments(source=str(path), splits=["dev-other"]), table, progress=False)
+    assert len(good(open_source(LibriSpeechArguments(source_path=str(path)), table, progress=False))) == 9
+    other = open_source(LibriSpeechArguments(source_path=str(path), splits=["dev-other"]), table, progress=False)
     with pytest.raises(CorpusError, match=r"no split 'dev-other'; found dev-clean"):
         list(other.clips(start=100))
     assert other.count() is None
     wrong_sum = {"dev-clean": replace(table["dev-clean"], md5="0" * 32)}
     with pytest.raises(ChecksumError, match=rf"{path}: expected md5 0+, found {table['dev-clean'].md5}"):
-        open_source(LibriSpeechArguments(source=str(path)), wrong_sum, progress=False)
+        open_source(LibriSpeechArguments(source_path=str(path)), wrong_sum, progress=False)
     path.write_bytes(archives["dev-clean"][:-100])
     with pytest.raises(ChecksumError, match=rf"{path}: expected \d+ bytes, found \d+"):
-        open_source(LibriSpeechArguments(source=str(tmp_path)), table, progress=False)
+        open_source(LibriSpeechArguments(source_path=str(tmp_path)), table, progress=False)
     path = path.rename(tmp_path / "mine.tar.gz")  # of no published name: damage shows where it is
     with pytest.raises(ArchiveError, match=r"mine\.tar\.gz is damaged at member 'LibriSpeech/dev-clean/84/"):
-        list(open_source(LibriSpeechArguments(source=str(path))).clips())
+        list(open_source(LibriSpeechArguments(source_path=str(path))).clips())
 
 
 # --------------------------------------------------------------------------------------------------- what is wrong
@@ -269,13 +269,13 @@ def test_what_cannot_become_a_clip_is_said_with_its_reason(trees: dict[str, File
     unpacked(files, tmp_path / "tree")
     (tmp_path / "mine.tar.gz").write_bytes(packed(dict(sorted(files.items()))))
     for given in ("tree", "mine.tar.gz"):
-        source = open_source(LibriSpeechArguments(source=str(tmp_path / given)))
+        source = open_source(LibriSpeechArguments(source_path=str(tmp_path / given)))
         clips = list(source.clips())
         assert sorted((c.id, c.reason) for c in clips if isinstance(c, BadClip)) == sorted(FAULTS)
         assert [c.id for c in clips if isinstance(c, Clip)] == [f"2035-147960-000{n}" for n in range(3)] + [
             "84-121123-0001"
         ]
-    assert open_source(LibriSpeechArguments(source=str(tmp_path / "tree"))).count() == len(clips)
+    assert open_source(LibriSpeechArguments(source_path=str(tmp_path / "tree"))).count() == len(clips)
 
 
 def test_a_recording_twice_in_an_archive_is_bad(trees: dict[str, Files], tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_a_recording_twice_in_an_archive_is_bad(trees: dict[str, Files], tmp_pat
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
-    clips = list(open_source(LibriSpeechArguments(source=str(tmp_path / "mine.tar"))).clips())
+    clips = list(open_source(LibriSpeechArguments(source_path=str(tmp_path / "mine.tar"))).clips())
     assert [c.reason for c in clips if isinstance(c, BadClip)] == ["is twice in the archive"]
     assert sum(isinstance(c, Clip) for c in clips) == 6
 
@@ -305,7 +305,7 @@ def test_links_out_of_a_folder_are_not_followed(trees: dict[str, Files], tmp_pat
     trap = tree / "dev-clean" / "84" / "121123" / "84-121123-0001.flac"
     trap.unlink()
     trap.symlink_to(secret)
-    clips = list(open_source(LibriSpeechArguments(source=str(tree))).clips())
+    clips = list(open_source(LibriSpeechArguments(source_path=str(tree))).clips())
     bad = {c.id: c.reason for c in clips if isinstance(c, BadClip)}
     assert bad.pop("84-121123-0001") == "has a transcript and no recording"
     assert list(bad) == ["dev-clean/84/121123/84-121123-0001.flac"] and "leads out" in bad.popitem()[1]
@@ -315,7 +315,7 @@ def test_links_out_of_a_folder_are_not_followed(trees: dict[str, Files], tmp_pat
     trap.unlink()
     trap.write_bytes(b"")
     (tree / "dev-clean").symlink_to(tmp_path / "elsewhere" / "dev-clean")
-    assert len(good(open_source(LibriSpeechArguments(source=str(tree))))) == 9
+    assert len(good(open_source(LibriSpeechArguments(source_path=str(tree))))) == 9
 
 
 def test_a_hostile_archive_is_refused_before_anything_is_written(trees: dict[str, Files], tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ def test_a_hostile_archive_is_refused_before_anything_is_written(trees: dict[str
     hostile = packed(trees["dev-clean"] | {f"{folder}/84-121123-0000.flac": b"x"})
     (tmp_path / "mine.tar.gz").write_bytes(hostile)
     with pytest.raises(ArchiveError, match=r"mine\.tar\.gz is refused at member .*leads out"):
-        list(open_source(LibriSpeechArguments(source=str(tmp_path / "mine.tar.gz"))).clips())
+        list(open_source(LibriSpeechArguments(source_path=str(tmp_path / "mine.tar.gz"))).clips())
     assert [path.name for path in tmp_path.iterdir()] == ["mine.tar.gz"]
 
 
@@ -331,7 +331,7 @@ def test_chapters_that_are_scattered_are_refused(trees: dict[str, Files], tmp_pa
     files = dict(sorted(trees["dev-clean"].items(), key=lambda item: item[0].endswith(".txt")))
     (tmp_path / "mine.tar.gz").write_bytes(packed(files))
     with pytest.raises(CorpusError, match=r"chapter dev-clean/\d+/\d+ are scattered over it; unpack it"):
-        list(open_source(LibriSpeechArguments(source=str(tmp_path / "mine.tar.gz"))).clips())
+        list(open_source(LibriSpeechArguments(source_path=str(tmp_path / "mine.tar.gz"))).clips())
 
 
 def test_an_archive_without_a_table_of_speakers_or_with_it_last(trees: dict[str, Files], tmp_path: Path) -> None:
@@ -340,21 +340,21 @@ def test_an_archive_without_a_table_of_speakers_or_with_it_last(trees: dict[str,
     (tmp_path / "none.tar.gz").write_bytes(packed(files))
     (tmp_path / "last.tar.gz").write_bytes(packed(files | {"LibriSpeech/SPEAKERS.TXT": speakers}))
     for name, sex in (("none", None), ("last", "F")):
-        [first, *_] = good(open_source(LibriSpeechArguments(source=str(tmp_path / f"{name}.tar.gz"))))
+        [first, *_] = good(open_source(LibriSpeechArguments(source_path=str(tmp_path / f"{name}.tar.gz"))))
         assert (first.fields["speaker"], first.fields["speaker_sex"]) == ("1088", sex)
 
 
 def test_a_folder_of_something_else_is_said_so(trees: dict[str, Files], tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=r"holds no LibriSpeech tree; expected LibriSpeech/<split>"):
-        open_source(LibriSpeechArguments(source=str(tmp_path)))
+        open_source(LibriSpeechArguments(source_path=str(tmp_path)))
     unpacked(trees["dev-clean"], tmp_path)
     with pytest.raises(CorpusError, match=r"holds no split 'test-clean'; it holds dev-clean"):
-        open_source(LibriSpeechArguments(source=str(tmp_path), splits=["test-clean"]))
+        open_source(LibriSpeechArguments(source_path=str(tmp_path), splits=["test-clean"]))
     with pytest.raises(FileNotFoundError, match="gone"):
-        open_source(LibriSpeechArguments(source=str(tmp_path / "gone")))
+        open_source(LibriSpeechArguments(source_path=str(tmp_path / "gone")))
     (tmp_path / "x.tar.gz").write_bytes(packed({"notes.txt": b"nothing"}))
     with pytest.raises(CorpusError, match="there is no LibriSpeech tree"):
-        list(open_source(LibriSpeechArguments(source=str(tmp_path / "x.tar.gz"))).clips())
+        list(open_source(LibriSpeechArguments(source_path=str(tmp_path / "x.tar.gz"))).clips())
 
 
 # ----------------------------------------------------------------------------------------------------------- options
@@ -363,7 +363,7 @@ def test_a_folder_of_something_else_is_said_so(trees: dict[str, Files], tmp_path
 def test_letter_case_is_what_was_asked_for(trees: dict[str, Files], tmp_path: Path) -> None:
     tree = str(unpacked(trees["dev-clean"], tmp_path))
     made = {
-        case: [clip.text for clip in good(open_source(LibriSpeechArguments(source=tree, letter_case=case)))]
+        case: [clip.text for clip in good(open_source(LibriSpeechArguments(source_path=tree, letter_case=case)))]
         for case in ("sentence", "lower", "keep")
     }
     assert made["keep"] == [text.upper() for text in made["sentence"]]
@@ -376,7 +376,7 @@ def test_options_are_parsed_as_the_command_line_gives_them() -> None:
     parse = HfArgumentParser(LibriSpeechArguments).parse_args_into_dataclasses  # type: ignore[arg-type]
     [arguments] = parse(["--splits", "dev-clean,test-clean", "dev-clean", "--letter-case", "keep"])
     assert arguments.splits == ["dev-clean", "test-clean"] and arguments.letter_case == "keep"
-    assert arguments.source is None and parse([])[0].splits == []
+    assert arguments.source_path is None and parse([])[0].splits == []
 
 
 @pytest.mark.parametrize(
@@ -384,9 +384,9 @@ def test_options_are_parsed_as_the_command_line_gives_them() -> None:
     [
         ({"splits": ["dev-clean,dev-dirty"]}, r"no split 'dev-dirty'; expected some of dev-clean, dev-other"),
         ({"letter_case": "title"}, r"no --letter_case 'title'; expected one of sentence, lower, keep"),
-        ({"source": "hub:openslr/librispeech_asr"}, r"audiollm prepare huggingface --dataset librispeech"),
-        ({"source": "x", "mirrors": ["http://a"]}, r"--mirrors is about downloading"),
-        ({"source": "x", "archives": "y"}, r"--archives is about downloading"),
+        ({"source_path": "hub:openslr/librispeech_asr"}, r"audiollm prepare huggingface --dataset librispeech"),
+        ({"source_path": "x", "mirrors": ["http://a"]}, r"--mirrors is about downloading"),
+        ({"source_path": "x", "archives": "y"}, r"--archives is about downloading"),
         ({"mirrors": ["file:///etc"]}, r"--mirrors has 'file:///etc'; expected URLs"),
     ],
 )
