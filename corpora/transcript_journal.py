@@ -23,7 +23,7 @@ class TranscriptJournal:
     An append-only JSON Lines file of transcripts made with one set of settings; it may hold those of others beside.
 
     In memory it keeps one number a transcript, not the transcripts. A line that was cut off, by a crash or a full disk,
-    is passed over: its recording is simply heard again.
+    is removed before the next one is written: its recording is simply heard again.
 
     Args:
         path: the file; made, with its folder, when the first transcript comes.
@@ -82,8 +82,8 @@ class TranscriptJournal:
             if not self._is_described:
                 entries.insert(0, {"settings": self._digest, "made_with": self.settings})
             with open(self.path, "ab") as file:
-                if file.tell() > self._position:  # what another run was cut off in becomes a line that is passed over
-                    file.write(b"\n")
+                if file.tell() > self._position:  # what another run was cut off in
+                    file.truncate(self._position)
                 for entry in entries:
                     file.write(json.dumps(entry, ensure_ascii=True).encode() + b"\n")
                 file.flush()

@@ -29,18 +29,20 @@ PATIENCE_SECONDS = 120
 
 @dataclass
 class Command:
-    """One running command; `pid` leads a process group of its own."""
+    """One running command; `pid` leads a process group of its own, `peak_bytes` is known once it has ended."""
 
     launcher: "Launcher"
     pid: int
     stdout_file: Path
     stderr_file: Path
     code: int | None = None
+    peak_bytes: int = 0
 
     def poll(self) -> int | None:
         """Exit code, negative for a signal; None while it runs."""
         if self.code is None:
-            self.code = self.launcher.ask({"poll": self.pid})["code"]
+            answer = self.launcher.ask({"poll": self.pid})
+            self.code, self.peak_bytes = answer["code"], answer["peak_bytes"]
         return self.code
 
     def wait(self) -> int:
@@ -215,8 +217,8 @@ def _serve() -> None:
         if "ready" in request:
             answer: dict[str, Any] = {}
         elif "poll" in request:
-            pid, status = os.waitpid(request["poll"], os.WNOHANG)
-            answer = {"code": os.waitstatus_to_exitcode(status) if pid else None}
+            pid, status, usage = os.wait4(request["poll"], os.WNOHANG)
+            answer = {"code": os.waitstatus_to_exitcode(status) if pid else None, "peak_bytes": usage.ru_maxrss << 10}
         else:
             answer = {"pid": _fork(request)}
         print(json.dumps(answer), flush=True)

@@ -1,0 +1,341 @@
+"""`audiollm prepare` from end to end: LibriSpeech over a bad connection, the round trip by `datasets` and a Hub, harm."""
+
+import hashlib
+import io
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+from audiollm.corpora.examples import read_examples
+from audiollm.corpora.prompts import load_studio_prompts
+from audiollm.processing import load_waveform
+from librispeech_archives import SPLITS, clip_ids, librispeech_archives, published, real_speech, served
+from loopback_hub import LoopbackHub
+from loopback_site import Site, serving
+from prepare_process import Launcher, contents, launching
+
+TABLE = {split: vars(row) for split, row in published(librispeech_archives()).items()}
+#: Most that more clips may add to a process' memory, once the smaller corpus fills a row group of 1000 as well.
+MEMORY_GROWTH_MIB = 16
+FEW_CLIPS, MANY_CLIPS = 2000, 5000
+
+
+@pytest.fixture(scope="module")
+def launcher(tmp_path_factory) -> Iterator[Launcher]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
+        with launching(tmp_path_factory.mktemp("commands")) as launcher:
+            yield launcher
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with serving() as site:
+        site.files = served(librispeech_archives())
+        yield site
+
+
+def librispeech(site: Site, folder: Path, *more: Any) -> list[Any]:
+    """The command, into `folder`."""
+    where = ["--mirrors", f"{site.url}/resources", "--archives", folder / "archives", "--output", folder / "out"]
+    return ["librispeech", *where, "--workers", "1", *(more or ("--splits", ",".join(SPLITS)))]
+
+
+# -------------------------------------------------------------------------------------------------------- LibriSpeech
+
+
+def test_librispeech_over_a_connection_that_breaks_twice(launcher, site, tmp_path) -> None:
+    first = TABLE["dev-clean"]["bytes"] // 3
+    site.break_after = [first, 5000]
+    done = launcher.succeed(*librispeech(site, tmp_path), table=TABLE)
+    assert site.ranges("/resources/12/dev-clean.tar.gz") == [None, f"bytes={first}-", f"bytes={first + 5000}-"]
+    output = tmp_path / "out"
+    speech = iter(real_speech())
+    table = pq.read_table(output / "clips.parquet").to_pylist()
+    manifest = json.loads((output / "manifest.json").read_text())
+    for split, count in zip(SPLITS, (9, 6), strict=True):
+        examples = read_examples(output / f"instruction_examples.{split}.json", output)
+        shards = pq.read_table(sorted((output / "parquet").glob(f"{split}-*.parquet"))).to_pylist()
+        rows = [row for row in table if row["split"] == split]
+        assert len(examples) == len(shards) == len(rows) == count
+        assert manifest["splits"][split]["clips"] == manifest["splits"][split]["examples"] == count
+        assert [row["id"] for row in rows] == [row["id"] for row in shards] == clip_ids(split)
+        assert f"{split}: {count} examples of {count} clips" in done.stdout
+        for example, row, shard in zip(examples, rows, shards):
+            _, text, waveform = next(speech)
+            assert example.response.upper() == row["text"].upper() == shard["response"].upper() == text
+            assert not example.response.isupper() or len(text) == 1
+            assert np.array_equal(load_waveform(example.audio_paths[0]), waveform.astype(np.float32))
+            assert hashlib.sha256(shard["audio"]["bytes"]).hexdigest() == row["sha256"]
+    assert manifest["problems"] == 0 and not (output / "problems.jsonl").exists()
+    found = contents(output)
+    sums = dict(reversed(line.split("  ")) for line in (output / "SHA256SUMS").read_text().splitlines())
+    assert {name: found[name] for name in sums} == sums and len(sums) > 15 + 4
+    launcher.succeed(*librispeech(site, tmp_path), table=TABLE)
+    assert contents(output) == found and len(site.requests) == 4
+
+
+def test_a_corrupted_archive_is_refused_and_named(launcher, site, tmp_path) -> None:
+    (path,) = (path for path in site.files if "train-clean-5" in path)
+    whole = site.files[path]
+    damaged = whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:]
+    site.files[path] = damaged
+    refused = launcher.run(*librispeech(site, tmp_path), table=TABLE)
+    assert refused.code == 1 and "Traceback" not in refused.stderr
+    said = f"train-clean-5.tar.gz.part: expected md5 {TABLE['train-clean-5']['md5']}, found"
+    assert said in refused.stderr and hashlib.md5(damaged, usedforsecurity=False).hexdigest() in refused.stderr
+    assert not (tmp_path / "out").exists()
+    site.files[path] = whole
+    launcher.succeed(*librispeech(site, tmp_path), table=TABLE)
+    (tmp_path / "second").mkdir()
+    launcher.succeed(*librispeech(site, tmp_path / "second"), table=TABLE)
+    assert contents(tmp_path / "out") == contents(tmp_path / "second" / "out")
+
+
+def test_an_archive_that_no_mirror_has_is_named(launcher, site, tmp_path) -> None:
+    site.files.clear()
+    refused = launcher.run(*librispeech(site, tmp_path, "--splits", "dev-clean"), table=TABLE)
+    assert refused.code == 1 and f"{site.url}/resources/12/dev-clean.tar.gz failed" in refused.stderr
+    assert "404" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_punctuation_of_librispeech_comes_from_what_is_heard(launcher, site, tmp_path, real_bases) -> None:
+    launcher.succeed(*librispeech(site, tmp_path, "--splits", "train-clean-5", "--copy_punctuation"), table=TABLE)
+    examples = read_examples(tmp_path / "out" / "instruction_examples.json", tmp_path / "out")
+    spoken = load_studio_prompts("test").select(range(9, 15))["text"]
+    written = [example.response for example in examples]
+    assert [words(text) for text in written] == [words(text) for text in spoken]
+    punctuated = [text for text in written if text[0].isupper() and text[-1] in ".?!"]
+    assert len(punctuated) >= len(written) - 1, written
+
+
+def words(text: str) -> list[str]:
+    return "".join(letter if letter.isalnum() or letter in " '" else " " for letter in text.upper()).split()
+
+
+# --------------------------------------------------------------------------------------------------------- round trip
+
+ROUND_TRIP = """
+import sys, datasets
+from audiollm.training.train import parse_arguments, train
+
+prepared, audio, text, runs = sys.argv[1:]
+name = "loopback-user/prepared"
+
+def rows(table):
+    return [{**row, "audio": row["audio"]["bytes"]} for row in table]
+
+table = datasets.load_dataset(prepared, split="train")
+assert isinstance(table.features["audio"], datasets.Audio) and table.features["audio"].sampling_rate == 16_000
+known = rows(table.decode(False) if hasattr(table, "decode") else table.cast_column("audio", datasets.Audio(decode=False)))
+assert len(known) == 8
+streamed = datasets.load_dataset(prepared, split="train", streaming=True).decode(False)
+assert rows(streamed) == known
+table.push_to_hub(name)
+back = datasets.load_dataset(name, split="train").cast_column("audio", datasets.Audio(decode=False))
+assert rows(back) == known
+assert rows(datasets.load_dataset(name, split="train", streaming=True).decode(False)) == known
+for number, data in enumerate((["hub:" + name], [prepared, "--streaming"], ["hub:" + name, "--streaming"], [prepared])):
+    options = (
+        f"--whisper_path {audio} --llama_path {text} --output_dir {runs}/{number} --batch_size 2 --max_steps 2 "
+        "--dataloader_pin_memory False --disable_tqdm True --report_to none"
+    )
+    trainer = train(*parse_arguments(["--data_path", *data, *options.split()]))
+    assert trainer.state.global_step == 2
+    print("TRAINED", number)
+"""
+
+
+def test_round_trip_by_datasets_and_a_hub(launcher, tmp_path, tiny_bases) -> None:
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    for number, row in enumerate(load_studio_prompts("test").select(range(8))):
+        (folder / f"{number}.ogg").write_bytes(row["audio"]["bytes"])
+        (folder / f"{number}.txt").write_text(row["text"])
+    launcher.succeed("folder", folder, "--output", tmp_path / "out", "--workers", "1")
+    with LoopbackHub(tmp_path / "hub") as hub:
+        done = subprocess.run(
+            [sys.executable, "-c", ROUND_TRIP, tmp_path / "out" / "parquet", *tiny_bases, tmp_path / "runs"],
+            env=hub.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("TRAINED") == 4
+    weights = [(tmp_path / "runs" / name / "model.safetensors").read_bytes() for name in "0123"]
+    assert weights[0] == weights[3] and weights[1] == weights[2], "where the rows come from changes nothing"
+
+
+# ------------------------------------------------------------------------------------------------------------- memory
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is measured as Linux counts it")
+def test_memory_does_not_grow_with_the_corpus(launcher, tmp_path) -> None:
+    generator = np.random.default_rng(0)
+    peaks = []
+    for count in (FEW_CLIPS, MANY_CLIPS):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        for number in range(count):
+            noise = generator.integers(-3000, 3000, 2400).astype(np.int16)
+            soundfile.write(folder / f"{number}.wav", noise, 16_000)
+            (folder / f"{number}.txt").write_text(f"Noise {number}.")
+        done = launcher.succeed("folder", folder, "--output", tmp_path / f"{count}.out", "--workers", "1")
+        peaks.append(done.peak_bytes / (1 << 20))
+        assert f"{count} examples" in done.stdout
+    assert peaks[1] - peaks[0] < MEMORY_GROWTH_MIB, peaks
+
+
+# --------------------------------------------------------------------------------------------------------------- harm
+
+IDS = ["../../escape", "/etc/escape", "..", "C:\\escape", "a/../../b", "نص", "语音", "ñandú", "🎤", "nul\0", "x" * 400]
+
+
+def surroundings(folder: Path, output: Path) -> dict[str, str]:
+    """All that lies around the output."""
+    return {name: value for name, value in contents(folder).items() if not name.startswith(output.name + "/")}
+
+
+def test_ids_of_every_kind_stay_inside(launcher, tmp_path) -> None:
+    rows = load_studio_prompts("test").select(range(len(IDS)))
+    table = {"id": IDS, "audio": rows["audio"][:] if isinstance(rows["audio"], list) else [*rows["audio"]]}
+    pq.write_table(pa.table(table | {"text": rows["text"][:]}), tmp_path / "data.parquet")
+    output = tmp_path / "deep" / "er" / "out"
+    output.parent.mkdir(parents=True)
+    before = contents(tmp_path)
+    launcher.succeed("huggingface", "--dataset", tmp_path / "data.parquet", "--output", output, "--workers", "1")
+    after = contents(tmp_path)
+    assert {name: value for name, value in after.items() if not name.startswith("deep/er/out/")} == before
+    examples = read_examples(output / "instruction_examples.json", output)
+    assert [example.response for example in examples] == [text.strip() for text in rows["text"]]
+    assert not Path("/etc/escape").exists() and not list(tmp_path.rglob("escape*"))
+
+
+def ten_hours() -> bytes:
+    """A WAV file whose header says ten hours, and which holds a tenth of a second."""
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(1600, np.int16), 16_000, format="WAV")
+    data = file.getvalue()
+    size = 10 * 3600 * 16_000 * 2
+    return data[:4] + struct.pack("<I", size + 36) + data[8:40] + struct.pack("<I", size) + data[44:]
+
+
+def test_a_hostile_folder_is_told_and_harms_nothing(launcher, tmp_path) -> None:
+    good = load_studio_prompts("test")[0]["audio"]["bytes"]
+    source, outside = tmp_path / "recordings", tmp_path / "outside"
+    source.mkdir()
+    outside.mkdir()
+    (outside / "secret.ogg").write_bytes(good)
+    files = {"نص.ogg": good, "empty.ogg": b"", "long.wav": ten_hours(), "语音.ogg": good[: len(good) // 3]}
+    for name, data in files.items():
+        (source / name).write_bytes(data)
+    (source / "link.ogg").symlink_to(outside / "secret.ogg")
+    names = [*files, "link.ogg", "../outside/secret.ogg", str(outside / "secret.ogg")]
+    rows = [{"audio_filepath": name, "text": "Words."} for name in names]
+    (source / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    output = tmp_path / "out"
+    before = surroundings(tmp_path, output)
+    command = ["folder", source, "--output", output, "--workers", "1", "--manifest", "manifest.jsonl"]
+    refused = launcher.run(*command)
+    assert refused.code == 1 and "Traceback" not in refused.stderr
+    assert not list(output.glob("instruction_examples*"))
+    problems = [json.loads(line) for line in (output / "problems.jsonl").read_text().splitlines()]
+    assert len(problems) >= len(names) - 2
+    told = refused.stderr
+    for name in ("empty", "long", "link", "outside/secret"):
+        assert name in told, (name, told)
+    launcher.succeed(*command, "--on_bad_example", "skip")
+    examples = read_examples(output / "instruction_examples.json", output)
+    assert len(examples) == len(names) - len(problems)
+    assert surroundings(tmp_path, output) == before
+    secret = load_waveform(good)
+    for example in examples:
+        assert Path(example.audio_paths[0]).resolve().is_relative_to(output.resolve())
+    assert len(examples) == 0 or len(load_waveform(examples[0].audio_paths[0])) <= len(secret)
+
+
+#: What is planted in an output folder: where the link stands, and whether the command must refuse or may replace it.
+PLANTED = {
+    "audio/00000": "refused",
+    "audio/00000/.000.flac.partial": "refused",
+    "parquet": "refused",
+    "parquet/train-00000.parquet": "refused",
+    ".prepare": "refused",
+    ".prepare/clips.jsonl": "refused",
+    ".prepare/settled.jsonl": "refused",
+    ".prepare/new": "refused",
+    ".prepare/heard": "refused",
+    ".manifest.json.partial": "refused",
+    "manifest.json": "refused",
+    "problems.jsonl": "refused",
+    "instruction_examples.json": "replaced",
+    "clips.parquet": "replaced",
+    "SHA256SUMS": "replaced",
+}
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("recordings")
+    for number, row in enumerate(load_studio_prompts("test").select(range(3))):
+        (folder / f"{number:03}.ogg").write_bytes(row["audio"]["bytes"])
+        (folder / f"{number:03}.txt").write_text(row["text"])
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize("place", PLANTED)
+def test_links_in_the_output_are_not_followed(place, kind, launcher, recordings, tmp_path) -> None:
+    output, outside = tmp_path / "out", tmp_path / "outside"
+    command = ["folder", recordings, "--output", output, "--workers", "1"]
+    launcher.succeed(*command)
+    outside.mkdir()
+    (outside / "kept").write_bytes(b"kept")
+    target = output / place
+    if target.is_dir():
+        os.rename(target, tmp_path / "moved")
+    target.unlink(missing_ok=True)
+    target.symlink_to({"file": outside / "kept", "folder": outside}[kind])
+    before = surroundings(tmp_path, output)
+    for more in ([], ["--formats", "jsonl", "--tasks", "transcribe"], ["--restart"]):
+        done = launcher.run(*command, *more)
+        assert surroundings(tmp_path, output) == before
+        assert "Traceback" not in done.stderr
+        if PLANTED[place] == "refused":
+            assert done.code == 1 and f"{target} is a link" in done.stderr
+        else:
+            assert done.code == 0 and not target.is_symlink(), done.stderr
+
+
+def test_lists_in_the_output_that_lie_remove_nothing_outside(launcher, recordings, tmp_path) -> None:
+    output, kept = tmp_path / "out", tmp_path / "kept.txt"
+    kept.write_text("kept")
+    command = ["folder", recordings, "--output", output, "--workers", "1"]
+    launcher.succeed(*command)
+    whole = contents(output)
+    manifest = json.loads((output / "manifest.json").read_text())
+    manifest["files"] += ["../kept.txt", str(kept)]
+    (output / "manifest.json").write_text(json.dumps(manifest))
+    launcher.succeed(*command)
+    assert contents(output) == whole and kept.read_text() == "kept"
+    journal = output / ".prepare" / "clips.jsonl"
+    rows = [json.loads(line) for line in journal.read_text().splitlines()]
+    for lie in ("../kept.txt", str(kept)):
+        rows[1] |= {"audio": lie, "bytes": kept.stat().st_size}
+        journal.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        launcher.succeed(*command)
+        assert contents(output) == whole, "it was made anew from there on"
+        journal.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        launcher.succeed(*command, "--restart")
+        assert contents(output) == whole and kept.read_text() == "kept"
