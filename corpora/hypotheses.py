@@ -16,6 +16,7 @@ import soundfile
 import torch
 from audiollm.base_models import EMBEDDED_PREFIX, resolve_base
 from audiollm.processing.audio_io import SAMPLING_RATE_HZ, load_waveform
+from audiollm.processing.windows import cut_at_quiet
 from tqdm.auto import tqdm
 from transformers import (
     AutoConfig,
@@ -31,8 +32,6 @@ from .clips import safe_name
 from .transcript_journal import TranscriptJournal
 
 DEFAULT_WHISPER = "pypi:whisper-tiny.en"
-#: Length of the quiet moment that a long recording is cut at.
-QUIET_SECONDS = 0.2
 #: Nobody speaks faster, in any script that Whisper writes; what a transcript may hold besides. Whisper falls into loops
 #: that would else go on to the end of its context.
 MAX_TOKENS_PER_SECOND = 25
@@ -50,22 +49,6 @@ OWN_CALL_LOGGER, OWN_CALL_WARNING = "transformers.generation.utils", "Passing `g
 
 class WhisperModelError(ValueError):
     """A model that cannot be used to hear recordings; the message names it and says what to do."""
-
-
-def cut_at_quiet(waveform: np.ndarray, max_samples: int, sampling_rate: int) -> list[np.ndarray]:
-    """
-    Cuts a waveform `(samples,)` into pieces of at most `max_samples`, each ending at the quietest moment of its second
-    half. Nothing is lost: the pieces one after the other are the waveform.
-    """
-    span = max(1, int(QUIET_SECONDS * sampling_rate))
-    pieces = []
-    while len(waveform) > max_samples:
-        half = waveform[max_samples // 2 : max_samples]
-        energy = np.convolve(np.square(half, dtype=np.float64), np.ones(span), mode="same")
-        end = max_samples // 2 + int(energy.argmin())
-        pieces.append(waveform[:end])
-        waveform = waveform[end:]
-    return [*pieces, waveform]
 
 
 def locate_whisper(model_id: str | os.PathLike[str], revision: str | None = None) -> tuple[str, Any]:
@@ -332,4 +315,4 @@ def _seconds(path: str | os.PathLike[str]) -> float:
         return len(load_waveform(path)) / SAMPLING_RATE_HZ
 
 
-__all__ = ["DEFAULT_WHISPER", "WhisperDecoder", "WhisperModelError", "WhisperTranscriber", "cut_at_quiet"]
+__all__ = ["DEFAULT_WHISPER", "WhisperDecoder", "WhisperModelError", "WhisperTranscriber"]

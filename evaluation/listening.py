@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from audiollm.answering import answer, ask
-from audiollm.corpora.hypotheses import WhisperDecoder, cut_at_quiet
+from audiollm.corpora.hypotheses import WhisperDecoder
+from audiollm.processing.windows import cut_at_quiet
 from tqdm.auto import tqdm
 
 from .word_error import WordErrorScore, score_word_error
