@@ -1,0 +1,150 @@
+"""Answers as they are written: text piece by piece from another thread, equal to the whole, stopped within a token."""
+
+import re
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from transformers import StoppingCriteria, TextIteratorStreamer
+
+#: What decoders put for bytes that are no character, or not yet.
+REPLACEMENT_CHARACTER = "\ufffd"
+#: How vocabularies with byte fallback name a token that is one byte.
+BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+
+
+class AnswerStreamer(TextIteratorStreamer):
+    """
+    Text that is certain not to change, as soon as it is; all of it together is `decode(ids).strip()`.
+
+    transformers' own streamers decode each line by itself, which loses blanks with some tokenizers, and they hold
+    words back until a blank follows. This one decodes all tokens anew for every token, which costs little beside the
+    model, and only holds back what more tokens may change: incomplete characters and blanks at the end. With a
+    tokenizer that tidies blanks up when it decodes, the last word is held back too.
+    """
+
+    def __init__(self, tokenizer):
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.ids: list[int] = []
+        self.text = ""
+        self._tidies = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
+
+    def put(self, value: torch.Tensor) -> None:
+        """Takes the prompt `(1, length)`, which is skipped, and then new tokens `(count,)`."""
+        if self.next_tokens_are_prompt:
+            self.next_tokens_are_prompt = False
+            return
+        self.ids.extend(value.flatten().tolist())
+        ids = self.ids
+        if BYTE_TOKEN.fullmatch(self.tokenizer.convert_ids_to_tokens(ids[-1]) or ""):
+            ids = self._without_last_bytes()
+        text = self.tokenizer.decode(ids, **self.decode_kwargs).rstrip(REPLACEMENT_CHARACTER).strip()
+        if self._tidies:
+            text = text[: len(text) - len(text.split()[-1])].rstrip() if text else text
+        self._give(text)
+
+    def end(self) -> None:
+        """Gives the rest, and ends the iteration."""
+        self._give(self.tokenizer.decode(self.ids, **self.decode_kwargs).strip())
+        self.next_tokens_are_prompt = True
+        self.text_queue.put(self.stop_signal)
+
+    def _without_last_bytes(self) -> list[int]:
+        """The tokens before a run of bytes at the end: such a run is decoded as a whole, or not at all."""
+        count = len(self.ids)
+        while count and BYTE_TOKEN.fullmatch(self.tokenizer.convert_ids_to_tokens(self.ids[count - 1]) or ""):
+            count -= 1
+        return self.ids[:count]
+
+    def _give(self, text: str) -> None:
+        if len(text) > len(self.text):
+            self.on_finalized_text(text[len(self.text) :])
+            self.text = text
+
+
+class StopWhenSet(StoppingCriteria):
+    """Ends generation after the token in the making once any of the events is set."""
+
+    def __init__(self, *events: threading.Event | None):
+        self.events = [event for event in events if event is not None]
+
+    def is_set(self) -> bool:
+        """Whether any of the events is."""
+        return any(event.is_set() for event in self.events)
+
+    def __call__(self, input_ids: torch.LongTensor, scores, **kwargs) -> torch.BoolTensor:
+        stopped = torch.full((input_ids.shape[0],), self.is_set(), device=input_ids.device)
+        return stopped  # type: ignore[return-value]  # a tensor of booleans
+
+
+class AnswerStream(Iterator[str]):
+    """
+    Iterates over an answer's text while another thread writes it.
+
+    Use it in a `with` statement where Ctrl-C may come: leaving it early stops the answer and waits for the token in the
+    making. An error of the writing thread is raised here. An iterator that nobody holds any longer stops its answer.
+
+    Args:
+        write: writes the answer: takes a streamer to put tokens in, and what says when to stop.
+        tokenizer: decodes.
+        stop: may be set, from any thread, to stop the answer; the iteration then ends.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[AnswerStreamer, StopWhenSet], None],
+        tokenizer,
+        stop: threading.Event | None = None,
+    ):
+        self._ended = False
+        self._closed = threading.Event()
+        self._streamer = AnswerStreamer(tokenizer)
+        self._errors: list[BaseException] = []
+        # Without a reference to this object: one that is given up must not keep the thread writing.
+        arguments = (write, self._streamer, StopWhenSet(stop, self._closed), self._errors)
+        self._thread = threading.Thread(target=_run, args=arguments, name="answer", daemon=True)
+        self._thread.start()
+
+    def __next__(self) -> str:
+        if self._ended:
+            raise StopIteration
+        try:
+            return next(self._streamer)
+        except StopIteration:
+            self._ended = True
+            self._thread.join()
+            if self._errors:
+                raise self._errors[0] from None
+            raise
+
+    def __enter__(self) -> "AnswerStream":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stops the answer where it is, and waits for the token in the making. Text given so far is kept."""
+        self._closed.set()
+        self._ended = True
+        self._thread.join()
+
+    def read(self) -> str:
+        """The rest of the answer in one piece."""
+        return "".join(self)
+
+    def __del__(self) -> None:
+        self._closed.set()
+
+
+def _run(write, streamer: AnswerStreamer, stop: StopWhenSet, errors: list[BaseException]) -> None:
+    try:
+        write(streamer, stop)
+    except BaseException as error:  # raised in the reader's thread
+        errors.append(error)
+    finally:
+        streamer.text_queue.put(streamer.stop_signal)  # also where not one token was written
+
+
+__all__ = ["AnswerStream", "AnswerStreamer", "StopWhenSet"]

@@ -1,0 +1,434 @@
+"""Conversations with a kept cache: the answers of one read anew, with nothing run twice; and how they go on after trouble."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from audiollm import AudioLlmForConditionalGeneration
+from audiollm.answering import answer
+from audiollm.corpora.prompts import load_studio_prompts
+from audiollm.inference.session import ContextLengthError, Session
+from audiollm.processing import AudioError
+from small_corpus import write_recordings
+from tiny_models import CHAT_TEMPLATE, TEXT_FIELDS, llama_config, randomise_trainables, randomised, save_text_base
+from transformers import AutoModelForCausalLM, DynamicCache, MistralConfig
+
+NEW_TOKENS = 10
+#: Shows the last message in another way than earlier ones, so that every turn changes what stands before it.
+UNSTABLE_TEMPLATE = CHAT_TEMPLATE.replace(
+    "message['content'] +", "message['content'] + (' (new)' if loop.last and message['role'] == 'user' else '') +"
+)
+#: Each a conversation: the text of each turn and which recordings it has.
+CONVERSATIONS: dict[str, list[tuple[str | None, list[int]]]] = {
+    "text": [("Hello?", []), ("And again?", []), ("Why?", [])],
+    "audio, then questions": [("What is said?", [0]), ("Who says it?", []), ("Is it true?", [])],
+    "text, then audio": [("Hello?", []), ("What is said?", [1]), ("Why?", [])],
+    "several at once": [("Is <audio> like <audio>?", [0, 1]), ("Which is longer?", []), ("And this?", [2])],
+    "the same again": [("What is said?", [0]), ("And here?", [0]), ("The same?", [])],
+    "speech alone": [(None, [3]), (None, [4]), ("What did I say?", [])],
+}
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("recordings")
+    return [str(folder / name) for name in write_recordings(folder, 5)]
+
+
+@pytest.fixture
+def session(tiny_model, tiny_processor) -> Session:
+    return Session(tiny_model, tiny_processor, max_new_tokens=NEW_TOKENS)
+
+
+@contextmanager
+def counted(model) -> Iterator[dict[str, int]]:
+    """Counts windows that run through the encoder, and positions that run through the language model."""
+    counts = {"windows": 0, "positions": 0}
+
+    def windows(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        counts["windows"] += len(args[0])
+
+    def positions(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        counts["positions"] += kwargs["inputs_embeds"].shape[1]
+
+    hooks = [
+        model.model.audio_tower.register_forward_pre_hook(windows, with_kwargs=True),
+        model.model.language_model.register_forward_pre_hook(positions, with_kwargs=True),
+    ]
+    try:
+        yield counts
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def assert_as_read_anew(session: Session) -> None:
+    """The last answer is that to the same messages in a new session, and in a batch without one."""
+    asked, said = session.messages[:-1], session.messages[-1]
+    assert said["role"] == "assistant"
+    options: dict[str, Any] = {"max_new_tokens": session.options["max_new_tokens"]}
+    assert Session(session.model, session.processor, messages=asked, **options).ask() == said["content"]
+    assert answer(session.model, session.processor, [asked], **options) == [said["content"]]
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_every_answer_is_that_of_the_conversation_read_anew(name: str, session, recordings) -> None:
+    said = []
+    for turn, (text, chosen) in enumerate(CONVERSATIONS[name]):
+        said.append(session.ask(text, *[recordings[index] for index in chosen]))
+        assert_as_read_anew(session)
+        joins = chosen and not any(earlier for _, earlier in CONVERSATIONS[name][:turn])
+        assert (session.report.reused_tokens > 0) == (turn > 0 and not joins)
+    assert len(session.messages) == 2 * len(said) and any(said)
+
+
+def test_a_follow_up_neither_encodes_nor_prefills_the_recording(session, recordings) -> None:
+    with counted(session.model) as counts:
+        session.ask("What is said?", recordings[4])
+        assert counts["windows"] == 1
+        first = counts["positions"]
+        assert first == session.report.prompt_tokens + session.report.new_tokens - 1
+        session.ask("And who says it?")
+        assert counts["windows"] == 1
+        report = session.report
+        run = counts["positions"] - first
+        assert run == report.prompt_tokens - report.reused_tokens + report.new_tokens - 1
+        # Left to run are the new turn, and the answer before it as far as the template writes it in other tokens.
+        assert (
+            report.prompt_tokens - report.reused_tokens
+            < len("<>user\nAnd who says it?<>\n<>assistant\n") + 2 * NEW_TOKENS
+        )
+        assert report.encoded_recordings == 0
+
+
+def test_a_recording_that_sounds_the_same_is_encoded_once(session, recordings) -> None:
+    with counted(session.model) as counts:
+        session.ask("<audio><audio>", recordings[0], recordings[0])
+        session.ask("Again", session.processor.load_audio(recordings[0]))
+        assert counts["windows"] == 1
+        session.ask("Another", recordings[1])
+        assert counts["windows"] == 2
+
+
+def test_recordings_of_the_same_length_are_told_apart(tiny_model, tiny_processor) -> None:
+    """Their tokens have the same ids: only what they sound like differs."""
+    generator = np.random.default_rng(0)
+    one, other = (0.3 * generator.standard_normal(8000).astype(np.float32) for _ in range(2))
+    session = Session(tiny_model, tiny_processor, max_new_tokens=NEW_TOKENS)
+    session.ask("What?", one)
+    session._messages = []
+    session.ask("What?", other)
+    assert session.report.encoded_recordings == 1
+    assert_as_read_anew(session)
+    assert 0 < session.report.reused_tokens < session.report.prompt_tokens - 10
+
+
+def test_a_long_recording_has_several_windows(session) -> None:
+    long = 0.1 * np.random.default_rng(0).standard_normal(16_000 * 31).astype(np.float32)
+    with counted(session.model) as counts:
+        session.ask("What?", long)
+        session.ask("Why?")
+    assert counts["windows"] == 2
+    assert_as_read_anew(session)
+
+
+# ---------------------------------------------------------------------------------------------------- text and audio
+
+
+def test_a_conversation_without_audio_is_the_bases_to_the_last_bit(session, tiny_bases) -> None:
+    base = AutoModelForCausalLM.from_pretrained(tiny_bases[1]).eval()
+    cache = DynamicCache(config=base.config)
+    for text in ("Hello?", "And again?"):
+        said = session.ask(text)
+        ids = session.processor.apply_chat_template(session.messages[:-1], tokenize=True, add_generation_prompt=True)
+        surplus = cache.get_seq_length() - session.report.reused_tokens
+        if surplus:
+            cache.crop(-surplus)
+        output = base.generate(**ids, past_key_values=cache, do_sample=False, max_new_tokens=NEW_TOKENS)
+        new = output[:, ids["input_ids"].shape[1] :]
+        assert said == session.processor.batch_decode(new, skip_special_tokens=True)[0].strip()
+        for ours, theirs in zip(session._cache.layers, cache.layers):
+            assert torch.equal(ours.keys, theirs.keys) and torch.equal(ours.values, theirs.values)
+
+
+def test_what_the_base_has_read_is_read_again_when_audio_joins(session, recordings) -> None:
+    """With keys and values of the base kept, those of the text before the recording would be wrong."""
+    session.ask("Hello?")
+    of_the_base = session._cache.layers[-1].values.clone()
+    session.ask("What is said?", recordings[0])
+    assert session.report.reused_tokens == 0
+    fresh = Session(session.model, session.processor, messages=session.messages[:-1], max_new_tokens=NEW_TOKENS)
+    fresh.ask()
+    for ours, theirs in zip(session._cache.layers, fresh._cache.layers):
+        assert torch.equal(ours.keys, theirs.keys) and torch.equal(ours.values, theirs.values)
+    shared = session._cache.layers[-1].values[:, :, : of_the_base.shape[2]]
+    assert not torch.allclose(shared[:, :, 1:5], of_the_base[:, :, 1:5], atol=1e-3)
+
+
+def test_the_adapter_stays_on_once_there_is_audio(session, recordings) -> None:
+    session.ask("What is said?", recordings[0])
+    session.ask("Why?")
+    kept = [layer.values.clone() for layer in session._cache.layers]
+    fresh = Session(session.model, session.processor, messages=session.messages[:-1], max_new_tokens=NEW_TOKENS)
+    fresh.ask()
+    for ours, theirs in zip(kept, fresh._cache.layers):
+        torch.testing.assert_close(ours, theirs.values, atol=1e-4, rtol=1e-4)
+    session.reset()
+    session.ask("Hello?")
+    base = Session(session.model, session.processor, max_new_tokens=NEW_TOKENS)
+    base.ask("Hello?")
+    assert torch.equal(session._cache.layers[-1].values, base._cache.layers[-1].values)
+
+
+def test_another_adapter_reads_the_conversation_again(session) -> None:
+    session.ask("Hello?")
+    name = next(iter(session.model.config.lora_adapters))
+    session.ask("Hello?", adapter_names=[name])
+    assert session.report.reused_tokens == 0
+    session.ask("Hello?", adapter_names=[name])
+    assert session.report.reused_tokens > 0
+    session.ask("Hello?")
+    assert session.report.reused_tokens == 0
+    assert_as_read_anew(session)
+
+
+def test_without_lora_a_recording_joins_what_was_read(tiny_bases, tiny_processor, recordings) -> None:
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_rank=0)
+    session = Session(randomise_trainables(model), tiny_processor, max_new_tokens=NEW_TOKENS)
+    session.ask("Hello?")
+    session.ask("What is said?", recordings[0])
+    assert session.report.reused_tokens > 0
+    assert_as_read_anew(session)
+
+
+# --------------------------------------------------------------------------------------------- templates and contexts
+
+
+def prompt_ids(session: Session) -> list[int]:
+    ids = session.processor.apply_chat_template(session.messages[:-1], tokenize=True, add_generation_prompt=True)
+    return ids["input_ids"][0].tolist()
+
+
+def test_the_session_reads_what_the_processor_writes(session, recordings) -> None:
+    """The same ids as `apply_chat_template`, turn after turn; and the template only ever appends."""
+    before: list[int] = []
+    for text, chosen in CONVERSATIONS["several at once"]:
+        session.ask(text, *[recordings[index] for index in chosen])
+        ids = prompt_ids(session)
+        slot = session.processor.audio_token_id
+        assert [slot if isinstance(token, tuple) else token for token in session._cached[: len(ids)]] == ids
+        assert ids[: len(before)] == before
+        before = ids
+
+
+def test_a_template_that_rewrites_earlier_turns_is_read_again_from_there(
+    tiny_model, tiny_processor, recordings, monkeypatch
+) -> None:
+    monkeypatch.setattr(tiny_processor, "chat_template", UNSTABLE_TEMPLATE)
+    session = Session(tiny_model, tiny_processor, max_new_tokens=NEW_TOKENS)
+    with counted(tiny_model) as counts:
+        session.ask("What is said? <audio> Well?", recordings[0])
+        first = prompt_ids(session)
+        session.ask("Who says it?")
+        second = prompt_ids(session)
+        differs = next(n for n, (one, other) in enumerate(zip(first, second)) if one != other)
+        assert session.report.reused_tokens == differs < len(first)
+        assert counts["windows"] == 1
+    assert_as_read_anew(session)
+
+
+def test_a_recording_before_the_cache_is_taken_from_what_was_encoded(session, recordings) -> None:
+    session.ask("What is said?", recordings[0])
+    session._forget_cache()
+    with counted(session.model) as counts:
+        session.ask("And now?")
+    assert counts["windows"] == 0 and session.report.reused_tokens == 0
+    assert_as_read_anew(session)
+
+
+def test_a_sliding_window_that_has_let_go_is_read_again(tiny_bases, tiny_processor, tmp_path, recordings) -> None:
+    text = save_text_base(tmp_path / "text", MistralConfig(**TEXT_FIELDS, sliding_window=16))
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(tiny_bases[0], text, lora_rank=4)
+    session = Session(randomise_trainables(model), tiny_processor, max_new_tokens=NEW_TOKENS)
+    for text in ("What is said?", "Why?", "Who?"):
+        session.ask(text, *recordings[: text == "What is said?"])
+        assert_as_read_anew(session)
+
+
+def test_what_is_too_long_is_refused_with_both_lengths(tiny_bases, tiny_processor, tmp_path) -> None:
+    text = save_text_base(tmp_path / "text", llama_config(max_position_embeddings=64))
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(tiny_bases[0], text)
+    session = Session(model, tiny_processor, max_new_tokens=500)
+    with pytest.raises(ContextLengthError, match=r"is \d{3} tokens long, but the language model can hold 64"):
+        session.ask("x" * 100)
+    assert session.messages == []
+    session.ask("Hi", suppress_tokens=[4])
+    assert session.report.finish_reason == "length"
+    assert session.report.prompt_tokens + session.report.new_tokens == 64
+
+
+# ------------------------------------------------------------------------------------------- interruption and trouble
+
+
+def after_forward_passes(model, count: int, event: threading.Event):
+    """A hook that sets the event in the language model's pass of that number."""
+    passes = iter(range(1, count + 1))
+
+    def hook(*_: Any) -> None:
+        if next(passes, None) == count:
+            event.set()
+
+    return model.model.language_model.register_forward_pre_hook(hook)
+
+
+@pytest.mark.parametrize("with_audio", [False, True])
+def test_an_interrupted_answer_ends_with_the_token_in_the_making(session, recordings, with_audio: bool) -> None:
+    whole = Session(session.model, session.processor, max_new_tokens=NEW_TOKENS, suppress_tokens=[4])
+    chosen = recordings[:1] if with_audio else []
+    expected = whole.ask("Hello?", *chosen)
+    stop = threading.Event()
+    hook = after_forward_passes(session.model, 3, stop)
+    said = session.stream("Hello?", *chosen, stop=stop, suppress_tokens=[4]).read()
+    hook.remove()
+    assert session.report.new_tokens == 3 and session.report.finish_reason == "interrupted"
+    assert session.messages[-1] == {"role": "assistant", "content": said} and expected.startswith(said)
+    session.ask("Go on.")
+    assert session.report.reused_tokens > 0
+    assert_as_read_anew(session)
+
+
+def test_a_stream_left_early_keeps_the_session_usable(session, recordings) -> None:
+    with session.stream("What is said?", recordings[0], max_new_tokens=300, suppress_tokens=[4]) as stream:
+        with pytest.raises(RuntimeError, match="still being written"):
+            session.ask("Hello?")
+        with pytest.raises(RuntimeError, match="still being written"):
+            session.reset()
+        next(stream)
+    assert session.report.finish_reason == "interrupted" and session.report.new_tokens < 300
+    session.ask("Go on.")
+    assert_as_read_anew(session)
+
+
+def test_stopped_before_the_first_token_the_turn_is_taken_back(session, recordings) -> None:
+    session.ask("Hello?")
+    before, stop = session.messages, threading.Event()
+    stop.set()
+    assert session.ask("What is said?", recordings[0], stop=stop) == ""
+    assert session.messages == before and session.report.finish_reason == "interrupted"
+    session.ask("What is said?", recordings[0])
+    assert_as_read_anew(session)
+
+
+def test_after_an_error_the_turn_is_taken_back_and_the_session_goes_on(session, recordings) -> None:
+    session.ask("What is said?", recordings[0])
+    before = session.messages
+    with pytest.raises(ValueError, match="temperature"):
+        session.ask("Why?", do_sample=True, temperature=-1.0)
+    with pytest.raises(FileNotFoundError):
+        session.ask("Why?", "/no/such/file.wav")
+    with pytest.raises(AudioError):
+        session.ask("Why?", b"no audio")
+    assert session.messages == before
+    session.ask("Why?")
+    assert_as_read_anew(session)
+
+
+# ------------------------------------------------------------------------------------------------ messages and options
+
+
+def test_streamed_text_is_the_whole_text(session, recordings) -> None:
+    pieces = list(session.stream("What is said?", recordings[0]))
+    assert len(pieces) > 1 and "".join(pieces) == session.messages[-1]["content"]
+    assert_as_read_anew(session)
+
+
+def test_messages_are_as_they_were_given(tiny_model, tiny_processor, recordings) -> None:
+    session = Session(tiny_model, tiny_processor, system="Be brief.", max_new_tokens=2)
+    session.ask("What is said?", recordings[0])
+    session.ask(None, recordings[1])
+    parts = [{"type": "audio", "audio": recordings[0]}, {"type": "text", "text": "\nWhat is said?"}]
+    expected = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": parts},
+        {"role": "user", "content": [{"type": "audio", "audio": recordings[1]}]},
+    ]
+    assert [message for message in session.messages if message["role"] != "assistant"] == expected
+    again = Session(tiny_model, tiny_processor, messages=session.messages)
+    assert again.messages == session.messages
+    session.reset()
+    assert session.messages == expected[:1]
+    session.ask("Hello?")
+    assert session.report.reused_tokens == 0
+
+
+def test_a_system_message_is_read(tiny_model, tiny_processor) -> None:
+    for system in (None, "Be brief."):
+        session = Session(tiny_model, tiny_processor, system=system, max_new_tokens=NEW_TOKENS)
+        session.ask("Hello?")
+        assert_as_read_anew(session)
+        assert (session.messages[0]["role"] == "system") == (system is not None)
+
+
+def test_options_of_the_session_and_of_one_answer(tiny_model, tiny_processor) -> None:
+    session = Session(tiny_model, tiny_processor, max_new_tokens=3, suppress_tokens=[4])
+    session.ask("Hello?")
+    assert session.report.new_tokens == 3 and session.report.finish_reason == "length"
+    session.ask("Hello?", max_new_tokens=5)
+    assert session.report.new_tokens == 5
+    torch.manual_seed(0)
+    sampled = {Session(tiny_model, tiny_processor, do_sample=True, max_new_tokens=8).ask("Hi") for _ in range(4)}
+    assert len(sampled) > 1
+
+
+@pytest.mark.parametrize(
+    ("turn", "message"),
+    [
+        ((), "nothing to answer"),
+        (("",), "nothing to answer"),
+        (("<audio>",), "has 1 <audio> for 0 recordings"),
+        (("<audio>", np.zeros(800), np.zeros(800)), "has 1 <audio> for 2 recordings"),
+    ],
+)
+def test_turns_that_cannot_be_answered(session, turn: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        session.ask(*turn)
+    assert session.messages == []
+
+
+@pytest.mark.parametrize("option", ["num_beams", "num_return_sequences", "cache_implementation", "use_cache"])
+def test_options_that_a_session_cannot_have(tiny_model, tiny_processor, option: str) -> None:
+    with pytest.raises(ValueError, match=option):
+        Session(tiny_model, tiny_processor, **{option: 2})
+    with pytest.raises(ValueError, match=option):
+        Session(tiny_model, tiny_processor).ask("Hello?", **{option: 2})
+
+
+def test_system_and_messages_are_one_or_the_other(tiny_model, tiny_processor) -> None:
+    with pytest.raises(ValueError, match="not both"):
+        Session(tiny_model, tiny_processor, system="Be brief.", messages=[{"role": "user", "content": "Hi"}])
+
+
+def test_two_sessions_with_one_model_do_not_disturb_each_other(tiny_model, tiny_processor, recordings) -> None:
+    """One with audio and one without, at the same time: each through its own weights."""
+    alone = [Session(tiny_model, tiny_processor, max_new_tokens=40, suppress_tokens=[4]) for _ in range(2)]
+    expected = [alone[0].ask("What is said?", recordings[0]), alone[1].ask("What is said?")]
+    for _ in range(3):
+        both = [Session(tiny_model, tiny_processor, max_new_tokens=40, suppress_tokens=[4]) for _ in range(2)]
+        streams = [both[0].stream("What is said?", recordings[0]), both[1].stream("What is said?")]
+        assert [stream.read() for stream in streams] == expected
+
+
+def test_the_real_pair(real_model, real_processor) -> None:
+    """In float32, with an adapter that matters: the follow-up's answer is that of the conversation read anew."""
+    clip = load_studio_prompts("test").sort("duration_s")[20]["audio"]
+    with randomised(real_model, std=0.02):
+        session = Session(real_model, real_processor, max_new_tokens=4)
+        session.ask("What is said?", clip)
+        said = session.ask("Name a colour.")
+        assert session.report.reused_tokens > 0 and session.report.encoded_recordings == 0
+        fresh = Session(real_model, real_processor, messages=session.messages[:-1], max_new_tokens=4)
+        assert fresh.ask() == said and fresh.report.reused_tokens == 0

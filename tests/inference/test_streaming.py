@@ -1,0 +1,194 @@
+"""Streamed text: equal to the decoded whole for every tokenizer, ended by Ctrl-C, an event, an error or neglect."""
+
+import gc
+import os
+import signal
+import threading
+import time
+
+import pytest
+import torch
+from audiollm.inference.streaming import AnswerStream, AnswerStreamer, StopWhenSet
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import character_tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+#: With characters of one to four bytes, blanks of all kinds at all places, and what tidying changes.
+TEXT = "  Hé, 你好! 👍🏽 it 's\n\n fine .\n a\u0301 do n't\ttab — ünï¢ødé   end \n"
+PROMPT = torch.tensor([[1, 2, 3]])
+#: Longer than any of these tests waits.
+TIMEOUT_S = 20
+
+
+def byte_level_tokenizer(tidies: bool = False) -> PreTrainedTokenizerFast:
+    """One token per byte, as GPT-2's and Llama 3's vocabularies have them under their merges."""
+    vocabulary = {character: index for index, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken("<|end|>", special=True, normalized=False)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=tidies)
+
+
+def byte_fallback_tokenizer() -> PreTrainedTokenizerFast:
+    """Letters, and bytes for all else, with blanks as Llama 2's vocabulary has them."""
+    tokens = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *map(chr, range(ord("a"), ord("z") + 1))]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", clean_up_tokenization_spaces=False)
+
+
+TOKENIZERS = {
+    "byte level": byte_level_tokenizer(),
+    "tidying": byte_level_tokenizer(tidies=True),
+    "byte fallback": byte_fallback_tokenizer(),
+    "characters": character_tokenizer(),
+}
+
+
+def streamed(tokenizer, ids: list[int], at_once: int = 1) -> list[str]:
+    """The pieces that come of ids, so many at a time."""
+    streamer = AnswerStreamer(tokenizer)
+    streamer.put(PROMPT)
+    for start in range(0, len(ids), at_once):
+        streamer.put(torch.tensor(ids[start : start + at_once]))
+    streamer.end()
+    return list(streamer)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_pieces_add_up_to_the_text(name: str, at_once: int) -> None:
+    tokenizer = TOKENIZERS[name]
+    ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
+    pieces = streamed(tokenizer, ids, at_once)
+    assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True).strip()
+    assert len(pieces) > 8
+    if name != "characters":  # whose vocabulary lacks most of it
+        assert "你好" in "".join(pieces) and not any("\ufffd" in piece for piece in pieces)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_whatever_the_tokens_are(name: str, data) -> None:
+    """Bytes that are no characters, special tokens, and answers that end within a character included."""
+    tokenizer = TOKENIZERS[name]
+    ids = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=30))
+    assert "".join(streamed(tokenizer, ids)) == tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def test_the_real_tokenizer(real_processor) -> None:
+    tokenizer = real_processor.tokenizer
+    ids = tokenizer(TEXT)["input_ids"]
+    assert "".join(streamed(tokenizer, ids)) == tokenizer.decode(ids).strip()
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(len(tokenizer), (300,), generator=generator).tolist()
+    assert "".join(streamed(tokenizer, ids)) == tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def test_a_character_comes_with_its_last_byte_and_a_word_without_waiting_for_a_blank() -> None:
+    tokenizer = TOKENIZERS["byte level"]
+    streamer = AnswerStreamer(tokenizer)
+    streamer.put(PROMPT)
+    counts = []
+    for token in tokenizer("aé👍")["input_ids"]:
+        streamer.put(torch.tensor([token]))
+        counts.append(len(streamer.text))
+    assert counts == [1, 1, 2, 2, 2, 2, 3]
+
+
+# ------------------------------------------------------------------------------------------------- how a stream ends
+
+
+def endless(started: threading.Event | None = None):
+    """Writes a letter every few milliseconds until it is told to stop; and what says whether it has ended."""
+    ended = threading.Event()
+
+    def write(streamer: AnswerStreamer, stop: StopWhenSet) -> None:
+        streamer.put(PROMPT)
+        while not stop.is_set():
+            streamer.put(torch.tensor([40]))
+            if started is not None:
+                started.set()
+            time.sleep(0.005)
+        streamer.end()
+        ended.set()
+
+    return write, ended
+
+
+def test_an_event_from_anywhere_ends_it() -> None:
+    stop = threading.Event()
+    write, ended = endless()
+    pieces = []
+    for piece in AnswerStream(write, TOKENIZERS["characters"], stop):
+        pieces.append(piece)
+        if len(pieces) == 3:
+            stop.set()
+    assert ended.is_set() and len(pieces) >= 3
+
+
+def test_close_waits_for_the_end_and_leaves_the_users_event_alone() -> None:
+    stop = threading.Event()
+    write, ended = endless()
+    stream = AnswerStream(write, TOKENIZERS["characters"], stop)
+    next(stream)
+    stream.close()
+    assert ended.is_set() and not stop.is_set() and list(stream) == []
+
+
+def test_ctrl_c_stops_the_writer_and_is_raised() -> None:
+    started = threading.Event()
+    write, ended = endless(started)
+
+    def press() -> None:
+        started.wait(TIMEOUT_S)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    presser = threading.Thread(target=press)
+    with pytest.raises(KeyboardInterrupt), AnswerStream(write, TOKENIZERS["characters"]) as stream:
+        presser.start()
+        for _ in stream:
+            pass
+    presser.join()
+    assert ended.is_set()
+
+
+def test_a_stream_that_nobody_holds_is_stopped() -> None:
+    write, ended = endless()
+    next(AnswerStream(write, TOKENIZERS["characters"]))
+    gc.collect()
+    assert ended.wait(TIMEOUT_S)
+
+
+def test_errors_are_raised_where_it_is_read() -> None:
+    def write(streamer: AnswerStreamer, stop: StopWhenSet) -> None:
+        streamer.put(PROMPT)
+        streamer.put(torch.tensor([40]))
+        raise MemoryError("no room")
+
+    stream = AnswerStream(write, TOKENIZERS["characters"])
+    assert next(stream)
+    with pytest.raises(MemoryError, match="no room"):
+        next(stream)
+    assert list(stream) == []
+
+
+def test_nothing_written_is_an_empty_answer() -> None:
+    assert AnswerStream(lambda streamer, stop: None, TOKENIZERS["characters"]).read() == ""
+
+
+def test_generation_stops_where_any_event_is_set() -> None:
+    one, other = threading.Event(), threading.Event()
+    criterion = StopWhenSet(one, None, other)
+    ids = torch.zeros(2, 5, dtype=torch.long)
+    assert criterion(ids, None).tolist() == [False, False] and not criterion.is_set()
+    other.set()
+    assert criterion(ids, None).tolist() == [True, True]
