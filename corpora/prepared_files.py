@@ -67,13 +67,24 @@ class FieldTypes:
         return fitted
 
 
+def _leaves(schema: pa.Schema) -> list[str]:
+    """Names of a table's columns as Parquet knows them: of a struct, each of its parts."""
+    return [
+        f"{column.name}.{part.name}" if part is not column else column.name
+        for column in schema
+        for part in (column.type if pa.types.is_struct(column.type) else [column])
+    ]
+
+
 class ParquetWriter:
     """Rows to a Parquet file, a bounded number of them in memory; keys that are no columns are passed over."""
 
     def __init__(self, path: Path, schema: pa.Schema):
         self.schema = schema
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+        # Audio is compressed already.
+        compression = {name: "none" if name == "audio.bytes" else "zstd" for name in _leaves(schema)}
+        self._writer = pq.ParquetWriter(path, schema, compression=compression)
         self._rows: list[Row] = []
         self._bytes = 0
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from audiollm.option_parser import HelpFormatter, OptionParser
 from audiollm.processing.normalisers import normaliser_for
-from transformers import HfArgumentParser
 
 from .clips import CorpusError
 from .faults import ERROR, FAULTS, Limits
@@ -230,8 +230,13 @@ def _check_outputs(files: Sequence[DataFile], arguments: ValidateArguments) -> N
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry of the command; exits with 1 where there are errors, and with 2 where nothing could be checked."""
     dataclass_type: Any = ValidateArguments  # transformers' own type of these does not admit a dataclass
-    parser = HfArgumentParser(
-        dataclass_type, prog="audiollm validate", description=(__doc__ or "").strip(), allow_abbrev=False
+    parser = OptionParser(
+        dataclass_type,
+        prog="audiollm validate",
+        usage="audiollm validate DATA... [options]",
+        description=(__doc__ or "").strip(),
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("data", nargs="+", help="files to check, or split=file; see above")
     options = vars(parser.parse_args(list(sys.argv[1:] if argv is None else argv)))
