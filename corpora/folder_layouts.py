@@ -65,7 +65,7 @@ def find_layout(reader: FolderReader, layout: str | None, suffix: str | None) ->
     Raises:
         CorpusError: nothing fits, or several do.
     """
-    found, notes = _manifests_below(reader)
+    found, notes, reasons = _manifests_below(reader)
     audio = 0
     if layout in (None, "sidecar"):
         seen, audio = suffixes_seen(reader.root)
@@ -79,7 +79,7 @@ def find_layout(reader: FolderReader, layout: str | None, suffix: str | None) ->
             found["sidecar"] = [Manifest("sidecar", reader.root.folder, f"*{ending}")]
     fitting = {name: found[name] for name in LAYOUTS if name in found and layout in (None, name)}
     if not fitting:
-        raise CorpusError(_nothing(reader, layout, audio, notes))
+        raise CorpusError(_nothing(reader, layout, audio, notes, reasons))
     if len(fitting) > 1:
         listed = "; ".join(f"as {name} ({LAYOUTS[name]} {_names(each)})" for name, each in fitting.items())
         raise CorpusError(
@@ -129,9 +129,10 @@ def open_manifest(reader: FolderReader, path: str, layout: str | None) -> Manife
     return _with_recordings(manifest, reader) if role == SUPERVISIONS else manifest
 
 
-def _manifests_below(reader: FolderReader) -> tuple[dict[str, list[Manifest]], list[str]]:
+def _manifests_below(reader: FolderReader) -> tuple[dict[str, list[Manifest]], list[str], list[str]]:
+    """Manifests by layout; notes of those that cannot be read; of other tables, why they are no lists of recordings."""
     found: dict[str, list[Manifest]] = {}
-    notes = []
+    notes, reasons = [], []
     for folder in walk(reader.root, MANIFEST_DEPTH):
         stems = {os.path.splitext(name)[0] for name in folder.files if is_audio(name)}
         for name in folder.files:
@@ -143,7 +144,9 @@ def _manifests_below(reader: FolderReader) -> tuple[dict[str, list[Manifest]], l
             except (PathError, CorpusError) as error:
                 notes.append(printable(f"{path!r}: {error}"))
                 continue
-            if kind is not None and kind[1] != RECORDINGS:
+            if kind is None:
+                reasons.append(_why_no_list(os.path.join(reader.root.folder, path), path, reader))
+            elif kind[1] != RECORDINGS:
                 manifest = _manifest(kind[0], os.path.join(reader.root.folder, path), reader)
                 if kind[1] == SUPERVISIONS:
                     try:
@@ -152,7 +155,23 @@ def _manifests_below(reader: FolderReader) -> tuple[dict[str, list[Manifest]], l
                         notes.append(printable(str(error)))
                         continue
                 found.setdefault(kind[0], []).append(manifest)
-    return found, notes
+    return found, notes, [reason for reason in reasons if reason]
+
+
+def _why_no_list(path: str, name: str, reader: FolderReader) -> str:
+    """What columns a table lacks; empty of what is no table."""
+    if path.endswith(PARQUET_SUFFIX):
+        names = parquet_names(path)
+    elif is_json(path, reader.encoding):
+        names = list(_json_head(path, reader) or {})
+    else:
+        names = table_form(path, reader)[2]
+    try:
+        if len(names) > 1:
+            reader.columns.check(names, printable(repr(name)))
+    except CorpusError as error:
+        return str(error)
+    return ""
 
 
 def _may_be_manifest(name: str) -> bool:
@@ -282,10 +301,12 @@ def _names(manifests: list[Manifest]) -> str:
     return ", ".join(names) + (f" and {len(manifests) - len(names)} more" if len(manifests) > len(names) else "")
 
 
-def _nothing(reader: FolderReader, layout: str | None, audio: int, notes: list[str]) -> str:
+def _nothing(reader: FolderReader, layout: str | None, audio: int, notes: list[str], reasons: list[str]) -> str:
     wanted = f"nothing that --layout {layout} reads" if layout else "no transcripts in a shape that is known"
     there = f" It has {audio:,} audio files." if audio else ""
     unread = f" Not read: {'; '.join(notes[:MAX_NAMES_SHOWN])}." if notes else ""
+    if reasons:
+        return f"The folder {reader.root.folder!r} has {wanted}.{there}{unread} {' '.join(reasons[:MAX_NAMES_SHOWN])}"
     return (
         f"The folder {reader.root.folder!r} has {wanted}.{there}{unread} Expected transcripts beside the audio (a.wav, "
         "a.txt), or a table, NeMo, Lhotse, JSON lines, Kaldi, LJSpeech, Common Voice or audiofolder manifest; name it "

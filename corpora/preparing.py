@@ -93,11 +93,12 @@ class SplitCounts:
 
 @dataclass
 class Prepared:
-    """What a run wrote: where, how much of each split, and how many clips could not be used."""
+    """What a run wrote: where, how much of each split, how many clips could not be used; and its files and folders."""
 
     output: Path
     splits: dict[str, SplitCounts] = field(default_factory=dict)
     problems: int = 0
+    files: list[str] = field(default_factory=list)
 
     def describe(self) -> str:
         """A line for each split."""
@@ -108,7 +109,7 @@ class Prepared:
         ]
         if self.problems:
             lines.append(f"{self.problems} clips cannot be used: {self.output / PROBLEMS_FILE}")
-        return "\n".join([*lines, f"Written to {self.output}"])
+        return "\n".join([*lines, f"Written to {self.output}: {', '.join(self.files)}"])
 
 
 def prepare(
@@ -287,6 +288,8 @@ class _Files:
         }
         move_into_place(self.new, self.output, former)
         _write_json(manifest_file, manifest)
+        top = (f"{os.path.dirname(name)}/" if os.path.dirname(name) else name for name in names)
+        prepared.files = sorted({f"{AUDIO_FOLDER}/", MANIFEST_FILE, *top})
 
 
 def _known(row: Row) -> dict[str, Any]:

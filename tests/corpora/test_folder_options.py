@@ -200,6 +200,13 @@ def test_nothing_to_read_says_what_was_looked_for(tmp_path: Path):
     (tmp_path / "train.tsv").touch()
     with pytest.raises(CorpusError, match=r"1 audio files.*train\.tsv.*0 bytes"):
         source_of(tmp_path)
+    write(tmp_path / "list.csv", "Recording No;Words\n1;hello\n")
+    with pytest.raises(
+        CorpusError, match=r"'list\.csv' has no column .* audio files; it has 'Recording No', 'Words'.*--columns"
+    ):
+        source_of(tmp_path)
+    with pytest.raises(CorpusError, match=r"'list\.csv' has no column 'Clip', which --columns names"):
+        source_of(tmp_path, columns=["audio=Clip"])
     with pytest.raises(CorpusError, match="--layout kaldi"):
         source_of(tmp_path, layout="kaldi")
     with pytest.raises(CorpusError, match="not a folder"):

@@ -223,6 +223,7 @@ def test_max_wer_by_a_column_of_word_errors(clips, tmp_path, capsys) -> None:
     result = run("huggingface", [*command, "--max-wer", "5.0"])
     assert prepared(tmp_path / "out") == [HEARD_RIGHT[index] for index in (0, 1, 4, 6)]
     assert result.splits["train"].clips == 8 and "4 clips are not kept" in result.describe()
+    assert "audio/, clips.parquet, instruction_examples.json, manifest.json, parquet/" in result.describe()
     run("huggingface", [*command, "--max-wer", "12"])
     assert len(prepared(tmp_path / "out")) == 6
     table = pq.read_table(tmp_path / "out" / "clips.parquet").to_pydict()
