@@ -14,6 +14,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from typing import NoReturn
 
 from audiollm.base_conversion import EmbeddedBaseError
@@ -82,8 +83,14 @@ def run(kind: str, arguments: Sequence[str]) -> Prepared:
     module = importlib.import_module(f".{source_kind.module}", __package__)
     if source_kind.positional and arguments and not arguments[0].startswith("-"):
         arguments = [f"--{source_kind.positional}", *arguments]
+    groups: list[Any] = [  # transformers' own type of these does not admit a dataclass
+        getattr(module, source_kind.arguments),
+        PrepareArguments,
+        WordErrorArguments,
+        SelfInstructArguments,
+    ]
     parser = OptionParser(
-        [getattr(module, source_kind.arguments), PrepareArguments, WordErrorArguments, SelfInstructArguments],
+        groups,
         prog=f"audiollm prepare {kind}",
         usage=f"audiollm prepare {kind} {(source_kind.positional or '').upper()} [options]".replace("  ", " "),
         description=(module.__doc__ or "").strip(),

@@ -217,7 +217,11 @@ class _Files:
             split: ShardWriter(self.new / PARQUET_FOLDER, split, columns, self.settings.shard_mib * MIB)
             for split in (splits if "parquet" in self.settings.formats else ())
         }
-        everything = [table, *(one for some in examples.values() for one in some), *shards.values()]
+        everything: list[TableWriter | JsonWriter | ShardWriter] = [
+            table,
+            *(one for some in examples.values() for one in some),
+            *shards.values(),
+        ]
         try:
             for row in self.settled.rows():
                 if "problem" not in row:
