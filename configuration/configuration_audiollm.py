@@ -4,6 +4,7 @@ from typing import Any
 
 from transformers import AutoConfig
 from transformers.configuration_utils import PretrainedConfig
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 PROJECTOR_TYPES = ("swiglu", "mlp", "linear")
 #: What an audio token is: the projector's own vector, or a mixture of the language model's embeddings.
@@ -157,6 +158,9 @@ class AudioLlmConfig(PretrainedConfig):
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             if kwargs.get(name) is None:
                 kwargs[name] = getattr(self.text_config, name, None)
+        if not type(self).__module__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
+            # The package has registered its pipelines; these are the ones that ask for trust_remote_code.
+            kwargs.pop("custom_pipelines", None)
         super().__init__(**kwargs)
         self._validate_fields()
 

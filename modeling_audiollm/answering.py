@@ -1,11 +1,22 @@
-"""Answers in batches: conversations in, text out. What evaluation and inference share."""
+"""Answers in batches: conversations in, text out. What evaluation, the pipeline and inference share."""
 
+import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+import soundfile
 import torch
 from tqdm.auto import tqdm
+
+from .recording_encoder import RecordingEncoder
+
+#: Audio that one batch may hold, rows padded to the longest: eight rows of up to 75 s, or one of any length.
+MAX_BATCH_SECONDS = 600.0
+#: Where a file does not say how long it is before it is decoded: compressed speech at 128 kbit/s.
+ASSUMED_BYTES_PER_SECOND = 16_000
 
 
 @torch.inference_mode()
@@ -17,12 +28,15 @@ def answer(
     max_new_tokens: int | Sequence[int] = 128,
     encoded_audio: Callable[[list[Any]], dict[str, torch.Tensor]] | None = None,
     progress: bool = False,
+    max_batch_seconds: float = MAX_BATCH_SECONDS,
     **generate_options: Any,
 ) -> list[str]:
     """
     The model's answers, greedy unless `generate_options` say otherwise.
 
-    Conversations of like length share a batch, so that little is padded; answers come back in the given order.
+    Conversations of like length share a batch, so that little is padded; answers come back in the given order. A
+    recording that several conversations are about goes through the encoder once. A conversation that ends with the
+    assistant's words is continued.
 
     Args:
         model, processor: a pair that belongs together.
@@ -32,52 +46,106 @@ def answer(
         encoded_audio: given the batch's recordings in reading order, their encoder output from a cache, as
             `encoded_audio` and `encoded_audio_lengths`.
         progress: shows a bar with rate and time left.
-        generate_options: passed on to `generate`.
+        max_batch_seconds: bound on a batch's audio in seconds, counted as padded; a longer conversation is alone.
+        generate_options: passed on to `generate`. `adapter_names` has one for each conversation; with a `streamer`,
+            conversations are answered one by one in the given order.
 
     Returns:
         One text per conversation, without special tokens or surrounding space.
+
+    Raises:
+        ValueError: a conversation or recording cannot be used; of several, the message says which.
+        FileNotFoundError: likewise, before anything is computed.
     """
+    if generate_options.get("num_return_sequences", 1) != 1:
+        raise ValueError(
+            f"num_return_sequences is {generate_options['num_return_sequences']}, but there is one answer to each "
+            "conversation; generate_answers gives several."
+        )
+    answers = generate_answers(
+        model,
+        processor,
+        conversations,
+        batch_size,
+        max_new_tokens,
+        encoded_audio=encoded_audio,
+        progress=progress,
+        max_batch_seconds=max_batch_seconds,
+        **generate_options,
+    )
+    return [texts[0].strip() for texts in answers]
+
+
+@torch.inference_mode()
+def generate_answers(
+    model,
+    processor,
+    conversations: Sequence[list[dict[str, Any]]],
+    batch_size: int = 8,
+    max_new_tokens: int | Sequence[int] | None = None,
+    encoded_audio: Callable[[list[Any]], dict[str, torch.Tensor]] | None = None,
+    progress: bool = False,
+    max_batch_seconds: float = MAX_BATCH_SECONDS,
+    encoder: RecordingEncoder | None = None,
+    names: Sequence[str] | None = None,
+    **generate_options: Any,
+) -> list[list[str]]:
+    """
+    As [`answer`], with every sequence that `num_return_sequences` asks for, and the text as it was generated.
+
+    Args:
+        max_new_tokens: None leaves it to the other options and the model's own generation configuration.
+        encoder: keeps the encoder's output beyond this call; one of this call's own by default.
+        names: what errors call each conversation; `Conversation 3` by default, and nothing where there is one.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; expected an integer of at least 1.")
+    count = len(conversations)
+    bounds = [max_new_tokens] * count if max_new_tokens is None or isinstance(max_new_tokens, int) else max_new_tokens
+    adapters = generate_options.pop("adapter_names", None)
+    for what, values in (("max_new_tokens", bounds), ("adapter_names", adapters)):
+        if values is not None and len(values) != count:
+            raise ValueError(f"There are {len(values)} {what} for {count} conversations; expected one each, or one.")
+    if names is None:
+        names = [f"Conversation {index}" if count > 1 else "" for index in range(count)]
+    encoder = encoder or RecordingEncoder(model, processor)
+    options = generate_options if "generation_config" in generate_options else {"do_sample": False, **generate_options}
+
     was_training = model.training
     model.eval()
     try:
-        return _answer(
-            model, processor, conversations, batch_size, max_new_tokens, encoded_audio, progress, generate_options
-        )
+        answers: list[list[str]] = [[]] * count
+        loaded: dict[Any, np.ndarray] = {}
+        batches = _plan(processor, conversations, names, batch_size, max_batch_seconds, "streamer" in options)
+        with tqdm(total=count, desc="Answering", unit="answer", disable=not progress) as bar:
+            for chosen in batches:
+                recordings = [one for index in chosen for one in _recordings(conversations[index])]
+                loaded = {key: loaded[key] for key in map(_identity, recordings) if key in loaded}
+                rows, waveforms = [], []
+                for index in chosen:
+                    with naming(names[index]):
+                        ids, heard = _encode_row(processor, conversations[index], loaded)
+                    rows.append(ids)
+                    waveforms.extend(heard)
+                inputs = processor.tokenizer.pad(
+                    {"input_ids": rows}, padding=True, padding_side="left", return_tensors="pt"
+                )
+                if waveforms:
+                    inputs.update(encoded_audio(recordings) if encoded_audio else encoder(waveforms))
+                if adapters is not None:
+                    options["adapter_names"] = [adapters[index] for index in chosen]
+                bound = max((bounds[index] for index in chosen if bounds[index] is not None), default=None)
+                limit = {} if bound is None else {"max_new_tokens": bound}
+                output = model.generate(**inputs.to(model.device), **limit, **options)
+                output = getattr(output, "sequences", output)
+                texts = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+                each = len(texts) // len(chosen)
+                for place, index in enumerate(chosen):
+                    answers[index] = texts[place * each : (place + 1) * each]
+                bar.update(len(chosen))
+        return answers
     finally:
         model.train(was_training)
-
-
-def _answer(
-    model, processor, conversations, batch_size, max_new_tokens, encoded_audio, progress, generate_options
-) -> list[str]:
-    sizes = [_size(conversation) for conversation in conversations]
-    order = sorted(range(len(conversations)), key=lambda index: sizes[index])
-    answers = [""] * len(conversations)
-    bounds = [max_new_tokens] * len(order) if isinstance(max_new_tokens, int) else list(max_new_tokens)
-    if len(bounds) != len(conversations):
-        raise ValueError(
-            f"There are {len(bounds)} max_new_tokens for {len(conversations)} conversations; expected one each, or one."
-        )
-    options = {"do_sample": False, **generate_options}
-    with tqdm(total=len(order), desc="Answering", unit="answer", disable=not progress) as bar:
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            batch = [conversations[index] for index in chosen]
-            inputs = processor.apply_chat_template(
-                batch, tokenize=True, add_generation_prompt=True, padding_side="left"
-            )
-            if encoded_audio is not None and "input_features" in inputs:
-                recordings = [part for conversation in batch for part in _recordings(conversation)]
-                inputs.pop("input_features")
-                inputs.pop("input_features_mask")
-                inputs.update(encoded_audio(recordings))
-            inputs = inputs.to(model.device)
-            output = model.generate(**inputs, max_new_tokens=max(bounds[index] for index in chosen), **options)
-            texts = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            for index, text in zip(chosen, texts):
-                answers[index] = text.strip()
-            bar.update(len(chosen))
-    return answers
 
 
 def ask(prompt: str, *recordings: Any, system: str | None = None) -> list[dict[str, Any]]:
@@ -109,31 +177,131 @@ def audio_part(recording: Any) -> dict[str, Any]:
     return {"type": "audio", "audio": recording}
 
 
-def _recordings(conversation: list[dict[str, Any]]) -> list[Any]:
-    found = []
-    for message in conversation:
-        if not isinstance(message["content"], str):
-            for part in message["content"]:
-                if part.get("type") == "audio":
-                    found.append(next(part[name] for name in ("audio", "path", "url") if part.get(name) is not None))
-    return found
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Puts `name` before the message of an error about what was given, which keeps its kind."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        if not name:
+            raise
+        kind = type(error) if error.args == (str(error),) else ValueError
+        raise kind(f"{name}: {error}") from error
 
 
-def _size(conversation: list[dict[str, Any]]) -> int:
-    """A rough measure of a conversation's length: characters of text, bytes or samples of audio."""
-    size = 0
+def continues(conversation: list[dict[str, Any]]) -> bool:
+    """Whether a conversation ends with words of the assistant, which an answer goes on with."""
+    return conversation[-1]["role"] == "assistant"
+
+
+def _plan(processor, conversations, names, batch_size: int, max_batch_seconds: float, one_by_one: bool) -> list:
+    """
+    Indices of the conversations that share a batch, after a look at all that does not need decoding.
+
+    Short ones come first, and those about the same recordings beside each other.
+    """
+    sizes = []
+    for index, conversation in enumerate(conversations):
+        with naming(names[index]):
+            num_characters = len(processor.apply_chat_template(conversation))
+            recordings = _recordings(conversation)
+            seconds = sum(_seconds(processor, recording) for recording in recordings)
+        sizes.append((seconds, tuple(str(_identity(recording)) for recording in recordings), num_characters))
+    order = range(len(sizes))
+    if one_by_one:
+        return [[index] for index in order]
+    batches: list[list[int]] = []
+    for index in sorted(order, key=lambda index: sizes[index]):
+        longest = sizes[index][0]  # so far
+        full = not batches or len(batches[-1]) == batch_size or (len(batches[-1]) + 1) * longest > max_batch_seconds
+        if full:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
+
+
+def _encode_row(
+    processor, conversation: list[dict[str, Any]], loaded: dict[Any, np.ndarray]
+) -> tuple[list[int], list[np.ndarray]]:
+    """A conversation's ids, and the waveforms it holds in reading order; `loaded` has those decoded before."""
+    waveforms: list[np.ndarray] = []
+    messages = []
     for message in conversation:
         if isinstance(message["content"], str):
-            size += len(message["content"])
+            messages.append(message)
             continue
-        size += sum(len(part.get("text", "")) for part in message["content"])
-    for recording in _recordings(conversation):
-        if isinstance(recording, dict):
-            recording = next(
-                (recording[name] for name in ("array", "bytes", "path") if recording.get(name) is not None), b""
-            )
-        if isinstance(recording, (str, os.PathLike)):
-            size += os.path.getsize(recording) if os.path.isfile(recording) else 0
-        elif hasattr(recording, "__len__"):
-            size += len(recording)
-    return size
+        parts = []
+        for part in message["content"]:
+            if part["type"] == "audio":
+                recording = _source(part)
+                key = _identity(recording)
+                if key not in loaded:
+                    loaded[key] = processor.load_audio(recording)
+                waveforms.append(loaded[key])
+                part = audio_part(loaded[key])
+            parts.append(part)
+        messages.append({**message, "content": parts})
+    open_end = continues(conversation)
+    inputs = processor.apply_chat_template(
+        messages,
+        tokenize=True,
+        add_generation_prompt=not open_end,
+        continue_final_message=open_end,
+        return_tensors=None,
+        return_features=False,
+    )
+    return inputs["input_ids"][0], waveforms
+
+
+def _recordings(conversation: list[dict[str, Any]]) -> list[Any]:
+    contents = [message["content"] for message in conversation if not isinstance(message["content"], str)]
+    return [_source(part) for parts in contents for part in parts if part.get("type") == "audio"]
+
+
+def _source(part: dict[str, Any]) -> Any:
+    return next(part[name] for name in ("audio", "path", "url") if part.get(name) is not None)
+
+
+def _identity(recording: Any) -> Any:
+    """What tells recordings apart before they are decoded: a path or URL, or which object it is."""
+    return os.fspath(recording) if isinstance(recording, (str, os.PathLike)) else id(recording)
+
+
+def _seconds(processor, recording: Any) -> float:
+    """
+    How long a recording is, without decoding it: exact where it or its header says so; 0 of a URL.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file.
+    """
+    rate = processor.sampling_rate
+    if isinstance(recording, dict):
+        rate = recording.get("sampling_rate") or rate
+        recording = next((recording[key] for key in ("array", "bytes", "path") if recording.get(key) is not None), b"")
+    if isinstance(recording, (bytes, bytearray)):
+        return _file_seconds(io.BytesIO(recording), len(recording))
+    if isinstance(recording, (str, os.PathLike)):
+        path = os.path.expanduser(recording)
+        if "://" in os.fspath(recording):
+            return 0.0
+        if not os.path.isfile(path):
+            processor.load_audio(recording)  # which says what is wrong
+        return _file_seconds(path, os.path.getsize(path))
+    if not isinstance(rate, (int, float)) or rate <= 0:
+        return 0.0  # decoding it says what is wrong
+    shape = getattr(recording, "shape", None)
+    if shape is not None:
+        return max(shape, default=0) / rate
+    return len(recording) / rate if hasattr(recording, "__len__") else 0.0
+
+
+def _file_seconds(file: Any, num_bytes: int) -> float:
+    try:
+        seconds = soundfile.info(file).duration
+    except (soundfile.LibsndfileError, ZeroDivisionError):
+        seconds = float("inf")
+    # A stream that does not know its length claims far more than it can hold.
+    return seconds if seconds < num_bytes else num_bytes / ASSUMED_BYTES_PER_SECOND
+
+
+__all__ = ["answer", "ask", "audio_part", "continues", "generate_answers", "naming"]

@@ -23,6 +23,7 @@ from .checkpoints import (
     write_code,
 )
 from .configuration_audiollm import AudioLlmConfig
+from .pipeline_audiollm import CUSTOM_PIPELINES
 from .quantisation import language_model_only, refuse_quantised, settle_quantised
 
 logger = logging.get_logger(__name__)
@@ -231,6 +232,7 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
     def _save(self, weights: str, save_directory, is_main_process: bool, state_dict, **kwargs) -> None:
         self.config.weight_format = weights
         self.config.auto_map = dict(AUTO_MAP)
+        self.config.custom_pipelines = deepcopy(CUSTOM_PIPELINES)
         if weights == "adapter":
             state_dict = self.state_dict() if state_dict is None else state_dict
             trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}

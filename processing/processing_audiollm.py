@@ -191,6 +191,8 @@ class AudioLlmProcessor(ProcessorMixin):
         truncation: bool = False,
         add_special_tokens: bool = True,
         return_tensors: str | None = "pt",
+        images: Any = None,
+        videos: Any = None,
     ) -> BatchFeature:
         r"""
         Args:
@@ -203,6 +205,7 @@ class AudioLlmProcessor(ProcessorMixin):
             truncation: refused: it could cut a recording's slots.
             add_special_tokens: lets the tokenizer add its own, such as a beginning-of-text token.
             return_tensors: `"pt"`, or None for lists of token ids.
+            images, videos: refused; transformers' pipelines pass them as None.
 
         Returns:
             `input_ids`, `attention_mask` `(batch, length)`, and with audio `input_features`
@@ -212,6 +215,8 @@ class AudioLlmProcessor(ProcessorMixin):
             ValueError: the number of `<audio>` and of recordings differ; both are stated.
             AudioError: a recording cannot be used.
         """
+        if images is not None or videos is not None:
+            raise ValueError("AudioLLM listens and reads, it does not see: pass text and audio, not images or videos.")
         if text is None and audio is None:
             raise ValueError("Pass text, audio or both.")
         if truncation:
@@ -244,6 +249,8 @@ class AudioLlmProcessor(ProcessorMixin):
         padding: bool | str = True,
         padding_side: str = "left",
         sampling_rate: int | None = None,
+        return_features: bool = True,
+        processor_kwargs: dict[str, Any] | None = None,
         **template_kwargs,
     ) -> Any:
         r"""
@@ -264,11 +271,25 @@ class AudioLlmProcessor(ProcessorMixin):
             return_labels: adds `labels`, which are the ids in assistant turns (their end-of-turn token included) and
                 -100 elsewhere.
             return_tensors, padding, padding_side, sampling_rate: as in a call.
+            return_features: False leaves out `input_features` and their mask, for one who has the encoder's output.
+            processor_kwargs: any of these four, as transformers' pipelines pass them.
             template_kwargs: variables for the template.
 
         Raises:
             ConversationError: a message or part is malformed, or the template lost or doubled a recording.
+            ValueError: `processor_kwargs` has others than these four.
         """
+        settings = {
+            "return_tensors": return_tensors,
+            "padding": padding,
+            "padding_side": padding_side,
+            "sampling_rate": sampling_rate,
+        }
+        unknown = sorted(set(processor_kwargs or {}) - set(settings))
+        if unknown:
+            raise ValueError(f"processor_kwargs has {unknown}; expected some of {sorted(settings)}.")
+        settings.update(processor_kwargs or {})
+        sampling_rate = settings.pop("sampling_rate")
         batched = isinstance(conversation, (list, tuple)) and bool(conversation) and _is_list(conversation[0])
         flat = flatten_batch(conversation) if batched else [flatten_conversation(conversation)]
         rows = [
@@ -284,15 +305,16 @@ class AudioLlmProcessor(ProcessorMixin):
         for index, (row, recordings_of_row) in enumerate(zip(rows, recordings)):
             found = sum(segment.text.count(AUDIO_PLACEHOLDER) for segment in row)
             if found != len(recordings_of_row):
+                name = f"Conversation {index}" if batched else "The conversation"
                 raise ConversationError(
-                    f"Conversation {index} has {len(recordings_of_row)} recordings, but its rendered text has {found} "
+                    f"{name} has {len(recordings_of_row)} recordings, but its rendered text has {found} "
                     f"{AUDIO_PLACEHOLDER}: a text part contains the placeholder, or the chat template dropped or "
                     "repeated a message."
                 )
-        batch = self._encode(rows, recordings, sampling_rate, add_special_tokens=False)
+        batch = self._encode(rows, recordings, sampling_rate, False, return_features)
         if not return_labels:
             del batch["labels"]
-        encoded = self._pad(batch, padding, padding_side, return_tensors)
+        encoded = self._pad(batch, **settings)
         return encoded if return_dict else encoded["input_ids"]
 
     def conversation_segments(
@@ -348,6 +370,7 @@ class AudioLlmProcessor(ProcessorMixin):
         recordings: list[list[Any]],
         sampling_rate: int | None,
         add_special_tokens: bool,
+        with_features: bool = True,
     ) -> dict[str, Any]:
         """Token ids and labels of every row as lists, and the features of all recordings in reading order."""
         waveforms = self._load_all([recording for row in recordings for recording in row], sampling_rate)
@@ -358,7 +381,7 @@ class AudioLlmProcessor(ProcessorMixin):
             input_ids, labels = self.encode_segments(row, num_slots, add_special_tokens)
             batch["input_ids"].append(input_ids)
             batch["labels"].append(labels)
-        if waveforms:
+        if waveforms and with_features:
             batch.update(self.batch_features(waveforms))
         return batch
 
@@ -460,6 +483,7 @@ def add_audio_tokens(tokenizer, text_vocab_size: int | None = None):
     tokenizer = copy.deepcopy(tokenizer)
     unused = [UNUSED_TOKEN.format(index) for index in range(len(tokenizer), first_id)]
     tokenizer.add_tokens(unused + audio_tokens, special_tokens=True)
+    tokenizer.padding_side = "left"  # as the processor pads, and as generation needs
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.chat_template is None:

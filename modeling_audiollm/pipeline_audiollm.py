@@ -1,0 +1,337 @@
+"""
+`pipeline("audio-text-to-text")`: recordings, questions about them and conversations in, text out.
+
+One class for those who installed the package and for those who trust a checkpoint's code; rows may own any number of
+recordings, which transformers' own pipelines cannot batch.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+from transformers import Pipeline
+from transformers.utils import logging
+
+from .answering import ask, continues, generate_answers, naming
+from .recording_encoder import RecordingEncoder
+
+logger = logging.get_logger(__name__)
+
+#: The Hub's name of the task.
+TASK = "audio-text-to-text"
+#: In a checkpoint's config.json: where `pipeline(..., trust_remote_code=True)` finds the class, and what it loads.
+CUSTOM_PIPELINES = {
+    TASK: {"impl": "pipeline_audiollm.AudioLlmPipeline", "pt": ["AutoModelForMultimodalLM"], "type": "multimodal"}
+}
+#: What a recording without a question is asked.
+TRANSCRIBE_PROMPT = "<audio>\nTranscribe the speech."
+DEFAULT_MAX_NEW_TOKENS = 256
+AUDIO_DICT_KEYS = ("array", "bytes", "path")
+QUESTION_KEYS = {"audio", "text"}
+EXPECTED = (
+    "expected a recording (path, URL, bytes, waveform or a datasets audio dict), a dict with 'audio', 'text' or both, or "
+    "a conversation (a list of messages with 'role' and 'content')"
+)
+
+
+@dataclass
+class Question:
+    """
+    One row of input, understood.
+
+    Attributes:
+        messages: the conversation that the row stands for.
+        prompt: the text of the question, or None where the row was a conversation.
+        name: what errors call the row; empty where there is one row only.
+        loaded: the conversation with its recordings decoded, where that is done ahead.
+        texts: the answers, once there are any.
+    """
+
+    messages: list[dict[str, Any]]
+    prompt: str | None
+    name: str = ""
+    loaded: list[dict[str, Any]] | None = None
+    texts: list[str] = field(default_factory=list)
+
+
+class AudioLlmPipeline(Pipeline):
+    r"""
+    Answers about recordings.
+
+    A call takes one row, a list of rows, or a generator or dataset of them (which is read as it is answered). A row is
+
+    - a recording: a path, a URL, encoded bytes, a waveform, or a `datasets` audio dict. It is transcribed.
+    - a dict with `text` and `audio` (one recording or several; each `<audio>` in the text is one, or they come first).
+    - a conversation: a list of messages. One that ends with the assistant's words is continued.
+
+    Args of a call, or of `pipeline(...)` for all calls:
+        prompt (`str`): what recordings without a question are asked; a transcription by default.
+        batch_size (`int`, defaults to 1): rows per `generate` call. Of a list, those of like length go together, and
+            results come back in the given order.
+        num_workers (`int`, defaults to 0): processes that read and decode recordings ahead.
+        return_full_text (`bool`, defaults to `False`): put the prompt, or the conversation, before the answer.
+        generate_kwargs (`dict`): options of `generate`, which may be given directly as well: `max_new_tokens` (256 by
+            default), `do_sample`, `num_beams`, `streamer`, … Answers are greedy by default.
+
+    Returns:
+        For each row a list of `{"generated_text": ...}`, one for each of `num_return_sequences`. With
+        `return_full_text` that of a conversation is a list of messages.
+
+    Raises:
+        ValueError, FileNotFoundError: a row cannot be used; the message says which and why.
+
+    Example:
+
+    ```python
+    listen = pipeline("audio-text-to-text", model="runs/demo/adapter", trust_remote_code=True)
+    listen("recording.wav")
+    listen({"audio": "recording.wav", "text": "Who is speaking?"}, max_new_tokens=32)
+    ```
+    """
+
+    _load_processor = True
+    _load_tokenizer = False
+    _load_feature_extractor = False
+    _load_image_processor = False
+    _load_video_processor = False
+
+    def __call__(self, inputs: Any = None, *, audio: Any = None, text: str | None = None, **options: Any) -> Any:
+        """See the class; `audio=` and `text=` are one row of these."""
+        if audio is not None or text is not None:
+            if inputs is not None:
+                raise ValueError("Pass rows, or one row as audio= and text=, not both.")
+            inputs = {name: value for name, value in (("audio", audio), ("text", text)) if value is not None}
+        if inputs is None:
+            raise ValueError(f"Nothing was given; {EXPECTED}, or a list, generator or dataset of these.")
+        if isinstance(inputs, tuple):
+            inputs = list(inputs)
+        if isinstance(inputs, list) and inputs and _is_number(inputs[0]):
+            inputs = np.asarray(inputs)
+        elif isinstance(inputs, (list, Dataset)) and not isinstance(inputs, IterableDataset) and not len(inputs):  # type: ignore[arg-type]  # one with __getitem__
+            return []
+        elif isinstance(inputs, Iterator):
+            inputs = (row for row in inputs)  # a generator is the only iterator that transformers reads
+        return super().__call__(inputs, **options)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Saves the model with its code, and the processor."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory)
+
+    def _sanitize_parameters(
+        self,
+        prompt: str | None = None,
+        return_full_text: bool | None = None,
+        generate_kwargs: dict[str, Any] | None = None,
+        local_files_only: bool | None = None,  # of `pipeline`, which passes it on
+        **generation_options: Any,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        twice = sorted(set(generate_kwargs or {}) & set(generation_options))
+        if twice:
+            raise ValueError(f"{twice} are given both directly and in generate_kwargs; give each once.")
+        return (
+            {} if prompt is None else {"prompt": prompt},
+            {**(generate_kwargs or {}), **generation_options},
+            {} if return_full_text is None else {"return_full_text": return_full_text},
+        )
+
+    def preprocess(  # type: ignore[override]  # a Question instead of tensors
+        self, input_: Any, prompt: str = TRANSCRIBE_PROMPT, name: str = "", load: bool = False
+    ) -> Question:
+        """
+        A row of input as the conversation that it stands for.
+
+        Args:
+            input_: the row.
+            prompt: what a recording without a question is asked.
+            name: what errors call the row.
+            load: decode its recordings now.
+        """
+        with naming(name):
+            question = _understand(input_, prompt)
+            question.name = name
+            if load:
+                question.loaded = [self._with_waveforms(message) for message in question.messages]
+        return question
+
+    def _with_waveforms(self, message: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(message.get("content"), str) or not isinstance(message.get("content"), (list, tuple)):
+            return message  # a malformed one is told of where it is rendered
+        parts = []
+        for part in message["content"]:
+            given = [key for key in ("audio", "path", "url") if isinstance(part, dict) and part.get(key) is not None]
+            if len(given) == 1 and part.get("type") == "audio":
+                part = {"type": "audio", "audio": self.processor.load_audio(part[given[0]])}
+            parts.append(part)
+        return {**message, "content": parts}
+
+    def _forward(  # type: ignore[override]  # questions instead of tensors
+        self,
+        input_tensors: Question | list[Question],
+        batch_size: int = 1,
+        encoder: RecordingEncoder | None = None,
+        **generate_options: Any,
+    ) -> Any:
+        """Answers one question or several, and returns them with their texts."""
+        questions = [input_tensors] if isinstance(input_tensors, Question) else input_tensors
+        answers = generate_answers(
+            self.model,
+            self.processor,
+            [question.loaded or question.messages for question in questions],
+            batch_size,
+            self._default_bound(generate_options),
+            encoder=encoder,
+            names=[question.name for question in questions],
+            **self._with_tokenizer(generate_options),
+        )
+        for question, texts in zip(questions, answers):
+            question.texts = texts
+        return input_tensors
+
+    def _default_bound(self, options: dict[str, Any]) -> int | None:
+        """Bound on an answer's tokens where neither the call nor the model sets one."""
+        if "max_new_tokens" in options:
+            return options.pop("max_new_tokens")
+        is_set = {"max_length", "generation_config"} & set(options) or self.model.generation_config.max_new_tokens
+        return None if is_set else DEFAULT_MAX_NEW_TOKENS
+
+    def _with_tokenizer(self, options: dict[str, Any]) -> dict[str, Any]:
+        """`generate` finds the end strings with the tokenizer."""
+        return {"tokenizer": self.processor.tokenizer, **options} if "stop_strings" in options else options
+
+    def postprocess(  # type: ignore[override]  # questions instead of tensors
+        self, model_outputs: Question, return_full_text: bool = False
+    ) -> list[dict[str, Any]]:
+        """A row's answers as the caller gets them."""
+        return [
+            {"generated_text": _full_text(model_outputs, text) if return_full_text else text}
+            for text in model_outputs.texts
+        ]
+
+    def get_iterator(
+        self, inputs, num_workers: int, batch_size: int, preprocess_params, forward_params, postprocess_params
+    ) -> Iterator[list[dict[str, Any]]]:
+        """
+        Answers to many rows, in their order.
+
+        All of a list is looked at first, so that a row that cannot be used is told of before anything is computed, and
+        rows of like length share a batch. Anything else is read one batch ahead at most.
+        """
+        forward_params = {
+            **forward_params,
+            "batch_size": batch_size,
+            "encoder": RecordingEncoder(self.model, self.processor),
+        }
+        if isinstance(inputs, list) and not num_workers:
+            rows = enumerate(inputs)
+            questions = [self.preprocess(row, name=f"Row {index}", **preprocess_params) for index, row in rows]
+            for question in self.forward(questions, **forward_params):
+                yield self.postprocess(question, **postprocess_params)
+            return
+        batch: list[Question] = []
+        for question in self._read(inputs, num_workers, preprocess_params):
+            batch.append(question)
+            if len(batch) == batch_size:
+                yield from self._answer_batch(batch, forward_params, postprocess_params)
+                batch = []
+        yield from self._answer_batch(batch, forward_params, postprocess_params)
+
+    def _answer_batch(
+        self, batch: list[Question], forward_params, postprocess_params
+    ) -> Iterator[list[dict[str, Any]]]:
+        if batch:
+            for question in self.forward(batch, **forward_params):
+                yield self.postprocess(question, **postprocess_params)
+
+    def _read(self, inputs: Any, num_workers: int, preprocess_params: dict[str, Any]) -> Iterable[Question]:
+        """Rows understood and decoded one after the other, or ahead in other processes."""
+        has_places = hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__")
+        if num_workers > 1 and not has_places:
+            logger.warning("A generator cannot be read by several processes at once; num_workers is 1.")
+            num_workers = 1
+        rows = (_RowsInPlaces if has_places else _RowsInTurn)(self, inputs, preprocess_params)
+        return DataLoader(rows, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is)
+
+
+class _RowsInPlaces(Dataset):
+    """The rows of what has a length."""
+
+    def __init__(self, pipe: AudioLlmPipeline, rows: Any, params: dict[str, Any]):
+        self.pipe, self.rows, self.params = pipe, rows, params
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Question:
+        return self.pipe.preprocess(self.rows[index], name=f"Row {index}", load=True, **self.params)
+
+
+class _RowsInTurn(IterableDataset):
+    """The rows of what can only be read from its beginning."""
+
+    def __init__(self, pipe: AudioLlmPipeline, rows: Iterable[Any], params: dict[str, Any]):
+        self.pipe, self.rows, self.params = pipe, rows, params
+
+    def __iter__(self) -> Iterator[Question]:
+        for index, row in enumerate(self.rows):
+            yield self.pipe.preprocess(row, name=f"Row {index}", load=True, **self.params)
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _understand(row: Any, prompt: str) -> Question:
+    """
+    The conversation that a row of any kind stands for.
+
+    Raises:
+        ValueError: it is of none of the kinds; the message says what is expected.
+    """
+    messages = getattr(row, "messages", row)  # transformers wraps the conversations that it recognises
+    if isinstance(messages, (list, tuple)) and messages and isinstance(messages[0], dict):
+        return Question(list(messages), None)
+    if isinstance(row, dict) and not QUESTION_KEYS & set(row) and set(AUDIO_DICT_KEYS) & set(row):
+        return Question(ask(prompt, row), prompt)
+    if isinstance(row, dict):
+        unknown = sorted(set(row) - QUESTION_KEYS, key=str)
+        if unknown or not row:
+            raise ValueError(f"The row is a dict with {sorted(row, key=str)}; {EXPECTED}.")
+        text, audio = row.get("text"), row.get("audio")
+        if not isinstance(text, (str, type(None))) or (text is None and audio is None):
+            raise ValueError(f"The row's text is {text!r} and its audio {type(audio).__name__}; {EXPECTED}.")
+        several = isinstance(audio, (list, tuple)) and not (audio and _is_number(audio[0]))
+        recordings = list(audio) if several else [] if audio is None else [audio]  # type: ignore[arg-type]  # a list
+        text = prompt if text is None else text
+        return Question(ask(text, *recordings), text)
+    is_audio = isinstance(row, (str, os.PathLike, bytes, bytearray, np.ndarray, torch.Tensor))
+    is_numbers = isinstance(row, (list, tuple)) and len(row) > 0 and _is_number(row[0])
+    if is_audio or is_numbers or hasattr(row, "get_all_samples"):  # the last: what newer datasets decode to
+        return Question(ask(prompt, row), prompt)
+    hint = ""
+    if hasattr(row, "column_names") or hasattr(row, "features"):
+        hint = " Of a dataset, pass one column: KeyDataset(dataset, 'audio'), or a generator of rows."
+    raise ValueError(f"The row is of type {type(row).__name__}; {EXPECTED}.{hint}")
+
+
+def _full_text(question: Question, answer: str) -> Any:
+    """The question with its answer: text after text, or a message after the others."""
+    if question.prompt is not None:
+        return question.prompt + answer
+    if not continues(question.messages):
+        return [*question.messages, {"role": "assistant", "content": answer}]
+    *others, last = question.messages
+    content = last["content"]
+    content = content + answer if isinstance(content, str) else [*content, {"type": "text", "text": answer}]
+    return [*others, {**last, "content": content}]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number))
+
+
+__all__ = ["CUSTOM_PIPELINES", "TASK", "AudioLlmPipeline"]

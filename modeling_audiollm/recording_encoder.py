@@ -1,0 +1,100 @@
+"""
+The encoder's output of recordings, computed once for all questions about a recording.
+
+Recordings are told apart by what they hold, not by where they come from; what is kept is bounded in bytes.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+#: Encoder output that is kept for later questions: about two hours of audio for Whisper tiny in float32.
+MAX_KEPT_BYTES = 512 * 2**20
+#: Windows of up to 30 s that go through the encoder together, so that a long recording takes no more memory.
+MAX_ENCODER_WINDOWS = 16
+
+
+class RecordingEncoder:
+    """
+    Gives the encoder's output of waveforms, from memory where it has heard the same samples before.
+
+    Args:
+        model, processor: a pair that belongs together.
+        max_kept_bytes: bound on what is kept; what was asked for longest ago is forgotten first.
+
+    Attributes:
+        num_encoded: how many recordings went through the encoder.
+    """
+
+    def __init__(self, model, processor, max_kept_bytes: int = MAX_KEPT_BYTES):
+        self.model = model
+        self.processor = processor
+        self.max_kept_bytes = max_kept_bytes
+        self.num_encoded = 0
+        self._kept: OrderedDict[bytes, list[torch.Tensor]] = OrderedDict()
+        self._kept_bytes = 0
+
+    @torch.inference_mode()
+    def __call__(self, waveforms: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+        """
+        What the model takes instead of `input_features`.
+
+        Args:
+            waveforms: float32 of shape `(samples,)` each, at the processor's rate, in reading order.
+
+        Returns:
+            `encoded_audio` `(windows, max_frames, d_model)` and `encoded_audio_lengths` `(windows,)`.
+        """
+        keys = [content_key(waveform) for waveform in waveforms]
+        found: dict[bytes, list[torch.Tensor]] = {}
+        for key, waveform in zip(keys, waveforms):
+            if key in found:
+                continue
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                found[key] = self._kept[key]
+            else:
+                found[key] = self._encode(waveform)
+                self._keep(key, found[key])
+        windows = [window for key in keys for window in found[key]]
+        lengths = torch.tensor([len(window) for window in windows], device=windows[0].device)
+        return {
+            "encoded_audio": torch.nn.utils.rnn.pad_sequence(windows, batch_first=True),
+            "encoded_audio_lengths": lengths,
+        }
+
+    def _encode(self, waveform: np.ndarray) -> list[torch.Tensor]:
+        """Encoder frames of each of a recording's windows, `(frames, d_model)`."""
+        self.num_encoded += 1
+        features = self.processor.batch_features([waveform])
+        windows: list[torch.Tensor] = []
+        for start in range(0, len(features["input_features"]), MAX_ENCODER_WINDOWS):
+            part = {
+                name: value[start : start + MAX_ENCODER_WINDOWS].to(self.model.device)
+                for name, value in features.items()
+            }
+            frames, lengths = self.model.model.encode_audio(**part)
+            windows.extend(row[:length].clone() for row, length in zip(frames, lengths.tolist()))
+        return windows
+
+    def _keep(self, key: bytes, windows: list[torch.Tensor]) -> None:
+        self._kept[key] = windows
+        self._kept_bytes += _num_bytes(windows)
+        while self._kept_bytes > self.max_kept_bytes:
+            _, forgotten = self._kept.popitem(last=False)
+            self._kept_bytes -= _num_bytes(forgotten)
+
+
+def content_key(waveform: np.ndarray) -> bytes:
+    """A hash of a waveform's samples."""
+    return hashlib.blake2b(np.ascontiguousarray(waveform, dtype=np.float32).tobytes(), digest_size=16).digest()
+
+
+def _num_bytes(windows: list[torch.Tensor]) -> int:
+    return sum(window.numel() * window.element_size() for window in windows)
+
+
+__all__ = ["RecordingEncoder", "content_key"]
