@@ -14,8 +14,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from audiollm.base_conversion import EmbeddedBaseError
 from audiollm.downloads import DownloadError
