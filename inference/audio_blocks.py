@@ -1,0 +1,219 @@
+"""Recordings of any length, block by block: one waveform at the model's rate in memory that does not grow with length."""
+
+import mmap
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+import fsspec
+import numpy as np
+import soundfile
+import soxr
+from audiollm.processing import AudioError
+from audiollm.processing.audio_io import (
+    CONTAINER_FORMATS,
+    CUT_OFF_TOLERANCE_S,
+    MAX_FLOAT_AMPLITUDE,
+    MAX_SAMPLING_RATE_HZ,
+    MIN_SAMPLING_RATE_HZ,
+    UNKNOWN_FRAMES,
+    declared_seconds,
+    is_cut_off,
+)
+
+#: Samples, of all channels together, that are decoded at once.
+BLOCK_SAMPLES = 1 << 18
+COPY_BYTES = 1 << 20
+URL_MARK = "://"
+
+
+@contextmanager
+def local_file(location: str) -> Iterator[Path]:
+    """
+    A path or URL as a file on this machine, for as long as it is read; what is remote is copied to a temporary file.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        AudioError: it is no regular file, is empty, or the URL cannot be read.
+    """
+    if not is_remote(location):
+        path = path_of(location)
+        check_file(path, location)
+        yield path
+        return
+    with TemporaryDirectory(prefix="audiollm-") as folder:
+        path = Path(folder) / "recording"
+        try:
+            with fsspec.open(location, "rb") as remote, open(path, "wb") as copy:
+                shutil.copyfileobj(remote, copy, COPY_BYTES)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"Audio {location!r} cannot be found or reached.") from error
+        except Exception as error:  # each protocol's library has its own kinds
+            raise AudioError(f"{location}: cannot be read ({type(error).__name__}: {error}).") from error
+        check_file(path, location)
+        yield path
+
+
+def is_remote(location: str) -> bool:
+    """Whether it is a URL of something that is not on this machine."""
+    return URL_MARK in location and urlparse(location).scheme != "file"
+
+
+def path_of(location: str) -> Path:
+    """Where a path or `file://` URL lies."""
+    return Path(url2pathname(urlparse(location).path) if URL_MARK in location else location).expanduser()
+
+
+def check_file(path: Path, location: str) -> None:
+    """
+    Raises:
+        FileNotFoundError: there is nothing.
+        AudioError: it is no regular file, or is empty.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"Audio file {location!r} does not exist.")
+    if not path.is_file():
+        raise AudioError(f"Audio file {location!r} is not a regular file, but a folder, pipe or device.")
+    if not path.stat().st_size:
+        raise AudioError(f"{location}: the file is empty (0 bytes).")
+
+
+def header_seconds(path: str | os.PathLike[str]) -> float | None:
+    """How long a file says that it is; None where libsndfile does not read it, it does not say, or it is no file."""
+    if not os.path.isfile(path):  # a pipe would be waited for
+        return None
+    try:
+        info = soundfile.info(path)
+    except (soundfile.LibsndfileError, OSError):
+        return None
+    return None if info.frames == UNKNOWN_FRAMES or not info.samplerate else info.frames / info.samplerate
+
+
+def read_blocks(path: str | os.PathLike[str], target_rate: int, name: str | None = None) -> Iterator[np.ndarray]:
+    """
+    Decodes, mixes down and resamples a file as `load_waveform` does, a block at a time.
+
+    Args:
+        path: a regular file on this machine; see [`local_file`].
+        target_rate: rate of the blocks in Hz.
+        name: what to call it in errors.
+
+    Yields:
+        float32 blocks of shape `(samples,)`, of no particular length.
+
+    Raises:
+        AudioError: it is corrupt, cut off or not audio, or holds NaN, infinity or no samples. What is wrong further on is
+            found when it is reached.
+    """
+    name = name or str(path)
+    resampler: Any = None
+    read = 0
+    for block, rate in _decoded_blocks(path, name):
+        mono = _checked(block, read, rate, name).mean(axis=1)
+        read += len(mono)
+        if rate == target_rate:
+            yield mono
+            continue
+        if resampler is None:
+            resampler = soxr.ResampleStream(rate, target_rate, 1, dtype="float32")
+        resampled = resampler.resample_chunk(mono)
+        if len(resampled):
+            yield resampled
+    if not read:
+        raise AudioError(f"{name}: holds no samples.")
+    if resampler is not None:
+        rest = resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
+        if len(rest):
+            yield rest
+
+
+def _checked(block: np.ndarray, read: int, rate: int, name: str) -> np.ndarray:
+    """A block `(frames, channels)` whose samples and rate can be audio's."""
+    if not MIN_SAMPLING_RATE_HZ <= rate <= MAX_SAMPLING_RATE_HZ:
+        expected = f"{MIN_SAMPLING_RATE_HZ} to {MAX_SAMPLING_RATE_HZ} Hz"
+        raise AudioError(f"{name}: the sampling rate is {rate}; expected {expected}.")
+    if not np.isfinite(block).all():
+        bad = read + int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
+        raise AudioError(f"{name}: sample {bad} is NaN or infinite; audio must be finite.")
+    peak = float(np.abs(block).max(initial=0.0))
+    if peak > MAX_FLOAT_AMPLITUDE:
+        raise AudioError(f"{name}: floating-point samples reach {peak:.0f}, but lie in [-1, 1] by convention.")
+    return block
+
+
+def _decoded_blocks(path: str | os.PathLike[str], name: str) -> Iterator[tuple[np.ndarray, int]]:
+    """Blocks `(frames, channels)` of float32 as stored, each with its rate in Hz."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            decoder = soundfile.SoundFile(file)
+        except soundfile.LibsndfileError as error:
+            file.seek(0)
+            yield from _container_blocks(file, name, error.error_string, CONTAINER_FORMATS)
+            return
+        with decoder:
+            if decoder.frames == UNKNOWN_FRAMES:
+                file.seek(0)
+                yield from _container_blocks(file, name, "a FLAC stream that does not say its length", "flac")
+                return
+            declared, rate, read = decoder.frames, decoder.samplerate, 0
+            if is_cut_off(data, decoder.format, declared, declared):  # before hours of work, where that can be told
+                raise _cut_off(name, declared / rate)
+            size = max(1, BLOCK_SAMPLES // decoder.channels)
+            try:
+                while len(block := decoder.read(size, dtype="float32", always_2d=True)):
+                    read += len(block)
+                    yield block, rate
+            except soundfile.LibsndfileError as error:
+                raise AudioError(
+                    f"{name}: corrupt or cut off after {read / rate:.2f} s ({error.error_string})"
+                ) from error
+            if is_cut_off(data, decoder.format, read, declared):
+                raise _cut_off(name, read / rate)
+
+
+def _container_blocks(file: BinaryIO, name: str, reason: str, formats: str) -> Iterator[tuple[np.ndarray, int]]:
+    """Blocks of formats that libsndfile does not read (m4a, mp4, webm, …), through PyAV where it is installed."""
+    try:
+        import av
+    except ImportError as error:
+        raise AudioError(
+            f"{name}: not a format that libsndfile reads, or corrupt ({reason}) For m4a, mp4 and webm install PyAV: "
+            "pip install 'audiollm[containers]'."
+        ) from error
+    seconds = 0.0
+    try:
+        with av.open(file, options={"format_whitelist": formats}) as opened:
+            container: Any = opened
+            if not container.streams.audio:
+                raise AudioError(f"{name}: the file holds no audio stream.")
+            declared_s = declared_seconds(container)
+            to_float = av.AudioResampler(format="flt")  # interleaved, because PyAV 18 reads past the end of planes
+            for frame in container.decode(audio=0):
+                for part in to_float.resample(frame):
+                    block = part.to_ndarray().reshape(-1, part.layout.nb_channels)
+                    seconds += len(block) / frame.sample_rate
+                    yield block, frame.sample_rate
+    except AudioError:
+        raise
+    except (av.FFmpegError, ValueError, OverflowError, IndexError) as error:  # PyAV's own on damaged files
+        raise AudioError(
+            f"{name}: corrupt, or not audio: neither libsndfile ({reason}) nor PyAV ({error}) reads it."
+        ) from error
+    if seconds < declared_s - CUT_OFF_TOLERANCE_S:
+        raise _cut_off(name, seconds)
+
+
+def _cut_off(name: str, seconds: float) -> AudioError:
+    return AudioError(
+        f"{name}: the file is cut off: it holds {seconds:.2f} s of audio and ends before its own header or last page "
+        "says. Copy or download it again."
+    )
+
+
+__all__ = ["check_file", "header_seconds", "is_remote", "local_file", "path_of", "read_blocks"]
