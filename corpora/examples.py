@@ -99,6 +99,10 @@ def read_examples(path: str | os.PathLike[str], audio_dir: str | os.PathLike[str
         ExamplesError: broken JSON, not a list, or bad rows; all rows are checked first and all problems listed.
     """
     path = Path(path)
+    if path.is_dir() or path.suffix == ".parquet":
+        kind = "a folder" if path.is_dir() else "a Parquet file"
+        reason = f"it is {kind}, and JSON or JSON Lines is read here; `audiollm prepare` writes both, side by side."
+        raise ExamplesError(path, [("", reason)])
     checker = RowChecker(path.parent, audio_dir)
     problems: list[tuple[str, str]] = []
     examples: list[Example] = []

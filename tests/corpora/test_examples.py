@@ -182,3 +182,10 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(folder: Path) -> No
         write_examples(path, [Example("new", (), "lone surrogate \ud800")])
     assert read_examples(path)[0].text == "old"
     assert sorted(folder.iterdir()) == before
+
+
+def test_what_is_no_json_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    for path, kind in ((tmp_path, "a folder"), (tmp_path / "a.parquet", "a Parquet file")):
+        with pytest.raises(ExamplesError, match=f"it is {kind}, and JSON or JSON Lines is read here"):
+            read_examples(path)

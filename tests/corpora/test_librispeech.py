@@ -181,7 +181,9 @@ def test_folder_and_archive_hold_the_same_clips(
         "chapter": "121082",
         "language": "en",
     }
-    inside = open_source(LibriSpeechArguments(source_path=str(tmp_path / "tree" / "LibriSpeech"), splits=["train-clean-5"]))
+    inside = open_source(
+        LibriSpeechArguments(source_path=str(tmp_path / "tree" / "LibriSpeech"), splits=["train-clean-5"])
+    )
     assert [clip.id for clip in good(inside)] == [clip[1] for clip in in_folder[9:]]
 
 
