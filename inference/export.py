@@ -1,0 +1,283 @@
+"""
+`audiollm export`: a checkpoint in the Ultravox layout, which vLLM and llama.cpp load.
+
+    audiollm export --model runs/mine --output exported
+    vllm serve exported --trust-remote-code
+
+    audiollm export --model runs/mine --output exported --language_model
+    python convert_hf_to_gguf.py exported --mmproj --outfile mmproj.gguf
+    python convert_hf_to_gguf.py exported/language_model --outfile model.gguf
+    llama-mtmd-cli -m model.gguf --mmproj mmproj.gguf --jinja --audio clip.wav -p "Transcribe the speech."
+
+LoRA is folded into the language model, so its routing is lost: text-only requests run the adapted weights too. <audio> and
+</audio> become tokens of the vocabulary, which the chat template puts around each recording. The folder holds safetensors,
+JSON and a README, and no code; vLLM's --trust-remote-code fetches and runs that of Ultravox's processor from the Hub.
+llama.cpp pads each recording to 30 s. Refused, because the layout cannot hold it: --projector_readout pieces, projectors
+other than swiglu with both norms, several adapters, language models other than Llama, Mistral, Qwen2 and Qwen3.
+"""
+
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmProcessor
+from audiollm.option_parser import HelpFormatter, OptionParser
+from huggingface_hub import StateDictSplit, split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from .export_tokenizer import tokenizer_files
+from .export_ultravox import (
+    ExportError,
+    check_exportable,
+    check_processor,
+    language_model_config,
+    language_model_weights,
+    llama_cpp_counts_alike,
+    new_token_ids,
+    note,
+    processor_config,
+    ultravox_config,
+    ultravox_weights,
+)
+from .loading import DTYPES, find_checkpoint, load_model, load_processor
+
+FORMATS = ("ultravox",)
+#: Folder of the plain language model within an export.
+LANGUAGE_MODEL_FOLDER = "language_model"
+SHARD_SIZE = re.compile(r"(\d+(?:\.\d+)?)[KMGT]B")
+BYTES_PER_GIGABYTE = 10**9
+#: Left free on the disk beside the weights, for the tokenizer and other small files.
+SPARE_BYTES = 100 * 10**6
+INTERRUPTED_EXIT = 130
+ERROR_EXIT = 2
+README = """\
+# {name}, exported
+
+An AudioLLM checkpoint in the [Ultravox](https://github.com/fixie-ai/ultravox) layout (0.5 and later), written by
+`audiollm export`. Precision: {dtype}.
+
+**{note}**
+
+`<audio>` and `</audio>` are tokens of the vocabulary; the chat template puts them around each recording. Where you write
+prompts without it, write `<audio><|audio|></audio>` (vLLM) or `<audio>` and `</audio>` around the marker (llama.cpp).
+
+- vLLM: `vllm serve FOLDER --trust-remote-code`. It fetches the code of Ultravox's own processor from the Hub.
+- llama.cpp: `convert_hf_to_gguf.py FOLDER --mmproj` makes the audio half, `convert_hf_to_gguf.py FOLDER/language_model`
+  the other (`audiollm export --language_model` writes that folder). llama.cpp pads each recording to 30 s, which is not
+  how the model was trained.
+
+The weights of the base models, {bases}, are inside, under the licences of those models.
+"""
+
+
+@dataclass
+class ExportArguments:
+    """What to export, where to, and how."""
+
+    model: str = field(metadata={"help": "AudioLLM checkpoint: a folder or a Hub id."})
+    output: str = field(metadata={"help": "Folder to write; it must not exist, or be empty."})
+    format: str = field(
+        default=FORMATS[0], metadata={"help": "Layout: that of Ultravox 0.5 and later.", "choices": list(FORMATS)}
+    )
+    dtype: str = field(
+        default="auto",
+        metadata={"help": "Precision of all weights; auto is that of the language model.", "choices": list(DTYPES)},
+    )
+    language_model: bool = field(
+        default=False,
+        metadata={
+            "help": "Write the adapted language model once more by itself, as a plain checkpoint in the folder "
+            "language_model: llama.cpp's converter needs it there, and transformers loads it."
+        },
+    )
+    max_shard_size: str = field(default="5GB", metadata={"help": "Largest safetensors file, such as 500MB."})
+    revision: str | None = field(default=None, metadata={"help": "Of a Hub repository: a branch, tag or commit."})
+
+
+def export(options: ExportArguments) -> Path:
+    """
+    Writes a checkpoint in another engine's layout; prints its size before, and what is lost by it.
+
+    Nothing is at `options.output` until everything is.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ExportError: the layout cannot hold the checkpoint, the folder is in use, or the disk is too small.
+        CheckpointError: there is no such checkpoint, or it cannot be loaded.
+    """
+    output = Path(options.output).expanduser().absolute()
+    _check_output(output)
+    plan_shards({}, options.max_shard_size)
+    checkpoint = find_checkpoint(options.model)
+    processor = load_processor(checkpoint, options.revision)
+    config = AudioLlmConfig.from_pretrained(checkpoint, **({"revision": options.revision} if options.revision else {}))
+    check_exportable(config)  # before the model, which takes longer to load
+    check_processor(config, processor)
+    print(f"Note: {note(config)}", file=sys.stderr)
+    if not llama_cpp_counts_alike(config.stack_factor):
+        print(
+            f"Note: llama.cpp counts audio tokens otherwise than it makes them where stack_factor is "
+            f"{config.stack_factor}, and stops. vLLM does not mind.",
+            file=sys.stderr,
+        )
+    model = load_model(checkpoint, options.dtype, "cpu", options.revision)
+    folders = export_files(model, processor, model.dtype, options.language_model)
+    num_bytes = sum(tensor_bytes(weights) for weights, _ in folders.values())
+    size = f"{num_bytes / BYTES_PER_GIGABYTE:.2f} GB"
+    free = shutil.disk_usage(_existing_parent(output)).free
+    if free < num_bytes + SPARE_BYTES:
+        raise ExportError(
+            f"--output {options.output}: the export takes {size}, and {free / BYTES_PER_GIGABYTE:.2f} GB are free there."
+        )
+    print(f"Writing {size} to {output}", file=sys.stderr)
+    readme = README.format(
+        name=Path(options.model).name,
+        dtype=str(model.dtype).removeprefix("torch."),
+        note=note(config),
+        bases=" and ".join(Path(str(base)).name for base in (config.audio_model_id, config.text_model_id) if base)
+        or "which it does not name",
+    )
+    with _appearing_whole(output) as partial:
+        for name, (weights, documents) in folders.items():
+            write_weights(partial / name, weights, options.max_shard_size)
+            for file_name, document in documents.items():
+                text = json.dumps(document, indent=2, ensure_ascii=False)
+                (partial / name / file_name).write_text(text + "\n", encoding="utf-8")
+        (partial / "README.md").write_text(readme, encoding="utf-8")
+    return output
+
+
+def export_files(
+    model: AudioLlmForConditionalGeneration, processor: AudioLlmProcessor, dtype: torch.dtype, language_model: bool
+) -> dict[str, tuple[dict[str, torch.Tensor], dict[str, Any]]]:
+    """
+    What goes into each folder of an export: weights by name, and JSON documents by file name.
+
+    Args:
+        dtype: precision of all weights.
+        language_model: whether there is a folder of the language model alone.
+
+    Returns:
+        By folder name, relative to the export; `"."` is the export itself.
+    """
+    weights = ultravox_weights(model, dtype)
+    generation = {**model.generation_config.to_diff_dict(), "suppress_tokens": new_token_ids(model.config)}
+    generation.pop("transformers_version", None)
+    shared = {**dict(tokenizer_files(processor)), "generation_config.json": generation}
+    extractor = json.loads(processor.feature_extractor.to_json_string())
+    extractor.pop("auto_map", None)  # it names our processor
+    whole = {
+        **shared,
+        "config.json": ultravox_config(model.config, dtype),
+        "processor_config.json": processor_config(model.config),
+        "preprocessor_config.json": extractor,
+    }
+    folders = {".": (weights, whole)}
+    if language_model:
+        own = {**shared, "config.json": language_model_config(model.config, dtype)}
+        folders[LANGUAGE_MODEL_FOLDER] = (language_model_weights(weights), own)
+    return folders
+
+
+def tensor_bytes(weights: dict[str, torch.Tensor]) -> int:
+    """Bytes of all tensors together."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
+
+
+def plan_shards(weights: dict[str, torch.Tensor], max_shard_size: str) -> StateDictSplit:
+    """
+    Which weight goes into which file.
+
+    Raises:
+        ExportError: the size cannot be read.
+    """
+    size = SHARD_SIZE.fullmatch(max_shard_size)
+    if size is None or float(size[1]) == 0:
+        raise ExportError(f"--max_shard_size {max_shard_size}: expected a size such as 5GB or 500MB.")
+    return split_torch_state_dict_into_shards(weights, max_shard_size=max_shard_size)
+
+
+def write_weights(folder: Path, weights: dict[str, torch.Tensor], max_shard_size: str) -> None:
+    """Writes `model.safetensors`, or shards of at most `max_shard_size` and their index, under a bar of bytes written."""
+    plan = plan_shards(weights, max_shard_size)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tqdm(total=tensor_bytes(weights), unit="B", unit_scale=True, desc="weights", leave=False) as bar:
+        for file_name, names in plan.filename_to_tensors.items():
+            shard = {name: weights[name] for name in names}
+            save_file(shard, folder / file_name, metadata={"format": "pt"})
+            (folder / file_name).chmod(0o666 & ~_umask())  # safetensors keeps its files from others
+            bar.update(tensor_bytes(shard))
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _check_output(output: Path) -> None:
+    if output.is_dir() and any(output.iterdir()):
+        raise ExportError(f"--output {output} has files in it already; give a folder that is new or empty.")
+    if output.exists() and not output.is_dir():
+        raise ExportError(f"--output {output} is a file; give a folder that is new or empty.")
+
+
+def _existing_parent(path: Path) -> Path:
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
+
+
+@contextmanager
+def _appearing_whole(output: Path) -> Iterator[Path]:
+    """A folder beside `output` that takes its place once everything is written, and is removed if something fails."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=output.parent))
+    try:
+        yield partial
+        partial.chmod(0o777 & ~_umask())
+        _check_output(output)  # somebody may have written there meanwhile
+        os.replace(partial, output)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry of `audiollm export` and `python -m audiollm.inference.export`."""
+    dataclass_type: Any = ExportArguments  # transformers' own type of these does not admit a dataclass
+    parser = OptionParser(
+        dataclass_type,
+        prog="audiollm export",
+        usage="audiollm export --model MODEL --output FOLDER [options]",
+        description=(__doc__ or "").strip(),
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    options = ExportArguments(**vars(parser.parse_args(list(sys.argv[1:] if argv is None else argv))))
+    try:
+        output = export(options)
+    except (ValueError, OSError) as error:
+        print(f"audiollm export: {error}", file=sys.stderr)
+        sys.exit(ERROR_EXIT)
+    except KeyboardInterrupt:
+        print("audiollm export: interrupted; nothing was left behind.", file=sys.stderr)
+        sys.exit(INTERRUPTED_EXIT)
+    print(output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,303 @@
+"""
+The Ultravox checkpoint layout (0.5 and later), and how an AudioLLM checkpoint is said in it.
+
+Sources: `ultravox_config.py`, `ultravox_model.py` and `ultravox_processing.py` of github.com/fixie-ai/ultravox,
+`model_executor/models/ultravox.py` of vLLM, `conversion/ultravox.py`, `tools/mtmd/models/whisper-enc.cpp` and
+`tools/mtmd/mtmd-audio.cpp` of llama.cpp.
+
+| in Ultravox | is in AudioLLM |
+|---|---|
+| `audio_tower.*` | `model.audio_tower.*`: Whisper's encoder, as it is |
+| `multi_modal_projector.{ln_pre,linear_1,ln_mid,linear_2}.weight` | `norm_pre`, `linear_1`, `norm_mid`, `linear_2` |
+| `language_model.model.*` | `model.language_model.*` with LoRA folded in; three rows more in `embed_tokens` |
+| `language_model.lm_head.weight` | `lm_head.weight`; three rows more, and never tied |
+| `hidden_size`, `stack_factor` | `projector_hidden_size`, `stack_factor` |
+| `projector_act: swiglu` | the second half gates the first, in both |
+| `projector_ln_mid: true` | the second norm stands before the last linear layer (up to Ultravox 0.4.1 it stood after) |
+| `norm_init` | what norms start from in training; says nothing about loaded weights |
+| `audio_latency_block_size: null` | attention within a window is not causal |
+| `audio_model_id`, `text_model_id: null` | all weights are in the folder |
+
+`<audio>` and `</audio>`, which AudioLLM keeps past the vocabulary, become real tokens: their vectors are rows of the
+embedding matrix. Between them lies `<|audio|>` (`audio_token_index`), which vLLM and Ultravox replace by audio tokens. As
+rows of a tied head the vectors would have scores of their own, so the head is untied, and its three new rows are the mean
+of all others: a mean is never above the highest, so greedy decoding does not choose them, and sampling does with a
+probability of at most one in the vocabulary's size. `suppress_tokens` in `generation_config.json` rules them out entirely
+where it is read (transformers).
+
+The exported weights compute what AudioLLM does on one window. What engines do around them differs:
+
+- Ultravox and vLLM give a recording its own length, as AudioLLM does. Where one is padded (beside longer ones in a batch,
+  or as the rest of a recording beyond 30 s), its last audio token holds padding that AudioLLM leaves out. A recording
+  beyond 30 s is normalised as a whole, and then cut; AudioLLM cuts first.
+- llama.cpp pads every recording to full windows of 30 s, and hears the silence: slower, and not what was trained.
+"""
+
+from typing import Any
+
+import torch
+from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmProcessor
+from audiollm.checkpoints import merged_state_dict
+from transformers import AutoModelForCausalLM, WhisperFeatureExtractor
+
+#: What Ultravox and vLLM look for in the text, and replace.
+ULTRAVOX_AUDIO_TOKEN = "<|audio|>"
+#: Where the code of Ultravox's own processor and model lies; transformers and vLLM fetch it with trust_remote_code.
+CODE_REPOSITORY = "fixie-ai/ultravox-v0_5-llama-3_2-1b"
+#: Ultravox's norms have no other epsilon.
+NORM_EPS = 1e-6
+#: By mel bins: a Whisper whose feature extractor Ultravox's processor is to take. Those of one number of bins are alike.
+WHISPER_BY_MEL_BINS = {80: "openai/whisper-tiny", 128: "openai/whisper-large-v3-turbo"}
+#: Language models that both engines run, and whose embeddings they take as they are, without a scale.
+TEXT_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+#: Positions of Whisper's encoder, which llama.cpp and Ultravox's processor take for granted: 30 s.
+ENCODER_POSITIONS = 1500
+ENCODER_ACTIVATION = "gelu"
+#: Prefixes of weights, ours and Ultravox's; the first that fits counts.
+WEIGHT_NAMES = {
+    "model.audio_tower.": "audio_tower.",
+    "model.multi_modal_projector.norm_pre.": "multi_modal_projector.ln_pre.",
+    "model.multi_modal_projector.linear_1.": "multi_modal_projector.linear_1.",
+    "model.multi_modal_projector.norm_mid.": "multi_modal_projector.ln_mid.",
+    "model.multi_modal_projector.linear_2.": "multi_modal_projector.linear_2.",
+    "model.language_model.": "language_model.model.",
+    "lm_head.": "language_model.lm_head.",
+}
+LANGUAGE_MODEL_PREFIX = "language_model."
+EMBEDDINGS = "language_model.model.embed_tokens.weight"
+HEAD = "language_model.lm_head.weight"
+BOUNDARY = "model.audio_boundary_embeds"
+#: Fields of a sub-configuration that say where it lay or how it was saved, not what the model is.
+OWN_FIELDS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
+MERGED_NOTE = (
+    "LoRA is folded into the language model: its routing is lost, and text-only requests run the adapted weights too. "
+    "Their answers are no longer those of the base model."
+)
+UNMERGED_NOTE = "This checkpoint has no LoRA: the language model is the base model's, in text-only requests as well."
+
+
+class ExportError(ValueError):
+    """A checkpoint that the layout cannot hold; the message names what, and what to do."""
+
+
+def check_exportable(config: AudioLlmConfig) -> None:
+    """
+    Raises:
+        ExportError: the layout has no place for something in `config`; every such thing is named.
+    """
+    audio, text = config.audio_config, config.text_config
+    problems = []
+    if config.projector_readout != "direct":
+        problems.append(
+            f"projector_readout is {config.projector_readout!r}: Ultravox's audio tokens are the projector's own output, "
+            "not mixtures of embeddings. Train with --projector_readout direct from the first stage on"
+        )
+    if config.projector_type != "swiglu":
+        problems.append(
+            f"projector_type is {config.projector_type!r}: llama.cpp computes SwiGLU whatever is written. Train with "
+            "projector_type='swiglu'"
+        )
+    if not (config.projector_pre_norm and config.projector_mid_norm):
+        problems.append(
+            f"projector_pre_norm is {config.projector_pre_norm} and projector_mid_norm {config.projector_mid_norm}: "
+            "Ultravox always has both norms. Train with both"
+        )
+    if config.projector_norm_eps != NORM_EPS:
+        problems.append(f"projector_norm_eps is {config.projector_norm_eps}: Ultravox's is {NORM_EPS}")
+    if len(config.lora_adapters) > 1:
+        problems.append(
+            f"it has the adapters {list(config.lora_adapters)}, chosen row by row: only one can be folded into the "
+            "weights. Export a checkpoint with one adapter"
+        )
+    if text.model_type not in TEXT_MODEL_TYPES:
+        problems.append(
+            f"the language model is {text.model_type!r}: vLLM and llama.cpp are known to take embeddings as they are for "
+            f"{', '.join(TEXT_MODEL_TYPES)}. Use a language model of these"
+        )
+    whisper = {
+        "num_mel_bins": (audio.num_mel_bins, tuple(WHISPER_BY_MEL_BINS)),
+        "max_source_positions": (audio.max_source_positions, (ENCODER_POSITIONS,)),
+        "activation_function": (audio.activation_function, (ENCODER_ACTIVATION,)),
+        "scale_embedding": (bool(audio.scale_embedding), (False,)),
+    }
+    for name, (value, expected) in whisper.items():
+        if value not in expected:
+            known = " or ".join(map(str, expected))
+            problems.append(f"the encoder's {name} is {value}: the engines know {known}, as released Whispers have it")
+    begin = config.vocab_size
+    ids = (config.audio_begin_token_id, config.audio_token_id, config.audio_end_token_id)
+    if ids != (begin, begin + 1, begin + 2):
+        problems.append(
+            f"the audio token ids are {ids}: as rows of the embedding matrix they follow the vocabulary, "
+            f"{(begin, begin + 1, begin + 2)}"
+        )
+    if problems:
+        raise ExportError("This checkpoint cannot be said in the Ultravox layout: " + "; ".join(problems) + ".")
+
+
+def check_processor(config: AudioLlmConfig, processor: AudioLlmProcessor) -> None:
+    """
+    Raises:
+        ExportError: the processor is another model's, extracts other features than Whisper's, or its tokenizer has a
+            meaning of its own for what Ultravox calls a recording.
+    """
+    ids = (processor.audio_begin_token_id, processor.audio_token_id, processor.audio_end_token_id)
+    expected = (config.audio_begin_token_id, config.audio_token_id, config.audio_end_token_id)
+    if ids != expected or processor.stack_factor != config.stack_factor:
+        raise ExportError(
+            f"The processor has the audio token ids {ids} and stack_factor {processor.stack_factor}, the model "
+            f"{expected} and {config.stack_factor}: they are not of one checkpoint. Save both into its folder again."
+        )
+    if ULTRAVOX_AUDIO_TOKEN in processor.tokenizer.get_vocab():
+        raise ExportError(
+            f"The tokenizer has a meaning of its own for {ULTRAVOX_AUDIO_TOKEN}, which stands for a recording in "
+            "Ultravox. Use a language model without this token."
+        )
+    stock = WhisperFeatureExtractor(feature_size=config.audio_config.num_mel_bins)
+    for name in ("feature_size", "sampling_rate", "hop_length", "n_fft", "n_samples", "dither"):
+        found, usual = getattr(processor.feature_extractor, name), getattr(stock, name)
+        if found != usual:
+            raise ExportError(
+                f"The feature extractor's {name} is {found}; engines compute Whisper's own features, where it is {usual}."
+            )
+
+
+def llama_cpp_counts_alike(stack_factor: int) -> bool:
+    """
+    Whether llama.cpp reserves as many audio tokens for 30 s as it then computes.
+
+    It stacks log-mel frames in its count (`clip_n_output_tokens`) and encoder frames in its graph, and stops where the
+    two differ, as for 8: 187 and 188.
+    """
+    mel_frames = 2 * ENCODER_POSITIONS
+    counted = -(-mel_frames // stack_factor) // 2
+    return counted == -(-ENCODER_POSITIONS // stack_factor)
+
+
+def ultravox_weights(model: AudioLlmForConditionalGeneration, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """
+    The weights under Ultravox's names, LoRA folded in, in precision `dtype`.
+
+    Raises:
+        ExportError: a weight has no place in the layout.
+    """
+    state = merged_state_dict(model)
+    boundary = state.pop(BOUNDARY)
+    weights = {_ultravox_name(name): value.detach() for name, value in state.items()}
+    embeddings = weights[EMBEDDINGS]
+    head = weights.get(HEAD, embeddings)
+    begin, end = boundary.to(embeddings)
+    weights[EMBEDDINGS] = torch.cat([embeddings, torch.stack([begin, torch.zeros_like(begin), end])])
+    mean = head.mean(dim=0, dtype=torch.float32).to(head)
+    weights[HEAD] = torch.cat([head, mean.expand(len(new_token_ids(model.config)), -1)])
+    return {name: value.to("cpu", dtype).contiguous() for name, value in weights.items()}
+
+
+def _ultravox_name(name: str) -> str:
+    for ours, theirs in WEIGHT_NAMES.items():
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    raise ExportError(f"The weight {name} has no place in the Ultravox layout.")
+
+
+def language_model_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Those of the language model, under the names of a plain causal language model."""
+    own = {name: value for name, value in weights.items() if name.startswith(LANGUAGE_MODEL_PREFIX)}
+    return {name.removeprefix(LANGUAGE_MODEL_PREFIX): value for name, value in own.items()}
+
+
+def new_token_ids(config: AudioLlmConfig) -> list[int]:
+    """Ids that the export adds to the vocabulary: `<audio>`, `<|audio|>`, `</audio>`."""
+    return [config.audio_begin_token_id, config.audio_token_id, config.audio_end_token_id]
+
+
+def ultravox_config(config: AudioLlmConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """`config.json` of the export."""
+    precision = str(dtype).removeprefix("torch.")
+    audio = {name: value for name, value in config.audio_config.to_dict().items() if name not in OWN_FIELDS}
+    text = language_model_config(config, dtype)
+    return {
+        "architectures": ["UltravoxModel"],
+        "model_type": "ultravox",
+        "auto_map": {
+            "AutoConfig": f"{CODE_REPOSITORY}--ultravox_config.UltravoxConfig",
+            "AutoModel": f"{CODE_REPOSITORY}--ultravox_model.UltravoxModel",
+            "AutoProcessor": f"{CODE_REPOSITORY}--ultravox_processing.UltravoxProcessor",
+        },
+        "audio_model_id": None,
+        "text_model_id": None,
+        "audio_config": {
+            **audio,
+            "_name_or_path": WHISPER_BY_MEL_BINS[config.audio_config.num_mel_bins],
+            "architectures": ["WhisperForConditionalGeneration"],
+            "torch_dtype": precision,
+        },
+        "text_config": text,
+        "audio_token_index": config.audio_token_id,
+        "hidden_size": config.projector_hidden_size,
+        "stack_factor": config.stack_factor,
+        "norm_init": 1.0,
+        "projector_act": "swiglu",
+        "projector_ln_mid": True,
+        "num_projector_layers": 0,
+        "audio_latency_block_size": None,
+        "ignore_index": -100,
+        "vocab_size": text["vocab_size"],
+        "initializer_range": text["initializer_range"],
+        "bos_token_id": text["bos_token_id"],
+        "eos_token_id": text["eos_token_id"],
+        "pad_token_id": text["pad_token_id"],
+        "torch_dtype": precision,
+        "tie_word_embeddings": False,
+        "audiollm_export": {"note": note(config)},
+    }
+
+
+def language_model_config(config: AudioLlmConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """Configuration of the exported language model: the base's, with three tokens more and a head of its own."""
+    text = {name: value for name, value in config.text_config.to_dict().items() if name not in OWN_FIELDS}
+    text["architectures"] = [AutoModelForCausalLM._model_mapping[type(config.text_config)].__name__]
+    text["vocab_size"] = config.vocab_size + len(new_token_ids(config))
+    text["tie_word_embeddings"] = False
+    text["torch_dtype"] = str(dtype).removeprefix("torch.")
+    # Readers older than transformers 5 know the rotary embedding by these names, and have defaults where they lack them.
+    rope = text.get("rope_parameters") or {}
+    if "rope_theta" in rope:
+        scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
+        text["rope_theta"] = rope["rope_theta"]
+        text["rope_scaling"] = None if scaling.get("rope_type", "default") == "default" else scaling
+    return text
+
+
+def note(config: AudioLlmConfig) -> str:
+    """What an export has lost of the checkpoint, in a sentence or two."""
+    return MERGED_NOTE if config.lora_adapters or config.weight_format == "merged" else UNMERGED_NOTE
+
+
+def processor_config(config: AudioLlmConfig) -> dict[str, Any]:
+    """`processor_config.json`: Ultravox's own processor, with our stack factor."""
+    return {
+        "processor_class": "UltravoxProcessor",
+        "auto_map": {"AutoProcessor": f"{CODE_REPOSITORY}--ultravox_processing.UltravoxProcessor"},
+        "audio_padding": "longest",
+        "audio_placeholder": ULTRAVOX_AUDIO_TOKEN,
+        "audio_context_size": 2 * ENCODER_POSITIONS,
+        "encoder_ds_factor": 2,
+        "stack_factor": config.stack_factor,
+    }
+
+
+__all__ = [
+    "ULTRAVOX_AUDIO_TOKEN",
+    "ExportError",
+    "check_exportable",
+    "check_processor",
+    "language_model_config",
+    "language_model_weights",
+    "llama_cpp_counts_alike",
+    "new_token_ids",
+    "note",
+    "processor_config",
+    "ultravox_config",
+    "ultravox_weights",
+]
