@@ -24,7 +24,7 @@ from typing import Any
 TABLE_VARIABLE = "TEST_OPENSLR_TABLE"
 POLL_SECONDS = 0.001
 #: No command here takes that long.
-PATIENCE_SECONDS = 120
+PATIENCE_SECONDS = 600
 
 
 @dataclass
