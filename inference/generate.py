@@ -1,34 +1,84 @@
-"""`audiollm generate`: ask a question about one or several recordings."""
+"""
+`audiollm generate`: ask a question about one or several recordings.
 
-import argparse
+    audiollm generate --audio a.wav --prompt "What is said?"
+    audiollm generate --model you/your-model --audio a.wav b.wav --prompt "Is <audio> the same speaker as <audio>?"
+    audiollm generate --audio question.wav --prompt ""
+
+On a terminal the answer appears as it is written. Without words of yours, the recording is what you say.
+"""
+
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from audiollm.answering import answer, ask
-from transformers import AutoModelForMultimodalLM, AutoProcessor
+from .loading import CheckpointError, find_checkpoint, load_model, load_processor
+from .options import INTERRUPTED_EXIT, AnswerArguments, parse, tell
+from .recordings import Recording
+from .session import Session, user_turn
+from .streaming import AnswerStream
 
 DEFAULT_PROMPT = "<audio>\nTranscribe the speech."
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass
+class GenerateArguments(AnswerArguments):
+    """The question, and how the answer is shown."""
+
+    audio: list[str] = field(
+        default_factory=list, metadata={"help": "Audio files or URLs, one per <audio> in the prompt."}
+    )
+    prompt: str | None = field(
+        default=None,
+        metadata={
+            "help": 'The question; "" for speech that is to be answered. Recordings come first where it has no <audio>. '
+            "Asks for a transcript when not given."
+        },
+    )
+    no_stream: bool = field(
+        default=False, metadata={"help": "Show the answer when it is complete, as when the output is no terminal."}
+    )
+
+
+def show(stream: AnswerStream, piecewise: bool) -> None:
+    """Prints an answer and a line's end, as it is written or as a whole."""
+    if piecewise:
+        for piece in stream:
+            print(piece, end="", flush=True)
+        print(flush=True)
+    else:
+        print(stream.read(), flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry of `audiollm generate` and `python -m audiollm.inference.generate`."""
-    parser = argparse.ArgumentParser(prog="audiollm generate", description="Ask a question about recordings.")
-    parser.add_argument("--model", required=True, help="AudioLLM checkpoint: a folder or a Hub id")
-    parser.add_argument("--audio", nargs="+", default=[], help="audio files or URLs, one per <audio> in the prompt")
-    parser.add_argument("--prompt", default=DEFAULT_PROMPT, help="the question; default: %(default)r")
-    parser.add_argument("--max_new_tokens", type=int, default=128, help="bound on the answer; default: %(default)s")
-    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="precision of the bases; default: %(default)s")
-    parser.add_argument("--device_map", default=None, help="where to put the model, such as auto or cuda")
-    options = parser.parse_args(arguments)
-    if options.prompt == DEFAULT_PROMPT and len(options.audio) != 1:
+    parser, options = parse(GenerateArguments, "generate", __doc__ or "", arguments)
+    if options.prompt is None and len(options.audio) != 1:
         parser.error("give --prompt, with one <audio> per file, unless there is exactly one --audio file")
-    processor = AutoProcessor.from_pretrained(options.model)
-    try:  # before the model, which takes longer to load
-        conversation = ask(options.prompt, *map(processor.load_audio, options.audio))
-    except (ValueError, FileNotFoundError) as error:
+    if not options.prompt and not options.audio:
+        parser.error("--prompt is empty, and there is no --audio; there is nothing to answer")
+    text = DEFAULT_PROMPT if options.prompt is None else options.prompt or None
+    try:
+        checkpoint = find_checkpoint(options.model)
+        processor = load_processor(checkpoint, options.revision)
+        # Before the model, which takes longer to load.
+        recordings = [Recording.load(path, processor) for path in options.audio]
+        user_turn(text, *recordings)
+        model = load_model(checkpoint, options.dtype, options.device, options.revision)
+        session = Session(model, processor, options.system, **options.generate_options())
+        stream = session.stream(text, *recordings)
+    except CheckpointError as error:
+        sys.exit(f"audiollm generate: {error}")
+    except (ValueError, OSError) as error:
         parser.error(str(error))
-    model = AutoModelForMultimodalLM.from_pretrained(options.model, dtype=options.dtype, device_map=options.device_map)
-    print(answer(model, processor, [conversation], max_new_tokens=options.max_new_tokens)[0])
+    try:
+        with stream:
+            show(stream, sys.stdout.isatty() and not options.no_stream)
+    except KeyboardInterrupt:
+        print(flush=True)
+        sys.exit(INTERRUPTED_EXIT)
+    if session.report is not None and session.report.finish_reason == "length":
+        tell(f"The answer was cut at {session.report.new_tokens} tokens; --max_new_tokens sets another bound.")
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ class Session:
         Args:
             text: what the user writes; each `<audio>` in it stands for one recording, or they come first. None for
                 speech to answer, or without recordings for an answer to the messages as they are.
-            recordings: each of any kind the processor takes.
+            recordings: each of any kind the processor takes, or a [`Recording`] that is decoded already.
             stop: stops the answer within a token once it is set.
             options: of `generate`, for this answer.
 
@@ -267,9 +267,10 @@ class Session:
         for part in message["content"]:
             if part["type"] == "audio":
                 name = next(name for name in ("audio", "path", "url") if part.get(name) is not None)
-                recording = Recording.load(part[name], self.processor)
+                value = part[name]
+                recording = value if isinstance(value, Recording) else Recording.load(value, self.processor)
                 known = self._recordings.setdefault(recording.digest, recording)
-                part = {"type": "audio", "audio": known, "given": dict(part)}
+                part = {"type": "audio", "audio": known, "given": {**part, name: recording.source}}
             parts.append(part)
         return {**message, "content": parts}
 

@@ -6,6 +6,9 @@ import sys
 COMMANDS = {
     "train": ("audiollm.training.train", "train on your own examples, in stages: align, instruct, distill, prefer"),
     "generate": ("audiollm.inference.generate", "ask a question about a recording"),
+    "chat": ("audiollm.inference.chat", "a conversation in the terminal: text, recordings, speech"),
+    "transcribe": ("audiollm.inference.transcribe", "what is said in recordings of any length: text, JSON, subtitles"),
+    "export": ("audiollm.inference.export", "a checkpoint in the Ultravox layout, for vLLM and llama.cpp"),
     "evaluate": ("audiollm.evaluation.evaluate", "word error on held-out speech, with the wrong-audio control"),
     "prepare": ("audiollm.corpora.prepare", "make examples of a corpus: LibriSpeech, Hugging Face data, a folder, text"),
     "validate": ("audiollm.corpora.validate", "find everything that is wrong with training data, before training"),

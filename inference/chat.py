@@ -1,0 +1,255 @@
+"""
+`audiollm chat`: a conversation in the terminal, in text, recordings and speech.
+
+    audiollm chat --model you/your-model
+    printf '/audio a.wav\\nWhat is said?\\n' | audiollm chat
+
+A turn of recordings alone is speech to be answered; with text as well it is a question about them. What is not the
+model's own words goes to standard error, and when the input is no terminal, the status is 1 if anything went wrong.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from .generate import show
+from .loading import CheckpointError, load
+from .microphone import record
+from .options import AnswerArguments, parse, tell
+from .recordings import Recording
+from .session import Session
+
+PROMPT = "> "
+GREETING = "Write, or attach recordings with /audio or /record. Ctrl-C stops an answer. /help lists the commands."
+#: Each command: what follows it, and what it does.
+COMMANDS = {
+    "/audio": ("FILE...", "attach recordings to your next message; an empty message sends them as what you say"),
+    "/record": ("", "attach what you say into the microphone, until Enter"),
+    "/drop": ("", "let go of what is attached"),
+    "/clear": ("", "start a new conversation"),
+    "/save": ("FILE.json", "write the conversation to a file, in the form that training reads"),
+    "/help": ("", "this list"),
+    "/quit": ("", "leave; so does Ctrl-D"),
+}
+
+
+class ChatError(ValueError):
+    """A command that cannot be carried out; the message says why."""
+
+
+class Chat:
+    """
+    What lines of input do to a session.
+
+    Args:
+        session: the conversation.
+        read_line: gives the next line, or raises EOFError; also waits for Enter while recording.
+        piecewise: shows answers as they are written.
+    """
+
+    def __init__(self, session: Session, read_line: Callable[[], str], piecewise: bool = True):
+        self.session = session
+        self.read_line = read_line
+        self.piecewise = piecewise
+        self.attached: list[Recording] = []
+        self.failures = 0
+        self._saved: set[Path] = set()
+
+    def run(self) -> None:
+        """Reads lines until the end of the input, or /quit."""
+        while True:
+            try:
+                line = self.read_line()
+            except EOFError:
+                break
+            except KeyboardInterrupt:
+                tell("\n/quit or Ctrl-D leaves.")
+                continue
+            try:
+                if not self.take(line):
+                    break
+            except KeyboardInterrupt:
+                tell("\n[stopped]")
+            except (ValueError, OSError, RuntimeError) as error:
+                self.failures += 1
+                tell(f"! {error}")
+        if self.attached:
+            tell(f"What was attached has not been sent: {self._names()}.")
+
+    def take(self, line: str) -> bool:
+        """
+        Does what one line says; returns whether to go on.
+
+        Raises:
+            ChatError: it is a command that does not exist or cannot be carried out.
+            ValueError, OSError, RuntimeError: a recording cannot be used, or the model cannot answer.
+        """
+        text = line.strip()
+        if not text.startswith("/"):
+            if text or self.attached:
+                self._send(text)
+            return True
+        name, _, rest = text.partition(" ")
+        if name not in COMMANDS:
+            raise ChatError(f"There is no {name}; /help lists the commands.")
+        takes, _ = COMMANDS[name]
+        if rest.strip() and not takes:
+            raise ChatError(f"{name} takes nothing after it, got {rest.strip()!r}.")
+        if name == "/quit":
+            return False
+        getattr(self, f"_{name[1:]}")(*([rest.strip()] if takes else []))
+        return True
+
+    def _send(self, text: str) -> None:
+        before = len(self.session.messages)
+        try:
+            with self.session.stream(text or None, *self.attached) as stream:
+                show(stream, self.piecewise)
+        finally:
+            if len(self.session.messages) > before:  # else the turn was taken back
+                self.attached = []
+        report = self.session.report
+        if report is not None and report.finish_reason == "length":
+            tell(f"[cut at {report.new_tokens} tokens; --max_new_tokens sets another bound]")
+
+    def _audio(self, rest: str) -> None:
+        paths = _split(rest)
+        if not paths:
+            raise ChatError("/audio needs files: /audio a.wav b.wav. Quote names with blanks.")
+        self.attached += [Recording.load(_source(path), self.session.processor) for path in paths]
+        self._tell_attached()
+
+    def _record(self) -> None:
+        tell("Recording. Enter ends it.")
+        rate = self.session.processor.sampling_rate
+
+        def wait() -> None:
+            with contextlib.suppress(EOFError):
+                self.read_line()
+
+        waveform = record(wait, rate)
+        self.attached.append(Recording.load(waveform, self.session.processor))
+        self._tell_attached()
+
+    def _drop(self) -> None:
+        self.attached = []
+
+    def _clear(self) -> None:
+        self.session.reset()
+        self.attached = []
+
+    def _help(self) -> None:
+        for name, (takes, what) in COMMANDS.items():
+            tell(f"{name} {takes}".ljust(20) + what)
+
+    def _save(self, rest: str) -> None:
+        paths = _split(rest)
+        if len(paths) != 1:
+            raise ChatError("/save needs one file: /save conversation.json.")
+        path = Path(paths[0]).expanduser()
+        if path.exists() and path.resolve() not in self._saved:
+            raise ChatError(f"{path} is there already; give another name.")
+        save_conversation(self.session.messages, path, self.session.processor.sampling_rate)
+        self._saved.add(path.resolve())
+        tell(f"Saved to {path}.")
+
+    def _tell_attached(self) -> None:
+        tell(f"Attached: {self._names()}. Ask about it, or send an empty line for it to be answered.")
+
+    def _names(self) -> str:
+        return ", ".join(one.source if isinstance(one.source, str) else "what you said" for one in self.attached)
+
+
+def save_conversation(messages: Sequence[dict[str, Any]], path: Path, sampling_rate: int) -> None:
+    """
+    Writes a conversation as a JSON list of one chat, with recordings by absolute path or URL.
+
+    What came from the microphone is written beside it, as `<name>-1.wav`, `<name>-2.wav`, ….
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    written = 0
+    chat = []
+    for message in messages:
+        content = message["content"]
+        if not isinstance(content, str):
+            parts = []
+            for part in content:
+                source = part.get("audio") if part["type"] == "audio" else None
+                if isinstance(source, np.ndarray):
+                    written += 1
+                    clip = path.with_name(f"{path.stem}-{written}.wav")
+                    soundfile.write(clip, source, sampling_rate)
+                    source = str(clip)
+                if source is not None:
+                    part = {"type": "audio", **_by_name(source)}
+                parts.append(part)
+            content = parts
+        chat.append({**message, "content": content})
+    path.write_text(json.dumps([{"messages": chat}], indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _by_name(source: str) -> dict[str, str]:
+    return {"url": source} if _is_url(source) else {"path": os.path.abspath(source)}
+
+
+def _is_url(source: str) -> bool:
+    return source.startswith(("http://", "https://"))
+
+
+def _source(path: str) -> str:
+    return path if _is_url(path) else os.path.expanduser(path)
+
+
+def _split(rest: str) -> list[str]:
+    try:
+        return shlex.split(rest)
+    except ValueError as error:
+        raise ChatError(f"{rest!r} cannot be split into names: {error}. Quote names with blanks.") from error
+
+
+def line_reader(interactive: bool) -> Callable[[], str]:
+    """
+    What reads lines: with editing and history on a terminal (by prompt_toolkit, if it is installed), plain otherwise.
+    """
+    if not interactive:
+        return input
+    try:
+        from prompt_toolkit import PromptSession
+    except ImportError:
+        with contextlib.suppress(ImportError):  # not on every system
+            importlib.import_module("readline")  # gives `input` editing and history
+        return lambda: input(PROMPT)
+    editor: Any = PromptSession()
+    return lambda: editor.prompt(PROMPT)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry of `audiollm chat` and `python -m audiollm.inference.chat`."""
+    _, options = parse(AnswerArguments, "chat", __doc__ or "", arguments)
+    try:
+        model, processor = load(options.model, options.dtype, options.device, options.revision)
+    except CheckpointError as error:
+        sys.exit(f"audiollm chat: {error}")
+    interactive = sys.stdin.isatty()
+    session = Session(model, processor, options.system, **options.generate_options())
+    chat = Chat(session, line_reader(interactive), piecewise=sys.stdout.isatty())
+    if interactive:
+        tell(GREETING)
+    chat.run()
+    if chat.failures and not interactive:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
