@@ -93,13 +93,16 @@ class AudioLlmPipeline(Pipeline):
     ```
     """
 
-    _load_processor = True
-    _load_tokenizer = False
-    _load_feature_extractor = False
-    _load_image_processor = False
-    _load_video_processor = False
+    processor: Any
+    _load_processor: Any = True
+    _load_tokenizer: Any = False
+    _load_feature_extractor: Any = False
+    _load_image_processor: Any = False
+    _load_video_processor: Any = False
 
-    def __call__(self, inputs: Any = None, *, audio: Any = None, text: str | None = None, **options: Any) -> Any:
+    def __call__(  # type: ignore[override]  # the others are in options
+        self, inputs: Any = None, *, audio: Any = None, text: str | None = None, **options: Any
+    ) -> Any:
         """See the class; `audio=` and `text=` are one row of these."""
         if audio is not None or text is not None:
             if inputs is not None:

@@ -272,14 +272,14 @@ class AudioLlmProcessor(ProcessorMixin):
                 -100 elsewhere.
             return_tensors, padding, padding_side, sampling_rate: as in a call.
             return_features: False leaves out `input_features` and their mask, for one who has the encoder's output.
-            processor_kwargs: any of these four, as transformers' pipelines pass them.
+            processor_kwargs: any of the four above that are as in a call; transformers' pipelines pass them like this.
             template_kwargs: variables for the template.
 
         Raises:
             ConversationError: a message or part is malformed, or the template lost or doubled a recording.
-            ValueError: `processor_kwargs` has others than these four.
+            ValueError: `processor_kwargs` has other names.
         """
-        settings = {
+        settings: dict[str, Any] = {
             "return_tensors": return_tensors,
             "padding": padding,
             "padding_side": padding_side,

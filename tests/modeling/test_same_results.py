@@ -104,6 +104,7 @@ def test_what_a_checkpoint_says_about_its_pipeline(asked: Path, tiny_model) -> N
     for needed in (module, "answering", "recording_encoder"):
         assert (asked / "adapter" / f"{needed}.py").is_file()
     # With the package, which has registered the pipeline, no code of the checkpoint is asked for or run.
-    for trusted in ({}, {"trust_remote_code": True}, {"trust_remote_code": False}):
+    for trusted in ({}, {"trust_remote_code": True}, {"trust_remote_code": False}, {"local_files_only": True}):
         listen = pipeline(TASK, model=str(asked / "adapter"), device="cpu", **trusted)
         assert type(listen) is AudioLlmPipeline and type(listen.model) is type(tiny_model)
+        assert listen({"text": "Hello"}, max_new_tokens=4)[0].keys() == {"generated_text"}

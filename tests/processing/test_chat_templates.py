@@ -243,7 +243,7 @@ def test_a_template_that_hides_an_answer_is_refused(processor):
 
 def test_a_template_that_loses_a_recording_is_refused(processor, clips):
     messages = [{"role": "user", "content": [{"type": "audio", "audio": clips[0]}]}]
-    with pytest.raises(ConversationError, match=r"Conversation 0 has 1 recordings, but its rendered text has 0"):
+    with pytest.raises(ConversationError, match=r"The conversation has 1 recordings, but its rendered text has 0"):
         processor.apply_chat_template(messages, chat_template="{{ messages[0]['role'] }}", tokenize=True)
 
 
@@ -297,6 +297,28 @@ def test_a_batch_is_its_rows(processor, clips):
         processor.apply_chat_template([long, short], tokenize=True, padding=False)
 
 
+def test_features_are_left_out_on_request(processor, clips):
+    messages = [{"role": "user", "content": [{"type": "audio", "audio": clips[0]}]}]
+    whole = processor.apply_chat_template(messages, tokenize=True)
+    bare = processor.apply_chat_template(messages, tokenize=True, return_features=False)
+    assert set(whole) - set(bare) == {"input_features", "input_features_mask"}
+    assert bare["input_ids"].tolist() == whole["input_ids"].tolist()
+
+
+def test_options_in_the_way_of_transformers_pipelines(processor, clips):
+    messages = [[{"role": "user", "content": [{"type": "audio", "audio": clip}]}] for clip in clips[:2]]
+    options = {"sampling_rate": 8000, "padding_side": "right", "return_tensors": None}
+    expected = processor.apply_chat_template(messages, tokenize=True, **options)
+    found = processor.apply_chat_template(messages, tokenize=True, processor_kwargs=options)
+    assert found["input_ids"] == expected["input_ids"] and found["attention_mask"] == expected["attention_mask"]
+    unpadded = processor.apply_chat_template(
+        messages, tokenize=True, processor_kwargs={"padding": False, "return_tensors": None}
+    )
+    assert len(unpadded["input_ids"][0]) != len(unpadded["input_ids"][1])
+    with pytest.raises(ValueError, match=r"processor_kwargs has \['rate'\]"):
+        processor.apply_chat_template(messages, tokenize=True, processor_kwargs={"rate": 8000})
+
+
 def test_ids_alone_and_text_alone(processor, clips):
     messages = conversation(clips, system=False)
     whole = processor.apply_chat_template(messages, tokenize=True)
@@ -337,7 +359,7 @@ MALFORMED = {
     ),
     "placeholder without recording": (
         [{"role": "user", "content": "<audio>"}],
-        "Conversation 0 has 0 recordings, but its rendered text has 1 <audio>",
+        "The conversation has 0 recordings, but its rendered text has 1 <audio>",
     ),
 }
 
