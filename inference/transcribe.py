@@ -57,7 +57,9 @@ class TranscribeArguments:
     )
     window_seconds: float = field(
         default=TranscribingSettings.window_seconds,
-        metadata={"help": "Longest window that is heard at once, at most 30; recordings are cut at pauses."},
+        metadata={
+            "help": "Longest window that is heard at once, at most 30: about what the model was trained on. Cut at pauses."
+        },
     )
     voice_activity: str = field(
         default="on", metadata={"help": "on leaves out what holds no voice, off asks about everything."}

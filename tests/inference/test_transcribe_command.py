@@ -1,0 +1,286 @@
+"""`audiollm transcribe`: every option, many and awkward inputs, and runs that are killed and go on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from audiollm.answering import answer, ask
+from audiollm.inference.transcribe import main
+from audiollm.inference.transcribing import Failure, Transcriber, TranscribingSettings
+from long_recordings import RATE, in_a_row, noises, prompts, silence
+
+FEW_TOKENS = ["--max_new_tokens", "6", "--no_progress"]
+MEMORY_GROWTH_BYTES = 40 << 20
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_bases, tmp_path_factory) -> Path:
+    """A tiny model on disk."""
+    from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
+    from tiny_models import randomise_trainables
+
+    folder = tmp_path_factory.mktemp("model")
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_rank=4)
+    randomise_trainables(model).save_pretrained(folder)
+    AudioLlmProcessor.from_audio_text_pretrained(*tiny_bases).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory) -> Path:
+    """A folder of recordings: two prompts, and one of several with pauses, in a folder below."""
+    folder = tmp_path_factory.mktemp("sounds é")
+    clips = prompts(5)
+    soundfile.write(folder / "b one.wav", clips[0], RATE)
+    soundfile.write(folder / "a-two.flac", clips[1], RATE)
+    (folder / "below").mkdir()
+    row = in_a_row(clips, [3.0, 0.4, 0.4, 4.0, 0.4, 3.0])
+    soundfile.write(folder / "below" / "row.mp3", np.stack([row, row], axis=1), RATE)
+    return folder
+
+
+def transcribe(checkpoint: Path, *arguments: object, code: int | None = None) -> None:
+    """Runs the command; `code` is the status it has to end with, None for success."""
+    call = [*FEW_TOKENS, "--model", str(checkpoint), *map(str, arguments)]
+    if code is None:
+        main(call)
+        return
+    with pytest.raises(SystemExit) as caught:
+        main(call)
+    assert caught.value.code == code
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_transcripts_are_printed_in_the_given_order(checkpoint, sounds, tiny_model, tiny_processor, capsys) -> None:
+    files = [str(sounds / "b one.wav"), str(sounds / "a-two.flac")]
+    transcribe(checkpoint, *files, "--window_seconds", 30)
+    printed = capsys.readouterr()
+    questions = [ask("<audio>\nTranscribe the speech.", file) for file in files]
+    expected = answer(tiny_model, tiny_processor, questions, max_new_tokens=6)
+    assert printed.out.splitlines() == [f"{file}: {' '.join(text.split())}" for file, text in zip(files, expected)]
+    assert "stopped at the bound on new tokens: 0.0-" in printed.err
+    transcribe(checkpoint, files[0], "--window_seconds", 30)
+    assert capsys.readouterr().out == f"{' '.join(expected[0].split())}\n"
+
+
+def test_a_folder_is_transcribed_to_all_formats(checkpoint, sounds, tmp_path) -> None:
+    transcribe(checkpoint, sounds, "--output_dir", tmp_path / "o", "--output_format", "all")
+    names = [
+        f"{stem}.{ending}" for stem in ("a-two", "b one", "below/row") for ending in ("json", "srt", "txt", "vtt")
+    ]
+    assert sorted(contents(tmp_path / "o")) == names
+    row = json.loads((tmp_path / "o/below/row.json").read_text())
+    assert row["windows"] and all(window["text"] and window["is_cut_off"] for window in row["windows"])
+    assert {"silence"} <= {reason for each in row["skipped"] for reason in each["reason"].split("; ")}
+    edges = sorted([(each["start_s"], each["end_s"]) for each in row["windows"] + row["skipped"]])
+    assert edges[0][0] == 0 and edges[-1][1] == pytest.approx(row["seconds"], abs=0.01)
+    assert all(one[1] == after[0] for one, after in zip(edges, edges[1:]))  # noqa: RUF007
+    transcribe(checkpoint, sounds, "--output_dir", tmp_path / "o", code=2)
+    transcribe(checkpoint, sounds, "--output_dir", tmp_path / "o", "--overwrite", "--output_format", "all")
+
+
+def test_patterns_and_repeated_files_and_equal_names(checkpoint, sounds, tmp_path, capsys) -> None:
+    transcribe(checkpoint, f"{sounds}/*.wav", sounds / "b one.wav", (sounds / "a-two.flac").as_uri())
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    for name in ("x.wav", "x.flac", "below/x.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        soundfile.write(tmp_path / name, prompts(1)[0], RATE)
+    transcribe(checkpoint, tmp_path / "x.wav", tmp_path / "x.flac", "--output_dir", tmp_path / "o")
+    assert sorted(contents(tmp_path / "o")) == ["x.flac.txt", "x.wav.txt"]
+    transcribe(checkpoint, tmp_path / "x.wav", tmp_path / "below/x.wav", "--output_dir", tmp_path / "p", code=2)
+    assert "would both be transcribed to" in capsys.readouterr().err
+
+
+def test_bad_files_are_named_at_the_end_and_the_others_are_done(checkpoint, sounds, tmp_path, capsys) -> None:
+    (tmp_path / "empty.wav").write_bytes(b"")
+    (tmp_path / "text.wav").write_text("no sound")
+    os.mkfifo(tmp_path / "pipe.wav")
+    (tmp_path / "folder").mkdir()
+    names = ("empty.wav", "text.wav", "pipe.wav", "missing.wav", "*.ogg", "folder")
+    transcribe(checkpoint, *(tmp_path / name for name in names), sounds / "b one.wav", code=1)
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 1
+    assert "6 could not be transcribed" in printed.err and all(name in printed.err for name in names)
+    transcribe(tmp_path / "no model", tmp_path / "missing.wav", code=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "difference"),
+    [
+        (["--prompt", "What?"], "text"),
+        (["--max_new_tokens", "9"], "text"),
+        (["--window_seconds", "2"], "windows"),
+        (["--voice_activity", "off"], "skipped"),
+        (["--voice_threshold_db", "0"], "skipped"),
+        (["--dtype", "bfloat16"], "made_with"),
+        (["--device", "cpu"], None),
+        (["--batch_size", "1"], "made_with"),
+        (["--carry_context"], "text"),
+    ],
+)
+def test_every_option_does_something(checkpoint, sounds, tmp_path, options, difference) -> None:
+    soundfile.write(tmp_path / "a.wav", in_a_row(prompts(3), [0.1, 0.5, 0.5, 0.1]), RATE)
+    soundfile.write(tmp_path / "noise.wav", noises(3.0, -30)["white"], RATE)
+    outputs = []
+    for folder, more in (("plain", []), ("other", options)):
+        transcribe(checkpoint, tmp_path / "a.wav", tmp_path / "noise.wav", "--output_dir", tmp_path / folder,
+                   "--output_format", "json", *more)  # fmt: skip
+        outputs.append([json.loads((tmp_path / folder / f"{name}.json").read_text()) for name in ("a", "noise")])
+    if difference is None:
+        assert outputs[0] == outputs[1]
+    else:
+        assert [each[difference] for each in outputs[0]] != [each[difference] for each in outputs[1]]
+
+
+def test_the_bar_counts_audio_seconds(checkpoint, sounds, capsys) -> None:
+    main([str(sounds / "b one.wav"), "--model", str(checkpoint), "--max_new_tokens", "2"])
+    shown = capsys.readouterr().err
+    assert "s of audio" in shown and "x real time" in shown
+    transcribe(checkpoint, sounds / "b one.wav")
+    assert "s of audio [" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--output_format", "srt"], "give --output_dir"),
+        (["--output_dir", "o", "--output_format", "doc"], "'doc'; expected some of txt, json, srt, vtt, or all"),
+        (["--prompt", "<audio> <audio>"], "expected one, or none"),
+        (["--batch_size", "0"], "--batch_size is 0"),
+        (["--window_seconds", "31"], "--window_seconds is 31; expected 1 to 30"),
+        (["--window_seconds", "nan"], "--window_seconds is nan"),
+        (["--voice_activity", "maybe"], "expected on or off"),
+        (["--voice_activity", "off", "--voice_threshold_db", "3"], "leave one out"),
+        (["--voice_threshold_db", "-1"], "expected 0 or more"),
+        (["--dtype", "int3"], "--dtype is 'int3'"),
+        (["--device", "moon"], "--device moon"),
+    ],
+)
+def test_what_is_wrong_with_options_is_said(
+    checkpoint, sounds, options, message, capsys, monkeypatch, tmp_path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    transcribe(checkpoint, sounds, *options, code=2)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("carry_context", [False, True])
+def test_batched_is_single(tiny_model, tiny_processor, sounds, tmp_path, carry_context) -> None:
+    for index, clip in enumerate(prompts(32)[::3]):
+        soundfile.write(tmp_path / f"{index}.wav", clip, RATE)
+    files = [*map(str, sorted(tmp_path.glob("*.wav"))), str(sounds / "below/row.mp3")]
+    texts = []
+    for batch_size in (1, 5):
+        settings = TranscribingSettings(max_new_tokens=8, batch_size=batch_size, carry_context=carry_context)
+        results = list(Transcriber(tiny_model, tiny_processor, settings, progress=False).transcribe(files))
+        assert [result.audio for result in results] == files
+        texts.append([[passage.text for passage in result.passages] for result in results])
+    assert texts[0] == texts[1] and len({text for each in texts[0] for text in each}) > 6
+
+
+def test_a_recording_without_a_voice_has_no_text(tiny_model, tiny_processor, tmp_path) -> None:
+    for name, sound in {**noises(3.0, -25), "silence": silence(3)}.items():
+        soundfile.write(tmp_path / f"{name}.wav", sound, RATE)
+    results = Transcriber(tiny_model, tiny_processor, progress=False).transcribe(list(map(str, tmp_path.glob("*"))))
+    for result in results:
+        assert not isinstance(result, Failure) and not result.passages and result.text == ""
+        assert result.skipped[0].start_s == 0 and result.skipped[-1].end_s == result.seconds == 3.0
+
+
+# -------------------------------------------------------------------------------------------------- killed, and memory
+
+
+def start(checkpoint: Path, *arguments: object) -> subprocess.Popen:
+    command = [sys.executable, "-m", "audiollm.inference.transcribe", *map(str, arguments)]
+    return subprocess.Popen([*command, "--model", str(checkpoint)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_partial_results_are_used_and_a_broken_run_ends_with_the_same_bytes(checkpoint, sounds, tmp_path) -> None:
+    arguments = [sounds, "--output_format", "all", "--batch_size", "2", "--window_seconds", "3"]
+    transcribe(checkpoint, *arguments, "--output_dir", tmp_path / "whole")
+    row, two = tmp_path / "broken/below/row", tmp_path / "broken/a-two"
+    transcribe(checkpoint, sounds / "a-two.flac", sounds / "b one.wav", "--output_dir", tmp_path / "other")
+    original = Transcriber._hear
+    calls = []
+
+    def heard_then_broken(self, waveforms, contexts):
+        calls.append(len(waveforms))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(self, waveforms, contexts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Transcriber, "_hear", heard_then_broken)
+        transcribe(checkpoint, *arguments, "--output_dir", tmp_path / "broken", code=130)
+        assert list((tmp_path / "broken").rglob("*.partial.jsonl")) and not row.with_suffix(".txt").exists()
+        calls[:] = [0, 0, 0, 0]
+        transcribe(checkpoint, *arguments, "--output_dir", tmp_path / "broken")
+    assert contents(tmp_path / "broken") == contents(tmp_path / "whole") and two.with_suffix(".srt").exists()
+    whole_calls = len(json.loads((tmp_path / "whole/below/row.json").read_text())["windows"]) + 2
+    assert len(calls) - 4 < whole_calls / 2
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(checkpoint, tmp_path) -> None:
+    soundfile.write(tmp_path / "long.wav", np.tile(in_a_row(prompts(8), [0.4] * 9), 12), RATE)
+    arguments = [tmp_path / "long.wav", "--output_format", "all", "--batch_size", "1", "--max_new_tokens", "60"]
+    process = start(checkpoint, *arguments, "--output_dir", tmp_path / "killed")
+    partial = tmp_path / "killed/long.partial.jsonl"
+    while process.poll() is None and not (partial.exists() and partial.read_bytes().count(b"\n") > 4):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL and list((tmp_path / "killed").iterdir()) == [partial]
+    for name in ("killed", "whole"):
+        call = [
+            *map(str, arguments),
+            "--output_dir",
+            str(tmp_path / name),
+            "--model",
+            str(checkpoint),
+            "--no_progress",
+        ]
+        main(call)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole") and len(contents(tmp_path / "whole")) == 4
+
+
+PEAK_MEMORY = """
+import resource, sys
+from audiollm.inference.transcribe import main
+main(sys.argv[1:])
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_length(checkpoint, tmp_path) -> None:
+    ten_seconds = np.resize(in_a_row(prompts(4), [0.4] * 5), 10 * RATE)
+    peaks = []
+    for minutes in (12, 72):
+        path = tmp_path / f"{minutes}.wav"
+        soundfile.write(path, np.tile(ten_seconds, 6 * minutes), RATE)
+        arguments = [
+            str(path),
+            "--model",
+            str(checkpoint),
+            "--max_new_tokens",
+            "1",
+            "--no_progress",
+            "--batch_size",
+            "32",
+        ]
+        shown = subprocess.run(
+            [sys.executable, "-c", PEAK_MEMORY, *arguments], capture_output=True, text=True, check=True
+        )
+        peaks.append(int(shown.stdout.rsplit("peak ", 1)[1]))
+    assert peaks[1] - peaks[0] < MEMORY_GROWTH_BYTES
