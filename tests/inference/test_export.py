@@ -1,0 +1,468 @@
+"""
+`audiollm export`: what Ultravox's forward pass makes of the exported weights, and all that is refused.
+
+The forward pass below is written from the equations and weight names of ultravox_model.py (github.com/fixie-ai/ultravox,
+648efe7): `ModifiedWhisperEncoder`, `StackAudioFrames`, `UltravoxProjector` and `_prepare_audio_embeds`.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmProcessor
+from audiollm.corpora.prompts import load_studio_prompts
+from audiollm.inference import export as export_module
+from audiollm.inference.export import export_files, main
+from audiollm.inference.export_tokenizer import chat_template
+from audiollm.inference.export_ultravox import (
+    MERGED_NOTE,
+    UNMERGED_NOTE,
+    ExportError,
+    check_exportable,
+    check_processor,
+    llama_cpp_counts_alike,
+)
+from safetensors.torch import load_file
+from tiny_models import TEXT_VOCAB_SIZE, llama_config, randomise_trainables, save_text_base, whisper_config
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, WhisperConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+#: Logits of both forward passes, of a magnitude of up to 50, may differ by this much.
+TOLERANCE = 1e-4
+QUESTION = "\nTranscribe the speech."
+ADDED = ["<audio>", "<|audio|>", "</audio>"]
+
+
+class Reference:
+    """Ultravox's model, of a configuration and weights as they are written."""
+
+    def __init__(self, config: dict, weights: dict[str, torch.Tensor]):
+        self.config, self.weights = config, weights
+        self.encoder = WhisperEncoder(WhisperConfig(**config["audio_config"])).eval()
+        self.encoder.load_state_dict(self._part("audio_tower."))
+        self.language_model = AutoModelForCausalLM.from_config(LlamaConfig(**config["text_config"])).eval()
+        self.language_model.load_state_dict(self._part("language_model."))
+
+    def to(self, precision: torch.dtype) -> None:
+        self.weights = {name: value.to(precision) for name, value in self.weights.items()}
+        self.encoder.to(precision)
+        self.language_model.to(precision)
+
+    def _part(self, prefix: str) -> dict[str, torch.Tensor]:
+        return {key.removeprefix(prefix): value for key, value in self.weights.items() if key.startswith(prefix)}
+
+    def encode(self, features: torch.Tensor) -> torch.Tensor:
+        """ModifiedWhisperEncoder: the stock layers over as many positions as there are frames, `(1, frames, width)`."""
+        hidden = nn.functional.gelu(self.encoder.conv1(features))
+        hidden = nn.functional.gelu(self.encoder.conv2(hidden)).permute(0, 2, 1)
+        hidden = hidden + self.encoder.embed_positions.weight[: hidden.shape[1]]
+        for layer in self.encoder.layers:
+            hidden = layer(hidden, None)
+        return self.encoder.layer_norm(hidden)
+
+    def project(self, frames: torch.Tensor) -> torch.Tensor:
+        """StackAudioFrames and UltravoxProjector with projector_ln_mid, `(1, tokens, width of the language model)`."""
+        factor = self.config["stack_factor"]
+        assert self.config["projector_act"] == "swiglu" and self.config["projector_ln_mid"]
+        frames = nn.functional.pad(frames, (0, 0, 0, -frames.shape[1] % factor))
+        stacked = frames.reshape(1, -1, frames.shape[2] * factor)
+        hidden = self._norm(stacked, "ln_pre") @ self._weight("linear_1").T
+        assert hidden.shape[-1] == self.config["hidden_size"]
+        value, gate = hidden.chunk(2, dim=-1)
+        return self._norm(nn.functional.silu(gate) * value, "ln_mid") @ self._weight("linear_2").T
+
+    def _weight(self, name: str) -> torch.Tensor:
+        return self.weights[f"multi_modal_projector.{name}.weight"]
+
+    def _norm(self, hidden: torch.Tensor, name: str) -> torch.Tensor:
+        return self._weight(name) * hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+    @torch.no_grad()
+    def logits(self, input_ids: torch.Tensor, features: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits `(1, length, vocabulary)`; the audio token's positions are those of the recording."""
+        embeds = self.language_model.get_input_embeddings()(input_ids)
+        if features is not None:
+            embeds[input_ids == self.config["audio_token_index"]] = self.project(self.encode(features))[0]
+        return self.language_model(inputs_embeds=embeds).logits
+
+
+def spoken(processor: AudioLlmProcessor, waveform: np.ndarray) -> dict[str, torch.Tensor]:
+    content = [{"type": "audio", "audio": waveform}, {"type": "text", "text": QUESTION}]
+    conversation = [{"role": "user", "content": content}]
+    return processor.apply_chat_template(conversation, tokenize=True, add_generation_prompt=True)
+
+
+def compare(model, processor, waveforms: list[np.ndarray], precision: torch.dtype = torch.float64) -> Reference:
+    """
+    Asserts that merged model and reference agree on recordings and on text; returns the reference.
+
+    Weights drawn as wide as those of the tiny pair make much of rounding: it is compared in float64.
+    """
+    weights, documents = export_files(model, processor, torch.float32, language_model=False)["."]
+    reference = Reference(json.loads(json.dumps(documents["config.json"])), weights)
+    merged = model.merge_adapters().eval().to(precision)
+    reference.to(precision)
+    for waveform in waveforms:
+        inputs = spoken(processor, waveform)
+        found = reference.logits(inputs["input_ids"], inputs["input_features"].to(precision))
+        with torch.no_grad():
+            expected = merged(**inputs).logits
+        torch.testing.assert_close(found[..., : expected.shape[-1]], expected, atol=TOLERANCE, rtol=0)
+    text = processor(text="The capital of France is")["input_ids"]
+    with torch.no_grad():
+        expected = merged(text).logits
+    torch.testing.assert_close(reference.logits(text)[..., : expected.shape[-1]], expected, atol=TOLERANCE, rtol=0)
+    return reference
+
+
+@pytest.fixture(scope="module")
+def noise() -> list[np.ndarray]:
+    """Lengths that fill the last stack of frames and that do not; of an odd number of log-mel frames as well."""
+    generator = np.random.default_rng(0)
+    return [
+        0.1 * generator.standard_normal(samples).astype(np.float32) for samples in (640 * 4, 160 * 71, 160 * 30 + 7)
+    ]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_bases, tiny_processor, tmp_path_factory) -> Path:
+    """The tiny pair with everything that trains drawn at random, as in `tiny_model`."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "mine"
+    torch.manual_seed(0)
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_rank=4)
+    randomise_trainables(model).save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("exported") / "out"
+    main(["--model", str(checkpoint), "--output", str(folder), "--language_model"])
+    return folder
+
+
+# ---- what the weights compute ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stack_factor", [1, 4, 5])
+def test_ultravox_computes_the_same(tiny_bases, noise, stack_factor) -> None:
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
+        *tiny_bases, lora_rank=4, stack_factor=stack_factor
+    )
+    processor = AudioLlmProcessor.from_audio_text_pretrained(*tiny_bases, stack_factor=stack_factor)
+    compare(randomise_trainables(model), processor, noise)
+
+
+def test_an_untied_head_stays_its_own(tiny_bases, noise, tmp_path) -> None:
+    text = save_text_base(tmp_path / "untied", llama_config(tie_word_embeddings=False))
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(tiny_bases[0], text, lora_rank=4)
+    processor = AudioLlmProcessor.from_audio_text_pretrained(tiny_bases[0], text)
+    reference = compare(randomise_trainables(model), processor, noise[:1])
+    head = reference.weights["language_model.lm_head.weight"][:TEXT_VOCAB_SIZE]
+    assert torch.equal(head.float(), model.lm_head.weight)
+
+
+def test_ultravox_computes_the_same_of_real_speech(real_bases, real_processor) -> None:
+    torch.manual_seed(0)
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*real_bases, dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_(std=0.01)
+    prompts = load_studio_prompts("test").sort("duration_s")
+    clips = [real_processor.load_audio(prompts[row]["audio"]["bytes"]) for row in (3, len(prompts) // 2)]
+    compare(model.eval(), real_processor, clips, torch.float32)
+
+
+def test_added_tokens_are_never_the_likeliest(tiny_model, tiny_processor) -> None:
+    weights, documents = export_files(tiny_model, tiny_processor, torch.float32, language_model=False)["."]
+    embeddings = weights["language_model.model.embed_tokens.weight"]
+    head = weights["language_model.lm_head.weight"]
+    assert len(embeddings) == len(head) == TEXT_VOCAB_SIZE + len(ADDED)
+    assert not documents["config.json"]["text_config"]["tie_word_embeddings"]
+    boundary = tiny_model.model.audio_boundary_embeds.detach()
+    assert torch.equal(embeddings[[TEXT_VOCAB_SIZE, TEXT_VOCAB_SIZE + 2]], boundary)
+    assert torch.equal(embeddings[:TEXT_VOCAB_SIZE], tiny_model.get_input_embeddings().weight)
+    hidden = 20 * torch.randn(5000, head.shape[1], generator=torch.Generator().manual_seed(0))
+    hidden[:3] = 1000 * boundary[0]  # what would choose them if the head were tied
+    logits = hidden @ head.T
+    assert int(logits.argmax(dim=-1).max()) < TEXT_VOCAB_SIZE
+    assert float(logits.softmax(dim=-1)[:, TEXT_VOCAB_SIZE:].max()) <= 1 / TEXT_VOCAB_SIZE
+    added = [TEXT_VOCAB_SIZE, TEXT_VOCAB_SIZE + 1, TEXT_VOCAB_SIZE + 2]
+    assert documents["generation_config.json"]["suppress_tokens"] == added
+
+
+# ---- the folder --------------------------------------------------------------------------------------------------
+
+
+def test_the_folder_holds_data_alone_and_names_no_place(exported, checkpoint, tiny_bases) -> None:
+    files = sorted(path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file())
+    own = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    extra = ["README.md", "preprocessor_config.json", "processor_config.json"]
+    assert files == sorted([*own, *extra, *(f"language_model/{name}" for name in own)])
+    for name in files:
+        if not name.endswith(".safetensors"):
+            text = (exported / name).read_text(encoding="utf-8")
+            assert str(checkpoint.parent) not in text and str(Path(tiny_bases[0]).parent) not in text
+            assert "AudioLlmProcessor" not in text
+    assert len({(exported / name).stat().st_mode for name in files}) == 1
+
+
+def test_what_is_lost_and_how_large_it_is_are_said(checkpoint, tmp_path, capsys) -> None:
+    main(["--model", str(checkpoint), "--output", str(tmp_path / "out")])
+    printed = capsys.readouterr()
+    assert printed.out == f"{tmp_path / 'out'}\n"
+    assert MERGED_NOTE in printed.err and "Writing 0.00 GB" in printed.err
+    assert MERGED_NOTE in (tmp_path / "out" / "README.md").read_text()
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["audiollm_export"]["note"] == MERGED_NOTE
+    assert not (tmp_path / "out" / "language_model").exists()
+
+
+def test_the_language_model_by_itself_is_a_plain_checkpoint(exported, tiny_model, tiny_processor) -> None:
+    language_model, info = AutoModelForCausalLM.from_pretrained(exported / "language_model", output_loading_info=True)
+    assert not any(info.values())
+    text = tiny_processor(text="What is this?")["input_ids"]
+    with torch.no_grad():
+        expected = tiny_model.merge_adapters().eval()(text).logits
+        found = language_model.eval()(text).logits
+    torch.testing.assert_close(found[..., :TEXT_VOCAB_SIZE], expected, atol=TOLERANCE, rtol=0)
+    assert (
+        PreTrainedTokenizerFast.from_pretrained(exported / "language_model").convert_tokens_to_ids("</audio>") == 130
+    )
+
+
+def test_precision_and_shards_are_as_asked(checkpoint, tmp_path) -> None:
+    arguments = ["--dtype", "bfloat16", "--max-shard-size", "40KB", "--format", "ultravox"]
+    main(["--model", str(checkpoint), "--output", str(tmp_path / "out"), *arguments])
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())["weight_map"]
+    shards = {name: load_file(tmp_path / "out" / name) for name in set(index.values())}
+    assert len(shards) > 2
+    assert all(set(shard) == {name for name, file in index.items() if file == at} for at, shard in shards.items())
+    assert {tensor.dtype for shard in shards.values() for tensor in shard.values()} == {torch.bfloat16}
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert {config[part]["torch_dtype"] for part in ("audio_config", "text_config")} == {"bfloat16"}
+
+
+def test_old_readers_find_the_rotary_embedding(tiny_processor, tiny_bases, tmp_path) -> None:
+    scaling = {
+        "rope_type": "llama3",
+        "rope_theta": 5e5,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 512,
+    }
+    text = save_text_base(tmp_path / "text", llama_config(rope_parameters=scaling))
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(tiny_bases[0], text, lora_rank=4)
+    written = export_files(model, tiny_processor, torch.float32, False)["."][1]["config.json"]["text_config"]
+    assert written["rope_theta"] == 5e5
+    assert written["rope_scaling"] == {name: value for name, value in scaling.items() if name != "rope_theta"}
+    assert LlamaConfig(**written).rope_parameters == scaling
+
+
+@pytest.mark.parametrize("weights", ["merged", "no LoRA"])
+def test_a_checkpoint_without_lora_is_exported_as_it_is(
+    weights, tiny_bases, tiny_model, tiny_processor, tmp_path, capsys
+) -> None:
+    model = tiny_model.merge_adapters()
+    if weights == "no LoRA":
+        model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_rank=0)
+    model.save_pretrained(tmp_path / "mine")
+    tiny_processor.save_pretrained(tmp_path / "mine")
+    main(["--model", str(tmp_path / "mine"), "--output", str(tmp_path / "out")])
+    assert (MERGED_NOTE if weights == "merged" else UNMERGED_NOTE) in capsys.readouterr().err
+    name = "layers.0.mlp.up_proj.weight"
+    found = load_file(tmp_path / "out" / "model.safetensors")[f"language_model.model.{name}"]
+    assert torch.equal(found, model.state_dict()[f"model.language_model.{name}"])
+
+
+# ---- tokenizer and chat template ---------------------------------------------------------------------------------
+
+
+def test_the_tokenizer_has_the_boundaries_as_tokens(exported, tiny_processor) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(exported)
+    ids = tokenizer("a<audio><|audio|></audio>b", add_special_tokens=False)["input_ids"]
+    assert ids[1:-1] == [TEXT_VOCAB_SIZE, TEXT_VOCAB_SIZE + 1, TEXT_VOCAB_SIZE + 2]
+    vocabulary = tokenizer.get_vocab()
+    assert {token: vocabulary[token] for token in vocabulary if token not in ADDED} == {
+        token: id_
+        for token, id_ in tiny_processor.tokenizer.get_vocab().items()
+        if token not in ("<audio>", "<|audio_slot|>", "</audio>")
+    }
+    assert tokenizer.eos_token == tiny_processor.tokenizer.eos_token
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "ab"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("Hello <there>", "Hello <there>"),
+        ("<|audio|>\nWhat?", "<audio><|audio|></audio>\nWhat?"),
+        ("<audio><|audio|></audio>\nWhat?", "<audio><|audio|></audio>\nWhat?"),
+        ("<__media__>What?", "<audio><__media__></audio>What?"),
+        ("<__media_Zx9__> or <__media_Zx9__>?", "<audio><__media_Zx9__></audio> or <audio><__media_Zx9__></audio>?"),
+        ("<audio><__media__></audio>What?", "<audio><__media__></audio>What?"),
+        ([{"type": "text", "text": "Is "}, {"type": "audio"}], "Is <audio><|audio|></audio>"),
+        ([{"type": "input_audio"}, {"type": "audio_url"}], 2 * "<audio><|audio|></audio>"),
+        ([{"type": "media_marker", "text": "<__media__>"}], "<audio><__media__></audio>"),
+    ],
+)
+def test_the_chat_template_puts_the_boundaries_around_each_recording(exported, tiny_processor, content, expected):
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(exported)
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": content}]
+    plain = [turns[0], {"role": "user", "content": expected}]
+    found = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    own = tiny_processor.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
+    assert found == own
+
+
+def test_a_message_keeps_what_else_is_in_it(exported) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(exported)
+    shown = "{% for message in messages %}{{ message['tool_calls'] }}{{ message['content'] }}{% endfor %}"
+    turns = [
+        {"role": "assistant", "content": content, "tool_calls": "CALL"} for content in (None, "said", "<|audio|>")
+    ]
+    found = tokenizer.apply_chat_template(turns, chat_template=chat_template(shown), tokenize=False)
+    assert found == "CALLCALLsaidCALL<audio><|audio|></audio>"
+
+
+# ---- refusals ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"projector_readout": "pieces"}, "projector_readout is 'pieces'.*--projector_readout direct"),
+        ({"projector_type": "mlp"}, "projector_type is 'mlp'"),
+        ({"projector_type": "linear"}, "projector_type is 'linear'"),
+        ({"projector_pre_norm": False}, "projector_pre_norm is False and projector_mid_norm True"),
+        ({"projector_mid_norm": False}, "projector_mid_norm False"),
+        ({"projector_norm_eps": 1e-5}, "projector_norm_eps is 1e-05"),
+        ({"lora_adapters": {"speech": {}, "sound": {}}}, r"the adapters \['speech', 'sound'\]"),
+        ({"text_config": {"model_type": "granite"}}, "language model is 'granite'"),
+        ({"audio_config": whisper_config(num_mel_bins=64)}, "num_mel_bins is 64"),
+        ({"audio_config": whisper_config(max_source_positions=750)}, "max_source_positions is 750"),
+        ({"audio_config": whisper_config(activation_function="relu")}, "activation_function is relu"),
+        ({"audio_begin_token_id": TEXT_VOCAB_SIZE + 7}, "audio token ids are"),
+    ],
+)
+def test_what_the_layout_cannot_hold_is_named(fields, message) -> None:
+    base = {"audio_config": whisper_config(), "text_config": llama_config()}
+    check_exportable(AudioLlmConfig(**base))
+    with pytest.raises(ExportError, match=message):
+        check_exportable(AudioLlmConfig(**{**base, **fields}))
+
+
+def test_all_that_stands_against_it_is_named_at_once() -> None:
+    config = AudioLlmConfig(
+        audio_config=whisper_config(), text_config=llama_config(), projector_readout="pieces", projector_norm_eps=0.1
+    )
+    with pytest.raises(ExportError, match=r"pieces.*projector_norm_eps is 0\.1"):
+        check_exportable(config)
+
+
+def test_a_processor_that_is_not_the_models_is_refused(tiny_bases, tiny_model) -> None:
+    with pytest.raises(ExportError, match=r"stack_factor 2.*4"):
+        check_processor(tiny_model.config, AudioLlmProcessor.from_audio_text_pretrained(*tiny_bases, stack_factor=2))
+    processor = AudioLlmProcessor.from_audio_text_pretrained(*tiny_bases)
+    processor.feature_extractor.hop_length = 80
+    with pytest.raises(ExportError, match=r"hop_length is 80.*160"):
+        check_processor(tiny_model.config, processor)
+    processor = AudioLlmProcessor.from_audio_text_pretrained(*tiny_bases)
+    processor.tokenizer.add_tokens(["<|audio|>"], special_tokens=True)
+    with pytest.raises(ExportError, match=r"a meaning of its own for <\|audio\|>"):
+        check_processor(tiny_model.config, processor)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output", "USED"], "has files in it already"),
+        (["--output", "USED/file.txt"], "is a file"),
+        (["--output", "NEW", "--max_shard_size", "5 apples"], "--max_shard_size 5 apples"),
+        (["--output", "NEW", "--max_shard_size", "0GB"], "--max_shard_size 0GB"),
+        (["--output", "NEW", "--dtype", "int8"], "invalid choice: 'int8'"),
+        (["--output", "NEW", "--format", "onnx"], "invalid choice: 'onnx'"),
+        (["--output", "NEW", "--model", "USED"], "has no config.json"),
+    ],
+)
+def test_wrong_arguments_are_named_and_nothing_is_written(arguments, message, checkpoint, tmp_path, capsys) -> None:
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "file.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    places = {
+        "USED": str(tmp_path / "used"),
+        "NEW": str(tmp_path / "new"),
+        "USED/file.txt": f"{tmp_path}/used/file.txt",
+    }
+    with pytest.raises(SystemExit) as caught:
+        main(["--model", str(checkpoint), *[places.get(word, word) for word in arguments]])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_branch_of_a_repository_can_be_asked_for(checkpoint, tmp_path, monkeypatch, capsys) -> None:
+    repository = tmp_path / "hub" / "models--me--mine"
+    commit = 40 * "a"
+    shutil.copytree(checkpoint, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "v7").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    arguments = ["--model", "me/mine", "--output", str(tmp_path / "out")]
+    main([*arguments, "--revision", "v7"])
+    assert (tmp_path / "out" / "README.md").read_text().startswith("# mine, exported")
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(SystemExit):  # there is no branch main in it
+        main(arguments)
+    assert "me/mine" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt()])
+def test_a_failed_export_leaves_nothing(error, checkpoint, tmp_path, monkeypatch, capsys) -> None:
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(export_module, "save_file", fail)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(SystemExit) as caught:
+        main(["--model", str(checkpoint), "--output", str(tmp_path / "out")])
+    assert caught.value.code == (2 if isinstance(error, OSError) else 130)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_too_small_a_disk_is_refused_before_writing(checkpoint, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(export_module, "SPARE_BYTES", 10**18)
+    with pytest.raises(SystemExit):
+        main(["--model", str(checkpoint), "--output", str(tmp_path / "out")])
+    assert "GB are free there" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_an_empty_folder_is_filled(checkpoint, tmp_path) -> None:
+    (tmp_path / "out").mkdir()
+    main(["--model", str(checkpoint), "--output", str(tmp_path / "out")])
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("stack_factor", "alike"), [(1, True), (2, True), (4, True), (5, True), (7, False), (8, False)]
+)
+def test_stack_factors_that_llama_cpp_miscounts_are_known(stack_factor, alike) -> None:
+    assert llama_cpp_counts_alike(stack_factor) is alike
+
+
+def test_such_a_stack_factor_is_said(tiny_bases, tmp_path, capsys) -> None:
+    AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, stack_factor=8).save_pretrained(
+        tmp_path / "m"
+    )
+    AudioLlmProcessor.from_audio_text_pretrained(*tiny_bases, stack_factor=8).save_pretrained(tmp_path / "m")
+    main(["--model", str(tmp_path / "m"), "--output", str(tmp_path / "out")])
+    assert "llama.cpp counts audio tokens otherwise" in capsys.readouterr().err
