@@ -158,7 +158,7 @@ def check_device(device: str | None) -> str:
     return device
 
 
-def _revision(revision: str | None) -> dict[str, str]:
+def _revision(revision: str | None) -> dict[str, Any]:
     return {} if revision is None else {"revision": revision}
 
 

@@ -95,7 +95,10 @@ class Session:
         self._system = system
         self._recordings: dict[str, Recording] = {}
         self._messages: list[dict[str, Any]] = []
-        self._answering: threading.Lock = threading.Lock()
+        self._answering = threading.Lock()
+        self._cache: DynamicCache
+        self._cached: list[Any]  # the tokens in the cache, as `_encoded_text` has them
+        self._cached_adapter: str | None
         self.reset()
         for message in messages:
             self._messages.append(self._loaded(message))
@@ -226,8 +229,8 @@ class Session:
 
     def _forget_cache(self) -> None:
         self._cache = DynamicCache(config=self.model.config.get_text_config(decoder=True))
-        self._cached: list[Any] = []
-        self._cached_adapter: str | None = None
+        self._cached = []
+        self._cached_adapter = None
 
     def _adapter(self, recordings: list[Recording], options: dict[str, Any]) -> str | None:
         """The adapter that the conversation runs through; None is the base alone."""

@@ -3,7 +3,7 @@
 import re
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import StoppingCriteria, TextIteratorStreamer
@@ -28,6 +28,8 @@ class AnswerStreamer(TextIteratorStreamer):
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.ids: list[int] = []
         self.text = ""
+        added = tokenizer.added_tokens_decoder.items()
+        self._skipped = {*tokenizer.all_special_ids, *(token_id for token_id, token in added if token.special)}
         self._tidies = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
 
     def put(self, value: torch.Tensor) -> None:
@@ -36,26 +38,30 @@ class AnswerStreamer(TextIteratorStreamer):
             self.next_tokens_are_prompt = False
             return
         self.ids.extend(value.flatten().tolist())
-        ids = self.ids
-        if BYTE_TOKEN.fullmatch(self.tokenizer.convert_ids_to_tokens(ids[-1]) or ""):
-            ids = self._without_last_bytes()
-        text = self.tokenizer.decode(ids, **self.decode_kwargs).rstrip(REPLACEMENT_CHARACTER).strip()
+        text = self._decode(self._without_last_bytes()).rstrip(REPLACEMENT_CHARACTER).strip()
         if self._tidies:
             text = text[: len(text) - len(text.split()[-1])].rstrip() if text else text
         self._give(text)
 
     def end(self) -> None:
         """Gives the rest, and ends the iteration."""
-        self._give(self.tokenizer.decode(self.ids, **self.decode_kwargs).strip())
+        self._give(self._decode(self.ids).strip())
         self.next_tokens_are_prompt = True
         self.text_queue.put(self.stop_signal)
+
+    def _decode(self, ids: list[int]) -> str:
+        return cast(str, self.tokenizer.decode(ids, **self.decode_kwargs))
 
     def _without_last_bytes(self) -> list[int]:
         """The tokens before a run of bytes at the end: such a run is decoded as a whole, or not at all."""
         count = len(self.ids)
-        while count and BYTE_TOKEN.fullmatch(self.tokenizer.convert_ids_to_tokens(self.ids[count - 1]) or ""):
-            count -= 1
+        while count and (self.ids[count - 1] in self._skipped or self._is_byte(self.ids[count - 1])):
+            count -= 1  # tokens that are skipped do not end the run
         return self.ids[:count]
+
+    def _is_byte(self, token_id: int) -> bool:
+        token = cast(str | None, self.tokenizer.convert_ids_to_tokens(token_id))
+        return bool(BYTE_TOKEN.fullmatch(token or ""))
 
     def _give(self, text: str) -> None:
         if len(text) > len(self.text):

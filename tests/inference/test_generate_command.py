@@ -2,6 +2,7 @@
 
 import io
 import os
+import runpy
 import signal
 import sys
 from pathlib import Path
@@ -116,15 +117,22 @@ def test_draws_depend_on_seed_temperature_and_top_p(checkpoint, tiny_model, tiny
 
 
 def test_precision_and_device_reach_the_model(checkpoint, tiny_processor, capsys) -> None:
-    main(["--model", checkpoint, "--prompt", "Hello?", "--max_new_tokens", "30", "--dtype", "bfloat16"])
+    main(["--model", checkpoint, "--prompt", "Why?", "--max_new_tokens", "30", "--dtype", "bfloat16"])
     printed = capsys.readouterr().out
     half, single = (load_model(checkpoint, dtype) for dtype in ("bfloat16", "float32"))
-    said = [Session(model, tiny_processor, max_new_tokens=30).ask("Hello?") for model in (half, single)]
+    said = [Session(model, tiny_processor, max_new_tokens=30).ask("Why?") for model in (half, single)]
     assert printed == f"{said[0]}\n" and said[0] != said[1]
-    main(["--model", checkpoint, "--prompt", "Hello?", "--max_new_tokens", "2", "--device", "cpu"])
+    main(["--model", checkpoint, "--prompt", "Why?", "--max_new_tokens", "2", "--device", "cpu"])
     with pytest.raises(SystemExit) as caught:
-        main(["--model", checkpoint, "--prompt", "Hello?", "--device", "tpu9"])
+        main(["--model", checkpoint, "--prompt", "Why?", "--device", "tpu9"])
     assert "--device tpu9 cannot be used" in str(caught.value.code)
+
+
+def test_the_room_is_a_module_to_run(checkpoint, monkeypatch, capsys) -> None:
+    command = ["generate", "--model", checkpoint, "--prompt", "Hello?", "--max_new_tokens", "1"]
+    monkeypatch.setattr(sys, "argv", ["audiollm.inference", *command])
+    runpy.run_module("audiollm.inference", run_name="__main__")
+    assert "The answer was cut at 1 tokens" in capsys.readouterr().err
 
 
 def test_an_answer_that_is_cut_says_so(checkpoint, capsys) -> None:

@@ -75,13 +75,19 @@ def test_pieces_add_up_to_the_text(name: str, at_once: int) -> None:
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_whatever_the_tokens_are(name: str, data) -> None:
     """Bytes that are no characters, special tokens, and answers that end within a character included."""
     tokenizer = TOKENIZERS[name]
     ids = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=30))
     assert "".join(streamed(tokenizer, ids)) == tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def test_bytes_on_both_sides_of_a_skipped_token_are_one_run() -> None:
+    tokenizer = TOKENIZERS["byte fallback"]
+    ids = tokenizer.convert_tokens_to_ids(["a", "<0x00>", "<unk>", "<0xE4>"])
+    assert "".join(streamed(tokenizer, ids)) == tokenizer.decode(ids, skip_special_tokens=True) == "a\ufffd\ufffd"
 
 
 def test_the_real_tokenizer(real_processor) -> None:
