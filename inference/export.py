@@ -122,7 +122,7 @@ def export(options: ExportArguments) -> Path:
     plan_shards({}, options.max_shard_size)
     checkpoint = find_checkpoint(options.model)
     processor = load_processor(checkpoint, options.revision)
-    config = AudioLlmConfig.from_pretrained(checkpoint, **({"revision": options.revision} if options.revision else {}))
+    config = AudioLlmConfig.from_pretrained(checkpoint, revision=options.revision or "main")
     check_exportable(config)  # before the model, which takes longer to load
     check_processor(config, processor)
     print(f"Note: {note(config)}", file=sys.stderr)

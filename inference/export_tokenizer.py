@@ -67,7 +67,7 @@ def tokenizer_files(processor: AudioLlmProcessor) -> Iterator[tuple[str, dict[st
     `tokenizer.json` and `tokenizer_config.json` of the processor's tokenizer, its slot named as Ultravox names it.
 
     Raises:
-        ExportError: the tokenizer is not one of the `tokenizers` library, or has several chat templates and no default.
+        ExportError: the tokenizer is not one of the `tokenizers` library, or has no default chat template.
     """
     tokenizer = processor.tokenizer
     if not tokenizer.is_fast:
@@ -77,11 +77,10 @@ def tokenizer_files(processor: AudioLlmProcessor) -> Iterator[tuple[str, dict[st
         if token["content"] == AUDIO_SLOT_TOKEN:
             token["content"] = ULTRAVOX_AUDIO_TOKEN
     yield "tokenizer.json", serialised
-    template = processor.chat_template
-    if isinstance(template, dict):
-        if "default" not in template:
-            raise ExportError(f"The chat templates are {sorted(template)}; engines need one called 'default'.")
-        template = template["default"]
+    templates = processor.chat_template
+    template = templates.get("default") if isinstance(templates, dict) else templates
+    if template is None:
+        raise ExportError(f"There is no default chat template, only {sorted(templates or ())}; engines need one.")
     special = dict(tokenizer.special_tokens_map)
     yield (
         "tokenizer_config.json",

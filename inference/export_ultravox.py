@@ -31,6 +31,9 @@ The exported weights compute what AudioLLM does on one window. What engines do a
   or as the rest of a recording beyond 30 s), its last audio token holds padding that AudioLLM leaves out. A recording
   beyond 30 s is normalised as a whole, and then cut; AudioLLM cuts first.
 - llama.cpp pads every recording to full windows of 30 s, and hears the silence: slower, and not what was trained.
+
+Exports were run in Ultravox's own code (648efe7), and converted by llama.cpp's converter, whose files hold the same numbers
+and tokens. Neither vLLM nor llama.cpp itself has been run on one.
 """
 
 from typing import Any
@@ -256,7 +259,8 @@ def ultravox_config(config: AudioLlmConfig, dtype: torch.dtype) -> dict[str, Any
 def language_model_config(config: AudioLlmConfig, dtype: torch.dtype) -> dict[str, Any]:
     """Configuration of the exported language model: the base's, with three tokens more and a head of its own."""
     text = {name: value for name, value in config.text_config.to_dict().items() if name not in OWN_FIELDS}
-    text["architectures"] = [AutoModelForCausalLM._model_mapping[type(config.text_config)].__name__]
+    language_model_class: Any = AutoModelForCausalLM._model_mapping[type(config.text_config)]
+    text["architectures"] = [language_model_class.__name__]
     text["vocab_size"] = config.vocab_size + len(new_token_ids(config))
     text["tie_word_embeddings"] = False
     text["torch_dtype"] = str(dtype).removeprefix("torch.")
