@@ -22,11 +22,11 @@ from audiollm.option_parser import HelpFormatter, OptionParser
 from audiollm.processing.normalisers import normaliser_for
 
 from .clips import CorpusError
-from .faults import ERROR, FAULTS, Limits
-from .prepare_arguments import available_cpus
+from .pipeline.prepare_arguments import available_cpus
 from .sources import parse_source
-from .validation import DataFile, Validation, validate
-from .validation_report import count_severities, summarize, write_plot, write_report
+from .validation.faults import ERROR, FAULTS, Limits
+from .validation.validation import DataFile, Validation, validate
+from .validation.validation_report import count_severities, summarize, write_plot, write_report
 
 ERRORS_EXIT, UNCHECKED_EXIT, INTERRUPTED_EXIT = 1, 2, 130
 #: What files without a name of their own are one split of.
@@ -188,7 +188,7 @@ def run(given: Sequence[str], arguments: ValidateArguments) -> Validation:
     _check_outputs(files, arguments)
     decoder = None
     if arguments.transcribe_with is not None:
-        from .hypotheses import WhisperDecoder
+        from .hearing.hypotheses import WhisperDecoder
 
         decoder = WhisperDecoder(arguments.transcribe_with, language=arguments.language)
     found = validate(

@@ -67,14 +67,19 @@ def test_versions_agree() -> None:
 
 
 def test_every_room_is_packaged() -> None:
-    """A new top-level room must be named in setup.cfg, which lists packages one by one."""
+    """A new room, or folder of one, must be named in setup.cfg, which lists packages one by one."""
     rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks"}
     assert rooms == {*ROOMS, "modeling_audiollm"}
-    packages = {f"audiollm.{room}" for room in ROOMS} | {"audiollm"}
+    folders = {*ROOMS, *(f"{path.parts[-3]}/{path.parts[-2]}" for path in ROOT.glob("*/*/__init__.py"))}
+    folders = {folder for folder in folders if folder.partition("/")[0] in ROOMS}
+    packages = {f"audiollm.{folder.replace('/', '.')}" for folder in folders} | {"audiollm"}
     options = setup_cfg()["options"]
     assert set(options["packages"].split()) == packages
     mapping = dict(line.split(" = ") for line in options["package_dir"].strip().splitlines())
-    assert mapping == {"audiollm": "modeling_audiollm", **{f"audiollm.{room}": room for room in ROOMS}}
+    assert mapping == {
+        "audiollm": "modeling_audiollm",
+        **{f"audiollm.{each.replace('/', '.')}": each for each in folders},
+    }
 
 
 # ---- built and installed -------------------------------------------------------------------------------------------

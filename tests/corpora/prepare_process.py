@@ -7,6 +7,7 @@ process for each command; with `fresh`, a command is an interpreter of its own, 
 
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import resource
@@ -161,8 +162,8 @@ def replace_table(rows: dict[str, dict[str, Any]]) -> None:
     """Another table of published archives for [`librispeech.open_source`], by its own argument."""
     import functools
 
-    from audiollm.corpora import librispeech
-    from audiollm.corpora.librispeech_tree import PublishedArchive
+    from audiollm.corpora.librispeech import librispeech
+    from audiollm.corpora.librispeech.librispeech_tree import PublishedArchive
 
     table = {split: PublishedArchive(**row) for split, row in rows.items()}
     librispeech.open_source = functools.partial(librispeech.open_source, table=table)
@@ -210,7 +211,10 @@ def _fork(request: dict[str, Any]) -> int:
 
 def _serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    from audiollm.corpora import folder, huggingface, librispeech, prepare, synthesize  # noqa: F401
+    from audiollm.corpora import prepare
+
+    for kind in prepare.SOURCES.values():
+        importlib.import_module(f"audiollm.corpora.{kind.module}")
 
     for line in sys.stdin:
         request = json.loads(line)

@@ -5,8 +5,14 @@ from typing import Any
 import datasets
 import pytest
 from audiollm.corpora.clips import CorpusError
-from audiollm.corpora.columns import ColumnSpec, column_kinds, map_columns, parse_overrides, wer_unit
-from audiollm.corpora.transforms import UnusableValueError, first_item, gigaspeech_tags, sentence_case, yes_or_no
+from audiollm.corpora.tables.columns import ColumnSpec, column_kinds, map_columns, parse_overrides, wer_unit
+from audiollm.corpora.tables.transforms import (
+    UnusableValueError,
+    first_item,
+    gigaspeech_tags,
+    sentence_case,
+    yes_or_no,
+)
 from datasets import Audio, ClassLabel, List, Value
 
 STRING, REAL, LONG = Value("string"), Value("float64"), Value("int64")

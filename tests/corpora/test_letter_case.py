@@ -3,7 +3,13 @@
 import re
 
 import pytest
-from audiollm.corpora.letter_case import LETTER_CASES, has_punctuation, letter_case_named, restore_from, sentence
+from audiollm.corpora.hearing.letter_case import (
+    LETTER_CASES,
+    has_punctuation,
+    letter_case_named,
+    restore_from,
+    sentence,
+)
 from audiollm.corpora.prompts import load_studio_prompts
 from hypothesis import given
 from hypothesis import strategies as st

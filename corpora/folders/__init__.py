@@ -1,0 +1,1 @@
+"""Folders of audio with transcripts, in the usual shapes."""

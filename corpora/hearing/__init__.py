@@ -1,0 +1,1 @@
+"""What a Whisper hears in clips, and how far transcripts are from it."""

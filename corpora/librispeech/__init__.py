@@ -1,0 +1,1 @@
+"""LibriSpeech, from OpenSLR's archives or a folder of them."""

@@ -1,0 +1,1 @@
+"""What `audiollm prepare` does with every corpus: clips written once, then filtered into examples."""

@@ -1,0 +1,90 @@
+"""
+What keeps a corpus that is being prepared inside its folder, and says which disk it was that is full.
+
+A folder may come from anywhere, with links in it that lead elsewhere and lists of files that lie: nothing is written
+through the one, and nothing of the other is read or removed that is not below the folder.
+"""
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from ..clips import CorpusError
+
+#: What a file is called, after a dot, while it is written.
+PARTIAL_SUFFIX = ".partial"
+#: No room left on the disk, of one's share of it, or below the largest size of a file.
+NO_ROOM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def refuse_links(output: Path, folders: Sequence[str], files: Sequence[str]) -> None:
+    """
+    Raises CorpusError for a symbolic link among what is written below `output`.
+
+    Args:
+        folders: those that belong to the command, with all that is in them.
+        files: those in `output` itself that are read or written in place; others are replaced, links or not.
+    """
+    for name in files:
+        for path in (output / name, partial(output / name)):
+            if path.is_symlink():
+                raise _refused(path)
+    for name in folders:
+        _refuse_links_below(output / name)
+
+
+def _refuse_links_below(folder: Path) -> None:
+    if folder.is_symlink():
+        raise _refused(folder)
+    if not folder.is_dir():
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_symlink():
+                raise _refused(Path(entry.path))
+            if entry.is_dir():
+                _refuse_links_below(Path(entry.path))
+
+
+def _refused(path: Path) -> CorpusError:
+    return CorpusError(f"{path} is a link to another folder or file; remove it, or give another --output.")
+
+
+def is_inside(name: str) -> bool:
+    """Whether a relative path, with forward slashes, stays in the folder that it is relative to."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and "\0" not in name and "\\" not in name
+
+
+def partial(path: Path) -> Path:
+    """What a file is called while it is written."""
+    return path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file so that it is there whole or not at all; through no link, and to no file of another name."""
+    unfinished = partial(path)
+    unfinished.unlink(missing_ok=True)
+    with open(unfinished, "xb") as file:
+        file.write(data)
+    os.replace(unfinished, path)
+
+
+@contextmanager
+def naming_the_disk(output: Path) -> Iterator[None]:
+    """Has an error for want of room say where there is none, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM_ERRORS:
+            raise
+        reason = (
+            f"there is no room left ({os.strerror(error.errno)}); what is done is kept: make room, and the same command "
+            "goes on. It was writing to"
+        )
+        raise OSError(error.errno, reason, str(error.filename or output)) from error
+
+
+__all__ = ["is_inside", "naming_the_disk", "partial", "refuse_links", "write_whole"]

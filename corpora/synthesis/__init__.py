@@ -1,0 +1,1 @@
+"""Speech made of text, and responses written by a language model."""

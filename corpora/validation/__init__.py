@@ -1,0 +1,1 @@
+"""What `audiollm validate` finds wrong with training data."""
