@@ -1,11 +1,10 @@
 """transformers' own pipeline takes an AudioLLM checkpoint, recordings included."""
 
-import logging
-
 import numpy as np
 import pytest
 import soundfile
 from transformers import pipeline
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
 SAMPLING_RATE_HZ = 16_000
 OPTIONS = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
@@ -48,16 +47,16 @@ def chats(files) -> list:
     ]
 
 
-def test_a_checkpoint_is_loaded(tiny_model, tiny_processor, files, tmp_path, told, caplog, monkeypatch) -> None:
+def test_a_checkpoint_is_loaded(tiny_model, tiny_processor, files, tmp_path, told) -> None:
     tiny_model.save_pretrained(tmp_path / "checkpoint")
     tiny_processor.save_pretrained(tmp_path / "checkpoint")
-    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     generate = pipeline("any-to-any", model=str(tmp_path / "checkpoint"))
     [chat, *_] = chats(files)
     [answer] = generate(chat, return_full_text=False, generate_kwargs=OPTIONS)
     inputs = tiny_processor.apply_chat_template(chat, tokenize=True, add_generation_prompt=True)
     assert answer["generated_text"] == told(inputs)
-    assert "is not supported for any-to-any" not in caplog.text
+    # Where the pipeline, and `transformers serve`, look up which classes they support.
+    assert type(generate.model).__name__ == MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES[generate.model.config.model_type]
 
 
 def test_conversations(generate, tiny_processor, files, told) -> None:
