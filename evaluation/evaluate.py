@@ -10,7 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from audiollm.corpora.examples import Example, ExamplesError, read_examples
+from audiollm.corpora.examples import ExamplesError
+from audiollm.corpora.rows import Conversation
+from audiollm.corpora.sources import read_sources
 from audiollm.processing.audio_io import AudioError
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
@@ -19,37 +21,41 @@ from .listening import MAX_NEW_TOKENS, ListeningReport, evaluate_listening
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def read_test_set(data_path: str, audio_dir: str | None = None, limit: int | None = None) -> list[Example]:
+def read_test_set(data_path: str, audio_dir: str | None = None, limit: int | None = None) -> list[Conversation]:
     """
-    Examples whose responses are transcripts of their one recording.
+    Questions about one recording each, whose answers are its transcripts.
 
     Args:
-        data_path, audio_dir: see [`read_examples`].
+        data_path: in any form that `audiollm train --data_path` takes.
+        audio_dir: see [`read_sources`].
         limit: at most this many, the first ones.
 
     Raises:
-        ExamplesError: a row is malformed, or does not have exactly one recording.
+        ExamplesError: rows are malformed, or are not one question about one recording; all are listed.
+        FileNotFoundError, ValueError: as [`read_sources`].
     """
-    examples = read_examples(data_path, audio_dir)[:limit]
-    problems = [
-        (f"row {example.index}", f"has {len(example.audio_paths)} recordings; a transcript has exactly one")
-        for example in examples
-        if len(example.audio_paths) != 1
-    ]
+    (examples,) = read_sources(data_path, audio_dir)
+    chosen = [examples[index] for index in range(min(len(examples), limit or len(examples)))]
+    problems = list(examples.problems)
+    for example in chosen:
+        if len(example.recordings) != 1:
+            problems.append((example.where, f"has {len(example.recordings)} recordings; a transcript has exactly one"))
+        elif [message["role"] for message in example.messages] != ["user", "assistant"]:
+            problems.append((example.where, "is not one question with one answer, the transcript"))
     if problems:
         raise ExamplesError(data_path, problems)
-    return examples
+    return chosen
 
 
-def write_report(path: Path, examples: Sequence[Example], report: ListeningReport) -> None:
+def write_report(path: Path, examples: Sequence[Conversation], report: ListeningReport) -> None:
     """Scores, and every clip's reference beside what was heard, as JSON."""
     decoder: Sequence[str | None] = report.decoder_hypotheses or [None] * len(examples)
     heard = zip(examples, report.hypotheses, report.control_hypotheses, decoder)
     clips = [
         {
-            "audio": example.audio_paths[0],
-            "prompt": example.text,
-            "reference": example.response,
+            "audio": name_of(example),
+            "prompt": example.messages[0]["content"],
+            "reference": example.messages[1]["content"],
             "hypothesis": hypothesis,
             "wrong_audio_hypothesis": control,
             "whisper_hypothesis": own,
@@ -57,6 +63,12 @@ def write_report(path: Path, examples: Sequence[Example], report: ListeningRepor
         for example, hypothesis, control, own in heard
     ]
     path.write_text(json.dumps({**report.to_dict(), "clips": clips}, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def name_of(example: Conversation) -> str:
+    """What a report calls a recording: its path, or that within a table, or the row."""
+    recording = example.recordings[0]
+    return recording if isinstance(recording, str) else recording.get("path") or example.where
 
 
 def print_scores(report: ListeningReport) -> None:
@@ -73,7 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry of `audiollm evaluate` and `python -m audiollm.evaluation.evaluate`."""
     parser = argparse.ArgumentParser(prog="audiollm evaluate", description="Word error on held-out speech.")
     parser.add_argument("--model", required=True, help="AudioLLM checkpoint: a folder or a Hub id")
-    parser.add_argument("--data_path", required=True, help="JSON of {text, audio_paths, response: the transcript}")
+    parser.add_argument(
+        "--data_path",
+        required=True,
+        help="JSON, *.jsonl, *.parquet, a folder of Parquet files or saved dataset, or hub:org/name?split=test, of {text, audio_paths or audio, response: the transcript}",
+    )
     parser.add_argument("--audio_dir", help="folder that audio_paths are relative to; that of the JSON by default")
     parser.add_argument("--output", type=Path, help="where to write scores and transcripts as JSON")
     parser.add_argument("--limit", type=int, help="at most this many clips, the first ones")
@@ -98,14 +114,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report = evaluate_listening(
             model,
             processor,
-            [example.response for example in examples],
-            [example.audio_paths[0] for example in examples],
-            prompt=[example.text for example in examples],
+            [example.messages[1]["content"] for example in examples],
+            [example.recordings[0] for example in examples],
+            prompt=[example.messages[0]["content"] for example in examples],
             with_decoder=not options.no_decoder,
             batch_size=options.batch_size,
             max_new_tokens=options.max_new_tokens,
         )
-    except (ExamplesError, AudioError, FileNotFoundError) as error:
+    except (ExamplesError, AudioError, FileNotFoundError, ValueError) as error:
         sys.exit(f"audiollm evaluate: {error}")
     print_scores(report)
     if options.output is not None:

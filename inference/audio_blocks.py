@@ -23,6 +23,7 @@ from audiollm.processing.audio_io import (
     MAX_SAMPLING_RATE_HZ,
     MIN_SAMPLING_RATE_HZ,
     UNKNOWN_FRAMES,
+    ForwardSoundFile,
     declared_seconds,
     is_cut_off,
 )
@@ -147,22 +148,11 @@ def _checked(block: np.ndarray, read: int, rate: int, name: str) -> np.ndarray:
     return block
 
 
-class _ForwardSoundFile(soundfile.SoundFile):
-    """
-    A file that is only read onwards. soundfile seeks to where it is after each read, and decoders of MP3 lose their
-    state at that: the next thousand samples are wrong.
-    """
-
-    def seekable(self) -> bool:
-        """No; so that it is not sought in."""
-        return False
-
-
 def _decoded_blocks(path: str | os.PathLike[str], name: str) -> Iterator[tuple[np.ndarray, int]]:
     """Blocks `(frames, channels)` of float32 as stored, each with its rate in Hz."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
-            decoder = _ForwardSoundFile(file)
+            decoder = ForwardSoundFile(file)
         except soundfile.LibsndfileError as error:
             file.seek(0)
             yield from _container_blocks(file, name, error.error_string, CONTAINER_FORMATS)

@@ -50,6 +50,17 @@ class AudioError(ValueError):
     """Audio that cannot be used; the message names it and says why."""
 
 
+class ForwardSoundFile(soundfile.SoundFile):
+    """
+    A file that is only read onwards, block by block. soundfile seeks to where it is after each read, and decoders of
+    MP3 lose their state at that: the next thousand samples are wrong.
+    """
+
+    def seekable(self) -> bool:
+        """No; so that it is not sought in."""
+        return False
+
+
 def load_waveform(
     audio: Any, sampling_rate: int | None = None, target_rate: int = SAMPLING_RATE_HZ, name: str | None = None
 ) -> np.ndarray:

@@ -4,6 +4,7 @@ The README does what it says: every snippet runs on the real pair and real speec
 Commands that train run on a tiny random pair, one step each.
 """
 
+import io
 import json
 import os
 import re
@@ -237,13 +238,14 @@ def test_audiollm_commands_run(workplace: Path, bases: list[str], monkeypatch: p
         if words[1] == "train":
             trained.append(words[words.index("--stage") + 1])
             words = train_briefly(words, bases, workplace)
-        elif words[1] in ("generate", "evaluate"):
+        elif words[1] in ("generate", "evaluate", "transcribe", "chat"):
             model = words.index("--model") + 1
             assert (workplace / words[model] / "config.json").is_file(), "the command before it leaves the model"
             words = [*words[:model], CHECKPOINT, *words[model + 1 :], "--max_new_tokens", "8"]
         elif words[1] == "prepare":
             words = prepare_from_disk(words, workplace)
         monkeypatch.setattr(sys, "argv", words)
+        monkeypatch.setattr(sys, "stdin", io.StringIO("Hello.\n"))  # what is said to chat
         cli.main()
         assert capsys.readouterr().out, words
     assert tuple(trained) == STAGES

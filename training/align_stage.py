@@ -3,10 +3,14 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from audiollm.corpora.examples import Example
+from audiollm.corpora.rows import ASSISTANT
+from audiollm.corpora.sources import Examples, settle_problems
 from audiollm.processing.normalisers import NORMALISERS
+from tqdm.auto import tqdm
 
+from .encoding import EXAMPLE_ERRORS, ExampleEncoder
 from .errors import TrainingError
 
 
@@ -31,36 +35,76 @@ class AlignArguments:
             )
 
 
-def transcribed_clips(examples: Sequence[Example], normaliser: str) -> tuple[list[str], list[str]]:
+class TranscribedClips(Sequence[Any]):
     """
-    Recordings and what is said in them; rows that cannot serve are counted aloud.
+    The rows that the warm start can learn from, each read anew when it is asked for.
 
     Args:
-        examples: their responses are transcripts.
+        sources: opened data, whose responses are transcripts.
         normaliser: a name of `NORMALISERS`.
 
-    Returns:
-        Paths and normalised transcripts.
+    Attributes:
+        transcripts: normalised, one for each row.
 
     Raises:
-        TrainingError: no row is left.
+        TrainingError: no row is left. Those that cannot serve are counted aloud.
     """
-    left_out: Counter[str] = Counter()
-    paths, transcripts = [], []
-    for example in examples:
-        transcript = NORMALISERS[normaliser](example.response)
-        if len(example.audio_paths) != 1:
-            left_out["without audio" if not example.audio_paths else "with several recordings"] += 1
-        elif not any(map(str.isalnum, transcript)):
-            left_out["whose response has no words"] += 1
-        else:
-            paths.append(example.audio_paths[0])
-            transcripts.append(transcript)
-    if left_out:
-        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
-        print(f"The warm start leaves out {left_out.total()} of {len(examples)} rows: {counts}.")
-    if not paths:
-        raise TrainingError(
-            "No row can be aligned: the stage align needs rows of one recording whose response is what is said in it."
-        )
-    return paths, transcripts
+
+    def __init__(self, sources: Sequence[Examples], normaliser: str):
+        self.transcripts: list[str] = []
+        self._places: list[tuple[Examples, int]] = []
+        left_out: Counter[str] = Counter()
+        for source in sources:
+            for index in range(len(source)):
+                example = source[index]
+                answers = [message["content"] for message in example.messages if message["role"] == ASSISTANT]
+                transcript = NORMALISERS[normaliser](answers[-1])
+                if len(example.recordings) != 1:
+                    left_out["without audio" if not example.recordings else "with several recordings"] += 1
+                elif len(answers) != 1:
+                    left_out["of several turns"] += 1
+                elif not any(map(str.isalnum, transcript)):
+                    left_out["whose response has no words"] += 1
+                else:
+                    self._places.append((source, index))
+                    self.transcripts.append(transcript)
+        if left_out:
+            counts = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
+            total = left_out.total() + len(self)
+            print(f"The warm start leaves out {left_out.total()} of {total} rows: {counts}.")
+        if not self._places:
+            raise TrainingError(
+                "No row can be aligned: the stage align needs rows of one recording whose response is what is said in "
+                "it."
+            )
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index):
+        source, place = self._places[index]
+        return source[place]
+
+    def leave_out_undecodable(self, encoder: ExampleEncoder, skip_bad: bool, progress: bool = True) -> None:
+        """
+        Refuses recordings that cannot be used, all at once; with `skip_bad`, lists them and other bad rows, and goes on.
+
+        Raises:
+            ExamplesError: there are some, and they are not to be left out.
+            TrainingError: nothing is left.
+        """
+        problems = {source.source.name: list(source.problems) for source, _ in self._places}
+        usable = []
+        for index in tqdm(range(len(self)), desc="Checking examples", unit="example", disable=not progress):
+            clip = self[index]
+            try:
+                encoder.measure(clip.recordings[0])
+            except EXAMPLE_ERRORS as error:
+                problems[self._places[index][0].source.name].append((clip.where, str(error)))
+            else:
+                usable.append(index)
+        settle_problems(list(problems.items()), skip_bad)
+        self._places = [self._places[index] for index in usable]
+        self.transcripts = [self.transcripts[index] for index in usable]
+        if not usable:
+            raise TrainingError("No row can be aligned: no recording can be decoded.")

@@ -9,6 +9,8 @@ from .batching import BatchBudget
 from .streaming import SHUFFLE_ROWS
 
 STAGE_OF_MIXTURES = "instruct"
+#: Stages that read every form of data, and several sources.
+STAGES_OF_ALL_FORMS = ("align", STAGE_OF_MIXTURES)
 
 
 @dataclass
@@ -79,16 +81,18 @@ class SourceArguments:
         if self.streaming:
             self._check_streaming(training)
         if stage != STAGE_OF_MIXTURES:
+            reads_one = stage not in STAGES_OF_ALL_FORMS
             given = {
-                "several of --data_path": len(self.data_path) > 1,
+                "several of --data_path": reads_one and len(self.data_path) > 1,
                 "--data_weights": self.data_weights is not None,
-                "--on_bad_example skip": self.on_bad_example == "skip",
+                "--on_bad_example skip": reads_one and self.on_bad_example == "skip",
                 "--streaming": self.streaming,
                 "--max_tokens_per_batch": training.max_tokens_per_batch is not None,
                 "--max_audio_seconds_per_batch": training.max_audio_seconds_per_batch is not None,
             }
             for option in (option for option, is_given in given.items() if is_given):
-                raise ValueError(f"--stage {stage} takes one data file in batches of rows; leave out {option}.")
+                files = "one data file" if reads_one else "data of any form, each row once,"
+                raise ValueError(f"--stage {stage} takes {files} in batches of rows; leave out {option}.")
 
     def _check_streaming(self, training: "BudgetArguments") -> None:
         if training.max_steps <= 0:

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from audiollm import AudioLlmProcessor
-from audiollm.corpora.examples import ExamplesError, read_examples
+from audiollm.corpora.examples import ExamplesError
 from audiollm.processing.audio_io import AudioError
 from audiollm.processing.conversations import ConversationError
 from transformers import TrainerCallback
 
 from .align import Alignment, align
-from .align_stage import AlignArguments, transcribed_clips
+from .align_stage import AlignArguments, TranscribedClips
 from .arguments import (
     AudioLlmTrainingArguments,
     DataArguments,
@@ -29,9 +29,10 @@ from .augment import FeatureAugmentation
 from .checkpointing import StoppedBySignalError, last_complete_checkpoint
 from .command_line import parse_arguments
 from .dataset import BatchAugmentation
+from .encoding import ExampleEncoder
 from .errors import TrainingError
 from .evaluating import EvaluationError, early_stopping, listening_evaluation
-from .instruct_data import InstructData
+from .instruct_data import InstructData, open_training_data
 from .packing import BatchPacking, check_packing, uses_flash
 from .preparing import Prepared, prepare
 from .stages import LANGUAGE_MODEL_STAGES
@@ -165,13 +166,15 @@ def run_align(
     """
     own_arguments = own_arguments or AlignArguments()
     check_arguments(model_arguments, data_arguments, training_arguments, "align")
-    examples = read_examples(data_arguments.data_path[0], data_arguments.audio_dir)
-    paths, transcripts = transcribed_clips(examples, own_arguments.transcript_normaliser)
-    prepared = prepare(model_arguments, data_arguments, training_arguments, "align", len(paths))
+    sources = open_training_data(data_arguments).sources
+    clips = TranscribedClips(sources, own_arguments.transcript_normaliser)
+    prepared = prepare(model_arguments, data_arguments, training_arguments, "align", len(clips))
     assert prepared.cache is not None  # check_arguments has seen to it
     before = text_logits(prepared.model, prepared.processor.tokenizer)
-    keys = prepared.cache.add(paths, progress=not training_arguments.disable_tqdm)
-    clips = [example for example in examples if set(example.audio_paths) <= set(paths)]
+    encoder = ExampleEncoder(prepared.processor, prepared.cache)
+    clips.leave_out_undecodable(encoder, data_arguments.on_bad_example == "skip", not training_arguments.disable_tqdm)
+    encoder.add_features(clips, progress=not training_arguments.disable_tqdm)
+    keys = [encoder.measure(clip.recordings[0])[0] for clip in clips]
     variants = waveform_variants(data_arguments, training_arguments, prepared, clips)
     if training_arguments.should_save:
         print(prepared.cache.describe())
@@ -179,7 +182,7 @@ def run_align(
         prepared.model,
         prepared.cache,
         keys,
-        transcripts,
+        clips.transcripts,
         training_arguments,
         FeatureAugmentation() if data_arguments.augment else None,
         callbacks=callbacks,

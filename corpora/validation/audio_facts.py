@@ -23,6 +23,7 @@ from audiollm.processing.audio_io import (
     MAX_SAMPLING_RATE_HZ,
     MIN_SAMPLING_RATE_HZ,
     UNKNOWN_FRAMES,
+    ForwardSoundFile,
     declared_seconds,
     is_cut_off,
     read_bytes,
@@ -170,7 +171,7 @@ def _opened(recording: Any) -> Iterator[tuple[BinaryIO, Any]]:
 
 def _measure(file: BinaryIO, data: Any, max_seconds: float) -> AudioFacts:
     try:
-        decoder = soundfile.SoundFile(file)
+        decoder = ForwardSoundFile(file)
     except soundfile.LibsndfileError as error:
         return _measure_container(file, error.error_string, CONTAINER_FORMATS, max_seconds)
     with decoder:

@@ -378,3 +378,14 @@ def test_a_container_that_libsndfile_does_not_read(tmp_path: Path) -> None:
     assert facts.rms == pytest.approx(float(np.sqrt((heard**2).mean())), rel=1e-4)
     (tmp_path / "half.m4a").write_bytes((tmp_path / "a.m4a").read_bytes()[:4_000])
     assert measure(str(tmp_path / "half.m4a"), 600.0).fault in ("undecodable", "cut_off")
+
+
+def test_an_mp3_measured_by_blocks_is_what_it_is_read_whole() -> None:
+    """Levels of a recording of several blocks, whose samples a decoder spoils that is sought in."""
+    speech = np.concatenate([load_waveform(audio) for audio in load_studio_prompts("train")["audio"][:40]])
+    buffer = io.BytesIO()
+    soundfile.write(buffer, speech, 16_000, format="MP3")
+    whole = load_waveform(buffer.getvalue())
+    facts = measure({"bytes": buffer.getvalue(), "path": "speech.mp3"}, 600.0)
+    assert facts.peak == pytest.approx(np.abs(whole).max(), abs=1e-6)
+    assert facts.rms == pytest.approx(float(np.sqrt(np.mean(np.square(whole, dtype=np.float64)))), rel=1e-6)

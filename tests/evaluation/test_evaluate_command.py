@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 from audiollm.answering import answer, ask
-from audiollm.evaluation.evaluate import main, read_test_set
+from audiollm.evaluation.evaluate import main, name_of, read_test_set
 from audiollm.evaluation.word_error import score_word_error
 from small_corpus import example_rows, write_recordings, write_rows
 
@@ -85,6 +86,25 @@ def test_limit_and_no_decoder(checkpoint, test_set, tmp_path, capsys) -> None:
     assert len(report["clips"]) == 2 and report["whisper_own_decoder"] is None
     assert {clip["whisper_hypothesis"] for clip in report["clips"]} == {None}
     assert "Whisper" not in capsys.readouterr().out
+
+
+def test_test_sets_of_every_form_are_read(test_set, tmp_path) -> None:
+    data_path, audio_dir, rows = test_set
+    table = [
+        {
+            **{name: row[name] for name in ("text", "response")},
+            "audio": {"bytes": path.read_bytes(), "path": path.name},
+        }
+        for row in rows
+        for path in [Path(audio_dir) / row["audio_paths"]]
+    ]
+    datasets.Dataset.from_list(table).to_parquet(tmp_path / "table.parquet")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    expected = [example.messages for example in read_test_set(data_path, audio_dir)]
+    assert [example.messages for example in read_test_set(str(tmp_path / "rows.jsonl"), audio_dir)] == expected
+    from_table = read_test_set(str(tmp_path / "table.parquet"))
+    assert [example.messages for example in from_table] == expected
+    assert [name_of(example) for example in from_table] == [row["audio_paths"] for row in rows]
 
 
 def test_rows_must_have_one_recording_each(test_set, tmp_path) -> None:

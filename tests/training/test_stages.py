@@ -11,6 +11,7 @@ import time
 from collections import namedtuple
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
@@ -188,6 +189,44 @@ def test_align_leaves_out_what_it_cannot_use_aloud(options, corpus, tmp_path, ca
     assert len(alignment.losses) == 3
     message = refused([*options("align"), f"--data_path={write_rows(tmp_path / 'none.json', rows[-2:])}"], capsys)
     assert "No row can be aligned" in message
+
+
+def test_align_reads_every_form_of_data_and_several(options, corpus, tmp_path, capsys) -> None:
+    rows = [row for row in example_rows(corpus.names) if isinstance(row.get("audio_paths"), str)]
+    chats = [
+        {"messages": [{"role": "user", "content": row["text"]}, {"role": "assistant", "content": row["response"]}],
+         "audio_paths": row["audio_paths"]} for row in rows
+    ]  # fmt: skip
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    table = [
+        {"text": row["text"], "response": row["response"],
+         "audio": {"bytes": (corpus.audio_dir / row["audio_paths"]).read_bytes(), "path": row["audio_paths"]}}
+        for row in rows
+    ]  # fmt: skip
+    datasets.Dataset.from_list(table).to_parquet(tmp_path / "table.parquet")
+    write_rows(tmp_path / "rows.json", rows)
+    digests = set()
+    for name in ("rows.json", "chats.jsonl", "table.parquet"):
+        run([*options("align"), f"--data_path={tmp_path / name}", f"--output_dir={tmp_path / name}-run"])
+        digests.add(digest(tmp_path / f"{name}-run"))
+    assert len(digests) == 1
+    assert "leaves out" not in capsys.readouterr().out
+    both = ["--data_path", str(tmp_path / "rows.json"), str(tmp_path / "table.parquet")]
+    run([*options("align"), *both, f"--output_dir={tmp_path / 'both'}"])
+    assert digest(tmp_path / "both") not in digests
+
+
+def test_align_lists_all_bad_examples_or_leaves_them_out(options, corpus, tmp_path, capsys) -> None:
+    (tmp_path / "noise.wav").write_bytes(b"no recording")
+    rows = [row for row in example_rows(corpus.names) if isinstance(row.get("audio_paths"), str)]
+    rows = [{**row, "audio_paths": str(corpus.audio_dir / row["audio_paths"])} for row in rows]
+    broken = [{**rows[0], "audio_paths": str(tmp_path / "noise.wav")}] * 2
+    data = write_rows(tmp_path / "rows.json", [*rows, *broken])
+    given = [*without(options("align"), "audio_dir"), f"--data_path={data}"]
+    message = refused(given, capsys)
+    assert all(f"row {len(rows) + index}" in message for index in range(2))
+    run([*given, "--on_bad_example=skip"])
+    assert "2 bad examples are left out" in capsys.readouterr().out
 
 
 def test_align_trains_the_projector_alone_and_augments_when_asked(options, tiny_bases, tmp_path) -> None:
