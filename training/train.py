@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from audiollm import AudioLlmProcessor
 from audiollm.corpora.examples import ExamplesError
 from audiollm.processing.audio_io import AudioError
@@ -224,6 +225,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"audiollm train: {error}")
     try:
         run_stage(*parsed)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            # Together, and before the interpreter ends: threads of the group that outlive it abort their process, and
+            # with it the others, which may still be writing.
+            processes = PartialState()
+            processes.wait_for_everyone()
+            processes.destroy_process_group()
     except StoppedBySignalError as stopped:
         print(f"audiollm train: {stopped}", file=sys.stderr)
         sys.exit(EXIT_CODE_OF_SIGTERM)

@@ -63,7 +63,9 @@ def prepared(output: Path, name: str = "instruction_examples.json") -> list[str]
 
 
 def test_each_kind_of_corpus_has_a_command_with_help(capsys) -> None:
-    main(["--help"])
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
     shown = capsys.readouterr().out
     for kind in SOURCES:
         assert kind in shown

@@ -261,7 +261,11 @@ def test_the_normaliser_of_transcripts_is_the_one_asked_for(options, tmp_path) -
         ("instruct", "--resume_from_checkpoint=/nowhere", "--resume_from_checkpoint /nowhere is not a folder"),
         ("instruct", "--do_predict", "--do_predict does nothing here"),
         ("align", "--projector_learning_rate=1", "--projector_learning_rate contradicts --stage align"),
-        ("align", "--transcript_normaliser=x", "--transcript_normaliser is 'x'; expected one of english, basic, none"),
+        (
+            "align",
+            "--transcript_normaliser=x",
+            "--transcript_normaliser is 'x'; expected one of english, basic, characters, none",
+        ),
         ("distill", "--trainable=adapter+llm", "--trainable adapter+llm contradicts --stage distill"),
         ("distill", "--temperature=0", "--temperature is 0.0"),
         ("prefer", "--trainable=projector", "--trainable projector contradicts --stage prefer"),
