@@ -1,7 +1,6 @@
 """The `audiollm` command: one name for what the rooms offer. A room is only imported when its command is called."""
 
 import importlib
-import logging
 import sys
 
 COMMANDS = {
@@ -23,8 +22,6 @@ COMMANDS = {
 
 def main() -> None:
     """Entry of the console script."""
-    # It warns of a faster kernel at every import, wherever transformers looks for it, although nothing has few bits.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if command in ("-h", "--help"):
         print("usage: audiollm COMMAND [options]\n\ncommands:")

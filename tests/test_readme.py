@@ -331,6 +331,15 @@ def test_every_kill_ended_with_the_same_bits() -> None:
     assert all(case["bit_equal"] == case["kills"] == 10 for case in results.values())
 
 
+def test_figures_of_preparing_are_those_measured() -> None:
+    runs = json.loads((ROOT / "benchmarks" / "results" / "prepare_speed.json").read_text())["runs"]
+    assert [(run["side"], run["clips"]) for run in runs] == [
+        (side, clips) for clips in (1_000, 10_000) for side in ("audiollm prepare", "datasets.map")
+    ]
+    for run in runs:
+        assert f"{run['seconds']:.0f} s and {run['peak_mib']:.0f} MiB" in README, run
+
+
 def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     named = {word for words in COMMANDS if words[0] == "make" for word in words[1:]}
