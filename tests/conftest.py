@@ -1,5 +1,6 @@
 """Fixtures that several rooms' tests share: tiny random bases and models, and the real embedded pair."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,10 @@ from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor, embedd
 from tiny_models import randomise_trainables, save_audio_base, save_text_base
 
 REAL_BASES = ("pypi:whisper-tiny.en", "pypi:smollm2-135m-instruct")
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in shells' background jobs, where Ctrl-C is of no effect
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
