@@ -1,6 +1,5 @@
 """Synthetic voices: what is asked for is heard, texts are nothing but text, and every failure is named."""
 
-import pickle
 import shlex
 import sys
 import time
@@ -13,6 +12,7 @@ from audiollm.corpora.synthesis import speech_engines
 from audiollm.corpora.synthesis.speech_engines import CommandEngine, known_engines
 from audiollm.corpora.synthesis.voices import SpokenText, Voice, command_voices, default_voices, plain, voice_named
 from audiollm.processing import AudioError
+from made_clips import load_elsewhere
 
 SENTENCE = "The old harbour pilot brought the ship in."
 #: A program that notes its arguments and text, and writes a tone of 0.1 s for each letter over its speed.
@@ -281,7 +281,7 @@ def test_default_voices_are_those_of_the_table_that_are_installed() -> None:
 
 def test_spoken_texts_travel_to_other_processes_and_have_the_peak_they_are_given() -> None:
     spoken = SpokenText(ready("flite:kal16"), SENTENCE, pitch=1.1, speed=0.9, peak=0.4)
-    waveform, rate = pickle.loads(pickle.dumps(spoken)).load()
+    waveform, rate = load_elsewhere(spoken)
     assert rate == 16_000 and np.abs(waveform).max() == pytest.approx(0.4, abs=1e-4)
     assert np.array_equal(waveform, spoken.load()[0])
 
