@@ -16,9 +16,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
-from audiollm.option_parser import HelpFormatter, OptionParser
+from audiollm.option_parser import parser_of
 from audiollm.processing.normalisers import normaliser_for
 
 from .clips import CorpusError
@@ -229,15 +228,7 @@ def _check_outputs(files: Sequence[DataFile], arguments: ValidateArguments) -> N
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry of the command; exits with 1 where there are errors, and with 2 where nothing could be checked."""
-    dataclass_type: Any = ValidateArguments  # transformers' own type of these does not admit a dataclass
-    parser = OptionParser(
-        dataclass_type,
-        prog="audiollm validate",
-        usage="audiollm validate DATA... [options]",
-        description=(__doc__ or "").strip(),
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = parser_of(ValidateArguments, "validate", "DATA... [options]", __doc__)
     parser.add_argument("data", nargs="+", help="files to check, or split=file; see above")
     options = vars(parser.parse_args(list(sys.argv[1:] if argv is None else argv)))
     given = options.pop("data")

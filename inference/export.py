@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmProcessor
-from audiollm.option_parser import HelpFormatter, OptionParser
+from audiollm.option_parser import parser_of
 from huggingface_hub import StateDictSplit, split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from tqdm import tqdm
@@ -258,15 +258,7 @@ def _umask() -> int:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry of `audiollm export` and `python -m audiollm.inference.export`."""
-    dataclass_type: Any = ExportArguments  # transformers' own type of these does not admit a dataclass
-    parser = OptionParser(
-        dataclass_type,
-        prog="audiollm export",
-        usage="audiollm export --model MODEL --output FOLDER [options]",
-        description=(__doc__ or "").strip(),
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = parser_of(ExportArguments, "export", "--model MODEL --output FOLDER [options]", __doc__)
     options = ExportArguments(**vars(parser.parse_args(list(sys.argv[1:] if argv is None else argv))))
     try:
         output = export(options)

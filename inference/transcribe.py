@@ -12,9 +12,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from audiollm.option_parser import HelpFormatter, OptionParser
+from audiollm.option_parser import parser_of
 
 from .loading import DTYPES, CheckpointError, check_device, find_checkpoint, load_model, load_processor
 from .transcribe_inputs import Recording, find_recordings
@@ -186,15 +185,7 @@ def _warn(transcript: Transcript) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry of `audiollm transcribe`; exits with 1 where recordings failed, and with 2 where nothing was done."""
-    dataclass_type: Any = TranscribeArguments  # transformers' own type of these does not admit a dataclass
-    parser = OptionParser(
-        dataclass_type,
-        prog="audiollm transcribe",
-        usage="audiollm transcribe AUDIO... [options]",
-        description=(__doc__ or "").strip(),
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = parser_of(TranscribeArguments, "transcribe", "AUDIO... [options]", __doc__)
     parser.add_argument("audio", nargs="+", help="files, folders, patterns or URLs")
     options = vars(parser.parse_args(list(sys.argv[1:] if argv is None else argv)))
     given = options.pop("audio")

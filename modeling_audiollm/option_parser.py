@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from typing import Any
 
 from transformers import HfArgumentParser
 
@@ -27,4 +28,24 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     """Options with their defaults; examples as they are written."""
 
 
-__all__ = ["HelpFormatter", "OptionParser"]
+def parser_of(options: Any, command: str, usage: str, description: str | None) -> OptionParser:
+    """
+    The parser of one command.
+
+    Args:
+        options: dataclass, or several, whose fields are the options.
+        command: as in `audiollm COMMAND`.
+        usage: what stands behind the command.
+        description: a module's docstring.
+    """
+    return OptionParser(
+        options,
+        prog=f"audiollm {command}",
+        usage=f"audiollm {command} {usage}",
+        description=(description or "").strip(),
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+__all__ = ["HelpFormatter", "OptionParser", "parser_of"]

@@ -7,7 +7,6 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +18,15 @@ import soundfile
 from audiollm.corpora.examples import read_examples
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.processing import load_waveform
-from librispeech_archives import SPLITS, clip_ids, librispeech_archives, published, real_speech, served
+from librispeech_archives import SPLITS, clip_ids, librispeech_archives, published, real_speech
 from loopback_hub import LoopbackHub
-from loopback_site import Site, serving
-from prepare_process import Launcher, contents, launching
+from loopback_site import Site
+from prepare_process import contents
 
 TABLE = {split: vars(row) for split, row in published(librispeech_archives()).items()}
 #: Most that more clips may add to a process' memory, once the smaller corpus fills a row group of 1000 as well.
 MEMORY_GROWTH_MIB = 16
 FEW_CLIPS, MANY_CLIPS = 2000, 5000
-
-
-@pytest.fixture(scope="module")
-def launcher(tmp_path_factory) -> Iterator[Launcher]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
-        with launching(tmp_path_factory.mktemp("commands")) as launcher:
-            yield launcher
-
-
-@pytest.fixture
-def site() -> Iterator[Site]:
-    with serving() as site:
-        site.files = served(librispeech_archives())
-        yield site
 
 
 def librispeech(site: Site, folder: Path, *more: Any) -> list[Any]:

@@ -18,8 +18,7 @@ import pytest
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.downloads import BLOCK_BYTES
 from librispeech_archives import librispeech_archives, librispeech_trees, packed, published, served
-from loopback_site import Site, serving
-from prepare_process import Command, Launcher, contents, launching
+from prepare_process import Command, Launcher, contents
 
 CLIPS = 40
 KILLS = 5
@@ -36,21 +35,6 @@ class Corpus:
 
     arguments: list[str]
     options: dict[str, Any] = field(default_factory=dict)
-
-
-@pytest.fixture(scope="module")
-def launcher(tmp_path_factory) -> Iterator[Launcher]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
-        with launching(tmp_path_factory.mktemp("commands")) as launcher:
-            yield launcher
-
-
-@pytest.fixture
-def site() -> Iterator[Site]:
-    with serving() as site:
-        site.files = served(librispeech_archives())
-        yield site
 
 
 @pytest.fixture
