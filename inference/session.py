@@ -186,7 +186,7 @@ class Session:
             return
         reused = self._reuse(prompt, self._adapter(recordings, options))
         ids = torch.tensor([[_token_id(token, model.config) for token in prompt]], device=model.device)
-        with _MODEL_LOCKS.setdefault(model, threading.Lock()):
+        with model_lock(model):
             output = model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
@@ -294,6 +294,11 @@ class Session:
             raise RuntimeError("An answer is still being written. Read it to its end, or close() it, before going on.")
 
 
+def model_lock(model: torch.nn.Module) -> threading.Lock:
+    """The lock that is held while a model generates, by everything that answers from threads of its own."""
+    return _MODEL_LOCKS.setdefault(model, threading.Lock())
+
+
 def user_turn(text: str | None, *recordings: Any) -> dict[str, Any]:
     """
     A user's message: recordings alone, or text about them; see `audiollm.answering.ask`.
@@ -332,4 +337,4 @@ def _with_sources(message: dict[str, Any]) -> dict[str, Any]:
     return {**message, "content": [part.get("given", part) for part in message["content"]]}
 
 
-__all__ = ["AnswerReport", "ContextLengthError", "Session", "user_turn"]
+__all__ = ["AnswerReport", "ContextLengthError", "Session", "model_lock", "user_turn"]

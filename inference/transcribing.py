@@ -6,7 +6,7 @@ computes the same batches, and ends with the same bytes.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from .audio_blocks import header_seconds, local_file, read_blocks
 from .long_audio import Window, cut_into_windows
 from .partial_transcripts import PartialTranscript, content_checksum
+from .session import model_lock
 from .transcripts import Passage, Skipped, Transcript, add_skipped
 from .voice_activity import RISE_DB
 
@@ -120,10 +121,15 @@ class Transcriber:
         self._end_ids = set(ends if isinstance(ends, (list, tuple)) else [ends])
         self._bar: Any = None
         self._jobs: list[_Job] = []
-        self._began = self._seconds_heard = 0.0
+        self._began = self._seconds_heard = self._seconds_done = 0.0
+        self._seconds_total: float | None = None
+        self._on_progress: Callable[[float, float | None], None] | None = None
 
     def transcribe(
-        self, recordings: Sequence[str], partial_paths: Sequence[Path | None] | None = None
+        self,
+        recordings: Sequence[str],
+        partial_paths: Sequence[Path | None] | None = None,
+        on_progress: Callable[[float, float | None], None] | None = None,
     ) -> Iterator[Transcript | Failure]:
         """
         A transcript for each recording, in the given order, as soon as it and those before are done; a [`Failure`] for
@@ -132,6 +138,8 @@ class Transcriber:
         Args:
             recordings: paths or URLs.
             partial_paths: where to keep what is done of each; see [`PartialTranscript`]. None keeps nothing.
+            on_progress: called after each batch, and each stretch without a voice, with the seconds of audio that are done
+                and all there are, or None where that is not known beforehand. What it raises ends the transcribing.
 
         Raises:
             OSError: a partial transcript cannot be written.
@@ -143,6 +151,7 @@ class Transcriber:
         steps = self._with_context if self.settings.carry_context else self._sorted_by_length
         done = 0
         self._began, self._seconds_heard = time.monotonic(), 0.0
+        self._seconds_done, self._seconds_total, self._on_progress = 0.0, total, on_progress
         with tqdm(total=total, desc="Transcribing", disable=not self.progress, bar_format=_bar_format(total)) as bar:
             self._bar = bar
             for _ in steps():
@@ -206,7 +215,8 @@ class Transcriber:
                     job.samples = window.end
                     if window.waveform is None:
                         add_skipped(job.skipped, Skipped(window.start_s, window.end_s, window.reason))
-                        self._bar.update(window.end_s - window.start_s)
+                        self._advance(window)
+                        self._tell()
                         continue
                     job.spans.append((window.start, window.end))
                     yield window
@@ -231,12 +241,21 @@ class Transcriber:
             if _recall(job, window) is None:
                 new_of.setdefault(job, {})[window.start, window.end] = result
             job.heard[window.start, window.end] = result
-            self._bar.update(window.end_s - window.start_s)
+            self._advance(window)
         for job, new in new_of.items():
             if job.partial is not None:
                 job.partial.add(new)
         speed = self._seconds_heard / (time.monotonic() - self._began)
         self._bar.set_postfix_str(f"{speed:.1f} x real time")
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._on_progress is not None:
+            self._on_progress(self._seconds_done, self._seconds_total)
+
+    def _advance(self, window: Window) -> None:
+        self._seconds_done += window.end_s - window.start_s
+        self._bar.update(window.end_s - window.start_s)
 
     def _context(self, job: _Job) -> str:
         if not self.settings.carry_context or len(job.spans) < 2:
@@ -256,7 +275,8 @@ class Transcriber:
         inputs = self.processor.apply_chat_template(
             conversations, tokenize=True, add_generation_prompt=True, padding_side="left"
         ).to(self.model.device)
-        output = self.model.generate(**inputs, max_new_tokens=max(bounds), do_sample=False)
+        with model_lock(self.model):
+            output = self.model.generate(**inputs, max_new_tokens=max(bounds), do_sample=False)
         results = []
         # Each by its own bound, so that what is written does not depend on what else is in the batch.
         for row, bound in zip(output[:, inputs["input_ids"].shape[1] :].tolist(), bounds):
