@@ -68,6 +68,8 @@ GUESSES: dict[str, Guess] = {
 }
 #: Fields one of which a dataset must have: what a task can ask for.
 ANSWERS = ("text", "translation", "caption", "answer", "response")
+#: How `audiollm prepare` is told what it cannot tell, at the end of errors about columns.
+OVERRIDE_HINT = " Say which is which with --columns, for instance --columns audio=COLUMN text=COLUMN."
 #: Names that a prepared clip has of its own.
 RESERVED_FIELDS = ("split", "duration", "bytes", "sha256", "problem")
 FIELD_NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -304,10 +306,7 @@ def _check(
     if not problems and guessed and "text" not in overrides and not any(answer in specs for answer in ANSWERS):
         problems.append("it cannot be told which column is the transcript")
     if problems:
-        raise CorpusError(
-            f"{name}: {'; '.join(problems)}. Its columns are: {found}. Say which is which with --columns, for instance "
-            "--columns audio=COLUMN text=COLUMN."
-        )
+        raise CorpusError(f"{name}: {'; '.join(problems)}. Its columns are: {found}.{OVERRIDE_HINT}")
 
 
 def _takes_lists(spec: ColumnSpec, kind: str) -> bool:
@@ -342,4 +341,12 @@ def wer_unit(name: str, column: str, values: Iterable[float | None], given: str 
     )
 
 
-__all__ = ["ColumnMapping", "ColumnSpec", "column_kinds", "map_columns", "parse_overrides", "wer_unit"]
+__all__ = [
+    "OVERRIDE_HINT",
+    "ColumnMapping",
+    "ColumnSpec",
+    "column_kinds",
+    "map_columns",
+    "parse_overrides",
+    "wer_unit",
+]

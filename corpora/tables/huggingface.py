@@ -100,6 +100,9 @@ class HuggingFaceSource:
 
     Args:
         arguments: as on the command line.
+        corpus: an entry of another table than that of the ready corpora, read in place of `arguments.dataset`; its
+            config is chosen already.
+        source_path: a copy of that corpus on disk.
 
     Attributes:
         name, identity: as of every source.
@@ -113,12 +116,12 @@ class HuggingFaceSource:
         CorpusError: it cannot be read, or a column is missing or cannot be told among several.
     """
 
-    def __init__(self, arguments: HuggingFaceArguments):
-        self.corpus: Corpus | None = None
-        if is_corpus_name(arguments.dataset):
+    def __init__(self, arguments: HuggingFaceArguments, corpus: Corpus | None = None, source_path: str | None = None):
+        self.corpus = corpus
+        if corpus is None and is_corpus_name(arguments.dataset):
             self.corpus = corpus_named(arguments.dataset, arguments.config)
         self._place = find_place(
-            arguments.dataset, arguments.config, arguments.revision, self.corpus, arguments.source_path
+            arguments.dataset, arguments.config, arguments.revision, self.corpus, source_path or arguments.source_path
         )
         self.name = self._place.name
         self.tasks: tuple[Task, ...] | None = self.corpus.tasks if self.corpus else None
