@@ -8,6 +8,8 @@ COMMANDS = {
     "generate": ("audiollm.inference.generate", "ask a question about a recording"),
     "chat": ("audiollm.inference.chat", "a conversation in the terminal: text, recordings, speech"),
     "transcribe": ("audiollm.inference.transcribe", "what is said in recordings of any length: text, JSON, subtitles"),
+    "demo-web": ("audiollm.inference.demo_web", "a page in the browser: record, upload, ask, transcribe"),
+    "serve": ("audiollm.inference.serve", "an OpenAI-compatible server: chat with recordings, transcriptions"),
     "export": ("audiollm.inference.export", "a checkpoint in the Ultravox layout, for vLLM and llama.cpp"),
     "evaluate": ("audiollm.evaluation.evaluate", "word error on held-out speech, with the wrong-audio control"),
     "prepare": (
