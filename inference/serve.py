@@ -1,0 +1,239 @@
+"""
+`audiollm serve`: a server that OpenAI's clients talk to: chat with recordings, transcriptions of any length.
+
+    audiollm serve --model you/your-model
+    audiollm serve --model runs/demo/adapter --port 9000
+
+It serves one model, loaded before the first request, to programs on this machine: whoever it is opened to by --host may
+use it, so give --api_key as well. Answers are greedy unless a request gives a temperature. Ctrl-C stops it.
+"""
+
+import importlib
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .loading import DTYPES, CheckpointError, check_device, find_checkpoint, load_model, load_processor
+from .options import parse, tell
+from .session import DEFAULT_MAX_NEW_TOKENS
+from .transcribing import TranscribingSettings
+
+if TYPE_CHECKING:
+    from .serving.service import ServingSettings
+
+#: What the extra `serving` installs.
+LIBRARIES = ("starlette", "uvicorn", "pydantic", "python_multipart")
+API_KEY_VARIABLE = "AUDIOLLM_API_KEY"
+LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
+DEFAULT_PORT, MAX_PORT = 8000, 65_535
+#: What is under way when the server is stopped has so long to end.
+GRACE_SECONDS = 5
+EXAMPLES = """Serving {name} at {url}/v1, to {whom}.
+  curl {url}/v1/audio/transcriptions{header} -F file=@recording.wav -F model={name}
+  client = openai.OpenAI(base_url="{url}/v1", api_key={key})
+  client.audio.transcriptions.create(model="{name}", file=open("recording.wav", "rb"))
+  client.chat.completions.create(model="{name}", messages=[{{"role": "user", "content": "Hello"}}])
+Ctrl-C stops it."""
+
+
+@dataclass
+class ServeArguments:
+    """What is served, where, to whom, and how much of it."""
+
+    model: str | None = field(
+        default=None,
+        metadata={"help": "AudioLLM checkpoint: a folder or a Hub id; that of `make demo` when not given."},
+    )
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub id."})
+    dtype: str = field(default="auto", metadata={"help": "Precision of the bases.", "choices": DTYPES})
+    device: str | None = field(
+        default=None,
+        metadata={"help": "Where to put the model: cpu, cuda:0, or auto to spread it; a GPU if there is one."},
+    )
+    served_name: str | None = field(
+        default=None, metadata={"help": "What requests call the model; its Hub id or folder's name when not given."}
+    )
+    host: str = field(
+        default="127.0.0.1", metadata={"help": "Address to listen at; 0.0.0.0 opens it to the whole network."}
+    )
+    port: int = field(default=DEFAULT_PORT, metadata={"help": "Port to listen at; 0 takes a free one."})
+    api_key: str | None = field(
+        default=None,
+        metadata={"help": f"What clients have to send; or set {API_KEY_VARIABLE}, which `ps` does not show."},
+    )
+    allow_origins: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Web pages of other sites that may use it (CORS), such as https://example.org; none."},
+    )
+    max_upload_mb: float = field(default=64.0, metadata={"help": "Largest request, in millions of bytes."})
+    max_audio_seconds: float = field(
+        default=7_200.0, metadata={"help": "Longest audio of a request; of a chat, the model's context may hold less."}
+    )
+    max_new_tokens: int = field(
+        default=DEFAULT_MAX_NEW_TOKENS,
+        metadata={"help": "Bound on an answer of a chat, in tokens; a request may ask for less."},
+    )
+    max_requests: int = field(
+        default=32, metadata={"help": "How many may be under way at once, one being answered; others are sent away."}
+    )
+    kept_conversations: int = field(
+        default=4,
+        metadata={"help": "How many conversations' keys and values are kept in memory, for quick follow-ups."},
+    )
+    window_seconds: float = field(
+        default=TranscribingSettings.window_seconds,
+        metadata={
+            "help": "Longest window that is transcribed at once, at most 30: about what the model was trained on."
+        },
+    )
+    voice_activity: str = field(
+        default="on",
+        metadata={"help": "on leaves out of transcripts what holds no voice.", "choices": ("on", "off")},
+    )
+    log_level: str = field(default="info", metadata={"help": "What is logged of requests.", "choices": LOG_LEVELS})
+
+    def __post_init__(self):
+        if not 0 <= self.port <= MAX_PORT:
+            raise ValueError(f"--port is {self.port}; expected 0 to {MAX_PORT}.")
+        for name in ("max_new_tokens", "max_requests"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} is {getattr(self, name)}; expected at least 1.")
+        for name in ("max_upload_mb", "max_audio_seconds"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"--{name} is {getattr(self, name):g}; expected more than 0.")
+        if self.kept_conversations < 0:
+            raise ValueError(f"--kept_conversations is {self.kept_conversations}; expected 0 or more.")
+        self.api_key = self.api_key if self.api_key is not None else os.environ.get(API_KEY_VARIABLE) or None
+        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.strip() == self.api_key != ""):
+            raise ValueError("--api_key is empty, or has blanks around it or letters beyond ASCII; headers hold none.")
+
+    def name(self, checkpoint: str) -> str:
+        """What requests call the model: never where on this machine it lies."""
+        is_folder = Path(checkpoint).exists()
+        return self.served_name or (Path(checkpoint).resolve().name if is_folder else checkpoint)
+
+    def settings(self, name: str, longest_window_s: float) -> "ServingSettings":
+        """
+        What the server allows.
+
+        Raises:
+            ValueError: windows are longer than the encoder's.
+        """
+        from .serving.gateway import is_loopback
+        from .serving.service import ServingSettings
+
+        if not 1 <= self.window_seconds <= longest_window_s:
+            raise ValueError(f"--window_seconds is {self.window_seconds:g}; expected 1 to {longest_window_s:g}.")
+        return ServingSettings(
+            name=name,
+            api_key=self.api_key,
+            max_upload_mb=self.max_upload_mb,
+            max_audio_seconds=self.max_audio_seconds,
+            max_new_tokens=self.max_new_tokens,
+            max_requests=self.max_requests,
+            kept_sessions=self.kept_conversations,
+            is_local=is_loopback(self.host),
+            allow_origins=tuple(self.allow_origins),
+            transcribing=TranscribingSettings(
+                window_seconds=self.window_seconds, voice_activity=self.voice_activity == "on"
+            ),
+        )
+
+
+def check_libraries() -> None:
+    """
+    Raises:
+        CheckpointError: what the extra `serving` installs is not there.
+    """
+    for name in LIBRARIES:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise CheckpointError(
+                f'serving needs libraries that are not installed ({error}): pip install "audiollm[serving]"'
+            ) from error
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """
+    Takes the address, before a model is loaded for minutes.
+
+    Raises:
+        OSError: it is taken, or none of this machine's.
+    """
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    taken = socket.socket(family, kind, protocol)
+    try:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(address)
+    except OSError:
+        taken.close()
+        raise
+    return taken
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry of `audiollm serve`."""
+    parser, options = parse(ServeArguments, "serve", __doc__ or "", arguments)
+    try:
+        check_libraries()
+        checkpoint = find_checkpoint(options.model)
+        device = check_device(options.device)
+        processor = load_processor(checkpoint, options.revision)
+        longest_window_s = processor.feature_extractor.n_samples / processor.sampling_rate
+        try:
+            settings = options.settings(options.name(checkpoint), longest_window_s)
+        except ValueError as error:
+            parser.error(str(error))
+        try:
+            listening = bind(options.host, options.port)
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot listen at {options.host}, port {options.port}: {error}. Give another --port or --host."
+            ) from error
+        tell(f"Loading {checkpoint} …")
+        model = load_model(checkpoint, options.dtype, device, options.revision)
+    except CheckpointError as error:
+        sys.exit(f"audiollm serve: {error}")
+
+    import uvicorn
+
+    from .serving.app import create_app
+
+    _announce(settings, options.host, listening)
+    config = uvicorn.Config(
+        create_app(model, processor, settings),
+        log_level=options.log_level,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        server_header=False,
+    )
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def _announce(settings: "ServingSettings", host: str, listening: socket.socket) -> None:
+    """Says what is served where, and how to ask."""
+    port = listening.getsockname()[1]
+    shown = f"[{host}]" if ":" in host else host
+    tell(
+        EXAMPLES.format(
+            name=settings.name,
+            url=f"http://{shown}:{port}",
+            whom="programs on this machine" if settings.is_local else "everybody who reaches this machine",
+            header="" if settings.api_key is None else ' -H "Authorization: Bearer $KEY"',
+            key='"none"' if settings.api_key is None else "KEY",
+        )
+    )
+    if not settings.is_local:
+        lock = "without an API key" if settings.api_key is None else "with an API key that travels unencrypted"
+        tell(
+            f"Warning: {host} is reached from other machines, {lock}. Put a proxy with TLS before it, or leave --host "
+            "out."
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""The routes, as an ASGI application."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from . import chat, transcriptions
+from .errors import HTTPException, handle
+from .gateway import Gateway
+from .service import Service, ServingSettings
+
+OWNER = "audiollm"
+
+
+def create_app(model: Any, processor: Any, settings: ServingSettings) -> Starlette:
+    """
+    An application that serves one model.
+
+    Args:
+        model, processor: a pair that belongs together.
+        settings: see [`ServingSettings`].
+    """
+    service = Service(model, processor, settings)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        service.close()
+
+    middleware = [
+        Middleware(
+            Gateway,
+            api_key=settings.api_key,
+            max_upload_mb=settings.max_upload_mb,
+            max_requests=settings.max_requests,
+            is_local=settings.is_local,
+            allow_origins=settings.allow_origins,
+        )
+    ]
+    if settings.allow_origins:
+        cors = Middleware(
+            CORSMiddleware, allow_origins=settings.allow_origins, allow_methods=["*"], allow_headers=["*"]
+        )
+        middleware.insert(0, cors)
+    app = Starlette(
+        routes=[
+            Route("/v1/chat/completions", chat.complete, methods=["POST"]),
+            Route("/v1/audio/transcriptions", transcriptions.transcribe, methods=["POST"]),
+            Route("/v1/models", _models),
+            Route("/v1/models/{name:path}", _model),
+            Route("/health", _health),
+        ],
+        middleware=middleware,
+        lifespan=lifespan,
+        exception_handlers={HTTPException: handle, ClientDisconnect: handle, Exception: handle},
+    )
+    app.state.service = service
+    app.state.began = int(time.time())
+    return app
+
+
+async def _health(request: Request) -> JSONResponse:
+    return JSONResponse({"status": "ok"})
+
+
+async def _models(request: Request) -> JSONResponse:
+    return JSONResponse({"object": "list", "data": [_described(request)]})
+
+
+async def _model(request: Request) -> JSONResponse:
+    request.app.state.service.check_model(request.path_params["name"])
+    return JSONResponse(_described(request))
+
+
+def _described(request: Request) -> dict[str, Any]:
+    name = request.app.state.service.settings.name
+    return {"id": name, "object": "model", "created": request.app.state.began, "owned_by": OWNER}
+
+
+__all__ = ["create_app"]

@@ -1,0 +1,97 @@
+"""Errors in the shape that OpenAI's clients read: `{"error": {"message", "type", "param", "code"}}`."""
+
+import logging
+from typing import Any
+
+import jinja2
+import torch
+from audiollm.processing import AudioError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
+
+from ..session import ContextLengthError
+
+logger = logging.getLogger(__name__)
+
+BAD_REQUEST, UNAUTHORIZED, FORBIDDEN, NOT_FOUND = 400, 401, 403, 404
+TIMED_OUT, TOO_LARGE, GONE, INTERNAL, OVERLOADED = 408, 413, 499, 500, 503
+FIRST_SERVER_STATUS = 500
+
+
+class ApiError(HTTPException):
+    """
+    What a client is told.
+
+    Args:
+        status: of HTTP.
+        message: what was given, what was expected, what to do.
+        code: a word for programs.
+        param: the field of the request that is at fault.
+        headers: of the response.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        param: str | None = None,
+        headers: dict[str, str] | None = None,
+    ):
+        super().__init__(status, message, headers)
+        self.code, self.param = code, param
+
+    def body(self) -> dict[str, Any]:
+        """The response's JSON, which also is what a stream ends with that goes wrong."""
+        kind = "server_error" if self.status_code >= FIRST_SERVER_STATUS else "invalid_request_error"
+        return {"error": {"message": self.detail, "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        """The whole response."""
+        return JSONResponse(self.body(), self.status_code, self.headers)
+
+
+class GoneError(Exception):
+    """The client is gone, or the server shuts down: nobody waits for the result."""
+
+
+def about_request(error: Exception) -> ApiError | None:
+    """What is to be said about an error of which the request is the cause; None for others."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, ContextLengthError):
+        return ApiError(BAD_REQUEST, str(error), "context_length_exceeded")
+    if isinstance(error, AudioError):
+        return ApiError(BAD_REQUEST, str(error), "invalid_audio")
+    if isinstance(error, jinja2.TemplateError):
+        return ApiError(BAD_REQUEST, f"The model's chat template refuses the messages: {error}", param="messages")
+    if isinstance(error, ValueError):
+        return ApiError(BAD_REQUEST, str(error))
+    return None
+
+
+def about_server(error: BaseException) -> ApiError:
+    """What is to be said about any other error; the log has the rest."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, (GoneError, ClientDisconnect)):
+        return ApiError(GONE, "The request was given up.", "request_cancelled")
+    if isinstance(error, torch.OutOfMemoryError):
+        logger.error("Out of memory: %s", error)
+        return ApiError(
+            INTERNAL, "The server's memory does not suffice; send less audio or text.", code="out_of_memory"
+        )
+    logger.error("A request failed.", exc_info=error)
+    return ApiError(INTERNAL, "The server failed; its log says why.", "internal_error")
+
+
+async def handle(request: Request, error: Exception) -> JSONResponse:
+    """Starlette's handler of errors: of ours, and of its own, such as 404."""
+    if isinstance(error, HTTPException) and not isinstance(error, ApiError):
+        where = f"{request.method} {request.url.path}"
+        error = ApiError(error.status_code, f"{where}: {error.detail}", headers=dict(error.headers or {}))
+    return about_server(error).response()
+
+
+__all__ = ["ApiError", "GoneError", "about_request", "about_server", "handle"]

@@ -1,0 +1,166 @@
+"""What a request must pass before anything of it is read: whose it is, where it comes from, how much and how many there are."""
+
+import asyncio
+import hmac
+import ipaddress
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .errors import FORBIDDEN, OVERLOADED, TIMED_OUT, TOO_LARGE, UNAUTHORIZED, ApiError
+
+#: A body that stands still for so long is given up.
+IDLE_SECONDS = 30.0
+#: What is sent after the limit is read and thrown away, for so long, because many clients read no answer before they have
+#: sent everything.
+DRAIN_SECONDS = 20.0
+OPEN_PATHS = ("/health",)
+LOCAL_NAMES = ("localhost",)
+BYTES_PER_MB = 1_000_000
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address is this machine's own, which others cannot reach."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() in LOCAL_NAMES
+
+
+class Gateway:
+    """
+    Lets requests through that may come in.
+
+    Args:
+        app: what they come to.
+        api_key: what `Authorization: Bearer` has to say; None lets everybody in.
+        max_upload_mb: largest body, in millions of bytes.
+        max_requests: how many may be under way at once.
+        is_local: only hosts' names of this machine are taken, so that no web page reaches it by a name of its own.
+        allow_origins: web pages, beside the server's own, whose requests are taken.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        api_key: str | None,
+        max_upload_mb: float,
+        max_requests: int,
+        is_local: bool,
+        allow_origins: Sequence[str] = (),
+    ):
+        self.app, self.api_key, self.is_local = app, api_key, is_local
+        self.max_upload_mb, self.max_requests = max_upload_mb, max_requests
+        self.allow_origins = allow_origins
+        self._under_way = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        counted = scope["method"] == "POST"
+        try:
+            self._check(scope, headers)
+            if counted and self._under_way >= self.max_requests:
+                raise ApiError(
+                    OVERLOADED,
+                    f"{self._under_way} requests are under way, and the server takes no more at once; try again soon.",
+                    "overloaded",
+                    headers={"retry-after": "2"},
+                )
+        except ApiError as error:
+            await _drain(receive, headers)
+            await error.response()(scope, receive, send)
+            return
+        self._under_way += counted
+        try:
+            await self.app(scope, _Limited(receive, headers, self.max_upload_mb), send)
+        finally:
+            self._under_way -= counted
+
+    def _check(self, scope: Scope, headers: Headers) -> None:
+        host = urlsplit(f"//{headers.get('host', '')}")
+        if self.is_local and not is_loopback(host.hostname or ""):
+            raise ApiError(
+                FORBIDDEN, f"The host is {host.hostname!r}; this server only answers to localhost.", "wrong_host"
+            )
+        origin = headers.get("origin")
+        if (
+            origin is not None
+            and not {origin, "*"} & set(self.allow_origins)
+            and urlsplit(origin).netloc != host.netloc
+        ):
+            raise ApiError(
+                FORBIDDEN,
+                f"Requests of web pages of {origin} are not taken; --allow_origins names whose are.",
+                "origin",
+            )
+        given = headers.get("authorization", "").removeprefix("Bearer ").strip()
+        is_right = self.api_key is None or hmac.compare_digest(given.encode(), self.api_key.encode())
+        if not is_right and scope["path"] not in OPEN_PATHS:
+            raise ApiError(
+                UNAUTHORIZED,
+                "The API key is missing or wrong; send `Authorization: Bearer KEY`.",
+                "invalid_api_key",
+                headers={"www-authenticate": "Bearer"},
+            )
+
+
+class _Limited:
+    """A request's `receive` that counts the body's bytes, and does not wait for one that stands still."""
+
+    def __init__(self, receive: Receive, headers: Headers, max_mb: float):
+        self._receive, self._headers, self._max_mb = receive, headers, max_mb
+        self._num_bytes = 0
+        self._is_whole = False
+
+    async def __call__(self) -> Message:
+        if self._is_whole:  # from here on it only tells when the client goes away
+            return await self._receive()
+        if _declared_bytes(self._headers) > self._max_mb * BYTES_PER_MB:
+            await self._refuse()
+        try:
+            message = await asyncio.wait_for(self._receive(), IDLE_SECONDS)
+        except asyncio.TimeoutError:  # another one before Python 3.11
+            raise ApiError(
+                TIMED_OUT, f"Nothing of the request came for {IDLE_SECONDS:.0f} s.", "request_timeout"
+            ) from None
+        self._num_bytes += len(message.get("body", b""))
+        if self._num_bytes > self._max_mb * BYTES_PER_MB:
+            await self._refuse()
+        self._is_whole = not message.get("more_body", False)
+        return message
+
+    async def _refuse(self) -> None:
+        self._is_whole = True
+        await _drain(self._receive, self._headers)
+        raise ApiError(
+            TOO_LARGE, f"The request is larger than {self._max_mb:g} MB, the most that this server takes.", "too_large"
+        )
+
+
+async def _drain(receive: Receive, headers: Headers) -> None:
+    """Reads what a refused client still sends, for a while, and keeps nothing of it."""
+    if not _declared_bytes(headers) and "transfer-encoding" not in headers:
+        return
+
+    async def read() -> None:
+        while (message := await receive())["type"] == "http.request" and message.get("more_body"):
+            pass
+
+    try:
+        await asyncio.wait_for(read(), DRAIN_SECONDS)
+    except asyncio.TimeoutError:  # another one before Python 3.11
+        return
+
+
+def _declared_bytes(headers: Headers) -> int:
+    declared = headers.get("content-length", "")
+    return int(declared) if declared.isascii() and declared.isdigit() else 0
+
+
+__all__ = ["Gateway", "is_loopback"]

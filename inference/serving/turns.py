@@ -1,0 +1,140 @@
+"""Whose turn it is: one answer at a time from one model, first come, first served, and nobody waits for who is gone."""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import StoppingCriteriaList
+
+from ..streaming import StopWhenSet
+from .errors import GoneError
+
+
+class Turns:
+    """A lock that threads get in the order in which they asked for it."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._queue: deque[object] = deque()
+
+    @contextmanager
+    def take(self, stop: threading.Event) -> Iterator[None]:
+        """
+        Waits for its turn, and has it until the end of the `with` block.
+
+        Raises:
+            GoneError: `stop` is set before the turn comes.
+        """
+        ticket = object()
+        with self._condition:
+            self._queue.append(ticket)
+            self._condition.wait_for(lambda: self._queue[0] is ticket or stop.is_set())
+            if stop.is_set():
+                self._leave(ticket)
+                raise GoneError
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._leave(ticket)
+
+    def _leave(self, ticket: object) -> None:
+        self._queue.remove(ticket)
+        self._condition.notify_all()
+
+    def wake(self) -> None:
+        """Has those that wait look whether they are to stop."""
+        with self._condition:
+            self._condition.notify_all()
+
+    @property
+    def waiting(self) -> int:
+        """How many have a turn, or wait for one."""
+        return len(self._queue)
+
+
+class TurnTakingModel:
+    """
+    A model that takes a turn for each call of `generate`, so that others come in between, and stops within a token.
+
+    Args:
+        model: what does the work; everything but `generate` is its own.
+        turns: the model's.
+        stop: ends generation, and then raises [`GoneError`].
+    """
+
+    def __init__(self, model: Any, turns: Turns, stop: threading.Event):
+        self._model, self._turns, self._stop = model, turns, stop
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def eval(self) -> "TurnTakingModel":
+        """Puts the model in evaluation mode."""
+        self._model.eval()
+        return self
+
+    def generate(self, **options: Any) -> Any:
+        """See the model's own."""
+        with self._turns.take(self._stop):
+            output = self._model.generate(stopping_criteria=StoppingCriteriaList([StopWhenSet(self._stop)]), **options)
+        if self._stop.is_set():
+            raise GoneError
+        return output
+
+
+#: What a job does: gets a function for what it has to give, and the event that stops it.
+Work = Callable[[Callable[[Any], None], threading.Event], None]
+
+
+class Job:
+    """
+    What is done for one request, in a thread: gives items one by one, and stops when it is abandoned.
+
+    Args:
+        work: see [`Work`].
+        pool: has a thread for it.
+        turns: what it may be waiting for.
+    """
+
+    def __init__(self, work: Work, pool: ThreadPoolExecutor, turns: Turns):
+        self.stop = threading.Event()
+        self._turns = turns
+        self._loop = asyncio.get_running_loop()
+        self._items: asyncio.Queue[tuple[Any, BaseException | None, bool]] = asyncio.Queue()
+        pool.submit(self._run, work)
+
+    def _run(self, work: Work) -> None:
+        error: BaseException | None = None
+        try:
+            work(lambda item: self._put((item, None, False)), self.stop)
+        except BaseException as raised:  # raised where the items are taken
+            error = raised
+        self._put((None, error, True))
+
+    def _put(self, entry: tuple[Any, BaseException | None, bool]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._items.put_nowait, entry)
+        except RuntimeError:  # the server is closed already
+            self.stop.set()
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        while True:
+            item, error, is_last = await self._items.get()
+            if error is not None:
+                raise error
+            if is_last:
+                return
+            yield item
+
+    def abandon(self) -> None:
+        """Stops the work within a token; it then ends by itself."""
+        self.stop.set()
+        self._turns.wake()
+
+
+__all__ = ["Job", "TurnTakingModel", "Turns", "Work"]
