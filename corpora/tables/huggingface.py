@@ -136,7 +136,9 @@ class HuggingFaceSource:
         mappings = []
         for split in self._splits:
             dataset, self._folders[split] = open_split(self._place, split, arguments.streaming)
-            rows = self._first_rows(dataset, split)
+            # Where the columns are given and their types known, rows decide nothing: one shows that there are any.
+            known = corpus is not None and dataset.features is not None
+            rows = self._first_rows(dataset, split, 1 if known else ROWS_LOOKED_AT)
             kinds = column_kinds(dataset.features, rows)
             label = f"{self.name}, split {split!r}" if len(self._splits) > 1 else self.name
             mappings.append(map_columns(label, kinds, rows, overrides, self.corpus.columns if self.corpus else None))
@@ -182,9 +184,9 @@ class HuggingFaceSource:
                 known = ", ".join(self.corpus.splits)
                 raise CorpusError(f"{self.name} has no split {unknown[0]!r}; expected some of {known}.")
 
-    def _first_rows(self, dataset: Any, split: str) -> list[dict[str, Any]]:
+    def _first_rows(self, dataset: Any, split: str, count: int) -> list[dict[str, Any]]:
         try:
-            rows = [dict(row) for row in dataset.take(ROWS_LOOKED_AT)]
+            rows = [dict(row) for row in dataset.take(count)]
         except READ_ERRORS as error:
             raise CorpusError(
                 f"{self.name}: split {split!r} cannot be read: {' '.join(str(error).split())}"

@@ -24,7 +24,8 @@ from .task import KINDS, Task, TaskError
 TASKS_FILE = Path(__file__).parent / "tasks.yaml"
 CONFIG_SEPARATOR = ":"
 EVERY_CONFIG = ":*"
-ENGLISH_FLEURS = "en_us"
+#: The reader whose configs are two configs of FLEURS, and that of English.
+FLEURS_TRANSLATION, ENGLISH_FLEURS = "fleurs_translation", "en_us"
 #: Codes that configs begin with, where the usual one is another.
 LANGUAGE_CODES = {"cmn": "zh"}
 #: Kinds whose answers are compared word by word, and the metric that does so where words are not separated.
@@ -152,7 +153,7 @@ def _variants(name: str, entry: Mapping[str, Any]) -> dict[str, Settings]:
     variants = {}
     for config in _configs(entry):
         chosen = tuple(replace(source, config=config) for source in settings.sources)
-        language = settings.language or entry.get("languages", {}).get(config) or _language(settings.kind, config)
+        language = settings.language or entry.get("languages", {}).get(config) or _language(entry, config)
         variants[f"{name}{CONFIG_SEPARATOR}{config}"] = replace(settings, sources=chosen, language=language)
     return variants
 
@@ -163,20 +164,20 @@ def _configs(entry: Mapping[str, Any]) -> list[str]:
         return list(entry["each"])
     corpus = raw_benchmark(entry["sources"][0]["corpus"])
     configs = list(corpus.configs)
-    if entry["reader"] != "fleurs_translation":
+    if entry["reader"] != FLEURS_TRANSLATION:
         return configs
     others = [config for config in configs if config != ENGLISH_FLEURS]
     into = [f"{config}{PAIR_SEPARATOR}{ENGLISH_FLEURS}" for config in others]
     return [*into, *(f"{ENGLISH_FLEURS}{PAIR_SEPARATOR}{config}" for config in others)]
 
 
-def _language(kind: str, config: str) -> str:
-    """The code of the language that answers are in, from a config such as `de_de`, `de_en`, `en_zh-CN`, `de_de-en_us`."""
+def _language(entry: Mapping[str, Any], config: str) -> str:
+    """The code of the language that answers are in, from a config such as `de_de`, `en_zh-CN` or `de_de-en_us`."""
     name = config
-    if kind == "translation":
-        _, dash, target = config.partition(PAIR_SEPARATOR)
-        is_pair_of_fleurs = dash and "_" in target and "_" in config.partition(PAIR_SEPARATOR)[0] and target.islower()
-        name = target if is_pair_of_fleurs else config.rpartition("_")[2]
+    if entry["reader"] == FLEURS_TRANSLATION:
+        name = config.partition(PAIR_SEPARATOR)[2]
+    elif entry["kind"] == "translation":
+        name = config.rpartition("_")[2]
     code = re.split("[-_]", name)[0]
     return LANGUAGE_CODES.get(code, code)
 

@@ -24,6 +24,7 @@ class Settings:
         reader: name of the function that reads it.
         sources: forms that the benchmark comes in.
         answer: field that holds the references; None where there are none.
+        openslr: name of the split in LibriSpeech's own archives.
         by: fields that tell which rows are about the same recording.
         language: code of the answers' language.
         about: title and licence of a task that has no source.
@@ -36,6 +37,7 @@ class Settings:
     prompt: str = ""
     sources: tuple[SourceSettings, ...] = ()
     answer: str | None = None
+    openslr: str | None = None
     by: tuple[str, ...] = ()
     language: str | None = None
     group: str | None = None

@@ -4,6 +4,7 @@ Benchmarks that come as tables with recordings: Parquet, CSV or JSON, on the Hub
 Rows are read by the corpora room (`HuggingFaceSource`): columns are checked, recordings stay undecoded.
 """
 
+import os
 import string
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -11,15 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from audiollm.corpora.clips import BadClip, Clip, CorpusError
+from audiollm.corpora.librispeech.librispeech import ROOT_NAME as LIBRISPEECH_ROOT
+from audiollm.corpora.librispeech.librispeech import LibriSpeechArguments
+from audiollm.corpora.librispeech.librispeech import open_source as open_librispeech
 from audiollm.corpora.tables.catalogue import Corpus
 from audiollm.corpora.tables.columns import OVERRIDE_HINT, ColumnSpec
 from audiollm.corpora.tables.dataset_places import find_place, open_split
 from audiollm.corpora.tables.huggingface import HuggingFaceArguments, HuggingFaceSource
+from audiollm.downloads import DownloadError
 
-from .benchmarks import benchmark, benchmark_table
+from .benchmarks import TRANSCRIPT, benchmark, benchmark_table
 from .settings import Settings, SourceSettings
 from .task import Item, Problem, TaskError
 
+ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip", ".7z")
 LETTERS = ("A", "B", "C", "D")
 
 
@@ -39,9 +45,13 @@ def choose_source(task: str, settings: Settings, data: str | None) -> tuple[Corp
         raise TaskError(f"Task {task!r}, {corpus.title}: {corpus.withdrawn} Give your copy with --data.")
     if not Path(data).exists():
         raise TaskError(f"Task {task!r}: --data {data!r} does not exist.")
+    if data.endswith(ARCHIVE_SUFFIXES):
+        raise TaskError(f"Task {task!r}: --data {data!r} is an archive; unpack it, and give the folder.")
     for corpus, source in forms:
         patterns = [pattern.format(config=source.config, split=source.split) for pattern in corpus.files]
         if Path(data).is_dir() and any(any(Path(data).glob(pattern)) for pattern in patterns):
+            return corpus, source
+        if Path(data).suffix in {Path(pattern).suffix for pattern in patterns}:
             return corpus, source
     # What load_dataset finds by itself, or a single file, may be any form without a fixed layout.
     return next((form for form in forms if not form[0].files), forms[-1])
@@ -93,8 +103,33 @@ def table_items(name: str, settings: Settings, data: str | None, limit: int | No
         raise TaskError(f"Task {name!r}: {error}") from error
 
 
+def librispeech_items(name: str, settings: Settings, data: str | None, limit: int | None) -> Iterator[Item | Problem]:
+    """Reader of LibriSpeech: the leaderboard's table; or a copy of OpenSLR's archives or of what is in them."""
+    split = str(settings.openslr)
+    if data is None or not (data.endswith(ARCHIVE_SUFFIXES) or _is_librispeech(Path(data), split)):
+        yield from table_items(name, settings, data, limit)
+        return
+    try:
+        clips = open_librispeech(LibriSpeechArguments([split], data, letter_case="keep"), progress=False).clips()
+        for clip in clips:
+            if isinstance(clip, BadClip):
+                yield Problem(clip.id, clip.reason)
+                continue
+            fields = {**clip.fields, TRANSCRIPT: clip.text}
+            yield item_of(replace(clip, fields=fields), settings, [])
+    except (CorpusError, DownloadError, OSError) as error:
+        raise TaskError(f"Task {name!r}: {error}") from error
+
+
+def _is_librispeech(folder: Path, split: str) -> bool:
+    places = (folder / split, folder / LIBRISPEECH_ROOT, folder / f"{split}.tar.gz")
+    return any(place.exists() for place in places)
+
+
 def item_of(clip: Clip, settings: Settings, more_references: Iterable[str]) -> Item | Problem:
     """The question that a clip is, with the references of further clips of the same recording."""
+    if isinstance(clip.recording, str) and "://" not in clip.recording and not os.path.isfile(clip.recording):
+        return Problem(clip.id, f"audio file {clip.recording!r} does not exist")
     extra = {key: value for key, value in clip.fields.items() if key != settings.answer}
     references: list[str] = []
     if settings.answer is not None:
@@ -171,4 +206,4 @@ def _key(clip: Clip, settings: Settings) -> tuple[Any, ...]:
     return tuple(clip.fields.get(name) for name in settings.by)
 
 
-__all__ = ["LETTERS", "choose_source", "fill", "item_of", "open_table", "table_items"]
+__all__ = ["LETTERS", "choose_source", "fill", "item_of", "librispeech_items", "open_table", "table_items"]

@@ -1,0 +1,290 @@
+"""Every task is read from a small copy in its benchmark's own format; names, aliases and the table itself."""
+
+import json
+
+import datasets
+import numpy as np
+import pytest
+from audiollm.evaluation.listening import TRANSCRIBE_PROMPT
+from audiollm.evaluation.tasks import (
+    KINDS,
+    Item,
+    TaskError,
+    aliases,
+    find_task,
+    group_tasks,
+    task_names,
+    task_table,
+    tasks_named,
+)
+from audiollm.evaluation.tasks.benchmarks import benchmark_table
+from audiollm.processing import load_waveform
+from benchmark_copies import COPIES, EMBEDDED, ROWS, TEXT, families, recordings, write_table
+from datasets import Audio
+
+PROMPTS = [row["text"] for row in recordings()]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_datasets_cache(tmp_path_factory):
+    cache, datasets.config.HF_DATASETS_CACHE = datasets.config.HF_DATASETS_CACHE, tmp_path_factory.mktemp("datasets")
+    yield
+    datasets.config.HF_DATASETS_CACHE = cache
+
+
+@pytest.fixture(scope="module")
+def items(tmp_path_factory) -> dict[str, list[Item]]:
+    """The questions of a task of every family."""
+    found = {name: list(find_task(name).items()) for name in EMBEDDED}
+    for name, write in COPIES.items():
+        found[name] = list(find_task(name).items(str(write(tmp_path_factory.mktemp("copy")))))
+    return found
+
+
+def test_every_family_of_tasks_has_a_copy() -> None:
+    assert {name.partition(":")[0] for name in (*COPIES, *EMBEDDED)} == families()
+
+
+@pytest.mark.parametrize("name", [*COPIES, *EMBEDDED])
+def test_questions_are_whole(name: str, items) -> None:
+    """Ids are unique, there is one <audio> for each recording, recordings can be heard, and the rest is JSON."""
+    task, found = find_task(name), items[name]
+    assert len({item.id for item in found}) == len(found) >= ROWS
+    for item in found:
+        assert item.prompt.count("<audio>") == len(item.recordings) and item.prompt.strip()
+        assert "{" not in item.prompt or task.kind == "text_retention"
+        assert json.loads(json.dumps(item.extra)) == item.extra
+        assert all(isinstance(reference, str) for reference in item.references)
+    recording = next(iter(found[0].recordings), None)
+    assert recording is None or len(load_waveform(recording)) > 1000
+    assert json.loads(json.dumps(dict(task.source))) == task.source and task.source["licence"] and task.source["title"]
+
+
+@pytest.mark.parametrize("name", ["ami", "clotho", "air_bench_chat", "no_speech", "prompts", "earnings22"])
+def test_ids_stay_the_same(name: str, tmp_path) -> None:
+    data = str(COPIES[name](tmp_path)) if name in COPIES else None
+    first = [item.id for item in find_task(name).items(data)]
+    assert [item.id for item in find_task(name).items(data)] == first
+    assert [item.id for item in find_task(name).items(data, limit=2)] == first[:2]
+
+
+def test_a_limit_is_one_or_more() -> None:
+    with pytest.raises(TaskError, match="expected a limit of 1 or more, not 0"):
+        next(find_task("prompts").items(limit=0))
+
+
+# ------------------------------------------------------------------------------------------------------ what each one asks
+
+
+def test_the_leaderboards_sets(items) -> None:
+    """References are as they are written; what the leaderboard drops is there for scoring to drop and count."""
+    for name in group_tasks("open_asr"):
+        task = find_task(name)
+        assert (task.kind, task.metrics, task.normaliser, task.language) == ("asr", ("word_error",), "english", "en")
+        assert all(item.prompt == TRANSCRIBE_PROMPT for item in items[name])
+        if name != "earnings22":
+            references = [item.references for item in items[name]]
+            assert references == [[PROMPTS[0]], [PROMPTS[1]], ["ignore time segment in scoring"], [""]]
+            assert items[name][-1].id == "empty"
+
+
+def test_columns_of_the_leaderboard_may_have_other_names(tmp_path) -> None:
+    rows = [{"audio": each["audio"], "id": each["id"], "normalized_text": each["text"]} for each in recordings()]
+    features = {"audio": Audio(16_000), "id": TEXT, "normalized_text": TEXT}
+    write_table(tmp_path, "voxpopuli_cleaned_aa", "test", features, rows)
+    found = list(find_task("voxpopuli").items(str(tmp_path)))
+    assert [item.references for item in found] == [[text] for text in PROMPTS]
+
+
+def test_chunks_know_their_call(items) -> None:
+    """Put together in the order of their indices, chunks are what their call's transcript says."""
+    found = sorted(items["earnings22"], key=lambda item: item.extra["chunk_index"])
+    assert {item.extra["session"] for item in found} == {"4469669"}
+    assert [item.extra["chunk_index"] for item in found] == [0, 1, 2]
+    assert all(item.references == [" ".join(PROMPTS)] for item in found)
+    assert len(load_waveform(found[0].recordings[0])) == len(load_waveform(recordings()[0]["audio"]))
+
+
+def test_recognition_in_many_languages(items) -> None:
+    assert [item.references for item in items["common_voice:en"]] == [[text] for text in PROMPTS]
+    assert items["common_voice:en"][0].extra == {"language": "en", "speaker": "c0ffee"}
+    assert [item.references for item in items["mls:german"]] == [[text.lower()] for text in PROMPTS]
+    spoken = items["fleurs:de_de"]
+    assert [item.references[0] for item in spoken] == ["German Satz 7.", "German Satz 7.", "German Satz 9."]
+    assert spoken[0].extra["language"] == "German" and spoken[0].extra["gender"] == "female"
+
+
+@pytest.mark.parametrize(
+    ("name", "language", "normaliser", "metric"),
+    [
+        ("fleurs:de_de", "de", "basic", "word_error"),
+        ("fleurs:cmn_hans_cn", "zh", "characters", "character_error"),
+        ("fleurs:yue_hant_hk", "yue", "characters", "character_error"),
+        ("fleurs:th_th", "th", "characters", "character_error"),
+        ("fleurs:ko_kr", "ko", "basic", "word_error"),
+        ("fleurs:en_us", "en", "english", "word_error"),
+        ("common_voice:ja", "ja", "characters", "character_error"),
+        ("common_voice:sv-SE", "sv", "basic", "word_error"),
+        ("mls:polish", "pl", "basic", "word_error"),
+        ("covost2:en_de", "de", "basic", "bleu"),
+        ("covost2:zh-CN_en", "en", "english", "bleu"),
+        ("covost2:en_sv-SE", "sv", "basic", "bleu"),
+        ("fleurs_translation:en_us-cmn_hans_cn", "zh", "characters", "bleu"),
+        ("fleurs_translation:es_419-en_us", "en", "english", "bleu"),
+    ],
+)
+def test_languages_decide_how_answers_are_scored(name: str, language: str, normaliser: str, metric: str) -> None:
+    task = find_task(name)
+    assert (task.language, task.normaliser, task.metrics) == (language, normaliser, (metric,))
+
+
+@pytest.mark.parametrize(
+    ("name", "tokenizer"),
+    [
+        ("covost2:en_zh-CN", "zh"),
+        ("covost2:en_ja", "ja-mecab"),
+        ("covost2:ja_en", "13a"),
+        ("covost2:en_de", "13a"),
+        ("fleurs_translation:en_us-yue_hant_hk", "zh"),
+    ],
+)
+def test_the_tokenizer_of_bleu_is_the_targets(name: str, tokenizer: str) -> None:
+    assert find_task(name).source["bleu_tokenizer"] == tokenizer
+
+
+def test_translations(items) -> None:
+    found = items["covost2:en_zh-CN"]
+    assert [item.references for item in found] == [["句子0。"], ["句子1。"], ["句子2。"]]
+    assert found[0].prompt == "Translate what is said into Chinese: <audio>"
+    assert found[0].extra == {
+        **{"language": "English", "target_language": "Chinese", "transcript": PROMPTS[0], "speaker": "c0ffee"}
+    }
+    spoken = items["fleurs_translation:en_us-ja_jp"]
+    assert [item.references for item in spoken] == [["Japanese Satz 7."], ["Japanese Satz 7."], ["Japanese Satz 9."]]
+    assert spoken[0].prompt == "Translate what is said into Japanese: <audio>"
+    assert spoken[0].extra["transcript"] == "English Satz 7."
+
+
+def test_air_bench(items) -> None:
+    """Prompts are the benchmark's own; what it calls wav and has as FLAC is found; answers become letters."""
+    first, grounding, two_answers = items["air_bench_foundation"]
+    assert first.prompt == (
+        "<audio>\nChoose the most suitable answer from options A, B, C, and D to respond the question in next line, you "
+        "may only choose A or B or C or D.\nWhich of these is it?\nA. a dog\nB. a cat\nC. a bird\nD. a horse"
+    )
+    assert first.references == ["B"] and first.extra["category"] == "Speech_Grounding"
+    assert first.extra["choices"] == {"A": "a dog", "B": "a cat", "C": "a bird", "D": "a horse"}
+    assert grounding.recordings[0].endswith("Audio_Grounding_AudioGrounding/1.flac")
+    assert two_answers.prompt.endswith("C. None\nD. None") and set(two_answers.extra["choices"]) == {"A", "B"}
+    spoken, sound, mixed = items["air_bench_chat"]
+    assert spoken.prompt == "<audio>\nWho speaks?" and spoken.references == ["A woman."]
+    assert spoken.extra["meta_info"] == "A woman says a few words." and spoken.extra["question"] == "Who speaks?"
+    assert [item.extra["category"] for item in (spoken, sound, mixed)] == ["speech", "sound", "speech_and_music"]
+    assert find_task("air_bench_chat").source["judge"] == "air_bench"
+
+
+def test_voicebench(items) -> None:
+    """The question is spoken and nothing else is said; the judge is shown what was asked."""
+    opened, asked = items["voicebench:commoneval"], items["voicebench_sd_qa:usa"]
+    assert {item.prompt for item in opened} == {"<audio>"}
+    assert [item.extra["question"] for item in opened] == PROMPTS and not opened[0].references
+    assert [item.references for item in asked] == [["Paris"], ["1969"], ["salt"]]
+    judges = [find_task(name).source["judge"] for name in ("voicebench:commoneval", "voicebench_sd_qa:usa")]
+    assert judges == ["voicebench_open", "voicebench_qa"]
+    assert [item.references for item in items["voicebench_openbookqa"]] == [["A"], ["D"], ["B"]]
+    assert set(items["voicebench_mmsu:law"][0].extra["choices"]) == {"A", "B", "C", "D"}
+
+
+def test_summaries_and_descriptions(items) -> None:
+    """All descriptions of a recording are references of one question."""
+    assert [item.references for item in items["slue_ted"]] == [[f"A talk, number {index}."] for index in range(ROWS)]
+    for index, item in enumerate(items["audiocaps"]):
+        assert item.references == [f"sound {index}, said for the {turn}. time" for turn in (1, 2)]
+    for index, item in enumerate(items["clotho"]):
+        assert item.references == [f"Sound {index}, words {number}" for number in range(1, 6)]
+        assert item.prompt == "Describe the audio: <audio>" and "caption" not in item.extra
+    assert [item.id for item in items["audiocaps"]] == ["vid0-30", "vid1-30", "vid2-30"]
+
+
+def test_recordings_without_speech(items) -> None:
+    """Made ones are the same every time, as loud as they are said to be; or they are all that lie in a folder."""
+    made = list(find_task("no_speech").items())
+    again = list(find_task("no_speech").items())
+    for item, twin in zip(made, again, strict=True):
+        waveform = item.recordings[0]["array"]
+        assert np.array_equal(waveform, twin.recordings[0]["array"]) and waveform.dtype == np.float32
+        assert len(waveform) == item.extra["duration_s"] * 16_000 and not item.references
+        loudness = float(np.sqrt(np.mean(np.square(waveform))))
+        quiet = "quiet" in item.extra["category"] or item.extra["category"] == "clicks"
+        expected = 0.0 if item.extra["category"] == "silence" else 0.003 if quiet else 0.1
+        assert loudness == pytest.approx(expected, rel=0.05)
+        assert np.array_equal(load_waveform(item.recordings[0]), waveform)
+    assert {item.extra["category"] for item in made} >= {"silence", "white noise", "brown noise", "hum", "clicks"}
+    assert [item.id for item in items["no_speech"]] == ["office/0.wav", "office/1.wav", "office/2.wav"]
+    assert {item.extra["category"] for item in items["no_speech"]} == {"office"}
+
+
+def test_texts_and_written_choices(items) -> None:
+    assert all(not item.recordings for item in (*items["text_retention"], *items["text_choice"]))
+    letters = [item.references[0] for item in items["text_choice"]]
+    assert all(letters.count(letter) == len(letters) // 4 for letter in "ABCD")
+    for item in items["text_choice"]:
+        assert all(f"\n{letter}. {text}" in item.prompt for letter, text in item.extra["choices"].items())
+    assert {item.extra["category"] for item in items["text_retention"]} >= {"prose", "code", "languages"}
+
+
+def test_the_embedded_speech(items) -> None:
+    assert len(items["unseen"]) == 10 and items["unseen"][0].references == ["Ten of clubs."]
+    assert items["prompts"][0].prompt == TRANSCRIBE_PROMPT and items["prompts"][0].extra["duration_s"] > 0
+
+
+# -------------------------------------------------------------------------------------------------------- names and table
+
+
+def test_aliases_stand_for_tasks() -> None:
+    assert [task.name for task in tasks_named(["asr"])] == group_tasks("open_asr") and len(
+        group_tasks("open_asr")
+    ) == 7
+    assert [task.name for task in tasks_named(["unseen", "embedded"])][:2] == ["unseen", "prompts"]
+    assert len(tasks_named(["mls:*"])) == 7 and len(tasks_named(["fleurs:*"])) == 102
+    assert len(tasks_named(["covost2:*"])) == 36 and len(tasks_named(["fleurs_translation:*"])) == 202
+    assert {task.name for task in tasks_named(["air-bench"])} == {"air_bench_foundation", "air_bench_chat"}
+    for names in aliases().values():
+        assert names and set(names) <= set(task_names())
+    assert {"asr", "translation", "air-bench", "voicebench", "embedded", "multilingual"} <= set(aliases())
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("librispeech_claen", "Perhaps 'librispeech_clean'"),
+        ("fleurs:de", "Perhaps 'fleurs:de_de'"),
+        ("fleurs", "comes in 102 configs"),
+        ("covost2:en_fr", "There is no task"),
+        ("nonsense", "There are: prompts"),
+    ],
+)
+def test_unknown_names_get_near_ones(name: str, hint: str) -> None:
+    with pytest.raises(TaskError, match=hint):
+        find_task(name)
+
+
+def test_an_unknown_name_among_several_is_named() -> None:
+    with pytest.raises(TaskError, match=r"There is no task 'asrr'\. Perhaps 'asr'"):
+        tasks_named(["prompts", "asrr"])
+
+
+def test_every_task_is_sound() -> None:
+    """All of them, with every config: a kind, a licence, a language, a bound; and the table shows every family."""
+    tasks = [find_task(name) for name in task_names()]
+    assert len(tasks) > 400 and {task.kind for task in tasks} == set(KINDS) - {"instruction"}
+    for task in tasks:
+        assert task.language and task.source["licence"] and task.max_new_tokens > 0 and task.metrics
+    shown = task_table()
+    assert all(f"\n{family}" in f"\n{shown}" for family in families())
+    assert "licence: CC-BY-NC-4.0" in shown and "not checked: licence" in shown
+
+
+def test_benchmarks_say_where_their_facts_are_from() -> None:
+    for name, entry in benchmark_table().items():
+        assert entry.get("checked") or entry.get("from_memory"), name

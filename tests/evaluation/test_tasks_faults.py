@@ -1,0 +1,289 @@
+"""What is wrong with a copy of a benchmark is said: rows all at once, columns with those that were found, missing places."""
+
+import json
+import tarfile
+from pathlib import Path
+
+import datasets
+import pytest
+import soundfile
+from audiollm.corpora.examples import ExamplesError
+from audiollm.evaluation.tasks import Item, Task, TaskDataError, TaskError, find_task, read_local_set
+from audiollm.evaluation.tasks.task import Problem
+from audiollm.processing import load_waveform
+from benchmark_copies import (
+    COPIES,
+    TEXT,
+    air_bench,
+    audiocaps,
+    common_voice,
+    earnings22,
+    fleurs,
+    fleurs_pair,
+    leaderboard,
+    recordings,
+    voicebench,
+    write_lines,
+    write_table,
+)
+from datasets import Audio
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_datasets_cache(tmp_path_factory):
+    cache, datasets.config.HF_DATASETS_CACHE = datasets.config.HF_DATASETS_CACHE, tmp_path_factory.mktemp("datasets")
+    yield
+    datasets.config.HF_DATASETS_CACHE = cache
+
+
+def read(name: str, data: Path | None) -> list[Item]:
+    return list(find_task(name).items(None if data is None else str(data)))
+
+
+# ------------------------------------------------------------------------------------------------------------------- rows
+
+
+def test_rows_of_a_list_are_all_refused_before_the_first_question(tmp_path) -> None:
+    meta = air_bench(tmp_path) / "Foundation" / "Foundation_meta.json"
+    rows = json.loads(meta.read_text())
+    rows[0]["answer_gt"] = "a fish"
+    rows[1]["path"] = "../../secret.wav"
+    del rows[2]["question"], rows[2]["task_name"]
+    meta.write_text(json.dumps([*rows, "no row", {**rows[0], "answer_gt": "a dog", "path": "gone.wav"}]))
+    with pytest.raises(TaskDataError) as error:
+        next(find_task("air_bench_foundation").items(str(tmp_path)))
+    assert [where for where, _ in error.value.problems] == [f"Foundation_meta.json row {index}" for index in range(5)]
+    reasons = [reason for _, reason in error.value.problems]
+    assert "its answer 'a fish' is none of its choices" in reasons[0] and "leads out of" in reasons[1]
+    assert "lacks 'question', 'task_name'; it has 'path'" in reasons[2] and "expected an object" in reasons[3]
+    assert "does not exist" in reasons[4]
+    assert all(reason in str(error.value) for reason in reasons)
+
+
+def test_rows_beyond_a_limit_are_not_looked_at(tmp_path) -> None:
+    meta = air_bench(tmp_path) / "Foundation" / "Foundation_meta.json"
+    meta.write_text(json.dumps([*json.loads(meta.read_text()), "no row"]))
+    assert len(list(find_task("air_bench_foundation").items(str(tmp_path), limit=3))) == 3
+
+
+def test_rows_of_a_stream_are_all_named_after_the_last_question(tmp_path) -> None:
+    """The good ones are there by then, so that nothing has to be run again once the data are mended."""
+    common_voice(tmp_path)
+    clips = sorted((tmp_path / "en" / "clips").iterdir())
+    clips[0].unlink()
+    clips[2].unlink()
+    found: list[Item] = []
+    with pytest.raises(TaskDataError, match="2 rows are of no use") as error:
+        found.extend(find_task("common_voice:en").items(str(tmp_path)))
+    assert [where for where, _ in error.value.problems] == ["common_voice_en_0.ogg", "common_voice_en_2.ogg"]
+    assert all("does not exist" in reason for _, reason in error.value.problems)
+
+
+def test_good_rows_come_before_bad_ones_are_said(tmp_path) -> None:
+    common_voice(tmp_path)
+    (tmp_path / "en" / "clips" / "common_voice_en_0.ogg").unlink()
+    stream = find_task("common_voice:en").items(str(tmp_path))
+    assert [next(stream).id, next(stream).id] == ["common_voice_en_1.ogg", "common_voice_en_2.ogg"]
+    with pytest.raises(TaskDataError):
+        next(stream)
+
+
+def test_an_answer_that_is_no_letter_is_named(tmp_path) -> None:
+    voicebench("openbookqa", answers=("A", "E", ""))(tmp_path)
+    with pytest.raises(TaskDataError) as error:
+        read("voicebench_openbookqa", tmp_path)
+    assert [reason for _, reason in error.value.problems] == [
+        "its answer is 'E'; expected one of A, B, C, D",
+        "its answer is ''; expected one of A, B, C, D",
+    ]
+
+
+def test_a_sentence_without_translation_is_named(tmp_path) -> None:
+    fleurs_pair(tmp_path)
+    fleurs(tmp_path, "en_us", "English", (7, 8, 9))
+    with pytest.raises(TaskDataError, match="its sentence 8 is not in ja_jp"):
+        read("fleurs_translation:en_us-ja_jp", tmp_path)
+
+
+def test_a_chunk_of_no_call_is_named(tmp_path) -> None:
+    chunks = earnings22(tmp_path) / "Earnings22-Cleaned-AA-chunked" / "chunks.jsonl"
+    rows = [json.loads(line) for line in chunks.read_text().splitlines()]
+    rows[0]["parent_id"] = "4469660"
+    rows[1]["file_name"] = "../../../chunk.wav"
+    write_lines(chunks, rows, "test")
+    with pytest.raises(TaskDataError) as error:
+        read("earnings22", tmp_path)
+    reasons = [reason for _, reason in error.value.problems]
+    assert "no transcript of '4469660', perhaps '4469669'?" in reasons[0] and "leads out of" in reasons[1]
+
+
+def test_rows_with_the_same_id_stay_apart() -> None:
+    def reader(task: Task, data: str | None, limit: int | None):
+        yield from (Item(name, "Hello?", []) for name in ("a", "a#2", "a", "b", "a"))
+        yield Item("c", "<audio>", [])
+        yield Problem("d", "is empty")
+
+    task = Task("t", "text_retention", (), "en", "english", {}, 8, None, reader)
+    found: list[Item] = []
+    with pytest.raises(TaskDataError) as error:
+        for item in task.items():
+            found.append(item)
+    assert [item.id for item in found] == ["a", "a#2", "a#3", "b", "a#4"]
+    assert error.value.problems == [("c", "its prompt has 1 <audio> for 0 recordings"), ("d", "is empty")]
+
+
+def test_descriptions_are_not_kept_of_recordings_that_are_bad(tmp_path) -> None:
+    audiocaps(tmp_path)
+    task = find_task("audiocaps")
+    assert len(list(task.items(str(tmp_path), limit=1))) == 1
+
+
+# ---------------------------------------------------------------------------------------------------- columns and places
+
+
+def test_missing_columns_are_named_with_those_that_were_found(tmp_path) -> None:
+    rows = [{"audio": each["audio"], "words": each["text"]} for each in recordings()]
+    write_table(tmp_path, "ami_cleaned", "test", {"audio": Audio(16_000), "words": TEXT}, rows)
+    with pytest.raises(TaskError) as error:
+        read("ami", tmp_path)
+    message = str(error.value)
+    assert "there is no column 'id'" in message and "'text'" in message
+    assert "Its columns are: audio (audio), words (text)." in message and "--columns" not in message
+
+
+def test_missing_columns_of_calls_are_named(tmp_path) -> None:
+    earnings22(tmp_path)
+    write_lines(
+        tmp_path / "Earnings22-Cleaned-AA" / "earnings22_cleaned_aa_v1.jsonl", [{"id": "1", "words": "x"}], "test"
+    )
+    with pytest.raises(TaskError, match=r"for 'transcript'\. Its columns are: id, words"):
+        read("earnings22", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["ami", "air_bench_chat", "earnings22", "fleurs_translation:de_de-en_us", "no_speech"]
+)
+def test_an_empty_folder_is_no_copy(name: str, tmp_path) -> None:
+    with pytest.raises(TaskError, match=f"Task '{name}'"):
+        read(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", [name for name in COPIES if name != "no_speech"])
+def test_a_copy_that_is_not_there(name: str, tmp_path) -> None:
+    with pytest.raises(TaskError, match="gone"):
+        read(name, tmp_path / "gone")
+
+
+def test_what_cannot_be_downloaded_is_asked_for() -> None:
+    with pytest.raises(TaskError, match=r"Mozilla Data Collective.*Give your copy with --data"):
+        read("common_voice:en", None)
+
+
+@pytest.mark.parametrize("name", ["ami", "air_bench_foundation", "earnings22", "fleurs:de_de"])
+def test_without_a_network_that_is_said(name: str, monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(TaskError, match=f"Task '{name}'"):
+        read(name, None)
+
+
+def test_an_archive_is_to_be_unpacked(tmp_path) -> None:
+    path = tmp_path / "de_de.tar.gz"
+    path.write_bytes(b"")
+    with pytest.raises(TaskError, match="is an archive; unpack it"):
+        read("fleurs:de_de", path)
+
+
+def test_what_ships_with_the_package_takes_no_copy(tmp_path) -> None:
+    with pytest.raises(TaskError, match="takes no --data"):
+        read("prompts", tmp_path)
+
+
+# --------------------------------------------------------------------------------------------------- other forms of a copy
+
+
+def test_one_file_is_a_copy(tmp_path) -> None:
+    leaderboard("ami_cleaned")(tmp_path)
+    common_voice(tmp_path)
+    parquet = tmp_path / "ami_cleaned" / "test-00000-of-00001.parquet"
+    assert len(read("ami", parquet)) == 4
+    meta = air_bench(tmp_path / "air") / "Chat" / "Chat_meta.json"
+    assert len(read("air_bench_chat", meta)) == len(read("air_bench_chat", meta.parent)) == 3
+
+
+def test_common_voice_as_the_hub_had_it(tmp_path) -> None:
+    features = {"client_id": TEXT, "path": TEXT, "audio": Audio(48_000), "sentence": TEXT, "locale": TEXT}
+    rows = [
+        {"client_id": "c", "path": f"{index}.ogg", "audio": each["audio"], "sentence": each["text"], "locale": "ja"}
+        for index, each in enumerate(recordings())
+    ]
+    write_table(tmp_path, "ja", "test", features, rows, "ja/test/0.parquet")
+    assert [item.references for item in read("common_voice:ja", tmp_path)] == [[each["text"]] for each in recordings()]
+
+
+@pytest.mark.parametrize("form", ["tree", "archive"])
+def test_librispeech_as_openslr_has_it(form: str, tmp_path) -> None:
+    chapter = tmp_path / "LibriSpeech" / "test-clean" / "61" / "70968"
+    chapter.mkdir(parents=True)
+    lines = []
+    for index, each in enumerate(recordings()):
+        soundfile.write(chapter / f"61-70968-{index:04}.flac", load_waveform(each["audio"]), 16_000)
+        lines.append(f"61-70968-{index:04} GO ON {'I' * (index + 1)}\n")
+    (chapter / "61-70968.trans.txt").write_text("".join(lines))
+    data = tmp_path
+    if form == "archive":
+        data = tmp_path / "part-of-it.tar.gz"
+        with tarfile.open(data, "w:gz") as archive:
+            archive.add(tmp_path / "LibriSpeech", "LibriSpeech")
+    found = read("librispeech_clean", data)
+    assert [item.references for item in found] == [["GO ON I"], ["GO ON II"], ["GO ON III"]]
+    assert found[0].id == "61-70968-0000" and len(load_waveform(found[0].recordings[0])) > 1000
+
+
+# --------------------------------------------------------------------------------------------------------- one's own data
+
+
+def own_rows(folder: Path) -> list[dict]:
+    for index, each in enumerate(recordings()):
+        soundfile.write(folder / f"{index}.wav", load_waveform(each["audio"]), 16_000)
+    return [
+        {"text": "Write down: <audio>", "audio_paths": f"{index}.wav", "response": each["text"]}
+        for index, each in enumerate(recordings())
+    ]
+
+
+def test_ones_own_recordings_are_a_task(tmp_path) -> None:
+    path = tmp_path / "test.json"
+    path.write_text(json.dumps(own_rows(tmp_path)))
+    task = read_local_set(str(path))
+    assert (task.kind, task.metrics, task.normaliser) == ("asr", ("word_error",), "english")
+    found = list(task.items())
+    assert [item.id for item in found] == ["row 0", "row 1", "row 2"]
+    assert {item.prompt for item in found} == {"Write down: <audio>"}
+    assert [item.references for item in found] == [[each["text"]] for each in recordings()]
+    assert len(list(task.items(limit=2))) == 2 and len(load_waveform(found[0].recordings[0])) > 1000
+    with pytest.raises(TaskError, match="takes no other --data"):
+        next(task.items("elsewhere"))
+
+
+def test_ones_own_recordings_may_lie_elsewhere(tmp_path) -> None:
+    audio = tmp_path / "audio"
+    audio.mkdir()
+    (tmp_path / "test.json").write_text(json.dumps(own_rows(audio)))
+    with pytest.raises(TaskDataError):
+        read_local_set(str(tmp_path / "test.json"))
+    assert len(list(read_local_set(str(tmp_path / "test.json"), str(audio)).items())) == 3
+
+
+def test_ones_own_bad_rows_are_all_named(tmp_path) -> None:
+    rows = own_rows(tmp_path)
+    rows.append({"text": "What is 2 + 2?", "response": "four"})
+    rows.append({"text": "<audio> or <audio>?", "audio_paths": ["0.wav", "1.wav"], "response": "both"})
+    rows.append({"text": "<audio>", "audio_paths": "gone.wav", "response": "x"})
+    (tmp_path / "test.json").write_text(json.dumps(rows))
+    with pytest.raises(TaskDataError) as error:
+        read_local_set(str(tmp_path / "test.json"))
+    assert sorted(where for where, _ in error.value.problems) == ["row 3", "row 4", "row 5"]
+    (tmp_path / "empty.json").write_text("[]")
+    with pytest.raises((TaskDataError, ExamplesError), match="holds no examples"):
+        read_local_set(str(tmp_path / "empty.json"))
