@@ -118,9 +118,9 @@ def uncached_side(dtype: torch.dtype, shape: Shape) -> tuple[PreTrainedModel, di
     return audiollm_side(dtype, shape, cached=False)
 
 
-def voxtral_side(dtype: torch.dtype, shape: Shape) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """transformers' Voxtral class: every clip is padded to 30 s, and all of that is its tokens."""
-    whisper, llama = _base_configs()
+def voxtral_model(dtype: torch.dtype) -> PreTrainedModel:
+    """transformers' Voxtral class with the bases' weights; its projector is random."""
+    whisper, llama = base_configs()
     audio_config = VoxtralEncoderConfig(
         hidden_size=whisper.d_model,
         intermediate_size=VOXTRAL_STACK * whisper.d_model,
@@ -129,17 +129,22 @@ def voxtral_side(dtype: torch.dtype, shape: Shape) -> tuple[PreTrainedModel, dic
         num_mel_bins=whisper.num_mel_bins,
         max_source_positions=whisper.max_source_positions,
     )
-    config = VoxtralConfig(audio_config=audio_config, text_config=llama, audio_token_id=_peer_slot_id())
+    config = VoxtralConfig(audio_config=audio_config, text_config=llama, audio_token_id=peer_slot_id())
     config.tie_word_embeddings = llama.tie_word_embeddings
-    model = _peer_from_bases(VoxtralForConditionalGeneration(config), whisper, dtype)
+    return _peer_from_bases(VoxtralForConditionalGeneration(config), whisper, dtype)
+
+
+def voxtral_side(dtype: torch.dtype, shape: Shape) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """transformers' Voxtral class: every clip is padded to 30 s, and all of that is its tokens."""
+    model = _add_lora(voxtral_model(dtype))
     clips = make_clips(shape)
-    slots = [whisper.max_source_positions // VOXTRAL_STACK] * len(clips)
+    slots = [model.config.audio_config.max_source_positions // VOXTRAL_STACK] * len(clips)
     return model, {**_peer_tokens(clips, slots), "input_features": _padded_features(clips)[0].to(dtype)}
 
 
-def qwen2_audio_side(dtype: torch.dtype, shape: Shape) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """transformers' Qwen2-Audio class: clips are padded to 30 s for the encoder; tokens of 40 ms, as many as needed."""
-    whisper, llama = _base_configs()
+def qwen2_audio_model(dtype: torch.dtype) -> PreTrainedModel:
+    """transformers' Qwen2-Audio class with the bases' weights; its projector is random."""
+    whisper, llama = base_configs()
     audio_config = Qwen2AudioEncoderConfig(
         d_model=whisper.d_model,
         encoder_layers=whisper.encoder_layers,
@@ -149,10 +154,15 @@ def qwen2_audio_side(dtype: torch.dtype, shape: Shape) -> tuple[PreTrainedModel,
         max_source_positions=whisper.max_source_positions,
     )
     config = Qwen2AudioConfig(
-        audio_config=audio_config.to_dict(), text_config=llama.to_dict(), audio_token_index=_peer_slot_id()
+        audio_config=audio_config.to_dict(), text_config=llama.to_dict(), audio_token_index=peer_slot_id()
     )
     config.tie_word_embeddings = llama.tie_word_embeddings
-    model = _peer_from_bases(Qwen2AudioForConditionalGeneration(config), whisper, dtype)
+    return _peer_from_bases(Qwen2AudioForConditionalGeneration(config), whisper, dtype)
+
+
+def qwen2_audio_side(dtype: torch.dtype, shape: Shape) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """transformers' Qwen2-Audio class: clips are padded to 30 s for the encoder; tokens of 40 ms, as many as needed."""
+    model = _add_lora(qwen2_audio_model(dtype))
     clips = make_clips(shape)
     features, mask = _padded_features(clips)
     encoder_frames = (mask.sum(dim=1) - 1) // 2 + 1
@@ -164,23 +174,26 @@ def qwen2_audio_side(dtype: torch.dtype, shape: Shape) -> tuple[PreTrainedModel,
     }
 
 
-def _base_configs():
+def base_configs():
+    """Of the audio base and of the text base."""
     return (
         AutoConfig.from_pretrained(resolve_base(AUDIO_BASE, "audio")),
         AutoConfig.from_pretrained(resolve_base(TEXT_BASE, "text")),
     )
 
 
-def _tokenizer():
+def base_tokenizer():
+    """The language model's own."""
     return AutoTokenizer.from_pretrained(resolve_base(TEXT_BASE, "text"))
 
 
-def _peer_slot_id() -> int:
-    return cast(int, _tokenizer().convert_tokens_to_ids(PEER_SLOT))
+def peer_slot_id() -> int:
+    """Id of the token that stands for a stretch of audio in the peers' prompts."""
+    return cast(int, base_tokenizer().convert_tokens_to_ids(PEER_SLOT))
 
 
 def _peer_from_bases(model: PreTrainedModel, whisper, dtype: torch.dtype) -> PreTrainedModel:
-    """Loads the bases' weights into a peer, freezes them, adds LoRA; the projector stays random, and trains."""
+    """Loads the bases' weights into a peer, and freezes them; the projector stays random."""
     audio, text = load_audio_base(AUDIO_BASE, whisper), load_text_base(TEXT_BASE)
     state = {f"model.audio_tower.{key}": value for key, value in audio.items()} | text
     state["lm_head.weight"] = text["model.language_model.embed_tokens.weight"]
@@ -192,7 +205,11 @@ def _peer_from_bases(model: PreTrainedModel, whisper, dtype: torch.dtype) -> Pre
         )
     model.tie_weights()
     model = model.to(dtype)  # type: ignore[arg-type]  # transformers wraps `to`; mypy takes it for a plain function
-    model.requires_grad_(False)
+    return model.requires_grad_(False)
+
+
+def _add_lora(model: PreTrainedModel) -> PreTrainedModel:
+    """Adds LoRA to a peer's language model; it and the projector train."""
     body = cast(Any, model).model
     settings = LoraConfig(r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules=TARGETS)
     inject_adapter_in_model(settings, body.language_model)
@@ -216,7 +233,7 @@ def _padded_features(clips: list[Clip]) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _peer_tokens(clips: list[Clip], slots: list[int]) -> dict[str, torch.Tensor]:
     """Ids, mask and labels of the same question and answer as ours, padded on the right."""
-    tokenizer = _tokenizer()
+    tokenizer = base_tokenizer()
     rows = []
     for clip, num_slots in zip(clips, slots):
         prompt = tokenizer.apply_chat_template(
