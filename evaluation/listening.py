@@ -140,14 +140,14 @@ def whisper_transcripts(
     transcripts: list[str] = []
     with tqdm(total=len(recordings), desc="Whisper's own decoder", unit="clip", disable=not progress) as bar:
         for start in range(0, len(recordings), batch_size):
-            clips = [_windows(processor, recording) for recording in recordings[start : start + batch_size]]
+            clips = [adapter_windows(processor, recording) for recording in recordings[start : start + batch_size]]
             transcripts += whisper.hear(clips, batch_size)
             bar.update(len(clips))
     return transcripts
 
 
-def _windows(processor, recording: Any) -> list[np.ndarray]:
-    """A recording's waveform, cut as the processor cuts it for the adapter."""
+def adapter_windows(processor, recording: Any) -> list[np.ndarray]:
+    """A recording's waveform, or one as it is, cut as the processor cuts it for the adapter."""
     waveform = processor.load_audio(recording)
     return np.split(waveform, np.cumsum(processor.window_lengths(len(waveform)))[:-1])
 

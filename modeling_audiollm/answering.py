@@ -205,7 +205,7 @@ def _plan(processor, conversations, names, batch_size: int, max_batch_seconds: f
         with naming(names[index]):
             num_characters = len(processor.apply_chat_template(conversation))
             recordings = _recordings(conversation)
-            seconds = sum(_seconds(processor, recording) for recording in recordings)
+            seconds = sum(recording_seconds(processor, recording) for recording in recordings)
         sizes.append((seconds, tuple(str(_identity(recording)) for recording in recordings), num_characters))
     order = range(len(sizes))
     if one_by_one:
@@ -267,7 +267,7 @@ def _identity(recording: Any) -> Any:
     return os.fspath(recording) if isinstance(recording, (str, os.PathLike)) else id(recording)
 
 
-def _seconds(processor, recording: Any) -> float:
+def recording_seconds(processor, recording: Any) -> float:
     """
     How long a recording is, without decoding it: exact where it or its header says so; 0 of a URL.
 
@@ -304,4 +304,4 @@ def _file_seconds(file: Any, num_bytes: int) -> float:
     return seconds if seconds < num_bytes else num_bytes / ASSUMED_BYTES_PER_SECOND
 
 
-__all__ = ["answer", "ask", "audio_part", "continues", "generate_answers", "naming"]
+__all__ = ["answer", "ask", "audio_part", "continues", "generate_answers", "naming", "recording_seconds"]

@@ -1,0 +1,133 @@
+"""Options of `audiollm evaluate`."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .judge_arguments import JudgeArguments
+from .systems import SYSTEM_TITLES, WHISPER
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+SEPARATORS = re.compile(r"[,\s]+")
+
+
+def listed(given: list[str]) -> list[str]:
+    """Names that were given with commas, with spaces, or with both; each once, in the order given."""
+    return list(dict.fromkeys(name for one in given for name in SEPARATORS.split(one) if name))
+
+
+@dataclass
+class EvaluateArguments(JudgeArguments):
+    """What is evaluated, on what, beside what."""
+
+    model: str = field(default="", metadata={"help": "AudioLLM checkpoint: a folder or a Hub id."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub id."})
+    tasks: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Tasks, with commas or spaces between; --list_tasks shows them. Your own data without."},
+    )
+    list_tasks: bool = field(default=False, metadata={"help": "Show the tasks, and end."})
+    data_path: list[str] = field(
+        default_factory=list,
+        metadata={
+            "aliases": ["--data"],
+            "help": "With --tasks, a copy of the benchmark on disk; of several, TASK=COPY for each. Without, your own "
+            "data: JSON, *.jsonl, *.parquet, a folder of Parquet files or saved dataset, or hub:org/name?split=test, "
+            "of {text, audio_paths or audio, response: the transcript}.",
+        },
+    )
+    audio_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder that audio_paths of your own data are relative to; that of the JSON if not given."},
+    )
+    output_dir: Path | None = field(
+        default=None,
+        metadata={"help": "Folder for raw outputs and scores. Given again, the same command goes on where it was."},
+    )
+    output: Path | None = field(
+        default=None, metadata={"help": "Where to write scores and transcripts of your own data as one JSON file."}
+    )
+    systems: list[str] = field(
+        default_factory=list,
+        metadata={"help": f"What answers: of {', '.join(SYSTEM_TITLES)}; what fits the task, if not given."},
+    )
+    whisper: str | None = field(
+        default=None,
+        metadata={
+            "help": "Whisper whose decoder is held beside the model: a Hub id or folder; the model's own if not given."
+        },
+    )
+    no_decoder: bool = field(default=False, metadata={"help": "Leave Whisper's own decoder out."})
+    limit: int | None = field(default=None, metadata={"help": "At most this many items of each task, the first ones."})
+    batch_size: int = field(default=16, metadata={"help": "Items at a time."})
+    max_new_tokens: int | None = field(
+        default=None, metadata={"help": "Bound on each answer, in tokens; the task's if not given."}
+    )
+    dtype: str = field(default="auto", metadata={"help": "Precision of the bases.", "choices": DTYPES})
+    device_map: str | None = field(
+        default=None, metadata={"help": "Where to put the model, such as auto or cuda:1; a GPU if there is one."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.tasks, self.systems = listed(self.tasks), listed(self.systems)
+        if self.list_tasks:
+            return
+        if not self.model:
+            raise ValueError("give --model with an AudioLLM checkpoint: a folder or a Hub id")
+        for name in ("limit", "batch_size", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} is {value}; expected at least 1")
+        unknown = [name for name in self.systems if name not in SYSTEM_TITLES]
+        if unknown:
+            raise ValueError(f"--systems: there is no {unknown[0]!r}; expected some of {', '.join(SYSTEM_TITLES)}")
+        if self.no_decoder and WHISPER in self.systems:
+            raise ValueError("--no_decoder and --systems whisper contradict each other; leave one out")
+        if self.tasks:
+            self._check_tasks()
+        else:
+            self._check_own_data()
+
+    def _check_tasks(self) -> None:
+        if self.output_dir is None:
+            raise ValueError("--tasks needs --output_dir, a folder for raw outputs and scores")
+        without_use = [name for name in ("output", "audio_dir") if getattr(self, name) is not None]
+        if without_use:
+            raise ValueError(f"--{without_use[0]} is for your own data, without --tasks; leave it out")
+
+    def _check_own_data(self) -> None:
+        if len(self.data_path) != 1:
+            raise ValueError(
+                "give --tasks with what to evaluate on (--list_tasks shows them), or your own data as one --data_path"
+            )
+        if self.output is not None and not self.output.parent.is_dir():
+            raise ValueError(f"--output {self.output}: there is no folder {self.output.parent}")
+
+    def copies(self, names: list[str]) -> dict[str, str]:
+        """
+        Where each task's data lie on disk, by its name; those that are not named are read where the benchmark is.
+
+        Args:
+            names: of the tasks that are run.
+
+        Raises:
+            ValueError: a copy is of no task, or several tasks were to share one.
+        """
+        if not self.data_path:
+            return {}
+        if len(self.data_path) == 1 and len(names) == 1 and not self.data_path[0].startswith(f"{names[0]}="):
+            return {names[0]: self.data_path[0]}
+        found = {}
+        for given in self.data_path:
+            name = next((name for name in names if given.startswith(f"{name}=")), None)
+            if name is None:
+                raise ValueError(
+                    f"--data {given} does not say of which task it is; expected TASK=COPY for each, with TASK one of "
+                    f"{', '.join(names)}"
+                )
+            found[name] = given.removeprefix(f"{name}=")
+        return found
+
+
+__all__ = ["DTYPES", "EvaluateArguments", "listed"]
