@@ -1,10 +1,30 @@
-"""Word error rate, by the convention of the Open ASR Leaderboard's normaliser: Whisper's English one."""
+"""
+Word and character error, as jiwer or kaldialign counts them, by any normaliser, Whisper's English one among them.
 
-from collections.abc import Sequence
+The Open ASR Leaderboard's convention is `normaliser="leaderboard", aligner="kaldialign"`: its own normaliser, and split
+compounds ("white paper" for "whitepaper") count as right.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from importlib import metadata
 
 import jiwer
-from audiollm.processing.normalisers import NORMALISERS, has_words
+from audiollm.processing.normalisers import NORMALISERS as BASIC_NORMALISERS
+
+from .leaderboard import IGNORED_SEGMENT, normalize_leaderboard
+from .optional import optional_library
+
+LEADERBOARD = "leaderboard"
+#: What makes texts alike before they are compared, by name: that of the Open ASR Leaderboard, and those of
+#: `audiollm.processing.normalisers`.
+NORMALISERS: dict[str, Callable[[str], str]] = {**BASIC_NORMALISERS, LEADERBOARD: normalize_leaderboard}
+#: The normaliser that makes every character a word, between spaces of its own.
+CHARACTERS = "characters"
+JIWER, KALDIALIGN = "jiwer", "kaldialign"
+ALIGNERS = (JIWER, KALDIALIGN)
+#: Why a reference is left out.
+EMPTY_REFERENCE, IGNORED_REFERENCE = "skipped_empty_reference", "skipped_ignored_segment"
 
 
 @dataclass(frozen=True)
@@ -31,37 +51,217 @@ class WordErrorScore:
         return asdict(self)
 
 
-def score_word_error(
-    references: Sequence[str], hypotheses: Sequence[str], normaliser: str = "english"
-) -> WordErrorScore:
+@dataclass(frozen=True)
+class TextErrors:
     """
-    Word error of a whole corpus, both sides normalised, aligned by jiwer.
+    What one hypothesis has wrong.
+
+    Attributes:
+        reference, hypothesis: the texts as compared, normalised.
+        length: words, or characters, of the reference.
+        substitutions, deletions, insertions: words, or characters.
+        skipped: why the pair does not count, `EMPTY_REFERENCE` or `IGNORED_REFERENCE`; None where it does.
+    """
+
+    reference: str
+    hypothesis: str
+    length: int = 0
+    substitutions: int = 0
+    deletions: int = 0
+    insertions: int = 0
+    skipped: str | None = None
+
+    @property
+    def errors(self) -> int:
+        """All of them."""
+        return self.substitutions + self.deletions + self.insertions
+
+
+def has_words(text: str, normaliser: str = "english") -> bool:
+    """Whether a text has a word left once normalised; of an ellipsis the English normaliser leaves a full stop."""
+    return any(map(str.isalnum, NORMALISERS[normaliser](text)))
+
+
+def check_convention(normaliser: str, aligner: str = JIWER) -> None:
+    """
+    Refuses names that are none.
+
+    Raises:
+        ValueError: there is no such normaliser or aligner.
+    """
+    if normaliser not in NORMALISERS:
+        raise ValueError(f"There is no normaliser {normaliser!r}; expected one of {', '.join(NORMALISERS)}.")
+    if aligner not in ALIGNERS:
+        raise ValueError(f"There is no aligner {aligner!r}; expected one of {', '.join(ALIGNERS)}.")
+
+
+def aligner_for(normaliser: str) -> str:
+    """The aligner that belongs to a normaliser: kaldialign to the leaderboard's, jiwer to any other."""
+    return KALDIALIGN if normaliser == LEADERBOARD else JIWER
+
+
+def word_errors(
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+    normaliser: str = "english",
+    aligner: str = JIWER,
+    merge_compounds: bool = True,
+) -> list[TextErrors]:
+    """
+    Word errors of each pair, both sides normalised.
 
     Args:
         references, hypotheses: what was said and what was heard, one each.
         normaliser: a name of `NORMALISERS`.
+        aligner: a name of `ALIGNERS`.
+        merge_compounds: of kaldialign: neighbouring words that make one word of the other side are right.
 
     Raises:
-        ValueError: the lists differ in length, or no reference has a word.
-        KeyError: there is no such normaliser.
+        ValueError: the lists differ in length, or there is no such normaliser or aligner.
+        ImportError: kaldialign is not installed.
     """
+    pairs, scored = _normalised(references, hypotheses, normaliser, aligner)
+    chosen = [pairs[index] for index in scored]
+    if aligner == KALDIALIGN:
+        counts = _kaldialign_counts(chosen, merge_compounds)
+    else:
+        counts = _jiwer_counts(jiwer.process_words, chosen)
+    return _text_errors(pairs, dict(zip(scored, counts)), normaliser)
+
+
+def character_errors(
+    references: Sequence[str], hypotheses: Sequence[str], normaliser: str = "basic"
+) -> list[TextErrors]:
+    """
+    Character errors of each pair, both sides normalised, aligned by jiwer.
+
+    Spaces between words are characters, as in jiwer; those that the normaliser "characters" puts between characters are
+    not.
+
+    Raises:
+        ValueError: the lists differ in length, or there is no such normaliser.
+    """
+    pairs, scored = _normalised(references, hypotheses, normaliser, JIWER)
+    if normaliser == CHARACTERS:
+        pairs = [("".join(reference.split()), "".join(hypothesis.split())) for reference, hypothesis in pairs]
+    else:
+        pairs = [(" ".join(reference.split()), " ".join(hypothesis.split())) for reference, hypothesis in pairs]
+    counts = _jiwer_counts(jiwer.process_characters, [pairs[index] for index in scored])
+    return _text_errors(pairs, dict(zip(scored, counts)), normaliser)
+
+
+def _normalised(
+    references: Sequence[str], hypotheses: Sequence[str], normaliser: str, aligner: str
+) -> tuple[list[tuple[str, str]], list[int]]:
+    """Pairs as they are compared, and the places of those that count."""
     if len(references) != len(hypotheses):
         raise ValueError(f"{len(references)} references but {len(hypotheses)} hypotheses; expected one each.")
+    check_convention(normaliser, aligner)
     normalise = NORMALISERS[normaliser]
-    pairs = [(normalise(r), normalise(h)) for r, h in zip(references, hypotheses)]
-    scored = [(reference, hypothesis) for reference, hypothesis in pairs if any(map(str.isalnum, reference))]
-    if not scored:
+    pairs = [(normalise(reference), normalise(hypothesis)) for reference, hypothesis in zip(references, hypotheses)]
+    return pairs, [index for index, (reference, _) in enumerate(pairs) if _why_skipped(reference, normaliser) is None]
+
+
+def _why_skipped(reference: str, normaliser: str) -> str | None:
+    """Why a normalised reference does not count: the leaderboard's rule for its normaliser; else, that it has no word."""
+    if reference.strip().lower() == IGNORED_SEGMENT:
+        return IGNORED_REFERENCE
+    has_any = bool(reference.strip()) if normaliser == LEADERBOARD else any(map(str.isalnum, reference))
+    return None if has_any else EMPTY_REFERENCE
+
+
+Counts = tuple[int, int, int, int]
+
+
+def _text_errors(pairs: Sequence[tuple[str, str]], counts: dict[int, Counts], normaliser: str) -> list[TextErrors]:
+    return [
+        TextErrors(*pair, *counts[index])
+        if index in counts
+        else TextErrors(*pair, skipped=_why_skipped(pair[0], normaliser) or EMPTY_REFERENCE)
+        for index, pair in enumerate(pairs)
+    ]
+
+
+def _jiwer_counts(process: Callable, pairs: Sequence[tuple[str, str]]) -> list[Counts]:
+    """Length, substitutions, deletions and insertions of each pair."""
+    if not pairs:
+        return []
+    result = process([reference for reference, _ in pairs], [hypothesis for _, hypothesis in pairs])
+    counts = []
+    for reference, chunks in zip(result.references, result.alignments):
+        found = {"substitute": 0, "delete": 0, "insert": 0}
+        for chunk in chunks:
+            if chunk.type in found:
+                spans = (chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
+                found[chunk.type] += max(spans)
+        counts.append((len(reference), found["substitute"], found["delete"], found["insert"]))
+    return counts
+
+
+def _kaldialign_counts(pairs: Sequence[tuple[str, str]], merge_compounds: bool) -> list[Counts]:
+    """Length, substitutions, deletions and insertions of each pair, word for word."""
+    edit_distance = optional_library("kaldialign", "evaluation").edit_distance
+    found = [
+        edit_distance(reference.split(), hypothesis.split(), merge_compounds=merge_compounds)
+        for reference, hypothesis in pairs
+    ]
+    return [(each["ref_len"], each["sub"], each["del"], each["ins"]) for each in found]
+
+
+def score_word_error(
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+    normaliser: str = "english",
+    aligner: str = JIWER,
+    merge_compounds: bool = True,
+) -> WordErrorScore:
+    """
+    Word error of a whole corpus, both sides normalised; for the arguments, see [`word_errors`].
+
+    Raises:
+        ValueError: the lists differ in length, no reference has a word, or there is no such normaliser or aligner.
+        ImportError: kaldialign is not installed.
+    """
+    pairs = word_errors(references, hypotheses, normaliser, aligner, merge_compounds)
+    scored = [pair for pair in pairs if pair.skipped is None]
+    words = sum(pair.length for pair in scored)
+    if not words:
         raise ValueError("No reference has a word left after normalisation; there is nothing to score.")
-    result = jiwer.process_words([r for r, _ in scored], [h for _, h in scored])
     return WordErrorScore(
-        word_error=result.wer,
-        substitutions=result.substitutions,
-        deletions=result.deletions,
-        insertions=result.insertions,
-        reference_words=result.hits + result.substitutions + result.deletions,
+        word_error=sum(pair.errors for pair in scored) / words,
+        substitutions=sum(pair.substitutions for pair in scored),
+        deletions=sum(pair.deletions for pair in scored),
+        insertions=sum(pair.insertions for pair in scored),
+        reference_words=words,
         clips=len(scored),
         skipped=len(pairs) - len(scored),
     )
 
 
-__all__ = ["WordErrorScore", "has_words", "score_word_error"]
+def convention(unit: str, normaliser: str, aligner: str = JIWER, merge_compounds: bool = True) -> str:
+    """What a figure was counted by, in one line, as sacreBLEU's signatures: `unit:words|normaliser:...|aligner:...`."""
+    parts = {"unit": unit, "normaliser": normaliser, "aligner": f"{aligner}-{metadata.version(aligner)}"}
+    if aligner == KALDIALIGN:
+        parts["compounds"] = "merged" if merge_compounds else "split"
+    return "|".join(f"{name}:{value}" for name, value in parts.items())
+
+
+__all__ = [
+    "ALIGNERS",
+    "CHARACTERS",
+    "EMPTY_REFERENCE",
+    "IGNORED_REFERENCE",
+    "JIWER",
+    "KALDIALIGN",
+    "LEADERBOARD",
+    "NORMALISERS",
+    "TextErrors",
+    "WordErrorScore",
+    "aligner_for",
+    "character_errors",
+    "check_convention",
+    "convention",
+    "has_words",
+    "score_word_error",
+    "word_errors",
+]

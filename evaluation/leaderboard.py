@@ -1,0 +1,84 @@
+"""The Open ASR Leaderboard's text normaliser and its rule of which references count, so that its figures can be compared."""
+
+import re
+from functools import lru_cache
+from pathlib import Path
+
+import yaml
+from transformers.models.whisper.english_normalizer import EnglishSpellingNormalizer, EnglishTextNormalizer
+
+TABLES_FILE = Path(__file__).parent / "open_asr_leaderboard" / "english.yaml"
+#: What Whisper's own normaliser does with every 's, and the leaderboard only after some words.
+IS_CONTRACTION = r"'s\b"
+#: A reference that says that nothing of it is to be scored, once normalised (of TED-LIUM's format).
+IGNORED_SEGMENT = "ignore time segment in scoring"
+#: Letters that are words, so that only longer runs of single characters are held to be an acronym.
+ONE_LETTER_WORDS = frozenset("ai")
+MIN_ACRONYM, MIN_ACRONYM_WITH_WORDS = 2, 3
+
+
+class LeaderboardNormaliser(EnglishTextNormalizer):
+    """
+    Whisper's English normaliser with the leaderboard's additions: more fillers and compounds, names, acronyms.
+
+    Gives what `normalizer.EnglishTextNormalizer` of huggingface/open_asr_leaderboard gives (commit d1e99b2), whose tables
+    are in `open_asr_leaderboard/english.yaml`.
+    """
+
+    def __init__(self) -> None:
+        tables = yaml.safe_load(TABLES_FILE.read_text(encoding="utf-8"))
+        super().__init__(tables["spellings"])
+        self.ignore_patterns = rf"\b({'|'.join(tables['ignored'])})\b"
+        is_after_word = rf"\b({'|'.join(tables['followed_by_is'])})'s\b"
+        self.replacers = {
+            is_after_word if pattern == IS_CONTRACTION else pattern: r"\1 is"
+            if pattern == IS_CONTRACTION
+            else replacement
+            for pattern, replacement in self.replacers.items()
+        }
+        numbers, spellings, names = self.standardize_numbers, self.standardize_spellings, tables["names"]
+        compounds = [(re.compile(pattern), replacement) for pattern, replacement in tables["compounds"].items()]
+        one_name = EnglishSpellingNormalizer(names)
+
+        def compounds_then_numbers(text: str) -> str:
+            for pattern, replacement in compounds:
+                text = pattern.sub(replacement, text)
+            return numbers(text)
+
+        def spellings_then_names(text: str) -> str:
+            return join_acronyms(one_name(spellings(text)))
+
+        self.standardize_numbers = compounds_then_numbers
+        self.standardize_spellings = spellings_then_names
+
+
+def join_acronyms(text: str) -> str:
+    """
+    Runs of single letters and digits as one word: `b b c` is `bbc`, `5 g` is `5g`.
+
+    A run with `a` or `i` in it, which are words, takes three: `a b` stays, `a b c` becomes `abc`.
+    """
+    words: list[str] = []
+    run: list[str] = []
+    for word in [*text.split(), ""]:
+        if len(word) == 1 and word.isalnum():
+            run.append(word)
+            continue
+        shortest = MIN_ACRONYM if ONE_LETTER_WORDS.isdisjoint(run) else MIN_ACRONYM_WITH_WORDS
+        words += ["".join(run)] if len(run) >= shortest else run
+        words.append(word)
+        run = []
+    return " ".join(words[:-1])
+
+
+@lru_cache(maxsize=1)
+def _normaliser() -> LeaderboardNormaliser:
+    return LeaderboardNormaliser()
+
+
+def normalize_leaderboard(text: str) -> str:
+    """See [`LeaderboardNormaliser`]."""
+    return _normaliser()(text)
+
+
+__all__ = ["IGNORED_SEGMENT", "LeaderboardNormaliser", "join_acronyms", "normalize_leaderboard"]
