@@ -97,7 +97,8 @@ def made_recording(category: str, seconds: float) -> np.ndarray:
         waveform = np.fft.irfft(spectrum * frequencies ** (-NOISE_SLOPES[kind] / 2), samples)
     elif kind == "hum":
         times = np.arange(samples) / SAMPLING_RATE_HZ
-        waveform = sum(np.sin(2 * np.pi * HUM_HZ * each * times) / each for each in HUM_HARMONICS)
+        waves = [np.sin(2 * np.pi * HUM_HZ * each * times) / each for each in HUM_HARMONICS]
+        waveform = np.sum(waves, axis=0)
     else:
         waveform = (generator.random(samples) < CLICKS_PER_S / SAMPLING_RATE_HZ).astype(np.float64)
         waveform[samples // 2] = 1.0

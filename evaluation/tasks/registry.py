@@ -153,7 +153,11 @@ def _variants(name: str, entry: Mapping[str, Any]) -> dict[str, Settings]:
     variants = {}
     for config in _configs(entry):
         chosen = tuple(replace(source, config=config) for source in settings.sources)
-        language = settings.language or entry.get("languages", {}).get(config) or _language(entry, config)
+        language = (
+            settings.language
+            or entry.get("languages", {}).get(config)
+            or _languages(settings.reader, settings.kind, config)[1]
+        )
         variants[f"{name}{CONFIG_SEPARATOR}{config}"] = replace(settings, sources=chosen, language=language)
     return variants
 
@@ -171,15 +175,15 @@ def _configs(entry: Mapping[str, Any]) -> list[str]:
     return [*into, *(f"{ENGLISH_FLEURS}{PAIR_SEPARATOR}{config}" for config in others)]
 
 
-def _language(entry: Mapping[str, Any], config: str) -> str:
-    """The code of the language that answers are in, from a config such as `de_de`, `en_zh-CN` or `de_de-en_us`."""
-    name = config
-    if entry["reader"] == FLEURS_TRANSLATION:
-        name = config.partition(PAIR_SEPARATOR)[2]
-    elif entry["kind"] == "translation":
-        name = config.rpartition("_")[2]
-    code = re.split("[-_]", name)[0]
-    return LANGUAGE_CODES.get(code, code)
+def _languages(reader: str, kind: str, config: str) -> tuple[str, str]:
+    """Codes of what is spoken and of what is answered in, from a config such as `de_de`, `en_zh-CN`, `de_de-en_us`."""
+    spoken = target = config
+    if reader == FLEURS_TRANSLATION:
+        spoken, _, target = config.partition(PAIR_SEPARATOR)
+    elif kind == "translation":
+        spoken, _, target = config.rpartition("_")
+    first, second = (re.split("[-_]", name)[0] for name in (spoken, target))
+    return LANGUAGE_CODES.get(first, first), LANGUAGE_CODES.get(second, second)
 
 
 def _task(name: str, settings: Settings) -> Task:
@@ -215,6 +219,7 @@ def _source(name: str, settings: Settings) -> dict[str, Any]:
             "from_memory": benchmark_table().get(form.corpus, {}).get("from_memory"),
         }
     if settings.kind == "translation":
+        source["source_language"] = _languages(settings.reader, settings.kind, str(settings.sources[0].config))[0]
         source["bleu_tokenizer"] = _tables()["bleu_tokenizers"].get(settings.language, "13a")
     source |= {"judge": settings.judge, "parsing": settings.parsing}
     return {key: value for key, value in source.items() if value is not None}

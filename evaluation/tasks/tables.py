@@ -130,7 +130,7 @@ def item_of(clip: Clip, settings: Settings, more_references: Iterable[str]) -> I
     """The question that a clip is, with the references of further clips of the same recording."""
     if isinstance(clip.recording, str) and "://" not in clip.recording and not os.path.isfile(clip.recording):
         return Problem(clip.id, f"audio file {clip.recording!r} does not exist")
-    extra = {key: value for key, value in clip.fields.items() if key != settings.answer}
+    extra: dict[str, Any] = {key: value for key, value in clip.fields.items() if key != settings.answer}
     references: list[str] = []
     if settings.answer is not None:
         own = clip.fields.get(settings.answer)

@@ -79,7 +79,7 @@ class Task:
         language: code of the language that answers are in; None where they are in none.
         normaliser: a name of `NORMALISERS`, applied to references and answers that are compared word by word.
         source: where it comes from, as JSON: benchmark, hub, config, split, licence, terms, citation, and what scoring
-            needs to know: `bleu_tokenizer`, `judge`, `parsing`.
+            needs to know: `source_language` (spoken, of a translation), `bleu_tokenizer`, `judge`, `parsing`.
         max_new_tokens: bound on an answer.
         group: tasks whose scores are averaged, unweighted.
         reader: gives the questions.
