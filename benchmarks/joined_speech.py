@@ -7,6 +7,8 @@ from audiollm.corpora.prompts import load_studio_prompts
 
 #: Pauses as between sentences that are read aloud; long ones as between paragraphs, after every so many prompts.
 PAUSE_S, LONG_PAUSE_S, PROMPTS_PER_LONG_PAUSE = 0.5, 4.0, 12
+#: A 16-bit recorder's, as a share of full scale.
+PAUSE_NOISE = 1e-5
 #: Splits in the order in which they are joined; together 24 minutes of speech, which longer recordings repeat.
 SPLITS = ("train", "validation", "test")
 
@@ -17,12 +19,14 @@ def joined_speech(seconds: float, processor, pauses: bool = False) -> np.ndarray
 
     Args:
         processor: decodes and resamples.
-        pauses: puts silence between them, as in somebody's reading.
+        pauses: puts near silence between them, as in somebody's reading.
     """
     rate = processor.sampling_rate
     num_samples = int(seconds * rate)
     rows = [row for split in SPLITS for row in load_studio_prompts(split)]
     waveform, end = np.zeros(num_samples, dtype=np.float32), 0
+    if pauses:
+        waveform += PAUSE_NOISE * np.random.default_rng(0).standard_normal(num_samples, dtype=np.float32)
     decoded: dict[str, np.ndarray] = {}
     for index, row in enumerate(cycle(rows)):
         if row["id"] not in decoded:
