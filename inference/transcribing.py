@@ -5,6 +5,7 @@ Which windows share a batch follows from the recordings and settings alone, so t
 computes the same batches, and ends with the same bytes.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,11 +17,13 @@ import torch
 from audiollm.answering import ask
 from audiollm.checkpoints import fingerprint
 from tqdm.auto import tqdm
+from transformers import StoppingCriteriaList
 
 from .audio_blocks import header_seconds, local_file, read_blocks
 from .long_audio import Window, cut_into_windows
 from .partial_transcripts import PartialTranscript, content_checksum
 from .session import model_lock
+from .streaming import StopWhenSet
 from .transcripts import Passage, Skipped, Transcript, add_skipped
 from .voice_activity import RISE_DB
 
@@ -50,6 +53,8 @@ class TranscribingSettings:
         max_new_tokens: bound on what is written of one window, which for short ones is lower.
         carry_context: show the model the end of what was said in the window before. Only for models that were trained so:
             the demo's makes 0.97 word errors with it, on the same prompts.
+        static_cache: keys and values in memory of a fixed size, with which transformers compiles the model on a GPU. On a
+            CPU nothing is compiled, and nothing gained.
     """
 
     prompt: str = TRANSCRIBE_PROMPT
@@ -59,6 +64,7 @@ class TranscribingSettings:
     batch_size: int = 8
     max_new_tokens: int = 448
     carry_context: bool = False
+    static_cache: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,10 @@ class Failure:
 
     audio: str
     reason: str
+
+
+class TranscribingStopped(RuntimeError):
+    """Somebody has stopped it; what was done is kept where a partial transcript is."""
 
 
 @dataclass(eq=False)
@@ -117,6 +127,7 @@ class Transcriber:
             "revision": TRANSCRIBING_REVISION,
             **asdict(self.settings),
         }
+        self._cache_options = {"cache_implementation": "static"} if self.settings.static_cache else {}
         ends = model.generation_config.eos_token_id
         self._end_ids = set(ends if isinstance(ends, (list, tuple)) else [ends])
         self._bar: Any = None
@@ -124,12 +135,14 @@ class Transcriber:
         self._began = self._seconds_heard = self._seconds_done = 0.0
         self._seconds_total: float | None = None
         self._on_progress: Callable[[float, float | None], None] | None = None
+        self._stop = StopWhenSet(None)
 
     def transcribe(
         self,
         recordings: Sequence[str],
         partial_paths: Sequence[Path | None] | None = None,
         on_progress: Callable[[float, float | None], None] | None = None,
+        stop: threading.Event | None = None,
     ) -> Iterator[Transcript | Failure]:
         """
         A transcript for each recording, in the given order, as soon as it and those before are done; a [`Failure`] for
@@ -140,8 +153,10 @@ class Transcriber:
             partial_paths: where to keep what is done of each; see [`PartialTranscript`]. None keeps nothing.
             on_progress: called after each batch, and each stretch without a voice, with the seconds of audio that are done
                 and all there are, or None where that is not known beforehand. What it raises ends the transcribing.
+            stop: ends it within a token once it is set, from any thread.
 
         Raises:
+            TranscribingStopped: `stop` is set.
             OSError: a partial transcript cannot be written.
         """
         paths = list(partial_paths) if partial_paths is not None else [None] * len(recordings)
@@ -152,6 +167,7 @@ class Transcriber:
         done = 0
         self._began, self._seconds_heard = time.monotonic(), 0.0
         self._seconds_done, self._seconds_total, self._on_progress = 0.0, total, on_progress
+        self._stop = StopWhenSet(stop)
         with tqdm(total=total, desc="Transcribing", disable=not self.progress, bar_format=_bar_format(total)) as bar:
             self._bar = bar
             for _ in steps():
@@ -249,7 +265,12 @@ class Transcriber:
         self._bar.set_postfix_str(f"{speed:.1f} x real time")
         self._tell()
 
+    def _refuse_when_stopped(self) -> None:
+        if self._stop.is_set():
+            raise TranscribingStopped("The transcription was stopped.")
+
     def _tell(self) -> None:
+        self._refuse_when_stopped()
         if self._on_progress is not None:
             self._on_progress(self._seconds_done, self._seconds_total)
 
@@ -275,8 +296,10 @@ class Transcriber:
         inputs = self.processor.apply_chat_template(
             conversations, tokenize=True, add_generation_prompt=True, padding_side="left"
         ).to(self.model.device)
+        options: dict[str, Any] = {"max_new_tokens": max(bounds), "do_sample": False, **self._cache_options}
         with model_lock(self.model):
-            output = self.model.generate(**inputs, max_new_tokens=max(bounds), do_sample=False)
+            output = self.model.generate(**inputs, stopping_criteria=StoppingCriteriaList([self._stop]), **options)
+        self._refuse_when_stopped()
         results = []
         # Each by its own bound, so that what is written does not depend on what else is in the batch.
         for row, bound in zip(output[:, inputs["input_ids"].shape[1] :].tolist(), bounds):
@@ -312,4 +335,4 @@ def _bar_format(total: float | None) -> str:
     return "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}, {postfix}]"
 
 
-__all__ = ["TRANSCRIBE_PROMPT", "Failure", "Transcriber", "TranscribingSettings"]
+__all__ = ["TRANSCRIBE_PROMPT", "Failure", "Transcriber", "TranscribingSettings", "TranscribingStopped"]
