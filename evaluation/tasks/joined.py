@@ -36,6 +36,9 @@ def fleurs_translation(name: str, settings: Settings, data: str | None, limit: i
     (source,) = settings.sources
     spoken, _, target = str(source.config).partition(PAIR_SEPARATOR)
     names: dict[str, str] = {}
+    missing = [one for one in (spoken, target) if data is not None and not (Path(data) / one).is_dir()]
+    if missing:
+        raise TaskError(f"Task {name!r}: there is no folder {missing[0]} in {data!r}; expected one for each language.")
     try:
         translations = _sentences(name, benchmark(source.corpus, target), source.split, data, names)
         for clip in open_table(name, benchmark(source.corpus, spoken), source.split, data, limit).clips():

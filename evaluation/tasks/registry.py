@@ -251,6 +251,7 @@ def _unknown(name: str) -> str:
     """What to say about a name that no task has."""
     known = [*task_names(), *_tables()["aliases"]]
     near = difflib.get_close_matches(name.strip(), known, n=NEAR_NAMES)
+    near = near or [each for each in known if name.strip() and name.strip().lower() in each][:NEAR_NAMES]
     family = _family(name)
     if family:
         shown = ", ".join(family[:NAMES_SHOWN])

@@ -53,6 +53,11 @@ def choose_source(task: str, settings: Settings, data: str | None) -> tuple[Corp
             return corpus, source
         if Path(data).suffix in {Path(pattern).suffix for pattern in patterns}:
             return corpus, source
+    for corpus, source in forms:
+        known = [] if isinstance(corpus.configs, str) else corpus.configs
+        others = sorted(name for name in known if (Path(data) / name).is_dir())
+        if source.config is not None and others and source.config not in others:
+            raise TaskError(f"Task {task!r}: --data {data!r} holds {', '.join(others)}, but not {source.config}.")
     # What load_dataset finds by itself, or a single file, may be any form without a fixed layout.
     return next((form for form in forms if not form[0].files), forms[-1])
 

@@ -263,6 +263,7 @@ def test_aliases_stand_for_tasks() -> None:
     [
         ("librispeech_claen", "Perhaps 'librispeech_clean'"),
         ("fleurs:de", "Perhaps 'fleurs:de_de'"),
+        ("libri", "Perhaps 'librispeech_clean' or 'librispeech_other'"),
         ("fleurs", "comes in 102 configs"),
         ("covost2:en_fr", "There is no task"),
         ("nonsense", "There are: prompts"),

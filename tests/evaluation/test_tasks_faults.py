@@ -187,6 +187,16 @@ def test_without_a_network_that_is_said(name: str, monkeypatch) -> None:
         read(name, None)
 
 
+def test_another_language_is_not_taken_for_the_one_asked_for(tmp_path) -> None:
+    fleurs(tmp_path, "en_us", "English")
+    with pytest.raises(TaskError, match="holds en_us, but not de_de"):
+        read("fleurs:de_de", tmp_path)
+    with pytest.raises(TaskError, match="there is no folder de_de"):
+        read("fleurs_translation:en_us-de_de", tmp_path)
+    with pytest.raises(TaskError, match="expected one for each language"):
+        read("fleurs_translation:en_us-de_de", tmp_path / "en_us" / "test" / "0000.parquet")
+
+
 def test_an_archive_is_to_be_unpacked(tmp_path) -> None:
     path = tmp_path / "de_de.tar.gz"
     path.write_bytes(b"")
