@@ -238,6 +238,31 @@ def score_word_error(
     )
 
 
+def score_character_error(
+    references: Sequence[str], hypotheses: Sequence[str], normaliser: str = "basic"
+) -> dict[str, float | int]:
+    """
+    Character error of a whole corpus, and what it is made of; for the arguments, see [`character_errors`].
+
+    Raises:
+        ValueError: the lists differ in length, no reference has a character to score, or there is no such normaliser.
+    """
+    pairs = character_errors(references, hypotheses, normaliser)
+    scored = [pair for pair in pairs if pair.skipped is None]
+    characters = sum(pair.length for pair in scored)
+    if not characters:
+        raise ValueError("No reference has a character left after normalisation; there is nothing to score.")
+    return {
+        "character_error": sum(pair.errors for pair in scored) / characters,
+        "substitutions": sum(pair.substitutions for pair in scored),
+        "deletions": sum(pair.deletions for pair in scored),
+        "insertions": sum(pair.insertions for pair in scored),
+        "reference_characters": characters,
+        "clips": len(scored),
+        "skipped": len(pairs) - len(scored),
+    }
+
+
 def convention(unit: str, normaliser: str, aligner: str = JIWER, merge_compounds: bool = True) -> str:
     """What a figure was counted by, in one line, as sacreBLEU's signatures: `unit:words|normaliser:...|aligner:...`."""
     parts = {"unit": unit, "normaliser": normaliser, "aligner": f"{aligner}-{metadata.version(aligner)}"}
@@ -262,6 +287,7 @@ __all__ = [
     "check_convention",
     "convention",
     "has_words",
+    "score_character_error",
     "score_word_error",
     "word_errors",
 ]

@@ -6,6 +6,7 @@ Answers with neither leave the denominator, as they do there, and are counted; t
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -47,6 +48,26 @@ def right_letter(reference: str) -> str:
     return reference.strip().strip("().").upper()
 
 
+def score_choices(answers: Sequence[str], references: Sequence[str], parsing: str = "air_bench") -> dict[str, Any]:
+    """
+    Both accuracies of answers, given as texts, and how many could not be read.
+
+    Raises:
+        ValueError: they differ in number, there is none, or no such rule.
+    """
+    if len(answers) != len(references) or not answers:
+        raise ValueError(f"{len(references)} references but {len(answers)} answers; expected one each, and some.")
+    given = [Answer(str(place), said, [right]) for place, (said, right) in enumerate(zip(answers, references))]
+    by = Convention(parsing=parsing)
+    readable, every = choice_accuracy(given, by), strict_choice_accuracy(given, by)
+    return {
+        "choice_accuracy": readable.value if readable.ids else None,
+        "strict_choice_accuracy": every.value if every.ids else None,
+        "answers": len(answers),
+        "unparsable": readable.dropped.get("unparsable", 0),
+    }
+
+
 def choice_accuracy(answers: Sequence[Answer], by: Convention) -> Measured:
     """Right answers over readable ones."""
     return _accuracy(answers, by, unreadable_is_wrong=False)
@@ -75,4 +96,12 @@ def _accuracy(answers: Sequence[Answer], by: Convention, unreadable_is_wrong: bo
     )
 
 
-__all__ = ["PARSERS", "air_bench_letter", "choice_accuracy", "parser_named", "right_letter", "strict_choice_accuracy"]
+__all__ = [
+    "PARSERS",
+    "air_bench_letter",
+    "choice_accuracy",
+    "parser_named",
+    "right_letter",
+    "score_choices",
+    "strict_choice_accuracy",
+]
