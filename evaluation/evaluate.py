@@ -53,19 +53,24 @@ def evaluate(options: EvaluateArguments) -> None:
         if options.output_dir is None and state.num_processes > 1:
             raise ValueError("several processes need an --output_dir that they share")
         run = prepare(options, options.output_dir or Path(temporary), state)
+        unjudged: Exception | None = None
         with locked(run):
             answer_all(run)
             if not state.is_main_process:
                 return
-            judge_run(run.folder, [job.task.name for job in run.jobs], options)
-            scores = score_run(run.folder)
-            for line in score_lines(scores, [job.task.name for job in run.jobs]):
+            names = [job.task.name for job in run.jobs]
+            try:
+                judge_run(run.folder, names, options)
+            except (ValueError, ImportError) as error:  # the answers are worth their other scores
+                unjudged = error
+            for line in score_lines(score_run(run.folder), names):
                 print(line)
             if options.output is not None:
-                (job,) = run.jobs
-                write_own_report(options.output, run.folder, job.task.name)
+                write_own_report(options.output, run.folder, names[0])
             if options.output_dir is not None:
                 print(f"Outputs and scores are in {options.output_dir}.")
+    if unjudged is not None:
+        raise unjudged
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

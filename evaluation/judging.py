@@ -62,8 +62,8 @@ def judge_run(folder: Path, tasks: Sequence[str], options: JudgeArguments) -> No
     if unknown:
         raise JudgeError(f"There is no prompt {unknown[0]!r} among the judge's; there are {', '.join(rubrics)}.")
     chosen = {name: rubrics[rubric] for name, rubric in waiting.items()}
-    _check_settings(folder, options, {waiting[name]: rubric for name, rubric in chosen.items()})
     judge = Judge(options)
+    _check_settings(folder, options, {waiting[name]: rubric for name, rubric in chosen.items()})
     for name, rubric in chosen.items():
         for path in sorted((folder / OUTPUTS / name).glob("*.jsonl")):
             if not path.name.endswith(".partial.jsonl"):

@@ -1,7 +1,7 @@
 """Text retention: whether the model's answers to text are those of its base, bit for bit, and how likely it finds text."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,10 +32,10 @@ def likelihood(ids: torch.Tensor, logits: torch.Tensor) -> dict[str, Any]:
 @dataclass
 class RetentionSystem(System):
     """
-    Answers text, and measures it.
+    Measures what a model makes of text; there is nothing to answer.
 
     Args:
-        generator: answers; its model is what is measured.
+        generator: holds the model that is measured.
         base: the base language model by itself, to compare with; None measures likelihood alone.
     """
 
@@ -43,11 +43,8 @@ class RetentionSystem(System):
     base: Any | None = None
 
     def answer(self, questions, waveforms, bounds: Sequence[int]) -> list[Answer]:
-        """See [`System`]; an answer's `extra` has what was measured of the prompt."""
-        prompts = [question.item.prompt for question in questions]
-        asked = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        answers = self.generator.answer(asked, waveforms, bounds)
-        return [replace(one, extra=self.measure(prompt)) for one, prompt in zip(answers, prompts)]
+        """See [`System`]; an answer is empty, and its `extra` has what was measured of the prompt."""
+        return [Answer("", extra=self.measure(question.item.prompt)) for question in questions]
 
     def measure(self, text: str) -> dict[str, Any]:
         """Likelihood of a text, and, where there is a base, whether its logits are the same."""

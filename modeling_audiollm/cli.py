@@ -10,6 +10,7 @@ COMMANDS = {
     "transcribe": ("audiollm.inference.transcribe", "what is said in recordings of any length: text, JSON, subtitles"),
     "demo-web": ("audiollm.inference.demo_web", "a page in the browser: record, upload, ask, transcribe"),
     "serve": ("audiollm.inference.serve", "an OpenAI-compatible server: chat with recordings, transcriptions"),
+    "summarize": ("audiollm.inference.summarize", "ask about recordings longer than the context, part by part"),
     "export": ("audiollm.inference.export", "a checkpoint in the Ultravox layout, for vLLM and llama.cpp"),
     "evaluate": ("audiollm.evaluation.evaluate", "answers to benchmarks or your own data, beside controls, and scores"),
     "score": ("audiollm.evaluation.score", "score an evaluation's raw outputs again, without the model"),

@@ -1,0 +1,386 @@
+"""The judge, against a real server on this machine that is busy, fails, is slow, and talks nonsense."""
+
+import json
+import re
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from audiollm.evaluation.judge import (
+    ANSWER_FIRST,
+    ANSWER_ONLY,
+    REFERENCE_FIRST,
+    JudgeError,
+    UnreadableReplyError,
+    read_rubrics,
+)
+from audiollm.evaluation.judge_arguments import JudgeArguments
+from audiollm.evaluation.judging import judge_run
+from audiollm.evaluation.outputs import read_rows
+from audiollm.evaluation.run_record import OtherSettingsError
+from audiollm.evaluation.scoring import score_run
+
+KEY = "sk-secret-key-of-this-test"
+VARIABLE = "JUDGE_TEST_KEY"
+RETRY_AFTER_S = 0.01
+CHAT, OPEN, QA = "air_bench_chat", "voicebench:commoneval", "voicebench_sd_qa:usa"
+
+
+class Page(BaseHTTPRequestHandler):
+    """Answers chat completions as its server's `replies` say: a text, or a status, by what the prompt holds."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        prompt = body["messages"][0]["content"]
+        server = self.server
+        with server.lock:
+            server.seen.append({"path": self.path, "key": self.headers["Authorization"], **body})
+            server.asked[prompt] += 1
+            reply = server.answer(prompt, server.asked[prompt])
+        status, payload = reply if isinstance(reply, tuple) else (200, reply)
+        if status == 200 and isinstance(payload, str):
+            message = {"role": "assistant", "content": payload}
+            choice = {"index": 0, "finish_reason": "stop", "message": message}
+            payload = {
+                "id": "1",
+                "object": "chat.completion",
+                "created": 0,
+                "model": body["model"],
+                "choices": [choice],
+            }
+        data = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+        self.send_response(status)
+        if status == 429:
+            self.send_header("Retry-After", str(RETRY_AFTER_S))
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args) -> None:
+        """Silence."""
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[ThreadingHTTPServer]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    server.lock = threading.Lock()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def server(served, monkeypatch: pytest.MonkeyPatch) -> ThreadingHTTPServer:
+    """Gives the reference 8 and the answer 6, in either order; 4 of five; yes."""
+    served.seen, served.asked, served.answer = [], Counter(), lambda prompt, times: good_reply(prompt)
+    monkeypatch.setenv(VARIABLE, KEY)
+    return served
+
+
+def good_reply(prompt: str) -> str:
+    if "from 1 to 10" in prompt:
+        return "8 6" if "Answer of assistant 1:\nreference" in prompt else "6 8"
+    return "4" if "from 1 to 5" in prompt else "Yes."
+
+
+def options(server, **others) -> JudgeArguments:
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    return JudgeArguments(
+        **{"judge_model": "marker", "judge_url": url, "judge_key_variable": VARIABLE, "judge_retries": 2, **others}
+    )
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A run of three tasks, with three answers each, of which one is none and one is empty."""
+    rubrics = {CHAT: "air_bench", OPEN: "voicebench_open", QA: "voicebench_qa"}
+    record = {"tasks": {}}
+    for task, rubric in rubrics.items():
+        record["tasks"][task] = {
+            "kind": "chat",
+            "metrics": ["judge_score"],
+            "language": "en",
+            "normaliser": "english",
+            "group": None,
+            "source": {"judge": rubric},
+            "items": 3,
+        }
+        folder = tmp_path / "outputs" / task
+        folder.mkdir(parents=True)
+        with open(folder / "model.jsonl", "w") as file:
+            for number, output in enumerate(["answer to 0 {braces}", None, ""]):
+                row = {
+                    "task": task,
+                    "system": "model",
+                    "id": f"{number}",
+                    "prompt": "<audio>",
+                    "audio": ["a.wav"],
+                    "duration_s": 1.0,
+                    "references": [f"reference of {number}"],
+                    "extra": {
+                        "question": f"question {number}",
+                        "meta_info": "a dog, then reference of nobody" if number else "a dog",
+                    },
+                    "output": output,
+                    "finish": "stop" if output is not None else "error",
+                    "error": None if output is not None else "unreadable",
+                    "seconds": 0.5,
+                }
+                file.write(json.dumps(row) + "\n")
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    return tmp_path
+
+
+def verdicts_of(folder: Path, task: str) -> list[dict]:
+    return list(read_rows(folder / "judgements" / task / "model.jsonl"))
+
+
+def test_both_orders_and_all_samples_are_asked_and_kept(run, server) -> None:
+    judge_run(run, [CHAT, OPEN, QA], options(server))
+    chat = verdicts_of(run, CHAT)
+    assert [(one["id"], one["order"], one["sample"]) for one in chat] == [
+        (item, order, 0) for item in ("0", "2") for order in (REFERENCE_FIRST, ANSWER_FIRST)
+    ]
+    assert chat[0]["scores"] == chat[1]["scores"] == {"reference": 8, "answer": 6}
+    assert (chat[0]["reply"], chat[1]["reply"]) == ("8 6", "6 8")
+    first, second = (one["prompt"] for one in chat[:2])
+    assert all(text in first for text in ("a dog", "question 0", "reference of 0", "answer to 0 {braces}"))
+    assert first.index("reference of 0") < first.index("answer to 0") and second.index(
+        "reference of 0"
+    ) > second.index("answer to 0")
+    assert [(one["id"], one["sample"]) for one in verdicts_of(run, OPEN)] == [(i, s) for i in "02" for s in range(3)]
+    assert {one["order"] for one in verdicts_of(run, OPEN)} == {ANSWER_ONLY}
+    assert all(one["scores"] == {"answer": 1} and "reference of" in one["prompt"] for one in verdicts_of(run, QA))
+    assert {(one["path"], one["model"], one["key"]) for one in server.seen} == {
+        ("/v1/chat/completions", "marker", f"Bearer {KEY}")
+    }
+    assert {one["temperature"] for one in server.seen if "from 1 to 10" in one["messages"][0]["content"]} == {0}
+    written = json.loads((run / "judgements" / "judge.json").read_text())
+    assert written["model"] == "marker" and "{description}" in written["air_bench"]["prompt"]
+    assert all(KEY not in path.read_text() for path in run.rglob("*") if path.is_file())
+    scored = score_run(run)["tasks"][CHAT]["systems"]["model"]
+    assert scored["metrics"]["judge_score"]["value"] == 6 and scored["counts"]["errors"] == 1
+    asked = len(server.seen)
+    judge_run(run, [CHAT, OPEN, QA], options(server))
+    assert len(server.seen) == asked == 4 + 6 + 6
+
+
+def test_a_busy_or_failing_endpoint_is_asked_again(run, server) -> None:
+    statuses = {1: (429, {"error": {"message": "slow down"}}), 2: (503, b"<html>")}
+    server.answer = lambda prompt, times: statuses.get(times, good_reply(prompt))
+    judge_run(run, [CHAT], options(server))
+    assert set(server.asked.values()) == {3}
+    assert all(one["scores"] and one["error"] is None for one in verdicts_of(run, CHAT))
+
+
+def test_what_fails_for_good_is_counted_and_asked_again_later(run, server, capsys) -> None:
+    """Too busy for as long as it was asked, no JSON, no completion, no marks, marks beyond the scale, none at all."""
+    bad = {
+        "0" + REFERENCE_FIRST: (429, {"error": {"message": f"limit of {KEY} reached"}}),
+        "0" + ANSWER_FIRST: "11 5",
+        "2" + REFERENCE_FIRST: "I would rather not.",
+        "2" + ANSWER_FIRST: (200, {"choices": []}),
+    }
+
+    def answer(prompt: str, times: int):
+        item = re.search(r"question (\d)", prompt)[1]
+        first = re.search(r"Answer of assistant 1:\n(.*)", prompt)[1]
+        return bad[item + (REFERENCE_FIRST if first.startswith("reference") else ANSWER_FIRST)]
+
+    server.answer = answer
+    judge_run(run, [CHAT], options(server, judge_retries=1))
+    verdicts = verdicts_of(run, CHAT)
+    assert [one["scores"] for one in verdicts] == [None] * 4
+    assert [one["error"].partition(":")[0] for one in verdicts] == ["request", "reply", "reply", "request"]
+    assert "limit of *** reached" in verdicts[0]["error"] and verdicts[2]["reply"] == "I would rather not."
+    assert "from 1 to 10" in verdicts[1]["error"]
+    assert sorted(server.asked.values()) == [1, 1, 1, 2]  # sent again once where the endpoint was busy
+    assert "2 requests failed and 2 replies could not be read" in capsys.readouterr().err
+    counts = score_run(run)["tasks"][CHAT]["systems"]["model"]["counts"]
+    assert counts["judge_failures"] == 4 and counts["unjudged"] == 3
+    server.answer = lambda prompt, times: good_reply(prompt)
+    judge_run(run, [CHAT], options(server))
+    assert [one["error"] for one in verdicts_of(run, CHAT)] == [None] * 4
+
+
+def test_bodies_that_are_no_json_are_failures_of_one_request(run, server) -> None:
+    server.answer = lambda prompt, times: (200, b"{not json")
+    judge_run(run, [CHAT], options(server, judge_retries=0))
+    assert all(one["error"].startswith("request: ") for one in verdicts_of(run, CHAT))
+
+
+def test_a_slow_endpoint_is_given_up(run, server) -> None:
+    waited = threading.Event()
+
+    def answer(prompt: str, times: int) -> str:
+        waited.wait(0.4)
+        return good_reply(prompt)
+
+    server.answer = answer
+    judge_run(run, [CHAT], options(server, judge_retries=0, judge_timeout_s=0.05))
+    assert all("timed out" in one["error"] for one in verdicts_of(run, CHAT))
+
+
+def test_an_interrupted_judge_goes_on(run, server) -> None:
+    judge_run(run, [OPEN], options(server))
+    whole = (run / "judgements" / OPEN / "model.jsonl").read_bytes()
+    (run / "judgements" / OPEN / "model.jsonl").write_bytes(whole[: len(whole) // 2])
+    asked = len(server.seen)
+    judge_run(run, [OPEN], options(server))
+    assert (run / "judgements" / OPEN / "model.jsonl").read_bytes() == whole
+    assert 0 < len(server.seen) - asked < 6
+
+
+@pytest.mark.parametrize(("status", "message"), [(401, "refuses"), (404, "refuses")])
+def test_a_key_or_model_that_is_refused_ends_it_at_once(run, server, status, message) -> None:
+    server.answer = lambda prompt, times: (status, {"error": {"message": f"bad key {KEY}"}})
+    with pytest.raises(JudgeError, match=message) as caught:
+        judge_run(run, [CHAT, OPEN, QA], options(server, judge_concurrency=1))
+    assert KEY not in str(caught.value) and len(server.seen) <= 2
+
+
+def test_marks_of_two_judges_are_not_mixed(run, server, tmp_path) -> None:
+    judge_run(run, [CHAT], options(server))
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        "air_bench: {text: 'mine {answer}', orders: [answer_only], reads: one_score, least: 1, most: 10, samples: 1, temperature: 0.0}"
+    )
+    for other, named in (
+        ({"judge_model": "another"}, "model was 'marker'"),
+        ({"judge_samples": 2}, "air_bench was"),
+        ({"judge_prompts": own}, "air_bench was"),
+    ):
+        with pytest.raises(OtherSettingsError, match=named):
+            judge_run(run, [CHAT], options(server, **other))
+
+
+def test_ones_own_prompts_and_number_of_samples(run, server, tmp_path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        "air_bench: {text: 'mine {answer}', orders: [answer_only], reads: one_score, least: 1, most: 10, samples: 1, temperature: 0.0}"
+    )
+    server.answer = lambda prompt, times: "Score: 7"
+    judge_run(run, [CHAT], options(server, judge_prompts=own, judge_samples=2))
+    assert [(one["prompt"], one["sample"], one["scores"]) for one in verdicts_of(run, CHAT)] == [
+        (f"mine {output}".strip(), sample, {"answer": 7})
+        for output in ("answer to 0 {braces}", "")
+        for sample in range(2)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1]", "no mapping"),
+        ("a: {text: x}", "'a'"),
+        (
+            "a: {text: '{nothing}', orders: [answer_only], reads: yes_no, least: 0, most: 1, samples: 1, temperature: 0.0}",
+            "nothing",
+        ),
+        (": :", "cannot be read"),
+    ],
+)
+def test_prompts_that_are_malformed_are_refused(tmp_path, text, message) -> None:
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(JudgeError, match=message):
+        read_rubrics(tmp_path / "own.yaml")
+
+
+def test_without_a_judge_the_answers_wait(run, server, capsys) -> None:
+    judge_run(run, [CHAT], JudgeArguments())
+    assert "give --judge_model" in capsys.readouterr().out and not (run / "judgements").exists()
+
+
+def test_keys_go_only_where_they_are_meant_to(run, server, monkeypatch) -> None:
+    """OpenAI's is not sent to another endpoint; where a variable is named, it must hold one."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-openai")
+    judge_run(run, [CHAT], options(server, judge_key_variable=None))
+    assert {one["key"] for one in server.seen} == {"Bearer none"}
+    monkeypatch.delenv(VARIABLE)
+    with pytest.raises(JudgeError, match=f"{VARIABLE} is empty"):
+        judge_run(run, [OPEN], options(server))
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(JudgeError, match="OPENAI_API_KEY is empty"):
+        judge_run(run, [OPEN], JudgeArguments(judge_model="marker", judge_url="https://api.openai.com/v1"))
+
+
+@pytest.mark.parametrize(
+    ("rubric", "order", "reply", "scores"),
+    [
+        ("air_bench", REFERENCE_FIRST, "7 9", {"reference": 7, "answer": 9}),
+        ("air_bench", ANSWER_FIRST, "7 9", {"reference": 9, "answer": 7}),
+        ("air_bench", ANSWER_FIRST, "7.5, 9", {"reference": 9, "answer": 7.5}),
+        (
+            "air_bench",
+            ANSWER_FIRST,
+            "Here are the scores:\n**7 9**\nBecause 2 is not 3.",
+            {"reference": 9, "answer": 7},
+        ),
+        ("air_bench", ANSWER_FIRST, "0 9", None),
+        ("air_bench", ANSWER_FIRST, "7", None),
+        ("air_bench", ANSWER_FIRST, "79", None),
+        ("air_bench", ANSWER_FIRST, "", None),
+        ("voicebench_open", ANSWER_ONLY, "5", {"answer": 5}),
+        ("voicebench_open", ANSWER_ONLY, "[Score]: 3.", {"answer": 3}),
+        ("voicebench_open", ANSWER_ONLY, "between 3 and 4", None),
+        ("voicebench_open", ANSWER_ONLY, "6", None),
+        ("voicebench_qa", ANSWER_ONLY, "Yes", {"answer": 1}),
+        ("voicebench_qa", ANSWER_ONLY, "**No**, because yes is wrong", {"answer": 0}),
+        ("voicebench_qa", ANSWER_ONLY, "Nope, yesterday", None),
+    ],
+)
+def test_replies_are_read_or_refused(rubric, order, reply, scores) -> None:
+    rules = read_rubrics()[rubric]
+    if scores is None:
+        with pytest.raises(UnreadableReplyError):
+            rules.read(reply, order)
+    else:
+        assert rules.read(reply, order) == scores
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"judge_url": "ftp://x"}, "no http"),
+        ({"judge_url": "https://me:secret@host/v1"}, "no password"),
+        ({"judge_url": "https://host/v1?key=1"}, "no password"),
+        ({"judge_samples": 0}, "judge_samples is 0"),
+        ({"judge_concurrency": 0}, "judge_concurrency is 0"),
+        ({"judge_retries": -1}, "judge_retries is -1"),
+        ({"judge_timeout_s": 0}, "judge_timeout_s is 0"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(given, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        JudgeArguments(**given)
+
+
+def test_requests_go_out_as_many_at_a_time_as_asked(run, server) -> None:
+    at_once, most = 0, 0
+    lock = threading.Lock()
+
+    class Counting(Page):
+        def do_POST(self) -> None:
+            nonlocal at_once, most
+            with lock:
+                at_once += 1
+                most = max(most, at_once)
+            threading.Event().wait(0.03)
+            super().do_POST()
+            with lock:
+                at_once -= 1
+
+    server.RequestHandlerClass = Counting
+    try:
+        judge_run(run, [OPEN], options(server, judge_concurrency=3))
+    finally:
+        server.RequestHandlerClass = Page
+    assert most == 3

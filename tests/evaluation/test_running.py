@@ -1,0 +1,337 @@
+"""Runs of evaluation: cut off and given again, dealt among processes, refused where they would mix."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
+from audiollm.evaluation.generating import Generator
+from audiollm.evaluation.outputs import SystemOutputs
+from audiollm.evaluation.plan import batches_of, own_recordings, recording_identity, windows_of, wrong_recordings
+from audiollm.evaluation.running import answer_job, index
+from audiollm.evaluation.systems import ModelSystem
+from audiollm.evaluation.tasks import Item, read_local_set
+from evaluation_runs import all_rows, evaluate, rows_of
+from filelock import FileLock
+from small_corpus import example_rows, write_recordings, write_rows
+from tiny_models import randomise_trainables
+
+SYSTEMS = "model,wrong_audio,whisper,cascade,deaf"
+PATIENCE_S = 300
+LAUNCH = ["-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
+DDP_CPU = Path(__file__).parents[2] / "training" / "distributed" / "ddp_cpu.yaml"
+COMMAND = ["-m", "audiollm.evaluation.evaluate"]
+
+
+@dataclass(frozen=True)
+class Given:
+    """A checkpoint, the data, and the options of a run over them."""
+
+    model: Path
+    data_path: str
+    audio_dir: Path
+    options: list[str]
+
+
+@pytest.fixture(scope="module")
+def given(tiny_bases, tmp_path_factory) -> Given:
+    folder = tmp_path_factory.mktemp("evaluated")
+    torch.manual_seed(0)
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_rank=4)
+    randomise_trainables(model).save_pretrained(folder / "model")
+    AudioLlmProcessor.from_audio_text_pretrained(*tiny_bases).save_pretrained(folder / "model")
+    names = write_recordings(folder / "recordings")
+    data_path = write_rows(folder / "data.json", example_rows(names)[: len(names)])
+    options = f"--data_path {data_path} --audio_dir {folder / 'recordings'} --max_new_tokens 6 --batch_size 3".split()
+    return Given(folder / "model", data_path, folder / "recordings", options)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(given, tmp_path_factory) -> Path:
+    """The folder of a run of all systems that nothing has interrupted."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    evaluate(given.model, folder, *given.options, "--systems", SYSTEMS)
+    return folder
+
+
+def test_a_run_leaves_whole_rows_in_the_order_of_the_items(given, undisturbed) -> None:
+    rows = all_rows(undisturbed)
+    assert set(rows) == {f"local/{system}" for system in SYSTEMS.split(",")}
+    for system, found in rows.items():
+        assert [row["id"] for row in found] == [f"row {number}" for number in range(10)]
+        assert {row["system"] for row in found} == {system.partition("/")[2]}
+        assert all(row["references"] and row["error"] is None and row["finish"] in ("stop", "length") for row in found)
+    lines = (undisturbed / "outputs/local/model.jsonl").read_text().splitlines()
+    assert all(json.loads(line)["seconds"] > 0 for line in lines)
+    record = json.loads((undisturbed / "run.json").read_text())
+    assert record["dtype"] == "float32" and record["versions"]["torch"] == torch.__version__
+    assert record["tasks"]["local"]["items"] == 10 and record["arguments"]["batch_size"] == 3
+    assert set(json.loads((undisturbed / "scores.json").read_text())["tasks"]["local"]["systems"]) == set(
+        SYSTEMS.split(",")
+    )
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_cut_off_anywhere_it_goes_on_to_the_same_rows(given, undisturbed, tmp_path, seed: int) -> None:
+    """As a kill leaves it: some systems whole, some begun by one or two processes, a last line torn."""
+    drawn = random.Random(seed)
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    (folder / "scores.json").unlink()
+    for system in SYSTEMS.split(",")[1:]:
+        path = folder / "outputs" / "local" / f"{system}.jsonl"
+        written = path.read_bytes()
+        path.unlink()
+        lines = written.splitlines(keepends=True)
+        drawn.shuffle(lines)
+        for rank in range(drawn.choice((0, 1, 2))):
+            share = b"".join(lines[rank::2])
+            path.with_name(f"{system}.rank{rank}.partial.jsonl").write_bytes(share[: drawn.randrange(len(share))])
+    evaluate(given.model, folder, *given.options, "--systems", SYSTEMS)
+    assert all_rows(folder) == all_rows(undisturbed)
+    assert (folder / "scores.json").is_file()
+
+
+def test_what_is_done_is_not_done_again(given, undisturbed, tmp_path, capsys) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    before = {path: path.stat().st_mtime_ns for path in (folder / "outputs").rglob("*.jsonl")}
+    evaluate(given.model, folder, *given.options, "--systems", SYSTEMS)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert "item" not in capsys.readouterr().err  # no bar: nothing was asked
+
+
+def test_several_processes_answer_as_one(given, undisturbed, tmp_path, tiny_processor) -> None:
+    """Each in its turn here; see below for two that run at the same time."""
+
+    @dataclass
+    class Rank:
+        process_index: int
+        num_processes: int
+
+    model = AudioLlmForConditionalGeneration.from_pretrained(given.model)
+    job = index(read_local_set(given.data_path, str(given.audio_dir)), None, None, 6)
+    system = ModelSystem(Generator(model, tiny_processor))
+    shares = []
+    for rank in range(3):
+        answer_job(tmp_path, job, "model", system, tiny_processor, 3, Rank(rank, 3), progress=False)
+        shares.append(len(SystemOutputs(tmp_path, "local", "model").read()) - sum(shares))
+    assert all(shares) and sum(shares) == 10
+    SystemOutputs(tmp_path, "local", "model").merge(job.ids)
+    assert rows_of(tmp_path, "local", "model") == rows_of(undisturbed, "local", "model")
+
+
+def test_answers_do_not_depend_on_the_batch(given, undisturbed, tmp_path) -> None:
+    options = [*given.options[:-1], "1"]
+    evaluate(given.model, tmp_path / "run", *options, "--systems", SYSTEMS)
+    assert all_rows(tmp_path / "run") == all_rows(undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "difference"),
+    [
+        (["--dtype", "bfloat16"], "dtype was 'auto' and is 'bfloat16'"),
+        (["--batch_size", "4"], "batch_size was 3 and is 4"),
+        (["--limit", "5"], "local: limit was None and is 5"),
+        (["--max_new_tokens", "7"], "local: max_new_tokens was 6 and is 7"),
+        (["--device_map", "meta"], "device was 'cpu' and is 'meta'"),
+        (["--whisper", "BASE"], "whisper was"),
+    ],
+)
+def test_runs_of_other_settings_are_not_mixed(given, undisturbed, tiny_bases, tmp_path, changed, difference) -> None:
+    if changed[1] == "BASE":
+        shutil.copytree(tiny_bases[0], tmp_path / "whisper")
+        changed = [changed[0], str(tmp_path / "whisper")]
+    before = all_rows(undisturbed)
+    with pytest.raises(SystemExit, match=r"(?s)made otherwise.*" + difference + r".*choose another --output_dir"):
+        evaluate(given.model, undisturbed, *given.options, *changed)
+    assert all_rows(undisturbed) == before
+
+
+def test_another_models_answers_are_not_mixed(given, undisturbed, tmp_path) -> None:
+    """Trained on in the same folder: by name it is the same."""
+    folder, trained = tmp_path / "run", tmp_path / "model"
+    shutil.copytree(undisturbed, folder)
+    shutil.copytree(given.model, trained)
+    record = json.loads((folder / "run.json").read_text())
+    record["settings"]["model"] = str(trained)
+    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "outputs/local/deaf.jsonl").unlink()
+    model = AudioLlmForConditionalGeneration.from_pretrained(trained)
+    with torch.no_grad():
+        model.model.audio_boundary_embeds.mul_(1.5)
+    model.save_pretrained(trained)
+    with pytest.raises(SystemExit, match=r"(?s)made otherwise.*weights was"):
+        evaluate(trained, folder, *given.options, "--systems", SYSTEMS)
+
+
+def test_data_that_have_changed_are_noticed(given, undisturbed, tmp_path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    (folder / "outputs/local/model.jsonl").rename(folder / "outputs/local/model.rank0.partial.jsonl")
+    kept = folder / "outputs/local/model.rank0.partial.jsonl"
+    kept.write_bytes(b"".join(kept.read_bytes().splitlines(keepends=True)[:4]).replace(b"one two", b"two one"))
+    with pytest.raises(SystemExit, match="references of 'row 1' are not those"):
+        evaluate(given.model, folder, *given.options, "--systems", SYSTEMS)
+
+
+def test_two_runs_do_not_write_to_one_folder(given, tmp_path) -> None:
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run" / ".lock"), pytest.raises(SystemExit, match="Another run is writing to"):
+        evaluate(given.model, tmp_path / "run", *given.options)
+
+
+def test_recordings_that_cannot_be_read_are_rows_and_tried_again(given, tmp_path, capsys) -> None:
+    audio = tmp_path / "recordings"
+    shutil.copytree(given.audio_dir, audio)
+    whole = (audio / "4.wav").read_bytes()
+    (audio / "4.wav").write_bytes(whole[:100])
+    options = [str(audio) if one == str(given.audio_dir) else one for one in given.options]
+    evaluate(given.model, tmp_path / "run", *options, "--systems", "model", "--output", tmp_path / "report.json")
+    broken = rows_of(tmp_path / "run", "local", "model")[4]
+    assert (broken["output"], broken["finish"]) == (None, "error") and "4.wav" in broken["error"]
+    assert "1 could not be answered" in capsys.readouterr().out
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["errors"] == {"row 4": broken["error"]} and report["word_error"]["clips"] == 10
+    (audio / "4.wav").write_bytes(whole)
+    evaluate(given.model, tmp_path / "run", *options, "--systems", "model")
+    mended = rows_of(tmp_path / "run", "local", "model")
+    assert mended[4]["finish"] != "error" and len(mended) == 10
+
+
+# ------------------------------------------------------------------------------------------------- what is asked when
+
+
+def some_items(count: int) -> list[Item]:
+    return [Item(f"{n}", "<audio>", [[0.1] * (160 + n % 7)], [], {}) for n in range(count)]
+
+
+@pytest.mark.parametrize(("count", "size", "lengths"), [(0, 4, []), (3, 4, [3]), (8, 4, [4, 4]), (11, 4, [4, 7])])
+def test_windows_hold_everything_once_and_none_is_small(count, size, lengths) -> None:
+    found = list(windows_of(iter(some_items(count)), count, size))
+    assert [len(window) for window in found] == lengths
+    assert [item.id for window in found for item in window] == [str(n) for n in range(count)]
+
+
+def test_wrong_recordings_are_never_ones_own(tiny_processor) -> None:
+    """Of questions about few recordings too, or about two at once."""
+    clips = [[0.1 * n] * 200 for n in range(1, 4)]
+    items = [Item(f"{n}", "<audio>", [clips[n % 3]], [], {}) for n in range(9)]
+    items.append(Item("both", "<audio><audio>", clips[:2], [], {}))
+    items.append(Item("text", "no recording", [], [], {}))
+    wrong = wrong_recordings(items)
+    assert [len(question.recordings) for question in wrong] == [1] * 9 + [2, 0]
+    for question in wrong:
+        own = list(map(recording_identity, question.item.recordings))
+        assert all(recording_identity(played) != one for played, one in zip(question.recordings, own))
+    alone = wrong_recordings([items[0], items[3]])
+    assert [question.problem for question in alone] == [
+        "there is no other recording beside it to take the place of its own"
+    ] * 2
+
+
+def test_batches_are_bounded_in_items_and_seconds(tiny_processor) -> None:
+    seconds = [1, 30, 2, 2, 90, 1, 1]
+    items = [Item(f"{n}", "<audio>", [[0.1] * (16_000 * length)], [], {}) for n, length in enumerate(seconds)]
+    batches = batches_of(own_recordings(items), tiny_processor, batch_size=3, max_batch_seconds=60)
+    assert [[question.item.id for question in batch] for batch in batches] == [
+        ["0", "5", "6"],
+        ["2", "3"],
+        ["1"],
+        ["4"],
+    ]
+
+
+# ------------------------------------------------------------------------------------------------- processes of their own
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def start(command: list[str], given: Given, folder: Path, *options: str) -> subprocess.Popen:
+    arguments = [
+        "--model",
+        str(given.model),
+        "--output_dir",
+        str(folder),
+        *given.options,
+        "--systems",
+        SYSTEMS,
+        *options,
+    ]
+    return subprocess.Popen(
+        [sys.executable, *command, *arguments],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    printed, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, printed[-4000:]
+    return printed
+
+
+@pytest.mark.slow
+def test_killed_at_random_it_ends_with_the_same_rows(given, undisturbed, tmp_path) -> None:
+    """Killed as soon as a row more than before is on disk, or a moment later, until it comes through."""
+    drawn, kills, folder = random.Random(0), 0, tmp_path / "run"
+    while True:
+        process = start(COMMAND, given, folder)
+        target = written_lines(folder) + drawn.randrange(8, 20)
+        while process.poll() is None and written_lines(folder) < target:
+            time.sleep(0.002)
+        time.sleep(drawn.random() * 0.02)
+        if process.poll() is not None:
+            finish(process)
+            break
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=PATIENCE_S)
+        kills += 1
+    assert kills >= 2
+    assert all_rows(folder) == all_rows(undisturbed)
+
+
+def written_lines(folder: Path) -> int:
+    return sum(path.read_bytes().count(b"\n") for path in (folder / "outputs").rglob("*.jsonl"))
+
+
+@pytest.mark.slow
+def test_two_processes_answer_as_one_and_go_on_when_one_dies(given, undisturbed, tmp_path) -> None:
+    launch = [*LAUNCH, str(DDP_CPU), *COMMAND]
+    folder = tmp_path / "run"
+    process = start(launch, given, folder)
+    while process.poll() is None and written_lines(folder) < 8:
+        time.sleep(0.002)
+    os.kill(next(iter(children_of(process.pid))), signal.SIGKILL)
+    printed, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode != 0, printed[-2000:]
+    assert not (folder / "scores.json").exists()
+    printed = finish(start(launch, given, folder))
+    assert printed.count("word error") == 10  # five systems, two word errors each, said by one process alone
+    assert all_rows(folder) == all_rows(undisturbed)
+    scores, expected = (json.loads((path / "scores.json").read_text()) for path in (folder, undisturbed))
+    for system, scored in scores["tasks"]["local"]["systems"].items():
+        other = expected["tasks"]["local"]["systems"][system]
+        assert scored["counts"] == other["counts"]
+        assert scored["metrics"]["word_error"] == other["metrics"]["word_error"]
+
+
+def children_of(pid: int) -> list[int]:
+    return [
+        child.pid for child in psutil.Process(pid).children() if "multiprocessing" not in " ".join(child.cmdline())
+    ]
