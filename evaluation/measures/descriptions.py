@@ -18,6 +18,7 @@ NGRAMS = 4
 SIGMA_WORDS = 6.0
 #: COCO's figures are ten times the mean cosine.
 SCALE = 10.0
+MIN_ITEMS = 2
 WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 NGram = tuple[str, ...]
@@ -59,9 +60,9 @@ def cider_d(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> 
         raise ValueError(f"{len(references)} references but {len(predictions)} descriptions; expected one each.")
     if not all(references):
         raise ValueError("A description has no reference; expected one or more of each.")
-    if len(predictions) < 2:
+    if len(predictions) < MIN_ITEMS:
         raise ValueError(
-            f"CIDEr-D weighs n-grams by how rare they are among items; expected 2 or more, not {len(predictions)}."
+            f"CIDEr-D weighs n-grams by how rare they are among items; expected {MIN_ITEMS} or more, not {len(predictions)}."
         )
     counted = [[_ngrams(words_of(text)) for text in texts] for texts in references]
     seen_in = Counter(ngram for texts in counted for ngram in set().union(*texts))
@@ -101,11 +102,13 @@ def _similarity(said: list[dict[NGram, float]], right: list[dict[NGram, float]],
 
 
 def cider(answers: Sequence[Answer], by: Convention) -> Measured:
-    """Corpus CIDEr-D."""
+    """Corpus CIDEr-D; no figure of a single item, for which it is not defined."""
     kept = [(answer, [text for text in answer.references if text.strip()]) for answer in answers]
     kept = [(answer, references) for answer, references in kept if references]
-    scores = cider_d([answer.text for answer, _ in kept], [references for _, references in kept])
     dropped = {"skipped_empty_reference": len(answers) - len(kept)} if len(kept) < len(answers) else {}
+    if len(kept) < MIN_ITEMS:
+        dropped, kept = {**dropped, **({"too_few_items": len(kept)} if kept else {})}, []
+    scores = cider_d([answer.text for answer, _ in kept], [references for _, references in kept]) if kept else []
     by_id = {answer.id: score for (answer, _), score in zip(kept, scores)}
     return mean_of(by_id, RATIO, f"cider-d|n:{NGRAMS}|sigma:{SIGMA_WORDS:g}|scale:{SCALE:g}|no SPICE", dropped=dropped)
 

@@ -1,0 +1,216 @@
+"""Measures against the libraries' own command lines, published examples and the benchmarks' own rules."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sacrebleu
+from audiollm.evaluation.measures import MEASURES, Answer, Convention, measures_of
+from audiollm.evaluation.measures.choices import air_bench_letter
+from audiollm.evaluation.measures.descriptions import cider_d, words_of
+from audiollm.evaluation.measures.summaries import rouge_scores
+from audiollm.evaluation.measures.translations import bleu_tokenizer, corpus_bleu
+
+ENGLISH = (
+    ["The dog bit the man.", "It wasn't surprising.", "The man had just bitten him.", ""],
+    ["The dog had bit the man.", "No one was surprised.", "The man had bitten the dog.", "Yes, indeed."],
+)
+CHINESE = (
+    ["今天天气很好，我们去公园散步吧。", "他昨天买了3本书"],
+    ["今天天气很好，我们一起去公园散步。", "他昨天买了三本书。"],
+)
+JAPANESE = (
+    ["今日は天気が良いので公園を散歩しましょう。", "彼は昨日本を買った"],
+    ["今日は天気が良いから公園を散歩しよう。", "彼は昨日本を三冊買った。"],
+)
+CORPORA = {"en": ENGLISH, "zh": CHINESE, "ja": JAPANESE}
+
+
+def answers_of(said: list[str], references: list[list[str]], **fields) -> list[Answer]:
+    return [Answer(str(place), text, right, **fields) for place, (text, right) in enumerate(zip(said, references))]
+
+
+def measured(name: str, answers: list[Answer], **convention):
+    return MEASURES[name].measure(answers, Convention(**convention))
+
+
+# ---------------------------------------------------------------------------------------------------------------- BLEU
+
+
+@pytest.mark.parametrize("language", CORPORA)
+def test_bleu_is_that_of_sacrebleus_command_line(language, tmp_path: Path) -> None:
+    said, right = CORPORA[language]
+    (tmp_path / "said").write_text("\n".join(said) + "\n", encoding="utf-8")
+    (tmp_path / "right").write_text("\n".join(right) + "\n", encoding="utf-8")
+    options = ["-i", tmp_path / "said", "--tokenize", bleu_tokenizer(language), "--width", "12"]
+    command = [sys.executable, "-m", "sacrebleu", tmp_path / "right", *options]
+    printed = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    points, signature = corpus_bleu(said, [[text] for text in right], language)
+    found = measured("bleu", answers_of(said, [[text] for text in right]), language=language)
+    assert points == pytest.approx(printed["score"], abs=1e-11) and points > 0
+    assert found.value == pytest.approx(points, abs=1e-12)
+    expected = set(printed["signature"].split("|"))
+    assert set(signature.split("|")) == set(found.signature.split("|")) == expected
+
+
+def test_several_references_and_sentences_with_fewer() -> None:
+    """Sums of sentences' counts make the corpus' figure; an answer without a reference does not count."""
+    said = [*ENGLISH[0], "left out"]
+    references = [["The dog bit the man.", "The dog had bit the man."], ["It was not unexpected."]]
+    references += [["The man bit him first.", "", "The man had bitten the dog."], ["Yes."], [""]]
+    found = measured("bleu", answers_of(said, references))
+    streams = [[each[k] if k < len(each) and each[k] else None for each in references[:4]] for k in range(3)]
+    streams[1][2], streams[2][2] = streams[2][2], None
+    expected = sacrebleu.corpus_bleu(said[:4], streams[:2])
+    assert found.value == pytest.approx(expected.score)
+    assert (found.ids, found.dropped) == (["0", "1", "2", "3"], {"skipped_empty_reference": 1})
+    with pytest.raises(ValueError, match="without a reference"):
+        corpus_bleu(["a"], [[]])
+
+
+@pytest.mark.parametrize(
+    ("language", "tokenizer"),
+    [("zh-CN", "zh"), ("yue", "zh"), ("cmn_hans_cn", "zh"), ("ja", "ja-mecab"), ("de_de", "13a"), (None, "13a")],
+)
+def test_the_tokenizer_is_the_languages(language, tokenizer) -> None:
+    assert bleu_tokenizer(language) == tokenizer
+
+
+# --------------------------------------------------------------------------------------------- summaries, descriptions
+
+
+def test_rouge_is_that_of_its_readme() -> None:
+    (found,) = rouge_scores(
+        ["The quick brown dog jumps on the log."],
+        [["The quick brown fox jumps over the lazy dog"]],
+        ["rouge1", "rougeL"],
+    )
+    assert found["rouge1"] == pytest.approx(2 * (6 / 8) * (6 / 9) / (6 / 8 + 6 / 9))
+    assert found["rougeL"] == pytest.approx(2 * (5 / 8) * (5 / 9) / (5 / 8 + 5 / 9))
+
+
+def test_the_closest_reference_counts_and_empty_ones_do_not() -> None:
+    found = measured("rouge1", answers_of(["a b", "c"], [["", "x", "a b"], [" "]]))
+    assert (found.value, found.ids, found.dropped) == (1.0, ["0"], {"skipped_empty_reference": 1})
+
+
+def test_cider_d_is_that_of_aac_metrics() -> None:
+    """Its README's example, which it checks against COCO's own code; then what CIDEr-D is by definition."""
+    said = ["a man is speaking", "rain falls"]
+    right = [
+        ["a man speaks.", "someone speaks.", "a man is speaking while a bird is chirping in the background"],
+        ["rain is falling hard on a surface"],
+    ]
+    assert cider_d(said, right) == pytest.approx([1.3640549170323026, 0.5586545156664785], abs=1e-12)
+    same = ["one two three four", "five six seven eight"]
+    assert cider_d(same, [[text] for text in same]) == pytest.approx([10.0, 10.0])
+    assert cider_d(["", "nine"], [[text] for text in same]) == [0.0, 0.0]
+    with pytest.raises(ValueError, match="expected 2 or more, not 1"):
+        cider_d(["a"], [["a"]])
+    assert measured("cider_d", answers_of(["a"], [["a"]])).dropped == {"too_few_items": 1}
+
+
+def test_words_are_those_of_the_penn_treebank() -> None:
+    assert words_of("It's 3 o'clock, don't you THINK?") == [
+        "it",
+        "'s",
+        "3",
+        "o",
+        "'clock",
+        "do",
+        "n't",
+        "you",
+        "think",
+    ]
+
+
+# ------------------------------------------------------------------------------------------------- choices, marks, rates
+
+
+@pytest.mark.parametrize(
+    ("said", "letter"),
+    [
+        ("A", "A"),
+        ("B. a dog", "B"),
+        ("\nC\n", "C"),
+        ("The answer is D.", "D"),
+        ("The answer is (D).", None),
+        ("a", None),
+        ("E", None),
+        ("", None),
+        ("None", None),
+        ("x", None),
+        ("Definitely not", "D"),
+        ("Is it\nB.", "B"),
+    ],
+)
+def test_a_letter_is_read_as_in_air_bench(said, letter) -> None:
+    assert air_bench_letter(said) == letter
+
+
+def test_unreadable_choices_leave_the_denominator_and_are_counted() -> None:
+    answers = answers_of(["A", "B.", "who knows", "C"], [["A"], ["(a)"], ["A"], [""]])
+    found, strict = measured("choice_accuracy", answers), measured("strict_choice_accuracy", answers)
+    assert (found.value, strict.value) == (1 / 2, 1 / 3)
+    assert found.dropped == {"skipped_empty_reference": 1, "unparsable": 1}
+    assert found.items["1"] == {"chosen": "B", "right": False}
+
+
+def test_marks_are_averaged_over_orders_and_failures_counted() -> None:
+    def verdict(order: str, mark: float | None) -> dict:
+        return {"order": order, "scores": None if mark is None else {"reference": 9, "answer": mark}, "error": None}
+
+    answers = [
+        Answer("a", "x", verdicts=[verdict("reference_first", 4), verdict("answer_first", 8)]),
+        Answer("b", "x", verdicts=[verdict("reference_first", None), verdict("answer_first", 3)]),
+        Answer("c", "x", verdicts=[verdict("reference_first", None)]),
+        Answer("d", ""),
+    ]
+    found = measured("judge_score", answers)
+    assert (found.value, found.unit) == (4.5, "points")
+    assert found.dropped == {"unjudged": 2, "judge_failures": 2}
+    assert "answer_first+reference_first" in found.signature
+
+
+def test_speech_heard_in_silence() -> None:
+    found = measured("no_speech_rate", answers_of(["", " ... ", "[music]", "Thank you.", "謝謝"], [[]] * 5))
+    assert found.value == 2 / 5
+    assert found.items["3"] == {"heard_speech": True, "score": 1.0}
+
+
+def test_retention_is_equality_and_perplexity() -> None:
+    extras = [
+        {"tokens": 3, "negative_log_likelihood": 3 * np.log(4), "same_logits_as_base": True},
+        {"tokens": 1, "negative_log_likelihood": np.log(64), "same_logits_as_base": False},
+        {},
+    ]
+    answers = [Answer(str(place), "", extra=extra) for place, extra in enumerate(extras)]
+    assert measured("perplexity", answers).value == pytest.approx((4**3 * 64) ** (1 / 4))
+    found = measured("bitwise_equal", answers)
+    assert (found.value, found.dropped) == (0.5, {"not_compared": 1})
+
+
+# -------------------------------------------------------------------------------------------------------- every measure
+
+
+def test_metrics_stand_for_measures_once_each() -> None:
+    names = [measure.name for measure in measures_of(("word_error", "wer", "rouge", "cider", "bleu"))]
+    assert names == ["word_error", "plain_word_error", "rouge1", "rouge2", "rougeL", "rougeLsum", "cider_d", "bleu"]
+    with pytest.raises(ValueError, match=r"no metric 'meteor'; expected some of .*word_error"):
+        measures_of(("meteor",))
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_nothing_to_score_is_no_figure(name) -> None:
+    found = measured(name, [])
+    assert np.isnan(found.value) and not found.ids and not found.items
+
+
+def test_an_empty_answer_is_all_deletions() -> None:
+    found = measured("word_error", answers_of(["", "yes"], [["the red door"], ["yes"]]))
+    assert found.value == 3 / 4
+    assert found.items["0"] | {"deletions": 3, "errors": 3, "words": 3} == found.items["0"]
+    assert found.signature.startswith("unit:words|normaliser:english|aligner:jiwer-")
