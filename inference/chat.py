@@ -238,7 +238,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry of `audiollm chat` and `python -m audiollm.inference.chat`."""
     _, options = parse(AnswerArguments, "chat", __doc__ or "", arguments)
     try:
-        model, processor = load(options.model, options.dtype, options.device, options.revision)
+        model, processor = load(
+            options.model, options.dtype, options.device, options.revision, **options.loading_options()
+        )
     except CheckpointError as error:
         sys.exit(f"audiollm chat: {error}")
     interactive = sys.stdin.isatty()

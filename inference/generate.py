@@ -12,10 +12,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .loading import CheckpointError, find_checkpoint, load_model, load_processor
+from .loading import CheckpointError, find_checkpoint, load_processor
+from .memory import AnswerMemoryError
 from .options import INTERRUPTED_EXIT, AnswerArguments, parse, tell
 from .recordings import Recording
-from .session import Session, user_turn
+from .session import ContextLengthError, Session, user_turn
 from .streaming import AnswerStream
 
 DEFAULT_PROMPT = "<audio>\nTranscribe the speech."
@@ -64,10 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Before the model, which takes longer to load.
         recordings = [Recording.load(path, processor) for path in options.audio]
         user_turn(text, *recordings)
-        model = load_model(checkpoint, options.dtype, options.device, options.revision)
+        model = options.load_model(checkpoint)
         session = Session(model, processor, options.system, **options.generate_options())
         stream = session.stream(text, *recordings)
     except CheckpointError as error:
+        sys.exit(f"audiollm generate: {error}")
+    except ContextLengthError as error:
         sys.exit(f"audiollm generate: {error}")
     except (ValueError, OSError) as error:
         parser.error(str(error))
@@ -77,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print(flush=True)
         sys.exit(INTERRUPTED_EXIT)
+    except AnswerMemoryError as error:
+        sys.exit(f"audiollm generate: {error}")
     if session.report is not None and session.report.finish_reason == "length":
         tell(f"The answer was cut at {session.report.new_tokens} tokens; --max_new_tokens sets another bound.")
 

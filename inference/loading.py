@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmProcessor
+from audiollm.quantisation import quantisation
+from transformers.utils import is_bitsandbytes_available
 
 #: What `make demo` leaves in the folder it runs in.
 DEMO_CHECKPOINT = Path("runs/demo/adapter")
@@ -95,6 +97,10 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     device: str | None = None,
     revision: str | None = None,
+    load_in_8bit: bool = False,
+    load_in_4bit: bool = False,
+    attn_implementation: str | None = None,
+    merge_adapters: bool = False,
     **model_arguments: Any,
 ) -> AudioLlmForConditionalGeneration:
     """
@@ -105,20 +111,66 @@ def load_model(
         device: where to put it: "cpu", "cuda:0", …, or "auto" to spread it over all GPUs; without it, on the GPU if
             there is one.
         revision: of a Hub repository: a branch, tag or commit.
+        load_in_8bit, load_in_4bit: the language model in few bits, through bitsandbytes.
+        attn_implementation: as in transformers: "sdpa", "eager", "flash_attention_2", ….
+        merge_adapters: fold the adapter into the language model, so that nothing is routed. Rows without audio then
+            run the adapted weights too, and are no more those of the base.
         model_arguments: further ones of `from_pretrained`, such as `text_model_id` or `quantization_config`.
 
     Raises:
-        CheckpointError: a base or weights are missing or another model's, or there is no such device.
+        CheckpointError: a base or weights are missing or another model's, there is no such device, or what is asked for
+            cannot be had together or on this machine.
     """
     if isinstance(dtype, str) and dtype not in DTYPES:
         raise CheckpointError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
+    check_few_bits(load_in_8bit, load_in_4bit, merge_adapters)
     place = check_device(device)
     arguments = {"dtype": dtype, "device_map": place, **_revision(revision), **model_arguments}
+    if attn_implementation is not None:
+        arguments["attn_implementation"] = attn_implementation
     try:
+        if load_in_8bit or load_in_4bit:
+            computed_in = _base_dtype(checkpoint, dtype, revision)
+            arguments["quantization_config"] = quantisation(load_in_8bit, load_in_4bit, computed_in)
         model = AudioLlmForConditionalGeneration.from_pretrained(checkpoint, **arguments)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint} cannot be loaded: {error}") from error
+        if merge_adapters:
+            if not model.config.lora_adapters:
+                raise CheckpointError(f"{checkpoint} has no adapter to merge; leave out --merge_adapters.")
+            model = model.merge_adapters()
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, ImportError) as error:
+        # transformers says what is missing, but not which option asked for it.
+        attention = f" with --attn_implementation {attn_implementation}" if attn_implementation else ""
+        raise CheckpointError(f"{checkpoint} cannot be loaded{attention}: {error}") from error
     return model.eval()
+
+
+def check_few_bits(load_in_8bit: bool, load_in_4bit: bool, merge_adapters: bool) -> None:
+    """
+    Refuses what a language model in few bits cannot do.
+
+    Raises:
+        CheckpointError: options contradict each other, or bitsandbytes is not installed.
+    """
+    if not (load_in_8bit or load_in_4bit):
+        return
+    option = "--load_in_8bit" if load_in_8bit else "--load_in_4bit"
+    if load_in_8bit and load_in_4bit:
+        raise CheckpointError("--load_in_8bit contradicts --load_in_4bit; give one of them.")
+    if merge_adapters:
+        raise CheckpointError(f"{option} leaves no weights that --merge_adapters could fold into; give one of them.")
+    if not is_bitsandbytes_available():
+        raise CheckpointError(
+            f"{option} needs bitsandbytes, which is not installed: pip install 'audiollm[quantised]'."
+        )
+
+
+def _base_dtype(checkpoint: str, dtype: str | torch.dtype, revision: str | None) -> torch.dtype:
+    """The precision that "auto" stands for, which products with quantised weights are computed in."""
+    if dtype == "auto":
+        dtype = AudioLlmConfig.from_pretrained(checkpoint, **_revision(revision)).dtype or torch.float32
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
 
 def load(
@@ -167,6 +219,7 @@ __all__ = [
     "DTYPES",
     "CheckpointError",
     "check_device",
+    "check_few_bits",
     "find_checkpoint",
     "load",
     "load_model",

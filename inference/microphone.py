@@ -29,7 +29,7 @@ def record(wait: Callable[[], Any], sampling_rate: int) -> np.ndarray:
         sounddevice = importlib.import_module("sounddevice")
     except ImportError as error:
         raise MicrophoneError(
-            "Recording needs the package sounddevice: `pip install sounddevice`. Or attach a file with /audio."
+            "Recording needs the package sounddevice: pip install 'audiollm[microphone]'. Or attach a file with /audio."
         ) from error
     except OSError as error:  # the package is there, the library under it is not
         raise MicrophoneError(f"Recording needs the PortAudio library (libportaudio2): {error}") from error

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from audiollm.option_parser import HelpFormatter, OptionParser
 from transformers import set_seed
 
-from .loading import DEMO_CHECKPOINT, DTYPES
+from .loading_options import LoadingArguments
 from .session import DEFAULT_MAX_NEW_TOKENS
 
 #: Exit status of a command that Ctrl-C has ended, as shells have it.
@@ -16,19 +16,9 @@ INTERRUPTED_EXIT = 130
 
 
 @dataclass
-class AnswerArguments:
+class AnswerArguments(LoadingArguments):
     """Which model answers, and how it chooses its words."""
 
-    model: str | None = field(
-        default=None,
-        metadata={"help": f"AudioLLM checkpoint: a folder or a Hub id; {DEMO_CHECKPOINT} when not given."},
-    )
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub id."})
-    dtype: str = field(default="auto", metadata={"help": "Precision of the bases.", "choices": DTYPES})
-    device: str | None = field(
-        default=None,
-        metadata={"help": "Where to put the model: cpu, cuda:0, or auto to spread it; a GPU if there is one."},
-    )
     system: str | None = field(default=None, metadata={"help": "System message to begin with."})
     max_new_tokens: int = field(
         default=DEFAULT_MAX_NEW_TOKENS, metadata={"help": "Bound on each answer, in tokens; says so when it is met."}
@@ -42,6 +32,7 @@ class AnswerArguments:
     seed: int | None = field(default=None, metadata={"help": "Makes draws repeatable; needs --temperature."})
 
     def __post_init__(self):
+        super().__post_init__()
         if self.max_new_tokens < 1:
             raise ValueError(f"--max_new_tokens is {self.max_new_tokens}; expected at least 1.")
         if not 0 <= self.temperature < float("inf"):
@@ -88,4 +79,4 @@ def tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-__all__ = ["INTERRUPTED_EXIT", "AnswerArguments", "parse", "tell"]
+__all__ = ["INTERRUPTED_EXIT", "AnswerArguments", "LoadingArguments", "parse", "tell"]

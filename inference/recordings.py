@@ -23,6 +23,7 @@ class Recording:
         digest: of the waveform: recordings with the same digest sound the same.
         num_slots: audio tokens that the model makes of it.
         frames: encoder output of each window, `(frames, d_model)`; None until it has been encoded.
+        seconds: its length.
     """
 
     source: Any
@@ -30,6 +31,7 @@ class Recording:
     digest: str
     num_slots: int
     frames: list[torch.Tensor] | None = None
+    seconds: float = 0.0
 
     @classmethod
     def load(cls, source: Any, processor: AudioLlmProcessor) -> "Recording":
@@ -42,7 +44,14 @@ class Recording:
         """
         waveform = processor.load_audio(source)
         digest = hashlib.sha256(waveform.tobytes()).hexdigest()
-        return cls(source, waveform, digest, processor.num_audio_slots(len(waveform)))
+        return cls(
+            source,
+            waveform,
+            digest,
+            processor.num_audio_slots(len(waveform)),
+            None,
+            len(waveform) / processor.sampling_rate,
+        )
 
     @property
     def num_windows(self) -> int | None:

@@ -15,6 +15,7 @@ from audiollm.answering import ask, audio_part
 from audiollm.processing.conversations import flatten_conversation
 from transformers import DynamicCache, StoppingCriteriaList
 
+from .memory import ADVICE, AnswerMemoryError, free_memory, is_out_of_memory
 from .recordings import Recording, as_model_inputs, encode
 from .streaming import AnswerStream, AnswerStreamer, StopWhenSet
 
@@ -138,6 +139,7 @@ class Session:
             options: of `generate`, for this answer.
 
         Raises:
+            AnswerMemoryError: there is not enough memory; raised by the iteration.
             AudioError: a recording cannot be used.
             ContextLengthError: the conversation is too long for the language model.
             RuntimeError: an answer is still being written.
@@ -155,16 +157,24 @@ class Session:
             )
         prompt = self._encoded_text(messages)
         merged = {**self.options, **options}
-        merged["max_new_tokens"] = self._fitting(len(prompt), merged["max_new_tokens"])
+        merged["max_new_tokens"] = self._fitting(len(prompt), merged["max_new_tokens"], _recordings(messages))
 
         def write(streamer: AnswerStreamer, stop: StopWhenSet) -> None:
             try:
                 self._answer(messages, prompt, merged, streamer, stop)
-            except BaseException:
+            except BaseException as error:
                 self._forget_cache()  # nobody knows how far it came
-                raise
+                if not is_out_of_memory(error):
+                    raise
+            else:
+                return
             finally:
                 self._answering.release()
+            free_memory()
+            raise AnswerMemoryError(
+                f"Memory ran out after {len(streamer.ids)} tokens of the answer to a conversation of {len(prompt)} tokens. "
+                + ADVICE
+            )
 
         self._answering.acquire()
         return AnswerStream(write, self.processor.tokenizer, stop)
@@ -277,17 +287,22 @@ class Session:
             parts.append(part)
         return {**message, "content": parts}
 
-    def _fitting(self, prompt_tokens: int, max_new_tokens: int) -> int:
+    def _fitting(self, prompt_tokens: int, max_new_tokens: int, recordings: list[Recording]) -> int:
         """The bound on the answer that the language model's context allows."""
         limit = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         if limit is None:
             return max_new_tokens
-        if prompt_tokens >= limit:
-            raise ContextLengthError(
-                f"The conversation is {prompt_tokens} tokens long, but the language model can hold {limit}, with its "
-                "answer. Start a new one, or ask about a shorter part of the recording."
-            )
-        return min(max_new_tokens, limit - prompt_tokens)
+        if prompt_tokens < limit:
+            return min(max_new_tokens, limit - prompt_tokens)
+        message = f"The conversation is {prompt_tokens} tokens long, but the language model can hold {limit}, with its answer."
+        if not recordings:
+            raise ContextLengthError(f"{message} Start a new one.")
+        slots = sum(recording.num_slots for recording in recordings)
+        seconds = sum(recording.seconds for recording in recordings)
+        raise ContextLengthError(
+            f"{message} {slots} of them are {seconds:.1f} s of recordings. Start a new one, ask about a shorter part, or let "
+            "`audiollm summarize RECORDING --prompt QUESTION` ask part by part and join the answers."
+        )
 
     def _refuse_while_answering(self) -> None:
         if self._answering.locked():

@@ -15,7 +15,9 @@ from pathlib import Path
 
 from audiollm.option_parser import parser_of
 
-from .loading import DTYPES, CheckpointError, check_device, find_checkpoint, load_model, load_processor
+from .loading import CheckpointError, check_device, find_checkpoint, load_processor
+from .loading_options import LoadingArguments
+from .memory import is_out_of_memory
 from .transcribe_inputs import Recording, find_recordings
 from .transcribing import Failure, Transcriber, TranscribingSettings
 from .transcripts import ALL_FORMATS, FORMATS, Transcript, chosen_formats, with_ending, write_transcript
@@ -27,13 +29,9 @@ MIN_WINDOW_SECONDS = 1.0
 
 
 @dataclass
-class TranscribeArguments:
+class TranscribeArguments(LoadingArguments):
     """What hears, how, and where its transcripts go."""
 
-    model: str | None = field(
-        default=None,
-        metadata={"help": "AudioLLM checkpoint, a folder or a Hub id; that of `make demo` when not given."},
-    )
     output_dir: str | None = field(
         default=None, metadata={"help": "Folder for transcripts; without it they are printed, and nothing is kept."}
     )
@@ -49,10 +47,6 @@ class TranscribeArguments:
     max_new_tokens: int = field(
         default=TranscribingSettings.max_new_tokens,
         metadata={"help": "Bound on what is written of one window; windows that reach it are named."},
-    )
-    dtype: str = field(default="auto", metadata={"help": f"Precision of the bases: {', '.join(DTYPES)}."})
-    device: str | None = field(
-        default=None, metadata={"help": "cpu, cuda, auto, …; the GPU if there is one when not given."}
     )
     window_seconds: float = field(
         default=TranscribingSettings.window_seconds,
@@ -70,9 +64,17 @@ class TranscribeArguments:
     carry_context: bool = field(
         default=False, metadata={"help": "Show the model the end of what was said in the window before."}
     )
+    static_cache: bool = field(
+        default=False,
+        metadata={
+            "help": "Fixed memory for keys and values, with which the model is compiled on a GPU: the first batches then "
+            "take minutes, for the others to be quicker. Of no use on a CPU."
+        },
+    )
     progress: bool = field(default=True, metadata={"help": "Show a bar of audio seconds, with speed and time left."})
 
     def __post_init__(self):
+        super().__post_init__()
         self.output_format = chosen_formats(self.output_format)
         if self.output_dir is None and (self.output_format != ["txt"] or self.overwrite):
             raise ValueError("--output_format and --overwrite are about files; give --output_dir with them.")
@@ -81,8 +83,6 @@ class TranscribeArguments:
         for name in ("batch_size", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}; expected at least 1.")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"--dtype is {self.dtype!r}; expected one of {', '.join(DTYPES)}.")
         if self.voice_activity not in ("on", "off"):
             raise ValueError(f"--voice_activity is {self.voice_activity!r}; expected on or off.")
         if not 0 <= self.voice_threshold_db < float("inf"):
@@ -110,6 +110,7 @@ class TranscribeArguments:
             batch_size=self.batch_size,
             max_new_tokens=self.max_new_tokens,
             carry_context=self.carry_context,
+            static_cache=self.static_cache,
         )
 
 
@@ -135,11 +136,11 @@ def run(given: Sequence[str], arguments: TranscribeArguments) -> list[Failure]:
     if not recordings:
         return failures
     checkpoint = find_checkpoint(arguments.model)
-    device = check_device(arguments.device)
-    processor = load_processor(checkpoint)
+    check_device(arguments.device)
+    processor = load_processor(checkpoint, arguments.revision)
     settings = arguments.settings(processor.feature_extractor.n_samples / processor.sampling_rate)
     _refuse_overwriting(stems, arguments)
-    model = load_model(checkpoint, arguments.dtype, device)
+    model = arguments.load_model(checkpoint)
     transcriber = Transcriber(model, processor, settings, arguments.model or checkpoint, arguments.progress)
     partials = [None if stem is None else with_ending(stem, PARTIAL_ENDING) for stem in stems]
     results = transcriber.transcribe([recording.location for recording in recordings], partials)
@@ -194,6 +195,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (CheckpointError, OSError, ValueError) as error:
         print(f"audiollm transcribe: {error}", file=sys.stderr)
         sys.exit(NOTHING_DONE_EXIT)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        advice = "Give a smaller --batch_size or --window_seconds, --dtype bfloat16, or --load_in_8bit."
+        kept = " What is done is kept: the same command goes on." if options["output_dir"] else ""
+        print(f"audiollm transcribe: memory ran out. {advice}{kept}", file=sys.stderr)
+        sys.exit(FAILURES_EXIT)
     except KeyboardInterrupt:
         kept = "What is done is kept: the same command goes on." if options["output_dir"] else ""
         print(f"\nInterrupted. {kept}", file=sys.stderr)

@@ -142,7 +142,7 @@ def write_transcript(transcript: Transcript, stem: Path, formats: Sequence[str])
     """Writes `<stem>.<format>` for each format, over what was there; returns the paths."""
     paths = [with_ending(stem, name) for name in formats]
     for path, name in zip(paths, formats):
-        _write_whole(path, FORMATS[name](transcript))
+        write_whole(path, FORMATS[name](transcript))
     return paths
 
 
@@ -151,7 +151,8 @@ def with_ending(stem: Path, ending: str) -> Path:
     return stem.with_name(f"{stem.name}.{ending}")
 
 
-def _write_whole(path: Path, content: str) -> None:
+def write_whole(path: Path, content: str) -> None:
+    """Writes a text file, and its folder, so that it is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=".transcript-", delete=False) as file:
         try:
@@ -211,4 +212,5 @@ __all__ = [
     "chosen_formats",
     "with_ending",
     "write_transcript",
+    "write_whole",
 ]

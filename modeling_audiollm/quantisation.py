@@ -3,16 +3,40 @@
 from copy import deepcopy
 from typing import Any
 
+import torch
 from torch import nn
+from transformers import BitsAndBytesConfig
 
 #: What is not the frozen language model's layers, as patterns of module names; the head, too, is left alone, as
 #: transformers does by default.
 NOT_QUANTISED = (r".*audio_tower", r".*multi_modal_projector", r".*lora_[AB]", "lm_head")
 #: What configurations call the modules they leave out: bitsandbytes' and all others'.
 SKIP_FIELDS = ("llm_int8_skip_modules", "modules_to_not_convert")
+#: Of QLoRA (Dettmers et al. 2023, arXiv:2305.14314): four bits spaced as weights are, their scales quantised again.
+FOUR_BIT_TYPE, FOUR_BIT_SCALES_TOO = "nf4", True
 #: bitsandbytes' 4-bit layers, on a CPU with AVX512, change their weights' layout for good when they are first run without
 #: gradients; what is trained after an evaluation would then get wrong gradients. This attribute turns that off.
 PACKS_FOR_CPU = "support_avx512bf16_for_cpu"
+
+
+def quantisation(load_in_8bit: bool, load_in_4bit: bool, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """
+    How the language model's layers are loaded; None leaves them as they are.
+
+    Args:
+        load_in_8bit, load_in_4bit: the commands' options.
+        dtype: precision that the products are computed in.
+    """
+    if load_in_8bit:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    if load_in_4bit:
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=FOUR_BIT_TYPE,
+            bnb_4bit_use_double_quant=FOUR_BIT_SCALES_TOO,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    return None
 
 
 def language_model_only(quantization_config: Any) -> Any:
@@ -66,4 +90,4 @@ def refuse_quantised(model: nn.Module, what: str) -> None:
         )
 
 
-__all__ = ["language_model_only", "refuse_quantised", "settle_quantised"]
+__all__ = ["language_model_only", "quantisation", "refuse_quantised", "settle_quantised"]

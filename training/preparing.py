@@ -7,6 +7,7 @@ import torch
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.base_models import EMBEDDED_PREFIX
 from audiollm.embedded_bases import DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE, fetch
+from audiollm.quantisation import quantisation
 from transformers import set_seed
 
 from .arguments import (
@@ -20,7 +21,6 @@ from .arguments import (
 from .checkpointing import check_disk_space, claim_folder
 from .errors import TrainingError
 from .feature_cache import FeatureCache
-from .quantised import quantisation
 from .sharding import asks_for_fsdp
 from .trainable import set_trainable, trains
 

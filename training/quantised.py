@@ -1,33 +1,9 @@
-"""`--load_in_8bit` and `--load_in_4bit`: the frozen language model in few bits, through bitsandbytes (QLoRA)."""
+"""`--load_in_8bit` and `--load_in_4bit` in training: what a language model in few bits cannot do there (QLoRA)."""
 
-import torch
-from transformers import BitsAndBytesConfig, TrainingArguments
+from transformers import TrainingArguments
 from transformers.utils import is_bitsandbytes_available
 
 from .sharding import asks_for_fsdp
-
-#: Of QLoRA (Dettmers et al. 2023, arXiv:2305.14314): four bits spaced as weights are, their scales quantised again.
-FOUR_BIT_TYPE, FOUR_BIT_SCALES_TOO = "nf4", True
-
-
-def quantisation(load_in_8bit: bool, load_in_4bit: bool, dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    """
-    How the language model's layers are loaded; None leaves them as they are.
-
-    Args:
-        load_in_8bit, load_in_4bit: the command's options.
-        dtype: precision that the products are computed in.
-    """
-    if load_in_8bit:
-        return BitsAndBytesConfig(load_in_8bit=True)
-    if load_in_4bit:
-        return BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type=FOUR_BIT_TYPE,
-            bnb_4bit_use_double_quant=FOUR_BIT_SCALES_TOO,
-            bnb_4bit_compute_dtype=dtype,
-        )
-    return None
 
 
 def check_quantisation(load_in_8bit: bool, load_in_4bit: bool, llm_trains: bool, arguments: TrainingArguments) -> None:

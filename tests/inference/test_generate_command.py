@@ -9,8 +9,10 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+import torch
 from audiollm.answering import answer, ask
 from audiollm.corpora.prompts import load_studio_prompts
+from audiollm.inference import generate
 from audiollm.inference.generate import main
 from audiollm.inference.loading import load_model
 from audiollm.inference.session import Session
@@ -184,3 +186,36 @@ def test_what_is_wrong_is_named_before_the_model_is_loaded(
         main(["--model", str(tmp_path / "no_weights"), *[places.get(word, word) for word in extra]])
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_memory_that_runs_out_is_said(checkpoint, clips, monkeypatch) -> None:
+    """In the middle of an answer: what there is of it, and what would take less, instead of a traceback."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(generate, "Session", session_that_runs_out(after_tokens=4))
+    with pytest.raises(SystemExit) as caught:
+        main(["--model", checkpoint, "--audio", clips[0], "--max_new_tokens", "20"])
+    message = str(caught.value.code)
+    assert message.startswith("audiollm generate: Memory ran out after ") and "--load_in_8bit" in message
+    assert 0 < int(message.split()[6]) < 20 and terminal.getvalue().strip()
+    # At once, before a word of it.
+    monkeypatch.setattr(generate, "Session", session_that_runs_out(after_tokens=0))
+    with pytest.raises(SystemExit, match="Memory ran out after 0 tokens"):
+        main(["--model", checkpoint, "--audio", clips[0], "--max_new_tokens", "20"])
+
+
+def session_that_runs_out(after_tokens: int):
+    """Sessions of models that ask for more memory than there is, after so many tokens."""
+
+    def make(model, *arguments, **options) -> Session:
+        runs = []
+
+        def ask_for_too_much(module, inputs) -> None:
+            runs.append(1)
+            if len(runs) > after_tokens:
+                torch.empty(1 << 60, dtype=torch.uint8)
+
+        model.get_decoder().layers[0].register_forward_pre_hook(ask_for_too_much)
+        return Session(model, *arguments, **options)
+
+    return make

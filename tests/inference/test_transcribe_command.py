@@ -162,7 +162,7 @@ def test_the_bar_counts_audio_seconds(checkpoint, sounds, capsys) -> None:
         (["--voice_activity", "maybe"], "expected on or off"),
         (["--voice_activity", "off", "--voice_threshold_db", "3"], "leave one out"),
         (["--voice_threshold_db", "-1"], "expected 0 or more"),
-        (["--dtype", "int3"], "--dtype is 'int3'"),
+        (["--dtype", "int3"], "invalid choice: 'int3'"),
         (["--device", "moon"], "--device moon"),
     ],
 )

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from audiollm import AudioLlmForConditionalGeneration
-from audiollm.quantisation import PACKS_FOR_CPU, language_model_only
-from audiollm.training.quantised import check_quantisation, quantisation
+from audiollm.quantisation import PACKS_FOR_CPU, language_model_only, quantisation
+from audiollm.training.quantised import check_quantisation
 from audiollm.training.train import main
 from safetensors.torch import load_file
 from tiny_models import llama_config, randomise_trainables, save_audio_base, save_text_base

@@ -1,0 +1,242 @@
+"""
+Questions about recordings that the language model's context cannot hold: each part is asked, and the answers are asked
+again, as text, until they are one. Nothing is left out but silence, which is told.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .long_audio import Window, cut_into_windows
+from .session import ContextLengthError, Session
+from .voice_activity import MIN_LEVEL_DBFS, detect_voice
+
+SUMMARY_PROMPT = "<audio>\nSummarise what is said."
+#: What is asked about the answers. Without recordings in it, it is the untouched base that reads it.
+JOIN_PROMPT = (
+    'Somebody listened to a recording part by part, and answered the question "{question}" about each part. These are '
+    "the answers, in order:\n\n{answers}\n\nGive one answer to the question for the whole recording."
+)
+#: A shorter part would hold no phrase.
+MIN_PART_SECONDS = 1.0
+#: Answers that must fit into the context at once, beside the new one, for joining to come to an end.
+ANSWERS_AT_ONCE = 2
+#: Text read anew may be some tokens longer than it was when written: numbers before answers, other cuts between words.
+SPARE_TOKENS_PER_ANSWER = 16
+
+
+@dataclass(frozen=True)
+class PartAnswer:
+    """
+    What was answered about a stretch of the recording.
+
+    Attributes:
+        start, end: in samples, from the recording's beginning.
+        text: the answer; empty where nothing was asked.
+        is_cut_off: it was stopped at the bound on new tokens.
+        reason: why nothing was asked, or empty.
+    """
+
+    start: int
+    end: int
+    text: str
+    is_cut_off: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class WholeAnswer:
+    """
+    An answer about a whole recording, and the answers that it was made of.
+
+    Attributes:
+        text: the answer.
+        rounds: answers about parts, then those about several of these, and so on; the last is the answer itself.
+    """
+
+    text: str
+    rounds: list[list[PartAnswer]] = field(default_factory=list)
+
+
+class InParts:
+    """
+    Asks about a recording of any length, part by part.
+
+    Args:
+        model, processor: a pair that belongs together.
+        prompt: the question about each part, with one `<audio>` or none.
+        join_prompt: the question about the answers, with `{answers}` and, where it is wanted, `{question}`.
+        part_seconds: longest part; without it, what the language model's context can hold.
+        max_new_tokens: bound on each answer, those about parts and those about answers.
+        system, generate_options: of each [`Session`].
+
+    Raises:
+        ContextLengthError: the context cannot hold a part and its answer, or two answers and a third.
+        ValueError: a prompt lacks what it must have.
+    """
+
+    def __init__(
+        self,
+        model,
+        processor,
+        prompt: str = SUMMARY_PROMPT,
+        join_prompt: str = JOIN_PROMPT,
+        part_seconds: float | None = None,
+        max_new_tokens: int = 256,
+        system: str | None = None,
+        **generate_options: Any,
+    ):
+        if "{answers}" not in join_prompt:
+            raise ValueError(f"The prompt that joins answers has no {{answers}} in it: {join_prompt!r}.")
+        if prompt.count("<audio>") > 1:
+            raise ValueError(f"The prompt has {prompt.count('<audio>')} <audio>; expected one, or none.")
+        self.model, self.processor = model, processor
+        self.prompt, self.join_prompt = prompt, join_prompt
+        self.max_new_tokens, self.system, self.options = max_new_tokens, system, generate_options
+        config = model.config.get_text_config(decoder=True)
+        self._limit: int | None = getattr(config, "max_position_embeddings", None)
+        self._check_joining()
+        self.part_seconds = self._part_seconds(part_seconds)
+
+    # ---- asking --------------------------------------------------------------------------------------------------
+
+    def answer(
+        self,
+        blocks: Iterable[np.ndarray],
+        known: Callable[[int, int], tuple[str, bool] | None] = lambda start, end: None,
+        on_part: Callable[[PartAnswer], None] = lambda part: None,
+    ) -> WholeAnswer:
+        """
+        The answer about a recording.
+
+        Args:
+            blocks: its waveforms `(samples,)` at the processor's rate, one after the other.
+            known: the answer about the part between two samples, where it was given before, and whether it was cut off.
+            on_part: called with each part as soon as it is answered, known ones included.
+
+        Raises:
+            AudioError: the recording cannot be read.
+            ContextLengthError: answers turn out too long to be joined.
+        """
+        rate = self.processor.sampling_rate
+        parts = []
+        for window in cut_into_windows(blocks, rate, self.part_seconds, voice_activity=False):
+            parts.append(self._ask_part(window, known(window.start, window.end)))
+            on_part(parts[-1])
+        answers, rounds = [one for one in parts if not one.reason], [parts]
+        while len(answers) > 1:
+            answers = [self._join(group) for group in self._groups(answers)]
+            rounds.append(answers)
+        return WholeAnswer(answers[0].text if answers else "", rounds)
+
+    def _ask_part(self, window: Window, known: tuple[str, bool] | None) -> PartAnswer:
+        if known is not None:
+            return PartAnswer(window.start, window.end, *known)
+        assert window.waveform is not None  # without a gate, all is to be heard
+        activity = detect_voice(window.waveform, window.sampling_rate)
+        if activity.peak_dbfs <= MIN_LEVEL_DBFS:
+            return PartAnswer(window.start, window.end, "", reason=activity.describe())
+        text, is_cut_off = self._ask(self.prompt, window.waveform)
+        return PartAnswer(window.start, window.end, text, is_cut_off)
+
+    def _join(self, answers: Sequence[PartAnswer]) -> PartAnswer:
+        if len(answers) == 1:
+            return answers[0]
+        text, is_cut_off = self._ask(self._joining(answers))
+        return PartAnswer(answers[0].start, answers[-1].end, text, is_cut_off)
+
+    def _ask(self, prompt: str, *recordings: np.ndarray) -> tuple[str, bool]:
+        session = Session(self.model, self.processor, self.system, max_new_tokens=self.max_new_tokens, **self.options)
+        with session.stream(prompt, *recordings) as stream:  # so that Ctrl-C stops it within a token
+            text = stream.read()
+        assert session.report is not None
+        return text, session.report.finish_reason == "length"
+
+    # ---- what fits -----------------------------------------------------------------------------------------------
+
+    def _groups(self, answers: Sequence[PartAnswer]) -> list[list[PartAnswer]]:
+        """Neighbouring answers that fit into the context together, as many as can; all of them, in order."""
+        groups: list[list[PartAnswer]] = [[]]
+        for one in answers:
+            if groups[-1] and not self._fits(self._joining([*groups[-1], one])):
+                groups.append([])
+            groups[-1].append(one)
+        if len(groups) == len(answers):
+            raise ContextLengthError(
+                f"The language model can hold {self._limit} tokens, and not two of its answers at once. Give a smaller "
+                f"bound on them than {self.max_new_tokens} tokens."
+            )
+        return groups
+
+    def _joining(self, answers: Sequence[PartAnswer]) -> str:
+        rate = self.processor.sampling_rate
+        lines = [f"{_clock(one.start / rate)} to {_clock(one.end / rate)}: {_plain(one.text)}" for one in answers]
+        question = _plain(self.prompt).strip()
+        return self.join_prompt.replace("{question}", question).replace("{answers}", "\n".join(lines))
+
+    def _fits(self, text: str) -> bool:
+        return self._limit is None or self._tokens(text) + self.max_new_tokens <= self._limit
+
+    def _tokens(self, text: str, slots: Sequence[int] = ()) -> int:
+        messages = [{"role": "user", "content": text}]
+        if self.system is not None:
+            messages.insert(0, {"role": "system", "content": self.system})
+        segments = self.processor.conversation_segments(messages, add_generation_prompt=True)
+        return len(self.processor.encode_segments(segments, list(slots))[0])
+
+    def _check_joining(self) -> None:
+        needed = self._tokens(self._joining([])) + (ANSWERS_AT_ONCE + 1) * self.max_new_tokens
+        needed += ANSWERS_AT_ONCE * SPARE_TOKENS_PER_ANSWER
+        if self._limit is not None and needed > self._limit:
+            most = self.max_new_tokens - (needed - self._limit + ANSWERS_AT_ONCE) // (ANSWERS_AT_ONCE + 1)
+            advice = f"at most {most}" if most > 0 else "shorter prompts"
+            raise ContextLengthError(
+                f"Two answers of {self.max_new_tokens} tokens and what is made of them come to {needed} tokens, but the "
+                f"language model can hold {self._limit}. Give a smaller bound on new tokens: {advice}."
+            )
+
+    def _part_seconds(self, asked: float | None) -> float:
+        """The longest part that the context can hold with its answer, or the one asked for, if it can."""
+        rate = self.processor.sampling_rate
+        fitting = float("inf")
+        if self._limit is not None:
+            with_audio = self.prompt if "<audio>" in self.prompt else f"<audio>\n{self.prompt}"
+            room = self._limit - self.max_new_tokens - self._tokens(with_audio, [0])
+            fitting = seconds_of_slots(self.processor, room)
+        if fitting < MIN_PART_SECONDS or (asked is not None and asked > fitting):
+            raise ContextLengthError(
+                f"A part of {asked or MIN_PART_SECONDS:g} s with its question and an answer of {self.max_new_tokens} tokens "
+                f"does not fit: the language model can hold {self._limit} tokens, which leaves room for {fitting:.1f} s."
+            )
+        if asked is not None and asked < MIN_PART_SECONDS:
+            raise ValueError(f"Parts of {asked:g} s are too short; expected {MIN_PART_SECONDS:g} or more.")
+        if asked is None and fitting == float("inf"):
+            return self.processor.feature_extractor.n_samples / rate
+        return asked if asked is not None else fitting
+
+
+def seconds_of_slots(processor, slots: int) -> float:
+    """The longest recording, to a tenth of a second, that the model makes no more than so many audio tokens of."""
+    rate = processor.sampling_rate
+    window = processor.feature_extractor.n_samples
+    low, high = 0, 1 + max(0, slots + 1) * window // max(1, processor.num_audio_slots(window))
+    while high - low > rate // 10:
+        middle = (low + high) // 2
+        low, high = (middle, high) if processor.num_audio_slots(middle) <= slots else (low, middle)
+    return low / rate
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:d}:{minutes:02d}:{seconds:02d}"
+
+
+def _plain(text: str) -> str:
+    """Text in which `<audio>`, should the model have written it, stands for no recording; on one line."""
+    return " ".join(text.replace("<audio>", "").split())
+
+
+__all__ = ["JOIN_PROMPT", "SUMMARY_PROMPT", "InParts", "PartAnswer", "WholeAnswer", "seconds_of_slots"]

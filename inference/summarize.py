@@ -1,0 +1,233 @@
+"""
+`audiollm summarize`: what recordings say that are longer than the model's context, part by part.
+
+    audiollm summarize lecture.mp3
+    audiollm summarize interviews/ --prompt "Which places are named?" --output_dir answers
+
+Each part is asked, and the answers are asked again, as text, until they are one. Interrupted or killed, the same command
+with --output_dir goes on where it was.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from audiollm.checkpoints import fingerprint
+from audiollm.option_parser import parser_of
+from tqdm.auto import tqdm
+
+from .audio_blocks import header_seconds, local_file, read_blocks
+from .in_parts import JOIN_PROMPT, SUMMARY_PROMPT, InParts, PartAnswer, WholeAnswer
+from .loading import CheckpointError, find_checkpoint, load_processor
+from .memory import AnswerMemoryError
+from .options import INTERRUPTED_EXIT, AnswerArguments, tell
+from .partial_transcripts import PartialTranscript, content_checksum
+from .transcribe_inputs import Recording, find_recordings
+from .transcribing import Failure
+from .transcripts import with_ending, write_whole
+
+FAILURES_EXIT, NOTHING_DONE_EXIT = 1, 2
+PARTIAL_ENDING, ENDINGS = "parts.partial.jsonl", ("txt", "json")
+#: Answers to parts are read again, several at once, so that shorter ones make fewer rounds.
+DEFAULT_MAX_NEW_TOKENS = 256
+#: Raise it when a change here changes what is answered: what is kept of parts is then begun anew.
+IN_PARTS_REVISION = 1
+
+
+@dataclass
+class SummarizeArguments(AnswerArguments):
+    """What is asked about each part and about the answers, and where they go."""
+
+    max_new_tokens: int = field(
+        default=DEFAULT_MAX_NEW_TOKENS, metadata={"help": "Bound on each answer, in tokens; says so when it is met."}
+    )
+    prompt: str = field(
+        default=SUMMARY_PROMPT, metadata={"help": "The question about each part; <audio> stands for it."}
+    )
+    join_prompt: str = field(
+        default=JOIN_PROMPT,
+        metadata={"help": "The question about the answers, with {answers} and, if wanted, {question} in it."},
+    )
+    part_seconds: float | None = field(
+        default=None,
+        metadata={
+            "help": "Longest part; what the model's context can hold when not given. A model hears best what is as long as "
+            "what it was trained on."
+        },
+    )
+    output_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder for answers (.txt) with those about parts (.json); without it nothing is kept."},
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Write over answers that are there already."})
+    progress: bool = field(default=True, metadata={"help": "Show a bar of audio seconds."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.overwrite and self.output_dir is None:
+            raise ValueError("--overwrite is about files; give --output_dir with it.")
+
+
+class Summarizer:
+    """
+    Answers about recordings of any length, with those about parts on disk as soon as they are given.
+
+    Args:
+        in_parts: asks.
+        made_with: what decides the answers, beside the recording.
+        progress: shows a bar of audio seconds.
+    """
+
+    def __init__(self, in_parts: InParts, made_with: dict[str, Any], progress: bool = True):
+        self.in_parts, self.made_with, self.progress = in_parts, made_with, progress
+
+    def answer(self, recording: str, partial_path: Path | None = None) -> WholeAnswer:
+        """
+        Raises:
+            AudioError: the recording cannot be used.
+            OSError: it is not there, or what is kept cannot be written.
+        """
+        rate = self.in_parts.processor.sampling_rate
+        with local_file(recording) as path:
+            partial = None
+            if partial_path is not None:
+                partial = PartialTranscript(partial_path, {"audio_sha256": content_checksum(path), **self.made_with})
+            with tqdm(
+                total=_seconds(path), desc=recording, unit="s", disable=not self.progress, bar_format=_BAR
+            ) as bar:
+
+                def on_part(part: PartAnswer) -> None:
+                    bar.update((part.end - part.start) / rate)
+                    if partial is not None and not part.reason and partial.get(part.start, part.end) is None:
+                        partial.add({(part.start, part.end): (part.text, part.is_cut_off)})
+
+                known = (lambda start, end: None) if partial is None else partial.get
+                return self.in_parts.answer(read_blocks(path, rate, recording), known, on_part)
+
+
+_BAR = "{desc}: {n:.0f}/{total_fmt} s of audio [{elapsed}]"
+
+
+def _seconds(path: Path) -> float | None:
+    seconds = header_seconds(path)
+    return None if seconds is None else round(seconds, 1)
+
+
+def run(given: Sequence[str], options: SummarizeArguments) -> list[Failure]:
+    """
+    Answers about recordings one after the other, in files or on standard output; returns those that could not be used.
+
+    Args:
+        given: files, folders, patterns and URLs; see `transcribe_inputs.find_recordings`.
+
+    Raises:
+        CheckpointError: the model is not there, or cannot be used.
+        ValueError: options contradict each other or the model, or answers are there already.
+        OSError: answers cannot be written.
+    """
+    found = find_recordings(given)
+    failures = [one for one in found if isinstance(one, Failure)]
+    recordings = [one for one in found if isinstance(one, Recording)]
+    stems = [
+        None if options.output_dir is None else Path(options.output_dir).expanduser() / one.name for one in recordings
+    ]
+    _refuse_overwriting(stems, options.overwrite)
+    if not recordings:
+        return failures
+    checkpoint = find_checkpoint(options.model)
+    processor = load_processor(checkpoint, options.revision)
+    model = options.load_model(checkpoint)
+    in_parts = InParts(
+        model,
+        processor,
+        options.prompt,
+        options.join_prompt,
+        options.part_seconds,
+        system=options.system,
+        **options.generate_options(),
+    )
+    made_with = {
+        "weights": fingerprint(model.state_dict()),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "revision": IN_PARTS_REVISION,
+        "prompt": options.prompt,
+        "system": options.system,
+        "part_seconds": in_parts.part_seconds,
+        "temperature": [options.temperature, options.top_p, options.seed],
+        "max_new_tokens": options.max_new_tokens,
+    }
+    summarizer = Summarizer(in_parts, made_with, options.progress)
+    for recording, stem in zip(recordings, stems):
+        partial_path = None if stem is None else with_ending(stem, PARTIAL_ENDING)
+        try:
+            whole = summarizer.answer(recording.location, partial_path)
+        except (AnswerMemoryError, OSError, ValueError) as error:
+            failures.append(Failure(recording.location, str(error)))
+            continue
+        _warn(recording.location, whole, processor.sampling_rate)
+        if stem is None:
+            print(f"{recording.location}: {whole.text}" if len(found) > 1 else whole.text, flush=True)
+        else:
+            _write(stem, recording.location, whole, processor.sampling_rate, {**made_with, "model": checkpoint})
+    return failures
+
+
+def _refuse_overwriting(stems: Sequence[Path | None], overwrite: bool) -> None:
+    there = [
+        path for stem in stems if stem is not None for path in (with_ending(stem, e) for e in ENDINGS) if path.exists()
+    ]
+    if there and not overwrite:
+        raise ValueError(f"{there[0]} is there already; give --overwrite, or another --output_dir.")
+
+
+def _write(stem: Path, audio: str, whole: WholeAnswer, rate: int, made_with: dict[str, Any]) -> None:
+    rounds = [
+        [{"start_s": one.start / rate, "end_s": one.end / rate, **_without_samples(one)} for one in answers]
+        for answers in whole.rounds
+    ]
+    content = {"audio": audio, "answer": whole.text, "rounds": rounds, "made_with": made_with}
+    write_whole(with_ending(stem, "json"), json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_whole(with_ending(stem, "txt"), whole.text + "\n")
+    with_ending(stem, PARTIAL_ENDING).unlink(missing_ok=True)
+
+
+def _without_samples(answer: PartAnswer) -> dict[str, Any]:
+    return {name: value for name, value in asdict(answer).items() if name not in ("start", "end")}
+
+
+def _warn(audio: str, whole: WholeAnswer, rate: int) -> None:
+    for reason, chosen in (
+        ("stopped at the bound on new tokens", [one for answers in whole.rounds for one in answers if one.is_cut_off]),
+        ("silent, and not asked about", [one for one in whole.rounds[0] if one.reason]),
+    ):
+        if chosen:
+            times = ", ".join(f"{one.start / rate:.1f}-{one.end / rate:.1f} s" for one in chosen)
+            tell(f"{audio}: {reason}: {times}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry of `audiollm summarize`; exits with 1 where recordings failed, and with 2 where nothing was done."""
+    parser = parser_of(SummarizeArguments, "summarize", "AUDIO... [options]", __doc__)
+    parser.add_argument("audio", nargs="+", help="files, folders, patterns or URLs")
+    options = vars(parser.parse_args(list(sys.argv[1:] if argv is None else argv)))
+    given = options.pop("audio")
+    try:
+        failures = run(given, SummarizeArguments(**options))
+    except (CheckpointError, OSError, ValueError) as error:
+        tell(f"audiollm summarize: {error}")
+        sys.exit(NOTHING_DONE_EXIT)
+    except KeyboardInterrupt:
+        tell("\nInterrupted." + (" What is done is kept: the same command goes on." if options["output_dir"] else ""))
+        sys.exit(INTERRUPTED_EXIT)
+    if failures:
+        tell(f"audiollm summarize: {len(failures)} could not be answered:")
+        for failure in failures:
+            tell(f"  {failure.audio}: {failure.reason}")
+        sys.exit(FAILURES_EXIT)
+
+
+if __name__ == "__main__":
+    main()
