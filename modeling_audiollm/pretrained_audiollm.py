@@ -231,6 +231,8 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
 
     def _save(self, weights: str, save_directory, is_main_process: bool, state_dict, **kwargs) -> None:
         self.config.weight_format = weights
+        for part in (self.config.audio_config, self.config.text_config):
+            part.name_or_path = ""  # a folder of this machine; the bases' ids say where they come from
         self.config.auto_map = dict(AUTO_MAP)
         self.config.custom_pipelines = deepcopy(CUSTOM_PIPELINES)
         if weights == "adapter":

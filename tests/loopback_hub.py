@@ -6,7 +6,8 @@
 
 `huggingface_hub` reads HF_ENDPOINT when it is imported, hence the subprocess. Routes, headers and error codes follow what
 huggingface_hub 2.4 calls and expects: repositories, NDJSON commits, basic LFS uploads, refs, trees, ranged downloads, access.
-Not here: Xet storage (the client alone decides to use it: `environment` turns it off), pull requests, gitignore, search.
+Pull requests are opened, as branches of their own, and never merged.
+Not here: Xet storage (the client alone decides to use it: `environment` turns it off), gitignore, search.
 """
 
 import base64
@@ -25,11 +26,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlencode
 
+import yaml
+
 LFS_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".npz", ".parquet", ".zip", ".wav", ".flac", ".ogg", ".mp3")
 LFS_THRESHOLD_BYTES = 10 * 2**20  # larger files are never inlined in a commit, whatever their name
 SEND_CHUNK_BYTES = 2**20
 GITATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES).encode()
 CLIENT_VARIABLES = re.compile(r"(HF|HUGGING_?FACE|TRANSFORMERS)_.*|(https?|all|no)_proxy", re.IGNORECASE)
+LICENCE_ID, LANGUAGE_CODE = re.compile(r"[a-z0-9][a-z0-9.+-]*"), re.compile(r"[a-z]{2,3}(-[A-Za-z]+)?|multilingual")
+MODEL_ID = re.compile(r"([\w-][\w.-]*/)?[\w-][\w.-]*")
+PIPELINE_TAGS = {"audio-text-to-text", "automatic-speech-recognition", "any-to-any", "text-generation"}  # some of them
+RELATIONS = {"adapter", "merge", "quantized", "finetune"}
 YAML_LINE = re.compile(r"\s*$|\s*#| +\S|- |-$|[}\]]|[\w.\"'-][^:]*:(\s|$)")  # what a top-level line may look like
 
 
@@ -110,6 +117,7 @@ class LoopbackHub:
     Attributes:
         endpoint: base URL, for HF_ENDPOINT.
         requests: every answered request, oldest first.
+        messages: those of all commits, oldest first.
     """
 
     def __init__(self, folder: Path, user: str = "loopback-user", page_size: int = 1000):
@@ -120,7 +128,9 @@ class LoopbackHub:
         self.token = self.add_user(user)
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.requests: list[Request] = []
+        self.messages: list[str] = []
         self.cut_after_bytes: int | None = None
+        self.uploads_until_cut: int | None = None
         self.lock = threading.Lock()
         self._commit_numbers = itertools.count()
         self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
@@ -161,6 +171,14 @@ class LoopbackHub:
     def cut_next_download(self, after_bytes: int) -> None:
         """The next file body longer than `after_bytes` ends there, and the connection with it, like a lost network."""
         self.cut_after_bytes = after_bytes
+
+    def cut_uploads(self, after: int) -> None:
+        """Takes `after` more LFS objects; then every connection ends until `mend_uploads`, like a lost network."""
+        self.uploads_until_cut = after
+
+    def mend_uploads(self) -> None:
+        """The network is back."""
+        self.uploads_until_cut = None
 
     def store(self, content: bytes) -> StoredFile:
         """Keeps `content`; returns it as a regular file, see `lfs_file`."""
@@ -203,6 +221,33 @@ def _front_matter(card: str) -> str:
         if not YAML_LINE.match(line):
             raise ValueError(f"expected 'key: value' or '- item' in the metadata block, got {line!r}")
     return block
+
+
+def _check_metadata(data: Any) -> None:
+    """Raises ValueError, in the Hub's words, where it would refuse a model card's metadata."""
+    if not isinstance(data, dict):
+        raise ValueError('"metadata" must be of type object')
+    words = {"license": LICENCE_ID, "language": LANGUAGE_CODE, "base_model": MODEL_ID, "datasets": MODEL_ID}
+    for name, pattern in words.items():
+        for value in data[name] if isinstance(data.get(name), list) else [data[name]] if name in data else []:
+            if not isinstance(value, str) or not pattern.fullmatch(value):
+                raise ValueError(f'"{name}" with value {value!r} is not valid')
+    for name, known in {"pipeline_tag": PIPELINE_TAGS, "base_model_relation": RELATIONS}.items():
+        if name in data and data[name] not in known:
+            raise ValueError(f'"{name}" must be one of {sorted(known)}')
+    for number, model in enumerate(data.get("model-index") or []):
+        at = f"model-index[{number}]"
+        if not isinstance(model.get("name"), str):
+            raise ValueError(f'"{at}.name" is required')
+        for index, result in enumerate(model.get("results") or []):
+            needed = [("task", "type"), ("dataset", "type"), ("dataset", "name")]
+            missing = [f"{a}.{b}" for a, b in needed if not isinstance((result.get(a) or {}).get(b), str)]
+            metrics = result.get("metrics") or []
+            missing += ["metrics"] if not metrics else []
+            missing += ["metrics.type" for each in metrics if not isinstance(each.get("type"), str)]
+            missing += ["metrics.value" for each in metrics if each.get("value") is None]
+            if missing:
+                raise ValueError(f'"{at}.results[{index}].{missing[0]}" is required')
 
 
 def _tree_entry(path: str, file: StoredFile | None) -> dict[str, Any]:
@@ -309,7 +354,8 @@ class _Handler(BaseHTTPRequestHandler):
     def validate_card(self) -> None:
         try:
             block = _front_matter(json.loads(self.body)["content"])
-        except ValueError as error:
+            _check_metadata(yaml.safe_load(block) or {})
+        except (ValueError, yaml.YAMLError) as error:
             return self.reply({"errors": [{"message": str(error)}]}, 400)
         self.reply({"warnings": [] if block else [{"message": "empty or missing yaml metadata in repo card"}]})
 
@@ -415,6 +461,12 @@ class _Handler(BaseHTTPRequestHandler):
     @_route("PUT", "/lfs/(?P<oid>[0-9a-f]{64})")
     def receive_lfs_object(self, oid: str) -> None:
         """Without a token, like the signed URLs of the real Hub's storage."""
+        with self.hub.lock:
+            if self.hub.uploads_until_cut == 0:
+                self.close_connection = True
+                return self.connection.close()
+            if self.hub.uploads_until_cut is not None:
+                self.hub.uploads_until_cut -= 1
         if hashlib.sha256(self.body).hexdigest() != oid:
             raise HubError(400, None, f"The content sent for LFS object {oid} has another SHA-256")
         self.hub.store(self.body)
@@ -423,8 +475,9 @@ class _Handler(BaseHTTPRequestHandler):
     @_route("POST", API + "/commit/(?P<revision>[^/]+)")
     def receive_commit(self, kind: str, repo_id: str, revision: str) -> None:
         repository = self.repository(kind, repo_id, write=True)
-        if "create_pr" in self.query:
-            raise HubError(400, None, "LoopbackHub has no pull requests: push without create_pr")
+        target = revision
+        if self.query.get("create_pr", ["0"])[0] in ("1", "true"):
+            target = f"refs/pr/{1 + sum(name.startswith('refs/pr/') for name in repository.branches)}"
         operations = [(line["key"], line["value"]) for line in map(json.loads, self.body.splitlines())]
         header = dict(operations)["header"]
         with self.hub.lock:
@@ -444,9 +497,11 @@ class _Handler(BaseHTTPRequestHandler):
                     if not gone:
                         raise HubError(404, "EntryNotFound", f"A file with this name doesn't exist: {path}")
                     files = {name: file for name, file in files.items() if name not in gone}
-            commit = self.hub.commit(repository, revision, files)
+            commit = self.hub.commit(repository, target, files)
+            self.hub.messages.append(header.get("summary", ""))
         url = f"{self.hub.endpoint}/{repo_id}/commit/{commit.sha}"
-        self.reply({"success": True, "commitOid": commit.sha, "commitUrl": url, "pullRequestUrl": None})
+        request = None if target == revision else f"{self.hub.endpoint}/{repo_id}/discussions/{target.split('/')[-1]}"
+        self.reply({"success": True, "commitOid": commit.sha, "commitUrl": url, "pullRequestUrl": request})
 
     @_route("GET", SITE + "/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
     def send_file(self, repo_id: str, revision: str, path: str, kind: str = "model") -> None:

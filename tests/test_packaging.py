@@ -23,6 +23,7 @@ ROOMS = ("configuration", "processing", "corpora", "publishing", "training", "ev
 DATA_FILES = {
     "corpora": ("studio_prompts/*", "unseen_speech/*", "sentences.*", "spoken_words.json"),
     "publishing": ("model_card.md",),
+    "evaluation": ("*.yaml", "*/*.yaml", "metrics/*/*.py", "open_asr_leaderboard/*"),
     "training": ("recipes/*.yaml", "distributed/*"),
 }
 LICENCES = {

@@ -25,14 +25,12 @@ from audiollm import cli
 from audiollm.corpora.examples import read_examples
 from audiollm.corpora.prompts import load_studio_prompts
 from clients import WITHOUT_AUDIOLLM, play
-from huggingface_hub import ModelCard, ModelCardData
 from loopback_hub import LoopbackHub
 from tiny_models import llama_config, save_audio_base, save_text_base
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = "runs/demo/adapter"
 FENCED_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PLACEHOLDER = re.compile(r"{{(\w+)}}")
 MEBIBYTE = 1 << 20
 MAX_UPLOAD_MIB = 64
 NUM_TEST_CLIPS = 2
@@ -51,8 +49,6 @@ OPTIONAL_PACKAGES = {"--load_in_4bit": "bitsandbytes", "--report_to": "tensorboa
 #: One step, on a CPU; what the README asks for is more than a test may take.
 SHORTENED = {"--max_steps": "1", "--num_processes": "2", "--attn_implementation": "sdpa", "--eval_max_new_tokens": "4"}
 PATIENCE_S = 600
-#: Hub tasks that this kind of model can be filed under (huggingface.co/tasks).
-HUB_TASKS = ("audio-text-to-text", "automatic-speech-recognition", "any-to-any")
 
 
 class Block(NamedTuple):
@@ -376,26 +372,6 @@ def test_contributing_names_what_there_is() -> None:
 # ---- the model card ------------------------------------------------------------------------------------------------
 
 
-def test_model_card_is_one_for_the_hub() -> None:
-    card = ModelCard.load(ROOT / "model_card.md", ignore_metadata_errors=False)
-    data = card.data
-    assert isinstance(data, ModelCardData)
-    assert (data.license, data.library_name, data.language) == ("mit", "transformers", ["en"])
-    assert data.pipeline_tag in HUB_TASKS
-    assert data.base_model == ["HuggingFaceTB/SmolLM2-135M-Instruct", "openai/whisper-tiny.en"]
-    assert data.datasets and "audiollm" in data.tags
-    # A header that the Hub would refuse: what is still to be filled in must not be there.
-    assert not PLACEHOLDER.search(data.to_yaml())
-
-
 def test_model_card_shows_the_readmes_snippet() -> None:
     code = [block.text for block in blocks_of(ROOT / "model_card.md") if block.language == "python"]
     assert [snippet.replace("{{repo_id}}", CHECKPOINT) for snippet in code] == IN_PACKAGE[:1]
-
-
-def test_model_card_is_filled_in_by_name() -> None:
-    text = (ROOT / "model_card.md").read_text(encoding="utf-8")
-    names = set(PLACEHOLDER.findall(text))
-    assert {"word_error", "wrong_audio_word_error", "whisper_word_error", "clips", "minutes", "repo_id"} <= names
-    filled = PLACEHOLDER.sub(lambda found: f"<{found[1]}>", text)
-    assert "{{" not in filled and "}}" not in filled

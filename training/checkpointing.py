@@ -122,6 +122,12 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     return max(checkpoints)[1] if checkpoints else None
 
 
+def resumed_step(checkpoint: str | bool | None) -> int | None:
+    """The step that a run went on from, given its `resume_from_checkpoint`; None where it began at the beginning."""
+    state = Path(checkpoint) / TRAINER_STATE_FILE if isinstance(checkpoint, str) else None
+    return json.loads(state.read_text())["global_step"] if state is not None and state.is_file() else None
+
+
 def checkpoint_bytes(model: nn.Module, arguments: TrainingArguments) -> int:
     """
     What one checkpoint of a run takes: the weights that are saved and the optimizer's moments of those that train.

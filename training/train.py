@@ -27,15 +27,17 @@ from .arguments import (
     check_arguments,
 )
 from .augment import FeatureAugmentation
-from .checkpointing import StoppedBySignalError, last_complete_checkpoint
+from .checkpointing import StoppedBySignalError, last_complete_checkpoint, resumed_step
 from .command_line import parse_arguments
 from .dataset import BatchAugmentation
 from .encoding import ExampleEncoder
 from .errors import TrainingError
 from .evaluating import EvaluationError, early_stopping, listening_evaluation
+from .hub import write_card_if_mine
 from .instruct_data import InstructData, open_training_data
 from .packing import BatchPacking, check_packing, uses_flash
 from .preparing import Prepared, prepare
+from .run_record import RunClock, record_run
 from .stages import LANGUAGE_MODEL_STAGES
 from .text_drift import describe_drift, drift, text_logits
 from .trainer import AudioLlmTrainer
@@ -98,6 +100,7 @@ def train(
         StoppedBySignalError: SIGTERM came; a checkpoint was written.
     """
     stage = (stage_arguments or StageArguments()).stage
+    clock = RunClock()
     check_arguments(model_arguments, data_arguments, training_arguments, stage)
     if stage not in LANGUAGE_MODEL_STAGES:
         raise ValueError(f"Stage {stage!r} does not run the language model; run_align runs it.")
@@ -140,6 +143,15 @@ def train(
     if resume:
         print(f"Resuming from {resume}.")
     trainer.train(resume_from_checkpoint=resume)
+    outcome = {
+        "rows": None if data_arguments.streaming else len(examples),
+        "steps": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "final_loss": next((entry["loss"] for entry in trainer.state.log_history[::-1] if "loss" in entry), None),
+        "resumed_from": resumed_step(resume),
+    }
+    arguments = (model_arguments, data_arguments, training_arguments, own_arguments)
+    record_run(prepared, stage, *arguments, clock, outcome)  # before it is saved, which pushes it as well
     trainer.save_model()
     trainer.save_state()
     finish(prepared, training_arguments, before)
@@ -165,6 +177,7 @@ def run_align(
     Returns:
         What was learned, and the course of the loss.
     """
+    clock = RunClock()
     own_arguments = own_arguments or AlignArguments()
     check_arguments(model_arguments, data_arguments, training_arguments, "align")
     sources = open_training_data(data_arguments).sources
@@ -189,6 +202,12 @@ def run_align(
         callbacks=callbacks,
         variants=variants,
     )
+    outcome = {
+        "rows": len(clips),
+        "steps": alignment.losses[-1][0] if alignment.losses else None,
+        "final_loss": alignment.losses[-1][1] if alignment.losses else None,
+    }
+    record_run(prepared, "align", model_arguments, data_arguments, training_arguments, own_arguments, clock, outcome)
     if training_arguments.should_save:
         prepared.model.save_pretrained(training_arguments.output_dir)
         prepared.processor.save_pretrained(training_arguments.output_dir)
@@ -203,6 +222,7 @@ def finish(prepared: Prepared, arguments: AudioLlmTrainingArguments, before: lis
     if before is not None:
         after = text_logits(prepared.model, prepared.processor.tokenizer)
         print(describe_drift(drift(before, after), prepared.text_reference))
+    write_card_if_mine(arguments.output_dir, getattr(arguments, "hub_model_id", None))
     print(f"Saved to {arguments.output_dir}.")
 
 

@@ -13,6 +13,7 @@ from .arguments import AudioLlmTrainingArguments
 from .batching import BudgetedTrainer
 from .checkpointing import StopOnSigterm, StoppedBySignalError
 from .evaluating import MoreMetrics, random_states_kept
+from .hub import HubTrainer
 from .sharding import ShardedTrainer
 from .streaming import StreamedTrainer
 
@@ -130,7 +131,7 @@ class ResumableTrainer(Trainer):
         return output
 
 
-class AudioLlmTrainer(StreamedTrainer, BudgetedTrainer, ShardedTrainer, ResumableTrainer):
+class AudioLlmTrainer(HubTrainer, StreamedTrainer, BudgetedTrainer, ShardedTrainer, ResumableTrainer):
     """
     Trains projector and LoRA with their own learning rates, and resumes from what was trained alone.
 

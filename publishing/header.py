@@ -1,0 +1,213 @@
+"""What the Hub reads of a card: its YAML header, as huggingface_hub writes it, and what the Hub would refuse of it."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from audiollm.base_models import EMBEDDED_PREFIX
+from audiollm.embedded_bases import EMBEDDED_BASES
+from huggingface_hub import CardData, EvalResult, HfApi, ModelCard, ModelCardData
+from huggingface_hub.errors import HTTPError
+
+HUB_URL = "https://huggingface.co/"
+HUB_DATA_PREFIX = "hub:"
+LIBRARY, PIPELINE = "transformers", "audio-text-to-text"
+TAGS = ("audiollm", "speech", "custom_code")
+#: The Hub's word for how a checkpoint comes from its bases, by weight format.
+RELATIONS = {"adapter": "adapter", "full": "finetune", "merged": "finetune"}
+#: The Hub's names of tasks and metrics, by ours; others keep their own.
+TASK_TYPES = {"asr": "automatic-speech-recognition"}
+METRIC_TYPES = {"word_error": "wer", "character_error": "cer", "no_speech_rate": "hallucination_rate"}
+#: By these arguments of a metric our results are known from those that somebody else wrote into a card.
+OWN_ARGUMENTS = frozenset(("low", "high", "unit", "items"))
+SCORED_SYSTEM = "model"
+HUB_TIMEOUT_SECONDS = 10.0
+#: Ids of models and data sets, languages and licences, as the Hub takes them.
+HUB_ID = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]{0,95}")
+LANGUAGE = re.compile(r"[a-z]{2,3}(?:-[A-Za-z]{2,8})?|multilingual|code")
+LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+REQUIRED_OF_RESULTS = ("task_type", "dataset_type", "dataset_name", "metric_type", "metric_value")
+
+
+class CardError(ValueError):
+    """A card that cannot be made, or that the Hub would not take; the message says why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """
+    A base model, as far as it is known.
+
+    Attributes:
+        name: what people call it.
+        shown: id in Markdown, with where it comes from.
+        hub_id: on the Hub; None of a folder on somebody's disk.
+        licence: SPDX or the Hub's name; None where nobody wrote it down.
+    """
+
+    name: str
+    shown: str
+    hub_id: str | None
+    licence: str | None
+    revision: str | None
+    fingerprint: str | None
+
+
+def find_base(model_id: str | None, revision: str | None, fingerprint: str | None, online: bool = True) -> Base:
+    """
+    What is known of a base model, by the id that a checkpoint's configuration has.
+
+    Args:
+        online: ask the Hub for the licence of a model that lies there; what cannot be reached is not known.
+    """
+    if not model_id:
+        return Base("a base that is not named", "not recorded", None, None, revision, fingerprint)
+    if model_id.startswith(EMBEDDED_PREFIX):
+        embedded = EMBEDDED_BASES.get(model_id.removeprefix(EMBEDDED_PREFIX))
+        if embedded is None:
+            return Base(model_id, f"`{model_id}`", None, None, revision, fingerprint)
+        hub_id = embedded.source.removeprefix(HUB_URL)
+        shown = (
+            f"`{model_id}`: [{hub_id}]({embedded.source}), from the PyPI wheel {embedded.distribution} "
+            f"{embedded.version}, `{embedded.member}`, SHA-256 `{embedded.sha256}`"
+        )
+        return Base(hub_id.rpartition("/")[2], shown, hub_id, embedded.licence, revision, fingerprint)
+    if os.path.isabs(model_id) or os.path.isdir(model_id):
+        name = Path(model_id).name
+        licence = _licence_in(Path(model_id) / "README.md")
+        return Base(name, f"`{name}`, a folder that has no Hub id", None, licence, revision, fingerprint)
+    licence = _licence_on_the_hub(model_id, revision) if online else None
+    shown = f"[{model_id}]({HUB_URL}{model_id})"
+    return Base(model_id.rpartition("/")[2], shown, model_id, licence, revision, fingerprint)
+
+
+def _licence_in(card: Path) -> str | None:
+    try:
+        return ModelCard.load(card, ignore_metadata_errors=True).data.get("license") if card.is_file() else None
+    except (OSError, ValueError):
+        return None
+
+
+def _licence_on_the_hub(model_id: str, revision: str | None) -> str | None:
+    try:
+        data = HfApi().model_info(model_id, revision=revision, timeout=HUB_TIMEOUT_SECONDS).card_data
+    except (HTTPError, OSError, ValueError):
+        return None
+    if data is None:
+        return None
+    return data.get("license_name") or data.get("license")
+
+
+def evaluation_results(scores: Mapping[str, Any]) -> list[EvalResult]:
+    """The model's scores as entries of the Hub's `model-index`, with their intervals."""
+    results = []
+    tasks = scores.get("run", {}).get("tasks", {})
+    for task, found in scores.get("tasks", {}).items():
+        system = found.get("systems", {}).get(SCORED_SYSTEM)
+        if system is None:
+            continue
+        source = tasks.get(task, {}).get("source") or {}
+        kind = found.get("kind") or tasks.get(task, {}).get("kind")
+        for metric, score in system["metrics"].items():
+            if not isinstance(score.get("value"), (int, float)):
+                continue
+            results.append(
+                EvalResult(
+                    task_type=TASK_TYPES.get(kind, PIPELINE),
+                    dataset_type=source.get("hub") or task,
+                    dataset_name=source.get("benchmark") or task,
+                    dataset_config=source.get("config"),
+                    dataset_split=source.get("split"),
+                    metric_type=METRIC_TYPES.get(metric, metric),
+                    metric_value=score["value"],
+                    metric_name=f"{metric} of {task} ({score.get('unit') or 'unit not recorded'})",
+                    metric_args={
+                        **{name: score.get(name) for name in ("low", "high", "unit")},
+                        "items": system.get("counts", {}).get("scored"),
+                    },
+                )
+            )
+    return results
+
+
+def is_own(result: EvalResult) -> bool:
+    """Whether an entry of a card is one that `evaluation_results` made."""
+    return isinstance(result.metric_args, dict) and result.metric_args.keys() == OWN_ARGUMENTS
+
+
+def make_header(
+    name: str,
+    weight_format: str | None,
+    bases: Mapping[str, Base],
+    data_paths: list[str],
+    results: list[EvalResult],
+    given: Mapping[str, Any],
+    earlier: CardData | None = None,
+) -> ModelCardData:
+    """
+    A header of what is known, over the one that a card already has.
+
+    What follows from the checkpoint is written anew; the rest of an earlier header stays, lists are added to.
+
+    Args:
+        name: of the model.
+        weight_format: of the checkpoint.
+        bases: by role.
+        data_paths: of the training data; those on the Hub are named.
+        results: the model's scores; results of ours in the earlier header are dropped for them.
+        given: `license`, `language`, `datasets`, of the command line.
+        earlier: the header there is.
+    """
+    old: dict[str, Any] = {} if earlier is None else {k: v for k, v in vars(earlier).items() if v is not None}
+    # `hub:org/name?split=train` is what a source is called in training options.
+    on_hub = [
+        path.removeprefix(HUB_DATA_PREFIX).partition("?")[0] for path in data_paths if path.startswith(HUB_DATA_PREFIX)
+    ]
+    fields: dict[str, Any] = {**old}
+    fields.update(
+        license=given.get("license") or old.get("license"),
+        language=_joined(old.get("language"), given.get("language")),
+        library_name=LIBRARY,
+        pipeline_tag=PIPELINE,
+        datasets=_joined(old.get("datasets"), on_hub, given.get("datasets")),
+        tags=_joined(old.get("tags"), [*TAGS, *(["lora"] if weight_format == "adapter" else [])]),
+        metrics=_joined(old.get("metrics"), [result.metric_type for result in results]),
+    )
+    on_the_hub = [base.hub_id for base in bases.values() if base.hub_id]
+    if on_the_hub:
+        fields.update(base_model=on_the_hub, base_model_relation=RELATIONS.get(weight_format or "", "finetune"))
+    kept = [result for result in old.get("eval_results") or [] if not is_own(result)]
+    fields.update(eval_results=[*kept, *results] or None, model_name=old.get("model_name") or name)
+    return ModelCardData(**{key: value for key, value in fields.items() if value not in (None, [])})
+
+
+def _joined(*lists: Any) -> list[str] | None:
+    """Lists, or single words, one after the other, each entry once."""
+    entries: dict[str, None] = {}
+    for entry in lists:
+        entries.update(dict.fromkeys([entry] if isinstance(entry, str) else entry or []))
+    return list(entries) or None
+
+
+def header_problems(data: CardData) -> list[str]:
+    """
+    What the Hub would refuse or ignore of a header, as far as it can be known without asking the Hub.
+
+    By its card specification (https://github.com/huggingface/hub-docs/blob/main/modelcard.md).
+    """
+    problems = []
+    for field, pattern in (("base_model", HUB_ID), ("datasets", HUB_ID), ("language", LANGUAGE), ("license", LICENCE)):
+        found = data.get(field)
+        for value in [found] if isinstance(found, str) else found or []:
+            if not isinstance(value, str) or not pattern.fullmatch(value):
+                problems.append(f"{field} {value!r} is not one that the Hub takes")
+    for field in ("tags", "metrics"):
+        if not all(isinstance(value, str) for value in data.get(field) or []):
+            problems.append(f"{field} must be a list of words")
+    for result in data.get("eval_results") or []:
+        missing = [name for name in REQUIRED_OF_RESULTS if getattr(result, name) in (None, "")]
+        problems += [f"the result {result.metric_name or result.metric_type!r} has no {name}" for name in missing]
+    return problems

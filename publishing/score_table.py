@@ -1,0 +1,126 @@
+"""The scores of an evaluation as a card shows them: one row for each task and metric, one column for each system."""
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from .header import SCORED_SYSTEM, CardError
+from .record import SECRET_OPTION, shown_path
+
+#: What a card's readers call the systems, in the order of the columns.
+SYSTEMS = {
+    SCORED_SYSTEM: "this model",
+    "wrong_audio": "given the wrong recordings",
+    "whisper": "Whisper's own decoder",
+    "cascade": "Whisper's transcript read by the base",
+    "deaf": "the base without the recording",
+}
+#: What is counted beside a score, in words.
+COUNTS = {
+    "skipped_empty_reference": "left out, because their reference is empty",
+    "empty_outputs": "answered with nothing",
+    "errors": "failed, counted as empty answers",
+    "unparsable": "answered in a form that could not be read",
+    "length_limited": "cut off at the longest answer allowed",
+}
+NOT_OPTIONS = ("model", "output_dir", "output", "device", "device_map", "batch_size")
+COMMAND = "audiollm evaluate"
+
+
+def score_table(scores: Mapping[str, Any], repo_id: str) -> dict[str, Any]:
+    """
+    What the template's evaluation section is filled with.
+
+    Args:
+        scores: as in the `scores.json` of an evaluation.
+        repo_id: what the command to repeat it calls the model.
+
+    Raises:
+        CardError: these are no scores, or none of the model.
+    """
+    tasks = scores.get("tasks")
+    if not isinstance(tasks, dict) or not tasks:
+        raise CardError("The scores have no tasks; expected the scores.json that `audiollm score` writes.")
+    present = {name for found in tasks.values() for name in found.get("systems", {})}
+    if SCORED_SYSTEM not in present:
+        raise CardError(f"The scores are of {sorted(present)}; there are none of the model itself.")
+    systems = [name for name in [*SYSTEMS, *sorted(present - set(SYSTEMS))] if name in present]
+    rows, remarks = [], []
+    for task, found in tasks.items():
+        by_system = found.get("systems", {})
+        metrics = dict.fromkeys(metric for name in systems for metric in by_system.get(name, {}).get("metrics", {}))
+        counts = by_system.get(SCORED_SYSTEM, {}).get("counts", {})
+        for metric in metrics:
+            values = [by_system.get(name, {}).get("metrics", {}).get(metric) for name in systems]
+            rows.append(
+                {
+                    "task": _cell(task),
+                    "metric": _metric_name(metric, values),
+                    "count": counts.get("scored", "not recorded"),
+                    "values": [_with_interval(value) for value in values],
+                }
+            )
+        remarks += [f"{task}: {counts[name]} {what}." for name, what in COUNTS.items() if counts.get(name)]
+        remarks += [f"{task}, {metric}: `{score['signature']}`." for metric, score in _signed(by_system)]
+    for group, by_system in scores.get("averages", {}).items():
+        for metric in dict.fromkeys(metric for name in systems for metric in by_system.get(name, {})):
+            values = [by_system.get(name, {}).get(metric) for name in systems]
+            label = {"task": f"mean of {_cell(group)}", "metric": _metric_name(metric, values), "count": ""}
+            rows.append({**label, "values": [_with_interval(value) for value in values]})
+    run = scores.get("run", {})
+    versions = {**run.get("versions", {})}
+    commit = versions.pop("audiollm_commit", None) or run.get("commit")
+    words = [f"{name} {version}" for name, version in versions.items() if isinstance(version, (str, int, float))]
+    return {
+        "systems": [SYSTEMS.get(name, name) for name in systems],
+        "rows": rows,
+        "remarks": remarks,
+        "versions": ", ".join([*words, *([f"commit {commit}"] if commit else [])]),
+        "command": evaluation_command(run, repo_id),
+    }
+
+
+def evaluation_command(run: Mapping[str, Any], repo_id: str) -> str:
+    """The command that an evaluation is repeated with: that of its run, on the published model."""
+    arguments = run.get("arguments") or {}
+    if not isinstance(arguments, dict):
+        arguments = {}
+    tasks = arguments.get("tasks") or ",".join(run.get("tasks", {}))
+    words = [f"--model={repo_id}", f"--tasks={tasks if isinstance(tasks, str) else ','.join(tasks)}"]
+    for name, value in arguments.items():
+        if name in (*NOT_OPTIONS, "tasks") or SECRET_OPTION.search(name) or value in (None, False, "", [], {}):
+            continue
+        values = value if isinstance(value, list) else [value]
+        shown = [shown_path(entry) if isinstance(entry, str) else str(entry) for entry in values]
+        words += [f"--{name}", *([] if value is True else shown)]
+    quoted = [word if word == f"--model={repo_id}" else shlex.quote(word) for word in words]
+    return " ".join([*COMMAND.split(), *quoted, "--output_dir", "evaluation"])
+
+
+def _signed(by_system: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    metrics = by_system.get(SCORED_SYSTEM, {}).get("metrics", {})
+    return [(metric, score) for metric, score in metrics.items() if score.get("signature")]
+
+
+def _metric_name(metric: str, values: list[Any]) -> str:
+    unit = next((value["unit"] for value in values if value and value.get("unit")), None)
+    return _cell(f"{metric} ({unit})" if unit else metric)
+
+
+def _with_interval(score: Mapping[str, Any] | None) -> str:
+    if score is None or score.get("value") is None:
+        return "–"
+    low, high = score.get("low"), score.get("high")
+    if low is None or high is None:
+        return _figure(score["value"])
+    return f"{_figure(score['value'])} [{_figure(low)}, {_figure(high)}]"
+
+
+def _figure(value: float) -> str:
+    """Three digits that count: more are noise in any set of clips that fits on a page."""
+    return f"{value:.3g}"
+
+
+def _cell(text: Any) -> str:
+    """Text that a Markdown table can hold."""
+    return str(text).replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,87 @@
+"""A tiny trained checkpoint as a run leaves it, with all that lies beside one, and scores of it."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
+from audiollm.publishing.record import add_run
+from checkpoint_folders import RUN, STRAYS, change_json
+from tiny_models import randomise_trainables
+
+
+@pytest.fixture(scope="session")
+def saved(tiny_bases: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint; read only."""
+    folder = tmp_path_factory.mktemp("saved") / "tiny"
+    torch.manual_seed(0)
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_rank=4)
+    randomise_trainables(model).save_pretrained(folder)
+    AudioLlmProcessor.from_audio_text_pretrained(*tiny_bases).save_pretrained(folder)
+    add_run(folder, RUN)
+    return folder
+
+
+@pytest.fixture
+def checkpoint(saved: Path, tmp_path: Path) -> Path:
+    """One's own copy, whose recorded bases have ids of the Hub."""
+    folder = tmp_path / "runs" / "tiny"
+    shutil.copytree(saved, folder)
+    change_json(folder / "config.json", audio_model_id="org/whisper-x", text_model_id="org/llama-x")
+    return folder
+
+
+@pytest.fixture
+def strays(checkpoint: Path) -> dict[str, bytes]:
+    """Files beside the checkpoint that do not belong to it."""
+    for name, content in STRAYS.items():
+        (checkpoint / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkpoint / name).write_bytes(content)
+    return STRAYS
+
+
+@pytest.fixture
+def scores() -> dict[str, Any]:
+    """As an evaluation writes them."""
+
+    def system(value: float, low: float, high: float, **counts: int) -> dict[str, Any]:
+        metric = {"value": value, "low": low, "high": high, "unit": "fraction"}
+        counts = {"items": 70, "scored": 69, **counts}
+        return {"metrics": {"word_error": metric}, "counts": counts, "audio_seconds": 180.0, "seconds": 20.0}
+
+    source = {"benchmark": "Studio prompts", "hub": "org/prompts", "config": "clean", "split": "test"}
+    systems = {"model": system(0.21, 0.17, 0.26, length_limited=2), "whisper": system(0.058, 0.03, 0.09)}
+    average = {"word_error": {"value": 0.21, "low": 0.17, "high": 0.26, "unit": "fraction", "tasks": ["prompts"]}}
+    return {
+        "run": {
+            "versions": {"audiollm": "0.1.0", "torch": "2.13.0"},
+            "arguments": {
+                "tasks": ["prompts"],
+                "limit": 70,
+                "data": "/home/me/prompts",
+                "hub_token": "hf_x",
+                "seed": 3,
+            },
+            "tasks": {"prompts": {"kind": "asr", "source": source}},
+        },
+        "tasks": {"prompts": {"kind": "asr", "systems": systems}},
+        "averages": {"studio": {"model": average}},
+    }
+
+
+@pytest.fixture
+def scores_file(scores, tmp_path: Path) -> Path:
+    path = tmp_path / "scores.json"
+    path.write_text(json.dumps(scores))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real Hub is not asked, and large files go the way that the loopback one knows."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)

