@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .loading import DTYPES, CheckpointError, check_device, find_checkpoint, load_model, load_processor
-from .options import parse, tell
+from .loading import CheckpointError, check_device, find_checkpoint, load_processor
+from .loading_options import LoadingArguments
+from .options import INTERRUPTED_EXIT, parse, tell
 from .session import DEFAULT_MAX_NEW_TOKENS
 from .transcribing import TranscribingSettings
 
@@ -41,19 +42,9 @@ Ctrl-C stops it."""
 
 
 @dataclass
-class ServeArguments:
+class ServeArguments(LoadingArguments):
     """What is served, where, to whom, and how much of it."""
 
-    model: str | None = field(
-        default=None,
-        metadata={"help": "AudioLLM checkpoint: a folder or a Hub id; that of `make demo` when not given."},
-    )
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub id."})
-    dtype: str = field(default="auto", metadata={"help": "Precision of the bases.", "choices": DTYPES})
-    device: str | None = field(
-        default=None,
-        metadata={"help": "Where to put the model: cpu, cuda:0, or auto to spread it; a GPU if there is one."},
-    )
     served_name: str | None = field(
         default=None, metadata={"help": "What requests call the model; its Hub id or folder's name when not given."}
     )
@@ -97,6 +88,7 @@ class ServeArguments:
     log_level: str = field(default="info", metadata={"help": "What is logged of requests.", "choices": LOG_LEVELS})
 
     def __post_init__(self):
+        super().__post_init__()
         if not 0 <= self.port <= MAX_PORT:
             raise ValueError(f"--port is {self.port}; expected 0 to {MAX_PORT}.")
         for name in ("max_new_tokens", "max_requests"):
@@ -182,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         check_libraries()
         checkpoint = find_checkpoint(options.model)
-        device = check_device(options.device)
+        check_device(options.device)
         processor = load_processor(checkpoint, options.revision)
         longest_window_s = processor.feature_extractor.n_samples / processor.sampling_rate
         try:
@@ -196,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"cannot listen at {options.host}, port {options.port}: {error}. Give another --port or --host."
             ) from error
         tell(f"Loading {checkpoint} …")
-        model = load_model(checkpoint, options.dtype, device, options.revision)
+        model = options.load_model(checkpoint)
     except CheckpointError as error:
         sys.exit(f"audiollm serve: {error}")
 
@@ -211,7 +203,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         timeout_graceful_shutdown=GRACE_SECONDS,
         server_header=False,
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    try:
+        uvicorn.Server(config).run(sockets=[listening])
+    except KeyboardInterrupt:  # it has ended what was under way
+        sys.exit(INTERRUPTED_EXIT)
 
 
 def _announce(settings: "ServingSettings", host: str, listening: socket.socket) -> None:

@@ -4,12 +4,12 @@ import logging
 from typing import Any
 
 import jinja2
-import torch
 from audiollm.processing import AudioError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 
+from ..memory import AnswerMemoryError, is_out_of_memory
 from ..session import ContextLengthError
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def about_server(error: BaseException) -> ApiError:
         return error
     if isinstance(error, (GoneError, ClientDisconnect)):
         return ApiError(GONE, "The request was given up.", "request_cancelled")
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, AnswerMemoryError) or is_out_of_memory(error):
         logger.error("Out of memory: %s", error)
         return ApiError(
             INTERNAL, "The server's memory does not suffice; send less audio or text.", code="out_of_memory"

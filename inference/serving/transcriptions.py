@@ -11,7 +11,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from ..transcribing import CONTEXT_PROMPT, Failure, Transcriber, TranscribingSettings
+from ..transcribing import CONTEXT_PROMPT, Failure, Transcriber, TranscribingSettings, TranscribingStopped
 from ..transcripts import Transcript, as_srt, as_vtt
 from .errors import BAD_REQUEST, INTERNAL, ApiError, GoneError, about_request, about_server
 from .listening import count_seconds, kept_file, without_path
@@ -158,7 +158,9 @@ class Transcribing:
                 count_seconds(path, name, rate, settings.max_audio_seconds, stop, limit)
                 model = TurnTakingModel(service.model, service.turns, stop)
                 transcriber = Transcriber(model, service.processor, self.asked.settings, settings.name, progress=False)
-                [result] = transcriber.transcribe([str(path)])
+                [result] = transcriber.transcribe([str(path)], stop=stop)
+        except TranscribingStopped:
+            raise GoneError from None
         except Exception as error:
             raise about_request(error) or error from None
         if isinstance(result, Failure):  # although it was read to its end before

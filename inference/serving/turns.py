@@ -8,9 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-from transformers import StoppingCriteriaList
-
-from ..streaming import StopWhenSet
 from .errors import GoneError
 
 
@@ -59,12 +56,12 @@ class Turns:
 
 class TurnTakingModel:
     """
-    A model that takes a turn for each call of `generate`, so that others come in between, and stops within a token.
+    A model that takes a turn for each call of `generate`, so that others come in between.
 
     Args:
         model: what does the work; everything but `generate` is its own.
         turns: the model's.
-        stop: ends generation, and then raises [`GoneError`].
+        stop: ends waiting for a turn, with [`GoneError`].
     """
 
     def __init__(self, model: Any, turns: Turns, stop: threading.Event):
@@ -81,10 +78,7 @@ class TurnTakingModel:
     def generate(self, **options: Any) -> Any:
         """See the model's own."""
         with self._turns.take(self._stop):
-            output = self._model.generate(stopping_criteria=StoppingCriteriaList([StopWhenSet(self._stop)]), **options)
-        if self._stop.is_set():
-            raise GoneError
-        return output
+            return self._model.generate(**options)
 
 
 #: What a job does: gets a function for what it has to give, and the event that stops it.

@@ -1,0 +1,130 @@
+"""Servers for tests: the real command in a process of its own, and the same application in a thread of this one."""
+
+import base64
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+import soundfile
+import uvicorn
+from audiollm.inference.serving.app import create_app
+from audiollm.inference.serving.service import Service, ServingSettings
+
+RATE = 16_000
+STARTING_SECONDS = 120
+BANNER = re.compile(r"^Serving (\S+) at (http://\S+)/v1", re.MULTILINE)
+
+
+@dataclass
+class Command:
+    """A running `audiollm serve`."""
+
+    process: subprocess.Popen
+    log_path: Path
+    name: str
+    url: str
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    def stop(self, with_signal: int = signal.SIGTERM) -> int:
+        """Asks it to end; returns its status."""
+        self.process.send_signal(with_signal)
+        return self.process.wait(60)
+
+
+@contextmanager
+def command(folder: Path, *arguments: object, **environment: str) -> Iterator[Command]:
+    """`audiollm serve` with options, from when it says where it serves."""
+    log_path = folder / "serve.log"
+    call = [sys.executable, "-m", "audiollm.inference", "serve", "--port", "0", *map(str, arguments)]
+    with open(log_path, "w") as log:
+        process = subprocess.Popen(
+            call,
+            stderr=log,
+            stdout=log,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment},
+        )
+    try:
+        deadline = time.monotonic() + STARTING_SECONDS
+        while "startup complete" not in log_path.read_text():
+            assert process.poll() is None and time.monotonic() < deadline, log_path.read_text()
+            time.sleep(0.05)
+        name, url = BANNER.search(log_path.read_text()).groups()
+        yield Command(process, log_path, name, url)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def in_thread(model: Any, processor: Any, settings: ServingSettings) -> Iterator[tuple[str, Service]]:
+    """The application at a free port of this process: its URL, and what is behind it."""
+    app = create_app(model, processor, settings)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}", app.state.service
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def client_of(url: str, api_key: str = "none") -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=api_key, max_retries=0)
+
+
+def wav(waveform: np.ndarray, container: str = "WAV") -> bytes:
+    """A file's bytes; 16 bits in lossless formats."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, waveform, RATE, format=container)
+    return buffer.getvalue()
+
+
+def audio(file: bytes, kind: str = "wav") -> dict[str, Any]:
+    """A part of a message."""
+    return {"type": "input_audio", "input_audio": {"data": base64.b64encode(file).decode(), "format": kind}}
+
+
+def text(words: str) -> dict[str, Any]:
+    """Likewise."""
+    return {"type": "text", "text": words}
+
+
+def user(*parts: str | dict[str, Any]) -> dict[str, Any]:
+    """A turn of the user."""
+    return {"role": "user", "content": parts[0] if len(parts) == 1 and isinstance(parts[0], str) else list(parts)}
+
+
+def as_own(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same conversation as this package takes it."""
+    own = []
+    for message in messages:
+        if isinstance(message["content"], str):
+            own.append(message)
+            continue
+        parts = [
+            {"type": "audio", "audio": base64.b64decode(part["input_audio"]["data"])}
+            if part["type"] == "input_audio"
+            else part
+            for part in message["content"]
+        ]
+        own.append({**message, "content": parts})
+    return own

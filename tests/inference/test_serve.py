@@ -1,0 +1,487 @@
+"""`audiollm serve`, asked by OpenAI's own client: the package's answers, whole and streamed, and a clear no to the rest."""
+
+import json
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import soundfile
+from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
+from audiollm.answering import answer
+from audiollm.corpora.prompts import load_studio_prompts
+from audiollm.inference.transcribing import Transcriber, TranscribingSettings
+from audiollm.inference.transcripts import as_srt, as_vtt
+from audiollm.processing import load_waveform
+from clients import WITHOUT_AUDIOLLM, play
+from long_recordings import RATE, in_a_row, noises
+from servers import Command, as_own, audio, client_of, command, text, user, wav
+from tiny_models import randomise_trainables, randomised
+from transformers import pipeline
+
+MAX_UPLOAD_MB, MAX_AUDIO_SECONDS, MAX_NEW_TOKENS, MAX_REQUESTS = 3, 60, 100, 12
+NEW_TOKENS = 12
+API_KEY = "open-sesame"
+AUTHORISED = {"Authorization": f"Bearer {API_KEY}"}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_bases, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("served") / "tiny-ears"
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_rank=4)
+    randomise_trainables(model).save_pretrained(folder)
+    AudioLlmProcessor.from_audio_text_pretrained(*tiny_bases).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint) -> AudioLlmForConditionalGeneration:
+    return AudioLlmForConditionalGeneration.from_pretrained(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def processor(checkpoint) -> AudioLlmProcessor:
+    return AudioLlmProcessor.from_pretrained(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def served(checkpoint, tmp_path_factory) -> Iterator[Command]:
+    limits = ["--max_upload_mb", MAX_UPLOAD_MB, "--max_audio_seconds", MAX_AUDIO_SECONDS]
+    limits += ["--max_new_tokens", MAX_NEW_TOKENS, "--max_requests", MAX_REQUESTS]
+    folder = tmp_path_factory.mktemp("server")
+    temporary = folder / "temporary"
+    temporary.mkdir()
+    variables = {"TMPDIR": str(temporary), "AUDIOLLM_API_KEY": API_KEY}
+    with command(folder, "--model", checkpoint, *limits, **variables) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(served) -> openai.OpenAI:
+    return client_of(served.url, API_KEY)
+
+
+@pytest.fixture(scope="module")
+def clips() -> list[np.ndarray]:
+    """The shortest real prompts."""
+    rows = load_studio_prompts("test").sort("duration_s").select(range(4))
+    return [load_waveform(row["audio"]) for row in rows]
+
+
+def ask(client: openai.OpenAI, messages: list[Any], **options: Any) -> Any:
+    return client.chat.completions.create(
+        **{"model": "tiny-ears", "messages": messages, "max_tokens": NEW_TOKENS, **options}
+    )
+
+
+def said(client: openai.OpenAI, messages: list[Any], **options: Any) -> str:
+    return ask(client, messages, **options).choices[0].message.content
+
+
+def refusal(call: Callable[[], Any]) -> tuple[int, str, str | None]:
+    """Status, message and code of the error that a call ends with, in OpenAI's shape."""
+    with pytest.raises(openai.APIStatusError) as caught:
+        call()
+    body = caught.value.response.json()
+    assert body.keys() == {"error"} and body["error"].keys() == {"message", "type", "param", "code"}
+    kind = "server_error" if caught.value.status_code >= 500 else "invalid_request_error"
+    assert body["error"]["type"] == kind
+    return caught.value.status_code, body["error"]["message"], body["error"]["code"]
+
+
+def conversations(clips: list[np.ndarray]) -> dict[str, list[dict[str, Any]]]:
+    mp3, flac = wav(clips[1], "MP3"), wav(clips[2], "FLAC")
+    return {
+        "words": [user("Hello?")],
+        "system": [{"role": "system", "content": "Be terse."}, user("Hello?")],
+        "developer": [{"role": "developer", "content": "Be terse."}, user("Hello?")],
+        "recording": [user(audio(wav(clips[0])), text("What is said?"))],
+        "speech": [user(audio(wav(clips[0])))],
+        "several": [user(text("Is "), audio(mp3, "mp3"), text(" like "), audio(flac, "flac"), text("?"))],
+        "turns": [user(audio(flac, "flac"), text("What?")), {"role": "assistant", "content": "Yes."}, user("Why?")],
+    }
+
+
+# ---- the same answers ----------------------------------------------------------------------------------------------
+
+
+def test_answers_are_the_packages_and_streams_hold_the_same(client, clips, model, processor) -> None:
+    listen = pipeline("audio-text-to-text", model=model, processor=processor, device="cpu")
+    for name, messages in conversations(clips).items():
+        own = [{**each, "role": each["role"].replace("developer", "system")} for each in as_own(messages)]
+        [expected] = answer(model, processor, [own], max_new_tokens=NEW_TOKENS)
+        assert listen(own, max_new_tokens=NEW_TOKENS)[0]["generated_text"].strip() == expected
+        whole = ask(client, messages)
+        assert whole.choices[0].message.content == expected and expected, name
+        chunks = list(ask(client, messages, stream=True, stream_options={"include_usage": True}))
+        pieces = [
+            chunk.choices[0].delta.content for chunk in chunks if chunk.choices and chunk.choices[0].delta.content
+        ]
+        assert "".join(pieces) == expected and len(pieces) > 3, name
+        assert chunks[0].choices[0].delta.role == "assistant" and len({chunk.id for chunk in chunks}) == 1
+        ends = [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices]
+        assert ends[:-1] == [None] * (len(ends) - 1) and ends[-1] == whole.choices[0].finish_reason == "length"
+        usage = whole.usage
+        assert chunks[-1].usage.total_tokens == usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+        assert usage.completion_tokens == NEW_TOKENS
+        inputs = processor.apply_chat_template(own, tokenize=True, add_generation_prompt=True)
+        assert usage.prompt_tokens == inputs["input_ids"].shape[1]
+
+
+def test_a_stream_without_usage_ends_with_its_reason(client) -> None:
+    chunks = list(ask(client, [user("Hello?")], stream=True))
+    assert chunks[-1].choices[0].finish_reason == "length" and all(chunk.usage is None for chunk in chunks)
+
+
+def test_a_follow_up_goes_on_and_is_as_read_anew(client, clips, model, processor) -> None:
+    messages: list[Any] = [user(audio(wav(clips[3])), text("What is said?"))]
+    reused = []
+    for question in ("And who says it?", "Why?", None):
+        response = ask(client, messages)
+        [expected] = answer(model, processor, [as_own(messages)], max_new_tokens=NEW_TOKENS)
+        assert response.choices[0].message.content == expected
+        reused.append(response.usage.prompt_tokens_details.cached_tokens)
+        # As clients send it back: with every field of the answer, most of them null.
+        messages += [response.choices[0].message.model_dump(), user(question)]
+    slots = processor.num_audio_slots(len(clips[3]))
+    assert reused[0] == 0 and slots < reused[1] < reused[2]
+    # Asked once more, and by another user, it is not in the cache.
+    assert ask(client, messages[:5]).usage.prompt_tokens_details.cached_tokens == 0
+    begun = ask(client, messages[:1], user="one")
+    going_on = [*messages[:1], begun.choices[0].message, user("Why?")]
+    assert ask(client, going_on, user="other").usage.prompt_tokens_details.cached_tokens == 0
+    assert ask(client, going_on, user="one").usage.prompt_tokens_details.cached_tokens > slots
+    begun = ask(client, messages[:1])
+    changed = [user(audio(wav(clips[3] * 0.9)), text("What is said?")), begun.choices[0].message, user("Why?")]
+    assert ask(client, changed).usage.prompt_tokens_details.cached_tokens == 0
+
+
+def test_eight_at_once_get_their_own_answers(client, clips, model, processor) -> None:
+    questions = [[user(audio(wav(clip)), text(f"What is {number}?"))] for number, clip in enumerate(clips)]
+    questions += [[user(words)] for words in ("Who?", "Hello?", "Is it 4?", "Tell me.")]
+    expected = answer(model, processor, list(map(as_own, questions)), max_new_tokens=NEW_TOKENS)
+    assert len(set(expected)) == 8
+
+    def streamed(messages: list[Any]) -> str:
+        chunks = ask(client, messages, stream=True)
+        return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda messages: said(client, messages), questions)) == expected
+        assert list(pool.map(streamed, questions)) == expected
+
+
+# ---- options of a request ------------------------------------------------------------------------------------------
+
+
+def test_bounds_are_honoured(client) -> None:
+    for name in ("max_tokens", "max_completion_tokens"):
+        response = client.chat.completions.create(model="tiny-ears", messages=[user("Hello?")], **{name: 5})
+        assert response.usage.completion_tokens == 5 and response.choices[0].finish_reason == "length"
+    response = client.chat.completions.create(model="tiny-ears", messages=[user("Hello?")])
+    assert response.usage.completion_tokens == MAX_NEW_TOKENS or response.choices[0].finish_reason == "stop"
+
+
+def test_draws_depend_on_seed_temperature_and_top_p(client) -> None:
+    def drawn(**options: Any) -> str:
+        return said(client, [user("Hello?")], max_tokens=24, **options)
+
+    greedy = drawn()
+    assert drawn(temperature=0, top_p=0.5, seed=1) == greedy
+    one = drawn(temperature=1, seed=1)
+    assert one == drawn(temperature=1, seed=1)
+    assert len({greedy, one, drawn(temperature=1, seed=2), drawn(temperature=2, seed=1)}) == 4
+    assert len({one, drawn(temperature=1), drawn(temperature=1)}) == 3
+    assert drawn(temperature=1, seed=1, top_p=0.001) == greedy == drawn(top_p=0.001)
+    assert drawn(top_p=0.999, seed=1) != greedy
+
+
+def test_penalties_change_what_is_written(client) -> None:
+    def written(**options: Any) -> str:
+        return said(client, [user("Hello?")], max_tokens=60, **options)
+
+    plain = written()
+    repeats = {name: len(found) - len(set(found)) for name, found in (("plain", plain),)}
+    for options in ({"frequency_penalty": 2}, {"presence_penalty": 2}, {"extra_body": {"repetition_penalty": 1.5}}):
+        found = written(**options)
+        assert found != plain and len(found) - len(set(found)) < repeats["plain"], options
+    assert written(frequency_penalty=0, presence_penalty=0) == plain
+    drawn = [written(temperature=1, top_p=0.9, seed=3, frequency_penalty=each) for each in (0, 1, 1)]
+    assert drawn[0] != drawn[1] == drawn[2]
+
+
+def test_stop_strings_end_an_answer_before_them(client) -> None:
+    plain = said(client, [user("Hello?")], max_tokens=40)
+    stop = plain[10:12]
+    at = plain.index(stop)
+    for given in (stop, ["not there", stop]):
+        response = ask(client, [user("Hello?")], max_tokens=40, stop=given)
+        assert response.choices[0].message.content == plain[:at] and response.choices[0].finish_reason == "stop"
+        assert response.usage.completion_tokens < 40
+        chunks = list(ask(client, [user("Hello?")], max_tokens=40, stop=given, stream=True))
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == plain[:at]
+        assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"n": 2},
+        {"tools": [{"type": "function", "function": {"name": "look"}}]},
+        {"logprobs": True},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}},
+        {"logit_bias": {"5": 1}},
+        {"modalities": ["text", "audio"]},
+        {"extra_body": {"best_tokens": 3}},
+        {"temperature": 3},
+        {"top_p": 0},
+        {"max_tokens": 0},
+        {"max_tokens": MAX_NEW_TOKENS + 1},
+        {"max_completion_tokens": 3},
+        {"stop": [""]},
+        {"stream_options": {"include_usage": True}},
+        {"seed": "one"},
+    ],
+    ids=lambda options: "-".join(options),
+)
+def test_what_cannot_be_done_is_named(client, options) -> None:
+    status, message, _ = refusal(lambda: ask(client, [user("Hello?")], **options))
+    name = next(iter(options.get("extra_body", options)))
+    assert status == 400 and name in message
+
+
+def test_what_asks_for_nothing_is_taken(client) -> None:
+    options = {"n": 1, "logprobs": False, "tool_choice": "none", "response_format": {"type": "text"}, "store": False}
+    plain = said(client, [user("Hello?")])
+    assert said(client, [user("Hello?")], **options, extra_body={"tools": [], "stop": None}) == plain
+
+
+# ---- bad requests --------------------------------------------------------------------------------------------------
+
+
+def test_bad_messages_are_named(client, clips) -> None:
+    def refused(*messages: Any) -> str:
+        status, message, _ = refusal(lambda: ask(client, list(messages)))
+        assert status == 400
+        return message
+
+    good = audio(wav(clips[0]))
+    assert "messages" in refused()
+    assert "messages[0].role" in refused({"role": "tool", "content": "x"})
+    assert "messages[1].content[0]" in refused(user("x"), user({"type": "image_url", "image_url": {"url": "x"}}))
+    assert "messages[0].content[1]" in refused(user(text("x"), {"type": "audio", "path": "/etc/hostname"}))
+    assert "input_audio.data is no base64" in refused(
+        user({"type": "input_audio", "input_audio": {"data": "é", "format": "wav"}})
+    )
+    assert "messages[0].content[0]" in refused(user(audio(b"junk" * 99)))
+    assert "empty" in refused(user(audio(b"")))
+    assert "cut off" in refused(user(audio(wav(clips[0])[:5000])))
+    assert "longer than 60 s" in refused(user(audio(wav(np.zeros(61 * RATE), "FLAC"))))
+    assert "left of the 60 s" in refused(user(*[audio(wav(np.zeros(25 * RATE), "FLAC"))] * 3))
+    assert "<audio>" in refused(user("What is <audio>?"))
+    assert "<|audio_slot|>" in refused(user("What is <|audio_slot|>?"))
+    assert "words alone" in refused({"role": "system", "content": [good]}, user("x"))
+    assert "last message is one of assistant" in refused(user("x"), {"role": "assistant", "content": "y"})
+    assert "empty" in refused(user("x"), user("  "))
+    assert "1024" in refused(user("x" * 2000))
+
+
+def test_bad_bodies_are_refused(client, served) -> None:
+    url = f"{served.url}/v1/chat/completions"
+    for body in (b"", b"{", b"[1]", b"\xff\xfe", b"[" * 100_000, b'{"messages": 5}', b'{"messages": ["x"]}'):
+        response = httpx.post(url, content=body, headers=AUTHORISED)
+        assert response.status_code == 400 and response.json()["error"]["message"], body[:20]
+    for method, path, status in (("GET", "chat/completions", 405), ("POST", "nothing", 404)):
+        response = httpx.request(method, f"{served.url}/v1/{path}", headers=AUTHORISED)
+        assert response.status_code == status and path in response.json()["error"]["message"]
+    assert refusal(lambda: ask(client, [user("x")], model="openai/whisper-tiny"))[::2] == (404, "model_not_found")
+    assert "whisper" not in served.log
+
+
+def test_huge_uploads_end_at_the_limit(client, served) -> None:
+    too_large = bytes(MAX_UPLOAD_MB * 1_000_000 + 1)
+
+    def transcription() -> Any:
+        return client.audio.transcriptions.create(model="tiny-ears", file=("a.wav", too_large))
+
+    assert refusal(transcription)[::2] == (413, "too_large")
+    assert refusal(lambda: ask(client, [user(audio(too_large))]))[::2] == (413, "too_large")
+
+    def endless() -> Iterator[bytes]:
+        for _ in range(4 * MAX_UPLOAD_MB):
+            yield bytes(1_000_000)
+
+    # It does not say its size before.
+    url = f"{served.url}/v1/chat/completions"
+    assert httpx.post(url, content=endless(), headers=AUTHORISED).status_code == 413
+    assert said(client, [user("Hello?")])
+
+
+# ---- transcriptions ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def recording(clips, tmp_path_factory) -> Path:
+    """Prompts with pauses between them, and a noise."""
+    path = tmp_path_factory.mktemp("sound") / "row.flac"
+    row = in_a_row(clips[:2], [1.0, 2.9, 3.0])
+    soundfile.write(path, np.concatenate([row, noises(3.0, -30)["white"]]), RATE)
+    return path
+
+
+def test_transcripts_are_those_of_the_command(client, recording, model, processor) -> None:
+    [expected] = Transcriber(model, processor, progress=False).transcribe([str(recording)])
+    assert len([each for each in expected.passages if each.text]) >= 2 and expected.skipped
+
+    def got(**options: Any) -> Any:
+        with open(recording, "rb") as file:
+            return client.audio.transcriptions.create(**{"model": "tiny-ears", "file": file, **options})
+
+    assert got(model="").text == expected.text
+    plain = got(response_format="json", temperature=0)
+    assert plain.text == expected.text and plain.usage.seconds == pytest.approx(expected.seconds)
+    assert got(response_format="text") == f"{expected.text}\n"
+    assert got(response_format="srt") == as_srt(expected) and got(response_format="vtt") == as_vtt(expected)
+    verbose = got(response_format="verbose_json", timestamp_granularities=["segment"])
+    heard = [each for each in expected.passages if each.text]
+    assert verbose.duration == pytest.approx(expected.seconds) and verbose.text == expected.text
+    assert [(each.start, each.end) for each in verbose.segments] == [(each.start_s, each.end_s) for each in heard]
+    assert [each.text for each in verbose.segments] == [" ".join(each.text.split()) for each in heard]
+    assert [processor.decode(each.tokens) for each in verbose.segments] == [each.text for each in verbose.segments]
+    settings = TranscribingSettings(prompt="Before this was said: Names: Ann.\n<audio>\nTranscribe the speech.")
+    [hinted] = Transcriber(model, processor, settings, progress=False).transcribe([str(recording)])
+    assert got(prompt="Names: Ann.").text == hinted.text != expected.text
+
+
+def test_bad_transcription_requests_are_named(client, served, recording) -> None:
+    file = recording.read_bytes()
+
+    def refused(**options: Any) -> str:
+        given = {"model": "tiny-ears", "file": ("talk.flac", file), **options}
+        status, message, _ = refusal(lambda: client.audio.transcriptions.create(**given))
+        assert status == 400 and "/temporary" not in message
+        return message
+
+    assert "temperature" in refused(temperature=0.4) and "language" in refused(language="de")
+    assert "response_format" in refused(response_format="diarized_json")
+    assert "stream" in refused(stream=True)
+    assert "timestamp_granularities" in refused(response_format="verbose_json", timestamp_granularities=["word"])
+    assert "include" in refused(include=["logprobs"]) and "beams" in refused(extra_body={"beams": 2})
+    assert "<audio>" in refused(prompt="<audio>")
+    assert "'talk.wav'" in refused(file=("talk.wav", b"junk" * 99))
+    assert "empty" in refused(file=("../../talk.wav", b""))
+    assert "cut off" in refused(file=("talk.wav", wav(np.ones(RATE) / 9)[:9000]))
+    assert "longer than 60 s" in refused(file=("long.flac", wav(np.zeros(61 * RATE), "FLAC")))
+    url = f"{served.url}/v1/audio/transcriptions"
+    assert httpx.post(url, json={}, headers=AUTHORISED).status_code == 400
+    assert (
+        "file" in httpx.post(url, files={"model": (None, "tiny-ears")}, headers=AUTHORISED).json()["error"]["message"]
+    )
+    assert (
+        httpx.post(url, content=b"x", headers={**AUTHORISED, "content-type": "multipart/form-data"}).status_code == 400
+    )
+    other = refusal(lambda: client.audio.transcriptions.create(model="whisper-1", file=("a.flac", file)))
+    assert other[::2] == (404, "model_not_found")
+
+
+# ---- the rest ------------------------------------------------------------------------------------------------------
+
+
+def test_models_and_health(client, served) -> None:
+    assert [each.id for each in client.models.list()] == [served.name] == ["tiny-ears"]
+    assert client.models.retrieve("tiny-ears").id == "tiny-ears"
+    assert refusal(lambda: client.models.retrieve("gpt-5"))[0] == 404
+    assert httpx.get(f"{served.url}/health").json() == {"status": "ok"}
+
+
+def test_no_web_page_gets_in(served) -> None:
+    ask_it = {"url": f"{served.url}/v1/models"}
+    host = served.url.removeprefix("http://")
+    assert httpx.get(**ask_it, headers={**AUTHORISED, "Host": "localhost"}).status_code == 200
+    assert httpx.get(**ask_it, headers={**AUTHORISED, "Host": "rebound.example"}).status_code == 403
+    assert httpx.get(**ask_it, headers={**AUTHORISED, "Origin": "https://other.example"}).status_code == 403
+    own = httpx.get(**ask_it, headers={**AUTHORISED, "Origin": f"http://{host}"})
+    assert own.status_code == 200 and "access-control-allow-origin" not in own.headers
+
+
+def test_only_this_machine_is_listened_to(served) -> None:
+    port = int(served.url.rsplit(":", 1)[1])
+    assert served.url.startswith("http://127.0.0.1:") and "Warning" not in served.log
+    own = socket.gethostbyname(socket.gethostname())
+    if not own.startswith("127."):
+        with pytest.raises(OSError), socket.create_connection((own, port), timeout=2):
+            pass
+
+
+def test_nothing_of_a_request_stays(served, client, recording) -> None:
+    """After all tests before: no file, and no word or sample in the log."""
+    with open(recording, "rb") as file:
+        client.audio.transcriptions.create(model="tiny-ears", file=file)
+    temporary = Path(served.log_path.parent / "temporary")
+    assert not list(temporary.glob("audiollm-serve-*"))
+    assert "Hello?" not in served.log and "Traceback" not in served.log
+
+
+def test_without_the_key_nobody_gets_in(served) -> None:
+    for key in ("Bearer wrong", "", f"Bearer {API_KEY[:-1]}", "Bearer é"):
+        headers = {"Authorization": key.encode()}
+        for method, path in (("GET", "models"), ("POST", "chat/completions"), ("POST", "audio/transcriptions")):
+            response = httpx.request(method, f"{served.url}/v1/{path}", headers=headers)
+            assert response.status_code == 401 and response.json()["error"]["code"] == "invalid_api_key"
+    assert refusal(lambda: client_of(served.url, "wrong").models.list())[0] == 401
+    assert 'Authorization: Bearer $KEY"' in served.log and API_KEY not in served.log
+
+
+def test_ctrl_c_ends_it_with_what_is_under_way(served, client) -> None:
+    """The last test of this server."""
+    stream = client.chat.completions.create(model="tiny-ears", messages=[user("Hello?")], stream=True)
+    next(stream)
+    assert served.stop(signal.SIGINT) == 130
+    assert "Traceback" not in served.log and "Finished server process" in served.log
+
+
+REMOTE = """
+import json, sys
+from transformers import AutoModelForMultimodalLM, AutoProcessor, pipeline
+
+checkpoint, recording = sys.argv[1:]
+model = AutoModelForMultimodalLM.from_pretrained(checkpoint, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
+parts = [{"type": "audio", "path": recording}, {"type": "text", "text": "What is said?"}]
+chat = [{"role": "user", "content": parts}]
+inputs = processor.apply_chat_template(chat, tokenize=True, add_generation_prompt=True)
+output = model.generate(**inputs, max_new_tokens=24, do_sample=False)[0, inputs["input_ids"].shape[1]:]
+listen = pipeline("audio-text-to-text", model=checkpoint, device="cpu", trust_remote_code=True)
+assert not [name for name in sys.modules if name.split(".")[0] == "audiollm"]
+texts = [processor.decode(output, skip_special_tokens=True), listen(chat, max_new_tokens=24)[0]["generated_text"]]
+print(json.dumps([text.strip() for text in texts]))
+"""
+
+
+@pytest.mark.slow
+def test_the_real_pair_says_the_same_by_server_package_and_remote_code(
+    real_model, real_processor, clips, tmp_path
+) -> None:
+    checkpoint, path = tmp_path / "real", tmp_path / "speech.wav"
+    with randomised(real_model, std=0.02):
+        real_model.save_pretrained(checkpoint)
+        real_processor.save_pretrained(checkpoint)
+        path.write_bytes(wav(np.concatenate(clips)))
+        questions = [[user(audio(path.read_bytes()), text("What is said?"))], [user("Name a colour.")]]
+        expected = answer(real_model, real_processor, list(map(as_own, questions)), max_new_tokens=24)
+        [transcript] = Transcriber(real_model, real_processor, progress=False).transcribe([str(path)])
+    with command(tmp_path, "--model", checkpoint, "--served_name", "real") as running:
+        client = client_of(running.url)
+        asked = {"model": "real", "max_tokens": 24}
+        for messages, expected_text in zip(questions, expected):
+            assert said(client, messages, **asked) == expected_text != ""
+            chunks = ask(client, messages, **asked, stream=True)
+            assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected_text
+        assert client.audio.transcriptions.create(model="real", file=path).text == transcript.text != ""
+    assert json.loads(play(WITHOUT_AUDIOLLM + REMOTE, checkpoint, path, cwd=tmp_path)) == [expected[0]] * 2

@@ -1,0 +1,412 @@
+"""What `audiollm serve` does behind the answers: who waits for whom, who goes away, what is kept, and its options."""
+
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import torch
+from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
+from audiollm.inference import serve
+from audiollm.inference.serve import ServeArguments, bind, main
+from audiollm.inference.serving import gateway
+from audiollm.inference.serving.choosing import AdditivePenalty
+from audiollm.inference.serving.errors import GoneError
+from audiollm.inference.serving.service import Service, ServingSettings
+from audiollm.inference.serving.stop_strings import StopStrings
+from audiollm.inference.serving.turns import Turns
+from audiollm.inference.transcribing import TranscribingSettings
+from long_recordings import RATE, prompts
+from servers import audio, client_of, in_thread, text, user, wav
+from tiny_models import randomise_trainables
+
+MAX_NEW_TOKENS = 900
+PATIENCE_SECONDS = 20
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_bases) -> AudioLlmProcessor:
+    return AudioLlmProcessor.from_audio_text_pretrained(*tiny_bases)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_bases) -> AudioLlmForConditionalGeneration:
+    """One that never ends an answer by itself."""
+    torch.manual_seed(0)
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_rank=4)
+    model.generation_config.eos_token_id = 0
+    return randomise_trainables(model)
+
+
+@pytest.fixture(scope="module")
+def served(model, processor) -> Iterator[tuple[str, Service]]:
+    settings = ServingSettings(
+        "tiny",
+        max_new_tokens=MAX_NEW_TOKENS,
+        max_requests=4,
+        kept_sessions=2,
+        transcribing=TranscribingSettings(window_seconds=1, batch_size=1, voice_activity=False),
+    )
+    with in_thread(model, processor, settings) as running:
+        yield running
+
+
+@pytest.fixture
+def steps(model) -> Iterator[list[int]]:
+    """One entry for each run of the language model, with the positions of it."""
+    runs: list[int] = []
+
+    def note(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        runs.append(kwargs["inputs_embeds"].shape[1])
+
+    hook = model.model.language_model.register_forward_pre_hook(note, with_kwargs=True)
+    yield runs
+    hook.remove()
+
+
+def wait_until(condition: Any) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def ask(client: openai.OpenAI, *messages: Any, **options: Any) -> Any:
+    return client.chat.completions.create(**{"model": "tiny", "messages": list(messages), "max_tokens": 4, **options})
+
+
+def idle(service: Service) -> bool:
+    return not service.turns.waiting
+
+
+# ---- clients that go away ------------------------------------------------------------------------------------------
+
+
+def test_a_stream_that_is_left_stops_within_a_few_tokens(served, steps) -> None:
+    url, service = served
+    stream = ask(client_of(url), user("Hello?"), max_tokens=MAX_NEW_TOKENS, stream=True)
+    for _ in range(3):
+        next(stream)
+    stream.close()
+    at = len(steps)
+    wait_until(lambda: idle(service))
+    assert len(steps) < at + 60 < MAX_NEW_TOKENS  # a few of them are on the way until the socket is seen to be closed
+
+
+def test_a_client_that_leaves_before_its_answer_stops_it(served, steps) -> None:
+    url, service = served
+    with pytest.raises(openai.APITimeoutError):
+        ask(client_of(url), user("Hello?"), max_tokens=MAX_NEW_TOKENS, timeout=0.15)
+    wait_until(lambda: idle(service))
+    assert 0 < len(steps) < MAX_NEW_TOKENS / 2
+
+
+def test_a_transcription_that_is_left_stops(served, steps) -> None:
+    url, service = served
+    long = wav(np.random.default_rng(0).standard_normal(60 * RATE) / 10)
+    with pytest.raises(openai.APITimeoutError):
+        client_of(url).audio.transcriptions.create(model="tiny", file=("a.wav", long), timeout=0.5)
+    wait_until(lambda: idle(service))
+    assert 0 < len(steps) < 30 * 41  # of 60 windows with as many tokens
+
+
+def test_who_leaves_the_queue_is_not_waited_for(served, steps) -> None:
+    url, service = served
+    stream = ask(client_of(url), user("Hello?"), max_tokens=MAX_NEW_TOKENS, stream=True)
+    next(stream)
+    with pytest.raises(openai.APITimeoutError):
+        ask(client_of(url), user("x" * 40), timeout=0.1)
+    wait_until(lambda: service.turns.waiting == 1)
+    prompts_run = [run for run in steps if run > 1]
+    assert len(prompts_run) == 1  # the second never began
+    stream.close()
+    wait_until(lambda: idle(service))
+
+
+def test_the_connection_may_break_in_an_upload(served) -> None:
+    url, service = served
+    address = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
+    for body in (b"", b'{"messages": ['):
+        with socket.create_connection(address) as raw:
+            raw.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\n" + body)
+    assert ask(client_of(url), user("Hello?")).choices and idle(service)
+
+
+def test_an_upload_that_stands_still_is_given_up(served, monkeypatch) -> None:
+    url, _ = served
+    monkeypatch.setattr(gateway, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(gateway, "DRAIN_SECONDS", 0.2)
+    with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), timeout=10) as raw:
+        raw.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\n{")
+        assert raw.recv(1000).startswith(b"HTTP/1.1 408")
+
+
+def test_the_end_of_the_server_is_the_end_of_its_answers(model, processor) -> None:
+    """What does not end in time is stopped, in the model as for the client."""
+    hook = model.model.language_model.register_forward_pre_hook(lambda *_: time.sleep(0.02))
+    try:
+        began = time.monotonic()
+        with in_thread(model, processor, ServingSettings("tiny", max_new_tokens=MAX_NEW_TOKENS)) as (url, service):
+            stream = ask(client_of(url), user("Hello?"), max_tokens=MAX_NEW_TOKENS, stream=True)
+            next(stream)
+        assert idle(service) and time.monotonic() - began < 0.02 * MAX_NEW_TOKENS / 2
+    finally:
+        hook.remove()
+
+
+# ---- several at once -----------------------------------------------------------------------------------------------
+
+
+def test_a_chat_comes_in_between_the_windows_of_a_transcription(served) -> None:
+    url, service = served
+    ended: list[str] = []
+    long = wav(np.random.default_rng(0).standard_normal(25 * RATE) / 10)
+
+    def transcribe() -> None:
+        client_of(url).audio.transcriptions.create(model="tiny", file=("a.wav", long))
+        ended.append("transcription")
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(transcribe)
+        wait_until(lambda: not idle(service))
+        ask(client_of(url), user("Hello?"))
+        ended.append("chat")
+        done.result()
+    assert ended == ["chat", "transcription"]
+
+
+def test_more_than_may_be_under_way_are_sent_away(served) -> None:
+    url, service = served
+    streams = [ask(client_of(url), user("Hello?"), max_tokens=MAX_NEW_TOKENS, stream=True)]
+    next(streams[0])
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(ask, client_of(url), user(f"Hello {n}?")) for n in range(3)]
+        wait_until(lambda: service.turns.waiting == 4)
+        with pytest.raises(openai.InternalServerError) as caught:
+            ask(client_of(url), user("Hello?"))
+        assert caught.value.status_code == 503 and caught.value.code == "overloaded"
+        assert caught.value.response.headers["retry-after"]
+        assert httpx.get(f"{url}/health").status_code == 200
+        streams[0].close()
+        assert all(each.result().choices for each in waiting)
+
+
+def test_turns_come_in_the_order_in_which_they_were_asked_for() -> None:
+    turns, order, never = Turns(), [], threading.Event()
+    gone = threading.Event()
+
+    def take(number: int, stop: threading.Event) -> None:
+        try:
+            with turns.take(stop):
+                order.append(number)
+        except GoneError:
+            order.append(-number)
+
+    threads = []
+    with turns.take(never):
+        for number in range(1, 6):
+            threads.append(threading.Thread(target=take, args=(number, gone if number == 3 else never)))
+            threads[-1].start()
+            wait_until(lambda number=number: turns.waiting == number + 1)
+        gone.set()
+        turns.wake()
+        wait_until(lambda: order == [-3])
+    for thread in threads:
+        thread.join()
+    assert order == [-3, 1, 2, 4, 5] and turns.waiting == 0
+
+
+# ---- what is kept, and what goes wrong -----------------------------------------------------------------------------
+
+
+def test_as_many_conversations_are_kept_as_is_said(served) -> None:
+    url, service = served
+    client = client_of(url)
+    begun = [[user(f"Hello {n}?")] for n in range(3)]
+    for messages in begun:
+        messages.append(ask(client, *messages).choices[0].message.model_dump())
+    assert len(service.sessions) == 2
+    newest_first = [ask(client, *messages, user("Why?")) for messages in reversed(begun)]
+    reused = [response.usage.prompt_tokens_details.cached_tokens for response in newest_first]
+    assert reused[0] > 0 and reused[1] > 0 and reused[2] == 0
+
+
+def test_an_answer_cut_by_a_stop_string_is_read_anew(served, model, processor) -> None:
+    url, _ = served
+    client = client_of(url)
+    plain = ask(client, user("Hello?"), max_tokens=9).choices[0].message.content
+    cut = ask(client, user("Hello?"), max_tokens=9, stop=plain[3]).choices[0].message
+    assert cut.content == plain[: plain.index(plain[3])]
+    follow_up = [user("Hello?"), cut, user("Why?")]
+    response = ask(client, *follow_up)
+    assert response.usage.prompt_tokens_details.cached_tokens == 0
+
+
+def test_a_failure_is_told_without_its_insides_and_the_next_answer_comes(served, model, monkeypatch, caplog) -> None:
+    url, service = served
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError("secret of the machine")
+
+    hook = model.model.language_model.register_forward_pre_hook(fail)
+    for options in ({}, {"stream": True}):
+        with pytest.raises(openai.InternalServerError) as caught:
+            ask(client_of(url), user("Hello?"), **options)
+        assert "secret" not in caught.value.message and caught.value.code == "internal_error"
+    hook.remove()
+
+    def run_out(*args: Any) -> None:
+        raise torch.OutOfMemoryError("no 9 GiB")
+
+    hook = model.model.audio_tower.register_forward_pre_hook(run_out)
+    with pytest.raises(openai.InternalServerError) as caught:
+        ask(client_of(url), user(audio(wav(prompts(1)[0])), text("What?")))
+    assert caught.value.code == "out_of_memory"
+    hook.remove()
+    assert "secret of the machine" in caplog.text
+    assert ask(client_of(url), user("Hello?")).choices and idle(service)
+
+
+def test_a_failure_in_a_stream_ends_it_with_an_error(served, model) -> None:
+    url, service = served
+    runs = []
+
+    def fail_late(*args: Any) -> None:
+        runs.append(1)
+        if len(runs) > 6:
+            raise RuntimeError("late")
+
+    hook = model.model.language_model.register_forward_pre_hook(fail_late)
+    try:
+        with pytest.raises(openai.APIError, match="server failed"):
+            list(ask(client_of(url), user("Hello?"), max_tokens=50, stream=True))
+    finally:
+        hook.remove()
+    wait_until(lambda: idle(service))
+
+
+# ---- parts ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 20])
+def test_stop_strings_wherever_pieces_are_cut(size: int) -> None:
+    for whole, strings, expected in (
+        ("one END two", ["END"], "one "),
+        ("one EN two", ["END"], "one EN two"),
+        ("aab", ["ab"], "a"),
+        ("a\n\nb", ["\n\n", "b"], "a"),
+        ("abcd", ["cd", "bcde"], "ab"),
+        ("ENEND", ["END"], "EN"),
+        ("plain", [], "plain"),
+    ):
+        stops = StopStrings(strings)
+        given = "".join(stops.feed(whole[at : at + size]) for at in range(0, len(whole), size)) + stops.rest()
+        assert given == expected and stops.is_hit == (expected != whole)
+
+
+def test_additive_penalties_are_openais() -> None:
+    penalty = AdditivePenalty(frequency=0.5, presence=0.25)
+    scores = torch.zeros(1, 6)
+    assert torch.equal(penalty(torch.tensor([[1, 2]]), scores), scores)
+    lowered = penalty(torch.tensor([[1, 2, 3, 3, 4]]), scores)
+    assert lowered.tolist() == [[0, 0, 0, -1.25, -0.75, 0]]
+
+
+# ---- options -------------------------------------------------------------------------------------------------------
+
+
+def test_every_option_arrives(monkeypatch) -> None:
+    given = ServeArguments(
+        api_key="k", max_upload_mb=7, max_audio_seconds=8, max_new_tokens=9, max_requests=3, kept_conversations=5,
+        window_seconds=4, voice_activity="off", allow_origins=["https://a.example"], host="0.0.0.0",
+    )  # fmt: skip
+    settings = given.settings("name", 30)
+    assert settings == ServingSettings(
+        "name", "k", 7, 8, 9, 3, 5, False, ("https://a.example",), TranscribingSettings(window_seconds=4, voice_activity=False)
+    )  # fmt: skip
+    assert ServeArguments().settings("name", 30) == ServingSettings("name")
+    monkeypatch.setenv(serve.API_KEY_VARIABLE, "from outside")
+    assert ServeArguments().api_key == "from outside" and ServeArguments(api_key="k").api_key == "k"
+
+
+def test_a_model_is_not_called_by_where_it_lies(tmp_path) -> None:
+    assert ServeArguments().name(str(tmp_path / ".")) == tmp_path.name
+    assert ServeArguments().name("you/your-model") == "you/your-model"
+    assert ServeArguments(served_name="ears").name(str(tmp_path)) == "ears"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"port": 70_000},
+        {"max_new_tokens": 0},
+        {"max_requests": 0},
+        {"max_upload_mb": 0},
+        {"max_audio_seconds": -1},
+        {"kept_conversations": -1},
+        {"api_key": ""},
+        {"api_key": "schlüssel"},
+    ],
+    ids=str,
+)
+def test_options_that_make_no_sense_are_named(options) -> None:
+    with pytest.raises(ValueError, match=f"--{next(iter(options))}"):
+        ServeArguments(**options)
+
+
+def test_what_hinders_it_is_said_before_a_model_is_loaded(model, processor, tmp_path, monkeypatch, capsys) -> None:
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+
+    def ends(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as caught:
+            main(["--model", str(tmp_path), *arguments])
+        return f"{caught.value.code} {capsys.readouterr().err}"
+
+    monkeypatch.setattr(serve.ServeArguments, "load_model", None)
+    with bind("127.0.0.1", 0) as taken:
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        said = ends("--port", port)
+    assert port in said and "--port" in said
+    assert "--host" in ends("--host", "192.0.2.1") and "--host" in ends("--host", "no.such.host.invalid")
+    assert "--window_seconds" in ends("--window_seconds", "31")
+    assert "--device" in ends("--device", "abacus")
+    assert "nothing" in ends("--model", str(tmp_path / "nothing"))
+    monkeypatch.setattr(serve, "LIBRARIES", ("starlette", "no_such_library"))
+    assert 'pip install "audiollm[serving]"' in ends()
+
+
+def test_who_opens_it_is_warned(capsys) -> None:
+    with bind("127.0.0.1", 0) as listening:
+        for host, key in (("127.0.0.1", None), ("0.0.0.0", None), ("0.0.0.0", "k"), ("::1", None)):
+            settings = ServeArguments(host=host, api_key=key).settings("ears", 30)
+            serve._announce(settings, host, listening)
+            said = capsys.readouterr().err
+            assert ("Warning" in said) == (host == "0.0.0.0") and ("without an API key" in said) == (
+                host == "0.0.0.0" and key is None
+            )
+            assert (
+                re.search(r"curl http://\S+/v1/audio/transcriptions .*-F model=ears", said)
+                and "openai.OpenAI(" in said
+            )
+
+
+def test_web_pages_that_are_named_get_in(model, processor) -> None:
+    settings = ServingSettings("tiny", allow_origins=("https://a.example",), api_key="k")
+    with in_thread(model, processor, settings) as (url, _):
+        wanted = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
+        wanted["Access-Control-Request-Headers"] = "authorization"
+        before = httpx.options(f"{url}/v1/chat/completions", headers=wanted)
+        assert before.status_code == 200 and before.headers["access-control-allow-origin"] == "https://a.example"
+        headers = {"Origin": "https://a.example", "Authorization": "Bearer k"}
+        assert httpx.get(f"{url}/v1/models", headers=headers).headers["access-control-allow-origin"]
+        other = {**headers, "Origin": "https://b.example"}
+        assert httpx.get(f"{url}/v1/models", headers=other).status_code == 403
