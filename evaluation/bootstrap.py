@@ -122,8 +122,8 @@ def paired_test(
     rng, count = np.random.default_rng(seed), len(first)
     first, second = first.astype(np.float64), second.astype(np.float64)
     sums = first.sum(axis=0), second.sum(axis=0)
-    figures = [float(pooled(each)) for each in sums]
-    observed = abs(figures[1] - figures[0])
+    one, other = (float(pooled(each)) for each in sums)
+    observed = abs(other - one)
     drawn, at_least = [], 0
     for size in _blocks(count, samples):
         times_drawn = rng.multinomial(count, np.full(count, 1 / count), size=size)
@@ -133,7 +133,7 @@ def paired_test(
         # A difference that is equal but for rounding is as large.
         at_least += int(np.sum(swapped >= observed - 1e-12))
     low, high = percentiles(np.concatenate(drawn), level)
-    return Difference(*figures, figures[1] - figures[0], low, high, (at_least + 1) / (samples + 1))
+    return Difference(one, other, other - one, low, high, (at_least + 1) / (samples + 1))
 
 
 def _blocks(count: int, samples: int) -> Iterator[int]:

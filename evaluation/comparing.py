@@ -65,9 +65,9 @@ def compare_runs(
         )
     compared = {}
     for task in common:
-        sides = [read_answers(run, task, system) for run, system in zip(runs, systems)]
+        one, other = (read_answers(run, task, system) for run, system in zip(runs, systems))
         convention = convention_of(runs[0].task(task), normaliser, aligner)
-        compared[task] = compare_answers(*sides, runs[0].task(task)["metrics"], convention, samples, seed)
+        compared[task] = compare_answers(one, other, runs[0].task(task)["metrics"], convention, samples, seed)
     return {
         "first": {"folder": str(first), "system": systems[0], "model": runs[0].record.get("model")},
         "second": {"folder": str(second), "system": systems[1], "model": runs[1].record.get("model")},

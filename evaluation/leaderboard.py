@@ -1,11 +1,16 @@
 """The Open ASR Leaderboard's text normaliser and its rule of which references count, so that its figures can be compared."""
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
 import yaml
-from transformers.models.whisper.english_normalizer import EnglishSpellingNormalizer, EnglishTextNormalizer
+from transformers.models.whisper.english_normalizer import (
+    EnglishNumberNormalizer,
+    EnglishSpellingNormalizer,
+    EnglishTextNormalizer,
+)
 
 TABLES_FILE = Path(__file__).parent / "open_asr_leaderboard" / "english.yaml"
 #: What Whisper's own normaliser does with every 's, and the leaderboard only after some words.
@@ -30,26 +35,34 @@ class LeaderboardNormaliser(EnglishTextNormalizer):
         super().__init__(tables["spellings"])
         self.ignore_patterns = rf"\b({'|'.join(tables['ignored'])})\b"
         is_after_word = rf"\b({'|'.join(tables['followed_by_is'])})'s\b"
-        self.replacers = {
-            is_after_word if pattern == IS_CONTRACTION else pattern: r"\1 is"
-            if pattern == IS_CONTRACTION
-            else replacement
-            for pattern, replacement in self.replacers.items()
-        }
-        numbers, spellings, names = self.standardize_numbers, self.standardize_spellings, tables["names"]
-        compounds = [(re.compile(pattern), replacement) for pattern, replacement in tables["compounds"].items()]
-        one_name = EnglishSpellingNormalizer(names)
+        renamed = {IS_CONTRACTION: (is_after_word, r"\1 is")}
+        self.replacers = dict(renamed.get(pattern, (pattern, with_)) for pattern, with_ in self.replacers.items())
+        self.standardize_numbers = CompoundsAndNumbers(tables["compounds"])
+        self.standardize_spellings = SpellingsAndNames(tables["spellings"], tables["names"])
 
-        def compounds_then_numbers(text: str) -> str:
-            for pattern, replacement in compounds:
-                text = pattern.sub(replacement, text)
-            return numbers(text)
 
-        def spellings_then_names(text: str) -> str:
-            return join_acronyms(one_name(spellings(text)))
+class CompoundsAndNumbers(EnglishNumberNormalizer):
+    """Compounds become one word, then numbers digits, as in Whisper's normaliser."""
 
-        self.standardize_numbers = compounds_then_numbers
-        self.standardize_spellings = spellings_then_names
+    def __init__(self, compounds: Mapping[str, str]):
+        super().__init__()
+        self.compounds = [(re.compile(pattern), replacement) for pattern, replacement in compounds.items()]
+
+    def __call__(self, s: str) -> str:
+        for pattern, replacement in self.compounds:
+            s = pattern.sub(replacement, s)
+        return super().__call__(s)
+
+
+class SpellingsAndNames(EnglishSpellingNormalizer):
+    """One spelling of each word, as in Whisper's normaliser, then one of each name, then acronyms in one word."""
+
+    def __init__(self, spellings: Mapping[str, str], names: Mapping[str, str]):
+        super().__init__(spellings)
+        self.names = EnglishSpellingNormalizer(names)
+
+    def __call__(self, s: str) -> str:
+        return join_acronyms(self.names(super().__call__(s)))
 
 
 def join_acronyms(text: str) -> str:

@@ -96,11 +96,11 @@ def score_answers(
     }
     figures = {name: figure(each, drawn.get(name)) for name, each in measured.items()}
     audio, seconds = sum(each.duration_s for each in answers), sum(each.seconds for each in answers)
-    if audio > 0 and seconds > 0:
+    if joined and audio > 0 and seconds > 0:
         times = np.array([(each.duration_s, each.seconds) for each in joined], dtype=np.float64)
         speed = Measured(times, [each.id for each in joined], RATIO, "seconds of audio over seconds of work, pooled")
         figures[RTFX] = figure(speed, resampled(speed.statistics, samples=samples, seed=seed))
-    main = next(iter(measured.values()))
+    main = main_of(measured)
     reasons = {reason: count for each in reversed(list(measured.values())) for reason, count in each.dropped.items()}
     counts = {
         "items": len(answers),
@@ -128,6 +128,11 @@ def measure_answers(answers: Sequence[Answer], metrics: Sequence[str], conventio
     return {measure.name: measure.measure(answers, convention) for measure in measures_of(tuple(metrics))}
 
 
+def main_of(measured: Mapping[str, Measured]) -> Measured:
+    """The measure whose items are counted as scored: the first that has any."""
+    return next((each for each in measured.values() if each.ids), next(iter(measured.values())))
+
+
 def figure(measured: Measured, drawn: np.ndarray | None) -> dict[str, Any]:
     """A figure with the interval of resampled ones `(samples,)`, as JSON; null where there was nothing to score."""
     low, high = (math.nan, math.nan) if drawn is None else percentiles(drawn)
@@ -144,8 +149,7 @@ def _json(value: float) -> float | None:
 def item_lines(answers: Sequence[Answer], measured: Mapping[str, Measured]) -> bytes:
     """Every answer with what its measures say of it, as JSON Lines; those that do not count have `scored` false."""
     lines = []
-    main = next(iter(measured.values()))
-    scored = set(main.ids)
+    scored = set(main_of(measured).ids)
     for answer in answers:
         row: dict[str, Any] = {
             "id": answer.id,
