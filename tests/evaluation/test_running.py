@@ -24,7 +24,7 @@ from audiollm.evaluation.tasks import Item, read_local_set
 from evaluation_runs import all_rows, evaluate, rows_of
 from filelock import FileLock
 from small_corpus import example_rows, write_recordings, write_rows
-from tiny_models import randomise_trainables
+from tiny_models import character_tokenizer, randomise_trainables, save_audio_base
 
 SYSTEMS = "model,wrong_audio,whisper,cascade,deaf"
 PATIENCE_S = 300
@@ -52,7 +52,9 @@ def given(tiny_bases, tmp_path_factory) -> Given:
     AudioLlmProcessor.from_audio_text_pretrained(*tiny_bases).save_pretrained(folder / "model")
     names = write_recordings(folder / "recordings")
     data_path = write_rows(folder / "data.json", example_rows(names)[: len(names)])
-    options = f"--data_path {data_path} --audio_dir {folder / 'recordings'} --max_new_tokens 6 --batch_size 3".split()
+    character_tokenizer().save_pretrained(folder / "whisper")
+    whisper = save_audio_base(folder / "whisper")  # one that says something
+    options = f"--whisper {whisper} --data_path {data_path} --audio_dir {folder / 'recordings'} --max_new_tokens 6 --batch_size 3".split()
     return Given(folder / "model", data_path, folder / "recordings", options)
 
 
@@ -67,6 +69,7 @@ def undisturbed(given, tmp_path_factory) -> Path:
 def test_a_run_leaves_whole_rows_in_the_order_of_the_items(given, undisturbed) -> None:
     rows = all_rows(undisturbed)
     assert set(rows) == {f"local/{system}" for system in SYSTEMS.split(",")}
+    assert all(row["output"] for row in rows["local/whisper"])
     for system, found in rows.items():
         assert [row["id"] for row in found] == [f"row {number}" for number in range(10)]
         assert {row["system"] for row in found} == {system.partition("/")[2]}
@@ -133,8 +136,9 @@ def test_several_processes_answer_as_one(given, undisturbed, tmp_path, tiny_proc
 
 def test_answers_do_not_depend_on_the_batch(given, undisturbed, tmp_path) -> None:
     options = [*given.options[:-1], "1"]
-    evaluate(given.model, tmp_path / "run", *options, "--systems", SYSTEMS)
-    assert all_rows(tmp_path / "run") == all_rows(undisturbed)
+    evaluate(given.model, tmp_path / "run", *options, "--systems", "model,wrong_audio,deaf")
+    alone, together = all_rows(tmp_path / "run"), all_rows(undisturbed)
+    assert len(alone) == 3 and alone == {name: together[name] for name in alone}
 
 
 @pytest.mark.parametrize(
