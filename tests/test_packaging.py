@@ -21,10 +21,11 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("configuration", "processing", "corpora", "publishing", "training", "evaluation", "inference")
 #: What the package holds besides code, by room: all of it is in the repository.
 DATA_FILES = {
-    "corpora": ("studio_prompts/*", "unseen_speech/*", "sentences.*", "spoken_words.json"),
+    "corpora": ("studio_prompts/*", "unseen_speech/*", "sentences.*", "spoken_words.json", "tasks.yaml", "*/*.yaml"),
     "publishing": ("model_card.md",),
     "evaluation": ("*.yaml", "*/*.yaml", "metrics/*/*.py", "open_asr_leaderboard/*"),
     "training": ("recipes/*.yaml", "distributed/*"),
+    "inference": ("web/*.css",),
 }
 LICENCES = {
     "LICENSE",
@@ -42,7 +43,13 @@ import audiollm
 from audiollm.corpora.prompts import LICENCE_FILE, load_studio_prompts
 from audiollm.corpora.unseen import load_unseen_speech
 from audiollm.training.train import parse_arguments
+import audiollm.evaluation, evaluate, pathlib
 
+metrics = pathlib.Path(audiollm.evaluation.__file__).parent / "metrics"
+found = evaluate.load(str(metrics / "wer")).compute(
+    predictions=["white paper"], references=["Whitepaper"], normaliser="leaderboard", aligner="kaldialign"
+)
+assert found["word_error"] == 0, found
 assert LICENCE_FILE.is_file() and len(load_unseen_speech()) == 10
 print(json.dumps({"file": audiollm.__file__, "version": audiollm.__version__, "prompts": len(load_studio_prompts())}))
 """
@@ -153,7 +160,8 @@ def test_wheel_holds_all_rooms_and_the_corpus(wheel: Path) -> None:
         (entry_points,) = (archive.read(name).decode() for name in names if name.endswith("entry_points.txt"))
     expected = python_files(ROOT / "modeling_audiollm", "audiollm") | {"audiollm/py.typed"}
     for room in ROOMS:
-        expected |= python_files(ROOT / room, f"audiollm/{room}")
+        for folder in (ROOT / room, *(path.parent for path in (ROOT / room).glob("*/__init__.py"))):
+            expected |= python_files(folder, f"audiollm/{folder.relative_to(ROOT).as_posix()}")
         data = {path for pattern in DATA_FILES.get(room, ()) for path in (ROOT / room).glob(pattern) if path.is_file()}
         expected |= {f"audiollm/{room}/{path.relative_to(ROOT / room).as_posix()}" for path in data}
     metadata = {name for name in names if ".dist-info/" in name}
