@@ -26,7 +26,7 @@ from .loading import DEMO_CHECKPOINT, DTYPES, CheckpointError, find_checkpoint, 
 from .options import INTERRUPTED_EXIT, tell
 from .session import DEFAULT_MAX_NEW_TOKENS
 
-BYTES_PER_MB = 1_000_000
+BYTES_PER_MB = 1 << 20  # as the page counts when it says what is too large
 #: Visitors whose conversations are kept; of more, those who were idle longest are forgotten.
 MAX_VISITORS = 32
 MAX_PORT = 65_535
@@ -101,7 +101,7 @@ def served(model, processor, options: DemoWebArguments) -> Iterator[str]:
         AudioError, FileNotFoundError: an example cannot be used.
     """
     try:
-        import gradio
+        import gradio  # noqa: F401  # whether it is there
     except ImportError as error:
         raise ImportError(NEEDS_GRADIO.format(error=error)) from error
     from .web.page import STYLE_FILE, Page, theme
@@ -124,7 +124,7 @@ def served(model, processor, options: DemoWebArguments) -> Iterator[str]:
             state_session_capacity=MAX_VISITORS,
             theme=theme(),
             css_paths=STYLE_FILE,
-            footer_links=["settings"],
+            footer_links=[],
             run_history=False,
             enable_monitoring=False,
             mcp_server=False,
@@ -138,7 +138,6 @@ def served(model, processor, options: DemoWebArguments) -> Iterator[str]:
             yield url
         finally:
             page.blocks.close(verbose=False)
-            del gradio
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import gradio as gr
+import torch
 
 from ..long_audio import LONG_PAUSE_SECONDS
 from ..transcripts import FORMATS, Transcript
@@ -21,19 +23,34 @@ STYLE_FILE = Path(__file__).with_name("page.css")
 #: The system's own fonts: a page that fetches some works only with a network, and tells others who opens it.
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONOSPACED_FONTS = ("ui-monospace", "Menlo", "Consolas", "monospace")
+#: Where the plain theme's are too pale to be read.
+COLOURS = {
+    "block_info_text_color": "*neutral_600",
+    "block_info_text_color_dark": "*neutral_300",
+    "input_placeholder_color": "*neutral_500",
+    "input_placeholder_color_dark": "*neutral_400",
+    "checkbox_border_color": "*neutral_500",
+    "checkbox_border_color_dark": "*neutral_400",
+    "button_primary_background_fill": "*primary_700",
+    "button_primary_background_fill_hover": "*primary_800",
+    "button_primary_background_fill_dark": "*primary_700",
+}
 #: Seconds between looks for forgotten files, and the age from which they are removed. Files at hand go at once.
 CACHE_LOOK_SECONDS, CACHE_AGE_SECONDS = 600, 6 * 3600
-#: What was asked for in vain: told to the visitor, without a trace in the server's log.
-REFUSALS = (ValueError, OSError, RuntimeError)
+#: What is wrong with what was asked for: told on the page, and no matter for the server's log.
+REFUSALS = (ValueError, OSError)
+NO_MEMORY = "There is not enough memory to answer that. Ask about a shorter recording, or start over."
 #: Answers wait for each other in one queue, in which visitors see their place; so do transcriptions.
 ANSWERS, TRANSCRIPTIONS = "answers", "transcriptions"
+#: Recordings that are decoded and drawn at a time.
+LOOKS = 4
 HINT = "Record or upload something, then ask about it; a recording without a question is answered as speech."
 ADAPTER_INFO = (
     "On: the trained LoRA acts on conversations with audio. Off: the bare language model gets the same audio."
 )
 NO_ADAPTER_INFO = "This checkpoint has no adapter that could be left out."
 TRANSCRIBE_HINT = (
-    "Recordings of any length within the limit, heard window by window; pauses of more than "
+    "What is said in a long recording, window by window, as text and subtitles. Pauses of more than "
     f"{LONG_PAUSE_SECONDS:g} s are passed over."
 )
 
@@ -50,15 +67,16 @@ class Page:
 
     def __init__(self, house: House, max_upload_mb: float, examples: Sequence[str] = ()):
         self.house, self.desk = house, Desk(house)
-        self._bounds = f"at most {max_upload_mb:g} MB and {clock(house.limits.max_audio_seconds)}"
+        self._bounds = f"At most {max_upload_mb:g} MB and {clock(house.limits.max_audio_seconds)}."
         self._visitors: WeakValueDictionary[str, Visitor] = WeakValueDictionary()
         with gr.Blocks(
             title=TITLE,
             analytics_enabled=False,
+            fill_width=True,  # up to the bound of the style sheet
             delete_cache=(CACHE_LOOK_SECONDS, CACHE_AGE_SECONDS),
         ) as self.blocks:
             visitor = gr.State(Visitor(house), delete_callback=Visitor.leave)
-            gr.Markdown(f"# {TITLE}\n{HINT}", elem_id="top")
+            gr.Markdown(f"# {TITLE}\n{HINT} {self._bounds}", elem_id="top")
             with gr.Tab("Ask"):
                 self._build_asking(visitor, examples)
             with gr.Tab("Transcribe"):
@@ -72,10 +90,12 @@ class Page:
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 recording = gr.Audio(
-                    label=f"Recording ({self._bounds})",
+                    label="Recording",
                     sources=["microphone", "upload"],
                     type="filepath",
                     editable=False,
+                    buttons=[],
+                    waveform_options=gr.WaveformOptions(show_recording_waveform=False),  # it is drawn below
                     elem_id="recording",
                 )
                 if examples:
@@ -100,6 +120,7 @@ class Page:
                     render_markdown=False,
                     buttons=["copy"],
                     feedback_options=None,
+                    placeholder="Nothing has been asked yet.",
                     height="min(56vh, 520px)",
                     elem_id="chat",
                 )
@@ -116,7 +137,14 @@ class Page:
                     again = gr.Button("Ask again", min_width=90, elem_id="again")
                     clear = gr.Button("Clear", min_width=90, elem_id="clear")
                 note = gr.HTML(elem_id="note")
-        recording.change(self._look, [visitor, recording], [recording, sound], api_name="look", show_progress="hidden")
+        recording.change(
+            self._look,
+            [visitor, recording],
+            [recording, sound],
+            api_name="look",
+            show_progress="hidden",
+            concurrency_limit=LOOKS,
+        )
         queued: dict[str, Any] = {
             "concurrency_id": ANSWERS,
             "concurrency_limit": 1,
@@ -128,12 +156,14 @@ class Page:
             ([again.click], self._ask_again, [visitor, adapter], "ask_again"),
         ):
             outputs = [chat, question, note] if name == "ask" else [chat, note]
-            asked = gr.on(trigger, put, inputs, outputs, api_name=name, show_progress="hidden", queue=False)
-            asked.success(
+            at_once: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None}
+            asked = gr.on(trigger, put, inputs, outputs, api_name=name, **at_once)
+            asked.then(
                 self._answer, [visitor, max_new_tokens, temperature], [chat, note], api_name=f"answer_{name}", **queued
             )
-        stop.click(self._stop, visitor, None, api_name="stop", queue=False)
-        clear.click(self._clear, visitor, [chat, question, note], api_name="clear", queue=False)
+        stop.click(self._stop, visitor, None, api_name="stop", concurrency_limit=None)
+        for cleared, name in ((clear.click, "clear"), (chat.clear, "clear_chat")):
+            cleared(self._clear, visitor, [chat, question, note], api_name=name, **at_once)
 
     def _look(self, visitor: Visitor, path: str | None, request: gr.Request) -> tuple[Any, str]:
         """Draws the recording that was given; one that cannot be used is taken out of the page again."""
@@ -151,22 +181,33 @@ class Page:
 
     def _ask(self, visitor: Visitor, text: str, path: str | None, adapter: bool, request: gr.Request) -> tuple:
         self._know(visitor, request)
-        with _told():
+        try:
             visitor.ask(text or "", path, adapter)
+        except REFUSALS as error:
+            return gr.skip(), gr.skip(), _alert(error)
         return visitor.chat, "", html.escape(visitor.note)
 
     def _ask_again(self, visitor: Visitor, adapter: bool, request: gr.Request) -> tuple:
         self._know(visitor, request)
-        with _told():
+        try:
             visitor.ask_again(adapter)
+        except REFUSALS as error:
+            return gr.skip(), _alert(error)
         return visitor.chat, html.escape(visitor.note)
 
     def _answer(self, visitor: Visitor, max_new_tokens: float, temperature: float) -> Iterator[tuple]:
+        if not visitor.is_waiting:  # what was asked was refused, or withdrawn
+            yield gr.skip(), gr.skip()
+            return
         try:
             for _ in visitor.answer(max_new_tokens, temperature):
                 yield visitor.chat, html.escape(visitor.note)
         except REFUSALS as error:
             yield visitor.chat, _alert(error)
+            return
+        except torch.OutOfMemoryError as error:
+            print(f"audiollm demo-web: {error}", file=sys.stderr, flush=True)
+            yield visitor.chat, _alert(NO_MEMORY)
             return
         yield visitor.chat, html.escape(visitor.note)
 
@@ -176,15 +217,17 @@ class Page:
 
     @staticmethod
     def _clear(visitor: Visitor) -> tuple:
-        with _told():
+        try:
             visitor.clear()
+        except REFUSALS as error:
+            return visitor.chat, gr.skip(), _alert(error)
         return visitor.chat, "", ""
 
     # ---- transcribing --------------------------------------------------------------------------------------------
 
     def _build_transcribing(self, visitor: gr.State) -> None:
         gr.Markdown(TRANSCRIBE_HINT)
-        file = gr.File(label=f"Recording ({self._bounds})", type="filepath", height=140, elem_id="long_recording")
+        file = gr.File(label="Recording", type="filepath", height=140, elem_id="long_recording")
         with gr.Row(elem_classes="buttons"):
             begin = gr.Button("Transcribe", variant="primary", min_width=120, elem_id="transcribe")
             stop = gr.Button("Stop", min_width=120, elem_id="stop_transcribing")
@@ -201,7 +244,7 @@ class Page:
             show_progress="minimal",
             show_progress_on=progress,
         )
-        stop.click(self._stop_transcribing, visitor, None, api_name="stop_transcribing", queue=False)
+        stop.click(self._stop_transcribing, visitor, None, api_name="stop_transcribing", concurrency_limit=None)
 
     def _transcribe(self, visitor: Visitor, path: str | None, request: gr.Request) -> Iterator[tuple]:
         self._know(visitor, request)
@@ -241,16 +284,6 @@ class Page:
             visitor.leave()
 
 
-class _told:
-    """Errors that are about what was asked become messages on the page."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, REFUSALS):
-            raise gr.Error(str(error), title="That cannot be done", print_exception=False) from error
-
-
 def _alert(error: Exception | str) -> str:
     return f'<p role="alert" class="refusal">{html.escape(str(error))}</p>'
 
@@ -276,9 +309,10 @@ def theme() -> gr.themes.Base:
     """Gradio's plain theme in the system's fonts."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return gr.themes.Default(
+        plain = gr.themes.Default(
             primary_hue="orange", neutral_hue="slate", font=list(FONTS), font_mono=list(MONOSPACED_FONTS)
         )
+        return plain.set(**COLOURS)
 
 
 __all__ = ["STYLE_FILE", "TITLE", "Page", "theme"]

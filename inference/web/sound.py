@@ -16,11 +16,11 @@ from ..recordings import Recording
 MINUTE_SECONDS = 60
 #: Columns of the picture at most; of the frames that share one the loudest is drawn.
 MAX_COLUMNS = 1_500
-PICTURE_INCHES, PICTURE_DPI = (7.0, 2.6), 110
+PICTURE_INCHES, PICTURE_DPI = (5.0, 2.2), 150
 #: Readable on white and on black.
-AXIS_COLOUR = "#808890"
+AXIS_COLOUR, WAVE_COLOUR = "#808890", "#d2602b"
 COLOUR_MAP = "magma"
-AXIS_FONT_POINTS = 9
+AXIS_FONT_POINTS = 10
 
 
 def load_recording(path: str, processor: AudioLlmProcessor, max_seconds: float) -> Recording:
@@ -55,11 +55,14 @@ def _bounded_blocks(path: str, name: str, sampling_rate: int, max_seconds: float
     if declared_s is not None and declared_s > max_seconds:
         raise _too_long(name, clock(declared_s), max_seconds)
     samples = 0
-    for block in read_blocks(path, sampling_rate, name):
-        samples += len(block)
-        if samples > max_seconds * sampling_rate:
-            raise _too_long(name, f"more than {clock(max_seconds)}", max_seconds)
-        yield block
+    try:
+        for block in read_blocks(path, sampling_rate, name):
+            samples += len(block)
+            if samples > max_seconds * sampling_rate:
+                raise _too_long(name, f"more than {clock(max_seconds)}", max_seconds)
+            yield block
+    except AudioError as error:  # decoders name the path, which is the server's own affair
+        raise AudioError(str(error).replace(path, name)) from error
 
 
 def _too_long(name: str, length: str, max_seconds: float) -> AudioError:
@@ -100,7 +103,7 @@ def picture(waveform: np.ndarray, processor: AudioLlmProcessor) -> str:
     wave_axes, mel_axes = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
     low, high = _envelope(waveform, features.shape[1])
     times = np.linspace(0, seconds, len(low))
-    wave_axes.fill_between(times, low, high, color="#d2602b", linewidth=0.6)
+    wave_axes.fill_between(times, low, high, color=WAVE_COLOUR, linewidth=0.6)
     wave_axes.set_yticks([])
     wave_axes.tick_params(bottom=False)
     mel_axes.imshow(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..transcribing import Failure, Transcriber
+from ..transcribing import Failure, Transcriber, TranscribingStopped
 from ..transcripts import Transcript
 from .sound import check_length
 from .visitor import House, VisitError
@@ -18,10 +18,6 @@ class Progress:
 
     done_s: float
     total_s: float | None
-
-
-class _Stopped(Exception):
-    """The visitor wants no more of it."""
 
 
 class Desk:
@@ -49,20 +45,17 @@ class Desk:
         check_length(path, house.processor.sampling_rate, house.limits.max_audio_seconds)
         results: queue.Queue[Progress | Transcript | Failure | BaseException | None] = queue.Queue()
 
-        def tell(done_s: float, total_s: float | None) -> None:
-            if stop.is_set():
-                raise _Stopped
-            results.put(Progress(done_s, total_s))
-
         def work() -> None:
             try:
                 with self._lock:
                     if stop.is_set():
                         return
                     self._transcriber = self._transcriber or Transcriber(house.model, house.processor, progress=False)
-                    for result in self._transcriber.transcribe([path], on_progress=tell):
+                    for result in self._transcriber.transcribe(
+                        [path], on_progress=lambda *progress: results.put(Progress(*progress)), stop=stop
+                    ):
                         results.put(result)
-            except _Stopped:
+            except TranscribingStopped:
                 pass
             except BaseException as error:  # raised in the reader's thread
                 results.put(error)

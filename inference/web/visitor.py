@@ -2,11 +2,8 @@
 
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
@@ -14,6 +11,7 @@ from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from ..recordings import Recording
 from ..session import Session, user_turn
 from .sound import clock, load_recording
+from .uploads import Uploads
 
 MAX_TEMPERATURE = 2.0
 
@@ -28,41 +26,6 @@ class Limits:
 
     max_audio_seconds: float
     max_new_tokens: int
-
-
-class Uploads:
-    """
-    Files that visitors have sent, each removed when nobody has it at hand any more.
-
-    The same file sent by two visitors is one file; hence the counting.
-    """
-
-    def __init__(self):
-        self._holders: Counter[str] = Counter()
-        self._kept: set[str] = set()
-        self._lock = threading.Lock()
-
-    def keep(self, paths: Iterable[str]) -> None:
-        """Files that are the page's own and stay."""
-        self._kept.update(paths)
-
-    def hold(self, path: str) -> None:
-        """One more visitor has this file at hand."""
-        with self._lock:
-            self._holders[path] += 1
-
-    def release(self, path: str) -> None:
-        """A visitor is done with a file; the last one's is removed."""
-        with self._lock:
-            self._holders[path] -= 1
-            if self._holders[path] > 0:
-                return
-            del self._holders[path]
-            if path in self._kept:
-                return
-            with suppress(OSError):
-                Path(path).unlink()
-                Path(path).parent.rmdir()
 
 
 @dataclass(frozen=True)
@@ -135,7 +98,8 @@ class Visitor:
         self.note = ""
         self._is_new = False  # the recording at hand has not been asked about
         self._last: Question | None = None
-        self._next: tuple[Question, bool] | None = None
+        self._next: tuple[Question, bool] | None = None  # was put, and waits for its turn
+        self._is_answering = False
         self._messages: list[dict[str, Any]] = []
         self._session = self._session_after([])
         self._stop, self._transcribing_stop = threading.Event(), threading.Event()
@@ -189,6 +153,7 @@ class Visitor:
         """
         with self._lock:
             self._refuse_while_answering()
+            self._withdraw()
             self.take(path)
             sound = self.sound if self._is_new else None
             question = Question(text.strip() or None, sound, tuple(self._messages))
@@ -209,6 +174,7 @@ class Visitor:
         """
         with self._lock:
             self._refuse_while_answering()
+            self._withdraw()
             if self._last is None:
                 raise VisitError("There is no question yet that could be asked again.")
             self._messages = list(self._last.before)
@@ -222,7 +188,7 @@ class Visitor:
         self._is_new = False
         self.note = "Waiting for the model …"
 
-    def answer(self, max_new_tokens: int, temperature: float) -> Iterator[str]:
+    def answer(self, max_new_tokens: float, temperature: float) -> Iterator[str]:
         """
         Answers the question that was put, piece by piece; `chat` and `note` are up to date at every piece.
 
@@ -230,9 +196,11 @@ class Visitor:
             VisitError: an option is out of bounds.
             ValueError, RuntimeError: the model cannot answer; the question is taken back.
         """
-        if self._next is None:
-            return
-        (question, adapter), asked, session = self._next, self.chat, self._session
+        with self._lock:
+            if self._next is None:  # it was withdrawn
+                return
+            (question, adapter), asked, session = self._next, self.chat, self._session
+            self._next, self._is_answering = None, True
         known = len(session.messages)
         began, first_s, text = time.monotonic(), None, ""
         try:
@@ -245,7 +213,7 @@ class Visitor:
                     self.note = "Answering …"
                     yield piece
         finally:
-            self._next = None
+            self._is_answering = False
             if session is self._session:  # else the visitor has left
                 if len(session.messages) > known:
                     self._keep(question, asked, first_s, time.monotonic() - began)
@@ -269,10 +237,21 @@ class Visitor:
         self.chat, self.note = asked[:-1], "Stopped before the answer began."
         self._is_new = question.sound is not None and question.sound is self.sound
 
+    def _withdraw(self) -> None:
+        """Takes back a question that waits for its turn: a new one is put in its place, or the page is cleared."""
+        if self._next is not None:
+            (question, _), self._next = self._next, None
+            self._take_back(question, self.chat)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a question was put that waits for its turn."""
+        return self._next is not None
+
     # ---- stopping ------------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """Ends the answer within a token."""
+        """Ends the answer within a token; a question that waits for its turn is not answered."""
         self._stop.set()
 
     def stop_transcribing(self) -> None:
@@ -294,6 +273,7 @@ class Visitor:
         """
         with self._lock:
             self._refuse_while_answering()
+            self._withdraw()
             self._forget()
             self._is_new = self.sound is not None
 
@@ -305,7 +285,7 @@ class Visitor:
         self._forget()
 
     def _forget(self) -> None:
-        self._messages, self._last, self.chat, self.note = [], None, [], ""
+        self._messages, self._last, self._next, self.chat, self.note = [], None, None, [], ""
         self._session = self._session_after([])
 
     # ---- the conversation ----------------------------------------------------------------------------------------
@@ -329,8 +309,8 @@ class Visitor:
         return options
 
     def _refuse_while_answering(self) -> None:
-        if self._next is not None:
+        if self._is_answering:
             raise VisitError("An answer is still being written. Stop it, or wait for its end.")
 
 
-__all__ = ["MAX_TEMPERATURE", "House", "Limits", "Question", "Sound", "Uploads", "VisitError", "Visitor"]
+__all__ = ["MAX_TEMPERATURE", "House", "Limits", "Question", "Sound", "VisitError", "Visitor"]

@@ -1,0 +1,201 @@
+"""`audiollm demo-web` over HTTP, by the calls that its controls make: visitors at once, uploads, what is left behind."""
+
+import os
+import re
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from audiollm.inference.demo_web import DemoWebArguments, served
+from audiollm.inference.session import Session
+from audiollm.inference.transcribing import Transcriber
+from web_server import Served, Slowed, bad_uploads, is_loopback, serve, tiny_pair, wait_for, write_noise
+
+pytest.importorskip("gradio", reason='the page needs Gradio: pip install "audiollm[web]"')
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+
+TOKENS = 12
+MANY_TOKENS, SECONDS_PER_TOKEN = 300, 0.02
+
+
+@pytest.fixture(scope="module")
+def page(tiny_bases) -> Iterator[Served]:
+    with serve(*tiny_pair(tiny_bases)) as page:
+        yield page
+        elsewhere = [address for address in page.connected_to if not is_loopback(address)]
+        assert not elsewhere, "the page connected to other machines"
+
+
+@pytest.fixture(scope="module")
+def visitors(page) -> Iterator[list[Client]]:
+    clients = [Client(page.url, verbose=False) for _ in range(2)]
+    yield clients
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture
+def visitor(visitors) -> Client:
+    visitors[0].predict(api_name="/clear")
+    return visitors[0]
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("clips")
+    return [write_noise(folder / f"clip{index}.wav", 0.8 + index, index) for index in range(2)]
+
+
+def put(client: Client, text: str, path: str | None = None, adapter: bool = True) -> str:
+    """Asks, and returns the page's line about it."""
+    return client.predict(text, path and handle_file(path), adapter, api_name="/ask")[-1]
+
+
+def begin(client: Client, tokens: int = TOKENS, api_name: str = "/answer_ask") -> Any:
+    return client.submit(tokens, 0.0, api_name=api_name)
+
+
+def last(output: tuple[Any, ...]) -> str:
+    """The answer that a page shows last."""
+    message = output[0][-1]
+    assert message["role"] == "assistant"
+    return "".join(part["text"] for part in message["content"])
+
+
+def uploads_folder() -> Path:
+    return Path(os.environ["GRADIO_TEMP_DIR"])
+
+
+def test_an_answer_is_streamed_and_asked_again_without_the_adapter(page, visitor, clips) -> None:
+    _, drawn = visitor.predict(handle_file(clips[0]), api_name="/look")
+    assert drawn.startswith("<figure") and "clip0.wav: 0.8 s" in drawn
+    put(visitor, "What is said?", clips[0])
+    job = begin(visitor)
+    assert last(job.result()) == page.answer("What is said?", clips[0], max_new_tokens=TOKENS)
+    assert len(job.outputs()) > 3
+    visitor.predict(False, api_name="/ask_again")
+    expected = page.answer("What is said?", clips[0], max_new_tokens=TOKENS, adapter_names=[None])
+    assert last(begin(visitor, api_name="/answer_ask_again").result()) == expected
+
+
+def test_visitors_at_once_get_answers_of_their_own(page, visitors, clips) -> None:
+    for client, path, adapter in zip(visitors, clips, (True, False)):
+        client.predict(api_name="/clear")
+        put(client, "What?", path, adapter)
+    with Slowed(page.model, SECONDS_PER_TOKEN):
+        jobs = [begin(client) for client in visitors]
+        shown = [job.result() for job in jobs]
+    options: dict[str, Any] = {"max_new_tokens": TOKENS}
+    assert last(shown[0]) == page.answer("What?", clips[0], **options)
+    assert last(shown[1]) == page.answer("What?", clips[1], adapter_names=[None], **options)
+    assert [len(chat) for chat, _ in shown] == [2, 2]
+
+
+def test_bad_uploads_are_told_and_do_no_harm(visitor, tmp_path) -> None:
+    for path, reason in bad_uploads(tmp_path / "sent"):
+        _, said = visitor.predict(handle_file(path), api_name="/look")
+        assert 'role="alert"' in said and reason in said and str(uploads_folder()) not in said
+        said, text, files = visitor.predict(handle_file(path), api_name="/transcribe")
+        assert 'role="alert"' in said and reason in said and not text and not files
+    assert reason in put(visitor, "What?", path)
+    assert "Write a question" in put(visitor, "")
+    assert "no question yet" in visitor.predict(True, api_name="/ask_again")[-1]
+    begin(visitor).result()  # as the page does, whatever came of it
+    with pytest.raises(AppError, match="is greater than maximum value 400"):
+        begin(visitor, tokens=9999).result()
+    put(visitor, "Hello?")
+    assert last(begin(visitor).result())
+    assert not [file for file in uploads_folder().rglob("*") if file.suffix in (".html", ".flac")]
+
+
+def test_a_file_that_is_too_large_is_not_taken(page) -> None:
+    upload = f"{page.url}gradio_api/upload"
+    answer = httpx.post(upload, files={"files": ("big.wav", bytes(1_100_000))})
+    assert answer.status_code == 413 and "maximum allowed size" in answer.text
+    assert httpx.post(upload, files={"files": ("small.wav", bytes(900_000))}).status_code == 200
+
+
+def test_files_of_the_server_cannot_be_had(page, tmp_path) -> None:
+    secret = write_noise(tmp_path / "secret.wav", 0.5)
+    for path in (secret, "/etc/hostname", str(uploads_folder()), f"{uploads_folder()}/../../{secret}"):
+        assert httpx.get(f"{page.url}gradio_api/file={path}").status_code == 403
+    named = {"path": secret, "meta": {"_type": "gradio.FileData"}}
+    event = httpx.post(f"{page.url}gradio_api/call/look", json={"data": [named]}).json()["event_id"]
+    said = httpx.get(f"{page.url}gradio_api/call/look/{event}").text
+    assert "event: error" in said and "figure" not in said
+
+
+def test_who_leaves_stops_the_answer_and_leaves_nothing(page, visitors, clips, tmp_path) -> None:
+    path = write_noise(tmp_path / "mine.wav", 0.7, 99)
+    client = Client(page.url, verbose=False)
+    put(client, "What?", path)
+    (mine,) = uploads_folder().rglob("mine.wav")
+    assert httpx.get(f"{page.url}gradio_api/file={mine}").status_code == 200  # for the player
+    with Slowed(page.model, SECONDS_PER_TOKEN) as steps:
+        job = begin(client, tokens=MANY_TOKENS)
+        wait_for(lambda: len(job.outputs()) > 2)
+        before = steps.count
+        # A page keeps such a connection open for as long as it is there.
+        with httpx.stream("GET", f"{page.url}gradio_api/heartbeat/{client.session_hash}") as response:
+            next(response.iter_lines())
+        wait_for(lambda: not page.is_busy)
+        assert steps.count - before < MANY_TOKENS / 2
+    wait_for(lambda: not mine.exists())
+    assert httpx.get(f"{page.url}gradio_api/file={mine}").status_code == 403
+    put(visitors[0], "Hello?")
+    assert last(begin(visitors[0]).result())
+
+
+def test_transcribing_ends_with_text_and_files(page, visitor, tmp_path) -> None:
+    path = write_noise(tmp_path / "meeting.wav", 6)
+    job = visitor.submit(handle_file(path), api_name="/transcribe")
+    done, text, files = job.result()
+    (expected,) = Transcriber(page.model, page.processor, progress=False).transcribe([path])
+    assert text == expected.text != "" and "6.0 s transcribed" in done
+    assert any("<progress" in output[0] for output in job.outputs())
+    assert all(f'download="meeting.{ending}"' in files for ending in ("txt", "srt", "vtt", "json"))
+    assert not [*uploads_folder().rglob("meeting.wav")]
+
+
+def test_password_examples_system_and_no_adapter(tiny_bases, clips) -> None:
+    model, processor = tiny_pair(tiny_bases)
+    model = model.merge_adapters()
+    with serve(model, processor, auth="guest:secret", examples=[clips[0]], system="Be brief.") as page:
+        assert httpx.get(f"{page.url}config").status_code == 401
+        wrong = httpx.post(f"{page.url}login", data={"username": "guest", "password": "wrong"})
+        assert wrong.status_code == 400 and not wrong.cookies
+        client = Client(page.url, auth=("guest", "secret"), verbose=False)
+        properties = [each["props"] for each in client.config["components"]]
+        assert any("clip0.wav" in str(each.get("samples")) for each in properties)
+        (adapter,) = [each for each in properties if each.get("label") == "Adapter"]
+        assert not adapter["interactive"] and "no adapter" in adapter["info"]
+        put(client, "Hello?", adapter=False)
+        expected = Session(model, processor, system="Be brief.").ask("Hello?", max_new_tokens=TOKENS)
+        assert last(begin(client).result()) == expected
+        client.close()
+        folder = uploads_folder()
+        assert folder.stat().st_mode & 0o077 == 0  # nobody else's to read
+    assert not folder.exists()
+
+
+def test_what_hinders_the_page_is_said(tmp_path, tiny_bases, monkeypatch) -> None:
+    pair = tiny_pair(tiny_bases)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=str(port)), served(*pair, DemoWebArguments(port=port)):
+            pass
+    (tmp_path / "bad.wav").write_bytes(b"words")
+    examples = [str(tmp_path / "bad.wav")]
+    with pytest.raises(ValueError, match=re.escape("bad.wav")), served(*pair, DemoWebArguments(examples=examples)):
+        pass
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    needed = re.escape('pip install "audiollm[web]"')
+    with pytest.raises(ImportError, match=needed), served(*pair, DemoWebArguments()):
+        pass
