@@ -29,10 +29,12 @@ from audiollm.embedded_bases import DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE, fetch
 from audiollm.evaluation.listening import ListeningReport, evaluate_listening, transcribe
 from audiollm.evaluation.word_error import score_word_error
 from audiollm.processing.normalisers import normalize_english
+from audiollm.publishing.record import add_run, command_line, library_versions, machine_facts, package_facts
 from audiollm.training.align import align, greedy_transcripts
 from audiollm.training.augment import FeatureAugmentation
 from audiollm.training.dataset import load_encoded_audio
 from audiollm.training.feature_cache import FeatureCache
+from audiollm.training.run_record import RunClock, hyperparameters
 from audiollm.training.train import DataArguments, ModelArguments, train
 from audiollm.training.trainer import AudioLlmTrainingArguments
 from demo_report import plot_report
@@ -160,6 +162,7 @@ class Demo:
 
     def warm_start(self) -> None:
         """Teaches the projector by CTC; notes what it alone makes of the held-out clips."""
+        clock = RunClock()
         rows, held_out = self.splits["train"], self.splits["test"]
         arguments = TrainingArguments(
             output_dir=str(self.folder / "align"),
@@ -191,6 +194,22 @@ class Demo:
         print(f"Held-out word error of the projector alone: {score.word_error:.3f}")
         self.model.save_pretrained(self.aligned)
         self.processor.save_pretrained(self.aligned)
+        run = {
+            "stage": "align",
+            "command": command_line(),
+            "data": [
+                {"path": f"studio prompts, joined clips and sentences read aloud, as of seed {SEED}", "sha256": None}
+            ],
+            "rows": len(keys),
+            "epochs": ALIGN_EPOCHS,
+            "final_loss": alignment.losses[-1][1] if alignment.losses else None,
+            "seconds": clock.seconds(),
+            "hyperparameters": hyperparameters([arguments]),
+            "machine": machine_facts(),
+            "versions": library_versions(),
+            "audiollm": package_facts(),
+        }
+        add_run(self.aligned, run)
 
     def instruct(self) -> None:
         """Trains projector and LoRA on the instruction examples, with `audiollm train`'s own function."""

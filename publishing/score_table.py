@@ -23,7 +23,7 @@ COUNTS = {
     "unparsable": "answered in a form that could not be read",
     "length_limited": "cut off at the longest answer allowed",
 }
-NOT_OPTIONS = ("model", "output_dir", "output", "device", "device_map", "batch_size")
+NOT_OPTIONS = ("model", "revision", "output_dir", "output", "device", "device_map", "batch_size", "list_tasks")
 COMMAND = "audiollm evaluate"
 
 
@@ -85,16 +85,24 @@ def evaluation_command(run: Mapping[str, Any], repo_id: str) -> str:
     arguments = run.get("arguments") or {}
     if not isinstance(arguments, dict):
         arguments = {}
-    tasks = arguments.get("tasks") or ",".join(run.get("tasks", {}))
-    words = [f"--model={repo_id}", f"--tasks={tasks if isinstance(tasks, str) else ','.join(tasks)}"]
+    # Without tasks, it was somebody's own data.
+    tasks = arguments.get("tasks", ",".join(run.get("tasks", {})))
+    words = [f"--model={repo_id}"]
+    words += [f"--tasks={tasks if isinstance(tasks, str) else ','.join(tasks)}"] if tasks else []
     for name, value in arguments.items():
         if name in (*NOT_OPTIONS, "tasks") or SECRET_OPTION.search(name) or value in (None, False, "", [], {}):
             continue
         values = value if isinstance(value, list) else [value]
-        shown = [shown_path(entry) if isinstance(entry, str) else str(entry) for entry in values]
+        shown = [_without_place(entry) if isinstance(entry, str) else str(entry) for entry in values]
         words += [f"--{name}", *([] if value is True else shown)]
     quoted = [word if word == f"--model={repo_id}" else shlex.quote(word) for word in words]
     return " ".join([*COMMAND.split(), *quoted, "--output_dir", "evaluation"])
+
+
+def _without_place(value: str) -> str:
+    """A value without folders of this machine: a path, or a task's copy as `task=path`."""
+    name, is_pair, path = value.partition("=")
+    return f"{name}={shown_path(path)}" if is_pair else shown_path(value)
 
 
 def _signed(by_system: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
