@@ -17,6 +17,7 @@ from .measures import Answer, Convention, Measured, measures_of
 from .measures.measure import RATIO
 from .outputs import ERROR, LENGTH, write_whole
 from .run_answers import Run, convention_of, joined_sessions, open_run, read_answers
+from .systems import DEAF
 from .tasks import group_tasks
 
 SCORES_FILE, ITEMS = "scores.json", "items"
@@ -61,6 +62,8 @@ def score_run(
                 scores["counts"]["missing"] = expected - len(answers)
             systems[system] = scores
             write_whole(run.folder / ITEMS / task / f"{system}.jsonl", items)
+            if system == DEAF:  # it hears nothing, so no audio is worked off
+                scores["metrics"].pop(RTFX, None)
             drawn |= {(task, system, name): each for name, each in figures.items()}
         tasks[task] = {"kind": run.task(task)["kind"], "systems": systems}
     scored = {

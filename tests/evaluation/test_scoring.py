@@ -24,7 +24,9 @@ SPOKEN = [
 @pytest.fixture
 def spoken(tmp_path: Path) -> Path:
     return write_run(
-        tmp_path / "run", {"prompts": {"model": SPOKEN, "whisper": SPOKEN[:2]}}, {"prompts": {"items": 6}}
+        tmp_path / "run",
+        {"prompts": {"model": SPOKEN, "whisper": SPOKEN[:2], "deaf": SPOKEN}},
+        {"prompts": {"items": 6}},
     )
 
 
@@ -39,6 +41,7 @@ def test_everything_is_scored_or_counted(spoken) -> None:
     }
     assert (model["audio_seconds"], model["seconds"]) == (12.0, 3.0)
     assert model["metrics"]["rtfx"]["value"] == 4.0
+    assert "rtfx" not in scores["tasks"]["prompts"]["systems"]["deaf"]["metrics"]
     assert scores["tasks"]["prompts"]["systems"]["whisper"]["counts"]["missing"] == 4
     assert json.loads((spoken / "scores.json").read_text(encoding="utf-8")) == scores
     table = score_table(scores)
