@@ -28,6 +28,8 @@ from .tasks import task_table
 
 #: How long processes wait for one that has more to do.
 PATIENCE = timedelta(days=7)
+#: Exit status of a command that Ctrl-C has ended, as shells have it.
+INTERRUPTED_EXIT = 130
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> EvaluateArguments:
@@ -83,6 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         evaluate(options)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"audiollm evaluate: {error}")
+    except KeyboardInterrupt:
+        again = " Given again, the same command goes on." if options.output_dir else ""
+        print(f"\nInterrupted.{again}", file=sys.stderr)
+        sys.exit(INTERRUPTED_EXIT)
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             PartialState().destroy_process_group()

@@ -151,8 +151,10 @@ def answer_all(run: Run) -> None:
         OtherSettingsError: the folder holds another model's outputs.
         ValueError, OSError: the model cannot be loaded.
     """
-    missing = [(job, name) for job in run.jobs for name in job.systems if not is_complete(run.folder, job, name)]
-    if missing:
+    missing = {
+        job.task.name: [name for name in job.systems if not is_complete(run.folder, job, name)] for job in run.jobs
+    }
+    if any(missing.values()):
         _answer(run, missing)
     run.state.wait_for_everyone()
     if run.state.is_main_process:
@@ -184,7 +186,7 @@ def locked(run: Run) -> Iterator[None]:
         lock.release()
 
 
-def _answer(run: Run, missing: Sequence[tuple[Job, str]]) -> None:
+def _answer(run: Run, missing: Mapping[str, Sequence[str]]) -> None:
     options = run.options
     processor = AutoProcessor.from_pretrained(options.model, **_revision(options))
     device = {"": run.state.device} if torch.cuda.is_available() else None
@@ -197,10 +199,11 @@ def _answer(run: Run, missing: Sequence[tuple[Job, str]]) -> None:
     if run.state.is_main_process:
         write_run(run.folder, record_of(run, model, weights))
     builder = SystemBuilder(model, processor, run.whisper, run.whisper_revision, run.folder, options.batch_size)
-    for job, name in missing:
-        system = builder.build(job, name)
-        progress = run.state.is_main_process
-        answer_job(run.folder, job, name, system, processor, options.batch_size, run.state, progress)
+    for job in run.jobs:
+        systems = {name: builder.build(job, name) for name in missing[job.task.name]}
+        if systems:
+            progress = run.state.is_main_process
+            answer_job(run.folder, job, systems, processor, options.batch_size, run.state, progress)
 
 
 def record_of(run: Run, model: Any, weights: str) -> dict[str, Any]:

@@ -6,8 +6,9 @@ is exchanged between them but files, and one wait at the end. A run that was kil
 not on disk yet.
 """
 
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -102,8 +103,7 @@ def is_complete(folder: Path, job: Job, system: str) -> bool:
 def answer_job(
     folder: Path,
     job: Job,
-    name: str,
-    system: System,
+    systems: Mapping[str, System],
     processor: Any,
     batch_size: int,
     place: Place,
@@ -111,40 +111,58 @@ def answer_job(
     max_batch_seconds: float = MAX_BATCH_SECONDS,
 ) -> None:
     """
-    This process' share of what one system answers to one task; each batch is on disk before the next.
+    This process' share of what systems answer to one task, which is read once; each batch is on disk before the next.
 
     Args:
         folder: where outputs go.
-        name: the system's.
+        systems: those that answer, by name.
         processor: decodes recordings; the model's.
         progress: shows a bar with rate and time left.
 
     Raises:
         OutputsError: the folder has answers to other questions by the same ids.
     """
-    outputs = SystemOutputs(folder, job.task.name, name, place.process_index)
-    rows = outputs.read()
-    done = {one for one, row in rows.items() if row["finish"] != ERROR}
-    turn = 0
-    share = -(-len(job.ids) // place.num_processes)
-    title = f"{job.task.name}: {SYSTEM_TITLES[name]}"
-    with tqdm(total=share, desc=title, unit="item", disable=not progress) as bar:
-        failed = cut_off = 0
+    shares = [_Share(SystemOutputs(folder, job.task.name, name, place.process_index), name) for name in systems]
+    total = -(-len(job.ids) // place.num_processes) * len(systems)
+    with tqdm(total=total, desc=job.task.name, unit="answer", disable=not progress) as bar:
         for window in windows_of(job.items(), len(job.ids)):
-            _check_same_questions(outputs.path, window, rows)
-            for batch in batches_of(system.questions(window), processor, batch_size, max_batch_seconds):
-                turn += 1
-                if (turn - 1) % place.num_processes != place.process_index:
-                    continue
-                new = [question.item.id for question in batch if question.item.id not in done]
-                if new:
-                    # All of it, so that what an answer was batched with is what it would have been without a break.
-                    answered = answer_batch(job, name, system, processor, batch)
-                    outputs.add([row for row in answered if row["id"] in new])
-                    failed += sum(row["finish"] == ERROR for row in answered)
-                    cut_off += sum(row["finish"] == LENGTH for row in answered)
-                    bar.set_postfix_str(f"{failed} failed, {cut_off} cut off", refresh=False)
-                bar.update(len(batch))
+            for share in shares:
+                _check_same_questions(share.outputs.path, window, share.rows)
+                system = systems[share.name]
+                batches = batches_of(system.questions(window), processor, batch_size, max_batch_seconds)
+                for batch in batches:
+                    share.turn += 1
+                    if (share.turn - 1) % place.num_processes != place.process_index:
+                        continue
+                    new = {question.item.id for question in batch} - share.done
+                    if new:
+                        # All of it, so that what an answer was batched with is what it would have been without a break.
+                        answered = answer_batch(job, share.name, system, processor, batch)
+                        share.outputs.add([row for row in answered if row["id"] in new])
+                        share.count(answered)
+                        bar.set_postfix_str(share.said, refresh=False)
+                    bar.update(len(batch))
+    for share in shares:
+        if progress and share.failed:
+            tqdm.write(f"{job.task.name}: {share.said}", file=sys.stderr)
+
+
+class _Share:
+    """Where one system has got to in this process."""
+
+    def __init__(self, outputs: SystemOutputs, name: str):
+        self.outputs, self.name = outputs, name
+        self.rows = outputs.read()
+        self.done = {one for one, row in self.rows.items() if row["finish"] != ERROR}
+        self.turn = self.failed = self.cut_off = 0
+
+    def count(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.failed += sum(row["finish"] == ERROR for row in rows)
+        self.cut_off += sum(row["finish"] == LENGTH for row in rows)
+
+    @property
+    def said(self) -> str:
+        return f"{SYSTEM_TITLES[self.name]}: {self.failed} failed, {self.cut_off} cut off"
 
 
 def _check_same_questions(path: Path, window: Sequence["Item"], rows: dict[str, dict[str, Any]]) -> None:

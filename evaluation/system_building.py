@@ -1,5 +1,6 @@
 """Builds what answers, each when it is first needed: the model, Whisper's decoder by language, the base language model."""
 
+import copy
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from .plan import wrong_recordings
 from .retention import RetentionSystem
 from .running import Job, with_systems
 from .systems import (
+    CASCADE,
     DEAF,
     DEFAULT_SYSTEMS,
     MODEL,
@@ -33,7 +35,7 @@ from .text_base import base_text_model, load_text_model
 if TYPE_CHECKING:
     from .tasks import Task
 
-TEXT_RETENTION = "text_retention"
+TEXT_RETENTION, TRANSLATION = "text_retention", "translation"
 
 
 class SystemsError(ValueError):
@@ -114,7 +116,9 @@ class SystemBuilder:
         self.model, self.processor = model, processor
         self._whisper, self._revision = whisper, revision
         self._folder, self._batch_size = folder, batch_size
-        self._decoders: dict[tuple[str | None, bool], WhisperDecoder] = {}
+        #: The latest language's decoder, and the latest task's transcripts.
+        self._decoder: tuple[str | None, WhisperDecoder] | None = None
+        self._heard: tuple[str, WhisperSystem] | None = None
 
     @cached_property
     def _generator(self) -> Generator:
@@ -146,25 +150,31 @@ class SystemBuilder:
             return ModelSystem(self._generator, wrong_recordings)
         if name == DEAF:
             return DeafSystem(self._text_generator)
-        if name == WHISPER:
-            return self._whisper_system(job.task, translates=job.task.kind == "translation")
-        known = {}
-        if job.task.kind != "translation":
-            rows = SystemOutputs(self._folder, job.task.name, WHISPER).read().values()
-            known = {row["id"]: (row["output"], row["seconds"]) for row in rows if row["output"] is not None}
-        return CascadeSystem(self._whisper_system(job.task), self._text_generator, known)
+        hearing = self._hearing(job.task)
+        if name == CASCADE:
+            return CascadeSystem(hearing, self._text_generator)
+        if job.task.kind != TRANSLATION:
+            return hearing
+        decoder = copy.copy(hearing.decoder)
+        decoder.options = {**decoder.options, "task": "translate"}
+        return WhisperSystem(decoder, self.processor, self._batch_size)
 
-    def _whisper_system(self, task: "Task", translates: bool = False) -> WhisperSystem:
+    def _hearing(self, task: "Task") -> WhisperSystem:
+        """Whisper's transcripts of a task's recordings, those that are on disk already among them; one for all that ask."""
+        if self._heard is not None and self._heard[0] == task.name:
+            return self._heard[1]
         assert self._whisper is not None  # why_not has refused it
-        language = whisper_language(spoken_language(task))
         multilingual = is_multilingual(self._whisper, self._revision)
-        key = (language if multilingual else None, translates)
-        if key not in self._decoders:
-            decoder = WhisperDecoder(self._whisper, self._revision, self.model.device, language=key[0])
-            if translates:
-                decoder.options["task"] = "translate"
-            self._decoders = {key: decoder}  # one at a time in memory
-        return WhisperSystem(self._decoders[key], self.processor, self._batch_size)
+        language = whisper_language(spoken_language(task)) if multilingual else None
+        if self._decoder is None or self._decoder[0] != language:
+            decoder = WhisperDecoder(self._whisper, self._revision, self.model.device, language=language)
+            self._decoder = (language, decoder)
+        known = {}
+        if task.kind != TRANSLATION:
+            rows = SystemOutputs(self._folder, task.name, WHISPER).read().values()
+            known = {row["id"]: (row["output"], row["seconds"]) for row in rows if row["output"] is not None}
+        self._heard = (task.name, WhisperSystem(self._decoder[1], self.processor, self._batch_size, known))
+        return self._heard[1]
 
 
 def whisper_language(language: str | None) -> str | None:

@@ -10,9 +10,10 @@ What answers a task's questions: the model, and what its answers are to be held 
 | `deaf` | the base language model, given the question without the recording |
 """
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -89,16 +90,26 @@ class ModelSystem(System):
 
 @dataclass
 class WhisperSystem(System):
-    """Whisper's own decoder; long recordings are cut where the AudioLLM's windows are, so that both hear the same."""
+    """
+    Whisper's own decoder; long recordings are cut where the AudioLLM's windows are, so that both hear the same.
+
+    Args:
+        known: by an item's id, what was heard in it and the seconds that took; grows with what is answered.
+    """
 
     decoder: WhisperDecoder
     processor: Any
     batch_size: int
+    known: dict[str, tuple[str, float]] = field(default_factory=dict)
 
     def answer(self, questions, waveforms, bounds) -> list[Answer]:
         """See [`System`]; its bound is the decoder's own."""
+        began = time.perf_counter()
         texts = self.hear([waveform for heard in waveforms for waveform in heard])
-        return [Answer(" ".join(filter(None, (texts.pop(0) for _ in heard)))) for heard in waveforms]
+        answers = [Answer(" ".join(filter(None, (texts.pop(0) for _ in heard)))) for heard in waveforms]
+        each = (time.perf_counter() - began) / len(answers)
+        self.known.update((question.item.id, (str(one.text), each)) for question, one in zip(questions, answers))
+        return answers
 
     def hear(self, waveforms: Sequence[np.ndarray]) -> list[str]:
         """A transcript of each waveform `(samples,)`."""
@@ -108,23 +119,17 @@ class WhisperSystem(System):
 
 @dataclass
 class CascadeSystem(System):
-    """
-    Whisper's transcripts in the place of recordings, and the base language model.
-
-    Args:
-        known: what Whisper has already heard in whole items, by id: transcript and seconds it took.
-    """
+    """Whisper's transcripts in the place of recordings, and the base language model. What it has heard is not heard again."""
 
     whisper: WhisperSystem
     generator: Generator
-    known: Mapping[str, tuple[str, float]]
 
     def answer(self, questions, waveforms, bounds) -> list[Answer]:
         """See [`System`]; an answer's `extra` has the transcripts."""
         transcripts: list[list[str]] = []
         before: list[float] = []
         for question, heard in zip(questions, waveforms):
-            known = self.known.get(question.item.id) if len(heard) == 1 else None
+            known = self.whisper.known.get(question.item.id) if len(heard) == 1 else None
             transcripts.append([known[0]] if known else self.whisper.hear(heard))
             before.append(known[1] if known else 0.0)
         prompts = [_written(question.item.prompt, texts) for question, texts in zip(questions, transcripts)]

@@ -111,7 +111,7 @@ def test_what_is_done_is_not_done_again(given, undisturbed, tmp_path, capsys) ->
     before = {path: path.stat().st_mtime_ns for path in (folder / "outputs").rglob("*.jsonl")}
     evaluate(given.model, folder, *given.options, "--systems", SYSTEMS)
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert "item" not in capsys.readouterr().err  # no bar: nothing was asked
+    assert "answer" not in capsys.readouterr().err  # no bar: nothing was asked
 
 
 def test_several_processes_answer_as_one(given, undisturbed, tmp_path, tiny_processor) -> None:
@@ -127,7 +127,7 @@ def test_several_processes_answer_as_one(given, undisturbed, tmp_path, tiny_proc
     system = ModelSystem(Generator(model, tiny_processor))
     shares = []
     for rank in range(3):
-        answer_job(tmp_path, job, "model", system, tiny_processor, 3, Rank(rank, 3), progress=False)
+        answer_job(tmp_path, job, {"model": system}, tiny_processor, 3, Rank(rank, 3), progress=False)
         shares.append(len(SystemOutputs(tmp_path, "local", "model").read()) - sum(shares))
     assert all(shares) and sum(shares) == 10
     SystemOutputs(tmp_path, "local", "model").merge(job.ids)
