@@ -22,6 +22,8 @@ from audiollm.evaluation.judging import judge_run
 from audiollm.evaluation.outputs import read_rows
 from audiollm.evaluation.run_record import OtherSettingsError
 from audiollm.evaluation.scoring import score_run
+from benchmark_copies import air_bench
+from evaluation_runs import evaluate
 
 KEY = "sk-secret-key-of-this-test"
 VARIABLE = "JUDGE_TEST_KEY"
@@ -384,3 +386,38 @@ def test_requests_go_out_as_many_at_a_time_as_asked(run, server) -> None:
     finally:
         server.RequestHandlerClass = Page
     assert most == 3
+
+
+def test_the_command_answers_judges_and_scores(server, tiny_model, tiny_processor, tmp_path, capsys) -> None:
+    """Also when the judge refuses: what was answered is scored, and the same command goes on with the judge alone."""
+    tiny_model.save_pretrained(tmp_path / "model")
+    tiny_processor.save_pretrained(tmp_path / "model")
+    copy = air_bench(tmp_path / "copy")
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    given = [
+        "--tasks",
+        CHAT,
+        "--data",
+        copy,
+        "--systems",
+        "model,deaf",
+        "--max_new_tokens",
+        3,
+        "--judge_model",
+        "marker",
+    ]
+    given += ["--judge_url", url, "--judge_key_variable", VARIABLE]
+    server.answer = lambda prompt, times: (401, {"error": {"message": "no"}})
+    with pytest.raises(SystemExit, match="The judge refuses"):
+        evaluate(tmp_path / "model", tmp_path / "run", *given)
+    assert json.loads((tmp_path / "run" / "scores.json").read_text())["tasks"][CHAT]["systems"]["model"]["counts"][
+        "items"
+    ]
+    server.answer = lambda prompt, times: good_reply(prompt)
+    capsys.readouterr()
+    evaluate(tmp_path / "model", tmp_path / "run", *given)
+    printed = capsys.readouterr()
+    assert "judge score" in printed.out and "answer/s" not in printed.err
+    for system in ("model", "deaf"):
+        verdicts = list(read_rows(tmp_path / "run" / "judgements" / CHAT / f"{system}.jsonl"))
+        assert verdicts and all(one["scores"] for one in verdicts)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from audiollm import AudioLlmForConditionalGeneration
 from audiollm.answering import answer, ask
+from audiollm.evaluation.arguments import EvaluateArguments
 from audiollm.evaluation.evaluate import main
 from audiollm.evaluation.generating import Answer, Generator, in_halves
 from audiollm.evaluation.listening import whisper_transcripts
@@ -16,11 +17,28 @@ from audiollm.evaluation.system_building import SystemBuilder, SystemsError, cho
 from audiollm.evaluation.systems import DEFAULT_SYSTEMS, SYSTEM_TITLES, spoken_language, why_not
 from audiollm.evaluation.tasks import KINDS, Item, Task, find_task
 from audiollm.evaluation.text_base import base_text_model, holds_its_base
+from clients import play
 from evaluation_runs import evaluate, rows_of
+from loopback_hub import LoopbackHub
 from tiny_models import character_tokenizer, save_audio_base
 from transformers import AutoModelForCausalLM
 
 TOKENS = 6
+#: Two checkpoints in one repository: one on the branch `first`, and one after it.
+PUSH = """
+import sys
+from huggingface_hub import HfApi
+from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
+model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*sys.argv[1:], lora_rank=4)
+processor = AudioLlmProcessor.from_audio_text_pretrained(*sys.argv[1:])
+api = HfApi()
+api.create_repo("you/m")
+api.create_branch("you/m", branch="first")
+for revision in ("first", "main"):
+    model.push_to_hub("you/m", revision=revision)
+    processor.push_to_hub("you/m", revision=revision)
+    model.model.audio_boundary_embeds.data.mul_(2)
+"""
 
 
 def noise(seconds: float, seed: int = 0) -> np.ndarray:
@@ -364,3 +382,43 @@ def test_both_spellings_and_separators_are_the_same(checkpoint, tmp_path) -> Non
         evaluate(checkpoint, folder, *options, "--limit", 2, "--max-new-tokens", 2, "--systems", "model")
         assert {path.name for path in (folder / "outputs").iterdir()} == {"unseen", "text_choice"}
         assert len(rows_of(folder, "unseen", "model")) == 2
+
+
+@pytest.mark.parametrize(
+    ("data", "names", "found"),
+    [
+        ([], ["ami", "clotho"], {}),
+        (["copy"], ["ami"], {"ami": "copy"}),
+        (["ami=copy"], ["ami"], {"ami": "copy"}),
+        (["a=b"], ["ami"], {"ami": "a=b"}),
+        (["clotho=x=y", "ami=z"], ["ami", "clotho"], {"clotho": "x=y", "ami": "z"}),
+        (["fleurs:de_de=x"], ["fleurs:de_de", "ami"], {"fleurs:de_de": "x"}),
+    ],
+)
+def test_copies_are_given_to_their_tasks(data, names, found) -> None:
+    options = EvaluateArguments(model="m", tasks=names, data_path=data, output_dir=Path("x"))
+    assert options.copies(names) == found
+
+
+@pytest.mark.slow
+def test_a_revision_is_the_one_that_is_loaded(tiny_bases, tmp_path) -> None:
+    """Of a folder there is none, so that a Hub on this machine has to have it."""
+    with LoopbackHub(tmp_path / "hub", user="you") as hub:
+        environment = hub.environment(tmp_path / "home")
+        play(PUSH, *tiny_bases, cwd=tmp_path, **environment)
+        command = "import sys; from audiollm.evaluation.evaluate import main; main(sys.argv[1:])"
+        shared = ("--tasks", "unseen", "--limit", 2, "--systems", "model", "--max_new_tokens", 4, "--model", "you/m")
+        for revision in ("main", "first"):
+            play(
+                command,
+                *shared,
+                "--revision",
+                revision,
+                "--output_dir",
+                tmp_path / revision,
+                cwd=tmp_path,
+                **environment,
+            )
+    first, last = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("first", "main"))
+    assert first["settings"]["weights"] != last["settings"]["weights"]
+    assert (first["revision"], last["revision"]) == ("first", "main")
