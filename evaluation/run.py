@@ -12,6 +12,7 @@ import torch
 from accelerate import PartialState
 from audiollm.checkpoints import fingerprint
 from audiollm.configuration import AudioLlmConfig
+from audiollm.publishing.record import package_facts
 from filelock import FileLock, Timeout
 from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor
 
@@ -221,6 +222,7 @@ def record_of(run: Run, model: Any, weights: str) -> dict[str, Any]:
         "device": str(model.device),
         "bases": {role: getattr(model.config, f"{role}_model_id") for role in ("audio", "text")},
         "versions": before.get("versions") or installed_versions(),
+        "commit": before.get("commit") or package_facts()["commit"],
         "arguments": _as_json(asdict(run.options)),
         "started": before.get("started") or datetime.now(timezone.utc).isoformat(timespec="seconds"),
         SETTINGS: {**run_settings(run), "weights": weights},

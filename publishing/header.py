@@ -111,14 +111,16 @@ def evaluation_results(scores: Mapping[str, Any]) -> list[EvalResult]:
             continue
         source = tasks.get(task, {}).get("source") or {}
         kind = found.get("kind") or tasks.get(task, {}).get("kind")
+        wanted = tasks.get(task, {}).get("metrics") or system["metrics"]
         for metric, score in system["metrics"].items():
-            if not isinstance(score.get("value"), (int, float)):
+            # Others, such as speed, say as much of the machine.
+            if metric not in wanted or not isinstance(score.get("value"), (int, float)):
                 continue
             results.append(
                 EvalResult(
                     task_type=TASK_TYPES.get(kind, PIPELINE),
                     dataset_type=source.get("hub") or task,
-                    dataset_name=source.get("benchmark") or task,
+                    dataset_name=source.get("title") or source.get("benchmark") or task,
                     dataset_config=source.get("config"),
                     dataset_split=source.get("split"),
                     metric_type=METRIC_TYPES.get(metric, metric),
@@ -166,6 +168,8 @@ def make_header(
     on_hub = [
         path.removeprefix(HUB_DATA_PREFIX).partition("?")[0] for path in data_paths if path.startswith(HUB_DATA_PREFIX)
     ]
+    gone = {result.metric_type for result in old.get("eval_results") or [] if is_own(result)}
+    scored = [result.metric_type for result in results]
     fields: dict[str, Any] = {**old}
     fields.update(
         license=given.get("license") or old.get("license"),
@@ -174,7 +178,7 @@ def make_header(
         pipeline_tag=PIPELINE,
         datasets=_joined(old.get("datasets"), on_hub, given.get("datasets")),
         tags=_joined(old.get("tags"), [*TAGS, *(["lora"] if weight_format == "adapter" else [])]),
-        metrics=_joined(old.get("metrics"), [result.metric_type for result in results]),
+        metrics=_joined([name for name in _words(old.get("metrics")) if name not in gone], scored),
     )
     on_the_hub = [base.hub_id for base in bases.values() if base.hub_id]
     if on_the_hub:
@@ -188,8 +192,12 @@ def _joined(*lists: Any) -> list[str] | None:
     """Lists, or single words, one after the other, each entry once."""
     entries: dict[str, None] = {}
     for entry in lists:
-        entries.update(dict.fromkeys([entry] if isinstance(entry, str) else entry or []))
+        entries.update(dict.fromkeys(_words(entry)))
     return list(entries) or None
+
+
+def _words(entry: Any) -> list[str]:
+    return [entry] if isinstance(entry, str) else list(entry or [])
 
 
 def header_problems(data: CardData) -> list[str]:

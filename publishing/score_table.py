@@ -15,6 +15,13 @@ SYSTEMS = {
     "cascade": "Whisper's transcript read by the base",
     "deaf": "the base without the recording",
 }
+#: What a system is there for.
+READING = {
+    "wrong_audio": "The wrong recordings tell listening from guessing.",
+    "whisper": "Whisper's own decoder is the bar that the same encoder sets.",
+    "cascade": "The transcript read by the base is what the two do without being joined.",
+    "deaf": "The base without the recording is what can be guessed from the question.",
+}
 #: What is counted beside a score, in words.
 COUNTS = {
     "skipped_empty_reference": "left out, because their reference is empty",
@@ -23,7 +30,7 @@ COUNTS = {
     "unparsable": "answered in a form that could not be read",
     "length_limited": "cut off at the longest answer allowed",
 }
-NOT_OPTIONS = ("model", "revision", "output_dir", "output", "device", "device_map", "batch_size", "list_tasks")
+NOT_OPTIONS = ("model", "revision", "output_dir", "output", "device", "device_map", "list_tasks")
 COMMAND = "audiollm evaluate"
 
 
@@ -60,6 +67,7 @@ def score_table(scores: Mapping[str, Any], repo_id: str) -> dict[str, Any]:
                     "values": [_with_interval(value) for value in values],
                 }
             )
+        remarks += _source(task, scores.get("run", {}).get("tasks", {}).get(task, {}))
         remarks += [f"{task}: {counts[name]} {what}." for name, what in COUNTS.items() if counts.get(name)]
         remarks += [f"{task}, {metric}: `{score['signature']}`." for metric, score in _signed(by_system)]
     for group, by_system in scores.get("averages", {}).items():
@@ -72,6 +80,8 @@ def score_table(scores: Mapping[str, Any], repo_id: str) -> dict[str, Any]:
     commit = versions.pop("audiollm_commit", None) or run.get("commit")
     words = [f"{name} {version}" for name, version in versions.items() if isinstance(version, (str, int, float))]
     return {
+        "reading": [READING[name] for name in systems if name in READING],
+        "setting": _setting(run, scores.get("scoring") or {}),
         "systems": [SYSTEMS.get(name, name) for name in systems],
         "rows": rows,
         "remarks": remarks,
@@ -89,8 +99,16 @@ def evaluation_command(run: Mapping[str, Any], repo_id: str) -> str:
     tasks = arguments.get("tasks", ",".join(run.get("tasks", {})))
     words = [f"--model={repo_id}"]
     words += [f"--tasks={tasks if isinstance(tasks, str) else ','.join(tasks)}"] if tasks else []
+    without_judge = (
+        () if arguments.get("judge_model") else tuple(name for name in arguments if name.startswith("judge_"))
+    )
     for name, value in arguments.items():
-        if name in (*NOT_OPTIONS, "tasks") or SECRET_OPTION.search(name) or value in (None, False, "", [], {}):
+        if (
+            name in without_judge
+            or name in (*NOT_OPTIONS, "tasks")
+            or SECRET_OPTION.search(name)
+            or value in (None, False, "", [], {})
+        ):
             continue
         values = value if isinstance(value, list) else [value]
         shown = [_without_place(entry) if isinstance(entry, str) else str(entry) for entry in values]
@@ -103,6 +121,21 @@ def _without_place(value: str) -> str:
     """A value without folders of this machine: a path, or a task's copy as `task=path`."""
     name, is_pair, path = value.partition("=")
     return f"{name}={shown_path(path)}" if is_pair else shown_path(value)
+
+
+def _source(task: str, record: Mapping[str, Any]) -> list[str]:
+    """Where a task's questions come from, and under which licence, as far as the run knows."""
+    source = record.get("source") or {}
+    found = [source.get("title"), source.get("hub"), source.get("licence") and f"licence {source['licence']}"]
+    return [f"{task}: {'; '.join(str(each) for each in found if each)}."] if any(found) else []
+
+
+def _setting(run: Mapping[str, Any], scoring: Mapping[str, Any]) -> str:
+    """How answers and intervals were computed, as far as it is recorded."""
+    parts = [f"{name} {run[name]}" for name in ("device", "dtype") if run.get(name)]
+    if scoring.get("samples"):
+        parts.append(f"intervals from {scoring['samples']} bootstrap samples, seed {scoring.get('seed')}")
+    return "; ".join(parts)
 
 
 def _signed(by_system: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

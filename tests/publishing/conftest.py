@@ -51,24 +51,42 @@ def scores() -> dict[str, Any]:
     def system(value: float, low: float, high: float, **counts: int) -> dict[str, Any]:
         metric = {"value": value, "low": low, "high": high, "unit": "fraction"}
         counts = {"items": 70, "scored": 69, **counts}
-        return {"metrics": {"word_error": metric}, "counts": counts, "audio_seconds": 180.0, "seconds": 20.0}
+        speed = {"value": 9.0, "low": 8.0, "high": 10.0, "unit": "ratio"}
+        return {
+            "metrics": {"word_error": metric, "rtfx": speed},
+            "counts": counts,
+            "audio_seconds": 180.0,
+            "seconds": 20.0,
+        }
 
-    source = {"benchmark": "Studio prompts", "hub": "org/prompts", "config": "clean", "split": "test"}
+    source = {
+        "title": "Studio prompts",
+        "licence": "CC-BY-SA-3.0",
+        "hub": "org/prompts",
+        "config": "clean",
+        "split": "test",
+    }
     systems = {"model": system(0.21, 0.17, 0.26, length_limited=2), "whisper": system(0.058, 0.03, 0.09)}
     average = {"word_error": {"value": 0.21, "low": 0.17, "high": 0.26, "unit": "fraction", "tasks": ["prompts"]}}
     return {
         "run": {
             "versions": {"audiollm": "0.1.0", "torch": "2.13.0"},
+            "commit": "f00d",
+            "device": "cpu",
+            "dtype": "bfloat16",
             "arguments": {
+                "judge_model": None,
+                "judge_retries": 8,
                 "tasks": ["prompts"],
                 "limit": 70,
                 "data": "/home/me/prompts",
                 "hub_token": "hf_x",
                 "seed": 3,
             },
-            "tasks": {"prompts": {"kind": "asr", "source": source}},
+            "tasks": {"prompts": {"kind": "asr", "metrics": ["word_error"], "source": source}},
         },
         "tasks": {"prompts": {"kind": "asr", "systems": systems}},
+        "scoring": {"samples": 1000, "seed": 7},
         "averages": {"studio": {"model": average}},
     }
 

@@ -50,6 +50,10 @@ def test_everything_that_is_known_is_in_the_card(checkpoint: Path, scores_file: 
     row = "| prompts | word_error (fraction) | 69 | 0.21 [0.17, 0.26] | 0.058 [0.03, 0.09] |"
     assert row in found["evaluation"] and "mean of studio" in found["evaluation"]
     assert "prompts: 2 cut off" in found["evaluation"]
+    assert "licence CC-BY-SA-3.0" in found["evaluation"] and "commit f00d" in found["evaluation"]
+    assert "device cpu; dtype bfloat16; intervals from 1000 bootstrap samples, seed 7" in found["evaluation"]
+    assert "the bar that the same encoder sets" in found["evaluation"]
+    assert "wrong recordings" not in found["evaluation"]  # they were not run
     assert f'from_pretrained("{REPO}")' in found["use"]
     assert CITATION.replace("{version}", __version__) in found["licence"]
 
@@ -74,7 +78,7 @@ def test_the_evaluation_can_be_repeated_by_its_command(scores) -> None:
     words = shlex.split(evaluation_command(scores["run"], REPO))
     assert words[:4] == ["audiollm", "evaluate", f"--model={REPO}", "--tasks=prompts"]
     assert [words[words.index(f"--{name}") + 1] for name in ("limit", "data", "seed")] == ["70", "prompts", "3"]
-    assert "hub_token" not in " ".join(words)
+    assert "hub_token" not in " ".join(words) and "judge" not in " ".join(words)
     own = {
         "arguments": {"tasks": [], "data_path": ["asr=/home/me/copy", "test.json"], "no_decoder": True},
         "tasks": {"local": {}},

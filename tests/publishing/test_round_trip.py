@@ -134,3 +134,18 @@ def test_the_record_and_card_of_a_run(trained) -> None:
     found = sections(text)
     assert "### 1. Instruct" in found["training"] and "learning_rate 0.01" in found["training"]
     assert f'from_pretrained("{REPO}")' in found["use"]
+
+
+def test_resumable_checkpoints_go_up_where_they_are_asked_for(tiny_bases, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with LoopbackHub(tmp_path / "hub") as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setenv("HF_TOKEN", hub.token)
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "README.md").write_text("# My own card\n")
+        train(tmp_path, tiny_bases, "--push_to_hub", f"--hub_model_id={REPO}", "--hub_strategy=checkpoint")
+        files = hub.files(REPO)
+    assert {"last-checkpoint/optimizer.pt", "last-checkpoint/trainer_state.json", "model.safetensors"} < files.keys()
+    assert not [name for name in files if name.endswith("training_args.bin")]
+    assert (tmp_path / "run" / "README.md").read_text() == "# My own card\n"
+    assert files["README.md"] == b"# My own card\n"
