@@ -61,6 +61,13 @@ class TranscribeArguments(LoadingArguments):
         default=TranscribingSettings.voice_rise_db,
         metadata={"help": "How far a voice rises above the quietest moments; less takes more for a voice."},
     )
+    min_logprob: float | None = field(
+        default=None,
+        metadata={
+            "help": "Leave out windows whose words the model is less sure of: the mean log-probability of their tokens, such "
+            "as -1. For music and noises that --voice_activity takes for a voice; costs speech that is hard to hear."
+        },
+    )
     carry_context: bool = field(
         default=False, metadata={"help": "Show the model the end of what was said in the window before."}
     )
@@ -83,6 +90,8 @@ class TranscribeArguments(LoadingArguments):
         for name in ("batch_size", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}; expected at least 1.")
+        if self.min_logprob is not None and not -float("inf") < self.min_logprob < 0:
+            raise ValueError(f"--min_logprob is {self.min_logprob:g}; expected less than 0, such as -1.")
         if self.voice_activity not in ("on", "off"):
             raise ValueError(f"--voice_activity is {self.voice_activity!r}; expected on or off.")
         if not 0 <= self.voice_threshold_db < float("inf"):
@@ -111,6 +120,7 @@ class TranscribeArguments(LoadingArguments):
             max_new_tokens=self.max_new_tokens,
             carry_context=self.carry_context,
             static_cache=self.static_cache,
+            min_logprob=self.min_logprob,
         )
 
 

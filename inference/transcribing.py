@@ -17,9 +17,10 @@ import torch
 from audiollm.answering import ask
 from audiollm.checkpoints import fingerprint
 from tqdm.auto import tqdm
-from transformers import StoppingCriteriaList
+from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from .audio_blocks import header_seconds, local_file, read_blocks
+from .certainty import Certainty
 from .long_audio import Window, cut_into_windows
 from .partial_transcripts import PartialTranscript, content_checksum
 from .session import model_lock
@@ -35,6 +36,8 @@ POOL_SECONDS, POOL_BATCHES = 600, 2
 #: How much of what was said before is carried over.
 CONTEXT_CHARACTERS = 200
 CONTEXT_PROMPT = "Before this was said: {context}\n"
+#: Why what the model was not sure of is left out.
+UNSURE = "the model is not sure of any words"
 #: Raise it when a change here changes what is written: partial transcripts are then begun anew.
 TRANSCRIBING_REVISION = 1
 
@@ -55,6 +58,8 @@ class TranscribingSettings:
             the demo's makes 0.97 word errors with it, on the same prompts.
         static_cache: keys and values in memory of a fixed size, with which transformers compiles the model on a GPU. On a
             CPU nothing is compiled, and nothing gained.
+        min_logprob: leave out windows whose words the model was less sure of: the mean log-probability of their tokens. For
+            what sounds like speech to the gate, and is none: `benchmarks/no_speech.py` says what it keeps out and costs.
     """
 
     prompt: str = TRANSCRIBE_PROMPT
@@ -65,6 +70,7 @@ class TranscribingSettings:
     max_new_tokens: int = 448
     carry_context: bool = False
     static_cache: bool = False
+    min_logprob: float | None = None
 
 
 @dataclass(frozen=True)
@@ -297,15 +303,25 @@ class Transcriber:
             conversations, tokenize=True, add_generation_prompt=True, padding_side="left"
         ).to(self.model.device)
         options: dict[str, Any] = {"max_new_tokens": max(bounds), "do_sample": False, **self._cache_options}
+        certainty = Certainty()
         with model_lock(self.model):
-            output = self.model.generate(**inputs, stopping_criteria=StoppingCriteriaList([self._stop]), **options)
+            output = self.model.generate(
+                **inputs,
+                stopping_criteria=StoppingCriteriaList([self._stop]),
+                logits_processor=LogitsProcessorList([certainty]),
+                **options,
+            )
         self._refuse_when_stopped()
         results = []
         # Each by its own bound, so that what is written does not depend on what else is in the batch.
-        for row, bound in zip(output[:, inputs["input_ids"].shape[1] :].tolist(), bounds):
+        for index, (row, bound) in enumerate(zip(output[:, inputs["input_ids"].shape[1] :].tolist(), bounds)):
             kept = row[:bound]
+            length = next((place + 1 for place, token in enumerate(kept) if token in self._end_ids), len(kept))
             text = self.processor.decode(kept, skip_special_tokens=True).strip()
-            results.append((text, len(kept) == bound and not self._end_ids & set(kept)))
+            is_cut_off = len(kept) == bound and not self._end_ids & set(kept)
+            if settings.min_logprob is not None and certainty.mean_logprob(index, length) < settings.min_logprob:
+                text, is_cut_off = "", False
+            results.append((text, is_cut_off))
         return results
 
     def _result(self, job: _Job) -> Transcript | Failure:
@@ -313,8 +329,15 @@ class Transcriber:
             return Failure(job.audio, job.error)
         rate = self.processor.sampling_rate
         passages = [Passage(start / rate, end / rate, *job.heard[start, end]) for start, end in job.spans]
+        skipped = job.skipped
+        if self.settings.min_logprob is not None:
+            unsure = [Skipped(one.start_s, one.end_s, UNSURE) for one in passages if not one.text]
+            passages = [one for one in passages if one.text]
+            skipped = []
+            for one in sorted([*job.skipped, *unsure], key=lambda each: each.start_s):
+                add_skipped(skipped, one)
         settings = {"model": self.model_name, **job.made_with}
-        return Transcript(job.audio, job.samples / rate, passages, job.skipped, settings)
+        return Transcript(job.audio, job.samples / rate, passages, skipped, settings)
 
 
 def _recall(job: _Job, window: Window) -> tuple[str, bool] | None:

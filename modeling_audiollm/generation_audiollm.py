@@ -39,6 +39,9 @@ class AudioLlmGenerationMixin(GenerationMixin):
         self, input_ids, inputs_embeds: torch.Tensor | None = None, is_first_iteration: bool = False, **kwargs
     ):
         """Passes audio on at prefill only, and asks for scores as wide as the ids of a prompt with audio."""
+        cache = kwargs.get("past_key_values")
+        # `generate` says of an assistant model that no iteration of its is the first, but its prefill needs audio as well.
+        is_first_iteration = is_first_iteration or (cache is not None and not cache.get_seq_length())
         inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]  # self is a model, see above
             input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
