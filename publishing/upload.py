@@ -81,14 +81,14 @@ def commit_files(
 
 
 def upload_checkpoint(
-    folder: str | Path, repo_id: str, message: str, token: str | bool | None = None, **options: Any
+    api: HfApi, folder: str | Path, repo_id: str, message: str, **options: Any
 ) -> CommitInfo | Future:
     """
     Uploads what of a folder belongs to its checkpoint; the repository exists.
 
     Args:
+        api: with the token to use; uploads in the background (`run_as_future`) of one `api` come one after the other.
         folder, repo_id, message: what, where to, and the commit's message.
-        token: of the Hub; the one that is logged in when not given.
         options: as of [`commit_files`].
 
     Raises:
@@ -96,4 +96,4 @@ def upload_checkpoint(
     """
     entries = make_manifest(folder).entries
     refuse_secrets(entries)
-    return commit_files(HfApi(token=token), repo_id, entries, message, **options)
+    return commit_files(api, repo_id, entries, message, **options)

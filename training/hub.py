@@ -61,10 +61,10 @@ class HubTrainer(Trainer):
         self.create_model_card(**kwargs)
         self._finish_current_push()
         return upload_checkpoint(
+            HfApi(token=token),
             str(self.args.output_dir),
             str(self.hub_model_id),
             commit_message or "End of training",
-            token,
             revision=self.args.hub_revision if revision is None else revision,
             run_as_future=not blocking,
         )
@@ -80,15 +80,13 @@ class HubTrainer(Trainer):
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         message = f"Training in progress, step {self.state.global_step}"
         common: dict[str, Any] = {"revision": self.args.hub_revision, "run_as_future": True}
-        jobs: list[Any] = [
-            upload_checkpoint(checkpoint_folder, str(self.hub_model_id), message, self.args.hub_token, **common)
-        ]
+        api = HfApi(token=self.args.hub_token)
+        jobs: list[Any] = [upload_checkpoint(api, checkpoint_folder, str(self.hub_model_id), message, **common)]
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             folder = Path(checkpoint_folder)
             where = LAST_CHECKPOINT if strategy == HubStrategy.CHECKPOINT else folder.name
             files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name not in NEVER]
             operations = [CommitOperationAdd(f"{where}/{path.name}", path) for path in files]
-            api = HfApi(token=self.args.hub_token)
             jobs.append(
                 api.create_commit(
                     str(self.hub_model_id), operations, commit_message=f"{message}, checkpoint", **common

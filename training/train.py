@@ -33,7 +33,7 @@ from .dataset import BatchAugmentation
 from .encoding import ExampleEncoder
 from .errors import TrainingError
 from .evaluating import EvaluationError, early_stopping, listening_evaluation
-from .hub import write_card_if_mine
+from .hub import CardError, write_card_if_mine
 from .instruct_data import InstructData, open_training_data
 from .packing import BatchPacking, check_packing, uses_flash
 from .preparing import Prepared, prepare
@@ -254,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except StoppedBySignalError as stopped:
         print(f"audiollm train: {stopped}", file=sys.stderr)
         sys.exit(EXIT_CODE_OF_SIGTERM)
-    except (TrainingError, ExamplesError, ConversationError, AudioError, EvaluationError, OSError) as error:
+    except (TrainingError, ExamplesError, ConversationError, AudioError, EvaluationError, CardError, OSError) as error:
         sys.exit(f"audiollm train: {error}")
 
 

@@ -136,15 +136,18 @@ def test_the_record_and_card_of_a_run(trained) -> None:
     assert f'from_pretrained("{REPO}")' in found["use"]
 
 
-def test_resumable_checkpoints_go_up_where_they_are_asked_for(tiny_bases, tmp_path: Path, monkeypatch) -> None:
+def test_resumable_checkpoints_go_up_where_they_are_asked_for(
+    trained, tiny_bases, tmp_path: Path, monkeypatch
+) -> None:
+    """On the same Hub: transformers keeps the client that it made first."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    with LoopbackHub(tmp_path / "hub") as hub:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
-        monkeypatch.setenv("HF_TOKEN", hub.token)
-        (tmp_path / "run").mkdir()
-        (tmp_path / "run" / "README.md").write_text("# My own card\n")
-        train(tmp_path, tiny_bases, "--push_to_hub", f"--hub_model_id={REPO}", "--hub_strategy=checkpoint")
-        files = hub.files(REPO)
+    _, hub = trained
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "README.md").write_text("# My own card\n")
+    repo = "loopback-user/resumable"
+    options = ("--push_to_hub", f"--hub_model_id={repo}", f"--hub_token={hub.token}", "--hub_strategy=checkpoint")
+    train(tmp_path, tiny_bases, *options)
+    files = hub.files(repo)
     assert {"last-checkpoint/optimizer.pt", "last-checkpoint/trainer_state.json", "model.safetensors"} < files.keys()
     assert not [name for name in files if name.endswith("training_args.bin")]
     assert (tmp_path / "run" / "README.md").read_text() == "# My own card\n"

@@ -1,0 +1,89 @@
+"""A smaller adapter: the nearest of its rank, loaded as any other, and refused where there is none."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
+from audiollm.publishing.shrink import ShrinkError, low_rank, main, shrink
+from checkpoint_folders import change_json
+from safetensors.torch import load_file, save_file
+
+WEIGHTS = "model.safetensors"
+TOLERANCE = 1e-5
+
+
+def test_the_update_is_the_nearest_of_its_rank() -> None:
+    generator = torch.Generator().manual_seed(0)
+    down, up = torch.randn(6, 20, generator=generator), torch.randn(15, 6, generator=generator)
+    left, values, right = torch.linalg.svd(up @ down)
+    for rank in (1, 3, 6):
+        smaller_down, smaller_up, kept = low_rank(down, up, rank)
+        assert smaller_down.shape == (rank, 20) and smaller_up.shape == (15, rank)
+        nearest = left[:, :rank] * values[:rank] @ right[:rank]
+        torch.testing.assert_close(smaller_up @ smaller_down, nearest, atol=1e-4, rtol=1e-4)
+        assert kept == pytest.approx(float(values[:rank].square().sum() / values.square().sum()), abs=1e-5)
+
+
+def test_an_update_of_nothing_stays_nothing() -> None:
+    down, up, kept = low_rank(torch.randn(4, 8), torch.zeros(5, 4), 2)
+    assert not (up @ down).any() and kept == 1.0
+
+
+def test_updates_of_a_low_rank_lose_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    """LoRA whose second half is zero: half the rank is the same model."""
+    weights = load_file(checkpoint / WEIGHTS)
+    rank = next(len(weight) for name, weight in weights.items() if ".lora_A." in name)
+    generator = torch.Generator().manual_seed(0)
+    for name in [name for name in weights if ".lora_" in name]:
+        weights[name] = torch.randn(weights[name].shape, generator=generator) / 10
+        if ".lora_B." in name:
+            weights[name][:, rank // 2 :] = 0.0
+    save_file(weights, checkpoint / WEIGHTS, metadata={"format": "pt"})
+    assert shrink(checkpoint, tmp_path / "small", rank // 2, torch.float32) == pytest.approx(1.0)
+    models = [
+        AudioLlmForConditionalGeneration.from_pretrained(path).eval() for path in (checkpoint, tmp_path / "small")
+    ]
+    assert (tmp_path / "small" / WEIGHTS).stat().st_size < (checkpoint / WEIGHTS).stat().st_size
+    processor = AudioLlmProcessor.from_pretrained(tmp_path / "small")
+    inputs = processor(text="<audio> said?", audio=torch.randn(16_000, generator=generator).numpy())
+    with torch.inference_mode():
+        logits = [model(**inputs).logits for model in models]
+        bare = models[0](**inputs, adapter_names=[None]).logits
+    torch.testing.assert_close(*logits, atol=TOLERANCE, rtol=TOLERANCE)
+    assert not torch.allclose(logits[0], bare, atol=TOLERANCE)
+
+
+def test_precision_and_rank_are_those_asked_for(checkpoint: Path, tmp_path: Path, capsys) -> None:
+    (checkpoint / "optimizer.pt").write_bytes(b"state")
+    main([f"--model={checkpoint}", f"--output_dir={tmp_path / 'small'}", "--lora-rank=1", "--dtype=float16"])
+    assert "MiB instead of" in capsys.readouterr().out
+    small = load_file(tmp_path / "small" / WEIGHTS)
+    assert {weight.dtype for weight in small.values() if weight.numel() > 1} <= {torch.float16, torch.bool}
+    assert {len(weight) for name, weight in small.items() if ".lora_A." in name} == {1}
+    main([f"--model={checkpoint}", f"--output_dir={tmp_path / 'cast'}"])
+    cast = load_file(tmp_path / "cast" / WEIGHTS)
+    whole = load_file(checkpoint / WEIGHTS)
+    assert {name: weight.shape for name, weight in cast.items()} == {name: w.shape for name, w in whole.items()}
+    assert {weight.dtype for weight in cast.values() if weight.numel() > 1} <= {torch.bfloat16, torch.bool}
+    assert not (tmp_path / "small" / "optimizer.pt").exists()
+    assert (tmp_path / "small" / "modeling_audiollm.py").is_file()
+    settings = AudioLlmForConditionalGeneration.from_pretrained(tmp_path / "small").config.adapter_settings("speech")
+    before = AudioLlmForConditionalGeneration.from_pretrained(checkpoint).config.adapter_settings("speech")
+    assert settings["rank"] == 1
+    assert settings["alpha"] / settings["rank"] == pytest.approx(before["alpha"] / before["rank"])
+
+
+def test_what_cannot_be_shrunk_is_said(checkpoint: Path, tmp_path: Path, capsys) -> None:
+    with pytest.raises(ShrinkError, match="--lora_rank is 0"):
+        shrink(checkpoint, tmp_path / "small", 0)
+    with pytest.raises(ShrinkError, match="not empty"):
+        shrink(checkpoint, checkpoint)
+    with pytest.raises(ShrinkError, match="no config.json"):
+        shrink(tmp_path, tmp_path / "small")
+    change_json(checkpoint / "config.json", weight_format="merged")
+    with pytest.raises(SystemExit, match="'merged'; expected 'adapter'"):
+        main([f"--model={checkpoint}", f"--output_dir={tmp_path / 'small'}"])
+    assert json.loads((checkpoint / "config.json").read_text())["weight_format"] == "merged"
+    assert not (tmp_path / "small").exists()
