@@ -117,7 +117,8 @@ class Page:
             with gr.Column(scale=3, min_width=300):
                 chat = gr.Chatbot(
                     label="Conversation",
-                    render_markdown=False,
+                    render_markdown=False,  # an answer is shown as it is, ...
+                    latex_delimiters=[],  # ... dollars included
                     buttons=["copy"],
                     feedback_options=None,
                     placeholder="Nothing has been asked yet.",

@@ -232,9 +232,10 @@ def test_stop_and_a_tab_closed_in_mid_answer(chromium, page, clips) -> None:
             visitor.click("stop")
             visitor.wait_for_note("Stopped.")
             assert steps.count - before <= 4 and not page.is_busy
+            before, steps.seconds = steps.count, 1.0  # half a minute, of which only the beginning is waited for
             visitor.ask("Hello again?")
-            wait_for(lambda: page.is_busy and steps.count > before + 6)
+            wait_for(lambda: page.is_busy and steps.count > before)
             before = steps.count
         wait_for(lambda: not page.is_busy)
-        assert steps.count - before <= 8
+        assert steps.count - before < TOKENS / 2
         wait_for(lambda: not sent.exists())
