@@ -105,7 +105,8 @@ def main() -> None:
     options = parser.parse_args()
     model, processor = load(options.model, options.dtype)
     start = time.perf_counter()
-    rate, by_kind = processor.sampling_rate, {}
+    rate = processor.sampling_rate
+    by_kind: dict[str, list[dict[str, Any]]] = {}
     for level in LEVELS_DBFS:
         for index, seconds in enumerate(LENGTHS_S):
             for kind, waveform in sounds(seconds, rate, level, index).items():

@@ -171,7 +171,13 @@ def run(given: Sequence[str], options: SummarizeArguments) -> list[Failure]:
         if stem is None:
             print(f"{recording.location}: {whole.text}" if len(found) > 1 else whole.text, flush=True)
         else:
-            _write(stem, recording.location, whole, processor.sampling_rate, {**made_with, "model": checkpoint})
+            _write(
+                stem,
+                recording.location,
+                whole,
+                processor.sampling_rate,
+                {**made_with, "join_prompt": options.join_prompt, "model": checkpoint},
+            )
     return failures
 
 
