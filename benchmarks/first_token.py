@@ -16,6 +16,7 @@ all, that is said, and no ratio to it is given.
 """
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -30,10 +31,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from audiollm import AudioLlmProcessor
 from inference_peers import OURS, PEERS, Side
 from joined_speech import joined_speech
 from training_peers import AUDIO_BASE, QUESTION, TEXT_BASE
 from transformers.generation.streamers import BaseStreamer
+from transformers.utils import logging
 
 RESULTS = Path(__file__).parent / "results" / "first_token.json"
 PRECISIONS = ("float32", "bfloat16")
@@ -46,6 +49,9 @@ TARGETS = {4.0: 5.0, 30.0: 1.5}
 #: A recording's last frame may be cut.
 HEARD_TOLERANCE_S = 0.1
 BYTES_PER_MIB, KIB_PER_MIB = 1 << 20, 1 << 10
+#: Linux: a process' peak of resident memory, and what makes it begin anew (proc(5)).
+PROCESS_STATUS, PEAK_FIELD = Path("/proc/self/status"), "VmHWM:"
+PROCESS_PEAK, RESET_PEAK = Path("/proc/self/clear_refs"), "5"
 
 
 class Stopwatch(BaseStreamer):
@@ -88,20 +94,33 @@ def measure(side: Side, waveform, new_tokens: int) -> dict[str, Any]:
 
 
 def peak_memory_mib() -> float:
-    """Of this process, so far."""
-    unit = BYTES_PER_MIB if sys.platform == "darwin" else KIB_PER_MIB  # Linux reports KiB, macOS bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    """Of this process, since [`forget_peak_memory`] where that is possible, else since its start."""
+    try:
+        status = PROCESS_STATUS.read_text()
+    except OSError:
+        unit = BYTES_PER_MIB if sys.platform == "darwin" else KIB_PER_MIB  # Linux reports KiB, macOS bytes
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return int(status.split(PEAK_FIELD)[1].split()[0]) / KIB_PER_MIB
+
+
+def forget_peak_memory() -> bool:
+    """Makes what is in memory now the peak (Linux only): what loading took is not what answering takes."""
+    gc.collect()
+    try:
+        PROCESS_PEAK.write_text(RESET_PEAK)
+    except OSError:
+        return False
+    return True
 
 
 def serve(name: str, precision: str, checkpoint: str | None) -> None:
     """A side's process: loads it, warms it up, and answers each line `[seconds, new tokens]` with a measurement."""
-    from audiollm import AudioLlmProcessor
-
+    logging.disable_progress_bar()
     decoder = AudioLlmProcessor.from_audio_text_pretrained(AUDIO_BASE, TEXT_BASE)
     side = {**OURS, **PEERS}[name](checkpoint, precision)
-    loaded_mib = peak_memory_mib()
+    loading = {"peak_memory_of_loading_mib": peak_memory_mib(), "peak_memory_is_without_loading": forget_peak_memory()}
     warm_up = measure(side, joined_speech(WARM_UP_S, decoder), 2)
-    print(json.dumps({"loaded_memory_mib": loaded_mib, "warm_up_first_token_s": warm_up["first_token_s"]}), flush=True)
+    print(json.dumps({**loading, "warm_up_first_token_s": warm_up["first_token_s"]}), flush=True)
     for line in sys.stdin:
         seconds, new_tokens = json.loads(line)
         print(json.dumps(measure(side, joined_speech(seconds, decoder), new_tokens)), flush=True)
@@ -252,7 +271,8 @@ def main() -> None:
     """Asks all sides in turn and writes what was seen."""
     options = read_options()
     if options.worker:
-        serve(*options.worker, options.model)
+        side, precision = options.worker
+        serve(side, precision, options.model)
         return
     runs = run(options)
     table = summarize(runs)

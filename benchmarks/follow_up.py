@@ -3,7 +3,8 @@ Time to first token: a first question about a recording, and a follow-up questio
 
 The follow-up finds the recording's keys and values in the session's cache, so that it neither encodes nor prefills the
 audio again. Beside it, the same follow-up answered by a session that has to read the whole conversation anew, and
-whether both begin their answer alike.
+whether both begin their answer alike; and what the language model alone needs for the follow-up's new tokens, which no
+follow-up can be faster than.
 
     python benchmarks/follow_up.py --model runs/demo/adapter
 """
@@ -16,29 +17,22 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.inference.loading import load
 from audiollm.inference.session import Session
+from joined_speech import joined_speech
+from transformers import DynamicCache
 
 RESULTS = Path(__file__).parent / "results" / "follow_up.json"
-LENGTHS_S = (4.0, 30.0)
+LENGTHS_S = (4.0, 30.0, 600.0)
+#: From here on a first question takes a minute, and varies little; these are repeated less often.
+LONG_S, LONG_REPEATS = 120.0, 1
+#: How many times faster than the first question a follow-up is to be.
+TARGET = 5.0
 QUESTION, FOLLOW_UP = "What is said?", "Is it a question?"
 REPEATS = 5
 #: Of the first answer, which the follow-up's conversation has in it.
 MAX_NEW_TOKENS = 16
-
-
-def speech(seconds: float, processor) -> np.ndarray:
-    """Studio prompts one after the other, cut to length: `(samples,)`."""
-    samples = int(seconds * processor.sampling_rate)
-    pieces: list[np.ndarray] = []
-    for row in load_studio_prompts("test"):
-        pieces.append(processor.load_audio(row["audio"]))
-        if sum(map(len, pieces)) >= samples:
-            break
-    return np.concatenate(pieces)[:samples]
 
 
 def time_to_first_token(session: Session, *turn: Any) -> tuple[float, str]:
@@ -52,10 +46,26 @@ def time_to_first_token(session: Session, *turn: Any) -> tuple[float, str]:
     return time.perf_counter() - start, session.messages[-1]["content"]
 
 
+@torch.no_grad()
+def language_model_alone(model, cached_tokens: int, new_tokens: int) -> float:
+    """Seconds that the language model, with its adapter, needs for so many tokens after so many in its cache."""
+    config = model.config.get_text_config(decoder=True)
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    keys = torch.zeros(1, config.num_key_value_heads, cached_tokens, head_size, dtype=model.dtype, device=model.device)
+    cache = DynamicCache(config=config)
+    for layer in range(config.num_hidden_layers):
+        cache.update(keys, keys, layer)
+    ids = torch.zeros(1, new_tokens, dtype=torch.long, device=model.device)
+    adapter = next(iter(model.config.lora_adapters), None)
+    start = time.perf_counter()
+    model(input_ids=ids, past_key_values=cache, use_cache=True, adapter_names=[adapter], logits_to_keep=1)
+    return time.perf_counter() - start
+
+
 def measure(model, processor, seconds: float, repeats: int) -> dict[str, Any]:
-    """Median seconds to the first token of first questions, follow-ups, and follow-ups read anew."""
-    recording = speech(seconds, processor)
-    firsts, follow_ups, anew, same = [], [], [], []
+    """Median seconds to the first token of first questions, follow-ups, and follow-ups read anew, in turn."""
+    recording = joined_speech(seconds, processor)
+    firsts, follow_ups, anew, alone, same = [], [], [], [], []
     for _ in range(repeats):
         session = Session(model, processor)
         firsts.append(time_to_first_token(session, QUESTION, recording)[0])
@@ -65,20 +75,25 @@ def measure(model, processor, seconds: float, repeats: int) -> dict[str, Any]:
         seconds_taken, token = time_to_first_token(session, FOLLOW_UP)
         follow_ups.append(seconds_taken)
         report = session.report
+        assert report is not None
+        alone.append(language_model_alone(model, report.reused_tokens, report.prompt_tokens - report.reused_tokens))
+        prompt_tokens, reused_tokens = report.prompt_tokens, report.reused_tokens
         fresh = Session(model, processor, messages=messages)
         seconds_taken, again = time_to_first_token(fresh)
         anew.append(seconds_taken)
         same.append(token == again)
-    assert report is not None
-    first, follow_up, read_anew = map(statistics.median, (firsts, follow_ups, anew))
+    first, follow_up, read_anew, bound = map(statistics.median, (firsts, follow_ups, anew, alone))
     return {
         "recording_s": seconds,
-        "prompt_tokens_of_follow_up": report.prompt_tokens,
-        "reused_tokens": report.reused_tokens,
+        "prompt_tokens_of_follow_up": prompt_tokens,
+        "reused_tokens": reused_tokens,
         "first_question_s": round(first, 4),
         "follow_up_s": round(follow_up, 4),
         "follow_up_read_anew_s": round(read_anew, 4),
+        "language_model_alone_s": round(bound, 4),
         "first_over_follow_up": round(first / follow_up, 2),
+        "first_over_language_model_alone": round(first / bound, 2),
+        "meets_target": first / follow_up >= TARGET,
         "same_first_token": all(same),
         "all_first_s": [round(one, 4) for one in firsts],
         "all_follow_up_s": [round(one, 4) for one in follow_ups],
@@ -91,13 +106,23 @@ def main() -> None:
     parser.add_argument("--model", help="AudioLLM checkpoint; that of make demo when not given")
     parser.add_argument("--dtype", default="float32", help="precision of the bases; default: %(default)s")
     parser.add_argument("--repeats", type=int, default=REPEATS, help="of which the median; default: %(default)s")
+    parser.add_argument(
+        "--long_repeats",
+        type=int,
+        default=LONG_REPEATS,
+        help=f"of recordings from {LONG_S:g} s on; default: %(default)s",
+    )
+    parser.add_argument("--lengths", nargs="+", type=float, default=list(LENGTHS_S), help="recordings, in seconds")
     parser.add_argument("--output", type=Path, default=RESULTS, help="JSON to write; default: %(default)s")
     options = parser.parse_args()
+    if min(options.repeats, options.long_repeats) < 1 or min(options.lengths) <= 0:
+        parser.error("--repeats and --long_repeats must be 1 or more, and --lengths above 0.")
     model, processor = load(options.model, options.dtype)
     Session(model, processor).ask("Hello?", max_new_tokens=2)  # what only the first call costs
     rows = []
-    for seconds in LENGTHS_S:
-        rows.append(measure(model, processor, seconds, options.repeats))
+    for seconds in options.lengths:
+        repeats = options.repeats if seconds < LONG_S else options.long_repeats
+        rows.append(measure(model, processor, seconds, repeats))
         print(json.dumps(rows[-1]))
     report = {
         "what": "seconds to the first token, medians",
@@ -106,6 +131,7 @@ def main() -> None:
         "device": str(model.device),
         "threads": torch.get_num_threads(),
         "repeats": options.repeats,
+        "target": TARGET,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "questions": [QUESTION, FOLLOW_UP],
