@@ -56,9 +56,7 @@ class FrozenLinearWithLora(torch.autograd.Function):
         source = x if mask is None else x * mask
         # Autocast has nothing to do: everything has the precision of `x`, in the backward pass as well.
         with torch.autocast(x.device.type, enabled=False):
-            down_cast, up_cast = down.to(x.dtype), up.to(x.dtype)
-            low = source @ down_cast.T
-            result = nn.functional.linear(x, weight, bias).addmm_(low, up_cast.T, alpha=scaling)
+            result, low, down_cast, up_cast = _forward(x, weight, bias, source, down, up, scaling)
         ctx.save_for_backward(source, weight, mask, low, down_cast, up_cast)
         ctx.scaling, ctx.down_dtype, ctx.up_dtype = scaling, down.dtype, up.dtype
         return result
@@ -82,15 +80,33 @@ class FrozenLinearWithLora(torch.autograd.Function):
         return grad_x, None, None, None, grad_down, grad_up, None
 
 
+def frozen_linear_with_lora(x, weight, bias, mask, down, up, scaling: float) -> torch.Tensor:
+    """
+    [`FrozenLinearWithLora`], bit for bit, and without what an autograd function costs where no gradient is asked for.
+
+    That is a seventh of the time of a token of SmolLM2-135M on one CPU core, which runs 210 of these.
+    """
+    if torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
+        return FrozenLinearWithLora.apply(x, weight, bias, mask, down, up, scaling)
+    return _forward(x, weight, bias, x if mask is None else x * mask, down, up, scaling)[0]
+
+
+def _forward(x, weight, bias, source, down, up, scaling: float) -> tuple[torch.Tensor, ...]:
+    """The result, and on the way to it: the inner product of rank `rank`, and both factors in the precision of `x`."""
+    down_cast, up_cast = down.to(x.dtype), up.to(x.dtype)
+    low = source @ down_cast.T
+    return nn.functional.linear(x, weight, bias).addmm_(low, up_cast.T, alpha=scaling), low, down_cast, up_cast
+
+
 def can_fuse(base: nn.Module, x: torch.Tensor) -> bool:
     """Whether `base` is a plain frozen linear layer in the precision of `x`, whose call is its class's and no more."""
     if type(base) is not nn.Linear or "forward" in vars(base) or base._forward_hooks or base._forward_pre_hooks:
         return False
     device = x.device.type
     same_precision = not torch.is_autocast_enabled(device) or torch.get_autocast_dtype(device) == x.dtype
-    trains = any(parameter.requires_grad for parameter in base.parameters())
+    trains = base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad)
     plain = type(base.weight) is nn.Parameter  # quantised ones may be of a class that not all operations know
     return plain and same_precision and base.weight.dtype == x.dtype and not trains
 
 
-__all__ = ["FrozenLinearWithLora", "can_fuse", "dropout_mask"]
+__all__ = ["FrozenLinearWithLora", "can_fuse", "dropout_mask", "frozen_linear_with_lora"]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .frozen_linear import FrozenLinearWithLora, can_fuse, dropout_mask
+from .frozen_linear import can_fuse, dropout_mask, frozen_linear_with_lora
 
 try:
     from peft import LoraConfig, inject_adapter_in_model
@@ -123,8 +123,8 @@ class RoutedLoraLinear(LoraLinear):
     def _fused(self, x: torch.Tensor, name: str) -> torch.Tensor:
         base, flat = cast(nn.Linear, self.base_layer), x.flatten(0, -2)
         mask, scaling = self._dropout(flat, name)
-        result = FrozenLinearWithLora.apply(flat, base.weight, base.bias, mask, *self._factors(name), scaling)
-        return cast(torch.Tensor, result).view(*x.shape[:-1], base.out_features)
+        result = frozen_linear_with_lora(flat, base.weight, base.bias, mask, *self._factors(name), scaling)
+        return result.view(*x.shape[:-1], base.out_features)
 
     def _factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         return cast(nn.Linear, self.lora_A[name]).weight, cast(nn.Linear, self.lora_B[name]).weight

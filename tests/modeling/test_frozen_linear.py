@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from audiollm.frozen_linear import FrozenLinearWithLora, can_fuse, dropout_mask
+from audiollm.frozen_linear import FrozenLinearWithLora, can_fuse, dropout_mask, frozen_linear_with_lora
 from audiollm.lora_routing import RoutedLoraLinear
 from batches import collate, make_row, mixed_rows
 from torch import nn
@@ -51,6 +51,22 @@ def test_trained_factors_keep_their_precision() -> None:
     result.sum().backward()
     assert result.dtype == torch.bfloat16
     assert down.grad.dtype == up.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("with_mask", [False, True], ids=["plain", "dropout"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("no_gradients", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_every_bit_is_the_same(with_mask: bool, dtype: torch.dtype, no_gradients) -> None:
+    given = operands(dtype)
+    factors = [given[name].detach().float().requires_grad_() for name in ("down", "up")]
+    mask = dropout_mask(given["x"], 0.4)[0] if with_mask else None
+    arguments = (given["x"], given["weight"], given["bias"], mask, *factors, SCALING)
+    expected = frozen_linear_with_lora(*arguments)
+    assert expected.requires_grad
+    with no_gradients():
+        assert torch.equal(frozen_linear_with_lora(*arguments), expected)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(frozen_linear_with_lora(*arguments), expected)
 
 
 @pytest.mark.parametrize("probability", [0.01, 0.05, 0.5])
@@ -111,6 +127,10 @@ def test_what_is_not_plain_is_not_fused() -> None:
     assert not can_fuse(layer, x)  # it trains
     layer.requires_grad_(False)
     assert can_fuse(layer, x) and not can_fuse(layer, x.bfloat16())
+    for trained in (layer.weight, layer.bias):
+        trained.requires_grad_(True)
+        assert not can_fuse(layer, x)
+        trained.requires_grad_(False)
     with torch.autocast("cpu", torch.bfloat16):
         assert not can_fuse(layer, x)  # autocast would compute in bfloat16
         assert can_fuse(layer.bfloat16(), x.bfloat16())
