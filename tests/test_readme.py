@@ -24,8 +24,12 @@ import soundfile
 from audiollm import cli
 from audiollm.corpora.examples import read_examples
 from audiollm.corpora.prompts import load_studio_prompts
+from audiollm.inference.demo_web import DemoWebArguments
+from audiollm.inference.serve import ServeArguments
+from audiollm.option_parser import parser_of
 from clients import WITHOUT_AUDIOLLM, play
 from loopback_hub import LoopbackHub
+from servers import command
 from tiny_models import llama_config, save_audio_base, save_text_base
 
 ROOT = Path(__file__).parents[1]
@@ -48,6 +52,10 @@ OPTIONS_ROW = re.compile(r"^\| .+ \| `(--[^`]+)` \|$", re.MULTILINE)
 OPTIONAL_PACKAGES = {"--load_in_4bit": "bitsandbytes", "--report_to": "tensorboard"}
 #: One step, on a CPU; what the README asks for is more than a test may take.
 SHORTENED = {"--max_steps": "1", "--num_processes": "2", "--attn_implementation": "sdpa", "--eval_max_new_tokens": "4"}
+#: Of a benchmark's questions, and of what could answer them.
+FEW_ITEMS = ["--limit", "2", "--systems", "model", "wrong_audio"]
+#: Commands that do not end by themselves.
+SERVERS = ("serve", "demo-web")
 PATIENCE_S = 600
 
 
@@ -67,7 +75,8 @@ BLOCKS = blocks_of(ROOT / "README.md")
 PYTHON = [block.text for block in BLOCKS if block.language == "python"]
 WITHOUT_PACKAGE = [code for code in PYTHON if "trust_remote_code=True" in code]
 PUSHING = [code for code in PYTHON if "push_to_hub(" in code]
-IN_PACKAGE = [code for code in PYTHON if code not in (*WITHOUT_PACKAGE, *PUSHING)]
+ASKING_A_SERVER = [code for code in PYTHON if "OpenAI(" in code]
+IN_PACKAGE = [code for code in PYTHON if code not in (*WITHOUT_PACKAGE, *PUSHING, *ASKING_A_SERVER)]
 JSON = [block.text for block in BLOCKS if block.language == "json"]
 STAGE_ROWS = {stage: json.loads(row) for stage, row in STAGE_ROW.findall(README)}
 OPTION_ROWS = OPTIONS_ROW.findall(README)
@@ -183,7 +192,7 @@ def prepare_from_disk(words: list[str], workplace: Path) -> list[str]:
 def test_every_block_is_of_a_tested_kind() -> None:
     assert README.count("```") == 2 * len(BLOCKS)  # none is indented, or left open
     assert {block.language for block in BLOCKS} <= {"python", "json", "bash"}
-    assert len(WITHOUT_PACKAGE) == len(PUSHING) == len(JSON) == 1
+    assert len(WITHOUT_PACKAGE) == len(PUSHING) == len(ASKING_A_SERVER) == len(JSON) == 1
     assert not set(WITHOUT_PACKAGE) & set(PUSHING)
     assert len(IN_PACKAGE) >= 3
     assert len(OPTION_ROWS) == README.count("| `--") > 1
@@ -214,6 +223,30 @@ def test_the_sharing_snippet_uploads_megabytes(workplace: Path, tmp_path: Path) 
     assert sum(map(len, files.values())) < MAX_UPLOAD_MIB * MEBIBYTE
 
 
+def test_the_snippet_that_asks_a_server_runs(workplace: Path, capsys) -> None:
+    """Against the command beside it, at whatever port is free."""
+    (words,) = [words for words in COMMANDS if words[:2] == ["audiollm", "serve"]]
+    address = re.search(r"http://[\d.:]+/v1", README)[0]
+    folder = workplace / "serving"
+    folder.mkdir()
+    with command(folder, *words[2:3], workplace / words[3]) as running:
+        code = (
+            ASKING_A_SERVER[0]
+            .replace(address, f"{running.url}/v1")
+            .replace("recording.wav", str(workplace / "recording.wav"))
+        )
+        exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    assert capsys.readouterr().out
+
+
+def test_servers_are_where_the_readme_says() -> None:
+    options = {words[1]: words[2:] for words in COMMANDS if words[0] == "audiollm" and words[1] in SERVERS}
+    assert options.keys() == set(SERVERS)
+    for name, kind in (("serve", ServeArguments), ("demo-web", DemoWebArguments)):
+        (given,) = parser_of(kind, name, "", None).parse_args_into_dataclasses(options[name])
+        assert f"audiollm {name} --model {given.model}" in README and f"http://{given.host}:{given.port}" in README
+
+
 def test_the_example_data_is_valid(workplace: Path) -> None:
     (example,) = read_examples(workplace / "data.json", workplace / "recordings")
     assert example.audio_paths == (str(workplace / "recordings" / "sample1.wav"),)
@@ -229,21 +262,27 @@ def test_audiollm_commands_run(workplace: Path, bases: list[str], monkeypatch: p
     monkeypatch.chdir(workplace)
     trained = []
     for words in COMMANDS:
-        if words[0] != "audiollm" or "--help" in words:
+        if words[0] != "audiollm" or "--help" in words or words[1] in SERVERS:
             continue
         if words[1] == "train":
             trained.append(words[words.index("--stage") + 1])
             words = train_briefly(words, bases, workplace)
-        elif words[1] in ("generate", "evaluate", "transcribe", "chat"):
+        elif words[1] in ("generate", "evaluate", "transcribe", "summarize", "chat") and "--model" in words:
             model = words.index("--model") + 1
             assert (workplace / words[model] / "config.json").is_file(), "the command before it leaves the model"
             words = [*words[:model], CHECKPOINT, *words[model + 1 :], "--max_new_tokens", "8"]
+            words += FEW_ITEMS if "--tasks" in words else []
+        elif words[1] == "compare":
+            shutil.copytree(workplace / words[2], workplace / words[3])
         elif words[1] == "prepare":
             words = prepare_from_disk(words, workplace)
         monkeypatch.setattr(sys, "argv", words)
         monkeypatch.setattr(sys, "stdin", io.StringIO("Hello.\n"))  # what is said to chat
         cli.main()
-        assert capsys.readouterr().out, words
+        printed = capsys.readouterr().out
+        if words[1] == "summarize":
+            printed = (workplace / words[words.index("--output_dir") + 1] / "recording.txt").read_text()
+        assert printed, words
     assert tuple(trained) == STAGES
     for folder in ("librispeech", "huggingface", "fleurs", "folder", "synthesize", "answers"):
         written = list((workplace / "data" / folder).glob("instruction_examples*.json"))
@@ -289,8 +328,9 @@ def test_options_named_in_running_text_exist(monkeypatch: pytest.MonkeyPatch, ca
     in_text = {name for code in re.findall(r"`([^`\n]+)`", README) for name in re.findall(r"--\w[\w-]*", code)}
     in_text = {"--" + name.removeprefix("--").replace("-", "_") for name in in_text}
     others = {"--model", "--audio", "--help"}  # of `audiollm generate` and `evaluate`
-    for command in (("prepare", "librispeech"), ("prepare", "huggingface"), ("prepare", "folder"), ("validate",)):
-        monkeypatch.setattr(sys, "argv", ["audiollm", *command, "--help"])
+    prepare = [("prepare", kind) for kind in ("librispeech", "huggingface", "folder")]
+    for called in (*prepare, ("validate",), ("evaluate",), ("score",), ("transcribe",), ("serve",)):
+        monkeypatch.setattr(sys, "argv", ["audiollm", *called, "--help"])
         with pytest.raises(SystemExit):
             cli.main()
         others |= set(re.findall(r"--\w+", capsys.readouterr().out))
@@ -348,9 +388,9 @@ def test_what_pip_installs_exists() -> None:
     installs = [word for words in COMMANDS if words[:2] == ["pip", "install"] for word in words[2:]]
     assert installs
     for requirement in installs:
-        name, extra = re.fullmatch(r"(\w+|\.)(?:\[(\w+)\])?", requirement).groups()
+        name, extras = re.fullmatch(r"(\w+|\.)(?:\[([\w,]+)\])?", requirement).groups()
         assert name in (setup["metadata"]["name"], ".")
-        assert extra is None or extra in setup["options.extras_require"]
+        assert set(extras.split(",") if extras else ()) <= set(setup["options.extras_require"])
 
 
 # ---- how to contribute ---------------------------------------------------------------------------------------------
