@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
-ROOMS = configuration processing corpora publishing training evaluation inference
+ROOMS = configuration processing corpora publishing training evaluation inference shipped_adapter
 TYPES = build/types/audiollm
 
 .PHONY: demo test test-all check bench clean

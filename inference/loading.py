@@ -2,11 +2,12 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmProcessor
+from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmProcessor, shipped_adapter
 from audiollm.quantisation import quantisation
 from transformers.utils import is_bitsandbytes_available
 
@@ -17,10 +18,13 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 #: Folders that training leaves within its output folder.
 TRAINING_CHECKPOINTS = "checkpoint-*"
-NO_CHECKPOINT = (
-    f"No --model is given, and there is no {DEMO_CHECKPOINT} here. Run `make demo` in a clone of AudioLLM, which trains "
-    "one in minutes, or pass --model with a checkpoint's folder or Hub id."
+#: What is said of the checkpoint that nobody named.
+SHIPPED = (
+    "No --model is given: this is the small adapter that comes with AudioLLM, for short, clear English. `make demo` in a "
+    "clone of AudioLLM trains one, and --model takes any other."
 )
+#: What comes with the package, in the help of commands.
+DEFAULT_MODEL = f"{DEMO_CHECKPOINT} if it is there, or else the small adapter that comes with AudioLLM"
 
 
 class CheckpointError(ValueError):
@@ -32,15 +36,17 @@ def find_checkpoint(model: str | None = None) -> str:
     What `from_pretrained` is to be given: a folder that holds an AudioLLM checkpoint, or a Hub id.
 
     Args:
-        model: a folder or Hub id; without it, what `make demo` has left in the working folder.
+        model: a folder or Hub id; without it, what `make demo` has left in the working folder, or else the adapter that
+            comes with the package, which is said on standard error.
 
     Raises:
         CheckpointError: there is no such folder, or it holds something else; the message says what.
     """
     if not model:
-        if not (DEMO_CHECKPOINT / "config.json").is_file():
-            raise CheckpointError(NO_CHECKPOINT)
-        return str(DEMO_CHECKPOINT)
+        if (DEMO_CHECKPOINT / "config.json").is_file():
+            return str(DEMO_CHECKPOINT)
+        print(SHIPPED, file=sys.stderr)
+        return str(shipped_adapter.FOLDER)
     folder = Path(model).expanduser()
     if folder.is_file():
         raise CheckpointError(f"--model {model} is a file; expected the checkpoint's folder, or a Hub id.")

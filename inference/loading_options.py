@@ -5,7 +5,7 @@ from typing import Any
 
 from audiollm import AudioLlmForConditionalGeneration
 
-from .loading import DEMO_CHECKPOINT, DTYPES, check_few_bits, load_model
+from .loading import DEFAULT_MODEL, DTYPES, check_few_bits, load_model
 
 
 @dataclass
@@ -14,7 +14,7 @@ class LoadingArguments:
 
     model: str | None = field(
         default=None,
-        metadata={"help": f"AudioLLM checkpoint: a folder or a Hub id; {DEMO_CHECKPOINT} when not given."},
+        metadata={"help": f"AudioLLM checkpoint: a folder or a Hub id. When not given, {DEFAULT_MODEL}."},
     )
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub id."})
     dtype: str = field(default="auto", metadata={"help": "Precision of the bases.", "choices": DTYPES})

@@ -28,6 +28,7 @@ LORA_A, LORA_B = ".lora_A.", ".lora_B."
 ADAPTER = "adapter"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 MIB = 1 << 20
+PARTS = ("audio_config", "text_config")
 #: What goes along unchanged, besides the files that are allowed on the Hub.
 CODE = "*.py"
 
@@ -110,6 +111,8 @@ def shrink(folder: Path, output: Path, rank: int | None = None, dtype: torch.dty
         if path.is_file() and any(fnmatchcase(path.name, pattern) for pattern in (*ALLOWED, CODE)):
             shutil.copyfile(path, output / path.name)
     stored.update(_settings(config, rank))
+    for part in filter(stored.__contains__, PARTS):
+        stored[part].pop("_name_or_path", None)  # where a base once lay on somebody's machine
     (output / "config.json").write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     save_file(
         {name: _stored_as(weight, dtype) for name, weight in weights.items()},

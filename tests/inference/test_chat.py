@@ -289,13 +289,6 @@ def test_draws_follow_the_options(checkpoint, monkeypatch, capsys) -> None:
     assert printed[0] != printed[1] == printed[2]
 
 
-def test_without_a_model_it_says_how_to_make_one(tmp_path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as caught:
-        main([])
-    assert str(caught.value.code).startswith("audiollm chat: No --model is given")
-
-
 def test_lines_are_read_with_editing_on_a_terminal(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "prompt_toolkit", None)
     monkeypatch.setattr("builtins.input", lambda prompt="": f"{prompt}typed")

@@ -149,15 +149,6 @@ def test_a_revision_is_asked_of_the_hub(monkeypatch) -> None:
     assert "you/no-such-audiollm-model" in str(caught.value.code)
 
 
-def test_without_a_model_it_says_how_to_make_one(tmp_path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as caught:
-        main(["--prompt", "Hello?"])
-    assert str(caught.value.code).startswith("audiollm generate: No --model is given") and "make demo" in str(
-        caught.value.code
-    )
-
-
 @pytest.mark.parametrize(
     ("extra", "message"),
     [

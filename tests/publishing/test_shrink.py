@@ -64,6 +64,8 @@ def test_updates_of_a_low_rank_lose_nothing(checkpoint: Path, tmp_path: Path) ->
 
 def test_precision_and_rank_are_those_asked_for(checkpoint: Path, tmp_path: Path, capsys) -> None:
     (checkpoint / "optimizer.pt").write_bytes(b"state")
+    config = json.loads((checkpoint / "config.json").read_text())
+    change_json(checkpoint / "config.json", text_config={**config["text_config"], "_name_or_path": "/home/me/llama"})
     main([f"--model={checkpoint}", f"--output_dir={tmp_path / 'small'}", "--lora-rank=1", "--dtype=float16"])
     assert "MiB instead of" in capsys.readouterr().out
     small = load_file(tmp_path / "small" / WEIGHTS)
@@ -79,6 +81,7 @@ def test_precision_and_rank_are_those_asked_for(checkpoint: Path, tmp_path: Path
     settings = AudioLlmForConditionalGeneration.from_pretrained(tmp_path / "small").config.adapter_settings("speech")
     before = AudioLlmForConditionalGeneration.from_pretrained(checkpoint).config.adapter_settings("speech")
     assert settings["rank"] == 1
+    assert "/home/me" not in (tmp_path / "small" / "config.json").read_text()
     assert settings["alpha"] / settings["rank"] == pytest.approx(before["alpha"] / before["rank"])
 
 
