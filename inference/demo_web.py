@@ -22,7 +22,8 @@ from pathlib import Path
 from audiollm.option_parser import parser_of
 from audiollm.processing import AudioError
 
-from .loading import DEMO_CHECKPOINT, DTYPES, CheckpointError, find_checkpoint, load_model, load_processor
+from .loading import CheckpointError, find_checkpoint, load_processor
+from .loading_options import LoadingArguments
 from .options import INTERRUPTED_EXIT, tell
 from .session import DEFAULT_MAX_NEW_TOKENS
 
@@ -34,19 +35,9 @@ NEEDS_GRADIO = 'The page needs Gradio, which cannot be imported ({error}): pip i
 
 
 @dataclass
-class DemoWebArguments:
+class DemoWebArguments(LoadingArguments):
     """Which model answers, where its page is, and what visitors may send."""
 
-    model: str | None = field(
-        default=None,
-        metadata={"help": f"AudioLLM checkpoint: a folder or a Hub id; {DEMO_CHECKPOINT} when not given."},
-    )
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub id."})
-    dtype: str = field(default="auto", metadata={"help": "Precision of the bases.", "choices": DTYPES})
-    device: str | None = field(
-        default=None,
-        metadata={"help": "Where to put the model: cpu, cuda:0, or auto to spread it; a GPU if there is one."},
-    )
     system: str | None = field(default=None, metadata={"help": "System message of every conversation."})
     host: str = field(
         default="127.0.0.1", metadata={"help": "Address to listen at; 0.0.0.0 lets the whole network in."}
@@ -65,6 +56,7 @@ class DemoWebArguments:
     examples: list[str] = field(default_factory=list, metadata={"help": "Audio files that visitors may try."})
 
     def __post_init__(self):
+        super().__post_init__()
         if not 1 <= self.port <= MAX_PORT:
             raise ValueError(f"--port is {self.port}; expected 1 to {MAX_PORT}.")
         if self.auth is not None and not all(self.auth.partition(":")):
@@ -104,6 +96,9 @@ def served(model, processor, options: DemoWebArguments) -> Iterator[str]:
         import gradio  # noqa: F401  # whether it is there
     except ImportError as error:
         raise ImportError(NEEDS_GRADIO.format(error=error)) from error
+    from starlette.middleware import Middleware
+
+    from .web.own_files import OwnFiles
     from .web.page import STYLE_FILE, Page, theme
     from .web.sound import check_length
     from .web.visitor import House, Limits
@@ -120,6 +115,7 @@ def served(model, processor, options: DemoWebArguments) -> Iterator[str]:
             server_port=options.port,
             auth=(user, password) if options.auth else None,
             share=options.share,
+            app_kwargs={"middleware": [Middleware(OwnFiles)]},
             max_file_size=int(options.max_upload_mb * BYTES_PER_MB),
             state_session_capacity=MAX_VISITORS,
             theme=theme(),
@@ -165,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         checkpoint = find_checkpoint(options.model)
         processor = load_processor(checkpoint, options.revision)
-        model = load_model(checkpoint, options.dtype, options.device, options.revision)
+        model = options.load_model(checkpoint)
         stopped = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: stopped.set())
         with served(model, processor, options) as url:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from audiollm.inference import demo_web
 from audiollm.inference.demo_web import DemoWebArguments
 from audiollm.inference.session import Session
@@ -304,3 +305,26 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys) -> None:
     with pytest.raises(SystemExit):
         demo_web.main(["--port", "99999"])
     assert "--port is 99999" in capsys.readouterr().err
+
+
+def test_the_model_is_loaded_as_asked_for(pair, tmp_path, monkeypatch) -> None:
+    for part in pair:
+        part.save_pretrained(tmp_path)
+    loaded = []
+
+    def no_page(model: Any, *_: Any) -> None:
+        loaded.append(model)
+        raise OSError("no page here")
+
+    monkeypatch.setattr(demo_web, "served", no_page)
+    for options in ([], ["--merge_adapters", "--dtype", "bfloat16", "--attn_implementation", "eager"]):
+        with pytest.raises(SystemExit, match="no page here"):
+            demo_web.main(["--model", str(tmp_path), *options])
+    plain, other = loaded
+    assert plain.config.lora_adapters and not other.config.lora_adapters
+    assert (plain.dtype, other.dtype) == (torch.float32, torch.bfloat16)
+    names = [model.get_decoder().config._attn_implementation for model in loaded]
+    assert names == ["sdpa", "eager"]
+    for option, reason in (("--device", "no_such cannot be used"), ("--model", "no such folder, and it is no Hub id")):
+        with pytest.raises(SystemExit, match=reason):
+            demo_web.main(["--model", str(tmp_path), option, "no_such" if option == "--device" else "no such"])

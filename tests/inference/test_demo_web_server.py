@@ -13,6 +13,7 @@ import pytest
 from audiollm.inference.demo_web import DemoWebArguments, served
 from audiollm.inference.session import Session
 from audiollm.inference.transcribing import Transcriber
+from audiollm.inference.web.own_files import MAX_CALL_BYTES
 from web_server import Served, Slowed, bad_uploads, is_loopback, serve, tiny_pair, wait_for, write_noise
 
 pytest.importorskip("gradio", reason='the page needs Gradio: pip install "audiollm[web]"')
@@ -128,6 +129,26 @@ def test_files_of_the_server_cannot_be_had(page, tmp_path) -> None:
     event = httpx.post(f"{page.url}gradio_api/call/look", json={"data": [named]}).json()["event_id"]
     said = httpx.get(f"{page.url}gradio_api/call/look/{event}").text
     assert "event: error" in said and "figure" not in said
+
+
+def test_nothing_is_fetched_for_a_visitor(page, visitor, clips) -> None:
+    """Of addresses Gradio would fetch as much as there is."""
+    address = "https://audio.example/large.wav"
+    for method in ("GET", "HEAD"):
+        for path in (address, address.replace(":", "%3A"), address.replace("https", "HTTP")):
+            answer = httpx.request(method, f"{page.url}gradio_api/file={path}")
+            assert answer.status_code == 403 and (method == "HEAD" or "fetches nothing" in answer.text)
+    named = {"path": address, "meta": {"_type": "gradio.FileData"}}
+    for call in ("call/look", "call/transcribe", "run/look", "api/look", "queue/join"):
+        body = {"data": [named], "fn_index": 0, "session_hash": "somebody"}
+        for shown in (body, {**body, "data": [{"deeper": [named]}]}):
+            answer = httpx.post(f"{page.url}gradio_api/{call}", json=shown)
+            assert answer.status_code == 403 and "fetches nothing" in answer.text
+    call = f"{page.url}gradio_api/call/look"
+    assert httpx.post(call, json={"data": ["x" * MAX_CALL_BYTES]}).status_code == 413
+    assert httpx.post(call, content=b"[" * 200_000).status_code == 400
+    put(visitor, f"Is {address} a path?", clips[0])  # an address is nothing bad to ask about
+    assert last(begin(visitor).result())
 
 
 def test_who_leaves_stops_the_answer_and_leaves_nothing(page, visitors, clips, tmp_path) -> None:
