@@ -46,7 +46,7 @@ def test_arguments_reach_the_command(monkeypatch) -> None:
     assert "--batch_size is 0" in str(caught.value.code)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["evaluate", "--list_tasks"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["evaluate", "--list_tasks"]])
 def test_a_reader_who_has_seen_enough_is_no_error(arguments, monkeypatch) -> None:
     reading, writing = os.pipe()
     os.close(reading)  # as `| head` does
