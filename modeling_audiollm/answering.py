@@ -282,7 +282,7 @@ def recording_seconds(processor, recording: Any) -> float:
         return _file_seconds(io.BytesIO(recording), len(recording))
     if isinstance(recording, (str, os.PathLike)):
         path = os.path.expanduser(recording)
-        if "://" in os.fspath(recording):
+        if "://" in os.fspath(recording) or os.fspath(recording).startswith("data:"):
             return 0.0
         if not os.path.isfile(path):
             processor.load_audio(recording)  # which says what is wrong

@@ -12,6 +12,8 @@ import numpy as np
 import soundfile
 import soxr
 
+from .data_urls import data_url_name, is_data_url, read_data_url
+
 #: Whisper's rate. Every waveform becomes this.
 SAMPLING_RATE_HZ = 16_000
 #: Rates that recordings have; a header that says otherwise is damaged.
@@ -69,8 +71,9 @@ def load_waveform(
 
     Args:
         audio: a waveform (numpy, torch or list; `(samples,)`, `(channels, samples)` or `(samples, channels)`; float
-            in [-1, 1] or integer), a path, a `file://`, `http(s)://` or `hf://` URL, encoded bytes, a `datasets` audio
-            dict (`array` with `sampling_rate`, or `bytes`/`path`), or a torchcodec decoder as newer `datasets` give.
+            in [-1, 1] or integer), a path, a `file://`, `http(s)://` or `hf://` URL, a `data:audio/…;base64,` URL,
+            encoded bytes, a `datasets` audio dict (`array` with `sampling_rate`, or `bytes`/`path`), or a torchcodec
+            decoder as newer `datasets` give.
         sampling_rate: rate of a bare waveform in Hz; `target_rate` where it is not given.
         target_rate: rate of the result in Hz.
         name: what to call it in errors; a path or URL names itself.
@@ -83,8 +86,9 @@ def load_waveform(
         AudioError: it is empty, corrupt, cut off, holds NaN or infinity, or is of a kind that is not audio.
     """
     if isinstance(audio, (str, os.PathLike)):
-        name = str(os.fspath(audio))
-        waveform, rate = _decode(read_bytes(name), name)
+        location = str(os.fspath(audio))
+        name = _name_of(location)
+        waveform, rate = _decode(read_bytes(location), name)
     elif isinstance(audio, (bytes, bytearray)):
         name = name or "audio bytes"
         waveform, rate = _decode(bytes(audio), name)
@@ -102,7 +106,7 @@ def load_waveform(
 
 
 def _load_audio_dict(audio: dict[str, Any], target_rate: int, name: str | None) -> np.ndarray:
-    name = str(audio.get("path") or name or "audio")
+    name = _name_of(str(audio.get("path") or name or "audio"))
     if audio.get("array") is not None:
         if audio.get("sampling_rate") is None:
             raise AudioError(
@@ -118,6 +122,11 @@ def _load_audio_dict(audio: dict[str, Any], target_rate: int, name: str | None) 
     )
 
 
+def _name_of(location: str) -> str:
+    """What to call it in errors: by where it lies, but never by a recording's own bytes."""
+    return data_url_name(location) if is_data_url(location) else location
+
+
 def read_bytes(location: str) -> bytes:
     """
     The bytes of a path or URL.
@@ -126,6 +135,11 @@ def read_bytes(location: str) -> bytes:
         FileNotFoundError: it is not there.
         AudioError: it is a folder, or the URL cannot be read.
     """
+    if is_data_url(location):
+        try:
+            return read_data_url(location)
+        except ValueError as error:
+            raise AudioError(f"{data_url_name(location)}: {error}") from error
     path = location
     if "://" in location:
         url = urlparse(location)

@@ -1,5 +1,8 @@
 """Answers in batches: in order, as when asked one by one, from the cache as from the recording; and how questions are put."""
 
+import base64
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -127,3 +130,14 @@ def test_a_system_message_comes_first() -> None:
 def test_placeholders_and_recordings_must_be_equally_many(prompt: str, count: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ask(prompt, *[np.zeros(100)] * count)
+
+
+def test_recordings_in_data_urls_are_heard_as_their_files_are(tiny_model, tiny_processor, recordings) -> None:
+    encoded = [base64.b64encode(Path(path).read_bytes()).decode() for path in recordings[:2]]
+    urls = [f"data:audio/wav;base64,{data}" for data in encoded]
+    from_files, from_urls = (
+        answer(tiny_model, tiny_processor, [ask("<audio>?", each) for each in each_kind], 2, max_new_tokens=NEW_TOKENS)
+        for each_kind in (recordings[:2], urls)
+    )
+    assert from_urls == from_files
+    assert len(set(from_files)) == 2

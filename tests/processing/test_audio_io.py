@@ -1,5 +1,6 @@
 """Anything that is audio becomes the same waveform, and anything that is not says what is wrong with it."""
 
+import base64
 import functools
 import http.server
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from audio_files import CONTAINER_FORMATS, FFMPEG_FORMATS, RATE_HZ, SOUNDFILE_FORMATS, encode, sweep, write_container
-from audiollm.processing import AudioError, load_waveform
+from audiollm.processing import AudioError, data_urls, load_waveform
 from audiollm.processing.audio_io import CUT_OFF_TOLERANCE_S
 
 INT16_SCALE = 2**15
@@ -226,6 +227,44 @@ def test_http_urls_are_fetched(served_folder):
     np.testing.assert_allclose(load_waveform(f"{url}/tone.flac"), TONE, atol=1 / INT16_SCALE)
     with pytest.raises(FileNotFoundError, match=r"missing\.flac' cannot be found or reached"):
         load_waveform(f"{url}/missing.flac")
+
+
+@pytest.mark.parametrize("ending", ["wav", "flac", "ogg", "mp3"])
+@pytest.mark.parametrize("start", ["data:audio/{};base64,", "DATA:audio/{};codecs=x;Base64,", "data:;base64,"])
+def test_data_urls_are_what_they_hold(ending, start):
+    data = encode(ending, TONE)
+    url = start.format(ending) + base64.b64encode(data).decode()
+    for location in (url, url.replace("+", "%2B").replace("/", "%2F").replace(f"audio%2F{ending}", f"audio/{ending}")):
+        np.testing.assert_array_equal(load_waveform(location), load_waveform(data))
+    np.testing.assert_array_equal(load_waveform({"path": url}), load_waveform(data))
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("data:audio/wav,RIFF", "data: URL of audio/wav: expected data:audio/wav;base64,"),
+        ("data:audio/wav;base64", "data: URL of no media type: expected data:audio/wav;base64,"),
+        ("data:audio/wav;base64,", "data: URL of audio/wav: expected data:audio/wav;base64,"),
+        ("data:image/png;base64,UklGRg==", "data: URL of image/png: expected a recording"),
+        ("data:audio/wav;base64,UklG.Rg==", "data: URL of audio/wav: what follows the comma is no base64"),
+        ("data:audio/wav;base64,UklGRg", "data: URL of audio/wav: what follows the comma is no base64"),
+        ("data:audio/wav;base64,d29yZHM=", "data: URL of audio/wav: corrupt, or not audio"),
+    ],
+)
+def test_data_urls_that_hold_no_recording_are_refused_without_their_data(url, message):
+    for location in (url, {"path": url}):
+        with pytest.raises(AudioError) as caught:
+            load_waveform(location)
+        assert str(caught.value).startswith(message)
+
+
+def test_data_urls_have_a_bound(monkeypatch):
+    url = "data:audio/wav;base64," + base64.b64encode(encode("wav", TONE)).decode()
+    monkeypatch.setattr(data_urls, "MAX_DATA_URL_CHARACTERS", len(url))
+    assert load_waveform(url).size == TONE.size
+    monkeypatch.setattr(data_urls, "MAX_DATA_URL_CHARACTERS", len(url) - 1)
+    with pytest.raises(AudioError, match=rf"it is {len(url)} characters long; at most {len(url) - 1} are decoded"):
+        load_waveform(url)
 
 
 def test_a_url_that_cannot_be_read_is_named():
