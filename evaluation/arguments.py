@@ -63,6 +63,13 @@ class EvaluateArguments(JudgeArguments):
     max_new_tokens: int | None = field(
         default=None, metadata={"help": "Bound on each answer, in tokens; the task's if not given."}
     )
+    ctc_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of CTC when the model's transcripts are chosen, such as 1.5; 0 leaves them greedy. For models "
+            "trained with --projector_readout pieces."
+        },
+    )
     dtype: str = field(default="auto", metadata={"help": "Precision of the bases.", "choices": DTYPES})
     device_map: str | None = field(
         default=None, metadata={"help": "Where to put the model, such as auto or cuda:1; a GPU if there is one."}

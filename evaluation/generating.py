@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from audiollm.ctc_rescoring import CtcRescorer
 from audiollm.recording_encoder import RecordingEncoder
 from transformers import StoppingCriteria, StoppingCriteriaList
 
@@ -64,10 +65,15 @@ class Generator:
     Args:
         model: an AudioLLM, or for conversations of text alone any causal language model.
         processor: the AudioLLM's.
+        ctc_weight: for transcripts: choose each by CTC as well, with this weight; see [`audiollm.ctc_rescoring`].
+
+    Raises:
+        ValueError: there is a `ctc_weight`, and the model has no CTC to ask.
     """
 
-    def __init__(self, model: Any, processor: Any):
+    def __init__(self, model: Any, processor: Any, ctc_weight: float = 0.0):
         self.model = model
+        self._rescorer = CtcRescorer(model, processor.tokenizer, ctc_weight) if ctc_weight else None
         self.processor = processor
         self._encoder = RecordingEncoder(model, processor)
         self._context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -121,6 +127,9 @@ class Generator:
             inputs.update(self._encoder(heard))
         length = inputs["input_ids"].shape[1]
         bounds = [bound for _, _, bound in rows]
+        if self._rescorer is not None:
+            best = self._rescorer.choose(**inputs.to(device), bounds=bounds)
+            return [Answer(one.text, STOP if one.is_finished else LENGTH) for one in best]
         criterion = RowBounds(length, torch.tensor(bounds, device=device))
         output = self.model.generate(
             **inputs.to(device),

@@ -78,9 +78,11 @@ def transcribe(
     max_new_tokens: int = MAX_NEW_TOKENS,
     max_piece_seconds: float | None = None,
     progress: bool = True,
+    ctc_weight: float = 0.0,
 ) -> list[str]:
     """
-    Greedy transcripts of clips, one each; see [`audiollm.answering.answer`] for the other arguments.
+    Transcripts of clips, one each, greedy unless CTC is heard as well; see [`audiollm.answering.answer`] for the other
+    arguments.
 
     Args:
         prompt: the instruction, with one `<audio>`, for all clips, or one for each.
@@ -101,7 +103,9 @@ def transcribe(
         for clip in pieces
         for _, seconds in clip
     ]
-    heard = iter(answer(model, processor, conversations, batch_size, bounds, encoded_audio, progress))
+    heard = iter(
+        answer(model, processor, conversations, batch_size, bounds, encoded_audio, progress, ctc_weight=ctc_weight)
+    )
     return [" ".join(next(heard) for _ in clip) for clip in pieces]
 
 
@@ -164,6 +168,7 @@ def evaluate_listening(
     max_new_tokens: int = MAX_NEW_TOKENS,
     max_piece_seconds: float | None = None,
     progress: bool = True,
+    ctc_weight: float = 0.0,
 ) -> ListeningReport:
     """
     Word error of the model, of the wrong-audio control, and of Whisper's own decoder.
@@ -175,7 +180,7 @@ def evaluate_listening(
         prompt: the instruction, with one `<audio>`, for all clips, or one for each.
         encoded_audio: gives encoder output from a cache; see [`audiollm.answering.answer`].
         with_decoder: also run the audio base's own decoder, where the model knows its base.
-        batch_size, max_new_tokens, progress: see [`audiollm.answering.answer`].
+        batch_size, max_new_tokens, progress, ctc_weight: see [`audiollm.answering.answer`].
         max_piece_seconds: see [`transcribe`].
 
     Raises:
@@ -190,6 +195,7 @@ def evaluate_listening(
         "max_new_tokens": max_new_tokens,
         "max_piece_seconds": max_piece_seconds,
         "progress": progress,
+        "ctc_weight": ctc_weight,
     }
     wrong_recordings = swapped(recordings)
     hypotheses = transcribe(model, processor, recordings, prompt, **options)

@@ -12,6 +12,7 @@ import torch
 from accelerate import PartialState
 from audiollm.checkpoints import fingerprint
 from audiollm.configuration import AudioLlmConfig
+from audiollm.ctc_rescoring import check_ctc_weight
 from audiollm.publishing.record import package_facts
 from filelock import FileLock, Timeout
 from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor
@@ -29,7 +30,7 @@ from .run_record import (
     write_run,
 )
 from .running import Job, answer_job, index, is_complete
-from .system_building import SystemBuilder, check_control, choose_systems, is_multilingual
+from .system_building import TRANSCRIPTION, SystemBuilder, check_control, choose_systems, is_multilingual
 from .systems import CASCADE, WHISPER
 from .tasks import Task, read_local_set, tasks_named
 
@@ -82,6 +83,9 @@ def prepare(options: EvaluateArguments, folder: Path, state: PartialState) -> Ru
     for job in jobs:
         check_control(job, options.systems)
     config = checkpoint_config(options)
+    check_ctc_weight(config, options.ctc_weight)
+    if options.ctc_weight and all(task.kind != TRANSCRIPTION for task in tasks):
+        raise ValueError(f"--ctc_weight is for transcripts, but no task is of the kind {TRANSCRIPTION}; leave it out.")
     known = getattr(config, "audio_model_id", None)
     whisper = options.whisper or known
     revision = config.audio_model_revision if whisper is not None and whisper == known else None
@@ -127,6 +131,7 @@ def run_settings(run: Run) -> dict[str, Any]:
         "device": device.partition(":")[0],
         "batch_size": options.batch_size,
         "whisper": place(run.whisper),
+        "ctc_weight": options.ctc_weight,
     }
 
 
@@ -199,7 +204,15 @@ def _answer(run: Run, missing: Mapping[str, Sequence[str]]) -> None:
     run.state.wait_for_everyone()  # none writes before all have looked
     if run.state.is_main_process:
         write_run(run.folder, record_of(run, model, weights))
-    builder = SystemBuilder(model, processor, run.whisper, run.whisper_revision, run.folder, options.batch_size)
+    builder = SystemBuilder(
+        model,
+        processor,
+        run.whisper,
+        run.whisper_revision,
+        run.folder,
+        options.batch_size,
+        options.ctc_weight,
+    )
     for job in run.jobs:
         systems = {name: builder.build(job, name) for name in missing[job.task.name]}
         if systems:

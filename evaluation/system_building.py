@@ -35,7 +35,7 @@ from .text_base import base_text_model, load_text_model
 if TYPE_CHECKING:
     from .tasks import Task
 
-TEXT_RETENTION, TRANSLATION = "text_retention", "translation"
+TEXT_RETENTION, TRANSCRIPTION, TRANSLATION = "text_retention", "asr", "translation"
 
 
 class SystemsError(ValueError):
@@ -108,14 +108,22 @@ class SystemBuilder:
         whisper, revision: the Whisper whose decoder answers.
         folder: of the run, where the decoder's transcripts may be already.
         batch_size: windows at a time in Whisper.
+        ctc_weight: of CTC, when the model's transcripts are chosen; other answers are not.
     """
 
     def __init__(
-        self, model: Any, processor: Any, whisper: str | None, revision: str | None, folder: Path, batch_size: int
+        self,
+        model: Any,
+        processor: Any,
+        whisper: str | None,
+        revision: str | None,
+        folder: Path,
+        batch_size: int,
+        ctc_weight: float = 0.0,
     ):
         self.model, self.processor = model, processor
         self._whisper, self._revision = whisper, revision
-        self._folder, self._batch_size = folder, batch_size
+        self._folder, self._batch_size, self._ctc_weight = folder, batch_size, ctc_weight
         #: The latest language's decoder, and the latest task's transcripts.
         self._decoder: tuple[str | None, WhisperDecoder] | None = None
         self._heard: tuple[str, WhisperSystem] | None = None
@@ -123,6 +131,11 @@ class SystemBuilder:
     @cached_property
     def _generator(self) -> Generator:
         return Generator(self.model, self.processor)
+
+    @cached_property
+    def _transcriber(self) -> Generator:
+        """Writes transcripts."""
+        return Generator(self.model, self.processor, self._ctc_weight) if self._ctc_weight else self._generator
 
     @cached_property
     def _text_generator(self) -> Generator:
@@ -144,10 +157,11 @@ class SystemBuilder:
             return RetentionSystem(self._generator, self._base_alone)
         if job.task.kind == TEXT_RETENTION and name == DEAF:
             return RetentionSystem(Generator(self._base_alone, self.processor))
+        generator = self._transcriber if job.task.kind == TRANSCRIPTION else self._generator
         if name == MODEL:
-            return ModelSystem(self._generator)
+            return ModelSystem(generator)
         if name == WRONG_AUDIO:
-            return ModelSystem(self._generator, wrong_recordings)
+            return ModelSystem(generator, wrong_recordings)
         if name == DEAF:
             return DeafSystem(self._text_generator)
         hearing = self._hearing(job.task)
@@ -187,6 +201,7 @@ def whisper_language(language: str | None) -> str | None:
 
 
 __all__ = [
+    "TRANSCRIPTION",
     "SystemBuilder",
     "SystemsError",
     "check_control",

@@ -68,6 +68,13 @@ class TranscribeArguments(LoadingArguments):
             "as -1. For music and noises that --voice_activity takes for a voice; costs speech that is hard to hear."
         },
     )
+    ctc_weight: float = field(
+        default=TranscribingSettings.ctc_weight,
+        metadata={
+            "help": "Hear twice: choose each window's transcript from candidates of the language model and of CTC, with this "
+            "weight for CTC, such as 1.5. For models trained with --projector_readout pieces; fewer errors, more time."
+        },
+    )
     carry_context: bool = field(
         default=False, metadata={"help": "Show the model the end of what was said in the window before."}
     )
@@ -92,6 +99,10 @@ class TranscribeArguments(LoadingArguments):
                 raise ValueError(f"--{name} is {getattr(self, name)}; expected at least 1.")
         if self.min_logprob is not None and not -float("inf") < self.min_logprob < 0:
             raise ValueError(f"--min_logprob is {self.min_logprob:g}; expected less than 0, such as -1.")
+        if not 0 <= self.ctc_weight < float("inf"):
+            raise ValueError(f"--ctc_weight is {self.ctc_weight:g}; expected 0, which is off, or more, such as 1.5.")
+        if self.ctc_weight and self.static_cache:
+            raise ValueError("--static_cache holds one answer a window, --ctc_weight compares several; leave one out.")
         if self.voice_activity not in ("on", "off"):
             raise ValueError(f"--voice_activity is {self.voice_activity!r}; expected on or off.")
         if not 0 <= self.voice_threshold_db < float("inf"):
@@ -121,6 +132,7 @@ class TranscribeArguments(LoadingArguments):
             carry_context=self.carry_context,
             static_cache=self.static_cache,
             min_logprob=self.min_logprob,
+            ctc_weight=self.ctc_weight,
         )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from audiollm.answering import ask
 from audiollm.checkpoints import fingerprint
+from audiollm.ctc_rescoring import CtcRescorer
 from tqdm.auto import tqdm
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
@@ -60,6 +61,8 @@ class TranscribingSettings:
             CPU nothing is compiled, and nothing gained.
         min_logprob: leave out windows whose words the model was less sure of: the mean log-probability of their tokens. For
             what sounds like speech to the gate, and is none: `benchmarks/no_speech.py` says what it keeps out and costs.
+        ctc_weight: weight of CTC beside the language model when each window's transcript is chosen from candidates of both;
+            0 is the language model's greedy one. See [`audiollm.ctc_rescoring`].
     """
 
     prompt: str = TRANSCRIBE_PROMPT
@@ -71,6 +74,7 @@ class TranscribingSettings:
     carry_context: bool = False
     static_cache: bool = False
     min_logprob: float | None = None
+    ctc_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -107,13 +111,16 @@ class _Job:
 
 class Transcriber:
     """
-    Transcribes recordings, greedily, with partial results on disk.
+    Transcribes recordings, greedily or by CTC as well, with partial results on disk.
 
     Args:
         model, processor: a pair that belongs together.
         settings: see [`TranscribingSettings`].
         model_name: what the model is called in a transcript's settings.
         progress: shows a bar of audio seconds, with speed as a multiple of real time, and time left.
+
+    Raises:
+        ValueError: `ctc_weight` is set, and the model has no CTC to ask.
     """
 
     def __init__(
@@ -136,6 +143,8 @@ class Transcriber:
         self._cache_options = {"cache_implementation": "static"} if self.settings.static_cache else {}
         ends = model.generation_config.eos_token_id
         self._end_ids = set(ends if isinstance(ends, (list, tuple)) else [ends])
+        weight = self.settings.ctc_weight
+        self._rescorer = CtcRescorer(model, processor.tokenizer, weight) if weight else None
         self._bar: Any = None
         self._jobs: list[_Job] = []
         self._began = self._seconds_heard = self._seconds_done = 0.0
@@ -291,7 +300,7 @@ class Transcriber:
 
     @torch.inference_mode()
     def _hear(self, waveforms: list[np.ndarray], contexts: list[str]) -> list[tuple[str, bool]]:
-        """Greedy transcripts of waveforms `(samples,)`, and whether each was stopped at its bound on new tokens."""
+        """Transcripts of waveforms `(samples,)`, and whether each was stopped at its bound on new tokens."""
         rate, settings = self.processor.sampling_rate, self.settings
         bounds = [
             min(settings.max_new_tokens, SPARE_TOKENS + MAX_TOKENS_PER_SECOND * len(waveform) // rate)
@@ -302,6 +311,8 @@ class Transcriber:
         inputs = self.processor.apply_chat_template(
             conversations, tokenize=True, add_generation_prompt=True, padding_side="left"
         ).to(self.model.device)
+        if self._rescorer is not None:
+            return self._hear_twice(inputs, bounds)
         options: dict[str, Any] = {"max_new_tokens": max(bounds), "do_sample": False, **self._cache_options}
         certainty = Certainty()
         with model_lock(self.model):
@@ -323,6 +334,19 @@ class Transcriber:
                 text, is_cut_off = "", False
             results.append((text, is_cut_off))
         return results
+
+    def _hear_twice(self, inputs, bounds: list[int]) -> list[tuple[str, bool]]:
+        """As `_hear`, of what the language model and CTC find likeliest together."""
+        assert self._rescorer is not None
+        with model_lock(self.model):
+            encoded, lengths = self.model.model.encode_audio(inputs["input_features"], inputs["input_features_mask"])
+            best = self._rescorer.choose(
+                inputs["input_ids"], inputs["attention_mask"], encoded, lengths, bounds, stop=self._stop
+            )
+        self._refuse_when_stopped()
+        least = self.settings.min_logprob
+        unsure = [least is not None and one.lm_logprob < least * one.num_tokens for one in best]
+        return [("", False) if skip else (one.text, not one.is_finished) for one, skip in zip(best, unsure)]
 
     def _result(self, job: _Job) -> Transcript | Failure:
         if job.error:

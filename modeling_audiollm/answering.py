@@ -11,6 +11,7 @@ import soundfile
 import torch
 from tqdm.auto import tqdm
 
+from .ctc_rescoring import CtcRescorer, check_ctc_options, check_ctc_weight
 from .recording_encoder import RecordingEncoder
 
 #: Audio that one batch may hold, rows padded to the longest: eight rows of up to 75 s, or one of any length.
@@ -29,6 +30,7 @@ def answer(
     encoded_audio: Callable[[list[Any]], dict[str, torch.Tensor]] | None = None,
     progress: bool = False,
     max_batch_seconds: float = MAX_BATCH_SECONDS,
+    ctc_weight: float = 0.0,
     **generate_options: Any,
 ) -> list[str]:
     """
@@ -47,6 +49,8 @@ def answer(
             `encoded_audio` and `encoded_audio_lengths`.
         progress: shows a bar with rate and time left.
         max_batch_seconds: bound on a batch's audio in seconds, counted as padded; a longer conversation is alone.
+        ctc_weight: for transcripts only, by a model whose projector has the readout of pieces: weight of CTC beside the
+            language model when the answer is chosen from candidates of both; see `ctc_rescoring`. 0 is `generate` alone.
         generate_options: passed on to `generate`. `adapter_names` has one for each conversation; with a `streamer`,
             conversations are answered one by one in the given order.
 
@@ -71,6 +75,7 @@ def answer(
         encoded_audio=encoded_audio,
         progress=progress,
         max_batch_seconds=max_batch_seconds,
+        ctc_weight=ctc_weight,
         **generate_options,
     )
     return [texts[0].strip() for texts in answers]
@@ -88,6 +93,7 @@ def generate_answers(
     max_batch_seconds: float = MAX_BATCH_SECONDS,
     encoder: RecordingEncoder | None = None,
     names: Sequence[str] | None = None,
+    ctc_weight: float = 0.0,
     **generate_options: Any,
 ) -> list[list[str]]:
     """
@@ -109,6 +115,10 @@ def generate_answers(
     if names is None:
         names = [f"Conversation {index}" if count > 1 else "" for index in range(count)]
     encoder = encoder or RecordingEncoder(model, processor)
+    check_ctc_weight(model.config, ctc_weight)
+    if ctc_weight:
+        check_ctc_options(generate_options)
+        _check_transcribing(conversations, names, bounds)
     options = generate_options if "generation_config" in generate_options else {"do_sample": False, **generate_options}
 
     was_training = model.training
@@ -117,6 +127,7 @@ def generate_answers(
         answers: list[list[str]] = [[]] * count
         loaded: dict[Any, np.ndarray] = {}
         batches = _plan(processor, conversations, names, batch_size, max_batch_seconds, "streamer" in options)
+        rescorer = CtcRescorer(model, processor.tokenizer, ctc_weight) if ctc_weight else None
         with tqdm(total=count, desc="Answering", unit="answer", disable=not progress) as bar:
             for chosen in batches:
                 recordings = [one for index in chosen for one in _recordings(conversations[index])]
@@ -134,11 +145,18 @@ def generate_answers(
                     inputs.update(encoded_audio(recordings) if encoded_audio else encoder(waveforms))
                 if adapters is not None:
                     options["adapter_names"] = [adapters[index] for index in chosen]
-                bound = max((bounds[index] for index in chosen if bounds[index] is not None), default=None)
-                limit = {} if bound is None else {"max_new_tokens": bound}
-                output = model.generate(**inputs.to(model.device), **limit, **options)
-                output = getattr(output, "sequences", output)
-                texts = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+                if rescorer is not None:
+                    own = options.get("adapter_names")
+                    best = rescorer.choose(
+                        **inputs.to(model.device), bounds=[bounds[i] for i in chosen], adapter_names=own
+                    )
+                    texts = [one.text for one in best]
+                else:
+                    bound = max((bounds[index] for index in chosen if bounds[index] is not None), default=None)
+                    limit = {} if bound is None else {"max_new_tokens": bound}
+                    output = model.generate(**inputs.to(model.device), **limit, **options)
+                    output = getattr(output, "sequences", output)
+                    texts = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
                 each = len(texts) // len(chosen)
                 for place, index in enumerate(chosen):
                     answers[index] = texts[place * each : (place + 1) * each]
@@ -192,6 +210,18 @@ def naming(name: str) -> Iterator[None]:
 def continues(conversation: list[dict[str, Any]]) -> bool:
     """Whether a conversation ends with words of the assistant, which an answer goes on with."""
     return conversation[-1]["role"] == "assistant"
+
+
+def _check_transcribing(conversations, names, bounds) -> None:
+    """Raises ValueError where a conversation is none that can be heard twice."""
+    for conversation, name, bound in zip(conversations, names, bounds):
+        with naming(name):
+            if bound is None:
+                raise ValueError("ctc_weight needs max_new_tokens, the bound on a transcript.")
+            if not _recordings(conversation):
+                raise ValueError("ctc_weight is for transcripts, but there is no audio.")
+            if continues(conversation):
+                raise ValueError("ctc_weight is for whole transcripts, but the conversation has the beginning of one.")
 
 
 def _plan(processor, conversations, names, batch_size: int, max_batch_seconds: float, one_by_one: bool) -> list:

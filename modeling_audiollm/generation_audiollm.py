@@ -7,7 +7,6 @@ from torch import nn
 from transformers import GenerationMixin
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
-from .audio_tower import encoder_frame_counts
 from .configuration_audiollm import AudioLlmConfig
 from .projector import slot_counts
 
@@ -69,12 +68,20 @@ class AudioLlmGenerationMixin(GenerationMixin):
         input_ids: torch.LongTensor | None = None,
         **model_kwargs,
     ):
-        """Repeats rows for beams and samples. A row's windows stay together: w1 w2 w1 w2, not w1 w1 w2 w2."""
+        """
+        Repeats rows for beams and samples. A row's windows stay together: w1 w2 w1 w2, not w1 w1 w2 w2.
+
+        They go through the encoder before that, once for all of a row's beams.
+        """
         audio_names = ("input_features", "input_features_mask", "encoded_audio", "encoded_audio_lengths")
         audio = {name: model_kwargs.pop(name) for name in audio_names if model_kwargs.get(name) is not None}
         names = model_kwargs.pop("adapter_names", None)
+        if "input_features" in audio and expand_size > 1:
+            features, mask = audio.pop("input_features"), audio.pop("input_features_mask", None)
+            encoded, lengths = self.model.encode_audio(features, mask)  # type: ignore[attr-defined]  # self is a model
+            audio.update(encoded_audio=encoded, encoded_audio_lengths=lengths)
         if audio and expand_size > 1:
-            order = self._window_order(input_ids, audio, expand_size)
+            order = self._window_order(input_ids, audio["encoded_audio_lengths"], expand_size)
             audio = {name: value.index_select(0, order.to(value.device)) for name, value in audio.items()}
         if names is not None:
             model_kwargs["adapter_names"] = [name for name in names for _ in range(expand_size)]
@@ -83,14 +90,13 @@ class AudioLlmGenerationMixin(GenerationMixin):
         )
         return input_ids, {**model_kwargs, **audio}
 
-    def _window_order(self, input_ids, audio: dict[str, torch.Tensor], expand_size: int) -> torch.Tensor:
-        """Indices that repeat each row's windows as a block, found by matching slots to windows in reading order."""
-        lengths = audio.get("encoded_audio_lengths")
-        if lengths is None:
-            mask = audio.get("input_features_mask")
-            if mask is None:
-                mask = torch.ones(audio["input_features"].shape[0], audio["input_features"].shape[2])
-            lengths = encoder_frame_counts(mask.sum(dim=1))
+    def _window_order(self, input_ids, lengths: torch.Tensor, expand_size: int) -> torch.Tensor:
+        """
+        Indices that repeat each row's windows as a block, found by matching slots to windows in reading order.
+
+        Args:
+            lengths: encoder frames of each window, `(windows,)`.
+        """
         window_slots = slot_counts(lengths, self.config.stack_factor).long().tolist()
         row_slots = (input_ids == self.config.audio_token_id).sum(dim=1).tolist()
         order: list[int] = []

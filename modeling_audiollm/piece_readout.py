@@ -51,7 +51,8 @@ class PieceReadout(nn.Module):
             self.lexicon = self.lexicon.bool()
         key = (*map(_state, (embeddings, self.lexicon)), self.blank.device)
         if self._table is None or self._table[0] != key:
-            with torch.no_grad():
+            # Not of inference mode, even if built in it: training goes on with the same table.
+            with torch.inference_mode(False), torch.no_grad():
                 whole = embeddings.detach().to(self.blank.device)
                 common = whole.mean(dim=0, dtype=torch.float32)
                 pieces = whole[self.lexicon].float()

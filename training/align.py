@@ -7,7 +7,6 @@ and the encoder's output comes from the cache, so that an epoch over minutes of 
 same projector and LoRA do not listen at all after as many minutes of ordinary training.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +17,7 @@ import datasets
 import torch
 from audiollm.piece_readout import PieceReadout
 from audiollm.projector import slot_counts
+from audiollm.spoken_pieces import BLANK, piece_ids, spoken_form
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 
@@ -29,7 +29,6 @@ from .feature_cache import FeatureCache
 from .trainer import ResumableTrainer
 from .variants import WaveformVariants
 
-BLANK = 0
 #: What text fills gaps with, and so what a slot without a word looks like: the first that is one piece by itself.
 #: Measured zero-shot on SmolLM2, words with such gaps cost 1.1 nats a token, with gaps of the mean embedding 2.9.
 GAP_PIECES = ("_", " ", "-")
@@ -39,10 +38,6 @@ MAX_INPUT_GAIN = 5.0
 CLIPS_TO_FIT = 300
 #: Share of the mean variance added when the constant combination of the last layer's inputs is fitted.
 CONSTANT_FIT_RIDGE = 1e-3
-
-
-NO_WORD = re.compile(r"[^\w']+|_+")
-DIGIT_WORDS = dict(zip("0123456789", ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]))
 
 
 class CtcAligner(nn.Module):
@@ -175,16 +170,6 @@ class CtcAligner(nn.Module):
         self.offset.copy_(common)
 
 
-def spoken_form(text: str) -> str:
-    """
-    A transcript as CTC should hear it: lower case, no punctuation, single digits as the words that are said.
-
-    Numbers of more digits stay as they are: how they are read is not to be seen from them.
-    """
-    words = NO_WORD.sub(" ", text.lower().replace("\u2019", "'")).split()
-    return " ".join(DIGIT_WORDS.get(word, word) for word in words)
-
-
 class PieceVocabulary:
     """
     Transcripts as classes: the language model's own word pieces of lower-case words, without punctuation.
@@ -201,8 +186,7 @@ class PieceVocabulary:
         self._class = {piece: index + 1 for index, piece in enumerate(self.token_ids)}
 
     def _pieces(self, text: str) -> list[int]:
-        # Every word with its leading space, also the first, so that a word is one thing wherever it stands.
-        return self.tokenizer("".join(f" {word}" for word in text.split()), add_special_tokens=False)["input_ids"]
+        return piece_ids(self.tokenizer, text)
 
     @property
     def blank_id(self) -> int:

@@ -118,3 +118,13 @@ def test_a_checkpoint_brings_the_lexicon_back(tiny_bases, weight_format, dtype, 
 def test_an_unknown_readout_is_refused() -> None:
     with pytest.raises(ValueError, match=r"projector_readout is 'words'.*direct"):
         AudioLlmConfig(projector_readout="words")
+
+
+def test_what_is_heard_before_training_does_not_keep_it_from_learning(readout, embeddings) -> None:
+    slot = torch.randn(1, HIDDEN_SIZE)
+    with torch.inference_mode():
+        heard = readout(slot, embeddings)
+    said = readout(slot.requires_grad_(), embeddings)
+    torch.testing.assert_close(said, heard)
+    said.sum().backward()
+    assert slot.grad is not None and slot.grad.abs().sum() > 0

@@ -8,13 +8,13 @@ import torch
 from audiollm import AudioLlmForConditionalGeneration
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.evaluation import normalize_english
+from audiollm.spoken_pieces import spoken_form
 from audiollm.training.align import (
     CtcAligner,
     PieceVocabulary,
     align,
     build_alignment_dataset,
     greedy_transcripts,
-    spoken_form,
 )
 from audiollm.training.augment import FeatureAugmentation
 from audiollm.training.feature_cache import FeatureCache

@@ -1,0 +1,306 @@
+"""Transcripts that the language model and CTC choose together: scores that are what they say, and options that bite."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from audiollm import AudioLlmForConditionalGeneration, AudioLlmPipeline, ctc_rescoring
+from audiollm.answering import answer, ask
+from audiollm.ctc_rescoring import Candidate, CtcRescorer
+from audiollm.ctc_search import prefix_beam_search
+from audiollm.evaluation.listening import evaluate_listening, transcribe
+from audiollm.inference.transcribing import Transcriber, TranscribingSettings
+from audiollm.recording_encoder import RecordingEncoder
+from audiollm.spoken_pieces import spoken_form
+from tiny_models import randomise_trainables
+
+RATE_HZ = 16_000
+LETTERS = " abcdefghijklmnopqrstuvwxyz"
+PROMPT = "<audio>\nTranscribe the speech."
+#: So much that the language model has no say, and so little that CTC has none.
+MUCH, LITTLE = 1e6, 1e-9
+SECONDS = (0.9, 0.4, 1.6)
+BOUNDS = [9, 5, 14]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_bases, tiny_processor) -> AudioLlmForConditionalGeneration:
+    """A tiny model with the readout of pieces, which hears letters."""
+    torch.manual_seed(0)
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
+        *tiny_bases, lora_rank=4, projector_readout="pieces"
+    )
+    randomise_trainables(model)
+    readout = model.model.multi_modal_projector.readout
+    with torch.no_grad():
+        readout.lexicon.fill_(False)
+        readout.lexicon[tiny_processor.tokenizer(LETTERS)["input_ids"]] = True
+        readout.log_scale.fill_(math.log(6.0))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def clips() -> list[np.ndarray]:
+    return [noise(seconds, seed) for seed, seconds in enumerate(SECONDS)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model, tiny_processor, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pieces")
+    model.save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
+    return folder
+
+
+def noise(seconds: float, seed: int) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    return (0.1 * generator.standard_normal(int(seconds * RATE_HZ))).astype(np.float32)
+
+
+def inputs_of(model, processor, clips, prompt: str = PROMPT) -> dict[str, torch.Tensor]:
+    """What the rescorer takes of clips, a row for each."""
+    inputs = processor.apply_chat_template(
+        [ask(prompt, clip) for clip in clips], tokenize=True, add_generation_prompt=True, padding_side="left"
+    )
+    return {name: inputs[name] for name in ("input_ids", "attention_mask")} | RecordingEncoder(model, processor)(clips)
+
+
+def slots_of(model, inputs) -> torch.Tensor:
+    """CTC's log-probabilities of one row, by the projector's own parts."""
+    projector = model.model.multi_modal_projector
+    stacked, mask = projector.stack(inputs["encoded_audio"], inputs["encoded_audio_lengths"])
+    return projector.readout.log_probabilities(projector.project(stacked[mask]), model.get_input_embeddings().weight)
+
+
+@torch.inference_mode()
+def plain_logprob(model, inputs, candidate: Candidate) -> float:
+    """A candidate's log-probability by one forward pass over prompt, audio and answer."""
+    end = [model.generation_config.eos_token_id] * candidate.is_finished
+    said = torch.tensor([[*candidate.token_ids, *end]])
+    ids = torch.cat([inputs["input_ids"], said], dim=1)
+    audio = {name: inputs[name] for name in ("encoded_audio", "encoded_audio_lengths")}
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), **audio).logits
+    scores = logits[0, inputs["input_ids"].shape[1] - 1 : -1].log_softmax(dim=-1)
+    return float(scores.gather(-1, said[0, :, None]).sum())
+
+
+def test_scores_are_those_of_a_plain_forward_and_of_ctc_loss(model, tiny_processor, clips) -> None:
+    inputs = inputs_of(model, tiny_processor, clips[:1])
+    (candidates,) = CtcRescorer(model, tiny_processor.tokenizer, 1.0).candidates(**inputs, bounds=[9])
+    slots = slots_of(model, inputs)
+    lexicon = model.model.multi_modal_projector.readout.lexicon.nonzero().flatten().tolist()
+    assert len(candidates) > 6 and len({one.text for one in candidates}) == len(candidates)
+    assert {one.is_finished for one in candidates} == {True, False}
+    for one in candidates:
+        assert one.lm_logprob == pytest.approx(plain_logprob(model, inputs, one), abs=1e-3)
+        letters = (
+            [] if not spoken_form(one.text) else tiny_processor.tokenizer(" " + spoken_form(one.text))["input_ids"]
+        )
+        target = [lexicon.index(letter) + 1 for letter in letters if letter in lexicon]
+        loss = torch.nn.functional.ctc_loss(
+            slots[:, None], torch.tensor([target], dtype=torch.long), [len(slots)], [len(target)], reduction="sum"
+        )
+        assert one.ctc_logprob == pytest.approx(-float(loss), abs=1e-3)
+
+
+def test_several_passes_score_as_one(model, tiny_processor, clips, monkeypatch) -> None:
+    rescorer = CtcRescorer(model, tiny_processor.tokenizer, 1.0)
+    inputs = inputs_of(model, tiny_processor, clips)
+    expected = rescorer.candidates(**inputs, bounds=BOUNDS)
+    monkeypatch.setattr(ctc_rescoring, "MAX_SCORED_POSITIONS", 1)
+    monkeypatch.setattr(ctc_rescoring, "MAX_HEAD_POSITIONS", 3)
+    assert_alike(rescorer.candidates(**inputs, bounds=BOUNDS), expected)
+
+
+def assert_alike(found: list[list[Candidate]], expected: list[list[Candidate]]) -> None:
+    for some, others in zip(found, expected, strict=True):
+        assert [(one.text, one.token_ids, one.is_finished) for one in some] == [
+            (one.text, one.token_ids, one.is_finished) for one in others
+        ]
+        for one, other in zip(some, others):
+            assert one.lm_logprob == pytest.approx(other.lm_logprob, abs=1e-3)
+            assert one.ctc_logprob == pytest.approx(other.ctc_logprob, abs=1e-3)
+
+
+def test_a_row_is_what_it_is_alone(model, tiny_processor, clips) -> None:
+    rescorer = CtcRescorer(model, tiny_processor.tokenizer, 1.0)
+    together = rescorer.candidates(**inputs_of(model, tiny_processor, clips), bounds=BOUNDS)
+    alone = [
+        rescorer.candidates(**inputs_of(model, tiny_processor, [clip]), bounds=[bound])[0]
+        for clip, bound in zip(clips, BOUNDS)
+    ]
+    assert_alike(together, alone)
+    for row, bound in zip(together, BOUNDS):
+        written = [one for one in row if not one.is_finished]
+        assert written and all(len(one.token_ids) == bound for one in written)
+
+
+def test_little_weight_leaves_it_to_the_language_model_and_much_to_ctc(model, tiny_processor, clips) -> None:
+    inputs = inputs_of(model, tiny_processor, clips[:1])
+    by_ctc = CtcRescorer(model, tiny_processor.tokenizer, MUCH)
+    (best,) = by_ctc.choose(**inputs, bounds=[9])
+    ((likeliest, _), *_) = prefix_beam_search(slots_of(model, inputs), 1)
+    assert best.text.lower() == by_ctc.lexicon.decode(likeliest)
+    by_lm = CtcRescorer(model, tiny_processor.tokenizer, LITTLE)
+    (row,) = by_lm.candidates(**inputs, bounds=[9])
+    (best,) = by_lm.choose(**inputs, bounds=[9])
+    likely = {one.text: one.lm_logprob for one in row if one.ctc_logprob > -math.inf}
+    assert best.text == max(likely, key=lambda text: likely[text])
+
+
+def test_no_weight_is_generate_alone(model, tiny_processor, clips) -> None:
+    asked = [ask(PROMPT, clip) for clip in clips]
+    greedy = answer(model, tiny_processor, asked, max_new_tokens=8)
+    assert answer(model, tiny_processor, asked, max_new_tokens=8, ctc_weight=0.0) == greedy
+    heard = answer(model, tiny_processor, asked, max_new_tokens=8, ctc_weight=MUCH)
+    assert heard != greedy
+    one_by_one = [answer(model, tiny_processor, [one], max_new_tokens=8, ctc_weight=MUCH)[0] for one in asked]
+    assert heard == one_by_one
+
+
+def test_what_the_slots_cannot_hold_comes_last() -> None:
+    too_long = Candidate("a" * 90, (1,) * 90, True, -1.0, -math.inf)
+    unlikely = Candidate("b", (2,), True, -80.0, -500.0)
+    assert max([too_long, unlikely], key=lambda one: one.score(1.0)) is unlikely
+    likelier = Candidate("c" * 90, (3,) * 90, True, -0.5, -math.inf)
+    assert max([too_long, likelier], key=lambda one: one.score(1.0)) is likelier
+
+
+def test_adapters_and_rows_of_several_windows(model, tiny_processor) -> None:
+    clip = noise(31.0, 5)
+    inputs = inputs_of(model, tiny_processor, [clip])
+    assert len(inputs["encoded_audio"]) == 2
+    rescorer = CtcRescorer(model, tiny_processor.tokenizer, 1.0)
+    (row,) = rescorer.candidates(**inputs, bounds=[4])
+    (without,) = rescorer.candidates(**inputs, bounds=[4], adapter_names=[None])
+    assert row[0].lm_logprob == pytest.approx(plain_logprob(model, inputs, row[0]), abs=1e-3)
+    assert row[0].lm_logprob != pytest.approx(without[0].lm_logprob, abs=1e-3)
+    assert row[-1].ctc_logprob == pytest.approx(without[-1].ctc_logprob, abs=1e-3), "CTC comes before any adapter"
+
+
+# ------------------------------------------------------------------------------------------------ what is refused
+
+
+@pytest.mark.parametrize("weight", [-1, math.inf, math.nan, "1.5", True, None])
+def test_weights_are_numbers(model, tiny_processor, clips, weight) -> None:
+    with pytest.raises(ValueError, match="ctc_weight is"):
+        answer(model, tiny_processor, [ask(PROMPT, clips[0])], ctc_weight=weight)
+
+
+def test_a_model_without_pieces_says_so(tiny_model, tiny_processor, clips) -> None:
+    with pytest.raises(ValueError, match=r"projector_readout is 'direct'.*--projector_readout pieces"):
+        transcribe(tiny_model, tiny_processor, clips, ctc_weight=1.5, progress=False)
+    with pytest.raises(ValueError, match="projector_readout is 'direct'"):
+        Transcriber(tiny_model, tiny_processor, TranscribingSettings(ctc_weight=1.5))
+
+
+@pytest.mark.parametrize(
+    ("asked", "options", "message"),
+    [
+        (ask("hello"), {}, "there is no audio"),
+        ([*ask(PROMPT, noise(0.3, 0)), {"role": "assistant", "content": "It"}], {}, "the beginning of one"),
+        (ask(PROMPT, noise(0.3, 0)), {"num_beams": 4, "do_sample": True}, "with do_sample, num_beams"),
+        (ask(PROMPT, noise(0.3, 0)), {"max_new_tokens": None}, "needs max_new_tokens"),
+    ],
+)
+def test_what_is_no_transcript_is_refused(model, tiny_processor, asked, options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        answer(model, tiny_processor, [asked], ctc_weight=1.0, **options)
+
+
+# ------------------------------------------------------------------------------------------ through what people use
+
+
+def test_reports_pipelines_and_commands_hear_twice(model, checkpoint, tiny_processor, clips, tmp_path, capsys) -> None:
+    from audiollm.evaluation.evaluate import main as evaluate
+    from audiollm.inference.transcribe import main as transcribe_command
+
+    assert {"ctc_rescoring.py", "ctc_search.py", "spoken_pieces.py"} <= {path.name for path in checkpoint.iterdir()}
+    options = {"max_new_tokens": 6, "progress": False}
+    greedy = transcribe(model, tiny_processor, clips, PROMPT, **options)
+    twice = transcribe(model, tiny_processor, clips, PROMPT, **options, ctc_weight=MUCH)
+    assert all(one != other for one, other in zip(greedy, twice))
+    report = evaluate_listening(
+        model, tiny_processor, ["a"] * 3, clips, PROMPT, with_decoder=False, **options, ctc_weight=MUCH
+    )
+    assert report.hypotheses == twice
+    pipe = AudioLlmPipeline(model=model, processor=tiny_processor)
+    assert [row[0]["generated_text"] for row in pipe(clips, max_new_tokens=6, ctc_weight=MUCH)] == twice
+
+    files = [tmp_path / f"{index}.wav" for index in range(len(clips))]
+    for file, clip in zip(files, clips):
+        soundfile.write(file, clip, RATE_HZ, subtype="FLOAT")
+    call = ["--model", str(checkpoint), "--max_new_tokens", "6", "--no_progress", "--voice_activity", "off"]
+    transcribe_command([*call, "--ctc_weight", str(MUCH), *map(str, files)])
+    assert capsys.readouterr().out.splitlines() == [
+        f"{file}: {' '.join(text.split())}" for file, text in zip(files, twice)
+    ]
+
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps([{"text": PROMPT, "audio_paths": file.name, "response": "a"} for file in files]))
+    outputs = tmp_path / "out"
+    call = ["--model", str(checkpoint), "--data_path", str(data), "--max_new_tokens", "6", "--systems", "model"]
+    evaluate([*call, "--output_dir", str(outputs), "--ctc_weight", str(MUCH)])
+    (rows,) = (outputs / "outputs").rglob("model.jsonl")
+    assert [json.loads(line)["output"] for line in rows.read_text().splitlines()] == twice
+    with pytest.raises(SystemExit, match=r"ctc_weight was 1000000\.0 and is 0.0"):
+        evaluate([*call, "--output_dir", str(outputs)])
+
+
+def test_commands_refuse_what_cannot_be(checkpoint, tmp_path, capsys) -> None:
+    from audiollm.evaluation.evaluate import main as evaluate
+    from audiollm.inference.transcribe import main as transcribe_command
+
+    for options, message in (
+        (["--ctc_weight", "-1"], "--ctc_weight is -1"),
+        (["--ctc_weight", "1", "--static_cache"], "leave one out"),
+    ):
+        with pytest.raises(SystemExit):
+            transcribe_command(["--model", str(checkpoint), "a.wav", *options])
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="no task is of the kind asr"):
+        evaluate(
+            [
+                "--model",
+                str(checkpoint),
+                "--tasks",
+                "no_speech",
+                "--output_dir",
+                str(tmp_path / "o"),
+                "--ctc_weight",
+                "1",
+            ]
+        )
+
+
+def test_a_window_that_is_not_sure_is_left_out(model, tiny_processor, tmp_path) -> None:
+    soundfile.write(tmp_path / "a.wav", noise(0.8, 3), RATE_HZ)
+    settings = {"voice_activity": False, "max_new_tokens": 6, "ctc_weight": 1.0}
+    for least, is_there in ((-1e-4, False), (-1e4, True)):
+        (result,) = Transcriber(
+            model, tiny_processor, TranscribingSettings(**settings, min_logprob=least), progress=False
+        ).transcribe([str(tmp_path / "a.wav")])
+        assert bool(result.text) is is_there
+
+
+# --------------------------------------------------------------------------------------------------------- beams
+
+
+def test_beams_are_encoded_once(model, tiny_processor, clips) -> None:
+    inputs = tiny_processor.apply_chat_template(
+        [ask(PROMPT, clip) for clip in clips], tokenize=True, add_generation_prompt=True, padding_side="left"
+    )
+    encoded = inputs_of(model, tiny_processor, clips)
+    windows: list[int] = []
+    hook = model.model.audio_tower.register_forward_pre_hook(lambda module, args: windows.append(len(args[0])))
+    options = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 6, "do_sample": False}
+    try:
+        found = model.generate(**inputs, **options)
+    finally:
+        hook.remove()
+    assert windows == [len(clips)]
+    assert torch.equal(found, model.generate(**encoded, **options))
