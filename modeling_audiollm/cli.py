@@ -18,6 +18,7 @@ COMMANDS = {
         "answers to benchmarks or your own data, beside controls, and scores",
     ),
     "score": ("audiollm.evaluation.score", "score an evaluation's raw outputs again, without the model"),
+    "report": ("audiollm.evaluation.report", "a page about an evaluation for people: plots, mistakes, players"),
     "compare": ("audiollm.evaluation.compare", "two models on the same items: differences, intervals, p"),
     "prepare": (
         "audiollm.corpora.prepare",

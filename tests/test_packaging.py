@@ -23,7 +23,14 @@ ROOMS = ("configuration", "processing", "corpora", "publishing", "training", "ev
 DATA_FILES = {
     "corpora": ("studio_prompts/*", "unseen_speech/*", "sentences.*", "spoken_words.json", "tasks.yaml", "*/*.yaml"),
     "publishing": ("model_card.md",),
-    "evaluation": ("*.yaml", "*/*.yaml", "metrics/*/*.py", "open_asr_leaderboard/*"),
+    "evaluation": (
+        "*.yaml",
+        "*/*.yaml",
+        "metrics/*/*.py",
+        "open_asr_leaderboard/*",
+        "reporting/*.jinja",
+        "reporting/*.css",
+    ),
     "training": ("recipes/*.yaml", "distributed/*"),
     "inference": ("web/*.css",),
 }
