@@ -72,7 +72,7 @@ class TranscribeArguments(LoadingArguments):
         default=TranscribingSettings.ctc_weight,
         metadata={
             "help": "Hear twice: choose each window's transcript from candidates of the language model and of CTC, with this "
-            "weight for CTC, such as 1.5. For models trained with --projector_readout pieces; fewer errors, more time."
+            "weight for CTC, such as 1.5. For models trained with --projector_readout pieces; takes about twice the time."
         },
     )
     carry_context: bool = field(

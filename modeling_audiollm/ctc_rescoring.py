@@ -156,7 +156,7 @@ class CtcRescorer:
             encoded_audio_lengths: `(windows,)`.
             bounds: new tokens that each row may have.
             adapter_names: one per row; see the model.
-            stop: ends the writing early, from outside; what was written is scored.
+            stop: ends the writing early, from outside; there is one candidate then, what was written, without scores.
 
         Raises:
             ValueError: a row has no audio.
@@ -176,6 +176,9 @@ class CtcRescorer:
             "adapter_names": names,
         }
         greedy = self.model.generate(**options, num_beams=1, past_key_values=copy.deepcopy(cache))
+        length = input_ids.shape[1]
+        if stop is not None and bool(stop(greedy, None).any()):
+            return [[self._written(ids.tolist())] for ids in greedy[:, length:]]
         repeated = copy.deepcopy(cache)
         repeated.batch_repeat_interleave(NUM_BEAMS)
         beams = self.model.generate(
@@ -185,7 +188,6 @@ class CtcRescorer:
             length_penalty=0.0,
             past_key_values=repeated,
         )
-        length = input_ids.shape[1]
         found: list[dict[str, Candidate]] = []
         for row, bound in enumerate(bounds):
             written = [greedy[row, length:], *beams[row * NUM_BEAMS : (row + 1) * NUM_BEAMS, length:]]

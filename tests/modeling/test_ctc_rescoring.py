@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from audiollm.answering import answer, ask
 from audiollm.ctc_rescoring import Candidate, CtcRescorer
 from audiollm.ctc_search import prefix_beam_search
 from audiollm.evaluation.listening import evaluate_listening, transcribe
+from audiollm.inference.streaming import StopWhenSet
 from audiollm.inference.transcribing import Transcriber, TranscribingSettings
 from audiollm.recording_encoder import RecordingEncoder
 from audiollm.spoken_pieces import spoken_form
@@ -182,7 +184,31 @@ def test_adapters_and_rows_of_several_windows(model, tiny_processor) -> None:
     assert row[-1].ctc_logprob == pytest.approx(without[-1].ctc_logprob, abs=1e-3), "CTC comes before any adapter"
 
 
+def test_what_is_stopped_is_not_scored(model, tiny_processor, clips) -> None:
+    stopped = threading.Event()
+    stopped.set()
+    inputs = inputs_of(model, tiny_processor, clips)
+    rows = CtcRescorer(model, tiny_processor.tokenizer, 1.0).candidates(
+        **inputs, bounds=BOUNDS, stop=StopWhenSet(stopped)
+    )
+    assert [len(row) for row in rows] == [1] * len(clips)
+    assert all(len(one.token_ids) <= 1 and math.isnan(one.lm_logprob) for (one,) in rows)
+
+
 # ------------------------------------------------------------------------------------------------ what is refused
+
+
+def test_rows_without_audio_and_other_audio_are_refused(model, tiny_processor, clips) -> None:
+    rescorer = CtcRescorer(model, tiny_processor.tokenizer, 1.0)
+    inputs = inputs_of(model, tiny_processor, clips[:1])
+    twice = {name: inputs[name].repeat(2, 1) for name in ("input_ids", "attention_mask")}
+    with pytest.raises(ValueError, match="audio slots, but the audio gives"):
+        rescorer.candidates(**{**inputs, **twice}, bounds=[4, 4])
+    twice["input_ids"][1].masked_fill_(twice["input_ids"][1] == model.config.audio_token_id, 10)
+    with pytest.raises(ValueError, match="Row 1 has no audio"):
+        rescorer.candidates(**{**inputs, **twice}, bounds=[4, 4])
+    with pytest.raises(ValueError, match="ctc_weight is 0: there is nothing to choose by"):
+        CtcRescorer(model, tiny_processor.tokenizer, 0.0)
 
 
 @pytest.mark.parametrize("weight", [-1, math.inf, math.nan, "1.5", True, None])
