@@ -16,7 +16,7 @@ import tempfile
 import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -146,7 +146,7 @@ class CommandEngine:
         if not self.listing:
             return shlex.join(self.command)
         # flite says its version and fails.
-        said = self._run([self.command[0], "--version"], "", must_succeed=False)
+        said = self._tell([self.command[0], "--version"], must_succeed=False)
         return " ".join(said.decode(errors="replace").split())
 
     def check(self, voice: str) -> None:
@@ -160,7 +160,7 @@ class CommandEngine:
         if not VOICE_NAME.fullmatch(voice):
             raise CorpusError(f"{self.name} has no voice {voice!r}: expected a name such as {self.voices[0]}.")
         wanted = voice.partition(self.mark)[2] if self.mark else voice
-        listed = self._run(self.listing, "").decode(errors="replace")
+        listed = self._tell(self.listing).decode(errors="replace")
         if not self.listed:
             listed = listed.rpartition(LIST_MARK)[2]
         names = [name.removeprefix(self.listed) for name in listed.split() if name.startswith(self.listed)]
@@ -201,6 +201,10 @@ class CommandEngine:
             return np.zeros(0, dtype=np.float32), found.samplerate
         waveform = load_waveform(data, target_rate=found.samplerate, name=f"the speech of {self.name}")
         return waveform, found.samplerate
+
+    def _tell(self, command: Sequence[str], must_succeed: bool = True) -> bytes:
+        """What the engine says of itself, however little time a text may take."""
+        return replace(self, timeout_seconds=DEFAULT_TIMEOUT_SECONDS)._run(command, "", must_succeed)
 
     def _run(self, command: Sequence[str], text: str, must_succeed: bool = True) -> bytes:
         """What a command that is given a text on standard input writes to standard output."""

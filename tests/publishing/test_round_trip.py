@@ -17,6 +17,7 @@ from clients import WITHOUT_AUDIOLLM, play
 from huggingface_hub import ModelCard
 from loopback_hub import LoopbackHub
 from small_corpus import write_recordings, write_rows
+from transformers.utils.hub import hf_api
 
 REPO = "loopback-user/tiny"
 PROMPT = "Say: <audio>"
@@ -102,6 +103,8 @@ def trained(tiny_bases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
     folder = tmp_path_factory.mktemp("pushing")
     with LoopbackHub(folder / "hub") as hub, pytest.MonkeyPatch.context() as patch:
         patch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        # transformers keeps one client, which whatever ran before in this process may have made.
+        patch.setattr(hf_api(), "endpoint", hub.endpoint)
         patch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
         _, checkpoint = train(
             folder, tiny_bases, "--push_to_hub", f"--hub_model_id={REPO}", f"--hub_token={hub.token}"
@@ -139,7 +142,6 @@ def test_the_record_and_card_of_a_run(trained) -> None:
 def test_resumable_checkpoints_go_up_where_they_are_asked_for(
     trained, tiny_bases, tmp_path: Path, monkeypatch
 ) -> None:
-    """On the same Hub: transformers keeps the client that it made first."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     _, hub = trained
     (tmp_path / "run").mkdir()
