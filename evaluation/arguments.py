@@ -47,6 +47,9 @@ class EvaluateArguments(JudgeArguments):
     output: Path | None = field(
         default=None, metadata={"help": "Where to write scores and transcripts of your own data as one JSON file."}
     )
+    no_report: bool = field(
+        default=False, metadata={"help": "Leave out the report for people, which `audiollm report` writes as well."}
+    )
     systems: list[str] = field(
         default_factory=list,
         metadata={"help": f"What answers: of {', '.join(SYSTEM_TITLES)}; what fits the task, if not given."},

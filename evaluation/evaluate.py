@@ -21,6 +21,7 @@ from audiollm.option_parser import parser_of
 
 from .arguments import EvaluateArguments
 from .judging import judge_run
+from .reporting import write_report
 from .run import answer_all, locked, prepare
 from .scoring import score_run
 from .shown_scores import score_lines, write_own_report
@@ -71,6 +72,8 @@ def evaluate(options: EvaluateArguments) -> None:
                 write_own_report(options.output, run.folder, names[0])
             if options.output_dir is not None:
                 print(f"Outputs and scores are in {options.output_dir}.")
+                if not options.no_report:
+                    print(f"They are shown by {write_report(run.folder).page}.")
     if unjudged is not None:
         raise unjudged
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from audiollm.option_parser import parser_of
 
 from .bootstrap import SAMPLES
+from .reporting import write_report
 from .scoring import SCORES_FILE, score_run, score_table
 from .word_error import ALIGNERS, NORMALISERS
 
@@ -45,19 +46,30 @@ class ScoringOptions:
             raise ValueError(f"--seed is {self.seed}; expected 0 or more")
 
 
+@dataclass
+class ScoreOptions(ScoringOptions):
+    """By what answers are scored, and whether the report is written anew."""
+
+    no_report: bool = field(
+        default=False, metadata={"help": "Leave out the report for people, which `audiollm report` writes as well."}
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry of `audiollm score` and `python -m audiollm.evaluation.score`."""
-    parser = parser_of(ScoringOptions, "score", "FOLDER [options]", __doc__)
+    parser = parser_of(ScoreOptions, "score", "FOLDER [options]", __doc__)
     parser.add_argument("folder", help="the --output_dir of audiollm evaluate")
     given = vars(parser.parse_args(list(sys.argv[1:] if argv is None else argv)))
     folder = given.pop("folder")
     try:
-        options = ScoringOptions(**given)
+        options = ScoreOptions(**given)
         scores = score_run(folder, options.normaliser, options.aligner, options.samples, options.seed)
+        print(score_table(scores))
+        print(f"Written to {folder}/{SCORES_FILE}.")
+        if not options.no_report:
+            print(f"Shown by {write_report(folder).page}.")
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"audiollm score: {error}")
-    print(score_table(scores))
-    print(f"Written to {folder}/{SCORES_FILE}.")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The items that a model did worst on, with what the others wrote, for a reader's own eyes."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .alignment import aligned, as_json, shortened
@@ -13,7 +13,7 @@ MAX_CHARACTERS_SHOWN = 600
 SCORED_LOWER_IS_WORSE = ("bleu", "rouge1", "cider_d", "judge_score")
 
 
-def worst_rows(rows: Iterable[Row], metric: str, count: int) -> list[Row]:
+def worst_rows(rows: Sequence[Row], metric: str, count: int) -> list[Row]:
     """
     The items that cost a figure most, worst first; none that are right.
 
@@ -26,7 +26,7 @@ def worst_rows(rows: Iterable[Row], metric: str, count: int) -> list[Row]:
         wrong = [row for row in scored if row.get(errors)]
         return sorted(wrong, key=lambda row: (-row[errors], -row[errors] / max(row.get(length) or 0, 1)))[:count]
     if metric == "choice_accuracy":
-        return [row for row in scored if row.get("right") is False][:count]
+        return [row for row in rows if row.get("right") is False][:count]
     if metric == "no_speech_rate":
         heard = [row for row in scored if row.get("heard_speech")]
         return sorted(heard, key=lambda row: -len(row.get("output") or ""))[:count]
@@ -40,7 +40,7 @@ def order_told(metric: str) -> str:
     if metric in SPELLED:
         return "most wrong words first" if metric == "word_error" else "most wrong characters first"
     if metric == "choice_accuracy":
-        return "wrong choices, in the order of the questions"
+        return "wrong or unreadable choices, in the order of the questions"
     if metric == "no_speech_rate":
         return "longest answers to recordings without speech first"
     return "lowest scores first"

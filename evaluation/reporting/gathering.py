@@ -1,6 +1,7 @@
 """All that a report says, gathered once from a folder of scores: what JSON holds, and both pages are made of."""
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -34,8 +35,6 @@ TEXTS_FILE = Path(__file__).with_name("texts.yaml")
 CONFUSIONS_SHOWN = 10
 #: Raise it when a field of the report changes its name or meaning.
 REPORT_VERSION = 1
-#: Of a task's name in `--tasks`, that there is none: one's own data.
-LOCAL_KIND = "local"
 
 Row = Mapping[str, Any]
 
@@ -109,7 +108,7 @@ def command_of(run: Mapping[str, Any]) -> str | None:
     if not isinstance(arguments, dict):
         return None
     tasks = list(run.get("tasks", {})) if arguments.get("tasks") else []
-    return evaluation_command({**run, "arguments": {**arguments, "tasks": tasks}}, str(run.get("model")))
+    return evaluation_command({**run, "arguments": {**arguments, "tasks": tasks}}, shlex.quote(str(run.get("model"))))
 
 
 def gather_task(

@@ -22,41 +22,46 @@ MIN_HISTOGRAM_ITEMS = 5
 Players = Mapping[tuple[str, str], Mapping[str, Any]]
 
 
-def render_page(
-    report: Mapping[str, Any], players: Players, player_notes: Mapping[str, str], page_note: str, figures_file: str
-) -> str:
+def prepare_page(report: Mapping[str, Any], figures_file: str) -> dict[str, Any]:
+    """
+    All of a page but its players, plots among it.
+
+    Args:
+        report: as gathered.
+        figures_file: where the same is as JSON.
+    """
+    return {
+        "report": report,
+        "name": name_of(report),
+        "bases": report["run"].get("bases") or {},
+        "items": sum(asked(found) for found in report["tasks"].values()),
+        "audio_seconds": sum(audio_of(found) for found in report["tasks"].values()),
+        "verdicts": verdicts_of(report),
+        "metrics": list(dict.fromkeys(name for found in report["tasks"].values() for name in found["metrics"])),
+        "css": Markup((HERE / STYLE_FILE).read_text(encoding="utf-8")),
+        "headline_plots": [Markup(plot) for plot in headline_plots(report)],
+        "plots": {task: list(task_plots(report, task)) for task in report["tasks"]},
+        "settings": list(settings_of(report)),
+        "signatures": signatures_of(report),
+        "figures_file": figures_file,
+    }
+
+
+def render_page(prepared: Mapping[str, Any], players: Players, player_notes: Mapping[str, str]) -> str:
     """
     The page.
 
     Args:
-        report: as gathered.
+        prepared: see [`prepare_page`].
         players: by task and item: `uri` with `cut_s`, or `missing`, the reason.
         player_notes: what is to be said of a task's players.
-        page_note: what is to be said of the page.
-        figures_file: where the same is as JSON.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.ChainableUndefined, trim_blocks=True
     )
     environment.filters |= FILTERS
-    return environment.get_template(PAGE_TEMPLATE).render(
-        report=report,
-        name=name_of(report),
-        bases=report["run"].get("bases") or {},
-        items=sum(asked(found) for found in report["tasks"].values()),
-        audio_seconds=sum(audio_of(found) for found in report["tasks"].values()),
-        verdicts=verdicts_of(report),
-        metrics=list(dict.fromkeys(name for found in report["tasks"].values() for name in found["metrics"])),
-        css=Markup((HERE / STYLE_FILE).read_text(encoding="utf-8")),
-        headline_plots=[Markup(plot) for plot in headline_plots(report)],
-        plots={task: list(task_plots(report, task)) for task in report["tasks"]},
-        settings=list(settings_of(report)),
-        signatures=signatures_of(report),
-        players=players,
-        player_notes=player_notes,
-        page_note=page_note,
-        figures_file=figures_file,
-    )
+    template = environment.get_template(PAGE_TEMPLATE)
+    return template.render(**prepared, players=players, player_notes=player_notes)
 
 
 def name_of(report: Mapping[str, Any]) -> str:
@@ -207,6 +212,7 @@ __all__ = [
     "average_metrics",
     "average_notes",
     "name_of",
+    "prepare_page",
     "reasons_of",
     "render_page",
     "settings_of",

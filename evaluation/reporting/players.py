@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
-from audiollm.processing import load_waveform
+from audiollm.processing import AudioError, load_waveform
 from audiollm.processing.audio_io import SAMPLING_RATE_HZ
 
 from ..outputs import OUTPUTS
@@ -48,6 +48,8 @@ def find_recordings(
     Raises:
         ValueError, OSError: `data` was given and cannot be read.
     """
+    if data and not os.path.exists(data):
+        raise FileNotFoundError(f"--data {task}={data}: there is no {data}")
     wanted = set(ids)
     found = {} if data else _named_by_path(folder, task, wanted)
     if found.keys() == wanted:
@@ -66,7 +68,7 @@ def find_recordings(
     except (ValueError, OSError) as error:
         if data:
             raise
-        return found, f"the recordings cannot be read again: {error}"
+        return found, f"the recordings cannot be read again: {str(error).rstrip('.')}"
     return found, "the items are made of several recordings, or the data have changed since"
 
 
@@ -89,8 +91,6 @@ def _items(task: str, copy: str | None, audio_dir: str | None) -> Iterable[Any] 
     is_here = copy is not None and os.path.exists(copy)
     if task == LOCAL_TASK:
         return read_local_set(copy, audio_dir).items() if copy and is_here else None
-    if copy is not None and not is_here:
-        raise FileNotFoundError(f"there is no {copy}")
     found = find_task(task)
     ships_with_package = found.source.get("benchmark") == task
     return found.items(copy) if is_here or ships_with_package else None
@@ -104,18 +104,27 @@ def as_player(recordings: Recordings) -> tuple[str, float | None]:
         The URI, and after how many seconds it was cut off; None where it is whole.
 
     Raises:
-        AudioError, OSError: one cannot be read.
+        AudioError: one cannot be read; it is called by its name, without its folders.
+        OSError: one is not there.
     """
     gap = np.zeros(int(SILENCE_BETWEEN_SECONDS * SAMPLING_RATE_HZ), np.float32)
     pieces: list[np.ndarray] = []
     for recording in recordings:
-        pieces += [gap, load_waveform(recording)] if pieces else [load_waveform(recording)]
+        pieces += [gap, _waveform(recording)] if pieces else [_waveform(recording)]
     waveform = np.concatenate(pieces)
     limit = int(MAX_PLAYER_SECONDS * SAMPLING_RATE_HZ)
     file = io.BytesIO()
     soundfile.write(file, waveform[:limit], SAMPLING_RATE_HZ, **MP3)
     uri = "data:audio/mpeg;base64," + base64.b64encode(file.getvalue()).decode()
     return uri, MAX_PLAYER_SECONDS if len(waveform) > limit else None
+
+
+def _waveform(recording: Any) -> np.ndarray:
+    try:
+        return load_waveform(recording)
+    except AudioError as error:
+        path = str(recording.get("path") if isinstance(recording, dict) else recording)
+        raise AudioError(str(error).replace(path, os.path.basename(path))) from error
 
 
 __all__ = ["MAX_PLAYER_SECONDS", "as_player", "find_recordings"]

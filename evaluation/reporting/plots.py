@@ -37,7 +37,9 @@ SPREAD = 0.62
 ROOM_FOR_LABELS = 1.17
 #: Word errors above it are drawn at the edge: an answer that repeats itself would hide all others.
 MAX_ERROR_DRAWN = 2.0
-METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
+#: What a page has no use for: metadata, and style that would hold for all of the page; the page's own has it.
+UNUSED = re.compile(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", re.DOTALL)
+ID, REFERENCE = re.compile(r' id="([^"]*)"'), re.compile(r"#([\w.-]+)")
 FONT_FAMILY = re.compile(r"(font: [\d.]+px) [^;\"]*")
 
 
@@ -50,8 +52,9 @@ def as_svg(draw: Callable[[Axes], None], height: float, title: str, key: str) ->
         title: read aloud where the plot is not seen.
         key: different for every plot of a page, so that no two have ids in common.
     """
-    settings = {
-        **{"svg.fonttype": "none", "svg.hashsalt": key, "font.size": FONT_POINTS, "hatch.linewidth": 0.7},
+    settings: Any = {
+        **{"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": key},
+        **{"font.size": FONT_POINTS, "hatch.linewidth": 0.7},
         **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), INK),
     }
     with matplotlib.rc_context(settings):
@@ -63,7 +66,9 @@ def as_svg(draw: Callable[[Axes], None], height: float, title: str, key: str) ->
         file = io.StringIO()
         drawn.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     text = file.getvalue()
-    text = METADATA.sub("", text[text.index("<svg") :]).replace(INK, "currentColor")
+    text = UNUSED.sub("", text[text.index("<svg") :]).replace(INK, "currentColor")
+    used = set(REFERENCE.findall(text))  # other ids are counted from 1 in every plot
+    text = ID.sub(lambda found: found[0] if found[1] in used else "", text)
     text = FONT_FAMILY.sub(r"\1 sans-serif", text)
     return text.replace("<svg ", f'<svg role="img" aria-label="{_attribute(title)}" ', 1)
 
@@ -130,11 +135,14 @@ def plot_groups(metric: str, groups: Sequence[Mapping[str, Any]], systems: Seque
                         [x + offset] * 2, [min(each[end], limit) for end in ("low", "high")], color=colour, linewidth=2
                     )
             values = [min(each["value"], limit) for _, each in found]
-            axes.plot(
-                *([x + offset for x, _ in found], values),
-                **{"marker": marker, "color": colour, "markersize": 6, "linestyle": ":", "linewidth": 1},
-                label=system_title(system),
-            )
+            look: dict[str, Any] = {
+                "marker": marker,
+                "color": colour,
+                "markersize": 6,
+                "linestyle": ":",
+                "linewidth": 1,
+            }
+            axes.plot([x + offset for x, _ in found], values, label=system_title(system), **look)
         axes.set_xticks(range(len(groups)), [each["name"] for each in groups], rotation=25, ha="right")
         axes.set_xlim(-0.5, len(groups) - 0.5)
         axes.set_ylim(bottom=0)
@@ -153,7 +161,13 @@ def plot_error_kinds(kinds: Mapping[str, Mapping[str, float]], key: str) -> str:
         lefts = [0.0] * len(names)
         for kind, (colour, hatch) in ERROR_STYLES.items():
             widths = [kinds[name][kind] / kinds[name]["reference"] for name in names]
-            look = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0, "height": 0.6}
+            look: dict[str, Any] = {
+                "color": colour,
+                "hatch": hatch,
+                "edgecolor": "white",
+                "linewidth": 0,
+                "height": 0.6,
+            }
             axes.barh(names, widths, left=lefts, label=kind, **look)
             lefts = [left + width for left, width in zip(lefts, widths)]
         for row, total in enumerate(lefts):

@@ -11,7 +11,7 @@ from ..outputs import write_whole
 from .examples import ids_of
 from .gathering import gather
 from .markdown import render_markdown
-from .page import render_page
+from .page import prepare_page, render_page
 from .players import as_player, find_recordings
 
 FIGURES_FILE, MARKDOWN_FILE, PAGE_FILE = "figures.json", "report.md", "report.html"
@@ -68,14 +68,15 @@ def write_report(
     limit = int(max_html_mb * BYTES_PER_MB)
     recordings, notes = _recordings(folder, report, data or {})
     without = {key: {"uri": None, "missing": NO_ROOM.format(megabytes=max_html_mb)} for key in recordings}
-    size = len(_page(report, without, notes).encode())
+    prepared = prepare_page(report, FIGURES_FILE)
+    size = len(render_page(prepared, without, notes).encode())
     if size > limit:
         raise ValueError(
             f"The page has {size / BYTES_PER_MB:.2f} MB without any player, more than --max_html_mb {max_html_mb:g}; "
             "allow more, or show fewer by --worst."
         )
     players = _players(report, recordings, limit - size, without)
-    page = _page(report, players, notes)
+    page = render_page(prepared, players, notes)
     left_out = [f"{task}: {note}." for task, note in notes.items()]
     reasons = [each["missing"] for each in players.values() if not each["uri"]]
     left_out += [f"{reasons.count(reason)} players: {reason}." for reason in dict.fromkeys(reasons)]
@@ -85,12 +86,6 @@ def write_report(
         write_whole(path, text.encode())
     played = sum(bool(each["uri"]) for each in players.values())
     return ReportFiles(page=files[2], markdown=files[1], figures=files[0], players=played, left_out=left_out)
-
-
-def _page(
-    report: Mapping[str, Any], players: Mapping[tuple[str, str], Mapping[str, Any]], notes: Mapping[str, str]
-) -> str:
-    return render_page(report, players, notes, "This page needs no network.", FIGURES_FILE)
 
 
 def _recordings(
@@ -125,7 +120,7 @@ def _players(
         try:
             uri, cut_s = as_player(recordings[key])
         except (ValueError, OSError) as error:
-            players[key] = {"uri": None, "missing": f"the recording cannot be read: {error}"}
+            players[key] = {"uri": None, "missing": f"the recording cannot be read: {str(error).rstrip('.')}"}
             continue
         taken = len(uri) + PLAYER_MARKUP_BYTES
         if taken <= room:

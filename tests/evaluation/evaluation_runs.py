@@ -11,8 +11,8 @@ TIMES = ("seconds",)
 
 
 def evaluate(model: Path, output_dir: Path, *options: object) -> None:
-    """Runs the command on one's own data or on tasks."""
-    main(["--model", str(model), "--output_dir", str(output_dir), *map(str, options)])
+    """Runs the command on one's own data or on tasks, without its report."""
+    main(["--model", str(model), "--output_dir", str(output_dir), "--no_report", *map(str, options)])
 
 
 def rows_of(folder: Path, task: str, system: str) -> list[dict[str, Any]]:

@@ -70,7 +70,7 @@ def test_items_say_what_each_has_to_do_with_it(spoken) -> None:
 
 def test_a_convention_changes_without_the_model(spoken, capsys) -> None:
     def word_error(*options: str) -> dict:
-        main([str(spoken), *options])
+        main([str(spoken), "--no_report", *options])
         found = json.loads((spoken / "scores.json").read_text(encoding="utf-8"))
         return found["tasks"]["prompts"]["systems"]["model"]["metrics"]["word_error"]
 
