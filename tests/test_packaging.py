@@ -18,7 +18,16 @@ import audiollm
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("configuration", "processing", "corpora", "publishing", "training", "evaluation", "inference")
+ROOMS = (
+    "configuration",
+    "processing",
+    "corpora",
+    "publishing",
+    "training",
+    "evaluation",
+    "inference",
+    "shipped_adapter",
+)
 #: What the package holds besides code, by room: all of it is in the repository.
 DATA_FILES = {
     "corpora": ("studio_prompts/*", "unseen_speech/*", "sentences.*", "spoken_words.json", "tasks.yaml", "*/*.yaml"),
@@ -33,6 +42,7 @@ DATA_FILES = {
     ),
     "training": ("recipes/*.yaml", "distributed/*"),
     "inference": ("web/*.css",),
+    "shipped_adapter": ("*.json", "*.jinja", "*.md", "*.safetensors"),
 }
 LICENCES = {
     "LICENSE",
@@ -50,6 +60,7 @@ import audiollm
 from audiollm.corpora.prompts import LICENCE_FILE, load_studio_prompts
 from audiollm.corpora.unseen import load_unseen_speech
 from audiollm.training.train import parse_arguments
+from audiollm.shipped_adapter import FOLDER
 import audiollm.evaluation, evaluate, pathlib
 
 metrics = pathlib.Path(audiollm.evaluation.__file__).parent / "metrics"
@@ -57,6 +68,7 @@ found = evaluate.load(str(metrics / "wer")).compute(
     predictions=["white paper"], references=["Whitepaper"], normaliser="leaderboard", aligner="kaldialign"
 )
 assert found["word_error"] == 0, found
+assert audiollm.AudioLlmConfig.from_pretrained(FOLDER).lora_adapters
 assert LICENCE_FILE.is_file() and len(load_unseen_speech()) == 10
 print(json.dumps({"file": audiollm.__file__, "version": audiollm.__version__, "prompts": len(load_studio_prompts())}))
 """
