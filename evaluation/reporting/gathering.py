@@ -11,6 +11,7 @@ import yaml
 from audiollm.publishing.score_table import evaluation_command
 
 from ..bootstrap import SAMPLES
+from ..judging import JUDGE_FILE, JUDGEMENTS
 from ..outputs import OUTPUTS
 from ..run_answers import RunFolderError, read_lines
 from ..scoring import ITEMS, RTFX, SCORES_FILE
@@ -55,20 +56,33 @@ def read_scores(folder: Path) -> dict[str, Any]:
     path = folder / SCORES_FILE
     if not path.is_file():
         raise RunFolderError(f"{folder} has no {SCORES_FILE}; run `audiollm score {folder}` first.")
-    try:
-        scores = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunFolderError(f"{path} is no JSON: {error}. Run `audiollm score {folder}` again.") from error
-    if not isinstance(scores, dict) or not isinstance(scores.get("tasks"), dict):
+    scores = read_json(path)
+    if not isinstance(scores.get("tasks"), dict):
         raise RunFolderError(f"{path} holds no tasks; expected what `audiollm score` writes.")
     return scores
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """
+    A file of a run that holds one JSON object.
+
+    Raises:
+        RunFolderError: it holds none.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunFolderError(f"{path} is no JSON: {error}. Run what wrote it again.") from error
+    if not isinstance(found, dict):
+        raise RunFolderError(f"{path} is no JSON object. Run what wrote it again.")
+    return found
 
 
 def gather(folder: Path, worst: int) -> dict[str, Any]:
     """
     What a report says, as JSON.
 
-    Its fields: `version`; `run` and `scoring` as in `scores.json`; `command` to repeat it; `systems`, those there are;
+    Its fields: `version`; `run` and `scoring` as in `scores.json`; `judge`, who gave marks; `command` to repeat it; `systems`, those there are;
     `tasks`, each with `kind`, `about`, `metric` (the one to look at), `systems` as in `scores.json`, `left_out`,
     `verdicts` (sentences), `differences` to the model, `by_duration`, `by_category`, `error_kinds`, `histogram`,
     `confusions` and `worst`; and `averages`.
@@ -89,6 +103,7 @@ def gather(folder: Path, worst: int) -> dict[str, Any]:
         "model": str(run.get("model") or "model"),
         "run": run,
         "scoring": scores.get("scoring") or {},
+        "judge": read_json(folder / JUDGEMENTS / JUDGE_FILE) if (folder / JUDGEMENTS / JUDGE_FILE).is_file() else None,
         "command": command_of(run),
         "systems": systems,
         "tasks": {

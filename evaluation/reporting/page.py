@@ -115,12 +115,23 @@ def settings_of(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         "Whisper": settings.get("whisper") and shown_path(str(settings["whisper"])),
         "Fingerprint of weights": settings.get("weights"),
         "Commit": run.get("commit"),
+        "Judge": judge_told(report["judge"] or {}),
         "Versions": ", ".join(f"{name} {version}" for name, version in (run.get("versions") or {}).items()),
         "Normaliser": scoring.get("normaliser") or "each task's own",
         "Aligner": scoring.get("aligner") or "that of the normaliser",
         "Bootstrap": f"{scoring.get('samples', 'unknown')} samples, seed {scoring.get('seed', 'unknown')}",
     }
     yield from ((name, str(value)) for name, value in facts.items() if value not in (None, ""))
+
+
+def judge_told(judge: Mapping[str, Any]) -> str:
+    """Who gave marks, and how often each was asked; empty where nobody did."""
+    rubrics = [
+        f"{name}: {each.get('samples')} samples at temperature {each.get('temperature')}"
+        for name, each in judge.items()
+        if isinstance(each, Mapping)
+    ]
+    return "; ".join([str(judge["model"]), *rubrics]) if judge.get("model") else ""
 
 
 def signatures_of(report: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -117,6 +117,12 @@ def folder(prompts, tmp_path_factory) -> Path:
     verdicts = folder / "judgements" / "chat" / "model.jsonl"
     verdicts.parent.mkdir(parents=True)
     verdicts.write_text(json.dumps({"id": "1", "order": "x", "scores": {"answer": 4.5}}) + "\n", encoding="utf-8")
+    judge = {
+        "model": "judge-of-marks",
+        "url": "x",
+        "voicebench_open": {"prompt": "x", "temperature": 0.5, "samples": 3},
+    }
+    (verdicts.parents[1] / "judge.json").write_text(json.dumps(judge), encoding="utf-8")
     score_run(folder, samples=50)
     write_report(folder, max_html_mb=MAX_PAGE_MB)
     return folder
@@ -209,6 +215,7 @@ def test_averages_counts_and_settings_are_said(folder, page) -> None:
     assert columns(page.sections["chat"].rows, "The model", "answers without a judge's mark") == ["1"]
     assert "no item was left out, failed or was cut off" in page.sections["summary"].text
     made = page.sections["How it was made"].text
+    assert "judge-of-marks; voicebench_open: 3 samples at temperature 0.5" in made
     for said in ("bfloat16", "torch 9.9", "f1ngerprint", "50 samples, seed 0", "normaliser:leaderboard|aligner:kaldi"):
         assert said in made
     command = re.search(r"audiollm evaluate .*", made)[0]
