@@ -385,6 +385,27 @@ def test_figures_of_hearing_twice_are_those_measured() -> None:
         assert f"from {once:.3f} to {twice:.3f}" in README
 
 
+def test_figures_of_inference_are_those_measured() -> None:
+    results = ROOT / "benchmarks" / "results"
+    summary = json.loads((results / "first_token.json").read_text())["summary"]
+    sides = {(row["side"], row["recording_s"]): row for row in summary if row["precision"] == "float32"}
+    first = "first_token_times_faster_than_{}"
+    ours, longer = sides["audiollm", 4.0], sides["audiollm", 30.0]
+    peer = first.format("voxtral")
+    assert f"{ours[peer]:.1f}x as soon as that of Voxtral's class at 4 s and {longer[peer]:.1f}x" in README
+    peer = first.format("qwen2_audio")
+    assert f"{ours[peer]:.1f}x and {longer[peer]:.1f}x as soon as that of Qwen2-Audio's" in README
+    for side, text in (
+        ("audiollm", "at {:.1f}x and {:.1f}x of their pace"),
+        ("audiollm, merged", "at {:.1f}x and {:.1f}x (30 s"),
+    ):
+        paces = (sides[side, 30.0][f"decode_times_faster_than_{peer}"] for peer in ("voxtral", "qwen2_audio"))
+        assert text.format(*paces) in README
+    runs = json.loads((results / "follow_up.json").read_text())
+    runs = {run["recording_s"]: run["first_over_follow_up"] for run in runs["recordings"]}
+    assert f"{runs[4.0]:.1f}x as soon as the first at 4 s, {runs[30.0]:.1f}x at 30 s and {runs[600.0]:.0f}x" in README
+
+
 def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     named = {word for words in COMMANDS if words[0] == "make" for word in words[1:]}
