@@ -57,22 +57,16 @@ def test_a_reader_who_has_seen_enough_is_no_error(arguments, monkeypatch) -> Non
         assert caught.value.code == cli.PIPE_CLOSED_EXIT
 
 
-def test_the_console_script_and_the_module_answer_alike(tmp_path: Path) -> None:
-    """In real processes: the console script, and `python -m` of the room."""
+@pytest.mark.parametrize("way", ["console script", pytest.param("module", marks=pytest.mark.slow)])
+def test_the_console_script_and_the_module_answer_alike(way: str, tmp_path: Path) -> None:
+    """In a real process: the console script, and `python -m` of the room."""
     script = Path(sys.executable).with_name("audiollm")
     missing = str(tmp_path / "missing.json")
-    train = ["--data_path", missing, "--output_dir", str(tmp_path / "run")]
-    commands = [
-        [str(script), "train", *train] if script.exists() else [sys.executable, "-m", "audiollm.cli", "train", *train],
-        [sys.executable, "-m", "audiollm.training.train", *train],
-    ]
+    start = [str(script)] if script.exists() else [sys.executable, "-m", "audiollm.cli"]
+    start = [*start, "train"] if way == "console script" else [sys.executable, "-m", "audiollm.training.train"]
+    command = [*start, "--data_path", missing, "--output_dir", str(tmp_path / "run")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    running = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for command in commands
-    ]
-    for process in running:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 1
-        assert errors.strip().splitlines()[-1].startswith("audiollm train: ")
-        assert missing in errors and "Traceback" not in errors
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("audiollm train: ")
+    assert missing in done.stderr and "Traceback" not in done.stderr

@@ -58,6 +58,7 @@ print(json.dumps({"shas": shas, "refs": {ref.name: ref.target_commit for ref in 
 """
 
 
+@pytest.mark.slow  # tests of remote code and round trips push and load by it
 def test_push_load_and_earlier_revisions(hub: LoopbackHub, tmp_path: Path) -> None:
     repo_id = f"{OWNER}/tiny"
     seen = play(PUSH_TWICE, hub.environment(tmp_path / "home"))
@@ -249,6 +250,7 @@ class GainModel(PreTrainedModel):
 }
 
 
+@pytest.mark.slow  # likewise
 def test_remote_code(hub: LoopbackHub, tmp_path: Path) -> None:
     package = tmp_path / "sources" / "gain"
     package.mkdir(parents=True)

@@ -186,6 +186,7 @@ def test_small_shards_are_several_files(folder, tmp_path, monkeypatch) -> None:
     assert len(table) == len(HEARD_RIGHT) + 3
 
 
+@pytest.mark.slow  # test_preparing has the same bytes in one process
 def test_as_many_processes_as_cpus_unless_told(folder, tmp_path) -> None:
     assert available_cpus() >= 1
     command = [sys.executable, "-m", "audiollm.cli", "prepare", "folder", str(folder), "--workers"]

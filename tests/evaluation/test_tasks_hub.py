@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from loopback_hub import LoopbackHub
 
 COPIES_FOLDER = Path(__file__).parent
@@ -48,6 +49,7 @@ except TaskError as error:
 OWNERS = ("hf-audio", "hlt-lab", "qyang1021", "OpenSound", "ArtificialAnalysis")
 
 
+@pytest.mark.slow  # a process; corpora's tests read the Hub likewise
 def test_the_hub_and_a_copy_ask_the_same(tmp_path) -> None:
     with LoopbackHub(tmp_path / "hub") as hub:
         tokens = [f"{owner}={hub.add_user(owner)}" for owner in OWNERS]

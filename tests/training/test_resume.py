@@ -151,7 +151,8 @@ def test_loading_does_not_warn_of_the_frozen_bases(options, corpus, tmp_path, ca
     logger = logging.getLogger("transformers.trainer")
     logger.addHandler(caplog.handler)
     try:
-        evaluation = f"--eval_data_path {corpus.data_path} --eval_strategy steps --eval_steps 1 --save_steps 1".split()
+        evaluation = f"--eval_data_path {corpus.data_path} --eval_strategy steps --eval_steps 1 --save_steps 1"
+        evaluation = f"{evaluation} --eval_max_new_tokens 4".split()
         best = [*options, *evaluation, "--load_best_model_at_end", "--save_total_limit", "9"]
         trainer = train(*parse_arguments(best))
         assert trainer.state.best_model_checkpoint is not None
