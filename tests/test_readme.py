@@ -401,6 +401,10 @@ def test_figures_of_inference_are_those_measured() -> None:
     ):
         paces = (sides[side, 30.0][f"decode_times_faster_than_{peer}"] for peer in ("voxtral", "qwen2_audio"))
         assert text.format(*paces) in README
+    six, sixty = json.loads((results / "hour_long.json").read_text())["recordings"]
+    assert (six["minutes"], sixty["minutes"]) == (6, 60)
+    hour = f"in {sixty['run_s'] / 60:.0f} minutes and {sixty['peak_memory_mib']:.0f} MiB"
+    assert f"{hour}, six minutes of it in {six['peak_memory_mib']:.0f} MiB" in README
     runs = json.loads((results / "follow_up.json").read_text())
     runs = {run["recording_s"]: run["first_over_follow_up"] for run in runs["recordings"]}
     assert f"{runs[4.0]:.1f}x as soon as the first at 4 s, {runs[30.0]:.1f}x at 30 s and {runs[600.0]:.0f}x" in README
