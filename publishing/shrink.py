@@ -1,7 +1,7 @@
 """
-`audiollm shrink`: an adapter in fewer bytes, for publishing: LoRA of lower rank, weights in bfloat16.
+`audiollm shrink`: an adapter in fewer bytes, for publishing: LoRA of lower rank, weights in 16 or 8 bits.
 
-    audiollm shrink --model runs/mine --output_dir runs/small --lora_rank 4
+    audiollm shrink --model runs/mine --output_dir runs/small --lora_rank 4 --projector_8bit
 
 Each LoRA update is replaced by the nearest one of that rank (Eckart and Young 1936: its largest singular values), without
 training. What is lost is printed; how much that matters, `audiollm evaluate` tells.
@@ -27,6 +27,10 @@ from .manifest import ALLOWED
 LORA_A, LORA_B = ".lora_A.", ".lora_B."
 ADAPTER = "adapter"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+#: The projector's largest matrix, and the norm before it, whose gain takes up the matrix's scale.
+PROJECTOR_MATRIX = "model.multi_modal_projector.linear_1.weight"
+PROJECTOR_GAIN = "model.multi_modal_projector.norm_pre.weight"
+EIGHT_BITS = torch.float8_e4m3fn
 MIB = 1 << 20
 PARTS = ("audio_config", "text_config")
 #: What goes along unchanged, besides the files that are allowed on the Hub.
@@ -45,6 +49,10 @@ class ShrinkArguments:
     )
     dtype: str = field(
         default="bfloat16", metadata={"help": "Precision of the stored weights.", "choices": list(DTYPES)}
+    )
+    projector_8bit: bool = field(
+        default=False,
+        metadata={"help": "Store the projector's largest matrix in 8 bits (float8)."},
     )
 
 
@@ -74,7 +82,33 @@ def low_rank(down: torch.Tensor, up: torch.Tensor, rank: int) -> tuple[torch.Ten
     return root[:, None] * (right[:rank] @ down_basis.T), (up_basis @ left[:, :rank]) * root, kept
 
 
-def shrink(folder: Path, output: Path, rank: int | None = None, dtype: torch.dtype = torch.bfloat16) -> float:
+def in_eight_bits(weights: dict[str, torch.Tensor]) -> None:
+    """
+    Puts the projector's largest matrix into float8 (E4M3), in place.
+
+    That holds no number below 2**-9, so the matrix is multiplied by the largest power of two that it can take, and the
+    gain of the norm before it divided by the same: their product stays what it was, but for the rounding.
+
+    Raises:
+        ShrinkError: the projector has no norm before its first matrix.
+    """
+    if not {PROJECTOR_MATRIX, PROJECTOR_GAIN} <= weights.keys():
+        raise ShrinkError(
+            "--projector_8bit needs a projector with a norm before its first matrix (projector_pre_norm)."
+        )
+    matrix = weights[PROJECTOR_MATRIX].float()
+    scale = torch.exp2(torch.floor(torch.log2(torch.finfo(EIGHT_BITS).max / matrix.abs().amax())))
+    weights[PROJECTOR_MATRIX] = (matrix * scale).to(EIGHT_BITS)
+    weights[PROJECTOR_GAIN] = weights[PROJECTOR_GAIN].float() / scale
+
+
+def shrink(
+    folder: Path,
+    output: Path,
+    rank: int | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    projector_8bit: bool = False,
+) -> float:
     """
     Writes a smaller copy of a checkpoint.
 
@@ -83,6 +117,7 @@ def shrink(folder: Path, output: Path, rank: int | None = None, dtype: torch.dty
         output: a new or empty folder. It gets what belongs on the Hub, the code included, and nothing of training.
         rank: that LoRA is cut to; None leaves it.
         dtype: of the stored weights. Single numbers and masks stay as they are.
+        projector_8bit: see [`in_eight_bits`].
 
     Returns:
         The share of the updates' squared norm that is kept, on average over layers.
@@ -106,6 +141,8 @@ def shrink(folder: Path, output: Path, rank: int | None = None, dtype: torch.dty
         )
     config = AudioLlmConfig.from_pretrained(folder)
     weights, kept = _cut(load_file(weights_file), config, rank)
+    if projector_8bit:
+        in_eight_bits(weights)
     output.mkdir(parents=True, exist_ok=True)
     for path in sorted(folder.iterdir()):
         if path.is_file() and any(fnmatchcase(path.name, pattern) for pattern in (*ALLOWED, CODE)):
@@ -150,7 +187,7 @@ def _settings(config: AudioLlmConfig, rank: int | None) -> dict[str, Any]:
 
 
 def _stored_as(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    stays = weight.numel() == 1 or not weight.is_floating_point()
+    stays = weight.numel() == 1 or not weight.is_floating_point() or weight.dtype == EIGHT_BITS
     return (weight if stays else weight.to(dtype)).contiguous()
 
 
@@ -160,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     (options,) = parser.parse_args_into_dataclasses(arguments)
     folder, output = Path(options.model).expanduser(), Path(options.output_dir).expanduser()
     try:
-        kept = shrink(folder, output, options.lora_rank, DTYPES[options.dtype])
+        kept = shrink(folder, output, options.lora_rank, DTYPES[options.dtype], options.projector_8bit)
     except (ShrinkError, OSError) as error:
         sys.exit(f"audiollm shrink: {error}")
     before, after = ((place / SAFE_WEIGHTS_NAME).stat().st_size / MIB for place in (folder, output))

@@ -17,7 +17,8 @@ from audiollm.processing import load_waveform
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-MAX_MB = 10.0
+MAX_MB = 6.5
+DTYPES = {torch.bfloat16, torch.float8_e4m3fn, torch.bool}
 #: Clips of these seconds, which it was made for; and half the words, which nobody gets right by guessing.
 CLIP_SECONDS, NUM_CLIPS = (1.5, 5.0), 4
 MAX_WORD_ERROR = 0.5

@@ -7,12 +7,22 @@ from pathlib import Path
 import pytest
 import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
-from audiollm.publishing.shrink import ShrinkError, low_rank, main, shrink
+from audiollm.publishing.shrink import (
+    EIGHT_BITS,
+    PROJECTOR_GAIN,
+    PROJECTOR_MATRIX,
+    ShrinkError,
+    low_rank,
+    main,
+    shrink,
+)
 from checkpoint_folders import change_json
 from safetensors.torch import load_file, save_file
 
 WEIGHTS = "model.safetensors"
 TOLERANCE = 1e-5
+#: Three bits of mantissa: at most a sixteenth, and half of that on average.
+MAX_ROUNDING = 1 / 32
 
 
 @pytest.fixture
@@ -83,6 +93,22 @@ def test_precision_and_rank_are_those_asked_for(checkpoint: Path, tmp_path: Path
     assert settings["rank"] == 1
     assert "/home/me" not in (tmp_path / "small" / "config.json").read_text()
     assert settings["alpha"] / settings["rank"] == pytest.approx(before["alpha"] / before["rank"])
+
+
+def test_eight_bits_round_the_projector_and_nothing_else(checkpoint: Path, tmp_path: Path) -> None:
+    main([f"--model={checkpoint}", f"--output_dir={tmp_path / 'small'}", "--dtype=float32", "--projector_8bit"])
+    small, whole = load_file(tmp_path / "small" / WEIGHTS), load_file(checkpoint / WEIGHTS)
+    changed = {name for name in whole if not torch.equal(small[name].float(), whole[name].float())}
+    assert changed == {PROJECTOR_MATRIX, PROJECTOR_GAIN} and small[PROJECTOR_MATRIX].dtype == EIGHT_BITS
+    products = [each[PROJECTOR_MATRIX].float() * each[PROJECTOR_GAIN].float() for each in (small, whole)]
+    assert (products[0] - products[1]).norm() < MAX_ROUNDING * products[1].norm()
+    model = AudioLlmForConditionalGeneration.from_pretrained(tmp_path / "small")
+    loaded = model.model.multi_modal_projector.linear_1.weight
+    torch.testing.assert_close(loaded.float(), small[PROJECTOR_MATRIX].float())
+    del whole[PROJECTOR_GAIN]
+    save_file(whole, checkpoint / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(ShrinkError, match="projector_pre_norm"):
+        shrink(checkpoint, tmp_path / "other", projector_8bit=True)
 
 
 def test_what_cannot_be_shrunk_is_said(checkpoint: Path, tmp_path: Path, capsys) -> None:
