@@ -213,14 +213,14 @@ class InParts:
         if asked is not None and asked < MIN_PART_SECONDS:
             raise ValueError(f"Parts of {asked:g} s are too short; expected {MIN_PART_SECONDS:g} or more.")
         if asked is None and fitting == float("inf"):
-            return self.processor.feature_extractor.n_samples / rate
+            return self.processor.window_samples / rate
         return asked if asked is not None else fitting
 
 
 def seconds_of_slots(processor, slots: int) -> float:
     """The longest recording, to a tenth of a second, that the model makes no more than so many audio tokens of."""
     rate = processor.sampling_rate
-    window = processor.feature_extractor.n_samples
+    window = processor.window_samples
     low, high = 0, 1 + max(0, slots + 1) * window // max(1, processor.num_audio_slots(window))
     while high - low > rate // 10:
         middle = (low + high) // 2

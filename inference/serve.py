@@ -176,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         checkpoint = find_checkpoint(options.model)
         check_device(options.device)
         processor = load_processor(checkpoint, options.revision)
-        longest_window_s = processor.feature_extractor.n_samples / processor.sampling_rate
+        longest_window_s = processor.window_samples / processor.sampling_rate
         try:
             settings = options.settings(options.name(checkpoint), longest_window_s)
         except ValueError as error:

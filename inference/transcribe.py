@@ -160,7 +160,7 @@ def run(given: Sequence[str], arguments: TranscribeArguments) -> list[Failure]:
     checkpoint = find_checkpoint(arguments.model)
     check_device(arguments.device)
     processor = load_processor(checkpoint, arguments.revision)
-    settings = arguments.settings(processor.feature_extractor.n_samples / processor.sampling_rate)
+    settings = arguments.settings(processor.window_samples / processor.sampling_rate)
     _refuse_overwriting(stems, arguments)
     model = arguments.load_model(checkpoint)
     transcriber = Transcriber(model, processor, settings, arguments.model or checkpoint, arguments.progress)

@@ -1,6 +1,5 @@
 """Text and recordings in, model inputs out: expands each `<audio>` to exactly the slots the model will fill."""
 
-import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,9 +9,9 @@ import torch
 from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
-from transformers.utils import logging
 
 from .audio_io import load_waveform
+from .audio_tokens import AUDIO_BEGIN_TOKEN, AUDIO_END_TOKEN, AUDIO_SLOT_TOKEN, add_audio_tokens
 from .base_models import resolve_base
 from .conversations import (
     AUDIO_PLACEHOLDER,
@@ -23,30 +22,17 @@ from .conversations import (
     flatten_conversation,
     render_segments,
 )
-
-logger = logging.get_logger(__name__)
-
-#: `<audio>` opens a recording in the text, and stands for it in what users write; `</audio>` closes it.
-AUDIO_BEGIN_TOKEN = AUDIO_PLACEHOLDER
-AUDIO_SLOT_TOKEN = "<|audio_slot|>"
-AUDIO_END_TOKEN = "</audio>"
-#: Takes an id that the embedding matrix has but the tokenizer does not.
-UNUSED_TOKEN = "<|audiollm_unused_{}|>"
-#: Whisper's second convolution halves the frame rate.
-MEL_FRAMES_PER_ENCODER_FRAME = 2
-DEFAULT_CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'] + ': ' + message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
-)
+from .distributing import as_recordings, distribute, is_list
+from .encoder_windows import windows_for
 
 
 class AudioLlmProcessor(ProcessorMixin):
     r"""
-    Whisper's feature extractor and a language model's tokenizer as one processor.
+    A speech encoder's feature extractor and a language model's tokenizer as one processor.
 
     Args:
-        feature_extractor: the Whisper checkpoint's [`WhisperFeatureExtractor`].
+        feature_extractor: the encoder's: Whisper's [`WhisperFeatureExtractor`], or the [`SeamlessM4TFeatureExtractor`]
+            of Wav2Vec2-BERT.
         tokenizer: the language model's tokenizer. The three audio tokens are added to a copy of it where it lacks
             them, with ids past the language model's vocabulary; the model's embedding matrix is never resized.
         stack_factor (`int`, defaults to 4): 20 ms encoder frames per audio token; the model's.
@@ -120,48 +106,37 @@ class AudioLlmProcessor(ProcessorMixin):
 
     # ---- audio ---------------------------------------------------------------------------------------------------
 
+    @property
+    def window_samples(self) -> int:
+        """Samples in the longest window that the encoder is given (30 s)."""
+        return windows_for(self.feature_extractor).max_samples
+
     def window_lengths(self, num_samples: int) -> list[int]:
         """Samples in each window that a recording of `num_samples` is cut into: full windows (30 s), then the rest."""
-        full, rest = divmod(num_samples, self.feature_extractor.n_samples)
-        return [self.feature_extractor.n_samples] * full + ([rest] if rest else [])
+        full, rest = divmod(num_samples, self.window_samples)
+        return [self.window_samples] * full + ([rest] if rest else [])
+
+    def encoder_frames(self, num_samples: int) -> list[int]:
+        """Frames of 20 ms that the encoder makes of each window of a recording of `num_samples` samples."""
+        windows = windows_for(self.feature_extractor)
+        return [windows.encoder_frames(length) for length in self.window_lengths(num_samples)]
 
     def num_audio_slots(self, num_samples: int) -> int:
         """How many audio tokens the model makes of a recording of `num_samples` samples at `sampling_rate`."""
-        slots = 0
-        for length in self.window_lengths(num_samples):
-            mel_frames = math.ceil(length / self.feature_extractor.hop_length)
-            encoder_frames = math.ceil(mel_frames / MEL_FRAMES_PER_ENCODER_FRAME)
-            slots += math.ceil(encoder_frames / self.stack_factor)
-        return slots
+        return sum(math.ceil(frames / self.stack_factor) for frames in self.encoder_frames(num_samples))
 
     def extract_features(self, waveform: np.ndarray) -> list[np.ndarray]:
-        """
-        Log-mel windows of one waveform, each as long as its audio: `(num_mel_bins, ceil(samples / hop))`.
-
-        The frames are those that Whisper's own extractor computes of the audio padded to 30 s, up to rounding of the
-        last bit in windows below 0.1 s: as much silence is added as the last frame can see, and the frames of silence
-        alone are cut off again.
-        """
-        extractor = self.feature_extractor
-        windows, start = [], 0
-        for length in self.window_lengths(len(waveform)):
-            num_frames = math.ceil(length / extractor.hop_length)
-            padded_length = min(num_frames * extractor.hop_length + extractor.n_fft, extractor.n_samples)
-            padded = np.zeros(padded_length, dtype=np.float32)
-            padded[:length] = waveform[start : start + length]
-            features = extractor(
-                padded, sampling_rate=extractor.sampling_rate, padding=False, truncation=False, return_tensors="np"
-            )["input_features"][0]
-            windows.append(features[:, :num_frames])
-            start += length
-        return windows
+        """Features of a waveform's windows, each as long as its audio: `(features, frames)`; see `encoder_windows`."""
+        windows = windows_for(self.feature_extractor)
+        starts = range(0, len(waveform), windows.max_samples)
+        return [windows.features(waveform[start : start + windows.max_samples]) for start in starts]
 
     def batch_features(self, waveforms: list[np.ndarray]) -> dict[str, torch.Tensor]:
         """
-        Log-mel windows of several waveforms in reading order, padded to the longest.
+        Windows of several waveforms in reading order, padded to the longest.
 
         Returns:
-            `input_features` `(windows, num_mel_bins, max_frames)` and `input_features_mask` `(windows, max_frames)`,
+            `input_features` `(windows, features, max_frames)`, log-mel bins for Whisper, and `input_features_mask` `(windows, max_frames)`,
             1 for real frames.
         """
         windows = [window for waveform in waveforms for window in self.extract_features(waveform)]
@@ -224,12 +199,12 @@ class AudioLlmProcessor(ProcessorMixin):
                 "truncation could cut the slots of a recording in two; shorten the text or audio instead."
             )
         if text is None:
-            waveforms = self._load_all(_as_recordings(audio), sampling_rate)
+            waveforms = self._load_all(as_recordings(audio), sampling_rate)
             return BatchFeature(self.batch_features(waveforms))
         texts = [text] if isinstance(text, str) else list(text)
         if not texts or not all(isinstance(one, str) for one in texts):
             raise ValueError("text must be a string or a non-empty list of strings.")
-        recordings = _distribute(audio, [one.count(AUDIO_PLACEHOLDER) for one in texts], isinstance(text, str))
+        recordings = distribute(audio, [one.count(AUDIO_PLACEHOLDER) for one in texts], isinstance(text, str))
         rows = [[Segment(one, False)] for one in texts]
         batch = self._encode(rows, recordings, sampling_rate, add_special_tokens)
         del batch["labels"]
@@ -290,7 +265,7 @@ class AudioLlmProcessor(ProcessorMixin):
             raise ValueError(f"processor_kwargs has {unknown}; expected some of {sorted(settings)}.")
         settings.update(processor_kwargs or {})
         sampling_rate = settings.pop("sampling_rate")
-        batched = isinstance(conversation, (list, tuple)) and bool(conversation) and _is_list(conversation[0])
+        batched = isinstance(conversation, (list, tuple)) and bool(conversation) and is_list(conversation[0])
         flat = flatten_batch(conversation) if batched else [flatten_conversation(conversation)]
         rows = [
             self.conversation_segments(
@@ -356,7 +331,7 @@ class AudioLlmProcessor(ProcessorMixin):
         if any(typed):
             raise ConversationError("Pass recordings either as typed parts of the messages or as audio=, not both.")
         counts = [sum(m["content"].count(AUDIO_PLACEHOLDER) for m in messages) for messages, _ in flat]
-        return _distribute(audio, counts, not batched)
+        return distribute(audio, counts, not batched)
 
     def _load_all(self, recordings: list[Any], sampling_rate: int | None) -> list[np.ndarray]:
         return [
@@ -460,40 +435,6 @@ class AudioLlmProcessor(ProcessorMixin):
         return self.tokenizer.decode(*args, **kwargs)
 
 
-def add_audio_tokens(tokenizer, text_vocab_size: int | None = None):
-    """
-    A copy of `tokenizer` that knows the three audio tokens, with ids at and after `text_vocab_size`.
-
-    Embedding matrices are often padded past the tokenizer's last id. The ids between are then taken by placeholders
-    that no text contains, so that the audio ids lie past the matrix in tokenizer and model alike. A tokenizer without
-    a padding token pads with its end-of-text token, under a mask; one without a chat template gets a plain one.
-    """
-    if AUDIO_SLOT_TOKEN in tokenizer.get_vocab():
-        return tokenizer
-    audio_tokens = [AUDIO_BEGIN_TOKEN, AUDIO_SLOT_TOKEN, AUDIO_END_TOKEN]
-    taken = sorted(set(audio_tokens) & set(tokenizer.get_vocab()))
-    if taken:
-        raise ValueError(f"The tokenizer has a meaning of its own for {taken}; AudioLLM needs these for recordings.")
-    first_id = len(tokenizer) if text_vocab_size is None else text_vocab_size
-    if len(tokenizer) > first_id:
-        raise ValueError(
-            f"The tokenizer has {len(tokenizer)} tokens, more than the language model's {text_vocab_size} embeddings. Is "
-            "it another model's?"
-        )
-    tokenizer = copy.deepcopy(tokenizer)
-    unused = [UNUSED_TOKEN.format(index) for index in range(len(tokenizer), first_id)]
-    tokenizer.add_tokens(unused + audio_tokens, special_tokens=True)
-    tokenizer.padding_side = "left"  # as the processor pads, and as generation needs
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.chat_template is None:
-        logger.warning(
-            "The tokenizer has no chat template (a base model rather than a chat model); using a plain one."
-        )
-        tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE
-    return tokenizer
-
-
 def _as_tensor(name: str, rows: list[list[int]]) -> torch.Tensor:
     if len(set(map(len, rows))) > 1:
         raise ValueError(f"The rows of {name} are of different lengths; pass padding=True, or return_tensors=None.")
@@ -503,50 +444,6 @@ def _as_tensor(name: str, rows: list[list[int]]) -> torch.Tensor:
 def _pad_list(row: list[int], width: int, value: int, side: str) -> list[int]:
     padding = [value] * (width - len(row))
     return padding + row if side == "left" else row + padding
-
-
-def _is_list(item: Any) -> bool:
-    return isinstance(item, Sequence) and not isinstance(item, (str, bytes, bytearray))
-
-
-def _is_recording(item: Any) -> bool:
-    """Whether `item` is one recording rather than a list of them: a list of numbers is one."""
-    return not _is_list(item) or (len(item) > 0 and isinstance(item[0], (int, float, np.number)))
-
-
-def _as_recordings(audio: Any) -> list[Any]:
-    if audio is None:
-        return []
-    return [audio] if _is_recording(audio) else list(audio)
-
-
-def _distribute(audio: Any, counts: list[int], single_text: bool) -> list[list[Any]]:
-    """
-    Hands recordings to texts: `counts[i]` of them to text `i`.
-
-    Raises:
-        ValueError: they do not match; both counts are stated.
-    """
-    items = _as_recordings(audio)
-    if items and not any(_is_recording(item) for item in items):
-        if len(items) != len(counts) and not (single_text and len(items) == 1):
-            raise ValueError(f"audio has lists for {len(items)} texts, but there are {len(counts)}.")
-        for index, (row, count) in enumerate(zip(items, counts)):
-            if len(row) != count:
-                raise ValueError(
-                    f"Text {index} has {count} {AUDIO_PLACEHOLDER} but is given {len(row)} recordings; expected one each."
-                )
-        return [list(row) for row in items]
-    if len(items) != sum(counts):
-        raise ValueError(
-            f"The texts have {sum(counts)} {AUDIO_PLACEHOLDER} in all ({counts} each) but {len(items)} recordings are "
-            "given; expected one recording per placeholder."
-        )
-    rows, used = [], 0
-    for count in counts:
-        rows.append(items[used : used + count])
-        used += count
-    return rows
 
 
 AudioLlmProcessor.register_for_auto_class("AutoProcessor")

@@ -5,7 +5,6 @@ Everything that can be wrong with an example is found before the first recording
 does not have yet are decoded once to see that they can be, and to know how many audio tokens they take.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +14,6 @@ from audiollm.corpora.sources import Examples, settle_problems
 from audiollm.processing import AudioLlmProcessor
 from audiollm.processing.audio_io import AudioError, read_bytes
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER, ConversationError
-from audiollm.processing.processing_audiollm import MEL_FRAMES_PER_ENCODER_FRAME
 from tqdm.auto import tqdm
 
 from .batching import BatchBudget
@@ -110,7 +108,7 @@ class ExampleEncoder:
         if self.cache is not None and self.cache.has(reference):
             windows = self.cache.load(reference)[1].tolist()
         else:
-            windows = self._encoder_frames(len(self.processor.load_audio(content)))
+            windows = self.processor.encoder_frames(len(self.processor.load_audio(content)))
         if isinstance(recording, str):
             self._measured[recording] = reference, windows
         return reference, windows
@@ -120,13 +118,6 @@ class ExampleEncoder:
         if isinstance(recording, str) and URL_MARK in recording:
             return {"bytes": read_bytes(recording), "path": recording}
         return recording
-
-    def _encoder_frames(self, num_samples: int) -> list[int]:
-        hop = self.processor.feature_extractor.hop_length
-        return [
-            math.ceil(math.ceil(length / hop) / MEL_FRAMES_PER_ENCODER_FRAME)
-            for length in self.processor.window_lengths(num_samples)
-        ]
 
     def add_features(self, examples: Sequence[Any], progress: bool = True) -> None:
         """Computes what the cache lacks of these examples; several processes share the work."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from audiollm import AudioLlmConfig, AudioLlmProcessor
 from audiollm.audio_tower import AudioTower, encoder_frame_counts
-from audiollm.processing.processing_audiollm import AUDIO_PLACEHOLDER
+from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 from audiollm.projector import AudioLlmProjector, slot_counts
 from hypothesis import given, settings
 from hypothesis import strategies as st
