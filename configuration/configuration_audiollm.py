@@ -10,7 +10,9 @@ PROJECTOR_TYPES = ("swiglu", "mlp", "linear")
 #: What an audio token is: the projector's own vector, or a mixture of the language model's embeddings.
 PROJECTOR_READOUTS = ("direct", "pieces")
 PROJECTOR_ACTIVATIONS = ("gelu", "relu", "silu", "tanh")
-SUPPORTED_AUDIO_MODEL_TYPES = ("whisper",)
+SUPPORTED_AUDIO_MODEL_TYPES = ("whisper", "wav2vec2-bert")
+#: Frames of 20 ms in a window of 30 s.
+MAX_ENCODER_FRAMES = 1500
 #: What a checkpoint folder's safetensors hold: only what was trained, everything, or everything with LoRA folded in.
 WEIGHT_FORMATS = ("adapter", "full", "merged")
 DEFAULT_ADAPTER_NAME = "speech"
@@ -27,7 +29,7 @@ class AudioLlmConfig(PretrainedConfig):
 
     Args:
         audio_config (`dict` or `PretrainedConfig`, *optional*):
-            Configuration of the Whisper encoder. Defaults to that of `openai/whisper-large-v3-turbo`'s shape class.
+            Configuration of the speech encoder, Whisper's or (a conformer) Wav2Vec2-BERT's. Defaults to Whisper's.
         text_config (`dict` or `PretrainedConfig`, *optional*):
             Configuration of the decoder language model; any causal LM transformers knows. Defaults to Llama.
         audio_model_id, text_model_id (`str`, *optional*):
@@ -188,7 +190,7 @@ class AudioLlmConfig(PretrainedConfig):
         if self.audio_config.model_type not in SUPPORTED_AUDIO_MODEL_TYPES:
             raise ValueError(
                 f"audio_config.model_type is {self.audio_config.model_type!r}, but the audio tower can be one of "
-                f"{SUPPORTED_AUDIO_MODEL_TYPES}. Pass the configuration of a Whisper checkpoint."
+                f"{SUPPORTED_AUDIO_MODEL_TYPES}. Pass the configuration of a Whisper or Wav2Vec2-BERT checkpoint."
             )
         if getattr(self.text_config, "is_encoder_decoder", False):
             raise ValueError(
@@ -208,7 +210,9 @@ class AudioLlmConfig(PretrainedConfig):
         _require_choice("projector_readout", self.projector_readout, PROJECTOR_READOUTS)
         if self.weight_format is not None:
             _require_choice("weight_format", self.weight_format, WEIGHT_FORMATS)
-        _require_integer("stack_factor", self.stack_factor, at_least=1, at_most=self.audio_config.max_source_positions)
+        is_whisper = self.audio_config.model_type == "whisper"
+        frames = self.audio_config.max_source_positions if is_whisper else MAX_ENCODER_FRAMES
+        _require_integer("stack_factor", self.stack_factor, at_least=1, at_most=frames)
         _require_integer("projector_hidden_size", self.projector_hidden_size, at_least=1)
         if self.projector_type == "swiglu" and self.projector_hidden_size % 2:
             raise ValueError(

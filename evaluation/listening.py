@@ -179,7 +179,7 @@ def evaluate_listening(
         recordings: the clips, each of any kind the processor takes.
         prompt: the instruction, with one `<audio>`, for all clips, or one for each.
         encoded_audio: gives encoder output from a cache; see [`audiollm.answering.answer`].
-        with_decoder: also run the audio base's own decoder, where the model knows its base.
+        with_decoder: also run the audio base's own decoder, where the model knows its base and that is a Whisper.
         batch_size, max_new_tokens, progress, ctc_weight: see [`audiollm.answering.answer`].
         max_piece_seconds: see [`transcribe`].
 
@@ -201,7 +201,7 @@ def evaluate_listening(
     hypotheses = transcribe(model, processor, recordings, prompt, **options)
     control = transcribe(model, processor, wrong_recordings, prompt, **options)
     decoder = None
-    if with_decoder and model.config.audio_model_id:
+    if with_decoder and model.config.audio_model_id and model.config.audio_config.model_type == "whisper":
         decoder = whisper_transcripts(
             model.config.audio_model_id,
             processor,

@@ -86,7 +86,7 @@ def prepare(options: EvaluateArguments, folder: Path, state: PartialState) -> Ru
     check_ctc_weight(config, options.ctc_weight)
     if options.ctc_weight and all(task.kind != TRANSCRIPTION for task in tasks):
         raise ValueError(f"--ctc_weight is for transcripts, but no task is of the kind {TRANSCRIPTION}; leave it out.")
-    known = getattr(config, "audio_model_id", None)
+    known = own_whisper(config)
     whisper = options.whisper or known
     revision = config.audio_model_revision if whisper is not None and whisper == known else None
     hears = {WHISPER, CASCADE} & set(options.systems) or not options.systems
@@ -100,6 +100,12 @@ def prepare(options: EvaluateArguments, folder: Path, state: PartialState) -> Ru
             for name, reason in job.left_out:
                 print(f"{job.task.name}: {name} is left out: {reason}.")
     return run
+
+
+def own_whisper(config: Any) -> str | None:
+    """The Whisper that a checkpoint was made of; None where it is not known, or where the encoder is another."""
+    audio_config = getattr(config, "audio_config", None)
+    return config.audio_model_id if getattr(audio_config, "model_type", None) == WHISPER else None
 
 
 def checkpoint_config(options: EvaluateArguments) -> Any:

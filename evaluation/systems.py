@@ -184,7 +184,9 @@ def why_not(task: "Task", system: str, whisper: str | None, is_multilingual: boo
     if system not in (WHISPER, CASCADE):
         return None
     if whisper is None:
-        return "the checkpoint does not say which Whisper it was made of; give --whisper"
+        return (
+            "the checkpoint does not say which Whisper it was made of, or was made of another encoder; give --whisper"
+        )
     if system == WHISPER and task.kind not in HEARD_KINDS:
         return f"a transcript is no answer to a question of the kind {task.kind}"
     spoken = spoken_language(task)

@@ -79,6 +79,9 @@ MERGED_NOTE = (
 UNMERGED_NOTE = "This checkpoint has no LoRA: the language model is the base model's, in text-only requests as well."
 
 
+CANNOT = "This checkpoint cannot be said in the Ultravox layout: "
+
+
 class ExportError(ValueError):
     """A checkpoint that the layout cannot hold; the message names what, and what to do."""
 
@@ -117,6 +120,9 @@ def check_exportable(config: AudioLlmConfig) -> None:
             f"the language model is {text.model_type!r}: vLLM and llama.cpp are known to take embeddings as they are for "
             f"{', '.join(TEXT_MODEL_TYPES)}. Use a language model of these"
         )
+    if audio.model_type != "whisper":
+        problems.append(f"the encoder is {audio.model_type!r}: Ultravox's is a Whisper. Use a Whisper")
+        raise ExportError(CANNOT + "; ".join(problems) + ".")
     whisper = {
         "num_mel_bins": (audio.num_mel_bins, tuple(WHISPER_BY_MEL_BINS)),
         "max_source_positions": (audio.max_source_positions, (ENCODER_POSITIONS,)),
@@ -135,7 +141,7 @@ def check_exportable(config: AudioLlmConfig) -> None:
             f"{(begin, begin + 1, begin + 2)}"
         )
     if problems:
-        raise ExportError("This checkpoint cannot be said in the Ultravox layout: " + "; ".join(problems) + ".")
+        raise ExportError(CANNOT + "; ".join(problems) + ".")
 
 
 def check_processor(config: AudioLlmConfig, processor: AudioLlmProcessor) -> None:

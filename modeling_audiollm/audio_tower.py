@@ -20,6 +20,38 @@ def length_mask(lengths: torch.Tensor, max_length: int) -> torch.Tensor:
     return torch.arange(max_length, device=lengths.device)[None, :] < lengths[:, None]
 
 
+def check_windows(
+    input_features: torch.Tensor, mask: torch.Tensor | None, num_features: int, max_input_frames: int
+) -> None:
+    """
+    Sees that an encoder can take these windows.
+
+    Raises:
+        ValueError: a window is longer than 30 s, has no frame, or has another number of features; or the mask is of
+            another shape.
+    """
+    if input_features.ndim != 3:
+        raise ValueError(
+            f"input_features is of shape {tuple(input_features.shape)}; expected (windows, mel_bins, mel_frames)."
+        )
+    windows, found, frames = input_features.shape
+    if mask is not None and mask.shape != (windows, frames):
+        raise ValueError(
+            f"input_features_mask is of shape {tuple(mask.shape)}; expected {(windows, frames)}, one entry per window and "
+            "log-mel frame of input_features."
+        )
+    if found != num_features:
+        raise ValueError(
+            f"input_features has {found} mel bins but this encoder takes {num_features}. Use the feature extractor of the "
+            "same checkpoint."
+        )
+    if not 0 < frames <= max_input_frames:
+        raise ValueError(
+            f"input_features has {frames} frames per window; expected 1 to {max_input_frames}. Longer audio must be cut "
+            "into windows, which AudioLlmProcessor does."
+        )
+
+
 class AudioTower(WhisperEncoder):
     """
     Whisper's encoder, with the stock weights and layers, for windows of any length up to 30 s.
@@ -32,9 +64,19 @@ class AudioTower(WhisperEncoder):
     _keys_to_ignore_on_load_unexpected = [r"decoder\.", r"proj_out\."]
 
     @property
-    def max_mel_frames(self) -> int:
+    def max_input_frames(self) -> int:
         """Longest window in log-mel frames (3000, which is 30 s, for every released Whisper)."""
         return self.config.max_source_positions * MEL_FRAMES_PER_ENCODER_FRAME
+
+    @property
+    def num_features(self) -> int:
+        """Log-mel bins of a frame of `input_features`."""
+        return self.num_mel_bins
+
+    @staticmethod
+    def frame_counts(num_input_frames: torch.Tensor) -> torch.Tensor:
+        """Encoder frames (20 ms) that come of so many log-mel frames; elementwise."""
+        return encoder_frame_counts(num_input_frames)
 
     def forward(
         self,
@@ -52,29 +94,10 @@ class AudioTower(WhisperEncoder):
             hold no meaning.
 
         Raises:
-            ValueError: a window is longer than 30 s, has no frame, or has another number of mel bins; or the mask is of
-                another shape.
+            ValueError: see [`check_windows`].
         """
-        if input_features.ndim != 3:
-            raise ValueError(
-                f"input_features is of shape {tuple(input_features.shape)}; expected (windows, mel_bins, mel_frames)."
-            )
-        windows, mel_bins, mel_frames = input_features.shape
-        if attention_mask is not None and attention_mask.shape != (windows, mel_frames):
-            raise ValueError(
-                f"input_features_mask is of shape {tuple(attention_mask.shape)}; expected {(windows, mel_frames)}, one "
-                "entry per window and log-mel frame of input_features."
-            )
-        if mel_bins != self.num_mel_bins:
-            raise ValueError(
-                f"input_features has {mel_bins} mel bins but this Whisper encoder takes {self.num_mel_bins}. Use the "
-                "feature extractor of the same Whisper checkpoint."
-            )
-        if not 0 < mel_frames <= self.max_mel_frames:
-            raise ValueError(
-                f"input_features has {mel_frames} frames per window; expected 1 to {self.max_mel_frames}. Longer audio "
-                "must be cut into windows, which AudioLlmProcessor does."
-            )
+        check_windows(input_features, attention_mask, self.num_features, self.max_input_frames)
+        mel_frames = input_features.shape[2]
         input_features = input_features.to(self.conv1.weight.dtype)
         mel_lengths = None
         if attention_mask is not None and not bool(attention_mask.all()):

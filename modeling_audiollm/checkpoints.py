@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import logging
 
-from .audio_tower import AudioTower
+from .audio_towers import audio_tower_class
 from .base_models import resolve_base
 from .configuration_audiollm import AudioLlmConfig
 from .language_head import check_language_model
@@ -26,7 +26,8 @@ logger = logging.get_logger(__name__)
 
 #: How many elements of each base weight go into the fingerprint.
 FINGERPRINT_SAMPLES = 64
-WHISPER_ENCODER_KEYS = {r"^(model\.)?encoder\.": ""}
+#: Where the encoder lies in checkpoints of the whole model, by `model_type`.
+ENCODER_KEYS = {"whisper": {r"^(model\.)?encoder\.": ""}, "wav2vec2-bert": {r"^wav2vec2_bert\.": ""}}
 #: Arguments of `from_pretrained` that say where files are; the bases are fetched with the same ones.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "proxies")
 MERGED_SUFFIX = ".base_layer.weight"
@@ -40,12 +41,12 @@ def recorded_base_id(model_id: str) -> str:
 def load_audio_base(
     model_id: str, audio_config: Any, revision: str | None = None, **hub_arguments
 ) -> dict[str, torch.Tensor]:
-    """State dict of the Whisper encoder `model_id` in its stored precision, keys relative to the encoder."""
-    tower = AudioTower.from_pretrained(
+    """State dict of the speech encoder `model_id` in its stored precision, keys relative to the encoder."""
+    tower = audio_tower_class(audio_config).from_pretrained(
         resolve_base(model_id, "audio"),
         config=audio_config,
         revision=revision or "main",
-        key_mapping=WHISPER_ENCODER_KEYS,
+        key_mapping=ENCODER_KEYS[audio_config.model_type],
         dtype="auto",
         **hub_arguments,
     )

@@ -1,16 +1,15 @@
 """AudioLLM: a frozen Whisper encoder, a projector, and a frozen language model whose LoRA wakes on rows with audio."""
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import nn
-from transformers import AutoModel, WhisperConfig
+from transformers import AutoModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from .audio_tower import MEL_FRAMES_PER_ENCODER_FRAME, AudioTower, encoder_frame_counts
+from .audio_towers import audio_tower_class
 from .composition import ComposedOfBases
 from .configuration_audiollm import AudioLlmConfig
 from .generation_audiollm import AudioLlmGenerationMixin
@@ -62,7 +61,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
 
     def __init__(self, config: AudioLlmConfig):
         super().__init__(config)
-        self.audio_tower = AudioTower(cast(WhisperConfig, config.audio_config))
+        self.audio_tower = audio_tower_class(config.audio_config)(config.audio_config)
         self.multi_modal_projector = AudioLlmProjector(config)
         #: The embeddings of `<audio>` and `</audio>`, `(2, hidden_size)`; the base's embedding matrix stays as it is.
         self.audio_boundary_embeds = nn.Parameter(torch.empty(2, config.text_config.hidden_size))
@@ -112,7 +111,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
             input_features_mask = input_features.new_ones(
                 len(input_features), input_features.shape[2], dtype=torch.long
             )
-        return frames, encoder_frame_counts(input_features_mask.sum(dim=1))
+        return frames, self.audio_tower.frame_counts(input_features_mask.sum(dim=1))
 
     @can_return_tuple
     def get_audio_features(
@@ -179,14 +178,11 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         In distributed training every rank must run the same modules; each batch so reaches every trainable weight,
         with gradients of zero where it has nothing to say. An encoder that trains is one of them.
         """
-        audio_config = self.config.audio_config
         if any(parameter.requires_grad for parameter in self.audio_tower.parameters()):
-            mel_frames = self.audio_boundary_embeds.new_zeros(
-                1, audio_config.num_mel_bins, MEL_FRAMES_PER_ENCODER_FRAME
-            )
-            frame, _ = self.encode_audio(mel_frames)
+            silence = self.audio_boundary_embeds.new_zeros(1, self.audio_tower.num_features, 1)
+            frame, _ = self.encode_audio(silence)
         else:
-            frame = self.audio_boundary_embeds.new_zeros(1, 1, audio_config.d_model)
+            frame = self.audio_boundary_embeds.new_zeros(1, 1, self.config.audio_config.hidden_size)
         one = torch.ones(1, dtype=torch.long, device=frame.device)
         return self.multi_modal_projector(frame, one, self.get_input_embeddings().weight)
 

@@ -33,7 +33,7 @@ class AudioLlmProjector(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.stack_factor = config.stack_factor
-        stacked_size = config.audio_config.d_model * config.stack_factor
+        stacked_size = config.audio_config.hidden_size * config.stack_factor
         hidden_size = config.projector_hidden_size
         output_size = config.text_config.hidden_size
         eps = config.projector_norm_eps

@@ -24,9 +24,13 @@ class WhisperWindows:
         #: Samples in a full window.
         self.max_samples: int = extractor.n_samples
 
+    def input_frames(self, num_samples: int) -> int:
+        """Log-mel frames (10 ms) of so many samples."""
+        return math.ceil(num_samples / self.extractor.hop_length)
+
     def encoder_frames(self, num_samples: int) -> int:
         """Frames of 20 ms that the encoder makes of a window of so many samples."""
-        return math.ceil(math.ceil(num_samples / self.extractor.hop_length) / self.INPUT_FRAMES_PER_ENCODER_FRAME)
+        return math.ceil(self.input_frames(num_samples) / self.INPUT_FRAMES_PER_ENCODER_FRAME)
 
     def features(self, window: np.ndarray) -> np.ndarray:
         """
@@ -37,12 +41,12 @@ class WhisperWindows:
         cut off again.
         """
         extractor = self.extractor
-        num_frames = math.ceil(len(window) / extractor.hop_length)
+        num_frames = self.input_frames(len(window))
         padded_length = min(num_frames * extractor.hop_length + extractor.n_fft, extractor.n_samples)
         padded = np.zeros(padded_length, dtype=np.float32)
         padded[: len(window)] = window
         features = extractor(
-            padded, sampling_rate=extractor.sampling_rate, padding=False, truncation=False, return_tensors="np"
+            padded, sampling_rate=extractor.sampling_rate, padding="do_not_pad", truncation=False, return_tensors="np"
         )["input_features"][0]
         return features[:, :num_frames]
 
@@ -64,10 +68,14 @@ class ConformerWindows:
         #: What one encoder frame needs; shorter windows are filled up with silence.
         self.min_samples = self.FRAME_SAMPLES + (extractor.stride - 1) * self.HOP_SAMPLES
 
-    def encoder_frames(self, num_samples: int) -> int:
-        """Frames of 20 ms that the encoder makes of a window of so many samples."""
+    def input_frames(self, num_samples: int) -> int:
+        """Stacked log-mel frames (20 ms) of so many samples."""
         whole = 1 + (max(num_samples, self.min_samples) - self.FRAME_SAMPLES) // self.HOP_SAMPLES
         return whole // self.extractor.stride
+
+    def encoder_frames(self, num_samples: int) -> int:
+        """Frames of 20 ms that the encoder makes of a window of so many samples: one for each it is given."""
+        return self.input_frames(num_samples)
 
     def features(self, window: np.ndarray) -> np.ndarray:
         """Stacked log-mel frames of a window `(samples,)`: `(stride * num_mel_bins, encoder frames)`."""

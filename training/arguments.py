@@ -77,7 +77,7 @@ class ModelArguments:
     whisper_path: str | None = field(
         default=None,
         metadata={
-            "help": "Whisper checkpoint: a Hub id, a folder, or one of the embedded bases; "
+            "help": "Whisper (or Wav2Vec2-BERT) checkpoint: a Hub id, a folder, or one of the embedded bases; "
             f"{DEFAULT_AUDIO_BASE} when not given. With --model_path: where the checkpoint's own lies now."
         },
     )

@@ -125,7 +125,7 @@ class FeatureCache:
         """Encodes one recording, window by window; the result is as [`load`] gives it."""
         waveform = self.processor.load_audio(recording)
         features = self.processor.batch_features([waveform])
-        device = self.model.model.audio_tower.conv1.weight.device
+        device = self.model.model.audio_tower.device
         frames, lengths = [], []
         # A window at a time: a short last one does not depend on the full ones, and memory stays that of one.
         for window, mask in zip(features["input_features"], features["input_features_mask"]):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from audiollm.processing import AudioError, AudioLlmProcessor
+from audiollm.processing.encoder_windows import windows_for
 from matplotlib.figure import Figure
 
 from ..audio_blocks import check_file, header_seconds, read_blocks
@@ -84,8 +85,8 @@ def log_mel(waveform: np.ndarray, processor: AudioLlmProcessor, max_columns: int
     A recording of more frames than `max_columns` is drawn by the maximum of neighbouring frames.
     """
     lengths = processor.window_lengths(len(waveform))
-    hop = processor.feature_extractor.hop_length
-    frames_per_column = max(1, -(-len(waveform) // hop // max_columns))
+    frames = windows_for(processor.feature_extractor).input_frames(len(waveform))
+    frames_per_column = max(1, -(-frames // max_columns))
     columns, start = [], 0
     for length in lengths:
         (window,) = processor.extract_features(waveform[start : start + length])
