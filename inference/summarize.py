@@ -9,27 +9,25 @@ with --output_dir goes on where it was.
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from audiollm.checkpoints import fingerprint
-from audiollm.option_parser import parser_of
 from tqdm.auto import tqdm
 
 from .audio_blocks import header_seconds, local_file, read_blocks
 from .in_parts import JOIN_PROMPT, SUMMARY_PROMPT, InParts, PartAnswer, WholeAnswer
-from .loading import CheckpointError, find_checkpoint, load_processor
+from .loading import find_checkpoint, load_processor
 from .memory import AnswerMemoryError
-from .options import INTERRUPTED_EXIT, AnswerArguments, tell
+from .options import AnswerArguments, tell
 from .partial_transcripts import PartialTranscript, content_checksum
+from .recordings_command import run_over_recordings
 from .transcribe_inputs import Recording, find_recordings
 from .transcribing import Failure
 from .transcripts import with_ending, write_whole
 
-FAILURES_EXIT, NOTHING_DONE_EXIT = 1, 2
 PARTIAL_ENDING, ENDINGS = "parts.partial.jsonl", ("txt", "json")
 #: Answers to parts are read again, several at once, so that shorter ones make fewer rounds.
 DEFAULT_MAX_NEW_TOKENS = 256
@@ -216,23 +214,7 @@ def _warn(audio: str, whole: WholeAnswer, rate: int) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry of `audiollm summarize`; exits with 1 where recordings failed, and with 2 where nothing was done."""
-    parser = parser_of(SummarizeArguments, "summarize", "AUDIO... [options]", __doc__)
-    parser.add_argument("audio", nargs="+", help="files, folders, patterns or URLs")
-    options = vars(parser.parse_args(list(sys.argv[1:] if argv is None else argv)))
-    given = options.pop("audio")
-    try:
-        failures = run(given, SummarizeArguments(**options))
-    except (CheckpointError, OSError, ValueError) as error:
-        tell(f"audiollm summarize: {error}")
-        sys.exit(NOTHING_DONE_EXIT)
-    except KeyboardInterrupt:
-        tell("\nInterrupted." + (" What is done is kept: the same command goes on." if options["output_dir"] else ""))
-        sys.exit(INTERRUPTED_EXIT)
-    if failures:
-        tell(f"audiollm summarize: {len(failures)} could not be answered:")
-        for failure in failures:
-            tell(f"  {failure.audio}: {failure.reason}")
-        sys.exit(FAILURES_EXIT)
+    run_over_recordings("summarize", SummarizeArguments, __doc__, run, "answered", argv)
 
 
 if __name__ == "__main__":

@@ -13,16 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from audiollm.option_parser import parser_of
-
-from .loading import CheckpointError, check_device, find_checkpoint, load_processor
+from .loading import check_device, find_checkpoint, load_processor
 from .loading_options import LoadingArguments
-from .memory import is_out_of_memory
+from .recordings_command import run_over_recordings
 from .transcribe_inputs import Recording, find_recordings
 from .transcribing import Failure, Transcriber, TranscribingSettings
 from .transcripts import ALL_FORMATS, FORMATS, Transcript, chosen_formats, with_ending, write_transcript
 
-FAILURES_EXIT, NOTHING_DONE_EXIT, INTERRUPTED_EXIT = 1, 2, 130
 PARTIAL_ENDING = "partial.jsonl"
 #: Shorter windows would hold no phrase.
 MIN_WINDOW_SECONDS = 1.0
@@ -208,31 +205,7 @@ def _warn(transcript: Transcript) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry of `audiollm transcribe`; exits with 1 where recordings failed, and with 2 where nothing was done."""
-    parser = parser_of(TranscribeArguments, "transcribe", "AUDIO... [options]", __doc__)
-    parser.add_argument("audio", nargs="+", help="files, folders, patterns or URLs")
-    options = vars(parser.parse_args(list(sys.argv[1:] if argv is None else argv)))
-    given = options.pop("audio")
-    try:
-        failures = run(given, TranscribeArguments(**options))
-    except (CheckpointError, OSError, ValueError) as error:
-        print(f"audiollm transcribe: {error}", file=sys.stderr)
-        sys.exit(NOTHING_DONE_EXIT)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        advice = "Give a smaller --batch_size or --window_seconds, --dtype bfloat16, or --load_in_8bit."
-        kept = " What is done is kept: the same command goes on." if options["output_dir"] else ""
-        print(f"audiollm transcribe: memory ran out. {advice}{kept}", file=sys.stderr)
-        sys.exit(FAILURES_EXIT)
-    except KeyboardInterrupt:
-        kept = "What is done is kept: the same command goes on." if options["output_dir"] else ""
-        print(f"\nInterrupted. {kept}", file=sys.stderr)
-        sys.exit(INTERRUPTED_EXIT)
-    if failures:
-        print(f"audiollm transcribe: {len(failures)} could not be transcribed:", file=sys.stderr)
-        for failure in failures:
-            print(f"  {failure.audio}: {failure.reason}", file=sys.stderr)
-        sys.exit(FAILURES_EXIT)
+    run_over_recordings("transcribe", TranscribeArguments, __doc__, run, "transcribed", argv)
 
 
 if __name__ == "__main__":
