@@ -1,5 +1,6 @@
 """
-Sides of the comparison in `training_step.py`: AudioLLM, and transformers' classes built from the same two bases.
+Sides of the comparison in `training_step.py`: AudioLLM, and transformers' classes built from the same two bases (published
+recipes are in `recipe_peers.py`).
 
 Every side trains its projector and LoRA of the same rank on the same layers of the language model; bases are frozen and
 the encoder computes no gradients. Each peer gets its audio as its class demands, and its own number of audio tokens.
@@ -139,7 +140,10 @@ def voxtral_side(dtype: torch.dtype, shape: Shape) -> tuple[PreTrainedModel, dic
     model = _add_lora(voxtral_model(dtype))
     clips = make_clips(shape)
     slots = [model.config.audio_config.max_source_positions // VOXTRAL_STACK] * len(clips)
-    return model, {**_peer_tokens(clips, slots), "input_features": _padded_features(clips)[0].to(dtype)}
+    return model, {
+        **peer_tokens(clips, [PEER_SLOT * count for count in slots]),
+        "input_features": padded_features(clips)[0].to(dtype),
+    }
 
 
 def qwen2_audio_model(dtype: torch.dtype) -> PreTrainedModel:
@@ -164,11 +168,11 @@ def qwen2_audio_side(dtype: torch.dtype, shape: Shape) -> tuple[PreTrainedModel,
     """transformers' Qwen2-Audio class: clips are padded to 30 s for the encoder; tokens of 40 ms, as many as needed."""
     model = _add_lora(qwen2_audio_model(dtype))
     clips = make_clips(shape)
-    features, mask = _padded_features(clips)
+    features, mask = padded_features(clips)
     encoder_frames = (mask.sum(dim=1) - 1) // 2 + 1
     slots = (encoder_frames - 2) // 2 + 1  # pooled by two
     return model, {
-        **_peer_tokens(clips, slots.tolist()),
+        **peer_tokens(clips, [PEER_SLOT * count for count in slots.tolist()]),
         "input_features": features.to(dtype),
         "feature_attention_mask": mask,
     }
@@ -219,7 +223,7 @@ def _add_lora(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def _padded_features(clips: list[Clip]) -> tuple[torch.Tensor, torch.Tensor]:
+def padded_features(clips: list[Clip]) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-mel windows of 30 s, `(clips, mel_bins, 3000)`, and the mask of their real frames, `(clips, 3000)`."""
     extractor = AutoFeatureExtractor.from_pretrained(resolve_base(AUDIO_BASE, "audio"))
     features = extractor(
@@ -231,13 +235,18 @@ def _padded_features(clips: list[Clip]) -> tuple[torch.Tensor, torch.Tensor]:
     return features["input_features"], features["attention_mask"]
 
 
-def _peer_tokens(clips: list[Clip], slots: list[int]) -> dict[str, torch.Tensor]:
-    """Ids, mask and labels of the same question and answer as ours, padded on the right."""
+def peer_tokens(clips: list[Clip], heard: list[str]) -> dict[str, torch.Tensor]:
+    """
+    Ids, mask and labels of the same question and answer as ours, padded on the right.
+
+    Args:
+        heard: what stands before each clip's question: slots, or what is said.
+    """
     tokenizer = base_tokenizer()
     rows = []
-    for clip, num_slots in zip(clips, slots):
+    for clip, before in zip(clips, heard):
         prompt = tokenizer.apply_chat_template(
-            [{"role": "user", "content": PEER_SLOT * num_slots + QUESTION}], tokenize=False, add_generation_prompt=True
+            [{"role": "user", "content": before + QUESTION}], tokenize=False, add_generation_prompt=True
         )
         prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
         answer_ids = tokenizer(clip.text + END_OF_TURN, add_special_tokens=False)["input_ids"]
@@ -254,6 +263,6 @@ def _peer_tokens(clips: list[Clip], slots: list[int]) -> dict[str, torch.Tensor]
     return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
 
 
-Side = Callable[[torch.dtype, Shape], tuple[PreTrainedModel, dict[str, Any]]]
+Side = Callable[[torch.dtype, Shape], tuple[nn.Module, dict[str, Any]]]
 OURS: dict[str, Side] = {"audiollm": audiollm_side, "audiollm, no cache": uncached_side}
 PEERS: dict[str, Side] = {"voxtral": voxtral_side, "qwen2_audio": qwen2_audio_side}
