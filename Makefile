@@ -36,7 +36,7 @@ check: $(READY)
 	MYPYPATH=build/types $(VENV)/bin/mypy benchmarks
 
 bench: $(READY)
-	$(RUN) benchmarks/training_step.py
+	$(RUN) benchmarks/bench.py
 
 clean:
 	rm -rf build dist runs *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
