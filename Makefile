@@ -5,8 +5,11 @@ RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
 ROOMS = configuration processing corpora publishing training evaluation inference shipped_adapter
 TYPES = build/types/audiollm
+# Two processes of one thread each: many small tests gain more from that than from threads.
+FAST_TESTS = -m pytest --numprocesses 2 --dist loadfile
+TORCH = $(shell grep ^torch== constraints.txt)
 
-.PHONY: demo test test-all check bench clean
+.PHONY: demo test test-all test-floor test-newest check bench clean
 .DEFAULT_GOAL := demo
 
 $(READY): setup.cfg pyproject.toml constraints.txt
@@ -18,12 +21,22 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 demo: $(READY)
 	$(RUN) benchmarks/demo.py
 
-# Two processes of one thread each: many small tests gain more from that than from threads.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) $(FAST_TESTS)
 
 test-all: $(READY)
 	$(RUN) -m pytest -m "slow or not slow"
+
+# The fast tests with the lowest release of each package that setup.cfg allows, and with the newest, in environments
+# made anew. torch is that of constraints.txt in both: on Linux, PyPI's other releases bring 3 to 4 GB of CUDA packages.
+test-floor: RESOLUTION = lowest-direct
+test-newest: RESOLUTION = highest
+test-floor test-newest: test-%:
+	$(PYTHON) -m venv --clear .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --upgrade pip uv
+	.venv-$*/bin/python -m pip install --quiet --no-deps $(TORCH)
+	.venv-$*/bin/uv pip install --quiet --python .venv-$*/bin/python --resolution $(RESOLUTION) $(TORCH) --editable '.[test,voice]'
+	OMP_NUM_THREADS=1 .venv-$*/bin/python $(FAST_TESTS)
 
 # The import package is spread over top-level folders; mypy sees it through a tree of links.
 check: $(READY)
