@@ -5,6 +5,7 @@ from torch import nn
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.utils.output_capturing import capture_outputs
 
 #: The encoder's second convolution halves the frame rate: 10 ms log-mel frames become 20 ms encoder frames.
 MEL_FRAMES_PER_ENCODER_FRAME = 2
@@ -78,6 +79,7 @@ class AudioTower(WhisperEncoder):
         """Encoder frames (20 ms) that come of so many log-mel frames; elementwise."""
         return encoder_frame_counts(num_input_frames)
 
+    @capture_outputs
     def forward(
         self,
         input_features: torch.Tensor,
@@ -91,7 +93,7 @@ class AudioTower(WhisperEncoder):
 
         Returns:
             `last_hidden_state` of shape `(windows, ceil(mel_frames / 2), d_model)`; frames past a window's own end
-            hold no meaning.
+            hold no meaning. With `output_hidden_states`, `output_attentions` also those, layer by layer.
 
         Raises:
             ValueError: see [`check_windows`].
@@ -113,7 +115,8 @@ class AudioTower(WhisperEncoder):
         hidden_states = nn.functional.gelu(self.conv2(hidden_states)).transpose(1, 2)
 
         frames = hidden_states.shape[1]
-        hidden_states = hidden_states + self.embed_positions.weight[:frames]
+        positions = torch.arange(frames, device=hidden_states.device)
+        hidden_states = hidden_states + self.embed_positions(positions)
         hidden_states = nn.functional.dropout(hidden_states, p=self.dropout, training=self.training)
 
         frame_mask = None

@@ -1,5 +1,6 @@
 """Checkpoints of a few MB: how the frozen bases are loaded and recognised, and the code a folder carries."""
 
+import copy
 import hashlib
 import importlib
 import os
@@ -42,9 +43,11 @@ def load_audio_base(
     model_id: str, audio_config: Any, revision: str | None = None, **hub_arguments
 ) -> dict[str, torch.Tensor]:
     """State dict of the speech encoder `model_id` in its stored precision, keys relative to the encoder."""
-    tower = audio_tower_class(audio_config).from_pretrained(
+    config = copy.deepcopy(audio_config)
+    config.dtype = None  # that of a checkpoint, which "auto" would load the base in, as well as its fingerprint
+    tower = audio_tower_class(config).from_pretrained(
         resolve_base(model_id, "audio"),
-        config=audio_config,
+        config=config,
         revision=revision or "main",
         key_mapping=ENCODER_KEYS[audio_config.model_type],
         dtype="auto",

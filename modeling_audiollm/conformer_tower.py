@@ -67,8 +67,9 @@ class ConformerTower(Wav2Vec2BertModel):
         """
         check_windows(input_features, attention_mask, self.num_features, self.max_input_frames)
         frames = input_features.transpose(1, 2).to(self.feature_projection.projection.weight.dtype)
-        hidden_states = super().forward(frames, attention_mask=attention_mask, **kwargs).last_hidden_state
-        return BaseModelOutput(last_hidden_state=hidden_states)
+        kwargs["return_dict"] = True
+        outputs = super().forward(frames, attention_mask=attention_mask, **kwargs)
+        return BaseModelOutput(outputs.last_hidden_state, outputs.hidden_states, outputs.attentions)
 
 
 __all__ = ["ConformerTower"]

@@ -6,9 +6,25 @@ import torch
 from torch import nn
 from transformers import GenerationMixin
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
+from transformers.generation.logits_process import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
 
 from .configuration_audiollm import AudioLlmConfig
 from .projector import slot_counts
+
+
+class OnOwnVocabulary(LogitsProcessor):
+    """Gives a processor that compares with scores of its own as many columns as those have; the audio ids' stay out."""
+
+    def __init__(self, processor: LogitsProcessor, vocab_size: int):
+        self.processor, self.vocab_size = processor, vocab_size
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        own: Any = self.processor(input_ids, scores[:, : self.vocab_size])  # type: ignore[arg-type]
+        return nn.functional.pad(own, (0, scores.shape[-1] - self.vocab_size), value=float("-inf"))  # type: ignore
 
 
 class AudioLlmGenerationMixin(GenerationMixin):
@@ -53,6 +69,14 @@ class AudioLlmGenerationMixin(GenerationMixin):
         # Only then: sampling draws as many random numbers as there are columns, and a text-only batch is the base's.
         inputs["pad_logits_to_audio_ids"] = bool((input_ids >= self.config.vocab_size).any())
         return inputs
+
+    def _get_logits_processor(self, *args, **kwargs) -> LogitsProcessorList:
+        """Classifier-free guidance runs the model on text alone, whose scores have no columns for the audio ids."""
+        processors: Any = super()._get_logits_processor(*args, **kwargs)  # type: ignore[misc]  # self is a model
+        for index, processor in enumerate(processors):
+            if isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor):
+                processors[index] = OnOwnVocabulary(processor, self.config.vocab_size)
+        return processors
 
     def _get_candidate_generator(self, *args, **kwargs):
         """Prompt lookup tries its drafts on scores of its own, which must be as wide as the prompt's ids."""

@@ -111,9 +111,13 @@ class RoutedLoraLinear(LoraLinear):
             mask, scaling = self._dropout(chosen, name)
             chosen = chosen if mask is None else chosen * mask
             # The weights are float32 to be trained, but the product is the base's precision: half the memory.
-            down, up = (weight.to(x.dtype) for weight in self._factors(name))
-            low, up = nn.functional.linear(chosen, down).to(result.dtype), (up * scaling).to(result.dtype)
-            update = nn.functional.linear(low, up)
+            if self._factors(name)[0].is_meta:  # offloaded: the layers' own calls fetch their weights
+                low = self.lora_A[name](chosen.float())
+                update = (self.lora_B[name](low) * scaling).to(result.dtype)
+            else:
+                down, up = (weight.to(x.dtype) for weight in self._factors(name))
+                low, up = nn.functional.linear(chosen, down).to(result.dtype), (up * scaling).to(result.dtype)
+                update = nn.functional.linear(low, up)
             if rows is None:
                 result = result + update
             else:
@@ -210,12 +214,18 @@ def is_target(module_path: str, targets: list[str]) -> bool:
     return any(module_path == target or module_path.endswith("." + target) for target in targets)
 
 
-def reset_adapters(language_model: nn.Module) -> None:
-    """Starts every adapter over as peft does: A random, B zero, so that the update is nothing."""
-    for module in language_model.modules():
+def reset_adapters(model: nn.Module) -> None:
+    """
+    Starts every adapter over as peft does: A random, B zero, so that the update is nothing.
+
+    Weights that transformers has marked as loaded stay as they are.
+    """
+    for module in model.modules():
         if isinstance(module, LoraLayer):
             for name in module.lora_A:
-                module.reset_lora_parameters(name, True)
+                weights = (module.lora_A[name].weight, module.lora_B[name].weight)
+                if not any(getattr(weight, "_is_hf_initialized", False) for weight in weights):
+                    module.reset_lora_parameters(name, True)
 
 
 def accepts_route(module: nn.Module) -> bool:

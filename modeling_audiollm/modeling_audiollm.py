@@ -6,7 +6,12 @@ import torch
 from torch import nn
 from transformers import AutoModel
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+)
 from transformers.utils import can_return_tuple
 
 from .audio_towers import audio_tower_class
@@ -14,13 +19,15 @@ from .composition import ComposedOfBases
 from .configuration_audiollm import AudioLlmConfig
 from .generation_audiollm import AudioLlmGenerationMixin
 from .language_head import scale_logits
-from .lora_routing import ROUTE_KEYWORD, LoraRoute, accepts_route, add_adapters, reset_adapters
+from .lora_routing import ROUTE_KEYWORD, LoraRoute, accepts_route, add_adapters
 from .packed_rows import count_sequences, hold_audio, packed_sequences
 from .pretrained_audiollm import AudioLlmPreTrainedModel
 from .projector import AudioLlmProjector
 from .shared_prefix import can_share_prefix, run_with_shared_prefix, shared_prefix_length
 
 IGNORED_LABEL = -100
+#: What a configuration may ask of every call, as the call itself may.
+CONFIGURED_OUTPUTS = ("output_hidden_states", "output_attentions")
 #: Attribute under which a key-value cache remembers which adapter each of its rows was filled through.
 CACHE_ROWS_ATTRIBUTE = "audiollm_row_adapters"
 
@@ -104,14 +111,30 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         Returns:
             Frames `(windows, max_frames, d_model)` and how many of them are real, `(windows,)`.
         """
+        encoded, lengths = self._run_tower(input_features, input_features_mask)
+        return encoded.last_hidden_state, lengths
+
+    def _run_tower(self, input_features, input_features_mask, **kwargs) -> tuple[BaseModelOutput, torch.Tensor]:
         trains = any(parameter.requires_grad for parameter in self.audio_tower.parameters())
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
-            frames = self.audio_tower(input_features, attention_mask=input_features_mask).last_hidden_state
+            encoded = self.audio_tower(input_features, attention_mask=input_features_mask, return_dict=True, **kwargs)
         if input_features_mask is None:
             input_features_mask = input_features.new_ones(
                 len(input_features), input_features.shape[2], dtype=torch.long
             )
-        return frames, self.audio_tower.frame_counts(input_features_mask.sum(dim=1))
+        return encoded, self.audio_tower.frame_counts(input_features_mask.sum(dim=1))
+
+    def _project(self, frames: torch.Tensor, num_frames: torch.Tensor) -> torch.Tensor:
+        """The projector on encoder frames; the language model's embeddings go to the one that reads out pieces."""
+        if self.multi_modal_projector.readout is None:
+            return self.multi_modal_projector(frames, num_frames)
+        embeddings = self.get_input_embeddings().weight
+        if embeddings.is_meta:
+            raise ValueError(
+                "projector_readout='pieces' reads the language model's embeddings, which are offloaded. Keep "
+                "'model.language_model.embed_tokens' in memory (device_map)."
+            )
+        return self.multi_modal_projector(frames, num_frames, embeddings)
 
     @can_return_tuple
     def get_audio_features(
@@ -127,17 +150,22 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
 
         Returns:
             `last_hidden_state`: encoder frames `(windows, max_frames, d_model)`; `pooler_output`: projected audio
-            tokens of all windows one after the other, `(total_slots, hidden_size)`.
+            tokens of all windows one after the other, `(total_slots, hidden_size)`; `hidden_states`, `attentions`: the
+            encoder's, where it runs and `output_hidden_states`, `output_attentions` ask for them.
         """
         if (input_features is None) == (encoded_audio is None):
             raise ValueError("Pass exactly one of input_features and encoded_audio.")
+        encoded = BaseModelOutput(last_hidden_state=encoded_audio)
         if input_features is not None:
-            encoded_audio, encoded_audio_lengths = self.encode_audio(input_features, input_features_mask)
+            encoded, encoded_audio_lengths = self._run_tower(input_features, input_features_mask, **kwargs)
         elif encoded_audio_lengths is None:
             raise ValueError("encoded_audio needs encoded_audio_lengths, the real frames of each window.")
-        embeddings = self.get_input_embeddings().weight
-        audio_tokens = self.multi_modal_projector(encoded_audio, encoded_audio_lengths, embeddings)
-        return BaseModelOutputWithPooling(last_hidden_state=encoded_audio, pooler_output=audio_tokens)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=encoded.last_hidden_state,
+            pooler_output=self._project(encoded.last_hidden_state, encoded_audio_lengths),
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
 
     def get_placeholder_mask(self, input_ids: torch.LongTensor, num_audio_tokens: int) -> torch.Tensor:
         """
@@ -184,7 +212,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         else:
             frame = self.audio_boundary_embeds.new_zeros(1, 1, self.config.audio_config.hidden_size)
         one = torch.ones(1, dtype=torch.long, device=frame.device)
-        return self.multi_modal_projector(frame, one, self.get_input_embeddings().weight)
+        return self._project(frame, one)
 
     def row_adapters(
         self,
@@ -249,6 +277,9 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
+        for name in CONFIGURED_OUTPUTS:
+            if getattr(self.config, name, False) or getattr(self.config.text_config, name, False):
+                kwargs.setdefault(name, True)
         has_audio = input_features is not None or encoded_audio is not None
         if has_audio and input_ids is None:
             raise ValueError("Audio needs input_ids, whose slots say where it goes; inputs_embeds has none.")
@@ -329,7 +360,6 @@ class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel,
         text_config = config.text_config
         self.lm_head = nn.Linear(text_config.hidden_size, text_config.vocab_size, bias=False)
         self.post_init()
-        reset_adapters(self.model.language_model)
         self.freeze_bases()
 
     def get_input_embeddings(self) -> nn.Module:

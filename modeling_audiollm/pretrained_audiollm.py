@@ -23,6 +23,7 @@ from .checkpoints import (
     write_code,
 )
 from .configuration_audiollm import AudioLlmConfig
+from .lora_routing import reset_adapters
 from .pipeline_audiollm import CUSTOM_PIPELINES
 from .quantisation import language_model_only, refuse_quantised, settle_quantised
 
@@ -62,6 +63,31 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         boundary = getattr(module, "audio_boundary_embeds", None)
         if isinstance(boundary, nn.Parameter):
             nn.init.normal_(boundary, std=self.config.text_config.initializer_range)
+
+    def initialize_weights(self) -> None:
+        """As in transformers, which does not know LoRA: its A is drawn as peft draws it, its B is zero."""
+        super().initialize_weights()
+        reset_adapters(self)
+
+    def resize_token_embeddings(  # type: ignore[override]  # never of another size
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Module:
+        """
+        The embeddings, where their number stays as it is.
+
+        Raises:
+            ValueError: it would change: the ids of the audio tokens are those that follow the vocabulary.
+        """
+        size = self.config.text_config.vocab_size
+        asked = size if new_num_tokens is None else new_num_tokens
+        asked += -asked % (pad_to_multiple_of or 1)
+        if asked != size:
+            raise ValueError(
+                f"The vocabulary of {size} tokens cannot be resized (to {asked}): the audio tokens have the ids "
+                f"{self.config.audio_begin_token_id} to {self.config.audio_end_token_id} after it, and the base stays as "
+                "it is. Resize the language model by itself, and compose a new AudioLLM with it."
+            )
+        return self.get_input_embeddings()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -124,6 +150,15 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         """
         if pretrained_model_name_or_path is None:
             return cls._load(None, *model_args, config=config, **kwargs)
+        if kwargs.get("state_dict") is not None:
+            raise ValueError(
+                f"state_dict cannot be given beside {str(pretrained_model_name_or_path)!r}, whose weights it would replace. "
+                "Pass None instead of the checkpoint, with config=, or call load_state_dict afterwards."
+            )
+        if kwargs.get("use_safetensors") is False:
+            raise ValueError(
+                "use_safetensors=False asks for pickled weights, which AudioLLM neither writes nor reads."
+            )
         where = {name: kwargs[name] for name in (*HUB_ARGUMENTS, "revision", "subfolder") if name in kwargs}
         if config is None:
             # The configuration would keep these for itself, `dtype="auto"` as it stands.
@@ -162,7 +197,9 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _from_adapter(cls, path, config, where: dict[str, Any], ignore_base_mismatch: bool, kwargs: dict[str, Any]):
-        adapter_file = cast(str, cached_file(path, SAFE_WEIGHTS_NAME, **where))  # it raises rather than return None
+        stem, ending = SAFE_WEIGHTS_NAME.split(".")
+        name = f"{stem}.{kwargs['variant']}.{ending}" if kwargs.get("variant") else SAFE_WEIGHTS_NAME
+        adapter_file = cast(str, cached_file(path, name, **where))  # it raises rather than return None
         adapter = load_file(adapter_file)
         hub_arguments = {name: where[name] for name in HUB_ARGUMENTS if name in where}
         state, found = load_bases(config, **hub_arguments)
@@ -205,7 +242,12 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
 
         Raises:
             ValueError: the weight format is unknown, or cannot be rebuilt because a base has no id.
+            NotADirectoryError: there is a file where the folder should be.
         """
+        if os.path.isfile(save_directory):
+            raise NotADirectoryError(
+                f"{str(save_directory)!r} is a file; expected a folder to save the checkpoint in."
+            )
         has_ids = bool(self.config.audio_model_id and self.config.text_model_id)
         weights = weights or ("adapter" if has_ids and self.config.weight_format != "merged" else "full")
         if weights not in ("adapter", "full", "merged"):
@@ -241,7 +283,7 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
             state_dict = {k: v for k, v in state_dict.items() if is_adapter_key(k) or k in trained}
             kwargs["max_shard_size"] = ADAPTER_MAX_SHARD_SIZE
         super().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
-        if is_main_process and not os.path.isfile(save_directory):
+        if is_main_process:
             write_code([_own_class(self), type(self.config)], save_directory)
 
     def merge_adapters(self):

@@ -25,6 +25,9 @@ from .conversations import (
 from .distributing import as_recordings, distribute, is_list
 from .encoder_windows import windows_for
 
+#: What has an entry for each token id, and its value where there is padding.
+BESIDE_IDS = {"labels": IGNORED_LABEL, "assistant_masks": 0}
+
 
 class AudioLlmProcessor(ProcessorMixin):
     r"""
@@ -194,10 +197,7 @@ class AudioLlmProcessor(ProcessorMixin):
             raise ValueError("AudioLLM listens and reads, it does not see: pass text and audio, not images or videos.")
         if text is None and audio is None:
             raise ValueError("Pass text, audio or both.")
-        if truncation:
-            raise ValueError(
-                "truncation could cut the slots of a recording in two; shorten the text or audio instead."
-            )
+        _refuse_truncation(truncation)
         if text is None:
             waveforms = self._load_all(as_recordings(audio), sampling_rate)
             return BatchFeature(self.batch_features(waveforms))
@@ -224,7 +224,11 @@ class AudioLlmProcessor(ProcessorMixin):
         padding: bool | str = True,
         padding_side: str = "left",
         sampling_rate: int | None = None,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        truncation: bool = False,
         return_features: bool = True,
+        return_assistant_tokens_mask: bool = False,
         processor_kwargs: dict[str, Any] | None = None,
         **template_kwargs,
     ) -> Any:
@@ -245,26 +249,33 @@ class AudioLlmProcessor(ProcessorMixin):
             return_dict: False returns `input_ids` alone.
             return_labels: adds `labels`, which are the ids in assistant turns (their end-of-turn token included) and
                 -100 elsewhere.
-            return_tensors, padding, padding_side, sampling_rate: as in a call.
+            return_tensors, padding, padding_side, sampling_rate, max_length, pad_to_multiple_of, truncation: as in a call.
+            return_assistant_tokens_mask: adds `assistant_masks`, 1 where `labels` would learn, whatever the template.
             return_features: False leaves out `input_features` and their mask, for one who has the encoder's output.
-            processor_kwargs: any of the four above that are as in a call; transformers' pipelines pass them like this.
+            processor_kwargs: any of those that are as in a call; transformers' pipelines pass them like this.
             template_kwargs: variables for the template.
 
         Raises:
             ConversationError: a message or part is malformed, or the template lost or doubled a recording.
-            ValueError: `processor_kwargs` has other names.
+            ValueError: `processor_kwargs` has other names, or options exclude each other.
         """
         settings: dict[str, Any] = {
             "return_tensors": return_tensors,
             "padding": padding,
             "padding_side": padding_side,
             "sampling_rate": sampling_rate,
+            "max_length": max_length,
+            "pad_to_multiple_of": pad_to_multiple_of,
+            "truncation": truncation,
         }
         unknown = sorted(set(processor_kwargs or {}) - set(settings))
         if unknown:
             raise ValueError(f"processor_kwargs has {unknown}; expected some of {sorted(settings)}.")
         settings.update(processor_kwargs or {})
         sampling_rate = settings.pop("sampling_rate")
+        _refuse_truncation(settings.pop("truncation"))
+        if return_assistant_tokens_mask and not (tokenize and return_dict):
+            raise ValueError("return_assistant_tokens_mask needs tokenize=True and return_dict=True.")
         batched = isinstance(conversation, (list, tuple)) and bool(conversation) and is_list(conversation[0])
         flat = flatten_batch(conversation) if batched else [flatten_conversation(conversation)]
         rows = [
@@ -287,6 +298,8 @@ class AudioLlmProcessor(ProcessorMixin):
                     "repeated a message."
                 )
         batch = self._encode(rows, recordings, sampling_rate, False, return_features)
+        if return_assistant_tokens_mask:
+            batch["assistant_masks"] = [[int(label != IGNORED_LABEL) for label in row] for row in batch["labels"]]
         if not return_labels:
             del batch["labels"]
         encoded = self._pad(batch, **settings)
@@ -404,10 +417,10 @@ class AudioLlmProcessor(ProcessorMixin):
         max_length: int | None = None,
         pad_to_multiple_of: int | None = None,
     ) -> BatchFeature:
-        """Pads ids, mask and labels alike; features are padded already."""
+        """Pads ids and what goes with them alike; features are padded already."""
         if return_tensors not in ("pt", None):
             raise ValueError(f"return_tensors is {return_tensors!r}; expected 'pt', or None for lists.")
-        labels = batch.pop("labels", None)
+        beside = {name: batch.pop(name) for name in BESIDE_IDS if name in batch}
         text = self.tokenizer.pad(
             {"input_ids": batch.pop("input_ids")},
             padding=padding,
@@ -417,11 +430,9 @@ class AudioLlmProcessor(ProcessorMixin):
             return_attention_mask=True,
         )
         columns = dict(text)
-        if labels is not None:
+        for name, rows in beside.items():
             widths = map(len, text["input_ids"])
-            columns["labels"] = [
-                _pad_list(row, width, IGNORED_LABEL, padding_side) for row, width in zip(labels, widths)
-            ]
+            columns[name] = [_pad_list(row, width, BESIDE_IDS[name], padding_side) for row, width in zip(rows, widths)]
         if return_tensors == "pt":
             columns = {name: _as_tensor(name, rows) for name, rows in columns.items()}
         return BatchFeature({**columns, **batch})
@@ -433,6 +444,11 @@ class AudioLlmProcessor(ProcessorMixin):
     def decode(self, *args, **kwargs) -> str:
         """The tokenizer's."""
         return self.tokenizer.decode(*args, **kwargs)
+
+
+def _refuse_truncation(truncation: bool) -> None:
+    if truncation:
+        raise ValueError("truncation could cut the slots of a recording in two; shorten the text or audio instead.")
 
 
 def _as_tensor(name: str, rows: list[list[int]]) -> torch.Tensor:
