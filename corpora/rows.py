@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from audiollm.processing.audio_bytes import REMOTE_SCHEMES, scheme_of
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER, ConversationError, flatten_conversation
 
 from .examples import Reason, RowChecker
@@ -23,7 +24,7 @@ INSTRUCTION_FIELDS = ("text", AUDIO_PATHS, AUDIO_COLUMN, "response")
 #: What a table may hold; its other columns are not read.
 TABLE_FIELDS = tuple(dict.fromkeys((*INSTRUCTION_FIELDS, *MESSAGES_FIELDS)))
 ASSISTANT = "assistant"
-URL_MARK, FILE_SCHEME = "://", "file://"
+URL_MARK = "://"
 
 
 @dataclass(frozen=True)
@@ -148,16 +149,24 @@ class RowReader:
 
     def _locate(self, recording: Any) -> Any:
         if isinstance(recording, dict):
-            if recording.get("bytes") is not None:
-                return {"bytes": recording["bytes"], "path": recording.get("path")}
+            encoded = recording.get("bytes")
+            if encoded is not None and not isinstance(encoded, (bytes, bytearray)):
+                raise RowError(
+                    [f"'bytes' of audio is a {type(encoded).__name__}; expected bytes, which JSON cannot hold"]
+                )
+            if encoded is not None:
+                return {"bytes": encoded, "path": recording.get("path")}
             if not recording.get("path"):
                 raise RowError([f"audio has neither 'bytes' nor 'path', found a dict with {sorted(recording)}"])
             return self._locate(recording["path"])
         if isinstance(recording, (list, tuple)):
             raise RowError(["audio is a list; expected a path, a URL, or a dict with 'bytes' or 'path'"])
         if isinstance(recording, str) and URL_MARK in recording:
-            if recording.startswith(FILE_SCHEME):
-                raise RowError([f"audio {recording!r}: give a path instead of a {FILE_SCHEME} URL"])
+            scheme = scheme_of(recording)
+            if scheme == "file":
+                raise RowError([f"audio {recording!r}: give a path instead of a file:// URL"])
+            if scheme not in REMOTE_SCHEMES:
+                raise RowError([f"audio {recording!r}: expected a path or a URL of {', '.join(REMOTE_SCHEMES)}"])
             return recording
         if problem := self.checker.path_problem(recording):
             raise RowError([problem])

@@ -11,11 +11,11 @@ from typing import Any, BinaryIO
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
-import fsspec
 import numpy as np
 import soundfile
 import soxr
 from audiollm.processing import AudioError
+from audiollm.processing.audio_bytes import open_remote, scheme_of
 from audiollm.processing.audio_io import (
     CONTAINER_FORMATS,
     CUT_OFF_TOLERANCE_S,
@@ -50,20 +50,15 @@ def local_file(location: str) -> Iterator[Path]:
         return
     with TemporaryDirectory(prefix="audiollm-") as folder:
         path = Path(folder) / "recording"
-        try:
-            with fsspec.open(location, "rb") as remote, open(path, "wb") as copy:
-                shutil.copyfileobj(remote, copy, COPY_BYTES)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"Audio {location!r} cannot be found or reached.") from error
-        except Exception as error:  # each protocol's library has its own kinds
-            raise AudioError(f"{location}: cannot be read ({type(error).__name__}: {error}).") from error
+        with open_remote(location) as remote, open(path, "wb") as copy:
+            shutil.copyfileobj(remote, copy, COPY_BYTES)
         check_file(path, location)
         yield path
 
 
 def is_remote(location: str) -> bool:
     """Whether it is a URL of something that is not on this machine."""
-    return URL_MARK in location and urlparse(location).scheme != "file"
+    return scheme_of(location) not in ("", "file")
 
 
 def path_of(location: str) -> Path:

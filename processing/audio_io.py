@@ -4,22 +4,23 @@ import io
 import os
 from mmap import mmap
 from typing import Any, Literal
-from urllib.parse import urlparse
-from urllib.request import url2pathname
 
-import fsspec
 import numpy as np
 import soundfile
 import soxr
 
-from .data_urls import data_url_name, is_data_url, read_data_url
+from .audio_bytes import AudioError, name_of, read_bytes
 
 #: Whisper's rate. Every waveform becomes this.
 SAMPLING_RATE_HZ = 16_000
 #: Rates that recordings have; a header that says otherwise is damaged.
 MIN_SAMPLING_RATE_HZ, MAX_SAMPLING_RATE_HZ = 1_000, 768_000
+#: Most samples, of all channels together, that one recording is decoded to: 4 GiB. A few megabytes of FLAC may claim more.
+MAX_SAMPLES = 1 << 30
 #: A two-dimensional array with more channels than this is taken for a mistake rather than a recording.
 MAX_CHANNELS = 32
+#: What a file's bytes come as.
+ENCODED_KINDS = (bytes, bytearray, memoryview)
 #: Floating-point audio lies in [-1, 1]; beyond this it must be integers that were cast without scaling.
 MAX_FLOAT_AMPLITUDE = 100.0
 #: 64-bit integers are what lists become: they are scaled as the narrowest of these that holds them.
@@ -46,10 +47,6 @@ UNKNOWN_FRAMES = 2**63 - 1
 OGG_PAGE_MAGIC = b"OggS"
 OGG_FLAGS_OFFSET, OGG_NUM_SEGMENTS_OFFSET, OGG_SEGMENTS_OFFSET = 5, 26, 27
 OGG_END_OF_STREAM = 4
-
-
-class AudioError(ValueError):
-    """Audio that cannot be used; the message names it and says why."""
 
 
 class ForwardSoundFile(soundfile.SoundFile):
@@ -87,9 +84,9 @@ def load_waveform(
     """
     if isinstance(audio, (str, os.PathLike)):
         location = str(os.fspath(audio))
-        name = _name_of(location)
+        name = name_of(location)
         waveform, rate = _decode(read_bytes(location), name)
-    elif isinstance(audio, (bytes, bytearray)):
+    elif isinstance(audio, ENCODED_KINDS):
         name = name or "audio bytes"
         waveform, rate = _decode(bytes(audio), name)
     elif isinstance(audio, dict):
@@ -106,63 +103,28 @@ def load_waveform(
 
 
 def _load_audio_dict(audio: dict[str, Any], target_rate: int, name: str | None) -> np.ndarray:
-    name = _name_of(str(audio.get("path") or name or "audio"))
-    if audio.get("array") is not None:
+    name = name_of(str(audio.get("path") or name or "audio"))
+    array, encoded, path = audio.get("array"), audio.get("bytes"), audio.get("path")
+    keys = sorted(map(str, audio))
+    if array is not None:
         if audio.get("sampling_rate") is None:
-            raise AudioError(
-                f"{name}: an audio dict with 'array' needs 'sampling_rate' in Hz, got keys {sorted(audio)}."
-            )
-        return load_waveform(audio["array"], audio["sampling_rate"], target_rate, name)
-    if audio.get("bytes") is not None:
-        return load_waveform(audio["bytes"], None, target_rate, name)
-    if audio.get("path"):
-        return load_waveform(audio["path"], None, target_rate)
-    raise AudioError(
-        f"{name}: an audio dict needs 'array' with 'sampling_rate', 'bytes' or 'path'; got {sorted(audio)}."
-    )
+            raise AudioError(f"{name}: an audio dict with 'array' needs 'sampling_rate' in Hz, got keys {keys}.")
+        if isinstance(array, (dict, str, os.PathLike, *ENCODED_KINDS)):
+            raise _wrong_kind(name, "array", "a waveform", array)
+        return load_waveform(array, audio["sampling_rate"], target_rate, name)
+    if encoded is not None:
+        if not isinstance(encoded, ENCODED_KINDS):  # a string would be opened as a path
+            raise _wrong_kind(name, "bytes", "a file's bytes", encoded)
+        return load_waveform(encoded, None, target_rate, name)
+    if path:
+        if not isinstance(path, (str, os.PathLike)):
+            raise _wrong_kind(name, "path", "a path or URL", path)
+        return load_waveform(path, None, target_rate)
+    raise AudioError(f"{name}: an audio dict needs 'array' with 'sampling_rate', 'bytes' or 'path'; got {keys}.")
 
 
-def _name_of(location: str) -> str:
-    """What to call it in errors: by where it lies, but never by a recording's own bytes."""
-    return data_url_name(location) if is_data_url(location) else location
-
-
-def read_bytes(location: str) -> bytes:
-    """
-    The bytes of a path or URL.
-
-    Raises:
-        FileNotFoundError: it is not there.
-        AudioError: it is a folder, or the URL cannot be read.
-    """
-    if is_data_url(location):
-        try:
-            return read_data_url(location)
-        except ValueError as error:
-            raise AudioError(f"{data_url_name(location)}: {error}") from error
-    path = location
-    if "://" in location:
-        url = urlparse(location)
-        if url.scheme != "file":
-            return _read_remote(location)
-        path = url2pathname(url.path)
-    path = os.path.expanduser(path)
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"Audio file {location!r} does not exist.")
-    if not os.path.isfile(path):
-        raise AudioError(f"Audio file {location!r} is not a file.")
-    with open(path, "rb") as file:
-        return file.read()
-
-
-def _read_remote(url: str) -> bytes:
-    try:
-        with fsspec.open(url, "rb") as remote:
-            return remote.read()
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"Audio {url!r} cannot be found or reached.") from error
-    except Exception as error:  # each protocol's library has its own kinds
-        raise AudioError(f"{url}: cannot be read ({type(error).__name__}: {error}).") from error
+def _wrong_kind(name: str, key: str, expected: str, given: Any) -> AudioError:
+    return AudioError(f"{name}: {key!r} of an audio dict must be {expected}, got {type(given).__name__}.")
 
 
 def _decode(data: bytes, name: str) -> tuple[np.ndarray, int]:
@@ -183,6 +145,8 @@ def _decode(data: bytes, name: str) -> tuple[np.ndarray, int]:
     with file:
         if file.frames == UNKNOWN_FRAMES:
             return _decode_container(data, name, "It is a FLAC stream that does not say its length.", formats="flac")
+        if file.frames * file.channels > MAX_SAMPLES:
+            raise _too_long(name, f"claims {file.frames} samples in {file.channels} channels")
         try:
             waveform = file.read(dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
@@ -199,6 +163,13 @@ def _cut_off(name: str, seconds: float) -> AudioError:
     return AudioError(
         f"{name}: the file is cut off: it holds {seconds:.2f} s of audio and ends before its own header or last page "
         "says. Copy or download it again."
+    )
+
+
+def _too_long(name: str, claim: str) -> AudioError:
+    return AudioError(
+        f"{name}: {claim}, more than the {MAX_SAMPLES} that are decoded at once. `audiollm transcribe` and `audiollm "
+        "summarize` take recordings of any length; or the header is damaged."
     )
 
 
@@ -266,7 +237,7 @@ def _decode_container(data: bytes, name: str, reason: str, formats: str = CONTAI
             if not container.streams.audio:
                 raise AudioError(f"{name}: the file holds no audio stream.")
             # Blocks of their own rate or layout, of a damaged file, are refused by the resampler.
-            blocks, rate = _decode_stream(container, av.AudioResampler(format="flt"))
+            blocks, rate = _decode_stream(container, av.AudioResampler(format="flt"), name)
             declared_s = declared_seconds(container)
     except AudioError:
         raise
@@ -282,15 +253,18 @@ def _decode_container(data: bytes, name: str, reason: str, formats: str = CONTAI
     return waveform, rate
 
 
-def _decode_stream(container: Any, to_float: Any) -> tuple[list[np.ndarray], int]:
+def _decode_stream(container: Any, to_float: Any, name: str) -> tuple[list[np.ndarray], int]:
     """The first audio stream of a PyAV container as blocks of `(samples,)` float32, and its rate in Hz."""
     blocks: list[np.ndarray] = []
-    rate = 0
+    rate = samples = 0
     for frame in container.decode(audio=0):
         rate = frame.sample_rate
         # Interleaved, because PyAV 18 reads past the end of planes where there are eight of them.
         interleaved = [part.to_ndarray().reshape(-1, part.layout.nb_channels) for part in to_float.resample(frame)]
         blocks.extend(part.mean(axis=1) for part in interleaved)
+        samples += sum(map(len, interleaved))
+        if samples > MAX_SAMPLES:
+            raise _too_long(name, "holds more samples")
     return blocks, rate
 
 
@@ -307,12 +281,12 @@ def declared_seconds(container: Any) -> float:
 
 def _as_float(audio: Any, name: str) -> np.ndarray:
     """A waveform of any numeric kind as float32; integers are scaled by their type's range."""
-    if hasattr(audio, "detach"):
-        audio = audio.detach().cpu()
-        audio = audio.float().numpy() if audio.dtype.is_floating_point else audio.numpy()
     try:
+        if hasattr(audio, "detach"):
+            audio = audio.detach().cpu()
+            audio = audio.float().numpy() if audio.dtype.is_floating_point else audio.numpy()
         array = np.asarray(audio)
-    except ValueError as error:
+    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists; sparse, quantised or meta tensors
         raise AudioError(f"{name}: not a waveform ({error}).") from error
     if np.issubdtype(array.dtype, np.integer):
         return _scale_integers(array, name)
@@ -321,7 +295,8 @@ def _as_float(audio: Any, name: str) -> np.ndarray:
             f"{name}: expected a waveform, a path, a URL, encoded bytes or an audio dict; got {type(audio).__name__}"
             f"{f' of {array.dtype}' if isinstance(audio, (np.ndarray, list, tuple)) else ''}."
         )
-    return array.astype(np.float32)
+    with np.errstate(over="ignore"):  # what is too large is infinite, and then refused
+        return array.astype(np.float32)
 
 
 def _scale_integers(array: np.ndarray, name: str) -> np.ndarray:
@@ -372,6 +347,8 @@ def _resample(waveform: np.ndarray, rate: Any, target_rate: int, name: str) -> n
         raise AudioError(
             f"{name}: the sampling rate is {rate!r}; expected {MIN_SAMPLING_RATE_HZ} to {MAX_SAMPLING_RATE_HZ} Hz."
         )
+    if waveform.size * (target_rate / rate) > MAX_SAMPLES:
+        raise _too_long(name, f"lasts {waveform.size / rate:.0f} s, which at {target_rate} Hz is more samples")
     if rate != target_rate:
         resampled = soxr.resample(waveform, rate, target_rate)
         # A sample or two at a high rate may round to none at a lower one.
