@@ -6,6 +6,20 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PretrainedConfig
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
+from .field_checks import (
+    LARGEST_PROJECTOR,
+    LARGEST_RANK,
+    LARGEST_TOKEN_ID,
+    require_choice,
+    require_flag,
+    require_integer,
+    require_number,
+    require_sizes,
+    require_text,
+    require_texts,
+    shown,
+)
+
 PROJECTOR_TYPES = ("swiglu", "mlp", "linear")
 #: What an audio token is: the projector's own vector, or a mixture of the language model's embeddings.
 PROJECTOR_READOUTS = ("direct", "pieces")
@@ -15,6 +29,7 @@ SUPPORTED_AUDIO_MODEL_TYPES = ("whisper", "wav2vec2-bert")
 MAX_ENCODER_FRAMES = 1500
 #: What a checkpoint folder's safetensors hold: only what was trained, everything, or everything with LoRA folded in.
 WEIGHT_FORMATS = ("adapter", "full", "merged")
+BASE_ROLES = ("audio", "text")
 DEFAULT_ADAPTER_NAME = "speech"
 DEFAULT_LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 #: `<audio>`, the slot and `</audio>` follow each other directly after the base vocabulary.
@@ -124,6 +139,8 @@ class AudioLlmConfig(PretrainedConfig):
         self.text_model_id = text_model_id
         self.audio_model_revision = audio_model_revision
         self.text_model_revision = text_model_revision
+        if not isinstance(base_fingerprint, (dict, type(None))):
+            raise ValueError(f"base_fingerprint is {shown(base_fingerprint)}; expected a dict of texts.")
         self.base_fingerprint = dict(base_fingerprint or {})
         self.weight_format = weight_format
 
@@ -141,13 +158,13 @@ class AudioLlmConfig(PretrainedConfig):
         self.lora_rank = lora_rank
         self.lora_alpha = lora_alpha
         self.lora_dropout = lora_dropout
-        if isinstance(lora_target_modules, str):
-            raise ValueError(f"lora_target_modules is {lora_target_modules!r}; expected a list of module names.")
+        if not isinstance(lora_target_modules, (list, tuple, type(None))):
+            raise ValueError(f"lora_target_modules is {shown(lora_target_modules)}; expected a list of module names.")
         self.lora_target_modules = list(DEFAULT_LORA_TARGETS if lora_target_modules is None else lora_target_modules)
         if lora_adapters is None:
             lora_adapters = {DEFAULT_ADAPTER_NAME: {}} if lora_rank != 0 else {}
-        if not isinstance(lora_adapters, dict):
-            raise ValueError(f"lora_adapters is {lora_adapters!r}; expected a dict of names and their overrides.")
+        if not isinstance(lora_adapters, dict) or not all(isinstance(each, dict) for each in lora_adapters.values()):
+            raise ValueError(f"lora_adapters is {shown(lora_adapters)}; expected a dict of names and their overrides.")
         self.lora_adapters = {name: dict(fields) for name, fields in lora_adapters.items()}
 
         first_free_id = self.text_config.vocab_size
@@ -187,6 +204,8 @@ class AudioLlmConfig(PretrainedConfig):
         return self.text_config.hidden_size
 
     def _validate_sub_configs(self) -> None:
+        require_sizes("audio_config", self.audio_config)
+        require_sizes("text_config", self.text_config)
         if self.audio_config.model_type not in SUPPORTED_AUDIO_MODEL_TYPES:
             raise ValueError(
                 f"audio_config.model_type is {self.audio_config.model_type!r}, but the audio tower can be one of "
@@ -205,45 +224,53 @@ class AudioLlmConfig(PretrainedConfig):
             )
 
     def _validate_fields(self) -> None:
-        _require_choice("projector_type", self.projector_type, PROJECTOR_TYPES)
-        _require_choice("projector_activation", self.projector_activation, PROJECTOR_ACTIVATIONS)
-        _require_choice("projector_readout", self.projector_readout, PROJECTOR_READOUTS)
+        for name in ("audio_model_id", "text_model_id", "audio_model_revision", "text_model_revision"):
+            require_text(name, getattr(self, name))
+        for role, value in self.base_fingerprint.items():
+            require_text(f"base_fingerprint[{shown(role)}]", value)
+            require_choice("a key of base_fingerprint", role, BASE_ROLES)
+        for name in ("projector_pre_norm", "projector_mid_norm"):
+            require_flag(name, getattr(self, name))
+        require_choice("projector_type", self.projector_type, PROJECTOR_TYPES)
+        require_choice("projector_activation", self.projector_activation, PROJECTOR_ACTIVATIONS)
+        require_choice("projector_readout", self.projector_readout, PROJECTOR_READOUTS)
         if self.weight_format is not None:
-            _require_choice("weight_format", self.weight_format, WEIGHT_FORMATS)
+            require_choice("weight_format", self.weight_format, WEIGHT_FORMATS)
         is_whisper = self.audio_config.model_type == "whisper"
         frames = self.audio_config.max_source_positions if is_whisper else MAX_ENCODER_FRAMES
-        _require_integer("stack_factor", self.stack_factor, at_least=1, at_most=frames)
-        _require_integer("projector_hidden_size", self.projector_hidden_size, at_least=1)
+        require_integer("stack_factor", self.stack_factor, at_least=1, at_most=frames)
+        require_integer("projector_hidden_size", self.projector_hidden_size, at_least=1, at_most=LARGEST_PROJECTOR)
         if self.projector_type == "swiglu" and self.projector_hidden_size % 2:
             raise ValueError(
                 f"projector_hidden_size is {self.projector_hidden_size}, but a 'swiglu' projector gates one half of it "
                 "with the other: give an even number."
             )
-        _require_number("projector_norm_eps", self.projector_norm_eps, above=0.0)
+        require_number("projector_norm_eps", self.projector_norm_eps, above=0.0)
         self._validate_lora()
         self._validate_token_ids()
 
     def _validate_lora(self) -> None:
-        _require_integer("lora_rank", self.lora_rank, at_least=0)
+        require_integer("lora_rank", self.lora_rank, at_least=0, at_most=LARGEST_RANK)
         if self.lora_rank == 0 and any("rank" not in fields for fields in self.lora_adapters.values()):
             raise ValueError(
                 f"lora_rank is 0 (no LoRA) but lora_adapters names {sorted(self.lora_adapters)}: give each a rank of "
                 "its own, a lora_rank above 0, or no adapters."
             )
         for name, fields in self.lora_adapters.items():
-            if not name.isidentifier():
-                raise ValueError(f"lora_adapters: {name!r} is not a usable name; use letters, digits and underscores.")
-            unknown = sorted(set(fields) - set(_ADAPTER_FIELDS))
+            # It becomes part of weights' names, and of folders'.
+            if not isinstance(name, str) or not name.isidentifier() or name.startswith("__"):
+                raise ValueError(
+                    f"lora_adapters: {shown(name)} is not a usable name; use letters, digits and underscores."
+                )
+            unknown = sorted(map(str, set(fields) - set(_ADAPTER_FIELDS)))
             if unknown:
                 raise ValueError(f"lora_adapters[{name!r}] has unknown fields {unknown}; allowed: {_ADAPTER_FIELDS}.")
             settings = self.adapter_settings(name)
             where = f"lora_adapters[{name!r}]" if fields else "lora"
-            _require_integer(f"{where} rank", settings["rank"], at_least=1)
-            _require_number(f"{where} alpha", settings["alpha"], above=0.0)
-            _require_number(f"{where} dropout", settings["dropout"], at_least=0.0, below=1.0)
-            targets = settings["target_modules"]
-            if not targets or not all(isinstance(target, str) and target for target in targets):
-                raise ValueError(f"{where} target_modules is {targets!r}; expected a non-empty list of module names.")
+            require_integer(f"{where} rank", settings["rank"], at_least=1, at_most=LARGEST_RANK)
+            require_number(f"{where} alpha", settings["alpha"], above=0.0)
+            require_number(f"{where} dropout", settings["dropout"], at_least=0.0, below=1.0)
+            require_texts(f"{where} target_modules", settings["target_modules"])
 
     def _validate_token_ids(self) -> None:
         ids = {
@@ -252,7 +279,7 @@ class AudioLlmConfig(PretrainedConfig):
             "audio_end_token_id": self.audio_end_token_id,
         }
         for name, value in ids.items():
-            _require_integer(name, value, at_least=self.text_config.vocab_size)
+            require_integer(name, value, at_least=self.text_config.vocab_size, at_most=LARGEST_TOKEN_ID)
         if len(set(ids.values())) != NUM_AUDIO_TOKENS:
             raise ValueError(f"The audio token ids must differ from each other, got {ids}.")
 
@@ -264,33 +291,13 @@ def _sub_config(field: str, value: Any, default_model_type: str) -> PretrainedCo
     if isinstance(value, dict):
         fields = dict(value)
         model_type = fields.pop("model_type", default_model_type)
-        return AutoConfig.for_model(model_type, **fields)
+        try:
+            return AutoConfig.for_model(model_type, **fields)
+        except Exception as error:  # of any kind, by the model type and the field
+            raise ValueError(f"{field} is no configuration of the type {shown(model_type)}: {error}") from error
     if not hasattr(value, "model_type"):
         raise ValueError(f"{field} must be a dict or a configuration object, got {type(value).__name__}.")
     return value
-
-
-def _require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; expected one of {choices}.")
-
-
-def _require_integer(name: str, value: Any, at_least: int, at_most: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ValueError(f"{name} is {value!r}; expected an integer of at least {at_least}.")
-    if at_most is not None and value > at_most:
-        raise ValueError(f"{name} is {value!r}; expected at most {at_most}.")
-
-
-def _require_number(
-    name: str, value: Any, above: float | None = None, at_least: float | None = None, below: float | None = None
-) -> None:
-    bounds = {"above": above, "at least": at_least, "below": below}
-    expected = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
-    valid = isinstance(value, (int, float)) and not isinstance(value, bool)
-    valid = valid and (above is None or value > above) and (at_least is None or value >= at_least)
-    if not (valid and (below is None or value < below)):
-        raise ValueError(f"{name} is {value!r}; expected a number {expected}.")
 
 
 __all__ = ["AudioLlmConfig"]
