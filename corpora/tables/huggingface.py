@@ -186,7 +186,7 @@ class HuggingFaceSource:
 
     def _first_rows(self, dataset: Any, split: str, count: int) -> list[dict[str, Any]]:
         try:
-            rows = [dict(row) for row in dataset.take(count)]
+            rows = [dict(row) for row in islice(dataset, count)]  # `take` past the end fails in datasets 4.0
         except READ_ERRORS as error:
             raise CorpusError(
                 f"{self.name}: split {split!r} cannot be read: {' '.join(str(error).split())}"
