@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ def run_measure(measure: Measure, scripts: Path, work: Path, bar: tqdm) -> dict[
     run = {
         "status": "done",
         "seconds": round(seconds, 1),
-        "ended": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit,
         "load_at_end": os.getloadavg(),
     }
@@ -212,7 +212,7 @@ class Bench:
                 assert done is not None
                 print(f"{measure.name}: done before, at {done['ended']} of commit {done['commit']}; kept.")
         total = sum(measure.minutes for measure in waiting) * SECONDS_PER_MINUTE
-        shape = "{desc}: {percentage:3.0f}%|{bar:20}| {elapsed}, {remaining} left {postfix}"
+        shape = "{desc}{percentage:3.0f}%|{bar:20}| {elapsed}, {remaining} left {postfix}"
         with tqdm(total=total, bar_format=shape) as bar:
             for measure in waiting:
                 bar.set_description(measure.name)

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from bench_table import HERE, RESULTS, Judgement, Line, Measure, lines_of
+from bench_table import HERE, Judgement, Line, Measure, lines_of
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import FuncFormatter
 
 TABLE_FILE, BARS_FILE, GROWTH_FILE = "bench.md", "bench.png", "growth.png"
 GROWTH_RESULT = "growth.json"
 COLORS = ("#3b6fb6", "#d9822b", "#3a8f5c", "#8a5fa8", "#8a8a8a")
+MARKERS = ("o", "D", "^")
 #: Figures below this are said with more decimals.
 SMALL = 0.1
 UNKNOWN = "unknown"
@@ -36,7 +38,7 @@ def write_report(measures: Sequence[Measure], runs: dict[str, Any], machine: dic
     growth = next((found[measure.name] for measure in measures if measure.result == GROWTH_RESULT), None)
     if growth:
         plot_growth(growth["sweeps"], results / GROWTH_FILE)
-    text = "\n".join([*_heading(machine), *_table(measures, lines), *_misses(lines), *_growth(growth), ""])
+    text = "\n".join([*_heading(machine), *_targets(lines), *_table(measures, lines), *_growth(growth), ""])
     text += "\n".join([*_sources(measures, runs, results), ""])
     (results / TABLE_FILE).write_text(text, encoding="utf-8")
     return results / TABLE_FILE
@@ -50,50 +52,63 @@ def _heading(machine: dict[str, Any]) -> list[str]:
         "Written by `make bench`; `.venv/bin/python benchmarks/bench.py --table` writes it anew from the result files.",
         "Voxtral and Qwen2-Audio are transformers' own classes, Ultravox and SLAM those projects' recipes as",
         "`benchmarks/recipe_peers.py` says; all stand on the same two bases, hear the same clips, and take turns on the same",
-        "machine. A ratio says how many times better AudioLLM is (below 1, worse); the target's issue stands in brackets.",
+        "machine. A ratio says how many times better AudioLLM is (below 1, worse).",
         "",
         f"Machine: {on}." if on else "",
         "",
     ]
 
 
+def _targets(lines: list[Line]) -> list[str]:
+    """The targets of the issues, each beside what was seen, and why some are missed."""
+    judged = [(line, each) for line in lines for each in line.judgements]
+    seen = [each for _, each in judged if each.met is not None]
+    text = [
+        f"## Targets: {sum(bool(each.met) for each in seen)} of {len(seen)} met",
+        "",
+        "| issue | figure | beside | ours | peer's | ratio | target | |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    reasons: list[str] = []
+    for line, each in sorted(judged, key=lambda pair: pair[1].issue):
+        verdict = in_words(each)
+        if each.met is False:
+            why = each.why.strip() or "no explanation yet"
+            if why not in reasons:
+                reasons.append(why)
+            verdict = f"**{verdict}** [{reasons.index(why) + 1}]"
+        cells = [str(each.issue), _figure(line), line.peer, *_numbers(line), each.text, verdict]
+        text.append(f"| {' | '.join(cells)} |")
+    text.append("")
+    if reasons:
+        text += ["Why those are missed:", ""]
+        text += [f"{number_of}. {why[0].upper()}{why[1:].rstrip('.')}." for number_of, why in enumerate(reasons, 1)]
+        text.append("")
+    return text
+
+
 def _table(measures: Sequence[Measure], lines: list[Line]) -> list[str]:
+    """All figures, a table per measure."""
     text = []
     for measure in measures:
         chosen = [line for line in lines if line.measure == measure.name]
         if not chosen:
             continue
-        text += [
-            f"## {measure.title}",
-            "",
-            "| figure | ours | peer | peer's | ratio | target | |",
-            "|---|---|---|---|---|---|---|",
-        ]
+        text += [f"## {measure.title}", "", "| figure | ours | peer | peer's | ratio |", "|---|---|---|---|---|"]
         for line in chosen:
-            figure = f"{line.figure}, {line.unit}" if line.unit else line.figure
-            ratio = "" if line.ratio is None else f"{line.ratio:.2f}x"
-            targets = "<br>".join(f"{each.text} ({each.issue})" for each in line.judgements)
-            verdicts = "<br>".join(in_words(each) for each in line.judgements)
-            cells = [figure, number(line.ours), line.peer, "" if not line.peer else number(line.theirs), ratio]
-            text.append(f"| {' | '.join([*cells, targets, verdicts])} |")
+            ours, theirs, ratio = _numbers(line)
+            text.append(f"| {_figure(line)} | {ours} | {line.peer} | {theirs} | {ratio} |")
         text.append("")
     return text
 
 
-def _misses(lines: list[Line]) -> list[str]:
-    judged = [(line, each) for line in lines for each in line.judgements if each.met is not None]
-    missed = [(line, each) for line, each in judged if not each.met]
-    text = ["## Targets", "", f"{len(judged) - len(missed)} of {len(judged)} are met.", ""]
-    if not missed:
-        return text
-    text += ["Missed, and why:", ""]
-    reasons: dict[str, list[str]] = {}
-    for line, each in missed:
-        name = f"{line.figure}{f', beside {line.peer}' if line.peer else ''} ({in_words(each)})"
-        reasons.setdefault(each.why or "No explanation yet.", []).append(name)
-    for why, names in reasons.items():
-        text += [f"- {'; '.join(names)}: {why.strip()}"]
-    return [*text, ""]
+def _figure(line: Line) -> str:
+    return f"{line.figure}, {line.unit}" if line.unit else line.figure
+
+
+def _numbers(line: Line) -> tuple[str, str, str]:
+    ratio = "" if line.ratio is None else f"{line.ratio:.2f}x"
+    return number(line.ours), number(line.theirs) if line.peer else "", ratio
 
 
 def _growth(growth: dict[str, Any] | None) -> list[str]:
@@ -128,7 +143,6 @@ def _sources(measures: Sequence[Measure], runs: dict[str, Any], results: Path) -
     text += ["| measure | command | took | date | commit |", "|---|---|---|---|---|"]
     for measure in measures:
         run = runs.get(measure.name, {})
-        command = f"`benchmarks/{measure.script}{' ' + measure.arguments if measure.arguments else ''}`"
         if run.get("status") == "done":
             took, date, commit = f"{run['seconds'] / 60:.1f} min", run["ended"][:10], run["commit"]
         else:
@@ -136,7 +150,7 @@ def _sources(measures: Sequence[Measure], runs: dict[str, Any], results: Path) -
             if run.get("status") == "failed":
                 took = f"failed: {run['error']}"
         text.append(
-            f"| {measure.title}{'' if measure.runs else ' (quoted)'} | {command} | {took} | {date} | {commit} |"
+            f"| {measure.title}{'' if measure.runs else ' (quoted)'} | `{measure.command}` | {took} | {date} | {commit} |"
         )
     return [
         *text,
@@ -179,34 +193,45 @@ def last_change(path: Path) -> tuple[str, str]:
 
 
 def plot_ratios(lines: Sequence[Line], path: Path) -> None:
-    """Bars of how many times better ours is, one per line that has a peer, with its targets as ticks."""
+    """How many times better ours is: a row per figure, a dot per peer, a tick per target."""
     if not lines:
         return
     peers = list(dict.fromkeys(line.peer for line in lines))
-    figure, axis = plt.subplots(figsize=(11, 1.2 + 0.24 * len(lines)), layout="constrained")
-    for position, line in enumerate(lines):
+    figures = list(dict.fromkeys((line.measure, line.figure) for line in lines))
+    drawing, axis = plt.subplots(figsize=(11, 1.6 + 0.22 * len(figures)), layout="constrained")
+    for line in lines:
         assert line.ratio is not None
-        color = COLORS[peers.index(line.peer) % len(COLORS)]
-        axis.barh(position, math.log10(line.ratio), color=color, height=0.75)
+        row, peer = figures.index((line.measure, line.figure)), peers.index(line.peer)
+        color, marker = COLORS[peer % len(COLORS)], MARKERS[peer // len(COLORS) % len(MARKERS)]
+        axis.plot(line.ratio, row, color=color, marker=marker, markersize=6, linestyle="none", alpha=0.85)
         for target in (each for each in line.judgements if each.text.endswith("x")):
-            axis.plot([math.log10(float(target.text[2:-1]))] * 2, [position - 0.45, position + 0.45], color="black")
-    axis.axvline(0, color="black", linewidth=0.8)
-    axis.set_yticks(range(len(lines)), [f"{line.figure} | {line.peer}" for line in lines], fontsize=7)
-    axis.invert_yaxis()
-    axis.margins(y=0.005)
-    low = min(0.0, *(math.log10(line.ratio) for line in lines if line.ratio)) - 0.05
-    high = max(math.log10(line.ratio) for line in lines if line.ratio)
-    marks = [mark for mark in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if low - 0.3 <= math.log10(mark) <= high + 0.3]
-    axis.set_xticks([math.log10(mark) for mark in marks], [f"{mark:g}x" for mark in marks])
+            axis.plot([float(target.text[2:-1])] * 2, [row - 0.45, row + 0.45], color="black")
+    for row, (measure, _) in enumerate(figures):
+        if row and measure != figures[row - 1][0]:
+            axis.axhline(row - 0.5, color="#999999", linewidth=0.6)
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+    axis.axvline(1, color="black", linewidth=0.8)
+    axis.set_yticks(range(len(figures)), [figure for _, figure in figures], fontsize=7)
+    axis.set_ylim(len(figures) - 0.4, -0.6)
     axis.tick_params(axis="x", top=True, labeltop=True)
     axis.set_xlabel("times better than the peer (log scale); a black tick is a target")
-    axis.grid(axis="x", color="#dddddd")
+    axis.grid(axis="both", color="#e4e4e4")
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
-    handles = [plt.Rectangle((0, 0), 1, 1, color=COLORS[index % len(COLORS)]) for index in range(len(peers))]
-    figure.legend(handles, peers, frameon=False, loc="outside upper center", ncols=len(peers))
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    handles = [
+        plt.Line2D(
+            [],
+            [],
+            linestyle="none",
+            color=COLORS[peer % len(COLORS)],
+            marker=MARKERS[peer // len(COLORS) % len(MARKERS)],
+        )
+        for peer in range(len(peers))
+    ]
+    drawing.legend(handles, peers, frameon=False, loc="outside upper center", ncols=min(5, len(peers)), fontsize=8)
+    drawing.savefig(path, dpi=130)
+    plt.close(drawing)
 
 
 def plot_growth(sweeps: Sequence[dict[str, Any]], path: Path) -> None:
@@ -228,6 +253,3 @@ def plot_growth(sweeps: Sequence[dict[str, Any]], path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
-
-
-__all__ = ["RESULTS", "write_report"]

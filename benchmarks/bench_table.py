@@ -4,6 +4,7 @@ The table of `make bench`: figures that `bench.yaml` names, taken out of result 
 What is read where, and what each target is, stands in `bench.yaml`; here is how a line of it becomes lines of the table.
 """
 
+import fnmatch
 import itertools
 import json
 import re
@@ -16,8 +17,10 @@ import yaml
 HERE = Path(__file__).parent
 MEASURES_FILE = HERE / "bench.yaml"
 RESULTS = HERE / "results"
-#: A step of a path: a field, or the one entry of a list that has these values, as in `runs[side=ours&clips=1000].seconds`.
+#: A step of a path: a field, or of a list the entry of a number or the one that has these values, as in
+#: `runs[side=ours&clips=1000].seconds`.
 PATH_STEP = re.compile(r"\.?([^.\[\]]+)|\[([^\]]*)\]")
+YAML_HEAD = "---\n"
 #: How each kind of target is said.
 TARGETS_IN_WORDS = {
     "times_better": "≥ {:g}x",
@@ -26,6 +29,8 @@ TARGETS_IN_WORDS = {
     "at_most": "≤ {:g}",
     "equals": "{}",
 }
+#: In place of cases that only a result names, before there is one.
+UNKNOWN_CASE = "?"
 FIELDS_OF_MEASURE = {"name", "title", "script", "arguments", "minutes", "result", "runs", "rows"}
 FIELDS_OF_ROW = {"figure", "unit", "each", "ours", "peers", "better", "targets"}
 FIELDS_OF_TARGET = {"issue", "over", "where", "why"}
@@ -43,18 +48,18 @@ class Measure:
     Attributes:
         name: short, for the command line.
         title: for people.
-        script: file in this folder.
-        arguments: of the script, as a shell would take them.
+        script: file in this folder; empty for what is quoted alone and no script here writes.
+        arguments: of the script, as a shell would take them; without a script, the whole command.
         minutes: roughly, on two quiet cores.
-        result: file in `results/` that the script writes.
+        result: JSON in `results/` that the script writes, or a Markdown file whose YAML head is read.
         runs: False for what takes too long for `make bench`; its result file is quoted.
         rows: of the table; see [`lines_of`].
     """
 
     name: str
     title: str
-    script: str
     result: str
+    script: str = ""
     arguments: str = ""
     minutes: float = 1.0
     runs: bool = True
@@ -62,10 +67,17 @@ class Measure:
 
     def data(self, results: Path = RESULTS) -> Any:
         """What the script wrote; None when there is nothing."""
+        path = results / self.result
         try:
-            return json.loads((results / self.result).read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
+        return yaml.safe_load(text.split(YAML_HEAD)[1]) if path.suffix == ".md" else json.loads(text)
+
+    @property
+    def command(self) -> str:
+        """How to get the result again."""
+        return f"benchmarks/{self.script} {self.arguments}".strip() if self.script else self.arguments
 
 
 @dataclass(frozen=True)
@@ -128,6 +140,9 @@ def value_at(data: Any, path: str) -> Any:
         if name:
             data = data.get(name) if isinstance(data, dict) else None
             continue
+        if selection.isdecimal():
+            data = data[int(selection)] if int(selection) < len(data) else None
+            continue
         wanted = dict(pair.split("=", 1) for pair in selection.split("&"))
         found = [entry for entry in data if all(str(entry.get(key)) == value for key, value in wanted.items())]
         if len(found) > 1:
@@ -145,7 +160,11 @@ def lines_of(measure: Measure, data: Any) -> list[Line]:
     """
     lines = []
     for row in measure.rows:
-        each = row.get("each", {})
+        # A name in place of a list of values is a path: what the fields there are called.
+        each = {
+            name: list(value_at(data, values) or [UNKNOWN_CASE]) if isinstance(values, str) else values
+            for name, values in row.get("each", {}).items()
+        }
         for values in itertools.product(*each.values()):
             lines += _lines_of_row(measure.name, row, dict(zip(each, values)), data)
     return lines
@@ -184,7 +203,7 @@ def judge(target: dict[str, Any], ours: Any, theirs: Any, ratio: float | None = 
     if kind == "equals":
         return Judgement(text, target["issue"], seen == goal, why=why)
     met = seen <= goal if kind.endswith("at_most") else seen >= goal
-    missed_by = None if met else abs(seen / goal - 1)
+    missed_by = None if met or not goal else abs(seen / goal - 1)
     return Judgement(text, target["issue"], met, missed_by, why)
 
 
@@ -195,7 +214,8 @@ def _times_better(ours: Any, theirs: Any, better: str) -> float | None:
 
 
 def _applies(target: dict[str, Any], chosen: dict[str, Any]) -> bool:
-    return all(str(chosen.get(key)) == str(value) for key, value in target.get("where", {}).items())
+    wanted = target.get("where", {}).items()
+    return all(fnmatch.fnmatchcase(str(chosen.get(key)), str(value)) for key, value in wanted)
 
 
 def _kind(target: dict[str, Any]) -> str:

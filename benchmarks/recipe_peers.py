@@ -71,8 +71,8 @@ def masked_whisper(dtype: torch.dtype) -> MaskedWhisper:
     whisper, _ = base_configs()
     encoder = MaskedWhisper(whisper)
     encoder.load_state_dict(load_audio_base(AUDIO_BASE, whisper))
-    encoder.to(dtype).requires_grad_(False).eval()
-    return encoder
+    nn.Module.to(encoder, dtype)  # transformers wraps the method; mypy takes it for a plain function
+    return encoder.requires_grad_(False).eval()
 
 
 def features_to_the_longest(clips: list[Clip]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -95,6 +95,11 @@ def audiollm_side(dtype: torch.dtype, shape: Shape, cached: bool = True) -> tupl
     model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
         AUDIO_BASE, TEXT_BASE, dtype=dtype, lora_rank=LORA_RANK, lora_alpha=LORA_ALPHA, lora_target_modules=TARGETS
     ).train()
+    return model, training_batch(model, shape, cached)
+
+
+def training_batch(model: AudioLlmForConditionalGeneration, shape: Shape, cached: bool = True) -> dict[str, Any]:
+    """Our batch of a shape, with or without encoder output computed before."""
     processor = AudioLlmProcessor.from_audio_text_pretrained(AUDIO_BASE, TEXT_BASE)
     conversations: list[list[dict[str, Any]]] = [
         [
@@ -111,7 +116,7 @@ def audiollm_side(dtype: torch.dtype, shape: Shape, cached: bool = True) -> tupl
         with torch.no_grad():
             frames, lengths = model.model.encode_audio(batch.pop("input_features"), batch.pop("input_features_mask"))
         batch.update({"encoded_audio": frames, "encoded_audio_lengths": lengths})
-    return model, dict(batch)
+    return dict(batch)
 
 
 def uncached_side(dtype: torch.dtype, shape: Shape) -> tuple[PreTrainedModel, dict[str, Any]]:
