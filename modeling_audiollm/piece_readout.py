@@ -33,12 +33,20 @@ class PieceReadout(nn.Module):
 
     def __init__(self, vocab_size: int, hidden_size: int):
         super().__init__()
-        self.log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
-        self.blank_bias = nn.Parameter(torch.zeros(()))
-        self.blank = nn.Parameter(torch.zeros(hidden_size))
-        self.residual_gain = nn.Parameter(torch.zeros(()))
-        self.register_buffer("lexicon", torch.ones(vocab_size, dtype=torch.bool))
+        self.log_scale = nn.Parameter(torch.empty(()))
+        self.blank_bias = nn.Parameter(torch.empty(()))
+        self.blank = nn.Parameter(torch.empty(hidden_size))
+        self.residual_gain = nn.Parameter(torch.empty(()))
+        self.register_buffer("lexicon", torch.empty(vocab_size, dtype=torch.bool))
         self._table: tuple[tuple, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] | None = None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Starts over: a blank of nothing, and a lexicon of all pieces."""
+        nn.init.constant_(self.log_scale, math.log(INITIAL_SCALE))
+        for parameter in (self.blank_bias, self.blank, self.residual_gain):
+            nn.init.zeros_(parameter)
+        nn.init.ones_(self.lexicon)
 
     def table(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """

@@ -5,7 +5,7 @@ from copy import deepcopy
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file, logging
@@ -24,8 +24,10 @@ from .checkpoints import (
 )
 from .configuration_audiollm import AudioLlmConfig
 from .lora_routing import reset_adapters
+from .piece_readout import PieceReadout
 from .pipeline_audiollm import CUSTOM_PIPELINES
 from .quantisation import language_model_only, refuse_quantised, settle_quantised
+from .safe_loading import load_adapter, refuse_oversized, weights_at_hand, weights_in_files
 
 logger = logging.get_logger(__name__)
 
@@ -58,11 +60,18 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
     #: What trains stays in float32 whatever precision the frozen bases are loaded in.
     _keep_in_fp32_modules_strict = ["multi_modal_projector", "audio_boundary_embeds", "lora_A", "lora_B"]
 
+    def post_init(self) -> None:
+        """transformers' own, of a model whose shapes have been compared with what there is to fill them."""
+        refuse_oversized(self)
+        super().post_init()
+
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         boundary = getattr(module, "audio_boundary_embeds", None)
         if isinstance(boundary, nn.Parameter):
             nn.init.normal_(boundary, std=self.config.text_config.initializer_range)
+        if isinstance(module, PieceReadout):
+            module.reset_parameters()
 
     def initialize_weights(self) -> None:
         """As in transformers, which does not know LoRA: its A is drawn as peft draws it, its B is zero."""
@@ -176,10 +185,7 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         if config.weight_format == "adapter":
             model, info = cls._from_adapter(pretrained_model_name_or_path, config, where, ignore_base_mismatch, kwargs)
         else:
-            loaded: Any = cls._load(
-                pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
-            )
-            model, info = loaded
+            model, info = cls._from_whole(pretrained_model_name_or_path, model_args, config, where, kwargs)
         refuse_incomplete(info, pretrained_model_name_or_path)
         model.freeze_bases()
         return (model, info) if wants_info else model
@@ -196,17 +202,31 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         return loaded
 
     @classmethod
+    def _from_whole(cls, path, model_args: tuple, config, where: dict[str, Any], kwargs: dict[str, Any]):
+        """A checkpoint that holds everything; only safetensors are read."""
+        settings = {**kwargs, "config": config, "use_safetensors": True, "output_loading_info": True}
+        try:
+            with weights_at_hand(weights_in_files(path, where, kwargs.get("variant"))):
+                return cls._load(path, *model_args, **settings)
+        except SafetensorError as error:
+            raise ValueError(f"{path}: its weights are damaged or cut off ({error}); download them again.") from error
+
+    @classmethod
     def _from_adapter(cls, path, config, where: dict[str, Any], ignore_base_mismatch: bool, kwargs: dict[str, Any]):
         stem, ending = SAFE_WEIGHTS_NAME.split(".")
         name = f"{stem}.{kwargs['variant']}.{ending}" if kwargs.get("variant") else SAFE_WEIGHTS_NAME
         adapter_file = cast(str, cached_file(path, name, **where))  # it raises rather than return None
-        adapter = load_file(adapter_file)
+        adapter = load_adapter(adapter_file, path)
         hub_arguments = {name: where[name] for name in HUB_ARGUMENTS if name in where}
         state, found = load_bases(config, **hub_arguments)
         check_fingerprints(config, found, ignore_base_mismatch)
         state.update(adapter)
+        if kwargs.get("device_map") is not None and config.tie_word_embeddings:
+            # A head that goes to the disk is looked for there by its own name.
+            state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"]
         rest = {name: value for name, value in kwargs.items() if name not in where}
-        loaded: Any = cls._load(None, config=config, state_dict=state, output_loading_info=True, **rest)
+        with weights_at_hand(sum(value.numel() for value in state.values())):
+            loaded: Any = cls._load(None, config=config, state_dict=state, output_loading_info=True, **rest)
         model, info = loaded
         model.config.name_or_path = str(path)
         if model.can_generate():

@@ -1,0 +1,353 @@
+"""What transformers' common tests ask of `generate`, asked of ours, on batches of rows with and without audio."""
+
+import copy
+import inspect
+
+import pytest
+import torch
+from audiollm import AudioLlmForConditionalGeneration
+from batches import collate, make_row, mixed_rows
+from tiny_models import character_tokenizer, randomise_trainables
+from transformers import (
+    DynamicCache,
+    StaticCache,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    SynthIDTextWatermarkingConfig,
+    WatermarkingConfig,
+)
+from transformers.generation import BaseStreamer, GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
+from transformers.utils.import_utils import is_optimum_quanto_available
+
+NEW_TOKENS = 6
+GREEDY = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
+HALF = {**GREEDY, "max_new_tokens": NEW_TOKENS // 2, "min_new_tokens": NEW_TOKENS // 2}
+NUM_LAYERS, NUM_HEADS = 2, 4
+
+
+@pytest.fixture(scope="module")
+def model(tiny_bases) -> AudioLlmForConditionalGeneration:
+    torch.manual_seed(0)
+    return randomise_trainables(AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_rank=4))
+
+
+@pytest.fixture(scope="module")
+def batch(model) -> dict[str, torch.Tensor]:
+    return collate(model.config, mixed_rows(model.config))
+
+
+@pytest.fixture(scope="module")
+def expected(model, batch) -> torch.Tensor:
+    return model.generate(**batch, **GREEDY)
+
+
+@pytest.fixture(scope="module")
+def one(model) -> dict[str, torch.Tensor]:
+    """A row with two recordings."""
+    return collate(model.config, [mixed_rows(model.config)[2]])
+
+
+@pytest.fixture(scope="module")
+def text(model) -> dict[str, torch.Tensor]:
+    return collate(model.config, [make_row(model.config, 9)])
+
+
+def new_ids(out: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    return out[:, inputs["input_ids"].shape[1] :]
+
+
+def embed(model, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What the language model is given: text and audio, by the public methods."""
+    ids = inputs["input_ids"]
+    embeds = model.model.embed_text(ids)
+    if "input_features" not in inputs:
+        return embeds
+    tokens = model.get_audio_features(inputs["input_features"], inputs["input_features_mask"]).pooler_output
+    return embeds.masked_scatter((ids == model.config.audio_token_id)[..., None].expand_as(embeds), tokens)
+
+
+# ---- what comes back -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_everything_in_a_dict(model, batch, expected, use_cache: bool) -> None:
+    looked_at = copy.deepcopy(model)
+    looked_at.set_attn_implementation("eager")
+    wanted = dict.fromkeys(("output_scores", "output_logits", "output_hidden_states", "output_attentions"), True)
+    out = looked_at.generate(**batch, **GREEDY, **wanted, return_dict_in_generate=True, use_cache=use_cache)
+    assert isinstance(out, GenerateDecoderOnlyOutput) and torch.equal(out.sequences, expected)
+    assert (out.past_key_values is None) != use_cache
+    rows, prompt = batch["input_ids"].shape
+    width = model.config.audio_end_token_id + 1
+    for name in ("scores", "logits", "hidden_states", "attentions"):
+        assert len(out[name]) == NEW_TOKENS
+    for step in range(NEW_TOKENS):
+        whole = prompt + step
+        length = 1 if use_cache and step else whole
+        assert out.scores[step].shape == out.logits[step].shape == (rows, width)
+        assert out.logits[step][:, model.config.vocab_size :].eq(float("-inf")).all()
+        assert [h.shape for h in out.hidden_states[step]] == [(rows, length, model.config.hidden_size)] * (
+            NUM_LAYERS + 1
+        )
+        assert [a.shape for a in out.attentions[step]] == [(rows, NUM_HEADS, length, whole)] * NUM_LAYERS
+
+
+def test_beams_in_a_dict(model, batch) -> None:
+    options = {**GREEDY, "num_beams": 3, "num_return_sequences": 2}
+    out = model.generate(**batch, **options, output_scores=True, return_dict_in_generate=True)
+    assert isinstance(out, GenerateBeamDecoderOnlyOutput)
+    rows = 2 * len(batch["input_ids"])
+    assert out.sequences.shape == (rows, batch["input_ids"].shape[1] + NEW_TOKENS)
+    assert out.beam_indices.shape[0] == len(out.sequences_scores) == rows and out.sequences_scores.isfinite().all()
+    assert torch.equal(out.sequences, model.generate(**batch, **options))
+
+
+def test_sampled_beams_stay_in_the_vocabulary(model, batch) -> None:
+    torch.manual_seed(0)
+    out = model.generate(
+        **batch, max_new_tokens=4, num_beams=3, do_sample=True, num_return_sequences=2, temperature=9.0
+    )
+    assert len(out) == 2 * len(batch["input_ids"]) and bool((new_ids(out, batch) < model.config.vocab_size).all())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_return_sequences": 2}, r"do not support `num_return_sequences` different than 1"),
+        ({"num_beams": 2, "num_return_sequences": 3}, r"smaller or equal to `num_beams`"),
+        ({"nonsense": 2}, r"'nonsense'"),
+        ({"penalty_alpha": 0.6, "top_k": 4}, r"Contrastive Search requires `trust_remote_code=True`"),
+        ({"dola_layers": "low"}, r"requires `trust_remote_code=True`"),
+        ({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0}, r"requires `trust_remote_code=True`"),
+        ({"num_beams": 4, "force_words_ids": [[20]]}, r"requires `trust_remote_code=True`"),
+        ({"prefill_chunk_size": 7}, r"Chunked prefill cannot split .*'input_features'"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_is_said(model, one, options, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model.generate(**one, **GREEDY, **options)
+
+
+# ---- caches ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("implementation", ["dynamic", "static"])
+def test_named_caches(model, batch, expected, implementation: str) -> None:
+    out = model.generate(**batch, **GREEDY, cache_implementation=implementation, return_dict_in_generate=True)
+    assert torch.equal(out.sequences, expected)
+    assert type(out.past_key_values) is {"dynamic": DynamicCache, "static": StaticCache}[implementation]
+
+
+def test_a_cache_of_ones_own(model, batch, expected) -> None:
+    length = expected.shape[1]
+    for cache in (DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=length)):
+        assert torch.equal(model.generate(**batch, **GREEDY, past_key_values=cache), expected)
+        assert cache.get_seq_length() == length - 1
+
+
+@pytest.mark.skipif(is_optimum_quanto_available(), reason="optimum-quanto is there")
+def test_a_quantised_cache_names_its_package(model, one) -> None:
+    with pytest.raises(ImportError, match=r"optimum-quanto"):
+        model.generate(**one, **GREEDY, cache_implementation="quantized")
+
+
+@pytest.mark.skipif(not is_optimum_quanto_available(), reason="needs optimum-quanto")
+def test_a_quantised_cache(model, one) -> None:
+    assert model.generate(**one, **GREEDY, cache_implementation="quantized").shape[1] == one["input_ids"].shape[1] + 6
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("implementation", ["offloaded", "offloaded_static"])
+def test_offloaded_caches(model, batch, implementation: str) -> None:
+    there = copy.deepcopy(model).to("cuda")
+    inputs = {name: value.to("cuda") for name, value in batch.items()}
+    expected = there.generate(**inputs, **GREEDY)
+    assert torch.equal(there.generate(**inputs, **GREEDY, cache_implementation=implementation), expected)
+
+
+def test_text_alone_is_prefilled_in_chunks(model, text) -> None:
+    assert torch.equal(model.generate(**text, **GREEDY, prefill_chunk_size=4), model.generate(**text, **GREEDY))
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_an_answer_is_gone_on_with(model, one, copied: bool) -> None:
+    """The half from its cache, or from a copy of it, is the whole."""
+    half = model.generate(**one, **HALF, return_dict_in_generate=True)
+    cache = copy.deepcopy(half.past_key_values) if copied else half.past_key_values
+    whole = model.generate(input_ids=half.sequences, past_key_values=cache, **HALF)
+    assert torch.equal(whole, model.generate(**one, **GREEDY))
+
+
+# ---- embeddings ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("kind", ["text", "audio"])
+def test_embeddings_are_the_ids(model, text, one, kind: str, beams: int) -> None:
+    """Of a row with audio they must come with its adapter's name, which ids would have told."""
+    inputs, names = (text, [None]) if kind == "text" else (one, ["speech"])
+    options = {**GREEDY, "num_beams": beams}
+    given = {"inputs_embeds": embed(model, inputs), "attention_mask": inputs["attention_mask"], "adapter_names": names}
+    expected = model.generate(**inputs, **options)
+    assert torch.equal(model.generate(**given, **options), new_ids(expected, inputs))
+    assert torch.equal(model.generate(**given, input_ids=inputs["input_ids"], **options), expected)
+
+
+def test_other_embeddings_other_answers(model) -> None:
+    torch.manual_seed(0)
+    answers = [model.generate(inputs_embeds=torch.randn(1, 9, model.config.hidden_size), **GREEDY) for _ in range(2)]
+    assert not torch.equal(*answers)
+
+
+def test_embeddings_beside_audio_are_refused(model, one) -> None:
+    with pytest.raises(ValueError, match=r"Audio needs input_ids"):
+        model.generate(**one, inputs_embeds=embed(model, one), **GREEDY)
+
+
+def test_an_answer_to_embeddings_is_gone_on_with(model, text) -> None:
+    embeds = embed(model, text)
+    half = model.generate(inputs_embeds=embeds, **HALF, return_dict_in_generate=True)
+    more = torch.cat([embeds, model.model.embed_text(half.sequences)], dim=1)
+    rest = model.generate(inputs_embeds=more, past_key_values=half.past_key_values, **HALF)
+    assert torch.equal(torch.cat([half.sequences, rest], dim=1), model.generate(inputs_embeds=embeds, **GREEDY))
+
+
+def test_without_a_prompt(model) -> None:
+    out = model.generate(max_new_tokens=3, min_new_tokens=3)
+    assert out.shape == (1, 4) and int(out[0, 0]) == model.config.bos_token_id
+
+
+# ---- drafts, guidance, stopping --------------------------------------------------------------------------------------
+
+
+def test_sampling_with_drafts(model, one, deprecation_notices) -> None:
+    """With those of an assistant, and with those looked up in the prompt, which holds audio; both stay in the vocabulary."""
+    torch.manual_seed(0)
+    for drafts in ({"assistant_model": copy.deepcopy(model)}, {"prompt_lookup_num_tokens": 3}):
+        out = model.generate(**one, **{**GREEDY, "do_sample": True}, temperature=3.0, **drafts)
+        assert new_ids(out, one).shape[1] == NEW_TOKENS and bool((new_ids(out, one) < model.config.vocab_size).all())
+    deprecation_notices.clear()  # of what transformers does itself to run an assistant
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@torch.no_grad()
+def test_guidance_away_from_the_deaf_answer(model, one, use_cache: bool) -> None:
+    """Classifier-free guidance: scores are drawn from those without the recording towards those with it."""
+    scale = 1.5
+    negative = one["input_ids"][:, -2:]
+    out = model.generate(**one, **GREEDY, guidance_scale=scale, negative_prompt_ids=negative, use_cache=use_cache)
+    heard, deaf = one["input_ids"], negative
+    for token in new_ids(out, one)[0]:
+        with_audio = model(**{**one, "input_ids": heard, "attention_mask": torch.ones_like(heard)}).logits[:, -1]
+        without = model(input_ids=deaf, attention_mask=torch.ones_like(deaf)).logits[:, -1].log_softmax(dim=-1)
+        guided = scale * (with_audio.log_softmax(dim=-1) - without) + without
+        guided[:, model.config.eos_token_id] = float("-inf")  # no end before so many new tokens
+        assert int(token) == int(guided.argmax())
+        heard, deaf = (torch.cat([ids, token[None, None]], dim=1) for ids in (heard, deaf))
+    assert not torch.equal(out, model.generate(**one, **GREEDY))
+
+
+def test_guidance_with_a_penalty_that_looks_up_the_prompt(model, batch) -> None:
+    out = model.generate(**batch, **GREEDY, guidance_scale=1.5, repetition_penalty=1.3)
+    assert bool((new_ids(out, batch) < model.config.vocab_size).all())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"watermarking_config": WatermarkingConfig(bias=2.5, seeding_scheme="selfhash")},
+        {"watermarking_config": SynthIDTextWatermarkingConfig(keys=[1, 2, 3], ngram_len=2), "do_sample": True},
+        {"sequence_bias": [[[20], 10.0]]},
+        {"forced_eos_token_id": 4},
+        {"exponential_decay_length_penalty": (2, 1.5)},
+        {"renormalize_logits": True, "remove_invalid_values": True},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_processors_never_choose_an_audio_id(model, batch, options) -> None:
+    torch.manual_seed(0)
+    out = model.generate(**batch, **{**GREEDY, **options})
+    assert bool((new_ids(out, batch) < model.config.vocab_size).all())
+    if "sequence_bias" in options:
+        assert bool((new_ids(out, batch) == 20).any())
+
+
+def test_ones_own_processor_and_allowed_ids(model, one) -> None:
+    def only_33(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(scores, float("-inf")).index_fill(1, torch.tensor([33]), 0.0)
+
+    assert set(new_ids(model.generate(**one, **GREEDY, logits_processor=[only_33]), one)[0].tolist()) == {33}
+    allowed = model.generate(**one, **GREEDY, prefix_allowed_tokens_fn=lambda row, ids: [40])
+    assert set(new_ids(allowed, one)[0].tolist()) == {40}
+
+
+class AfterTwo(StoppingCriteria):
+    def __init__(self, prompt: int):
+        self.length = prompt + 2
+
+    def __call__(self, input_ids, scores, **kwargs) -> torch.Tensor:
+        return torch.full((len(input_ids),), input_ids.shape[1] >= self.length)
+
+
+def test_where_it_stops(model, batch, one) -> None:
+    prompt = batch["input_ids"].shape[1]
+    stop = StoppingCriteriaList([AfterTwo(prompt)])
+    assert model.generate(**batch, max_new_tokens=9, do_sample=False, stopping_criteria=stop).shape[1] == prompt + 2
+    assert model.generate(**batch, max_length=prompt + 3, do_sample=False).shape[1] <= prompt + 3
+    tokenizer = character_tokenizer()
+    answer = tokenizer.decode(new_ids(model.generate(**one, **GREEDY), one)[0])
+    options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "stop_strings": [answer[1]], "tokenizer": tokenizer}
+    assert tokenizer.decode(new_ids(model.generate(**one, **options), one)[0]) == answer[: answer.index(answer[1]) + 1]
+
+
+class Kept(BaseStreamer):
+    def __init__(self) -> None:
+        self.pieces: list[torch.Tensor] = []
+        self.ended = False
+
+    def put(self, value: torch.Tensor) -> None:
+        self.pieces.append(value)
+
+    def end(self) -> None:
+        self.ended = True
+
+
+def test_a_streamer_is_given_every_token_once(model, one) -> None:
+    streamer = Kept()
+    out = model.generate(**one, **GREEDY, streamer=streamer)
+    prompt, *tokens = streamer.pieces
+    assert streamer.ended and torch.equal(prompt, one["input_ids"])
+    assert torch.equal(torch.cat(tokens), new_ids(out, one)[0])
+    with pytest.raises(ValueError, match=r"streamer.*beam"):
+        model.generate(**one, **GREEDY, num_beams=2, streamer=streamer)
+
+
+# ---- how it runs the model -------------------------------------------------------------------------------------------
+
+
+def test_the_head_runs_on_the_last_position_only(model, batch, monkeypatch) -> None:
+    asked = []
+    head = model.lm_head.forward
+    monkeypatch.setattr(model.lm_head, "forward", lambda hidden: asked.append(hidden.shape[1]) or head(hidden))
+    model.generate(**batch, **GREEDY)
+    assert asked == [1] * NEW_TOKENS
+    assert "logits_to_keep" in inspect.signature(model.forward).parameters
+
+
+def test_audio_is_encoded_once(model, batch, monkeypatch) -> None:
+    calls = []
+    tower = model.model.audio_tower.forward
+    monkeypatch.setattr(model.model.audio_tower, "forward", lambda *a, **k: calls.append(1) or tower(*a, **k))
+    model.generate(**batch, **GREEDY, num_beams=2)
+    assert len(calls) == 1
+
+
+def test_attention_precision_and_positions(model, batch, expected, one) -> None:
+    eager = copy.deepcopy(model)
+    eager.set_attn_implementation("eager")
+    assert torch.equal(eager.generate(**batch, **GREEDY), expected)
+    positions = torch.arange(one["input_ids"].shape[1])[None]
+    assert torch.equal(model.generate(**one, position_ids=positions, **GREEDY), model.generate(**one, **GREEDY))
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    assert new_ids(half.generate(**batch, **GREEDY), batch).shape[1] == NEW_TOKENS

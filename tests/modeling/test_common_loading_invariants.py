@@ -1,0 +1,159 @@
+"""What transformers' common tests ask of saving and loading: shards, variants, precisions, offloading, what is wrong."""
+
+import copy
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import cpu_offload, disk_offload
+from audiollm import AudioLlmForConditionalGeneration
+from batches import collate, mixed_rows
+from safetensors.torch import load_file
+from tiny_models import randomise_trainables
+
+FULL_SHARDS = 4
+SHARD_SIZE = "100KB"
+
+
+@pytest.fixture(scope="module")
+def model(tiny_bases) -> AudioLlmForConditionalGeneration:
+    torch.manual_seed(0)
+    return randomise_trainables(AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_rank=4))
+
+
+@pytest.fixture(scope="module")
+def folders(model, tmp_path_factory) -> dict[str, Path]:
+    """The model saved in each format; leave them as they are."""
+    root = tmp_path_factory.mktemp("saved")
+    for weights in ("adapter", "full"):
+        copy.deepcopy(model).save_pretrained(root / weights, weights=weights)
+    return {weights: root / weights for weights in ("adapter", "full")}
+
+
+@torch.no_grad()
+def logits_of(model) -> torch.Tensor:
+    return model(**collate(model.config, mixed_rows(model.config))).logits
+
+
+load = AudioLlmForConditionalGeneration.from_pretrained
+
+
+def weight_files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if ".safetensors" in path.name)
+
+
+def test_shards(model, tmp_path: Path) -> None:
+    """Of everything there may be many; the adapter is one file, whatever is asked."""
+    model.save_pretrained(tmp_path / "full", weights="full", max_shard_size=SHARD_SIZE)
+    shards = [f"model-{n:05d}-of-{FULL_SHARDS:05d}.safetensors" for n in range(1, FULL_SHARDS + 1)]
+    assert weight_files(tmp_path / "full") == [*shards, "model.safetensors.index.json"]
+    assert torch.equal(logits_of(load(tmp_path / "full")), logits_of(model))
+    model.save_pretrained(tmp_path / "adapter", max_shard_size="10KB")
+    assert weight_files(tmp_path / "adapter") == ["model.safetensors"]
+    (tmp_path / "full" / shards[1]).unlink()
+    with pytest.raises((FileNotFoundError, OSError), match=shards[1]):
+        load(tmp_path / "full")
+
+
+@pytest.mark.parametrize("weights", ["adapter", "full"])
+def test_variants(model, folders, tmp_path: Path, weights: str) -> None:
+    model.save_pretrained(tmp_path, weights=weights, variant="best")
+    assert weight_files(tmp_path) == ["model.best.safetensors"]
+    assert torch.equal(logits_of(load(tmp_path, variant="best")), logits_of(model))
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        load(tmp_path)
+    with pytest.raises(OSError, match=r"best"):
+        load(folders[weights], variant="best")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+@pytest.mark.parametrize("weights", ["adapter", "full"])
+def test_what_was_loaded_in_half_precision_is_saved_and_loaded(folders, tmp_path: Path, dtype, weights: str) -> None:
+    """The bases of a checkpoint are recognised, whatever precision it was used in."""
+    half = load(folders["adapter"], dtype=dtype)
+    half.save_pretrained(tmp_path, weights=weights)
+    for arguments in ({}, {"dtype": "auto"}, {"dtype": str(dtype).removeprefix("torch.")}):
+        again = load(tmp_path, **arguments)
+        assert again.dtype == dtype and torch.equal(logits_of(again), logits_of(half))
+    assert {parameter.dtype for name, parameter in again.named_parameters() if "lora_" in name} == {torch.float32}
+
+
+def test_a_tied_weight_is_saved_once(folders) -> None:
+    names = [
+        name for name in load_file(folders["full"] / "model.safetensors") if "lm_head" in name or "embed_tok" in name
+    ]
+    assert names == ["model.language_model.embed_tokens.weight"]
+
+
+def test_from_memory_and_from_a_subfolder(model, folders, tmp_path: Path) -> None:
+    arguments = {"config": copy.deepcopy(model.config), "state_dict": model.state_dict()}
+    assert torch.equal(logits_of(load(None, **arguments)), logits_of(model))
+    copy.deepcopy(model).save_pretrained(tmp_path / "sub")
+    assert torch.equal(logits_of(load(tmp_path, subfolder="sub")), logits_of(model))
+    with torch.device("cpu"):
+        assert torch.equal(logits_of(load(folders["adapter"], low_cpu_mem_usage=True)), logits_of(model))
+
+
+def test_pickled_and_copied(model, tmp_path: Path) -> None:
+    assert torch.equal(logits_of(pickle.loads(pickle.dumps(model))), logits_of(model))
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    loaded = torch.load(tmp_path / "weights.pt", weights_only=True)
+    assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
+
+
+def test_fields_of_the_configuration_are_given_at_loading(folders) -> None:
+    loaded = load(folders["adapter"], output_hidden_states=True, lora_alpha=7.0)
+    batch = collate(loaded.config, mixed_rows(loaded.config))
+    assert loaded(**batch).hidden_states is not None and loaded.config.lora_alpha == 7.0
+
+
+def test_what_cannot_be_loaded_is_said(model, folders) -> None:
+    """Each would have been passed over, or half loaded."""
+    for folder in folders.values():
+        with pytest.raises(ValueError, match=r"use_safetensors=False asks for pickled weights"):
+            load(folder, use_safetensors=False)
+        with pytest.raises(ValueError, match=r"state_dict cannot be given beside"):
+            load(folder, state_dict=model.state_dict())
+        with pytest.raises(TypeError, match=r"unexpected keyword argument 'nonsense'"):
+            load(folder, nonsense=1)
+        with pytest.raises(ValueError, match=r"28 mismatched keys.*shape torch\.Size\(\[4, 48\]\)"):
+            load(folder, lora_rank=8, ignore_mismatched_sizes=True)
+
+
+def test_a_file_where_the_folder_should_be(model, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(NotADirectoryError, match=r"taken' is a file; expected a folder"):
+        model.save_pretrained(tmp_path / "taken")
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+@pytest.mark.parametrize("how", ["cpu", "disk"])
+def test_offloaded_after_loading(model, folders, tmp_path: Path, how: str) -> None:
+    """All weights but those in use are elsewhere: no layer may reach for another's."""
+    offloaded = load(folders["adapter"])
+    if how == "cpu":
+        cpu_offload(offloaded)
+    else:
+        disk_offload(offloaded, str(tmp_path))
+    assert all(parameter.is_meta for parameter in offloaded.parameters())
+    assert torch.equal(logits_of(offloaded), logits_of(model))
+    batch = collate(model.config, mixed_rows(model.config))
+    options = {"max_new_tokens": 3, "do_sample": False}
+    assert torch.equal(offloaded.generate(**batch, **options), model.generate(**batch, **options))
+
+
+@pytest.mark.parametrize("weights", ["adapter", "full"])
+def test_offloaded_while_loading(model, folders, tmp_path: Path, weights: str) -> None:
+    offloaded = load(folders[weights], device_map={"": "disk"}, offload_folder=str(tmp_path))
+    assert all(parameter.is_meta for parameter in offloaded.model.language_model.parameters())
+    assert torch.equal(logits_of(offloaded), logits_of(model))
+
+
+def test_embeddings_that_are_read_as_a_table_stay_in_memory(tiny_bases) -> None:
+    speaking = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, projector_readout="pieces")
+    cpu_offload(speaking)
+    with pytest.raises(
+        ValueError, match=r"embeddings, which are offloaded\. Keep 'model\.language_model\.embed_tokens'"
+    ):
+        logits_of(speaking)

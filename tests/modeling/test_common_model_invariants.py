@@ -1,0 +1,339 @@
+"""What transformers' common tests ask of every model class, asked of ours: outputs, attention, initialisation, training."""
+
+import copy
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from audiollm import AudioLlmForConditionalGeneration, AudioLlmModel
+from batches import collate, make_row, mixed_rows
+from tiny_models import enable_checkpointing, randomise_trainables, whisper_config
+from torch import nn
+from transformers import PreTrainedModel, WhisperForConditionalGeneration
+from transformers.modeling_outputs import ModelOutput
+
+IGNORED = -100
+NUM_LAYERS = 2  # of both tiny bases
+NUM_HEADS = 4
+TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def shared(tiny_bases) -> AudioLlmForConditionalGeneration:
+    """For tests that change nothing of it."""
+    torch.manual_seed(0)
+    return randomise_trainables(AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_rank=4))
+
+
+@pytest.fixture(scope="module")
+def eager(shared) -> AudioLlmForConditionalGeneration:
+    """The same with attention that can be looked at."""
+    model = copy.deepcopy(shared)
+    model.set_attn_implementation("eager")
+    return model
+
+
+@pytest.fixture
+def own(shared) -> AudioLlmForConditionalGeneration:
+    return copy.deepcopy(shared)
+
+
+@pytest.fixture(scope="module")
+def batch(shared) -> dict[str, torch.Tensor]:
+    return collate(shared.config, mixed_rows(shared.config))
+
+
+@pytest.fixture(scope="module")
+def audio(batch) -> dict[str, torch.Tensor]:
+    return {name: batch[name] for name in ("input_features", "input_features_mask")}
+
+
+def with_labels(config) -> dict[str, torch.Tensor]:
+    batch = collate(config, mixed_rows(config), "right")
+    unlearned = (batch["input_ids"] >= config.vocab_size) | (batch["attention_mask"] == 0)
+    return {**batch, "labels": batch["input_ids"].masked_fill(unlearned, IGNORED)}
+
+
+# ---- what comes out --------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_determinism(shared, batch) -> None:
+    assert torch.equal(shared(**batch).logits, shared(**batch).logits)
+
+
+def test_signature_and_names() -> None:
+    for cls in (AudioLlmForConditionalGeneration, AudioLlmModel):
+        names = list(inspect.signature(cls.forward).parameters)
+        assert names[1] == cls.main_input_name == "input_ids"
+        assert {"input_features", "attention_mask", "position_ids", "inputs_embeds", "use_cache"} <= set(names)
+    assert {"labels", "logits_to_keep"} <= set(inspect.signature(AudioLlmForConditionalGeneration.forward).parameters)
+    assert AudioLlmForConditionalGeneration.can_generate() and not AudioLlmModel.can_generate()
+
+
+@torch.no_grad()
+def test_tuples_are_the_dicts_values(shared, eager, batch) -> None:
+    def flat(value) -> list[torch.Tensor]:
+        return [value] if isinstance(value, torch.Tensor) else [one for part in value for one in flat(part)]
+
+    wanted = {"output_hidden_states": True, "output_attentions": True, "use_cache": False}
+    as_dict, as_tuple = eager(**batch, **wanted), eager(**batch, **wanted, return_dict=False)
+    assert isinstance(as_dict, ModelOutput) and isinstance(as_tuple, tuple)
+    pairs = list(zip(flat(as_dict.to_tuple()), flat(as_tuple), strict=True))
+    assert len(pairs) == 1 + (NUM_LAYERS + 1) + NUM_LAYERS + 1
+    assert all(torch.equal(one, other) for one, other in pairs)
+    configured = copy.deepcopy(shared)
+    configured.config.return_dict = False
+    assert isinstance(configured(**batch), tuple)
+
+
+@pytest.mark.parametrize("asked_by", ["call", "configuration", "sub-configuration"])
+@torch.no_grad()
+def test_hidden_states_and_attentions(eager, batch, asked_by: str) -> None:
+    flags = {"output_hidden_states": True, "output_attentions": True}
+    model = eager if asked_by == "call" else copy.deepcopy(eager)
+    configuration = model.config.text_config if asked_by == "sub-configuration" else model.config
+    for name, value in flags.items() if asked_by != "call" else ():
+        setattr(configuration, name, value)
+    out = model(**batch, **(flags if asked_by == "call" else {}))
+    rows, length = batch["input_ids"].shape
+    assert [tuple(h.shape) for h in out.hidden_states] == [(rows, length, model.config.hidden_size)] * (NUM_LAYERS + 1)
+    assert [tuple(a.shape) for a in out.attentions] == [(rows, NUM_HEADS, length, length)] * NUM_LAYERS
+    assert torch.equal(model.compute_logits(out.hidden_states[-1]), out.logits)
+
+
+def test_hidden_states_asked_by_the_configuration_in_training(own) -> None:
+    """Also where a shared beginning would be run once."""
+    own.config.output_hidden_states = True
+    own.train()
+    row = make_row(own.config, 40, (60,), 3)
+    batch = collate(own.config, [row, row], "right")
+    out = own(**batch, labels=torch.full_like(batch["input_ids"], IGNORED))
+    assert len(out.hidden_states) == NUM_LAYERS + 1
+
+
+def test_gradients_of_hidden_states_and_attentions_are_retained(eager, batch) -> None:
+    out = eager(**batch, output_hidden_states=True, output_attentions=True)
+    kept = [out.hidden_states[0], out.attentions[0], out.audio_hidden_states]
+    for tensor in kept:
+        tensor.retain_grad()
+    out.logits.flatten()[0].backward()
+    assert all(tensor.grad is not None for tensor in kept)
+    eager.zero_grad()
+
+
+@torch.no_grad()
+def test_audio_features(eager, audio) -> None:
+    plain = eager.get_audio_features(**audio)
+    assert isinstance(plain, ModelOutput) and plain.hidden_states is plain.attentions is None
+    windows, frames = plain.last_hidden_state.shape[:2]
+    assert windows == len(audio["input_features"])
+    full = eager.get_audio_features(**audio, output_hidden_states=True, output_attentions=True)
+    assert torch.equal(full.pooler_output, plain.pooler_output)
+    assert len(full.hidden_states) == NUM_LAYERS + 1 and torch.equal(full.hidden_states[-1], plain.last_hidden_state)
+    assert [tuple(a.shape) for a in full.attentions] == [(windows, NUM_HEADS, frames, frames)] * NUM_LAYERS
+    as_tuple = eager.get_audio_features(**audio, return_dict=False)
+    assert isinstance(as_tuple, tuple) and torch.equal(as_tuple[1], plain.pooler_output)
+    encoder = eager.get_encoder(modality="audio")
+    assert encoder is eager.model.audio_tower
+    whole = torch.randn(1, encoder.num_features, encoder.max_input_frames)
+    stock = WhisperForConditionalGeneration(whisper_config(attn_implementation="eager")).eval().model.encoder
+    stock.load_state_dict(encoder.state_dict())
+    ours, theirs = (tower(whole, output_hidden_states=True) for tower in (encoder, stock))
+    for one, other in zip(ours.hidden_states, theirs.hidden_states, strict=True):
+        torch.testing.assert_close(one, other, **TOLERANCE)
+
+
+def test_audio_features_asked_by_the_configuration(own, audio) -> None:
+    own.config.audio_config.output_hidden_states = True
+    own.config.audio_config.return_dict = False
+    assert len(own.get_audio_features(**audio).hidden_states) == NUM_LAYERS + 1
+
+
+@torch.no_grad()
+def test_features_and_texts_by_many_ways_of_being_wrong(shared, batch) -> None:
+    """As many windows as the slots need, no more and no fewer; twice the text with twice the audio is right again."""
+    audio_names = ("input_features", "input_features_mask")
+    fewer = {**batch, **{name: batch[name][-1:] for name in audio_names}}
+    more = {**batch, **{name: torch.cat([batch[name], batch[name][:1]]) for name in audio_names}}
+    for wrong in (fewer, more):
+        with pytest.raises(ValueError, match=r"audio slots \(id 129\) but the audio gives"):
+            shared(**wrong)
+    one = collate(shared.config, [make_row(shared.config, 4, (60,), 3)])
+    text = {name: torch.cat([one[name], one[name]], dim=1) for name in ("input_ids", "attention_mask")}
+    with pytest.raises(ValueError, match=r"has 16 audio slots .* gives 8 tokens"):
+        shared(**{**one, **text})
+    shared(**text, **{name: torch.cat([one[name], one[name]]) for name in audio_names})
+
+
+# ---- embeddings and attention ----------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_embeddings_are_the_ids(shared) -> None:
+    text = collate(shared.config, [make_row(shared.config, 9), make_row(shared.config, 5)])
+    embeds = shared.model.embed_text(text["input_ids"])
+    assert torch.equal(embeds, shared.get_input_embeddings()(text["input_ids"]))
+    out = shared(inputs_embeds=embeds, attention_mask=text["attention_mask"])
+    assert torch.equal(out.logits, shared(**text).logits)
+
+
+def test_embeddings_can_be_got_and_set(own) -> None:
+    embeddings, head = nn.Embedding(128, 32), nn.Linear(32, 128, bias=False)
+    own.set_input_embeddings(embeddings)
+    own.set_output_embeddings(head)
+    assert own.get_input_embeddings() is own.model.get_input_embeddings() is embeddings
+    assert own.get_decoder().get_input_embeddings() is embeddings and own.get_output_embeddings() is head
+
+
+def test_a_tied_head_stays_tied(own, shared, batch) -> None:
+    assert own.lm_head.weight is own.get_input_embeddings().weight
+    again = copy.deepcopy(shared)
+    assert again.lm_head.weight is again.get_input_embeddings().weight is not shared.lm_head.weight
+    assert not again.load_state_dict(shared.state_dict(), strict=True).missing_keys
+    again.tie_weights()
+    assert again.lm_head.weight is again.get_input_embeddings().weight
+    with torch.no_grad():
+        assert torch.equal(again(**batch).logits, shared(**batch).logits)
+
+
+def test_the_vocabulary_is_never_resized(shared) -> None:
+    embeddings = shared.get_input_embeddings()
+    for arguments in ({}, {"new_num_tokens": 128}, {"pad_to_multiple_of": 64}):
+        assert shared.resize_token_embeddings(**arguments) is embeddings
+    for arguments in ({"new_num_tokens": 131}, {"new_num_tokens": 100}, {"pad_to_multiple_of": 100}):
+        for model in (shared, shared.model):
+            with pytest.raises(ValueError, match=r"vocabulary of 128 tokens cannot be resized .*ids 128 to 130"):
+                model.resize_token_embeddings(**arguments)
+    assert shared.config.vocab_size == 128 and embeddings.weight.shape[0] == 128
+
+
+@torch.no_grad()
+def test_attention_implementations_agree_and_reach_both_bases(shared, eager, batch) -> None:
+    wanted = batch["attention_mask"].bool()
+    torch.testing.assert_close(eager(**batch).logits[wanted], shared(**batch).logits[wanted], **TOLERANCE)
+    for model, name in ((shared, "sdpa"), (eager, "eager")):
+        parts = (model, model.model, model.model.language_model, model.model.audio_tower)
+        assert {part.config._attn_implementation for part in parts} == {name}
+    mixed = copy.deepcopy(shared)
+    mixed.set_attn_implementation({"text_config": "eager"})
+    assert mixed.model.language_model.config._attn_implementation == "eager"
+    assert mixed.model.audio_tower.config._attn_implementation == "sdpa"
+
+
+@torch.no_grad()
+def test_a_mask_of_four_dimensions(shared) -> None:
+    text = collate(shared.config, [make_row(shared.config, 9)])
+    length = text["input_ids"].shape[1]
+    mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
+    torch.testing.assert_close(
+        shared(input_ids=text["input_ids"], attention_mask=mask).logits, shared(**text).logits, **TOLERANCE
+    )
+
+
+def test_the_configurations_are_those_of_the_parts(shared) -> None:
+    assert shared.model.language_model.config is shared.config.text_config
+    assert shared.model.audio_tower.config is shared.config.audio_config
+    assert shared.config is shared.model.config and shared.config.get_text_config() is shared.config.text_config
+
+
+# ---- initialisation --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def seeded_initialisation(monkeypatch) -> Iterator[None]:
+    """Every module's initialisation begins with the same seed, so that its order is of no matter."""
+    original = PreTrainedModel._initialize_weights
+
+    def seeded(self, *args, **kwargs) -> None:
+        torch.manual_seed(0)
+        original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PreTrainedModel, "_initialize_weights", seeded)
+        yield
+
+
+@pytest.mark.parametrize("readout", ["direct", "pieces"])
+def test_what_a_checkpoint_lacks_is_initialised_as_by_the_constructor(shared, monkeypatch, readout: str) -> None:
+    config = copy.deepcopy(shared.config)
+    config.projector_readout = readout
+    with seeded_initialisation(monkeypatch):
+        built = AudioLlmForConditionalGeneration(copy.deepcopy(config))
+        filled = AudioLlmForConditionalGeneration.from_pretrained(None, config=copy.deepcopy(config), state_dict={})
+    expected, found = built.state_dict(), filled.state_dict()
+    assert sorted(expected) == sorted(found)
+    assert not any(tensor.is_meta for tensor in (*filled.parameters(), *filled.buffers()))
+    # LoRA's A is drawn by peft without a seed of its own.
+    different = {name for name in expected if not torch.equal(expected[name], found[name].to(expected[name].dtype))}
+    assert all(".lora_A." in name for name in different)
+    assert not any(tensor.any() for name, tensor in found.items() if ".lora_B." in name)
+
+
+def test_from_meta_to_a_device(shared, batch) -> None:
+    """All tensors are parameters or buffers, and all of them are initialised."""
+    with torch.device("meta"):
+        model = AudioLlmForConditionalGeneration(copy.deepcopy(shared.config))
+    assert all(parameter.is_meta for parameter in model.parameters())
+    model.to_empty(device="cpu")
+    model.init_weights()
+    buffers = dict(model.named_buffers())
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in shared.named_buffers())
+    with torch.no_grad():
+        assert bool(model.eval()(**batch).logits.isfinite().all())
+        texts = {name: batch[name][1:2] for name in ("input_ids", "attention_mask")}
+        named = model(**texts, adapter_names=["speech"]).logits
+        assert torch.equal(named, model(**texts).logits)  # fresh LoRA does nothing
+
+
+def test_initialisation_follows_the_configured_range(shared) -> None:
+    config = copy.deepcopy(shared.config)
+    config.text_config.initializer_range = config.audio_config.init_std = 1e-10
+    model = AudioLlmForConditionalGeneration(config)
+    for name, parameter in model.named_parameters():
+        mean = round(float(parameter.detach().mean()), 7)
+        drawn_otherwise = "multi_modal_projector.linear" in name or "lora_A" in name or "embed_positions" in name
+        assert mean in (0.0, 1.0) or drawn_otherwise, name
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_every_weight_that_trains_gets_a_gradient(own, checkpointing: bool) -> None:
+    own.train()
+    if checkpointing:
+        enable_checkpointing(own, {"use_reentrant": False})
+    for parameter in own.parameters():
+        parameter.requires_grad_(True)
+    own(**with_labels(own.config)).loss.backward()
+    assert not [name for name, parameter in own.named_parameters() if parameter.grad is None]
+    torch.optim.SGD(own.parameters(), lr=0.01).step()
+
+
+def test_checkpointing_is_turned_on_and_off_everywhere(own) -> None:
+    switches = [module for module in own.modules() if hasattr(module, "gradient_checkpointing")]
+    assert len(switches) >= 2 * NUM_LAYERS
+    for turn in (True, False):
+        if turn:
+            enable_checkpointing(own, {})
+        else:
+            (getattr(own, "activation_checkpointing_disable", None) or own.gradient_checkpointing_disable)()
+        assert {module.gradient_checkpointing for module in switches} == {turn}
+
+
+@torch.no_grad()
+def test_data_parallel_on_one_device(shared, batch) -> None:
+    assert torch.equal(nn.DataParallel(shared)(**batch).logits, shared(**batch).logits)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiled_is_not_compiled(shared) -> None:
+    """With breaks in the graph: how many slots there are is looked up, so the graph is no whole one."""
+    one = collate(shared.config, [make_row(shared.config, 4, (60,), 3)])
+    compiled = torch.compile(copy.deepcopy(shared), backend="eager")
+    assert not shared._can_compile_fullgraph
+    torch.testing.assert_close(compiled(**one).logits, shared(**one).logits)

@@ -1,0 +1,261 @@
+"""What transformers' common tests ask of every processor, asked of ours; where they do not hold, the error is tested."""
+
+import copy
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from audiollm import AudioLlmProcessor
+from transformers import AutoProcessor, WhisperFeatureExtractor
+
+RATE_HZ = 16_000
+IGNORED = -100
+#: Written into a folder's files, for `trust_remote_code`; no part of what a processor does.
+BOOKKEEPING = "auto_map"
+TEXTS = ["lower newer <audio>", " <audio> upper older longer string", "lower newer <audio>"]
+GENERATION_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] != 'assistant' %}"
+    "{{ '<|im_start|>' + message['content'] + '<|im_end|>' }}{% else %}"
+    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{% endif %}{% endfor %}"
+)
+
+
+@pytest.fixture(scope="module")
+def waveform() -> np.ndarray:
+    """One second, which is 13 audio tokens of 80 ms."""
+    return 0.1 * np.random.default_rng(0).standard_normal(RATE_HZ).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_processor, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("processor")
+    tiny_processor.save_pretrained(folder)
+    return folder
+
+
+def fields(processor) -> dict[str, Any]:
+    found = json.loads(processor.to_json_string())
+    found.pop(BOOKKEEPING, None)
+    found["feature_extractor"].pop(BOOKKEEPING, None)
+    return found
+
+
+def user(*parts: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": list(parts)}]
+
+
+def spoken(audio: Any, source: str = "audio") -> dict[str, Any]:
+    return {"type": "audio", source: audio}
+
+
+def equal(one, other) -> bool:
+    return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+# ---- saved and loaded ------------------------------------------------------------------------------------------------
+
+
+def test_saved_and_loaded(tiny_processor, saved) -> None:
+    for loaded in (AudioLlmProcessor.from_pretrained(saved), AutoProcessor.from_pretrained(saved)):
+        assert type(loaded) is AudioLlmProcessor and fields(loaded) == fields(tiny_processor)
+        assert repr(loaded.feature_extractor) == repr(tiny_processor.feature_extractor)
+        assert loaded.tokenizer.get_vocab() == tiny_processor.tokenizer.get_vocab()
+        assert loaded.chat_template == tiny_processor.chat_template
+    assert AudioLlmProcessor.get_attributes() == ["feature_extractor", "tokenizer"]
+
+
+def test_json_holds_the_arguments(tiny_processor) -> None:
+    expected = {"stack_factor": 4, "text_vocab_size": 128, "processor_class": "AudioLlmProcessor"}
+    assert expected.items() <= json.loads(tiny_processor.to_json_string()).items()
+
+
+def test_arguments_and_parts_at_loading_come_first(tiny_processor, saved) -> None:
+    extractor, tokenizer = WhisperFeatureExtractor(dither=0.5), copy.deepcopy(tiny_processor.tokenizer)
+    tokenizer.is_override = True
+    loaded = AudioLlmProcessor.from_pretrained(
+        saved, stack_factor=8, chat_template="{{ messages }}", feature_extractor=extractor, tokenizer=tokenizer
+    )
+    assert (loaded.stack_factor, loaded.chat_template) == (8, "{{ messages }}")
+    assert loaded.feature_extractor.dither == 0.5 and loaded.tokenizer.is_override
+    assert AudioLlmProcessor.from_pretrained(saved, padding_side="right").tokenizer.padding_side == "right"
+
+
+def test_chat_templates_are_saved(tiny_processor, tmp_path: Path) -> None:
+    for name, template in (("one", "{{ messages }}"), ("several", {"default": "a", "other": "b"})):
+        processor = copy.deepcopy(tiny_processor)
+        processor.chat_template = template
+        processor.save_pretrained(tmp_path / name)
+        assert (tmp_path / name / "chat_template.jinja").is_file()
+        assert AudioLlmProcessor.from_pretrained(tmp_path / name).chat_template == template
+
+
+def test_copied_and_pickled(tiny_processor, waveform) -> None:
+    expected = tiny_processor("<audio>", audio=waveform)
+    for again in (copy.deepcopy(tiny_processor), pickle.loads(pickle.dumps(tiny_processor))):
+        assert equal(again("<audio>", audio=waveform), expected)
+
+
+# ---- a call ----------------------------------------------------------------------------------------------------------
+
+
+def test_names_of_inputs(tiny_processor, waveform) -> None:
+    assert list(tiny_processor("<audio>", audio=waveform)) == tiny_processor.model_input_names
+    assert list(tiny_processor("text")) == ["input_ids", "attention_mask"]
+    assert list(tiny_processor(audio=waveform)) == ["input_features", "input_features_mask"]
+    with pytest.raises(ValueError, match=r"text, audio or both"):
+        tiny_processor()
+
+
+def test_arguments_by_position_and_by_name(tiny_processor, waveform) -> None:
+    named = tiny_processor(text=TEXTS, audio=[waveform] * 3)
+    assert equal(tiny_processor(TEXTS, [waveform] * 3), named)
+    assert equal(tiny_processor(TEXTS, [[waveform]] * 3, RATE_HZ), named)
+
+
+@pytest.mark.parametrize("options", [{"padding": "max_length", "max_length": 76}, {"pad_to_multiple_of": 76}], ids=str)
+def test_options_of_the_text(tiny_processor, waveform, options) -> None:
+    out = tiny_processor(TEXTS, audio=[waveform] * 3, **options)
+    assert out["input_ids"].shape == out["attention_mask"].shape == (3, 76)
+    longest = tiny_processor(TEXTS, audio=[waveform] * 3, padding="longest")
+    assert longest["input_ids"].shape[1] < 76 and torch.equal(longest["input_features"], out["input_features"])
+    alone = tiny_processor(TEXTS[:1], audio=[waveform], padding=False)["input_ids"]
+    assert torch.equal(out["input_ids"][:1, -alone.shape[1] :], alone)
+
+
+def test_a_maximum_cuts_nothing(tiny_processor, waveform) -> None:
+    whole = tiny_processor("<audio>", audio=waveform)
+    assert equal(tiny_processor("<audio>", audio=waveform, padding="max_length", max_length=5), whole)
+
+
+def test_a_tokenizers_own_maximum_cuts_nothing(tiny_processor) -> None:
+    tokenizer = copy.deepcopy(tiny_processor.tokenizer)
+    tokenizer.model_max_length = 20
+    processor = AudioLlmProcessor(tiny_processor.feature_extractor, tokenizer)
+    assert processor("a" * 30)["input_ids"].shape == (1, 30)
+
+
+@pytest.mark.parametrize("name", ["text_kwargs", "audio_kwargs", "common_kwargs", "audios", "max_lenght"])
+def test_options_have_one_place(tiny_processor, waveform, name: str) -> None:
+    """Neither nested nor doubled nor misspelt: they are arguments of the call, and an unknown one is named."""
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+        tiny_processor("<audio>", audio=waveform, **{name: {"padding": "max_length"}})
+
+
+def test_kinds_of_tensors(tiny_processor, waveform) -> None:
+    assert all(isinstance(value, torch.Tensor) for value in tiny_processor("<audio>", audio=waveform).values())
+    lists = tiny_processor("<audio>", audio=waveform, return_tensors=None)
+    assert isinstance(lists["input_ids"], list) and isinstance(lists["attention_mask"], list)
+    with pytest.raises(ValueError, match=r"return_tensors is 'np'; expected 'pt', or None"):
+        tiny_processor("<audio>", audio=waveform, return_tensors="np")
+
+
+def test_moved_and_cast(tiny_processor, waveform) -> None:
+    moved = tiny_processor("<audio>", audio=waveform).to("cpu", torch.bfloat16)
+    assert moved["input_features"].dtype == torch.bfloat16 and moved["input_ids"].dtype == torch.long
+
+
+def test_decoding(tiny_processor) -> None:
+    ids = tiny_processor("AB<|im_end|>")["input_ids"]
+    assert tiny_processor.decode(ids[0]) == "AB<|im_end|>"
+    assert tiny_processor.decode(ids[0], skip_special_tokens=True) == "AB"
+    assert tiny_processor.batch_decode(ids, skip_special_tokens=True) == ["AB"]
+    assert tiny_processor.post_process_multimodal_output(ids) == ["AB"]
+
+
+# ---- chats -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 2])
+def test_one_chat_and_several(tiny_processor, waveform, batch_size: int | None) -> None:
+    chat = user({"type": "text", "text": "What? "}, spoken(waveform))
+    chats: Any = chat if batch_size is None else [chat] * batch_size
+    text = tiny_processor.apply_chat_template(chats, add_generation_prompt=True)
+    expected = "<|im_start|>user\nWhat? <audio><|im_end|>\n<|im_start|>assistant\n"
+    assert text == (expected if batch_size is None else [expected] * batch_size)
+    out = tiny_processor.apply_chat_template(chats, add_generation_prompt=True, tokenize=True)
+    rows = batch_size or 1
+    assert list(out) == tiny_processor.model_input_names and all(len(value) == rows for value in out.values())
+    again = tiny_processor(text, audio=[waveform] * rows, add_special_tokens=False)
+    assert equal(out, again)
+    ids = tiny_processor.apply_chat_template(chats, add_generation_prompt=True, tokenize=True, return_dict=False)
+    assert torch.equal(ids, out["input_ids"])
+
+
+def test_a_recording_in_every_form(tiny_processor, waveform, tmp_path: Path) -> None:
+    import soundfile
+
+    path = tmp_path / "a recording.wav"
+    soundfile.write(path, waveform, RATE_HZ, subtype="FLOAT")
+    expected = tiny_processor.apply_chat_template(user(spoken(waveform)), tokenize=True)
+    forms = [
+        spoken(str(path), "path"),
+        spoken(path.as_uri(), "url"),
+        spoken(str(path), "url"),
+        spoken(path.read_bytes()),
+        spoken({"array": waveform, "sampling_rate": RATE_HZ}),
+        spoken(torch.from_numpy(waveform)),
+    ]
+    for form in forms:
+        assert equal(tiny_processor.apply_chat_template(user(form), tokenize=True), expected)
+
+
+def test_a_text_is_continued(tiny_processor, waveform) -> None:
+    chat = [
+        *user(spoken(waveform)),
+        {"role": "assistant", "content": [{"type": "text", "text": "It is the sound of"}]},
+    ]
+    for chats in (chat, [chat, chat]):
+        texts = tiny_processor.apply_chat_template(chats, continue_final_message=True)
+        assert all(text.endswith("It is the sound of") for text in ([texts] if isinstance(texts, str) else texts))
+
+
+def test_templates_and_their_variables(tiny_processor) -> None:
+    template = "{% for m in messages %}{% if loud %}!{% endif %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}"
+    render = tiny_processor.apply_chat_template
+    assert render(user({"type": "text", "text": "Hi"}), chat_template=template, loud=True) == "!user: Hi"
+    assert render(user({"type": "text", "text": "Hi"}), chat_template=template) == "user: Hi"
+
+
+@pytest.mark.parametrize("way", ["arguments", "processor_kwargs"])
+def test_options_of_a_chats_text(tiny_processor, waveform, way: str) -> None:
+    def apply(**options: Any):
+        given: dict[str, Any] = options if way == "arguments" else {"processor_kwargs": options}
+        chats = [user(spoken(waveform)), user({"type": "text", "text": "Hi"})]
+        return tiny_processor.apply_chat_template(chats, tokenize=True, **given)
+
+    assert apply(padding="max_length", max_length=100)["input_ids"].shape == (2, 100)
+    assert apply(pad_to_multiple_of=64)["input_ids"].shape == (2, 64)
+    assert apply(padding_side="right")["attention_mask"][1].tolist()[-1] == 0
+    with pytest.raises(ValueError, match=r"truncation could cut the slots"):
+        apply(truncation=True, max_length=10)
+
+
+@pytest.mark.parametrize("template", [None, GENERATION_TEMPLATE], ids=["of-the-tokenizer", "with-generation-tags"])
+def test_a_mask_of_what_the_assistant_says(tiny_processor, waveform, template: str | None) -> None:
+    """Those of transformers' own mask where the template has its tags; the same without any."""
+    chat = [
+        *user({"type": "text", "text": "The capital of France? "}, spoken(waveform)),
+        {"role": "assistant", "content": "It is Paris."},
+        *user({"type": "text", "text": "Of Italy?"}),
+        {"role": "assistant", "content": "It is Rome."},
+    ]
+    options = {"tokenize": True, "chat_template": template, "return_assistant_tokens_mask": True}
+    out = tiny_processor.apply_chat_template([chat, chat[:2]], **options, return_labels=True)
+    mask = out["assistant_masks"].bool()
+    said = [tiny_processor.decode(row[kept]) for row, kept in zip(out["input_ids"], mask)]
+    assert said == ["It is Paris.<|im_end|>It is Rome.<|im_end|>", "It is Paris.<|im_end|>"]
+    assert torch.equal(mask, out["labels"] != IGNORED)
+    assert "labels" not in tiny_processor.apply_chat_template(chat, **options)
+    for wrong in ({"tokenize": False}, {"return_dict": False}):
+        with pytest.raises(ValueError, match=r"return_assistant_tokens_mask needs tokenize=True and return_dict=True"):
+            tiny_processor.apply_chat_template(chat, **{**options, **wrong})
+
+
+@pytest.mark.parametrize("kind", ["image", "video", "audio_url"])
+def test_parts_of_another_kind_are_named(tiny_processor, kind: str) -> None:
+    with pytest.raises(ValueError, match=f"Message 0, part 0: expected .* 'text' or 'audio', got .*'{kind}'"):
+        tiny_processor.apply_chat_template(user({"type": kind, "url": "x"}))
