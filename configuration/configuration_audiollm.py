@@ -183,6 +183,14 @@ class AudioLlmConfig(PretrainedConfig):
         super().__init__(**kwargs)
         self._validate_fields()
 
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """transformers' own; JSON that is nested too deeply to be read is named."""
+        try:
+            return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        except RecursionError as error:
+            raise ValueError(f"The configuration of {pretrained_model_name_or_path} is nested without end.") from error
+
     def adapter_settings(self, name: str) -> dict[str, Any]:
         """Rank, alpha, dropout and target modules of the adapter `name`, its overrides applied over the defaults."""
         settings = {

@@ -116,7 +116,7 @@ def checkpoint_config(options: EvaluateArguments) -> Any:
         ValueError: there is no checkpoint, or it is of another kind of model.
     """
     try:
-        config = AutoConfig.from_pretrained(options.model, **_revision(options))
+        config = AutoConfig.from_pretrained(options.model, trust_remote_code=False, **_revision(options))
     except (OSError, ValueError) as error:
         raise ValueError(f"--model {options.model} cannot be read as a checkpoint: {error}") from error
     if config.model_type != AudioLlmConfig.model_type:
@@ -200,10 +200,14 @@ def locked(run: Run) -> Iterator[None]:
 
 def _answer(run: Run, missing: Mapping[str, Sequence[str]]) -> None:
     options = run.options
-    processor = AutoProcessor.from_pretrained(options.model, **_revision(options))
+    processor = AutoProcessor.from_pretrained(options.model, trust_remote_code=False, **_revision(options))
     device = {"": run.state.device} if torch.cuda.is_available() else None
     model: Any = AutoModelForMultimodalLM.from_pretrained(
-        options.model, dtype=options.dtype, device_map=options.device_map or device, **_revision(options)
+        options.model,
+        dtype=options.dtype,
+        device_map=options.device_map or device,
+        trust_remote_code=False,
+        **_revision(options),
     ).eval()
     weights = fingerprint({name: value for name, value in model.state_dict().items() if value.is_floating_point()})
     check_same(run.folder, {"weights": weights}, {})

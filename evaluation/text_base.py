@@ -36,7 +36,9 @@ def load_text_model(config: Any, dtype: torch.dtype, device: torch.device | str)
     if not config.text_model_id:
         raise ValueError("The checkpoint does not say which language model it was made from.")
     folder, revision = resolve_base(config.text_model_id, "text"), config.text_model_revision or "main"
-    model = AutoModelForCausalLM.from_pretrained(folder, revision=revision, dtype=dtype)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, revision=revision, dtype=dtype, trust_remote_code=False, use_safetensors=True
+    )
     return model.eval().to(device)
 
 

@@ -64,7 +64,7 @@ def _check_folder(folder: Path, given: str) -> None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"--model {given} has no config.json{_what_else(folder)}.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # no JSON, or JSON that is nested without end
         raise CheckpointError(f"--model {given}: its config.json cannot be read ({error}).") from error
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind != AudioLlmConfig.model_type:

@@ -22,6 +22,7 @@ from .base_models import resolve_base
 from .configuration_audiollm import AudioLlmConfig
 from .language_head import check_language_model
 from .lora_routing import is_target
+from .safe_loading import check_encoder
 
 logger = logging.get_logger(__name__)
 
@@ -45,10 +46,13 @@ def load_audio_base(
     """State dict of the speech encoder `model_id` in its stored precision, keys relative to the encoder."""
     config = copy.deepcopy(audio_config)
     config.dtype = None  # that of a checkpoint, which "auto" would load the base in, as well as its fingerprint
+    base = resolve_base(model_id, "audio")
+    check_encoder(base, config, model_id, revision=revision or "main", **hub_arguments)
     tower = audio_tower_class(config).from_pretrained(
-        resolve_base(model_id, "audio"),
+        base,
         config=config,
         revision=revision or "main",
+        use_safetensors=True,
         key_mapping=ENCODER_KEYS[audio_config.model_type],
         dtype="auto",
         **hub_arguments,
@@ -68,7 +72,12 @@ def load_text_base(
         ValueError: with `check_head`, when AudioLLM would not give this model's logits.
     """
     causal_lm = AutoModelForCausalLM.from_pretrained(
-        resolve_base(model_id, "text"), revision=revision or "main", dtype="auto", **hub_arguments
+        resolve_base(model_id, "text"),
+        revision=revision or "main",
+        dtype="auto",
+        trust_remote_code=False,
+        use_safetensors=True,
+        **hub_arguments,
     )
     if check_head:
         check_language_model(causal_lm)

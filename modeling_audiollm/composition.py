@@ -62,10 +62,16 @@ class ComposedOfBases:
         """
         hub_arguments = {name: config_fields.pop(name) for name in HUB_ARGUMENTS if name in config_fields}
         audio_config = AutoConfig.from_pretrained(
-            resolve_base(audio_model_id, "audio"), revision=audio_model_revision or "main", **hub_arguments
+            resolve_base(audio_model_id, "audio"),
+            revision=audio_model_revision or "main",
+            trust_remote_code=False,
+            **hub_arguments,
         )
         text_config = AutoConfig.from_pretrained(
-            resolve_base(text_model_id, "text"), revision=text_model_revision or "main", **hub_arguments
+            resolve_base(text_model_id, "text"),
+            revision=text_model_revision or "main",
+            trust_remote_code=False,
+            **hub_arguments,
         )
         config = cls.config_class(
             audio_config=audio_config,

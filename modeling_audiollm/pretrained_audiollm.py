@@ -27,7 +27,7 @@ from .lora_routing import reset_adapters
 from .piece_readout import PieceReadout
 from .pipeline_audiollm import CUSTOM_PIPELINES
 from .quantisation import language_model_only, refuse_quantised, settle_quantised
-from .safe_loading import load_adapter, refuse_oversized, weights_at_hand, weights_in_files
+from .safe_loading import check_finite, load_adapter, refuse_oversized, weights_at_hand, weights_in_files
 
 logger = logging.get_logger(__name__)
 
@@ -187,6 +187,8 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         else:
             model, info = cls._from_whole(pretrained_model_name_or_path, model_args, config, where, kwargs)
         refuse_incomplete(info, pretrained_model_name_or_path)
+        adapter = {name: each for name, each in model.named_parameters() if is_adapter_key(name)}
+        check_finite(adapter, pretrained_model_name_or_path)
         model.freeze_bases()
         return (model, info) if wants_info else model
 

@@ -1,6 +1,8 @@
 """The three tokens that stand for a recording in text, and a tokenizer that knows them."""
 
 import copy
+import re
+from typing import Any
 
 from transformers.utils import logging
 
@@ -14,6 +16,8 @@ AUDIO_SLOT_TOKEN = "<|audio_slot|>"
 AUDIO_END_TOKEN = "</audio>"
 #: Takes an id that the embedding matrix has but the tokenizer does not.
 UNUSED_TOKEN = "<|audiollm_unused_{}|>"
+#: Each of several templates is saved as a file of its name.
+TEMPLATE_NAME = re.compile(r"\w[\w.-]*")
 DEFAULT_CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] + ': ' + message['content'] }}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
@@ -55,4 +59,15 @@ def add_audio_tokens(tokenizer, text_vocab_size: int | None = None):
     return tokenizer
 
 
-__all__ = ["AUDIO_BEGIN_TOKEN", "AUDIO_END_TOKEN", "AUDIO_SLOT_TOKEN", "add_audio_tokens"]
+def check_template_names(chat_template: Any) -> None:
+    """
+    Raises:
+        ValueError: one of several templates has a name that would be saved as a file elsewhere.
+    """
+    names = chat_template if isinstance(chat_template, dict) else ()
+    wrong = [name for name in names if not isinstance(name, str) or not TEMPLATE_NAME.fullmatch(name)]
+    if wrong:
+        raise ValueError(f"The chat template is named {wrong[0]!r}; expected letters, digits, '_', '-' and '.' alone.")
+
+
+__all__ = ["AUDIO_BEGIN_TOKEN", "AUDIO_END_TOKEN", "AUDIO_SLOT_TOKEN", "add_audio_tokens", "check_template_names"]

@@ -32,6 +32,8 @@ def resolve_base(model_id: str | os.PathLike, role: str) -> str:
     """
     model_id = os.fspath(model_id)
     if model_id.startswith(EMBEDDED_PREFIX):
+        if Path(model_id).name != model_id:
+            raise FileNotFoundError(f"The {role} base {model_id!r} is no embedded base; their names hold no slashes.")
         folder = embedded_base_folder(model_id.removeprefix(EMBEDDED_PREFIX))
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(

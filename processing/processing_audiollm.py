@@ -11,7 +11,13 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 from .audio_io import load_waveform
-from .audio_tokens import AUDIO_BEGIN_TOKEN, AUDIO_END_TOKEN, AUDIO_SLOT_TOKEN, add_audio_tokens
+from .audio_tokens import (
+    AUDIO_BEGIN_TOKEN,
+    AUDIO_END_TOKEN,
+    AUDIO_SLOT_TOKEN,
+    add_audio_tokens,
+    check_template_names,
+)
 from .base_models import resolve_base
 from .conversations import (
     AUDIO_PLACEHOLDER,
@@ -61,6 +67,7 @@ class AudioLlmProcessor(ProcessorMixin):
     ):
         if stack_factor < 1:
             raise ValueError(f"stack_factor is {stack_factor}; expected an integer of at least 1.")
+        check_template_names(chat_template or tokenizer.chat_template)
         tokenizer = add_audio_tokens(tokenizer, text_vocab_size)
         self.stack_factor = stack_factor
         self.text_vocab_size = text_vocab_size
@@ -68,6 +75,12 @@ class AudioLlmProcessor(ProcessorMixin):
             [AUDIO_BEGIN_TOKEN, AUDIO_SLOT_TOKEN, AUDIO_END_TOKEN]
         )
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs) -> "AudioLlmProcessor":
+        """transformers' own; code that lies beside the files runs only where `trust_remote_code=True` is passed."""
+        kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
     def from_audio_text_pretrained(
@@ -90,6 +103,7 @@ class AudioLlmProcessor(ProcessorMixin):
         """
         audio_revision, text_revision = audio_model_revision or "main", text_model_revision or "main"
         audio_model_id, text_model_id = resolve_base(audio_model_id, "audio"), resolve_base(text_model_id, "text")
+        hub_arguments["trust_remote_code"] = False
         feature_extractor = AutoFeatureExtractor.from_pretrained(
             audio_model_id, revision=audio_revision, **hub_arguments
         )

@@ -66,7 +66,7 @@ def locate_whisper(model_id: str | os.PathLike[str], revision: str | None = None
             advice = "Fetch the embedded models with `audiollm bases`, or pass the Hub id or the folder of a Whisper."
         raise WhisperModelError(f"The Whisper model {str(model_id)!r} is not on this machine. {advice}") from error
     try:
-        config = AutoConfig.from_pretrained(folder, revision=revision or "main")
+        config = AutoConfig.from_pretrained(folder, revision=revision or "main", trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise WhisperModelError(f"The Whisper model {str(model_id)!r} cannot be read: {reason} {advice}") from error
@@ -109,7 +109,7 @@ class WhisperDecoder:
         }
         model = WhisperForConditionalGeneration.from_pretrained(folder, dtype=dtype, use_safetensors=True, **known)
         self.model = model.eval().to(device)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, **known)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **known)
         self.extractor = WhisperFeatureExtractor.from_pretrained(folder, **known)
         self.max_tokens = config.max_target_positions
 

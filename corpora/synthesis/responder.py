@@ -185,7 +185,7 @@ class Responder:
         return [{"text": text, "ended": bool(ends & set(row))} for text, row in zip(texts, rows.tolist())]
 
     def _load(self) -> None:
-        options = {"revision": self.revision, "dtype": self.dtype}
+        options = {"revision": self.revision, "dtype": self.dtype, "trust_remote_code": False}
         try:
             model = AutoModelForCausalLM.from_pretrained(self.folder, use_safetensors=True, **options)
         except (OSError, ValueError) as error:
@@ -248,8 +248,8 @@ def _load_tokenizer(llama_path: str, revision: str) -> tuple[str, Any, Any]:
         if llama_path.startswith(EMBEDDED_PREFIX):
             fetch(llama_path)
         folder = resolve_base(llama_path, "text")
-        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
-        config = AutoConfig.from_pretrained(folder, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError, EmbeddedBaseError) as error:
         raise CorpusError(f"--respond_with {llama_path}: cannot be loaded: {_first_line(error)} {advice}") from error
     if not tokenizer.chat_template:
