@@ -27,7 +27,7 @@ from .lora_routing import reset_adapters
 from .piece_readout import PieceReadout
 from .pipeline_audiollm import CUSTOM_PIPELINES
 from .quantisation import language_model_only, refuse_quantised, settle_quantised
-from .safe_loading import check_finite, load_adapter, refuse_oversized, weights_at_hand, weights_in_files
+from .safe_loading import check_finite, check_kinds, load_adapter, refuse_oversized, weights_at_hand, weights_in_files
 
 logger = logging.get_logger(__name__)
 
@@ -230,6 +230,7 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         with weights_at_hand(sum(value.numel() for value in state.values())):
             loaded: Any = cls._load(None, config=config, state_dict=state, output_loading_info=True, **rest)
         model, info = loaded
+        check_kinds(model, adapter, path)
         model.config.name_or_path = str(path)
         if model.can_generate():
             try:

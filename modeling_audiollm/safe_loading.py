@@ -37,16 +37,12 @@ def load_adapter(path: str | Path, source: Any) -> dict[str, torch.Tensor]:
     The tensors of an adapter's safetensors file.
 
     Raises:
-        ValueError: the file is damaged, or a weight is no floating-point number; `source` is named.
+        ValueError: the file is damaged; `source` is named.
     """
     try:
-        adapter = load_file(path)
+        return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{source}: {Path(path).name} is damaged or cut off ({error}); download it again.") from error
-    for name, value in adapter.items():
-        if not value.is_floating_point():
-            raise ValueError(f"{source}: the weight {name} is stored as {value.dtype}; expected floating point.")
-    return adapter
 
 
 def check_finite(weights: Mapping[str, torch.Tensor], source: Any) -> None:
@@ -103,6 +99,17 @@ def weights_in_files(path: Any, where: dict[str, Any], variant: str | None = Non
     return sum(Path(cast(str, cached_file(path, name, **where))).stat().st_size for name in names)
 
 
+def check_kinds(model: nn.Module, adapter: Mapping[str, torch.Tensor], source: Any) -> None:
+    """
+    Raises:
+        ValueError: what is a floating-point weight of the model was stored as something else.
+    """
+    for name, parameter in model.named_parameters():
+        stored = adapter.get(name, parameter)
+        if stored.is_floating_point() != parameter.is_floating_point():
+            raise ValueError(f"{source}: the weight {name} is stored as {stored.dtype}; expected {parameter.dtype}.")
+
+
 @contextmanager
 def weights_at_hand(count: int | None) -> Iterator[None]:
     """While this lasts, models that ask for far more weights than `count` are refused before they take memory."""
@@ -131,4 +138,12 @@ def refuse_oversized(model: nn.Module) -> None:
         )
 
 
-__all__ = ["check_encoder", "check_finite", "load_adapter", "refuse_oversized", "weights_at_hand", "weights_in_files"]
+__all__ = [
+    "check_encoder",
+    "check_finite",
+    "check_kinds",
+    "load_adapter",
+    "refuse_oversized",
+    "weights_at_hand",
+    "weights_in_files",
+]
