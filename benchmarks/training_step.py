@@ -164,7 +164,7 @@ def main() -> None:
     for round_index in range(options.rounds):
         for shape in options.shapes:
             for precision in options.precisions:
-                for side in [*OURS, *options.peers]:
+                for side in [*options.ours, *options.peers]:
                     run = run_in_process(side, shape, precision, options.steps, options.step_seconds)
                     runs.append({"round": round_index, **run})
                     median = statistics.median(run["seconds"])

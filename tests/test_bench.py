@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -157,7 +158,7 @@ def test_more_is_better_where_it_is_said() -> None:
 # ---- running -----------------------------------------------------------------------------------------------------------
 
 STAND_IN = """
-import json, sys
+import json, os, signal, sys, time
 from pathlib import Path
 name, fails = sys.argv[1:]
 folder = Path(__file__).parent
@@ -165,6 +166,10 @@ with (folder / "order.txt").open("a") as file:
     file.write(name + " ")
 if fails == "yes" and not (folder / "mended").exists():
     sys.exit("It does not work.")
+if (folder / "interrupt").exists() and name == "second":
+    (folder / "interrupt").write_text(str(os.getpid()))
+    os.kill(os.getppid(), signal.SIGINT)
+    time.sleep(60)
 (folder / f"{name}.json").write_text(json.dumps({"seconds": 2.0, "theirs": 6.0}))
 """
 
@@ -206,6 +211,20 @@ def test_one_that_fails_stops_no_other_and_is_tried_again(small_bench: bench.Ben
     assert len(summary["table"]) == 3 and {run["status"] for run in summary["runs"].values()} == {"done"}
     assert not small_bench.journal.path.exists()  # it is over, so that the next one begins anew
     assert (small_bench.results / bench_report.BARS_FILE).stat().st_size > 0
+
+
+def test_interrupted_it_goes_on_where_it_was(small_bench: bench.Bench) -> None:
+    for name in ("mended", "interrupt"):
+        (small_bench.results / name).touch()
+    with pytest.raises(KeyboardInterrupt):
+        small_bench.run(small_bench.measures, go_on=True)
+    with pytest.raises(ProcessLookupError):  # it does not go on by itself
+        os.kill(int((small_bench.results / "interrupt").read_text()), 0)
+    (small_bench.results / "interrupt").unlink()
+    assert small_bench.run(small_bench.measures, go_on=True) == []
+    assert order(small_bench) == ["first", "second", "second", "third"]
+    assert small_bench.run(small_bench.measures, go_on=True) == []  # a new one, since that came to its end
+    assert order(small_bench)[4:] == ["first", "second", "third"]
 
 
 def test_other_arguments_are_run_again_and_only_leaves_the_journal_alone(small_bench: bench.Bench) -> None:
