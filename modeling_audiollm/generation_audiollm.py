@@ -23,7 +23,7 @@ class OnOwnVocabulary(LogitsProcessor):
         self.processor, self.vocab_size = processor, vocab_size
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        own: Any = self.processor(input_ids, scores[:, : self.vocab_size])  # type: ignore[arg-type]
+        own: Any = self.processor(input_ids, scores[:, : self.vocab_size])
         return nn.functional.pad(own, (0, scores.shape[-1] - self.vocab_size), value=float("-inf"))  # type: ignore
 
 

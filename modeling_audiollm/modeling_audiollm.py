@@ -1,6 +1,7 @@
 """AudioLLM: a frozen Whisper encoder, a projector, and a frozen language model whose LoRA wakes on rows with audio."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -114,7 +115,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         encoded, lengths = self._run_tower(input_features, input_features_mask)
         return encoded.last_hidden_state, lengths
 
-    def _run_tower(self, input_features, input_features_mask, **kwargs) -> tuple[BaseModelOutput, torch.Tensor]:
+    def _run_tower(self, input_features, input_features_mask, **kwargs) -> tuple[Any, torch.Tensor]:
         trains = any(parameter.requires_grad for parameter in self.audio_tower.parameters())
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
             encoded = self.audio_tower(input_features, attention_mask=input_features_mask, return_dict=True, **kwargs)
@@ -155,7 +156,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         """
         if (input_features is None) == (encoded_audio is None):
             raise ValueError("Pass exactly one of input_features and encoded_audio.")
-        encoded = BaseModelOutput(last_hidden_state=encoded_audio)
+        encoded: Any = BaseModelOutput(last_hidden_state=encoded_audio)
         if input_features is not None:
             encoded, encoded_audio_lengths = self._run_tower(input_features, input_features_mask, **kwargs)
         elif encoded_audio_lengths is None:
