@@ -185,11 +185,16 @@ class AudioLlmConfig(PretrainedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """transformers' own; JSON that is nested too deeply to be read is named."""
+        """transformers' own; JSON that is nested too deeply to be read, or is no object, is named."""
         try:
-            return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+            found, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         except RecursionError as error:
             raise ValueError(f"The configuration of {pretrained_model_name_or_path} is nested without end.") from error
+        if not isinstance(found, dict):
+            raise ValueError(
+                f"The configuration of {pretrained_model_name_or_path} is a {type(found).__name__}; expected an object."
+            )
+        return found, rest
 
     def adapter_settings(self, name: str) -> dict[str, Any]:
         """Rank, alpha, dropout and target modules of the adapter `name`, its overrides applied over the defaults."""
