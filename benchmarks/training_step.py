@@ -131,6 +131,7 @@ def read_options(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES, help="batches to compare on")
+    parser.add_argument("--ours", nargs="+", default=list(OURS), choices=OURS, help="forms of AudioLLM")
     parser.add_argument(
         "--peers", nargs="*", default=list(ALL_PEERS), choices=ALL_PEERS, help="classes to compare with"
     )
