@@ -1,22 +1,16 @@
 """transformers' own pipeline takes an AudioLLM checkpoint, recordings included."""
 
-from importlib.util import find_spec
-
 import numpy as np
 import pytest
 import soundfile
-import transformers
-from packaging.version import Version
 from transformers import pipeline
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
+from versions import ANY_TO_ANY_RUNS
 
 SAMPLING_RATE_HZ = 16_000
 OPTIONS = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
 
-pytestmark = pytest.mark.skipif(
-    Version(transformers.__version__) < Version("5.23") and find_spec("librosa") is None,
-    reason="before 5.23, transformers' any-to-any pipeline asks for librosa",
-)
+pytestmark = pytest.mark.skipif(not ANY_TO_ANY_RUNS, reason="this transformers' any-to-any pipeline asks for librosa")
 
 
 @pytest.fixture
