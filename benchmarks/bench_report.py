@@ -11,7 +11,7 @@ from bench_table import HERE, Judgement, Line, Measure, lines_of
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 TABLE_FILE, BARS_FILE, GROWTH_FILE = "bench.md", "bench.png", "growth.png"
 GROWTH_RESULT = "growth.json"
@@ -20,6 +20,7 @@ MARKERS = ("o", "D", "^")
 #: Figures below this are said with more decimals.
 SMALL = 0.1
 UNKNOWN = "unknown"
+MILLION = 1_000_000
 
 
 def write_report(measures: Sequence[Measure], runs: dict[str, Any], machine: dict[str, Any], results: Path) -> Path:
@@ -249,6 +250,8 @@ def plot_growth(sweeps: Sequence[dict[str, Any]], path: Path) -> None:
             axis.plot(sizes, values, marker="o", markersize=4, color=COLORS[index % len(COLORS)], label=label)
         axis.plot(sizes, [size / sizes[0] for size in sizes], color="#bbbbbb", linestyle=":", label="in proportion")
         axis.set(xscale="log", yscale="log", title=sweep["title"], xlabel=sweep["unit"], ylabel="times the first")
+        axis.set_xticks(sizes, [f"{size / MILLION:.0f}M" if size >= MILLION else f"{size:g}" for size in sizes])
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.legend(frameon=False, fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
