@@ -220,16 +220,16 @@ def build_alignment_dataset(
     rows: dict[str, list[Any]] = {"audio": [], "targets": [], "length": []}
     left_out = []
     for key, transcript in zip(keys, transcripts):
-        _, lengths = cache.load(key)
+        lengths = cache.lengths(key)
         targets = vocabulary.encode(transcript)
         repeats = sum(first == second for first, second in pairwise(targets))
-        slots = int(slot_counts(lengths, cache.processor.stack_factor).sum())
+        slots = sum(-(-length // cache.processor.stack_factor) for length in lengths)
         if len(lengths) != 1 or not targets or len(targets) + repeats > slots:
             left_out.append(key)
             continue
         rows["audio"].append(key)
         rows["targets"].append(targets)
-        rows["length"].append(int(lengths[0]))
+        rows["length"].append(lengths[0])
     return datasets.Dataset.from_dict(rows), left_out
 
 

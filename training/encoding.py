@@ -106,7 +106,7 @@ class ExampleEncoder:
         content = self.content(recording)
         reference = recording if self.cache is None else self.cache.key(content)
         if self.cache is not None and self.cache.has(reference):
-            windows = self.cache.load(reference)[1].tolist()
+            windows = self.cache.lengths(reference)
         else:
             windows = self.processor.encoder_frames(len(self.processor.load_audio(content)))
         if isinstance(recording, str):

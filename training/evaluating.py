@@ -222,7 +222,7 @@ class ListeningEvaluation:
         if self.cache is None:
             return self.processor.num_audio_slots(len(self.processor.load_audio(recording)))
         stack = self.processor.stack_factor
-        return sum(-(-length // stack) for length in self.cache.load(recording)[1].tolist())
+        return sum(-(-length // stack) for length in self.cache.lengths(recording))
 
 
 def share_of(order: list[int], rank: int, ranks: int) -> list[int]:

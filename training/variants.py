@@ -98,7 +98,7 @@ class WaveformVariants:
             tells them the epoch.
         """
         keys = dict.fromkeys(key for audio in rows["audio"] for key in _as_list(audio))
-        frames = {key: [self.cache.load(own)[1].tolist() for own in (key, *self.keys(key))] for key in keys}
+        frames = {key: [self.cache.lengths(own) for own in (key, *self.keys(key))] for key in keys}
         stack = self.cache.processor.stack_factor
         slots = {key: [sum(-(-n // stack) for n in windows) for windows in each] for key, each in frames.items()}
         totals = {key: [sum(windows) for windows in each] for key, each in frames.items()}

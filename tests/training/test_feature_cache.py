@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -68,11 +69,31 @@ def test_what_is_loaded_is_what_was_computed(cache, corpus) -> None:
         assert len(frames) == int(lengths.sum()) and torch.isfinite(frames).all()
 
 
+def test_what_is_decoded_ahead_is_stored_as_ever_and_in_order(
+    cache, corpus, tiny_model, tiny_processor, tmp_path
+) -> None:
+    ahead = FeatureCache(tiny_model, tiny_processor, tmp_path / "ahead", read_ahead=2)
+    assert cache.read_ahead == 0, "a CPU has no time to spare"
+    keys = cache.add(corpus.paths, progress=False)
+    assert ahead.add(corpus.paths, progress=False) == keys
+    assert [ahead.path(key).read_bytes() for key in keys] == [cache.path(key).read_bytes() for key in keys]
+    # A recording that cannot be read stops it there; those before it stay stored.
+    threads: list[int] = []
+    fresh = FeatureCache(tiny_model, tiny_processor, tmp_path / "fresh", read_ahead=2)
+    first = {"first": lambda: threads.append(threading.get_ident()) or corpus.paths[0]}
+    with pytest.raises(FileNotFoundError):
+        fresh.fill({**first, "bad": str(tmp_path / "none.wav"), "last": corpus.paths[1]}, progress=False)
+    assert fresh.has("first") and not fresh.has("last")
+    assert threads and threads[0] != threading.get_ident()
+
+
 def test_a_long_recording_has_a_length_for_each_window(cache) -> None:
     waveform = 0.1 * np.random.default_rng(0).standard_normal(31 * 16_000).astype(np.float32)
     (key,) = cache.add([waveform], progress=False)
     frames, lengths = cache.load(key)
-    assert lengths.tolist() == [1500, 50]
+    assert lengths.tolist() == [1500, 50] == cache.lengths(key)
+    with pytest.raises(KeyError, match="No features for"):
+        cache.lengths("0" * 32)
     (rest,) = cache.add([waveform[30 * 16_000 :]], progress=False)
     torch.testing.assert_close(frames[1500:], cache.load(rest)[0])
 
