@@ -16,7 +16,8 @@ def shared_prefix_length(input_ids: torch.Tensor, attention_mask: torch.Tensor |
     """
     How many positions all rows begin with alike: the same ids, none of them padding or `excluded_id`.
 
-    At least one position of each row is left to be run by itself.
+    At least one position of each row is left to be run by itself. None on other devices than a CPU, where nothing is
+    shared ([`can_share_prefix`]) and looking would wait for the device.
 
     Args:
         input_ids: `(batch, length)`.
@@ -24,6 +25,8 @@ def shared_prefix_length(input_ids: torch.Tensor, attention_mask: torch.Tensor |
             shared.
         excluded_id: of the audio slots, whose embeddings differ though their ids are the same.
     """
+    if input_ids.device.type != "cpu":
+        return 0
     alike = ((input_ids == input_ids[:1]) & (input_ids != excluded_id)).all(dim=0)
     if attention_mask is not None:
         if attention_mask.shape != input_ids.shape:
