@@ -15,6 +15,7 @@ import inference_peers
 from inference_peers import OURS, PEERS, Side
 from joined_speech import joined_speech
 from training_peers import AUDIO_BASE, TEXT_BASE
+from versions import PEERS_RUN
 
 RATE = 16_000
 
@@ -108,6 +109,8 @@ def test_recordings_are_as_long_as_said_and_hold_speech(tiny_processor) -> None:
 
 @pytest.fixture(scope="module")
 def peers(real_bases) -> dict[str, Side]:
+    if not PEERS_RUN:
+        pytest.skip("the peers are built with classes of transformers 5.23")
     return {name: make(None, "float32") for name, make in PEERS.items()}
 
 

@@ -325,7 +325,7 @@ def test_the_chat_template_puts_the_boundaries_around_each_recording(exported, t
 
 def test_a_message_keeps_what_else_is_in_it(exported) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(exported)
-    shown = "{% for message in messages %}{{ message['tool_calls'] }}{{ message['content'] }}{% endfor %}"
+    shown = "{% for message in messages %}{{ message['tool_calls'] }}{{ message['content'] or '' }}{% endfor %}"
     turns = [
         {"role": "assistant", "content": content, "tool_calls": "CALL"} for content in (None, "said", "<|audio|>")
     ]
