@@ -90,7 +90,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[Any, ...]:
     path = recipe_path(chosen.config or chosen.stage or DEFAULT_STAGE)
     recipe = read_recipe(path)
     stage = recipe.get("stage", chosen.stage or DEFAULT_STAGE)
-    if stage not in STAGE_OPTIONS:
+    if not isinstance(stage, str) or stage not in STAGE_OPTIONS:
         raise ValueError(f"--stage is {stage!r}; expected one of {', '.join(STAGE_OPTIONS)}.")
     if chosen.stage not in (None, stage):
         raise ValueError(f"--stage {chosen.stage} contradicts the recipe {path}, which is of stage {stage}.")
@@ -163,7 +163,11 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """
     try:
         recipe = yaml.load(path.read_text(encoding="utf-8"), UniqueKeysLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # no text, no YAML, no such date, or nested without end
         raise ValueError(f"the recipe {path} cannot be read: {error}") from error
     if recipe is None:
         return {}

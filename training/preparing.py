@@ -106,7 +106,12 @@ def prepare(
         TrainingError: the folder holds checkpoints of another stage.
     """
     set_seed(training_arguments.seed)
-    model, processor = load_model(model_arguments, base_dtype(model_arguments, training_arguments))
+    try:
+        model, processor = load_model(model_arguments, base_dtype(model_arguments, training_arguments))
+    except TrainingError:
+        raise
+    except ValueError as error:  # of a checkpoint or base that cannot be used
+        raise TrainingError(str(error)) from error
     if getattr(model, "hf_device_map", None) is None:
         # Where it also encodes what the cache lacks; a language model that is to be sharded may not fit there whole.
         moved: torch.nn.Module = model.model.audio_tower if asks_for_fsdp(training_arguments) else model
