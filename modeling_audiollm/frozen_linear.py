@@ -1,7 +1,11 @@
 """A frozen linear layer with its low-rank update as one operation, and the dropout of its input."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import nn
+
+from .matrix_products import frozen_product, frozen_product_gradient
 
 #: Dropout on a CPU takes 16 random bits for an element, four elements from one number of the generator.
 DROPOUT_BITS = 16
@@ -55,7 +59,7 @@ class FrozenLinearWithLora(torch.autograd.Function):
         """
         source = x if mask is None else x * mask
         # Autocast has nothing to do: everything has the precision of `x`, in the backward pass as well.
-        with torch.autocast(x.device.type, enabled=False):
+        with _without_autocast(x.device.type):
             result, low, down_cast, up_cast = _forward(x, weight, bias, source, down, up, scaling)
         ctx.save_for_backward(source, weight, mask, low, down_cast, up_cast)
         ctx.scaling, ctx.down_dtype, ctx.up_dtype = scaling, down.dtype, up.dtype
@@ -68,15 +72,15 @@ class FrozenLinearWithLora(torch.autograd.Function):
         source, weight, mask, low, down, up = ctx.saved_tensors
         needs_x, _, _, _, needs_down, needs_up, _ = ctx.needs_input_grad
         grad_x = grad_down = grad_up = None
-        with torch.autocast(grad.device.type, enabled=False):
+        with _without_autocast(grad.device.type):
             grad_low = (grad @ up).mul_(ctx.scaling)
             if needs_x:
-                grad_x = grad @ weight
+                grad_x = frozen_product_gradient(grad, weight)
                 grad_x = grad_x.addmm_(grad_low, down) if mask is None else grad_x.addcmul_(grad_low @ down, mask)
             if needs_down:
                 grad_down = (grad_low.T @ source).to(ctx.down_dtype)
             if needs_up:
-                grad_up = (grad.T @ low).to(ctx.up_dtype).mul_(ctx.scaling)
+                grad_up = (low.T @ grad).T.to(ctx.up_dtype).mul_(ctx.scaling)
         return grad_x, None, None, None, grad_down, grad_up, None
 
 
@@ -86,7 +90,7 @@ def frozen_linear_with_lora(x, weight, bias, mask, down, up, scaling: float) -> 
 
     That is a seventh of the time of a token of SmolLM2-135M on one CPU core, which runs 210 of these.
     """
-    if torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
+    if torch.is_grad_enabled() or _autocasts(x.device.type):
         return FrozenLinearWithLora.apply(x, weight, bias, mask, down, up, scaling)
     return _forward(x, weight, bias, x if mask is None else x * mask, down, up, scaling)[0]
 
@@ -95,7 +99,7 @@ def _forward(x, weight, bias, source, down, up, scaling: float) -> tuple[torch.T
     """The result, and on the way to it: the inner product of rank `rank`, and both factors in the precision of `x`."""
     down_cast, up_cast = down.to(x.dtype), up.to(x.dtype)
     low = source @ down_cast.T
-    return nn.functional.linear(x, weight, bias).addmm_(low, up_cast.T, alpha=scaling), low, down_cast, up_cast
+    return frozen_product(x, weight, bias).addmm_(low, up_cast.T, alpha=scaling), low, down_cast, up_cast
 
 
 def can_fuse(base: nn.Module, x: torch.Tensor) -> bool:
@@ -103,10 +107,19 @@ def can_fuse(base: nn.Module, x: torch.Tensor) -> bool:
     if type(base) is not nn.Linear or "forward" in vars(base) or base._forward_hooks or base._forward_pre_hooks:
         return False
     device = x.device.type
-    same_precision = not torch.is_autocast_enabled(device) or torch.get_autocast_dtype(device) == x.dtype
+    same_precision = not _autocasts(device) or torch.get_autocast_dtype(device) == x.dtype
     trains = base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad)
     plain = type(base.weight) is nn.Parameter  # quantised ones may be of a class that not all operations know
     return plain and same_precision and base.weight.dtype == x.dtype and not trains
+
+
+def _autocasts(device: str) -> bool:
+    """Whether autocast is on; on devices that know none (`meta`, which has shapes alone), torch would raise."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def _without_autocast(device: str) -> AbstractContextManager:
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 __all__ = ["FrozenLinearWithLora", "can_fuse", "dropout_mask", "frozen_linear_with_lora"]
