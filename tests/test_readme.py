@@ -363,53 +363,6 @@ def test_files_and_folders_that_are_named_exist() -> None:
     assert not [name for name in named if not (ROOT / name).exists()]
 
 
-def test_every_kill_ended_with_the_same_bits() -> None:
-    results = json.loads((ROOT / "benchmarks" / "results" / "kill_and_resume.json").read_text())["results"]
-    assert {case.partition(",")[0] for case in results} == set(STAGES) and len(results) == len(STAGES) + 1
-    assert all(case["bit_equal"] == case["kills"] == 10 for case in results.values())
-
-
-def test_figures_of_preparing_are_those_measured() -> None:
-    runs = json.loads((ROOT / "benchmarks" / "results" / "prepare_speed.json").read_text())["runs"]
-    assert [(run["side"], run["clips"]) for run in runs] == [
-        (side, clips) for clips in (1_000, 10_000) for side in ("audiollm prepare", "datasets.map")
-    ]
-    for run in runs:
-        assert f"{run['seconds']:.0f} s and {run['peak_mib']:.0f} MiB" in README, run
-
-
-def test_figures_of_hearing_twice_are_those_measured() -> None:
-    measured = json.loads((ROOT / "benchmarks" / "results" / "hearing_twice.json").read_text())["14 minutes"]
-    for split in ("validation", "test"):
-        once, twice = (measured[split][way]["word_error"] for way in ("greedy", "twice"))
-        assert f"from {once:.3f} to {twice:.3f}" in README
-
-
-def test_figures_of_inference_are_those_measured() -> None:
-    results = ROOT / "benchmarks" / "results"
-    summary = json.loads((results / "first_token.json").read_text())["summary"]
-    sides = {(row["side"], row["recording_s"]): row for row in summary if row["precision"] == "float32"}
-    first = "first_token_times_faster_than_{}"
-    ours, longer = sides["audiollm", 4.0], sides["audiollm", 30.0]
-    peer = first.format("voxtral")
-    assert f"{ours[peer]:.1f}x as soon as that of Voxtral's class at 4 s and {longer[peer]:.1f}x" in README
-    peer = first.format("qwen2_audio")
-    assert f"{ours[peer]:.1f}x and {longer[peer]:.1f}x as soon as that of Qwen2-Audio's" in README
-    for side, text in (
-        ("audiollm", "at {:.1f}x and {:.1f}x of their pace"),
-        ("audiollm, merged", "at {:.1f}x and {:.1f}x (30 s"),
-    ):
-        paces = (sides[side, 30.0][f"decode_times_faster_than_{peer}"] for peer in ("voxtral", "qwen2_audio"))
-        assert text.format(*paces) in README
-    six, sixty = json.loads((results / "hour_long.json").read_text())["recordings"]
-    assert (six["minutes"], sixty["minutes"]) == (6, 60)
-    hour = f"in {sixty['run_s'] / 60:.0f} minutes and {sixty['peak_memory_mib']:.0f} MiB"
-    assert f"{hour}, six minutes of it in {six['peak_memory_mib']:.0f} MiB" in README
-    runs = json.loads((results / "follow_up.json").read_text())
-    runs = {run["recording_s"]: run["first_over_follow_up"] for run in runs["recordings"]}
-    assert f"{runs[4.0]:.1f}x as soon as the first at 4 s, {runs[30.0]:.1f}x at 30 s and {runs[600.0]:.0f}x" in README
-
-
 def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     named = {word for words in COMMANDS if words[0] == "make" for word in words[1:]}
