@@ -5,6 +5,7 @@ from importlib.util import find_spec
 import huggingface_hub
 import transformers
 from packaging.version import Version
+from transformers import TrainingArguments
 
 #: Before 5.23, transformers' any-to-any pipeline asks for librosa, whatever is given to it.
 ANY_TO_ANY_RUNS = Version(transformers.__version__) >= Version("5.23") or find_spec("librosa") is not None
@@ -12,3 +13,7 @@ ANY_TO_ANY_RUNS = Version(transformers.__version__) >= Version("5.23") or find_s
 CARDS_ARE_ASKED_ABOUT_AT_THE_ENDPOINT = Version(huggingface_hub.__version__) >= Version("2.2")
 #: Before 5.23, the processors that the peers of `benchmarks/inference_peers.py` are built with are others.
 PEERS_RUN = Version(transformers.__version__) >= Version("5.23")
+#: Computes activations twice instead of keeping them; before 5.23, `train` has it by its older name.
+RECOMPUTING = (
+    f"--{'activation' if hasattr(TrainingArguments, 'activation_checkpointing') else 'gradient'}_checkpointing"
+)

@@ -32,6 +32,7 @@ from safetensors.torch import load_file
 from small_corpus import example_rows, write_rows
 from stage_runs import stage_options
 from transformers import AutoModelForCausalLM, TrainerCallback, TrainingArguments
+from versions import RECOMPUTING
 
 STAGES = ("align", "instruct", "distill", "prefer")
 PATIENCE_S = 90
@@ -257,7 +258,7 @@ def test_the_normaliser_of_transcripts_is_the_one_asked_for(options, tmp_path) -
         ("align", "--feature_cache=off", "--feature_cache off contradicts --stage align"),
         ("align", "--eval_data_path=x --eval_strategy=epoch", "--eval_data_path contradicts --stage align"),
         ("align", "--push_to_hub", "--push_to_hub contradicts --stage align"),
-        ("align", "--activation_checkpointing", "--activation_checkpointing contradicts --stage align"),
+        ("align", RECOMPUTING, "--activation_checkpointing contradicts --stage align"),
         ("instruct", "--resume_from_checkpoint=/nowhere", "--resume_from_checkpoint /nowhere is not a folder"),
         ("instruct", "--do_predict", "--do_predict does nothing here"),
         ("align", "--projector_learning_rate=1", "--projector_learning_rate contradicts --stage align"),

@@ -18,6 +18,7 @@ from audiollm.training.trainer import AudioLlmTrainer, AudioLlmTrainingArguments
 from safetensors.torch import load_file
 from small_corpus import example_rows, write_rows
 from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor, TrainingArguments, set_seed
+from versions import RECOMPUTING
 
 
 def run(options: list[str]) -> AudioLlmTrainer:
@@ -342,7 +343,7 @@ def test_the_same_run_twice_ends_alike(options, tmp_path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("flag", ["--gradient_checkpointing", "--activation_checkpointing"])
+@pytest.mark.parametrize("flag", sorted({"--gradient_checkpointing", RECOMPUTING}))
 def test_checkpointed_activations_give_the_same_weights(options, tmp_path, flag: str) -> None:
     plain = run([*options, "--lora_dropout", "0"]).model
     saving = run([*options, "--lora_dropout", "0", flag, "--output_dir", str(tmp_path / "b")]).model
