@@ -27,7 +27,7 @@ import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.matrix_products import frozen_product, frozen_product_gradient
 from audiollm.shared_prefix import shared_prefix_length
-from limit_counting import count_bytes, count_flops, encoder_flops, language_model_flops, positions_of
+from limit_counting import count, encoder_flops, language_model_flops, positions_of
 from torch import nn
 from training_peers import AUDIO_BASE, SHAPES, TEXT_BASE, audiollm_side, make_clips, training_batch
 
@@ -182,11 +182,10 @@ def checked(name: str, run: Callable[[], Any], flops: int, executed: int, beside
     Raises:
         AssertionError: it does not.
     """
-    run()
-    counted = count_flops(run)
+    counted, traffic = count(run)
     if abs(counted - executed) > COUNT_TOLERANCE * executed:
         raise AssertionError(f"{name}: {counted} floating-point operations were counted; the formula says {executed}.")
-    return Case(name, run, flops, counted, count_bytes(run), beside or {})
+    return Case(name, run, flops, counted, traffic, beside or {})
 
 
 def operations(run: Callable[[], Any]) -> list[dict[str, Any]]:

@@ -92,18 +92,14 @@ def _tensors(values) -> list[torch.Tensor]:
     return found
 
 
-def count_flops(run: Callable[[], Any]) -> int:
-    """Floating-point operations of the matrix products, convolutions and attentions that `run` makes."""
-    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+def count(run: Callable[[], Any]) -> tuple[int, int]:
+    """
+    Floating-point operations of the matrix products, convolutions and attentions that `run` makes, and the bytes that all
+    its operations read and write.
+    """
+    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as flops, TrafficCounter() as traffic:
         run()
-    return counter.get_total_flops()
-
-
-def count_bytes(run: Callable[[], Any]) -> int:
-    """Bytes that the operations of `run` read and write."""
-    with TrafficCounter() as counter:
-        run()
-    return counter.bytes
+    return flops.get_total_flops(), traffic.bytes
 
 
 @dataclass(frozen=True)
@@ -116,14 +112,12 @@ class Positions:
         shared: positions at the beginning of all rows that are run once.
         audio_tokens: that the projector makes, of all rows.
         supervised: positions that the head is run on.
-        pass_lengths: padded length of each pass through the layers.
     """
 
     lengths: Sequence[int]
     shared: int
     audio_tokens: int
     supervised: int
-    pass_lengths: Sequence[int]
 
     @property
     def total(self) -> int:
@@ -158,14 +152,14 @@ def language_model_flops(model, positions: Positions, trains: bool) -> int:
     projector = [
         m.weight.numel() for m in model.model.multi_modal_projector.modules() if isinstance(m, torch.nn.Linear)
     ]
-    # The first layer's input is the encoder's output, which gets no gradient.
-    of_projector = 3 * sum(projector) - projector[0] if trains else sum(projector)
+    # The encoder's output gets no gradient, but the first layer's input does where a norm before it trains.
+    without = 0 if model.config.projector_pre_norm else projector[0]
+    of_projector = 3 * sum(projector) - without if trains else sum(projector)
     products = positions.total * base * (2 if trains else 1)
     products += positions.total * lora * (3 if trains else 1)
     products += positions.supervised * text.hidden_size * text.vocab_size * (2 if trains else 1)
     products += positions.audio_tokens * of_projector
     products += positions.pairs * width * attention
-    products += sum(positions.pass_lengths) * (head_dim // 2)  # angles of the rotary embeddings
     return FLOPS_PER_PRODUCT * products
 
 
@@ -199,5 +193,4 @@ def positions_of(model, batch: dict[str, Any], shared: int, padded: bool, superv
         shared=shared,
         audio_tokens=int((batch["input_ids"] == model.config.audio_token_id).sum()),
         supervised=supervised,
-        pass_lengths=[shared, longest - shared] if shared else [longest],
     )
