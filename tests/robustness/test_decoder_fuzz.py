@@ -150,8 +150,8 @@ def hostile_site() -> Iterator[str]:
 
 @pytest.mark.parametrize("name", ["endless.wav", "packed.wav"])
 def test_an_answer_without_end_is_given_up(hostile_site: str, name: str, monkeypatch) -> None:
-    monkeypatch.setattr(audio_bytes, "MAX_FILE_BYTES", 8 * MIB)
-    with pytest.raises(AudioError, match=rf"{name}: is larger than the {8 * MIB} bytes that are read at once"):
+    monkeypatch.setattr(audio_bytes, "MAX_FILE_BYTES", MIB)
+    with pytest.raises(AudioError, match=rf"{name}: is larger than the {MIB} bytes that are read at once"):
         load_waveform(f"{hostile_site}/{name}")
 
 
