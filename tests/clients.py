@@ -1,11 +1,9 @@
 """Clients of a checkpoint: Python processes of their own, if need be ones in which some packages cannot be imported."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
-CLIENT_TIMEOUT_SECONDS = 300
+import prepared_python
 
 HIDE = """
 import sys
@@ -24,10 +22,7 @@ WITHOUT_PEFT = "HIDDEN = ['audiollm', 'peft']" + HIDE
 
 def play(script: str, *arguments: object, cwd: Path, **environment: str) -> str:
     """Runs a client script and returns the last line it prints."""
-    command = [sys.executable, "-c", script, *map(str, arguments)]
     variables = {**os.environ, "HF_HOME": str(cwd / "hf"), "OMP_NUM_THREADS": "1", **environment}
-    done = subprocess.run(
-        command, env=variables, cwd=cwd, capture_output=True, text=True, timeout=CLIENT_TIMEOUT_SECONDS
-    )
+    done = prepared_python.run(script, *arguments, env=variables, cwd=cwd)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1] if done.stdout else ""

@@ -5,15 +5,13 @@ Each test plays one or two scripts; a script prints JSON on its last line and as
 
 import hashlib
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import prepared_python
 import pytest
 from loopback_hub import LFS_THRESHOLD_BYTES, LoopbackHub
 
-CLIENT_TIMEOUT_SECONDS = 120
 OWNER = "loopback-user"
 
 
@@ -25,9 +23,8 @@ def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
 
 def play(script: str, environment: dict[str, str], *arguments: object) -> dict:
     """Runs a client script and returns the JSON it prints last."""
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    environment = environment | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=CLIENT_TIMEOUT_SECONDS)
+    variables = environment | {"OMP_NUM_THREADS": "1"}
+    done = prepared_python.run(script, *arguments, env=variables, cwd=Path.cwd())
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -1,12 +1,11 @@
 """Datasets of every form become the same clips: on disk, in files, of a Hub; whole, streamed, from the middle on."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import datasets
+import prepared_python
 import pytest
 from audiollm.corpora.clips import BadClip, Clip, CorpusError
 from audiollm.corpora.prompts import load_studio_prompts
@@ -342,12 +341,8 @@ def test_a_hub_dataset_is_read_at_its_revision(rows, tmp_path) -> None:
     ]
     as_dataset(fleurs).to_parquet(tmp_path / "fleurs.parquet")
     with LoopbackHub(tmp_path / "hub") as hub:
-        done = subprocess.run(
-            [sys.executable, "-c", HUB_SCRIPT, tmp_path / "rows.parquet", tmp_path / "fleurs.parquet"],
-            env=hub.environment(tmp_path / "home"),
-            capture_output=True,
-            text=True,
-        )
+        files = (tmp_path / "rows.parquet", tmp_path / "fleurs.parquet")
+        done = prepared_python.run(HUB_SCRIPT, *files, env=hub.environment(tmp_path / "home"), cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     refused = [line for line in done.stdout.splitlines() if line.startswith("REFUSED")]
     assert "no split 'dev'; expected some of train, validation, test" in refused[0]

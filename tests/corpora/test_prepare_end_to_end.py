@@ -5,12 +5,12 @@ import io
 import json
 import os
 import struct
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import prepared_python
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -148,12 +148,9 @@ def test_round_trip_by_datasets_and_a_hub(launcher, tmp_path, tiny_bases) -> Non
         (folder / f"{number}.txt").write_text(row["text"])
     launcher.succeed("folder", folder, "--output", tmp_path / "out", "--workers", "1")
     with LoopbackHub(tmp_path / "hub") as hub:
-        done = subprocess.run(
-            [sys.executable, "-c", ROUND_TRIP, tmp_path / "out" / "parquet", *tiny_bases, tmp_path / "runs"],
-            env=hub.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-        )
+        arguments = (tmp_path / "out" / "parquet", *tiny_bases, tmp_path / "runs")
+        variables = hub.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1"}
+        done = prepared_python.run(ROUND_TRIP, *arguments, env=variables, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("TRAINED") == 4
     weights = [(tmp_path / "runs" / name / "model.safetensors").read_bytes() for name in "0123"]

@@ -2,12 +2,11 @@
 
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
 import numpy as np
+import prepared_python
 import pytest
 import soundfile
 from audiollm.corpora.examples import ExamplesError
@@ -240,9 +239,7 @@ for wrong in ("hub:loopback-user/rows?config=clean&split=test", "hub:loopback-us
 
 def test_a_hub_dataset_is_read_and_streamed(tmp_path) -> None:
     with LoopbackHub(tmp_path / "hub") as hub:
-        done = subprocess.run(
-            [sys.executable, "-c", HUB_SCRIPT], env=hub.environment(tmp_path / "home"), capture_output=True, text=True
-        )
+        done = prepared_python.run(HUB_SCRIPT, env=hub.environment(tmp_path / "home"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("['one', 'two']") == 2
     assert 'Unknown split "test"' in done.stdout and "loopback-user/nothing" in done.stdout

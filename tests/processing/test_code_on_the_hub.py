@@ -1,11 +1,11 @@
 """The code that a saved folder carries is whole: it runs where the package is not installed."""
 
 import json
+import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import prepared_python
 import pytest
 import soundfile
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmProcessor
@@ -39,10 +39,8 @@ def test_a_saved_processor_runs_without_the_package(tiny_processor, clips, tmp_p
     recording = tmp_path / "clip.wav"
     soundfile.write(recording, clips[0], 16_000, subtype="FLOAT")
     tiny_processor.save_pretrained(tmp_path / "saved")
-    script = tmp_path / "load.py"
-    script.write_text(LOAD_WITHOUT_THE_PACKAGE, encoding="utf-8")
-    arguments = [str(tmp_path / "saved"), str(recording), str(tmp_path / "resaved")]
-    result = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, cwd=tmp_path)
+    arguments = (tmp_path / "saved", recording, tmp_path / "resaved")
+    result = prepared_python.run(LOAD_WITHOUT_THE_PACKAGE, *arguments, env=os.environ, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     messages = [
         {"role": "user", "content": [{"type": "audio", "path": recording}]},
