@@ -5,8 +5,9 @@ RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
 ROOMS = configuration processing corpora publishing training evaluation inference shipped_adapter
 TYPES = build/types/audiollm
-# Two processes of one thread each: many small tests gain more from that than from threads.
-FAST_TESTS = -m pytest --numprocesses 2 --dist loadfile
+# Two processes of one thread each: many small tests gain more from that than from threads. Each goes through half of
+# the files in their order, and takes over tests of the other when it is done.
+FAST_TESTS = -m pytest --numprocesses 2 --dist worksteal
 TORCH = $(shell grep ^torch== constraints.txt)
 
 .PHONY: demo test test-all test-floor test-newest check bench clean

