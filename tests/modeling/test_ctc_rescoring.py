@@ -106,7 +106,7 @@ def test_scores_are_those_of_a_plain_forward_and_of_ctc_loss(model, tiny_process
         loss = torch.nn.functional.ctc_loss(
             slots[:, None], torch.tensor([target], dtype=torch.long), [len(slots)], [len(target)], reduction="sum"
         )
-        assert one.ctc_logprob == pytest.approx(-float(loss), abs=1e-3)
+        assert one.ctc_logprob == pytest.approx(-loss.item(), abs=1e-3)
 
 
 def test_several_passes_score_as_one(model, tiny_processor, clips, monkeypatch) -> None:
