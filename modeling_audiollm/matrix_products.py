@@ -31,6 +31,11 @@ def onednn_is_faster() -> bool:
         return False
 
 
+def autocasts(device: str) -> bool:
+    """Whether autocast is on; on devices that know none (`meta`, which has shapes alone), torch would raise."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def takes_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether products of `x` `(n, in or out)` with `weight` `(out, in)` are made by oneDNN: large float32 ones."""
     return (
@@ -66,7 +71,7 @@ class FrozenLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """`input`: `(..., in)`; gives `(..., out)`."""
-        if torch.is_grad_enabled() or torch.is_autocast_enabled(input.device.type):
+        if torch.is_grad_enabled() or autocasts(input.device.type):
             return super().forward(input)
         flat = input.flatten(0, -2)
         if not takes_onednn(flat, self.weight):
