@@ -46,7 +46,7 @@ def takes_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
         and min(weight.shape) >= MIN_WEIGHT_SIZE
         and weight.is_contiguous()
         and onednn_is_faster()
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
         and not torch.compiler.is_compiling()
     )
 
