@@ -8,16 +8,15 @@
 """
 
 import importlib
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from audiollm.base_conversion import EmbeddedBaseError
 from audiollm.downloads import DownloadError
+from audiollm.interruption import TerminatedError, ended_by_signals, exit_status
 from audiollm.option_parser import HelpFormatter, OptionParser
 
 from .clips import CorpusError
@@ -61,8 +60,6 @@ SOURCES = {
 #: Lists the ready corpora, in place of preparing one.
 LIST_COMMAND = "corpora"
 RESPONSES_FOLDER = "responses"
-#: What shells have for a program that Ctrl-C, and SIGTERM, has ended.
-INTERRUPTED_EXIT, TERMINATED_EXIT = 130, 143
 ADVICE = (
     "No examples were written; clips that are done are kept. --on_bad_example skip leaves out those above; --retry_bad "
     "tries them again once they are mended."
@@ -148,22 +145,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if kind not in SOURCES:
         sys.exit(f"audiollm prepare: there is no {kind!r}; expected one of {', '.join(SOURCES)}.")
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _on_termination)
     try:
-        print(run(kind, arguments[1:]).describe())
+        with ended_by_signals():
+            print(run(kind, arguments[1:]).describe())
     except ExamplesError as error:
         sys.exit(f"audiollm prepare {kind}: {error}\n{ADVICE}")
     except (CorpusError, DownloadError, EmbeddedBaseError, OSError, ValueError) as error:
         sys.exit(f"audiollm prepare {kind}: {error}")
     except KeyboardInterrupt as interrupt:
-        how, code = ("Ended", TERMINATED_EXIT) if interrupt.args else ("Interrupted", INTERRUPTED_EXIT)
+        how = "Ended" if isinstance(interrupt, TerminatedError) else "Interrupted"
         print(f"\n{how}. What is done is kept: the same command goes on.", file=sys.stderr)
-        sys.exit(code)
-
-
-def _on_termination(number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt(signal.Signals(number).name)
+        sys.exit(exit_status(interrupt))
 
 
 if __name__ == "__main__":

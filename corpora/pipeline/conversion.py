@@ -19,6 +19,7 @@ from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
+from audiollm.interruption import check_interrupted, interruptible
 from audiollm.processing.audio_io import AudioError
 from tqdm.auto import tqdm
 
@@ -96,7 +97,7 @@ def retry(source: ClipSource, output: Path, journal: Journal, settings: AudioSet
         source.clips(), total=source.count(), desc="Trying bad clips again", unit="clip", disable=not progress
     )
     with open(unfinished, "wb") as file:
-        for index, (clip, row) in enumerate(zip(clips, journal.rows())):
+        for index, (clip, row) in enumerate(zip(interruptible(clips), journal.rows())):
             if "problem" in row:
                 ((item,),) = _batches([clip], index, seen)
                 (row,) = _write_batch([item], output, settings)
@@ -162,7 +163,7 @@ def _batches(clips: Iterable[Clip | BadClip], start: int, seen: set[int]) -> Ite
     """Clips in batches, with their files' names; what is bad, and ids that came before, as rows."""
     batch: list[_Item] = []
     size = 0
-    for index, clip in enumerate(clips, start=start):
+    for index, clip in enumerate(interruptible(clips), start=start):
         fingerprint = _fingerprint(clip.id)
         if isinstance(clip, BadClip):
             batch.append({"id": clip.id, "split": clip.split, "problem": clip.reason})
@@ -257,6 +258,7 @@ def _write_batch(batch: list[_Item], output: Path, settings: AudioSettings) -> l
 
 
 def _write_one(clip: Clip, name: str, output: Path, settings: AudioSettings) -> Row:
+    check_interrupted()
     audio = name + AUDIO_FORMATS[settings.audio_format][0]
     row: Row = {"id": clip.id, "split": clip.split}
     try:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from audiollm.interruption import check_interrupted, interruptible
 from filelock import FileLock, Timeout
 
 from ..checksums import file_checksum
@@ -193,7 +194,7 @@ class _Files:
         rows = (row for row in self.journal.rows() if self._problem_of(row) is None)
         total = sum(self._problem_of(row) is None for row in self.journal.rows())
         with open(self.settled.path, "w", encoding="ascii") as file:
-            for row in self.settle(rows, total):
+            for row in interruptible(self.settle(rows, total)):
                 file.write(json.dumps(row) + "\n")
                 if "problem" not in row:
                     types.see(row["fields"])
@@ -223,7 +224,7 @@ class _Files:
             *shards.values(),
         ]
         try:
-            for row in self.settled.rows():
+            for row in interruptible(self.settled.rows()):
                 if "problem" not in row:
                     row["fields"] = types.fit(row["fields"])
                     table.add(row | row["fields"])
@@ -290,6 +291,7 @@ class _Files:
             "problems": prepared.problems,
             "files": [*names, CHECKSUMS_FILE],
         }
+        check_interrupted()
         move_into_place(self.new, self.output, former)
         _write_json(manifest_file, manifest)
         top = (f"{os.path.dirname(name)}/" if os.path.dirname(name) else name for name in names)

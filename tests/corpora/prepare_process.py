@@ -68,6 +68,12 @@ class Command:
             (os.killpg if group else os.kill)(self.pid, number)
         return self.wait()
 
+    def stop(self) -> bool:
+        """Stops it where it is, until SIGCONT; False where it has ended before."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGSTOP)
+        return self.poll() is None
+
     @property
     def stdout(self) -> str:
         return self.stdout_file.read_text(encoding="utf-8", errors="replace")
