@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ def run_measure(measure: Measure, scripts: Path, work: Path, bar: tqdm) -> dict[
     run = {
         "status": "done",
         "seconds": round(seconds, 1),
-        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+        "ended": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit,
         "load_at_end": os.getloadavg(),
     }

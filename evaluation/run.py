@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -247,7 +247,7 @@ def record_of(run: Run, model: Any, weights: str) -> dict[str, Any]:
         "versions": before.get("versions") or installed_versions(),
         "commit": before.get("commit") or package_facts()["commit"],
         "arguments": _as_json(asdict(run.options)),
-        "started": before.get("started") or datetime.now(UTC).isoformat(timespec="seconds"),
+        "started": before.get("started") or datetime.now(timezone.utc).isoformat(timespec="seconds"),
         SETTINGS: {**run_settings(run), "weights": weights},
         "tasks": {**before.get("tasks", {}), **tasks},
     }

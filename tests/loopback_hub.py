@@ -20,7 +20,7 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -200,7 +200,7 @@ class LoopbackHub:
         """Moves `branch` to a new commit, whose sha differs from all others, as the date makes it do in git."""
         content = sorted((path, file.etag) for path, file in files.items())
         identity = json.dumps([next(self._commit_numbers), repository.repo_id, branch, content])
-        date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         commit = Commit(hashlib.sha1(identity.encode()).hexdigest(), date, files)
         repository.commits[commit.sha] = repository.branches[branch] = commit
         return commit

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from typing import Any
 
 from audiollm.publishing.record import (
@@ -35,7 +35,7 @@ class RunClock:
     """When a run began: in the calendar, and for counting its seconds."""
 
     def __init__(self):
-        self.started = datetime.now(UTC).isoformat(timespec="seconds")
+        self.started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self._start = time.perf_counter()
 
     def seconds(self) -> float:
