@@ -299,7 +299,12 @@ def check_on_cpu() -> list[dict[str, Any]]:
         shape = StepShape(bare.rows, bare.audio_seconds, prompt, answer, bare.shared_tokens)
         count = model.training_step(shape, checkpointing=checkpointing, share_prefix=not checkpointing)
         counted = count.peak_bytes / BYTES_PER_MIB
-        line = {"shape": shape_name, "precision": precision, "checkpointing": checkpointing, "counted_mib": counted}
+        line: dict[str, Any] = {
+            "shape": shape_name,
+            "precision": precision,
+            "checkpointing": checkpointing,
+            "counted_mib": counted,
+        }
         line |= {name: seen[name] for name in ("measured_mib_exact", "measured_mib_default", "seconds_default")}
         line["error"] = counted / line["measured_mib_exact"] - 1
         line["tflops"] = count.total_flops / TERA

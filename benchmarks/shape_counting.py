@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration
@@ -164,12 +164,12 @@ def flop_counter() -> FlopCounterMode:
 class _Projecting(nn.Module):
     """The projector on stacked frames, as a module of its own whose weights can be put in."""
 
-    def __init__(self, projector: nn.Module):
+    def __init__(self, projector: Any):
         super().__init__()
         self.projector = projector
 
     def forward(self, stacked: torch.Tensor) -> torch.Tensor:
-        return self.projector.project(stacked)
+        return cast(Any, self.projector).project(stacked)
 
 
 class ShapedModel:
@@ -194,7 +194,8 @@ class ShapedModel:
         self.model.train()
 
     @property
-    def body(self) -> nn.Module:
+    def body(self) -> Any:
+        """The model without its head."""
         return self.model.model
 
     def parameters(self) -> dict[str, int]:
