@@ -125,7 +125,7 @@ class _Limited:
             await self._refuse()
         try:
             message = await asyncio.wait_for(self._receive(), IDLE_SECONDS)
-        except TimeoutError:
+        except asyncio.TimeoutError:  # another one before Python 3.11
             raise ApiError(
                 TIMED_OUT, f"Nothing of the request came for {IDLE_SECONDS:.0f} s.", "request_timeout"
             ) from None
@@ -154,7 +154,7 @@ async def _drain(receive: Receive, headers: Headers) -> None:
 
     try:
         await asyncio.wait_for(read(), DRAIN_SECONDS)
-    except TimeoutError:
+    except asyncio.TimeoutError:  # another one before Python 3.11
         return
 
 
