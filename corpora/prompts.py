@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import re
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 import datasets
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from audiollm.disks import naming_the_disk
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 from datasets.table import InMemoryTable
 
@@ -179,11 +181,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, help="at most this many examples per split")
     parser.add_argument("--max_seconds", type=float, help="leave out longer recordings")
     arguments = parser.parse_args(argv)
-    for split in arguments.split or SPLITS:
-        path = write_prompt_examples(
-            arguments.output_dir, split, arguments.task or tuple(PROMPT_TASKS), arguments.limit, arguments.max_seconds
-        )
-        print(path)
+    tasks = arguments.task or tuple(PROMPT_TASKS)
+    try:
+        with naming_the_disk(arguments.output_dir, "make room and give the command again"):
+            for split in arguments.split or SPLITS:
+                print(
+                    write_prompt_examples(arguments.output_dir, split, tasks, arguments.limit, arguments.max_seconds)
+                )
+    except OSError as error:
+        sys.exit(f"audiollm prompts: {error}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from audiollm.disks import check_writable, naming_the_disk
+from audiollm.interruption import TerminatedError, ended_by_signals, exit_status
 from audiollm.option_parser import parser_of
 from audiollm.processing.normalisers import normaliser_for
 
@@ -27,7 +29,8 @@ from .validation.faults import ERROR, FAULTS, Limits
 from .validation.validation import DataFile, Validation, validate
 from .validation.validation_report import count_severities, summarize, write_plot, write_report
 
-ERRORS_EXIT, UNCHECKED_EXIT, INTERRUPTED_EXIT = 1, 2, 130
+ERRORS_EXIT, UNCHECKED_EXIT = 1, 2
+REPORT_ADVICE = "make room and give the command again"
 #: What files without a name of their own are one split of.
 UNNAMED_SPLIT = "data"
 NAMED_FILE = re.compile(r"(\w[\w.-]*)=(.+)", re.DOTALL)
@@ -202,9 +205,11 @@ def run(given: Sequence[str], arguments: ValidateArguments) -> Validation:
     )
     try:
         if arguments.report is not None:
-            write_report(Path(arguments.report), found, arguments.limits, arguments.ignore, arguments.strict)
+            with naming_the_disk(arguments.report, REPORT_ADVICE):
+                write_report(Path(arguments.report), found, arguments.limits, arguments.ignore, arguments.strict)
         if arguments.plot is not None:
-            write_plot(Path(arguments.plot), found, arguments.limits, arguments.strict)
+            with naming_the_disk(arguments.plot, REPORT_ADVICE):
+                write_plot(Path(arguments.plot), found, arguments.limits, arguments.strict)
     except BaseException:
         found.index.close()
         raise
@@ -223,7 +228,7 @@ def _check_outputs(files: Sequence[DataFile], arguments: ValidateArguments) -> N
         taken[os.path.realpath(path)] = f"is the --{name} as well"
         if name == "plot" and Path(path).suffix.lower() not in (".png", ".svg", ".pdf"):
             raise ValueError(f"--plot {path}: expected a name that ends in .png, .svg or .pdf.")
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        check_writable(Path(path).parent)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -234,12 +239,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = options.pop("data")
     try:
         arguments = ValidateArguments(**options)
-        found = run(given, arguments)
+        with ended_by_signals():
+            found = run(given, arguments)
     except (CorpusError, OSError, ValueError) as error:
         print(f"audiollm validate: {error}", file=sys.stderr)
         sys.exit(UNCHECKED_EXIT)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED_EXIT)
+    except KeyboardInterrupt as interrupt:
+        how = "Ended" if isinstance(interrupt, TerminatedError) else "Interrupted"
+        print(f"\n{how}; nothing was written.", file=sys.stderr)
+        sys.exit(exit_status(interrupt))
     try:
         print(summarize(found, arguments.shown, arguments.strict))
         if count_severities(found, arguments.strict)[ERROR]:

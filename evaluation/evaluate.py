@@ -9,14 +9,18 @@ Answers are on disk before they are scored; given again, the same command goes o
 it is `accelerate launch --num_processes 4 -m audiollm.evaluation.evaluate` with the same options.
 """
 
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from audiollm.disks import GOES_ON, naming_the_disk
+from audiollm.interruption import ended_by_signals
 from audiollm.option_parser import parser_of
 
 from .arguments import EvaluateArguments
@@ -85,7 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(task_table())
         return
     try:
-        evaluate(options)
+        disk = naming_the_disk(options.output_dir, GOES_ON) if options.output_dir else nullcontext()
+        with ended_by_signals((signal.SIGINT,)), disk:
+            evaluate(options)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"audiollm evaluate: {error}")
     except KeyboardInterrupt:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from audiollm.answering import MAX_BATCH_SECONDS
+from audiollm.interruption import interruptible
 from tqdm.auto import tqdm
 
 from .generating import Answer, failure
@@ -130,7 +131,7 @@ def answer_job(
                 _check_same_questions(share.outputs.path, window, share.rows)
                 system = systems[share.name]
                 batches = batches_of(system.questions(window), processor, batch_size, max_batch_seconds)
-                for batch in batches:
+                for batch in interruptible(batches):
                     share.turn += 1
                     if (share.turn - 1) % place.num_processes != place.process_index:
                         continue

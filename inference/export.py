@@ -21,15 +21,14 @@ import os
 import re
 import shutil
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmProcessor
+from audiollm.disks import appearing_whole, naming_the_disk
 from audiollm.option_parser import parser_of
 from huggingface_hub import StateDictSplit, split_torch_state_dict_into_shards
 from safetensors.torch import save_file
@@ -149,13 +148,14 @@ def export(options: ExportArguments) -> Path:
         bases=" and ".join(Path(str(base)).name for base in (config.audio_model_id, config.text_model_id) if base)
         or "which it does not name",
     )
-    with _appearing_whole(output) as partial:
+    with appearing_whole(output) as partial:
         for name, (weights, documents) in folders.items():
             write_weights(partial / name, weights, options.max_shard_size)
             for file_name, document in documents.items():
                 text = json.dumps(document, indent=2, ensure_ascii=False)
                 (partial / name / file_name).write_text(text + "\n", encoding="utf-8")
         (partial / "README.md").write_text(readme, encoding="utf-8")
+        _check_output(output)  # somebody may have written there meanwhile
     return output
 
 
@@ -235,21 +235,6 @@ def _existing_parent(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
 
-@contextmanager
-def _appearing_whole(output: Path) -> Iterator[Path]:
-    """A folder beside `output` that takes its place once everything is written, and is removed if something fails."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=output.parent))
-    try:
-        yield partial
-        partial.chmod(0o777 & ~_umask())
-        _check_output(output)  # somebody may have written there meanwhile
-        os.replace(partial, output)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -261,7 +246,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = parser_of(ExportArguments, "export", "--model MODEL --output FOLDER [options]", __doc__)
     options = ExportArguments(**vars(parser.parse_args(list(sys.argv[1:] if argv is None else argv))))
     try:
-        output = export(options)
+        with naming_the_disk(options.output, "make room and give the command again"):
+            output = export(options)
     except (ValueError, OSError) as error:
         print(f"audiollm export: {error}", file=sys.stderr)
         sys.exit(ERROR_EXIT)

@@ -15,6 +15,9 @@ class PartialTranscript:
     An append-only JSON Lines file of one recording's windows. The first line says of what recording and with what settings
     they were made; a file of others is begun anew. A last line that was cut off by a crash is dropped.
 
+    Two processes that transcribe the same recording may share the file: each line is appended whole, and whoever is done
+    first removes it.
+
     Args:
         path: the file; made, with its folder, when the first window comes.
         made_with: whatever decides what the transcript says, the recording's checksum included, as JSON knows it.
@@ -24,7 +27,6 @@ class PartialTranscript:
         self.path = path
         self._header = json.dumps({"made_with": made_with}, sort_keys=True, ensure_ascii=False).encode() + b"\n"
         self._entries: dict[tuple[int, int], dict[str, Any]] = {}
-        self._good_bytes = 0
         self._read()
 
     def __len__(self) -> int:
@@ -37,13 +39,10 @@ class PartialTranscript:
             return
         if not lines or lines[0] != self._header:
             return
-        self._good_bytes = len(lines[0])
         for line in lines[1:]:
-            entry = _parse(line) if line.endswith(b"\n") else None
-            if entry is None:
-                return
-            self._entries[entry["start"], entry["end"]] = entry
-            self._good_bytes += len(line)
+            entry = _parse(line)
+            if entry is not None and line.endswith(b"\n"):
+                self._entries[entry["start"], entry["end"]] = entry
 
     def get(self, start: int, end: int) -> tuple[str, bool] | None:
         """Text of the window between two samples, and whether it was cut off; None where it was not heard yet."""
@@ -52,19 +51,28 @@ class PartialTranscript:
 
     def add(self, windows: Mapping[tuple[int, int], tuple[str, bool]]) -> None:
         """Writes windows, by their first and last sample; they are on disk when this returns."""
+        for (start, end), (text, is_cut_off) in windows.items():
+            self._entries[start, end] = {"start": start, "end": end, "text": text, "is_cut_off": is_cut_off}
+        lines = b"".join(json.dumps(self._entries[window], ensure_ascii=False).encode() + b"\n" for window in windows)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "r+b" if self._good_bytes else "wb") as file:
-            file.seek(self._good_bytes)
-            file.truncate()
-            if not self._good_bytes:
-                file.write(self._header)
-            for (start, end), (text, is_cut_off) in windows.items():
-                entry = {"start": start, "end": end, "text": text, "is_cut_off": is_cut_off}
-                file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
-                self._entries[start, end] = entry
+        is_begun = self._mend()
+        with open(self.path, "ab" if is_begun else "wb") as file:
+            file.write(lines if is_begun else self._header + lines)
             file.flush()
             os.fsync(file.fileno())
-            self._good_bytes = file.tell()
+
+    def _mend(self) -> bool:
+        """Whether the file is of this recording and settings; cuts off a last line that is torn."""
+        try:
+            held = self.path.read_bytes()
+        except FileNotFoundError:
+            return False
+        whole = held.rfind(b"\n") + 1
+        if not held.startswith(self._header):
+            return False
+        if whole < len(held):
+            os.truncate(self.path, whole)
+        return True
 
     def remove(self) -> None:
         """Removes the file, once nothing needs it any more."""

@@ -1,9 +1,13 @@
 """Commands that take many recordings: their line of arguments, and how they end."""
 
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
+from audiollm.disks import GOES_ON, naming_the_disk
+from audiollm.interruption import ended_by_signals
 from audiollm.option_parser import parser_of
 
 from .loading import CheckpointError
@@ -44,7 +48,10 @@ def run_over_recordings(
     given = options.pop("audio")
     kept = KEPT if options["output_dir"] else ""
     try:
-        failures = run(given, arguments_class(**options))
+        arguments = arguments_class(**options)
+        disk = naming_the_disk(options["output_dir"], GOES_ON) if options["output_dir"] else nullcontext()
+        with ended_by_signals((signal.SIGINT,)), disk:
+            failures = run(given, arguments)
     except (CheckpointError, OSError, ValueError) as error:
         tell(f"audiollm {command}: {error}")
         sys.exit(NOTHING_DONE_EXIT)

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from audiollm.checkpoints import fingerprint
+from audiollm.disks import NO_ROOM_ERRORS, check_writable
+from audiollm.interruption import interruptible
 from tqdm.auto import tqdm
 
 from .audio_blocks import header_seconds, local_file, read_blocks
@@ -137,6 +139,8 @@ def run(given: Sequence[str], options: SummarizeArguments) -> list[Failure]:
         return failures
     checkpoint = find_checkpoint(options.model)
     processor = load_processor(checkpoint, options.revision)
+    if options.output_dir is not None:
+        check_writable(Path(options.output_dir).expanduser())
     model = options.load_model(checkpoint)
     in_parts = InParts(
         model,
@@ -158,11 +162,13 @@ def run(given: Sequence[str], options: SummarizeArguments) -> list[Failure]:
         "max_new_tokens": options.max_new_tokens,
     }
     summarizer = Summarizer(in_parts, made_with, options.progress)
-    for recording, stem in zip(recordings, stems):
+    for recording, stem in interruptible(zip(recordings, stems)):
         partial_path = None if stem is None else with_ending(stem, PARTIAL_ENDING)
         try:
             whole = summarizer.answer(recording.location, partial_path)
         except (AnswerMemoryError, OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in NO_ROOM_ERRORS:
+                raise
             failures.append(Failure(recording.location, str(error)))
             continue
         _warn(recording.location, whole, processor.sampling_rate)

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from audiollm.disks import check_writable
+
 from .loading import check_device, find_checkpoint, load_processor
 from .loading_options import LoadingArguments
 from .recordings_command import run_over_recordings
@@ -159,6 +161,8 @@ def run(given: Sequence[str], arguments: TranscribeArguments) -> list[Failure]:
     processor = load_processor(checkpoint, arguments.revision)
     settings = arguments.settings(processor.window_samples / processor.sampling_rate)
     _refuse_overwriting(stems, arguments)
+    if arguments.output_dir is not None:
+        check_writable(Path(arguments.output_dir).expanduser())
     model = arguments.load_model(checkpoint)
     transcriber = Transcriber(model, processor, settings, arguments.model or checkpoint, arguments.progress)
     partials = [None if stem is None else with_ending(stem, PARTIAL_ENDING) for stem in stems]

@@ -17,6 +17,7 @@ import torch
 from audiollm.answering import ask
 from audiollm.checkpoints import fingerprint
 from audiollm.ctc_rescoring import CtcRescorer
+from audiollm.interruption import check_interrupted
 from tqdm.auto import tqdm
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
@@ -259,6 +260,7 @@ class Transcriber:
 
     def _hear_batch(self, batch: list[tuple[_Job, Window]]) -> None:
         """Hears windows, unless all of them are known: which ones share a batch must not depend on what is known."""
+        check_interrupted()
         known = [_recall(job, window) for job, window in batch]
         if None in known:
             waveforms = [window.waveform for _, window in batch]

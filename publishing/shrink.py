@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from audiollm import AudioLlmConfig
+from audiollm.disks import appearing_whole, naming_the_disk
 from audiollm.option_parser import parser_of
 from safetensors.torch import load_file, save_file
 from transformers.utils import SAFE_WEIGHTS_NAME
@@ -143,19 +144,19 @@ def shrink(
     weights, kept = _cut(load_file(weights_file), config, rank)
     if projector_8bit:
         in_eight_bits(weights)
-    output.mkdir(parents=True, exist_ok=True)
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and any(fnmatchcase(path.name, pattern) for pattern in (*ALLOWED, CODE)):
-            shutil.copyfile(path, output / path.name)
     stored.update(_settings(config, rank))
     for part in filter(stored.__contains__, PARTS):
         stored[part].pop("_name_or_path", None)  # where a base once lay on somebody's machine
-    (output / "config.json").write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    save_file(
-        {name: _stored_as(weight, dtype) for name, weight in weights.items()},
-        output / SAFE_WEIGHTS_NAME,
-        metadata={"format": "pt"},
-    )
+    with appearing_whole(output) as partial:
+        for path in sorted(folder.iterdir()):
+            if path.is_file() and any(fnmatchcase(path.name, pattern) for pattern in (*ALLOWED, CODE)):
+                shutil.copyfile(path, partial / path.name)
+        (partial / "config.json").write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        save_file(
+            {name: _stored_as(weight, dtype) for name, weight in weights.items()},
+            partial / SAFE_WEIGHTS_NAME,
+            metadata={"format": "pt"},
+        )
     return kept
 
 
@@ -197,7 +198,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     (options,) = parser.parse_args_into_dataclasses(arguments)
     folder, output = Path(options.model).expanduser(), Path(options.output_dir).expanduser()
     try:
-        kept = shrink(folder, output, options.lora_rank, DTYPES[options.dtype], options.projector_8bit)
+        with naming_the_disk(output, "make room and give the command again"):
+            kept = shrink(folder, output, options.lora_rank, DTYPES[options.dtype], options.projector_8bit)
     except (ShrinkError, OSError) as error:
         sys.exit(f"audiollm shrink: {error}")
     before, after = ((place / SAFE_WEIGHTS_NAME).stat().st_size / MIB for place in (folder, output))

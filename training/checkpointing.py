@@ -12,11 +12,14 @@ import os
 import shutil
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from audiollm.checkpoints import is_adapter_key
+from filelock import FileLock, Timeout
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
@@ -29,6 +32,7 @@ TRAINER_STATE_FILE = "trainer_state.json"
 RANDOM_STATE_FILES = "rng_state*.pth"
 #: Says whose checkpoints a folder holds.
 STAGE_FILE = "stage.json"
+LOCK_FILE = ".train.lock"
 #: What Adam keeps for every weight that trains: two moments, in the weight's own precision.
 OPTIMIZER_MOMENTS = 2
 GIB = 1 << 30
@@ -213,6 +217,27 @@ def claim_folder(output_dir: str | Path, identity: dict[str, str]) -> None:
             "Give it another folder; --model_path goes on from what the other run learned."
         )
     file.write_text(json.dumps(identity, indent=1) + "\n")
+
+
+@contextmanager
+def held(arguments: TrainingArguments) -> Iterator[None]:
+    """
+    Keeps other runs out of a run's folder while it lasts; the process that writes checkpoints holds it for all.
+
+    Raises:
+        TrainingError: another run is in it.
+    """
+    if not arguments.should_save:
+        yield
+        return
+    folder = Path(str(arguments.output_dir))
+    try:
+        with FileLock(folder / LOCK_FILE, timeout=0):
+            yield
+    except Timeout:
+        raise TrainingError(
+            f"Another run trains into --output_dir {folder}; wait for it to end, or give another folder."
+        ) from None
 
 
 def _described(identity: dict[str, str]) -> str:

@@ -23,6 +23,7 @@ import torch
 from accelerate import PartialState
 from audiollm.base_models import audiollm_cache_dir
 from audiollm.checkpoints import fingerprint
+from audiollm.interruption import interruptible
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from tqdm.auto import tqdm
@@ -199,7 +200,7 @@ class FeatureCache:
 
     def _encode(self, recordings: dict[str, Any], progress: bool) -> None:
         for key, features in tqdm(
-            self._all_features(recordings),
+            interruptible(self._all_features(recordings)),
             total=len(recordings),
             desc="Encoding audio",
             unit="clip",

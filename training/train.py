@@ -13,6 +13,8 @@ import torch
 from accelerate import PartialState
 from audiollm import AudioLlmProcessor
 from audiollm.corpora.examples import ExamplesError
+from audiollm.disks import naming_the_disk
+from audiollm.interruption import ended_by_signals, exit_status
 from audiollm.processing.audio_io import AudioError
 from audiollm.processing.conversations import ConversationError
 from transformers import TrainerCallback
@@ -27,7 +29,7 @@ from .arguments import (
     check_arguments,
 )
 from .augment import FeatureAugmentation
-from .checkpointing import StoppedBySignalError, last_complete_checkpoint, resumed_step
+from .checkpointing import StoppedBySignalError, held, last_complete_checkpoint, resumed_step
 from .command_line import parse_arguments
 from .dataset import BatchAugmentation
 from .encoding import ExampleEncoder
@@ -46,6 +48,8 @@ from .waveform_arguments import DEFAULT_VARIANTS
 
 #: What a shell reports of a program that SIGTERM ended.
 EXIT_CODE_OF_SIGTERM = 128 + signal.SIGTERM
+
+DISK_ADVICE = "checkpoints that are whole stay: make room, and the same command goes on from the last one"
 
 
 def batch_augmentation(processor: AudioLlmProcessor) -> BatchAugmentation:
@@ -244,7 +248,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"audiollm train: {error}")
     try:
-        run_stage(*parsed)
+        output = str(parsed[2].output_dir)
+        with ended_by_signals((signal.SIGINT,)), naming_the_disk(output, DISK_ADVICE), held(parsed[2]):
+            run_stage(*parsed)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             # Together, and before the interpreter ends: threads of the group that outlive it abort their process, and
             # with it the others, which may still be writing.
@@ -254,6 +260,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except StoppedBySignalError as stopped:
         print(f"audiollm train: {stopped}", file=sys.stderr)
         sys.exit(EXIT_CODE_OF_SIGTERM)
+    except KeyboardInterrupt as interrupt:
+        print("\naudiollm train: interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
+        sys.exit(exit_status(interrupt))
     except (TrainingError, ExamplesError, ConversationError, AudioError, EvaluationError, CardError, OSError) as error:
         sys.exit(f"audiollm train: {error}")
 

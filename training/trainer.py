@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from audiollm.checkpoints import is_adapter_key
+from audiollm.interruption import check_interrupted
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
@@ -106,6 +107,7 @@ class ResumableTrainer(Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         """The Trainer's, on the batch as the augmentation leaves it."""
+        check_interrupted()
         if self.augmentation is not None:
             inputs = self.augmentation(inputs)
         return super().training_step(model, inputs, num_items_in_batch)

@@ -1,22 +1,18 @@
 """
-What keeps a corpus that is being prepared inside its folder, and says which disk it was that is full.
+What keeps a corpus that is being prepared inside its folder.
 
 A folder may come from anywhere, with links in it that lead elsewhere and lists of files that lie: nothing is written
 through the one, and nothing of the other is read or removed that is not below the folder.
 """
 
-import errno
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from ..clips import CorpusError
 
 #: What a file is called, after a dot, while it is written.
 PARTIAL_SUFFIX = ".partial"
-#: No room left on the disk, of one's share of it, or below the largest size of a file.
-NO_ROOM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def refuse_links(output: Path, folders: Sequence[str], files: Sequence[str]) -> None:
@@ -72,19 +68,4 @@ def write_whole(path: Path, data: bytes) -> None:
     os.replace(unfinished, path)
 
 
-@contextmanager
-def naming_the_disk(output: Path) -> Iterator[None]:
-    """Has an error for want of room say where there is none, and what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in NO_ROOM_ERRORS:
-            raise
-        reason = (
-            f"there is no room left ({os.strerror(error.errno)}); what is done is kept: make room, and the same command "
-            "goes on. It was writing to"
-        )
-        raise OSError(error.errno, reason, str(error.filename or output)) from error
-
-
-__all__ = ["is_inside", "naming_the_disk", "partial", "refuse_links", "write_whole"]
+__all__ = ["is_inside", "partial", "refuse_links", "write_whole"]

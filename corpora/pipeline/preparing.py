@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from audiollm.disks import naming_the_disk
 from audiollm.interruption import check_interrupted, interruptible
 from filelock import FileLock, Timeout
 
@@ -23,7 +24,7 @@ from ..clips import ClipSource, CorpusError
 from ..examples import ExamplesError
 from ..tasks import Task
 from .conversion import AUDIO_FOLDER, SECONDS_PER_HOUR, Journal, Row, convert, retry
-from .output_folder import is_inside, naming_the_disk, refuse_links, write_whole
+from .output_folder import is_inside, refuse_links, write_whole
 from .prepared_files import (
     CARD_FILE,
     CHECKSUMS_FILE,

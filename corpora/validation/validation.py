@@ -15,6 +15,7 @@ from typing import Any
 
 import jiwer
 import numpy as np
+from audiollm.interruption import interruptible
 from audiollm.processing.audio_io import AudioError, load_waveform
 from audiollm.processing.normalisers import NORMALISERS
 from tqdm.auto import tqdm
@@ -185,7 +186,7 @@ class _Pass:
         # None: a bar where there is a terminal to show it.
         with tqdm(total=total, desc="Rows", unit="row", disable=None if progress else True) as bar:
             for file, table in enumerate(tables):
-                for row in table:
+                for row in interruptible(table):
                     waiting.append(self._begin(file, row))
                     if len(waiting) >= max_waiting:
                         waiting.popleft()()

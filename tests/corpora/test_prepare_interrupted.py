@@ -5,10 +5,9 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.downloads import BLOCK_BYTES
 from librispeech_archives import librispeech_archives, librispeech_trees, packed, published, served
 from prepare_process import Command, Launcher, contents
+from small_disk import mounted
 
 CLIPS = 40
 KILLS = 5
@@ -255,28 +255,6 @@ def test_two_processes_share_their_downloads(launcher, corpus_named, site, tmp_p
 
 
 # ------------------------------------------------------------------------------------------------------------ no room
-
-
-@contextlib.contextmanager
-def mounted(folder: Path, kib: int) -> Iterator[Callable[[str], None]]:
-    """A small disk at a folder; what it gives changes how it is mounted."""
-    folder.mkdir()
-    mount = shutil.which("mount")
-    if mount is None or sys.platform != "linux":
-        pytest.skip("there is no mount for a small disk here")
-    made = subprocess.run(
-        [mount, "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(folder)], capture_output=True, text=True
-    )
-    if made.returncode:
-        pytest.skip(f"a small disk cannot be mounted here: {made.stderr.strip()}")
-
-    def remount(option: str) -> None:
-        subprocess.run([mount, "-o", f"remount,{option}", str(folder)], check=True)
-
-    try:
-        yield remount
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def size_kib(folder: Path) -> int:
