@@ -333,7 +333,7 @@ def test_options_named_in_running_text_exist(monkeypatch: pytest.MonkeyPatch, ca
     in_text = {"--" + name.removeprefix("--").replace("-", "_") for name in in_text}
     others = {"--model", "--audio", "--help"}  # of `audiollm generate` and `evaluate`
     others |= {"--activation_checkpointing"} if RECOMPUTING in known else set()
-    prepare = [("prepare", kind) for kind in ("librispeech", "huggingface", "folder")]
+    prepare = [("prepare", kind) for kind in ("librispeech", "huggingface", "folder", "synthesize")]
     for called in (*prepare, ("validate",), ("evaluate",), ("score",), ("transcribe",), ("serve",)):
         monkeypatch.setattr(sys, "argv", ["audiollm", *called, "--help"])
         with pytest.raises(SystemExit):
