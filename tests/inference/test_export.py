@@ -34,6 +34,8 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 #: Logits of both forward passes, of a magnitude of up to 50, may differ by this much.
 TOLERANCE = 1e-4
+#: Of logits of the real pair, in float32: sums are taken in another order in the base's own layers and in frozen ones.
+FLOAT32_TOLERANCE = 5e-4
 QUESTION = "\nTranscribe the speech."
 ADDED = ["<audio>", "<|audio|>", "</audio>"]
 
@@ -107,16 +109,17 @@ def compare(model, processor, waveforms: list[np.ndarray], precision: torch.dtyp
     reference = Reference(json.loads(json.dumps(documents["config.json"])), weights)
     merged = model.merge_adapters().eval().to(precision)
     reference.to(precision)
+    tolerance = FLOAT32_TOLERANCE if precision == torch.float32 else TOLERANCE
     for waveform in waveforms:
         inputs = spoken(processor, waveform)
         found = reference.logits(inputs["input_ids"], inputs["input_features"].to(precision))
         with torch.no_grad():
             expected = merged(**inputs).logits
-        torch.testing.assert_close(found[..., : expected.shape[-1]], expected, atol=TOLERANCE, rtol=1e-5)
+        torch.testing.assert_close(found[..., : expected.shape[-1]], expected, atol=tolerance, rtol=0)
     text = processor(text="The capital of France is")["input_ids"]
     with torch.no_grad():
         expected = merged(text).logits
-    torch.testing.assert_close(reference.logits(text)[..., : expected.shape[-1]], expected, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(reference.logits(text)[..., : expected.shape[-1]], expected, atol=tolerance, rtol=0)
     return reference
 
 
