@@ -34,8 +34,6 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 #: Logits of both forward passes, of a magnitude of up to 50, may differ by this much.
 TOLERANCE = 1e-4
-#: Of logits of the real pair, in float32: sums are taken in another order in the base's own layers and in frozen ones.
-FLOAT32_TOLERANCE = 5e-4
 QUESTION = "\nTranscribe the speech."
 ADDED = ["<audio>", "<|audio|>", "</audio>"]
 
@@ -109,17 +107,16 @@ def compare(model, processor, waveforms: list[np.ndarray], precision: torch.dtyp
     reference = Reference(json.loads(json.dumps(documents["config.json"])), weights)
     merged = model.merge_adapters().eval().to(precision)
     reference.to(precision)
-    tolerance = FLOAT32_TOLERANCE if precision == torch.float32 else TOLERANCE
     for waveform in waveforms:
         inputs = spoken(processor, waveform)
         found = reference.logits(inputs["input_ids"], inputs["input_features"].to(precision))
         with torch.no_grad():
             expected = merged(**inputs).logits
-        torch.testing.assert_close(found[..., : expected.shape[-1]], expected, atol=tolerance, rtol=0)
+        torch.testing.assert_close(found[..., : expected.shape[-1]], expected, atol=TOLERANCE, rtol=0)
     text = processor(text="The capital of France is")["input_ids"]
     with torch.no_grad():
         expected = merged(text).logits
-    torch.testing.assert_close(reference.logits(text)[..., : expected.shape[-1]], expected, atol=tolerance, rtol=0)
+    torch.testing.assert_close(reference.logits(text)[..., : expected.shape[-1]], expected, atol=TOLERANCE, rtol=0)
     return reference
 
 
@@ -180,7 +177,8 @@ def test_ultravox_computes_the_same_of_real_speech(real_bases, real_processor) -
                 parameter.normal_(std=0.01)
     prompts = load_studio_prompts("test").sort("duration_s")
     clips = [real_processor.load_audio(prompts[row]["audio"]["bytes"]) for row in (3, len(prompts) // 2)]
-    compare(model.eval(), real_processor, clips, torch.float32)
+    with torch.backends.mkldnn.flags(enabled=False):  # both sides by the same library, to compare bits of rounding
+        compare(model.eval(), real_processor, clips, torch.float32)
 
 
 def test_added_tokens_are_never_the_likeliest(tiny_model, tiny_processor) -> None:

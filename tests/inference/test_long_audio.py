@@ -1,7 +1,10 @@
 """Files read by blocks are what they are read whole; windows lose nothing, cut no phrase, and leave out pauses."""
 
+import functools
 import io
 import os
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 
@@ -92,15 +95,16 @@ def test_urls_are_copied_for_as_long_as_they_are_read(tmp_path) -> None:
     soundfile.write(tmp_path / "a b.wav", silence(1), RATE)
     with local_file((tmp_path / "a b.wav").as_uri()) as path:
         assert path == tmp_path / "a b.wav"
-    import fsspec
-
-    with fsspec.open("memory://folder/a.wav", "wb") as remote:
-        remote.write((tmp_path / "a b.wav").read_bytes())
-    with local_file("memory://folder/a.wav") as path:
-        assert path.read_bytes() == (tmp_path / "a b.wav").read_bytes()
-    assert not path.exists()
-    with pytest.raises(FileNotFoundError, match=r"none\.wav"), local_file("memory://folder/none.wav"):
-        pass
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        site = f"http://127.0.0.1:{server.server_address[1]}"
+        with local_file(f"{site}/a%20b.wav") as path:
+            assert path.read_bytes() == (tmp_path / "a b.wav").read_bytes()
+        assert not path.exists()
+        with pytest.raises(FileNotFoundError, match=r"none\.wav"), local_file(f"{site}/none.wav"):
+            pass
+        server.shutdown()
 
 
 # ---------------------------------------------------------------------------------------------------------- windows

@@ -226,8 +226,10 @@ def test_files_that_are_no_configuration(checkpoints, tmp_path: Path, what: str)
     "place",
     ["/etc", "..", "../../etc/passwd", "https://evil.example/x", "file:///etc", "pypi:../../etc", "pypi:other"],
 )
-def test_bases_that_are_somewhere_else(checkpoints, tmp_path: Path, role: str, place: str) -> None:
+def test_bases_that_are_somewhere_else(checkpoints, tmp_path: Path, monkeypatch, role: str, place: str) -> None:
     """A folder that is no model is refused, and nothing is fetched from where no Hub is."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")  # `..` is then a folder without a model
     folder = spoilt(checkpoints, "adapter", tmp_path, lambda folder: edit_json(folder, {f"{role}_model_id": place}))
     found = refusal(folder)
     assert place.rpartition("/")[2] in found or "Unrecognized model in" in found

@@ -38,9 +38,9 @@ from audiollm.training.feature_cache import FeatureCache
 class WatchedCache(FeatureCache):
     computed = 0
 
-    def compute(self, recording):
+    def _store(self, *computed):
         self.computed += 1
-        return super().compute(recording)
+        super()._store(*computed)
 
 bases, folder, recordings = sys.argv[1:3], sys.argv[3], sys.argv[4:]
 processes = PartialState(cpu=True)
