@@ -115,3 +115,7 @@ def test_figures_of_the_shipped_adapter_are_those_of_its_card() -> None:
         if metric["type"] == "wer"
     }
     assert errors and all(f"{error:.3f}" in README for error in errors.values()), errors
+
+
+def test_the_reference_pairs_adapter_is_as_large_as_counted() -> None:
+    assert f"the adapter is {result('large_shapes')['checkpoint_bytes'] / 1e6:.0f} MB in float32" in README
