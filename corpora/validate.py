@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from audiollm.base_models import audiollm_cache_dir
 from audiollm.disks import check_writable, naming_the_disk
 from audiollm.interruption import TerminatedError, ended_by_signals, exit_status
 from audiollm.option_parser import parser_of
@@ -30,6 +31,8 @@ from .validation.validation import DataFile, Validation, validate
 from .validation.validation_report import count_severities, summarize, write_plot, write_report
 
 ERRORS_EXIT, UNCHECKED_EXIT = 1, 2
+#: Where transcripts are kept in the cache folder, and what keeps none.
+HEARD_FOLDER, CACHE_OFF = "heard", "off"
 REPORT_ADVICE = "make room and give the command again"
 #: What files without a name of their own are one split of.
 UNNAMED_SPLIT = "data"
@@ -93,6 +96,13 @@ class ValidateArguments:
         default=None,
         metadata={"help": "A Whisper (Hub id, folder, pypi:whisper-tiny.en) to hold transcripts against."},
     )
+    transcript_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder where what --transcribe_with hears is kept, so that a command that was broken off goes on; "
+            f"{HEARD_FOLDER!r} in AudioLLM's cache folder when not given, '{CACHE_OFF}' for none."
+        },
+    )
     language: str | None = field(
         default=None, metadata={"help": "Of the transcripts, for word error; English when not given."}
     )
@@ -133,6 +143,8 @@ class ValidateArguments:
             raise ValueError(f"--shown is {self.shown}; expected 0 or more.")
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"--workers is {self.workers}; expected 1 or more.")
+        if self.transcript_cache is not None and self.transcribe_with is None:
+            raise ValueError("--transcript_cache is for what --transcribe_with hears; give both, or neither.")
         if self.language is not None and self.transcribe_with is None and self.max_wer is None:
             raise ValueError("--language is for word error; give --transcribe_with or --max_wer with it.")
 
@@ -188,11 +200,14 @@ def run(given: Sequence[str], arguments: ValidateArguments) -> Validation:
     """
     files = data_files(given, arguments.against)
     _check_outputs(files, arguments)
-    decoder = None
+    decoder = journal = None
     if arguments.transcribe_with is not None:
-        from .hearing.hypotheses import WhisperDecoder
+        from .hearing.hypotheses import WhisperDecoder, transcript_journal
 
         decoder = WhisperDecoder(arguments.transcribe_with, language=arguments.language)
+        if arguments.transcript_cache != CACHE_OFF:
+            folder = check_writable(arguments.transcript_cache or audiollm_cache_dir() / HEARD_FOLDER)
+            journal = transcript_journal(folder, arguments.transcribe_with, language=arguments.language)
     found = validate(
         files,
         arguments.audio_dir,
@@ -202,6 +217,7 @@ def run(given: Sequence[str], arguments: ValidateArguments) -> Validation:
         arguments.workers or available_cpus(),
         normaliser_for(arguments.language),
         decoder,
+        journal,
     )
     try:
         if arguments.report is not None:
@@ -246,7 +262,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(UNCHECKED_EXIT)
     except KeyboardInterrupt as interrupt:
         how = "Ended" if isinstance(interrupt, TerminatedError) else "Interrupted"
-        print(f"\n{how}; nothing was written.", file=sys.stderr)
+        kept = " What was heard is kept." if options["transcribe_with"] else ""
+        print(f"\n{how}, with nothing written.{kept} Give the same command again.", file=sys.stderr)
         sys.exit(exit_status(interrupt))
     try:
         print(summarize(found, arguments.shown, arguments.strict))

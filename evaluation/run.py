@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from audiollm.base_models import how_to_get
 from audiollm.checkpoints import fingerprint
 from audiollm.configuration import AudioLlmConfig
 from audiollm.ctc_rescoring import check_ctc_weight
@@ -118,7 +119,9 @@ def checkpoint_config(options: EvaluateArguments) -> Any:
     try:
         config = AutoConfig.from_pretrained(options.model, trust_remote_code=False, **_revision(options))
     except (OSError, ValueError) as error:
-        raise ValueError(f"--model {options.model} cannot be read as a checkpoint: {error}") from error
+        raise ValueError(
+            f"--model {options.model} cannot be read as a checkpoint: {error}{how_to_get(options.model)}"
+        ) from error
     if config.model_type != AudioLlmConfig.model_type:
         raise ValueError(
             f"--model {options.model} is a model of the type {config.model_type!r}; expected {AudioLlmConfig.model_type!r}."
@@ -200,15 +203,16 @@ def locked(run: Run) -> Iterator[None]:
 
 def _answer(run: Run, missing: Mapping[str, Sequence[str]]) -> None:
     options = run.options
-    processor = AutoProcessor.from_pretrained(options.model, trust_remote_code=False, **_revision(options))
     device = {"": run.state.device} if torch.cuda.is_available() else None
-    model: Any = AutoModelForMultimodalLM.from_pretrained(
-        options.model,
-        dtype=options.dtype,
-        device_map=options.device_map or device,
-        trust_remote_code=False,
-        **_revision(options),
-    ).eval()
+    known: dict[str, Any] = {"trust_remote_code": False, **_revision(options)}
+    try:
+        processor = AutoProcessor.from_pretrained(options.model, **known)
+        model: Any = AutoModelForMultimodalLM.from_pretrained(
+            options.model, dtype=options.dtype, device_map=options.device_map or device, **known
+        ).eval()
+    except (OSError, ValueError) as error:
+        advice = "" if "hf download" in str(error) else how_to_get(options.model)
+        raise ValueError(f"--model {options.model} cannot be loaded: {error}{advice}") from error
     weights = fingerprint({name: value for name, value in model.state_dict().items() if value.is_floating_point()})
     check_same(run.folder, {"weights": weights}, {})
     run.state.wait_for_everyone()  # none writes before all have looked

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmProcessor, shipped_adapter
+from audiollm.base_models import how_to_get
 from audiollm.quantisation import quantisation
 from transformers.utils import is_bitsandbytes_available
 
@@ -95,7 +96,9 @@ def load_processor(checkpoint: str, revision: str | None = None) -> AudioLlmProc
     try:
         return AudioLlmProcessor.from_pretrained(checkpoint, **_revision(revision))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"The processor of {checkpoint} cannot be loaded: {error}") from error
+        raise CheckpointError(
+            f"The processor of {checkpoint} cannot be loaded: {error}{how_to_get(checkpoint)}"
+        ) from error
 
 
 def load_model(
@@ -148,7 +151,8 @@ def load_model(
     except (OSError, ValueError, ImportError) as error:
         # transformers says what is missing, but not which option asked for it.
         attention = f" with --attn_implementation {attn_implementation}" if attn_implementation else ""
-        raise CheckpointError(f"{checkpoint} cannot be loaded{attention}: {error}") from error
+        advice = "" if "hf download" in str(error) else how_to_get(checkpoint)
+        raise CheckpointError(f"{checkpoint} cannot be loaded{attention}: {error}{advice}") from error
     return model.eval()
 
 

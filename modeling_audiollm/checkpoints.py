@@ -18,7 +18,7 @@ from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import logging
 
 from .audio_towers import audio_tower_class
-from .base_models import resolve_base
+from .base_models import naming_base, resolve_base
 from .configuration_audiollm import AudioLlmConfig
 from .language_head import check_language_model
 from .lora_routing import is_target
@@ -47,16 +47,17 @@ def load_audio_base(
     config = copy.deepcopy(audio_config)
     config.dtype = None  # that of a checkpoint, which "auto" would load the base in, as well as its fingerprint
     base = resolve_base(model_id, "audio")
-    check_encoder(base, config, model_id, revision=revision or "main", **hub_arguments)
-    tower = audio_tower_class(config).from_pretrained(
-        base,
-        config=config,
-        revision=revision or "main",
-        use_safetensors=True,
-        key_mapping=ENCODER_KEYS[audio_config.model_type],
-        dtype="auto",
-        **hub_arguments,
-    )
+    with naming_base(model_id, "audio"):
+        check_encoder(base, config, model_id, revision=revision or "main", **hub_arguments)
+        tower = audio_tower_class(config).from_pretrained(
+            base,
+            config=config,
+            revision=revision or "main",
+            use_safetensors=True,
+            key_mapping=ENCODER_KEYS[audio_config.model_type],
+            dtype="auto",
+            **hub_arguments,
+        )
     return tower.state_dict()
 
 
@@ -71,14 +72,16 @@ def load_text_base(
     Raises:
         ValueError: with `check_head`, when AudioLLM would not give this model's logits.
     """
-    causal_lm = AutoModelForCausalLM.from_pretrained(
-        resolve_base(model_id, "text"),
-        revision=revision or "main",
-        dtype="auto",
-        trust_remote_code=False,
-        use_safetensors=True,
-        **hub_arguments,
-    )
+    base = resolve_base(model_id, "text")
+    with naming_base(model_id, "text"):
+        causal_lm = AutoModelForCausalLM.from_pretrained(
+            base,
+            revision=revision or "main",
+            dtype="auto",
+            trust_remote_code=False,
+            use_safetensors=True,
+            **hub_arguments,
+        )
     if check_head:
         check_language_model(causal_lm)
     state = {f"model.language_model.{key}": value for key, value in causal_lm.base_model.state_dict().items()}

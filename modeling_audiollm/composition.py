@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, GenerationConfig
 
-from .base_models import resolve_base
+from .base_models import naming_base, resolve_base
 from .checkpoints import HUB_ARGUMENTS, load_bases, recorded_base_id, refuse_incomplete
 from .lora_routing import add_adapters
 from .projector import AudioLlmProjector
@@ -61,18 +61,12 @@ class ComposedOfBases:
         ```
         """
         hub_arguments = {name: config_fields.pop(name) for name in HUB_ARGUMENTS if name in config_fields}
-        audio_config = AutoConfig.from_pretrained(
-            resolve_base(audio_model_id, "audio"),
-            revision=audio_model_revision or "main",
-            trust_remote_code=False,
-            **hub_arguments,
-        )
-        text_config = AutoConfig.from_pretrained(
-            resolve_base(text_model_id, "text"),
-            revision=text_model_revision or "main",
-            trust_remote_code=False,
-            **hub_arguments,
-        )
+        audio_base, text_base = resolve_base(audio_model_id, "audio"), resolve_base(text_model_id, "text")
+        known: dict[str, Any] = {"trust_remote_code": False, **hub_arguments}
+        with naming_base(audio_model_id, "audio"):
+            audio_config = AutoConfig.from_pretrained(audio_base, revision=audio_model_revision or "main", **known)
+        with naming_base(text_model_id, "text"):
+            text_config = AutoConfig.from_pretrained(text_base, revision=text_model_revision or "main", **known)
         config = cls.config_class(
             audio_config=audio_config,
             text_config=text_config,
@@ -100,7 +94,7 @@ class ComposedOfBases:
             output_loading_info=True,
         )
         refuse_incomplete(info, f"{audio_model_id} with {text_model_id}")
-        model.generation_config = base_generation_config(resolve_base(text_model_id, "text"), config, hub_arguments)
+        model.generation_config = base_generation_config(text_base, config, hub_arguments)
         model.freeze_bases()
         return model.eval()
 

@@ -34,8 +34,8 @@ def naming_the_disk(folder: str | os.PathLike[str], advice: str = GOES_ON) -> It
     try:
         yield
     except OSError as error:
-        if error.errno not in NO_ROOM_ERRORS:
-            raise
+        if error.errno not in NO_ROOM_ERRORS or error.strerror != os.strerror(error.errno):
+            raise  # something else, or it says so already
         raise _no_room(error.errno, error.filename2 or error.filename or folder, advice) from error
     except SafetensorError as error:
         said = SYSTEM_ERROR.search(str(error))

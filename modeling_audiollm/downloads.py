@@ -266,7 +266,7 @@ def _receive(url: str, part: Path, offset: int, size: int | None, bar: tqdm) -> 
         received = offset
         with open(part, "r+b" if honoured else "wb") as file:
             file.seek(offset)
-            while block := response.read(BLOCK_BYTES):
+            while block := response.read1(BLOCK_BYTES):  # what has come, so that a stall loses nothing of it
                 received += len(block)
                 if total is not None and received > total:
                     raise EOFError(f"the server sent more than the {total} bytes it announced")

@@ -1,6 +1,8 @@
 """Where a base model lies: what `from_pretrained` should be given for the ids that AudioLLM accepts."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 #: Prefix of base model ids that name one of the embedded pair rather than a Hub repository or a folder.
@@ -50,4 +52,36 @@ def resolve_base(model_id: str | os.PathLike, role: str) -> str:
     return os.path.expanduser(model_id) if looks_local else model_id
 
 
-__all__ = ["EMBEDDED_PREFIX", "audiollm_cache_dir", "embedded_base_folder", "resolve_base"]
+@contextmanager
+def naming_base(model_id: str | os.PathLike, role: str) -> Iterator[None]:
+    """
+    Has an error about files that are missing say of which base they are, and how to get them.
+
+    Args:
+        model_id, role: as in [`resolve_base`].
+
+    Raises:
+        OSError: in place of the library's.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"The {role} base {str(model_id)!r} cannot be loaded: {error}{how_to_get(model_id)}") from error
+
+
+def how_to_get(model_id: str | os.PathLike) -> str:
+    """What to do where files of a Hub repository are missing, as a further line; nothing about what is on this machine."""
+    name = os.fspath(model_id)
+    if name.startswith(EMBEDDED_PREFIX) or os.path.isdir(os.path.expanduser(name)):
+        return ""
+    return f"\nWhere there is a network, `hf download {name}` fetches all its files, which then serve without one."
+
+
+__all__ = [
+    "EMBEDDED_PREFIX",
+    "audiollm_cache_dir",
+    "embedded_base_folder",
+    "how_to_get",
+    "naming_base",
+    "resolve_base",
+]

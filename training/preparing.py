@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmProcessor
-from audiollm.base_models import EMBEDDED_PREFIX
+from audiollm.base_models import EMBEDDED_PREFIX, how_to_get
 from audiollm.embedded_bases import DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE, fetch
 from audiollm.quantisation import quantisation
 from transformers import set_seed
@@ -57,20 +57,7 @@ def load_model(
         "quantization_config": quantisation(arguments.load_in_8bit, arguments.load_in_4bit, dtype),
     }
     if arguments.model_path is not None:
-        holds = AudioLlmConfig.from_pretrained(arguments.model_path).weight_format
-        given = [f"--{name}" for name in ("llama_path", "whisper_path") if getattr(arguments, name) is not None]
-        if holds != "adapter" and given:
-            raise TrainingError(
-                f"{' and '.join(given)} cannot go with --model_path {arguments.model_path}: its checkpoint is "
-                f"{holds!r}, with its bases in it."
-            )
-        model = AudioLlmForConditionalGeneration.from_pretrained(
-            arguments.model_path,
-            audio_model_id=arguments.whisper_path,
-            text_model_id=arguments.llama_path,
-            **common,
-        )
-        return model, AudioLlmProcessor.from_pretrained(arguments.model_path)
+        return _load_checkpoint(arguments, arguments.model_path, common)
     audio_base = arguments.whisper_path or DEFAULT_AUDIO_BASE
     text_base = arguments.llama_path or DEFAULT_TEXT_BASE
     for base in (audio_base, text_base):
@@ -84,6 +71,37 @@ def load_model(
         audio_base, text_base, stack_factor=model.config.stack_factor
     )
     return model, processor
+
+
+def _load_checkpoint(
+    arguments: ModelArguments, path: str, common: dict[str, Any]
+) -> tuple[AudioLlmForConditionalGeneration, AudioLlmProcessor]:
+    """
+    An earlier checkpoint, and its processor.
+
+    Raises:
+        TrainingError: bases are named for a checkpoint that holds its own, or files of it are missing.
+    """
+    try:
+        holds = AudioLlmConfig.from_pretrained(path).weight_format
+        given = [f"--{name}" for name in ("llama_path", "whisper_path") if getattr(arguments, name) is not None]
+        if holds != "adapter" and given:
+            raise TrainingError(
+                f"{' and '.join(given)} cannot go with --model_path {path}: its checkpoint is "
+                f"{holds!r}, with its bases in it."
+            )
+        model = AudioLlmForConditionalGeneration.from_pretrained(
+            path,
+            audio_model_id=arguments.whisper_path,
+            text_model_id=arguments.llama_path,
+            **common,
+        )
+        return model, AudioLlmProcessor.from_pretrained(path)
+    except TrainingError:
+        raise
+    except (OSError, ValueError) as error:
+        advice = "" if "hf download" in str(error) else how_to_get(path)
+        raise TrainingError(f"--model_path {path} cannot be loaded: {error}{advice}") from error
 
 
 def prepare(

