@@ -10,6 +10,7 @@ Run again, it reuses what is done and goes on where it was cut off; `--output_di
 
 import argparse
 import json
+import os
 import resource
 import sys
 import time
@@ -104,7 +105,9 @@ class Demo:
         yield known
         if not known:
             seconds[name] = time.perf_counter() - start
-            self.record_file.write_text(json.dumps(self.record, indent=1))
+            unfinished = self.record_file.with_suffix(".unfinished")
+            unfinished.write_text(json.dumps(self.record, indent=1))
+            os.replace(unfinished, self.record_file)  # whole or not at all, whenever the demo is killed
             print(f"== {name}: {seconds[name]:.0f} s\n")
 
     def run(self) -> dict[str, Any]:

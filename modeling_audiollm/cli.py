@@ -33,6 +33,10 @@ COMMANDS = {
 }
 #: Exit status of a command whose reader has seen enough (`| head`), as shells have it.
 PIPE_CLOSED_EXIT = 141
+MEMORY_ADVICE = (
+    "Nothing half-written is left. Give less at a time (shorter recordings, a smaller --batch_size or --workers), "
+    "--dtype bfloat16 where there is one, or more memory."
+)
 
 
 def main() -> None:
@@ -58,7 +62,15 @@ def run() -> None:
         return
     if command not in COMMANDS:
         sys.exit(f"audiollm: there is no command {command!r}; expected one of {', '.join(COMMANDS)}.")
-    importlib.import_module(COMMANDS[command][0]).main(sys.argv[2:])
+    try:
+        importlib.import_module(COMMANDS[command][0]).main(sys.argv[2:])
+    except (MemoryError, OSError, RuntimeError) as error:
+        from .memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        sys.exit(f"audiollm {command}: memory ran out ({said}). {MEMORY_ADVICE}")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def naming_the_disk(folder: str | os.PathLike[str], advice: str = GOES_ON) -> It
     try:
         yield
     except OSError as error:
-        if error.errno not in NO_ROOM_ERRORS or error.strerror != os.strerror(error.errno):
+        if error.errno not in NO_ROOM_ERRORS or "make room" in str(error).lower():
             raise  # something else, or it says so already
         raise _no_room(error.errno, error.filename2 or error.filename or folder, advice) from error
     except SafetensorError as error:

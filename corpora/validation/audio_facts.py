@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import soundfile
+from audiollm.memory import is_out_of_memory
 from audiollm.processing.audio_io import (
     CONTAINER_FORMATS,
     CUT_OFF_TOLERANCE_S,
@@ -147,7 +148,9 @@ def measure(recording: Any, max_seconds: float) -> AudioFacts:
         return AudioFacts(error.fault, error.reason, seconds=error.seconds)
     except FileNotFoundError:
         return AudioFacts("missing_file", "the file is not there")
-    except (OSError, ValueError, MemoryError, OverflowError) as error:  # AudioError of a URL is a ValueError
+    except (OSError, ValueError, OverflowError) as error:  # AudioError of a URL is a ValueError
+        if is_out_of_memory(error):  # no fault of the recording, which is read by blocks
+            raise
         return AudioFacts("undecodable", " ".join(str(error).split()) or type(error).__name__)
 
 

@@ -2,7 +2,10 @@
 
 import contextlib
 import json
+import multiprocessing
+import os
 import signal
+import sys
 from pathlib import Path
 
 import datasets
@@ -12,6 +15,7 @@ from audiollm.corpora import prepare, validate
 from audiollm.corpora.hearing.hypotheses import WhisperDecoder
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.corpora.validation import validation
+from audiollm.disks import appearing_whole
 from audiollm.interruption import (
     TerminatedError,
     check_interrupted,
@@ -19,6 +23,9 @@ from audiollm.interruption import (
     exit_status,
     interruptible,
 )
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from demo import Demo
 
 SIGNALS = [(signal.SIGINT, KeyboardInterrupt, 130), (signal.SIGTERM, TerminatedError, 143)]
 
@@ -85,6 +92,41 @@ def test_prepare_ends_though_datasets_swallows_the_signal(number, code, tmp_path
     assert not (output / "manifest.json").exists()
     prepare.main(command)
     assert len(json.loads(Path(output / "instruction_examples.json").read_text())) == 4
+
+
+# ------------------------------------------------------------------------------------------------------------- killed
+
+
+def _killed_while_writing(output: Path) -> None:
+    with appearing_whole(output) as partial:
+        (partial / "config.json").write_text("{")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_folder_that_appears_whole_is_not_there_when_its_writer_is_killed(tmp_path) -> None:
+    """What `audiollm shrink` and `export` write."""
+    output = tmp_path / "exported"
+    writer = multiprocessing.get_context("fork").Process(target=_killed_while_writing, args=(output,))
+    writer.start()
+    writer.join(10)
+    assert writer.exitcode == -signal.SIGKILL and not output.exists()
+    with appearing_whole(output) as partial:
+        (partial / "config.json").write_text("{}")
+    assert (output / "config.json").read_text() == "{}"
+
+
+def test_the_demo_knows_its_stages_though_it_was_killed_while_noting_one(tmp_path) -> None:
+    demo = Demo(tmp_path)
+    with demo.stage("bases"):
+        pass
+    (tmp_path / "stages.unfinished").write_text('{"seco')  # as a kill in the middle of writing leaves it
+    again = Demo(tmp_path)
+    with again.stage("bases") as known:
+        assert known
+    with again.stage("align") as known:
+        assert not known
+    assert not (tmp_path / "stages.unfinished").exists()
+    assert set(json.loads((tmp_path / "stages.json").read_text())["seconds"]) == {"bases", "align"}
 
 
 # ------------------------------------------------------------------------------------------------------------- hearing
