@@ -25,8 +25,8 @@ from typing import Any
 
 import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
-from audiollm.matrix_products import frozen_product, frozen_product_gradient
-from audiollm.shared_prefix import shared_prefix_length
+from audiollm.matrix_products import fast_product
+from audiollm.shared_prefix import is_worth_sharing, shared_prefix_length
 from limit_counting import count, encoder_flops, language_model_flops, positions_of
 from torch import nn
 from training_peers import AUDIO_BASE, SHAPES, TEXT_BASE, audiollm_side, make_clips, training_batch
@@ -131,6 +131,7 @@ def training_case(model, processor, shape: str) -> Case:
         optimizer.zero_grad()
 
     shared = shared_prefix_length(batch["input_ids"], batch["attention_mask"], model.config.audio_token_id)
+    shared = shared if is_worth_sharing(*batch["input_ids"].shape, shared) else 0
     executed = language_model_flops(model, positions_of(model, batch, shared, padded=True), trains=True)
     flops = language_model_flops(model, positions_of(model, batch, shared, padded=False), trains=True)
     return checked(f"training step {shape}", step, flops, executed)
@@ -249,8 +250,8 @@ def rates_of_shapes(model, dtype: torch.dtype) -> list[dict[str, Any]]:
             x, grad = torch.randn(rows, inputs).to(dtype), torch.randn(rows, outputs).to(dtype)
             weight = torch.randn(outputs, inputs).to(dtype)
             ways = {
-                "forward_flops_per_s": partial(frozen_product, x, weight),
-                "backward_flops_per_s": partial(frozen_product_gradient, grad, weight),
+                "forward_flops_per_s": partial(fast_product, x, weight),
+                "backward_flops_per_s": partial(fast_product, grad, weight.T),
                 "torchs_choice_flops_per_s": partial(nn.functional.linear, x, weight),
             }
             flops = 2 * rows * inputs * outputs
@@ -260,9 +261,16 @@ def rates_of_shapes(model, dtype: torch.dtype) -> list[dict[str, Any]]:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """All measurements."""
-    fractions: dict[str, dict[str, Any]] = {}
-    yardsticks, shapes = {}, {}
+    """All measurements, each written to the output as soon as it is there."""
+    results: dict[str, Any] = {
+        "what": "floating-point operations needed / seconds / matrix rate measured before and after each run",
+        "target_fraction": TARGET_FRACTION,
+        "fractions": {},
+        "matrix_rates": {},
+        "rates_of_shapes": {},
+        "rounds": options.rounds,
+        "torch": torch.__version__,
+    }
     processor = AudioLlmProcessor.from_audio_text_pretrained(AUDIO_BASE, TEXT_BASE)
     for precision in options.precisions:
         dtype = getattr(torch, precision)
@@ -275,24 +283,25 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 case = CASES[kind](model, processor, shape)
                 rounds = options.rounds * (1 if kind == "training step" else options.repeats)
                 found = measure(case, rate, rounds)
-                fractions.setdefault(case.name, {})[precision] = found
+                results["fractions"].setdefault(case.name, {})[precision] = found
+                write(results, options.output)
                 print(f"{case.name:22}{precision:10}{found['fraction']:6.2f}", flush=True)
-        yardsticks[precision], shapes[precision] = rate.tried, rates_of_shapes(model, dtype)
-    return {
-        "what": "floating-point operations needed / seconds / matrix rate measured before and after each run",
-        "target_fraction": TARGET_FRACTION,
-        "fractions": fractions,
-        "matrix_rates": yardsticks,
-        "rates_of_shapes": shapes,
-        "copy_bytes_per_s": copy_rate(),
-        "rounds": options.rounds,
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-            "load_at_end": os.getloadavg(),
-        },
-        "torch": torch.__version__,
+        results["matrix_rates"][precision] = rate.tried
+        results["rates_of_shapes"][precision] = rates_of_shapes(model, dtype)
+    results["copy_bytes_per_s"] = copy_rate()
+    results["machine"] = {
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "load_at_end": os.getloadavg(),
     }
+    write(results, options.output)
+    return results
+
+
+def write(results: dict[str, Any], path: Path) -> None:
+    """What has been measured so far, as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def print_table(fractions: dict[str, dict[str, Any]]) -> None:
@@ -331,8 +340,6 @@ def main() -> None:
     """Measures, writes and prints."""
     options = read_options()
     results = run(options)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print_table(results["fractions"])
 
 

@@ -60,8 +60,7 @@ def _linear(x_shape, weight_shape, *_, out_shape=None, **__) -> int:
 #: What torch's counter has no formula for.
 FORMULAS: dict[Any, Callable[..., int]] = {
     aten.addmm_: lambda out, a, b, **_: FLOPS_PER_PRODUCT * a[0] * a[1] * b[1],
-    aten.mkldnn_linear: _linear,
-    aten.mkldnn_linear_backward_input: lambda _, grad, weight, **__: _linear(grad, weight),
+    torch.ops.mkldnn._linear_pointwise: _linear,
     aten._scaled_dot_product_flash_attention_for_cpu: _raw(_attention),
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _raw(_attention_backward),
 }

@@ -7,7 +7,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils.output_capturing import capture_outputs
 
-from .matrix_products import use_frozen_products
+from .matrix_products import use_fast_products
 
 #: The encoder's second convolution halves the frame rate: 10 ms log-mel frames become 20 ms encoder frames.
 MEL_FRAMES_PER_ENCODER_FRAME = 2
@@ -68,7 +68,7 @@ class AudioTower(WhisperEncoder):
 
     def __init__(self, config):
         super().__init__(config)
-        use_frozen_products(self.layers)
+        use_fast_products(self.layers)
 
     @property
     def max_input_frames(self) -> int:

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
-from .matrix_products import autocasts, frozen_product, frozen_product_gradient
+from .matrix_products import autocasts, fast_product
 
 #: Dropout on a CPU takes 16 random bits for an element, four elements from one number of the generator.
 DROPOUT_BITS = 16
@@ -73,14 +73,14 @@ class FrozenLinearWithLora(torch.autograd.Function):
         needs_x, _, _, _, needs_down, needs_up, _ = ctx.needs_input_grad
         grad_x = grad_down = grad_up = None
         with _without_autocast(grad.device.type):
-            grad_low = (grad @ up).mul_(ctx.scaling)
+            grad_low = fast_product(grad, up.T).mul_(ctx.scaling)
             if needs_x:
-                grad_x = frozen_product_gradient(grad, weight)
+                grad_x = fast_product(grad, weight.T)
                 grad_x = grad_x.addmm_(grad_low, down) if mask is None else grad_x.addcmul_(grad_low @ down, mask)
             if needs_down:
-                grad_down = (grad_low.T @ source).to(ctx.down_dtype)
+                grad_down = fast_product(grad_low.T, source.T).to(ctx.down_dtype)
             if needs_up:
-                grad_up = (grad.T @ low).to(ctx.up_dtype).mul_(ctx.scaling)
+                grad_up = fast_product(low.T, grad.T).T.to(ctx.up_dtype).mul_(ctx.scaling)
         return grad_x, None, None, None, grad_down, grad_up, None
 
 
@@ -98,23 +98,29 @@ def frozen_linear_with_lora(x, weight, bias, mask, down, up, scaling: float) -> 
 def _forward(x, weight, bias, source, down, up, scaling: float) -> tuple[torch.Tensor, ...]:
     """The result, and on the way to it: the inner product of rank `rank`, and both factors in the precision of `x`."""
     down_cast, up_cast = down.to(x.dtype), up.to(x.dtype)
-    low = source @ down_cast.T
-    return frozen_product(x, weight, bias).addmm_(low, up_cast.T, alpha=scaling), low, down_cast, up_cast
+    low = fast_product(source, down_cast)
+    return fast_product(x, weight, bias).addmm_(low, up_cast.T, alpha=scaling), low, down_cast, up_cast
+
+
+def is_plain_linear(layer: nn.Module) -> bool:
+    """Whether `layer` is torch's linear layer with unquantised weights, whose call is its class's and no more."""
+    if type(layer) is not nn.Linear or "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks:
+        return False
+    return type(layer.weight) is nn.Parameter  # quantised ones may be of a class that not all operations know
 
 
 def can_fuse(base: nn.Module, x: torch.Tensor) -> bool:
     """Whether `base` is a plain frozen linear layer in the precision of `x`, whose call is its class's and no more."""
-    if type(base) is not nn.Linear or "forward" in vars(base) or base._forward_hooks or base._forward_pre_hooks:
+    if not is_plain_linear(base):
         return False
     device = x.device.type
     same_precision = not autocasts(device) or torch.get_autocast_dtype(device) == x.dtype
     trains = base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad)
-    plain = type(base.weight) is nn.Parameter  # quantised ones may be of a class that not all operations know
-    return plain and same_precision and base.weight.dtype == x.dtype and not trains
+    return same_precision and base.weight.dtype == x.dtype and not trains
 
 
 def _without_autocast(device: str) -> AbstractContextManager:
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
-__all__ = ["FrozenLinearWithLora", "can_fuse", "dropout_mask", "frozen_linear_with_lora"]
+__all__ = ["FrozenLinearWithLora", "can_fuse", "dropout_mask", "frozen_linear_with_lora", "is_plain_linear"]

@@ -18,9 +18,11 @@ from transformers.utils import can_return_tuple
 from .audio_towers import audio_tower_class
 from .composition import ComposedOfBases
 from .configuration_audiollm import AudioLlmConfig
+from .frozen_linear import is_plain_linear
 from .generation_audiollm import AudioLlmGenerationMixin
 from .language_head import scale_logits
 from .lora_routing import ROUTE_KEYWORD, LoraRoute, accepts_route, add_adapters
+from .matrix_products import fast_linear
 from .packed_rows import count_sequences, hold_audio, packed_sequences
 from .pretrained_audiollm import AudioLlmPreTrainedModel
 from .projector import AudioLlmProjector
@@ -461,12 +463,19 @@ class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel,
             audio_hidden_states=outputs.audio_hidden_states,
         )
 
+    def _head_for_loss(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """As [`compute_logits`], while training by the faster library; `hidden_states`: `(positions, hidden_size)`."""
+        head = self.lm_head
+        if not self.training or not is_plain_linear(head) or head.weight.dtype != hidden_states.dtype:
+            return self.compute_logits(hidden_states)
+        return scale_logits(fast_linear(hidden_states, head.weight), self.config.text_config)
+
     def _supervised_loss(self, hidden_states, labels, num_items_in_batch) -> torch.Tensor:
         """Cross-entropy of the next token, with the head run on supervised positions only."""
         next_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL).to(hidden_states.device)
         supervised = next_labels != IGNORED_LABEL
         targets = next_labels[supervised]
-        logits = self.compute_logits(hidden_states[supervised])
+        logits = self._head_for_loss(hidden_states[supervised])
         if not len(targets):
             return logits.float().sum()
         if int(targets.max()) >= logits.shape[-1]:

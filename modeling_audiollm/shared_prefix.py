@@ -35,6 +35,11 @@ def shared_prefix_length(input_ids: torch.Tensor, attention_mask: torch.Tensor |
     return min(int(alike.long().cumprod(dim=0).sum()), input_ids.shape[1] - 1)
 
 
+def is_worth_sharing(rows: int, positions: int, length: int) -> bool:
+    """Whether to run the first `length` of `positions` once for all `rows` saves more than a second pass costs."""
+    return (rows - 1) * length >= MIN_SHARE_SAVED * rows * positions
+
+
 def can_share_prefix(language_model: nn.Module, embeds: torch.Tensor, length: int, route: LoraRoute) -> bool:
     """
     Whether the first `length` positions can be run once for all rows, and whether it is worth it.
@@ -43,10 +48,9 @@ def can_share_prefix(language_model: nn.Module, embeds: torch.Tensor, length: in
     and values of all positions. Not with activation checkpointing, which allows no cache; not where several processes
     must run their layers equally often; and only on a CPU, where time goes by positions rather than by passes.
     """
-    rows = embeds.shape[0]
-    saved = (rows - 1) * length / (rows * embeds.shape[1])
     several_processes = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if saved < MIN_SHARE_SAVED or embeds.device.type != "cpu" or several_processes:
+    rows, positions, _ = embeds.shape
+    if not is_worth_sharing(rows, positions, length) or embeds.device.type != "cpu" or several_processes:
         return False
     if route.packed or not any(indices is None for indices in route.rows.values()):
         return False
@@ -95,4 +99,4 @@ def run_with_shared_prefix(
     return torch.cat([shared.expand(rows, -1, -1), own], dim=1)
 
 
-__all__ = ["can_share_prefix", "run_with_shared_prefix", "shared_prefix_length"]
+__all__ = ["can_share_prefix", "is_worth_sharing", "run_with_shared_prefix", "shared_prefix_length"]
