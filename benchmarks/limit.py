@@ -131,7 +131,8 @@ def training_case(model, processor, shape: str) -> Case:
         optimizer.zero_grad()
 
     shared = shared_prefix_length(batch["input_ids"], batch["attention_mask"], model.config.audio_token_id)
-    shared = shared if is_worth_sharing(*batch["input_ids"].shape, shared) else 0
+    rows, positions = batch["input_ids"].shape
+    shared = shared if is_worth_sharing(rows, positions, shared) else 0
     executed = language_model_flops(model, positions_of(model, batch, shared, padded=True), trains=True)
     flops = language_model_flops(model, positions_of(model, batch, shared, padded=False), trains=True)
     return checked(f"training step {shape}", step, flops, executed)
