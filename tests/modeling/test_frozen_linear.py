@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from audiollm import matrix_products
 from audiollm.frozen_linear import FrozenLinearWithLora, can_fuse, dropout_mask, frozen_linear_with_lora
 from audiollm.lora_routing import RoutedLoraLinear
 from batches import collate, make_row, mixed_rows
@@ -120,6 +121,28 @@ def test_fused_and_plain_layers_agree(tiny_model) -> None:
     assert calls and fused.keys() == plain.keys()
     for name, gradient in plain.items():
         torch.testing.assert_close(fused[name], gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_either_library_gives_the_same_gradients(tiny_model, monkeypatch) -> None:
+    tiny_model.train()
+    batch = training_batch(tiny_model.config)
+    found = {}
+    for faster in (True, False):
+        monkeypatch.setattr(matrix_products, "onednn_is_faster", lambda: faster)
+        found[faster] = gradients(tiny_model, batch)
+    assert found[True].keys() == found[False].keys()
+    for name, gradient in found[False].items():
+        torch.testing.assert_close(found[True][name], gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_a_head_with_a_hook_is_called_while_training(tiny_model) -> None:
+    tiny_model.train()
+    batch = training_batch(tiny_model.config)
+    expected = tiny_model(**batch).loss
+    calls = []
+    tiny_model.lm_head.register_forward_hook(lambda *_: calls.append(1))
+    torch.testing.assert_close(tiny_model(**batch).loss, expected)
+    assert calls
 
 
 def test_what_is_not_plain_is_not_fused() -> None:
