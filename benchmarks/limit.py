@@ -5,10 +5,11 @@ How close AudioLLM comes to what this machine can multiply: training steps, enco
 
 For each case: floating-point operations that the mathematics needs (counted by `limit_counting.py`; padding and what is
 computed twice are left out), divided by the seconds taken and by the rate of large square products, which is measured right
-before and right after each timed run, by the faster of torch's two libraries for them. Batches are those of
-`training_step.py`, with cached features; encoding goes clip by clip, as the feature cache's; a prefill is one question about
-one recording. The JSON also holds what each case spends its time on, operation by operation, the bytes that its operations
-read and write, log-mel extraction beside the encoder, and the rate at the shapes that occur.
+before and right after each round, by the faster of torch's two libraries for them; a round is half a second of repeats, as
+those of the rate are. Batches are those of `training_step.py`, with cached features; encoding goes clip by clip, as the
+feature cache's; a prefill is one question about one recording. The JSON also holds what each case spends its time on,
+operation by operation, the bytes that its operations read and write, log-mel extraction beside the encoder, and the rate at
+the shapes that occur.
 """
 
 import argparse
@@ -39,6 +40,8 @@ LEARNING_RATE = 1e-4
 SQUARES = (768, 1024, 1536, 2048)
 LIBRARIES = ("torch's choice", "oneDNN")
 RATE_SECONDS, CHOICE_SECONDS, SHAPE_SECONDS = 0.12, 0.25, 0.02
+#: What is short is repeated for so long in each round, as it is in use: thousands of clips are encoded one after the other.
+ROUND_SECONDS = 0.5
 COPIED_BYTES = 1 << 28
 OPERATIONS_LISTED = 15
 #: Counted and formula may differ by the keys that padded queries look at.
@@ -142,10 +145,10 @@ def encoding_case(model, processor, shape: str) -> Case:
     """The encoder over a batch's clips, one by one as the feature cache runs it."""
     waveforms = [clip.waveform for clip in make_clips(SHAPES[shape])]
     windows = [processor.batch_features([waveform])["input_features"] for waveform in waveforms]
+    model.eval()
 
     @torch.no_grad()
     def encode() -> None:
-        model.eval()
         for window in windows:
             model.model.encode_audio(window)
 
@@ -164,10 +167,10 @@ def prefill_case(model, processor, shape: str) -> Case:
     one = {
         name: value[:windows] if name.startswith("encoded") else value[:1, :length] for name, value in batch.items()
     }
+    model.eval()
 
     @torch.no_grad()
     def prefill() -> None:
-        model.eval()
         model(**one, logits_to_keep=1, use_cache=True)
 
     flops = language_model_flops(model, positions_of(model, one, 0, padded=False, supervised=1), trains=False)
@@ -212,9 +215,11 @@ def measure(case: Case, rate: MatrixRate, rounds: int) -> dict[str, Any]:
     fractions, seconds, rates = [], [], []
     before = rate.measure()
     for _ in range(rounds):
-        start = time.perf_counter()
-        case.run()
-        seconds.append(time.perf_counter() - start)
+        start, runs = time.perf_counter(), 0
+        while not runs or time.perf_counter() - start < ROUND_SECONDS:
+            case.run()
+            runs += 1
+        seconds.append((time.perf_counter() - start) / runs)
         after = rate.measure()
         rates.append((before + after) / 2)
         fractions.append(case.flops / seconds[-1] / rates[-1])
