@@ -128,7 +128,7 @@ def test_either_library_gives_the_same_gradients(tiny_model, monkeypatch) -> Non
     batch = training_batch(tiny_model.config)
     found = {}
     for faster in (True, False):
-        monkeypatch.setattr(matrix_products, "onednn_is_faster", lambda: faster)
+        monkeypatch.setattr(matrix_products, "onednn_is_faster", lambda faster=faster: faster)
         found[faster] = gradients(tiny_model, batch)
     assert found[True].keys() == found[False].keys()
     for name, gradient in found[False].items():
