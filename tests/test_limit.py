@@ -52,7 +52,7 @@ def batch_of(model, text_length: int = 9) -> dict[str, torch.Tensor]:
 def test_training_step_is_counted_as_the_formula_says(model, monkeypatch, by_onednn: bool, text_length: int) -> None:
     monkeypatch.setattr(matrix_products, "onednn_is_faster", lambda: by_onednn)
     monkeypatch.setattr(matrix_products, "MIN_ROWS", ANY_SIZE)
-    monkeypatch.setattr(matrix_products, "MIN_WEIGHT_SIZE", ANY_SIZE)
+    monkeypatch.setattr(matrix_products, "MIN_SIZE", ANY_SIZE)
     batch = batch_of(model, text_length)
     model.train()
     # Of rows without text, <audio> alone is shared: too little to be run by itself.
@@ -101,7 +101,7 @@ def test_bytes_are_those_read_and_written_once() -> None:
 
 
 def test_fraction_is_flops_over_seconds_over_rate(monkeypatch) -> None:
-    clock = iter([0.0, 2.0, 10.0, 14.0])
+    clock = iter([0.0, 2.0, 2.0, 10.0, 14.0, 14.0])
     monkeypatch.setattr(limit.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(limit, "operations", lambda run: [])
     rates = iter([10.0, 30.0, 10.0])
@@ -115,6 +115,20 @@ def test_fraction_is_flops_over_seconds_over_rate(monkeypatch) -> None:
     assert found["seconds"] == 3.0 and found["matrix_rate_flops_per_s"] == 20.0
     assert found["fraction"] == 0.75 and found["range"] == [0.5, 1.0]
     assert found["flops_per_byte"] == 5.0 and found["log_mel_seconds"] == 1.0
+
+
+def test_what_is_short_is_repeated_within_a_round(monkeypatch) -> None:
+    clock = iter([0.0, 0.2, 0.4, limit.ROUND_SECONDS, 0.6])
+    monkeypatch.setattr(limit.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(limit, "operations", lambda run: [])
+    runs: list[int] = []
+
+    class Rate:
+        def measure(self) -> float:
+            return 1.0
+
+    found = limit.measure(limit.Case("a case", lambda: runs.append(1), 1, 1, 1, {}), Rate(), rounds=1)
+    assert len(runs) == 3 and found["seconds"] == pytest.approx(0.2)
 
 
 def test_result_file_has_its_fields() -> None:
