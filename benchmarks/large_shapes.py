@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import yaml
 from large_shapes_report import write_report
-from shape_counting import ADAM_BYTES, ShapedModel, StepShape
+from shape_counting import ADAM_BYTES, ShapedModel, StepShape, set_recomputing
 
 HERE = Path(__file__).parent
 TABLES = HERE / "large_shapes.yaml"
@@ -249,7 +249,7 @@ def measure_step(shape_name: str, precision: str, checkpointing: bool) -> dict[s
     torch.manual_seed(0)
     model, batch = audiollm_side(getattr(torch, precision), SHAPES[shape_name])
     if checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+        set_recomputing(model, True)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, fused=True)
     for warm in (True, False):

@@ -172,6 +172,15 @@ class _Projecting(nn.Module):
         return cast(Any, self.projector).project(stacked)
 
 
+def set_recomputing(model: nn.Module, wanted: bool) -> None:
+    """Whether decoder layers compute activations twice instead of keeping them; before 5.23, under its older name."""
+    name = next(name for name in ("activation", "gradient") if hasattr(model, f"{name}_checkpointing_enable"))
+    if wanted:
+        getattr(model, f"{name}_checkpointing_enable")({"use_reentrant": False, "preserve_rng_state": False})
+    else:
+        getattr(model, f"{name}_checkpointing_disable")()
+
+
 class ShapedModel:
     """
     A model of these shapes on the meta device: frozen bases in `dtype`, what trains in float32.
@@ -257,12 +266,12 @@ class ShapedModel:
     def checkpointing(self, wanted: bool) -> Iterator[None]:
         """Within, activations of decoder layers are computed twice instead of kept, if wanted."""
         if wanted:
-            self.model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+            set_recomputing(self.model, True)
         try:
             yield
         finally:
             if wanted:
-                self.model.activation_checkpointing_disable()
+                set_recomputing(self.model, False)
 
     def training_step(
         self, shape: StepShape, cached: bool = True, checkpointing: bool = False, share_prefix: bool = False

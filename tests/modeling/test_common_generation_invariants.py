@@ -18,6 +18,7 @@ from transformers import (
 )
 from transformers.generation import BaseStreamer, GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 from transformers.utils.import_utils import is_optimum_quanto_available
+from versions import CHUNKED_PREFILL_ERROR
 
 NEW_TOKENS = 6
 GREEDY = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
@@ -120,7 +121,7 @@ def test_sampled_beams_stay_in_the_vocabulary(model, batch) -> None:
         ({"dola_layers": "low"}, r"requires `trust_remote_code=True`"),
         ({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0}, r"requires `trust_remote_code=True`"),
         ({"num_beams": 4, "force_words_ids": [[20]]}, r"requires `trust_remote_code=True`"),
-        ({"prefill_chunk_size": 7}, r"Chunked prefill cannot split .*'input_features'"),
+        ({"prefill_chunk_size": 7}, CHUNKED_PREFILL_ERROR),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
