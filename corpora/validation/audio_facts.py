@@ -15,23 +15,10 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
-import soundfile
 from audiollm.memory import is_out_of_memory
-from audiollm.processing.audio_io import (
-    CONTAINER_FORMATS,
-    CUT_OFF_TOLERANCE_S,
-    MAX_FLOAT_AMPLITUDE,
-    MAX_SAMPLING_RATE_HZ,
-    MIN_SAMPLING_RATE_HZ,
-    UNKNOWN_FRAMES,
-    ForwardSoundFile,
-    declared_seconds,
-    is_cut_off,
-    read_bytes,
-)
+from audiollm.processing.audio_decoding import UndecodableError, decoded_blocks
+from audiollm.processing.audio_io import MAX_FLOAT_AMPLITUDE, MAX_SAMPLING_RATE_HZ, MIN_SAMPLING_RATE_HZ, read_bytes
 
-#: Samples, of all channels together, that are in memory at once.
-BLOCK_SAMPLES = 1 << 18
 #: From here on a sample counts as being at full scale; the largest of 16 bits is 0.99997, of 8 bits 0.992.
 FULL_SCALE = 0.992
 #: Steps that samples are rounded to in the digest, so that it does not matter how a file stores its 16 bits.
@@ -173,66 +160,16 @@ def _opened(recording: Any) -> Iterator[tuple[BinaryIO, Any]]:
 
 
 def _measure(file: BinaryIO, data: Any, max_seconds: float) -> AudioFacts:
-    try:
-        decoder = ForwardSoundFile(file)
-    except soundfile.LibsndfileError as error:
-        return _measure_container(file, error.error_string, CONTAINER_FORMATS, max_seconds)
-    with decoder:
-        if decoder.frames == UNKNOWN_FRAMES:
-            return _measure_container(file, "a FLAC stream that does not say its length", "flac", max_seconds)
-        sums = _Measure()
-        sums.rate = decoder.samplerate
-        max_frames, declared = int(max_seconds * decoder.samplerate), decoder.frames
-        try:
-            while sums.frames <= max_frames:
-                block = decoder.read(max(1, BLOCK_SAMPLES // decoder.channels), dtype="float32", always_2d=True)
-                if not len(block):
-                    break
-                sums.add(block)
-        except soundfile.LibsndfileError as error:
-            reason = f"corrupt or cut off after {sums.seconds:.2f} s ({error.error_string})"
-            raise _UnreadableError("undecodable", reason, sums.seconds) from error
-        is_whole = sums.frames <= max_frames
-        if is_cut_off(data, decoder.format, sums.frames if is_whole else declared, declared):
-            raise _cut_off(sums.seconds, declared / decoder.samplerate)
-    return sums.facts(0.0 if is_whole else declared / sums.rate)
-
-
-def _measure_container(file: BinaryIO, reason: str, formats: str, max_seconds: float) -> AudioFacts:
-    """Formats that libsndfile does not read (m4a, mp4, webm, …), through PyAV where it is installed."""
-    try:
-        import av
-    except ImportError as error:
-        install = "for m4a, mp4 and webm install PyAV: pip install 'audiollm[containers]'"
-        raise _UnreadableError("undecodable", f"libsndfile does not read it ({reason}); {install}") from error
-    file.seek(0)
     sums = _Measure()
     try:
-        with av.open(file, options={"format_whitelist": formats}) as opened:
-            container: Any = opened
-            if not container.streams.audio:
-                raise _UnreadableError("undecodable", "the file holds no audio stream")
-            declared_s = declared_seconds(container)
-            to_float = av.AudioResampler(format="flt")
-            for frame in container.decode(audio=0):
-                sums.rate = frame.sample_rate
-                for part in to_float.resample(frame):
-                    sums.add(part.to_ndarray().reshape(-1, part.layout.nb_channels))
-                if sums.seconds > max_seconds:
-                    return sums.facts(max(declared_s, sums.seconds))
-    except (av.FFmpegError, OverflowError, IndexError, ValueError) as error:  # PyAV's own on damaged files
-        text = " ".join(f"neither libsndfile ({reason}) nor PyAV ({error}) reads it".split())
-        raise _UnreadableError("undecodable", text, sums.seconds) from error
-    if sums.seconds < declared_s - CUT_OFF_TOLERANCE_S:
-        raise _cut_off(sums.seconds, declared_s)
+        for block in decoded_blocks(file, data):
+            sums.rate = block.rate
+            sums.add(block.samples)
+            if sums.seconds > max_seconds:
+                return sums.facts(max(block.declared_s, sums.seconds))
+    except UndecodableError as error:
+        raise _UnreadableError("cut_off" if error.is_cut_off else "undecodable", str(error), error.seconds) from error
     return sums.facts()
-
-
-def _cut_off(seconds: float, declared_s: float) -> _UnreadableError:
-    reason = f"is cut off: it holds {seconds:.2f} s and ends before its own header or last page says"
-    if declared_s > seconds:
-        reason += f" ({declared_s:.2f} s)"
-    return _UnreadableError("cut_off", reason, seconds)
 
 
 __all__ = ["AudioFacts", "measure"]

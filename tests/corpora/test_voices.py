@@ -298,6 +298,8 @@ def test_a_mixed_voice_is_another_speaker_for_every_seed() -> None:
     voice = ready("kokoro:mixed")
     first, again, other = (voice.speak(SENTENCE, seed=seed) for seed in (1, 1, 2))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
+    threads = neural_engines._kokoro().sess.get_session_options().intra_op_num_threads
+    assert threads == 1, "each process speaks with one, or they wait for each other"
     with pytest.raises(AudioError, match=r"0\.5 to 2 times.*2\.50"):
         voice.speak(SENTENCE, speed=2.5)
     with pytest.raises(CorpusError, match=r"no voice 'heart'.*jf_alpha.*mixed"):

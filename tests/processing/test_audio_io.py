@@ -13,7 +13,7 @@ import pytest
 import torch
 from audio_files import CONTAINER_FORMATS, FFMPEG_FORMATS, RATE_HZ, SOUNDFILE_FORMATS, encode, sweep, write_container
 from audiollm.processing import AudioError, data_urls, load_waveform
-from audiollm.processing.audio_io import CUT_OFF_TOLERANCE_S
+from audiollm.processing.audio_decoding import CUT_OFF_TOLERANCE_S
 
 INT16_SCALE = 2**15
 LOSSLESS = ("wav", "flac", "aiff")
