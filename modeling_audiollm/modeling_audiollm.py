@@ -23,7 +23,7 @@ from .generation_audiollm import AudioLlmGenerationMixin
 from .language_head import scale_logits
 from .lora_routing import ROUTE_KEYWORD, LoraRoute, accepts_route, add_adapters
 from .matrix_products import fast_linear
-from .packed_rows import count_sequences, hold_audio, packed_sequences
+from .packed_rows import count_sequences, hold_audio, is_padded_on_the_right, packed_sequences
 from .pretrained_audiollm import AudioLlmPreTrainedModel
 from .projector import AudioLlmProjector
 from .shared_prefix import can_share_prefix, run_with_shared_prefix, shared_prefix_length
@@ -270,13 +270,14 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         adapter_names: list[str | None] | None = None,
         encoded_audio: torch.Tensor | None = None,
         encoded_audio_lengths: torch.Tensor | None = None,
-        share_prefix: bool = False,
+        for_loss: bool = False,
         **kwargs,
     ) -> AudioLlmModelOutputWithPast:
         """
         See [`AudioLlmForConditionalGeneration.forward`].
 
-        `share_prefix` allows text that all rows begin with to be run once; only hidden states and audio come back then.
+        `for_loss` says that hidden states of padding are not looked at, and that no cache is: text that all rows begin
+        with may then be run once, and what padding would be masked from is not computed.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
@@ -307,11 +308,10 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         sequences = packed_sequences(position_ids, attention_mask, past_key_values)
         num_rows = inputs_embeds.shape[0]
         if sequences is not None:
-            num_rows, use_cache = (
-                count_sequences(sequences),
-                False,
-            )  # with a cache, attention would not tell them apart
+            num_rows = count_sequences(sequences)
+            use_cache = False  # with a cache, attention would not tell them apart
         rows = self.row_adapters(input_ids, num_rows, adapter_names, has_audio, past_key_values, sequences)
+        plain = for_loss and not use_cache and past_key_values is None and position_ids is None and not kwargs
         if self.lora_router is not None:
             run_always = self.config.lora_adapters if self.training else ()
             route = LoraRoute.from_names(rows, inputs_embeds.device, run_always)
@@ -320,10 +320,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
             self.lora_router.route = route
             if accepts_route(self.language_model):
                 kwargs[ROUTE_KEYWORD] = route
-            plain = (
-                not use_cache and past_key_values is None and position_ids is None and set(kwargs) <= {ROUTE_KEYWORD}
-            )
-            if share_prefix and plain and input_ids is not None:
+            if plain and input_ids is not None:
                 length = shared_prefix_length(input_ids, attention_mask, self.config.audio_token_id)
                 if can_share_prefix(self.language_model, inputs_embeds, length, route):
                     hidden_states = run_with_shared_prefix(
@@ -332,6 +329,8 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
                     return AudioLlmModelOutputWithPast(
                         last_hidden_state=hidden_states, audio_hidden_states=audio_tokens
                     )
+        if plain and is_padded_on_the_right(attention_mask):
+            attention_mask = None  # causal attention does not look ahead, so no token sees padding
 
         outputs = self.language_model(
             attention_mask=attention_mask,
@@ -440,7 +439,7 @@ class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel,
             adapter_names=adapter_names,
             encoded_audio=encoded_audio,
             encoded_audio_lengths=encoded_audio_lengths,
-            share_prefix=self.training and labels is not None,
+            for_loss=self.training and labels is not None,
             return_dict=True,
             **{name: value for name, value in kwargs.items() if name != "num_items_in_batch"},
         )

@@ -1,4 +1,7 @@
-"""Several examples one after the other in one row, without padding: which position is whose, and what that changes."""
+"""
+How examples lie in a batch's rows: several one after the other without padding, and which position is whose; or one in
+each, with padding behind it.
+"""
 
 import torch
 from transformers.cache_utils import Cache
@@ -43,4 +46,12 @@ def count_sequences(sequences: torch.Tensor) -> int:
     return int(sequences[-1]) + 1
 
 
-__all__ = ["count_sequences", "hold_audio", "packed_sequences"]
+def is_padded_on_the_right(attention_mask: torch.Tensor | None) -> bool:
+    """Whether an attention mask `(batch, length)` masks nothing but what lies behind each row's last token."""
+    if attention_mask is None or attention_mask.dim() != 2:
+        return False
+    is_token = attention_mask.bool()
+    return bool((is_token[:, :-1] >= is_token[:, 1:]).all())
+
+
+__all__ = ["count_sequences", "hold_audio", "is_padded_on_the_right", "packed_sequences"]
