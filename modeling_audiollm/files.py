@@ -1,0 +1,249 @@
+"""Files that all commands share the handling of: written whole or not at all, journals, checksums, audio suffixes."""
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+#: Suffixes of audio files, in lower case. Where a list of recordings leaves the suffix out, the first that exists is taken.
+AUDIO_SUFFIXES = (
+    *(
+        ".wav",
+        ".flac",
+        ".mp3",
+        ".ogg",
+        ".opus",
+        ".oga",
+        ".m4a",
+        ".mp4",
+        ".aac",
+        ".aif",
+        ".aiff",
+        ".aifc",
+        ".au",
+        ".snd",
+    ),
+    *(".caf", ".w64", ".rf64", ".webm", ".mka", ".mkv", ".mov", ".wma", ".amr", ".3gp", ".sph", ".g722"),
+)
+#: Suffix of a file that is being written.
+PARTIAL_SUFFIX = ".partial"
+CHECKSUM_BLOCK_BYTES = 1 << 20
+
+StrPath = str | os.PathLike[str]
+
+
+def is_audio(name: StrPath) -> bool:
+    """Return whether a file's name ends as an audio file's does."""
+    return os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES
+
+
+def is_inside(path: StrPath, folder: StrPath) -> bool:
+    """Return whether `path` lies below `folder`, by name: links are not resolved, `..` is."""
+    return os.path.abspath(path).startswith(os.path.join(os.path.abspath(folder), ""))
+
+
+def sha256_of(source: StrPath | bytes) -> str:
+    """Return the SHA-256 of a file, or of bytes, in hexadecimal digits."""
+    if isinstance(source, (bytes, bytearray)):
+        return hashlib.sha256(source).hexdigest()
+    digest = hashlib.sha256()
+    with open(source, "rb") as file:
+        while block := file.read(CHECKSUM_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# ----------------------------------------------------------------------------------------- written whole or not at all
+
+
+def partial_path(path: StrPath, tag: str = "") -> Path:
+    """Return the name that a file has while it is written: hidden, beside its place."""
+    path = Path(path)
+    return path.with_name(f".{path.name}{tag and '.'}{tag}{PARTIAL_SUFFIX}")
+
+
+@contextmanager
+def written(path: StrPath, mode: str = "w", tag: str | None = None, **options: Any) -> Iterator[IO[Any]]:
+    """
+    Open a file to write that takes its place when the block ends, and is removed if the block raises.
+
+    Readers see the former file or the whole new one, never a part. The folder is made if need be. No link is followed.
+
+    Args:
+        path: Where the file goes.
+        mode: "w" for text in UTF-8 with "\\n" at line ends, or "wb".
+        tag: Part of the temporary name. By default it names the process and thread, so that several may write the same
+            file. With "" the name never varies, so that the next run replaces what a kill has left; the caller keeps
+            other processes away.
+        **options: Options of `open`.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_path(path, f"{os.getpid()}-{threading.get_ident()}" if tag is None else tag)
+    partial.unlink(missing_ok=True)
+    if "b" not in mode:
+        options = {"encoding": "utf-8", "newline": "\n"} | options
+    try:
+        with open(partial, mode.replace("w", "x"), **options) as file:
+            yield file
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_whole(path: StrPath, content: str | bytes, tag: str | None = None) -> None:
+    """Write a file as [`written`] does."""
+    with written(path, "w" if isinstance(content, str) else "wb", tag) as file:
+        file.write(content)
+
+
+def write_json(path: StrPath, value: Any, tag: str | None = None) -> None:
+    """Write a value as indented JSON, as [`written`] does."""
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", tag)
+
+
+# ------------------------------------------------------------------------------------------------------------ journals
+
+
+class JournalError(ValueError):
+    """A line of a journal that is whole and no JSON object. The message names file, line, and what to do."""
+
+
+@dataclass(frozen=True)
+class JournalLine:
+    """
+    One whole line of a journal.
+
+    Attributes:
+        number: Counted from 1.
+        start, end: Its bytes in the file.
+        entry: The JSON object; None where the line is corrupt.
+    """
+
+    number: int
+    start: int
+    end: int
+    entry: dict[str, Any] | None
+
+
+class Journal:
+    """
+    Append-only file of JSON objects, one a line.
+
+    A last line without its end was torn by a kill or a full disk. Reading ignores it, and writing removes it first. Only
+    one process may write at a time.
+
+    Args:
+        path: The file. It is made, with its folder, by the first [`append`].
+    """
+
+    def __init__(self, path: StrPath):
+        self.path = Path(path)
+
+    def lines(self, start: int = 0) -> Iterator[JournalLine]:
+        """Yield the whole lines, corrupt ones included, from byte `start` on; line numbers count from there."""
+        if not self.path.exists():
+            return
+        with open(self.path, "rb") as file:
+            file.seek(start)
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    return
+                yield JournalLine(number, start, start + len(line), _parsed(line))
+                start += len(line)
+
+    def entries(self) -> Iterator[dict[str, Any]]:
+        """
+        Yield every object.
+
+        Raises:
+            JournalError: a line is corrupt.
+        """
+        for line in self.lines():
+            if line.entry is None:
+                raise JournalError(
+                    f"{self.path}: line {line.number} is no JSON object. Remove the line, or the file to begin anew."
+                )
+            yield line.entry
+
+    def at(self, start: int) -> dict[str, Any]:
+        """Return the object of the line that begins at byte `start`."""
+        with open(self.path, "rb") as file:
+            file.seek(start)
+            return _parsed(file.readline()) or {}
+
+    def mend(self, is_good: Callable[[dict[str, Any]], bool] = lambda entry: True) -> int:
+        """
+        Cut the file off before the first line that is torn, corrupt or not good, and return how many lines are left.
+
+        Args:
+            is_good: Says of an object whether its line may stay.
+        """
+        if not self.path.exists():
+            return 0
+        kept = end = 0
+        for line in self.lines():
+            if line.entry is None or not is_good(line.entry):
+                break
+            kept, end = line.number, line.end
+        os.truncate(self.path, end)
+        return kept
+
+    def append(self, entries: Iterable[dict[str, Any]], sync: bool = True) -> None:
+        """
+        Write objects to the end of the file.
+
+        Args:
+            entries: The objects.
+            sync: Have them on disk when this returns. Without it they survive a kill of the process, but not a power cut.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a+b") as file:
+            _cut_torn_line(file)
+            file.write(b"".join(json.dumps(entry, ensure_ascii=True).encode() + b"\n" for entry in entries))
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
+def _cut_torn_line(file: IO[bytes]) -> None:
+    """Remove what stands behind the last line end."""
+    end = file.seek(0, os.SEEK_END)
+    torn = b""
+    while end and b"\n" not in torn:
+        start = max(end - CHECKSUM_BLOCK_BYTES, 0)
+        file.seek(start)
+        torn, end = file.read(end - start), start
+    kept = end + torn.rfind(b"\n") + 1
+    if kept < file.seek(0, os.SEEK_END):
+        file.truncate(kept)
+
+
+__all__ = [
+    "AUDIO_SUFFIXES",
+    "PARTIAL_SUFFIX",
+    "Journal",
+    "JournalError",
+    "JournalLine",
+    "is_audio",
+    "is_inside",
+    "partial_path",
+    "sha256_of",
+    "write_json",
+    "write_whole",
+    "written",
+]
