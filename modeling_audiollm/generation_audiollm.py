@@ -61,8 +61,8 @@ class AudioLlmGenerationMixin(GenerationMixin):
             input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
         if not is_first_iteration and kwargs.get("use_cache", True):
-            inputs.pop("encoded_audio", None)
-            inputs.pop("encoded_audio_lengths", None)
+            for name in ("encoded_audio", "encoded_audio_lengths", "audio_embeds"):
+                inputs.pop(name, None)
             # Prompt lookup may draft a slot, which never is the model's own choice: any other id is refused as well.
             ids = inputs["input_ids"]
             inputs["input_ids"] = ids.masked_fill(ids == self.config.audio_token_id, self.config.audio_end_token_id)
@@ -98,6 +98,7 @@ class AudioLlmGenerationMixin(GenerationMixin):
         They go through the encoder before that, once for all of a row's beams.
         """
         audio_names = ("input_features", "input_features_mask", "encoded_audio", "encoded_audio_lengths")
+        embeds = model_kwargs.pop("audio_embeds", None)
         audio = {name: model_kwargs.pop(name) for name in audio_names if model_kwargs.get(name) is not None}
         names = model_kwargs.pop("adapter_names", None)
         if "input_features" in audio and expand_size > 1:
@@ -107,6 +108,12 @@ class AudioLlmGenerationMixin(GenerationMixin):
         if audio and expand_size > 1:
             order = self._window_order(input_ids, audio["encoded_audio_lengths"], expand_size)
             audio = {name: value.index_select(0, order.to(value.device)) for name, value in audio.items()}
+        if embeds is not None:
+            if audio:
+                raise ValueError("Beams and several samples need audio_embeds or features for all rows, not both.")
+            row_slots = (input_ids == self.config.audio_token_id).sum(dim=1).tolist()
+            rows = [row for row in embeds.split(row_slots) for _ in range(expand_size)]
+            audio["audio_embeds"] = torch.cat(rows)
         if names is not None:
             model_kwargs["adapter_names"] = [name for name in names for _ in range(expand_size)]
         input_ids, model_kwargs = super()._expand_inputs_for_generation(  # type: ignore[misc]  # self is a model

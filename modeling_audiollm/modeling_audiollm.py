@@ -270,6 +270,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         adapter_names: list[str | None] | None = None,
         encoded_audio: torch.Tensor | None = None,
         encoded_audio_lengths: torch.Tensor | None = None,
+        audio_embeds: torch.Tensor | None = None,
         for_loss: bool = False,
         **kwargs,
     ) -> AudioLlmModelOutputWithPast:
@@ -284,17 +285,22 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         for name in CONFIGURED_OUTPUTS:
             if getattr(self.config, name, False) or getattr(self.config.text_config, name, False):
                 kwargs.setdefault(name, True)
-        has_audio = input_features is not None or encoded_audio is not None
+        projects = input_features is not None or encoded_audio is not None
+        has_audio = projects or audio_embeds is not None
         if has_audio and input_ids is None:
             raise ValueError("Audio needs input_ids, whose slots say where it goes; inputs_embeds has none.")
 
-        audio_tokens = None
+        audio_tokens = audio_embeds
         if input_ids is not None:
             inputs_embeds = self.embed_text(input_ids)
-            if has_audio:
-                audio_tokens = self.get_audio_features(
+            if projects:
+                projected = self.get_audio_features(
                     input_features, input_features_mask, encoded_audio, encoded_audio_lengths, return_dict=True
                 ).pooler_output
+                audio_tokens = (
+                    projected if audio_embeds is None else torch.cat([audio_embeds.to(projected), projected])
+                )
+            if audio_tokens is not None:
                 mask = self.get_placeholder_mask(input_ids, audio_tokens.shape[0])
                 inputs_embeds = inputs_embeds.masked_scatter(
                     mask[..., None].expand_as(inputs_embeds), audio_tokens.to(inputs_embeds)
@@ -302,7 +308,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
             elif input_ids.shape[1] > 1:
                 self.get_placeholder_mask(input_ids, 0)
         assert inputs_embeds is not None  # one of the two was given
-        if self.training and not has_audio:
+        if self.training and not projects:
             inputs_embeds = inputs_embeds + 0.0 * self._silent_token().to(inputs_embeds)
 
         sequences = packed_sequences(position_ids, attention_mask, past_key_values)
@@ -403,6 +409,7 @@ class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel,
         adapter_names: list[str | None] | None = None,
         encoded_audio: torch.Tensor | None = None,
         encoded_audio_lengths: torch.Tensor | None = None,
+        audio_embeds: torch.Tensor | None = None,
         pad_logits_to_audio_ids: bool = False,
         **kwargs,
     ) -> AudioLlmCausalLMOutputWithPast:
@@ -421,6 +428,8 @@ class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel,
                 adapter, and others none.
             encoded_audio: encoder frames computed before, `(windows, max_frames, d_model)`, instead of
                 `input_features`; with `encoded_audio_lengths`, `(windows,)`.
+            audio_embeds: audio tokens that need no projector, `(slots, hidden_size)`: those of the batch's first slots.
+                The audio of the slots after them, if there are any, is given as features.
             pad_logits_to_audio_ids: adds columns of minus infinity for the audio ids, as `generate` needs for
                 processors that look up the scores of the prompt's ids.
 
@@ -439,6 +448,7 @@ class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel,
             adapter_names=adapter_names,
             encoded_audio=encoded_audio,
             encoded_audio_lengths=encoded_audio_lengths,
+            audio_embeds=audio_embeds,
             for_loss=self.training and labels is not None,
             return_dict=True,
             **{name: value for name, value in kwargs.items() if name != "num_items_in_batch"},

@@ -244,3 +244,26 @@ def test_real_pair(real_model) -> None:
             torch.testing.assert_close(logits[index, -len(row.ids) :], alone, atol=1e-2, rtol=0)
         together = new_tokens(real_model, rows, max_new_tokens=3, min_new_tokens=3)
         assert together == [new_tokens(real_model, [row], max_new_tokens=3, min_new_tokens=3)[0] for row in rows]
+
+
+def test_audio_embeds_stand_for_features(tiny_model) -> None:
+    """Tokens given in place of features, for all rows or the first ones, change nothing."""
+    config = tiny_model.config
+    rows = [make_row(config, 3, (80,), 2, seed=1), make_row(config, 2, (60,), 4, seed=2), make_row(config, 6, seed=3)]
+    batch = collate(config, rows)
+    features = {name: batch.pop(name) for name in ("input_features", "input_features_mask")}
+    frames, lengths = tiny_model.model.encode_audio(**features)
+    tokens = tiny_model.get_audio_features(encoded_audio=frames, encoded_audio_lengths=lengths).pooler_output
+    expected = tiny_model(**batch, **features).logits
+    assert torch.equal(tiny_model(**batch, audio_embeds=tokens).logits, expected)
+    first = int((batch["input_ids"][0] == config.audio_token_id).sum())
+    mixed = {"audio_embeds": tokens[:first], "encoded_audio": frames[1:], "encoded_audio_lengths": lengths[1:]}
+    torch.testing.assert_close(tiny_model(**batch, **mixed).logits, expected)
+    for options in ({}, {"num_beams": 2}, {"do_sample": True, "num_return_sequences": 2}):
+        said = []
+        for audio in (features, {"audio_embeds": tokens}):
+            torch.manual_seed(0)
+            said.append(tiny_model.generate(**batch, **audio, max_new_tokens=4, **options))
+        assert torch.equal(*said)
+    with pytest.raises(ValueError, match="input_ids has"):
+        tiny_model(**batch, audio_embeds=tokens[1:])
