@@ -56,8 +56,9 @@ class SynthesizeArguments:
     voices: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Voices as engine:voice, of espeak-ng, flite and hibari: espeak-ng:en-us+f3 flite:slt hibari. By "
-            "default good English ones of what is installed. With --tts_command: what {voice} stands for in it."
+            "help": "Voices as engine:voice, of espeak-ng, flite, hibari and kokoro: espeak-ng:en-us+f3 flite:slt hibari. "
+            "By default good English ones of what is installed, kokoro apart. kokoro takes further voices from the folder "
+            "that AUDIOLLM_KOKORO_VOICES names. With --tts_command: what {voice} stands for in it."
         },
     )
     voices_per_text: int = field(default=1, metadata={"help": "In how many different voices each text is spoken."})

@@ -306,6 +306,47 @@ def test_a_mixed_voice_is_another_speaker_for_every_seed() -> None:
         voice_named("kokoro:heart")
 
 
+@pytest.fixture
+def kokoro_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of six made-up English voices of Kokoro, and a file that is none of them."""
+    generator = np.random.default_rng(0)
+    for name in ("af_one", "af_two", "am_three", "bf_four", "bm_five", "bm_six", "zf_seven"):
+        generator.standard_normal(neural_engines.VOICE_SHAPE).astype("<f4").tofile(tmp_path / f"{name}.bin")
+    monkeypatch.setenv("AUDIOLLM_KOKORO_VOICES", str(tmp_path))
+    return tmp_path
+
+
+def test_kokoro_mixes_the_voices_of_a_folder(kokoro_folder: Path) -> None:
+    engine = known_engines()["kokoro"]
+    assert {"af_one", "bm_six", "mixed", "jf_alpha"} <= set(engine.voices) and "zf_seven" not in engine.voices
+    files = np.stack([np.fromfile(path, "<f4") for path in sorted(kokoro_folder.glob("[ab]*.bin"))])
+    mixtures = [neural_engines._mixture(seed).ravel() for seed in (1, 1, 2)]
+    assert np.array_equal(mixtures[0], mixtures[1]) and not np.allclose(mixtures[0], mixtures[2])
+    shares = np.linalg.lstsq(files.T.astype(np.float64), mixtures[0], rcond=None)[0]
+    assert shares.sum() == pytest.approx(1, abs=1e-4) and (shares > 1e-4).sum() <= neural_engines.MOST_MIXED
+
+
+def test_damaged_and_missing_folders_of_kokoro_voices_are_named(
+    kokoro_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (kokoro_folder / "bm_six.bin").write_bytes(b"short")
+    for voice in ("kokoro:bm_six", "kokoro:mixed"):
+        with pytest.raises(CorpusError, match="bm_six"):
+            voice_named(voice)
+    monkeypatch.setenv("AUDIOLLM_KOKORO_VOICES", str(kokoro_folder / "nothing"))
+    with pytest.raises(CorpusError, match="nothing"):
+        voice_named("kokoro:af_one")
+
+
+@pytest.mark.slow
+def test_a_voice_from_a_file_is_spoken_with(kokoro_folder: Path) -> None:
+    known = ready("kokoro:jf_alpha")
+    np.asarray(neural_engines._kokoro().voices["jf_alpha"], "<f4").tofile(kokoro_folder / "am_copy.bin")
+    copy = voice_named("kokoro:am_copy")
+    assert np.array_equal(copy.speak(SENTENCE), known.speak(SENTENCE))
+    assert known.engine.version() != "" and "7 voices" in copy.engine.version()
+
+
 @pytest.mark.parametrize(
     "engine",
     [
