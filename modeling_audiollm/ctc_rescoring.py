@@ -17,6 +17,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import Cache, DynamicCache
 
 from .ctc_search import ctc_log_likelihoods, prefix_beam_search
+from .generation_audiollm import CACHE_NAME
 from .projector import slot_counts
 from .spoken_pieces import SpokenLexicon
 
@@ -175,7 +176,7 @@ class CtcRescorer:
             "stopping_criteria": StoppingCriteriaList(stopping),
             "adapter_names": names,
         }
-        greedy = self.model.generate(**options, num_beams=1, past_key_values=copy.deepcopy(cache))
+        greedy = self.model.generate(**options, num_beams=1, **{CACHE_NAME: copy.deepcopy(cache)})
         length = input_ids.shape[1]
         if stop is not None and bool(stop(greedy, None).any()):
             return [[self._written(ids.tolist())] for ids in greedy[:, length:]]
@@ -186,7 +187,7 @@ class CtcRescorer:
             num_beams=NUM_BEAMS,
             num_return_sequences=NUM_BEAMS,
             length_penalty=0.0,
-            past_key_values=repeated,
+            **{CACHE_NAME: repeated},
         )
         found: list[dict[str, Candidate]] = []
         for row, bound in enumerate(bounds):
@@ -228,11 +229,11 @@ class CtcRescorer:
             input_ids=prompt["input_ids"][:, :-1],
             attention_mask=mask[:, :-1],
             position_ids=_positions(mask)[:, :-1],
-            past_key_values=cache,
+            **{CACHE_NAME: cache},
             use_cache=True,
             adapter_names=names,
             **audio,
-        ).past_key_values
+        )[CACHE_NAME]
 
     def _written(self, ids: list[int]) -> Candidate:
         """What the language model has written, up to its end."""
@@ -277,7 +278,7 @@ class CtcRescorer:
             input_ids=ids,
             attention_mask=mask,
             position_ids=_positions(mask)[:, -ids.shape[1] :],
-            past_key_values=cache,
+            **{CACHE_NAME: cache},
             use_cache=True,
             adapter_names=[names[row] for row in owners],
         ).last_hidden_state

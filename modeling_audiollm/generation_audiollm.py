@@ -1,19 +1,37 @@
 """Generation with audio: rows that own several windows, and ids past the head's width."""
 
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import GenerationMixin
+from transformers.cache_utils import Cache
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 from transformers.generation.logits_process import (
     LogitsProcessor,
     LogitsProcessorList,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .configuration_audiollm import AudioLlmConfig
 from .projector import slot_counts
+
+#: Name of the key-value cache in transformers' outputs and keywords: `past_key_values` before 5.24.
+CACHE_NAME = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
+
+
+def given_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
+    """
+    Return the cache that was passed by either of its names.
+
+    Raises:
+        ValueError: two were passed.
+    """
+    if cache is not None and past_key_values is not None:
+        raise ValueError("cache and past_key_values are one argument. Pass one of them.")
+    return past_key_values if cache is None else cache
 
 
 class OnOwnVocabulary(LogitsProcessor):
@@ -54,7 +72,7 @@ class AudioLlmGenerationMixin(GenerationMixin):
         self, input_ids, inputs_embeds: torch.Tensor | None = None, is_first_iteration: bool = False, **kwargs
     ):
         """Passes audio on at prefill only, and asks for scores as wide as the ids of a prompt with audio."""
-        cache = kwargs.get("past_key_values")
+        cache = given_cache(kwargs.get("cache"), kwargs.get("past_key_values"))
         # `generate` says of an assistant model that no iteration of its is the first, but its prefill needs audio as well.
         is_first_iteration = is_first_iteration or (cache is not None and not cache.get_seq_length())
         inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]  # self is a model, see above
@@ -147,4 +165,4 @@ class AudioLlmGenerationMixin(GenerationMixin):
         return super().compute_transition_scores(sequences, scores, *args, **kwargs)  # type: ignore[misc]  # self is a model
 
 
-__all__ = ["AudioLlmGenerationMixin"]
+__all__ = ["CACHE_NAME", "AudioLlmGenerationMixin", "given_cache"]

@@ -13,13 +13,13 @@ from transformers.modeling_outputs import (
     BaseModelOutputWithPooling,
     CausalLMOutputWithPast,
 )
-from transformers.utils import can_return_tuple
+from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .audio_towers import audio_tower_class
 from .composition import ComposedOfBases
 from .configuration_audiollm import AudioLlmConfig
 from .frozen_linear import is_plain_linear
-from .generation_audiollm import AudioLlmGenerationMixin
+from .generation_audiollm import CACHE_NAME, AudioLlmGenerationMixin, given_cache
 from .language_head import scale_logits
 from .lora_routing import ROUTE_KEYWORD, LoraRoute, accepts_route, add_adapters
 from .matrix_products import fast_linear
@@ -29,6 +29,8 @@ from .projector import AudioLlmProjector
 from .shared_prefix import can_share_prefix, run_with_shared_prefix, shared_prefix_length
 
 IGNORED_LABEL = -100
+#: Keywords that go on to the language model: transformers' own, and what its `generate` and processors add.
+KNOWN_KEYWORDS = TransformersKwargs.__optional_keys__ | {"cache_position", "mm_token_type_ids", "tokenizer"}
 #: What a configuration may ask of every call, as the call itself may.
 CONFIGURED_OUTPUTS = ("output_hidden_states", "output_attentions")
 #: Attribute under which a key-value cache remembers which adapter each of its rows was filled through.
@@ -235,11 +237,15 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
             ValueError: an adapter is unknown, or there are more or fewer names than rows.
         """
         if adapter_names is None:
-            # A static cache that is used again is empty, but still an object that once knew rows.
-            known = (
-                getattr(cache, CACHE_ROWS_ATTRIBUTE, None) if cache is not None and cache.get_seq_length() else None
-            )
-            adapter_names = known or [None]
+            adapter_names = [None]
+            if cache is not None and cache.get_seq_length():  # a static cache that was reset keeps its attributes
+                adapter_names = getattr(cache, CACHE_ROWS_ATTRIBUTE, None)
+                if adapter_names is None and self.config.lora_adapters:
+                    raise ValueError(
+                        "The cache holds tokens that were not run by AudioLLM, so their rows' adapters are unknown. "
+                        "Pass adapter_names: None, or an adapter's name, for each row."
+                    )
+                adapter_names = adapter_names or [None]
             if batch_size % len(adapter_names) == 0:  # the cache's rows may have been repeated since
                 adapter_names = [name for name in adapter_names for _ in range(batch_size // len(adapter_names))]
             if has_audio and input_ids is not None and self.config.lora_adapters:
@@ -264,7 +270,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         input_features_mask: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         adapter_names: list[str | None] | None = None,
@@ -272,6 +278,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         encoded_audio_lengths: torch.Tensor | None = None,
         audio_embeds: torch.Tensor | None = None,
         for_loss: bool = False,
+        past_key_values: Cache | None = None,
         **kwargs,
     ) -> AudioLlmModelOutputWithPast:
         """
@@ -280,8 +287,12 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         `for_loss` says that hidden states of padding are not looked at, and that no cache is: text that all rows begin
         with may then be run once, and what padding would be masked from is not computed.
         """
+        cache = given_cache(cache, past_key_values)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
+        unknown = sorted(kwargs.keys() - KNOWN_KEYWORDS)
+        if unknown:
+            raise TypeError(f"AudioLLM's forward got the unexpected arguments {unknown}.")
         for name in CONFIGURED_OUTPUTS:
             if getattr(self.config, name, False) or getattr(self.config.text_config, name, False):
                 kwargs.setdefault(name, True)
@@ -311,13 +322,13 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         if self.training and not projects:
             inputs_embeds = inputs_embeds + 0.0 * self._silent_token().to(inputs_embeds)
 
-        sequences = packed_sequences(position_ids, attention_mask, past_key_values)
+        sequences = packed_sequences(position_ids, attention_mask, cache)
         num_rows = inputs_embeds.shape[0]
         if sequences is not None:
             num_rows = count_sequences(sequences)
             use_cache = False  # with a cache, attention would not tell them apart
-        rows = self.row_adapters(input_ids, num_rows, adapter_names, has_audio, past_key_values, sequences)
-        plain = for_loss and not use_cache and past_key_values is None and position_ids is None and not kwargs
+        rows = self.row_adapters(input_ids, num_rows, adapter_names, has_audio, cache, sequences)
+        plain = for_loss and not use_cache and cache is None and position_ids is None and not kwargs
         if self.lora_router is not None:
             run_always = self.config.lora_adapters if self.training else ()
             route = LoraRoute.from_names(rows, inputs_embeds.device, run_always)
@@ -341,16 +352,17 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         outputs = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            **{CACHE_NAME: cache},
             **kwargs,
         )
-        if outputs.past_key_values is not None:
-            setattr(outputs.past_key_values, CACHE_ROWS_ATTRIBUTE, rows)
+        filled = getattr(outputs, CACHE_NAME)
+        if filled is not None:
+            setattr(filled, CACHE_ROWS_ATTRIBUTE, rows)
         return AudioLlmModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
+            **{CACHE_NAME: filled},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             audio_hidden_states=audio_tokens,
@@ -401,7 +413,7 @@ class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel,
         input_features_mask: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
@@ -411,6 +423,7 @@ class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel,
         encoded_audio_lengths: torch.Tensor | None = None,
         audio_embeds: torch.Tensor | None = None,
         pad_logits_to_audio_ids: bool = False,
+        past_key_values: Cache | None = None,
         **kwargs,
     ) -> AudioLlmCausalLMOutputWithPast:
         r"""
@@ -442,7 +455,7 @@ class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel,
             input_features_mask=input_features_mask,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=given_cache(cache, past_key_values),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             adapter_names=adapter_names,
@@ -466,7 +479,7 @@ class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel,
         return AudioLlmCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             audio_hidden_states=outputs.audio_hidden_states,

@@ -56,7 +56,7 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = False
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache", "past_key_values"]
     #: What trains stays in float32 whatever precision the frozen bases are loaded in.
     _keep_in_fp32_modules_strict = ["multi_modal_projector", "audio_boundary_embeds", "lora_A", "lora_B"]
 

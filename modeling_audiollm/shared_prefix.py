@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from .generation_audiollm import CACHE_NAME
 from .lora_routing import LoraRoute
 
 #: Below this share of the batch's positions, a second pass through the layers costs more than it saves.
@@ -85,14 +86,14 @@ def run_with_shared_prefix(
     """
     cache = DynamicCache(config=language_model.config)  # type: ignore[arg-type]
     shared = language_model(
-        inputs_embeds=inputs_embeds[:1, :length], past_key_values=cache, use_cache=True, **keywords
+        inputs_embeds=inputs_embeds[:1, :length], **{CACHE_NAME: cache}, use_cache=True, **keywords
     ).last_hidden_state
     rows = inputs_embeds.shape[0]
     cache.batch_repeat_interleave(rows)
     own = language_model(
         inputs_embeds=inputs_embeds[:, length:],
         attention_mask=attention_mask,
-        past_key_values=cache,
+        **{CACHE_NAME: cache},
         use_cache=True,
         **keywords,
     ).last_hidden_state

@@ -5,8 +5,11 @@ import copy
 import pytest
 import torch
 from audiollm import AudioLlmForConditionalGeneration
+from audiollm.generation_audiollm import CACHE_NAME
+from audiollm.modeling_audiollm import CACHE_ROWS_ATTRIBUTE
 from batches import MIXED_TEXT_ROWS, collate, make_row, mixed_rows
 from tiny_models import randomise_trainables
+from transformers import DynamicCache
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
 TWO_ADAPTERS = {"speech": {"rank": 4}, "sound": {"rank": 2, "alpha": 3.0, "target_modules": ["q_proj", "down_proj"]}}
@@ -36,9 +39,7 @@ def test_manual_decoding_keeps_the_adapters(two_adapters, names) -> None:
         ids = torch.cat([ids, new], dim=1)
         mask = torch.cat([mask, torch.ones_like(new)], dim=1)
         positions = positions[:, -1:] + 1
-        out = two_adapters(
-            input_ids=new, attention_mask=mask, position_ids=positions, past_key_values=out.past_key_values
-        )
+        out = two_adapters(input_ids=new, attention_mask=mask, position_ids=positions, **{CACHE_NAME: out[CACHE_NAME]})
     assert torch.equal(ids, expected)
 
 
@@ -49,16 +50,53 @@ def test_cache_whose_rows_were_repeated(tiny_model) -> None:
     out = tiny_model(**batch, use_cache=True)
     new = torch.tensor([[20], [30]])
     mask = torch.cat([batch["attention_mask"], torch.ones_like(new)], dim=1)
-    expected = tiny_model(
-        input_ids=new, attention_mask=mask, past_key_values=copy.deepcopy(out.past_key_values)
-    ).logits
-    out.past_key_values.batch_repeat_interleave(2)
+    expected = tiny_model(input_ids=new, attention_mask=mask, **{CACHE_NAME: copy.deepcopy(out[CACHE_NAME])}).logits
+    out[CACHE_NAME].batch_repeat_interleave(2)
     repeated = tiny_model(
         input_ids=new.repeat_interleave(2, 0),
         attention_mask=mask.repeat_interleave(2, 0),
-        past_key_values=out.past_key_values,
+        **{CACHE_NAME: out[CACHE_NAME]},
     ).logits
     torch.testing.assert_close(repeated, expected.repeat_interleave(2, 0), **TOLERANCE)
+
+
+@torch.no_grad()
+def test_the_cache_has_two_names(tiny_model, deprecation_notices) -> None:
+    """transformers calls it `cache` since 5.24; either name keeps the rows' adapters."""
+    batch = collate(tiny_model.config, mixed_rows(tiny_model.config))
+    out = tiny_model(**batch, use_cache=True)
+    new = {"input_ids": torch.full((5, 1), 20)}
+    expected = tiny_model(
+        **new, adapter_names=names_of(batch, tiny_model), cache=copy.deepcopy(out[CACHE_NAME])
+    ).logits
+    for name in ("cache", "past_key_values"):
+        assert torch.equal(tiny_model(**new, **{name: copy.deepcopy(out[CACHE_NAME])}).logits, expected)
+    assert not torch.equal(tiny_model(**new, cache=out[CACHE_NAME], adapter_names=[None] * 5).logits, expected)
+    with pytest.raises(ValueError, match="cache and past_key_values"):
+        tiny_model(**new, cache=out[CACHE_NAME], past_key_values=out[CACHE_NAME])
+    deprecation_notices.clear()
+
+
+def names_of(batch, model) -> list[str | None]:
+    """The adapters that rows are given by default."""
+    holds_audio = (batch["input_ids"] == model.config.audio_token_id).any(dim=1)
+    return ["speech" if held else None for held in holds_audio.tolist()]
+
+
+@torch.no_grad()
+def test_rows_of_a_foreign_cache_are_not_guessed(tiny_model) -> None:
+    ids = torch.tensor([[7, 8, 9]])
+    cache = DynamicCache(config=tiny_model.config.text_config)
+    tiny_model(input_ids=ids, **{CACHE_NAME: cache})
+    delattr(cache, CACHE_ROWS_ATTRIBUTE)
+    with pytest.raises(ValueError, match="adapter_names"):
+        tiny_model(input_ids=ids, **{CACHE_NAME: copy.deepcopy(cache)})
+    assert tiny_model(input_ids=ids, **{CACHE_NAME: cache}, adapter_names=[None]).logits.shape[1] == 3
+
+
+def test_unknown_arguments_are_refused(tiny_model) -> None:
+    with pytest.raises(TypeError, match="adapter_name"):
+        tiny_model(input_ids=torch.tensor([[7, 8, 9]]), adapter_name=["speech"])
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from audiollm import AudioLlmForConditionalGeneration
+from audiollm.generation_audiollm import CACHE_NAME
 from batches import MIXED_TEXT_ROWS, Row, collate, make_row, mixed_rows
 from tiny_models import randomised
 
@@ -199,7 +200,7 @@ def test_second_turn_continues_the_cache(tiny_model) -> None:
     continued = tiny_model.generate(
         input_ids=whole["input_ids"],
         attention_mask=whole["attention_mask"],
-        past_key_values=turn.past_key_values,
+        **{CACHE_NAME: turn[CACHE_NAME]},
         **options,
     )
     assert torch.equal(continued.sequences, expected)
@@ -215,7 +216,7 @@ def test_second_turn_continues_the_cache(tiny_model) -> None:
         attention_mask=mask,
         input_features=only_new["input_features"],
         input_features_mask=only_new["input_features_mask"],
-        past_key_values=continued.past_key_values,
+        **{CACHE_NAME: continued[CACHE_NAME]},
         **GENERATION,
     )
     assert torch.equal(continued, expected)

@@ -6,6 +6,7 @@ import inspect
 import pytest
 import torch
 from audiollm import AudioLlmForConditionalGeneration
+from audiollm.generation_audiollm import CACHE_NAME
 from batches import collate, make_row, mixed_rows
 from tiny_models import character_tokenizer, randomise_trainables
 from transformers import (
@@ -77,7 +78,7 @@ def test_everything_in_a_dict(model, batch, expected, use_cache: bool) -> None:
     wanted = dict.fromkeys(("output_scores", "output_logits", "output_hidden_states", "output_attentions"), True)
     out = looked_at.generate(**batch, **GREEDY, **wanted, return_dict_in_generate=True, use_cache=use_cache)
     assert isinstance(out, GenerateDecoderOnlyOutput) and torch.equal(out.sequences, expected)
-    assert (out.past_key_values is None) != use_cache
+    assert (out.get(CACHE_NAME) is None) != use_cache
     rows, prompt = batch["input_ids"].shape
     width = model.config.audio_end_token_id + 1
     for name in ("scores", "logits", "hidden_states", "attentions"):
@@ -137,13 +138,13 @@ def test_what_cannot_be_is_said(model, one, options, message: str) -> None:
 def test_named_caches(model, batch, expected, implementation: str) -> None:
     out = model.generate(**batch, **GREEDY, cache_implementation=implementation, return_dict_in_generate=True)
     assert torch.equal(out.sequences, expected)
-    assert type(out.past_key_values) is {"dynamic": DynamicCache, "static": StaticCache}[implementation]
+    assert type(out[CACHE_NAME]) is {"dynamic": DynamicCache, "static": StaticCache}[implementation]
 
 
 def test_a_cache_of_ones_own(model, batch, expected) -> None:
     length = expected.shape[1]
     for cache in (DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=length)):
-        assert torch.equal(model.generate(**batch, **GREEDY, past_key_values=cache), expected)
+        assert torch.equal(model.generate(**batch, **GREEDY, **{CACHE_NAME: cache}), expected)
         assert cache.get_seq_length() == length - 1
 
 
@@ -175,8 +176,8 @@ def test_text_alone_is_prefilled_in_chunks(model, text) -> None:
 def test_an_answer_is_gone_on_with(model, one, copied: bool) -> None:
     """The half from its cache, or from a copy of it, is the whole."""
     half = model.generate(**one, **HALF, return_dict_in_generate=True)
-    cache = copy.deepcopy(half.past_key_values) if copied else half.past_key_values
-    whole = model.generate(input_ids=half.sequences, past_key_values=cache, **HALF)
+    cache = copy.deepcopy(half[CACHE_NAME]) if copied else half[CACHE_NAME]
+    whole = model.generate(input_ids=half.sequences, **{CACHE_NAME: cache}, **HALF)
     assert torch.equal(whole, model.generate(**one, **GREEDY))
 
 
@@ -210,7 +211,7 @@ def test_an_answer_to_embeddings_is_gone_on_with(model, text) -> None:
     embeds = embed(model, text)
     half = model.generate(inputs_embeds=embeds, **HALF, return_dict_in_generate=True)
     more = torch.cat([embeds, model.model.embed_text(half.sequences)], dim=1)
-    rest = model.generate(inputs_embeds=more, past_key_values=half.past_key_values, **HALF)
+    rest = model.generate(inputs_embeds=more, **{CACHE_NAME: half[CACHE_NAME]}, **HALF)
     assert torch.equal(torch.cat([half.sequences, rest], dim=1), model.generate(inputs_embeds=embeds, **GREEDY))
 
 
