@@ -4,16 +4,35 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
+
 from .judge_arguments import JudgeArguments
 from .systems import SYSTEM_TITLES, WHISPER
+from .word_error import NORMALISERS
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 SEPARATORS = re.compile(r"[,\s]+")
+#: A language by ISO 639, with what BCP 47 puts behind it: `de`, `cmn`, `pt-BR`.
+LANGUAGE_CODE = re.compile(r"[a-z]{2,3}([-_]\w+)*")
 
 
 def listed(given: list[str]) -> list[str]:
     """Names that were given with commas, with spaces, or with both; each once, in the order given."""
     return list(dict.fromkeys(name for one in given for name in SEPARATORS.split(one) if name))
+
+
+def language_code(language: str) -> str:
+    """
+    Return the code of a language that is given by its code or English name.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    name = language.strip().lower()
+    code = TO_LANGUAGE_CODE.get(name, name)
+    if code not in LANGUAGES and not LANGUAGE_CODE.fullmatch(code):
+        raise ValueError(f"--language is {language!r}; expected a code or an English name, such as hi or Hindi")
+    return code
 
 
 @dataclass
@@ -39,6 +58,21 @@ class EvaluateArguments(JudgeArguments):
     audio_dir: str | None = field(
         default=None,
         metadata={"help": "Folder that audio_paths of your own data are relative to; that of the JSON if not given."},
+    )
+    language: str | None = field(
+        default=None,
+        metadata={
+            "help": "Language of your own recordings, as a code or an English name, such as hi or German; English if not "
+            "given. Whisper's decoder hears it, and it decides how words are compared and how long a transcript may be."
+        },
+    )
+    normaliser: str | None = field(
+        default=None,
+        metadata={
+            "help": "What makes texts of your own recordings alike before they are compared; that of the language if not "
+            "given: english for English, characters for languages without spaces, basic for all others.",
+            "choices": list(NORMALISERS),
+        },
     )
     output_dir: Path | None = field(
         default=None,
@@ -102,7 +136,8 @@ class EvaluateArguments(JudgeArguments):
     def _check_tasks(self) -> None:
         if self.output_dir is None:
             raise ValueError("--tasks needs --output_dir, a folder for raw outputs and scores")
-        without_use = [name for name in ("output", "audio_dir") if getattr(self, name) is not None]
+        own = ("output", "audio_dir", "language", "normaliser")
+        without_use = [name for name in own if getattr(self, name) is not None]
         if without_use:
             raise ValueError(f"--{without_use[0]} is for your own data, without --tasks; leave it out")
 
@@ -111,6 +146,8 @@ class EvaluateArguments(JudgeArguments):
             raise ValueError(
                 "give --tasks with what to evaluate on (--list_tasks shows them), or your own data as one --data_path"
             )
+        if self.language is not None:
+            self.language = language_code(self.language)
         if self.output is not None and not self.output.parent.is_dir():
             raise ValueError(f"--output {self.output}: there is no folder {self.output.parent}")
 

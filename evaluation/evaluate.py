@@ -25,7 +25,7 @@ from audiollm.option_parser import parser_of
 
 from .arguments import EvaluateArguments
 from .judging import judge_run
-from .reporting import write_report
+from .reporting import told_of_report
 from .run import answer_all, locked, prepare
 from .scoring import score_run
 from .shown_scores import score_lines, write_own_report
@@ -77,7 +77,7 @@ def evaluate(options: EvaluateArguments) -> None:
             if options.output_dir is not None:
                 print(f"Outputs and scores are in {options.output_dir}.")
                 if not options.no_report:
-                    print(f"They are shown by {write_report(run.folder).page}.")
+                    print(told_of_report(run.folder))
     if unjudged is not None:
         raise unjudged
 

@@ -12,8 +12,14 @@ from audiollm.ctc_rescoring import CtcRescorer
 from audiollm.recording_encoder import RecordingEncoder
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from .outputs import ERROR, LENGTH, STOP
+from .outputs import ERROR, LENGTH, REPEATED, STOP
 
+#: Tokens a transcript may hold for each second of speech, and besides. Fast English takes about 5. Other languages take
+#: more: a tokenizer made for English spends up to three tokens on a character (Hindi: 15 a second, read slowly).
+ENGLISH_TOKENS_PER_SECOND, OTHER_TOKENS_PER_SECOND = 10.0, 60.0
+SPARE_TOKENS = 8
+#: A loop: a unit of up to so many tokens, so many times in a row, and so many tokens in all.
+MAX_LOOP_UNIT, MIN_LOOP_TIMES, MIN_LOOP_TOKENS = 32, 5, 32
 Conversation = list[dict[str, Any]]
 Row = TypeVar("Row")
 Result = TypeVar("Result")
@@ -26,7 +32,7 @@ class Answer:
 
     Attributes:
         text: without special tokens or surrounding space; None where there is no answer.
-        finish: `stop`, `length` or `error`.
+        finish: `stop`, `length`, `repeated` or `error`.
         error: why there is no answer.
         prompt: what the system was given as text, where that is not the item's prompt.
         extra: what else is kept of it.
@@ -46,16 +52,50 @@ def failure(reason: object) -> Answer:
     return Answer(None, ERROR, str(reason))
 
 
-class RowBounds(StoppingCriteria):
-    """Ends each row after as many new tokens as it may have."""
+def is_english(language: str) -> bool:
+    """Return whether a language's code or name means English."""
+    return language.lower().replace("_", "-").split("-")[0] in ("en", "eng", "english")
+
+
+def transcript_bound(seconds: float, language: str | None) -> int:
+    """
+    Return how many tokens a transcript or translation of so much speech may have.
+
+    Args:
+        language: of the text; None where it is not known.
+    """
+    rate = ENGLISH_TOKENS_PER_SECOND if language is not None and is_english(language) else OTHER_TOKENS_PER_SECOND
+    return SPARE_TOKENS + int(seconds * rate)
+
+
+class AnswerEnds(StoppingCriteria):
+    """
+    Ends each row at its own bound, and a row that repeats itself without end.
+
+    Args:
+        prompt_length: tokens of the prompts, padded.
+        bounds: `(batch,)`, new tokens that each row may have.
+
+    Attributes:
+        repeated: `(batch,)`, after how many new tokens a row was found in a loop; 0 where it was not.
+    """
 
     def __init__(self, prompt_length: int, bounds: torch.Tensor):
         self.prompt_length = prompt_length
         self.bounds = bounds
+        self.repeated = torch.zeros_like(bounds)
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        """Which rows `(batch,)` of `input_ids` `(batch, length)` are at their end."""
-        return self.bounds <= input_ids.shape[1] - self.prompt_length
+        """Return which rows `(batch,)` of `input_ids` `(batch, length)` are at their end."""
+        written = input_ids[:, self.prompt_length :]
+        length = written.shape[1]
+        loops = torch.zeros_like(self.bounds, dtype=torch.bool)
+        for unit in range(1, MAX_LOOP_UNIT + 1):
+            tail = unit * max(MIN_LOOP_TIMES, -(-MIN_LOOP_TOKENS // unit))
+            if tail <= length:
+                loops |= (written[:, -tail:-unit] == written[:, unit - tail :]).all(dim=1)
+        self.repeated = torch.where(loops & (self.repeated == 0), length, self.repeated)
+        return (self.bounds <= length) | loops
 
 
 class Generator:
@@ -80,18 +120,17 @@ class Generator:
 
     def prompt_ids(self, conversation: Conversation, bound: int) -> list[int]:
         """
-        A conversation's ids, the opening of an answer included.
+        Return a conversation's ids, the opening of an answer included.
 
         Raises:
-            ValueError: it is malformed, or with its answer longer than what the language model was made for.
+            ValueError: it is malformed, or leaves no room for an answer in the language model's context.
         """
         ids = self.processor.apply_chat_template(
             conversation, tokenize=True, add_generation_prompt=True, return_tensors=None, return_features=False
         )["input_ids"][0]
-        if self._context is not None and len(ids) + bound > self._context:
+        if self._context is not None and len(ids) + min(bound, SPARE_TOKENS) > self._context:
             raise ValueError(
-                f"the question takes {len(ids)} tokens and its answer up to {bound}, but the language model holds "
-                f"{self._context} in all"
+                f"the question takes {len(ids)} tokens, but the language model holds {self._context} with the answer"
             )
         return ids
 
@@ -103,13 +142,15 @@ class Generator:
 
         Args:
             conversations: with the `waveforms` `(samples,)` of each as audio parts, in reading order.
-            bounds: tokens that each answer may have.
+            bounds: tokens that each answer may have; fewer where the context ends before.
         """
         rows: list[tuple[list[int], Sequence[np.ndarray], int]] = []
         answers: list[Answer | None] = []
         for conversation, heard, bound in zip(conversations, waveforms, bounds, strict=True):
             try:
-                rows.append((self.prompt_ids(conversation, bound), heard, bound))
+                ids = self.prompt_ids(conversation, bound)
+                room = bound if self._context is None else self._context - len(ids)
+                rows.append((ids, heard, min(bound, room)))
                 answers.append(None)
             except ValueError as error:
                 answers.append(failure(error))
@@ -128,9 +169,12 @@ class Generator:
         length = inputs["input_ids"].shape[1]
         bounds = [bound for _, _, bound in rows]
         if self._rescorer is not None:
+            # CTC gives no weight to a text of more pieces than audio tokens, so longer candidates are of no use.
+            audio_tokens = [ids.count(self.processor.audio_token_id) for ids, _, _ in rows]
+            bounds = [min(bound, SPARE_TOKENS + count) for bound, count in zip(bounds, audio_tokens)]
             best = self._rescorer.choose(**inputs.to(device), bounds=bounds)
             return [Answer(one.text, STOP if one.is_finished else LENGTH) for one in best]
-        criterion = RowBounds(length, torch.tensor(bounds, device=device))
+        criterion = AnswerEnds(length, torch.tensor(bounds, device=device))
         output = self.model.generate(
             **inputs.to(device),
             max_new_tokens=max(bounds),
@@ -141,10 +185,10 @@ class Generator:
         ends = self.model.generation_config.eos_token_id
         ends = set(ends if isinstance(ends, list) else [ends])
         answers = []
-        for row, bound in zip(output[:, length:].tolist(), bounds):
-            said = row[:bound]
+        for row, bound, looped in zip(output[:, length:].tolist(), bounds, criterion.repeated.tolist()):
+            said = row[: looped or bound]
             text = tokenizer.decode(said, skip_special_tokens=True).strip()
-            answers.append(Answer(text, STOP if ends & set(said) else LENGTH))
+            answers.append(Answer(text, STOP if ends & set(said) else REPEATED if looped else LENGTH))
         return answers
 
 
@@ -173,4 +217,4 @@ def in_halves(
     return [*in_halves(run, rows[:half], give_up), *in_halves(run, rows[half:], give_up)]
 
 
-__all__ = ["Answer", "Generator", "RowBounds", "failure", "in_halves"]
+__all__ = ["SPARE_TOKENS", "Answer", "Generator", "failure", "in_halves", "is_english", "transcript_bound"]

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ REFERENCE_FIRST, ANSWER_FIRST, ANSWER_ONLY = "reference_first", "answer_first", 
 ORDERS = (REFERENCE_FIRST, ANSWER_FIRST, ANSWER_ONLY)
 #: Tokens that a reply may have; models that think aloud take more than a number does.
 MAX_REPLY_TOKENS = 1024
+#: The same for models that OpenAI calls reasoning: what they think is counted.
+MAX_REASONING_TOKENS = 8192
 #: The host that gets the usual variable's key without being asked to.
 OPENAI_HOST = "https://api.openai.com/"
 OPENAI_VARIABLE = "OPENAI_API_KEY"
@@ -31,6 +34,8 @@ NO_KEY = "none"
 NUMBER = r"(\d+(?:\.\d+)?)"
 TWO_NUMBERS = re.compile(rf"^\W*{NUMBER}(?:\s*[,;/|]\s*|\s+){NUMBER}\W*$")
 ONE_NUMBER = re.compile(rf"^[^\d.]*{NUMBER}[^\d]*$")
+#: What an endpoint names that refuses an option for its model.
+REFUSED_OPTION = re.compile(r"max_tokens|max_completion_tokens|temperature")
 YES_NO = re.compile(r"^\W*(yes|no)\b", re.IGNORECASE)
 
 
@@ -136,6 +141,10 @@ class Judge:
     Args:
         options: which, where, and how patiently.
 
+    Attributes:
+        takes_temperature: False once the endpoint has refused `max_tokens` with a temperature and taken
+            `max_completion_tokens` without, as OpenAI's reasoning models do.
+
     Raises:
         ImportError: the client is not installed.
         JudgeError: the environment has no key.
@@ -144,6 +153,7 @@ class Judge:
     def __init__(self, options: JudgeArguments):
         self._openai = optional_library("openai", "judge")
         self.model = options.judge_model
+        self.takes_temperature = True
         self._key = _key(options)
         self._client = self._openai.OpenAI(
             base_url=options.judge_url,
@@ -162,12 +172,7 @@ class Judge:
         """
         openai = self._openai
         try:
-            completion = self._client.chat.completions.create(
-                model=self.model,
-                messages=[{"role": "user", "content": prompt}],
-                temperature=temperature,
-                max_tokens=MAX_REPLY_TOKENS,
-            )
+            completion = self._complete(prompt, temperature)
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             raise JudgeError(f"The judge refuses: {self.scrubbed(error)}") from error
         except openai.OpenAIError as error:
@@ -179,6 +184,23 @@ class Judge:
         except (AttributeError, IndexError, TypeError) as error:
             raise RuntimeError("the endpoint's answer is no chat completion") from error
         return self.scrubbed(content or "")
+
+    def _complete(self, prompt: str, temperature: float) -> Any:
+        usual: dict[str, Any] = {"max_tokens": MAX_REPLY_TOKENS, "temperature": temperature}
+        ask = partial(
+            self._client.chat.completions.create,
+            model=self.model,
+            messages=[{"role": "user", "content": prompt}],
+        )
+        if self.takes_temperature:
+            try:
+                return ask(**usual)
+            except self._openai.BadRequestError as error:
+                if not REFUSED_OPTION.search(str(error)):
+                    raise
+        completion = ask(max_completion_tokens=MAX_REASONING_TOKENS)
+        self.takes_temperature = False
+        return completion
 
     def scrubbed(self, text: object) -> str:
         """A text without the key, should an endpoint repeat it."""

@@ -18,6 +18,8 @@ from .outputs import OUTPUTS, as_line, read_rows, whole_bytes, write_whole
 from .run_record import OtherSettingsError, read_run
 
 JUDGEMENTS, JUDGE_FILE = "judgements", "judge.json"
+#: Noted of a judge that takes no temperature.
+MODELS_OWN = "the model's own"
 #: What an error begins with, by what has failed.
 REQUEST, REPLY = "request: ", "reply: "
 
@@ -64,10 +66,14 @@ def judge_run(folder: Path, tasks: Sequence[str], options: JudgeArguments) -> No
     chosen = {name: rubrics[rubric] for name, rubric in waiting.items()}
     judge = Judge(options)
     _check_settings(folder, options, {waiting[name]: rubric for name, rubric in chosen.items()})
+    settings = folder / JUDGEMENTS / JUDGE_FILE
     for name, rubric in chosen.items():
         for path in sorted((folder / OUTPUTS / name).glob("*.jsonl")):
             if not path.name.endswith(".partial.jsonl"):
                 judge_outputs(path, folder / JUDGEMENTS / name / path.name, rubric, judge, options)
+    if not judge.takes_temperature:
+        noted = {**json.loads(settings.read_text(encoding="utf-8")), "temperature": MODELS_OWN}
+        write_whole(settings, json.dumps(noted, indent=1, ensure_ascii=False).encode())
 
 
 def _check_settings(folder: Path, options: JudgeArguments, rubrics: Mapping[str, Rubric]) -> None:

@@ -17,14 +17,13 @@ from audiollm.corpora.hearing.hypotheses import WhisperDecoder
 from audiollm.processing.windows import cut_at_quiet
 from tqdm.auto import tqdm
 
+from .generating import transcript_bound
 from .word_error import WordErrorScore, score_word_error
 
 TRANSCRIBE_PROMPT = "<audio>\nTranscribe the speech."
 #: Longest transcript: 30 s of fast speech are about 100 words.
 MAX_NEW_TOKENS = 200
-#: Nobody speaks faster: what a transcript may hold besides a few tokens, so that a loop in a short clip soon ends.
-MAX_TOKENS_PER_SECOND = 10.0
-SPARE_TOKENS = 8
+ENGLISH = "en"
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def transcribe(
 
     Args:
         prompt: the instruction, with one `<audio>`, for all clips, or one for each.
-        max_new_tokens: bound on each transcript; that of a short clip is lower, by `MAX_TOKENS_PER_SECOND`.
+        max_new_tokens: bound on each transcript; that of a short clip is lower, see [`transcript_bound`].
         max_piece_seconds: cut longer clips where they are quietest, and put the pieces' transcripts one after the
             other: for a model that was trained on clips no longer than that. None asks about every clip whole.
 
@@ -98,11 +97,7 @@ def transcribe(
         raise ValueError(f"There are {len(prompts)} prompts for {len(recordings)} clips; expected one each, or one.")
     pieces = [_pieces(processor, recording, max_piece_seconds) for recording in recordings]
     conversations = [ask(one, piece) for one, clip in zip(prompts, pieces) for piece, _ in clip]
-    bounds = [
-        min(max_new_tokens, SPARE_TOKENS + int(seconds * MAX_TOKENS_PER_SECOND))
-        for clip in pieces
-        for _, seconds in clip
-    ]
+    bounds = [min(max_new_tokens, transcript_bound(seconds, ENGLISH)) for clip in pieces for _, seconds in clip]
     heard = iter(
         answer(model, processor, conversations, batch_size, bounds, encoded_audio, progress, ctc_weight=ctc_weight)
     )

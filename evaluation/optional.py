@@ -1,4 +1,4 @@
-"""Libraries that only some metrics need: imported when they are used, and named where they are missing."""
+"""Import libraries of this package's extras where they are used, and name the extra where one is missing."""
 
 import importlib
 from types import ModuleType
@@ -15,7 +15,7 @@ def optional_library(name: str, extra: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(
-            f'{name} is not installed: {error}. `pip install "audiollm[{extra}]"` installs what this metric needs.'
+            f'{name} is not installed: {error}. `pip install "audiollm[{extra}]"` installs it.'
         ) from error
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 OUTPUTS = "outputs"
 PARTIAL = "{system}.rank{rank}.partial.jsonl"
-#: How an answer ended: the model said so, its bound cut it off, or there is none.
-STOP, LENGTH, ERROR = "stop", "length", "error"
+#: How an answer ended: the model ended it, it reached its bound, it repeated itself without end, or there is none.
+STOP, LENGTH, REPEATED, ERROR = "stop", "length", "repeated", "error"
 
 
 class OutputsError(ValueError):
@@ -138,6 +138,7 @@ __all__ = [
     "ERROR",
     "LENGTH",
     "OUTPUTS",
+    "REPEATED",
     "STOP",
     "OutputsError",
     "SystemOutputs",

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         options = ReportOptions(**given)
         written = write_report(folder, options.worst, options.max_html_mb, options.copies())
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         sys.exit(f"audiollm report: {error}")
     for sentence in written.left_out:
         print(sentence)

@@ -67,7 +67,7 @@ def chosen_tasks(options: EvaluateArguments) -> list[Task]:
         ValueError, OSError: there is no such task, or the data are not there or malformed.
     """
     if not options.tasks:
-        return [read_local_set(options.data_path[0], options.audio_dir)]
+        return [read_local_set(options.data_path[0], options.audio_dir, options.language, options.normaliser)]
     return tasks_named(options.tasks)
 
 
@@ -153,6 +153,7 @@ def task_settings(run: Run) -> dict[str, dict[str, Any]]:
             "audio_dir": place(run.options.audio_dir),
             "limit": job.limit,
             "max_new_tokens": job.max_new_tokens,
+            "language": job.task.language,
         }
         for job in run.jobs
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .measures import Answer, Convention
-from .outputs import ERROR, LENGTH, OUTPUTS
+from .outputs import ERROR, LENGTH, OUTPUTS, REPEATED
 from .run_record import RUN_FILE
 from .word_error import aligner_for, check_convention
 
@@ -181,7 +181,7 @@ def joined_sessions(answers: Sequence[Answer]) -> tuple[list[Answer], dict[str, 
                 text=" ".join(chunk.text.strip() for chunk in chunks if chunk.text.strip()),
                 duration_s=sum(chunk.duration_s for chunk in chunks),
                 seconds=sum(chunk.seconds for chunk in chunks),
-                finish=next((bad for bad in (ERROR, LENGTH) if bad in finishes), chunks[0].finish),
+                finish=next((bad for bad in (ERROR, LENGTH, REPEATED) if bad in finishes), chunks[0].finish),
                 error=next((chunk.error for chunk in chunks if chunk.error), None),
             )
         )

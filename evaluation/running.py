@@ -18,20 +18,16 @@ from audiollm.answering import MAX_BATCH_SECONDS
 from audiollm.interruption import interruptible
 from tqdm.auto import tqdm
 
-from .generating import Answer, failure
-from .listening import MAX_TOKENS_PER_SECOND, SPARE_TOKENS
-from .outputs import ERROR, LENGTH, OutputsError, SystemOutputs
+from .generating import Answer, failure, transcript_bound
+from .outputs import ERROR, LENGTH, REPEATED, OutputsError, SystemOutputs
 from .plan import Question, batches_of, recording_identity, recording_name, windows_of
 from .systems import SYSTEM_TITLES, System
 
 if TYPE_CHECKING:
     from .tasks import Item, Task
 
-#: Kinds whose answers are no longer than what is said takes; tokens in a second of languages other than English, of which
-#: a tokenizer may make one token of every byte.
-SPOKEN_KINDS = ("asr", "no_speech")
-MAX_TOKENS_PER_SECOND_ELSEWHERE = 60.0
-ENGLISH = "en"
+#: Kinds whose answers are as long as what is said.
+SPOKEN_KINDS = ("asr", "no_speech", "translation")
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,7 @@ class Job:
         task: what is asked.
         data: a copy on disk, or None for where the benchmark is.
         limit: at most this many items.
-        max_new_tokens: bound on an answer.
+        max_new_tokens: bound on an answer; None leaves it to the length of the recording.
         ids: of its items, in order.
         num_recordings: different recordings that its items have; counted up to two.
         systems: what answers it.
@@ -53,7 +49,7 @@ class Job:
     task: "Task"
     data: str | None
     limit: int | None
-    max_new_tokens: int
+    max_new_tokens: int | None
     ids: tuple[str, ...]
     num_recordings: int
     systems: tuple[str, ...] = ()
@@ -64,12 +60,11 @@ class Job:
         return self.task.items(self.data, self.limit)
 
     def bound(self, seconds: float) -> int:
-        """Tokens that an answer to so much audio may have."""
-        if self.task.kind not in SPOKEN_KINDS:
+        """Return how many tokens an answer to so much audio may have."""
+        if self.max_new_tokens is not None and self.task.kind not in SPOKEN_KINDS:
             return self.max_new_tokens
-        is_english = (self.task.language or ENGLISH).startswith(ENGLISH)
-        rate = MAX_TOKENS_PER_SECOND if is_english else MAX_TOKENS_PER_SECOND_ELSEWHERE
-        return min(self.max_new_tokens, SPARE_TOKENS + int(seconds * rate))
+        natural = transcript_bound(seconds, self.task.language)
+        return natural if self.max_new_tokens is None else min(self.max_new_tokens, natural)
 
 
 def index(task: "Task", data: str | None, limit: int | None, max_new_tokens: int | None) -> Job:
@@ -159,7 +154,7 @@ class _Share:
 
     def count(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self.failed += sum(row["finish"] == ERROR for row in rows)
-        self.cut_off += sum(row["finish"] == LENGTH for row in rows)
+        self.cut_off += sum(row["finish"] in (LENGTH, REPEATED) for row in rows)
 
     @property
     def said(self) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from audiollm.option_parser import parser_of
 
 from .bootstrap import SAMPLES
-from .reporting import write_report
+from .reporting import told_of_report
 from .scoring import SCORES_FILE, score_run, score_table
 from .word_error import ALIGNERS, NORMALISERS
 
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(score_table(scores))
         print(f"Written to {folder}/{SCORES_FILE}.")
         if not options.no_report:
-            print(f"Shown by {write_report(folder).page}.")
+            print(told_of_report(folder))
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"audiollm score: {error}")
 

@@ -15,7 +15,7 @@ import numpy as np
 from .bootstrap import SAMPLES, percentiles, ratio, resampled
 from .measures import Answer, Convention, Measured, measures_of
 from .measures.measure import RATIO
-from .outputs import ERROR, LENGTH, write_whole
+from .outputs import ERROR, LENGTH, REPEATED, write_whole
 from .run_answers import Run, convention_of, joined_sessions, open_run, read_answers
 from .systems import DEAF
 from .tasks import group_tasks
@@ -113,6 +113,7 @@ def score_answers(
         "errors": sum(each.finish == ERROR for each in answers),
         "unparsable": 0,
         "length_limited": sum(each.finish == LENGTH for each in answers),
+        "repeated": sum(each.finish == REPEATED for each in answers),
         **reasons,
         **dropped,
     }

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from .outputs import ERROR, SystemOutputs
+from .run_record import read_run
 from .systems import MODEL, SYSTEM_TITLES, WHISPER, WRONG_AUDIO
-from .word_error import score_word_error
+from .word_error import aligner_for, score_word_error
 
 #: What a system's scores are called in the report of one's own data, and its answer beside a clip.
 REPORT_KEYS = {
@@ -44,6 +45,7 @@ REMARKS = {
     "errors": "{system}: {count} could not be answered; the outputs say why.",
     "unparsable": "{system}: {count} answers could not be read.",
     "length_limited": "{system}: {count} answers were cut off at their bound.",
+    "repeated": "{system}: {count} answers were stopped because they repeated themselves.",
     "unjudged": "{system}: {count} answers have no mark.",
 }
 
@@ -65,11 +67,14 @@ def write_own_report(path: Path, folder: Path, task: str) -> None:
     found = {name: SystemOutputs(folder, task, name).read() for name in REPORT_KEYS}
     asked = next(found[name] for name in (MODEL, WHISPER, WRONG_AUDIO) if found[name])
     references = [row["references"][0] for row in asked.values()]
-    report: dict[str, Any] = {}
+    record = read_run(folder)["tasks"][task]
+    normaliser = record["normaliser"]
+    report: dict[str, Any] = {"language": record["language"], "normaliser": normaliser}
     for name, (key, _) in REPORT_KEYS.items():
         rows = found[name]
         heard = [rows[one]["output"] or "" for one in asked] if rows else None
-        report[key] = None if heard is None else score_word_error(references, heard).to_dict()
+        scored = heard and score_word_error(references, heard, normaliser, aligner_for(normaliser))
+        report[key] = scored.to_dict() if scored else None
     report["clips"] = [
         {
             "audio": row["audio"][0],

@@ -21,7 +21,7 @@ from audiollm.answering import ask
 from audiollm.corpora.hearing.hypotheses import WhisperDecoder
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 
-from .generating import Answer, Generator
+from .generating import Answer, Generator, is_english
 from .listening import adapter_windows
 from .plan import Asking, Question, own_recordings
 
@@ -190,20 +190,16 @@ def why_not(task: "Task", system: str, whisper: str | None, is_multilingual: boo
     if system == WHISPER and task.kind not in HEARD_KINDS:
         return f"a transcript is no answer to a question of the kind {task.kind}"
     spoken = spoken_language(task)
-    if spoken is None and task.kind == "translation" and _is_english(task.language or ""):
+    if spoken is None and task.kind == "translation" and is_english(task.language or ""):
         spoken = "another language"
-    if not is_multilingual and spoken is not None and not _is_english(spoken):
+    if not is_multilingual and spoken is not None and not is_english(spoken):
         return f"{whisper} hears English only, and {spoken} is spoken; give a multilingual Whisper by --whisper"
     if system == WHISPER and task.kind == "translation":
-        if task.language is None or not _is_english(task.language):
+        if task.language is None or not is_english(task.language):
             return f"Whisper translates into English only, not into {task.language}"
         if not is_multilingual:
             return f"{whisper} hears English only and does not translate; give a multilingual Whisper by --whisper"
     return None
-
-
-def _is_english(language: str) -> bool:
-    return language.lower().replace("_", "-").split("-")[0] in ("en", "eng", "english")
 
 
 __all__ = [

@@ -21,7 +21,7 @@ class Answer:
         text: what was said; empty where nothing was, or the system failed.
         references, extra: the item's.
         duration_s: of all recordings. seconds: that the answer took.
-        finish: stop, length or error. error: what failed.
+        finish: stop, length, repeated or error. error: what failed.
         verdicts: the judge's, as they are in the folder.
     """
 

@@ -4,16 +4,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from audiollm.publishing.record import shown_path
-from markupsafe import Markup
 
+from ..optional import optional_library
 from ..systems import WHISPER
 from . import wording
 from .plots import plot_error_kinds, plot_groups, plot_headline, plot_histogram
 
 HERE = Path(__file__).parent
 PAGE_TEMPLATE, STYLE_FILE = "page.html.jinja", "page.css"
+#: What installs the template's engine.
+EXTRA = "evaluation"
 #: Counts that say nothing went wrong.
 HARMLESS = ("items", "scored")
 #: Clips of which a histogram is drawn, at least.
@@ -30,6 +31,7 @@ def prepare_page(report: Mapping[str, Any], figures_file: str) -> dict[str, Any]
         report: as gathered.
         figures_file: where the same is as JSON.
     """
+    Markup = optional_library("markupsafe", EXTRA).Markup
     return {
         "report": report,
         "name": name_of(report),
@@ -40,7 +42,10 @@ def prepare_page(report: Mapping[str, Any], figures_file: str) -> dict[str, Any]
         "metrics": list(dict.fromkeys(name for found in report["tasks"].values() for name in found["metrics"])),
         "css": Markup((HERE / STYLE_FILE).read_text(encoding="utf-8")),
         "headline_plots": [Markup(plot) for plot in headline_plots(report)],
-        "plots": {task: list(task_plots(report, task)) for task in report["tasks"]},
+        "plots": {
+            task: [{**plot, "svg": Markup(plot["svg"])} for plot in task_plots(report, task)]
+            for task in report["tasks"]
+        },
         "settings": list(settings_of(report)),
         "signatures": signatures_of(report),
         "figures_file": figures_file,
@@ -56,6 +61,7 @@ def render_page(prepared: Mapping[str, Any], players: Players, player_notes: Map
         players: by task and item: `uri` with `cut_s`, or `missing`, the reason.
         player_notes: what is to be said of a task's players.
     """
+    jinja2 = optional_library("jinja2", EXTRA)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.ChainableUndefined, trim_blocks=True
     )
@@ -126,8 +132,9 @@ def settings_of(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def judge_told(judge: Mapping[str, Any]) -> str:
     """Who gave marks, and how often each was asked; empty where nobody did."""
+    own = judge.get("temperature")
     rubrics = [
-        f"{name}: {each.get('samples')} samples at temperature {each.get('temperature')}"
+        f"{name}: {each.get('samples')} samples at temperature {own or each.get('temperature')}"
         for name, each in judge.items()
         if isinstance(each, Mapping)
     ]
@@ -175,12 +182,12 @@ def task_plots(report: Mapping[str, Any], task: str) -> Iterator[dict[str, Any]]
     systems, metric = list(found["systems"]), found["metric"]
     if len(found["by_duration"]) > 1:
         svg = plot_groups(metric, found["by_duration"], systems, unit_of(found) or "", f"{task} durations")
-        yield {"title": f"{wording.metric_title(metric)} by length of the recording", "svg": Markup(svg)}
+        yield {"title": f"{wording.metric_title(metric)} by length of the recording", "svg": svg}
     if found["error_kinds"]:
-        yield {"title": "Kinds of error", "svg": Markup(plot_error_kinds(found["error_kinds"], f"{task} kinds"))}
+        yield {"title": "Kinds of error", "svg": plot_error_kinds(found["error_kinds"], f"{task} kinds")}
     if any(sum(counts) >= MIN_HISTOGRAM_ITEMS for counts in found["histogram"].values()):
         svg = plot_histogram(found["histogram"], report["histogram_names"], f"{task} histogram")
-        yield {"title": "Items by their own error", "svg": Markup(svg)}
+        yield {"title": "Items by their own error", "svg": svg}
 
 
 def average_metrics(by_system: Mapping[str, Any]) -> list[str]:

@@ -57,7 +57,7 @@ def find_recordings(
     settings = record.get("settings") or {}
     copy = data or settings.get("data")
     try:
-        items = _items(task, copy, settings.get("audio_dir"))
+        items = _items(task, copy, settings.get("audio_dir"), record.get("language"))
         if items is None:
             return found, NOT_READ
         for item in items:
@@ -86,11 +86,11 @@ def _named_by_path(folder: Path, task: str, wanted: set[str]) -> dict[str, Recor
     return {}
 
 
-def _items(task: str, copy: str | None, audio_dir: str | None) -> Iterable[Any] | None:
+def _items(task: str, copy: str | None, audio_dir: str | None, language: str | None) -> Iterable[Any] | None:
     """A task's items, read again; None where that would need the network."""
     is_here = copy is not None and os.path.exists(copy)
     if task == LOCAL_TASK:
-        return read_local_set(copy, audio_dir).items() if copy and is_here else None
+        return read_local_set(copy, audio_dir, language).items() if copy and is_here else None
     found = find_task(task)
     ships_with_package = found.source.get("benchmark") == task
     return found.items(copy) if is_here or ships_with_package else None

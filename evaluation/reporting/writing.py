@@ -88,6 +88,14 @@ def write_report(
     return ReportFiles(page=files[2], markdown=files[1], figures=files[0], players=played, left_out=left_out)
 
 
+def told_of_report(folder: str | Path) -> str:
+    """Write a report, and return where it is, or why there is none where a library of the extra is missing."""
+    try:
+        return f"Shown by {write_report(folder).page}."
+    except ImportError as error:
+        return f"There is no report: {error}"
+
+
 def _recordings(
     folder: Path, report: Mapping[str, Any], data: Mapping[str, str]
 ) -> tuple[dict[tuple[str, str], list[Any]], dict[str, str]]:
@@ -135,4 +143,13 @@ def _in_turn(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield from (key for key in rank if key is not None)
 
 
-__all__ = ["FIGURES_FILE", "MARKDOWN_FILE", "MAX_HTML_MB", "PAGE_FILE", "WORST", "ReportFiles", "write_report"]
+__all__ = [
+    "FIGURES_FILE",
+    "MARKDOWN_FILE",
+    "MAX_HTML_MB",
+    "PAGE_FILE",
+    "WORST",
+    "ReportFiles",
+    "told_of_report",
+    "write_report",
+]

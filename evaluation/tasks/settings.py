@@ -33,7 +33,7 @@ class Settings:
     kind: str
     metrics: tuple[str, ...]
     reader: str
-    max_new_tokens: int
+    max_new_tokens: int | None = None
     prompt: str = ""
     sources: tuple[SourceSettings, ...] = ()
     answer: str | None = None

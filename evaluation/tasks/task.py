@@ -80,7 +80,7 @@ class Task:
         normaliser: a name of `NORMALISERS`, applied to references and answers that are compared word by word.
         source: where it comes from, as JSON: benchmark, hub, config, split, licence, terms, citation, and what scoring
             needs to know: `source_language` (spoken, of a translation), `bleu_tokenizer`, `judge`, `parsing`.
-        max_new_tokens: bound on an answer.
+        max_new_tokens: bound on an answer; None where it follows from the length of the recording.
         group: tasks whose scores are averaged, unweighted.
         reader: gives the questions.
     """
@@ -91,7 +91,7 @@ class Task:
     language: str | None
     normaliser: str
     source: Mapping[str, Any]
-    max_new_tokens: int
+    max_new_tokens: int | None
     group: str | None
     reader: Reader = field(repr=False, compare=False)
 

@@ -213,6 +213,34 @@ def test_what_fails_for_good_is_counted_and_asked_again_later(run, server, capsy
     assert [one["error"] for one in verdicts_of(run, CHAT)] == [None] * 4
 
 
+@pytest.mark.parametrize("refused", ["max_tokens", "temperature"])
+def test_reasoning_models_are_asked_as_they_take_it(run, server, refused) -> None:
+    """They refuse `max_tokens`, and any temperature but their own."""
+
+    def answer(prompt: str, times: int):
+        if refused in server.seen[-1]:
+            message = f"Unsupported parameter: '{refused}' is not supported with this model."
+            return 400, {"error": {"message": message, "type": "invalid_request_error", "param": refused}}
+        return good_reply(prompt)
+
+    server.answer = answer
+    judge_run(run, [CHAT], options(server, judge_concurrency=1))
+    assert [one["scores"] for one in verdicts_of(run, CHAT)] == [{"reference": 8, "answer": 6}] * 4
+    refusals = [one for one in server.seen if refused in one]
+    assert len(refusals) == 1 and len(server.seen) == 5  # asked wrongly once
+    taken = server.seen[-1]
+    assert taken["max_completion_tokens"] > 1024 and not {"max_tokens", "temperature"} & set(taken)
+    noted = json.loads((run / "judgements" / "judge.json").read_text())
+    assert noted["temperature"] == "the model's own"
+    judge_run(run, [CHAT], options(server))  # and nothing of it differs
+
+
+def test_other_refusals_are_failures_of_one_request(run, server) -> None:
+    server.answer = lambda prompt, times: (400, {"error": {"message": "too long"}})
+    judge_run(run, [CHAT], options(server, judge_retries=0))
+    assert all("too long" in one["error"] for one in verdicts_of(run, CHAT)) and len(server.seen) == 4
+
+
 def test_bodies_that_are_no_json_are_failures_of_one_request(run, server) -> None:
     server.answer = lambda prompt, times: (200, b"{not json")
     judge_run(run, [CHAT], options(server, judge_retries=0))

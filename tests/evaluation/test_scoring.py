@@ -37,7 +37,7 @@ def test_everything_is_scored_or_counted(spoken) -> None:
     assert model["metrics"]["word_error"]["unit"] == "fraction"
     assert model["counts"] == {
         **{"items": 6, "scored": 4, "skipped_empty_reference": 1, "skipped_ignored_segment": 1},
-        **{"empty_outputs": 2, "errors": 1, "unparsable": 0, "length_limited": 1},
+        **{"empty_outputs": 2, "errors": 1, "unparsable": 0, "length_limited": 1, "repeated": 0},
     }
     assert (model["audio_seconds"], model["seconds"]) == (12.0, 3.0)
     assert model["metrics"]["rtfx"]["value"] == 4.0
