@@ -1,22 +1,14 @@
-"""What tells one file from another, and one model from another: sha256 over all that counts."""
+"""Checksum that tells one model from another."""
 
 import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
-BLOCK_BYTES = 1 << 20
+from audiollm.files import sha256_of
+
 #: What of a model's folder decides what it hears or writes.
 MODEL_FILES = ("*.json", "*.txt", "*.jinja", "*.model", "*.safetensors")
-
-
-def file_checksum(path: str | os.PathLike[str]) -> str:
-    """The sha256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def model_checksum(folder: str, config: Any) -> str | None:
@@ -31,8 +23,8 @@ def model_checksum(folder: str, config: Any) -> str | None:
         return getattr(config, "_commit_hash", None)
     digest = hashlib.sha256()
     for file in sorted({file for pattern in MODEL_FILES for file in Path(folder).glob(pattern)}):
-        digest.update(f"{file.name} {file_checksum(file)}\n".encode())
+        digest.update(f"{file.name} {sha256_of(file)}\n".encode())
     return digest.hexdigest()
 
 
-__all__ = ["file_checksum", "model_checksum"]
+__all__ = ["model_checksum"]

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 
 DEFAULT_SPLIT = "train"
+#: Folder that marks another as one that a corpus was prepared in; it holds the state of the run.
+STATE_FOLDER = ".prepare"
 #: Longest file name that an id becomes, in bytes of UTF-8, its hash and ending not counted: file systems allow 255.
 MAX_NAME_BYTES = 120
 #: Digits of the hash that tells apart ids which would get the same name.

@@ -16,14 +16,15 @@ from typing import Any
 
 from audiollm.base_conversion import EmbeddedBaseError
 from audiollm.downloads import DownloadError
+from audiollm.files import is_inside
 from audiollm.interruption import TerminatedError, ended_by_signals, exit_status
 from audiollm.option_parser import HelpFormatter, OptionParser
 
-from .clips import CorpusError
+from .clips import STATE_FOLDER, CorpusError
 from .examples import ExamplesError
 from .hearing.word_error_arguments import WordErrorArguments, WordErrorFilter
 from .pipeline.prepare_arguments import PrepareArguments
-from .pipeline.preparing import STATE_FOLDER, Prepared, prepare
+from .pipeline.preparing import Prepared, prepare
 from .synthesis.self_instruct import SelfInstructArguments, self_instructed
 from .tables.catalogue import describe_catalogue
 from .tasks import Task, tasks_named
@@ -101,16 +102,25 @@ def run(kind: str, arguments: Sequence[str]) -> Prepared:
         raise ValueError(f"there is no option {' '.join(unknown)}; `audiollm prepare {kind} --help` lists them all.")
     output = Path(shared.output or module.DEFAULT_OUTPUT)
     source = module.open_source(options)
-    # A source that knows the unit has made it percent.
-    unit = "percent" if getattr(source, "wer_unit", None) else getattr(options, "wer_unit", None)
-    if unit is not None and word_error.max_wer is None and not hasattr(source, "wer_unit"):
-        raise ValueError(f"--wer_unit {unit} is of --max_wer; without it, it would do nothing.")
-    kept = WordErrorFilter(word_error, output, unit)
+    _check_output(source, output)
+    if word_error.uses_own_figures and getattr(source, "wer_doubt", None):
+        raise CorpusError(source.wer_doubt)
+    kept = WordErrorFilter(word_error, output, getattr(source, "wer_unit", None) or getattr(options, "wer_unit", None))
     if hint := kept.hint():
         print(hint, file=sys.stderr)
     source = self_instructed(source, responses, output / STATE_FOLDER / RESPONSES_FOLDER)
     own = getattr(source, "default_tasks", None) or getattr(source, "tasks", None) or module.DEFAULT_TASKS
     return prepare(source, output, choose_tasks(own, shared.tasks), shared.settings(), kept.settle, kept.is_kept)
+
+
+def _check_output(source: Any, output: Path) -> None:
+    """Refuse to write where the next run would read what this one wrote as a part of the corpus."""
+    folder = getattr(source, "folder", None)
+    if folder is None:
+        return
+    output, folder = output.resolve(), Path(folder).resolve()
+    if output == folder or (source.reads_all_below and is_inside(output, folder)):
+        raise CorpusError(f"--output {output} is in the folder that is read, {folder}; give a folder outside of it.")
 
 
 def choose_tasks(own: Sequence[Task | str], names: Sequence[str] | None) -> list[Task]:

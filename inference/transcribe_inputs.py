@@ -7,16 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlparse
 
+from audiollm.files import AUDIO_SUFFIXES, is_audio
 from audiollm.processing import AudioError
 
 from .audio_blocks import check_file, is_remote, path_of
 from .transcribing import Failure
 
-#: Endings by which the recordings of a folder are known.
-AUDIO_ENDINGS = (
-    *(".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".au", ".w64", ".caf"),
-    *(".m4a", ".mp4", ".aac", ".amr", ".webm", ".mkv", ".mov", ".wma", ".3gp"),
-)
 GLOB_MARKS = "*?["
 UNNAMED = "recording"
 
@@ -78,9 +74,9 @@ def _find(given: str) -> list[tuple[str, PurePosixPath] | Failure]:
         return [(given, _url_name(given))]
     path = path_of(given)
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in AUDIO_ENDINGS and file.is_file())
+        files = sorted(file for file in path.rglob("*") if is_audio(file) and file.is_file())
         if not files:
-            return [Failure(given, f"Folder {given!r} holds no recordings ({', '.join(AUDIO_ENDINGS)}).")]
+            return [Failure(given, f"Folder {given!r} holds no recordings ({', '.join(AUDIO_SUFFIXES)}).")]
         return [(str(file), PurePosixPath(file.relative_to(path).as_posix())) for file in files]
     if not path.exists() and any(mark in given for mark in GLOB_MARKS):
         matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]

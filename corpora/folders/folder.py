@@ -22,7 +22,7 @@ from .folder_paths import AudioRoot, existing_folder, split_named
 from .folder_rows import ClipReader, FolderReader, Manifest, open_rows, row_clips
 from .folder_sidecar import digest, sidecar_clips
 from .manifest_columns import Columns, parse_columns
-from .manifests import QUOTES, fingerprint, printable
+from .manifests import QUOTES, fingerprint, lines_of, printable
 
 DEFAULT_TASKS = ("transcribe",)
 DEFAULT_OUTPUT = "data/folder"
@@ -158,7 +158,7 @@ class FolderSource:
             self._manifests = [open_manifest(looking, arguments.manifest, arguments.layout)]
         self.layout = self._manifests[0].layout
         self._check(arguments)
-        self.name = printable(folder)
+        self.name, self.folder, self.reads_all_below = printable(folder), folder, False
         self._count: int | None = None
         self.identity, self.description = self._describe(arguments, folder)
 
@@ -225,14 +225,21 @@ class FolderSource:
             paths = [manifest.path, *filter(None, [manifest.companion])]
             if manifest.layout == "kaldi":
                 paths = [os.path.join(manifest.path, name) for name in KALDI_FILES]
-            found = [fingerprint(path, arguments.encoding) for path in paths if os.path.isfile(path)]
-            names = [printable(os.path.basename(path)) for path in paths if os.path.isfile(path)]
-            identity["manifests"].append(
-                [manifest.name, dict(zip(names, (sha256 for sha256, _ in found), strict=True))]
-            )
+            sums = {printable(os.path.basename(path)): fingerprint(path) for path in paths if os.path.isfile(path)}
+            identity["manifests"].append([manifest.name, sums])
             split = self._reader.split or manifest.split
-            parts.append(f"{manifest.name}, {_counted(found[0][1], 'line')}" + (f", as {split}" if split else ""))
+            rows = self._count_rows(manifest)
+            parts.append(f"{manifest.name}, {_counted(rows, 'row')}" + (f", as {split}" if split else ""))
+            if manifest.layout not in READERS and not self._splits:
+                self._count = (self._count or 0) + rows
         return identity, f"read as: {LAYOUTS[self.layout]} {'; '.join(parts)}{self._columns_shown()}"
+
+    def _count_rows(self, manifest: Manifest) -> int:
+        """Return how many recordings a manifest lists; a header is none of them."""
+        if manifest.layout in READERS:
+            path = os.path.join(manifest.path, RECORDINGS_FILE) if manifest.layout == "kaldi" else manifest.path
+            return sum(1 for line in lines_of(path, self._reader.encoding) if line.strip())
+        return sum(1 for _ in open_rows(manifest, self._reader)[1])
 
     def _columns_shown(self) -> str:
         """What the columns of a table are read as."""

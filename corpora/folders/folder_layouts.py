@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from audiollm.files import is_audio
+
 from ..clips import CorpusError
 from .folder_kaldi import RECORDINGS_FILE, TEXT_FILE
 from .folder_lhotse import lhotse_role
-from .folder_paths import SPLIT_KEYWORDS, PathError, is_audio, split_in, walk
+from .folder_paths import SPLIT_KEYWORDS, PathError, split_in, walk
 from .folder_rows import (
     AUDIO_FOLDERS,
     LJSPEECH_DELIMITER,

@@ -11,37 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from ..clips import DEFAULT_SPLIT, CorpusError
-from ..pipeline.preparing import STATE_FOLDER
+from audiollm.files import AUDIO_SUFFIXES, is_inside
+
+from ..clips import DEFAULT_SPLIT, STATE_FOLDER, CorpusError
 from .manifests import printable, shown
 
-#: Endings of what is taken for audio, in small letters; the order decides where a manifest leaves the ending out.
-AUDIO_SUFFIXES = [
-    ".wav",
-    ".flac",
-    ".mp3",
-    ".ogg",
-    ".opus",
-    ".oga",
-    ".m4a",
-    ".mp4",
-    ".aac",
-    ".aif",
-    ".aiff",
-    ".aifc",
-    ".au",
-    ".snd",
-    ".caf",
-    ".w64",
-    ".rf64",
-    ".webm",
-    ".mka",
-    ".wma",
-    ".amr",
-    ".3gp",
-    ".sph",
-    ".g722",
-]
 #: Names of splits in folders and files, as the audiofolder of `datasets` knows them.
 SPLIT_KEYWORDS = {
     "train": ("train", "training"),
@@ -91,14 +65,14 @@ class AudioRoot:
         if URL_MARK in given:
             raise PathError(f"{shown(given)} is a URL, and nothing is downloaded; fetch it, and name the file")
         path = os.path.normpath(os.path.join(start or self.folder, given))
-        if not _is_inside(path, self.folder) and not _is_inside(path, _real_folder(self.folder)):
+        if not is_inside(path, self.folder) and not is_inside(path, _real_folder(self.folder)):
             raise PathError(
                 f"{given!r} leads out of {self.folder!r}; name the folder that recordings may lie in with --audio_dir"
             )
         try:
             path = _existing(path, endings)
             real = os.path.realpath(path)
-            if not self.follow_symlinks and not _is_inside(real, _real_folder(self.folder)):
+            if not self.follow_symlinks and not is_inside(real, _real_folder(self.folder)):
                 raise PathError(
                     f"{given!r} is reached by a symbolic link that leads out of {self.folder!r}, to {real!r}; "
                     "--follow_symlinks reads it all the same"
@@ -118,7 +92,7 @@ class AudioRoot:
         """What a file of the folder is called without further knowledge: its relative path without audio's ending."""
         path = os.path.normpath(os.path.join(start or self.folder, given))
         for folder in (self.folder, _real_folder(self.folder)):  # a manifest may name either
-            if _is_inside(path, folder):
+            if is_inside(path, folder):
                 path = os.path.relpath(path, folder)
         stem, ending = os.path.splitext(path)
         return printable((stem if ending.lower() in AUDIO_SUFFIXES else path).replace(os.sep, "/"))
@@ -179,7 +153,7 @@ def walk(root: AudioRoot, max_depth: int | None = None) -> Iterator[Folder]:
                 files.append(entry.name)
             elif not entry.is_symlink():
                 folders.append(entry.name)
-            elif not _is_inside(real := os.path.realpath(entry.path), top) and real != top:
+            elif not is_inside(real := os.path.realpath(entry.path), top) and real != top:
                 if root.follow_symlinks:
                     folders.append(entry.name)
                 else:
@@ -188,11 +162,6 @@ def walk(root: AudioRoot, max_depth: int | None = None) -> Iterator[Folder]:
         yield Folder(path, tuple(files), tuple(problems))
         if max_depth is None or depth < max_depth:
             pending += [(os.path.join(path, name), depth + 1) for name in reversed(folders)]
-
-
-def is_audio(name: str) -> bool:
-    """Whether a file's name ends as audio's does."""
-    return os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES
 
 
 def split_in(path: str) -> str | None:
@@ -255,17 +224,11 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _is_inside(path: str, folder: str) -> bool:
-    return path.startswith(os.path.join(folder, ""))
-
-
 __all__ = [
-    "AUDIO_SUFFIXES",
     "AudioRoot",
     "Folder",
     "PathError",
     "existing_folder",
-    "is_audio",
     "split_in",
     "split_named",
     "walk",

@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
+from audiollm.files import AUDIO_SUFFIXES
+
 from ..clips import DEFAULT_SPLIT, BadClip, Clip
-from .folder_paths import AUDIO_SUFFIXES, AudioRoot, PathError, split_in, split_named
+from .folder_paths import AudioRoot, PathError, split_in, split_named
 from .manifest_columns import Columns, Reading, RowError
 from .manifests import (
     DELIMITERS,

@@ -6,8 +6,10 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from audiollm.files import is_audio
+
 from ..clips import DEFAULT_SPLIT, BadClip, Clip, CorpusError
-from .folder_paths import AudioRoot, Folder, PathError, is_audio, split_in, walk
+from .folder_paths import AudioRoot, Folder, PathError, split_in, walk
 from .folder_rows import FolderReader
 from .manifests import encoding_of, printable, shown, text_problem
 

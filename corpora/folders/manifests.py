@@ -20,8 +20,8 @@ from typing import IO, Any, cast
 
 import pyarrow
 import pyarrow.parquet
+from audiollm.files import sha256_of
 
-from ..checksums import file_checksum
 from ..clips import CorpusError
 
 DEFAULT_ENCODING = "utf-8"
@@ -162,15 +162,17 @@ def first_line(path: str, encoding: str | None) -> str:
     return next((line.rstrip("\r\n") for line in lines_of(path, encoding) if line.strip()), "")
 
 
-def fingerprint(path: str, encoding: str | None) -> tuple[str, int]:
-    """The sha256 of a file's bytes, and its lines (of text) or rows (of Parquet). Raises as [`lines_of`]."""
+def fingerprint(path: str) -> str:
+    """
+    Return the sha256 of a file.
+
+    Raises:
+        CorpusError: it cannot be read.
+    """
     try:
-        sha256 = file_checksum(path)
+        return sha256_of(path)
     except OSError as error:
         raise CorpusError(f"{path!r} cannot be read: {error}.") from error
-    if path.endswith(PARQUET_SUFFIX):
-        return sha256, _open_parquet(path).metadata.num_rows
-    return sha256, sum(1 for line in lines_of(path, encoding) if line.strip())
 
 
 def split_columns(line: str, delimiter: str, quotes: str) -> list[str]:

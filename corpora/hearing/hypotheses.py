@@ -15,6 +15,7 @@ import numpy as np
 import soundfile
 import torch
 from audiollm.base_models import EMBEDDED_PREFIX, resolve_base
+from audiollm.files import sha256_of
 from audiollm.processing.audio_io import SAMPLING_RATE_HZ, load_waveform
 from audiollm.processing.windows import cut_at_quiet
 from tqdm.auto import tqdm
@@ -27,7 +28,7 @@ from transformers import (
 )
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
-from ..checksums import file_checksum, model_checksum
+from ..checksums import model_checksum
 from ..clips import safe_name
 from .transcript_journal import TranscriptJournal
 
@@ -275,7 +276,7 @@ class WhisperTranscriber:
                 yield from self._transcribe_window(window, bar)
 
     def _transcribe_window(self, window: Sequence[str | os.PathLike[str] | None], bar: tqdm) -> list[str | None]:
-        digests = [None if path is None else file_checksum(path) for path in window]
+        digests = [None if path is None else sha256_of(path) for path in window]
         distinct = {digest: path for digest, path in zip(digests, window) if digest is not None and path is not None}
         lengths = {digest: _seconds(path) for digest, path in distinct.items()}
         by_length = sorted(distinct, key=lambda digest: (lengths[digest], digest))

@@ -9,9 +9,18 @@ from audiollm.base_models import EMBEDDED_PREFIX
 from audiollm.embedded_bases import fetch
 from audiollm.processing.normalisers import NORMALISERS
 
+from ..clips import STATE_FOLDER
 from ..pipeline.conversion import Row
-from ..pipeline.preparing import STATE_FOLDER
-from .clip_errors import BY_LANGUAGE, UNITS, WORD_ERROR_SOURCES, check_max_wer, is_kept, limit_hint, settle_word_errors
+from .clip_errors import (
+    BY_LANGUAGE,
+    PERCENT_DECIMALS,
+    UNITS,
+    WORD_ERROR_SOURCES,
+    check_max_wer,
+    is_kept,
+    limit_hint,
+    settle_word_errors,
+)
 from .hypotheses import DEFAULT_WHISPER, WhisperTranscriber
 from .letter_case import has_punctuation, restore_from
 
@@ -82,6 +91,11 @@ class WordErrorArguments:
         """Whether clips may have to be heard."""
         return self.copy_punctuation or (self.max_wer is not None and "whisper" in self.wer_from)
 
+    @property
+    def uses_own_figures(self) -> bool:
+        """Return whether the corpus' own word errors decide, so that their unit matters."""
+        return self.max_wer is not None and "dataset" in self.wer_from
+
 
 class WordErrorFilter:
     """
@@ -105,7 +119,7 @@ class WordErrorFilter:
         if arguments.copy_punctuation:
             rows = self._punctuated(rows, total)
         if arguments.max_wer is None:
-            yield from rows
+            yield from (_in_percent(row, self.unit) for row in rows)
             return
         whisper = self._whisper() if "whisper" in arguments.wer_from else None
         flat = (row["fields"] | row for row in rows)
@@ -166,6 +180,14 @@ def _only_with(arguments: WordErrorArguments, name: str, allowed: bool, what: st
     )
     if getattr(arguments, name) != default:
         raise ValueError(f"--{name} is of {what}; without it, it would do nothing.")
+
+
+def _in_percent(row: Row, unit: str | None) -> Row:
+    """Return a row with the corpus' own word error in percent."""
+    wer = row["fields"].get("wer")
+    if unit != "fraction" or not isinstance(wer, float):
+        return row
+    return row | {"fields": row["fields"] | {"wer": round(100 * wer, PERCENT_DECIMALS)}}
 
 
 def _without(row: Row, names: tuple[str, ...]) -> Row:

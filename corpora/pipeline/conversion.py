@@ -12,19 +12,20 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
+from audiollm.files import Journal, written
 from audiollm.interruption import check_interrupted, interruptible
 from audiollm.processing.audio_io import AudioError
 from tqdm.auto import tqdm
 
 from ..clips import BadClip, Clip, ClipSource, CorpusError, safe_name
-from .output_folder import is_inside, partial
+from .output_folder import is_inside
 from .recordings import AUDIO_FORMATS, AudioSettings, write_clip
 
 AUDIO_FOLDER = "audio"
@@ -38,52 +39,35 @@ SECONDS_PER_HOUR = 3600
 Row = dict[str, Any]
 
 
-class Journal:
+class ClipJournal(Journal):
     """
-    The rows of the clips that are done: one JSON object a line.
+    The rows of the clips that are done.
 
     Args:
-        path: the file. A last line that a kill has torn is dropped.
+        path: the file.
         output: the folder that the rows' audio lies in.
     """
 
     def __init__(self, path: Path, output: Path):
-        self.path = path
+        super().__init__(path)
         self.output = output
 
-    def rows(self) -> Iterator[Row]:
-        """Every row, read one by one."""
-        if not self.path.exists():
-            return
-        with open(self.path, "rb") as file:
-            for line in file:
-                yield json.loads(line)
-
-    def mend(self) -> int:
-        """Cuts off what is torn, and everything from the first clip on whose file is gone; returns how many stay."""
-        kept = position = 0
-        if not self.path.exists():
-            return 0
-        with open(self.path, "r+b") as file:
-            for line in file:
-                if not line.endswith(b"\n") or not self._is_whole(json.loads(line)):
-                    break
-                kept, position = kept + 1, position + len(line)
-            file.truncate(position)
-        return kept
+    def mend(self, is_good: Callable[[Row], bool] | None = None) -> int:
+        """Cut off everything from the first line on that is torn, corrupt, or of a clip whose file is gone."""
+        return super().mend(is_good or self._is_whole)
 
     def _is_whole(self, row: Row) -> bool:
         if "problem" in row:
             return True
-        if not is_inside(row["audio"]):
-            return False
         try:
-            return (self.output / row["audio"]).stat().st_size == row["bytes"]
-        except OSError:
+            return is_inside(row["audio"]) and (self.output / row["audio"]).stat().st_size == row["bytes"]
+        except (OSError, KeyError):
             return False
 
 
-def retry(source: ClipSource, output: Path, journal: Journal, settings: AudioSettings, progress: bool = True) -> int:
+def retry(
+    source: ClipSource, output: Path, journal: ClipJournal, settings: AudioSettings, progress: bool = True
+) -> int:
     """
     Tries the clips again that could not be used, and mends their rows; returns how many can be used now.
 
@@ -91,32 +75,31 @@ def retry(source: ClipSource, output: Path, journal: Journal, settings: AudioSet
         source, output, journal, settings, progress: as [`convert`], which has been through all clips before.
     """
     mended = 0
-    unfinished = partial(journal.path)
     seen: set[int] = set()
     clips = tqdm(
         source.clips(), total=source.count(), desc="Trying bad clips again", unit="clip", disable=not progress
     )
-    with open(unfinished, "wb") as file:
-        for index, (clip, row) in enumerate(zip(interruptible(clips), journal.rows())):
+    with written(journal.path, tag="") as file:
+        for index, (clip, row) in enumerate(zip(interruptible(clips), journal.entries())):
             if "problem" in row:
                 ((item,),) = _batches([clip], index, seen)
                 (row,) = _write_batch([item], output, settings)
                 mended += "problem" not in row
             else:
                 seen.add(_fingerprint(row["id"]))
-            file.write(_line(row))
+            file.write(json.dumps(row) + "\n")
         file.flush()
         os.fsync(file.fileno())
-    os.replace(unfinished, journal.path)
     return mended
 
 
-def _line(row: Row) -> bytes:
-    return json.dumps(row, ensure_ascii=True).encode() + b"\n"
-
-
 def convert(
-    source: ClipSource, output: Path, journal: Journal, settings: AudioSettings, workers: int, progress: bool = True
+    source: ClipSource,
+    output: Path,
+    journal: ClipJournal,
+    settings: AudioSettings,
+    workers: int,
+    progress: bool = True,
 ) -> None:
     """
     Writes every clip that the journal does not have yet, and its row.
@@ -139,20 +122,16 @@ def convert(
     done = journal.mend()
     seen = set()
     seconds = 0.0
-    for row in journal.rows():
+    for row in journal.entries():
         seen.add(_fingerprint(row["id"]))
         seconds += row.get("duration", 0.0)
-    with (
-        open(journal.path, "ab") as file,
-        tqdm(total=source.count(), initial=done, desc="Clips", unit="clip", disable=not progress) as bar,
-    ):
+    with tqdm(total=source.count(), initial=done, desc="Clips", unit="clip", disable=not progress) as bar:
         for rows in _in_order(_batches(source.clips(done), done, seen), output, settings, workers):
-            file.write(b"".join(map(_line, rows)))
-            file.flush()
+            journal.append(rows, sync=False)
             seconds += sum(row.get("duration", 0.0) for row in rows)
             bar.set_postfix_str(f"{seconds / SECONDS_PER_HOUR:.2f} h of audio", refresh=False)
             bar.update(len(rows))
-        os.fsync(file.fileno())
+    journal.append([])  # has everything on disk
 
 
 #: A clip with the file that it is to become; a problem is a row already.
@@ -270,4 +249,4 @@ def _write_one(clip: Clip, name: str, output: Path, settings: AudioSettings) -> 
     return row | {"audio": audio, "text": clip.text, **written, "fields": dict(clip.fields)}
 
 
-__all__ = ["AUDIO_FOLDER", "Journal", "Row", "convert", "retry"]
+__all__ = ["AUDIO_FOLDER", "ClipJournal", "Row", "convert", "retry"]

@@ -9,10 +9,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from ..clips import CorpusError
+from audiollm.files import partial_path
 
-#: What a file is called, after a dot, while it is written.
-PARTIAL_SUFFIX = ".partial"
+from ..clips import CorpusError
 
 
 def refuse_links(output: Path, folders: Sequence[str], files: Sequence[str]) -> None:
@@ -24,7 +23,7 @@ def refuse_links(output: Path, folders: Sequence[str], files: Sequence[str]) -> 
         files: those in `output` itself that are read or written in place; others are replaced, links or not.
     """
     for name in files:
-        for path in (output / name, partial(output / name)):
+        for path in (output / name, partial_path(output / name)):
             if path.is_symlink():
                 raise _refused(path)
     for name in folders:
@@ -54,18 +53,4 @@ def is_inside(name: str) -> bool:
     return not path.is_absolute() and ".." not in path.parts and "\0" not in name and "\\" not in name
 
 
-def partial(path: Path) -> Path:
-    """What a file is called while it is written."""
-    return path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file so that it is there whole or not at all; through no link, and to no file of another name."""
-    unfinished = partial(path)
-    unfinished.unlink(missing_ok=True)
-    with open(unfinished, "xb") as file:
-        file.write(data)
-    os.replace(unfinished, path)
-
-
-__all__ = ["is_inside", "partial", "refuse_links", "write_whole"]
+__all__ = ["is_inside", "refuse_links"]

@@ -15,9 +15,10 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+from audiollm.files import written
 
 from .conversion import Row
-from .output_folder import is_inside, partial
+from .output_folder import is_inside
 
 EXAMPLES_NAME = "instruction_examples"
 TABLE_FILE, CHECKSUMS_FILE, MANIFEST_FILE, PROBLEMS_FILE = (
@@ -26,6 +27,8 @@ TABLE_FILE, CHECKSUMS_FILE, MANIFEST_FILE, PROBLEMS_FILE = (
     "manifest.json",
     "problems.jsonl",
 )
+#: Clips that a filter such as --max_wer leaves out, one JSON object a line.
+DROPPED_FILE = "dropped.jsonl"
 PARQUET_FOLDER, CARD_FILE = "parquet", "README.md"
 FORMATS = ("json", "jsonl", "parquet")
 #: Rows, and bytes of audio, that are held before they are written to a Parquet file.
@@ -208,17 +211,13 @@ def dataset_card(splits: Sequence[str], about: dict[str, Any], contents: str) ->
 def write_problems(path: Path, rows: Iterable[Row]) -> int:
     """Every clip that cannot be used, one JSON object a line; no file where there are none. Returns how many."""
     count = 0
-    unfinished = partial(path)
-    with open(unfinished, "w", encoding="utf-8", newline="\n") as file:
+    with written(path, tag="") as file:
         for row in rows:
             if "problem" in row:
                 file.write(json.dumps(row) + "\n")
                 count += 1
-    if count:
-        os.replace(unfinished, path)
-    else:
-        unfinished.unlink()
-        path.unlink(missing_ok=True)
+    if not count:
+        path.unlink()
     return count
 
 
@@ -242,6 +241,7 @@ def move_into_place(new: Path, output: Path, former: Sequence[str]) -> None:
 __all__ = [
     "CARD_FILE",
     "CHECKSUMS_FILE",
+    "DROPPED_FILE",
     "FORMATS",
     "MANIFEST_FILE",
     "PARQUET_FOLDER",

@@ -16,18 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from audiollm.disks import naming_the_disk
+from audiollm.files import Journal, sha256_of, write_json
 from audiollm.interruption import check_interrupted, interruptible
 from filelock import FileLock, Timeout
 
-from ..checksums import file_checksum
-from ..clips import ClipSource, CorpusError
+from ..clips import STATE_FOLDER, ClipSource, CorpusError
 from ..examples import ExamplesError
 from ..tasks import Task
-from .conversion import AUDIO_FOLDER, SECONDS_PER_HOUR, Journal, Row, convert, retry
-from .output_folder import is_inside, refuse_links, write_whole
+from .conversion import AUDIO_FOLDER, SECONDS_PER_HOUR, ClipJournal, Row, convert, retry
+from .output_folder import is_inside, refuse_links
 from .prepared_files import (
     CARD_FILE,
     CHECKSUMS_FILE,
+    DROPPED_FILE,
     FORMATS,
     MANIFEST_FILE,
     PARQUET_FOLDER,
@@ -46,10 +47,12 @@ from .prepared_files import (
 )
 from .recordings import AudioSettings
 
-#: Where the state of a run lies in the output folder: what it is made from, its journal, and files under way.
-STATE_FOLDER, STATE_FILE, LOCK_FILE, NEW_FOLDER = ".prepare", "state.json", "lock", "new"
+#: Below the state folder: what a run is made from, its lock, files under way, and its journals.
+STATE_FILE, LOCK_FILE, NEW_FOLDER = "state.json", "lock", "new"
 JOURNAL_FILE, SETTLED_FILE = "clips.jsonl", "settled.jsonl"
 MANIFEST_VERSION = 1
+#: Clips that a filter leaves out and that are named when the command ends; the file has all.
+DROPPED_SHOWN = 5
 MIB = 1 << 20
 
 #: Completes rows, one by one and in order, with what tells whether they are kept, such as `wer`; told how many there are.
@@ -95,11 +98,21 @@ class SplitCounts:
 
 @dataclass
 class Prepared:
-    """What a run wrote: where, how much of each split, how many clips could not be used; and its files and folders."""
+    """
+    What a run wrote.
+
+    Attributes:
+        output: the folder.
+        splits: what each split has.
+        problems: how many clips could not be used.
+        dropped: the first clips that the filter left out, with their word error.
+        files: the files and folders that were written.
+    """
 
     output: Path
     splits: dict[str, SplitCounts] = field(default_factory=dict)
     problems: int = 0
+    dropped: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
 
     def describe(self) -> str:
@@ -109,6 +122,10 @@ class Prepared:
             + (f"; {counts.clips - counts.clips_kept} clips are not kept" if counts.clips > counts.clips_kept else "")
             for name, counts in self.splits.items()
         ]
+        if self.dropped:
+            more = sum(counts.clips - counts.clips_kept for counts in self.splits.values()) - len(self.dropped)
+            lines.append(f"Not kept: {', '.join(self.dropped)}" + (f" and {more} more" if more else ""))
+            lines.append(f"All of them, with their texts: {self.output / DROPPED_FILE}")
         if self.problems:
             lines.append(f"{self.problems} clips cannot be used: {self.output / PROBLEMS_FILE}")
         return "\n".join([*lines, f"Written to {self.output}: {', '.join(self.files)}"])
@@ -141,12 +158,12 @@ def prepare(
     output = Path(output)
     with naming_the_disk(output), _owned(output):
         state = output / STATE_FOLDER
-        journal = Journal(state / JOURNAL_FILE, output)
+        journal = ClipJournal(state / JOURNAL_FILE, output)
         _check_state(source, output, settings)
         finished = _state(output).get("finished", False) and journal.mend() == _state(output)["clips"]
         if not finished:
             convert(source, output, journal, settings.audio, settings.workers, settings.progress)
-            clips = sum(1 for _ in journal.rows())
+            clips = sum(1 for _ in journal.entries())
             _write_state(output, _identity(source, settings) | {"finished": True, "clips": clips})
         elif settings.retry_bad:
             retry(source, output, journal, settings.audio, settings.progress)
@@ -156,14 +173,14 @@ def prepare(
 class _Files:
     """The second pass."""
 
-    def __init__(self, source, output: Path, journal: Journal, tasks, settings: PrepareSettings, settle, is_kept):
+    def __init__(self, source, output: Path, journal: ClipJournal, tasks, settings: PrepareSettings, settle, is_kept):
         self.source, self.output, self.journal = source, output, journal
         self.tasks: Sequence[Task] = tasks
         self.settings = settings
         self.settle: Settle = settle or (lambda rows, total: rows)
         self.is_kept: Callable[[Row], bool] = is_kept or (lambda row: True)
         self.new = output / STATE_FOLDER / NEW_FOLDER
-        self.settled = Journal(output / STATE_FOLDER / SETTLED_FILE, output)
+        self.settled = Journal(output / STATE_FOLDER / SETTLED_FILE)
 
     def write(self) -> Prepared:
         types, prepared = FieldTypes(), Prepared(self.output)
@@ -185,15 +202,15 @@ class _Files:
 
     def _write_card(self, prepared: Prepared) -> None:
         folder = self.new / PARQUET_FOLDER
-        sums = "".join(f"{file_checksum(folder / name)}  {name}\n" for name in files_below(folder))
+        sums = "".join(f"{sha256_of(folder / name)}  {name}\n" for name in files_below(folder))
         contents = f"sha256 {hashlib.sha256(sums.encode()).hexdigest()}"
         card = dataset_card(list(prepared.splits), getattr(self.source, "card", {}), contents)
         (folder / CARD_FILE).write_text(card, encoding="utf-8", newline="\n")
 
     def _settle_all(self, types: FieldTypes, prepared: Prepared) -> None:
         """Completes every row once; notes what columns and splits there are."""
-        rows = (row for row in self.journal.rows() if self._problem_of(row) is None)
-        total = sum(self._problem_of(row) is None for row in self.journal.rows())
+        rows = (row for row in self.journal.entries() if self._problem_of(row) is None)
+        total = sum(self._problem_of(row) is None for row in self.journal.entries())
         with open(self.settled.path, "w", encoding="ascii") as file:
             for row in interruptible(self.settle(rows, total)):
                 file.write(json.dumps(row) + "\n")
@@ -203,10 +220,10 @@ class _Files:
 
     def _problems(self) -> Iterator[Row]:
         """What the first pass could not use, what no task can, and what could not be completed."""
-        for row in self.journal.rows():
+        for row in self.journal.entries():
             if problem := self._problem_of(row):
                 yield {"id": row["id"], "split": row["split"], "problem": problem}
-        for row in self.settled.rows():
+        for row in self.settled.entries():
             if "problem" in row:
                 yield {"id": row["id"], "split": row["split"], "problem": row["problem"]}
 
@@ -225,12 +242,19 @@ class _Files:
             *shards.values(),
         ]
         try:
-            for row in interruptible(self.settled.rows()):
+            for row in interruptible(self.settled.entries()):
                 if "problem" not in row:
                     row["fields"] = types.fit(row["fields"])
                     table.add(row | row["fields"])
                     split = row["split"]
-                    self._write_row(row, prepared.splits[split], examples[split], shards.get(split))
+                    if self._write_row(row, prepared.splits[split], examples[split], shards.get(split)):
+                        continue
+                    if not prepared.dropped:
+                        everything.append(dropped := JsonWriter(self.new / DROPPED_FILE))
+                    dropped.add({"id": row["id"], "split": split, "text": row["text"]} | row["fields"])
+                    if len(prepared.dropped) < DROPPED_SHOWN:
+                        wer = row["fields"].get("wer")
+                        prepared.dropped.append(row["id"] + ("" if wer is None else f" ({wer:.1f} %)"))
         finally:
             for writer in everything:
                 writer.close()
@@ -258,12 +282,13 @@ class _Files:
         endings = [ending for ending in ("json", "jsonl") if ending in self.settings.formats]
         return [JsonWriter(self.new / examples_name(split, splits, ending)) for ending in endings]
 
-    def _write_row(self, row: Row, counts: SplitCounts, examples: list[JsonWriter], shard: ShardWriter | None) -> None:
+    def _write_row(self, row: Row, counts: SplitCounts, examples: list[JsonWriter], shard: ShardWriter | None) -> bool:
+        """Write the examples of a clip; False where the filter leaves it out."""
         hours = row["duration"] / SECONDS_PER_HOUR
         counts.clips += 1
         counts.hours += hours
         if not self.is_kept(row):
-            return
+            return False
         counts.clips_kept += 1
         counts.hours_kept += hours
         audio = (self.output / row["audio"]).read_bytes() if shard is not None else b""
@@ -273,14 +298,15 @@ class _Files:
                 writer.add({"text": prompt, "audio_paths": row["audio"], "response": response})
             if shard is not None:
                 shard.add(row, row["fields"], task.name, prompt, response, audio)
+        return True
 
     def _finish(self, prepared: Prepared) -> None:
         """Checksums and manifest, and everything to its place."""
         manifest_file = self.output / MANIFEST_FILE
         former = json.loads(manifest_file.read_text())["files"] if manifest_file.exists() else []
         names = list(files_below(self.new))
-        checksums = [(row["sha256"], row["audio"]) for row in self.journal.rows() if "problem" not in row]
-        checksums += [(file_checksum(self.new / name), name) for name in names]
+        checksums = [(row["sha256"], row["audio"]) for row in self.journal.entries() if "problem" not in row]
+        checksums += [(sha256_of(self.new / name), name) for name in names]
         (self.new / CHECKSUMS_FILE).write_text(
             "".join(f"{sha}  {name}\n" for sha, name in checksums), encoding="utf-8"
         )
@@ -294,7 +320,7 @@ class _Files:
         }
         check_interrupted()
         move_into_place(self.new, self.output, former)
-        _write_json(manifest_file, manifest)
+        write_json(manifest_file, manifest, tag="")
         top = (f"{os.path.dirname(name)}/" if os.path.dirname(name) else name for name in names)
         prepared.files = sorted({f"{AUDIO_FOLDER}/", MANIFEST_FILE, *top})
 
@@ -358,9 +384,9 @@ def _check_state(source: ClipSource, output: Path, settings: PrepareSettings) ->
 
 def _discard(output: Path) -> None:
     """Removes what an earlier run's first pass wrote, and nothing else."""
-    journal = Journal(output / STATE_FOLDER / JOURNAL_FILE, output)
+    journal = ClipJournal(output / STATE_FOLDER / JOURNAL_FILE, output)
     journal.mend()
-    for row in journal.rows():
+    for row in journal.entries():
         if "problem" not in row and is_inside(row["audio"]):
             (output / row["audio"]).unlink(missing_ok=True)
     journal.path.unlink(missing_ok=True)
@@ -371,11 +397,7 @@ def _get(state: dict[str, Any], group: str, name: str) -> Any:
 
 
 def _write_state(output: Path, state: dict[str, Any]) -> None:
-    _write_json(output / STATE_FOLDER / STATE_FILE, state)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    write_whole(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    write_json(output / STATE_FOLDER / STATE_FILE, state, tag="")
 
 
 __all__ = ["FORMATS", "PrepareSettings", "Prepared", "SplitCounts", "prepare"]

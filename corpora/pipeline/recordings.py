@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import soundfile
+from audiollm.files import write_whole
 from audiollm.processing.audio_io import SAMPLING_RATE_HZ, AudioError, load_waveform
 
 from ..clips import Clip
 from .ogg import with_fixed_serial
-from .output_folder import write_whole
 
 #: File ending, and libsndfile's container and coding, of each format that clips can be kept in.
 AUDIO_FORMATS: dict[str, tuple[str, str, str]] = {
@@ -101,8 +101,7 @@ def write_clip(clip: Clip, path: Path, settings: AudioSettings) -> dict[str, Any
     """
     waveform = load_clip(clip, settings)
     data = encode(waveform, settings.audio_format)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, data)
+    write_whole(path, data, tag="")
     seconds = len(waveform) / SAMPLING_RATE_HZ
     return {"duration": round(seconds, 4), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 

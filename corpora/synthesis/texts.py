@@ -18,8 +18,8 @@ from typing import Any
 
 import pyarrow
 import pyarrow.parquet
+from audiollm.files import sha256_of
 
-from ..checksums import file_checksum
 from ..clips import CorpusError
 from ..examples import ExamplesError, json_lines, json_rows
 
@@ -70,7 +70,7 @@ class TextTable:
         self.text_column, self.response_column = text_column, response_column
         self.unread: list[str] = []
         self._choose_columns(text_column, response_column)
-        self.sha256 = file_checksum(self.path)
+        self.sha256 = sha256_of(self.path)
 
     def rows(self, start: int = 0) -> Iterator[TextRow]:
         """

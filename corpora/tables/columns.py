@@ -6,13 +6,13 @@ is always printed, beside what else it could have been. What cannot be told apar
 """
 
 import difflib
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
+from audiollm.files import is_audio
 
 from ..clips import CorpusError
 from .transforms import TRANSFORMS
@@ -22,8 +22,6 @@ AUDIO, TEXT, NUMBER, TRUTH, LABEL, LIST, OTHER = "audio", "text", "number", "tru
 SCALARS = (TEXT, NUMBER, TRUTH, LABEL)
 #: Keys of a struct that is a recording.
 RECORDING_KEYS = ("bytes", "path", "array")
-#: Endings of texts that are paths of recordings.
-AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".webm", ".mp4", ".aiff", ".aif", ".wma")
 
 
 @dataclass(frozen=True)
@@ -277,7 +275,7 @@ def _candidates(field_name: str, kinds: Mapping[str, str], rows: Sequence[Mappin
 
 def _holds_paths(column: str, rows: Sequence[Mapping[str, Any]]) -> bool:
     values = [row[column] for row in rows if row.get(column)]
-    return bool(values) and all(os.path.splitext(str(value))[1].lower() in AUDIO_SUFFIXES for value in values)
+    return bool(values) and all(is_audio(str(value)) for value in values)
 
 
 def _check(

@@ -7,7 +7,7 @@ Only tables and recordings are read. What would run code to be read, loading scr
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import datasets
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
-from ..clips import CorpusError
+from ..clips import STATE_FOLDER, CorpusError
 from .catalogue import Corpus
 
 #: What `save_to_disk` leaves in a folder: of several splits, and of one.
@@ -77,18 +77,28 @@ class Place:
         return [os.path.realpath(folder) for folder in folders]
 
     def fingerprint(self) -> str | None:
-        """Of names, sizes and times of local files; None on the Hub, where a commit says it all."""
+        """
+        Return a digest of the names, sizes and times of local files; None on the Hub, where a commit says it all.
+
+        Folders below that a corpus was prepared in are no part of the dataset.
+        """
         if self.kind == "hub":
             return None
         digest = hashlib.sha256()
         paths = [self.path]
         if os.path.isdir(self.path):
-            paths = sorted(os.path.join(folder, file) for folder, _, files in os.walk(self.path) for file in files)
+            paths = sorted(_files_below(self.path))
         for path in paths:
             status = os.stat(path) if os.path.exists(path) else os.lstat(path)
             line = f"{os.path.relpath(path, self.path)}\0{status.st_size}\0{status.st_mtime_ns}\n"
             digest.update(line.encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
+
+
+def _files_below(path: str) -> Iterator[str]:
+    for folder, folders, files in os.walk(path):
+        folders[:] = [name for name in folders if not os.path.isdir(os.path.join(folder, name, STATE_FOLDER))]
+        yield from (os.path.join(folder, file) for file in files)
 
 
 def find_place(

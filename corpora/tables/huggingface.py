@@ -109,7 +109,10 @@ class HuggingFaceSource:
         corpus: the entry of the table; None where the dataset is none of those.
         tasks: what the table says can be asked about its clips; None where it does not say.
         mapping: which column is which field.
-        wer_unit: percent or fraction; None where there is no column of word errors.
+        folder: the local folder that is read; None of a file and of the Hub.
+        reads_all_below: whether `datasets` takes every file below it for data.
+        wer_unit: percent or fraction; None where there is no column of word errors, or its values do not tell.
+        wer_doubt: what to say where they do not tell and it matters.
         summary: what [`open_source`] prints.
 
     Raises:
@@ -124,6 +127,8 @@ class HuggingFaceSource:
             arguments.dataset, arguments.config, arguments.revision, self.corpus, source_path or arguments.source_path
         )
         self.name = self._place.name
+        self.folder = self._place.path if self._place.kind in ("disk", "folder") else None
+        self.reads_all_below = self._place.kind == "folder" and not (self.corpus and self.corpus.files)
         self.tasks: tuple[Task, ...] | None = self.corpus.tasks if self.corpus else None
         self._constants: Mapping[str, FieldValue] = self.corpus.constants if self.corpus else {}
         self._splits = tuple(arguments.splits or (self.corpus.default_splits if self.corpus else DEFAULT_SPLITS))
@@ -143,7 +148,7 @@ class HuggingFaceSource:
             label = f"{self.name}, split {split!r}" if len(self._splits) > 1 else self.name
             mappings.append(map_columns(label, kinds, rows, overrides, self.corpus.columns if self.corpus else None))
             if len(mappings) == 1:
-                self.wer_unit = self._wer_unit(mappings[0], kinds, rows, arguments.wer_unit)
+                self.wer_unit, self.wer_doubt = self._wer_unit(mappings[0], kinds, rows, arguments.wer_unit)
             self._labels |= {
                 column: feature.names
                 for column, feature in (dataset.features or {}).items()
@@ -170,7 +175,6 @@ class HuggingFaceSource:
                 for name, spec in self.mapping.specs.items()
             },
             "constants": dict(self._constants),
-            "wer_unit": self.wer_unit,
             "limit": self._limit,
         }
         self.summary = self._summarise()
@@ -197,15 +201,18 @@ class HuggingFaceSource:
 
     def _wer_unit(
         self, mapping: ColumnMapping, kinds: Mapping[str, str], rows: list[dict[str, Any]], given: str | None
-    ) -> str | None:
+    ) -> tuple[str | None, str | None]:
         spec = mapping.specs.get("wer")
         if spec is None:
             if given is not None:
                 raise CorpusError(f"{self.name}: --wer_unit is given, but there is no column of word errors.")
-            return None
+            return None, None
         if kinds[spec.columns[0]] != NUMBER:
             raise CorpusError(f"{self.name}: column {spec.columns[0]!r} for 'wer' does not hold numbers.")
-        return wer_unit(self.name, spec.columns[0], [row.get(spec.columns[0]) for row in rows], given)
+        try:
+            return wer_unit(self.name, spec.columns[0], [row.get(spec.columns[0]) for row in rows], given), None
+        except CorpusError as error:
+            return None, str(error)
 
     def _summarise(self) -> str:
         place = self._place
@@ -216,7 +223,7 @@ class HuggingFaceSource:
             lines.append(f"  licence: {self.corpus.licence}" + (f", {self.corpus.terms}" if self.corpus.terms else ""))
         if self._limit is not None:
             lines.append(f"  --limit {self._limit}: only the first {self._limit} rows of each split are read")
-        lines.append(self.mapping.describe({"wer": f"{self.wer_unit}; --wer_unit says otherwise"}))
+        lines.append(self.mapping.describe({"wer": f"{self.wer_unit or 'unit unknown'}; --wer_unit says otherwise"}))
         lines += [f"  {name} is {value!r} for all clips" for name, value in self._constants.items()]
         return "\n".join([*lines, "  Change any with --columns FIELD=COLUMN."])
 
@@ -334,7 +341,7 @@ class HuggingFaceSource:
         if isinstance(value, (list, dict)):
             raise UnusableValueError("is no plain value")
         if name == "wer":
-            return None if value is None else float(value) * WER_UNITS[str(self.wer_unit)]
+            return None if value is None else float(value)
         if name == "text" or name == self._each:
             value = "" if value is None else str(value).strip()
             if not value:

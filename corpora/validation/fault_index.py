@@ -14,7 +14,7 @@ from dataclasses import asdict, astuple, dataclass
 from typing import Any, NamedTuple
 
 from .audio_facts import AudioFacts
-from .faults import FAULTS
+from .faults import FAULTS, NOT_COMPARED
 
 DIGEST_BYTES = 16
 #: What may be in one split only, and what reasons call it.
@@ -83,7 +83,7 @@ class FaultIndex:
     Args:
         names: of the files, as findings call them.
         splits: each file's split, by number; rows of a lower one are told of leaks into a higher one.
-        judged: of each file, whether its rows' faults are wanted; of others they are not kept.
+        judged: of each file, whether its rows' faults are wanted; of others only what cannot be compared is kept.
         ignored: faults that are not kept.
     """
 
@@ -118,7 +118,8 @@ class FaultIndex:
 
     def add(self, finding: Finding) -> None:
         """Keeps a fault, if it is one that is wanted."""
-        if not self.judged[finding.file] or finding.fault in self.ignored:
+        is_wanted = self.judged[finding.file] or finding.fault == NOT_COMPARED
+        if not is_wanted or finding.fault in self.ignored:
             return
         row = WHOLE_FILE if finding.row is None else finding.row
         details = json.dumps([finding.where, finding.reason, finding.audio])

@@ -16,6 +16,8 @@ from ..tasks import known_tasks
 from .audio_facts import AudioFacts
 
 ERROR, WARNING = "error", "warning"
+#: Fault of a row that others cannot be compared with.
+NOT_COMPARED = "not_compared"
 #: Recordings from here on should have more than a word or two of transcript, in seconds.
 LONG_SECONDS = 5.0
 #: What digital silence is shown as, in dB relative to full scale.
@@ -60,6 +62,9 @@ FAULTS: dict[str, Fault] = {
     "duplicate_audio": Fault(WARNING, "the same sound under another name"),
     "audio_leak": Fault(ERROR, "the same sound is in another split"),
     "transcript_leak": Fault(WARNING, "the same transcript is in another split"),
+    NOT_COMPARED: Fault(
+        ERROR, "of a file of --against: its sound cannot be compared, so that a leak would not be seen"
+    ),
 }
 
 
@@ -185,6 +190,7 @@ def shortened(text: str, characters: int = 60) -> str:
 __all__ = [
     "ERROR",
     "FAULTS",
+    "NOT_COMPARED",
     "WARNING",
     "Fault",
     "Found",

@@ -16,19 +16,19 @@ from typing import Any
 
 import jiwer
 import numpy as np
+from audiollm.files import sha256_of
 from audiollm.interruption import interruptible
 from audiollm.processing.audio_io import AudioError, load_waveform
 from audiollm.processing.normalisers import NORMALISERS
 from tqdm.auto import tqdm
 
-from ..checksums import file_checksum
 from ..clips import CorpusError
 from ..hearing.transcript_journal import TranscriptJournal
 from ..sources import Source
 from . import audio_facts
 from .audio_facts import AudioFacts, measure
 from .fault_index import Asked, FaultIndex, Finding, digest
-from .faults import Limits, characters_per_second, recording_faults, transcript_faults, word_error_faults
+from .faults import NOT_COMPARED, Limits, characters_per_second, recording_faults, transcript_faults, word_error_faults
 from .validation_rows import CheckedRow, CheckedRows
 
 #: Rows under way for each process.
@@ -235,6 +235,7 @@ class _Pass:
         for fault, reason, audio in row.faults:
             self.found.index.add(Finding(file, row.index, row.where, fault, reason, audio))
         if row.index is None:
+            self._report_uncompared(file, row)
             return
         summary.rows += 1
         summary.recordings += len(facts)
@@ -317,12 +318,21 @@ class _Pass:
             return
         if not row.is_usable or not all(one.digest for one in facts):
             self.found.summaries[file].not_compared += 1
+            self._report_uncompared(file, row, facts)
             return
         names = [_name(each) or f"{file} {row.index}" for each in row.recordings]
         question = ("transcript",) if row.is_transcript else ("question", " ".join(row.question.split()))
         sound = digest(*(bytes.fromhex(one.digest) for one in facts))
         response = digest(" ".join(text.split()))
         index.keep_question(Asked(*place, sound, digest(*question), response, digest(*names), row.where))
+
+    def _report_uncompared(self, file: int, row: CheckedRow, facts: Sequence[AudioFacts] = ()) -> None:
+        """Say of a row in a file of --against why nothing can be compared with it; a file's own faults say it for others."""
+        if self.found.files[file].judged:
+            return
+        reasons = [reason for _, reason, _ in row.faults]
+        reasons += [one.reason or "is too long, or digital silence" for one in facts if not one.digest]
+        self.found.index.add(Finding(file, row.index, row.where, NOT_COMPARED, reasons[0]))
 
 
 def _recording_key(recording: Any) -> bytes:
@@ -334,7 +344,7 @@ def _content_checksum(recording: Any) -> str:
     """The sha256 of a recording's file, in hexadecimal digits."""
     if isinstance(recording, dict) and recording.get("bytes") is not None:
         return hashlib.sha256(recording["bytes"]).hexdigest()
-    return file_checksum(recording["path"] if isinstance(recording, dict) else recording)
+    return sha256_of(recording["path"] if isinstance(recording, dict) else recording)
 
 
 def _name(recording: Any) -> str | None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import yaml
-from audiollm.corpora.folders.folder_paths import is_audio
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.corpora.unseen import load_unseen_speech
+from audiollm.files import is_audio
 from audiollm.processing.audio_io import SAMPLING_RATE_HZ
 
 from .settings import Settings

@@ -214,7 +214,7 @@ PLANTERS: dict[str, Callable[[Bench], list[Row]]] = {
     )
 }  # fmt: skip
 #: These are not of a row alone: a file that is no JSON, and a table's word error.
-PLANTED_ELSEWHERE = {"unreadable_data", "wrong_transcript"}
+PLANTED_ELSEWHERE = {"unreadable_data", "wrong_transcript", "not_compared"}
 PLANTED_LIMITS = Limits(max_seconds=30.0)
 
 

@@ -64,7 +64,14 @@ def test_audiofolder_metadata_in_every_form_and_split(tmp_path: Path, ending: st
 def test_the_line_says_what_is_read(tmp_path: Path):
     make_nemo(tmp_path)
     description = source_of(tmp_path).description
-    assert description.startswith("read as: NeMo manifest manifest.json, 3 lines (audio=audio_filepath, text=text")
+    assert description.startswith("read as: NeMo manifest manifest.json, 3 rows (audio=audio_filepath, text=text")
+
+
+def test_a_header_is_no_row(tmp_path: Path):
+    tone(tmp_path / "a.wav", 0.2)
+    (tmp_path / "list.csv").write_text('path,text\na.wav,"one,\ntwo"\na.wav,three\n\n')
+    source = source_of(tmp_path)
+    assert "list.csv, 2 rows " in source.description and source.count() == 2 == len(list(source.clips()))
 
 
 # ------------------------------------------------------------------------------------------------ parts of recordings

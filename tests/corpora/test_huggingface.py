@@ -126,14 +126,12 @@ def test_options_change_the_clips_and_the_identity(rows, tmp_path) -> None:
     first = next(columns.clips())
     assert first.text == rows[0]["sentence"].upper() and "wer" not in first.fields and first.fields["remark"] == "odd"
     assert [("remark" in clip.fields) for clip in columns.clips()] == [True, False, True, False, True]
-    fraction = source_of(name, wer_unit="fraction")
-    assert [clip.fields["wer"] for clip in fraction.clips()] == [1250.0 * number for number in range(ROWS)]
     limited = source_of(name, limit=2)
     assert list(limited.clips()) == list(plain.clips())[:2] and limited.count() == 2
     assert list(source_of(name, limit=2, streaming=True).clips(1)) == list(plain.clips())[1:2]
     other_split = source_of(name, splits=["dev"])
     assert {clip.split for clip in other_split.clips()} == {"dev"}
-    sources = [plain, columns, fraction, limited, other_split]
+    sources = [plain, columns, limited, other_split]
     assert len({json.dumps(source.identity) for source in sources}) == len(sources)
     as_dataset(rows[:4]).to_parquet(name)
     assert source_of(name).identity != plain.identity

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 from audiollm.cli import main as audiollm
+from audiollm.corpora.clips import CorpusError
 from audiollm.corpora.examples import read_examples
 from audiollm.corpora.hearing import word_error_arguments
 from audiollm.corpora.pipeline.prepare_arguments import available_cpus
@@ -17,6 +18,7 @@ from audiollm.corpora.prepare import SOURCES, choose_tasks, main, run
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.corpora.tasks import Task, known_tasks
 from audiollm.training.train import parse_arguments, train
+from prepare_process import contents
 
 #: Clips of which Whisper tiny.en makes no mistake, in the bundled test split.
 HEARD_RIGHT = (
@@ -226,7 +228,9 @@ def test_max_wer_by_a_column_of_word_errors(clips, tmp_path, capsys) -> None:
     result = run("huggingface", [*command, "--max-wer", "5.0"])
     assert prepared(tmp_path / "out") == [HEARD_RIGHT[index] for index in (0, 1, 4, 6)]
     assert result.splits["train"].clips == 8 and "4 clips are not kept" in result.describe()
-    assert "audio/, clips.parquet, instruction_examples.json, manifest.json, parquet/" in result.describe()
+    assert (
+        "audio/, clips.parquet, dropped.jsonl, instruction_examples.json, manifest.json, parquet/" in result.describe()
+    )
     run("huggingface", [*command, "--max-wer", "12"])
     assert len(prepared(tmp_path / "out")) == 6
     table = pq.read_table(tmp_path / "out" / "clips.parquet").to_pydict()
@@ -243,9 +247,54 @@ def test_word_errors_of_a_folder_have_a_unit_too(folder, clips, tmp_path, capsys
     assert prepared(tmp_path / "out") == list(HEARD_RIGHT[:3])
     main([*command[:-1], "percent", "--max_wer", "2.5"])
     assert prepared(tmp_path / "out") == list(HEARD_RIGHT)
-    with pytest.raises(SystemExit) as ended:
-        main(command)
-    assert "--wer_unit fraction is of --max_wer" in str(ended.value.code)
+    main(command)
+    table = pq.read_table(tmp_path / "out" / "clips.parquet").to_pydict()
+    assert table["wer"] == [float(index) for index in range(8)], "percent, also where no limit is asked for"
+
+
+def test_a_unit_that_cannot_be_told_matters_with_a_limit_only(clips, tmp_path) -> None:
+    wers = [0.0, 1.0, 2.0, 3.0, 0.5, 0.0, 0.0, 0.0]
+    data = parquet_of(tmp_path / "data.parquet", clips, wer=wers)
+    command = ["--dataset", data, "--output", str(tmp_path / "out"), "--workers", "1"]
+    run("huggingface", command)
+    assert pq.read_table(tmp_path / "out" / "clips.parquet")["wer"].to_pylist() == wers
+    with pytest.raises(CorpusError, match="--wer_unit percent or --wer_unit fraction"):
+        run("huggingface", [*command, "--max_wer", "2"])
+    run("huggingface", [*command, "--max_wer", "2", "--wer_unit", "percent"])
+    assert len(prepared(tmp_path / "out")) == 7
+    run("huggingface", [*command, "--max_wer", "2", "--wer_unit", "fraction"])
+    assert len(prepared(tmp_path / "out")) == 4
+
+
+def test_the_clips_that_a_limit_drops_are_named_and_listed(clips, tmp_path) -> None:
+    data = parquet_of(tmp_path / "data.parquet", clips, wer=[0.0, 50.0, 50.0, 80.0, 50.0, 100.0, 30.0, 12.0])
+    command = ["--dataset", data, "--output", str(tmp_path / "out"), "--workers", "1", "--wer_unit", "percent"]
+    said = run("huggingface", [*command, "--max-wer", "5.0"]).describe()
+    assert f"{HEARD_RIGHT[1]} (50.0 %)" in said and "and 2 more" in said
+    assert str(tmp_path / "out" / "dropped.jsonl") in said
+    lines = [json.loads(line) for line in (tmp_path / "out" / "dropped.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == list(HEARD_RIGHT[1:])
+    assert lines[0]["wer"] == 50.0 and lines[0]["text"] == clips[1]["text"] and lines[0]["split"] == "train"
+    assert (
+        "dropped" not in run("huggingface", command).describe() and not (tmp_path / "out" / "dropped.jsonl").exists()
+    )
+
+
+def test_an_output_inside_the_folder_of_the_dataset(clips, tmp_path) -> None:
+    rows = [{"audio": {"bytes": row["audio"]["bytes"], "path": None}, "text": row["text"]} for row in clips]
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"))
+    command = ["--dataset", str(tmp_path / "saved"), "--workers", "1", "--output"]
+    run("huggingface", [*command, str(tmp_path / "saved" / "out")])
+    before = contents(tmp_path / "saved" / "out")
+    run("huggingface", [*command, str(tmp_path / "saved" / "out")])
+    assert contents(tmp_path / "saved" / "out") == before
+    (tmp_path / "tables").mkdir()
+    parquet_of(tmp_path / "tables" / "train.parquet", clips)
+    for output in (tmp_path / "saved", tmp_path / "tables", tmp_path / "tables" / "out"):
+        dataset = "saved" if output.name == "saved" else "tables"
+        with pytest.raises(CorpusError, match="is in the folder that is read"):
+            run("huggingface", ["--dataset", str(tmp_path / dataset), "--workers", "1", "--output", str(output)])
+        assert not (output / "audio").exists()
 
 
 @pytest.mark.parametrize("column", ["pred_text", "whisper_transcript"])

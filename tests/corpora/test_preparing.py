@@ -339,3 +339,14 @@ def test_splits_have_files_of_their_own(tmp_path):
         "train.clean.100": ["train-clean-100"],
     }
     assert "license: cc-by-sa-3.0" in (tmp_path / "parquet" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("corrupt", [b"{\x00", b"[1]", b'{"id": "a"}', b""])
+def test_a_corrupt_line_of_the_journal_has_its_clips_done_again(tmp_path, corrupt):
+    prepare(StudioSource(), tmp_path, TRANSCRIBE, settings())
+    before = contents(tmp_path)
+    journal = tmp_path / ".prepare" / "clips.jsonl"
+    lines = journal.read_bytes().split(b"\n")
+    journal.write_bytes(b"\n".join([*lines[:5], corrupt, *lines[6:]]))
+    prepare(StudioSource(), tmp_path, TRANSCRIBE, settings())
+    assert contents(tmp_path) == before

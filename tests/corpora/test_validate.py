@@ -270,8 +270,25 @@ def test_split_names_and_against(tmp_path: Path, rows: list[Row]) -> None:
     train, test = write(tmp_path / "train.json", rows), write(tmp_path / "test.json", rows[1:2] + [{"text": "?"}])
     assert found(tmp_path, train, test) == [(0, "duplicate_row"), (1, "malformed_row")]
     assert found(tmp_path, f"train={train}", f"test={test}") == [(1, "audio_leak"), (1, "malformed_row")]
-    assert found(tmp_path, train, "--against", test) == [(1, "audio_leak")]
-    assert found(tmp_path, train, "--against", f"held_out={test}", f"other={test}") == 2 * [(1, "audio_leak")]
+    assert found(tmp_path, train, "--against", test) == [(1, "audio_leak"), (1, "not_compared")]
+    others = ["--against", f"held_out={test}", f"other={test}", "--ignore", "not_compared"]
+    assert found(tmp_path, train, *others) == 2 * [(1, "audio_leak")]
+
+
+def test_what_cannot_be_compared_is_a_fault(tmp_path: Path, rows: list[Row]) -> None:
+    """A leak is hidden where the other file's audio lies outside of --audio_dir, is cut off, or is not there."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "0.wav").rename(tmp_path / "other" / "0.wav")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "1.wav").rename(tmp_path / "mine" / "1.wav")
+    (tmp_path / "mine" / "cut.wav").write_bytes((tmp_path / "mine" / "1.wav").read_bytes()[:-99])
+    train = write(tmp_path / "train.json", [rows[1]])
+    for path in ("../other/0.wav", str(tmp_path / "other" / "0.wav"), "cut.wav", "gone.wav"):
+        test = write(tmp_path / "test.json", [rows[1] | {"response": "Else."}, rows[0] | {"audio_paths": path}])
+        expected = [(0, "audio_leak"), (1, "not_compared")]
+        assert found(tmp_path, train, "--audio_dir", tmp_path / "mine", "--against", test) == expected
+    (tmp_path / "test.json").write_text("{")
+    assert found(tmp_path, train, "--audio_dir", tmp_path / "mine", "--against", test) == [(None, "not_compared")]
 
 
 @pytest.mark.parametrize("fault", ["wrong_rate", "silent"])
