@@ -151,6 +151,8 @@ class Transcriber:
         self._began = self._seconds_heard = self._seconds_done = 0.0
         self._seconds_total: float | None = None
         self._on_progress: Callable[[float, float | None], None] | None = None
+        self._on_passage: Callable[[Passage], None] | None = None
+        self._num_told = 0
         self._stop = StopWhenSet(None)
 
     def transcribe(
@@ -159,6 +161,7 @@ class Transcriber:
         partial_paths: Sequence[Path | None] | None = None,
         on_progress: Callable[[float, float | None], None] | None = None,
         stop: threading.Event | None = None,
+        on_passage: Callable[[Passage], None] | None = None,
     ) -> Iterator[Transcript | Failure]:
         """
         A transcript for each recording, in the given order, as soon as it and those before are done; a [`Failure`] for
@@ -170,6 +173,8 @@ class Transcriber:
             on_progress: called after each batch, and each stretch without a voice, with the seconds of audio that are done
                 and all there are, or None where that is not known beforehand. What it raises ends the transcribing.
             stop: ends it within a token once it is set, from any thread.
+            on_passage: called with each passage of a single recording, in order of time, as soon as its batch is done.
+                Windows then go in that order, rather than those of ten minutes sorted by length.
 
         Raises:
             TranscribingStopped: `stop` is set.
@@ -183,7 +188,7 @@ class Transcriber:
         done = 0
         self._began, self._seconds_heard = time.monotonic(), 0.0
         self._seconds_done, self._seconds_total, self._on_progress = 0.0, total, on_progress
-        self._stop = StopWhenSet(stop)
+        self._stop, self._on_passage, self._num_told = StopWhenSet(stop), on_passage, 0
         with tqdm(total=total, desc="Transcribing", disable=not self.progress, bar_format=_bar_format(total)) as bar:
             self._bar = bar
             for _ in steps():
@@ -210,7 +215,7 @@ class Transcriber:
             for window in self._windows(job):
                 pool.append((job, window))
                 held += window.end - window.start
-                if held >= pool_seconds * rate:
+                if held >= pool_seconds * rate or (self._on_passage is not None and len(pool) == settings.batch_size):
                     yield from self._hear_pool(pool)
                     pool, held = [], 0
             yield
@@ -278,9 +283,20 @@ class Transcriber:
         for job, new in new_of.items():
             if job.partial is not None:
                 job.partial.add(new)
+        self._tell_passages(batch[0][0])
         speed = self._seconds_heard / (time.monotonic() - self._began)
         self._bar.set_postfix_str(f"{speed:.1f} x real time")
         self._tell()
+
+    def _tell_passages(self, job: _Job) -> None:
+        """Call `on_passage` with what has been transcribed up to the first window that has not."""
+        while self._on_passage is not None and self._num_told < len(job.spans):
+            span = job.spans[self._num_told]
+            if span not in job.heard:
+                return
+            rate = self.processor.sampling_rate
+            self._on_passage(Passage(span[0] / rate, span[1] / rate, *job.heard[span]))
+            self._num_told += 1
 
     def _refuse_when_stopped(self) -> None:
         if self._stop.is_set():

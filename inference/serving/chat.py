@@ -3,33 +3,28 @@
 import asyncio
 import hashlib
 import io
-import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 
 from ..recordings import Recording
 from ..session import AnswerReport, ContextLengthError, Session
-from .chat_request import AudioPart, ChatRequest, Message, audio_bytes, digest, read_chat_request
+from .chat_request import AudioPart, ChatRequest, Message, digest, read_chat_request
 from .choosing import generate_options, seed_draws
-from .errors import BAD_REQUEST, ApiError, GoneError, about_request, about_server
+from .errors import GoneError, about_request, about_server
+from .events import LAST_EVENT, as_event_stream, event
 from .kept_sessions import KeptSession
 from .listening import count_seconds, kept_file
 from .service import Service
 from .stop_strings import StopStrings
-from .turns import Job
 
 ID_PREFIX = "chatcmpl-"
-LAST_EVENT = "data: [DONE]\n\n"
-MEDIA_TYPE = "text/event-stream"
-#: Proxies would hold a stream back.
-HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 SYSTEM_ROLES = {"developer": "system"}
 
 
@@ -58,46 +53,20 @@ async def complete(request: Request) -> Response:
     asked = await asyncio.to_thread(read_chat_request, body)
     del body
     service.check_model(asked.model)
-    _check_bound(asked, service.settings.max_new_tokens)
     answering = Answering(service, asked, service.caller(request, asked.user, asked.prompt_cache_key))
     job = service.start(answering.run)
-    watch = asyncio.create_task(_watch(request, job))
     head = {"id": f"{ID_PREFIX}{uuid.uuid4().hex}", "created": int(time.time()), "model": service.settings.name}
-    events = _items(job, watch)
+    items = job.items(request)
     if not asked.stream:
-        async with aclosing(events):
-            return await _whole(events, head)
-    try:
-        first = await anext(events)  # what is wrong with the request is told before the stream begins
-    except BaseException:
-        await events.aclose()
-        raise
+        async with aclosing(items):
+            return await _whole(items, head)
     with_usage = asked.stream_options is not None and asked.stream_options.include_usage
-    return StreamingResponse(_stream(first, events, head, with_usage), media_type=MEDIA_TYPE, headers=HEADERS)
+    return await as_event_stream(items, lambda each: _events(each, head, with_usage))
 
 
-async def _watch(request: Request, job: Job) -> None:
-    """Abandons the job when the client goes away."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    job.abandon()
-
-
-async def _items(job: Job, watch: asyncio.Task) -> AsyncGenerator[str | Ended, None]:
-    """What a job gives; it is abandoned when nobody takes it any more."""
-    try:
-        async for item in job:
-            yield item
-    except Exception as error:
-        raise about_server(error) from None
-    finally:
-        watch.cancel()
-        job.abandon()
-
-
-async def _whole(events: AsyncIterator[str | Ended], head: dict[str, Any]) -> JSONResponse:
+async def _whole(items: AsyncIterator[str | Ended], head: dict[str, Any]) -> JSONResponse:
     text = ""
-    async for item in events:
+    async for item in items:
         if isinstance(item, Ended):
             message = {"role": "assistant", "content": text}
             choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": item.finish_reason}
@@ -106,45 +75,22 @@ async def _whole(events: AsyncIterator[str | Ended], head: dict[str, Any]) -> JS
     raise about_server(GoneError())
 
 
-async def _stream(
-    first: str | Ended, events: AsyncGenerator[str | Ended, None], head: dict[str, Any], with_usage: bool
-) -> AsyncIterator[str]:
+async def _events(items: AsyncIterator[str | Ended], head: dict[str, Any], with_usage: bool) -> AsyncIterator[str]:
     head = {**head, "object": "chat.completion.chunk"}
 
     def chunk(delta: dict[str, str], finish_reason: str | None = None) -> str:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return _event({**head, "choices": [choice], **({"usage": None} if with_usage else {})})
+        return event({**head, "choices": [choice], **({"usage": None} if with_usage else {})})
 
-    async with aclosing(events):
-        yield chunk({"role": "assistant", "content": ""})
-        item: str | Ended | None = first
-        try:
-            while isinstance(item, str):
-                yield chunk({"content": item})
-                item = await anext(events, None)
-        except ApiError as error:
-            yield _event(error.body())
-            return
-        if isinstance(item, Ended):
-            yield chunk({}, item.finish_reason)
-            if with_usage:
-                yield _event({**head, "choices": [], "usage": item.usage()})
-            yield LAST_EVENT
-
-
-def _event(content: dict[str, Any]) -> str:
-    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
-
-
-def _check_bound(asked: ChatRequest, most: int) -> None:
-    if asked.bound is not None and asked.bound > most:
-        name = "max_completion_tokens" if asked.max_completion_tokens else "max_tokens"
-        raise ApiError(
-            BAD_REQUEST,
-            f"{name} is {asked.bound}; this server writes at most {most} (--max_new_tokens of audiollm serve).",
-            "invalid_value",
-            name,
-        )
+    yield chunk({"role": "assistant", "content": ""})
+    async for item in items:
+        if isinstance(item, str):
+            yield chunk({"content": item})
+            continue
+        yield chunk({}, item.finish_reason)
+        if with_usage:
+            yield event({**head, "choices": [], "usage": item.usage()})
+        yield LAST_EVENT
 
 
 class Answering:
@@ -166,7 +112,8 @@ class Answering:
         try:
             kept, text, recordings = self._prepare(stop)
             asked, session = self.asked, kept.session
-            bound = asked.bound or self.service.settings.max_new_tokens
+            most = self.service.settings.max_new_tokens
+            bound = min(asked.bound or most, most)
             options = {"max_new_tokens": bound, **generate_options(asked)}
         except Exception as error:
             raise about_request(error) or error from None
@@ -204,29 +151,26 @@ class Answering:
         """The session to go on with, and the words and recordings of the last turn."""
         *before, last = self.asked.messages
         files = [
-            [
-                audio_bytes(part, f"messages[{index}].content[{number}]") if isinstance(part, AudioPart) else None
-                for number, part in enumerate(message.content)
-            ]
-            for index, message in enumerate(self.asked.messages)
+            [part.file() if isinstance(part, AudioPart) else None for part in message.content]
+            for message in self.asked.messages
         ]
         self._digests = [_digest_of(message, of_it) for message, of_it in zip(self.asked.messages, files)]
         kept = self.service.sessions.take(self.caller, digest(self._digests[:-1])) if before else None
         if kept is not None:
             self._seconds = kept.seconds
         else:
-            earlier = [
-                _loaded(message, self._load_all(message, files[i], i, stop)) for i, message in enumerate(before)
-            ]
+            earlier = [_loaded(message, self._load_all(message, of_it, stop)) for message, of_it in zip(before, files)]
             kept = KeptSession(Session(self.service.model, self.service.processor, messages=earlier))
-        recordings = self._load_all(last, files[-1], len(before), stop)
+        recordings = self._load_all(last, files[-1], stop)
         text = "".join("<audio>" if isinstance(part, AudioPart) else part.text for part in last.content)
         return kept, text if text.replace("<audio>", "") else None, recordings
 
-    def _load_all(self, message: Message, files: list[bytes | None], index: int, stop: Any) -> list[Recording]:
-        places = enumerate(files)
+    def _load_all(self, message: Message, files: list[bytes | None], stop: Any) -> list[Recording]:
+        parts = zip(message.content, files)
         return [
-            self._load(file, f"messages[{index}].content[{place}]", stop) for place, file in places if file is not None
+            self._load(file, part._where, stop)
+            for part, file in parts
+            if isinstance(part, AudioPart) and file is not None
         ]
 
     def _load(self, file: bytes, name: str, stop: Any) -> Recording:

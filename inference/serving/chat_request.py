@@ -1,4 +1,9 @@
-"""The body of `/v1/chat/completions`, as OpenAI describes it: what is understood of it, and a clear no to the rest."""
+"""
+The body of `/v1/chat/completions`, as OpenAI describes it.
+
+Fields that the server does not know, and those that only give a hint, are ignored. A field that asks for something the
+server cannot do is refused by name.
+"""
 
 import base64
 import binascii
@@ -6,11 +11,11 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from .errors import BAD_REQUEST, ApiError
 
-#: What cannot be done, and the values that ask for nothing, which many clients send all the same.
+#: Fields that ask for something the server cannot do, with the values that ask for nothing.
 NOTHING_ASKED: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "best_of": (1,),
@@ -18,20 +23,22 @@ NOTHING_ASKED: dict[str, tuple[Any, ...]] = {
     "functions": ([],),
     "logit_bias": ({},),
     "logprobs": (False,),
-    "metadata": ({},),
     "modalities": (["text"],),
     "n": (1,),
-    "parallel_tool_calls": (True, False),
-    "prediction": (),
-    "reasoning_effort": ("none",),
     "response_format": ({"type": "text"},),
-    "service_tier": ("auto", "default"),
-    "store": (False,),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
     "top_logprobs": (0,),
-    "verbosity": (),
     "web_search_options": (),
+}
+#: The field that allows tools to be listed, because none is then to be called.
+CHOICE_OF = {"tools": "tool_choice", "functions": "function_call"}
+#: More helpful than "leave it out".
+INSTEAD = {
+    "response_format": "The model cannot promise JSON or a schema: ask for it in a message, and leave response_format out.",
+    "tools": "The model calls no tools: give tool_choice 'none', or leave tools out.",
+    "functions": "The model calls no functions: give function_call 'none', or leave functions out.",
+    "n": "One answer is written for each request: give 1.",
 }
 AUDIO_FORMATS = ("wav", "mp3", "flac", "ogg", "opus", "m4a", "mp4", "webm", "aac", "aiff")
 #: Before base64, where a recording is written as a `data:` URL.
@@ -41,58 +48,101 @@ MAX_STOP_STRINGS = 16
 MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
 DEFAULT_TEMPERATURE = 1.0
 PARTS_FIELD = "content"
+#: Roles of messages that hold what a tool returned.
+RESULT_ROLES = ("tool", "function")
 
 
-class _Strict(BaseModel):
-    """What has no fields but those named."""
+class _Body(BaseModel):
+    """Part of a body; values are not converted, unknown fields are ignored."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="ignore", strict=True)
 
 
-class TextPart(_Strict):
-    """Words."""
+class TextPart(_Body):
+    """Text."""
 
     type: Literal["text"]
     text: str
 
 
-class AudioBytes(_Strict):
-    """A recording's file in base64; its format is seen from the bytes."""
+class AudioBytes(_Body):
+    """A file in base64; its format is read from the bytes."""
 
     data: str
     format: Literal[AUDIO_FORMATS] | None = None  # type: ignore[valid-type]  # a tuple of names
 
 
-class AudioPart(_Strict):
+class AudioPart(_Body):
     """A recording."""
 
     type: Literal["input_audio"]
     input_audio: AudioBytes
+    _where: str = PrivateAttr("")  # its place in the request, for errors
+
+    def file(self) -> bytes:
+        """
+        Return the bytes of the file.
+
+        Raises:
+            ApiError: the data is not base64.
+        """
+        data = self.input_audio.data
+        if data.startswith(DATA_URL):
+            data = data.partition(DATA_URL_MARK)[2]
+        try:
+            return base64.b64decode(data, validate=True)
+        except (binascii.Error, ValueError) as error:
+            where = f"{self._where}.input_audio.data"
+            message = f"{where} is not base64 ({error}); expected the bytes of a file, encoded."
+            raise ApiError(BAD_REQUEST, message, "invalid_audio", where) from None
 
 
-class Message(_Strict):
+class FunctionCall(_Body):
+    """A call that an assistant asked for: a function's name, and its arguments as JSON."""
+
+    name: str
+    arguments: str = "{}"
+
+    def __str__(self) -> str:
+        return f"Call of {self.name}: {self.arguments}"
+
+
+class ToolCall(_Body):
+    """A function call with an id, by which its result is found."""
+
+    id: str = ""
+    function: FunctionCall
+
+
+class Message(_Body):
     """One turn."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: list[Annotated[TextPart | AudioPart, Field(discriminator="type")]]
+    name: str | None = None
+    tool_calls: list[ToolCall] = Field(default_factory=list)
+    function_call: FunctionCall | None = None
+    tool_call_id: str | None = None
 
     @model_validator(mode="before")
     @classmethod
-    def _string_as_part(cls, given: Any) -> Any:
-        if isinstance(given, dict) and isinstance(given.get(PARTS_FIELD), str):
-            return {**given, PARTS_FIELD: [{"type": "text", "text": given[PARTS_FIELD]}]}
-        return given
+    def _content_as_parts(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        content = given.get(PARTS_FIELD, [] if given.get("tool_calls") or given.get("function_call") else None)
+        if isinstance(content, str):
+            content = [{"type": "text", "text": content}]
+        return given if content is None else {**given, PARTS_FIELD: content}
 
 
-class StreamOptions(_Strict):
-    """What a stream holds besides words."""
+class StreamOptions(_Body):
+    """Further contents of a stream."""
 
     include_usage: bool = False
-    include_obfuscation: Literal[False] = False
 
 
-class ChatRequest(_Strict):
-    """What a client asks."""
+class ChatRequest(_Body):
+    """A request."""
 
     model: str | None = None
     messages: list[Message] = Field(min_length=1)
@@ -109,30 +159,20 @@ class ChatRequest(_Strict):
     repetition_penalty: float | None = Field(None, gt=0)
     user: str | None = None
     prompt_cache_key: str | None = None
-    safety_identifier: str | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _one_stop_string(cls, given: Any) -> Any:
         return {**given, "stop": [given["stop"]]} if isinstance(given.get("stop"), str) else given
 
-    @model_validator(mode="after")
-    def _one_bound(self) -> "ChatRequest":
-        bounds = {self.max_tokens, self.max_completion_tokens} - {None}
-        if len(bounds) > 1:
-            raise ValueError("max_tokens and max_completion_tokens differ; give one of them")
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options does nothing without stream; leave it out, or set stream to true")
-        return self
-
     @property
     def bound(self) -> int | None:
-        """The bound on new tokens that is asked for."""
-        return self.max_completion_tokens or self.max_tokens
+        """The smaller bound on new tokens, where two are given."""
+        return min(filter(None, (self.max_completion_tokens, self.max_tokens)), default=None)
 
     @property
-    def drawing_temperature(self) -> float:
-        """0 takes the likeliest words, which is what a request gets that says nothing of it."""
+    def sampling_temperature(self) -> float:
+        """0 decodes greedily; so does a request that gives neither a temperature nor top_p."""
         if self.temperature is not None:
             return self.temperature
         return DEFAULT_TEMPERATURE if self.top_p is not None and self.top_p < 1 else 0.0
@@ -140,17 +180,16 @@ class ChatRequest(_Strict):
 
 def read_chat_request(body: bytes) -> ChatRequest:
     """
-    Reads a request's body.
+    Read the body of a request.
 
     Raises:
-        ApiError: it is no JSON, a field is missing, wrong or unknown, or asks for what cannot be done; all with its name.
+        ApiError: it is not JSON, a field is missing or wrong, or one asks for what cannot be done. The error names it.
     """
     try:
         given = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise ApiError(
-            BAD_REQUEST, f"The body is no JSON ({type(error).__name__}: {error}).", "invalid_json"
-        ) from None
+        message = f"The body is not JSON ({type(error).__name__}: {error})."
+        raise ApiError(BAD_REQUEST, message, "invalid_json") from None
     if not isinstance(given, dict):
         raise ApiError(BAD_REQUEST, f"The body is a JSON {type(given).__name__}; expected an object.", "invalid_json")
     given = _without_nulls(given)
@@ -159,23 +198,64 @@ def read_chat_request(body: bytes) -> ChatRequest:
         request = ChatRequest.model_validate(given)
     except ValidationError as error:
         raise _about(error) from None
+    for index, message in enumerate(request.messages):
+        for number, part in enumerate(message.content):
+            _check_part(message, part, f"messages[{index}].content[{number}]")
+    request.messages = _tools_as_text(request.messages)
     last = request.messages[-1]
     if last.role != "user" or not any(isinstance(part, AudioPart) or part.text.strip() for part in last.content):
         is_empty = "an empty one" if last.role == "user" else "one"
         raise ApiError(
             BAD_REQUEST,
-            f"The last message is {is_empty} of {last.role}; expected one of user, with words or a recording.",
+            f"The last message is {is_empty} of {last.role}; expected one of user, with text or a recording.",
             "invalid_value",
             "messages",
         )
-    for index, message in enumerate(request.messages):
-        for number, part in enumerate(message.content):
-            _check_part(message, part, f"messages[{index}].content[{number}]")
     return request
 
 
+def _refuse_placeholder(text: str, where: str) -> None:
+    if AUDIO_PLACEHOLDER in text:
+        raise ApiError(
+            BAD_REQUEST,
+            f"{where}: the text contains {AUDIO_PLACEHOLDER}, which stands for a recording. Send a recording as a part "
+            "of type input_audio, in its place among the parts.",
+            "invalid_value",
+            where,
+        )
+
+
+def _tools_as_text(messages: list[Message]) -> list[Message]:
+    """
+    Return the messages with tool calls and their results in words, which every chat template can render.
+
+    Calls follow the text of their turn. Results become a turn of the user; those of one turn are joined.
+    """
+    names = {call.id: call.function.name for message in messages for call in message.tool_calls}
+    plain: list[Message] = []
+    previous = ""
+    for index, message in enumerate(messages):
+        calls = [call.function for call in message.tool_calls] + [message.function_call] * bool(message.function_call)
+        texts = list(map(str, calls))
+        is_result = message.role in RESULT_ROLES
+        if is_result:
+            name = names.get(message.tool_call_id or "") or message.name or message.tool_call_id or "the tool"
+            said = "".join(part.text for part in message.content if isinstance(part, TextPart))
+            texts, message.content = [f"Result of {name}: {said}"], []
+        if texts:
+            joined = "\n".join(texts)
+            _refuse_placeholder(joined, f"messages[{index}]")
+            message.content.append(TextPart(type="text", text=f"\n{joined}" if message.content else joined))
+        if is_result and previous in RESULT_ROLES:
+            plain[-1].content += [TextPart(type="text", text="\n"), *message.content]
+        else:
+            plain.append(message)
+        previous, message.role = message.role, "user" if is_result else message.role
+    return plain
+
+
 def _without_nulls(given: dict[str, Any]) -> dict[str, Any]:
-    """null is what is left out; answers that are sent back hold many."""
+    """Return the body without fields that are null: clients send answers back with all their fields."""
     given = {name: value for name, value in given.items() if value is not None}
     messages = given.get("messages")
     if isinstance(messages, list):
@@ -188,16 +268,19 @@ def _without_nulls(given: dict[str, Any]) -> dict[str, Any]:
 
 def _refuse_what_cannot_be_done(given: dict[str, Any]) -> None:
     for name, harmless in NOTHING_ASKED.items():
-        if name in given and not any(given[name] == each and type(given[name]) is type(each) for each in harmless):
-            instead = f" Leave it out, or give {' or '.join(map(repr, harmless))}." if harmless else " Leave it out."
-            raise ApiError(
-                BAD_REQUEST, f"{name} is not supported by this server.{instead}", "unsupported_parameter", name
-            )
-        given.pop(name, None)
+        asked = given.get(name)
+        if asked is None or any(asked == each and type(asked) is type(each) for each in harmless):
+            continue
+        if name in CHOICE_OF and given.get(CHOICE_OF[name]) == "none":
+            continue
+        instead = INSTEAD.get(name) or f"Leave it out{''.join(f', or give {each!r}' for each in harmless)}."
+        raise ApiError(
+            BAD_REQUEST, f"{name} is not supported by this server. {instead}", "unsupported_parameter", name
+        )
 
 
 def _about(error: ValidationError) -> ApiError:
-    """The first of what is wrong, by the name of its field; never with what was given, which may be long."""
+    """Return the first fault by the name of its field, without the value, which may be long."""
     first = error.errors(include_input=False, include_url=False, include_context=False)[0]
     field = ""
     after_part = False
@@ -209,8 +292,6 @@ def _about(error: ValidationError) -> ApiError:
         if not after_part:  # else it is pydantic's name for the kind of part
             field += f".{step}" if field else step
         after_part = False
-    if first["type"] == "extra_forbidden":
-        return ApiError(BAD_REQUEST, f"There is no {field} that this server knows.", "unknown_parameter", field)
     message = first["msg"].removeprefix("Value error, ")
     if first["type"].startswith("union_tag"):
         message = "expected a part of type 'text', or 'input_audio' with base64 data"
@@ -219,42 +300,16 @@ def _about(error: ValidationError) -> ApiError:
 
 def _check_part(message: Message, part: TextPart | AudioPart, where: str) -> None:
     if isinstance(part, TextPart):
-        if AUDIO_PLACEHOLDER in part.text:
-            raise ApiError(
-                BAD_REQUEST,
-                f"{where}: the text contains {AUDIO_PLACEHOLDER}, which stands for a recording; send recordings as "
-                "parts of type input_audio, in the place where they belong.",
-                "invalid_value",
-                where,
-            )
+        _refuse_placeholder(part.text, where)
     elif message.role != "user":
-        raise ApiError(BAD_REQUEST, f"{where}: a message of {message.role} holds words alone.", "invalid_value", where)
-
-
-def audio_bytes(part: AudioPart, where: str) -> bytes:
-    """
-    The file of a recording.
-
-    Raises:
-        ApiError: it is no base64.
-    """
-    data = part.input_audio.data
-    if data.startswith(DATA_URL):
-        data = data.partition(DATA_URL_MARK)[2]
-    try:
-        return base64.b64decode(data, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ApiError(
-            BAD_REQUEST,
-            f"{where}.input_audio.data is no base64 ({error}); expected a file's bytes, encoded.",
-            "invalid_audio",
-            f"{where}.input_audio.data",
-        ) from None
+        raise ApiError(BAD_REQUEST, f"{where}: a message of {message.role} holds text alone.", "invalid_value", where)
+    else:
+        part._where = where
 
 
 def digest(messages: list[tuple[str, list[tuple[str, str]]]]) -> str:
-    """One of messages: each a role with its parts, and each of those a kind with its text or its recording's sha256."""
+    """Return one digest of messages: each a role with parts, each part a kind with its text or its recording's sha256."""
     return hashlib.sha256(json.dumps(messages).encode()).hexdigest()
 
 
-__all__ = ["AudioPart", "ChatRequest", "Message", "TextPart", "audio_bytes", "digest", "read_chat_request"]
+__all__ = ["AudioPart", "ChatRequest", "Message", "TextPart", "digest", "read_chat_request"]

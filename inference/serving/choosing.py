@@ -38,7 +38,7 @@ class AdditivePenalty(LogitsProcessor):
 
 def generate_options(request: ChatRequest) -> dict[str, Any]:
     """What `generate` is to be given, but for the bound on new tokens."""
-    temperature, top_p = request.drawing_temperature, request.top_p or 1.0
+    temperature, top_p = request.sampling_temperature, request.top_p or 1.0
     options: dict[str, Any] = {"do_sample": temperature > 0}
     if request.repetition_penalty is not None:
         options["repetition_penalty"] = request.repetition_penalty

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import FORBIDDEN, OVERLOADED, TIMED_OUT, TOO_LARGE, UNAUTHORIZED, ApiError
+from .errors import BAD_REQUEST, FORBIDDEN, OVERLOADED, TIMED_OUT, TOO_LARGE, UNAUTHORIZED, ApiError
 
 #: A body that stands still for so long is given up.
 IDLE_SECONDS = 30.0
@@ -83,16 +83,16 @@ class Gateway:
             self._under_way -= counted
 
     def _check(self, scope: Scope, headers: Headers) -> None:
-        host = urlsplit(f"//{headers.get('host', '')}")
-        if self.is_local and not is_loopback(host.hostname or ""):
+        host, host_name = _address("Host", f"//{headers.get('host', '')}")
+        if self.is_local and not is_loopback(host_name):
             raise ApiError(
-                FORBIDDEN, f"The host is {host.hostname!r}; this server only answers to localhost.", "wrong_host"
+                FORBIDDEN, f"The host is {host_name!r}; this server only answers to localhost.", "wrong_host"
             )
         origin = headers.get("origin")
         if (
             origin is not None
             and not {origin, "*"} & set(self.allow_origins)
-            and urlsplit(origin).netloc != host.netloc
+            and _address("Origin", origin)[0] != host
         ):
             raise ApiError(
                 FORBIDDEN,
@@ -108,6 +108,21 @@ class Gateway:
                 "invalid_api_key",
                 headers={"www-authenticate": "Bearer"},
             )
+
+
+def _address(header: str, url: str) -> tuple[str, str]:
+    """
+    Return the address in a header, with and without its port.
+
+    Raises:
+        ApiError: there is no address to read.
+    """
+    try:
+        parts = urlsplit(url)
+        return parts.netloc, parts.hostname or ""
+    except ValueError:
+        message = f"The header {header} holds no address: {url.removeprefix('//')[:100]!r}."
+        raise ApiError(BAD_REQUEST, message, "invalid_header") from None
 
 
 class _Limited:

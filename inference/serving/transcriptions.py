@@ -1,59 +1,53 @@
-"""`/v1/audio/transcriptions`: uploads of any length, window by window, as `audiollm transcribe` hears them."""
+"""`/v1/audio/transcriptions`: uploads of any length, window by window, as `audiollm transcribe` does."""
 
-import asyncio
 import dataclasses
 import json
 import zlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any, TypeAlias
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from ..transcribing import CONTEXT_PROMPT, Failure, Transcriber, TranscribingSettings, TranscribingStopped
-from ..transcripts import Transcript, as_srt, as_vtt
+from ..transcripts import Passage, Transcript, as_srt, as_vtt
 from .errors import BAD_REQUEST, INTERNAL, ApiError, GoneError, about_request, about_server
+from .events import LAST_EVENT, as_event_stream, event
 from .listening import count_seconds, kept_file, without_path
 from .service import Service
-from .turns import TurnTakingModel
+from .turns import Job, TurnTakingModel
 
 MAX_FIELDS, MAX_FIELD_BYTES = 32, 64 * 1024
 #: Steps of 10 ms, in which OpenAI says where a segment's window begins.
 SEEK_STEPS_PER_SECOND = 100
-#: What ISO 639 has for a language that is not determined.
+#: The code that ISO 639 has for a language that is not determined.
 UNDETERMINED_LANGUAGE = "und"
-#: Every field, and the values that ask for what is done anyway; None: any value, see [`_Asked`].
-FIELDS: dict[str, tuple[str, ...] | None] = {
-    "file": None,
-    "model": None,
-    "prompt": None,
-    "response_format": None,
-    "timestamp_granularities[]": ("segment",),
-    "timestamp_granularities": ("segment",),
-    "temperature": ("0", "0.0"),
-    "stream": ("false", "False"),
-    "chunking_strategy": ("auto",),
-    "language": (),
-    "include[]": (),
-    "include": (),
+#: Fields that ask for something the server cannot do: the values that ask for what it does anyway, and the reason.
+NOTHING_ASKED = {
+    "timestamp_granularities": (("segment",), "times are of segments, not of words"),
+    "include": ((), "a transcript is text alone"),
 }
-#: Why a field cannot be honoured.
-REASONS = {
-    "temperature": "transcripts take the likeliest words",
-    "stream": "windows are heard in batches of like length, so a transcript is only there as a whole",
-    "language": "the model is not told a language, but writes what it hears",
-    "timestamp_granularities": "times are of segments, not of words",
-}
+#: Whisper's vocabulary with the tokens of all languages; the English one is smaller.
+MULTILINGUAL_VOCABULARY = 51_865
+LANGUAGE_PROMPT = "The speech is in {language}.\n"
+STREAMED_FORMATS = ("json", "text")
+TRUE_WORDS, FALSE_WORDS = ("true", "1"), ("false", "0", "")
+#: Makes a response of a transcript, in the language that was asked for.
+Responder: TypeAlias = "Callable[[Transcript, Service, str | None], Response]"
 
 
 @dataclasses.dataclass(frozen=True)
 class _Asked:
-    """A request's fields."""
+    """A request's fields; `language` is None where it is not honoured."""
 
     upload: UploadFile
     settings: TranscribingSettings
     response_format: str
+    is_streamed: bool
+    language: str | None
 
 
 async def transcribe(request: Request) -> Response:
@@ -61,70 +55,113 @@ async def transcribe(request: Request) -> Response:
     service: Service = request.app.state.service
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise ApiError(BAD_REQUEST, "Expected a form (multipart/form-data) with the recording as its field file.")
-    async with request.form(max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES) as form:
+    form = await request.form(max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES)
+    try:
         asked = _read(form, service)
-        work = Transcribing(service, asked)
-        job = service.start(work.run)
-        watch = asyncio.create_task(_watch(request, job.abandon))
-        try:
-            async for transcript in job:
-                return RESPONSES[asked.response_format](transcript, service)
-            raise GoneError
-        except Exception as error:
-            raise about_server(error) from None
-        finally:
-            watch.cancel()
-            job.abandon()
-            await work.ended.wait()  # before the form's file is closed
+        items = _items(service.start(Transcribing(service, asked).run), request, form)
+    except BaseException:
+        await form.close()
+        raise
+    if asked.is_streamed:
+        return await as_event_stream(items, _events)
+    async with aclosing(items):
+        async for item in items:
+            if isinstance(item, Transcript):
+                return RESPONSES[asked.response_format](item, service, asked.language)
+    raise about_server(GoneError())
 
 
-async def _watch(request: Request, abandon: Callable[[], None]) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    abandon()
+async def _items(job: Job, request: Request, form: FormData) -> AsyncGenerator[Passage | Transcript, None]:
+    """Yield what the job gives; then close the form, with the upload that the job reads."""
+    try:
+        async with aclosing(job.items(request)) as items:
+            async for item in items:
+                yield item
+    finally:
+        await form.close()
+
+
+async def _events(items: AsyncIterator[Passage | Transcript]) -> AsyncIterator[str]:
+    """Yield OpenAI's events of a transcript: the text of one window after the other, and at last all of it."""
+    joint = ""
+    async for item in items:
+        text = " ".join(item.text.split())
+        if isinstance(item, Transcript):
+            yield event({"type": "transcript.text.done", "text": text, "usage": _usage(item)})
+            yield LAST_EVENT
+        elif text:
+            yield event({"type": "transcript.text.delta", "delta": joint + text})
+            joint = " "
 
 
 def _read(form: FormData, service: Service) -> _Asked:
     """
+    Read the fields; those that the server does not know are ignored, and so is the temperature: decoding is greedy.
+
     Raises:
-        ApiError: a field is missing, unknown, or asks for what cannot be done.
+        ApiError: a field is missing or wrong, or asks for what cannot be done.
     """
+    given: dict[str, list[str]] = {}
     for name, value in form.multi_items():
-        if name not in FIELDS:
-            raise ApiError(BAD_REQUEST, f"There is no {name[:100]} that this server knows.", "unknown_parameter", name)
-        expected = FIELDS[name]
-        if expected is not None and value and value not in expected:
-            plain = name.removesuffix("[]")
-            reason = f": {REASONS[plain]}" if plain in REASONS else ""
-            instead = f"Leave it out{'' if not expected else f', or give {expected[0]}'}."
-            raise ApiError(
-                BAD_REQUEST,
-                f"{plain} is not supported by this server{reason}. {instead}",
-                "unsupported_parameter",
-                name,
-            )
-        if name != "file" and not isinstance(value, str):
-            raise ApiError(BAD_REQUEST, f"{name} is a file; expected text.", "invalid_value", name)
+        if name != "file":
+            if not isinstance(value, str):
+                raise ApiError(BAD_REQUEST, f"{name} is a file; expected text.", "invalid_value", name)
+            given.setdefault(name.removesuffix("[]"), []).append(value)
+    for name, (harmless, reason) in NOTHING_ASKED.items():
+        if any(value and value not in harmless for value in given.get(name, ())):
+            instead = "".join(f", or give {each}" for each in harmless)
+            message = f"{name} is not supported by this server: {reason}. Leave it out{instead}."
+            raise ApiError(BAD_REQUEST, message, "unsupported_parameter", name)
+    fields = {name: values[-1] for name, values in given.items()}
     upload = form.get("file")
     if not isinstance(upload, UploadFile):
         raise ApiError(BAD_REQUEST, "There is no file; expected the recording, as an upload.", "invalid_value", "file")
-    model = form.get("model")
-    service.check_model(str(model) if model else None)
-    response_format = str(form.get("response_format") or "json")
+    service.check_model(fields.get("model") or None)
+
+    def wrong(name: str, expected: str) -> ApiError:
+        message = f"{name} is {fields[name][:100]!r}; expected {expected}."
+        return ApiError(BAD_REQUEST, message, "invalid_value", name)
+
+    response_format = fields.get("response_format") or "json"
     if response_format not in RESPONSES:
-        raise ApiError(
-            BAD_REQUEST,
-            f"response_format is {response_format[:100]!r}; expected one of {', '.join(RESPONSES)}.",
-            "invalid_value",
-            "response_format",
-        )
-    settings = service.settings.transcribing
-    context = str(form.get("prompt") or "")
+        raise wrong("response_format", f"one of {', '.join(RESPONSES)}")
+    is_streamed = fields.get("stream", "").lower()
+    if is_streamed not in (*TRUE_WORDS, *FALSE_WORDS):
+        raise wrong("stream", "true or false")
+    if is_streamed in TRUE_WORDS and response_format not in STREAMED_FORMATS:
+        raise wrong("response_format", f"{' or '.join(STREAMED_FORMATS)} with stream")
+    try:
+        float(fields.get("temperature") or 0)
+    except ValueError:
+        raise wrong("temperature", "a number") from None
+    prompt = service.settings.transcribing.prompt
+    language = _language_name(fields.get("language") or "", service.model.config)
+    if language is not None:
+        prompt = LANGUAGE_PROMPT.format(language=language.title()) + prompt
+    context = fields.get("prompt", "")
+    if "<audio>" in context:
+        raise wrong("prompt", "text without <audio>, which stands for a recording")
     if context:
-        if "<audio>" in context:
-            raise ApiError(BAD_REQUEST, "prompt contains <audio>, which stands for a recording.", None, "prompt")
-        settings = dataclasses.replace(settings, prompt=CONTEXT_PROMPT.format(context=context) + settings.prompt)
-    return _Asked(upload, settings, response_format)
+        prompt = CONTEXT_PROMPT.format(context=context) + prompt
+    settings = dataclasses.replace(service.settings.transcribing, prompt=prompt)
+    return _Asked(upload, settings, response_format, is_streamed in TRUE_WORDS, language)
+
+
+def _language_name(asked: str, config: Any) -> str | None:
+    """
+    Return Whisper's name of a language, or None where the encoder only knows English.
+
+    Raises:
+        ApiError: a multilingual encoder does not know it.
+    """
+    if not asked or getattr(config.audio_config, "vocab_size", 0) < MULTILINGUAL_VOCABULARY:
+        return None
+    code = asked.strip().lower()
+    name = LANGUAGES.get(code.split("-")[0], code)
+    if name not in LANGUAGES.values():
+        message = f"language is {asked[:100]!r}; expected a code of ISO 639-1, such as en, de or hi."
+        raise ApiError(BAD_REQUEST, message, "invalid_value", "language")
+    return name
 
 
 class Transcribing:
@@ -138,17 +175,9 @@ class Transcribing:
 
     def __init__(self, service: Service, asked: _Asked):
         self.service, self.asked = service, asked
-        self.ended = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
 
-    def run(self, give: Callable[[Transcript], None], stop: Any) -> None:
-        """Gives the transcript."""
-        try:
-            give(self._transcript(stop))
-        finally:
-            self._loop.call_soon_threadsafe(self.ended.set)
-
-    def _transcript(self, stop: Any) -> Transcript:
+    def run(self, give: Callable[[Passage | Transcript], None], stop: Any) -> None:
+        """Give the transcript; where it is streamed, each passage of it before."""
         service, settings = self.service, self.service.settings
         name = repr((self.asked.upload.filename or "file")[-100:])
         try:
@@ -158,7 +187,8 @@ class Transcribing:
                 count_seconds(path, name, rate, settings.max_audio_seconds, stop, limit)
                 model = TurnTakingModel(service.model, service.turns, stop)
                 transcriber = Transcriber(model, service.processor, self.asked.settings, settings.name, progress=False)
-                [result] = transcriber.transcribe([str(path)], stop=stop)
+                on_passage = give if self.asked.is_streamed else None
+                [result] = transcriber.transcribe([str(path)], stop=stop, on_passage=on_passage)
         except TranscribingStopped:
             raise GoneError from None
         except Exception as error:
@@ -166,23 +196,23 @@ class Transcribing:
         if isinstance(result, Failure):  # although it was read to its end before
             reason = without_path(result.reason, path, name)
             raise ApiError(INTERNAL, f"{name} cannot be transcribed: {reason}", "internal_error")
-        return result
+        give(result)
 
 
-def _as_json(transcript: Transcript, service: Service) -> Response:
+def _as_json(transcript: Transcript, service: Service, language: str | None) -> Response:
     return JSONResponse({"text": transcript.text, "usage": _usage(transcript)})
 
 
-def _as_text(transcript: Transcript, service: Service) -> Response:
+def _as_text(transcript: Transcript, service: Service, language: str | None) -> Response:
     return PlainTextResponse(f"{transcript.text}\n")
 
 
-def _as_subtitles(write: Callable[[Transcript], str], media_type: str) -> Callable[[Transcript, Service], Response]:
-    return lambda transcript, service: Response(write(transcript), media_type=media_type)
+def _as_subtitles(write: Callable[[Transcript], str], media_type: str) -> Responder:
+    return lambda transcript, service, language: Response(write(transcript), media_type=media_type)
 
 
-def _as_verbose_json(transcript: Transcript, service: Service) -> Response:
-    """Segments are windows in which something is said. What is not measured of them is null."""
+def _as_verbose_json(transcript: Transcript, service: Service, language: str | None) -> Response:
+    """Segments are windows with words in them. Fields of OpenAI's that are not measured are null."""
     segments: list[dict[str, Any]] = []
     for passage in transcript.passages:
         text = " ".join(passage.text.split())
@@ -205,7 +235,7 @@ def _as_verbose_json(transcript: Transcript, service: Service) -> Response:
         )
     content = {
         "task": "transcribe",
-        "language": UNDETERMINED_LANGUAGE,
+        "language": language or UNDETERMINED_LANGUAGE,
         "duration": transcript.seconds,
         "text": transcript.text,
         "segments": segments,
@@ -218,7 +248,7 @@ def _usage(transcript: Transcript) -> dict[str, Any]:
     return {"type": "duration", "seconds": transcript.seconds}
 
 
-RESPONSES: dict[str, Callable[[Transcript, Service], Response]] = {
+RESPONSES: dict[str, Responder] = {
     "json": _as_json,
     "text": _as_text,
     "verbose_json": _as_verbose_json,

@@ -3,12 +3,14 @@
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-from .errors import GoneError
+from starlette.requests import Request
+
+from .errors import GoneError, about_server
 
 
 class Turns:
@@ -116,14 +118,33 @@ class Job:
         except RuntimeError:  # the server is closed already
             self.stop.set()
 
-    async def __aiter__(self) -> AsyncIterator[Any]:
-        while True:
-            item, error, is_last = await self._items.get()
-            if error is not None:
-                raise error
-            if is_last:
-                return
-            yield item
+    async def items(self, request: Request) -> AsyncGenerator[Any, None]:
+        """
+        Yield what the work gives; it is abandoned when the client leaves or nobody takes the items any more.
+
+        Has ended when it is closed: then the work no longer uses anything of the request.
+        """
+        watch = asyncio.create_task(self._abandon_without(request))
+        is_last = False
+        try:
+            while True:
+                item, error, is_last = await self._items.get()
+                if error is not None:
+                    raise about_server(error) from None
+                if is_last:
+                    return
+                yield item
+        finally:
+            watch.cancel()
+            self.abandon()
+            while not is_last:
+                *_, is_last = await self._items.get()
+
+    async def _abandon_without(self, request: Request) -> None:
+        """Abandon the work when the client goes away."""
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        self.abandon()
 
     def abandon(self) -> None:
         """Stops the work within a token; it then ends by itself."""

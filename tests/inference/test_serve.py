@@ -233,19 +233,13 @@ def test_stop_strings_end_an_answer_before_them(client) -> None:
     "options",
     [
         {"n": 2},
-        {"tools": [{"type": "function", "function": {"name": "look"}}]},
         {"logprobs": True},
-        {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}},
         {"logit_bias": {"5": 1}},
         {"modalities": ["text", "audio"]},
-        {"extra_body": {"best_tokens": 3}},
         {"temperature": 3},
         {"top_p": 0},
         {"max_tokens": 0},
-        {"max_tokens": MAX_NEW_TOKENS + 1},
-        {"max_completion_tokens": 3},
         {"stop": [""]},
-        {"stream_options": {"include_usage": True}},
         {"seed": "one"},
     ],
     ids=lambda options: "-".join(options),
@@ -273,10 +267,10 @@ def test_bad_messages_are_named(client, clips) -> None:
 
     good = audio(wav(clips[0]))
     assert "messages" in refused()
-    assert "messages[0].role" in refused({"role": "tool", "content": "x"})
+    assert "messages[0].role" in refused({"role": "oracle", "content": "x"})
     assert "messages[1].content[0]" in refused(user("x"), user({"type": "image_url", "image_url": {"url": "x"}}))
     assert "messages[0].content[1]" in refused(user(text("x"), {"type": "audio", "path": "/etc/hostname"}))
-    assert "input_audio.data is no base64" in refused(
+    assert "input_audio.data is not base64" in refused(
         user({"type": "input_audio", "input_audio": {"data": "é", "format": "wav"}})
     )
     assert "messages[0].content[0]" in refused(user(audio(b"junk" * 99)))
@@ -286,7 +280,7 @@ def test_bad_messages_are_named(client, clips) -> None:
     assert "left of the 60 s" in refused(user(*[audio(wav(np.zeros(25 * RATE), "FLAC"))] * 3))
     assert "<audio>" in refused(user("What is <audio>?"))
     assert "<|audio_slot|>" in refused(user("What is <|audio_slot|>?"))
-    assert "words alone" in refused({"role": "system", "content": [good]}, user("x"))
+    assert "text alone" in refused({"role": "system", "content": [good]}, user("x"))
     assert "last message is one of assistant" in refused(user("x"), {"role": "assistant", "content": "y"})
     assert "empty" in refused(user("x"), user("  "))
     assert "1024" in refused(user("x" * 2000))
@@ -368,11 +362,11 @@ def test_bad_transcription_requests_are_named(client, served, recording) -> None
         assert status == 400 and "/temporary" not in message
         return message
 
-    assert "temperature" in refused(temperature=0.4) and "language" in refused(language="de")
+    assert "temperature" in refused(temperature="warm") and "stream" in refused(extra_body={"stream": "perhaps"})
     assert "response_format" in refused(response_format="diarized_json")
-    assert "stream" in refused(stream=True)
+    assert "response_format" in refused(stream=True, response_format="srt")
     assert "timestamp_granularities" in refused(response_format="verbose_json", timestamp_granularities=["word"])
-    assert "include" in refused(include=["logprobs"]) and "beams" in refused(extra_body={"beams": 2})
+    assert "include" in refused(include=["logprobs"])
     assert "<audio>" in refused(prompt="<audio>")
     assert "'talk.wav'" in refused(file=("talk.wav", b"junk" * 99))
     assert "empty" in refused(file=("../../talk.wav", b""))
@@ -406,6 +400,9 @@ def test_no_web_page_gets_in(served) -> None:
     assert httpx.get(**ask_it, headers={**AUTHORISED, "Host": "localhost"}).status_code == 200
     assert httpx.get(**ask_it, headers={**AUTHORISED, "Host": "rebound.example"}).status_code == 403
     assert httpx.get(**ask_it, headers={**AUTHORISED, "Origin": "https://other.example"}).status_code == 403
+    for header, value in (("Host", "["), ("Host", "[::1"), ("Origin", "http://["), ("Origin", "https://[::1")):
+        response = httpx.get(**ask_it, headers={header: value})  # before the key is looked at
+        assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_header")
     own = httpx.get(**ask_it, headers={**AUTHORISED, "Origin": f"http://{host}"})
     assert own.status_code == 200 and "access-control-allow-origin" not in own.headers
 
