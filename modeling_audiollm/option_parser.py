@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import HfArgumentParser
@@ -38,7 +39,7 @@ def parser_of(options: Any, command: str, usage: str, description: str | None) -
         usage: what stands behind the command.
         description: a module's docstring.
     """
-    return OptionParser(
+    parser = OptionParser(
         options,
         prog=f"audiollm {command}",
         usage=f"audiollm {command} {usage}",
@@ -46,6 +47,27 @@ def parser_of(options: Any, command: str, usage: str, description: str | None) -
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
+    for each in options if isinstance(options, (list, tuple)) else [options]:
+        group_options(parser, getattr(each, "GROUPS", {}))
+    return parser
+
+
+def group_options(parser: argparse.ArgumentParser, groups: Mapping[str, Sequence[str]]) -> None:
+    """
+    Move options into groups of the help, in the order given; options that are not named stay where they are.
+
+    Args:
+        groups: names of options by the title of their group; a dataclass of options may hold them as `GROUPS`.
+    """
+    by_name = {action.dest: action for action in parser._actions}
+    for title, names in groups.items():
+        group = parser.add_argument_group(title)
+        for name in names:
+            action = by_name[name]
+            for other in parser._action_groups:
+                if action in other._group_actions:
+                    other._group_actions.remove(action)
+            group._group_actions.append(action)
 
 
 __all__ = ["HelpFormatter", "OptionParser", "parser_of"]

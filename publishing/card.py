@@ -1,37 +1,59 @@
 """
-`audiollm card`: the model card of a checkpoint, from its configuration, its training record and its scores.
+`audiollm card`: write or renew the model card of a checkpoint.
 
     audiollm card --model runs/mine
     audiollm card --model runs/mine --scores evaluation/scores.json --license mit --language en --repo you/my-audiollm
 
-Writes README.md into the checkpoint's folder. Where there is one, its marked sections are renewed and all else stays:
-your own text, and sections that you have edited. What nobody has recorded is said to be so.
+The card is README.md in the checkpoint's folder. It is made from the configuration, the training record and the scores.
+Marked sections of an existing card are renewed; your own text and sections that you have edited stay.
 """
 
+import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from audiollm import AudioLlmConfig, __version__
+from audiollm.files import write_whole
 from audiollm.option_parser import parser_of
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .header import CardError, evaluation_results, find_base, header_problems, is_own, make_header
-from .record import MIB, RecordError, read_record, sha256_of
-from .run_rows import data_rows, run_rows
+from .record import MIB, RecordError, read_record
 from .score_table import score_table
-from .sections import append, renew, seal, sections
 
 CARD_FILE = "README.md"
 TEMPLATE = Path(__file__).parent / "model_card.md"
 ROLES = {"text": "language model", "audio": "audio encoder"}
 MS_PER_FRAME = 20
-EVALUATION = "evaluation"
+SECONDS_PER_MINUTE = 60
+READ_BYTES = 1 << 20
+UNKNOWN = "not recorded"
+DATA, TRAINING, EVALUATION = "data", "training", "evaluation"
+#: Headings under which people describe what the training record does not hold, by the section that is about the same.
+OWN_HEADINGS = {
+    DATA: re.compile(r"^#+ +(.*\b(?:data|dataset|corpus|corpora|trained on)\b.*?) *$", re.IGNORECASE | re.MULTILINE),
+    TRAINING: re.compile(
+        r"^#+ +(.*\b(?:training|trained with|how .*(?:trained|made|make)|reproduc\w*)\b.*?) *$",
+        re.IGNORECASE | re.MULTILINE,
+    ),
+}
+#: A section between two comments. The first comment has a digest of the text, by which an edited section is known.
+SECTION = re.compile(r"<!-- audiollm:begin (\w+)(?: (\w+))? -->\n?(.*?)\n?<!-- audiollm:end \1 -->", re.DOTALL)
+DIGEST_DIGITS = 12
+BLANK_LINES = re.compile(r"\n{3,}")
+STAGES = {
+    "align": "Align: the projector alone, by CTC on transcripts",
+    "instruct": "Instruct: cross-entropy on responses",
+    "distill": "Distill: to answer speech as the base answers its transcript",
+    "prefer": "Prefer: one response to another, by DPO",
+}
 CITATION = """\
 @software{audiollm,
   title = "{AudioLLM}: a {Llama} that listens, by a projector and routed {LoRA} on frozen bases",
@@ -44,13 +66,18 @@ CITATION = """\
 
 @dataclass
 class CardArguments:
-    """Whose card, and what to put into it that no file says."""
+    """Options of `audiollm card`."""
+
+    GROUPS: ClassVar = {
+        "checkpoint": ("model", "scores"),
+        "facts that no file holds": ("repo", "license", "language", "datasets", "data_license", "notes"),
+        "existing cards, and the Hub": ("append", "online"),
+    }
 
     model: str = field(metadata={"help": "Folder of an AudioLLM checkpoint; its README.md is written or renewed."})
     scores: str | None = field(default=None, metadata={"help": "scores.json of an evaluation of this checkpoint."})
     repo: str | None = field(
-        default=None,
-        metadata={"help": "Where it will lie on the Hub, such as you/my-audiollm; --model when not given."},
+        default=None, metadata={"help": "Its future id on the Hub, such as you/my-audiollm; --model by default."}
     )
     license: str | None = field(default=None, metadata={"help": "Licence of the weights, by the Hub's name: mit."})
     language: list[str] = field(default_factory=list, metadata={"help": "Codes of the languages it hears: en de."})
@@ -75,9 +102,9 @@ class Card:
     A card that was made.
 
     Attributes:
-        text: all of it.
-        remarks: what was left as it was, in sentences.
-        written: whether it differs from the one that was there.
+        text: the whole card.
+        remarks: sentences about what was left unchanged.
+        written: the card differs from the one that was there.
     """
 
     text: str
@@ -95,20 +122,20 @@ def make_card(
     online: bool = False,
 ) -> Card:
     """
-    The card of a checkpoint, made anew or renewed; nothing is written.
+    Make or renew the card of a checkpoint; nothing is written.
 
     Args:
         folder: of the checkpoint.
-        repo: what the card calls it: its id on the Hub.
-        scores: an evaluation's, of these weights. Without, those that the card has stay while the weights do.
-        given: `license`, `language`, `datasets`, `data_license`: what no file says.
-        notes: Markdown for under the title of a new card.
+        repo: its id on the Hub, by which the card calls it.
+        scores: of an evaluation of these weights. By default, scores in the card stay while the weights do.
+        given: `license`, `language`, `datasets` and `data_license`, which no file holds.
+        notes: Markdown to put under the title of a new card.
         add_sections: put the sections behind a card that has none of them.
         online: ask the Hub for the licences of bases that lie there.
 
     Raises:
-        CardError: there is no checkpoint, its card cannot be read or has none of our sections, the scores are none, or the
-            Hub would refuse the header.
+        CardError: there is no checkpoint, its card cannot be read or has none of our sections, the scores are no scores,
+            or the Hub would refuse the header.
     """
     folder, given = Path(folder), given or {}
     config = read_config(folder)
@@ -116,39 +143,45 @@ def make_card(
         runs = read_record(folder)["runs"]
     except RecordError as error:
         raise CardError(str(error)) from error
-    earlier = read_card(folder / CARD_FILE)
+    path = folder / CARD_FILE
+    earlier = read_card(path)
     present = sections(earlier.text) if earlier is not None else {}
-    if earlier is not None and earlier.text.strip() and not present and not add_sections:
+    has_text = earlier is not None and bool(earlier.text.strip())
+    if has_text and not present and not add_sections:
         raise CardError(
-            f"{folder / CARD_FILE} has none of the sections that this command renews, and is left as it is. --append puts "
-            "them behind it; or move it away."
+            f"{path} has none of the sections that this command renews, and is left as it is. --append puts them behind it; "
+            "or move it away."
         )
     weights = weight_files(folder)
-    digest = sha256_of(weights)
+    digest = _sha256_of_all(weights)
     still_scored = scores is None and digest in present.get(EVALUATION, "")
+    old_results = (earlier.data.get("eval_results") or []) if earlier is not None else []
     results = evaluation_results(scores) if scores is not None else []
-    if still_scored and earlier is not None:
-        results = [result for result in earlier.data.get("eval_results") or [] if is_own(result)]
-    name = (repo or folder.absolute().name).rpartition("/")[2]
+    if still_scored:
+        results = [result for result in old_results if is_own(result)]
     bases = {
-        shown: find_base(
+        role: find_base(
             getattr(config, f"{role}_model_id"),
             getattr(config, f"{role}_model_revision"),
             config.base_fingerprint.get(role),
             online,
         )
-        for role, shown in ROLES.items()
+        for role in ROLES
     }
-    data = data_rows(runs)
-    previous = earlier.data if earlier is not None else None
+    name = (repo or folder.absolute().name).rpartition("/")[2]
+    sources = [each["path"] for run in runs for each in run.get("data") or []]
     header = make_header(
-        name, config.weight_format, bases, [path for row in data for path in row["paths"]], results, given, previous
+        name, config.weight_format, bases, sources, results, given, earlier.data if earlier is not None else None
     )
     problems = header_problems(header)
     if problems:
-        raise CardError(
-            f"The Hub would not take this card: {'; '.join(problems)}. Mend {folder / CARD_FILE} or the options."
-        )
+        raise CardError(f"The Hub would not take this card: {'; '.join(problems)}. Mend {path} or the options.")
+    own_text = SECTION.sub("", earlier.text) if has_text and earlier is not None else notes
+    described = {
+        section: found[1]
+        for section, heading in OWN_HEADINGS.items()
+        if (found := heading.search(own_text)) and not runs
+    }
     whole = config.weight_format != "adapter"
     new = ModelCard.from_template(
         header,
@@ -156,56 +189,55 @@ def make_card(
         name=name,
         notes=notes.strip(),
         repo_id=repo or str(folder),
-        bases={role: bases[shown] for role, shown in ROLES.items()},
+        bases=bases,
         roles=ROLES,
         whole=whole,
         embedded=not whole and any(str(getattr(config, f"{role}_model_id")).startswith("pypi:") for role in ROLES),
         weight_format=config.weight_format,
-        weight_mib=f"{sum(path.stat().st_size for path in weights) / MIB:.3g}",
+        weight_mib=f"{sum(file.stat().st_size for file in weights) / MIB:.3g}",
         weights_digest=digest,
-        projector=_projector(config),
+        projector=f"{config.projector_type}, one token for {MS_PER_FRAME * config.stack_factor} ms of audio, readout "
+        f"{config.projector_readout}",
         lora=_lora(config),
-        data=data,
+        data=_data_rows(runs),
         data_licence=given.get("data_license"),
-        runs=run_rows(runs),
+        described=described,
+        runs=[_run(run) for run in runs],
         evaluation=score_table(scores, repo or str(folder)) if scores is not None else None,
-        limits=_limits(config, whole, runs, scores is not None or still_scored),
-        licence=f"Licence of the weights: {header.get('license') or 'not recorded'}.",
+        limits=_limits(config, whole, bool(runs) or DATA in described, scores is not None or still_scored),
+        licence=f"Licence of the weights: {header.get('license') or UNKNOWN}.",
         citation=CITATION.replace("{version}", __version__),
     )
-    text = seal(new.text)
-    remarks: list[str] = []
-    if earlier is not None and present:
-        renewed = renew(earlier.text, text, frozenset([EVALUATION] if still_scored else []))
-        text = renewed.text
-        remarks += [f"The section {name!r} was edited by hand and is left as it is." for name in renewed.edited]
-        remarks += [f"The section {name!r} was taken out and stays out." for name in renewed.removed]
-        if scores is None and not still_scored and any(is_own(r) for r in earlier.data.get("eval_results") or []):
+    text, remarks = seal(new.text), []
+    if present and earlier is not None:
+        text, remarks = renew(earlier.text, text, frozenset([EVALUATION] if still_scored else []))
+        if scores is None and not still_scored and any(map(is_own, old_results)):
             remarks.append("The weights have changed since they were scored: the scores were taken out.")
-    elif earlier is not None and earlier.text.strip():
-        text = append(earlier.text, text)
-    card = ModelCard(f"---\n{header.to_yaml()}\n---\n{text}")
-    old = (folder / CARD_FILE).read_text(encoding="utf-8") if earlier is not None else None
-    return Card(str(card), remarks, str(card) != old)
+    elif has_text and earlier is not None:
+        text = "\n\n".join([earlier.text.rstrip(), *(found[0] for found in SECTION.finditer(text))]) + "\n"
+    card = str(ModelCard(f"---\n{header.to_yaml()}\n---\n{text}"))
+    return Card(card, remarks, earlier is None or card != path.read_text(encoding="utf-8"))
 
 
 def write_card(folder: str | os.PathLike, **options: Any) -> Card:
     """
-    Makes the card of a checkpoint and writes it into its folder.
+    Make the card of a checkpoint and write it into its folder.
 
-    Args, Raises: as [`make_card`].
+    Args, Raises: those of [`make_card`].
     """
     card = make_card(folder, **options)
     if card.written:
-        path = Path(folder) / CARD_FILE
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(card.text, encoding="utf-8")
-        partial.replace(path)
+        write_whole(Path(folder) / CARD_FILE, card.text)
     return card
+
+
+# ---- files of a checkpoint -----------------------------------------------------------------------------------------
 
 
 def read_config(folder: Path) -> AudioLlmConfig:
     """
+    Read a checkpoint's configuration.
+
     Raises:
         CardError: there is no AudioLLM checkpoint in the folder.
     """
@@ -223,8 +255,10 @@ def read_config(folder: Path) -> AudioLlmConfig:
 
 def read_card(path: Path) -> ModelCard | None:
     """
+    Read a card, if there is one.
+
     Raises:
-        CardError: there is a card, but its header cannot be read.
+        CardError: its header cannot be read.
     """
     if not path.is_file():
         return None
@@ -236,10 +270,10 @@ def read_card(path: Path) -> ModelCard | None:
 
 def weight_files(folder: Path) -> list[Path]:
     """
-    The safetensors files of a checkpoint, in order.
+    Return the safetensors files of a checkpoint, in order.
 
     Raises:
-        CardError: there are none, or its index names some that are not there.
+        CardError: there are none, or files that the index names are missing.
     """
     index = folder / SAFE_WEIGHTS_INDEX_NAME
     if index.is_file():
@@ -254,6 +288,8 @@ def weight_files(folder: Path) -> list[Path]:
 
 def read_scores(path: str) -> dict[str, Any]:
     """
+    Read the scores of an evaluation.
+
     Raises:
         CardError: the file is missing or holds no JSON object.
     """
@@ -266,39 +302,86 @@ def read_scores(path: str) -> dict[str, Any]:
     return scores
 
 
-def other_model(scores: Mapping[str, Any], folder: str) -> str | None:
-    """What the scores are of, where that is not this folder."""
-    scored = scores.get("run", {}).get("model")
-    if not isinstance(scored, str) or os.path.abspath(scored) == os.path.abspath(folder):
-        return None
-    return scored
+def _sha256_of_all(files: Sequence[Path]) -> str:
+    """Return the SHA-256 of the contents of files, one after the other."""
+    digest = hashlib.sha256()
+    for path in files:
+        with open(path, "rb") as file:
+            while block := file.read(READ_BYTES):
+                digest.update(block)
+    return digest.hexdigest()
 
 
-def _projector(config: AudioLlmConfig) -> str:
-    milliseconds = MS_PER_FRAME * config.stack_factor
-    return f"{config.projector_type}, one token for {milliseconds} ms of audio, readout {config.projector_readout}"
+# ---- sections ------------------------------------------------------------------------------------------------------
+
+
+def sections(text: str) -> dict[str, str]:
+    """Return the text of each section by its name."""
+    return {name: body.strip() for name, _, body in SECTION.findall(text)}
+
+
+def seal(text: str) -> str:
+    """Write each section's digest into its opening comment."""
+
+    def sealed(found: re.Match[str]) -> str:
+        name, _, body = found.groups()
+        body = BLANK_LINES.sub("\n\n", body).strip()
+        return f"<!-- audiollm:begin {name} {_digest(body)} -->\n{body}\n<!-- audiollm:end {name} -->"
+
+    return SECTION.sub(sealed, text)
+
+
+def renew(old: str, new: str, keep: frozenset[str] = frozenset()) -> tuple[str, list[str]]:
+    """
+    Put the sections of a new, sealed card into an old one, and leave everything else of it.
+
+    Args:
+        keep: names of sections to leave unchanged.
+
+    Returns:
+        The card, and remarks about sections that people have edited or taken out, which stay so.
+    """
+    fresh = {found[1]: found[0] for found in SECTION.finditer(new)}
+    remarks = []
+
+    def chosen(found: re.Match[str]) -> str:
+        name, sealed_as, body = found.groups()
+        if sealed_as != _digest(body):
+            remarks.append(f"The section {name!r} was edited by hand and is left as it is.")
+            return found[0]
+        return found[0] if name in keep or name not in fresh else fresh[name]
+
+    text = SECTION.sub(chosen, old)
+    gone = [name for name in fresh if name not in sections(old)]
+    return text, [*remarks, *(f"The section {name!r} was taken out and stays out." for name in gone)]
+
+
+def _digest(body: str) -> str:
+    return hashlib.sha256(body.strip().encode()).hexdigest()[:DIGEST_DIGITS]
+
+
+# ---- contents of sections ------------------------------------------------------------------------------------------
 
 
 def _lora(config: AudioLlmConfig) -> str:
     shown = []
     for name in config.lora_adapters:
         settings = config.adapter_settings(name)
-        shown.append(
-            f"{name}: rank {settings['rank']}, alpha {settings['alpha']:g}, on {', '.join(settings['target_modules'])}"
-        )
+        modules = ", ".join(settings["target_modules"])
+        shown.append(f"{name}: rank {settings['rank']}, alpha {settings['alpha']:g}, on {modules}")
     return "; ".join(shown)
 
 
-def _limits(config: AudioLlmConfig, whole: bool, runs: list[dict[str, Any]], is_scored: bool) -> list[str]:
+def _limits(config: AudioLlmConfig, whole: bool, data_is_known: bool, is_scored: bool) -> list[str]:
     lines = ["It may answer fluently where it misheard. Do not rely on it where a wrong word does harm."]
     if is_scored:
         lines.append(
-            "The scores above say nothing of other voices, languages, noise and subjects than those of their tasks."
+            "The scores above say nothing about other voices, languages, noise and subjects than their tasks'."
         )
     else:
         lines.append("These weights have not been scored: how well they hear is not known.")
-    if not runs:
-        lines.append("What it was trained on is not recorded; nor, then, which voices and languages it knows.")
+    if not data_is_known:
+        lines.append("Its training data is not recorded, and so its voices and languages are not known.")
     if not whole:
         lines.append("It fits its own base models only; others are refused by their fingerprints.")
     lines.append(
@@ -308,6 +391,65 @@ def _limits(config: AudioLlmConfig, whole: bool, runs: list[dict[str, Any]], is_
     return lines
 
 
+def _data_rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each data source of each run; rows of data are counted over all sources of a run."""
+    return [
+        {
+            "stage": run["stage"],
+            "path": f"`{each['path']}`",
+            "rows": "in the row above" if index else run.get("rows"),
+            "sha256": f"`{each['sha256']}`" if each.get("sha256") else None,
+        }
+        for run in runs
+        for index, each in enumerate(run.get("data") or [])
+    ]
+
+
+def _run(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run as the template shows it: `title`, `command`, and `rows` of name and value."""
+    package, hyperparameters = run.get("audiollm") or {}, run.get("hyperparameters") or {}
+    seconds, resumed, trained = run.get("seconds"), run.get("resumed_from"), run.get("trainable_parameters")
+    minutes = UNKNOWN if seconds is None else f"{seconds / SECONDS_PER_MINUTE:.1f} minutes"
+    if resumed:
+        minutes += f", without the part of an interrupted run before step {resumed}"
+    length = [f"{run[name]:g} {name}" for name in ("steps", "epochs") if run.get(name) is not None]
+    memory, loss, origin = run.get("peak_memory_mib"), run.get("final_loss"), run.get("starts_from")
+    rows = [
+        ("started from", None if origin is None else f"`{origin}`"),
+        ("trained", None if trained is None else f"{trained:,} parameters; {run.get('precision') or UNKNOWN}"),
+        ("length", ", ".join(length) or UNKNOWN),
+        ("final loss", None if loss is None else f"{loss:.4g}"),
+        ("hyper-parameters", ", ".join(f"{k} {_shown(v)}" for k, v in hyperparameters.items()) or UNKNOWN),
+        ("hardware", _machine(run)),
+        ("time", minutes),
+        ("peak memory", None if memory is None else f"{memory:,} MiB of the first process"),
+        ("AudioLLM", f"{package.get('version') or UNKNOWN}, commit {package.get('commit') or UNKNOWN}"),
+        ("versions", ", ".join(f"{k} {v}" for k, v in (run.get("versions") or {}).items()) or UNKNOWN),
+    ]
+    return {
+        "title": STAGES.get(run["stage"], run["stage"]),
+        "command": run.get("command") or f"# {UNKNOWN}",
+        "rows": [row for row in rows if row[1] is not None],
+    }
+
+
+def _machine(run: Mapping[str, Any]) -> str:
+    machine, processes = run.get("machine") or {}, run.get("processes") or 1
+    if not machine:
+        return UNKNOWN
+    parts = [f"{processes} process{'' if processes == 1 else 'es'}", *(machine.get("gpus") or [])]
+    parts.append(f"{machine.get('cores') or '?'} cores of {machine.get('processor') or UNKNOWN}")
+    parts += [f"{machine['memory_gib']:g} GiB of memory"] if machine.get("memory_gib") else []
+    return ", ".join([*parts, *([machine["system"]] if machine.get("system") else [])])
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+
+
+# ---- command -------------------------------------------------------------------------------------------------------
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry of `audiollm card`."""
     (options,) = parser_of(CardArguments, "card", "--model FOLDER [options]", __doc__).parse_args_into_dataclasses(
@@ -315,8 +457,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     try:
         scores = read_scores(options.scores) if options.scores else None
-        scored = None if scores is None else other_model(scores, options.model)
-        if scored is not None:
+        scored = (scores or {}).get("run", {}).get("model")
+        if isinstance(scored, str) and os.path.abspath(scored) != os.path.abspath(options.model):
             print(f"Note: the scores are of {scored}, not of {options.model}.", file=sys.stderr)
         card = write_card(
             options.model,
@@ -336,7 +478,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{Path(options.model) / CARD_FILE}: {'written' if card.written else 'nothing has changed'}")
 
 
-__all__ = ["Card", "CardArguments", "CardError", "ModelCardData", "make_card", "write_card"]
+__all__ = ["Card", "CardArguments", "CardError", "make_card", "write_card"]
 
 
 if __name__ == "__main__":

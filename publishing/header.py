@@ -1,4 +1,4 @@
-"""What the Hub reads of a card: its YAML header, as huggingface_hub writes it, and what the Hub would refuse of it."""
+"""The YAML header of a card: what the Hub reads, made with huggingface_hub's classes, and checked before it is sent."""
 
 import os
 import re
@@ -16,12 +16,12 @@ HUB_URL = "https://huggingface.co/"
 HUB_DATA_PREFIX = "hub:"
 LIBRARY, PIPELINE = "transformers", "audio-text-to-text"
 TAGS = ("audiollm", "speech", "custom_code")
-#: The Hub's word for how a checkpoint comes from its bases, by weight format.
+#: The Hub's name for a checkpoint's relation to its bases, by weight format.
 RELATIONS = {"adapter": "adapter", "full": "finetune", "merged": "finetune"}
 #: The Hub's names of tasks and metrics, by ours; others keep their own.
 TASK_TYPES = {"asr": "automatic-speech-recognition"}
 METRIC_TYPES = {"word_error": "wer", "character_error": "cer", "no_speech_rate": "hallucination_rate"}
-#: By these arguments of a metric our results are known from those that somebody else wrote into a card.
+#: Arguments of a metric by which results of ours are told from those that somebody else wrote into a card.
 OWN_ARGUMENTS = frozenset(("low", "high", "unit", "items"))
 SCORED_SYSTEM = "model"
 HUB_TIMEOUT_SECONDS = 10.0
@@ -33,19 +33,19 @@ REQUIRED_OF_RESULTS = ("task_type", "dataset_type", "dataset_name", "metric_type
 
 
 class CardError(ValueError):
-    """A card that cannot be made, or that the Hub would not take; the message says why, and what to do."""
+    """A card that cannot be made, or that the Hub would refuse. The message says why, and what to do."""
 
 
 @dataclass(frozen=True)
 class Base:
     """
-    A base model, as far as it is known.
+    Known facts about a base model.
 
     Attributes:
-        name: what people call it.
-        shown: id in Markdown, with where it comes from.
-        hub_id: on the Hub; None of a folder on somebody's disk.
-        licence: SPDX or the Hub's name; None where nobody wrote it down.
+        name: short name.
+        shown: id in Markdown, with its source.
+        hub_id: id on the Hub; None for a folder on somebody's disk.
+        licence: SPDX or the Hub's name; None where it is not known.
     """
 
     name: str
@@ -58,10 +58,10 @@ class Base:
 
 def find_base(model_id: str | None, revision: str | None, fingerprint: str | None, online: bool = True) -> Base:
     """
-    What is known of a base model, by the id that a checkpoint's configuration has.
+    Return the known facts about a base model, by its id in a checkpoint's configuration.
 
     Args:
-        online: ask the Hub for the licence of a model that lies there; what cannot be reached is not known.
+        online: ask the Hub for the licence of a model that lies there.
     """
     if not model_id:
         return Base("a base that is not named", "not recorded", None, None, revision, fingerprint)
@@ -102,7 +102,7 @@ def _licence_on_the_hub(model_id: str, revision: str | None) -> str | None:
 
 
 def evaluation_results(scores: Mapping[str, Any]) -> list[EvalResult]:
-    """The model's scores as entries of the Hub's `model-index`, with their intervals."""
+    """Return the model's scores as entries of the Hub's `model-index`, with their intervals."""
     results = []
     tasks = scores.get("run", {}).get("tasks", {})
     for task, found in scores.get("tasks", {}).items():
@@ -113,7 +113,7 @@ def evaluation_results(scores: Mapping[str, Any]) -> list[EvalResult]:
         kind = found.get("kind") or tasks.get(task, {}).get("kind")
         wanted = tasks.get(task, {}).get("metrics") or system["metrics"]
         for metric, score in system["metrics"].items():
-            # Others, such as speed, say as much of the machine.
+            # Other metrics, such as speed, depend on the machine.
             if metric not in wanted or not isinstance(score.get("value"), (int, float)):
                 continue
             results.append(
@@ -136,7 +136,7 @@ def evaluation_results(scores: Mapping[str, Any]) -> list[EvalResult]:
 
 
 def is_own(result: EvalResult) -> bool:
-    """Whether an entry of a card is one that `evaluation_results` made."""
+    """Return whether an entry of a card was made by `evaluation_results`."""
     return isinstance(result.metric_args, dict) and result.metric_args.keys() == OWN_ARGUMENTS
 
 
@@ -150,21 +150,21 @@ def make_header(
     earlier: CardData | None = None,
 ) -> ModelCardData:
     """
-    A header of what is known, over the one that a card already has.
+    Return a header with the known facts, over the one that a card already has.
 
-    What follows from the checkpoint is written anew; the rest of an earlier header stays, lists are added to.
+    Facts that follow from the checkpoint are written anew; the rest of an earlier header stays, and lists are extended.
 
     Args:
         name: of the model.
         weight_format: of the checkpoint.
         bases: by role.
-        data_paths: of the training data; those on the Hub are named.
-        results: the model's scores; results of ours in the earlier header are dropped for them.
-        given: `license`, `language`, `datasets`, of the command line.
-        earlier: the header there is.
+        data_paths: of the training data; datasets of the Hub are named.
+        results: the model's scores; they replace results of ours in the earlier header.
+        given: `license`, `language`, `datasets`, from the command line.
+        earlier: the header of the card that is there.
     """
     old: dict[str, Any] = {} if earlier is None else {k: v for k, v in vars(earlier).items() if v is not None}
-    # `hub:org/name?split=train` is what a source is called in training options.
+    # `hub:org/name?split=train` is a source's name in training options.
     on_hub = [
         path.removeprefix(HUB_DATA_PREFIX).partition("?")[0] for path in data_paths if path.startswith(HUB_DATA_PREFIX)
     ]
@@ -189,7 +189,7 @@ def make_header(
 
 
 def _joined(*lists: Any) -> list[str] | None:
-    """Lists, or single words, one after the other, each entry once."""
+    """Return lists, or single words, one after the other, each entry once."""
     entries: dict[str, None] = {}
     for entry in lists:
         entries.update(dict.fromkeys(_words(entry)))
@@ -202,9 +202,9 @@ def _words(entry: Any) -> list[str]:
 
 def header_problems(data: CardData) -> list[str]:
     """
-    What the Hub would refuse or ignore of a header, as far as it can be known without asking the Hub.
+    Return what the Hub would refuse or ignore in a header, as far as it can be known offline.
 
-    By its card specification (https://github.com/huggingface/hub-docs/blob/main/modelcard.md).
+    Follows its card specification (https://github.com/huggingface/hub-docs/blob/main/modelcard.md).
     """
     problems = []
     for field, pattern in (("base_model", HUB_ID), ("datasets", HUB_ID), ("language", LANGUAGE), ("license", LICENCE)):

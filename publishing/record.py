@@ -1,10 +1,9 @@
 """
-The training record of a checkpoint: what was run, on what data, with what, for how long, as `training_record.json`.
+The training record of a checkpoint, `training_record.json`: the commands that trained it, their data, machine and time.
 
-Facts only, and none that belong to one machine's user: paths are shown relative, secrets masked.
+It holds nothing private: paths are written relative to the working folder, secrets are masked.
 """
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -20,10 +19,11 @@ from typing import Any
 
 import audiollm
 import torch
+from audiollm.files import sha256_of, write_json
 from transformers.utils import cached_file
 
 RECORD_FILE = "training_record.json"
-#: Libraries whose versions say what a run can be repeated with.
+#: Libraries whose versions are recorded, so that a run can be repeated.
 LIBRARIES = (
     *("torch", "transformers", "peft", "accelerate", "datasets", "huggingface_hub", "safetensors", "numpy"),
     *("soundfile", "soxr"),
@@ -31,11 +31,10 @@ LIBRARIES = (
 #: Options whose values are never written down.
 SECRET_OPTION = re.compile(r"token|password|secret|api_?key", re.IGNORECASE)
 MASK = "HIDDEN"
-READ_BYTES = 1 << 20
 MIB = 1 << 20
 GIB = 1 << 30
 GIT_TIMEOUT_SECONDS = 10
-#: What `ru_maxrss` counts in: KiB, but on macOS bytes.
+#: Unit of `ru_maxrss`: KiB, on macOS bytes.
 MEMORY_UNIT_BYTES = 1 if sys.platform == "darwin" else 1 << 10
 
 
@@ -45,10 +44,10 @@ class RecordError(ValueError):
 
 def read_record(folder: str | os.PathLike) -> dict[str, Any]:
     """
-    The record in a checkpoint's folder; without one, that of no runs.
+    Return the record in a checkpoint's folder; it has no runs where there is no file.
 
     Raises:
-        RecordError: it is there, but is not what `add_run` writes.
+        RecordError: the file is not one that `add_run` has written.
     """
     path = Path(folder) / RECORD_FILE
     if not path.is_file():
@@ -64,26 +63,22 @@ def read_record(folder: str | os.PathLike) -> dict[str, Any]:
 
 def add_run(folder: str | os.PathLike, run: Mapping[str, Any], starts_from: str | None = None) -> Path:
     """
-    Writes the record of a checkpoint that `run` has made, behind the runs of the one that it started from.
+    Write the record of a new checkpoint: the runs of the checkpoint it started from, and the run that made it.
 
     Args:
-        folder: of the checkpoint.
-        run: what `describe_run` of the training room gives, or the like: JSON with a `stage` at least.
-        starts_from: folder or Hub id of the checkpoint before.
+        folder: of the new checkpoint.
+        run: JSON with a `stage` at least; see `audiollm.training.run_record`.
+        starts_from: folder or Hub id of the checkpoint it started from.
 
     Returns:
-        The file.
+        Path of the file.
     """
     earlier: list[dict[str, Any]] = []
     if starts_from is not None:
         found = starts_from if os.path.isdir(starts_from) else _folder_on_the_hub(starts_from)
         earlier = read_record(found)["runs"] if found is not None else []
     path = Path(folder) / RECORD_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"runs": [*earlier, dict(run)]}, indent=1, ensure_ascii=False) + "\n"
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_json(path, {"runs": [*earlier, dict(run)]})
     return path
 
 
@@ -97,10 +92,10 @@ def _folder_on_the_hub(repo_id: str) -> str | None:
 
 def command_line(words: Sequence[str] | None = None) -> str:
     """
-    This process' command, as somebody else would give it: without the folders of this machine and without secrets.
+    Return a command as somebody else would give it, without the folders of this machine and without secrets.
 
     Args:
-        words: of the command; those of this process when not given.
+        words: of the command; those of this process by default.
     """
     first, *rest = sys.argv if words is None else words
     program = Path(first).name
@@ -125,7 +120,7 @@ def command_line(words: Sequence[str] | None = None) -> str:
 
 
 def shown_path(path: str) -> str:
-    """An absolute path as seen from the working folder, or, elsewhere, by its last part alone; other words as they are."""
+    """Return an absolute path relative to the working folder, or its last part if it lies elsewhere; other words as given."""
     if not os.path.isabs(path):
         return path
     relative = os.path.relpath(path)
@@ -133,27 +128,17 @@ def shown_path(path: str) -> str:
 
 
 def describe_file(path: str) -> dict[str, str | None]:
-    """A file of training data by name and SHA-256; of a folder or something on the Hub only the name."""
-    return {"path": shown_path(path), "sha256": sha256_of([Path(path)]) if os.path.isfile(path) else None}
-
-
-def sha256_of(paths: Sequence[Path]) -> str:
-    """SHA-256 of files' contents, one after the other, in hexadecimal."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as file:
-            while block := file.read(READ_BYTES):
-                digest.update(block)
-    return digest.hexdigest()
+    """Return name and SHA-256 of a data file; of a folder or a dataset on the Hub the name alone."""
+    return {"path": shown_path(path), "sha256": sha256_of(path) if os.path.isfile(path) else None}
 
 
 def package_facts() -> dict[str, str | None]:
-    """Version of AudioLLM, and the commit it was installed from or lies in, if that can be known."""
+    """Return the version of AudioLLM, and the commit it was installed from or runs from, if known."""
     return {"version": audiollm.__version__, "commit": _installed_commit() or _checkout_commit()}
 
 
 def _installed_commit() -> str | None:
-    """The commit that pip wrote down (PEP 610), where it installed from a repository."""
+    """Return the commit that pip recorded (PEP 610) when it installed from a repository."""
     try:
         text = importlib.metadata.distribution("audiollm").read_text("direct_url.json")
         return json.loads(text or "{}").get("vcs_info", {}).get("commit_id")
@@ -162,7 +147,7 @@ def _installed_commit() -> str | None:
 
 
 def _checkout_commit() -> str | None:
-    """The commit of the clone that the package runs from; one with changes says so."""
+    """Return the commit of the clone that the package runs from, marked if there are changes."""
     folder = Path(str(audiollm.__file__)).resolve().parents[1]
     if not ((folder / ".git").exists() and (folder / "setup.cfg").is_file()):
         return None
@@ -182,7 +167,7 @@ def _git(folder: Path, *words: str) -> str:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that a run depends on."""
+    """Return the versions of Python and of the libraries that a run depends on."""
     versions = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
@@ -193,7 +178,7 @@ def library_versions() -> dict[str, str]:
 
 
 def machine_facts() -> dict[str, Any]:
-    """What computes here: processor, cores that may be used, memory in GiB, accelerators by name."""
+    """Return the facts about this machine: processor, usable cores, memory in GiB, names of GPUs."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     facts: dict[str, Any] = {"system": platform.system(), "processor": _processor(), "cores": cores}
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
@@ -212,5 +197,5 @@ def _processor() -> str:
 
 
 def peak_memory_mib() -> float:
-    """The most memory that this process has had, in MiB."""
+    """Return the peak memory of this process in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MEMORY_UNIT_BYTES / MIB

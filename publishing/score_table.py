@@ -1,4 +1,4 @@
-"""The scores of an evaluation as a card shows them: one row for each task and metric, one column for each system."""
+"""Table of an evaluation's scores in a card: a row for each task and metric, a column for each system."""
 
 import shlex
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any
 from .header import SCORED_SYSTEM, CardError
 from .record import SECRET_OPTION, shown_path
 
-#: What a card's readers call the systems, in the order of the columns.
+#: Titles of the systems in a card, in the order of the columns.
 SYSTEMS = {
     SCORED_SYSTEM: "this model",
     "wrong_audio": "given the wrong recordings",
@@ -15,14 +15,14 @@ SYSTEMS = {
     "cascade": "Whisper's transcript read by the base",
     "deaf": "the base without the recording",
 }
-#: What a system is there for.
+#: Purpose of a system.
 READING = {
     "wrong_audio": "The wrong recordings tell listening from guessing.",
     "whisper": "Whisper's own decoder is the bar that the same encoder sets.",
     "cascade": "The transcript read by the base is what the two do without being joined.",
     "deaf": "The base without the recording is what can be guessed from the question.",
 }
-#: What is counted beside a score, in words.
+#: Counts beside a score, in words.
 COUNTS = {
     "skipped_empty_reference": "left out, because their reference is empty",
     "empty_outputs": "answered with nothing",
@@ -36,14 +36,14 @@ COMMAND = "audiollm evaluate"
 
 def score_table(scores: Mapping[str, Any], repo_id: str) -> dict[str, Any]:
     """
-    What the template's evaluation section is filled with.
+    Return the values for the evaluation section of the template.
 
     Args:
-        scores: as in the `scores.json` of an evaluation.
-        repo_id: what the command to repeat it calls the model.
+        scores: contents of an evaluation's `scores.json`.
+        repo_id: the model in the command that repeats the evaluation.
 
     Raises:
-        CardError: these are no scores, or none of the model.
+        CardError: there are no scores, or none of the model.
     """
     tasks = scores.get("tasks")
     if not isinstance(tasks, dict) or not tasks:
@@ -91,11 +91,11 @@ def score_table(scores: Mapping[str, Any], repo_id: str) -> dict[str, Any]:
 
 
 def evaluation_command(run: Mapping[str, Any], repo_id: str) -> str:
-    """The command that an evaluation is repeated with: that of its run, on the published model."""
+    """Return the command that repeats an evaluation on the published model."""
     arguments = run.get("arguments") or {}
     if not isinstance(arguments, dict):
         arguments = {}
-    # Without tasks, it was somebody's own data.
+    # An evaluation without tasks was one of the user's own data.
     tasks = arguments.get("tasks", ",".join(run.get("tasks", {})))
     words = [f"--model={repo_id}"]
     words += [f"--tasks={tasks if isinstance(tasks, str) else ','.join(tasks)}"] if tasks else []
@@ -118,20 +118,20 @@ def evaluation_command(run: Mapping[str, Any], repo_id: str) -> str:
 
 
 def _without_place(value: str) -> str:
-    """A value without folders of this machine: a path, or a task's copy as `task=path`."""
+    """Return a value without folders of this machine: a path, or a task's copy as `task=path`."""
     name, is_pair, path = value.partition("=")
     return f"{name}={shown_path(path)}" if is_pair else shown_path(value)
 
 
 def _source(task: str, record: Mapping[str, Any]) -> list[str]:
-    """Where a task's questions come from, and under which licence, as far as the run knows."""
+    """Return the source of a task's questions and its licence, as far as they are recorded."""
     source = record.get("source") or {}
     found = [source.get("title"), source.get("hub"), source.get("licence") and f"licence {source['licence']}"]
     return [f"{task}: {'; '.join(str(each) for each in found if each)}."] if any(found) else []
 
 
 def _setting(run: Mapping[str, Any], scoring: Mapping[str, Any]) -> str:
-    """How answers and intervals were computed, as far as it is recorded."""
+    """Return how answers and intervals were computed, as far as it is recorded."""
     parts = [f"{name} {run[name]}" for name in ("device", "dtype") if run.get(name)]
     if scoring.get("samples"):
         parts.append(f"intervals from {scoring['samples']} bootstrap samples, seed {scoring.get('seed')}")
@@ -158,10 +158,10 @@ def _with_interval(score: Mapping[str, Any] | None) -> str:
 
 
 def _figure(value: float) -> str:
-    """Three digits that count: more are noise in any set of clips that fits on a page."""
+    """Return a number with three significant digits."""
     return f"{value:.3g}"
 
 
 def _cell(text: Any) -> str:
-    """Text that a Markdown table can hold."""
+    """Return text that a Markdown table can hold."""
     return str(text).replace("|", "\\|").replace("\n", " ")

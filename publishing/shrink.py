@@ -1,10 +1,10 @@
 """
-`audiollm shrink`: an adapter in fewer bytes, for publishing: LoRA of lower rank, weights in 16 or 8 bits.
+`audiollm shrink`: write an adapter in fewer bytes, with LoRA of lower rank and weights in 16 or 8 bits.
 
     audiollm shrink --model runs/mine --output_dir runs/small --lora_rank 4 --projector_8bit
 
-Each LoRA update is replaced by the nearest one of that rank (Eckart and Young 1936: its largest singular values), without
-training. What is lost is printed; how much that matters, `audiollm evaluate` tells.
+Each LoRA update is replaced by the nearest one of that rank (its largest singular values; Eckart and Young 1936), without
+training. The share of the updates that is kept is printed; `audiollm evaluate` measures the effect on answers.
 """
 
 import json
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from audiollm import AudioLlmConfig
@@ -23,24 +23,26 @@ from audiollm.option_parser import parser_of
 from safetensors.torch import load_file, save_file
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from .manifest import ALLOWED
+from .push import ALLOWED
 
 LORA_A, LORA_B = ".lora_A.", ".lora_B."
 ADAPTER = "adapter"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-#: The projector's largest matrix, and the norm before it, whose gain takes up the matrix's scale.
+#: The projector's largest matrix, and the gain of the norm before it, which takes up the matrix's scale.
 PROJECTOR_MATRIX = "model.multi_modal_projector.linear_1.weight"
 PROJECTOR_GAIN = "model.multi_modal_projector.norm_pre.weight"
 EIGHT_BITS = torch.float8_e4m3fn
 MIB = 1 << 20
 PARTS = ("audio_config", "text_config")
-#: What goes along unchanged, besides the files that are allowed on the Hub.
+#: Files copied unchanged, besides those that are allowed on the Hub.
 CODE = "*.py"
 
 
 @dataclass
 class ShrinkArguments:
-    """What to shrink, and how far."""
+    """Options of `audiollm shrink`."""
+
+    GROUPS: ClassVar = {"folders": ("model", "output_dir"), "size": ("lora_rank", "dtype", "projector_8bit")}
 
     model: str = field(metadata={"help": "Folder of a checkpoint that holds an adapter."})
     output_dir: str = field(metadata={"help": "Folder for the smaller one; new or empty."})
@@ -58,20 +60,20 @@ class ShrinkArguments:
 
 
 class ShrinkError(ValueError):
-    """A checkpoint cannot be shrunk as asked; the message says why."""
+    """A checkpoint that cannot be shrunk as asked. The message says why."""
 
 
 def low_rank(down: torch.Tensor, up: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, float]:
     """
-    The factors of the nearest update of a lower rank.
+    Return the factors of the nearest update of a lower rank.
 
     Args:
         down: LoRA's A, `(r, in_features)`. up: its B, `(out_features, r)`.
         rank: of the result; at least 1, at most `r`.
 
     Returns:
-        A `(rank, in_features)`, B `(out_features, rank)`, and the share of the update's squared norm that is kept, 1.0
-        of an update that is zero.
+        A `(rank, in_features)`, B `(out_features, rank)`, and the kept share of the update's squared norm (1.0 for an
+        update that is zero).
     """
     # The singular values of B A are those of the small r x r product of the triangular parts.
     up_basis, up_part = torch.linalg.qr(up.float())
@@ -85,10 +87,10 @@ def low_rank(down: torch.Tensor, up: torch.Tensor, rank: int) -> tuple[torch.Ten
 
 def in_eight_bits(weights: dict[str, torch.Tensor]) -> None:
     """
-    Puts the projector's largest matrix into float8 (E4M3), in place.
+    Convert the projector's largest matrix to float8 (E4M3), in place.
 
-    That holds no number below 2**-9, so the matrix is multiplied by the largest power of two that it can take, and the
-    gain of the norm before it divided by the same: their product stays what it was, but for the rounding.
+    float8 holds no number below 2**-9. The matrix is therefore multiplied by the largest power of two that keeps it in
+    range, and the gain of the norm before it is divided by the same: their product changes by rounding alone.
 
     Raises:
         ShrinkError: the projector has no norm before its first matrix.
@@ -111,17 +113,17 @@ def shrink(
     projector_8bit: bool = False,
 ) -> float:
     """
-    Writes a smaller copy of a checkpoint.
+    Write a smaller copy of a checkpoint.
 
     Args:
-        folder: a checkpoint that holds an adapter (`weight_format`), in one file.
-        output: a new or empty folder. It gets what belongs on the Hub, the code included, and nothing of training.
-        rank: that LoRA is cut to; None leaves it.
+        folder: a checkpoint of an adapter (`weight_format`), in one file.
+        output: a new or empty folder. It gets the files that belong on the Hub, the code included, and none of training.
+        rank: new rank of LoRA; None leaves it.
         dtype: of the stored weights. Single numbers and masks stay as they are.
         projector_8bit: see [`in_eight_bits`].
 
     Returns:
-        The share of the updates' squared norm that is kept, on average over layers.
+        The kept share of the updates' squared norm, on average over layers.
 
     Raises:
         ShrinkError: the folder is no such checkpoint, the rank is below 1, or `output` holds something.
@@ -146,7 +148,7 @@ def shrink(
         in_eight_bits(weights)
     stored.update(_settings(config, rank))
     for part in filter(stored.__contains__, PARTS):
-        stored[part].pop("_name_or_path", None)  # where a base once lay on somebody's machine
+        stored[part].pop("_name_or_path", None)  # a base's path on somebody's machine
     with appearing_whole(output) as partial:
         for path in sorted(folder.iterdir()):
             if path.is_file() and any(fnmatchcase(path.name, pattern) for pattern in (*ALLOWED, CODE)):
@@ -163,7 +165,7 @@ def shrink(
 def _cut(
     weights: dict[str, torch.Tensor], config: AudioLlmConfig, rank: int | None
 ) -> tuple[dict[str, torch.Tensor], float]:
-    """Weights with LoRA of at most this rank, and the share of the updates that is kept."""
+    """Return weights with LoRA of at most this rank, and the kept share of the updates."""
     cut, kept = dict(weights), []
     for name in weights:
         if rank is None or LORA_A not in name or len(weights[name]) <= rank:
@@ -175,7 +177,7 @@ def _cut(
 
 
 def _settings(config: AudioLlmConfig, rank: int | None) -> dict[str, Any]:
-    """Ranks, with every alpha such that the update keeps its scale."""
+    """Return the settings of adapters of the new rank; alpha is such that updates keep their scale."""
     if rank is None:
         return {}
     adapters = {}

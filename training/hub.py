@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from audiollm.publishing.card import CardError, write_card
-from audiollm.publishing.upload import upload_checkpoint
+from audiollm.publishing.push import upload_checkpoint
 from huggingface_hub import CommitOperationAdd, HfApi
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy

@@ -9,11 +9,10 @@ import huggingface_hub
 import pytest
 import yaml
 from audiollm import __version__
-from audiollm.publishing.card import CITATION, main, make_card, write_card
+from audiollm.publishing.card import CITATION, main, make_card, sections, write_card
 from audiollm.publishing.header import CardError, evaluation_results, header_problems
 from audiollm.publishing.record import RecordError, add_run, command_line, read_record, shown_path
 from audiollm.publishing.score_table import evaluation_command
-from audiollm.publishing.sections import sections
 from checkpoint_folders import RUN, change_json
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard_data import model_index_to_eval_results
@@ -68,6 +67,20 @@ def test_what_nobody_recorded_is_said_to_be_unknown(checkpoint: Path) -> None:
     assert "Not evaluated" in found["evaluation"] and "have not been scored" in found["limits"]
     assert found["about"].count("licence: not recorded") == 2
     assert "Licence of the weights: not recorded." in found["licence"]
+
+
+def test_what_the_own_text_describes_is_not_called_unknown(checkpoint: Path) -> None:
+    (checkpoint / "training_record.json").unlink()
+    prose = "# Mine\n\n### What it was trained on\n\nA day of speech, CC0.\n\n### How to make it again\n\n`make it`\n"
+    (checkpoint / "README.md").write_text(prose)
+    for options in (["--append"], []):  # a new card, and the same one renewed
+        found = sections(card(checkpoint, *options).text)
+        assert "What it was trained on" in found["data"] and "ot recorded" not in found["data"]
+        assert "How to make it again" in found["training"] and "ot recorded" not in found["training"]
+        assert "data is not recorded" not in found["limits"]
+    add_run(checkpoint, RUN)
+    found = sections(card(checkpoint).text)
+    assert "`data.json`" in found["data"] and RUN["command"] in found["training"]
 
 
 def test_no_path_of_this_machine_and_no_secret_is_in_it(checkpoint: Path, scores_file: Path) -> None:

@@ -10,10 +10,16 @@ import pytest
 import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.publishing.header import CardError
-from audiollm.publishing.manifest import SECRETS, find_secrets, make_manifest
-from audiollm.publishing.peft_copy import write_peft_copy
-from audiollm.publishing.push import PushArguments, main, make_plan
-from audiollm.publishing.upload import stale_weights
+from audiollm.publishing.push import (
+    SECRETS,
+    PushArguments,
+    find_secrets,
+    main,
+    make_manifest,
+    make_plan,
+    stale_weights,
+    write_peft_copy,
+)
 from checkpoint_folders import change_json
 from huggingface_hub import HfApi
 from loopback_hub import LoopbackHub

@@ -9,9 +9,8 @@ import pytest
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.evaluation.listening import transcribe
 from audiollm.evaluation.word_error import score_word_error
-from audiollm.publishing.card import write_card
+from audiollm.publishing.card import sections, write_card
 from audiollm.publishing.push import main as push
-from audiollm.publishing.sections import sections
 from audiollm.training.train import parse_arguments, run_stage
 from clients import WITHOUT_AUDIOLLM, play
 from huggingface_hub import ModelCard
