@@ -18,8 +18,8 @@ from audiollm.processing import load_waveform
 from audiollm.processing.audio_io import SAMPLING_RATE_HZ
 from tqdm.auto import tqdm
 
-from .synthesis.neural_engines import HIBARI
-from .synthesis.voices import SpokenText, voice_named
+from .neural_engines import HIBARI
+from .voices import SpokenText, voice_named
 
 #: Sentences that SmolLM2-135M-Instruct (Apache-2.0) wrote, one for each of some thousand words of its vocabulary.
 SENTENCES_FILE = Path(__file__).parent / "sentences.txt"

@@ -20,14 +20,14 @@ from audiollm.files import is_inside
 from audiollm.interruption import TerminatedError, ended_by_signals, exit_status
 from audiollm.option_parser import HelpFormatter, OptionParser
 
+from .catalogue import describe_catalogue
 from .clips import STATE_FOLDER, CorpusError
 from .examples import ExamplesError
-from .hearing.word_error_arguments import WordErrorArguments, WordErrorFilter
-from .pipeline.prepare_arguments import PrepareArguments
-from .pipeline.preparing import Prepared, prepare
-from .synthesis.self_instruct import SelfInstructArguments, self_instructed
-from .tables.catalogue import describe_catalogue
+from .prepare_arguments import PrepareArguments
+from .preparing import Prepared, prepare
+from .self_instruct import SelfInstructArguments, self_instructed
 from .tasks import Task, tasks_named
+from .word_error_arguments import WordErrorArguments, WordErrorFilter
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,12 @@ class SourceKind:
 
 
 SOURCES = {
-    "librispeech": SourceKind(
-        "librispeech.librispeech", "LibriSpeechArguments", None, "LibriSpeech, downloaded or at hand"
-    ),
+    "librispeech": SourceKind("librispeech", "LibriSpeechArguments", None, "LibriSpeech, downloaded or at hand"),
     "huggingface": SourceKind(
-        "tables.huggingface", "HuggingFaceArguments", "dataset", "a dataset of the Hub or on disk, or a ready corpus"
+        "huggingface", "HuggingFaceArguments", "dataset", "a dataset of the Hub or on disk, or a ready corpus"
     ),
-    "folder": SourceKind("folders.folder", "FolderArguments", "folder", "a folder of audio with transcripts"),
-    "synthesize": SourceKind("synthesis.synthesize", "SynthesizeArguments", "texts", "text, read by synthetic voices"),
+    "folder": SourceKind("folder", "FolderArguments", "folder", "a folder of audio with transcripts"),
+    "synthesize": SourceKind("synthesize", "SynthesizeArguments", "texts", "text, read by synthetic voices"),
 }
 #: Lists the ready corpora, in place of preparing one.
 LIST_COMMAND = "corpora"

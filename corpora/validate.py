@@ -24,11 +24,11 @@ from audiollm.option_parser import parser_of
 from audiollm.processing.normalisers import normaliser_for
 
 from .clips import CorpusError
-from .pipeline.prepare_arguments import available_cpus
+from .faults import ERROR, FAULTS, Limits
+from .prepare_arguments import available_cpus
 from .sources import parse_source
-from .validation.faults import ERROR, FAULTS, Limits
-from .validation.validation import DataFile, Validation, validate
-from .validation.validation_report import count_severities, summarize, write_plot, write_report
+from .validation import DataFile, Validation, validate
+from .validation_report import count_severities, summarize, write_plot, write_report
 
 ERRORS_EXIT, UNCHECKED_EXIT = 1, 2
 #: Where transcripts are kept in the cache folder, and what keeps none.
@@ -202,7 +202,7 @@ def run(given: Sequence[str], arguments: ValidateArguments) -> Validation:
     _check_outputs(files, arguments)
     decoder = journal = None
     if arguments.transcribe_with is not None:
-        from .hearing.hypotheses import WhisperDecoder, transcript_journal
+        from .hypotheses import WhisperDecoder, transcript_journal
 
         decoder = WhisperDecoder(arguments.transcribe_with, language=arguments.language)
         if arguments.transcript_cache != CACHE_OFF:

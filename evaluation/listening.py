@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from audiollm.answering import answer, ask
-from audiollm.corpora.hearing.hypotheses import WhisperDecoder
+from audiollm.corpora.hypotheses import WhisperDecoder
 from audiollm.processing.windows import cut_at_quiet
 from tqdm.auto import tqdm
 

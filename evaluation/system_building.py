@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from audiollm.corpora.hearing.hypotheses import WhisperDecoder, locate_whisper
+from audiollm.corpora.hypotheses import WhisperDecoder, locate_whisper
 from transformers import GenerationConfig
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from audiollm.answering import ask
-from audiollm.corpora.hearing.hypotheses import WhisperDecoder
+from audiollm.corpora.hypotheses import WhisperDecoder
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 
 from .generating import Answer, Generator, is_english

@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate.commands.launch import launch_command_parser
 from audiollm import AudioLlmForConditionalGeneration
-from audiollm.corpora.librispeech.librispeech import LibriSpeechArguments
+from audiollm.corpora.librispeech import LibriSpeechArguments
 from audiollm.corpora.prepare import PrepareArguments
 from audiollm.option_parser import OptionParser
 from audiollm.training.command_line import parse_arguments

@@ -30,7 +30,7 @@ ROOMS = (
 )
 #: What the package holds besides code, by room: all of it is in the repository.
 DATA_FILES = {
-    "corpora": ("studio_prompts/*", "unseen_speech/*", "sentences.*", "spoken_words.json", "tasks.yaml", "*/*.yaml"),
+    "corpora": ("studio_prompts/*", "unseen_speech/*", "sentences.*", "spoken_words.json", "*.yaml"),
     "publishing": ("model_card.md",),
     "evaluation": (
         "*.yaml",

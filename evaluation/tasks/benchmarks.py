@@ -1,5 +1,5 @@
 """
-Where each benchmark is: `benchmarks.yaml`, beside the ready corpora of `corpora/tables`, both as `Corpus`.
+Where each benchmark is: `benchmarks.yaml`, beside the ready corpora of `corpora/catalogue.yaml`, both as `Corpus`.
 
 Both are read by the corpora room's own reader of datasets. Here a corpus' transcripts are references: they are taken as
 they are written, and one that is empty is a row like any other.
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from audiollm.corpora.tables.catalogue import LICENCE, Corpus, load_catalogue
-from audiollm.corpora.tables.columns import ColumnSpec
+from audiollm.corpora.catalogue import LICENCE, Corpus, load_catalogue
+from audiollm.corpora.columns import ColumnSpec
 
 from .task import TaskError
 

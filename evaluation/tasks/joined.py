@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+from audiollm.corpora.catalogue import Corpus
 from audiollm.corpora.clips import BadClip, CorpusError
-from audiollm.corpora.tables.catalogue import Corpus
-from audiollm.corpora.tables.columns import OVERRIDE_HINT, ColumnSpec
-from audiollm.corpora.tables.dataset_places import READ_ERRORS, Place, find_place, open_split, recording_of
+from audiollm.corpora.columns import OVERRIDE_HINT, ColumnSpec
+from audiollm.corpora.dataset_places import READ_ERRORS, Place, find_place, open_split, recording_of
 
 from .benchmarks import TRANSCRIPT, benchmark, benchmark_table
 from .settings import Settings

@@ -11,14 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from audiollm.corpora.catalogue import Corpus
 from audiollm.corpora.clips import BadClip, Clip, CorpusError
-from audiollm.corpora.librispeech.librispeech import ROOT_NAME as LIBRISPEECH_ROOT
-from audiollm.corpora.librispeech.librispeech import LibriSpeechArguments
-from audiollm.corpora.librispeech.librispeech import open_source as open_librispeech
-from audiollm.corpora.tables.catalogue import Corpus
-from audiollm.corpora.tables.columns import OVERRIDE_HINT, ColumnSpec
-from audiollm.corpora.tables.dataset_places import find_place, open_split
-from audiollm.corpora.tables.huggingface import HuggingFaceArguments, HuggingFaceSource
+from audiollm.corpora.columns import OVERRIDE_HINT, ColumnSpec
+from audiollm.corpora.dataset_places import find_place, open_split
+from audiollm.corpora.huggingface import HuggingFaceArguments, HuggingFaceSource
+from audiollm.corpora.librispeech import ROOT_NAME as LIBRISPEECH_ROOT
+from audiollm.corpora.librispeech import LibriSpeechArguments
+from audiollm.corpora.librispeech import open_source as open_librispeech
 from audiollm.downloads import DownloadError
 
 from .benchmarks import TRANSCRIPT, benchmark, benchmark_table

@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import soundfile
 from audiollm.corpora.clips import BadClip, Clip
-from audiollm.corpora.folders.folder import FolderArguments, FolderSource
+from audiollm.corpora.folder import FolderArguments, FolderSource
 
 RATE_HZ = 16_000
 SENTENCES = {"a": "One two.", "b": "Three, four.", "sub/c": "Five \N{EM DASH} six."}

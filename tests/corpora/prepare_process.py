@@ -168,8 +168,8 @@ def replace_table(rows: dict[str, dict[str, Any]]) -> None:
     """Another table of published archives for [`librispeech.open_source`], by its own argument."""
     import functools
 
-    from audiollm.corpora.librispeech import librispeech
-    from audiollm.corpora.librispeech.librispeech_tree import PublishedArchive
+    from audiollm.corpora import librispeech
+    from audiollm.corpora.librispeech_tree import PublishedArchive
 
     table = {split: PublishedArchive(**row) for split, row in rows.items()}
     librispeech.open_source = functools.partial(librispeech.open_source, table=table)

@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from audiollm.corpora.librispeech.archives import ArchiveError, ArchiveLimits, iterate
+from audiollm.corpora.archives import ArchiveError, ArchiveLimits, iterate
 
 FILES = {
     "LibriSpeech/README.TXT": b"read me",

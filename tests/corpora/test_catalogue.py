@@ -8,12 +8,12 @@ from typing import Any
 import datasets
 import pytest
 import yaml
+from audiollm.corpora.catalogue import CatalogueError, corpus_named, describe_catalogue, load_catalogue
 from audiollm.corpora.clips import BadClip, Clip, CorpusError
 from audiollm.corpora.examples import read_examples
+from audiollm.corpora.huggingface import HuggingFaceArguments, HuggingFaceSource
 from audiollm.corpora.prepare import run
 from audiollm.corpora.prompts import load_studio_prompts
-from audiollm.corpora.tables.catalogue import CatalogueError, corpus_named, describe_catalogue, load_catalogue
-from audiollm.corpora.tables.huggingface import HuggingFaceArguments, HuggingFaceSource
 from audiollm.corpora.tasks import known_tasks
 from audiollm.processing.audio_io import load_waveform
 from datasets import Audio, ClassLabel, List, Value

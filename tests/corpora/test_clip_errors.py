@@ -4,15 +4,15 @@ import math
 
 import pytest
 import soundfile
-from audiollm.corpora.clips import CorpusError
-from audiollm.corpora.hearing.clip_errors import (
+from audiollm.corpora.clip_errors import (
     check_max_wer,
     clip_word_error,
     is_kept,
     limit_hint,
     settle_word_errors,
 )
-from audiollm.corpora.hearing.hypotheses import WhisperTranscriber
+from audiollm.corpora.clips import CorpusError
+from audiollm.corpora.hypotheses import WhisperTranscriber
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.processing.audio_io import load_waveform
 from audiollm.processing.normalisers import normaliser_for

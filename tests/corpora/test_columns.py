@@ -5,8 +5,8 @@ from typing import Any
 import datasets
 import pytest
 from audiollm.corpora.clips import CorpusError
-from audiollm.corpora.tables.columns import ColumnSpec, column_kinds, map_columns, parse_overrides, wer_unit
-from audiollm.corpora.tables.transforms import (
+from audiollm.corpora.columns import ColumnSpec, column_kinds, map_columns, parse_overrides, wer_unit
+from audiollm.corpora.transforms import (
     UnusableValueError,
     first_item,
     gigaspeech_tags,

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from audiollm.corpora.audio_facts import measure
+from audiollm.corpora.faults import FAULTS, Limits, is_transcribing, level_dbfs
 from audiollm.corpora.prompts import load_studio_prompts, write_prompt_examples
 from audiollm.corpora.sources import parse_source
 from audiollm.corpora.tasks import known_tasks
-from audiollm.corpora.validation.audio_facts import measure
-from audiollm.corpora.validation.faults import FAULTS, Limits, is_transcribing, level_dbfs
-from audiollm.corpora.validation.validation import DataFile, validate
+from audiollm.corpora.validation import DataFile, validate
 from audiollm.processing.audio_io import AudioError, load_waveform
 
 RATE_HZ = 16_000

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from audiollm.corpora.folders.folder import FolderArguments, open_source
-from audiollm.corpora.folders.folder_layouts import LAYOUTS
+from audiollm.corpora.folder import FolderArguments, open_source
+from audiollm.corpora.folder_layouts import LAYOUTS
 from folder_shapes import (
     MAKERS,
     SENTENCES,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from audiollm.corpora.clips import BadClip, Clip, CorpusError
-from audiollm.corpora.folders.folder import FolderArguments, FolderSource
+from audiollm.corpora.folder import FolderArguments, FolderSource
 from folder_shapes import make_sidecar, read, recording, said, source_of, supervision, tone, write, write_lines
 
 

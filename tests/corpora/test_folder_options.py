@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from audiollm.corpora.clips import BadClip, CorpusError
-from audiollm.corpora.folders.folder import DEFAULT_TASKS, FolderArguments
+from audiollm.corpora.folder import DEFAULT_TASKS, FolderArguments
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.corpora.tasks import tasks_named
 from folder_shapes import (

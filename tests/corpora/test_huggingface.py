@@ -8,8 +8,8 @@ import datasets
 import prepared_python
 import pytest
 from audiollm.corpora.clips import BadClip, Clip, CorpusError
+from audiollm.corpora.huggingface import DEFAULT_OUTPUT, DEFAULT_TASKS, HuggingFaceArguments, open_source
 from audiollm.corpora.prompts import load_studio_prompts
-from audiollm.corpora.tables.huggingface import DEFAULT_OUTPUT, DEFAULT_TASKS, HuggingFaceArguments, open_source
 from audiollm.processing.audio_io import load_waveform
 from loopback_hub import LoopbackHub
 from transformers import HfArgumentParser
@@ -271,9 +271,9 @@ def test_options_are_read_from_a_command_line() -> None:
 
 HUB_SCRIPT = """
 import sys, datasets, huggingface_hub
-from audiollm.corpora.tables import catalogue
+from audiollm.corpora import catalogue
 from audiollm.corpora.clips import CorpusError
-from audiollm.corpora.tables.huggingface import HuggingFaceArguments, open_source
+from audiollm.corpora.huggingface import HuggingFaceArguments, open_source
 from audiollm.processing.audio_io import load_waveform
 
 table = datasets.Dataset.from_parquet(sys.argv[1])

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from audiollm.corpora.hearing.hypotheses import (
+from audiollm.corpora.hypotheses import (
     MAX_TOKENS_PER_SECOND,
     SPARE_TOKENS,
     WhisperDecoder,
     WhisperModelError,
     WhisperTranscriber,
 )
-from audiollm.corpora.hearing.transcript_journal import TranscriptJournal
 from audiollm.corpora.prompts import load_studio_prompts
+from audiollm.corpora.transcript_journal import TranscriptJournal
 from audiollm.processing.audio_io import AudioError, load_waveform
 from tiny_models import character_tokenizer, save_audio_base
 from transformers import GenerationConfig
@@ -89,8 +89,8 @@ def test_places_without_a_recording_are_kept_and_the_same_recording_is_heard_onc
 
 
 def test_no_more_than_a_window_is_held(whisper, clips, expected, monkeypatch) -> None:
-    monkeypatch.setattr("audiollm.corpora.hearing.hypotheses.BATCHES_AT_ONCE", 1)
-    monkeypatch.setattr("audiollm.corpora.hearing.hypotheses.PLACES_PER_CLIP", 2)
+    monkeypatch.setattr("audiollm.corpora.hypotheses.BATCHES_AT_ONCE", 1)
+    monkeypatch.setattr("audiollm.corpora.hypotheses.PLACES_PER_CLIP", 2)
     drawn = []
 
     def stream():

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from audiollm.corpora.hearing.letter_case import (
+from audiollm.corpora.letter_case import (
     LETTER_CASES,
     has_punctuation,
     letter_case_named,

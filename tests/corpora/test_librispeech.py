@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from audiollm import downloads
+from audiollm.corpora.archives import ArchiveError
 from audiollm.corpora.clips import BadClip, Clip, CorpusError
-from audiollm.corpora.librispeech.archives import ArchiveError
-from audiollm.corpora.librispeech.librispeech import LibriSpeechArguments, open_source, openslr
-from audiollm.corpora.librispeech.librispeech_tree import PublishedArchive
+from audiollm.corpora.librispeech import LibriSpeechArguments, open_source, openslr
+from audiollm.corpora.librispeech_tree import PublishedArchive
 from audiollm.downloads import ChecksumError, DownloadError
 from audiollm.processing import load_waveform
 from librispeech_archives import (

@@ -9,9 +9,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from audiollm.corpora.clips import CorpusError
-from audiollm.corpora.folders.disk_table import DiskTable
-from audiollm.corpora.folders.manifest_columns import Columns, RowError, parse_columns
-from audiollm.corpora.folders.manifests import (
+from audiollm.corpora.disk_table import DiskTable
+from audiollm.corpora.manifest_columns import Columns, RowError, parse_columns
+from audiollm.corpora.manifests import (
     MAX_LINE_CHARACTERS,
     encoding_of,
     fingerprint,

@@ -17,10 +17,10 @@ import pytest
 import soundfile
 from audiollm.corpora.clips import BadClip, Clip, CorpusError, safe_name
 from audiollm.corpora.examples import ExamplesError, read_examples
-from audiollm.corpora.pipeline.ogg import with_fixed_serial
-from audiollm.corpora.pipeline.preparing import PrepareSettings, prepare
-from audiollm.corpora.pipeline.recordings import AudioSettings, encode, load_clip
+from audiollm.corpora.ogg import with_fixed_serial
+from audiollm.corpora.preparing import PrepareSettings, prepare
 from audiollm.corpora.prompts import load_studio_prompts
+from audiollm.corpora.recordings import AudioSettings, encode, load_clip
 from audiollm.corpora.tasks import tasks_named
 from audiollm.processing import AudioError, load_waveform
 from made_clips import StudioSource

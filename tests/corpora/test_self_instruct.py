@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from audiollm.corpora.clips import BadClip, Clip, CorpusError
 from audiollm.corpora.prompts import load_studio_prompts
-from audiollm.corpora.synthesis.responder import Responder, Response, repeated_passage
-from audiollm.corpora.synthesis.self_instruct import (
+from audiollm.corpora.responder import Responder, Response, repeated_passage
+from audiollm.corpora.self_instruct import (
     SelfInstructArguments,
     SelfInstructed,
     known_questions,

@@ -13,9 +13,9 @@ import pytest
 from audiollm.corpora import prepare
 from audiollm.corpora.clips import BadClip, Clip, CorpusError
 from audiollm.corpora.examples import read_examples
-from audiollm.corpora.synthesis.synthesize import SynthesizeArguments, open_source
-from audiollm.corpora.synthesis.texts import TextTable
-from audiollm.corpora.synthesis.voices import voice_named
+from audiollm.corpora.synthesize import SynthesizeArguments, open_source
+from audiollm.corpora.texts import TextTable
+from audiollm.corpora.voices import voice_named
 from made_clips import load_elsewhere
 from transformers import HfArgumentParser
 

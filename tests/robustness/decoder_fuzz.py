@@ -30,7 +30,6 @@ ROOMS = {
     "audiollm.processing": "processing",
     "audiollm.inference": "inference",
     "audiollm.corpora": "corpora",
-    "audiollm.corpora.validation": "corpora/validation",
 }
 TARGET_RATE_HZ, MAX_SECONDS = 16_000, 3600.0
 #: Address space that decoding a recording of a second may take beside what is taken before it begins.
@@ -116,7 +115,7 @@ def import_readers() -> Readers:
     decoder = importlib.import_module("audiollm.processing.audio_io")
     sys.modules["audiollm.processing"].AudioError = decoder.AudioError  # type: ignore[attr-defined]
     blocks = importlib.import_module("audiollm.inference.audio_blocks")
-    facts = importlib.import_module("audiollm.corpora.validation.audio_facts")
+    facts = importlib.import_module("audiollm.corpora.audio_facts")
     return Readers(decoder.load_waveform, decoder.AudioError, blocks.read_blocks, facts.measure)
 
 

@@ -11,10 +11,9 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from audiollm.corpora import prepare, validate
-from audiollm.corpora.hearing.hypotheses import WhisperDecoder
+from audiollm.corpora import prepare, validate, validation
+from audiollm.corpora.hypotheses import WhisperDecoder
 from audiollm.corpora.prompts import load_studio_prompts
-from audiollm.corpora.validation import validation
 from audiollm.disks import appearing_whole
 from audiollm.interruption import (
     TerminatedError,

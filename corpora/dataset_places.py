@@ -1,0 +1,280 @@
+"""
+Where a dataset lies, and how `datasets` reads it there: on the Hub, in a folder, in a file; whole or streamed.
+
+Only tables and recordings are read. What would run code to be read, loading scripts and pickles, is refused.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import huggingface_hub
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+from .catalogue import Corpus
+from .clips import STATE_FOLDER, CorpusError
+
+#: What `save_to_disk` leaves in a folder: of several splits, and of one.
+SPLITS_FILE, STATE_FILE = "dataset_dict.json", "state.json"
+#: Builder of `datasets` and its options, by the ending of a file. In TSV files quotation marks are part of the text; in
+#: both, only what is empty counts as missing: "NA" and "null" are words.
+_NO_MISSING_WORDS = {"keep_default_na": False, "na_values": [""]}
+QUOTE_NONE = 3
+FILE_BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".parquet": ("parquet", {}),
+    ".arrow": ("arrow", {}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".csv": ("csv", _NO_MISSING_WORDS),
+    ".tsv": ("csv", {"sep": "\t", "quoting": QUOTE_NONE, **_NO_MISSING_WORDS}),
+}
+#: Builders of `datasets` that read nothing but tables and recordings.
+SAFE_BUILDERS = ("parquet", "arrow", "json", "csv", "audiofolder")
+#: Of these, what reads a folder of recordings; it can only be streamed without torchcodec.
+FOLDER_BUILDER, FOLDER_COLUMN = "audiofolder", "audio"
+DEFAULT_CONFIG = "default"
+HUB_URL = "hf://datasets/{hub}@{revision}/"
+READ_ERRORS = (
+    *(OSError, KeyError, ValueError, TypeError, RuntimeError, NotImplementedError),
+    *(datasets.exceptions.DatasetsError, HfHubHTTPError, HFValidationError),
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """
+    Where a dataset is read from.
+
+    Attributes:
+        name: what messages call it.
+        kind: hub, disk (of `save_to_disk`), folder or file.
+        path: Hub id, or absolute path.
+        config: of the dataset.
+        revision: commit on the Hub where it could be asked for, else as it was given.
+        corpus: entry of the table, which may say which files are read and where recordings lie.
+    """
+
+    name: str
+    kind: str
+    path: str
+    config: str | None = None
+    revision: str | None = None
+    corpus: Corpus | None = None
+
+    @property
+    def roots(self) -> list[str]:
+        """Folders that recordings given as paths must lie in; relative paths start from the first."""
+        if self.kind == "hub":
+            # What `datasets` has downloaded and unpacked.
+            folders = [datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE]
+        else:
+            folders = [self.path if os.path.isdir(self.path) else os.path.dirname(self.path)]
+        return [os.path.realpath(folder) for folder in folders]
+
+    def fingerprint(self) -> str | None:
+        """
+        Return a digest of the names, sizes and times of local files; None on the Hub, where a commit says it all.
+
+        Folders below that a corpus was prepared in are no part of the dataset.
+        """
+        if self.kind == "hub":
+            return None
+        digest = hashlib.sha256()
+        paths = [self.path]
+        if os.path.isdir(self.path):
+            paths = sorted(_files_below(self.path))
+        for path in paths:
+            status = os.stat(path) if os.path.exists(path) else os.lstat(path)
+            line = f"{os.path.relpath(path, self.path)}\0{status.st_size}\0{status.st_mtime_ns}\n"
+            digest.update(line.encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
+
+def _files_below(path: str) -> Iterator[str]:
+    for folder, folders, files in os.walk(path):
+        folders[:] = [name for name in folders if not os.path.isdir(os.path.join(folder, name, STATE_FOLDER))]
+        yield from (os.path.join(folder, file) for file in files)
+
+
+def find_place(
+    dataset: str, config: str | None, revision: str | None, corpus: Corpus | None, source_path: str | None
+) -> Place:
+    """
+    Where a dataset is read from.
+
+    Raises:
+        CorpusError: it is nowhere, or what is there is of no known kind.
+    """
+    if corpus is not None:
+        if source_path is None and corpus.withdrawn:
+            raise CorpusError(
+                f"{corpus.title}: {corpus.withdrawn} Give the folder with your copy as --source_path."
+                + (f" {corpus.note}" if corpus.note else "")
+            )
+        if source_path is None:
+            revision = revision or corpus.revision
+            return Place(
+                corpus.name, "hub", str(corpus.hub), corpus.config, _commit(str(corpus.hub), revision), corpus
+            )
+        return _local_place(corpus.name, source_path, corpus.config, corpus)
+    if os.path.exists(dataset):
+        return _local_place(dataset, dataset, config, None)
+    if dataset.count("/") != 1 or dataset.startswith((".", "/", "~")) or dataset.endswith("/"):
+        raise CorpusError(
+            f"Dataset {dataset!r} is no file or folder here, no corpus of the table (`audiollm prepare corpora` lists "
+            "them), and no id of the Hub, which has the form org/name."
+        )
+    return Place(dataset, "hub", dataset, config, _commit(dataset, revision), None)
+
+
+def _local_place(name: str, path: str, config: str | None, corpus: Corpus | None) -> Place:
+    absolute = os.path.abspath(path)
+    if os.path.isdir(absolute):
+        saved = any(os.path.isfile(os.path.join(absolute, file)) for file in (SPLITS_FILE, STATE_FILE))
+        return Place(name, "disk" if saved else "folder", absolute, config, None, corpus)
+    if Path(absolute).suffix.lower() not in FILE_BUILDERS:
+        raise CorpusError(f"{path}: expected a folder, or a file that ends in one of {', '.join(FILE_BUILDERS)}.")
+    return Place(name, "file", absolute, config, None, corpus)
+
+
+def _commit(hub: str, revision: str | None) -> str | None:
+    """The commit that a branch of a Hub dataset stands at, so that it stays the same; as given where none answers."""
+    try:
+        return huggingface_hub.HfApi().dataset_info(hub, revision=revision).sha or revision
+    except (OSError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, ValueError):
+        return revision  # loading says what is wrong, or finds it in the cache
+
+
+def open_split(place: Place, split: str, streaming: bool) -> tuple[Any, str]:
+    """
+    One split, audio undecoded, and the folder that relative paths of recordings start from.
+
+    Returns:
+        `Dataset`, or `IterableDataset` when streaming; and an absolute folder.
+
+    Raises:
+        CorpusError: it cannot be read.
+    """
+    try:
+        dataset, folder = _open(place, split, streaming)
+    except READ_ERRORS as error:
+        raise CorpusError(_explain(place, split, error)) from error
+    dataset = dataset.with_format(None)
+    for column, feature in (dataset.features or {}).items():
+        if isinstance(feature, datasets.Audio):
+            dataset = dataset.cast_column(column, datasets.Audio(decode=False))
+    return dataset, folder
+
+
+def _open(place: Place, split: str, streaming: bool) -> tuple[Any, str]:
+    if place.kind == "disk":
+        return _open_saved(place, split, streaming), place.path
+    if place.kind == "file":
+        return _open_files(place, split, [place.path], streaming), os.path.dirname(place.path)
+    files = place.corpus.files if place.corpus else ()
+    filled = [pattern.format(config=place.config, split=split) for pattern in files]
+    if place.kind == "hub":
+        if not filled:
+            return _load(place.path, place.config, split, place.revision, streaming), place.roots[0]
+        base = HUB_URL.format(hub=place.path, revision=(place.revision or "main").replace("/", "%2F"))
+        return _open_files(place, split, [base + filled[0]], streaming), place.roots[0]
+    for pattern in filled:
+        found = sorted(map(str, Path(place.path).glob(pattern)))
+        if found:
+            folder = os.path.dirname(found[0])
+            inner = (place.corpus.audio_folder if place.corpus else "").format(config=place.config, split=split)
+            return _open_files(place, split, found, streaming), os.path.join(folder, inner)
+    if filled and not any(Path(place.path).rglob("*.parquet")):
+        raise FileNotFoundError(f"no file there matches {' or '.join(filled)}")
+    return _load(place.path, _local_config(place), split, None, streaming), place.path
+
+
+def _open_saved(place: Place, split: str, streaming: bool) -> Any:
+    saved = datasets.load_from_disk(place.path)
+    if isinstance(saved, Mapping):
+        if split not in saved:
+            raise ValueError(f"there is no split {split!r}, only {', '.join(saved)}; name one with --splits")
+        saved = saved[split]
+    return saved.to_iterable_dataset() if streaming else saved
+
+
+def _open_files(place: Place, split: str, paths: list[str], streaming: bool) -> Any:
+    builder, options = FILE_BUILDERS[Path(paths[0]).suffix.lower()]
+    return datasets.load_dataset(builder, data_files={split: paths}, split=split, streaming=streaming, **options)
+
+
+def _local_config(place: Place) -> str | None:
+    """The config to ask of a folder: a copy in which the configs have no names is taken for the one that is wanted."""
+    if place.corpus is None or place.config is None:
+        return place.config
+    names = datasets.get_dataset_config_names(place.path)
+    return None if names == [DEFAULT_CONFIG] else place.config
+
+
+def _load(path: str, config: str | None, split: str, revision: str | None, streaming: bool) -> Any:
+    """What `load_dataset` finds in a folder or on the Hub, if it is a table or recordings."""
+    builder = datasets.load_dataset_builder(path, config, revision=revision)
+    kind = type(builder).__module__.rpartition(".")[2]
+    if kind not in SAFE_BUILDERS:
+        raise ValueError(f"it is read by the builder {kind!r}; expected one of {', '.join(SAFE_BUILDERS)}")
+    if kind != FOLDER_BUILDER:
+        return datasets.load_dataset(path, config, split=split, revision=revision, streaming=streaming)
+    if hasattr(builder.config, "decode_num_threads"):
+        builder.config.decode_num_threads = None  # newer `datasets` decode what they stream
+    # Of a path, `datasets` makes an Audio with torchcodec only: here it stays a path.
+    return builder.as_streaming_dataset(split=split).cast_column(FOLDER_COLUMN, datasets.Value("string"))
+
+
+def recording_of(value: Any, place: Place, folder: str) -> tuple[Any, str | None]:
+    """
+    A recording as `load_waveform` takes it, or why there is none.
+
+    Args:
+        value: of the column: a dict of `datasets`, encoded bytes, or a path.
+        place: that it comes from; paths may not lead out of its `roots`, nor to any other address.
+        folder: where relative paths start.
+    """
+    path = value
+    if isinstance(value, Mapping):
+        path = value.get("path")
+        if value.get("bytes") is not None:
+            return {"bytes": value["bytes"], "path": os.path.basename(path) if path else None}, None
+        if value.get("array") is not None:
+            return {"array": value["array"], "sampling_rate": value.get("sampling_rate"), "path": None}, None
+    elif isinstance(value, bytes):
+        return {"bytes": value, "path": None}, None
+    if not path:
+        return None, "has no audio"
+    if not isinstance(path, str) or "\0" in path:
+        return None, f"its audio is {path!r}, which is no path"
+    if "://" in path:
+        if place.kind == "hub" and re.match(f"hf://datasets/{re.escape(place.path)}[@/]", path):
+            return path, None
+        return None, f"audio {path!r} is an address elsewhere, which is not followed"
+    located = os.path.realpath(os.path.join(folder, path))
+    if not any(os.path.commonpath([located, root]) == root for root in place.roots):
+        return None, f"audio path {path!r} leads out of {place.roots[0]}"
+    return located, None
+
+
+def _explain(place: Place, split: str, error: BaseException) -> str:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    message = f"{place.name}: split {split!r} cannot be read: {reason.rstrip('.')}."
+    if "scripts are no longer supported" in reason:
+        message += (
+            " Programs of datasets are not run. The Hub may have it as Parquet: add --revision refs/convert/parquet."
+        )
+    elif "gated" in reason.lower() or (place.corpus and place.corpus.gated and place.kind == "hub"):
+        message += (
+            f" Its terms have to be accepted at https://huggingface.co/datasets/{place.path}, then log in with "
+            "`hf auth login`."
+        )
+    return message
+
+
+__all__ = ["READ_ERRORS", "Place", "find_place", "open_split", "recording_of"]

@@ -1,1 +1,0 @@
-"""Folders of audio with transcripts, in the usual shapes."""

@@ -1,1 +1,0 @@
-"""What a Whisper hears in clips, and how far transcripts are from it."""

@@ -1,1 +1,0 @@
-"""LibriSpeech, from OpenSLR's archives or a folder of them."""

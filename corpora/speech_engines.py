@@ -1,0 +1,260 @@
+"""
+Text-to-speech engines: the commands of `voices.yaml`, Python packages, or any command of the user's.
+
+A command is run without a shell, and reads its text from a file or from standard input, so that a text is never anything
+but text.
+"""
+
+import io
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import soundfile
+import yaml
+from audiollm.processing import AudioError, load_waveform
+
+from .clips import CorpusError
+from .letters import as_ascii, foreign_letter
+from .neural_engines import HIBARI, KOKORO, HibariEngine, KokoroEngine
+
+ENGINES_FILE = Path(__file__).parent / "voices.yaml"
+#: What may stand in an engine's command, and which of it says how fast to speak.
+PACE_PLACEHOLDERS = ("speed", "stretch", "words_per_minute")
+PLACEHOLDERS = ("voice", "text_file", "output", *PACE_PLACEHOLDERS)
+#: What stands before a list of names, where each has no prefix.
+LIST_MARK = ":"
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
+#: How long an engine may take over one text.
+DEFAULT_TIMEOUT_SECONDS = 60.0
+#: An engine's complaint is quoted up to here, from its end.
+MAX_QUOTED_CHARACTERS = 300
+#: Names of voices; what the engines of the table would take for paths or options is none.
+VOICE_NAME = re.compile(r"\w[\w+ -]*")
+
+
+class Engine(Protocol):
+    """Something that speaks."""
+
+    @property
+    def name(self) -> str:
+        """What voices call it."""
+        ...
+
+    @property
+    def voices(self) -> tuple[str, ...]:
+        """Names of good voices, the first of which is meant by the engine's name alone."""
+        ...
+
+    @property
+    def paced(self) -> bool:
+        """Whether it can be told how fast to speak."""
+        ...
+
+    def version(self) -> str:
+        """What is installed; other versions may speak otherwise."""
+        ...
+
+    def check(self, voice: str) -> None:
+        """Raises CorpusError where the engine, or a voice of it, is not there."""
+        ...
+
+    def unreadable(self, text: str, voice: str) -> str | None:
+        """Why a voice cannot read a text; None where it can, or where that is not known."""
+        ...
+
+    def say(self, text: str, voice: str, speed: float, seed: int) -> tuple[np.ndarray, int]:
+        """Waveform, float32 of shape `(samples,)`, and its rate in Hz; raises AudioError where nothing comes of it."""
+        ...
+
+
+@dataclass(frozen=True)
+class CommandEngine:
+    """
+    An engine that is a command.
+
+    Attributes:
+        name: what voices call it.
+        command: program and arguments, with `PLACEHOLDERS`. Without `{text_file}` it reads standard input, and without
+            `{output}` it writes an audio file to standard output.
+        voices, install, pace, listing, mark, listed, scripts, ascii, instead: as `voices.yaml` says (`list` is `listing`,
+            `script` is `scripts`); nothing of it need be known of a command of the user's.
+        timeout_seconds: how long it may take over one text.
+
+    Raises:
+        ValueError: the command is empty, or has a placeholder that is not one.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    voices: tuple[str, ...] = ("",)
+    install: str = ""
+    pace: float = 1.0
+    listing: tuple[str, ...] = ()
+    mark: str = ""
+    listed: str = ""
+    scripts: Mapping[str, str] = field(default_factory=dict)
+    ascii: bool = False
+    instead: Mapping[str, str] = field(default_factory=dict)
+    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
+
+    def __post_init__(self):
+        if not self.command:
+            raise ValueError(f"The command of the text-to-speech engine {self.name!r} is empty.")
+        unknown = [name for part in self.command for name in PLACEHOLDER.findall(part) if name not in PLACEHOLDERS]
+        if unknown:
+            raise ValueError(
+                f"The command {shlex.join(self.command)} has {{{unknown[0]}}}; expected only "
+                + ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
+                + ". The text comes in {text_file} or on standard input, never as an argument."
+            )
+
+    def takes(self, *placeholders: str) -> bool:
+        """Whether any of these stand in the command."""
+        return any(f"{{{name}}}" in part for part in self.command for name in placeholders)
+
+    @property
+    def paced(self) -> bool:
+        return self.takes(*PACE_PLACEHOLDERS)
+
+    def unreadable(self, text: str, voice: str) -> str | None:
+        script = next((script for prefix, script in self.scripts.items() if voice.startswith(prefix)), "")
+        foreign = foreign_letter(text, script)
+        if foreign is None and self.ascii:
+            try:
+                return None if as_ascii(text, self.name).strip() else f"{self.name} reads ASCII only"
+            except AudioError as error:
+                return str(error)
+        return f"{self.name}:{voice} does not read {foreign!r}" if foreign else None
+
+    def version(self) -> str:
+        if not self.listing:
+            return shlex.join(self.command)
+        # flite says its version and fails.
+        said = self._tell([self.command[0], "--version"], must_succeed=False)
+        return " ".join(said.decode(errors="replace").split())
+
+    def check(self, voice: str) -> None:
+        if shutil.which(self.command[0]) is None:
+            advice = f"Install it ({self.install})" if self.install else "Install it, or give its whole path"
+            raise CorpusError(
+                f"The text-to-speech engine {self.command[0]!r} is not on this machine. {advice}, or use another."
+            )
+        if not self.listing:
+            return
+        if not VOICE_NAME.fullmatch(voice):
+            raise CorpusError(f"{self.name} has no voice {voice!r}: expected a name such as {self.voices[0]}.")
+        wanted = voice.partition(self.mark)[2] if self.mark else voice
+        listed = self._tell(self.listing).decode(errors="replace")
+        if not self.listed:
+            listed = listed.rpartition(LIST_MARK)[2]
+        names = [name.removeprefix(self.listed) for name in listed.split() if name.startswith(self.listed)]
+        if wanted and wanted not in names:
+            raise CorpusError(
+                f"{self.name} has no voice {voice!r}: {shlex.join(self.listing)} does not list {wanted!r}, but "
+                f"{', '.join(names)}."
+            )
+
+    def say(self, text: str, voice: str, speed: float, seed: int) -> tuple[np.ndarray, int]:
+        for found, written in self.instead.items():
+            while found in text:
+                text = text.replace(found, written)
+        if self.ascii:
+            text = as_ascii(text, self.name)
+        with tempfile.TemporaryDirectory(prefix="audiollm-voice-") as folder:
+            output, text_file = os.path.join(folder, "speech.wav"), os.path.join(folder, "text.txt")
+            Path(text_file).write_text(text + "\n", encoding="utf-8", newline="\n")
+            values = {
+                "voice": voice,
+                "text_file": text_file,
+                "output": output,
+                "speed": f"{speed:.4f}",
+                "stretch": f"{1 / speed:.4f}",
+                "words_per_minute": str(round(self.pace * speed)),
+            }
+            command = [PLACEHOLDER.sub(lambda match: values[match[1]], part) for part in self.command]
+            data = self._run(command, "" if self.takes("text_file") else text + "\n")
+            if self.takes("output"):
+                data = Path(output).read_bytes() if os.path.isfile(output) else b""
+        if not data:
+            raise AudioError(f"{self.name} wrote no audio; it was run as: {shlex.join(command)}")
+        try:
+            found = soundfile.info(io.BytesIO(data))
+        except soundfile.LibsndfileError as error:
+            raise AudioError(f"{self.name} wrote what is no audio file ({error.error_string})") from error
+        if found.frames == 0:
+            return np.zeros(0, dtype=np.float32), found.samplerate
+        waveform = load_waveform(data, target_rate=found.samplerate, name=f"the speech of {self.name}")
+        return waveform, found.samplerate
+
+    def _tell(self, command: Sequence[str], must_succeed: bool = True) -> bytes:
+        """What the engine says of itself, however little time a text may take."""
+        return replace(self, timeout_seconds=DEFAULT_TIMEOUT_SECONDS)._run(command, "", must_succeed)
+
+    def _run(self, command: Sequence[str], text: str, must_succeed: bool = True) -> bytes:
+        """What a command that is given a text on standard input writes to standard output."""
+        pipe = subprocess.PIPE
+        try:
+            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
+        except OSError as error:
+            raise AudioError(f"{command[0]} cannot be run: {error.strerror}") from error
+        try:
+            output, complaint = process.communicate(text.encode(), self.timeout_seconds)
+        except subprocess.TimeoutExpired:
+            raise AudioError(
+                f"{self.name} took longer than {self.timeout_seconds:g} s; split the text, or allow more time"
+            ) from None
+        finally:
+            _end(process)
+        if process.returncode != 0 and must_succeed:
+            said = " ".join(complaint.decode(errors="replace").split())[-MAX_QUOTED_CHARACTERS:]
+            raise AudioError(f"{self.name} failed with status {process.returncode}: {said or 'it said nothing'}")
+        return output
+
+
+@lru_cache(maxsize=1)
+def known_engines() -> dict[str, Engine]:
+    """The engines whose voices can be asked for by name, Python packages last."""
+    table = yaml.safe_load(ENGINES_FILE.read_text(encoding="utf-8"))
+    engines: dict[str, Engine] = {
+        name: CommandEngine(
+            name,
+            tuple(shlex.split(entry["command"])),
+            tuple(entry["voices"]),
+            entry["install"],
+            entry.get("pace", 1.0),
+            tuple(shlex.split(entry["list"])),
+            entry.get("mark", ""),
+            entry.get("listed", ""),
+            entry["script"],
+            entry.get("ascii", False),
+            entry.get("instead", {}),
+        )
+        for name, entry in table.items()
+    }
+    return engines | {HIBARI: HibariEngine(), KOKORO: KokoroEngine()}
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Ends a command and what it has started itself."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None:
+            with suppress(OSError):
+                stream.close()
+    process.wait()
+
+
+__all__ = ["CommandEngine", "Engine", "known_engines"]

@@ -1,1 +1,0 @@
-"""Speech made of text, and responses written by a language model."""

@@ -1,1 +1,0 @@
-"""Datasets of the Hub and on disk, and the table of ready corpora."""

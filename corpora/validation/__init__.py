@@ -1,1 +1,0 @@
-"""What `audiollm validate` finds wrong with training data."""
