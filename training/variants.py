@@ -1,5 +1,5 @@
 """
-Variants of recordings in the feature cache: what makes speed, noise and gain cost no encoder time in a step.
+Variants of recordings in the feature cache, so that varied waveforms cost no encoder time in a step.
 
 A fresh draw for every batch would need the encoder in every step. Instead each recording gets a few variants, encoded
 once and cached as the recording itself is; training then takes one of them, or the recording, anew in every epoch. With
@@ -78,7 +78,7 @@ class WaveformVariants:
             missing = sum(not self.cache.has(own) for own in variants)
             megabytes = self.count * self.cache.size_bytes(filter(self.cache.has, places)) / BYTES_PER_MB
             print(
-                f"Speed, noise and gain change what the encoder hears: {self.count} variants of each of {len(places)} "
+                f"Varied waveforms change what the encoder hears: {self.count} variants of each of {len(places)} "
                 f"recordings are cached, {self.count + 1} times the cache (about {megabytes:.0f} MB more). For them the "
                 f"encoder runs {missing} times now, and in no step."
             )

@@ -3,23 +3,29 @@
 from dataclasses import dataclass, field
 
 from .waveform_augment import (
+    DEFAULT_REVERB_S,
     GAIN_LIMITS_DB,
     NOISE_LIMITS_DB,
+    REVERB_LIMITS_S,
     SPEED_LIMITS,
+    TELEPHONE_BAND_HZ,
     WaveformAugmentation,
     check_range,
-    noise_recordings,
+    check_share,
+    recordings_below,
 )
 
 #: Variants of each recording where waveforms are varied, besides the recording itself.
 DEFAULT_VARIANTS = 3
-#: Each of these varies waveforms.
-WAVEFORM_LIMITS = {"speed": SPEED_LIMITS, "noise_snr_db": NOISE_LIMITS_DB, "gain_db": GAIN_LIMITS_DB}
+#: Each of these varies waveforms: ranges with their limits, and shares of variants.
+RANGES = {"speed": SPEED_LIMITS, "noise_snr_db": NOISE_LIMITS_DB, "gain_db": GAIN_LIMITS_DB}
+SHARES = ("room_share", "telephone_share", "codec_share")
+VARYING = tuple(f"--{name}" for name in (*RANGES, *SHARES))
 
 
 @dataclass(kw_only=True)
 class WaveformArguments:
-    """Speed, noise and gain, in variants that the feature cache holds; training takes another in each epoch."""
+    """Variants of recordings that the feature cache holds; training takes another in each epoch."""
 
     speed: list[float] | None = field(
         default=None,
@@ -27,6 +33,20 @@ class WaveformArguments:
             "help": "Lowest and highest factor that variants are played faster by, such as 0.9 1.1, from "
             f"{SPEED_LIMITS[0]} to {SPEED_LIMITS[1]}."
         },
+    )
+    room_share: float | None = field(
+        default=None,
+        metadata={"help": "Share of variants, from 0 to 1, that sound as in a room: made up, or from --room_dir."},
+    )
+    reverb_s: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Lowest and highest reverberation time in seconds of made-up rooms, from "
+            f"{REVERB_LIMITS_S[0]} to {REVERB_LIMITS_S[1]}; {DEFAULT_REVERB_S[0]} {DEFAULT_REVERB_S[1]} when not given."
+        },
+    )
+    room_dir: str | None = field(
+        default=None, metadata={"help": "Folder of impulse responses to take rooms from, for --room_share."}
     )
     noise_snr_db: list[float] | None = field(
         default=None,
@@ -38,6 +58,19 @@ class WaveformArguments:
     noise_dir: str | None = field(
         default=None, metadata={"help": "Folder of recordings to take noise from, for --noise_snr_db."}
     )
+    telephone_share: float | None = field(
+        default=None,
+        metadata={
+            "help": f"Share of variants, from 0 to 1, that go through a telephone: {TELEPHONE_BAND_HZ[0]:g} to "
+            f"{TELEPHONE_BAND_HZ[1]:g} Hz, and A-law, mu-law or GSM."
+        },
+    )
+    codec_share: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of variants, from 0 to 1, that go through MP3, Opus or Vorbis of few bits, or lose their highs."
+        },
+    )
     gain_db: list[float] | None = field(
         default=None,
         metadata={
@@ -48,39 +81,52 @@ class WaveformArguments:
     waveform_variants: int | None = field(
         default=None,
         metadata={
-            "help": "How many variants of each recording --speed, --noise_snr_db and --gain_db make, besides itself: "
-            f"{DEFAULT_VARIANTS} when not given. The encoder runs once for each, and the cache grows by as many times."
+            "help": f"How many variants of each recording the options above make, besides itself: {DEFAULT_VARIANTS} "
+            "when not given. The encoder runs once for each, and the cache grows by as many times."
         },
     )
 
     def varied(self) -> list[str]:
         """The options given that vary waveforms."""
-        return [f"--{name}" for name in WAVEFORM_LIMITS if getattr(self, name) is not None]
+        return [option for option in VARYING if getattr(self, option.removeprefix("--")) not in (None, 0)]
 
     def check_waveforms(self) -> None:
         """
         Raises:
             ValueError: a range is none, or options would do nothing.
-            FileNotFoundError: there is no noise where it should be.
+            FileNotFoundError: there is no noise or room where it should be.
         """
-        for name, limits in WAVEFORM_LIMITS.items():
+        for name, limits in (*RANGES.items(), ("reverb_s", REVERB_LIMITS_S)):
             check_range(f"--{name}", getattr(self, name), limits)
+        for name in SHARES:
+            check_share(f"--{name}", getattr(self, name) or 0)
         if self.noise_dir is not None and self.noise_snr_db is None:
             raise ValueError("--noise_dir needs --noise_snr_db, how loud noise is to be.")
+        for name in ("reverb_s", "room_dir"):
+            if getattr(self, name) is not None and not self.room_share:
+                raise ValueError(f"--{name} needs --room_share, how often rooms are to be heard.")
+        if self.reverb_s is not None and self.room_dir is not None:
+            raise ValueError("--reverb_s is of made-up rooms; it contradicts --room_dir.")
         if self.waveform_variants is not None and not self.varied():
-            raise ValueError(f"--waveform_variants needs one of {', '.join(f'--{name}' for name in WAVEFORM_LIMITS)}.")
+            raise ValueError(f"--waveform_variants needs one of {', '.join(VARYING)}.")
         if self.waveform_variants is not None and self.waveform_variants < 1:
             raise ValueError(f"--waveform_variants is {self.waveform_variants}; expected 1 or more.")
-        if self.noise_dir is not None:
-            noise_recordings(self.noise_dir)
+        for name in ("noise_dir", "room_dir"):
+            if getattr(self, name) is not None:
+                recordings_below(getattr(self, name), f"--{name}")
 
     def waveform_augmentation(self) -> WaveformAugmentation | None:
         """What the options ask for, if they do."""
         if not self.varied():
             return None
-        ranges = {name: getattr(self, name) for name in WAVEFORM_LIMITS}
-        noise = noise_recordings(self.noise_dir) if self.noise_dir is not None else ()
+
+        def span(given: list[float] | None) -> tuple[float, float] | None:
+            return None if given is None else (given[0], given[1])
+
         return WaveformAugmentation(
-            **{name: (given[0], given[1]) if given is not None else None for name, given in ranges.items()},
-            noise_files=noise,
+            **{name: span(getattr(self, name)) for name in RANGES},
+            **{name: getattr(self, name) or 0.0 for name in SHARES},
+            reverb_s=span(self.reverb_s) or DEFAULT_REVERB_S,
+            noise_files=recordings_below(self.noise_dir, "--noise_dir") if self.noise_dir is not None else (),
+            room_files=recordings_below(self.room_dir, "--room_dir") if self.room_dir is not None else (),
         )

@@ -17,7 +17,14 @@ from transformers import TrainerState
 
 FASTER = WaveformAugmentation(speed=(0.6, 1.8))
 IGNORED = -100
-RANGES = {"--speed": ["0.8", "1.2"], "--noise_snr_db": ["0", "10"], "--gain_db": ["-10", "10"]}
+RANGES = {
+    "--speed": ["0.8", "1.2"],
+    "--noise_snr_db": ["0", "10"],
+    "--gain_db": ["-10", "10"],
+    "--room_share": ["1"],
+    "--telephone_share": ["1"],
+    "--codec_share": ["1"],
+}
 
 
 def run(options: list[str]) -> AudioLlmTrainer:
@@ -218,6 +225,12 @@ def test_the_warm_start_hears_variants_too(options, corpus, tmp_path) -> None:
         ("--gain_db -99 0", "--gain_db is -99.0 0.0; expected two numbers"),
         ("--noise_dir x", "--noise_dir needs --noise_snr_db"),
         ("--noise_snr_db 0 5 --noise_dir /nowhere", "--noise_dir /nowhere is not a folder"),
+        ("--room_share 2", "--room_share is 2.0"),
+        ("--room_dir x", "--room_dir needs --room_share"),
+        ("--room_share 0 --reverb_s 0.2 0.4", "--reverb_s needs --room_share"),
+        ("--room_share 1 --reverb_s 0.4 0.2", "--reverb_s is 0.4 0.2"),
+        ("--room_share 1 --room_dir /nowhere", "--room_dir /nowhere is not a folder"),
+        ("--codec_share 0 --waveform_variants 2", "--waveform_variants needs one of --speed"),
         ("--waveform_variants 2", "--waveform_variants needs one of --speed"),
         ("--speed 0.9 1.1 --waveform_variants 0", "--waveform_variants is 0"),
         ("--speed 0.9 1.1 --feature_cache off", "--speed makes variants for the cache"),
