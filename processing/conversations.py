@@ -3,7 +3,10 @@
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
+
+from transformers.utils.chat_template_utils import render_jinja_template
 
 #: What stands for a recording in text, until it is expanded.
 AUDIO_PLACEHOLDER = "<audio>"
@@ -12,6 +15,8 @@ IGNORED_LABEL = -100
 AUDIO_SOURCES = ("path", "audio", "url")
 #: Stands for an answer while its place in the rendered text is looked for: characters that no text contains.
 MARK = "\ue000\uf8ff\ue000"
+#: Opens what the assistant says, in templates written for training.
+GENERATION_TAG = re.compile(r"\{%-?\s*generation\b")
 #: Rendering options of a text that ends with its last message.
 NO_ENDING = {"add_generation_prompt": False, "continue_final_message": False}
 
@@ -28,20 +33,24 @@ class Segment:
     is_target: bool
 
 
-def flatten_batch(conversations: Iterable[Any]) -> list[tuple[list[dict[str, Any]], list[Any]]]:
+def flatten_batch(conversations: Iterable[Any], beside: bool = False) -> list[tuple[list[dict[str, Any]], list[Any]]]:
     """`flatten_conversation` of each; errors name the conversation."""
     flat = []
     for number, messages in enumerate(conversations):
         try:
-            flat.append(flatten_conversation(messages))
+            flat.append(flatten_conversation(messages, beside))
         except ConversationError as error:
             raise ConversationError(f"Conversation {number}: {error}") from error
     return flat
 
 
-def flatten_conversation(messages: Any) -> tuple[list[dict[str, Any]], list[Any]]:
+def flatten_conversation(messages: Any, beside: bool = False) -> tuple[list[dict[str, Any]], list[Any]]:
     """
     Messages with string contents only, and the recordings that stood in them in reading order.
+
+    Args:
+        messages: each with a role and a content: a string, or typed parts.
+        beside: lets an audio part be a placeholder, for a recording that is passed beside the conversation.
 
     Raises:
         ConversationError: a message has no role or content, or a part is of an unknown type or lacks its value.
@@ -58,7 +67,9 @@ def flatten_conversation(messages: Any) -> tuple[list[dict[str, Any]], list[Any]
         content = message["content"]
         if isinstance(content, (list, tuple)):
             parts = enumerate(content)
-            content = "".join(_flatten_part(part, f"Message {index}, part {n}", recordings) for n, part in parts)
+            content = "".join(
+                _flatten_part(part, f"Message {index}, part {n}", recordings, beside) for n, part in parts
+            )
         elif not isinstance(content, str):
             raise ConversationError(
                 f"Message {index} ({message['role']}): content is {content!r}; expected a string or a list of parts."
@@ -67,7 +78,7 @@ def flatten_conversation(messages: Any) -> tuple[list[dict[str, Any]], list[Any]
     return flat, recordings
 
 
-def _flatten_part(part: Any, where: str, recordings: list[Any]) -> str:
+def _flatten_part(part: Any, where: str, recordings: list[Any], beside: bool) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text":
         if not isinstance(part.get("text"), str):
@@ -80,6 +91,8 @@ def _flatten_part(part: Any, where: str, recordings: list[Any]) -> str:
         return part["text"]
     if kind == "audio":
         given = [name for name in AUDIO_SOURCES if part.get(name) is not None]
+        if not given and beside:
+            return AUDIO_PLACEHOLDER
         if len(given) != 1:
             raise ConversationError(
                 f"{where}: an audio part needs exactly one of {AUDIO_SOURCES}, got {sorted(part)}."
@@ -87,6 +100,36 @@ def _flatten_part(part: Any, where: str, recordings: list[Any]) -> str:
         recordings.append(part[given[0]])
         return AUDIO_PLACEHOLDER
     raise ConversationError(f"{where}: expected a dict of type 'text' or 'audio', got {part!r}.")
+
+
+def marks_answers(template: str | None) -> bool:
+    """Return whether a template says by itself what the assistant says, between `generation` tags."""
+    return bool(GENERATION_TAG.search(template or ""))
+
+
+@lru_cache(maxsize=8)
+def takes_parts(template: str | None) -> bool:
+    """Return whether a template shows contents that are lists of typed parts, and none that are strings."""
+
+    def shown(content: Any) -> bool:
+        messages = [{"role": role, "content": content} for role in ("user", "assistant")]
+        try:
+            (text,), _ = render_jinja_template([messages], chat_template=template, bos_token="", eos_token="")
+        except Exception:  # the template's own, of any kind
+            return False
+        return text.count(MARK) == len(messages)
+
+    return template is not None and not shown(MARK) and shown([{"type": "text", "text": MARK}])
+
+
+def split_at_spans(text: str, spans: Iterable[tuple[int, int]]) -> list[Segment]:
+    """A text in stretches; those between the characters of `spans` are to be learned."""
+    segments, position = [], 0
+    for start, end in spans:
+        segments += [Segment(text[position:start], False), Segment(text[start:end], True)]
+        position = end
+    segments.append(Segment(text[position:], False))
+    return [segment for segment in segments if segment.text]
 
 
 def render_segments(
@@ -115,24 +158,20 @@ def render_segments(
     ending = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
     full = render(messages, **ending)
     special = re.compile(r"\s*(?:" + "|".join(map(re.escape, sorted(special_tokens, key=len, reverse=True))) + ")")
-    segments: list[Segment] = []
-    position = 0
+    spans: list[tuple[int, int]] = []
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
         start, end = _find_answer(messages, index, full, render, ending)
-        start = max(start, position)
+        start = max(start, spans[-1][1] if spans else 0)
         is_open = continue_final_message and index == len(messages) - 1
         if not is_open:
             _, closing = _split_at_answer(messages[: index + 1], index, render, NO_ENDING)
             first = special.match(closing)
             closing = first.group() if first and first.group().strip() else closing.rstrip()
             end += len(closing) if full.startswith(closing, end) else 0
-        segments.append(Segment(full[position:start], False))
-        segments.append(Segment(full[start:end], True))
-        position = end
-    segments.append(Segment(full[position:], False))
-    return [segment for segment in segments if segment.text]
+        spans.append((start, end))
+    return split_at_spans(full, spans)
 
 
 def _find_answer(
@@ -176,5 +215,8 @@ __all__ = [
     "Segment",
     "flatten_batch",
     "flatten_conversation",
+    "marks_answers",
     "render_segments",
+    "split_at_spans",
+    "takes_parts",
 ]

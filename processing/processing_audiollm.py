@@ -1,6 +1,7 @@
 """Text and recordings in, model inputs out: expands each `<audio>` to exactly the slots the model will fill."""
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,9 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.processing_utils import ProcessorMixin
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
+from transformers.processing_utils import MultiModalData, ProcessorMixin
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from .audio_io import load_waveform
 from .audio_tokens import (
@@ -26,13 +29,39 @@ from .conversations import (
     Segment,
     flatten_batch,
     flatten_conversation,
+    marks_answers,
     render_segments,
+    split_at_spans,
+    takes_parts,
 )
 from .distributing import as_recordings, distribute, is_list
 from .encoder_windows import windows_for
 
 #: What has an entry for each token id, and its value where there is padding.
-BESIDE_IDS = {"labels": IGNORED_LABEL, "assistant_masks": 0}
+BESIDE_IDS = {"labels": IGNORED_LABEL, "assistant_masks": 0, "mm_token_type_ids": 0}
+#: Options of a call and their defaults: given flat, in `text_kwargs`, or in `common_kwargs`.
+TEXT_OPTIONS: dict[str, Any] = {
+    "add_special_tokens": True,
+    "padding": True,
+    "padding_side": "left",
+    "max_length": None,
+    "pad_to_multiple_of": None,
+    "truncation": False,
+    "return_tensors": "pt",
+    "return_mm_token_type_ids": False,
+}
+#: The same of `audio_kwargs`.
+AUDIO_OPTIONS = ("sampling_rate", "return_tensors")
+OPTION_GROUPS = {
+    "text_kwargs": tuple(TEXT_OPTIONS),
+    "audio_kwargs": AUDIO_OPTIONS,
+    "common_kwargs": (*TEXT_OPTIONS, *AUDIO_OPTIONS),
+}
+#: Options that a tokenizer may carry from its own files.
+TOKENIZER_OPTIONS = ("padding", "max_length", "pad_to_multiple_of")
+TENSOR_TYPES = ("pt", "np", None)
+#: What `apply_transcription_request` asks unless told otherwise.
+TRANSCRIPTION_PROMPT = "Transcribe the speech."
 
 
 class AudioLlmProcessor(ProcessorMixin):
@@ -80,7 +109,16 @@ class AudioLlmProcessor(ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs) -> "AudioLlmProcessor":
         """transformers' own; code that lies beside the files runs only where `trust_remote_code=True` is passed."""
         kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        vars(processor.feature_extractor).pop("auto_map", None)  # the processor's, which transformers leaves there
+        return processor
+
+    def save_pretrained(self, *args, **kwargs) -> list[str]:
+        """transformers' own; the entries that it adds for `trust_remote_code` stay in the files alone."""
+        saved = super().save_pretrained(*args, **kwargs)
+        for part in (self, self.feature_extractor):
+            vars(part).pop("auto_map", None)
+        return saved
 
     @classmethod
     def from_audio_text_pretrained(
@@ -112,6 +150,11 @@ class AudioLlmProcessor(ProcessorMixin):
         return cls(feature_extractor, tokenizer, stack_factor, text_config.get_text_config().vocab_size)
 
     @property
+    def audio_token(self) -> str:
+        """The text that stands for one recording. `audio_token_id` is the id of one of the tokens that it becomes."""
+        return AUDIO_PLACEHOLDER
+
+    @property
     def sampling_rate(self) -> int:
         """Rate in Hz that every recording is brought to."""
         return self.feature_extractor.sampling_rate
@@ -141,6 +184,12 @@ class AudioLlmProcessor(ProcessorMixin):
     def num_audio_slots(self, num_samples: int) -> int:
         """How many audio tokens the model makes of a recording of `num_samples` samples at `sampling_rate`."""
         return sum(math.ceil(frames / self.stack_factor) for frames in self.encoder_frames(num_samples))
+
+    def _get_num_multimodal_tokens(self, audio_lengths: Sequence[int] | None = None, **others) -> MultiModalData:
+        """Audio tokens of recordings of so many samples each; the name is vLLM's and transformers'."""
+        if audio_lengths is None:
+            return MultiModalData()
+        return MultiModalData(num_audio_tokens=[self.num_audio_slots(length) for length in audio_lengths])
 
     def extract_features(self, waveform: np.ndarray) -> list[np.ndarray]:
         """Features of a waveform's windows, each as long as its audio: `(features, frames)`; see `encoder_windows`."""
@@ -175,54 +224,75 @@ class AudioLlmProcessor(ProcessorMixin):
         self,
         text: str | Sequence[str] | None = None,
         audio: Any = None,
-        sampling_rate: int | None = None,
-        padding: bool | str = True,
-        padding_side: str = "left",
-        max_length: int | None = None,
-        pad_to_multiple_of: int | None = None,
-        truncation: bool = False,
-        add_special_tokens: bool = True,
-        return_tensors: str | None = "pt",
-        images: Any = None,
-        videos: Any = None,
+        **options,
     ) -> BatchFeature:
         r"""
+        Encodes text, recordings, or both. Options may also be given in `text_kwargs`, `audio_kwargs` and
+        `common_kwargs`, as other processors of transformers take them.
+
         Args:
             text: a string or a batch of them; each `<audio>` in them stands for one recording.
             audio: one recording, a list of all recordings in reading order, or a list per text. A recording is a
                 waveform, a path, a URL, encoded bytes or a `datasets` audio dict.
             sampling_rate: rate in Hz of bare waveforms; 16 kHz where it is not given.
-            padding, padding_side, max_length, pad_to_multiple_of: of the text, as the tokenizer's; on the left by
-                default, as generation needs.
-            truncation: refused: it could cut a recording's slots.
+            padding, padding_side, max_length, pad_to_multiple_of: of the text, as the tokenizer's; by default to the
+                longest row and on the left, as generation needs.
+            truncation: refused where it would cut anything: it could cut a recording's tokens.
             add_special_tokens: lets the tokenizer add its own, such as a beginning-of-text token.
-            return_tensors: `"pt"`, or None for lists of token ids.
-            images, videos: refused; transformers' pipelines pass them as None.
+            return_tensors: `"pt"` (the default), `"np"`, or None for lists of token ids.
+            return_mm_token_type_ids: adds `mm_token_type_ids`, 3 for each audio token and 0 elsewhere.
+            images, videos: None, as transformers' pipelines pass them.
 
         Returns:
             `input_ids`, `attention_mask` `(batch, length)`, and with audio `input_features`
             `(windows, mel_bins, frames)` and `input_features_mask` `(windows, frames)`.
 
         Raises:
+            TypeError: an option is unknown.
             ValueError: the number of `<audio>` and of recordings differ; both are stated.
             AudioError: a recording cannot be used.
         """
-        if images is not None or videos is not None:
+        if options.pop("images", None) is not None or options.pop("videos", None) is not None:
             raise ValueError("AudioLLM listens and reads, it does not see: pass text and audio, not images or videos.")
+        settings = self._settings(options)
         if text is None and audio is None:
             raise ValueError("Pass text, audio or both.")
-        _refuse_truncation(truncation)
         if text is None:
-            waveforms = self._load_all(as_recordings(audio), sampling_rate)
-            return BatchFeature(self.batch_features(waveforms))
+            waveforms = self._load_all(as_recordings(audio), settings["sampling_rate"])
+            return BatchFeature(_converted(self.batch_features(waveforms), settings["return_tensors"]))
         texts = [text] if isinstance(text, str) else list(text)
         if not texts or not all(isinstance(one, str) for one in texts):
             raise ValueError("text must be a string or a non-empty list of strings.")
         recordings = distribute(audio, [one.count(AUDIO_PLACEHOLDER) for one in texts], isinstance(text, str))
         rows = [[Segment(one, False)] for one in texts]
-        batch = self._encode(rows, recordings, sampling_rate, add_special_tokens)
+        batch = self._encode(rows, recordings, settings)
         del batch["labels"]
-        return self._pad(batch, padding, padding_side, return_tensors, max_length, pad_to_multiple_of)
+        return self._pad(batch, settings)
+
+    def _settings(self, options: dict[str, Any], **defaults: Any) -> dict[str, Any]:
+        """
+        Every option of a call, from those given flat and in groups; transformers merges them.
+
+        Raises:
+            TypeError: one is unknown.
+            ValueError: one is given both flat and in a group.
+        """
+        known = {name for names in OPTION_GROUPS.values() for name in names}
+        unknown = [name for name in options if name not in known and name not in OPTION_GROUPS]
+        for group, names in OPTION_GROUPS.items():
+            unknown += [f"{name} in {group}" for name in options.get(group) or () if name not in names]
+        if unknown:
+            raise TypeError(f"{type(self).__name__} does not know {', '.join(unknown)}; it takes {sorted(known)}.")
+        kept = {name: value for name, value in self.tokenizer.init_kwargs.items() if name in TOKENIZER_OPTIONS}
+        merged = self._merge_kwargs(self.valid_processor_kwargs, tokenizer_init_kwargs=kept, **options)
+        settings = {**TEXT_OPTIONS, **defaults, "sampling_rate": None}
+        for group in ("audio_kwargs", "text_kwargs"):
+            settings.update((name, merged[group][name]) for name in OPTION_GROUPS[group] if name in merged[group])
+        if settings["return_tensors"] not in TENSOR_TYPES:
+            raise ValueError(
+                f"return_tensors is {settings['return_tensors']!r}; expected 'pt', 'np', or None for lists."
+            )
+        return settings
 
     def apply_chat_template(  # type: ignore[override]  # audio and labels beside the usual
         self,
@@ -234,68 +304,54 @@ class AudioLlmProcessor(ProcessorMixin):
         continue_final_message: bool = False,
         return_dict: bool = True,
         return_labels: bool = False,
-        return_tensors: str | None = "pt",
-        padding: bool | str = True,
-        padding_side: str = "left",
-        sampling_rate: int | None = None,
-        max_length: int | None = None,
-        pad_to_multiple_of: int | None = None,
-        truncation: bool = False,
+        output_labels: bool = False,
         return_features: bool = True,
         return_assistant_tokens_mask: bool = False,
         processor_kwargs: dict[str, Any] | None = None,
-        **template_kwargs,
+        **kwargs,
     ) -> Any:
         r"""
         Renders conversations through the language model's own chat template, and encodes them.
 
         A message's content is a string, in which `<audio>` stands for the next recording of `audio`, or a list of
-        typed parts: `{"type": "text", "text": ...}` and `{"type": "audio", "path" | "audio" | "url": ...}`. The
-        template only ever sees strings, so any causal language model's own template will do.
+        typed parts: `{"type": "text", "text": ...}` and `{"type": "audio", "path" | "audio" | "url": ...}`. A part
+        `{"type": "audio"}` stands for the next recording of `audio` too.
 
         Args:
             conversation: a list of messages, or a batch of such lists.
             chat_template: a Jinja template other than the tokenizer's, or the name of one where it has several.
-            audio: recordings for `<audio>` in string contents, in reading order, or a list per conversation.
+            audio: recordings for `<audio>` and for audio parts without one, in reading order, or a list per
+                conversation.
             tokenize: False returns the rendered text, with one `<audio>` per recording.
             add_generation_prompt: ends with the opening of an assistant turn.
             continue_final_message: leaves the last turn open, for the model to go on with.
             return_dict: False returns `input_ids` alone.
-            return_labels: adds `labels`, which are the ids in assistant turns (their end-of-turn token included) and
-                -100 elsewhere.
-            return_tensors, padding, padding_side, sampling_rate, max_length, pad_to_multiple_of, truncation: as in a call.
-            return_assistant_tokens_mask: adds `assistant_masks`, 1 where `labels` would learn, whatever the template.
+            return_labels, output_labels: either adds `labels`, which are the ids in assistant turns (their end-of-turn
+                token included) and -100 elsewhere.
+            return_assistant_tokens_mask: adds `assistant_masks`, 1 where `labels` would learn.
             return_features: False leaves out `input_features` and their mask, for one who has the encoder's output.
-            processor_kwargs: any of those that are as in a call; transformers' pipelines pass them like this.
-            template_kwargs: variables for the template.
+            processor_kwargs: options of a call, and `output_labels`; transformers' pipelines pass them like this.
+            kwargs: options of a call, and variables of the template.
 
         Raises:
             ConversationError: a message or part is malformed, or the template lost or doubled a recording.
-            ValueError: `processor_kwargs` has other names, or options exclude each other.
+            TypeError: a name is neither an option nor a variable of the template.
+            ValueError: options exclude each other.
         """
-        settings: dict[str, Any] = {
-            "return_tensors": return_tensors,
-            "padding": padding,
-            "padding_side": padding_side,
-            "sampling_rate": sampling_rate,
-            "max_length": max_length,
-            "pad_to_multiple_of": pad_to_multiple_of,
-            "truncation": truncation,
+        given = {**kwargs, **(processor_kwargs or {})}
+        labelled = return_labels or output_labels or bool(given.pop("output_labels", False))
+        template = self._template(chat_template)
+        variables = {
+            name: given.pop(name) for name in list(kwargs) if re.search(rf"\b{re.escape(name)}\b", str(template))
         }
-        unknown = sorted(set(processor_kwargs or {}) - set(settings))
-        if unknown:
-            raise ValueError(f"processor_kwargs has {unknown}; expected some of {sorted(settings)}.")
-        settings.update(processor_kwargs or {})
-        sampling_rate = settings.pop("sampling_rate")
-        _refuse_truncation(settings.pop("truncation"))
+        settings = self._settings(given, add_special_tokens=False)
         if return_assistant_tokens_mask and not (tokenize and return_dict):
             raise ValueError("return_assistant_tokens_mask needs tokenize=True and return_dict=True.")
         batched = isinstance(conversation, (list, tuple)) and bool(conversation) and is_list(conversation[0])
-        flat = flatten_batch(conversation) if batched else [flatten_conversation(conversation)]
+        beside = audio is not None or not tokenize
+        flat = flatten_batch(conversation, beside) if batched else [flatten_conversation(conversation, beside)]
         rows = [
-            self.conversation_segments(
-                messages, chat_template, add_generation_prompt, continue_final_message, **template_kwargs
-            )
+            self.conversation_segments(messages, template, add_generation_prompt, continue_final_message, **variables)
             for messages, _ in flat
         ]
         if not tokenize:
@@ -311,12 +367,12 @@ class AudioLlmProcessor(ProcessorMixin):
                     f"{AUDIO_PLACEHOLDER}: a text part contains the placeholder, or the chat template dropped or "
                     "repeated a message."
                 )
-        batch = self._encode(rows, recordings, sampling_rate, False, return_features)
+        batch = self._encode(rows, recordings, settings, return_features)
         if return_assistant_tokens_mask:
             batch["assistant_masks"] = [[int(label != IGNORED_LABEL) for label in row] for row in batch["labels"]]
-        if not return_labels:
+        if not labelled:
             del batch["labels"]
-        encoded = self._pad(batch, **settings)
+        encoded = self._pad(batch, settings)
         return encoded if return_dict else encoded["input_ids"]
 
     def conversation_segments(
@@ -338,16 +394,73 @@ class AudioLlmProcessor(ProcessorMixin):
         Raises:
             ConversationError: the template does not show an assistant turn.
         """
-        named = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
-        template = named.get(chat_template or "default", chat_template)
+        template = self._template(chat_template)
+        in_parts = takes_parts(template)
+
+        def for_template(part: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            return [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in part] if in_parts else part
+
+        if marks_answers(template):
+            (text,), (spans,) = render_jinja_template(
+                [for_template(messages)],
+                chat_template=template,
+                return_assistant_tokens_mask=True,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                **{**self.tokenizer.special_tokens_map, **template_kwargs},
+            )
+            return split_at_spans(text, spans)
 
         def render(part: list[dict[str, Any]], **ending: bool) -> str:
             return self.tokenizer.apply_chat_template(
-                part, chat_template=template, tokenize=False, **ending, **template_kwargs
+                for_template(part), chat_template=template, tokenize=False, **ending, **template_kwargs
             )
 
         special_tokens = {*self.tokenizer.get_added_vocab(), *self.tokenizer.all_special_tokens}
         return render_segments(messages, render, add_generation_prompt, continue_final_message, special_tokens)
+
+    def _template(self, name: str | None) -> str | None:
+        """The template of this name, the default one, or `name` itself where it is a template."""
+        named = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
+        return named.get(name or "default", name)
+
+    def apply_transcription_request(
+        self,
+        audio: Any,
+        language: str | Sequence[str | None] | None = None,
+        prompt: str | Sequence[str | None] | None = None,
+        tokenize: bool = True,
+        **kwargs,
+    ) -> BatchFeature | list[str]:
+        """
+        Encodes a request for the transcript of each recording, ready for `generate`.
+
+        Args:
+            audio: a recording or a list of them, as in a call.
+            language: what is spoken, as a name or a code such as `"en"`, for all recordings or for each. It is said in
+                the prompt; a model that was not trained to heed it may not.
+            prompt: what to ask, for all recordings or for each; "Transcribe the speech." where there is none.
+            tokenize: False returns the prompts as text.
+            kwargs: as in [`~AudioLlmProcessor.apply_chat_template`].
+
+        Raises:
+            ValueError: there is no recording, or not one prompt or language for each.
+        """
+        recordings = as_recordings(audio)
+        if not recordings:
+            raise ValueError("audio is empty; expected at least one recording.")
+        prompts, languages = (
+            _one_each(name, value, len(recordings)) for name, value in (("prompt", prompt), ("language", language))
+        )
+        requests = []
+        for asked, spoken in zip(prompts, languages):
+            text = TRANSCRIPTION_PROMPT if asked is None else asked
+            if spoken is not None:
+                text += f" The language is {LANGUAGES.get(spoken.lower(), spoken).title()}."
+            requests.append([{"role": "user", "content": f"{AUDIO_PLACEHOLDER}\n{text}"}])
+        return self.apply_chat_template(
+            requests, audio=[[one] for one in recordings], tokenize=tokenize, add_generation_prompt=True, **kwargs
+        )
 
     def _conversation_recordings(
         self, flat: list[tuple[Any, list[Any]]], audio: Any, batched: bool
@@ -370,19 +483,20 @@ class AudioLlmProcessor(ProcessorMixin):
         self,
         rows: list[list[Segment]],
         recordings: list[list[Any]],
-        sampling_rate: int | None,
-        add_special_tokens: bool,
+        settings: dict[str, Any],
         with_features: bool = True,
     ) -> dict[str, Any]:
         """Token ids and labels of every row as lists, and the features of all recordings in reading order."""
-        waveforms = self._load_all([recording for row in recordings for recording in row], sampling_rate)
+        waveforms = self._load_all([recording for row in recordings for recording in row], settings["sampling_rate"])
         slots = iter([self.num_audio_slots(len(waveform)) for waveform in waveforms])
         batch: dict[str, Any] = {"input_ids": [], "labels": []}
         for row, recordings_of_row in zip(rows, recordings):
             num_slots = [next(slots) for _ in recordings_of_row]
-            input_ids, labels = self.encode_segments(row, num_slots, add_special_tokens)
+            input_ids, labels = self.encode_segments(row, num_slots, settings["add_special_tokens"])
             batch["input_ids"].append(input_ids)
             batch["labels"].append(labels)
+        if settings["return_mm_token_type_ids"]:
+            batch["mm_token_type_ids"] = self.create_mm_token_type_ids(batch["input_ids"])
         if waveforms and with_features:
             batch.update(self.batch_features(waveforms))
         return batch
@@ -422,34 +536,33 @@ class AudioLlmProcessor(ProcessorMixin):
             labels.extend(id_ if learned and id_ not in audio_ids else IGNORED_LABEL for id_ in ids)
         return input_ids, labels
 
-    def _pad(
-        self,
-        batch: dict[str, Any],
-        padding: bool | str,
-        padding_side: str,
-        return_tensors: str | None,
-        max_length: int | None = None,
-        pad_to_multiple_of: int | None = None,
-    ) -> BatchFeature:
+    def _pad(self, batch: dict[str, Any], settings: dict[str, Any]) -> BatchFeature:
         """Pads ids and what goes with them alike; features are padded already."""
-        if return_tensors not in ("pt", None):
-            raise ValueError(f"return_tensors is {return_tensors!r}; expected 'pt', or None for lists.")
+        longest = max(map(len, batch["input_ids"]))
+        limit = settings["max_length"] or self.tokenizer.model_max_length
+        if settings["truncation"] and settings["truncation"] != "do_not_truncate" and longest > limit:
+            raise ValueError(
+                f"The text has {longest} tokens, and truncation to {limit} could cut a recording in two; shorten the text "
+                "or audio instead."
+            )
         beside = {name: batch.pop(name) for name in BESIDE_IDS if name in batch}
         text = self.tokenizer.pad(
             {"input_ids": batch.pop("input_ids")},
-            padding=padding,
-            padding_side=padding_side,
-            max_length=max_length,
-            pad_to_multiple_of=pad_to_multiple_of,
+            padding=settings["padding"],
+            padding_side=settings["padding_side"],
+            max_length=settings["max_length"],
+            pad_to_multiple_of=settings["pad_to_multiple_of"],
             return_attention_mask=True,
         )
         columns = dict(text)
         for name, rows in beside.items():
             widths = map(len, text["input_ids"])
-            columns[name] = [_pad_list(row, width, BESIDE_IDS[name], padding_side) for row, width in zip(rows, widths)]
-        if return_tensors == "pt":
+            columns[name] = [
+                _pad_list(row, width, BESIDE_IDS[name], settings["padding_side"]) for row, width in zip(rows, widths)
+            ]
+        if settings["return_tensors"] is not None:
             columns = {name: _as_tensor(name, rows) for name, rows in columns.items()}
-        return BatchFeature({**columns, **batch})
+        return BatchFeature(_converted({**columns, **batch}, settings["return_tensors"]))
 
     def batch_decode(self, *args, **kwargs) -> list[str]:
         """The tokenizer's; audio tokens are special and go with `skip_special_tokens=True`."""
@@ -460,9 +573,18 @@ class AudioLlmProcessor(ProcessorMixin):
         return self.tokenizer.decode(*args, **kwargs)
 
 
-def _refuse_truncation(truncation: bool) -> None:
-    if truncation:
-        raise ValueError("truncation could cut the slots of a recording in two; shorten the text or audio instead.")
+def _one_each(name: str, value: Any, count: int) -> list[str | None]:
+    """`value` for each of `count` recordings; a list has one for each already."""
+    values = [value] * count if value is None or isinstance(value, str) else list(value)
+    if len(values) != count or not all(each is None or isinstance(each, str) for each in values):
+        raise ValueError(f"{name} is {value!r} for {count} recordings; expected a string, or one for each of them.")
+    return values
+
+
+def _converted(columns: dict[str, Any], return_tensors: str | None) -> dict[str, Any]:
+    if return_tensors != "np":
+        return columns
+    return {name: column.numpy() for name, column in columns.items()}
 
 
 def _as_tensor(name: str, rows: list[list[int]]) -> torch.Tensor:

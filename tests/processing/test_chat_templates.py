@@ -110,7 +110,12 @@ def learned_texts(processor: AudioLlmProcessor, ids: list[int], labels: list[int
 @pytest.mark.parametrize("system", [True, False], ids=["system", "no system"])
 def test_only_the_assistant_is_learned(family, clips, system):
     processor, shape = family
-    batch = encode(processor, conversation(clips, system and shape.has_system), return_labels=True)
+    messages = conversation(clips, system and shape.has_system)
+    batch = encode(processor, messages, output_labels=True)
+    for same in ({"return_labels": True}, {"processor_kwargs": {"output_labels": True}}):
+        assert encode(processor, messages, **same)["labels"] == batch["labels"]
+    masked = encode(processor, messages, return_assistant_tokens_mask=True)["assistant_masks"]
+    assert masked == [[int(label != IGNORED_LABEL) for label in row] for row in batch["labels"]]
     opening_of_last = shape.opening if shape.opening_of_last is None else shape.opening_of_last
     first, last = learned_texts(processor, batch["input_ids"][0], batch["labels"][0])
     assert first.removeprefix(shape.opening) == ANSWERS[0] + shape.end_of_turn
@@ -123,7 +128,7 @@ def test_only_the_assistant_is_learned(family, clips, system):
 def test_the_prompt_of_inference_begins_the_training_ids(family, clips):
     processor, shape = family
     messages = conversation(clips, system=shape.has_system)
-    whole = encode(processor, messages, return_labels=True)
+    whole = encode(processor, messages, output_labels=True)
     prompt = encode(processor, messages[:-1], add_generation_prompt=True)
     length = len(prompt["input_ids"][0])
     assert whole["input_ids"][0][:length] == prompt["input_ids"][0]
@@ -153,7 +158,7 @@ def test_one_turn_alone_is_learned_with_its_end(family, clips):
         {"role": "user", "content": [{"type": "audio", "audio": clips[0]}]},
         {"role": "assistant", "content": "No."},
     ]
-    batch = encode(processor, messages, return_labels=True)
+    batch = encode(processor, messages, output_labels=True)
     opening = shape.opening if shape.opening_of_last is None else shape.opening_of_last
     assert learned_texts(processor, batch["input_ids"][0], batch["labels"][0]) == [opening + "No." + shape.end_of_turn]
 
@@ -315,7 +320,7 @@ def test_options_in_the_way_of_transformers_pipelines(processor, clips):
         messages, tokenize=True, processor_kwargs={"padding": False, "return_tensors": None}
     )
     assert len(unpadded["input_ids"][0]) != len(unpadded["input_ids"][1])
-    with pytest.raises(ValueError, match=r"processor_kwargs has \['rate'\]"):
+    with pytest.raises(TypeError, match="rate"):
         processor.apply_chat_template(messages, tokenize=True, processor_kwargs={"rate": 8000})
 
 

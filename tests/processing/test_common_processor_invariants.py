@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 import torch
 from audiollm import AudioLlmProcessor
-from transformers import AutoProcessor, WhisperFeatureExtractor
+from transformers import AutoProcessor, AutoTokenizer, WhisperFeatureExtractor
 
 RATE_HZ = 16_000
 IGNORED = -100
-#: Written into a folder's files, for `trust_remote_code`; no part of what a processor does.
-BOOKKEEPING = "auto_map"
 TEXTS = ["lower newer <audio>", " <audio> upper older longer string", "lower newer <audio>"]
 GENERATION_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] != 'assistant' %}"
@@ -38,10 +36,7 @@ def saved(tiny_processor, tmp_path_factory) -> Path:
 
 
 def fields(processor) -> dict[str, Any]:
-    found = json.loads(processor.to_json_string())
-    found.pop(BOOKKEEPING, None)
-    found["feature_extractor"].pop(BOOKKEEPING, None)
-    return found
+    return json.loads(processor.to_json_string())
 
 
 def user(*parts: dict[str, Any]) -> list[dict[str, Any]]:
@@ -93,6 +88,14 @@ def test_chat_templates_are_saved(tiny_processor, tmp_path: Path) -> None:
         assert AudioLlmProcessor.from_pretrained(tmp_path / name).chat_template == template
 
 
+def test_saving_changes_nothing(tiny_processor, tmp_path: Path) -> None:
+    processor = copy.deepcopy(tiny_processor)
+    before = processor.to_dict()
+    processor.save_pretrained(tmp_path)
+    assert processor.to_dict() == before == AudioLlmProcessor.from_pretrained(tmp_path).to_dict()
+    assert "AutoProcessor" in (tmp_path / "processor_config.json").read_text()
+
+
 def test_copied_and_pickled(tiny_processor, waveform) -> None:
     expected = tiny_processor("<audio>", audio=waveform)
     for again in (copy.deepcopy(tiny_processor), pickle.loads(pickle.dumps(tiny_processor))):
@@ -113,7 +116,9 @@ def test_names_of_inputs(tiny_processor, waveform) -> None:
 def test_arguments_by_position_and_by_name(tiny_processor, waveform) -> None:
     named = tiny_processor(text=TEXTS, audio=[waveform] * 3)
     assert equal(tiny_processor(TEXTS, [waveform] * 3), named)
-    assert equal(tiny_processor(TEXTS, [[waveform]] * 3, RATE_HZ), named)
+    assert equal(tiny_processor(TEXTS, [[waveform]] * 3, sampling_rate=RATE_HZ, images=None, videos=None), named)
+    with pytest.raises(ValueError, match=r"not images or videos"):
+        tiny_processor(TEXTS, [waveform] * 3, images=[waveform])
 
 
 @pytest.mark.parametrize("options", [{"padding": "max_length", "max_length": 76}, {"pad_to_multiple_of": 76}], ids=str)
@@ -138,19 +143,82 @@ def test_a_tokenizers_own_maximum_cuts_nothing(tiny_processor) -> None:
     assert processor("a" * 30)["input_ids"].shape == (1, 30)
 
 
-@pytest.mark.parametrize("name", ["text_kwargs", "audio_kwargs", "common_kwargs", "audios", "max_lenght"])
-def test_options_have_one_place(tiny_processor, waveform, name: str) -> None:
-    """Neither nested nor doubled nor misspelt: they are arguments of the call, and an unknown one is named."""
-    with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
-        tiny_processor("<audio>", audio=waveform, **{name: {"padding": "max_length"}})
+@pytest.mark.parametrize("name", ["audios", "max_lenght", "output_labels", "stride", "num_frames"])
+def test_an_unknown_option_is_named(tiny_processor, waveform, name: str) -> None:
+    chat = user(spoken(waveform))
+    for options in ({name: 1}, {"text_kwargs": {name: 1}}, {"audio_kwargs": {name: 1}}, {"common_kwargs": {name: 1}}):
+        with pytest.raises(TypeError, match=name):
+            tiny_processor("<audio>", audio=waveform, **options)
+        if name == "output_labels" and name in options:
+            continue  # an option of conversations
+        with pytest.raises(TypeError, match=name):
+            tiny_processor.apply_chat_template(chat, tokenize=True, **options)
+        with pytest.raises(TypeError, match=name):
+            tiny_processor.apply_chat_template(chat, tokenize=True, processor_kwargs=options)
+
+
+def test_options_in_groups(tiny_processor, waveform) -> None:
+    expected = tiny_processor(
+        TEXTS, audio=[waveform] * 3, padding="max_length", max_length=76, sampling_rate=8000, padding_side="right"
+    )
+    groups = {
+        "text_kwargs": {"padding": "max_length", "max_length": 76},
+        "audio_kwargs": {"sampling_rate": 8000},
+        "common_kwargs": {"padding_side": "right", "return_tensors": "pt"},
+    }
+    assert equal(tiny_processor(TEXTS, audio=[waveform] * 3, **groups), expected)
+    chats = [user({"type": "text", "text": "Hi"}), user(spoken(waveform))]
+    flat = {name: value for group in groups.values() for name, value in group.items()}
+    flat["max_length"] = groups["text_kwargs"]["max_length"] = 100
+    apply = tiny_processor.apply_chat_template
+    assert equal(apply(chats, tokenize=True, **groups), apply(chats, tokenize=True, **flat))
+    assert equal(apply(chats, tokenize=True, processor_kwargs=groups), apply(chats, tokenize=True, **flat))
+    with pytest.raises(ValueError, match=r"padding was passed two times"):
+        tiny_processor(TEXTS, audio=[waveform] * 3, padding=True, text_kwargs={"padding": False})
+
+
+def test_a_tokenizers_own_options_are_defaults(tiny_processor, saved) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(saved, padding="max_length", max_length=50, padding_side="right")
+    processor = AudioLlmProcessor(tiny_processor.feature_extractor, tokenizer, text_vocab_size=128)
+    assert processor("text")["input_ids"].shape == (1, 50) and processor("text")["attention_mask"][0, 0] == 0
+    assert processor("text", padding=False)["input_ids"].shape == (1, 4)
 
 
 def test_kinds_of_tensors(tiny_processor, waveform) -> None:
-    assert all(isinstance(value, torch.Tensor) for value in tiny_processor("<audio>", audio=waveform).values())
+    tensors = tiny_processor(TEXTS, audio=[waveform] * 3)
+    assert all(isinstance(value, torch.Tensor) for value in tensors.values())
+    arrays = tiny_processor(TEXTS, audio=[waveform] * 3, return_tensors="np")
+    assert all(isinstance(value, np.ndarray) for value in arrays.values()) and list(arrays) == list(tensors)
+    assert all(np.array_equal(arrays[name], tensors[name].numpy()) for name in tensors)
+    alone = tiny_processor(audio=waveform, return_tensors="np")
+    assert all(isinstance(value, np.ndarray) for value in alone.values())
+    chat = [*user(spoken(waveform)), {"role": "assistant", "content": "Yes."}]
+    chats = tiny_processor.apply_chat_template(chat, tokenize=True, output_labels=True, return_tensors="np")
+    assert all(isinstance(value, np.ndarray) for value in chats.values()) and "labels" in chats
     lists = tiny_processor("<audio>", audio=waveform, return_tensors=None)
     assert isinstance(lists["input_ids"], list) and isinstance(lists["attention_mask"], list)
-    with pytest.raises(ValueError, match=r"return_tensors is 'np'; expected 'pt', or None"):
-        tiny_processor("<audio>", audio=waveform, return_tensors="np")
+    with pytest.raises(ValueError, match=r"'tf'"):
+        tiny_processor("<audio>", audio=waveform, return_tensors="tf")
+
+
+def test_kinds_of_tokens(tiny_processor, waveform) -> None:
+    lengths = [RATE_HZ, 2 * RATE_HZ + 50, 31 * RATE_HZ]
+    waveforms = [np.zeros(length, dtype=np.float32) for length in lengths]
+    counted = tiny_processor._get_num_multimodal_tokens(audio_lengths=lengths)["num_audio_tokens"]
+    out = tiny_processor(["<audio>", "a <audio>", "<audio>"], audio=waveforms, return_mm_token_type_ids=True)
+    assert (out["mm_token_type_ids"] == 3).sum(dim=1).tolist() == counted
+    assert torch.equal(out["mm_token_type_ids"] == 3, out["input_ids"] == tiny_processor.audio_token_id)
+    assert set(out["mm_token_type_ids"].unique().tolist()) == {0, 3}
+    chats = [user(spoken(one)) for one in waveforms]
+    out = tiny_processor.apply_chat_template(chats, tokenize=True, return_mm_token_type_ids=True)
+    assert (out["mm_token_type_ids"] == 3).sum(dim=1).tolist() == counted
+
+
+def test_truncation_that_cuts_nothing(tiny_processor, waveform) -> None:
+    cut = {"truncation": True, "max_length": 60, "padding": "max_length"}
+    assert tiny_processor(TEXTS, audio=[waveform] * 3, **cut)["input_ids"].shape == (3, 60)
+    with pytest.raises(ValueError, match=r"40 tokens, .* to 30"):
+        tiny_processor("a" * 40, truncation=True, max_length=30)
 
 
 def test_moved_and_cast(tiny_processor, waveform) -> None:
@@ -213,11 +281,66 @@ def test_a_text_is_continued(tiny_processor, waveform) -> None:
         assert all(text.endswith("It is the sound of") for text in ([texts] if isinstance(texts, str) else texts))
 
 
+def test_a_template_for_typed_parts_gets_them(tiny_processor, waveform) -> None:
+    """Templates of models that listen or see by themselves show no strings."""
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ': ' }}{% for part in m['content'] %}"
+        "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{{ '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant: ' }}{% endif %}"
+    )
+    chat = [*user({"type": "text", "text": "Hi "}, spoken(waveform)), {"role": "assistant", "content": "Yes."}]
+    text = tiny_processor.apply_chat_template(chat, chat_template=template)
+    assert text == "<|im_start|>user: Hi <audio><|im_end|><|im_start|>assistant: Yes.<|im_end|>"
+    out = tiny_processor.apply_chat_template(chat, chat_template=template, tokenize=True, output_labels=True)
+    assert tiny_processor.decode(out["labels"][0][out["labels"][0] != IGNORED]) == "Yes.<|im_end|>"
+
+
+@pytest.mark.parametrize("beside", [[], [{"type": "text", "text": " and this "}]], ids=["alone", "with-text"])
+def test_a_placeholder_for_a_recording_beside_the_chat(tiny_processor, waveform, beside) -> None:
+    chat, given = user({"type": "audio"}, *beside), user(spoken(waveform), *beside)
+    apply = tiny_processor.apply_chat_template
+    assert equal(apply(chat, audio=waveform, tokenize=True), apply(given, tokenize=True))
+    assert equal(apply([chat, chat], audio=[waveform] * 2, tokenize=True), apply([given, given], tokenize=True))
+    assert equal(apply([chat, chat], audio=[[waveform]] * 2, tokenize=True), apply([given, given], tokenize=True))
+    assert apply(chat) == apply(given)
+    with pytest.raises(ValueError, match=r"Message 0, part 0: an audio part needs exactly one of"):
+        apply(chat, tokenize=True)
+    with pytest.raises(ValueError, match=r"1 <audio> in all .* but 2 recordings"):
+        apply(chat, audio=[waveform] * 2, tokenize=True)
+    with pytest.raises(ValueError, match=r"not both"):
+        apply(user({"type": "audio"}, spoken(waveform)), audio=[waveform], tokenize=True)
+
+
+def test_a_request_for_a_transcript(tiny_processor, waveform) -> None:
+    request = tiny_processor.apply_transcription_request
+    chat = [{"role": "user", "content": "<audio>\nTranscribe the speech."}]
+    expected = tiny_processor.apply_chat_template(
+        [chat] * 2, audio=[waveform] * 2, tokenize=True, add_generation_prompt=True
+    )
+    assert equal(request([waveform] * 2), expected)
+    (text,) = request(waveform, tokenize=False)
+    assert text == tiny_processor.apply_chat_template(chat, add_generation_prompt=True)
+    for language in ("de", "German", "german"):
+        (text,) = request(waveform, language=language, tokenize=False)
+        assert "Transcribe the speech. The language is German." in text
+    texts = request([waveform] * 2, prompt=["Write it down.", None], language=[None, "Finnish"], tokenize=False)
+    assert "\nWrite it down.<|im_end|>" in texts[0] and "speech. The language is Finnish." in texts[1]
+    right = request([waveform, waveform[:800]], processor_kwargs={"padding_side": "right"})
+    assert right["attention_mask"][1, -1] == 0
+    for wrong in ({"audio": []}, {"audio": [waveform], "prompt": ["a", "b"]}, {"audio": waveform, "language": [1]}):
+        with pytest.raises(ValueError, match=r"at least one|for 1 recordings"):
+            request(**wrong)
+    with pytest.raises(TypeError, match="languages"):
+        request(waveform, languages="de")
+
+
 def test_templates_and_their_variables(tiny_processor) -> None:
     template = "{% for m in messages %}{% if loud %}!{% endif %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}"
     render = tiny_processor.apply_chat_template
     assert render(user({"type": "text", "text": "Hi"}), chat_template=template, loud=True) == "!user: Hi"
     assert render(user({"type": "text", "text": "Hi"}), chat_template=template) == "user: Hi"
+    with pytest.raises(TypeError, match=r"enable_thinking"):
+        render(user({"type": "text", "text": "Hi"}), chat_template=template, enable_thinking=False)
 
 
 @pytest.mark.parametrize("way", ["arguments", "processor_kwargs"])
@@ -230,7 +353,7 @@ def test_options_of_a_chats_text(tiny_processor, waveform, way: str) -> None:
     assert apply(padding="max_length", max_length=100)["input_ids"].shape == (2, 100)
     assert apply(pad_to_multiple_of=64)["input_ids"].shape == (2, 64)
     assert apply(padding_side="right")["attention_mask"][1].tolist()[-1] == 0
-    with pytest.raises(ValueError, match=r"truncation could cut the slots"):
+    with pytest.raises(ValueError, match=r"to 10 could cut"):
         apply(truncation=True, max_length=10)
 
 

@@ -264,8 +264,7 @@ MISMATCHES = {
         {"text": ["<audio>", "<audio>"], "audio": [[CLIP], [CLIP, CLIP]]},
         "Text 1 has 1 <audio> but is given 2 recordings",
     ),
-    "truncation": ({"text": "Hi", "truncation": True, "max_length": 4}, "truncation could cut the slots"),
-    "numpy": ({"text": "Hi", "return_tensors": "np"}, "return_tensors is 'np'; expected 'pt', or None"),
+    "truncation": ({"text": "It is Hi", "truncation": True, "max_length": 2}, "truncation to 2 could cut"),
     "reserved token": ({"text": f"Hi {AUDIO_SLOT_TOKEN}"}, r"The text contains <\|audio_slot\|>"),
 }
 
