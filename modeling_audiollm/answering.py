@@ -284,12 +284,20 @@ def _encode_row(
 
 
 def _recordings(conversation: list[dict[str, Any]]) -> list[Any]:
-    contents = [message["content"] for message in conversation if not isinstance(message["content"], str)]
-    return [_source(part) for parts in contents for part in parts if part.get("type") == "audio"]
+    parts = [
+        (f"Message {index}, part {number}", part)
+        for index, message in enumerate(conversation)
+        if not isinstance(message["content"], str)
+        for number, part in enumerate(message["content"])
+    ]
+    for where, part in parts:
+        if part.get("type") == "audio" and _source(part) is None:
+            raise ValueError(f"{where}: the audio part has no recording; give it under 'audio', 'path' or 'url'.")
+    return [_source(part) for _, part in parts if part.get("type") == "audio"]
 
 
 def _source(part: dict[str, Any]) -> Any:
-    return next(part[name] for name in ("audio", "path", "url") if part.get(name) is not None)
+    return next((part[name] for name in ("audio", "path", "url") if part.get(name) is not None), None)
 
 
 def _identity(recording: Any) -> Any:
