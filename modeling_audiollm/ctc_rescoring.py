@@ -211,8 +211,7 @@ class CtcRescorer:
         """CTC's log-probabilities of each row's slots, `(slots, 1 + pieces)`."""
         projector, config = self.model.model.multi_modal_projector, self.model.config
         embeddings = self.model.get_input_embeddings().weight
-        stacked, mask = projector.stack(encoded_audio, encoded_audio_lengths)
-        scores = projector.readout.log_probabilities(projector.project(stacked[mask]), embeddings)
+        scores = projector.log_probabilities(encoded_audio, encoded_audio_lengths, embeddings)
         counts = (input_ids == config.audio_token_id).sum(dim=1).tolist()
         total = int(slot_counts(encoded_audio_lengths, config.stack_factor).sum())
         if 0 in counts:

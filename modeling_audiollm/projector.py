@@ -85,6 +85,13 @@ class AudioLlmProjector(nn.Module):
         hidden_states = self.activation(self.linear_1(hidden_states))
         return self.linear_2(self.norm_mid(hidden_states))
 
+    def log_probabilities(
+        self, frames: torch.Tensor, num_frames: torch.Tensor, embeddings: torch.Tensor
+    ) -> torch.Tensor:
+        """CTC log-probabilities `(total_slots, 1 + pieces)` of the readout of pieces; arguments as of [`forward`]."""
+        stacked, mask = self.stack(frames, num_frames)
+        return self.readout.log_probabilities(self.project(stacked[mask]), embeddings)
+
     def forward(
         self, frames: torch.Tensor, num_frames: torch.Tensor, embeddings: torch.Tensor | None = None
     ) -> torch.Tensor:

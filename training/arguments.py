@@ -34,7 +34,7 @@ CONFIG_FIELDS = (
 BASE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: Trackers with an extra of their own in setup.cfg.
 TRACKER_EXTRAS = ("wandb", "tensorboard", "trackio")
-Stage = Literal["align", "instruct", "distill", "prefer"]
+Stage = Literal["align", "read", "instruct", "distill", "prefer"]
 DEFAULT_STAGE: Stage = "instruct"
 SHORT_NAMES = {"batch_size": "per_device_train_batch_size", "num_epochs": "num_train_epochs"}
 
@@ -48,7 +48,8 @@ class StageArguments:
     stage: Stage = field(
         default=DEFAULT_STAGE,
         metadata={
-            "help": "align: the projector alone, by CTC on transcripts. instruct: projector and LoRA, on responses. "
+            "help": "align: the projector alone, by CTC on transcripts. read: LoRA, on text alone, which is heard as the "
+            "aligned projector would hear it. instruct: projector and LoRA, on responses. "
             "distill: to answer speech as the base answers its transcript. prefer: to prefer one response to another."
         },
     )
@@ -303,6 +304,8 @@ def check_arguments(
         raise ValueError(
             "--eval_data_path and --eval_strategy (epoch or steps) need each other; give both or neither."
         )
+    if not data.data_path and stage != "read":
+        raise ValueError("--data_path is needed: what to train on.")
     training.check_evaluation()
     data.check_sources(training, stage)
     if data.augment and data.feature_cache == CACHE_OFF:
@@ -357,6 +360,13 @@ def _check_stage(stage: str, model: ModelArguments, data: DataArguments, trainin
             "--push_to_hub": training.push_to_hub and "its checkpoints are no models; upload what it saves at its end",
             "--activation_checkpointing": recomputes and "it runs no layers that could be run again",
             rate: training.projector_learning_rate is not None and "--learning_rate is that rate",
+        }
+    elif stage == "read":
+        other = trains(model.trainable, "llm") or trains(model.trainable, "audio")
+        problems = {
+            trainable: other
+            and "posteriors are those of the projector and encoder as they are; lora or adapter trains",
+            ", ".join(data.varied()): data.varied() and "--augment varies its recordings",
         }
     elif stage == "distill":
         problems = {trainable: trains(model.trainable, "llm") and "the language model is its teacher, and stays"}

@@ -32,11 +32,13 @@ class BatchBudget:
         max_tokens: tokens of the longest row times rows; or tokens of all rows, where they are packed.
         max_audio_seconds: of all rows together.
         packed: whether rows are laid one behind the other, without padding.
+        max_rows: rows of a batch.
     """
 
     max_tokens: int | None = None
     max_audio_seconds: float | None = None
     packed: bool = False
+    max_rows: int | None = None
 
     @property
     def max_frames(self) -> int | None:
@@ -152,7 +154,8 @@ def _partition(sizes: Sequence[tuple[int, int]], budget: BatchBudget) -> list[in
         new_frames = frames + row_frames
         too_many = budget.max_tokens is not None and new_tokens > budget.max_tokens
         too_long = budget.max_frames is not None and new_frames > budget.max_frames
-        if rows and (too_many or too_long):
+        is_full = budget.max_rows is not None and rows == budget.max_rows
+        if rows and (too_many or too_long or is_full):
             counts.append(rows)
             rows, new_tokens, new_frames = 0, row_tokens, row_frames
         rows, tokens, frames = rows + 1, new_tokens, new_frames
@@ -172,23 +175,28 @@ class BudgetedTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.budget = budget
 
+    def sampler_settings(self) -> dict[str, Any]:
+        """What a [`BudgetBatchSampler`] is told of this run."""
+        return {
+            "budget": self.budget,
+            "seed": self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            "num_processes": self.accelerator.num_processes,
+            "current_epoch": lambda: int(self.state.epoch or 0),
+        }
+
+    def train_batch_sampler(self) -> BudgetBatchSampler:
+        """Batches of the training set within the budget."""
+        dataset: Any = self.train_dataset
+        return BudgetBatchSampler(dataset["length"][:], dataset["audio_frames"][:], **self.sampler_settings())
+
     def get_train_dataloader(self) -> DataLoader:
         """The Trainer's, or one whose batches keep within the budget."""
         if self.budget is None:
             return super().get_train_dataloader()
-        dataset: Any = self.train_dataset
-        sampler = BudgetBatchSampler(
-            dataset["length"][:],
-            dataset["audio_frames"][:],
-            self.budget,
-            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            num_processes=self.accelerator.num_processes,
-            current_epoch=lambda: int(self.state.epoch or 0),
-        )
         workers = self.args.dataloader_num_workers
         loader = DataLoader(
-            dataset,
-            batch_sampler=sampler,
+            self.train_dataset,  # type: ignore[arg-type]
+            batch_sampler=self.train_batch_sampler(),
             collate_fn=self.data_collator,
             num_workers=workers,
             pin_memory=self.args.dataloader_pin_memory,

@@ -21,12 +21,14 @@ from .arguments import (
     ModelArguments,
     StageArguments,
 )
+from .read import ReadArguments
 
 RECIPES = Path(__file__).parent / "recipes"
 RECIPE_SUFFIX = ".yaml"
 #: Options that only one stage has.
 STAGE_OPTIONS: dict[str, type | None] = {
     "align": AlignArguments,
+    "read": ReadArguments,
     "instruct": None,
     "distill": DistillArguments,
     "prefer": PreferArguments,
@@ -45,6 +47,7 @@ EPILOG = """\
 examples:
   audiollm train --data_path data.json --audio_dir recordings --output_dir runs/mine
   audiollm train --stage align --data_path transcripts.json --output_dir runs/aligned
+  audiollm train --stage read --model_path runs/aligned --text_path texts.txt --output_dir runs/read
   audiollm train --model_path runs/aligned --data_path data.json --output_dir runs/mine
   audiollm train --config my_recipe.yaml --learning_rate 1e-4
 

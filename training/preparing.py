@@ -34,12 +34,14 @@ class Prepared:
         model, processor: the pair to train, on its device, frozen but for what trains.
         cache: of the encoder's output; None where every batch is encoded anew.
         text_reference: what answers to text are compared with after the stage, in words.
+        source: the checkpoint that the stage goes on from; None where it starts from two bases.
     """
 
     model: AudioLlmForConditionalGeneration
     processor: AudioLlmProcessor
     cache: FeatureCache | None
     text_reference: str
+    source: str | None = None
 
 
 def load_model(
@@ -147,4 +149,5 @@ def prepare(
             print("The audio encoder trains: there is no feature cache, and every batch is encoded anew.")
     elif data_arguments.feature_cache != CACHE_OFF:
         cache = FeatureCache(model, processor, data_arguments.feature_cache)
-    return Prepared(model, processor, cache, "the base" if is_base else "the model that the stage began with")
+    reference = "the base" if is_base else "the model that the stage began with"
+    return Prepared(model, processor, cache, reference, model_arguments.model_path)

@@ -10,7 +10,9 @@ from .streaming import SHUFFLE_ROWS
 
 STAGE_OF_MIXTURES = "instruct"
 #: Stages that read every form of data, and several sources.
-STAGES_OF_ALL_FORMS = ("align", STAGE_OF_MIXTURES)
+STAGES_OF_ALL_FORMS = ("align", "read", STAGE_OF_MIXTURES)
+#: Stages whose batches may be bounded by what they hold.
+STAGES_OF_BUDGETS = ("read", STAGE_OF_MIXTURES)
 
 
 @dataclass
@@ -18,10 +20,11 @@ class SourceArguments:
     """Where examples come from."""
 
     data_path: list[str] = field(
+        default_factory=list,
         metadata={
             "help": "One or several of: a JSON list, *.jsonl or *.parquet of {text with <audio>, audio_paths or audio, "
             "response} or {messages}; a folder of Parquet files, or that save_to_disk wrote; hub:org/name?config=C&split=S&revision=R."
-        }
+        },
     )
     data_weights: list[float] | None = field(
         default=None,
@@ -82,13 +85,14 @@ class SourceArguments:
             self._check_streaming(training)
         if stage != STAGE_OF_MIXTURES:
             reads_one = stage not in STAGES_OF_ALL_FORMS
+            counts_rows = stage not in STAGES_OF_BUDGETS
             given = {
                 "several of --data_path": reads_one and len(self.data_path) > 1,
                 "--data_weights": self.data_weights is not None,
                 "--on_bad_example skip": reads_one and self.on_bad_example == "skip",
                 "--streaming": self.streaming,
-                "--max_tokens_per_batch": training.max_tokens_per_batch is not None,
-                "--max_audio_seconds_per_batch": training.max_audio_seconds_per_batch is not None,
+                "--max_tokens_per_batch": counts_rows and training.max_tokens_per_batch is not None,
+                "--max_audio_seconds_per_batch": counts_rows and training.max_audio_seconds_per_batch is not None,
             }
             for option in (option for option, is_given in given.items() if is_given):
                 files = "one data file" if reads_one else "data of any form, each row once,"

@@ -10,6 +10,7 @@ from .dataset import AudioLlmCollator
 from .encoding import ExampleEncoder
 from .instruct_data import InstructData, open_held_out_data, open_training_data
 from .preparing import Prepared
+from .read import build_read, read_read
 from .trainer import AudioLlmTrainer
 
 
@@ -77,6 +78,7 @@ def build_with(build_trainer: Callable[..., Any], arguments_type: type) -> Calla
 #: How each stage reads its rows and builds its Trainer.
 LANGUAGE_MODEL_STAGES: dict[str, tuple[Any, Any]] = {
     "instruct": (read_instruct, build_instruct),
+    "read": (read_read, build_read),
     "distill": (read_distill, build_with(distill.build_trainer, DistillArguments)),
     "prefer": (read_prefer, build_with(prefer.build_trainer, PreferArguments)),
 }

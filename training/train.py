@@ -40,6 +40,7 @@ from .hub import CardError, write_card_if_mine
 from .instruct_data import InstructData, open_training_data
 from .packing import BatchPacking, check_packing, uses_flash
 from .preparing import Prepared, prepare
+from .read import save_bank
 from .run_record import RunClock, record_run
 from .stages import LANGUAGE_MODEL_STAGES
 from .text_drift import describe_drift, drift, text_logits
@@ -207,6 +208,8 @@ def run_align(
         callbacks=callbacks,
         variants=variants,
     )
+    if training_arguments.should_save and prepared.model.config.projector_readout == "pieces":
+        save_bank(prepared, keys, clips.transcripts, training_arguments)
     outcome = {
         "rows": len(clips),
         "steps": alignment.losses[-1][0] if alignment.losses else None,

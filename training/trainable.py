@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 TRAINABLE = {
     "adapter": ("projector", "lora"),
     "projector": ("projector",),
+    "lora": ("lora",),
     "adapter+audio": ("projector", "lora", "audio"),
     "adapter+llm": ("projector", "lora", "llm"),
     "all": ("projector", "lora", "audio", "llm"),

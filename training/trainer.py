@@ -106,11 +106,13 @@ class ResumableTrainer(Trainer):
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
-        """The Trainer's, on the batch as the augmentation leaves it."""
+        """The Trainer's, on the varied batch."""
         check_interrupted()
-        if self.augmentation is not None:
-            inputs = self.augmentation(inputs)
-        return super().training_step(model, inputs, num_items_in_batch)
+        return super().training_step(model, self.vary(inputs), num_items_in_batch)
+
+    def vary(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A training batch as the augmentation leaves it."""
+        return batch if self.augmentation is None else self.augmentation(batch)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """The Trainer's; what is trained after it is what would have been trained without it."""

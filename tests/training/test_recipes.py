@@ -149,7 +149,7 @@ def test_the_command_line_comes_after_the_recipe(tmp_path, text: str, given: lis
         ("- batch_size", [], "must be a mapping of option names to values"),
         ("batch_size: [", [], "cannot be read"),
         ("stage: align", ["--stage", "instruct"], "--stage instruct contradicts the recipe"),
-        ("stage: sft", [], "--stage is 'sft'; expected one of align, instruct, distill, prefer"),
+        ("stage: sft", [], "--stage is 'sft'; expected one of align, read, instruct, distill, prefer"),
         ("batch_size: many", [], "invalid int value: 'many'"),
     ],
 )
@@ -164,7 +164,7 @@ def test_a_recipe_that_is_not_there_is_refused(capsys) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--data_path", "x", "--config", "alignn"])
     assert "there is no recipe 'alignn'" in str(caught.value.code)
-    assert "align, distill, instruct, prefer" in str(caught.value.code)
+    assert "align, distill, instruct, prefer, read" in str(caught.value.code)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,9 @@ def test_the_help_of_a_stage_has_its_options_alone(stage: str, capsys, monkeypat
     text = capsys.readouterr().out
     for group in filter(None, STAGE_OPTIONS.values()):
         for name in group.__dataclass_fields__:
-            assert bool(re.search(rf"--{name}\s", text)) == (group in option_groups(stage)), name
+            assert bool(re.search(rf"--{name}\s", text.partition("examples:")[0])) == (
+                group in option_groups(stage)
+            ), name
     # Each option by one name, and no talk of defaults that are none.
     assert "--llama-path" not in text and "--eval-strategy" not in text and "(default: None)" not in text
     assert "examples:" in text and "model:" in text and "data:" in text

@@ -1,0 +1,163 @@
+"""Posterior banks: alignments are the likeliest, simulated speech says its text, and errors come as asked."""
+
+import itertools
+import json
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from audiollm.piece_readout import PieceReadout
+from audiollm.training.errors import TrainingError
+from audiollm.training.posteriors import BANK_FILE, TOP_CLASSES, PosteriorBank, mix_embeddings, viterbi_states
+from posterior_banks import SENTENCES, make_bank
+
+TEXTS = [*SENTENCES, "aa zz aa", "Voilà: a xylophone.", "q", "o o o", "Mississippi"]
+
+
+@pytest.fixture(scope="module")
+def bank_and_text(tiny_bases):
+    from transformers import AutoTokenizer
+
+    return make_bank(AutoTokenizer.from_pretrained(tiny_bases[1]))
+
+
+def collapsed(classes: np.ndarray, weights: np.ndarray, counts: np.ndarray) -> list[list[int]]:
+    """Greedy CTC of sparse posteriors, a list of classes for each text."""
+    whole = np.zeros((len(classes), int(classes.max()) + 1))
+    np.add.at(whole, (np.arange(len(classes))[:, None], classes), weights)
+    texts = np.split(whole.argmax(axis=1), np.cumsum(counts)[:-1])
+    return [[key for key, _ in itertools.groupby(text.tolist()) if key] for text in texts]
+
+
+def error_share(bank, encoded, errors: float, seed: int) -> float:
+    said = collapsed(*bank.simulate(encoded, errors, np.random.default_rng(seed)))
+    return float(np.mean([one != list(classes) for one, (classes, _) in zip(said, encoded)]))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_without_errors_greedy_ctc_reads_the_text(bank_and_text, seed: int) -> None:
+    bank, text = bank_and_text
+    random = np.random.default_rng(seed)
+    letters = ["".join(random.choice(list("abcdefgh xyz"), size=30)) for _ in range(20)]
+    encoded = [text.encode(one) for one in [*TEXTS, *letters]]
+    classes, weights, counts = bank.simulate(encoded, 0.0, random)
+    assert counts.sum() == len(classes) == len(weights) and (counts > 0).all()
+    assert collapsed(classes, weights, counts) == [list(own) for own, _ in encoded]
+
+
+def test_errors_grow_with_their_share(bank_and_text) -> None:
+    bank, text = bank_and_text
+    encoded = [text.encode(one) for one in SENTENCES] * 20
+    shares = [error_share(bank, encoded, errors, 1) for errors in (0, 0.1, 0.4, 1)]
+    assert shares[0] == 0 and shares == sorted(shares) and shares[1] < 0.8 < shares[3]
+    assert 0.1 < bank.misheard < 0.3  # of which each letter has a fifth
+
+
+def test_as_many_pieces_are_misheard_as_in_the_bank(bank_and_text) -> None:
+    bank, text = bank_and_text
+    encoded = [text.encode(letter) for letter in "abcdefghijklmnopqrstuvwxyz"] * 100
+    for errors, expected in ((1, bank.misheard), (2, 2 * bank.misheard)):
+        # A letter alone is one word: a blank before it, which is a piece here, and the letter.
+        kinds = np.concatenate([classes for classes, _ in encoded])
+        runs = bank._draw(kinds, kinds, errors, np.random.default_rng(0))
+        first = np.concatenate([[0], np.cumsum(bank.counts)])
+        kind = np.searchsorted(first, runs, side="right") - 1
+        wrong = runs - first[kind] >= bank.correct[kind]
+        assert abs(wrong.mean() - expected) < 0.05
+
+
+def test_the_same_draws_give_the_same_speech(bank_and_text) -> None:
+    bank, text = bank_and_text
+    encoded = [text.encode(one) for one in TEXTS]
+    first, again, other = (bank.simulate(encoded, 1.0, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    assert all(np.array_equal(one, two) for one, two in zip(first, again))
+    assert not np.array_equal(first[2], other[2])
+
+
+def test_texts_take_as_many_slots_as_expected(bank_and_text) -> None:
+    bank, text = bank_and_text
+    encoded = text.encode(SENTENCES[0])
+    _, _, counts = bank.simulate([encoded] * 500, 1.0, np.random.default_rng(0))
+    assert abs(counts.mean() / bank.expected_slots(*encoded) - 1) < 0.05
+
+
+def test_a_bank_is_saved_and_loaded_whole(bank_and_text, tmp_path) -> None:
+    bank, _ = bank_and_text
+    bank.save(tmp_path / BANK_FILE)
+    again = PosteriorBank.load(tmp_path / BANK_FILE)
+    for field in fields(bank):
+        one, two = getattr(bank, field.name), getattr(again, field.name)
+        assert np.array_equal(one, two) and getattr(one, "dtype", None) == getattr(two, "dtype", None), field.name
+    assert bank.ids.dtype == np.uint16 and bank.weights.dtype == np.float16
+    size = (tmp_path / BANK_FILE).stat().st_size
+    assert size < len(bank.ids) * TOP_CLASSES * 4 + 10_000
+
+
+@pytest.mark.parametrize("damage", ["missing", "no facts", "cut off", "other version", "another file"])
+def test_a_bank_that_cannot_be_read_is_named(bank_and_text, tmp_path, damage: str) -> None:
+    file = tmp_path / BANK_FILE
+    bank_and_text[0].save(file)
+    if damage == "missing":
+        file.unlink()
+    elif damage == "no facts":
+        file.with_suffix(".json").unlink()
+    elif damage == "cut off":
+        file.write_bytes(file.read_bytes()[:1000])
+    elif damage == "other version":
+        file.with_suffix(".json").write_text(json.dumps({"format_version": 99}))
+    else:
+        file.write_bytes(b"not a bank")
+    with pytest.raises(TrainingError) as caught:
+        PosteriorBank.load(file)
+    assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_alignments_are_the_likeliest(seed: int) -> None:
+    torch.manual_seed(seed)
+    targets = [[1, 2], [1, 1], [2], [3, 1, 1]][seed]
+    scores = (2 * torch.randn(6, 4)).log_softmax(dim=-1)
+    extended = [0, *itertools.chain.from_iterable((one, 0) for one in targets)]
+
+    def score(path) -> float:
+        return sum(float(scores[slot, extended[state]]) for slot, state in enumerate(path))
+
+    def allowed(path) -> bool:
+        if path[0] > 1 or path[-1] < len(extended) - 2:
+            return False
+        for one, two in itertools.pairwise(path):
+            step = two - one
+            skips = step == 2 and two % 2 and extended[two] != extended[one]
+            if not (step in (0, 1) or skips):
+                return False
+        return True
+
+    paths = filter(allowed, itertools.product(range(len(extended)), repeat=len(scores)))
+    best = max(map(score, paths))
+    states = viterbi_states(scores, targets)
+    assert states is not None and allowed(states.tolist())
+    assert score(states.tolist()) == pytest.approx(best)
+
+
+def test_too_few_slots_have_no_alignment() -> None:
+    scores = torch.zeros(2, 3).log_softmax(dim=-1)
+    assert viterbi_states(scores, [1, 2]) is not None
+    assert viterbi_states(scores, [1, 1]) is None
+    assert viterbi_states(scores, [1, 2, 1]) is None
+
+
+def test_sparse_posteriors_are_mixed_as_the_readout_mixes_whole_ones() -> None:
+    torch.manual_seed(0)
+    embeddings, projected = torch.randn(40, 16), torch.randn(9, 16)
+    readout = PieceReadout(40, 16)
+    with torch.no_grad():
+        readout.blank.normal_()
+        readout.lexicon.fill_(False)
+        readout.lexicon[3:9] = True
+        expected = readout(projected, embeddings)
+        weights, classes = readout.log_probabilities(projected, embeddings).exp().sort(dim=-1, descending=True)
+    torch.testing.assert_close(mix_embeddings(readout, embeddings, classes, weights), expected)
+    # What is left out is spread over all pieces.
+    nothing = mix_embeddings(readout, embeddings, classes[:, :1], torch.zeros(9, 1))
+    torch.testing.assert_close(nothing, embeddings[3:9].mean(dim=0).expand(9, -1))

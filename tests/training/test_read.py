@@ -1,0 +1,348 @@
+"""Stage read: LoRA learns from text alone, with recordings beside it or none, and goes on exactly where it was killed."""
+
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
+from audiollm.corpora.examples import ExamplesError
+from audiollm.training.batching import BatchBudget
+from audiollm.training.dataset import AudioLlmCollator
+from audiollm.training.encoding import encode_messages
+from audiollm.training.posteriors import BANK_FILE, PosteriorBank
+from audiollm.training.read import (
+    PROMPTS,
+    Draw,
+    ReadCollator,
+    Text,
+    build_text_rows,
+    choose_recordings,
+    num_recordings,
+    read_texts,
+)
+from audiollm.training.train import main, parse_arguments, train
+from posterior_banks import SENTENCES, make_bank, save_aligned
+from small_corpus import write_rows
+from test_resume import digest, killed_after
+
+
+@pytest.fixture(scope="module")
+def aligned(tmp_path_factory, tiny_bases) -> Path:
+    return save_aligned(tmp_path_factory.mktemp("aligned"), tiny_bases)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("texts") / "texts.txt"
+    file.write_text("\n".join(SENTENCES * 4) + "\n")
+    return file
+
+
+@pytest.fixture
+def run(aligned, texts, shared_features, tmp_path):
+    """The command's options for a short run into `tmp_path / "run"`."""
+
+    def options(*extra: str, model: Path = aligned, text: Path = texts) -> list[str]:
+        own = (
+            f"--stage read --model_path {model} --text_path {text} --output_dir {tmp_path / 'run'} "
+            f"--feature_cache {shared_features} --max_steps 4 --logging_steps 1 --disable_tqdm True"
+        ).split()
+        return [*own, *extra]
+
+    return options
+
+
+def refusal(arguments: list[str], capsys) -> str:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code not in (0, None)
+    return f"{caught.value.code} {capsys.readouterr().err}"
+
+
+# ---------------------------------------------------------------------------------------------------------------- runs
+
+
+def test_it_learns_to_read_without_any_recording(run, aligned, tmp_path, capsys) -> None:
+    main(run("--max_steps", "60", "--learning_rate", "0.02", "--max_tokens_per_batch", "1500"))
+    assert "bit for bit: largest difference 0." in capsys.readouterr().out
+    log = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    before, after = (AudioLlmForConditionalGeneration.from_pretrained(path) for path in (aligned, tmp_path / "run"))
+    changed = {n for n in after.trainable_names() if not torch.equal(before.get_parameter(n), after.get_parameter(n))}
+    assert changed and all(".lora_" in name for name in changed)
+    assert PosteriorBank.load(tmp_path / "run" / BANK_FILE).counts.tolist() == (
+        PosteriorBank.load(aligned / BANK_FILE).counts.tolist()
+    )
+
+
+def test_what_is_learned_is_to_read_the_audio(real_bases, tmp_path) -> None:
+    """Of a real language model, the loss falls, and a text behind another's audio costs far more."""
+    sentences = [sentence for sentence in SENTENCES if len(sentence) < 25]
+    aligned = save_aligned(tmp_path / "aligned", real_bases, texts=sentences)
+    (tmp_path / "texts.txt").write_text("\n".join(sentences * 8))
+    options = (
+        f"--stage read --model_path {aligned} --text_path {tmp_path / 'texts.txt'} --output_dir {tmp_path / 'run'}"
+    )
+    settings = "--max_steps 8 --max_tokens_per_batch 400 --learning_rate 2e-3 --logging_steps 1 --disable_tqdm True"
+    trainer = train(*parse_arguments(f"{options} {settings} --feature_cache off".split()))
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.5 * losses[0]
+    model, collator = trainer.model.eval(), trainer.data_collator
+    rows = trainer.train_dataset.texts
+    costs = []
+    for heard in (0, 1):
+        draw = {"text": rows.texts[0], "spoken": rows.spoken(heard), "draw": Draw(0, 0, 0.0)}
+        with torch.no_grad():
+            costs.append(float(model(**trainer.vary(collator([draw]))).loss))
+    assert costs[0] < 0.5 * costs[1]
+
+
+def test_recordings_come_beside_texts_and_train_the_projector_if_asked(run, corpus, aligned, tmp_path) -> None:
+    options = f"--data_path {corpus.data_path} --audio_dir {corpus.audio_dir} --real_share 0.5 --augment".split()
+    trainer = train(*parse_arguments(run(*options, "--trainable", "adapter", "--max_tokens_per_batch", "90000")))
+    assert len(trainer.train_dataset) == 2 * len(SENTENCES) * 4
+    before, after = (AudioLlmForConditionalGeneration.from_pretrained(path) for path in (aligned, tmp_path / "run"))
+    changed = {n for n in after.trainable_names() if not torch.equal(before.get_parameter(n), after.get_parameter(n))}
+    assert any("linear_1" in name for name in changed) and any(".lora_B." in name for name in changed)
+    batch = next(iter(trainer.get_train_dataloader()))
+    varied = trainer.vary(batch)
+    slots = int((varied["input_ids"] == trainer.processing_class.audio_token_id).sum())
+    windows = sum(-(-length // 4) for length in varied["encoded_audio_lengths"].tolist())
+    assert slots == len(varied["audio_embeds"]) + windows and windows > 0 and "num_texts" not in varied
+
+
+def test_held_out_recordings_are_evaluated(run, corpus) -> None:
+    options = (
+        f"--eval_data_path {corpus.data_path} --audio_dir {corpus.audio_dir} --eval_strategy steps --eval_steps 4"
+    )
+    trainer = train(*parse_arguments(run(*options.split(), "--eval_max_new_tokens", "3")))
+    assert {"eval_loss", "eval_word_error"} <= set(trainer.state.log_history[-1]) | set(trainer.state.log_history[-2])
+
+
+def test_errors_go_up_over_the_run(run) -> None:
+    trainer = train(*parse_arguments(run("--hearing_errors", "2", "--max_tokens_per_batch", "700")))
+    trainer.state.epoch = 0
+    errors = [batch[0].errors for batch in trainer.train_batch_sampler()]
+    assert errors[0] == 0 and errors[3] == 2 and errors == sorted(errors) and max(errors) == 2
+
+
+def test_a_rate_of_rows_instead_of_tokens(run) -> None:
+    trainer = train(*parse_arguments(run("--batch_size", "5")))
+    sizes = [len(batch) for batch in trainer.train_batch_sampler()]
+    assert sorted(sizes) == [4, 5, 5, 5, 5]
+
+
+@pytest.mark.parametrize("where", ["texts alone", "with recordings"])
+def test_killed_in_the_middle_and_started_again(run, corpus, tmp_path, capsys, where: str) -> None:
+    options = ["--max_steps", "24", "--save_steps", "2", "--learning_rate", "0.005", "--max_tokens_per_batch", "1200"]
+    if where == "with recordings":
+        options += f"--data_path {corpus.data_path} --audio_dir {corpus.audio_dir} --augment --real_share 0.4".split()
+        options += ["--dataloader_num_workers", "2"]
+    folder = tmp_path / "killed"
+    train(*parse_arguments(run(*options)))
+    killed_after(8, [*run(*options), "--output_dir", str(folder)], folder)
+    assert not (folder / "model.safetensors").exists()
+    capsys.readouterr()
+    train(*parse_arguments([*run(*options), "--output_dir", str(folder)]))
+    assert "Resuming from " in capsys.readouterr().out
+    assert digest(folder) == digest(tmp_path / "run")
+
+
+def test_the_bank_is_collected_from_recordings_or_given(run, tiny_bases, corpus, tmp_path, capsys) -> None:
+    bare = save_aligned(tmp_path / "bare", tiny_bases, with_bank=False)
+    assert BANK_FILE in refusal(run(model=bare), capsys)
+    # Noise is not heard as what its rows say.
+    data = f"--data_path {corpus.data_path} --audio_dir {corpus.audio_dir}".split()
+    assert "posteriors" in refusal(run(*data, model=bare), capsys)
+    processor = AudioLlmProcessor.from_pretrained(bare)
+    make_bank(processor.tokenizer)[0].save(tmp_path / "elsewhere" / BANK_FILE)
+    for given in (tmp_path / "elsewhere", tmp_path / "elsewhere" / BANK_FILE):
+        main(run("--posterior_bank", str(given), model=bare))
+
+
+# ---------------------------------------------------------------------------------------------------------------- rows
+
+
+@pytest.fixture
+def tiny_reader(tiny_processor):
+    bank, _ = make_bank(tiny_processor.tokenizer)
+    return ReadCollator(bank, tiny_processor, AudioLlmCollator(tiny_processor), seed=0)
+
+
+def test_rows_are_those_of_a_transcript_of_a_recording(tiny_reader, tiny_processor) -> None:
+    texts = [Text(sentence, sentence, f"line {n}") for n, sentence in enumerate(SENTENCES)]
+    rows, problems = build_text_rows(texts, tiny_reader.bank, tiny_processor, BatchBudget(), progress=False)
+    assert not problems and rows.texts == SENTENCES
+    found = set()
+    for number in range(20):
+        draws = [{"text": t, "spoken": rows.spoken(n), "draw": Draw(n, number, 1.0)} for n, t in enumerate(rows.texts)]
+        batch = tiny_reader(draws)
+        assert batch["num_texts"] == len(texts)
+        slots = (batch["input_ids"] == tiny_processor.audio_token_id).sum(dim=1)
+        assert slots.sum() == len(batch["audio_classes"]) == len(batch["audio_weights"])
+        for sentence, ids, labels, mask, count in zip(
+            SENTENCES, batch["input_ids"], batch["labels"], batch["attention_mask"].bool(), slots.tolist()
+        ):
+            expected = {}
+            for prompt in PROMPTS:
+                messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": sentence}]
+                expected[prompt] = encode_messages(tiny_processor, messages, [count])
+            own = (ids[mask].tolist(), labels[mask].tolist())
+            assert own in expected.values()
+            found |= {prompt for prompt, value in expected.items() if value == own}
+    assert found == set(PROMPTS)
+
+
+def test_rows_of_the_real_tokenizer(real_processor) -> None:
+    bank, _ = make_bank(real_processor.tokenizer)
+    collator = ReadCollator(bank, real_processor, AudioLlmCollator(real_processor), seed=0)
+    for number, sentence in enumerate(
+        ["Dr. Jekyll\u2019s 2 cats \u2014 \u201cwell\u201d?", "\u00dcber alles: caf\u00e9!"]
+    ):
+        texts = [Text(sentence, sentence, "line 1")]
+        rows, _ = build_text_rows(texts, bank, real_processor, BatchBudget(), progress=False)
+        batch = collator([{"text": sentence, "spoken": rows.spoken(0), "draw": Draw(0, number, 0.0)}])
+        count = len(batch["audio_classes"])
+        expected = []
+        for prompt in PROMPTS:
+            messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": sentence}]
+            expected.append(encode_messages(real_processor, messages, [count]))
+        assert (batch["input_ids"][0].tolist(), batch["labels"][0].tolist()) in expected
+    foreign = [Text("\u4f60\u597d", "\u4f60\u597d", "line 3")]
+    _, problems = build_text_rows(foreign, bank, real_processor, BatchBudget(), progress=False)
+    assert problems[0][0] == "line 3" and "\u4f60\u597d" in problems[0][1]
+
+
+def test_texts_that_cannot_be_simulated_are_left_out_and_named(tiny_reader, tiny_processor) -> None:
+    texts = ["Good.", "It costs 1250 euros.", "Stop </s> here.", "Far " * 100]
+    rows, problems = build_text_rows(
+        [Text(text, text, f"line {n}") for n, text in enumerate(texts)],
+        tiny_reader.bank,
+        tiny_processor,
+        BatchBudget(max_tokens=500),
+        progress=False,
+    )
+    assert rows.texts == ["Good."]
+    assert [where for where, _ in problems] == ["line 1", "line 2", "line 3"]
+    for (_, reason), part in zip(problems, ["1250", "</s>", "max_tokens_per_batch"]):
+        assert part in reason
+    said = [Text("It costs $1,250.", "it costs twelve hundred fifty dollars", "row 0")]
+    assert build_text_rows(said, tiny_reader.bank, tiny_processor, BatchBudget(), progress=False)[1] == []
+
+
+def test_as_many_recordings_as_their_share() -> None:
+    count = num_recordings(60, 0.25)
+    assert count == 20
+    chosen = choose_recordings(count, 8, seed=1)
+    assert len(chosen) == 20 and {chosen.count(index) for index in range(8)} == {2, 3}
+    assert chosen == choose_recordings(count, 8, seed=1) != choose_recordings(count, 8, seed=2)
+    assert choose_recordings(0, 8, seed=1) == []
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def test_texts_are_read_of_every_form(tmp_path) -> None:
+    rows = [{"text": " One  two. "}, {"text": "It is 10.", "spoken": "it is ten", "more": 1}]
+    plain = tmp_path / "a.txt"
+    plain.write_bytes("\ufeffOne two.\r\n\r\n---\nIt is 10.\n".encode())
+    lines = tmp_path / "a.jsonl"
+    lines.write_text("\n".join(map(json.dumps, rows)))
+    write_rows(tmp_path / "a.json", rows)
+    datasets.Dataset.from_list([{"spoken": None, **row} for row in rows]).to_parquet(tmp_path / "a.parquet")
+    assert [(text.written, text.where) for text in read_texts(str(plain))[0]] == [
+        ("One two.", "line 1"),
+        ("It is 10.", "line 4"),
+    ]
+    for name in ("a.jsonl", "a.json", "a.parquet"):
+        texts, problems = read_texts(str(tmp_path / name))
+        assert [(text.written, text.spoken) for text in texts] == [
+            ("One two.", "One two."),
+            ("It is 10.", "it is ten"),
+        ]
+        assert problems == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "part"),
+    [
+        ("empty.txt", b"", "holds no text"),
+        ("blank.txt", b"\n \n...\n", "holds no text"),
+        ("binary.txt", bytes(range(256)), "not UTF-8"),
+        ("zeros.txt", b"abc\0def\n", "byte 3 is zero"),
+        ("table.parquet", b"PAR1 not a table", "cannot be read"),
+        ("rows.jsonl", b'{"text": "a"}\n{"text": 1}\n', "line 2"),
+        ("rows.json", b'{"text": "a"}', "list"),
+        ("long.txt", b"a " * 500_000, "line 1: has 999,999 characters"),
+        ("audio.txt", b"Say <audio>.\n", "<audio>"),
+        ("missing.txt", None, "missing.txt"),
+    ],
+)
+def test_files_that_hold_no_texts_are_refused(run, tmp_path, capsys, name: str, content, part: str) -> None:
+    file = tmp_path / name
+    if content is not None:
+        file.write_bytes(content)
+    message = refusal(run(text=file), capsys)
+    assert part in message and name in message and len(message) < 1000
+
+
+def test_bad_texts_are_left_out_when_asked(tmp_path, capsys) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("Good.\n" + "b " * 5000 + "\n")
+    texts, problems = read_texts(str(file))
+    assert [text.written for text in texts] == ["Good."] and [where for where, _ in problems] == ["line 2"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "part"),
+    [
+        ("--real_share 1", "--real_share is 1"),
+        ("--hearing_errors -1", "--hearing_errors is -1"),
+        ("--first_hearing_errors nan", "--first_hearing_errors is nan"),
+        ("--posterior_bank a --posterior_data_path b", "contradicts"),
+        ("--trainable all", "--trainable all contradicts --stage read"),
+        ("--trainable adapter+audio", "contradicts --stage read"),
+        ("--streaming", "--streaming"),
+        ("--posterior_bank nowhere", "nowhere"),
+        ("--speed 0.9 1.1 --data_path x", "contradicts --stage read"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(run, capsys, extra: str, part: str) -> None:
+    assert part in refusal(run(*extra.split()), capsys)
+
+
+def test_without_texts_there_is_nothing_to_read(aligned, capsys) -> None:
+    assert "--text_path" in refusal(["--stage", "read", "--model_path", str(aligned)], capsys)
+
+
+@pytest.mark.parametrize(
+    ("shape", "part"),
+    [({"projector_readout": "direct"}, "'direct'"), ({"lora_rank": 0}, "lora_rank 0")],
+    ids=["no readout", "no LoRA"],
+)
+def test_checkpoints_that_cannot_learn_to_read_are_refused(run, tiny_bases, tmp_path, capsys, shape, part) -> None:
+    model = save_aligned(tmp_path / "model", tiny_bases, with_bank=False, **shape)
+    assert part in refusal(run(model=model), capsys)
+
+
+def test_a_checkpoint_that_was_never_aligned_is_refused(run, tiny_bases, tmp_path, capsys) -> None:
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
+        *tiny_bases, lora_rank=2, projector_readout="pieces"
+    )
+    model.save_pretrained(tmp_path / "model")
+    AudioLlmProcessor.from_audio_text_pretrained(*tiny_bases).save_pretrained(tmp_path / "model")
+    assert "aligned" in refusal(run(model=tmp_path / "model"), capsys)
+
+
+def test_a_bank_of_another_checkpoint_is_refused(run, aligned, tiny_bases, tmp_path, capsys) -> None:
+    other = save_aligned(tmp_path / "other", tiny_bases, with_bank=False, stack_factor=2)
+    assert "stack factor" in refusal(run("--posterior_bank", str(aligned), model=other), capsys)
+
+
+def test_errors_of_a_file_are_of_their_kind(tmp_path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ExamplesError):
+        read_texts(str(tmp_path / "a.txt"))

@@ -1,0 +1,630 @@
+"""
+Stage *read*: LoRA learns to read what the projector hears, from text alone.
+
+Rows of text become simulated audio tokens ([`PosteriorBank`]) behind the usual prompts for a transcript; the response is
+the text as it is written. Batches hold rows of real recordings as well, if there are any. So the language model's
+knowledge of words helps hearing in any domain that there are texts of, also without recordings.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from audiollm.corpora.examples import JSON_LINES_SUFFIX, ExamplesError, json_rows
+from audiollm.corpora.prompts import PROMPT_TASKS
+from audiollm.corpora.rows import ASSISTANT
+from audiollm.corpora.sources import PARQUET_SUFFIX, load_table, parse_source, settle_problems
+from audiollm.processing import AudioLlmProcessor
+from audiollm.processing.conversations import AUDIO_PLACEHOLDER, IGNORED_LABEL
+from tqdm.auto import tqdm
+
+from .align_stage import TranscribedClips
+from .arguments import AudioLlmTrainingArguments, DataArguments
+from .batching import BatchBudget, BudgetBatchSampler
+from .checkpointing import last_complete_checkpoint
+from .dataset import AudioLlmCollator, pad_rows
+from .encoding import ExampleEncoder
+from .errors import TrainingError
+from .instruct_data import InstructData, open_held_out_data, open_training_data
+from .posteriors import BANK_FILE, PosteriorBank, SpokenText, collect_posteriors, mix_embeddings
+from .preparing import Prepared
+from .trainer import AudioLlmTrainer
+
+PROMPTS = PROMPT_TASKS["transcribe"].phrasings
+JSON_SUFFIXES = (".json", JSON_LINES_SUFFIX)
+#: A longer text is no sentence; 2,000 characters are some two minutes of speech.
+MAX_TEXT_CHARACTERS = 2000
+TEXTS_PER_CALL = 10_000
+#: Text that no writing holds, while the turn's end behind a response is looked for.
+SAMPLE_RESPONSE = "A text."
+PROBLEMS_SHOWN = 3
+#: What a batch has one row of for each of its rows.
+MASK = "attention_mask"
+PER_ROW = ("input_ids", "labels", MASK)
+#: Parts of a random seed, so that draws of one kind do not depend on those of another.
+SIMULATION, ROWS = range(2)
+
+
+@dataclass
+class ReadArguments:
+    """What is read, and how well it is heard."""
+
+    _argument_group_name = "stage read"
+
+    text_path: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Texts to learn to read, one or several files: plain text with one sentence a line, or *.json, "
+            "*.jsonl or *.parquet rows with 'text' as it is written and, if it has figures, 'spoken' as it is said."
+        },
+    )
+    posterior_bank: str | None = field(
+        default=None,
+        metadata={
+            "help": f"What the projector hears of real speech ({BANK_FILE}, which --stage align and this stage write). "
+            "By default that of --model_path; where it has none, it is collected from --data_path."
+        },
+    )
+    posterior_data_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Recordings to collect the posteriors from, in a form of data_path: best such that the projector was "
+            "not trained on, of which it hears less."
+        },
+    )
+    real_share: float = field(
+        default=0.2,
+        metadata={"help": "Share of the rows that are real recordings, drawn from --data_path; none without it."},
+    )
+    hearing_errors: float = field(
+        default=1.0,
+        metadata={
+            "help": "Misheard word pieces at the end of the run, in proportion to those of the posteriors: 0 is none, 1 "
+            "as many, 2 twice as many."
+        },
+    )
+    first_hearing_errors: float = field(
+        default=0.0, metadata={"help": "The same at the beginning of the run, from where it goes in a straight line."}
+    )
+
+    def __post_init__(self):
+        if not self.text_path:
+            raise ValueError("--stage read needs --text_path, a file of texts.")
+        if not 0 <= self.real_share < 1:
+            raise ValueError(f"--real_share is {self.real_share}; expected a number from 0 to below 1.")
+        for name in ("hearing_errors", "first_hearing_errors"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"--{name} is {getattr(self, name)}; expected a number of 0 or more.")
+        if self.posterior_bank is not None and self.posterior_data_path is not None:
+            raise ValueError("--posterior_bank contradicts --posterior_data_path; give one of them.")
+
+    def errors_at(self, progress: float) -> float:
+        """Misheard pieces in proportion to those of the bank, by the part of the run that is over (0 to 1)."""
+        return self.first_hearing_errors + progress * (self.hearing_errors - self.first_hearing_errors)
+
+
+# ---------------------------------------------------------------------------------------------------------------- texts
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text as it is written, as it is said, and where it stands."""
+
+    written: str
+    spoken: str
+    where: str
+
+
+def read_texts(path: str) -> tuple[list[Text], list[tuple[str, str]]]:
+    """
+    The texts of a file, and (where, reason) of those that cannot be used.
+
+    Args:
+        path: plain text with one text a line, empty lines apart; or JSON, JSON Lines or Parquet rows with `text` and, if
+            it is not said as it is written, `spoken`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ExamplesError: it holds no text, or is not of that kind.
+    """
+    problems: list[tuple[str, str]] = []
+    texts = []
+    for where, row in _rows(path, problems):
+        written, spoken = (row.get("text"), row.get("spoken")) if isinstance(row, dict) else (row, None)
+        if not isinstance(written, str) or not isinstance(spoken, (str, type(None))):
+            problems.append((where, "expected a string under 'text', and one or nothing under 'spoken'"))
+            continue
+        written = " ".join(written.split())
+        if AUDIO_PLACEHOLDER in written:
+            problems.append((where, f"holds {AUDIO_PLACEHOLDER}, which stands for a recording"))
+        elif len(written) > MAX_TEXT_CHARACTERS:
+            found = f"has {len(written):,} characters; expected a sentence or two, of up to {MAX_TEXT_CHARACTERS:,}"
+            problems.append((where, found))
+        elif any(map(str.isalnum, written)):
+            texts.append(Text(written, spoken or written, where))
+    if not texts and not problems:
+        raise ExamplesError(path, [("", "holds no text")])
+    return texts, problems
+
+
+def _rows(path: str, problems: list[tuple[str, str]]) -> Iterator[tuple[str, Any]]:
+    if path.endswith(PARQUET_SUFFIX):
+        try:
+            table = load_table(parse_source(path), streaming=False)
+            chosen = table.select_columns([name for name in ("text", "spoken") if name in table.column_names])
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError) as error:
+            raise ExamplesError(path, [("", f"cannot be read: {' '.join(str(error).split())}")]) from error
+        yield from ((f"row {index}", row) for index, row in enumerate(chosen))
+    elif path.endswith(JSON_SUFFIXES):
+        yield from json_rows(Path(path), problems)
+    else:
+        content = Path(path).read_bytes()
+        try:
+            lines = content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ExamplesError(path, [("", f"is not UTF-8 text: {error.reason} at byte {error.start}")]) from None
+        if "\0" in lines:
+            raise ExamplesError(path, [("", f"is not text: byte {lines.index(chr(0))} is zero")])
+        yield from ((f"line {index}", line) for index, line in enumerate(lines.split("\n"), 1))
+
+
+# ------------------------------------------------------------------------------------------------------------------ rows
+
+
+class TranscriptTemplate:
+    """
+    One prompt for a transcript through the chat template: token ids before the recording, after it, and at the end.
+
+    Args:
+        processor: with the chat template.
+        prompt: with one `<audio>`.
+    """
+
+    def __init__(self, processor: AudioLlmProcessor, prompt: str):
+        messages = [{"role": "user", "content": prompt}, {"role": ASSISTANT, "content": SAMPLE_RESPONSE}]
+        segments = processor.conversation_segments(messages)
+        (index,) = (index for index, segment in enumerate(segments) if segment.is_target)
+        #: What the template puts around the response.
+        self.opening, self.closing = segments[index].text.split(SAMPLE_RESPONSE)
+        ids, _ = processor.encode_segments(segments, [1])
+        ahead, _ = processor.encode_segments(segments[:index], [1])
+        both, _ = processor.encode_segments(segments[: index + 1], [1])
+        slot = ahead.index(processor.audio_token_id)
+        self.before, self.after, self.end = ahead[:slot], ahead[slot + 1 :], ids[len(both) :]
+        self.num_tokens = len(self.before) + len(self.after) + len(self.end)
+
+
+class ResponseTokenizer:
+    """Token ids of responses, as [`AudioLlmProcessor.encode_segments`] has them, many at once."""
+
+    def __init__(self, processor: AudioLlmProcessor):
+        self.tokenizer = processor.tokenizer
+        #: A response does not stand at the beginning of a text, where some tokenizers put a blank before it.
+        self.ahead = self.tokenizer.convert_ids_to_tokens(processor.audio_end_token_id)
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text."""
+        encoded = self.tokenizer([self.ahead + text for text in texts], add_special_tokens=False)["input_ids"]
+        return [ids[1:] for ids in encoded]
+
+
+@dataclass
+class TextRows:
+    """
+    Rows of text with their classes, held flat.
+
+    Attributes:
+        texts: as they are written.
+        classes, begins: of all texts one after the other.
+        ends: where each text's classes end.
+        lengths: tokens of each row, with as many audio tokens as are expected.
+    """
+
+    texts: list[str]
+    classes: np.ndarray
+    begins: np.ndarray
+    ends: np.ndarray
+    lengths: list[int]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def spoken(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Classes of a text, and which begin a word."""
+        where = slice(self.ends[index - 1] if index else 0, self.ends[index])
+        return self.classes[where], self.begins[where]
+
+
+def build_text_rows(
+    texts: Sequence[Text],
+    bank: PosteriorBank,
+    processor: AudioLlmProcessor,
+    budget: BatchBudget,
+    progress: bool = True,
+) -> tuple[TextRows, list[tuple[str, str]]]:
+    """Rows of the texts that can be simulated and fit into a batch, and (where, reason) of the others."""
+    spoken = SpokenText(processor.tokenizer, bank.token_ids.tolist())
+    responses = ResponseTokenizer(processor)
+    around = max(TranscriptTemplate(processor, prompt).num_tokens for prompt in PROMPTS)
+    tokens = {*processor.tokenizer.get_added_vocab(), *processor.tokenizer.all_special_tokens}
+    special = re.compile("|".join(map(re.escape, tokens)))
+    problems: list[tuple[str, str]] = []
+    rows = TextRows([], np.zeros(0), np.zeros(0), np.zeros(0), [])
+    classes, begins, sizes = [], [], []
+    for start in tqdm(range(0, len(texts), TEXTS_PER_CALL), desc="Reading texts", disable=not progress):
+        chunk = texts[start : start + TEXTS_PER_CALL]
+        for text, ids in zip(chunk, responses([text.written for text in chunk])):
+            own_classes, own_begins = spoken.encode(text.spoken)
+            slots = bank.expected_slots(own_classes, own_begins) if own_classes else 0
+            length = around + round(slots) + len(ids)
+            if words := spoken.unspeakable(text.spoken):
+                reason = f"{words[0]!r} has no word pieces that the projector hears; say it in words under 'spoken'"
+            elif found := special.search(text.written):
+                reason = f"holds {found.group()!r}, a special token of the language model"
+            else:
+                reason = budget.problem(length, 0) or ""
+            if reason:
+                problems.append((text.where, reason))
+                continue
+            rows.texts.append(text.written)
+            rows.lengths.append(length)
+            classes.append(np.array(own_classes, dtype=np.int32))
+            begins.append(np.array(own_begins, dtype=bool))
+            sizes.append(len(own_classes))
+    if sizes:
+        rows.classes, rows.begins, rows.ends = np.concatenate(classes), np.concatenate(begins), np.cumsum(sizes)
+    return rows, problems
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A row of a batch: its index, the batch's number in the run, and how many errors are heard in it."""
+
+    row: int
+    batch: int
+    errors: float
+
+
+class ReadRows(torch.utils.data.Dataset):
+    """
+    Rows of text, and rows of recordings after them.
+
+    Args:
+        texts: the first rows.
+        recordings: rows of [`ExampleEncoder.encode`], or None.
+        chosen: which of them make up an epoch, with repeats.
+    """
+
+    def __init__(self, texts: TextRows, recordings: Any = None, chosen: Sequence[int] = ()):
+        self.texts, self.recordings, self.chosen = texts, recordings, list(chosen)
+
+    def __len__(self) -> int:
+        return len(self.texts) + len(self.chosen)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row."""
+        own = self.recordings["length"][:] if self.chosen else []
+        return [*self.texts.lengths, *(own[index] for index in self.chosen)]
+
+    @property
+    def frames(self) -> list[int]:
+        """Encoder frames of each row; none of a text."""
+        own = self.recordings["audio_frames"][:] if self.chosen else []
+        return [*[0] * len(self.texts), *(own[index] for index in self.chosen)]
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        if draw.row >= len(self.texts):
+            return self.recordings[self.chosen[draw.row - len(self.texts)]]
+        return {"text": self.texts.texts[draw.row], "spoken": self.texts.spoken(draw.row), "draw": draw}
+
+
+def num_recordings(num_texts: int, share: float) -> int:
+    """How many rows beside so many texts are recordings, for them to be this share of all."""
+    return round(num_texts * share / (1 - share))
+
+
+def choose_recordings(count: int, available: int, seed: int) -> list[int]:
+    """Indices of so many recordings, each as often as the others, drawn by the seed."""
+    random = np.random.default_rng([seed, ROWS])
+    rounds = [random.permutation(available) for _ in range(-(-count // available))]
+    return np.concatenate([*rounds, []]).astype(int).tolist()[:count]
+
+
+class DrawSampler(BudgetBatchSampler):
+    """
+    Batches of [`Draw`]s, whose errors go up from the first batch of a run to its last.
+
+    Args:
+        errors: share of errors by the part of the run that is over, from 0 to 1.
+        batches_in_run: tells how many batches all processes take together.
+        args, kwargs: of [`BudgetBatchSampler`].
+    """
+
+    def __init__(self, *args, errors, batches_in_run, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.errors, self.batches_in_run = errors, batches_in_run
+
+    def __iter__(self) -> Iterator[list[Draw]]:  # type: ignore[override]  # rows with their draws
+        first = self.current_epoch() * len(self)
+        for number, batch in enumerate(super().__iter__(), first):
+            errors = self.errors(min(1.0, number / max(1, self.batches_in_run() - 1)))
+            yield [Draw(row, number, errors) for row in batch]
+
+
+@dataclass
+class ReadCollator:
+    """
+    Simulates the texts of a batch, and pads them and rows of recordings together, texts first.
+
+    Attributes:
+        bank: what is drawn from.
+        processor: the model's.
+        recordings: pads rows of recordings.
+        seed: of the run.
+    """
+
+    bank: PosteriorBank
+    processor: AudioLlmProcessor
+    recordings: AudioLlmCollator
+    seed: int
+
+    def __post_init__(self):
+        self.templates = [TranscriptTemplate(self.processor, prompt) for prompt in PROMPTS]
+        self.responses = ResponseTokenizer(self.processor)
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """
+        Returns:
+            What [`AudioLlmCollator`] gives of all rows, with `audio_classes` and `audio_weights` `(slots, classes)` of
+            the texts, for [`mix_embeddings`], and their number `num_texts`.
+        """
+        texts = [row for row in rows if "draw" in row]
+        recordings = [row for row in rows if "draw" not in row]
+        if not texts:
+            return self.recordings(recordings)
+        draw = texts[0]["draw"]
+        random = np.random.default_rng([self.seed, SIMULATION, draw.batch])
+        templates = [self.templates[index] for index in random.integers(len(self.templates), size=len(texts))]
+        classes, weights, counts = self.bank.simulate([row["spoken"] for row in texts], draw.errors, random)
+        around = zip(templates, (row["text"] for row in texts))
+        responses = self.responses([template.opening + text + template.closing for template, text in around])
+        simulated = []
+        for template, count, response in zip(templates, counts.tolist(), responses):
+            ahead = [*template.before, *[self.processor.audio_token_id] * count, *template.after]
+            labels = [*[IGNORED_LABEL] * len(ahead), *response, *[IGNORED_LABEL] * len(template.end)]
+            simulated.append({"input_ids": [*ahead, *response, *template.end], "labels": labels, "audio": []})
+        return {
+            **self.recordings([*simulated, *recordings]),
+            "audio_classes": torch.from_numpy(classes),
+            "audio_weights": torch.from_numpy(weights),
+            "num_texts": len(texts),
+        }
+
+
+class ReadTrainer(AudioLlmTrainer):
+    """
+    Trains LoRA on simulated and real speech.
+
+    Args:
+        errors: share of errors by the part of the run that is over.
+        args, kwargs: of [`AudioLlmTrainer`]; a budget is needed.
+    """
+
+    def __init__(self, *args, errors, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.errors = errors
+
+    def train_batch_sampler(self) -> DrawSampler:
+        """Every row once an epoch, in batches within the budget."""
+        dataset: Any = self.train_dataset
+        batches_per_step = self.args.gradient_accumulation_steps * self.accelerator.num_processes
+        return DrawSampler(
+            dataset.lengths,
+            dataset.frames,
+            errors=self.errors,
+            batches_in_run=lambda: self.state.max_steps * batches_per_step,
+            **self.sampler_settings(),
+        )
+
+    def vary(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch with the audio tokens of its texts, and its recordings varied as the augmentation says."""
+        batch = dict(batch)
+        num_texts = batch.pop("num_texts", 0)
+        if not num_texts:
+            return super().vary(batch)
+        model: Any = self.model
+        readout, embeddings = model.model.multi_modal_projector.readout, model.get_input_embeddings().weight
+        tokens = mix_embeddings(readout, embeddings, batch.pop("audio_classes"), batch.pop("audio_weights"))
+        if self.augmentation is not None and num_texts < len(batch["input_ids"]):
+            texts = {name: value[:num_texts] for name, value in batch.items() if name in PER_ROW}
+            real = {name: value[num_texts:] if name in PER_ROW else value for name, value in batch.items()}
+            real = self.augmentation(real)
+            ids, labels = (
+                [row[mask.bool()].tolist() for one in (texts, real) for row, mask in zip(one[name], one[MASK])]
+                for name in ("input_ids", "labels")
+            )
+            padded = pad_rows(ids, labels, self.processing_class.tokenizer.pad_token_id)
+            batch = {**real, **{name: value.to(tokens.device) for name, value in padded.items()}}
+        return {**batch, "audio_embeds": tokens}
+
+
+# ----------------------------------------------------------------------------------------------------------- the stage
+
+
+@dataclass
+class ReadData:
+    """
+    What the stage reads.
+
+    Attributes:
+        texts: all that can be used.
+        recordings: rows of real speech, or None.
+        posterior_clips: recordings to collect the posteriors from, if they are not given.
+        num_real: how many rows of an epoch are recordings.
+    """
+
+    texts: list[Text]
+    recordings: InstructData | None
+    posterior_clips: InstructData | None
+    skip_bad: bool = False
+    num_real: int = 0
+
+    def __len__(self) -> int:
+        return len(self.texts) + self.num_real
+
+
+def read_read(data_arguments: DataArguments, own_arguments: ReadArguments | None):
+    """Texts and recordings, and held-out recordings."""
+    own = own_arguments or ReadArguments()
+    found = [read_texts(path) for path in own.text_path]
+    skip_bad = data_arguments.on_bad_example == "skip"
+    settle_problems([(path, problems) for path, (_, problems) in zip(own.text_path, found)], skip_bad)
+    texts = [text for some, _ in found for text in some]
+    recordings = open_training_data(data_arguments) if data_arguments.data_path else None
+    clips = recordings
+    if own.posterior_data_path is not None:
+        clips = open_training_data(replace(data_arguments, data_path=[own.posterior_data_path]))
+    if own.real_share == 0:
+        recordings = None
+    num_real = 0 if recordings is None else num_recordings(len(texts), own.real_share)
+    return ReadData(texts, recordings, clips, skip_bad, num_real), open_held_out_data(data_arguments)
+
+
+def check_model(model) -> None:
+    """
+    Raises:
+        TrainingError: the model has no readout whose posteriors could be simulated, or no LoRA to learn with.
+    """
+    readout = model.model.multi_modal_projector.readout
+    if readout is None:
+        raise TrainingError(
+            "--stage read needs a checkpoint whose audio tokens are mixtures of word pieces; this one's "
+            f"projector_readout is {model.config.projector_readout!r}. `--stage align --projector_readout pieces` makes one."
+        )
+    if bool(readout.lexicon.all()):
+        raise TrainingError(
+            "--stage read needs a projector that was aligned: this one's readout has no lexicon yet. Train it with "
+            "--stage align, and name the result as --model_path."
+        )
+    if not model.config.lora_adapters or not any(".lora_" in name for name, _ in model.named_parameters()):
+        raise TrainingError("--stage read trains LoRA, but the checkpoint has none (lora_rank 0).")
+    if gain := float(readout.residual_gain.detach()):
+        print(f"Simulated tokens lack what the projector adds beside its word pieces (residual gain {gain:.3g}).")
+
+
+def find_bank(prepared: Prepared, data: ReadData, arguments: AudioLlmTrainingArguments, own: ReadArguments):
+    """
+    The posterior bank: of the run that is gone on with, as given, of the checkpoint, or collected from recordings.
+
+    Raises:
+        TrainingError: there is none, and no recordings; or it is of another model.
+    """
+    mine = Path(str(arguments.output_dir)) / BANK_FILE
+    beside = None if prepared.source is None else Path(prepared.source) / BANK_FILE
+    if mine.is_file() and last_complete_checkpoint(mine.parent) is not None:
+        bank = PosteriorBank.load(mine)
+    elif own.posterior_bank is not None:
+        given = Path(own.posterior_bank)
+        bank = PosteriorBank.load(given / BANK_FILE if given.is_dir() else given)
+    elif own.posterior_data_path is None and beside is not None and beside.is_file():
+        bank = PosteriorBank.load(beside)
+    elif data.posterior_clips is None:
+        raise TrainingError(
+            f"--model_path {prepared.source} has no {BANK_FILE}, which --stage align leaves beside its checkpoint. Give "
+            "--posterior_bank, or recordings to collect one from: --data_path or --posterior_data_path."
+        )
+    elif prepared.cache is None:
+        raise TrainingError("Posteriors are collected through the feature cache; leave out --feature_cache off.")
+    else:
+        clips = TranscribedClips(data.posterior_clips.sources, "none")
+        bank = bank_of_clips(prepared, clips, data.skip_bad, not arguments.disable_tqdm)
+    bank.check_fits(prepared.model)
+    if arguments.should_save:
+        bank.save(mine)
+        print(bank.describe())
+    return bank
+
+
+def bank_of_clips(prepared: Prepared, clips: TranscribedClips, skip_bad: bool, progress: bool) -> PosteriorBank:
+    """Collects a bank from clips, whose features the cache is given first."""
+    encoder = ExampleEncoder(prepared.processor, prepared.cache)
+    clips.leave_out_undecodable(encoder, skip_bad, progress)
+    encoder.add_features(clips, progress)
+    keys = [encoder.measure(clip.recordings[0])[0] for clip in clips]
+    return collect_from_cache(prepared, keys, clips.transcripts, progress)
+
+
+def collect_from_cache(prepared: Prepared, keys: Sequence[str], transcripts: Sequence[str], progress: bool):
+    """Collects a bank from clips of one window in the cache, in an order that is drawn."""
+    assert prepared.cache is not None
+
+    def clips() -> Iterator[tuple[torch.Tensor, str]]:
+        order = np.random.default_rng(0).permutation(len(keys)).tolist()
+        for index in tqdm(order, desc="Collecting posteriors", unit="clip", disable=not progress):
+            frames, lengths = prepared.cache.load(keys[index])
+            if len(lengths) == 1:
+                yield frames.float(), transcripts[index]
+
+    return collect_posteriors(prepared.model, prepared.processor.tokenizer, clips())
+
+
+def save_bank(
+    prepared: Prepared, keys: Sequence[str], transcripts: Sequence[str], arguments: AudioLlmTrainingArguments
+) -> None:
+    """Leaves the posteriors of clips in the cache beside a checkpoint, if any clip is heard."""
+    try:
+        bank = collect_from_cache(prepared, keys, transcripts, not arguments.disable_tqdm)
+    except TrainingError as error:
+        print(f"There is no {BANK_FILE} for --stage read: {error}")
+    else:
+        bank.save(Path(str(arguments.output_dir)) / BANK_FILE)
+        print(bank.describe())
+
+
+def build_read(
+    prepared: Prepared, data: ReadData, held_out, training_arguments, own_arguments, **common
+) -> ReadTrainer:
+    """
+    The Trainer of this stage.
+
+    Raises:
+        TrainingError: the model cannot learn this, or no text can be simulated.
+    """
+    own = own_arguments or ReadArguments()
+    processor, cache = prepared.processor, prepared.cache
+    progress = not training_arguments.disable_tqdm
+    seed = training_arguments.seed if training_arguments.data_seed is None else training_arguments.data_seed
+    check_model(prepared.model)
+    bank = find_bank(prepared, data, training_arguments, own)
+    budget = training_arguments.batch_budget()
+    budget = budget or BatchBudget(max_rows=training_arguments.per_device_train_batch_size)
+    texts, left_out = build_text_rows(data.texts, bank, processor, budget, progress)
+    if left_out:
+        shown = "; ".join(f"{where} {reason}" for where, reason in left_out[:PROBLEMS_SHOWN])
+        print(
+            f"{len(left_out)} of {len(data.texts)} texts are left out: {shown}{'; ...' * (len(left_out) > PROBLEMS_SHOWN)}."
+        )
+    if not len(texts):
+        raise TrainingError("No text is left to read.")
+    recordings, chosen = None, []
+    if data.recordings is not None:
+        recordings = data.recordings.dataset(ExampleEncoder(processor, cache, budget), seed, progress)
+        chosen = choose_recordings(num_recordings(len(texts), own.real_share), len(recordings), seed)
+    return ReadTrainer(
+        model=prepared.model,
+        args=training_arguments,
+        train_dataset=ReadRows(texts, recordings, chosen),
+        eval_dataset=None if held_out is None else held_out.dataset(ExampleEncoder(processor, cache), seed, progress),
+        data_collator=ReadCollator(bank, processor, AudioLlmCollator(processor, cache), seed),
+        processing_class=processor,
+        budget=budget,
+        errors=own.errors_at,
+        **common,
+    )
