@@ -114,10 +114,10 @@ def takes_parts(template: str | None) -> bool:
     def shown(content: Any) -> bool:
         messages = [{"role": role, "content": content} for role in ("user", "assistant")]
         try:
-            (text,), _ = render_jinja_template([messages], chat_template=template, bos_token="", eos_token="")
+            rendered: Any = render_jinja_template([messages], chat_template=template, bos_token="", eos_token="")
         except Exception:  # the template's own, of any kind
             return False
-        return text.count(MARK) == len(messages)
+        return rendered[0][0].count(MARK) == len(messages)
 
     return template is not None and not shown(MARK) and shown([{"type": "text", "text": MARK}])
 

@@ -284,7 +284,8 @@ class AudioLlmProcessor(ProcessorMixin):
         if unknown:
             raise TypeError(f"{type(self).__name__} does not know {', '.join(unknown)}; it takes {sorted(known)}.")
         kept = {name: value for name, value in self.tokenizer.init_kwargs.items() if name in TOKENIZER_OPTIONS}
-        merged = self._merge_kwargs(self.valid_processor_kwargs, tokenizer_init_kwargs=kept, **options)
+        kinds: Any = self.valid_processor_kwargs
+        merged = self._merge_kwargs(kinds, tokenizer_init_kwargs=kept, **options)
         settings = {**TEXT_OPTIONS, **defaults, "sampling_rate": None}
         for group in ("audio_kwargs", "text_kwargs"):
             settings.update((name, merged[group][name]) for name in OPTION_GROUPS[group] if name in merged[group])
@@ -401,7 +402,7 @@ class AudioLlmProcessor(ProcessorMixin):
             return [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in part] if in_parts else part
 
         if marks_answers(template):
-            (text,), (spans,) = render_jinja_template(
+            rendered: Any = render_jinja_template(
                 [for_template(messages)],
                 chat_template=template,
                 return_assistant_tokens_mask=True,
@@ -409,6 +410,7 @@ class AudioLlmProcessor(ProcessorMixin):
                 continue_final_message=continue_final_message,
                 **{**self.tokenizer.special_tokens_map, **template_kwargs},
             )
+            (text,), (spans,) = rendered
             return split_at_spans(text, spans)
 
         def render(part: list[dict[str, Any]], **ending: bool) -> str:

@@ -1,0 +1,91 @@
+"""The plain Trainer with nothing of ours but model, processor and collator."""
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
+from audiollm.processing import ConversationError
+from audiollm.training.collator import ConversationCollator
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "train_with_trainer.py"
+IGNORED = -100
+ANSWERS = ["one", "two", "three"]
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory) -> list[str]:
+    folder, generator = tmp_path_factory.mktemp("recordings"), np.random.default_rng(0)
+    paths = [str(folder / f"{name}.wav") for name in ANSWERS]
+    for seconds, path in enumerate(paths, start=1):
+        soundfile.write(path, 0.1 * generator.standard_normal(seconds * 8_000), 16_000)
+    return paths
+
+
+def row(recording: str | None, answer: str) -> dict:
+    content = "Which number?" if recording is None else "<audio>\nWhich number?"
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+    return {"messages": messages, "audio": [] if recording is None else [recording]}
+
+
+def test_the_example_trains_saves_and_goes_on(tiny_bases, tiny_processor, recordings, tmp_path) -> None:
+    torch.manual_seed(0)
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_rank=4)
+    model.save_pretrained(tmp_path / "model")
+    tiny_processor.save_pretrained(tmp_path / "model")
+    rows = [*map(row, recordings, ANSWERS), row(None, "none")]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    specification = importlib.util.spec_from_file_location("train_with_trainer", EXAMPLE)
+    assert specification is not None and specification.loader is not None
+    example = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(example)
+    options = {"num_train_epochs": 6, "learning_rate": 1e-2, "logging_steps": 1, "report_to": "none", "use_cpu": True}
+    trainer = example.main(
+        str(tmp_path / "model"),
+        str(tmp_path / "data.jsonl"),
+        str(tmp_path / "trained"),
+        **options,
+        per_device_train_batch_size=2,
+        per_device_eval_batch_size=3,
+        dataloader_num_workers=0,
+    )
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 12 and sum(losses[-2:]) < 0.8 * sum(losses[:2])
+    moved = {
+        name for name, value in trainer.model.named_parameters() if not torch.equal(value, model.get_parameter(name))
+    }
+    assert moved == set(model.trainable_names())
+    loss = trainer.evaluate(trainer.train_dataset)["eval_loss"]
+    assert math.isfinite(loss)
+
+    loaded = AudioLlmForConditionalGeneration.from_pretrained(tmp_path / "trained")
+    processor = AudioLlmProcessor.from_pretrained(tmp_path / "trained")
+    batch = ConversationCollator(processor)(rows)
+    with torch.no_grad():
+        again = loaded.eval()(**batch).loss
+    assert again.item() == pytest.approx(trainer.model.eval()(**batch).loss.item(), rel=1e-5)
+
+
+def test_a_batch(tiny_processor, recordings) -> None:
+    rows = [row(recordings[2], "three"), row(None, "none")]
+    batch = ConversationCollator(tiny_processor, pad_to_multiple_of=16)(rows)
+    assert batch["input_ids"].shape[1] % 16 == 0 and batch["attention_mask"][1, -1] == 0
+    said = [tiny_processor.decode(labels[labels != IGNORED]) for labels in batch["labels"]]
+    assert said == ["three<|im_end|>", "none<|im_end|>"]
+    typed = [
+        {
+            "role": "user",
+            "content": [{"type": "audio", "path": recordings[2]}, {"type": "text", "text": "\nWhich number?"}],
+        }
+    ]
+    same = ConversationCollator(tiny_processor, 16)([{"messages": typed + rows[0]["messages"][1:]}, rows[1]])
+    assert all(torch.equal(same[name], batch[name]) for name in batch)
+    text = ConversationCollator(tiny_processor)([rows[1]])
+    assert set(text) == {"input_ids", "attention_mask", "labels"}
+    with pytest.raises(ConversationError, match="not both"):
+        ConversationCollator(tiny_processor)([{"messages": typed, "audio": recordings[2]}])
