@@ -8,6 +8,8 @@ TYPES = build/types/audiollm
 # Two processes of one thread each: many small tests gain more from that than from threads. Each goes through half of
 # the files in their order, and takes over tests of the other when it is done.
 FAST_TESTS = -m pytest --numprocesses 2 --dist worksteal
+# Threads that wait let others run, as the audiollm command has them do.
+export OMP_WAIT_POLICY ?= PASSIVE
 TORCH = $(shell grep ^torch== constraints.txt)
 
 .PHONY: demo test test-all test-floor test-newest check bench clean

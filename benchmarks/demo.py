@@ -29,6 +29,7 @@ from audiollm.corpora.prompts import PROMPT_TASKS, load_studio_prompts, write_pr
 from audiollm.embedded_bases import DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE, fetch
 from audiollm.evaluation.listening import ListeningReport, evaluate_listening, transcribe
 from audiollm.evaluation.word_error import score_word_error
+from audiollm.machine import bfloat16_is_faster
 from audiollm.processing.normalisers import normalize_english
 from audiollm.publishing.record import add_run, command_line, library_versions, machine_facts, package_facts
 from audiollm.training.align import align, greedy_transcripts
@@ -344,19 +345,6 @@ def print_summary(record: dict[str, Any], folder: Path) -> None:
         f"{record['minutes_after_download']:.1f} minutes after downloads, peak memory {record['peak_memory_mib']:.0f} "
         f"MiB, adapter {record['adapter_mib']:.0f} MiB in {folder / 'adapter'}; {folder / 'report.png'}"
     )
-
-
-def bfloat16_is_faster() -> bool:
-    """Whether this machine multiplies matrices faster in bfloat16 than in float32: measured, in a moment."""
-    times = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        left, right = torch.randn(512, 576, dtype=dtype), torch.randn(576, 1536, dtype=dtype)
-        left @ right
-        start = time.perf_counter()
-        for _ in range(20):
-            left @ right
-        times[dtype] = time.perf_counter() - start
-    return times[torch.bfloat16] < times[torch.float32]
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmProcessor, shipped_adapter
 from audiollm.base_models import how_to_get
+from audiollm.machine import bfloat16_is_faster
 from audiollm.quantisation import quantisation
 from transformers.utils import is_bitsandbytes_available
 
@@ -116,7 +117,8 @@ def load_model(
     The model of a checkpoint that [`find_checkpoint`] has found, in evaluation mode.
 
     Args:
-        dtype: precision of the bases: a torch dtype, its name, or "auto" for that of the checkpoint.
+        dtype: precision of the bases: a torch dtype, its name, or "auto" for that of the checkpoint, and for float32 on a
+            CPU that is slower in bfloat16.
         device: where to put it: "cpu", "cuda:0", …, or "auto" to spread it over all GPUs; without it, on the GPU if
             there is one.
         revision: of a Hub repository: a branch, tag or commit.
@@ -134,6 +136,8 @@ def load_model(
         raise CheckpointError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
     check_few_bits(load_in_8bit, load_in_4bit, merge_adapters)
     place = check_device(device)
+    if dtype == "auto" and place == "cpu" and _base_dtype(checkpoint, dtype, revision) == torch.bfloat16:
+        dtype = torch.bfloat16 if bfloat16_is_faster() else torch.float32
     arguments = {"dtype": dtype, "device_map": place, **_revision(revision), **model_arguments}
     if attn_implementation is not None:
         arguments["attn_implementation"] = attn_implementation

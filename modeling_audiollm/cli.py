@@ -4,6 +4,8 @@ import importlib
 import os
 import sys
 
+from .machine import wait_passively
+
 COMMANDS = {
     "train": ("audiollm.training.train", "train on your own examples, in stages: align, instruct, distill, prefer"),
     "generate": ("audiollm.inference.generate", "ask a question about a recording"),
@@ -41,6 +43,7 @@ MEMORY_ADVICE = (
 
 def main() -> None:
     """Entry of the console script."""
+    wait_passively()
     try:
         try:
             run()

@@ -8,6 +8,7 @@ the encoder's fingerprint, and shared by epochs, runs and evaluation. For tiny.e
 
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 import uuid
@@ -15,6 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,10 @@ from accelerate import PartialState
 from audiollm.base_models import audiollm_cache_dir
 from audiollm.checkpoints import fingerprint
 from audiollm.interruption import interruptible
+from audiollm.machine import worker_processes
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 #: Raised when what is computed, or how it is stored, changes.
@@ -37,6 +41,8 @@ BYTES_PER_MB = 1_000_000
 #: Recordings decoded ahead of an encoder that is not on the CPU: 12 s of speech take a core 34 ms to decode and to make
 #: log-mel frames of, but a GPU a few to encode.
 READ_AHEAD = 8
+#: Recordings for which it is worth starting another process, which takes some 50 ms.
+RECORDINGS_PER_PROCESS = 8
 
 
 class FeatureCacheError(OSError):
@@ -57,13 +63,24 @@ class FeatureCache:
         processor: its processor.
         read_ahead: how many recordings threads decode while others are encoded. None for `READ_AHEAD` where the encoder
             is on a GPU, and 0 on a CPU, which has no time to spare.
+        processes: how many encode many recordings, with one thread each. None for what suits this machine: 1, the
+            process itself, where the encoder is on a GPU.
     """
 
-    def __init__(self, model, processor, folder: str | os.PathLike | None = None, read_ahead: int | None = None):
+    def __init__(
+        self,
+        model,
+        processor,
+        folder: str | os.PathLike | None = None,
+        read_ahead: int | None = None,
+        processes: int | None = None,
+    ):
         self.model = model
         self.processor = processor
         tower = model.model.audio_tower
-        self.read_ahead = (0 if tower.device.type == "cpu" else READ_AHEAD) if read_ahead is None else read_ahead
+        on_cpu = tower.device.type == "cpu"
+        self.read_ahead = (0 if on_cpu else READ_AHEAD) if read_ahead is None else read_ahead
+        self.processes = (worker_processes() if on_cpu else 1) if processes is None else processes
         settings = {
             "version": FORMAT_VERSION,
             "encoder": fingerprint(tower.state_dict()),
@@ -199,20 +216,31 @@ class FeatureCache:
         self._encode({key: by_key[key] for key in missing}, progress)
 
     def _encode(self, recordings: dict[str, Any], progress: bool) -> None:
-        for key, features in tqdm(
-            interruptible(self._all_features(recordings)),
-            total=len(recordings),
-            desc="Encoding audio",
-            unit="clip",
-            disable=not progress or not recordings,
-        ):
-            self._store(key, *self._run_encoder(features))
+        silent = not progress or not recordings
+        bar = partial(tqdm, total=len(recordings), desc="Encoding audio", unit="clip", disable=silent)
+        processes = min(self.processes, len(recordings) // RECORDINGS_PER_PROCESS)
+        if processes <= 1 or multiprocessing.current_process().daemon:  # which may start none
+            for key, features in bar(interruptible(self._all_features(recordings))):
+                self._store(key, *self._run_encoder(features))
+            return
+        loader = DataLoader(
+            _Encoding(self, recordings),
+            batch_size=None,
+            collate_fn=_unchanged,
+            num_workers=processes,
+            multiprocessing_context="fork",  # they share the model's memory
+            in_order=False,  # a process whose core is busy gets less to do
+            generator=torch.Generator(),  # not torch's own, from which training draws
+        )
+        for key, stored in bar(interruptible(loader)):
+            if not stored:
+                self._store(key, *self.compute(_made(recordings[key])))  # raises what was raised there
 
     def _all_features(self, recordings: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
         """The encoder's input for each key, in order; up to `read_ahead` are made while others are encoded."""
 
         def make(recording: Any) -> dict[str, torch.Tensor]:
-            return self._features(recording() if callable(recording) else recording)
+            return self._features(_made(recording))
 
         if not self.read_ahead:
             yield from ((key, make(recording)) for key, recording in recordings.items())
@@ -265,3 +293,30 @@ class FeatureCache:
     def describe(self) -> str:
         """Where it is and how large."""
         return f"Feature cache: {self.size_bytes() / BYTES_PER_MB:.0f} MB in {self.folder}."
+
+
+class _Encoding(Dataset):
+    """Recordings that are encoded and stored where they are asked for: (key, whether it is stored)."""
+
+    def __init__(self, cache: FeatureCache, recordings: Mapping[str, Any]):
+        self.cache = cache
+        self.recordings = list(recordings.items())
+
+    def __len__(self) -> int:
+        return len(self.recordings)
+
+    def __getitem__(self, index: int) -> tuple[str, bool]:
+        key, recording = self.recordings[index]
+        try:
+            self.cache._store(key, *self.cache.compute(_made(recording)))
+        except Exception:  # it is tried once more in the process that asked
+            return key, False
+        return key, True
+
+
+def _made(recording: Any) -> Any:
+    return recording() if callable(recording) else recording
+
+
+def _unchanged(item: Any) -> Any:
+    return item

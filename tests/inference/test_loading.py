@@ -34,6 +34,18 @@ def test_without_a_model_it_is_what_the_demo_left(checkpoint, tmp_path, monkeypa
     assert model.config.name_or_path == "runs/demo/adapter"
 
 
+@pytest.mark.parametrize(("faster", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_cpu_that_is_slow_in_bfloat16_computes_in_float32(
+    checkpoint, tmp_path, monkeypatch, faster, expected
+) -> None:
+    shutil.copytree(checkpoint, tmp_path / "half")
+    config = tmp_path / "half" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "bfloat16"}))
+    monkeypatch.setattr("audiollm.inference.loading.bfloat16_is_faster", lambda: faster)
+    assert load_model(str(tmp_path / "half"), device="cpu").dtype == expected
+    assert load_model(str(tmp_path / "half"), "bfloat16", "cpu").dtype == torch.bfloat16
+
+
 def test_precision_and_arguments_of_the_model(checkpoint, tiny_bases, tmp_path) -> None:
     assert load_model(str(checkpoint), dtype="bfloat16").dtype == torch.bfloat16
     assert load_model(str(checkpoint), dtype=torch.float32).dtype == torch.float32

@@ -87,6 +87,26 @@ def test_what_is_decoded_ahead_is_stored_as_ever_and_in_order(
     assert threads and threads[0] != threading.get_ident()
 
 
+def test_several_processes_store_what_one_does(cache, corpus, tiny_model, tiny_processor, tmp_path) -> None:
+    shared = FeatureCache(tiny_model, tiny_processor, tmp_path / "shared", processes=2)
+    noise = np.random.default_rng(0).standard_normal((24, 3000)).astype(np.float32) * 0.1
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    keys = shared.add(noise, progress=False)
+    assert torch.equal(torch.get_rng_state(), state), "training draws the same, whatever was in the cache"
+    for key, waveform in zip(keys, noise):
+        frames, lengths = cache.compute(waveform)
+        assert torch.equal(shared.load(key)[1], lengths)
+        # Processes of one thread may round otherwise than this one's threads.
+        torch.testing.assert_close(shared.load(key)[0], frames)
+    makers: list[int] = []
+    made = {f"{n:032d}": lambda n=n: makers.append(n) or noise[n] for n in range(24)}
+    shared.fill(made, progress=False)
+    assert all(map(shared.has, made)) and not makers, "others made them"
+    with pytest.raises(FileNotFoundError, match=r"none\.wav"):
+        shared.fill({f"{n:02d}": str(tmp_path / "none.wav") for n in range(24)}, progress=False)
+
+
 def test_a_long_recording_has_a_length_for_each_window(cache) -> None:
     waveform = 0.1 * np.random.default_rng(0).standard_normal(31 * 16_000).astype(np.float32)
     (key,) = cache.add([waveform], progress=False)
