@@ -3,10 +3,11 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
+from urllib.parse import urlsplit
 
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
-from .judge_arguments import JudgeArguments
 from .systems import SYSTEM_TITLES, WHISPER
 from .word_error import NORMALISERS
 
@@ -17,7 +18,7 @@ LANGUAGE_CODE = re.compile(r"[a-z]{2,3}([-_]\w+)*")
 
 
 def listed(given: list[str]) -> list[str]:
-    """Names that were given with commas, with spaces, or with both; each once, in the order given."""
+    """Return names given with commas, with spaces, or with both; each once, in the order given."""
     return list(dict.fromkeys(name for one in given for name in SEPARATORS.split(one) if name))
 
 
@@ -36,80 +37,139 @@ def language_code(language: str) -> str:
 
 
 @dataclass
-class EvaluateArguments(JudgeArguments):
-    """What is evaluated, on what, beside what."""
+class JudgeArguments:
+    """A language model behind an OpenAI-compatible endpoint that marks answers to open questions."""
 
-    model: str = field(default="", metadata={"help": "AudioLLM checkpoint: a folder or a Hub id."})
+    judge_model: str | None = field(
+        default=None,
+        metadata={"help": "Model that marks open answers, as its endpoint calls it; none marks them if not given."},
+    )
+    judge_url: str = field(
+        default="https://api.openai.com/v1", metadata={"help": "Base address of an OpenAI-compatible endpoint."}
+    )
+    judge_key_variable: str | None = field(
+        default=None,
+        metadata={
+            "help": "Environment variable with the endpoint's key, which is never written anywhere; OPENAI_API_KEY for "
+            "OpenAI's own endpoint, and no key for others, if not given."
+        },
+    )
+    judge_prompts: Path | None = field(
+        default=None, metadata={"help": "YAML file of prompts instead of those of evaluation/judge_prompts.yaml."}
+    )
+    judge_samples: int | None = field(
+        default=None, metadata={"help": "How often the same is asked; as the prompt says if not given."}
+    )
+    judge_concurrency: int = field(default=4, metadata={"help": "Requests at a time."})
+    judge_retries: int = field(
+        default=8,
+        metadata={"help": "How often a request is sent again, after a wait, when the endpoint is busy or fails."},
+    )
+    judge_timeout_s: float = field(default=120.0, metadata={"help": "Seconds that a reply may take."})
+
+    def __post_init__(self):
+        for name, least in (("judge_samples", 1), ("judge_concurrency", 1), ("judge_retries", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"--{name} is {value}; expected at least {least}")
+        if self.judge_timeout_s <= 0:
+            raise ValueError(f"--judge_timeout_s is {self.judge_timeout_s:g}; expected more than 0")
+        address = urlsplit(self.judge_url)
+        if address.scheme not in ("http", "https") or not address.netloc:
+            raise ValueError(f"--judge_url {self.judge_url} is no http or https address")
+        if "@" in address.netloc or address.query:
+            raise ValueError("--judge_url must hold no password or key; put the key into the environment")
+
+
+@dataclass
+class EvaluateArguments(JudgeArguments):
+    """Options of `audiollm evaluate`."""
+
+    GROUPS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "what is evaluated (required)": ("model", "revision"),
+        "your own recordings": ("data_path", "audio_dir", "language", "normaliser", "output"),
+        "benchmarks": ("tasks", "list_tasks", "limit"),
+        "results": ("output_dir", "no_report"),
+        "what answers beside the model": ("systems", "whisper", "no_decoder"),
+        "how the model answers": ("ctc_weight", "max_new_tokens", "batch_size", "dtype", "device_map"),
+        "a judge for open answers": tuple(JudgeArguments.__dataclass_fields__),
+    }
+
+    model: str | None = field(default=None, metadata={"help": "AudioLLM checkpoint: a folder or a Hub id."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub id."})
     tasks: list[str] = field(
         default_factory=list,
-        metadata={"help": "Tasks, with commas or spaces between; --list_tasks shows them. Your own data without."},
+        metadata={"help": "Tasks, with commas or spaces between; --list_tasks shows them."},
     )
-    list_tasks: bool = field(default=False, metadata={"help": "Show the tasks, and end."})
+    list_tasks: bool = field(default=False, metadata={"help": "Show the tasks and exit."})
     data_path: list[str] = field(
         default_factory=list,
         metadata={
             "aliases": ["--data"],
-            "help": "With --tasks, a copy of the benchmark on disk; of several, TASK=COPY for each. Without, your own "
-            "data: JSON, *.jsonl, *.parquet, a folder of Parquet files or saved dataset, or hub:org/name?split=test, "
-            "of {text, audio_paths or audio, response: the transcript}.",
+            "help": "Your own recordings: JSON, *.jsonl, *.parquet, a folder of Parquet files or saved dataset, or "
+            "hub:org/name?split=test, of {text, audio_paths or audio, response: the transcript}. With --tasks: a copy of "
+            "the benchmark on disk; of several, TASK=COPY for each.",
         },
     )
     audio_dir: str | None = field(
         default=None,
-        metadata={"help": "Folder that audio_paths of your own data are relative to; that of the JSON if not given."},
+        metadata={"help": "Folder that audio_paths are relative to; that of the JSON if not given."},
     )
     language: str | None = field(
         default=None,
         metadata={
-            "help": "Language of your own recordings, as a code or an English name, such as hi or German; English if not "
-            "given. Whisper's decoder hears it, and it decides how words are compared and how long a transcript may be."
+            "help": "Their language, as a code or an English name, such as hi or German; English if not given. Whisper's "
+            "decoder is told, and it decides how words are compared and how long a transcript may be."
         },
     )
     normaliser: str | None = field(
         default=None,
         metadata={
-            "help": "What makes texts of your own recordings alike before they are compared; that of the language if not "
-            "given: english for English, characters for languages without spaces, basic for all others.",
+            "help": "What makes texts alike before they are compared; that of the language if not given: english for "
+            "English, characters for languages without spaces, basic for all others.",
             "choices": list(NORMALISERS),
         },
     )
     output_dir: Path | None = field(
         default=None,
-        metadata={"help": "Folder for raw outputs and scores. Given again, the same command goes on where it was."},
+        metadata={
+            "help": "Folder for raw answers, scores and the report. The same command goes on where it was interrupted."
+        },
     )
-    output: Path | None = field(
-        default=None, metadata={"help": "Where to write scores and transcripts of your own data as one JSON file."}
-    )
-    no_report: bool = field(
-        default=False, metadata={"help": "Leave out the report for people, which `audiollm report` writes as well."}
-    )
+    output: Path | None = field(default=None, metadata={"help": "JSON file to write word errors and transcripts to."})
+    no_report: bool = field(default=False, metadata={"help": "Leave out report.html."})
     systems: list[str] = field(
         default_factory=list,
-        metadata={"help": f"What answers: of {', '.join(SYSTEM_TITLES)}; what fits the task, if not given."},
+        metadata={
+            "help": f"Systems that answer, of {', '.join(SYSTEM_TITLES)}; those that fit the task if not given."
+        },
     )
     whisper: str | None = field(
         default=None,
-        metadata={
-            "help": "Whisper whose decoder is held beside the model: a Hub id or folder; the model's own if not given."
-        },
+        metadata={"help": "Whisper whose decoder answers too: a Hub id or folder; the model's own if not given."},
     )
     no_decoder: bool = field(default=False, metadata={"help": "Leave Whisper's own decoder out."})
-    limit: int | None = field(default=None, metadata={"help": "At most this many items of each task, the first ones."})
+    limit: int | None = field(
+        default=None,
+        metadata={"help": "At most this many items of each task, the first ones; also of your own recordings."},
+    )
     batch_size: int = field(default=16, metadata={"help": "Items at a time."})
     max_new_tokens: int | None = field(
-        default=None, metadata={"help": "Bound on each answer, in tokens; the task's if not given."}
-    )
-    ctc_weight: float = field(
-        default=0.0,
+        default=None,
         metadata={
-            "help": "Weight of CTC when the model's transcripts are chosen, such as 1.5; 0 leaves them greedy. For models "
-            "trained with --projector_readout pieces."
+            "help": "Bound on each answer, in tokens; if not given, the task's, or what the length of the recording allows."
+        },
+    )
+    ctc_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of CTC in n-best rescoring of transcripts, such as 1.5; 0 for greedy ones. The checkpoint's "
+            "default if not given. For models trained with --projector_readout pieces."
         },
     )
     dtype: str = field(default="auto", metadata={"help": "Precision of the bases.", "choices": DTYPES})
     device_map: str | None = field(
-        default=None, metadata={"help": "Where to put the model, such as auto or cuda:1; a GPU if there is one."}
+        default=None, metadata={"help": "Device for the model, such as auto or cuda:1; a GPU if there is one."}
     )
 
     def __post_init__(self):
@@ -153,13 +213,13 @@ class EvaluateArguments(JudgeArguments):
 
     def copies(self, names: list[str]) -> dict[str, str]:
         """
-        Where each task's data lie on disk, by its name; those that are not named are read where the benchmark is.
+        Return where each task's data lie on disk; those that are not named are read where the benchmark is.
 
         Args:
             names: of the tasks that are run.
 
         Raises:
-            ValueError: a copy is of no task, or several tasks were to share one.
+            ValueError: a copy is of no task, or several tasks would share one.
         """
         if not self.data_path:
             return {}
@@ -170,7 +230,7 @@ class EvaluateArguments(JudgeArguments):
             name = next((name for name in names if given.startswith(f"{name}=")), None)
             if name is None:
                 raise ValueError(
-                    f"--data {given} does not say of which task it is; expected TASK=COPY for each, with TASK one of "
+                    f"--data {given} does not say which task it is for; expected TASK=COPY for each, with TASK one of "
                     f"{', '.join(names)}"
                 )
             found[name] = given.removeprefix(f"{name}=")

@@ -1,26 +1,217 @@
 """
 Compare two models on the items that both have answered: differences with intervals, and whether they may be chance.
 
-    audiollm compare runs/evaluation_a runs/evaluation_b
-    audiollm compare runs/evaluation runs/evaluation --systems model whisper
+    audiollm evaluate compare runs/evaluation_a runs/evaluation_b
+    audiollm evaluate compare runs/evaluation runs/evaluation --systems model whisper
 """
 
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from audiollm.files import write_json
 from audiollm.option_parser import parser_of
 
-from .comparing import MODEL, compare_runs, comparison_table
-from .outputs import write_whole
-from .score import ScoringOptions
+from .bootstrap import SAMPLES, Difference, paired_test
+from .measures import LOWER_IS_BETTER, Answer, Convention, Measured, paired_bleu_p
+from .outputs import Run, RunFolderError, convention_of, joined_sessions, open_run, read_answers
+from .score import ScoringOptions, measure_answers
+from .systems import MODEL
+
+BLEU = "bleu"
+#: How p is found, but of BLEU, which sacreBLEU tests itself.
+RANDOMISATION = "paired approximate randomisation"
+#: A difference is called one below it.
+SIGNIFICANCE = 0.05
+
+
+def compare_runs(
+    first: str | Path,
+    second: str | Path,
+    systems: tuple[str, str] = (MODEL, MODEL),
+    tasks: Sequence[str] | None = None,
+    normaliser: str | None = None,
+    aligner: str | None = None,
+    samples: int = SAMPLES,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """
+    Compare two systems of two folders, or of one, on every task that both have answered, item by item.
+
+    Items are matched by id, and compared only where both were asked the same of the same right answers; all others are
+    named. Both sides are scored again by one convention, that of the first.
+
+    Args:
+        first, second: folders of `audiollm evaluate`.
+        systems: which system of each.
+        tasks: only these.
+        normaliser, aligner, samples, seed: see [`audiollm.evaluation.score.score_run`].
+
+    Returns:
+        For JSON: what is compared, and of each task its metrics with both figures, their difference (the second less the
+        first), its interval and p; and which tasks and items only one of them has.
+
+    Raises:
+        RunFolderError: a folder is none, has no such system, or the two have nothing in common.
+        ValueError: there is no such task, metric, normaliser or aligner.
+        ImportError: a library that a metric needs is not installed.
+    """
+    runs = open_run(first), open_run(second)
+    answered = [_tasks_of(run, system) for run, system in zip(runs, systems)]
+    unknown = [task for task in tasks or () if task not in answered[0] and task not in answered[1]]
+    if unknown:
+        known = ", ".join(dict.fromkeys([*answered[0], *answered[1]]))
+        raise ValueError(f"Neither run has {unknown[0]!r}; they have {known}.")
+    chosen = [[task for task in each if tasks is None or task in tasks] for each in answered]
+    common = [task for task in chosen[0] if task in chosen[1]]
+    if not common:
+        raise RunFolderError(
+            f"The runs have no task in common: {first} has {', '.join(answered[0])}; {second} has {', '.join(answered[1])}."
+        )
+    compared = {}
+    for task in common:
+        one, other = (read_answers(run, task, system) for run, system in zip(runs, systems))
+        convention = convention_of(runs[0].task(task), normaliser, aligner)
+        compared[task] = compare_answers(one, other, runs[0].task(task)["metrics"], convention, samples, seed)
+    return {
+        "first": {"folder": str(first), "system": systems[0], "model": runs[0].record.get("model")},
+        "second": {"folder": str(second), "system": systems[1], "model": runs[1].record.get("model")},
+        "scoring": {"normaliser": normaliser, "aligner": aligner, "samples": samples, "seed": seed},
+        "tasks": compared,
+        "tasks_only_in_first": [task for task in chosen[0] if task not in common],
+        "tasks_only_in_second": [task for task in chosen[1] if task not in common],
+    }
+
+
+def _tasks_of(run: Run, system: str) -> list[str]:
+    """Return the tasks that a system has answered."""
+    found = [task for task, files in run.outputs.items() if system in files]
+    if not found:
+        systems = sorted({each for files in run.outputs.values() for each in files})
+        raise RunFolderError(f"{run.folder} has no answers of {system!r}; it has {', '.join(systems)}.")
+    return found
+
+
+def compare_answers(
+    first: Sequence[Answer],
+    second: Sequence[Answer],
+    metrics: Sequence[str],
+    convention: Convention,
+    samples: int = SAMPLES,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compare what two systems answered to one task's items; see [`compare_runs`]."""
+    sides = {each.id: each for each in first}, {each.id: each for each in second}
+    both = [one for one in sides[0] if one in sides[1]]
+    same = [one for one in both if list(sides[0][one].references) == list(sides[1][one].references)]
+    others = set(both) - set(same)
+    matched = [joined_sessions([side[one] for one in same])[0] for side in sides]
+    entry: dict[str, Any] = {
+        "items": len(same),
+        "only_in_first": [one for one in sides[0] if one not in sides[1]],
+        "only_in_second": [one for one in sides[1] if one not in sides[0]],
+        "other_reference": [one for one in both if one in others],
+        "metrics": {},
+    }
+    if not same:
+        return entry
+    measured = [measure_answers(side, metrics, convention) for side in matched]
+    for name in measured[0]:
+        entry["metrics"][name] = _compared(
+            name, measured[0][name], measured[1][name], matched, convention, samples, seed
+        )
+    return entry
+
+
+def _compared(
+    name: str,
+    first: Measured,
+    second: Measured,
+    matched: Sequence[Sequence[Answer]],
+    convention: Convention,
+    samples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Compare one metric of both, on the items that count in both."""
+    places = [{one: place for place, one in enumerate(each.ids)} for each in (first, second)]
+    common = [one for one in first.ids if one in places[1]]
+    known = {
+        **{"unit": first.unit, "signature": first.signature, "scored": len(common)},
+        "scored_only_in_first": [one for one in first.ids if one not in places[1]],
+        "scored_only_in_second": [one for one in second.ids if one not in places[0]],
+    }
+    if not common:
+        return {"first": None, "second": None, "difference": None, "low": None, "high": None, "p": None, **known}
+    rows = [each.statistics[[place[one] for one in common]] for each, place in zip((first, second), places)]
+    found = paired_test(rows[0], rows[1], first.pooled, samples, seed)
+    p, test = found.p, RANDOMISATION
+    if name == BLEU:
+        by_id = [{each.id: each for each in side} for side in matched]
+        paired = [[side[one] for one in common] for side in by_id]
+        p, test = paired_bleu_p(paired[0], paired[1], convention, samples)
+    better = _better(name, found, p)
+    return {
+        **{"first": found.first, "second": found.second, "difference": found.value},
+        **{"low": found.low, "high": found.high, "p": p, "test": test, "better": better, **known},
+    }
+
+
+def _better(name: str, found: Difference, p: float) -> str | None:
+    """Return which one is better, if that is not likely to be chance."""
+    if p >= SIGNIFICANCE or np.isclose(found.value, 0.0):
+        return None
+    return "second" if (found.value < 0) == (name in LOWER_IS_BETTER) else "first"
+
+
+def comparison_table(comparison: Mapping[str, Any]) -> str:
+    """Return a comparison for people."""
+    names = {side: _title(comparison[side]) for side in ("first", "second")}
+    lines = [f"first:  {names['first']}", f"second: {names['second']}", ""]
+    lines.append(
+        f"{'task':24} {'metric':22} {'first':>9} {'second':>9} {'difference':>11}  {'95% interval':22} {'p':>7}  better"
+    )
+    for task, entry in comparison["tasks"].items():
+        for name, each in entry["metrics"].items():
+            if each["difference"] is None:
+                lines.append(f"{task:24} {name:22} nothing to score in both")
+                continue
+            spread = f"[{each['low']:+.4f}, {each['high']:+.4f}]"
+            better = each["better"] or "no clear difference"
+            figures = f"{each['first']:9.4f} {each['second']:9.4f} {each['difference']:+11.4f}"
+            lines.append(
+                f"{task:24} {name:22} {figures}  {spread:22} {each['p']:7.4f}  {better} ({each['scored']} items)"
+            )
+        left_out = {key: entry[key] for key in ("only_in_first", "only_in_second", "other_reference")}
+        for name, each in entry["metrics"].items():
+            left_out |= {f"{name}: {key}": each[key] for key in ("scored_only_in_first", "scored_only_in_second")}
+        for key, ids in left_out.items():
+            if ids:
+                lines.append(f"{task:24} left out, {key.replace('_', ' ')}: {_listed(ids)}")
+    for side in ("first", "second"):
+        if comparison[f"tasks_only_in_{side}"]:
+            lines.append(f"tasks only in {side}: {', '.join(comparison[f'tasks_only_in_{side}'])}")
+    return "\n".join(lines)
+
+
+def _title(side: Mapping[str, Any]) -> str:
+    return f"{side['system']} of {side['folder']}" + (f" ({side['model']})" if side["model"] else "")
+
+
+#: Ids that a line names; JSON has all of them.
+MAX_IDS_SHOWN = 5
+
+
+def _listed(ids: Sequence[str]) -> str:
+    more = f" and {len(ids) - MAX_IDS_SHOWN} more" if len(ids) > MAX_IDS_SHOWN else ""
+    return f"{len(ids)} ({', '.join(ids[:MAX_IDS_SHOWN])}{more})"
 
 
 @dataclass
 class CompareOptions(ScoringOptions):
-    """What is compared."""
+    """Options of a comparison."""
 
     systems: list[str] = field(
         default_factory=lambda: [MODEL],
@@ -38,8 +229,8 @@ class CompareOptions(ScoringOptions):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry of `audiollm compare` and `python -m audiollm.evaluation.compare`."""
-    parser = parser_of(CompareOptions, "compare", "FIRST SECOND [options]", __doc__)
+    """Run `audiollm evaluate compare`."""
+    parser = parser_of(CompareOptions, "evaluate compare", "FIRST SECOND [options]", __doc__)
     parser.add_argument("first", help="the --output_dir of audiollm evaluate")
     parser.add_argument("second", help="another, or the same with two --systems")
     given = vars(parser.parse_args(list(sys.argv[1:] if argv is None else argv)))
@@ -55,11 +246,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             seed=options.seed,
         )
     except (ImportError, OSError, ValueError) as error:
-        sys.exit(f"audiollm compare: {error}")
+        sys.exit(f"audiollm evaluate compare: {error}")
     print(comparison_table(found))
     if options.output is not None:
-        write_whole(options.output, json.dumps(found, indent=1, ensure_ascii=False).encode())
+        write_json(options.output, found)
 
+
+__all__ = ["compare_answers", "compare_runs", "comparison_table"]
 
 if __name__ == "__main__":
     main()

@@ -1,14 +1,22 @@
 """
-`audiollm evaluate`: what a model answers to the questions of benchmarks, or to your own, beside what else could answer them.
+Evaluate a model: word error on your own recordings, or benchmarks, beside controls and baselines, with 95 % intervals.
 
-    audiollm evaluate --model runs/mine --tasks asr translation --output_dir runs/mine/evaluation
+    audiollm evaluate --model runs/mine --data_path test.json --audio_dir recordings
+    audiollm evaluate --model runs/mine --data_path hindi.json --language hi --output_dir runs/mine/hindi
+    audiollm evaluate --model runs/mine --tasks asr fleurs:de --output_dir runs/mine/evaluation
     audiollm evaluate --model runs/mine --tasks librispeech_clean --data LibriSpeech/test-clean --output_dir runs/mine/clean
-    audiollm evaluate --model runs/mine --data_path test.json --audio_dir recordings --output report.json
 
-Answers are on disk before they are scored; given again, the same command goes on where it was interrupted. On several GPUs
-it is `accelerate launch --num_processes 4 -m audiollm.evaluation.evaluate` with the same options.
+What to do with the results (each has a --help of its own):
+
+    audiollm evaluate score runs/mine/evaluation      score again, without the model
+    audiollm evaluate report runs/mine/evaluation     write the page for people again
+    audiollm evaluate compare runs/mine/evaluation runs/before/evaluation
+
+Answers are on disk before they are scored, and the same command goes on where it was interrupted. On several GPUs:
+`accelerate launch --num_processes 4 -m audiollm.evaluation.evaluate` with the same options.
 """
 
+import importlib
 import signal
 import sys
 import tempfile
@@ -24,13 +32,9 @@ from audiollm.interruption import ended_by_signals
 from audiollm.option_parser import parser_of
 
 from .arguments import EvaluateArguments
-from .judging import judge_run
-from .reporting import told_of_report
-from .run import answer_all, locked, prepare
-from .scoring import score_run
-from .shown_scores import score_lines, write_own_report
-from .tasks import task_table
 
+#: What the first word may be; without one it is `run`.
+SUBCOMMANDS = ("score", "report", "compare")
 #: How long processes wait for one that has more to do.
 PATIENCE = timedelta(days=7)
 #: Exit status of a command that Ctrl-C has ended, as shells have it.
@@ -38,8 +42,8 @@ INTERRUPTED_EXIT = 130
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> EvaluateArguments:
-    """The options; ends with the usual message where they are wrong."""
-    usage = "--model MODEL (--tasks TASK... --output_dir FOLDER | --data_path DATA) [options]"
+    """Return the options; ends with the usual message where they are wrong."""
+    usage = "[run] --model MODEL (--data_path DATA | --tasks TASK... --output_dir FOLDER) [options]"
     parser = parser_of(EvaluateArguments, "evaluate", usage, __doc__)
     try:
         (options,) = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
@@ -50,11 +54,16 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> EvaluateArguments
 
 def evaluate(options: EvaluateArguments) -> None:
     """
-    Answers, judges and scores what the options ask for, and prints the scores.
+    Answer, judge and score what the options ask for, and print the scores.
 
     Raises:
         ValueError, OSError: something cannot be done as asked.
     """
+    from .judge import judge_run
+    from .report import told_of_report
+    from .run import answer_all, locked, prepare
+    from .score import score_run, score_table, write_own_report
+
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
     with tempfile.TemporaryDirectory(prefix="audiollm-evaluation-") as temporary:
         if options.output_dir is None and state.num_processes > 1:
@@ -70,8 +79,7 @@ def evaluate(options: EvaluateArguments) -> None:
                 judge_run(run.folder, names, options)
             except (ValueError, ImportError) as error:  # the answers are worth their other scores
                 unjudged = error
-            for line in score_lines(score_run(run.folder), names):
-                print(line)
+            print(score_table(score_run(run.folder), names))
             if options.output is not None:
                 write_own_report(options.output, run.folder, names[0])
             if options.output_dir is not None:
@@ -83,9 +91,15 @@ def evaluate(options: EvaluateArguments) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry of `audiollm evaluate` and `python -m audiollm.evaluation.evaluate`."""
-    options = parse_arguments(arguments)
+    """Run `audiollm evaluate`, or what its first word names."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] and given[0] in SUBCOMMANDS:
+        importlib.import_module(f".{given[0]}", __package__).main(given[1:])
+        return
+    options = parse_arguments(given[1:] if given[:1] == ["run"] else given)
     if options.list_tasks:
+        from .tasks import task_table
+
         print(task_table())
         return
     try:
@@ -95,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"audiollm evaluate: {error}")
     except KeyboardInterrupt:
-        again = " Given again, the same command goes on." if options.output_dir else ""
+        again = " The same command goes on." if options.output_dir else ""
         print(f"\nInterrupted.{again}", file=sys.stderr)
         sys.exit(INTERRUPTED_EXIT)
     finally:

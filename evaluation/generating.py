@@ -1,7 +1,11 @@
-"""Answers to one batch: each ends at its own bound, says how it ended, and does not depend on what else is in the batch."""
+"""
+Answer in batches: each answer ends at its own bound, says how it ended, and does not depend on what else is in the batch.
+
+This is the one loop that evaluation, the demo and the benchmarks generate with, and the one bound on transcripts.
+"""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -48,7 +52,7 @@ class Answer:
 
 
 def failure(reason: object) -> Answer:
-    """No answer, and why."""
+    """Return no answer, and why."""
     return Answer(None, ERROR, str(reason))
 
 
@@ -66,6 +70,25 @@ def transcript_bound(seconds: float, language: str | None) -> int:
     """
     rate = ENGLISH_TOKENS_PER_SECOND if language is not None and is_english(language) else OTHER_TOKENS_PER_SECOND
     return SPARE_TOKENS + int(seconds * rate)
+
+
+def swapped(recordings: Sequence[Any]) -> list[Any]:
+    """
+    Put another clip in every clip's place: the list turned by half its length, so that no clip keeps its own.
+
+    Raises:
+        ValueError: there are fewer than two clips.
+    """
+    if len(recordings) < 2:
+        raise ValueError("The wrong-audio control needs at least two clips to swap.")
+    half = len(recordings) // 2
+    return [*recordings[half:], *recordings[:half]]
+
+
+def adapter_windows(processor: Any, recording: Any) -> list[np.ndarray]:
+    """Cut a recording's waveform, or a waveform, as the processor cuts it for the adapter."""
+    waveform = processor.load_audio(recording)
+    return np.split(waveform, np.cumsum(processor.window_lengths(len(waveform)))[:-1])
 
 
 class AnswerEnds(StoppingCriteria):
@@ -105,17 +128,24 @@ class Generator:
     Args:
         model: an AudioLLM, or for conversations of text alone any causal language model.
         processor: the AudioLLM's.
-        ctc_weight: for transcripts: choose each by CTC as well, with this weight; see [`audiollm.ctc_rescoring`].
+        ctc_weight: for transcripts: n-best rescoring with CTC of this weight; see [`audiollm.ctc_rescoring`].
+        encode: gives the encoder's output of recordings in reading order, such as a cache does; by default it is computed.
 
     Raises:
         ValueError: there is a `ctc_weight`, and the model has no CTC to ask.
     """
 
-    def __init__(self, model: Any, processor: Any, ctc_weight: float = 0.0):
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        ctc_weight: float = 0.0,
+        encode: Callable[[list[Any]], Mapping[str, torch.Tensor]] | None = None,
+    ):
         self.model = model
         self._rescorer = CtcRescorer(model, processor.tokenizer, ctc_weight) if ctc_weight else None
         self.processor = processor
-        self._encoder = RecordingEncoder(model, processor)
+        self._encode = encode or RecordingEncoder(model, processor)
         self._context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
     def prompt_ids(self, conversation: Conversation, bound: int) -> list[int]:
@@ -135,16 +165,17 @@ class Generator:
         return ids
 
     def answer(
-        self, conversations: Sequence[Conversation], waveforms: Sequence[Sequence[np.ndarray]], bounds: Sequence[int]
+        self, conversations: Sequence[Conversation], waveforms: Sequence[Sequence[Any]], bounds: Sequence[int]
     ) -> list[Answer]:
         """
-        One answer for each conversation; a batch that is too large for the memory is halved, and this is said.
+        Return one answer for each conversation; a batch that is too large for the memory is halved, and this is said.
 
         Args:
-            conversations: with the `waveforms` `(samples,)` of each as audio parts, in reading order.
+            conversations: with waveforms as audio parts.
+            waveforms: those `(samples,)` of each conversation in reading order, or what `encode` takes for them.
             bounds: tokens that each answer may have; fewer where the context ends before.
         """
-        rows: list[tuple[list[int], Sequence[np.ndarray], int]] = []
+        rows: list[tuple[list[int], Sequence[Any], int]] = []
         answers: list[Answer | None] = []
         for conversation, heard, bound in zip(conversations, waveforms, bounds, strict=True):
             try:
@@ -158,14 +189,14 @@ class Generator:
         return [next(generated) if answer is None else answer for answer in answers]
 
     @torch.inference_mode()
-    def _generate(self, rows: Sequence[tuple[list[int], Sequence[np.ndarray], int]]) -> list[Answer]:
+    def _generate(self, rows: Sequence[tuple[list[int], Sequence[Any], int]]) -> list[Answer]:
         tokenizer, device = self.processor.tokenizer, self.model.device
         inputs = tokenizer.pad(
             {"input_ids": [ids for ids, _, _ in rows]}, padding=True, padding_side="left", return_tensors="pt"
         )
         heard = [waveform for _, waveforms, _ in rows for waveform in waveforms]
         if heard:
-            inputs.update(self._encoder(heard))
+            inputs.update(self._encode(heard))
         length = inputs["input_ids"].shape[1]
         bounds = [bound for _, _, bound in rows]
         if self._rescorer is not None:
@@ -196,7 +227,7 @@ def in_halves(
     run: Callable[[Sequence[Row]], list[Result]], rows: Sequence[Row], give_up: Callable[[str], Result]
 ) -> list[Result]:
     """
-    `run` on all rows, or, when that takes more memory than there is, on each half of them, and so on.
+    Return what `run` makes of all rows, or, when that takes more memory than there is, of each half, and so on.
 
     Args:
         give_up: what stands for a row that does not even fit alone, given the reason.
@@ -217,4 +248,14 @@ def in_halves(
     return [*in_halves(run, rows[:half], give_up), *in_halves(run, rows[half:], give_up)]
 
 
-__all__ = ["SPARE_TOKENS", "Answer", "Generator", "failure", "in_halves", "is_english", "transcript_bound"]
+__all__ = [
+    "SPARE_TOKENS",
+    "Answer",
+    "Generator",
+    "adapter_windows",
+    "failure",
+    "in_halves",
+    "is_english",
+    "swapped",
+    "transcript_bound",
+]

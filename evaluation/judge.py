@@ -1,5 +1,5 @@
 """
-A judge: a language model behind an OpenAI-compatible endpoint that marks answers.
+Judge answers: a language model behind an OpenAI-compatible endpoint marks them, and every mark is written down as it comes.
 
 The endpoint's own client sends requests again when it is busy (as long as it says under Retry-After, up to a minute, else
 longer each time), and gives up after so many. What it gives up on, and replies that no mark can be read from, are counted, kept
@@ -8,17 +8,28 @@ with the reason, and asked again when the command is given again.
 
 import os
 import re
-from collections.abc import Mapping
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
+from audiollm.files import Journal, write_json
+from tqdm.auto import tqdm
 
-from .judge_arguments import JudgeArguments
+from .arguments import JudgeArguments
 from .optional import optional_library
+from .outputs import JUDGEMENTS, OUTPUTS, RunFolderError, read_object, read_rows, read_run, write_rows
 
+JUDGE_FILE = "judge.json"
+#: Noted of a judge that takes no temperature.
+MODELS_OWN = "the model's own"
+#: What an error begins with, by what has failed.
+REQUEST, REPLY = "request: ", "reply: "
 PROMPTS_FILE = Path(__file__).parent / "judge_prompts.yaml"
 REFERENCE_FIRST, ANSWER_FIRST, ANSWER_ONLY = "reference_first", "answer_first", "answer_only"
 ORDERS = (REFERENCE_FIRST, ANSWER_FIRST, ANSWER_ONLY)
@@ -60,7 +71,7 @@ class Rubric:
     temperature: float
 
     def prompt(self, order: str, row: Mapping[str, Any]) -> str:
-        """What the judge is sent about one row of outputs."""
+        """Return what the judge is sent about one row of outputs."""
         extra = row["extra"]
         reference, answer = "\n".join(row["references"]), row["output"]
         first, second = (answer, reference) if order == ANSWER_FIRST else (reference, answer)
@@ -76,7 +87,7 @@ class Rubric:
 
     def read(self, reply: str, order: str) -> dict[str, float]:
         """
-        The marks of a reply, `answer` and, where both are marked, `reference`.
+        Return the marks of a reply, `answer` and, where both are marked, `reference`.
 
         Raises:
             UnreadableReplyError: it has none, or some beyond the scale.
@@ -104,7 +115,7 @@ class Rubric:
 
 def read_rubrics(path: Path | None = None) -> dict[str, Rubric]:
     """
-    Rubrics by name.
+    Return rubrics by name.
 
     Args:
         path: a file in the form of `judge_prompts.yaml`, or None for that.
@@ -164,7 +175,7 @@ class Judge:
 
     def reply(self, prompt: str, temperature: float) -> str:
         """
-        What the judge says to a prompt.
+        Return what the judge says to a prompt.
 
         Raises:
             JudgeError: it says so to every prompt: the key is refused, or there is no such model.
@@ -203,12 +214,12 @@ class Judge:
         return completion
 
     def scrubbed(self, text: object) -> str:
-        """A text without the key, should an endpoint repeat it."""
+        """Return a text without the key, should an endpoint repeat it."""
         return str(text).replace(self._key, "***") if self._key else str(text)
 
 
 def _key(options: JudgeArguments) -> str | None:
-    """The key for the endpoint; that of OpenAI goes nowhere else unless its variable is named."""
+    """Return the key for the endpoint; that of OpenAI goes nowhere else unless its variable is named."""
     is_openai = options.judge_url.startswith(OPENAI_HOST)
     variable = options.judge_key_variable or (OPENAI_VARIABLE if is_openai else None)
     if variable is None:
@@ -219,13 +230,167 @@ def _key(options: JudgeArguments) -> str | None:
     return key
 
 
+# ------------------------------------------------------------------------------------------------ a run
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request: the item, which answer comes first, and how often the same was asked before."""
+
+    id: str
+    order: str
+    sample: int
+    prompt: str
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """Identifies the request within a task and system."""
+        return (self.id, self.order, self.sample)
+
+
+def judge_run(folder: Path, tasks: Sequence[str], options: JudgeArguments) -> None:
+    """
+    Mark the answers of a run's tasks that have no mark yet.
+
+    Args:
+        folder: the run's.
+        tasks: names; those without a judge are passed over.
+
+    Raises:
+        JudgeError: there is no key or no such model; what has been marked until then is kept.
+        RunFolderError: the folder has marks of another judge.
+    """
+    recorded = read_run(folder)["tasks"]
+    names = {name: recorded[name]["source"].get("judge") for name in tasks if name in recorded}
+    waiting = {name: rubric for name, rubric in names.items() if rubric}
+    if not waiting:
+        return
+    if options.judge_model is None:
+        print(f"Answers to {', '.join(waiting)} have no marks: give --judge_model, and the same command again.")
+        return
+    rubrics = read_rubrics(options.judge_prompts)
+    unknown = sorted(set(waiting.values()) - set(rubrics))
+    if unknown:
+        raise JudgeError(f"There is no prompt {unknown[0]!r} among the judge's; there are {', '.join(rubrics)}.")
+    chosen = {name: rubrics[rubric] for name, rubric in waiting.items()}
+    judge = Judge(options)
+    _check_settings(folder, options, {waiting[name]: rubric for name, rubric in chosen.items()})
+    settings = folder / JUDGEMENTS / JUDGE_FILE
+    for name, rubric in chosen.items():
+        for path in sorted((folder / OUTPUTS / name).glob("*.jsonl")):
+            if not path.name.endswith(".partial.jsonl"):
+                judge_outputs(path, folder / JUDGEMENTS / name / path.name, rubric, judge, options)
+    if not judge.takes_temperature:
+        write_json(settings, {**read_object(settings), "temperature": MODELS_OWN})
+
+
+def _check_settings(folder: Path, options: JudgeArguments, rubrics: Mapping[str, Rubric]) -> None:
+    """Write down who judges and how, or refuse another judge than the one that is written down."""
+    path = folder / JUDGEMENTS / JUDGE_FILE
+    before = read_object(path) if path.is_file() else {}
+    now: dict[str, Any] = {"model": options.judge_model, "url": options.judge_url}
+    for name, rubric in rubrics.items():
+        samples = options.judge_samples or rubric.samples
+        now[name] = {"prompt": rubric.text, "temperature": rubric.temperature, "samples": samples}
+    differing = [name for name in now if name in before and before[name] != now[name]]
+    if differing:
+        told = "; ".join(f"{name} was {before[name]!r} and is {now[name]!r}" for name in differing)
+        raise RunFolderError(
+            f"{path.parent} holds the marks of another judge: {told}. Give what was given then, or move that folder away."
+        )
+    write_json(path, {**before, **now})
+
+
+def judge_outputs(outputs: Path, verdicts: Path, rubric: Rubric, judge: Judge, options: JudgeArguments) -> None:
+    """
+    Mark the answers of one system to one task that have no mark yet.
+
+    Args:
+        outputs, verdicts: files of answers and of what the judge said.
+    """
+    samples = options.judge_samples or rubric.samples
+    asked = list(_asked(outputs, rubric, samples))
+    kept = {_key(row): row for row in read_rows(verdicts)}
+    done = {one.key for one in asked if _is_done(kept.get(one.key), one)}
+    new = [one for one in asked if one.key not in done]
+    title = f"Judging {outputs.parent.name}: {outputs.stem}"
+    if new:
+        failed: Counter[str] = Counter()
+        with tqdm(total=len(new), desc=title, unit="mark") as bar:
+            for verdict in _verdicts(new, rubric, judge, options.judge_concurrency):
+                kept[_key(verdict)] = verdict
+                Journal(verdicts).append([verdict])
+                if verdict["error"]:
+                    failed[verdict["error"].partition(":")[0]] += 1
+                bar.update()
+        if failed:
+            print(
+                f"{title}: {failed['request']} requests failed and {failed['reply']} replies could not be read; given "
+                "again, the same command asks them again.",
+                file=sys.stderr,
+            )
+    write_rows(verdicts, [kept[one.key] for one in asked if one.key in kept])
+
+
+def _asked(outputs: Path, rubric: Rubric, samples: int) -> Iterator[Asked]:
+    for row in read_rows(outputs):
+        if row["output"] is None:
+            continue
+        for order in rubric.orders:
+            prompt = rubric.prompt(order, row)
+            yield from (Asked(row["id"], order, sample, prompt) for sample in range(samples))
+
+
+def _verdicts(new: Sequence[Asked], rubric: Rubric, judge: Judge, concurrency: int) -> Iterator[dict[str, Any]]:
+    """Yield what the judge says, in the order it comes."""
+    with ThreadPoolExecutor(concurrency) as pool:
+        futures = [pool.submit(_verdict, one, rubric, judge) for one in new]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _verdict(asked: Asked, rubric: Rubric, judge: Judge) -> dict[str, Any]:
+    reply = scores = error = None
+    try:
+        reply = judge.reply(asked.prompt, rubric.temperature)
+        scores = rubric.read(reply, asked.order)
+    except JudgeError:
+        raise
+    except UnreadableReplyError as problem:
+        error = f"{REPLY}{problem}"
+    except RuntimeError as problem:
+        error = f"{REQUEST}{problem}"
+    return {
+        "id": asked.id,
+        "order": asked.order,
+        "sample": asked.sample,
+        "prompt": asked.prompt,
+        "reply": reply,
+        "scores": scores,
+        "error": error,
+    }
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, str, int]:
+    return (row["id"], row["order"], row["sample"])
+
+
+def _is_done(verdict: Mapping[str, Any] | None, asked: Asked) -> bool:
+    return verdict is not None and verdict["scores"] is not None and verdict["prompt"] == asked.prompt
+
+
 __all__ = [
     "ANSWER_FIRST",
     "ANSWER_ONLY",
+    "JUDGE_FILE",
     "REFERENCE_FIRST",
     "Judge",
     "JudgeError",
     "Rubric",
     "UnreadableReplyError",
+    "judge_run",
     "read_rubrics",
 ]

@@ -1,5 +1,5 @@
 """
-What systems answered, on disk as it comes: one JSON Lines file for each task and system.
+The folder of a run: `run.json`, which says how it was made, and answers in one JSON Lines file for each task and system.
 
 While a run lasts, every process appends to a file of its own; at the end they become one, in the order of the items. A run
 that was killed leaves whole lines and at most one torn one, which counts as not written.
@@ -7,18 +7,37 @@ that was killed leaves whole lines and at most one torn one, which counts as not
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-OUTPUTS = "outputs"
+from audiollm.files import Journal, write_whole
+
+from .measures import Answer, Convention
+from .word_error import aligner_for, check_convention
+
+RUN_FILE, OUTPUTS, JUDGEMENTS = "run.json", "outputs", "judgements"
 PARTIAL = "{system}.rank{rank}.partial.jsonl"
 #: How an answer ended: the model ended it, it reached its bound, it repeated itself without end, or there is none.
 STOP, LENGTH, REPEATED, ERROR = "stop", "length", "repeated", "error"
+#: Packages on whose versions an answer may depend.
+PACKAGES = ("audiollm", "torch", "transformers", "peft", "accelerate", "numpy", "soundfile", "soxr")
+#: What must be alike in all that one folder holds: a field of the run, and of each of its tasks.
+SETTINGS = "settings"
+#: Of `extra`, of recordings that come in chunks.
+SESSION, CHUNK = "session", "chunk_index"
+#: Normaliser of leaderboards, which score their tasks by their own, by group.
+GROUP_NORMALISERS = {"open_asr": "leaderboard"}
 
 
-class OutputsError(ValueError):
-    """Rows in a folder do not belong to what is to be run; the message says which."""
+class RunFolderError(ValueError):
+    """A folder is no run of `audiollm evaluate`, is damaged, or holds a run of other settings or data."""
+
+
+# --------------------------------------------------------------------------------------------------- answers as they come
 
 
 class SystemOutputs:
@@ -34,11 +53,10 @@ class SystemOutputs:
     def __init__(self, folder: Path, task: str, system: str, rank: int = 0):
         self.path = folder / OUTPUTS / task / f"{system}.jsonl"
         self._system = system
-        self._own = self.path.with_name(PARTIAL.format(system=system, rank=rank))
-        self._is_open = False
+        self._own = Journal(self.path.with_name(PARTIAL.format(system=system, rank=rank)))
 
     def read(self) -> dict[str, dict[str, Any]]:
-        """Every row that is there, by id; of an item that failed and was tried again, the answer."""
+        """Return every row by id; of an item that failed and was tried again, the answer."""
         rows: dict[str, dict[str, Any]] = {}
         for path in [self.path, *self._partial_files()]:
             for row in read_rows(path):
@@ -49,101 +67,312 @@ class SystemOutputs:
     def _partial_files(self) -> list[Path]:
         return sorted(self.path.parent.glob(PARTIAL.format(system=self._system, rank="*")))
 
-    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Appends rows to this process' file; they are on disk when this returns."""
-        if not rows:
-            return
-        self._own.parent.mkdir(parents=True, exist_ok=True)
-        with open(self._own, "ab") as file:
-            if not self._is_open:
-                file.truncate(whole_bytes(self._own))
-                self._is_open = True
-            file.write(b"".join(as_line(row) for row in rows))
-            file.flush()
-            os.fsync(file.fileno())
+    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Append rows to this process' file; they are on disk when this returns."""
+        if rows:
+            self._own.append(rows)
 
-    def merge(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+    def merge(self, ids: Sequence[str]) -> None:
         """
-        Makes one file of all processes' rows, in the order of `ids`, and returns them.
+        Make one file of all processes' rows, in the order of `ids`.
 
         Raises:
-            OutputsError: there is no row for some of them, or there are rows of others.
+            RunFolderError: there is no row for some of them, or there are rows of others.
         """
         rows = self.read()
         missing = [one for one in ids if one not in rows]
         if missing:
-            raise OutputsError(
+            raise RunFolderError(
                 f"{self.path}: {len(missing)} of {len(ids)} items have no row, the first {missing[0]!r}; another process "
                 "has not done its share. Give the same command again."
             )
         others = sorted(rows.keys() - set(ids))
         if others:
-            raise OutputsError(
+            raise RunFolderError(
                 f"{self.path} holds {len(others)} rows of items that the task does not have, such as {others[0]!r}: its data "
                 "have changed since. Choose another --output_dir."
             )
-        ordered = [rows[one] for one in ids]
         partial = self._partial_files()
         if partial or not self.path.exists():
-            write_whole(self.path, b"".join(map(as_line, ordered)))
+            write_rows(self.path, [rows[one] for one in ids])
             for path in partial:
                 path.unlink()
-        return ordered
 
 
-def as_line(row: Mapping[str, Any]) -> bytes:
-    """A row as one line of JSON."""
-    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a JSON Lines file without torn or damaged lines; none where there is no file."""
+    for line in Journal(path).lines():
+        if line.entry is not None and isinstance(line.entry.get("id"), str):
+            yield line.entry
 
 
-def read_rows(path: Path) -> Iterable[dict[str, Any]]:
-    """Rows of a JSON Lines file, one by one, without a line that was torn; none where there is no file."""
-    if not path.is_file():
-        return
-    with open(path, "rb") as file:
-        for line in file:
-            row = _parse(line)
-            if row is not None:
-                yield row
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as JSON Lines, whole or not at all."""
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
-    if not line.endswith(b"\n"):
-        return None
+# --------------------------------------------------------------------------------------------------------------- run.json
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """
+    Return the record of a folder; empty where there is none.
+
+    Raises:
+        RunFolderError: there is a file of that name, but no record.
+    """
+    path = folder / RUN_FILE
+    return read_object(path, "tasks") if path.is_file() else {}
+
+
+def read_object(path: Path, key: str | None = None) -> dict[str, Any]:
+    """
+    Return the JSON object that a file of a run holds.
+
+    Args:
+        key: what must be an object in it.
+
+    Raises:
+        RunFolderError: it holds none.
+    """
     try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("id"), str) else None
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunFolderError(f"{path} is no JSON: {error}. Run the command that wrote it again.") from error
+    if not isinstance(found, dict) or (key and not isinstance(found.get(key), dict)):
+        raise RunFolderError(f"{path} names no {key or 'fields'}; expected what `audiollm evaluate` writes.")
+    return found
 
 
-def whole_bytes(path: Path) -> int:
-    """Up to where a file consists of whole lines."""
-    held = path.read_bytes() if path.is_file() else b""
-    return held.rfind(b"\n") + 1
+def check_same(folder: Path, settings: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]]) -> None:
+    """
+    Compare what is to be run with what a folder holds. Tasks that it has not are no difference.
+
+    Args:
+        settings: of the run, as far as they are known yet.
+        tasks: settings of each task, by its name.
+
+    Raises:
+        RunFolderError: they differ; the message has every difference.
+    """
+    record = read_run(folder)
+    if not record:
+        return
+    differences = _differences("", record.get(SETTINGS, {}), settings)
+    for name, own in tasks.items():
+        differences += _differences(f"{name}: ", record["tasks"].get(name, {}).get(SETTINGS, {}), own)
+    if differences:
+        raise RunFolderError(
+            f"{folder} holds outputs that were made otherwise:\n  "
+            + "\n  ".join(differences)
+            + "\nGive what was given then, or choose another --output_dir."
+        )
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Puts a file in its place as a whole, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    with open(unfinished, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+def _differences(where: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{where}{name} was {then[name]!r} and is {value!r}"
+        for name, value in now.items()
+        if name in then and then[name] != value
+    ]
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the versions of what computes, and of Python."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def place(path: str | None) -> str | None:
+    """Return a path so that it means the same from any folder; other names of data as they are."""
+    return os.path.abspath(path) if path is not None and os.path.exists(path) else path
+
+
+# ------------------------------------------------------------------------------------------------------ a run to be scored
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    A folder of outputs.
+
+    Attributes:
+        folder: where it is.
+        record: what `run.json` holds.
+        outputs: the file of each system, by task.
+    """
+
+    folder: Path
+    record: Mapping[str, Any]
+    outputs: Mapping[str, Mapping[str, Path]]
+
+    def task(self, name: str) -> Mapping[str, Any]:
+        """Return what `run.json` says of a task."""
+        return self.record["tasks"][name]
+
+
+def open_run(folder: str | Path) -> Run:
+    """
+    Open a folder of outputs.
+
+    Raises:
+        RunFolderError: it is none, or holds outputs of a task that `run.json` does not name.
+    """
+    folder = Path(folder)
+    if not (folder / RUN_FILE).is_file():
+        raise RunFolderError(f"{folder} has no {RUN_FILE}; expected the --output_dir of `audiollm evaluate`.")
+    record = read_run(folder)
+    outputs: dict[str, dict[str, Path]] = {}
+    for name in record["tasks"]:
+        files = sorted((folder / OUTPUTS / name).glob("*.jsonl"))
+        outputs[name] = {file.stem: file for file in files if not file.name.endswith(".partial.jsonl")}
+    unknown = sorted({each.name for each in (folder / OUTPUTS).glob("*") if each.is_dir()} - outputs.keys())
+    if unknown:
+        raise RunFolderError(f"{folder / OUTPUTS} holds {', '.join(unknown)}, which {RUN_FILE} does not name.")
+    if not any(outputs.values()):
+        raise RunFolderError(
+            f"{folder} has no finished outputs; run `audiollm evaluate --output_dir {folder}` to its end first."
+        )
+    return Run(folder, record, outputs)
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """
+    Yield the rows of a finished JSON Lines file.
+
+    Raises:
+        RunFolderError: a line is damaged, or the file is not there.
+    """
+    if not path.is_file():
+        raise RunFolderError(f"There is no {path}; run `audiollm evaluate score` on its folder again.")
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise RunFolderError(
+                    f"{path}, line {number} is no JSON: {error}. Run `audiollm evaluate` again to finish."
+                ) from error
+            if not isinstance(row, dict) or not isinstance(row.get("id"), str):
+                raise RunFolderError(f"{path}, line {number} has no id; expected a row of `audiollm evaluate`.")
+            yield row
+
+
+def read_answers(run: Run, task: str, system: str) -> list[Answer]:
+    """
+    Return what a system answered, with its verdicts; one that failed has said nothing.
+
+    Raises:
+        RunFolderError: a line is damaged, or two have the same id.
+    """
+    verdicts: dict[str, list[Mapping[str, Any]]] = {}
+    judged = run.folder / JUDGEMENTS / task / f"{system}.jsonl"
+    for row in read_lines(judged) if judged.is_file() else ():
+        verdicts.setdefault(row["id"], []).append(row)
+    answers: dict[str, Answer] = {}
+    for row in read_lines(run.outputs[task][system]):
+        if row["id"] in answers:
+            raise RunFolderError(f"{run.outputs[task][system]} has two rows with the id {row['id']!r}.")
+        answers[row["id"]] = Answer(
+            id=row["id"],
+            text=row.get("output") or "",
+            references=[str(text or "") for text in row.get("references") or []],
+            extra=row.get("extra") or {},
+            duration_s=float(row.get("duration_s") or 0.0),
+            seconds=float(row.get("seconds") or 0.0),
+            finish=str(row.get("finish")),
+            error=row.get("error"),
+            verdicts=verdicts.get(row["id"], ()),
+        )
+    return list(answers.values())
+
+
+def convention_of(task: Mapping[str, Any], normaliser: str | None = None, aligner: str | None = None) -> Convention:
+    """
+    Return how a task's answers are compared: as `run.json` says, or as is asked for.
+
+    A leaderboard's tasks are compared as it compares them; an aligner that is not named is the one of the normaliser.
+
+    Raises:
+        ValueError: there is no such normaliser or aligner.
+    """
+    chosen = normaliser or GROUP_NORMALISERS.get(task.get("group") or "", task.get("normaliser") or "english")
+    check_convention(chosen, aligner or aligner_for(chosen))
+    source = task.get("source")
+    source = source if isinstance(source, Mapping) else {}
+    return Convention(
+        normaliser=chosen,
+        aligner=aligner or aligner_for(chosen),
+        language=task.get("language"),
+        bleu_tokenizer=source.get("bleu_tokenizer"),
+        parsing=source.get("parsing") or Convention.parsing,
+    )
+
+
+def joined_sessions(answers: Sequence[Answer]) -> tuple[list[Answer], dict[str, int]]:
+    """
+    Join answers to chunks of a recording to one answer to the recording, in the chunks' order; others stay.
+
+    As the Open ASR Leaderboard does: the reference is the whole recording's, lengths and times are summed. A recording of
+    which a chunk in between is missing does not count.
+
+    Returns:
+        The answers, and how many recordings were left out.
+    """
+    sessions: dict[str, list[Answer]] = {}
+    joined: list[Answer] = []
+    for answer in answers:
+        if answer.extra.get(SESSION) is None:
+            joined.append(answer)
+        else:
+            sessions.setdefault(str(answer.extra[SESSION]), []).append(answer)
+    incomplete = 0
+    for session, chunks in sessions.items():
+        chunks.sort(key=lambda chunk: chunk.extra[CHUNK])
+        if [chunk.extra[CHUNK] for chunk in chunks] != list(range(len(chunks))):
+            incomplete += 1
+            continue
+        finishes = {chunk.finish for chunk in chunks}
+        joined.append(
+            replace(
+                chunks[0],
+                id=session,
+                text=" ".join(chunk.text.strip() for chunk in chunks if chunk.text.strip()),
+                duration_s=sum(chunk.duration_s for chunk in chunks),
+                seconds=sum(chunk.seconds for chunk in chunks),
+                finish=next((bad for bad in (ERROR, LENGTH, REPEATED) if bad in finishes), chunks[0].finish),
+                error=next((chunk.error for chunk in chunks if chunk.error), None),
+            )
+        )
+    return joined, {"incomplete_sessions": incomplete} if incomplete else {}
 
 
 __all__ = [
     "ERROR",
+    "JUDGEMENTS",
     "LENGTH",
     "OUTPUTS",
     "REPEATED",
+    "SETTINGS",
     "STOP",
-    "OutputsError",
+    "Run",
+    "RunFolderError",
     "SystemOutputs",
-    "as_line",
+    "check_same",
+    "convention_of",
+    "installed_versions",
+    "joined_sessions",
+    "open_run",
+    "place",
+    "read_answers",
+    "read_lines",
+    "read_object",
     "read_rows",
-    "whole_bytes",
-    "write_whole",
+    "read_run",
+    "write_rows",
 ]

@@ -1,47 +1,413 @@
-"""One evaluation from its options: tasks are read, systems chosen, questions answered, answers judged and scored."""
+"""
+Run an evaluation: read tasks, choose systems, put every question to every system, and write answers down as they come.
 
+Several processes, started by `accelerate launch`, take turns at batches, which are the same however many there are. Nothing
+is exchanged between them but files, and one wait at the end. A run that was killed goes on with the batches that are not on
+disk yet.
+"""
+
+import hashlib
+import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from accelerate import PartialState
+from audiollm.answering import MAX_BATCH_SECONDS, recording_seconds
 from audiollm.base_models import how_to_get
 from audiollm.checkpoints import fingerprint
 from audiollm.configuration import AudioLlmConfig
 from audiollm.ctc_rescoring import check_ctc_weight
+from audiollm.files import write_json
+from audiollm.interruption import interruptible
 from audiollm.publishing.record import package_facts
 from filelock import FileLock, Timeout
-from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor
+from tqdm.auto import tqdm
+from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor, GenerationConfig
 
 from .arguments import EvaluateArguments
-from .outputs import SystemOutputs
-from .run_record import (
+from .generating import Answer, failure, swapped, transcript_bound
+from .outputs import (
+    ERROR,
+    LENGTH,
+    REPEATED,
+    RUN_FILE,
     SETTINGS,
-    OtherSettingsError,
-    changed_versions,
+    RunFolderError,
+    SystemOutputs,
     check_same,
     installed_versions,
     place,
     read_run,
-    write_run,
 )
-from .running import Job, answer_job, index, is_complete
-from .system_building import TRANSCRIPTION, SystemBuilder, check_control, choose_systems, is_multilingual
-from .systems import CASCADE, WHISPER
-from .tasks import Task, read_local_set, tasks_named
+from .readers import read_local_set
+from .systems import (
+    CASCADE,
+    DEFAULT_SYSTEMS,
+    SYSTEM_TITLES,
+    WHISPER,
+    WRONG_AUDIO,
+    Question,
+    System,
+    SystemBuilder,
+    is_multilingual,
+    why_not,
+)
+from .tasks import Item, Task, tasks_named
 
 LOCK_FILE = ".lock"
+#: Items that are held in memory at a time: among them, those of like length share batches, and recordings are swapped.
+WINDOW_ITEMS = 512
+#: Kinds whose answers are as long as what is said.
+SPOKEN_KINDS = ("asr", "no_speech", "translation")
+TRANSCRIPTION = "asr"
+
+
+class SystemsError(ValueError):
+    """Systems that were asked for cannot answer a task; the message says why."""
+
+
+# ------------------------------------------------------------------------------------------------- what is asked together
+
+
+def windows_of(items: Iterable[Item], count: int, size: int = WINDOW_ITEMS) -> Iterator[list[Item]]:
+    """
+    Yield consecutive items, `size` at a time; the last window takes what is left over too, so that it is not a small one.
+
+    Args:
+        count: how many items there are.
+    """
+    stream = iter(items)
+    num_windows = max(1, count // size)
+    for index in range(num_windows):
+        is_last = index == num_windows - 1
+        if window := list(stream if is_last else islice(stream, size)):
+            yield window
+
+
+def own_recordings(items: Sequence[Item]) -> list[Question]:
+    """Return every item with its own recordings."""
+    return [Question(item, list(item.recordings)) for item in items]
+
+
+def wrong_recordings(items: Sequence[Item]) -> list[Question]:
+    """
+    Return every item with recordings of others: each distinct one is replaced by another, and each is used.
+
+    Questions about one and the same recording get one and the same other one, never their own.
+    """
+    keys = [[recording_identity(one) for one in item.recordings] for item in items]
+    distinct = {key: one for item, own in zip(items, keys) for key, one in zip(own, item.recordings)}
+    if len(distinct) < 2:
+        problem = "there is no other recording beside it to take the place of its own"
+        return [Question(item, [], problem if item.recordings else None) for item in items]
+    other = dict(zip(distinct, swapped(list(distinct.values()))))
+    return [Question(item, [other[key] for key in own]) for item, own in zip(items, keys)]
+
+
+def batches_of(
+    questions: Sequence[Question], processor: Any, batch_size: int, max_batch_seconds: float
+) -> list[list[Question]]:
+    """
+    Deal questions into batches, short ones first; a batch's audio, padded to its longest, has a bound.
+
+    Args:
+        processor: says how long a recording is.
+        batch_size: questions in a batch, at most.
+        max_batch_seconds: of audio in a batch, at most; a longer question is alone.
+    """
+    seconds = [sum(_seconds_or_none(processor, one) for one in question.recordings) for question in questions]
+    order = sorted(range(len(questions)), key=lambda i: (seconds[i], len(questions[i].item.prompt), i))
+    batches: list[list[Question]] = []
+    for index in order:
+        full = not batches or len(batches[-1]) == batch_size
+        if full or (len(batches[-1]) + 1) * seconds[index] > max_batch_seconds:
+            batches.append([])
+        batches[-1].append(questions[index])
+    return batches
+
+
+def _seconds_or_none(processor: Any, recording: Any) -> float:
+    """Return how long a recording says it is; 0 of one that cannot be read, which is found out when it is played."""
+    try:
+        return recording_seconds(processor, recording)
+    except (ValueError, OSError):
+        return 0.0
+
+
+def recording_identity(recording: Any) -> str:
+    """Return what tells recordings apart: a path or URL, or a hash of bytes or samples."""
+    if isinstance(recording, (str, os.PathLike)):
+        return os.fspath(recording)
+    if isinstance(recording, dict):
+        held = recording.get("bytes")
+        if held is None:
+            held = recording.get("array")
+        return str(recording.get("path")) if held is None else _digest(held)
+    return _digest(recording)
+
+
+def _digest(held: Any) -> str:
+    data = held if isinstance(held, (bytes, bytearray)) else np.ascontiguousarray(held).tobytes()
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def recording_name(recording: Any) -> str:
+    """Return what outputs call a recording: its path, that within its table, or the hash of its samples."""
+    if isinstance(recording, dict) and recording.get("path"):
+        return str(recording["path"])
+    return recording_identity(recording)
+
+
+# ------------------------------------------------------------------------------------------------------------- one task
+
+
+@dataclass(frozen=True)
+class Job:
+    """
+    A task as it is run.
+
+    Attributes:
+        task: what is asked.
+        data: a copy on disk, or None for where the benchmark is.
+        limit: at most this many items.
+        max_new_tokens: bound on an answer; None leaves it to the length of the recording.
+        ids: of its items, in order.
+        num_recordings: different recordings that its items have; counted up to two.
+        systems: what answers it.
+        left_out: systems that would have answered it, and why they cannot.
+    """
+
+    task: Task
+    data: str | None
+    limit: int | None
+    max_new_tokens: int | None
+    ids: tuple[str, ...]
+    num_recordings: int
+    systems: tuple[str, ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
+
+    def items(self) -> Iterator[Item]:
+        """Yield the questions, from the beginning."""
+        return self.task.items(self.data, self.limit)
+
+    def bound(self, seconds: float) -> int:
+        """Return how many tokens an answer to so much audio may have."""
+        if self.max_new_tokens is not None and self.task.kind not in SPOKEN_KINDS:
+            return self.max_new_tokens
+        natural = transcript_bound(seconds, self.task.language)
+        return natural if self.max_new_tokens is None else min(self.max_new_tokens, natural)
+
+
+def index(task: Task, data: str | None, limit: int | None, max_new_tokens: int | None) -> Job:
+    """
+    Read a task's items once, before anything is computed: malformed ones are refused now rather than after hours.
+
+    Raises:
+        ValueError, OSError: as the task does.
+    """
+    ids: list[str] = []
+    recordings: set[str] = set()
+    for item in task.items(data, limit):
+        ids.append(item.id)
+        if len(recordings) < 2:
+            recordings.update(map(recording_identity, item.recordings))
+    return Job(task, data, limit, max_new_tokens or task.max_new_tokens, tuple(ids), min(2, len(recordings)))
+
+
+def choose_systems(
+    job: Job, asked: Sequence[str], without: Sequence[str], whisper: str | None, multilingual: bool
+) -> Job:
+    """
+    Return a job with what answers it: what was asked for, or what its kind has by default and can answer it.
+
+    Args:
+        asked: names; empty for the default.
+        without: names that are not to answer.
+        whisper, multilingual: see [`why_not`].
+
+    Raises:
+        SystemsError: what was asked for cannot answer.
+    """
+    chosen, left_out = [], []
+    for name in asked or DEFAULT_SYSTEMS[job.task.kind]:
+        if name in without:
+            continue
+        reason = why_not(job.task, name, whisper, multilingual, bool(job.num_recordings))
+        if reason is None:
+            chosen.append(name)
+        elif asked:
+            raise SystemsError(f"--systems {name} cannot answer {job.task.name}: {reason}.")
+        else:
+            left_out.append((name, reason))
+    return replace(job, systems=tuple(chosen), left_out=tuple(left_out))
+
+
+def check_control(job: Job, asked: Sequence[str]) -> None:
+    """
+    Refuse the wrong-audio control where there is no second recording.
+
+    Raises:
+        SystemsError: it was to answer, and there is none.
+    """
+    names = tuple(asked) or DEFAULT_SYSTEMS[job.task.kind]
+    if WRONG_AUDIO in names and job.num_recordings == 1:
+        others = ",".join(name for name in names if name != WRONG_AUDIO)
+        raise SystemsError(
+            f"{job.task.name} gives {len(job.ids)} clips of one recording; the wrong-audio control needs two different ones "
+            f"or more. Take more, or leave it out by --systems {others}."
+        )
+
+
+class Place(Protocol):
+    """Which process this is, among how many; accelerate's `PartialState` is one."""
+
+    process_index: int
+    num_processes: int
+
+
+def is_complete(folder: Path, job: Job, system: str) -> bool:
+    """Return whether every item has an answer on disk."""
+    rows = SystemOutputs(folder, job.task.name, system).read()
+    return all(one in rows and rows[one]["finish"] != ERROR for one in job.ids)
+
+
+def answer_job(
+    folder: Path,
+    job: Job,
+    systems: Mapping[str, System],
+    processor: Any,
+    batch_size: int,
+    place: Place,
+    progress: bool = True,
+    max_batch_seconds: float = MAX_BATCH_SECONDS,
+) -> None:
+    """
+    Do this process' share of one task, which is read once; each batch is on disk before the next.
+
+    Args:
+        folder: where outputs go.
+        systems: those that answer, by name.
+        processor: decodes recordings; the model's.
+        progress: shows a bar with rate and time left.
+
+    Raises:
+        RunFolderError: the folder has answers to other questions by the same ids.
+    """
+    shares = [_Share(SystemOutputs(folder, job.task.name, name, place.process_index), name) for name in systems]
+    total = -(-len(job.ids) // place.num_processes) * len(systems)
+    with tqdm(total=total, desc=job.task.name, unit="answer", disable=not progress) as bar:
+        for window in windows_of(job.items(), len(job.ids)):
+            for share in shares:
+                share.check(window)
+                system = systems[share.name]
+                asked = wrong_recordings(window) if share.name == WRONG_AUDIO else own_recordings(window)
+                for batch in interruptible(batches_of(asked, processor, batch_size, max_batch_seconds)):
+                    share.turn += 1
+                    if (share.turn - 1) % place.num_processes != place.process_index:
+                        continue
+                    new = {question.item.id for question in batch} - share.done
+                    if new:
+                        # All of it, so that what an answer was batched with is what it would have been without a break.
+                        answered = answer_batch(job, share.name, system, processor, batch)
+                        share.outputs.add([row for row in answered if row["id"] in new])
+                        share.count(answered)
+                        bar.set_postfix_str(share.told, refresh=False)
+                    bar.update(len(batch))
+    for share in shares:
+        if progress and share.failed:
+            tqdm.write(f"{job.task.name}: {share.told}", file=sys.stderr)
+
+
+class _Share:
+    """Progress of one system in this process."""
+
+    def __init__(self, outputs: SystemOutputs, name: str):
+        self.outputs, self.name = outputs, name
+        self.rows = outputs.read()
+        self.done = {one for one, row in self.rows.items() if row["finish"] != ERROR}
+        self.turn = self.failed = self.cut_off = 0
+
+    def check(self, window: Sequence[Item]) -> None:
+        for item in window:
+            row = self.rows.get(item.id)
+            if row is not None and row["references"] != item.references:
+                raise RunFolderError(
+                    f"{self.outputs.path}: the references of {item.id!r} are not those of the answer that is there; the "
+                    "data have changed since. Choose another --output_dir."
+                )
+
+    def count(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.failed += sum(row["finish"] == ERROR for row in rows)
+        self.cut_off += sum(row["finish"] in (LENGTH, REPEATED) for row in rows)
+
+    @property
+    def told(self) -> str:
+        return f"{SYSTEM_TITLES[self.name]}: {self.failed} failed, {self.cut_off} cut off"
+
+
+def answer_batch(
+    job: Job, name: str, system: System, processor: Any, batch: Sequence[Question]
+) -> list[dict[str, Any]]:
+    """
+    Return rows of one batch, in its order. What cannot be played or asked is a row too, with the reason.
+
+    Their `seconds` cover decoding, features and generation.
+    """
+    began = time.perf_counter()
+    heard: dict[int, list[np.ndarray]] = {}
+    answers: dict[int, Answer] = {}
+    for number, question in enumerate(batch):
+        try:
+            if question.problem:
+                raise ValueError(question.problem)
+            heard[number] = [processor.load_audio(recording) for recording in question.recordings]
+        except (ValueError, OSError) as error:
+            answers[number] = failure(error)
+    seconds = {number: sum(map(len, waveforms)) / processor.sampling_rate for number, waveforms in heard.items()}
+    if heard:
+        given = system.answer(
+            [batch[number] for number in heard], list(heard.values()), [job.bound(seconds[number]) for number in heard]
+        )
+        answers.update(zip(heard, given, strict=True))
+    each = (time.perf_counter() - began) / len(batch)
+    rows = []
+    for number, question in enumerate(batch):
+        item, answer = question.item, answers[number]
+        rows.append(
+            {
+                "task": job.task.name,
+                "system": name,
+                "id": item.id,
+                "prompt": item.prompt if answer.prompt is None else answer.prompt,
+                "audio": [recording_name(recording) for recording in question.recordings],
+                "duration_s": round(seconds.get(number, 0.0), 4),
+                "references": list(item.references),
+                "extra": {**item.extra, **(answer.extra or {})},
+                "output": answer.text,
+                "finish": answer.finish,
+                "error": answer.error,
+                "seconds": round(each + answer.more_seconds, 6),
+            }
+        )
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------------------ a whole run
 
 
 @dataclass
-class Run:
+class Evaluation:
     """
-    What is run and where.
+    An evaluation that is about to run.
 
     Attributes:
         options: as they were given.
@@ -49,6 +415,7 @@ class Run:
         state: this process among the others.
         jobs: tasks with their systems.
         whisper, whisper_revision: whose decoder answers; None where none is known.
+        ctc_weight: of CTC in the model's transcripts, as given or the checkpoint's own.
     """
 
     options: EvaluateArguments
@@ -57,36 +424,27 @@ class Run:
     jobs: list[Job]
     whisper: str | None
     whisper_revision: str | None
+    ctc_weight: float
 
 
-def chosen_tasks(options: EvaluateArguments) -> list[Task]:
+def prepare(options: EvaluateArguments, folder: Path, state: PartialState) -> Evaluation:
     """
-    The tasks that are asked for, or the user's own data as one.
-
-    Raises:
-        ValueError, OSError: there is no such task, or the data are not there or malformed.
-    """
-    if not options.tasks:
-        return [read_local_set(options.data_path[0], options.audio_dir, options.language, options.normaliser)]
-    return tasks_named(options.tasks)
-
-
-def prepare(options: EvaluateArguments, folder: Path, state: PartialState) -> Run:
-    """
-    Everything that can be refused before a model is loaded.
+    Do everything that can be refused before a model is loaded.
 
     Raises:
         ValueError, OSError: data, checkpoint, Whisper or folder cannot be used as asked.
     """
-    tasks = chosen_tasks(options)
-    copies = options.copies([task.name for task in tasks]) if options.tasks else {}
+    if options.tasks:
+        tasks = tasks_named(options.tasks)
+        copies = options.copies([task.name for task in tasks])
+    else:
+        tasks = [read_local_set(options.data_path[0], options.audio_dir, options.language, options.normaliser)]
+        copies = {}
     jobs = [index(task, copies.get(task.name), options.limit, options.max_new_tokens) for task in tasks]
     for job in jobs:
         check_control(job, options.systems)
     config = checkpoint_config(options)
-    check_ctc_weight(config, options.ctc_weight)
-    if options.ctc_weight and all(task.kind != TRANSCRIPTION for task in tasks):
-        raise ValueError(f"--ctc_weight is for transcripts, but no task is of the kind {TRANSCRIPTION}; leave it out.")
+    weight = ctc_weight_of(options, config, any(task.kind == TRANSCRIPTION for task in tasks))
     known = own_whisper(config)
     whisper = options.whisper or known
     revision = config.audio_model_revision if whisper is not None and whisper == known else None
@@ -94,7 +452,7 @@ def prepare(options: EvaluateArguments, folder: Path, state: PartialState) -> Ru
     multilingual = bool(whisper and hears) and is_multilingual(str(whisper), revision)
     without = (WHISPER,) if options.no_decoder else ()
     jobs = [choose_systems(job, options.systems, without, whisper, multilingual) for job in jobs]
-    run = Run(options, folder, state, jobs, whisper, revision)
+    run = Evaluation(options, folder, state, jobs, whisper, revision, weight)
     check_same(folder, run_settings(run), task_settings(run))
     if state.is_main_process:
         for job in jobs:
@@ -104,14 +462,38 @@ def prepare(options: EvaluateArguments, folder: Path, state: PartialState) -> Ru
 
 
 def own_whisper(config: Any) -> str | None:
-    """The Whisper that a checkpoint was made of; None where it is not known, or where the encoder is another."""
+    """Return the Whisper that a checkpoint was made of; None where it is not known, or where the encoder is another."""
     audio_config = getattr(config, "audio_config", None)
     return config.audio_model_id if getattr(audio_config, "model_type", None) == WHISPER else None
 
 
+def ctc_weight_of(options: EvaluateArguments, config: Any, transcribes: bool) -> float:
+    """
+    Return the weight of CTC: as given, else the checkpoint's default, which is for transcripts alone.
+
+    Raises:
+        ValueError: it is given, and the model has no CTC, or no task is a transcription.
+    """
+    if options.ctc_weight is None:
+        return default_ctc_weight(options) if transcribes else 0.0
+    check_ctc_weight(config, options.ctc_weight)
+    if options.ctc_weight and not transcribes:
+        raise ValueError(f"--ctc_weight is for transcripts, but no task is of the kind {TRANSCRIPTION}; leave it out.")
+    return options.ctc_weight
+
+
+def default_ctc_weight(options: EvaluateArguments) -> float:
+    """Return the weight that the checkpoint's generation configuration asks for; 0 where it says nothing."""
+    try:
+        saved = GenerationConfig.from_pretrained(options.model, **_revision(options))
+    except OSError:
+        return 0.0
+    return float(getattr(saved, "ctc_weight", None) or 0.0)
+
+
 def checkpoint_config(options: EvaluateArguments) -> Any:
     """
-    The configuration of the checkpoint.
+    Return the configuration of the checkpoint.
 
     Raises:
         ValueError: there is no checkpoint, or it is of another kind of model.
@@ -129,8 +511,8 @@ def checkpoint_config(options: EvaluateArguments) -> Any:
     return config
 
 
-def run_settings(run: Run) -> dict[str, Any]:
-    """What must be alike in all that a folder holds."""
+def run_settings(run: Evaluation) -> dict[str, Any]:
+    """Return what must be alike in all that a folder holds."""
     options = run.options
     device = options.device_map or ("cuda" if torch.cuda.is_available() else "cpu")
     return {
@@ -140,12 +522,12 @@ def run_settings(run: Run) -> dict[str, Any]:
         "device": device.partition(":")[0],
         "batch_size": options.batch_size,
         "whisper": place(run.whisper),
-        "ctc_weight": options.ctc_weight,
+        "ctc_weight": run.ctc_weight,
     }
 
 
-def task_settings(run: Run) -> dict[str, dict[str, Any]]:
-    """The same of each task, by its name."""
+def task_settings(run: Evaluation) -> dict[str, dict[str, Any]]:
+    """Return the same of each task, by its name."""
     own = None if run.options.tasks else run.options.data_path[0]
     return {
         job.task.name: {
@@ -159,12 +541,12 @@ def task_settings(run: Run) -> dict[str, dict[str, Any]]:
     }
 
 
-def answer_all(run: Run) -> None:
+def answer_all(run: Evaluation) -> None:
     """
-    Every answer that is not on disk yet, of this process' share; then, in one process, one file of each system's.
+    Answer what is not on disk yet, of this process' share; then, in one process, make one file of each system's rows.
 
     Raises:
-        OtherSettingsError: the folder holds another model's outputs.
+        RunFolderError: the folder holds another model's outputs.
         ValueError, OSError: the model cannot be loaded.
     """
     missing = {
@@ -180,12 +562,12 @@ def answer_all(run: Run) -> None:
 
 
 @contextmanager
-def locked(run: Run) -> Iterator[None]:
+def locked(run: Evaluation) -> Iterator[None]:
     """
-    Keeps other runs out of the folder for a while.
+    Keep other runs out of the folder for a while.
 
     Raises:
-        OtherSettingsError: another one is in it.
+        RunFolderError: another one is in it.
     """
     if not run.state.is_main_process:
         yield
@@ -195,14 +577,14 @@ def locked(run: Run) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise OtherSettingsError(f"Another run is writing to {run.folder}; wait for it to end.") from None
+        raise RunFolderError(f"Another run is writing to {run.folder}; wait for it to end.") from None
     try:
         yield
     finally:
         lock.release()
 
 
-def _answer(run: Run, missing: Mapping[str, Sequence[str]]) -> None:
+def _answer(run: Evaluation, missing: Mapping[str, Sequence[str]]) -> None:
     options = run.options
     device = {"": run.state.device} if torch.cuda.is_available() else None
     known: dict[str, Any] = {"trust_remote_code": False, **_revision(options)}
@@ -218,7 +600,7 @@ def _answer(run: Run, missing: Mapping[str, Sequence[str]]) -> None:
     check_same(run.folder, {"weights": weights}, {})
     run.state.wait_for_everyone()  # none writes before all have looked
     if run.state.is_main_process:
-        write_run(run.folder, record_of(run, model, weights))
+        write_json(run.folder / RUN_FILE, record_of(run, model, weights))
     builder = SystemBuilder(
         model,
         processor,
@@ -226,50 +608,48 @@ def _answer(run: Run, missing: Mapping[str, Sequence[str]]) -> None:
         run.whisper_revision,
         run.folder,
         options.batch_size,
-        options.ctc_weight,
+        run.ctc_weight,
     )
     for job in run.jobs:
-        systems = {name: builder.build(job, name) for name in missing[job.task.name]}
+        systems = {name: builder.build(job.task, name) for name in missing[job.task.name]}
         if systems:
             progress = run.state.is_main_process
             answer_job(run.folder, job, systems, processor, options.batch_size, run.state, progress)
 
 
-def record_of(run: Run, model: Any, weights: str) -> dict[str, Any]:
-    """What `run.json` holds; of a run that goes on, with what it was begun with."""
-    before = read_run(run.folder)
-    if before:
-        for change in changed_versions(before):
-            print(f"Note: {change}, since this run was begun.", file=sys.stderr)
+def record_of(run: Evaluation, model: Any, weights: str) -> dict[str, Any]:
+    """Return what `run.json` holds; of a run that goes on, with what it was begun with."""
+    before, versions = read_run(run.folder), installed_versions()
+    for name, then in before.get("versions", {}).items():
+        if versions.get(name) != then:
+            print(f"Note: {name} was {then} and is {versions.get(name)}, since this run was begun.", file=sys.stderr)
     settings = task_settings(run)
-    tasks = {job.task.name: _task_record(job, settings[job.task.name]) for job in run.jobs}
+    tasks = {
+        job.task.name: {
+            "kind": job.task.kind,
+            "metrics": list(job.task.metrics),
+            "language": job.task.language,
+            "normaliser": job.task.normaliser,
+            "group": job.task.group,
+            "source": _as_json(dict(job.task.source)),
+            "items": len(job.ids),
+            "left_out": dict(job.left_out),
+            SETTINGS: settings[job.task.name],
+        }
+        for job in run.jobs
+    }
     return {
         "model": str(run.options.model),
         "revision": run.options.revision,
         "dtype": str(model.get_input_embeddings().weight.dtype).removeprefix("torch."),
         "device": str(model.device),
         "bases": {role: getattr(model.config, f"{role}_model_id") for role in ("audio", "text")},
-        "versions": before.get("versions") or installed_versions(),
+        "versions": before.get("versions") or versions,
         "commit": before.get("commit") or package_facts()["commit"],
         "arguments": _as_json(asdict(run.options)),
         "started": before.get("started") or datetime.now(timezone.utc).isoformat(timespec="seconds"),
         SETTINGS: {**run_settings(run), "weights": weights},
         "tasks": {**before.get("tasks", {}), **tasks},
-    }
-
-
-def _task_record(job: Job, settings: Mapping[str, Any]) -> dict[str, Any]:
-    task = job.task
-    return {
-        "kind": task.kind,
-        "metrics": list(task.metrics),
-        "language": task.language,
-        "normaliser": task.normaliser,
-        "group": task.group,
-        "source": _as_json(dict(task.source)),
-        "items": len(job.ids),
-        "left_out": dict(job.left_out),
-        SETTINGS: dict(settings),
     }
 
 
@@ -285,4 +665,23 @@ def _revision(options: EvaluateArguments) -> dict[str, Any]:
     return {} if options.revision is None else {"revision": options.revision}
 
 
-__all__ = ["Run", "answer_all", "chosen_tasks", "locked", "prepare", "record_of", "run_settings", "task_settings"]
+__all__ = [
+    "Evaluation",
+    "Job",
+    "SystemsError",
+    "answer_all",
+    "answer_batch",
+    "answer_job",
+    "batches_of",
+    "check_control",
+    "choose_systems",
+    "index",
+    "is_complete",
+    "locked",
+    "own_recordings",
+    "own_whisper",
+    "prepare",
+    "recording_identity",
+    "windows_of",
+    "wrong_recordings",
+]

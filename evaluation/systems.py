@@ -1,5 +1,5 @@
 """
-What answers a task's questions: the model, and what its answers are to be held against.
+What answers a task's questions: the model, and what its answers are compared with.
 
 | system | what it is |
 |---|---|
@@ -10,23 +10,28 @@ What answers a task's questions: the model, and what its answers are to be held 
 | `deaf` | the base language model, given the question without the recording |
 """
 
+import copy
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from audiollm.answering import ask
-from audiollm.corpora.hypotheses import WhisperDecoder
+from audiollm.base_models import resolve_base
+from audiollm.checkpoints import fingerprint
+from audiollm.corpora.hypotheses import WhisperDecoder, locate_whisper
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
+from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
-from .generating import Answer, Generator, is_english
-from .listening import adapter_windows
-from .plan import Asking, Question, own_recordings
-
-if TYPE_CHECKING:
-    from .tasks import Item, Task
+from .generating import Answer, Generator, adapter_windows, is_english
+from .outputs import SystemOutputs
+from .tasks import Item, Task
 
 MODEL, WRONG_AUDIO, WHISPER, CASCADE, DEAF = "model", "wrong_audio", "whisper", "cascade", "deaf"
 #: Every system, and what people call it.
@@ -37,38 +42,46 @@ SYSTEM_TITLES = {
     CASCADE: "Whisper's decoder, then the base model on its text",
     DEAF: "base model without the recordings",
 }
-#: What is held beside the model, by a task's kind.
+#: What stands beside the model, by a task's kind.
 DEFAULT_SYSTEMS = {
     "asr": (MODEL, WRONG_AUDIO, WHISPER),
     "translation": (MODEL, WRONG_AUDIO, WHISPER, CASCADE, DEAF),
-    "choice": (MODEL, WRONG_AUDIO, CASCADE, DEAF),
-    "chat": (MODEL, WRONG_AUDIO, CASCADE, DEAF),
-    "instruction": (MODEL, WRONG_AUDIO, CASCADE, DEAF),
-    "summary": (MODEL, WRONG_AUDIO, CASCADE, DEAF),
+    **dict.fromkeys(("choice", "chat", "instruction", "summary"), (MODEL, WRONG_AUDIO, CASCADE, DEAF)),
     "description": (MODEL, WRONG_AUDIO, DEAF),
     "no_speech": (MODEL, WHISPER),
     "text_retention": (MODEL, DEAF),
 }
-#: Systems that there is nothing to ask of where there are no recordings, or only such as are all alike.
+#: Systems that there is nothing to ask of where there are no recordings.
 NEED_RECORDINGS = (WRONG_AUDIO, WHISPER, CASCADE)
 #: Kinds whose answers Whisper's decoder itself can give.
 HEARD_KINDS = ("asr", "no_speech", "translation")
-#: The one language that Whisper translates into.
-WHISPER_TARGET = "en"
+TEXT_RETENTION, TRANSCRIPTION, TRANSLATION = "text_retention", "asr", "translation"
+
+
+@dataclass(frozen=True)
+class Question:
+    """
+    An item as one system is asked it.
+
+    Attributes:
+        item: as the task has it.
+        recordings: what is played: the item's own recordings, or others'.
+        problem: why it cannot be asked at all; None where it can.
+    """
+
+    item: Item
+    recordings: list[Any]
+    problem: str | None = None
 
 
 class System(ABC):
     """Something that answers."""
 
-    def questions(self, items: Sequence["Item"]) -> list[Question]:
-        """What it is asked about items that are at hand together: each with its own recordings, unless it says otherwise."""
-        return own_recordings(items)
-
     @abstractmethod
     def answer(
         self, questions: Sequence[Question], waveforms: Sequence[Sequence[np.ndarray]], bounds: Sequence[int]
     ) -> list[Answer]:
-        """One answer each; `waveforms` are the decoded recordings of each question, `bounds` are in tokens."""
+        """Return one answer each; `waveforms` are the decoded recordings of each question, `bounds` are in tokens."""
 
 
 @dataclass
@@ -76,11 +89,6 @@ class ModelSystem(System):
     """The AudioLLM, on items' own recordings or, as its control, on others'."""
 
     generator: Generator
-    asking: Asking = own_recordings
-
-    def questions(self, items) -> list[Question]:
-        """See [`System`]."""
-        return self.asking(items)
 
     def answer(self, questions, waveforms, bounds) -> list[Answer]:
         """See [`System`]."""
@@ -112,14 +120,14 @@ class WhisperSystem(System):
         return answers
 
     def hear(self, waveforms: Sequence[np.ndarray]) -> list[str]:
-        """A transcript of each waveform `(samples,)`."""
+        """Return a transcript of each waveform `(samples,)`."""
         clips = [adapter_windows(self.processor, waveform) for waveform in waveforms]
         return self.decoder.hear(clips, self.batch_size)
 
 
 @dataclass
 class CascadeSystem(System):
-    """Whisper's transcripts in the place of recordings, and the base language model. What it has heard is not heard again."""
+    """Whisper's transcripts in the place of recordings, and the base language model. Nothing is heard twice."""
 
     whisper: WhisperSystem
     generator: Generator
@@ -133,7 +141,7 @@ class CascadeSystem(System):
             transcripts.append([known[0]] if known else self.whisper.hear(heard))
             before.append(known[1] if known else 0.0)
         prompts = [_written(question.item.prompt, texts) for question, texts in zip(questions, transcripts)]
-        answers = self.generator.answer([_text_only(prompt) for prompt in prompts], [[]] * len(prompts), bounds)
+        answers = _answer_text(self.generator, prompts, bounds)
         return [
             Answer(one.text, one.finish, one.error, prompt, {"transcripts": texts}, seconds)
             for one, prompt, texts, seconds in zip(answers, prompts, transcripts, before)
@@ -149,28 +157,74 @@ class DeafSystem(System):
     def answer(self, questions, waveforms, bounds) -> list[Answer]:
         """See [`System`]."""
         prompts = [_written(question.item.prompt, [""] * len(question.item.recordings)) for question in questions]
-        answers = self.generator.answer([_text_only(prompt) for prompt in prompts], [[]] * len(prompts), bounds)
+        answers = _answer_text(self.generator, prompts, bounds)
         return [Answer(one.text, one.finish, one.error, prompt) for one, prompt in zip(answers, prompts)]
 
 
 def _written(prompt: str, texts: Sequence[str]) -> str:
-    """A prompt with a text in the place of each recording."""
+    """Return a prompt with a text in the place of each recording."""
     pieces = prompt.split(AUDIO_PLACEHOLDER)
     return "".join([pieces[0], *(text + piece for text, piece in zip(texts, pieces[1:], strict=True))]).strip()
 
 
-def _text_only(prompt: str) -> list[dict[str, Any]]:
-    return [{"role": "user", "content": prompt}]
+def _answer_text(generator: Generator, prompts: Sequence[str], bounds: Sequence[int]) -> list[Answer]:
+    return generator.answer([[{"role": "user", "content": prompt}] for prompt in prompts], [[]] * len(prompts), bounds)
 
 
-def spoken_language(task: "Task") -> str | None:
-    """The language that is spoken in a task's recordings, where that is known: of a translation, not its answers'."""
-    return task.source.get("source_language") if task.kind == "translation" else task.language
-
-
-def why_not(task: "Task", system: str, whisper: str | None, is_multilingual: bool, has_recordings: bool) -> str | None:
+@dataclass
+class RetentionSystem(System):
     """
-    What keeps a system from answering a task; None where nothing does.
+    Measures what a model makes of text: its likelihood, and whether the logits are those of its base. It answers nothing.
+
+    Args:
+        generator: holds the model that is measured.
+        base: the base language model by itself, to compare with; None measures likelihood alone.
+    """
+
+    generator: Generator
+    base: Any | None = None
+
+    def answer(self, questions, waveforms, bounds) -> list[Answer]:
+        """See [`System`]; an answer is empty, and its `extra` has what was measured of the prompt."""
+        return [Answer("", extra=self.measure(question.item.prompt)) for question in questions]
+
+    def measure(self, text: str) -> dict[str, Any]:
+        """Return tokens scored, the sum of their negative log likelihoods in nats, and what differs from the base."""
+        tokenizer, model = self.generator.processor.tokenizer, self.generator.model
+        ids = torch.tensor([tokenizer(text)["input_ids"]], device=model.device)
+        logits = _logits(model, ids)
+        scored = max(ids.shape[1] - 1, 0)
+        total = (
+            torch.nn.functional.cross_entropy(logits[:-1].double(), ids[0, 1:].cpu(), reduction="sum")
+            if scored
+            else 0.0
+        )
+        measured = {"tokens": scored, "negative_log_likelihood": float(total)}
+        if self.base is not None:
+            base_logits = _logits(self.base, ids)
+            same = torch.equal(logits, base_logits)
+            difference = 0.0 if same else float((logits.float() - base_logits.float()).abs().max())
+            measured |= {"same_logits_as_base": same, "largest_logit_difference": difference}
+        return measured
+
+
+@torch.inference_mode()
+def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Return logits `(tokens, vocab_size)` of ids `(1, tokens)`, in the model's own precision, on the CPU."""
+    return model(input_ids=ids.to(model.device)).logits[0].cpu()
+
+
+# ---------------------------------------------------------------------------------------------------- what can answer what
+
+
+def spoken_language(task: Task) -> str | None:
+    """Return the language of a task's recordings, where it is known: of a translation, not its answers'."""
+    return task.source.get("source_language") if task.kind == TRANSLATION else task.language
+
+
+def why_not(task: Task, system: str, whisper: str | None, is_multilingual: bool, has_recordings: bool) -> str | None:
+    """
+    Return why a system cannot answer a task; None where it can.
 
     Args:
         whisper: the Whisper model, None where none is known.
@@ -190,16 +244,168 @@ def why_not(task: "Task", system: str, whisper: str | None, is_multilingual: boo
     if system == WHISPER and task.kind not in HEARD_KINDS:
         return f"a transcript is no answer to a question of the kind {task.kind}"
     spoken = spoken_language(task)
-    if spoken is None and task.kind == "translation" and is_english(task.language or ""):
+    if spoken is None and task.kind == TRANSLATION and is_english(task.language or ""):
         spoken = "another language"
     if not is_multilingual and spoken is not None and not is_english(spoken):
         return f"{whisper} hears English only, and {spoken} is spoken; give a multilingual Whisper by --whisper"
-    if system == WHISPER and task.kind == "translation":
+    if system == WHISPER and task.kind == TRANSLATION:
         if task.language is None or not is_english(task.language):
             return f"Whisper translates into English only, not into {task.language}"
         if not is_multilingual:
             return f"{whisper} hears English only and does not translate; give a multilingual Whisper by --whisper"
     return None
+
+
+def is_multilingual(whisper: str, revision: str | None) -> bool:
+    """
+    Return whether a Whisper hears other languages than English.
+
+    Raises:
+        WhisperModelError: there is no such Whisper here.
+    """
+    folder, _ = locate_whisper(whisper, revision)
+    return bool(
+        getattr(GenerationConfig.from_pretrained(folder, revision=revision or "main"), "is_multilingual", False)
+    )
+
+
+def whisper_language(language: str | None) -> str | None:
+    """Return a language's code as Whisper knows it; None, which lets Whisper find out, where it does not."""
+    if language is None:
+        return None
+    code = language.lower().replace("_", "-").split("-")[0]
+    code = TO_LANGUAGE_CODE.get(code, code)
+    return code if code in LANGUAGES else None
+
+
+# ------------------------------------------------------------------------------------------------------- making systems
+
+
+class SystemBuilder:
+    """
+    Makes systems of one model, each part when it is first needed.
+
+    Args:
+        model, processor: what is evaluated.
+        whisper, revision: the Whisper whose decoder answers.
+        folder: of the run, where the decoder's transcripts may be already.
+        batch_size: windows at a time in Whisper.
+        ctc_weight: of CTC, when the model's transcripts are chosen; other answers are not.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        whisper: str | None,
+        revision: str | None,
+        folder: Path,
+        batch_size: int,
+        ctc_weight: float = 0.0,
+    ):
+        self.model, self.processor = model, processor
+        self._whisper, self._revision = whisper, revision
+        self._folder, self._batch_size, self._ctc_weight = folder, batch_size, ctc_weight
+        #: The latest language's decoder, and the latest task's transcripts.
+        self._decoder: tuple[str | None, WhisperDecoder] | None = None
+        self._heard: tuple[str, WhisperSystem] | None = None
+
+    @cached_property
+    def _generator(self) -> Generator:
+        return Generator(self.model, self.processor)
+
+    @cached_property
+    def _transcriber(self) -> Generator:
+        return Generator(self.model, self.processor, self._ctc_weight) if self._ctc_weight else self._generator
+
+    @cached_property
+    def _text_generator(self) -> Generator:
+        return Generator(base_text_model(self.model), self.processor)
+
+    @cached_property
+    def _base_alone(self) -> Any:
+        return load_text_model(self.model.config, self.model.get_input_embeddings().weight.dtype, self.model.device)
+
+    def build(self, task: Task, name: str) -> System:
+        """
+        Return the system of that name, for one task.
+
+        Raises:
+            WhisperModelError, ValueError, OSError: Whisper or the base language model cannot be loaded.
+        """
+        if task.kind == TEXT_RETENTION and name == MODEL:
+            return RetentionSystem(self._generator, self._base_alone)
+        if task.kind == TEXT_RETENTION and name == DEAF:
+            return RetentionSystem(Generator(self._base_alone, self.processor))
+        if name in (MODEL, WRONG_AUDIO):
+            return ModelSystem(self._transcriber if task.kind == TRANSCRIPTION else self._generator)
+        if name == DEAF:
+            return DeafSystem(self._text_generator)
+        hearing = self._hearing(task)
+        if name == CASCADE:
+            return CascadeSystem(hearing, self._text_generator)
+        if task.kind != TRANSLATION:
+            return hearing
+        decoder = copy.copy(hearing.decoder)
+        decoder.options = {**decoder.options, "task": "translate"}
+        return WhisperSystem(decoder, self.processor, self._batch_size)
+
+    def _hearing(self, task: Task) -> WhisperSystem:
+        """Return Whisper's transcripts of a task's recordings, those on disk already among them; one for all that ask."""
+        if self._heard is not None and self._heard[0] == task.name:
+            return self._heard[1]
+        assert self._whisper is not None  # why_not has refused it
+        multilingual = is_multilingual(self._whisper, self._revision)
+        language = whisper_language(spoken_language(task)) if multilingual else None
+        if self._decoder is None or self._decoder[0] != language:
+            decoder = WhisperDecoder(self._whisper, self._revision, self.model.device, language=language)
+            self._decoder = (language, decoder)
+        known = {}
+        if task.kind != TRANSLATION:
+            rows = SystemOutputs(self._folder, task.name, WHISPER).read().values()
+            known = {row["id"]: (row["output"], row["seconds"]) for row in rows if row["output"] is not None}
+        self._heard = (task.name, WhisperSystem(self._decoder[1], self.processor, self._batch_size, known))
+        return self._heard[1]
+
+
+def holds_its_base(model: Any) -> bool:
+    """Return whether an AudioLLM's answers to text are its base's, as far as the weights say."""
+    tied = model.config.get_text_config().tie_word_embeddings
+    prefixes = ("model.language_model.",) if tied else ("model.language_model.", "lm_head.")
+    held = {
+        key.replace(".base_layer.", "."): value
+        for key, value in model.state_dict().items()
+        if key.startswith(prefixes) and ".lora_" not in key
+    }
+    return model.config.base_fingerprint.get("text") == fingerprint(held)
+
+
+def load_text_model(config: Any, dtype: torch.dtype, device: torch.device | str) -> Any:
+    """
+    Load the base language model that a checkpoint was made from, by itself.
+
+    Raises:
+        ValueError: the checkpoint does not say which it is.
+    """
+    if not config.text_model_id:
+        raise ValueError("The checkpoint does not say which language model it was made from.")
+    folder, revision = resolve_base(config.text_model_id, "text"), config.text_model_revision or "main"
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, revision=revision, dtype=dtype, trust_remote_code=False, use_safetensors=True
+    )
+    return model.eval().to(device)
+
+
+def base_text_model(model: Any) -> Any:
+    """
+    Return what answers text as the base does: the AudioLLM itself, or the base where training has changed it.
+
+    Raises:
+        ValueError: see [`load_text_model`].
+    """
+    if holds_its_base(model):
+        return model
+    return load_text_model(model.config, model.get_input_embeddings().weight.dtype, model.device)
 
 
 __all__ = [
@@ -213,8 +419,16 @@ __all__ = [
     "CascadeSystem",
     "DeafSystem",
     "ModelSystem",
+    "Question",
+    "RetentionSystem",
     "System",
+    "SystemBuilder",
     "WhisperSystem",
+    "base_text_model",
+    "holds_its_base",
+    "is_multilingual",
+    "load_text_model",
     "spoken_language",
+    "whisper_language",
     "why_not",
 ]

@@ -11,6 +11,7 @@ from importlib import metadata
 
 import jiwer
 from audiollm.processing.normalisers import NORMALISERS as BASIC_NORMALISERS
+from audiollm.processing.normalisers import has_words
 
 from .leaderboard import IGNORED_SEGMENT, normalize_leaderboard
 from .optional import optional_library
@@ -47,14 +48,14 @@ class WordErrorScore:
     skipped: int
 
     def to_dict(self) -> dict[str, float | int]:
-        """For JSON."""
+        """Return the fields, for JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class TextErrors:
     """
-    What one hypothesis has wrong.
+    Errors of one hypothesis.
 
     Attributes:
         reference, hypothesis: the texts as compared, normalised.
@@ -77,14 +78,9 @@ class TextErrors:
         return self.substitutions + self.deletions + self.insertions
 
 
-def has_words(text: str, normaliser: str = "english") -> bool:
-    """Whether a text has a word left once normalised; of an ellipsis the English normaliser leaves a full stop."""
-    return any(map(str.isalnum, NORMALISERS[normaliser](text)))
-
-
 def check_convention(normaliser: str, aligner: str = JIWER) -> None:
     """
-    Refuses names that are none.
+    Refuse names that are none.
 
     Raises:
         ValueError: there is no such normaliser or aligner.
@@ -96,7 +92,7 @@ def check_convention(normaliser: str, aligner: str = JIWER) -> None:
 
 
 def aligner_for(normaliser: str) -> str:
-    """The aligner that belongs to a normaliser: kaldialign to the leaderboard's, jiwer to any other."""
+    """Return the aligner that belongs to a normaliser: kaldialign to the leaderboard's, jiwer to any other."""
     return KALDIALIGN if normaliser == LEADERBOARD else JIWER
 
 
@@ -108,7 +104,7 @@ def word_errors(
     merge_compounds: bool = True,
 ) -> list[TextErrors]:
     """
-    Word errors of each pair, both sides normalised.
+    Return word errors of each pair, both sides normalised.
 
     Args:
         references, hypotheses: what was said and what was heard, one each.
@@ -133,7 +129,7 @@ def character_errors(
     references: Sequence[str], hypotheses: Sequence[str], normaliser: str = "basic"
 ) -> list[TextErrors]:
     """
-    Character errors of each pair, both sides normalised, aligned by jiwer.
+    Return character errors of each pair, both sides normalised, aligned by jiwer.
 
     Spaces between words are characters, as in jiwer; those that the normaliser "characters" puts between characters are
     not.
@@ -153,7 +149,7 @@ def character_errors(
 def _normalised(
     references: Sequence[str], hypotheses: Sequence[str], normaliser: str, aligner: str
 ) -> tuple[list[tuple[str, str]], list[int]]:
-    """Pairs as they are compared, and the places of those that count."""
+    """Return pairs as they are compared, and the places of those that count."""
     if len(references) != len(hypotheses):
         raise ValueError(f"{len(references)} references but {len(hypotheses)} hypotheses; expected one each.")
     check_convention(normaliser, aligner)
@@ -163,7 +159,7 @@ def _normalised(
 
 
 def _why_skipped(reference: str, normaliser: str) -> str | None:
-    """Why a normalised reference does not count: the leaderboard's rule for its normaliser; else, that it has no word."""
+    """Return why a normalised reference does not count: the leaderboard's rule for its normaliser; else, that it has no word."""
     if reference.strip().lower() == IGNORED_SEGMENT:
         return IGNORED_REFERENCE
     has_any = bool(reference.strip()) if normaliser == LEADERBOARD else any(map(str.isalnum, reference))
@@ -183,7 +179,7 @@ def _text_errors(pairs: Sequence[tuple[str, str]], counts: dict[int, Counts], no
 
 
 def _jiwer_counts(process: Callable, pairs: Sequence[tuple[str, str]]) -> list[Counts]:
-    """Length, substitutions, deletions and insertions of each pair."""
+    """Return length, substitutions, deletions and insertions of each pair."""
     if not pairs:
         return []
     result = process([reference for reference, _ in pairs], [hypothesis for _, hypothesis in pairs])
@@ -199,7 +195,7 @@ def _jiwer_counts(process: Callable, pairs: Sequence[tuple[str, str]]) -> list[C
 
 
 def _kaldialign_counts(pairs: Sequence[tuple[str, str]], merge_compounds: bool) -> list[Counts]:
-    """Length, substitutions, deletions and insertions of each pair, word for word."""
+    """Return length, substitutions, deletions and insertions of each pair, word for word."""
     edit_distance = optional_library("kaldialign", "evaluation").edit_distance
     found = [
         edit_distance(reference.split(), hypothesis.split(), merge_compounds=merge_compounds)
@@ -216,7 +212,7 @@ def score_word_error(
     merge_compounds: bool = True,
 ) -> WordErrorScore:
     """
-    Word error of a whole corpus, both sides normalised; for the arguments, see [`word_errors`].
+    Return the word error of a whole corpus, both sides normalised; for the arguments, see [`word_errors`].
 
     Raises:
         ValueError: the lists differ in length, no reference has a word, or there is no such normaliser or aligner.
@@ -238,33 +234,8 @@ def score_word_error(
     )
 
 
-def score_character_error(
-    references: Sequence[str], hypotheses: Sequence[str], normaliser: str = "basic"
-) -> dict[str, float | int]:
-    """
-    Character error of a whole corpus, and what it is made of; for the arguments, see [`character_errors`].
-
-    Raises:
-        ValueError: the lists differ in length, no reference has a character to score, or there is no such normaliser.
-    """
-    pairs = character_errors(references, hypotheses, normaliser)
-    scored = [pair for pair in pairs if pair.skipped is None]
-    characters = sum(pair.length for pair in scored)
-    if not characters:
-        raise ValueError("No reference has a character left after normalisation; there is nothing to score.")
-    return {
-        "character_error": sum(pair.errors for pair in scored) / characters,
-        "substitutions": sum(pair.substitutions for pair in scored),
-        "deletions": sum(pair.deletions for pair in scored),
-        "insertions": sum(pair.insertions for pair in scored),
-        "reference_characters": characters,
-        "clips": len(scored),
-        "skipped": len(pairs) - len(scored),
-    }
-
-
 def convention(unit: str, normaliser: str, aligner: str = JIWER, merge_compounds: bool = True) -> str:
-    """What a figure was counted by, in one line, as sacreBLEU's signatures: `unit:words|normaliser:...|aligner:...`."""
+    """Return what a figure was counted by, in one line, as sacreBLEU's signatures: `unit:words|normaliser:...|aligner:...`."""
     parts = {"unit": unit, "normaliser": normaliser, "aligner": f"{aligner}-{metadata.version(aligner)}"}
     if aligner == KALDIALIGN:
         parts["compounds"] = "merged" if merge_compounds else "split"
@@ -287,7 +258,6 @@ __all__ = [
     "check_convention",
     "convention",
     "has_words",
-    "score_character_error",
     "score_word_error",
     "word_errors",
 ]

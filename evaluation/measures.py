@@ -1,0 +1,552 @@
+"""
+Measures: answers in, figures that add up over items out, and what each item adds to them.
+
+Errors and accuracies are fractions; BLEU is in sacreBLEU's points; CIDEr-D is on COCO's scale of 0 to 10. To measure texts
+of your own, without a run:
+
+    measure("bleu", ["The cat sat."], [["The cat sat."]], Convention(language="en")).value
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from .bootstrap import Pooled, means, ratio
+from .optional import optional_library
+from .word_error import JIWER, TextErrors, character_errors, convention, has_words, word_errors
+
+FRACTION, POINTS, RATIO = "fraction", "points", "ratio"
+EXTRA = "evaluation"
+EMPTY_REFERENCE = "skipped_empty_reference"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """
+    What a system said to one item.
+
+    Attributes:
+        id: the item's, or that of a session whose chunks were put together.
+        text: what was said; empty where nothing was, or the system failed.
+        references, extra: the item's.
+        duration_s: of all recordings. seconds: that the answer took.
+        finish: stop, length, repeated or error. error: what failed.
+        verdicts: the judge's, as they are in the folder.
+    """
+
+    id: str
+    text: str
+    references: Sequence[str] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    duration_s: float = 0.0
+    seconds: float = 0.0
+    finish: str = "stop"
+    error: str | None = None
+    verdicts: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def reference(self) -> str:
+        """The first right answer; empty where there is none."""
+        return next(iter(self.references), None) or ""
+
+
+@dataclass(frozen=True)
+class Convention:
+    """
+    How answers are compared.
+
+    Attributes:
+        normaliser, aligner: see `word_error.py`.
+        language: of the answers, for the tokenizer of BLEU. bleu_tokenizer: one that a task asks for.
+        parsing: rule by which choices are read.
+    """
+
+    normaliser: str = "english"
+    aligner: str = "jiwer"
+    language: str | None = None
+    bleu_tokenizer: str | None = None
+    parsing: str = "air_bench"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """
+    One figure of a set of answers.
+
+    Attributes:
+        statistics: `(scored, columns)`, which add up, of the answers that count.
+        ids: whose they are, row by row.
+        pooled: makes the figure of their sums.
+        unit: fraction (0 to 1; word error may exceed it), points (a scale of its own) or ratio.
+        items: what to write of an answer, by its id.
+        dropped: how many answers do not count, by reason.
+        signature: what was counted, in one line, and by which library.
+    """
+
+    statistics: np.ndarray
+    ids: Sequence[str]
+    unit: str
+    signature: str
+    pooled: Pooled = ratio
+    items: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def value(self) -> float:
+        """The figure of all answers that count; NaN where there is none."""
+        if not len(self.statistics):
+            return float("nan")
+        return float(self.pooled(self.statistics.sum(axis=0, dtype=np.float64)))
+
+
+def _pairs(rows: Iterable[tuple[float, float]]) -> np.ndarray:
+    return np.array(list(rows), dtype=np.float64).reshape(-1, 2)
+
+
+def _mean(
+    scores: Mapping[str, float],
+    unit: str,
+    signature: str,
+    items: Mapping[str, Mapping[str, Any]] | None = None,
+    **dropped: int,
+) -> Measured:
+    """Return a figure that is the mean of `scores`, by the answer's id; counts of 0 are not said."""
+    written = {one: {"score": score} for one, score in scores.items()} if items is None else items
+    values = np.array(list(scores.values()), dtype=np.float64)
+    counts = {reason: count for reason, count in dropped.items() if count}
+    return Measured(means(values), list(scores), unit, signature, items=written, dropped=counts)
+
+
+def _with_references(answers: Sequence[Answer]) -> tuple[list[tuple[Answer, list[str]]], dict[str, int]]:
+    """Return answers that have references, with those that are not empty, and how many have none."""
+    found = [(answer, [text for text in answer.references if text.strip()]) for answer in answers]
+    kept = [(answer, references) for answer, references in found if references]
+    return kept, {EMPTY_REFERENCE: len(answers) - len(kept)} if len(kept) < len(answers) else {}
+
+
+# ------------------------------------------------------------------------------------------------- words and characters
+
+
+def word_error(answers: Sequence[Answer], by: Convention) -> Measured:
+    """Corpus word error."""
+    errors = word_errors(*_texts(answers), normaliser=by.normaliser, aligner=by.aligner)
+    return _spelled(answers, errors, "words", convention("words", by.normaliser, by.aligner))
+
+
+def plain_word_error(answers: Sequence[Answer], by: Convention) -> Measured:
+    """Corpus word error of texts as they are written: capitals and punctuation count."""
+    errors = word_errors(*_texts(answers), normaliser="none")
+    measured = _spelled(answers, errors, "words", convention("words", "none"))
+    return Measured(measured.statistics, measured.ids, FRACTION, measured.signature, dropped=measured.dropped)
+
+
+def character_error(answers: Sequence[Answer], by: Convention) -> Measured:
+    """Corpus character error, aligned by jiwer."""
+    errors = character_errors(*_texts(answers), normaliser=by.normaliser)
+    return _spelled(answers, errors, "characters", convention("characters", by.normaliser, JIWER))
+
+
+def _texts(answers: Sequence[Answer]) -> tuple[list[str], list[str]]:
+    return [answer.reference for answer in answers], [answer.text for answer in answers]
+
+
+def _spelled(answers: Sequence[Answer], errors: Sequence[TextErrors], unit: str, signature: str) -> Measured:
+    scored = [(answer.id, found) for answer, found in zip(answers, errors) if found.skipped is None]
+    prefix = "" if unit == "words" else "character_"
+    items = {
+        one: {
+            "normalised_reference": found.reference,
+            "normalised_output": found.hypothesis,
+            f"{prefix}errors": found.errors,
+            unit: found.length,
+            f"{prefix}substitutions": found.substitutions,
+            f"{prefix}deletions": found.deletions,
+            f"{prefix}insertions": found.insertions,
+        }
+        for one, found in scored
+    }
+    dropped = Counter(found.skipped for found in errors if found.skipped is not None)
+    statistics = _pairs((found.errors, found.length) for _, found in scored)
+    return Measured(statistics, [one for one, _ in scored], FRACTION, signature, items=items, dropped=dropped)
+
+
+# ---------------------------------------------------------------------------------------------------------- translations
+
+BLEU_NGRAMS = 4
+#: sacreBLEU's tokenizer by code of the language that is translated into; 13a otherwise.
+BLEU_TOKENIZERS = {"zh": "zh", "zho": "zh", "cmn": "zh", "yue": "zh", "ja": "ja-mecab", "jpn": "ja-mecab"}
+
+
+def bleu_metric(by: Convention, **options: Any) -> Any:
+    """
+    Return sacreBLEU's metric as its command line sets it up; `options` are its own.
+
+    Raises:
+        ImportError: sacreBLEU, or for Japanese MeCab, is not installed.
+        ValueError: sacreBLEU has no such tokenizer.
+    """
+    BLEU = optional_library("sacrebleu.metrics", EXTRA).BLEU
+    code = re.split(r"[-_]", (by.language or "").lower())[0]
+    chosen = by.bleu_tokenizer or BLEU_TOKENIZERS.get(code, "13a")
+    if chosen not in BLEU.TOKENIZERS:
+        raise ValueError(f"sacreBLEU has no tokenizer {chosen!r}; expected one of {', '.join(BLEU.TOKENIZERS)}.")
+    if chosen == "ja-mecab":
+        optional_library("MeCab", EXTRA)
+        optional_library("ipadic", EXTRA)
+    return BLEU(tokenize=chosen, **options)
+
+
+def _streams(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
+    """Return references as sacreBLEU takes them: the first of every sentence, the second of every one, ..."""
+    most = max(map(len, references))
+    return [[one[k] if k < len(one) else None for one in references] for k in range(most)]
+
+
+def bleu(answers: Sequence[Answer], by: Convention) -> Measured:
+    """Corpus BLEU of texts as they are written, from counts of each sentence, which add up to sacreBLEU's own."""
+    metric, sentences = bleu_metric(by), bleu_metric(by, effective_order=True)
+    kept, dropped = _with_references(answers)
+    rows, items, signature = [], {}, ""
+    for answer, references in kept:
+        found = sentences.sentence_score(answer.text, references)
+        rows.append([*found.counts, *found.totals, found.sys_len, found.ref_len])
+        items[answer.id] = {"score": found.score}
+    if kept:
+        metric.corpus_score([answer.text for answer, _ in kept], _streams([texts for _, texts in kept]))
+        signature = str(metric.get_signature())
+    statistics = np.array(rows, dtype=np.float64).reshape(-1, 2 * BLEU_NGRAMS + 2)
+    return Measured(
+        statistics, [each.id for each, _ in kept], POINTS, signature, bleu_of_sums, items=items, dropped=dropped
+    )
+
+
+def bleu_of_sums(sums: np.ndarray) -> np.ndarray:
+    """
+    Return BLEU in points `(...)` of summed counts `(..., 10)`: right n-grams, n-grams, length and reference length.
+
+    Computed by sacreBLEU's own function, with the smoothing of its command line.
+    """
+    compute = optional_library("sacrebleu.metrics", EXTRA).BLEU.compute_bleu
+    counts = np.rint(np.asarray(sums, dtype=np.float64)).astype(int).reshape(-1, 2 * BLEU_NGRAMS + 2).tolist()
+    n = BLEU_NGRAMS
+    points = [compute(row[:n], row[n : 2 * n], *row[2 * n :], "exp").score for row in counts]
+    return np.array(points).reshape(np.shape(sums)[:-1])
+
+
+def paired_bleu_p(
+    first: Sequence[Answer], second: Sequence[Answer], by: Convention, samples: int
+) -> tuple[float, str]:
+    """
+    Return p of two systems' BLEU on the same sentences, by sacreBLEU's own approximate randomisation, and its signature.
+
+    Its draws are seeded by sacreBLEU itself: 12345, or what the environment variable SACREBLEU_SEED says.
+    """
+    test = optional_library("sacrebleu.significance", EXTRA).PairedTest
+    references = _streams([[text for text in each.references if text.strip()] for each in first])
+    named = [("first", [each.text for each in first]), ("second", [each.text for each in second])]
+    signatures, scores = test(named, {"BLEU": bleu_metric(by)}, references, test_type="ar", n_samples=samples)()
+    return float(scores["BLEU"][1].p_value), f"sacreBLEU's paired approximate randomisation, {signatures['BLEU']}"
+
+
+# -------------------------------------------------------------------------------------------- summaries and descriptions
+
+ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+CIDER_NGRAMS, CIDER_MIN_ITEMS = 4, 2
+#: Width of the penalty for a length that is not the reference's, in words.
+CIDER_SIGMA_WORDS = 6.0
+#: COCO's figures are ten times the mean cosine.
+CIDER_SCALE = 10.0
+CAPTION_WORD = re.compile(r"\w+(?:['’]\w+)*")
+
+NGram = tuple[str, ...]
+
+
+def rouge(rouge_type: str, answers: Sequence[Answer], by: Convention) -> Measured:
+    """Mean F1 by Google's rouge_score with Porter's stemmer; of several references, the one with the highest F1 counts."""
+    kept, dropped = _with_references(answers)
+    scorer = optional_library("rouge_score.rouge_scorer", EXTRA).RougeScorer([rouge_type], use_stemmer=True)
+    signature = f"{rouge_type}|f1|stemmer:yes|rouge_score-{metadata.version('rouge_score')}"
+    scores = {answer.id: scorer.score_multi(texts, answer.text)[rouge_type].fmeasure for answer, texts in kept}
+    return _mean(scores, FRACTION, signature, **dropped)
+
+
+def caption_words(text: str) -> list[str]:
+    """Return the words of a caption in lower case; clitics are cut off as in the Penn Treebank (`it's`: `it`, `'s`)."""
+    words: list[str] = []
+    for word in CAPTION_WORD.findall(text.lower().replace("’", "'")):
+        if word.endswith("n't") and len(word) > len("n't"):
+            words += [word[: -len("n't")], "n't"]
+        elif "'" in word:
+            head, _, tail = word.rpartition("'")
+            words += [head, "'" + tail]
+        else:
+            words.append(word)
+    return words
+
+
+def cider_d(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+    """
+    Return CIDEr-D (Vedantam et al. 2015) of every description, as COCO's code has it, without its Java; 0 to 10.
+
+    How rare an n-gram is comes from the references of the whole corpus, so a score depends on what it is scored with.
+    SPIDEr, its mean with SPICE, is not computed: SPICE is a Java program with models of its own.
+
+    Args:
+        predictions: descriptions, two or more. references: one or more of each.
+    """
+    counted = [[_ngrams(caption_words(text)) for text in texts] for texts in references]
+    seen_in = Counter(ngram for texts in counted for ngram in set().union(*texts))
+    log_items = float(np.log(len(references)))
+
+    def weigh(counts: Counter[NGram]) -> list[dict[NGram, float]]:
+        """Return term frequency times inverse document frequency, by length of n-gram."""
+        vectors: list[dict[NGram, float]] = [{} for _ in range(CIDER_NGRAMS)]
+        for ngram, count in counts.items():
+            vectors[len(ngram) - 1][ngram] = count * (log_items - float(np.log(max(1, seen_in[ngram]))))
+        return vectors
+
+    scores = []
+    for text, texts in zip(predictions, counted):
+        own = _ngrams(caption_words(text))
+        said = weigh(own)
+        similar = [_similarity(said, weigh(other), _bigrams(own) - _bigrams(other)) for other in texts]
+        scores.append(CIDER_SCALE * float(np.mean(similar)))
+    return scores
+
+
+def _ngrams(words: Sequence[str]) -> Counter[NGram]:
+    sizes = range(1, CIDER_NGRAMS + 1)
+    return Counter(tuple(words[start : start + size]) for size in sizes for start in range(len(words) - size + 1))
+
+
+def _bigrams(counts: Counter[NGram]) -> int:
+    """Return how many bigrams a text has: what COCO's code takes for its length."""
+    return sum(count for ngram, count in counts.items() if len(ngram) == 2)
+
+
+def _similarity(said: list[dict[NGram, float]], right: list[dict[NGram, float]], length_difference: int) -> float:
+    """Return the mean over n-gram lengths of the cosine of clipped weights, less for another length."""
+    cosines = []
+    for own, other in zip(said, right):
+        norms = np.sqrt(sum(weight**2 for weight in own.values()) * sum(weight**2 for weight in other.values()))
+        product = sum(min(weight, other[ngram]) * other[ngram] for ngram, weight in own.items() if ngram in other)
+        cosines.append(product / norms if norms else 0.0)
+    return float(np.mean(cosines)) * float(np.exp(-(length_difference**2) / (2 * CIDER_SIGMA_WORDS**2)))
+
+
+def cider(answers: Sequence[Answer], by: Convention) -> Measured:
+    """Corpus CIDEr-D; no figure of a single item, for which it is not defined."""
+    kept, dropped = _with_references(answers)
+    if len(kept) < CIDER_MIN_ITEMS:
+        dropped, kept = {**dropped, "too_few_items": len(kept)}, []
+    scores = cider_d([answer.text for answer, _ in kept], [references for _, references in kept]) if kept else []
+    by_id = {answer.id: score for (answer, _), score in zip(kept, scores)}
+    signature = f"cider-d|n:{CIDER_NGRAMS}|sigma:{CIDER_SIGMA_WORDS:g}|scale:{CIDER_SCALE:g}|no SPICE"
+    return _mean(by_id, RATIO, signature, **dropped)
+
+
+# --------------------------------------------------------------------------------------------------------------- choices
+
+LETTERS = "ABCD"
+
+
+def air_bench_letter(text: str) -> str | None:
+    """
+    Return the letter that an answer chooses by AIR-Bench's rule (`score_foundation.py`); None where it cannot be read.
+
+    A letter from A to D counts where it is the first character, or else the last but one ("The answer is A.").
+    """
+    answer = text.strip().replace("\n", "")
+    if not answer or answer == "None":
+        return None
+    if answer[0] in LETTERS:
+        return answer[0]
+    return answer[-2] if len(answer) > 1 and answer[-2] in LETTERS else None
+
+
+#: Rules by which an answer becomes a letter, by name.
+PARSERS: dict[str, Callable[[str], str | None]] = {"air_bench": air_bench_letter}
+
+
+def choice_accuracy(strict: bool, answers: Sequence[Answer], by: Convention) -> Measured:
+    """
+    Right answers over readable ones, as AIR-Bench counts; strict: over all, where one that cannot be read is wrong.
+
+    Raises:
+        ValueError: there is no such rule to read choices by.
+    """
+    if by.parsing not in PARSERS:
+        raise ValueError(f"There is no rule {by.parsing!r} to read choices by; expected {', '.join(PARSERS)}.")
+    kept = [answer for answer in answers if answer.reference.strip()]
+    read = [(answer, PARSERS[by.parsing](answer.text)) for answer in kept]
+    scored = [(answer, letter) for answer, letter in read if strict or letter is not None]
+    right = {answer.id: letter == answer.reference.strip().strip("().").upper() for answer, letter in scored}
+    return _mean(
+        {one: float(each) for one, each in right.items()},
+        FRACTION,
+        f"parsing:{by.parsing}|unparsable:{'wrong' if strict else 'left out'}",
+        items={answer.id: {"chosen": letter, "right": right[answer.id]} for answer, letter in scored},
+        skipped_empty_reference=len(answers) - len(kept),
+        unparsable=len(kept) - len(scored),
+    )
+
+
+# ------------------------------------------------------------------------------------- marks, silence, retention of text
+
+#: Of an item's `extra`, as the retention system measures it.
+TOKENS, NEGATIVE_LOG_LIKELIHOOD, SAME_LOGITS = "tokens", "negative_log_likelihood", "same_logits_as_base"
+
+
+def mark_of(verdict: Mapping[str, Any]) -> float | None:
+    """Return the mark that a verdict gives the answer; None where the judge failed or its reply could not be read."""
+    mark = (verdict.get("scores") or {}).get("answer")
+    return None if mark is None else float(mark)
+
+
+def judge_score(answers: Sequence[Answer], by: Convention) -> Measured:
+    """
+    Mean over answers of the mean of their verdicts' marks: over both orders, or all samples.
+
+    Answers without a mark do not count; they and the verdicts that failed are counted.
+    """
+    marks = {answer.id: [mark_of(verdict) for verdict in answer.verdicts] for answer in answers}
+    given = {one: [mark for mark in each if mark is not None] for one, each in marks.items()}
+    scores = {one: float(np.mean(each)) for one, each in given.items() if each}
+    failed = sum(map(len, marks.values())) - sum(map(len, given.values()))
+    orders = sorted({str(verdict.get("order")) for answer in answers for verdict in answer.verdicts})
+    signature = f"mean of verdicts|orders:{'+'.join(orders) or 'none'}"
+    return _mean(scores, POINTS, signature, unjudged=len(answers) - len(scores), judge_failures=failed)
+
+
+def no_speech_rate(answers: Sequence[Answer], by: Convention) -> Measured:
+    """Share of clips without speech in which some is heard: transcripts with a letter or digit in them."""
+    heard = {answer.id: has_words(answer.text, "basic") for answer in answers}
+    return _mean(
+        {one: float(each) for one, each in heard.items()},
+        FRACTION,
+        "transcripts with a letter or digit",
+        items={one: {"heard_speech": each, "score": float(each)} for one, each in heard.items()},
+    )
+
+
+def bitwise_equal(answers: Sequence[Answer], by: Convention) -> Measured:
+    """Share of texts whose logits are the base model's in every bit."""
+    same = {answer.id: answer.extra[SAME_LOGITS] for answer in answers if answer.extra.get(SAME_LOGITS) is not None}
+    return _mean(
+        {one: float(each) for one, each in same.items()},
+        FRACTION,
+        "torch.equal of logits",
+        items={one: {SAME_LOGITS: each} for one, each in same.items()},
+        not_compared=len(answers) - len(same),
+    )
+
+
+def perplexity(answers: Sequence[Answer], by: Convention) -> Measured:
+    """Perplexity per token over all texts: exp of the summed negative log likelihood (nats) over the tokens scored."""
+    measured = [answer for answer in answers if answer.extra.get(NEGATIVE_LOG_LIKELIHOOD) is not None]
+    rows = [(float(answer.extra[NEGATIVE_LOG_LIKELIHOOD]), float(answer.extra[TOKENS])) for answer in measured]
+    missing = len(answers) - len(measured)
+    return Measured(
+        statistics=_pairs(rows),
+        ids=[answer.id for answer in measured],
+        unit=RATIO,
+        signature="per token, all texts pooled",
+        pooled=perplexity_of_sums,
+        items={answer.id: {NEGATIVE_LOG_LIKELIHOOD: row[0], TOKENS: row[1]} for answer, row in zip(measured, rows)},
+        dropped={"not_measured": missing} if missing else {},
+    )
+
+
+def perplexity_of_sums(sums: np.ndarray) -> np.ndarray:
+    """Return perplexities `(...)` of summed nats and tokens `(..., 2)`; NaN where there is no token."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return np.where(sums[..., 1] > 0, np.exp(sums[..., 0] / sums[..., 1]), np.nan)
+
+
+# ---------------------------------------------------------------------------------------------------------------- by name
+
+Score = Callable[[Sequence[Answer], Convention], Measured]
+#: Every measure by its name.
+MEASURES: dict[str, Score] = {
+    "word_error": word_error,
+    "plain_word_error": plain_word_error,
+    "character_error": character_error,
+    "bleu": bleu,
+    **{name: partial(rouge, name) for name in ROUGE_TYPES},
+    "cider_d": cider,
+    "choice_accuracy": partial(choice_accuracy, False),
+    "strict_choice_accuracy": partial(choice_accuracy, True),
+    "judge_score": judge_score,
+    "no_speech_rate": no_speech_rate,
+    "bitwise_equal": bitwise_equal,
+    "perplexity": perplexity,
+}
+#: Of these, less is better.
+LOWER_IS_BETTER = ("word_error", "plain_word_error", "character_error", "no_speech_rate", "perplexity")
+#: What a task's metric stands for, where it is not one measure of that name: the first is the one to look at.
+ALIASES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("word_error", "wer"), ("word_error", "plain_word_error")),
+    "cer": ("character_error",),
+    "rouge": ROUGE_TYPES,
+    "cider": ("cider_d",),
+    **dict.fromkeys(("accuracy", "choice_accuracy"), ("choice_accuracy", "strict_choice_accuracy")),
+    "text_retention": ("bitwise_equal", "perplexity"),
+}
+
+
+def measures_of(metrics: Iterable[str]) -> dict[str, Score]:
+    """
+    Return the measures that a task's metrics stand for, by name, each once, in order.
+
+    Raises:
+        ValueError: there is no such metric.
+    """
+    names = [name for metric in metrics for name in ALIASES.get(metric, (metric,))]
+    unknown = [name for name in names if name not in MEASURES]
+    if unknown:
+        known = ", ".join(sorted({*MEASURES, *ALIASES}))
+        raise ValueError(f"There is no metric {unknown[0]!r}; expected some of {known}.")
+    return {name: MEASURES[name] for name in names}
+
+
+def measure(
+    metric: str, predictions: Sequence[str], references: Sequence[str | Sequence[str]], by: Convention | None = None
+) -> Measured:
+    """
+    Measure texts.
+
+    Args:
+        metric: a name of `MEASURES` or `ALIASES`, of which the first counts.
+        predictions: what was said or written. references: one right answer of each, or several.
+        by: how they are compared; English unless it says otherwise.
+
+    Raises:
+        ValueError: they differ in number, or there is no such metric.
+        ImportError: a library that it needs is not installed.
+    """
+    if len(predictions) != len(references):
+        raise ValueError(f"There are {len(references)} references for {len(predictions)} predictions.")
+    score = next(iter(measures_of([metric]).values()))
+    each = [[one] if isinstance(one, str) else list(one) for one in references]
+    return score([Answer(str(i), text, each[i]) for i, text in enumerate(predictions)], by or Convention())
+
+
+__all__ = [
+    "ALIASES",
+    "FRACTION",
+    "LOWER_IS_BETTER",
+    "MEASURES",
+    "POINTS",
+    "RATIO",
+    "Answer",
+    "Convention",
+    "Measured",
+    "measure",
+    "measures_of",
+]

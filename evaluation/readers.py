@@ -1,0 +1,663 @@
+"""
+Read the questions of tasks: tables on the Hub or in a copy, benchmarks in formats of their own, and your own recordings.
+
+Tables are read by the corpora room (`HuggingFaceSource`), which checks columns and leaves recordings undecoded. Here their
+transcripts are references.
+"""
+
+import difflib
+import json
+import os
+import string
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import yaml
+from audiollm.corpora.catalogue import Corpus
+from audiollm.corpora.clips import BadClip, Clip, CorpusError
+from audiollm.corpora.columns import OVERRIDE_HINT, ColumnSpec
+from audiollm.corpora.dataset_places import READ_ERRORS, Place, find_place, open_split, recording_of
+from audiollm.corpora.examples import RowChecker
+from audiollm.corpora.huggingface import HuggingFaceArguments, HuggingFaceSource
+from audiollm.corpora.librispeech import ROOT_NAME as LIBRISPEECH_ROOT
+from audiollm.corpora.librispeech import LibriSpeechArguments
+from audiollm.corpora.librispeech import open_source as open_librispeech
+from audiollm.corpora.prompts import load_studio_prompts
+from audiollm.corpora.rows import Conversation
+from audiollm.corpora.sources import Examples, read_sources
+from audiollm.corpora.unseen import load_unseen_speech
+from audiollm.downloads import DownloadError
+from audiollm.files import is_audio
+from audiollm.processing.audio_io import SAMPLING_RATE_HZ
+from audiollm.processing.normalisers import normaliser_for
+from huggingface_hub.errors import HfHubHTTPError
+
+from .tasks import (
+    CHARACTER_METRIC,
+    CHARACTER_NORMALISER,
+    PAIR_SEPARATOR,
+    TRANSCRIPT,
+    Form,
+    Item,
+    Problem,
+    Reader,
+    Task,
+    TaskDataError,
+    TaskError,
+    dataset_named,
+)
+
+LETTERS = ("A", "B", "C", "D")
+ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip", ".7z")
+Questions = Iterator[Item | Problem]
+
+
+def fill(prompt: str, fields: Mapping[str, Any]) -> str:
+    """
+    Return a prompt with its fields put in.
+
+    Raises:
+        KeyError: one is not there.
+    """
+    return string.Formatter().vformat(prompt, (), fields)
+
+
+# ------------------------------------------------------------------------------------------------------ own recordings
+
+LOCAL_TASK = "local"
+ENGLISH = "en"
+ASR_ROLES = ["user", "assistant"]
+
+
+def read_local_set(
+    data_path: str, audio_dir: str | None = None, language: str | None = None, normaliser: str | None = None
+) -> Task:
+    """
+    Return the user's own recordings as a task of speech recognition.
+
+    Each row is one question about one recording, answered by its transcript.
+
+    Args:
+        data_path: JSON, JSON Lines, Parquet, a folder of Parquet files or of `save_to_disk`, or `hub:org/name`.
+        audio_dir: folder that audio paths are relative to and may not leave.
+        language: code of the language that is spoken and written; English if not given.
+        normaliser: a name of `NORMALISERS`; the language's own if not given.
+
+    Raises:
+        TaskDataError: rows are malformed, or no question about one recording; all are named.
+        TaskError: no language is given, and the transcripts are not in Latin letters.
+        ExamplesError, FileNotFoundError, ValueError: see `read_sources`.
+    """
+    (examples,) = read_sources(data_path, audio_dir)
+    problems = list(examples.problems)
+    latin = letters = 0
+    for example in examples:
+        if reason := _unfit(example):
+            problems.append((example.where, reason))
+        else:
+            written = [letter for letter in example.messages[-1]["content"] if letter.isalpha()]
+            letters += len(written)
+            latin += sum(unicodedata.name(letter, "").startswith("LATIN") for letter in written)
+    if problems:
+        raise TaskDataError(LOCAL_TASK, problems)
+    if language is None and letters > 2 * latin:
+        raise TaskError(f"The transcripts of {data_path} are not in Latin letters; give their --language, such as hi.")
+    normaliser = normaliser or normaliser_for(language)
+
+    def reader(task: Task, data: str | None, limit: int | None) -> Questions:
+        if data is not None:
+            raise TaskError(f"Task {task.name!r} is {data_path!r}; it takes no other --data, got {data!r}.")
+        yield from _own_items(examples)
+
+    return Task(
+        name=LOCAL_TASK,
+        kind="asr",
+        metrics=(CHARACTER_METRIC,) if normaliser == CHARACTER_NORMALISER else ("word_error",),
+        language=language or ENGLISH,
+        normaliser=normaliser,
+        source={"benchmark": data_path, "title": f"own recordings, {data_path}"},
+        max_new_tokens=None,
+        group=None,
+        reader=reader,
+    )
+
+
+def _unfit(example: Conversation) -> str | None:
+    """Return why a row is no question about one recording; None where it is one."""
+    if len(example.recordings) != 1:
+        return f"has {len(example.recordings)} recordings; a transcript has exactly one"
+    if [message["role"] for message in example.messages] != ASR_ROLES:
+        return "is not one question with one answer, the transcript"
+    return None
+
+
+def _own_items(examples: Examples) -> Iterator[Item]:
+    for example in examples:
+        prompt, answer = (message["content"] for message in example.messages)
+        yield Item(example.where, prompt, list(example.recordings), [answer], {})
+
+
+# --------------------------------------------------------------------------------------------------------------- tables
+
+
+def table_items(task: Task, data: str | None, limit: int | None) -> Questions:
+    """Read a table with recordings: Parquet, CSV or JSON."""
+    form = choose_form(task, data)
+    grouped = bool(task.by) or any(spec.each for spec in form.corpus.columns.values())
+    table = open_table(task, form, data, None if grouped else limit)
+    try:
+        if task.by:
+            yield from _grouped(table, task)
+        elif grouped:
+            yield from _per_row(table.clips(), task)
+        else:
+            for clip in table.clips():
+                yield item_of(clip, task)
+    except CorpusError as error:
+        raise TaskError(f"Task {task.name!r}: {error}") from error
+
+
+def choose_form(task: Task, data: str | None) -> Form:
+    """
+    Return the form of a benchmark that is read: of a copy the first whose files are there, else the first on the Hub.
+
+    Raises:
+        TaskError: there is no such copy, or the benchmark cannot be downloaded.
+    """
+    if data is None:
+        for form in task.forms:
+            if form.corpus.hub is not None and not form.corpus.withdrawn:
+                return form
+        corpus = task.forms[0].corpus
+        raise TaskError(f"Task {task.name!r}, {corpus.title}: {corpus.withdrawn} Give your copy with --data.")
+    if not Path(data).exists():
+        raise TaskError(f"Task {task.name!r}: --data {data!r} does not exist.")
+    if data.endswith(ARCHIVE_SUFFIXES):
+        raise TaskError(f"Task {task.name!r}: --data {data!r} is an archive; unpack it, and give the folder.")
+    for form in task.forms:
+        patterns = [pattern.format(config=form.corpus.config, split=form.split) for pattern in form.corpus.files]
+        if Path(data).is_dir() and any(any(Path(data).glob(pattern)) for pattern in patterns):
+            return form
+        if Path(data).suffix in {Path(pattern).suffix for pattern in patterns}:
+            return form
+    for form in task.forms:
+        known, config = form.corpus.configs, form.corpus.config
+        others = [] if isinstance(known, str) else sorted(name for name in known if (Path(data) / name).is_dir())
+        if config is not None and others and config not in others:
+            raise TaskError(f"Task {task.name!r}: --data {data!r} holds {', '.join(others)}, but not {config}.")
+    # A single file, or a folder that load_dataset understands, may be any form without a fixed layout.
+    return next((form for form in task.forms if not form.corpus.files), task.forms[-1])
+
+
+def open_table(task: Task, form: Form, data: str | None, limit: int | None) -> HuggingFaceSource:
+    """
+    Open a benchmark's rows as clips.
+
+    Raises:
+        TaskError: it cannot be read, or lacks columns; those that were found are named.
+    """
+    corpus = form.corpus
+    try:
+        if alternatives := form.entry.get("alternatives"):
+            dataset, _ = open_split(find_place(corpus.name, None, None, corpus, data), form.split, streaming=True)
+            there = dataset.column_names or list(next(iter(dataset), {}))
+            columns = dict(corpus.columns)
+            for field, others in alternatives.items():
+                names = [*columns[field].columns, *others]
+                columns[field] = ColumnSpec((next((name for name in names if name in there), names[0]),))
+            corpus = replace(corpus, columns=columns)
+        arguments = HuggingFaceArguments(corpus.name, splits=[form.split], streaming=True, limit=limit)
+        return HuggingFaceSource(arguments, corpus, data)
+    except CorpusError as error:
+        raise TaskError(f"Task {task.name!r}: {str(error).removesuffix(OVERRIDE_HINT)}") from error
+
+
+def item_of(clip: Clip | BadClip, task: Task, more_references: Iterable[str] = ()) -> Item | Problem:
+    """Return the question that a clip is, with the references of further clips of the same recording."""
+    if isinstance(clip, BadClip):
+        return Problem(clip.id, clip.reason)
+    if isinstance(clip.recording, str) and "://" not in clip.recording and not os.path.isfile(clip.recording):
+        return Problem(clip.id, f"audio file {clip.recording!r} does not exist")
+    extra: dict[str, Any] = {key: value for key, value in clip.fields.items() if key != task.answer}
+    references: list[str] = []
+    if task.answer is not None:
+        references = [str(clip.fields.get(task.answer) or "").strip(), *(each.strip() for each in more_references)]
+    if task.kind == "choice":
+        letter = references[0].upper() if references else ""
+        if letter not in LETTERS:
+            return Problem(clip.id, f"its answer is {letter!r}; expected one of {', '.join(LETTERS)}")
+        references, extra = [letter], {**extra, "choices": dict.fromkeys(LETTERS, "")}
+    try:
+        prompt = fill(task.prompt, clip.fields)
+    except KeyError as error:
+        return Problem(clip.id, f"has no {error.args[0]!r}, which the prompt quotes")
+    return Item(clip.id, prompt, [clip.recording], references, extra)
+
+
+def _per_row(clips: Iterable[Clip | BadClip], task: Task) -> Questions:
+    """Yield clips of one row, which follow each other and whose ids end in a number each, as one question."""
+    first: Clip | None = None
+    row, references = "", []  # type: str, list[str]
+    for clip in clips:
+        if isinstance(clip, BadClip):
+            yield item_of(clip, task)
+            continue
+        if first is not None and clip.id.rpartition("-")[0] == row:
+            references.append(str(clip.fields[str(task.answer)]))
+            continue
+        if first is not None:
+            yield item_of(replace(first, id=row), task, references)
+        first, row, references = clip, clip.id.rpartition("-")[0], []
+    if first is not None:
+        yield item_of(replace(first, id=row), task, references)
+
+
+def _grouped(table: HuggingFaceSource, task: Task) -> Questions:
+    """Yield rows about the same recording, wherever they stand, as one question; the table is read twice."""
+    references: dict[tuple[Any, ...], list[str]] = {}
+    for clip in table.clips():
+        if isinstance(clip, Clip):
+            key = tuple(clip.fields.get(name) for name in task.by)
+            references.setdefault(key, []).append(str(clip.fields.get(str(task.answer), "")))
+    for clip in table.clips():
+        if isinstance(clip, BadClip):
+            yield item_of(clip, task)
+            continue
+        key = tuple(clip.fields.get(name) for name in task.by)
+        found = references.pop(key, None)
+        if found is not None:
+            yield item_of(replace(clip, id="-".join(map(str, key))), task, found[1:])
+
+
+def librispeech_items(task: Task, data: str | None, limit: int | None) -> Questions:
+    """Read LibriSpeech: the leaderboard's table; or a copy of OpenSLR's archives or of what is in them."""
+    split = str(task.openslr)
+    names = (split, LIBRISPEECH_ROOT, f"{split}.tar.gz")
+    if data is None or not (data.endswith(ARCHIVE_SUFFIXES) or any((Path(data) / name).exists() for name in names)):
+        yield from table_items(task, data, limit)
+        return
+    try:
+        for clip in open_librispeech(LibriSpeechArguments([split], data, letter_case="keep"), progress=False).clips():
+            if isinstance(clip, Clip):
+                clip = replace(clip, fields={**clip.fields, TRANSCRIPT: clip.text})
+            yield item_of(clip, task)
+    except (CorpusError, DownloadError, OSError) as error:
+        raise TaskError(f"Task {task.name!r}: {error}") from error
+
+
+# ------------------------------------------------------------------------------------- questions here, answers elsewhere
+
+
+def fleurs_translation(task: Task, data: str | None, limit: int | None) -> Questions:
+    """
+    Read FLEURS as translations; the config is two configs of FLEURS, `de_de-en_us`.
+
+    Raises:
+        TaskError: a language cannot be read.
+    """
+    spoken, _, target = str(task.config).partition(PAIR_SEPARATOR)
+    missing = [one for one in (spoken, target) if data is not None and not (Path(data) / one).is_dir()]
+    if missing:
+        raise TaskError(
+            f"Task {task.name!r}: there is no folder {missing[0]} in {data!r}; expected one for each language."
+        )
+    name, split = task.forms[0].corpus.name, task.forms[0].split
+    translations: dict[Any, str] = {}
+    language = target
+    try:
+        for clip in open_table(task, Form(dataset_named(name, target), split), data, None).clips():
+            if isinstance(clip, Clip):
+                translations[clip.fields["sentence"]] = str(clip.fields.get(TRANSCRIPT) or "")
+                language = str(clip.fields["language"])
+        for clip in open_table(task, Form(dataset_named(name, spoken), split), data, limit).clips():
+            if isinstance(clip, BadClip):
+                yield Problem(clip.id, clip.reason)
+            elif clip.fields["sentence"] not in translations:
+                yield Problem(clip.id, f"its sentence {clip.fields['sentence']} is not in {target}")
+            else:
+                fields = {"target_language": language}
+                reference = translations[clip.fields["sentence"]]
+                yield Item(
+                    clip.id, fill(task.prompt, fields), [clip.recording], [reference], {**clip.fields, **fields}
+                )
+    except CorpusError as error:
+        raise TaskError(f"Task {task.name!r}: {error}") from error
+
+
+def sessions(task: Task, data: str | None, limit: int | None) -> Questions:
+    """
+    Read recordings in chunks: each chunk is a question, and has the whole recording's transcript as its reference.
+
+    What is heard is put together by `extra["session"]`, in the order of `extra["chunk_index"]`, before it is scored. A
+    copy is a folder with both datasets, each in a folder of its own name.
+
+    Raises:
+        TaskError: one of the two cannot be read, or lacks columns.
+    """
+    form = task.forms[0]
+    corpus = form.corpus
+    parent = replace(corpus, name=f"{corpus.name}, parent", hub=form.entry["parent"], columns={})
+    try:
+        table, columns, place, folder = _open(task, corpus, form.split, data)
+        fields = {field: spec.columns[0] for field, spec in corpus.columns.items()}
+        missing = [column for column in fields.values() if column not in columns]
+        if missing:
+            raise CorpusError(f"{corpus.name} has no column {missing[0]!r}. Its columns are: {', '.join(columns)}.")
+        transcripts = _transcripts(task, parent, form, data)
+        for row in table:
+            file, session = row[fields["audio"]], str(row[fields["session"]])
+            recording, problem = _chunk(file, place, folder, corpus)
+            if problem is None and session not in transcripts:
+                near = difflib.get_close_matches(session, transcripts, n=1)
+                problem = f"there is no transcript of {session!r}" + (f", perhaps {near[0]!r}?" if near else "")
+            if problem is not None:
+                yield Problem(str(file), problem)
+                continue
+            extra = {"session": session, "chunk_index": int(row[fields["chunk_index"]]), "language": "en"}
+            yield Item(str(file), task.prompt, [recording], [transcripts[session]], extra)
+    except TaskError:
+        raise
+    except CorpusError as error:
+        raise TaskError(f"Task {task.name!r}: {str(error).removesuffix(OVERRIDE_HINT)}") from error
+    except READ_ERRORS as error:
+        raise TaskError(f"Task {task.name!r}: cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _open(task: Task, corpus: Corpus, split: str, data: str | None) -> tuple[Any, list[str], Place, str]:
+    """Open one of a task's datasets: rows, columns, place, and the folder that recordings are seen from."""
+    if data is not None:
+        folder = Path(data) / str(corpus.hub).rpartition("/")[2]
+        if not folder.is_dir():
+            raise TaskError(
+                f"Task {task.name!r}: there is no folder {folder.name} in {data!r}; expected the dataset {corpus.hub}."
+            )
+        data = str(folder)
+    place = find_place(corpus.name, None, None, corpus, data)
+    dataset, seen_from = open_split(place, split, streaming=True)
+    return dataset, dataset.column_names or list(next(iter(dataset), {})), place, seen_from
+
+
+def _transcripts(task: Task, parent: Corpus, form: Form, data: str | None) -> dict[str, str]:
+    """Return whole recordings' transcripts by id."""
+    table, columns, _, _ = _open(task, parent, form.split, data)
+    chosen = {}
+    for field, candidates in form.entry["alternatives"].items():
+        column = next((name for name in candidates if name in columns), None)
+        if column is None:
+            raise CorpusError(
+                f"{parent.name} has no column {' or '.join(map(repr, candidates))} for {field!r}. Its columns are: "
+                f"{', '.join(columns)}."
+            )
+        chosen[field] = column
+    return {str(row[chosen["id"]]): str(row[chosen[TRANSCRIPT]] or "") for row in table}
+
+
+def _chunk(file: Any, place: Place, folder: str, corpus: Corpus) -> tuple[Any, str | None]:
+    """Return a chunk's recording, in the corpus' audio folder, or why there is none."""
+    if place.kind != "hub":
+        return recording_of(f"{corpus.audio_folder}/{file}", place, place.path)
+    revision = huggingface_hub.constants.DEFAULT_REVISION if place.revision is None else place.revision
+    return recording_of(f"hf://datasets/{place.path}@{revision}/{corpus.audio_folder}/{file}", place, folder)
+
+
+# ------------------------------------------------------------------------------------------------------------ AIR-Bench
+
+#: List of questions in each part's folder.
+META_FILES = {"Foundation": "Foundation_meta.json", "Chat": "Chat_meta.json"}
+COMMON_FIELDS = ("path", "question", "answer_gt", "task_name", "dataset_name", "uniq_id")
+CHOICE_FIELDS = {letter: f"choice_{letter.lower()}" for letter in LETTERS}
+#: A part whose recordings end otherwise than its list says (Inference_Foundation.py).
+FLAC_TASK = "Audio_Grounding"
+#: What the chat benchmark's leaderboard puts together (cal_score.py); "mixed" is the mean of the last two.
+CHAT_CATEGORIES = {
+    "speech_QA": "speech",
+    "speech_dialogue_QA": "speech",
+    "sound_QA": "sound",
+    "sound_generation_QA": "sound",
+    "music_QA": "music",
+    "music_generation_analysis_QA": "music",
+    "speech_and_sound_QA": "speech_and_sound",
+    "speech_and_music_QA": "speech_and_music",
+}
+
+
+def air_bench_foundation(task: Task, data: str | None, limit: int | None) -> Questions:
+    """Read AIR-Bench's single choices; the reference is the right answer's letter."""
+    for row, recording in _air_bench(task, data, limit, (*COMMON_FIELDS, "choice_a", "choice_b")):
+        choices = {letter: row[field] for letter, field in CHOICE_FIELDS.items() if row.get(field) is not None}
+        letter = next(letter for letter, text in choices.items() if text == row["answer_gt"])
+        shown = {"question": row["question"], **{field: row.get(field) for field in CHOICE_FIELDS.values()}}
+        extra = {
+            **{"question": row["question"], "choices": choices, "answer": row["answer_gt"]},
+            **{"category": row["task_name"], "dataset": row["dataset_name"]},
+        }
+        yield Item(_air_bench_id(row), fill(task.prompt, shown), [recording], [letter], extra)
+
+
+def air_bench_chat(task: Task, data: str | None, limit: int | None) -> Questions:
+    """Read AIR-Bench's open questions; `meta_info` describes the recording to the judge."""
+    for row, recording in _air_bench(task, data, limit, (*COMMON_FIELDS, "meta_info")):
+        extra = {
+            **{"question": row["question"], "meta_info": row["meta_info"], "part": row["task_name"]},
+            **{"category": CHAT_CATEGORIES.get(row["task_name"], row["task_name"]), "dataset": row["dataset_name"]},
+        }
+        prompt = fill(task.prompt, {"question": row["question"]})
+        yield Item(_air_bench_id(row), prompt, [recording], [row["answer_gt"]], extra)
+
+
+def _air_bench_id(row: Mapping[str, Any]) -> str:
+    return f"{row['task_name']}_{row['dataset_name']}/{row['uniq_id']}"
+
+
+def _air_bench(
+    task: Task, data: str | None, limit: int | None, fields: tuple[str, ...]
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """
+    Yield rows of a JSON list with the places of their recordings.
+
+    Raises:
+        TaskError: there is no list, or it is none.
+        TaskDataError: rows lack fields or recordings; all are named, before the first row is given.
+    """
+    meta, root = _air_bench_places(task, data)
+    try:
+        rows = json.loads(meta.read_text(encoding="utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise TaskError(f"Task {task.name!r}: {meta} is not JSON: {error}") from error
+    if not isinstance(rows, list):
+        raise TaskError(f"Task {task.name!r}: {meta} holds a {type(rows).__name__}; expected a list of questions.")
+    checker = None if data is None else RowChecker(root, root)
+    problems, found = [], []
+    for index, row in enumerate(rows[:limit]):
+        reason, recording = _air_bench_fault(row, fields), ""
+        if reason is None:
+            path = Path(row["path"])
+            path = path.with_suffix(".flac") if row["task_name"] == FLAC_TASK else path
+            recording = f"{row['task_name']}_{row['dataset_name']}/{path}"
+            reason = checker.path_problem(recording) if checker is not None else None
+            recording = checker.locate(recording) if checker is not None else f"{root}/{recording}"
+        if reason:
+            problems.append((f"{meta.name} row {index}", reason))
+        found.append((row, recording))
+    if problems:
+        raise TaskDataError(task.name, problems)
+    yield from found
+
+
+def _air_bench_fault(row: Any, fields: tuple[str, ...]) -> str | None:
+    if not isinstance(row, dict):
+        return f"is a {type(row).__name__}; expected an object"
+    missing = [field for field in fields if row.get(field) is None and field != "meta_info"]
+    if missing:
+        return f"lacks {', '.join(map(repr, missing))}; it has {', '.join(map(repr, row))}"
+    others = [field for field in fields if field not in ("uniq_id", "meta_info") and not isinstance(row[field], str)]
+    if others:
+        return f"{others[0]!r} is {row[others[0]]!r}; expected text"
+    if "choice_a" in fields and row["answer_gt"] not in [row.get(field) for field in CHOICE_FIELDS.values()]:
+        return f"its answer {row['answer_gt']!r} is none of its choices"
+    return None
+
+
+def _air_bench_places(task: Task, data: str | None) -> tuple[Path, str]:
+    """Return the list of questions, and the folder or address that recordings lie below."""
+    part = task.forms[0].split
+    file = META_FILES[part]
+    if data is not None:
+        given = Path(data)
+        candidates = [given] if given.is_file() else [given / file, given / part / file]
+        meta = next((path for path in candidates if path.is_file()), None)
+        if meta is None:
+            raise TaskError(f"Task {task.name!r}: there is no {file} in {data!r}, nor in a folder {part} there.")
+        return meta, str(meta.parent)
+    hub = str(task.forms[0].corpus.hub)
+    try:
+        meta = Path(huggingface_hub.hf_hub_download(hub, f"{part}/{file}", repo_type="dataset"))
+    except (OSError, HfHubHTTPError, ValueError) as error:
+        raise TaskError(
+            f"Task {task.name!r}: {part}/{file} of {hub} cannot be downloaded: {' '.join(str(error).split())} Give a copy "
+            "with --data."
+        ) from error
+    return meta, f"hf://datasets/{hub}/{part}"
+
+
+# ---------------------------------------------------------------------------------------------------- without a download
+
+TEXT_QUESTIONS_FILE = Path(__file__).parent / "text_questions.yaml"
+#: Made recordings without speech: seconds, seed of the noises, root mean square of the loud and the quiet ones.
+NO_SPEECH_SECONDS = (0.5, 2.0, 8.0, 30.0)
+NO_SPEECH_SEED = 20_250_101
+LOUD_RMS, QUIET_RMS = 0.1, 0.003
+#: The power of noise falls with frequency to this power.
+NOISE_SLOPES = {"white noise": 0.0, "pink noise": 1.0, "brown noise": 2.0}
+HUM_HZ, HUM_HARMONICS = 50.0, (1, 2, 3, 5)
+CLICKS_PER_S = 2.0
+FULL_SCALE = 0.99
+#: By name: what is heard, and how loud.
+NO_SPEECH: dict[str, tuple[str, float]] = {
+    "silence": ("silence", 0.0),
+    **{kind: (kind, LOUD_RMS) for kind in NOISE_SLOPES},
+    "white noise, quiet": ("white noise", QUIET_RMS),
+    "hum": ("hum", LOUD_RMS),
+    "clicks": ("clicks", QUIET_RMS),
+}
+
+
+def studio_prompts(task: Task, data: str | None, limit: int | None) -> Questions:
+    """Read the held-out studio prompts."""
+    _no_copy(task, data)
+    for row in load_studio_prompts("test"):
+        extra = {"speaker": row["speaker"], "language": "en", "duration_s": row["duration_s"]}
+        yield Item(row["id"], task.prompt, [row["audio"]], [row["text"]], extra)
+
+
+def unseen_speech(task: Task, data: str | None, limit: int | None) -> Questions:
+    """Read the ten clips of speakers that no bundled corpus holds."""
+    _no_copy(task, data)
+    for row in load_unseen_speech():
+        known = {"speaker": row["speaker"], "category": row["source"], "language": "en"}
+        yield Item(row["id"], task.prompt, [row["audio"]], [row["text"]], {**known, "duration_s": row["duration_s"]})
+
+
+def no_speech(task: Task, data: str | None, limit: int | None) -> Questions:
+    """
+    Read recordings in which nobody speaks: made ones, or all that lie in a folder.
+
+    Raises:
+        TaskError: the folder is not there.
+    """
+    if data is None:
+        for category in NO_SPEECH:
+            for seconds in NO_SPEECH_SECONDS:
+                name = f"{category.replace(' ', '_').replace(',', '')}-{seconds:g}s"
+                made = {"array": made_recording(category, seconds), "sampling_rate": SAMPLING_RATE_HZ}
+                extra = {"category": category, "duration_s": seconds}
+                yield Item(name, task.prompt, [{**made, "path": f"{name}.wav"}], [], extra)
+        return
+    if not os.path.isdir(data):
+        raise TaskError(f"Task {task.name!r}: --data {data!r} is no folder; expected one with recordings.")
+    for path in sorted(path for path in Path(data).rglob("*") if is_audio(path) and path.is_file()):
+        place = path.relative_to(data)
+        category = place.parent.as_posix() if place.parent.name else "recordings"
+        yield Item(place.as_posix(), task.prompt, [os.path.abspath(path)], [], {"category": category})
+
+
+def made_recording(category: str, seconds: float) -> np.ndarray:
+    """
+    Make sound without speech, the same every time.
+
+    Args:
+        category: one of `NO_SPEECH`.
+        seconds: its length.
+
+    Returns:
+        float32 of shape `(samples,)` at 16 kHz, within [-1, 1].
+    """
+    kind, rms = NO_SPEECH[category]
+    samples = int(seconds * SAMPLING_RATE_HZ)
+    generator = np.random.default_rng([NO_SPEECH_SEED, list(NO_SPEECH).index(category), samples])
+    if kind == "silence":
+        return np.zeros(samples, np.float32)
+    if kind in NOISE_SLOPES:
+        spectrum = np.fft.rfft(generator.standard_normal(samples))
+        frequencies = np.maximum(np.arange(len(spectrum)), 1)
+        waveform = np.fft.irfft(spectrum * frequencies ** (-NOISE_SLOPES[kind] / 2), samples)
+    elif kind == "hum":
+        times = np.arange(samples) / SAMPLING_RATE_HZ
+        waveform = np.sum([np.sin(2 * np.pi * HUM_HZ * each * times) / each for each in HUM_HARMONICS], axis=0)
+    else:
+        waveform = (generator.random(samples) < CLICKS_PER_S / SAMPLING_RATE_HZ).astype(np.float64)
+        waveform[samples // 2] = 1.0
+    waveform = waveform * rms / np.sqrt(np.mean(np.square(waveform)))
+    return np.clip(waveform, -FULL_SCALE, FULL_SCALE).astype(np.float32)
+
+
+@lru_cache(maxsize=1)
+def _text_questions() -> dict[str, list[Any]]:
+    return yaml.safe_load(TEXT_QUESTIONS_FILE.read_text(encoding="utf-8"))
+
+
+def retention_texts(task: Task, data: str | None, limit: int | None) -> Questions:
+    """Read texts, each its own prompt, without a right answer."""
+    _no_copy(task, data)
+    for number, entry in enumerate(_text_questions()["texts"], start=1):
+        yield Item(f"text-{number:03d}", entry["text"].strip(), [], [], {"category": entry["category"]})
+
+
+def text_choices(task: Task, data: str | None, limit: int | None) -> Questions:
+    """Read written questions with four answers."""
+    _no_copy(task, data)
+    for number, entry in enumerate(_text_questions()["choices"], start=1):
+        choices = {letter: str(entry[letter]) for letter in LETTERS}
+        lines = [entry["question"], *(f"{letter}. {text}" for letter, text in choices.items())]
+        prompt = "\n".join([*lines, "Answer with one letter, A, B, C or D."])
+        extra = {"question": entry["question"], "choices": choices, "category": entry["category"]}
+        yield Item(f"choice-{number:03d}", prompt, [], [entry["answer"]], extra)
+
+
+def _no_copy(task: Task, data: str | None) -> None:
+    if data is not None:
+        raise TaskError(f"Task {task.name!r} ships with the package and takes no --data, got {data!r}.")
+
+
+#: By the names that `tasks.yaml` calls them.
+READERS: dict[str, Reader] = {
+    "table": table_items,
+    "librispeech": librispeech_items,
+    "sessions": sessions,
+    "fleurs_translation": fleurs_translation,
+    "air_bench_foundation": air_bench_foundation,
+    "air_bench_chat": air_bench_chat,
+    "studio_prompts": studio_prompts,
+    "unseen_speech": unseen_speech,
+    "no_speech": no_speech,
+    "retention_texts": retention_texts,
+    "text_choices": text_choices,
+}
+
+__all__ = ["LOCAL_TASK", "READERS", "made_recording", "read_local_set"]

@@ -1,0 +1,441 @@
+"""
+Evaluation tasks: families of benchmarks (`tasks.yaml`), of which a config or language is chosen by name.
+
+    for item in find_task("fleurs:de_de").items(limit=10): ...
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from audiollm.corpora.catalogue import Corpus, load_catalogue
+from audiollm.corpora.columns import ColumnSpec
+from audiollm.processing.conversations import AUDIO_PLACEHOLDER
+from audiollm.processing.normalisers import normaliser_for
+
+KINDS = (
+    *("asr", "translation", "choice", "chat", "instruction", "summary", "description", "no_speech", "text_retention"),
+)
+TASKS_FILE = Path(__file__).parent / "tasks.yaml"
+CONFIG_SEPARATOR, PAIR_SEPARATOR, EVERY_CONFIG = ":", "-", "*"
+FLEURS_TRANSLATION = "fleurs_translation"
+#: The field that references of speech recognition are in.
+TRANSCRIPT = "transcript"
+#: Transform of transcripts that makes them better to learn from, and other than they are written.
+LETTER_CASE = "sentence_case"
+#: Codes that configs begin with, where the usual one is another.
+LANGUAGE_CODES = {"cmn": "zh"}
+#: sacreBLEU's tokenizers by language; 13a otherwise.
+BLEU_TOKENIZERS = {"zh": "zh", "yue": "zh", "ja": "ja-mecab"}
+#: Where words are not separated, characters are compared.
+CHARACTER_NORMALISER, CHARACTER_METRIC = "characters", "character_error"
+MAX_PROBLEMS_SHOWN = 200
+NAMES_SHOWN = 8
+
+
+class TaskError(ValueError):
+    """A task that cannot be run as asked: there is none of that name, or its data cannot be read at all."""
+
+
+class TaskDataError(TaskError):
+    """
+    Rows of a task's data that are no questions; the message names every one.
+
+    Attributes:
+        problems: (where, reason) of each.
+    """
+
+    def __init__(self, task: str, problems: list[tuple[str, str]]):
+        self.problems = problems
+        lines = [f"{where}: {reason}" for where, reason in problems[:MAX_PROBLEMS_SHOWN]]
+        if len(problems) > MAX_PROBLEMS_SHOWN:
+            lines.append(f"... and {len(problems) - MAX_PROBLEMS_SHOWN} more")
+        count = "1 row is" if len(problems) == 1 else f"{len(problems)} rows are"
+        super().__init__(f"Task {task}: {count} of no use\n  " + "\n  ".join(lines))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A row that is no question: where it stands, and why."""
+
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Item:
+    """
+    One question of a benchmark.
+
+    Attributes:
+        id: stable and unique within the task: a run is resumed by it.
+        prompt: with one `<audio>` for each recording; none where the question is text alone.
+        recordings: anything that the processor takes: a path or URL, a dict with `bytes`, or one with `array`.
+        references: right answers; none where a judge or a rate needs none. Of a choice: the letter.
+        extra: what else is known, as JSON: `question`, `choices` (text by letter), `transcript`, `speaker`, `language`,
+            `category`, and of a recording cut into chunks `session` and `chunk_index`.
+    """
+
+    id: str
+    prompt: str
+    recordings: list[Any]
+    references: list[str] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+#: Gives a task's questions: from a copy on disk, or None for where the benchmark is; at least so many, or None for all.
+Reader = Callable[["Task", str | None, int | None], Iterator[Item | Problem]]
+
+
+@dataclass(frozen=True)
+class Form:
+    """A dataset that a benchmark comes in, with the split that is read and its entry of the table."""
+
+    corpus: Corpus
+    split: str
+    entry: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Task:
+    """
+    A benchmark, or one language or part of one.
+
+    Attributes:
+        name: what `--tasks` calls it.
+        kind: one of `KINDS`, which decides how answers are asked for and scored.
+        metrics: names of the metrics that its answers get.
+        language: code of the language that answers are in; None where they are in none.
+        normaliser: a name of `NORMALISERS`, applied to references and answers that are compared word by word.
+        source: where it comes from, as JSON: benchmark, hub, config, split, licence, terms, citation, and what scoring
+            needs to know: `source_language` (spoken, of a translation), `bleu_tokenizer`, `judge`, `parsing`.
+        max_new_tokens: bound on an answer; None where it follows from the length of the recording.
+        group: tasks whose scores are averaged, unweighted.
+        reader: gives the questions.
+        prompt, forms, config, answer, openslr, by: what the reader needs; see `tasks.yaml`.
+    """
+
+    name: str
+    kind: str
+    metrics: tuple[str, ...]
+    language: str | None
+    normaliser: str
+    source: Mapping[str, Any]
+    max_new_tokens: int | None
+    group: str | None
+    reader: Reader = field(repr=False, compare=False)
+    prompt: str = ""
+    forms: tuple[Form, ...] = ()
+    config: str | None = None
+    answer: str | None = None
+    openslr: str | None = None
+    by: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise TaskError(f"Task {self.name!r} is of the kind {self.kind!r}; expected one of {', '.join(KINDS)}.")
+
+    def items(self, data: str | None = None, limit: int | None = None) -> Iterator[Item]:
+        """
+        Yield the questions, one by one, in an order that never changes.
+
+        Args:
+            data: a copy on disk, as the benchmark hands it out; None reads it where it is.
+            limit: at most this many, the first ones.
+
+        Raises:
+            TaskError: the data cannot be read; raised when the first question is asked for.
+            TaskDataError: rows are malformed. Raised before the first question where all rows are known at once (JSON),
+                else after the last one, since a stream is not read twice.
+        """
+        if limit is not None and limit < 1:
+            raise TaskError(f"Task {self.name!r}: expected a limit of 1 or more, not {limit}.")
+        seen: dict[str, int] = {}
+        problems: list[tuple[str, str]] = []
+        found = 0
+        for item in self.reader(self, data, limit):
+            if isinstance(item, Problem):
+                problems.append((item.where, item.reason))
+                continue
+            placeholders = item.prompt.count(AUDIO_PLACEHOLDER)
+            if placeholders != len(item.recordings):
+                reason = f"its prompt has {placeholders} {AUDIO_PLACEHOLDER} for {len(item.recordings)} recordings"
+                problems.append((item.id, reason))
+                continue
+            yield _with_unique_id(item, seen)
+            found += 1
+            if found == limit:
+                break
+        if problems:
+            raise TaskDataError(self.name, problems)
+        if not found:
+            raise TaskError(f"Task {self.name!r}: {data or 'its data'} holds no questions.")
+
+
+def _with_unique_id(item: Item, seen: dict[str, int]) -> Item:
+    """Return the item, with a number behind its id where an earlier one has the same."""
+    number, identity = seen.get(item.id, 0) + 1, item.id
+    if number > 1:
+        identity = f"{item.id}#{number}"
+        while identity in seen:
+            number += 1
+            identity = f"{item.id}#{number}"
+        seen[identity] = 1
+    seen[item.id] = number
+    return item if identity == item.id else replace(item, id=identity)
+
+
+# ------------------------------------------------------------------------------------------------------- tasks by name
+
+
+def find_task(name: str) -> Task:
+    """
+    Return one task: `prompts`, or of a family one config, `fleurs:de_de`, also by language alone, `fleurs:de`.
+
+    Raises:
+        TaskError: there is no such task or config, or a family is named without one; near names are given.
+    """
+    family, _, config = name.partition(CONFIG_SEPARATOR)
+    entry = families().get(family)
+    if entry is None:
+        raise TaskError(_unknown(name))
+    known = _configs(entry)
+    if not known:
+        if config:
+            raise TaskError(f"Task {family!r} has no configs; leave out {config!r}.")
+        return _task(family, None, entry)
+    if not config:
+        raise TaskError(f"Task {family!r} comes in {_listed(known)}; name one, such as {family}:{known[0]}.")
+    if config not in known and not _matches_pattern(entry, config):
+        asked = re.split("[-_]", config)
+        same = [each for each in known if [*_languages(entry, each)][-len(asked) :] == asked]
+        if len(same) != 1:
+            near = difflib.get_close_matches(config, known, n=3)
+            hint = f" Perhaps {' or '.join(f'{family}:{each}' for each in near)}?" if near else ""
+            raise TaskError(f"Task {family!r} has no config {config!r}.{hint} It has {_listed(known)}.")
+        config = same[0]
+    return _task(family, config, entry)
+
+
+def tasks_named(names: Iterable[str]) -> list[Task]:
+    """
+    Return tasks by names and aliases, in that order, each once.
+
+    A family without a config stands for the configs that its entry lists, `family:*` for all.
+
+    Raises:
+        TaskError: there is neither a task nor an alias of a name.
+    """
+    expanded: list[str] = []
+    for name in names:
+        for each in tables()["aliases"].get(name, [name]):
+            family, _, config = each.partition(CONFIG_SEPARATOR)
+            entry = families().get(family, {})
+            if config in ("", EVERY_CONFIG) and _configs(entry):
+                chosen = _configs(entry) if config else entry.get("splits") or entry["configs"]
+                expanded += [f"{family}{CONFIG_SEPARATOR}{one}" for one in chosen]
+            else:
+                expanded.append(each)
+    return [find_task(each) for each in dict.fromkeys(expanded)]
+
+
+def families() -> dict[str, dict[str, Any]]:
+    """Return the entries of `tasks.yaml` by name, with what their kind adds."""
+    return {name: {**tables()["kinds"][entry["kind"]], **entry} for name, entry in tables()["tasks"].items()}
+
+
+def group_tasks(group: str) -> list[str]:
+    """Return the tasks whose scores are averaged together."""
+    return [name for name, entry in families().items() if entry.get("group") == group]
+
+
+def task_table() -> str:
+    """Return the tasks for people: what each is, on what terms, and where."""
+    blocks = []
+    for name, entry in families().items():
+        configs = _configs(entry)
+        task = _task(name, configs[0] if configs else None, entry)
+        source = task.source
+        lines = [
+            f"{name}{':CONFIG' if configs else ''}  ({entry['kind']}: {', '.join(task.metrics)})",
+            source["title"],
+            f"licence: {source['licence']}" + (f", {source['terms']}" if source.get("terms") else ""),
+            *([f"where: {source['hub']}"] if source.get("hub") else []),
+            *([f"where: {source['withdrawn']} Give it with --data."] if source.get("withdrawn") else []),
+            *([f"configs: {_listed(configs)}"] if configs else []),
+            *([f"unknown: {', '.join(source['unknown'])}"] if source.get("unknown") else []),
+        ]
+        blocks.append("\n  ".join(lines))
+    several = [f"  {alias}: {', '.join(names)}" for alias, names in tables()["aliases"].items()]
+    return "\n\n".join(blocks) + "\n\nNames for several tasks:\n" + "\n".join(several) + "\n"
+
+
+# ------------------------------------------------------------------------------------------------------------- the table
+
+
+@lru_cache(maxsize=1)
+def tables() -> dict[str, Any]:
+    """Return what `tasks.yaml` holds."""
+    return yaml.safe_load(TASKS_FILE.read_text(encoding="utf-8"))
+
+
+def dataset_entry(name: str) -> dict[str, Any]:
+    """Return a dataset's entry of `tasks.yaml`, with what it inherits; empty where only the catalogue has it."""
+    own = tables()["datasets"].get(name, {})
+    return {**tables()["datasets"].get(own.get("inherits"), {}), **own}
+
+
+def dataset_named(name: str, config: str | None = None) -> Corpus:
+    """
+    Return a dataset of `tasks.yaml`, or a ready corpus with its transcripts as references.
+
+    As references, transcripts are taken as they are written, and an empty one is a row like any other.
+
+    Raises:
+        TaskError: neither table has it.
+        CorpusError: it has no such config.
+    """
+    entry = dataset_entry(name)
+    if entry:
+        configs = entry.get("configs") or ([entry["config"]] if entry.get("config") else [])
+        kept = ("licence", "citation", "hub", "audio_folder", "terms", "note", "constants")
+        corpus = Corpus(
+            name=name,
+            title=entry["title"],
+            languages=tuple(entry["languages"]),
+            splits=tuple(entry["splits"]),
+            columns={key: ColumnSpec((column,)) for key, column in entry["columns"].items()},
+            tasks=(),
+            configs={each: {} for each in configs},
+            default_config=entry.get("config"),
+            default_splits=tuple(entry["splits"][:1]),
+            **{key: entry[key] for key in kept if key in entry},
+        )
+    elif name in load_catalogue():
+        corpus = load_catalogue()[name]
+        columns = dict(corpus.columns)
+        if "text" in columns:
+            text = columns.pop("text")
+            columns[TRANSCRIPT] = replace(text, transforms=tuple(one for one in text.transforms if one != LETTER_CASE))
+        corpus = replace(corpus, columns=columns, tasks=())
+    else:
+        raise TaskError(f"There is no dataset {name!r} in the tables.")
+    return corpus if config is None and corpus.configs and not corpus.default_config else corpus.with_config(config)
+
+
+def _task(family: str, config: str | None, entry: Mapping[str, Any]) -> Task:
+    from .readers import READERS
+
+    spoken, target = _languages(entry, config or "")
+    language = entry.get("language") or target
+    normaliser = normaliser_for(language)
+    metrics = tuple(entry["metrics"])
+    if entry["kind"] == "asr" and normaliser == CHARACTER_NORMALISER:
+        metrics = (CHARACTER_METRIC,)
+    chosen = None if entry.get("splits") or entry["reader"] == FLEURS_TRANSLATION else config
+    forms = []
+    for name, split, *rest in entry.get("forms", ()):
+        corpus = dataset_named(name, rest[0] if rest else chosen)
+        forms.append(Form(corpus, str(config) if entry.get("splits") else split, dataset_entry(name)))
+    name = family if config is None else f"{family}{CONFIG_SEPARATOR}{config}"
+    source: dict[str, Any] = {"benchmark": name, **entry.get("about", {})}
+    if forms:
+        form = next((form for form in forms if form.corpus.hub and not form.corpus.withdrawn), forms[0])
+        corpus = form.corpus
+        source |= {
+            **{"benchmark": corpus.name.partition(CONFIG_SEPARATOR)[0], "title": corpus.title, "hub": corpus.hub},
+            **{"revision": corpus.revision, "config": corpus.config or config, "split": form.split},
+            **{"licence": corpus.licence, "terms": corpus.terms, "withdrawn": corpus.withdrawn},
+            **{"citation": corpus.citation, "note": corpus.note, "unknown": form.entry.get("unknown")},
+        }
+    if entry["kind"] == "translation":
+        source |= {"source_language": spoken, "bleu_tokenizer": BLEU_TOKENIZERS.get(str(language), "13a")}
+    source |= {"judge": entry.get("judge"), "parsing": entry.get("parsing")}
+    return Task(
+        name=name,
+        kind=entry["kind"],
+        metrics=metrics,
+        language=language,
+        normaliser=normaliser,
+        source={key: value for key, value in source.items() if value is not None},
+        max_new_tokens=entry.get("max_new_tokens"),
+        group=entry.get("group"),
+        reader=READERS[entry["reader"]],
+        prompt=entry.get("prompt", ""),
+        forms=tuple(forms),
+        config=config,
+        answer=entry.get("answer"),
+        openslr=entry.get("openslr"),
+        by=tuple(entry.get("by", ())),
+    )
+
+
+def _configs(entry: Mapping[str, Any]) -> list[str]:
+    """Return the configs or splits that a family is read in, those that run by default first; none of a single task."""
+    first = list(entry.get("splits") or entry.get("configs") or ())
+    if not first:
+        return []
+    corpus = dataset_named(entry["forms"][0][0])
+    if entry.get("splits") or isinstance(corpus.configs, str):
+        every = first
+    elif entry["reader"] == FLEURS_TRANSLATION:
+        english = "en_us"
+        others = [each for each in corpus.configs if each != english]
+        every = [*(f"{one}-{english}" for one in others), *(f"{english}-{one}" for one in others)]
+    else:
+        every = list(corpus.configs)
+    return list(dict.fromkeys([*first, *every]))
+
+
+def _matches_pattern(entry: Mapping[str, Any], config: str) -> bool:
+    """Return whether a dataset that says by a pattern which configs it has, has this one."""
+    pattern = dataset_named(entry["forms"][0][0]).configs
+    return isinstance(pattern, str) and bool(re.fullmatch(pattern, config))
+
+
+def _languages(entry: Mapping[str, Any], config: str) -> tuple[str | None, str | None]:
+    """Return codes of what is spoken and of what is answered in, from a config such as `de_de`, `en_zh-CN`, `de_de-en_us`."""
+    if not config or entry.get("language"):
+        return entry.get("language"), entry.get("language")
+    spoken = target = entry.get("languages", {}).get(config, config)
+    if entry["reader"] == FLEURS_TRANSLATION:
+        spoken, _, target = config.partition(PAIR_SEPARATOR)
+    elif entry["kind"] == "translation":
+        spoken, _, target = config.rpartition("_")
+    first, second = (re.split("[-_]", name)[0] for name in (spoken, target))
+    return LANGUAGE_CODES.get(first, first), LANGUAGE_CODES.get(second, second)
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more
+
+
+def _unknown(name: str) -> str:
+    known = [*tables()["tasks"], *tables()["aliases"]]
+    near = difflib.get_close_matches(name.partition(CONFIG_SEPARATOR)[0].strip(), known, n=3)
+    near = near or [each for each in known if name.strip() and name.strip().lower() in each][:3]
+    hint = f" Perhaps {' or '.join(map(repr, near))}?" if near else ""
+    return f"There is no task {name!r}.{hint} There are: {', '.join(known)}."
+
+
+__all__ = [
+    "KINDS",
+    "Form",
+    "Item",
+    "Problem",
+    "Task",
+    "TaskDataError",
+    "TaskError",
+    "dataset_named",
+    "families",
+    "find_task",
+    "group_tasks",
+    "task_table",
+    "tasks_named",
+]
