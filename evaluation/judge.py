@@ -310,7 +310,7 @@ def judge_outputs(outputs: Path, verdicts: Path, rubric: Rubric, judge: Judge, o
     """
     samples = options.judge_samples or rubric.samples
     asked = list(_asked(outputs, rubric, samples))
-    kept = {_key(row): row for row in read_rows(verdicts)}
+    kept = {_identity(row): row for row in read_rows(verdicts)}
     done = {one.key for one in asked if _is_done(kept.get(one.key), one)}
     new = [one for one in asked if one.key not in done]
     title = f"Judging {outputs.parent.name}: {outputs.stem}"
@@ -318,7 +318,7 @@ def judge_outputs(outputs: Path, verdicts: Path, rubric: Rubric, judge: Judge, o
         failed: Counter[str] = Counter()
         with tqdm(total=len(new), desc=title, unit="mark") as bar:
             for verdict in _verdicts(new, rubric, judge, options.judge_concurrency):
-                kept[_key(verdict)] = verdict
+                kept[_identity(verdict)] = verdict
                 Journal(verdicts).append([verdict])
                 if verdict["error"]:
                     failed[verdict["error"].partition(":")[0]] += 1
@@ -374,7 +374,7 @@ def _verdict(asked: Asked, rubric: Rubric, judge: Judge) -> dict[str, Any]:
     }
 
 
-def _key(row: Mapping[str, Any]) -> tuple[str, str, int]:
+def _identity(row: Mapping[str, Any]) -> tuple[str, str, int]:
     return (row["id"], row["order"], row["sample"])
 
 

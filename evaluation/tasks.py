@@ -130,7 +130,7 @@ class Task:
     group: str | None
     reader: Reader = field(repr=False, compare=False)
     prompt: str = ""
-    forms: tuple[Form, ...] = ()
+    forms: tuple[Form, ...] = field(default=(), repr=False)
     config: str | None = None
     answer: str | None = None
     openslr: str | None = None

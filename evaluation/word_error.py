@@ -101,7 +101,6 @@ def word_errors(
     hypotheses: Sequence[str],
     normaliser: str = "english",
     aligner: str = JIWER,
-    merge_compounds: bool = True,
 ) -> list[TextErrors]:
     """
     Return word errors of each pair, both sides normalised.
@@ -110,7 +109,6 @@ def word_errors(
         references, hypotheses: what was said and what was heard, one each.
         normaliser: a name of `NORMALISERS`.
         aligner: a name of `ALIGNERS`.
-        merge_compounds: of kaldialign: neighbouring words that make one word of the other side are right.
 
     Raises:
         ValueError: the lists differ in length, or there is no such normaliser or aligner.
@@ -119,7 +117,7 @@ def word_errors(
     pairs, scored = _normalised(references, hypotheses, normaliser, aligner)
     chosen = [pairs[index] for index in scored]
     if aligner == KALDIALIGN:
-        counts = _kaldialign_counts(chosen, merge_compounds)
+        counts = _kaldialign_counts(chosen)
     else:
         counts = _jiwer_counts(jiwer.process_words, chosen)
     return _text_errors(pairs, dict(zip(scored, counts)), normaliser)
@@ -194,12 +192,11 @@ def _jiwer_counts(process: Callable, pairs: Sequence[tuple[str, str]]) -> list[C
     return counts
 
 
-def _kaldialign_counts(pairs: Sequence[tuple[str, str]], merge_compounds: bool) -> list[Counts]:
+def _kaldialign_counts(pairs: Sequence[tuple[str, str]]) -> list[Counts]:
     """Return length, substitutions, deletions and insertions of each pair, word for word."""
     edit_distance = optional_library("kaldialign", "evaluation").edit_distance
     found = [
-        edit_distance(reference.split(), hypothesis.split(), merge_compounds=merge_compounds)
-        for reference, hypothesis in pairs
+        edit_distance(reference.split(), hypothesis.split(), merge_compounds=True) for reference, hypothesis in pairs
     ]
     return [(each["ref_len"], each["sub"], each["del"], each["ins"]) for each in found]
 
@@ -209,7 +206,6 @@ def score_word_error(
     hypotheses: Sequence[str],
     normaliser: str = "english",
     aligner: str = JIWER,
-    merge_compounds: bool = True,
 ) -> WordErrorScore:
     """
     Return the word error of a whole corpus, both sides normalised; for the arguments, see [`word_errors`].
@@ -218,7 +214,7 @@ def score_word_error(
         ValueError: the lists differ in length, no reference has a word, or there is no such normaliser or aligner.
         ImportError: kaldialign is not installed.
     """
-    pairs = word_errors(references, hypotheses, normaliser, aligner, merge_compounds)
+    pairs = word_errors(references, hypotheses, normaliser, aligner)
     scored = [pair for pair in pairs if pair.skipped is None]
     words = sum(pair.length for pair in scored)
     if not words:
@@ -234,11 +230,11 @@ def score_word_error(
     )
 
 
-def convention(unit: str, normaliser: str, aligner: str = JIWER, merge_compounds: bool = True) -> str:
+def convention(unit: str, normaliser: str, aligner: str = JIWER) -> str:
     """Return what a figure was counted by, in one line, as sacreBLEU's signatures: `unit:words|normaliser:...|aligner:...`."""
     parts = {"unit": unit, "normaliser": normaliser, "aligner": f"{aligner}-{metadata.version(aligner)}"}
     if aligner == KALDIALIGN:
-        parts["compounds"] = "merged" if merge_compounds else "split"
+        parts["compounds"] = "merged"
     return "|".join(f"{name}:{value}" for name, value in parts.items())
 
 

@@ -19,9 +19,12 @@ COMMANDS = {
         "audiollm.evaluation.evaluate",
         "answers to benchmarks or your own data, beside controls, and scores",
     ),
-    "score": ("audiollm.evaluation.score", "score an evaluation's raw outputs again, without the model"),
-    "report": ("audiollm.evaluation.report", "a page about an evaluation for people: plots, mistakes, players"),
-    "compare": ("audiollm.evaluation.compare", "two models on the same items: differences, intervals, p"),
+    "score": ("audiollm.evaluation.score", "the same as `evaluate score`: score raw outputs again, without the model"),
+    "report": (
+        "audiollm.evaluation.report",
+        "the same as `evaluate report`: a page for people, with mistakes and players",
+    ),
+    "compare": ("audiollm.evaluation.compare", "the same as `evaluate compare`: two models on the same items"),
     "prepare": (
         "audiollm.corpora.prepare",
         "make examples of a corpus: LibriSpeech, Hugging Face data, a folder, text",

@@ -32,14 +32,7 @@ ROOMS = (
 DATA_FILES = {
     "corpora": ("studio_prompts/*", "unseen_speech/*", "sentences.*", "spoken_words.json", "*.yaml"),
     "publishing": ("model_card.md",),
-    "evaluation": (
-        "*.yaml",
-        "*/*.yaml",
-        "metrics/*/*.py",
-        "open_asr_leaderboard/*",
-        "reporting/*.jinja",
-        "reporting/*.css",
-    ),
+    "evaluation": ("*.yaml", "*.jinja", "*.css", "open_asr_leaderboard/*"),
     "training": ("recipes/*.yaml", "distributed/*"),
     "inference": ("web/*.css",),
     "shipped_adapter": ("*.json", "*.jinja", "*.md", "*.safetensors"),
@@ -61,10 +54,9 @@ from audiollm.corpora.prompts import LICENCE_FILE, load_studio_prompts
 from audiollm.corpora.unseen import load_unseen_speech
 from audiollm.training.train import parse_arguments
 from audiollm.shipped_adapter import FOLDER
-import audiollm.evaluation, evaluate, pathlib
+import audiollm.evaluation, evaluate
 
-metrics = pathlib.Path(audiollm.evaluation.__file__).parent / "metrics"
-found = evaluate.load(str(metrics / "wer")).compute(
+found = evaluate.load(audiollm.evaluation.METRIC, "word_error").compute(
     predictions=["white paper"], references=["Whitepaper"], normaliser="leaderboard", aligner="kaldialign"
 )
 assert found["word_error"] == 0, found

@@ -11,7 +11,6 @@ import datasets
 import soundfile
 import yaml
 from audiollm.corpora.prompts import load_studio_prompts
-from audiollm.evaluation.tasks import task_names
 from audiollm.processing import load_waveform
 from datasets import Audio, ClassLabel, Value
 
@@ -307,8 +306,3 @@ COPIES: dict[str, Callable[[Path], Path]] = {
 }
 #: Families that ship with the package and take no copy.
 EMBEDDED = ("prompts", "unseen", "text_retention", "text_choice")
-
-
-def families() -> set[str]:
-    """Every task's name without its config."""
-    return {name.partition(":")[0] for name in task_names()}

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 import sacrebleu
-from audiollm.evaluation.compare import main
-from audiollm.evaluation.comparing import compare_runs, comparison_table
-from audiollm.evaluation.run_answers import RunFolderError
+from audiollm.evaluation.compare import compare_runs, comparison_table, main
+from audiollm.evaluation.outputs import RunFolderError
 from run_folders import row, write_run
 from sacrebleu.significance import PairedTest
 

@@ -72,7 +72,9 @@ def test_scores_and_transcripts_are_written(
     printed = capsys.readouterr().out
     assert all(
         re.search(
-            rf"^word error {report[part]['word_error']:.3f} \[.*\]  {name}  \(3 scored\)$", printed, re.MULTILINE
+            rf"^local  {name} +word error +{report[part]['word_error']:.3g} \[.*\] fraction  \(3 scored\)$",
+            printed,
+            re.MULTILINE,
         )
         for part, name in (
             ("word_error", "model"),
@@ -80,7 +82,7 @@ def test_scores_and_transcripts_are_written(
             ("whisper_own_decoder", "Whisper's decoder"),
         )
     )
-    assert "1 clips were left out" in printed
+    assert "1 of 4 left out" in printed
 
 
 def test_limit_and_no_decoder(checkpoint, test_set, tmp_path, capsys) -> None:

@@ -9,19 +9,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from audiollm.evaluation.arguments import JudgeArguments
 from audiollm.evaluation.judge import (
     ANSWER_FIRST,
     ANSWER_ONLY,
     REFERENCE_FIRST,
     JudgeError,
     UnreadableReplyError,
+    judge_run,
     read_rubrics,
 )
-from audiollm.evaluation.judge_arguments import JudgeArguments
-from audiollm.evaluation.judging import judge_run
-from audiollm.evaluation.outputs import read_rows
-from audiollm.evaluation.run_record import OtherSettingsError
-from audiollm.evaluation.scoring import score_run
+from audiollm.evaluation.outputs import RunFolderError, read_rows
+from audiollm.evaluation.score import score_run
 from benchmark_copies import air_bench
 from evaluation_runs import evaluate
 
@@ -288,7 +287,7 @@ def test_marks_of_two_judges_are_not_mixed(run, server, tmp_path) -> None:
         ({"judge_samples": 2}, "air_bench was"),
         ({"judge_prompts": own}, "air_bench was"),
     ):
-        with pytest.raises(OtherSettingsError, match=named):
+        with pytest.raises(RunFolderError, match=named):
             judge_run(run, [CHAT], options(server, **other))
 
 

@@ -11,8 +11,11 @@ from audiollm.answering import ask
 from audiollm.evaluation.arguments import EvaluateArguments
 from audiollm.evaluation.evaluate import main
 from audiollm.evaluation.generating import Generator, transcript_bound
-from audiollm.evaluation.scoring import score_run
-from audiollm.evaluation.tasks import TaskError, find_task, read_local_set
+from audiollm.evaluation.readers import read_local_set
+from audiollm.evaluation.run import index
+from audiollm.evaluation.score import score_run
+from audiollm.evaluation.systems import SystemBuilder
+from audiollm.evaluation.tasks import TaskError, find_task
 from tiny_models import character_tokenizer, save_audio_base
 from transformers import GenerationConfig
 
@@ -95,13 +98,10 @@ def test_every_part_of_a_run_is_in_the_language(
 
 
 def test_whisper_hears_the_language_that_is_given(tiny_model, tiny_processor, multilingual, tmp_path) -> None:
-    from audiollm.evaluation.running import index
-    from audiollm.evaluation.system_building import SystemBuilder
-
     data = own_data(tmp_path / "data", HINDI, HINDI)
     for language in ("hi", "de", "en"):
         builder = SystemBuilder(tiny_model, tiny_processor, multilingual, None, tmp_path / "run", 4)
-        system = builder.build(index(read_local_set(data, language=language), None, None, None), "whisper")
+        system = builder.build(read_local_set(data, language=language), "whisper")
         assert system.decoder.options["language"] == language
 
 
@@ -130,8 +130,6 @@ def test_tasks_have_their_own_language(option, tmp_path) -> None:
 
 def test_bounds_hold_what_a_language_takes(tmp_path) -> None:
     """Measured: a read sentence of 6.5 s in Hindi is 95 tokens of SmolLM2's tokenizer, one of 6.5 s in German 43."""
-    from audiollm.evaluation.running import index
-
     data = own_data(tmp_path / "data", HINDI, seconds=0.1)
     for task, seconds, least in (
         (read_local_set(data, language="hi"), 6.5, 95),

@@ -11,13 +11,10 @@ import pytest
 import soundfile
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.evaluation.evaluate import main as evaluate
-from audiollm.evaluation.report import main
-from audiollm.evaluation.reporting import write_report
-from audiollm.evaluation.reporting.gathering import gather
-from audiollm.evaluation.reporting.wording import verdicts
-from audiollm.evaluation.run_answers import RunFolderError
+from audiollm.evaluation.outputs import RunFolderError
+from audiollm.evaluation.report import gather, main, write_report
 from audiollm.evaluation.score import main as score
-from audiollm.evaluation.scoring import score_run
+from audiollm.evaluation.score import score_run
 from audiollm.evaluation.tasks import find_task
 from report_pages import Page
 from run_folders import row, write_run
@@ -186,17 +183,6 @@ def test_every_figure_is_in_the_page(folder, page) -> None:
             assert expected in columns(page.sections[task].rows, TITLES[system], METRICS[metric])
 
 
-def test_every_figure_is_in_the_markdown(folder) -> None:
-    text = (folder / "report.md").read_text(encoding="utf-8").replace("\\", "")
-    lines = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in text.splitlines() if line[:1] == "|"]
-    head = next(cells for cells in lines if cells[:2] == ["task", "metric"])
-    assert head[2:] == [TITLES[system] for system in SYSTEMS]
-    for task, system, metric, figure in figures_of(folder):
-        expected = "–" if figure["value"] is None else shown(figure)
-        cells = [cells[head.index(TITLES[system])] for cells in lines if cells[0] == task and len(cells) == len(head)]
-        assert expected in cells, (task, system, metric, expected)
-
-
 def test_averages_counts_and_settings_are_said(folder, page) -> None:
     scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
     average = scores["averages"]["open_asr"]["model"]["word_error"]
@@ -207,7 +193,7 @@ def test_averages_counts_and_settings_are_said(folder, page) -> None:
     counted = page.sections["prompts"].rows
     reasons = {
         **{"items asked": "6", "items that count": "5", "left out: the right answer has no word": "1"},
-        **{"failed; counted as empty answers": "1", "cut off at the longest answer allowed": "1", "audio": "54.5 s"},
+        **{"failed, counted as empty answers": "1", "cut off at the longest answer allowed": "1", "audio": "54.5 s"},
     }
     for title, count in reasons.items():
         assert columns(counted, "The model", title) == [count], title
@@ -228,9 +214,9 @@ def test_where_the_errors_are(figures, page) -> None:
     task = figures["tasks"]["prompts"]
     assert [each["name"] for each in task["by_duration"]] == [
         "under 1 s",
-        "2 s to 5 s",
-        "5 s to 10 s",
-        "30 s to 1 min",
+        "2 to 5 s",
+        "5 to 10 s",
+        "30 to 60 s",
     ]
     assert task["by_duration"][0]["systems"]["model"]["value"] == 0.0
     assert task["by_duration"][3]["systems"]["model"]["value"] == 1.0  # the failed one
@@ -239,11 +225,10 @@ def test_where_the_errors_are(figures, page) -> None:
         **{"substitutions": 0, "deletions": 0, "insertions": 0},
         "reference": task["error_kinds"]["wrong_audio"]["reference"],
     }
-    assert task["histogram"]["whisper"] == [4, 0, 0, 0, 0, 0, 0, 0] and sum(task["histogram"]["model"]) == 5
     assert {"said": "", "written": "and", "count": 1} in task["confusions"]["insertion"]
     assert task["differences"]["wrong_audio"]["value"] > 0 > task["differences"]["whisper"]["value"]
     text = page.sections["prompts"].text
-    assert "with wrong recordings" in page.sections["In short"].text
+    assert "Wrong recordings" in page.sections["prompts"].text and task["verdicts"][0] in text
     assert "Most frequent mistakes of the model" in text and "By length of the recording" in text
     categories = {each["name"]: each["systems"]["model"] for each in figures["tasks"]["choice"]["by_category"]}
     assert categories["age"] == {"value": 1.0, "low": None, "high": None, "items": 1}  # of those that could be read
@@ -257,15 +242,14 @@ def test_what_figures_mean_is_said_and_not_overdone(tmp_path) -> None:
         folder = write_run(tmp_path / str(len(list(tmp_path.iterdir()))), {"mine": systems})
         score_run(folder, samples=200)
         (task,) = gather(folder, worst=0)["tasks"].values()
-        return " ".join(verdicts(task))
+        return " ".join(task["verdicts"])
 
-    assert "with wrong recordings 100 %: it answers by what it hears" in said(model=right, wrong_audio=wrong)
+    assert "Wrong recordings 100 %: the model answers by what it hears" in said(model=right, wrong_audio=wrong)
     assert "NOT clearly better than with wrong recordings" in said(model=half, wrong_audio=half)
     assert "NOT clearly better" in said(model=wrong, wrong_audio=right)
-    assert "Whisper's own decoder 50 %: the model has 2 times as many errors" in said(model=wrong, whisper=half)
-    assert "the cascade 100 %: the model has 50 % of its errors" in said(model=half, cascade=wrong)
-    assert "the base model without the recording 50 %: not told apart" in said(model=half, deaf=half)
-    assert "the model is worse" in said(model=half, whisper=right)
+    assert "Whisper alone 50 %: the model is worse" in said(model=wrong, whisper=half)
+    assert "Cascade 100 %: the model is better" in said(model=half, cascade=wrong)
+    assert "No recording 50 %: no clear difference" in said(model=half, deaf=half)
 
 
 def test_nothing_written_is_markup(folder, page) -> None:
@@ -276,9 +260,6 @@ def test_nothing_written_is_markup(folder, page) -> None:
     for section in ("", "prompts", "choice"):  # the model's name, outputs, a question
         assert HOSTILE in page.sections[section].text
     assert "<img src=http://evil.example/x>" in page.text and "one <b>" in page.text
-    markdown = (folder / "report.md").read_text(encoding="utf-8")
-    assert "<" not in markdown.replace("    audiollm evaluate", "\0").partition("\0")[0]
-    assert "&lt;script&gt;" in markdown and r"\`code\`" in markdown and r"\|" in markdown
 
 
 def test_the_page_needs_nothing_from_elsewhere(folder, page) -> None:
@@ -288,9 +269,9 @@ def test_the_page_needs_nothing_from_elsewhere(folder, page) -> None:
     assert {link[1:] for link in page.links} <= set(page.ids)
     css = " ".join(re.findall(r"<style[^>]*>(.*?)</style>", html, re.DOTALL))
     assert "@import" not in css and "http" not in css and not re.search(r"url\((?!#)", css)
-    assert "svg" in page.tags and html.count("<svg") >= 8
+    assert html.count('class="bar"') >= 20
     assert "prefers-color-scheme: dark" in css and "@media print" in css and "max-width: 36rem" in css
-    assert 'name="viewport"' in html and "#010203" not in html and "currentColor" in html
+    assert 'name="viewport"' in html
 
 
 def test_worst_examples_are_aligned_and_marked(figures, page) -> None:
@@ -358,7 +339,7 @@ def test_players_of_own_recordings(own, capsys) -> None:
     assert "<audio" not in text and "4 of 4 examples have no player: the recordings are not on this machine" in text
     assert "4 of 4 examples have no player" in capsys.readouterr().out
     data = write_rows(moved / "data.json", example_rows(["0.wav"])[:1])
-    with pytest.raises(SystemExit, match="audiollm report: --data local=/nowhere: there is no /nowhere"):
+    with pytest.raises(SystemExit, match="audiollm evaluate report: --data local=/nowhere: there is no /nowhere"):
         main([str(folder), "--data", "local=/nowhere"])
     with pytest.raises(SystemExit, match="--data is for 'other', of which there are no scores; expected one of local"):
         main([str(folder), "--data", f"other={data}"])
@@ -412,7 +393,7 @@ def test_options(own, capsys) -> None:
 
 def test_little_and_nothing(tmp_path) -> None:
     """One system, one task, no score at all, a task that nobody has answered, and folders that are not scored."""
-    with pytest.raises(RunFolderError, match=r"has no scores\.json; run `audiollm score"):
+    with pytest.raises(RunFolderError, match=r"has no scores\.json; run `audiollm evaluate score"):
         write_report(tmp_path)
     rows = [row("1", "...", "x"), row("2", "", None, error="broken")]
     folder = write_run(tmp_path / "run", {"$mine$": {"whisper": rows}, "unanswered": {}})
@@ -422,7 +403,6 @@ def test_little_and_nothing(tmp_path) -> None:
     assert columns(page.sections["$mine$"].rows, "Whisper alone", "Word error") == ["–"]
     assert "No system has answered" in page.sections["unanswered"].text and "The model" not in page.text
     assert columns(page.sections["$mine$"].rows, "Whisper alone", "left out: the right answer has no word") == ["2"]
-    assert r"| \$mine\$ | Word error | – |" in written.markdown.read_text(encoding="utf-8")
     scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
     (folder / "scores.json").write_text(json.dumps({**scores, "tasks": {}, "averages": {}}), encoding="utf-8")
     assert "Nothing was scored" in Page(write_report(folder).page.read_text(encoding="utf-8")).text
@@ -456,7 +436,7 @@ def test_scoring_and_evaluating_end_with_a_report(own, tiny_model, tiny_processo
     data = write_rows(recordings / "data.json", example_rows(["0.wav", "2.wav"])[:2])
     given = ["--model", tmp_path / "model", "--data_path", data, "--no_decoder", "--max_new_tokens", "4"]
     evaluate([*map(str, given), "--output_dir", str(tmp_path / "evaluated")])
-    assert f"They are shown by {tmp_path / 'evaluated' / 'report.html'}" in capsys.readouterr().out
+    assert f"Shown by {tmp_path / 'evaluated' / 'report.html'}" in capsys.readouterr().out
     page = Page((tmp_path / "evaluated" / "report.html").read_text(encoding="utf-8"))
     assert len(page.sources) == 2 and "Wrong recordings" in page.text
     assert "Without the" not in page.text

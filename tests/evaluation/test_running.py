@@ -17,10 +17,18 @@ import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.evaluation.generating import Generator
 from audiollm.evaluation.outputs import SystemOutputs
-from audiollm.evaluation.plan import batches_of, own_recordings, recording_identity, windows_of, wrong_recordings
-from audiollm.evaluation.running import answer_job, index
+from audiollm.evaluation.readers import read_local_set
+from audiollm.evaluation.run import (
+    answer_job,
+    batches_of,
+    index,
+    own_recordings,
+    recording_identity,
+    windows_of,
+    wrong_recordings,
+)
 from audiollm.evaluation.systems import ModelSystem
-from audiollm.evaluation.tasks import Item, read_local_set
+from audiollm.evaluation.tasks import Item
 from evaluation_runs import all_rows, evaluate, rows_of
 from filelock import FileLock
 from small_corpus import example_rows, write_recordings, write_rows
@@ -204,7 +212,7 @@ def test_recordings_that_cannot_be_read_are_rows_and_tried_again(given, tmp_path
     evaluate(given.model, tmp_path / "run", *options, "--systems", "model", "--output", tmp_path / "report.json")
     broken = rows_of(tmp_path / "run", "local", "model")[4]
     assert (broken["output"], broken["finish"]) == (None, "error") and "4.wav" in broken["error"]
-    assert "1 could not be answered" in capsys.readouterr().out
+    assert "1 of 10 failed" in capsys.readouterr().out
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["errors"] == {"row 4": broken["error"]} and report["word_error"]["clips"] == 10
     (audio / "4.wav").write_bytes(whole)

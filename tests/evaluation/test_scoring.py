@@ -5,9 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
-from audiollm.evaluation.run_answers import RunFolderError, joined_sessions
-from audiollm.evaluation.score import main
-from audiollm.evaluation.scoring import score_run, score_table
+from audiollm.evaluation.outputs import RunFolderError, joined_sessions
+from audiollm.evaluation.score import main, score_run, score_table
 from audiollm.evaluation.tasks import group_tasks
 from run_folders import items_of, row, write_run
 
@@ -45,7 +44,7 @@ def test_everything_is_scored_or_counted(spoken) -> None:
     assert scores["tasks"]["prompts"]["systems"]["whisper"]["counts"]["missing"] == 4
     assert json.loads((spoken / "scores.json").read_text(encoding="utf-8")) == scores
     table = score_table(scores)
-    assert "1 skipped_ignored_segment" in table and "1 errors" in table and "4 missing" in table
+    assert all(told in table for told in ("the benchmark says so", "1 of 6 failed", "4 of 2 not answered yet"))
 
 
 def test_items_say_what_each_has_to_do_with_it(spoken) -> None:
@@ -88,7 +87,7 @@ def test_a_convention_changes_without_the_model(spoken, capsys) -> None:
     assert word_error("--samples", "20")["low"] != own["low"] or word_error("--samples", "20")["high"] != own["high"]
     assert word_error("--samples", "7", "--seed", "1") != word_error("--samples", "7", "--seed", "2")
     assert word_error() == own
-    assert re.search(r"word_error +0\.5 \[", capsys.readouterr().out)
+    assert re.search(r"word error +0\.5 \[", capsys.readouterr().out)
 
 
 def test_a_leaderboards_tasks_are_scored_as_it_does(tmp_path) -> None:
@@ -187,7 +186,7 @@ def test_every_kind_of_task_is_scored(tmp_path) -> None:
 def test_folders_that_cannot_be_scored_say_why(tmp_path, capsys) -> None:
     with pytest.raises(RunFolderError, match=r"has no run\.json; expected the --output_dir"):
         score_run(tmp_path)
-    with pytest.raises(SystemExit, match=r"audiollm score: .*has no run\.json"):
+    with pytest.raises(SystemExit, match=r"audiollm evaluate score: .*has no run\.json"):
         main([str(tmp_path)])
     with pytest.raises(SystemExit, match="--samples is 0; expected 1 or more"):
         main([str(tmp_path), "--samples", "0"])

@@ -12,11 +12,18 @@ from audiollm.evaluation.arguments import EvaluateArguments
 from audiollm.evaluation.evaluate import main
 from audiollm.evaluation.generating import Answer, Generator, in_halves
 from audiollm.evaluation.listening import whisper_transcripts
-from audiollm.evaluation.running import index
-from audiollm.evaluation.system_building import SystemBuilder, SystemsError, choose_systems, whisper_language
-from audiollm.evaluation.systems import DEFAULT_SYSTEMS, SYSTEM_TITLES, spoken_language, why_not
+from audiollm.evaluation.run import SystemsError, choose_systems, index, own_recordings, wrong_recordings
+from audiollm.evaluation.systems import (
+    DEFAULT_SYSTEMS,
+    SYSTEM_TITLES,
+    SystemBuilder,
+    base_text_model,
+    holds_its_base,
+    spoken_language,
+    whisper_language,
+    why_not,
+)
 from audiollm.evaluation.tasks import KINDS, Item, Task, find_task
-from audiollm.evaluation.text_base import base_text_model, holds_its_base
 from clients import play
 from evaluation_runs import evaluate, rows_of
 from loopback_hub import LoopbackHub
@@ -81,8 +88,8 @@ def builder(tiny_model, tiny_processor, whisper, tmp_path) -> SystemBuilder:
 
 
 def answers_of(builder: SystemBuilder, items: list[Item], name: str, kind: str = "chat") -> list[Answer]:
-    system = builder.build(index(task_of(items, kind), None, None, None), name)
-    questions = system.questions(items)
+    system = builder.build(task_of(items, kind), name)
+    questions = wrong_recordings(items) if name == "wrong_audio" else own_recordings(items)
     return system.answer(questions, [question.recordings for question in questions], [TOKENS] * len(items))
 
 

@@ -8,8 +8,8 @@ import datasets
 import pytest
 import soundfile
 from audiollm.corpora.examples import ExamplesError
-from audiollm.evaluation.tasks import Item, Task, TaskDataError, TaskError, find_task, read_local_set
-from audiollm.evaluation.tasks.task import Problem
+from audiollm.evaluation.readers import read_local_set
+from audiollm.evaluation.tasks import Item, Problem, Task, TaskDataError, TaskError, find_task
 from audiollm.processing import load_waveform
 from benchmark_copies import (
     COPIES,
