@@ -95,7 +95,7 @@ class EvaluateArguments(JudgeArguments):
         "a judge for open answers": tuple(JudgeArguments.__dataclass_fields__),
     }
 
-    model: str | None = field(default=None, metadata={"help": "AudioLLM checkpoint: a folder or a Hub id."})
+    model: str = field(default="", metadata={"help": "AudioLLM checkpoint: a folder or a Hub id."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub id."})
     tasks: list[str] = field(
         default_factory=list,

@@ -171,8 +171,8 @@ def _main_of(measured: Mapping[str, Measured]) -> Measured:
 
 def figure_of(measured: Measured, drawn: np.ndarray | None) -> dict[str, Any]:
     """Return a figure with the interval of resampled ones `(samples,)`, as JSON; null where there is nothing to score."""
-    low, high = (math.nan, math.nan) if drawn is None else percentiles(drawn)
-    value, low, high = (each if math.isfinite(each) else None for each in (measured.value, low, high))
+    bounds = (math.nan, math.nan) if drawn is None else percentiles(drawn)
+    value, low, high = (each if math.isfinite(each) else None for each in (measured.value, *bounds))
     known = {"unit": measured.unit, "scored": len(measured.ids), "signature": measured.signature}
     return {"value": value, "low": low, "high": high, **known}
 

@@ -10,7 +10,7 @@ from transformers import HfArgumentParser
 #: What argparse and HfArgumentParser add to options, and nobody reads: the other spelling; that there is no default, or
 #: that a list or a flag is not given by default; that a flag takes true and false as well; lists as Python writes them.
 OTHER_SPELLING = re.compile(r"^(  --\w+(?: \{[^}]*\}|[^,\n]*)), --\w+-[\w-]+.*$", re.MULTILINE)
-NO_DEFAULT = re.compile(r"\s+\(default:\s+(?:None|False|\[\])\)")
+NO_DEFAULT = re.compile(r"\s+\(default:\s+(?:None|False|\[\])?\)")
 FLAG_VALUE = re.compile(r"^(  --\w+) \[[A-Z0-9_]+\]", re.MULTILINE)
 DEFAULT_LIST, LIST_ITEM = re.compile(r"\(default:\s+\[([^\]]+)\]\)"), re.compile(r"[^\s,'\"]+")
 
