@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "training")]
 
+from posterior_banks import SENTENCES, save_aligned  # noqa: E402
 from small_corpus import example_rows, write_recordings, write_rows  # noqa: E402
 from tiny_models import save_audio_base, save_text_base  # noqa: E402
 
@@ -33,10 +34,12 @@ NUM_RECORDINGS = 20
 #: Every source of randomness that a stage has is on: shuffling, augmentation, dropout.
 COMMON = (
     f"--max_steps {MAX_STEPS} --save_steps 2 --save_total_limit 2 --batch_size 4 --gradient_accumulation_steps 2 "
-    "--learning_rate 0.005 --logging_steps 1 --disable_tqdm True --lora_rank 4 --lora_dropout 0.2"
+    "--learning_rate 0.005 --logging_steps 1 --disable_tqdm True"
 ).split()
+NEW_MODEL = ["--lora_rank", "4", "--lora_dropout", "0.2"]
 CASES = {
     "align": ["--augment", "True"],
+    "read": ["--augment", "True", "--real_share", "0.4"],
     "instruct": ["--augment", "True"],
     "distill": ["--augment", "True", "--distill_weight", "0.5"],
     "prefer": ["--lora_dropout_in_preference", "True"],
@@ -85,12 +88,18 @@ class Runs:
         bases = save_audio_base(folder / "audio"), save_text_base(folder / "text")
         self.options = [
             *f"--stage {stage} --data_path {data} --audio_dir {folder / 'recordings'}".split(),
-            *f"--whisper_path {bases[0]} --llama_path {bases[1]}".split(),
+            *(self._aligned(folder, bases) if stage == "read" else [*_bases(bases), *NEW_MODEL]),
             *COMMON,
             *CASES[case],
         ]
         if "all" not in CASES[case]:
             self.options += ["--feature_cache", str(folder / "features")]
+
+    def _aligned(self, folder: Path, bases: tuple[str, str]) -> list[str]:
+        """A checkpoint that can learn to read, and texts for it."""
+        (folder / "texts.txt").write_text("\n".join(SENTENCES * 3))
+        aligned = save_aligned(folder / "aligned", bases, lora_dropout=0.2)
+        return f"--model_path {aligned} --text_path {folder / 'texts.txt'}".split()
 
     def run(self, output: Path, kill_at: int | None = None, delay_s: float = 0.0) -> int | None:
         """
@@ -116,6 +125,10 @@ class Runs:
             raise RuntimeError(f"{log} ended with {process.exitcode}: {log.read_text()[-2000:]}")
         newest = last_complete_checkpoint(output)
         return None if newest is None else int(newest.rpartition("-")[2])
+
+
+def _bases(bases: tuple[str, str]) -> list[str]:
+    return f"--whisper_path {bases[0]} --llama_path {bases[1]}".split()
 
 
 def digest(folder: Path) -> str:

@@ -154,19 +154,8 @@ class PosteriorBank:
             Classes `(slots, TOP_CLASSES)` and their posteriors, float32, of all texts one after the other; and how many
             slots each text has.
         """
-        kinds, before, own, after, sizes = [], [], [], [], []
-        for classes, begins in texts:
-            gaps = [LEADING, *(BETWEEN if first else WITHIN for first in begins[1:]), TRAILING]
-            row = np.empty(2 * len(classes) + 1, dtype=np.int64)
-            row[0::2], row[1::2] = np.add(gaps, self.num_pieces), classes
-            padded = np.pad(np.asarray(classes, dtype=np.int64), 1)  # a blank beyond both ends
-            left, middle, right = np.zeros((3, len(row)), dtype=np.int64)
-            left[0::2], right[0::2] = padded[:-1], padded[1:]
-            left[1::2], middle[1::2], right[1::2] = padded[:-2], padded[1:-1], padded[2:]
-            for values, value in zip((kinds, before, own, after), (row, left, middle, right)):
-                values.append(value)
-            sizes.append(len(row))
-        kind, previous, self_class, following = map(np.concatenate, (kinds, before, own, after))
+        rows = [self._elements(classes, begins) for classes, begins in texts]
+        kind, previous, self_class, following = np.concatenate(rows, axis=1)
         runs = self._draw(kind, self_class, errors, random)
         lengths = self.lengths[runs].astype(np.int64)
         apart = (self_class == 0) & (previous == following) & (previous != BLANK) & (lengths == 0)
@@ -179,9 +168,20 @@ class PosteriorBank:
         ids = self.ids[slots].astype(np.int64)
         for code, values in ((OWN, self_class), (PREVIOUS, previous), (NEXT, following)):
             ids = np.where(ids == self.num_pieces + code, values[element][:, None], ids)
-        row_ends = np.cumsum(sizes)
-        slots_of_row = np.add.reduceat(lengths, row_ends - sizes)
-        return ids, self.weights[slots].astype(np.float32), slots_of_row
+        sizes = np.array([row.shape[1] for row in rows])
+        slots_of_text = np.add.reduceat(lengths, np.cumsum(sizes) - sizes)
+        return ids, self.weights[slots].astype(np.float32), slots_of_text
+
+    def _elements(self, classes: Sequence[int], begins: Sequence[bool]) -> np.ndarray:
+        """Gaps and pieces of a text in turn: kind, class before, own class, class after `(4, 2 * pieces + 1)`; 0 is none."""
+        gaps = [LEADING, *(BETWEEN if first else WITHIN for first in begins[1:]), TRAILING]
+        padded = np.pad(np.asarray(classes, dtype=np.int64), 1)
+        elements = np.zeros((4, 2 * len(classes) + 1), dtype=np.int64)
+        kind, previous, own, following = elements
+        kind[0::2], kind[1::2], own[1::2] = np.add(gaps, self.num_pieces), classes, classes
+        previous[0::2], following[0::2] = padded[:-1], padded[1:]
+        previous[1::2], following[1::2] = padded[:-2], padded[2:]
+        return elements
 
     def _draw(self, kind: np.ndarray, own: np.ndarray, errors: float, random: np.random.Generator) -> np.ndarray:
         """A run for each element; pieces that are rare, or never heard correctly, borrow those of other pieces."""
@@ -334,8 +334,8 @@ class PosteriorCollector:
         states = viterbi_states(log_probabilities, classes)
         if states is None:
             return False
-        weights, ids = log_probabilities.exp().topk(min(TOP_CLASSES, log_probabilities.shape[1]), dim=1)
-        weights, ids = weights.cpu().numpy(), ids.cpu().numpy()
+        top = log_probabilities.exp().topk(min(TOP_CLASSES, log_probabilities.shape[1]), dim=1)
+        weights, ids = top.values.cpu().numpy(), top.indices.cpu().numpy()
         padded = np.pad(np.asarray(classes), 1)
         target = states // 2
         is_piece = states % 2 == 1

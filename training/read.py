@@ -450,7 +450,8 @@ class ReadTrainer(AudioLlmTrainer):
                 [row[mask.bool()].tolist() for one in (texts, real) for row, mask in zip(one[name], one[MASK])]
                 for name in ("input_ids", "labels")
             )
-            padded = pad_rows(ids, labels, self.processing_class.tokenizer.pad_token_id)
+            processor: Any = self.processing_class
+            padded = pad_rows(ids, labels, processor.tokenizer.pad_token_id)
             batch = {**real, **{name: value.to(tokens.device) for name, value in padded.items()}}
         return {**batch, "audio_embeds": tokens}
 
@@ -563,12 +564,13 @@ def bank_of_clips(prepared: Prepared, clips: TranscribedClips, skip_bad: bool, p
 
 def collect_from_cache(prepared: Prepared, keys: Sequence[str], transcripts: Sequence[str], progress: bool):
     """Collects a bank from clips of one window in the cache, in an order that is drawn."""
-    assert prepared.cache is not None
+    cache = prepared.cache
+    assert cache is not None  # the callers see to it
 
     def clips() -> Iterator[tuple[torch.Tensor, str]]:
         order = np.random.default_rng(0).permutation(len(keys)).tolist()
         for index in tqdm(order, desc="Collecting posteriors", unit="clip", disable=not progress):
-            frames, lengths = prepared.cache.load(keys[index])
+            frames, lengths = cache.load(keys[index])
             if len(lengths) == 1:
                 yield frames.float(), transcripts[index]
 
