@@ -1,8 +1,7 @@
 """
-What one recording is like, measured block by block, so that ten hours take no more memory than ten seconds.
+Measurements of one recording, taken block by block, so that ten hours need no more memory than ten seconds.
 
-The same files are readable here as with `load_waveform`, and for the same reasons not; what this adds is level,
-clipping, offset, and a digest of the samples, which two files share when they hold the same sound.
+It reads the same files as `load_waveform`, and refuses the same ones.
 """
 
 import hashlib
@@ -19,12 +18,11 @@ from audiollm.memory import is_out_of_memory
 from audiollm.processing.audio_decoding import UndecodableError, decoded_blocks
 from audiollm.processing.audio_io import MAX_FLOAT_AMPLITUDE, MAX_SAMPLING_RATE_HZ, MIN_SAMPLING_RATE_HZ, read_bytes
 
-#: From here on a sample counts as being at full scale; the largest of 16 bits is 0.99997, of 8 bits 0.992.
+#: A sample from here on counts as full scale; the largest of 16 bits is 0.99997, of 8 bits 0.992.
 FULL_SCALE = 0.992
-#: Steps that samples are rounded to in the digest, so that it does not matter how a file stores its 16 bits.
+#: Steps that samples are rounded to in the digest, so that it does not depend on how a file stores its 16 bits.
 DIGEST_STEPS = 2**15
 DIGEST_BYTES = 16
-URL_MARK = "://"
 
 
 @dataclass(frozen=True)
@@ -33,17 +31,17 @@ class AudioFacts:
     One recording, measured.
 
     Attributes:
-        fault: `missing_file`, `undecodable`, `cut_off` or `not_finite`; empty where it could be read. Of a recording
-            with a fault only `reason`, and the length as far as it was read, mean anything.
-        reason: what is wrong, in words.
-        seconds: length.
-        rate: in Hz, as stored.
-        channels: as stored.
-        peak: largest absolute value of the channels' mean.
-        rms: root of its mean square; 1 is full scale.
-        offset: its mean.
-        clipped_share: of all channels' samples, how many are at full scale.
-        digest: of the samples and their rate, in hexadecimal; empty for digital silence, and where not all was read.
+        fault: `missing_file`, `undecodable`, `cut_off` or `not_finite`; empty for a readable recording. With a fault,
+            only `reason` and the seconds read so far mean anything.
+        reason: In words.
+        seconds: Length.
+        rate: Stored sampling rate in Hz.
+        channels: Stored channels.
+        peak: Largest absolute value of the channels' mean.
+        rms: Root of its mean square; 1 is full scale.
+        offset: Its mean.
+        clipped_share: Share of all channels' samples at full scale.
+        digest: Of samples and rate, in hexadecimal; empty for digital silence, and where not all was read.
     """
 
     fault: str = ""
@@ -59,92 +57,36 @@ class AudioFacts:
 
 
 class _UnreadableError(Exception):
-    """A recording with a fault, whose name comes first."""
-
-    def __init__(self, fault: str, reason: str, seconds: float = 0.0):
-        super().__init__(fault)
-        self.fault, self.reason, self.seconds = fault, reason, seconds
-
-
-class _Measure:
-    """Sums over blocks of one recording."""
-
-    def __init__(self) -> None:
-        self.frames = self.channels = self.rate = self.clipped = 0
-        self.peak = self.sum = self.squares = 0.0
-        self.digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
-
-    @property
-    def seconds(self) -> float:
-        return self.frames / self.rate if self.rate else 0.0
-
-    def add(self, block: np.ndarray) -> None:
-        """Takes in a block of `(frames, channels)` float32."""
-        if not np.isfinite(block).all():
-            bad = int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
-            raise _UnreadableError("not_finite", f"sample {self.frames + bad} is NaN or infinite", self.seconds)
-        mono = block.mean(axis=1)
-        self.frames += len(block)
-        self.channels = max(self.channels, block.shape[1])
-        self.clipped += int((np.abs(block) >= FULL_SCALE).sum())
-        self.peak = max(self.peak, float(np.abs(mono).max(initial=0.0)))
-        self.sum += float(mono.sum(dtype=np.float64))
-        self.squares += float(np.square(mono, dtype=np.float64).sum())
-        rounded = np.rint(np.clip(mono, -MAX_FLOAT_AMPLITUDE, MAX_FLOAT_AMPLITUDE) * DIGEST_STEPS)
-        self.digest.update(rounded.astype("<i4").tobytes())
-
-    def facts(self, declared_s: float = 0.0) -> AudioFacts:
-        """
-        What the blocks have in sum.
-
-        Args:
-            declared_s: length by the recording's header, where it was not read to its end; else 0.
-        """
-        if not self.frames:
-            raise _UnreadableError("undecodable", "holds no samples")
-        if self.peak > MAX_FLOAT_AMPLITUDE:
-            raise _UnreadableError("undecodable", f"samples reach {self.peak:.0f}; expected values in [-1, 1]")
-        if not MIN_SAMPLING_RATE_HZ <= self.rate <= MAX_SAMPLING_RATE_HZ:
-            expected = f"{MIN_SAMPLING_RATE_HZ} to {MAX_SAMPLING_RATE_HZ} Hz"
-            raise _UnreadableError("undecodable", f"its sampling rate is {self.rate}; expected {expected}")
-        self.digest.update(str(self.rate).encode())
-        return AudioFacts(
-            seconds=max(self.seconds, declared_s),
-            rate=self.rate,
-            channels=self.channels,
-            peak=self.peak,
-            rms=(self.squares / self.frames) ** 0.5,
-            offset=self.sum / self.frames,
-            clipped_share=self.clipped / (self.frames * self.channels),
-            digest="" if declared_s or not self.peak else self.digest.hexdigest(),
-        )
+    """A recording with a fault: its name, the reason, and the seconds read before."""
 
 
 def measure(recording: Any, max_seconds: float) -> AudioFacts:
     """
-    Reads a recording and says what it is like; never raises for what is wrong with the recording.
+    Read a recording and return its measurements. Faults of the recording are returned, not raised.
 
     Args:
-        recording: an absolute path, a URL, or a dict with `bytes`, as a `Conversation` has it.
-        max_seconds: what is longer is read this far only, and then has no digest; its length is the header's.
+        recording: An absolute path, a URL, or a dict with `bytes`.
+        max_seconds: A longer recording is read only this far, and has no digest. Its length is the header's.
     """
     try:
         with _opened(recording) as (file, data):
             return _measure(file, data, max_seconds)
     except _UnreadableError as error:
-        return AudioFacts(error.fault, error.reason, seconds=error.seconds)
+        return AudioFacts(*error.args)
+    except UndecodableError as error:
+        return AudioFacts("cut_off" if error.is_cut_off else "undecodable", str(error), error.seconds)
     except FileNotFoundError:
-        return AudioFacts("missing_file", "the file is not there")
+        return AudioFacts("missing_file", "the file does not exist")
     except (OSError, ValueError, OverflowError) as error:  # AudioError of a URL is a ValueError
-        if is_out_of_memory(error):  # no fault of the recording, which is read by blocks
+        if is_out_of_memory(error):
             raise
         return AudioFacts("undecodable", " ".join(str(error).split()) or type(error).__name__)
 
 
 @contextmanager
 def _opened(recording: Any) -> Iterator[tuple[BinaryIO, Any]]:
-    """A recording as an open file, and its bytes, mapped rather than read where they lie on disk."""
-    if isinstance(recording, dict) or URL_MARK in recording:
+    """Open a recording, with its bytes; a file on disk is mapped, not read."""
+    if isinstance(recording, dict) or "://" in recording:
         data = recording["bytes"] if isinstance(recording, dict) else read_bytes(recording)
         if not data:
             raise _UnreadableError("undecodable", "is empty (0 bytes)")
@@ -160,16 +102,44 @@ def _opened(recording: Any) -> Iterator[tuple[BinaryIO, Any]]:
 
 
 def _measure(file: BinaryIO, data: Any, max_seconds: float) -> AudioFacts:
-    sums = _Measure()
-    try:
-        for block in decoded_blocks(file, data):
-            sums.rate = block.rate
-            sums.add(block.samples)
-            if sums.seconds > max_seconds:
-                return sums.facts(max(block.declared_s, sums.seconds))
-    except UndecodableError as error:
-        raise _UnreadableError("cut_off" if error.is_cut_off else "undecodable", str(error), error.seconds) from error
-    return sums.facts()
+    frames = channels = rate = clipped = 0
+    peak = total = squares = declared_s = 0.0
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for block in decoded_blocks(file, data):
+        samples, rate = block.samples, block.rate
+        finite = np.isfinite(samples).all(axis=1)
+        if not finite.all():
+            bad = frames + int(np.flatnonzero(~finite)[0])
+            raise _UnreadableError("not_finite", f"sample {bad} is NaN or infinite", frames / rate)
+        mono = samples.mean(axis=1)
+        frames, channels = frames + len(samples), max(channels, samples.shape[1])
+        clipped += int((np.abs(samples) >= FULL_SCALE).sum())
+        peak = max(peak, float(np.abs(mono).max(initial=0.0)))
+        total += float(mono.sum(dtype=np.float64))
+        squares += float(np.square(mono, dtype=np.float64).sum())
+        limited = np.clip(mono, -MAX_FLOAT_AMPLITUDE, MAX_FLOAT_AMPLITUDE)
+        digest.update(np.rint(limited * DIGEST_STEPS).astype("<i4").tobytes())
+        if rate and frames / rate > max_seconds:
+            declared_s = max(block.declared_s, frames / rate)
+            break
+    if not frames:
+        raise _UnreadableError("undecodable", "holds no samples")
+    if peak > MAX_FLOAT_AMPLITUDE:
+        raise _UnreadableError("undecodable", f"samples reach {peak:.0f}; expected values in [-1, 1]")
+    if not MIN_SAMPLING_RATE_HZ <= rate <= MAX_SAMPLING_RATE_HZ:
+        expected = f"{MIN_SAMPLING_RATE_HZ} to {MAX_SAMPLING_RATE_HZ} Hz"
+        raise _UnreadableError("undecodable", f"its sampling rate is {rate}; expected {expected}")
+    digest.update(str(rate).encode())
+    return AudioFacts(
+        seconds=declared_s or frames / rate,
+        rate=rate,
+        channels=channels,
+        peak=peak,
+        rms=(squares / frames) ** 0.5,
+        offset=total / frames,
+        clipped_share=clipped / (frames * channels),
+        digest="" if declared_s or not peak else digest.hexdigest(),
+    )
 
 
 __all__ = ["AudioFacts", "measure"]

@@ -5,17 +5,11 @@ A line of the journal stands for a clip, in the source's order, and is written a
 has a line is done. Memory holds a bounded number of clips, whatever the corpus' size.
 """
 
+import functools
 import hashlib
 import json
-import multiprocessing
 import os
-import signal
-import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +18,9 @@ from audiollm.interruption import check_interrupted, interruptible
 from audiollm.processing.audio_io import AudioError
 from tqdm.auto import tqdm
 
-from .clips import BadClip, Clip, ClipSource, CorpusError, safe_name
+from .clips import BadClip, Clip, ClipSource, safe_name
 from .output_folder import is_inside
+from .parallel import in_order
 from .recordings import AUDIO_FORMATS, AudioSettings, write_clip
 
 AUDIO_FOLDER = "audio"
@@ -126,7 +121,9 @@ def convert(
         seen.add(_fingerprint(row["id"]))
         seconds += row.get("duration", 0.0)
     with tqdm(total=source.count(), initial=done, desc="Clips", unit="clip", disable=not progress) as bar:
-        for rows in _in_order(_batches(source.clips(done), done, seen), output, settings, workers):
+        write = functools.partial(_write_batch, output=output, settings=settings)
+        batches = ((None, batch) for batch in _batches(source.clips(done), done, seen))
+        for _, rows in in_order(write, batches, workers, BATCHES_PER_WORKER, __name__):
             journal.append(rows, sync=False)
             seconds += sum(row.get("duration", 0.0) for row in rows)
             bar.set_postfix_str(f"{seconds / SECONDS_PER_HOUR:.2f} h of audio", refresh=False)
@@ -178,58 +175,6 @@ def _is_text(value: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _in_order(
-    batches: Iterator[list[_Item]], output: Path, settings: AudioSettings, workers: int
-) -> Iterator[list[Row]]:
-    """Rows of each batch, in the batches' order, as many batches under way as there is work for."""
-    if workers == 1:
-        for batch in batches:
-            yield _write_batch(batch, output, settings)
-        return
-    # Not forked from here: this process may have threads, of torch for one, that a fork would leave locked.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    _start_server()
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
-    try:
-        waiting: deque[Future[list[Row]]] = deque()
-        for batch in batches:
-            waiting.append(pool.submit(_write_batch, batch, output, settings))
-            if len(waiting) >= workers * BATCHES_PER_WORKER:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool as error:
-        raise CorpusError(
-            "A process that decodes audio died, for lack of memory or by a file that crashes its decoder. What is done "
-            "is kept: run the same command with --workers 1 to see at which clip it stops."
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_server() -> None:
-    """Starts what workers are forked from, deaf to Ctrl-C, which a terminal sends to all: this process sees to the rest."""
-    resource_tracker.ensure_running()  # by itself, as it lifts the mask
-    former = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, former)
-
-
-def _end_with_parent() -> None:
-    """In a worker: ends it once the process that it works for is gone, however that was brought about."""
-    parent = multiprocessing.parent_process()
-
-    def wait() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def _write_batch(batch: list[_Item], output: Path, settings: AudioSettings) -> list[Row]:

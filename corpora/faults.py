@@ -1,13 +1,9 @@
-"""
-What can be wrong with training examples: a table of faults, and the checks of one row and of one recording.
-
-Faults between rows (the same recording twice, leaks between splits) are found by `fault_index`, from what all rows have.
-"""
+"""Kinds of fault in training data, the limits that some depend on, and the checks of one row and one recording."""
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from audiollm.processing.audio_io import SAMPLING_RATE_HZ
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
@@ -16,30 +12,26 @@ from .audio_facts import AudioFacts
 from .tasks import known_tasks
 
 ERROR, WARNING = "error", "warning"
-#: Fault of a row that others cannot be compared with.
-NOT_COMPARED = "not_compared"
-#: Recordings from here on should have more than a word or two of transcript, in seconds.
+#: A recording of this length should have more than a word or two of transcript.
 LONG_SECONDS = 5.0
-#: What digital silence is shown as, in dB relative to full scale.
+#: Level shown for digital silence, in dB relative to full scale.
 SILENCE_DBFS = -200.0
-TRANSCRIBE_TASK = "transcribe"
 
 
 class Fault(NamedTuple):
-    """One kind of fault: how bad it is unless told otherwise, and what summaries call it."""
+    """Severity and meaning of one kind of fault."""
 
     severity: str
     meaning: str
 
 
-#: Every kind, in the order of reports. Errors are what training refuses or would learn wrongly from; warnings are what it
-#: copes with.
+#: All kinds, in the order of reports. Training refuses an error or learns wrongly from it; it copes with a warning.
 FAULTS: dict[str, Fault] = {
     "unreadable_data": Fault(ERROR, "the file as a whole, or a line of it, cannot be read"),
     "malformed_row": Fault(ERROR, "fields are missing, unknown or of a wrong kind"),
-    "audio_count": Fault(ERROR, f"{AUDIO_PLACEHOLDER} and recordings are not one for one"),
+    "audio_count": Fault(ERROR, f"the number of {AUDIO_PLACEHOLDER} is not the number of recordings"),
     "empty_text": Fault(ERROR, "prompt or response is empty"),
-    "missing_file": Fault(ERROR, "the audio file is not there"),
+    "missing_file": Fault(ERROR, "the audio file does not exist"),
     "not_a_file": Fault(ERROR, "the audio path is a folder, pipe or device"),
     "outside_audio_dir": Fault(ERROR, "the path leads out of --audio_dir"),
     "symlink_outside": Fault(ERROR, "a symbolic link leads out of --audio_dir"),
@@ -51,8 +43,8 @@ FAULTS: dict[str, Fault] = {
     "silent": Fault(ERROR, "quieter than --min_level_dbfs"),
     "clipped": Fault(WARNING, "more samples at full scale than --max_clipped_share"),
     "dc_offset": Fault(WARNING, "the mean is further from zero than --max_dc_offset"),
-    "wrong_rate": Fault(WARNING, f"not {SAMPLING_RATE_HZ} Hz, and resampled each time"),
-    "not_mono": Fault(WARNING, "several channels, and mixed down each time"),
+    "wrong_rate": Fault(WARNING, f"not {SAMPLING_RATE_HZ} Hz: resampled each time"),
+    "not_mono": Fault(WARNING, "several channels: mixed down each time"),
     "impossible_transcript": Fault(ERROR, "more is written than can be said in that time"),
     "sparse_transcript": Fault(WARNING, "hardly anything is written for that much audio"),
     "wrong_transcript": Fault(ERROR, "word error above --max_wer"),
@@ -62,54 +54,81 @@ FAULTS: dict[str, Fault] = {
     "duplicate_audio": Fault(WARNING, "the same sound under another name"),
     "audio_leak": Fault(ERROR, "the same sound is in another split"),
     "transcript_leak": Fault(WARNING, "the same transcript is in another split"),
-    NOT_COMPARED: Fault(
-        ERROR, "of a file of --against: its sound cannot be compared, so that a leak would not be seen"
-    ),
+    "not_compared": Fault(ERROR, "a row of --against whose sound cannot be compared, so that a leak would be missed"),
 }
 
 
-@dataclass(frozen=True)
+def _limit(default: float | None, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
 class Limits:
-    """What is allowed; the meaning and unit of each is in `ValidateArguments`."""
+    """
+    What recordings and transcripts may be like.
 
-    min_seconds: float = 0.1
-    max_seconds: float = 600.0
-    min_level_dbfs: float = -60.0
-    max_clipped_share: float = 0.001
-    max_dc_offset: float = 0.05
-    max_characters_per_second: float = 30.0
-    max_words_per_second: float = 8.0
-    min_characters_per_second: float = 1.0
-    max_wer: float | None = None
+    Raises:
+        ValueError: a limit is out of its range.
+    """
+
+    min_seconds: float = _limit(0.1, "Shorter recordings are errors.")
+    max_seconds: float = _limit(600.0, "Longer recordings are errors, and are read only this far.")
+    min_level_dbfs: float = _limit(-60.0, "Recordings with a lower level (RMS, dB relative to full scale) are silent.")
+    max_clipped_share: float = _limit(0.001, "Share of samples allowed at full scale, 0 to 1.")
+    max_dc_offset: float = _limit(0.05, "Allowed distance of the samples' mean from zero, 0 to 1.")
+    max_characters_per_second: float = _limit(30.0, "Letters and digits that can be said in a second.")
+    max_words_per_second: float = _limit(8.0, "Words that can be said in a second.")
+    min_characters_per_second: float = _limit(
+        1.0, "Letters and digits a second expected in the transcript of a recording of 5 s or more."
+    )
+    max_wer: float | None = _limit(
+        None,
+        "Word error in percent above which a transcript is wrong, by --transcribe_with or by the columns wer or "
+        "pred_text of a table.",
+    )
+
+    def __post_init__(self):
+        in_range = {
+            "max_seconds": self.min_seconds < self.max_seconds < math.inf,
+            "min_seconds": self.min_seconds >= 0,
+            "min_level_dbfs": self.min_level_dbfs <= 0,
+            "max_clipped_share": 0 <= self.max_clipped_share <= 1,
+            "max_dc_offset": 0 <= self.max_dc_offset <= 1,
+            "max_characters_per_second": self.max_characters_per_second > 0,
+            "max_words_per_second": self.max_words_per_second > 0,
+            "min_characters_per_second": 0 <= self.min_characters_per_second < self.max_characters_per_second,
+            "max_wer": self.max_wer is None or self.max_wer >= 0,
+        }
+        for name, is_right in in_range.items():
+            if not is_right:
+                raise ValueError(
+                    f"--{name} is {getattr(self, name):g}; expected 0 or more (levels: 0 or less, shares: 0 to 1), each "
+                    "minimum below its maximum."
+                )
 
 
-#: A fault's name in `FAULTS`, and the reason in words.
+#: A fault's name, and the reason in words.
 Found = tuple[str, str]
 
 
 def is_transcribing(prompt: str) -> bool:
-    """Whether a prompt is one of the wordings of the task `transcribe`."""
-    return prompt.strip() in {wording.strip() for wording in known_tasks()[TRANSCRIBE_TASK].prompts}
+    """Return whether a prompt is one of the wordings of the task `transcribe`."""
+    return prompt.strip() in {wording.strip() for wording in known_tasks()["transcribe"].prompts}
 
 
 def count_characters(text: str) -> int:
-    """Letters and digits of any script: what takes time to say."""
+    """Return the number of letters and digits of any script."""
     return sum(character.isalnum() for character in text)
 
 
-def characters_per_second(text: str, facts: AudioFacts) -> float:
-    """Letters and digits of a transcript for each second of its recording."""
-    return count_characters(text) / facts.seconds
-
-
 def level_dbfs(facts: AudioFacts) -> float:
-    """Level of a recording without its offset, in dB relative to full scale."""
+    """Return the level of a recording without its offset, in dB relative to full scale."""
     rms = math.sqrt(max(facts.rms**2 - facts.offset**2, 0.0))
     return 20 * math.log10(rms) if rms else SILENCE_DBFS
 
 
 def text_faults(prompt: str, response: str, recordings: int) -> Iterator[Found]:
-    """What is wrong with a row's texts, beside what `RowReader` refuses."""
+    """Yield the faults of a row's texts that `RowReader` does not refuse."""
     if AUDIO_PLACEHOLDER in response:
         yield "audio_count", f"the response holds {AUDIO_PLACEHOLDER}, which stands for a recording"
     asked = " ".join(prompt.replace(AUDIO_PLACEHOLDER, " ").split())
@@ -118,88 +137,61 @@ def text_faults(prompt: str, response: str, recordings: int) -> Iterator[Found]:
 
 
 def recording_faults(facts: AudioFacts, limits: Limits) -> Iterator[Found]:
-    """What is wrong with one recording."""
+    """Yield the faults of one recording."""
     if facts.fault:
         yield facts.fault, facts.reason
         return
     if facts.seconds < limits.min_seconds:
-        yield "too_short", f"lasts {facts.seconds:.3f} s; at least {limits.min_seconds:g} s are expected"
+        yield "too_short", f"lasts {facts.seconds:.3f} s; expected at least {limits.min_seconds:g} s"
     if facts.seconds > limits.max_seconds:
-        yield "too_long", f"lasts {facts.seconds:.1f} s; at most {limits.max_seconds:g} s are expected"
+        yield "too_long", f"lasts {facts.seconds:.1f} s; expected at most {limits.max_seconds:g} s"
     level = level_dbfs(facts)
     if level < limits.min_level_dbfs:
-        shown = "digital silence" if level == SILENCE_DBFS else f"its level is {level:.1f} dBFS"
-        yield "silent", f"{shown}; at least {limits.min_level_dbfs:g} dBFS are expected"
+        shown = "is digital silence" if level == SILENCE_DBFS else f"has a level of {level:.1f} dBFS"
+        yield "silent", f"{shown}; expected at least {limits.min_level_dbfs:g} dBFS"
     if facts.clipped_share > limits.max_clipped_share:
-        share, allowed = f"{facts.clipped_share:.2%}", f"{limits.max_clipped_share:.2%}"
-        yield "clipped", f"{share} of its samples are at full scale; at most {allowed} are expected"
+        yield "clipped", f"{facts.clipped_share:.2%} of samples at full scale; expected {limits.max_clipped_share:.2%}"
     if abs(facts.offset) > limits.max_dc_offset:
-        yield "dc_offset", f"its mean is {facts.offset:+.3f}; at most {limits.max_dc_offset:g} either way is expected"
+        yield "dc_offset", f"its mean is {facts.offset:+.3f}; expected at most {limits.max_dc_offset:g} either way"
     if facts.rate != SAMPLING_RATE_HZ:
-        yield "wrong_rate", f"has {facts.rate} Hz; {SAMPLING_RATE_HZ} Hz are expected"
+        yield "wrong_rate", f"has {facts.rate} Hz; expected {SAMPLING_RATE_HZ} Hz"
     if facts.channels != 1:
-        yield "not_mono", f"has {facts.channels} channels; one is expected"
+        yield "not_mono", f"has {facts.channels} channels; expected 1"
 
 
 def transcript_faults(text: str, facts: AudioFacts, limits: Limits) -> Iterator[Found]:
-    """
-    What is wrong with a transcript, given its recording.
-
-    Args:
-        text: the transcript.
-        facts: of its one recording. Nothing is said of one that cannot be read or is too short.
-        limits: what is allowed.
-    """
+    """Yield the faults of a transcript against its recording; none for an unreadable or too short recording."""
     if facts.fault or facts.seconds < limits.min_seconds:
         return
-    seconds = f"in {facts.seconds:.2f} s"
-    characters, words = count_characters(text), len(text.split())
-    if characters > limits.max_characters_per_second * facts.seconds:
-        allowed = f"at most {limits.max_characters_per_second:g} a second can be said"
-        yield "impossible_transcript", f"{characters} letters and digits {seconds}; {allowed}"
-    elif words > limits.max_words_per_second * facts.seconds:
-        yield (
-            "impossible_transcript",
-            f"{words} words {seconds}; at most {limits.max_words_per_second:g} a second can be said",
-        )
-    is_sparse = facts.seconds >= LONG_SECONDS and characters < limits.min_characters_per_second * facts.seconds
-    if is_sparse or not characters:
-        expected = f"at least {limits.min_characters_per_second:g} a second are expected"
-        yield "sparse_transcript", f"{characters} letters and digits {seconds}; {expected}"
-
-
-def word_error_faults(wer: float, hypothesis: str, limits: Limits) -> Iterator[Found]:
-    """
-    What is wrong with a transcript, given its word error.
-
-    Args:
-        wer: in percent.
-        hypothesis: what was heard instead; empty where that is not known.
-        limits: what is allowed.
-    """
-    if limits.max_wer is not None and wer > limits.max_wer:
-        heard = f"; heard was {shortened(hypothesis)}" if hypothesis else ""
-        yield "wrong_transcript", f"its word error is {wer:.1f} %; at most {limits.max_wer:g} % is expected{heard}"
+    characters, words, seconds = count_characters(text), len(text.split()), f"in {facts.seconds:.2f} s"
+    for count, most, unit in (
+        (characters, limits.max_characters_per_second, "letters and digits"),
+        (words, limits.max_words_per_second, "words"),
+    ):
+        if count > most * facts.seconds:
+            yield "impossible_transcript", f"{count} {unit} {seconds}; at most {most:g} a second can be said"
+            break
+    least = limits.min_characters_per_second
+    if not characters or (facts.seconds >= LONG_SECONDS and characters < least * facts.seconds):
+        yield "sparse_transcript", f"{characters} letters and digits {seconds}; expected at least {least:g} a second"
 
 
 def shortened(text: str, characters: int = 60) -> str:
-    """A text as reasons quote it."""
+    """Return a text as reasons quote it."""
     return repr(text if len(text) <= characters else text[: characters - 1] + "…")
 
 
 __all__ = [
     "ERROR",
     "FAULTS",
-    "NOT_COMPARED",
     "WARNING",
     "Fault",
-    "Found",
     "Limits",
-    "characters_per_second",
+    "count_characters",
     "is_transcribing",
     "level_dbfs",
     "recording_faults",
+    "shortened",
     "text_faults",
     "transcript_faults",
-    "word_error_faults",
 ]

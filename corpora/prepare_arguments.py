@@ -1,21 +1,15 @@
 """Options that every `audiollm prepare` command has, whatever it prepares."""
 
 import math
-import os
 from dataclasses import dataclass, field
 
+from .parallel import available_cpus
 from .prepared_files import FORMATS
 from .preparing import PrepareSettings
 from .recordings import AUDIO_FORMATS, AudioSettings
 from .tasks import known_tasks
 
 ON_BAD_EXAMPLE = ("error", "skip")
-
-
-def available_cpus() -> int:
-    """CPUs that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 @dataclass
@@ -98,4 +92,4 @@ def _check_names(option: str, given: list[str], known: tuple[str, ...]) -> None:
         raise ValueError(f"{option} has {found}; expected some of {', '.join(known)}.")
 
 
-__all__ = ["PrepareArguments", "available_cpus"]
+__all__ = ["PrepareArguments"]

@@ -1,20 +1,19 @@
 """
-`audiollm validate`: everything that is wrong with training data, at once, before any training.
+`audiollm validate`: find everything that is wrong with training data, at once, before any training.
 
     audiollm validate data.json --audio_dir recordings
     audiollm validate train=train.json test=test.parquet --report report.json --plot report.png
     audiollm validate train.json --against test.json --strict
 
-Reads whatever `audiollm train --data_path` reads. Ends with 0 where there are no errors, 1 where there are some, and 2
-where nothing could be checked.
+DATA is whatever `audiollm train --data_path` reads, or split=DATA. The exit status is 0 without errors, 1 with errors, and
+2 where nothing could be checked.
 """
 
-import math
 import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from audiollm.base_models import audiollm_cache_dir
@@ -25,22 +24,22 @@ from audiollm.processing.normalisers import normaliser_for
 
 from .clips import CorpusError
 from .faults import ERROR, FAULTS, Limits
-from .prepare_arguments import available_cpus
+from .parallel import available_cpus
 from .sources import parse_source
 from .validation import DataFile, Validation, validate
 from .validation_report import count_severities, summarize, write_plot, write_report
 
 ERRORS_EXIT, UNCHECKED_EXIT = 1, 2
-#: Where transcripts are kept in the cache folder, and what keeps none.
+#: Folder of transcripts in the cache folder, and the value of --transcript_cache that keeps none.
 HEARD_FOLDER, CACHE_OFF = "heard", "off"
-REPORT_ADVICE = "make room and give the command again"
-#: What files without a name of their own are one split of.
+#: Split of files that are given without one.
 UNNAMED_SPLIT = "data"
 NAMED_FILE = re.compile(r"(\w[\w.-]*)=(.+)", re.DOTALL)
+PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 @dataclass
-class ValidateArguments:
+class ValidateArguments(Limits):
     """What to look at, what is allowed, and where the findings go."""
 
     audio_dir: str | None = field(
@@ -48,7 +47,9 @@ class ValidateArguments:
     )
     against: list[str] = field(
         default_factory=list,
-        metadata={"help": "Other files that nothing may leak into; their own faults are not reported."},
+        metadata={
+            "help": "Other files that nothing may leak into. Of their own faults only what cannot be compared is reported."
+        },
     )
     strict: bool = field(default=False, metadata={"help": "Take warnings for errors."})
     ignore: list[str] = field(
@@ -57,122 +58,68 @@ class ValidateArguments:
     response_is_transcript: bool = field(
         default=False,
         metadata={
-            "help": "Take every response about one recording for its transcript, instead of those to prompts of the "
-            "task transcribe and of tables of clips."
-        },
-    )
-    min_seconds: float = field(default=Limits.min_seconds, metadata={"help": "Shorter recordings are errors."})
-    max_seconds: float = field(
-        default=Limits.max_seconds, metadata={"help": "Longer recordings are errors; they are not read further."}
-    )
-    min_level_dbfs: float = field(
-        default=Limits.min_level_dbfs,
-        metadata={"help": "Recordings whose level (RMS, dB relative to full scale) is lower are silent."},
-    )
-    max_clipped_share: float = field(
-        default=Limits.max_clipped_share, metadata={"help": "Share of samples that may be at full scale, 0 to 1."}
-    )
-    max_dc_offset: float = field(
-        default=Limits.max_dc_offset, metadata={"help": "How far the samples' mean may be from zero, 0 to 1."}
-    )
-    max_characters_per_second: float = field(
-        default=Limits.max_characters_per_second, metadata={"help": "Letters and digits that can be said in a second."}
-    )
-    max_words_per_second: float = field(
-        default=Limits.max_words_per_second, metadata={"help": "Words that can be said in a second."}
-    )
-    min_characters_per_second: float = field(
-        default=Limits.min_characters_per_second,
-        metadata={"help": "Letters and digits that the transcript of a recording of 5 s or more has each second."},
-    )
-    max_wer: float | None = field(
-        default=None,
-        metadata={
-            "help": "Word error, in percent, above which a transcript is wrong: by --transcribe_with, or the columns "
-            "wer or pred_text of a table."
+            "help": "Take every response about one recording for its transcript, not only those to prompts of the task "
+            "transcribe and of tables of clips."
         },
     )
     transcribe_with: str | None = field(
         default=None,
-        metadata={"help": "A Whisper (Hub id, folder, pypi:whisper-tiny.en) to hold transcripts against."},
+        metadata={"help": "A Whisper to compare transcripts with: a Hub id, a folder, or pypi:whisper-tiny.en."},
     )
     transcript_cache: str | None = field(
         default=None,
         metadata={
-            "help": "Folder where what --transcribe_with hears is kept, so that a command that was broken off goes on; "
-            f"{HEARD_FOLDER!r} in AudioLLM's cache folder when not given, '{CACHE_OFF}' for none."
+            "help": f"Folder that keeps what --transcribe_with hears; '{CACHE_OFF}' for none. Default: {HEARD_FOLDER!r} "
+            "in AudioLLM's cache folder."
         },
     )
     language: str | None = field(
-        default=None, metadata={"help": "Of the transcripts, for word error; English when not given."}
+        default=None, metadata={"help": "Language of the transcripts, for word error. Default: English."}
     )
     report: str | None = field(default=None, metadata={"help": "JSON file to write everything to."})
     plot: str | None = field(
-        default=None, metadata={"help": "Image to write: durations, speech rate, word error (.png, .svg, .pdf)."}
+        default=None,
+        metadata={"help": f"Image to write ({', '.join(PLOT_SUFFIXES)}): durations, speech rate, word error, faults."},
     )
-    shown: int = field(default=5, metadata={"help": "Rows that are shown of each fault; the report has all."})
+    shown: int = field(default=5, metadata={"help": "Rows shown of each fault; the report has all."})
     workers: int | None = field(
-        default=None, metadata={"help": "Processes that decode audio; as many as there are CPUs when not given."}
+        default=None, metadata={"help": "Processes that decode audio. Default: one for each CPU."}
     )
 
     def __post_init__(self):
+        super().__post_init__()
         unknown = [name for name in self.ignore if name not in FAULTS]
         if unknown:
             raise ValueError(f"--ignore has {unknown[0]!r}; expected some of {', '.join(FAULTS)}.")
-        if not (0 <= self.min_seconds < self.max_seconds and math.isfinite(self.max_seconds)):
-            raise ValueError(
-                f"--min_seconds {self.min_seconds:g} and --max_seconds {self.max_seconds:g}: expected 0 or more, and less "
-                "than the longest, which must be finite."
-            )
-        for name in ("max_clipped_share", "max_dc_offset"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"--{name} is {getattr(self, name):g}; expected 0 to 1.")
-        for name in ("max_characters_per_second", "max_words_per_second"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"--{name} is {getattr(self, name):g}; expected more than 0.")
-        if self.min_level_dbfs > 0 or math.isnan(self.min_level_dbfs):
-            raise ValueError(f"--min_level_dbfs is {self.min_level_dbfs:g}; expected 0 or less: full scale is 0.")
-        if not 0 <= self.min_characters_per_second < self.max_characters_per_second:
-            raise ValueError(
-                f"--min_characters_per_second is {self.min_characters_per_second:g}; expected 0 or more, and less than "
-                f"--max_characters_per_second {self.max_characters_per_second:g}."
-            )
-        if self.max_wer is not None and not self.max_wer >= 0:
-            raise ValueError(f"--max_wer is {self.max_wer:g}; expected a percentage of 0 or more.")
         if self.shown < 0:
             raise ValueError(f"--shown is {self.shown}; expected 0 or more.")
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"--workers is {self.workers}; expected 1 or more.")
         if self.transcript_cache is not None and self.transcribe_with is None:
-            raise ValueError("--transcript_cache is for what --transcribe_with hears; give both, or neither.")
+            raise ValueError("--transcript_cache needs --transcribe_with.")
         if self.language is not None and self.transcribe_with is None and self.max_wer is None:
-            raise ValueError("--language is for word error; give --transcribe_with or --max_wer with it.")
-
-    @property
-    def limits(self) -> Limits:
-        """What is allowed."""
-        return Limits(**{each.name: getattr(self, each.name) for each in fields(Limits)})
+            raise ValueError("--language is for word error: it needs --transcribe_with or --max_wer.")
 
 
 def data_files(given: Sequence[str], against: Sequence[str]) -> list[DataFile]:
     """
-    Files as the command line names them: `path`, or `split=path`.
+    Return the files that the command line names as `path` or `split=path`.
 
     Args:
-        given: to judge; those without a split's name are of one.
-        against: to compare with; each is a split called after its file, unless named.
+        given: Files to judge; those without a split are of one.
+        against: Files to compare with; each is a split named after its file, unless it is named.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no file of examples; or is of a split that is both judged and compared with.
+        ValueError: it is no file of examples, or is of a split that is both judged and compared with.
     """
     files = [_data_file(each, UNNAMED_SPLIT, judged=True) for each in given]
     others = [_data_file(each, None, judged=False) for each in against]
     for other in others:
         if other.split in {file.split for file in files}:
             raise ValueError(
-                f"--against {other.source.name} is of split {other.split!r}, as what is checked against it; name it "
-                f"otherwise, as in --against held_out={other.source.name}."
+                f"--against {other.source.name} is of split {other.split!r}, like the data that is checked. Name another, "
+                f"as in --against held_out={other.source.name}."
             )
     return files + others
 
@@ -188,13 +135,13 @@ def _data_file(given: str, split: str | None, judged: bool) -> DataFile:
 
 def run(given: Sequence[str], arguments: ValidateArguments) -> Validation:
     """
-    Checks files and writes report and plot. Close the result's `index` after use.
+    Check files and write report and plot. Close the result after use.
 
     Args:
-        given: files, or `split=file`.
+        given: Files, or `split=file`.
 
     Raises:
-        FileNotFoundError, ValueError: what is given is not there, or cannot be used.
+        FileNotFoundError, ValueError: a file does not exist, or cannot be used.
         CorpusError: a process that measured a recording died.
         OSError: report or plot cannot be written.
     """
@@ -211,7 +158,7 @@ def run(given: Sequence[str], arguments: ValidateArguments) -> Validation:
     found = validate(
         files,
         arguments.audio_dir,
-        arguments.limits,
+        arguments,
         arguments.ignore,
         arguments.response_is_transcript,
         arguments.workers or available_cpus(),
@@ -220,20 +167,21 @@ def run(given: Sequence[str], arguments: ValidateArguments) -> Validation:
         journal,
     )
     try:
-        if arguments.report is not None:
-            with naming_the_disk(arguments.report, REPORT_ADVICE):
-                write_report(Path(arguments.report), found, arguments.limits, arguments.ignore, arguments.strict)
-        if arguments.plot is not None:
-            with naming_the_disk(arguments.plot, REPORT_ADVICE):
-                write_plot(Path(arguments.plot), found, arguments.limits, arguments.strict)
+        for path, write in (
+            (arguments.report, lambda path: write_report(path, found, arguments, arguments.ignore, arguments.strict)),
+            (arguments.plot, lambda path: write_plot(path, found, arguments, arguments.strict)),
+        ):
+            if path is not None:
+                with naming_the_disk(path, "make room and give the command again"):
+                    write(Path(path))
     except BaseException:
-        found.index.close()
+        found.close()
         raise
     return found
 
 
 def _check_outputs(files: Sequence[DataFile], arguments: ValidateArguments) -> None:
-    """Refuses to write where there is data, and finds out before the work whether it can be written at all."""
+    """Refuse to write over data, and find out before the work whether the outputs can be written."""
     taken = {os.path.realpath(file.source.path): "is the data" for file in files}
     for name in ("report", "plot"):
         path = getattr(arguments, name)
@@ -242,13 +190,13 @@ def _check_outputs(files: Sequence[DataFile], arguments: ValidateArguments) -> N
         if (reason := taken.get(os.path.realpath(path))) or os.path.isdir(path):
             raise ValueError(f"--{name} {path} {reason or 'is a folder'}; give it a file of its own.")
         taken[os.path.realpath(path)] = f"is the --{name} as well"
-        if name == "plot" and Path(path).suffix.lower() not in (".png", ".svg", ".pdf"):
-            raise ValueError(f"--plot {path}: expected a name that ends in .png, .svg or .pdf.")
+        if name == "plot" and Path(path).suffix.lower() not in PLOT_SUFFIXES:
+            raise ValueError(f"--plot {path}: expected a name that ends in {' or '.join(PLOT_SUFFIXES)}.")
         check_writable(Path(path).parent)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry of the command; exits with 1 where there are errors, and with 2 where nothing could be checked."""
+    """Run the command."""
     parser = parser_of(ValidateArguments, "validate", "DATA... [options]", __doc__)
     parser.add_argument("data", nargs="+", help="files to check, or split=file; see above")
     options = vars(parser.parse_args(list(sys.argv[1:] if argv is None else argv)))
@@ -270,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if count_severities(found, arguments.strict)[ERROR]:
             sys.exit(ERRORS_EXIT)
     finally:
-        found.index.close()
+        found.close()
 
 
 if __name__ == "__main__":

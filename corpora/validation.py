@@ -1,18 +1,18 @@
 """
-The pass of `audiollm validate` over all rows: recordings measured by several processes, each once, and every fault kept.
+The pass of `audiollm validate` over all rows: each recording measured once, by several processes, and every fault kept.
 
-Rows are taken in order, a bounded number at a time, and what is found depends on them alone, not on how many work.
+Findings depend on the rows alone, not on the number of processes. They lie in a temporary database, which SQLite keeps
+on disk beyond a few megabytes, so that memory does not grow with the corpus.
 """
 
+import functools
 import hashlib
-import multiprocessing
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+import itertools
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import jiwer
 import numpy as np
@@ -24,38 +24,40 @@ from tqdm.auto import tqdm
 
 from . import audio_facts
 from .audio_facts import AudioFacts, measure
-from .clips import CorpusError
-from .fault_index import Asked, FaultIndex, Finding, digest
-from .faults import NOT_COMPARED, Limits, characters_per_second, recording_faults, transcript_faults, word_error_faults
+from .checked_rows import CheckedRow, CheckedRows
+from .faults import FAULTS, Limits, count_characters, recording_faults, shortened, transcript_faults
+from .parallel import in_order
 from .sources import Source
 from .transcript_journal import TranscriptJournal
-from .validation_rows import CheckedRow, CheckedRows
 
 #: Rows under way for each process.
 ROWS_PER_WORKER = 8
 #: Transcripts that are heard at once.
 TRANSCRIPTS_PER_BATCH = 16
 SECONDS_PER_HOUR = 3600
-#: What makes transcripts alike before they are compared with each other, in any language.
+#: Makes transcripts in any language alike before they are compared with each other.
 COMPARING_NORMALISER = "basic"
-#: What is counted of all rows, with the edges of its bins; beyond the first and last edge lie as many as are beyond.
-HISTOGRAM_EDGES: dict[str, tuple[float, ...]] = {
-    "duration_seconds": tuple(np.geomspace(0.01, 100_000.0, 85).round(6).tolist()),
-    "characters_per_second": tuple(float(edge) for edge in range(41)),
-    "word_error_percent": tuple(float(edge) for edge in range(0, 101, 5)),
+DIGEST_BYTES = 16
+#: Place of a file as a whole among its rows.
+WHOLE_FILE = -1
+#: Histograms over all rows: the edges of their bins. Values beyond the first and last edge have bins of their own.
+HISTOGRAM_EDGES: dict[str, list[float]] = {
+    "duration_seconds": np.geomspace(0.01, 100_000.0, 85).round(6).tolist(),
+    "characters_per_second": [float(edge) for edge in range(41)],
+    "word_error_percent": [float(edge) for edge in range(0, 101, 5)],
 }
+TABLES = """
+    CREATE TABLE facts (recording BLOB PRIMARY KEY, facts TEXT) WITHOUT ROWID;
+    CREATE TABLE faults (file INT, row INT, place INT, fault TEXT, details TEXT);
+    CREATE TABLE asked (split INT, sound BLOB, file INT, row INT, spot TEXT, question BLOB, response BLOB, name BLOB);
+    CREATE TABLE shared (kind TEXT, digest BLOB, split INT, file INT, row INT, spot TEXT);
+    CREATE TABLE leaks (file INT, row INT, split INT, PRIMARY KEY (file, row, split)) WITHOUT ROWID;
+"""
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """
-    One file to look at.
-
-    Attributes:
-        source: where to read.
-        split: what it is part of.
-        judged: whether its own faults are wanted, or only whether others leak into it.
-    """
+    """One file: where to read it, its split, and whether its own faults are wanted or only leaks into it."""
 
     source: Source
     split: str
@@ -65,13 +67,10 @@ class DataFile:
 @dataclass
 class FileSummary:
     """
-    What there is in one file.
+    Counts of one file. Recordings count as often as rows have them; hours are those of readable recordings.
 
-    Attributes:
-        rows, recordings, transcripts: how many; recordings count as often as rows have them.
-        hours: of all readable recordings.
-        not_compared: rows with recordings that could not be compared with other rows', as they could not be read whole,
-            hold nothing but silence, or belong to a row that cannot be used.
+    `not_compared` counts rows with recordings that cannot be compared with other rows': those that are not read whole,
+    hold nothing but silence, or belong to an unusable row.
     """
 
     rows: int = 0
@@ -81,28 +80,152 @@ class FileSummary:
     not_compared: int = 0
 
 
-@dataclass
+class Finding(NamedTuple):
+    """One fault: the file's number, the row from 0 (None for the whole file), its name in errors, and the recording."""
+
+    file: int
+    row: int | None
+    where: str
+    fault: str
+    reason: str
+    audio: str | None = None
+
+
+def digest(*parts: str | bytes) -> bytes:
+    """Return sixteen bytes that stand for texts or bytes, in this order."""
+    total = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for part in parts:
+        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        total.update(len(data).to_bytes(8, "big") + data)
+    return total.digest()
+
+
 class Validation:
     """
-    What a pass found; `index` has the faults. Close it after use.
+    Findings of a pass. Close it after use.
+
+    Args:
+        files: In the order of the report.
+        ignored: Faults that are not kept.
 
     Attributes:
-        files: what was looked at, and `summaries` of each.
-        splits: their names, each once.
-        histograms: by name and split, counts between `HISTOGRAM_EDGES`, below the first and above the last.
+        splits: Their names, each once.
+        summaries: Counts of each file.
+        histograms: By name and split, counts between `HISTOGRAM_EDGES`, below the first and above the last.
     """
 
-    files: Sequence[DataFile]
-    splits: list[str]
-    index: FaultIndex
-    summaries: list[FileSummary]
-    histograms: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    def __init__(self, files: Sequence[DataFile], ignored: Sequence[str] = ()):
+        self.files, self.ignored = files, frozenset(ignored)
+        self.splits = list(dict.fromkeys(file.split for file in files))
+        self.numbers = [self.splits.index(file.split) for file in files]
+        self.summaries = [FileSummary() for _ in files]
+        self.histograms: dict[str, dict[str, list[int]]] = {}
+        self.places = {name: place for place, name in enumerate(FAULTS)}
+        self.database = sqlite3.connect("")  # a temporary one on disk
+        self.database.executescript(TABLES)
 
-    def count(self, histogram: str, split: str, value: float) -> None:
-        """Adds a value to a histogram."""
+    def close(self) -> None:
+        """Remove the database."""
+        self.database.close()
+
+    def count(self, histogram: str, file: int, value: float) -> None:
+        """Add a value of a file to a histogram."""
         edges = HISTOGRAM_EDGES[histogram]
-        counts = self.histograms.setdefault(histogram, {}).setdefault(split, [0] * (len(edges) + 1))
+        by_split = self.histograms.setdefault(histogram, {})
+        counts = by_split.setdefault(self.files[file].split, [0] * (len(edges) + 1))
         counts[int(np.searchsorted(edges, value, side="right"))] += 1
+
+    def add(self, finding: Finding) -> None:
+        """Keep a fault, if it is wanted. Of files that are only compared with, `not_compared` is."""
+        is_wanted = self.files[finding.file].judged or finding.fault == "not_compared"
+        if is_wanted and finding.fault not in self.ignored:
+            row = WHOLE_FILE if finding.row is None else finding.row
+            details = json.dumps([finding.where, finding.reason, finding.audio])
+            values = (finding.file, row, self.places[finding.fault], finding.fault, details)
+            self.database.execute("INSERT INTO faults VALUES (?, ?, ?, ?, ?)", values)
+
+    def findings(self, fault: str | None = None, count: int = -1) -> Iterator[Finding]:
+        """Yield faults by file, row and their place in `FAULTS`; of one kind or all, so many of them or all."""
+        query = "SELECT file, row, fault, details FROM faults WHERE ? IN ('', fault) ORDER BY file, row, place, rowid LIMIT ?"
+        for file, row, name, details in self.database.execute(query, (fault or "", count)):
+            where, reason, audio = json.loads(details)
+            yield Finding(file, None if row == WHOLE_FILE else row, where, name, reason, audio)
+
+    def counts(self) -> dict[str, int]:
+        """Return how many faults of each kind were found, in the order of `FAULTS`."""
+        return dict(
+            self.database.execute("SELECT fault, COUNT(*) FROM faults GROUP BY fault ORDER BY place").fetchall()
+        )
+
+    def count_rows(self) -> int:
+        """Return how many rows have a fault."""
+        return self.database.execute("SELECT COUNT(*) FROM (SELECT DISTINCT file, row FROM faults)").fetchone()[0]
+
+    def facts_of(self, recording: bytes) -> AudioFacts | None:
+        """Return the measurements of a recording, by its digest."""
+        found = self.database.execute("SELECT facts FROM facts WHERE recording = ?", (recording,)).fetchone()
+        return AudioFacts(**json.loads(found[0])) if found else None
+
+    def keep_facts(self, recording: bytes, facts: AudioFacts) -> None:
+        """Keep the measurements of a recording."""
+        self.database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (recording, json.dumps(asdict(facts))))
+
+    # -------------------------------------------------------------------------------------------------- between rows
+
+    def keep_asked(
+        self, file: int, row: CheckedRow, sound: bytes, question: bytes, response: bytes, name: bytes
+    ) -> None:
+        """Keep what is asked about which sound, to compare it with other rows of the split."""
+        values = (self.numbers[file], sound, file, row.index, row.where, question, response, name)
+        self.database.execute("INSERT INTO asked VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+
+    def keep_shared(self, kind: str, key: bytes, file: int, row: CheckedRow) -> None:
+        """Keep what no other split should have: a sound or a transcript."""
+        values = (kind, key, self.numbers[file], file, row.index, row.where)
+        self.database.execute("INSERT INTO shared VALUES (?, ?, ?, ?, ?, ?)", values)
+
+    def find_repeats(self) -> None:
+        """Add the faults of rows of one split with the same sound."""
+        query = (
+            "SELECT split, sound, file, row, spot, question, response, name FROM asked WHERE (split, sound) IN "
+            "(SELECT split, sound FROM asked GROUP BY split, sound HAVING COUNT(*) > 1) ORDER BY split, sound, file, row"
+        )
+        for _, group in itertools.groupby(self.database.execute(query), key=lambda found: found[:2]):
+            by_question: dict[bytes, Any] = {}
+            by_name: dict[bytes, Any] = {}
+            first_of_all = None
+            for _, _, file, row, spot, question, response, name in group:
+                this = (f"{self.files[file].source.name} {spot}", response)
+                first_of_all = first_of_all or this
+                first, namesake = by_question.setdefault(question, this), by_name.setdefault(name, this)
+                if first is not this and first[1] != response:
+                    fault, reason = "conflicting_responses", f"{first[0]} answers otherwise"
+                elif first is not this:
+                    fault, reason = "duplicate_row", f"the same as {first[0]}"
+                elif namesake is this and this is not first_of_all:
+                    fault, reason = "duplicate_audio", f"the same sound as in {first_of_all[0]}, under another name"
+                else:
+                    continue
+                self.add(Finding(file, row, spot, fault, reason))
+
+    def find_leaks(self) -> None:
+        """Add the faults of rows with a sound, or else a transcript, that a later split has too."""
+        query = (
+            "SELECT DISTINCT digest, split, file, row, spot FROM shared WHERE kind = ? AND digest IN (SELECT digest FROM "
+            "shared WHERE kind = ? GROUP BY digest HAVING COUNT(DISTINCT split) > 1) ORDER BY digest, split, file, row"
+        )
+        for kind, fault in (("sound", "audio_leak"), ("transcript", "transcript_leak")):
+            found = self.database.execute(query, (kind, kind)).fetchall()
+            for _, group in itertools.groupby(found, key=lambda each: each[0]):
+                rows = [each[1:] for each in group]
+                firsts = {split: f"{self.files[file].source.name} {spot}" for split, file, _, spot in reversed(rows)}
+                for split, file, row, spot in rows:
+                    for other in sorted(each for each in firsts if each > split):
+                        # One fault for a row and split, however many recordings they share.
+                        known = "INSERT OR IGNORE INTO leaks VALUES (?, ?, ?)"
+                        if self.database.execute(known, (file, row, other)).rowcount:
+                            reason = f"the same {kind} is {firsts[other]} (split {self.splits[other]!r})"
+                            self.add(Finding(file, row, spot, fault, reason))
 
 
 def validate(
@@ -118,202 +241,160 @@ def validate(
     progress: bool = True,
 ) -> Validation:
     """
-    Looks at every row of every file.
+    Look at every row of every file.
 
     Args:
-        files: in the order of the report; those of one split are compared as one.
-        audio_dir: as in `read_examples`.
-        limits: what is allowed.
-        ignored: faults that are not wanted.
-        response_is_transcript: take every response about one recording for its transcript.
-        workers: processes that measure recordings; 1 does it in this one.
-        normaliser: a name of `NORMALISERS`, for word error.
-        decoder: a `WhisperDecoder` that hears each transcript's recording; None for what tables state.
-        journal: where what it hears is kept, and recalled from.
-        progress: show a bar on a terminal.
+        files: In the order of the report; those of one split are compared as one.
+        audio_dir: As in `read_examples`.
+        limits: What recordings and transcripts may be like.
+        ignored: Faults that are not wanted.
+        response_is_transcript: Take every response about one recording for its transcript.
+        workers: Processes that measure recordings; 1 works in this one.
+        normaliser: A name of `NORMALISERS`, for word error.
+        decoder: A `WhisperDecoder` that hears each transcript's recording; None for what tables say.
+        journal: Where its transcripts are kept.
+        progress: Show a bar on a terminal.
 
     Raises:
         FileNotFoundError: `audio_dir` is not a folder.
         CorpusError: a process that measured a recording died.
     """
-    splits = list(dict.fromkeys(file.split for file in files))
-    numbers, judged = [splits.index(file.split) for file in files], [file.judged for file in files]
+    limits = limits or Limits()
     tables = [CheckedRows(file.source, audio_dir, response_is_transcript) for file in files]
-    index = FaultIndex([file.source.name for file in files], numbers, judged, ignored)
-    found = Validation(files, splits, index, [FileSummary() for _ in files])
+    found = Validation(files, ignored)
     try:
-        with _pool(workers) as pool:
-            one_pass = _Pass(found, limits or Limits(), pool, normaliser, decoder, journal)
-            one_pass.run(tables, workers * ROWS_PER_WORKER, progress)
-        index.find_repeats()
-        index.find_leaks(splits)
-    except BrokenProcessPool as error:
-        index.close()
-        raise CorpusError(
-            "A process that measures audio died, for lack of memory or by a file that crashes its decoder. Run the same "
-            "command with --workers 1 to see at which row it stops."
-        ) from error
+        one_pass = _Pass(found, limits, NORMALISERS[normaliser], decoder, journal)
+        measuring = functools.partial(_measure_all, max_seconds=limits.max_seconds)
+        work = in_order(measuring, one_pass.work(tables), workers, ROWS_PER_WORKER, audio_facts.__name__)
+        with tqdm(work, desc="Rows", unit="row", disable=None if progress else True) as bar:
+            for (file, row, keys, new), measured in bar:
+                one_pass.finish(file, row, keys, dict(zip(new, measured)))
+                bar.set_postfix_str(f"{sum(each.hours for each in found.summaries):.2f} h", refresh=False)
+        one_pass.hear()
+        found.find_repeats()
+        found.find_leaks()
     except BaseException:
-        index.close()
+        found.close()
         raise
     return found
 
 
-@contextmanager
-def _pool(workers: int) -> Iterator[Executor | None]:
-    if workers == 1:
-        yield None
-        return
-    # Not forked from here: this process may have threads, of torch for one, that a fork would leave locked.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([audio_facts.__name__])
-    pool = ProcessPoolExecutor(workers, mp_context=context)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+def _measure_all(recordings: list[Any], max_seconds: float) -> list[AudioFacts]:
+    return [measure(recording, max_seconds) for recording in recordings]
+
+
+#: A row of a file, digests of its recordings, and those of the ones to measure.
+_Place = tuple[int, CheckedRow, list[bytes], list[bytes]]
 
 
 class _Pass:
     """One pass over all rows; see [`validate`]."""
 
-    def __init__(
-        self,
-        found: Validation,
-        limits: Limits,
-        pool: Executor | None,
-        normaliser: str,
-        decoder: Any,
-        journal: TranscriptJournal | None,
-    ):
-        self.found, self.limits, self.pool = found, limits, pool
-        self.normalise, self.decoder, self.journal = NORMALISERS[normaliser], decoder, journal
-        self.under_way: dict[bytes, Future[AudioFacts]] = {}
-        self.unheard: list[tuple[int, CheckedRow, Any]] = []
+    def __init__(self, found: Validation, limits: Limits, normalise: Any, decoder: Any, journal: Any):
+        self.found, self.limits, self.normalise = found, limits, normalise
+        self.decoder, self.journal = decoder, journal
+        self.under_way: set[bytes] = set()
+        self.unheard: list[tuple[int, CheckedRow]] = []
 
-    def run(self, tables: Sequence[CheckedRows], max_waiting: int, progress: bool) -> None:
-        """Looks at all rows, so many at a time."""
-        counts = [table.count() for table in tables]
-        total = None if None in counts else sum(count or 0 for count in counts)
-        waiting: deque[Callable[[], None]] = deque()
-        # None: a bar where there is a terminal to show it.
-        with tqdm(total=total, desc="Rows", unit="row", disable=None if progress else True) as bar:
-            for file, table in enumerate(tables):
-                for row in interruptible(table):
-                    waiting.append(self._begin(file, row))
-                    if len(waiting) >= max_waiting:
-                        waiting.popleft()()
-                    bar.update()
-                    bar.set_postfix_str(f"{sum(each.hours for each in self.found.summaries):.2f} h", refresh=False)
-            while waiting:
-                waiting.popleft()()
-        self._hear()
+    def work(self, tables: Sequence[CheckedRows]) -> Iterator[tuple[_Place, list[Any]]]:
+        """Yield each row with those of its recordings that nobody has measured yet."""
+        for file, table in enumerate(tables):
+            for row in interruptible(table):
+                keys = [
+                    digest("bytes", each["bytes"]) if isinstance(each, dict) else digest("path", each)
+                    for each in row.recordings
+                ]
+                new = {key: each for key, each in zip(keys, row.recordings) if not self._is_known(key)}
+                self.under_way |= new.keys()
+                yield (file, row, keys, list(new)), list(new.values())
 
-    def _begin(self, file: int, row: CheckedRow) -> Callable[[], None]:
-        """Has a row's recordings measured, and gives what is to be done with the row afterwards."""
-        keys = [_recording_key(recording) for recording in row.recordings]
-        for key, recording in zip(keys, row.recordings):
-            if key in self.under_way or self.found.index.facts_of(key) is not None:
-                continue
-            if self.pool is None:
-                self.found.index.keep_facts(key, measure(recording, self.limits.max_seconds))
-            else:
-                self.under_way[key] = self.pool.submit(measure, recording, self.limits.max_seconds)
-        return lambda: self._finish(file, row, keys)
+    def _is_known(self, key: bytes) -> bool:
+        return key in self.under_way or self.found.facts_of(key) is not None
 
-    def _facts(self, key: bytes) -> AudioFacts:
-        future = self.under_way.pop(key, None)
-        if future is not None:
-            self.found.index.keep_facts(key, future.result())
-        facts = self.found.index.facts_of(key)
-        assert facts is not None, "a row is finished after its recordings are"
-        return facts
-
-    def _finish(self, file: int, row: CheckedRow, keys: list[bytes]) -> None:
-        summary, split = self.found.summaries[file], self.found.files[file].split
-        facts = [self._facts(key) for key in keys]
+    def finish(self, file: int, row: CheckedRow, keys: list[bytes], measured: dict[bytes, AudioFacts]) -> None:
+        """Judge a row whose recordings have been measured; `measured` has the new ones."""
+        found, summary = self.found, self.found.summaries[file]
+        for key, one in measured.items():
+            found.keep_facts(key, one)
+        self.under_way -= measured.keys()
+        facts = [found.facts_of(key) or AudioFacts("undecodable") for key in keys]
         for fault, reason, audio in row.faults:
-            self.found.index.add(Finding(file, row.index, row.where, fault, reason, audio))
+            found.add(Finding(file, row.index, row.where, fault, reason, audio))
         if row.index is None:
-            self._report_uncompared(file, row)
+            self._report_uncompared(file, row, facts)
             return
         summary.rows += 1
         summary.recordings += len(facts)
         for recording, one in {key: pair for key, *pair in zip(keys, row.recordings, facts)}.values():
-            for fault, reason in recording_faults(one, self.limits):
-                self._add(file, row, fault, reason, recording)
+            self._add_all(file, row, recording_faults(one, self.limits), recording)
         for one in facts:
             if not one.fault:
                 summary.hours += one.seconds / SECONDS_PER_HOUR
-                self.found.count("duration_seconds", split, one.seconds)
+                found.count("duration_seconds", file, one.seconds)
         if row.is_transcript:
             summary.transcripts += 1
             self._judge_transcript(file, row, facts[0])
         self._remember(file, row, facts)
 
-    def _add(self, file: int, row: CheckedRow, fault: str, reason: str, recording: Any) -> None:
-        self.found.index.add(Finding(file, row.index, row.where, fault, reason, _name(recording)))
-
-    # --------------------------------------------------------------------------------------------------- transcripts
+    def _add_all(self, file: int, row: CheckedRow, faults: Iterator[tuple[str, str]], recording: Any) -> None:
+        for fault, reason in faults:
+            self.found.add(Finding(file, row.index, row.where, fault, reason, _name(recording)))
 
     def _judge_transcript(self, file: int, row: CheckedRow, facts: AudioFacts) -> None:
-        recording = row.recordings[0]
-        for fault, reason in transcript_faults(row.response, facts, self.limits):
-            self._add(file, row, fault, reason, recording)
+        self._add_all(file, row, transcript_faults(row.response, facts, self.limits), row.recordings[0])
         if not facts.fault:
-            split = self.found.files[file].split
-            self.found.count("characters_per_second", split, characters_per_second(row.response, facts))
+            self.found.count("characters_per_second", file, count_characters(row.response) / facts.seconds)
         if self.decoder is not None and not facts.fault and facts.seconds <= self.limits.max_seconds:
-            self.unheard.append((file, row, recording))
+            self.unheard.append((file, row))
             if len(self.unheard) == TRANSCRIPTS_PER_BATCH:
-                self._hear()
+                self.hear()
         elif row.wer is not None or row.hypothesis is not None:
-            self._judge_words(file, row, row.wer, row.hypothesis or "", recording)
+            self._judge_words(file, row, row.wer, row.hypothesis or "")
 
-    def _hear(self) -> None:
-        """Has the recognizer hear the recordings of a batch of transcripts."""
-        clips = []
-        for file, row, recording in self.unheard:
+    def hear(self) -> None:
+        """Have the recogniser hear the recordings of a batch of transcripts."""
+        batch, self.unheard = self.unheard, []
+        new, known = [], {}
+        for file, row in batch:
+            recording = row.recordings[0]
             try:
-                known = self._recall(recording)
-                windows = [] if known is not None else self.decoder.windows(load_waveform(recording))
+                text = None if self.journal is None else self.journal.get(_content_checksum(recording))
+                if text is None:
+                    new.append((file, row, self.decoder.windows(load_waveform(recording))))
+                else:
+                    known[id(row)] = text
             except (AudioError, OSError) as error:
-                self._add(file, row, "undecodable", str(error), recording)
-                continue
-            clips.append((file, row, recording, known, windows))
-        self.unheard = []
-        new = [(recording, windows) for _, _, recording, known, windows in clips if known is None]
-        heard = self.decoder.hear([windows for _, windows in new], TRANSCRIPTS_PER_BATCH) if new else []
+                self._add_all(file, row, iter([("undecodable", str(error))]), recording)
+        texts = self.decoder.hear([windows for _, _, windows in new], TRANSCRIPTS_PER_BATCH) if new else []
         if self.journal is not None and new:
-            self.journal.add([(_content_checksum(recording), text) for (recording, _), text in zip(new, heard)])
-        texts = iter(heard)
-        for file, row, recording, known, _ in clips:
-            self._judge_words(file, row, None, next(texts) if known is None else known, recording)
+            self.journal.add([(_content_checksum(row.recordings[0]), text) for (_, row, _), text in zip(new, texts)])
+        known |= {id(row): text for (_, row, _), text in zip(new, texts)}
+        for file, row in batch:
+            if id(row) in known:
+                self._judge_words(file, row, None, known[id(row)])
 
-    def _recall(self, recording: Any) -> str | None:
-        return None if self.journal is None else self.journal.get(_content_checksum(recording))
-
-    def _judge_words(self, file: int, row: CheckedRow, wer: float | None, hypothesis: str, recording: Any) -> None:
+    def _judge_words(self, file: int, row: CheckedRow, wer: float | None, hypothesis: str) -> None:
         if wer is None:
             reference = self.normalise(row.response)
             if not reference.strip():
                 return
             wer = 100 * float(jiwer.wer(reference, self.normalise(hypothesis)))
-        self.found.count("word_error_percent", self.found.files[file].split, wer)
-        for fault, reason in word_error_faults(wer, hypothesis, self.limits):
-            self._add(file, row, fault, reason, recording)
-
-    # -------------------------------------------------------------------------------------------------- between rows
+        self.found.count("word_error_percent", file, wer)
+        if self.limits.max_wer is not None and wer > self.limits.max_wer:
+            heard = f"; heard was {shortened(hypothesis)}" if hypothesis else ""
+            reason = f"its word error is {wer:.1f} %; expected at most {self.limits.max_wer:g} %{heard}"
+            self._add_all(file, row, iter([("wrong_transcript", reason)]), row.recordings[0])
 
     def _remember(self, file: int, row: CheckedRow, facts: Sequence[AudioFacts]) -> None:
-        """Keeps what other rows are compared with."""
-        index, place = self.found.index, (file, row.index or 0)
-        text = " ".join(NORMALISERS[COMPARING_NORMALISER](row.response).split()) if row.is_transcript else row.response
+        """Keep what other rows are compared with."""
+        text = " ".join(
+            (NORMALISERS[COMPARING_NORMALISER](row.response) if row.is_transcript else row.response).split()
+        )
         if row.is_transcript and text:
-            index.keep_shared("transcript", digest(text), *place, row.where)
+            self.found.keep_shared("transcript", digest(text), file, row)
         for one in facts:
             if one.digest:
-                index.keep_shared("audio", bytes.fromhex(one.digest), *place, row.where)
+                self.found.keep_shared("sound", bytes.fromhex(one.digest), file, row)
         if not row.recordings and not row.faults:
             return
         if not row.is_usable or not all(one.digest for one in facts):
@@ -323,33 +404,26 @@ class _Pass:
         names = [_name(each) or f"{file} {row.index}" for each in row.recordings]
         question = ("transcript",) if row.is_transcript else ("question", " ".join(row.question.split()))
         sound = digest(*(bytes.fromhex(one.digest) for one in facts))
-        response = digest(" ".join(text.split()))
-        index.keep_question(Asked(*place, sound, digest(*question), response, digest(*names), row.where))
+        self.found.keep_asked(file, row, sound, digest(*question), digest(text), digest(*names))
 
-    def _report_uncompared(self, file: int, row: CheckedRow, facts: Sequence[AudioFacts] = ()) -> None:
-        """Say of a row in a file of --against why nothing can be compared with it; a file's own faults say it for others."""
-        if self.found.files[file].judged:
-            return
-        reasons = [reason for _, reason, _ in row.faults]
-        reasons += [one.reason or "is too long, or digital silence" for one in facts if not one.digest]
-        self.found.index.add(Finding(file, row.index, row.where, NOT_COMPARED, reasons[0]))
-
-
-def _recording_key(recording: Any) -> bytes:
-    """What tells recordings apart before they are read."""
-    return digest("bytes", recording["bytes"]) if isinstance(recording, dict) else digest("path", recording)
+    def _report_uncompared(self, file: int, row: CheckedRow, facts: Sequence[AudioFacts]) -> None:
+        """Report a row of --against that nothing can be compared with; other files' own faults say it."""
+        if not self.found.files[file].judged:
+            reasons = [reason for _, reason, _ in row.faults]
+            reasons += [one.reason or "is too long, or digital silence" for one in facts if not one.digest]
+            self.found.add(Finding(file, row.index, row.where, "not_compared", reasons[0]))
 
 
 def _content_checksum(recording: Any) -> str:
-    """The sha256 of a recording's file, in hexadecimal digits."""
-    if isinstance(recording, dict) and recording.get("bytes") is not None:
-        return hashlib.sha256(recording["bytes"]).hexdigest()
-    return sha256_of(recording["path"] if isinstance(recording, dict) else recording)
+    """Return the sha256 of a recording's file."""
+    if isinstance(recording, dict):
+        return sha256_of(recording["bytes"] if recording.get("bytes") is not None else recording["path"])
+    return sha256_of(recording)
 
 
 def _name(recording: Any) -> str | None:
-    """What reports call a recording; None for bytes without a name."""
+    """Return the name of a recording in reports; None for bytes without a name."""
     return recording.get("path") if isinstance(recording, dict) else recording
 
 
-__all__ = ["HISTOGRAM_EDGES", "DataFile", "FileSummary", "Validation", "validate"]
+__all__ = ["HISTOGRAM_EDGES", "DataFile", "FileSummary", "Finding", "Validation", "validate"]

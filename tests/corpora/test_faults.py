@@ -224,9 +224,9 @@ def found_in(
     """(file, row, fault) of everything that is found."""
     validation = validate(files, None if audio_dir is None else str(audio_dir), progress=False, **options)
     try:
-        return [(each.file, each.row, each.fault) for each in validation.index.findings()]
+        return [(each.file, each.row, each.fault) for each in validation.findings()]
     finally:
-        validation.index.close()
+        validation.close()
 
 
 def data_file(path: Path, split: str = "data", judged: bool = True) -> DataFile:

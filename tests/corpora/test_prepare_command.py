@@ -13,8 +13,8 @@ from audiollm.cli import main as audiollm
 from audiollm.corpora import word_error_arguments
 from audiollm.corpora.clips import CorpusError
 from audiollm.corpora.examples import read_examples
+from audiollm.corpora.parallel import available_cpus
 from audiollm.corpora.prepare import SOURCES, choose_tasks, main, run
-from audiollm.corpora.prepare_arguments import available_cpus
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.corpora.tasks import Task, known_tasks
 from audiollm.training.train import parse_arguments, train

@@ -1,0 +1,201 @@
+"""All rows of a data file as `audiollm validate` looks at them, those that training would refuse included."""
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+from audiollm.files import is_inside
+from audiollm.processing.conversations import AUDIO_PLACEHOLDER
+
+from .examples import JSON_LINES_SUFFIX, ExamplesError, Reason, json_lines, json_rows
+from .faults import is_transcribing, text_faults
+from .rows import ASSISTANT, AUDIO_COLUMN, AUDIO_PATHS, MESSAGES, TABLE_FIELDS, RowError, RowReader
+from .sources import Source, load_table
+
+#: Rows of a table in memory at once; each may hold a recording.
+TABLE_BATCH_ROWS = 16
+#: Columns of a table of clips: word error in percent, and a transcript to compare with.
+WORD_ERROR, HYPOTHESIS = "wer", "pred_text"
+
+
+@dataclass
+class CheckedRow:
+    """
+    One row, or what stands in its place.
+
+    Attributes:
+        index: Place in the file, from 0; None for the file as a whole.
+        where: Its name in errors, such as "row 3" or "line 4".
+        faults: Name, reason and audio path of each fault that is found without decoding.
+        recordings: What `measure` takes; of an unusable row those that can be found.
+        is_usable: Training would take it, as far as is known without decoding.
+        question, response: All turns together.
+        is_transcript: The response is the transcript of the one recording.
+        wer: Word error in percent, where a table has it.
+        hypothesis: What a recogniser heard, where a table has it.
+    """
+
+    index: int | None
+    where: str
+    faults: list[tuple[str, str, str | None]] = field(default_factory=list)
+    recordings: list[Any] = field(default_factory=list)
+    is_usable: bool = False
+    question: str = ""
+    response: str = ""
+    is_transcript: bool = False
+    wer: float | None = None
+    hypothesis: str | None = None
+
+
+class CheckedRows:
+    """
+    All rows of one source, in order. All but JSON lists are read row by row.
+
+    Args:
+        source: Where to read.
+        audio_dir: As in `read_examples`.
+        response_is_transcript: Take every response about one recording for its transcript, whatever the prompt.
+
+    Raises:
+        FileNotFoundError: `audio_dir` is not a folder.
+    """
+
+    def __init__(self, source: Source, audio_dir: str | None, response_is_transcript: bool = False):
+        self.source = source
+        self.reader = RowReader(source.folder, audio_dir)
+        self.real_folder = None if audio_dir is None else os.path.realpath(audio_dir)
+        self.response_is_transcript = response_is_transcript
+
+    def __iter__(self) -> Iterator[CheckedRow]:
+        number = -1
+        try:
+            for number, (where, row, problem) in enumerate(self._rows()):
+                if problem is None:
+                    yield self._check(row, number, where)
+                else:
+                    yield CheckedRow(number if where else None, where, [("unreadable_data", problem, None)])
+        except ExamplesError as error:
+            yield from (CheckedRow(None, where, [("unreadable_data", why, None)]) for where, why in error.problems)
+            return
+        if number < 0:
+            yield CheckedRow(None, "", [("unreadable_data", "holds no examples", None)])
+
+    def _rows(self) -> Iterator[tuple[str, Any, str | None]]:
+        """Yield where each row stands, its value, and why there is none."""
+        problems: list[tuple[str, str]] = []
+        if self.source.kind != "json":
+            for number, row in enumerate(self._table()):
+                given = {name: value for name, value in row.items() if value is not None}
+                if "response" not in row and MESSAGES not in row and AUDIO_COLUMN in row:  # a table of clips
+                    asked = f"Transcribe the audio: {AUDIO_PLACEHOLDER}"
+                    given |= {"text": asked, "response": given.get("text", "")}
+                yield f"row {number}", given, None
+        elif not self.source.path.endswith(JSON_LINES_SUFFIX):
+            yield from ((where, row, None) for where, row in json_rows(Path(self.source.path), problems))
+        else:
+            try:
+                with open(self.source.path, encoding="utf-8-sig", newline="\n") as file:
+                    for where, row in json_lines(file, problems):
+                        yield from ((bad, None, reason) for bad, reason in problems)
+                        problems.clear()
+                        yield where, row, None
+            except UnicodeDecodeError as error:
+                problems.append(("", f"is not UTF-8 text: {error.reason}"))
+        yield from ((where, None, reason) for where, reason in problems)
+
+    def _table(self) -> Iterator[dict[str, Any]]:
+        """Yield the rows of a table, audio as it is stored."""
+        try:
+            if self.source.kind == "parquet":
+                with pq.ParquetFile(self.source.path) as file:
+                    self._expect_columns(file.schema_arrow.names)
+                    for batch in file.iter_batches(batch_size=TABLE_BATCH_ROWS):
+                        yield from batch.to_pylist()
+                return
+            streaming = self.source.kind == "hub"
+            dataset = load_table(self.source, streaming)
+            self._expect_columns(dataset.column_names or list(TABLE_FIELDS))
+            if streaming:
+                yield from dataset.decode(False)
+                return
+            dataset = dataset.with_format("arrow")
+            for start in range(0, len(dataset), TABLE_BATCH_ROWS):
+                yield from dataset[start : start + TABLE_BATCH_ROWS].to_pylist()
+        except (pa.ArrowException, OSError, KeyError, datasets.exceptions.DatasetsError) as error:
+            reason = f"cannot be read: {' '.join(str(error).split())}"
+            raise ExamplesError(self.source.name, [("", reason)]) from error
+
+    def _expect_columns(self, columns: list[str]) -> None:
+        if not set(columns) & set(TABLE_FIELDS):
+            reason = f"has the columns {', '.join(columns)}; expected some of {', '.join(TABLE_FIELDS)}"
+            raise ExamplesError(self.source.name, [("", reason)])
+
+    def _check(self, row: Any, index: int, where: str) -> CheckedRow:
+        checked = CheckedRow(index, where)
+        if self.source.kind != "json":
+            wer, heard = row.get(WORD_ERROR), row.get(HYPOTHESIS)
+            is_number = isinstance(wer, (int, float)) and not isinstance(wer, bool) and math.isfinite(wer)
+            checked.wer = float(wer) if is_number else None
+            checked.hypothesis = heard if isinstance(heard, str) else None
+            row = {name: value for name, value in row.items() if name in TABLE_FIELDS}
+        try:
+            conversation = self.reader.read(row, where)
+        except RowError as error:
+            reasons = [reason if isinstance(reason, Reason) else Reason(reason) for reason in error.reasons]
+            checked.faults += [(reason.fault, str(reason), reason.audio) for reason in reasons]
+            found = self._usable_recordings(row)
+        else:
+            found = list(conversation.recordings)
+            checked.is_usable = not any(map(self._is_linked_outside, found))
+            self._read_texts(conversation.messages, checked, len(found))
+        outside = [path for path in found if self._is_linked_outside(path)]
+        checked.faults += [("symlink_outside", f"{path!r} is {os.path.realpath(path)!r}", path) for path in outside]
+        checked.recordings = [path for path in found if path not in outside]
+        return checked
+
+    def _read_texts(self, messages: list[dict[str, Any]], checked: CheckedRow, recordings: int) -> None:
+        asked = [each["content"] for each in messages if each["role"] != ASSISTANT]
+        answered = [each["content"] for each in messages if each["role"] == ASSISTANT]
+        checked.question, checked.response = "\n".join(asked), "\n".join(answered)
+        asks_for_it = self.response_is_transcript or is_transcribing(asked[-1] if asked else "")
+        checked.is_transcript = checked.is_usable and recordings == len(answered) == 1 and asks_for_it
+        found = text_faults(checked.question, checked.response, recordings)
+        checked.faults += [(fault, reason, None) for fault, reason in found]
+
+    def _usable_recordings(self, row: Any) -> list[Any]:
+        """Return the recordings of an unusable row that can be looked at nevertheless."""
+        usable: list[Any] = []
+        for given in _named_recordings(row):
+            try:
+                alone = {"text": AUDIO_PLACEHOLDER, AUDIO_COLUMN: given, "response": "one"}
+                usable += self.reader.read(alone, "").recordings
+            except RowError:
+                continue  # among the row's own reasons
+        return usable
+
+    def _is_linked_outside(self, recording: Any) -> bool:
+        if self.real_folder is None or not isinstance(recording, str) or "://" in recording:
+            return False
+        return not is_inside(os.path.realpath(recording), self.real_folder)
+
+
+def _named_recordings(row: Any) -> list[Any]:
+    if not isinstance(row, dict):
+        return []
+    named = [row.get(AUDIO_PATHS), row.get(AUDIO_COLUMN)]
+    for message in row[MESSAGES] if isinstance(row.get(MESSAGES), list) else []:
+        parts = message.get("content") if isinstance(message, dict) else None
+        for part in parts if isinstance(parts, list) else []:
+            if isinstance(part, dict) and part.get("type") == "audio":
+                named += [part.get("path"), part.get("audio"), part.get("url")]
+    flat = [one for value in named for one in (value if isinstance(value, (list, tuple)) else [value])]
+    return [one for one in flat if isinstance(one, (str, dict))]
+
+
+__all__ = ["CheckedRow", "CheckedRows"]
