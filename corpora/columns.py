@@ -1,86 +1,161 @@
 """
-Which column of a dataset is which field of a clip: guessed from names and types, shown, and overridable.
+Which column is which field of a clip: guessed from names and types, shown, and overridable with --columns.
 
-A guess is by name, in an order of preference, among columns of a fitting type; audio goes by type first. What was guessed
-is always printed, beside what else it could have been. What cannot be told apart is asked for, not guessed.
+A guess is by name, in an order of preference, among columns of a fitting type; audio goes by type first. What cannot be
+told apart is asked for, not guessed.
 """
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
 from audiollm.files import is_audio
 
+from . import letter_case
 from .clips import CorpusError
-from .transforms import TRANSFORMS
 
-#: Kinds of columns, as far as it matters here.
-AUDIO, TEXT, NUMBER, TRUTH, LABEL, LIST, OTHER = "audio", "text", "number", "truth", "label", "list", "other"
-SCALARS = (TEXT, NUMBER, TRUTH, LABEL)
+#: Kinds of columns, as far as it matters here; ANY is that of a table without types.
+AUDIO, TEXT, NUMBER, TRUTH, LABEL, LIST, OTHER, ANY = (
+    *("audio", "text", "number", "truth", "label", "list", "other"),
+    "any",
+)
+SCALARS = (TEXT, NUMBER, TRUTH, LABEL, ANY)
 #: Keys of a struct that is a recording.
 RECORDING_KEYS = ("bytes", "path", "array")
 
 
 @dataclass(frozen=True)
 class Guess:
-    """Names that a field's column goes by, best first, and the kinds that it may have."""
+    """Usual names of a field's column, best first, and the kinds that it may have."""
 
     names: tuple[str, ...]
-    kinds: tuple[str, ...]
+    kinds: tuple[str, ...] = (TEXT,)
 
 
 GUESSES: dict[str, Guess] = {
     "audio": Guess(
-        ("audio", "audio_path", "audio_filepath", "file", "file_name", "path", "file_path", "wav", "speech", "sound"),
+        (
+            *(
+                "audio",
+                "audio_path",
+                "audio_filepath",
+                "audio_filename",
+                "audio_file",
+                "file",
+                "file_name",
+                "filename",
+            ),
+            *("wav_filename", "path", "file_path", "filepath", "wav_path", "wav_file", "wav", "clip", "recording"),
+            *("speech", "sound"),
+        ),
         (AUDIO, TEXT),
     ),
     "text": Guess(
         (
-            *("text", "sentence", "transcription", "transcript", "normalized_text", "raw_text", "raw_transcription"),
-            *("normalized_transcription", "transcripts", "utterance", "ground_truth", "reference"),
-        ),
-        (TEXT,),
+            *("text", "sentence", "transcription", "transcript", "normalized_text", "normalised_text", "raw_text"),
+            *("raw_transcription", "normalized_transcription", "transcripts", "txt", "utterance", "label_text"),
+            *("ground_truth", "reference"),
+        )
     ),
     "pred_text": Guess(
         (
             *("pred_text", "whisper_transcript", "prediction", "predicted_text", "hypothesis", "hyp", "asr"),
             *("asr_text", "asr_transcript", "asr_transcription", "whisper_transcription", "whisper_text"),
-        ),
-        (TEXT,),
+        )
     ),
     "wer": Guess(
         ("wer", "word_error_rate", "wer_percent", "wer_pct", "wer_percentage", "wer_fraction", "wer_ratio"), (NUMBER,)
     ),
-    "id": Guess(("id", "segment_id", "utterance_id", "utt_id", "audio_id", "clip_id", "uid"), (TEXT, NUMBER)),
-    "speaker": Guess(("speaker", "speaker_id", "client_id", "spk_id"), SCALARS),
-    "language": Guess(("language", "locale", "lang", "lang_id", "language_id"), (TEXT, LABEL)),
-    "translation": Guess(("translation",), (TEXT,)),
-    "target_language": Guess(("target_language",), (TEXT, LABEL)),
-    "caption": Guess(("caption",), (TEXT,)),
-    "question": Guess(("question",), (TEXT,)),
+    "id": Guess(
+        ("id", "segment_id", "utterance_id", "utt_id", "utt", "audio_id", "clip_id", "uid", "key"), (TEXT, NUMBER)
+    ),
+    "speaker": Guess(("speaker", "speaker_id", "client_id", "spk_id", "spk"), SCALARS),
+    "language": Guess(("language", "locale", "lang", "lang_id", "language_id", "source_lang"), (TEXT, LABEL)),
+    "translation": Guess(("translation", "translated_text", "translated_sentence")),
+    "target_language": Guess(("target_language", "target_lang", "tgt_lang"), (TEXT, LABEL)),
+    "caption": Guess(("caption", "description")),
+    "question": Guess(("question",)),
     "answer": Guess(("answer",), (TEXT, LABEL)),
-    "response": Guess(("response",), (TEXT,)),
+    "response": Guess(("response",)),
 }
-#: Fields one of which a dataset must have: what a task can ask for.
+#: Columns that place a clip, in a manifest; in a dataset they may be about anything.
+PLACE_GUESSES: dict[str, Guess] = {
+    "split": Guess(("split", "subset", "partition")),
+    "start": Guess(("offset", "start", "start_seconds", "start_time", "begin"), (NUMBER,)),
+    "end": Guess(("end", "end_seconds", "end_time"), (NUMBER,)),
+    "duration": Guess(("duration", "audio_duration", "duration_seconds"), (NUMBER,)),
+}
+#: Fields one of which a corpus must have: what a task can ask for.
 ANSWERS = ("text", "translation", "caption", "answer", "response")
-#: How `audiollm prepare` is told what it cannot tell, at the end of errors about columns.
+#: End of errors about columns.
 OVERRIDE_HINT = " Say which is which with --columns, for instance --columns audio=COLUMN text=COLUMN."
 #: Names that a prepared clip has of its own.
 RESERVED_FIELDS = ("split", "duration", "bytes", "sha256", "problem")
 FIELD_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 WER_UNITS = {"percent": 1.0, "fraction": 100.0}
-#: What a name says about its unit.
 WER_UNIT_NAMES = {
     "percent": ("wer_percent", "wer_pct", "wer_percentage"),
     "fraction": ("wer_fraction", "wer_ratio"),
 }
 #: One wrong word in a transcript of up to 100 words is 1 or more in percent; a fraction is 1 at most, unless words were
-#: put in. Beyond this, a fraction would mean five times as many mistakes as words.
+#: inserted. Beyond the last, a fraction would mean five times as many mistakes as words.
 LEAST_ERROR_PERCENT, MOST_ERROR_FRACTION, CLEARLY_PERCENT = 1.0, 1.0, 5.0
+
+
+# ---------------------------------------------------------------------------------------------------------- transforms
+
+#: Punctuation as GigaSpeech writes it, and its tags of recordings without speech.
+GIGASPEECH_PUNCTUATION = {"<COMMA>": ",", "<PERIOD>": ".", "<QUESTIONMARK>": "?", "<EXCLAMATIONPOINT>": "!"}
+GIGASPEECH_NOT_SPEECH = ("<SIL>", "<NOISE>", "<MUSIC>", "<OTHER>")
+SENTENCE = re.compile(r"[^.!?]+[.!?]*")
+
+
+class UnusableValueError(ValueError):
+    """A value that a row cannot be used with; the message says why."""
+
+
+def gigaspeech_tags(text: Any) -> str:
+    """Return a transcript of GigaSpeech with its punctuation as marks; raise UnusableValueError where nobody speaks."""
+    words = str(text).split()
+    tags = [word for word in words if word in GIGASPEECH_NOT_SPEECH]
+    if tags:
+        raise UnusableValueError(f"is tagged {tags[0]}: nothing is said in it that could be transcribed")
+    marked = " ".join(GIGASPEECH_PUNCTUATION.get(word, word) for word in words)
+    for mark in GIGASPEECH_PUNCTUATION.values():
+        marked = marked.replace(f" {mark}", mark)
+    return marked
+
+
+def sentence_case(text: Any) -> str:
+    """Return English that was all capitals as its sentences are written."""
+    return SENTENCE.sub(lambda match: letter_case.sentence(match[0]), str(text))
+
+
+def first_item(values: Any) -> Any:
+    """Return the first of several right answers; raise UnusableValueError if there is none."""
+    if not isinstance(values, (list, tuple)):
+        return values
+    if not values:
+        raise UnusableValueError("is an empty list")
+    return values[0]
+
+
+def yes_or_no(value: Any) -> str:
+    """Return a truth value as a spoken question is answered."""
+    return "Yes." if value else "No."
+
+
+#: By the names that the catalogue uses.
+TRANSFORMS: dict[str, Callable[[Any], Any]] = {
+    each.__name__: each for each in (first_item, gigaspeech_tags, sentence_case, yes_or_no)
+}
+
+
+# ------------------------------------------------------------------------------------------------------------- mapping
 
 
 @dataclass(frozen=True)
@@ -89,9 +164,9 @@ class ColumnSpec:
     Where a field comes from.
 
     Attributes:
-        columns: of the dataset; several only where each is a clip of its own.
-        transforms: names of `TRANSFORMS`, applied in turn.
-        each: every column, or every item of the one column's list, makes a clip of its own from the same recording.
+        columns: Several only where each is a clip of its own.
+        transforms: Names of `TRANSFORMS`, applied in turn.
+        each: Every column, or every item of the one column's list, makes a clip of its own from the same recording.
     """
 
     columns: tuple[str, ...]
@@ -107,8 +182,9 @@ class ColumnSpec:
 
     def __str__(self) -> str:
         name = " and ".join(self.columns) if len(self.columns) < 3 else f"{self.columns[0]} … {self.columns[-1]}"
-        shown = f"each of {name}" if self.each else name
-        return shown + (f" ({', '.join(self.transforms)})" if self.transforms else "")
+        return (f"each of {name}" if self.each else name) + (
+            f" ({', '.join(self.transforms)})" * bool(self.transforms)
+        )
 
 
 @dataclass(frozen=True)
@@ -117,9 +193,9 @@ class ColumnMapping:
     Where every field of a clip comes from.
 
     Attributes:
-        specs: by field; `audio` is among them.
-        alternatives: by field: columns that it was not taken from, but might have been.
-        unread: columns that become no field.
+        specs: By field; `audio` is among them.
+        alternatives: By field, columns that it might have come from too.
+        unread: Columns that become no field.
     """
 
     specs: Mapping[str, ColumnSpec]
@@ -128,11 +204,11 @@ class ColumnMapping:
 
     @property
     def columns(self) -> list[str]:
-        """All columns that are read."""
+        """Return all columns that are read."""
         return list(dict.fromkeys(column for spec in self.specs.values() for column in spec.columns))
 
     def describe(self, notes: Mapping[str, str] | None = None) -> str:
-        """A line for each field, and one for the columns that are not read."""
+        """Return a line for each field, and one for the columns that are not read."""
         width = max(map(len, self.specs))
         lines = []
         for name, spec in self.specs.items():
@@ -140,26 +216,21 @@ class ColumnMapping:
             if self.alternatives.get(name):
                 remarks.append(f"also possible: {', '.join(self.alternatives[name])}")
             lines.append(f"  {name:<{width}} ← {spec}" + (f"   ({'; '.join(remarks)})" if remarks else ""))
-        if self.unread:
-            lines.append(f"  not read: {', '.join(self.unread)}")
-        return "\n".join(lines)
+        return "\n".join(lines + ([f"  not read: {', '.join(self.unread)}"] if self.unread else []))
 
 
 def column_kinds(features: Mapping[str, Any] | None, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """
-    The kind of each column.
+    Return the kind of each column.
 
     Args:
-        features: of a dataset; None where it does not say.
-        rows: the first ones, with audio undecoded.
+        features: Of a dataset; None if it does not say.
+        rows: The first ones, with audio undecoded.
     """
-    names = list(features) if features is not None else list(dict.fromkeys(name for row in rows for name in row))
-    return {
-        name: _feature_kind(features[name])
-        if features is not None
-        else next((_value_kind(row[name]) for row in rows if row.get(name) is not None), OTHER)
-        for name in names
-    }
+    if features is not None:
+        return {name: _feature_kind(feature) for name, feature in features.items()}
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: next((_value_kind(row[name]) for row in rows if row.get(name) is not None), OTHER) for name in names}
 
 
 def _feature_kind(feature: Any) -> str:
@@ -172,43 +243,36 @@ def _feature_kind(feature: Any) -> str:
     if isinstance(feature, (list, datasets.List, datasets.LargeList)):
         return LIST
     dtype = getattr(feature, "dtype", "")
-    if dtype in ("string", "large_string"):
-        return TEXT
-    if dtype in ("binary", "large_binary"):
-        return AUDIO
-    if dtype == "bool":
-        return TRUTH
-    return NUMBER if re.fullmatch(r"u?int\d+|float\d+", dtype) else OTHER
+    kinds = {"string": TEXT, "large_string": TEXT, "binary": AUDIO, "large_binary": AUDIO, "bool": TRUTH}
+    return kinds.get(dtype) or (NUMBER if re.fullmatch(r"u?int\d+|float\d+", dtype) else OTHER)
 
 
 def _value_kind(value: Any) -> str:
     if isinstance(value, dict):
         return AUDIO if any(key in value for key in RECORDING_KEYS) else OTHER
-    if isinstance(value, bool):
-        return TRUTH
-    kinds = ((bytes, AUDIO), (str, TEXT), ((int, float), NUMBER), (list, LIST))
+    kinds = ((bool, TRUTH), (bytes, AUDIO), (str, TEXT), ((int, float), NUMBER), (list, LIST))
     return next((kind for types, kind in kinds if isinstance(value, types)), OTHER)
 
 
 def parse_overrides(given: Iterable[str]) -> dict[str, str]:
     """
-    What stands behind --columns: field=column, or field= for a field that is to be left out.
+    Return what --columns says: field=column, or field= for a field that is left out.
 
     Raises:
-        ValueError: something else stands there, a field twice, or a name that clips have of their own.
+        ValueError: an item has another form, a field comes twice, or every clip has a field of this name.
     """
     overrides: dict[str, str] = {}
     for item in given:
         name, equals, column = (part.strip() for part in item.partition("="))
         if not equals or not FIELD_NAME.fullmatch(name):
             raise ValueError(f"--columns {item!r}: expected field=column, for instance text=sentence.")
-        if name in RESERVED_FIELDS:
+        if name in RESERVED_FIELDS and name not in PLACE_GUESSES:
             raise ValueError(f"--columns {item!r}: every clip has its own {name!r}; give the field another name.")
         if name in overrides:
             raise ValueError(f"--columns gives {name!r} twice: {overrides[name]!r} and {column!r}.")
         overrides[name] = column
     if overrides.get("audio") == "":
-        raise ValueError("--columns 'audio=': a clip cannot do without audio.")
+        raise ValueError("--columns 'audio=': a clip needs audio.")
     return overrides
 
 
@@ -218,71 +282,66 @@ def map_columns(
     rows: Sequence[Mapping[str, Any]],
     overrides: Mapping[str, str],
     wanted: Mapping[str, ColumnSpec] | None = None,
+    guesses: Mapping[str, Guess] = GUESSES,
 ) -> ColumnMapping:
     """
-    Decides which column is which field.
+    Decide which column is which field.
 
     Args:
-        name: of the dataset, for messages.
-        kinds: of its columns.
-        rows: the first ones; a guess at texts that are paths, and at ids, looks at them.
-        overrides: columns by field, "" to leave the field out; of [`parse_overrides`].
-        wanted: what a table says; every column of it must be there. Without it columns are guessed.
+        name: Of the dataset, for messages.
+        kinds: Of its columns.
+        rows: The first ones; guesses of paths and ids look at them.
+        overrides: Columns by field, "" to leave a field out; of [`parse_overrides`].
+        wanted: From the catalogue; every column of it must be there. Without it columns are guessed.
+        guesses: Usual names by field.
 
     Raises:
         CorpusError: a column is not there, is of a kind that its field cannot be, or cannot be told among several.
     """
-    specs: dict[str, ColumnSpec] = {}
+    specs: dict[str, ColumnSpec] = dict(wanted or {})
     alternatives: dict[str, tuple[str, ...]] = {}
     if wanted is None:
-        for field_name in GUESSES:
-            if field_name in overrides:
-                continue
-            found = _candidates(field_name, kinds, rows)
+        for field_name in guesses:
+            found = [] if field_name in overrides else _candidates(field_name, guesses[field_name], kinds, rows)
             if found:
-                specs[field_name] = ColumnSpec((found[0],))
-                alternatives[field_name] = tuple(found[1:])
-    else:
-        specs.update(wanted)
+                specs[field_name], alternatives[field_name] = ColumnSpec((found[0],)), tuple(found[1:])
     for field_name, column in overrides.items():
+        kept = specs.pop(field_name, None)
         if column:
-            kept = specs.get(field_name)
             specs[field_name] = ColumnSpec((column,), kept.transforms if kept else ())
-        else:
-            specs.pop(field_name, None)
     _check(name, kinds, specs, wanted is None, overrides)
-    mapping = ColumnMapping(dict(sorted(specs.items(), key=lambda item: item[0] != "audio")), alternatives)
-    unread = tuple(column for column in kinds if column not in mapping.columns)
-    return ColumnMapping(mapping.specs, alternatives, unread)
+    specs = dict(sorted(specs.items(), key=lambda item: item[0] != "audio"))
+    taken = {column for spec in specs.values() for column in spec.columns}
+    return ColumnMapping(specs, alternatives, tuple(column for column in kinds if column not in taken))
 
 
-def _candidates(field_name: str, kinds: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Columns that a field may come from, best first."""
-    guess = GUESSES[field_name]
+def _candidates(
+    field_name: str, guess: Guess, kinds: Mapping[str, str], rows: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Return the columns that a field may come from, best first."""
     named = [column for name in guess.names for column in kinds if column.lower() == name]
-    fitting = [column for column in named if kinds[column] in guess.kinds]
+    fitting = [column for column in named if kinds[column] in (*guess.kinds, ANY)]
     if field_name == "id":
         return [column for column in fitting if len({row.get(column) for row in rows}) == len(rows)]
     if field_name != "audio":
         return fitting
     recordings = [column for column in kinds if kinds[column] == AUDIO]
-    if len(recordings) == 1 or not recordings:
-        paths = [column for column in fitting if kinds[column] == TEXT and _holds_paths(column, rows)]
-        return recordings + paths
+    if len(recordings) <= 1:
+        paths = [column for column in fitting if kinds[column] == ANY or _holds_paths(column, rows)]
+        return recordings + [column for column in paths if column not in recordings]
     preferred = [column for column in fitting if column in recordings]
     return preferred + [column for column in recordings if column not in preferred] if preferred else []
 
 
 def _holds_paths(column: str, rows: Sequence[Mapping[str, Any]]) -> bool:
     values = [row[column] for row in rows if row.get(column)]
-    return bool(values) and all(is_audio(str(value)) for value in values)
+    return bool(values) and all(isinstance(value, str) and is_audio(value) for value in values)
 
 
 def _check(
     name: str, kinds: Mapping[str, str], specs: Mapping[str, ColumnSpec], guessed: bool, overrides: Mapping[str, str]
 ) -> None:
-    """Refuses a mapping whose columns are missing or of the wrong kind, naming all of them."""
-    found = ", ".join(f"{column} ({kind})" for column, kind in kinds.items()) or "none"
+    """Refuse a mapping whose columns are missing or of the wrong kind, naming all of them."""
     taken = {column for spec in specs.values() for column in spec.columns}
     problems = []
     for field_name, spec in specs.items():
@@ -291,12 +350,10 @@ def _check(
                 near = difflib.get_close_matches(column, [name for name in kinds if name not in taken], n=1)
                 hint = f", perhaps {near[0]!r}?" if near else ""
                 problems.append(f"there is no column {column!r}{hint} for {field_name!r}")
-            elif field_name == "audio" and kinds[column] not in (AUDIO, TEXT):
-                problems.append(
-                    f"column {column!r} for 'audio' holds no recordings or paths, but is a {kinds[column]}"
-                )
+            elif field_name == "audio" and kinds[column] not in (AUDIO, TEXT, ANY):
+                problems.append(f"column {column!r} for 'audio' holds {kinds[column]}, not recordings or paths")
             elif field_name != "audio" and kinds[column] not in SCALARS and not _takes_lists(spec, kinds[column]):
-                problems.append(f"column {column!r} for {field_name!r} holds no plain values, but is {kinds[column]}")
+                problems.append(f"column {column!r} for {field_name!r} holds {kinds[column]}, not plain values")
     if not problems and "audio" not in specs:
         several = [column for column, kind in kinds.items() if kind == AUDIO]
         which = f"it may be any of {', '.join(several)}" if several else "none has recordings or paths of them"
@@ -304,6 +361,7 @@ def _check(
     if not problems and guessed and "text" not in overrides and not any(answer in specs for answer in ANSWERS):
         problems.append("it cannot be told which column is the transcript")
     if problems:
+        found = ", ".join(column if kind == ANY else f"{column} ({kind})" for column, kind in kinds.items()) or "none"
         raise CorpusError(f"{name}: {'; '.join(problems)}. Its columns are: {found}.{OVERRIDE_HINT}")
 
 
@@ -313,7 +371,7 @@ def _takes_lists(spec: ColumnSpec, kind: str) -> bool:
 
 def wer_unit(name: str, column: str, values: Iterable[float | None], given: str | None) -> str:
     """
-    The unit of a dataset's own word errors: "percent" or "fraction".
+    Return the unit of a dataset's own word errors: "percent" or "fraction".
 
     It is what was given; or what the column's name says; or what the values leave no doubt about: fractions are all at
     most 1, and some below; percentages are all 0 or at least 1, and some at least 5.
@@ -333,16 +391,23 @@ def wer_unit(name: str, column: str, values: Iterable[float | None], given: str 
         return "percent"
     seen = f"from {min(wrong):g} to {max(wrong):g}" if wrong else "nothing but zeros"
     raise CorpusError(
-        f"{name}: whether the word errors in column {column!r} are percent or fractions cannot be told from its first "
-        f"values, {seen}. Say so with --wer_unit percent or --wer_unit fraction, or leave the column out with "
-        "--columns wer= ."
+        f"{name}: the first word errors of column {column!r}, {seen}, do not tell percent from fractions. Give --wer_unit "
+        "percent or --wer_unit fraction, or leave the column out with --columns wer= ."
     )
 
 
 __all__ = [
+    "ANSWERS",
+    "ANY",
+    "GUESSES",
+    "NUMBER",
     "OVERRIDE_HINT",
+    "PLACE_GUESSES",
+    "TRANSFORMS",
+    "WER_UNITS",
     "ColumnMapping",
     "ColumnSpec",
+    "UnusableValueError",
     "column_kinds",
     "map_columns",
     "parse_overrides",

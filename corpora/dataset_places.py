@@ -1,7 +1,7 @@
 """
 Where a dataset lies, and how `datasets` reads it there: on the Hub, in a folder, in a file; whole or streamed.
 
-Only tables and recordings are read. What would run code to be read, loading scripts and pickles, is refused.
+Only tables and recordings are read. Loading scripts and pickles, which would run code, are refused.
 """
 
 import hashlib
@@ -14,17 +14,18 @@ from typing import Any
 
 import datasets
 import huggingface_hub
+from audiollm.files import is_inside
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
 from .catalogue import Corpus
 from .clips import STATE_FOLDER, CorpusError
 
-#: What `save_to_disk` leaves in a folder: of several splits, and of one.
-SPLITS_FILE, STATE_FILE = "dataset_dict.json", "state.json"
-#: Builder of `datasets` and its options, by the ending of a file. In TSV files quotation marks are part of the text; in
-#: both, only what is empty counts as missing: "NA" and "null" are words.
+#: Files that `save_to_disk` leaves in a folder: of several splits, and of one.
+SAVED_FILES = ("dataset_dict.json", "state.json")
+#: In TSV files quotation marks are part of the text; in tables only what is empty is missing: "NA" and "null" are words.
 _NO_MISSING_WORDS = {"keep_default_na": False, "na_values": [""]}
 QUOTE_NONE = 3
+#: Builder of `datasets` and its options, by a file's suffix.
 FILE_BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".parquet": ("parquet", {}),
     ".arrow": ("arrow", {}),
@@ -33,11 +34,10 @@ FILE_BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".csv": ("csv", _NO_MISSING_WORDS),
     ".tsv": ("csv", {"sep": "\t", "quoting": QUOTE_NONE, **_NO_MISSING_WORDS}),
 }
-#: Builders of `datasets` that read nothing but tables and recordings.
-SAFE_BUILDERS = ("parquet", "arrow", "json", "csv", "audiofolder")
-#: Of these, what reads a folder of recordings; it can only be streamed without torchcodec.
-FOLDER_BUILDER, FOLDER_COLUMN = "audiofolder", "audio"
-DEFAULT_CONFIG = "default"
+#: Reads a folder of recordings; without torchcodec it can only be streamed.
+FOLDER_BUILDER = "audiofolder"
+#: Builders that read nothing but tables and recordings.
+SAFE_BUILDERS = ("parquet", "arrow", "json", "csv", FOLDER_BUILDER)
 HUB_URL = "hf://datasets/{hub}@{revision}/"
 READ_ERRORS = (
     *(OSError, KeyError, ValueError, TypeError, RuntimeError, NotImplementedError),
@@ -51,12 +51,12 @@ class Place:
     Where a dataset is read from.
 
     Attributes:
-        name: what messages call it.
+        name: Its name in messages.
         kind: hub, disk (of `save_to_disk`), folder or file.
         path: Hub id, or absolute path.
-        config: of the dataset.
-        revision: commit on the Hub where it could be asked for, else as it was given.
-        corpus: entry of the table, which may say which files are read and where recordings lie.
+        config: Of the dataset.
+        revision: Commit on the Hub where it could be asked for, else as given.
+        corpus: Entry of the catalogue, which may say which files are read and where recordings lie.
     """
 
     name: str
@@ -68,12 +68,10 @@ class Place:
 
     @property
     def roots(self) -> list[str]:
-        """Folders that recordings given as paths must lie in; relative paths start from the first."""
-        if self.kind == "hub":
-            # What `datasets` has downloaded and unpacked.
+        """Return the folders that recordings given as paths must lie in; relative paths start from the first."""
+        folders = [self.path if os.path.isdir(self.path) else os.path.dirname(self.path)]
+        if self.kind == "hub":  # what `datasets` has downloaded and unpacked
             folders = [datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE]
-        else:
-            folders = [self.path if os.path.isdir(self.path) else os.path.dirname(self.path)]
         return [os.path.realpath(folder) for folder in folders]
 
     def fingerprint(self) -> str | None:
@@ -85,10 +83,7 @@ class Place:
         if self.kind == "hub":
             return None
         digest = hashlib.sha256()
-        paths = [self.path]
-        if os.path.isdir(self.path):
-            paths = sorted(_files_below(self.path))
-        for path in paths:
+        for path in sorted(_files_below(self.path)) if os.path.isdir(self.path) else [self.path]:
             status = os.stat(path) if os.path.exists(path) else os.lstat(path)
             line = f"{os.path.relpath(path, self.path)}\0{status.st_size}\0{status.st_mtime_ns}\n"
             digest.update(line.encode("utf-8", "surrogatepass"))
@@ -105,25 +100,28 @@ def find_place(
     dataset: str, config: str | None, revision: str | None, corpus: Corpus | None, source_path: str | None
 ) -> Place:
     """
-    Where a dataset is read from.
+    Return where a dataset is read from.
 
     Raises:
         CorpusError: it is nowhere, or what is there is of no known kind.
     """
-    if corpus is not None:
-        if source_path is None and corpus.withdrawn:
+    if corpus is not None and source_path is None:
+        if corpus.withdrawn:
             raise CorpusError(
-                f"{corpus.title}: {corpus.withdrawn} Give the folder with your copy as --source_path."
-                + (f" {corpus.note}" if corpus.note else "")
+                f"{corpus.title}: {corpus.withdrawn} Give the folder with your copy as --source_path. {corpus.note or ''}"
             )
-        if source_path is None:
-            revision = revision or corpus.revision
-            return Place(
-                corpus.name, "hub", str(corpus.hub), corpus.config, _commit(str(corpus.hub), revision), corpus
-            )
-        return _local_place(corpus.name, source_path, corpus.config, corpus)
-    if os.path.exists(dataset):
-        return _local_place(dataset, dataset, config, None)
+        hub, revision = str(corpus.hub), revision or corpus.revision
+        return Place(corpus.name, "hub", hub, corpus.config, _commit(hub, revision), corpus)
+    name = dataset if corpus is None else corpus.name
+    config = config if corpus is None else corpus.config
+    path = os.path.abspath(source_path or dataset)
+    if os.path.isdir(path):
+        saved = any(os.path.isfile(os.path.join(path, file)) for file in SAVED_FILES)
+        return Place(name, "disk" if saved else "folder", path, config, None, corpus)
+    if os.path.exists(path):
+        if Path(path).suffix.lower() not in FILE_BUILDERS:
+            raise CorpusError(f"{path}: expected a folder, or a file that ends in one of {', '.join(FILE_BUILDERS)}.")
+        return Place(name, "file", path, config, None, corpus)
     if dataset.count("/") != 1 or dataset.startswith((".", "/", "~")) or dataset.endswith("/"):
         raise CorpusError(
             f"Dataset {dataset!r} is no file or folder here, no corpus of the table (`audiollm prepare corpora` lists "
@@ -132,18 +130,8 @@ def find_place(
     return Place(dataset, "hub", dataset, config, _commit(dataset, revision), None)
 
 
-def _local_place(name: str, path: str, config: str | None, corpus: Corpus | None) -> Place:
-    absolute = os.path.abspath(path)
-    if os.path.isdir(absolute):
-        saved = any(os.path.isfile(os.path.join(absolute, file)) for file in (SPLITS_FILE, STATE_FILE))
-        return Place(name, "disk" if saved else "folder", absolute, config, None, corpus)
-    if Path(absolute).suffix.lower() not in FILE_BUILDERS:
-        raise CorpusError(f"{path}: expected a folder, or a file that ends in one of {', '.join(FILE_BUILDERS)}.")
-    return Place(name, "file", absolute, config, None, corpus)
-
-
 def _commit(hub: str, revision: str | None) -> str | None:
-    """The commit that a branch of a Hub dataset stands at, so that it stays the same; as given where none answers."""
+    """Return the commit of a branch of a Hub dataset; the branch as given where none answers."""
     try:
         return huggingface_hub.HfApi().dataset_info(hub, revision=revision).sha or revision
     except (OSError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, ValueError):
@@ -152,10 +140,10 @@ def _commit(hub: str, revision: str | None) -> str | None:
 
 def open_split(place: Place, split: str, streaming: bool) -> tuple[Any, str]:
     """
-    One split, audio undecoded, and the folder that relative paths of recordings start from.
+    Open one split, audio undecoded.
 
     Returns:
-        `Dataset`, or `IterableDataset` when streaming; and an absolute folder.
+        `Dataset`, or `IterableDataset` when streaming; and the absolute folder that relative paths start from.
 
     Raises:
         CorpusError: it cannot be read.
@@ -172,52 +160,42 @@ def open_split(place: Place, split: str, streaming: bool) -> tuple[Any, str]:
 
 
 def _open(place: Place, split: str, streaming: bool) -> tuple[Any, str]:
+    corpus = place.corpus
     if place.kind == "disk":
-        return _open_saved(place, split, streaming), place.path
+        saved = datasets.load_from_disk(place.path)
+        if isinstance(saved, Mapping):
+            if split not in saved:
+                raise ValueError(f"there is no split {split!r}, only {', '.join(saved)}; name one with --splits")
+            saved = saved[split]
+        return (saved.to_iterable_dataset() if streaming else saved), place.path
     if place.kind == "file":
-        return _open_files(place, split, [place.path], streaming), os.path.dirname(place.path)
-    files = place.corpus.files if place.corpus else ()
-    filled = [pattern.format(config=place.config, split=split) for pattern in files]
+        return _open_files(split, [place.path], streaming), os.path.dirname(place.path)
+    patterns = [one.format(config=place.config, split=split) for one in (corpus.files if corpus else ())]
     if place.kind == "hub":
-        if not filled:
+        if not patterns:
             return _load(place.path, place.config, split, place.revision, streaming), place.roots[0]
         base = HUB_URL.format(hub=place.path, revision=(place.revision or "main").replace("/", "%2F"))
-        return _open_files(place, split, [base + filled[0]], streaming), place.roots[0]
-    for pattern in filled:
+        return _open_files(split, [base + patterns[0]], streaming), place.roots[0]
+    for pattern in patterns:
         found = sorted(map(str, Path(place.path).glob(pattern)))
         if found:
-            folder = os.path.dirname(found[0])
-            inner = (place.corpus.audio_folder if place.corpus else "").format(config=place.config, split=split)
-            return _open_files(place, split, found, streaming), os.path.join(folder, inner)
-    if filled and not any(Path(place.path).rglob("*.parquet")):
-        raise FileNotFoundError(f"no file there matches {' or '.join(filled)}")
-    return _load(place.path, _local_config(place), split, None, streaming), place.path
+            inner = (corpus.audio_folder if corpus else "").format(config=place.config, split=split)
+            return _open_files(split, found, streaming), os.path.join(os.path.dirname(found[0]), inner)
+    if patterns and not any(Path(place.path).rglob("*.parquet")):
+        raise FileNotFoundError(f"no file there matches {' or '.join(patterns)}")
+    config = place.config
+    if corpus is not None and datasets.get_dataset_config_names(place.path) == ["default"]:
+        config = None  # a copy whose configs have no names is taken for the one that is wanted
+    return _load(place.path, config, split, None, streaming), place.path
 
 
-def _open_saved(place: Place, split: str, streaming: bool) -> Any:
-    saved = datasets.load_from_disk(place.path)
-    if isinstance(saved, Mapping):
-        if split not in saved:
-            raise ValueError(f"there is no split {split!r}, only {', '.join(saved)}; name one with --splits")
-        saved = saved[split]
-    return saved.to_iterable_dataset() if streaming else saved
-
-
-def _open_files(place: Place, split: str, paths: list[str], streaming: bool) -> Any:
+def _open_files(split: str, paths: list[str], streaming: bool) -> Any:
     builder, options = FILE_BUILDERS[Path(paths[0]).suffix.lower()]
     return datasets.load_dataset(builder, data_files={split: paths}, split=split, streaming=streaming, **options)
 
 
-def _local_config(place: Place) -> str | None:
-    """The config to ask of a folder: a copy in which the configs have no names is taken for the one that is wanted."""
-    if place.corpus is None or place.config is None:
-        return place.config
-    names = datasets.get_dataset_config_names(place.path)
-    return None if names == [DEFAULT_CONFIG] else place.config
-
-
 def _load(path: str, config: str | None, split: str, revision: str | None, streaming: bool) -> Any:
-    """What `load_dataset` finds in a folder or on the Hub, if it is a table or recordings."""
+    """Return what `load_dataset` finds in a folder or on the Hub, if it is a table or recordings."""
     builder = datasets.load_dataset_builder(path, config, revision=revision)
     kind = type(builder).__module__.rpartition(".")[2]
     if kind not in SAFE_BUILDERS:
@@ -226,18 +204,18 @@ def _load(path: str, config: str | None, split: str, revision: str | None, strea
         return datasets.load_dataset(path, config, split=split, revision=revision, streaming=streaming)
     if hasattr(builder.config, "decode_num_threads"):
         builder.config.decode_num_threads = None  # newer `datasets` decode what they stream
-    # Of a path, `datasets` makes an Audio with torchcodec only: here it stays a path.
-    return builder.as_streaming_dataset(split=split).cast_column(FOLDER_COLUMN, datasets.Value("string"))
+    # `datasets` makes an Audio of a path with torchcodec only: here it stays a path.
+    return builder.as_streaming_dataset(split=split).cast_column("audio", datasets.Value("string"))
 
 
 def recording_of(value: Any, place: Place, folder: str) -> tuple[Any, str | None]:
     """
-    A recording as `load_waveform` takes it, or why there is none.
+    Return a recording as `load_waveform` takes it, or why there is none.
 
     Args:
-        value: of the column: a dict of `datasets`, encoded bytes, or a path.
-        place: that it comes from; paths may not lead out of its `roots`, nor to any other address.
-        folder: where relative paths start.
+        value: Of the column: a dict of `datasets`, encoded bytes, or a path.
+        place: That it comes from; paths may not lead out of its `roots`, nor to any other address.
+        folder: Where relative paths start.
     """
     path = value
     if isinstance(value, Mapping):
@@ -257,7 +235,7 @@ def recording_of(value: Any, place: Place, folder: str) -> tuple[Any, str | None
             return path, None
         return None, f"audio {path!r} is an address elsewhere, which is not followed"
     located = os.path.realpath(os.path.join(folder, path))
-    if not any(os.path.commonpath([located, root]) == root for root in place.roots):
+    if not any(is_inside(located, root) for root in place.roots):
         return None, f"audio path {path!r} leads out of {place.roots[0]}"
     return located, None
 
@@ -266,14 +244,10 @@ def _explain(place: Place, split: str, error: BaseException) -> str:
     reason = " ".join(str(error).split()) or type(error).__name__
     message = f"{place.name}: split {split!r} cannot be read: {reason.rstrip('.')}."
     if "scripts are no longer supported" in reason:
-        message += (
-            " Programs of datasets are not run. The Hub may have it as Parquet: add --revision refs/convert/parquet."
-        )
-    elif "gated" in reason.lower() or (place.corpus and place.corpus.gated and place.kind == "hub"):
-        message += (
-            f" Its terms have to be accepted at https://huggingface.co/datasets/{place.path}, then log in with "
-            "`hf auth login`."
-        )
+        return f"{message} The Hub may have it as Parquet: add --revision refs/convert/parquet."
+    if "gated" in reason.lower() or (place.corpus and place.corpus.gated and place.kind == "hub"):
+        terms = f"https://huggingface.co/datasets/{place.path}"
+        return f"{message} Accept its terms at {terms}, then log in with `hf auth login`."
     return message
 
 

@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from audiollm.files import is_inside, write_whole
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
+
+from .tables import parse_json
 
 FIELDS = ("text", "audio_paths", "response")
 REQUIRED_FIELDS = ("text", "response")
@@ -167,43 +170,20 @@ def write_examples(
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     else:
         text = json.dumps(rows, ensure_ascii=False, indent=2) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        unfinished.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-class _DuplicateFieldError(ValueError):
-    pass
-
-
-def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise _DuplicateFieldError(f"field {', '.join(map(repr, twice))} is given more than once in one row")
-    return fields
+    write_whole(path, text)
 
 
 def _json_list(text: str, problems: list[tuple[str, str]]) -> Iterator[tuple[str, Any]]:
     try:
-        rows = json.loads(text, object_pairs_hook=_object_without_duplicates)
-    except json.JSONDecodeError as error:
-        hint = f" (one object a line? then name the file *{JSON_LINES_SUFFIX})" if error.msg == "Extra data" else ""
-        problems.append(("", f"is not JSON: {error.msg} at line {error.lineno}, column {error.colno}{hint}"))
-        return
-    except (ValueError, RecursionError) as error:  # duplicate fields, numbers of thousands of digits
-        problems.append(("", str(error)))
+        rows = parse_json(text)
+    except ValueError as error:
+        hint = f" (one object a line? then name the file *{JSON_LINES_SUFFIX})" if "Extra data" in str(error) else ""
+        problems.append(("", f"{error}{hint}"))
         return
     if not isinstance(rows, list):
         problems.append(("", f"expected a JSON list of examples, found {_kind(rows)}: put the rows inside [ ]"))
         return
-    for index, row in enumerate(rows):
-        yield f"row {index}", row
+    yield from ((f"row {index}", row) for index, row in enumerate(rows))
 
 
 def json_lines(lines: Iterable[str], problems: list[tuple[str, str]]) -> Iterator[tuple[str, Any]]:
@@ -211,15 +191,10 @@ def json_lines(lines: Iterable[str], problems: list[tuple[str, str]]) -> Iterato
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        where = f"line {number}"
         try:
-            row = json.loads(line, object_pairs_hook=_object_without_duplicates)
-        except json.JSONDecodeError as error:
-            problems.append((where, f"is not JSON: {error.msg} at column {error.colno}"))
-        except (ValueError, RecursionError) as error:  # duplicate fields, numbers of thousands of digits
-            problems.append((where, str(error)))
-        else:
-            yield where, row
+            yield f"line {number}", parse_json(line)
+        except ValueError as error:
+            problems.append((f"line {number}", str(error)))
 
 
 class RowChecker:
@@ -282,7 +257,7 @@ class RowChecker:
         if not audio_path.strip() or "\0" in audio_path:
             return f"audio path {audio_path!r} is empty or has a NUL character"
         located = self.locate(audio_path)
-        if self.confined and not _is_inside(located, self.start):
+        if self.confined and not is_inside(located, self.start):
             return Reason(
                 f"audio path {audio_path!r} leads out of audio_dir {self.start}", "outside_audio_dir", audio_path
             )
@@ -303,13 +278,9 @@ def _as_list(audio_paths: Any) -> list[Any]:
     return [audio_paths] if isinstance(audio_paths, str) else audio_paths
 
 
-def _is_inside(path: str, folder: str) -> bool:
-    return path.startswith(os.path.join(folder, ""))
-
-
 def _relative_if_inside(path: str, folder: str) -> str:
     path = os.path.abspath(path)
-    return Path(os.path.relpath(path, folder)).as_posix() if _is_inside(path, folder) else path
+    return Path(os.path.relpath(path, folder)).as_posix() if is_inside(path, folder) else path
 
 
 _JSON_KINDS = {

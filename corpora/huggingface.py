@@ -1,7 +1,10 @@
 """
-`audiollm prepare huggingface`: any dataset of the Hub or on disk, and the ready corpora of the table, as clips.
+`audiollm prepare huggingface`: any dataset of the Hub or on disk, and the ready corpora of the catalogue.
 
-Recordings stay as they are stored, bytes or paths, for this project's own decoder. What was taken for what is printed.
+    audiollm prepare huggingface --dataset org/name --max_wer 5.0
+    audiollm prepare huggingface fleurs:de_de --output data/fleurs
+
+Prints which column it takes for which field.
 """
 
 import math
@@ -18,9 +21,11 @@ from .catalogue import Corpus, corpus_named, is_corpus_name
 from .clips import BadClip, Clip, CorpusError, FieldValue
 from .columns import (
     NUMBER,
+    TRANSFORMS,
     WER_UNITS,
     ColumnMapping,
     ColumnSpec,
+    UnusableValueError,
     column_kinds,
     map_columns,
     parse_overrides,
@@ -28,12 +33,11 @@ from .columns import (
 )
 from .dataset_places import READ_ERRORS, find_place, open_split, recording_of
 from .tasks import Task
-from .transforms import TRANSFORMS, UnusableValueError
 
 DEFAULT_OUTPUT = "data/huggingface"
 DEFAULT_TASKS = ("transcribe",)
 DEFAULT_SPLITS = ("train",)
-#: Rows of the first split by which columns are guessed.
+#: Rows of each split by which columns are guessed.
 ROWS_LOOKED_AT = 100
 SPLIT_NAME = re.compile(r"\w[\w.-]*")
 #: Digits of a row's number in the ids of clips that have none of their own.
@@ -46,15 +50,14 @@ class HuggingFaceArguments:
 
     dataset: str = field(
         metadata={
-            "help": "Id on the Hub (org/name); a folder (of save_to_disk, of Parquet or other tables, an audiofolder) or "
-            "file (.parquet, .jsonl, .json, .csv, .tsv); or a ready corpus such as fleurs:de_de, of those that "
-            "`audiollm prepare corpora` lists."
+            "help": "Id on the Hub (org/name); a folder (of save_to_disk, of tables, an audiofolder) or file (.parquet, "
+            ".jsonl, .json, .csv, .tsv); or a ready corpus such as fleurs:de_de (`audiollm prepare corpora` lists them)."
         }
     )
     config: str | None = field(default=None, metadata={"help": "Config of the dataset, such as en or clean."})
     splits: list[str] = field(
         default_factory=list,
-        metadata={"help": "Splits to read, also separated by commas; train, or what the table of corpora says."},
+        metadata={"help": "Splits to read, separated by spaces or commas. Default: train, or as the catalogue says."},
     )
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
     source_path: str | None = field(
@@ -63,12 +66,12 @@ class HuggingFaceArguments:
     streaming: bool = field(default=False, metadata={"help": "Read rows as they are downloaded, without a cache."})
     columns: list[str] = field(
         default_factory=list,
-        metadata={"help": "Which column is which field: text=sentence audio=file. With nothing behind =, none is."},
+        metadata={"help": "Which column is which field: text=sentence audio=file. `text=` leaves a field out."},
     )
     wer_unit: str | None = field(
         default=None, metadata={"help": "Unit of the dataset's own word errors: percent or fraction."}
     )
-    limit: int | None = field(default=None, metadata={"help": "Read only so many rows of each split, the first ones."})
+    limit: int | None = field(default=None, metadata={"help": "Read only the first rows of each split, so many."})
 
     def __post_init__(self):
         self.splits = [name for given in self.splits for name in given.split(",") if name]
@@ -89,31 +92,29 @@ class HuggingFaceArguments:
             raise ValueError("--source_path is for ready corpora; give the folder or file itself as --dataset.")
         if self.source_path is not None and not os.path.exists(self.source_path):
             raise ValueError(f"--source_path {self.source_path!r} does not exist.")
-        local = self.source_path is not None or (not ready and os.path.exists(self.dataset))
-        if self.revision is not None and local:
+        if self.revision is not None and (self.source_path or (not ready and os.path.exists(self.dataset))):
             raise ValueError("--revision is for datasets of the Hub; what lies on disk has none.")
 
 
 class HuggingFaceSource:
     """
-    A dataset as clips, in the order of its splits and rows.
+    A dataset as clips, in the order of its splits and rows. Recordings stay as they are stored.
 
     Args:
-        arguments: as on the command line.
-        corpus: an entry of another table than that of the ready corpora, read in place of `arguments.dataset`; its
-            config is chosen already.
-        source_path: a copy of that corpus on disk.
+        arguments: As on the command line.
+        corpus: An entry of another table than the catalogue, read in place of `arguments.dataset`; its config is chosen.
+        source_path: A copy of that corpus on disk.
 
     Attributes:
-        name, identity: as of every source.
-        corpus: the entry of the table; None where the dataset is none of those.
-        tasks: what the table says can be asked about its clips; None where it does not say.
-        mapping: which column is which field.
-        folder: the local folder that is read; None of a file and of the Hub.
-        reads_all_below: whether `datasets` takes every file below it for data.
-        wer_unit: percent or fraction; None where there is no column of word errors, or its values do not tell.
-        wer_doubt: what to say where they do not tell and it matters.
-        summary: what [`open_source`] prints.
+        name, identity: As of every source.
+        corpus: The entry of the table; None if the dataset is none of those.
+        tasks: What the table says can be asked about its clips; None if it does not say.
+        mapping: Which column is which field.
+        folder: The local folder that is read; None of a file and of the Hub.
+        reads_all_below: `datasets` takes every file below it for data.
+        wer_unit: percent or fraction; None without a column of word errors, or if its values do not tell.
+        wer_doubt: The message for when they do not tell and it matters.
+        summary: What [`open_source`] prints.
 
     Raises:
         CorpusError: it cannot be read, or a column is missing or cannot be told among several.
@@ -123,57 +124,52 @@ class HuggingFaceSource:
         self.corpus = corpus
         if corpus is None and is_corpus_name(arguments.dataset):
             self.corpus = corpus_named(arguments.dataset, arguments.config)
-        self._place = find_place(
-            arguments.dataset, arguments.config, arguments.revision, self.corpus, source_path or arguments.source_path
-        )
-        self.name = self._place.name
-        self.folder = self._place.path if self._place.kind in ("disk", "folder") else None
-        self.reads_all_below = self._place.kind == "folder" and not (self.corpus and self.corpus.files)
+        source_path = source_path or arguments.source_path
+        place = find_place(arguments.dataset, arguments.config, arguments.revision, self.corpus, source_path)
+        self._place, self.name = place, place.name
+        self.folder = place.path if place.kind in ("disk", "folder") else None
+        self.reads_all_below = place.kind == "folder" and not (self.corpus and self.corpus.files)
         self.tasks: tuple[Task, ...] | None = self.corpus.tasks if self.corpus else None
         self._constants: Mapping[str, FieldValue] = self.corpus.constants if self.corpus else {}
         self._splits = tuple(arguments.splits or (self.corpus.default_splits if self.corpus else DEFAULT_SPLITS))
         self._limit = arguments.limit
         self._check_splits()
-        overrides = parse_overrides(arguments.columns)
         self._datasets: dict[str, Any] = {}
         self._folders: dict[str, str] = {}
         self._labels: dict[str, list[str]] = {}
         mappings = []
         for split in self._splits:
-            dataset, self._folders[split] = open_split(self._place, split, arguments.streaming)
-            # Where the columns are given and their types known, rows decide nothing: one shows that there are any.
+            dataset, self._folders[split] = open_split(place, split, arguments.streaming)
+            # With columns given and types known, rows decide nothing: one shows that there are any.
             known = corpus is not None and dataset.features is not None
             rows = self._first_rows(dataset, split, 1 if known else ROWS_LOOKED_AT)
             kinds = column_kinds(dataset.features, rows)
             label = f"{self.name}, split {split!r}" if len(self._splits) > 1 else self.name
-            mappings.append(map_columns(label, kinds, rows, overrides, self.corpus.columns if self.corpus else None))
+            wanted = self.corpus.columns if self.corpus else None
+            mappings.append(map_columns(label, kinds, rows, parse_overrides(arguments.columns), wanted))
             if len(mappings) == 1:
-                self.wer_unit, self.wer_doubt = self._wer_unit(mappings[0], kinds, rows, arguments.wer_unit)
-            self._labels |= {
-                column: feature.names
-                for column, feature in (dataset.features or {}).items()
-                if isinstance(feature, datasets.ClassLabel)
-            }
+                self.wer_unit, self.wer_doubt = self._unit(mappings[0], kinds, rows, arguments.wer_unit)
+            for column, feature in (dataset.features or {}).items():
+                if isinstance(feature, datasets.ClassLabel):
+                    self._labels[column] = feature.names
             self._datasets[split] = dataset.select_columns(mappings[-1].columns)
         self.mapping: ColumnMapping = mappings[0]
         if any(dict(mapping.specs) != dict(self.mapping.specs) for mapping in mappings[1:]):
             raise CorpusError(
-                f"{self.name}: its splits do not have the same columns; prepare them one by one, or name the columns "
-                "with --columns."
+                f"{self.name}: its splits do not have the same columns; prepare them one by one, or name the columns with "
+                "--columns."
             )
         self._each = next((name for name, spec in self.mapping.specs.items() if spec.each), None)
+        specs = self.mapping.specs.items()
         self.identity: dict[str, Any] = {
             "source": "huggingface",
-            "dataset": self._place.path,
+            "dataset": place.path,
             "corpus": self.corpus.name if self.corpus else None,
-            "config": self._place.config,
+            "config": place.config,
             "splits": list(self._splits),
-            "revision": self._place.revision,
-            "files": self._place.fingerprint(),
-            "columns": {
-                name: [list(spec.columns), list(spec.transforms), spec.each]
-                for name, spec in self.mapping.specs.items()
-            },
+            "revision": place.revision,
+            "files": place.fingerprint(),
+            "columns": {name: [list(spec.columns), list(spec.transforms), spec.each] for name, spec in specs},
             "constants": dict(self._constants),
             "limit": self._limit,
         }
@@ -192,25 +188,24 @@ class HuggingFaceSource:
         try:
             rows = [dict(row) for row in islice(dataset, count)]  # `take` past the end fails in datasets 4.0
         except READ_ERRORS as error:
-            raise CorpusError(
-                f"{self.name}: split {split!r} cannot be read: {' '.join(str(error).split())}"
-            ) from error
+            reason = " ".join(str(error).split())
+            raise CorpusError(f"{self.name}: split {split!r} cannot be read: {reason}") from error
         if not rows:
             raise CorpusError(f"{self.name}: split {split!r} has no rows.")
         return rows
 
-    def _wer_unit(
+    def _unit(
         self, mapping: ColumnMapping, kinds: Mapping[str, str], rows: list[dict[str, Any]], given: str | None
     ) -> tuple[str | None, str | None]:
-        spec = mapping.specs.get("wer")
-        if spec is None:
+        if "wer" not in mapping.specs:
             if given is not None:
                 raise CorpusError(f"{self.name}: --wer_unit is given, but there is no column of word errors.")
             return None, None
-        if kinds[spec.columns[0]] != NUMBER:
-            raise CorpusError(f"{self.name}: column {spec.columns[0]!r} for 'wer' does not hold numbers.")
+        column = mapping.specs["wer"].columns[0]
+        if kinds[column] != NUMBER:
+            raise CorpusError(f"{self.name}: column {column!r} for 'wer' does not hold numbers.")
         try:
-            return wer_unit(self.name, spec.columns[0], [row.get(spec.columns[0]) for row in rows], given), None
+            return wer_unit(self.name, column, [row.get(column) for row in rows], given), None
         except CorpusError as error:
             return None, str(error)
 
@@ -228,7 +223,7 @@ class HuggingFaceSource:
         return "\n".join([*lines, "  Change any with --columns FIELD=COLUMN."])
 
     def count(self) -> int | None:
-        """How many clips there are; None while streaming, or where each row may have another number of them."""
+        """Return how many clips there are; None while streaming, or where a list in each row decides."""
         totals = [self._count_clips(split) for split in self._splits]
         return None if None in totals else sum(total for total in totals if total is not None)
 
@@ -240,7 +235,6 @@ class HuggingFaceSource:
 
     @property
     def _clips_per_row(self) -> int | None:
-        """None where a list decides."""
         if self._each is None:
             return 1
         columns = self.mapping.specs[self._each].columns
@@ -251,7 +245,7 @@ class HuggingFaceSource:
         return None if rows is None or per_row is None else rows * per_row
 
     def clips(self, start: int = 0) -> Iterator[Clip | BadClip]:
-        """All clips from the `start`-th on; rows before it are passed over, unread where their number is known."""
+        """Yield all clips from the `start`-th on; rows before it are not read where their number is known."""
         for split in self._splits:
             total, per_row = self._count_clips(split), self._clips_per_row
             if total is not None and start >= total:
@@ -260,18 +254,15 @@ class HuggingFaceSource:
             first_row = 0
             if per_row is not None and (total is not None or split == self._splits[-1]):
                 first_row, start = divmod(start, per_row)
-            passed_over = 0
-            for row_number, row in self._rows(split, first_row):
-                for clip in self._read(row, row_number, split):
-                    if passed_over < start:
-                        passed_over += 1
+            for number, row in self._rows(split, first_row):
+                for clip in self._read(row, number, split):
+                    if start:
+                        start -= 1
                     else:
                         yield clip
-            start -= passed_over
 
     def _rows(self, split: str, first: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        dataset = self._datasets[split]
-        count = self._count_rows(split)
+        dataset, count = self._datasets[split], self._count_rows(split)
         if count is not None:
             rows = iter(dataset.select(range(first, count)))
         else:
@@ -284,14 +275,12 @@ class HuggingFaceSource:
             except READ_ERRORS as error:
                 reason = " ".join(str(error).split()) or type(error).__name__
                 raise CorpusError(
-                    f"{self.name}: split {split!r} cannot be read on from row {number}: {reason}"
+                    f"{self.name}: split {split!r} cannot be read from row {number} on: {reason}"
                 ) from error
             if row is None:
                 return
             yield number, row
             number += 1
-
-    # ------------------------------------------------------------------------------------------------- rows into clips
 
     def _read(self, row: Mapping[str, Any], number: int, split: str) -> Iterator[Clip | BadClip]:
         specs = self.mapping.specs
@@ -300,18 +289,14 @@ class HuggingFaceSource:
         if own is None or len(self._splits) > 1:
             identity = f"{split}-{identity}"
         if self._each is None:
-            yield self._read_one(row, identity, split, {})
+            yield self._clip(row, identity, split, {})
             return
-        spec = specs[self._each]
-        items = (
-            [row.get(column) for column in spec.columns]
-            if len(spec.columns) > 1
-            else row.get(spec.columns[0]) or [None]
-        )
+        columns = specs[self._each].columns
+        items = [row.get(column) for column in columns] if len(columns) > 1 else row.get(columns[0]) or [None]
         for index, item in enumerate(items, start=1):
-            yield self._read_one(row, f"{identity}-{index}", split, {self._each: item})
+            yield self._clip(row, f"{identity}-{index}", split, {self._each: item})
 
-    def _read_one(self, row: Mapping[str, Any], identity: str, split: str, items: Mapping[str, Any]) -> Clip | BadClip:
+    def _clip(self, row: Mapping[str, Any], identity: str, split: str, items: Mapping[str, Any]) -> Clip | BadClip:
         fields: dict[str, FieldValue] = dict(self._constants)
         for name, spec in self.mapping.specs.items():
             if name in ("audio", "id"):
@@ -329,12 +314,7 @@ class HuggingFaceSource:
         return Clip(identity, recording, str(fields.pop("text", "")), split, fields)
 
     def _value(self, name: str, stored: Any, spec: ColumnSpec) -> FieldValue:
-        """
-        A field; None where the row does not have it.
-
-        Raises:
-            UnusableValueError: the row is no clip without it, or it is of no use.
-        """
+        """Return a field, None if the row does not have it; raise UnusableValueError if the row is no clip without it."""
         value = self._transformed(stored, spec)
         if isinstance(value, float) and not math.isfinite(value):
             value = None
@@ -342,7 +322,7 @@ class HuggingFaceSource:
             raise UnusableValueError("is no plain value")
         if name == "wer":
             return None if value is None else float(value)
-        if name == "text" or name == self._each:
+        if name in ("text", self._each):
             value = "" if value is None else str(value).strip()
             if not value:
                 raise UnusableValueError("is empty: there is nothing to learn from the recording")
@@ -353,15 +333,13 @@ class HuggingFaceSource:
         if labels is not None and isinstance(value, int):
             value = labels[value] if 0 <= value < len(labels) else None
         for name in spec.transforms:
-            if value is None:
-                break
-            value = TRANSFORMS[name](value)
+            value = None if value is None else TRANSFORMS[name](value)
         return value
 
 
 def open_source(arguments: HuggingFaceArguments) -> HuggingFaceSource:
     """
-    Opens a dataset and prints which column is taken for what.
+    Open a dataset, and print which column is which field.
 
     Raises:
         CorpusError: as [`HuggingFaceSource`].

@@ -1,36 +1,69 @@
 """
-LibriSpeech (Panayotov et al. 2015): which part of it is wanted, and where from. Archives are downloaded from OpenSLR's
-mirrors and verified, or are at hand, or have been unpacked into a folder.
+`audiollm prepare librispeech`: LibriSpeech (Panayotov et al. 2015), downloaded from OpenSLR or at hand.
+
+    audiollm prepare librispeech --splits dev-clean train-clean-100 --output data/librispeech
+    audiollm prepare librispeech --source_path /corpora/LibriSpeech
+
+Archives are downloaded from several mirrors, verified, and never unpacked to disk. Their tree is
+LibriSpeech/dev-clean/84/121123/84-121123-0000.flac, ..., 84-121123.trans.txt; LibriSpeech/SPEAKERS.TXT.
 """
 
+import gzip
+import hashlib
 import os
-from collections.abc import Mapping
+import tarfile
+import zlib
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import yaml
 from audiollm.base_models import audiollm_cache_dir
 from audiollm.downloads import ChecksumError, download, verify_checksum
 
-from .clips import CorpusError
-from .letter_case import LETTER_CASES
-from .librispeech_tree import LibriSpeechArchives, LibriSpeechFolder, PublishedArchive
+from .clips import BadClip, Clip, CorpusError, FieldValue
+from .letter_case import LETTER_CASES, letter_case_named
 
 DEFAULT_TASKS = ("transcribe",)
 DEFAULT_OUTPUT = "data/librispeech"
-#: What is downloaded where no split is asked for: the smallest of the original ones that is clean speech.
+#: Downloaded where no split is asked for: the smallest of the original ones that is clean speech.
 DEFAULT_DOWNLOAD = "dev-clean"
-
 OPENSLR_FILE = Path(__file__).parent / "openslr.yaml"
-ROOT_NAME = "LibriSpeech"
-ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip")
-HUB_PREFIX = "hub:"
+ROOT_NAME, SPEAKERS_NAME = "LibriSpeech", "SPEAKERS.TXT"
+ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar")
+RECORDING_SUFFIX, TRANSCRIPT_SUFFIX = ".flac", ".trans.txt"
+LAYOUT = (
+    "LibriSpeech/<split>/<speaker>/<chapter>/<speaker>-<chapter>-<number>.flac beside <speaker>-<chapter>.trans.txt"
+)
+LANGUAGE = "en"
+#: Columns of SPEAKERS.TXT: id, sex, subset, minutes and name, which may hold the separator.
+SPEAKER_SEPARATOR, SPEAKER_COLUMNS, SEX_COLUMN, NAME_COLUMN = "|", 5, 1, 4
+#: Levels of a chapter's file below the split's parent: split, speaker, chapter, file.
+LEVELS = 4
+#: Largest chapter that is held in memory until its transcripts are there: 128 clips of 35 s, uncompressed, are 143 MB.
+MAX_CHAPTER_BYTES = 1 << 30
+#: Most that an archive may hold, in times its own size; FLAC in gzip stays at 1. A small archive may hold so many bytes.
+MAX_EXPANSION, FREE_BYTES = 100, 16 << 20
+BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class PublishedArchive:
+    """One split as OpenSLR publishes it: its resource on a mirror, size, md5, and number of clips."""
+
+    resource: int
+    bytes: int
+    md5: str
+    clips: int
 
 
 @lru_cache(maxsize=1)
 def openslr() -> tuple[tuple[str, ...], dict[str, PublishedArchive]]:
-    """Mirrors, and splits by name."""
+    """Return the mirrors, and the splits by name."""
     table = yaml.safe_load(OPENSLR_FILE.read_text(encoding="utf-8"))
     return tuple(table["mirrors"]), {name: PublishedArchive(**row) for name, row in table["splits"].items()}
 
@@ -42,9 +75,9 @@ class LibriSpeechArguments:
     splits: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Splits, separated by spaces or commas: dev-clean, dev-other, test-clean, test-other, "
-            "train-clean-100, train-clean-360, train-other-500, or of Mini LibriSpeech dev-clean-2, train-clean-5. "
-            f"Default: all that --source_path holds, or {DEFAULT_DOWNLOAD} where it is downloaded."
+            "help": "Splits, separated by spaces or commas: dev-clean, dev-other, test-clean, test-other, train-clean-100, "
+            "train-clean-360, train-other-500; of Mini LibriSpeech dev-clean-2, train-clean-5. Default: all of "
+            f"--source_path, or {DEFAULT_DOWNLOAD} as a download."
         },
     )
     source_path: str | None = field(
@@ -56,7 +89,7 @@ class LibriSpeechArguments:
     )
     archives: str | None = field(
         default=None,
-        metadata={"help": "Where downloaded archives are kept. Default: corpora/librispeech in AudioLLM's cache."},
+        metadata={"help": "Folder of downloaded archives. Default: corpora/librispeech in AudioLLM's cache."},
     )
     mirrors: list[str] = field(
         default_factory=list,
@@ -65,8 +98,8 @@ class LibriSpeechArguments:
     letter_case: str = field(
         default="sentence",
         metadata={
-            "help": "What becomes of the transcripts, which are all capitals: sentence (lower case, but for the first "
-            "letter, I, and words such as London), lower, or keep."
+            "help": "Case of the transcripts, which are all capitals: sentence (lower case, but for the first letter, I, and "
+            "words such as London), lower, or keep."
         },
     )
 
@@ -75,126 +108,434 @@ class LibriSpeechArguments:
         self.mirrors = [url.rstrip("/") for given in self.mirrors for url in given.split(",") if url]
         if self.letter_case not in LETTER_CASES:
             raise ValueError(
-                f"There is no --letter_case {self.letter_case!r}; expected one of {', '.join(LETTER_CASES)}. "
-                "Capitals and punctuation as Whisper hears them come of --copy_punctuation, beside any of these."
+                f"--letter_case {self.letter_case!r}: expected one of {', '.join(LETTER_CASES)}. --copy_punctuation copies "
+                "capitals and punctuation from what Whisper hears."
             )
-        if self.source_path is None:
-            known = openslr()[1]
-            unknown = [name for name in self.splits if name not in known]
-            if unknown:
-                raise ValueError(f"LibriSpeech has no split {unknown[0]!r}; expected some of {', '.join(known)}.")
-            plain = [url for url in self.mirrors if not url.startswith(("http://", "https://"))]
-            if plain:
-                raise ValueError(f"--mirrors has {plain[0]!r}; expected URLs that start with http:// or https://.")
-        else:
-            if self.source_path.startswith(HUB_PREFIX):
+        if self.source_path is not None:
+            if self.source_path.startswith("hub:"):
                 raise ValueError(
-                    f"--source_path {self.source_path!r} is a dataset of the Hub; for the Hub's LibriSpeech use "
-                    "`audiollm prepare huggingface --dataset librispeech`."
+                    f"--source_path {self.source_path!r} is a dataset of the Hub; use `audiollm prepare huggingface "
+                    "--dataset librispeech`."
                 )
             useless = [name for name in ("archives", "mirrors") if getattr(self, name)]
             if useless:
-                raise ValueError(
-                    f"--{useless[0]} is about downloading, and --source_path {self.source_path!r} needs none."
-                )
+                raise ValueError(f"--{useless[0]} is for downloads; --source_path {self.source_path!r} needs none.")
+            return
+        known = openslr()[1]
+        unknown = [name for name in self.splits if name not in known]
+        if unknown:
+            raise ValueError(f"LibriSpeech has no split {unknown[0]!r}; expected some of {', '.join(known)}.")
+        plain = [url for url in self.mirrors if not url.startswith(("http://", "https://"))]
+        if plain:
+            raise ValueError(f"--mirrors has {plain[0]!r}; expected URLs that start with http:// or https://.")
 
 
 def open_source(
     arguments: LibriSpeechArguments, table: Mapping[str, PublishedArchive] | None = None, progress: bool = True
-) -> LibriSpeechFolder | LibriSpeechArchives:
+) -> "LibriSpeechFolder | LibriSpeechArchives":
     """
-    LibriSpeech as a source of clips; whatever is missing of it is downloaded and verified first.
+    Return LibriSpeech as a source of clips, after downloading and verifying what is missing.
 
     Args:
-        arguments: which part, and where from.
-        table: what is published, by split; OpenSLR's own by default.
-        progress: show bars.
+        arguments: Which part, and where from.
+        table: Published archives by split; OpenSLR's by default.
+        progress: Show bars.
 
     Raises:
-        FileNotFoundError: `source_path` is not there.
+        FileNotFoundError: `source_path` does not exist.
         CorpusError: it does not hold the splits.
-        ChecksumError: an archive with a published one's name is another, or damaged; the message names it.
+        ChecksumError: an archive with a published one's name is another, or damaged.
         DownloadError: no mirror gave an archive.
     """
     published = openslr()[1] if table is None else table
+    splits = arguments.splits
     if arguments.source_path is None:
-        return _downloaded(arguments, published, progress)
+        folder = Path(arguments.archives) if arguments.archives else audiollm_cache_dir() / "corpora" / "librispeech"
+        splits = splits or [DEFAULT_DOWNLOAD]
+        paths = []
+        for split in splits:
+            row, name = published[split], f"{split}.tar.gz"
+            urls = [f"{mirror}/{row.resource}/{name}" for mirror in arguments.mirrors or openslr()[0]]
+            paths.append(download(urls, folder / name, f"md5:{row.md5}", row.bytes, progress))
+        return LibriSpeechArchives(paths, splits, arguments.letter_case, published)
     source = Path(arguments.source_path)
     if not source.exists():
         raise FileNotFoundError(f"--source_path {arguments.source_path!r} does not exist.")
-    if source.is_file():
-        _verify(source, published, progress)
-        return _from_archives([source], arguments.splits, arguments, published)
-    root = source / ROOT_NAME if (source / ROOT_NAME).is_dir() else source
-    archives = _archives_in(source)
-    if root != source or not archives:
-        return LibriSpeechFolder(root, arguments.splits, arguments.letter_case)
-    splits = arguments.splits or list(archives)
-    missing = [split for split in splits if split not in archives]
-    if missing:
-        raise CorpusError(
-            f"{source} holds no archive {missing[0]}.tar.gz; it holds those of {', '.join(archives)}. Ask for one of "
-            "these, or name one archive itself as --source_path."
-        )
-    for split in splits:
-        _verify(archives[split], published, progress)
-    return _from_archives([archives[split] for split in splits], arguments.splits, arguments, published)
-
-
-def _downloaded(
-    arguments: LibriSpeechArguments, published: Mapping[str, PublishedArchive], progress: bool
-) -> LibriSpeechArchives:
-    folder = Path(arguments.archives) if arguments.archives else audiollm_cache_dir() / "corpora" / "librispeech"
-    splits = arguments.splits or [DEFAULT_DOWNLOAD]
-    mirrors = arguments.mirrors or openslr()[0]
-    paths = []
-    for split in splits:
-        row, name = published[split], f"{split}.tar.gz"
-        urls = [f"{mirror}/{row.resource}/{name}" for mirror in mirrors]
-        paths.append(download(urls, folder / name, f"md5:{row.md5}", row.bytes, progress))
-    return _from_archives(paths, splits, arguments, published)
-
-
-def _from_archives(
-    paths: list[Path],
-    splits: list[str],
-    arguments: LibriSpeechArguments,
-    published: Mapping[str, PublishedArchive],
-) -> LibriSpeechArchives:
-    stems = {path: _stem(path) for path in paths}
-    verified = {
-        path: published[stem]
-        for path, stem in stems.items()
-        if stem in (splits or stems.values()) and stem in published
-    }
-    return LibriSpeechArchives(paths, splits, arguments.letter_case, verified)
+    paths = [source]
+    if source.is_dir():
+        root = source / ROOT_NAME if (source / ROOT_NAME).is_dir() else source
+        names = [name for name in sorted(os.listdir(source)) if name.endswith(ARCHIVE_SUFFIXES)]
+        archives = {_stem(source / name): source / name for name in names if (source / name).is_file()}
+        if root != source or not archives:
+            return LibriSpeechFolder(root, splits, arguments.letter_case)
+        splits = splits or list(archives)
+        missing = [split for split in splits if split not in archives]
+        if missing:
+            there = ", ".join(archives)
+            raise CorpusError(f"{source} holds no archive {missing[0]}.tar.gz, but those of {there}.")
+        paths = [archives[split] for split in splits]
+    for path in paths:
+        _verify(path, published, progress)
+    return LibriSpeechArchives(paths, splits, arguments.letter_case, published)
 
 
 def _verify(path: Path, published: Mapping[str, PublishedArchive], progress: bool) -> None:
-    """Compares an archive that has the name of a published one with its md5."""
+    """Compare an archive that has the name of a published one with its md5."""
     row = published.get(_stem(path))
-    if row is None:
-        return
-    advice = (
-        f"It is not the published archive of {_stem(path)}, or damaged: delete it and download it again (or rename it, "
-        "if it is one of your own)."
-    )
-    size = path.stat().st_size
-    if size != row.bytes:
-        raise ChecksumError(f"{path}: expected {row.bytes} bytes, found {size}. {advice}")
-    verify_checksum(path, f"md5:{row.md5}", advice, progress)
+    if row is not None:
+        advice = f"It is not the published archive, or damaged: delete it and download it again, or rename your own {path.name}."
+        size = path.stat().st_size
+        if size != row.bytes:
+            raise ChecksumError(f"{path}: expected {row.bytes} bytes, found {size}. {advice}")
+        verify_checksum(path, f"md5:{row.md5}", advice, progress)
 
 
 def _stem(path: Path) -> str:
-    """An archive's name without its ending: its split."""
-    endings = [suffix for suffix in ARCHIVE_SUFFIXES if path.name.endswith(suffix)]
-    return path.name.removesuffix(endings[0]) if endings else path.name
+    """Return an archive's name without its suffix: its split."""
+    suffixes = [suffix for suffix in ARCHIVE_SUFFIXES if path.name.endswith(suffix)]
+    return path.name.removesuffix(suffixes[0]) if suffixes else path.name
 
 
-def _archives_in(folder: Path) -> dict[str, Path]:
-    """Archives right in a folder by their splits, in order."""
-    names = [name for name in sorted(os.listdir(folder)) if name.endswith(ARCHIVE_SUFFIXES)]
-    return {_stem(folder / name): folder / name for name in names if (folder / name).is_file()}
+# ------------------------------------------------------------------------------------------------------------ chapters
 
 
-__all__ = ["DEFAULT_OUTPUT", "DEFAULT_TASKS", "LibriSpeechArguments", "open_source", "openslr"]
+def _read_speakers(content: bytes) -> dict[str, tuple[str, str]]:
+    """Return sex and name of each reader by id, from SPEAKERS.TXT."""
+    speakers = {}
+    for line in content.decode("utf-8", "replace").splitlines():
+        columns = [column.strip() for column in line.split(SPEAKER_SEPARATOR, SPEAKER_COLUMNS - 1)]
+        if len(columns) == SPEAKER_COLUMNS and columns[0].isalnum():
+            speakers[columns[0]] = (columns[SEX_COLUMN], columns[NAME_COLUMN])
+    return speakers
+
+
+@dataclass
+class Chapter:
+    """One chapter's folder: its recordings by name without suffix, its transcript file, and its problems so far."""
+
+    split: str
+    speaker: str
+    name: str
+    recordings: dict[str, Any] = field(default_factory=dict)
+    transcript: bytes | None = None
+    problems: list[BadClip] = field(default_factory=list)
+
+    @property
+    def where(self) -> str:
+        """Return the folder's path."""
+        return f"{self.split}/{self.speaker}/{self.name}"
+
+    def bad(self, identity: str, reason: str) -> None:
+        """Add a problem."""
+        self.problems.append(BadClip(identity, reason, self.split))
+
+    def add(self, file: str, content: Any) -> None:
+        """Add one of its files: a recording as `Clip` has it, or the bytes of the transcript file."""
+        identity = file.removesuffix(RECORDING_SUFFIX)
+        if file.endswith(TRANSCRIPT_SUFFIX):
+            if self.transcript is not None:
+                self.bad(f"{self.where}/{file}", "is a second transcript file of its chapter")
+            else:
+                self.transcript = content
+        elif not identity.startswith(f"{self.speaker}-{self.name}-"):
+            self.bad(f"{self.where}/{file}", f"is not named {self.speaker}-{self.name}-<number>{RECORDING_SUFFIX}")
+        elif identity in self.recordings:
+            self.bad(identity, "is twice in the archive")
+        else:
+            self.recordings[identity] = content
+
+    def clips(self, speakers: Mapping[str, tuple[str, str]], letter_case: str) -> list[Clip | BadClip]:
+        """Return the clips sorted by id; a recording without a transcript, and the reverse, is bad."""
+        restore, texts = letter_case_named(letter_case), self._texts()
+        sex, reader = speakers.get(self.speaker, (None, None))
+        fields: dict[str, FieldValue] = {"speaker": self.speaker, "speaker_sex": sex, "speaker_name": reader}
+        fields |= {"chapter": self.name, "language": LANGUAGE}
+        good = []
+        for identity in self.recordings.keys() | texts.keys():
+            if identity not in self.recordings:
+                self.bad(identity, "has a transcript and no recording")
+            elif not texts.get(identity):
+                self.bad(identity, "has a recording and no transcript")
+            else:
+                text = restore(texts[identity])
+                good.append(Clip(identity, self.recordings[identity], text, self.split, fields))
+        return sorted([*good, *self.problems], key=lambda clip: (clip.id, isinstance(clip, BadClip)))
+
+    def _texts(self) -> dict[str, str]:
+        try:
+            lines = (self.transcript or b"").decode("utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            name = f"{self.where}/{self.speaker}-{self.name}{TRANSCRIPT_SUFFIX}"
+            self.bad(name, f"is not UTF-8 text: {error.reason} at byte {error.start}")
+            return {}
+        texts: dict[str, str] = {}
+        for line in filter(str.strip, lines):
+            identity, _, text = line.strip().partition(" ")
+            if identity in texts:
+                self.bad(identity, "has two lines in its transcript file")
+            texts.setdefault(identity, text.strip())
+        return texts
+
+
+def _is_chapter_file(name: str) -> bool:
+    return name.endswith((RECORDING_SUFFIX, TRANSCRIPT_SUFFIX)) and not name.startswith(".")
+
+
+# ------------------------------------------------------------------------------------------------------------- sources
+
+
+class LibriSpeechFolder:
+    """
+    An unpacked tree. Satisfies `ClipSource`.
+
+    Args:
+        root: The folder that holds the splits' folders. These may be links; nothing below may lead out of them.
+        splits: Which, in this order; all, sorted, if there are none.
+        letter_case: A name of `LETTER_CASES`.
+
+    Raises:
+        CorpusError: it lacks a split, or holds no such tree.
+    """
+
+    def __init__(self, root: Path, splits: Sequence[str], letter_case: str):
+        self.root, self.letter_case = root.absolute(), letter_case
+        folders = [folder for folder in sorted(root.iterdir()) if folder.is_dir()]
+        there = [each.name for each in folders if any(_is_chapter_file(file.name) for file in each.glob("*/*/*"))]
+        if not there:
+            raise CorpusError(f"{root} holds no LibriSpeech tree; expected {LAYOUT}.")
+        missing = [split for split in splits if split not in there]
+        if missing:
+            raise CorpusError(f"{root} holds no split {missing[0]!r}; it holds {', '.join(there)}.")
+        self.splits = list(splits) or there
+        self.name = f"LibriSpeech in {root}"
+        listing = hashlib.sha256()
+        for _, _, _, file in self._files():
+            line = f"{file.relative_to(self.root)}\0{file.lstat().st_size}\0"
+            listing.update(line.encode("utf-8", "surrogateescape"))
+        self.identity: dict[str, Any] = {
+            "corpus": "librispeech",
+            "folder": str(self.root),
+            "files": listing.hexdigest(),
+            "splits": self.splits,
+            "letter_case": letter_case,
+        }
+
+    def clips(self, start: int = 0) -> Iterator[Clip | BadClip]:
+        """Yield all clips from the `start`-th on; recordings are paths, none is opened."""
+        return islice(self._all(), start, None)
+
+    def count(self) -> int:
+        """Return how many there are, bad ones included; reads the transcript files."""
+        return sum(1 for _ in self._all())
+
+    def _all(self) -> Iterator[Clip | BadClip]:
+        table = self.root / SPEAKERS_NAME
+        speakers = _read_speakers(table.read_bytes()) if table.is_file() else {}
+        chapter = None
+        for split, speaker, name, file in self._files():
+            if chapter is None or (chapter.split, chapter.speaker, chapter.name) != (split, speaker, name):
+                yield from chapter.clips(speakers, self.letter_case) if chapter else ()
+                chapter = Chapter(split, speaker, name)
+            if not file.resolve().is_relative_to((self.root / split).resolve()):
+                chapter.bad(f"{chapter.where}/{file.name}", f"is a link that leads out of {self.root / split}")
+            elif file.name.endswith(TRANSCRIPT_SUFFIX):
+                chapter.add(file.name, file.read_bytes())
+            else:
+                chapter.add(file.name, str(file))
+        yield from chapter.clips(speakers, self.letter_case) if chapter else ()
+
+    def _files(self) -> Iterator[tuple[str, str, str, Path]]:
+        """Yield split, speaker, chapter and path of every recording and transcript file, in order."""
+        for split in self.splits:
+            for chapter in sorted((self.root / split).glob("*/*"), key=lambda path: (path.parent.name, path.name)):
+                for file in sorted(chapter.iterdir()) if chapter.is_dir() else ():
+                    if _is_chapter_file(file.name):
+                        yield split, chapter.parent.name, chapter.name, file
+
+
+class LibriSpeechArchives:
+    """
+    Archives of such trees, one after the other. Satisfies `ClipSource`.
+
+    Args:
+        paths: The archives, in order.
+        splits: Which of their splits; all if there are none.
+        letter_case: A name of `LETTER_CASES`.
+        published: Published archives by split; those among `paths` have been verified.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], splits: Sequence[str], letter_case: str, published: Mapping[str, PublishedArchive]
+    ):
+        self.paths, self.splits, self.letter_case = list(paths), list(splits), letter_case
+        wanted = self.splits or [_stem(path) for path in paths]
+        stems = {path: _stem(path) for path in paths}
+        self.verified = {path: published[one] for path, one in stems.items() if one in wanted and one in published}
+        self.name = f"LibriSpeech in {', '.join(path.name for path in paths)}"
+        self.identity: dict[str, Any] = {
+            "corpus": "librispeech",
+            "archives": [self._fingerprint(path) for path in paths],
+            "splits": self.splits,
+            "letter_case": letter_case,
+        }
+
+    def _fingerprint(self, path: Path) -> dict[str, Any]:
+        if path in self.verified:
+            return {"name": path.name, "md5": self.verified[path].md5}
+        status = path.stat()
+        return {"path": str(path.absolute()), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+
+    def count(self) -> int | None:
+        """Return how many clips published archives hold; None if one is the user's own."""
+        is_known = all(path in self.verified for path in self.paths)
+        return sum(row.clips for row in self.verified.values()) if is_known else None
+
+    def clips(self, start: int = 0) -> Iterator[Clip | BadClip]:
+        """
+        Yield all clips from the `start`-th on, recordings as bytes; one chapter is held at a time.
+
+        Raises:
+            CorpusError: an archive is damaged, holds what no corpus needs, has not the splits that were asked for, or
+                scatters a chapter's files.
+        """
+        found: set[str] = set()
+        for path in self.paths:
+            if path in self.verified and start >= self.verified[path].clips:
+                start -= self.verified[path].clips
+                found.update(self.splits or [path.name])  # they were there when it was read
+                continue
+            for clip in self._of(path, found):
+                if start:
+                    start -= 1
+                else:
+                    yield clip
+        missing = [split for split in self.splits if split not in found]
+        if missing or not found:
+            wanted = f"no split {missing[0]!r}" if missing else f"no LibriSpeech tree; expected {LAYOUT}"
+            there = f"; found {', '.join(sorted(found))}" if found else ""
+            raise CorpusError(f"{self.name}: there is {wanted}{there}.")
+
+    def _of(self, path: Path, found: set[str]) -> Iterator[Clip | BadClip]:
+        def wanted(name: str) -> bool:
+            place = _place(name)
+            found.update([place[0]] if place else [])
+            return place is not None and (not self.splits or place[0] in self.splits)
+
+        with closing(archive_members(path, lambda name: name.split("/")[-1] == SPEAKERS_NAME)) as tables:
+            speakers = next((_read_speakers(content) for _, content in tables), {})
+        chapter, held_bytes = None, 0
+        finished: set[str] = set()
+        for member, data in archive_members(path, wanted):
+            split, speaker, name, file = _place(member) or ("", "", "", "")
+            if chapter is None or (chapter.split, chapter.speaker, chapter.name) != (split, speaker, name):
+                if chapter is not None:
+                    yield from chapter.clips(speakers, self.letter_case)
+                    finished.add(chapter.where)
+                chapter, held_bytes = Chapter(split, speaker, name), 0
+            held_bytes += len(data)
+            if chapter.where in finished or held_bytes > MAX_CHAPTER_BYTES:
+                reason = "are scattered over it" if chapter.where in finished else f"exceed {MAX_CHAPTER_BYTES} bytes"
+                raise CorpusError(
+                    f"Archive {path}: the files of chapter {chapter.where} {reason}; unpack it and give the folder as "
+                    "--source_path instead."
+                )
+            chapter.add(file, data if file.endswith(TRANSCRIPT_SUFFIX) else {"bytes": data, "path": member})
+        yield from chapter.clips(speakers, self.letter_case) if chapter else ()
+
+
+def _place(member: str) -> tuple[str, str, str, str] | None:
+    """Return split, speaker, chapter and file name of an archive's member, if it is one of a chapter's files."""
+    parts = [part for part in member.split("/") if part not in ("", ".")]
+    if len(parts) < LEVELS or not _is_chapter_file(parts[-1]):
+        return None
+    split, speaker, chapter, file = parts[-LEVELS:]
+    return split, speaker, chapter, file
+
+
+# ------------------------------------------------------------------------------------------------------------ archives
+
+
+class ArchiveError(CorpusError):
+    """An archive that cannot be read to its end, or must not be; the message names it and the member."""
+
+
+class _CappedReader:
+    """A stream for `tarfile` that is read forwards only, and no further than `limit` bytes."""
+
+    def __init__(self, stream: Any, limit: int):
+        self.stream, self.limit, self.position, self.last_block = stream, limit, 0, b""
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, position: int) -> int:
+        if position < self.position:
+            raise tarfile.ReadError("its members overlap")
+        while self.position < position and self.read(min(BLOCK_BYTES, position - self.position)):
+            pass
+        return self.position
+
+    def read(self, size: int) -> bytes:
+        if size < 0 or self.position + size > self.limit:
+            raise tarfile.FilterError(f"it grows out of proportion, beyond {self.limit} bytes")
+        self.last_block = self.stream.read(size)
+        self.position += len(self.last_block)
+        return self.last_block
+
+
+def archive_members(path: Path, wanted: Callable[[str], bool]) -> Generator[tuple[str, bytes], None, None]:
+    """
+    Yield name and bytes of the files in a tar or tar.gz archive, in the archive's own order.
+
+    Args:
+        path: Of the archive.
+        wanted: Which names to yield; all members are checked.
+
+    Raises:
+        ArchiveError: it is no archive, is damaged or cut off, or holds what must not be unpacked, by the rules of
+            `tarfile.data_filter`: absolute paths and those with `..`, links out of it, devices; or it holds more bytes
+            than `MAX_EXPANSION` allows. What came before was good.
+    """
+    last = ""
+    limit = max(FREE_BYTES, MAX_EXPANSION * path.stat().st_size)
+    try:
+        with open(path, "rb") as file:
+            is_gzip = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if is_gzip else open(path, "rb") as stream:
+            reader = _CappedReader(stream, limit)
+            tar = tarfile.TarFile(fileobj=reader, encoding="utf-8", errors="surrogateescape")  # type: ignore[arg-type]
+            while (member := tar.next()) is not None:
+                last = member.name
+                tarfile.data_filter(member, ".")
+                if member.issparse():
+                    raise tarfile.FilterError("it is a sparse file")
+                reader.seek(member.offset_data)
+                if member.isfile() and wanted(member.name):
+                    data = reader.read(member.size)
+                    if len(data) < member.size:
+                        raise EOFError(f"it ends after {len(data)} of {member.size} bytes")
+                    yield member.name, data
+                reader.seek(member.offset_data + member.size)
+                tar.members = []  # type: ignore[attr-defined]  # or it would keep a record of every member
+            if reader.last_block.strip(b"\0") or not reader.last_block:
+                raise EOFError("what follows it is no tar header" if reader.last_block else "it is cut off after it")
+            while reader.read(BLOCK_BYTES):  # up to the checksum of gzip
+                pass
+    except tarfile.FilterError as error:
+        raise ArchiveError(f"Archive {path} is refused at member {last!r}: {error}.") from error
+    except (tarfile.TarError, zlib.error, OSError, EOFError, ValueError, RecursionError) as error:
+        where = f"at member {last!r}" if last else "at its start"
+        raise ArchiveError(f"Archive {path} is damaged {where}: {error}; delete it and download it again.") from error
+
+
+__all__ = [
+    "DEFAULT_OUTPUT",
+    "DEFAULT_TASKS",
+    "ROOT_NAME",
+    "ArchiveError",
+    "LibriSpeechArguments",
+    "PublishedArchive",
+    "archive_members",
+    "open_source",
+    "openslr",
+]

@@ -54,6 +54,7 @@ SOURCES = {
         "huggingface", "HuggingFaceArguments", "dataset", "a dataset of the Hub or on disk, or a ready corpus"
     ),
     "folder": SourceKind("folder", "FolderArguments", "folder", "a folder of audio with transcripts"),
+    "lhotse": SourceKind("lhotse_cuts", "LhotseArguments", "cuts", "cuts of Lhotse, and every corpus that it reads"),
     "synthesize": SourceKind("synthesize", "SynthesizeArguments", "texts", "text, read by synthetic voices"),
 }
 #: Lists the ready corpora, in place of preparing one.
@@ -117,7 +118,7 @@ def _check_output(source: Any, output: Path) -> None:
     if folder is None:
         return
     output, folder = output.resolve(), Path(folder).resolve()
-    if output == folder or (source.reads_all_below and is_inside(output, folder)):
+    if output == folder or (getattr(source, "reads_all_below", False) and is_inside(output, folder)):
         raise CorpusError(f"--output {output} is in the folder that is read, {folder}; give a folder outside of it.")
 
 

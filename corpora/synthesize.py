@@ -12,14 +12,16 @@ import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from audiollm.files import sha256_of
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 
 from .breadth import PEAKS
 from .clips import DEFAULT_SPLIT, BadClip, Clip, CorpusError, FieldValue
 from .speech_engines import DEFAULT_TIMEOUT_SECONDS, CommandEngine
-from .texts import TextRow, TextTable
+from .tables import JSON_SUFFIXES, PARQUET_SUFFIX, TABLE_SUFFIXES, TEXT_SUFFIX, rows_of
 from .voices import SpokenText, Voice, command_voices, default_voices, plain, voice_named
 
 DEFAULT_TASKS: tuple[str, ...] = ("transcribe",)
@@ -35,6 +37,10 @@ FACTOR_DIGITS = 3
 #: Longest text that is spoken, about eleven minutes; engines take more than their share of time beyond.
 MAX_TEXT_CHARACTERS = 10_000
 ROW_DIGITS = 6
+SUFFIXES = (TEXT_SUFFIX, PARQUET_SUFFIX, *JSON_SUFFIXES, *TABLE_SUFFIXES)
+#: Usual names of columns, the first that is there.
+TEXT_COLUMNS = ("text", "instruction", "prompt", "question", "sentence", "transcript")
+RESPONSE_COLUMNS = ("response", "answer", "output", "completion")
 
 
 @dataclass
@@ -100,6 +106,77 @@ class SynthesizeArguments:
         self.speed = _checked_range("speed", self.speed, SPEED_LIMITS)
         if not self.split.strip():
             raise ValueError("--split is empty; expected a name such as train.")
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """One text, with its response where the table has one; `problem` says why it cannot be used."""
+
+    text: str = ""
+    response: str | None = None
+    problem: str | None = None
+
+
+class TextTable:
+    """
+    A file of texts, read row by row.
+
+    Args:
+        path: *.txt, with a text on each line, or a table that `tables.rows_of` reads.
+        text_column, response_column: By default the first of `TEXT_COLUMNS` and `RESPONSE_COLUMNS` that is there. An empty
+            name reads no responses.
+
+    Attributes:
+        path, text_column, response_column: What is read.
+        unread: The other columns.
+        sha256: Of the file.
+
+    Raises:
+        CorpusError: the file does not exist, is of no known kind, damaged or empty, or has no such column.
+    """
+
+    def __init__(self, path: str | Path, text_column: str | None = None, response_column: str | None = None):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise CorpusError(f"Texts {str(path)!r}: there is no such file.")
+        if self.path.suffix.lower() not in SUFFIXES:
+            raise CorpusError(f"Texts {str(path)!r}: expected a file that ends in one of {', '.join(SUFFIXES)}.")
+        first = next((row for row in rows_of(str(self.path)) if not row.problem), None)
+        if first is None:
+            raise CorpusError(f"Texts {str(path)!r}: the file holds no texts.")
+        columns = list(first.values)
+        self.is_plain = self.path.suffix.lower() == TEXT_SUFFIX
+        if self.is_plain and (text_column or response_column):
+            name = text_column or response_column
+            raise CorpusError(f"Texts {str(path)!r}: a *{TEXT_SUFFIX} file has no columns, so no {name!r}.")
+        found = next((name for name in TEXT_COLUMNS if name in columns), None)
+        self.text_column = text_column or found
+        rest = (name for name in RESPONSE_COLUMNS if name in columns and name != self.text_column)
+        self.response_column = next(rest, None) if response_column is None else response_column
+        for name, option in ((self.text_column, "--text_column"), (self.response_column, "--response_column")):
+            if name not in columns and (name or option == "--text_column"):
+                lacking = f"{name!r}" if name else f"called {', '.join(TEXT_COLUMNS)}"
+                there = ", ".join(map(str, columns))
+                raise CorpusError(
+                    f"Texts {str(path)!r}: there is no column {lacking}; found {there}. Name one with {option}."
+                )
+        self.unread = [name for name in columns if name not in (self.text_column, self.response_column)]
+        self.sha256 = sha256_of(self.path)
+
+    def rows(self) -> Iterator[TextRow]:
+        """Yield every row; raise CorpusError where the file is damaged."""
+        for row in rows_of(str(self.path)):
+            found: list[str] = []
+            problem = f"{row.where} {row.problem}" if row.problem else None
+            for name in filter(None, (self.text_column, self.response_column)) if not problem else ():
+                value = row.values.get(name)
+                if not isinstance(value, str):
+                    problem = problem or f"expected a text in column {name!r}, found {value!r}"
+                elif not value.strip():
+                    problem = problem or f"column {name!r} is empty"
+                else:
+                    found.append(value)
+            yield TextRow(problem=problem) if problem else TextRow(*found)
 
 
 class Synthesized:
@@ -209,7 +286,7 @@ def open_source(arguments: SynthesizeArguments) -> Synthesized:
         raise ValueError("--speed needs {speed}, {stretch} or {words_per_minute} in --tts_command.")
     pitch = arguments.pitch or (DEFAULT_PITCH if paced else UNCHANGED)
     speed = arguments.speed or (DEFAULT_SPEED if paced else UNCHANGED)
-    if table.text_column:
+    if not table.is_plain:
         unread = f"; not read: {', '.join(table.unread)}" if table.unread else ""
         responses = f"responses from {table.response_column!r}" if table.response_column else "no responses"
         print(f"{table.path}: texts from column {table.text_column!r}, {responses}{unread}.")

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from audiollm.corpora.librispeech import openslr
-from audiollm.corpora.librispeech_tree import PublishedArchive
+from audiollm.corpora.librispeech import PublishedArchive, openslr
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.processing import load_waveform
 

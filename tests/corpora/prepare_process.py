@@ -169,7 +169,7 @@ def replace_table(rows: dict[str, dict[str, Any]]) -> None:
     import functools
 
     from audiollm.corpora import librispeech
-    from audiollm.corpora.librispeech_tree import PublishedArchive
+    from audiollm.corpora.librispeech import PublishedArchive
 
     table = {split: PublishedArchive(**row) for split, row in rows.items()}
     librispeech.open_source = functools.partial(librispeech.open_source, table=table)

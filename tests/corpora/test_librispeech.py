@@ -11,10 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from audiollm import downloads
-from audiollm.corpora.archives import ArchiveError
 from audiollm.corpora.clips import BadClip, Clip, CorpusError
-from audiollm.corpora.librispeech import LibriSpeechArguments, open_source, openslr
-from audiollm.corpora.librispeech_tree import PublishedArchive
+from audiollm.corpora.librispeech import (
+    ArchiveError,
+    LibriSpeechArguments,
+    PublishedArchive,
+    open_source,
+    openslr,
+)
 from audiollm.downloads import ChecksumError, DownloadError
 from audiollm.processing import load_waveform
 from librispeech_archives import (
@@ -324,7 +328,7 @@ def test_a_hostile_archive_is_refused_before_anything_is_written(trees: dict[str
     folder = "LibriSpeech/dev-clean/84/../../../../84/121123"
     hostile = packed(trees["dev-clean"] | {f"{folder}/84-121123-0000.flac": b"x"})
     (tmp_path / "mine.tar.gz").write_bytes(hostile)
-    with pytest.raises(ArchiveError, match=r"mine\.tar\.gz is refused at member .*leads out"):
+    with pytest.raises(ArchiveError, match=r"mine\.tar\.gz is refused at member"):
         list(open_source(LibriSpeechArguments(source_path=str(tmp_path / "mine.tar.gz"))).clips())
     assert [path.name for path in tmp_path.iterdir()] == ["mine.tar.gz"]
 
@@ -385,10 +389,10 @@ def test_options_are_parsed_as_the_command_line_gives_them() -> None:
     ("options", "said"),
     [
         ({"splits": ["dev-clean,dev-dirty"]}, r"no split 'dev-dirty'; expected some of dev-clean, dev-other"),
-        ({"letter_case": "title"}, r"no --letter_case 'title'; expected one of sentence, lower, keep"),
+        ({"letter_case": "title"}, r"--letter_case 'title': expected one of sentence, lower, keep"),
         ({"source_path": "hub:openslr/librispeech_asr"}, r"audiollm prepare huggingface --dataset librispeech"),
-        ({"source_path": "x", "mirrors": ["http://a"]}, r"--mirrors is about downloading"),
-        ({"source_path": "x", "archives": "y"}, r"--archives is about downloading"),
+        ({"source_path": "x", "mirrors": ["http://a"]}, r"--mirrors is for downloads"),
+        ({"source_path": "x", "archives": "y"}, r"--archives is for downloads"),
         ({"mirrors": ["file:///etc"]}, r"--mirrors has 'file:///etc'; expected URLs"),
     ],
 )

@@ -1,0 +1,300 @@
+"""
+Tables and lists of objects, read row by row: CSV, TSV, JSON, JSON Lines, Parquet, and texts with one row a line.
+
+Only the row at hand is held, except of a JSON list. A row that cannot be read comes in its place, with its problem. Text is
+UTF-8 unless a byte-order mark or the caller says otherwise. Bytes that are not text of the encoding become lone surrogates
+(PEP 383): in a path they are the file's name; elsewhere [`text_problem`] names them.
+"""
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import IO, Any, cast
+
+import pyarrow
+import pyarrow.parquet
+
+from .clips import CorpusError
+
+DEFAULT_ENCODING = "utf-8"
+#: Byte-order marks, longest first, and the encoding of each.
+BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+TAB, DELIMITERS = "\t", (",", "\t", ";", "|")
+GZIP_SUFFIX, PARQUET_SUFFIX, TEXT_SUFFIX = ".gz", ".parquet", ".txt"
+JSON_SUFFIXES, TABLE_SUFFIXES = (".json", ".jsonl", ".ndjson"), (".csv", ".tsv", ".psv")
+#: Longest line that is read; a longer one is no row of a list.
+MAX_LINE_CHARACTERS = 2**24
+#: Start of a file by which its encoding is told.
+HEAD_BYTES = 2**14
+PARQUET_BATCH_ROWS = 1024
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+#: PEP 383's code points for bytes 0x80 to 0xff; other lone surrogates are half an escaped character of JSON.
+ESCAPED_BYTES = (0xDC80, 0xDCFF)
+MAX_SHOWN_CHARACTERS = 60
+
+
+@dataclass(frozen=True)
+class Row:
+    """
+    One row.
+
+    Attributes:
+        where: "line 4" of a text file, counted from 1, or "row 3" of a JSON list or Parquet file, counted from 0.
+        values: By column.
+        problem: Why the row cannot be read; empty if it can.
+    """
+
+    where: str
+    values: dict[str, Any] = field(default_factory=dict)
+    problem: str = ""
+
+
+def printable(text: str) -> str:
+    """Return a text with escapes for what no encoding can write, so that it goes into any file."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def shown(value: Any) -> str:
+    """Return a value as messages show it: quoted, and cut if it is long."""
+    quoted = repr(value)
+    return quoted if len(quoted) <= MAX_SHOWN_CHARACTERS else quoted[: MAX_SHOWN_CHARACTERS - 3] + "..."
+
+
+def text_problem(text: str, encoding: str | None = None) -> str | None:
+    """Return why a text read from a file is not text, or None: a byte outside the encoding, or half a character."""
+    found = LONE_SURROGATE.search(text)
+    if found is None:
+        return None
+    code = ord(found.group())
+    if ESCAPED_BYTES[0] <= code <= ESCAPED_BYTES[1]:
+        return (
+            f"{shown(text)} holds the byte 0x{code & 0xFF:02x}, which is not {encoding or DEFAULT_ENCODING} text; name "
+            "the file's encoding, for example --encoding latin-1"
+        )
+    return f"{shown(text)} holds half a character (a lone surrogate)"
+
+
+# ------------------------------------------------------------------------------------------------------------- lines
+
+
+def encoding_of(path: str, given: str | None = None) -> str:
+    """
+    Return the encoding of a text file: `given`, else that of its byte-order mark, else UTF-8.
+
+    Raises:
+        CorpusError: it cannot be opened, or holds zero bytes.
+    """
+    with _open_bytes(path) as file:
+        try:
+            head = file.read(HEAD_BYTES)
+        except (OSError, EOFError, zlib.error) as error:
+            raise CorpusError(f"{path!r} cannot be read: {error}.") from error
+    if given is not None:
+        # "utf-8" would keep a mark as a character of the first column's name.
+        return "utf-8-sig" if codecs.lookup(given).name == "utf-8" else given
+    for mark, encoding in BYTE_ORDER_MARKS:
+        if head.startswith(mark):
+            return encoding
+    if b"\0" in head:
+        raise CorpusError(
+            f"{path!r} holds zero bytes: it is no text, or UTF-16 without a byte-order mark; then give --encoding "
+            "utf-16-le or --encoding utf-16-be."
+        )
+    return DEFAULT_ENCODING
+
+
+def lines_of(path: str, encoding: str | None = None, newline: str | None = None) -> Iterator[str]:
+    """
+    Yield the lines of a text file with their ends; a file named `*.gz` is unpacked.
+
+    Raises:
+        CorpusError: it cannot be read, or a line is too long.
+    """
+    used, number = encoding_of(path, encoding), 0
+    with _open_bytes(path) as file:
+        try:
+            text = io.TextIOWrapper(file, encoding=used, errors="surrogateescape", newline=newline)
+            while line := text.readline(MAX_LINE_CHARACTERS):
+                number += 1
+                if len(line) == MAX_LINE_CHARACTERS:
+                    raise CorpusError(f"{path!r}: line {number} is longer than {MAX_LINE_CHARACTERS:,} characters.")
+                yield line
+        except UnicodeError as error:
+            raise CorpusError(
+                f"{path!r} is not {used} text after line {number} ({error}); name its encoding with --encoding."
+            ) from error
+        except (OSError, EOFError, zlib.error) as error:
+            raise CorpusError(f"{path!r} cannot be read after line {number}: {error}.") from error
+
+
+def _open_bytes(path: str) -> IO[bytes]:
+    try:
+        if not os.path.isfile(path):
+            raise CorpusError(f"{path!r} is not a file.")
+        return cast(IO[bytes], gzip.open(path, "rb")) if path.endswith(GZIP_SUFFIX) else open(path, "rb")
+    except OSError as error:
+        raise CorpusError(f"{path!r} cannot be read: {error}.") from error
+
+
+# -------------------------------------------------------------------------------------------------------------- rows
+
+
+def rows_of(path: str, encoding: str | None = None) -> Iterator[Row]:
+    """
+    Yield the rows of a file: Parquet and text by its suffix, JSON by its first character, else a table with a header.
+
+    Raises:
+        CorpusError: it cannot be read, or two columns have one name.
+    """
+    if path.lower().endswith(PARQUET_SUFFIX):
+        return _parquet_rows(path)
+    if path.lower().endswith(TEXT_SUFFIX):
+        lines = enumerate(lines_of(path, encoding), start=1)
+        return (Row(f"line {number}", {"text": line.rstrip("\r\n")}) for number, line in lines if line.strip())
+    first = next((line for line in lines_of(path, encoding) if line.strip()), "").lstrip()
+    if first.startswith("["):
+        return _json_list(path, encoding)
+    if first.startswith("{") or path.lower().removesuffix(GZIP_SUFFIX).endswith(JSON_SUFFIXES):
+        return _json_lines(path, encoding)
+    delimiter = TAB if path.lower().endswith(".tsv") else max(DELIMITERS, key=first.count)
+    return _table_rows(path, delimiter, encoding)
+
+
+def parse_json(text: str) -> Any:
+    """
+    Return a JSON value.
+
+    Raises:
+        ValueError: it is not JSON, or an object has a field twice; the message says where.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_object_without_duplicates)
+    except json.JSONDecodeError as error:
+        place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
+        raise ValueError(f"is not JSON: {error.msg} at {place}") from None
+    except RecursionError as error:
+        raise ValueError(f"cannot be read: {error}") from None
+
+
+def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"field {', '.join(map(shown, twice))} is given more than once in one row")
+    return fields
+
+
+def _object_row(where: str, value: Any) -> Row:
+    if isinstance(value, dict):
+        return Row(where, value)
+    return Row(where, problem=f"is {shown(value)}; expected a JSON object")
+
+
+def _json_list(path: str, encoding: str | None) -> Iterator[Row]:
+    try:
+        values = parse_json("".join(lines_of(path, encoding)))
+    except ValueError as error:
+        raise CorpusError(f"{path!r} {error}.") from error
+    for number, value in enumerate(values):
+        yield _object_row(f"row {number}", value)
+
+
+def _json_lines(path: str, encoding: str | None) -> Iterator[Row]:
+    for number, line in enumerate(lines_of(path, encoding), start=1):
+        if line.strip():
+            try:
+                yield _object_row(f"line {number}", parse_json(line))
+            except ValueError as error:
+                yield Row(f"line {number}", problem=str(error))
+
+
+def _parquet_rows(path: str) -> Iterator[Row]:
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(PARQUET_BATCH_ROWS):
+                for values in batch.to_pylist():
+                    yield Row(f"row {number}", values)
+                    number += 1
+    except (OSError, pyarrow.ArrowException) as error:
+        raise CorpusError(f"{path!r} cannot be read as Parquet: {error}.") from error
+
+
+def _table_rows(path: str, delimiter: str, encoding: str | None) -> Iterator[Row]:
+    """
+    Yield the rows of a table.
+
+    Between tabs quotation marks are read by column: a column that CSV could have enclosed loses them, any other keeps
+    them. With other delimiters they enclose columns, which may then hold delimiters and line ends.
+    """
+    is_lenient = delimiter == TAB
+    quoting = csv.QUOTE_NONE if is_lenient else csv.QUOTE_MINIMAL
+    reader = csv.reader(lines_of(path, encoding, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
+    header: list[str] = []
+    while True:
+        start = reader.line_num + 1
+        try:
+            values = next(reader, None)
+        except csv.Error as error:
+            where = f"line {start}" if reader.line_num <= start else f"lines {start} to {reader.line_num}"
+            yield Row(
+                where, problem=f"is not a row of a table: {error}; are quotation marks doubled inside quoted columns?"
+            )
+            continue
+        if values is None:
+            return
+        if not any(values):
+            continue
+        values = [_unquoted(value) for value in values] if is_lenient else values
+        if not header:
+            header = _column_names(values, path)
+        elif len(values) == len(header):
+            yield Row(f"line {start}", dict(zip(header, values)))
+        else:
+            yield Row(f"line {start}", problem=f"has {len(values)} columns; expected {len(header)}")
+
+
+def _column_names(header: Iterable[str], path: str) -> list[str]:
+    """Return the names of a header, trimmed; a column without one is named by its place."""
+    names = [name.strip() or f"column_{place}" for place, name in enumerate(header, start=1)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise CorpusError(f"{path!r} has more than one column {shown(twice[0])}; rename all but one.")
+    return names
+
+
+def _unquoted(value: str) -> str:
+    inner = value[1:-1].replace('""', "")
+    is_enclosed = len(value) > 1 and value[0] == value[-1] == '"' and '"' not in inner
+    return value[1:-1].replace('""', '"') if is_enclosed else value
+
+
+__all__ = [
+    "GZIP_SUFFIX",
+    "JSON_SUFFIXES",
+    "PARQUET_SUFFIX",
+    "TABLE_SUFFIXES",
+    "TEXT_SUFFIX",
+    "Row",
+    "encoding_of",
+    "lines_of",
+    "parse_json",
+    "printable",
+    "rows_of",
+    "shown",
+    "text_problem",
+]
