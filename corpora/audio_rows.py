@@ -1,5 +1,5 @@
 """
-Rows of prompt, audio and other answers than one response: what distillation and preferences are read from.
+Rows of prompt, audio and other answers than one response, for distillation and preferences.
 
 Every row has audio: the untouched base answers the others, so that nothing could be learned from them.
 """
@@ -12,9 +12,9 @@ from typing import Any
 
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 
-from .examples import ExamplesError, RowChecker, json_rows
+from .examples import ExamplesError, RowChecker, as_list, json_rows
 
-#: What stands for the file in messages about rows that were given as such.
+#: Name of rows that were given as such, in messages.
 GIVEN_ROWS = "rows"
 PROMPT_FIELDS = ("text", "audio_paths")
 
@@ -37,14 +37,13 @@ def read_audio_rows(
     problems_of: Callable[[dict[str, Any]], list[str]] = lambda row: [],
 ) -> list[AudioRow]:
     """
-    Reads rows and checks all of them.
+    Read rows and check all of them.
 
     Args:
-        source: a JSON list, or JSON Lines if its name ends in `.jsonl`; or the rows themselves.
-        audio_dir: folder that relative audio paths start from and that none may leave. Without it they start from the
-            file's own folder, or the current one.
-        required, optional: fields besides `text` and `audio_paths`. The required ones are texts, and not empty.
-        problems_of: what else is wrong with a row whose required fields are right.
+        source: A JSON list, or JSON Lines if its name ends in `.jsonl`; or the rows themselves.
+        audio_dir: As in `read_examples`; rows without a file start from the current folder.
+        required, optional: Fields besides `text` and `audio_paths`. The required ones are texts, and not empty.
+        problems_of: Further problems of a row whose required fields are right.
 
     Raises:
         FileNotFoundError: no such file, or `audio_dir` is not a folder.
@@ -76,7 +75,7 @@ def read_audio_rows(
 
 
 def answer_problems(name: str, answer: Any) -> list[str]:
-    """What is wrong with something that the model is to say, or to read in place of a recording."""
+    """Return the problems of a text that the model is to say, or to read in place of a recording."""
     if not isinstance(answer, str):
         return [f"{name} must be a string, found {answer!r}"]
     if not answer.strip():
@@ -84,13 +83,6 @@ def answer_problems(name: str, answer: Any) -> list[str]:
     if AUDIO_PLACEHOLDER in answer:
         return [f"{name} holds {AUDIO_PLACEHOLDER}, which stands for a recording; it may stand in 'text' only"]
     return []
-
-
-def as_list(value: Any) -> list[Any]:
-    """One value, a list of them, or None, as a list."""
-    if value is None:
-        return []
-    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _problems(row: Any, checker: RowChecker, required: Sequence[str], optional: Sequence[str]) -> list[str]:

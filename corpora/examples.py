@@ -1,9 +1,10 @@
-"""The instruction format: a JSON list of prompt, audio and response, read strictly and written atomically.
+"""
+The instruction format: a JSON list of prompt, audio and response, read strictly and written whole or not at all.
 
     [{"text": "Describe the audio: <audio>", "audio_paths": "sample1.wav", "response": "A piano is playing."}]
 
-`audio_paths` is one path or a list, one per `<audio>` in `text`; rows without audio leave it out. The same rows, one
-JSON object a line, are read from files named `*.jsonl`. Everything wrong with a file is reported at once.
+`audio_paths` is one path or a list, one per `<audio>` in `text`; rows without audio leave it out. Files named `*.jsonl` hold
+the same rows, one JSON object a line. Everything wrong with a file is reported at once.
 """
 
 import json
@@ -21,7 +22,17 @@ from .tables import parse_json
 FIELDS = ("text", "audio_paths", "response")
 REQUIRED_FIELDS = ("text", "response")
 JSON_LINES_SUFFIX = ".jsonl"
-MAX_PROBLEMS_SHOWN = 200  # in the message; `ExamplesError.problems` has them all
+MAX_PROBLEMS_SHOWN = 200  # in the message; `ExamplesError.problems` has all
+#: JSON's names of types.
+JSON_KINDS = {
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    type(None): "null",
+}
 
 
 @dataclass(frozen=True)
@@ -35,27 +46,28 @@ class Example:
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """The conversation that the example stands for: one question, one answer."""
+        """Return the example as a conversation: one question, one answer."""
         return [{"role": "user", "content": self.text}, {"role": "assistant", "content": self.response}]
 
     @property
     def recordings(self) -> tuple[str, ...]:
-        """What stands for each `<audio>`, in reading order."""
+        """Return the recording of each `<audio>`, in reading order."""
         return self.audio_paths
 
     @property
     def where(self) -> str:
-        """What errors call it."""
+        """Return the name of the row in errors."""
         return f"row {self.index}"
 
 
 class ExamplesError(ValueError):
-    """An examples file, or several, that cannot be used as they are.
+    """
+    One or several files of examples that cannot be used as they are.
 
     Attributes:
-        path: the file, or the files separated by commas.
-        problems: (where, reason) of every problem; `where` is "row 3" (counting from 0), "line 4" of a JSON Lines
-            file (counting from 1), or "" for the file as a whole.
+        path: The file, or the files separated by commas.
+        problems: (where, reason) of every problem; `where` is "row 3" (from 0), "line 4" of a JSON Lines file (from 1), or
+            "" for the file as a whole.
     """
 
     def __init__(self, path: str | os.PathLike[str], problems: list[tuple[str, str]]):
@@ -69,13 +81,7 @@ class ExamplesError(ValueError):
 
 
 class Reason(str):
-    """
-    Why a row cannot be used, in words.
-
-    Attributes:
-        fault: of which kind it is, a name of the table in `faults`.
-        audio: the path that it is about, where it is about one.
-    """
+    """A reason why a row cannot be used, with its kind of fault (a name of `FAULTS`) and the audio path it is about."""
 
     fault: str
     audio: str | None
@@ -87,12 +93,13 @@ class Reason(str):
 
 
 def read_examples(path: str | os.PathLike[str], audio_dir: str | os.PathLike[str] | None = None) -> list[Example]:
-    """Reads and checks an examples file.
+    """
+    Read and check an examples file.
 
     Args:
-        path: a JSON list, or JSON Lines if its name ends in `.jsonl`; UTF-8.
-        audio_dir: folder that relative audio paths start from and that none may leave. Without it they start from
-            the file's own folder, and absolute paths may lead anywhere.
+        path: A JSON list, or JSON Lines if its name ends in `.jsonl`; UTF-8.
+        audio_dir: Folder that relative audio paths start from and that none may leave. Without it they start from the
+            file's own folder, and absolute paths may lead anywhere.
 
     Returns:
         The examples in the file's order. Every audio file was there; none was opened.
@@ -111,23 +118,51 @@ def read_examples(path: str | os.PathLike[str], audio_dir: str | os.PathLike[str
     examples: list[Example] = []
     for where, row in json_rows(path, problems):
         reasons = checker.problems(row)
-        if reasons:
-            problems.extend((where, reason) for reason in reasons)
-        else:
-            paths = tuple(checker.locate(each) for each in _as_list(row.get("audio_paths")))
+        problems.extend((where, reason) for reason in reasons)
+        if not reasons:
+            paths = tuple(checker.locate(each) for each in as_list(row.get("audio_paths")))
             examples.append(Example(row["text"], paths, row["response"], index=len(examples)))
     if problems:
         raise ExamplesError(path, problems)
     return examples
 
 
+def write_examples(
+    path: str | os.PathLike[str], examples: Iterable[Example], audio_dir: str | os.PathLike[str] | None = None
+) -> None:
+    """
+    Write examples so that `read_examples(path, audio_dir)` gives them back; the file appears whole or not at all.
+
+    Audio inside `audio_dir` is written relative to it, with forward slashes, so that the folder can be moved; other audio
+    keeps its absolute path.
+
+    Args:
+        path: `*.jsonl` for one row a line, else a JSON list. Its folder is made if need be.
+        examples: In this order.
+        audio_dir: Where relative paths will start; the file's own folder by default.
+    """
+    path = Path(path)
+    start = os.path.abspath(path.parent if audio_dir is None else audio_dir)
+    rows = []
+    for example in examples:
+        located = [os.path.abspath(each) for each in example.audio_paths]
+        paths = [Path(os.path.relpath(each, start)).as_posix() if is_inside(each, start) else each for each in located]
+        audio = {"audio_paths": paths[0] if len(paths) == 1 else paths} if paths else {}
+        rows.append({"text": example.text, **audio, "response": example.response})
+    if path.suffix == JSON_LINES_SUFFIX:
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    else:
+        text = json.dumps(rows, ensure_ascii=False, indent=2) + "\n"
+    write_whole(path, text)
+
+
 def json_rows(path: Path, problems: list[tuple[str, str]]) -> Iterator[tuple[str, Any]]:
     """
-    The values of a JSON list or JSON Lines file, of whatever kind, each with where it stands ("row 3", "line 4").
+    Yield the values of a JSON list or JSON Lines file, each with its place ("row 3", "line 4").
 
     Args:
         path: JSON Lines if its name ends in `.jsonl`; UTF-8.
-        problems: is given (where, reason) of what is not JSON; it is complete when the rows are used up.
+        problems: Is given (where, reason) of invalid JSON; it is complete when the rows are used up.
 
     Raises:
         FileNotFoundError: no such file.
@@ -140,40 +175,7 @@ def json_rows(path: Path, problems: list[tuple[str, str]]) -> Iterator[tuple[str
         raise ExamplesError(path, [("", f"is not UTF-8 text: {error.reason} at byte {error.start}")]) from None
     if path.suffix == JSON_LINES_SUFFIX:
         yield from json_lines(text.split("\n"), problems)
-    else:
-        yield from _json_list(text, problems)
-
-
-def write_examples(
-    path: str | os.PathLike[str], examples: Iterable[Example], audio_dir: str | os.PathLike[str] | None = None
-) -> None:
-    """Writes examples so that `read_examples(path, audio_dir)` gives them back.
-
-    The file appears complete or not at all. Audio inside `audio_dir` (by default the file's own folder) is written
-    relative to it, with forward slashes, so that the folder can be moved; other audio keeps its absolute path.
-
-    Args:
-        path: `*.jsonl` for one row a line, anything else for a JSON list. Its folder is made if need be.
-        examples: what to write, in this order.
-        audio_dir: what relative paths will start from.
-    """
-    path = Path(path)
-    start = os.path.abspath(path.parent if audio_dir is None else audio_dir)
-    rows = []
-    for example in examples:
-        row: dict[str, Any] = {"text": example.text}
-        paths = [_relative_if_inside(each, start) for each in example.audio_paths]
-        if paths:
-            row["audio_paths"] = paths[0] if len(paths) == 1 else paths
-        rows.append(row | {"response": example.response})
-    if path.suffix == JSON_LINES_SUFFIX:
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    else:
-        text = json.dumps(rows, ensure_ascii=False, indent=2) + "\n"
-    write_whole(path, text)
-
-
-def _json_list(text: str, problems: list[tuple[str, str]]) -> Iterator[tuple[str, Any]]:
+        return
     try:
         rows = parse_json(text)
     except ValueError as error:
@@ -187,23 +189,22 @@ def _json_list(text: str, problems: list[tuple[str, str]]) -> Iterator[tuple[str
 
 
 def json_lines(lines: Iterable[str], problems: list[tuple[str, str]]) -> Iterator[tuple[str, Any]]:
-    """The values of JSON Lines, each with its "line 4" (counting from 1); empty lines are passed over."""
+    """Yield the values of JSON Lines, each with its "line 4" (from 1); empty lines are passed over."""
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            yield f"line {number}", parse_json(line)
-        except ValueError as error:
-            problems.append((f"line {number}", str(error)))
+        if line.strip():
+            try:
+                yield f"line {number}", parse_json(line)
+            except ValueError as error:
+                problems.append((f"line {number}", str(error)))
 
 
 class RowChecker:
     """
-    What can be wrong with one row, and where its audio lies.
+    Checks of one row, and the place of its audio.
 
     Args:
-        file_folder: where relative audio paths start when there is no `audio_dir`.
-        audio_dir: where they start and what none may leave.
+        file_folder: Where relative audio paths start without `audio_dir`.
+        audio_dir: Where they start and what none may leave.
 
     Raises:
         FileNotFoundError: `audio_dir` is not a folder.
@@ -216,31 +217,25 @@ class RowChecker:
         self.confined = audio_dir is not None
 
     def locate(self, audio_path: str) -> str:
-        """Absolute path of `audio_path`, `.` and `..` resolved."""
+        """Return the absolute path of `audio_path`, `.` and `..` resolved."""
         return os.path.normpath(os.path.join(self.start, audio_path))
 
     def problems(self, row: Any) -> list[str]:
-        """Every reason why `row` cannot be used; empty when it can."""
+        """Return every reason why `row` cannot be used; empty if it can."""
         if not isinstance(row, dict):
             return [f"expected an object with {', '.join(map(repr, FIELDS))}, found {_kind(row)}"]
         reasons = self.text_problems(row)
         audio_paths = row.get("audio_paths", [])
         if not isinstance(audio_paths, (str, list)):
-            reasons.append(f"'audio_paths' must be a string or a list of strings, found {_kind(audio_paths)}")
-            return reasons
-        audio_paths = _as_list(audio_paths)
-        if isinstance(row.get("text"), str):
-            placeholders = row["text"].count(AUDIO_PLACEHOLDER)
-            if placeholders != len(audio_paths):
-                problem = (
-                    f"'text' has {placeholders} {AUDIO_PLACEHOLDER} but 'audio_paths' has {len(audio_paths)}; "
-                    "there must be one path for each"
-                )
-                reasons.append(Reason(problem, "audio_count"))
-        return reasons + [reason for each in audio_paths if (reason := self.path_problem(each))]
+            return [*reasons, f"'audio_paths' must be a string or a list of strings, found {_kind(audio_paths)}"]
+        paths = as_list(audio_paths)
+        if isinstance(row.get("text"), str) and (found := row["text"].count(AUDIO_PLACEHOLDER)) != len(paths):
+            problem = f"'text' has {found} {AUDIO_PLACEHOLDER} but 'audio_paths' has {len(paths)}; there must be one path for each"
+            reasons.append(Reason(problem, "audio_count"))
+        return reasons + [reason for each in paths if (reason := self.path_problem(each))]
 
     def text_problems(self, row: dict[str, Any], fields: tuple[str, ...] = FIELDS) -> list[str]:
-        """What is wrong with the names in `row`, of which `fields` are known, and with its text and response."""
+        """Return the problems of the names in `row`, of which `fields` are known, and of its text and response."""
         reasons = [f"field {name!r} is missing" for name in REQUIRED_FIELDS if name not in row]
         reasons += [f"unknown field {name!r}; expected only {', '.join(fields)}" for name in row if name not in fields]
         for name in REQUIRED_FIELDS:
@@ -251,56 +246,36 @@ class RowChecker:
         return reasons
 
     def path_problem(self, audio_path: Any) -> str | None:
-        """Why `audio_path` leads to no recording; None where it does."""
+        """Return why `audio_path` leads to no recording; None if it does."""
         if not isinstance(audio_path, str):
             return f"'audio_paths' must hold strings, found {_kind(audio_path)}"
         if not audio_path.strip() or "\0" in audio_path:
             return f"audio path {audio_path!r} is empty or has a NUL character"
-        located = self.locate(audio_path)
+        located, problem, fault = self.locate(audio_path), None, "not_a_file"
         if self.confined and not is_inside(located, self.start):
-            return Reason(
-                f"audio path {audio_path!r} leads out of audio_dir {self.start}", "outside_audio_dir", audio_path
-            )
-        if os.path.isdir(located):
-            return Reason(f"audio path {audio_path!r} is a folder: {located}", "not_a_file", audio_path)
-        if not os.path.exists(located):
-            return Reason(f"audio file {audio_path!r} does not exist: looked at {located}", "missing_file", audio_path)
-        if not os.path.isfile(located):
-            return Reason(
-                f"audio path {audio_path!r} is a pipe, socket or device: {located}", "not_a_file", audio_path
-            )
-        return None
+            problem, fault = f"audio path {audio_path!r} leads out of audio_dir {self.start}", "outside_audio_dir"
+        elif os.path.isdir(located):
+            problem = f"audio path {audio_path!r} is a folder: {located}"
+        elif not os.path.exists(located):
+            problem, fault = f"audio file {audio_path!r} does not exist: looked at {located}", "missing_file"
+        elif not os.path.isfile(located):
+            problem = f"audio path {audio_path!r} is a pipe, socket or device: {located}"
+        return None if problem is None else Reason(problem, fault, audio_path)
 
 
-def _as_list(audio_paths: Any) -> list[Any]:
-    if audio_paths is None:
+def as_list(value: Any) -> list[Any]:
+    """Return one value, a list of them, or None, as a list."""
+    if value is None:
         return []
-    return [audio_paths] if isinstance(audio_paths, str) else audio_paths
-
-
-def _relative_if_inside(path: str, folder: str) -> str:
-    path = os.path.abspath(path)
-    return Path(os.path.relpath(path, folder)).as_posix() if is_inside(path, folder) else path
-
-
-_JSON_KINDS = {
-    dict: "an object",
-    list: "a list",
-    str: "a string",
-    bool: "a boolean",
-    int: "a number",
-    float: "a number",
-}
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _kind(value: Any) -> str:
-    """JSON's name for a value's type, and the value where it is short."""
-    if value is None:
-        return "null"
-    if type(value) not in _JSON_KINDS:  # of a table
-        return f"a value of type {type(value).__name__}"
+    """Return JSON's name for a value's type, and the value if it is short."""
+    kind = JSON_KINDS.get(type(value))
+    if value is None or kind is None:
+        return kind or f"a value of type {type(value).__name__}"  # of a table
     shown = json.dumps(value, ensure_ascii=False, default=lambda part: type(part).__name__)
-    kind = _JSON_KINDS[type(value)]
     return f"{kind}: {shown}" if len(shown) <= 60 else kind
 
 
@@ -309,6 +284,7 @@ __all__ = [
     "ExamplesError",
     "Reason",
     "RowChecker",
+    "as_list",
     "json_lines",
     "json_rows",
     "read_examples",

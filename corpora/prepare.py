@@ -4,13 +4,15 @@
     audiollm prepare librispeech --splits dev-clean train-clean-100 --output data/librispeech
     audiollm prepare huggingface --dataset org/name --max_wer 5.0
     audiollm prepare folder recordings
+    audiollm prepare lhotse cuts.jsonl.gz
     audiollm prepare synthesize sentences.txt
 """
 
 import importlib
+import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,40 +25,15 @@ from audiollm.option_parser import HelpFormatter, OptionParser
 from .catalogue import describe_catalogue
 from .clips import STATE_FOLDER, CorpusError
 from .examples import ExamplesError
-from .prepare_arguments import PrepareArguments
-from .preparing import Prepared, prepare
+from .parallel import available_cpus
+from .prepared_files import FORMATS
+from .preparing import Prepared, PrepareSettings, prepare
+from .recordings import AUDIO_FORMATS, AudioSettings
 from .self_instruct import SelfInstructArguments, self_instructed
-from .tasks import Task, tasks_named
-from .word_error_arguments import WordErrorArguments, WordErrorFilter
+from .tasks import Task, known_tasks, tasks_named
+from .word_error import WordErrorArguments, WordErrorFilter
 
-
-@dataclass(frozen=True)
-class SourceKind:
-    """
-    A kind of corpus that can be prepared.
-
-    Attributes:
-        module: of this room; has `open_source`, `DEFAULT_TASKS` and `DEFAULT_OUTPUT`.
-        arguments: name of its dataclass of options.
-        positional: the option that can be given without its name, first.
-        about: a line for `--help`.
-    """
-
-    module: str
-    arguments: str
-    positional: str | None
-    about: str
-
-
-SOURCES = {
-    "librispeech": SourceKind("librispeech", "LibriSpeechArguments", None, "LibriSpeech, downloaded or at hand"),
-    "huggingface": SourceKind(
-        "huggingface", "HuggingFaceArguments", "dataset", "a dataset of the Hub or on disk, or a ready corpus"
-    ),
-    "folder": SourceKind("folder", "FolderArguments", "folder", "a folder of audio with transcripts"),
-    "lhotse": SourceKind("lhotse_cuts", "LhotseArguments", "cuts", "cuts of Lhotse, and every corpus that it reads"),
-    "synthesize": SourceKind("synthesize", "SynthesizeArguments", "texts", "text, read by synthetic voices"),
-}
+ON_BAD_EXAMPLE = ("error", "skip")
 #: Lists the ready corpora, in place of preparing one.
 LIST_COMMAND = "corpora"
 RESPONSES_FOLDER = "responses"
@@ -66,13 +43,118 @@ ADVICE = (
 )
 
 
+@dataclass(frozen=True)
+class SourceKind:
+    """
+    A kind of corpus that can be prepared.
+
+    Attributes:
+        module: Of this room; has `open_source`, `DEFAULT_TASKS` and `DEFAULT_OUTPUT`.
+        arguments: Name of its dataclass of options.
+        positional: The option that can be given first, without its name.
+        about: A line for `--help`.
+    """
+
+    module: str
+    arguments: str
+    positional: str
+    about: str
+
+
+SOURCES = {
+    "librispeech": SourceKind("librispeech", "LibriSpeechArguments", "", "LibriSpeech, downloaded or at hand"),
+    "huggingface": SourceKind(
+        "huggingface", "HuggingFaceArguments", "dataset", "a dataset of the Hub or on disk, or a ready corpus"
+    ),
+    "folder": SourceKind("folder", "FolderArguments", "folder", "a folder of audio with transcripts"),
+    "lhotse": SourceKind("lhotse_cuts", "LhotseArguments", "cuts", "cuts of Lhotse, and every corpus that it reads"),
+    "synthesize": SourceKind("synthesize", "SynthesizeArguments", "texts", "text, read by synthetic voices"),
+}
+
+
+@dataclass
+class PrepareArguments:
+    """Where the prepared corpus goes, and in what form."""
+
+    output: str | None = field(
+        default=None, metadata={"help": "Folder to write to. Default: one below data, named after the command."}
+    )
+    tasks: list[str] | None = field(
+        default=None,
+        metadata={"help": f"What to ask about each clip, of {', '.join(known_tasks())}. Default: the corpus' own."},
+    )
+    formats: list[str] = field(
+        default_factory=lambda: ["json", "parquet"],
+        metadata={
+            "help": "What examples are written as: json (instruction_examples.json), jsonl, and parquet (with the audio "
+            "inside, as load_dataset reads it)."
+        },
+    )
+    audio_format: str = field(
+        default="flac", metadata={"help": "flac (lossless) or opus (a tenth of the size); 16 kHz, mono."}
+    )
+    min_seconds: float = field(default=0.1, metadata={"help": "Shorter clips cannot be used."})
+    max_seconds: float = field(default=600.0, metadata={"help": "Longer clips cannot be used; none is cut short."})
+    workers: int | None = field(
+        default=None, metadata={"help": "Processes that decode audio. Default: one for each CPU."}
+    )
+    shard_mib: int = field(default=500, metadata={"help": "Audio in one Parquet file, in MiB."})
+    on_bad_example: str = field(
+        default="error",
+        metadata={
+            "help": "Unusable clips are all listed; then error writes no examples, and skip leaves the clips out.",
+            "choices": list(ON_BAD_EXAMPLE),
+        },
+    )
+    retry_bad: bool = field(
+        default=False, metadata={"help": "Try clips again that an earlier run could not use, once they are mended."}
+    )
+    restart: bool = field(
+        default=False, metadata={"help": "Discard what an earlier run wrote to the folder, instead of going on."}
+    )
+
+    def __post_init__(self):
+        for option, given, known in (
+            ("formats", self.formats, FORMATS),
+            ("audio_format", [self.audio_format], tuple(AUDIO_FORMATS)),
+            ("tasks", list(known_tasks()) if self.tasks is None else self.tasks, tuple(known_tasks())),
+        ):
+            unknown = [name for name in given if name not in known]
+            if unknown or not given:
+                found = repr(unknown[0]) if unknown else "none"
+                raise ValueError(f"--{option} has {found}; expected some of {', '.join(known)}.")
+        if not 0 <= self.min_seconds < self.max_seconds or not math.isfinite(self.max_seconds):
+            raise ValueError(
+                f"--min_seconds {self.min_seconds:g} and --max_seconds {self.max_seconds:g}: expected 0 or more, and less "
+                "than the longest, which must be finite."
+            )
+        if self.restart and self.retry_bad:
+            raise ValueError("--restart tries every clip again; leave out --retry_bad.")
+        for name in ("workers", "shard_mib"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} is {value}; expected 1 or more.")
+
+    def settings(self) -> PrepareSettings:
+        """Return the options as [`prepare`] takes them."""
+        return PrepareSettings(
+            audio=AudioSettings(self.audio_format, self.min_seconds, self.max_seconds),
+            workers=self.workers or available_cpus(),
+            formats=tuple(dict.fromkeys(self.formats)),
+            shard_mib=self.shard_mib,
+            skip_bad=self.on_bad_example == "skip",
+            restart=self.restart,
+            retry_bad=self.retry_bad,
+        )
+
+
 def run(kind: str, arguments: Sequence[str]) -> Prepared:
     """
-    Prepares a corpus as the command line says.
+    Prepare a corpus as the command line says.
 
     Args:
-        kind: a name of `SOURCES`.
-        arguments: what follows it.
+        kind: A name of `SOURCES`.
+        arguments: What follows it.
 
     Raises:
         CorpusError, ExamplesError, ValueError, OSError: as [`prepare`], or by the corpus' own options.
@@ -82,15 +164,12 @@ def run(kind: str, arguments: Sequence[str]) -> Prepared:
     if source_kind.positional and arguments and not arguments[0].startswith("-"):
         arguments = [f"--{source_kind.positional}", *arguments]
     groups: list[Any] = [  # transformers' own type of these does not admit a dataclass
-        getattr(module, source_kind.arguments),
-        PrepareArguments,
-        WordErrorArguments,
-        SelfInstructArguments,
+        *(getattr(module, source_kind.arguments), PrepareArguments, WordErrorArguments, SelfInstructArguments)
     ]
     parser = OptionParser(
         groups,
         prog=f"audiollm prepare {kind}",
-        usage=f"audiollm prepare {kind} {(source_kind.positional or '').upper()} [options]".replace("  ", " "),
+        usage=f"audiollm prepare {kind} {source_kind.positional.upper()} [options]".replace("  ", " "),
         description=(module.__doc__ or "").strip(),
         formatter_class=HelpFormatter,
         allow_abbrev=False,
@@ -104,7 +183,8 @@ def run(kind: str, arguments: Sequence[str]) -> Prepared:
     _check_output(source, output)
     if word_error.uses_own_figures and getattr(source, "wer_doubt", None):
         raise CorpusError(source.wer_doubt)
-    kept = WordErrorFilter(word_error, output, getattr(source, "wer_unit", None) or getattr(options, "wer_unit", None))
+    unit = getattr(source, "wer_unit", None) or getattr(options, "wer_unit", None)
+    kept = WordErrorFilter(word_error, output, unit)
     if hint := kept.hint():
         print(hint, file=sys.stderr)
     source = self_instructed(source, responses, output / STATE_FOLDER / RESPONSES_FOLDER)
@@ -124,11 +204,11 @@ def _check_output(source: Any, output: Path) -> None:
 
 def choose_tasks(own: Sequence[Task | str], names: Sequence[str] | None) -> list[Task]:
     """
-    What is asked about a corpus' clips.
+    Return what is asked about a corpus' clips.
 
     Args:
-        own: the corpus' tasks, or their names; in its own wordings, where it has some.
-        names: of those that are wanted; None is all of its own.
+        own: The corpus' tasks, or their names; in its own wordings, where it has some.
+        names: The ones that are wanted; None for all of its own.
 
     Raises:
         ValueError: there is no task of a name.
@@ -140,7 +220,7 @@ def choose_tasks(own: Sequence[Task | str], names: Sequence[str] | None) -> list
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry of the command."""
+    """Run the command."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     kind = arguments[0] if arguments else "--help"
     if kind in ("-h", "--help"):

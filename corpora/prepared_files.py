@@ -1,13 +1,7 @@
-"""
-The files that a prepared corpus is used by: examples as JSON, JSON Lines and Parquet, the table of all clips, checksums.
-
-Everything is written beside what is there and moved into place at the end, so that a folder never holds half of it.
-"""
+"""Files of a prepared corpus: examples as JSON, JSON Lines and Parquet, and the table of all clips."""
 
 import json
-import os
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,38 +9,28 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from audiollm.files import written
 
-from .conversion import Row
-from .output_folder import is_inside
-
-EXAMPLES_NAME = "instruction_examples"
-TABLE_FILE, CHECKSUMS_FILE, MANIFEST_FILE, PROBLEMS_FILE = (
-    "clips.parquet",
-    "SHA256SUMS",
-    "manifest.json",
-    "problems.jsonl",
-)
-#: Clips that a filter such as --max_wer leaves out, one JSON object a line.
-DROPPED_FILE = "dropped.jsonl"
+EXAMPLES_NAME, TABLE_FILE = "instruction_examples", "clips.parquet"
 PARQUET_FOLDER, CARD_FILE = "parquet", "README.md"
 FORMATS = ("json", "jsonl", "parquet")
 #: Rows, and bytes of audio, that are held before they are written to a Parquet file.
 ROWS_PER_GROUP, BYTES_PER_GROUP = 1000, 32 << 20
-#: Columns of the table of all clips that every corpus has.
+#: Columns that the table of all clips always has.
 TABLE_COLUMNS = {"id": pa.string(), "split": pa.string(), "audio": pa.string(), "text": pa.string()}
 TABLE_COLUMNS |= {"duration": pa.float64(), "bytes": pa.int64(), "sha256": pa.string()}
 ARROW_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 
+Row = dict[str, Any]
+
 
 class FieldTypes:
-    """Column types of clips' further fields, as far as rows were seen; numbers of two kinds become floats."""
+    """Column types of clips' further fields, from the rows seen so far; numbers of two kinds become floats."""
 
     def __init__(self):
         self.types: dict[str, type] = {}
 
     def see(self, fields: dict[str, Any]) -> None:
-        """Takes note of one clip's fields."""
+        """Take note of one clip's fields."""
         for name, value in fields.items():
             if value is None:
                 self.types.setdefault(name, type(None))
@@ -58,11 +42,11 @@ class FieldTypes:
                 self.types[name] = float if {known, found} <= {int, float} else str
 
     def schema(self) -> dict[str, pa.DataType]:
-        """Columns in alphabetical order."""
+        """Return the columns in alphabetical order."""
         return {name: ARROW_TYPES.get(kind, pa.string()) for name, kind in sorted(self.types.items())}
 
     def fit(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """Values as the columns hold them."""
+        """Return values as the columns hold them."""
         fitted = {}
         for name, kind in self.types.items():
             value = fields.get(name)
@@ -71,7 +55,7 @@ class FieldTypes:
 
 
 def _leaves(schema: pa.Schema) -> list[str]:
-    """Names of a table's columns as Parquet knows them: of a struct, each of its parts."""
+    """Return the names of a table's columns as Parquet has them: of a struct, each of its parts."""
     return [
         f"{column.name}.{part.name}" if part is not column else column.name
         for column in schema
@@ -80,7 +64,7 @@ def _leaves(schema: pa.Schema) -> list[str]:
 
 
 class ParquetWriter:
-    """Rows to a Parquet file, a bounded number of them in memory; keys that are no columns are passed over."""
+    """Writer of rows to a Parquet file, a bounded number of them in memory; keys that are no columns are left out."""
 
     def __init__(self, path: Path, schema: pa.Schema):
         self.schema = schema
@@ -92,7 +76,7 @@ class ParquetWriter:
         self._bytes = 0
 
     def add(self, row: Row, size: int = 0) -> None:
-        """One row, which holds `size` bytes of audio."""
+        """Add a row, which holds `size` bytes of audio."""
         self._rows.append(row)
         self._bytes += size
         if len(self._rows) >= ROWS_PER_GROUP or self._bytes >= BYTES_PER_GROUP:
@@ -104,20 +88,18 @@ class ParquetWriter:
         self._rows, self._bytes = [], 0
 
     def close(self) -> None:
-        """Writes what is held, and the file's end."""
+        """Write the rows in memory, and the file's end."""
         self._flush()
         self._writer.close()
 
 
-class TableWriter(ParquetWriter):
-    """The table of all clips, with the corpus' own columns."""
-
-    def __init__(self, path: Path, columns: dict[str, pa.DataType]):
-        super().__init__(path, pa.schema(TABLE_COLUMNS | columns))
+def table_writer(path: Path, columns: dict[str, pa.DataType]) -> ParquetWriter:
+    """Return the writer of the table of all clips, with the corpus' own columns."""
+    return ParquetWriter(path, pa.schema(TABLE_COLUMNS | columns))
 
 
 class JsonWriter:
-    """Examples to a JSON list or, where the name ends in `.jsonl`, one a line; one at a time."""
+    """Writer of objects to a JSON list or, if the name ends in `.jsonl`, one a line."""
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +110,7 @@ class JsonWriter:
             self._file.write("[")
 
     def add(self, example: dict[str, Any]) -> None:
-        """One example in the instruction format."""
+        """Add an object."""
         text = json.dumps(example, ensure_ascii=False, indent=None if self._lines else 2)
         if self._lines:
             self._file.write(text + "\n")
@@ -137,7 +119,7 @@ class JsonWriter:
         self._count += 1
 
     def close(self) -> None:
-        """The list's end."""
+        """Write the list's end."""
         if not self._lines:
             self._file.write("\n]\n" if self._count else "]\n")
         self._file.close()
@@ -145,13 +127,13 @@ class JsonWriter:
 
 class ShardWriter:
     """
-    Examples of one split to Parquet files with their audio inside, as `load_dataset` reads them.
+    Writer of one split's examples to Parquet files with their audio inside, as `load_dataset` reads them.
 
     Args:
-        folder: where to write `<split>-00000.parquet` and so on.
-        split: as the corpus calls it.
-        fields: columns beside those that every example has.
-        shard_bytes: audio of a file, beyond which the next one begins.
+        folder: Where to write `<split>-00000.parquet` and so on.
+        split: Its name in the corpus.
+        fields: Columns beside those that every example has.
+        shard_bytes: Audio of a file, beyond which the next one begins.
     """
 
     def __init__(self, folder: Path, split: str, fields: dict[str, pa.DataType], shard_bytes: int):
@@ -167,7 +149,7 @@ class ShardWriter:
         self._shards = self._size = 0
 
     def add(self, row: Row, fields: dict[str, Any], task: str, prompt: str, response: str, audio: bytes) -> None:
-        """One example of the clip `row`, whose file holds `audio`."""
+        """Add an example of the clip `row`, whose file holds `audio`."""
         if self._writer is None or self._size >= self.shard_bytes:
             self.close()
             self._writer = ParquetWriter(self.folder / f"{self.split}-{self._shards:05d}.parquet", self.schema)
@@ -179,26 +161,26 @@ class ShardWriter:
         self._size += len(audio)
 
     def close(self) -> None:
-        """Ends the file under way."""
+        """End the file under way."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
 
 def examples_name(split: str, splits: Sequence[str], ending: str) -> str:
-    """Name of a split's examples file; the split is not named where it is the only one."""
+    """Return the name of a split's examples file; the only split is not named."""
     return f"{EXAMPLES_NAME}.{ending}" if len(splits) == 1 else f"{EXAMPLES_NAME}.{split}.{ending}"
 
 
 def dataset_card(splits: Sequence[str], about: dict[str, Any], contents: str) -> str:
     """
-    The card by which `load_dataset` finds each split's files.
+    Return the card by which `load_dataset` finds each split's files.
 
     Args:
-        splits: as the corpus calls them; `datasets` has no hyphens in split names, so that these become dots.
-        about: further entries of the card's metadata, such as `license`; `description` becomes its text.
-        contents: changes whenever a file does. `datasets` caches what it has read of a folder by its name and card
-            alone, and would give the former contents of it, or those of another corpus, without a word.
+        splits: Names in the corpus; `datasets` has no hyphens in split names, so that these become dots.
+        about: Further entries of the card's metadata, such as `license`; `description` becomes its text.
+        contents: Changes whenever a file does. `datasets` caches a folder by its name and card alone, and would give
+            its former contents without a word.
     """
     about = dict(about)
     description = about.pop("description", "Prepared by `audiollm prepare`.")
@@ -208,54 +190,18 @@ def dataset_card(splits: Sequence[str], about: dict[str, Any], contents: str) ->
     return f"---\n{head}---\n\n{description}\n"
 
 
-def write_problems(path: Path, rows: Iterable[Row]) -> int:
-    """Every clip that cannot be used, one JSON object a line; no file where there are none. Returns how many."""
-    count = 0
-    with written(path, tag="") as file:
-        for row in rows:
-            if "problem" in row:
-                file.write(json.dumps(row) + "\n")
-                count += 1
-    if not count:
-        path.unlink()
-    return count
-
-
-def files_below(folder: Path) -> Iterator[str]:
-    """Relative paths of all files below a folder, with forward slashes, sorted."""
-    yield from sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-def move_into_place(new: Path, output: Path, former: Sequence[str]) -> None:
-    """Moves every file below `new` to `output`, and removes those of `former` that have no successor."""
-    names = list(files_below(new))
-    for name in former:
-        if name not in names and is_inside(name):
-            (output / name).unlink(missing_ok=True)
-    for name in names:
-        (output / name).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(new / name, output / name)
-    shutil.rmtree(new)
-
-
 __all__ = [
     "CARD_FILE",
-    "CHECKSUMS_FILE",
-    "DROPPED_FILE",
     "FORMATS",
-    "MANIFEST_FILE",
     "PARQUET_FOLDER",
-    "PROBLEMS_FILE",
     "TABLE_COLUMNS",
     "TABLE_FILE",
     "FieldTypes",
     "JsonWriter",
     "ParquetWriter",
+    "Row",
     "ShardWriter",
-    "TableWriter",
     "dataset_card",
     "examples_name",
-    "files_below",
-    "move_into_place",
-    "write_problems",
+    "table_writer",
 ]

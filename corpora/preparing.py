@@ -1,78 +1,83 @@
 """
-From a corpus to files to train on: the first pass writes clips, the second filters them and writes examples.
+From a corpus to files to train on, in two passes.
 
-The first is long, and done once: interrupted, it goes on where it was. The second is short and repeated whenever tasks, formats
-or the limit of word error change. Both give the same bytes every time, with any number of processes.
+The first decodes and writes every clip once, by several processes. A line of its journal stands for a clip, in the source's
+order, and is written after the clip's file: after a kill, what has a line is done. The second filters clips and writes
+examples; it is short, and repeated when tasks, formats or the limit of word error change. Both give the same bytes every
+time, with any number of processes, in memory that does not grow with the corpus.
 """
 
+import functools
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from audiollm.disks import naming_the_disk
-from audiollm.files import Journal, sha256_of, write_json
+from audiollm.files import Journal, partial_path, sha256_of, write_json, written
 from audiollm.interruption import check_interrupted, interruptible
+from audiollm.processing.audio_io import AudioError
 from filelock import FileLock, Timeout
+from tqdm.auto import tqdm
 
-from .clips import STATE_FOLDER, ClipSource, CorpusError
-from .conversion import AUDIO_FOLDER, SECONDS_PER_HOUR, ClipJournal, Row, convert, retry
+from .clips import STATE_FOLDER, BadClip, Clip, ClipSource, CorpusError, safe_name
 from .examples import ExamplesError
-from .output_folder import is_inside, refuse_links
+from .parallel import in_order
 from .prepared_files import (
     CARD_FILE,
-    CHECKSUMS_FILE,
-    DROPPED_FILE,
-    FORMATS,
-    MANIFEST_FILE,
     PARQUET_FOLDER,
-    PROBLEMS_FILE,
     TABLE_COLUMNS,
     TABLE_FILE,
     FieldTypes,
     JsonWriter,
+    ParquetWriter,
+    Row,
     ShardWriter,
-    TableWriter,
     dataset_card,
     examples_name,
-    files_below,
-    move_into_place,
-    write_problems,
+    table_writer,
 )
-from .recordings import AudioSettings
+from .recordings import AUDIO_FORMATS, AudioSettings, write_clip
 from .tasks import Task
 
+AUDIO_FOLDER = "audio"
+CHECKSUMS_FILE, MANIFEST_FILE = "SHA256SUMS", "manifest.json"
+#: Clips that cannot be used, and clips that a filter such as --max_wer leaves out, one JSON object a line.
+PROBLEMS_FILE, DROPPED_FILE = "problems.jsonl", "dropped.jsonl"
 #: Below the state folder: what a run is made from, its lock, files under way, and its journals.
 STATE_FILE, LOCK_FILE, NEW_FOLDER = "state.json", "lock", "new"
 JOURNAL_FILE, SETTLED_FILE = "clips.jsonl", "settled.jsonl"
 MANIFEST_VERSION = 1
-#: Clips that a filter leaves out and that are named when the command ends; the file has all.
+CLIPS_PER_FOLDER = 1000
+#: Limits of what a process is given at once, in clips and in bytes of recordings; and how many of these are under way.
+CLIPS_PER_BATCH, BYTES_PER_BATCH, BATCHES_PER_WORKER = 32, 8 << 20, 2
+#: Dropped clips that are named when the command ends; the file has all.
 DROPPED_SHOWN = 5
-MIB = 1 << 20
+SECONDS_PER_HOUR, MIB = 3600, 1 << 20
 
-#: Completes rows, one by one and in order, with what tells whether they are kept, such as `wer`; told how many there are.
+#: Completes rows in order with what decides whether they are kept, such as `wer`; is told how many there are.
 Settle = Callable[[Iterator[Row], int], Iterator[Row]]
 
 
 @dataclass(frozen=True)
 class PrepareSettings:
     """
-    What `audiollm prepare` is told besides the corpus.
+    Settings of `audiollm prepare` besides the corpus.
 
     Attributes:
-        audio: how clips are kept.
-        workers: processes of the first pass.
-        formats: which of json, jsonl and parquet examples are written as.
-        shard_mib: audio of a Parquet file, in MiB.
-        skip_bad: leave out what cannot be used, instead of stopping before examples are written.
-        restart: discard what an earlier run into the same folder did.
-        retry_bad: try clips again that an earlier run could not use.
-        progress: shows bars.
+        audio: How clips are kept.
+        workers: Processes of the first pass; 1 works in this one.
+        formats: Which of json, jsonl and parquet examples are written as.
+        shard_mib: Audio of a Parquet file, in MiB.
+        skip_bad: Leave out unusable clips, instead of stopping before examples are written.
+        restart: Discard what an earlier run into the same folder did.
+        retry_bad: Try clips again that an earlier run could not use.
+        progress: Show bars.
     """
 
     audio: AudioSettings
@@ -87,7 +92,7 @@ class PrepareSettings:
 
 @dataclass
 class SplitCounts:
-    """Clips, examples and seconds of one split: all that were read, and those that are kept."""
+    """Clips, hours and examples of one split: all that were read, and those that are kept."""
 
     clips: int = 0
     hours: float = 0.0
@@ -99,14 +104,14 @@ class SplitCounts:
 @dataclass
 class Prepared:
     """
-    What a run wrote.
+    Result of a run.
 
     Attributes:
-        output: the folder.
-        splits: what each split has.
-        problems: how many clips could not be used.
-        dropped: the first clips that the filter left out, with their word error.
-        files: the files and folders that were written.
+        output: The folder.
+        splits: Counts of each split.
+        problems: Number of unusable clips.
+        dropped: The first clips that the filter left out, with their word error.
+        files: The files and folders that were written.
     """
 
     output: Path
@@ -116,7 +121,7 @@ class Prepared:
     files: list[str] = field(default_factory=list)
 
     def describe(self) -> str:
-        """A line for each split."""
+        """Return what to print: a line for each split, and where everything is."""
         lines = [
             f"{name}: {counts.examples} examples of {counts.clips_kept} clips ({counts.hours_kept:.2f} h)"
             + (f"; {counts.clips - counts.clips_kept} clips are not kept" if counts.clips > counts.clips_kept else "")
@@ -140,38 +145,172 @@ def prepare(
     is_kept: Callable[[Row], bool] | None = None,
 ) -> Prepared:
     """
-    Prepares a corpus: audio files, examples, the table of all clips, checksums and a manifest.
+    Prepare a corpus: audio files, examples, the table of all clips, checksums and a manifest.
 
     Args:
-        source: the corpus.
-        output: folder to write to; nothing outside it is touched. A run that was interrupted goes on in it.
-        tasks: what is asked about clips; each takes part in those whose fields it has.
-        settings: how.
-        settle: completes rows of the table of all clips before they are filtered.
-        is_kept: which rows become examples; all by default.
+        source: The corpus.
+        output: Folder to write to; nothing outside it is touched. An interrupted run goes on in it.
+        tasks: What is asked about clips; each takes part in those whose fields it has.
+        settings: How.
+        settle: Completes rows of the table of all clips before they are filtered.
+        is_kept: Which rows become examples; all by default.
 
     Raises:
-        CorpusError: the folder holds something else, or another process is at work in it; no clip can be used.
-        ExamplesError: clips that cannot be used, with `skip_bad` off; all of them.
+        CorpusError: the folder holds something else, another process works in it, or no clip can be used.
+        ExamplesError: clips cannot be used, with `skip_bad` off; all of them are named.
         OSError: the folder cannot be written to, or the disk is full.
     """
     output = Path(output)
     with naming_the_disk(output), _owned(output):
-        state = output / STATE_FOLDER
-        journal = ClipJournal(state / JOURNAL_FILE, output)
-        _check_state(source, output, settings)
-        finished = _state(output).get("finished", False) and journal.mend() == _state(output)["clips"]
-        if not finished:
-            convert(source, output, journal, settings.audio, settings.workers, settings.progress)
+        journal = ClipJournal(output / STATE_FOLDER / JOURNAL_FILE, output)
+        _check_state(source, output, settings, journal)
+        state = _state(output)
+        if not state.get("finished") or journal.mend() != state["clips"]:
+            convert(source, journal, settings)
             clips = sum(1 for _ in journal.entries())
             _write_state(output, _identity(source, settings) | {"finished": True, "clips": clips})
         elif settings.retry_bad:
-            retry(source, output, journal, settings.audio, settings.progress)
-        return _Files(source, output, journal, tasks, settings, settle, is_kept).write()
+            retry(source, journal, settings)
+        return _SecondPass(source, output, journal, tasks, settings, settle, is_kept).run()
 
 
-class _Files:
-    """The second pass."""
+# ------------------------------------------------------------------------------------------------------ the first pass
+
+
+class ClipJournal(Journal):
+    """
+    Rows of the clips that are done.
+
+    A row has `id`, `split`, and either `problem`, or `audio` (relative to `output`, with forward slashes), `text`,
+    `duration` (in seconds), `bytes`, `sha256` and `fields`.
+    """
+
+    def __init__(self, path: Path, output: Path):
+        super().__init__(path)
+        self.output = output
+
+    def mend(self, is_good: Callable[[Row], bool] | None = None) -> int:
+        """Cut off everything from the first line on that is torn, corrupt, or of a clip whose file is gone."""
+        return super().mend(is_good or self._is_whole)
+
+    def _is_whole(self, row: Row) -> bool:
+        if "problem" in row:
+            return True
+        try:
+            return _stays_inside(row["audio"]) and (self.output / row["audio"]).stat().st_size == row["bytes"]
+        except (OSError, KeyError):
+            return False
+
+
+def convert(source: ClipSource, journal: ClipJournal, settings: PrepareSettings) -> None:
+    """
+    Write every clip that the journal does not have yet, and its row.
+
+    Raises:
+        CorpusError: a process died.
+        OSError: the disk is full, or the folder cannot be written to; what is done is kept.
+    """
+    done, seen, seconds = journal.mend(), set(), 0.0
+    for row in journal.entries():
+        seen.add(_fingerprint(row["id"]))
+        seconds += row.get("duration", 0.0)
+    write = functools.partial(_write_batch, output=journal.output, settings=settings.audio)
+    work = ((None, batch) for batch in _batches(source.clips(done), done, seen))
+    with tqdm(total=source.count(), initial=done, desc="Clips", unit="clip", disable=not settings.progress) as bar:
+        for _, rows in in_order(write, work, settings.workers, BATCHES_PER_WORKER, __name__):
+            journal.append(rows, sync=False)
+            seconds += sum(row.get("duration", 0.0) for row in rows)
+            bar.set_postfix_str(f"{seconds / SECONDS_PER_HOUR:.2f} h of audio", refresh=False)
+            bar.update(len(rows))
+    journal.append([])  # has everything on disk
+
+
+def retry(source: ClipSource, journal: ClipJournal, settings: PrepareSettings) -> None:
+    """Try the clips again that could not be used, and mend their rows."""
+    seen: set[int] = set()
+    clips = tqdm(source.clips(), total=source.count(), desc="Trying again", unit="clip", disable=not settings.progress)
+    with written(journal.path, tag="") as file:
+        for index, (clip, row) in enumerate(zip(interruptible(clips), journal.entries())):
+            if "problem" in row:
+                ((item,),) = _batches([clip], index, seen)
+                (row,) = _write_batch([item], journal.output, settings.audio)
+            else:
+                seen.add(_fingerprint(row["id"]))
+            file.write(json.dumps(row) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+#: A clip with the name of its file, or the row of an unusable one.
+_Item = tuple[Clip, str] | Row
+
+
+def _batches(clips: Iterable[Clip | BadClip], start: int, seen: set[int]) -> Iterator[list[_Item]]:
+    """Yield clips in batches, with their files' names; bad clips, and ids that came before, as rows."""
+    batch: list[_Item] = []
+    size = 0
+    for index, clip in enumerate(interruptible(clips), start=start):
+        fingerprint, problem = _fingerprint(clip.id), None
+        if isinstance(clip, BadClip):
+            problem = clip.reason
+        elif not _is_text(clip.id + clip.text):
+            problem = (
+                "its id or transcript has characters that are not Unicode text (a file name in another encoding?)"
+            )
+        elif fingerprint in seen:
+            problem = "another clip of this corpus has the same id"
+        seen.add(fingerprint)
+        if problem is not None or isinstance(clip, BadClip):
+            batch.append({"id": clip.id, "split": clip.split, "problem": problem})
+        else:
+            batch.append((clip, f"{AUDIO_FOLDER}/{index // CLIPS_PER_FOLDER:05d}/{safe_name(clip.id)}"))
+            size += len(clip.recording.get("bytes") or b"") if isinstance(clip.recording, dict) else 0
+        if len(batch) >= CLIPS_PER_BATCH or size >= BYTES_PER_BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _fingerprint(identity: str) -> int:
+    """Return eight bytes in place of an id."""
+    return int.from_bytes(hashlib.blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _write_batch(batch: list[_Item], output: Path, settings: AudioSettings) -> list[Row]:
+    return [item if isinstance(item, dict) else _write_one(*item, output, settings) for item in batch]
+
+
+def _write_one(clip: Clip, name: str, output: Path, settings: AudioSettings) -> Row:
+    check_interrupted()
+    audio = name + AUDIO_FORMATS[settings.audio_format][0]
+    row: Row = {"id": clip.id, "split": clip.split}
+    try:
+        done = write_clip(clip, output / audio, settings)
+    except (AudioError, FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        if isinstance(error, PermissionError) and not os.access(output, os.W_OK):
+            raise
+        return row | {"problem": " ".join(str(error).split())}
+    return row | {"audio": audio, "text": clip.text, **done, "fields": dict(clip.fields)}
+
+
+# ----------------------------------------------------------------------------------------------------- the second pass
+
+
+class _SecondPass:
+    """
+    Settled rows, filtered, as examples.
+
+    Everything is written beside the former files and moved into place at the end, so that a folder never holds half of it.
+    """
 
     def __init__(self, source, output: Path, journal: ClipJournal, tasks, settings: PrepareSettings, settle, is_kept):
         self.source, self.output, self.journal = source, output, journal
@@ -181,45 +320,42 @@ class _Files:
         self.is_kept: Callable[[Row], bool] = is_kept or (lambda row: True)
         self.new = output / STATE_FOLDER / NEW_FOLDER
         self.settled = Journal(output / STATE_FOLDER / SETTLED_FILE)
+        self.types, self.prepared = FieldTypes(), Prepared(output)
 
-    def write(self) -> Prepared:
-        types, prepared = FieldTypes(), Prepared(self.output)
+    def run(self) -> Prepared:
+        prepared = self.prepared
         shutil.rmtree(self.new, ignore_errors=True)  # of a run that was interrupted here
         self.new.mkdir(parents=True)
-        self._settle_all(types, prepared)
-        prepared.problems = write_problems(self.output / PROBLEMS_FILE, self._problems())
+        self._settle_all()
+        self._list_problems()
         if prepared.problems and not self.settings.skip_bad:
-            raise ExamplesError(
-                self.source.name, [(f"clip {row['id']!r}", row["problem"]) for row in self._problems()]
-            )
+            problems = [(f"clip {row['id']!r}", row["problem"]) for row in self._problems()]
+            raise ExamplesError(self.source.name, problems)
         if not prepared.splits:
             raise CorpusError(f"{self.source.name}: no clip can be used, so that there is nothing to write.")
-        self._write_rows(types, prepared)
+        self._write_rows()
         if "parquet" in self.settings.formats:
-            self._write_card(prepared)
-        self._finish(prepared)
+            folder = self.new / PARQUET_FOLDER
+            sums = "".join(f"{sha256_of(folder / name)}  {name}\n" for name in _files_below(folder))
+            about = getattr(self.source, "card", {})
+            card = dataset_card(list(prepared.splits), about, f"sha256 {sha256_of(sums.encode())}")
+            (folder / CARD_FILE).write_text(card, encoding="utf-8", newline="\n")
+        self._finish()
         return prepared
 
-    def _write_card(self, prepared: Prepared) -> None:
-        folder = self.new / PARQUET_FOLDER
-        sums = "".join(f"{sha256_of(folder / name)}  {name}\n" for name in files_below(folder))
-        contents = f"sha256 {hashlib.sha256(sums.encode()).hexdigest()}"
-        card = dataset_card(list(prepared.splits), getattr(self.source, "card", {}), contents)
-        (folder / CARD_FILE).write_text(card, encoding="utf-8", newline="\n")
-
-    def _settle_all(self, types: FieldTypes, prepared: Prepared) -> None:
-        """Completes every row once; notes what columns and splits there are."""
+    def _settle_all(self) -> None:
+        """Complete every row once, and note what columns and splits there are."""
         rows = (row for row in self.journal.entries() if self._problem_of(row) is None)
         total = sum(self._problem_of(row) is None for row in self.journal.entries())
         with open(self.settled.path, "w", encoding="ascii") as file:
             for row in interruptible(self.settle(rows, total)):
                 file.write(json.dumps(row) + "\n")
                 if "problem" not in row:
-                    types.see(row["fields"])
-                    prepared.splits.setdefault(row["split"], SplitCounts())
+                    self.types.see(row["fields"])
+                    self.prepared.splits.setdefault(row["split"], SplitCounts())
 
     def _problems(self) -> Iterator[Row]:
-        """What the first pass could not use, what no task can, and what could not be completed."""
+        """Yield the clips that the first pass, every task, or the filter cannot use."""
         for row in self.journal.entries():
             if problem := self._problem_of(row):
                 yield {"id": row["id"], "split": row["split"], "problem": problem}
@@ -227,47 +363,13 @@ class _Files:
             if "problem" in row:
                 yield {"id": row["id"], "split": row["split"], "problem": row["problem"]}
 
-    def _write_rows(self, types: FieldTypes, prepared: Prepared) -> None:
-        columns = {name: kind for name, kind in types.schema().items() if name not in TABLE_COLUMNS}
-        table = TableWriter(self.new / TABLE_FILE, columns)
-        splits = list(prepared.splits)
-        examples = {split: self._example_writers(split, splits) for split in splits}
-        shards = {
-            split: ShardWriter(self.new / PARQUET_FOLDER, split, columns, self.settings.shard_mib * MIB)
-            for split in (splits if "parquet" in self.settings.formats else ())
-        }
-        everything: list[TableWriter | JsonWriter | ShardWriter] = [
-            table,
-            *(one for some in examples.values() for one in some),
-            *shards.values(),
-        ]
-        try:
-            for row in interruptible(self.settled.entries()):
-                if "problem" not in row:
-                    row["fields"] = types.fit(row["fields"])
-                    table.add(row | row["fields"])
-                    split = row["split"]
-                    if self._write_row(row, prepared.splits[split], examples[split], shards.get(split)):
-                        continue
-                    if not prepared.dropped:
-                        everything.append(dropped := JsonWriter(self.new / DROPPED_FILE))
-                    dropped.add({"id": row["id"], "split": split, "text": row["text"]} | row["fields"])
-                    if len(prepared.dropped) < DROPPED_SHOWN:
-                        wer = row["fields"].get("wer")
-                        prepared.dropped.append(row["id"] + ("" if wer is None else f" ({wer:.1f} %)"))
-        finally:
-            for writer in everything:
-                writer.close()
-
     def _problem_of(self, row: Row) -> str | None:
         if "problem" in row:
             return row["problem"]
-        known = _known(row)
-        missing = {task.name: task.missing(known) for task in self.tasks}
+        missing = {task.name: task.missing(_known(row)) for task in self.tasks}
         if all(missing.values()):
-            return "takes part in no task: " + "; ".join(
-                f"{name} needs {', '.join(map(repr, names))}" for name, names in missing.items()
-            )
+            needs = (f"{name} needs {', '.join(map(repr, names))}" for name, names in missing.items())
+            return f"takes part in no task: {'; '.join(needs)}"
         try:
             self._asked(row)
         except ValueError as error:
@@ -278,64 +380,123 @@ class _Files:
         known = _known(row)
         return [(task, *task.ask(row["id"], known)) for task in self.tasks if not task.missing(known)]
 
-    def _example_writers(self, split: str, splits: list[str]) -> list[JsonWriter]:
-        endings = [ending for ending in ("json", "jsonl") if ending in self.settings.formats]
-        return [JsonWriter(self.new / examples_name(split, splits, ending)) for ending in endings]
+    def _list_problems(self) -> None:
+        path = self.output / PROBLEMS_FILE
+        with written(path, tag="") as file:
+            for row in self._problems():
+                file.write(json.dumps(row) + "\n")
+                self.prepared.problems += 1
+        if not self.prepared.problems:
+            path.unlink()
 
-    def _write_row(self, row: Row, counts: SplitCounts, examples: list[JsonWriter], shard: ShardWriter | None) -> bool:
-        """Write the examples of a clip; False where the filter leaves it out."""
-        hours = row["duration"] / SECONDS_PER_HOUR
-        counts.clips += 1
-        counts.hours += hours
-        if not self.is_kept(row):
-            return False
-        counts.clips_kept += 1
-        counts.hours_kept += hours
-        audio = (self.output / row["audio"]).read_bytes() if shard is not None else b""
-        for task, prompt, response in self._asked(row):
-            counts.examples += 1
-            for writer in examples:
-                writer.add({"text": prompt, "audio_paths": row["audio"], "response": response})
-            if shard is not None:
-                shard.add(row, row["fields"], task.name, prompt, response, audio)
-        return True
+    def _write_rows(self) -> None:
+        formats, splits = self.settings.formats, list(self.prepared.splits)
+        columns = {name: kind for name, kind in self.types.schema().items() if name not in TABLE_COLUMNS}
+        table, dropped = table_writer(self.new / TABLE_FILE, columns), JsonWriter(self.new / DROPPED_FILE)
+        examples = {
+            split: [
+                JsonWriter(self.new / examples_name(split, splits, ending))
+                for ending in ("json", "jsonl")
+                if ending in formats
+            ]
+            for split in splits
+        }
+        shard_bytes = self.settings.shard_mib * MIB
+        shards = {
+            split: ShardWriter(self.new / PARQUET_FOLDER, split, columns, shard_bytes)
+            for split in (splits if "parquet" in formats else ())
+        }
+        writers: list[ParquetWriter | JsonWriter | ShardWriter] = [
+            table,
+            dropped,
+            *(one for some in examples.values() for one in some),
+            *shards.values(),
+        ]
+        try:
+            for row in interruptible(self.settled.entries()):
+                if "problem" in row:
+                    continue
+                row["fields"] = self.types.fit(row["fields"])
+                table.add(row | row["fields"])
+                split, hours = row["split"], row["duration"] / SECONDS_PER_HOUR
+                counts = self.prepared.splits[split]
+                counts.clips, counts.hours = counts.clips + 1, counts.hours + hours
+                if not self.is_kept(row):
+                    self._drop(row, dropped)
+                    continue
+                counts.clips_kept, counts.hours_kept = counts.clips_kept + 1, counts.hours_kept + hours
+                audio = (self.output / row["audio"]).read_bytes() if shards else b""
+                for task, prompt, response in self._asked(row):
+                    counts.examples += 1
+                    for writer in examples[split]:
+                        writer.add({"text": prompt, "audio_paths": row["audio"], "response": response})
+                    if shards:
+                        shards[split].add(row, row["fields"], task.name, prompt, response, audio)
+        finally:
+            for each in writers:
+                each.close()
+        if not self.prepared.dropped:
+            (self.new / DROPPED_FILE).unlink()
 
-    def _finish(self, prepared: Prepared) -> None:
-        """Checksums and manifest, and everything to its place."""
+    def _drop(self, row: Row, dropped: JsonWriter) -> None:
+        """List a clip that the filter leaves out."""
+        dropped.add({"id": row["id"], "split": row["split"], "text": row["text"]} | row["fields"])
+        if len(self.prepared.dropped) < DROPPED_SHOWN:
+            wer = row["fields"].get("wer")
+            self.prepared.dropped.append(row["id"] + ("" if wer is None else f" ({wer:.1f} %)"))
+
+    def _finish(self) -> None:
+        """Write checksums and manifest, and move everything to its place."""
         manifest_file = self.output / MANIFEST_FILE
         former = json.loads(manifest_file.read_text())["files"] if manifest_file.exists() else []
-        names = list(files_below(self.new))
-        checksums = [(row["sha256"], row["audio"]) for row in self.journal.entries() if "problem" not in row]
-        checksums += [(sha256_of(self.new / name), name) for name in names]
-        (self.new / CHECKSUMS_FILE).write_text(
-            "".join(f"{sha}  {name}\n" for sha, name in checksums), encoding="utf-8"
-        )
+        names = list(_files_below(self.new))
+        with open(self.new / CHECKSUMS_FILE, "w", encoding="utf-8", newline="\n") as file:
+            for row in self.journal.entries():
+                if "problem" not in row:
+                    file.write(f"{row['sha256']}  {row['audio']}\n")
+            file.writelines(f"{sha256_of(self.new / name)}  {name}\n" for name in names)
         manifest = {
             "version": MANIFEST_VERSION,
             **_identity(self.source, self.settings),
             "tasks": [task.name for task in self.tasks],
-            "splits": {name: vars(counts) for name, counts in prepared.splits.items()},
-            "problems": prepared.problems,
+            "splits": {name: vars(counts) for name, counts in self.prepared.splits.items()},
+            "problems": self.prepared.problems,
             "files": [*names, CHECKSUMS_FILE],
         }
         check_interrupted()
-        move_into_place(self.new, self.output, former)
+        for name in former:
+            if name not in manifest["files"] and _stays_inside(name):
+                (self.output / name).unlink(missing_ok=True)
+        for name in manifest["files"]:
+            (self.output / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(self.new / name, self.output / name)
+        shutil.rmtree(self.new)
         write_json(manifest_file, manifest, tag="")
         top = (f"{os.path.dirname(name)}/" if os.path.dirname(name) else name for name in names)
-        prepared.files = sorted({f"{AUDIO_FOLDER}/", MANIFEST_FILE, *top})
+        self.prepared.files = sorted({f"{AUDIO_FOLDER}/", MANIFEST_FILE, *top})
 
 
 def _known(row: Row) -> dict[str, Any]:
     return row["fields"] | {"text": row["text"]}
 
 
-# ------------------------------------------------------------------------------------------------------- the folder
+def _files_below(folder: Path) -> Iterator[str]:
+    """Yield relative paths of all files below a folder, with forward slashes, sorted."""
+    yield from sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+# ---------------------------------------------------------------------------------------------------------- the folder
 
 
 @contextmanager
 def _owned(output: Path) -> Iterator[None]:
-    """Makes the folder, and keeps other processes out of it."""
-    refuse_links(output, (AUDIO_FOLDER, PARQUET_FOLDER, STATE_FOLDER), (MANIFEST_FILE, PROBLEMS_FILE))
+    """Make the folder, keep other processes out of it, and refuse links in it that lead elsewhere."""
+    for name in (MANIFEST_FILE, PROBLEMS_FILE):
+        _refuse_links([output / name, partial_path(output / name)])
+    for name in (AUDIO_FOLDER, PARQUET_FOLDER, STATE_FOLDER):
+        _refuse_links([output / name])
+        for folder, folders, files in os.walk(output / name):
+            _refuse_links(Path(folder, each) for each in (*folders, *files))
     (output / STATE_FOLDER).mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(output / STATE_FOLDER / LOCK_FILE, timeout=0):
@@ -346,8 +507,20 @@ def _owned(output: Path) -> Iterator[None]:
         ) from None
 
 
+def _refuse_links(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_symlink():
+            raise CorpusError(f"{path} is a link to another folder or file; remove it, or give another --output.")
+
+
+def _stays_inside(name: str) -> bool:
+    """Return whether a relative path with forward slashes stays in its folder."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and "\0" not in name and "\\" not in name
+
+
 def _identity(source: ClipSource, settings: PrepareSettings) -> dict[str, Any]:
-    """All that decides what the first pass writes."""
+    """Return all that decides what the first pass writes."""
     return {"source": source.identity, "audio": vars(settings.audio)}
 
 
@@ -356,48 +529,36 @@ def _state(output: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def _check_state(source: ClipSource, output: Path, settings: PrepareSettings) -> None:
-    """Refuses to go on with what was begun from something else; with `restart`, discards it."""
+def _write_state(output: Path, state: dict[str, Any]) -> None:
+    write_json(output / STATE_FOLDER / STATE_FILE, state, tag="")
+
+
+def _check_state(source: ClipSource, output: Path, settings: PrepareSettings, journal: ClipJournal) -> None:
+    """Refuse to go on with what was begun from something else; with `restart`, discard it."""
     state = _state(output)
     wanted = json.loads(json.dumps(_identity(source, settings)))
     if not state and (output / AUDIO_FOLDER).exists():
-        raise CorpusError(
-            f"{output} has a folder {AUDIO_FOLDER!r} that was not prepared by this command. Give another --output."
-        )
+        raise CorpusError(f"{output} has a folder {AUDIO_FOLDER!r} of something else. Give another --output.")
     if settings.restart:
-        _discard(output)
+        journal.mend()
+        for row in journal.entries():
+            if "problem" not in row:
+                (output / row["audio"]).unlink(missing_ok=True)
+        journal.path.unlink(missing_ok=True)
     elif state:
         differing = [
-            f"{group}.{name} was {_get(state, group, name)!r}, is {_get(wanted, group, name)!r}"
+            f"{group}.{name} was {state.get(group, {}).get(name)!r}, is {wanted[group].get(name)!r}"
             for group in wanted
             for name in {**state.get(group, {}), **wanted[group]}
-            if _get(state, group, name) != _get(wanted, group, name)
+            if state.get(group, {}).get(name) != wanted[group].get(name)
         ]
         if differing:
             raise CorpusError(
-                f"{output} was prepared from something else: {'; '.join(differing)}. Give another --output, or "
-                "--restart to discard it."
+                f"{output} was prepared from something else: {'; '.join(differing)}. Give another --output, or --restart to "
+                "discard it."
             )
         return
     _write_state(output, wanted)
 
 
-def _discard(output: Path) -> None:
-    """Removes what an earlier run's first pass wrote, and nothing else."""
-    journal = ClipJournal(output / STATE_FOLDER / JOURNAL_FILE, output)
-    journal.mend()
-    for row in journal.entries():
-        if "problem" not in row and is_inside(row["audio"]):
-            (output / row["audio"]).unlink(missing_ok=True)
-    journal.path.unlink(missing_ok=True)
-
-
-def _get(state: dict[str, Any], group: str, name: str) -> Any:
-    return state.get(group, {}).get(name)
-
-
-def _write_state(output: Path, state: dict[str, Any]) -> None:
-    write_json(output / STATE_FOLDER / STATE_FILE, state, tag="")
-
-
-__all__ = ["FORMATS", "PrepareSettings", "Prepared", "SplitCounts", "prepare"]
+__all__ = ["PrepareSettings", "Prepared", "SplitCounts", "prepare"]

@@ -1,6 +1,5 @@
-"""One clip's recording, decoded and written as a file that every machine writes with the same bytes: FLAC or Ogg Opus."""
+"""One clip's recording, decoded and written as FLAC or Ogg Opus with the same bytes on every machine."""
 
-import hashlib
 import io
 import os
 from dataclasses import dataclass
@@ -9,19 +8,18 @@ from typing import Any
 
 import numpy as np
 import soundfile
-from audiollm.files import write_whole
+from audiollm.files import sha256_of, write_whole
 from audiollm.processing.audio_io import SAMPLING_RATE_HZ, AudioError, load_waveform
 
 from .clips import Clip
-from .ogg import with_fixed_serial
 
-#: File ending, and libsndfile's container and coding, of each format that clips can be kept in.
+#: Suffix, and libsndfile's container and coding, of each format that clips can be kept in.
 AUDIO_FORMATS: dict[str, tuple[str, str, str]] = {
     "flac": (".flac", "FLAC", "PCM_16"),
     "opus": (".opus", "OGG", "OPUS"),
 }
 FULL_SCALE_16_BITS = 2**15
-#: Slack of the end of a part: what manifests round off, in seconds.
+#: Slack of the end of a part, for what manifests round off.
 PART_TOLERANCE_SECONDS = 0.05
 
 
@@ -31,8 +29,8 @@ class AudioSettings:
     How clips are kept.
 
     Attributes:
-        audio_format: a name of `AUDIO_FORMATS`.
-        min_seconds, max_seconds: shorter and longer clips are refused; a longer one before it is decoded, where its
+        audio_format: A name of `AUDIO_FORMATS`.
+        min_seconds, max_seconds: Shorter and longer clips are refused; a longer one before it is decoded, where its
             header says how long it is.
     """
 
@@ -43,43 +41,41 @@ class AudioSettings:
 
 def load_clip(clip: Clip, settings: AudioSettings) -> np.ndarray:
     """
-    The waveform of a clip: float32 at 16 kHz, of shape `(samples,)`.
+    Return the waveform of a clip: float32 at 16 kHz, of shape `(samples,)`.
 
     Raises:
         FileNotFoundError: there is no such file.
         AudioError: it cannot be decoded, or is shorter or longer than the settings allow.
     """
     recording: Any = clip.recording
-    name = clip.id
     if hasattr(recording, "load"):  # one that is made when it is needed
         array, rate = recording.load()
-        recording = {"array": array, "sampling_rate": rate, "path": name}
+        recording = {"array": array, "sampling_rate": rate, "path": clip.id}
     whole = clip.end_seconds is None and clip.start_seconds == 0
     declared = _declared(recording)
     if declared is not None:
         seconds = declared[0] / declared[1]
         if whole:
-            _check_length(name, seconds, settings)
+            _check_length(seconds, settings)
         else:
-            _check_part(name, clip, seconds, settings)
-            recording = _read_part(recording, clip, declared[1])
-            whole = True
-    waveform = load_waveform(recording, name=name)
+            _check_part(clip, seconds, settings)
+            recording, whole = _read_part(recording, clip, declared[1]), True
+    waveform = load_waveform(recording, name=clip.id)
     if not whole:
-        _check_part(name, clip, len(waveform) / SAMPLING_RATE_HZ, settings)
+        _check_part(clip, len(waveform) / SAMPLING_RATE_HZ, settings)
         end = None if clip.end_seconds is None else round(clip.end_seconds * SAMPLING_RATE_HZ)
         waveform = waveform[round(clip.start_seconds * SAMPLING_RATE_HZ) : end]
-    _check_length(name, len(waveform) / SAMPLING_RATE_HZ, settings)
+    _check_length(len(waveform) / SAMPLING_RATE_HZ, settings)
     return waveform
 
 
 def encode(waveform: np.ndarray, audio_format: str) -> bytes:
     """
-    A 16 kHz waveform as a file's bytes; FLAC has 16 bits, and gives back recordings of 16 bits as they were.
+    Return a 16 kHz waveform as a file's bytes. FLAC has 16 bits, and gives back recordings of 16 bits as they were.
 
     Args:
-        waveform: float32 in [-1, 1], of shape `(samples,)`; what lies beyond is clipped.
-        audio_format: a name of `AUDIO_FORMATS`.
+        waveform: float32 in [-1, 1], of shape `(samples,)`; samples beyond are clipped.
+        audio_format: A name of `AUDIO_FORMATS`.
     """
     _, container, coding = AUDIO_FORMATS[audio_format]
     # Scaled here: libsndfile multiplies by 32767 what it has divided by 32768, and so changes samples.
@@ -91,7 +87,7 @@ def encode(waveform: np.ndarray, audio_format: str) -> bytes:
 
 def write_clip(clip: Clip, path: Path, settings: AudioSettings) -> dict[str, Any]:
     """
-    Writes a clip's recording, whole or not at all.
+    Write a clip's recording, whole or not at all.
 
     Returns:
         `duration` in seconds, `bytes` and `sha256` of the file.
@@ -102,57 +98,104 @@ def write_clip(clip: Clip, path: Path, settings: AudioSettings) -> dict[str, Any
     waveform = load_clip(clip, settings)
     data = encode(waveform, settings.audio_format)
     write_whole(path, data, tag="")
-    seconds = len(waveform) / SAMPLING_RATE_HZ
-    return {"duration": round(seconds, 4), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return {
+        "duration": round(len(waveform) / SAMPLING_RATE_HZ, 4),
+        "bytes": len(data),
+        "sha256": sha256_of(data),
+    }
+
+
+def _source_of(recording: Any) -> Any:
+    """Return the bytes or path that libsndfile can open, or None."""
+    if isinstance(recording, dict):
+        recording = recording.get("bytes") or recording.get("path")
+    if isinstance(recording, (bytes, bytearray)):
+        return io.BytesIO(recording)
+    return recording if isinstance(recording, (str, os.PathLike)) and os.path.isfile(recording) else None
 
 
 def _declared(recording: Any) -> tuple[int, int] | None:
-    """Frames and rate that a recording's header states; None where libsndfile does not read it."""
+    """Return frames and rate by a recording's header; None where libsndfile does not read it."""
     try:
-        if isinstance(recording, dict):
-            recording = recording.get("bytes") or recording.get("path")
-        if isinstance(recording, (bytes, bytearray)):
-            found = soundfile.info(io.BytesIO(recording))
-        elif isinstance(recording, (str, os.PathLike)) and os.path.isfile(recording):
-            found = soundfile.info(recording)
-        else:
-            return None
+        source = _source_of(recording)
+        found = None if source is None else soundfile.info(source)
     except (soundfile.SoundFileError, TypeError, UnicodeError):
         return None  # load_waveform says what is wrong
-    return (found.frames, found.samplerate) if found.samplerate > 0 else None
+    return (found.frames, found.samplerate) if found is not None and found.samplerate > 0 else None
 
 
 def _read_part(recording: Any, clip: Clip, rate: int) -> dict[str, Any]:
-    """The part that a clip means, without decoding what lies around it."""
-    if isinstance(recording, dict):
-        recording = recording.get("bytes") or recording.get("path")
-    file = io.BytesIO(recording) if isinstance(recording, (bytes, bytearray)) else recording
+    """Read the part that a clip means, without decoding the rest."""
     end = None if clip.end_seconds is None else round(clip.end_seconds * rate)
     try:
-        array, rate = soundfile.read(
-            file, start=round(clip.start_seconds * rate), stop=end, dtype="float32", always_2d=True
-        )
+        start = round(clip.start_seconds * rate)
+        array, rate = soundfile.read(_source_of(recording), start=start, stop=end, dtype="float32", always_2d=True)
     except soundfile.SoundFileError as error:
         raise AudioError(f"{clip.id}: cannot be decoded: {error}") from error
     return {"array": array, "sampling_rate": rate, "path": clip.id}
 
 
-def _check_length(name: str, seconds: float, settings: AudioSettings) -> None:
+def _check_length(seconds: float, settings: AudioSettings) -> None:
     if seconds > settings.max_seconds:
-        raise AudioError(
-            f"lasts {seconds:.1f} s, longer than --max_seconds {settings.max_seconds:g}; split it, or allow more."
-        )
+        most = f"--max_seconds {settings.max_seconds:g}"
+        raise AudioError(f"lasts {seconds:.1f} s, longer than {most}; split it, or allow more.")
     if seconds < settings.min_seconds:
         raise AudioError(f"lasts {seconds:.3f} s, shorter than --min_seconds {settings.min_seconds:g}.")
 
 
-def _check_part(name: str, clip: Clip, seconds: float, settings: AudioSettings) -> None:
+def _check_part(clip: Clip, seconds: float, settings: AudioSettings) -> None:
     end = seconds if clip.end_seconds is None else clip.end_seconds
     if not 0 <= clip.start_seconds < end or end > seconds + PART_TOLERANCE_SECONDS:
-        raise AudioError(
-            f"{clip.start_seconds:g} s to {end:g} s is no part of its recording, which lasts {seconds:.2f} s."
-        )
-    _check_length(name, end - clip.start_seconds, settings)
+        part = f"{clip.start_seconds:g} s to {end:g} s"
+        raise AudioError(f"{part} is no part of its recording, which lasts {seconds:.2f} s.")
+    _check_length(end - clip.start_seconds, settings)
 
 
-__all__ = ["AUDIO_FORMATS", "AudioSettings", "encode", "load_clip", "write_clip"]
+# ----------------------------------------------------------------------------------------------------------------- Ogg
+
+#: Layout of a page (RFC 3533, section 6), in bytes.
+PAGE_MAGIC = b"OggS"
+SERIAL, CHECKSUM = slice(14, 18), slice(22, 26)
+NUM_SEGMENTS_OFFSET, SEGMENTS_OFFSET = 26, 27
+FIXED_SERIAL = (1).to_bytes(4, "little")
+CHECKSUM_POLYNOMIAL = 0x04C11DB7
+
+
+def _checksum_table() -> list[int]:
+    table = []
+    for byte in range(256):
+        value = byte << 24
+        for _ in range(8):
+            value = (value << 1) ^ (CHECKSUM_POLYNOMIAL if value & 0x80000000 else 0)
+        table.append(value & 0xFFFFFFFF)
+    return table
+
+
+_TABLE = _checksum_table()
+
+
+def with_fixed_serial(data: bytes) -> bytes:
+    """
+    Return an Ogg file of one stream with a serial number of 1, which libsndfile draws at random.
+
+    Raises:
+        ValueError: it is not made of whole Ogg pages.
+    """
+    pages, start = bytearray(data), 0
+    while start < len(pages):
+        if pages[start : start + 4] != PAGE_MAGIC:
+            raise ValueError(f"Expected an Ogg page at byte {start}.")
+        segments = pages[start + SEGMENTS_OFFSET : start + SEGMENTS_OFFSET + pages[start + NUM_SEGMENTS_OFFSET]]
+        end = start + SEGMENTS_OFFSET + len(segments) + sum(segments)
+        page = pages[start:end]
+        page[SERIAL], page[CHECKSUM] = FIXED_SERIAL, bytes(4)
+        checksum = 0
+        for byte in page:
+            checksum = ((checksum << 8) & 0xFFFFFFFF) ^ _TABLE[(checksum >> 24) ^ byte]
+        page[CHECKSUM] = checksum.to_bytes(4, "little")
+        pages[start:end] = page
+        start = end
+    return bytes(pages)
+
+
+__all__ = ["AUDIO_FORMATS", "AudioSettings", "encode", "load_clip", "with_fixed_serial", "write_clip"]

@@ -18,9 +18,8 @@ from audiollm.processing.base_models import resolve_base
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from .checksums import model_checksum
 from .clips import CorpusError, safe_name
-from .transcript_journal import TranscriptJournal
+from .transcript_journal import TranscriptJournal, model_checksum
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: The end of a sentence: not the point of "3." that opens a line of a list.

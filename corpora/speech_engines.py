@@ -30,53 +30,40 @@ from .letters import as_ascii, foreign_letter
 from .neural_engines import HIBARI, KOKORO, HibariEngine, KokoroEngine
 
 ENGINES_FILE = Path(__file__).parent / "voices.yaml"
-#: What may stand in an engine's command, and which of it says how fast to speak.
+#: Placeholders of an engine's command; those of the pace say how fast to speak.
 PACE_PLACEHOLDERS = ("speed", "stretch", "words_per_minute")
 PLACEHOLDERS = ("voice", "text_file", "output", *PACE_PLACEHOLDERS)
-#: What stands before a list of names, where each has no prefix.
-LIST_MARK = ":"
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
-#: How long an engine may take over one text.
+#: Stands before a list of names that have no prefix each.
+LIST_MARK = ":"
+#: Time that an engine may take over one text.
 DEFAULT_TIMEOUT_SECONDS = 60.0
-#: An engine's complaint is quoted up to here, from its end.
+#: End of an engine's complaint that is quoted.
 MAX_QUOTED_CHARACTERS = 300
-#: Names of voices; what the engines of the table would take for paths or options is none.
+#: Names of voices; never what an engine would take for a path or an option.
 VOICE_NAME = re.compile(r"\w[\w+ -]*")
 
 
 class Engine(Protocol):
-    """Something that speaks."""
+    """
+    Something that speaks.
+
+    `name` is its prefix in names of voices; `voices` are good ones, the first of which the engine's name alone means;
+    `paced` says whether it can be told how fast to speak. `version` is what is installed. `check` raises CorpusError if
+    the engine or a voice is missing; `unreadable` says why a voice cannot read a text; `say` returns a waveform, float32
+    of shape `(samples,)`, and its rate in Hz, or raises AudioError.
+    """
 
     @property
-    def name(self) -> str:
-        """What voices call it."""
-        ...
-
+    def name(self) -> str: ...
     @property
-    def voices(self) -> tuple[str, ...]:
-        """Names of good voices, the first of which is meant by the engine's name alone."""
-        ...
-
+    def voices(self) -> tuple[str, ...]: ...
     @property
-    def paced(self) -> bool:
-        """Whether it can be told how fast to speak."""
-        ...
-
-    def version(self) -> str:
-        """What is installed; other versions may speak otherwise."""
-        ...
-
-    def check(self, voice: str) -> None:
-        """Raises CorpusError where the engine, or a voice of it, is not there."""
-        ...
-
-    def unreadable(self, text: str, voice: str) -> str | None:
-        """Why a voice cannot read a text; None where it can, or where that is not known."""
-        ...
-
-    def say(self, text: str, voice: str, speed: float, seed: int) -> tuple[np.ndarray, int]:
-        """Waveform, float32 of shape `(samples,)`, and its rate in Hz; raises AudioError where nothing comes of it."""
-        ...
+    def paced(self) -> bool: ...
+    def version(self) -> str: ...
+    def check(self, voice: str) -> None: ...
+    def unreadable(self, text: str, voice: str) -> str | None: ...
+    def say(self, text: str, voice: str, speed: float, seed: int) -> tuple[np.ndarray, int]: ...
 
 
 @dataclass(frozen=True)
@@ -85,15 +72,15 @@ class CommandEngine:
     An engine that is a command.
 
     Attributes:
-        name: what voices call it.
-        command: program and arguments, with `PLACEHOLDERS`. Without `{text_file}` it reads standard input, and without
+        name: Prefix of its voices.
+        command: Program and arguments, with `PLACEHOLDERS`. Without `{text_file}` it reads standard input, and without
             `{output}` it writes an audio file to standard output.
-        voices, install, pace, listing, mark, listed, scripts, ascii, instead: as `voices.yaml` says (`list` is `listing`,
-            `script` is `scripts`); nothing of it need be known of a command of the user's.
-        timeout_seconds: how long it may take over one text.
+        voices, install, pace, listing, mark, listed, scripts, ascii, instead: As in `voices.yaml` (`list` is `listing`,
+            `script` is `scripts`); unknown for a command of the user's.
+        timeout_seconds: Time that it may take over one text.
 
     Raises:
-        ValueError: the command is empty, or has a placeholder that is not one.
+        ValueError: the command is empty, or has an unknown placeholder.
     """
 
     name: str
@@ -114,31 +101,35 @@ class CommandEngine:
             raise ValueError(f"The command of the text-to-speech engine {self.name!r} is empty.")
         unknown = [name for part in self.command for name in PLACEHOLDER.findall(part) if name not in PLACEHOLDERS]
         if unknown:
+            known = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
             raise ValueError(
-                f"The command {shlex.join(self.command)} has {{{unknown[0]}}}; expected only "
-                + ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
-                + ". The text comes in {text_file} or on standard input, never as an argument."
+                f"The command {shlex.join(self.command)} has {{{unknown[0]}}}; expected only {known}. The text comes in "
+                "{text_file} or on standard input, never as an argument."
             )
 
     def takes(self, *placeholders: str) -> bool:
-        """Whether any of these stand in the command."""
+        """Return whether any of these stand in the command."""
         return any(f"{{{name}}}" in part for part in self.command for name in placeholders)
 
     @property
     def paced(self) -> bool:
+        """Return whether the command takes a pace."""
         return self.takes(*PACE_PLACEHOLDERS)
 
     def unreadable(self, text: str, voice: str) -> str | None:
+        """Return why a voice cannot read a text; None where it can, or where that is not known."""
         script = next((script for prefix, script in self.scripts.items() if voice.startswith(prefix)), "")
         foreign = foreign_letter(text, script)
-        if foreign is None and self.ascii:
-            try:
-                return None if as_ascii(text, self.name).strip() else f"{self.name} reads ASCII only"
-            except AudioError as error:
-                return str(error)
-        return f"{self.name}:{voice} does not read {foreign!r}" if foreign else None
+        if foreign is not None:
+            return f"{self.name}:{voice} does not read {foreign!r}"
+        try:
+            is_readable = not self.ascii or as_ascii(text, self.name).strip()
+        except AudioError as error:
+            return str(error)
+        return None if is_readable else f"{self.name} reads ASCII only"
 
     def version(self) -> str:
+        """Return what the engine says of itself; a user's command is its own version."""
         if not self.listing:
             return shlex.join(self.command)
         # flite says its version and fails.
@@ -146,6 +137,7 @@ class CommandEngine:
         return " ".join(said.decode(errors="replace").split())
 
     def check(self, voice: str) -> None:
+        """Raise CorpusError if the program is missing, or does not list the voice."""
         if shutil.which(self.command[0]) is None:
             advice = f"Install it ({self.install})" if self.install else "Install it, or give its whole path"
             raise CorpusError(
@@ -156,22 +148,21 @@ class CommandEngine:
         if not VOICE_NAME.fullmatch(voice):
             raise CorpusError(f"{self.name} has no voice {voice!r}: expected a name such as {self.voices[0]}.")
         wanted = voice.partition(self.mark)[2] if self.mark else voice
-        listed = self._tell(self.listing).decode(errors="replace")
-        if not self.listed:
-            listed = listed.rpartition(LIST_MARK)[2]
-        names = [name.removeprefix(self.listed) for name in listed.split() if name.startswith(self.listed)]
+        said = self._tell(self.listing).decode(errors="replace")
+        said = said if self.listed else said.rpartition(LIST_MARK)[2]
+        names = [name.removeprefix(self.listed) for name in said.split() if name.startswith(self.listed)]
         if wanted and wanted not in names:
+            listing = shlex.join(self.listing)
             raise CorpusError(
-                f"{self.name} has no voice {voice!r}: {shlex.join(self.listing)} does not list {wanted!r}, but "
-                f"{', '.join(names)}."
+                f"{self.name} has no voice {voice!r}: {listing} does not list {wanted!r}, but {', '.join(names)}."
             )
 
     def say(self, text: str, voice: str, speed: float, seed: int) -> tuple[np.ndarray, int]:
-        for found, written in self.instead.items():
+        """Return the waveform of a text and its rate in Hz."""
+        for found, instead in self.instead.items():
             while found in text:
-                text = text.replace(found, written)
-        if self.ascii:
-            text = as_ascii(text, self.name)
+                text = text.replace(found, instead)
+        text = as_ascii(text, self.name) if self.ascii else text
         with tempfile.TemporaryDirectory(prefix="audiollm-voice-") as folder:
             output, text_file = os.path.join(folder, "speech.wav"), os.path.join(folder, "text.txt")
             Path(text_file).write_text(text + "\n", encoding="utf-8", newline="\n")
@@ -190,20 +181,20 @@ class CommandEngine:
         if not data:
             raise AudioError(f"{self.name} wrote no audio; it was run as: {shlex.join(command)}")
         try:
-            found = soundfile.info(io.BytesIO(data))
+            info = soundfile.info(io.BytesIO(data))
         except soundfile.LibsndfileError as error:
             raise AudioError(f"{self.name} wrote what is no audio file ({error.error_string})") from error
-        if found.frames == 0:
-            return np.zeros(0, dtype=np.float32), found.samplerate
-        waveform = load_waveform(data, target_rate=found.samplerate, name=f"the speech of {self.name}")
-        return waveform, found.samplerate
+        if info.frames == 0:
+            return np.zeros(0, dtype=np.float32), info.samplerate
+        name = f"the speech of {self.name}"
+        return load_waveform(data, target_rate=info.samplerate, name=name), info.samplerate
 
     def _tell(self, command: Sequence[str], must_succeed: bool = True) -> bytes:
-        """What the engine says of itself, however little time a text may take."""
+        """Return what the engine says of itself, however little time a text may take."""
         return replace(self, timeout_seconds=DEFAULT_TIMEOUT_SECONDS)._run(command, "", must_succeed)
 
     def _run(self, command: Sequence[str], text: str, must_succeed: bool = True) -> bytes:
-        """What a command that is given a text on standard input writes to standard output."""
+        """Return what a command that is given a text on standard input writes to standard output."""
         pipe = subprocess.PIPE
         try:
             process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
@@ -225,29 +216,17 @@ class CommandEngine:
 
 @lru_cache(maxsize=1)
 def known_engines() -> dict[str, Engine]:
-    """The engines whose voices can be asked for by name, Python packages last."""
-    table = yaml.safe_load(ENGINES_FILE.read_text(encoding="utf-8"))
-    engines: dict[str, Engine] = {
-        name: CommandEngine(
-            name,
-            tuple(shlex.split(entry["command"])),
-            tuple(entry["voices"]),
-            entry["install"],
-            entry.get("pace", 1.0),
-            tuple(shlex.split(entry["list"])),
-            entry.get("mark", ""),
-            entry.get("listed", ""),
-            entry["script"],
-            entry.get("ascii", False),
-            entry.get("instead", {}),
-        )
-        for name, entry in table.items()
-    }
+    """Return the engines whose voices can be asked for by name, Python packages last."""
+    engines: dict[str, Engine] = {}
+    for name, entry in yaml.safe_load(ENGINES_FILE.read_text(encoding="utf-8")).items():
+        entry["listing"], entry["scripts"] = tuple(shlex.split(entry.pop("list"))), entry.pop("script")
+        command, voices = tuple(shlex.split(entry.pop("command"))), tuple(entry.pop("voices"))
+        engines[name] = CommandEngine(name, command, voices, **entry)
     return engines | {HIBARI: HibariEngine(), KOKORO: KokoroEngine()}
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Ends a command and what it has started itself."""
+    """End a command and whatever it has started."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     for stream in (process.stdin, process.stdout, process.stderr):

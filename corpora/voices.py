@@ -1,8 +1,8 @@
 """
 Synthetic voices, and texts that become speech when they are needed.
 
-A voice is an engine and a name: `flite:slt`. A pitch comes from playing the speech faster or slower, with its pace made
-up for, which every engine can do. The same text, voice, pace, pitch and seed give the same samples.
+A voice is an engine and a name: `flite:slt`. A pitch comes from playing the speech faster or slower, and asking the engine
+for the opposite pace. The same text, voice, pace, pitch and seed give the same samples.
 """
 
 import shlex
@@ -19,21 +19,21 @@ from .clips import CorpusError
 from .neural_engines import KOKORO
 from .speech_engines import DEFAULT_TIMEOUT_SECONDS, CommandEngine, Engine, known_engines
 
-#: What the engine that is the user's own command is called.
+#: Name of the engine that is the user's own command.
 COMMAND = "command"
 NAME_MARK = ":"
-#: What stays below this share of full scale is silence; flite's dither reaches 0.003.
+#: Samples below this share of full scale are silence; flite's dither reaches 0.003.
 SILENCE_PEAK = 0.01
-#: Nobody speaks faster: an engine that seems to has left out some of the text.
+#: Nobody speaks faster: such an engine has left out some of the text.
 MAX_CHARACTERS_PER_SECOND = 60.0
-#: Engines that are used only where they are named: Kokoro takes a third of the time that its speech lasts.
+#: Engines that are used only if they are named: Kokoro takes a third of the time that its speech lasts.
 ASKED_FOR = (KOKORO,)
 PROBE_TEXT = "one two three"
 
 
 @dataclass(frozen=True)
 class Voice:
-    """A voice of an engine; `str(voice)` is what it is asked for by."""
+    """A voice of an engine; `str(voice)` is its name in --voices."""
 
     engine: Engine
     name: str
@@ -43,15 +43,12 @@ class Voice:
 
     def speak(self, text: str, pitch: float = 1.0, speed: float = 1.0, seed: int = 0) -> np.ndarray:
         """
-        What the voice makes of a text.
+        Return the speech of a text: float32 at 16 kHz, of shape `(samples,)`.
 
         Args:
-            text: as [`plain`] gives it.
-            pitch, speed: factors; 1 is the voice's own. An engine that is not `paced` speaks faster at a higher pitch.
-            seed: of what is random in the engine.
-
-        Returns:
-            float32 waveform at 16 kHz, of shape `(samples,)`.
+            text: As [`plain`] gives it.
+            pitch, speed: Factors; 1 is the voice's own. An engine that is not `paced` speaks faster at a higher pitch.
+            seed: Of what is random in the engine.
 
         Raises:
             AudioError: the engine fails, takes too long, stays silent or leaves out some of the text.
@@ -69,18 +66,18 @@ class Voice:
         return waveform
 
     def unreadable(self, text: str) -> str | None:
-        """Why the voice cannot read a text; None where it can, or where that is not known."""
+        """Return why the voice cannot read a text; None where it can, or where that is not known."""
         return self.engine.unreadable(text, self.name)
 
 
 @dataclass(frozen=True)
 class SpokenText:
     """
-    A text to be spoken when it is needed, and where: it can be sent to another process.
+    A text that is spoken when it is loaded; it can be pickled.
 
     Attributes:
-        voice, text, pitch, speed, seed: as [`Voice.speak`] takes them.
-        peak: the loudest sample; None leaves the loudness to the engine.
+        voice, text, pitch, speed, seed: As [`Voice.speak`] takes them.
+        peak: The loudest sample; None leaves the loudness to the engine.
     """
 
     voice: Voice
@@ -92,10 +89,7 @@ class SpokenText:
 
     def load(self) -> tuple[np.ndarray, int]:
         """
-        The speech, float32 of shape `(samples,)`, and its rate in Hz.
-
-        Raises:
-            AudioError: as [`Voice.speak`].
+        Return the speech, float32 of shape `(samples,)`, and its rate in Hz; raises as [`Voice.speak`].
         """
         waveform = self.voice.speak(self.text, self.pitch, self.speed, self.seed)
         if self.peak is not None:
@@ -105,7 +99,7 @@ class SpokenText:
 
 def plain(text: str) -> str:
     """
-    A text in one line, without what controls a terminal, a C string or an engine.
+    Return a text in one line, without characters that control a terminal, a C string or an engine.
 
     Raises:
         ValueError: there is nothing to say in it, or it is not Unicode text.
@@ -122,7 +116,7 @@ def plain(text: str) -> str:
 
 def voice_named(name: str) -> Voice:
     """
-    A voice that is ready to speak.
+    Return a voice after it has said something.
 
     Args:
         name: `engine:voice`, or an engine alone for the first of its voices.
@@ -142,10 +136,10 @@ def voice_named(name: str) -> Voice:
 
 def default_voices() -> list[Voice]:
     """
-    The good voices of the engines that are installed, but for those that have to be asked for.
+    Return the good voices of the engines that are installed, but for those that have to be asked for.
 
     Raises:
-        CorpusError: no engine is.
+        CorpusError: no engine is installed.
     """
     voices, reasons = [], []
     for engine in known_engines().values():
@@ -163,14 +157,13 @@ def command_voices(
     command: str, names: Sequence[str] = (), timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
 ) -> list[Voice]:
     """
-    Voices of a program of the user's.
+    Return the voices of a program of the user's.
 
     Args:
-        command: program and arguments as a shell would split them (none runs them), with `{voice}`, `{text_file}`,
-            `{output}` and one of `{speed}`, `{stretch}`. Without `{text_file}` the text comes on standard input, and
-            without `{output}` the audio is read from standard output.
-        names: what `{voice}` stands for, one by one.
-        timeout_seconds: how long it may take over one text.
+        command: Program and arguments as a shell would split them (none runs them), with the placeholders of
+            [`CommandEngine`].
+        names: What `{voice}` stands for, one by one.
+        timeout_seconds: Time that it may take over one text.
 
     Raises:
         ValueError: it has other placeholders, or `{voice}` without names, or names without `{voice}`.
@@ -189,7 +182,7 @@ def command_voices(
 
 
 def _checked(voice: Voice) -> Voice:
-    """The voice, after it has said something."""
+    """Return the voice after it has said something."""
     voice.engine.check(voice.name)
     try:
         voice.speak(PROBE_TEXT)

@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 from audiollm.cli import main as audiollm
-from audiollm.corpora import word_error_arguments
 from audiollm.corpora.clips import CorpusError
 from audiollm.corpora.examples import read_examples
 from audiollm.corpora.parallel import available_cpus
 from audiollm.corpora.prepare import SOURCES, choose_tasks, main, run
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.corpora.tasks import Task, known_tasks
+from audiollm.corpora.word_error import WordErrorFilter
 from audiollm.training.train import parse_arguments, train
 from prepare_process import contents
 
@@ -95,14 +95,14 @@ def test_the_ready_corpora_are_listed(capsys) -> None:
         (["folder", "F", "--min_seconds", "5", "--max_seconds", "4"], "--min_seconds 5 and --max_seconds 4"),
         (["folder", "F", "--workers", "0"], "--workers is 0"),
         (["folder", "F", "--shard_mib", "0"], "--shard_mib is 0"),
-        (["folder", "F", "--restart", "--retry_bad"], "--retry_bad would do nothing"),
+        (["folder", "F", "--restart", "--retry_bad"], "--retry_bad"),
         (["folder", "F", "--max_wer", "-1"], "--max_wer"),
         (["folder", "F", "--max_wer", "nan"], "--max_wer"),
         (["folder", "F", "--max_wer", "5", "--wer_normaliser", "loud"], "--wer_normaliser is 'loud'"),
         (["folder", "F", "--max_wer", "5", "--wer_from", "guess"], "--wer_from"),
-        (["folder", "F", "--wer_normaliser", "basic"], "--wer_normaliser is of --max_wer"),
-        (["folder", "F", "--wer_from", "dataset"], "--wer_from is of --max_wer"),
-        (["folder", "F", "--whisper_path", "x"], "--whisper_path is of --max_wer"),
+        (["folder", "F", "--wer_normaliser", "basic"], "--wer_normaliser needs --max_wer"),
+        (["folder", "F", "--wer_from", "dataset"], "--wer_from needs --max_wer"),
+        (["folder", "F", "--whisper_path", "x"], "--whisper_path needs --max_wer"),
         (["folder", "F", "--max_wer", "5", "--wer_from", "dataset", "--whisper_language", "de"], "--whisper_language"),
         (["folder", "F", "--copy_punctuation", "--whisper_batch_size", "0"], "--whisper_batch_size is 0"),
         (["folder", "F", "--respond_seed", "3"], "--respond_seed needs --respond_with"),
@@ -320,7 +320,7 @@ def test_max_wer_by_what_whisper_hears(clips, tmp_path, real_bases, capsys) -> N
     assert table["text"] == with_wrong(clips) and all(duration > 1 for duration in table["duration"])
     filters = []
 
-    class Noting(word_error_arguments.WordErrorFilter):
+    class Noting(WordErrorFilter):
         def __init__(self, *arguments):
             super().__init__(*arguments)
             filters.append(self)

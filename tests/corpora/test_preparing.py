@@ -17,10 +17,9 @@ import pytest
 import soundfile
 from audiollm.corpora.clips import BadClip, Clip, CorpusError, safe_name
 from audiollm.corpora.examples import ExamplesError, read_examples
-from audiollm.corpora.ogg import with_fixed_serial
 from audiollm.corpora.preparing import PrepareSettings, prepare
 from audiollm.corpora.prompts import load_studio_prompts
-from audiollm.corpora.recordings import AudioSettings, encode, load_clip
+from audiollm.corpora.recordings import AudioSettings, encode, load_clip, with_fixed_serial
 from audiollm.corpora.tasks import tasks_named
 from audiollm.processing import AudioError, load_waveform
 from made_clips import StudioSource
@@ -187,7 +186,7 @@ def test_another_corpus_or_format_does_not_go_on_in_the_same_folder(tmp_path):
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
     (tmp_path / "audio").mkdir()
     (tmp_path / "audio" / "mine.wav").write_bytes(b"mine")
-    with pytest.raises(CorpusError, match="not prepared by this command"):
+    with pytest.raises(CorpusError, match="folder 'audio' of something else"):
         prepare(StudioSource(2), tmp_path, TRANSCRIBE, settings())
     outside = tmp_path / "outside"
     outside.mkdir()
