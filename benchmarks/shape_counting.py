@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration
 from audiollm.checkpoints import is_adapter_key
-from audiollm.lora_routing import ROUTE_KEYWORD, LoraRoute
+from audiollm.lora import MASKS_KEYWORD
 from audiollm.shared_prefix import run_with_shared_prefix
 from torch import nn
 from torch.func import functional_call
@@ -333,9 +333,7 @@ class ShapedModel:
         embeds = self.body.embed_text(ids)
         slots = (ids == self.config.audio_token_id)[..., None].expand_as(embeds)
         embeds = embeds.masked_scatter(slots, tokens.to(embeds))
-        route = LoraRoute(dict.fromkeys(self.config.lora_adapters))
-        self.body.lora_router.route = route
-        keywords = {ROUTE_KEYWORD: route}
+        keywords = {MASKS_KEYWORD: dict.fromkeys(self.config.lora_adapters)}
         if share_prefix:
             return run_with_shared_prefix(self.body.language_model, embeds, None, shape.shared_tokens, keywords)
         return self.body.language_model(inputs_embeds=embeds, use_cache=False, **keywords).last_hidden_state

@@ -21,7 +21,7 @@ from .audio_towers import audio_tower_class
 from .base_models import naming_base, resolve_base
 from .configuration_audiollm import AudioLlmConfig
 from .language_head import check_language_model
-from .lora_routing import is_target
+from .lora import is_target
 from .safe_loading import check_encoder
 
 logger = logging.get_logger(__name__)

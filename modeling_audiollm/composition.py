@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModel, GenerationConfig
 
 from .base_models import naming_base, resolve_base
 from .checkpoints import HUB_ARGUMENTS, load_bases, recorded_base_id, refuse_incomplete
-from .lora_routing import add_adapters
+from .lora import add_adapters
 from .projector import AudioLlmProjector
 
 

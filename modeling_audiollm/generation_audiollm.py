@@ -71,21 +71,20 @@ class AudioLlmGenerationMixin(GenerationMixin):
     def prepare_inputs_for_generation(  # type: ignore[override]  # the other arguments are in kwargs
         self, input_ids, inputs_embeds: torch.Tensor | None = None, is_first_iteration: bool = False, **kwargs
     ):
-        """Passes audio on at prefill only, and asks for scores as wide as the ids of a prompt with audio."""
+        """Pass audio and adapters' names on at prefill only; the cache remembers which rows they belong to."""
         cache = given_cache(kwargs.get("cache"), kwargs.get("past_key_values"))
         # `generate` says of an assistant model that no iteration of its is the first, but its prefill needs audio as well.
-        is_first_iteration = is_first_iteration or (cache is not None and not cache.get_seq_length())
+        length = cache.get_seq_length() if cache is not None else None
+        is_first_iteration = is_first_iteration or (isinstance(length, int) and not length)
         inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]  # self is a model, see above
             input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
         if not is_first_iteration and kwargs.get("use_cache", True):
-            for name in ("encoded_audio", "encoded_audio_lengths", "audio_embeds"):
+            for name in ("encoded_audio", "encoded_audio_lengths", "audio_embeds", "adapter_names"):
                 inputs.pop(name, None)
             # Prompt lookup may draft a slot, which never is the model's own choice: any other id is refused as well.
             ids = inputs["input_ids"]
             inputs["input_ids"] = ids.masked_fill(ids == self.config.audio_token_id, self.config.audio_end_token_id)
-        # Only then: sampling draws as many random numbers as there are columns, and a text-only batch is the base's.
-        inputs["pad_logits_to_audio_ids"] = bool((input_ids >= self.config.vocab_size).any())
         return inputs
 
     def _get_logits_processor(self, *args, **kwargs) -> LogitsProcessorList:
@@ -126,7 +125,9 @@ class AudioLlmGenerationMixin(GenerationMixin):
         if audio and expand_size > 1:
             order = self._window_order(input_ids, audio["encoded_audio_lengths"], expand_size)
             audio = {name: value.index_select(0, order.to(value.device)) for name, value in audio.items()}
-        if embeds is not None:
+        if embeds is not None and expand_size == 1:
+            audio["audio_embeds"] = embeds
+        elif embeds is not None:
             if audio:
                 raise ValueError("Beams and several samples need audio_embeds or features for all rows, not both.")
             row_slots = (input_ids == self.config.audio_token_id).sum(dim=1).tolist()
@@ -137,6 +138,8 @@ class AudioLlmGenerationMixin(GenerationMixin):
         input_ids, model_kwargs = super()._expand_inputs_for_generation(  # type: ignore[misc]  # self is a model
             expand_size, is_encoder_decoder, input_ids, **model_kwargs
         )
+        # Only then: sampling draws as many random numbers as there are columns, and a text-only batch is the base's.
+        model_kwargs["pad_logits_to_audio_ids"] = bool((input_ids >= self.config.vocab_size).any())
         return input_ids, {**model_kwargs, **audio}
 
     def _window_order(self, input_ids, lengths: torch.Tensor, expand_size: int) -> torch.Tensor:

@@ -18,12 +18,11 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from .audio_towers import audio_tower_class
 from .composition import ComposedOfBases
 from .configuration_audiollm import AudioLlmConfig
-from .frozen_linear import is_plain_linear
 from .generation_audiollm import CACHE_NAME, AudioLlmGenerationMixin, given_cache
 from .language_head import scale_logits
-from .lora_routing import ROUTE_KEYWORD, LoraRoute, accepts_route, add_adapters
+from .lora import MASKS_KEYWORD, add_adapters, is_plain_linear
 from .matrix_products import fast_linear
-from .packed_rows import count_sequences, hold_audio, is_padded_on_the_right, packed_sequences
+from .packed_rows import example_starts, is_padded_on_the_right
 from .pretrained_audiollm import AudioLlmPreTrainedModel
 from .projector import AudioLlmProjector
 from .shared_prefix import can_share_prefix, run_with_shared_prefix, shared_prefix_length
@@ -33,8 +32,8 @@ IGNORED_LABEL = -100
 KNOWN_KEYWORDS = TransformersKwargs.__optional_keys__ | {"cache_position", "mm_token_type_ids", "tokenizer"}
 #: What a configuration may ask of every call, as the call itself may.
 CONFIGURED_OUTPUTS = ("output_hidden_states", "output_attentions")
-#: Attribute under which a key-value cache remembers which adapter each of its rows was filled through.
-CACHE_ROWS_ATTRIBUTE = "audiollm_row_adapters"
+#: Attribute under which a key-value cache remembers the rows that each adapter acted on, as `rows_of_adapters` gives them.
+CACHE_ROWS_ATTRIBUTE = "audiollm_adapter_rows"
 
 
 @dataclass
@@ -80,7 +79,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
         # After post_init, which would give LoRA's B the language model's random initialisation.
-        self.lora_router = add_adapters(self.language_model, config)
+        add_adapters(self.language_model, config)
         self.freeze_bases()
 
     def train(self, mode: bool = True):
@@ -219,48 +218,111 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         one = torch.ones(1, dtype=torch.long, device=frame.device)
         return self._project(frame, one)
 
-    def row_adapters(
+    def _rows_by_name(self, names: list[str | None], device: torch.device) -> dict[str, torch.Tensor | None]:
+        """Return the rows of each adapter in `names`, one name a row: a boolean mask `(rows,)`, None for all rows."""
+        unknown = sorted({name for name in names if name is not None} - set(self.config.lora_adapters))
+        if unknown:
+            raise ValueError(f"There is no adapter {unknown}; this model has {list(self.config.lora_adapters)}.")
+        rows: dict[str, torch.Tensor | None] = {}
+        for adapter in dict.fromkeys(name for name in names if name is not None):
+            chosen = [name == adapter for name in names]
+            rows[adapter] = None if all(chosen) else torch.tensor(chosen).to(device, non_blocking=True)
+        return rows
+
+    def _remembered_rows(self, cache: Cache | None, num_rows: int) -> dict[str, torch.Tensor | None]:
+        """
+        Return the rows that each adapter acted on when the cache was filled.
+
+        Raises:
+            ValueError: the cache was filled by something else, or has another number of rows.
+        """
+        length = 0 if cache is None else cache.get_seq_length()
+        if isinstance(length, int) and not length:
+            return {}
+        remembered = getattr(cache, CACHE_ROWS_ATTRIBUTE, None)
+        if remembered is None:
+            if not self.config.lora_adapters or not length:
+                return {}
+            raise ValueError(
+                "The cache holds tokens that were not run by AudioLLM, so the adapters of its rows are unknown. Pass "
+                "adapter_names: None, or an adapter's name, for each row."
+            )
+        rows: dict[str, torch.Tensor | None] = {}
+        for name, mask in remembered.items():
+            if isinstance(length, torch.Tensor):  # of a static cache, which may have been reset: empty again
+                filled = (length > 0).expand(num_rows)
+                mask = filled if mask is None else mask & filled.to(mask.device)
+            if mask is not None and len(mask) != num_rows:  # the cache's rows may have been repeated since
+                if num_rows % len(mask):
+                    raise ValueError(
+                        f"The cache was filled with {len(mask)} rows, but the batch has {num_rows}. Pass adapter_names "
+                        "for each row."
+                    )
+                mask = mask.repeat_interleave(num_rows // len(mask))
+            rows[name] = mask
+        return rows
+
+    def rows_of_adapters(
         self,
-        input_ids: torch.LongTensor | None,
-        batch_size: int,
+        inputs_embeds: torch.Tensor,
         adapter_names: list[str | None] | None,
+        slots: torch.Tensor | None,
         has_audio: bool,
         cache: Cache | None,
-        sequences: torch.Tensor | None = None,
-    ) -> list[str | None]:
+        starts: torch.Tensor | None,
+    ) -> tuple[dict[str, torch.Tensor | None], dict[str, torch.Tensor | None]]:
         """
-        The adapter of each row: as asked, else the first one for rows that hold audio now or, in the cache, before.
+        Decide which adapter acts where: as asked, else the first one on rows that hold audio now or, in the cache, before.
 
-        None is the untouched base. Of a packed batch, a row is one of the examples that `sequences` tells apart.
+        Args:
+            inputs_embeds: `(batch, length, hidden_size)`.
+            slots: boolean mask `(batch, length)` of the audio's positions, None where there is no audio.
+            has_audio: there is audio for certain, so that some slot is marked.
+            starts: boolean mask `(batch, length)` of packed examples' first positions, which then are the rows; None
+                where no row holds several.
+
+        Returns:
+            For each adapter that acts its rows, a boolean mask `(rows,)`, and its positions, a float mask
+            `(batch, length, 1)`; None stands for all of them.
 
         Raises:
             ValueError: an adapter is unknown, or there are more or fewer names than rows.
         """
-        if adapter_names is None:
-            adapter_names = [None]
-            if cache is not None and cache.get_seq_length():  # a static cache that was reset keeps its attributes
-                adapter_names = getattr(cache, CACHE_ROWS_ATTRIBUTE, None)
-                if adapter_names is None and self.config.lora_adapters:
-                    raise ValueError(
-                        "The cache holds tokens that were not run by AudioLLM, so their rows' adapters are unknown. "
-                        "Pass adapter_names: None, or an adapter's name, for each row."
-                    )
-                adapter_names = adapter_names or [None]
-            if batch_size % len(adapter_names) == 0:  # the cache's rows may have been repeated since
-                adapter_names = [name for name in adapter_names for _ in range(batch_size // len(adapter_names))]
-            if has_audio and input_ids is not None and self.config.lora_adapters:
+        batch, length, _ = inputs_embeds.shape
+        examples = None if starts is None else starts.flatten().cumsum(dim=0) - 1
+        if adapter_names is not None:
+            num_rows = batch if examples is None else int(examples[-1]) + 1
+            if len(adapter_names) != num_rows:
+                raise ValueError(
+                    f"There are {len(adapter_names)} adapter names for a batch of {num_rows} rows. Pass adapter_names "
+                    "with one name, or None, per row."
+                )
+            rows = self._rows_by_name(adapter_names, inputs_embeds.device)
+        else:
+            rows = self._remembered_rows(cache, batch)
+            if slots is not None and self.config.lora_adapters and None not in rows.values():
                 default = next(iter(self.config.lora_adapters))
-                holds_audio = hold_audio(input_ids, self.config.audio_token_id, sequences)
-                adapter_names = [known or (default if now else None) for known, now in zip(adapter_names, holds_audio)]
-        unknown = sorted({name for name in adapter_names if name is not None} - set(self.config.lora_adapters))
-        if unknown:
-            raise ValueError(f"There is no adapter {unknown}; this model has {list(self.config.lora_adapters)}.")
-        if len(adapter_names) != batch_size:
-            raise ValueError(
-                f"There are {len(adapter_names)} adapter names for a batch of {batch_size} rows. Pass adapter_names "
-                "with one name, or None, per row."
-            )
-        return list(adapter_names)
+                if batch == 1 and has_audio and examples is None and not rows:
+                    rows[default] = None  # there is no other row that the audio could be in
+                else:
+                    if examples is None:
+                        hears = slots.any(dim=1)
+                    else:  # as many as there are positions, the most that can be
+                        hears = torch.zeros_like(examples).index_add(0, examples, slots.flatten().long()) > 0
+                    for others in rows.values():
+                        hears = hears & ~others
+                    rows[default] = hears | rows[default] if default in rows else hears
+        if self.training:  # a gradient, of zero, reaches every adapter, in every process
+            count = batch if examples is None else batch * length
+            idle = torch.zeros(count, dtype=torch.bool, device=inputs_embeds.device)
+            rows = {**dict.fromkeys(self.config.lora_adapters, idle), **rows}
+        positions: dict[str, torch.Tensor | None] = {}
+        for name, mask in rows.items():
+            if mask is not None:
+                mask = mask[:, None].expand(batch, length) if examples is None else mask[examples].view(batch, length)
+                mask = mask[..., None].to(inputs_embeds.dtype).contiguous()
+            positions[name] = mask
+        return rows, positions
 
     @can_return_tuple
     def forward(
@@ -301,7 +363,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         if has_audio and input_ids is None:
             raise ValueError("Audio needs input_ids, whose slots say where it goes; inputs_embeds has none.")
 
-        audio_tokens = audio_embeds
+        audio_tokens, slots = audio_embeds, None
         if input_ids is not None:
             inputs_embeds = self.embed_text(input_ids)
             if projects:
@@ -312,40 +374,43 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
                     projected if audio_embeds is None else torch.cat([audio_embeds.to(projected), projected])
                 )
             if audio_tokens is not None:
-                mask = self.get_placeholder_mask(input_ids, audio_tokens.shape[0])
+                slots = self.get_placeholder_mask(input_ids, audio_tokens.shape[0])
                 inputs_embeds = inputs_embeds.masked_scatter(
-                    mask[..., None].expand_as(inputs_embeds), audio_tokens.to(inputs_embeds)
+                    slots[..., None].expand_as(inputs_embeds), audio_tokens.to(inputs_embeds)
                 )
             elif input_ids.shape[1] > 1:
                 self.get_placeholder_mask(input_ids, 0)
+        else:
+            # Embeddings of audio stand between those of `<audio>` and `</audio>`.
+            slots = (inputs_embeds == self.audio_boundary_embeds[0].to(inputs_embeds)).all(dim=-1)
         assert inputs_embeds is not None  # one of the two was given
         if self.training and not projects:
             inputs_embeds = inputs_embeds + 0.0 * self._silent_token().to(inputs_embeds)
 
-        sequences = packed_sequences(position_ids, attention_mask, cache)
-        num_rows = inputs_embeds.shape[0]
-        if sequences is not None:
-            num_rows = count_sequences(sequences)
-            use_cache = False  # with a cache, attention would not tell them apart
-        rows = self.row_adapters(input_ids, num_rows, adapter_names, has_audio, cache, sequences)
+        if use_cache is None and (for_loss or getattr(self.config, "use_cache", None) is False):
+            use_cache = False
         plain = for_loss and not use_cache and cache is None and position_ids is None and not kwargs
-        if self.lora_router is not None:
-            run_always = self.config.lora_adapters if self.training else ()
-            route = LoraRoute.from_names(rows, inputs_embeds.device, run_always)
-            if sequences is not None:
-                route = route.over_positions(sequences)
-            self.lora_router.route = route
-            if accepts_route(self.language_model):
-                kwargs[ROUTE_KEYWORD] = route
+        starts = example_starts(position_ids, attention_mask, cache)
+        if starts is not None and use_cache is not False:
+            # With a cache, attention would not tell a row's examples apart.
+            starts, use_cache = (starts, False) if bool(starts[:, 1:].any()) else (None, use_cache)
+        rows: dict[str, torch.Tensor | None] = {}
+        if self.config.lora_adapters:
+            rows, masks = self.rows_of_adapters(
+                inputs_embeds, adapter_names, slots, audio_tokens is not None and len(audio_tokens) > 0, cache, starts
+            )
+            kwargs[MASKS_KEYWORD] = masks
             if plain and input_ids is not None:
                 length = shared_prefix_length(input_ids, attention_mask, self.config.audio_token_id)
-                if can_share_prefix(self.language_model, inputs_embeds, length, route):
+                if can_share_prefix(self.language_model, inputs_embeds, length, rows):
                     hidden_states = run_with_shared_prefix(
                         self.language_model, inputs_embeds, attention_mask, length, kwargs
                     )
                     return AudioLlmModelOutputWithPast(
                         last_hidden_state=hidden_states, audio_hidden_states=audio_tokens
                     )
+        elif adapter_names is not None:
+            self._rows_by_name(adapter_names, inputs_embeds.device)
         if plain and is_padded_on_the_right(attention_mask):
             attention_mask = None  # causal attention does not look ahead, so no token sees padding
 
@@ -500,18 +565,19 @@ class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel,
         logits = self._head_for_loss(hidden_states[supervised])
         if not len(targets):
             return logits.float().sum()
-        if int(targets.max()) >= logits.shape[-1]:
+        try:
+            return self.loss_function(
+                logits=logits,
+                labels=None,
+                vocab_size=logits.shape[-1],
+                shift_labels=targets,
+                num_items_in_batch=num_items_in_batch,
+            )
+        except IndexError as error:  # on a CPU; looking before would make a GPU's host wait
             raise ValueError(
                 f"labels holds the id {int(targets.max())}, but the language model can say ids below "
                 f"{logits.shape[-1]} only. Audio tokens must be {IGNORED_LABEL} in the labels."
-            )
-        return self.loss_function(
-            logits=logits,
-            labels=None,
-            vocab_size=logits.shape[-1],
-            shift_labels=targets,
-            num_items_in_batch=num_items_in_batch,
-        )
+            ) from error
 
 
 __all__ = ["AudioLlmForConditionalGeneration", "AudioLlmModel", "AudioLlmPreTrainedModel"]

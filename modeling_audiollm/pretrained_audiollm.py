@@ -23,7 +23,7 @@ from .checkpoints import (
     write_code,
 )
 from .configuration_audiollm import AudioLlmConfig
-from .lora_routing import reset_adapters
+from .lora import reset_adapters
 from .piece_readout import PieceReadout
 from .pipeline_audiollm import CUSTOM_PIPELINES
 from .quantisation import language_model_only, refuse_quantised, settle_quantised
@@ -112,6 +112,17 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         for name, parameter in self.named_parameters():
             if parameter.is_floating_point():  # the others are quantised, and could not
                 parameter.requires_grad_(is_adapter_key(name))
+
+    def add_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse transformers' way of adding an adapter: its `save_pretrained` would no longer save AudioLLM's own."""
+        raise NotImplementedError(
+            "Add an adapter with peft.get_peft_model(model, config): it acts on all rows, on top of AudioLLM's. An adapter "
+            "for chosen rows is one of lora_adapters in from_audio_text_pretrained."
+        )
+
+    def load_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse transformers' way of loading an adapter; see `add_adapter`."""
+        raise NotImplementedError("Load an adapter with peft.PeftModel.from_pretrained(model, folder).")
 
     def enable_input_require_grads(self) -> None:
         """Lets gradients reach LoRA through checkpointed layers: on the embeddings only, never into the encoder."""
@@ -272,13 +283,20 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
                 f"{str(save_directory)!r} is a file; expected a folder to save the checkpoint in."
             )
         has_ids = bool(self.config.audio_model_id and self.config.text_model_id)
-        weights = weights or ("adapter" if has_ids and self.config.weight_format != "merged" else "full")
+        base_changed = any(getattr(module, "base_changed", False) for module in self.modules())
+        compact = has_ids and self.config.weight_format != "merged" and not base_changed
+        weights = weights or ("adapter" if compact else "full")
         if weights not in ("adapter", "full", "merged"):
             raise ValueError(f"weights is {weights!r}; expected 'adapter', 'full' or 'merged'.")
         if weights == "adapter" and not has_ids:
             raise ValueError(
                 "weights='adapter' saves only what was trained, to be rebuilt from the bases, but this model was not "
                 "composed from bases with ids. Save it with weights='full'."
+            )
+        if weights == "adapter" and base_changed:
+            raise ValueError(
+                "weights='adapter' saves only what was trained, but an adapter was merged into this model's base. Save it "
+                "with weights='full'."
             )
         if weights != "adapter":
             refuse_quantised(self, f"weights={weights!r}")

@@ -2,12 +2,13 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from .generation_audiollm import CACHE_NAME
-from .lora_routing import LoraRoute
+from .lora import MASKS_KEYWORD
 
 #: Below this share of the batch's positions, a second pass through the layers costs more than it saves.
 MIN_SHARE_SAVED = 0.1
@@ -41,7 +42,7 @@ def is_worth_sharing(rows: int, positions: int, length: int) -> bool:
     return (rows - 1) * length >= MIN_SHARE_SAVED * rows * positions
 
 
-def can_share_prefix(language_model: nn.Module, embeds: torch.Tensor, length: int, route: LoraRoute) -> bool:
+def can_share_prefix(language_model: nn.Module, embeds: torch.Tensor, length: int, rows: dict) -> bool:
     """
     Whether the first `length` positions can be run once for all rows, and whether it is worth it.
 
@@ -50,10 +51,10 @@ def can_share_prefix(language_model: nn.Module, embeds: torch.Tensor, length: in
     must run their layers equally often; and only on a CPU, where time goes by positions rather than by passes.
     """
     several_processes = torch.distributed.is_available() and torch.distributed.is_initialized()
-    rows, positions, _ = embeds.shape
-    if not is_worth_sharing(rows, positions, length) or embeds.device.type != "cpu" or several_processes:
+    count, positions, _ = embeds.shape
+    if not is_worth_sharing(count, positions, length) or embeds.device.type != "cpu" or several_processes:
         return False
-    if route.packed or not any(indices is None for indices in route.rows.values()):
+    if not any(mask is None or bool(mask.all()) for mask in rows.values()):
         return False
     # Its name before transformers gave it the present one, which warns of the old.
     known = hasattr(type(language_model), "is_activation_checkpointing")
@@ -84,9 +85,14 @@ def run_with_shared_prefix(
     Returns:
         `(batch, positions, hidden_size)`.
     """
+    masks = keywords.pop(MASKS_KEYWORD)
+    first, rest = (
+        {name: mask if mask is None else mask[part] for name, mask in masks.items()}
+        for part in (np.s_[:1, :length], np.s_[:, length:])
+    )
     cache = DynamicCache(config=language_model.config)  # type: ignore[arg-type]
     shared = language_model(
-        inputs_embeds=inputs_embeds[:1, :length], **{CACHE_NAME: cache}, use_cache=True, **keywords
+        inputs_embeds=inputs_embeds[:1, :length], **{CACHE_NAME: cache}, use_cache=True, lora_masks=first, **keywords
     ).last_hidden_state
     rows = inputs_embeds.shape[0]
     cache.batch_repeat_interleave(rows)
@@ -95,6 +101,7 @@ def run_with_shared_prefix(
         attention_mask=attention_mask,
         **{CACHE_NAME: cache},
         use_cache=True,
+        lora_masks=rest,
         **keywords,
     ).last_hidden_state
     return torch.cat([shared.expand(rows, -1, -1), own], dim=1)

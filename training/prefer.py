@@ -19,7 +19,7 @@ import datasets
 import torch
 from audiollm.corpora.audio_rows import read_audio_rows
 from audiollm.corpora.examples import Example
-from audiollm.lora_routing import inject_adapter
+from audiollm.lora import inject_adapter
 from audiollm.processing import AudioLlmProcessor
 from peft.tuners.lora import LoraLayer
 from torch import nn

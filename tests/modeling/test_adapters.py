@@ -145,7 +145,7 @@ def test_beams_with_names(two_adapters) -> None:
 
 
 def test_inputs_embeds_take_names(tiny_model) -> None:
-    """Embeddings say nothing of audio: rows are the base's, unless an adapter is named."""
+    """Rows of embeddings without audio are the base's, unless an adapter is named."""
     batch = collate(tiny_model.config, [make_row(tiny_model.config, 6)])
     embeds = tiny_model.get_input_embeddings()(batch["input_ids"])
     with torch.no_grad():
@@ -218,9 +218,6 @@ def test_copies_are_independent(tiny_model) -> None:
     expected = tiny_model(**audio).logits
     other = copy.deepcopy(tiny_model)
     assert torch.equal(other(**audio).logits, expected)
-    assert other.model.lora_router is not tiny_model.model.lora_router
-    routers = {id(m.router) for m in other.modules() if hasattr(m, "router")}
-    assert routers == {id(other.model.lora_router)}
     other(**text)
     assert torch.equal(tiny_model(**audio).logits, expected)
 

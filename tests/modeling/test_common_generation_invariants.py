@@ -187,10 +187,10 @@ def test_an_answer_is_gone_on_with(model, one, copied: bool) -> None:
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("kind", ["text", "audio"])
 def test_embeddings_are_the_ids(model, text, one, kind: str, beams: int) -> None:
-    """Of a row with audio they must come with its adapter's name, which ids would have told."""
-    inputs, names = (text, [None]) if kind == "text" else (one, ["speech"])
+    """Rows with audio are told by the embedding of `<audio>`."""
+    inputs = text if kind == "text" else one
     options = {**GREEDY, "num_beams": beams}
-    given = {"inputs_embeds": embed(model, inputs), "attention_mask": inputs["attention_mask"], "adapter_names": names}
+    given = {"inputs_embeds": embed(model, inputs), "attention_mask": inputs["attention_mask"]}
     expected = model.generate(**inputs, **options)
     assert torch.equal(model.generate(**given, **options), new_ids(expected, inputs))
     assert torch.equal(model.generate(**given, input_ids=inputs["input_ids"], **options), expected)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from audiollm import matrix_products
-from audiollm.frozen_linear import FrozenLinearWithLora
+from audiollm.lora import FrozenLinearWithLora
 from audiollm.matrix_products import (
     FastLinear,
     fast_linear,

@@ -1,0 +1,368 @@
+"""LoRA that acts on the rows of a batch that hold audio, and leaves the other rows the base model's, bit for bit."""
+
+import inspect
+import threading
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import logging
+
+from .matrix_products import autocasts, fast_product
+
+try:
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.lora import Linear as LoraLinear
+    from peft.tuners.lora import LoraLayer
+except ImportError as error:
+    # transformers looks for missing packages in a checkpoint's main file only.
+    raise ImportError(
+        f"AudioLLM's adapters need peft, which cannot be imported ({error}): `pip install peft`."
+    ) from error
+
+logger = logging.get_logger(__name__)
+
+#: Keyword that carries a call's masks to the decoder layers: for each adapter that acts a float mask
+#: `(batch, length, 1)`, 1 where it acts and 0 where it does not, or None where it acts on all positions.
+MASKS_KEYWORD = "lora_masks"
+
+
+class _Call(threading.local):
+    """Masks of the language model's call that this thread runs; None outside of calls."""
+
+    masks: dict[str, torch.Tensor | None] | None = None
+
+
+_CALL = _Call()
+
+
+class FrozenLinearWithLora(torch.autograd.Function):
+    """
+    Frozen linear layer with its masked low-rank update (Hu et al. 2021, arXiv:2106.09685) as one operation.
+
+    Autograd's own way passes over activations several times: for the base's output, for the update and for their sum,
+    and in the backward pass for the sum of both gradients. Here products are added where they are made.
+    """
+
+    #: Multiplies by a weight, `(x, weight, bias)`; a faster product may be put in its place.
+    product = staticmethod(fast_product)
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, mask, down, up, scaling: float) -> torch.Tensor:
+        """
+        Args:
+            x: the input, `(n, in)`.
+            weight, bias: the base's, `(out, in)` and `(out,)` or None; no gradient is computed for them.
+            mask: rows of `x` that LoRA acts on, `(n, 1)`, or None for all.
+            down, up: LoRA's A `(rank, in)` and B `(out, rank)`, in any precision; computed with in that of `x`.
+            scaling: of the update.
+
+        Returns:
+            `x @ weight.T + bias + scaling * mask * (x @ down.T) @ up.T`, `(n, out)`.
+        """
+        product = FrozenLinearWithLora.product
+        # Autocast has nothing to do: everything has the precision of `x`, in the backward pass as well.
+        with _without_autocast(x.device.type):
+            down_cast, up_cast = down.to(x.dtype), up.to(x.dtype)
+            low = product(x, down_cast)
+            if mask is not None:
+                low = low.mul_(mask)
+            result = product(x, weight, bias).addmm_(low, up_cast.T, alpha=scaling)
+        ctx.save_for_backward(x, weight, mask, low, down_cast, up_cast)
+        ctx.scaling, ctx.down_dtype, ctx.up_dtype = scaling, down.dtype, up.dtype
+        return result
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        """Return the gradients of `x`, `down` and `up`, each only where it is asked for."""
+        product = FrozenLinearWithLora.product
+        x, weight, mask, low, down, up = ctx.saved_tensors
+        needs_x, _, _, _, needs_down, needs_up, _ = ctx.needs_input_grad
+        grad_x = grad_down = grad_up = None
+        with _without_autocast(grad.device.type):
+            grad_low = product(grad, up.T).mul_(ctx.scaling)
+            if mask is not None:
+                grad_low = grad_low.mul_(mask)
+            if needs_x:
+                grad_x = product(grad, weight.T).addmm_(grad_low, down)
+            if needs_down:
+                grad_down = product(grad_low.T, x.T).to(ctx.down_dtype)
+            if needs_up:
+                grad_up = product(low.T, grad.T).T.to(ctx.up_dtype).mul_(ctx.scaling)
+        return grad_x, None, None, None, grad_down, grad_up, None
+
+
+class MaskedLoraLinear(LoraLinear):
+    """
+    PEFT's LoRA layer with AudioLLM's adapters, which act where the call's masks say.
+
+    Where a mask is 0 the update is exactly 0, so that the result has the bits of the base layer. Adapters that a user
+    adds with PEFT act on all rows, and PEFT's switches and merges reach those alone.
+
+    Attributes:
+        masked: names of AudioLLM's adapters.
+        base_changed: an adapter of the user's has been merged into the base's weights.
+    """
+
+    masked: frozenset[str] = frozenset()
+    base_changed = False
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        masks = _CALL.masks
+        if masks is None:
+            raise RuntimeError("A layer with LoRA was run outside of AudioLLM's forward, which says where it acts.")
+        chosen = [(name, mask) for name, mask in masks.items() if name in self.lora_A]
+        if torch.is_grad_enabled() and len(chosen) == 1 and self._can_fuse(x, chosen[0][0]):
+            name, mask = chosen.pop()
+            base, flat = cast(nn.Linear, self.base_layer), x.flatten(0, -2)
+            mask = None if mask is None else mask.reshape(-1, 1).to(flat)
+            factors = self.lora_A[name].weight, self.lora_B[name].weight
+            result = FrozenLinearWithLora.apply(flat, base.weight, base.bias, mask, *factors, self.scaling[name])
+            result = result.view(*x.shape[:-1], base.out_features)
+        else:
+            result = self.base_layer(x, *args, **kwargs)
+        for name, mask in chosen:
+            result = self._updated(result, x, name, mask)
+        if not self.disable_adapters:
+            for name in self.active_adapters:
+                if name in self.lora_A and name not in self.masked and name not in self.merged_adapters:
+                    result = self._updated(result, x, name, None)
+        return result
+
+    def _updated(self, result: torch.Tensor, x: torch.Tensor, name: str, mask: torch.Tensor | None) -> torch.Tensor:
+        """Return the base's result with one adapter's update; without gradients, it is added in place."""
+        down, up, scaling = self.lora_A[name], self.lora_B[name], self.scaling[name]
+        x = self.lora_dropout[name](x)
+        if mask is not None:
+            mask = mask.reshape(*x.shape[:-1], 1).to(x)
+        if down.weight.is_meta:  # offloaded: the layers' own calls fetch their weights
+            low = down(x.float())
+            return result + (up(low if mask is None else low * mask) * scaling).to(result.dtype)
+        # The weights are float32 to be trained, but the product is the base's precision: half the memory.
+        low = nn.functional.linear(x, down.weight.to(x.dtype))
+        if mask is not None:
+            low = low * mask
+        if not torch.is_grad_enabled() and low.dtype == result.dtype and is_plain_linear(self.base_layer):
+            with _without_autocast(x.device.type):
+                result.flatten(0, -2).addmm_(low.flatten(0, -2), up.weight.to(low.dtype).T, alpha=scaling)
+            return result
+        return result + nn.functional.linear(low, (up.weight * scaling).to(low.dtype)).to(result.dtype)
+
+    def _can_fuse(self, x: torch.Tensor, name: str) -> bool:
+        dropout = self.lora_dropout[name]
+        drops = isinstance(dropout, nn.Dropout) and dropout.training
+        return not drops and can_fuse(self.base_layer, x) and not self.lora_A[name].weight.is_meta
+
+    # ---- PEFT's own adapters beside AudioLLM's -----------------------------------------------------------------------
+
+    def update_layer(self, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """
+        Add one more adapter, as PEFT does.
+
+        Raises:
+            ValueError: the name is that of one of AudioLLM's adapters, or the adapter is of a kind with a forward of
+                its own (DoRA and others).
+        """
+        if adapter_name in self.masked:
+            raise ValueError(f"The model has an adapter {adapter_name!r} already. Give the new one another name.")
+        trains = any(self.lora_A[own].weight.requires_grad for own in self.masked)
+        super().update_layer(adapter_name, *args, **kwargs)
+        if adapter_name in self.lora_variant or self.lora_bias[adapter_name]:
+            raise ValueError(
+                f"The adapter {adapter_name!r} is not plain LoRA. On AudioLLM's layers PEFT can add plain LoRA only: "
+                "no DoRA or other variant, and no lora_bias."
+            )
+        if trains:
+            logger.warning_once(
+                "AudioLLM's own adapter, projector and boundary vectors go on training beside PEFT's adapter, but PEFT's "
+                "save_pretrained does not save them. To train PEFT's adapter alone, call model.requires_grad_(False) before "
+                "get_peft_model."
+            )
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """
+        Merge the active adapters that PEFT added into the base's weights; AudioLLM's act on as before.
+
+        Raises:
+            ValueError: one of AudioLLM's is named.
+        """
+        if adapter_names is None:
+            adapter_names = [name for name in self.active_adapters if name not in self.masked]
+        own = sorted(self.masked.intersection(adapter_names))
+        if own:
+            raise ValueError(f"{own} are AudioLLM's own adapters. Merge them with model.merge_adapters().")
+        super().merge(safe_merge=safe_merge, adapter_names=adapter_names)
+        self.base_changed = self.base_changed or bool(self.merged_adapters)
+
+    def unmerge(self) -> None:
+        super().unmerge()
+        self.base_changed = False
+
+    def unload_and_optionally_merge_module(
+        self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
+    ) -> "MaskedLoraLinear":
+        """Take the adapters that PEFT added off again, merged into the base or not, and return the layer."""
+        if merge:
+            self.merge(safe_merge=safe_merge, adapter_names=adapter_names)
+            self.merged_adapters.clear()
+        self.set_adapter(sorted(self.masked.intersection(self.lora_A)))
+        for name in [name for name in self.lora_A if name not in self.masked]:
+            self.delete_adapter(name)
+        return self
+
+
+def add_adapters(language_model: nn.Module, config) -> None:
+    """
+    Inject the configuration's named adapters into `language_model`, in place, with the hooks that tell them their masks.
+
+    The masks come with a call as a keyword. Activation checkpointing keeps keywords, so that a layer which is run a
+    second time in the backward pass has the masks of its own forward pass, in whatever thread, whatever was run in
+    between. Decoder layers hand their keywords on to their attention, where a hook takes this one off.
+
+    Raises:
+        ValueError: a target names no linear layer of the language model.
+    """
+    if not config.lora_adapters:
+        return
+    for name in config.lora_adapters:
+        inject_adapter(language_model, name, config.adapter_settings(name))
+    language_model.register_forward_pre_hook(_begin_call, with_kwargs=True)
+    language_model.register_forward_hook(_end_call)
+    for module in language_model.modules():
+        if isinstance(module, MaskedLoraLinear):
+            module.set_adapter(list(module.lora_A))
+        elif isinstance(module, GradientCheckpointingLayer):
+            takers = [part for part in module.children() if accepts_keywords(part)]
+            for taker in takers if accepts_keywords(module) else [module]:
+                taker.register_forward_pre_hook(_take_masks, with_kwargs=True)
+
+
+def _begin_call(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    if MASKS_KEYWORD not in kwargs:
+        raise RuntimeError(
+            f"{type(module).__name__} was run by itself, so it is unknown on which rows LoRA acts. Run the AudioLLM "
+            "model around it."
+        )
+    _CALL.masks = kwargs[MASKS_KEYWORD]
+    if not accepts_keywords(module):
+        del kwargs[MASKS_KEYWORD]
+    return args, kwargs
+
+
+def _end_call(module: nn.Module, args: tuple, output: Any) -> None:
+    _CALL.masks = None
+
+
+def _take_masks(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    if MASKS_KEYWORD in kwargs:
+        _CALL.masks = kwargs.pop(MASKS_KEYWORD)
+    return args, kwargs
+
+
+def inject_adapter(language_model: nn.Module, name: str, settings: dict[str, Any]) -> None:
+    """
+    Add one more of AudioLLM's adapters to the layers that it targets, in place.
+
+    Args:
+        settings: rank, alpha, dropout and target_modules, as `AudioLlmConfig.adapter_settings` gives them.
+
+    Raises:
+        ValueError: a target names no linear layer of the language model.
+    """
+    lora_config = LoraConfig(
+        r=settings["rank"],
+        lora_alpha=settings["alpha"],
+        lora_dropout=settings["dropout"],
+        target_modules=list(settings["target_modules"]),
+    )
+    lora_config._register_custom_module({nn.Linear: MaskedLoraLinear})
+    _check_targets(language_model, name, settings["target_modules"])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are meant
+        inject_adapter_in_model(lora_config, language_model, adapter_name=name)
+    for module in language_model.modules():
+        if isinstance(module, MaskedLoraLinear) and name in module.lora_A:
+            module.masked |= {name}
+
+
+def _check_targets(language_model: nn.Module, adapter: str, targets: list[str]) -> None:
+    for target in targets:
+        found = [module for path, module in language_model.named_modules() if is_target(path, [target])]
+        if not found:
+            linear = sorted(
+                {p.rpartition(".")[2] for p, m in language_model.named_modules() if isinstance(m, nn.Linear)}
+            )
+            have = f"Its linear layers are {linear}: set lora_target_modules to some of them."
+            raise ValueError(
+                f"LoRA adapter {adapter!r} targets {target!r}, but {type(language_model).__name__} has no such module. "
+                f"{have if linear else 'It has no linear layers at all: choose another language model.'}"
+            )
+        wrong = [m for m in found if not isinstance(m, (nn.Linear, MaskedLoraLinear)) or isinstance(m, nn.Embedding)]
+        if wrong:
+            raise ValueError(
+                f"LoRA adapter {adapter!r} targets {target!r}, which is a {type(wrong[0]).__name__} in "
+                f"{type(language_model).__name__}; only linear layers can be adapted row by row."
+            )
+
+
+def is_target(module_path: str, targets: list[str]) -> bool:
+    """Return True where a module path is meant by one of the target names (a path or its last parts), as in PEFT."""
+    return any(module_path == target or module_path.endswith("." + target) for target in targets)
+
+
+def reset_adapters(model: nn.Module) -> None:
+    """
+    Start every adapter over as PEFT does: A random, B zero, so that the update is nothing.
+
+    Weights that transformers has marked as loaded stay as they are.
+    """
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            for name in module.lora_A:
+                weights = (module.lora_A[name].weight, module.lora_B[name].weight)
+                if not any(getattr(weight, "_is_hf_initialized", False) for weight in weights):
+                    module.reset_lora_parameters(name, True)
+
+
+def accepts_keywords(module: nn.Module) -> bool:
+    """Return True where the module's forward takes any keyword, as transformers' decoders and their layers do."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def is_plain_linear(layer: nn.Module) -> bool:
+    """Return True for torch's linear layer with unquantised weights, whose call is its class's and no more."""
+    if type(layer) is not nn.Linear or "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks:
+        return False
+    return type(layer.weight) is nn.Parameter  # quantised ones may be of a class that not all operations know
+
+
+def can_fuse(base: nn.Module, x: torch.Tensor) -> bool:
+    """Return True where `base` is a plain frozen linear layer in the precision of `x`."""
+    if not is_plain_linear(base):
+        return False
+    device = x.device.type
+    same_precision = not autocasts(device) or torch.get_autocast_dtype(device) == x.dtype
+    trains = base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad)
+    return same_precision and base.weight.dtype == x.dtype and not trains
+
+
+def _without_autocast(device: str) -> AbstractContextManager:
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
+__all__ = [
+    "MASKS_KEYWORD",
+    "FrozenLinearWithLora",
+    "MaskedLoraLinear",
+    "add_adapters",
+    "can_fuse",
+    "inject_adapter",
+    "is_plain_linear",
+    "is_target",
+    "reset_adapters",
+]
