@@ -11,6 +11,7 @@ from audiollm.processing import AudioLlmProcessor
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForMultimodalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSpeechSeq2Seq,
@@ -26,7 +27,13 @@ __version__ = "0.1.0"
 
 AutoConfig.register(AudioLlmConfig.model_type, AudioLlmConfig, exist_ok=True)
 AutoProcessor.register(AudioLlmConfig, AudioLlmProcessor, exist_ok=True)
-for _auto_class in (AutoModel, AutoModelForMultimodalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq):
+for _auto_class in (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
+):
     _auto_class.register(AudioLlmConfig, AudioLlmForConditionalGeneration, exist_ok=True)
 # By this table transformers' any-to-any pipeline knows which classes it supports; `register` does not fill it.
 MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES[AudioLlmConfig.model_type] = AudioLlmForConditionalGeneration.__name__

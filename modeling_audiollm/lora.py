@@ -140,7 +140,7 @@ class MaskedLoraLinear(LoraLinear):
         if mask is not None:
             mask = mask.reshape(*x.shape[:-1], 1).to(x)
         if down.weight.is_meta:  # offloaded: the layers' own calls fetch their weights
-            low = down(x.float())
+            low = down(x.to(down.weight.dtype))
             return result + (up(low if mask is None else low * mask) * scaling).to(result.dtype)
         # The weights are float32 to be trained, but the product is the base's precision: half the memory.
         low = nn.functional.linear(x, down.weight.to(x.dtype))

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import (
     BaseModelOutputWithPooling,
     CausalLMOutputWithPast,
 )
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import TransformersKwargs, can_return_tuple, logging, torch_compilable_check
 
 from .audio_towers import audio_tower_class
 from .composition import ComposedOfBases
@@ -26,6 +26,8 @@ from .packed_rows import example_starts, is_padded_on_the_right
 from .pretrained_audiollm import AudioLlmPreTrainedModel
 from .projector import AudioLlmProjector
 from .shared_prefix import can_share_prefix, run_with_shared_prefix, shared_prefix_length
+
+logger = logging.get_logger(__name__)
 
 IGNORED_LABEL = -100
 #: Keywords that go on to the language model: transformers' own, and what its `generate` and processors add.
@@ -179,13 +181,15 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
             ValueError: the slots and the audio tokens are not equally many.
         """
         mask = input_ids == self.config.audio_token_id
-        num_slots = int(mask.sum())
-        if num_slots != num_audio_tokens:
-            raise ValueError(
+        num_slots = mask.sum()
+        torch_compilable_check(
+            num_slots == num_audio_tokens,
+            lambda: (
                 f"input_ids has {num_slots} audio slots (id {self.config.audio_token_id}) but the audio gives "
                 f"{num_audio_tokens} tokens. Prepare text and audio together with AudioLlmProcessor, and pass "
                 "input_features and input_features_mask as it returns them."
-            )
+            ),
+        )
         return mask
 
     def embed_text(self, input_ids: torch.LongTensor) -> torch.Tensor:
@@ -198,7 +202,13 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
                 self.config.audio_end_token_id,
             )
         )
-        embeds = self.get_input_embeddings()(input_ids.masked_fill(begin | slot | end, 0))
+        try:
+            embeds = self.get_input_embeddings()(input_ids.masked_fill(begin | slot | end, 0))
+        except IndexError as error:
+            raise IndexError(
+                f"input_ids holds the id {int(input_ids.max())}, but the language model has {self.config.vocab_size} tokens "
+                f"and the audio tokens are {self.config.audio_begin_token_id} to {self.config.audio_end_token_id}."
+            ) from error
         boundary = self.audio_boundary_embeds.to(embeds)
         embeds = torch.where(begin[..., None], boundary[0], embeds)
         return torch.where(end[..., None], boundary[1], embeds)
@@ -384,6 +394,11 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
             # Embeddings of audio stand between those of `<audio>` and `</audio>`.
             slots = (inputs_embeds == self.audio_boundary_embeds[0].to(inputs_embeds)).all(dim=-1)
         assert inputs_embeds is not None  # one of the two was given
+        if self.training and not has_audio and adapter_names is None and torch.is_grad_enabled():
+            logger.warning_once(
+                "A training batch holds no audio. Text-only rows go through the frozen base alone, so that they train no "
+                "adapter and no projector; adapter_names=[name, ...] would send them through an adapter."
+            )
         if self.training and not projects:
             inputs_embeds = inputs_embeds + 0.0 * self._silent_token().to(inputs_embeds)
 
@@ -437,6 +452,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
 class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel, AudioLlmGenerationMixin):
     """A language model that listens: [`AudioLlmModel`] with the base's own head."""
 
+    _tp_plan = {"lm_head": "colwise_gather_output"}
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
 
     def __init__(self, config: AudioLlmConfig):

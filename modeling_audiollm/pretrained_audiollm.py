@@ -32,7 +32,13 @@ from .safe_loading import check_finite, check_kinds, load_adapter, refuse_oversi
 logger = logging.get_logger(__name__)
 
 #: Auto classes that resolve to `AudioLlmForConditionalGeneration`, in the package and in a checkpoint's `auto_map`.
-MODEL_AUTO_CLASSES = ("AutoModel", "AutoModelForMultimodalLM", "AutoModelForSeq2SeqLM", "AutoModelForSpeechSeq2Seq")
+MODEL_AUTO_CLASSES = (
+    "AutoModel",
+    "AutoModelForCausalLM",  # which TRL's trainers load a reference model with
+    "AutoModelForMultimodalLM",
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForSpeechSeq2Seq",
+)
 AUTO_MAP = {
     "AutoConfig": "configuration_audiollm.AudioLlmConfig",
     **dict.fromkeys(MODEL_AUTO_CLASSES, "modeling_audiollm.AudioLlmForConditionalGeneration"),
@@ -102,6 +108,19 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
     def dtype(self) -> torch.dtype:
         """Precision of the frozen bases; what trains beside them is in float32."""
         return cast(nn.Embedding, self.get_input_embeddings()).weight.dtype
+
+    @property
+    def _keys_to_ignore_on_save(self) -> set[str]:
+        """Names of the frozen bases' weights while checkpoints leave those out: the Trainer does not miss them then."""
+        config = self.config
+        if config.weight_format not in (None, "adapter") or not (config.audio_model_id and config.text_model_id):
+            return set()
+        parameters = self.named_parameters(remove_duplicate=False)
+        return {name for name, weight in parameters if not (weight.requires_grad or is_adapter_key(name))}
+
+    @_keys_to_ignore_on_save.setter
+    def _keys_to_ignore_on_save(self, value: Any) -> None:
+        """Let transformers collect what the bases' classes name; it is among theirs."""
 
     def trainable_names(self) -> list[str]:
         """Names of the weights that train by default: projector, boundary vectors and LoRA."""

@@ -1,23 +1,27 @@
 """Saved, a model is a folder; loaded, it is the same model: adapter alone, everything, or merged."""
 
 import copy
+import logging
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmModel, AudioLlmProcessor
-from batches import MIXED_TEXT_ROWS, collate, mixed_rows
+from batches import MIXED_TEXT_ROWS, collate, make_row, mixed_rows
 from safetensors.torch import load_file, save_file
 from tiny_models import randomise_trainables, save_audio_base, save_text_base
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForMultimodalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSpeechSeq2Seq,
     AutoProcessor,
     GenerationConfig,
+    Trainer,
+    TrainingArguments,
 )
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
@@ -58,7 +62,8 @@ def test_what_is_saved_is_what_is_loaded(tiny_bases, tmp_path: Path, dtype, weig
 
 
 @pytest.mark.parametrize(
-    "auto_class", [AutoModel, AutoModelForMultimodalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq]
+    "auto_class",
+    [AutoModel, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq],
 )
 def test_auto_classes(tiny_model, tiny_processor, tmp_path: Path, auto_class) -> None:
     tiny_model.save_pretrained(tmp_path)
@@ -296,3 +301,25 @@ def test_unknown_weight_formats_and_models_without_bases(tiny_model, tmp_path: P
         model.save_pretrained(tmp_path, weights="adapter")
     model.save_pretrained(tmp_path)
     assert torch.equal(logits_of(AutoModel.from_pretrained(tmp_path)), logits_of(model))
+
+
+def test_the_plain_trainer_resumes_without_a_warning(tiny_model, tmp_path, caplog) -> None:
+    """Its checkpoints leave the frozen bases out, which are not missing then."""
+    batch = collate(tiny_model.config, [make_row(tiny_model.config, 4, (40,), 3, seed=1)])
+    batch["labels"] = batch["input_ids"].masked_fill(batch["input_ids"] >= tiny_model.config.vocab_size, -100)
+    rows = [{"id": 0}, {"id": 1}]
+    options = {"save_steps": 1, "report_to": "none", "remove_unused_columns": False, "use_cpu": True}
+
+    def trainer(steps: int) -> Trainer:
+        arguments = TrainingArguments(str(tmp_path), max_steps=steps, **options)
+        return Trainer(tiny_model, arguments, train_dataset=rows, data_collator=lambda _: dict(batch))
+
+    trainer(1).train()
+    logging.getLogger("transformers").addHandler(caplog.handler)
+    try:
+        trainer(2).train(resume_from_checkpoint=True)
+    finally:
+        logging.getLogger("transformers").removeHandler(caplog.handler)
+    assert not [record for record in caplog.records if "missing keys" in record.getMessage()]
+    tiny_model.save_pretrained(tmp_path / "full", weights="full")
+    assert len(load_file(tmp_path / "full" / "model.safetensors")) > len(tiny_model.trainable_names())

@@ -1,8 +1,11 @@
 """Inputs that cannot be are refused, each with a message that names the thing."""
 
+import logging
+
 import pytest
 import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmModel
+from audiollm.modeling_audiollm import logger
 from batches import collate, make_row, mixed_rows
 from tiny_models import NUM_MEL_BINS, llama_config, save_text_base
 
@@ -108,3 +111,20 @@ def test_body_of_an_untied_model_loads_and_refuses_to_be_saved(tiny_bases, tmp_p
             assert torch.equal(body(**batch).last_hidden_state, model.model(**batch).last_hidden_state)
     with pytest.raises(NotImplementedError, match=r"Save the whole AudioLlmForConditionalGeneration"):
         body.save_pretrained(tmp_path / "body")
+
+
+def test_ids_past_the_embeddings_are_named(tiny_model) -> None:
+    with pytest.raises(IndexError, match="500"):
+        tiny_model(input_ids=torch.tensor([[7, 500]]))
+
+
+def test_training_on_text_alone_is_warned_of_once(tiny_model, caplog) -> None:
+    ids = torch.tensor([[7, 8, 9]])
+    logging.getLogger("transformers").addHandler(caplog.handler)
+    logger.warning_once.cache_clear()
+    try:
+        for _ in range(2):
+            tiny_model.train()(input_ids=ids, labels=ids).loss.backward()
+    finally:
+        logging.getLogger("transformers").removeHandler(caplog.handler)
+    assert len([record for record in caplog.records if "no audio" in record.getMessage()]) == 1
