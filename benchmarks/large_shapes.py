@@ -241,9 +241,9 @@ def corpus_cost(model: ShapedModel, steps: list[dict[str, Any]], tables: dict[st
 
 def measure_step(shape_name: str, precision: str, checkpointing: bool) -> dict[str, Any]:
     """A training step of the embedded pair in this process: memory above what was there before it, and its batch."""
-    from audiollm.shared_prefix import shared_prefix_length
     from first_token import forget_peak_memory, peak_memory_mib
     from growth import give_back_memory
+    from limit_counting import shared_text
     from training_peers import SHAPES, audiollm_side
 
     torch.manual_seed(0)
@@ -268,9 +268,7 @@ def measure_step(shape_name: str, precision: str, checkpointing: bool) -> dict[s
         "row_tokens": length,
         "audio_seconds": int(batch["encoded_audio_lengths"].max()) / FRAMES_PER_SECOND,
         "supervised": int((batch["labels"] >= 0).sum()),
-        "shared_tokens": shared_prefix_length(
-            batch["input_ids"], batch["attention_mask"], model.config.audio_token_id
-        ),
+        "shared_tokens": shared_text(model, batch),
         "measured_mib": peak_memory_mib() - before,
         "seconds": seconds,
     }

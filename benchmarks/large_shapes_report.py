@@ -71,7 +71,7 @@ def _memory(results: dict[str, Any], tables: dict[str, Any]) -> str:
     return f"""## Memory and work of a training step, 8 rows
 
 Peak: {first["static_gb"]:.2f} GB of weights and AdamW's states, then activations, gradients and scratch. Attention is the fused kernel.
-The shared prefix is run once on a CPU only (`shared_prefix.py`); its line says what a GPU would save. The encoder stays on the
+The shared prefix is run once on a CPU only (`cpu_speed.py`); its line says what a GPU would save. The encoder stays on the
 device where features are cached, though it then does nothing.
 
 {table(["audio", "variant", "tokens", "TFLOP", "activations GB", "peak GB"], rows)}

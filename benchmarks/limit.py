@@ -26,9 +26,8 @@ from typing import Any
 
 import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
-from audiollm.matrix_products import fast_product
-from audiollm.shared_prefix import is_worth_sharing, shared_prefix_length
-from limit_counting import count, encoder_flops, language_model_flops, positions_of
+from audiollm.cpu_speed import fast_product, is_worth_sharing, use_cpu_speed
+from limit_counting import count, encoder_flops, language_model_flops, positions_of, shared_text
 from torch import nn
 from training_peers import AUDIO_BASE, SHAPES, TEXT_BASE, audiollm_side, make_clips, training_batch
 
@@ -123,6 +122,7 @@ def copy_rate() -> float:
 
 def training_case(model, processor, shape: str) -> Case:
     """A step of `training_step.py`: forward, backward, AdamW."""
+    use_cpu_speed(model)
     batch = training_batch(model.train(), SHAPES[shape])
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=LEARNING_RATE, fused=True)
@@ -133,7 +133,7 @@ def training_case(model, processor, shape: str) -> Case:
         optimizer.step()
         optimizer.zero_grad()
 
-    shared = shared_prefix_length(batch["input_ids"], batch["attention_mask"], model.config.audio_token_id)
+    shared = shared_text(model, batch)
     rows, positions = batch["input_ids"].shape
     shared = shared if is_worth_sharing(rows, positions, shared) else 0
     executed = language_model_flops(model, positions_of(model, batch, shared, padded=True), trains=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from audiollm.cpu_speed import shared_prefix_length
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,6 +22,14 @@ FLOPS_PER_PRODUCT = 2
 #: weights. (The kernel makes the scores once more; that is not counted.)
 PRODUCTS_OF_ATTENTION, PRODUCTS_OF_ATTENTION_BACKWARD = 2, 4
 IGNORED_LABEL = -100
+
+
+def shared_text(model, batch: dict[str, torch.Tensor]) -> int:
+    """How many positions, all of them text, the rows of a batch begin with alike."""
+    ids = batch["input_ids"]
+    embeds = model.model.embed_text(ids).detach()
+    is_slot = (ids == model.config.audio_token_id)[..., None]
+    return shared_prefix_length(embeds.masked_fill(is_slot, float("nan")), batch["attention_mask"])
 
 
 def attended_pairs(query: torch.Tensor, key: torch.Tensor, is_causal: bool, mask: torch.Tensor | None) -> int:

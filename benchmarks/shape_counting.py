@@ -16,8 +16,8 @@ from typing import Any, cast
 import torch
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration
 from audiollm.checkpoints import is_adapter_key
+from audiollm.cpu_speed import run_with_shared_prefix
 from audiollm.lora import MASKS_KEYWORD
-from audiollm.shared_prefix import run_with_shared_prefix
 from torch import nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -333,10 +333,10 @@ class ShapedModel:
         embeds = self.body.embed_text(ids)
         slots = (ids == self.config.audio_token_id)[..., None].expand_as(embeds)
         embeds = embeds.masked_scatter(slots, tokens.to(embeds))
-        keywords = {MASKS_KEYWORD: dict.fromkeys(self.config.lora_adapters)}
+        decoder, masks = self.body.language_model, dict.fromkeys(self.config.lora_adapters)
         if share_prefix:
-            return run_with_shared_prefix(self.body.language_model, embeds, None, shape.shared_tokens, keywords)
-        return self.body.language_model(inputs_embeds=embeds, use_cache=False, **keywords).last_hidden_state
+            return run_with_shared_prefix(decoder, decoder.config, embeds, None, shape.shared_tokens, masks)
+        return decoder(inputs_embeds=embeds, use_cache=False, **{MASKS_KEYWORD: masks}).last_hidden_state
 
     def _loss(self, hidden: torch.Tensor, shape: StepShape) -> torch.Tensor:
         supervised = hidden.flatten(0, 1)[: shape.rows * shape.answer_tokens].clone()  # a mask's choice is a copy

@@ -16,6 +16,7 @@ from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.base_models import resolve_base
 from audiollm.checkpoints import load_audio_base, load_text_base
 from audiollm.corpora.prompts import load_studio_prompts
+from audiollm.cpu_speed import use_cpu_speed
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from transformers import (
@@ -95,6 +96,7 @@ def audiollm_side(dtype: torch.dtype, shape: Shape, cached: bool = True) -> tupl
     model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
         AUDIO_BASE, TEXT_BASE, dtype=dtype, lora_rank=LORA_RANK, lora_alpha=LORA_ALPHA, lora_target_modules=TARGETS
     ).train()
+    use_cpu_speed(model)  # as the commands do
     return model, training_batch(model, shape, cached)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmProcessor, shipped_adapter
 from audiollm.base_models import how_to_get
+from audiollm.cpu_speed import use_cpu_speed
 from audiollm.machine import bfloat16_is_faster
 from audiollm.quantisation import quantisation
 from transformers.utils import is_bitsandbytes_available
@@ -157,6 +158,7 @@ def load_model(
         attention = f" with --attn_implementation {attn_implementation}" if attn_implementation else ""
         advice = "" if "hf download" in str(error) else how_to_get(checkpoint)
         raise CheckpointError(f"{checkpoint} cannot be loaded{attention}: {error}{advice}") from error
+    use_cpu_speed(model)
     return model.eval()
 
 

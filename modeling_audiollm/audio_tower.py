@@ -7,8 +7,6 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils.output_capturing import capture_outputs
 
-from .matrix_products import use_fast_products
-
 #: The encoder's second convolution halves the frame rate: 10 ms log-mel frames become 20 ms encoder frames.
 MEL_FRAMES_PER_ENCODER_FRAME = 2
 
@@ -65,10 +63,6 @@ class AudioTower(WhisperEncoder):
     """
 
     _keys_to_ignore_on_load_unexpected = [r"decoder\.", r"proj_out\."]
-
-    def __init__(self, config):
-        super().__init__(config)
-        use_fast_products(self.layers)
 
     @property
     def max_input_frames(self) -> int:

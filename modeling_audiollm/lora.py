@@ -11,8 +11,6 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
-from .matrix_products import autocasts, fast_product
-
 try:
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import Linear as LoraLinear
@@ -48,7 +46,7 @@ class FrozenLinearWithLora(torch.autograd.Function):
     """
 
     #: Multiplies by a weight, `(x, weight, bias)`; a faster product may be put in its place.
-    product = staticmethod(fast_product)
+    product = staticmethod(nn.functional.linear)
 
     @staticmethod
     def forward(ctx, x, weight, bias, mask, down, up, scaling: float) -> torch.Tensor:
@@ -351,6 +349,11 @@ def can_fuse(base: nn.Module, x: torch.Tensor) -> bool:
     return same_precision and base.weight.dtype == x.dtype and not trains
 
 
+def autocasts(device: str) -> bool:
+    """Return True where autocast is on; on devices that know none (`meta`, which has shapes alone), torch would raise."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def _without_autocast(device: str) -> AbstractContextManager:
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
@@ -360,6 +363,7 @@ __all__ = [
     "FrozenLinearWithLora",
     "MaskedLoraLinear",
     "add_adapters",
+    "autocasts",
     "can_fuse",
     "inject_adapter",
     "is_plain_linear",

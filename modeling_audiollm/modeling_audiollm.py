@@ -20,12 +20,10 @@ from .composition import ComposedOfBases
 from .configuration_audiollm import AudioLlmConfig
 from .generation_audiollm import CACHE_NAME, AudioLlmGenerationMixin, given_cache
 from .language_head import scale_logits
-from .lora import MASKS_KEYWORD, add_adapters, is_plain_linear
-from .matrix_products import fast_linear
+from .lora import MASKS_KEYWORD, add_adapters
 from .packed_rows import example_starts, is_padded_on_the_right
 from .pretrained_audiollm import AudioLlmPreTrainedModel
 from .projector import AudioLlmProjector
-from .shared_prefix import can_share_prefix, run_with_shared_prefix, shared_prefix_length
 
 logger = logging.get_logger(__name__)
 
@@ -356,8 +354,8 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         """
         See [`AudioLlmForConditionalGeneration.forward`].
 
-        `for_loss` says that hidden states of padding are not looked at, and that no cache is: text that all rows begin
-        with may then be run once, and what padding would be masked from is not computed.
+        `for_loss` says that neither a cache nor hidden states of padding are looked at, so that padding on the right
+        needs no mask.
         """
         cache = given_cache(cache, past_key_values)
         if (input_ids is None) == (inputs_embeds is None):
@@ -415,15 +413,6 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
                 inputs_embeds, adapter_names, slots, audio_tokens is not None and len(audio_tokens) > 0, cache, starts
             )
             kwargs[MASKS_KEYWORD] = masks
-            if plain and input_ids is not None:
-                length = shared_prefix_length(input_ids, attention_mask, self.config.audio_token_id)
-                if can_share_prefix(self.language_model, inputs_embeds, length, rows):
-                    hidden_states = run_with_shared_prefix(
-                        self.language_model, inputs_embeds, attention_mask, length, kwargs
-                    )
-                    return AudioLlmModelOutputWithPast(
-                        last_hidden_state=hidden_states, audio_hidden_states=audio_tokens
-                    )
         elif adapter_names is not None:
             self._rows_by_name(adapter_names, inputs_embeds.device)
         if plain and is_padded_on_the_right(attention_mask):
@@ -566,19 +555,12 @@ class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel,
             audio_hidden_states=outputs.audio_hidden_states,
         )
 
-    def _head_for_loss(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """As [`compute_logits`], while training by the faster library; `hidden_states`: `(positions, hidden_size)`."""
-        head = self.lm_head
-        if not self.training or not is_plain_linear(head) or head.weight.dtype != hidden_states.dtype:
-            return self.compute_logits(hidden_states)
-        return scale_logits(fast_linear(hidden_states, head.weight), self.config.text_config)
-
     def _supervised_loss(self, hidden_states, labels, num_items_in_batch) -> torch.Tensor:
         """Cross-entropy of the next token, with the head run on supervised positions only."""
         next_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL).to(hidden_states.device)
         supervised = next_labels != IGNORED_LABEL
         targets = next_labels[supervised]
-        logits = self._head_for_loss(hidden_states[supervised])
+        logits = self.compute_logits(hidden_states[supervised])
         if not len(targets):
             return logits.float().sum()
         try:

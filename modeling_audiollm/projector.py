@@ -5,7 +5,6 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from .audio_tower import length_mask
-from .matrix_products import FastLinear
 from .piece_readout import PieceReadout
 
 
@@ -46,12 +45,12 @@ class AudioLlmProjector(nn.Module):
             middle_size = stacked_size
         else:
             gated = config.projector_type == "swiglu"
-            self.linear_1 = FastLinear(stacked_size, hidden_size, bias=False)
+            self.linear_1 = nn.Linear(stacked_size, hidden_size, bias=False)
             self.activation = SwiGLU() if gated else ACT2FN[config.projector_activation]
             middle_size = hidden_size // 2 if gated else hidden_size
         has_mid_norm = config.projector_mid_norm and config.projector_type != "linear"
         self.norm_mid = nn.RMSNorm(middle_size, eps=eps) if has_mid_norm else nn.Identity()
-        self.linear_2 = FastLinear(middle_size, output_size, bias=False)
+        self.linear_2 = nn.Linear(middle_size, output_size, bias=False)
         speaks = config.projector_readout == "pieces"
         self.readout = PieceReadout(config.text_config.vocab_size, output_size) if speaks else None
 

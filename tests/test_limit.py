@@ -13,8 +13,8 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import limit  # noqa: E402
 import limit_counting  # noqa: E402
-from audiollm import AudioLlmForConditionalGeneration, matrix_products  # noqa: E402
-from audiollm.shared_prefix import shared_prefix_length  # noqa: E402
+from audiollm import AudioLlmForConditionalGeneration, cpu_speed  # noqa: E402
+from audiollm.cpu_speed import use_cpu_speed  # noqa: E402
 
 ROWS, SLOTS, FRAMES_PER_SLOT, WIDTH = 3, 4, 4, 32
 #: Rows of so many rows of a product, and a weight as small, go to oneDNN in this file.
@@ -50,15 +50,13 @@ def batch_of(model, text_length: int = 9) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("by_onednn", [False, True], ids=["torch's choice", "oneDNN"])
 @pytest.mark.parametrize("text_length", [0, 9], ids=["nothing shared", "beginning shared"])
 def test_training_step_is_counted_as_the_formula_says(model, monkeypatch, by_onednn: bool, text_length: int) -> None:
-    monkeypatch.setattr(matrix_products, "onednn_is_faster", lambda: by_onednn)
-    monkeypatch.setattr(matrix_products, "MIN_ROWS", ANY_SIZE)
-    monkeypatch.setattr(matrix_products, "MIN_SIZE", ANY_SIZE)
+    monkeypatch.setattr(cpu_speed, "onednn_is_faster", lambda: by_onednn)
+    monkeypatch.setattr(cpu_speed, "MIN_ROWS", ANY_SIZE)
+    monkeypatch.setattr(cpu_speed, "MIN_SIZE", ANY_SIZE)
     batch = batch_of(model, text_length)
-    model.train()
+    use_cpu_speed(model.train())
     # Of rows without text, <audio> alone is shared: too little to be run by itself.
-    shared = text_length and shared_prefix_length(
-        batch["input_ids"], batch["attention_mask"], model.config.audio_token_id
-    )
+    shared = text_length and limit_counting.shared_text(model, batch)
     counted, _ = limit_counting.count(lambda: model(**batch).loss.backward())
     positions = limit_counting.positions_of(model, batch, shared, padded=False)
     assert counted == limit_counting.language_model_flops(model, positions, trains=True)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.base_models import EMBEDDED_PREFIX, how_to_get
+from audiollm.cpu_speed import use_cpu_speed
 from audiollm.embedded_bases import DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE, fetch
 from audiollm.quantisation import quantisation
 from transformers import set_seed
@@ -136,6 +137,7 @@ def prepare(
         # Where it also encodes what the cache lacks; a language model that is to be sharded may not fit there whole.
         moved: torch.nn.Module = model.model.audio_tower if asks_for_fsdp(training_arguments) else model
         moved.to(training_arguments.device)
+    use_cpu_speed(model)
     is_base = model.config.text_model_id is not None and model.config.weight_format != "merged"
     trainable = "projector" if stage == "align" else model_arguments.trainable
     set_trainable(model, trainable)

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from audiollm import AudioLlmForConditionalGeneration, lora, matrix_products
+from audiollm import AudioLlmForConditionalGeneration, lora
 from audiollm.lora import FrozenLinearWithLora, MaskedLoraLinear, can_fuse
 from batches import collate, make_row, mixed_rows
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -88,28 +88,6 @@ def test_fused_and_plain_layers_agree(tiny_model) -> None:
         torch.testing.assert_close(fused[name], gradient, atol=1e-5, rtol=1e-4)
 
 
-def test_either_library_gives_the_same_gradients(tiny_model, monkeypatch) -> None:
-    tiny_model.train()
-    batch = training_batch(tiny_model.config)
-    found = {}
-    for faster in (True, False):
-        monkeypatch.setattr(matrix_products, "onednn_is_faster", lambda faster=faster: faster)
-        found[faster] = gradients(tiny_model, batch)
-    assert found[True].keys() == found[False].keys()
-    for name, gradient in found[False].items():
-        torch.testing.assert_close(found[True][name], gradient, atol=1e-5, rtol=1e-4)
-
-
-def test_a_head_with_a_hook_is_called_while_training(tiny_model) -> None:
-    tiny_model.train()
-    batch = training_batch(tiny_model.config)
-    expected = tiny_model(**batch).loss
-    calls = []
-    tiny_model.lm_head.register_forward_hook(lambda *_: calls.append(1))
-    torch.testing.assert_close(tiny_model(**batch).loss, expected)
-    assert calls
-
-
 def test_what_is_not_plain_is_not_fused() -> None:
     layer, x = nn.Linear(4, 4), torch.zeros(2, 4)
     assert not can_fuse(layer, x)  # it trains
@@ -149,7 +127,7 @@ def test_dropout_acts_in_training_only(tiny_model, rows: str) -> None:
 # ---- threads and host syncs ------------------------------------------------------------------------------------------
 
 CALLS = 100
-MOST_WAITS = 6
+MOST_WAITS = 4
 
 
 @pytest.mark.parametrize("how", ["forward", "generate"])

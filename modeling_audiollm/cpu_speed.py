@@ -1,0 +1,273 @@
+"""
+Faster training and encoding on a CPU: products by the faster of torch's two libraries, and text that a batch's rows all
+begin with run once. The commands switch it on; checkpoints do not carry it.
+"""
+
+from functools import cache, partial
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from .generation_audiollm import CACHE_NAME
+from .lora import MASKS_KEYWORD, FrozenLinearWithLora, autocasts
+
+#: Where Linux says whose the processor is.
+PROCESSOR_FILE = Path("/proc/cpuinfo")
+INTEL = "GenuineIntel"
+#: Below so many rows, reading the weights takes the time, in either library.
+MIN_ROWS = 16
+#: Below such a width and height of the other matrix, there is nothing to gain: LoRA's are so thin, and gain.
+MIN_SIZE = 8
+#: Below this share of the batch's positions, a second pass through the layers costs more than it saves.
+MIN_SHARE_SAVED = 0.1
+
+
+def use_cpu_speed(model) -> None:
+    """
+    Make an AudioLLM model on a CPU train and encode faster, in place; on other devices it stays as it is.
+
+    Weights, their names and results without gradients stay, apart from the encoder's, which change by rounding.
+    """
+    body = model.model
+    if model.device.type != "cpu":
+        return
+    if onednn_is_faster():
+        FrozenLinearWithLora.product = staticmethod(fast_product)
+        for module in (body.audio_tower, body.multi_modal_projector):
+            use_fast_products(module)
+        if type(model.lm_head) is nn.Linear:
+            model.lm_head = _replaced(model.lm_head, FastTrainedLinear)
+    decoder = body.language_model
+    if "forward" not in vars(decoder):
+        decoder.forward = MethodType(_forward, decoder)
+
+
+# ---- products --------------------------------------------------------------------------------------------------------
+
+
+@cache
+def onednn_is_faster() -> bool:
+    """
+    Return True where oneDNN multiplies float32 matrices faster than MKL, which torch takes for them by itself.
+
+    MKL knows AVX-512 on Intel's processors alone. On two cores of an AMD EPYC (Zen 5) it reaches less than half of
+    oneDNN's rate (`benchmarks/limit.py`). The same on every run on a machine: nothing is measured here.
+    """
+    if not torch.backends.mkldnn.is_available() or not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        return False
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # torch's compiler calls it too, but promises it to nobody
+        return False
+    try:
+        return INTEL not in PROCESSOR_FILE.read_text(encoding="utf-8", errors="replace")
+    except OSError:  # not Linux: torch's own choice
+        return False
+
+
+def takes_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Return True where oneDNN multiplies `x` `(n, in)` by `weight` `(out, in)`: float32 matrices, not too small."""
+    return (
+        not torch.compiler.is_compiling()
+        and x.device.type == "cpu"
+        and weight.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and len(x) >= MIN_ROWS
+        and min(weight.shape) >= MIN_SIZE
+        and onednn_is_faster()
+        and bool(torch.backends.mkldnn.enabled)
+    )
+
+
+def fast_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """
+    Return `x @ weight.T + bias`, `(n, out)`; no gradient goes through it.
+
+    Args:
+        x: `(n, in)`.
+        weight: `(out, in)`; like `x` it may be another matrix's transpose.
+        bias: `(out,)`.
+    """
+    if not takes_onednn(x, weight):
+        return nn.functional.linear(x, weight, bias)
+    return torch.ops.mkldnn._linear_pointwise(_dense(x), _dense(weight), bias, "none", [], "")
+
+
+def _dense(matrix: torch.Tensor) -> torch.Tensor:
+    """Return a matrix without gaps, by rows or by columns: with others oneDNN takes a thousand times as long."""
+    return matrix if matrix.is_contiguous() or matrix.T.is_contiguous() else matrix.contiguous()
+
+
+class FastProduct(torch.autograd.Function):
+    """[`fast_product`] with gradients, each by the same library and only where it is asked for."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias) -> torch.Tensor:
+        """`x`: `(n, in)`, `weight`: `(out, in)`, `bias`: `(out,)` or None; gives `(n, out)`."""
+        ctx.save_for_backward(x, weight)
+        return fast_product(x, weight, bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        """Return the gradients of `x`, `weight` and `bias`."""
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        return (
+            fast_product(grad, weight.T) if needs_x else None,
+            fast_product(grad.T, x.T) if needs_weight else None,
+            grad.sum(dim=0) if needs_bias else None,
+        )
+
+
+def fast_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`torch.nn.functional.linear`, by the faster library; `x`: `(..., in)`, `weight`: `(out, in)`, `bias`: `(out,)`."""
+    flat = x.flatten(0, -2)
+    if autocasts(x.device.type) or not takes_onednn(flat, weight):
+        return nn.functional.linear(x, weight, bias)
+    multiply = FastProduct.apply if torch.is_grad_enabled() else fast_product
+    return multiply(flat, weight, bias).view(*x.shape[:-1], len(weight))
+
+
+class FastLinear(nn.Linear):
+    """Linear layer whose products, and those of its gradients, are [`fast_linear`]'s."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """`input`: `(..., in)`; gives `(..., out)`."""
+        return fast_linear(input, self.weight, self.bias)
+
+
+class FastTrainedLinear(FastLinear):
+    """[`FastLinear`] while it trains; in evaluation mode, torch's own to the last bit."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) if self.training else nn.functional.linear(input, self.weight, self.bias)
+
+
+def use_fast_products(module: nn.Module) -> None:
+    """Make every plain linear layer within `module` a [`FastLinear`] that holds the same parameters."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear:
+                setattr(parent, name, _replaced(child, FastLinear))
+
+
+def _replaced(linear: nn.Linear, kind: type[nn.Linear]) -> nn.Linear:
+    layer = kind(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+    layer.weight, layer.bias = linear.weight, linear.bias
+    return layer.train(linear.training)
+
+
+# ---- shared beginnings -----------------------------------------------------------------------------------------------
+
+
+def _forward(
+    self, *args: Any, inputs_embeds=None, attention_mask=None, use_cache=None, **kwargs: Any
+) -> BaseModelOutputWithPast:
+    """Run a decoder; in training, positions that all rows begin with are run for the first row alone."""
+    whole = partial(type(self).forward, self)
+    masks = kwargs.get(MASKS_KEYWORD)
+    others = {name for name, value in kwargs.items() if value is not None} - {MASKS_KEYWORD}
+    if self.training and torch.is_grad_enabled() and use_cache is False and masks and not (args or others):
+        length = shared_prefix_length(inputs_embeds, attention_mask)
+        if can_share_prefix(self, inputs_embeds, length, masks):
+            return BaseModelOutputWithPast(
+                last_hidden_state=run_with_shared_prefix(
+                    whole, self.config, inputs_embeds, attention_mask, length, masks
+                )
+            )
+    return whole(*args, inputs_embeds=inputs_embeds, attention_mask=attention_mask, use_cache=use_cache, **kwargs)
+
+
+def shared_prefix_length(inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None) -> int:
+    """
+    Return how many positions all rows begin with alike, none of them padding; at least one of each row is left.
+
+    Args:
+        inputs_embeds: `(batch, length, hidden_size)`.
+        attention_mask: `(batch, length)`, or None where nothing is padded. Others are not looked into: nothing is
+            shared.
+    """
+    if attention_mask is not None and attention_mask.shape != inputs_embeds.shape[:2]:
+        return 0
+    alike = (inputs_embeds == inputs_embeds[:1]).all(dim=-1).all(dim=0)
+    if attention_mask is not None:
+        alike &= attention_mask.bool().all(dim=0)
+    return min(int(alike.long().cumprod(dim=0).sum()), inputs_embeds.shape[1] - 1)
+
+
+def is_worth_sharing(rows: int, positions: int, length: int) -> bool:
+    """Return True where running the first `length` of `positions` once for all `rows` saves more than it costs."""
+    return (rows - 1) * length >= MIN_SHARE_SAVED * rows * positions
+
+
+def can_share_prefix(decoder: nn.Module, inputs_embeds: torch.Tensor, length: int, masks: dict[str, Any]) -> bool:
+    """
+    Return True where the first `length` positions can be run once for all rows, and it is worth it.
+
+    One adapter must act on all rows (text-only rows stay the base's), and the layers must keep keys and values of all
+    positions. Not with activation checkpointing, which allows no cache, nor where several processes must run their
+    layers equally often.
+    """
+    several_processes = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not is_worth_sharing(*inputs_embeds.shape[:2], length) or several_processes:
+        return False
+    if not any(mask is None or bool(mask.all()) for mask in masks.values()):
+        return False
+    # Its name before transformers gave it the present one, which warns of the old.
+    known = hasattr(type(decoder), "is_activation_checkpointing")
+    if getattr(decoder, "is_activation_checkpointing" if known else "is_gradient_checkpointing", False):
+        return False
+    layers = DynamicCache(config=decoder.config).layers  # type: ignore[arg-type]
+    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+
+
+def run_with_shared_prefix(
+    forward,
+    config,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    length: int,
+    masks: dict[str, torch.Tensor | None],
+) -> torch.Tensor:
+    """
+    Return the decoder's last hidden states, with its first `length` positions run for the first row alone.
+
+    The keys and values of that row serve all, and their gradients add up in it; so it is the same function of the
+    weights, to float rounding. Dropout, where there is any, drops the same of all rows' beginnings.
+
+    Args:
+        forward, config: the decoder's.
+        inputs_embeds: `(batch, positions, hidden_size)`, rows alike in their first `length` positions.
+        attention_mask: `(batch, positions)`, or None.
+        masks: where each adapter acts; see `audiollm.lora`.
+
+    Returns:
+        `(batch, positions, hidden_size)`.
+    """
+    first = {name: mask if mask is None else mask[:1, :length] for name, mask in masks.items()}
+    rest = {name: mask if mask is None else mask[:, length:] for name, mask in masks.items()}
+    rows, filled = inputs_embeds.shape[0], DynamicCache(config=config)
+    keywords: dict[str, Any] = {CACHE_NAME: filled, "use_cache": True}
+    shared = forward(inputs_embeds=inputs_embeds[:1, :length], **keywords, **{MASKS_KEYWORD: first}).last_hidden_state
+    filled.batch_repeat_interleave(rows)
+    keywords["attention_mask"] = attention_mask
+    own = forward(inputs_embeds=inputs_embeds[:, length:], **keywords, **{MASKS_KEYWORD: rest}).last_hidden_state
+    return torch.cat([shared.expand(rows, -1, -1), own], dim=1)
+
+
+__all__ = [
+    "FastLinear",
+    "fast_linear",
+    "fast_product",
+    "is_worth_sharing",
+    "onednn_is_faster",
+    "run_with_shared_prefix",
+    "shared_prefix_length",
+    "takes_onednn",
+    "use_cpu_speed",
+    "use_fast_products",
+]
