@@ -181,6 +181,10 @@ class MaskedLoraLinear(LoraLinear):
                 "get_peft_model."
             )
 
+    def delete_adapter(self, adapter_name: str) -> None:
+        super().delete_adapter(adapter_name)
+        self.masked -= {adapter_name}
+
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """
         Merge the active adapters that PEFT added into the base's weights; AudioLLM's act on as before.

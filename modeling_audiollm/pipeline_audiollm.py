@@ -1,8 +1,7 @@
 """
 `pipeline("audio-text-to-text")`: recordings, questions about them and conversations in, text out.
 
-One class for those who installed the package and for those who trust a checkpoint's code; rows may own any number of
-recordings, which transformers' own pipelines cannot batch.
+Rows may own any number of recordings, which transformers' own pipelines cannot batch.
 """
 
 import os
@@ -23,10 +22,6 @@ logger = logging.get_logger(__name__)
 
 #: The Hub's name of the task.
 TASK = "audio-text-to-text"
-#: In a checkpoint's config.json: where `pipeline(..., trust_remote_code=True)` finds the class, and what it loads.
-CUSTOM_PIPELINES = {
-    TASK: {"impl": "pipeline_audiollm.AudioLlmPipeline", "pt": ["AutoModelForMultimodalLM"], "type": "multimodal"}
-}
 #: What a recording without a question is asked.
 TRANSCRIBE_PROMPT = "<audio>\nTranscribe the speech."
 DEFAULT_MAX_NEW_TOKENS = 256
@@ -337,4 +332,4 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float, np.number))
 
 
-__all__ = ["CUSTOM_PIPELINES", "TASK", "AudioLlmPipeline"]
+__all__ = ["TASK", "AudioLlmPipeline"]

@@ -25,7 +25,6 @@ from .checkpoints import (
 from .configuration_audiollm import AudioLlmConfig
 from .lora import reset_adapters
 from .piece_readout import PieceReadout
-from .pipeline_audiollm import CUSTOM_PIPELINES
 from .quantisation import language_model_only, refuse_quantised, settle_quantised
 from .safe_loading import check_finite, check_kinds, load_adapter, refuse_oversized, weights_at_hand, weights_in_files
 
@@ -336,7 +335,6 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         for part in (self.config.audio_config, self.config.text_config):
             part.name_or_path = ""  # a folder of this machine; the bases' ids say where they come from
         self.config.auto_map = dict(AUTO_MAP)
-        self.config.custom_pipelines = deepcopy(CUSTOM_PIPELINES)
         if weights == "adapter":
             state_dict = self.state_dict() if state_dict is None else state_dict
             trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}

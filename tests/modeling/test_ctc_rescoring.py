@@ -245,7 +245,6 @@ def test_reports_pipelines_and_commands_hear_twice(model, checkpoint, tiny_proce
     from audiollm.evaluation.evaluate import main as evaluate
     from audiollm.inference.transcribe import main as transcribe_command
 
-    assert {"ctc_rescoring.py", "ctc_search.py", "spoken_pieces.py"} <= {path.name for path in checkpoint.iterdir()}
     options = {"max_new_tokens": 6, "progress": False}
     greedy = transcribe(model, tiny_processor, clips, PROMPT, **options)
     twice = transcribe(model, tiny_processor, clips, PROMPT, **options, ctc_weight=MUCH)
