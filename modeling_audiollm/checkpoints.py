@@ -21,7 +21,7 @@ from .audio_towers import audio_tower_class
 from .base_models import naming_base, resolve_base
 from .configuration_audiollm import AudioLlmConfig
 from .language_head import check_language_model
-from .lora import is_target
+from .lora import is_target, merged_weight
 from .safe_loading import check_encoder
 
 logger = logging.get_logger(__name__)
@@ -162,18 +162,24 @@ def is_adapter_key(key: str) -> bool:
     return "multi_modal_projector." in key or "audio_boundary_embeds" in key or ".lora_" in key
 
 
-def merged_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
+def one_adapter(config: AudioLlmConfig) -> str | None:
     """
-    Weights of `model` with its one LoRA adapter folded into the layers it adapts.
+    Return the name of the one adapter of a model, None where it has none.
 
     Raises:
-        ValueError: there are several adapters, so that no single merge can stand for all.
+        ValueError: there are several, so that no single merge can stand for all.
     """
-    names = list(cast(AudioLlmConfig, model.config).lora_adapters)
+    names = list(config.lora_adapters)
     if len(names) > 1:
         raise ValueError(
             f"This model has the adapters {names}, each for rows of its own; only a model with one can be merged."
         )
+    return names[0] if names else None
+
+
+def merged_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the weights of `model` with its one LoRA adapter folded into the layers it adapts; see `one_adapter`."""
+    name = one_adapter(cast(AudioLlmConfig, model.config))
     modules = dict(model.named_modules())
     merged = {}
     for key, value in model.state_dict().items():
@@ -181,8 +187,7 @@ def merged_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
             continue
         if key.endswith(MERGED_SUFFIX):
             module_path = key.removesuffix(MERGED_SUFFIX)
-            update = modules[module_path].get_delta_weight(names[0])
-            merged[f"{module_path}.weight"] = (value.float() + update.float()).to(value.dtype)
+            merged[f"{module_path}.weight"] = merged_weight(modules[module_path], name)
         else:
             merged[key.replace(".base_layer.", ".")] = value
     return merged

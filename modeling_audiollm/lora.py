@@ -232,6 +232,7 @@ def add_adapters(language_model: nn.Module, config) -> None:
         return
     for name in config.lora_adapters:
         inject_adapter(language_model, name, config.adapter_settings(name))
+    language_model.takes_masks = True
     language_model.register_forward_pre_hook(_begin_call, with_kwargs=True)
     language_model.register_forward_hook(_end_call)
     for module in language_model.modules():
@@ -243,7 +244,55 @@ def add_adapters(language_model: nn.Module, config) -> None:
                 taker.register_forward_pre_hook(_take_masks, with_kwargs=True)
 
 
+def merged_weight(layer: MaskedLoraLinear, name: str) -> torch.Tensor:
+    """
+    Return the base's weight with the update of the adapter `name`, in the base's precision.
+
+    Raises:
+        ValueError: the weight is offloaded.
+    """
+    weight = cast(nn.Linear, layer.base_layer).weight
+    if weight.is_meta or layer.lora_A[name].weight.is_meta:
+        raise ValueError(
+            "A language model that is offloaded cannot be merged. Load it without offloading (device_map)."
+        )
+    return (weight.float() + layer.get_delta_weight(name).float()).to(weight.dtype)
+
+
+def refuse_foreign_adapters(language_model: nn.Module) -> None:
+    """
+    Raises:
+        ValueError: an adapter that PEFT added acts on top of AudioLLM's.
+    """
+    layers = [module for module in language_model.modules() if isinstance(module, MaskedLoraLinear)]
+    foreign = sorted({name for layer in layers for name in layer.lora_A if name not in layer.masked})
+    if foreign:
+        raise ValueError(
+            f"PEFT's adapters {foreign} act on top of AudioLLM's. Save them with the PEFT model's save_pretrained; merge "
+            "them (merge_and_unload) or take them off (unload) before AudioLLM itself is saved or merged."
+        )
+
+
+@torch.no_grad()
+def merge_layers(language_model: nn.Module, name: str | None) -> None:
+    """
+    Put the base layers back in the place of those with LoRA, the adapter `name` folded in.
+
+    Raises:
+        ValueError: an adapter of PEFT's acts on top, or weights are offloaded.
+    """
+    refuse_foreign_adapters(language_model)
+    for path, layer in [(p, m) for p, m in language_model.named_modules() if isinstance(m, MaskedLoraLinear)]:
+        base = cast(nn.Linear, layer.base_layer)
+        if name is not None and name in layer.lora_A:
+            base.weight.data = merged_weight(layer, name)
+        language_model.set_submodule(path, base)
+    language_model.takes_masks = False
+
+
 def _begin_call(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    if not module.takes_masks:  # merged since
+        return args, kwargs
     if MASKS_KEYWORD not in kwargs:
         raise RuntimeError(
             f"{type(module).__name__} was run by itself, so it is unknown on which rows LoRA acts. Run the AudioLLM "
@@ -372,5 +421,8 @@ __all__ = [
     "inject_adapter",
     "is_plain_linear",
     "is_target",
+    "merge_layers",
+    "merged_weight",
+    "refuse_foreign_adapters",
     "reset_adapters",
 ]

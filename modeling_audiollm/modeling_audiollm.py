@@ -519,6 +519,12 @@ class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel,
         Raises:
             ValueError: slots and audio tokens differ in number, or both or neither of ids and embeddings are given.
         """
+        if getattr(self, "_is_replica", False):
+            raise RuntimeError(
+                "nn.DataParallel splits a batch without regard to which recordings belong to which row. Train on several "
+                "GPUs in a process each (`accelerate launch --num_processes 2 -m audiollm.training.train ...`, or your own "
+                "script), or hide all but one (CUDA_VISIBLE_DEVICES=0)."
+            )
         outputs = self.model(
             input_ids=input_ids,
             input_features=input_features,

@@ -18,12 +18,13 @@ from .checkpoints import (
     load_bases,
     merged_state_dict,
     modification_times,
+    one_adapter,
     refuse_incomplete,
     upload_files,
     write_code,
 )
 from .configuration_audiollm import AudioLlmConfig
-from .lora import reset_adapters
+from .lora import merge_layers, refuse_foreign_adapters, reset_adapters
 from .piece_readout import PieceReadout
 from .quantisation import language_model_only, refuse_quantised, settle_quantised
 from .safe_loading import check_finite, check_kinds, load_adapter, refuse_oversized, weights_at_hand, weights_in_files
@@ -114,8 +115,9 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         config = self.config
         if config.weight_format not in (None, "adapter") or not (config.audio_model_id and config.text_model_id):
             return set()
-        parameters = self.named_parameters(remove_duplicate=False)
-        return {name for name, weight in parameters if not (weight.requires_grad or is_adapter_key(name))}
+        trained = {name for name, weight in self.named_parameters() if weight.requires_grad}
+        names = {name for name, _ in self.named_parameters(remove_duplicate=False)}  # a tied head is among them
+        return {name for name in names - trained if not is_adapter_key(name)}
 
     @_keys_to_ignore_on_save.setter
     def _keys_to_ignore_on_save(self, value: Any) -> None:
@@ -301,6 +303,7 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
                 f"{str(save_directory)!r} is a file; expected a folder to save the checkpoint in."
             )
         has_ids = bool(self.config.audio_model_id and self.config.text_model_id)
+        refuse_foreign_adapters(self.get_decoder())
         base_changed = any(getattr(module, "base_changed", False) for module in self.modules())
         compact = has_ids and self.config.weight_format != "merged" and not base_changed
         weights = weights or ("adapter" if compact else "full")
@@ -321,8 +324,14 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         hub_names = ("repo_id", "token", "private", "revision", "create_pr", "commit_message")
         hub = {name: kwargs.pop(name) for name in hub_names if name in kwargs}
         before = modification_times(save_directory)
-        if weights == "merged":
-            self.merge_adapters()._save("merged", save_directory, is_main_process, None, **kwargs)
+        if weights == "merged" and self.config.lora_adapters:
+            merged, config = merged_state_dict(self), self.config
+            self.config = deepcopy(config)
+            self.config.lora_rank, self.config.lora_adapters = 0, {}
+            try:
+                self._save("merged", save_directory, is_main_process, merged, **kwargs)
+            finally:
+                self.config = config
         else:
             # A merged model has no adapter left: its everything is the merged format.
             kept = "merged" if self.config.weight_format == "merged" else weights
@@ -346,25 +355,20 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
 
     def merge_adapters(self):
         """
-        A new model with LoRA folded into the language model: no routing, no adapter cost, for deployment.
+        Fold LoRA into the language model, in place and where its weights lie, and return the model.
 
-        Text-only rows then run the adapted weights too, so that the base's own ability is no longer kept exactly.
+        There are no masks then, and no adapter's cost: for deployment. Text-only rows run the adapted weights too, so
+        that the base's own ability is no longer kept exactly.
 
         Raises:
-            ValueError: there are several adapters, so that no single merge can stand for all, or the base is quantised.
+            ValueError: there are several adapters, so that no single merge can stand for all, or the base is quantised
+                or offloaded.
         """
         refuse_quantised(self, "merge_adapters")
-        config = deepcopy(self.config)
-        config.lora_rank, config.lora_adapters, config.weight_format = 0, {}, "merged"
-        loaded: Any = super().from_pretrained(
-            None, config=config, state_dict=merged_state_dict(self), dtype=self.dtype, output_loading_info=True
-        )
-        merged, info = loaded
-        refuse_incomplete(info, "the merged model")
-        merged.freeze_bases()
-        if self.can_generate():
-            merged.generation_config = deepcopy(self.generation_config)
-        return merged.to(self.device).train(self.training)
+        merge_layers(self.get_decoder(), one_adapter(self.config))
+        self.config.lora_rank, self.config.lora_adapters, self.config.weight_format = 0, {}, "merged"
+        self.freeze_bases()
+        return self
 
 
 def _own_class(model: nn.Module) -> type:

@@ -19,8 +19,6 @@ from .trainable import DEFAULT_TRAINABLE, TRAINABLE, trains
 from .waveform_arguments import WaveformArguments
 
 CACHE_OFF = "off"
-#: Where the command differs from the configuration's own defaults: minutes of speech are soon known by heart.
-LORA_DROPOUT = 0.05
 #: Options that shape a new model; a checkpoint has its own.
 CONFIG_FIELDS = (
     "stack_factor",
@@ -124,7 +122,10 @@ class ModelArguments:
         default=None, metadata={"help": "Scale of LoRA: its update counts alpha / rank; 32 when not given."}
     )
     lora_dropout: float | None = field(
-        default=None, metadata={"help": f"Dropout on LoRA's input; {LORA_DROPOUT} when not given."}
+        default=None,
+        metadata={
+            "help": "Dropout on LoRA's input; none when not given. It keeps a mask and a masked copy per layer."
+        },
     )
     trainable: str = field(
         default=DEFAULT_TRAINABLE,

@@ -13,7 +13,6 @@ from transformers import set_seed
 
 from .arguments import (
     CACHE_OFF,
-    LORA_DROPOUT,
     AudioLlmTrainingArguments,
     DataArguments,
     ModelArguments,
@@ -66,7 +65,7 @@ def load_model(
     for base in (audio_base, text_base):
         if base.startswith(EMBEDDED_PREFIX):
             fetch(base)
-    shape = {"lora_dropout": LORA_DROPOUT, **arguments.config_fields()}
+    shape = arguments.config_fields()
     if trains(arguments.trainable, "llm"):
         shape.setdefault("lora_rank", 0)
     model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(audio_base, text_base, **shape, **common)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from audiollm.checkpoints import is_adapter_key
 from audiollm.interruption import check_interrupted
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -145,12 +144,10 @@ class AudioLlmTrainer(HubTrainer, StreamedTrainer, BudgetedTrainer, ShardedTrain
     args: AudioLlmTrainingArguments
     model: PreTrainedModel
 
-    def _issue_warnings_after_load(self, load_result) -> None:
-        """The Trainer's, for what should be in a checkpoint: the frozen bases should not."""
-        # A head that is tied to the embeddings has no weight of its own in this list, nor in a checkpoint.
-        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        missing = [name for name in load_result.missing_keys if is_adapter_key(name) or name in trained]
-        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """The Trainer's; where only the loss is asked for, the head does not run on all positions."""
+        inputs = {**inputs, "logits_to_keep": 1} if prediction_loss_only else inputs
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
     def get_decay_parameter_names(self, model) -> list[str]:
         """The Trainer's, without the gains of the projector's norms, which its list of names misses."""

@@ -1,5 +1,6 @@
 """`audiollm demo-web` over HTTP, by the calls that its controls make: visitors at once, uploads, what is left behind."""
 
+import copy
 import os
 import re
 import socket
@@ -185,7 +186,7 @@ def test_transcribing_ends_with_text_and_files(page, visitor, tmp_path) -> None:
 
 def test_password_examples_system_and_no_adapter(tiny_bases, clips) -> None:
     model, processor = tiny_pair(tiny_bases)
-    model = model.merge_adapters()
+    model = copy.deepcopy(model).merge_adapters()
     with serve(model, processor, auth="guest:secret", examples=[clips[0]], system="Be brief.") as page:
         assert httpx.get(f"{page.url}config").status_code == 401
         wrong = httpx.post(f"{page.url}login", data={"username": "guest", "password": "wrong"})

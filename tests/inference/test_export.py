@@ -5,6 +5,7 @@ The forward pass below is written from the equations and weight names of ultravo
 648efe7): `ModifiedWhisperEncoder`, `StackAudioFrames`, `UltravoxProjector` and `_prepare_audio_embeds`.
 """
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -105,7 +106,7 @@ def compare(model, processor, waveforms: list[np.ndarray], precision: torch.dtyp
     """
     weights, documents = export_files(model, processor, torch.float32, language_model=False)["."]
     reference = Reference(json.loads(json.dumps(documents["config.json"])), weights)
-    merged = model.merge_adapters().eval().to(precision)
+    merged = copy.deepcopy(model).merge_adapters().eval().to(precision)
     reference.to(precision)
     for waveform in waveforms:
         inputs = spoken(processor, waveform)
@@ -231,7 +232,7 @@ def test_the_language_model_by_itself_is_a_plain_checkpoint(exported, tiny_model
     assert not any(info.values())
     text = tiny_processor(text="What is this?")["input_ids"]
     with torch.no_grad():
-        expected = tiny_model.merge_adapters().eval()(text).logits
+        expected = copy.deepcopy(tiny_model).merge_adapters().eval()(text).logits
         found = language_model.eval()(text).logits
     torch.testing.assert_close(found[..., :TEXT_VOCAB_SIZE], expected, atol=TOLERANCE, rtol=0)
     assert (

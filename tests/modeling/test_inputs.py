@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmModel
+from audiollm.generation_audiollm import CACHE_NAME
 from audiollm.modeling_audiollm import logger
 from batches import collate, make_row, mixed_rows
 from tiny_models import NUM_MEL_BINS, llama_config, save_text_base
@@ -128,3 +129,17 @@ def test_training_on_text_alone_is_warned_of_once(tiny_model, caplog) -> None:
     finally:
         logging.getLogger("transformers").removeHandler(caplog.handler)
     assert len([record for record in caplog.records if "no audio" in record.getMessage()]) == 1
+
+
+def test_replicas_of_data_parallel_are_refused(tiny_model, batch) -> None:
+    tiny_model._is_replica = True  # as torch marks the copies that nn.DataParallel makes
+    with pytest.raises(RuntimeError, match="accelerate launch"):
+        tiny_model(**batch)
+
+
+@torch.no_grad()
+def test_the_configuration_can_do_without_a_cache(tiny_model, batch) -> None:
+    assert tiny_model(**batch).get(CACHE_NAME) is not None
+    tiny_model.config.use_cache = False
+    assert tiny_model(**batch).get(CACHE_NAME) is None
+    assert tiny_model(**batch, use_cache=True).get(CACHE_NAME) is not None

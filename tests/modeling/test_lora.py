@@ -282,6 +282,8 @@ def test_adapters_of_peft_are_saved_loaded_and_merged(tiny_model, batches, tmp_p
     model = get_peft_model(tiny_model, LoraConfig(r=4, target_modules=TARGETS, init_lora_weights=False)).eval()
     expected = {kind: model(**batch).logits for kind, batch in batches.items()}
     answer = model.generate(**batches["audio"], max_new_tokens=4, do_sample=False)
+    with pytest.raises(ValueError, match="'default'"):
+        tiny_model.save_pretrained(tmp_path / "ours")
     model.save_pretrained(tmp_path / "peft")
     loaded = PeftModel.from_pretrained(plain, tmp_path / "peft").eval()
     for kind, batch in batches.items():

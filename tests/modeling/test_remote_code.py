@@ -3,6 +3,7 @@
 The clients are processes of their own, in which `audiollm` cannot be imported.
 """
 
+import copy
 import json
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def prepare(model, processor, folder: Path) -> tuple:
     for weights in FORMATS:
         model.save_pretrained(folder / weights, weights=weights)
         processor.save_pretrained(folder / weights)
-        saved = model.merge_adapters() if weights == "merged" else model
+        saved = copy.deepcopy(model).merge_adapters() if weights == "merged" else model
         expected[weights] = {**outputs_of(saved, batch), "processed": processed}
     flat = {"speech": speech, **{f"batch/{name}": value for name, value in batch.items()}}
     flat |= {f"{weights}/{name}": value for weights, found in expected.items() for name, value in found.items()}

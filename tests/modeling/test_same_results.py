@@ -1,5 +1,6 @@
 """The same question gets the same answer whichever way it is asked, with the package and without it, routed and merged."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def asked(tiny_model, tiny_processor, tmp_path: Path) -> Path:
 
 def test_one_question_one_answer(asked: Path, tiny_model, tiny_processor) -> None:
     chat = json.loads((asked / "chat.json").read_text())
-    merged = tiny_model.merge_adapters()
+    merged = copy.deepcopy(tiny_model).merge_adapters()
     expected = {}
     for weights, model in (("adapter", tiny_model), ("merged", merged)):
         listen = pipeline(TASK, model=model, processor=tiny_processor, device="cpu")
@@ -84,7 +85,7 @@ def test_a_merged_models_text_rows_are_adapted_and_others_are_not(tiny_model, ti
     rows = [{"text": "Hello, who is there?"}, {"text": "<audio>", "audio": np.ones(8000, dtype=np.float32) / 9}]
     options = {"max_new_tokens": 8}
     routed = pipeline(TASK, model=tiny_model, processor=tiny_processor, device="cpu")(rows, batch_size=2, **options)
-    merged_model = tiny_model.merge_adapters()
+    merged_model = copy.deepcopy(tiny_model).merge_adapters()
     assert not [name for name, _ in merged_model.named_parameters() if ".lora_" in name]
     merged = pipeline(TASK, model=merged_model, processor=tiny_processor, device="cpu")(rows, batch_size=2, **options)
     assert merged[0] != routed[0] and merged[1] == routed[1]

@@ -285,7 +285,7 @@ def test_use_wandb_reports_to_wandb(options, monkeypatch) -> None:
         ("--lora_rank 3 --lora_alpha 7", {"lora_rank": 3, "lora_alpha": 7.0}),
         ("--lora_rank 0", {"lora_rank": 0, "lora_adapters": {}}),
         ("--lora_dropout 0.3", {"lora_dropout": 0.3}),
-        ("", {"stack_factor": 4, "projector_type": "swiglu", "lora_rank": 16, "lora_alpha": 32, "lora_dropout": 0.05}),
+        ("", {"stack_factor": 4, "projector_type": "swiglu", "lora_rank": 16, "lora_alpha": 32, "lora_dropout": 0.0}),
     ],
 )
 def test_options_shape_the_new_model(options, extra: str, shape: dict) -> None:
