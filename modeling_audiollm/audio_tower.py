@@ -1,14 +1,19 @@
-"""The Whisper encoder without its 30-second padding: any length up to a full window, padding masked."""
+"""The audio encoders, of any length up to a full window, padding masked: Whisper's, and Wav2Vec2-BERT's conformer."""
+
+from typing import Any
 
 import torch
 from torch import nn
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import Wav2Vec2BertModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils.output_capturing import capture_outputs
 
 #: The encoder's second convolution halves the frame rate: 10 ms log-mel frames become 20 ms encoder frames.
 MEL_FRAMES_PER_ENCODER_FRAME = 2
+#: 30 s, as Whisper's windows; the conformer itself has no limit, but its attention's cost grows with the square.
+MAX_CONFORMER_FRAMES = 1500
 
 
 def encoder_frame_counts(num_mel_frames: torch.Tensor) -> torch.Tensor:
@@ -129,3 +134,74 @@ class AudioTower(WhisperEncoder):
         for layer in self.layers:
             hidden_states = layer(hidden_states, frame_mask, **kwargs)
         return BaseModelOutput(last_hidden_state=self.layer_norm(hidden_states))
+
+
+class ConformerTower(Wav2Vec2BertModel):
+    """
+    Wav2Vec2-BERT's encoder, with the stock weights and layers.
+
+    Its convolutions look back only and see zeros in place of padding, so that what comes out for a window does not
+    depend on its neighbours in the batch.
+
+    Raises:
+        ValueError: the configuration has an adapter, which halves the frames.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^classifier\.", r"^projector\."]
+
+    def __init__(self, config):
+        if config.add_adapter or config.use_intermediate_ffn_before_adapter:
+            raise ValueError(
+                "audio_config has add_adapter or use_intermediate_ffn_before_adapter, layers behind the encoder that make "
+                "fewer frames of it. Pass the encoder without them, such as facebook/w2v-bert-2.0; the projector stacks "
+                "frames by itself (stack_factor)."
+            )
+        super().__init__(config)
+
+    @property
+    def max_input_frames(self) -> int:
+        """Longest window, in frames of `input_features`."""
+        return MAX_CONFORMER_FRAMES
+
+    @property
+    def num_features(self) -> int:
+        """Features in a frame of `input_features`."""
+        return self.config.feature_projection_input_dim
+
+    @staticmethod
+    def frame_counts(num_input_frames: torch.Tensor) -> torch.Tensor:
+        """Encoder frames (20 ms) that come of so many input frames, which are as long; elementwise."""
+        return num_input_frames
+
+    def forward(
+        self,
+        input_features: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutput:
+        """
+        Args:
+            input_features: stacked log-mel windows, `(windows, features, frames)`, padded on the right.
+            attention_mask: `(windows, frames)`, 1 for real frames. Without it every frame is real.
+
+        Returns:
+            `last_hidden_state` of shape `(windows, frames, hidden_size)`; frames past a window's own end hold no
+            meaning.
+
+        Raises:
+            ValueError: see [`check_windows`].
+        """
+        check_windows(input_features, attention_mask, self.num_features, self.max_input_frames)
+        frames = input_features.transpose(1, 2).to(self.feature_projection.projection.weight.dtype)
+        kwargs["return_dict"] = True
+        outputs = super().forward(frames, attention_mask=attention_mask, **kwargs)
+        return BaseModelOutput(outputs.last_hidden_state, outputs.hidden_states, outputs.attentions)
+
+
+#: By `model_type` of `audio_config`.
+AUDIO_TOWERS: dict[str, Any] = {"whisper": AudioTower, "wav2vec2-bert": ConformerTower}
+
+
+def audio_tower_class(audio_config: Any) -> Any:
+    """Return the class for an encoder's configuration, one of those that `AudioLlmConfig` allows."""
+    return AUDIO_TOWERS[audio_config.model_type]

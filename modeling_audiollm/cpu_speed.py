@@ -13,8 +13,8 @@ from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .generation_audiollm import CACHE_NAME
 from .lora import MASKS_KEYWORD, FrozenLinearWithLora, autocasts
+from .modeling_audiollm import CACHE_NAME
 
 #: Where Linux says whose the processor is.
 PROCESSOR_FILE = Path("/proc/cpuinfo")

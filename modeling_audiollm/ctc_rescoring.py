@@ -17,7 +17,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import Cache, DynamicCache
 
 from .ctc_search import ctc_log_likelihoods, prefix_beam_search
-from .generation_audiollm import CACHE_NAME
+from .modeling_audiollm import CACHE_NAME
 from .projector import slot_counts
 from .spoken_pieces import SpokenLexicon
 

@@ -5,8 +5,7 @@ import copy
 import pytest
 import torch
 from audiollm import AudioLlmForConditionalGeneration
-from audiollm.generation_audiollm import CACHE_NAME
-from audiollm.modeling_audiollm import CACHE_ROWS_ATTRIBUTE
+from audiollm.modeling_audiollm import CACHE_NAME, CACHE_ROWS_ATTRIBUTE
 from batches import MIXED_TEXT_ROWS, collate, make_row, mixed_rows
 from tiny_models import randomise_trainables
 from transformers import DynamicCache

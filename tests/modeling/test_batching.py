@@ -3,7 +3,7 @@
 import pytest
 import torch
 from audiollm import AudioLlmForConditionalGeneration
-from audiollm.generation_audiollm import CACHE_NAME
+from audiollm.modeling_audiollm import CACHE_NAME
 from batches import MIXED_TEXT_ROWS, Row, collate, make_row, mixed_rows
 from tiny_models import randomised
 

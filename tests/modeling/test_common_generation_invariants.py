@@ -6,7 +6,7 @@ import inspect
 import pytest
 import torch
 from audiollm import AudioLlmForConditionalGeneration
-from audiollm.generation_audiollm import CACHE_NAME
+from audiollm.modeling_audiollm import CACHE_NAME
 from batches import collate, make_row, mixed_rows
 from tiny_models import character_tokenizer, randomise_trainables
 from transformers import (

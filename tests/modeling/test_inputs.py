@@ -5,8 +5,7 @@ import logging
 import pytest
 import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmModel
-from audiollm.generation_audiollm import CACHE_NAME
-from audiollm.modeling_audiollm import logger
+from audiollm.modeling_audiollm import CACHE_NAME, logger
 from batches import collate, make_row, mixed_rows
 from tiny_models import NUM_MEL_BINS, llama_config, save_text_base
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from architectures import ARCHITECTURES
 from audiollm import AudioLlmForConditionalGeneration
-from audiollm.packed_rows import is_padded_on_the_right
+from audiollm.modeling_audiollm import is_padded_on_the_right
 from batches import collate, make_row
 from tiny_models import enable_checkpointing, randomise_trainables, save_text_base
 

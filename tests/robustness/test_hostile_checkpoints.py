@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 import pytest
 import torch
-from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmProcessor
+from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.inference.loading import CheckpointError, find_checkpoint
 from safetensors.torch import load_file, save_file
 from tiny_models import randomise_trainables
@@ -95,8 +95,6 @@ SPOILT_WEIGHTS: dict[str, tuple[tuple[str, ...], Change, str]] = {
     "nothing": (BOTH, rewrite(lambda data: b""), "damaged or cut off"),
     "NaN": (BOTH, reweigh(lambda all: {**all, BOUNDARY: all[BOUNDARY] * torch.nan}), f"{BOUNDARY} holds NaN or inf"),
     "infinity": (BOTH, reweigh(lambda all: {**all, BOUNDARY: all[BOUNDARY] + torch.inf}), "holds NaN or infinity"),
-    "integers": (("adapter",), reweigh(lambda all: {**all, BOUNDARY: all[BOUNDARY].long()}), "stored as torch.int64"),
-    "truth values": (("adapter",), reweigh(lambda all: {**all, BOUNDARY: all[BOUNDARY].bool()}), "as torch.bool"),
     "one more": (BOTH, reweigh(lambda all: {**all, "model.evil": torch.ones(2)}), "1 unexpected keys.*model.evil"),
     "one less": (BOTH, reweigh(lambda all: {k: v for k, v in all.items() if k != BOUNDARY}), "1 missing keys"),
     "another shape": (BOTH, reweigh(lambda all: {**all, BOUNDARY: torch.ones(3, 32)}), "1 mismatched keys.*boundary"),
@@ -152,29 +150,10 @@ def test_a_pickle_beside_the_weights_is_not_opened(checkpoints, tmp_path: Path) 
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("named", ["../adapter/model.safetensors", "/etc/passwd", "pytorch_model.bin"])
-def test_a_list_of_shards_leads_nowhere_else(checkpoints, tmp_path: Path, named: str) -> None:
-    def change(folder: Path) -> None:
-        (folder / WEIGHTS).unlink()
-        index = {"metadata": {}, "weight_map": {BOUNDARY: named}}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-
-    found = refusal(spoilt(checkpoints, "full", tmp_path, change))
-    assert f"names {named!r}, which is no file of weights beside it" in found
-
-
 # ---- config.json -----------------------------------------------------------------------------------------------------
 
-SIZES = "audio_config|text_config|asks for [0-9,]+ weights|has d_model|expected at most"
 #: Fields of config.json, or of the part that is named, and what the error says.
 SPOILT_CONFIGS: dict[str, tuple[dict[str, Any], str | None, str]] = {
-    "a projector of a billion": ({"projector_hidden_size": 10**9}, None, "projector_hidden_size .* expected at most"),
-    "a projector of a million": ({"projector_hidden_size": 1 << 20}, None, "asks for 151,612,864 weights, but"),
-    "a rank of thousands": ({"lora_rank": 1 << 14}, None, "asks for 15,320,576 weights, but"),
-    "a billion layers": ({"num_hidden_layers": 10**9}, "text_config", "num_hidden_layers .* expected at most 1024"),
-    "hundreds of layers": ({"num_hidden_layers": 300}, "text_config", "asks for 2,419,840 weights, but"),
-    "wide layers": ({"intermediate_size": 1 << 20}, "text_config", "asks for 201,429,504 weights, but"),
-    "a wide encoder": ({"d_model": 1 << 17}, "audio_config", "has d_model 32, but|asks for 189,302,068,608"),
     "a vocabulary of millions": ({"vocab_size": 1 << 22}, "text_config", "audio_begin_token_id is 128; expected"),
     "no width": ({"num_attention_heads": 0}, "text_config", "text_config is no configuration of the type 'llama'"),
     "an unknown model": ({"model_type": "evil"}, "text_config", "text_config is no configuration of the type 'evil'"),
@@ -294,21 +273,3 @@ def test_chat_templates_run_in_a_sandbox(checkpoints, tmp_path: Path, monkeypatc
     with pytest.raises((ValueError, jinja2.TemplateError, OverflowError, TypeError)):
         processor.apply_chat_template([{"role": "user", "content": "hello"}], tokenize=True)
     assert not (tmp_path / "MARKER").exists()
-
-
-def test_the_limits_leave_room_for_the_largest_models() -> None:
-    """Llama 3.1 405B, whose sizes are those of its published configuration, with Whisper-large-v3's encoder."""
-    AudioLlmConfig(
-        audio_config={"model_type": "whisper", "d_model": 1280, "encoder_layers": 32, "num_mel_bins": 128},
-        text_config={
-            "model_type": "llama",
-            "hidden_size": 16384,
-            "intermediate_size": 53248,
-            "num_hidden_layers": 126,
-            "num_attention_heads": 128,
-            "num_key_value_heads": 8,
-            "vocab_size": 128256,
-        },
-        projector_hidden_size=65536,
-        lora_rank=1024,
-    )

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from audiollm import AudioLlmForConditionalGeneration
-from audiollm.quantisation import PACKS_FOR_CPU, language_model_only, quantisation
+from audiollm.checkpoints import PACKS_FOR_CPU, language_model_only
+from audiollm.quantisation import quantisation
 from audiollm.training.quantised import check_quantisation
 from audiollm.training.train import main
 from safetensors.torch import load_file
