@@ -6,20 +6,6 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PretrainedConfig
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
-from .field_checks import (
-    LARGEST_PROJECTOR,
-    LARGEST_RANK,
-    LARGEST_TOKEN_ID,
-    require_choice,
-    require_flag,
-    require_integer,
-    require_number,
-    require_sizes,
-    require_text,
-    require_texts,
-    shown,
-)
-
 PROJECTOR_TYPES = ("swiglu", "mlp", "linear")
 #: What an audio token is: the projector's own vector, or a mixture of the language model's embeddings.
 PROJECTOR_READOUTS = ("direct", "pieces")
@@ -34,6 +20,8 @@ DEFAULT_ADAPTER_NAME = "speech"
 DEFAULT_LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 #: `<audio>`, the slot and `</audio>` follow each other directly after the base vocabulary.
 NUM_AUDIO_TOKENS = 3
+
+MAX_SHOWN_CHARACTERS = 200
 
 _ADAPTER_FIELDS = ("rank", "alpha", "dropout", "target_modules")
 
@@ -183,19 +171,6 @@ class AudioLlmConfig(PretrainedConfig):
         super().__init__(**kwargs)
         self._validate_fields()
 
-    @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """transformers' own; JSON that is nested too deeply to be read, or is no object, is named."""
-        try:
-            found, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        except RecursionError as error:
-            raise ValueError(f"The configuration of {pretrained_model_name_or_path} is nested without end.") from error
-        if not isinstance(found, dict):
-            raise ValueError(
-                f"The configuration of {pretrained_model_name_or_path} is a {type(found).__name__}; expected an object."
-            )
-        return found, rest
-
     def adapter_settings(self, name: str) -> dict[str, Any]:
         """Rank, alpha, dropout and target modules of the adapter `name`, its overrides applied over the defaults."""
         settings = {
@@ -217,8 +192,6 @@ class AudioLlmConfig(PretrainedConfig):
         return self.text_config.hidden_size
 
     def _validate_sub_configs(self) -> None:
-        require_sizes("audio_config", self.audio_config)
-        require_sizes("text_config", self.text_config)
         if self.audio_config.model_type not in SUPPORTED_AUDIO_MODEL_TYPES:
             raise ValueError(
                 f"audio_config.model_type is {self.audio_config.model_type!r}, but the audio tower can be one of "
@@ -252,7 +225,7 @@ class AudioLlmConfig(PretrainedConfig):
         is_whisper = self.audio_config.model_type == "whisper"
         frames = self.audio_config.max_source_positions if is_whisper else MAX_ENCODER_FRAMES
         require_integer("stack_factor", self.stack_factor, at_least=1, at_most=frames)
-        require_integer("projector_hidden_size", self.projector_hidden_size, at_least=1, at_most=LARGEST_PROJECTOR)
+        require_integer("projector_hidden_size", self.projector_hidden_size, at_least=1)
         if self.projector_type == "swiglu" and self.projector_hidden_size % 2:
             raise ValueError(
                 f"projector_hidden_size is {self.projector_hidden_size}, but a 'swiglu' projector gates one half of it "
@@ -263,7 +236,7 @@ class AudioLlmConfig(PretrainedConfig):
         self._validate_token_ids()
 
     def _validate_lora(self) -> None:
-        require_integer("lora_rank", self.lora_rank, at_least=0, at_most=LARGEST_RANK)
+        require_integer("lora_rank", self.lora_rank, at_least=0)
         if self.lora_rank == 0 and any("rank" not in fields for fields in self.lora_adapters.values()):
             raise ValueError(
                 f"lora_rank is 0 (no LoRA) but lora_adapters names {sorted(self.lora_adapters)}: give each a rank of "
@@ -280,7 +253,7 @@ class AudioLlmConfig(PretrainedConfig):
                 raise ValueError(f"lora_adapters[{name!r}] has unknown fields {unknown}; allowed: {_ADAPTER_FIELDS}.")
             settings = self.adapter_settings(name)
             where = f"lora_adapters[{name!r}]" if fields else "lora"
-            require_integer(f"{where} rank", settings["rank"], at_least=1, at_most=LARGEST_RANK)
+            require_integer(f"{where} rank", settings["rank"], at_least=1)
             require_number(f"{where} alpha", settings["alpha"], above=0.0)
             require_number(f"{where} dropout", settings["dropout"], at_least=0.0, below=1.0)
             require_texts(f"{where} target_modules", settings["target_modules"])
@@ -292,7 +265,7 @@ class AudioLlmConfig(PretrainedConfig):
             "audio_end_token_id": self.audio_end_token_id,
         }
         for name, value in ids.items():
-            require_integer(name, value, at_least=self.text_config.vocab_size, at_most=LARGEST_TOKEN_ID)
+            require_integer(name, value, at_least=self.text_config.vocab_size)
         if len(set(ids.values())) != NUM_AUDIO_TOKENS:
             raise ValueError(f"The audio token ids must differ from each other, got {ids}.")
 
@@ -311,6 +284,56 @@ def _sub_config(field: str, value: Any, default_model_type: str) -> PretrainedCo
     if not hasattr(value, "model_type"):
         raise ValueError(f"{field} must be a dict or a configuration object, got {type(value).__name__}.")
     return value
+
+
+# ---- what a field may hold; errors name the field, the value and what is allowed -------------------------------------
+
+
+def shown(value: Any) -> str:
+    """A value in an error, however long it is."""
+    text = str(value) if isinstance(value, int) and abs(value) >= 1 << 64 else repr(value)
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}…"
+
+
+def require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} is {shown(value)}; expected one of {choices}.")
+
+
+def require_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is {shown(value)}; expected True or False.")
+
+
+def require_text(name: str, value: Any) -> None:
+    if value is not None and (not isinstance(value, str) or not value.isprintable()):
+        raise ValueError(f"{name} is {shown(value)}; expected text on one line, or None.")
+
+
+def require_texts(name: str, value: Any) -> None:
+    """A non-empty list of texts that are not empty."""
+    valid = isinstance(value, (list, tuple)) and len(value) > 0
+    if not (valid and all(isinstance(each, str) and each and each.isprintable() for each in value)):
+        raise ValueError(f"{name} is {shown(value)}; expected a non-empty list of module names.")
+
+
+def require_integer(name: str, value: Any, at_least: int, at_most: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ValueError(f"{name} is {shown(value)}; expected an integer of at least {at_least}.")
+    if at_most is not None and value > at_most:
+        raise ValueError(f"{name} is {shown(value)}; expected at most {at_most}.")
+
+
+def require_number(
+    name: str, value: Any, above: float | None = None, at_least: float | None = None, below: float | None = None
+) -> None:
+    """A finite number within the bounds."""
+    bounds = {"above": above, "at least": at_least, "below": below}
+    expected = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
+    valid = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
+    valid = valid and (above is None or value > above) and (at_least is None or value >= at_least)
+    if not (valid and (below is None or value < below)):
+        raise ValueError(f"{name} is {shown(value)}; expected a number {expected}.")
 
 
 __all__ = ["AudioLlmConfig"]

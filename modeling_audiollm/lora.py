@@ -134,7 +134,7 @@ class MaskedLoraLinear(LoraLinear):
     def _updated(self, result: torch.Tensor, x: torch.Tensor, name: str, mask: torch.Tensor | None) -> torch.Tensor:
         """Return the base's result with one adapter's update; without gradients, it is added in place."""
         down, up, scaling = self.lora_A[name], self.lora_B[name], self.scaling[name]
-        x = self.lora_dropout[name](x)
+        x = self.lora_dropout[name](x) if self.training else x
         if mask is not None:
             mask = mask.reshape(*x.shape[:-1], 1).to(x)
         if down.weight.is_meta:  # offloaded: the layers' own calls fetch their weights
@@ -144,15 +144,14 @@ class MaskedLoraLinear(LoraLinear):
         low = nn.functional.linear(x, down.weight.to(x.dtype))
         if mask is not None:
             low = low * mask
-        if not torch.is_grad_enabled() and low.dtype == result.dtype and is_plain_linear(self.base_layer):
-            with _without_autocast(x.device.type):
-                result.flatten(0, -2).addmm_(low.flatten(0, -2), up.weight.to(low.dtype).T, alpha=scaling)
+        in_place = not torch.is_grad_enabled() and low.dtype == result.dtype and not autocasts(x.device.type)
+        if in_place and is_plain_linear(self.base_layer):
+            result.flatten(0, -2).addmm_(low.flatten(0, -2), up.weight.to(low.dtype).T, alpha=scaling)
             return result
         return result + nn.functional.linear(low, (up.weight * scaling).to(low.dtype)).to(result.dtype)
 
     def _can_fuse(self, x: torch.Tensor, name: str) -> bool:
-        dropout = self.lora_dropout[name]
-        drops = isinstance(dropout, nn.Dropout) and dropout.training
+        drops = self.training and isinstance(self.lora_dropout[name], nn.Dropout)
         return not drops and can_fuse(self.base_layer, x) and not self.lora_A[name].weight.is_meta
 
     # ---- PEFT's own adapters beside AudioLLM's -----------------------------------------------------------------------
