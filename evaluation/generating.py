@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from audiollm.answering import MAX_BATCH_SECONDS
 from audiollm.ctc_rescoring import CtcRescorer
 from audiollm.recording_encoder import RecordingEncoder
 from transformers import StoppingCriteria, StoppingCriteriaList
@@ -89,6 +90,26 @@ def adapter_windows(processor: Any, recording: Any) -> list[np.ndarray]:
     """Cut a recording's waveform, or a waveform, as the processor cuts it for the adapter."""
     waveform = processor.load_audio(recording)
     return np.split(waveform, np.cumsum(processor.window_lengths(len(waveform)))[:-1])
+
+
+def batched(
+    seconds: Sequence[float], batch_size: int, max_batch_seconds: float = MAX_BATCH_SECONDS
+) -> list[list[int]]:
+    """
+    Return the places of questions that share a batch, short ones first; those of like length stay in their order.
+
+    Args:
+        seconds: of audio in each question.
+        batch_size: questions in a batch, at most.
+        max_batch_seconds: of audio in a batch, padded to its longest, at most; a longer question is alone.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(seconds)), key=seconds.__getitem__):
+        full = not batches or len(batches[-1]) == batch_size
+        if full or (len(batches[-1]) + 1) * seconds[index] > max_batch_seconds:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
 
 
 class AnswerEnds(StoppingCriteria):
@@ -253,6 +274,7 @@ __all__ = [
     "Answer",
     "Generator",
     "adapter_windows",
+    "batched",
     "failure",
     "in_halves",
     "is_english",

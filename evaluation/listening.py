@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from audiollm.answering import MAX_BATCH_SECONDS, ask
+from audiollm.answering import ask
 from audiollm.corpora.hypotheses import WhisperDecoder
 from audiollm.processing.windows import cut_at_quiet
 from tqdm.auto import tqdm
 
-from .generating import Generator, adapter_windows, swapped, transcript_bound
+from .generating import Generator, adapter_windows, batched, swapped, transcript_bound
 from .word_error import WordErrorScore, score_word_error
 
 TRANSCRIBE_PROMPT = "<audio>\nTranscribe the speech."
@@ -96,7 +96,7 @@ def transcribe(
     model.eval()
     try:
         with tqdm(total=len(pieces), desc="Transcribing", unit="clip", disable=not progress) as bar:
-            for batch in _batches([len(waveform) / rate for _, _, waveform in pieces], batch_size):
+            for batch in batched([len(waveform) / rate for _, _, waveform in pieces], batch_size):
                 chosen = [pieces[index] for index in batch]
                 bounds = [transcript_bound(len(waveform) / rate, language) for _, _, waveform in chosen]
                 found = generator.answer(
@@ -122,17 +122,6 @@ def _pieces(processor, recording: Any, max_seconds: float | None) -> list[tuple[
     if max_seconds is None or len(waveform) <= int(max_seconds * rate):
         return [(recording, waveform)]
     return [(piece, piece) for piece in cut_at_quiet(waveform, int(max_seconds * rate), rate)]
-
-
-def _batches(seconds: Sequence[float], batch_size: int) -> list[list[int]]:
-    """Return the places of clips that share a batch, short ones first; audio padded to the longest has a bound."""
-    batches: list[list[int]] = []
-    for index in sorted(range(len(seconds)), key=seconds.__getitem__):
-        full = not batches or len(batches[-1]) == batch_size
-        if full or (len(batches[-1]) + 1) * seconds[index] > MAX_BATCH_SECONDS:
-            batches.append([])
-        batches[-1].append(index)
-    return batches
 
 
 def whisper_transcripts(

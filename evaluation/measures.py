@@ -114,12 +114,12 @@ def _mean(
     unit: str,
     signature: str,
     items: Mapping[str, Mapping[str, Any]] | None = None,
-    **dropped: int,
+    dropped: Mapping[str, int] | None = None,
 ) -> Measured:
     """Return a figure that is the mean of `scores`, by the answer's id; counts of 0 are not said."""
     written = {one: {"score": score} for one, score in scores.items()} if items is None else items
     values = np.array(list(scores.values()), dtype=np.float64)
-    counts = {reason: count for reason, count in dropped.items() if count}
+    counts = {reason: count for reason, count in (dropped or {}).items() if count}
     return Measured(means(values), list(scores), unit, signature, items=written, dropped=counts)
 
 
@@ -273,7 +273,7 @@ def rouge(rouge_type: str, answers: Sequence[Answer], by: Convention) -> Measure
     scorer = optional_library("rouge_score.rouge_scorer", EXTRA).RougeScorer([rouge_type], use_stemmer=True)
     signature = f"{rouge_type}|f1|stemmer:yes|rouge_score-{metadata.version('rouge_score')}"
     scores = {answer.id: scorer.score_multi(texts, answer.text)[rouge_type].fmeasure for answer, texts in kept}
-    return _mean(scores, FRACTION, signature, **dropped)
+    return _mean(scores, FRACTION, signature, dropped=dropped)
 
 
 def caption_words(text: str) -> list[str]:
@@ -348,7 +348,7 @@ def cider(answers: Sequence[Answer], by: Convention) -> Measured:
     scores = cider_d([answer.text for answer, _ in kept], [references for _, references in kept]) if kept else []
     by_id = {answer.id: score for (answer, _), score in zip(kept, scores)}
     signature = f"cider-d|n:{CIDER_NGRAMS}|sigma:{CIDER_SIGMA_WORDS:g}|scale:{CIDER_SCALE:g}|no SPICE"
-    return _mean(by_id, RATIO, signature, **dropped)
+    return _mean(by_id, RATIO, signature, dropped=dropped)
 
 
 # --------------------------------------------------------------------------------------------------------------- choices
@@ -392,8 +392,7 @@ def choice_accuracy(strict: bool, answers: Sequence[Answer], by: Convention) -> 
         FRACTION,
         f"parsing:{by.parsing}|unparsable:{'wrong' if strict else 'left out'}",
         items={answer.id: {"chosen": letter, "right": right[answer.id]} for answer, letter in scored},
-        skipped_empty_reference=len(answers) - len(kept),
-        unparsable=len(kept) - len(scored),
+        dropped={EMPTY_REFERENCE: len(answers) - len(kept), "unparsable": len(kept) - len(scored)},
     )
 
 
@@ -421,7 +420,8 @@ def judge_score(answers: Sequence[Answer], by: Convention) -> Measured:
     failed = sum(map(len, marks.values())) - sum(map(len, given.values()))
     orders = sorted({str(verdict.get("order")) for answer in answers for verdict in answer.verdicts})
     signature = f"mean of verdicts|orders:{'+'.join(orders) or 'none'}"
-    return _mean(scores, POINTS, signature, unjudged=len(answers) - len(scores), judge_failures=failed)
+    dropped = {"unjudged": len(answers) - len(scores), "judge_failures": failed}
+    return _mean(scores, POINTS, signature, dropped=dropped)
 
 
 def no_speech_rate(answers: Sequence[Answer], by: Convention) -> Measured:
@@ -443,7 +443,7 @@ def bitwise_equal(answers: Sequence[Answer], by: Convention) -> Measured:
         FRACTION,
         "torch.equal of logits",
         items={one: {SAME_LOGITS: each} for one, each in same.items()},
-        not_compared=len(answers) - len(same),
+        dropped={"not_compared": len(answers) - len(same)},
     )
 
 

@@ -12,15 +12,13 @@ import math
 import os
 import shlex
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
-import jiwer
 import numpy as np
 import soundfile
 import yaml
@@ -31,13 +29,25 @@ from audiollm.processing.audio_io import SAMPLING_RATE_HZ
 from audiollm.publishing.record import shown_path
 from audiollm.publishing.score_table import evaluation_command
 
-from .bootstrap import SAMPLES, interval, paired_test
+from .bootstrap import SAMPLES, paired_test, percentiles, resampled
 from .judge import JUDGE_FILE
-from .measures import FRACTION
+from .measures import FRACTION, Measured
+from .mistakes import SPELLED, confusions, example, worst_rows
 from .optional import optional_library
-from .outputs import JUDGEMENTS, OUTPUTS, RunFolderError, read_lines, read_object
+from .outputs import (
+    JUDGEMENTS,
+    OUTPUTS,
+    Run,
+    RunFolderError,
+    convention_of,
+    joined_sessions,
+    open_run,
+    read_answers,
+    read_lines,
+    read_object,
+)
 from .readers import LOCAL_TASK, read_local_set
-from .score import COUNT_TITLES, ITEMS, RTFX, SCORES_FILE
+from .score import COUNT_TITLES, ITEMS, RTFX, SCORES_FILE, measure_answers
 from .systems import CASCADE, DEAF, MODEL, SYSTEM_TITLES, WHISPER, WRONG_AUDIO
 from .tasks import find_task
 
@@ -175,17 +185,6 @@ def _value(systems: Mapping[str, Any], system: str, metric: str | None) -> Mappi
 
 # ---------------------------------------------------------------------------------------------------- figures of some items
 
-#: What an item adds to a figure, above the line and below it, by measure; None is 1 for each item.
-PARTS: dict[str, tuple[str, str | None]] = {
-    "word_error": ("errors", "words"),
-    "character_error": ("character_errors", "characters"),
-    "choice_accuracy": ("right", None),
-    **dict.fromkeys(("no_speech_rate", "judge_score", "rouge1", "cider_d"), ("score", None)),
-}
-#: Measures of substitutions, deletions and insertions, and what those fields begin with.
-SPELLED = {"word_error": "", "character_error": "character_"}
-#: Measures whose items are worse the lower their `score` is.
-SCORED_LOWER_IS_WORSE = ("bleu", "rouge1", "cider_d", "judge_score")
 #: Edges between lengths of clips, in seconds, and their names.
 DURATION_EDGES_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 300.0, 1800.0)
 DURATION_NAMES = (
@@ -197,221 +196,58 @@ MAX_CATEGORIES = 60
 MIN_INTERVAL_ITEMS = 2
 
 
-def parts_of(row: Row, metric: str) -> tuple[float, float] | None:
-    """Return what an item adds to a figure, above and below the line; None where it does not count."""
-    above, below = PARTS[metric]
-    if not row.get("scored", True) or row.get(above) is None or (below and row.get(below) is None):
-        return None
-    if metric == "choice_accuracy" and row.get("chosen") is None:
-        return None
-    return float(row[above]), 1.0 if below is None else float(row[below])
-
-
-def pooled_figure(rows: Iterable[Row], metric: str, samples: int, seed: int) -> dict[str, Any] | None:
-    """Return a figure of some of a task's items with its interval; None where none of them counts."""
-    found = [parts for row in rows if (parts := parts_of(row, metric)) is not None]
-    statistics = np.array(found, dtype=np.float64).reshape(-1, 2)
-    if not statistics[:, 1].sum():
-        return None
-    if len(found) < MIN_INTERVAL_ITEMS:
-        return {"value": float(statistics[0, 0] / statistics[0, 1]), "low": None, "high": None, "items": len(found)}
-    each = interval(statistics, samples=samples, seed=seed)
-    low, high = (bound if math.isfinite(bound) else None for bound in (each.low, each.high))
-    return {"value": each.value, "low": low, "high": high, "items": len(found)}
-
-
 def grouped(
-    systems: Mapping[str, Sequence[Row]],
-    group_of: Callable[[Row], str | None],
-    order: Sequence[str],
-    metric: str,
-    samples: int,
-    seed: int,
+    measured: Mapping[str, Measured], groups: Mapping[str, str | None], order: Iterable[str], samples: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Return a figure of each group of items, of each system, without empty groups."""
-    groups: dict[str, dict[str, list[Row]]] = {name: {} for name in order}
-    for system, rows in systems.items():
-        for row in rows:
-            name = group_of(row)
-            if name is not None:
-                groups[name].setdefault(system, []).append(row)
+    """
+    Return a figure of each group of items, of each system, without empty groups.
+
+    Args:
+        measured: one metric, by system.
+        groups: the group of each item, by its id. order: of the groups.
+    """
     found = []
-    for name, members in groups.items():
-        figures = {system: pooled_figure(rows, metric, samples, seed) for system, rows in members.items()}
-        kept = {system: each for system, each in figures.items() if each is not None}
-        if kept:
-            found.append({"name": name, "systems": kept})
+    for name in order:
+        figures = {}
+        for system, each in measured.items():
+            rows = each.statistics[[groups.get(one) == name for one in each.ids]]
+            if not len(rows) or not math.isfinite(value := float(each.pooled(rows.sum(axis=0)))):
+                continue
+            bounds = (math.nan, math.nan)
+            if len(rows) >= MIN_INTERVAL_ITEMS:
+                bounds = percentiles(resampled(rows, each.pooled, samples, seed))
+            low, high = (bound if math.isfinite(bound) else None for bound in bounds)
+            figures[system] = {"value": value, "low": low, "high": high, "items": len(rows)}
+        if figures:
+            found.append({"name": name, "systems": figures})
     return found
 
 
-def duration_name(row: Row) -> str | None:
+def duration_name(seconds: float) -> str | None:
     """Return the length of a clip as one of `DURATION_NAMES`; None where it is not known."""
-    seconds = float(row.get("duration_s") or 0.0)
     return DURATION_NAMES[int(np.searchsorted(DURATION_EDGES_S, seconds, side="right"))] if seconds > 0 else None
 
 
 def error_kinds(rows: Iterable[Row], metric: str) -> dict[str, int] | None:
     """Return substitutions, deletions, insertions and reference words (or characters); None where nothing is scored."""
-    counted = [row for row in rows if parts_of(row, metric) is not None]
+    prefix, length = SPELLED[metric]
+    counted = [row for row in rows if row["scored"] and row.get(length)]
     names = ("substitutions", "deletions", "insertions")
-    totals = {name: sum(int(row.get(SPELLED[metric] + name) or 0) for row in counted) for name in names}
-    length = sum(int(row[PARTS[metric][1] or ""]) for row in counted)
-    return {**totals, "reference": length} if length else None
+    totals = {name: sum(row[prefix + name] for row in counted) for name in names}
+    return {**totals, "reference": sum(row[length] for row in counted)} if counted else None
 
 
-def paired_difference(
-    first: Sequence[Row], second: Sequence[Row], metric: str, samples: int, seed: int
-) -> dict | None:
+def paired_difference(first: Measured, second: Measured, samples: int, seed: int) -> dict[str, Any] | None:
     """Return how much more the second system has than the first on items that count in both; None without any."""
-    sides = [
-        {row["id"]: parts for row in rows if (parts := parts_of(row, metric)) is not None} for rows in (first, second)
-    ]
-    common = [one for one in sides[0] if one in sides[1]]
+    places = [{one: place for place, one in enumerate(each.ids)} for each in (first, second)]
+    common = [one for one in first.ids if one in places[1]]
     if len(common) < MIN_INTERVAL_ITEMS:
         return None
-    rows = [np.array([side[one] for one in common], dtype=np.float64) for side in sides]
-    found = paired_test(rows[0], rows[1], samples=samples, seed=seed)
+    rows = [each.statistics[[place[one] for one in common]] for each, place in zip((first, second), places)]
+    found = paired_test(rows[0], rows[1], first.pooled, samples, seed)
     if not all(map(math.isfinite, (found.value, found.low, found.high))):
         return None
     return {"value": found.value, "low": found.low, "high": found.high, "p": found.p, "items": len(common)}
-
-
-# -------------------------------------------------------------------------------------------------------- single mistakes
-
-EQUAL, SUBSTITUTION, DELETION, INSERTION, GAP = "equal", "substitution", "deletion", "insertion", "gap"
-#: Of right words in a row, so many are shown before and after what is left out.
-CONTEXT_WORDS = 5
-MAX_WORDS_SHOWN, MAX_CHARACTERS_SHOWN = 400, 600
-#: Mistakes of each kind that are shown, the most frequent ones.
-CONFUSIONS_SHOWN = 10
-
-
-@dataclass(frozen=True)
-class Pair:
-    """
-    A word beside what became of it.
-
-    Attributes:
-        kind: equal, substitution, deletion, insertion or gap.
-        said: of the reference; empty for an insertion. Of a gap: how much is left out, in words.
-        written: of the output; empty for a deletion and a gap.
-    """
-
-    kind: str
-    said: str
-    written: str
-
-
-def aligned(reference: str, output: str, by_character: bool = False) -> list[Pair]:
-    """Return jiwer's alignment of two normalised texts, a pair for each word, or for each run of like characters."""
-    if not reference.strip():
-        return [Pair(INSERTION, "", word) for word in output.split()]
-    process = jiwer.process_characters if by_character else jiwer.process_words
-    result: Any = process([reference], [output])
-    said, written = result.references[0], result.hypotheses[0]
-    pairs: list[Pair] = []
-    for chunk in result.alignments[0]:
-        own = said[chunk.ref_start_idx : chunk.ref_end_idx]
-        other = written[chunk.hyp_start_idx : chunk.hyp_end_idx]
-        kind = {"substitute": SUBSTITUTION, "delete": DELETION, "insert": INSERTION}.get(chunk.type, EQUAL)
-        if by_character:
-            pairs.append(Pair(kind, "".join(own), "".join(other)))
-        else:
-            pairs += [Pair(kind, one, two) for one, two in zip_longest(own, other, fillvalue="")]
-    return pairs
-
-
-def shortened(pairs: Sequence[Pair], limit: int = MAX_WORDS_SHOWN) -> list[Pair]:
-    """Return an alignment without the middle of long stretches of right words, and no longer than `limit`."""
-    shown: list[Pair] = []
-    start = 0
-    while start < len(pairs):
-        end = start
-        while end < len(pairs) and (pairs[end].kind == EQUAL) == (pairs[start].kind == EQUAL):
-            end += 1
-        run = list(pairs[start:end])
-        if run[0].kind == EQUAL and len(run) > 2 * CONTEXT_WORDS + 1:
-            gap = Pair(GAP, f"{len(run) - 2 * CONTEXT_WORDS} right words", "")
-            run = [*run[:CONTEXT_WORDS], gap, *run[-CONTEXT_WORDS:]]
-        shown += run
-        start = end
-    if len(shown) > limit:
-        shown = [*shown[:limit], Pair(GAP, f"{len(shown) - limit} more words", "")]
-    return shown
-
-
-def confusions(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
-    """Return how often which word became which, by kind of mistake, the most frequent first."""
-    found: dict[str, Counter[tuple[str, str]]] = {kind: Counter() for kind in (SUBSTITUTION, DELETION, INSERTION)}
-    for row in rows:
-        if row.get("errors"):
-            for pair in aligned(row["normalised_reference"], row["normalised_output"]):
-                if pair.kind in found:
-                    found[pair.kind][pair.said, pair.written] += 1
-    return {
-        kind: [
-            {"said": said, "written": written, "count": count}
-            for (said, written), count in sorted(counts.items(), key=lambda each: (-each[1], each[0]))
-        ][:CONFUSIONS_SHOWN]
-        for kind, counts in found.items()
-    }
-
-
-def worst_rows(rows: Sequence[Row], metric: str, count: int) -> tuple[str, list[Row]]:
-    """Return the items that cost a figure most, worst first, none that are right; and by what they are chosen."""
-    scored = [row for row in rows if row.get("scored", True)]
-    if metric in SPELLED:
-        errors, length = SPELLED[metric] + "errors", PARTS[metric][1] or ""
-        wrong = [row for row in scored if row.get(errors)]
-        wrong.sort(key=lambda row: (-row[errors], -row[errors] / max(row.get(length) or 0, 1)))
-        return f"most wrong {length} first", wrong[:count]
-    if metric == "choice_accuracy":
-        told = "wrong or unreadable choices, in the order of the questions"
-        return told, [row for row in rows if row.get("right") is False][:count]
-    if metric == "no_speech_rate":
-        heard = sorted((row for row in scored if row.get("heard_speech")), key=lambda row: -len(row["output"]))
-        return "longest answers to recordings without speech first", heard[:count]
-    if metric in SCORED_LOWER_IS_WORSE:
-        marked = sorted((row for row in scored if row.get("score") is not None), key=lambda row: row["score"])
-        return "lowest scores first", marked[:count]
-    return "", []
-
-
-def example(row: Row, metric: str, others: Mapping[str, Row], question: str | None) -> dict[str, Any]:
-    """
-    Return one item as a report shows it.
-
-    Args:
-        row: of the model.
-        others: rows of the other systems, by system.
-        question: what was asked in words besides the recording, if anything.
-    """
-    shown: dict[str, Any] = {
-        "id": row["id"],
-        "duration_s": row.get("duration_s") or None,
-        "question": cut(question) if question else None,
-        "reference": cut(row.get("reference") or ""),
-        "output": cut(row.get("output") or ""),
-        "finish": row.get("finish"),
-        "others": {system: cut(other.get("output") or "") for system, other in others.items()},
-        "score": row.get("score") if metric in SCORED_LOWER_IS_WORSE else None,
-        "chosen": row.get("chosen"),
-        "alignment": None,
-        "errors": None,
-    }
-    if metric in SPELLED and row.get("normalised_reference"):
-        length = PARTS[metric][1] or ""
-        shown["errors"] = {"count": row[SPELLED[metric] + "errors"], "of": row[length], "unit": length}
-        pairs = aligned(row["normalised_reference"], row["normalised_output"], metric == "character_error")
-        shown["alignment"] = [vars(pair) for pair in shortened(pairs)]
-    return shown
-
-
-def cut(text: str) -> str:
-    """Return a text, or its beginning and how much more there is."""
-    if len(text) <= MAX_CHARACTERS_SHOWN:
-        return text
-    return f"{text[:MAX_CHARACTERS_SHOWN]} … ({len(text) - MAX_CHARACTERS_SHOWN:,} more characters)"
 
 
 # -------------------------------------------------------------------------------------------------- what the report holds
@@ -450,7 +286,7 @@ def gather(folder: Path, worst: int) -> dict[str, Any]:
     run = scores.get("run") or {}
     present = {system for entry in scores["tasks"].values() for system in entry["systems"]}
     systems = [system for system in [*SYSTEM_TITLES, *sorted(present - set(SYSTEM_TITLES))] if system in present]
-    judge = folder / JUDGEMENTS / JUDGE_FILE
+    judge, opened = folder / JUDGEMENTS / JUDGE_FILE, open_run(folder)
     return {
         "version": REPORT_VERSION,
         "model": str(run.get("model") or "model"),
@@ -459,7 +295,7 @@ def gather(folder: Path, worst: int) -> dict[str, Any]:
         "judge": read_object(judge) if judge.is_file() else None,
         "command": command_of(run),
         "systems": systems,
-        "tasks": {task: gather_task(folder, task, scores, systems, worst) for task in scores["tasks"]},
+        "tasks": {task: gather_task(opened, task, scores, systems, worst) for task in scores["tasks"]},
         "averages": scores.get("averages") or {},
     }
 
@@ -473,11 +309,9 @@ def command_of(run: Mapping[str, Any]) -> str | None:
     return evaluation_command({**run, "arguments": {**arguments, "tasks": tasks}}, shlex.quote(str(run.get("model"))))
 
 
-def gather_task(
-    folder: Path, task: str, scores: Mapping[str, Any], every: Sequence[str], worst: int
-) -> dict[str, Any]:
+def gather_task(run: Run, task: str, scores: Mapping[str, Any], every: Sequence[str], worst: int) -> dict[str, Any]:
     """Return what a report says of one task; see [`gather`]."""
-    entry = scores["tasks"][task]
+    folder, entry = run.folder, scores["tasks"][task]
     record = (scores.get("run") or {}).get("tasks", {}).get(task, {})
     scoring = scores.get("scoring") or {}
     draws = int(scoring.get("samples") or SAMPLES), int(scoring.get("seed") or 0)
@@ -503,19 +337,21 @@ def gather_task(
         return found
     rows = {system: list(read_lines(folder / ITEMS / task / f"{system}.jsonl")) for system in systems}
     outputs = {each["id"]: each for each in read_lines(folder / OUTPUTS / task / f"{first}.jsonl")}
-    if main in PARTS:
-        # Of the item's own recording, also where a system was given another.
-        lengths = {row["id"]: duration_name(row) for row in rows[first]}
-        found["by_duration"] = grouped(rows, lambda row: lengths.get(row["id"]), DURATION_NAMES, main, *draws)
-        known = {one: (row.get("extra") or {}).get("category") for one, row in outputs.items()}
-        categories = {one: str(name) for one, name in known.items() if name}
-        names = sorted(set(categories.values()))
-        if 1 < len(names) <= MAX_CATEGORIES:
-            found["by_category"] = grouped(rows, lambda row: categories.get(row["id"]), names, main, *draws)
-        if first == MODEL:
-            others = [system for system in systems if system != MODEL]
-            pairs = {system: paired_difference(rows[MODEL], rows[system], main, *draws) for system in others}
-            found["differences"] = {system: each for system, each in pairs.items() if each is not None}
+    convention = convention_of(record, scoring.get("normaliser"), scoring.get("aligner"))
+    measured = {
+        system: measure_answers(joined_sessions(read_answers(run, task, system))[0], [main], convention)[main]
+        for system in systems
+    }
+    # Of the item's own recording, also where a system was given another.
+    lengths = {row["id"]: duration_name(float(row.get("duration_s") or 0.0)) for row in rows[first]}
+    found["by_duration"] = grouped(measured, lengths, DURATION_NAMES, *draws)
+    known = {one: (row.get("extra") or {}).get("category") for one, row in outputs.items()}
+    categories = {one: str(name) for one, name in known.items() if name}
+    if 1 < len(set(categories.values())) <= MAX_CATEGORIES:
+        found["by_category"] = grouped(measured, categories, sorted(set(categories.values())), *draws)
+    if first == MODEL:
+        pairs = {each: paired_difference(measured[MODEL], measured[each], *draws) for each in systems if each != MODEL}
+        found["differences"] = {system: each for system, each in pairs.items() if each is not None}
     if main in SPELLED:
         kinds = {system: error_kinds(rows[system], main) for system in systems}
         found["error_kinds"] = {system: each for system, each in kinds.items() if each is not None}

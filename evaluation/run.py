@@ -34,7 +34,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor, GenerationConfig
 
 from .arguments import EvaluateArguments
-from .generating import Answer, failure, swapped, transcript_bound
+from .generating import Answer, batched, failure, swapped, transcript_bound
 from .outputs import (
     ERROR,
     LENGTH,
@@ -117,22 +117,14 @@ def batches_of(
     questions: Sequence[Question], processor: Any, batch_size: int, max_batch_seconds: float
 ) -> list[list[Question]]:
     """
-    Deal questions into batches, short ones first; a batch's audio, padded to its longest, has a bound.
+    Deal questions into batches, short ones first; see [`batched`].
 
     Args:
         processor: says how long a recording is.
-        batch_size: questions in a batch, at most.
-        max_batch_seconds: of audio in a batch, at most; a longer question is alone.
     """
-    seconds = [sum(_seconds_or_none(processor, one) for one in question.recordings) for question in questions]
-    order = sorted(range(len(questions)), key=lambda i: (seconds[i], len(questions[i].item.prompt), i))
-    batches: list[list[Question]] = []
-    for index in order:
-        full = not batches or len(batches[-1]) == batch_size
-        if full or (len(batches[-1]) + 1) * seconds[index] > max_batch_seconds:
-            batches.append([])
-        batches[-1].append(questions[index])
-    return batches
+    ordered = sorted(questions, key=lambda question: len(question.item.prompt))
+    seconds = [sum(_seconds_or_none(processor, one) for one in question.recordings) for question in ordered]
+    return [[ordered[index] for index in batch] for batch in batched(seconds, batch_size, max_batch_seconds)]
 
 
 def _seconds_or_none(processor: Any, recording: Any) -> float:

@@ -1,0 +1,153 @@
+"""Single mistakes of a system: its worst items aligned word by word, and which words it takes for which."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+import jiwer
+
+Row = Mapping[str, Any]
+#: Measures of substitutions, deletions and insertions: what those fields begin with, and the field of the length.
+SPELLED = {"word_error": ("", "words"), "character_error": ("character_", "characters")}
+#: Measures whose items are worse the lower their `score` is.
+SCORED_LOWER_IS_WORSE = ("bleu", "rouge1", "cider_d", "judge_score")
+EQUAL, SUBSTITUTION, DELETION, INSERTION, GAP = "equal", "substitution", "deletion", "insertion", "gap"
+#: Of right words in a row, so many are shown before and after what is left out.
+CONTEXT_WORDS = 5
+MAX_WORDS_SHOWN, MAX_CHARACTERS_SHOWN = 400, 600
+#: Mistakes of each kind that are shown, the most frequent ones.
+CONFUSIONS_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Pair:
+    """
+    A word beside what became of it.
+
+    Attributes:
+        kind: equal, substitution, deletion, insertion or gap.
+        said: of the reference; empty for an insertion. Of a gap: how much is left out, in words.
+        written: of the output; empty for a deletion and a gap.
+    """
+
+    kind: str
+    said: str
+    written: str
+
+
+def aligned(reference: str, output: str, by_character: bool = False) -> list[Pair]:
+    """Return jiwer's alignment of two normalised texts, a pair for each word, or for each run of like characters."""
+    if not reference.strip():
+        return [Pair(INSERTION, "", word) for word in output.split()]
+    process = jiwer.process_characters if by_character else jiwer.process_words
+    result: Any = process([reference], [output])
+    said, written = result.references[0], result.hypotheses[0]
+    pairs: list[Pair] = []
+    for chunk in result.alignments[0]:
+        own = said[chunk.ref_start_idx : chunk.ref_end_idx]
+        other = written[chunk.hyp_start_idx : chunk.hyp_end_idx]
+        kind = {"substitute": SUBSTITUTION, "delete": DELETION, "insert": INSERTION}.get(chunk.type, EQUAL)
+        if by_character:
+            pairs.append(Pair(kind, "".join(own), "".join(other)))
+        else:
+            pairs += [Pair(kind, one, two) for one, two in zip_longest(own, other, fillvalue="")]
+    return pairs
+
+
+def shortened(pairs: Sequence[Pair], limit: int = MAX_WORDS_SHOWN) -> list[Pair]:
+    """Return an alignment without the middle of long stretches of right words, and no longer than `limit`."""
+    shown: list[Pair] = []
+    start = 0
+    while start < len(pairs):
+        end = start
+        while end < len(pairs) and (pairs[end].kind == EQUAL) == (pairs[start].kind == EQUAL):
+            end += 1
+        run = list(pairs[start:end])
+        if run[0].kind == EQUAL and len(run) > 2 * CONTEXT_WORDS + 1:
+            gap = Pair(GAP, f"{len(run) - 2 * CONTEXT_WORDS} right words", "")
+            run = [*run[:CONTEXT_WORDS], gap, *run[-CONTEXT_WORDS:]]
+        shown += run
+        start = end
+    if len(shown) > limit:
+        shown = [*shown[:limit], Pair(GAP, f"{len(shown) - limit} more words", "")]
+    return shown
+
+
+def confusions(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
+    """Return how often which word became which, by kind of mistake, the most frequent first."""
+    found: dict[str, Counter[tuple[str, str]]] = {kind: Counter() for kind in (SUBSTITUTION, DELETION, INSERTION)}
+    for row in rows:
+        if row.get("errors"):
+            for pair in aligned(row["normalised_reference"], row["normalised_output"]):
+                if pair.kind in found:
+                    found[pair.kind][pair.said, pair.written] += 1
+    return {
+        kind: [
+            {"said": said, "written": written, "count": count}
+            for (said, written), count in sorted(counts.items(), key=lambda each: (-each[1], each[0]))
+        ][:CONFUSIONS_SHOWN]
+        for kind, counts in found.items()
+    }
+
+
+def worst_rows(rows: Sequence[Row], metric: str, count: int) -> tuple[str, list[Row]]:
+    """Return the items that cost a figure most, worst first, none that are right; and by what they are chosen."""
+    scored = [row for row in rows if row.get("scored", True)]
+    if metric in SPELLED:
+        prefix, length = SPELLED[metric]
+        errors = prefix + "errors"
+        wrong = [row for row in scored if row.get(errors)]
+        wrong.sort(key=lambda row: (-row[errors], -row[errors] / max(row.get(length) or 0, 1)))
+        return f"most wrong {length} first", wrong[:count]
+    if metric == "choice_accuracy":
+        told = "wrong or unreadable choices, in the order of the questions"
+        return told, [row for row in rows if row.get("right") is False][:count]
+    if metric == "no_speech_rate":
+        heard = sorted((row for row in scored if row.get("heard_speech")), key=lambda row: -len(row["output"]))
+        return "longest answers to recordings without speech first", heard[:count]
+    if metric in SCORED_LOWER_IS_WORSE:
+        marked = sorted((row for row in scored if row.get("score") is not None), key=lambda row: row["score"])
+        return "lowest scores first", marked[:count]
+    return "", []
+
+
+def example(row: Row, metric: str, others: Mapping[str, Row], question: str | None) -> dict[str, Any]:
+    """
+    Return one item as a report shows it.
+
+    Args:
+        row: of the model.
+        others: rows of the other systems, by system.
+        question: what was asked in words besides the recording, if anything.
+    """
+    shown: dict[str, Any] = {
+        "id": row["id"],
+        "duration_s": row.get("duration_s") or None,
+        "question": cut(question) if question else None,
+        "reference": cut(row.get("reference") or ""),
+        "output": cut(row.get("output") or ""),
+        "finish": row.get("finish"),
+        "others": {system: cut(other.get("output") or "") for system, other in others.items()},
+        "score": row.get("score") if metric in SCORED_LOWER_IS_WORSE else None,
+        "chosen": row.get("chosen"),
+        "alignment": None,
+        "errors": None,
+    }
+    if metric in SPELLED and row.get("normalised_reference"):
+        prefix, length = SPELLED[metric]
+        shown["errors"] = {"count": row[prefix + "errors"], "of": row[length], "unit": length}
+        pairs = aligned(row["normalised_reference"], row["normalised_output"], metric == "character_error")
+        shown["alignment"] = [vars(pair) for pair in shortened(pairs)]
+    return shown
+
+
+def cut(text: str) -> str:
+    """Return a text, or its beginning and how much more there is."""
+    if len(text) <= MAX_CHARACTERS_SHOWN:
+        return text
+    return f"{text[:MAX_CHARACTERS_SHOWN]} … ({len(text) - MAX_CHARACTERS_SHOWN:,} more characters)"
+
+
+__all__ = ["DELETION", "INSERTION", "SPELLED", "SUBSTITUTION", "aligned", "confusions", "example", "worst_rows"]
