@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from audiollm.answer_ends import AnswerEnds
 from audiollm.answering import MAX_BATCH_SECONDS
 from audiollm.ctc_rescoring import CtcRescorer
 from audiollm.recording_encoder import RecordingEncoder
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteriaList
 
 from .outputs import ERROR, LENGTH, REPEATED, STOP
 
@@ -23,8 +24,6 @@ from .outputs import ERROR, LENGTH, REPEATED, STOP
 #: more: a tokenizer made for English spends up to three tokens on a character (Hindi: 15 a second, read slowly).
 ENGLISH_TOKENS_PER_SECOND, OTHER_TOKENS_PER_SECOND = 10.0, 60.0
 SPARE_TOKENS = 8
-#: A loop: a unit of up to so many tokens, so many times in a row, and so many tokens in all.
-MAX_LOOP_UNIT, MIN_LOOP_TIMES, MIN_LOOP_TOKENS = 32, 5, 32
 Conversation = list[dict[str, Any]]
 Row = TypeVar("Row")
 Result = TypeVar("Result")
@@ -112,36 +111,6 @@ def batched(
     return batches
 
 
-class AnswerEnds(StoppingCriteria):
-    """
-    Ends each row at its own bound, and a row that repeats itself without end.
-
-    Args:
-        prompt_length: tokens of the prompts, padded.
-        bounds: `(batch,)`, new tokens that each row may have.
-
-    Attributes:
-        repeated: `(batch,)`, after how many new tokens a row was found in a loop; 0 where it was not.
-    """
-
-    def __init__(self, prompt_length: int, bounds: torch.Tensor):
-        self.prompt_length = prompt_length
-        self.bounds = bounds
-        self.repeated = torch.zeros_like(bounds)
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        """Return which rows `(batch,)` of `input_ids` `(batch, length)` are at their end."""
-        written = input_ids[:, self.prompt_length :]
-        length = written.shape[1]
-        loops = torch.zeros_like(self.bounds, dtype=torch.bool)
-        for unit in range(1, MAX_LOOP_UNIT + 1):
-            tail = unit * max(MIN_LOOP_TIMES, -(-MIN_LOOP_TOKENS // unit))
-            if tail <= length:
-                loops |= (written[:, -tail:-unit] == written[:, unit - tail :]).all(dim=1)
-        self.repeated = torch.where(loops & (self.repeated == 0), length, self.repeated)
-        return (self.bounds <= length) | loops
-
-
 class Generator:
     """
     Greedy answers of a model to batches of conversations.
@@ -226,7 +195,7 @@ class Generator:
             bounds = [min(bound, SPARE_TOKENS + count) for bound, count in zip(bounds, audio_tokens)]
             best = self._rescorer.choose(**inputs.to(device), bounds=bounds)
             return [Answer(one.text, STOP if one.is_finished else LENGTH) for one in best]
-        criterion = AnswerEnds(length, torch.tensor(bounds, device=device))
+        criterion = AnswerEnds(length, bounds)
         output = self.model.generate(
             **inputs.to(device),
             max_new_tokens=max(bounds),

@@ -10,7 +10,9 @@ import numpy as np
 import soundfile
 import torch
 from tqdm.auto import tqdm
+from transformers import StoppingCriteriaList
 
+from .answer_ends import AnswerEnds
 from .ctc_rescoring import CtcRescorer, check_ctc_options, check_ctc_weight
 from .recording_encoder import RecordingEncoder
 
@@ -18,6 +20,8 @@ from .recording_encoder import RecordingEncoder
 MAX_BATCH_SECONDS = 600.0
 #: Where a file does not say how long it is before it is decoded: compressed speech at 128 kbit/s.
 ASSUMED_BYTES_PER_SECOND = 16_000
+#: Stands for no bound on new tokens.
+UNBOUNDED = 1 << 30
 
 
 @torch.inference_mode()
@@ -44,7 +48,7 @@ def answer(
         model, processor: a pair that belongs together.
         conversations: lists of messages, with typed audio parts.
         batch_size: conversations per `generate` call.
-        max_new_tokens: bound on each answer, in tokens; or one for each, of which a batch takes the largest.
+        max_new_tokens: bound on each answer, in tokens; or one for each.
         encoded_audio: given the batch's recordings in reading order, their encoder output from a cache, as
             `encoded_audio` and `encoded_audio_lengths`.
         progress: shows a bar with rate and time left.
@@ -132,12 +136,13 @@ def generate_answers(
             for chosen in batches:
                 recordings = [one for index in chosen for one in _recordings(conversations[index])]
                 loaded = {key: loaded[key] for key in map(_identity, recordings) if key in loaded}
-                rows, waveforms = [], []
+                rows, waveforms, with_audio = [], [], []
                 for index in chosen:
                     with naming(names[index]):
                         ids, heard = _encode_row(processor, conversations[index], loaded)
                     rows.append(ids)
                     waveforms.extend(heard)
+                    with_audio.append(bool(heard))
                 inputs = processor.tokenizer.pad(
                     {"input_ids": rows}, padding=True, padding_side="left", return_tensors="pt"
                 )
@@ -152,11 +157,9 @@ def generate_answers(
                     )
                     texts = [one.text for one in best]
                 else:
-                    bound = max((bounds[index] for index in chosen if bounds[index] is not None), default=None)
-                    limit = {} if bound is None else {"max_new_tokens": bound}
-                    output = model.generate(**inputs.to(model.device), **limit, **options)
-                    output = getattr(output, "sequences", output)
-                    texts = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+                    texts = _generate(
+                        model, processor, inputs.to(model.device), [bounds[i] for i in chosen], with_audio, options
+                    )
                 each = len(texts) // len(chosen)
                 for place, index in enumerate(chosen):
                     answers[index] = texts[place * each : (place + 1) * each]
@@ -164,6 +167,24 @@ def generate_answers(
         return answers
     finally:
         model.train(was_training)
+
+
+def _generate(
+    model, processor, inputs, bounds: list[int | None], with_audio: list[bool], options: dict[str, Any]
+) -> list[str]:
+    """What `generate` writes; without beams, each row ends at its own bound, and one with audio where it repeats itself."""
+    limits = [bound for bound in bounds if bound is not None]
+    if limits:
+        options = {**options, "max_new_tokens": max(limits)}
+    length = inputs["input_ids"].shape[1]
+    ends = None
+    if (getattr(options.get("generation_config"), "num_beams", None) or options.get("num_beams", 1)) == 1:
+        own = [UNBOUNDED if bound is None else bound for bound in bounds]
+        ends = AnswerEnds(length, own, may_loop=[not heard for heard in with_audio])
+        options = {**options, "stopping_criteria": StoppingCriteriaList([*options.get("stopping_criteria", ()), ends])}
+    output = model.generate(**inputs, **options)
+    said = getattr(output, "sequences", output)[:, length:]
+    return processor.batch_decode(said if ends is None else ends.cut(said), skip_special_tokens=True)
 
 
 def ask(prompt: str, *recordings: Any, system: str | None = None) -> list[dict[str, Any]]:

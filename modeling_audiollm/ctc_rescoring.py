@@ -16,6 +16,7 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import Cache, DynamicCache
 
+from .answer_ends import AnswerEnds
 from .ctc_search import ctc_log_likelihoods, prefix_beam_search
 from .modeling_audiollm import CACHE_NAME
 from .projector import slot_counts
@@ -58,19 +59,6 @@ class Candidate:
         possible = math.isfinite(self.ctc_logprob)
         ctc = ctc_weight * self.ctc_logprob if possible else 0.0
         return possible, self.lm_logprob + ctc
-
-
-class StopAtBounds(StoppingCriteria):
-    """Ends each row after as many new tokens as it may have, and all its beams with it."""
-
-    def __init__(self, prompt_length: int, bounds: Sequence[int]):
-        self.prompt_length = prompt_length
-        self.bounds = torch.tensor(list(bounds))
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        """Which rows of `input_ids` `(batch * beams, length)` are at their end."""
-        bounds = self.bounds.to(input_ids.device).repeat_interleave(len(input_ids) // len(self.bounds))
-        return bounds <= input_ids.shape[1] - self.prompt_length
 
 
 def check_ctc_weight(config, ctc_weight: float) -> None:
@@ -168,7 +156,7 @@ class CtcRescorer:
         names = self.model.model.row_adapters(input_ids, rows, adapter_names, True, None)
         prompt = {"input_ids": input_ids, "attention_mask": attention_mask}
         cache = self._prefill(prompt, audio, names)
-        stopping = [StopAtBounds(input_ids.shape[1], bounds), *([stop] if stop is not None else [])]
+        stopping = [AnswerEnds(input_ids.shape[1], bounds), *([stop] if stop is not None else [])]
         options: dict[str, Any] = {
             **prompt,
             "max_new_tokens": max(bounds),
@@ -305,4 +293,4 @@ def _positions(attention_mask: torch.Tensor) -> torch.Tensor:
     return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
-__all__ = ["Candidate", "CtcRescorer", "StopAtBounds", "check_ctc_options", "check_ctc_weight"]
+__all__ = ["Candidate", "CtcRescorer", "check_ctc_options", "check_ctc_weight"]

@@ -19,12 +19,15 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from audiollm.evaluation.listening import MAX_NEW_TOKENS, swapped
+from audiollm.answer_ends import AnswerEnds
+from audiollm.evaluation.generating import swapped, transcript_bound
+from audiollm.evaluation.listening import ENGLISH, MAX_NEW_TOKENS
 from audiollm.evaluation.word_error import has_words, score_word_error
 from audiollm.processing import AudioLlmProcessor
 from audiollm.processing.conversations import IGNORED_LABEL
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, StoppingCriteriaList, Trainer, TrainerCallback
 
+from .batching import ENCODER_FRAMES_PER_SECOND
 from .dataset import load_encoded_audio, resize_slots, slot_runs
 from .evaluation_arguments import WORD_ERROR, EvaluationArguments
 from .feature_cache import FeatureCache
@@ -47,12 +50,14 @@ class Question:
         prompt_ids: token ids up to where the answer begins.
         audio: the recordings of the prompt, as the data set names them, in reading order.
         reference: the answer as text.
+        num_answer_tokens: its tokens.
     """
 
     row: int
     prompt_ids: list[int]
     audio: list[Any]
     reference: str
+    num_answer_tokens: int
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ def questions(
             audio = list(row["audio"])[: len(slot_runs(prompt_ids, processor.audio_token_id))]
             reference = processor.tokenizer.decode(answer_ids, skip_special_tokens=True).strip()
             if audio and has_words(reference, normaliser):
-                yield Question(index, prompt_ids, audio, reference)
+                yield Question(index, prompt_ids, audio, reference, len(answer_ids))
 
     if limit is None:
         return list(found())
@@ -117,7 +122,7 @@ class ListeningEvaluation:
         processor: the model's.
         cache: the one the questions' data set was built with, or None where it names paths.
         samples_shown: how many of them are printed and sent to trackers.
-        max_new_tokens: bound on each answer, in tokens.
+        max_new_tokens: bound on each answer, in tokens; that which follows from recording and reference may be lower.
         batch_size: questions per `generate` call.
         normaliser: what counts as the same word; see [`score_word_error`].
     """
@@ -196,7 +201,7 @@ class ListeningEvaluation:
 
     @torch.no_grad()
     def _generate(self, model, chosen: list[int], instead: dict[str, Any] | None, synced: bool) -> list[str]:
-        prompts, recordings = [], []
+        prompts, recordings, bounds = [], [], []
         for index in chosen:
             question = self.questions[index]
             prompt = question.prompt_ids
@@ -207,6 +212,7 @@ class ListeningEvaluation:
                 prompt, _ = resize_slots(prompt, prompt, self.processor.audio_token_id, slots)
             prompts.append(prompt)
             recordings.extend(audio)
+            bounds.append(self._bound(prompt, question))
         inputs = pad_prompts(prompts, self.processor.tokenizer.pad_token_id)
         if self.cache is not None:
             inputs |= load_encoded_audio(self.cache, recordings)
@@ -214,9 +220,20 @@ class ListeningEvaluation:
             inputs |= self.processor.batch_features([self.processor.load_audio(path) for path in recordings])
         inputs = {name: value.to(model.device) for name, value in inputs.items()}
         options: dict[str, Any] = {"do_sample": False, "num_beams": 1, "use_cache": True, "synced_gpus": synced}
-        output = model.generate(**inputs, max_new_tokens=self.max_new_tokens, **options)
-        texts = self.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        ends = AnswerEnds(inputs["input_ids"].shape[1], bounds)
+        output = model.generate(
+            **inputs, max_new_tokens=max(bounds), stopping_criteria=StoppingCriteriaList([ends]), **options
+        )
+        said = ends.cut(output[:, inputs["input_ids"].shape[1] :])
+        texts = self.processor.batch_decode(said, skip_special_tokens=True)
         return [text.strip() for text in texts]
+
+    def _bound(self, prompt: Sequence[int], question: Question) -> int:
+        """New tokens that an answer may have: as many as its recordings could hold, or twice those of the right one."""
+        slots = prompt.count(self.processor.audio_token_id)
+        seconds = slots * self.processor.stack_factor / ENCODER_FRAMES_PER_SECOND
+        spoken = transcript_bound(seconds, ENGLISH if self.normaliser == "english" else None)
+        return min(self.max_new_tokens, max(spoken, 2 * question.num_answer_tokens))
 
     def _num_slots(self, recording: Any) -> int:
         if self.cache is None:

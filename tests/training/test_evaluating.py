@@ -152,6 +152,28 @@ def test_longest_answer_is_bounded(dataset, tiny_model, tiny_processor, cache) -
     assert max(map(len, short)) <= 2 < max(map(len, evaluation(dataset, tiny_processor, cache).answers(tiny_model)))
 
 
+def test_a_model_that_never_ends_is_stopped_and_scored_by_what_it_began_with(
+    dataset, tiny_model, tiny_processor, cache
+) -> None:
+    tiny_model.generation_config.eos_token_id = None
+    letter = tiny_processor.tokenizer.convert_tokens_to_ids("a")
+    steps = []
+
+    def say_a(module, args, output):
+        steps.append(1)
+        return torch.full_like(output, -10.0).index_fill_(-1, torch.tensor([letter]), 10.0)
+
+    hook = tiny_model.lm_head.register_forward_hook(say_a)
+    try:
+        asked = evaluation(dataset, tiny_processor, cache, max_new_tokens=200, batch_size=100)
+        said = asked.answers(tiny_model)
+    finally:
+        hook.remove()
+    # Shorter answers end at the bound of so short recordings, before they are a loop.
+    assert "a" in said and all(set(text) == {"a"} and len(text) < 40 for text in said)
+    assert len(steps) <= 2 * max(question.num_answer_tokens for question in asked.questions)
+
+
 @pytest.mark.parametrize(("count", "ranks"), [(11, 2), (11, 4), (1, 3), (8, 4), (5, 1)])
 def test_every_rank_answers_as_many_questions_and_none_is_left_out(count, ranks) -> None:
     shares = [share_of(list(range(count)), rank, ranks) for rank in range(ranks)]
