@@ -15,8 +15,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from audiollm.memory import is_out_of_memory
-from audiollm.processing.audio_decoding import UndecodableError, decoded_blocks
-from audiollm.processing.audio_io import MAX_FLOAT_AMPLITUDE, MAX_SAMPLING_RATE_HZ, MIN_SAMPLING_RATE_HZ, read_bytes
+from audiollm.processing.audio import (
+    MAX_FLOAT_AMPLITUDE,
+    MAX_SAMPLING_RATE_HZ,
+    MIN_SAMPLING_RATE_HZ,
+    UndecodableError,
+    decoded_blocks,
+    read_bytes,
+)
 
 #: A sample from here on counts as full scale; the largest of 16 bits is 0.99997, of 8 bits 0.992.
 FULL_SCALE = 0.992

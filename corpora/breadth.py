@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import soundfile
 from audiollm.processing import load_waveform
-from audiollm.processing.audio_io import SAMPLING_RATE_HZ
+from audiollm.processing.audio import SAMPLING_RATE_HZ
 from tqdm.auto import tqdm
 
 from .neural_engines import HIBARI

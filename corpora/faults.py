@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from audiollm.processing.audio_io import SAMPLING_RATE_HZ
+from audiollm.processing.audio import SAMPLING_RATE_HZ
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 
 from .audio_facts import AudioFacts

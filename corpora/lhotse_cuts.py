@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from audiollm.files import is_inside, sha256_of
-from audiollm.processing.audio_io import AudioError
+from audiollm.processing.audio import AudioError
 
 from .clips import DEFAULT_SPLIT, BadClip, Clip, CorpusError, FieldValue
 

@@ -21,7 +21,7 @@ from typing import Any
 from audiollm.disks import naming_the_disk
 from audiollm.files import Journal, partial_path, sha256_of, write_json, written
 from audiollm.interruption import check_interrupted, interruptible
-from audiollm.processing.audio_io import AudioError
+from audiollm.processing.audio import AudioError
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 

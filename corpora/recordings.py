@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import soundfile
 from audiollm.files import sha256_of, write_whole
-from audiollm.processing.audio_io import SAMPLING_RATE_HZ, AudioError, load_waveform
+from audiollm.processing.audio import SAMPLING_RATE_HZ, AudioError, load_waveform
 
 from .clips import Clip
 

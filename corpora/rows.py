@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from audiollm.processing.audio_bytes import REMOTE_SCHEMES, scheme_of
+from audiollm.processing.audio import REMOTE_SCHEMES, scheme_of
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER, ConversationError, flatten_conversation
 
 from .examples import Reason, RowChecker, as_list

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from audiollm.base_models import audiollm_cache_dir
+from audiollm.corpora.normalisers import normaliser_for
 from audiollm.disks import check_writable, naming_the_disk
 from audiollm.interruption import TerminatedError, ended_by_signals, exit_status
 from audiollm.option_parser import parser_of
-from audiollm.processing.normalisers import normaliser_for
 
 from .clips import CorpusError
 from .faults import ERROR, FAULTS, Limits

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import jiwer
 import numpy as np
+from audiollm.corpora.normalisers import NORMALISERS
 from audiollm.files import sha256_of
 from audiollm.interruption import interruptible
-from audiollm.processing.audio_io import AudioError, load_waveform
-from audiollm.processing.normalisers import NORMALISERS
+from audiollm.processing.audio import AudioError, load_waveform
 from tqdm.auto import tqdm
 
 from . import audio_facts

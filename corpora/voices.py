@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import soxr
 from audiollm.processing import AudioError
-from audiollm.processing.audio_io import SAMPLING_RATE_HZ
+from audiollm.processing.audio import SAMPLING_RATE_HZ
 
 from .clips import CorpusError
 from .neural_engines import KOKORO

@@ -15,8 +15,8 @@ from typing import Any
 import jiwer
 import torch
 from audiollm.base_models import EMBEDDED_PREFIX
+from audiollm.corpora.normalisers import NORMALISERS, has_words, normaliser_for
 from audiollm.embedded_bases import fetch
-from audiollm.processing.normalisers import NORMALISERS, has_words, normaliser_for
 
 from .clips import STATE_FOLDER, CorpusError
 from .columns import WER_UNITS

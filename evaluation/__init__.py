@@ -6,7 +6,7 @@ Evaluation: benchmarks and your own recordings, with controls, baselines and int
 
 from pathlib import Path
 
-from audiollm.processing.normalisers import normalize_english
+from audiollm.corpora.normalisers import normalize_english
 
 from .measures import Convention, measure
 from .word_error import WordErrorScore, score_word_error

@@ -28,14 +28,14 @@ from audiollm.corpora.huggingface import HuggingFaceArguments, HuggingFaceSource
 from audiollm.corpora.librispeech import ROOT_NAME as LIBRISPEECH_ROOT
 from audiollm.corpora.librispeech import LibriSpeechArguments
 from audiollm.corpora.librispeech import open_source as open_librispeech
+from audiollm.corpora.normalisers import normaliser_for
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.corpora.rows import Conversation
 from audiollm.corpora.sources import Examples, read_sources
 from audiollm.corpora.unseen import load_unseen_speech
 from audiollm.downloads import DownloadError
 from audiollm.files import is_audio
-from audiollm.processing.audio_io import SAMPLING_RATE_HZ
-from audiollm.processing.normalisers import normaliser_for
+from audiollm.processing.audio import SAMPLING_RATE_HZ
 from huggingface_hub.errors import HfHubHTTPError
 
 from .tasks import (

@@ -25,7 +25,7 @@ import yaml
 from audiollm.files import write_whole
 from audiollm.option_parser import parser_of
 from audiollm.processing import AudioError, load_waveform
-from audiollm.processing.audio_io import SAMPLING_RATE_HZ
+from audiollm.processing.audio import SAMPLING_RATE_HZ
 from audiollm.publishing.record import shown_path
 from audiollm.publishing.score_table import evaluation_command
 

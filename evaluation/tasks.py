@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 from audiollm.corpora.catalogue import Corpus, load_catalogue
 from audiollm.corpora.columns import ColumnSpec
+from audiollm.corpora.normalisers import normaliser_for
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
-from audiollm.processing.normalisers import normaliser_for
 
 KINDS = (
     *("asr", "translation", "choice", "chat", "instruction", "summary", "description", "no_speech", "text_retention"),

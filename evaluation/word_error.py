@@ -10,15 +10,15 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 
 import jiwer
-from audiollm.processing.normalisers import NORMALISERS as BASIC_NORMALISERS
-from audiollm.processing.normalisers import has_words
+from audiollm.corpora.normalisers import NORMALISERS as BASIC_NORMALISERS
+from audiollm.corpora.normalisers import has_words
 
 from .leaderboard import IGNORED_SEGMENT, normalize_leaderboard
 from .optional import optional_library
 
 LEADERBOARD = "leaderboard"
 #: What makes texts alike before they are compared, by name: that of the Open ASR Leaderboard, and those of
-#: `audiollm.processing.normalisers`.
+#: `audiollm.corpora.normalisers`.
 NORMALISERS: dict[str, Callable[[str], str]] = {**BASIC_NORMALISERS, LEADERBOARD: normalize_leaderboard}
 #: The normaliser that makes every character a word, between spaces of its own.
 CHARACTERS = "characters"

@@ -15,9 +15,16 @@ import numpy as np
 import soundfile
 import soxr
 from audiollm.processing import AudioError
-from audiollm.processing.audio_bytes import open_remote, scheme_of
-from audiollm.processing.audio_decoding import UNKNOWN_FRAMES, UndecodableError, decoded_blocks
-from audiollm.processing.audio_io import MAX_FLOAT_AMPLITUDE, MAX_SAMPLING_RATE_HZ, MIN_SAMPLING_RATE_HZ
+from audiollm.processing.audio import (
+    MAX_FLOAT_AMPLITUDE,
+    MAX_SAMPLING_RATE_HZ,
+    MIN_SAMPLING_RATE_HZ,
+    UNKNOWN_FRAMES,
+    UndecodableError,
+    decoded_blocks,
+    open_remote,
+    scheme_of,
+)
 
 COPY_BYTES = 1 << 20
 URL_MARK = "://"

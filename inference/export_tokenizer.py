@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from audiollm import AudioLlmProcessor
-from audiollm.processing.audio_tokens import AUDIO_BEGIN_TOKEN, AUDIO_END_TOKEN, AUDIO_SLOT_TOKEN
+from audiollm.processing.conversations import AUDIO_BEGIN_TOKEN, AUDIO_END_TOKEN, AUDIO_SLOT_TOKEN
 
 from .export_ultravox import ULTRAVOX_AUDIO_TOKEN, ExportError
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from audiollm.processing.windows import QUIET_SECONDS, quietest_moment
+from audiollm.processing.audio import QUIET_SECONDS, quietest_moment
 
 from .voice_activity import HOP_SECONDS, RISE_DB, detect_voice
 

@@ -1,6 +1,6 @@
 """Audio decoding, and the processor that turns text and recordings into model inputs."""
 
-from .audio_io import AudioError, load_waveform
+from .audio import AudioError, load_waveform
 from .conversations import ConversationError
 from .processing_audiollm import AudioLlmProcessor
 

@@ -7,26 +7,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoTokenizer,
+    SeamlessM4TFeatureExtractor,
+    WhisperFeatureExtractor,
+)
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from .audio_io import load_waveform
-from .audio_tokens import (
-    AUDIO_BEGIN_TOKEN,
-    AUDIO_END_TOKEN,
-    AUDIO_SLOT_TOKEN,
-    add_audio_tokens,
-    check_template_names,
-)
+from .audio import load_waveform
 from .base_models import resolve_base
 from .conversations import (
+    AUDIO_BEGIN_TOKEN,
+    AUDIO_END_TOKEN,
     AUDIO_PLACEHOLDER,
+    AUDIO_SLOT_TOKEN,
     IGNORED_LABEL,
     ConversationError,
     Segment,
+    add_audio_tokens,
+    check_template_names,
     flatten_batch,
     flatten_conversation,
     marks_answers,
@@ -34,8 +38,6 @@ from .conversations import (
     split_at_spans,
     takes_parts,
 )
-from .distributing import as_recordings, distribute, is_list
-from .encoder_windows import windows_for
 
 #: What has an entry for each token id, and its value where there is padding.
 BESIDE_IDS = {"labels": IGNORED_LABEL, "assistant_masks": 0, "mm_token_type_ids": 0}
@@ -192,7 +194,7 @@ class AudioLlmProcessor(ProcessorMixin):
         return MultiModalData(num_audio_tokens=[self.num_audio_slots(length) for length in audio_lengths])
 
     def extract_features(self, waveform: np.ndarray) -> list[np.ndarray]:
-        """Features of a waveform's windows, each as long as its audio: `(features, frames)`; see `encoder_windows`."""
+        """Features of a waveform's windows, each as long as its audio: `(features, frames)`."""
         windows = windows_for(self.feature_extractor)
         starts = range(0, len(waveform), windows.max_samples)
         return [windows.features(waveform[start : start + windows.max_samples]) for start in starts]
@@ -215,7 +217,7 @@ class AudioLlmProcessor(ProcessorMixin):
         return {"input_features": features, "input_features_mask": mask}
 
     def load_audio(self, audio: Any, sampling_rate: int | None = None, name: str | None = None) -> np.ndarray:
-        """One recording of any kind as a float32 waveform `(samples,)` at `self.sampling_rate`; see `audio_io`."""
+        """One recording of any kind as a float32 waveform `(samples,)` at `self.sampling_rate`; see `audio.load_waveform`."""
         return load_waveform(audio, sampling_rate, self.sampling_rate, name)
 
     # ---- text and audio ------------------------------------------------------------------------------------------
@@ -566,14 +568,6 @@ class AudioLlmProcessor(ProcessorMixin):
             columns = {name: _as_tensor(name, rows) for name, rows in columns.items()}
         return BatchFeature(_converted({**columns, **batch}, settings["return_tensors"]))
 
-    def batch_decode(self, *args, **kwargs) -> list[str]:
-        """The tokenizer's; audio tokens are special and go with `skip_special_tokens=True`."""
-        return self.tokenizer.batch_decode(*args, **kwargs)
-
-    def decode(self, *args, **kwargs) -> str:
-        """The tokenizer's."""
-        return self.tokenizer.decode(*args, **kwargs)
-
 
 def _one_each(name: str, value: Any, count: int) -> list[str | None]:
     """`value` for each of `count` recordings; a list has one for each already."""
@@ -598,6 +592,157 @@ def _as_tensor(name: str, rows: list[list[int]]) -> torch.Tensor:
 def _pad_list(row: list[int], width: int, value: int, side: str) -> list[int]:
     padding = [value] * (width - len(row))
     return padding + row if side == "left" else row + padding
+
+
+# ---- which recordings belong to which text ------------------------------------------------------------------------------
+
+
+def is_list(item: Any) -> bool:
+    return isinstance(item, Sequence) and not isinstance(item, (str, bytes, bytearray))
+
+
+def is_recording(item: Any) -> bool:
+    """Return whether `item` is one recording rather than a list of them: a list of numbers is one."""
+    return not is_list(item) or (len(item) > 0 and isinstance(item[0], (int, float, np.number)))
+
+
+def as_recordings(audio: Any) -> list[Any]:
+    if audio is None:
+        return []
+    return [audio] if is_recording(audio) else list(audio)
+
+
+def distribute(audio: Any, counts: list[int], single_text: bool) -> list[list[Any]]:
+    """
+    Hand recordings to texts: `counts[i]` of them to text `i`.
+
+    Raises:
+        ValueError: they do not match; both counts are stated.
+    """
+    items = as_recordings(audio)
+    if items and not any(is_recording(item) for item in items):
+        if len(items) != len(counts) and not (single_text and len(items) == 1):
+            raise ValueError(f"audio has lists for {len(items)} texts, but there are {len(counts)}.")
+        for index, (row, count) in enumerate(zip(items, counts)):
+            if len(row) != count:
+                raise ValueError(
+                    f"Text {index} has {count} {AUDIO_PLACEHOLDER} but is given {len(row)} recordings; expected one each."
+                )
+        return [list(row) for row in items]
+    if len(items) != sum(counts):
+        raise ValueError(
+            f"The texts have {sum(counts)} {AUDIO_PLACEHOLDER} in all ({counts} each) but {len(items)} recordings are "
+            "given; expected one recording per placeholder."
+        )
+    remaining = iter(items)
+    return [[next(remaining) for _ in range(count)] for count in counts]
+
+
+# ---- windows for the encoder -------------------------------------------------------------------------------------------
+
+
+#: Longest window. Whisper has positions for no more; others get the same, so that memory does not grow with length.
+WINDOW_SECONDS = 30
+
+
+class WhisperWindows:
+    """
+    Windows for Whisper's encoder: log-mel frames of 10 ms, of which its second convolution makes frames of 20 ms.
+
+    Args:
+        extractor: a [`WhisperFeatureExtractor`].
+    """
+
+    INPUT_FRAMES_PER_ENCODER_FRAME = 2
+
+    def __init__(self, extractor: WhisperFeatureExtractor):
+        self.extractor = extractor
+        #: Samples in a full window.
+        self.max_samples: int = extractor.n_samples
+
+    def input_frames(self, num_samples: int) -> int:
+        """Log-mel frames (10 ms) of so many samples."""
+        return math.ceil(num_samples / self.extractor.hop_length)
+
+    def encoder_frames(self, num_samples: int) -> int:
+        """Frames of 20 ms that the encoder makes of a window of so many samples."""
+        return math.ceil(self.input_frames(num_samples) / self.INPUT_FRAMES_PER_ENCODER_FRAME)
+
+    def features(self, window: np.ndarray) -> np.ndarray:
+        """
+        Log-mel frames of a window `(samples,)`, as long as its audio: `(num_mel_bins, ceil(samples / hop))`.
+
+        They are those that Whisper's own extractor computes of the audio padded to 30 s, up to rounding of the last bit
+        in windows below 0.1 s: as much silence is added as the last frame can see, and the frames of silence alone are
+        cut off again.
+        """
+        extractor = self.extractor
+        num_frames = self.input_frames(len(window))
+        padded_length = min(num_frames * extractor.hop_length + extractor.n_fft, extractor.n_samples)
+        padded = np.zeros(padded_length, dtype=np.float32)
+        padded[: len(window)] = window
+        features = extractor(
+            padded, sampling_rate=extractor.sampling_rate, padding="do_not_pad", truncation=False, return_tensors="np"
+        )["input_features"][0]
+        return features[:, :num_frames]
+
+
+class ConformerWindows:
+    """
+    Windows for Wav2Vec2-BERT's conformer: Kaldi's log-mel frames of 10 ms, stacked by twos, each an encoder frame.
+
+    Args:
+        extractor: a [`SeamlessM4TFeatureExtractor`]. Its frames begin every 160 samples and see 400; what is left at
+            the end of a window and fills no pair of them (less than 35 ms) it leaves out, as for its own models.
+    """
+
+    FRAME_SAMPLES, HOP_SAMPLES = 400, 160
+
+    def __init__(self, extractor: SeamlessM4TFeatureExtractor):
+        self.extractor = extractor
+        self.max_samples: int = WINDOW_SECONDS * extractor.sampling_rate
+        #: What one encoder frame needs; shorter windows are filled up with silence.
+        self.min_samples = self.FRAME_SAMPLES + (extractor.stride - 1) * self.HOP_SAMPLES
+
+    def input_frames(self, num_samples: int) -> int:
+        """Stacked log-mel frames (20 ms) of so many samples."""
+        whole = 1 + (max(num_samples, self.min_samples) - self.FRAME_SAMPLES) // self.HOP_SAMPLES
+        return whole // self.extractor.stride
+
+    def encoder_frames(self, num_samples: int) -> int:
+        """Frames of 20 ms that the encoder makes of a window of so many samples: one for each it is given."""
+        return self.input_frames(num_samples)
+
+    def features(self, window: np.ndarray) -> np.ndarray:
+        """Stacked log-mel frames of a window `(samples,)`: `(stride * num_mel_bins, encoder frames)`."""
+        padded = np.zeros(max(len(window), self.min_samples), dtype=np.float32)
+        padded[: len(window)] = window
+        features = self.extractor(
+            padded, sampling_rate=self.extractor.sampling_rate, pad_to_multiple_of=None, return_tensors="np"
+        )["input_features"][0]
+        return np.ascontiguousarray(features.T)
+
+
+WINDOWS_BY_EXTRACTOR = {
+    "WhisperFeatureExtractor": WhisperWindows,
+    "SeamlessM4TFeatureExtractor": ConformerWindows,
+}
+
+
+def windows_for(extractor) -> WhisperWindows | ConformerWindows:
+    """
+    Return the windows of the encoder that a feature extractor belongs to.
+
+    Raises:
+        ValueError: it is another kind of extractor.
+    """
+    for base in type(extractor).__mro__:
+        if base.__name__ in WINDOWS_BY_EXTRACTOR:
+            return WINDOWS_BY_EXTRACTOR[base.__name__](extractor)
+    raise ValueError(
+        f"The feature extractor is a {type(extractor).__name__}; expected one of {sorted(WINDOWS_BY_EXTRACTOR)}, which "
+        "come with Whisper and with Wav2Vec2-BERT."
+    )
 
 
 AudioLlmProcessor.register_for_auto_class("AutoProcessor")

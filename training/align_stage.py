@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from audiollm.corpora.normalisers import NORMALISERS
 from audiollm.corpora.rows import ASSISTANT
 from audiollm.corpora.sources import Examples, settle_problems
-from audiollm.processing.normalisers import NORMALISERS
 from tqdm.auto import tqdm
 
 from .encoding import EXAMPLE_ERRORS, ExampleEncoder

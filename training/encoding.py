@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 from audiollm.corpora.sources import Examples, settle_problems
 from audiollm.processing import AudioLlmProcessor
-from audiollm.processing.audio_io import AudioError, read_bytes
+from audiollm.processing.audio import AudioError, read_bytes
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER, ConversationError
 from tqdm.auto import tqdm
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from audiollm.corpora.normalisers import NORMALISERS
 from audiollm.evaluation.listening import MAX_NEW_TOKENS
-from audiollm.processing.normalisers import NORMALISERS
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 

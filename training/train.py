@@ -16,7 +16,7 @@ from audiollm.base_conversion import EmbeddedBaseError
 from audiollm.corpora.examples import ExamplesError
 from audiollm.disks import naming_the_disk
 from audiollm.interruption import ended_by_signals, exit_status
-from audiollm.processing.audio_io import AudioError
+from audiollm.processing.audio import AudioError
 from audiollm.processing.conversations import ConversationError
 from transformers import TrainerCallback
 

@@ -17,7 +17,7 @@ import numpy as np
 import soundfile
 import soxr
 from audiollm.files import is_audio
-from audiollm.processing.audio_io import load_waveform
+from audiollm.processing.audio import load_waveform
 
 #: Raised when the same settings come to make another sound.
 VERSION = 1

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from audiollm.processing import AudioError, AudioLlmProcessor
-from audiollm.processing.encoder_windows import windows_for
+from audiollm.processing.processing_audiollm import windows_for
 from matplotlib.figure import Figure
 
 from ..audio_blocks import check_file, header_seconds, read_blocks

@@ -15,7 +15,7 @@ from audiollm.corpora.huggingface import HuggingFaceArguments, HuggingFaceSource
 from audiollm.corpora.prepare import run
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.corpora.tasks import known_tasks
-from audiollm.processing.audio_io import load_waveform
+from audiollm.processing.audio import load_waveform
 from datasets import Audio, ClassLabel, List, Value
 
 ROWS = 3

@@ -17,7 +17,7 @@ from audiollm.corpora.prompts import load_studio_prompts, write_prompt_examples
 from audiollm.corpora.sources import parse_source
 from audiollm.corpora.tasks import known_tasks
 from audiollm.corpora.validation import DataFile, validate
-from audiollm.processing.audio_io import AudioError, load_waveform
+from audiollm.processing.audio import AudioError, load_waveform
 
 RATE_HZ = 16_000
 TRANSCRIBE = "Transcribe the audio: <audio>"

@@ -10,7 +10,7 @@ import pytest
 from audiollm.corpora.clips import BadClip, Clip, CorpusError
 from audiollm.corpora.huggingface import DEFAULT_OUTPUT, DEFAULT_TASKS, HuggingFaceArguments, open_source
 from audiollm.corpora.prompts import load_studio_prompts
-from audiollm.processing.audio_io import load_waveform
+from audiollm.processing.audio import load_waveform
 from loopback_hub import LoopbackHub
 from transformers import HfArgumentParser
 
@@ -274,7 +274,7 @@ import sys, datasets, huggingface_hub
 from audiollm.corpora import catalogue
 from audiollm.corpora.clips import CorpusError
 from audiollm.corpora.huggingface import HuggingFaceArguments, open_source
-from audiollm.processing.audio_io import load_waveform
+from audiollm.processing.audio import load_waveform
 
 table = datasets.Dataset.from_parquet(sys.argv[1])
 api, name = huggingface_hub.HfApi(), "loopback-user/rows"

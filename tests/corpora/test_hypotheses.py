@@ -19,7 +19,7 @@ from audiollm.corpora.hypotheses import (
 )
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.corpora.transcript_journal import TranscriptJournal
-from audiollm.processing.audio_io import AudioError, load_waveform
+from audiollm.processing.audio import AudioError, load_waveform
 from tiny_models import character_tokenizer, save_audio_base
 from transformers import GenerationConfig
 from transformers.utils import logging as transformers_logging

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import soundfile
 from audiollm.corpora.breadth import read_sentences
+from audiollm.corpora.normalisers import normalize_english
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.corpora.unseen import CLIPS_FILE, SOURCES, UNSEEN_FOLDER, load_unseen_speech
 from audiollm.evaluation.listening import whisper_transcripts
 from audiollm.evaluation.word_error import score_word_error
-from audiollm.processing.normalisers import normalize_english
 
 #: Whisper tiny.en gets four of the five sentences right; one swapped or broken clip alone would cost about this much.
 MAX_WHISPER_WORD_ERROR = 0.1

@@ -7,10 +7,10 @@ import pytest
 import soundfile
 from audiollm.corpora.clips import CorpusError
 from audiollm.corpora.hypotheses import WhisperTranscriber
+from audiollm.corpora.normalisers import normaliser_for
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.corpora.word_error import WordErrorArguments, WordErrorFilter, clip_word_error, settle_word_errors
-from audiollm.processing.audio_io import load_waveform
-from audiollm.processing.normalisers import normaliser_for
+from audiollm.processing.audio import load_waveform
 
 #: Prompts that tiny.en transcribes without an error, so that whatever is wrong with them is the test's own doing.
 HEARD_RIGHT = (

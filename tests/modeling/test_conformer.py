@@ -11,7 +11,7 @@ from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmP
 from audiollm.evaluation.run import own_whisper
 from audiollm.inference.export_ultravox import ExportError, check_exportable
 from audiollm.inference.web.sound import log_mel
-from audiollm.processing.encoder_windows import windows_for
+from audiollm.processing.processing_audiollm import windows_for
 from audiollm.training.train import main as train
 from tiny_models import HIDDEN_SIZE, randomise_trainables, save_text_base
 from transformers import (

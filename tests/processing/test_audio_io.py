@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 from audio_files import CONTAINER_FORMATS, FFMPEG_FORMATS, RATE_HZ, SOUNDFILE_FORMATS, encode, sweep, write_container
-from audiollm.processing import AudioError, data_urls, load_waveform
-from audiollm.processing.audio_decoding import CUT_OFF_TOLERANCE_S
+from audiollm.processing import AudioError, load_waveform
+from audiollm.processing import audio as audio_module
+from audiollm.processing.audio import CUT_OFF_TOLERANCE_S
 
 INT16_SCALE = 2**15
 LOSSLESS = ("wav", "flac", "aiff")
@@ -260,9 +261,9 @@ def test_data_urls_that_hold_no_recording_are_refused_without_their_data(url, me
 
 def test_data_urls_have_a_bound(monkeypatch):
     url = "data:audio/wav;base64," + base64.b64encode(encode("wav", TONE)).decode()
-    monkeypatch.setattr(data_urls, "MAX_DATA_URL_CHARACTERS", len(url))
+    monkeypatch.setattr(audio_module, "MAX_DATA_URL_CHARACTERS", len(url))
     assert load_waveform(url).size == TONE.size
-    monkeypatch.setattr(data_urls, "MAX_DATA_URL_CHARACTERS", len(url) - 1)
+    monkeypatch.setattr(audio_module, "MAX_DATA_URL_CHARACTERS", len(url) - 1)
     with pytest.raises(AudioError, match=rf"it is {len(url)} characters long; at most {len(url) - 1} are decoded"):
         load_waveform(url)
 

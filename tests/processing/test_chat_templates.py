@@ -11,8 +11,7 @@ import soundfile
 import torch
 from audiollm import AudioLlmProcessor
 from audiollm.processing import ConversationError
-from audiollm.processing.audio_tokens import DEFAULT_CHAT_TEMPLATE
-from audiollm.processing.conversations import IGNORED_LABEL
+from audiollm.processing.conversations import DEFAULT_CHAT_TEMPLATE, IGNORED_LABEL
 
 FOLDER = Path(__file__).parent / "chat_templates"
 

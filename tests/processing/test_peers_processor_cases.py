@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from audiollm.processing.audio_io import AudioError
+from audiollm.processing.audio import AudioError
 
 RATE_HZ = 16_000
 MEL_FRAMES_PER_SECOND = 100

@@ -7,7 +7,7 @@ import pytest
 import torch
 from audiollm import AudioLlmConfig, AudioLlmProcessor
 from audiollm.processing import AudioError
-from audiollm.processing.audio_tokens import AUDIO_SLOT_TOKEN
+from audiollm.processing.conversations import AUDIO_SLOT_TOKEN
 from tiny_models import TEXT_VOCAB_SIZE, character_tokenizer, llama_config
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoProcessor, PreTrainedTokenizerFast

@@ -112,7 +112,7 @@ def import_readers() -> Readers:
         room = ModuleType(name)
         room.__path__ = [str(ROOT / folder)]
         sys.modules[name] = room
-    decoder = importlib.import_module("audiollm.processing.audio_io")
+    decoder = importlib.import_module("audiollm.processing.audio")
     sys.modules["audiollm.processing"].AudioError = decoder.AudioError  # type: ignore[attr-defined]
     blocks = importlib.import_module("audiollm.inference.audio_blocks")
     facts = importlib.import_module("audiollm.corpora.audio_facts")

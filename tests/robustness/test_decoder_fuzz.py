@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import soundfile
 from audiollm.corpora.rows import RowError, RowReader
-from audiollm.processing import AudioError, audio_bytes, audio_io, load_waveform
+from audiollm.processing import AudioError, load_waveform
+from audiollm.processing import audio as audio_module
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "processing"))
@@ -90,13 +91,13 @@ def test_silence_that_unpacks_to_more_than_the_bound_is_refused(monkeypatch, tmp
     soundfile.write(path, np.zeros(4 * MIB, dtype=np.int16), 16_000)
     assert path.stat().st_size < MIB // 32  # of the 16 MiB that it is in memory
     assert len(load_waveform(path)) == 4 * MIB
-    monkeypatch.setattr(audio_io, "MAX_SAMPLES", 4 * MIB - 1)
+    monkeypatch.setattr(audio_module, "MAX_SAMPLES", 4 * MIB - 1)
     with pytest.raises(AudioError, match=r"silence\.flac: claims 4194304 samples .* `audiollm transcribe`"):
         load_waveform(path)
 
 
 def test_a_container_and_a_low_rate_are_bounded_as_they_grow(monkeypatch, whole: Path) -> None:
-    monkeypatch.setattr(audio_io, "MAX_SAMPLES", 4_000)
+    monkeypatch.setattr(audio_module, "MAX_SAMPLES", 4_000)
     with pytest.raises(AudioError, match=r"whole\.m4a: claims 1\d{4} samples in 1 channels, more than the 4000"):
         load_waveform(whole / "whole.m4a")
     with pytest.raises(AudioError, match=r"whole\.aac: holds more samples, more than the 4000"):
@@ -152,7 +153,7 @@ def hostile_site() -> Iterator[str]:
 
 @pytest.mark.parametrize("name", ["endless.wav", "packed.wav"])
 def test_an_answer_without_end_is_given_up(hostile_site: str, name: str, monkeypatch) -> None:
-    monkeypatch.setattr(audio_bytes, "MAX_FILE_BYTES", MIB)
+    monkeypatch.setattr(audio_module, "MAX_FILE_BYTES", MIB)
     with pytest.raises(AudioError, match=rf"{name}: is larger than the {MIB} bytes that are read at once"):
         load_waveform(f"{hostile_site}/{name}")
 

@@ -1,0 +1,594 @@
+"""Anything a user may call audio, as one mono waveform at the model's sampling rate. No torchcodec, no ffmpeg binary."""
+
+import base64
+import binascii
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from mmap import mmap
+from typing import Any, BinaryIO, Literal, NamedTuple
+from urllib.parse import unquote, urlparse
+from urllib.request import url2pathname
+
+import fsspec
+import numpy as np
+import soundfile
+import soxr
+
+#: Whisper's rate. Every waveform becomes this.
+SAMPLING_RATE_HZ = 16_000
+#: Rates that recordings have; a header that says otherwise is damaged.
+MIN_SAMPLING_RATE_HZ, MAX_SAMPLING_RATE_HZ = 1_000, 768_000
+#: Most samples, of all channels together, that one recording is decoded to: 4 GiB. A few megabytes of FLAC may claim more.
+MAX_SAMPLES = 1 << 30
+#: A two-dimensional array with more channels than this is taken for a mistake rather than a recording.
+MAX_CHANNELS = 32
+#: Types of a file's bytes.
+ENCODED_KINDS = (bytes, bytearray, memoryview)
+#: Floating-point audio lies in [-1, 1]; beyond this it must be integers that were cast without scaling.
+MAX_FLOAT_AMPLITUDE = 100.0
+#: 64-bit integers are what lists become: they are scaled as the narrowest of these that holds them.
+INTEGER_FULL_SCALES = (2**15, 2**31)
+#: Length of the quiet moment that a long recording is cut at.
+QUIET_SECONDS = 0.2
+
+#: Where recordings may be fetched from. Other protocols of fsspec reach into this machine, or into each other.
+REMOTE_SCHEMES = ("http", "https", "hf", "s3", "gs", "gcs", "az", "abfs")
+#: Of these a stream is read, so that what comes is counted as it comes: compressed in transit, it may be more than was said.
+STREAMED_SCHEMES = ("http", "https")
+#: Largest file that is read into memory: 4 GiB, 37 hours of 16 kHz wav.
+MAX_FILE_BYTES = 1 << 32
+CHUNK_BYTES = 1 << 20
+#: RFC 2397; the longest that is decoded is 100 minutes of 16 kHz wav.
+DATA_SCHEME, BASE64_MARK, MAX_DATA_URL_CHARACTERS = "data:", ";base64", 1 << 28
+#: Media types of recordings; containers of films and voice messages among them. Without a type it may be anything.
+MEDIA_KINDS, OTHER_MEDIA_TYPES = ("audio", "video"), ("", "application/octet-stream", "application/ogg")
+SHOWN_CHARACTERS = 40
+
+#: Samples, of all channels together, that are decoded at once.
+BLOCK_SAMPLES = 1 << 18
+#: FFmpeg demuxers for what libsndfile does not read. Playlists, which could open other files, are not among them.
+CONTAINER_FORMATS = "aac,amr,asf,avi,flv,matroska,mov,mpegts"
+#: Containers that say how long they are; one whose audio ends this much earlier is cut off.
+TIMED_CONTAINERS, CUT_OFF_TOLERANCE_S, FFMPEG_TICKS_PER_S = ("matroska", "mov"), 0.25, 1_000_000
+#: Byte order of chunk sizes, and the name of the chunk of samples, by a file's first four bytes.
+CHUNKED_FORMATS: dict[bytes, tuple[Literal["little", "big"], bytes]] = {
+    b"RIFF": ("little", b"data"),
+    b"FORM": ("big", b"SSND"),
+}
+CHUNKED_HEADER_BYTES, CHUNK_HEADER_BYTES = 12, 8
+#: Sizes from here on are placeholders of programs that wrote to a pipe and could not know the length.
+STREAMED_CHUNK_BYTES = 0x7FFF_0000
+#: What an MP3 that says how long it is has near the start of its first frame, after an ID3 tag.
+MP3_LENGTH_TAGS, MP3_TAG_REACH_BYTES = (b"Xing", b"Info"), 64
+ID3_MAGIC, ID3_HEADER_BYTES, ID3_SIZE_BYTES = b"ID3", 10, slice(6, 10)
+#: libsndfile's length of a FLAC stream that does not say its own.
+UNKNOWN_FRAMES = 2**63 - 1
+OGG_PAGE_MAGIC, OGG_END_OF_STREAM = b"OggS", 4
+OGG_FLAGS_OFFSET, OGG_NUM_SEGMENTS_OFFSET, OGG_SEGMENTS_OFFSET = 5, 26, 27
+
+
+class AudioError(ValueError):
+    """Audio that cannot be used; the message names it and says why."""
+
+
+class UndecodableError(ValueError):
+    """
+    A file that cannot be decoded, to its end or at all; the message says why, without the file's name.
+
+    Attributes:
+        is_cut_off: it lacks its end.
+        seconds: length of what was decoded before that was found, or of what is there.
+        declared_s: length that the file states; 0 where it states none.
+    """
+
+    def __init__(self, reason: str, seconds: float = 0.0, is_cut_off: bool = False, declared_s: float = 0.0):
+        super().__init__(" ".join(reason.split()))
+        self.is_cut_off, self.seconds, self.declared_s = is_cut_off, seconds, declared_s
+
+
+# ---- waveforms -------------------------------------------------------------------------------------------------------
+
+
+def load_waveform(
+    audio: Any, sampling_rate: int | None = None, target_rate: int = SAMPLING_RATE_HZ, name: str | None = None
+) -> np.ndarray:
+    """
+    Decode, mix down and resample one recording.
+
+    Args:
+        audio: a waveform (numpy, torch or list; `(samples,)`, `(channels, samples)` or `(samples, channels)`; float
+            in [-1, 1] or integer), a path, a `file://`, `http(s)://` or `hf://` URL, a `data:audio/…;base64,` URL,
+            encoded bytes, a `datasets` audio dict (`array` with `sampling_rate`, or `bytes`/`path`), or a torchcodec
+            decoder as newer `datasets` give.
+        sampling_rate: rate of a bare waveform in Hz; `target_rate` where it is not given.
+        target_rate: rate of the result in Hz.
+        name: the recording's name in errors; a path or URL names itself.
+
+    Returns:
+        float32 waveform of shape `(samples,)`, at least one sample.
+
+    Raises:
+        FileNotFoundError: the file is not there.
+        AudioError: it is empty, corrupt, cut off, holds NaN or infinity, or is of a kind that is not audio.
+    """
+    if isinstance(audio, (str, os.PathLike)):
+        location = str(os.fspath(audio))
+        name = _name_of(location)
+        waveform, rate = _decode(read_bytes(location), name)
+    elif isinstance(audio, ENCODED_KINDS):
+        name = name or "audio bytes"
+        waveform, rate = _decode(bytes(audio), name)
+    elif isinstance(audio, dict):
+        return _load_audio_dict(audio, target_rate, name)
+    elif hasattr(audio, "get_all_samples"):
+        name = name or "audio"
+        samples = audio.get_all_samples()
+        waveform, rate = _as_float(samples.data, name), samples.sample_rate
+    else:
+        name = name or "audio"
+        waveform, rate = _as_float(audio, name), target_rate if sampling_rate is None else sampling_rate
+    _check_samples(waveform, name)
+    return _resample(_mix_down(waveform, name), rate, target_rate, name)
+
+
+def _load_audio_dict(audio: dict[str, Any], target_rate: int, name: str | None) -> np.ndarray:
+    name = _name_of(str(audio.get("path") or name or "audio"))
+    array, encoded, path = audio.get("array"), audio.get("bytes"), audio.get("path")
+    keys = sorted(map(str, audio))
+    if array is not None:
+        if audio.get("sampling_rate") is None:
+            raise AudioError(f"{name}: an audio dict with 'array' needs 'sampling_rate' in Hz, got keys {keys}.")
+        if isinstance(array, (dict, str, os.PathLike, *ENCODED_KINDS)):
+            raise _wrong_kind(name, "array", "a waveform", array)
+        return load_waveform(array, audio["sampling_rate"], target_rate, name)
+    if encoded is not None:
+        if not isinstance(encoded, ENCODED_KINDS):  # a string would be opened as a path
+            raise _wrong_kind(name, "bytes", "a file's bytes", encoded)
+        return load_waveform(encoded, None, target_rate, name)
+    if path:
+        if not isinstance(path, (str, os.PathLike)):
+            raise _wrong_kind(name, "path", "a path or URL", path)
+        return load_waveform(path, None, target_rate)
+    raise AudioError(f"{name}: an audio dict needs 'array' with 'sampling_rate', 'bytes' or 'path'; got {keys}.")
+
+
+def _wrong_kind(name: str, key: str, expected: str, given: Any) -> AudioError:
+    return AudioError(f"{name}: {key!r} of an audio dict must be {expected}, got {type(given).__name__}.")
+
+
+def _decode(data: bytes, name: str) -> tuple[np.ndarray, int]:
+    """Return the mean of a file's channels, `(samples,)` float32, and its rate in Hz."""
+    if not data:
+        raise AudioError(f"{name}: the file is empty (0 bytes).")
+    blocks: list[np.ndarray] = []
+    rate = samples = 0
+    try:
+        for block in decoded_blocks(io.BytesIO(data), data):
+            rate, channels = block.rate, block.samples.shape[1]
+            claimed = round(block.declared_s * rate)
+            if claimed * channels > MAX_SAMPLES:
+                raise _too_long(name, f"claims {claimed} samples in {channels} channels")
+            samples += block.samples.size
+            if samples > MAX_SAMPLES:
+                raise _too_long(name, "holds more samples")
+            blocks.append(block.samples.mean(axis=1))
+    except UndecodableError as error:
+        raise AudioError(f"{name}: {error}") from error
+    if not blocks:
+        raise AudioError(f"{name}: holds no samples.")
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks), rate
+
+
+def _too_long(name: str, claim: str) -> AudioError:
+    return AudioError(
+        f"{name}: {claim}, more than the {MAX_SAMPLES} that are decoded at once. `audiollm transcribe` and `audiollm "
+        "summarize` take recordings of any length; or the header is damaged."
+    )
+
+
+def _as_float(audio: Any, name: str) -> np.ndarray:
+    """Return a waveform of any numeric kind as float32; integers are scaled by their type's range."""
+    try:
+        if hasattr(audio, "detach"):
+            audio = audio.detach().cpu()
+            audio = audio.float().numpy() if audio.dtype.is_floating_point else audio.numpy()
+        array = np.asarray(audio)
+    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists; sparse, quantised or meta tensors
+        raise AudioError(f"{name}: not a waveform ({error}).") from error
+    if np.issubdtype(array.dtype, np.integer):
+        return _scale_integers(array, name)
+    if not np.issubdtype(array.dtype, np.floating):
+        raise AudioError(
+            f"{name}: expected a waveform, a path, a URL, encoded bytes or an audio dict; got {type(audio).__name__}"
+            f"{f' of {array.dtype}' if isinstance(audio, (np.ndarray, list, tuple)) else ''}."
+        )
+    with np.errstate(over="ignore"):  # what is too large is infinite, and then refused
+        return array.astype(np.float32)
+
+
+def _scale_integers(array: np.ndarray, name: str) -> np.ndarray:
+    """Return integers as float32 in [-1, 1): signed ones by their full scale, unsigned ones (8-bit wav) around it."""
+    bits = 8 * array.dtype.itemsize
+    if bits < 64:
+        full_scale = 2.0 ** (bits - 1)
+        offset = full_scale if array.dtype.kind == "u" else 0.0
+        return ((array.astype(np.float64) - offset) / full_scale).astype(np.float32)
+    peak = max(abs(int(array.max(initial=0))), abs(int(array.min(initial=0))))
+    fitting = [full_scale for full_scale in INTEGER_FULL_SCALES if peak <= full_scale]
+    if not fitting:
+        raise AudioError(f"{name}: integer samples reach {peak}; expected at most 32 bits.")
+    return (array.astype(np.float64) / fitting[0]).astype(np.float32)
+
+
+def _check_samples(waveform: np.ndarray, name: str) -> None:
+    if waveform.size == 0:
+        raise AudioError(f"{name}: holds no samples.")
+    if not np.isfinite(waveform).all():
+        bad = int(np.flatnonzero(~np.isfinite(waveform))[0])
+        raise AudioError(f"{name}: sample {bad} is {waveform.flat[bad]}; audio must be finite.")
+    peak = float(np.abs(waveform).max())
+    if peak > MAX_FLOAT_AMPLITUDE:
+        raise AudioError(
+            f"{name}: floating-point samples reach {peak:.0f}, but lie in [-1, 1] by convention. Pass the integers as "
+            "they are, or divide 16-bit values by 32768."
+        )
+
+
+def _mix_down(waveform: np.ndarray, name: str) -> np.ndarray:
+    """Return the mean of all channels, `(samples,)`; the shorter of two axes holds the channels."""
+    if waveform.ndim == 1:
+        return waveform
+    if waveform.ndim != 2:
+        raise AudioError(
+            f"{name}: expected shape (samples,), (channels, samples) or (samples, channels), got {waveform.shape}."
+        )
+    channel_axis = int(np.argmin(waveform.shape))
+    if waveform.shape[channel_axis] > MAX_CHANNELS:
+        raise AudioError(f"{name}: shape {waveform.shape} is neither (channels, samples) nor (samples, channels).")
+    return waveform.mean(axis=channel_axis)
+
+
+def _resample(waveform: np.ndarray, rate: Any, target_rate: int, name: str) -> np.ndarray:
+    is_number = isinstance(rate, (int, float, np.integer, np.floating)) and not isinstance(rate, bool)
+    if not is_number or not MIN_SAMPLING_RATE_HZ <= rate <= MAX_SAMPLING_RATE_HZ:
+        raise AudioError(
+            f"{name}: the sampling rate is {rate!r}; expected {MIN_SAMPLING_RATE_HZ} to {MAX_SAMPLING_RATE_HZ} Hz."
+        )
+    if waveform.size * (target_rate / rate) > MAX_SAMPLES:
+        raise _too_long(name, f"lasts {waveform.size / rate:.0f} s, which at {target_rate} Hz is more samples")
+    if rate != target_rate:
+        resampled = soxr.resample(waveform, rate, target_rate)
+        # A sample or two at a high rate may round to none at a lower one.
+        waveform = resampled if resampled.size else waveform[:1]
+    return np.ascontiguousarray(waveform, dtype=np.float32)
+
+
+def quietest_moment(waveform: np.ndarray, first: int, last: int, sampling_rate: int) -> int:
+    """
+    Return the sample in the middle of the quietest `QUIET_SECONDS` of a waveform between `first` and `last`.
+
+    What lies outside counts as silence, so that of equally loud moments it is the first.
+    """
+    span = max(1, int(QUIET_SECONDS * sampling_rate))
+    before = (span - 1) // 2
+    total = np.concatenate([[0.0], np.cumsum(np.square(waveform[first:last], dtype=np.float64))])
+    middles = np.arange(len(total) - 1)
+    ends = np.minimum(middles + before + 1, len(middles))
+    starts = np.maximum(middles - (span - 1 - before), 0)
+    return first + int((total[ends] - total[starts]).argmin())
+
+
+def cut_at_quiet(waveform: np.ndarray, max_samples: int, sampling_rate: int) -> list[np.ndarray]:
+    """Cut a waveform into pieces of at most `max_samples`, each at the quietest moment of its second half."""
+    pieces = []
+    while len(waveform) > max_samples:
+        end = quietest_moment(waveform, max_samples // 2, max_samples, sampling_rate)
+        pieces.append(waveform[:end])
+        waveform = waveform[end:]
+    return [*pieces, waveform]
+
+
+# ---- bytes of a path or URL ------------------------------------------------------------------------------------------
+
+
+def scheme_of(location: str) -> str:
+    """Return the protocol of a URL, in small letters; empty for a path."""
+    return location.partition("://")[0].lower() if "://" in location else ""
+
+
+def read_bytes(location: str) -> bytes:
+    """
+    Return the bytes of a path or URL.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        AudioError: it is a folder, is too large, or the URL cannot be read.
+    """
+    if _is_data_url(location):
+        return _read_data_url(location)
+    path = location
+    if scheme := scheme_of(location):
+        if scheme != "file":
+            return _read_remote(location)
+        try:
+            path = url2pathname(urlparse(location).path)
+        except ValueError as error:
+            raise AudioError(f"{location}: is not a URL ({error}).") from error
+    path = os.path.expanduser(path)
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"Audio file {location!r} does not exist.")
+    if not os.path.isfile(path):
+        raise AudioError(f"Audio file {location!r} is not a file.")
+    if os.path.getsize(path) > MAX_FILE_BYTES:
+        raise _too_large(location)
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _is_data_url(location: str) -> bool:
+    return location[: len(DATA_SCHEME)].lower() == DATA_SCHEME
+
+
+def _name_of(location: str) -> str:
+    """Return what errors call a location; a `data:` URL goes by its media type, without its data."""
+    if not _is_data_url(location):
+        return location
+    return f"data: URL of {_media_type(location)[:SHOWN_CHARACTERS] or 'no media type'}"
+
+
+def _media_type(url: str) -> str:
+    comma = url.find(",")
+    return url[len(DATA_SCHEME) : max(comma, 0)].partition(";")[0].strip().lower()
+
+
+def _read_data_url(url: str) -> bytes:
+    name, media_type = _name_of(url), _media_type(url)
+    header, _, data = url.partition(",")
+    if not data or not header.lower().endswith(BASE64_MARK):
+        raise AudioError(
+            f"{name}: expected data:audio/wav;base64, or another audio type, and then a file's bytes in base64."
+        )
+    if media_type.partition("/")[0] not in MEDIA_KINDS and media_type not in OTHER_MEDIA_TYPES:
+        raise AudioError(f"{name}: expected a recording, of a type such as audio/wav or audio/mpeg.")
+    if len(url) > MAX_DATA_URL_CHARACTERS:
+        raise AudioError(
+            f"{name}: it is {len(url)} characters long; at most {MAX_DATA_URL_CHARACTERS} are decoded. Pass a file or its "
+            "bytes."
+        )
+    try:
+        return base64.b64decode(unquote(data) if "%" in data else data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise AudioError(f"{name}: what follows the comma is no base64 ({error}).") from error
+
+
+def _read_remote(url: str) -> bytes:
+    content = bytearray()
+    with open_remote(url) as remote:
+        while chunk := remote.read(CHUNK_BYTES):
+            content += chunk
+            if len(content) > MAX_FILE_BYTES:
+                raise _too_large(url)
+    return bytes(content)
+
+
+@contextmanager
+def open_remote(url: str) -> Iterator[Any]:
+    """
+    Open a remote recording as a file to be read onwards, in pieces of any size up to the one asked for.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        AudioError: the protocol is none of `REMOTE_SCHEMES`, or it cannot be read.
+    """
+    scheme = scheme_of(url)
+    if scheme not in REMOTE_SCHEMES:
+        expected = ", ".join(f"{each}://" for each in REMOTE_SCHEMES)
+        raise AudioError(
+            f"{url}: cannot be read (Protocol not known: {scheme}); expected a path, or one of {expected}."
+        )
+    try:
+        # Not fsspec.open, which would follow `::` within the URL to protocols that are not allowed.
+        options = {"block_size": 0} if scheme in STREAMED_SCHEMES else {}
+        with fsspec.filesystem(scheme).open(url, "rb", **options) as remote:
+            yield remote
+    except AudioError:
+        raise
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"Audio {url!r} cannot be found or reached.") from error
+    except Exception as error:  # each protocol's library has its own kinds
+        raise AudioError(f"{url}: cannot be read ({type(error).__name__}: {error}).") from error
+
+
+def _too_large(location: str) -> AudioError:
+    return AudioError(
+        f"{location}: is larger than the {MAX_FILE_BYTES} bytes that are read at once. `audiollm transcribe` and "
+        "`audiollm summarize` take recordings of any length."
+    )
+
+
+# ---- decoding by blocks ----------------------------------------------------------------------------------------------
+
+
+class Block(NamedTuple):
+    """
+    Part of a recording.
+
+    Attributes:
+        samples: float32 of shape `(frames, channels)`, as stored.
+        rate: in Hz.
+        declared_s: length of the whole that the file states, in seconds; 0 where it states none.
+    """
+
+    samples: np.ndarray
+    rate: int
+    declared_s: float
+
+
+class ForwardSoundFile(soundfile.SoundFile):
+    """
+    A file that is only read onwards, block by block. soundfile seeks to where it is after each read, and decoders of
+    MP3 lose their state at that: the next thousand samples are wrong.
+    """
+
+    def seekable(self) -> bool:
+        """Return False, so that it is not sought in."""
+        return False
+
+
+def decoded_blocks(file: BinaryIO, data: bytes | mmap) -> Iterator[Block]:
+    """
+    Decode a file block by block, in memory that does not grow with its length.
+
+    A file that lacks its end is refused where its format can tell, before the first block if it can tell then: wav and
+    aiff by the size of their data, FLAC by its last frame, Ogg by its last page, MP3 by a Xing header, MP4 and WebM by
+    their duration. It cannot be told of an MP3 or AAC stream without such a header that was cut between two frames, of a
+    wav or FLAC that was written to a pipe, or where less than `CUT_OFF_TOLERANCE_S` is missing from a WebM.
+
+    Args:
+        file: open for reading, at its start.
+        data: the same bytes, in memory or mapped; at least one.
+
+    Raises:
+        UndecodableError: it is corrupt, cut off or not audio. What is wrong further on is found when it is reached.
+    """
+    try:
+        decoder = ForwardSoundFile(file)
+    except soundfile.LibsndfileError as error:
+        yield from _container_blocks(file, error.error_string)
+        return
+    with decoder:
+        if decoder.frames == UNKNOWN_FRAMES:
+            yield from _container_blocks(file, "It is a FLAC stream that does not say its length.", "flac")
+            return
+        declared, rate, read = decoder.frames, decoder.samplerate, 0
+        declared_s = declared / rate
+        if _is_cut_off(data, decoder.format, declared, declared):
+            raise _cut_off(declared_s, declared_s)
+        size = max(1, BLOCK_SAMPLES // decoder.channels)
+        try:
+            while len(samples := decoder.read(size, dtype="float32", always_2d=True)):
+                read += len(samples)
+                yield Block(samples, rate, declared_s)
+        except soundfile.LibsndfileError as error:
+            seconds = read / rate
+            reason = f"corrupt or cut off after {seconds:.2f} s ({error.error_string})"
+            raise UndecodableError(reason, seconds, declared_s=declared_s) from error
+        if _is_cut_off(data, decoder.format, read, declared):
+            raise _cut_off(read / rate, declared_s)
+
+
+def _container_blocks(file: BinaryIO, reason: str, formats: str = CONTAINER_FORMATS) -> Iterator[Block]:
+    """
+    Decode formats that libsndfile does not read (m4a, mp4, webm, ...), through PyAV where it is installed.
+
+    Args:
+        file: open for reading; read from its start.
+        reason: why libsndfile does not read it.
+        formats: demuxers of FFmpeg that may be tried.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise UndecodableError(
+            f"not a format that libsndfile reads, or corrupt ({reason}) For m4a, mp4 and webm install PyAV: "
+            "pip install 'audiollm[containers]'."
+        ) from error
+    file.seek(0)
+    seconds = declared_s = 0.0
+    try:
+        with av.open(file, options={"format_whitelist": formats}) as opened:
+            container: Any = opened
+            if not container.streams.audio:
+                raise UndecodableError("the file holds no audio stream.")
+            declared_s = _declared_seconds(container)
+            # Blocks of their own rate or layout, of a damaged file, are refused by the resampler. Its output is
+            # interleaved, because PyAV 18 reads past the end of planes where there are eight of them.
+            to_float = av.AudioResampler(format="flt")
+            for frame in container.decode(audio=0):
+                for part in to_float.resample(frame):
+                    samples = part.to_ndarray().reshape(-1, part.layout.nb_channels)
+                    seconds += len(samples) / frame.sample_rate
+                    yield Block(samples, frame.sample_rate, declared_s)
+    except UndecodableError:
+        raise
+    except (av.FFmpegError, ValueError, OverflowError, IndexError) as error:  # PyAV's own on damaged files
+        raise UndecodableError(
+            f"corrupt, or not audio: neither libsndfile ({reason}) nor PyAV ({error}) reads it.", seconds
+        ) from error
+    if not seconds:
+        raise UndecodableError("the audio stream holds no samples.")
+    if seconds < declared_s - CUT_OFF_TOLERANCE_S:
+        raise _cut_off(seconds, declared_s)
+
+
+def _declared_seconds(container: Any) -> float:
+    """Return the length that a container states for its audio; 0 where it states none."""
+    if not any(kind in container.format.name for kind in TIMED_CONTAINERS):
+        return 0.0
+    stream = container.streams.audio[0]
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    # The longest stream's, which says something about the audio where it is the only one.
+    return (container.duration or 0) / FFMPEG_TICKS_PER_S if len(container.streams) == 1 else 0.0
+
+
+# ---- files that lack their end ---------------------------------------------------------------------------------------
+
+
+def _cut_off(seconds: float, declared_s: float) -> UndecodableError:
+    said = f" ({declared_s:.2f} s)" if declared_s > seconds else ""
+    return UndecodableError(
+        f"the file is cut off: it holds {seconds:.2f} s of audio and ends before its own header or last page says{said}. "
+        "Copy or download it again.",
+        seconds,
+        is_cut_off=True,
+        declared_s=declared_s,
+    )
+
+
+def _is_cut_off(data: bytes | mmap, file_format: str, frames_read: int, frames_declared: int) -> bool:
+    """Return whether a file lacks its end, as far as its format (libsndfile's name of it) can tell."""
+    lacks_frames = frames_read < frames_declared and (file_format != "MP3" or _mp3_says_its_length(data))
+    return lacks_frames or _lacks_last_chunk(data) or _lacks_last_ogg_page(data)
+
+
+def _mp3_says_its_length(data: bytes | mmap) -> bool:
+    """Return whether an MP3 has a header with its length, rather than one that libsndfile guesses from its size."""
+    start = 0
+    if data[: len(ID3_MAGIC)] == ID3_MAGIC:
+        for byte in data[ID3_SIZE_BYTES]:
+            start = start << 7 | byte & 0x7F  # seven bits of each
+        start += ID3_HEADER_BYTES
+    return any(tag in data[start : start + MP3_TAG_REACH_BYTES] for tag in MP3_LENGTH_TAGS)
+
+
+def _lacks_last_chunk(data: bytes | mmap) -> bool:
+    """Return whether a wav or aiff file ends before its chunk of samples does."""
+    if data[:4] not in CHUNKED_FORMATS:
+        return False
+    byte_order, samples_chunk = CHUNKED_FORMATS[data[:4]]
+    position = CHUNKED_HEADER_BYTES
+    while position + CHUNK_HEADER_BYTES <= len(data):
+        size = int.from_bytes(data[position + 4 : position + CHUNK_HEADER_BYTES], byte_order)
+        end = position + CHUNK_HEADER_BYTES + size
+        if data[position : position + 4] == samples_chunk:
+            return end > len(data) and size < STREAMED_CHUNK_BYTES
+        position = end + size % 2
+    return False
+
+
+def _lacks_last_ogg_page(data: bytes | mmap) -> bool:
+    """Return whether an Ogg file ends without the page that ends its stream, or within it."""
+    if data[: len(OGG_PAGE_MAGIC)] != OGG_PAGE_MAGIC:
+        return False
+    page = data[data.rfind(OGG_PAGE_MAGIC) :]
+    if len(page) < OGG_SEGMENTS_OFFSET:
+        return True
+    payload = OGG_SEGMENTS_OFFSET + page[OGG_NUM_SEGMENTS_OFFSET]
+    page_size = payload + sum(page[OGG_SEGMENTS_OFFSET:payload])
+    return len(page) < page_size or not page[OGG_FLAGS_OFFSET] & OGG_END_OF_STREAM
+
+
+__all__ = ["SAMPLING_RATE_HZ", "AudioError", "UndecodableError", "decoded_blocks", "load_waveform", "read_bytes"]
