@@ -11,8 +11,10 @@ FAST_TESTS = -m pytest --numprocesses 2 --dist worksteal
 # Threads that wait let others run, as the audiollm command has them do.
 export OMP_WAIT_POLICY ?= PASSIVE
 TORCH = $(shell grep ^torch== constraints.txt)
+# What `make test-floor` and `make test-newest` run; by default all fast tests.
+TESTS ?=
 
-.PHONY: demo test test-all test-floor test-newest check bench clean
+.PHONY: demo test test-quick test-all test-floor test-newest check bench clean
 .DEFAULT_GOAL := demo
 
 $(READY): setup.cfg pyproject.toml constraints.txt
@@ -27,11 +29,16 @@ demo: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) $(FAST_TESTS)
 
+# The invariants that matter most, in under a minute: only files with such tests are imported.
+test-quick: $(READY)
+	OMP_NUM_THREADS=1 $(RUN) $(FAST_TESTS) -m quick $$(grep -rl --include='test_*.py' pytest.mark.quick tests)
+
 test-all: $(READY)
 	$(RUN) -m pytest -m "slow or not slow"
 
-# The fast tests with the lowest release of each package that setup.cfg allows, and with the newest, in environments
-# made anew. torch is that of constraints.txt in both: on Linux, PyPI's other releases bring 3 to 4 GB of CUDA packages.
+# The tests with the lowest release of each package that setup.cfg allows, and with the newest, in environments made
+# anew; the resolution is printed. torch is that of constraints.txt in both: on Linux, PyPI's other releases bring 3 to
+# 4 GB of CUDA packages.
 test-floor: RESOLUTION = lowest-direct
 test-newest: RESOLUTION = highest
 test-floor test-newest: test-%:
@@ -39,7 +46,8 @@ test-floor test-newest: test-%:
 	.venv-$*/bin/python -m pip install --quiet --upgrade pip uv
 	.venv-$*/bin/python -m pip install --quiet --no-deps $(TORCH)
 	.venv-$*/bin/uv pip install --quiet --python .venv-$*/bin/python --resolution $(RESOLUTION) $(TORCH) --editable '.[test,voice]'
-	OMP_NUM_THREADS=1 .venv-$*/bin/python $(FAST_TESTS)
+	.venv-$*/bin/uv pip freeze --python .venv-$*/bin/python
+	OMP_NUM_THREADS=1 .venv-$*/bin/python $(FAST_TESTS) $(TESTS)
 
 # The import package is spread over top-level folders; mypy sees it through a tree of links.
 check: $(READY)

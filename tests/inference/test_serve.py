@@ -111,6 +111,7 @@ def conversations(clips: list[np.ndarray]) -> dict[str, list[dict[str, Any]]]:
 # ---- the same answers ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 def test_answers_are_the_packages_and_streams_hold_the_same(client, clips, model, processor) -> None:
     listen = pipeline("audio-text-to-text", model=model, processor=processor, device="cpu")
     for name, messages in conversations(clips).items():

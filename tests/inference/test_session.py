@@ -127,6 +127,7 @@ def test_recordings_of_the_same_length_are_told_apart(tiny_model, tiny_processor
     assert 0 < session.report.reused_tokens < session.report.prompt_tokens - 10
 
 
+@pytest.mark.quick
 def test_a_long_recording_has_several_windows(session) -> None:
     long = 0.1 * np.random.default_rng(0).standard_normal(16_000 * 31).astype(np.float32)
     with counted(session.model) as counts:
@@ -139,6 +140,7 @@ def test_a_long_recording_has_several_windows(session) -> None:
 # ---------------------------------------------------------------------------------------------------- text and audio
 
 
+@pytest.mark.quick
 def test_a_conversation_without_audio_is_the_bases_to_the_last_bit(session, tiny_bases) -> None:
     base = AutoModelForCausalLM.from_pretrained(tiny_bases[1]).eval()
     cache = DynamicCache(config=base.config)
@@ -412,6 +414,7 @@ def test_system_and_messages_are_one_or_the_other(tiny_model, tiny_processor) ->
         Session(tiny_model, tiny_processor, system="Be brief.", messages=[{"role": "user", "content": "Hi"}])
 
 
+@pytest.mark.quick
 def test_two_sessions_with_one_model_do_not_disturb_each_other(tiny_model, tiny_processor, recordings) -> None:
     """One with audio and one without, at the same time: each through its own weights."""
     alone = [Session(tiny_model, tiny_processor, max_new_tokens=40, suppress_tokens=[4]) for _ in range(2)]

@@ -59,6 +59,7 @@ def test_cache_whose_rows_were_repeated(tiny_model) -> None:
     torch.testing.assert_close(repeated, expected.repeat_interleave(2, 0), **TOLERANCE)
 
 
+@pytest.mark.quick
 @torch.no_grad()
 def test_the_cache_has_two_names(tiny_model, deprecation_notices) -> None:
     """transformers calls it `cache` since 5.24; either name keeps the rows' adapters."""
@@ -187,6 +188,7 @@ def test_rank_zero_is_the_projector_alone(tiny_bases, tmp_path) -> None:
         model(**batch, adapter_names=["speech"] * 5)
 
 
+@pytest.mark.quick
 @torch.no_grad()
 def test_merging_is_the_adapter_on_every_row(tiny_model, two_adapters) -> None:
     batch = collate(tiny_model.config, mixed_rows(tiny_model.config))

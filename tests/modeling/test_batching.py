@@ -22,6 +22,7 @@ def positions_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return (batch["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-10)], ids=["fp32", "fp64"])
 @torch.no_grad()
@@ -84,6 +85,7 @@ def test_encoded_audio_stands_for_features(tiny_model) -> None:
     assert beams.shape == generated.shape
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "options",
     [
@@ -106,6 +108,7 @@ def test_generation(tiny_model, options) -> None:
     assert all(token < tiny_model.config.vocab_size for row in batched for token in row)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("options", [{"use_cache": False}, {"cache_implementation": "static"}], ids=str)
 def test_caches_agree(tiny_model, options) -> None:
     rows = mixed_rows(tiny_model.config)
@@ -186,6 +189,7 @@ def test_prompt_lookup(tiny_model, where: str, penalty: float | None) -> None:
         assert any(bool((ids >= config.vocab_size).any()) for ids in drafted[1:])
 
 
+@pytest.mark.quick
 def test_second_turn_continues_the_cache(tiny_model) -> None:
     """A conversation goes on in its cache: text after audio, then another recording."""
     config = tiny_model.config

@@ -39,6 +39,7 @@ def composed(bases, dtype=torch.float32, **fields) -> AudioLlmForConditionalGene
     return randomise_trainables(model)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("weights", ["adapter", "full", "merged"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_what_is_saved_is_what_is_loaded(tiny_bases, tmp_path: Path, dtype, weights: str) -> None:
@@ -61,6 +62,7 @@ def test_what_is_saved_is_what_is_loaded(tiny_bases, tmp_path: Path, dtype, weig
     assert loaded.dtype == loaded.model.audio_tower.dtype == other
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "auto_class",
     [AutoModel, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq],
@@ -79,6 +81,7 @@ def test_auto_classes(tiny_model, tiny_processor, tmp_path: Path, auto_class) ->
     assert torch.equal(loaded.generate(**inputs, **options), tiny_model.generate(**inputs, **options))
 
 
+@pytest.mark.quick
 def test_the_adapter_alone_is_small_and_holds_no_base_weight(tiny_model, tmp_path: Path) -> None:
     tiny_model.save_pretrained(tmp_path, max_shard_size="1KB")
     saved = load_file(tmp_path / "model.safetensors")
@@ -270,6 +273,7 @@ SPOILED = {
 }
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("kind", SPOILED)
 def test_spoiled_adapters(checkpoint: Path, kind: str) -> None:
     change, words = SPOILED[kind]

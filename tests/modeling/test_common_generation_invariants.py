@@ -71,6 +71,7 @@ def embed(model, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 # ---- what comes back -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_everything_in_a_dict(model, batch, expected, use_cache: bool) -> None:
     looked_at = copy.deepcopy(model)
@@ -134,6 +135,7 @@ def test_what_cannot_be_is_said(model, one, options, message: str) -> None:
 # ---- caches ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("implementation", ["dynamic", "static"])
 def test_named_caches(model, batch, expected, implementation: str) -> None:
     out = model.generate(**batch, **GREEDY, cache_implementation=implementation, return_dict_in_generate=True)
@@ -172,6 +174,7 @@ def test_text_alone_is_prefilled_in_chunks(model, text) -> None:
     assert torch.equal(model.generate(**text, **GREEDY, prefill_chunk_size=4), model.generate(**text, **GREEDY))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("copied", [False, True])
 def test_an_answer_is_gone_on_with(model, one, copied: bool) -> None:
     """The half from its cache, or from a copy of it, is the whole."""

@@ -41,6 +41,7 @@ def backward(model, batch, between=None) -> dict[str, torch.Tensor]:
     return gradients(model)
 
 
+@pytest.mark.quick
 def test_gradients_reach_what_trains_and_nothing_else(tiny_model) -> None:
     tiny_model.train()
     found = backward(tiny_model, labelled(tiny_model.config, mixed_rows(tiny_model.config)))
@@ -53,6 +54,7 @@ def test_gradients_reach_what_trains_and_nothing_else(tiny_model) -> None:
     assert frozen == {name for name, _ in tiny_model.named_parameters()} - set(found)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_optimizer_leaves_the_bases_as_they_are(tiny_bases, dtype) -> None:
     model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, dtype=dtype).train()
@@ -135,6 +137,7 @@ def test_audio_tower_stays_in_evaluation_mode(tiny_bases) -> None:
     assert any("audio_tower.layers.1" in name for name in found)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("num_items", [None, 40, torch.tensor(40)], ids=["mean", "int", "tensor"])
 def test_loss_is_that_of_the_full_logits(tiny_model, num_items) -> None:
     batch = labelled(tiny_model.config, mixed_rows(tiny_model.config))

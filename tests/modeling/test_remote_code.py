@@ -114,6 +114,7 @@ def test_checkpoints_load_and_save_without_the_package(tiny_model, tiny_processo
         assert maps[0] == maps[1]
 
 
+@pytest.mark.quick
 def test_code_files_are_flat_and_import_no_package(tiny_model, tmp_path: Path) -> None:
     tiny_model.save_pretrained(tmp_path)
     code = {path.name: path.read_text() for path in tmp_path.glob("*.py")}

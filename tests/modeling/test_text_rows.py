@@ -42,6 +42,7 @@ def assert_text_rows_are_the_bases(model, base, padding_side: str) -> None:
             assert torch.equal(ours[row], bases[row]) == (row in MIXED_TEXT_ROWS)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_logits_are_the_bases(tiny_bases, dtype, padding_side) -> None:
@@ -64,6 +65,7 @@ def test_logits_are_the_bases_in_other_architectures(tiny_bases, tmp_path: Path,
         assert torch.equal(loaded(**batch).logits, model(**batch).logits)
 
 
+@pytest.mark.quick
 def test_training_mode_keeps_text_rows_too(tiny_model, tiny_bases) -> None:
     batch = collate(tiny_model.config, mixed_rows(tiny_model.config))
     expected = base_logits(base_of(tiny_bases[1]), batch)
@@ -72,6 +74,7 @@ def test_training_mode_keeps_text_rows_too(tiny_model, tiny_bases) -> None:
     assert all(torch.equal(ours[row], expected[row]) for row in MIXED_TEXT_ROWS)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("mode", [{}, {"num_beams": 2}, {"do_sample": True}], ids=["greedy", "beams", "sampling"])
 def test_generation_is_the_bases(tiny_model, tiny_bases, mode) -> None:
     base = base_of(tiny_bases[1])

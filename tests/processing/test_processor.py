@@ -25,6 +25,7 @@ def expand(text: str, *slots: int) -> str:
 # ---- text ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 def test_exact_ids_with_a_real_tokenizer(processor, smollm_tokenizer, clips):
     before, after = (smollm_tokenizer(text)["input_ids"] for text in ("What is said? ", "\nAnswer:"))
     base = len(smollm_tokenizer)
@@ -58,6 +59,7 @@ def test_special_tokens_of_the_tokenizer_are_added_once_or_not_at_all(extractor)
         assert ids[count] == tokenizer.convert_tokens_to_ids("a")
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_mixed_rows_keep_text_and_recordings_in_order(processor, clips, side):
     texts = ["<audio> and then <audio>", "no sound", "Last: <audio>"]
@@ -205,6 +207,7 @@ def test_input_names_are_those_of_a_call(processor, clips):
 # ---- saving ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 def test_saving_twice_changes_nothing(processor, tiny_processor, clips, tmp_path):
     template = "{{ messages[0]['content'] }}"
     padded = AudioLlmProcessor(
