@@ -2,7 +2,7 @@
 Training steps side by side: AudioLLM against transformers' own Voxtral and Qwen2-Audio classes and the recipes of Ultravox
 and SLAM, from the same bases.
 
-    python benchmarks/training_step.py     # writes benchmarks/results/training_step.json and prints a table
+    python benchmarks/training_step.py     # writes benchmarks/results/training_step.json
 
 Three batches: 8 short studio prompts (1.4 s), 8 clips of 10 s, 4 full windows of 30 s. AudioLLM and transformers' classes
 train the same things (projector and LoRA of the same rank on the same layers, fused AdamW), the two recipes their projector
@@ -100,18 +100,6 @@ def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return table
 
 
-def print_table(table: list[dict[str, Any]], peers: list[str]) -> None:
-    """One line per batch, precision and side."""
-    ratios = "".join(f"{'x ' + peer:>20}{'memory':>8}" for peer in peers)
-    print(f"\n{'batch':7}{'precision':10}{'side':21}{'s/step':>8}{'peak MiB':>10}{ratios}")
-    for row in table:
-        line = f"{row['shape']:7}{row['precision']:10}{row['side']:21}"
-        line += f"{row['median_seconds']:8.2f}{row['peak_memory_mib']:10.0f}"
-        for peer in peers:
-            line += f"{row[f'times_faster_than_{peer}']:20.1f}{row[f'memory_share_of_{peer}']:8.0%}"
-        print(line)
-
-
 def run_in_process(side: str, shape: str, precision: str, steps: int, step_seconds: float) -> dict[str, Any]:
     """
     `run_side` in a process of its own.
@@ -185,7 +173,6 @@ def main() -> None:
         "runs": runs,
     }
     options.output.write_text(json.dumps(results, indent=1))
-    print_table(table, options.peers)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,23 @@
 """Command lines made of dataclasses: transformers' own parser, with less to read in its help."""
 
 import argparse
+import importlib.util
 import re
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from transformers import HfArgumentParser
+if TYPE_CHECKING:
+    from transformers import HfArgumentParser
+else:
+    # `import transformers` takes longer than all else that `--help` does, and this file of it imports nothing of it.
+    _found = importlib.util.find_spec("transformers")
+    _file = Path(_found.submodule_search_locations[0]) / "hf_argparser.py"
+    _spec = importlib.util.spec_from_file_location("_audiollm_hf_argparser", _file)
+    _module = sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(_module)
+    HfArgumentParser = _module.HfArgumentParser
 
 #: What argparse and HfArgumentParser add to options, and nobody reads: the other spelling; that there is no default, or
 #: that a list or a flag is not given by default; that a flag takes true and false as well; lists as Python writes them.
