@@ -99,7 +99,13 @@ def peers_table() -> str:
 def steps_table() -> str:
     """Seconds and peak memory of a training step of every side."""
     rows = [
-        [SHAPES[row["shape"]], row["precision"], row["side"], f"{row['median_seconds']:.2f}", f"{row['peak_memory_mib']:,.0f}"]
+        [
+            SHAPES[row["shape"]],
+            row["precision"],
+            row["side"],
+            f"{row['median_seconds']:.2f}",
+            f"{row['peak_memory_mib']:,.0f}",
+        ]
         for row in result("training_step")["summary"]
     ]
     return markdown(["batch", "precision", "side", "seconds", "peak MiB"], rows)
