@@ -1,16 +1,21 @@
 """
-Registration with transformers, at the first import of what it concerns.
+Registration with transformers' Auto classes, on first use.
 
-transformers' tables hold classes, and ours cannot be imported without torch. So that `import audiollm` costs nothing, each
-of our modules is imported right after the module of transformers in whose tables its class belongs, and registers there.
+Their tables hold classes, and ours cannot be imported without torch. So that `import audiollm` costs nothing, a table imports
+our module when it is first looked at, and the module's import registers its class. Importing it right after the table's own
+module would fail, because transformers imports these in the middle of others.
 """
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Sequence, ValuesView
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
+
+#: Auto classes that load an AudioLLM; each of them gives the class that generates.
+AUTO_CLASSES = ("AutoModel", "AutoModelForMultimodalLM", "AutoModelForSeq2SeqLM", "AutoModelForSpeechSeq2Seq")
 
 
 def _register_configuration(ours: ModuleType) -> None:
@@ -27,14 +32,11 @@ def _register_processor(ours: ModuleType) -> None:
 
 
 def _register_models(ours: ModuleType) -> None:
+    import transformers
     from audiollm.configuration import AudioLlmConfig
-    from transformers import AutoModel, AutoModelForMultimodalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
-    for auto_class in (AutoModel, AutoModelForMultimodalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq):
-        auto_class.register(AudioLlmConfig, ours.AudioLlmForConditionalGeneration, exist_ok=True)
-    # The any-to-any pipeline reads the names of supported classes here; `register` does not write them.
-    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES[AudioLlmConfig.model_type] = ours.AudioLlmForConditionalGeneration.__name__
+    for name in AUTO_CLASSES:
+        getattr(transformers, name).register(AudioLlmConfig, ours.AudioLlmForConditionalGeneration, exist_ok=True)
 
 
 def _register_pipeline(ours: ModuleType) -> None:
@@ -53,24 +55,77 @@ REGISTERED: dict[str, Callable[[ModuleType], None]] = {
     "audiollm.modeling_audiollm": _register_models,
     "audiollm.pipeline_audiollm": _register_pipeline,
 }
-#: Modules of transformers that hold tables, and ours that belong in them.
-TABLES = {
-    "transformers.models.auto.configuration_auto": "audiollm.configuration.configuration_audiollm",
-    "transformers.models.auto.processing_auto": "audiollm.processing.processing_audiollm",
-    "transformers.models.auto.modeling_auto": "audiollm.modeling_audiollm",
-    "transformers.pipelines": "audiollm.pipeline_audiollm",
+
+
+class _Pending(dict):
+    """What is registered in one of transformers' tables, of which our part is imported when it is first looked at."""
+
+    def __init__(self, known: dict, module: str):
+        super().__init__(known)
+        self._module: str | None = module
+
+    def _complete(self) -> "_Pending":
+        if self._module is not None:
+            importlib.import_module(self._module)  # whose import registers here
+            self._module = None
+        return self
+
+    def __contains__(self, key: object) -> bool:
+        return dict.__contains__(self._complete(), key)
+
+    def __getitem__(self, key: Any) -> Any:
+        return dict.__getitem__(self._complete(), key)
+
+    def __iter__(self) -> Iterator[Any]:
+        return dict.__iter__(self._complete())
+
+    def __len__(self) -> int:
+        return dict.__len__(self._complete())
+
+    def keys(self) -> KeysView[Any]:
+        return dict.keys(self._complete())
+
+    def values(self) -> ValuesView[Any]:
+        return dict.values(self._complete())
+
+    def items(self) -> ItemsView[Any, Any]:
+        return dict.items(self._complete())
+
+
+def _await_configuration(theirs: ModuleType) -> None:
+    _await(theirs.CONFIG_MAPPING, "audiollm.configuration.configuration_audiollm")
+
+
+def _await_processor(theirs: ModuleType) -> None:
+    _await(theirs.PROCESSOR_MAPPING, "audiollm.processing.processing_audiollm")
+
+
+def _await_models(theirs: ModuleType) -> None:
+    for name in AUTO_CLASSES:
+        _await(getattr(theirs, name)._model_mapping, "audiollm.modeling_audiollm")
+    # The any-to-any pipeline reads the names of supported classes here; `register` does not write them.
+    theirs.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES["audiollm"] = "AudioLlmForConditionalGeneration"
+
+
+def _await(table: Any, module: str) -> None:
+    table._extra_content = _Pending(table._extra_content, module)
+
+
+def _import_pipeline(theirs: ModuleType) -> None:
+    importlib.import_module("audiollm.pipeline_audiollm")
+
+
+#: Modules of transformers that hold tables, and what prepares these for ours.
+TABLES: dict[str, Callable[[ModuleType], None]] = {
+    "transformers.models.auto.configuration_auto": _await_configuration,
+    "transformers.models.auto.processing_auto": _await_processor,
+    "transformers.models.auto.modeling_auto": _await_models,
+    "transformers.pipelines": _import_pipeline,
 }
 
 
-def _after_import(module: ModuleType) -> None:
-    if module.__name__ in REGISTERED:
-        REGISTERED[module.__name__](module)
-    elif TABLES[module.__name__] not in sys.modules:  # there already: it is being imported, and will register itself
-        importlib.import_module(TABLES[module.__name__])
-
-
 class _RegisteringFinder(MetaPathFinder):
-    """Finds modules as the finders behind it do, and has [`_after_import`] called once each is executed."""
+    """Finds modules as the finders behind it do, and registers or prepares once one is executed."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -82,21 +137,22 @@ class _RegisteringFinder(MetaPathFinder):
         spec = next((found for found in others if found is not None), None)
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
+            then = {**REGISTERED, **TABLES}[fullname]
 
             def exec_module(module: ModuleType) -> None:
                 execute(module)
-                _after_import(module)
+                then(module)
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 
 def register() -> None:
-    """Has AudioLLM's classes registered: now where transformers' tables are imported already, else when they are."""
+    """Has AudioLLM's classes registered once transformers' tables, imported already or later, are looked at."""
     sys.meta_path.insert(0, _RegisteringFinder())
-    for table, ours in TABLES.items():
-        if table in sys.modules:
-            importlib.import_module(ours)
+    for name, prepare in TABLES.items():
+        if name in sys.modules:
+            prepare(sys.modules[name])
 
 
 __all__ = ["register"]

@@ -1,6 +1,7 @@
 """The `audiollm` command: what it lists, that each name leads somewhere, and the two ways to call it."""
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,71 @@ from pathlib import Path
 
 import pytest
 from audiollm import cli
+
+#: Commands whose help imports nothing heavy.
+LIGHT = ()
+
+#: What takes long to import, or longer than all else that a help needs.
+HEAVY = {
+    "accelerate",
+    "audiollm.modeling_audiollm",
+    "datasets",
+    "evaluate",
+    "huggingface_hub",
+    "numpy",
+    "pandas",
+    "peft",
+}
+HEAVY |= {"pyarrow", "safetensors", "soundfile", "torch", "transformers"}
+#: Runs statements and prints which modules they have imported, in the last line.
+IMPORTED = "import json, sys\n{}\nprint('\\n' + json.dumps(sorted(sys.modules)))"
+HELP = """
+from audiollm import cli
+sys.argv = ["audiollm", {!r}, "--help"]
+try:
+    cli.main()
+except SystemExit as error:
+    assert not error.code
+"""
+
+
+def imported(statements: str) -> set[str]:
+    """Modules that a process has imported after these statements."""
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTED.format(statements)], capture_output=True, text=True, check=True
+    )
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.quick
+def test_the_package_imports_nothing_heavy() -> None:
+    assert not imported("import audiollm, audiollm.cli") & HEAVY
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", [*LIGHT, "--help"])
+def test_help_imports_nothing_heavy(name: str) -> None:
+    assert not imported(HELP.format(name)) & HEAVY
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        "import audiollm\nfrom transformers import AutoModel, AutoProcessor",
+        "from transformers import AutoModel, AutoProcessor\nimport audiollm",
+        "from audiollm.modeling_audiollm import AudioLlmModel\nfrom transformers import AutoModel, AutoProcessor",
+        "from audiollm import AudioLlmProcessor\nfrom transformers import AutoModel, AutoProcessor",
+    ],
+)
+def test_auto_classes_know_the_model_whatever_is_imported_first(statements: str) -> None:
+    checks = [
+        "from transformers import AutoConfig",
+        "config = AutoConfig.for_model('audiollm')",
+        "assert type(config) in AutoModel._model_mapping",
+        "from transformers.models.auto.processing_auto import PROCESSOR_MAPPING",
+        "assert PROCESSOR_MAPPING[type(config)].__name__ == 'AudioLlmProcessor'",
+    ]
+    assert "audiollm.modeling_audiollm" in imported("\n".join([statements, *checks]))
 
 
 def call(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

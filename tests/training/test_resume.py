@@ -67,7 +67,6 @@ def uninterrupted(tmp_path_factory, tiny_bases, corpus, shared_features) -> tupl
     return options, digest(folder)
 
 
-@pytest.mark.quick
 def test_killed_in_the_middle_and_started_again(uninterrupted, tmp_path, capsys) -> None:
     options, expected = uninterrupted
     options = [*options, "--output_dir", str(tmp_path)]
