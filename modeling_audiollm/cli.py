@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 
+from .light_help import show_help
 from .machine import wait_passively
 
 COMMANDS = {
@@ -68,8 +69,11 @@ def run() -> None:
         return
     if command not in COMMANDS:
         sys.exit(f"audiollm: there is no command {command!r}; expected one of {', '.join(COMMANDS)}.")
+    module, arguments = COMMANDS[command][0], sys.argv[2:]
+    if {"-h", "--help"} & set(arguments):
+        show_help(module, arguments)
     try:
-        importlib.import_module(COMMANDS[command][0]).main(sys.argv[2:])
+        importlib.import_module(module).main(arguments)
     except (MemoryError, OSError, RuntimeError) as error:
         from .memory import is_out_of_memory
 

@@ -51,6 +51,9 @@ examples:
   audiollm train --model_path runs/aligned --data_path data.json --output_dir runs/mine
   audiollm train --config my_recipe.yaml --learning_rate 1e-4
 
+Options of transformers' TrainingArguments are taken as well: --output_dir, --learning_rate, --max_steps, --save_steps, --bf16,
+--report_to and all others, which `python -m audiollm.training.train --help` lists.
+
 recipes that are shipped: {recipes}. They lie in {folder}; copy one and change it.
 """
 
@@ -111,7 +114,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[Any, ...]:
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
-    own = [*as_options(recipe, stage, path, given), f"--stage={stage}", *arguments]
+    chosen_by_recipe = [] if wants_help else as_options(recipe, stage, path, given)
+    own = [*chosen_by_recipe, f"--stage={stage}", *arguments]
     *parsed, unknown = parser.parse_args_into_dataclasses(own, return_remaining_strings=True)
     if unknown:
         raise ValueError(
