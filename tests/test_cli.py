@@ -59,6 +59,38 @@ def test_auto_classes_know_the_model_whatever_is_imported_first(statements: str)
     assert "audiollm.modeling_audiollm" in run("\n".join([statements, *checks]))[1]
 
 
+#: What only extras bring.
+OF_EXTRAS = (
+    "datasets",
+    "evaluate",
+    "jiwer",
+    "kaldialign",
+    "matplotlib",
+    "pandas",
+    "pyarrow",
+    "gradio",
+    "starlette",
+    "uvicorn",
+)
+WITHOUT = f"import sys\nsys.modules.update(dict.fromkeys({OF_EXTRAS}))\n"
+
+
+def test_inference_and_publishing_need_no_extra() -> None:
+    rooms = ["answering", "inference.generate", "inference.chat", "inference.transcribe", "inference.summarize"]
+    rooms += ["inference.export", "publishing.card", "publishing.push", "publishing.shrink", "embedded_bases"]
+    run(WITHOUT + "".join(f"import audiollm.{room}\n" for room in rooms))
+
+
+@pytest.mark.parametrize(
+    ("command", "package", "extra"), [("train", "datasets", "train"), ("serve", "starlette", "serving")]
+)
+def test_a_missing_extra_is_named(command: str, package: str, extra: str) -> None:
+    statements = WITHOUT + f"from audiollm import cli\nsys.argv = ['audiollm', {command!r}]\ncli.main()"
+    done = subprocess.run([sys.executable, "-c", statements], capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert package in done.stderr and f"audiollm[{extra}]" in done.stderr
+
+
 def call(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["audiollm", *arguments])
     cli.main()
