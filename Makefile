@@ -14,7 +14,7 @@ TORCH = $(shell grep ^torch== constraints.txt)
 # What `make test-floor` and `make test-newest` run; by default all fast tests.
 TESTS ?=
 
-.PHONY: demo test test-quick test-all test-floor test-newest check bench clean
+.PHONY: demo test test-quick test-all test-floor test-newest check bench gpu-check clean
 .DEFAULT_GOAL := demo
 
 $(READY): setup.cfg pyproject.toml constraints.txt
@@ -61,6 +61,10 @@ check: $(READY)
 
 bench: $(READY)
 	$(RUN) benchmarks/bench.py
+
+# What only a GPU can show, in under eight minutes and without network.
+gpu-check: $(READY)
+	$(RUN) benchmarks/gpu_check.py --output benchmarks/results/gpu_check.json
 
 clean:
 	rm -rf build dist runs *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from inspect import CO_OPTIMIZED
 from types import ModuleType
 from typing import Any
 
@@ -33,7 +34,8 @@ class _Kind(type):
         return StandIn
 
     def __call__(cls, *arguments: Any, **options: Any) -> Any:
-        if _Libraries.in_use:
+        in_function = sys._getframe(1).f_code.co_flags & CO_OPTIMIZED  # not in the body of a module or class
+        if _Libraries.in_use and in_function:
             raise StandInUsedError(cls.__name__)
         is_decorator = len(arguments) == 1 and callable(arguments[0]) and not options
         return arguments[0] if is_decorator else StandIn
@@ -70,7 +72,7 @@ class _Module(ModuleType):
 class _Libraries(MetaPathFinder, Loader):
     """Finds a stand-in for every module of a library."""
 
-    #: Whether modules have been imported, and what comes now is to be their work.
+    #: Whether the command's module is imported, and functions now run in earnest.
     in_use = False
 
     def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:

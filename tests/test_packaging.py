@@ -157,7 +157,16 @@ def wheel(backend, sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.mark.slow
 def test_sdist_holds_all_that_is_tested_and_shown(unpacked: Path) -> None:
-    for name in ("README.md", "LICENSE", "CITATION.cff", "CONTRIBUTING.md", "model_card.md", "Makefile", ".ci/run"):
+    for name in (
+        "README.md",
+        "LICENSE",
+        "CITATION.cff",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "model_card.md",
+        "Makefile",
+        ".ci/run",
+    ):
         assert (unpacked / name).read_bytes() == (ROOT / name).read_bytes(), name
     for name in ("constraints.txt", "ruff.toml", "pyproject.toml", "benchmarks/demo.py", "tests/conftest.py"):
         assert (unpacked / name).is_file(), name

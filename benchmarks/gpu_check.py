@@ -1,0 +1,400 @@
+"""
+Checks on one GPU what tests on a CPU cannot: precision, attention kernels, few bits, compiled decoding, speed and memory.
+
+    python benchmarks/gpu_check.py --output gpu_check.json     # under eight minutes, no network
+    python benchmarks/gpu_check.py --tiny                      # the same at tiny shapes, on a CPU too
+
+Weights are random. Small models serve the checks of right and wrong; speed and memory are those of Llama-3.2-3B with
+whisper-large-v3-turbo, beside transformers' Voxtral class at the same shapes, with LoRA on the same layers. What a package or
+the device is missing for is skipped and said to be. The exit status is 1 where a check fails.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration
+from peft import LoraConfig, inject_adapter_in_model
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    VoxtralConfig,
+    VoxtralEncoderConfig,
+    VoxtralForConditionalGeneration,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
+from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
+
+MEL_FRAMES_PER_S, MEL_PER_FRAME, VOXTRAL_STACK = 100, 2, 4
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+LORA_RANK, STEPS, NEW_TOKENS = 16, 8, 32
+MIB = 1 << 20
+#: Shapes of the two bases. The small pair is for right and wrong, the large one for speed.
+SMALL = {
+    "text": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 256,
+    },
+    "audio": {
+        "d_model": 64,
+        "encoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "encoder_ffn_dim": 128,
+        "num_mel_bins": 80,
+    },
+}
+LARGE = {
+    "text": {
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 24,
+        "vocab_size": 128256,
+    },
+    "audio": {
+        "d_model": 1280,
+        "encoder_layers": 32,
+        "encoder_attention_heads": 20,
+        "encoder_ffn_dim": 5120,
+        "num_mel_bins": 128,
+    },
+}
+#: Operations that make the host wait for a device.
+WAITING = ("_local_scalar_dense", "nonzero", "item", "equal", "is_nonzero")
+
+
+class Skipped(Exception):
+    """A check that cannot be made here; the message says why."""
+
+
+class Waits(TorchDispatchMode):
+    """Counts operations that make the host wait, on any device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket.__name__ in WAITING
+        return func(*args, **(kwargs or {}))
+
+
+class Check:
+    """The device, and models to check on it."""
+
+    def __init__(self, folder: Path, tiny: bool):
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.folder, self.tiny = folder, tiny
+        self.shapes = SMALL if tiny else LARGE
+        self.rows, self.seconds = (2, 1.0) if tiny else (8, 30.0)
+        torch.manual_seed(0)
+        WhisperForConditionalGeneration(audio_config(SMALL)).save_pretrained(folder / "audio")
+        LlamaForCausalLM(text_config(SMALL)).save_pretrained(folder / "text")
+
+    def small(self, dtype: torch.dtype, **options: Any) -> AudioLlmForConditionalGeneration:
+        """The small pair from its saved bases, with LoRA that is not zero."""
+        bases = str(self.folder / "audio"), str(self.folder / "text")
+        model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
+            *bases, dtype=dtype, lora_rank=4, lora_target_modules=TARGETS, **options
+        )
+        model = model if options else model.to(self.device)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if ".lora_B" in name:
+                    parameter.normal_(std=0.1)
+        return model
+
+    def batch(self, config: AudioLlmConfig, rows: int, seconds: float, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """Random rows of a prompt, one recording and an answer."""
+        frames = int(seconds * MEL_FRAMES_PER_S)
+        slots = math.ceil(math.ceil(frames / MEL_PER_FRAME) / config.stack_factor)
+        top = config.text_config.vocab_size
+        before, after = (torch.randint(5, top, (rows, count)) for count in (20, 40))
+        audio = [config.audio_begin_token_id, *[config.audio_token_id] * slots, config.audio_end_token_id]
+        ids = torch.cat([before, torch.tensor(audio).expand(rows, -1), after], dim=1)
+        labels = ids.masked_fill(torch.arange(ids.shape[1]) < ids.shape[1] - 30, -100)
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+        batch["input_features"] = torch.randn(rows, config.audio_config.num_mel_bins, frames).to(dtype)
+        batch["input_features_mask"] = torch.ones(rows, frames, dtype=torch.long)
+        return {name: value.to(self.device) for name, value in batch.items()}
+
+    def prompt(self, config: AudioLlmConfig, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """A batch to answer."""
+        batch = self.batch(config, 2, 1.0, dtype)
+        batch.pop("labels")
+        return batch
+
+    # ---- right and wrong --------------------------------------------------------------------------------------------
+
+    def training(self, dtype: torch.dtype) -> dict[str, Any]:
+        """Loss falls on one batch, without NaN; fp16 with a loss scale, as the Trainer has it."""
+        model = self.small(dtype).train()
+        batch = self.batch(model.config, 2, 1.0, dtype)
+        trained = [parameter.data_ptr() for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
+        scaler = torch.amp.GradScaler(self.device.type, enabled=dtype is torch.float16)
+        losses = []
+        for _ in range(STEPS):
+            with torch.autocast(self.device.type, dtype=dtype):
+                loss = model(**batch).loss
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+        assert trained and all(map(torch.isfinite, map(torch.tensor, losses))), losses
+        assert losses[-1] < losses[0], losses
+        return {"losses": losses}
+
+    def text_rows(self) -> dict[str, Any]:
+        """Rows of text are the base's to the last bit, in every precision."""
+        dtypes = [torch.float32, torch.bfloat16, torch.float16]
+        for dtype in dtypes:
+            model = self.small(dtype).eval()
+            base = AutoModelForCausalLM.from_pretrained(self.folder / "text", dtype=dtype).to(self.device).eval()
+            ids = torch.randint(5, 256, (3, 17), device=self.device)
+            with torch.no_grad():
+                assert torch.equal(model(input_ids=ids).logits, base(input_ids=ids).logits), dtype
+        return {"precisions": [str(dtype) for dtype in dtypes]}
+
+    def flash_attention(self) -> dict[str, Any]:
+        """The loss with flash attention beside that with sdpa."""
+        if self.device.type != "cuda" or not is_flash_attn_2_available():
+            raise Skipped("flash attention needs a GPU and the package flash-attn")
+        losses = []
+        for name in ("sdpa", "flash_attention_2"):
+            model = self.small(torch.bfloat16, attn_implementation=name).to(self.device).eval()
+            torch.manual_seed(1)
+            with torch.no_grad():
+                losses.append(model(**self.batch(model.config, 2, 1.0, torch.bfloat16)).loss.item())
+        assert abs(losses[0] - losses[1]) < 0.02 * losses[0], losses
+        return {"losses": losses}
+
+    def four_bits(self) -> dict[str, Any]:
+        """A base in 4 bits: finite loss, gradients in LoRA."""
+        if self.device.type != "cuda" or not is_bitsandbytes_available():
+            raise Skipped("4 bits need a GPU and the package bitsandbytes")
+        settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
+        model = self.small(torch.bfloat16, quantization_config=settings, device_map={"": 0}).train()
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            loss = model(**self.batch(model.config, 2, 1.0, torch.bfloat16)).loss
+        loss.backward()
+        assert torch.isfinite(loss) and any(p.grad is not None for n, p in model.named_parameters() if "lora" in n)
+        return {"loss": loss.item()}
+
+    def compiled_decoding(self) -> dict[str, Any]:
+        """A static cache, which transformers compiles on a GPU, gives the tokens of the dynamic one."""
+        model = self.small(torch.float32).eval()
+        inputs = self.prompt(model.config, torch.float32)
+        options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+        tokens = model.generate(**inputs, **options)
+        assert torch.equal(tokens, model.generate(**inputs, **options, cache_implementation="static"))
+        return {"tokens": tokens.shape[1]}
+
+    def waiting(self) -> dict[str, Any]:
+        """How often a training step and a token of an answer make the host wait."""
+        model = self.small(torch.float32).train()
+        batch, counts = self.batch(model.config, 2, 1.0, torch.float32), {}
+        model(**batch).loss.backward()
+        with Waits() as waits:
+            model(**batch).loss.backward()
+        counts["training step"] = waits.count
+        inputs = self.prompt(model.eval().config, torch.float32)
+        for tokens in (4, 8):
+            with Waits() as waits:
+                model.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
+            counts[f"answer of {tokens} tokens"] = waits.count
+        if self.device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("warn")
+            with warnings.catch_warnings(record=True) as seen:
+                warnings.simplefilter("always")
+                model.train()(**batch).loss.backward()
+            torch.cuda.set_sync_debug_mode("default")
+            counts["synchronisations of a training step"] = len(seen)
+        return counts
+
+    # ---- speed and memory -------------------------------------------------------------------------------------------
+
+    def speed(self, name: str) -> dict[str, Any]:
+        """Seconds and peak memory of a training step, and tokens per second of an answer."""
+        dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
+        model = (self.large if name == "audiollm" else self.voxtral)(dtype)
+        config = model.config
+        ours = AudioLlmConfig(audio_config=audio_config(self.shapes), text_config=text_config(self.shapes))
+        batch = self.batch(ours, self.rows, self.seconds, dtype)
+        if name == "voxtral":  # every clip is padded to 30 s, and all of that becomes tokens
+            slots = config.audio_config.max_source_positions // VOXTRAL_STACK
+            audio = torch.full((self.rows, slots), config.audio_token_id, device=self.device)
+            ids, labels = batch["input_ids"], batch["labels"]
+            batch["input_ids"] = torch.cat([ids[:, :20], audio, ids[:, -40:]], dim=1)
+            batch["labels"] = torch.cat([labels[:, :20], torch.full_like(audio, -100), labels[:, -40:]], dim=1)
+            batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+            features, missing = batch["input_features"], 3000 - batch["input_features"].shape[2]
+            batch["input_features"] = torch.nn.functional.pad(features, (0, missing))
+            batch.pop("input_features_mask")
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+
+        def step() -> None:
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
+                model(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        seconds = [self.timed(step) for _ in range(2 if self.tiny else 6)][1:]
+        peak = torch.cuda.max_memory_allocated() / MIB if self.device.type == "cuda" else None
+        batch.pop("labels")
+        inputs = {key: value[:1] for key, value in batch.items()}
+        tokens = 4 if self.tiny else NEW_TOKENS
+        options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
+        model.eval()
+
+        def answer() -> None:
+            with torch.no_grad(), torch.autocast(self.device.type, dtype=dtype, enabled=dtype is torch.bfloat16):
+                model.generate(**inputs, **options)
+
+        answer()
+        return {
+            "step_seconds": statistics.median(seconds),
+            "step_peak_mib": peak,
+            "tokens_per_second": tokens / self.timed(answer),
+            "prompt_tokens": inputs["input_ids"].shape[1],
+        }
+
+    def timed(self, work: Callable[[], None]) -> float:
+        """Seconds that the device takes."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        work()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    def large(self, dtype: torch.dtype) -> Any:
+        """AudioLLM at the shapes to be timed: frozen bases in `dtype`, what trains in float32."""
+        config = AudioLlmConfig(
+            audio_config=audio_config(self.shapes),
+            text_config=text_config(self.shapes),
+            lora_rank=LORA_RANK,
+            lora_target_modules=TARGETS,
+        )
+        with self.device:
+            model = AudioLlmForConditionalGeneration(config)
+        for parameter in model.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
+        return model.train()
+
+    def voxtral(self, dtype: torch.dtype) -> Any:
+        """transformers' Voxtral class at the same shapes, with LoRA by PEFT."""
+        audio = self.shapes["audio"]
+        encoder = VoxtralEncoderConfig(
+            hidden_size=audio["d_model"],
+            intermediate_size=VOXTRAL_STACK * audio["d_model"],
+            num_hidden_layers=audio["encoder_layers"],
+            num_attention_heads=audio["encoder_attention_heads"],
+            num_mel_bins=audio["num_mel_bins"],
+        )
+        with self.device:
+            model: Any = VoxtralForConditionalGeneration(
+                VoxtralConfig(audio_config=encoder, text_config=text_config(self.shapes), audio_token_id=4)
+            )
+        model = model.to(dtype).requires_grad_(False)
+        settings = LoraConfig(r=LORA_RANK, target_modules=TARGETS)
+        inject_adapter_in_model(settings, model.model.language_model)
+        model.model.multi_modal_projector.requires_grad_(True)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float().to(self.device)
+        return model.train()
+
+
+def text_config(shapes: dict[str, dict[str, int]]) -> LlamaConfig:
+    """The language model's configuration; eight key-value heads where there are that many."""
+    heads = shapes["text"]["num_attention_heads"]
+    fields = {"num_key_value_heads": min(8, heads), "tie_word_embeddings": True, "pad_token_id": 0, "eos_token_id": 1}
+    return LlamaConfig(**shapes["text"], **fields, bos_token_id=2, max_position_embeddings=4096)
+
+
+def audio_config(shapes: dict[str, dict[str, int]]) -> WhisperConfig:
+    """The encoder's configuration, with as small a decoder as there can be."""
+    audio = shapes["audio"]
+    heads = {"decoder_layers": 1, "decoder_attention_heads": audio["encoder_attention_heads"]}
+    return WhisperConfig(**audio, **heads, decoder_ffn_dim=audio["encoder_ffn_dim"])
+
+
+def run(tiny: bool) -> dict[str, Any]:
+    """All checks, in order; one that fails stops no other."""
+    with tempfile.TemporaryDirectory() as folder:
+        check = Check(Path(folder), tiny)
+        checks: dict[str, Callable[[], dict[str, Any]]] = {
+            "training in bfloat16": lambda: check.training(torch.bfloat16),
+            "training in float16": lambda: check.training(torch.float16),
+            "text rows": check.text_rows,
+            "flash attention": check.flash_attention,
+            "4 bits": check.four_bits,
+            "compiled decoding": check.compiled_decoding,
+            "waiting for the device": check.waiting,
+            "speed, audiollm": lambda: check.speed("audiollm"),
+            "speed, voxtral": lambda: check.speed("voxtral"),
+        }
+        results: dict[str, Any] = {}
+        for name, work in checks.items():
+            start = time.perf_counter()
+            try:
+                results[name] = {"status": "passed", **work()}
+            except Skipped as reason:
+                results[name] = {"status": "skipped", "reason": str(reason)}
+            except Exception:
+                results[name] = {"status": "failed", "error": traceback.format_exc()}
+            results[name]["seconds"] = round(time.perf_counter() - start, 2)
+            print(f"{name:24} {results[name]['status']:8} {results[name]['seconds']:7.2f} s", flush=True)
+            if check.device.type == "cuda":
+                torch.cuda.empty_cache()
+        device = torch.cuda.get_device_name() if check.device.type == "cuda" else "cpu"
+    return {
+        "device": device,
+        "tiny": tiny,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "checks": results,
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry of the script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true", help="tiny shapes for speed as well")
+    parser.add_argument("--output", type=Path, help="JSON to write")
+    options = parser.parse_args(argv)
+    if not options.tiny and not torch.cuda.is_available():
+        parser.error("there is no GPU; give --tiny to run the checks at tiny shapes on the CPU.")
+    report = run(options.tiny)
+    if options.output:
+        options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    for name, result in report["checks"].items():
+        if result["status"] == "failed":
+            print(f"\n{name}:\n{result['error']}", file=sys.stderr)
+    sys.exit(any(result["status"] == "failed" for result in report["checks"].values()))
+
+
+if __name__ == "__main__":
+    main()
