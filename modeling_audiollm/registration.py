@@ -15,7 +15,13 @@ from types import ModuleType
 from typing import Any
 
 #: Auto classes that load an AudioLLM; each of them gives the class that generates.
-AUTO_CLASSES = ("AutoModel", "AutoModelForMultimodalLM", "AutoModelForSeq2SeqLM", "AutoModelForSpeechSeq2Seq")
+AUTO_CLASSES = (
+    "AutoModel",
+    "AutoModelForCausalLM",
+    "AutoModelForMultimodalLM",
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForSpeechSeq2Seq",
+)
 
 
 def _register_configuration(ours: ModuleType) -> None:
