@@ -1,5 +1,7 @@
 """
-The README does what it says: every snippet runs on the real pair and real speech, every command, option and target too.
+The documents do what they say: every snippet runs on the real pair and real speech, every command, option and target too.
+
+The README and the pages of `docs/` that it links to are one text here, in the order of the links.
 
 Commands that train run on a tiny random pair, one step each.
 """
@@ -67,12 +69,18 @@ class Block(NamedTuple):
     text: str
 
 
-def blocks_of(path: Path) -> list[Block]:
-    return [Block(*found) for found in FENCED_BLOCK.findall(path.read_text(encoding="utf-8"))]
+def blocks_of(text: str) -> list[Block]:
+    return [Block(*found) for found in FENCED_BLOCK.findall(text)]
 
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = blocks_of(ROOT / "README.md")
+def documents() -> str:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    pages = dict.fromkeys(re.findall(r"\]\((docs/[\w-]+\.md)\)", readme))
+    return "\n".join([readme, *((ROOT / page).read_text(encoding="utf-8") for page in pages)])
+
+
+README = documents()
+BLOCKS = blocks_of(README)
 PYTHON = [block.text for block in BLOCKS if block.language == "python"]
 WITHOUT_PACKAGE = [code for code in PYTHON if "trust_remote_code=True" in code]
 PUSHING = [code for code in PYTHON if "push_to_hub(" in code]
@@ -360,12 +368,6 @@ def test_launching_several_processes_trains(workplace: Path, bases: list[str]) -
     assert (workplace / "runs" / "launched" / "model.safetensors").is_file()
 
 
-def test_files_and_folders_that_are_named_exist() -> None:
-    named = re.findall(r"`((?:training|benchmarks|corpora|tests)/[^`]+)`", README)
-    assert "training/distributed/README.md" in named and "training/recipes/" in named
-    assert not [name for name in named if not (ROOT / name).exists()]
-
-
 def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     named = {word for words in COMMANDS if words[0] == "make" for word in words[1:]}
@@ -383,25 +385,13 @@ def test_what_pip_installs_exists() -> None:
         assert set(extras.split(",") if extras else ()) <= set(setup["options.extras_require"])
 
 
-# ---- how to contribute ---------------------------------------------------------------------------------------------
-
-
-def test_contributing_names_what_there_is() -> None:
-    """Every room, every benchmark, and no file that is not there."""
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"`((?:\w+/)+[\w.]*|\w+\.py)`", text))
-    assert {name for name in named if not any((ROOT / room / name).exists() for room in ("", "training"))} == set()
-    setup = ConfigParser()
-    setup.read(ROOT / "setup.cfg", encoding="utf-8")
-    rooms = setup["options"]["package_dir"].split()[2::3]
-    assert {f"{room}/" for room in rooms} <= named
-    scripts = {f"benchmarks/{path.name}" for path in (ROOT / "benchmarks").glob("*.py")}
-    assert scripts - {"benchmarks/demo_report.py"} <= named
-
-
 # ---- the model card ------------------------------------------------------------------------------------------------
 
 
 def test_model_card_shows_the_readmes_snippet() -> None:
-    code = [block.text for block in blocks_of(ROOT / "model_card.md") if block.language == "python"]
+    code = [
+        block.text
+        for block in blocks_of((ROOT / "model_card.md").read_text(encoding="utf-8"))
+        if block.language == "python"
+    ]
     assert [snippet.replace("{{repo_id}}", CHECKPOINT) for snippet in code] == IN_PACKAGE[:1]
