@@ -22,7 +22,6 @@ from typing import Any
 import datasets
 import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
-from audiollm.answering import answer, ask
 from audiollm.corpora.breadth import join_clips, read_aloud, read_sentences, word_lists
 from audiollm.corpora.examples import Example, read_examples, write_examples
 from audiollm.corpora.normalisers import normalize_english
@@ -30,6 +29,7 @@ from audiollm.corpora.prompts import PROMPT_TASKS, load_studio_prompts, write_pr
 from audiollm.embedded_bases import DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE, fetch
 from audiollm.evaluation.listening import ListeningReport, evaluate_listening, transcribe
 from audiollm.evaluation.word_error import score_word_error
+from audiollm.inference.answering import answer, ask
 from audiollm.machine import bfloat16_is_faster
 from audiollm.publishing.record import add_run, command_line, library_versions, machine_facts, package_facts
 from audiollm.training.align import align, greedy_transcripts

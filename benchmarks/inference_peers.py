@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from audiollm.answering import ask
 from audiollm.base_models import resolve_base
+from audiollm.inference.answering import ask
 from audiollm.inference.loading import find_checkpoint, load_model, load_processor
 from training_peers import (
     AUDIO_BASE,

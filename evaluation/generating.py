@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from audiollm.answer_ends import AnswerEnds
-from audiollm.answering import MAX_BATCH_SECONDS
-from audiollm.ctc_rescoring import CtcRescorer
-from audiollm.recording_encoder import RecordingEncoder
+from audiollm.inference.answer_ends import AnswerEnds
+from audiollm.inference.answering import MAX_BATCH_SECONDS
+from audiollm.inference.ctc_rescoring import CtcRescorer
+from audiollm.inference.recording_encoder import RecordingEncoder
 from transformers import StoppingCriteriaList
 
 from .outputs import ERROR, LENGTH, REPEATED, STOP
@@ -118,7 +118,7 @@ class Generator:
     Args:
         model: an AudioLLM, or for conversations of text alone any causal language model.
         processor: the AudioLLM's.
-        ctc_weight: for transcripts: n-best rescoring with CTC of this weight; see [`audiollm.ctc_rescoring`].
+        ctc_weight: for transcripts: n-best rescoring with CTC of this weight; see [`audiollm.inference.ctc_rescoring`].
         encode: gives the encoder's output of recordings in reading order, such as a cache does; by default it is computed.
 
     Raises:

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from audiollm.answering import ask
 from audiollm.corpora.hypotheses import WhisperDecoder
+from audiollm.inference.answering import ask
 from audiollm.processing.audio import cut_at_quiet
 from tqdm.auto import tqdm
 

@@ -21,12 +21,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate import PartialState
-from audiollm.answering import MAX_BATCH_SECONDS, recording_seconds
 from audiollm.base_models import how_to_get
 from audiollm.checkpoints import fingerprint
 from audiollm.configuration import AudioLlmConfig
-from audiollm.ctc_rescoring import check_ctc_weight
 from audiollm.files import write_json
+from audiollm.inference.answering import MAX_BATCH_SECONDS, recording_seconds
+from audiollm.inference.ctc_rescoring import check_ctc_weight
 from audiollm.interruption import interruptible
 from audiollm.publishing.record import package_facts
 from filelock import FileLock, Timeout

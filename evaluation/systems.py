@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from audiollm.answering import ask
 from audiollm.base_models import resolve_base
 from audiollm.checkpoints import fingerprint
 from audiollm.corpora.hypotheses import WhisperDecoder, locate_whisper
+from audiollm.inference.answering import ask
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE

@@ -11,10 +11,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
-from audiollm.answering import ask, audio_part
 from audiollm.processing.conversations import flatten_conversation
 from transformers import DynamicCache, StoppingCriteriaList
 
+from .answering import ask, audio_part
 from .memory import ADVICE, AnswerMemoryError, free_memory, is_out_of_memory
 from .recordings import Recording, as_model_inputs, encode
 from .streaming import AnswerStream, AnswerStreamer, StopWhenSet
@@ -316,7 +316,7 @@ def model_lock(model: torch.nn.Module) -> threading.Lock:
 
 def user_turn(text: str | None, *recordings: Any) -> dict[str, Any]:
     """
-    A user's message: recordings alone, or text about them; see `audiollm.answering.ask`.
+    A user's message: recordings alone, or text about them; see `audiollm.inference.answering.ask`.
 
     Raises:
         ValueError: the text's `<audio>` and the recordings differ in number.

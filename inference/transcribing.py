@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from audiollm.answering import ask
 from audiollm.checkpoints import fingerprint
-from audiollm.ctc_rescoring import CtcRescorer
 from audiollm.interruption import check_interrupted
 from tqdm.auto import tqdm
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
+from .answering import ask
 from .audio_blocks import header_seconds, local_file, read_blocks
 from .certainty import Certainty
+from .ctc_rescoring import CtcRescorer
 from .long_audio import Window, cut_into_windows
 from .partial_transcripts import PartialTranscript, content_checksum
 from .session import model_lock
@@ -63,7 +63,7 @@ class TranscribingSettings:
         min_logprob: leave out windows whose words the model was less sure of: the mean log-probability of their tokens. For
             what sounds like speech to the gate, and is none: `benchmarks/no_speech.py` says what it keeps out and costs.
         ctc_weight: weight of CTC beside the language model when each window's transcript is chosen from candidates of both;
-            0 is the language model's greedy one. See [`audiollm.ctc_rescoring`].
+            0 is the language model's greedy one. See [`audiollm.inference.ctc_rescoring`].
     """
 
     prompt: str = TRANSCRIBE_PROMPT

@@ -13,10 +13,10 @@ from .registration import register
 
 if TYPE_CHECKING:
     from audiollm.configuration import AudioLlmConfig
+    from audiollm.inference.pipeline import AudioLlmPipeline
     from audiollm.processing import AudioLlmProcessor
 
     from .modeling_audiollm import AudioLlmForConditionalGeneration, AudioLlmModel
-    from .pipeline_audiollm import AudioLlmPipeline
 
 __version__ = "0.1.0"
 
@@ -25,7 +25,7 @@ _MODULES = {
     "AudioLlmConfig": "audiollm.configuration",
     "AudioLlmForConditionalGeneration": "audiollm.modeling_audiollm",
     "AudioLlmModel": "audiollm.modeling_audiollm",
-    "AudioLlmPipeline": "audiollm.pipeline_audiollm",
+    "AudioLlmPipeline": "audiollm.inference.pipeline",
     "AudioLlmProcessor": "audiollm.processing",
 }
 

@@ -59,7 +59,7 @@ REGISTERED: dict[str, Callable[[ModuleType], None]] = {
     "audiollm.configuration.configuration_audiollm": _register_configuration,
     "audiollm.processing.processing_audiollm": _register_processor,
     "audiollm.modeling_audiollm": _register_models,
-    "audiollm.pipeline_audiollm": _register_pipeline,
+    "audiollm.inference.pipeline": _register_pipeline,
 }
 
 
@@ -118,7 +118,7 @@ def _await(table: Any, module: str) -> None:
 
 
 def _import_pipeline(theirs: ModuleType) -> None:
-    importlib.import_module("audiollm.pipeline_audiollm")
+    importlib.import_module("audiollm.inference.pipeline")
 
 
 #: Modules of transformers that hold tables, and what prepares these for ours.

@@ -15,9 +15,9 @@ from typing import Any
 
 import datasets
 import torch
+from audiollm.inference.spoken_pieces import BLANK, piece_ids, spoken_form
 from audiollm.piece_readout import PieceReadout
 from audiollm.projector import slot_counts
-from audiollm.spoken_pieces import BLANK, piece_ids, spoken_form
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from audiollm.answer_ends import AnswerEnds
 from audiollm.evaluation.generating import swapped, transcript_bound
 from audiollm.evaluation.listening import ENGLISH, MAX_NEW_TOKENS
 from audiollm.evaluation.word_error import has_words, score_word_error
+from audiollm.inference.answer_ends import AnswerEnds
 from audiollm.processing import AudioLlmProcessor
 from audiollm.processing.conversations import IGNORED_LABEL
 from transformers import EarlyStoppingCallback, StoppingCriteriaList, Trainer, TrainerCallback

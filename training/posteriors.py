@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from audiollm.spoken_pieces import BLANK, SpokenLexicon, spoken_form
+from audiollm.inference.spoken_pieces import BLANK, SpokenLexicon, spoken_form
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 

@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
-from audiollm.answering import answer, ask
 from audiollm.evaluation.evaluate import main
 from audiollm.evaluation.word_error import score_word_error
+from audiollm.inference.answering import answer, ask
 from small_corpus import example_rows, write_recordings, write_rows
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from audiollm.answering import ask
 from audiollm.evaluation.arguments import EvaluateArguments
 from audiollm.evaluation.evaluate import main
 from audiollm.evaluation.generating import Generator, transcript_bound
@@ -16,6 +15,7 @@ from audiollm.evaluation.run import index
 from audiollm.evaluation.score import score_run
 from audiollm.evaluation.systems import SystemBuilder
 from audiollm.evaluation.tasks import TaskError, find_task
+from audiollm.inference.answering import ask
 from tiny_models import character_tokenizer, save_audio_base
 from transformers import GenerationConfig
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from audiollm.answering import answer, ask
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.evaluation.listening import evaluate_listening, swapped, transcribe, whisper_transcripts
 from audiollm.evaluation.word_error import score_word_error
+from audiollm.inference.answering import answer, ask
 from audiollm.processing.audio import load_waveform
 from tiny_models import character_tokenizer, save_audio_base
 from transformers import WhisperFeatureExtractor

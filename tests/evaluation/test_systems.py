@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from audiollm import AudioLlmForConditionalGeneration
-from audiollm.answering import answer, ask
 from audiollm.evaluation.arguments import EvaluateArguments
 from audiollm.evaluation.evaluate import main
 from audiollm.evaluation.generating import Answer, Generator, in_halves
@@ -24,6 +23,7 @@ from audiollm.evaluation.systems import (
     why_not,
 )
 from audiollm.evaluation.tasks import KINDS, Item, Task, find_task
+from audiollm.inference.answering import answer, ask
 from clients import play
 from evaluation_runs import evaluate, rows_of
 from loopback_hub import LoopbackHub

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from audiollm.answering import answer, ask
+from audiollm.inference.answering import answer, ask
 from audiollm.training.dataset import load_encoded_audio
 from audiollm.training.feature_cache import FeatureCache
 from small_corpus import write_recordings

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from audiollm.answering import answer, ask, generate_answers
 from audiollm.corpora.prompts import load_studio_prompts
-from audiollm.recording_encoder import RecordingEncoder
+from audiollm.inference.answering import answer, ask, generate_answers
+from audiollm.inference.recording_encoder import RecordingEncoder
 from transformers import GenerationConfig
 
 NEW_TOKENS = 8
@@ -107,7 +107,7 @@ def test_what_is_kept_is_bounded(tiny_model, tiny_processor, encoded) -> None:
 
 
 def test_a_long_recording_goes_through_the_encoder_in_parts(tiny_model, tiny_processor, encoded, monkeypatch) -> None:
-    monkeypatch.setattr("audiollm.recording_encoder.MAX_ENCODER_WINDOWS", 2)
+    monkeypatch.setattr("audiollm.inference.recording_encoder.MAX_ENCODER_WINDOWS", 2)
     waveform = noise(65)
     found = RecordingEncoder(tiny_model, tiny_processor)([waveform])
     assert encoded == [2, 1]

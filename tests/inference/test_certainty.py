@@ -4,7 +4,7 @@ import json
 
 import pytest
 import soundfile
-from audiollm.answering import ask
+from audiollm.inference.answering import ask
 from audiollm.inference.certainty import Certainty
 from audiollm.inference.transcribe import main
 from audiollm.inference.transcribing import UNSURE, Transcriber, TranscribingSettings

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from audiollm.answering import answer, ask
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.inference import chat as chat_module
+from audiollm.inference.answering import answer, ask
 from audiollm.inference.chat import COMMANDS, Chat, line_reader, main
 from audiollm.inference.session import Session
 from audiollm.training.instruct_data import read_sources

@@ -10,9 +10,9 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from audiollm.answering import answer, ask
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.inference import generate
+from audiollm.inference.answering import answer, ask
 from audiollm.inference.generate import main
 from audiollm.inference.loading import load_model
 from audiollm.inference.session import Session

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from audiollm.answering import answer, ask
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.inference import generate, transcribe
+from audiollm.inference.answering import answer, ask
 from audiollm.inference.loading import CheckpointError, load_model
 from audiollm.inference.loading_options import LoadingArguments
 from audiollm.inference.session import Session

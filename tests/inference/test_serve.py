@@ -14,8 +14,8 @@ import openai
 import pytest
 import soundfile
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
-from audiollm.answering import answer
 from audiollm.corpora.prompts import load_studio_prompts
+from audiollm.inference.answering import answer
 from audiollm.inference.transcribing import Transcriber, TranscribingSettings
 from audiollm.inference.transcripts import as_srt, as_vtt
 from audiollm.processing import load_waveform

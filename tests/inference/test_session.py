@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from audiollm import AudioLlmForConditionalGeneration
-from audiollm.answering import answer
 from audiollm.corpora.prompts import load_studio_prompts
+from audiollm.inference.answering import answer
 from audiollm.inference.session import ContextLengthError, Session
 from audiollm.processing import AudioError
 from small_corpus import write_recordings

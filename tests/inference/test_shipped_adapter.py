@@ -7,10 +7,10 @@ import pytest
 import soundfile
 import torch
 from audiollm import AudioLlmConfig, shipped_adapter
-from audiollm.answering import answer, ask
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.embedded_bases import base_folder
 from audiollm.evaluation.word_error import score_word_error
+from audiollm.inference.answering import answer, ask
 from audiollm.inference.loading import find_checkpoint, load
 from audiollm.inference.transcribe import main as transcribe
 from audiollm.processing import load_waveform

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
-from audiollm.answering import answer, ask
 from audiollm.inference import generate
+from audiollm.inference.answering import answer, ask
 from audiollm.inference.in_parts import InParts, seconds_of_slots
 from audiollm.inference.session import ContextLengthError, Session
 from audiollm.inference.summarize import PARTIAL_ENDING, main

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from audiollm.answering import answer, ask
+from audiollm.inference.answering import answer, ask
 from audiollm.inference.transcribe import main
 from audiollm.inference.transcribing import Failure, Transcriber, TranscribingSettings
 from long_recordings import RATE, in_a_row, noises, prompts, silence

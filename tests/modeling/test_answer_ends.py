@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from audiollm.answer_ends import MIN_LOOP_TOKENS, AnswerEnds
-from audiollm.answering import answer, ask
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.evaluation.generating import transcript_bound
+from audiollm.inference.answer_ends import MIN_LOOP_TOKENS, AnswerEnds
+from audiollm.inference.answering import answer, ask
 
 PROMPT = [1, 2, 3]
 UNBOUNDED = 10_000

@@ -9,8 +9,8 @@ import pytest
 import soundfile
 import torch
 from audiollm import AudioLlmPipeline
-from audiollm.answering import answer, ask
-from audiollm.pipeline_audiollm import TRANSCRIBE_PROMPT
+from audiollm.inference.answering import answer, ask
+from audiollm.inference.pipeline import TRANSCRIBE_PROMPT
 from datasets import Audio, Dataset
 from loopback_site import serving
 from torch.utils.data import Dataset as TorchDataset

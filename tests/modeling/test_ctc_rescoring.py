@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from audiollm import AudioLlmForConditionalGeneration, AudioLlmPipeline, ctc_rescoring
-from audiollm.answering import answer, ask
-from audiollm.ctc_rescoring import Candidate, CtcRescorer
-from audiollm.ctc_search import prefix_beam_search
+from audiollm import AudioLlmForConditionalGeneration, AudioLlmPipeline
 from audiollm.evaluation.listening import evaluate_listening, transcribe
+from audiollm.inference import ctc_rescoring
+from audiollm.inference.answering import answer, ask
+from audiollm.inference.ctc_rescoring import Candidate, CtcRescorer
+from audiollm.inference.ctc_search import prefix_beam_search
+from audiollm.inference.recording_encoder import RecordingEncoder
+from audiollm.inference.spoken_pieces import spoken_form
 from audiollm.inference.streaming import StopWhenSet
 from audiollm.inference.transcribing import Transcriber, TranscribingSettings
-from audiollm.recording_encoder import RecordingEncoder
-from audiollm.spoken_pieces import spoken_form
 from tiny_models import randomise_trainables
 
 RATE_HZ = 16_000

@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
-from audiollm.ctc_search import ctc_log_likelihoods, prefix_beam_search
-from audiollm.spoken_pieces import SpokenLexicon
+from audiollm.inference.ctc_search import ctc_log_likelihoods, prefix_beam_search
+from audiollm.inference.spoken_pieces import SpokenLexicon
 from tiny_models import character_tokenizer
 
 SLOTS, CLASSES = 5, 4

@@ -43,7 +43,7 @@ for weights in ("adapter", "merged"):
     if trust:
         assert type(model).__module__.startswith("transformers_modules."), type(model)
     else:
-        from audiollm.answering import answer
+        from audiollm.inference.answering import answer
         found[weights, "answer"] = answer(model, processor, [chat], **options)[0]
 if trust:
     assert not [name for name in sys.modules if name.split(".")[0] == "audiollm"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
-from audiollm.spoken_pieces import spoken_form
+from audiollm.inference.spoken_pieces import spoken_form
 from audiollm.training.posteriors import BANK_FILE, PosteriorBank, PosteriorCollector, SpokenText
 from tiny_models import randomise_trainables
 

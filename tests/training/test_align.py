@@ -8,7 +8,7 @@ import torch
 from audiollm import AudioLlmForConditionalGeneration
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.evaluation import normalize_english
-from audiollm.spoken_pieces import spoken_form
+from audiollm.inference.spoken_pieces import spoken_form
 from audiollm.training.align import (
     CtcAligner,
     PieceVocabulary,

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from audiollm.answering import answer, ask
 from audiollm.corpora.examples import Example
 from audiollm.evaluation.listening import swapped
 from audiollm.evaluation.word_error import score_word_error
+from audiollm.inference.answering import answer, ask
 from audiollm.training.dataset import build_dataset, load_encoded_audio
 from audiollm.training.evaluating import (
     SAMPLES_FILE,

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from audiollm.modeling_audiollm import CACHE_NAME
+from audiollm.projector import slot_counts
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import Cache, DynamicCache
 
 from .answer_ends import AnswerEnds
 from .ctc_search import ctc_log_likelihoods, prefix_beam_search
-from .modeling_audiollm import CACHE_NAME
-from .projector import slot_counts
 from .spoken_pieces import SpokenLexicon
 
 #: Beams of the language model, and how many texts of CTC's own are candidates besides.
