@@ -153,7 +153,8 @@ class CtcRescorer:
         rows = len(input_ids)
         audio = {"encoded_audio": encoded_audio, "encoded_audio_lengths": encoded_audio_lengths}
         heard = self._slot_log_probabilities(input_ids, **audio)
-        names = self.model.model.row_adapters(input_ids, rows, adapter_names, True, None)
+        adapters = self.model.config.lora_adapters
+        names = adapter_names or [next(iter(adapters), None)] * rows  # as the model does for rows that hold audio
         prompt = {"input_ids": input_ids, "attention_mask": attention_mask}
         cache = self._prefill(prompt, audio, names)
         stopping = [AnswerEnds(input_ids.shape[1], bounds), *([stop] if stop is not None else [])]
