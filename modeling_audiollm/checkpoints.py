@@ -376,7 +376,8 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         if weights == "adapter":
             state_dict = self.state_dict() if state_dict is None else state_dict
             trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-            state_dict = {k: v for k, v in state_dict.items() if is_adapter_key(k) or k in trained}
+            prefix = "" if self.can_generate() else f"{self.base_model_prefix}."  # the keys of the whole model
+            state_dict = {prefix + k: v for k, v in state_dict.items() if is_adapter_key(k) or k in trained}
             kwargs["max_shard_size"] = ADAPTER_MAX_SHARD_SIZE
         super().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
         if is_main_process:

@@ -93,13 +93,6 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
             self.audio_tower.eval()
         return self
 
-    def save_pretrained(self, *args, **kwargs) -> None:
-        """Not of the body alone: a checkpoint is always that of the whole model, which this class loads as well."""
-        raise NotImplementedError(
-            "AudioLlmModel has no head to save. Save the whole AudioLlmForConditionalGeneration; AudioLlmModel's "
-            "from_pretrained reads its checkpoints."
-        )
-
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
 

@@ -26,9 +26,12 @@ from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmM
 from tests.alm_tester import ALMModelTest, ALMModelTester
 from tiny_models import TEXT_VOCAB_SIZE, character_tokenizer
 from transformers import LlamaConfig, WhisperConfig, WhisperFeatureExtractor
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from tests import test_processing_common
 
+#: transformers' testers know by this table of its own models which classes have no head, and so no loss.
+MODEL_MAPPING_NAMES["audiollm"] = "AudioLlmModel"
 #: Log-mel frames (10 ms) in a tester's window, and how many of them become one audio token of 80 ms.
 WINDOW_FRAMES = 60
 FRAMES_PER_AUDIO_TOKEN = 8

@@ -100,17 +100,24 @@ def test_bases_that_are_no_bases(tiny_bases, tmp_path) -> None:
         compose(audio, text, lora_target_modules=["fc1"])
 
 
-def test_body_of_an_untied_model_loads_and_refuses_to_be_saved(tiny_bases, tmp_path) -> None:
+def test_body_of_an_untied_model_loads_and_saves(tiny_bases, tmp_path) -> None:
     text = save_text_base(tmp_path / "text", llama_config(tie_word_embeddings=False))
     model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(tiny_bases[0], text)
     batch = collate(model.config, mixed_rows(model.config))
     for weights in ("adapter", "full"):
         model.save_pretrained(tmp_path / weights, weights=weights)
         body = AudioLlmModel.from_pretrained(tmp_path / weights)
+        body.save_pretrained(tmp_path / f"body {weights}", weights=weights)
+        again = AudioLlmModel.from_pretrained(tmp_path / f"body {weights}")
         with torch.no_grad():
-            assert torch.equal(body(**batch).last_hidden_state, model.model(**batch).last_hidden_state)
-    with pytest.raises(NotImplementedError, match=r"Save the whole AudioLlmForConditionalGeneration"):
-        body.save_pretrained(tmp_path / "body")
+            expected = model.model(**batch).last_hidden_state
+            assert torch.equal(body(**batch).last_hidden_state, expected)
+            assert torch.equal(again(**batch).last_hidden_state, expected)
+    whole = AudioLlmForConditionalGeneration.from_pretrained(tmp_path / "body adapter")
+    with torch.no_grad():
+        assert torch.equal(whole(**batch).logits, model(**batch).logits)
+    with pytest.raises(ValueError, match="lm_head"):
+        AudioLlmForConditionalGeneration.from_pretrained(tmp_path / "body full")
 
 
 def test_ids_past_the_embeddings_are_named(tiny_model) -> None:
