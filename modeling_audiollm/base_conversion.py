@@ -3,6 +3,7 @@
 import json
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,33 +47,46 @@ def convert_smollm2(weights: Path, folder: Path, beside: Callable[[str], bytes])
     tokenizer.save_pretrained(folder)
 
 
-# openai/whisper-tiny.en's dimensions, as the names of `WhisperConfig` (Radford et al. 2022, table 1).
-WHISPER_TINY_EN: dict[str, Any] = {
-    "vocab_size": 51864,
-    "d_model": 384,
-    "encoder_layers": 4,
-    "decoder_layers": 4,
-    "encoder_attention_heads": 6,
-    "decoder_attention_heads": 6,
-    "encoder_ffn_dim": 1536,
-    "decoder_ffn_dim": 1536,
-    "num_mel_bins": 80,
-    "max_source_positions": 1500,
-    "max_target_positions": 448,
-    "bos_token_id": 50256,
-    "eos_token_id": 50256,
-    "pad_token_id": 50256,
-    "decoder_start_token_id": 50257,
-    "forced_decoder_ids": None,
+# Dimensions of the Whisper checkpoints, as the names of `WhisperConfig` (Radford et al. 2022, table 1).
+WHISPER_SHAPES: dict[str, dict[str, Any]] = {
+    "whisper-tiny.en": {"vocab_size": 51864, "d_model": 384, "layers": 4, "heads": 6, "end_of_text": 50256},
+    "whisper-base": {"vocab_size": 51865, "d_model": 512, "layers": 6, "heads": 8, "end_of_text": 50257},
 }
+
+
+def whisper_settings(name: str) -> dict[str, Any]:
+    """Return the `WhisperConfig` fields of an embedded Whisper."""
+    shape = WHISPER_SHAPES[name]
+    end_of_text = shape["end_of_text"]
+    return {
+        "vocab_size": shape["vocab_size"],
+        "d_model": shape["d_model"],
+        "encoder_layers": shape["layers"],
+        "decoder_layers": shape["layers"],
+        "encoder_attention_heads": shape["heads"],
+        "decoder_attention_heads": shape["heads"],
+        "encoder_ffn_dim": 4 * shape["d_model"],
+        "decoder_ffn_dim": 4 * shape["d_model"],
+        "num_mel_bins": 80,
+        "max_source_positions": 1500,
+        "max_target_positions": 448,
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+        "pad_token_id": end_of_text,
+        "decoder_start_token_id": end_of_text + 1,
+        "forced_decoder_ids": None,
+    }
+
+
 WHISPER_MAX_INITIAL_TIMESTAMP_INDEX = 50  # 1 s in steps of 20 ms
 
 
-def convert_whisper(weights: Path, folder: Path, beside: Callable[[str], bytes]) -> None:
+def convert_whisper(name: str, weights: Path, folder: Path, beside: Callable[[str], bytes]) -> None:
     """
-    CTranslate2 fp16 to a Whisper folder: encoder and decoder in fp32, tokenizer, feature extractor, generation.
+    Convert CTranslate2 fp16 to a Whisper folder: weights in fp32, tokenizer, feature extractor, generation.
 
     Args:
+        name: a key of `WHISPER_SHAPES`.
         weights: CTranslate2's `model.bin`, alone in its folder.
         folder: where to write.
         beside: reads `config.json` and `tokenizer.json`, which lay beside the weights.
@@ -87,20 +101,21 @@ def convert_whisper(weights: Path, folder: Path, beside: Callable[[str], bytes])
         WhisperProcessor,
         WhisperTokenizer,
     )
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
     tensors = read_ctranslate2(weights)
     settings, tokenizer_json = json.loads(beside("config.json")), beside("tokenizer.json")
     (weights.parent / "tokenizer.json").write_bytes(tokenizer_json)
+    config = WhisperConfig(**whisper_settings(name))
     specials = [token["content"] for token in json.loads(tokenizer_json)["added_tokens"] if token["special"]]
     tokenizer = WhisperTokenizer.from_pretrained(
         weights.parent,
         pad_token="<|endoftext|>",
-        model_max_length=WHISPER_TINY_EN["max_target_positions"],
+        model_max_length=config.max_target_positions,
         # In order, the last one <|notimestamps|>: transformers counts time stamps from the id after it.
         extra_special_tokens=[each for each in specials if each != "<|endoftext|>"],
     )
 
-    config = WhisperConfig(**WHISPER_TINY_EN)
     with torch.device("meta"):
         model = WhisperForConditionalGeneration(config)
     state = {
@@ -110,6 +125,14 @@ def convert_whisper(weights: Path, folder: Path, beside: Callable[[str], bytes])
     model.tie_weights()
 
     ids = tokenizer.convert_tokens_to_ids
+    is_multilingual = not name.endswith(".en")
+    multilingual: dict[str, Any] = {}
+    if is_multilingual:
+        languages = [f"<|{code}|>" for code in LANGUAGES if f"<|{code}|>" in specials]
+        multilingual = {
+            "lang_to_id": {language: ids(language) for language in languages},
+            "task_to_id": {task: ids(f"<|{task}|>") for task in ("transcribe", "translate")},
+        }
     model.generation_config = GenerationConfig(
         bos_token_id=config.bos_token_id,
         eos_token_id=config.eos_token_id,
@@ -119,7 +142,8 @@ def convert_whisper(weights: Path, folder: Path, beside: Callable[[str], bytes])
         prev_sot_token_id=ids("<|startofprev|>"),
         max_initial_timestamp_index=WHISPER_MAX_INITIAL_TIMESTAMP_INDEX,
         max_length=config.max_target_positions,
-        is_multilingual=False,
+        is_multilingual=is_multilingual,
+        **multilingual,
         return_timestamps=False,
         alignment_heads=settings["alignment_heads"],
         suppress_tokens=settings["suppress_ids"],
@@ -229,5 +253,5 @@ def whisper_state_dict(tensors: "dict[str, np.ndarray]", config: Any) -> "dict[s
 #: How the weights of each base become a folder, by its name.
 CONVERTERS: dict[str, Callable[[Path, Path, Callable[[str], bytes]], None]] = {
     "smollm2-135m-instruct": convert_smollm2,
-    "whisper-tiny.en": convert_whisper,
+    **{name: partial(convert_whisper, name) for name in WHISPER_SHAPES},
 }

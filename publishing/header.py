@@ -69,11 +69,9 @@ def find_base(model_id: str | None, revision: str | None, fingerprint: str | Non
         embedded = EMBEDDED_BASES.get(model_id.removeprefix(EMBEDDED_PREFIX))
         if embedded is None:
             return Base(model_id, f"`{model_id}`", None, None, revision, fingerprint)
-        hub_id = embedded.source.removeprefix(HUB_URL)
-        shown = (
-            f"`{model_id}`: [{hub_id}]({embedded.source}), from the PyPI wheel {embedded.distribution} "
-            f"{embedded.version}, `{embedded.member}`, SHA-256 `{embedded.sha256}`"
-        )
+        hub_id = embedded.hub_id
+        wheels = " and ".join(f"{each.distribution} {each.version}" for each in embedded.wheels)
+        shown = f"`{model_id}`: [{hub_id}]({HUB_URL}{hub_id}), from PyPI ({wheels}), SHA-256 `{embedded.sha256}`"
         return Base(hub_id.rpartition("/")[2], shown, hub_id, embedded.licence, revision, fingerprint)
     if os.path.isabs(model_id) or os.path.isdir(model_id):
         name = Path(model_id).name
