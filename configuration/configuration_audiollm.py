@@ -59,6 +59,8 @@ class AudioLlmConfig(PretrainedConfig):
             RMSNorm on the stacked frames, and before the last linear layer.
         projector_norm_eps (`float`, defaults to 1e-6):
             Epsilon of both norms.
+        projector_context_layers (`int`, defaults to 0):
+            Blocks that let an audio token see its neighbours: gated depthwise convolutions of the encoder's width.
         projector_readout (`str`, defaults to `"direct"`):
             `"direct"`: an audio token is the projector's output, as in Ultravox. `"pieces"`: it is a mixture of the
             language model's own embeddings, by the probabilities that the CTC warm start trains. The language model
@@ -109,6 +111,7 @@ class AudioLlmConfig(PretrainedConfig):
         projector_pre_norm: bool = True,
         projector_mid_norm: bool = True,
         projector_norm_eps: float = 1e-6,
+        projector_context_layers: int = 0,
         projector_readout: str = "direct",
         lora_rank: int = 16,
         lora_alpha: float = 32,
@@ -141,6 +144,7 @@ class AudioLlmConfig(PretrainedConfig):
         self.projector_pre_norm = projector_pre_norm
         self.projector_mid_norm = projector_mid_norm
         self.projector_norm_eps = projector_norm_eps
+        self.projector_context_layers = projector_context_layers
         self.projector_readout = projector_readout
 
         self.lora_rank = lora_rank
@@ -231,6 +235,7 @@ class AudioLlmConfig(PretrainedConfig):
                 f"projector_hidden_size is {self.projector_hidden_size}, but a 'swiglu' projector gates one half of it "
                 "with the other: give an even number."
             )
+        require_integer("projector_context_layers", self.projector_context_layers, at_least=0)
         require_number("projector_norm_eps", self.projector_norm_eps, above=0.0)
         self._validate_lora()
         self._validate_token_ids()

@@ -98,6 +98,11 @@ def check_exportable(config: AudioLlmConfig) -> None:
             f"projector_readout is {config.projector_readout!r}: Ultravox's audio tokens are the projector's own output, "
             "not mixtures of embeddings. Train with --projector_readout direct from the first stage on"
         )
+    if config.projector_context_layers:
+        problems.append(
+            f"projector_context_layers is {config.projector_context_layers}: Ultravox's projector sees one token at a "
+            "time. Train with projector_context_layers=0"
+        )
     if config.projector_type != "swiglu":
         problems.append(
             f"projector_type is {config.projector_type!r}: llama.cpp computes SwiGLU whatever is written. Train with "

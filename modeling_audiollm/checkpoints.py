@@ -36,6 +36,7 @@ from .lora import (
     reset_adapters,
 )
 from .piece_readout import PieceReadout
+from .projector import ContextBlock
 from .projector import AudioLlmProjector
 
 logger = logging.get_logger(__name__)
@@ -108,7 +109,7 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         boundary = getattr(module, "audio_boundary_embeds", None)
         if isinstance(boundary, nn.Parameter):
             nn.init.normal_(boundary, std=self.config.text_config.initializer_range)
-        if isinstance(module, PieceReadout):
+        if isinstance(module, (ContextBlock, PieceReadout)):
             module.reset_parameters()
 
     def initialize_weights(self) -> None:

@@ -1,11 +1,16 @@
 """The projector: stacks encoder frames and maps them into the language model's embedding space."""
 
+import math
+
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
 from .audio_tower import length_mask
 from .piece_readout import PieceReadout
+
+#: Tokens that one context block sees: 720 ms at 80 ms each.
+CONTEXT_KERNEL = 9
 
 
 def slot_counts(num_frames: torch.Tensor, stack_factor: int) -> torch.Tensor:
@@ -21,13 +26,49 @@ class SwiGLU(nn.Module):
         return nn.functional.silu(gate) * value
 
 
+class ContextBlock(nn.Module):
+    """
+    Gated depthwise convolution over neighbouring tokens, added to its input (Dauphin et al. 2017, arXiv:1612.08083).
+
+    A frame of a speech encoder does not say its own word by itself; the encoder's decoder looks around. A block sees
+    `CONTEXT_KERNEL` tokens. It starts as the identity.
+    """
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.norm = nn.RMSNorm(width, eps=eps)
+        self.gate = nn.Linear(width, 2 * width, bias=False)
+        self.conv = nn.Conv1d(width, width, CONTEXT_KERNEL, padding=CONTEXT_KERNEL // 2, groups=width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw random weights, and zeros for the last layer."""
+        nn.init.ones_(self.norm.weight)
+        nn.init.kaiming_uniform_(self.gate.weight, a=math.sqrt(5))
+        nn.init.kaiming_uniform_(self.conv.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            tokens: `(windows, slots, width)`.
+            mask: boolean `(windows, slots)`, False past a window's end. What lies there reaches no real token.
+        """
+        value, gate = self.gate(self.norm(tokens)).chunk(2, dim=-1)
+        hidden_states = (value * gate.sigmoid()).masked_fill(~mask[:, :, None], 0.0)
+        hidden_states = self.conv(hidden_states.transpose(1, 2)).transpose(1, 2)
+        return tokens + self.out(nn.functional.silu(hidden_states))
+
+
 class AudioLlmProjector(nn.Module):
     """
     Stacks `stack_factor` frames of 20 ms into one token and projects it, without biases.
 
     The default (`"swiglu"`: RMSNorm, linear, SwiGLU, RMSNorm, linear) has the layout of Ultravox 0.5 and later, which
     llama.cpp and vLLM can run. `"mlp"` has an ordinary activation instead of the gate; `"linear"` is a single layer.
-    With `projector_readout="pieces"` the result is said in the language model's own embeddings ([`PieceReadout`]).
+    With `projector_context_layers`, the second linear layer gives tokens of the encoder's width, which so many
+    [`ContextBlock`]s and one more linear layer follow. With `projector_readout="pieces"` the result is said in the language model's own embeddings ([`PieceReadout`]).
     """
 
     def __init__(self, config):
@@ -50,7 +91,13 @@ class AudioLlmProjector(nn.Module):
             middle_size = hidden_size // 2 if gated else hidden_size
         has_mid_norm = config.projector_mid_norm and config.projector_type != "linear"
         self.norm_mid = nn.RMSNorm(middle_size, eps=eps) if has_mid_norm else nn.Identity()
-        self.linear_2 = nn.Linear(middle_size, output_size, bias=False)
+        num_blocks = config.projector_context_layers
+        width = config.audio_config.hidden_size if num_blocks else output_size
+        self.linear_2 = nn.Linear(middle_size, width, bias=False)
+        self.context = nn.ModuleList(ContextBlock(width, eps) for _ in range(num_blocks))
+        if num_blocks:
+            self.norm_context = nn.RMSNorm(width, eps=eps)
+            self.linear_3 = nn.Linear(width, output_size, bias=False)
         speaks = config.projector_readout == "pieces"
         self.readout = PieceReadout(config.text_config.vocab_size, output_size) if speaks else None
 
@@ -78,11 +125,27 @@ class AudioLlmProjector(nn.Module):
         stacked = frames.reshape(windows, -1, width * self.stack_factor)
         return stacked, length_mask(slot_counts(num_frames, self.stack_factor), stacked.shape[1])
 
-    def project(self, stacked: torch.Tensor) -> torch.Tensor:
-        """Projects stacked frames of shape `(..., stack_factor * d_model)` to `(..., hidden_size)`."""
-        hidden_states = self.norm_pre(stacked.to(self.dtype))
+    def project(self, stacked: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """
+        Project stacked frames to the language model's width.
+
+        Args:
+            stacked: `(windows, slots, stack_factor * d_model)`, as [`stack`] returns it.
+            mask: boolean `(windows, slots)` of the real slots.
+
+        Returns:
+            The tokens of all windows one after the other, `(total_slots, hidden_size)`.
+        """
+        # Without context, padding is dropped before the projection, and costs nothing.
+        hidden_states = stacked if self.context else stacked[mask]
+        hidden_states = self.norm_pre(hidden_states.to(self.dtype))
         hidden_states = self.activation(self.linear_1(hidden_states))
-        return self.linear_2(self.norm_mid(hidden_states))
+        hidden_states = self.linear_2(self.norm_mid(hidden_states))
+        if not self.context:
+            return hidden_states
+        for block in self.context:
+            hidden_states = block(hidden_states, mask)
+        return self.linear_3(self.norm_context(hidden_states[mask]))
 
     def log_probabilities(
         self, frames: torch.Tensor, num_frames: torch.Tensor, embeddings: torch.Tensor
@@ -101,11 +164,9 @@ class AudioLlmProjector(nn.Module):
             embeddings: the language model's, `(vocab_size, hidden_size)`, which the readout of pieces needs.
 
         Returns:
-            The audio tokens of all windows one after the other, `(total_slots, hidden_size)`. Padding is dropped
-            before the projection, so it costs nothing.
+            The audio tokens of all windows one after the other, `(total_slots, hidden_size)`.
         """
-        stacked, mask = self.stack(frames, num_frames)
-        projected = self.project(stacked[mask])
+        projected = self.project(*self.stack(frames, num_frames))
         if self.readout is None:
             return projected
         if embeddings is None:

@@ -95,9 +95,10 @@ class CtcAligner(nn.Module):
             encoded_audio: encoder frames, `(windows, max_frames, d_model)`.
             encoded_audio_lengths: `(windows,)`.
         """
-        stacked, _ = self.projector.stack(encoded_audio.float(), encoded_audio_lengths)
-        projected = self.projector.project(stacked) - self.offset
-        scores = self.readout.log_probabilities(projected, self.embeddings)
+        stacked, mask = self.projector.stack(encoded_audio.float(), encoded_audio_lengths)
+        projected = self.projector.project(stacked, mask) - self.offset
+        real = self.readout.log_probabilities(projected, self.embeddings)
+        scores = real.new_zeros(*mask.shape, real.shape[-1]).masked_scatter(mask[:, :, None], real)
         return scores, slot_counts(encoded_audio_lengths, self.projector.stack_factor)
 
     def forward(self, encoded_audio, encoded_audio_lengths, targets, target_lengths, **kwargs) -> dict[str, Any]:
@@ -151,14 +152,14 @@ class CtcAligner(nn.Module):
         self.readout.residual_gain.requires_grad_(True)
         if self.projector.readout is not None:
             return
-        last = self.projector.linear_2
+        last = self.projector.linear_3 if self.projector.context else self.projector.linear_2
         inputs: list[torch.Tensor] = []
         hook = last.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
         tokens = []
         for clip in frames:
             clip = clip.to(self.offset)
             stacked, mask = self.projector.stack(clip[None], torch.tensor([len(clip)], device=clip.device))
-            tokens.append(self.projector.project(stacked[mask]))
+            tokens.append(self.projector.project(stacked, mask))
         hook.remove()
         common, pieces, _ = self.readout.table(self.embeddings)
         last.weight.mul_((pieces - common).square().mean().sqrt() / torch.cat(tokens).square().mean().sqrt())

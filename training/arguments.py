@@ -24,6 +24,7 @@ CONFIG_FIELDS = (
     "stack_factor",
     "projector_type",
     "projector_hidden_size",
+    "projector_context_layers",
     "projector_readout",
     "lora_rank",
     "lora_alpha",
@@ -107,6 +108,10 @@ class ModelArguments:
     )
     projector_hidden_size: int | None = field(
         default=None, metadata={"help": "Width inside the projector; four times the language model's when not given."}
+    )
+    projector_context_layers: int | None = field(
+        default=None,
+        metadata={"help": "Blocks that let an audio token see its neighbours (gated convolutions); 0 when not given."},
     )
     projector_readout: str | None = field(
         default=None,

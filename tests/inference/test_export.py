@@ -342,6 +342,7 @@ def test_a_message_keeps_what_else_is_in_it(exported) -> None:
     ("fields", "message"),
     [
         ({"projector_readout": "pieces"}, "projector_readout is 'pieces'.*--projector_readout direct"),
+        ({"projector_context_layers": 2}, "projector_context_layers is 2"),
         ({"projector_type": "mlp"}, "projector_type is 'mlp'"),
         ({"projector_type": "linear"}, "projector_type is 'linear'"),
         ({"projector_pre_norm": False}, "projector_pre_norm is False and projector_mid_norm True"),

@@ -121,6 +121,47 @@ def test_projector_layers(projector_type: str, pre_norm: bool, mid_norm: bool) -
     assert mask.tolist() == [[True, True]]
 
 
+@pytest.fixture
+def context_projector() -> AudioLlmProjector:
+    """A projector of two context blocks that do something."""
+    torch.manual_seed(0)
+    config = AudioLlmConfig(
+        audio_config={"model_type": "whisper", "d_model": 8},
+        text_config={"model_type": "llama", "hidden_size": 6, "num_attention_heads": 2},
+        projector_context_layers=2,
+        stack_factor=2,
+    )
+    projector = AudioLlmProjector(config)
+    for block in projector.context:
+        torch.nn.init.normal_(block.out.weight)
+    return projector
+
+
+@torch.no_grad()
+def test_context_reaches_neighbours_only_within_a_window(context_projector) -> None:
+    frames, num_frames = torch.randn(2, 40, 8), torch.tensor([40, 13])
+    together = context_projector(frames, num_frames)
+    frames[1, 13:] = 1e4  # padding is no matter
+    assert torch.equal(context_projector(frames, num_frames), together)
+    alone = [
+        context_projector(frames[i : i + 1, :n], num_frames[i : i + 1]) for i, n in enumerate(num_frames.tolist())
+    ]
+    torch.testing.assert_close(together, torch.cat(alone), **TOLERANCE)
+    frames[0, 0] += 1.0
+    changed = (context_projector(frames, num_frames) - together).abs().sum(dim=-1) > 1e-6
+    assert changed.nonzero().flatten().tolist() == list(range(9))  # two blocks of nine tokens: eight to the right
+
+
+@torch.no_grad()
+def test_fresh_context_blocks_change_nothing(context_projector) -> None:
+    for block in context_projector.context:
+        block.reset_parameters()
+    frames, num_frames = torch.randn(1, 12, 8), torch.tensor([12])
+    expected = context_projector(frames, num_frames)
+    context_projector.context = torch.nn.ModuleList([context_projector.context[0]])
+    assert torch.equal(context_projector(frames, num_frames), expected)
+
+
 def test_fresh_audio_tokens_are_as_long_as_text_tokens(real_model) -> None:
     config = real_model.config
     batch = collate(config, [make_row(config, 2, (200,), 2)])
