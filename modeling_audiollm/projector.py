@@ -150,9 +150,8 @@ class AudioLlmProjector(nn.Module):
     def log_probabilities(
         self, frames: torch.Tensor, num_frames: torch.Tensor, embeddings: torch.Tensor
     ) -> torch.Tensor:
-        """CTC log-probabilities `(total_slots, 1 + pieces)` of the readout of pieces; arguments as of [`forward`]."""
-        stacked, mask = self.stack(frames, num_frames)
-        return self.readout.log_probabilities(self.project(stacked[mask]), embeddings)
+        """Return the CTC log-probabilities `(total_slots, 1 + pieces)` of the readout of pieces; see [`forward`]."""
+        return self.readout.log_probabilities(self.project(*self.stack(frames, num_frames)), embeddings)
 
     def forward(
         self, frames: torch.Tensor, num_frames: torch.Tensor, embeddings: torch.Tensor | None = None

@@ -75,8 +75,8 @@ def inputs_of(model, processor, clips, prompt: str = PROMPT) -> dict[str, torch.
 def slots_of(model, inputs) -> torch.Tensor:
     """CTC's log-probabilities of one row, by the projector's own parts."""
     projector = model.model.multi_modal_projector
-    stacked, mask = projector.stack(inputs["encoded_audio"], inputs["encoded_audio_lengths"])
-    return projector.readout.log_probabilities(projector.project(stacked[mask]), model.get_input_embeddings().weight)
+    audio = (inputs["encoded_audio"], inputs["encoded_audio_lengths"])
+    return projector.log_probabilities(*audio, model.get_input_embeddings().weight)
 
 
 @torch.inference_mode()
