@@ -1,5 +1,5 @@
 """
-Hearing twice: transcripts of the language model and of CTC, and of them all the one that both find likeliest.
+N-best rescoring: transcripts of the language model and of CTC, and of them all the one that both find likeliest.
 
 A projector with the readout of pieces has CTC posteriors of every audio slot. CTC and the language model err
 differently, so candidates of both, scored by both, hold fewer errors than either's own best: hybrid CTC/attention
@@ -24,6 +24,8 @@ from .spoken_pieces import SpokenLexicon
 
 #: Beams of the language model, and how many texts of CTC's own are candidates besides.
 NUM_BEAMS, NUM_CTC_CANDIDATES = 4, 6
+#: Weight of CTC's log-likelihood beside the language model's, chosen on development clips.
+DEFAULT_CTC_WEIGHT = 1.5
 #: Rows times positions of one pass that scores candidates, and positions of one pass of the head.
 MAX_SCORED_POSITIONS, MAX_HEAD_POSITIONS = 8192, 512
 #: Only a search that is greedy can be chosen from anew.
@@ -61,9 +63,14 @@ class Candidate:
         return possible, self.lm_logprob + ctc
 
 
+def default_ctc_weight(config) -> float:
+    """Return the weight that transcripts are chosen with unless one is asked for: 0 where the model has no CTC."""
+    return DEFAULT_CTC_WEIGHT if config.projector_readout == "pieces" else 0.0
+
+
 def check_ctc_weight(config, ctc_weight: float) -> None:
     """
-    Refuses to hear twice with what cannot.
+    Refuse a weight that is none, or a model without CTC.
 
     Args:
         config: the model's.
@@ -294,4 +301,11 @@ def _positions(attention_mask: torch.Tensor) -> torch.Tensor:
     return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
-__all__ = ["Candidate", "CtcRescorer", "check_ctc_options", "check_ctc_weight"]
+__all__ = [
+    "DEFAULT_CTC_WEIGHT",
+    "Candidate",
+    "CtcRescorer",
+    "check_ctc_options",
+    "check_ctc_weight",
+    "default_ctc_weight",
+]

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from audiollm.inference.ctc_rescoring import DEFAULT_CTC_WEIGHT
 from audiollm.disks import check_writable
 
 from .loading import check_device, find_checkpoint, load_processor
@@ -67,11 +68,12 @@ class TranscribeArguments(LoadingArguments):
             "as -1. For music and noises that --voice_activity takes for a voice; costs speech that is hard to hear."
         },
     )
-    ctc_weight: float = field(
+    ctc_weight: float | None = field(
         default=TranscribingSettings.ctc_weight,
         metadata={
-            "help": "Hear twice: choose each window's transcript from candidates of the language model and of CTC, with this "
-            "weight for CTC, such as 1.5. For models trained with --projector_readout pieces; takes about twice the time."
+            "help": "N-best rescoring: choose each window's transcript from candidates of the language model and of CTC, "
+            f"with this weight for CTC. By default {DEFAULT_CTC_WEIGHT:g} for models with --projector_readout pieces; 0 "
+            "keeps the greedy transcript, in about half the time."
         },
     )
     carry_context: bool = field(
@@ -98,7 +100,7 @@ class TranscribeArguments(LoadingArguments):
                 raise ValueError(f"--{name} is {getattr(self, name)}; expected at least 1.")
         if self.min_logprob is not None and not -float("inf") < self.min_logprob < 0:
             raise ValueError(f"--min_logprob is {self.min_logprob:g}; expected less than 0, such as -1.")
-        if not 0 <= self.ctc_weight < float("inf"):
+        if self.ctc_weight is not None and not 0 <= self.ctc_weight < float("inf"):
             raise ValueError(f"--ctc_weight is {self.ctc_weight:g}; expected 0, which is off, or more, such as 1.5.")
         if self.ctc_weight and self.static_cache:
             raise ValueError("--static_cache holds one answer a window, --ctc_weight compares several; leave one out.")

@@ -8,7 +8,7 @@ computes the same batches, and ends with the same bytes.
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 from .answering import ask
 from .audio_blocks import header_seconds, local_file, read_blocks
 from .certainty import Certainty
-from .ctc_rescoring import CtcRescorer
+from .ctc_rescoring import CtcRescorer, default_ctc_weight
 from .long_audio import Window, cut_into_windows
 from .partial_transcripts import PartialTranscript, content_checksum
 from .session import model_lock
@@ -62,8 +62,8 @@ class TranscribingSettings:
             CPU nothing is compiled, and nothing gained.
         min_logprob: leave out windows whose words the model was less sure of: the mean log-probability of their tokens. For
             what sounds like speech to the gate, and is none: `benchmarks/no_speech.py` says what it keeps out and costs.
-        ctc_weight: weight of CTC beside the language model when each window's transcript is chosen from candidates of both;
-            0 is the language model's greedy one. See [`audiollm.inference.ctc_rescoring`].
+        ctc_weight: weight of CTC beside the language model in n-best rescoring; 0 keeps the language model's greedy
+            transcript. None is [`audiollm.inference.ctc_rescoring.default_ctc_weight`]: on where the checkpoint has CTC posteriors.
     """
 
     prompt: str = TRANSCRIBE_PROMPT
@@ -75,7 +75,7 @@ class TranscribingSettings:
     carry_context: bool = False
     static_cache: bool = False
     min_logprob: float | None = None
-    ctc_weight: float = 0.0
+    ctc_weight: float | None = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Transcriber:
         progress: shows a bar of audio seconds, with speed as a multiple of real time, and time left.
 
     Raises:
-        ValueError: `ctc_weight` is set, and the model has no CTC to ask.
+        ValueError: `ctc_weight` is above 0, and the model has no CTC posteriors.
     """
 
     def __init__(
@@ -133,7 +133,11 @@ class Transcriber:
         progress: bool = True,
     ):
         self.model, self.processor, self.progress = model.eval(), processor, progress
-        self.settings, self.model_name = settings or TranscribingSettings(), model_name
+        settings, self.model_name = settings or TranscribingSettings(), model_name
+        if settings.ctc_weight is None:  # a cache of fixed size holds one answer a window
+            weight = 0.0 if settings.static_cache else default_ctc_weight(model.config)
+            settings = replace(settings, ctc_weight=weight)
+        self.settings = settings
         self._made_with = {
             "weights": fingerprint(model.state_dict()),
             "dtype": str(model.dtype).removeprefix("torch."),
@@ -330,7 +334,7 @@ class Transcriber:
             conversations, tokenize=True, add_generation_prompt=True, padding_side="left"
         ).to(self.model.device)
         if self._rescorer is not None:
-            return self._hear_twice(inputs, bounds)
+            return self._choose(inputs, bounds)
         options: dict[str, Any] = {"max_new_tokens": max(bounds), "do_sample": False, **self._cache_options}
         certainty = Certainty()
         with model_lock(self.model):
@@ -353,7 +357,7 @@ class Transcriber:
             results.append((text, is_cut_off))
         return results
 
-    def _hear_twice(self, inputs, bounds: list[int]) -> list[tuple[str, bool]]:
+    def _choose(self, inputs, bounds: list[int]) -> list[tuple[str, bool]]:
         """As `_hear`, of what the language model and CTC find likeliest together."""
         assert self._rescorer is not None
         with model_lock(self.model):

@@ -36,8 +36,7 @@ from .lora import (
     reset_adapters,
 )
 from .piece_readout import PieceReadout
-from .projector import ContextBlock
-from .projector import AudioLlmProjector
+from .projector import AudioLlmProjector, ContextBlock
 
 logger = logging.get_logger(__name__)
 

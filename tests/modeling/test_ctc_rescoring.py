@@ -13,7 +13,7 @@ from audiollm import AudioLlmForConditionalGeneration, AudioLlmPipeline
 from audiollm.evaluation.listening import evaluate_listening, transcribe
 from audiollm.inference import ctc_rescoring
 from audiollm.inference.answering import answer, ask
-from audiollm.inference.ctc_rescoring import Candidate, CtcRescorer
+from audiollm.inference.ctc_rescoring import DEFAULT_CTC_WEIGHT, Candidate, CtcRescorer
 from audiollm.inference.ctc_search import prefix_beam_search
 from audiollm.inference.recording_encoder import RecordingEncoder
 from audiollm.inference.spoken_pieces import spoken_form
@@ -242,7 +242,7 @@ def test_what_is_no_transcript_is_refused(model, tiny_processor, asked, options,
 # ------------------------------------------------------------------------------------------ through what people use
 
 
-def test_reports_pipelines_and_commands_hear_twice(model, checkpoint, tiny_processor, clips, tmp_path, capsys) -> None:
+def test_reports_pipelines_and_commands_rescore(model, checkpoint, tiny_processor, clips, tmp_path, capsys) -> None:
     from audiollm.evaluation.evaluate import main as evaluate
     from audiollm.inference.transcribe import main as transcribe_command
 
@@ -265,6 +265,14 @@ def test_reports_pipelines_and_commands_hear_twice(model, checkpoint, tiny_proce
     assert capsys.readouterr().out.splitlines() == [
         f"{file}: {' '.join(text.split())}" for file, text in zip(files, twice)
     ]
+
+    # By default with the default weight; 0 is greedy.
+    for weight, given in ((DEFAULT_CTC_WEIGHT, []), (0.0, ["--ctc_weight", "0"])):
+        expected = transcribe(model, tiny_processor, clips, PROMPT, **options, ctc_weight=weight)
+        transcribe_command([*call, *given, *map(str, files)])
+        assert capsys.readouterr().out.splitlines() == [
+            f"{file}: {' '.join(text.split())}" for file, text in zip(files, expected)
+        ]
 
     data = tmp_path / "data.json"
     data.write_text(json.dumps([{"text": PROMPT, "audio_paths": file.name, "response": "a"} for file in files]))
