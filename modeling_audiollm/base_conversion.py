@@ -130,6 +130,7 @@ def convert_whisper(name: str, weights: Path, folder: Path, beside: Callable[[st
     if is_multilingual:
         languages = [f"<|{code}|>" for code in LANGUAGES if f"<|{code}|>" in specials]
         multilingual = {
+            "task": "transcribe",  # without it, the decoder is not told what to do and repeats itself
             "lang_to_id": {language: ids(language) for language in languages},
             "task_to_id": {task: ids(f"<|{task}|>") for task in ("transcribe", "translate")},
         }

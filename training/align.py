@@ -7,6 +7,7 @@ and the encoder's output comes from the cache, so that an epoch over minutes of 
 same projector and LoRA do not listen at all after as many minutes of ordinary training.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -98,7 +99,8 @@ class CtcAligner(nn.Module):
         stacked, mask = self.projector.stack(encoded_audio.float(), encoded_audio_lengths)
         projected = self.projector.project(stacked, mask) - self.offset
         real = self.readout.log_probabilities(projected, self.embeddings)
-        scores = real.new_zeros(*mask.shape, real.shape[-1]).masked_scatter(mask[:, :, None], real)
+        uniform = real.new_full((*mask.shape, real.shape[-1]), -math.log(real.shape[-1]))  # past a window's end
+        scores = uniform.masked_scatter(mask[:, :, None], real)
         return scores, slot_counts(encoded_audio_lengths, self.projector.stack_factor)
 
     def forward(self, encoded_audio, encoded_audio_lengths, targets, target_lengths, **kwargs) -> dict[str, Any]:
