@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from audiollm.inference.ctc_rescoring import DEFAULT_CTC_WEIGHT
 from audiollm.disks import check_writable
+from audiollm.inference.ctc_rescoring import DEFAULT_CTC_WEIGHT
 
 from .loading import check_device, find_checkpoint, load_processor
 from .loading_options import LoadingArguments
