@@ -237,7 +237,8 @@ class Transcriber:
             streams = [(job, self._windows(job)) for job in self._jobs[first : first + self.settings.batch_size]]
             while streams:
                 batch = [(job, window, stream) for job, stream in streams if (window := next(stream, None))]
-                self._hear_batch([(job, window) for job, window, _ in batch])
+                if batch:  # none is left where all recordings end together
+                    self._hear_batch([(job, window) for job, window, _ in batch])
                 streams = [(job, stream) for job, _, stream in batch]
                 yield
 
