@@ -1,4 +1,4 @@
-"""What is said when a disk takes no more, by whichever library it was that wrote."""
+"""Errors about full or unwritable disks, with the same wording whichever library was writing."""
 
 import errno
 import os
@@ -11,10 +11,10 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-#: No room left on the disk, of one's share of it, or below the largest size of a file.
+#: No space left, quota exceeded, file too large.
 NO_ROOM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 GOES_ON = "what is done is kept: make room, and the same command goes on"
-#: How safetensors words what the system said; and torch, which keeps to itself what that was.
+#: Messages of safetensors, which quotes the system's error, and of torch, which does not.
 SYSTEM_ERROR = re.compile(r"I/O error: .*\(os error (\d+)\)")
 TORCH_WRITER = re.compile(r"PytorchStreamWriter|inline_container")
 
@@ -22,20 +22,20 @@ TORCH_WRITER = re.compile(r"PytorchStreamWriter|inline_container")
 @contextmanager
 def naming_the_disk(folder: str | os.PathLike[str], advice: str = GOES_ON) -> Iterator[None]:
     """
-    Has an error for want of room say where there is none, and what to do.
+    Make an error about lack of space name the folder and say what to do.
 
     Args:
-        folder: what is written to.
-        advice: what is kept and what to do, put behind the reason.
+        folder: the folder that is written to.
+        advice: what is kept and what to do.
 
     Raises:
-        OSError: in place of what safetensors and torch raise when they cannot write; others stay what they are.
+        OSError: instead of the errors of safetensors and torch when they cannot write.
     """
     try:
         yield
     except OSError as error:
         if error.errno not in NO_ROOM_ERRORS or "make room" in str(error).lower():
-            raise  # something else, or it says so already
+            raise  # another error, or one that has the advice already
         raise _no_room(error.errno, error.filename2 or error.filename or folder, advice) from error
     except SafetensorError as error:
         said = SYSTEM_ERROR.search(str(error))
@@ -59,10 +59,10 @@ def _no_room(number: int, path: str | bytes | os.PathLike[str], advice: str) -> 
 
 def check_writable(folder: str | os.PathLike[str]) -> Path:
     """
-    Makes a folder if need be, and finds out whether files can be made in it; returns it.
+    Create a folder if needed, check that files can be created in it, and return it.
 
     Raises:
-        OSError: they cannot.
+        OSError: it cannot be written to.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def check_writable(folder: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def appearing_whole(output: Path) -> Iterator[Path]:
-    """A folder beside `output`, which takes its place once all is written, and is removed if something fails."""
+    """Yield a folder beside `output` that replaces it when the block ends, or is removed if the block fails."""
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=output.parent))
     try:

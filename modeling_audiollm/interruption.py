@@ -1,8 +1,8 @@
 """
-Ctrl-C and SIGTERM that are not lost: what a library swallows is raised again at the next row.
+Handling of Ctrl-C and SIGTERM that no library can swallow.
 
-A signal's handler raises wherever the program happens to be. Where that is inside an `except:` that goes on, a callback from
-C or a destructor, the exception is gone, and the work would go on to its end as if nobody had asked it to stop.
+A signal's handler raises wherever the program happens to be. Inside a bare `except:`, a callback from C or a destructor that
+exception is lost, so loops call [`check_interrupted`] between rows to raise it again.
 """
 
 import signal
@@ -12,25 +12,24 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
-#: Exit statuses of programs that Ctrl-C, and SIGTERM, have ended, as shells have them.
+#: Exit statuses after Ctrl-C and after SIGTERM, as in a shell.
 INTERRUPTED_EXIT, TERMINATED_EXIT = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 Item = TypeVar("Item")
-#: The signal that has come, and is to end what is under way.
+#: The signal that arrived and is being handled.
 _came: list[signal.Signals] = []
 
 
 class TerminatedError(KeyboardInterrupt):
-    """SIGTERM came; what handles Ctrl-C handles it as well."""
+    """Raised for SIGTERM; a KeyboardInterrupt, so that code for Ctrl-C handles it."""
 
 
 @contextmanager
 def ended_by_signals(numbers: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)) -> Iterator[None]:
     """
-    Has signals raise KeyboardInterrupt, or TerminatedError for SIGTERM, and [`check_interrupted`] raise them again.
+    Raise KeyboardInterrupt on SIGINT and TerminatedError on SIGTERM while the block runs.
 
-    Signals that are ignored (`nohup`, jobs in the background) stay so. In a thread other than the main one, which hears of
-    no signal, nothing changes.
+    Signals that are ignored (`nohup`, background jobs) stay ignored. Outside the main thread this does nothing.
     """
     former: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():
@@ -58,13 +57,13 @@ def _raise() -> NoReturn:
 
 
 def check_interrupted() -> None:
-    """Raises what a signal raised before, if that was swallowed; for loops to call between what they do whole."""
+    """Raise the interrupt again if it was swallowed; called between units of work."""
     if _came and threading.current_thread() is threading.main_thread():
         _raise()
 
 
 def interruptible(items: Iterable[Item]) -> Iterator[Item]:
-    """The items, with a check before each, and one behind the last."""
+    """Yield the items, with [`check_interrupted`] before each and after the last."""
     for item in items:
         check_interrupted()
         yield item
@@ -72,7 +71,7 @@ def interruptible(items: Iterable[Item]) -> Iterator[Item]:
 
 
 def exit_status(interrupt: KeyboardInterrupt) -> int:
-    """Status to exit with."""
+    """Return the exit status for an interrupt."""
     return TERMINATED_EXIT if isinstance(interrupt, TerminatedError) else INTERRUPTED_EXIT
 
 

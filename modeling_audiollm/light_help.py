@@ -1,9 +1,8 @@
 """
-Help without the libraries: while a command says what its options are, everything that is not Python's own is a stand-in.
+Help of a command without importing torch, transformers and other libraries, which would take seconds.
 
-Importing torch and transformers takes seconds, and the help of a command needs nothing of them but names: to annotate with,
-to derive classes from, to decorate functions with. Stand-ins can do these things and nothing else; where a command does more,
-the caller imports it in earnest.
+Help needs only names of a library: to annotate with, to derive classes from, to decorate functions with. Each library is
+replaced by stand-ins that can do this and nothing else. If a command does more, it is imported normally instead.
 """
 
 import importlib
@@ -17,16 +16,16 @@ from inspect import CO_OPTIMIZED
 from types import ModuleType
 from typing import Any
 
-#: Not stood in for: ourselves, and the reader of the tables that options come from.
+#: Imported normally: this package, and YAML, from which options are read.
 REAL = {"audiollm", "yaml", "_yaml"}
 
 
 class StandInUsedError(Exception):
-    """A command wants more of a library than its names."""
+    """A function of a library was called."""
 
 
 class _Kind(type):
-    """What can be done with a stand-in, which is a class."""
+    """Metaclass of stand-ins: what can be done with the class itself."""
 
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__"):
@@ -54,7 +53,7 @@ class _Kind(type):
 
 @dataclass
 class StandIn(metaclass=_Kind):
-    """Any class, function or value of a library: a dataclass and a TypedDict as well, since some of them are."""
+    """Stand-in for any class, function or value; also a dataclass and a TypedDict, since some of them are."""
 
     __optional_keys__ = __required_keys__ = frozenset[str]()
 
@@ -70,9 +69,9 @@ class _Module(ModuleType):
 
 
 class _Libraries(MetaPathFinder, Loader):
-    """Finds a stand-in for every module of a library."""
+    """Finder and loader of stand-in modules."""
 
-    #: Whether the command's module is imported, and functions now run in earnest.
+    #: Whether the command's module has been imported, so that calls are no longer part of an import.
     in_use = False
 
     def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
@@ -84,7 +83,7 @@ class _Libraries(MetaPathFinder, Loader):
         return _Module(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """There is nothing to run."""
+        """Do nothing: there is no code to run."""
 
 
 @contextmanager
@@ -105,17 +104,17 @@ def _stood_in() -> Iterator[None]:
 
 def show_help(module: str, arguments: Sequence[str]) -> None:
     """
-    Show a command's help and exit, importing no library; return where that is not possible.
+    Show a command's help and exit without importing libraries; return if that is not possible.
 
     Args:
-        module: of the command; has `main`.
-        arguments: of the command line, `--help` among them.
+        module: module of the command, with `main`.
+        arguments: command line that contains `--help`.
     """
-    if "transformers" in sys.modules:  # nothing is left to save
+    if "transformers" in sys.modules:  # there is nothing to save
         return
-    from . import option_parser  # noqa: F401 - reads a file of transformers, in earnest
+    from . import option_parser  # noqa: F401 - needs a real file of transformers
 
-    with suppress(Exception), _stood_in():  # whatever stand-ins cannot do
+    with suppress(Exception), _stood_in():  # StandInUsedError, or a failure on a stand-in
         command = importlib.import_module(module)
         _Libraries.in_use = True
         command.main(arguments)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import HfArgumentParser
 else:
-    # `import transformers` takes longer than all else that `--help` does, and this file of it imports nothing of it.
+    # This file imports nothing else of transformers, whose import takes longer than the rest of `--help`.
     _found = importlib.util.find_spec("transformers")
     _file = Path(_found.submodule_search_locations[0]) / "hf_argparser.py"
     _spec = importlib.util.spec_from_file_location("_audiollm_hf_argparser", _file)
@@ -19,8 +19,7 @@ else:
     _spec.loader.exec_module(_module)
     HfArgumentParser = _module.HfArgumentParser
 
-#: What argparse and HfArgumentParser add to options, and nobody reads: the other spelling; that there is no default, or
-#: that a list or a flag is not given by default; that a flag takes true and false as well; lists as Python writes them.
+#: Parts of the help that are left out: the second spelling, empty defaults, the values of flags, Python's list syntax.
 OTHER_SPELLING = re.compile(r"^(  --\w+(?: \{[^}]*\}|[^,\n]*)), --\w+-[\w-]+.*$", re.MULTILINE)
 NO_DEFAULT = re.compile(r"\s+\(default:\s+(?:None|False|\[\])?\)")
 FLAG_VALUE = re.compile(r"^(  --\w+) \[[A-Z0-9_]+\]", re.MULTILINE)
@@ -31,25 +30,25 @@ class OptionParser(HfArgumentParser):
     """transformers' parser, with less to read in its help."""
 
     def format_help(self) -> str:
-        """The help, each option by one name."""
+        """Return the help, with one name for each option."""
         text = OTHER_SPELLING.sub(r"\1", super().format_help())
         text = FLAG_VALUE.sub(r"\1", NO_DEFAULT.sub("", text))
         return DEFAULT_LIST.sub(lambda match: f"(default: {' '.join(LIST_ITEM.findall(match[1]))})", text)
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Options with their defaults; examples as they are written."""
+    """Formats options with their defaults, and the description as it is written."""
 
 
 def parser_of(options: Any, command: str, usage: str, description: str | None) -> OptionParser:
     """
-    The parser of one command.
+    Return the parser of one command.
 
     Args:
-        options: dataclass, or several, whose fields are the options.
+        options: dataclass or dataclasses whose fields are the options.
         command: as in `audiollm COMMAND`.
-        usage: what stands behind the command.
-        description: a module's docstring.
+        usage: arguments in the usage line.
+        description: text above the options, usually a module's docstring.
     """
     parser = OptionParser(
         options,
