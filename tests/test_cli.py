@@ -76,7 +76,13 @@ WITHOUT = f"import sys\nsys.modules.update(dict.fromkeys({OF_EXTRAS}))\n"
 
 
 def test_inference_and_publishing_need_no_extra() -> None:
-    rooms = ["answering", "inference.generate", "inference.chat", "inference.transcribe", "inference.summarize"]
+    rooms = [
+        "inference.answering",
+        "inference.generate",
+        "inference.chat",
+        "inference.transcribe",
+        "inference.summarize",
+    ]
     rooms += ["inference.export", "publishing.card", "publishing.push", "publishing.shrink", "embedded_bases"]
     run(WITHOUT + "".join(f"import audiollm.{room}\n" for room in rooms))
 
