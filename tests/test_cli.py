@@ -118,7 +118,6 @@ def test_an_unknown_command_is_refused_with_the_known_ones(monkeypatch) -> None:
     assert all(name in str(caught.value.code) for name in cli.COMMANDS)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("name", list(cli.COMMANDS))
 def test_help_is_the_same_without_the_libraries(name: str, monkeypatch, capsys) -> None:
     """In a process of its own no library is imported; here they are, and the parser reads the real classes."""
