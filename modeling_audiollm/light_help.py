@@ -8,11 +8,12 @@ replaced by stand-ins that can do this and nothing else. If a command does more,
 import importlib
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from inspect import CO_OPTIMIZED
+from io import StringIO
 from types import ModuleType
 from typing import Any
 
@@ -114,10 +115,16 @@ def show_help(module: str, arguments: Sequence[str]) -> None:
         return
     from . import option_parser  # noqa: F401 - needs a real file of transformers
 
-    with suppress(Exception), _stood_in():  # StandInUsedError, or a failure on a stand-in
-        command = importlib.import_module(module)
-        _Libraries.in_use = True
-        command.main(arguments)
+    try:
+        with _stood_in(), redirect_stderr(StringIO()):
+            command = importlib.import_module(module)
+            _Libraries.in_use = True
+            command.main(arguments)
+    except SystemExit as finished:
+        if not finished.code:  # an error is reported by the command itself
+            raise
+    except Exception:  # StandInUsedError, or a failure on a stand-in
+        return
 
 
 __all__ = ["show_help"]
