@@ -26,7 +26,7 @@ from .augment import FeatureAugmentation
 from .checkpointing import last_complete_checkpoint
 from .dataset import cached_windows, pad_windows
 from .errors import TrainingError
-from .feature_cache import FeatureCache
+from .feature_cache import FeatureCache, FeatureStore
 from .trainer import ResumableTrainer
 from .variants import WaveformVariants
 
@@ -254,7 +254,7 @@ class Alignment:
 class AlignmentCollator:
     """Brings in the clips' frames."""
 
-    cache: FeatureCache
+    cache: FeatureStore
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Inputs of [`CtcAligner.forward`]."""
@@ -343,7 +343,7 @@ def align(
         model=aligner,
         args=arguments,
         train_dataset=dataset,
-        data_collator=AlignmentCollator(cache),
+        data_collator=AlignmentCollator(cache.store),
         augmentation=None if augmentation is None else partial(vary_clips, augmentation=augmentation),
         callbacks=list(callbacks),
     )

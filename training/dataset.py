@@ -11,7 +11,7 @@ from audiollm.processing.conversations import IGNORED_LABEL
 
 from .augment import FeatureAugmentation
 from .encoding import build_dataset
-from .feature_cache import FeatureCache
+from .feature_cache import FeatureCache, FeatureStore
 
 
 @dataclass
@@ -21,13 +21,18 @@ class AudioLlmCollator:
 
     Attributes:
         processor: gives the padding token, and features where there is no cache.
-        cache: the one the dataset was built with, or None.
+        cache: what the dataset's features lie in, or None. Of a [`FeatureCache`] only what reads them is kept: workers
+            of the DataLoader are sent the collator, and must not be sent the model.
         pad_to_multiple_of: rounds the length up, for hardware that likes it.
     """
 
     processor: AudioLlmProcessor
-    cache: FeatureCache | None = None
+    cache: FeatureStore | None = None
     pad_to_multiple_of: int = 1
+
+    def __post_init__(self):
+        if isinstance(self.cache, FeatureCache):
+            self.cache = self.cache.store
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """
@@ -144,7 +149,7 @@ def resize_slots(
     return new_ids, new_labels
 
 
-def cached_windows(cache: FeatureCache, key: str) -> list[torch.Tensor]:
+def cached_windows(cache: FeatureStore, key: str) -> list[torch.Tensor]:
     """Encoder frames of one recording, a tensor `(frames, d_model)` per window."""
     frames, lengths = cache.load(key)
     return list(frames.split(lengths.tolist()))
@@ -164,7 +169,7 @@ def pad_windows(windows: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
-def load_encoded_audio(cache: FeatureCache, keys: Sequence[str]) -> dict[str, torch.Tensor]:
+def load_encoded_audio(cache: FeatureStore, keys: Sequence[str]) -> dict[str, torch.Tensor]:
     """Encoder frames of several recordings from the cache, as [`pad_windows`] gives them."""
     return pad_windows([window for key in keys for window in cached_windows(cache, key)])
 

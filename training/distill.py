@@ -29,7 +29,7 @@ from .answer_trainer import AnswerTrainer, answer_logits, without_learning
 from .arguments import AudioLlmTrainingArguments
 from .dataset import AudioLlmCollator, build_dataset, pad_rows
 from .errors import TrainingError
-from .feature_cache import FeatureCache
+from .feature_cache import FeatureCache, FeatureStore
 
 #: In the output folder; what the teacher wrote, one prompt a line.
 TEACHER_ANSWERS_FILE = "teacher_answers.jsonl"
@@ -219,7 +219,7 @@ class DistillCollator:
     """Pads rows of [`build_distill_dataset`]: the audio rows as [`AudioLlmCollator`] does, and the teacher's."""
 
     processor: AudioLlmProcessor
-    cache: FeatureCache | None = None
+    cache: FeatureStore | None = None
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """What [`AudioLlmCollator`] gives, and `teacher_input_ids`, `teacher_attention_mask`, `teacher_labels`."""
@@ -322,7 +322,7 @@ def build_trainer(
         args=training_arguments,
         train_dataset=dataset(examples),
         eval_dataset=None if eval_examples is None else dataset(eval_examples),
-        data_collator=DistillCollator(processor, cache),
+        data_collator=DistillCollator(processor, None if cache is None else cache.store),
         processing_class=processor,
         callbacks=list(callbacks),
         augmentation=augmentation,

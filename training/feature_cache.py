@@ -49,7 +49,66 @@ class FeatureCacheError(OSError):
     """A folder that features cannot be kept in; the message says why and what to do."""
 
 
-class FeatureCache:
+class FeatureStore:
+    """
+    A folder of encoder frames, to be read: without model or processor, so that it is light to send to other processes.
+
+    Args:
+        folder: of one encoder, as [`FeatureCache`] fills it.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def path(self, key: str) -> Path:
+        """File of a key; they are spread over 256 folders."""
+        return self.folder / key[:2] / f"{key}.safetensors"
+
+    def load(self, key: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Frames `(total_frames, d_model)` of a recording's windows one after the other, and how many each window has.
+
+        Raises:
+            KeyError: the key was never computed, or its file is damaged.
+        """
+        try:
+            with safe_open(self.path(key), framework="pt") as file:
+                return file.get_tensor("frames"), file.get_tensor("lengths")
+        except (FileNotFoundError, SafetensorError) as error:
+            raise KeyError(f"No features for {key} in {self.folder} ({error}).") from error
+
+    def lengths(self, key: str) -> list[int]:
+        """
+        How many frames each window of a recording has, without reading them.
+
+        Raises:
+            KeyError: as [`load`].
+        """
+        try:
+            with safe_open(self.path(key), framework="pt") as file:
+                return file.get_tensor("lengths").tolist()
+        except (FileNotFoundError, SafetensorError) as error:
+            raise KeyError(f"No features for {key} in {self.folder} ({error}).") from error
+
+    def has(self, key: str) -> bool:
+        """Whether a key's features are there and readable."""
+        try:
+            with safe_open(self.path(key), framework="pt") as file:
+                return {"frames", "lengths"} <= set(file.keys())
+        except (FileNotFoundError, SafetensorError):
+            return False
+
+    def size_bytes(self, keys: Iterable[str] | None = None) -> int:
+        """What this encoder's features take on disk: those of some keys, or all."""
+        paths = self.folder.rglob("*.safetensors") if keys is None else map(self.path, keys)
+        return sum(path.stat().st_size for path in paths)
+
+    def describe(self) -> str:
+        """Where it is and how large."""
+        return f"Feature cache: {self.size_bytes() / BYTES_PER_MB:.0f} MB in {self.folder}."
+
+
+class FeatureCache(FeatureStore):
     """
     A folder of encoder frames, one safetensors file per recording.
 
@@ -93,13 +152,18 @@ class FeatureCache:
         }
         encoder_key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
         root = Path(folder) if folder is not None else audiollm_cache_dir() / "features"
-        self.folder = root / encoder_key[:KEY_LENGTH]
+        super().__init__(root / encoder_key[:KEY_LENGTH])
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FeatureCacheError(f"--feature_cache {root} cannot be used: {error}") from error
         if not os.access(self.folder, os.W_OK | os.X_OK):
             raise FeatureCacheError(f"--feature_cache {root} cannot be written to.")
+
+    @property
+    def store(self) -> FeatureStore:
+        """What reads what is stored."""
+        return FeatureStore(self.folder)
 
     def key(self, recording: Any) -> str:
         """
@@ -120,44 +184,6 @@ class FeatureCache:
             digest.update(b"waveform")
             digest.update(np.ascontiguousarray(recording, dtype=np.float32).tobytes())
         return digest.hexdigest()[:KEY_LENGTH]
-
-    def path(self, key: str) -> Path:
-        """File of a key; they are spread over 256 folders."""
-        return self.folder / key[:2] / f"{key}.safetensors"
-
-    def load(self, key: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Frames `(total_frames, d_model)` of a recording's windows one after the other, and how many each window has.
-
-        Raises:
-            KeyError: the key was never computed, or its file is damaged.
-        """
-        try:
-            with safe_open(self.path(key), framework="pt") as file:
-                return file.get_tensor("frames"), file.get_tensor("lengths")
-        except (FileNotFoundError, SafetensorError) as error:
-            raise KeyError(f"No features for {key} in {self.folder} ({error}).") from error
-
-    def lengths(self, key: str) -> list[int]:
-        """
-        How many frames each window of a recording has, without reading them.
-
-        Raises:
-            KeyError: as [`load`].
-        """
-        try:
-            with safe_open(self.path(key), framework="pt") as file:
-                return file.get_tensor("lengths").tolist()
-        except (FileNotFoundError, SafetensorError) as error:
-            raise KeyError(f"No features for {key} in {self.folder} ({error}).") from error
-
-    def has(self, key: str) -> bool:
-        """Whether a key's features are there and readable."""
-        try:
-            with safe_open(self.path(key), framework="pt") as file:
-                return {"frames", "lengths"} <= set(file.keys())
-        except (FileNotFoundError, SafetensorError):
-            return False
 
     def compute(self, recording: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Encodes one recording, window by window; the result is as [`load`] gives it."""
@@ -284,15 +310,6 @@ class FeatureCache:
         finally:
             with suppress(OSError):
                 unfinished.unlink(missing_ok=True)
-
-    def size_bytes(self, keys: Iterable[str] | None = None) -> int:
-        """What this encoder's features take on disk: those of some keys, or all."""
-        paths = self.folder.rglob("*.safetensors") if keys is None else map(self.path, keys)
-        return sum(path.stat().st_size for path in paths)
-
-    def describe(self) -> str:
-        """Where it is and how large."""
-        return f"Feature cache: {self.size_bytes() / BYTES_PER_MB:.0f} MB in {self.folder}."
 
 
 class _Encoding(Dataset):

@@ -29,7 +29,7 @@ from .answer_arguments import PreferArguments
 from .answer_trainer import AnswerTrainer, answer_logits, without_learning
 from .arguments import AudioLlmTrainingArguments
 from .dataset import AudioLlmCollator, build_dataset
-from .feature_cache import FeatureCache
+from .feature_cache import FeatureCache, FeatureStore
 
 #: Name of the adapter that holds the reference while a model is trained.
 REFERENCE_ADAPTER = "preference_reference"
@@ -184,7 +184,7 @@ class PreferenceCollator:
     """Pads rows of [`build_preference_dataset`] as one batch of twice as many rows."""
 
     processor: AudioLlmProcessor
-    cache: FeatureCache | None = None
+    cache: FeatureStore | None = None
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """What [`AudioLlmCollator`] gives: the chosen answer of every pair, then the rejected one of every pair."""
@@ -365,7 +365,7 @@ def build_trainer(
         args=training_arguments,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
-        data_collator=PreferenceCollator(processor, cache),
+        data_collator=PreferenceCollator(processor, None if cache is None else cache.store),
         processing_class=processor,
         callbacks=list(callbacks),
         preference=prefer_arguments,

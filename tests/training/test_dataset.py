@@ -1,6 +1,8 @@
 """Examples to batches: exact ids and labels, slots as many as audio tokens, and augmentation that keeps it so."""
 
 import numpy as np
+import pickle
+
 import pytest
 import soundfile
 import torch
@@ -213,3 +215,18 @@ def test_tempo_changes_only_where_it_may() -> None:
     assert (stretched.diff(dim=0) >= 0).all() and stretched[0, 0] == 0 and stretched[-1, 0] == 99
     one = slower(frames[:1], may_change_length=True)
     assert one.shape == (2, 4)
+
+
+def test_what_workers_are_sent_holds_no_model(tiny_model, tiny_processor, cache, dataset) -> None:
+    rows = [dataset[index] for index in range(3)]
+    targets = [{"audio": row["audio"][0], "targets": [1]} for row in rows]
+    pair = [{**row, "teacher_input_ids": row["input_ids"], "teacher_labels": row["labels"]} for row in rows]
+    for collator, given in (
+        (AudioLlmCollator(tiny_processor, cache), rows),
+        (DistillCollator(tiny_processor, cache.store), pair),
+        (AlignmentCollator(cache.store), targets),
+    ):
+        sent = pickle.dumps(collator)
+        assert b"AudioLlmForConditionalGeneration" not in sent
+        batch, again = collator(given), pickle.loads(sent)(given)
+        assert batch.keys() == again.keys() and all(torch.equal(batch[name], again[name]) for name in batch)
