@@ -22,10 +22,10 @@ from audiollm.projector import slot_counts
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 
+from .arguments import TrainingError
 from .augment import FeatureAugmentation
 from .checkpointing import last_complete_checkpoint
 from .dataset import cached_windows, pad_windows
-from .errors import TrainingError
 from .feature_cache import FeatureCache, FeatureStore
 from .trainer import ResumableTrainer
 from .variants import WaveformVariants

@@ -10,8 +10,8 @@ from audiollm.corpora.rows import ASSISTANT
 from audiollm.corpora.sources import Examples, settle_problems
 from tqdm.auto import tqdm
 
+from .arguments import TrainingError
 from .encoding import EXAMPLE_ERRORS, ExampleEncoder
-from .errors import TrainingError
 
 
 @dataclass

@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from audiollm.corpora.normalisers import NORMALISERS
 from audiollm.embedded_bases import DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE
-from transformers import TrainingArguments
+from audiollm.evaluation.listening import MAX_NEW_TOKENS
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.trainer_utils import IntervalStrategy
+from transformers.utils import is_bitsandbytes_available
 
-from .evaluation_arguments import EvaluationArguments
-from .quantised import check_quantisation
-from .sharding import check_distributed
-from .source_arguments import BudgetArguments, SourceArguments
-from .trainable import DEFAULT_TRAINABLE, TRAINABLE, trains
+from .batching import BatchBudget
+from .sharding import asks_for_fsdp, check_distributed
+from .streaming import SHUFFLE_ROWS
 from .waveform_arguments import WaveformArguments
 
 CACHE_OFF = "off"
@@ -36,6 +37,38 @@ TRACKER_EXTRAS = ("wandb", "tensorboard", "trackio")
 Stage = Literal["align", "read", "instruct", "distill", "prefer"]
 DEFAULT_STAGE: Stage = "instruct"
 SHORT_NAMES = {"batch_size": "per_device_train_batch_size", "num_epochs": "num_train_epochs"}
+#: What `--trainable` may be, and the parts it lets train.
+TRAINABLE = {
+    "adapter": ("projector", "lora"),
+    "projector": ("projector",),
+    "lora": ("lora",),
+    "adapter+audio": ("projector", "lora", "audio"),
+    "adapter+llm": ("projector", "lora", "llm"),
+    "all": ("projector", "lora", "audio", "llm"),
+}
+DEFAULT_TRAINABLE = "adapter"
+#: Whisper's sinusoids: fixed, also when Whisper itself was trained.
+NEVER_TRAINED = "audio_tower.embed_positions."
+STAGE_OF_MIXTURES = "instruct"
+#: Stages that read every form of data, and several sources.
+STAGES_OF_ALL_FORMS = ("align", "read", STAGE_OF_MIXTURES)
+#: Stages whose batches may be bounded by what they hold.
+STAGES_OF_BUDGETS = ("read", STAGE_OF_MIXTURES)
+WORD_ERROR = "word_error"
+#: What a checkpoint can be the best by, without `eval_`; the control is not among them, as it should be high.
+METRICS = ("loss", WORD_ERROR)
+#: Options that do nothing unless there is evaluation, and what they are when not given.
+EVALUATION_DEFAULTS = {
+    "eval_max_samples": 100,
+    "eval_samples_shown": 5,
+    "eval_max_new_tokens": MAX_NEW_TOKENS,
+    "eval_normaliser": "english",
+}
+SMALLEST = {"eval_max_samples": 1, "eval_samples_shown": 0, "eval_max_new_tokens": 1, "early_stopping_patience": 1}
+
+
+class TrainingError(ValueError):
+    """Model, data and folder do not go together as asked; the message says what to do."""
 
 
 @dataclass
@@ -148,6 +181,101 @@ class ModelArguments:
 
 
 @dataclass
+class SourceArguments:
+    """Where examples come from."""
+
+    data_path: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "One or several of: a JSON list, *.jsonl or *.parquet of {text with <audio>, audio_paths or audio, "
+            "response} or {messages}; a folder of Parquet files, or that save_to_disk wrote; hub:org/name?config=C&split=S&revision=R."
+        },
+    )
+    data_weights: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "One number per data_path: the share of the rows of an epoch that it gives. An epoch is then as "
+            "long as it takes for every example to come at least once. Without it, each comes exactly once."
+        },
+    )
+    audio_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder that relative audio paths start from; that of the data file by default."},
+    )
+    on_bad_example: Literal["error", "skip"] = field(
+        default="error",
+        metadata={
+            "help": "error: list all bad examples and stop. skip: count and list them, and train on the others."
+        },
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read examples as they are needed, without counting or checking them ahead; needs --max_steps."
+        },
+    )
+    shuffle_rows: int | None = field(
+        default=None,
+        metadata={
+            "help": f"With --streaming: rows that are held to draw from; {SHUFFLE_ROWS} by default, 0 for none."
+        },
+    )
+    eval_data_path: str | None = field(
+        default=None,
+        metadata={"help": "Held-out examples, in one of the forms of data_path, for --eval_strategy."},
+    )
+
+    def __post_init__(self):
+        if isinstance(self.data_path, str):
+            self.data_path = [self.data_path]
+
+    def check_sources(self, training: "BudgetArguments", stage: str = STAGE_OF_MIXTURES) -> None:
+        """
+        Raises:
+            ValueError: options contradict each other.
+        """
+        if self.data_weights is not None:
+            if len(self.data_weights) != len(self.data_path):
+                raise ValueError(
+                    f"--data_weights has {len(self.data_weights)} numbers for {len(self.data_path)} of --data_path; "
+                    "give one for each."
+                )
+            if min(self.data_weights) <= 0:
+                raise ValueError(f"--data_weights are {self.data_weights}; expected positive numbers.")
+        if self.shuffle_rows is not None and not self.streaming:
+            raise ValueError("--shuffle_rows is of --streaming; without it, all rows are shuffled.")
+        if self.shuffle_rows is not None and self.shuffle_rows < 0:
+            raise ValueError(f"--shuffle_rows is {self.shuffle_rows}; expected a number of rows, or 0.")
+        if self.streaming:
+            self._check_streaming(training)
+        if stage != STAGE_OF_MIXTURES:
+            reads_one = stage not in STAGES_OF_ALL_FORMS
+            counts_rows = stage not in STAGES_OF_BUDGETS
+            given = {
+                "several of --data_path": reads_one and len(self.data_path) > 1,
+                "--data_weights": self.data_weights is not None,
+                "--on_bad_example skip": reads_one and self.on_bad_example == "skip",
+                "--streaming": self.streaming,
+                "--max_tokens_per_batch": counts_rows and training.max_tokens_per_batch is not None,
+                "--max_audio_seconds_per_batch": counts_rows and training.max_audio_seconds_per_batch is not None,
+            }
+            for option in (option for option, is_given in given.items() if is_given):
+                files = "one data file" if reads_one else "data of any form, each row once,"
+                raise ValueError(f"--stage {stage} takes {files} in batches of rows; leave out {option}.")
+
+    def _check_streaming(self, training: "BudgetArguments") -> None:
+        if training.max_steps <= 0:
+            raise ValueError("--streaming cannot count its examples: say how long to train with --max_steps.")
+        if training.dataloader_num_workers:
+            raise ValueError("--streaming reads in the training process itself; leave out --dataloader_num_workers.")
+        if training.batch_budget() is not None:
+            raise ValueError(
+                "--streaming cannot sort examples by length; give --batch_size instead of --max_tokens_per_batch and "
+                "--max_audio_seconds_per_batch."
+            )
+
+
+@dataclass
 class DataArguments(WaveformArguments, SourceArguments):
     """What to train on."""
 
@@ -160,6 +288,135 @@ class DataArguments(WaveformArguments, SourceArguments):
     augment: bool = field(
         default=False, metadata={"help": "Vary the cached features anew in every batch: masks and tempo."}
     )
+
+
+@dataclass
+class BudgetArguments(TrainingArguments):
+    """transformers' `TrainingArguments`, with batches bounded by what they hold."""
+
+    max_tokens_per_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of --batch_size: tokens per device and batch, padding included, in batches of like length."
+        },
+    )
+    max_audio_seconds_per_batch: float | None = field(
+        default=None, metadata={"help": "Instead of --batch_size: seconds of audio per device and batch."}
+    )
+
+    def batch_budget(self, packed: bool = False) -> BatchBudget | None:
+        """What a batch may hold, its rows packed or padded; None where it is a number of rows."""
+        if self.max_tokens_per_batch is None and self.max_audio_seconds_per_batch is None:
+            return None
+        return BatchBudget(self.max_tokens_per_batch, self.max_audio_seconds_per_batch, packed)
+
+    def check_budget(self, batch_size: int | None) -> None:
+        """
+        Args:
+            batch_size: as it was given, under any of its names.
+
+        Raises:
+            ValueError: a budget is no size, or contradicts another option.
+        """
+        for name in ("max_tokens_per_batch", "max_audio_seconds_per_batch"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if value <= 0:
+                raise ValueError(f"--{name} is {value}; expected a positive number.")
+            conflicts = {
+                f"--batch_size {batch_size}": batch_size is not None,
+                "--auto_find_batch_size": self.auto_find_batch_size,
+                "--dataloader_drop_last": self.dataloader_drop_last,
+                f"--train_sampling_strategy {self.train_sampling_strategy}": self.train_sampling_strategy
+                != "group_by_length",
+            }
+            for option in (option for option, is_given in conflicts.items() if is_given):
+                raise ValueError(f"--{name} makes batches of like length itself; it contradicts {option}.")
+
+
+@dataclass
+class EvaluationArguments(TrainingArguments):
+    """What evaluation by generation adds to transformers' `TrainingArguments`."""
+
+    # None until they are checked, so that options that would do nothing are known from their defaults.
+    eval_max_samples: int | None = field(
+        default=None,
+        metadata={
+            "help": "Held-out rows that word error is scored on, evenly spaced over the file; "
+            f"{EVALUATION_DEFAULTS['eval_max_samples']} when not given. The loss is that of all rows."
+        },
+    )
+    eval_samples_shown: int | None = field(
+        default=None,
+        metadata={
+            "help": "How many of them are printed and sent to trackers, reference beside what was heard; "
+            f"{EVALUATION_DEFAULTS['eval_samples_shown']} when not given. eval_samples.jsonl has all."
+        },
+    )
+    eval_max_new_tokens: int | None = field(
+        default=None,
+        metadata={"help": f"Longest answer in tokens; {EVALUATION_DEFAULTS['eval_max_new_tokens']} when not given."},
+    )
+    eval_normaliser: str | None = field(
+        default=None,
+        metadata={
+            "help": "What makes texts alike before words are compared: english (Whisper's normaliser), basic (any "
+            "language with spaces: lower case, no punctuation) or none; english when not given."
+        },
+    )
+    metric_for_best_model: str | None = field(
+        default=None,
+        metadata={"help": "What the best checkpoint is best by, for --load_best_model_at_end: loss or word_error."},
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "Stop after so many evaluations in a row without a better --metric_for_best_model; never when not "
+            "given. Needs --load_best_model_at_end."
+        },
+    )
+
+    def infer_direction(self) -> None:
+        """Makes less of a word error the better; transformers takes every metric but a loss for one to raise."""
+        name = (self.metric_for_best_model or "").removeprefix("eval_")
+        if name == WORD_ERROR and self.greater_is_better is None:
+            self.greater_is_better = False
+
+    def check_evaluation(self) -> None:
+        """
+        Refuses options of evaluation that contradict each other or would do nothing, and sets those not given.
+
+        Raises:
+            ValueError: they do.
+        """
+        for name, least in SMALLEST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"--{name} is {value}; expected {least} or more.")
+        if self.eval_normaliser not in (None, *NORMALISERS):
+            raise ValueError(f"--eval_normaliser is {self.eval_normaliser!r}; expected one of {sorted(NORMALISERS)}.")
+        metric = self.metric_for_best_model
+        if metric is not None and metric.removeprefix("eval_") not in METRICS:
+            raise ValueError(f"--metric_for_best_model is {metric!r}; expected one of {', '.join(METRICS)}.")
+        if metric is not None and self.greater_is_better:
+            raise ValueError(
+                f"--greater_is_better contradicts --metric_for_best_model {metric}: less of it is better."
+            )
+        if self.eval_strategy == IntervalStrategy.NO:
+            needing = [*EVALUATION_DEFAULTS, "metric_for_best_model", "early_stopping_patience"]
+            given = [f"--{name}" for name in needing if getattr(self, name) is not None]
+            if given:
+                raise ValueError(f"{', '.join(given)} need evaluation: give --eval_data_path and --eval_strategy.")
+        if self.early_stopping_patience is not None and not self.load_best_model_at_end:
+            raise ValueError(
+                "--early_stopping_patience needs --load_best_model_at_end: the run would end with the weights that "
+                "had stopped getting better."
+            )
+        if self.eval_strategy != IntervalStrategy.NO:
+            for name, default in EVALUATION_DEFAULTS.items():
+                if getattr(self, name) is None:
+                    setattr(self, name, default)
 
 
 @dataclass
@@ -244,6 +501,76 @@ class AudioLlmTrainingArguments(EvaluationArguments, BudgetArguments):
             setattr(self, full, next(chosen))
         self.infer_direction()
         super().__post_init__()
+
+
+def trains(trainable: str, part: str) -> bool:
+    """
+    Whether a part trains: "projector", "lora", "audio" or "llm".
+
+    Raises:
+        ValueError: there is no such choice.
+    """
+    if trainable not in TRAINABLE:
+        raise ValueError(f"--trainable is {trainable!r}; expected one of {', '.join(TRAINABLE)}.")
+    return part in TRAINABLE[trainable]
+
+
+def part_of(name: str) -> str:
+    """The part that a weight belongs to, by its name in the model."""
+    if "multi_modal_projector." in name or "audio_boundary_embeds" in name:
+        return "projector"
+    if ".lora_" in name:
+        return "lora"
+    return "audio" if "audio_tower." in name else "llm"
+
+
+def set_trainable(model: PreTrainedModel, trainable: str) -> None:
+    """
+    Lets the weights of a choice require gradients, and no others.
+
+    A base that trains is no longer the one its id names. The configuration forgets the id, so that from here on the
+    model saves itself whole instead of as an adapter that would be put on the untrained base.
+
+    Args:
+        model: the [`AudioLlmForConditionalGeneration`], in place; what trains must be in float32.
+        trainable: one of `TRAINABLE`.
+
+    Raises:
+        ValueError: there is no such choice, or nothing would train.
+    """
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trains(trainable, part_of(name)) and NEVER_TRAINED not in name)
+    for part, role in (("audio", "audio"), ("llm", "text")):
+        if trains(trainable, part):
+            setattr(model.config, f"{role}_model_id", None)
+            setattr(model.config, f"{role}_model_revision", None)
+            model.config.base_fingerprint.pop(role, None)
+    model.train(model.training)  # the audio tower's mode follows whether it is frozen
+
+
+def check_quantisation(load_in_8bit: bool, load_in_4bit: bool, llm_trains: bool, arguments: TrainingArguments) -> None:
+    """
+    Refuses what quantised layers cannot do.
+
+    Raises:
+        ValueError: both widths are asked for, the language model itself is to train, training is sharded, or
+            bitsandbytes is not installed.
+    """
+    given = [name for name, asked in (("8bit", load_in_8bit), ("4bit", load_in_4bit)) if asked]
+    if not given:
+        return
+    option = f"--load_in_{given[0]}"
+    if len(given) > 1:
+        raise ValueError("--load_in_8bit contradicts --load_in_4bit; give one of them.")
+    if llm_trains:
+        raise ValueError(f"{option} freezes the language model in few bits; --trainable cannot include it.")
+    if asks_for_fsdp(arguments):
+        raise ValueError(
+            f"{option} cannot be sharded by FSDP. A quantised base is small: train it under DDP "
+            "(training/distributed/ddp.yaml), or shard it without quantising."
+        )
+    if not is_bitsandbytes_available():
+        raise ValueError(f"{option} needs bitsandbytes, which is not installed: pip install 'audiollm[quantised]'.")
 
 
 def check_trackers(report_to: str | list[str]) -> None:

@@ -24,7 +24,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
-from .errors import TrainingError
+from .arguments import TrainingError
 
 #: Written last by the Trainer, so that a checkpoint that has it is complete.
 TRAINER_STATE_FILE = "trainer_state.json"

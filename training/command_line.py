@@ -12,7 +12,6 @@ import yaml
 from audiollm.option_parser import HelpFormatter, OptionParser
 
 from .align_stage import AlignArguments
-from .answer_arguments import DistillArguments, PreferArguments
 from .arguments import (
     DEFAULT_STAGE,
     SHORT_NAMES,
@@ -21,6 +20,8 @@ from .arguments import (
     ModelArguments,
     StageArguments,
 )
+from .distill import DistillArguments
+from .prefer import PreferArguments
 from .read import ReadArguments
 
 RECIPES = Path(__file__).parent / "recipes"

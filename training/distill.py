@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,49 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from .answer_arguments import DistillArguments
 from .answer_trainer import AnswerTrainer, answer_logits, without_learning
-from .arguments import AudioLlmTrainingArguments
+from .arguments import AudioLlmTrainingArguments, TrainingError
 from .dataset import AudioLlmCollator, build_dataset, pad_rows
-from .errors import TrainingError
 from .feature_cache import FeatureCache, FeatureStore
 
 #: In the output folder; what the teacher wrote, one prompt a line.
 TEACHER_ANSWERS_FILE = "teacher_answers.jsonl"
+
+
+@dataclass
+class DistillArguments:
+    """How the audio row is drawn to what the base says of the transcript."""
+
+    _argument_group_name = "stage distill"
+
+    temperature: float = field(
+        default=2.0, metadata={"help": "Softens both distributions; above 1, unlikely tokens count for more."}
+    )
+    distill_weight: float = field(
+        default=1.0,
+        metadata={"help": "Share of the distillation loss; the rest is cross-entropy on the responses."},
+    )
+    max_answer_tokens: int = field(
+        default=256,
+        metadata={
+            "help": "Bound on answers that the teacher writes, for rows without a response. Examples whose answer does "
+            "not end within it are left out, and named."
+        },
+    )
+    response_is_transcript: bool = field(
+        default=False,
+        metadata={
+            "help": "Rows of one recording and no transcripts are transcriptions: their response is what is said."
+        },
+    )
+
+    def __post_init__(self):
+        if not self.temperature > 0:
+            raise ValueError(f"--temperature is {self.temperature}; expected a number above 0.")
+        if not 0 <= self.distill_weight <= 1:
+            raise ValueError(f"--distill_weight is {self.distill_weight}; expected a number from 0 to 1.")
+        if self.max_answer_tokens < 1:
+            raise ValueError(f"--max_answer_tokens is {self.max_answer_tokens}; expected at least 1.")
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from audiollm.inference.spoken_pieces import BLANK, SpokenLexicon, spoken_form
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from .arguments import TrainingError
 from .dataset import pad_windows
-from .errors import TrainingError
 
 #: Beside the checkpoint that it was collected with.
 BANK_FILE = "posterior_bank.safetensors"

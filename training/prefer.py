@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +25,6 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import TrainerCallback
 
-from .answer_arguments import PreferArguments
 from .answer_trainer import AnswerTrainer, answer_logits, without_learning
 from .arguments import AudioLlmTrainingArguments
 from .dataset import AudioLlmCollator, build_dataset
@@ -35,6 +34,41 @@ from .feature_cache import FeatureCache, FeatureStore
 REFERENCE_ADAPTER = "preference_reference"
 #: In every checkpoint: the hash of the reference that it was trained against.
 REFERENCE_FILE = "preference_reference.json"
+#: Losses on the difference of log-ratios; where each comes from is said in `preference_loss`.
+PREFERENCE_LOSSES = ("sigmoid", "hinge", "ipo")
+
+
+@dataclass
+class PreferArguments:
+    """How strongly chosen answers are preferred to rejected ones."""
+
+    _argument_group_name = "stage prefer"
+
+    beta: float = field(
+        default=0.1,
+        metadata={"help": "How dear it is to leave the reference: the higher, the nearer the model stays to it."},
+    )
+    preference_loss: str = field(default="sigmoid", metadata={"help": "sigmoid (DPO), hinge (SLiC) or ipo."})
+    preference_smoothing: float = field(
+        default=0.0,
+        metadata={"help": "Share of pairs that may be labelled the wrong way round, below 0.5; for sigmoid only."},
+    )
+    lora_dropout_in_preference: bool = field(
+        default=False,
+        metadata={"help": "Keep LoRA's dropout, which is noise in every comparison with the reference."},
+    )
+
+    def __post_init__(self):
+        if not self.beta > 0:
+            raise ValueError(f"--beta is {self.beta}; expected a number above 0.")
+        if self.preference_loss not in PREFERENCE_LOSSES:
+            raise ValueError(f"--preference_loss is {self.preference_loss!r}; expected one of {PREFERENCE_LOSSES}.")
+        if not 0 <= self.preference_smoothing < 0.5:
+            raise ValueError(
+                f"--preference_smoothing is {self.preference_smoothing}; expected a number from 0 to below 0.5."
+            )
+        if self.preference_smoothing and self.preference_loss != "sigmoid":
+            raise ValueError(f"--preference_smoothing is not defined for --preference_loss {self.preference_loss}.")
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,14 @@ from .arguments import (
     AudioLlmTrainingArguments,
     DataArguments,
     ModelArguments,
+    TrainingError,
     base_dtype,
+    set_trainable,
+    trains,
 )
 from .checkpointing import check_disk_space, claim_folder
-from .errors import TrainingError
 from .feature_cache import FeatureCache
 from .sharding import asks_for_fsdp
-from .trainable import set_trainable, trains
 
 
 @dataclass

@@ -23,13 +23,12 @@ from audiollm.processing.conversations import AUDIO_PLACEHOLDER, IGNORED_LABEL
 from tqdm.auto import tqdm
 
 from .align_stage import TranscribedClips
-from .arguments import AudioLlmTrainingArguments, DataArguments
+from .arguments import AudioLlmTrainingArguments, DataArguments, TrainingError
 from .batching import BatchBudget, BudgetBatchSampler
 from .checkpointing import last_complete_checkpoint
 from .dataset import AudioLlmCollator, pad_rows
 from .encoding import ExampleEncoder
-from .errors import TrainingError
-from .instruct_data import InstructData, open_held_out_data, open_training_data
+from .instruct import InstructData, open_held_out_data, open_training_data
 from .posteriors import BANK_FILE, PosteriorBank, SpokenText, collect_posteriors, mix_embeddings
 from .preparing import Prepared
 from .trainer import AudioLlmTrainer

@@ -4,38 +4,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import distill, prefer
-from .answer_arguments import DistillArguments, PreferArguments
 from .arguments import DataArguments
-from .dataset import AudioLlmCollator
-from .encoding import ExampleEncoder
-from .instruct_data import InstructData, open_held_out_data, open_training_data
+from .distill import DistillArguments
+from .instruct import build_instruct, read_instruct
+from .prefer import PreferArguments
 from .preparing import Prepared
 from .read import build_read, read_read
-from .trainer import AudioLlmTrainer
-
-
-def read_instruct(data_arguments: DataArguments, own_arguments: None) -> tuple[InstructData, InstructData | None]:
-    """Examples of prompt, audio and response, and held-out ones."""
-    return open_training_data(data_arguments), open_held_out_data(data_arguments)
-
-
-def build_instruct(prepared: Prepared, examples, held_out, training_arguments, own_arguments, **common):
-    """The Trainer of projector and LoRA, by cross-entropy on the responses."""
-    processor, cache = prepared.processor, prepared.cache
-    budget = training_arguments.batch_budget(packed=training_arguments.packing)
-    seed = training_arguments.seed if training_arguments.data_seed is None else training_arguments.data_seed
-    progress = not training_arguments.disable_tqdm
-    processes = training_arguments.process_index, training_arguments.world_size
-    return AudioLlmTrainer(
-        model=prepared.model,
-        args=training_arguments,
-        train_dataset=examples.dataset(ExampleEncoder(processor, cache, budget), seed, progress, *processes),
-        eval_dataset=None if held_out is None else held_out.dataset(ExampleEncoder(processor, cache), seed, progress),
-        data_collator=AudioLlmCollator(processor, cache),
-        processing_class=processor,
-        budget=budget,
-        **common,
-    )
 
 
 def read_distill(data_arguments: DataArguments, own_arguments: DistillArguments | None):

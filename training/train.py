@@ -27,6 +27,7 @@ from .arguments import (
     DataArguments,
     ModelArguments,
     StageArguments,
+    TrainingError,
     check_arguments,
 )
 from .augment import FeatureAugmentation
@@ -34,16 +35,14 @@ from .checkpointing import StoppedBySignalError, held, last_complete_checkpoint,
 from .command_line import parse_arguments
 from .dataset import BatchAugmentation
 from .encoding import ExampleEncoder
-from .errors import TrainingError
 from .evaluating import EvaluationError, early_stopping, listening_evaluation
 from .hub import CardError, write_card_if_mine
-from .instruct_data import InstructData, open_training_data
+from .instruct import InstructData, open_training_data
 from .packing import BatchPacking, check_packing, uses_flash
 from .preparing import Prepared, prepare
 from .read import save_bank
-from .run_record import RunClock, record_run
+from .run_record import RunClock, describe_drift, drift, record_run, text_logits
 from .stages import LANGUAGE_MODEL_STAGES
-from .text_drift import describe_drift, drift, text_logits
 from .trainer import AudioLlmTrainer
 from .variants import WaveformVariants
 from .waveform_arguments import DEFAULT_VARIANTS

@@ -17,7 +17,7 @@ from audiollm.inference import chat as chat_module
 from audiollm.inference.answering import answer, ask
 from audiollm.inference.chat import COMMANDS, Chat, line_reader, main
 from audiollm.inference.session import Session
-from audiollm.training.instruct_data import read_sources
+from audiollm.training.instruct import read_sources
 
 NEW_TOKENS = 8
 RATE_HZ = 16_000

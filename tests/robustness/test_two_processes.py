@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 from audiollm.inference.partial_transcripts import PartialTranscript
-from audiollm.training.arguments import AudioLlmTrainingArguments
+from audiollm.training.arguments import AudioLlmTrainingArguments, TrainingError
 from audiollm.training.checkpointing import held
-from audiollm.training.errors import TrainingError
 from command_calls import Place, call, make_place
 
 WINDOWS = 400

@@ -1,12 +1,13 @@
 """Examples to batches: exact ids and labels, slots as many as audio tokens, and augmentation that keeps it so."""
 
-import numpy as np
 import pickle
 
+import numpy as np
 import pytest
 import soundfile
 import torch
 from audiollm.corpora.examples import Example, ExamplesError, read_examples
+from audiollm.training.align import AlignmentCollator
 from audiollm.training.augment import FeatureAugmentation
 from audiollm.training.dataset import (
     AudioLlmCollator,
@@ -15,6 +16,7 @@ from audiollm.training.dataset import (
     cached_windows,
     resize_slots,
 )
+from audiollm.training.distill import DistillCollator
 from audiollm.training.train import batch_augmentation
 
 IGNORED = -100

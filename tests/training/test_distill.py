@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from audiollm.corpora.examples import ExamplesError
-from audiollm.training.answer_arguments import DistillArguments
 from audiollm.training.answer_trainer import answer_logits
-from audiollm.training.arguments import AudioLlmTrainingArguments
+from audiollm.training.arguments import AudioLlmTrainingArguments, TrainingError
 from audiollm.training.distill import (
     TEACHER_ANSWERS_FILE,
+    DistillArguments,
     DistillCollator,
     build_distill_dataset,
     build_trainer,
@@ -19,7 +19,6 @@ from audiollm.training.distill import (
     read_distill_examples,
     write_teacher_answers,
 )
-from audiollm.training.errors import TrainingError
 from small_corpus import assert_rows_refused
 
 SAID = ("one", "two three", "four", "five six")

@@ -18,12 +18,12 @@ from audiollm.training.evaluating import (
     PatienceCallback,
     Sample,
     cut_at_answer,
+    markdown_table,
     questions,
     random_states_kept,
     share_of,
     write_samples,
 )
-from audiollm.training.sample_tables import markdown_table
 from audiollm.training.train import main, parse_arguments, train
 from audiollm.training.trainer import AudioLlmTrainer
 from safetensors.torch import load_file

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from audiollm.piece_readout import PieceReadout
-from audiollm.training.errors import TrainingError
+from audiollm.training.arguments import TrainingError
 from audiollm.training.posteriors import BANK_FILE, TOP_CLASSES, PosteriorBank, mix_embeddings, viterbi_states
 from posterior_banks import SENTENCES, make_bank
 

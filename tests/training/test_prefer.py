@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from audiollm import AudioLlmForConditionalGeneration
-from audiollm.training.answer_arguments import PreferArguments
 from audiollm.training.arguments import AudioLlmTrainingArguments
 from audiollm.training.prefer import (
     REFERENCE_ADAPTER,
+    PreferArguments,
     PreferenceCollator,
     answer_log_probabilities,
     build_preference_dataset,

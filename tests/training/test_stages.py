@@ -17,7 +17,7 @@ import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.checkpoints import is_adapter_key
 from audiollm.training import checkpointing
-from audiollm.training.arguments import AudioLlmTrainingArguments
+from audiollm.training.arguments import NEVER_TRAINED, TRAINABLE, AudioLlmTrainingArguments, part_of, set_trainable
 from audiollm.training.checkpointing import (
     GIB,
     StoppedBySignalError,
@@ -25,9 +25,8 @@ from audiollm.training.checkpointing import (
     checkpoints_on_disk,
     last_complete_checkpoint,
 )
-from audiollm.training.text_drift import PROBES, describe_drift, drift, text_logits
+from audiollm.training.run_record import PROBES, describe_drift, drift, text_logits
 from audiollm.training.train import main, parse_arguments, run_stage
-from audiollm.training.trainable import NEVER_TRAINED, TRAINABLE, part_of, set_trainable
 from safetensors.torch import load_file
 from small_corpus import example_rows, write_rows
 from stage_runs import stage_options

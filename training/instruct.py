@@ -1,4 +1,8 @@
-"""What stage instruct trains on: one or several sources, read whole or as they come, as the dataset of a Trainer."""
+"""
+Stage *instruct*: projector and LoRA learn to answer questions about recordings, by cross-entropy on the responses.
+
+Data are one or several sources, read whole or as they come.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,9 +10,12 @@ from typing import Any
 
 from audiollm.corpora.sources import Examples, StreamedRows, parse_source, read_sources, settle_problems
 
+from .arguments import DataArguments, SourceArguments
+from .dataset import AudioLlmCollator
 from .encoding import ExampleEncoder, build_mixture
-from .source_arguments import SourceArguments
+from .preparing import Prepared
 from .streaming import SHUFFLE_ROWS, StreamedExamples
+from .trainer import AudioLlmTrainer
 
 
 @dataclass
@@ -96,3 +103,27 @@ def _open_all(paths: Sequence[str], arguments: SourceArguments, skip_bad: bool) 
     if not skip_bad:  # else they are listed with those whose recordings cannot be used
         settle_problems([(source.source.name, source.problems) for source in sources], skip=False)
     return sources
+
+
+def read_instruct(data_arguments: DataArguments, own_arguments: None) -> tuple[InstructData, InstructData | None]:
+    """Examples of prompt, audio and response, and held-out ones."""
+    return open_training_data(data_arguments), open_held_out_data(data_arguments)
+
+
+def build_instruct(prepared: Prepared, examples, held_out, training_arguments, own_arguments, **common):
+    """The Trainer of projector and LoRA, by cross-entropy on the responses."""
+    processor, cache = prepared.processor, prepared.cache
+    budget = training_arguments.batch_budget(packed=training_arguments.packing)
+    seed = training_arguments.seed if training_arguments.data_seed is None else training_arguments.data_seed
+    progress = not training_arguments.disable_tqdm
+    processes = training_arguments.process_index, training_arguments.world_size
+    return AudioLlmTrainer(
+        model=prepared.model,
+        args=training_arguments,
+        train_dataset=examples.dataset(ExampleEncoder(processor, cache, budget), seed, progress, *processes),
+        eval_dataset=None if held_out is None else held_out.dataset(ExampleEncoder(processor, cache), seed, progress),
+        data_collator=AudioLlmCollator(processor, cache),
+        processing_class=processor,
+        budget=budget,
+        **common,
+    )
