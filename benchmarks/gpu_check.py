@@ -45,7 +45,7 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 LORA_RANK, STEPS, NEW_TOKENS = 16, 8, 32
 MIB = 1 << 20
 #: Shapes of the two bases. The small pair is for right and wrong, the large one for speed.
-SMALL = {
+SMALL: dict[str, dict[str, Any]] = {
     "text": {
         "hidden_size": 64,
         "intermediate_size": 128,
@@ -61,7 +61,7 @@ SMALL = {
         "num_mel_bins": 80,
     },
 }
-LARGE = {
+LARGE: dict[str, dict[str, Any]] = {
     "text": {
         "hidden_size": 3072,
         "intermediate_size": 8192,
@@ -107,10 +107,10 @@ class Check:
         WhisperForConditionalGeneration(audio_config(SMALL)).save_pretrained(folder / "audio")
         LlamaForCausalLM(text_config(SMALL)).save_pretrained(folder / "text")
 
-    def small(self, dtype: torch.dtype, **options: Any) -> AudioLlmForConditionalGeneration:
+    def small(self, dtype: torch.dtype, **options: Any) -> Any:
         """The small pair from its saved bases, with LoRA that is not zero."""
         bases = str(self.folder / "audio"), str(self.folder / "text")
-        model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
+        model: Any = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
             *bases, dtype=dtype, lora_rank=4, lora_target_modules=TARGETS, **options
         )
         model = model if options else model.to(self.device)
@@ -167,7 +167,7 @@ class Check:
         dtypes = [torch.float32, torch.bfloat16, torch.float16]
         for dtype in dtypes:
             model = self.small(dtype).eval()
-            base = AutoModelForCausalLM.from_pretrained(self.folder / "text", dtype=dtype).to(self.device).eval()
+            base: Any = AutoModelForCausalLM.from_pretrained(self.folder / "text", dtype=dtype).to(self.device).eval()
             ids = torch.randint(5, 256, (3, 17), device=self.device)
             with torch.no_grad():
                 assert torch.equal(model(input_ids=ids).logits, base(input_ids=ids).logits), dtype
@@ -327,17 +327,22 @@ class Check:
         return model.train()
 
 
-def text_config(shapes: dict[str, dict[str, int]]) -> LlamaConfig:
+def text_config(shapes: dict[str, dict[str, Any]]) -> LlamaConfig:
     """The language model's configuration; eight key-value heads where there are that many."""
     heads = shapes["text"]["num_attention_heads"]
-    fields = {"num_key_value_heads": min(8, heads), "tie_word_embeddings": True, "pad_token_id": 0, "eos_token_id": 1}
+    fields: dict[str, Any] = {
+        "num_key_value_heads": min(8, heads),
+        "tie_word_embeddings": True,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+    }
     return LlamaConfig(**shapes["text"], **fields, bos_token_id=2, max_position_embeddings=4096)
 
 
-def audio_config(shapes: dict[str, dict[str, int]]) -> WhisperConfig:
+def audio_config(shapes: dict[str, dict[str, Any]]) -> WhisperConfig:
     """The encoder's configuration, with as small a decoder as there can be."""
     audio = shapes["audio"]
-    heads = {"decoder_layers": 1, "decoder_attention_heads": audio["encoder_attention_heads"]}
+    heads: dict[str, Any] = {"decoder_layers": 1, "decoder_attention_heads": audio["encoder_attention_heads"]}
     return WhisperConfig(**audio, **heads, decoder_ffn_dim=audio["encoder_ffn_dim"])
 
 

@@ -60,7 +60,6 @@ class StandIn(metaclass=_Kind):
 
 
 class _Module(ModuleType):
-    __path__: Sequence[str] = ()
     __version__ = "0"
 
     def __getattr__(self, name: str) -> Any:

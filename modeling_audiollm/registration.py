@@ -8,7 +8,7 @@ module would fail, because transformers imports these in the middle of others.
 
 import importlib
 import sys
-from collections.abc import Callable, ItemsView, Iterator, KeysView, Sequence, ValuesView
+from collections.abc import Callable, Iterator, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -88,13 +88,13 @@ class _Pending(dict):
     def __len__(self) -> int:
         return dict.__len__(self._complete())
 
-    def keys(self) -> KeysView[Any]:
+    def keys(self) -> Any:
         return dict.keys(self._complete())
 
-    def values(self) -> ValuesView[Any]:
+    def values(self) -> Any:
         return dict.values(self._complete())
 
-    def items(self) -> ItemsView[Any, Any]:
+    def items(self) -> Any:
         return dict.items(self._complete())
 
 
