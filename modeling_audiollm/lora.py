@@ -125,7 +125,7 @@ class MaskedLoraLinear(LoraLinear):
             result = self.base_layer(x, *args, **kwargs)
         for name, mask in chosen:
             result = self._updated(result, x, name, mask)
-        if not self.disable_adapters:
+        if len(self.lora_A) > len(self.masked) and not self.disable_adapters:  # PEFT has added some
             for name in self.active_adapters:
                 if name in self.lora_A and name not in self.masked and name not in self.merged_adapters:
                     result = self._updated(result, x, name, None)
@@ -232,6 +232,7 @@ def add_adapters(language_model: nn.Module, config) -> None:
     for name in config.lora_adapters:
         inject_adapter(language_model, name, config.adapter_settings(name))
     language_model.takes_masks = True
+    language_model.num_masked_layers = sum(isinstance(each, MaskedLoraLinear) for each in language_model.modules())
     language_model.register_forward_pre_hook(_begin_call, with_kwargs=True)
     language_model.register_forward_hook(_end_call)
     for module in language_model.modules():
@@ -261,7 +262,7 @@ def merged_weight(layer: MaskedLoraLinear, name: str) -> torch.Tensor:
 def refuse_foreign_adapters(language_model: nn.Module) -> None:
     """
     Raises:
-        ValueError: an adapter that PEFT added acts on top of AudioLLM's.
+        ValueError: an adapter that PEFT added acts on top of AudioLLM's, or taking it off has taken AudioLLM's off too.
     """
     layers = [module for module in language_model.modules() if isinstance(module, MaskedLoraLinear)]
     foreign = sorted({name for layer in layers for name in layer.lora_A if name not in layer.masked})
@@ -269,6 +270,11 @@ def refuse_foreign_adapters(language_model: nn.Module) -> None:
         raise ValueError(
             f"PEFT's adapters {foreign} act on top of AudioLLM's. Save them with the PEFT model's save_pretrained; merge "
             "them (merge_and_unload) or take them off (unload) before AudioLLM itself is saved or merged."
+        )
+    if getattr(language_model, "takes_masks", False) and len(layers) < language_model.num_masked_layers:
+        raise ValueError(
+            f"Of the {language_model.num_masked_layers} layers with LoRA {len(layers)} are left: unloading an adapter of "
+            "another kind than LoRA has removed AudioLLM's own. Load the model again."
         )
 
 

@@ -9,7 +9,7 @@ import torch
 from audiollm import AudioLlmForConditionalGeneration, lora
 from audiollm.lora import FrozenLinearWithLora, MaskedLoraLinear, can_fuse
 from batches import collate, make_row, mixed_rows
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
@@ -309,6 +309,12 @@ def test_adapters_of_peft_are_taken_off_again(tiny_model, batches) -> None:
     model = get_peft_model(tiny_model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
     assert not torch.allclose(model(**batches["audio"]).logits, expected, atol=1e-3)
     assert torch.equal(model.unload()(**batches["audio"]).logits, expected)
+
+
+def test_a_model_that_lost_its_layers_is_not_saved(tiny_model, tmp_path) -> None:
+    model = get_peft_model(tiny_model, IA3Config(target_modules=["q_proj"], feedforward_modules=[])).unload()
+    with pytest.raises(ValueError, match="12 are left"):
+        model.save_pretrained(tmp_path)
 
 
 def test_what_peft_cannot_do_here_is_refused(tiny_model) -> None:
