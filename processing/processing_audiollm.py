@@ -550,19 +550,19 @@ class AudioLlmProcessor(ProcessorMixin):
                 "or audio instead."
             )
         beside = {name: batch.pop(name) for name in BESIDE_IDS if name in batch}
-        text = self.tokenizer.pad(
-            {"input_ids": batch.pop("input_ids")},
-            padding=settings["padding"],
-            padding_side=settings["padding_side"],
-            max_length=settings["max_length"],
-            pad_to_multiple_of=settings["pad_to_multiple_of"],
-            return_attention_mask=True,
+        names = ("padding", "padding_side", "max_length", "pad_to_multiple_of")
+        columns = dict(
+            self.tokenizer.pad(
+                {"input_ids": batch.pop("input_ids")},
+                return_attention_mask=True,
+                **{name: settings[name] for name in names},
+            )
         )
-        columns = dict(text)
         for name, rows in beside.items():
-            widths = map(len, text["input_ids"])
+            values = [iter(row) for row in rows]
             columns[name] = [
-                _pad_list(row, width, BESIDE_IDS[name], settings["padding_side"]) for row, width in zip(rows, widths)
+                [next(row) if real else BESIDE_IDS[name] for real in mask]
+                for row, mask in zip(values, columns["attention_mask"])
             ]
         if settings["return_tensors"] is not None:
             columns = {name: _as_tensor(name, rows) for name, rows in columns.items()}
@@ -587,11 +587,6 @@ def _as_tensor(name: str, rows: list[list[int]]) -> torch.Tensor:
     if len(set(map(len, rows))) > 1:
         raise ValueError(f"The rows of {name} are of different lengths; pass padding=True, or return_tensors=None.")
     return torch.tensor(rows, dtype=torch.long)
-
-
-def _pad_list(row: list[int], width: int, value: int, side: str) -> list[int]:
-    padding = [value] * (width - len(row))
-    return padding + row if side == "left" else row + padding
 
 
 # ---- which recordings belong to which text ------------------------------------------------------------------------------
