@@ -26,12 +26,13 @@ from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmM
 from tests.alm_tester import ALMModelTest, ALMModelTester
 from tiny_models import TEXT_VOCAB_SIZE, character_tokenizer
 from transformers import LlamaConfig, WhisperConfig, WhisperFeatureExtractor
-from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
 from tests import test_processing_common
 
-#: transformers' testers know by this table of its own models which classes have no head, and so no loss.
+# By these tables of its own models transformers' testers know which class takes labels, and which has no loss.
 MODEL_MAPPING_NAMES["audiollm"] = "AudioLlmModel"
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["audiollm"] = "AudioLlmForConditionalGeneration"
 #: Log-mel frames (10 ms) in a tester's window, and how many of them become one audio token of 80 ms.
 WINDOW_FRAMES = 60
 FRAMES_PER_AUDIO_TOKEN = 8
@@ -63,6 +64,7 @@ class AudioLlmTester(ALMModelTester):
 
 class AudioLlmModelTest(ALMModelTest, unittest.TestCase):
     model_tester_class = AudioLlmTester
+    additional_model_inputs = ["input_features", "input_features_mask"]
 
 
 class AudioLlmProcessorTest(test_processing_common.ProcessorTesterMixin, unittest.TestCase):
