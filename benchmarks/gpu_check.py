@@ -167,7 +167,8 @@ class Check:
         dtypes = [torch.float32, torch.bfloat16, torch.float16]
         for dtype in dtypes:
             model = self.small(dtype).eval()
-            base: Any = AutoModelForCausalLM.from_pretrained(self.folder / "text", dtype=dtype).to(self.device).eval()
+            base: Any = AutoModelForCausalLM.from_pretrained(self.folder / "text", dtype=dtype)
+            base = base.to(self.device).eval()
             ids = torch.randint(5, 256, (3, 17), device=self.device)
             with torch.no_grad():
                 assert torch.equal(model(input_ids=ids).logits, base(input_ids=ids).logits), dtype
