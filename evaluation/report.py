@@ -27,7 +27,8 @@ from audiollm.option_parser import parser_of
 from audiollm.processing import AudioError, load_waveform
 from audiollm.processing.audio import SAMPLING_RATE_HZ
 from audiollm.publishing.record import shown_path
-from audiollm.publishing.score_table import evaluation_command
+from audiollm.publishing.score_table import COUNTS, READING, evaluation_command, score_rows, systems_of
+from audiollm.publishing.score_table import SYSTEMS as SYSTEM_TITLES
 
 from .bootstrap import SAMPLES, paired_test, percentiles, resampled
 from .judge import JUDGE_FILE
@@ -47,8 +48,8 @@ from .outputs import (
     read_object,
 )
 from .readers import LOCAL_TASK, read_local_set
-from .score import COUNT_TITLES, ITEMS, RTFX, SCORES_FILE, measure_answers
-from .systems import CASCADE, DEAF, MODEL, SYSTEM_TITLES, WHISPER, WRONG_AUDIO
+from .score import ITEMS, RTFX, SCORES_FILE, measure_answers
+from .systems import CASCADE, DEAF, MODEL, WHISPER, WRONG_AUDIO
 from .tasks import find_task
 
 HERE = Path(__file__).parent
@@ -74,7 +75,7 @@ MAX_ERROR_DRAWN = 2.0
 
 @lru_cache(maxsize=1)
 def texts() -> dict[str, dict[str, Any]]:
-    """Return what readers are told of systems and metrics."""
+    """Return what readers are told of metrics, by their names."""
     return yaml.safe_load((HERE / "report.yaml").read_text(encoding="utf-8"))
 
 
@@ -115,17 +116,17 @@ def clock(seconds: float) -> str:
 
 def system_title(system: str) -> str:
     """Return what readers call a system."""
-    return texts()["systems"].get(system, {}).get("title", system)
+    return SYSTEM_TITLES.get(system, system)
 
 
 def metric_title(metric: str) -> str:
     """Return what readers call a metric."""
-    return texts()["metrics"].get(metric, {}).get("title", metric.replace("_", " "))
+    return texts().get(metric, {}).get("title", metric.replace("_", " "))
 
 
 def metric_about(metric: str) -> str:
     """Return what a metric is, with which way is better."""
-    known = texts()["metrics"].get(metric, {})
+    known = texts().get(metric, {})
     better = {True: "lower is better", False: "higher is better", None: ""}[known.get("lower")]
     return "; ".join(filter(None, [known.get("about", ""), better]))
 
@@ -150,7 +151,7 @@ def limit_of(metric: str, figures: Iterable[Mapping[str, Any] | None]) -> float:
 def verdicts(task: Mapping[str, Any]) -> Iterator[str]:
     """Yield sentences that say what a task's main figures mean, as far as the model and another system have one."""
     metric, systems = task["metric"], task["systems"]
-    lower = texts()["metrics"].get(metric, {}).get("lower")
+    lower = texts().get(metric, {}).get("lower")
     own = _value(systems, MODEL, metric)
     if own is None or lower is None:
         return
@@ -284,8 +285,7 @@ def gather(folder: Path, worst: int) -> dict[str, Any]:
     """
     scores = read_scores(folder)
     run = scores.get("run") or {}
-    present = {system for entry in scores["tasks"].values() for system in entry["systems"]}
-    systems = [system for system in [*SYSTEM_TITLES, *sorted(present - set(SYSTEM_TITLES))] if system in present]
+    systems = systems_of(scores)
     judge, opened = folder / JUDGEMENTS / JUDGE_FILE, open_run(folder)
     return {
         "version": REPORT_VERSION,
@@ -505,10 +505,10 @@ def render_page(report: Mapping[str, Any], players: Players, player_notes: Mappi
     )
     environment.filters |= {
         "system_title": system_title,
-        "system_about": lambda system: texts()["systems"].get(system, {}).get("about", "another system"),
+        "system_about": lambda system: READING.get(system, "The model under test is given the recording."),
         "metric_title": metric_title,
         "metric_about": metric_about,
-        "count_title": lambda count: {"items": "items asked", "scored": "items that count", **COUNT_TITLES}.get(
+        "count_title": lambda count: {"items": "items asked", "scored": "items that count", **COUNTS}.get(
             count, count.replace("_", " ")
         ),
         **{"figure": figure, "difference": difference, "spread": spread, "number": number, "clock": clock, "bar": bar},
@@ -521,6 +521,11 @@ def render_page(report: Mapping[str, Any], players: Players, player_notes: Mappi
     return environment.get_template("report.html.jinja").render(
         report=report,
         name=shown_path(report["model"]),
+        rows=[
+            row
+            for row in score_rows(report)
+            if report["tasks"].get(row.task, {}).get("metric", row.metric) == row.metric
+        ],
         bases=report["run"].get("bases") or {},
         items=sum(max((each["counts"]["items"] for each in found["systems"].values()), default=0) for found in tasks),
         audio_seconds=sum(

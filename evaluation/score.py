@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from audiollm.files import write_json, write_whole
 from audiollm.option_parser import parser_of
+from audiollm.publishing.score_table import COUNTS, score_rows, with_interval
 
 from .bootstrap import SAMPLES, percentiles, ratio, resampled
 from .measures import RATIO, Answer, Convention, Measured, measures_of
@@ -39,23 +40,6 @@ from .word_error import ALIGNERS, NORMALISERS, aligner_for, score_word_error
 SCORES_FILE, ITEMS = "scores.json", "items"
 #: Seconds of audio for each second of work, pooled: not of an answer but of the whole.
 RTFX = "rtfx"
-#: What a count that is not zero says.
-COUNT_TITLES = {
-    "skipped_empty_reference": "left out: the right answer has no word",
-    "skipped_ignored_segment": "left out: the benchmark says so",
-    "incomplete_sessions": "left out: recordings of which a part is missing",
-    "too_few_items": "left out: too few for this metric",
-    "empty_outputs": "answered with nothing",
-    "errors": "failed, counted as empty answers",
-    "unparsable": "answers that could not be read",
-    "length_limited": "cut off at the longest answer allowed",
-    "repeated": "stopped, because they repeated themselves",
-    "unjudged": "answers without a judge's mark",
-    "judge_failures": "judge's replies that failed or could not be read",
-    "not_compared": "texts that were not compared with the base",
-    "not_measured": "texts that were not measured",
-    "missing": "not answered yet; the run is not finished",
-}
 
 
 def score_run(
@@ -269,35 +253,23 @@ def score_table(scores: Mapping[str, Any], tasks: Sequence[str] | None = None) -
     Return scores for people: a line for each figure, and what did not count.
 
     Args:
-        tasks: only these, in their order, without averages.
+        tasks: only these, in their order, without means.
     """
-    rows: list[tuple[str, str, str, str]] = []
+    lines: list[tuple[str, str, str, str]] = []
+    for row in score_rows(scores, tasks):
+        for system, each in row.figures.items():
+            count = f"{each['scored']} scored" if "scored" in each else f"{len(each['tasks'])} tasks"
+            figure = "nothing to score" if each["value"] is None else with_interval(each)
+            told = "; ".join(filter(None, (count, row.note)))
+            lines.append((row.task, row.title, SYSTEM_TITLES.get(system, system), f"{figure}  ({told})"))
     for task in scores["tasks"] if tasks is None else tasks:
-        found = _systems(scores["tasks"], task)
-        for system in sorted(found, key=[*SYSTEM_TITLES, *found].index):
-            title, counts = SYSTEM_TITLES.get(system, system), found[system]["counts"]
-            for name, each in found[system]["metrics"].items():
-                rows.append((task, title, name.replace("_", " "), f"{shown(each)}  ({each['scored']} scored)"))
-            for reason, count in counts.items():
-                if count and reason in COUNT_TITLES:
-                    rows.append((task, title, "", f"{count} of {counts['items']} {COUNT_TITLES[reason]}"))
-    for group, systems in scores["averages"].items() if tasks is None else ():
-        for system, averages in systems.items():
-            for name, each in averages.items():
-                label = f"part of {group}" if each["partial"] else f"average of {group}"
-                missing = f"; without {', '.join(each['missing'])}" if each["partial"] else ""
-                told = f"{shown(each)}  ({len(each['tasks'])} tasks{missing})"
-                rows.append((label, SYSTEM_TITLES.get(system, system), name.replace("_", " "), told))
-    widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
-    return "\n".join("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3]]) for row in rows)
-
-
-def shown(figure: Mapping[str, Any]) -> str:
-    """Return a figure with its interval and unit, as a table has it."""
-    if figure["value"] is None:
-        return "nothing to score"
-    spread = "" if figure["low"] is None else f" [{figure['low']:.3g}, {figure['high']:.3g}]"
-    return f"{figure['value']:.3g}{spread} {figure['unit']}"
+        for system, found in scores["tasks"].get(task, {}).get("systems", {}).items():
+            for reason, told in COUNTS.items():
+                if count := found["counts"].get(reason):
+                    items = f"{count} of {found['counts']['items']} {told}"
+                    lines.append((task, "", SYSTEM_TITLES.get(system, system), items))
+    widths = [max((len(line[column]) for line in lines), default=0) for column in range(3)]
+    return "\n".join("  ".join([*map(str.ljust, line, widths), line[3]]) for line in lines)
 
 
 #: What a system's scores are called in the one-file report of own recordings, and its answer beside a clip.
@@ -397,7 +369,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 __all__ = [
-    "COUNT_TITLES",
     "ITEMS",
     "RTFX",
     "SCORES_FILE",
@@ -406,7 +377,6 @@ __all__ = [
     "score_answers",
     "score_run",
     "score_table",
-    "shown",
     "write_own_report",
 ]
 

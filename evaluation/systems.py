@@ -26,6 +26,7 @@ from audiollm.checkpoints import fingerprint
 from audiollm.corpora.hypotheses import WhisperDecoder, locate_whisper
 from audiollm.inference.answering import ask
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
+from audiollm.publishing.score_table import SYSTEMS as SYSTEM_TITLES
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
@@ -34,14 +35,6 @@ from .outputs import SystemOutputs
 from .tasks import Item, Task
 
 MODEL, WRONG_AUDIO, WHISPER, CASCADE, DEAF = "model", "wrong_audio", "whisper", "cascade", "deaf"
-#: Every system, and what people call it.
-SYSTEM_TITLES = {
-    MODEL: "model",
-    WRONG_AUDIO: "model, wrong recordings",
-    WHISPER: "Whisper's decoder",
-    CASCADE: "Whisper's decoder, then the base model on its text",
-    DEAF: "base model without the recordings",
-}
 #: What stands beside the model, by a task's kind.
 DEFAULT_SYSTEMS = {
     "asr": (MODEL, WRONG_AUDIO, WHISPER),

@@ -1,13 +1,18 @@
-"""Table of an evaluation's scores in a card: a row for each task and metric, a column for each system."""
+"""
+Table of an evaluation's scores: a row for each task and metric, a column for each system.
+
+The card's table, what `audiollm evaluate` prints and the summary of its report are made of the same rows.
+"""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from .header import SCORED_SYSTEM, CardError
 from .record import SECRET_OPTION, shown_path
 
-#: Titles of the systems in a card, in the order of the columns.
+#: Titles of the systems, in the order of the columns.
 SYSTEMS = {
     SCORED_SYSTEM: "this model",
     "wrong_audio": "given the wrong recordings",
@@ -25,13 +30,81 @@ READING = {
 #: Counts beside a score, in words.
 COUNTS = {
     "skipped_empty_reference": "left out, because their reference is empty",
+    "skipped_ignored_segment": "left out, because the benchmark says so",
+    "incomplete_sessions": "left out: recordings of which a part is missing",
+    "too_few_items": "left out, because they are too few for this metric",
     "empty_outputs": "answered with nothing",
     "errors": "failed, counted as empty answers",
     "unparsable": "answered in a form that could not be read",
     "length_limited": "cut off at the longest answer allowed",
+    "repeated": "stopped, because they repeated themselves",
+    "unjudged": "without a judge's mark",
+    "judge_failures": "judge's replies that failed or could not be read",
+    "not_compared": "not compared with the base",
+    "not_measured": "not measured",
+    "missing": "not answered yet; the run is not finished",
 }
 NOT_OPTIONS = ("model", "revision", "output_dir", "output", "device", "device_map", "list_tasks")
 COMMAND = "audiollm evaluate"
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """
+    One metric of a task, or its mean over a group of tasks.
+
+    Attributes:
+        task: name of the task, or "mean of" a group.
+        metric: name of the metric. unit: fraction, points or ratio; None where there is no figure.
+        figures: by system, as in `scores.json`; systems without this metric are left out.
+        note: what a reader must know of the mean.
+    """
+
+    task: str
+    metric: str
+    unit: str | None
+    figures: Mapping[str, Mapping[str, Any]]
+    note: str = ""
+
+    @property
+    def title(self) -> str:
+        """The metric with its unit."""
+        return f"{self.metric} ({self.unit})" if self.unit else self.metric
+
+
+def systems_of(scores: Mapping[str, Any]) -> list[str]:
+    """Return the systems that an evaluation has scores of, in the order of the columns."""
+    present = {name for found in scores["tasks"].values() for name in found.get("systems", {})}
+    return [name for name in [*SYSTEMS, *sorted(present - set(SYSTEMS))] if name in present]
+
+
+def score_rows(scores: Mapping[str, Any], tasks: Sequence[str] | None = None) -> list[ScoreRow]:
+    """
+    Return the rows of an evaluation's scores.
+
+    Args:
+        scores: contents of an evaluation's `scores.json`.
+        tasks: only these, without means.
+    """
+    systems, rows = systems_of(scores), []
+    for task in scores["tasks"] if tasks is None else tasks:
+        by_system = scores["tasks"].get(task, {}).get("systems", {})
+        found = {name: by_system[name].get("metrics", {}) for name in systems if name in by_system}
+        rows += _rows(task, found)
+    for group, by_system in (scores.get("averages") or {}).items() if tasks is None else ():
+        rows += _rows(f"mean of {group}", {name: by_system[name] for name in systems if name in by_system})
+    return rows
+
+
+def _rows(task: str, metrics: Mapping[str, Mapping[str, Any]]) -> list[ScoreRow]:
+    rows = []
+    for metric in dict.fromkeys(metric for each in metrics.values() for metric in each):
+        figures = {name: each[metric] for name, each in metrics.items() if metric in each}
+        unit = next((figure["unit"] for figure in figures.values() if figure.get("unit")), None)
+        missing = {", ".join(figure["missing"]) for figure in figures.values() if figure.get("partial")}
+        notes = [f"NOT the leaderboard's average: without {names}" for names in sorted(missing)]
+        rows.append(ScoreRow(task, metric, unit, figures, "; ".join(notes)))
+    return rows
 
 
 def score_table(scores: Mapping[str, Any], repo_id: str) -> dict[str, Any]:
@@ -47,34 +120,17 @@ def score_table(scores: Mapping[str, Any], repo_id: str) -> dict[str, Any]:
     """
     tasks = scores.get("tasks")
     if not isinstance(tasks, dict) or not tasks:
-        raise CardError("The scores have no tasks; expected the scores.json that `audiollm score` writes.")
-    present = {name for found in tasks.values() for name in found.get("systems", {})}
-    if SCORED_SYSTEM not in present:
-        raise CardError(f"The scores are of {sorted(present)}; there are none of the model itself.")
-    systems = [name for name in [*SYSTEMS, *sorted(present - set(SYSTEMS))] if name in present]
-    rows, remarks = [], []
+        raise CardError("The scores have no tasks; expected the scores.json that `audiollm evaluate score` writes.")
+    systems = systems_of(scores)
+    if SCORED_SYSTEM not in systems:
+        raise CardError(f"The scores are of {systems}; there are none of the model itself.")
+    remarks: list[str] = []
     for task, found in tasks.items():
         by_system = found.get("systems", {})
-        metrics = dict.fromkeys(metric for name in systems for metric in by_system.get(name, {}).get("metrics", {}))
         counts = by_system.get(SCORED_SYSTEM, {}).get("counts", {})
-        for metric in metrics:
-            values = [by_system.get(name, {}).get("metrics", {}).get(metric) for name in systems]
-            rows.append(
-                {
-                    "task": _cell(task),
-                    "metric": _metric_name(metric, values),
-                    "count": counts.get("scored", "not recorded"),
-                    "values": [_with_interval(value) for value in values],
-                }
-            )
         remarks += _source(task, scores.get("run", {}).get("tasks", {}).get(task, {}))
         remarks += [f"{task}: {counts[name]} {what}." for name, what in COUNTS.items() if counts.get(name)]
         remarks += [f"{task}, {metric}: `{score['signature']}`." for metric, score in _signed(by_system)]
-    for group, by_system in scores.get("averages", {}).items():
-        for metric in dict.fromkeys(metric for name in systems for metric in by_system.get(name, {})):
-            values = [by_system.get(name, {}).get(metric) for name in systems]
-            label = {"task": f"mean of {_cell(group)}", "metric": _metric_name(metric, values), "count": ""}
-            rows.append({**label, "values": [_with_interval(value) for value in values]})
     run = scores.get("run", {})
     versions = {**run.get("versions", {})}
     commit = versions.pop("audiollm_commit", None) or run.get("commit")
@@ -83,7 +139,15 @@ def score_table(scores: Mapping[str, Any], repo_id: str) -> dict[str, Any]:
         "reading": [READING[name] for name in systems if name in READING],
         "setting": _setting(run, scores.get("scoring") or {}),
         "systems": [SYSTEMS.get(name, name) for name in systems],
-        "rows": rows,
+        "rows": [
+            {
+                "task": _cell("; ".join(filter(None, (row.task, row.note)))),
+                "metric": _cell(row.title),
+                "count": _count(tasks.get(row.task)),
+                "values": [with_interval(row.figures.get(name)) for name in systems],
+            }
+            for row in score_rows(scores)
+        ],
         "remarks": remarks,
         "versions": ", ".join([*words, *([f"commit {commit}"] if commit else [])]),
         "command": evaluation_command(run, repo_id),
@@ -143,12 +207,15 @@ def _signed(by_system: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]
     return [(metric, score) for metric, score in metrics.items() if score.get("signature")]
 
 
-def _metric_name(metric: str, values: list[Any]) -> str:
-    unit = next((value["unit"] for value in values if value and value.get("unit")), None)
-    return _cell(f"{metric} ({unit})" if unit else metric)
+def _count(found: Mapping[str, Any] | None) -> Any:
+    """Return how many items of a task count; nothing of a mean."""
+    if found is None:
+        return ""
+    return found.get("systems", {}).get(SCORED_SYSTEM, {}).get("counts", {}).get("scored", "not recorded")
 
 
-def _with_interval(score: Mapping[str, Any] | None) -> str:
+def with_interval(score: Mapping[str, Any] | None) -> str:
+    """Return a figure with its interval in brackets, three digits each."""
     if score is None or score.get("value") is None:
         return "–"
     low, high = score.get("low"), score.get("high")

@@ -72,14 +72,14 @@ def test_scores_and_transcripts_are_written(
     printed = capsys.readouterr().out
     assert all(
         re.search(
-            rf"^local  {name} +word error +{report[part]['word_error']:.3g} \[.*\] fraction  \(3 scored\)$",
+            rf"^local  word_error \(fraction\) +{name} +{report[part]['word_error']:.3g} \[.*\]  \(3 scored\)$",
             printed,
             re.MULTILINE,
         )
         for part, name in (
-            ("word_error", "model"),
-            ("wrong_audio_control", "model, wrong recordings"),
-            ("whisper_own_decoder", "Whisper's decoder"),
+            ("word_error", "this model"),
+            ("wrong_audio_control", "given the wrong recordings"),
+            ("whisper_own_decoder", "Whisper's own decoder"),
         )
     )
     assert "1 of 4 left out" in printed

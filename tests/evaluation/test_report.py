@@ -16,16 +16,13 @@ from audiollm.evaluation.report import gather, main, write_report
 from audiollm.evaluation.score import main as score
 from audiollm.evaluation.score import score_run
 from audiollm.evaluation.tasks import find_task
+from audiollm.publishing.score_table import SYSTEMS as TITLES
 from report_pages import Page
 from run_folders import row, write_run
 from small_corpus import example_rows, write_recordings, write_rows
 
 HOSTILE = "<script>alert(1)</script> & \"quoted\" 'x' | `code` </style>"
 SYSTEMS = ("model", "wrong_audio", "whisper", "cascade", "deaf")
-TITLES = {
-    **{"model": "The model", "wrong_audio": "Wrong recordings", "whisper": "Whisper alone"},
-    **{"cascade": "Cascade", "deaf": "No recording"},
-}
 TASKS = {
     "prompts": {"language": "en", "source": {"title": HOSTILE, "benchmark": "prompts"}, "left_out": {"deaf": HOSTILE}},
     "librispeech_clean": {"group": "open_asr", "source": {"title": "LibriSpeech", "hub": "org/name"}},
@@ -192,13 +189,13 @@ def test_averages_counts_and_settings_are_said(folder, page) -> None:
     assert cells[1] == shown(average) and "NOT the leaderboard's average: without ami" in cells[0]
     counted = page.sections["prompts"].rows
     reasons = {
-        **{"items asked": "6", "items that count": "5", "left out: the right answer has no word": "1"},
+        **{"items asked": "6", "items that count": "5", "left out, because their reference is empty": "1"},
         **{"failed, counted as empty answers": "1", "cut off at the longest answer allowed": "1", "audio": "54.5 s"},
     }
     for title, count in reasons.items():
-        assert columns(counted, "The model", title) == [count], title
-    assert columns(page.sections["choice"].rows, "The model", "answers that could not be read") == ["1"]
-    assert columns(page.sections["chat"].rows, "The model", "answers without a judge's mark") == ["1"]
+        assert columns(counted, "this model", title) == [count], title
+    assert columns(page.sections["choice"].rows, "this model", "answered in a form that could not be read") == ["1"]
+    assert columns(page.sections["chat"].rows, "this model", "without a judge's mark") == ["1"]
     assert "no item was left out, failed or was cut off" in page.sections["summary"].text
     made = page.sections["How it was made"].text
     assert "judge-of-marks; voicebench_open: 3 samples at temperature 0.5" in made
@@ -228,7 +225,7 @@ def test_where_the_errors_are(figures, page) -> None:
     assert {"said": "", "written": "and", "count": 1} in task["confusions"]["insertion"]
     assert task["differences"]["wrong_audio"]["value"] > 0 > task["differences"]["whisper"]["value"]
     text = page.sections["prompts"].text
-    assert "Wrong recordings" in page.sections["prompts"].text and task["verdicts"][0] in text
+    assert TITLES["wrong_audio"] in page.sections["prompts"].text and task["verdicts"][0] in text
     assert "Most frequent mistakes of the model" in text and "By length of the recording" in text
     categories = {each["name"]: each["systems"]["model"] for each in figures["tasks"]["choice"]["by_category"]}
     assert categories["age"] == {"value": 1.0, "low": None, "high": None, "items": 1}  # of those that could be read
@@ -244,12 +241,14 @@ def test_what_figures_mean_is_said_and_not_overdone(tmp_path) -> None:
         (task,) = gather(folder, worst=0)["tasks"].values()
         return " ".join(task["verdicts"])
 
-    assert "Wrong recordings 100 %: the model answers by what it hears" in said(model=right, wrong_audio=wrong)
+    assert "given the wrong recordings 100 %: the model answers by what it hears" in said(
+        model=right, wrong_audio=wrong
+    )
     assert "NOT clearly better than with wrong recordings" in said(model=half, wrong_audio=half)
     assert "NOT clearly better" in said(model=wrong, wrong_audio=right)
-    assert "Whisper alone 50 %: the model is worse" in said(model=wrong, whisper=half)
-    assert "Cascade 100 %: the model is better" in said(model=half, cascade=wrong)
-    assert "No recording 50 %: no clear difference" in said(model=half, deaf=half)
+    assert "Whisper's own decoder 50 %: the model is worse" in said(model=wrong, whisper=half)
+    assert "Whisper's transcript read by the base 100 %: the model is better" in said(model=half, cascade=wrong)
+    assert "the base without the recording 50 %: no clear difference" in said(model=half, deaf=half)
 
 
 def test_nothing_written_is_markup(folder, page) -> None:
@@ -400,9 +399,11 @@ def test_little_and_nothing(tmp_path) -> None:
     score_run(folder, samples=20)
     written = write_report(folder)
     page = Page(written.page.read_text(encoding="utf-8"))
-    assert columns(page.sections["$mine$"].rows, "Whisper alone", "Word error") == ["–"]
-    assert "No system has answered" in page.sections["unanswered"].text and "The model" not in page.text
-    assert columns(page.sections["$mine$"].rows, "Whisper alone", "left out: the right answer has no word") == ["2"]
+    assert columns(page.sections["$mine$"].rows, TITLES["whisper"], "Word error") == ["–"]
+    assert "No system has answered" in page.sections["unanswered"].text and "this model" not in page.text
+    assert columns(page.sections["$mine$"].rows, TITLES["whisper"], "left out, because their reference is empty") == [
+        "2"
+    ]
     scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
     (folder / "scores.json").write_text(json.dumps({**scores, "tasks": {}, "averages": {}}), encoding="utf-8")
     assert "Nothing was scored" in Page(write_report(folder).page.read_text(encoding="utf-8")).text
@@ -438,5 +439,5 @@ def test_scoring_and_evaluating_end_with_a_report(own, tiny_model, tiny_processo
     evaluate([*map(str, given), "--output_dir", str(tmp_path / "evaluated")])
     assert f"Shown by {tmp_path / 'evaluated' / 'report.html'}" in capsys.readouterr().out
     page = Page((tmp_path / "evaluated" / "report.html").read_text(encoding="utf-8"))
-    assert len(page.sources) == 2 and "Wrong recordings" in page.text
+    assert len(page.sources) == 2 and TITLES["wrong_audio"] in page.text
     assert "Without the" not in page.text

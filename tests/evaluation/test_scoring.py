@@ -87,7 +87,7 @@ def test_a_convention_changes_without_the_model(spoken, capsys) -> None:
     assert word_error("--samples", "20")["low"] != own["low"] or word_error("--samples", "20")["high"] != own["high"]
     assert word_error("--samples", "7", "--seed", "1") != word_error("--samples", "7", "--seed", "2")
     assert word_error() == own
-    assert re.search(r"word error +0\.5 \[", capsys.readouterr().out)
+    assert re.search(r"word_error \(fraction\) +this model +0\.5 \[", capsys.readouterr().out)
 
 
 def test_a_leaderboards_tasks_are_scored_as_it_does(tmp_path) -> None:
@@ -115,7 +115,9 @@ def test_a_leaderboards_tasks_are_scored_as_it_does(tmp_path) -> None:
     part = score_run(write_run(tmp_path / "part", outputs, tasks))
     average = part["averages"]["open_asr"]["model"]["word_error"]
     assert (average["missing"], average["partial"]) == ([members[2]], True)
-    assert "part of open_asr" in score_table(part) and f"without {members[2]}" in score_table(part)
+    assert "mean of open_asr" in score_table(
+        part
+    ) and f"NOT the leaderboard's average: without {members[2]}" in score_table(part)
 
 
 def test_chunks_are_put_together_before_they_are_scored(tmp_path) -> None:
