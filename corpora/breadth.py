@@ -1,5 +1,5 @@
 """
-More to hear than was recorded: clips joined to new sequences, and sentences read by a synthetic voice.
+More speech than was recorded: clips joined to new sequences, and sentences read by a synthetic voice.
 
 Twenty minutes of one speaker hold few words, in few orders, and a language model learns the phrases by heart instead of
 listening. Joined clips break the phrases up; a synthetic voice brings words that no recording has.
@@ -37,13 +37,13 @@ PEAKS = (0.3, 0.9)
 
 
 def read_sentences(limit: int | None = None) -> list[str]:
-    """The sentences that ship with the package, the first `limit` of them."""
+    """Return the sentences that ship with the package, the first `limit` of them."""
     return SENTENCES_FILE.read_text(encoding="utf-8").splitlines()[:limit]
 
 
 def word_lists(count: int, seed: int = 0) -> list[str]:
     """
-    Different lists of two to five random words that are said by themselves: "twelfth, Friday, seven."
+    Return different lists of two to five random words that are said by themselves: "twelfth, Friday, seven."
 
     Args:
         count: how many.
@@ -64,7 +64,7 @@ def join_clips(
     recordings: Sequence[Any], transcripts: Sequence[str], folder: Path, count: int, clips: int = 3, seed: int = 0
 ) -> tuple[list[str], list[str]]:
     """
-    Writes `count` recordings of two to `clips` random clips one after the other, as FLAC.
+    Write `count` recordings of two to `clips` random clips one after the other, as FLAC.
 
     Args:
         recordings, transcripts: the clips and what is said in them.
@@ -95,7 +95,7 @@ def join_clips(
 
 def read_aloud(sentences: Sequence[str], folder: Path, seed: int = 0, progress: bool = True) -> list[str]:
     """
-    Writes every sentence as read by a synthetic voice, each at a pitch and pace of its own, as FLAC.
+    Write every sentence as read by a synthetic voice, each at a pitch and pace of its own, as FLAC.
 
     The voice is hibari's, which comes inside its package.
 

@@ -1,7 +1,7 @@
 """
-What every corpus is read as: clips, one recording each with what is known of it, in an order that never changes.
+Clips: one recording each with what is known of it, in an order that never changes. Every corpus is read as clips.
 
-A source yields them one by one, so that a corpus of any size fits in memory; what cannot become a clip is yielded as a
+A source yields them one by one, so that a corpus of any size fits in memory. It yields what cannot become a clip as a
 [`BadClip`] with the reason, so that everything wrong with a corpus is reported at once.
 """
 
@@ -19,16 +19,16 @@ DEFAULT_SPLIT = "train"
 STATE_FOLDER = ".prepare"
 #: Longest file name that an id becomes, in bytes of UTF-8, its hash and ending not counted: file systems allow 255.
 MAX_NAME_BYTES = 120
-#: Digits of the hash that tells apart ids which would get the same name.
+#: Digits of the hash that distinguishes ids which would get the same name.
 NAME_HASH_DIGITS = 8
-#: What a file name keeps of an id: letters and digits of any script, and these.
+#: Characters of an id that a file name replaces: all but letters and digits of any script, and a few marks.
 UNSAFE_CHARACTERS = re.compile(r"[^\w.-]")
-#: What a value of a clip's further fields may be.
+#: Types of a clip's further fields.
 FieldValue = str | int | float | bool | None
 
 
 class CorpusError(ValueError):
-    """A corpus that cannot be read at all; the message names it, says what was expected and what to do."""
+    """A corpus that cannot be read at all; the message names it, what was expected and what to do."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class Clip:
     One recording, or a part of one, with what is known of it.
 
     Attributes:
-        id: what the corpus calls it; unique in its source.
-        recording: what `load_waveform` takes: an absolute path, a URL, or a dict of `datasets` (`bytes` or `path`); or a
+        id: Its name in the corpus; unique in its source.
+        recording: An absolute path, a URL, or a dict of `datasets` (`bytes` or `path`), as `load_waveform` takes them; or a
             [`LazyRecording`].
-        text: what is said in it; empty where that is not known.
-        split: which part of the corpus it belongs to.
-        fields: whatever else is known, by the names that tasks use: `translation`, `caption`, `question`, `answer`,
-            `speaker`, `language`, `pred_text`, `wer` (in percent) and so on.
-        start_seconds, end_seconds: the part of the recording that is meant; all of it by default.
+        text: The transcript; empty if it is not known.
+        split: Part of the corpus that it belongs to.
+        fields: Whatever else is known, by the names that tasks use: `translation`, `caption`, `question`, `answer`,
+            `speaker`, `language`, `pred_text`, `wer` and so on.
+        start_seconds, end_seconds: Part of the recording; all of it by default.
     """
 
     id: str
@@ -58,7 +58,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class BadClip:
-    """Something in a corpus that cannot become a clip: what it is called, why, and in which split it stands."""
+    """Something in a corpus that cannot become a clip: its name, the reason, and its split."""
 
     id: str
     reason: str
@@ -69,7 +69,7 @@ class LazyRecording(Protocol):
     """A recording that is made when it is needed, by the process that needs it; it can be pickled."""
 
     def load(self) -> tuple[np.ndarray, int]:
-        """Waveform, float32 of shape `(samples,)`, and its rate in Hz; raises AudioError where nothing comes of it."""
+        """Return the waveform, float32 of shape `(samples,)`, and its rate in Hz; raise AudioError if there is none."""
         ...
 
 
@@ -78,29 +78,29 @@ class ClipSource(Protocol):
     A corpus to prepare.
 
     Attributes:
-        name: what messages call it.
-        identity: everything that decides which clips come and in which order, as JSON knows it: paths, options,
-            revisions. What was prepared from another identity is never continued.
+        name: Its name in messages.
+        identity: Everything that decides which clips come and in which order, as JSON knows it: paths, options,
+            revisions. A run is never continued with another identity.
     """
 
     name: str
     identity: dict[str, Any]
 
     def clips(self, start: int = 0) -> Iterator[Clip | BadClip]:
-        """All clips from the `start`-th on, in an order that is the same every time."""
+        """Yield all clips from the `start`-th on, in an order that is the same every time."""
         ...
 
     def count(self) -> int | None:
-        """How many [`clips`] yields from 0, where that is known without reading them all."""
+        """Return how many [`clips`] yields from 0; None if that takes reading them all."""
         ...
 
 
 def safe_name(identity: str) -> str:
     """
-    A file name, without ending, for whatever a corpus calls a clip: never a path, never hidden, never too long.
+    Return a file name without suffix for an id: never a path, never hidden, never too long.
 
-    Ids that are plain stay as they are; of others the name ends in a hash of the whole id, so that no two ids share one,
-    on file systems that fold case or Unicode forms either.
+    Plain ids stay as they are. Other names end in a hash of the whole id, so that no two ids share one, not even on file
+    systems that fold case or Unicode forms.
     """
     name = UNSAFE_CHARACTERS.sub("_", unicodedata.normalize("NFC", identity)).lstrip(".-")
     name = name.encode()[:MAX_NAME_BYTES].decode(errors="ignore")

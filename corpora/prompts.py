@@ -32,7 +32,7 @@ SPLITS = ("train", "validation", "test")
 
 
 def load_studio_prompts(split: str | None = None) -> datasets.Dataset:
-    """The studio prompts, in memory, without network, cache folder or torchcodec.
+    """Return the studio prompts, in memory, without network, cache folder or torchcodec.
 
     Args:
         split: train, validation or test; None for all, told apart by the column `split`.
@@ -56,12 +56,12 @@ def load_studio_prompts(split: str | None = None) -> datasets.Dataset:
 
 
 def _words(transcript: str) -> list[str]:
-    """Lower-case words without punctuation; apostrophes and hyphens inside a word stay."""
+    """Return lower-case words without punctuation; apostrophes and hyphens inside a word stay."""
     return re.findall(r"[a-z0-9]+(?:['-][a-z0-9]+)*", transcript.lower())
 
 
 def _is_plain(transcript: str) -> bool:
-    """True when written and spoken words are one to one: at least two of them, no figures, acronyms or hyphens."""
+    """Return whether written and spoken words are one to one: two or more, no figures, acronyms or hyphens."""
     return len(transcript.split()) > 1 and not re.search(r"[0-9-]|[A-Z]{2}|\b[A-Za-z]\.|\w\.\w", transcript)
 
 
@@ -116,7 +116,7 @@ def write_prompt_examples(
     limit: int | None = None,
     max_seconds: float | None = None,
 ) -> Path:
-    """Exports one split as audio files and an examples file in the instruction format.
+    """Export one split as audio files and an examples file in the instruction format.
 
     Writes `<output_dir>/audio/*.ogg`, `<output_dir>/<split>.json` and the recordings' licence. Each prompt becomes
     one example; task (among those that fit its transcript) and wording are drawn by a hash of its id, so the result
@@ -165,13 +165,13 @@ def _hash(prompt_id: str, purpose: str) -> int:
 
 
 def _draw(prompt_id: str, tasks: Sequence[str]) -> str:
-    """A task's name, by weight."""
+    """Return a task's name, drawn by weight."""
     tickets = [name for name in tasks for _ in range(PROMPT_TASKS[name].weight)]
     return tickets[_hash(prompt_id, "task") % len(tickets)]
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Writes the studio prompts as audio files and instruction JSON, one file per split."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description="Write the bundled studio prompts as audio files and JSON examples.")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for audio/ and <split>.json")
     parser.add_argument("--split", choices=SPLITS, action="append", help="repeat for several; all by default")

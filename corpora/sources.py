@@ -1,5 +1,5 @@
 """
-Where training data comes from: files, folders and Hub datasets, all read as conversations.
+Sources of training data: files, folders and Hub datasets, all read as conversations.
 
 | given | read as |
 |---|---|
@@ -8,8 +8,8 @@ Where training data comes from: files, folders and Hub datasets, all read as con
 | a folder | what `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote, or Parquet files that `load_dataset` reads |
 | `hub:org/name` | a dataset of the Hugging Face Hub |
 
-Options stand behind a question mark: `hub:org/name?config=clean&split=train&revision=main`, `folder?split=train`.
-Recordings are never decoded by `datasets`: they come as bytes or paths, for this project's own decoder.
+Options follow a question mark: `hub:org/name?config=clean&split=train&revision=main`, `folder?split=train`. `datasets` never
+decodes recordings: they come as bytes or paths, for this project's own decoder.
 """
 
 import os
@@ -28,12 +28,13 @@ from .rows import TABLE_FIELDS, Conversation, RowError, RowReader
 HUB_PREFIX = "hub:"
 OPTION_MARK = "?"
 PARQUET_SUFFIX = ".parquet"
-#: What `save_to_disk` leaves in a folder: of a dataset, and of several splits.
+#: Files that `save_to_disk` leaves in a folder: of a dataset, and of several splits.
 DATASET_FILE, SPLITS_FILE = "state.json", "dataset_dict.json"
 CARD_FILE = "README.md"
 DEFAULT_SPLIT = "train"
-HUB_OPTIONS = ("config", "split", "revision")
-#: What `skip` of --on_bad_example shows of the examples it leaves out, at most.
+#: Options of each kind of source; of saved datasets with several splits as well.
+KNOWN_OPTIONS = {"hub": ("config", "split", "revision"), "shards": ("split",)}
+#: Examples left out by `skip` of --on_bad_example that are shown.
 MAX_SKIPPED_SHOWN = 50
 #: Column that keeps a streamed row's number while its source is shuffled.
 ROW_NUMBER = "__row__"
@@ -42,12 +43,12 @@ ROW_NUMBER = "__row__"
 @dataclass(frozen=True)
 class Source:
     """
-    One place that data comes from.
+    One source of data.
 
     Attributes:
-        name: as it was given.
+        name: As it was given.
         kind: json, parquet, disk, shards (a folder of Parquet files) or hub.
-        path: the file, folder or Hub id.
+        path: The file, folder or Hub id.
         options: `config`, `split` and `revision`, where they were given.
     """
 
@@ -58,15 +59,14 @@ class Source:
 
     @property
     def folder(self) -> str:
-        """Where relative audio paths start."""
-        return {"disk": self.path, "shards": self.path, "hub": os.getcwd()}.get(
-            self.kind, os.path.dirname(self.path) or os.curdir
-        )
+        """Return where relative audio paths start."""
+        beside = os.path.dirname(self.path) or os.curdir
+        return {"disk": self.path, "shards": self.path, "hub": os.getcwd()}.get(self.kind, beside)
 
 
 def parse_source(given: str) -> Source:
     """
-    Reads what stands behind --data_path.
+    Return the source that a value of --data_path names.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
@@ -77,49 +77,47 @@ def parse_source(given: str) -> Source:
         path, _, query = given.partition(OPTION_MARK)
         options = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
     if path.startswith(HUB_PREFIX):
-        kind, known, path = "hub", HUB_OPTIONS, path.removeprefix(HUB_PREFIX)
+        kind, path = "hub", path.removeprefix(HUB_PREFIX)
     elif not os.path.exists(path):
         raise FileNotFoundError(
-            f"Data {given!r} does not exist. Expected a .json, .jsonl or .parquet file, a folder that save_to_disk "
-            f"wrote, or {HUB_PREFIX}org/name."
+            f"Data {given!r} does not exist. Expected a .json, .jsonl or .parquet file, a folder that save_to_disk wrote, or "
+            f"{HUB_PREFIX}org/name."
         )
-    elif os.path.isdir(path):
+    elif not os.path.isdir(path):
+        kind = "parquet" if path.endswith(PARQUET_SUFFIX) else "json"
+    elif os.path.isfile(os.path.join(path, SPLITS_FILE)):
+        kind, known = "disk", ("split",)
+    elif os.path.isfile(os.path.join(path, DATASET_FILE)):
         kind = "disk"
-        has_splits = os.path.isfile(os.path.join(path, SPLITS_FILE))
-        if not has_splits and not os.path.isfile(os.path.join(path, DATASET_FILE)):
-            if not any(name.endswith(PARQUET_SUFFIX) for name in os.listdir(path)):
-                raise ValueError(
-                    f"Data {given!r} is a folder, but not one that save_to_disk of a dataset wrote, nor one of "
-                    f"*{PARQUET_SUFFIX} files."
-                )
-            kind, has_splits = "shards", True
-        known = ("split",) if has_splits else ()
+    elif any(name.endswith(PARQUET_SUFFIX) for name in os.listdir(path)):
+        kind = "shards"
     else:
-        kind, known = "parquet" if path.endswith(PARQUET_SUFFIX) else "json", ()
+        raise ValueError(
+            f"Data {given!r} is a folder, but not one that save_to_disk of a dataset wrote, nor one of *{PARQUET_SUFFIX} files."
+        )
+    known = known or KNOWN_OPTIONS.get(kind, ())
     unknown = [name for name in options if name not in known]
     if unknown:
-        raise ValueError(
-            f"Data {given!r} has the option {unknown[0]!r}; expected "
-            + (f"one of {', '.join(known)}." if known else "none for what it is.")
-        )
+        expected = f"one of {', '.join(known)}" if known else "none for what it is"
+        raise ValueError(f"Data {given!r} has the option {unknown[0]!r}; expected {expected}.")
     return Source(given, kind, path, options)
 
 
 class Examples(Sequence[Conversation]):
     """
-    The rows of one source that can be used, each read anew when it is asked for.
+    The usable rows of one source, each read again when it is asked for.
 
     All rows are checked at once, except for what only decoding a recording can tell.
 
     Args:
-        source: where to read.
-        audio_dir: as in `read_examples`.
+        source: Where to read.
+        audio_dir: As in `read_examples`.
 
     Attributes:
-        problems: (where, reason) of each row that cannot be used; these are not among the examples.
+        problems: (where, reason) of each unusable row; these are not among the examples.
 
     Raises:
-        FileNotFoundError: source or `audio_dir` is not there.
+        FileNotFoundError: source or `audio_dir` does not exist.
         ExamplesError: the source as a whole cannot be read.
     """
 
@@ -171,66 +169,65 @@ class _TableRows(Sequence):
 
 
 def _known_fields(row: dict[str, Any]) -> dict[str, Any]:
-    """A table's row as JSON would have it: fields that are null are those that the row does not have."""
+    """Return a table's row as JSON would have it: null fields are those that the row does not have."""
     return {name: row[name] for name in TABLE_FIELDS if row.get(name) is not None}
 
 
 def _open_table(source: Source, streaming: bool = False) -> Any:
-    """A source of tables as a `datasets.Dataset`, or `IterableDataset`; columns that are not read are named aloud."""
+    """Return a source of tables as a `datasets.Dataset`, or `IterableDataset`; print which columns are not read."""
     try:
         dataset = load_table(source, streaming)
     except (OSError, KeyError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ExamplesError(source.name, [("", f"cannot be read: {' '.join(str(error).split())}")]) from error
     columns = dataset.column_names or []
-    unread = [name for name in columns if name not in TABLE_FIELDS]
-    if columns and len(unread) == len(columns):
-        raise ExamplesError(
-            source.name, [("", f"has the columns {', '.join(columns)}; expected some of {', '.join(TABLE_FIELDS)}")]
-        )
-    if unread:
-        print(f"{source.name}: columns that are not read: {', '.join(unread)}.")
-    return dataset.select_columns([name for name in columns if name in TABLE_FIELDS]) if unread else dataset
+    known = [name for name in columns if name in TABLE_FIELDS]
+    if columns and not known:
+        reason = f"has the columns {', '.join(columns)}; expected some of {', '.join(TABLE_FIELDS)}"
+        raise ExamplesError(source.name, [("", reason)])
+    if len(known) < len(columns):
+        print(f"{source.name}: columns that are not read: {', '.join(name for name in columns if name not in known)}.")
+        return dataset.select_columns(known)
+    return dataset
 
 
 def load_table(source: Source, streaming: bool) -> Any:
-    """A source of tables as `datasets` has it, with all its columns; errors are those of `datasets`."""
+    """Return a source of tables as `datasets` has it, with all its columns; errors are those of `datasets`."""
+    split = source.options.get("split", DEFAULT_SPLIT)
     if source.kind == "hub":
+        options = {name: source.options.get(name) for name in ("config", "revision")}
         return datasets.load_dataset(
-            source.path,
-            source.options.get("config"),
-            split=source.options.get("split", DEFAULT_SPLIT),
-            revision=source.options.get("revision"),
-            streaming=streaming,
+            source.path, options["config"], split=split, revision=options["revision"], streaming=streaming
         )
     if source.kind == "parquet":
         return datasets.load_dataset("parquet", data_files=source.path, split=DEFAULT_SPLIT, streaming=streaming)
     if source.kind == "shards":
-        split = source.options.get("split", DEFAULT_SPLIT)
         folder, files = os.path.abspath(source.path), None
         if os.path.isfile(os.path.join(folder, CARD_FILE)):  # which says what files each split has
             # The files are named to `datasets`, whose cache knows a folder with a card by its name and card alone.
             files = datasets.load_dataset_builder(folder).config.data_files
-            if split not in files:
-                raise ValueError(f"there is no split {split!r}, only {', '.join(files)}; name one as ?split=")
+            _expect_split(split, files)
             files = {split: list(files[split])}
         where = {"data_files": files} if files else {"data_dir": folder}
         return datasets.load_dataset("parquet", split=split, streaming=streaming, **where)
     dataset = datasets.load_from_disk(source.path)
     if isinstance(dataset, datasets.DatasetDict):
-        split = source.options.get("split", DEFAULT_SPLIT)
-        if split not in dataset:
-            raise ValueError(f"there is no split {split!r}, only {', '.join(dataset)}; name one as ?split=")
+        _expect_split(split, dataset)
         dataset = dataset[split]
     return dataset.to_iterable_dataset() if streaming else dataset
 
 
+def _expect_split(split: str, known: Any) -> None:
+    if split not in known:
+        raise ValueError(f"there is no split {split!r}, only {', '.join(known)}; name one as ?split=")
+
+
 def read_sources(data_paths: str | Sequence[str], audio_dir: str | os.PathLike[str] | None = None) -> list[Examples]:
     """
-    Opens and checks every source.
+    Open and check every source.
 
     Args:
-        data_paths: what stands behind --data_path: one or several.
-        audio_dir: as in `read_examples`, for all of them.
+        data_paths: Values of --data_path: one or several.
+        audio_dir: As in `read_examples`, for all of them.
 
     Returns:
         One [`Examples`] each; their `problems` are for the caller to raise or report.
@@ -245,11 +242,11 @@ def read_sources(data_paths: str | Sequence[str], audio_dir: str | os.PathLike[s
 
 def settle_problems(named_problems: Sequence[tuple[str, list[tuple[str, str]]]], skip: bool) -> None:
     """
-    Refuses bad examples, all at once, or says which are left out.
+    Refuse bad examples, all at once, or print which are left out.
 
     Args:
-        named_problems: each source's name and the (where, reason) of its bad examples.
-        skip: print a count and list instead of refusing.
+        named_problems: Each source's name and the (where, reason) of its bad examples.
+        skip: Print a count and list instead of refusing.
 
     Raises:
         ExamplesError: there are some, and they are not to be skipped.
@@ -272,17 +269,14 @@ def settle_problems(named_problems: Sequence[tuple[str, list[tuple[str, str]]]],
         print(f"  ... and {len(problems) - MAX_SKIPPED_SHOWN} more")
 
 
-# --------------------------------------------------------------------------------------------------------- streaming
-
-
 class StreamedRows:
     """
     The rows of one source one after the other, without knowing how many there are.
 
     Args:
-        source: anything but a JSON list, which can only be read whole.
-        audio_dir: as in `read_examples`.
-        shuffle_rows: rows that are held to draw from; 0 keeps the source's own order.
+        source: Anything but a JSON list, which can only be read whole.
+        audio_dir: As in `read_examples`.
+        shuffle_rows: Rows that are held to draw from; 0 keeps the source's own order.
 
     Raises:
         ValueError: the source is a JSON list.
@@ -292,23 +286,23 @@ class StreamedRows:
         self.source = source
         self.shuffle_rows = shuffle_rows
         self.reader = RowReader(source.folder, audio_dir)
-        if source.kind == "json" and not source.path.endswith(JSON_LINES_SUFFIX):
-            raise ValueError(
-                f"{source.name}: a JSON list can only be read whole; for --streaming write one object a line and name "
-                f"the file *{JSON_LINES_SUFFIX}."
-            )
-        if source.kind == "json":
+        if source.kind != "json":
+            self.stream = _open_table(source, streaming=True).decode(False).map(_number, with_indices=True)
+        elif source.path.endswith(JSON_LINES_SUFFIX):
             self.stream = datasets.IterableDataset.from_generator(_lines_of, gen_kwargs={"path": source.path})
         else:
-            self.stream = _open_table(source, streaming=True).decode(False).map(_number, with_indices=True)
+            raise ValueError(
+                f"{source.name}: a JSON list can only be read whole; for --streaming write one object a line and name the "
+                f"file *{JSON_LINES_SUFFIX}."
+            )
 
     def rows(self, epoch: int, seed: int = 0) -> Iterator[tuple[str, Callable[[], Conversation]]]:
         """
-        Where each row stands, and a function that checks and reads it, which may raise RowError.
+        Yield where each row stands, and a function that checks and reads it, which may raise RowError.
 
         Args:
-            epoch: which pass over the source this is; each has its own order.
-            seed: of the orders.
+            epoch: Number of this pass over the source; each has its own order.
+            seed: Of the orders.
         """
         stream = self.stream.shuffle(seed=seed, buffer_size=self.shuffle_rows) if self.shuffle_rows else self.stream
         stream.set_epoch(epoch)
@@ -330,19 +324,18 @@ def _number(row: dict[str, Any], index: int) -> dict[str, Any]:
 
 
 def _lines_of(path: str) -> Iterator[dict[str, Any]]:
-    """Lines of a JSON Lines file, also those that are no JSON, with what is wrong with them."""
+    """Yield the lines of a JSON Lines file, invalid ones with what is wrong with them."""
     problems: list[tuple[str, str]] = []
+
+    def bad() -> Iterator[dict[str, Any]]:
+        yield from ({"where": where, "value": None, "problem": reason} for where, reason in problems)
+        problems.clear()
+
     with open(path, encoding="utf-8-sig") as file:
         for where, value in json_lines(file, problems):
-            yield from _as_bad_rows(problems)
+            yield from bad()
             yield {"where": where, "value": value, "problem": None}
-    yield from _as_bad_rows(problems)
-
-
-def _as_bad_rows(problems: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
-    for where, reason in problems:
-        yield {"where": where, "value": None, "problem": reason}
-    problems.clear()
+    yield from bad()
 
 
 __all__ = ["Examples", "Source", "StreamedRows", "load_table", "parse_source", "read_sources", "settle_problems"]

@@ -20,9 +20,17 @@ from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 
 from .breadth import PEAKS
 from .clips import DEFAULT_SPLIT, BadClip, Clip, CorpusError, FieldValue
-from .speech_engines import DEFAULT_TIMEOUT_SECONDS, CommandEngine
 from .tables import JSON_SUFFIXES, PARQUET_SUFFIX, TABLE_SUFFIXES, TEXT_SUFFIX, Row, rows_of
-from .voices import SpokenText, Voice, command_voices, default_voices, plain, voice_named
+from .voices import (
+    DEFAULT_TIMEOUT_SECONDS,
+    CommandEngine,
+    SpokenText,
+    Voice,
+    command_voices,
+    default_voices,
+    plain,
+    voice_named,
+)
 
 DEFAULT_TASKS: tuple[str, ...] = ("transcribe",)
 #: Task of texts that have responses.

@@ -242,7 +242,7 @@ def _table_rows(path: str, delimiter: str, encoding: str | None) -> Iterator[Row
     them. With other delimiters they enclose columns, which may then hold delimiters and line ends.
     """
     is_lenient = delimiter == TAB
-    quoting = csv.QUOTE_NONE if is_lenient else csv.QUOTE_MINIMAL
+    quoting: Any = csv.QUOTE_NONE if is_lenient else csv.QUOTE_MINIMAL
     reader = csv.reader(lines_of(path, encoding, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
     header: list[str] = []
     while True:

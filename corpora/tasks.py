@@ -1,4 +1,4 @@
-"""What is asked about clips: the tasks of `tasks.yaml`, and the examples that they make of a clip."""
+"""Tasks: questions about clips, from `tasks.yaml`, and the examples that they make of a clip."""
 
 import hashlib
 import string
@@ -20,9 +20,9 @@ class Task:
     One thing to ask about a clip.
 
     Attributes:
-        name: of the task.
-        response: the field that answers.
-        prompts: wordings, in which `{name}` stands for a field and `<audio>`, once, for the recording.
+        name: Of the task.
+        response: The field that answers.
+        prompts: Wordings, in which `{name}` stands for a field and `<audio>`, once, for the recording.
     """
 
     name: str
@@ -37,17 +37,17 @@ class Task:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The fields that a clip must have to take part, the response first."""
+        """Return the fields that a clip must have to take part, the response first."""
         named = (name for prompt in self.prompts for _, name, _, _ in string.Formatter().parse(prompt) if name)
         return tuple(dict.fromkeys((self.response, *named)))
 
     def missing(self, fields: Mapping[str, Any]) -> list[str]:
-        """Which of its fields a clip lacks, or has as an empty text."""
+        """Return the fields that a clip lacks, or has as an empty text."""
         return [name for name in self.fields if not str(fields.get(name) or "").strip()]
 
     def ask(self, identity: str, fields: Mapping[str, Any]) -> tuple[str, str]:
         """
-        Prompt and response for one clip; the wording depends on the clip's id alone.
+        Return prompt and response for one clip; the wording depends on the clip's id alone.
 
         Raises:
             ValueError: a field that the prompt quotes holds `<audio>` itself.
@@ -62,14 +62,14 @@ class Task:
 
 @lru_cache(maxsize=1)
 def known_tasks() -> dict[str, Task]:
-    """The tasks that ship with the package, by name."""
+    """Return the tasks that ship with the package, by name."""
     table = yaml.safe_load(TASKS_FILE.read_text(encoding="utf-8"))
     return {name: Task(name, entry["response"], tuple(entry["prompts"])) for name, entry in table.items()}
 
 
 def tasks_named(names: Sequence[str]) -> list[Task]:
     """
-    Tasks by their names.
+    Return tasks by their names.
 
     Raises:
         ValueError: there is no task of a name.

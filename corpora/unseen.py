@@ -27,7 +27,7 @@ FEATURES = datasets.Features(
 
 
 def load_unseen_speech(source: str | None = None) -> datasets.Dataset:
-    """The unseen clips, in memory, without network, cache folder or torchcodec.
+    """Return the unseen clips, in memory, without network, cache folder or torchcodec.
 
     Args:
         source: cards or librivox; None for both, told apart by the column `source`.

@@ -1,24 +1,55 @@
 """
-Synthetic voices, and texts that become speech when they are needed.
+Synthetic voices: text-to-speech engines, and texts that become speech when they are needed.
 
-A voice is an engine and a name: `flite:slt`. A pitch comes from playing the speech faster or slower, and asking the engine
-for the opposite pace. The same text, voice, pace, pitch and seed give the same samples.
+An engine is a command of `voices.yaml`, a Python package, or any command of the user's. A command is run without a shell,
+and reads its text from a file or from standard input, so that a text is never anything but text. A voice is an engine and a
+name: `flite:slt`. A pitch comes from playing the speech faster or slower, and asking the engine for the opposite pace. The
+same text, voice, pace, pitch and seed give the same samples.
 """
 
+import io
+import os
+import re
 import shlex
+import shutil
+import signal
+import subprocess
+import tempfile
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+import soundfile
 import soxr
-from audiollm.processing import AudioError
+import yaml
+from audiollm.processing import AudioError, load_waveform
 from audiollm.processing.audio import SAMPLING_RATE_HZ
 
 from .clips import CorpusError
-from .neural_engines import KOKORO
-from .speech_engines import DEFAULT_TIMEOUT_SECONDS, CommandEngine, Engine, known_engines
+from .neural_engines import HIBARI, KOKORO, HibariEngine, KokoroEngine, foreign_letter
 
+ENGINES_FILE = Path(__file__).parent / "voices.yaml"
+#: Placeholders of an engine's command; those of the pace say how fast to speak.
+PACE_PLACEHOLDERS = ("speed", "stretch", "words_per_minute")
+PLACEHOLDERS = ("voice", "text_file", "output", *PACE_PLACEHOLDERS)
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
+#: Stands before a list of names that have no prefix each.
+LIST_MARK = ":"
+#: Time that an engine may take over one text.
+DEFAULT_TIMEOUT_SECONDS = 60.0
+#: End of an engine's complaint that is quoted.
+MAX_QUOTED_CHARACTERS = 300
+#: Names of voices; never what an engine would take for a path or an option.
+VOICE_NAME = re.compile(r"\w[\w+ -]*")
+#: Typographic marks as engines that know only ASCII read them.
+ASCII_MARKS = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": " - ", "…": "...", "ß": "ss"})
+#: Kinds of characters that are heard: letters, digits, currency and mathematical signs, by Unicode's categories.
+HEARD_CATEGORIES = ("L", "N", "Sc", "Sm")
 #: Name of the engine that is the user's own command.
 COMMAND = "command"
 NAME_MARK = ":"
@@ -29,6 +60,218 @@ MAX_CHARACTERS_PER_SECOND = 60.0
 #: Engines that are used only if they are named: Kokoro takes a third of the time that its speech lasts.
 ASKED_FOR = (KOKORO,)
 PROBE_TEXT = "one two three"
+
+
+# ------------------------------------------------------------------------------------------------------------- engines
+
+
+class Engine(Protocol):
+    """
+    Something that speaks.
+
+    `name` is its prefix in names of voices; `voices` are good ones, the first of which the engine's name alone means;
+    `paced` says whether it can be told how fast to speak. `version` is what is installed. `check` raises CorpusError if
+    the engine or a voice is missing; `unreadable` says why a voice cannot read a text; `say` returns a waveform, float32
+    of shape `(samples,)`, and its rate in Hz, or raises AudioError.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def voices(self) -> tuple[str, ...]: ...
+    @property
+    def paced(self) -> bool: ...
+    def version(self) -> str: ...
+    def check(self, voice: str) -> None: ...
+    def unreadable(self, text: str, voice: str) -> str | None: ...
+    def say(self, text: str, voice: str, speed: float, seed: int) -> tuple[np.ndarray, int]: ...
+
+
+@dataclass(frozen=True)
+class CommandEngine:
+    """
+    An engine that is a command.
+
+    Attributes:
+        name: Prefix of its voices.
+        command: Program and arguments, with `PLACEHOLDERS`. Without `{text_file}` it reads standard input, and without
+            `{output}` it writes an audio file to standard output.
+        voices, install, pace, listing, mark, listed, scripts, ascii, instead: As in `voices.yaml` (`list` is `listing`,
+            `script` is `scripts`); unknown for a command of the user's.
+        timeout_seconds: Time that it may take over one text.
+
+    Raises:
+        ValueError: the command is empty, or has an unknown placeholder.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    voices: tuple[str, ...] = ("",)
+    install: str = ""
+    pace: float = 1.0
+    listing: tuple[str, ...] = ()
+    mark: str = ""
+    listed: str = ""
+    scripts: Mapping[str, str] = field(default_factory=dict)
+    ascii: bool = False
+    instead: Mapping[str, str] = field(default_factory=dict)
+    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
+
+    def __post_init__(self):
+        if not self.command:
+            raise ValueError(f"The command of the text-to-speech engine {self.name!r} is empty.")
+        unknown = [name for part in self.command for name in PLACEHOLDER.findall(part) if name not in PLACEHOLDERS]
+        if unknown:
+            known = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
+            raise ValueError(
+                f"The command {shlex.join(self.command)} has {{{unknown[0]}}}; expected only {known}. The text comes in "
+                "{text_file} or on standard input, never as an argument."
+            )
+
+    def takes(self, *placeholders: str) -> bool:
+        """Return whether any of these stand in the command."""
+        return any(f"{{{name}}}" in part for part in self.command for name in placeholders)
+
+    @property
+    def paced(self) -> bool:
+        """Return whether the command takes a pace."""
+        return self.takes(*PACE_PLACEHOLDERS)
+
+    def unreadable(self, text: str, voice: str) -> str | None:
+        """Return why a voice cannot read a text; None where it can, or where that is not known."""
+        script = next((script for prefix, script in self.scripts.items() if voice.startswith(prefix)), "")
+        foreign = foreign_letter(text, script)
+        if foreign is not None:
+            return f"{self.name}:{voice} does not read {foreign!r}"
+        try:
+            is_readable = not self.ascii or as_ascii(text, self.name).strip()
+        except AudioError as error:
+            return str(error)
+        return None if is_readable else f"{self.name} reads ASCII only"
+
+    def version(self) -> str:
+        """Return what the engine says of itself; a user's command is its own version."""
+        if not self.listing:
+            return shlex.join(self.command)
+        # flite says its version and fails.
+        said = self._tell([self.command[0], "--version"], must_succeed=False)
+        return " ".join(said.decode(errors="replace").split())
+
+    def check(self, voice: str) -> None:
+        """Raise CorpusError if the program is missing, or does not list the voice."""
+        if shutil.which(self.command[0]) is None:
+            advice = f"Install it ({self.install})" if self.install else "Install it, or give its whole path"
+            raise CorpusError(
+                f"The text-to-speech engine {self.command[0]!r} is not on this machine. {advice}, or use another."
+            )
+        if not self.listing:
+            return
+        if not VOICE_NAME.fullmatch(voice):
+            raise CorpusError(f"{self.name} has no voice {voice!r}: expected a name such as {self.voices[0]}.")
+        wanted = voice.partition(self.mark)[2] if self.mark else voice
+        said = self._tell(self.listing).decode(errors="replace")
+        said = said if self.listed else said.rpartition(LIST_MARK)[2]
+        names = [name.removeprefix(self.listed) for name in said.split() if name.startswith(self.listed)]
+        if wanted and wanted not in names:
+            listing = shlex.join(self.listing)
+            raise CorpusError(
+                f"{self.name} has no voice {voice!r}: {listing} does not list {wanted!r}, but {', '.join(names)}."
+            )
+
+    def say(self, text: str, voice: str, speed: float, seed: int) -> tuple[np.ndarray, int]:
+        """Return the waveform of a text and its rate in Hz."""
+        for found, instead in self.instead.items():
+            while found in text:
+                text = text.replace(found, instead)
+        text = as_ascii(text, self.name) if self.ascii else text
+        with tempfile.TemporaryDirectory(prefix="audiollm-voice-") as folder:
+            output, text_file = os.path.join(folder, "speech.wav"), os.path.join(folder, "text.txt")
+            Path(text_file).write_text(text + "\n", encoding="utf-8", newline="\n")
+            values = {
+                "voice": voice,
+                "text_file": text_file,
+                "output": output,
+                "speed": f"{speed:.4f}",
+                "stretch": f"{1 / speed:.4f}",
+                "words_per_minute": str(round(self.pace * speed)),
+            }
+            command = [PLACEHOLDER.sub(lambda match: values[match[1]], part) for part in self.command]
+            data = self._run(command, "" if self.takes("text_file") else text + "\n")
+            if self.takes("output"):
+                data = Path(output).read_bytes() if os.path.isfile(output) else b""
+        if not data:
+            raise AudioError(f"{self.name} wrote no audio; it was run as: {shlex.join(command)}")
+        try:
+            info = soundfile.info(io.BytesIO(data))
+        except soundfile.LibsndfileError as error:
+            raise AudioError(f"{self.name} wrote what is no audio file ({error.error_string})") from error
+        if info.frames == 0:
+            return np.zeros(0, dtype=np.float32), info.samplerate
+        name = f"the speech of {self.name}"
+        return load_waveform(data, target_rate=info.samplerate, name=name), info.samplerate
+
+    def _tell(self, command: Sequence[str], must_succeed: bool = True) -> bytes:
+        """Return what the engine says of itself, however little time a text may take."""
+        return replace(self, timeout_seconds=DEFAULT_TIMEOUT_SECONDS)._run(command, "", must_succeed)
+
+    def _run(self, command: Sequence[str], text: str, must_succeed: bool = True) -> bytes:
+        """Return what a command that is given a text on standard input writes to standard output."""
+        pipe = subprocess.PIPE
+        try:
+            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
+        except OSError as error:
+            raise AudioError(f"{command[0]} cannot be run: {error.strerror}") from error
+        try:
+            output, complaint = process.communicate(text.encode(), self.timeout_seconds)
+        except subprocess.TimeoutExpired:
+            raise AudioError(
+                f"{self.name} took longer than {self.timeout_seconds:g} s; split the text, or allow more time"
+            ) from None
+        finally:
+            _end(process)
+        if process.returncode != 0 and must_succeed:
+            said = " ".join(complaint.decode(errors="replace").split())[-MAX_QUOTED_CHARACTERS:]
+            raise AudioError(f"{self.name} failed with status {process.returncode}: {said or 'it said nothing'}")
+        return output
+
+
+@lru_cache(maxsize=1)
+def known_engines() -> dict[str, Engine]:
+    """Return the engines whose voices can be asked for by name, Python packages last."""
+    engines: dict[str, Engine] = {}
+    for name, entry in yaml.safe_load(ENGINES_FILE.read_text(encoding="utf-8")).items():
+        entry["listing"], entry["scripts"] = tuple(shlex.split(entry.pop("list"))), entry.pop("script")
+        command, voices = tuple(shlex.split(entry.pop("command"))), tuple(entry.pop("voices"))
+        engines[name] = CommandEngine(name, command, voices, **entry)
+    return engines | {HIBARI: HibariEngine(), KOKORO: KokoroEngine()}
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End a command and whatever it has started."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None:
+            with suppress(OSError):
+                stream.close()
+    process.wait()
+
+
+def as_ascii(text: str, engine: str) -> str:
+    """
+    Return a text without accents and typographic marks; emoji and other silent signs are left out.
+
+    Raises:
+        AudioError: something that would be heard has no form in ASCII.
+    """
+    folded = unicodedata.normalize("NFKD", text.translate(ASCII_MARKS))
+    heard = [one for one in folded if not one.isascii() and unicodedata.category(one).startswith(HEARD_CATEGORIES)]
+    if heard:
+        raise AudioError(f"{engine} reads ASCII only, and the text has {heard[0]!r}")
+    return "".join(one for one in folded if one.isascii())
+
+
+# -------------------------------------------------------------------------------------------------------------- voices
 
 
 @dataclass(frozen=True)
@@ -195,4 +438,13 @@ def _shown(text: str, most: int = 60) -> str:
     return repr(text if len(text) <= most else text[: most - 1] + "…")
 
 
-__all__ = ["SpokenText", "Voice", "command_voices", "default_voices", "plain", "voice_named"]
+__all__ = [
+    "CommandEngine",
+    "SpokenText",
+    "Voice",
+    "command_voices",
+    "default_voices",
+    "known_engines",
+    "plain",
+    "voice_named",
+]

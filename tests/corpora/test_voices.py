@@ -9,8 +9,16 @@ import numpy as np
 import pytest
 from audiollm.corpora import neural_engines
 from audiollm.corpora.clips import CorpusError
-from audiollm.corpora.speech_engines import CommandEngine, known_engines
-from audiollm.corpora.voices import SpokenText, Voice, command_voices, default_voices, plain, voice_named
+from audiollm.corpora.voices import (
+    CommandEngine,
+    SpokenText,
+    Voice,
+    command_voices,
+    default_voices,
+    known_engines,
+    plain,
+    voice_named,
+)
 from audiollm.processing import AudioError
 from made_clips import load_elsewhere
 

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 from audiollm.corpora.clips import BadClip, Clip, CorpusError
 from audiollm.corpora.prompts import load_studio_prompts
-from audiollm.corpora.responder import Responder, Response, repeated_passage
-from audiollm.corpora.self_instruct import (
+from audiollm.corpora.respond import (
+    Responder,
+    Response,
     SelfInstructArguments,
     SelfInstructed,
     known_questions,
+    repeated_passage,
     self_instructed,
 )
 from audiollm.corpora.tasks import tasks_named

