@@ -74,8 +74,7 @@ def settle_word_errors(
     Yield rows with their word error, in order.
 
     A row's word error is the first that it has, of `sources`: its own `wer`; its `pred_text` against its `text`; what
-    Whisper hears in its `audio` against its `text`. Rows that come from here may be given again, with another normaliser
-    too: what a Whisper of the same name heard is not heard again.
+    Whisper hears in its `audio` against its `text`.
 
     Args:
         rows: Each with `text` and `audio`; `wer`, `pred_text` and `language` where they are known.
@@ -131,11 +130,7 @@ class _Settling:
 
     def without_hearing(self, row: Row) -> Row:
         """Return the row settled, or with `whisper` as its source and no word error if it must be heard."""
-        before, model = row.get("wer_source"), row.get("model")
-        own = None if before in (HYPOTHESIS, WHISPER) else row.get("wer")
-        hypothesis = None if before == WHISPER else row.get("pred_text")
-        if before == WHISPER and WHISPER in self.sources and self.model in (None, model):
-            return self.against(row, row["pred_text"], WHISPER, model)
+        own, hypothesis = row.get("wer"), row.get("pred_text")
         if DATASET in self.sources and not _is_missing(own):
             return self._take_own(row, own)
         if HYPOTHESIS in self.sources and isinstance(hypothesis, str):
@@ -147,14 +142,14 @@ class _Settling:
             return self.against(row, "", WHISPER)
         return _settled(row, source=WHISPER)
 
-    def against(self, row: Row, hypothesis: str, source: str, model: str | None = None) -> Row:
+    def against(self, row: Row, hypothesis: str, source: str) -> Row:
         """Return the row with the word error of its transcript against a hypothesis."""
         normaliser = self._normaliser_of(row)
         try:
             wer = clip_word_error(row["text"], hypothesis, normaliser)
         except ValueError as error:
             return _settled(row, row.get("pred_text"), problem=str(error))
-        return _settled(row, hypothesis, wer, source, (model or self.model) if source == WHISPER else None, normaliser)
+        return _settled(row, hypothesis, wer, source, self.model if source == WHISPER else None, normaliser)
 
     def _normaliser_of(self, row: Row) -> str:
         return normaliser_for(row.get("language")) if self.normaliser == BY_LANGUAGE else self.normaliser
@@ -168,9 +163,8 @@ class _Settling:
         if not 0 <= wer < math.inf:
             problem = f"its word error is {own!r}; expected a number of percent, from 0 on"
             return _settled(row, hypothesis, problem=problem)
-        if row.get("wer_source") != DATASET:
-            wer = round(100 * wer, PERCENT_DECIMALS) if self.unit == "fraction" else wer
-            self._look_at(row, wer)
+        wer = round(100 * wer, PERCENT_DECIMALS) if self.unit == "fraction" else wer
+        self._look_at(row, wer)
         return _settled(row, hypothesis, wer, DATASET)
 
     def _look_at(self, row: Row, wer: float) -> None:

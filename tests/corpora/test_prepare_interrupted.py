@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.downloads import BLOCK_BYTES
@@ -305,13 +304,3 @@ def test_a_folder_that_is_read_only_is_named(launcher, corpus_named, tmp_path) -
             assert "Traceback" not in command.stderr
         remount("rw")
         assert prepared(launcher, "folder", corpus, output) == whole
-
-
-def test_datasets_are_untouched_by_kills(launcher, corpus_named, tmp_path) -> None:
-    """What `datasets` keeps of a corpus survives a kill, too."""
-    corpus = corpus_named("huggingface")
-    started(launcher, "huggingface", corpus, tmp_path / "out").end(signal.SIGKILL)
-    prepared(launcher, "huggingface", corpus, tmp_path / "out")
-    cache = str(tmp_path / "cache")
-    table = datasets.load_dataset(str(tmp_path / "out" / "parquet"), split="train", cache_dir=cache)
-    assert len(table) == CLIPS

@@ -4,9 +4,6 @@ import hashlib
 import io
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -103,27 +100,6 @@ def test_checksums_are_those_of_the_files(tmp_path, audio_format):
     assert manifest["splits"]["train"]["clips"] == 3 and manifest["audio"]["audio_format"] == audio_format
 
 
-def test_killed_anywhere_it_ends_with_the_same_bytes(tmp_path):
-    script = (
-        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
-        "from test_preparing import StudioSource, TRANSCRIBE, prepare, settings\n"
-        "prepare(StudioSource(200, 'train'), sys.argv[1], TRANSCRIBE, settings())\n"
-    )
-    command = [sys.executable, "-c", script, str(tmp_path / "killed"), str(Path(__file__).parent)]
-    prepare(StudioSource(200, "train"), tmp_path / "whole", TRANSCRIBE, settings())
-    journal = tmp_path / "killed" / ".prepare" / "clips.jsonl"
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") >= 32):
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = journal.read_bytes()
-    assert 0 < done.count(b"\n") < 200, "it was not killed in the middle"
-    journal.write_bytes(done[: -len(done.splitlines()[-1]) // 2])  # as a kill in the middle of a write leaves it
-    prepare(StudioSource(200, "train"), tmp_path / "killed", TRANSCRIBE, settings())
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
-
-
 def test_a_finished_folder_is_not_converted_again_and_a_lost_file_is(tmp_path):
     class Counting(StudioSource):
         started: list[int] = []
@@ -195,16 +171,6 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
     with pytest.raises(CorpusError, match="link to another folder"):
         prepare(StudioSource(2), tmp_path / "output", TRANSCRIBE, settings())
     assert not any(outside.iterdir())
-
-
-def test_two_processes_do_not_prepare_into_one_folder(tmp_path):
-    class Nested(StudioSource):
-        def clips(self, start=0):
-            with pytest.raises(CorpusError, match="Another process"):
-                prepare(StudioSource(2), tmp_path, TRANSCRIBE, settings())
-            return super().clips(start)
-
-    prepare(Nested(2), tmp_path, TRANSCRIBE, settings())
 
 
 BAD = {
