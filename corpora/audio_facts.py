@@ -89,6 +89,11 @@ def measure(recording: Any, max_seconds: float) -> AudioFacts:
         return AudioFacts("undecodable", " ".join(str(error).split()) or type(error).__name__)
 
 
+def measure_all(recordings: list[Any], max_seconds: float) -> list[AudioFacts]:
+    """Return the measurements of several recordings; see [`measure`]."""
+    return [measure(recording, max_seconds) for recording in recordings]
+
+
 @contextmanager
 def _opened(recording: Any) -> Iterator[tuple[BinaryIO, Any]]:
     """Open a recording, with its bytes; a file on disk is mapped, not read."""
@@ -148,4 +153,4 @@ def _measure(file: BinaryIO, data: Any, max_seconds: float) -> AudioFacts:
     )
 
 
-__all__ = ["AudioFacts", "measure"]
+__all__ = ["AudioFacts", "measure", "measure_all"]

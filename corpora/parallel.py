@@ -35,11 +35,11 @@ def in_order(
     Call a function of each argument, and yield the results in the order of the work.
 
     Args:
-        function: Can be pickled.
+        function: Of a module that imports little, since every worker imports it.
         work: Arguments, each with something that stays in this process and comes back with the result.
         workers: Processes; 1 works in this one.
         waiting_per_worker: Arguments under way at once, for each process.
-        module: Imported once, before the processes are forked.
+        module: That of the function; imported once, before the processes are forked.
 
     Raises:
         CorpusError: a process died.

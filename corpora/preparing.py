@@ -21,10 +21,10 @@ from typing import Any
 from audiollm.disks import naming_the_disk
 from audiollm.files import Journal, partial_path, sha256_of, write_json, written
 from audiollm.interruption import check_interrupted, interruptible
-from audiollm.processing.audio import AudioError
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
+from . import recordings
 from .clips import STATE_FOLDER, BadClip, Clip, ClipSource, CorpusError, safe_name
 from .examples import ExamplesError
 from .parallel import in_order
@@ -42,7 +42,7 @@ from .prepared_files import (
     examples_name,
     table_writer,
 )
-from .recordings import AUDIO_FORMATS, AudioSettings, write_clip
+from .recordings import AudioSettings, Item, write_batch
 from .tasks import Task
 
 AUDIO_FOLDER = "audio"
@@ -214,10 +214,10 @@ def convert(source: ClipSource, journal: ClipJournal, settings: PrepareSettings)
     for row in journal.entries():
         seen.add(_fingerprint(row["id"]))
         seconds += row.get("duration", 0.0)
-    write = functools.partial(_write_batch, output=journal.output, settings=settings.audio)
+    write = functools.partial(write_batch, output=journal.output, settings=settings.audio)
     work = ((None, batch) for batch in _batches(source.clips(done), done, seen))
     with tqdm(total=source.count(), initial=done, desc="Clips", unit="clip", disable=not settings.progress) as bar:
-        for _, rows in in_order(write, work, settings.workers, BATCHES_PER_WORKER, __name__):
+        for _, rows in in_order(write, work, settings.workers, BATCHES_PER_WORKER, recordings.__name__):
             journal.append(rows, sync=False)
             seconds += sum(row.get("duration", 0.0) for row in rows)
             bar.set_postfix_str(f"{seconds / SECONDS_PER_HOUR:.2f} h of audio", refresh=False)
@@ -233,7 +233,7 @@ def retry(source: ClipSource, journal: ClipJournal, settings: PrepareSettings) -
         for index, (clip, row) in enumerate(zip(interruptible(clips), journal.entries())):
             if "problem" in row:
                 ((item,),) = _batches([clip], index, seen)
-                (row,) = _write_batch([item], journal.output, settings.audio)
+                (row,) = write_batch([item], journal.output, settings.audio)
             else:
                 seen.add(_fingerprint(row["id"]))
             file.write(json.dumps(row) + "\n")
@@ -241,13 +241,9 @@ def retry(source: ClipSource, journal: ClipJournal, settings: PrepareSettings) -
         os.fsync(file.fileno())
 
 
-#: A clip with the name of its file, or the row of an unusable one.
-_Item = tuple[Clip, str] | Row
-
-
-def _batches(clips: Iterable[Clip | BadClip], start: int, seen: set[int]) -> Iterator[list[_Item]]:
+def _batches(clips: Iterable[Clip | BadClip], start: int, seen: set[int]) -> Iterator[list[Item]]:
     """Yield clips in batches, with their files' names; bad clips, and ids that came before, as rows."""
-    batch: list[_Item] = []
+    batch: list[Item] = []
     size = 0
     for index, clip in enumerate(interruptible(clips), start=start):
         fingerprint, problem = _fingerprint(clip.id), None
@@ -283,23 +279,6 @@ def _is_text(value: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _write_batch(batch: list[_Item], output: Path, settings: AudioSettings) -> list[Row]:
-    return [item if isinstance(item, dict) else _write_one(*item, output, settings) for item in batch]
-
-
-def _write_one(clip: Clip, name: str, output: Path, settings: AudioSettings) -> Row:
-    check_interrupted()
-    audio = name + AUDIO_FORMATS[settings.audio_format][0]
-    row: Row = {"id": clip.id, "split": clip.split}
-    try:
-        done = write_clip(clip, output / audio, settings)
-    except (AudioError, FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        if isinstance(error, PermissionError) and not os.access(output, os.W_OK):
-            raise
-        return row | {"problem": " ".join(str(error).split())}
-    return row | {"audio": audio, "text": clip.text, **done, "fields": dict(clip.fields)}
 
 
 # ----------------------------------------------------------------------------------------------------- the second pass

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import soundfile
 from audiollm.files import sha256_of, write_whole
+from audiollm.interruption import check_interrupted
 from audiollm.processing.audio import SAMPLING_RATE_HZ, AudioError, load_waveform
 
 from .clips import Clip
@@ -105,6 +106,28 @@ def write_clip(clip: Clip, path: Path, settings: AudioSettings) -> dict[str, Any
     }
 
 
+#: A clip with the name of its file, without suffix, or the row of an unusable one.
+Item = tuple[Clip, str] | dict[str, Any]
+
+
+def write_batch(batch: list[Item], output: Path, settings: AudioSettings) -> list[dict[str, Any]]:
+    """Write a batch of clips, and return a row for each as `ClipJournal` has it."""
+    return [item if isinstance(item, dict) else _write_one(*item, output, settings) for item in batch]
+
+
+def _write_one(clip: Clip, name: str, output: Path, settings: AudioSettings) -> dict[str, Any]:
+    check_interrupted()
+    audio = name + AUDIO_FORMATS[settings.audio_format][0]
+    row: dict[str, Any] = {"id": clip.id, "split": clip.split}
+    try:
+        done = write_clip(clip, output / audio, settings)
+    except (AudioError, FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        if isinstance(error, PermissionError) and not os.access(output, os.W_OK):
+            raise
+        return row | {"problem": " ".join(str(error).split())}
+    return row | {"audio": audio, "text": clip.text, **done, "fields": dict(clip.fields)}
+
+
 def _source_of(recording: Any) -> Any:
     """Return the bytes or path that libsndfile can open, or None."""
     if isinstance(recording, dict):
@@ -198,4 +221,4 @@ def with_fixed_serial(data: bytes) -> bytes:
     return bytes(pages)
 
 
-__all__ = ["AUDIO_FORMATS", "AudioSettings", "encode", "load_clip", "with_fixed_serial", "write_clip"]
+__all__ = ["AUDIO_FORMATS", "AudioSettings", "Item", "encode", "load_clip", "with_fixed_serial", "write_batch"]

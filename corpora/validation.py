@@ -23,7 +23,7 @@ from audiollm.processing.audio import AudioError, load_waveform
 from tqdm.auto import tqdm
 
 from . import audio_facts
-from .audio_facts import AudioFacts, measure
+from .audio_facts import AudioFacts, measure_all
 from .checked_rows import CheckedRow, CheckedRows
 from .faults import FAULTS, Limits, count_characters, recording_faults, shortened, transcript_faults
 from .parallel import in_order
@@ -264,7 +264,7 @@ def validate(
     found = Validation(files, ignored)
     try:
         one_pass = _Pass(found, limits, NORMALISERS[normaliser], decoder, journal)
-        measuring = functools.partial(_measure_all, max_seconds=limits.max_seconds)
+        measuring = functools.partial(measure_all, max_seconds=limits.max_seconds)
         work = in_order(measuring, one_pass.work(tables), workers, ROWS_PER_WORKER, audio_facts.__name__)
         with tqdm(work, desc="Rows", unit="row", disable=None if progress else True) as bar:
             for (file, row, keys, new), measured in bar:
@@ -277,10 +277,6 @@ def validate(
         found.close()
         raise
     return found
-
-
-def _measure_all(recordings: list[Any], max_seconds: float) -> list[AudioFacts]:
-    return [measure(recording, max_seconds) for recording in recordings]
 
 
 #: A row of a file, digests of its recordings, and those of the ones to measure.
