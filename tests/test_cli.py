@@ -164,3 +164,15 @@ def test_the_console_script_and_the_module_answer_alike(way: str, tmp_path: Path
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("audiollm train: ")
     assert missing in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_wait_passively_before_torch_is_loaded(given: str | None, expected: str) -> None:
+    code = (
+        "import os, sys; from audiollm import cli; sys.argv = ['audiollm']; cli.main(); "
+        "print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_WAIT_POLICY": given} if given else {}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-2:] == [expected, "False"]

@@ -121,7 +121,7 @@ class CtcAligner(nn.Module):
             reduction="sum",
             zero_infinity=True,
         )
-        return {"loss": loss / target_lengths.sum()}
+        return {"loss": loss / target_lengths.sum().clamp(min=1)}
 
     @torch.no_grad()
     def fit_input_norm(self, frames: Iterable[torch.Tensor]) -> None:
@@ -210,12 +210,12 @@ class PieceVocabulary:
 
 
 def build_alignment_dataset(
-    keys: Sequence[str], transcripts: Sequence[str], cache: FeatureCache, vocabulary: PieceVocabulary
+    keys: Sequence[str], transcripts: Sequence[str | None], cache: FeatureCache, vocabulary: PieceVocabulary
 ) -> tuple[datasets.Dataset, list[str]]:
     """
-    Clips with their transcript's classes.
+    Clips with their transcript's classes; none for a clip without speech, whose transcript is None.
 
-    Clips that CTC cannot align are left out: more pieces than slots, several windows, or nothing said.
+    Clips that CTC cannot align are left out: more pieces than slots, several windows, or a transcript without words.
 
     Returns:
         A dataset with `audio` (cache key), `targets` and `length` (frames), and the keys that were left out.
@@ -224,10 +224,10 @@ def build_alignment_dataset(
     left_out = []
     for key, transcript in zip(keys, transcripts):
         lengths = cache.lengths(key)
-        targets = vocabulary.encode(transcript)
+        targets = [] if transcript is None else vocabulary.encode(transcript)
         repeats = sum(first == second for first, second in pairwise(targets))
         slots = sum(-(-length // cache.processor.stack_factor) for length in lengths)
-        if len(lengths) != 1 or not targets or len(targets) + repeats > slots:
+        if len(lengths) != 1 or (transcript is not None and not targets) or len(targets) + repeats > slots:
             left_out.append(key)
             continue
         rows["audio"].append(key)
@@ -260,7 +260,7 @@ class AlignmentCollator:
         """Inputs of [`CtcAligner.forward`]."""
         return {
             **pad_windows([self.cache.load(row["audio"])[0].float() for row in rows]),
-            "targets": torch.tensor([piece for row in rows for piece in row["targets"]]),
+            "targets": torch.tensor([piece for row in rows for piece in row["targets"]], dtype=torch.long),
             "target_lengths": torch.tensor([len(row["targets"]) for row in rows]),
         }
 
@@ -302,7 +302,7 @@ def align(
     model,
     cache: FeatureCache,
     keys: Sequence[str],
-    transcripts: Sequence[str],
+    transcripts: Sequence[str | None],
     arguments: TrainingArguments,
     augmentation: FeatureAugmentation | None = None,
     callbacks: Sequence[TrainerCallback] = (),
@@ -314,7 +314,7 @@ def align(
     Args:
         model: the [`AudioLlmForConditionalGeneration`]; only its projector changes.
         cache: holds the encoder output of `keys`.
-        keys, transcripts: the clips and what is said in them.
+        keys, transcripts: the clips and what is said in them; None where nobody speaks.
         arguments: rates, epochs and output folder of the stage.
         augmentation: how to vary the clips.
         callbacks: the Trainer's.
@@ -326,15 +326,15 @@ def align(
     Raises:
         TrainingError: no clip can be aligned.
     """
-    transcripts = [spoken_form(text) for text in transcripts]
+    transcripts = [None if text is None else spoken_form(text) for text in transcripts]
     readout = model.model.multi_modal_projector.readout
     # A model that was aligned before keeps the pieces that it knows.
     known = [] if readout is None or bool(readout.lexicon.all()) else readout.lexicon.nonzero().flatten().tolist()
-    vocabulary = PieceVocabulary(cache.processor.tokenizer, transcripts, known)
+    vocabulary = PieceVocabulary(cache.processor.tokenizer, [text for text in transcripts if text is not None], known)
     dataset, left_out = build_alignment_dataset(keys, transcripts, cache, vocabulary)
     if left_out:
         print(f"{len(left_out)} of {len(keys)} clips are left out of the warm start: too long, or too much said.")
-    if not len(dataset):
+    if not any(dataset["targets"]):
         raise TrainingError("No clip can be aligned: each has several windows, or more word pieces than audio tokens.")
     aligner = CtcAligner(model, vocabulary.token_ids, vocabulary.blank_id)
     frames = [cache.load(key)[0] for key in dataset["audio"][:CLIPS_TO_FIT]]

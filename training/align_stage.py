@@ -5,13 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from audiollm.corpora.examples import Example
 from audiollm.corpora.normalisers import NORMALISERS
 from audiollm.corpora.rows import ASSISTANT
 from audiollm.corpora.sources import Examples, settle_problems
+from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 from tqdm.auto import tqdm
 
 from .arguments import TrainingError
 from .encoding import EXAMPLE_ERRORS, ExampleEncoder
+from .waveform_augment import recordings_below
 
 
 @dataclass
@@ -27,12 +30,32 @@ class AlignArguments:
             "english (Whisper's normaliser, which also writes numbers as digits) or none."
         },
     )
+    no_speech_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of recordings in which nobody speaks, such as noise, music and silence, of up to 30 s each: the "
+            "projector learns to hear nothing in them."
+        },
+    )
 
     def __post_init__(self):
         if self.transcript_normaliser not in NORMALISERS:
             raise ValueError(
                 f"--transcript_normaliser is {self.transcript_normaliser!r}; expected one of {', '.join(NORMALISERS)}."
             )
+        self.without_speech()
+
+    def without_speech(self) -> list[Example]:
+        """
+        Return an example for each recording of `no_speech_dir`, without a response.
+
+        Raises:
+            FileNotFoundError: there is no such folder, or no recording in it.
+        """
+        if self.no_speech_dir is None:
+            return []
+        paths = recordings_below(self.no_speech_dir, "--no_speech_dir")
+        return [Example(AUDIO_PLACEHOLDER, (path,), "") for path in paths]
 
 
 class TranscribedClips(Sequence[Any]):

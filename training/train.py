@@ -18,6 +18,7 @@ from audiollm.disks import naming_the_disk
 from audiollm.interruption import ended_by_signals, exit_status
 from audiollm.processing.audio import AudioError
 from audiollm.processing.conversations import ConversationError
+from torch.utils.data import ConcatDataset
 from transformers import TrainerCallback
 
 from .align import Alignment, align
@@ -192,25 +193,28 @@ def run_align(
     before = text_logits(prepared.model, prepared.processor.tokenizer)
     encoder = ExampleEncoder(prepared.processor, prepared.cache)
     clips.leave_out_undecodable(encoder, data_arguments.on_bad_example == "skip", not training_arguments.disable_tqdm)
-    encoder.add_features(clips, progress=not training_arguments.disable_tqdm)
-    keys = [encoder.measure(clip.recordings[0])[0] for clip in clips]
-    variants = waveform_variants(data_arguments, training_arguments, prepared, clips)
+    without = own_arguments.without_speech()
+    parts: list[Any] = [clips, without]
+    rows: Any = ConcatDataset(parts) if without else clips
+    encoder.add_features(rows, progress=not training_arguments.disable_tqdm)
+    keys = [encoder.measure(rows[index].recordings[0])[0] for index in range(len(rows))]
+    variants = waveform_variants(data_arguments, training_arguments, prepared, rows)
     if training_arguments.should_save:
         print(prepared.cache.describe())
     alignment = align(
         prepared.model,
         prepared.cache,
         keys,
-        clips.transcripts,
+        [*clips.transcripts, *[None] * len(without)],
         training_arguments,
         FeatureAugmentation() if data_arguments.augment else None,
         callbacks=callbacks,
         variants=variants,
     )
     if training_arguments.should_save and prepared.model.config.projector_readout == "pieces":
-        save_bank(prepared, keys, clips.transcripts, training_arguments)
+        save_bank(prepared, keys[: len(clips)], clips.transcripts, training_arguments)
     outcome = {
-        "rows": len(clips),
+        "rows": len(rows),
         "steps": alignment.losses[-1][0] if alignment.losses else None,
         "final_loss": alignment.losses[-1][1] if alignment.losses else None,
     }

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from audiollm import AudioLlmForConditionalGeneration
@@ -17,6 +18,7 @@ from audiollm.training.align import (
     greedy_transcripts,
 )
 from audiollm.training.augment import FeatureAugmentation
+from audiollm.training.dataset import pad_windows
 from audiollm.training.feature_cache import FeatureCache
 from tiny_models import randomise_trainables
 from transformers import TrainingArguments
@@ -199,6 +201,24 @@ def test_clips_that_cannot_be_aligned_are_left_out_and_counted(
     assert "3 of 11 clips are left out" in capsys.readouterr().out
     with pytest.raises(ValueError, match="No clip can be aligned"):
         align(fresh_model(tiny_bases), cache, keys[1:2], transcripts[1:2], arguments(tmp_path / "none"))
+
+
+def test_recordings_without_speech_are_heard_as_nothing(cache, keys, tiny_bases, tmp_path) -> None:
+    noise = np.random.default_rng(0).standard_normal((6, 16_000)).astype(np.float32) * 0.05
+    without = cache.add(noise, progress=False)
+    blanks = []
+    for name, more in (("speech", []), ("both", without)):
+        options = arguments(tmp_path / name, max_steps=40, learning_rate=1e-2)
+        torch.manual_seed(0)
+        transcripts = [*TRANSCRIPTS, *[None] * len(more)]
+        alignment = align(fresh_model(tiny_bases), cache, [*keys, *more], transcripts, options)
+        scores, _ = alignment.aligner.scores(**pad_windows([cache.load(key)[0] for key in without]))
+        blanks.append(float(scores[..., 0].detach().exp().mean()))
+        assert alignment.vocabulary.token_ids == PieceVocabulary(cache.processor.tokenizer, TRANSCRIPTS).token_ids
+    assert blanks[1] > max(0.9, blanks[0])
+    assert greedy_transcripts(alignment, cache, without) == [""] * len(without)
+    with pytest.raises(ValueError, match="No clip can be aligned"):
+        align(fresh_model(tiny_bases), cache, without, [None] * len(without), arguments(tmp_path / "none"))
 
 
 def test_as_much_text_as_slots_is_kept_and_one_more_is_not(cache, keys, tiny_processor) -> None:

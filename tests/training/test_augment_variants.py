@@ -1,5 +1,6 @@
 """Variants in the cache: made once, taken anew in each epoch, alike however a run is interrupted, and in training only."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -217,6 +218,18 @@ def test_the_warm_start_hears_variants_too(options, corpus, tmp_path) -> None:
     assert not torch.equal(*learned)
 
 
+def test_the_warm_start_hears_nothing_in_recordings_without_speech(options, tmp_path) -> None:
+    (tmp_path / "noise").mkdir()
+    for index in range(3):
+        soundfile.write(tmp_path / "noise" / f"{index}.wav", np.random.default_rng(index).normal(0, 0.1, 8000), 16_000)
+    where = ["--output_dir", str(tmp_path / "run"), "--feature_cache", str(tmp_path / "features")]
+    more = ["--no_speech_dir", str(tmp_path / "noise"), "--gain_db", "0", "3", "--waveform_variants", "1"]
+    run_stage(*parse_arguments([*options, "--stage", "align", *where, *more]))
+    assert len(list((tmp_path / "features").rglob("*.safetensors"))) == 2 * (10 + 3)
+    record = json.loads((tmp_path / "run" / "training_record.json").read_text())
+    assert [run["rows"] for run in record["runs"]] == [13]
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
@@ -230,6 +243,7 @@ def test_the_warm_start_hears_variants_too(options, corpus, tmp_path) -> None:
         ("--room_share 0 --reverb_s 0.2 0.4", "--reverb_s needs --room_share"),
         ("--room_share 1 --reverb_s 0.4 0.2", "--reverb_s is 0.4 0.2"),
         ("--room_share 1 --room_dir /nowhere", "--room_dir /nowhere is not a folder"),
+        ("--stage align --no_speech_dir /nowhere", "--no_speech_dir /nowhere is not a folder"),
         ("--codec_share 0 --waveform_variants 2", "--waveform_variants needs one of --speed"),
         ("--waveform_variants 2", "--waveform_variants needs one of --speed"),
         ("--speed 0.9 1.1 --waveform_variants 0", "--waveform_variants is 0"),
