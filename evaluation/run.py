@@ -26,12 +26,12 @@ from audiollm.checkpoints import fingerprint
 from audiollm.configuration import AudioLlmConfig
 from audiollm.files import write_json
 from audiollm.inference.answering import MAX_BATCH_SECONDS, recording_seconds
-from audiollm.inference.ctc_rescoring import check_ctc_weight
+from audiollm.inference.ctc_rescoring import check_ctc_weight, default_ctc_weight
 from audiollm.interruption import interruptible
 from audiollm.publishing.record import package_facts
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor, GenerationConfig
+from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor
 
 from .arguments import EvaluateArguments
 from .generating import Answer, batched, failure, swapped, transcript_bound
@@ -467,20 +467,11 @@ def ctc_weight_of(options: EvaluateArguments, config: Any, transcribes: bool) ->
         ValueError: it is given, and the model has no CTC, or no task is a transcription.
     """
     if options.ctc_weight is None:
-        return default_ctc_weight(options) if transcribes else 0.0
+        return default_ctc_weight(config) if transcribes else 0.0
     check_ctc_weight(config, options.ctc_weight)
     if options.ctc_weight and not transcribes:
         raise ValueError(f"--ctc_weight is for transcripts, but no task is of the kind {TRANSCRIPTION}; leave it out.")
     return options.ctc_weight
-
-
-def default_ctc_weight(options: EvaluateArguments) -> float:
-    """Return the weight that the checkpoint's generation configuration asks for; 0 where it says nothing."""
-    try:
-        saved = GenerationConfig.from_pretrained(options.model, **_revision(options))
-    except OSError:
-        return 0.0
-    return float(getattr(saved, "ctc_weight", None) or 0.0)
 
 
 def checkpoint_config(options: EvaluateArguments) -> Any:

@@ -261,28 +261,28 @@ def test_reports_pipelines_and_commands_rescore(model, checkpoint, tiny_processo
     for file, clip in zip(files, clips):
         soundfile.write(file, clip, RATE_HZ, subtype="FLOAT")
     call = ["--model", str(checkpoint), "--max_new_tokens", "6", "--no_progress", "--voice_activity", "off"]
-    transcribe_command([*call, "--ctc_weight", str(MUCH), *map(str, files)])
-    assert capsys.readouterr().out.splitlines() == [
-        f"{file}: {' '.join(text.split())}" for file, text in zip(files, twice)
-    ]
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps([{"text": PROMPT, "audio_paths": file.name, "response": "a"} for file in files]))
+    measured = ["--model", str(checkpoint), "--data_path", str(data), "--max_new_tokens", "6", "--systems", "model"]
 
     # By default with the default weight; 0 is greedy.
-    for weight, given in ((DEFAULT_CTC_WEIGHT, []), (0.0, ["--ctc_weight", "0"])):
+    for weight, given in (
+        (DEFAULT_CTC_WEIGHT, []),
+        (0.0, ["--ctc_weight", "0"]),
+        (MUCH, ["--ctc_weight", str(MUCH)]),
+    ):
         expected = transcribe(model, tiny_processor, clips, PROMPT, **options, ctc_weight=weight)
         transcribe_command([*call, *given, *map(str, files)])
         assert capsys.readouterr().out.splitlines() == [
             f"{file}: {' '.join(text.split())}" for file, text in zip(files, expected)
         ]
-
-    data = tmp_path / "data.json"
-    data.write_text(json.dumps([{"text": PROMPT, "audio_paths": file.name, "response": "a"} for file in files]))
-    outputs = tmp_path / "out"
-    call = ["--model", str(checkpoint), "--data_path", str(data), "--max_new_tokens", "6", "--systems", "model"]
-    evaluate([*call, "--output_dir", str(outputs), "--ctc_weight", str(MUCH)])
-    (rows,) = (outputs / "outputs").rglob("model.jsonl")
-    assert [json.loads(line)["output"] for line in rows.read_text().splitlines()] == twice
-    with pytest.raises(SystemExit, match=r"ctc_weight was 1000000\.0 and is 0.0"):
-        evaluate([*call, "--output_dir", str(outputs)])
+        outputs = tmp_path / f"out {weight}"
+        evaluate([*measured, *given, "--output_dir", str(outputs), "--no_report"])
+        capsys.readouterr()
+        (rows,) = (outputs / "outputs").rglob("model.jsonl")
+        assert [json.loads(line)["output"] for line in rows.read_text().splitlines()] == expected
+    with pytest.raises(SystemExit, match=r"ctc_weight was 1000000\.0 and is 1.5"):
+        evaluate([*measured, "--output_dir", str(outputs)])
 
 
 def test_commands_refuse_what_cannot_be(checkpoint, tmp_path, capsys) -> None:
