@@ -1,36 +1,35 @@
 """
-`audiollm chat`: a conversation in the terminal, in text, recordings and speech.
+`audiollm chat`: hold a conversation in the terminal, in text, recordings and speech.
 
     audiollm chat --model you/your-model
     printf '/audio a.wav\\nWhat is said?\\n' | audiollm chat
 
-A turn of recordings alone is speech to be answered; with text as well it is a question about them. What is not the
-model's own words goes to standard error, and when the input is no terminal, the status is 1 if anything went wrong.
+A turn of recordings alone is speech to be answered; with text as well it is a question about them. Answers go to standard
+output, everything else to standard error. If the input is no terminal, the exit status is 1 after an error.
 """
 
 import contextlib
 import importlib
-import json
 import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import soundfile
+from audiollm.files import write_json
 
 from .generate import show
 from .loading import CheckpointError, load
-from .microphone import record
-from .options import AnswerArguments, parse, tell
-from .recordings import Recording
-from .session import Session
+from .options import AnswerArguments, LoadingArguments, parse, tell
+from .session import Recording, Session
 
 PROMPT = "> "
 GREETING = "Write, or attach recordings with /audio or /record. Ctrl-C stops an answer. /help lists the commands."
-#: Each command: what follows it, and what it does.
+#: Commands with their arguments and meanings.
 COMMANDS = {
     "/audio": ("FILE...", "attach recordings to your next message; an empty message sends them as what you say"),
     "/record": ("", "attach what you say into the microphone, until Enter"),
@@ -42,18 +41,29 @@ COMMANDS = {
 }
 
 
+@dataclass
+class ChatArguments(AnswerArguments):
+    """Options of `audiollm chat`."""
+
+    GROUPS: ClassVar = {**AnswerArguments.ANSWER_GROUP, **LoadingArguments.MODEL_GROUP}
+
+
 class ChatError(ValueError):
-    """A command that cannot be carried out; the message says why."""
+    """A command that cannot be carried out. The message says why."""
+
+
+class MicrophoneError(RuntimeError):
+    """A microphone that cannot be used. The message says what is missing."""
 
 
 class Chat:
     """
-    What lines of input do to a session.
+    A conversation by lines of input.
 
     Args:
         session: the conversation.
-        read_line: gives the next line, or raises EOFError; also waits for Enter while recording.
-        piecewise: shows answers as they are written.
+        read_line: returns the next line, or raises EOFError; also waits for Enter while recording.
+        piecewise: show answers as they are written.
     """
 
     def __init__(self, session: Session, read_line: Callable[[], str], piecewise: bool = True):
@@ -65,7 +75,7 @@ class Chat:
         self._saved: set[Path] = set()
 
     def run(self) -> None:
-        """Reads lines until the end of the input, or /quit."""
+        """Read lines until the end of the input, or /quit."""
         while True:
             try:
                 line = self.read_line()
@@ -87,7 +97,7 @@ class Chat:
 
     def take(self, line: str) -> bool:
         """
-        Does what one line says; returns whether to go on.
+        Carry out one line, and return whether to go on.
 
         Raises:
             ChatError: it is a command that does not exist or cannot be carried out.
@@ -158,6 +168,8 @@ class Chat:
         path = Path(paths[0]).expanduser()
         if path.exists() and path.resolve() not in self._saved:
             raise ChatError(f"{path} is there already; give another name.")
+        if not path.parent.is_dir():
+            raise ChatError(f"{path} cannot be written: there is no folder {path.parent}.")
         save_conversation(self.session.messages, path, self.session.processor.sampling_rate)
         self._saved.add(path.resolve())
         tell(f"Saved to {path}.")
@@ -171,9 +183,9 @@ class Chat:
 
 def save_conversation(messages: Sequence[dict[str, Any]], path: Path, sampling_rate: int) -> None:
     """
-    Writes a conversation as a JSON list of one chat, with recordings by absolute path or URL.
+    Write a conversation as a JSON list of one chat, with recordings by absolute path or URL.
 
-    What came from the microphone is written beside it, as `<name>-1.wav`, `<name>-2.wav`, ….
+    Speech from the microphone is written beside it, as `<name>-1.wav`, `<name>-2.wav`, ….
 
     Raises:
         OSError: it cannot be written.
@@ -196,7 +208,7 @@ def save_conversation(messages: Sequence[dict[str, Any]], path: Path, sampling_r
                 parts.append(part)
             content = parts
         chat.append({**message, "content": content})
-    path.write_text(json.dumps([{"messages": chat}], indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, [{"messages": chat}])
 
 
 def _by_name(source: str) -> dict[str, str]:
@@ -218,9 +230,47 @@ def _split(rest: str) -> list[str]:
         raise ChatError(f"{rest!r} cannot be split into names: {error}. Quote names with blanks.") from error
 
 
+def record(wait: Callable[[], Any], sampling_rate: int) -> np.ndarray:
+    """
+    Record one channel until `wait` returns.
+
+    Args:
+        wait: returns, or raises, at the end of the recording.
+        sampling_rate: in Hz.
+
+    Returns:
+        `(samples,)`, float32.
+
+    Raises:
+        MicrophoneError: `sounddevice` is not installed, there is no microphone, or nothing was recorded.
+    """
+    try:
+        sounddevice = importlib.import_module("sounddevice")
+    except ImportError as error:
+        raise MicrophoneError(
+            "Recording needs the package sounddevice: pip install 'audiollm[microphone]'. Or attach a file with /audio."
+        ) from error
+    except OSError as error:  # the package is there, the library under it is not
+        raise MicrophoneError(f"Recording needs the PortAudio library (libportaudio2): {error}") from error
+    blocks: list[np.ndarray] = []
+    try:
+        with sounddevice.InputStream(
+            samplerate=sampling_rate,
+            channels=1,
+            dtype="float32",
+            callback=lambda block, *_: blocks.append(block[:, 0].copy()),
+        ):
+            wait()
+    except sounddevice.PortAudioError as error:
+        raise MicrophoneError(f"The microphone cannot be used: {error}") from error
+    if not blocks:
+        raise MicrophoneError("The microphone gave no sound.")
+    return np.concatenate(blocks)
+
+
 def line_reader(interactive: bool) -> Callable[[], str]:
     """
-    What reads lines: with editing and history on a terminal (by prompt_toolkit, if it is installed), plain otherwise.
+    Return a function that reads lines, on a terminal with editing and history (by prompt_toolkit, if it is installed).
     """
     if not interactive:
         return input
@@ -236,7 +286,7 @@ def line_reader(interactive: bool) -> Callable[[], str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry of `audiollm chat` and `python -m audiollm.inference.chat`."""
-    _, options = parse(AnswerArguments, "chat", __doc__ or "", arguments)
+    _, options = parse(ChatArguments, "chat", __doc__ or "", arguments)
     try:
         model, processor = load(
             options.model, options.dtype, options.device, options.revision, **options.loading_options()

@@ -1,42 +1,48 @@
 """
-`audiollm demo-web`: a page to record, ask and transcribe, for yourself or a few colleagues.
+`audiollm demo-web`: serve a page to record, ask and transcribe, for yourself or a few colleagues.
 
     audiollm demo-web --model you/your-model
     audiollm demo-web --host 0.0.0.0 --auth guest:secret
 
-Without --host only this machine reaches it. Nothing is fetched from anywhere, and what a visitor sends is removed when the
-page is closed.
+Without --host only this machine reaches it. Nothing is fetched from elsewhere. Recordings that a visitor has asked about
+are removed when the visitor closes the page; other uploads after six hours, and all of them at the end.
 """
 
-import ipaddress
 import os
 import signal
 import sys
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
-from audiollm.option_parser import parser_of
 from audiollm.processing import AudioError
 
 from .loading import CheckpointError, find_checkpoint, load_processor
-from .loading_options import LoadingArguments
-from .options import INTERRUPTED_EXIT, tell
+from .options import INTERRUPTED_EXIT, LoadingArguments, check_port, check_positive, is_loopback, parse, tell
+from .recordings import read_bounded
 from .session import DEFAULT_MAX_NEW_TOKENS
 
-BYTES_PER_MB = 1 << 20  # as the page counts when it says what is too large
-#: Visitors whose conversations are kept; of more, those who were idle longest are forgotten.
+BYTES_PER_MB = 1 << 20  # in Gradio's messages about the size of files
+#: Visitors whose conversations are kept; the longest idle ones are forgotten first.
 MAX_VISITORS = 32
-MAX_PORT = 65_535
 NEEDS_GRADIO = 'The page needs Gradio, which cannot be imported ({error}): pip install "audiollm[web]".'
 
 
 @dataclass
 class DemoWebArguments(LoadingArguments):
-    """Which model answers, where its page is, and what visitors may send."""
+    """Options of `audiollm demo-web`."""
+
+    GROUPS: ClassVar = {
+        "address and access": ("host", "port", "auth", "share"),
+        "limits": ("max_upload_mb", "max_audio_seconds", "max_new_tokens"),
+        "contents": ("system", "examples"),
+        **LoadingArguments.MODEL_GROUP,
+    }
 
     system: str | None = field(default=None, metadata={"help": "System message of every conversation."})
     host: str = field(
@@ -46,10 +52,10 @@ class DemoWebArguments(LoadingArguments):
     auth: str | None = field(default=None, metadata={"help": "USER:PASSWORD that visitors must give."})
     share: bool = field(
         default=False,
-        metadata={"help": "Also make a public link through gradio.live: what visitors send passes over its machines."},
+        metadata={"help": "Also make a public link through gradio.live, whose machines relay what visitors send."},
     )
-    max_upload_mb: float = field(default=200.0, metadata={"help": "Largest file that is taken, in MB."})
-    max_audio_seconds: float = field(default=3600.0, metadata={"help": "Longest recording that is taken."})
+    max_upload_mb: float = field(default=200.0, metadata={"help": "Largest file, in MB."})
+    max_audio_seconds: float = field(default=3600.0, metadata={"help": "Longest recording, in seconds."})
     max_new_tokens: int = field(
         default=DEFAULT_MAX_NEW_TOKENS, metadata={"help": "Longest answer that visitors may ask for, in tokens."}
     )
@@ -57,39 +63,27 @@ class DemoWebArguments(LoadingArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 1 <= self.port <= MAX_PORT:
-            raise ValueError(f"--port is {self.port}; expected 1 to {MAX_PORT}.")
+        check_port(self.port, least=1)
         if self.auth is not None and not all(self.auth.partition(":")):
             raise ValueError("--auth is not of the form USER:PASSWORD.")
-        for name in ("max_upload_mb", "max_audio_seconds"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"--{name} is {getattr(self, name):g}; expected more than 0.")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"--max_new_tokens is {self.max_new_tokens}; expected at least 1.")
+        check_positive(self, "max_upload_mb", "max_audio_seconds", "max_new_tokens")
 
     @property
     def is_open(self) -> bool:
-        """Whether others than this machine's users get in without a password."""
-        return self.auth is None and (self.share or not _is_loopback(self.host))
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+        """Others than users of this machine get in without a password."""
+        return self.auth is None and (self.share or not is_loopback(self.host))
 
 
 @contextmanager
 def served(model, processor, options: DemoWebArguments) -> Iterator[str]:
     """
-    The page, served from threads of its own until the block ends; gives its URL.
+    Serve the page from threads of its own until the block ends, and give its URL.
 
-    What visitors send lies in a folder that only this process's user can read, and that is removed at the end.
+    Uploads lie in a folder that only this process's user can read, and that is removed at the end.
 
     Raises:
         ImportError: Gradio is not installed.
-        OSError: there is no listening at this address.
+        OSError: the address cannot be used.
         AudioError, FileNotFoundError: an example cannot be used.
     """
     try:
@@ -99,16 +93,14 @@ def served(model, processor, options: DemoWebArguments) -> Iterator[str]:
     from starlette.middleware import Middleware
 
     from .web.own_files import OwnFiles
-    from .web.page import STYLE_FILE, Page, theme
-    from .web.sound import check_length
-    from .web.visitor import House, Limits
+    from .web.page import LIMIT, STYLE_FILE, Limits, Page, theme
 
     for path in options.examples:
-        check_length(path, processor.sampling_rate, options.max_audio_seconds)
+        rate, seconds = processor.sampling_rate, options.max_audio_seconds
+        deque(read_bounded(Path(path), rate, Path(path).name, seconds, LIMIT), maxlen=0)
     with tempfile.TemporaryDirectory(prefix="audiollm-web-") as folder, _environment(GRADIO_TEMP_DIR=folder):
-        house = House(model, processor, Limits(options.max_audio_seconds, options.max_new_tokens), options.system)
-        page = Page(house, options.max_upload_mb, options.examples)
-        house.uploads.keep(str(path) for path in Path(folder).rglob("*"))  # the examples
+        limits = Limits(options.max_audio_seconds, options.max_new_tokens)
+        page = Page(model, processor, limits, folder, options.max_upload_mb, options.system, options.examples)
         user, _, password = (options.auth or "").partition(":")
         _, url, _ = page.blocks.queue(status_update_rate=1).launch(
             server_name=options.host,
@@ -138,7 +130,7 @@ def served(model, processor, options: DemoWebArguments) -> Iterator[str]:
 
 @contextmanager
 def _environment(**variables: str) -> Iterator[None]:
-    """Environment variables for a while: by them alone Gradio is told where its files go."""
+    """Set environment variables for the block, which is the only way to tell Gradio where to put files."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -153,11 +145,7 @@ def _environment(**variables: str) -> Iterator[None]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry of `audiollm demo-web` and `python -m audiollm.inference.demo_web`."""
-    parser = parser_of(DemoWebArguments, "demo-web", "[options]", __doc__)
-    try:
-        (options,) = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
-    except ValueError as error:
-        parser.error(str(error))
+    _, options = parse(DemoWebArguments, "demo-web", __doc__ or "", arguments)
     try:
         checkpoint = find_checkpoint(options.model)
         processor = load_processor(checkpoint, options.revision)

@@ -5,18 +5,17 @@
     audiollm generate --model you/your-model --audio a.wav b.wav --prompt "Is <audio> the same speaker as <audio>?"
     audiollm generate --audio question.wav --prompt ""
 
-On a terminal the answer appears as it is written. Without words of yours, the recording is what you say.
+On a terminal the answer appears as it is written. With an empty prompt, the recording is the question.
 """
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from .loading import CheckpointError, find_checkpoint, load_processor
-from .memory import AnswerMemoryError
-from .options import INTERRUPTED_EXIT, AnswerArguments, parse, tell
-from .recordings import Recording
-from .session import ContextLengthError, Session, user_turn
+from .options import INTERRUPTED_EXIT, AnswerArguments, LoadingArguments, parse, tell
+from .session import AnswerMemoryError, ContextLengthError, Recording, Session, user_turn
 from .streaming import AnswerStream
 
 DEFAULT_PROMPT = "<audio>\nTranscribe the speech."
@@ -24,7 +23,13 @@ DEFAULT_PROMPT = "<audio>\nTranscribe the speech."
 
 @dataclass
 class GenerateArguments(AnswerArguments):
-    """The question, and how the answer is shown."""
+    """Options of `audiollm generate`."""
+
+    GROUPS: ClassVar = {
+        "question": ("audio", "prompt", "no_stream"),
+        **AnswerArguments.ANSWER_GROUP,
+        **LoadingArguments.MODEL_GROUP,
+    }
 
     audio: list[str] = field(
         default_factory=list, metadata={"help": "Audio files or URLs, one per <audio> in the prompt."}
@@ -32,8 +37,8 @@ class GenerateArguments(AnswerArguments):
     prompt: str | None = field(
         default=None,
         metadata={
-            "help": 'The question; "" for speech that is to be answered. Recordings come first where it has no <audio>. '
-            "Asks for a transcript when not given."
+            "help": 'The question, by default for a transcript; "" has the speech itself answered. Recordings come first '
+            "where there is no <audio> in it."
         },
     )
     no_stream: bool = field(
@@ -42,7 +47,7 @@ class GenerateArguments(AnswerArguments):
 
 
 def show(stream: AnswerStream, piecewise: bool) -> None:
-    """Prints an answer and a line's end, as it is written or as a whole."""
+    """Print an answer and a line's end, as it is written or as a whole."""
     if piecewise:
         for piece in stream:
             print(piece, end="", flush=True)
@@ -62,15 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         checkpoint = find_checkpoint(options.model)
         processor = load_processor(checkpoint, options.revision)
-        # Before the model, which takes longer to load.
+        # Before the model, which takes longer to load
         recordings = [Recording.load(path, processor) for path in options.audio]
         user_turn(text, *recordings)
         model = options.load_model(checkpoint)
         session = Session(model, processor, options.system, **options.generate_options())
         stream = session.stream(text, *recordings)
-    except CheckpointError as error:
-        sys.exit(f"audiollm generate: {error}")
-    except ContextLengthError as error:
+    except (CheckpointError, ContextLengthError) as error:
         sys.exit(f"audiollm generate: {error}")
     except (ValueError, OSError) as error:
         parser.error(str(error))

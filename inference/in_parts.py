@@ -1,6 +1,8 @@
 """
-Questions about recordings that the language model's context cannot hold: each part is asked, and the answers are asked
-again, as text, until they are one. Nothing is left out but silence, which is told.
+Questions about recordings that are longer than the language model's context.
+
+The question is asked about each part, and the answers are joined, as text, until there is one. Only silence is left out,
+and listed.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -9,32 +11,31 @@ from typing import Any
 
 import numpy as np
 
-from .long_audio import Window, cut_into_windows
 from .session import ContextLengthError, Session
-from .voice_activity import MIN_LEVEL_DBFS, detect_voice
+from .windows import MIN_LEVEL_DBFS, Window, cut_into_windows, detect_voice
 
 SUMMARY_PROMPT = "<audio>\nSummarise what is said."
-#: What is asked about the answers. Without recordings in it, it is the untouched base that reads it.
+#: Question about the answers. It holds no recordings, so the unchanged base answers it.
 JOIN_PROMPT = (
     'Somebody listened to a recording part by part, and answered the question "{question}" about each part. These are '
     "the answers, in order:\n\n{answers}\n\nGive one answer to the question for the whole recording."
 )
 #: A shorter part would hold no phrase.
 MIN_PART_SECONDS = 1.0
-#: Answers that must fit into the context at once, beside the new one, for joining to come to an end.
+#: Answers that must fit into the context beside the new one, so that joining ends.
 ANSWERS_AT_ONCE = 2
-#: Text read anew may be some tokens longer than it was when written: numbers before answers, other cuts between words.
+#: Text that is read again may be some tokens longer: times before answers, other word pieces.
 SPARE_TOKENS_PER_ANSWER = 16
 
 
 @dataclass(frozen=True)
 class PartAnswer:
     """
-    What was answered about a stretch of the recording.
+    Answer about a stretch of the recording.
 
     Attributes:
         start, end: in samples, from the recording's beginning.
-        text: the answer; empty where nothing was asked.
+        text: the answer; empty if nothing was asked.
         is_cut_off: it was stopped at the bound on new tokens.
         reason: why nothing was asked, or empty.
     """
@@ -49,7 +50,7 @@ class PartAnswer:
 @dataclass(frozen=True)
 class WholeAnswer:
     """
-    An answer about a whole recording, and the answers that it was made of.
+    Answer about a whole recording.
 
     Attributes:
         text: the answer.
@@ -62,13 +63,13 @@ class WholeAnswer:
 
 class InParts:
     """
-    Asks about a recording of any length, part by part.
+    Ask about a recording of any length, part by part.
 
     Args:
         model, processor: a pair that belongs together.
         prompt: the question about each part, with one `<audio>` or none.
-        join_prompt: the question about the answers, with `{answers}` and, where it is wanted, `{question}`.
-        part_seconds: longest part; without it, what the language model's context can hold.
+        join_prompt: the question about the answers, with `{answers}` and, if wanted, `{question}`.
+        part_seconds: longest part; by default the longest that the language model's context can hold.
         max_new_tokens: bound on each answer, those about parts and those about answers.
         system, generate_options: of each [`Session`].
 
@@ -109,16 +110,16 @@ class InParts:
         on_part: Callable[[PartAnswer], None] = lambda part: None,
     ) -> WholeAnswer:
         """
-        The answer about a recording.
+        Return the answer about a recording.
 
         Args:
             blocks: its waveforms `(samples,)` at the processor's rate, one after the other.
-            known: the answer about the part between two samples, where it was given before, and whether it was cut off.
+            known: returns an earlier answer about the part between two samples, and whether it was cut off; or None.
             on_part: called with each part as soon as it is answered, known ones included.
 
         Raises:
             AudioError: the recording cannot be read.
-            ContextLengthError: answers turn out too long to be joined.
+            ContextLengthError: answers are too long to be joined.
         """
         rate = self.processor.sampling_rate
         parts = []
@@ -134,7 +135,7 @@ class InParts:
     def _ask_part(self, window: Window, known: tuple[str, bool] | None) -> PartAnswer:
         if known is not None:
             return PartAnswer(window.start, window.end, *known)
-        assert window.waveform is not None  # without a gate, all is to be heard
+        assert window.waveform is not None  # without a gate nothing is skipped
         activity = detect_voice(window.waveform, window.sampling_rate)
         if activity.peak_dbfs <= MIN_LEVEL_DBFS:
             return PartAnswer(window.start, window.end, "", reason=activity.describe())
@@ -157,7 +158,7 @@ class InParts:
     # ---- what fits -----------------------------------------------------------------------------------------------
 
     def _groups(self, answers: Sequence[PartAnswer]) -> list[list[PartAnswer]]:
-        """Neighbouring answers that fit into the context together, as many as can; all of them, in order."""
+        """Return the answers, in order, in groups that fit into the context together."""
         groups: list[list[PartAnswer]] = [[]]
         for one in answers:
             if groups[-1] and not self._fits(self._joining([*groups[-1], one])):
@@ -198,7 +199,7 @@ class InParts:
             )
 
     def _part_seconds(self, asked: float | None) -> float:
-        """The longest part that the context can hold with its answer, or the one asked for, if it can."""
+        """Return the longest part that the context can hold with its answer, or the given length if it fits."""
         rate = self.processor.sampling_rate
         fitting = float("inf")
         if self._limit is not None:
@@ -218,7 +219,7 @@ class InParts:
 
 
 def seconds_of_slots(processor, slots: int) -> float:
-    """The longest recording, to a tenth of a second, that the model makes no more than so many audio tokens of."""
+    """Return the longest recording, to a tenth of a second, that has at most so many audio tokens."""
     rate = processor.sampling_rate
     window = processor.window_samples
     low, high = 0, 1 + max(0, slots + 1) * window // max(1, processor.num_audio_slots(window))
@@ -235,7 +236,7 @@ def _clock(seconds: float) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text in which `<audio>`, should the model have written it, stands for no recording; on one line."""
+    """Return text on one line, without any `<audio>` that the model may have written."""
     return " ".join(text.replace("<audio>", "").split())
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints by folder or Hub id, with an error in plain words for everything that is not one."""
+"""Checkpoints by folder or Hub id, with an error in plain words for everything else."""
 
 import json
 import re
@@ -12,38 +12,39 @@ from audiollm.base_models import how_to_get
 from audiollm.cpu_speed import use_cpu_speed
 from audiollm.machine import bfloat16_is_faster
 from audiollm.quantisation import quantisation
+from transformers import GenerationConfig
 from transformers.utils import is_bitsandbytes_available
 
-#: What `make demo` leaves in the folder it runs in.
+#: Output of `make demo` in the working folder.
 DEMO_CHECKPOINT = Path("runs/demo/adapter")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-#: `name` or `owner/name`, which the Hub allows; anything else can only be a folder.
+#: `name` or `owner/name`, the ids of the Hub; anything else can only be a folder.
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-#: Folders that training leaves within its output folder.
+#: Folders that training makes within its output folder.
 TRAINING_CHECKPOINTS = "checkpoint-*"
-#: What is said of the checkpoint that nobody named.
+#: Message about the default checkpoint.
 SHIPPED = (
     "No --model is given: this is the small adapter that comes with AudioLLM, for short, clear English. `make demo` in a "
     "clone of AudioLLM trains one, and --model takes any other."
 )
-#: What comes with the package, in the help of commands.
+#: Default checkpoint in the help of commands.
 DEFAULT_MODEL = f"{DEMO_CHECKPOINT} if it is there, or else the small adapter that comes with AudioLLM"
 
 
 class CheckpointError(ValueError):
-    """There is no AudioLLM checkpoint where one was looked for, or it cannot be used; the message says what to do."""
+    """No AudioLLM checkpoint in the given place, or one that cannot be used. The message says what to do."""
 
 
 def find_checkpoint(model: str | None = None) -> str:
     """
-    What `from_pretrained` is to be given: a folder that holds an AudioLLM checkpoint, or a Hub id.
+    Return the argument of `from_pretrained`: a folder with an AudioLLM checkpoint, or a Hub id.
 
     Args:
-        model: a folder or Hub id; without it, what `make demo` has left in the working folder, or else the adapter that
-            comes with the package, which is said on standard error.
+        model: a folder or Hub id. By default the output of `make demo` in the working folder, or else the adapter that
+            comes with the package; the latter is announced on standard error.
 
     Raises:
-        CheckpointError: there is no such folder, or it holds something else; the message says what.
+        CheckpointError: there is no such folder, or it holds something else.
     """
     if not model:
         if (DEMO_CHECKPOINT / "config.json").is_file():
@@ -62,7 +63,7 @@ def find_checkpoint(model: str | None = None) -> str:
 
 
 def _check_folder(folder: Path, given: str) -> None:
-    """Raises CheckpointError unless the folder's configuration is AudioLLM's."""
+    """Raise CheckpointError unless the folder's configuration is AudioLLM's."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -78,7 +79,7 @@ def _check_folder(folder: Path, given: str) -> None:
 
 
 def _what_else(folder: Path) -> str:
-    """What a folder without a configuration probably is."""
+    """Return what a folder without a configuration probably is."""
     steps = [path for path in folder.glob(TRAINING_CHECKPOINTS) if (path / "config.json").is_file()]
     if steps:
         newest = max(steps, key=lambda path: (len(path.name), path.name))
@@ -90,7 +91,7 @@ def _what_else(folder: Path) -> str:
 
 def load_processor(checkpoint: str, revision: str | None = None) -> AudioLlmProcessor:
     """
-    The processor of a checkpoint that [`find_checkpoint`] has found.
+    Load the processor of a checkpoint that [`find_checkpoint`] has found.
 
     Raises:
         CheckpointError: it has none, or cannot be reached.
@@ -101,6 +102,15 @@ def load_processor(checkpoint: str, revision: str | None = None) -> AudioLlmProc
         raise CheckpointError(
             f"The processor of {checkpoint} cannot be loaded: {error}{how_to_get(checkpoint)}"
         ) from error
+
+
+def load_generation_config(checkpoint: str, revision: str | None = None) -> GenerationConfig:
+    """Return the generation configuration of a checkpoint that [`find_checkpoint`] has found; the default if it has none."""
+    try:
+        # transformers would drop fields of ours from a configuration that was made of a model's.
+        return GenerationConfig.from_pretrained(checkpoint, _from_model_config=False, **_revision(revision))
+    except OSError:
+        return GenerationConfig()
 
 
 def load_model(
@@ -115,18 +125,17 @@ def load_model(
     **model_arguments: Any,
 ) -> AudioLlmForConditionalGeneration:
     """
-    The model of a checkpoint that [`find_checkpoint`] has found, in evaluation mode.
+    Load the model of a checkpoint that [`find_checkpoint`] has found, in evaluation mode.
 
     Args:
         dtype: precision of the bases: a torch dtype, its name, or "auto" for that of the checkpoint, and for float32 on a
             CPU that is slower in bfloat16.
-        device: where to put it: "cpu", "cuda:0", …, or "auto" to spread it over all GPUs; without it, on the GPU if
-            there is one.
+        device: "cpu", "cuda:0", …, or "auto" to spread it over all GPUs. By default the GPU if there is one.
         revision: of a Hub repository: a branch, tag or commit.
         load_in_8bit, load_in_4bit: the language model in few bits, through bitsandbytes.
         attn_implementation: as in transformers: "sdpa", "eager", "flash_attention_2", ….
-        merge_adapters: fold the adapter into the language model, so that nothing is routed. Rows without audio then
-            run the adapted weights too, and are no more those of the base.
+        merge_adapters: fold the adapter into the language model. Rows without audio then run the adapted weights, too,
+            and no longer those of the base.
         model_arguments: further ones of `from_pretrained`, such as `text_model_id` or `quantization_config`.
 
     Raises:
@@ -164,7 +173,7 @@ def load_model(
 
 def check_few_bits(load_in_8bit: bool, load_in_4bit: bool, merge_adapters: bool) -> None:
     """
-    Refuses what a language model in few bits cannot do.
+    Refuse options that a language model in few bits cannot have.
 
     Raises:
         CheckpointError: options contradict each other, or bitsandbytes is not installed.
@@ -183,7 +192,7 @@ def check_few_bits(load_in_8bit: bool, load_in_4bit: bool, merge_adapters: bool)
 
 
 def _base_dtype(checkpoint: str, dtype: str | torch.dtype, revision: str | None) -> torch.dtype:
-    """The precision that "auto" stands for, which products with quantised weights are computed in."""
+    """Return the precision that "auto" stands for, in which products with quantised weights are computed."""
     if dtype == "auto":
         dtype = AudioLlmConfig.from_pretrained(checkpoint, **_revision(revision)).dtype or torch.float32
     return getattr(torch, dtype) if isinstance(dtype, str) else dtype
@@ -197,7 +206,7 @@ def load(
     **model_arguments: Any,
 ) -> tuple[AudioLlmForConditionalGeneration, AudioLlmProcessor]:
     """
-    Model and processor of a checkpoint: [`find_checkpoint`], [`load_processor`] and [`load_model`] in one.
+    Load model and processor of a checkpoint: [`find_checkpoint`], [`load_processor`] and [`load_model`] in one.
 
     Raises:
         CheckpointError: see there.
@@ -209,7 +218,7 @@ def load(
 
 def check_device(device: str | None) -> str:
     """
-    A device for `device_map`: the one given, or the GPU if there is one, else the CPU.
+    Return a device for `device_map`: the one given, or the GPU if there is one, else the CPU.
 
     Raises:
         CheckpointError: PyTorch knows no such device, or this machine has none.
@@ -238,6 +247,7 @@ __all__ = [
     "check_few_bits",
     "find_checkpoint",
     "load",
+    "load_generation_config",
     "load_model",
     "load_processor",
 ]

@@ -1,35 +1,111 @@
-"""Options that the commands which answer have in common: which model, and how it chooses its words."""
+"""Options and endings that the commands of this room share."""
 
+import glob
+import ipaddress
+import signal
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar, TypeVar
+from urllib.parse import unquote, urlparse
 
-from audiollm.option_parser import HelpFormatter, OptionParser
+from audiollm import AudioLlmForConditionalGeneration
+from audiollm.disks import GOES_ON, naming_the_disk
+from audiollm.files import AUDIO_SUFFIXES, is_audio
+from audiollm.interruption import INTERRUPTED_EXIT, ended_by_signals
+from audiollm.memory import is_out_of_memory
+from audiollm.option_parser import OptionParser, parser_of
+from audiollm.processing import AudioError
 from transformers import set_seed
 
-from .loading_options import LoadingArguments
+from .loading import DEFAULT_MODEL, DTYPES, CheckpointError, check_few_bits, load_model
+from .recordings import check_file, is_remote, path_of
 from .session import DEFAULT_MAX_NEW_TOKENS
+from .transcribing import Failure
 
-#: Exit status of a command that Ctrl-C has ended, as shells have it.
-INTERRUPTED_EXIT = 130
+FAILURES_EXIT, NOTHING_DONE_EXIT = 1, 2
+KEPT = " What is done is kept: the same command goes on."
+MEMORY_ADVICE = "Give a smaller --batch_size, shorter windows or parts, --dtype bfloat16, or --load_in_8bit."
+GLOB_MARKS = "*?["
+UNNAMED = "recording"
+MAX_PORT = 65_535
+LOCAL_NAMES = ("localhost",)
+
+Arguments = TypeVar("Arguments")
+
+
+@dataclass
+class LoadingArguments:
+    """Options that choose a model and how it is loaded."""
+
+    MODEL_GROUP: ClassVar = {
+        "model": ("model", "revision", "dtype", "device"),
+        "memory and speed": ("load_in_8bit", "load_in_4bit", "attn_implementation", "merge_adapters"),
+    }
+
+    model: str | None = field(
+        default=None,
+        metadata={"help": f"AudioLLM checkpoint: a folder or a Hub id. By default {DEFAULT_MODEL}."},
+    )
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub id."})
+    dtype: str = field(default="auto", metadata={"help": "Precision of the bases.", "choices": DTYPES})
+    device: str | None = field(
+        default=None,
+        metadata={"help": "Device of the model: cpu, cuda:0, or auto to spread it; a GPU if there is one."},
+    )
+    load_in_8bit: bool = field(
+        default=False, metadata={"help": "Language model in 8 bits, by bitsandbytes: less memory, other rounding."}
+    )
+    load_in_4bit: bool = field(default=False, metadata={"help": "Language model in 4 bits, likewise."})
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={"help": "Attention: sdpa, eager, flash_attention_2, ...; sdpa where the bases have it."},
+    )
+    merge_adapters: bool = field(
+        default=False,
+        metadata={
+            "help": "Fold the adapter into the language model, which makes answers faster. Questions without audio are then "
+            "answered by the adapted model, too, and no longer by the unchanged base."
+        },
+    )
+
+    def __post_init__(self):
+        check_few_bits(self.load_in_8bit, self.load_in_4bit, self.merge_adapters)
+
+    def load_model(self, checkpoint: str) -> AudioLlmForConditionalGeneration:
+        """
+        Load the model of a checkpoint that `find_checkpoint` has found.
+
+        Raises:
+            CheckpointError: see `loading.load_model`.
+        """
+        return load_model(checkpoint, self.dtype, self.device, self.revision, **self.loading_options())
+
+    def loading_options(self) -> dict[str, Any]:
+        """Return the arguments of `loading.load` beside precision, device and revision."""
+        return {name: getattr(self, name) for name in self.MODEL_GROUP["memory and speed"]}
 
 
 @dataclass
 class AnswerArguments(LoadingArguments):
-    """Which model answers, and how it chooses its words."""
+    """Options of commands that answer: the model, and how it chooses its words."""
+
+    ANSWER_GROUP: ClassVar = {"answers": ("system", "max_new_tokens", "temperature", "top_p", "seed")}
 
     system: str | None = field(default=None, metadata={"help": "System message to begin with."})
     max_new_tokens: int = field(
         default=DEFAULT_MAX_NEW_TOKENS, metadata={"help": "Bound on each answer, in tokens; says so when it is met."}
     )
     temperature: float = field(
-        default=0.0, metadata={"help": "Above 0, words are drawn, the more freely the higher; 0 takes the likeliest."}
+        default=0.0, metadata={"help": "Above 0, words are sampled, more freely the higher it is; 0 is greedy."}
     )
     top_p: float = field(
-        default=1.0, metadata={"help": "Draw from the likeliest tokens that make up this share; needs --temperature."}
+        default=1.0, metadata={"help": "Sample from the likeliest tokens with this total probability."}
     )
-    seed: int | None = field(default=None, metadata={"help": "Makes draws repeatable; needs --temperature."})
+    seed: int | None = field(default=None, metadata={"help": "Makes sampling repeatable; needs --temperature."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -39,13 +115,12 @@ class AnswerArguments(LoadingArguments):
             raise ValueError(f"--temperature is {self.temperature:g}; expected 0 or more.")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"--top_p is {self.top_p:g}; expected more than 0, and at most 1.")
-        drawing = {"--top_p": self.top_p != 1, "--seed": self.seed is not None}
-        without_use = [name for name, given in drawing.items() if given and not self.temperature]
-        if without_use:
-            raise ValueError(f"{without_use[0]} does nothing where nothing is drawn; give --temperature above 0 too.")
+        for name, is_given in (("--top_p", self.top_p != 1), ("--seed", self.seed is not None)):
+            if is_given and not self.temperature:
+                raise ValueError(f"{name} does nothing without sampling; give --temperature above 0 too.")
 
     def generate_options(self) -> dict[str, Any]:
-        """What `generate` is to be given; seeds the random numbers where that is asked for."""
+        """Return options of `generate`; seeds the random numbers if there is a seed."""
         if self.seed is not None:
             set_seed(self.seed)
         options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "do_sample": self.temperature > 0}
@@ -54,19 +129,41 @@ class AnswerArguments(LoadingArguments):
         return options
 
 
-Arguments = TypeVar("Arguments")
+def is_loopback(host: str) -> bool:
+    """Return whether a name or address is this machine's own, which others cannot reach."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() in LOCAL_NAMES
+
+
+def check_port(port: int, least: int = 0) -> None:
+    """
+    Raises:
+        ValueError: it is no port.
+    """
+    if not least <= port <= MAX_PORT:
+        raise ValueError(f"--port is {port}; expected {least} to {MAX_PORT}.")
+
+
+def check_positive(options: Any, *names: str) -> None:
+    """
+    Raises:
+        ValueError: an option is not a finite number above 0, or, where it is a whole number, not at least 1.
+    """
+    for name in names:
+        value = getattr(options, name)
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"--{name} is {value}; expected at least 1.")
+        if not 0 < value < float("inf"):
+            raise ValueError(f"--{name} is {value:g}; expected more than 0.")
 
 
 def parse(
     kind: type[Arguments], command: str, description: str, arguments: Sequence[str] | None
 ) -> tuple[OptionParser, Arguments]:
-    """The parser of a command and its options; ends with the usual message where they are wrong."""
-    parser = OptionParser(
-        kind,  # type: ignore[arg-type]  # a dataclass
-        prog=f"audiollm {command}",
-        description=description,
-        formatter_class=HelpFormatter,
-    )
+    """Return a command's parser and options; ends with the usual message where they are wrong."""
+    parser = parser_of(kind, command, "[options]", description)
     try:
         (options,) = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
     except ValueError as error:
@@ -75,8 +172,155 @@ def parse(
 
 
 def tell(line: str) -> None:
-    """Something about an answer rather than part of it: to standard error."""
+    """Write a line about an answer, rather than part of it, to standard error."""
     print(line, file=sys.stderr, flush=True)
 
 
-__all__ = ["INTERRUPTED_EXIT", "AnswerArguments", "LoadingArguments", "parse", "tell"]
+# ---- commands that take many recordings ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Source:
+    """
+    A recording named on a command line.
+
+    Attributes:
+        location: path or URL.
+        name: name of its output within the output folder, without ending; with the folders between for a folder's
+            recordings.
+    """
+
+    location: str
+    name: str
+
+
+def find_recordings(given: Sequence[str]) -> list[Source | Failure]:
+    """
+    Return everything that is named on a command line, in order, each once; a [`Failure`] for what is not there.
+
+    Args:
+        given: files, URLs, patterns with `*`, `?`, `[…]` or `**`, and folders, whose recordings are all taken, by name,
+            those of folders within too.
+
+    Raises:
+        ValueError: two recordings would have outputs of the same name.
+    """
+    distinct: dict[str, tuple[str, PurePosixPath] | Failure] = {}
+    for one in (one for each in given for one in _find(each)):
+        distinct.setdefault(_identity(one), one)
+    stems = Counter(str(one[1].with_suffix("")) for one in distinct.values() if not isinstance(one, Failure))
+    recordings: list[Source | Failure] = []
+    owners: dict[str, str] = {}
+    for one in distinct.values():
+        if isinstance(one, Failure):
+            recordings.append(one)
+            continue
+        location, relative = one
+        stem = str(relative.with_suffix(""))
+        name = stem if stems[stem] == 1 else str(relative)
+        if name in owners:
+            raise ValueError(
+                f"{owners[name]} and {location} would both be written to {name!r}. Give the folder that holds both, or run "
+                "the command twice with output folders of their own."
+            )
+        owners[name] = location
+        recordings.append(Source(location, name))
+    return recordings
+
+
+def _find(given: str) -> list[tuple[str, PurePosixPath] | Failure]:
+    if is_remote(given):
+        return [(given, _url_name(given))]
+    path = path_of(given)
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if is_audio(file) and file.is_file())
+        if not files:
+            return [Failure(given, f"Folder {given!r} holds no recordings ({', '.join(AUDIO_SUFFIXES)}).")]
+        return [(str(file), PurePosixPath(file.relative_to(path).as_posix())) for file in files]
+    if not path.exists() and any(mark in given for mark in GLOB_MARKS):
+        files = [match for match in map(Path, sorted(glob.glob(str(path), recursive=True))) if match.is_file()]
+        if not files:
+            return [Failure(given, f"No file matches {given!r}.")]
+        return [(str(file), PurePosixPath(file.name)) for file in files]
+    try:
+        check_file(path, given)
+    except (AudioError, OSError) as error:
+        return [Failure(given, str(error))]
+    return [(str(path), PurePosixPath(path.name))]
+
+
+def _url_name(url: str) -> PurePosixPath:
+    """Return a file name for a URL: its last part, which cannot lead out of a folder."""
+    name = PurePosixPath(unquote(urlparse(url).path).replace("\\", "/")).name.replace("\0", "")
+    return PurePosixPath(name if name.strip(".") else UNNAMED)
+
+
+def _identity(found: tuple[str, PurePosixPath] | Failure) -> str:
+    if isinstance(found, Failure):
+        return found.audio
+    return found[0] if is_remote(found[0]) else str(Path(found[0]).resolve())
+
+
+def run_over_recordings(
+    command: str,
+    arguments_class: type[Any],
+    description: str | None,
+    run: Callable[[list[str], Any], list[Failure]],
+    undone: str,
+    argv: Sequence[str] | None = None,
+) -> None:
+    """
+    Read a command line of recordings and options, run the command, and list the recordings that failed.
+
+    Ends with 1 where some recordings failed or memory ran out, with 2 where nothing was done, and with 130 when
+    interrupted.
+
+    Args:
+        command: name after `audiollm`.
+        arguments_class: dataclass of its options, with `output_dir`, without which nothing is kept.
+        description: of the command, for `--help`.
+        run: takes the files, folders, patterns and URLs, and the options; returns failures.
+        undone: past participle for the message about failures.
+        argv: the command line without the command; the process's own by default.
+    """
+    parser = parser_of(arguments_class, command, "AUDIO... [options]", description)
+    parser.add_argument("audio", nargs="+", help="files, folders, patterns or URLs")
+    options = vars(parser.parse_args(list(sys.argv[1:] if argv is None else argv)))
+    given = options.pop("audio")
+    kept = KEPT if options["output_dir"] else ""
+    try:
+        arguments = arguments_class(**options)
+        disk = naming_the_disk(options["output_dir"], GOES_ON) if options["output_dir"] else nullcontext()
+        with ended_by_signals((signal.SIGINT,)), disk:
+            failures = run(given, arguments)
+    except (CheckpointError, OSError, ValueError) as error:
+        tell(f"audiollm {command}: {error}")
+        sys.exit(NOTHING_DONE_EXIT)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        tell(f"audiollm {command}: memory ran out. {MEMORY_ADVICE}{kept}")
+        sys.exit(FAILURES_EXIT)
+    except KeyboardInterrupt:
+        tell(f"\nInterrupted.{kept}")
+        sys.exit(INTERRUPTED_EXIT)
+    if failures:
+        tell(f"audiollm {command}: {len(failures)} could not be {undone}:")
+        for failure in failures:
+            tell(f"  {failure.audio}: {failure.reason}")
+        sys.exit(FAILURES_EXIT)
+
+
+__all__ = [
+    "INTERRUPTED_EXIT",
+    "AnswerArguments",
+    "LoadingArguments",
+    "Source",
+    "check_port",
+    "check_positive",
+    "find_recordings",
+    "is_loopback",
+    "parse",
+    "run_over_recordings",
+    "tell",
+]

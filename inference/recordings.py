@@ -1,92 +1,209 @@
-"""Recordings of a conversation: decoded once, encoded once, whatever is asked about them and however often."""
+"""Recordings of any length, read block by block: memory does not grow with length."""
 
-import hashlib
-from dataclasses import dataclass
+import mmap
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 import numpy as np
-import torch
-from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
+import soundfile
+import soxr
+from audiollm.processing import AudioError
+from audiollm.processing.audio import (
+    MAX_FLOAT_AMPLITUDE,
+    MAX_SAMPLING_RATE_HZ,
+    MIN_SAMPLING_RATE_HZ,
+    UNKNOWN_FRAMES,
+    UndecodableError,
+    decoded_blocks,
+    open_remote,
+    scheme_of,
+)
 
-#: Windows (of up to 30 s) that go through the encoder at a time: what bounds its memory.
-WINDOWS_AT_A_TIME = 8
+COPY_BYTES = 1 << 20
+URL_MARK = "://"
+MINUTE_SECONDS = 60
 
 
-@dataclass(eq=False)
-class Recording:
+class RecordingTooLongError(AudioError):
+    """A recording that is longer than the reader takes."""
+
+
+@contextmanager
+def local_file(location: str) -> Iterator[Path]:
     """
-    One recording that is part of a conversation.
+    Give a path or URL as a file on this machine, for as long as the block lasts; a remote one is copied.
 
-    Attributes:
-        source: as the user gave it: a path, a URL, bytes, a waveform, …
-        waveform: `(samples,)` at the processor's rate; None once it has been encoded.
-        digest: of the waveform: recordings with the same digest sound the same.
-        num_slots: audio tokens that the model makes of it.
-        frames: encoder output of each window, `(frames, d_model)`; None until it has been encoded.
-        seconds: its length.
+    Raises:
+        FileNotFoundError: it is not there.
+        AudioError: it is no regular file, is empty, or the URL cannot be read.
     """
-
-    source: Any
-    waveform: np.ndarray | None
-    digest: str
-    num_slots: int
-    frames: list[torch.Tensor] | None = None
-    seconds: float = 0.0
-
-    @classmethod
-    def load(cls, source: Any, processor: AudioLlmProcessor) -> "Recording":
-        """
-        Decodes a recording of any kind that the processor takes.
-
-        Raises:
-            AudioError: it cannot be used.
-            FileNotFoundError: there is no such file.
-        """
-        waveform = processor.load_audio(source)
-        digest = hashlib.sha256(waveform.tobytes()).hexdigest()
-        return cls(
-            source,
-            waveform,
-            digest,
-            processor.num_audio_slots(len(waveform)),
-            None,
-            len(waveform) / processor.sampling_rate,
-        )
-
-    @property
-    def num_windows(self) -> int | None:
-        """Windows it was encoded in; None before it is."""
-        return None if self.frames is None else len(self.frames)
-
-
-@torch.no_grad()
-def encode(recording: Recording, model: AudioLlmForConditionalGeneration, processor: AudioLlmProcessor) -> None:
-    """Runs the encoder over a recording, a few windows at a time, keeps its frames, and lets the waveform go."""
-    if recording.frames is not None:
+    if not is_remote(location):
+        path = path_of(location)
+        check_file(path, location)
+        yield path
         return
-    assert recording.waveform is not None  # it goes when the frames come
-    features = processor.batch_features([recording.waveform])
-    mels, masks = features["input_features"], features["input_features_mask"]
-    frames: list[torch.Tensor] = []
-    for start in range(0, len(mels), WINDOWS_AT_A_TIME):
-        mask = masks[start : start + WINDOWS_AT_A_TIME]
-        longest = int(mask.sum(dim=1).max())
-        mel = mels[start : start + WINDOWS_AT_A_TIME, :, :longest]
-        hidden, lengths = model.model.encode_audio(mel.to(model.device), mask[:, :longest].to(model.device))
-        frames.extend(window[:length].clone() for window, length in zip(hidden, lengths.tolist()))
-    recording.frames, recording.waveform = frames, None
+    with TemporaryDirectory(prefix="audiollm-") as folder:
+        path = Path(folder) / "recording"
+        with open_remote(location) as remote, open(path, "wb") as copy:
+            shutil.copyfileobj(remote, copy, COPY_BYTES)
+        check_file(path, location)
+        yield path
 
 
-def as_model_inputs(recordings: list[Recording]) -> dict[str, torch.Tensor]:
-    """`encoded_audio` `(windows, max_frames, d_model)` and `encoded_audio_lengths` of encoded recordings, in order."""
-    windows = [window for recording in recordings for window in recording.frames or ()]
-    if not windows:
-        return {}
-    lengths = torch.tensor([len(window) for window in windows], device=windows[0].device)
-    return {
-        "encoded_audio": torch.nn.utils.rnn.pad_sequence(windows, batch_first=True),
-        "encoded_audio_lengths": lengths,
-    }
+def is_remote(location: str) -> bool:
+    """Return whether a location is a URL of something on another machine."""
+    return scheme_of(location) not in ("", "file")
 
 
-__all__ = ["Recording", "as_model_inputs", "encode"]
+def path_of(location: str) -> Path:
+    """Return the path that a path or `file://` URL names."""
+    return Path(url2pathname(urlparse(location).path) if URL_MARK in location else location).expanduser()
+
+
+def check_file(path: Path, name: str) -> None:
+    """
+    Raises:
+        FileNotFoundError: there is no file.
+        AudioError: it is not a regular file, or empty.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"Audio file {name!r} does not exist.")
+    if not path.is_file():
+        raise AudioError(f"Audio file {name!r} is not a regular file, but a folder, pipe or device.")
+    if not path.stat().st_size:
+        raise AudioError(f"{name}: the file is empty (0 bytes).")
+
+
+def header_seconds(path: str | os.PathLike[str]) -> float | None:
+    """Return the length in a file's header; None where libsndfile does not read it, or there is none."""
+    if not os.path.isfile(path):  # opening a pipe would block
+        return None
+    try:
+        info = soundfile.info(path)
+    except (soundfile.LibsndfileError, OSError):
+        return None
+    return None if info.frames == UNKNOWN_FRAMES or not info.samplerate else info.frames / info.samplerate
+
+
+def read_blocks(path: str | os.PathLike[str], target_rate: int, name: str | None = None) -> Iterator[np.ndarray]:
+    """
+    Decode, mix down and resample a file as `load_waveform` does, one block at a time.
+
+    Args:
+        path: a regular file on this machine; see [`local_file`].
+        target_rate: rate of the blocks in Hz.
+        name: name of the recording in errors.
+
+    Yields:
+        float32 blocks of shape `(samples,)`, of varying length.
+
+    Raises:
+        AudioError: it is corrupt, cut off or not audio, or holds NaN, infinity or no samples. Faults further on in the
+            file are found when they are reached.
+    """
+    name = name or str(path)
+    resampler: Any = None
+    read = 0
+    for block, rate in _named_blocks(path, name):
+        mono = _checked(block, read, rate, name).mean(axis=1)
+        read += len(mono)
+        if rate == target_rate:
+            yield mono
+            continue
+        if resampler is None:
+            resampler = soxr.ResampleStream(rate, target_rate, 1, dtype="float32")
+        resampled = resampler.resample_chunk(mono)
+        if len(resampled):
+            yield resampled
+    if not read:
+        raise AudioError(f"{name}: holds no samples.")
+    if resampler is not None:
+        rest = resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
+        if len(rest):
+            yield rest
+
+
+def read_bounded(
+    path: Path, target_rate: int, name: str, max_seconds: float, limit: str, stop: threading.Event | None = None
+) -> Iterator[np.ndarray]:
+    """
+    Read a stranger's file as [`read_blocks`] does, no further than a bound: a header may claim anything.
+
+    Args:
+        name: name of the recording in errors, which never show the path.
+        max_seconds: longest recording.
+        limit: origin of `max_seconds`, for the error.
+        stop: ends the reading once it is set.
+
+    Raises:
+        AudioError: the file is empty or cannot be used.
+        RecordingTooLongError: it is longer.
+    """
+    check_file(path, name)
+    seconds = header_seconds(path)
+    samples = 0
+    try:
+        if seconds is not None and seconds > max_seconds:
+            raise RecordingTooLongError(f"{name} is {clock(seconds)} long, and {clock(max_seconds)} are {limit}.")
+        for block in read_blocks(path, target_rate, name):
+            if stop is not None and stop.is_set():
+                return
+            samples += len(block)
+            if samples > max_seconds * target_rate:
+                raise RecordingTooLongError(f"{name} is longer than {clock(max_seconds)}, {limit}.")
+            yield block
+    except AudioError as error:
+        raise type(error)(str(error).replace(str(path), name)) from error
+
+
+def clock(seconds: float) -> str:
+    """Return a length in words: `2.1 s`, `3 min 20 s`."""
+    if seconds < MINUTE_SECONDS:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), MINUTE_SECONDS)
+    return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+
+
+def _named_blocks(path: str | os.PathLike[str], name: str) -> Iterator[tuple[np.ndarray, int]]:
+    """Yield blocks `(frames, channels)` of float32 as stored, each with its rate in Hz; errors name the file."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            for block in decoded_blocks(file, data):
+                yield block.samples, block.rate
+        except UndecodableError as error:
+            raise AudioError(f"{name}: {error}") from error
+
+
+def _checked(block: np.ndarray, read: int, rate: int, name: str) -> np.ndarray:
+    """Return a block `(frames, channels)` if its samples and rate are those of audio."""
+    if not MIN_SAMPLING_RATE_HZ <= rate <= MAX_SAMPLING_RATE_HZ:
+        expected = f"{MIN_SAMPLING_RATE_HZ} to {MAX_SAMPLING_RATE_HZ} Hz"
+        raise AudioError(f"{name}: the sampling rate is {rate}; expected {expected}.")
+    if not np.isfinite(block).all():
+        bad = read + int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
+        raise AudioError(f"{name}: sample {bad} is NaN or infinite; audio must be finite.")
+    peak = float(np.abs(block).max(initial=0.0))
+    if peak > MAX_FLOAT_AMPLITUDE:
+        raise AudioError(f"{name}: floating-point samples reach {peak:.0f}, but lie in [-1, 1] by convention.")
+    return block
+
+
+__all__ = [
+    "RecordingTooLongError",
+    "check_file",
+    "clock",
+    "header_seconds",
+    "is_remote",
+    "local_file",
+    "path_of",
+    "read_blocks",
+    "read_bounded",
+]

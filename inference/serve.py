@@ -1,37 +1,37 @@
 """
-`audiollm serve`: a server that OpenAI's clients talk to: chat with recordings, transcriptions of any length.
+`audiollm serve`: serve a model to OpenAI's clients: chat with recordings, transcriptions of any length.
 
     audiollm serve --model you/your-model
     audiollm serve --model runs/demo/adapter --port 9000
 
-It serves one model, loaded before the first request, to programs on this machine: whoever it is opened to by --host may
-use it, so give --api_key as well. Answers are greedy unless a request gives a temperature. Ctrl-C stops it.
+It serves one model to programs on this machine. --host opens it to others, who may all use it unless there is an --api_key.
+Answers are greedy unless a request gives a temperature. Ctrl-C stops it.
 """
 
 import importlib
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from .loading import CheckpointError, check_device, find_checkpoint, load_processor
-from .loading_options import LoadingArguments
-from .options import INTERRUPTED_EXIT, parse, tell
+from .loading import CheckpointError, check_device, find_checkpoint, load_generation_config, load_processor
+from .options import INTERRUPTED_EXIT, LoadingArguments, check_port, check_positive, is_loopback, parse, tell
 from .session import DEFAULT_MAX_NEW_TOKENS
-from .transcribing import TranscribingSettings
+from .transcribe import WINDOW_HELP, check_window
+from .transcribing import TranscribingSettings, stored_settings
 
 if TYPE_CHECKING:
     from .serving.service import ServingSettings
 
-#: What the extra `serving` installs.
+#: Libraries of the extra `serving`.
 LIBRARIES = ("starlette", "uvicorn", "pydantic", "python_multipart")
 API_KEY_VARIABLE = "AUDIOLLM_API_KEY"
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
-DEFAULT_PORT, MAX_PORT = 8000, 65_535
-#: What is under way when the server is stopped has so long to end.
+DEFAULT_PORT = 8000
+#: Time for requests under way to end when the server is stopped.
 GRACE_SECONDS = 5
 EXAMPLES = """Serving {name} at {url}/v1, to {whom}.
   curl {url}/v1/audio/transcriptions{header} -F file=@recording.wav -F model={name}
@@ -43,10 +43,18 @@ Ctrl-C stops it."""
 
 @dataclass
 class ServeArguments(LoadingArguments):
-    """What is served, where, to whom, and how much of it."""
+    """Options of `audiollm serve`."""
+
+    GROUPS: ClassVar = {
+        "address": ("host", "port", "served_name"),
+        "access": ("api_key", "allow_origins", "log_level"),
+        "limits": ("max_upload_mb", "max_audio_seconds", "max_new_tokens", "max_requests", "kept_conversations"),
+        "transcription": ("window_seconds", "voice_activity"),
+        **LoadingArguments.MODEL_GROUP,
+    }
 
     served_name: str | None = field(
-        default=None, metadata={"help": "What requests call the model; its Hub id or folder's name when not given."}
+        default=None, metadata={"help": "Name of the model in requests; its Hub id or its folder's name by default."}
     )
     host: str = field(
         default="127.0.0.1", metadata={"help": "Address to listen at; 0.0.0.0 opens it to the whole network."}
@@ -54,49 +62,36 @@ class ServeArguments(LoadingArguments):
     port: int = field(default=DEFAULT_PORT, metadata={"help": "Port to listen at; 0 takes a free one."})
     api_key: str | None = field(
         default=None,
-        metadata={"help": f"What clients have to send; or set {API_KEY_VARIABLE}, which `ps` does not show."},
+        metadata={"help": f"Key that clients must send; or set {API_KEY_VARIABLE}, which `ps` does not show."},
     )
     allow_origins: list[str] = field(
         default_factory=list,
-        metadata={"help": "Web pages of other sites that may use it (CORS), such as https://example.org; none."},
+        metadata={"help": "Web pages of other sites that may use it (CORS), such as https://example.org."},
     )
     max_upload_mb: float = field(default=64.0, metadata={"help": "Largest request, in millions of bytes."})
     max_audio_seconds: float = field(
-        default=7_200.0, metadata={"help": "Longest audio of a request; of a chat, the model's context may hold less."}
+        default=7_200.0, metadata={"help": "Longest audio of a request; in a chat, the model's context may hold less."}
     )
     max_new_tokens: int = field(
         default=DEFAULT_MAX_NEW_TOKENS,
-        metadata={"help": "Bound on an answer of a chat, in tokens; a request may ask for less."},
+        metadata={"help": "Bound on an answer in a chat, in tokens; a request that asks for more gets this."},
     )
     max_requests: int = field(
-        default=32, metadata={"help": "How many may be under way at once, one being answered; others are sent away."}
+        default=32, metadata={"help": "Requests at once, one being answered; others are refused."}
     )
     kept_conversations: int = field(
-        default=4,
-        metadata={"help": "How many conversations' keys and values are kept in memory, for quick follow-ups."},
+        default=4, metadata={"help": "Conversations whose keys and values are kept in memory, for quick follow-ups."}
     )
-    window_seconds: float = field(
-        default=TranscribingSettings.window_seconds,
-        metadata={
-            "help": "Longest window that is transcribed at once, at most 30: about what the model was trained on."
-        },
-    )
+    window_seconds: float | None = field(default=None, metadata={"help": WINDOW_HELP})
     voice_activity: str = field(
-        default="on",
-        metadata={"help": "on leaves out of transcripts what holds no voice.", "choices": ("on", "off")},
+        default="on", metadata={"help": "on skips stretches without a voice.", "choices": ("on", "off")}
     )
-    log_level: str = field(default="info", metadata={"help": "What is logged of requests.", "choices": LOG_LEVELS})
+    log_level: str = field(default="info", metadata={"help": "Level of the log of requests.", "choices": LOG_LEVELS})
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.port <= MAX_PORT:
-            raise ValueError(f"--port is {self.port}; expected 0 to {MAX_PORT}.")
-        for name in ("max_new_tokens", "max_requests"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} is {getattr(self, name)}; expected at least 1.")
-        for name in ("max_upload_mb", "max_audio_seconds"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"--{name} is {getattr(self, name):g}; expected more than 0.")
+        check_port(self.port)
+        check_positive(self, "max_new_tokens", "max_requests", "max_upload_mb", "max_audio_seconds")
         if self.kept_conversations < 0:
             raise ValueError(f"--kept_conversations is {self.kept_conversations}; expected 0 or more.")
         self.api_key = self.api_key if self.api_key is not None else os.environ.get(API_KEY_VARIABLE) or None
@@ -104,22 +99,29 @@ class ServeArguments(LoadingArguments):
             raise ValueError("--api_key is empty, or has blanks around it or letters beyond ASCII; headers hold none.")
 
     def name(self, checkpoint: str) -> str:
-        """What requests call the model: never where on this machine it lies."""
+        """Return the name of the model in requests, which never holds a path of this machine."""
         is_folder = Path(checkpoint).exists()
         return self.served_name or (Path(checkpoint).resolve().name if is_folder else checkpoint)
 
-    def settings(self, name: str, longest_window_s: float) -> "ServingSettings":
+    def settings(
+        self, name: str, longest_window_s: float, stored: Mapping[str, Any] | None = None
+    ) -> "ServingSettings":
         """
-        What the server allows.
+        Return the server's settings.
+
+        Args:
+            name: of the model.
+            longest_window_s: the encoder's.
+            stored: settings of transcription that the checkpoint brings along.
 
         Raises:
             ValueError: windows are longer than the encoder's.
         """
-        from .serving.gateway import is_loopback
         from .serving.service import ServingSettings
 
-        if not 1 <= self.window_seconds <= longest_window_s:
-            raise ValueError(f"--window_seconds is {self.window_seconds:g}; expected 1 to {longest_window_s:g}.")
+        window = {} if self.window_seconds is None else {"window_seconds": self.window_seconds}
+        transcribing = TranscribingSettings(**{**(stored or {}), **window}, voice_activity=self.voice_activity == "on")
+        check_window(transcribing.window_seconds, longest_window_s)
         return ServingSettings(
             name=name,
             api_key=self.api_key,
@@ -130,16 +132,14 @@ class ServeArguments(LoadingArguments):
             kept_sessions=self.kept_conversations,
             is_local=is_loopback(self.host),
             allow_origins=tuple(self.allow_origins),
-            transcribing=TranscribingSettings(
-                window_seconds=self.window_seconds, voice_activity=self.voice_activity == "on"
-            ),
+            transcribing=transcribing,
         )
 
 
 def check_libraries() -> None:
     """
     Raises:
-        CheckpointError: what the extra `serving` installs is not there.
+        CheckpointError: a library of the extra `serving` is not installed.
     """
     for name in LIBRARIES:
         try:
@@ -152,10 +152,10 @@ def check_libraries() -> None:
 
 def bind(host: str, port: int) -> socket.socket:
     """
-    Takes the address, before a model is loaded for minutes.
+    Bind the address, before a model is loaded for minutes.
 
     Raises:
-        OSError: it is taken, or none of this machine's.
+        OSError: it is in use, or no address of this machine.
     """
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     taken = socket.socket(family, kind, protocol)
@@ -178,7 +178,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         processor = load_processor(checkpoint, options.revision)
         longest_window_s = processor.window_samples / processor.sampling_rate
         try:
-            settings = options.settings(options.name(checkpoint), longest_window_s)
+            stored = stored_settings(load_generation_config(checkpoint, options.revision))
+            settings = options.settings(options.name(checkpoint), longest_window_s, stored)
         except ValueError as error:
             parser.error(str(error))
         try:
@@ -205,12 +206,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     try:
         uvicorn.Server(config).run(sockets=[listening])
-    except KeyboardInterrupt:  # it has ended what was under way
+    except KeyboardInterrupt:
         sys.exit(INTERRUPTED_EXIT)
 
 
 def _announce(settings: "ServingSettings", host: str, listening: socket.socket) -> None:
-    """Says what is served where, and how to ask."""
+    """Print name and address of the server, and examples of requests."""
     port = listening.getsockname()[1]
     shown = f"[{host}]" if ":" in host else host
     tell(

@@ -1,45 +1,121 @@
 """
-A conversation whose keys and values are kept: a follow-up question about a recording neither encodes it nor runs the
-language model over it again, and is answered as if the whole conversation had been read anew.
+A conversation with a model, with a cache of keys and values: a follow-up question neither encodes a recording again nor
+runs the language model over it again, and gets the same answer as if the whole conversation had been read anew.
 """
 
+import hashlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
+from audiollm.memory import is_out_of_memory
+from audiollm.modeling_audiollm import CACHE_NAME
 from audiollm.processing.conversations import flatten_conversation
 from transformers import DynamicCache, StoppingCriteriaList
 
 from .answering import ask, audio_part
-from .memory import ADVICE, AnswerMemoryError, free_memory, is_out_of_memory
-from .recordings import Recording, as_model_inputs, encode
 from .streaming import AnswerStream, AnswerStreamer, StopWhenSet
 
 DEFAULT_MAX_NEW_TOKENS = 512
-#: Options of `generate` that one row with a cache of its own cannot have.
-REFUSED_OPTIONS = ("num_beams", "num_return_sequences", "cache_implementation", "past_key_values", "use_cache")
-#: One answer at a time from one model: its adapters are routed for the batch that runs.
+#: Options of `generate` that contradict one row with a cache of its own.
+REFUSED_OPTIONS = (
+    *("num_beams", "num_return_sequences", "cache_implementation", "past_key_values", "cache", "use_cache"),
+)
+#: Windows (of up to 30 s) that go through the encoder at a time, which bounds its memory.
+WINDOWS_AT_A_TIME = 8
+MEMORY_ADVICE = "Give less audio at a time, a smaller bound on new tokens, --dtype bfloat16, or --load_in_8bit."
+#: Locks by which models give one answer at a time.
 _MODEL_LOCKS: WeakKeyDictionary[torch.nn.Module, threading.Lock] = WeakKeyDictionary()
 
 
+@dataclass(eq=False)
+class Recording:
+    """
+    One recording of a conversation.
+
+    Attributes:
+        source: as the user gave it: a path, a URL, bytes, a waveform, …
+        waveform: `(samples,)` at the processor's rate; None once it has been encoded.
+        digest: of the waveform; equal recordings have equal digests.
+        num_slots: number of audio tokens that the model makes of it.
+        frames: encoder output of each window, `(frames, d_model)`; None until it has been encoded.
+        seconds: its length.
+    """
+
+    source: Any
+    waveform: np.ndarray | None
+    digest: str
+    num_slots: int
+    frames: list[torch.Tensor] | None = None
+    seconds: float = 0.0
+
+    @classmethod
+    def load(cls, source: Any, processor: AudioLlmProcessor) -> "Recording":
+        """
+        Decode a recording of any kind that the processor takes.
+
+        Raises:
+            AudioError: it cannot be used.
+            FileNotFoundError: there is no such file.
+        """
+        waveform = processor.load_audio(source)
+        digest = hashlib.sha256(waveform.tobytes()).hexdigest()
+        seconds = len(waveform) / processor.sampling_rate
+        return cls(source, waveform, digest, processor.num_audio_slots(len(waveform)), None, seconds)
+
+    @torch.no_grad()
+    def encode(self, model: AudioLlmForConditionalGeneration, processor: AudioLlmProcessor) -> None:
+        """Run the encoder over the recording, a few windows at a time. Its frames take the place of the waveform."""
+        if self.frames is not None:
+            return
+        assert self.waveform is not None  # it goes when the frames come
+        features = processor.batch_features([self.waveform])
+        mels, masks = features["input_features"], features["input_features_mask"]
+        frames: list[torch.Tensor] = []
+        for start in range(0, len(mels), WINDOWS_AT_A_TIME):
+            mask = masks[start : start + WINDOWS_AT_A_TIME]
+            longest = int(mask.sum(dim=1).max())
+            mel = mels[start : start + WINDOWS_AT_A_TIME, :, :longest]
+            hidden, lengths = model.model.encode_audio(mel.to(model.device), mask[:, :longest].to(model.device))
+            frames.extend(window[:length].clone() for window, length in zip(hidden, lengths.tolist()))
+        self.frames, self.waveform = frames, None
+
+
+def as_model_inputs(recordings: list[Recording]) -> dict[str, torch.Tensor]:
+    """Return `encoded_audio` `(windows, max_frames, d_model)` and `encoded_audio_lengths` of encoded recordings."""
+    windows = [window for recording in recordings for window in recording.frames or ()]
+    if not windows:
+        return {}
+    lengths = torch.tensor([len(window) for window in windows], device=windows[0].device)
+    return {
+        "encoded_audio": torch.nn.utils.rnn.pad_sequence(windows, batch_first=True),
+        "encoded_audio_lengths": lengths,
+    }
+
+
 class ContextLengthError(ValueError):
-    """A conversation is longer than what the language model can hold; the message gives both lengths."""
+    """A conversation that is longer than the language model's context. The message gives both lengths."""
+
+
+class AnswerMemoryError(RuntimeError):
+    """Memory that does not suffice for an answer. The message says for what, and what takes less."""
 
 
 @dataclass(frozen=True)
 class AnswerReport:
     """
-    What an answer took.
+    Counts of an answer.
 
     Attributes:
-        finish_reason: "stop" where the model ended it, "length" at the bound, "interrupted" where it was stopped.
+        finish_reason: "stop" if the model ended it, "length" at the bound, "interrupted" if it was stopped.
         prompt_tokens: length of the conversation that was answered.
-        reused_tokens: how many of them were in the cache.
-        encoded_recordings: how many recordings went through the encoder.
+        reused_tokens: number of them that were in the cache.
+        encoded_recordings: number of recordings that went through the encoder.
         new_tokens: length of the answer, its end-of-turn token included.
     """
 
@@ -54,8 +130,8 @@ class Session:
     """
     A conversation with one model: turns of text, of recordings, or of both, in any order.
 
-    A turn that is only recordings is speech to answer; one with text as well is a question about them. Once it holds
-    audio, all of the conversation runs through the model's adapter, and until then through the base alone.
+    A turn of recordings alone is speech to answer; one with text as well is a question about them. A conversation with
+    audio runs through the model's adapter as a whole, one without through the base alone.
 
     Args:
         model, processor: a pair that belongs together. The model is put in evaluation mode.
@@ -91,7 +167,7 @@ class Session:
             raise ValueError("Give system or messages, not both: a system message is the first of the messages.")
         self.model, self.processor = model.eval(), processor
         self.options = {"do_sample": False, "max_new_tokens": max_new_tokens, **_checked(generate_options)}
-        #: What the last answer took; None before the first.
+        #: Counts of the last answer; None before the first.
         self.report: AnswerReport | None = None
         self._system = system
         self._recordings: dict[str, Recording] = {}
@@ -108,25 +184,40 @@ class Session:
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """The conversation so far, recordings as they were given; a copy."""
+        """Copy of the conversation so far, with recordings as they were given."""
         return [_with_sources(message) for message in self._messages]
 
     def reset(self) -> None:
-        """Starts over: forgets messages, but for the system message, and recordings."""
+        """Start over: forget recordings and all messages but the system message."""
         self._refuse_while_answering()
         self._messages = [] if self._system is None else [{"role": "system", "content": self._system}]
         self._recordings = {}
         self._forget_cache()
 
+    def go_on_from(self, messages: Sequence[dict[str, Any]]) -> None:
+        """
+        Replace the conversation. The cache and the recordings of the beginning that both have in common are kept.
+
+        Args:
+            messages: as for `AudioLlmProcessor.apply_chat_template`, with the system message.
+
+        Raises:
+            AudioError: a recording cannot be used.
+            RuntimeError: an answer is being written.
+        """
+        self._refuse_while_answering()
+        self._messages = [self._loaded(message) for message in messages]
+        self._recordings = {recording.digest: recording for recording in _recordings(self._messages)}
+
     def ask(self, text: str | None = None, *recordings: Any, **options: Any) -> str:
-        """The answer to the next turn, as a whole; see [`stream`]."""
+        """Return the answer to the next turn; see [`stream`]."""
         return self.stream(text, *recordings, **options).read()
 
     def stream(
         self, text: str | None = None, *recordings: Any, stop: threading.Event | None = None, **options: Any
     ) -> AnswerStream:
         """
-        The answer to the next turn, piece by piece; both are part of the conversation when the iteration ends.
+        Yield the answer to the next turn piece by piece. When the iteration ends, both are part of the conversation.
 
         An answer that is interrupted, by `stop`, Ctrl-C or `close()`, stays as far as it came, and the conversation
         goes on from there. If it had not begun, or an error ended it, the turn is taken back.
@@ -170,10 +261,11 @@ class Session:
                 return
             finally:
                 self._answering.release()
-            free_memory()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
             raise AnswerMemoryError(
                 f"Memory ran out after {len(streamer.ids)} tokens of the answer to a conversation of {len(prompt)} tokens. "
-                + ADVICE
+                + MEMORY_ADVICE
             )
 
         self._answering.acquire()
@@ -182,7 +274,7 @@ class Session:
     # ---- one answer ----------------------------------------------------------------------------------------------
 
     def _answer(self, messages, prompt: list[Any], options: dict[str, Any], streamer, stop: StopWhenSet) -> None:
-        """Runs the model and takes the turn and its answer into the conversation. `prompt`: see `_encoded_text`."""
+        """Run the model, and add the turn and its answer to the conversation. `prompt`: see `_encoded_text`."""
         model = self.model
         recordings = _recordings(messages)
         fresh = 0
@@ -191,7 +283,7 @@ class Session:
             if stop.is_set():
                 return
             fresh += recording.frames is None
-            encode(recording, model, self.processor)
+            recording.encode(model, self.processor)
         if stop.is_set():
             return
         reused = self._reuse(prompt, self._adapter(recordings, options))
@@ -200,7 +292,7 @@ class Session:
             output = model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
-                past_key_values=self._cache,
+                **{CACHE_NAME: self._cache},
                 streamer=streamer,
                 stopping_criteria=StoppingCriteriaList([stop]),
                 **as_model_inputs(_after(prompt[:reused], recordings)),
@@ -214,13 +306,13 @@ class Session:
 
     def _reuse(self, prompt: list[Any], adapter: str | None) -> int:
         """
-        Cuts the cache back to what it has in common with the prompt; returns how many tokens that is.
+        Cut the cache back to the tokens that it has in common with the prompt, and return their number.
 
-        Keys and values that were made through another adapter, or the base alone, are none of this prompt's.
+        Keys and values of another adapter, or of the base alone, are of no use.
         """
         common = 0
         if adapter == self._cached_adapter:
-            limit = min(len(self._cached), len(prompt) - 1)  # one token is left to run
+            limit = min(len(self._cached), len(prompt) - 1)  # at least one token is run
             common = next((n for n in range(limit) if self._cached[n] != prompt[n]), limit)
         if common and isinstance(prompt[common], tuple):  # a recording's slots are run together
             common -= prompt[common][1]
@@ -228,7 +320,7 @@ class Session:
         if surplus and common:
             try:
                 self._cache.crop(-surplus)
-            except (RuntimeError, NotImplementedError):  # layers that let go of what is long past
+            except (RuntimeError, NotImplementedError):  # layers with a sliding window
                 common = 0
             if self._cache.get_seq_length() != common:
                 common = 0
@@ -243,7 +335,7 @@ class Session:
         self._cached_adapter = None
 
     def _adapter(self, recordings: list[Recording], options: dict[str, Any]) -> str | None:
-        """The adapter that the conversation runs through; None is the base alone."""
+        """Return the adapter that the conversation runs through; None is the base alone."""
         if options.get("adapter_names") is not None:
             return options["adapter_names"][0]
         return next(iter(self.model.config.lora_adapters), None) if recordings else None
@@ -259,10 +351,10 @@ class Session:
 
     def _encoded_text(self, messages: list[dict[str, Any]]) -> list[Any]:
         """
-        The conversation's token ids, with the opening of the answer.
+        Return the conversation's token ids, with the opening of the answer.
 
-        In place of an audio slot's id stand the recording's digest and the slot's number in it, so that what is equal
-        in two of these lists is equal to the model.
+        An audio token is written as its recording's digest and its number therein, so that equal entries of two lists are
+        equal to the model.
         """
         flat, recordings = flatten_conversation(messages)
         segments = self.processor.conversation_segments(flat, add_generation_prompt=True)
@@ -272,8 +364,8 @@ class Session:
         return [next(slots) if token == slot_id else token for token in ids]
 
     def _loaded(self, message: dict[str, Any]) -> dict[str, Any]:
-        """A message with each recording in it decoded, or the one that sounds the same and is there already."""
-        flatten_conversation([message])  # raises for malformed ones
+        """Return a message with its recordings decoded; an equal recording of the conversation is shared."""
+        flatten_conversation([message])  # refuses malformed messages
         if isinstance(message["content"], str):
             return dict(message)
         parts = []
@@ -288,7 +380,7 @@ class Session:
         return {**message, "content": parts}
 
     def _fitting(self, prompt_tokens: int, max_new_tokens: int, recordings: list[Recording]) -> int:
-        """The bound on the answer that the language model's context allows."""
+        """Return the bound on the answer that the language model's context allows."""
         limit = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         if limit is None:
             return max_new_tokens
@@ -352,4 +444,12 @@ def _with_sources(message: dict[str, Any]) -> dict[str, Any]:
     return {**message, "content": [part.get("given", part) for part in message["content"]]}
 
 
-__all__ = ["AnswerReport", "ContextLengthError", "Session", "model_lock", "user_turn"]
+__all__ = [
+    "AnswerMemoryError",
+    "AnswerReport",
+    "ContextLengthError",
+    "Recording",
+    "Session",
+    "model_lock",
+    "user_turn",
+]

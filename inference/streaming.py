@@ -1,4 +1,4 @@
-"""Answers as they are written: text piece by piece from another thread, equal to the whole, stopped within a token."""
+"""Answers piece by piece from another thread, equal to the whole answer, and stopped within a token."""
 
 import re
 import threading
@@ -8,20 +8,20 @@ from typing import Any, cast
 import torch
 from transformers import StoppingCriteria, TextIteratorStreamer
 
-#: What decoders put for bytes that are no character, or not yet.
+#: Character that decoders write for bytes that are no character, or not yet.
 REPLACEMENT_CHARACTER = "\ufffd"
-#: How vocabularies with byte fallback name a token that is one byte.
+#: Name of a token of one byte in vocabularies with byte fallback.
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 class AnswerStreamer(TextIteratorStreamer):
     """
-    Text that is certain not to change, as soon as it is; all of it together is `decode(ids).strip()`.
+    Streamer of text that no further token can change; all of it together is `decode(ids).strip()`.
 
     transformers' own streamers decode each line by itself, which loses blanks with some tokenizers, and they hold
-    words back until a blank follows. This one decodes all tokens anew for every token, which costs little beside the
-    model, and only holds back what more tokens may change: incomplete characters and blanks at the end. With a
-    tokenizer that tidies blanks up when it decodes, the last word is held back too.
+    words back until a blank follows. This one decodes all tokens again for every token, which costs little beside the
+    model. It only holds back incomplete characters and blanks at the end, and with a tokenizer that cleans up blanks the
+    last word.
     """
 
     def __init__(self, tokenizer):
@@ -33,7 +33,7 @@ class AnswerStreamer(TextIteratorStreamer):
         self._tidies = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
 
     def put(self, value: torch.Tensor) -> None:
-        """Takes the prompt `(1, length)`, which is skipped, and then new tokens `(count,)`."""
+        """Take the prompt `(1, length)`, which is skipped, and then new tokens `(count,)`."""
         if self.next_tokens_are_prompt:
             self.next_tokens_are_prompt = False
             return
@@ -44,7 +44,7 @@ class AnswerStreamer(TextIteratorStreamer):
         self._give(text)
 
     def end(self) -> None:
-        """Gives the rest, and ends the iteration."""
+        """Give the rest, and end the iteration."""
         self._give(self._decode(self.ids).strip())
         self.next_tokens_are_prompt = True
         self.text_queue.put(self.stop_signal)
@@ -53,10 +53,10 @@ class AnswerStreamer(TextIteratorStreamer):
         return cast(str, self.tokenizer.decode(ids, **self.decode_kwargs))
 
     def _without_last_bytes(self) -> list[int]:
-        """The tokens before a run of bytes at the end: such a run is decoded as a whole, or not at all."""
+        """Return the tokens before a run of bytes at the end, which is decoded as a whole or not at all."""
         count = len(self.ids)
         while count and (self.ids[count - 1] in self._skipped or self._is_byte(self.ids[count - 1])):
-            count -= 1  # tokens that are skipped do not end the run
+            count -= 1  # skipped tokens do not end the run
         return self.ids[:count]
 
     def _is_byte(self, token_id: int) -> bool:
@@ -70,13 +70,13 @@ class AnswerStreamer(TextIteratorStreamer):
 
 
 class StopWhenSet(StoppingCriteria):
-    """Ends generation after the token in the making once any of the events is set."""
+    """End generation after the current token once any of the events is set."""
 
     def __init__(self, *events: threading.Event | None):
         self.events = [event for event in events if event is not None]
 
     def is_set(self) -> bool:
-        """Whether any of the events is."""
+        """Return whether any of the events is set."""
         return any(event.is_set() for event in self.events)
 
     def __call__(self, input_ids: torch.LongTensor, scores, **kwargs) -> torch.BoolTensor:
@@ -86,15 +86,15 @@ class StopWhenSet(StoppingCriteria):
 
 class AnswerStream(Iterator[str]):
     """
-    Iterates over an answer's text while another thread writes it.
+    Iterator over an answer's text while another thread writes it.
 
-    Use it in a `with` statement where Ctrl-C may come: leaving it early stops the answer and waits for the token in the
-    making. An error of the writing thread is raised here. An iterator that nobody holds any longer stops its answer.
+    Use it in a `with` statement where Ctrl-C may come: leaving it early stops the answer and waits for the current token.
+    An error of the writing thread is raised here. An iterator that is garbage stops its answer.
 
     Args:
-        write: writes the answer: takes a streamer to put tokens in, and what says when to stop.
+        write: writes the answer; takes a streamer for the tokens, and the criterion that stops it.
         tokenizer: decodes.
-        stop: may be set, from any thread, to stop the answer; the iteration then ends.
+        stop: stops the answer once it is set, from any thread; the iteration then ends.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class AnswerStream(Iterator[str]):
         self._closed = threading.Event()
         self._streamer = AnswerStreamer(tokenizer)
         self._errors: list[BaseException] = []
-        # Without a reference to this object: one that is given up must not keep the thread writing.
+        # No reference to this object: the thread must not keep it alive.
         arguments = (write, self._streamer, StopWhenSet(stop, self._closed), self._errors)
         self._thread = threading.Thread(target=_run, args=arguments, name="answer", daemon=True)
         self._thread.start()
@@ -131,13 +131,13 @@ class AnswerStream(Iterator[str]):
         self.close()
 
     def close(self) -> None:
-        """Stops the answer where it is, and waits for the token in the making. Text given so far is kept."""
+        """Stop the answer, and wait for the current token. Text given so far is kept."""
         self._closed.set()
         self._ended = True
         self._thread.join()
 
     def read(self) -> str:
-        """The rest of the answer in one piece."""
+        """Return the rest of the answer in one piece."""
         return "".join(self)
 
     def __del__(self) -> None:
@@ -150,7 +150,7 @@ def _run(write, streamer: AnswerStreamer, stop: StopWhenSet, errors: list[BaseEx
     except BaseException as error:  # raised in the reader's thread
         errors.append(error)
     finally:
-        streamer.text_queue.put(streamer.stop_signal)  # also where not one token was written
+        streamer.text_queue.put(streamer.stop_signal)  # even if there was no token
 
 
 __all__ = ["AnswerStream", "AnswerStreamer", "StopWhenSet"]

@@ -1,45 +1,49 @@
 """
-`audiollm summarize`: what recordings say that are longer than the model's context, part by part.
+`audiollm summarize`: ask about recordings that are longer than the model's context, part by part.
 
     audiollm summarize lecture.mp3
     audiollm summarize interviews/ --prompt "Which places are named?" --output_dir answers
 
-Each part is asked, and the answers are asked again, as text, until they are one. Interrupted or killed, the same command
-with --output_dir goes on where it was.
+The question is asked about each part. The answers are then joined, as text, until there is one. After an interruption the
+same command with --output_dir goes on where it was.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from audiollm.checkpoints import fingerprint
 from audiollm.disks import NO_ROOM_ERRORS, check_writable
+from audiollm.files import sha256_of, write_json, write_whole
 from audiollm.interruption import interruptible
 from tqdm.auto import tqdm
 
-from .audio_blocks import header_seconds, local_file, read_blocks
 from .in_parts import JOIN_PROMPT, SUMMARY_PROMPT, InParts, PartAnswer, WholeAnswer
 from .loading import find_checkpoint, load_processor
-from .memory import AnswerMemoryError
-from .options import AnswerArguments, tell
-from .partial_transcripts import PartialTranscript, content_checksum
-from .recordings_command import run_over_recordings
-from .transcribe_inputs import Recording, find_recordings
-from .transcribing import Failure
-from .transcripts import with_ending, write_whole
+from .options import AnswerArguments, LoadingArguments, Source, find_recordings, run_over_recordings, tell
+from .recordings import header_seconds, local_file, read_blocks
+from .session import AnswerMemoryError
+from .transcribing import Failure, PartialTranscript
+from .transcripts import with_ending
 
 PARTIAL_ENDING, ENDINGS = "parts.partial.jsonl", ("txt", "json")
-#: Answers to parts are read again, several at once, so that shorter ones make fewer rounds.
+#: Answers about parts are read again, several at once; short ones need fewer rounds.
 DEFAULT_MAX_NEW_TOKENS = 256
-#: Raise it when a change here changes what is answered: what is kept of parts is then begun anew.
+#: Raise it when a change here changes answers: what is kept of parts is then begun anew.
 IN_PARTS_REVISION = 1
 
 
 @dataclass
 class SummarizeArguments(AnswerArguments):
-    """What is asked about each part and about the answers, and where they go."""
+    """Options of `audiollm summarize`."""
+
+    GROUPS: ClassVar = {
+        "question": ("prompt", "join_prompt", "part_seconds"),
+        "output": ("output_dir", "overwrite", "progress"),
+        **AnswerArguments.ANSWER_GROUP,
+        **LoadingArguments.MODEL_GROUP,
+    }
 
     max_new_tokens: int = field(
         default=DEFAULT_MAX_NEW_TOKENS, metadata={"help": "Bound on each answer, in tokens; says so when it is met."}
@@ -54,8 +58,8 @@ class SummarizeArguments(AnswerArguments):
     part_seconds: float | None = field(
         default=None,
         metadata={
-            "help": "Longest part; what the model's context can hold when not given. A model hears best what is as long as "
-            "what it was trained on."
+            "help": "Longest part; by default the longest that the model's context can hold. A model hears parts best that are "
+            "as long as its training data."
         },
     )
     output_dir: str | None = field(
@@ -73,12 +77,12 @@ class SummarizeArguments(AnswerArguments):
 
 class Summarizer:
     """
-    Answers about recordings of any length, with those about parts on disk as soon as they are given.
+    Answer about recordings of any length, and keep the answers about parts on disk.
 
     Args:
-        in_parts: asks.
-        made_with: what decides the answers, beside the recording.
-        progress: shows a bar of audio seconds.
+        in_parts: asks about the parts.
+        made_with: everything that decides the answers, beside the recording.
+        progress: show a bar of audio seconds.
     """
 
     def __init__(self, in_parts: InParts, made_with: dict[str, Any], progress: bool = True):
@@ -86,15 +90,17 @@ class Summarizer:
 
     def answer(self, recording: str, partial_path: Path | None = None) -> WholeAnswer:
         """
+        Return the answer about a recording.
+
         Raises:
             AudioError: the recording cannot be used.
-            OSError: it is not there, or what is kept cannot be written.
+            OSError: it is not there, or `partial_path` cannot be written.
         """
         rate = self.in_parts.processor.sampling_rate
         with local_file(recording) as path:
             partial = None
             if partial_path is not None:
-                partial = PartialTranscript(partial_path, {"audio_sha256": content_checksum(path), **self.made_with})
+                partial = PartialTranscript(partial_path, {"audio_sha256": sha256_of(path), **self.made_with})
             with tqdm(
                 total=_seconds(path), desc=recording, unit="s", disable=not self.progress, bar_format=_BAR
             ) as bar:
@@ -121,7 +127,7 @@ def run(given: Sequence[str], options: SummarizeArguments) -> list[Failure]:
     Answers about recordings one after the other, in files or on standard output; returns those that could not be used.
 
     Args:
-        given: files, folders, patterns and URLs; see `transcribe_inputs.find_recordings`.
+        given: files, folders, patterns and URLs; see `options.find_recordings`.
 
     Raises:
         CheckpointError: the model is not there, or cannot be used.
@@ -130,7 +136,7 @@ def run(given: Sequence[str], options: SummarizeArguments) -> list[Failure]:
     """
     found = find_recordings(given)
     failures = [one for one in found if isinstance(one, Failure)]
-    recordings = [one for one in found if isinstance(one, Recording)]
+    recordings = [one for one in found if isinstance(one, Source)]
     stems = [
         None if options.output_dir is None else Path(options.output_dir).expanduser() / one.name for one in recordings
     ]
@@ -199,7 +205,7 @@ def _write(stem: Path, audio: str, whole: WholeAnswer, rate: int, made_with: dic
         for answers in whole.rounds
     ]
     content = {"audio": audio, "answer": whole.text, "rounds": rounds, "made_with": made_with}
-    write_whole(with_ending(stem, "json"), json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_json(with_ending(stem, "json"), content)
     write_whole(with_ending(stem, "txt"), whole.text + "\n")
     with_ending(stem, PARTIAL_ENDING).unlink(missing_ok=True)
 
@@ -219,7 +225,7 @@ def _warn(audio: str, whole: WholeAnswer, rate: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry of `audiollm summarize`; exits with 1 where recordings failed, and with 2 where nothing was done."""
+    """Entry of `audiollm summarize`; exits with 1 if recordings failed, and with 2 if nothing was done."""
     run_over_recordings("summarize", SummarizeArguments, __doc__, run, "answered", argv)
 
 

@@ -1,89 +1,105 @@
 """
-`audiollm transcribe`: what is said in recordings of any length, as text, JSON and subtitles.
+`audiollm transcribe`: transcribe recordings of any length, to text, JSON and subtitles.
 
     audiollm transcribe *.wav
     audiollm transcribe interviews/ lecture.mp3 --output_dir transcripts --output_format txt srt json
 
-Interrupted or killed, the same command goes on where it was. Ends with 0, with 1 where a recording could not be
-transcribed (the others are), and with 2 where nothing was done.
+After an interruption the same command with --output_dir goes on where it was. The exit status is 1 if a recording could not
+be transcribed (the others are), and 2 if nothing was done.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, ClassVar
 
 from audiollm.disks import check_writable
-from audiollm.inference.ctc_rescoring import DEFAULT_CTC_WEIGHT
 
-from .loading import check_device, find_checkpoint, load_processor
-from .loading_options import LoadingArguments
-from .recordings_command import run_over_recordings
-from .transcribe_inputs import Recording, find_recordings
-from .transcribing import Failure, Transcriber, TranscribingSettings
+from .ctc_rescoring import DEFAULT_CTC_WEIGHT
+from .loading import check_device, find_checkpoint, load_generation_config, load_processor
+from .options import LoadingArguments, Source, check_positive, find_recordings, run_over_recordings
+from .transcribing import (
+    STORED_SETTINGS,
+    TRANSCRIBE_PROMPT,
+    Failure,
+    Transcriber,
+    TranscribingSettings,
+    stored_settings,
+)
 from .transcripts import ALL_FORMATS, FORMATS, Transcript, chosen_formats, with_ending, write_transcript
 
 PARTIAL_ENDING = "partial.jsonl"
 #: Shorter windows would hold no phrase.
 MIN_WINDOW_SECONDS = 1.0
+WINDOW_HELP = (
+    "Longest window that is transcribed at once, at most 30; windows are cut at pauses. Best is the length of the training "
+    f"data. By default that of the checkpoint ({STORED_SETTINGS} in generation_config.json), or "
+    f"{TranscribingSettings.window_seconds:g}."
+)
 
 
 @dataclass
 class TranscribeArguments(LoadingArguments):
-    """What hears, how, and where its transcripts go."""
+    """Options of `audiollm transcribe`."""
+
+    GROUPS: ClassVar = {
+        "output": ("output_dir", "output_format", "overwrite", "progress"),
+        "transcription": ("prompt", "window_seconds", "max_new_tokens", "batch_size", "ctc_weight", "carry_context"),
+        "stretches without speech": ("voice_activity", "voice_threshold_db", "min_logprob"),
+        **LoadingArguments.MODEL_GROUP,
+        "compilation": ("static_cache",),
+    }
 
     output_dir: str | None = field(
-        default=None, metadata={"help": "Folder for transcripts; without it they are printed, and nothing is kept."}
+        default=None, metadata={"help": "Folder for transcripts. By default they are printed, and nothing is kept."}
     )
     output_format: list[str] = field(
-        default_factory=lambda: ["txt"],
-        metadata={"help": f"What to write: some of {', '.join(FORMATS)}, or {ALL_FORMATS}."},
+        default_factory=lambda: ["txt"], metadata={"help": f"Some of {', '.join(FORMATS)}, or {ALL_FORMATS}."}
     )
     overwrite: bool = field(default=False, metadata={"help": "Write over transcripts that are there already."})
-    prompt: str = field(
-        default=TranscribingSettings.prompt, metadata={"help": "What to ask about each window; <audio> stands for it."}
+    prompt: str | None = field(
+        default=None,
+        metadata={"help": f"Question about each window, with <audio> in its place; by default {TRANSCRIBE_PROMPT!r}."},
     )
     batch_size: int = field(default=TranscribingSettings.batch_size, metadata={"help": "Windows at a time."})
-    max_new_tokens: int = field(
-        default=TranscribingSettings.max_new_tokens,
-        metadata={"help": "Bound on what is written of one window; windows that reach it are named."},
-    )
-    window_seconds: float = field(
-        default=TranscribingSettings.window_seconds,
+    max_new_tokens: int | None = field(
+        default=None,
         metadata={
-            "help": "Longest window that is heard at once, at most 30: about what the model was trained on. Cut at pauses."
+            "help": "Bound on the text of one window, in tokens; windows that reach it are listed. "
+            f"By default {TranscribingSettings.max_new_tokens}."
         },
     )
+    window_seconds: float | None = field(default=None, metadata={"help": WINDOW_HELP})
     voice_activity: str = field(
-        default="on", metadata={"help": "on leaves out what holds no voice, off asks about everything."}
+        default="on", metadata={"help": "on skips stretches without a voice, off transcribes everything."}
     )
     voice_threshold_db: float = field(
         default=TranscribingSettings.voice_rise_db,
-        metadata={"help": "How far a voice rises above the quietest moments; less takes more for a voice."},
+        metadata={"help": "Rise of a voice above the quietest moments; a lower one takes more sounds for a voice."},
     )
     min_logprob: float | None = field(
         default=None,
         metadata={
-            "help": "Leave out windows whose words the model is less sure of: the mean log-probability of their tokens, such "
-            "as -1. For music and noises that --voice_activity takes for a voice; costs speech that is hard to hear."
+            "help": "Leave out windows with a lower mean log-probability of their tokens, such as -1: for music and noises "
+            "that --voice_activity takes for a voice. Costs speech that is hard to hear."
         },
     )
     ctc_weight: float | None = field(
         default=TranscribingSettings.ctc_weight,
         metadata={
-            "help": "N-best rescoring: choose each window's transcript from candidates of the language model and of CTC, "
-            f"with this weight for CTC. By default {DEFAULT_CTC_WEIGHT:g} for models with --projector_readout pieces; 0 "
-            "keeps the greedy transcript, in about half the time."
+            "help": "Weight of CTC in n-best rescoring of candidates of the language model and of CTC. By default "
+            f"{DEFAULT_CTC_WEIGHT:g} for models with --projector_readout pieces; 0 decodes greedily, in about half the time."
         },
     )
     carry_context: bool = field(
-        default=False, metadata={"help": "Show the model the end of what was said in the window before."}
+        default=False, metadata={"help": "Show the model the end of the text of the window before."}
     )
     static_cache: bool = field(
         default=False,
         metadata={
-            "help": "Fixed memory for keys and values, with which the model is compiled on a GPU: the first batches then "
-            "take minutes, for the others to be quicker. Of no use on a CPU."
+            "help": "Keys and values in memory of a fixed size, for which the model is compiled on a GPU: the first batches "
+            "take minutes, later ones are faster. Of no use on a CPU."
         },
     )
     progress: bool = field(default=True, metadata={"help": "Show a bar of audio seconds, with speed and time left."})
@@ -93,11 +109,9 @@ class TranscribeArguments(LoadingArguments):
         self.output_format = chosen_formats(self.output_format)
         if self.output_dir is None and (self.output_format != ["txt"] or self.overwrite):
             raise ValueError("--output_format and --overwrite are about files; give --output_dir with them.")
-        if self.prompt.count("<audio>") > 1:
+        if self.prompt is not None and self.prompt.count("<audio>") > 1:
             raise ValueError(f"--prompt has {self.prompt.count('<audio>')} <audio>; expected one, or none.")
-        for name in ("batch_size", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} is {getattr(self, name)}; expected at least 1.")
+        check_positive(self, "batch_size", *(["max_new_tokens"] if self.max_new_tokens is not None else []))
         if self.min_logprob is not None and not -float("inf") < self.min_logprob < 0:
             raise ValueError(f"--min_logprob is {self.min_logprob:g}; expected less than 0, such as -1.")
         if self.ctc_weight is not None and not 0 <= self.ctc_weight < float("inf"):
@@ -111,41 +125,53 @@ class TranscribeArguments(LoadingArguments):
         if self.voice_activity == "off" and self.voice_threshold_db != TranscribingSettings.voice_rise_db:
             raise ValueError("--voice_threshold_db does nothing with --voice_activity off; leave one out.")
 
-    def settings(self, longest_window_s: float) -> TranscribingSettings:
+    def settings(self, longest_window_s: float, stored: Mapping[str, Any]) -> TranscribingSettings:
         """
-        What decides a transcript.
+        Return the settings of transcription.
+
+        Args:
+            longest_window_s: the encoder's.
+            stored: settings of the checkpoint, which options override; see [`stored_settings`].
 
         Raises:
             ValueError: the windows are shorter than a phrase, or longer than the encoder's.
         """
-        if not MIN_WINDOW_SECONDS <= self.window_seconds <= longest_window_s:
-            raise ValueError(
-                f"--window_seconds is {self.window_seconds:g}; expected {MIN_WINDOW_SECONDS:g} to {longest_window_s:g}, "
-                "the longest that the encoder takes."
-            )
-        return TranscribingSettings(
-            prompt=self.prompt,
-            window_seconds=self.window_seconds,
+        given = {name: getattr(self, name) for name in ("prompt", "window_seconds", "max_new_tokens")}
+        given["carry_context"] = self.carry_context or None
+        settings = TranscribingSettings(
+            **{**stored, **{name: value for name, value in given.items() if value is not None}},
             voice_activity=self.voice_activity == "on",
             voice_rise_db=self.voice_threshold_db,
             batch_size=self.batch_size,
-            max_new_tokens=self.max_new_tokens,
-            carry_context=self.carry_context,
             static_cache=self.static_cache,
             min_logprob=self.min_logprob,
             ctc_weight=self.ctc_weight,
+        )
+        check_window(settings.window_seconds, longest_window_s)
+        return settings
+
+
+def check_window(window_seconds: float, longest_window_s: float) -> None:
+    """
+    Raises:
+        ValueError: the window is shorter than a phrase, or longer than the encoder's.
+    """
+    if not MIN_WINDOW_SECONDS <= window_seconds <= longest_window_s:
+        raise ValueError(
+            f"--window_seconds is {window_seconds:g}; expected {MIN_WINDOW_SECONDS:g} to {longest_window_s:g}, the longest "
+            "that the encoder takes."
         )
 
 
 def run(given: Sequence[str], arguments: TranscribeArguments) -> list[Failure]:
     """
-    Transcribes recordings, to files or to standard output in the order given.
+    Transcribe recordings, to files or to standard output, in the order given.
 
     Args:
         given: files, folders, patterns and URLs; see [`find_recordings`].
 
     Returns:
-        What could not be transcribed.
+        Recordings that could not be transcribed.
 
     Raises:
         CheckpointError: the model is not there, or cannot be used.
@@ -153,7 +179,7 @@ def run(given: Sequence[str], arguments: TranscribeArguments) -> list[Failure]:
         OSError: transcripts cannot be written.
     """
     found = find_recordings(given)
-    recordings = [one for one in found if isinstance(one, Recording)]
+    recordings = [one for one in found if isinstance(one, Source)]
     failures = [one for one in found if isinstance(one, Failure)]
     stems = [_stem(recording, arguments) for recording in recordings]
     if not recordings:
@@ -161,7 +187,8 @@ def run(given: Sequence[str], arguments: TranscribeArguments) -> list[Failure]:
     checkpoint = find_checkpoint(arguments.model)
     check_device(arguments.device)
     processor = load_processor(checkpoint, arguments.revision)
-    settings = arguments.settings(processor.window_samples / processor.sampling_rate)
+    stored = stored_settings(load_generation_config(checkpoint, arguments.revision))
+    settings = arguments.settings(processor.window_samples / processor.sampling_rate, stored)
     _refuse_overwriting(stems, arguments)
     if arguments.output_dir is not None:
         check_writable(Path(arguments.output_dir).expanduser())
@@ -182,12 +209,12 @@ def run(given: Sequence[str], arguments: TranscribeArguments) -> list[Failure]:
     return failures
 
 
-def _stem(recording: Recording, arguments: TranscribeArguments) -> Path | None:
+def _stem(recording: Source, arguments: TranscribeArguments) -> Path | None:
     return None if arguments.output_dir is None else Path(arguments.output_dir).expanduser() / recording.name
 
 
 def _refuse_overwriting(stems: Sequence[Path | None], arguments: TranscribeArguments) -> None:
-    """Raises ValueError where transcripts are there that no broken-off run of this command has begun."""
+    """Raise ValueError if there are transcripts that were not begun by an interrupted run of this command."""
     if arguments.output_dir is not None and Path(arguments.output_dir).is_file():
         raise ValueError(f"--output_dir {arguments.output_dir} is a file; expected a folder.")
     there = [
@@ -210,7 +237,7 @@ def _warn(transcript: Transcript) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry of `audiollm transcribe`; exits with 1 where recordings failed, and with 2 where nothing was done."""
+    """Entry of `audiollm transcribe`; exits with 1 if recordings failed, and with 2 if nothing was done."""
     run_over_recordings("transcribe", TranscribeArguments, __doc__, run, "transcribed", argv)
 
 

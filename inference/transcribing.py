@@ -1,13 +1,14 @@
 """
-Transcripts of many recordings of any length: windows of all of them in batches of like length, in bounded memory.
+Transcripts of recordings of any length, in bounded memory: windows of all of them in batches of like length.
 
-Which windows share a batch follows from the recordings and settings alone, so that a run which was killed and given again
-computes the same batches, and ends with the same bytes.
+The recordings and settings alone decide which windows share a batch. A run that was killed and started again computes the
+same batches, and ends with the same bytes.
 """
 
+import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,55 +16,63 @@ from typing import Any
 import numpy as np
 import torch
 from audiollm.checkpoints import fingerprint
+from audiollm.files import Journal, sha256_of
 from audiollm.interruption import check_interrupted
 from tqdm.auto import tqdm
-from transformers import LogitsProcessorList, StoppingCriteriaList
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
+from .answer_ends import AnswerEnds
 from .answering import ask
-from .audio_blocks import header_seconds, local_file, read_blocks
-from .certainty import Certainty
 from .ctc_rescoring import CtcRescorer, default_ctc_weight
-from .long_audio import Window, cut_into_windows
-from .partial_transcripts import PartialTranscript, content_checksum
+from .recordings import header_seconds, local_file, read_blocks
 from .session import model_lock
 from .streaming import StopWhenSet
 from .transcripts import Passage, Skipped, Transcript, add_skipped
-from .voice_activity import RISE_DB
+from .windows import RISE_DB, Window, cut_into_windows
 
 TRANSCRIBE_PROMPT = "<audio>\nTranscribe the speech."
-#: Nobody speaks faster, in any script, so that a loop in a short window soon ends; what an answer may hold besides.
+#: Nobody speaks faster, in any script; the bound soon ends a loop in a short window. Tokens that are allowed besides.
 MAX_TOKENS_PER_SECOND, SPARE_TOKENS = 25, 16
-#: Audio that is held, to be sorted by length: ten minutes are 38 MB. More where two batches are longer.
+#: Audio that is held to be sorted by length: ten minutes are 38 MB. More where two batches are longer.
 POOL_SECONDS, POOL_BATCHES = 600, 2
-#: How much of what was said before is carried over.
+#: Length of the text that is carried over from the window before.
 CONTEXT_CHARACTERS = 200
 CONTEXT_PROMPT = "Before this was said: {context}\n"
-#: Why what the model was not sure of is left out.
+#: Reason for leaving out a window below `min_logprob`.
 UNSURE = "the model is not sure of any words"
-#: Raise it when a change here changes what is written: partial transcripts are then begun anew.
-TRANSCRIBING_REVISION = 1
+#: Raise it when a change here changes transcripts: partial transcripts are then begun anew.
+TRANSCRIBING_REVISION = 2
+#: Field of a checkpoint's generation configuration with its own settings, and the kinds of those that it may hold.
+STORED_SETTINGS = "audiollm_transcribe"
+STORED_KINDS: dict[str, type | tuple[type, ...]] = {
+    "prompt": str,
+    "window_seconds": (int, float),
+    "max_new_tokens": int,
+    "carry_context": bool,
+}
+
+#: Text of a window, and whether it was stopped at its bound on new tokens.
+Heard = tuple[str, bool]
 
 
 @dataclass(frozen=True)
 class TranscribingSettings:
     """
-    What decides a transcript, beside model and recording.
+    Settings that decide a transcript, beside model and recording.
 
     Attributes:
         prompt: the question about each window, with one `<audio>` or none.
-        window_seconds: longest window. A model hears best what is as long as what it was trained on; of 69 prompts in a
-            row the demo's model, trained on single ones, makes 0.26 word errors in windows of 5 s, 0.72 of 10 and 1.18 of 20.
-        voice_activity: leave out what holds no voice; see [`voice_activity.detect_voice`] for `voice_rise_db`.
+        window_seconds: longest window. A model hears windows best that are as long as its training data. A checkpoint may
+            hold its own value; see [`stored_settings`].
+        voice_activity: leave out stretches without a voice; see [`windows.detect_voice`] for `voice_rise_db`.
         batch_size: windows at a time.
-        max_new_tokens: bound on what is written of one window, which for short ones is lower.
-        carry_context: show the model the end of what was said in the window before. Only for models that were trained so:
-            the demo's makes 0.97 word errors with it, on the same prompts.
-        static_cache: keys and values in memory of a fixed size, with which transformers compiles the model on a GPU. On a
-            CPU nothing is compiled, and nothing gained.
-        min_logprob: leave out windows whose words the model was less sure of: the mean log-probability of their tokens. For
-            what sounds like speech to the gate, and is none: `benchmarks/no_speech.py` says what it keeps out and costs.
-        ctc_weight: weight of CTC beside the language model in n-best rescoring; 0 keeps the language model's greedy
-            transcript. None is [`audiollm.inference.ctc_rescoring.default_ctc_weight`]: on where the checkpoint has CTC posteriors.
+        max_new_tokens: bound on the text of one window; that of short windows is lower.
+        carry_context: show the model the end of the text of the window before. Only for models that were trained so.
+        static_cache: keys and values in memory of a fixed size, for which transformers compiles the model on a GPU. Of no
+            use on a CPU.
+        min_logprob: leave out windows whose tokens have a lower mean log-probability: sounds that the gate takes for speech.
+        ctc_weight: weight of CTC in n-best rescoring of candidates of the language model and of CTC; 0 decodes greedily.
+            None is `ctc_rescoring.default_ctc_weight`: on where the checkpoint has CTC posteriors.
     """
 
     prompt: str = TRANSCRIBE_PROMPT
@@ -78,16 +87,123 @@ class TranscribingSettings:
     ctc_weight: float | None = None
 
 
+def stored_settings(generation_config: Any) -> dict[str, Any]:
+    """
+    Return the settings of transcription that a checkpoint brings along.
+
+    They are the field `audiollm_transcribe` of its generation configuration, such as `{"window_seconds": 30}`, with any
+    of `prompt`, `window_seconds`, `max_new_tokens` and `carry_context`.
+
+    Raises:
+        ValueError: the field holds something else.
+    """
+    stored = getattr(generation_config, STORED_SETTINGS, None) or {}
+    if not isinstance(stored, Mapping):
+        raise ValueError(f"{STORED_SETTINGS} of the generation configuration is {stored!r}; expected an object.")
+    for name, value in stored.items():
+        kind = STORED_KINDS.get(name)
+        if kind is None:
+            known = ", ".join(STORED_KINDS)
+            raise ValueError(
+                f"{STORED_SETTINGS} of the generation configuration has {name!r}; expected some of {known}."
+            )
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise ValueError(f"{STORED_SETTINGS} of the generation configuration: {name} cannot be {value!r}.")
+    return dict(stored)
+
+
 @dataclass(frozen=True)
 class Failure:
-    """A recording that cannot be transcribed, and why."""
+    """A recording that cannot be transcribed, and the reason."""
 
     audio: str
     reason: str
 
 
+@dataclass(frozen=True)
+class Progress:
+    """Seconds of audio that are done, and of all; None where that is not known beforehand."""
+
+    done_s: float
+    total_s: float | None
+
+
 class TranscribingStopped(RuntimeError):
-    """Somebody has stopped it; what was done is kept where a partial transcript is."""
+    """Somebody has stopped the transcribing. What was done is kept where there is a partial transcript."""
+
+
+class PartialTranscript:
+    """
+    Journal of one recording's windows, from which a killed command goes on.
+
+    Its first line says which recording and settings it is of; a journal of others is begun anew. Two processes that
+    transcribe the same recording may share it: lines are appended whole, and the first to finish removes it.
+
+    Args:
+        path: the file. It is made, with its folder, for the first window.
+        made_with: everything that decides the transcript, the recording's checksum included, as JSON.
+    """
+
+    def __init__(self, path: Path, made_with: Mapping[str, Any]):
+        self.journal = Journal(path)
+        self._header: dict[str, Any] = {"made_with": json.loads(json.dumps(made_with))}
+        self._entries: dict[tuple[int, int], dict[str, Any]] = {}
+        for line in self.journal.lines() if self._is_begun() else ():
+            if line.entry is not None and _is_window(line.entry):
+                self._entries[line.entry["start"], line.entry["end"]] = line.entry
+
+    def _is_begun(self) -> bool:
+        """Return whether there is a file of this recording and these settings; another process may have begun it."""
+        first = next(self.journal.lines(), None)
+        return first is not None and first.entry == self._header
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, start: int, end: int) -> Heard | None:
+        """Return the text of the window between two samples; None if it is not known."""
+        entry = self._entries.get((start, end))
+        return None if entry is None else (entry["text"], entry["is_cut_off"])
+
+    def add(self, windows: Mapping[tuple[int, int], Heard]) -> None:
+        """Write windows by their first and last sample; they are on disk when this returns."""
+        new: list[dict[str, Any]] = []
+        for (start, end), (text, is_cut_off) in windows.items():
+            new.append({"start": start, "end": end, "text": text, "is_cut_off": is_cut_off})
+            self._entries[start, end] = new[-1]
+        if not self._is_begun():
+            self.journal.path.unlink(missing_ok=True)
+            new.insert(0, self._header)
+        self.journal.append(new)
+
+    def remove(self) -> None:
+        """Remove the file, once nothing needs it any more."""
+        self.journal.path.unlink(missing_ok=True)
+
+
+def _is_window(entry: dict[str, Any]) -> bool:
+    kinds = {"start": int, "end": int, "text": str, "is_cut_off": bool}
+    return all(isinstance(entry.get(name), kind) for name, kind in kinds.items())
+
+
+class Certainty(LogitsProcessor):
+    """
+    Record the log-probability of the likeliest token at each step, which greedy decoding takes; scores do not change.
+
+    It keeps one number a row and step. `output_scores` would keep one for each token of the vocabulary.
+    """
+
+    def __init__(self) -> None:
+        self._steps: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Take scores `(batch, vocab_size)`, and return them."""
+        self._steps.append(scores.float().log_softmax(dim=-1).amax(dim=-1))
+        return scores
+
+    def mean_logprob(self, row: int, tokens: int) -> float:
+        """Return the mean over the first tokens of a row."""
+        return float(torch.stack(self._steps[:tokens])[:, row].mean())
 
 
 @dataclass(eq=False)
@@ -99,9 +215,10 @@ class _Job:
     made_with: dict[str, Any] = field(default_factory=dict)
     partial: PartialTranscript | None = None
     spans: list[tuple[int, int]] = field(default_factory=list)
-    heard: dict[tuple[int, int], tuple[str, bool]] = field(default_factory=dict)
+    heard: dict[tuple[int, int], Heard] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
     samples: int = 0
+    told: int = 0
     is_read: bool = False
     error: str = ""
 
@@ -112,13 +229,13 @@ class _Job:
 
 class Transcriber:
     """
-    Transcribes recordings, greedily or by CTC as well, with partial results on disk.
+    Transcribe recordings, greedily or with CTC rescoring, with partial results on disk.
 
     Args:
         model, processor: a pair that belongs together.
-        settings: see [`TranscribingSettings`].
-        model_name: what the model is called in a transcript's settings.
-        progress: shows a bar of audio seconds, with speed as a multiple of real time, and time left.
+        settings: see [`TranscribingSettings`]; those of the checkpoint by default.
+        model_name: name of the model in a transcript's settings.
+        progress: show a bar of audio seconds, with speed as a multiple of real time, and time left.
 
     Raises:
         ValueError: `ctc_weight` is above 0, and the model has no CTC posteriors.
@@ -133,11 +250,12 @@ class Transcriber:
         progress: bool = True,
     ):
         self.model, self.processor, self.progress = model.eval(), processor, progress
-        settings, self.model_name = settings or TranscribingSettings(), model_name
+        settings = settings or TranscribingSettings(**stored_settings(model.generation_config))
         if settings.ctc_weight is None:  # a cache of fixed size holds one answer a window
             weight = 0.0 if settings.static_cache else default_ctc_weight(model.config)
             settings = replace(settings, ctc_weight=weight)
         self.settings = settings
+        self.model_name = model_name
         self._made_with = {
             "weights": fingerprint(model.state_dict()),
             "dtype": str(model.dtype).removeprefix("torch."),
@@ -153,73 +271,90 @@ class Transcriber:
         self._bar: Any = None
         self._jobs: list[_Job] = []
         self._began = self._seconds_heard = self._seconds_done = 0.0
-        self._seconds_total: float | None = None
-        self._on_progress: Callable[[float, float | None], None] | None = None
-        self._on_passage: Callable[[Passage], None] | None = None
-        self._num_told = 0
         self._stop = StopWhenSet(None)
 
     def transcribe(
         self,
         recordings: Sequence[str],
         partial_paths: Sequence[Path | None] | None = None,
-        on_progress: Callable[[float, float | None], None] | None = None,
         stop: threading.Event | None = None,
-        on_passage: Callable[[Passage], None] | None = None,
     ) -> Iterator[Transcript | Failure]:
         """
-        A transcript for each recording, in the given order, as soon as it and those before are done; a [`Failure`] for
-        one that cannot be used.
+        Yield a transcript for each recording, in the given order, or a [`Failure`] for one that cannot be used.
 
         Args:
             recordings: paths or URLs.
-            partial_paths: where to keep what is done of each; see [`PartialTranscript`]. None keeps nothing.
-            on_progress: called after each batch, and each stretch without a voice, with the seconds of audio that are done
-                and all there are, or None where that is not known beforehand. What it raises ends the transcribing.
+            partial_paths: where to keep the windows of each; see [`PartialTranscript`]. None keeps nothing.
             stop: ends it within a token once it is set, from any thread.
-            on_passage: called with each passage of a single recording, in order of time, as soon as its batch is done.
-                Windows then go in that order, rather than those of ten minutes sorted by length.
 
         Raises:
             TranscribingStopped: `stop` is set.
             OSError: a partial transcript cannot be written.
         """
+        for event in self.events(recordings, partial_paths, stop):
+            if isinstance(event, (Transcript, Failure)):
+                yield event
+
+    def events(
+        self,
+        recordings: Sequence[str],
+        partial_paths: Sequence[Path | None] | None = None,
+        stop: threading.Event | None = None,
+        in_order: bool = False,
+    ) -> Iterator[Progress | Passage | Transcript | Failure]:
+        """
+        Yield what [`transcribe`] does, and in between passages and, after each batch, the progress.
+
+        Passages of a recording come in order of time, up to the first window that is not transcribed yet.
+
+        Args:
+            in_order: take windows in order of time, so that passages come early, instead of sorting those of ten minutes by
+                length.
+
+        Raises: as [`transcribe`].
+        """
         paths = list(partial_paths) if partial_paths is not None else [None] * len(recordings)
         self._jobs = [_Job(audio, path) for audio, path in zip(recordings, paths, strict=True)]
         lengths = [header_seconds(audio) for audio in recordings]
         total = None if None in lengths else sum(filter(None, lengths))
-        steps = self._with_context if self.settings.carry_context else self._sorted_by_length
+        steps = self._with_context() if self.settings.carry_context else self._sorted_by_length(in_order)
         done = 0
-        self._began, self._seconds_heard = time.monotonic(), 0.0
-        self._seconds_done, self._seconds_total, self._on_progress = 0.0, total, on_progress
-        self._stop, self._on_passage, self._num_told = StopWhenSet(stop), on_passage, 0
+        self._began, self._seconds_heard, self._seconds_done = time.monotonic(), 0.0, 0.0
+        self._stop = StopWhenSet(stop)
         with tqdm(total=total, desc="Transcribing", disable=not self.progress, bar_format=_bar_format(total)) as bar:
             self._bar = bar
-            for _ in steps():
-                while done < len(self._jobs) and self._jobs[done].is_done:
-                    job, self._jobs[done] = self._jobs[done], _Job("", self._jobs[done].partial_path, error="done")
+            for _ in steps:
+                self._refuse_when_stopped()
+                yield Progress(self._seconds_done, total)
+                while done < len(self._jobs):
+                    job = self._jobs[done]
+                    yield from self._new_passages(job)
+                    if not job.is_done:
+                        break
+                    self._jobs[done] = _Job("", job.partial_path, error="done")  # lets its windows go
                     yield self._result(job)
                     done += 1
 
     def remove_partial(self) -> None:
-        """Removes what was kept of the recordings, once nothing more is wanted of them."""
+        """Remove the partial transcripts of all recordings."""
         for job in self._jobs:
             if job.partial_path is not None:
                 job.partial_path.unlink(missing_ok=True)
 
-    # ---- which windows go together -------------------------------------------------------------------------------
+    # ---- batches -------------------------------------------------------------------------------------------------
 
-    def _sorted_by_length(self) -> Iterator[None]:
-        """Windows of all recordings one after the other, those of ten minutes sorted by length."""
+    def _sorted_by_length(self, in_order: bool) -> Iterator[None]:
+        """Transcribe windows of all recordings one after the other; those of ten minutes are sorted by length."""
         settings, rate = self.settings, self.processor.sampling_rate
         pool_seconds = max(POOL_SECONDS, POOL_BATCHES * settings.batch_size * settings.window_seconds)
+        most = settings.batch_size if in_order else int(pool_seconds * rate)
         pool: list[tuple[_Job, Window]] = []
         held = 0
         for job in self._jobs:
             for window in self._windows(job):
                 pool.append((job, window))
                 held += window.end - window.start
-                if held >= pool_seconds * rate or (self._on_passage is not None and len(pool) == settings.batch_size):
+                if held >= pool_seconds * rate or len(pool) >= most:
                     yield from self._hear_pool(pool)
                     pool, held = [], 0
             yield
@@ -232,22 +367,22 @@ class Transcriber:
             yield
 
     def _with_context(self) -> Iterator[None]:
-        """The next window of several recordings at a time, after what was said in their last ones."""
+        """Transcribe the next window of several recordings at a time, with the end of the text of the one before."""
         for first in range(0, len(self._jobs), self.settings.batch_size):
             streams = [(job, self._windows(job)) for job in self._jobs[first : first + self.settings.batch_size]]
             while streams:
                 batch = [(job, window, stream) for job, stream in streams if (window := next(stream, None))]
-                if batch:  # none is left where all recordings end together
+                if batch:  # none is left if all recordings end together
                     self._hear_batch([(job, window) for job, window, _ in batch])
                 streams = [(job, stream) for job, _, stream in batch]
                 yield
 
     def _windows(self, job: _Job) -> Iterator[Window]:
-        """The windows of a recording in which something is to be heard; notes the others, and what is wrong with it."""
+        """Yield the windows of a recording that may hold speech; note stretches without, and faults of the recording."""
         settings, rate = self.settings, self.processor.sampling_rate
         try:
             with local_file(job.audio) as path:
-                job.made_with = {"audio_sha256": content_checksum(path), **self._made_with}
+                job.made_with = {"audio_sha256": sha256_of(path), **self._made_with}
                 if job.partial_path is not None:
                     job.partial = PartialTranscript(job.partial_path, job.made_with)
                 blocks = read_blocks(path, rate, job.audio)
@@ -258,7 +393,7 @@ class Transcriber:
                     if window.waveform is None:
                         add_skipped(job.skipped, Skipped(window.start_s, window.end_s, window.reason))
                         self._advance(window)
-                        self._tell()
+                        self._refuse_when_stopped()
                         continue
                     job.spans.append((window.start, window.end))
                     yield window
@@ -266,10 +401,10 @@ class Transcriber:
         except (ValueError, OSError) as error:  # AudioError is a ValueError
             job.error = str(error) or type(error).__name__
 
-    # ---- hearing -------------------------------------------------------------------------------------------------
+    # ---- one batch -----------------------------------------------------------------------------------------------
 
     def _hear_batch(self, batch: list[tuple[_Job, Window]]) -> None:
-        """Hears windows, unless all of them are known: which ones share a batch must not depend on what is known."""
+        """Transcribe windows, unless all are known: what is known must not decide which windows share a batch."""
         check_interrupted()
         known = [_recall(job, window) for job, window in batch]
         if None in known:
@@ -278,7 +413,7 @@ class Transcriber:
             heard = self._hear([each for each in waveforms if each is not None], contexts)
             known = [old or new for old, new in zip(known, heard)]
             self._seconds_heard += sum(window.end_s - window.start_s for _, window in batch)
-        new_of: dict[_Job, dict[tuple[int, int], tuple[str, bool]]] = {}
+        new_of: dict[_Job, dict[tuple[int, int], Heard]] = {}
         for (job, window), result in zip(batch, known):
             assert result is not None
             if _recall(job, window) is None:
@@ -288,29 +423,22 @@ class Transcriber:
         for job, new in new_of.items():
             if job.partial is not None:
                 job.partial.add(new)
-        self._tell_passages(batch[0][0])
         speed = self._seconds_heard / (time.monotonic() - self._began)
         self._bar.set_postfix_str(f"{speed:.1f} x real time")
-        self._tell()
 
-    def _tell_passages(self, job: _Job) -> None:
-        """Call `on_passage` with what has been transcribed up to the first window that has not."""
-        while self._on_passage is not None and self._num_told < len(job.spans):
-            span = job.spans[self._num_told]
-            if span not in job.heard:
-                return
-            rate = self.processor.sampling_rate
-            self._on_passage(Passage(span[0] / rate, span[1] / rate, *job.heard[span]))
-            self._num_told += 1
+    def _new_passages(self, job: _Job) -> Iterator[Passage]:
+        """Yield passages that have not been given, up to the first window that is not transcribed yet."""
+        while job.told < len(job.spans) and job.spans[job.told] in job.heard:
+            yield self._passage(job, job.spans[job.told])
+            job.told += 1
+
+    def _passage(self, job: _Job, span: tuple[int, int]) -> Passage:
+        rate = self.processor.sampling_rate
+        return Passage(span[0] / rate, span[1] / rate, *job.heard[span])
 
     def _refuse_when_stopped(self) -> None:
         if self._stop.is_set():
             raise TranscribingStopped("The transcription was stopped.")
-
-    def _tell(self) -> None:
-        self._refuse_when_stopped()
-        if self._on_progress is not None:
-            self._on_progress(self._seconds_done, self._seconds_total)
 
     def _advance(self, window: Window) -> None:
         self._seconds_done += window.end_s - window.start_s
@@ -322,8 +450,8 @@ class Transcriber:
         return " ".join(job.heard[job.spans[-2]][0].split())[-CONTEXT_CHARACTERS:]
 
     @torch.inference_mode()
-    def _hear(self, waveforms: list[np.ndarray], contexts: list[str]) -> list[tuple[str, bool]]:
-        """Transcripts of waveforms `(samples,)`, and whether each was stopped at its bound on new tokens."""
+    def _hear(self, waveforms: list[np.ndarray], contexts: list[str]) -> list[Heard]:
+        """Return the transcripts of waveforms `(samples,)`."""
         rate, settings = self.processor.sampling_rate, self.settings
         bounds = [
             min(settings.max_new_tokens, SPARE_TOKENS + MAX_TOKENS_PER_SECOND * len(waveform) // rate)
@@ -335,31 +463,31 @@ class Transcriber:
             conversations, tokenize=True, add_generation_prompt=True, padding_side="left"
         ).to(self.model.device)
         if self._rescorer is not None:
-            return self._choose(inputs, bounds)
+            return self._rescored(inputs, bounds)
         options: dict[str, Any] = {"max_new_tokens": max(bounds), "do_sample": False, **self._cache_options}
-        certainty = Certainty()
+        certainty, prompt_length = Certainty(), inputs["input_ids"].shape[1]
+        # Each row has its own bound, so that its text does not depend on other rows of the batch.
+        ends = AnswerEnds(prompt_length, bounds)
         with model_lock(self.model):
             output = self.model.generate(
                 **inputs,
-                stopping_criteria=StoppingCriteriaList([self._stop]),
+                stopping_criteria=StoppingCriteriaList([self._stop, ends]),
                 logits_processor=LogitsProcessorList([certainty]),
                 **options,
             )
         self._refuse_when_stopped()
         results = []
-        # Each by its own bound, so that what is written does not depend on what else is in the batch.
-        for index, (row, bound) in enumerate(zip(output[:, inputs["input_ids"].shape[1] :].tolist(), bounds)):
-            kept = row[:bound]
+        for index, kept in enumerate(ends.cut(output[:, prompt_length:])):
             length = next((place + 1 for place, token in enumerate(kept) if token in self._end_ids), len(kept))
             text = self.processor.decode(kept, skip_special_tokens=True).strip()
-            is_cut_off = len(kept) == bound and not self._end_ids & set(kept)
+            is_cut_off = not self._end_ids & set(kept)  # at its bound, or in a loop
             if settings.min_logprob is not None and certainty.mean_logprob(index, length) < settings.min_logprob:
                 text, is_cut_off = "", False
             results.append((text, is_cut_off))
         return results
 
-    def _choose(self, inputs, bounds: list[int]) -> list[tuple[str, bool]]:
-        """As `_hear`, of what the language model and CTC find likeliest together."""
+    def _rescored(self, inputs, bounds: list[int]) -> list[Heard]:
+        """Return the transcripts that the language model and CTC together find likeliest."""
         assert self._rescorer is not None
         with model_lock(self.model):
             encoded, lengths = self.model.model.encode_audio(inputs["input_features"], inputs["input_features_mask"])
@@ -374,8 +502,7 @@ class Transcriber:
     def _result(self, job: _Job) -> Transcript | Failure:
         if job.error:
             return Failure(job.audio, job.error)
-        rate = self.processor.sampling_rate
-        passages = [Passage(start / rate, end / rate, *job.heard[start, end]) for start, end in job.spans]
+        passages = [self._passage(job, span) for span in job.spans]
         skipped = job.skipped
         if self.settings.min_logprob is not None:
             unsure = [Skipped(one.start_s, one.end_s, UNSURE) for one in passages if not one.text]
@@ -384,15 +511,15 @@ class Transcriber:
             for one in sorted([*job.skipped, *unsure], key=lambda each: each.start_s):
                 add_skipped(skipped, one)
         settings = {"model": self.model_name, **job.made_with}
-        return Transcript(job.audio, job.samples / rate, passages, skipped, settings)
+        return Transcript(job.audio, job.samples / self.processor.sampling_rate, passages, skipped, settings)
 
 
-def _recall(job: _Job, window: Window) -> tuple[str, bool] | None:
+def _recall(job: _Job, window: Window) -> Heard | None:
     return None if job.partial is None else job.partial.get(window.start, window.end)
 
 
 def _with_context(prompt: str, context: str) -> str:
-    """The prompt after what was said before; `<audio>` in that is words, and stands for no recording."""
+    """Return the prompt behind the text of the window before, in which `<audio>` stands for no recording."""
     if not context:
         return prompt
     question = prompt if "<audio>" in prompt else f"<audio>\n{prompt}"
@@ -405,4 +532,14 @@ def _bar_format(total: float | None) -> str:
     return "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}, {postfix}]"
 
 
-__all__ = ["TRANSCRIBE_PROMPT", "Failure", "Transcriber", "TranscribingSettings", "TranscribingStopped"]
+__all__ = [
+    "TRANSCRIBE_PROMPT",
+    "Certainty",
+    "Failure",
+    "PartialTranscript",
+    "Progress",
+    "Transcriber",
+    "TranscribingSettings",
+    "TranscribingStopped",
+    "stored_settings",
+]

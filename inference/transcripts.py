@@ -1,13 +1,13 @@
-"""Transcripts as files: plain text, JSON with everything, and subtitles; each is there whole or not at all."""
+"""Transcripts as plain text, JSON and subtitles."""
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from audiollm.files import write_whole
 
 ALL_FORMATS = "all"
 MILLISECONDS = 1_000
@@ -16,11 +16,11 @@ MILLISECONDS = 1_000
 @dataclass(frozen=True)
 class Passage:
     """
-    What is said in one window.
+    Text of one window.
 
     Attributes:
         start_s, end_s: in seconds from the recording's beginning.
-        text: without surrounding space; empty where the model wrote nothing.
+        text: without surrounding space; empty if the model wrote nothing.
         is_cut_off: the model was stopped at the bound on new tokens, and might have gone on.
     """
 
@@ -32,7 +32,7 @@ class Passage:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A stretch that the model was not asked about, and why."""
+    """A stretch that was skipped, and the reason."""
 
     start_s: float
     end_s: float
@@ -42,13 +42,13 @@ class Skipped:
 @dataclass
 class Transcript:
     """
-    All of one recording.
+    Transcript of one recording.
 
     Attributes:
-        audio: path or URL, as it was given.
+        audio: path or URL, as given.
         seconds: its length.
         passages, skipped: together they cover it, in order of time.
-        made_with: the settings that decided what it says.
+        made_with: the settings that decided the text.
     """
 
     audio: str
@@ -59,7 +59,7 @@ class Transcript:
 
     @property
     def text(self) -> str:
-        """All that is said, on one line."""
+        """The whole text, on one line."""
         return " ".join(line for line in map(_one_line, self._texts()) if line)
 
     def _texts(self) -> list[str]:
@@ -67,7 +67,7 @@ class Transcript:
 
 
 def add_skipped(skipped: list[Skipped], more: Skipped) -> None:
-    """Appends a stretch, as part of the last one where it goes on for the same kind of reason."""
+    """Append a stretch, or extend the last one if it follows without a gap."""
     if skipped and skipped[-1].end_s == more.start_s:
         last = skipped.pop()
         reasons = last.reason.split("; ")
@@ -77,12 +77,12 @@ def add_skipped(skipped: list[Skipped], more: Skipped) -> None:
 
 
 def as_text(transcript: Transcript) -> str:
-    """One line for each window in which something is said."""
+    """Return one line for each window with text."""
     return "".join(f"{line}\n" for line in map(_one_line, transcript._texts()) if line)
 
 
 def as_json(transcript: Transcript) -> str:
-    """Everything that is known of it: text, windows with their times, what was skipped and why, and settings."""
+    """Return text, windows with their times, skipped stretches with reasons, and settings."""
     windows = []
     for passage in transcript.passages:
         entry: dict[str, Any] = {"start_s": _rounded(passage.start_s), "end_s": _rounded(passage.end_s)}
@@ -106,13 +106,13 @@ def as_json(transcript: Transcript) -> str:
 
 
 def as_srt(transcript: Transcript) -> str:
-    """SubRip subtitles, one for each window in which something is said."""
+    """Return SubRip subtitles, one for each window with text."""
     cues = _cues(transcript, ",")
     return "\n".join(f"{number}\n{times}\n{text}\n" for number, (times, text) in enumerate(cues, start=1))
 
 
 def as_vtt(transcript: Transcript) -> str:
-    """WebVTT subtitles (W3C), one for each window in which something is said."""
+    """Return WebVTT subtitles (W3C), one for each window with text."""
     escaped = [
         (times, text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
         for times, text in _cues(transcript, ".")
@@ -120,13 +120,13 @@ def as_vtt(transcript: Transcript) -> str:
     return "\n".join(["WEBVTT\n", *(f"{times}\n{text}\n" for times, text in escaped)])
 
 
-#: What a transcript can be written as, by the ending of its file.
+#: Forms of a transcript by the ending of the file.
 FORMATS: dict[str, Callable[[Transcript], str]] = {"txt": as_text, "json": as_json, "srt": as_srt, "vtt": as_vtt}
 
 
 def chosen_formats(names: Sequence[str]) -> list[str]:
     """
-    Formats by name, each once; `all` is all of them.
+    Return formats by name, each once; `all` is all of them.
 
     Raises:
         ValueError: there is no such format.
@@ -139,7 +139,7 @@ def chosen_formats(names: Sequence[str]) -> list[str]:
 
 
 def write_transcript(transcript: Transcript, stem: Path, formats: Sequence[str]) -> list[Path]:
-    """Writes `<stem>.<format>` for each format, over what was there; returns the paths."""
+    """Write `<stem>.<format>` for each format, over existing files, and return the paths."""
     paths = [with_ending(stem, name) for name in formats]
     for path, name in zip(paths, formats):
         write_whole(path, FORMATS[name](transcript))
@@ -147,29 +147,8 @@ def write_transcript(transcript: Transcript, stem: Path, formats: Sequence[str])
 
 
 def with_ending(stem: Path, ending: str) -> Path:
-    """A path with something behind its whole name, dots in it included."""
+    """Return a path with an ending added to its whole name, which may have dots in it."""
     return stem.with_name(f"{stem.name}.{ending}")
-
-
-def write_whole(path: Path, content: str) -> None:
-    """Writes a text file, and its folder, so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=".transcript-", delete=False) as file:
-        try:
-            file.write(content.encode())
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o666 & ~_umask())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _cues(transcript: Transcript, decimal_mark: str) -> list[tuple[str, str]]:
@@ -212,5 +191,4 @@ __all__ = [
     "chosen_formats",
     "with_ending",
     "write_transcript",
-    "write_whole",
 ]

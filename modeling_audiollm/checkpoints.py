@@ -294,7 +294,8 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         model.config.name_or_path = str(path)
         if model.can_generate():
             try:
-                model.generation_config = GenerationConfig.from_pretrained(path, **where)
+                # Otherwise transformers drops fields that are not its own, such as `audiollm_transcribe`.
+                model.generation_config = GenerationConfig.from_pretrained(path, _from_model_config=False, **where)
             except OSError:
                 logger.info(f"{path} has no generation_config.json; the default one is used.")
         return model, info

@@ -70,11 +70,9 @@ def group_options(parser: argparse.ArgumentParser, groups: Mapping[str, Sequence
     Args:
         groups: names of options by the title of their group; a dataclass of options may hold them as `GROUPS`.
     """
-    by_name = {action.dest: action for action in parser._actions}
     for title, names in groups.items():
         group = parser.add_argument_group(title)
-        for name in names:
-            action = by_name[name]
+        for action in [action for name in names for action in parser._actions if action.dest == name]:
             for other in parser._action_groups:
                 if action in other._group_actions:
                     other._group_actions.remove(action)

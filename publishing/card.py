@@ -208,7 +208,8 @@ def make_card(
         licence=f"Licence of the weights: {header.get('license') or UNKNOWN}.",
         citation=CITATION.replace("{version}", __version__),
     )
-    text, remarks = seal(new.text), []
+    text = seal(new.text)
+    remarks: list[str] = []
     if present and earlier is not None:
         text, remarks = renew(earlier.text, text, frozenset([EVALUATION] if still_scored else []))
         if scores is None and not still_scored and any(map(is_own, old_results)):

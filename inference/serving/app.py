@@ -22,7 +22,7 @@ OWNER = "audiollm"
 
 def create_app(model: Any, processor: Any, settings: ServingSettings) -> Starlette:
     """
-    An application that serves one model.
+    Return an application that serves one model.
 
     Args:
         model, processor: a pair that belongs together.

@@ -13,16 +13,13 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ..recordings import Recording
-from ..session import AnswerReport, ContextLengthError, Session
+from ..session import AnswerReport, ContextLengthError, Recording, Session
 from .chat_request import AudioPart, ChatRequest, Message, digest, read_chat_request
-from .choosing import generate_options, seed_draws
+from .decoding import StopStrings, generate_options, seed_sampling
 from .errors import GoneError, about_request, about_server
 from .events import LAST_EVENT, as_event_stream, event
-from .kept_sessions import KeptSession
-from .listening import count_seconds, kept_file
-from .service import Service
-from .stop_strings import StopStrings
+from .service import KeptSession, Service
+from .uploads import count_seconds, stored
 
 ID_PREFIX = "chatcmpl-"
 SYSTEM_ROLES = {"developer": "system"}
@@ -30,13 +27,13 @@ SYSTEM_ROLES = {"developer": "system"}
 
 @dataclass(frozen=True)
 class Ended:
-    """The last thing that an answer gives: why it ended, and what it took."""
+    """End of an answer: its reason and its counts."""
 
     finish_reason: str
     report: AnswerReport
 
     def usage(self) -> dict[str, Any]:
-        """Tokens as OpenAI counts them; those of the prompt that were not computed again are the cached ones."""
+        """Return OpenAI's counts of tokens; tokens of the prompt that were not computed again are the cached ones."""
         report = self.report
         return {
             "prompt_tokens": report.prompt_tokens,
@@ -100,7 +97,7 @@ class Answering:
     Args:
         service: has the model.
         asked: the request.
-        caller: who asks.
+        caller: digest of the caller.
     """
 
     def __init__(self, service: Service, asked: ChatRequest, caller: str):
@@ -108,7 +105,7 @@ class Answering:
         self._seconds = 0.0
 
     def run(self, give: Callable[[str | Ended], None], stop: Any) -> None:
-        """Gives the answer piece by piece, and then an [`Ended`]."""
+        """Give the answer piece by piece, and then an [`Ended`]."""
         try:
             kept, text, recordings = self._prepare(stop)
             asked, session = self.asked, kept.session
@@ -120,7 +117,7 @@ class Answering:
         stops = StopStrings(asked.stop)
         given = ""
         with self.service.turns.take(stop):
-            seed_draws(asked.seed)
+            seed_sampling(asked.seed)
             try:
                 stream = session.stream(text, *recordings, stop=stop, **options)
             except Exception as error:
@@ -140,7 +137,7 @@ class Answering:
         if rest:
             give(rest)
         report = session.report
-        assert report is not None  # there is one of every answer
+        assert report is not None  # every answer has one
         answer = session.messages[-1]
         if answer["role"] == "assistant" and answer["content"] == given:
             said = [*self._digests, ("assistant", [("text", given)])]
@@ -148,7 +145,7 @@ class Answering:
         give(Ended("stop" if stops.is_hit else report.finish_reason, report))
 
     def _prepare(self, stop: Any) -> tuple[KeptSession, str | None, list[Recording]]:
-        """The session to go on with, and the words and recordings of the last turn."""
+        """Return the session to go on with, and the text and recordings of the last turn."""
         *before, last = self.asked.messages
         files = [
             [part.file() if isinstance(part, AudioPart) else None for part in message.content]
@@ -174,18 +171,13 @@ class Answering:
         ]
 
     def _load(self, file: bytes, name: str, stop: Any) -> Recording:
-        """A recording, after a look at its length."""
+        """Decode a recording whose length is allowed."""
         processor, settings = self.service.processor, self.service.settings
         rate = processor.sampling_rate
-        with kept_file(io.BytesIO(file), name) as path:
-            seconds = count_seconds(
-                path,
-                name,
-                rate,
-                settings.max_audio_seconds - self._seconds,
-                stop,
-                f"what is left of the {settings.max_audio_seconds:.0f} s that one request may hold",
-            )
+        with stored(io.BytesIO(file)) as path:
+            most = settings.max_audio_seconds - self._seconds
+            limit = f"the rest of the {settings.max_audio_seconds:.0f} s that one request may hold"
+            seconds = count_seconds(path, name, rate, most, limit, stop)
         context = getattr(self.service.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         slots = processor.num_audio_slots(int(seconds * rate))
         if context is not None and slots >= context:
@@ -206,7 +198,7 @@ def _digest_of(message: Message, files: list[bytes | None]) -> tuple[str, list[t
 
 
 def _loaded(message: Message, recordings: list[Recording]) -> dict[str, Any]:
-    """A message as sessions take it."""
+    """Return a message as sessions take it."""
     given = iter(recordings)
     parts = [
         {"type": "audio", "audio": next(given)} if isinstance(part, AudioPart) else {"type": "text", "text": part.text}

@@ -188,8 +188,8 @@ def read_chat_request(body: bytes) -> ChatRequest:
     try:
         given = json.loads(body)
     except (ValueError, RecursionError) as error:
-        message = f"The body is not JSON ({type(error).__name__}: {error})."
-        raise ApiError(BAD_REQUEST, message, "invalid_json") from None
+        reason = f"The body is not JSON ({type(error).__name__}: {error})."
+        raise ApiError(BAD_REQUEST, reason, "invalid_json") from None
     if not isinstance(given, dict):
         raise ApiError(BAD_REQUEST, f"The body is a JSON {type(given).__name__}; expected an object.", "invalid_json")
     given = _without_nulls(given)

@@ -4,13 +4,14 @@ import logging
 from typing import Any
 
 import jinja2
+from audiollm.memory import is_out_of_memory
 from audiollm.processing import AudioError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 
-from ..memory import AnswerMemoryError, is_out_of_memory
-from ..session import ContextLengthError
+from ..recordings import RecordingTooLongError
+from ..session import AnswerMemoryError, ContextLengthError
 
 logger = logging.getLogger(__name__)
 
@@ -21,11 +22,11 @@ FIRST_SERVER_STATUS = 500
 
 class ApiError(HTTPException):
     """
-    What a client is told.
+    Error for a client.
 
     Args:
-        status: of HTTP.
-        message: what was given, what was expected, what to do.
+        status: status of HTTP.
+        message: the fault, and what to do.
         code: a word for programs.
         param: the field of the request that is at fault.
         headers: of the response.
@@ -43,25 +44,27 @@ class ApiError(HTTPException):
         self.code, self.param = code, param
 
     def body(self) -> dict[str, Any]:
-        """The response's JSON, which also is what a stream ends with that goes wrong."""
+        """Return the JSON of the response, which is also the last event of a stream that fails."""
         kind = "server_error" if self.status_code >= FIRST_SERVER_STATUS else "invalid_request_error"
         return {"error": {"message": self.detail, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
-        """The whole response."""
+        """Return the whole response."""
         return JSONResponse(self.body(), self.status_code, self.headers)
 
 
 class GoneError(Exception):
-    """The client is gone, or the server shuts down: nobody waits for the result."""
+    """End of work whose client is gone, or whose server shuts down."""
 
 
 def about_request(error: Exception) -> ApiError | None:
-    """What is to be said about an error of which the request is the cause; None for others."""
+    """Return the error for a client if the request is its cause; None for other errors."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ContextLengthError):
         return ApiError(BAD_REQUEST, str(error), "context_length_exceeded")
+    if isinstance(error, RecordingTooLongError):
+        return ApiError(BAD_REQUEST, str(error), "audio_too_long")
     if isinstance(error, AudioError):
         return ApiError(BAD_REQUEST, str(error), "invalid_audio")
     if isinstance(error, jinja2.TemplateError):
@@ -72,7 +75,7 @@ def about_request(error: Exception) -> ApiError | None:
 
 
 def about_server(error: BaseException) -> ApiError:
-    """What is to be said about any other error; the log has the rest."""
+    """Return the error for a client for any other cause; details go to the log."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, (GoneError, ClientDisconnect)):
@@ -87,7 +90,7 @@ def about_server(error: BaseException) -> ApiError:
 
 
 async def handle(request: Request, error: Exception) -> JSONResponse:
-    """Starlette's handler of errors: of ours, and of its own, such as 404."""
+    """Answer with an error, ours or Starlette's own, such as 404."""
     if isinstance(error, HTTPException) and not isinstance(error, ApiError):
         where = f"{request.method} {request.url.path}"
         error = ApiError(error.status_code, f"{where}: {error.detail}", headers=dict(error.headers or {}))

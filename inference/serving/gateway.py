@@ -1,45 +1,35 @@
-"""What a request must pass before anything of it is read: whose it is, where it comes from, how much and how many there are."""
+"""Checks before a request is read: key, host, origin, size, and the number of requests at once."""
 
 import asyncio
 import hmac
-import ipaddress
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..options import is_loopback
 from .errors import BAD_REQUEST, FORBIDDEN, OVERLOADED, TIMED_OUT, TOO_LARGE, UNAUTHORIZED, ApiError
 
-#: A body that stands still for so long is given up.
+#: A body of which nothing arrives for this time is refused.
 IDLE_SECONDS = 30.0
-#: What is sent after the limit is read and thrown away, for so long, because many clients read no answer before they have
-#: sent everything.
+#: Time for which a refused body is read and thrown away: many clients read no answer before they have sent everything.
 DRAIN_SECONDS = 20.0
 OPEN_PATHS = ("/health",)
-LOCAL_NAMES = ("localhost",)
 BYTES_PER_MB = 1_000_000
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a name or address is this machine's own, which others cannot reach."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host.lower() in LOCAL_NAMES
 
 
 class Gateway:
     """
-    Lets requests through that may come in.
+    Middleware that lets allowed requests through.
 
     Args:
-        app: what they come to.
-        api_key: what `Authorization: Bearer` has to say; None lets everybody in.
+        app: the application.
+        api_key: key that `Authorization: Bearer` must hold; None lets everybody in.
         max_upload_mb: largest body, in millions of bytes.
-        max_requests: how many may be under way at once.
-        is_local: only hosts' names of this machine are taken, so that no web page reaches it by a name of its own.
-        allow_origins: web pages, beside the server's own, whose requests are taken.
+        max_requests: number of requests at once.
+        is_local: accept this machine's own names as hosts alone, so that no web page reaches it by a name of its own.
+        allow_origins: web pages, beside the server's own, whose requests are accepted.
     """
 
     def __init__(
@@ -126,7 +116,7 @@ def _address(header: str, url: str) -> tuple[str, str]:
 
 
 class _Limited:
-    """A request's `receive` that counts the body's bytes, and does not wait for one that stands still."""
+    """A request's `receive` that counts the body's bytes, and does not wait for ever."""
 
     def __init__(self, receive: Receive, headers: Headers, max_mb: float):
         self._receive, self._headers, self._max_mb = receive, headers, max_mb
@@ -134,7 +124,7 @@ class _Limited:
         self._is_whole = False
 
     async def __call__(self) -> Message:
-        if self._is_whole:  # from here on it only tells when the client goes away
+        if self._is_whole:  # after that, only the end of the connection arrives
             return await self._receive()
         if _declared_bytes(self._headers) > self._max_mb * BYTES_PER_MB:
             await self._refuse()
@@ -159,7 +149,7 @@ class _Limited:
 
 
 async def _drain(receive: Receive, headers: Headers) -> None:
-    """Reads what a refused client still sends, for a while, and keeps nothing of it."""
+    """Read what a refused client still sends, for a while, and keep nothing of it."""
     if not _declared_bytes(headers) and "transfer-encoding" not in headers:
         return
 
@@ -178,4 +168,4 @@ def _declared_bytes(headers: Headers) -> int:
     return int(declared) if declared.isascii() and declared.isdigit() else 0
 
 
-__all__ = ["Gateway", "is_loopback"]
+__all__ = ["Gateway"]

@@ -16,9 +16,9 @@ from ..transcribing import CONTEXT_PROMPT, Failure, Transcriber, TranscribingSet
 from ..transcripts import Passage, Transcript, as_srt, as_vtt
 from .errors import BAD_REQUEST, INTERNAL, ApiError, GoneError, about_request, about_server
 from .events import LAST_EVENT, as_event_stream, event
-from .listening import count_seconds, kept_file, without_path
 from .service import Service
 from .turns import Job, TurnTakingModel
+from .uploads import count_seconds, stored
 
 MAX_FIELDS, MAX_FIELD_BYTES = 32, 64 * 1024
 #: Steps of 10 ms, in which OpenAI says where a segment's window begins.
@@ -181,22 +181,22 @@ class Transcribing:
         service, settings = self.service, self.service.settings
         name = repr((self.asked.upload.filename or "file")[-100:])
         try:
-            with kept_file(self.asked.upload.file, name) as path:
+            with stored(self.asked.upload.file) as path:
                 limit = "the most that one request may hold"
-                rate = service.processor.sampling_rate
-                count_seconds(path, name, rate, settings.max_audio_seconds, stop, limit)
+                count_seconds(path, name, service.processor.sampling_rate, settings.max_audio_seconds, limit, stop)
                 model = TurnTakingModel(service.model, service.turns, stop)
                 transcriber = Transcriber(model, service.processor, self.asked.settings, settings.name, progress=False)
-                on_passage = give if self.asked.is_streamed else None
-                [result] = transcriber.transcribe([str(path)], stop=stop, on_passage=on_passage)
+                is_streamed = self.asked.is_streamed
+                for item in transcriber.events([str(path)], stop=stop, in_order=is_streamed):
+                    if isinstance(item, Failure):  # although it was read to its end before
+                        reason = item.reason.replace(str(path), name)
+                        raise ApiError(INTERNAL, f"{name} cannot be transcribed: {reason}", "internal_error")
+                    if isinstance(item, Transcript) or (is_streamed and isinstance(item, Passage)):
+                        give(item)
         except TranscribingStopped:
             raise GoneError from None
         except Exception as error:
             raise about_request(error) or error from None
-        if isinstance(result, Failure):  # although it was read to its end before
-            reason = without_path(result.reason, path, name)
-            raise ApiError(INTERNAL, f"{name} cannot be transcribed: {reason}", "internal_error")
-        give(result)
 
 
 def _as_json(transcript: Transcript, service: Service, language: str | None) -> Response:

@@ -1,4 +1,4 @@
-"""Whose turn it is: one answer at a time from one model, first come, first served, and nobody waits for who is gone."""
+"""Turns: one answer at a time from one model, first come, first served, without those whose clients have left."""
 
 import asyncio
 import threading
@@ -23,7 +23,7 @@ class Turns:
     @contextmanager
     def take(self, stop: threading.Event) -> Iterator[None]:
         """
-        Waits for its turn, and has it until the end of the `with` block.
+        Wait for a turn, and hold it until the end of the `with` block.
 
         Raises:
             GoneError: `stop` is set before the turn comes.
@@ -46,23 +46,23 @@ class Turns:
         self._condition.notify_all()
 
     def wake(self) -> None:
-        """Has those that wait look whether they are to stop."""
+        """Have waiting threads check whether they should stop."""
         with self._condition:
             self._condition.notify_all()
 
     @property
     def waiting(self) -> int:
-        """How many have a turn, or wait for one."""
+        """Number of threads that hold a turn or wait for one."""
         return len(self._queue)
 
 
 class TurnTakingModel:
     """
-    A model that takes a turn for each call of `generate`, so that others come in between.
+    A model that takes a turn for each call of `generate`, so that other requests come in between.
 
     Args:
-        model: what does the work; everything but `generate` is its own.
-        turns: the model's.
+        model: the model; everything but `generate` is its own.
+        turns: of the model.
         stop: ends waiting for a turn, with [`GoneError`].
     """
 
@@ -73,28 +73,28 @@ class TurnTakingModel:
         return getattr(self._model, name)
 
     def eval(self) -> "TurnTakingModel":
-        """Puts the model in evaluation mode."""
+        """Put the model in evaluation mode."""
         self._model.eval()
         return self
 
     def generate(self, **options: Any) -> Any:
-        """See the model's own."""
+        """Generate as the model does, when it is its turn."""
         with self._turns.take(self._stop):
             return self._model.generate(**options)
 
 
-#: What a job does: gets a function for what it has to give, and the event that stops it.
+#: Work for a request: takes a function for its results, and the event that stops it.
 Work = Callable[[Callable[[Any], None], threading.Event], None]
 
 
 class Job:
     """
-    What is done for one request, in a thread: gives items one by one, and stops when it is abandoned.
+    The work for one request, in a thread: gives items one by one, and stops when it is abandoned.
 
     Args:
         work: see [`Work`].
         pool: has a thread for it.
-        turns: what it may be waiting for.
+        turns: the turns that it may wait for.
     """
 
     def __init__(self, work: Work, pool: ThreadPoolExecutor, turns: Turns):
@@ -108,7 +108,7 @@ class Job:
         error: BaseException | None = None
         try:
             work(lambda item: self._put((item, None, False)), self.stop)
-        except BaseException as raised:  # raised where the items are taken
+        except BaseException as raised:  # raised again in `items`
             error = raised
         self._put((None, error, True))
 
@@ -147,7 +147,7 @@ class Job:
         self.abandon()
 
     def abandon(self) -> None:
-        """Stops the work within a token; it then ends by itself."""
+        """Stop the work within a token."""
         self.stop.set()
         self._turns.wake()
 

@@ -1,1 +1,1 @@
-"""The page of `audiollm demo-web`: what a visitor is, what is drawn of a recording, and the Gradio page itself."""
+"""The page of `audiollm demo-web`: Gradio's chat component, pictures of recordings, and a guard of files."""

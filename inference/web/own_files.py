@@ -1,4 +1,4 @@
-"""The page takes files that its visitors upload, within the bound, and none that it would have to fetch from elsewhere."""
+"""Middleware by which the page takes uploaded files alone, and fetches nothing for a visitor."""
 
 import json
 import re
@@ -7,12 +7,12 @@ from typing import Any
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-#: Gradio gives out files at `…/file=PATH`; for an address in a path's place it fetches what is there, however large.
+#: Gradio serves files at `…/file=PATH`, and fetches what lies at an address in the path's place, however large.
 FILE_OF_ADDRESS = re.compile(r"/file=https?://", re.IGNORECASE)
 ADDRESS = re.compile(r"https?://", re.IGNORECASE)
-#: Where files come in: the one body that may be large, which Gradio itself bounds.
+#: Path of uploads, the only large bodies, which Gradio itself bounds.
 UPLOAD_PATH = "/gradio_api/upload"
-#: Every other body is a question and its settings.
+#: Bound on every other body, a question and its settings.
 MAX_CALL_BYTES = 1 << 20
 METHODS_WITHOUT_BODY = ("GET", "HEAD", "OPTIONS")
 FORBIDDEN, TOO_LARGE, BAD_REQUEST = 403, 413, 400
@@ -21,10 +21,10 @@ ONLY_UPLOADS = "This page fetches nothing from other addresses; download the fil
 
 class OwnFiles:
     """
-    Refuses what would let the page fetch a file: Gradio has no switch for that, and no bound on what it fetches.
+    Refuse requests that would make the page fetch a file. Gradio has no switch for that, and no bound on its size.
 
     Args:
-        app: Gradio's application, which gets everything else.
+        app: Gradio's application, which gets all other requests.
     """
 
     def __init__(self, app: ASGIApp):
@@ -52,7 +52,7 @@ class OwnFiles:
 
 
 async def _read(receive: Receive) -> bytes | None:
-    """A request's body as far as one byte beyond what may be in it; None where it does not come to its end."""
+    """Return a request's body, read a little beyond the bound at most; None if the visitor has gone."""
     body, is_whole = b"", False
     while not is_whole and len(body) <= MAX_CALL_BYTES:
         message = await receive()
@@ -64,7 +64,7 @@ async def _read(receive: Receive) -> bytes | None:
 
 
 def _check(body: bytes) -> JSONResponse | None:
-    """What is to be answered where a call cannot be let through."""
+    """Return the answer to a call that is refused."""
     if len(body) > MAX_CALL_BYTES:
         return _refusal(TOO_LARGE, f"A call is larger than {MAX_CALL_BYTES} bytes; recordings are uploaded as files.")
     try:
@@ -77,7 +77,7 @@ def _check(body: bytes) -> JSONResponse | None:
 
 
 def _names_address(call: Any) -> bool:
-    """Whether a file within a call is an address rather than the path that an upload was given."""
+    """Return whether a file within a call is an address rather than the path of an upload."""
     waiting = [call]
     while waiting:
         value = waiting.pop()
@@ -92,7 +92,7 @@ def _names_address(call: Any) -> bool:
 
 
 def _after(body: bytes, receive: Receive) -> Receive:
-    """A request's `receive` whose body has been read already."""
+    """Return a `receive` that gives the body that has been read."""
     unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def read_again() -> Message:

@@ -1,29 +1,36 @@
-"""The page in Gradio: what stands where, and which of a visitor's deeds each control does. Nothing of it comes from elsewhere."""
+"""The page in Gradio: its own chat component with recordings, pictures of them, an adapter switch, and transcription."""
 
 import base64
 import html
 import sys
+import threading
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
 
 import gradio as gr
-import torch
+import numpy as np
+from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
+from audiollm.files import AUDIO_SUFFIXES, is_inside
 
-from ..long_audio import LONG_PAUSE_SECONDS
+from ..recordings import clock, read_bounded
+from ..session import AnswerMemoryError, Recording, Session, user_turn
+from ..transcribing import Failure, Progress, Transcriber, TranscribingStopped
 from ..transcripts import FORMATS, Transcript
-from .sound import clock, picture
-from .transcribing import Desk, Progress
-from .visitor import MAX_TEMPERATURE, House, Visitor
+from ..windows import LONG_PAUSE_SECONDS
+from .sound import picture
 
 TITLE = "AudioLLM"
 STYLE_FILE = Path(__file__).with_name("page.css")
-#: The system's own fonts: a page that fetches some works only with a network, and tells others who opens it.
+#: The system's own fonts; others would be fetched, which needs a network and tells others who opens the page.
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONOSPACED_FONTS = ("ui-monospace", "Menlo", "Consolas", "monospace")
-#: Where the plain theme's are too pale to be read.
+#: Colours of the default theme that are too pale to be read.
 COLOURS = {
     "block_info_text_color": "*neutral_600",
     "block_info_text_color_dark": "*neutral_300",
@@ -35,196 +42,269 @@ COLOURS = {
     "button_primary_background_fill_hover": "*primary_800",
     "button_primary_background_fill_dark": "*primary_700",
 }
-#: Seconds between looks for forgotten files, and the age from which they are removed. Files at hand go at once.
+#: Seconds between looks for forgotten files, and the age at which they are removed.
 CACHE_LOOK_SECONDS, CACHE_AGE_SECONDS = 600, 6 * 3600
-#: What is wrong with what was asked for: told on the page, and no matter for the server's log.
+#: Faults of a request: shown on the page, and not logged.
 REFUSALS = (ValueError, OSError)
-NO_MEMORY = "There is not enough memory to answer that. Ask about a shorter recording, or start over."
-#: Answers wait for each other in one queue, in which visitors see their place; so do transcriptions.
-ANSWERS, TRANSCRIPTIONS = "answers", "transcriptions"
-#: Recordings that are decoded and drawn at a time.
-LOOKS = 4
-HINT = "Record or upload something, then ask about it; a recording without a question is answered as speech."
+NO_MEMORY = "There is not enough memory to answer that. Ask about a shorter recording, or clear the conversation."
+MAX_TEMPERATURE = 2.0
+#: Title of a message that says why a question was refused. Neither is part of the conversation.
+REFUSED = "Not answered"
+LIMIT = "the most that this page takes"
+HINT = "Record or upload something and ask about it. A recording without a question is answered as speech."
 ADAPTER_INFO = (
     "On: the trained LoRA acts on conversations with audio. Off: the bare language model gets the same audio."
 )
-NO_ADAPTER_INFO = "This checkpoint has no adapter that could be left out."
+NO_ADAPTER_INFO = "This checkpoint has no adapter to switch off."
 TRANSCRIBE_HINT = (
-    "What is said in a long recording, window by window, as text and subtitles. Pauses of more than "
-    f"{LONG_PAUSE_SECONDS:g} s are passed over."
+    "Transcribes a long recording window by window, as text and subtitles. Pauses of more than "
+    f"{LONG_PAUSE_SECONDS:g} s are skipped."
 )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on a visitor's requests: seconds of a recording, tokens of an answer."""
+
+    max_audio_seconds: float
+    max_new_tokens: int
+
+
+class Uploads:
+    """Files of visitors, removed when the last visitor who uses them has left. Equal files are one file on the disk."""
+
+    def __init__(self) -> None:
+        self._users: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def hold(self, paths: Iterable[str]) -> None:
+        """Count one more user of files."""
+        with self._lock:
+            self._users.update(paths)
+
+    def release(self, paths: Iterable[str]) -> None:
+        """Count one user less of files, and remove those without any."""
+        with self._lock:
+            for path in paths:
+                self._users[path] -= 1
+                if self._users[path] <= 0:
+                    del self._users[path]
+                    with suppress(OSError):
+                        Path(path).unlink()
+                        Path(path).parent.rmdir()
+
+
+class Visitor:
+    """
+    State of one browser tab. Not a dataclass: Gradio would copy the fields of one, with the model.
+
+    Attributes:
+        session: the conversation with its cache.
+        recordings, pictures: decoded recordings and their pictures, by path.
+        stop, stop_transcribing: events that stop an answer or a transcription.
+    """
+
+    def __init__(self, session: Session):
+        self.session = session
+        self.recordings: dict[str, Recording] = {}
+        self.pictures: dict[str, str] = {}
+        self.stop, self.stop_transcribing = threading.Event(), threading.Event()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Visitor":
+        """Return a new visitor: Gradio copies the first one for each tab."""
+        return Visitor(Session(self.session.model, self.session.processor))
 
 
 class Page:
     """
-    The page of one house.
+    The page of one model.
 
     Args:
-        house: the model, and what visitors may ask of it.
-        max_upload_mb: to be told; Gradio refuses what is larger.
-        examples: audio files to try.
+        model, processor: a pair that belongs together.
+        limits: of requests.
+        folder: holds uploads; nothing else is read for a visitor.
+        max_upload_mb: shown on the page; Gradio refuses larger files.
+        system: system message of every conversation.
+        examples: audio files to try; they stay when visitors leave.
     """
 
-    def __init__(self, house: House, max_upload_mb: float, examples: Sequence[str] = ()):
-        self.house, self.desk = house, Desk(house)
-        self._bounds = f"At most {max_upload_mb:g} MB and {clock(house.limits.max_audio_seconds)}."
-        self._visitors: WeakValueDictionary[str, Visitor] = WeakValueDictionary()
+    def __init__(
+        self,
+        model: AudioLlmForConditionalGeneration,
+        processor: AudioLlmProcessor,
+        limits: Limits,
+        folder: str,
+        max_upload_mb: float,
+        system: str | None = None,
+        examples: Sequence[str] = (),
+    ):
+        self.model, self.processor, self.limits = model, processor, limits
+        self.has_adapter = bool(model.config.lora_adapters)
+        self.uploads = Uploads()
+        self._folder = folder
+        self._system = [] if system is None else [{"role": "system", "content": system}]
+        self._visitors: dict[str, Visitor] = {}
+        bounds = f"At most {max_upload_mb:g} MB and {clock(limits.max_audio_seconds)}."
         with gr.Blocks(
-            title=TITLE,
-            analytics_enabled=False,
-            fill_width=True,  # up to the bound of the style sheet
-            delete_cache=(CACHE_LOOK_SECONDS, CACHE_AGE_SECONDS),
+            title=TITLE, analytics_enabled=False, delete_cache=(CACHE_LOOK_SECONDS, CACHE_AGE_SECONDS)
         ) as self.blocks:
-            visitor = gr.State(Visitor(house), delete_callback=Visitor.leave)
-            gr.Markdown(f"# {TITLE}\n{HINT} {self._bounds}", elem_id="top")
+            visitor = gr.State(Visitor(Session(model, processor)))
+            gr.Markdown(f"# {TITLE}\n{HINT} {bounds}", elem_id="top")
             with gr.Tab("Ask"):
-                self._build_asking(visitor, examples)
+                self._build_chat(visitor, examples)
             with gr.Tab("Transcribe"):
                 self._build_transcribing(visitor)
-            self.blocks.unload(self._leave)
+            self.blocks.unload(self.leave)
+        self.uploads.hold(str(path) for path in Path(folder).rglob("*"))  # the examples, which stay
 
-    # ---- asking --------------------------------------------------------------------------------------------------
+    # ---- chat ----------------------------------------------------------------------------------------------------
 
-    def _build_asking(self, visitor: gr.State, examples: Sequence[str]) -> None:
-        house = self.house
+    def _build_chat(self, visitor: gr.State, examples: Sequence[str]) -> None:
+        bound = self.limits.max_new_tokens
+        info = ADAPTER_INFO if self.has_adapter else NO_ADAPTER_INFO
         with gr.Row():
-            with gr.Column(scale=2, min_width=300):
-                recording = gr.Audio(
-                    label="Recording",
-                    sources=["microphone", "upload"],
-                    type="filepath",
-                    editable=False,
-                    buttons=[],
-                    waveform_options=gr.WaveformOptions(show_recording_waveform=False),  # it is drawn below
-                    elem_id="recording",
-                )
-                if examples:
-                    gr.Examples([[path] for path in examples], recording, label="Recordings to try")
-                sound = gr.HTML(elem_id="sound")
-                adapter = gr.Checkbox(
-                    house.has_adapter,
-                    label="Adapter",
-                    info=ADAPTER_INFO if house.has_adapter else NO_ADAPTER_INFO,
-                    interactive=house.has_adapter,
-                    elem_id="adapter",
-                )
-                with gr.Accordion("Settings", open=False):
-                    bound = house.limits.max_new_tokens
-                    max_new_tokens = gr.Slider(1, bound, bound, step=1, label="Longest answer, in tokens")
-                    temperature = gr.Slider(
-                        0, MAX_TEMPERATURE, 0, step=0.1, label="Temperature", info="0 takes the likeliest words."
-                    )
-            with gr.Column(scale=3, min_width=300):
-                chat = gr.Chatbot(
-                    label="Conversation",
-                    render_markdown=False,  # an answer is shown as it is, ...
-                    latex_delimiters=[],  # ... dollars included
-                    buttons=["copy"],
-                    feedback_options=None,
-                    placeholder="Nothing has been asked yet.",
-                    height="min(56vh, 520px)",
-                    elem_id="chat",
-                )
-                question = gr.Textbox(
-                    label="Question",
-                    placeholder="What is said?",
-                    lines=1,
-                    max_lines=6,
-                    elem_id="question",
-                )
-                with gr.Row(elem_classes="buttons"):
-                    send = gr.Button("Ask", variant="primary", min_width=90, elem_id="send")
-                    stop = gr.Button("Stop", min_width=90, elem_id="stop")
-                    again = gr.Button("Ask again", min_width=90, elem_id="again")
-                    clear = gr.Button("Clear", min_width=90, elem_id="clear")
-                note = gr.HTML(elem_id="note")
-        recording.change(
-            self._look,
-            [visitor, recording],
-            [recording, sound],
-            api_name="look",
-            show_progress="hidden",
-            concurrency_limit=LOOKS,
-        )
-        queued: dict[str, Any] = {
-            "concurrency_id": ANSWERS,
-            "concurrency_limit": 1,
-            "show_progress": "minimal",
-            "show_progress_on": note,
-        }
-        for trigger, put, inputs, name in (
-            ([send.click, question.submit], self._ask, [visitor, question, recording, adapter], "ask"),
-            ([again.click], self._ask_again, [visitor, adapter], "ask_again"),
-        ):
-            outputs = [chat, question, note] if name == "ask" else [chat, note]
-            at_once: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None}
-            asked = gr.on(trigger, put, inputs, outputs, api_name=name, **at_once)
-            asked.then(
-                self._answer, [visitor, max_new_tokens, temperature], [chat, note], api_name=f"answer_{name}", **queued
+            adapter = gr.Checkbox(
+                self.has_adapter, label="Adapter", info=info, interactive=self.has_adapter, elem_id="adapter"
             )
-        stop.click(self._stop, visitor, None, api_name="stop", concurrency_limit=None)
-        for cleared, name in ((clear.click, "clear"), (chat.clear, "clear_chat")):
-            cleared(self._clear, visitor, [chat, question, note], api_name=name, **at_once)
+            max_new_tokens = gr.Slider(1, bound, bound, step=1, label="Longest answer, in tokens")
+            temperature = gr.Slider(0, MAX_TEMPERATURE, 0, step=0.1, label="Temperature", info="0 is greedy.")
+        sound, note = gr.HTML(elem_id="sound", render=False), gr.HTML(elem_id="note", render=False)
+        chat = gr.ChatInterface(
+            self.answer,
+            multimodal=True,
+            chatbot=gr.Chatbot(
+                label="Conversation",
+                render_markdown=False,  # answers are shown as they are, dollars included
+                latex_delimiters=[],
+                placeholder="Nothing has been asked yet.",
+                height="min(56vh, 520px)",
+                elem_id="chat",
+            ),
+            textbox=gr.MultimodalTextbox(
+                sources=["microphone", "upload"],
+                file_types=list(AUDIO_SUFFIXES),
+                file_count="multiple",
+                placeholder="What is said?",
+                stop_btn=True,
+                elem_id="question",
+            ),
+            additional_inputs=[adapter, max_new_tokens, temperature, visitor],
+            additional_outputs=[sound, note],
+            examples=[[{"text": "What is said?", "files": [path]}] for path in examples] or None,
+            run_examples_on_click=False,
+            cache_examples=False,
+            concurrency_limit=1,  # visitors wait for each other in a queue
+            api_name="chat",
+            autofocus=False,
+        )
+        note.render()
+        sound.render()
+        chat.textbox.stop(lambda visitor: visitor.stop.set(), visitor, None, api_name="stop", concurrency_limit=None)
+        chat.chatbot.clear(self.clear, visitor, [sound, note], api_visibility="private")
 
-    def _look(self, visitor: Visitor, path: str | None, request: gr.Request) -> tuple[Any, str]:
-        """Draws the recording that was given; one that cannot be used is taken out of the page again."""
+    def answer(
+        self,
+        message: dict[str, Any],
+        history: list[dict[str, Any]],
+        adapter: bool,
+        max_new_tokens: float,
+        temperature: float,
+        visitor: Visitor,
+        request: gr.Request,
+    ) -> Iterator[tuple[Any, str, str]]:
+        """Yield the answer as far as it is written, pictures of the recordings, and a line about it."""
         self._know(visitor, request)
+        visitor.stop = threading.Event()
+        pictures, began, first_s, text = "", time.monotonic(), None, ""
         try:
-            sound = visitor.take(path)
+            options = self._options(max_new_tokens, temperature, adapter)
+            asked = {"role": "user", "content": [*({"path": path} for path in message["files"]), message["text"]]}
+            turns = self._turns([*history, asked], visitor)
+            pictures = "".join(visitor.pictures[path] for path in message["files"])
+            yield "", pictures, "Waiting for the model …"
+            session = visitor.session
+            session.go_on_from([*self._system, *turns])
+            with session.stream(stop=visitor.stop, **options) as stream:
+                for piece in stream:
+                    first_s = first_s or time.monotonic() - began
+                    text += piece
+                    yield text, pictures, "Answering …"
+            yield text, pictures, self._note(session, first_s, time.monotonic() - began, adapter)
         except REFUSALS as error:
-            return None, _alert(error)
-        if sound is None:
-            return gr.skip() if path is None else None, gr.skip() if path is None else ""
-        waveform = sound.recording.waveform
-        if waveform is None:
-            return gr.skip(), gr.skip()
-        return gr.skip(), picture(waveform, self.house.processor) + f"<p>{html.escape(sound.describe())}</p>"
-
-    def _ask(self, visitor: Visitor, text: str, path: str | None, adapter: bool, request: gr.Request) -> tuple:
-        self._know(visitor, request)
-        try:
-            visitor.ask(text or "", path, adapter)
-        except REFUSALS as error:
-            return gr.skip(), gr.skip(), _alert(error)
-        return visitor.chat, "", html.escape(visitor.note)
-
-    def _ask_again(self, visitor: Visitor, adapter: bool, request: gr.Request) -> tuple:
-        self._know(visitor, request)
-        try:
-            visitor.ask_again(adapter)
-        except REFUSALS as error:
-            return gr.skip(), _alert(error)
-        return visitor.chat, html.escape(visitor.note)
-
-    def _answer(self, visitor: Visitor, max_new_tokens: float, temperature: float) -> Iterator[tuple]:
-        if not visitor.is_waiting:  # what was asked was refused, or withdrawn
-            yield gr.skip(), gr.skip()
-            return
-        try:
-            for _ in visitor.answer(max_new_tokens, temperature):
-                yield visitor.chat, html.escape(visitor.note)
-        except REFUSALS as error:
-            yield visitor.chat, _alert(error)
-            return
-        except torch.OutOfMemoryError as error:
+            yield {"role": "assistant", "content": str(error), "metadata": {"title": REFUSED}}, pictures, ""
+        except AnswerMemoryError as error:
             print(f"audiollm demo-web: {error}", file=sys.stderr, flush=True)
-            yield visitor.chat, _alert(NO_MEMORY)
-            return
-        yield visitor.chat, html.escape(visitor.note)
+            yield {"role": "assistant", "content": NO_MEMORY, "metadata": {"title": REFUSED}}, pictures, ""
 
-    @staticmethod
-    def _stop(visitor: Visitor) -> None:
-        visitor.stop()
+    def _turns(self, history: Sequence[dict[str, Any]], visitor: Visitor) -> list[dict[str, Any]]:
+        """
+        Return the messages of a conversation as sessions take them, without questions that were not answered.
 
-    @staticmethod
-    def _clear(visitor: Visitor) -> tuple:
-        try:
-            visitor.clear()
-        except REFUSALS as error:
-            return visitor.chat, gr.skip(), _alert(error)
-        return visitor.chat, "", ""
+        Raises:
+            AudioError, FileNotFoundError: a recording cannot be used.
+            ValueError: the last question is empty, or its `<audio>` and recordings differ in number.
+        """
+        turns: list[dict[str, Any]] = []
+        for message, following in zip(history, [*history[1:], None]):
+            text, paths = _contents(message["content"])
+            if message["role"] != "user":
+                if not _is_no_answer(message):
+                    turns.append({"role": "assistant", "content": text})
+            elif following is None or not (following["role"] == "user" or _is_no_answer(following)):
+                if not text.strip() and not paths:
+                    raise ValueError("Write a question, or give a recording to be answered.")
+                turns.append(user_turn(text if text.strip() else None, *(self.load(path, visitor) for path in paths)))
+        return turns
 
-    # ---- transcribing --------------------------------------------------------------------------------------------
+    def load(self, path: str, visitor: Visitor) -> Recording:
+        """Decode a visitor's file within the bound, or return it as it was decoded before."""
+        if not is_inside(path, self._folder):
+            raise ValueError(f"{Path(path).name} was not uploaded to this page.")
+        if path not in visitor.recordings:
+            self.uploads.hold([path])
+            try:
+                name, rate = Path(path).name, self.processor.sampling_rate
+                blocks = read_bounded(Path(path), rate, name, self.limits.max_audio_seconds, LIMIT)
+                waveform = np.concatenate(list(blocks))
+            except REFUSALS:
+                self.uploads.release([path])
+                raise
+            recording = Recording.load(waveform, self.processor)
+            recording.source = name
+            line = html.escape(f"{name}: {clock(recording.seconds)}, {recording.num_slots} audio tokens.")
+            visitor.pictures[path] = f"{picture(waveform, self.processor)}<p>{line}</p>"
+            visitor.recordings[path] = recording
+        return visitor.recordings[path]
+
+    def _options(self, max_new_tokens: float, temperature: float, adapter: bool) -> dict[str, Any]:
+        bound = self.limits.max_new_tokens
+        if not 1 <= max_new_tokens <= bound:
+            raise ValueError(f"The answer's bound is {max_new_tokens:g} tokens; this page takes 1 to {bound}.")
+        if not 0 <= temperature <= MAX_TEMPERATURE:
+            raise ValueError(f"The temperature is {temperature:g}; this page takes 0 to {MAX_TEMPERATURE:g}.")
+        options: dict[str, Any] = {"max_new_tokens": int(max_new_tokens)}
+        if temperature > 0:
+            options.update(do_sample=True, temperature=float(temperature), top_k=0)
+        if self.has_adapter and not adapter:
+            options["adapter_names"] = [None]  # for this call alone: other visitors' answers keep theirs
+        return options
+
+    def _note(self, session: Session, first_s: float | None, seconds: float, adapter: bool) -> str:
+        report = session.report
+        assert report is not None  # there is an answer
+        reason = {"length": f"Cut at {report.new_tokens} tokens. ", "interrupted": "Stopped. "}
+        first = "" if first_s is None else f", the first after {first_s:.1f} s"
+        note = f"{reason.get(report.finish_reason, '')}{report.new_tokens} tokens in {seconds:.1f} s{first}."
+        if report.reused_tokens:
+            note += f" Of {report.prompt_tokens} tokens before it, {report.reused_tokens} were in the cache."
+        return note if adapter or not self.has_adapter else f"{note} Adapter off."
+
+    def clear(self, visitor: Visitor) -> tuple[str, str]:
+        """Forget a visitor's conversation and recordings, and return an empty picture and line."""
+        self._forget(visitor)
+        return "", ""
+
+    # ---- transcription -------------------------------------------------------------------------------------------
 
     def _build_transcribing(self, visitor: gr.State) -> None:
         gr.Markdown(TRANSCRIBE_HINT)
@@ -236,57 +316,103 @@ class Page:
         text = gr.Textbox(label="Transcript", lines=8, max_lines=20, buttons=["copy"], elem_id="transcript")
         downloads = gr.HTML(elem_id="downloads")
         begin.click(
-            self._transcribe,
-            [visitor, file],
+            self.transcribe,
+            [file, visitor],
             [progress, text, downloads],
             api_name="transcribe",
-            concurrency_id=TRANSCRIPTIONS,
             concurrency_limit=1,
             show_progress="minimal",
             show_progress_on=progress,
         )
-        stop.click(self._stop_transcribing, visitor, None, api_name="stop_transcribing", concurrency_limit=None)
+        stop.click(
+            lambda visitor: visitor.stop_transcribing.set(),
+            visitor,
+            None,
+            api_name="stop_transcribing",
+            concurrency_limit=None,
+        )
 
-    def _transcribe(self, visitor: Visitor, path: str | None, request: gr.Request) -> Iterator[tuple]:
+    def transcribe(self, path: str | None, visitor: Visitor, request: gr.Request) -> Iterator[tuple[str, str, str]]:
+        """Yield the progress, the transcript as far as it is written, and at the end links to its files."""
         self._know(visitor, request)
         if path is None:
             yield _alert("Choose a recording first."), "", ""
             return
-        stop = visitor.begin_transcribing()
-        self.house.uploads.hold(path)
+        visitor.stop_transcribing = threading.Event()
+        name = Path(path).name
+        self.uploads.hold([path])
         yield "Reading …", "", ""
         try:
-            for result in self.desk.transcribe(path, stop):
-                if isinstance(result, Transcript):
-                    summary = f"{clock(result.seconds)} transcribed, in {len(result.passages)} windows."
-                    yield html.escape(summary), result.text, _downloads(result)
-                    return
-                yield _bar(result), "", ""
+            for _ in read_bounded(
+                Path(path),
+                self.processor.sampling_rate,
+                name,
+                self.limits.max_audio_seconds,
+                LIMIT,
+                visitor.stop_transcribing,
+            ):
+                pass
+            said = ""
+            transcriber = Transcriber(self.model, self.processor, progress=False)
+            for event in transcriber.events([path], stop=visitor.stop_transcribing):
+                if isinstance(event, Failure):
+                    yield _alert(event.reason.replace(path, name)), "", ""
+                elif isinstance(event, Progress):
+                    yield _bar(event), said, ""
+                elif isinstance(event, Transcript):
+                    event.audio = name
+                    summary = f"{clock(event.seconds)} transcribed, in {len(event.passages)} windows."
+                    yield html.escape(summary), event.text, _downloads(event)
+                else:
+                    said = f"{said} {event.text}".strip()
+        except TranscribingStopped:
             yield "Stopped.", "", ""
         except REFUSALS as error:
-            yield _alert(error), "", ""
+            yield _alert(str(error)), "", ""
         finally:
-            self.house.uploads.release(path)
-
-    @staticmethod
-    def _stop_transcribing(visitor: Visitor) -> None:
-        visitor.stop_transcribing()
+            self.uploads.release([path])
 
     # ---- visitors ------------------------------------------------------------------------------------------------
 
     def _know(self, visitor: Visitor, request: gr.Request) -> None:
-        """So that who closes the page is known by the session's name, which is all that Gradio gives then."""
+        """Remember a visitor by the session's name, which is all that Gradio gives when a page is closed."""
         if request.session_hash:
             self._visitors[request.session_hash] = visitor
 
-    def _leave(self, request: gr.Request) -> None:
+    def leave(self, request: gr.Request) -> None:
+        """Stop the work for a visitor who has closed the page, and forget everything of theirs."""
         visitor = self._visitors.pop(request.session_hash or "", None)
         if visitor is not None:
-            visitor.leave()
+            self._forget(visitor)
+
+    def _forget(self, visitor: Visitor) -> None:
+        visitor.stop.set()
+        visitor.stop_transcribing.set()
+        self.uploads.release(visitor.recordings)
+        visitor.recordings, visitor.pictures = {}, {}
 
 
-def _alert(error: Exception | str) -> str:
-    return f'<p role="alert" class="refusal">{html.escape(str(error))}</p>'
+def _contents(content: Any) -> tuple[str, list[str]]:
+    """Return text and paths of a message's content, in either form in which Gradio keeps it."""
+    texts, paths = [], []
+    for part in content if isinstance(content, list) else [content]:
+        if isinstance(part, str):
+            texts.append(part)
+        elif part.get("type") == "text":
+            texts.append(part["text"])
+        elif path := (part.get("file") or part).get("path"):
+            paths.append(path)
+    return "\n".join(filter(None, texts)), paths
+
+
+def _is_no_answer(message: dict[str, Any]) -> bool:
+    """Return whether a message of the page says why there is no answer, or is one that was stopped before it began."""
+    is_refusal = (message.get("metadata") or {}).get("title") == REFUSED
+    return message["role"] == "assistant" and (is_refusal or not _contents(message["content"])[0].strip())
+
+
+def _alert(error: str) -> str:
+    return f'<p role="alert" class="refusal">{html.escape(error)}</p>'
 
 
 def _bar(progress: Progress) -> str:
@@ -297,7 +423,7 @@ def _bar(progress: Progress) -> str:
 
 
 def _downloads(transcript: Transcript) -> str:
-    """Links to the transcript's files, which are in the links themselves: nothing of them is on the server's disk."""
+    """Return links to the transcript's files, with the contents in the links: nothing is on the server's disk."""
     stem = html.escape(Path(transcript.audio).stem, quote=True)
     links = []
     for ending, write in FORMATS.items():
@@ -307,7 +433,7 @@ def _downloads(transcript: Transcript) -> str:
 
 
 def theme() -> gr.themes.Base:
-    """Gradio's plain theme in the system's fonts."""
+    """Return Gradio's plain theme in the system's fonts."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         plain = gr.themes.Default(
@@ -316,4 +442,4 @@ def theme() -> gr.themes.Base:
         return plain.set(**COLOURS)
 
 
-__all__ = ["STYLE_FILE", "TITLE", "Page", "theme"]
+__all__ = ["STYLE_FILE", "TITLE", "Limits", "Page", "Uploads", "theme"]

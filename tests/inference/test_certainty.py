@@ -5,9 +5,8 @@ import json
 import pytest
 import soundfile
 from audiollm.inference.answering import ask
-from audiollm.inference.certainty import Certainty
 from audiollm.inference.transcribe import main
-from audiollm.inference.transcribing import UNSURE, Transcriber, TranscribingSettings
+from audiollm.inference.transcribing import UNSURE, Certainty, Transcriber, TranscribingSettings
 from long_recordings import RATE, prompts
 
 

@@ -42,9 +42,10 @@ def visitors(page) -> Iterator[list[Client]]:
 
 
 @pytest.fixture
-def visitor(visitors) -> Client:
-    visitors[0].predict(api_name="/clear")
-    return visitors[0]
+def visitor(page) -> Iterator[Client]:
+    client = Client(page.url, verbose=False)
+    yield client
+    client.close()
 
 
 @pytest.fixture(scope="module")
@@ -53,66 +54,59 @@ def clips(tmp_path_factory) -> list[str]:
     return [write_noise(folder / f"clip{index}.wav", 0.8 + index, index) for index in range(2)]
 
 
-def put(client: Client, text: str, path: str | None = None, adapter: bool = True) -> str:
-    """Asks, and returns the page's line about it."""
-    return client.predict(text, path and handle_file(path), adapter, api_name="/ask")[-1]
+def ask(
+    client: Client, text: str, *paths: str, adapter: bool = True, tokens: int = TOKENS, temperature: float = 0.0
+) -> Any:
+    """A job that asks; its outputs are the answer as it grows, a picture and a line about it."""
+    message = {"text": text, "files": [handle_file(path) for path in paths]}
+    return client.submit(message, adapter, tokens, temperature, api_name="/chat")
 
 
-def begin(client: Client, tokens: int = TOKENS, api_name: str = "/answer_ask") -> Any:
-    return client.submit(tokens, 0.0, api_name=api_name)
-
-
-def last(output: tuple[Any, ...]) -> str:
-    """The answer that a page shows last."""
-    message = output[0][-1]
-    assert message["role"] == "assistant"
-    return "".join(part["text"] for part in message["content"])
+def answer(client: Client, *asked: Any, **options: Any) -> str:
+    text, *_ = ask(client, *asked, **options).result()
+    return text
 
 
 def uploads_folder() -> Path:
     return Path(os.environ["GRADIO_TEMP_DIR"])
 
 
-def test_an_answer_is_streamed_and_asked_again_without_the_adapter(page, visitor, clips) -> None:
-    _, drawn = visitor.predict(handle_file(clips[0]), api_name="/look")
-    assert drawn.startswith("<figure") and "clip0.wav: 0.8 s" in drawn
-    put(visitor, "What is said?", clips[0])
-    job = begin(visitor)
-    assert last(job.result()) == page.answer("What is said?", clips[0], max_new_tokens=TOKENS)
-    assert len(job.outputs()) > 3
-    visitor.predict(False, api_name="/ask_again")
-    expected = page.answer("What is said?", clips[0], max_new_tokens=TOKENS, adapter_names=[None])
-    assert last(begin(visitor, api_name="/answer_ask_again").result()) == expected
+def test_an_answer_is_streamed_and_goes_on(page, visitor, clips) -> None:
+    job = ask(visitor, "What is said?", clips[0])
+    text, drawn, note = job.result()
+    session = Session(page.model, page.processor, max_new_tokens=TOKENS)
+    assert text == session.ask("What is said?", clips[0]) and len(job.outputs()) > 4
+    assert drawn.startswith("<figure") and "clip0.wav: 0.8 s" in drawn and "tokens in" in note
+    assert answer(visitor, "By whom?") == session.ask("By whom?")
 
 
 def test_visitors_at_once_get_answers_of_their_own(page, visitors, clips) -> None:
-    for client, path, adapter in zip(visitors, clips, (True, False)):
-        client.predict(api_name="/clear")
-        put(client, "What?", path, adapter)
     with Slowed(page.model, SECONDS_PER_TOKEN):
-        jobs = [begin(client) for client in visitors]
-        shown = [job.result() for job in jobs]
+        jobs = [
+            ask(client, "What?", path, adapter=adapter)
+            for client, path, adapter in zip(visitors, clips, (True, False))
+        ]
+        shown = [job.result()[0] for job in jobs]
     options: dict[str, Any] = {"max_new_tokens": TOKENS}
-    assert last(shown[0]) == page.answer("What?", clips[0], **options)
-    assert last(shown[1]) == page.answer("What?", clips[1], adapter_names=[None], **options)
-    assert [len(chat) for chat, _ in shown] == [2, 2]
+    assert shown[0] == page.answer("What?", clips[0], **options)
+    assert shown[1] == page.answer("What?", clips[1], adapter_names=[None], **options)
 
 
-def test_bad_uploads_are_told_and_do_no_harm(visitor, tmp_path) -> None:
+def test_bad_uploads_are_told_and_do_no_harm(page, visitor, tmp_path) -> None:
     for path, reason in bad_uploads(tmp_path / "sent"):
-        _, said = visitor.predict(handle_file(path), api_name="/look")
-        assert 'role="alert"' in said and reason in said and str(uploads_folder()) not in said
+        said = ask(visitor, "What?", path).result()[0]
+        assert said["metadata"]["title"] == "Not answered" and reason in said["content"]
+        assert str(uploads_folder()) not in said["content"]
         said, text, files = visitor.predict(handle_file(path), api_name="/transcribe")
         assert 'role="alert"' in said and reason in said and not text and not files
-    assert reason in put(visitor, "What?", path)
-    assert "Write a question" in put(visitor, "")
-    assert "no question yet" in visitor.predict(True, api_name="/ask_again")[-1]
-    begin(visitor).result()  # as the page does, whatever came of it
+    (tmp_path / "page.html").write_text("<script>alert(1)</script>")
+    with pytest.raises(AppError, match="Invalid file type"):
+        ask(visitor, "What?", str(tmp_path / "page.html")).result()
+    assert "Write a question" in ask(visitor, "").result()[0]["content"]
     with pytest.raises(AppError, match="is greater than maximum value 400"):
-        begin(visitor, tokens=9999).result()
-    put(visitor, "Hello?")
-    assert last(begin(visitor).result())
-    assert not [file for file in uploads_folder().rglob("*") if file.suffix in (".html", ".flac")]
+        ask(visitor, "Hello?", tokens=9999).result()
+    assert answer(visitor, "Hello?") == page.answer("Hello?", max_new_tokens=TOKENS)
+    assert not [file for file in uploads_folder().rglob("*") if file.suffix in (".mp3", ".flac")]
 
 
 def test_a_file_that_is_too_large_is_not_taken(page) -> None:
@@ -127,9 +121,10 @@ def test_files_of_the_server_cannot_be_had(page, tmp_path) -> None:
     for path in (secret, "/etc/hostname", str(uploads_folder()), f"{uploads_folder()}/../../{secret}"):
         assert httpx.get(f"{page.url}gradio_api/file={path}").status_code == 403
     named = {"path": secret, "meta": {"_type": "gradio.FileData"}}
-    event = httpx.post(f"{page.url}gradio_api/call/look", json={"data": [named]}).json()["event_id"]
-    said = httpx.get(f"{page.url}gradio_api/call/look/{event}").text
-    assert "event: error" in said and "figure" not in said
+    for name, data in (("transcribe", [named]), ("chat", [{"text": "What?", "files": [named]}, True, 5, 0])):
+        event = httpx.post(f"{page.url}gradio_api/call/{name}", json={"data": data}).json()["event_id"]
+        said = httpx.get(f"{page.url}gradio_api/call/{name}/{event}").text
+        assert "event: error" in said and "figure" not in said
 
 
 def test_nothing_is_fetched_for_a_visitor(page, visitor, clips) -> None:
@@ -137,31 +132,29 @@ def test_nothing_is_fetched_for_a_visitor(page, visitor, clips) -> None:
     address = "https://audio.example/large.wav"
     for method in ("GET", "HEAD"):
         for path in (address, address.replace(":", "%3A"), address.replace("https", "HTTP")):
-            answer = httpx.request(method, f"{page.url}gradio_api/file={path}")
-            assert answer.status_code == 403 and (method == "HEAD" or "fetches nothing" in answer.text)
+            response = httpx.request(method, f"{page.url}gradio_api/file={path}")
+            assert response.status_code == 403 and (method == "HEAD" or "fetches nothing" in response.text)
     named = {"path": address, "meta": {"_type": "gradio.FileData"}}
-    for call in ("call/look", "call/transcribe", "run/look", "api/look", "queue/join"):
+    for call in ("call/chat", "call/transcribe", "run/chat", "api/chat", "queue/join"):
         body = {"data": [named], "fn_index": 0, "session_hash": "somebody"}
         for shown in (body, {**body, "data": [{"deeper": [named]}]}):
-            answer = httpx.post(f"{page.url}gradio_api/{call}", json=shown)
-            assert answer.status_code == 403 and "fetches nothing" in answer.text
-    call = f"{page.url}gradio_api/call/look"
+            response = httpx.post(f"{page.url}gradio_api/{call}", json=shown)
+            assert response.status_code == 403 and "fetches nothing" in response.text
+    call = f"{page.url}gradio_api/call/chat"
     assert httpx.post(call, json={"data": ["x" * MAX_CALL_BYTES]}).status_code == 413
     assert httpx.post(call, content=b"[" * 200_000).status_code == 400
-    put(visitor, f"Is {address} a path?", clips[0])  # an address is nothing bad to ask about
-    assert last(begin(visitor).result())
+    assert answer(visitor, f"Is {address} a path?", clips[0])  # an address is nothing bad to ask about
 
 
 def test_who_leaves_stops_the_answer_and_leaves_nothing(page, visitors, clips, tmp_path) -> None:
     path = write_noise(tmp_path / "mine.wav", 0.7, 99)
     client = Client(page.url, verbose=False)
-    put(client, "What?", path)
-    (mine,) = uploads_folder().rglob("mine.wav")
-    assert httpx.get(f"{page.url}gradio_api/file={mine}").status_code == 200  # for the player
     with Slowed(page.model, SECONDS_PER_TOKEN) as steps:
-        job = begin(client, tokens=MANY_TOKENS)
+        job = ask(client, "What?", path, tokens=MANY_TOKENS)
         wait_for(lambda: len(job.outputs()) > 2)
         before = steps.count
+        (mine,) = uploads_folder().rglob("mine.wav")
+        assert httpx.get(f"{page.url}gradio_api/file={mine}").status_code == 200  # for the player
         # A page keeps such a connection open for as long as it is there.
         with httpx.stream("GET", f"{page.url}gradio_api/heartbeat/{client.session_hash}") as response:
             next(response.iter_lines())
@@ -169,8 +162,7 @@ def test_who_leaves_stops_the_answer_and_leaves_nothing(page, visitors, clips, t
         assert steps.count - before < MANY_TOKENS / 2
     wait_for(lambda: not mine.exists())
     assert httpx.get(f"{page.url}gradio_api/file={mine}").status_code == 403
-    put(visitors[0], "Hello?")
-    assert last(begin(visitors[0]).result())
+    assert answer(visitors[0], "Hello?")
 
 
 def test_transcribing_ends_with_text_and_files(page, visitor, tmp_path) -> None:
@@ -193,12 +185,11 @@ def test_password_examples_system_and_no_adapter(tiny_bases, clips) -> None:
         assert wrong.status_code == 400 and not wrong.cookies
         client = Client(page.url, auth=("guest", "secret"), verbose=False)
         properties = [each["props"] for each in client.config["components"]]
-        assert any("clip0.wav" in str(each.get("samples")) for each in properties)
+        assert any("clip0.wav" in str(each.get("examples")) for each in properties)
         (adapter,) = [each for each in properties if each.get("label") == "Adapter"]
         assert not adapter["interactive"] and "no adapter" in adapter["info"]
-        put(client, "Hello?", adapter=False)
         expected = Session(model, processor, system="Be brief.").ask("Hello?", max_new_tokens=TOKENS)
-        assert last(begin(client).result()) == expected
+        assert answer(client, "Hello?", adapter=False) == expected
         client.close()
         folder = uploads_folder()
         assert folder.stat().st_mode & 0o077 == 0  # nobody else's to read

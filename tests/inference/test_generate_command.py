@@ -162,8 +162,8 @@ def test_a_revision_is_asked_of_the_hub(monkeypatch) -> None:
         (["--prompt", "x", "--max_new_tokens", "0"], "--max_new_tokens is 0; expected at least 1"),
         (["--prompt", "x", "--temperature", "-1"], "--temperature is -1; expected 0 or more"),
         (["--prompt", "x", "--temperature", "1", "--top_p", "1.5"], "--top_p is 1.5; expected more than 0"),
-        (["--prompt", "x", "--top_p", "0.5"], "--top_p does nothing where nothing is drawn"),
-        (["--prompt", "x", "--seed", "5"], "--seed does nothing where nothing is drawn"),
+        (["--prompt", "x", "--top_p", "0.5"], "--top_p does nothing without sampling"),
+        (["--prompt", "x", "--seed", "5"], "--seed does nothing without sampling"),
     ],
 )
 def test_what_is_wrong_is_named_before_the_model_is_loaded(

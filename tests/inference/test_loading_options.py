@@ -9,7 +9,7 @@ from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.inference import generate, transcribe
 from audiollm.inference.answering import answer, ask
 from audiollm.inference.loading import CheckpointError, load_model
-from audiollm.inference.loading_options import LoadingArguments
+from audiollm.inference.options import LoadingArguments
 from audiollm.inference.session import Session
 from audiollm.inference.transcribing import Transcriber, TranscribingSettings
 from tiny_models import randomise_trainables

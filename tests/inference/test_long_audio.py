@@ -12,8 +12,8 @@ import av
 import numpy as np
 import pytest
 import soundfile
-from audiollm.inference.audio_blocks import header_seconds, local_file, read_blocks
-from audiollm.inference.long_audio import cut_into_windows
+from audiollm.inference.recordings import header_seconds, local_file, read_blocks
+from audiollm.inference.windows import cut_into_windows
 from audiollm.processing import AudioError, load_waveform
 from audiollm.processing.audio import BLOCK_SAMPLES
 from long_recordings import RATE, in_a_row, noises, prompts, silence

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from audiollm.inference.memory import AnswerMemoryError, is_out_of_memory
-from audiollm.inference.session import Session
+from audiollm.inference.session import AnswerMemoryError, Session
+from audiollm.memory import is_out_of_memory
 
 TOO_MANY_BYTES = 1 << 60
 

@@ -18,10 +18,9 @@ from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.inference import serve
 from audiollm.inference.serve import ServeArguments, bind, main
 from audiollm.inference.serving import gateway
-from audiollm.inference.serving.choosing import AdditivePenalty
+from audiollm.inference.serving.decoding import AdditivePenalty, StopStrings
 from audiollm.inference.serving.errors import GoneError
 from audiollm.inference.serving.service import Service, ServingSettings
-from audiollm.inference.serving.stop_strings import StopStrings
 from audiollm.inference.serving.turns import Turns
 from audiollm.inference.transcribing import TranscribingSettings
 from long_recordings import RATE, prompts
@@ -384,7 +383,9 @@ def test_what_hinders_it_is_said_before_a_model_is_loaded(model, processor, tmp_
         said = ends("--port", port)
     assert port in said and "--port" in said
     assert "--host" in ends("--host", "192.0.2.1") and "--host" in ends("--host", "no.such.host.invalid")
-    assert "--window_seconds" in ends("--window_seconds", "31")
+    assert "--window_seconds" in ends("--window_seconds", "31") and "--window_seconds" in ends(
+        "--window_seconds", "0.5"
+    )
     assert "--device" in ends("--device", "abacus")
     assert "nothing" in ends("--model", str(tmp_path / "nothing"))
     monkeypatch.setattr(serve, "LIBRARIES", ("starlette", "no_such_library"))

@@ -2,16 +2,22 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
+from audiollm.files import AUDIO_SUFFIXES
 from audiollm.inference.answering import answer, ask
+from audiollm.inference.loading import load_generation_config
+from audiollm.inference.options import find_recordings
 from audiollm.inference.transcribe import main
 from audiollm.inference.transcribing import Failure, Transcriber, TranscribingSettings
 from long_recordings import RATE, in_a_row, noises, prompts, silence
@@ -23,7 +29,6 @@ MEMORY_GROWTH_BYTES = 40 << 20
 @pytest.fixture(scope="module")
 def checkpoint(tiny_bases, tmp_path_factory) -> Path:
     """A tiny model on disk."""
-    from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
     from tiny_models import randomise_trainables
 
     folder = tmp_path_factory.mktemp("model")
@@ -98,7 +103,7 @@ def test_patterns_and_repeated_files_and_equal_names(checkpoint, sounds, tmp_pat
     transcribe(checkpoint, tmp_path / "x.wav", tmp_path / "x.flac", "--output_dir", tmp_path / "o")
     assert sorted(contents(tmp_path / "o")) == ["x.flac.txt", "x.wav.txt"]
     transcribe(checkpoint, tmp_path / "x.wav", tmp_path / "below/x.wav", "--output_dir", tmp_path / "p", code=2)
-    assert "would both be transcribed to" in capsys.readouterr().err
+    assert "would both be written to" in capsys.readouterr().err
 
 
 def test_bad_files_are_named_at_the_end_and_the_others_are_done(checkpoint, sounds, tmp_path, capsys) -> None:
@@ -195,6 +200,64 @@ def test_a_recording_without_a_voice_has_no_text(tiny_model, tiny_processor, tmp
     for result in results:
         assert not isinstance(result, Failure) and not result.passages and result.text == ""
         assert result.skipped[0].start_s == 0 and result.skipped[-1].end_s == result.seconds == 3.0
+
+
+# ------------------------------------------------------------------------------------- what the checkpoint brings along
+
+
+@pytest.fixture
+def with_settings(checkpoint, tmp_path):
+    """Copies of the checkpoint that hold settings of transcription."""
+
+    def made(**settings: Any) -> Path:
+        folder = tmp_path / "with-settings"
+        shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
+        path = folder / "generation_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "audiollm_transcribe": settings}))
+        return folder
+
+    return made
+
+
+def test_the_window_is_the_checkpoints(checkpoint, with_settings, sounds, tmp_path) -> None:
+    row, brought = sounds / "below/row.mp3", with_settings(window_seconds=3, prompt="Write:", max_new_tokens=4)
+    as_options = ["--window_seconds", 3, "--prompt", "Write:", "--max_new_tokens", 4]
+    written = {}
+    for name, folder, options in (
+        ("brought", brought, []),
+        ("given", checkpoint, as_options),
+        ("fallback", checkpoint, ["--max_new_tokens", 4]),
+        ("overridden", brought, ["--window_seconds", 5, "--prompt", TranscribingSettings.prompt]),
+    ):
+        arguments = [str(row), "--output_dir", str(tmp_path / name), "--output_format", "json", "--no_progress"]
+        main([*arguments, "--model", str(folder), *map(str, options)])
+        written[name] = json.loads((tmp_path / name / "row.json").read_text())
+        del written[name]["made_with"]["model"]  # its folder
+    assert written["brought"] == written["given"] and written["overridden"] == written["fallback"]
+    assert written["brought"]["made_with"]["window_seconds"] == 3
+    assert written["fallback"]["made_with"]["window_seconds"] == 5
+    model = AudioLlmForConditionalGeneration.from_pretrained(brought)
+    assert Transcriber(model, AudioLlmProcessor.from_pretrained(brought)).settings.window_seconds == 3
+    model.save_pretrained(tmp_path / "saved")
+    assert load_generation_config(str(tmp_path / "saved")).audiollm_transcribe["window_seconds"] == 3
+
+
+@pytest.mark.parametrize(
+    "settings", [{"window_seconds": "long"}, {"window_seconds": True}, {"window": 3}, {"window_seconds": 31}], ids=str
+)
+def test_wrong_settings_of_a_checkpoint_are_named(with_settings, sounds, settings, capsys) -> None:
+    transcribe(with_settings(**settings), sounds, code=2)
+    ((name, value),) = settings.items()
+    said = capsys.readouterr().err
+    assert name in said and (str(value) in said or name == "window")
+
+
+def test_a_folders_recordings_are_those_that_prepare_takes(tmp_path) -> None:
+    for suffix in AUDIO_SUFFIXES:
+        (tmp_path / f"clip{suffix.upper()}").write_bytes(b"sound")
+    (tmp_path / "notes.txt").write_bytes(b"words")
+    found = {Path(one.location).suffix.lower() for one in find_recordings([str(tmp_path)])}
+    assert found == set(AUDIO_SUFFIXES) and {".sph", ".g722", ".mka", ".aifc"} <= found
 
 
 # -------------------------------------------------------------------------------------------------- killed, and memory

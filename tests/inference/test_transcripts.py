@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from audiollm.inference.partial_transcripts import PartialTranscript
+from audiollm.inference.transcribing import PartialTranscript
 from audiollm.inference.transcripts import (
     Passage,
     Skipped,

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from audiollm.inference.voice_activity import HOP_SECONDS, detect_voice
+from audiollm.inference.windows import HOP_SECONDS, detect_voice
 from long_recordings import RATE, noises, prompts, silence
 
 ALL_TEST_PROMPTS, LONGEST_PROMPT_S = 69, 32.0

@@ -120,13 +120,13 @@ def write_noise(path: Path, seconds: float, seed: int = 0) -> str:
 
 
 def bad_uploads(folder: Path) -> Iterator[tuple[str, str]]:
-    """Files that are no recordings that the page takes, made one by one, each with what is to be said of it."""
+    """Yield files that the page refuses, made one by one, each with the reason."""
     for name, content, reason in (
         ("notes.wav", b"These are no samples, but words." * 9, "notes.wav: corrupt, or not audio"),
         ("nothing.wav", b"", "nothing.wav: the file is empty"),
-        ("page.html", b"<script>alert(1)</script>", "page.html: corrupt, or not audio"),
+        ("page.mp3", b"<script>alert(1)</script>", "page.mp3: corrupt, or not audio"),
         ("cut.wav", None, "cut.wav: the file is cut off"),
-        ("long.flac", None, "long.flac: the recording is 21.0 s long; this page takes at most 20.0 s"),
+        ("long.flac", None, "long.flac is 21.0 s long, and 20.0 s are the most that this page takes"),
     ):
         path = folder / name
         path.parent.mkdir(exist_ok=True)

@@ -114,7 +114,7 @@ def import_readers() -> Readers:
         sys.modules[name] = room
     decoder = importlib.import_module("audiollm.processing.audio")
     sys.modules["audiollm.processing"].AudioError = decoder.AudioError  # type: ignore[attr-defined]
-    blocks = importlib.import_module("audiollm.inference.audio_blocks")
+    blocks = importlib.import_module("audiollm.inference.recordings")
     facts = importlib.import_module("audiollm.corpora.audio_facts")
     return Readers(decoder.load_waveform, decoder.AudioError, blocks.read_blocks, facts.measure)
 

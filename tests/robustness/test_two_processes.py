@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from audiollm.inference.partial_transcripts import PartialTranscript
+from audiollm.inference.transcribing import PartialTranscript
 from audiollm.training.arguments import AudioLlmTrainingArguments, TrainingError
 from audiollm.training.checkpointing import held
 from command_calls import Place, call, make_place
