@@ -7,11 +7,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from transformers.utils import logging
-from transformers.utils.chat_template_utils import render_jinja_template
-
-logger = logging.get_logger(__name__)
-
 #: `<audio>` opens a recording in the text, and stands for it in what users write; `</audio>` closes it.
 AUDIO_BEGIN_TOKEN = AUDIO_PLACEHOLDER = "<audio>"
 AUDIO_SLOT_TOKEN = "<|audio_slot|>"
@@ -125,6 +120,7 @@ def marks_answers(template: str | None) -> bool:
 @lru_cache(maxsize=8)
 def takes_parts(template: str | None) -> bool:
     """Return whether a template shows contents that are lists of typed parts, and none that are strings."""
+    from transformers.utils.chat_template_utils import render_jinja_template
 
     def shown(content: Any) -> bool:
         messages = [{"role": role, "content": content} for role in ("user", "assistant")]
@@ -253,7 +249,9 @@ def add_audio_tokens(tokenizer, text_vocab_size: int | None = None):
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.chat_template is None:
-        logger.warning(
+        from transformers.utils import logging
+
+        logging.get_logger(__name__).warning(
             "The tokenizer has no chat template (a base model rather than a chat model); using a plain one."
         )
         tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE

@@ -3,6 +3,7 @@
 import base64
 import functools
 import http.server
+import subprocess
 import sys
 import threading
 from types import SimpleNamespace
@@ -122,6 +123,11 @@ def test_any_rate_is_resampled_to_the_same_sound(rate):
 
 def test_resampling_never_loses_the_whole_recording():
     assert load_waveform(np.float32([0.25]), 48_000).shape == (1,)
+
+
+def test_decoding_imports_no_torch():
+    code = "import sys, audiollm.processing; assert not {'torch', 'transformers'} & set(sys.modules), sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
