@@ -64,7 +64,6 @@ class AudioLlmTester(ALMModelTester):
 
 class AudioLlmModelTest(ALMModelTest, unittest.TestCase):
     model_tester_class = AudioLlmTester
-    additional_model_inputs = ["input_features", "input_features_mask"]
 
 
 class AudioLlmProcessorTest(test_processing_common.ProcessorTesterMixin, unittest.TestCase):
