@@ -7,14 +7,10 @@ number of processes, sees the same batches. Their number is that of every epoch,
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate, groupby, pairwise
-from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer
-from transformers.trainer_utils import seed_worker
+from torch.utils.data import Sampler
 
 #: Whisper's encoder gives a frame every 20 ms.
 ENCODER_FRAMES_PER_SECOND = 50
@@ -160,48 +156,3 @@ def _partition(sizes: Sequence[tuple[int, int]], budget: BatchBudget) -> list[in
             rows, new_tokens, new_frames = 0, row_tokens, row_frames
         rows, tokens, frames = rows + 1, new_tokens, new_frames
     return [*counts, rows]
-
-
-class BudgetedTrainer(Trainer):
-    """
-    The Trainer, with batches as a [`BatchBudget`] allows.
-
-    Args:
-        budget: None for the Trainer's own batches.
-        args, kwargs: the Trainer's. The training set needs the columns `length` and `audio_frames`.
-    """
-
-    def __init__(self, *args: Any, budget: BatchBudget | None = None, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.budget = budget
-
-    def sampler_settings(self) -> dict[str, Any]:
-        """What a [`BudgetBatchSampler`] is told of this run."""
-        return {
-            "budget": self.budget,
-            "seed": self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            "num_processes": self.accelerator.num_processes,
-            "current_epoch": lambda: int(self.state.epoch or 0),
-        }
-
-    def train_batch_sampler(self) -> BudgetBatchSampler:
-        """Batches of the training set within the budget."""
-        dataset: Any = self.train_dataset
-        return BudgetBatchSampler(dataset["length"][:], dataset["audio_frames"][:], **self.sampler_settings())
-
-    def get_train_dataloader(self) -> DataLoader:
-        """The Trainer's, or one whose batches keep within the budget."""
-        if self.budget is None:
-            return super().get_train_dataloader()
-        workers = self.args.dataloader_num_workers
-        loader = DataLoader(
-            self.train_dataset,  # type: ignore[arg-type]
-            batch_sampler=self.train_batch_sampler(),
-            collate_fn=self.data_collator,
-            num_workers=workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            persistent_workers=self.args.dataloader_persistent_workers,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-            worker_init_fn=partial(seed_worker, num_workers=workers, rank=self.args.process_index),
-        )
-        return self.accelerator.prepare(loader)

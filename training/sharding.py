@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, save_fsdp_optimizer
 from audiollm.checkpoints import is_adapter_key
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel, Trainer, TrainingArguments
-from transformers.trainer import SCHEDULER_NAME
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 #: How `accelerate launch` tells the processes that it starts what its configuration file says.
@@ -101,72 +99,6 @@ def _whole(parameter: torch.Tensor) -> torch.Tensor:
     return (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
 
 
-class ShardedTrainer(Trainer):
-    """
-    The Trainer, for which FSDP2 shards the language model's layers and a checkpoint holds what was trained alone.
-
-    Raises:
-        ValueError: see [`check_distributed`].
-    """
-
-    model: PreTrainedModel
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        check_distributed(self.args)
-        if self.is_fsdp_enabled:
-            plugin = self.accelerator.state.fsdp_plugin
-            if plugin.transformer_cls_names_to_wrap is None:
-                plugin.transformer_cls_names_to_wrap = decoder_layer_names(self.model)
-            # Run by some processes in a step and by others not, it would wait for them if it were sharded.
-            if plugin.ignored_modules is None and not _trains(self.model.get_submodule(AUDIO_TOWER)):
-                plugin.ignored_modules = AUDIO_TOWER.replace(".", r"\.")
-
-    def create_accelerator_and_postprocess(self) -> None:
-        """The Trainer's; sharding that is asked for happens on CPUs too, where accelerate by itself leaves it out."""
-        super().create_accelerator_and_postprocess()
-        state = self.accelerator.state
-        if asks_for_fsdp(self.args) and state.distributed_type == DistributedType.MULTI_CPU:
-            state.fsdp_plugin = FullyShardedDataParallelPlugin(**(self.args.fsdp_plugin_args or {}))
-            state.distributed_type = DistributedType.FSDP
-            self.is_fsdp_enabled = True
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The Trainer's; of a sharded model, what was trained is gathered first."""
-        if not self.is_fsdp_enabled:
-            super().save_model(output_dir, _internal_call)
-            return
-        self._save(output_dir, state_dict=trained_state_dict(self.model))
-        self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """The Trainer's, without the frozen bases, which it would write in each checkpoint of a sharded model."""
-        if not self.is_fsdp_enabled:
-            super()._save_optimizer_and_scheduler(output_dir)
-            return
-        plugin = self.accelerator.state.fsdp_plugin
-        save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
-        if self.args.should_save:
-            assert self.lr_scheduler is not None  # made with the optimizer
-            torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        """The Trainer's; a sharded model gets back what [`save_model`] gathered."""
-        if not self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        load_trained(self.model if model is None else model, resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        """The Trainer's, for a sharded model as well."""
-        if not self.is_fsdp_enabled:
-            super()._load_best_model()
-            return
-        load_trained(self.model, str(self.state.best_model_checkpoint))
-
-
 def decoder_layer_names(model: PreTrainedModel) -> list[str]:
     """Class names of the language model's decoder layers, which are sharded one by one."""
     language_model = model.get_submodule("model.language_model")
@@ -193,7 +125,3 @@ def load_trained(model: torch.nn.Module, folder: str) -> None:
         if isinstance(module, FSDPModule):
             module.reshard()  # an evaluation leaves the outermost weights whole, and loading would not reach the shards
     set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True, strict=False))
-
-
-def _trains(module: torch.nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in module.parameters())

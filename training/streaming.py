@@ -13,12 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.data_loader import prepare_data_loader
 from audiollm.corpora.examples import ExamplesError
 from audiollm.corpora.rows import Conversation
 from audiollm.corpora.sources import StreamedRows
-from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerState
+from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from .encoding import EXAMPLE_ERRORS, ExampleEncoder
@@ -90,6 +88,20 @@ class StreamedExamples(torch.utils.data.IterableDataset):
             handed_out, last_useful_pass = handed_out + 1, current_pass
             yield row
 
+    def resume(self, checkpoint: Path, rows_per_step: int) -> None:
+        """Passes over what a checkpoint has learned from, `rows_per_step` in each step of this process."""
+        steps = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).global_step
+        self.passed_over = steps * rows_per_step
+        bad_rows = checkpoint / BAD_ROWS_FILE.format(process=self.process_index)
+        if bad_rows.is_file():
+            self.bad.update(json.loads(bad_rows.read_text()))
+
+    def save_bad_rows(self, checkpoint: Path) -> None:
+        """Writes which rows of this process were left out."""
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        file = checkpoint / BAD_ROWS_FILE.format(process=self.process_index)
+        file.write_text(json.dumps(sorted(self.bad)))
+
     def _row(self, example: Conversation) -> dict[str, Any]:
         row = self.encoder.encode(example)
         if self.encoder.cache is not None:
@@ -142,52 +154,3 @@ class StreamedExamples(torch.utils.data.IterableDataset):
             yield row
         if empty:
             raise ExamplesError(stream.source.name, [("", "holds no examples")])
-
-
-class StreamedTrainer(Trainer):
-    """The Trainer, which takes [`StreamedExamples`] as they come and resumes within them."""
-
-    def get_train_dataloader(self) -> DataLoader:
-        """The Trainer's, or one that leaves sharing the rows among processes to the stream."""
-        if not isinstance(self.train_dataset, StreamedExamples):
-            return super().get_train_dataloader()
-        loader = DataLoader(
-            self.train_dataset,
-            batch_size=self._train_batch_size,
-            collate_fn=self._collate_unless_passed_over,
-            pin_memory=self.args.dataloader_pin_memory,
-        )
-        # By itself, accelerate would read all rows in the first process, and cut the batches' audio to as many windows
-        # as there are rows.
-        return prepare_data_loader(
-            loader,
-            self.accelerator.device,
-            num_processes=1,
-            process_index=0,
-            put_on_device=True,
-            dispatch_batches=False,
-        )
-
-    def _collate_unless_passed_over(self, rows: list[dict[str, Any] | None]) -> dict[str, Any]:
-        collate: Callable[[list[Any]], dict[str, Any]] = self.data_collator
-        return {} if rows[0] is None else collate(rows)
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
-        """The Trainer's; the stream passes over what the checkpoint has learned from."""
-        stream = self.train_dataset
-        if isinstance(stream, StreamedExamples) and isinstance(resume_from_checkpoint, str):
-            folder = Path(resume_from_checkpoint)
-            steps = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME)).global_step
-            stream.passed_over = steps * self.args.gradient_accumulation_steps * self._train_batch_size
-            bad_rows = folder / BAD_ROWS_FILE.format(process=self.args.process_index)
-            if bad_rows.is_file():
-                stream.bad.update(json.loads(bad_rows.read_text()))
-        return super().train(resume_from_checkpoint, *args, **kwargs)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The Trainer's; a checkpoint also keeps which rows of the stream were left out."""
-        super().save_model(output_dir, _internal_call)
-        if _internal_call and output_dir is not None and isinstance(self.train_dataset, StreamedExamples):
-            file = Path(output_dir) / BAD_ROWS_FILE.format(process=self.args.process_index)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(sorted(self.train_dataset.bad)))

@@ -18,6 +18,7 @@ from audiollm.disks import naming_the_disk
 from audiollm.interruption import ended_by_signals, exit_status
 from audiollm.processing.audio import AudioError
 from audiollm.processing.conversations import ConversationError
+from audiollm.publishing.card import CardError
 from torch.utils.data import ConcatDataset
 from transformers import TrainerCallback
 
@@ -37,14 +38,13 @@ from .command_line import parse_arguments
 from .dataset import BatchAugmentation
 from .encoding import ExampleEncoder
 from .evaluating import EvaluationError, early_stopping, listening_evaluation
-from .hub import CardError, write_card_if_mine
 from .instruct import InstructData, open_training_data
 from .packing import BatchPacking, check_packing, uses_flash
 from .preparing import Prepared, prepare
 from .read import save_bank
 from .run_record import RunClock, describe_drift, drift, record_run, text_logits
 from .stages import LANGUAGE_MODEL_STAGES
-from .trainer import AudioLlmTrainer
+from .trainer import AudioLlmTrainer, write_card_if_mine
 from .variants import WaveformVariants
 from .waveform_arguments import DEFAULT_VARIANTS
 

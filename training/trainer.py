@@ -1,25 +1,57 @@
 """The Hugging Face Trainer with what an adapter on frozen bases needs, and nothing copied from it."""
 
+import os
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, save_fsdp_optimizer
 from audiollm.interruption import check_interrupted
+from audiollm.publishing.card import CardError, write_card
+from audiollm.publishing.push import upload_checkpoint
+from huggingface_hub import CommitOperationAdd, HfApi
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
+from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy, seed_worker
+from transformers.utils import PushInProgress
 
 from .arguments import AudioLlmTrainingArguments
-from .batching import BudgetedTrainer
+from .batching import BatchBudget, BudgetBatchSampler
 from .checkpointing import StopOnSigterm, StoppedBySignalError
 from .evaluating import MoreMetrics, random_states_kept
-from .hub import HubTrainer
-from .sharding import ShardedTrainer
-from .streaming import StreamedTrainer
+from .sharding import (
+    AUDIO_TOWER,
+    asks_for_fsdp,
+    check_distributed,
+    decoder_layer_names,
+    load_trained,
+    trained_state_dict,
+)
+from .streaming import StreamedExamples
 
 #: What the Trainer puts before the names of an evaluation's figures, unless it is one of several sets.
 EVALUATION_PREFIX = "eval"
+#: Where transformers puts what a run is resumed from.
+LAST_CHECKPOINT = "last-checkpoint"
+#: A pickle with local paths and tokens in it; the rest of a checkpoint resumes without it.
+NEVER = ("training_args.bin",)
 PROJECTOR_KEYS = ("multi_modal_projector.", "audio_boundary_embeds")
+
+
+def write_card_if_mine(folder: str | Path, repo: str | None = None) -> None:
+    """Writes or renews a checkpoint's card; one that somebody wrote without our sections is left, and that is said."""
+    try:
+        card = write_card(folder, repo=repo)
+    except CardError as error:
+        print(f"No model card was written: {error}")
+        return
+    for remark in card.remarks:
+        print(f"Model card: {remark}")
 
 
 class EpochLengthSampler(LengthGroupedSampler):
@@ -134,15 +166,98 @@ class ResumableTrainer(Trainer):
         return output
 
 
-class AudioLlmTrainer(HubTrainer, StreamedTrainer, BudgetedTrainer, ShardedTrainer, ResumableTrainer):
+class AudioLlmTrainer(ResumableTrainer):
     """
     Trains projector and LoRA with their own learning rates, and resumes from what was trained alone.
 
-    Checkpoints hold the adapter only (a few MB), besides optimizer, schedule and random states.
+    Checkpoints hold the adapter only (a few MB), besides optimizer, schedule and random states. Batches are of so many
+    rows, within a budget, or of a stream as it comes. FSDP2 shards the language model's layers. Pushes to the Hub leave
+    out pickles, optimizer states (unless `--hub_strategy` asks for them) and logs.
+
+    Args:
+        budget: None for batches of so many rows. With it, the training set needs the columns `length` and
+            `audio_frames`.
+        args, kwargs: of [`ResumableTrainer`].
+
+    Raises:
+        ValueError: see [`check_distributed`].
     """
 
     args: AudioLlmTrainingArguments
     model: PreTrainedModel
+    push_in_progress: Any
+
+    def __init__(self, *args: Any, budget: BatchBudget | None = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.budget = budget
+        check_distributed(self.args)
+        if self.is_fsdp_enabled:
+            plugin = self.accelerator.state.fsdp_plugin
+            if plugin.transformer_cls_names_to_wrap is None:
+                plugin.transformer_cls_names_to_wrap = decoder_layer_names(self.model)
+            # Run by some processes in a step and by others not, it would wait for them if it were sharded.
+            tower_trains = any(weight.requires_grad for weight in self.model.get_submodule(AUDIO_TOWER).parameters())
+            if plugin.ignored_modules is None and not tower_trains:
+                plugin.ignored_modules = AUDIO_TOWER.replace(".", r"\.")
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The Trainer's, or one of a stream, or one whose batches keep within the budget."""
+        if isinstance(self.train_dataset, StreamedExamples):
+            loader = DataLoader(
+                self.train_dataset,
+                batch_size=self._train_batch_size,
+                collate_fn=self._collate_unless_passed_over,
+                pin_memory=self.args.dataloader_pin_memory,
+            )
+            # By itself, accelerate would read all rows in the first process, and cut the batches' audio to as many
+            # windows as there are rows.
+            return prepare_data_loader(
+                loader,
+                self.accelerator.device,
+                num_processes=1,
+                process_index=0,
+                put_on_device=True,
+                dispatch_batches=False,
+            )
+        if self.budget is None:
+            return super().get_train_dataloader()
+        workers = self.args.dataloader_num_workers
+        loader = DataLoader(
+            self.train_dataset,  # type: ignore[arg-type]
+            batch_sampler=self.train_batch_sampler(),
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            worker_init_fn=partial(seed_worker, num_workers=workers, rank=self.args.process_index),
+        )
+        return self.accelerator.prepare(loader)
+
+    def _collate_unless_passed_over(self, rows: list[dict[str, Any] | None]) -> dict[str, Any]:
+        collate: Callable[[list[Any]], dict[str, Any]] = self.data_collator
+        return {} if rows[0] is None else collate(rows)
+
+    def sampler_settings(self) -> dict[str, Any]:
+        """What a [`BudgetBatchSampler`] is told of this run."""
+        return {
+            "budget": self.budget,
+            "seed": self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            "num_processes": self.accelerator.num_processes,
+            "current_epoch": lambda: int(self.state.epoch or 0),
+        }
+
+    def train_batch_sampler(self) -> BudgetBatchSampler:
+        """Batches of the training set within the budget."""
+        dataset: Any = self.train_dataset
+        return BudgetBatchSampler(dataset["length"][:], dataset["audio_frames"][:], **self.sampler_settings())
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
+        """The Trainer's; a stream passes over what the checkpoint has learned from."""
+        if isinstance(self.train_dataset, StreamedExamples) and isinstance(resume_from_checkpoint, str):
+            rows_per_step = self.args.gradient_accumulation_steps * self._train_batch_size
+            self.train_dataset.resume(Path(resume_from_checkpoint), rows_per_step)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """The Trainer's; where only the loss is asked for, the head does not run on all positions."""
@@ -168,3 +283,118 @@ class AudioLlmTrainer(HubTrainer, StreamedTrainer, BudgetedTrainer, ShardedTrain
                     settings = {**group, "params": chosen, "is_projector": is_projector}
                     optimizer.add_param_group({**settings, "lr": rate} if is_projector else settings)
         return optimizer
+
+    # ------------------------------------------------------------------------------------------- several processes
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """The Trainer's; sharding that is asked for happens on CPUs too, where accelerate by itself leaves it out."""
+        super().create_accelerator_and_postprocess()
+        state = self.accelerator.state
+        if asks_for_fsdp(self.args) and state.distributed_type == DistributedType.MULTI_CPU:
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(**(self.args.fsdp_plugin_args or {}))
+            state.distributed_type = DistributedType.FSDP
+            self.is_fsdp_enabled = True
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The Trainer's; of a sharded model, what was trained is gathered first. A checkpoint keeps a stream's bad rows."""
+        if self.is_fsdp_enabled:
+            self._save(output_dir, state_dict=trained_state_dict(self.model))
+            self.accelerator.wait_for_everyone()
+            if self.args.push_to_hub and not _internal_call:
+                self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+        else:
+            super().save_model(output_dir, _internal_call)
+        if _internal_call and output_dir is not None and isinstance(self.train_dataset, StreamedExamples):
+            self.train_dataset.save_bad_rows(Path(output_dir))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """The Trainer's, without the frozen bases, which it would write in each checkpoint of a sharded model."""
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        plugin = self.accelerator.state.fsdp_plugin
+        save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+        if self.args.should_save:
+            assert self.lr_scheduler is not None  # made with the optimizer
+            torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        """The Trainer's; a sharded model gets back what [`save_model`] gathered."""
+        if not self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        load_trained(self.model if model is None else model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        """The Trainer's, for a sharded model as well."""
+        if not self.is_fsdp_enabled:
+            super()._load_best_model()
+            return
+        load_trained(self.model, str(self.state.best_model_checkpoint))
+
+    # ----------------------------------------------------------------------------------------------------- the Hub
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The project's own card; marked sections are renewed, and what people wrote stays."""
+        if self.is_world_process_zero():
+            write_card_if_mine(str(self.args.output_dir), self.hub_model_id)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ):
+        """
+        Saves and uploads the checkpoint, its code, processor and card; the Trainer's own would upload the whole folder.
+
+        Args, Returns: the Trainer's.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        token = self.args.hub_token if token is None else token
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**kwargs)
+        self._finish_current_push()
+        return upload_checkpoint(
+            HfApi(token=token),
+            str(self.args.output_dir),
+            str(self.hub_model_id),
+            commit_message or "End of training",
+            revision=self.args.hub_revision if revision is None else revision,
+            run_as_future=not blocking,
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """As the Trainer's, after a checkpoint was saved; in the background."""
+        strategy = self.args.hub_strategy
+        if not self.is_world_process_zero() or strategy == HubStrategy.END:
+            return
+        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if busy and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        message = f"Training in progress, step {self.state.global_step}"
+        common: dict[str, Any] = {"revision": self.args.hub_revision, "run_as_future": True}
+        api = HfApi(token=self.args.hub_token)
+        jobs: list[Any] = [upload_checkpoint(api, checkpoint_folder, str(self.hub_model_id), message, **common)]
+        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            folder = Path(checkpoint_folder)
+            where = LAST_CHECKPOINT if strategy == HubStrategy.CHECKPOINT else folder.name
+            files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name not in NEVER]
+            operations = [CommitOperationAdd(f"{where}/{path.name}", path) for path in files]
+            jobs.append(
+                api.create_commit(
+                    str(self.hub_model_id), operations, commit_message=f"{message}, checkpoint", **common
+                )
+            )
+        if busy:
+            self.push_in_progress.jobs.extend(jobs)
+        else:
+            self.push_in_progress = PushInProgress(jobs)  # type: ignore[arg-type]  # a list, as in transformers
