@@ -91,7 +91,8 @@ def test_inference_and_publishing_need_no_extra() -> None:
     ("command", "package", "extra"), [("train", "datasets", "train"), ("serve", "starlette", "serving")]
 )
 def test_a_missing_extra_is_named(command: str, package: str, extra: str) -> None:
-    statements = f"import sys\nsys.modules[{package!r}] = None\nfrom audiollm import cli\nsys.argv = ['audiollm', {command!r}]\ncli.main()"
+    missing = f"import sys\nsys.modules[{package!r}] = None\n"
+    statements = missing + f"from audiollm import cli\nsys.argv = ['audiollm', {command!r}]\ncli.main()"
     done = subprocess.run([sys.executable, "-c", statements], capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert package in done.stderr and f"audiollm[{extra}]" in done.stderr
