@@ -111,12 +111,16 @@ class AudioLlmProcessor(ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs) -> "AudioLlmProcessor":
         """transformers' own; code that lies beside the files runs only where `trust_remote_code=True` is passed."""
         kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))
-        processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        vars(processor.feature_extractor).pop("auto_map", None)  # the processor's, which transformers leaves there
-        return processor
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """transformers' own, without the processor's code entry that saving leaves in the feature extractor."""
+        found = super().to_dict()
+        found["feature_extractor"].pop("auto_map", None)
+        return found
 
     def save_pretrained(self, *args, **kwargs) -> list[str]:
-        """transformers' own; the entries that it adds for `trust_remote_code` stay in the files alone."""
+        """transformers' own; the code entries that it adds for `trust_remote_code` stay in the files alone."""
         saved = super().save_pretrained(*args, **kwargs)
         for part in (self, self.feature_extractor):
             vars(part).pop("auto_map", None)
