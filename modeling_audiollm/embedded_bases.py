@@ -123,7 +123,7 @@ EMBEDDED_BASES: dict[str, EmbeddedBase] = {
 }
 
 DEFAULT_TEXT_BASE = EMBEDDED_PREFIX + "smollm2-135m-instruct"
-DEFAULT_AUDIO_BASE = EMBEDDED_PREFIX + "whisper-tiny.en"
+DEFAULT_AUDIO_BASE = EMBEDDED_PREFIX + "whisper-base"
 
 
 # ------------------------------------------------------------------------------------------------ where things are
