@@ -26,7 +26,7 @@ from audiollm.corpora.breadth import join_clips, read_aloud, read_sentences, wor
 from audiollm.corpora.examples import Example, read_examples, write_examples
 from audiollm.corpora.normalisers import normalize_english
 from audiollm.corpora.prompts import PROMPT_TASKS, load_studio_prompts, write_prompt_examples
-from audiollm.embedded_bases import DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE, fetch
+from audiollm.embedded_bases import DEFAULT_TEXT_BASE, fetch
 from audiollm.evaluation.listening import ListeningReport, evaluate_listening, transcribe
 from audiollm.evaluation.word_error import score_word_error
 from audiollm.inference.answering import answer, ask
@@ -42,6 +42,8 @@ from audiollm.training.trainer import AudioLlmTrainingArguments
 from demo_report import plot_report
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
+#: The small encoder, with which a laptop trains from nothing in a quarter of an hour.
+AUDIO_BASE = "pypi:whisper-tiny.en"
 SEED = 0
 LORA_RANK = 16
 ALIGN_EPOCHS = 7
@@ -114,7 +116,7 @@ class Demo:
     def run(self) -> dict[str, Any]:
         """All stages; returns what the report says."""
         with self.stage("bases"):
-            for base in (DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE):
+            for base in (AUDIO_BASE, DEFAULT_TEXT_BASE):
                 fetch(base)
         self.dtype = torch.bfloat16 if self.record.setdefault("bf16", bfloat16_is_faster()) else torch.float32
         with self.stage("breadth"):
@@ -153,10 +155,10 @@ class Demo:
 
     def prepare(self) -> None:
         """Composes the model and encodes every clip once."""
-        self.processor = AudioLlmProcessor.from_audio_text_pretrained(DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE)
+        self.processor = AudioLlmProcessor.from_audio_text_pretrained(AUDIO_BASE, DEFAULT_TEXT_BASE)
         set_seed(SEED)
         self.model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
-            DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE, lora_rank=LORA_RANK, projector_readout="pieces", dtype=self.dtype
+            AUDIO_BASE, DEFAULT_TEXT_BASE, lora_rank=LORA_RANK, projector_readout="pieces", dtype=self.dtype
         )
         self.model.print_trainable_parameters()
         self.cache = FeatureCache(self.model, self.processor)
