@@ -1,6 +1,7 @@
 """The options that vary recordings before the encoder hears them."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from .waveform_augment import (
     DEFAULT_REVERB_S,
@@ -123,9 +124,10 @@ class WaveformArguments:
         def span(given: list[float] | None) -> tuple[float, float] | None:
             return None if given is None else (given[0], given[1])
 
+        drawn: dict[str, Any] = {name: span(getattr(self, name)) for name in RANGES}
+        drawn.update({name: getattr(self, name) or 0.0 for name in SHARES})
         return WaveformAugmentation(
-            **{name: span(getattr(self, name)) for name in RANGES},
-            **{name: getattr(self, name) or 0.0 for name in SHARES},
+            **drawn,
             reverb_s=span(self.reverb_s) or DEFAULT_REVERB_S,
             noise_files=recordings_below(self.noise_dir, "--noise_dir") if self.noise_dir is not None else (),
             room_files=recordings_below(self.room_dir, "--room_dir") if self.room_dir is not None else (),

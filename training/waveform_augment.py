@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -94,7 +95,7 @@ class WaveformAugmentation:
 
     @cached_property
     def _key(self) -> str:
-        settings = [VERSION, self.speed, self.noise_snr_db, self.gain_db, _digest(self.noise_files)]
+        settings: list[Any] = [VERSION, self.speed, self.noise_snr_db, self.gain_db, _digest(self.noise_files)]
         if self.room_share:
             settings += ["rooms", self.room_share, self.reverb_s, _digest(self.room_files)]
         for name in ("telephone_share", "codec_share"):
@@ -191,7 +192,7 @@ def encode_and_decode(
     peak = float(np.abs(waveform).max(initial=0))
     if peak == 0:
         return waveform
-    options = {} if compression is None else {"compression_level": compression}
+    options: dict[str, Any] = {} if compression is None else {"compression_level": compression}
     if codec.startswith("MPEG"):
         options["bitrate_mode"] = "CONSTANT"
     file = io.BytesIO()
