@@ -266,8 +266,8 @@ class Transcriber:
         self._cache_options = {"cache_implementation": "static"} if self.settings.static_cache else {}
         ends = model.generation_config.eos_token_id
         self._end_ids = set(ends if isinstance(ends, (list, tuple)) else [ends])
-        weight = self.settings.ctc_weight
-        self._rescorer = CtcRescorer(model, processor.tokenizer, weight) if weight else None
+        chosen = self.settings.ctc_weight
+        self._rescorer = CtcRescorer(model, processor.tokenizer, chosen) if chosen else None
         self._bar: Any = None
         self._jobs: list[_Job] = []
         self._began = self._seconds_heard = self._seconds_done = 0.0

@@ -172,7 +172,7 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
             "for chosen rows is one of lora_adapters in from_audio_text_pretrained."
         )
 
-    def load_adapter(self, *args: Any, **kwargs: Any) -> None:
+    def load_adapter(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """Refuse transformers' way of loading an adapter; see `add_adapter`."""
         raise NotImplementedError("Load an adapter with peft.PeftModel.from_pretrained(model, folder).")
 
@@ -752,6 +752,7 @@ def merged_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
             continue
         if key.endswith(MERGED_SUFFIX):
             module_path = key.removesuffix(MERGED_SUFFIX)
+            assert name is not None  # there are adapted layers
             merged[f"{module_path}.weight"] = merged_weight(modules[module_path], name)
         else:
             merged[key.replace(".base_layer.", ".")] = value

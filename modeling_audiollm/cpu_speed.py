@@ -213,7 +213,8 @@ def can_share_prefix(decoder: nn.Module, inputs_embeds: torch.Tensor, length: in
     layers equally often.
     """
     several_processes = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if not is_worth_sharing(*inputs_embeds.shape[:2], length) or several_processes:
+    rows, positions = inputs_embeds.shape[:2]
+    if not is_worth_sharing(rows, positions, length) or several_processes:
         return False
     if not any(mask is None or bool(mask.all()) for mask in masks.values()):
         return False

@@ -46,7 +46,7 @@ class FrozenLinearWithLora(torch.autograd.Function):
     """
 
     #: Multiplies by a weight, `(x, weight, bias)`; a faster product may be put in its place.
-    product = staticmethod(nn.functional.linear)
+    product: Any = staticmethod(nn.functional.linear)
 
     @staticmethod
     def forward(ctx, x, weight, bias, mask, down, up, scaling: float) -> torch.Tensor:
@@ -133,7 +133,8 @@ class MaskedLoraLinear(LoraLinear):
 
     def _updated(self, result: torch.Tensor, x: torch.Tensor, name: str, mask: torch.Tensor | None) -> torch.Tensor:
         """Return the base's result with one adapter's update; without gradients, it is added in place."""
-        down, up, scaling = self.lora_A[name], self.lora_B[name], self.scaling[name]
+        down, up = cast(nn.Linear, self.lora_A[name]), cast(nn.Linear, self.lora_B[name])
+        scaling = self.scaling[name]
         x = self.lora_dropout[name](x) if self.training else x
         if mask is not None:
             mask = mask.reshape(*x.shape[:-1], 1).to(x)
@@ -216,7 +217,7 @@ class MaskedLoraLinear(LoraLinear):
         return self
 
 
-def add_adapters(language_model: nn.Module, config) -> None:
+def add_adapters(language_model: Any, config) -> None:
     """
     Inject the configuration's named adapters into `language_model`, in place, with the hooks that tell them their masks.
 
@@ -259,7 +260,7 @@ def merged_weight(layer: MaskedLoraLinear, name: str) -> torch.Tensor:
     return (weight.float() + layer.get_delta_weight(name).float()).to(weight.dtype)
 
 
-def refuse_foreign_adapters(language_model: nn.Module) -> None:
+def refuse_foreign_adapters(language_model: Any) -> None:
     """
     Raises:
         ValueError: an adapter that PEFT added acts on top of AudioLLM's, or taking it off has taken AudioLLM's off too.
@@ -279,7 +280,7 @@ def refuse_foreign_adapters(language_model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def merge_layers(language_model: nn.Module, name: str | None) -> None:
+def merge_layers(language_model: Any, name: str | None) -> None:
     """
     Put the base layers back in the place of those with LoRA, the adapter `name` folded in.
 

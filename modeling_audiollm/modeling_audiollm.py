@@ -1,7 +1,7 @@
 """AudioLLM: a frozen Whisper encoder, a projector, and a frozen language model whose LoRA wakes on rows with audio."""
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -315,8 +315,8 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
                     else:  # as many as there are positions, the most that can be
                         hears = torch.zeros_like(examples).index_add(0, examples, slots.flatten().long()) > 0
                     for others in rows.values():
-                        hears = hears & ~others
-                    rows[default] = hears | rows[default] if default in rows else hears
+                        hears = hears & ~cast(torch.Tensor, others)
+                    rows[default] = hears | cast(torch.Tensor, rows[default]) if default in rows else hears
         if self.training:  # a gradient, of zero, reaches every adapter, in every process
             count = batch if examples is None else batch * length
             idle = torch.zeros(count, dtype=torch.bool, device=inputs_embeds.device)
@@ -387,7 +387,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
                 self.get_placeholder_mask(input_ids, 0)
         else:
             # Embeddings of audio stand between those of `<audio>` and `</audio>`.
-            slots = (inputs_embeds == self.audio_boundary_embeds[0].to(inputs_embeds)).all(dim=-1)
+            slots = torch.eq(inputs_embeds, self.audio_boundary_embeds[0].to(inputs_embeds)).all(dim=-1)
         assert inputs_embeds is not None  # one of the two was given
         if self.training and not has_audio and adapter_names is None and torch.is_grad_enabled():
             logger.warning_once(
@@ -531,7 +531,7 @@ class AudioLlmGenerationMixin(GenerationMixin):
         elif embeds is not None:
             if audio:
                 raise ValueError("Beams and several samples need audio_embeds or features for all rows, not both.")
-            row_slots = (input_ids == self.config.audio_token_id).sum(dim=1).tolist()
+            row_slots = torch.eq(input_ids, self.config.audio_token_id).sum(dim=1).tolist()
             rows = [row for row in embeds.split(row_slots) for _ in range(expand_size)]
             audio["audio_embeds"] = torch.cat(rows)
         if names is not None:
@@ -551,7 +551,7 @@ class AudioLlmGenerationMixin(GenerationMixin):
             lengths: encoder frames of each window, `(windows,)`.
         """
         window_slots = slot_counts(lengths, self.config.stack_factor).long().tolist()
-        row_slots = (input_ids == self.config.audio_token_id).sum(dim=1).tolist()
+        row_slots = torch.eq(input_ids, self.config.audio_token_id).sum(dim=1).tolist()
         order: list[int] = []
         window = 0
         for slots in row_slots:

@@ -151,6 +151,7 @@ class AudioLlmProjector(nn.Module):
         self, frames: torch.Tensor, num_frames: torch.Tensor, embeddings: torch.Tensor
     ) -> torch.Tensor:
         """Return the CTC log-probabilities `(total_slots, 1 + pieces)` of the readout of pieces; see [`forward`]."""
+        assert self.readout is not None, "This projector has no readout of pieces."
         return self.readout.log_probabilities(self.project(*self.stack(frames, num_frames)), embeddings)
 
     def forward(
