@@ -387,7 +387,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
                 self.get_placeholder_mask(input_ids, 0)
         else:
             # Embeddings of audio stand between those of `<audio>` and `</audio>`.
-            slots = torch.eq(inputs_embeds, self.audio_boundary_embeds[0].to(inputs_embeds)).all(dim=-1)
+            slots = (cast(Any, inputs_embeds) == self.audio_boundary_embeds[0].to(inputs_embeds)).all(dim=-1)
         assert inputs_embeds is not None  # one of the two was given
         if self.training and not has_audio and adapter_names is None and torch.is_grad_enabled():
             logger.warning_once(
@@ -531,7 +531,7 @@ class AudioLlmGenerationMixin(GenerationMixin):
         elif embeds is not None:
             if audio:
                 raise ValueError("Beams and several samples need audio_embeds or features for all rows, not both.")
-            row_slots = torch.eq(input_ids, self.config.audio_token_id).sum(dim=1).tolist()
+            row_slots = (cast(Any, input_ids) == self.config.audio_token_id).sum(dim=1).tolist()
             rows = [row for row in embeds.split(row_slots) for _ in range(expand_size)]
             audio["audio_embeds"] = torch.cat(rows)
         if names is not None:
