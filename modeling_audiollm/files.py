@@ -1,5 +1,6 @@
 """Files that all commands share the handling of: written whole or not at all, journals, checksums, audio suffixes."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -136,8 +137,8 @@ class Journal:
     """
     Append-only file of JSON objects, one a line.
 
-    A last line without its end was torn by a kill or a full disk. Reading ignores it, and writing removes it first. Only
-    one process may write at a time.
+    A last line without its end was torn by a kill or a full disk. Reading ignores it, and writing removes it first.
+    Processes that write to one journal wait for each other.
 
     Args:
         path: The file. It is made, with its folder, by the first [`append`].
@@ -205,6 +206,7 @@ class Journal:
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed: what another process is writing is not torn
             _cut_torn_line(file)
             file.write(b"".join(json.dumps(entry, ensure_ascii=True).encode() + b"\n" for entry in entries))
             file.flush()

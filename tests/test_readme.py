@@ -339,7 +339,7 @@ def test_options_named_in_running_text_exist(monkeypatch: pytest.MonkeyPatch, ca
     known = set(re.findall(r"--\w+", capsys.readouterr().out))
     in_text = {name for code in re.findall(r"`([^`\n]+)`", README) for name in re.findall(r"--\w[\w-]*", code)}
     in_text = {"--" + name.removeprefix("--").replace("-", "_") for name in in_text}
-    others = {"--model", "--audio", "--help"}  # of `audiollm generate` and `evaluate`
+    others = {"--model", "--audio", "--help", "--tiny"}  # of `generate`, `evaluate` and benchmarks/gpu_check.py
     others |= {"--activation_checkpointing"} if RECOMPUTING in known else set()
     prepare = [("prepare", kind) for kind in ("librispeech", "huggingface", "folder", "synthesize")]
     for called in (*prepare, ("validate",), ("evaluate",), ("score",), ("transcribe",), ("serve",)):

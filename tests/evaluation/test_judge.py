@@ -444,7 +444,7 @@ def test_the_command_answers_judges_and_scores(server, tiny_model, tiny_processo
     capsys.readouterr()
     evaluate(tmp_path / "model", tmp_path / "run", *given)
     printed = capsys.readouterr()
-    assert "judge score" in printed.out and "answer/s" not in printed.err
+    assert "judge_score" in printed.out and "answer/s" not in printed.err
     for system in ("model", "deaf"):
         verdicts = list(read_rows(tmp_path / "run" / "judgements" / CHAT / f"{system}.jsonl"))
         assert verdicts and all(one["scores"] for one in verdicts)

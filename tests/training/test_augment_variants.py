@@ -168,9 +168,9 @@ def test_only_training_rows_are_varied(plain, corpus, tmp_path) -> None:
     held_out = ["--eval_data_path", corpus.data_path, "--eval_strategy", "epoch", "--eval_max_new_tokens", "2"]
     trainer = run([*plain, "--speed", "0.7", "1.4", *held_out])
     own = [row["audio"] for row in trainer.eval_dataset]
-    cache: FeatureCache = trainer.data_collator.cache
+    store = trainer.data_collator.cache
     assert own == [
-        [cache.key(path) for path in example.audio_paths]
+        [FeatureCache.key(store, path) for path in example.audio_paths]
         for example in read_examples(corpus.data_path, corpus.audio_dir)
     ]
     assert [row["audio"] for row in trainer.train_dataset] != own
