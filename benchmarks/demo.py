@@ -271,7 +271,7 @@ class Demo:
             rows["text"],
             list(rows["audio"]),
             QUESTION,
-            self.from_cache,
+            encoded_audio=self.from_cache,
             max_piece_seconds=MAX_PIECE_SECONDS,
         )
         columns = (rows["id"], rows["text"], report.hypotheses, report.control_hypotheses)

@@ -79,7 +79,7 @@ def main() -> None:
         examples = write_teacher_answers(model, processor, examples, file, options.max_answer_tokens, BATCH_SIZE)
     others = [example.audio_paths for example in examples]
     random.Random(0).shuffle(others)
-    decoder = WhisperDecoder(model.config.audio_model_id)
+    decoder = WhisperDecoder(str(model.config.audio_model_id))
     clips = [decoder.windows(processor.load_audio(path)) for each in examples for path in each.audio_paths]
     heard = iter(decoder.hear(clips, BATCH_SIZE))
     spoken = [Example(each.text, each.audio_paths, str(each.response)) for each in examples]
