@@ -19,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import lhotse
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -156,6 +157,12 @@ def lay_out_corpora(folder: Path, clips: list[dict]) -> None:
         {"id": 7, "audio": clip["audio"], "raw_transcription": clip["text"], "language": "German", "gender": "female"}
         for clip in clips
     ]
+    cuts = []
+    for index, clip in enumerate(clips):
+        recording = lhotse.Recording.from_file(folder / "recordings" / f"sample{index + 1}.wav")
+        said = lhotse.SupervisionSegment(recording.id, recording.id, 0.0, recording.duration, text=clip["text"])
+        cuts.append(lhotse.MonoCut(recording.id, 0.0, recording.duration, 0, [said], recording=recording))
+    lhotse.CutSet.from_cuts(cuts).to_file(folder / "cuts.jsonl.gz")
     (folder / "fleurs" / "de_de" / "train").mkdir(parents=True)
     pyarrow.parquet.write_table(
         pyarrow.Table.from_pylist(rows), folder / "fleurs" / "de_de" / "train" / "0000.parquet"
@@ -283,8 +290,8 @@ def test_audiollm_commands_run(workplace: Path, bases: list[str], monkeypatch: p
             words += FEW_ITEMS if "--tasks" in words else []
         elif "--ctc_weight" in words:
             words = [*words, "--model", str(shipped_adapter.FOLDER)]  # the workplace's has no readout of pieces
-        elif words[1] == "compare":
-            shutil.copytree(workplace / words[2], workplace / words[3])
+        elif words[1:3] == ["evaluate", "compare"]:
+            shutil.copytree(workplace / words[3], workplace / words[4])
         elif words[1] == "prepare":
             words = prepare_from_disk(words, workplace)
         monkeypatch.setattr(sys, "argv", words)

@@ -12,6 +12,7 @@ from audiollm.inference.loading import CheckpointError, load_model
 from audiollm.inference.options import LoadingArguments
 from audiollm.inference.session import Session
 from audiollm.inference.transcribing import Transcriber, TranscribingSettings
+from audiollm.modeling_audiollm import CACHE_NAME
 from tiny_models import randomise_trainables
 from torch import nn
 from transformers import StaticCache
@@ -118,7 +119,7 @@ def test_options_reach_what_transcribes(checkpoint, clip, tiny_processor, capsys
 def test_transcribing_with_a_static_cache(tiny_model, tiny_processor, clip) -> None:
     caches, texts = [], []
     tiny_model.get_decoder().register_forward_pre_hook(
-        lambda module, args, kwargs: caches.append(type(kwargs["past_key_values"])), with_kwargs=True
+        lambda module, args, kwargs: caches.append(type(kwargs.get(CACHE_NAME))), with_kwargs=True
     )
     for static in (False, True):
         caches.clear()
