@@ -243,6 +243,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"audiollm prepare {kind}: {error}")
     except KeyboardInterrupt as interrupt:
         how = "Ended" if isinstance(interrupt, TerminatedError) else "Interrupted"
+        # A progress bar that was interrupted while it was made raises in its __del__, which Python would print below.
+        sys.unraisablehook = lambda _: None
         print(f"\n{how}. What is done is kept: the same command goes on.", file=sys.stderr)
         sys.exit(exit_status(interrupt))
 
