@@ -42,7 +42,7 @@ CASES = {
     "read": ["--augment", "True", "--real_share", "0.4"],
     "instruct": ["--augment", "True"],
     "distill": ["--augment", "True", "--distill_weight", "0.5"],
-    "prefer": ["--lora_dropout_in_preference", "True"],
+    "prefer": [],
     "instruct, everything trains": ["--trainable", "all", "--lora_dropout", "0.2"],
 }
 #: Up to so long after the step that was drawn comes the kill: in its checkpoint, or in the next step.

@@ -1,28 +1,15 @@
-"""
-Checkpoints that a run can count on.
+"""Checkpoints to resume from: SIGTERM leaves one behind, half-written ones are skipped, and a folder records its stage."""
 
-Room for them is asked for at the start, a run that is told to stop (SIGTERM) leaves one behind, and a folder says
-whose checkpoints it holds.
-"""
-
-import errno
 import json
-import math
 import os
-import shutil
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from audiollm.checkpoints import is_adapter_key
-from filelock import FileLock, Timeout
-from torch import nn
 from transformers import TrainerCallback, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .arguments import TrainingError
 
@@ -32,19 +19,15 @@ TRAINER_STATE_FILE = "trainer_state.json"
 RANDOM_STATE_FILES = "rng_state*.pth"
 #: Says whose checkpoints a folder holds.
 STAGE_FILE = "stage.json"
-LOCK_FILE = ".train.lock"
-#: What Adam keeps for every weight that trains: two moments, in the weight's own precision.
-OPTIMIZER_MOMENTS = 2
-GIB = 1 << 30
 
 
 class StoppedBySignalError(Exception):
     """
-    A run was told to stop, and did, behind a checkpoint.
+    A run that SIGTERM ended, after it wrote a checkpoint.
 
     Attributes:
         step, max_steps: steps made, and steps of the whole run.
-        checkpoint: folder to go on from.
+        checkpoint: folder to resume from.
     """
 
     def __init__(self, step: int, max_steps: int, checkpoint: str):
@@ -57,10 +40,10 @@ class StoppedBySignalError(Exception):
 
 class StopOnSigterm(TrainerCallback):
     """
-    Ends a run at the end of the step in which SIGTERM came, behind a checkpoint.
+    Ends a run, with a checkpoint, at the end of the step in which SIGTERM came.
 
-    Where a cluster takes a machine back, or `timeout` ends a job, nothing is lost but the step's own seconds. With
-    several processes all stop at the same step, whichever of them heard of it.
+    transformers' own (`enable_jit_checkpoint`) may save within a step, where a resumed run would draw other numbers.
+    With several processes all stop at the same step, whichever of them got the signal.
     """
 
     def __init__(self):
@@ -70,7 +53,7 @@ class StopOnSigterm(TrainerCallback):
         self._process = None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Listens from here on; signals reach the main thread only."""
+        """Start listening; signals reach the main thread only."""
         self.requested = self._stopping = False
         if threading.current_thread() is threading.main_thread():
             self._process = os.getpid()
@@ -84,12 +67,12 @@ class StopOnSigterm(TrainerCallback):
             os.kill(os.getpid(), number)
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Asks for a checkpoint."""
+        """Ask for a checkpoint if the signal came."""
         if self._requested_anywhere(args):
             self._stopping = control.should_save = True
 
     def on_save(self, args, state, control, **kwargs):
-        """Stops, now that the checkpoint is written: evaluation and the end of the epoch are the next run's."""
+        """Stop, now that the checkpoint is written."""
         if self._stopping:
             folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
             raise StoppedBySignalError(state.global_step, state.max_steps, str(folder))
@@ -102,7 +85,7 @@ class StopOnSigterm(TrainerCallback):
         return bool(requested)
 
     def restore(self) -> None:
-        """Gives the signal back to who had it before."""
+        """Restore the previous handler."""
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
             self._previous = None
@@ -110,10 +93,10 @@ class StopOnSigterm(TrainerCallback):
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     """
-    The newest checkpoint of a run that was written to its end, or None.
+    Return the newest complete checkpoint of a run, or None.
 
-    A run killed while it wrote one leaves a folder without a readable `trainer_state.json`; that one is passed over,
-    as are those of `--save_only_model`, from which no run can go on.
+    Folders without a readable `trainer_state.json` (the run was killed while it wrote them) are skipped, and so are
+    those of `--save_only_model`.
     """
     checkpoints = []
     for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
@@ -127,81 +110,18 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
 
 
 def resumed_step(checkpoint: str | bool | None) -> int | None:
-    """The step that a run went on from, given its `resume_from_checkpoint`; None where it began at the beginning."""
+    """Return the step of a checkpoint that a run resumes from; None without one."""
     state = Path(checkpoint) / TRAINER_STATE_FILE if isinstance(checkpoint, str) else None
     return json.loads(state.read_text())["global_step"] if state is not None and state.is_file() else None
 
 
-def checkpoint_bytes(model: nn.Module, arguments: TrainingArguments) -> int:
-    """
-    What one checkpoint of a run takes: the weights that are saved and the optimizer's moments of those that train.
-
-    Args:
-        model: frozen as it will train.
-        arguments: of the run.
-    """
-    config = getattr(model, "config", None)
-    whole = config is not None and not (config.audio_model_id and config.text_model_id)
-    weights = moments = 0
-    for name, parameter in model.named_parameters():
-        size = parameter.numel() * parameter.element_size()
-        if whole or parameter.requires_grad or is_adapter_key(name):
-            weights += size
-        if parameter.requires_grad and not arguments.save_only_model:
-            moments += OPTIMIZER_MOMENTS * size
-    return weights + moments
-
-
-def checkpoints_on_disk(arguments: TrainingArguments, num_examples: int | None) -> int:
-    """
-    How many checkpoints a run has on disk at most: those that are kept, and the one being written.
-
-    Args:
-        arguments: of the run.
-        num_examples: rows of one epoch; None when they cannot be counted.
-    """
-    if arguments.save_strategy == SaveStrategy.NO:
-        return 1  # the trained weights
-    if arguments.save_total_limit is not None and arguments.save_total_limit > 0:
-        return arguments.save_total_limit + 1
-    steps = arguments.max_steps
-    if steps <= 0:
-        batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-        steps = math.ceil((num_examples or 0) / batch * arguments.num_train_epochs)
-    if arguments.save_strategy == SaveStrategy.EPOCH or arguments.save_steps < 1:
-        share = arguments.save_steps if arguments.save_steps < 1 else 1 / max(1, arguments.num_train_epochs)
-        return math.ceil(1 / share) + 1
-    return math.ceil(steps / arguments.save_steps) + 1
-
-
-def check_disk_space(model: nn.Module, arguments: TrainingArguments, num_examples: int | None = None) -> None:
-    """
-    Refuses a run whose checkpoints do not fit on the disk, before anything is computed.
-
-    Raises:
-        OSError: of kind ENOSPC; says what is free and what is needed.
-    """
-    folder = Path(str(arguments.output_dir))
-    each, count = checkpoint_bytes(model, arguments), checkpoints_on_disk(arguments, num_examples)
-    # Those that an earlier run left will be gone on from, and then rotated away.
-    present = sum(file.stat().st_size for file in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/*") if file.is_file())
-    needed, free = max(0, each * count - present), shutil.disk_usage(folder).free
-    if needed > free:
-        raise OSError(
-            errno.ENOSPC,
-            f"--output_dir {folder} has {free / GIB:.3g} GiB free, but this run needs {needed / GIB:.3g} GiB: "
-            f"{count} checkpoints of {each / GIB:.3g} GiB, of which the oldest is removed when the newest is written. "
-            "Make room, choose another folder, or lower --save_total_limit",
-        )
-
-
 def claim_folder(output_dir: str | Path, identity: dict[str, str]) -> None:
     """
-    Writes down whose checkpoints a folder will hold.
+    Record which run a folder's checkpoints belong to.
 
     Args:
         output_dir: folder of the run.
-        identity: what a run that goes on must share with the one that was cut off, such as its stage.
+        identity: options that a resumed run must share, such as the stage.
 
     Raises:
         TrainingError: it holds checkpoints of a run with another identity.
@@ -217,27 +137,6 @@ def claim_folder(output_dir: str | Path, identity: dict[str, str]) -> None:
             "Give it another folder; --model_path goes on from what the other run learned."
         )
     file.write_text(json.dumps(identity, indent=1) + "\n")
-
-
-@contextmanager
-def held(arguments: TrainingArguments) -> Iterator[None]:
-    """
-    Keeps other runs out of a run's folder while it lasts; the process that writes checkpoints holds it for all.
-
-    Raises:
-        TrainingError: another run is in it.
-    """
-    if not arguments.should_save:
-        yield
-        return
-    folder = Path(str(arguments.output_dir))
-    try:
-        with FileLock(folder / LOCK_FILE, timeout=0):
-            yield
-    except Timeout:
-        raise TrainingError(
-            f"Another run trains into --output_dir {folder}; wait for it to end, or give another folder."
-        ) from None
 
 
 def _described(identity: dict[str, str]) -> str:

@@ -21,7 +21,7 @@ from .arguments import (
     set_trainable,
     trains,
 )
-from .checkpointing import check_disk_space, claim_folder
+from .checkpointing import claim_folder
 from .feature_cache import FeatureCache
 from .sharding import asks_for_fsdp
 
@@ -112,7 +112,6 @@ def prepare(
     data_arguments: DataArguments,
     training_arguments: AudioLlmTrainingArguments,
     stage: str,
-    num_examples: int | None,
 ) -> Prepared:
     """
     Loads what a stage trains, and makes sure of the output folder before anything is computed.
@@ -120,10 +119,8 @@ def prepare(
     Args:
         model_arguments, data_arguments, training_arguments: the command's.
         stage: its name.
-        num_examples: rows to train on; None when they cannot be counted.
 
     Raises:
-        OSError: the checkpoints do not fit on the disk.
         TrainingError: the folder holds checkpoints of another stage.
     """
     set_seed(training_arguments.seed)
@@ -143,7 +140,6 @@ def prepare(
     set_trainable(model, trainable)
     if training_arguments.should_save:
         model.print_trainable_parameters()
-        check_disk_space(model, training_arguments, num_examples)
         claim_folder(training_arguments.output_dir, {"stage": stage, "trainable": trainable})
     cache = None
     if trains(trainable, "audio"):

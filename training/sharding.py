@@ -1,8 +1,7 @@
 """
-Training over several processes: what the Trainer and accelerate need to know of a small adapter on large frozen bases.
+Training in several processes, through accelerate; configurations for `accelerate launch` are in `training/distributed/`.
 
-Sharded training (FSDP2) wraps the language model's own layers, leaves the frozen audio tower whole, and saves what was
-trained alone. All of it goes through accelerate; configurations for `accelerate launch` are in `training/distributed/`.
+FSDP2 shards the language model's layers, leaves the frozen audio tower whole, and saves trained weights only.
 """
 
 import os
@@ -23,54 +22,48 @@ FSDP_VARIABLE, FSDP_VERSION_VARIABLE = "ACCELERATE_USE_FSDP", "FSDP_VERSION"
 EFFICIENT_LOADING_VARIABLE = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 DEEPSPEED_VARIABLE, ZERO_STAGE_VARIABLE = "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_DEEPSPEED_ZERO_STAGE"
 FSDP_VERSION = 2
-#: Its model is a projector, which it reads outside of any forward as well.
-UNSHARDED_STAGE = "align"
+#: Align reads the projector outside of any forward; prefer runs the model before it is sharded.
+UNSHARDED_STAGES = ("align", "prefer")
 MAX_ZERO_STAGE = 2
 AUDIO_TOWER = "model.audio_tower"
 
 
 def asks_for_fsdp(arguments: TrainingArguments) -> bool:
-    """Whether `accelerate launch` or the command's `--fsdp` asks for sharding."""
+    """Return whether `accelerate launch` or `--fsdp` asks for sharding."""
     return bool(arguments.fsdp) or os.environ.get(FSDP_VARIABLE, "false").lower() == "true"
 
 
 def check_distributed(arguments: TrainingArguments, stage: str | None = None) -> None:
     """
-    Refuses kinds of sharding that an adapter on frozen bases cannot be trained under.
+    Refuse kinds of sharding that an adapter on frozen bases cannot be trained under.
 
     Raises:
-        ValueError: FSDP1, loading in one process only, or DeepSpeed's ZeRO-3 is asked for; or FSDP of the projector
-            alone, in stage align.
+        ValueError: FSDP1, loading in one process only, or DeepSpeed's ZeRO-3 is asked for; or FSDP in a stage that does
+            not shard.
     """
     if asks_for_fsdp(arguments):
-        if stage == UNSHARDED_STAGE:
-            raise ValueError(
-                f"--stage {stage} trains the projector alone, which is too small to be sharded by FSDP. Run it in one "
-                "process, or under DDP (training/distributed/ddp.yaml)."
-            )
         chosen = arguments.fsdp_plugin_args or {}
         version = int(chosen.get("fsdp_version", os.environ.get(FSDP_VERSION_VARIABLE, "1")))
+        loads_once = str(chosen.get("cpu_ram_efficient_loading", os.environ.get(EFFICIENT_LOADING_VARIABLE, "false")))
+        if stage in UNSHARDED_STAGES:
+            raise ValueError(
+                f"--stage {stage} is not sharded by FSDP. Run it under DDP (training/distributed/ddp.yaml)."
+            )
         if version != FSDP_VERSION:
             raise ValueError(
-                f"FSDP {version} is asked for, but it cannot shard layers of which only LoRA trains. Set "
-                f"fsdp_version: {FSDP_VERSION}, as training/distributed/fsdp2.yaml does."
+                f"FSDP {version} cannot shard layers of which only LoRA trains. Set fsdp_version: {FSDP_VERSION}."
             )
-        loads_once = str(chosen.get("cpu_ram_efficient_loading", os.environ.get(EFFICIENT_LOADING_VARIABLE, "false")))
         if loads_once.lower() == "true":
-            raise ValueError(
-                "fsdp_cpu_ram_efficient_loading is not supported: an adapter is completed with its bases in every "
-                "process. Set it to false."
-            )
+            raise ValueError("fsdp_cpu_ram_efficient_loading is not supported; set it to false.")
     if zero_stage(arguments) > MAX_ZERO_STAGE:
         raise ValueError(
-            "DeepSpeed's ZeRO-3 is not supported: LoRA's weights are read outside of their own layers' forward, where "
-            "ZeRO-3 does not gather them. Use ZeRO-2 (training/distributed/deepspeed_zero2.yaml), or, for a base that "
-            "does not fit on one GPU, FSDP2 (training/distributed/fsdp2.yaml)."
+            "DeepSpeed's ZeRO-3 is not supported: LoRA is computed outside of its own layers' forward. Use ZeRO-2 or FSDP2 "
+            "(training/distributed/)."
         )
 
 
 def zero_stage(arguments: TrainingArguments) -> int:
-    """The stage of DeepSpeed's ZeRO that is asked for; 0 without DeepSpeed."""
+    """Return the stage of DeepSpeed's ZeRO that is asked for; 0 without DeepSpeed."""
     if getattr(arguments, "hf_deepspeed_config", None) is not None:
         stage = arguments.hf_deepspeed_config.get_value("zero_optimization.stage", 0)
     elif os.environ.get(DEEPSPEED_VARIABLE, "false").lower() == "true":
@@ -81,46 +74,20 @@ def zero_stage(arguments: TrainingArguments) -> int:
 
 
 def trained_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """
-    What a model trains, whole, on the CPU.
-
-    Where it is sharded, every process has to call this.
-    """
-    return {name: _whole(value) for name, value in model.named_parameters() if _is_saved(name, value)}
-
-
-def _is_saved(name: str, parameter: torch.Tensor) -> bool:
-    """Whether a checkpoint holds a weight: what trains, and the whole adapter even where some of it does not."""
-    return parameter.requires_grad or is_adapter_key(name)
-
-
-def _whole(parameter: torch.Tensor) -> torch.Tensor:
-    value = parameter.detach()
-    return (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
+    """Return trained weights and the adapter, gathered on the CPU; all processes of a sharded model must call this."""
+    saved = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad or is_adapter_key(n)}
+    return {n: (p.full_tensor() if isinstance(p, DTensor) else p).cpu() for n, p in saved.items()}
 
 
 def decoder_layer_names(model: PreTrainedModel) -> list[str]:
-    """Class names of the language model's decoder layers, which are sharded one by one."""
+    """Return the class names of the decoder layers, which are sharded one by one."""
     language_model = model.get_submodule("model.language_model")
     return sorted(getattr(language_model, "_no_split_modules", None) or [])
 
 
 def load_trained(model: torch.nn.Module, folder: str) -> None:
-    """
-    Gives a sharded model the trained weights of a checkpoint folder.
-
-    Raises:
-        ValueError: the folder's weights are not those that this model trains.
-    """
+    """Load the trained weights of a checkpoint folder into a sharded model."""
     state: dict[str, Any] = load_file(Path(folder) / SAFE_WEIGHTS_NAME)
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    known = {name for name, parameter in model.named_parameters() if _is_saved(name, parameter)}
-    if not trained <= state.keys() <= known:
-        differ = sorted((trained - state.keys()) | (state.keys() - known))
-        raise ValueError(
-            f"{folder} holds {len(state)} trained weights and this run trains {len(trained)}; they differ in "
-            f"{differ[:3]}. Resume with the options that the checkpoint was made with."
-        )
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()  # an evaluation leaves the outermost weights whole, and loading would not reach the shards

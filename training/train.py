@@ -7,6 +7,7 @@
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,13 +34,13 @@ from .arguments import (
     check_arguments,
 )
 from .augment import FeatureAugmentation
-from .checkpointing import StoppedBySignalError, held, last_complete_checkpoint, resumed_step
+from .checkpointing import StoppedBySignalError, last_complete_checkpoint, resumed_step
 from .command_line import parse_arguments
 from .dataset import BatchAugmentation
 from .encoding import ExampleEncoder
 from .evaluating import EvaluationError, early_stopping, listening_evaluation
 from .instruct import InstructData, open_training_data
-from .packing import BatchPacking, check_packing, uses_flash
+from .packing import pack_batch, uses_flash
 from .preparing import Prepared, prepare
 from .read import save_bank
 from .run_record import RunClock, describe_drift, drift, record_run, text_logits
@@ -113,13 +114,7 @@ def train(
     read, build = LANGUAGE_MODEL_STAGES[stage]
     examples, held_out = read(data_arguments, own_arguments)
 
-    prepared = prepare(
-        model_arguments,
-        data_arguments,
-        training_arguments,
-        stage,
-        None if data_arguments.streaming else len(examples),
-    )
+    prepared = prepare(model_arguments, data_arguments, training_arguments, stage)
     augmentation = batch_augmentation(prepared.processor) if data_arguments.augment else None
     trainer = build(
         prepared,
@@ -131,8 +126,7 @@ def train(
     )
     trainer.augmentation = augmentation
     if training_arguments.packing:
-        check_packing(trainer.model)
-        trainer.augmentation = BatchPacking(augmentation, uses_flash(trainer.model))
+        trainer.pack = partial(pack_batch, flash=uses_flash(trainer.model))
     variants = waveform_variants(data_arguments, training_arguments, prepared, examples)
     if variants is not None:
         trainer.train_dataset, choice = variants.dataset(trainer.train_dataset, training_arguments.seed)
@@ -188,7 +182,7 @@ def run_align(
     check_arguments(model_arguments, data_arguments, training_arguments, "align")
     sources = open_training_data(data_arguments).sources
     clips = TranscribedClips(sources, own_arguments.transcript_normaliser)
-    prepared = prepare(model_arguments, data_arguments, training_arguments, "align", len(clips))
+    prepared = prepare(model_arguments, data_arguments, training_arguments, "align")
     assert prepared.cache is not None  # check_arguments has seen to it
     before = text_logits(prepared.model, prepared.processor.tokenizer)
     encoder = ExampleEncoder(prepared.processor, prepared.cache)
@@ -256,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"audiollm train: {error}")
     try:
         output = str(parsed[2].output_dir)
-        with ended_by_signals((signal.SIGINT,)), naming_the_disk(output, DISK_ADVICE), held(parsed[2]):
+        with ended_by_signals((signal.SIGINT,)), naming_the_disk(output, DISK_ADVICE):
             run_stage(*parsed)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             # Together, and before the interpreter ends: threads of the group that outlive it abort their process, and

@@ -101,6 +101,8 @@ class ResumableTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.augmentation = augmentation
         self.more_metrics = more_metrics
+        #: Joins the rows of each training batch, such as [`pack_batch`].
+        self.pack: Callable[[dict], dict] | None = None
         self.stop_on_sigterm = StopOnSigterm()
         self.add_callback(self.stop_on_sigterm)
 
@@ -142,8 +144,9 @@ class ResumableTrainer(Trainer):
         return super().training_step(model, self.vary(inputs), num_items_in_batch)
 
     def vary(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A training batch as the augmentation leaves it."""
-        return batch if self.augmentation is None else self.augmentation(batch)
+        """Return a training batch, augmented and packed."""
+        batch = batch if self.augmentation is None else self.augmentation(batch)
+        return batch if self.pack is None else self.pack(batch)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """The Trainer's; what is trained after it is what would have been trained without it."""

@@ -1,6 +1,5 @@
 """Stages as a user runs them: what trains, what is saved, what becomes of answers to text, and how a run ends."""
 
-import errno
 import hashlib
 import json
 import os
@@ -8,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import namedtuple
 from pathlib import Path
 
 import datasets
@@ -16,15 +14,8 @@ import pytest
 import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.checkpoints import is_adapter_key
-from audiollm.training import checkpointing
-from audiollm.training.arguments import NEVER_TRAINED, TRAINABLE, AudioLlmTrainingArguments, part_of, set_trainable
-from audiollm.training.checkpointing import (
-    GIB,
-    StoppedBySignalError,
-    checkpoint_bytes,
-    checkpoints_on_disk,
-    last_complete_checkpoint,
-)
+from audiollm.training.arguments import NEVER_TRAINED, TRAINABLE, part_of, set_trainable
+from audiollm.training.checkpointing import StoppedBySignalError, last_complete_checkpoint
 from audiollm.training.run_record import PROBES, describe_drift, drift, text_logits
 from audiollm.training.train import main, parse_arguments, run_stage
 from safetensors.torch import load_file
@@ -288,51 +279,7 @@ def test_a_folder_with_checkpoints_of_another_stage_is_refused(options, tmp_path
     assert "this run is --stage instruct, --trainable projector" in message
 
 
-# ---------------------------------------------------------------------------------------- room on the disk, and SIGTERM
-
-
-def disk_with(free: int):
-    return namedtuple("Usage", "total used free")(10 * free, 9 * free, free)
-
-
-def test_a_disk_that_cannot_hold_the_checkpoints_is_refused_with_figures(options, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(checkpointing.shutil, "disk_usage", lambda folder: disk_with(free=1000))
-    message = refused(options("instruct"), capsys)
-    assert f"has {1000 / GIB:.3g} GiB free, but this run needs" in message and "3 checkpoints of" in message
-    assert "--save_total_limit" in message and "Encoding audio" not in capsys.readouterr().err
-
-
-def test_what_checkpoints_take_is_known_beforehand(options, tiny_model, tmp_path, monkeypatch) -> None:
-    trainer = run(options("instruct", "--save_steps=1", "--save_total_limit=9", "--lora_rank=16"))
-    expected = checkpoint_bytes(trainer.model, trainer.args)
-    parts = ("model.safetensors", "optimizer.pt")
-    actual = sum((tmp_path / "instruct" / "checkpoint-2" / part).stat().st_size for part in parts)
-    assert expected == 3 * sum(4 * p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    assert expected < actual < 1.5 * expected  # names and headers, which weigh in a tiny model
-    # What the run itself left does not count against it: it will be replaced.
-    needed = checkpoints_on_disk(trainer.args, 10) * expected
-    present = sum(f.stat().st_size for f in (tmp_path / "instruct").glob("checkpoint-*/*"))
-    monkeypatch.setattr(checkpointing.shutil, "disk_usage", lambda folder: disk_with(needed - present))
-    checkpointing.check_disk_space(trainer.model, trainer.args, 10)
-    monkeypatch.setattr(checkpointing.shutil, "disk_usage", lambda folder: disk_with(needed - present - 1))
-    with pytest.raises(OSError) as caught:
-        checkpointing.check_disk_space(trainer.model, trainer.args, 10)
-    assert caught.value.errno == errno.ENOSPC
-
-
-@pytest.mark.parametrize(
-    ("given", "count"),
-    [
-        ({"save_total_limit": 2}, 3),
-        ({"save_total_limit": None, "max_steps": 10, "save_steps": 4}, 4),
-        ({"save_total_limit": None, "num_epochs": 2, "batch_size": 5, "save_steps": 2}, 3),
-        ({"save_total_limit": None, "num_epochs": 3, "save_strategy": "epoch"}, 4),
-        ({"save_total_limit": None, "save_steps": 0.25}, 5),
-        ({"save_strategy": "no"}, 1),
-    ],
-)
-def test_how_many_checkpoints_a_run_has_at_most(given: dict, count: int, tmp_path) -> None:
-    assert checkpoints_on_disk(AudioLlmTrainingArguments(output_dir=str(tmp_path), **given), num_examples=10) == count
+# ----------------------------------------------------------------------------------------------------------- SIGTERM
 
 
 class SendSigterm(TrainerCallback):
