@@ -68,6 +68,18 @@ class PieceReadout(nn.Module):
             self._table = key, (common, pieces, directions)
         return self._table[1]
 
+    def queries(self, projected: torch.Tensor, common: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Return queries `(..., hidden)`, whose products with the pieces' directions are the logits, and the blank's logits `(...)`.
+
+        Args:
+            projected: slots, `(..., hidden)`.
+            common: what the embeddings have in common; with the directions, it is part of [`table`].
+        """
+        queries = nn.functional.normalize(projected.float(), dim=-1) * self.log_scale.exp()
+        blank = (queries * nn.functional.normalize(self.blank - common, dim=0)).sum(dim=-1)
+        return queries, blank + self.blank_bias
+
     def log_probabilities(self, projected: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
         """
         Log-probabilities `(..., 1 + pieces)` of projected slots `(..., hidden)`: the blank, then the lexicon by id.
@@ -76,11 +88,8 @@ class PieceReadout(nn.Module):
             embeddings: the language model's, `(vocab_size, hidden)`.
         """
         common, _, directions = self.table(embeddings)
-        slots = nn.functional.normalize(projected.float(), dim=-1)
-        scale = self.log_scale.exp()
-        blank = (slots * nn.functional.normalize(self.blank - common, dim=0)).sum(dim=-1, keepdim=True)
-        pieces = (slots @ directions.T).float()
-        return torch.cat([blank * scale + self.blank_bias, pieces * scale], dim=-1).log_softmax(dim=-1)
+        queries, blank = self.queries(projected, common)
+        return torch.cat([blank[..., None], (queries @ directions.T).float()], dim=-1).log_softmax(dim=-1)
 
     def forward(self, projected: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
         """Audio tokens `(..., hidden)` of projected slots `(..., hidden)`; see [`log_probabilities`]."""

@@ -25,6 +25,7 @@ from transformers import TrainerCallback, TrainingArguments
 from .arguments import TrainingError
 from .augment import FeatureAugmentation
 from .checkpointing import last_complete_checkpoint
+from .ctc_loss import PieceCtcLoss
 from .dataset import cached_windows, pad_windows
 from .feature_cache import FeatureCache, FeatureStore
 from .trainer import ResumableTrainer
@@ -108,18 +109,23 @@ class CtcAligner(nn.Module):
         CTC loss per word piece.
 
         Args:
-            targets: classes of all clips one after the other, `(total_pieces,)`; the blank is 0.
+            targets: classes `(clips, max_pieces)`, padded with the blank, 0.
             target_lengths: `(clips,)`; a clip is one window here.
         """
-        log_probabilities, slots = self.scores(encoded_audio, encoded_audio_lengths)
-        loss = nn.functional.ctc_loss(
-            log_probabilities.transpose(0, 1),
+        common, _, directions = self.readout.table(self.embeddings)
+        stacked, mask = self.projector.stack(encoded_audio.float(), encoded_audio_lengths)
+        projected = stacked.new_zeros(*mask.shape, len(common))
+        projected[mask] = (self.projector.project(stacked, mask) - self.offset).float()
+        queries, blank_logits = self.readout.queries(projected, common)
+        if torch.is_autocast_enabled(queries.device.type):
+            directions = directions.to(torch.get_autocast_dtype(queries.device.type))
+        loss = PieceCtcLoss.apply(
+            queries,
+            blank_logits,
+            directions,
+            slot_counts(encoded_audio_lengths, self.projector.stack_factor),
             targets,
-            slots,
             target_lengths,
-            blank=BLANK,
-            reduction="sum",
-            zero_infinity=True,
         )
         return {"loss": loss / target_lengths.sum().clamp(min=1)}
 
@@ -260,7 +266,9 @@ class AlignmentCollator:
         """Inputs of [`CtcAligner.forward`]."""
         return {
             **pad_windows([self.cache.load(row["audio"])[0].float() for row in rows]),
-            "targets": torch.tensor([piece for row in rows for piece in row["targets"]], dtype=torch.long),
+            "targets": nn.utils.rnn.pad_sequence(
+                [torch.tensor(row["targets"], dtype=torch.long) for row in rows], batch_first=True
+            ),
             "target_lengths": torch.tensor([len(row["targets"]) for row in rows]),
         }
 
