@@ -15,13 +15,10 @@ SUPPORTED_AUDIO_MODEL_TYPES = ("whisper", "wav2vec2-bert")
 MAX_ENCODER_FRAMES = 1500
 #: What a checkpoint folder's safetensors hold: only what was trained, everything, or everything with LoRA folded in.
 WEIGHT_FORMATS = ("adapter", "full", "merged")
-BASE_ROLES = ("audio", "text")
 DEFAULT_ADAPTER_NAME = "speech"
 DEFAULT_LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 #: `<audio>`, the slot and `</audio>` follow each other directly after the base vocabulary.
 NUM_AUDIO_TOKENS = 3
-
-MAX_SHOWN_CHARACTERS = 200
 
 _ADAPTER_FIELDS = ("rank", "alpha", "dropout", "target_modules")
 
@@ -130,8 +127,6 @@ class AudioLlmConfig(PretrainedConfig):
         self.text_model_id = text_model_id
         self.audio_model_revision = audio_model_revision
         self.text_model_revision = text_model_revision
-        if not isinstance(base_fingerprint, (dict, type(None))):
-            raise ValueError(f"base_fingerprint is {shown(base_fingerprint)}; expected a dict of texts.")
         self.base_fingerprint = dict(base_fingerprint or {})
         self.weight_format = weight_format
 
@@ -150,13 +145,13 @@ class AudioLlmConfig(PretrainedConfig):
         self.lora_rank = lora_rank
         self.lora_alpha = lora_alpha
         self.lora_dropout = lora_dropout
-        if not isinstance(lora_target_modules, (list, tuple, type(None))):
-            raise ValueError(f"lora_target_modules is {shown(lora_target_modules)}; expected a list of module names.")
+        if isinstance(lora_target_modules, str):
+            raise ValueError(f"lora_target_modules is {lora_target_modules!r}; expected a list of module names.")
         self.lora_target_modules = list(DEFAULT_LORA_TARGETS if lora_target_modules is None else lora_target_modules)
         if lora_adapters is None:
             lora_adapters = {DEFAULT_ADAPTER_NAME: {}} if lora_rank != 0 else {}
-        if not isinstance(lora_adapters, dict) or not all(isinstance(each, dict) for each in lora_adapters.values()):
-            raise ValueError(f"lora_adapters is {shown(lora_adapters)}; expected a dict of names and their overrides.")
+        if not isinstance(lora_adapters, dict):
+            raise ValueError(f"lora_adapters is {lora_adapters!r}; expected a dict of names and their overrides.")
         self.lora_adapters = {name: dict(fields) for name, fields in lora_adapters.items()}
 
         first_free_id = self.text_config.vocab_size
@@ -176,7 +171,7 @@ class AudioLlmConfig(PretrainedConfig):
         self._validate_fields()
 
     def adapter_settings(self, name: str) -> dict[str, Any]:
-        """Rank, alpha, dropout and target modules of the adapter `name`, its overrides applied over the defaults."""
+        """Return rank, alpha, dropout and target modules of the adapter `name`, its overrides applied over the defaults."""
         settings = {
             "rank": self.lora_rank,
             "alpha": self.lora_alpha,
@@ -214,69 +209,62 @@ class AudioLlmConfig(PretrainedConfig):
             )
 
     def _validate_fields(self) -> None:
-        for name in ("audio_model_id", "text_model_id", "audio_model_revision", "text_model_revision"):
-            require_text(name, getattr(self, name))
-        for role, value in self.base_fingerprint.items():
-            require_text(f"base_fingerprint[{shown(role)}]", value)
-            require_choice("a key of base_fingerprint", role, BASE_ROLES)
-        for name in ("projector_pre_norm", "projector_mid_norm"):
-            require_flag(name, getattr(self, name))
-        require_choice("projector_type", self.projector_type, PROJECTOR_TYPES)
-        require_choice("projector_activation", self.projector_activation, PROJECTOR_ACTIVATIONS)
-        require_choice("projector_readout", self.projector_readout, PROJECTOR_READOUTS)
-        if self.weight_format is not None:
-            require_choice("weight_format", self.weight_format, WEIGHT_FORMATS)
+        _require_choice("projector_type", self.projector_type, PROJECTOR_TYPES)
+        _require_choice("projector_activation", self.projector_activation, PROJECTOR_ACTIVATIONS)
+        _require_choice("projector_readout", self.projector_readout, PROJECTOR_READOUTS)
+        _require_choice("weight_format", self.weight_format, (*WEIGHT_FORMATS, None))
         is_whisper = self.audio_config.model_type == "whisper"
         frames = self.audio_config.max_source_positions if is_whisper else MAX_ENCODER_FRAMES
-        require_integer("stack_factor", self.stack_factor, at_least=1, at_most=frames)
-        require_integer("projector_hidden_size", self.projector_hidden_size, at_least=1)
+        _require_integer("stack_factor", self.stack_factor, at_least=1)
+        if self.stack_factor > frames:
+            raise ValueError(
+                f"stack_factor is {self.stack_factor}; expected at most {frames}, the frames of a window."
+            )
+        _require_integer("projector_hidden_size", self.projector_hidden_size, at_least=1)
         if self.projector_type == "swiglu" and self.projector_hidden_size % 2:
             raise ValueError(
                 f"projector_hidden_size is {self.projector_hidden_size}, but a 'swiglu' projector gates one half of it "
                 "with the other: give an even number."
             )
-        require_integer("projector_context_layers", self.projector_context_layers, at_least=0)
-        require_number("projector_norm_eps", self.projector_norm_eps, above=0.0)
+        _require_integer("projector_context_layers", self.projector_context_layers, at_least=0)
+        _require("projector_norm_eps", self.projector_norm_eps, self.projector_norm_eps > 0, "a number above 0")
         self._validate_lora()
-        self._validate_token_ids()
-
-    def _validate_lora(self) -> None:
-        require_integer("lora_rank", self.lora_rank, at_least=0)
-        if self.lora_rank == 0 and any("rank" not in fields for fields in self.lora_adapters.values()):
-            raise ValueError(
-                f"lora_rank is 0 (no LoRA) but lora_adapters names {sorted(self.lora_adapters)}: give each a rank of "
-                "its own, a lora_rank above 0, or no adapters."
-            )
-        for name, fields in self.lora_adapters.items():
-            # It becomes part of weights' names, and of folders'.
-            if not isinstance(name, str) or not name.isidentifier() or name.startswith("__"):
-                raise ValueError(
-                    f"lora_adapters: {shown(name)} is not a usable name; use letters, digits and underscores."
-                )
-            unknown = sorted(map(str, set(fields) - set(_ADAPTER_FIELDS)))
-            if unknown:
-                raise ValueError(f"lora_adapters[{name!r}] has unknown fields {unknown}; allowed: {_ADAPTER_FIELDS}.")
-            settings = self.adapter_settings(name)
-            where = f"lora_adapters[{name!r}]" if fields else "lora"
-            require_integer(f"{where} rank", settings["rank"], at_least=1)
-            require_number(f"{where} alpha", settings["alpha"], above=0.0)
-            require_number(f"{where} dropout", settings["dropout"], at_least=0.0, below=1.0)
-            require_texts(f"{where} target_modules", settings["target_modules"])
-
-    def _validate_token_ids(self) -> None:
         ids = {
             "audio_begin_token_id": self.audio_begin_token_id,
             "audio_token_id": self.audio_token_id,
             "audio_end_token_id": self.audio_end_token_id,
         }
         for name, value in ids.items():
-            require_integer(name, value, at_least=self.text_config.vocab_size)
+            _require_integer(name, value, at_least=self.text_config.vocab_size)
         if len(set(ids.values())) != NUM_AUDIO_TOKENS:
             raise ValueError(f"The audio token ids must differ from each other, got {ids}.")
 
+    def _validate_lora(self) -> None:
+        _require_integer("lora_rank", self.lora_rank, at_least=0)
+        if self.lora_rank == 0 and any("rank" not in fields for fields in self.lora_adapters.values()):
+            raise ValueError(
+                f"lora_rank is 0 (no LoRA) but lora_adapters names {sorted(self.lora_adapters)}: give each a rank of "
+                "its own, a lora_rank above 0, or no adapters."
+            )
+        for name, fields in self.lora_adapters.items():
+            if not name.isidentifier():  # it becomes part of weights' names
+                raise ValueError(f"lora_adapters: {name!r} is not a usable name; use letters, digits and underscores.")
+            unknown = sorted(set(fields) - set(_ADAPTER_FIELDS))
+            if unknown:
+                raise ValueError(f"lora_adapters[{name!r}] has unknown fields {unknown}; allowed: {_ADAPTER_FIELDS}.")
+            settings = self.adapter_settings(name)
+            where = f"lora_adapters[{name!r}]" if fields else "lora"
+            _require_integer(f"{where} rank", settings["rank"], at_least=1)
+            alpha, dropout = settings["alpha"], settings["dropout"]
+            _require(f"{where} alpha", alpha, isinstance(alpha, (int, float)) and alpha > 0, "a number above 0")
+            _require(f"{where} dropout", dropout, 0 <= dropout < 1, "a number from 0 to below 1")
+            targets = settings["target_modules"]
+            are_names = bool(targets) and all(isinstance(target, str) for target in targets)
+            _require(f"{where} target_modules", targets, are_names, "a non-empty list of module names")
+
 
 def _sub_config(field: str, value: Any, default_model_type: str) -> PretrainedConfig:
-    """A sub-configuration from `None` (defaults), a dict with `model_type`, or a configuration object."""
+    """Return a sub-configuration from `None` (defaults), a dict with `model_type`, or a configuration object."""
     if value is None:
         return AutoConfig.for_model(default_model_type)
     if isinstance(value, dict):
@@ -284,61 +272,25 @@ def _sub_config(field: str, value: Any, default_model_type: str) -> PretrainedCo
         model_type = fields.pop("model_type", default_model_type)
         try:
             return AutoConfig.for_model(model_type, **fields)
-        except Exception as error:  # of any kind, by the model type and the field
-            raise ValueError(f"{field} is no configuration of the type {shown(model_type)}: {error}") from error
+        except Exception as error:  # transformers' own kinds
+            raise ValueError(f"{field} is no configuration of the type {model_type!r}: {error}") from error
     if not hasattr(value, "model_type"):
         raise ValueError(f"{field} must be a dict or a configuration object, got {type(value).__name__}.")
     return value
 
 
-# ---- what a field may hold; errors name the field, the value and what is allowed -------------------------------------
+def _require(name: str, value: Any, is_valid: bool, expected: str) -> None:
+    if not is_valid:
+        raise ValueError(f"{name} is {value!r}; expected {expected}.")
 
 
-def shown(value: Any) -> str:
-    """A value in an error, however long it is."""
-    text = str(value) if isinstance(value, int) and abs(value) >= 1 << 64 else repr(value)
-    return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}…"
+def _require_choice(name: str, value: Any, choices: tuple[str | None, ...]) -> None:
+    _require(name, value, value in choices, f"one of {choices}")
 
 
-def require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} is {shown(value)}; expected one of {choices}.")
-
-
-def require_flag(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} is {shown(value)}; expected True or False.")
-
-
-def require_text(name: str, value: Any) -> None:
-    if value is not None and (not isinstance(value, str) or not value.isprintable()):
-        raise ValueError(f"{name} is {shown(value)}; expected text on one line, or None.")
-
-
-def require_texts(name: str, value: Any) -> None:
-    """A non-empty list of texts that are not empty."""
-    valid = isinstance(value, (list, tuple)) and len(value) > 0
-    if not (valid and all(isinstance(each, str) and each and each.isprintable() for each in value)):
-        raise ValueError(f"{name} is {shown(value)}; expected a non-empty list of module names.")
-
-
-def require_integer(name: str, value: Any, at_least: int, at_most: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ValueError(f"{name} is {shown(value)}; expected an integer of at least {at_least}.")
-    if at_most is not None and value > at_most:
-        raise ValueError(f"{name} is {shown(value)}; expected at most {at_most}.")
-
-
-def require_number(
-    name: str, value: Any, above: float | None = None, at_least: float | None = None, below: float | None = None
-) -> None:
-    """A finite number within the bounds."""
-    bounds = {"above": above, "at least": at_least, "below": below}
-    expected = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
-    valid = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
-    valid = valid and (above is None or value > above) and (at_least is None or value >= at_least)
-    if not (valid and (below is None or value < below)):
-        raise ValueError(f"{name} is {shown(value)}; expected a number {expected}.")
+def _require_integer(name: str, value: Any, at_least: int) -> None:
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    _require(name, value, is_integer and value >= at_least, f"an integer of at least {at_least}")
 
 
 __all__ = ["AudioLlmConfig"]

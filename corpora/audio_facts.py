@@ -1,7 +1,7 @@
 """
 Measurements of one recording, taken block by block, so that ten hours need no more memory than ten seconds.
 
-It reads the same files as `load_waveform`, and refuses the same ones.
+It reads the same files as `load_waveform`, and refuses the same ones, and those whose end is missing.
 """
 
 import hashlib
@@ -23,6 +23,8 @@ from audiollm.processing.audio import (
     decoded_blocks,
     read_bytes,
 )
+
+from .cut_off import is_cut_off
 
 #: A sample from here on counts as full scale; the largest of 16 bits is 0.99997, of 8 bits 0.992.
 FULL_SCALE = 0.992
@@ -80,7 +82,7 @@ def measure(recording: Any, max_seconds: float) -> AudioFacts:
     except _UnreadableError as error:
         return AudioFacts(*error.args)
     except UndecodableError as error:
-        return AudioFacts("cut_off" if error.is_cut_off else "undecodable", str(error), error.seconds)
+        return AudioFacts("undecodable", str(error), error.seconds)
     except FileNotFoundError:
         return AudioFacts("missing_file", "the file does not exist")
     except (OSError, ValueError, OverflowError) as error:  # AudioError of a URL is a ValueError
@@ -114,10 +116,10 @@ def _opened(recording: Any) -> Iterator[tuple[BinaryIO, Any]]:
 
 def _measure(file: BinaryIO, data: Any, max_seconds: float) -> AudioFacts:
     frames = channels = rate = clipped = 0
-    peak = total = squares = declared_s = 0.0
+    peak = total = squares = declared_s = stated_s = 0.0
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    for block in decoded_blocks(file, data):
-        samples, rate = block.samples, block.rate
+    for block in decoded_blocks(file):
+        samples, rate, stated_s = block.samples, block.rate, block.declared_s
         finite = np.isfinite(samples).all(axis=1)
         if not finite.all():
             bad = frames + int(np.flatnonzero(~finite)[0])
@@ -133,6 +135,9 @@ def _measure(file: BinaryIO, data: Any, max_seconds: float) -> AudioFacts:
         if rate and frames / rate > max_seconds:
             declared_s = max(block.declared_s, frames / rate)
             break
+    seconds = frames / rate if rate else 0.0
+    if not declared_s and is_cut_off(data, seconds, stated_s):
+        raise _UnreadableError("cut_off", f"its end is missing: it holds {seconds:.2f} s of audio", seconds)
     if not frames:
         raise _UnreadableError("undecodable", "holds no samples")
     if peak > MAX_FLOAT_AMPLITUDE:

@@ -16,7 +16,8 @@ import soundfile
 import torch
 from audiollm.base_models import EMBEDDED_PREFIX, resolve_base
 from audiollm.files import sha256_of
-from audiollm.processing.audio import SAMPLING_RATE_HZ, cut_at_quiet, load_waveform
+from audiollm.processing.audio import SAMPLING_RATE_HZ, load_waveform
+from audiollm.processing.cutting import cut_at_quiet
 from tqdm.auto import tqdm
 from transformers import (
     AutoConfig,

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from audiollm.corpora.hypotheses import WhisperDecoder
 from audiollm.inference.answering import ask
-from audiollm.processing.audio import cut_at_quiet
+from audiollm.processing.cutting import cut_at_quiet
 from tqdm.auto import tqdm
 
 from .generating import Generator, adapter_windows, batched, swapped, transcript_bound

@@ -1,6 +1,5 @@
 """Recordings of any length, read block by block: memory does not grow with length."""
 
-import mmap
 import os
 import shutil
 import threading
@@ -174,9 +173,9 @@ def clock(seconds: float) -> str:
 
 def _named_blocks(path: str | os.PathLike[str], name: str) -> Iterator[tuple[np.ndarray, int]]:
     """Yield blocks `(frames, channels)` of float32 as stored, each with its rate in Hz; errors name the file."""
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with open(path, "rb") as file:
         try:
-            for block in decoded_blocks(file, data):
+            for block in decoded_blocks(file):
                 yield block.samples, block.rate
         except UndecodableError as error:
             raise AudioError(f"{name}: {error}") from error

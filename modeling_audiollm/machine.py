@@ -1,4 +1,4 @@
-"""What the machine at hand does well: its precision, its threads, and how they wait for each other."""
+"""Facts about the machine: its precision, its threads, and how they wait for each other."""
 
 import os
 import sys

@@ -8,11 +8,6 @@ from torch import nn
 from transformers import AutoModel, GenerationMixin
 from transformers.cache_utils import Cache
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
-from transformers.generation.logits_process import (
-    LogitsProcessor,
-    LogitsProcessorList,
-    UnbatchedClassifierFreeGuidanceLogitsProcessor,
-)
 from transformers.modeling_outputs import (
     BaseModelOutput,
     BaseModelOutputWithPast,
@@ -87,7 +82,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         self.freeze_bases()
 
     def train(self, mode: bool = True):
-        """Training mode for all but the audio tower, which stays in evaluation mode while it is frozen."""
+        """Set the mode of all but the audio tower, which stays in evaluation mode while it is frozen."""
         super().train(mode)
         if not any(parameter.requires_grad for parameter in self.audio_tower.parameters()):
             self.audio_tower.eval()
@@ -103,7 +98,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Runs the encoder alone: what a feature cache stores.
+        Run the encoder alone: what a feature cache stores.
 
         Args:
             input_features: log-mel windows, `(windows, num_mel_bins, mel_frames)`.
@@ -126,7 +121,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         return encoded, self.audio_tower.frame_counts(input_features_mask.sum(dim=1))
 
     def _project(self, frames: torch.Tensor, num_frames: torch.Tensor) -> torch.Tensor:
-        """The projector on encoder frames; the language model's embeddings go to the one that reads out pieces."""
+        """Project encoder frames; a readout of pieces is given the language model's embeddings."""
         if self.multi_modal_projector.readout is None:
             return self.multi_modal_projector(frames, num_frames)
         embeddings = self.get_input_embeddings().weight
@@ -147,7 +142,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         """
-        Audio tokens from log-mel windows, or from encoder frames computed before.
+        Return audio tokens of log-mel windows, or of encoder frames computed before.
 
         Returns:
             `last_hidden_state`: encoder frames `(windows, max_frames, d_model)`; `pooler_output`: projected audio
@@ -170,7 +165,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
 
     def get_placeholder_mask(self, input_ids: torch.LongTensor, num_audio_tokens: int) -> torch.Tensor:
         """
-        Boolean mask `(batch, length)` of the audio slots.
+        Return the boolean mask `(batch, length)` of the audio slots.
 
         Raises:
             ValueError: the slots and the audio tokens are not equally many.
@@ -188,7 +183,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         return mask
 
     def embed_text(self, input_ids: torch.LongTensor) -> torch.Tensor:
-        """The base's own embeddings, with the boundary vectors at `<audio>` and `</audio>`; slots hold no meaning."""
+        """Return the base's embeddings, with the boundary vectors at `<audio>` and `</audio>`; slots hold no meaning."""
         begin, slot, end = (
             input_ids == token_id
             for token_id in (
@@ -210,10 +205,9 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
 
     def _silent_token(self) -> torch.Tensor:
         """
-        One audio token of silence, `(1, hidden_size)`, for training batches without audio.
+        Return one audio token of silence, `(1, hidden_size)`, for training batches without audio.
 
-        In distributed training every rank must run the same modules; each batch so reaches every trainable weight,
-        with gradients of zero where it has nothing to say. An encoder that trains is one of them.
+        In distributed training every rank must run the same modules, with gradients of zero where there is no audio.
         """
         if any(parameter.requires_grad for parameter in self.audio_tower.parameters()):
             silence = self.audio_boundary_embeds.new_zeros(1, self.audio_tower.num_features, 1)
@@ -435,17 +429,6 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         )
 
 
-class OnOwnVocabulary(LogitsProcessor):
-    """Gives a processor that compares with scores of its own as many columns as those have; the audio ids' stay out."""
-
-    def __init__(self, processor: LogitsProcessor, vocab_size: int):
-        self.processor, self.vocab_size = processor, vocab_size
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        own: Any = self.processor(input_ids, scores[:, : self.vocab_size])
-        return nn.functional.pad(own, (0, scores.shape[-1] - self.vocab_size), value=float("-inf"))  # type: ignore
-
-
 class AudioLlmGenerationMixin(GenerationMixin):
     """
     transformers' `generate` for a prompt whose slots hold audio, to be mixed into a model class.
@@ -457,13 +440,13 @@ class AudioLlmGenerationMixin(GenerationMixin):
 
     @property
     def _padded_vocab_size(self) -> int:
-        """Columns of scores that every id of a prompt, audio ids included, finds one in."""
+        """Number of columns of scores, audio ids included."""
         config = self.config
         return max(config.audio_begin_token_id, config.audio_token_id, config.audio_end_token_id) + 1
 
     def pad_logits(self, logits: torch.Tensor) -> torch.Tensor:
         """
-        Adds columns of minus infinity up to the highest audio id.
+        Add columns of minus infinity up to the highest audio id.
 
         Processors such as the repetition penalty look up the scores of the prompt's ids, audio ids included.
         """
@@ -488,16 +471,8 @@ class AudioLlmGenerationMixin(GenerationMixin):
             inputs["input_ids"] = ids.masked_fill(ids == self.config.audio_token_id, self.config.audio_end_token_id)
         return inputs
 
-    def _get_logits_processor(self, *args, **kwargs) -> LogitsProcessorList:
-        """Classifier-free guidance runs the model on text alone, whose scores have no columns for the audio ids."""
-        processors: Any = super()._get_logits_processor(*args, **kwargs)  # type: ignore[misc]  # self is a model
-        for index, processor in enumerate(processors):
-            if isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor):
-                processors[index] = OnOwnVocabulary(processor, self.config.vocab_size)
-        return processors
-
     def _get_candidate_generator(self, *args, **kwargs):
-        """Prompt lookup tries its drafts on scores of its own, which must be as wide as the prompt's ids."""
+        """Make the scores of prompt lookup as wide as the prompt's ids."""
         generator: Any = super()._get_candidate_generator(*args, **kwargs)  # type: ignore[misc]  # self is a model
         if isinstance(generator, PromptLookupCandidateGenerator):
             generator.vocab_size = self._padded_vocab_size
@@ -511,9 +486,7 @@ class AudioLlmGenerationMixin(GenerationMixin):
         **model_kwargs,
     ):
         """
-        Repeats rows for beams and samples. A row's windows stay together: w1 w2 w1 w2, not w1 w1 w2 w2.
-
-        They go through the encoder before that, once for all of a row's beams.
+        Repeat rows for beams and samples. A row's windows stay together, and are encoded once for all of its beams.
         """
         audio_names = ("input_features", "input_features_mask", "encoded_audio", "encoded_audio_lengths")
         embeds = model_kwargs.pop("audio_embeds", None)
@@ -545,7 +518,7 @@ class AudioLlmGenerationMixin(GenerationMixin):
 
     def _window_order(self, input_ids, lengths: torch.Tensor, expand_size: int) -> torch.Tensor:
         """
-        Indices that repeat each row's windows as a block, found by matching slots to windows in reading order.
+        Return indices that repeat each row's windows as a block: w1 w2 w1 w2, not w1 w1 w2 w2.
 
         Args:
             lengths: encoder frames of each window, `(windows,)`.
@@ -563,7 +536,7 @@ class AudioLlmGenerationMixin(GenerationMixin):
         return torch.tensor(order, dtype=torch.long)
 
     def compute_transition_scores(self, sequences, scores, *args, **kwargs):
-        """As in transformers; the columns that `generate` added for the audio ids are cut off first."""
+        """Compute as transformers does, without the columns that `generate` added for the audio ids."""
         width = self.config.text_config.vocab_size
         scores = tuple(step[..., :width] for step in scores)
         return super().compute_transition_scores(sequences, scores, *args, **kwargs)  # type: ignore[misc]  # self is a model
@@ -603,7 +576,7 @@ class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel,
         return self.model.get_audio_features(*args, **kwargs)
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The base's head, with what its own class does after it."""
+        """Run the base's head, and what its own class does after it."""
         return scale_logits(self.lm_head(hidden_states), self.config.text_config)
 
     @can_return_tuple
@@ -693,7 +666,7 @@ class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel,
         )
 
     def _supervised_loss(self, hidden_states, labels, num_items_in_batch) -> torch.Tensor:
-        """Cross-entropy of the next token, with the head run on supervised positions only."""
+        """Return the cross-entropy of the next token; the head runs on supervised positions only."""
         next_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL).to(hidden_states.device).flatten()
         (supervised,) = (next_labels != IGNORED_LABEL).nonzero(as_tuple=True)
         targets = next_labels[supervised]
@@ -744,7 +717,7 @@ def example_starts(
 
 
 def is_padded_on_the_right(attention_mask: torch.Tensor | None) -> bool:
-    """Whether an attention mask `(batch, length)` masks nothing but what lies behind each row's last token."""
+    """Return whether an attention mask `(batch, length)` masks only what lies behind each row's last token."""
     if attention_mask is None or attention_mask.dim() != 2:
         return False
     is_token = attention_mask.bool()

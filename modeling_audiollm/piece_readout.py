@@ -42,7 +42,7 @@ class PieceReadout(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Starts over: a blank of nothing, and a lexicon of all pieces."""
+        """Start over: a blank of nothing, and a lexicon of all pieces."""
         nn.init.constant_(self.log_scale, math.log(INITIAL_SCALE))
         for parameter in (self.blank_bias, self.blank, self.residual_gain):
             nn.init.zeros_(parameter)
@@ -50,8 +50,8 @@ class PieceReadout(nn.Module):
 
     def table(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        What the lexicon looks like: the embeddings' common part `(hidden,)`, the pieces' embeddings `(pieces, hidden)`
-        and their distinct directions, of unit length. Kept until the embeddings or the lexicon change.
+        Return the embeddings' common part `(hidden,)`, the pieces' embeddings `(pieces, hidden)`
+        and their distinct directions, of unit length; they are kept until the embeddings or the lexicon change.
         """
         if hasattr(embeddings, "full_tensor"):  # sharded over ranks
             embeddings = embeddings.full_tensor()

@@ -1,4 +1,4 @@
-"""How the commands' options load a language model in 8 or 4 bits."""
+"""Quantisation to 8 or 4 bits, as the commands' options ask for it."""
 
 import torch
 from transformers import BitsAndBytesConfig
@@ -9,7 +9,7 @@ FOUR_BIT_TYPE, FOUR_BIT_SCALES_TOO = "nf4", True
 
 def quantisation(load_in_8bit: bool, load_in_4bit: bool, dtype: torch.dtype) -> BitsAndBytesConfig | None:
     """
-    How the language model's layers are loaded; None leaves them as they are.
+    Return the quantisation of the language model's layers; None leaves them as they are.
 
     Args:
         load_in_8bit, load_in_4bit: the commands' options.

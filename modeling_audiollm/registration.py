@@ -64,7 +64,7 @@ REGISTERED: dict[str, Callable[[ModuleType], None]] = {
 
 
 class _Pending(dict):
-    """What is registered in one of transformers' tables, of which our part is imported when it is first looked at."""
+    """An entry in one of transformers' tables, whose classes are imported when it is first looked at."""
 
     def __init__(self, known: dict, module: str):
         super().__init__(known)
@@ -154,7 +154,7 @@ class _RegisteringFinder(MetaPathFinder):
 
 
 def register() -> None:
-    """Has AudioLLM's classes registered once transformers' tables, imported already or later, are looked at."""
+    """Register AudioLLM's classes once transformers' tables are looked at."""
     sys.meta_path.insert(0, _RegisteringFinder())
     for name, prepare in TABLES.items():
         if name in sys.modules:

@@ -6,8 +6,7 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from mmap import mmap
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import unquote, urlparse
 from urllib.request import url2pathname
 
@@ -30,8 +29,6 @@ ENCODED_KINDS = (bytes, bytearray, memoryview)
 MAX_FLOAT_AMPLITUDE = 100.0
 #: 64-bit integers are what lists become: they are scaled as the narrowest of these that holds them.
 INTEGER_FULL_SCALES = (2**15, 2**31)
-#: Length of the quiet moment that a long recording is cut at.
-QUIET_SECONDS = 0.2
 
 #: Where recordings may be fetched from. Other protocols of fsspec reach into this machine, or into each other.
 REMOTE_SCHEMES = ("http", "https", "hf", "s3", "gs", "gcs", "az", "abfs")
@@ -50,23 +47,10 @@ SHOWN_CHARACTERS = 40
 BLOCK_SAMPLES = 1 << 18
 #: FFmpeg demuxers for what libsndfile does not read. Playlists, which could open other files, are not among them.
 CONTAINER_FORMATS = "aac,amr,asf,avi,flv,matroska,mov,mpegts"
-#: Containers that say how long they are; one whose audio ends this much earlier is cut off.
-TIMED_CONTAINERS, CUT_OFF_TOLERANCE_S, FFMPEG_TICKS_PER_S = ("matroska", "mov"), 0.25, 1_000_000
-#: Byte order of chunk sizes, and the name of the chunk of samples, by a file's first four bytes.
-CHUNKED_FORMATS: dict[bytes, tuple[Literal["little", "big"], bytes]] = {
-    b"RIFF": ("little", b"data"),
-    b"FORM": ("big", b"SSND"),
-}
-CHUNKED_HEADER_BYTES, CHUNK_HEADER_BYTES = 12, 8
-#: Sizes from here on are placeholders of programs that wrote to a pipe and could not know the length.
-STREAMED_CHUNK_BYTES = 0x7FFF_0000
-#: What an MP3 that says how long it is has near the start of its first frame, after an ID3 tag.
-MP3_LENGTH_TAGS, MP3_TAG_REACH_BYTES = (b"Xing", b"Info"), 64
-ID3_MAGIC, ID3_HEADER_BYTES, ID3_SIZE_BYTES = b"ID3", 10, slice(6, 10)
+#: Containers that state their length, in ticks.
+TIMED_CONTAINERS, FFMPEG_TICKS_PER_S = ("matroska", "mov"), 1_000_000
 #: libsndfile's length of a FLAC stream that does not say its own.
 UNKNOWN_FRAMES = 2**63 - 1
-OGG_PAGE_MAGIC, OGG_END_OF_STREAM = b"OggS", 4
-OGG_FLAGS_OFFSET, OGG_NUM_SEGMENTS_OFFSET, OGG_SEGMENTS_OFFSET = 5, 26, 27
 
 
 class AudioError(ValueError):
@@ -75,17 +59,15 @@ class AudioError(ValueError):
 
 class UndecodableError(ValueError):
     """
-    A file that cannot be decoded, to its end or at all; the message says why, without the file's name.
+    A file that cannot be decoded; the message says why, without the file's name.
 
     Attributes:
-        is_cut_off: it lacks its end.
-        seconds: length of what was decoded before that was found, or of what is there.
-        declared_s: length that the file states; 0 where it states none.
+        seconds: length of what was decoded before.
     """
 
-    def __init__(self, reason: str, seconds: float = 0.0, is_cut_off: bool = False, declared_s: float = 0.0):
+    def __init__(self, reason: str, seconds: float = 0.0):
         super().__init__(" ".join(reason.split()))
-        self.is_cut_off, self.seconds, self.declared_s = is_cut_off, seconds, declared_s
+        self.seconds = seconds
 
 
 # ---- waveforms -------------------------------------------------------------------------------------------------------
@@ -111,7 +93,7 @@ def load_waveform(
 
     Raises:
         FileNotFoundError: the file is not there.
-        AudioError: it is empty, corrupt, cut off, holds NaN or infinity, or is of a kind that is not audio.
+        AudioError: it is empty, corrupt, holds NaN or infinity, or is of a kind that is not audio.
     """
     if isinstance(audio, (str, os.PathLike)):
         location = str(os.fspath(audio))
@@ -165,7 +147,7 @@ def _decode(data: bytes, name: str) -> tuple[np.ndarray, int]:
     blocks: list[np.ndarray] = []
     rate = samples = 0
     try:
-        for block in decoded_blocks(io.BytesIO(data), data):
+        for block in decoded_blocks(io.BytesIO(data)):
             rate, channels = block.rate, block.samples.shape[1]
             claimed = round(block.declared_s * rate)
             if claimed * channels > MAX_SAMPLES:
@@ -263,31 +245,6 @@ def _resample(waveform: np.ndarray, rate: Any, target_rate: int, name: str) -> n
         # A sample or two at a high rate may round to none at a lower one.
         waveform = resampled if resampled.size else waveform[:1]
     return np.ascontiguousarray(waveform, dtype=np.float32)
-
-
-def quietest_moment(waveform: np.ndarray, first: int, last: int, sampling_rate: int) -> int:
-    """
-    Return the sample in the middle of the quietest `QUIET_SECONDS` of a waveform between `first` and `last`.
-
-    What lies outside counts as silence, so that of equally loud moments it is the first.
-    """
-    span = max(1, int(QUIET_SECONDS * sampling_rate))
-    before = (span - 1) // 2
-    total = np.concatenate([[0.0], np.cumsum(np.square(waveform[first:last], dtype=np.float64))])
-    middles = np.arange(len(total) - 1)
-    ends = np.minimum(middles + before + 1, len(middles))
-    starts = np.maximum(middles - (span - 1 - before), 0)
-    return first + int((total[ends] - total[starts]).argmin())
-
-
-def cut_at_quiet(waveform: np.ndarray, max_samples: int, sampling_rate: int) -> list[np.ndarray]:
-    """Cut a waveform into pieces of at most `max_samples`, each at the quietest moment of its second half."""
-    pieces = []
-    while len(waveform) > max_samples:
-        end = quietest_moment(waveform, max_samples // 2, max_samples, sampling_rate)
-        pieces.append(waveform[:end])
-        waveform = waveform[end:]
-    return [*pieces, waveform]
 
 
 # ---- bytes of a path or URL ------------------------------------------------------------------------------------------
@@ -437,21 +394,17 @@ class ForwardSoundFile(soundfile.SoundFile):
         return False
 
 
-def decoded_blocks(file: BinaryIO, data: bytes | mmap) -> Iterator[Block]:
+def decoded_blocks(file: BinaryIO) -> Iterator[Block]:
     """
     Decode a file block by block, in memory that does not grow with its length.
 
-    A file that lacks its end is refused where its format can tell, before the first block if it can tell then: wav and
-    aiff by the size of their data, FLAC by its last frame, Ogg by its last page, MP3 by a Xing header, MP4 and WebM by
-    their duration. It cannot be told of an MP3 or AAC stream without such a header that was cut between two frames, of a
-    wav or FLAC that was written to a pipe, or where less than `CUT_OFF_TOLERANCE_S` is missing from a WebM.
+    A file whose end is missing is decoded as far as it goes; `audiollm validate` finds such files.
 
     Args:
-        file: open for reading, at its start.
-        data: the same bytes, in memory or mapped; at least one.
+        file: open for reading, at its start; at least one byte.
 
     Raises:
-        UndecodableError: it is corrupt, cut off or not audio. What is wrong further on is found when it is reached.
+        UndecodableError: it is corrupt or not audio. What is wrong further on is found when it is reached.
     """
     try:
         decoder = ForwardSoundFile(file)
@@ -462,21 +415,14 @@ def decoded_blocks(file: BinaryIO, data: bytes | mmap) -> Iterator[Block]:
         if decoder.frames == UNKNOWN_FRAMES:
             yield from _container_blocks(file, "It is a FLAC stream that does not say its length.", "flac")
             return
-        declared, rate, read = decoder.frames, decoder.samplerate, 0
-        declared_s = declared / rate
-        if _is_cut_off(data, decoder.format, declared, declared):
-            raise _cut_off(declared_s, declared_s)
+        rate, read = decoder.samplerate, 0
         size = max(1, BLOCK_SAMPLES // decoder.channels)
         try:
             while len(samples := decoder.read(size, dtype="float32", always_2d=True)):
                 read += len(samples)
-                yield Block(samples, rate, declared_s)
+                yield Block(samples, rate, decoder.frames / rate)
         except soundfile.LibsndfileError as error:
-            seconds = read / rate
-            reason = f"corrupt or cut off after {seconds:.2f} s ({error.error_string})"
-            raise UndecodableError(reason, seconds, declared_s=declared_s) from error
-        if _is_cut_off(data, decoder.format, read, declared):
-            raise _cut_off(read / rate, declared_s)
+            raise UndecodableError(f"corrupt after {read / rate:.2f} s ({error.error_string})", read / rate) from error
 
 
 def _container_blocks(file: BinaryIO, reason: str, formats: str = CONTAINER_FORMATS) -> Iterator[Block]:
@@ -519,8 +465,6 @@ def _container_blocks(file: BinaryIO, reason: str, formats: str = CONTAINER_FORM
         ) from error
     if not seconds:
         raise UndecodableError("the audio stream holds no samples.")
-    if seconds < declared_s - CUT_OFF_TOLERANCE_S:
-        raise _cut_off(seconds, declared_s)
 
 
 def _declared_seconds(container: Any) -> float:
@@ -532,63 +476,6 @@ def _declared_seconds(container: Any) -> float:
         return float(stream.duration * stream.time_base)
     # The longest stream's, which says something about the audio where it is the only one.
     return (container.duration or 0) / FFMPEG_TICKS_PER_S if len(container.streams) == 1 else 0.0
-
-
-# ---- files that lack their end ---------------------------------------------------------------------------------------
-
-
-def _cut_off(seconds: float, declared_s: float) -> UndecodableError:
-    said = f" ({declared_s:.2f} s)" if declared_s > seconds else ""
-    return UndecodableError(
-        f"the file is cut off: it holds {seconds:.2f} s of audio and ends before its own header or last page says{said}. "
-        "Copy or download it again.",
-        seconds,
-        is_cut_off=True,
-        declared_s=declared_s,
-    )
-
-
-def _is_cut_off(data: bytes | mmap, file_format: str, frames_read: int, frames_declared: int) -> bool:
-    """Return whether a file lacks its end, as far as its format (libsndfile's name of it) can tell."""
-    lacks_frames = frames_read < frames_declared and (file_format != "MP3" or _mp3_says_its_length(data))
-    return lacks_frames or _lacks_last_chunk(data) or _lacks_last_ogg_page(data)
-
-
-def _mp3_says_its_length(data: bytes | mmap) -> bool:
-    """Return whether an MP3 has a header with its length, rather than one that libsndfile guesses from its size."""
-    start = 0
-    if data[: len(ID3_MAGIC)] == ID3_MAGIC:
-        for byte in data[ID3_SIZE_BYTES]:
-            start = start << 7 | byte & 0x7F  # seven bits of each
-        start += ID3_HEADER_BYTES
-    return any(tag in data[start : start + MP3_TAG_REACH_BYTES] for tag in MP3_LENGTH_TAGS)
-
-
-def _lacks_last_chunk(data: bytes | mmap) -> bool:
-    """Return whether a wav or aiff file ends before its chunk of samples does."""
-    if data[:4] not in CHUNKED_FORMATS:
-        return False
-    byte_order, samples_chunk = CHUNKED_FORMATS[data[:4]]
-    position = CHUNKED_HEADER_BYTES
-    while position + CHUNK_HEADER_BYTES <= len(data):
-        size = int.from_bytes(data[position + 4 : position + CHUNK_HEADER_BYTES], byte_order)
-        end = position + CHUNK_HEADER_BYTES + size
-        if data[position : position + 4] == samples_chunk:
-            return end > len(data) and size < STREAMED_CHUNK_BYTES
-        position = end + size % 2
-    return False
-
-
-def _lacks_last_ogg_page(data: bytes | mmap) -> bool:
-    """Return whether an Ogg file ends without the page that ends its stream, or within it."""
-    if data[: len(OGG_PAGE_MAGIC)] != OGG_PAGE_MAGIC:
-        return False
-    page = data[data.rfind(OGG_PAGE_MAGIC) :]
-    if len(page) < OGG_SEGMENTS_OFFSET:
-        return True
-    payload = OGG_SEGMENTS_OFFSET + page[OGG_NUM_SEGMENTS_OFFSET]
-    page_size = payload + sum(page[OGG_SEGMENTS_OFFSET:payload])
-    return len(page) < page_size or not page[OGG_FLAGS_OFFSET] & OGG_END_OF_STREAM
 
 
 __all__ = ["SAMPLING_RATE_HZ", "AudioError", "UndecodableError", "decoded_blocks", "load_waveform", "read_bytes"]

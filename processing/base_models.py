@@ -1,4 +1,4 @@
-"""Where a base model lies: what `from_pretrained` should be given for the ids that AudioLLM accepts."""
+"""Places of base models, by the ids that AudioLLM accepts."""
 
 import os
 from collections.abc import Iterator
@@ -10,20 +10,20 @@ EMBEDDED_PREFIX = "pypi:"
 
 
 def audiollm_cache_dir() -> Path:
-    """Folder for what AudioLLM keeps on this machine: `$AUDIOLLM_CACHE`, or `audiollm` in the user's cache folder."""
+    """Return the folder for what AudioLLM keeps on this machine: `$AUDIOLLM_CACHE`, or `audiollm` in the user's cache folder."""
     if "AUDIOLLM_CACHE" in os.environ:
         return Path(os.environ["AUDIOLLM_CACHE"]).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "audiollm"
 
 
 def embedded_base_folder(name: str) -> Path:
-    """Where the embedded base `name` lies once it is fetched."""
+    """Return the folder of the embedded base `name`."""
     return audiollm_cache_dir() / "bases" / name
 
 
 def resolve_base(model_id: str | os.PathLike, role: str) -> str:
     """
-    Turns a base model id into what `from_pretrained` takes: a folder, or a Hub id.
+    Turn a base model id into what `from_pretrained` takes: a folder, or a Hub id.
 
     Args:
         model_id: a Hub id, a folder, or `pypi:<name>` for one of the embedded bases.
@@ -55,7 +55,7 @@ def resolve_base(model_id: str | os.PathLike, role: str) -> str:
 @contextmanager
 def naming_base(model_id: str | os.PathLike, role: str) -> Iterator[None]:
     """
-    Has an error about files that are missing say of which base they are, and how to get them.
+    Make errors about missing files name the base, and how to get it.
 
     Args:
         model_id, role: as in [`resolve_base`].
@@ -70,7 +70,7 @@ def naming_base(model_id: str | os.PathLike, role: str) -> Iterator[None]:
 
 
 def how_to_get(model_id: str | os.PathLike) -> str:
-    """What to do where files of a Hub repository are missing, as a further line; nothing about what is on this machine."""
+    """Return advice for missing files of a Hub repository, as a further line; empty for local folders."""
     name = os.fspath(model_id)
     if name.startswith(EMBEDDED_PREFIX) or os.path.isdir(os.path.expanduser(name)):
         return ""

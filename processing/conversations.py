@@ -56,7 +56,7 @@ def flatten_batch(conversations: Iterable[Any], beside: bool = False) -> list[tu
 
 def flatten_conversation(messages: Any, beside: bool = False) -> tuple[list[dict[str, Any]], list[Any]]:
     """
-    Messages with string contents only, and the recordings that stood in them in reading order.
+    Return messages with string contents only, and the recordings that stood in them in reading order.
 
     Args:
         messages: each with a role and a content: a string, or typed parts.
@@ -134,7 +134,7 @@ def takes_parts(template: str | None) -> bool:
 
 
 def split_at_spans(text: str, spans: Iterable[tuple[int, int]]) -> list[Segment]:
-    """A text in stretches; those between the characters of `spans` are to be learned."""
+    """Split a text; the parts between the characters of `spans` are to be learned."""
     segments, position = [], 0
     for start, end in spans:
         segments += [Segment(text[position:start], False), Segment(text[start:end], True)]
@@ -151,7 +151,7 @@ def render_segments(
     special_tokens: Iterable[str] = (),
 ) -> list[Segment]:
     """
-    Renders a conversation and marks what the assistant says, whatever the template.
+    Render a conversation and mark what the assistant says, whatever the template.
 
     Templates do not say where a turn begins or ends, so the conversation is rendered again with changes. An answer
     begins where the prompt for it ends: the text of the messages before it, with the opening of the assistant's turn.
@@ -188,7 +188,7 @@ def render_segments(
 def _find_answer(
     messages: list[dict[str, Any]], index: int, full: str, render: Callable[..., str], ending: dict[str, bool]
 ) -> tuple[int, int]:
-    """Where in `full` what the model should say as message `index` begins, and where the message's content ends."""
+    """Return where in `full` the answer `index` begins, and where the message's content ends."""
     before, after = _split_at_answer(messages, index, render, ending)
     if not full.endswith(after):
         raise _unlike_written(index)
@@ -204,7 +204,7 @@ def _find_answer(
 def _split_at_answer(
     messages: list[dict[str, Any]], index: int, render: Callable[..., str], ending: dict[str, bool]
 ) -> tuple[str, str]:
-    """The rendered text before and after the content of message `index`."""
+    """Return the rendered text before and after the content of message `index`."""
     marked = [*messages[:index], {**messages[index], "content": MARK}, *messages[index + 1 :]]
     before, mark, after = render(marked, **ending).partition(MARK)
     if not mark or MARK in after:
@@ -224,7 +224,7 @@ def _unlike_written(index: int) -> ConversationError:
 
 def add_audio_tokens(tokenizer, text_vocab_size: int | None = None):
     """
-    A copy of `tokenizer` that knows the three audio tokens, with ids at and after `text_vocab_size`.
+    Return a copy of `tokenizer` that knows the three audio tokens, with ids at and after `text_vocab_size`.
 
     Embedding matrices are often padded past the tokenizer's last id. The ids between are then taken by placeholders
     that no text contains, so that the audio ids lie past the matrix in tokenizer and model alike. A tokenizer without
@@ -259,10 +259,7 @@ def add_audio_tokens(tokenizer, text_vocab_size: int | None = None):
 
 
 def check_template_names(chat_template: Any) -> None:
-    """
-    Raises:
-        ValueError: one of several templates has a name that would be saved as a file elsewhere.
-    """
+    """Raise ValueError where one of several templates has a name that would be saved as a file elsewhere."""
     names = chat_template if isinstance(chat_template, dict) else ()
     wrong = [name for name in names if not isinstance(name, str) or not TEMPLATE_NAME.fullmatch(name)]
     if wrong:

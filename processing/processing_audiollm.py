@@ -188,7 +188,7 @@ class AudioLlmProcessor(ProcessorMixin):
         return [windows.encoder_frames(length) for length in self.window_lengths(num_samples)]
 
     def num_audio_slots(self, num_samples: int) -> int:
-        """How many audio tokens the model makes of a recording of `num_samples` samples at `sampling_rate`."""
+        """Return the number of audio tokens of a recording of `num_samples` samples at `sampling_rate`."""
         return sum(math.ceil(frames / self.stack_factor) for frames in self.encoder_frames(num_samples))
 
     def _get_num_multimodal_tokens(self, audio_lengths: Sequence[int] | None = None, **others) -> MultiModalData:

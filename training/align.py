@@ -82,7 +82,7 @@ class CtcAligner(nn.Module):
 
     @property
     def readout(self) -> PieceReadout:
-        """What scores: the projector's own, or one for this stage only."""
+        """The readout that scores: the projector's own, or one for this stage only."""
         return self.own_readout if self.projector.readout is None else self.projector.readout
 
     @property
@@ -207,7 +207,7 @@ class PieceVocabulary:
         return fitting[0] if fitting else next(unused)
 
     def encode(self, text: str) -> list[int]:
-        """Classes of a text in its spoken form. Raises KeyError for a piece that no transcript had."""
+        """Return the classes of a text in its spoken form. Raises KeyError for a piece that no transcript had."""
         return [self._class[piece] for piece in self._pieces(text)]
 
     def decode(self, classes: Sequence[int]) -> str:
@@ -245,7 +245,7 @@ def build_alignment_dataset(
 @dataclass(frozen=True)
 class Alignment:
     """
-    What [`align`] gives: the aligner and vocabulary that [`greedy_transcripts`] needs, and the course of the loss.
+    Result of [`align`]: the aligner and vocabulary that [`greedy_transcripts`] needs, and the course of the loss.
 
     Attributes:
         losses: pairs of step and loss per word piece.
@@ -284,7 +284,7 @@ def vary_clips(batch: dict[str, torch.Tensor], augmentation: FeatureAugmentation
 def greedy_transcripts(
     alignment: Alignment, cache: FeatureCache, keys: Sequence[str], batch_size: int = 32
 ) -> list[str]:
-    """What the projector alone hears: the best class of every slot, repeats and blanks taken out."""
+    """Return the transcripts by the projector alone: the best class of every slot, without repeats and blanks."""
     texts = []
     for start in range(0, len(keys), batch_size):
         clips = [cached_windows(cache, key) for key in keys[start : start + batch_size]]

@@ -1,4 +1,4 @@
-"""Stage *align* as a command: rows of one recording, whose response is what is said in it."""
+"""Data of stage *align*: rows of one recording, whose response is its transcript."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from .waveform_augment import recordings_below
 
 @dataclass
 class AlignArguments:
-    """What the projector learns to spell."""
+    """Options of stage align."""
 
     _argument_group_name = "stage align"
 

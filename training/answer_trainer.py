@@ -1,4 +1,4 @@
-"""What distillation and preferences share: losses made of the logits at answer positions, and figures to log."""
+"""Base of distillation and preferences: losses on the logits at answer positions, and metrics to log."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from .trainer import AudioLlmTrainer
 @dataclass(frozen=True)
 class AnswerLogits:
     """
-    What a model says at the positions before each answer token of a batch, rows one after the other.
+    Logits at the positions before each answer token of a batch, rows one after the other.
 
     Attributes:
         logits: `(answer_tokens, vocab_size)`.
@@ -30,7 +30,7 @@ class AnswerLogits:
 
 def answer_logits(model: nn.Module, batch: dict[str, Any], **kwargs: Any) -> AnswerLogits:
     """
-    Runs a model on a batch, and its head on the answer positions alone.
+    Run a model on a batch, and its head on the answer positions alone.
 
     Args:
         model: an [`AudioLlmForConditionalGeneration`], or a wrapper of one for distributed training.
@@ -47,7 +47,7 @@ def answer_logits(model: nn.Module, batch: dict[str, Any], **kwargs: Any) -> Ans
 
 @contextmanager
 def without_learning(model: nn.Module) -> Iterator[None]:
-    """No gradients and no dropout for a while: how a teacher or a reference is run."""
+    """Turn gradients and dropout off, as for a teacher or a reference."""
     was_training = model.training
     model.eval()
     try:
@@ -58,7 +58,7 @@ def without_learning(model: nn.Module) -> Iterator[None]:
 
 
 class AnswerTrainer(AudioLlmTrainer):
-    """An [`AudioLlmTrainer`] whose subclasses compute a loss of their own, with figures to log beside it."""
+    """An [`AudioLlmTrainer`] whose subclasses compute a loss of their own, with metrics to log beside it."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -67,7 +67,7 @@ class AnswerTrainer(AudioLlmTrainer):
 
     def record(self, count: int, **sums: torch.Tensor) -> None:
         """
-        Keeps figures for the next log, which shows their means.
+        Keep metrics for the next log, which shows their means.
 
         Args:
             count: how many items the sums are over; the same for all of one call.
@@ -80,7 +80,7 @@ class AnswerTrainer(AudioLlmTrainer):
             figures[name] = figures[name] + sum_and_count if name in figures else sum_and_count
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The Trainer's, with the means of what was recorded."""
+        """Log as the Trainer does, with the means of what was recorded."""
         names = [name for name in logs if name == "loss" or (name.startswith("eval") and name.endswith("_loss"))]
         if names:
             mode = "train" if names[0] == "loss" else "eval"
@@ -92,7 +92,7 @@ class AnswerTrainer(AudioLlmTrainer):
 
     def normalised(self, total: torch.Tensor, count: int, num_items_in_batch: Any) -> torch.Tensor:
         """
-        A sum over this batch as its share of the mean over all batches of a step.
+        Return a sum over this batch as its share of the mean over all batches of a step.
 
         Args:
             total: the sum, a scalar.
@@ -106,7 +106,7 @@ class AnswerTrainer(AudioLlmTrainer):
         return total * scale / num_items_in_batch
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """The loss alone; logits of all positions are never made."""
+        """Return the loss alone; logits of all positions are never made."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, _ = self.compute_loss(model, inputs, return_outputs=True)

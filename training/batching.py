@@ -22,7 +22,7 @@ STEPS_PER_OCTAVE = 4
 @dataclass(frozen=True)
 class BatchBudget:
     """
-    What a batch may hold on one device.
+    Bounds of a batch on one device.
 
     Attributes:
         max_tokens: tokens of the longest row times rows; or tokens of all rows, where they are packed.
@@ -42,7 +42,7 @@ class BatchBudget:
         return None if self.max_audio_seconds is None else int(self.max_audio_seconds * ENCODER_FRAMES_PER_SECOND)
 
     def problem(self, tokens: int, frames: int) -> str | None:
-        """Why a row does not fit into any batch; None when it does."""
+        """Return the reason why a row does not fit into any batch, or None."""
         if self.max_tokens is not None and tokens > self.max_tokens:
             return f"takes {tokens} tokens, more than --max_tokens_per_batch {self.max_tokens}"
         if self.max_frames is not None and frames > self.max_frames:
@@ -105,7 +105,7 @@ class BudgetBatchSampler(Sampler[list[int]]):
         yield from self.batches(self.current_epoch())
 
     def batches(self, epoch: int) -> list[list[int]]:
-        """All batches of an epoch, of all processes, in order."""
+        """Return all batches of an epoch, of all processes, in order."""
         random = np.random.default_rng([self.seed, epoch])
         rows = [int(index) for bucket in self.buckets for index in random.permutation(bucket)]
         bounds = pairwise(accumulate(self.rows_in_batch, initial=0))
@@ -142,7 +142,7 @@ def _bucket(size: int, limit: int | None) -> int:
 
 
 def _partition(sizes: Sequence[tuple[int, int]], budget: BatchBudget) -> list[int]:
-    """How many rows each batch takes of rows with these tokens and frames, tokens ascending."""
+    """Return the number of rows in each batch, of rows with these tokens and frames, tokens ascending."""
     counts: list[int] = []
     rows = tokens = frames = 0
     for row_tokens, row_frames in sizes:

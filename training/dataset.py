@@ -1,4 +1,4 @@
-"""Rows of token ids to batches, with the audio brought in when its batch comes up."""
+"""Rows of token ids to batches, with their audio."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,9 +60,8 @@ class BatchAugmentation:
     """
     Varies the encoder output of a batch that [`AudioLlmCollator`] made with a cache.
 
-    Where a change of tempo gives a recording more or fewer audio tokens, the row's slots follow. Draws come from
-    torch's global generator. That is why this is not the collator's work: batches are made ahead of their step, so
-    that a run that resumes could not draw for its first batch what the run that was cut off drew.
+    A change of tempo changes the number of a recording's audio tokens. Draws come from torch's global generator, so this
+    happens in the step, not in the collator, which works ahead: a resumed run would draw other numbers.
 
     Attributes:
         features: what is done to each window.
@@ -125,14 +124,14 @@ def pad_rows(
 
 
 def slot_runs(input_ids: Sequence[int], slot_id: int) -> list[int]:
-    """How many slots each recording of a row has, in reading order."""
+    """Return the number of audio tokens of each recording of a row, in reading order."""
     return [len(list(run)) for token_id, run in groupby(input_ids) if token_id == slot_id]
 
 
 def resize_slots(
     input_ids: Sequence[int], labels: Sequence[int], slot_id: int, num_slots: Sequence[int]
 ) -> tuple[list[int], list[int]]:
-    """Token ids and labels with each run of audio slots, in reading order, made `num_slots[i]` long."""
+    """Return token ids and labels with each run of audio tokens, in reading order, made `num_slots[i]` long."""
     counts = iter(num_slots)
     new_ids: list[int] = []
     new_labels: list[int] = []
@@ -150,14 +149,14 @@ def resize_slots(
 
 
 def cached_windows(cache: FeatureStore, key: str) -> list[torch.Tensor]:
-    """Encoder frames of one recording, a tensor `(frames, d_model)` per window."""
+    """Return the encoder frames of one recording, a tensor `(frames, d_model)` per window."""
     frames, lengths = cache.load(key)
     return list(frames.split(lengths.tolist()))
 
 
 def pad_windows(windows: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
     """
-    Windows as the model takes them.
+    Pad windows for the model.
 
     Returns:
         `encoded_audio` `(windows, max_frames, d_model)`, zeros past a window's end, and `encoded_audio_lengths`
@@ -170,7 +169,7 @@ def pad_windows(windows: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def load_encoded_audio(cache: FeatureStore, keys: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Encoder frames of several recordings from the cache, as [`pad_windows`] gives them."""
+    """Load the encoder frames of several recordings, as [`pad_windows`] gives them."""
     return pad_windows([window for key in keys for window in cached_windows(cache, key)])
 
 

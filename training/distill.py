@@ -1,9 +1,8 @@
 """
-Distillation: the model that hears learns to say what its own untouched base says on reading the transcript.
+Distillation: the model learns to answer speech as its own untouched base answers the transcript.
 
-The teacher is the same model with LoRA off, as it always is for rows without audio; `<audio>` in its prompt is replaced
-by what was said. So there is no second model, and no answers need to be collected: the teacher writes them. This is how
-Ultravox is trained (Fixie AI 2024); the loss is that of Hinton et al. 2015 (arXiv:1503.02531).
+The teacher is the same model with LoRA off; `<audio>` in its prompt is replaced by the transcript. It also writes missing
+responses. Ultravox is trained like this (Fixie AI 2024); the loss is that of Hinton et al. 2015 (arXiv:1503.02531).
 """
 
 import hashlib
@@ -35,7 +34,7 @@ TEACHER_ANSWERS_FILE = "teacher_answers.jsonl"
 
 @dataclass
 class DistillArguments:
-    """How the audio row is drawn to what the base says of the transcript."""
+    """Options of stage distill."""
 
     _argument_group_name = "stage distill"
 
@@ -81,7 +80,7 @@ class DistillExample:
 
     @property
     def recordings(self) -> tuple[str, ...]:
-        """What stands for each `<audio>`, in reading order."""
+        """The recording of each `<audio>`, in reading order."""
         return self.audio_paths
 
     @property
@@ -149,7 +148,7 @@ def write_teacher_answers(
     progress: bool = True,
 ) -> list[DistillExample]:
     """
-    Lets the base answer every example that has no response, greedily, from its transcript.
+    Let the base answer every example that has no response, greedily, from its transcript.
 
     Answers are appended to `file` batch by batch, under a hash of prompt and base: a run that is
     started again writes what is missing, in the same batches.
@@ -223,7 +222,7 @@ def build_distill_dataset(
     examples: Sequence[DistillExample], processor: AudioLlmProcessor, cache: FeatureCache | None, progress: bool = True
 ) -> datasets.Dataset:
     """
-    What [`build_dataset`] gives for the audio rows, with `teacher_input_ids` and `teacher_labels` beside it.
+    Return [`build_dataset`] of the audio rows, with `teacher_input_ids` and `teacher_labels` beside it.
 
     Raises:
         ExamplesError: a recording cannot be used, or an example cannot be shown as a conversation; all are listed.
@@ -256,7 +255,7 @@ class DistillCollator:
     cache: FeatureStore | None = None
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """What [`AudioLlmCollator`] gives, and `teacher_input_ids`, `teacher_attention_mask`, `teacher_labels`."""
+        """Return the batch of [`AudioLlmCollator`], and `teacher_input_ids`, `teacher_attention_mask`, `teacher_labels`."""
         teacher = pad_rows(
             [row["teacher_input_ids"] for row in rows],
             [row["teacher_labels"] for row in rows],

@@ -32,7 +32,7 @@ def encode_messages(
     processor: AudioLlmProcessor, messages: Sequence[dict[str, Any]], num_slots: list[int]
 ) -> tuple[list[int], list[int]]:
     """
-    Token ids and labels of a conversation whose recordings take `num_slots` audio tokens each.
+    Return token ids and labels of a conversation whose recordings take `num_slots` audio tokens each.
 
     Args:
         processor: expands the placeholders and marks the labels.
@@ -55,7 +55,7 @@ def encode_messages(
 @dataclass
 class ExampleEncoder:
     """
-    Makes rows of examples.
+    Encodes examples as rows.
 
     Attributes:
         processor: expands the placeholders and marks the labels.
@@ -100,7 +100,7 @@ class ExampleEncoder:
         }
 
     def measure(self, recording: Any) -> tuple[Any, list[int]]:
-        """A recording's cache key, or itself without a cache, and how many encoder frames each window has."""
+        """Return a recording's cache key, or itself without a cache, and the encoder frames of each window."""
         if isinstance(recording, str) and recording in self._measured:
             return self._measured[recording]
         content = self.content(recording)
@@ -114,13 +114,13 @@ class ExampleEncoder:
         return reference, windows
 
     def content(self, recording: Any) -> Any:
-        """What the cache takes: a path, or bytes with their name."""
+        """Return what the cache takes: a path, or bytes with their name."""
         if isinstance(recording, str) and URL_MARK in recording:
             return {"bytes": read_bytes(recording), "path": recording}
         return recording
 
     def add_features(self, examples: Sequence[Any], progress: bool = True) -> None:
-        """Computes what the cache lacks of these examples; several processes share the work."""
+        """Compute the features that the cache lacks; several processes share the work."""
         if self.cache is None:
             return
         for start in range(0, len(examples), EXAMPLES_PER_CHUNK):
@@ -137,7 +137,7 @@ def encode_examples(
     examples: Sequence[Any], encoder: ExampleEncoder, progress: bool = True
 ) -> tuple[list[dict[str, Any]], list[int], list[tuple[str, str]]]:
     """
-    Rows of all examples that can be used, without their features.
+    Return rows of all examples that can be used, without their features.
 
     Returns:
         The rows, the index of each one's example, and (where, reason) of the others.
@@ -164,7 +164,7 @@ def build_dataset(
     budget: BatchBudget | None = None,
 ) -> datasets.Dataset:
     """
-    Token ids, labels and lengths of all examples, in their order, and where to find their audio.
+    Return token ids, labels, lengths and audio references of all examples, in their order.
 
     Args:
         examples: checked ones, as `read_examples` or `read_sources` give them.
@@ -195,7 +195,7 @@ def build_mixture(
     progress: bool = True,
 ) -> datasets.Dataset:
     """
-    Rows of several sources.
+    Return rows of several sources.
 
     Without weights, an epoch has every example once. With them, they are the share of the rows of an epoch that each
     source gives, drawn at random by the seed; an epoch is as long as it takes for every example of every source to

@@ -1,42 +1,36 @@
 """
-Evaluation while training: word error of what the model says of held-out recordings, beside the wrong-audio control.
+Evaluation while training: word error on held-out recordings, beside the wrong-audio control.
 
-A loss falls as well when a model only learns to guess likely words. So at each evaluation the prompts of held-out rows
-are cut before their answer and answered by generation, once with their own recordings and once with others'.
+A loss also falls when a model only learns to guess likely words. So the prompts of held-out rows are answered by
+generation, once with their own recordings and once with others'.
 """
 
 import hashlib
 import json
-import os
-import random
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import gather_object
 from audiollm.evaluation.generating import swapped, transcript_bound
-from audiollm.evaluation.listening import ENGLISH, MAX_NEW_TOKENS
+from audiollm.evaluation.listening import ENGLISH
 from audiollm.evaluation.word_error import has_words, score_word_error
+from audiollm.files import written
 from audiollm.inference.answer_ends import AnswerEnds
 from audiollm.processing import AudioLlmProcessor
 from audiollm.processing.conversations import IGNORED_LABEL
 from transformers import EarlyStoppingCallback, StoppingCriteriaList, Trainer, TrainerCallback
-from transformers.integrations import TensorBoardCallback
 
-from .arguments import WORD_ERROR, EvaluationArguments
+from .arguments import WORD_ERROR, AudioLlmTrainingArguments
 from .batching import ENCODER_FRAMES_PER_SECOND
 from .dataset import load_encoded_audio, resize_slots, slot_runs
 from .feature_cache import FeatureCache
 
 SAMPLES_FILE = "eval_samples.jsonl"
-#: What trackers show the table under.
-TABLE_NAME = "eval/samples"
 CONSOLE_WIDTH = 100  # characters
 
 
@@ -75,7 +69,7 @@ class Sample:
 
 
 def cut_at_answer(input_ids: Sequence[int], labels: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Ids before the last run of supervised tokens, and that run; both empty where nothing is supervised."""
+    """Return the ids before the last run of supervised tokens, and that run; both empty where nothing is supervised."""
     end = len(labels)
     while end and labels[end - 1] == IGNORED_LABEL:
         end -= 1
@@ -89,7 +83,7 @@ def questions(
     rows: Iterable[dict[str, Any]], processor: AudioLlmProcessor, normaliser: str, limit: int | None = None
 ) -> list[Question]:
     """
-    The rows that word error is scored on: those with a recording before the last answer, and a word in the answer.
+    Return the rows that word error is scored on: those with a recording before the last answer, and a word in the answer.
 
     Args:
         rows: with `input_ids`, `labels` and `audio`, as [`build_dataset`] makes them.
@@ -117,9 +111,7 @@ def questions(
 
 class ListeningEvaluation:
     """
-    Answers held-out questions with the model as it is, scores them, and keeps what was said.
-
-    Under several ranks each answers its share, in as many `generate` calls as the others.
+    Answers held-out questions and scores the answers; each of several ranks generates its share.
 
     Args:
         held_out: what is asked, one or more; see [`questions`].
@@ -154,10 +146,7 @@ class ListeningEvaluation:
 
     def __call__(self, trainer: Trainer) -> dict[str, float]:
         """
-        Word error of the trainer's model, printed, tracked and written beside its samples.
-
-        Returns:
-            `word_error` and, where there are two recordings or more, `wrong_audio_word_error`.
+        Return the trainer's `word_error` and, with two recordings or more, `wrong_audio_word_error`; write the samples.
         """
         model, world = trainer.model, trainer.accelerator
         heard = self.answers(model, world.process_index, world.num_processes)
@@ -172,16 +161,13 @@ class ListeningEvaluation:
             samples = [Sample(question.row, question.reference, own, other) for question, own, other in said]
             step = trainer.state.global_step
             write_samples(Path(str(trainer.args.output_dir)) / SAMPLES_FILE, step, samples)
-            shown = [asdict(sample) for sample in samples[: self.samples_shown]]
-            if shown:
-                print_samples(step, scores, shown)
-                if trainer.is_in_train:  # else the trackers' runs are over, or have not begun
-                    track_samples(trainer, shown)
+            if self.samples_shown:
+                print_samples(step, scores, samples[: self.samples_shown])
         return scores
 
     def answers(self, model, rank: int = 0, ranks: int = 1, instead: dict[str, Any] | None = None) -> list[str]:
         """
-        What the model says to every question, on every rank the same.
+        Return the answer to every question, on every rank the same.
 
         Args:
             model: the [`AudioLlmForConditionalGeneration`].
@@ -233,7 +219,7 @@ class ListeningEvaluation:
         return [text.strip() for text in texts]
 
     def _bound(self, prompt: Sequence[int], question: Question) -> int:
-        """New tokens that an answer may have: as many as its recordings could hold, or twice those of the right one."""
+        """Return a bound on new tokens: as many as the recordings could hold, or twice those of the reference."""
         slots = prompt.count(self.processor.audio_token_id)
         seconds = slots * self.processor.stack_factor / ENCODER_FRAMES_PER_SECOND
         spoken = transcript_bound(seconds, ENGLISH if self.normaliser == "english" else None)
@@ -247,20 +233,20 @@ class ListeningEvaluation:
 
 
 def share_of(order: list[int], rank: int, ranks: int) -> list[int]:
-    """What one of several ranks takes of a list: all of it among them, and each as much as the others."""
+    """Return the share of one of several ranks, each as long as the others; some items may be taken twice."""
     share = order[rank::ranks]
     return share + list(islice(cycle(order), -(-len(order) // ranks) - len(share)))
 
 
 def identity(recording: Any) -> str:
-    """What tells recordings of a data set apart: a cache key, a path, or of one within a table its bytes."""
+    """Return an identifier of a recording: its cache key, its path, or a hash of its bytes."""
     if not isinstance(recording, dict):
         return str(recording)
     return str(recording["path"]) if recording["bytes"] is None else hashlib.sha256(recording["bytes"]).hexdigest()
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Tensor]:
-    """`input_ids` and `attention_mask` `(batch, length)` of rows of ids, padded on the left, as generation needs."""
+    """Return `input_ids` and `attention_mask` `(batch, length)`, padded on the left."""
     length = max(map(len, prompts))
     input_ids = torch.full((len(prompts), length), pad_id)
     attention_mask = torch.zeros(len(prompts), length, dtype=torch.long)
@@ -271,87 +257,28 @@ def pad_prompts(prompts: Sequence[Sequence[int]], pad_id: int) -> dict[str, torc
 
 
 def write_samples(path: Path, step: int, samples: Sequence[Sample]) -> None:
-    """
-    Adds a step's samples to a JSON Lines file, in place of what an earlier run wrote of this step and later ones.
-
-    The file is replaced whole, so that a run that is killed leaves no half of a line.
-    """
+    """Add a step's samples to a JSON Lines file, in place of what an earlier run wrote of this step and later ones."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     kept = [line for line in lines if json.loads(line)["step"] < step]
     new = [json.dumps({"step": step, **asdict(sample)}, ensure_ascii=False) for sample in samples]
-    unfinished = path.with_name(f".{path.name}.partial")
-    unfinished.write_text("".join(f"{line}\n" for line in [*kept, *new]), encoding="utf-8")
-    os.replace(unfinished, path)
+    with written(path) as stream:
+        stream.write("".join(f"{line}\n" for line in [*kept, *new]))
 
 
-def print_samples(step: int, scores: dict[str, float], samples: Sequence[dict[str, Any]]) -> None:
-    """Prints an evaluation's figures, and its samples with the reference above what was heard."""
-    figures = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in scores.items())
-    print(f"Evaluation at step {step}: {figures}")
+def print_samples(step: int, scores: dict[str, float], samples: Sequence[Sample]) -> None:
+    """Print an evaluation's metrics, and samples with the reference above the hypothesis."""
+    metrics = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in scores.items())
+    print(f"Evaluation at step {step}: {metrics}")
     for sample in samples:
-        for name, value in (("reference", sample["reference"]), ("heard", sample["hypothesis"])):
-            text = textwrap.shorten(value, CONSOLE_WIDTH, placeholder=" …")
-            print(f"  {name:>9} | {text}")
-
-
-def markdown_table(samples: Sequence[dict[str, Any]]) -> str:
-    """Samples as a Markdown table, a row each."""
-    columns = list(samples[0])
-    lines = [columns, ["---"] * len(columns)]
-    lines += [[_cell(sample[column]) for column in columns] for sample in samples]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else " ".join(str(value).replace("|", "\\|").split())
-
-
-def track_samples(trainer: Trainer, samples: Sequence[dict[str, Any]]) -> None:
-    """
-    Sends samples as a table to the trackers of `--report_to` that show one, through their own public interfaces.
-
-    Args:
-        trainer: whose evaluation it was; its tracker callbacks have begun their runs.
-        samples: one or more rows with the same columns.
-    """
-    trackers = trainer.args.report_to or []
-    columns, step = list(samples[0]), trainer.state.global_step
-    data = [[sample[column] for column in columns] for sample in samples]
-    if "tensorboard" in trackers:
-        for callback in trainer.callback_handler.callbacks:
-            if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
-                callback.tb_writer.add_text(TABLE_NAME, markdown_table(samples), step)
-    if "wandb" in trackers:
-        import wandb
-
-        if wandb.run is not None:
-            wandb.log({TABLE_NAME: wandb.Table(columns=columns, data=data), "train/global_step": step})
-    if "trackio" in trackers:
-        import pandas
-        import trackio
-
-        table = trackio.Table(dataframe=pandas.DataFrame(data, columns=columns))
-        trackio.log({TABLE_NAME: table, "train/global_step": step})
-
-
-@contextmanager
-def random_states_kept() -> Iterator[None]:
-    """Leaves the generators of Python, NumPy and torch as they were: what is trained does not depend on evaluation."""
-    python, numpy = random.getstate(), np.random.get_state()
-    devices = [torch.accelerator.current_device_index()] if torch.cuda.is_available() else []
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
+        for name, value in (("reference", sample.reference), ("heard", sample.hypothesis)):
+            print(f"  {name:>9} | {textwrap.shorten(value, CONSOLE_WIDTH, placeholder=' …')}")
 
 
 class PatienceCallback(EarlyStoppingCallback):
-    """transformers' early stopping, which goes on counting where a run that was cut off had come to."""
+    """transformers' early stopping, whose count a resumed run takes over from the checkpoint."""
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        """Takes the count over from the checkpoint, and stops at once if it had run out."""
+        """Take the count over, and stop at once if it has run out."""
         super().on_train_begin(args, state, control, **kwargs)
         saved = (state.stateful_callbacks or {}).get(type(self).__name__)
         if saved:
@@ -359,25 +286,25 @@ class PatienceCallback(EarlyStoppingCallback):
         control.should_training_stop = self.early_stopping_patience_counter >= self.early_stopping_patience
 
 
-#: What gives a trainer figures besides the loss, by their names without `eval_`.
+#: Gives metrics besides the loss, by their names without `eval_`.
 MoreMetrics = Callable[[Trainer], dict[str, float]]
 
 
 def listening_evaluation(
-    arguments: EvaluationArguments,
+    arguments: AudioLlmTrainingArguments,
     rows: Iterable[dict[str, Any]] | None,
     processor: AudioLlmProcessor,
     cache: FeatureCache | None,
 ) -> ListeningEvaluation | None:
     """
-    The evaluation that the options ask for, or None without held-out rows that word error can be scored on.
+    Return the evaluation that the options ask for, or None without held-out rows that word error can be scored on.
 
     Raises:
         EvaluationError: there are none, but the best checkpoint is to be kept by word error.
     """
     if rows is None:
         return None
-    held_out = questions(rows, processor, str(arguments.eval_normaliser), arguments.eval_max_samples)
+    held_out = questions(rows, processor, arguments.eval_normaliser, arguments.eval_max_samples)
     if not held_out:
         why = "no held-out row has both a recording and a word in its answer"
         if (arguments.metric_for_best_model or "").removeprefix("eval_") == WORD_ERROR:
@@ -387,21 +314,18 @@ def listening_evaluation(
         return None
     if arguments.should_log:
         print(f"Evaluation: word error on {len(held_out)} held-out rows that have a recording; the loss on all rows.")
-    evaluation = ListeningEvaluation(
+    return ListeningEvaluation(
         held_out,
         processor,
         cache,
-        samples_shown=arguments.eval_samples_shown or 0,
-        max_new_tokens=arguments.eval_max_new_tokens or MAX_NEW_TOKENS,
+        samples_shown=arguments.eval_samples_shown,
+        max_new_tokens=arguments.eval_max_new_tokens,
         batch_size=arguments.per_device_eval_batch_size,
-        normaliser=str(arguments.eval_normaliser),
+        normaliser=arguments.eval_normaliser,
     )
-    if evaluation.wrong is None and arguments.should_log:
-        print("There is no wrong-audio control: it needs two different recordings.")
-    return evaluation
 
 
-def early_stopping(arguments: EvaluationArguments) -> list[TrainerCallback]:
-    """The callback that `--early_stopping_patience` asks for, if it does."""
+def early_stopping(arguments: AudioLlmTrainingArguments) -> list[TrainerCallback]:
+    """Return the callback that `--early_stopping_patience` asks for."""
     patience = arguments.early_stopping_patience
     return [] if patience is None else [PatienceCallback(early_stopping_patience=patience)]

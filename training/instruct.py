@@ -10,18 +10,18 @@ from typing import Any
 
 from audiollm.corpora.sources import Examples, StreamedRows, parse_source, read_sources, settle_problems
 
-from .arguments import DataArguments, SourceArguments
+from .arguments import DataArguments
 from .dataset import AudioLlmCollator
 from .encoding import ExampleEncoder, build_mixture
 from .preparing import Prepared
-from .streaming import SHUFFLE_ROWS, StreamedExamples
-from .trainer import AudioLlmTrainer
+from .streaming import StreamedExamples
+from .trainer import AudioLlmTrainer, sampling_seed
 
 
 @dataclass
 class InstructData:
     """
-    Sources that were opened, and how to mix them.
+    Opened sources, and how to mix them.
 
     Attributes:
         sources: all [`Examples`], or all [`StreamedRows`].
@@ -35,7 +35,7 @@ class InstructData:
 
     @property
     def is_streamed(self) -> bool:
-        """Whether the examples come without being counted."""
+        """True where the examples are not counted."""
         return isinstance(self.sources[0], StreamedRows)
 
     def __len__(self) -> int:
@@ -72,9 +72,9 @@ class InstructData:
         return build_mixture(self.sources, encoder, self.weights, seed, self.skip_bad, progress)
 
 
-def open_training_data(arguments: SourceArguments) -> InstructData:
+def open_training_data(arguments: DataArguments) -> InstructData:
     """
-    Opens --data_path, and checks all examples if they are not streamed.
+    Open --data_path, and check all examples if they are not streamed.
 
     Raises:
         ExamplesError: a source cannot be read, or has bad examples and they are not to be left out; all are listed.
@@ -84,21 +84,22 @@ def open_training_data(arguments: SourceArguments) -> InstructData:
     skip_bad = arguments.on_bad_example == "skip"
     if not arguments.streaming:
         return InstructData(_open_all(arguments.data_path, arguments, skip_bad), arguments.data_weights, skip_bad)
-    shuffle_rows = SHUFFLE_ROWS if arguments.shuffle_rows is None else arguments.shuffle_rows
-    streams = [StreamedRows(parse_source(path), arguments.audio_dir, shuffle_rows) for path in arguments.data_path]
+    streams = [
+        StreamedRows(parse_source(path), arguments.audio_dir, arguments.shuffle_rows) for path in arguments.data_path
+    ]
     print("Examples are streamed: bad ones cannot be found ahead, and are reported when they are met.")
     return InstructData(streams, arguments.data_weights, skip_bad)
 
 
-def open_held_out_data(arguments: SourceArguments) -> InstructData | None:
-    """--eval_data_path, checked; None without it. Raises as [`open_training_data`]."""
+def open_held_out_data(arguments: DataArguments) -> InstructData | None:
+    """Open and check --eval_data_path; None without it. Raises as [`open_training_data`]."""
     if arguments.eval_data_path is None:
         return None
     skip_bad = arguments.on_bad_example == "skip"
     return InstructData(_open_all([arguments.eval_data_path], arguments, skip_bad), None, skip_bad)
 
 
-def _open_all(paths: Sequence[str], arguments: SourceArguments, skip_bad: bool) -> list[Examples]:
+def _open_all(paths: Sequence[str], arguments: DataArguments, skip_bad: bool) -> list[Examples]:
     sources = read_sources(paths, arguments.audio_dir)
     if not skip_bad:  # else they are listed with those whose recordings cannot be used
         settle_problems([(source.source.name, source.problems) for source in sources], skip=False)
@@ -106,15 +107,15 @@ def _open_all(paths: Sequence[str], arguments: SourceArguments, skip_bad: bool) 
 
 
 def read_instruct(data_arguments: DataArguments, own_arguments: None) -> tuple[InstructData, InstructData | None]:
-    """Examples of prompt, audio and response, and held-out ones."""
+    """Return examples of prompt, audio and response, and held-out ones."""
     return open_training_data(data_arguments), open_held_out_data(data_arguments)
 
 
 def build_instruct(prepared: Prepared, examples, held_out, training_arguments, own_arguments, **common):
-    """The Trainer of projector and LoRA, by cross-entropy on the responses."""
+    """Return the Trainer of projector and LoRA, by cross-entropy on the responses."""
     processor, cache = prepared.processor, prepared.cache
     budget = training_arguments.batch_budget(packed=training_arguments.packing)
-    seed = training_arguments.seed if training_arguments.data_seed is None else training_arguments.data_seed
+    seed = sampling_seed(training_arguments)
     progress = not training_arguments.disable_tqdm
     processes = training_arguments.process_index, training_arguments.world_size
     return AudioLlmTrainer(

@@ -1,5 +1,5 @@
 """
-Posterior bank: what an aligned projector hears of every word piece in real speech, kept to simulate speech from text.
+Posterior bank: the CTC posteriors of every word piece in real speech, kept to simulate speech from text.
 
 With the readout "pieces", an audio token is a mixture of the language model's embeddings by CTC posteriors, so that a
 sequence of posteriors stands for a recording. Clips are aligned to their transcripts by CTC Viterbi, and the slots of
@@ -131,7 +131,7 @@ class PosteriorBank:
         return self.num_pieces + gap
 
     def expected_slots(self, classes: Sequence[int], begins: Sequence[bool]) -> float:
-        """How many slots a text takes on average."""
+        """Return the audio tokens that a text takes on average."""
         gaps = [self.gap_kind(BETWEEN if first else WITHIN) for first in begins[1:]]
         ends = [self.gap_kind(LEADING), self.gap_kind(TRAILING)]
         return float(self.mean_lengths[[*classes, *gaps, *ends]].sum())
@@ -366,7 +366,7 @@ class PosteriorCollector:
         return True
 
     def _is_correct(self, coded: np.ndarray, weights: np.ndarray, is_piece: bool) -> bool:
-        """Whether a run says its piece, or its gap nothing, wherever it is put."""
+        """Return whether a run is heard as its piece, or its gap as nothing, wherever it is put."""
         if not len(coded):
             return not is_piece
         # Where neighbours, or a confusion that is one, come together, they must not outweigh the first.

@@ -32,7 +32,7 @@ ANSWERS = ("chosen", "rejected")
 
 @dataclass
 class PreferArguments:
-    """How strongly chosen answers are preferred to rejected ones."""
+    """Options of stage prefer."""
 
     _argument_group_name = "stage prefer"
 

@@ -1,4 +1,4 @@
-"""What every stage begins with: the model and processor, what of them trains, the output folder, the cache."""
+"""Start of every stage: model and processor, frozen but for what trains; the output folder; the cache."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +29,7 @@ from .sharding import asks_for_fsdp
 @dataclass
 class Prepared:
     """
-    What every stage begins with.
+    Model, processor and cache of a stage.
 
     Attributes:
         model, processor: the pair to train, on its device, frozen but for what trains.
@@ -49,7 +49,7 @@ def load_model(
     arguments: ModelArguments, dtype: torch.dtype
 ) -> tuple[AudioLlmForConditionalGeneration, AudioLlmProcessor]:
     """
-    The model and processor to train: composed of two bases, or an earlier checkpoint.
+    Load the model and processor to train: composed of two bases, or an earlier checkpoint.
 
     Raises:
         TrainingError: bases are named for a checkpoint that holds its own.
@@ -80,7 +80,7 @@ def _load_checkpoint(
     arguments: ModelArguments, path: str, common: dict[str, Any]
 ) -> tuple[AudioLlmForConditionalGeneration, AudioLlmProcessor]:
     """
-    An earlier checkpoint, and its processor.
+    Load an earlier checkpoint, and its processor.
 
     Raises:
         TrainingError: bases are named for a checkpoint that holds its own, or files of it are missing.
@@ -107,6 +107,19 @@ def _load_checkpoint(
         raise TrainingError(f"--model_path {path} cannot be loaded: {error}{advice}") from error
 
 
+def caches_features(data: DataArguments, trainable: str, stage: str, device: str) -> bool:
+    """
+    Return whether the encoder's output is cached.
+
+    By default it is on a CPU. A GPU encodes in the step, which costs it about a quarter more work and no disk; stages that
+    read cached features, and variations of them, have a cache there too.
+    """
+    if data.feature_cache == CACHE_OFF or trains(trainable, "audio"):
+        return False
+    needed = stage in ("align", "read") or data.augment or data.waveform_augmentation() is not None
+    return needed or data.feature_cache is not None or device == "cpu"
+
+
 def prepare(
     model_arguments: ModelArguments,
     data_arguments: DataArguments,
@@ -114,7 +127,7 @@ def prepare(
     stage: str,
 ) -> Prepared:
     """
-    Loads what a stage trains, and makes sure of the output folder before anything is computed.
+    Load the model and processor, claim the output folder, and open the cache.
 
     Args:
         model_arguments, data_arguments, training_arguments: the command's.
@@ -142,10 +155,9 @@ def prepare(
         model.print_trainable_parameters()
         claim_folder(training_arguments.output_dir, {"stage": stage, "trainable": trainable})
     cache = None
-    if trains(trainable, "audio"):
-        if training_arguments.should_save and data_arguments.feature_cache is None:
-            print("The audio encoder trains: there is no feature cache, and every batch is encoded anew.")
-    elif data_arguments.feature_cache != CACHE_OFF:
+    if caches_features(data_arguments, trainable, stage, model.device.type):
         cache = FeatureCache(model, processor, data_arguments.feature_cache)
+    elif training_arguments.should_save:
+        print("There is no feature cache: every batch is encoded anew.")
     reference = "the base" if is_base else "the model that the stage began with"
     return Prepared(model, processor, cache, reference, model_arguments.model_path)

@@ -31,7 +31,7 @@ from .encoding import ExampleEncoder
 from .instruct import InstructData, open_held_out_data, open_training_data
 from .posteriors import BANK_FILE, PosteriorBank, SpokenText, collect_posteriors, mix_embeddings
 from .preparing import Prepared
-from .trainer import AudioLlmTrainer
+from .trainer import AudioLlmTrainer, sampling_seed
 
 PROMPTS = PROMPT_TASKS["transcribe"].phrasings
 JSON_SUFFIXES = (".json", JSON_LINES_SUFFIX)
@@ -50,7 +50,7 @@ SIMULATION, ROWS = range(2)
 
 @dataclass
 class ReadArguments:
-    """What is read, and how well it is heard."""
+    """Options of stage read."""
 
     _argument_group_name = "stage read"
 
@@ -120,7 +120,7 @@ class Text:
 
 def read_texts(path: str) -> tuple[list[Text], list[tuple[str, str]]]:
     """
-    The texts of a file, and (where, reason) of those that cannot be used.
+    Return the texts of a file, and (where, reason) of those that cannot be used.
 
     Args:
         path: plain text with one text a line, empty lines apart; or JSON, JSON Lines or Parquet rows with `text` and, if
@@ -325,7 +325,7 @@ class ReadRows(torch.utils.data.Dataset):
 
 
 def num_recordings(num_texts: int, share: float) -> int:
-    """How many rows beside so many texts are recordings, for them to be this share of all."""
+    """Return how many recordings beside so many texts make up this share of all rows."""
     return round(num_texts * share / (1 - share))
 
 
@@ -381,7 +381,7 @@ class ReadCollator:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """
         Returns:
-            What [`AudioLlmCollator`] gives of all rows, with `audio_classes` and `audio_weights` `(slots, classes)` of
+            The batch of [`AudioLlmCollator`] of all rows, with `audio_classes` and `audio_weights` `(slots, classes)` of
             the texts, for [`mix_embeddings`], and their number `num_texts`.
         """
         texts = [row for row in rows if "draw" in row]
@@ -461,7 +461,7 @@ class ReadTrainer(AudioLlmTrainer):
 @dataclass
 class ReadData:
     """
-    What the stage reads.
+    Texts and recordings of the stage.
 
     Attributes:
         texts: all that can be used.
@@ -601,7 +601,7 @@ def build_read(
     own = own_arguments or ReadArguments()
     processor, cache = prepared.processor, prepared.cache
     progress = not training_arguments.disable_tqdm
-    seed = training_arguments.seed if training_arguments.data_seed is None else training_arguments.data_seed
+    seed = sampling_seed(training_arguments)
     check_model(prepared.model)
     bank = find_bank(prepared, data, training_arguments, own)
     budget = training_arguments.batch_budget()

@@ -33,7 +33,7 @@ ALWAYS = {"learning_rate", "num_train_epochs", "max_steps", "per_device_train_ba
 
 
 class RunClock:
-    """When a run began: in the calendar, and for counting its seconds."""
+    """Start of a run: date, and a clock."""
 
     def __init__(self):
         self.started = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -55,7 +55,7 @@ def record_run(
     outcome: Mapping[str, Any],
 ) -> None:
     """
-    Writes the training record beside the checkpoint, where this process is the one that saves.
+    Write the training record beside the checkpoint, in the process that saves.
 
     Args:
         prepared: model and processor, for what trains.
@@ -91,7 +91,7 @@ def record_run(
 
 
 def hyperparameters(groups: list[Any]) -> dict[str, Any]:
-    """Options that are not the defaults, and those of `ALWAYS`, as JSON; no paths and no secrets."""
+    """Return options that are not the defaults, and those of `ALWAYS`, as JSON; no paths and no secrets."""
     chosen: dict[str, Any] = {}
     for group in groups:
         if not is_dataclass(group):
@@ -125,7 +125,7 @@ PROBES = (
 @torch.no_grad()
 def text_logits(model: PreTrainedModel, tokenizer) -> list[torch.Tensor]:
     """
-    Logits `(tokens, vocab_size)` of each probe, as the model answers text without audio, on the CPU.
+    Return the logits `(tokens, vocab_size)` of each probe, a text without audio, on the CPU.
 
     Args:
         model: the [`AudioLlmForConditionalGeneration`]; its mode is left as it was.
@@ -143,7 +143,7 @@ def text_logits(model: PreTrainedModel, tokenizer) -> list[torch.Tensor]:
 
 
 def drift(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
-    """Largest absolute difference of two results of [`text_logits`]; 0 only where every bit is the same."""
+    """Return the largest absolute difference of two results of [`text_logits`]; 0 only where every bit is the same."""
     if all(torch.equal(first, second) for first, second in zip(before, after, strict=True)):
         return 0.0
     largest = max(float((first - second).abs().max()) for first, second in zip(before, after))
@@ -151,7 +151,7 @@ def drift(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
 
 
 def describe_drift(value: float, reference: str = "the base") -> str:
-    """The line that a stage ends with."""
+    """Return the line that a stage ends with."""
     if value == 0:
         return f"Text-only logits are those of {reference}, bit for bit: largest difference 0."
     return f"Text-only logits have drifted from {reference}: largest difference {value:.4g}."

@@ -1,4 +1,4 @@
-"""How each stage that runs the language model reads its rows and builds its Trainer."""
+"""Readers of rows and builders of Trainers, by stage."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,18 +13,18 @@ from .read import build_read, read_read
 
 
 def read_distill(data_arguments: DataArguments, own_arguments: DistillArguments | None):
-    """Examples of prompt, audio and transcript, and held-out ones."""
+    """Return examples of prompt, audio and transcript, and held-out ones."""
     own = own_arguments or DistillArguments()
     return read_both(data_arguments, distill.read_distill_examples, own.response_is_transcript)
 
 
 def read_prefer(data_arguments: DataArguments, own_arguments: PreferArguments | None):
-    """Examples of prompt, audio, and two answers, and held-out ones."""
+    """Return examples of prompt, audio, and two answers, and held-out ones."""
     return read_both(data_arguments, prefer.read_preference_examples)
 
 
 def read_both(data_arguments: DataArguments, read: Callable[..., Sequence[Any]], *options: Any):
-    """Examples of the one file to train on, and those of the held-out one, if there is one."""
+    """Return examples of the one file to train on, and of the held-out one, if there is one."""
     held_out = data_arguments.eval_data_path
     paths = [data_arguments.data_path[0], *([] if held_out is None else [held_out])]
     examples = [read(path, data_arguments.audio_dir, *options) for path in paths]
@@ -32,7 +32,7 @@ def read_both(data_arguments: DataArguments, read: Callable[..., Sequence[Any]],
 
 
 def build_with(build_trainer: Callable[..., Any], arguments_type: type) -> Callable[..., Any]:
-    """What builds the Trainer of a stage whose examples are rows of a file, with its own options or their defaults."""
+    """Return the builder of a stage whose examples are rows of a file."""
 
     def build(prepared: Prepared, examples, held_out, training_arguments, own_arguments, **common):
         return build_trainer(

@@ -47,7 +47,6 @@ from .run_record import RunClock, describe_drift, drift, record_run, text_logits
 from .stages import LANGUAGE_MODEL_STAGES
 from .trainer import AudioLlmTrainer, write_card_if_mine
 from .variants import WaveformVariants
-from .waveform_arguments import DEFAULT_VARIANTS
 
 #: What a shell reports of a program that SIGTERM ended.
 EXIT_CODE_OF_SIGTERM = 128 + signal.SIGTERM
@@ -56,7 +55,7 @@ DISK_ADVICE = "checkpoints that are whole stay: make room, and the same command 
 
 
 def batch_augmentation(processor: AudioLlmProcessor) -> BatchAugmentation:
-    """The default variation of training batches."""
+    """Return the default augmentation of training batches."""
     return BatchAugmentation(
         FeatureAugmentation(), processor.audio_token_id, processor.stack_factor, processor.tokenizer.pad_token_id
     )
@@ -68,11 +67,11 @@ def waveform_variants(
     prepared: Prepared,
     examples: Sequence[Any] | InstructData,
 ) -> WaveformVariants | None:
-    """The variants that --speed, --noise_snr_db and --gain_db ask for, in the cache, if they do."""
+    """Return the variants that --speed and the like ask for, stored in the cache."""
     augmentation = data_arguments.waveform_augmentation()
     if augmentation is None or prepared.cache is None:
         return None
-    variants = WaveformVariants(prepared.cache, augmentation, data_arguments.waveform_variants or DEFAULT_VARIANTS)
+    variants = WaveformVariants(prepared.cache, augmentation, data_arguments.waveform_variants)
     sources = examples.sources if isinstance(examples, InstructData) else [examples]
     variants.add(sources, progress=not training_arguments.disable_tqdm, announce=training_arguments.should_save)
     return variants
@@ -88,7 +87,7 @@ def train(
     callbacks: Sequence[TrainerCallback] = (),
 ) -> AudioLlmTrainer:
     """
-    Trains, resuming where an earlier run into the same folder was cut off, and saves what was trained.
+    Train, resuming where an earlier run into the same folder was cut off, and save what was trained.
 
     Args:
         model_arguments, data_arguments, training_arguments: what the command line says, or its defaults.
@@ -168,14 +167,14 @@ def run_align(
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Alignment:
     """
-    Trains the projector alone, by CTC on rows of one recording whose response is what is said in it.
+    Train the projector alone, by CTC on rows of one recording whose response is its transcript.
 
-    Saves a checkpoint that every other stage can go on from, LoRA untrained.
+    Every other stage can go on from the checkpoint.
 
     Args, Raises: as of `train`.
 
     Returns:
-        What was learned, and the course of the loss.
+        The aligner, and the course of the loss.
     """
     clock = RunClock()
     own_arguments = own_arguments or AlignArguments()
@@ -221,7 +220,7 @@ def run_align(
 
 
 def finish(prepared: Prepared, arguments: AudioLlmTrainingArguments, before: list[torch.Tensor] | None) -> None:
-    """Says what became of answers to text, and where the result is."""
+    """Print how far answers to text have moved, write the card, and print where the result is."""
     if not arguments.should_save:
         return
     if before is not None:
@@ -234,7 +233,7 @@ def finish(prepared: Prepared, arguments: AudioLlmTrainingArguments, before: lis
 def run_stage(
     model_arguments, data_arguments, training_arguments, stage_arguments, own_arguments=None, *, callbacks=()
 ) -> AudioLlmTrainer | Alignment:
-    """Runs what `parse_arguments` gave."""
+    """Run the stage that `parse_arguments` has read."""
     run = run_align if stage_arguments.stage == "align" else train
     return run(
         model_arguments, data_arguments, training_arguments, stage_arguments, own_arguments, callbacks=callbacks

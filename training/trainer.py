@@ -1,4 +1,4 @@
-"""The Hugging Face Trainer with what an adapter on frozen bases needs, and nothing copied from it."""
+"""The Hugging Face Trainer for an adapter on frozen bases."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -12,18 +12,17 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, sa
 from audiollm.interruption import check_interrupted
 from audiollm.publishing.card import CardError, write_card
 from audiollm.publishing.push import upload_checkpoint
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import HfApi
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import EvalLoopOutput, HubStrategy, seed_worker
-from transformers.utils import PushInProgress
+from transformers.trainer_utils import EvalLoopOutput, seed_worker
 
 from .arguments import AudioLlmTrainingArguments
 from .batching import BatchBudget, BudgetBatchSampler
 from .checkpointing import StopOnSigterm, StoppedBySignalError
-from .evaluating import MoreMetrics, random_states_kept
+from .evaluating import MoreMetrics
 from .sharding import (
     AUDIO_TOWER,
     asks_for_fsdp,
@@ -36,15 +35,11 @@ from .streaming import StreamedExamples
 
 #: What the Trainer puts before the names of an evaluation's figures, unless it is one of several sets.
 EVALUATION_PREFIX = "eval"
-#: Where transformers puts what a run is resumed from.
-LAST_CHECKPOINT = "last-checkpoint"
-#: A pickle with local paths and tokens in it; the rest of a checkpoint resumes without it.
-NEVER = ("training_args.bin",)
 PROJECTOR_KEYS = ("multi_modal_projector.", "audio_boundary_embeds")
 
 
 def write_card_if_mine(folder: str | Path, repo: str | None = None) -> None:
-    """Writes or renews a checkpoint's card; one that somebody wrote without our sections is left, and that is said."""
+    """Write or renew a checkpoint's card; one that somebody wrote without our sections is left."""
     try:
         card = write_card(folder, repo=repo)
     except CardError as error:
@@ -52,6 +47,11 @@ def write_card_if_mine(folder: str | Path, repo: str | None = None) -> None:
         return
     for remark in card.remarks:
         print(f"Model card: {remark}")
+
+
+def sampling_seed(arguments: TrainingArguments) -> int:
+    """Return the seed of the order of rows."""
+    return arguments.seed if arguments.data_seed is None else arguments.data_seed
 
 
 class EpochLengthSampler(LengthGroupedSampler):
@@ -79,15 +79,12 @@ class EpochLengthSampler(LengthGroupedSampler):
 
 class ResumableTrainer(Trainer):
     """
-    The Trainer, with everything random in it the same in a run that was cut off and resumed.
-
-    SIGTERM ends it at the end of a step, behind a checkpoint.
+    The Trainer, with the same random numbers in a resumed run. SIGTERM ends it after a step, with a checkpoint.
 
     Args:
-        augmentation: varies each training batch anew, at its own step: batches are made ahead of theirs, where a run
-            that resumes does not yet have the random state of the one that was cut off. Evaluation sees the
-            recordings as they are.
-        more_metrics: gives each evaluation figures besides the loss, such as [`ListeningEvaluation`].
+        augmentation: varies each training batch, in its own step: batches are made ahead, where a resumed run does not
+            yet have the random state.
+        more_metrics: gives each evaluation metrics besides the loss, such as [`ListeningEvaluation`].
         args, kwargs: the Trainer's.
     """
 
@@ -128,7 +125,7 @@ class ResumableTrainer(Trainer):
         return EpochLengthSampler(
             sampler.batch_size * self.args.world_size,  # the order is that of one process with as large a batch
             lengths=sampler.lengths,
-            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            seed=sampling_seed(self.args),
             current_epoch=lambda: int(self.state.epoch or 0),
         )
 
@@ -147,11 +144,6 @@ class ResumableTrainer(Trainer):
         """Return a training batch, augmented and packed."""
         batch = batch if self.augmentation is None else self.augmentation(batch)
         return batch if self.pack is None else self.pack(batch)
-
-    def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        """The Trainer's; what is trained after it is what would have been trained without it."""
-        with random_states_kept():
-            return super().evaluate(*args, **kwargs)
 
     def evaluation_loop(
         self,
@@ -174,8 +166,7 @@ class AudioLlmTrainer(ResumableTrainer):
     Trains projector and LoRA with their own learning rates, and resumes from what was trained alone.
 
     Checkpoints hold the adapter only (a few MB), besides optimizer, schedule and random states. Batches are of so many
-    rows, within a budget, or of a stream as it comes. FSDP2 shards the language model's layers. Pushes to the Hub leave
-    out pickles, optimizer states (unless `--hub_strategy` asks for them) and logs.
+    rows, within a budget, or of a stream as it comes. FSDP2 shards the language model's layers.
 
     Args:
         budget: None for batches of so many rows. With it, the training set needs the columns `length` and
@@ -188,7 +179,6 @@ class AudioLlmTrainer(ResumableTrainer):
 
     args: AudioLlmTrainingArguments
     model: PreTrainedModel
-    push_in_progress: Any
 
     def __init__(self, *args: Any, budget: BatchBudget | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -242,10 +232,10 @@ class AudioLlmTrainer(ResumableTrainer):
         return {} if rows[0] is None else collate(rows)
 
     def sampler_settings(self) -> dict[str, Any]:
-        """What a [`BudgetBatchSampler`] is told of this run."""
+        """Return the arguments of a [`BudgetBatchSampler`] of this run."""
         return {
             "budget": self.budget,
-            "seed": self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            "seed": sampling_seed(self.args),
             "num_processes": self.accelerator.num_processes,
             "current_epoch": lambda: int(self.state.epoch or 0),
         }
@@ -352,7 +342,7 @@ class AudioLlmTrainer(ResumableTrainer):
         **kwargs: Any,
     ):
         """
-        Saves and uploads the checkpoint, its code, processor and card; the Trainer's own would upload the whole folder.
+        Save and upload the checkpoint, its code, processor and card; the Trainer's own would upload the whole folder.
 
         Args, Returns: the Trainer's.
         """
@@ -364,7 +354,6 @@ class AudioLlmTrainer(ResumableTrainer):
         if not self.is_world_process_zero():
             return None
         self.create_model_card(**kwargs)
-        self._finish_current_push()
         return upload_checkpoint(
             HfApi(token=token),
             str(self.args.output_dir),
@@ -373,31 +362,3 @@ class AudioLlmTrainer(ResumableTrainer):
             revision=self.args.hub_revision if revision is None else revision,
             run_as_future=not blocking,
         )
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """As the Trainer's, after a checkpoint was saved; in the background."""
-        strategy = self.args.hub_strategy
-        if not self.is_world_process_zero() or strategy == HubStrategy.END:
-            return
-        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
-        if busy and not self.args.hub_always_push:
-            return
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        message = f"Training in progress, step {self.state.global_step}"
-        common: dict[str, Any] = {"revision": self.args.hub_revision, "run_as_future": True}
-        api = HfApi(token=self.args.hub_token)
-        jobs: list[Any] = [upload_checkpoint(api, checkpoint_folder, str(self.hub_model_id), message, **common)]
-        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            folder = Path(checkpoint_folder)
-            where = LAST_CHECKPOINT if strategy == HubStrategy.CHECKPOINT else folder.name
-            files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name not in NEVER]
-            operations = [CommitOperationAdd(f"{where}/{path.name}", path) for path in files]
-            jobs.append(
-                api.create_commit(
-                    str(self.hub_model_id), operations, commit_message=f"{message}, checkpoint", **common
-                )
-            )
-        if busy:
-            self.push_in_progress.jobs.extend(jobs)
-        else:
-            self.push_in_progress = PushInProgress(jobs)  # type: ignore[arg-type]  # a list, as in transformers

@@ -1,9 +1,8 @@
 """
-Variants of recordings in the feature cache, so that varied waveforms cost no encoder time in a step.
+Augmented waveforms in the feature cache, so that they cost no encoder time in a step.
 
-A fresh draw for every batch would need the encoder in every step. Instead each recording gets a few variants, encoded
-once and cached as the recording itself is; training then takes one of them, or the recording, anew in every epoch. With
-N variants the cache is about N + 1 times as large, and the encoder runs N + 1 times as long, once.
+Each recording gets a few variants, encoded once and cached as the recording itself is; training takes one of them, or the
+recording, in every epoch. With N variants the cache is N + 1 times as large.
 """
 
 import hashlib
@@ -20,8 +19,7 @@ from transformers import TrainerCallback
 
 from .dataset import resize_slots
 from .encoding import EXAMPLE_ERRORS, ExampleEncoder
-from .feature_cache import BYTES_PER_MB, KEY_LENGTH, FeatureCache
-from .waveform_arguments import DEFAULT_VARIANTS
+from .feature_cache import KEY_LENGTH, FeatureCache
 from .waveform_augment import WaveformAugmentation
 
 #: The sizes of a row that other variants change, as of its longest.
@@ -32,7 +30,7 @@ class WaveformVariants:
     """
     A fixed number of variants of each training recording.
 
-    Which variants there are depends on the recordings and the augmentation alone, so that runs share them.
+    They depend on the recordings and the augmentation alone, so runs share them.
 
     Args:
         cache: where they are kept.
@@ -40,27 +38,27 @@ class WaveformVariants:
         count: how many of each recording.
     """
 
-    def __init__(self, cache: FeatureCache, augmentation: WaveformAugmentation, count: int = DEFAULT_VARIANTS):
+    def __init__(self, cache: FeatureCache, augmentation: WaveformAugmentation, count: int):
         self.cache = cache
         self.augmentation = augmentation
         self.count = count
 
     def keys(self, key: str) -> list[str]:
-        """Cache keys of a recording's variants, by that of the recording."""
-        settings = (key, self.augmentation.key())
+        """Return the cache keys of a recording's variants, given that of the recording."""
+        settings = (key, self.augmentation.key)
         return [_digest([*settings, number])[:KEY_LENGTH] for number in range(self.count)]
 
     def add(self, sources: Sequence[Sequence[Any]], progress: bool = True, announce: bool = True) -> None:
         """
-        Computes and stores what is missing of the variants, and says what that costs.
+        Compute and store what is missing of the variants.
 
         Args:
-            sources: examples with `recordings`, which the cache holds; those that cannot be used are passed over.
+            sources: examples with `recordings`; those that cannot be used are skipped.
             progress: shows a bar.
             announce: prints what it costs; of several processes, one should.
         """
         encoder = ExampleEncoder(self.cache.processor, self.cache)
-        # Where each lies: those within a table are read again when their turn comes, not held.
+        # Where each lies: recordings within a table are read again when they are encoded, not held.
         places: dict[str, tuple[Sequence[Any], int, int]] = {}
         for examples in sources:
             for index in range(len(examples)):
@@ -76,17 +74,15 @@ class WaveformVariants:
         variants = {own: partial(vary, own, *place) for key, place in places.items() for own in self.keys(key)}
         if announce:
             missing = sum(not self.cache.has(own) for own in variants)
-            megabytes = self.count * self.cache.size_bytes(filter(self.cache.has, places)) / BYTES_PER_MB
             print(
-                f"Varied waveforms change what the encoder hears: {self.count} variants of each of {len(places)} "
-                f"recordings are cached, {self.count + 1} times the cache (about {megabytes:.0f} MB more). For them the "
-                f"encoder runs {missing} times now, and in no step."
+                f"Waveform augmentation: {self.count} variants of each of {len(places)} recordings are cached, "
+                f"{self.count + 1} times the cache; {missing} are encoded now."
             )
         self.cache.fill(variants, progress)
 
     def dataset(self, rows: datasets.Dataset, seed: int) -> tuple[datasets.Dataset, "VariantChoice"]:
         """
-        Rows that take other variants in every epoch.
+        Return rows that take other variants in every epoch.
 
         Args:
             rows: with `audio`, the keys of recordings that were added, a list or one; with `input_ids` and `labels`
@@ -118,10 +114,9 @@ class WaveformVariants:
 
 class VariantChoice(TrainerCallback):
     """
-    Takes for each recording of a row itself or one of its variants, by seed, epoch and row alone.
+    Chooses for each recording of a row itself or one of its variants, by seed, epoch and row alone.
 
-    So a run that resumes takes what the run that was cut off would have taken, whatever was loaded ahead, and any
-    number of processes take the same.
+    So a resumed run, and any number of processes, choose the same.
 
     Args:
         table: for each recording's key, (key, audio slots) of itself and its variants.
@@ -137,11 +132,11 @@ class VariantChoice(TrainerCallback):
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:
-        """Notes the epoch that begins, or that a resumed run is in."""
+        """Note the epoch that begins, or that a resumed run is in."""
         self.epoch.fill_(int(state.epoch or 0))
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """A batch of columns with the variants taken, their slots and labels."""
+        """Return a batch of columns with the variants chosen, and their audio tokens and labels."""
         if "input_ids" not in rows:
             return {"audio": [self.choose([], [key])[0][0] for key in rows["audio"]]}
         varied: dict[str, list[Any]] = {"input_ids": [], "labels": [], "audio": []}
@@ -154,7 +149,7 @@ class VariantChoice(TrainerCallback):
         return varied
 
     def choose(self, input_ids: Sequence[int], audio: Sequence[str]) -> list[tuple[str, int]]:
-        """(key, audio slots) of what is taken for each recording of a row."""
+        """Return (key, audio tokens) of what is chosen for each recording of a row."""
         row = _digest([self.seed, int(self.epoch), list(map(int, input_ids)), list(audio)])
         generator = np.random.default_rng(int(row, 16))
         return [self.table[key][generator.integers(len(self.table[key]))] for key in audio]

@@ -9,7 +9,7 @@ import hashlib
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,12 @@ from audiollm.processing.audio import load_waveform
 VERSION = 1
 #: What each option may range over, widest.
 SPEED_LIMITS = (0.5, 2.0)
-REVERB_LIMITS_S = (0.05, 3.0)
 NOISE_LIMITS_DB = (-5.0, 60.0)
 GAIN_LIMITS_DB = (-20.0, 20.0)
-#: Reverberation times of rooms from a small office to a hall.
-DEFAULT_REVERB_S = (0.15, 0.7)
+RANGES = {"speed": SPEED_LIMITS, "noise_snr_db": NOISE_LIMITS_DB, "gain_db": GAIN_LIMITS_DB}
+SHARES = ("room_share", "telephone_share", "codec_share")
+#: Reverberation times (RT60) of rooms from a small office to a hall.
+REVERB_S = (0.15, 0.7)
 #: Ratio of the direct sound to the room's, and how long after it the room's begins.
 DIRECT_TO_REVERB_DB = (0.0, 12.0)
 FIRST_REFLECTION_S = (0.001, 0.02)
@@ -45,70 +46,98 @@ DULL_RATES_HZ = (5500.0, 13_000.0)
 #: Recordings of noise and rooms held in memory at a time.
 FILES_KEPT = 32
 
-Range = tuple[float, float]
 
-
-@dataclass(frozen=True)
+@dataclass(kw_only=True)
 class WaveformAugmentation:
     """
     Speed perturbation (Ko et al. 2015), rooms (Ko et al. 2017), additive noise, telephones, codecs and gain, in this order.
 
-    Every number is drawn evenly from its range. A share is the chance that a recording is changed in that way.
-
-    Attributes:
-        speed: lowest and highest factor; 1.1 plays a tenth faster and higher. None leaves the speed.
-        noise_snr_db: lowest and highest ratio of the recording's power to the noise's, in dB. None adds no noise.
-        gain_db: lowest and highest gain in dB. None leaves the level. Nothing is clipped.
-        noise_files: recordings to take noise from; without any, it is white or pink, evenly.
-        room_share: of rooms.
-        reverb_s: lowest and highest reverberation time (RT60) of rooms that are made up, of decaying noise.
-        room_files: impulse responses to use instead of made-up rooms.
-        telephone_share: of the telephone's band with one of its codecs.
-        codec_share: of MP3, Opus or Vorbis at few bits, or the loss of the highs, evenly.
+    Every number is drawn uniformly from its range. A share is the probability that a recording is changed in that way.
 
     Raises:
         ValueError: a range is not two numbers within its limits, the lower first; a share is not from 0 to 1; or there
-            are files for nothing.
+            is a folder for nothing.
+        FileNotFoundError: a folder holds no recording.
     """
 
-    speed: Range | None = None
-    noise_snr_db: Range | None = None
-    gain_db: Range | None = None
-    noise_files: tuple[str, ...] = ()
-    room_share: float = 0.0
-    reverb_s: Range = DEFAULT_REVERB_S
-    room_files: tuple[str, ...] = ()
-    telephone_share: float = 0.0
-    codec_share: float = 0.0
+    speed: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Lowest and highest factor that variants are played faster by, such as 0.9 1.1, from "
+            f"{SPEED_LIMITS[0]} to {SPEED_LIMITS[1]}."
+        },
+    )
+    room_share: float = field(
+        default=0.0, metadata={"help": "Share of variants, from 0 to 1, in a room: simulated, or from --room_dir."}
+    )
+    room_dir: str | None = field(default=None, metadata={"help": "Folder of impulse responses, for --room_share."})
+    noise_snr_db: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Lowest and highest ratio of speech to added noise in dB, such as 5 30, from "
+            f"{NOISE_LIMITS_DB[0]:g} to {NOISE_LIMITS_DB[1]:g}. The noise is white or pink, or from --noise_dir."
+        },
+    )
+    noise_dir: str | None = field(
+        default=None, metadata={"help": "Folder of recordings of noise, for --noise_snr_db."}
+    )
+    telephone_share: float = field(
+        default=0.0,
+        metadata={
+            "help": f"Share of variants, from 0 to 1, over a telephone: {TELEPHONE_BAND_HZ[0]:g} to "
+            f"{TELEPHONE_BAND_HZ[1]:g} Hz, and A-law, mu-law or GSM."
+        },
+    )
+    codec_share: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of variants, from 0 to 1, after MP3, Opus or Vorbis at a low bit rate, or without high frequencies."
+        },
+    )
+    gain_db: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Lowest and highest gain in dB, such as -6 6, from "
+            f"{GAIN_LIMITS_DB[0]:g} to {GAIN_LIMITS_DB[1]:g}. Nothing is clipped."
+        },
+    )
 
     def __post_init__(self):
-        check_range("speed", self.speed, SPEED_LIMITS)
-        check_range("noise_snr_db", self.noise_snr_db, NOISE_LIMITS_DB)
-        check_range("gain_db", self.gain_db, GAIN_LIMITS_DB)
-        check_range("reverb_s", self.reverb_s, REVERB_LIMITS_S)
-        for name in ("room_share", "telephone_share", "codec_share"):
-            check_share(name, getattr(self, name))
-        if self.noise_files and self.noise_snr_db is None:
-            raise ValueError("There are noise files but no noise_snr_db, how loud noise is to be.")
-        if self.room_files and not self.room_share:
-            raise ValueError("There are room files but no room_share, how often rooms are to be heard.")
+        for name, (lowest, highest) in RANGES.items():
+            given = getattr(self, name)
+            if given is not None and not (len(given) == 2 and lowest <= given[0] <= given[1] <= highest):
+                raise ValueError(
+                    f"--{name} is {' '.join(map(str, given))}; expected two numbers, the lower first, from {lowest} to "
+                    f"{highest}."
+                )
+        for name in SHARES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name} is {getattr(self, name)}; expected a share from 0 to 1.")
+        if self.noise_dir is not None and self.noise_snr_db is None:
+            raise ValueError("--noise_dir needs --noise_snr_db.")
+        if self.room_dir is not None and not self.room_share:
+            raise ValueError("--room_dir needs --room_share.")
+        self._noise_files = recordings_below(self.noise_dir, "--noise_dir") if self.noise_dir is not None else ()
+        self._room_files = recordings_below(self.room_dir, "--room_dir") if self.room_dir is not None else ()
+
+    def options(self) -> list[str]:
+        """Return the options given that change a recording."""
+        return [f"--{name}" for name in (*RANGES, *SHARES) if getattr(self, name)]
 
     @cached_property
-    def _key(self) -> str:
-        settings: list[Any] = [VERSION, self.speed, self.noise_snr_db, self.gain_db, _digest(self.noise_files)]
+    def key(self) -> str:
+        """Settings, and a digest of the files of noise and rooms: the same for the same sound."""
+        ranges = (None if getattr(self, name) is None else tuple(getattr(self, name)) for name in RANGES)
+        settings: list[Any] = [VERSION, *ranges, _digest(self._noise_files)]
         if self.room_share:
-            settings += ["rooms", self.room_share, self.reverb_s, _digest(self.room_files)]
+            settings += ["rooms", self.room_share, REVERB_S, _digest(self._room_files)]
         for name in ("telephone_share", "codec_share"):
             if getattr(self, name):
                 settings += [name, getattr(self, name)]
         return repr(tuple(settings))
 
-    def key(self) -> str:
-        """Tells apart what sounds different: settings, and the contents of the files of noise and rooms."""
-        return self._key
-
     def __call__(self, waveform: np.ndarray, sampling_rate: int, generator: np.random.Generator) -> np.ndarray:
-        """A varied copy of a float32 waveform `(samples,)`; only a change of speed changes its length."""
+        """Return a varied copy of a float32 waveform `(samples,)`; only a change of speed changes its length."""
         if self.speed is not None:
             factor = generator.uniform(*self.speed)
             faster = soxr.resample(waveform, sampling_rate * factor, sampling_rate)
@@ -131,22 +160,22 @@ class WaveformAugmentation:
         return np.array(waveform, dtype=np.float32)
 
     def _noise(self, samples: int, sampling_rate: int, generator: np.random.Generator) -> np.ndarray:
-        if self.noise_files:
-            noise = _load(self.noise_files[generator.integers(len(self.noise_files))], sampling_rate)
+        if self._noise_files:
+            noise = _load(self._noise_files[generator.integers(len(self._noise_files))], sampling_rate)
             start = int(generator.integers(len(noise)))
             return np.resize(np.roll(noise, -start), samples)
         white = generator.standard_normal(samples)
         return white if generator.random() < 0.5 else pink(white)
 
     def _room(self, sampling_rate: int, generator: np.random.Generator) -> np.ndarray:
-        if not self.room_files:
-            return made_up_room(generator.uniform(*self.reverb_s), sampling_rate, generator)
-        response = _load(self.room_files[generator.integers(len(self.room_files))], sampling_rate)
+        if not self._room_files:
+            return simulated_room(generator.uniform(*REVERB_S), sampling_rate, generator)
+        response = _load(self._room_files[generator.integers(len(self._room_files))], sampling_rate)
         loudest = int(np.abs(response).argmax())
         return response[loudest:] / (response[loudest] or 1.0)
 
 
-def made_up_room(reverb_s: float, sampling_rate: int, generator: np.random.Generator) -> np.ndarray:
+def simulated_room(reverb_s: float, sampling_rate: int, generator: np.random.Generator) -> np.ndarray:
     """Return an impulse response: the direct sound, 1 at sample 0, and noise that decays after the first reflection."""
     times = np.arange(1, int(reverb_s * sampling_rate) + 1) / sampling_rate
     tail = generator.standard_normal(len(times)) * 10 ** (-REVERB_DECAY_DB / 20 * times / reverb_s)
@@ -223,27 +252,6 @@ def _digest(files: Sequence[str]) -> str:
 @lru_cache(maxsize=FILES_KEPT)
 def _load(path: str, sampling_rate: int) -> np.ndarray:
     return load_waveform(path, None, sampling_rate, path)
-
-
-def check_range(name: str, given: Sequence[float] | None, limits: Range) -> None:
-    """
-    Raises:
-        ValueError: `given` is neither None nor two numbers within the limits, the lower first.
-    """
-    lowest, highest = limits
-    if given is not None and not (len(given) == 2 and lowest <= given[0] <= given[1] <= highest):
-        raise ValueError(
-            f"{name} is {' '.join(map(str, given))}; expected two numbers, the lower first, from {lowest} to {highest}."
-        )
-
-
-def check_share(name: str, given: float) -> None:
-    """
-    Raises:
-        ValueError: `given` is not from 0 to 1.
-    """
-    if not 0 <= given <= 1:
-        raise ValueError(f"{name} is {given}; expected a share from 0 to 1.")
 
 
 def recordings_below(folder: str | Path, option: str) -> tuple[str, ...]:

@@ -341,8 +341,9 @@ def test_hostile_files_are_named(tmp_path: Path, what: str) -> None:
     (tmp_path / name).write_bytes(change((tmp_path / f"a.{ending}").read_bytes()))
     facts = measure(str(tmp_path / name), 600.0)
     assert facts.fault == fault and facts.reason and facts.seconds < len(waveform) / RATE_HZ + 0.1
-    with pytest.raises(AudioError):  # what training reads with is of the same opinion
-        load_waveform(tmp_path / name)
+    if fault != "cut_off":  # training reads what is there
+        with pytest.raises(AudioError):
+            load_waveform(tmp_path / name)
 
 
 def test_ten_hours_are_read_no_further_than_needed(tmp_path: Path) -> None:

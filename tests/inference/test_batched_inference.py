@@ -1,7 +1,5 @@
 """Batched inference over many files: as when asked one by one, each recording encoded once, within bounds."""
 
-import io
-
 import numpy as np
 import pytest
 import soundfile
@@ -219,18 +217,11 @@ def test_a_generation_config_is_used_as_it_is(tiny_model, tiny_processor, genera
 # ------------------------------------------------------------------------------------------------------- bad input
 
 
-def flac(waveform: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, waveform, SAMPLING_RATE_HZ, format="FLAC")
-    return file.getvalue()
-
-
 @pytest.mark.parametrize(
     ("bad", "kind", "message"),
     [
         (ask("<audio>", "/no/such/file.wav"), FileNotFoundError, "Conversation 1: .*'/no/such/file.wav'"),
         (ask("<audio>", b"not audio"), ValueError, "Conversation 1: .*corrupt"),
-        (ask("<audio>", flac(noise(0.5))[:-500]), ValueError, "Conversation 1: .*cut off"),
         (ask("<audio>", np.array([0.1, np.nan])), ValueError, "Conversation 1: .*sample 1 is nan"),
         (ask("<audio>", {"array": noise(0.1), "sampling_rate": "fast"}), ValueError, "Conversation 1: .*'fast'"),
         ([{"role": "user"}], ValueError, "Conversation 1: Message 0"),

@@ -223,7 +223,7 @@ def test_without_a_prompt(model) -> None:
     assert out.shape == (1, 4) and int(out[0, 0]) == model.config.bos_token_id
 
 
-# ---- drafts, guidance, stopping --------------------------------------------------------------------------------------
+# ---- drafts, stopping --------------------------------------------------------------------------------------
 
 
 def test_sampling_with_drafts(model, one, deprecation_notices) -> None:
@@ -233,29 +233,6 @@ def test_sampling_with_drafts(model, one, deprecation_notices) -> None:
         out = model.generate(**one, **{**GREEDY, "do_sample": True}, temperature=3.0, **drafts)
         assert new_ids(out, one).shape[1] == NEW_TOKENS and bool((new_ids(out, one) < model.config.vocab_size).all())
     deprecation_notices.clear()  # of what transformers does itself to run an assistant
-
-
-@pytest.mark.parametrize("use_cache", [True, False])
-@torch.no_grad()
-def test_guidance_away_from_the_deaf_answer(model, one, use_cache: bool) -> None:
-    """Classifier-free guidance: scores are drawn from those without the recording towards those with it."""
-    scale = 1.5
-    negative = one["input_ids"][:, -2:]
-    out = model.generate(**one, **GREEDY, guidance_scale=scale, negative_prompt_ids=negative, use_cache=use_cache)
-    heard, deaf = one["input_ids"], negative
-    for token in new_ids(out, one)[0]:
-        with_audio = model(**{**one, "input_ids": heard, "attention_mask": torch.ones_like(heard)}).logits[:, -1]
-        without = model(input_ids=deaf, attention_mask=torch.ones_like(deaf)).logits[:, -1].log_softmax(dim=-1)
-        guided = scale * (with_audio.log_softmax(dim=-1) - without) + without
-        guided[:, model.config.eos_token_id] = float("-inf")  # no end before so many new tokens
-        assert int(token) == int(guided.argmax())
-        heard, deaf = (torch.cat([ids, token[None, None]], dim=1) for ids in (heard, deaf))
-    assert not torch.equal(out, model.generate(**one, **GREEDY))
-
-
-def test_guidance_with_a_penalty_that_looks_up_the_prompt(model, batch) -> None:
-    out = model.generate(**batch, **GREEDY, guidance_scale=1.5, repetition_penalty=1.3)
-    assert bool((new_ids(out, batch) < model.config.vocab_size).all())
 
 
 @pytest.mark.parametrize(

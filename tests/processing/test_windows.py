@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from audiollm.processing.audio import QUIET_SECONDS, cut_at_quiet, quietest_moment
+from audiollm.processing.cutting import QUIET_SECONDS, cut_at_quiet, quietest_moment
 
 RATE = 1_000
 

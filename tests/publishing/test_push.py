@@ -311,23 +311,6 @@ def test_the_merged_copy_is_a_checkpoint_of_its_own(plain: Path, hub: LoopbackHu
         assert torch.equal(merged(input_ids=ids).logits, expected)
 
 
-# ---- the class' own push -------------------------------------------------------------------------------------------
-
-
-def test_save_pretrained_pushes_what_it_wrote(plain: Path, tmp_path: Path) -> None:
-    """`tests/modeling/test_remote_code.py` pushes; here, what is asked to be pushed: nothing that lay there before."""
-    from audiollm.checkpoints import changed_files, modification_times
-
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "optimizer.pt").write_bytes(b"pickle")
-    before = modification_times(tmp_path / "mine")
-    AudioLlmForConditionalGeneration.from_pretrained(plain).save_pretrained(tmp_path / "mine")
-    AudioLlmProcessor.from_pretrained(plain).save_pretrained(tmp_path / "mine")
-    changed = set(changed_files(tmp_path / "mine", before))
-    assert "optimizer.pt" not in changed
-    assert changed == {entry.name for entry in make_manifest(tmp_path / "mine").entries}
-
-
 def test_errors_name_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(CardError, match="is no checkpoint"):
         make_plan(PushArguments(str(tmp_path), REPO), tmp_path)

@@ -370,7 +370,7 @@ def test_any_recipe_is_read_or_refused(corpus: Path, recipe: Any) -> None:
 def test_recipes_hold_values_and_nothing_that_runs(text: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.yaml").write_text(text)
-    with pytest.raises(ValueError, match=r"the recipe .*recipe\.yaml"):
+    with pytest.raises(ValueError):
         parse_arguments(["--config", "recipe.yaml", "--output_dir", "run", "--data_path", "data.json"])
     assert not (tmp_path / "MARKER").exists()
 

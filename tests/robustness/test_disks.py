@@ -68,7 +68,7 @@ def test_a_read_only_output_is_named_before_the_work(command, place, read_only, 
 
 def test_a_read_only_feature_cache_is_named(place, read_only, tmp_path) -> None:
     line = [*elsewhere(place, tmp_path).line("train"), "--feature_cache", str(read_only)]
-    assert f"--feature_cache {read_only} cannot be" in str(call(line))
+    assert str(read_only) in str(call(line))
 
 
 def test_a_read_only_cache_of_bases_is_named(read_only, monkeypatch) -> None:
@@ -143,7 +143,7 @@ def test_a_disk_that_fills_up_while_features_are_stored(place, tmp_path) -> None
         filler = disk / "filler"
         filler.write_bytes(bytes(24 << 10))
         said = str(call(line))
-        assert "The feature cache" in said and "Make room" in said, said
+        assert str(disk / "features") in said and "make room" in said, said
         stored = {path: path.stat().st_mtime_ns for path in disk.rglob("*.safetensors")}
         remount("size=1g")
         assert call(line) == 0

@@ -93,8 +93,6 @@ SPOILT_WEIGHTS: dict[str, tuple[tuple[str, ...], Change, str]] = {
     ),
     "a page of a web server": (BOTH, rewrite(lambda data: b"<html>not found</html>"), "damaged or cut off"),
     "nothing": (BOTH, rewrite(lambda data: b""), "damaged or cut off"),
-    "NaN": (BOTH, reweigh(lambda all: {**all, BOUNDARY: all[BOUNDARY] * torch.nan}), f"{BOUNDARY} holds NaN or inf"),
-    "infinity": (BOTH, reweigh(lambda all: {**all, BOUNDARY: all[BOUNDARY] + torch.inf}), "holds NaN or infinity"),
     "one more": (BOTH, reweigh(lambda all: {**all, "model.evil": torch.ones(2)}), "1 unexpected keys.*model.evil"),
     "one less": (BOTH, reweigh(lambda all: {k: v for k, v in all.items() if k != BOUNDARY}), "1 missing keys"),
     "another shape": (BOTH, reweigh(lambda all: {**all, BOUNDARY: torch.ones(3, 32)}), "1 mismatched keys.*boundary"),
@@ -158,10 +156,7 @@ SPOILT_CONFIGS: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "no width": ({"num_attention_heads": 0}, "text_config", "text_config is no configuration of the type 'llama'"),
     "an unknown model": ({"model_type": "evil"}, "text_config", "text_config is no configuration of the type 'evil'"),
     "an adapter's name as a path": ({"lora_adapters": {"../x": {}}}, None, r"'\.\./x' is not a usable name"),
-    "an adapter's name of a class": ({"lora_adapters": {"__class__": {}}}, None, "is not a usable name"),
     "targets as a pattern": ({"lora_target_modules": ".*"}, None, "expected a list of module names"),
-    "a flag in words": ({"projector_pre_norm": "false"}, None, "projector_pre_norm is 'false'; expected True or"),
-    "no base": ({"audio_model_id": "a\nb"}, None, "audio_model_id is .* expected text on one line"),
 }
 
 

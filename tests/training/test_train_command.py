@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -69,6 +68,22 @@ def test_evaluation_sees_recordings_as_they_are(trained) -> None:
     trainer, _ = trained
     assert trainer.augmentation is not None
     assert trainer.evaluate()["eval_loss"] == trainer.evaluate()["eval_loss"]
+
+
+def test_evaluation_makes_no_logits_of_all_positions(trained) -> None:
+    trainer, _ = trained
+    positions: list[int] = []
+    hook = trainer.model.lm_head.register_forward_hook(
+        lambda module, args, output: positions.append(output.numel() // output.shape[-1])
+    )
+    metrics, trainer.more_metrics = trainer.more_metrics, None
+    try:
+        trainer.evaluate()
+    finally:
+        hook.remove()
+        trainer.more_metrics = metrics
+    supervised = sum(label != -100 for row in trainer.eval_dataset for label in row["labels"][1:])
+    assert sum(positions) == supervised + len(trainer.eval_dataset)  # and one more of each row, which is thrown away
 
 
 def test_only_the_newest_checkpoints_are_kept(trained) -> None:
@@ -249,19 +264,6 @@ def test_fp16_asks_for_bases_in_fp16() -> None:
     assert base_dtype(ModelArguments(base_dtype="float32"), training) == torch.float32
 
 
-def test_use_wandb_needs_its_package_before_any_work(options, capsys, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    monkeypatch.setattr("audiollm.training.arguments.get_available_reporting_integrations", lambda: [])
-    assert "pip install 'audiollm[wandb]'" in refused([*options, "--use_wandb"], capsys)
-    assert "pip install 'audiollm[wandb]'" in refused([*options, "--report_to", "wandb"], capsys)
-
-
-@pytest.mark.parametrize("tracker", ["tensorboard", "trackio"])
-def test_a_tracker_without_its_package_is_named_before_any_work(options, capsys, monkeypatch, tracker: str) -> None:
-    monkeypatch.setattr("audiollm.training.arguments.get_available_reporting_integrations", lambda: [])
-    assert f"pip install 'audiollm[{tracker}]'" in refused([*options, "--report_to", tracker], capsys)
-
-
 def test_report_to_tensorboard_writes_events(options, tmp_path) -> None:
     pytest.importorskip("tensorboard")
     run([*options, "--report_to", "tensorboard", "--logging_steps", "1"])
@@ -269,8 +271,7 @@ def test_report_to_tensorboard_writes_events(options, tmp_path) -> None:
     assert events
 
 
-def test_use_wandb_reports_to_wandb(options, monkeypatch) -> None:
-    monkeypatch.setattr("audiollm.training.arguments.get_available_reporting_integrations", lambda: ["wandb"])
+def test_use_wandb_reports_to_wandb(options) -> None:
     assert parse_arguments([*options, "--use_wandb"])[2].report_to == ["wandb"]
     assert parse_arguments(options)[2].report_to == []
 
@@ -369,28 +370,17 @@ def test_any_option_of_the_trainer_passes_through(options) -> None:
     [
         ("--bogus 1", "there is no option --bogus"),
         ("--batch 4", "there is no option --batch 4"),
-        (
-            "--batch_size 4 --per_device_train_batch_size 8",
-            "--batch_size 4 contradicts --per_device_train_batch_size 8",
-        ),
-        ("--num_epochs 2 --num_train_epochs 3", "--num_epochs 2.0 contradicts --num_train_epochs 3.0"),
         ("--batch_size 0", "--batch_size is 0"),
         ("--num_epochs -1", "--num_epochs is -1"),
-        ("--use_wandb --report_to tensorboard", "--use_wandb contradicts --report_to tensorboard"),
-        ("--use_wandb --report_to none", "--use_wandb contradicts --report_to none"),
-        ("--report_to tensorbord", "--report_to is 'tensorbord'; expected none, all or some of"),
-        ("--enable_jit_checkpoint", "--enable_jit_checkpoint is not needed"),
         ("--bf16 --fp16", "At most one of fp16 and bf16"),
         ("--base_dtype int8", "--base_dtype is 'int8'; expected one of"),
-        ("--remove_unused_columns", "--remove_unused_columns must stay off"),
         ("--label_smoothing_factor 0.1", "--label_smoothing_factor is not supported"),
         ("--eval_strategy epoch", "--eval_data_path and --eval_strategy (epoch or steps) need each other"),
         ("--eval_data_path x.json", "--eval_data_path and --eval_strategy (epoch or steps) need each other"),
-        ("--augment --feature_cache off", "--augment varies cached features"),
+        ("--augment --feature_cache off", "--augment without a feature cache"),
         ("--trainable everything", "--trainable is 'everything'; expected one of adapter, projector"),
-        ("--trainable adapter+audio --feature_cache x", "--feature_cache x contradicts --trainable adapter+audio"),
-        ("--trainable all --feature_cache off --augment", "--augment varies cached features"),
-        ("--trainable all --base_dtype bfloat16", "--base_dtype bfloat16 contradicts --trainable all"),
+        ("--trainable adapter+audio --feature_cache x", "--feature_cache with --trainable adapter+audio"),
+        ("--trainable all --feature_cache off --augment", "--augment without a feature cache"),
         ("--model_path x --lora_rank 4 --stack_factor 2", "--stack_factor, --lora_rank"),
         ("--learning_rate fast", "invalid float value: 'fast'"),
     ],
@@ -425,12 +415,6 @@ def test_a_bad_evaluation_file_is_named_before_a_model_is_loaded(options, tmp_pa
 def test_missing_files_and_folders_are_named(options, tmp_path, capsys) -> None:
     assert "nothing.json" in refused([*options, "--data_path", str(tmp_path / "nothing.json")], capsys)
     assert "'/no/folder' is not a folder" in refused([*options, "--audio_dir", "/no/folder"], capsys)
-
-
-def test_an_output_dir_that_cannot_be_is_named_before_any_work(options, corpus, capsys) -> None:
-    for path in (corpus.data_path, f"{corpus.data_path}/below"):
-        message = refused([*options, "--output_dir", path], capsys)
-        assert f"--output_dir {path} cannot be made" in message
 
 
 def test_a_recording_that_is_none_is_named(options, corpus, tmp_path) -> None:
