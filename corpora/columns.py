@@ -369,28 +369,27 @@ def _takes_lists(spec: ColumnSpec, kind: str) -> bool:
     return kind == LIST and (spec.each or spec.transforms[:1] == ("first_item",))
 
 
-def wer_unit(name: str, column: str, values: Iterable[float | None], given: str | None) -> str:
+def wer_unit(
+    name: str, column: str, values: Iterable[float | None], given: str | None
+) -> tuple[str | None, str | None]:
     """
-    Return the unit of a dataset's own word errors: "percent" or "fraction".
+    Return the unit of a dataset's own word errors, "percent" or "fraction"; or None and the message that asks for it.
 
     It is what was given; or what the column's name says; or what the values leave no doubt about: fractions are all at
     most 1, and some below; percentages are all 0 or at least 1, and some at least 5.
-
-    Raises:
-        CorpusError: the values leave a doubt.
     """
     if given is not None:
-        return given
+        return given, None
     for unit, names in WER_UNIT_NAMES.items():
         if column.lower() in names:
-            return unit
+            return unit, None
     wrong = [value for value in values if value]
     if wrong and max(wrong) <= MOST_ERROR_FRACTION and min(wrong) < LEAST_ERROR_PERCENT:
-        return "fraction"
+        return "fraction", None
     if wrong and max(wrong) >= CLEARLY_PERCENT and min(wrong) >= LEAST_ERROR_PERCENT:
-        return "percent"
+        return "percent", None
     seen = f"from {min(wrong):g} to {max(wrong):g}" if wrong else "nothing but zeros"
-    raise CorpusError(
+    return None, (
         f"{name}: the first word errors of column {column!r}, {seen}, do not tell percent from fractions. Give --wer_unit "
         "percent or --wer_unit fraction, or leave the column out with --columns wer= ."
     )

@@ -18,6 +18,7 @@ import re
 import stat
 import unicodedata
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice, pairwise
@@ -26,7 +27,17 @@ from typing import Any
 from audiollm.files import AUDIO_SUFFIXES, is_audio, is_inside, sha256_of
 
 from .clips import DEFAULT_SPLIT, STATE_FOLDER, BadClip, Clip, CorpusError, FieldValue
-from .columns import ANSWERS, ANY, GUESSES, PLACE_GUESSES, WER_UNITS, ColumnMapping, map_columns, parse_overrides
+from .columns import (
+    ANSWERS,
+    ANY,
+    GUESSES,
+    PLACE_GUESSES,
+    WER_UNITS,
+    ColumnMapping,
+    map_columns,
+    parse_overrides,
+    wer_unit,
+)
 from .tables import (
     GZIP_SUFFIX,
     JSON_SUFFIXES,
@@ -178,6 +189,7 @@ class FolderSource:
         folder, reads_all_below: What an output may not lie in.
         description: How the folder is read, in one line.
         notes: Tables that cannot be read.
+        wer_unit, wer_doubt: As of `HuggingFaceSource`.
 
     Raises:
         CorpusError: there is no such folder, nothing in it fits, several things do, or the table cannot be read.
@@ -196,8 +208,7 @@ class FolderSource:
         self._split = None if arguments.split is None else split_named(arguments.split)
         self._splits = [split_named(name) for name in arguments.splits]
         self._suffix, self._manifests = self._find()
-        if arguments.wer_unit and not any("wer" in manifest.columns.specs for manifest in self._manifests):
-            raise CorpusError(f"--wer_unit {arguments.wer_unit} is given, but there is no column of word errors.")
+        self.wer_unit, self.wer_doubt = self._unit(arguments.wer_unit)
         if self._suffix and arguments.audio_dir:
             raise CorpusError("--audio_dir is given, but transcripts lie beside their audio; name that folder itself.")
         self._count: int | None = 0
@@ -223,6 +234,21 @@ class FolderSource:
     def count(self) -> int | None:
         """Return as in `ClipSource`; None where only some splits are read."""
         return self._count
+
+    def _unit(self, given: str | None) -> tuple[str | None, str | None]:
+        """Return the unit of the tables' word errors, and the message for when it matters and cannot be told."""
+        for manifest in self._manifests:
+            if "wer" in manifest.columns.specs:
+                (column,) = manifest.columns.specs["wer"].columns
+                rows = islice(rows_of(manifest.path, self.arguments.encoding), ROWS_LOOKED_AT)
+                values = []
+                for row in rows:
+                    with suppress(ValueError):  # reported when the row is read
+                        values.append(number(row.values.get(column), "wer"))
+                return wer_unit(manifest.name, column, values, given)
+        if given:
+            raise CorpusError(f"--wer_unit {given} is given, but there is no column of word errors.")
+        return None, None
 
     def _describe(self) -> str:
         """Complete the identity and the count, and return the line that says how the folder is read."""

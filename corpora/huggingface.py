@@ -204,10 +204,7 @@ class HuggingFaceSource:
         column = mapping.specs["wer"].columns[0]
         if kinds[column] != NUMBER:
             raise CorpusError(f"{self.name}: column {column!r} for 'wer' does not hold numbers.")
-        try:
-            return wer_unit(self.name, column, [row.get(column) for row in rows], given), None
-        except CorpusError as error:
-            return None, str(error)
+        return wer_unit(self.name, column, [row.get(column) for row in rows], given)
 
     def _summarise(self) -> str:
         place = self._place

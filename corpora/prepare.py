@@ -28,7 +28,7 @@ from .examples import ExamplesError
 from .parallel import available_cpus
 from .prepared_files import FORMATS
 from .preparing import Prepared, PrepareSettings, prepare
-from .recordings import AUDIO_FORMATS, AudioSettings
+from .recordings import AudioSettings
 from .respond import SelfInstructArguments, self_instructed
 from .tasks import Task, known_tasks, tasks_named
 from .word_error import WordErrorArguments, WordErrorFilter
@@ -90,9 +90,6 @@ class PrepareArguments:
             "inside, as load_dataset reads it)."
         },
     )
-    audio_format: str = field(
-        default="flac", metadata={"help": "flac (lossless) or opus (a tenth of the size); 16 kHz, mono."}
-    )
     min_seconds: float = field(default=0.1, metadata={"help": "Shorter clips cannot be used."})
     max_seconds: float = field(default=600.0, metadata={"help": "Longer clips cannot be used; none is cut short."})
     workers: int | None = field(
@@ -116,7 +113,6 @@ class PrepareArguments:
     def __post_init__(self):
         for option, given, known in (
             ("formats", self.formats, FORMATS),
-            ("audio_format", [self.audio_format], tuple(AUDIO_FORMATS)),
             ("tasks", list(known_tasks()) if self.tasks is None else self.tasks, tuple(known_tasks())),
         ):
             unknown = [name for name in given if name not in known]
@@ -138,7 +134,7 @@ class PrepareArguments:
     def settings(self) -> PrepareSettings:
         """Return the options as [`prepare`] takes them."""
         return PrepareSettings(
-            audio=AudioSettings(self.audio_format, self.min_seconds, self.max_seconds),
+            audio=AudioSettings(self.min_seconds, self.max_seconds),
             workers=self.workers or available_cpus(),
             formats=tuple(dict.fromkeys(self.formats)),
             shard_mib=self.shard_mib,
@@ -181,12 +177,9 @@ def run(kind: str, arguments: Sequence[str]) -> Prepared:
     output = Path(shared.output or module.DEFAULT_OUTPUT)
     source = module.open_source(options)
     _check_output(source, output)
-    if word_error.uses_own_figures and getattr(source, "wer_doubt", None):
+    if word_error.max_wer is not None and getattr(source, "wer_doubt", None):
         raise CorpusError(source.wer_doubt)
-    unit = getattr(source, "wer_unit", None) or getattr(options, "wer_unit", None)
-    kept = WordErrorFilter(word_error, output, unit)
-    if hint := kept.hint():
-        print(hint, file=sys.stderr)
+    kept = WordErrorFilter(word_error, output, getattr(source, "wer_unit", None))
     source = self_instructed(source, responses, output / STATE_FOLDER / RESPONSES_FOLDER)
     own = getattr(source, "default_tasks", None) or getattr(source, "tasks", None) or module.DEFAULT_TASKS
     return prepare(source, output, choose_tasks(own, shared.tasks), shared.settings(), kept.settle, kept.is_kept)

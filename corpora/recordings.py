@@ -1,4 +1,4 @@
-"""One clip's recording, decoded and written as FLAC or Ogg Opus with the same bytes on every machine."""
+"""One clip's recording, decoded and written as FLAC with the same bytes on every machine."""
 
 import io
 import os
@@ -14,11 +14,6 @@ from audiollm.processing.audio import SAMPLING_RATE_HZ, AudioError, load_wavefor
 
 from .clips import Clip
 
-#: Suffix, and libsndfile's container and coding, of each format that clips can be kept in.
-AUDIO_FORMATS: dict[str, tuple[str, str, str]] = {
-    "flac": (".flac", "FLAC", "PCM_16"),
-    "opus": (".opus", "OGG", "OPUS"),
-}
 FULL_SCALE_16_BITS = 2**15
 #: Slack of the end of a part, for what manifests round off.
 PART_TOLERANCE_SECONDS = 0.05
@@ -30,12 +25,10 @@ class AudioSettings:
     How clips are kept.
 
     Attributes:
-        audio_format: A name of `AUDIO_FORMATS`.
         min_seconds, max_seconds: Shorter and longer clips are refused; a longer one before it is decoded, where its
             header says how long it is.
     """
 
-    audio_format: str
     min_seconds: float
     max_seconds: float
 
@@ -70,20 +63,18 @@ def load_clip(clip: Clip, settings: AudioSettings) -> np.ndarray:
     return waveform
 
 
-def encode(waveform: np.ndarray, audio_format: str) -> bytes:
+def encode(waveform: np.ndarray) -> bytes:
     """
-    Return a 16 kHz waveform as a file's bytes. FLAC has 16 bits, and gives back recordings of 16 bits as they were.
+    Return a 16 kHz waveform as a FLAC file of 16 bits, which gives back recordings of 16 bits as they were.
 
     Args:
         waveform: float32 in [-1, 1], of shape `(samples,)`; samples beyond are clipped.
-        audio_format: A name of `AUDIO_FORMATS`.
     """
-    _, container, coding = AUDIO_FORMATS[audio_format]
     # Scaled here: libsndfile multiplies by 32767 what it has divided by 32768, and so changes samples.
     scaled = np.clip(np.rint(waveform * FULL_SCALE_16_BITS), -FULL_SCALE_16_BITS, FULL_SCALE_16_BITS - 1)
     buffer = io.BytesIO()
-    soundfile.write(buffer, scaled.astype(np.int16), SAMPLING_RATE_HZ, format=container, subtype=coding)
-    return with_fixed_serial(buffer.getvalue()) if container == "OGG" else buffer.getvalue()
+    soundfile.write(buffer, scaled.astype(np.int16), SAMPLING_RATE_HZ, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()
 
 
 def write_clip(clip: Clip, path: Path, settings: AudioSettings) -> dict[str, Any]:
@@ -97,7 +88,7 @@ def write_clip(clip: Clip, path: Path, settings: AudioSettings) -> dict[str, Any
         FileNotFoundError, AudioError: as [`load_clip`].
     """
     waveform = load_clip(clip, settings)
-    data = encode(waveform, settings.audio_format)
+    data = encode(waveform)
     write_whole(path, data, tag="")
     return {
         "duration": round(len(waveform) / SAMPLING_RATE_HZ, 4),
@@ -117,7 +108,7 @@ def write_batch(batch: list[Item], output: Path, settings: AudioSettings) -> lis
 
 def _write_one(clip: Clip, name: str, output: Path, settings: AudioSettings) -> dict[str, Any]:
     check_interrupted()
-    audio = name + AUDIO_FORMATS[settings.audio_format][0]
+    audio = f"{name}.flac"
     row: dict[str, Any] = {"id": clip.id, "split": clip.split}
     try:
         done = write_clip(clip, output / audio, settings)
@@ -174,51 +165,4 @@ def _check_part(clip: Clip, seconds: float, settings: AudioSettings) -> None:
     _check_length(end - clip.start_seconds, settings)
 
 
-# ----------------------------------------------------------------------------------------------------------------- Ogg
-
-#: Layout of a page (RFC 3533, section 6), in bytes.
-PAGE_MAGIC = b"OggS"
-SERIAL, CHECKSUM = slice(14, 18), slice(22, 26)
-NUM_SEGMENTS_OFFSET, SEGMENTS_OFFSET = 26, 27
-FIXED_SERIAL = (1).to_bytes(4, "little")
-CHECKSUM_POLYNOMIAL = 0x04C11DB7
-
-
-def _checksum_table() -> list[int]:
-    table = []
-    for byte in range(256):
-        value = byte << 24
-        for _ in range(8):
-            value = (value << 1) ^ (CHECKSUM_POLYNOMIAL if value & 0x80000000 else 0)
-        table.append(value & 0xFFFFFFFF)
-    return table
-
-
-_TABLE = _checksum_table()
-
-
-def with_fixed_serial(data: bytes) -> bytes:
-    """
-    Return an Ogg file of one stream with a serial number of 1, which libsndfile draws at random.
-
-    Raises:
-        ValueError: it is not made of whole Ogg pages.
-    """
-    pages, start = bytearray(data), 0
-    while start < len(pages):
-        if pages[start : start + 4] != PAGE_MAGIC:
-            raise ValueError(f"Expected an Ogg page at byte {start}.")
-        segments = pages[start + SEGMENTS_OFFSET : start + SEGMENTS_OFFSET + pages[start + NUM_SEGMENTS_OFFSET]]
-        end = start + SEGMENTS_OFFSET + len(segments) + sum(segments)
-        page = pages[start:end]
-        page[SERIAL], page[CHECKSUM] = FIXED_SERIAL, bytes(4)
-        checksum = 0
-        for byte in page:
-            checksum = ((checksum << 8) & 0xFFFFFFFF) ^ _TABLE[(checksum >> 24) ^ byte]
-        page[CHECKSUM] = checksum.to_bytes(4, "little")
-        pages[start:end] = page
-        start = end
-    return bytes(pages)
-
-
-__all__ = ["AUDIO_FORMATS", "AudioSettings", "Item", "encode", "load_clip", "with_fixed_serial", "write_batch"]
+__all__ = ["AudioSettings", "Item", "encode", "load_clip", "write_batch"]

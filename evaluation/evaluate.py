@@ -62,7 +62,7 @@ def evaluate(options: EvaluateArguments) -> None:
     from .judge import judge_run
     from .report import told_of_report
     from .run import answer_all, locked, prepare
-    from .score import score_run, score_table, write_own_report
+    from .score import score_run, score_table
 
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
     with tempfile.TemporaryDirectory(prefix="audiollm-evaluation-") as temporary:
@@ -80,8 +80,6 @@ def evaluate(options: EvaluateArguments) -> None:
             except (ValueError, ImportError) as error:  # the answers are worth their other scores
                 unjudged = error
             print(score_table(score_run(run.folder), names))
-            if options.output is not None:
-                write_own_report(options.output, run.folder, names[0])
             if options.output_dir is not None:
                 print(f"Outputs and scores are in {options.output_dir}.")
                 if not options.no_report:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ MODELS_OWN = "the model's own"
 REQUEST, REPLY = "request: ", "reply: "
 PROMPTS_FILE = Path(__file__).parent / "judge_prompts.yaml"
 REFERENCE_FIRST, ANSWER_FIRST, ANSWER_ONLY = "reference_first", "answer_first", "answer_only"
-ORDERS = (REFERENCE_FIRST, ANSWER_FIRST, ANSWER_ONLY)
+#: Requests at a time.
+CONCURRENCY = 4
 #: Tokens that a reply may have; models that think aloud take more than a number does.
 MAX_REPLY_TOKENS = 1024
 #: The same for models that OpenAI calls reasoning: what they think is counted.
@@ -113,36 +114,11 @@ class Rubric:
         return dict(zip(("reference", "answer"), by_order[order]))
 
 
-def read_rubrics(path: Path | None = None) -> dict[str, Rubric]:
-    """
-    Return rubrics by name.
-
-    Args:
-        path: a file in the form of `judge_prompts.yaml`, or None for that.
-
-    Raises:
-        JudgeError: it cannot be read, or an entry is malformed.
-    """
-    path = path or PROMPTS_FILE
-    try:
-        table = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise JudgeError(f"The judge's prompts {path} cannot be read: {error}") from error
-    if not isinstance(table, dict):
-        raise JudgeError(f"The judge's prompts {path} are no mapping of names to prompts.")
-    rubrics = {}
-    for name, entry in table.items():
-        try:
-            rubric = Rubric(**{**entry, "orders": tuple(entry["orders"])})
-            example = {"extra": {}, "references": [""], "output": "", "prompt": ""}
-            for order in rubric.orders:
-                if order not in ORDERS:
-                    raise KeyError(f"order {order}")
-                rubric.prompt(order, example)
-        except (TypeError, KeyError, ValueError, IndexError) as error:
-            raise JudgeError(f"The judge's prompts {path}, {name!r}: {error}") from error
-        rubrics[name] = rubric
-    return rubrics
+@lru_cache(maxsize=1)
+def known_rubrics() -> dict[str, Rubric]:
+    """Return the rubrics of `judge_prompts.yaml` by name."""
+    table = yaml.safe_load(PROMPTS_FILE.read_text(encoding="utf-8"))
+    return {name: Rubric(**{**entry, "orders": tuple(entry["orders"])}) for name, entry in table.items()}
 
 
 class Judge:
@@ -268,18 +244,14 @@ def judge_run(folder: Path, tasks: Sequence[str], options: JudgeArguments) -> No
     if options.judge_model is None:
         print(f"Answers to {', '.join(waiting)} have no marks: give --judge_model, and the same command again.")
         return
-    rubrics = read_rubrics(options.judge_prompts)
-    unknown = sorted(set(waiting.values()) - set(rubrics))
-    if unknown:
-        raise JudgeError(f"There is no prompt {unknown[0]!r} among the judge's; there are {', '.join(rubrics)}.")
-    chosen = {name: rubrics[rubric] for name, rubric in waiting.items()}
+    chosen = {name: known_rubrics()[rubric] for name, rubric in waiting.items()}
     judge = Judge(options)
     _check_settings(folder, options, {waiting[name]: rubric for name, rubric in chosen.items()})
     settings = folder / JUDGEMENTS / JUDGE_FILE
     for name, rubric in chosen.items():
         for path in sorted((folder / OUTPUTS / name).glob("*.jsonl")):
             if not path.name.endswith(".partial.jsonl"):
-                judge_outputs(path, folder / JUDGEMENTS / name / path.name, rubric, judge, options)
+                judge_outputs(path, folder / JUDGEMENTS / name / path.name, rubric, judge)
     if not judge.takes_temperature:
         write_json(settings, {**read_object(settings), "temperature": MODELS_OWN})
 
@@ -290,8 +262,7 @@ def _check_settings(folder: Path, options: JudgeArguments, rubrics: Mapping[str,
     before = read_object(path) if path.is_file() else {}
     now: dict[str, Any] = {"model": options.judge_model, "url": options.judge_url}
     for name, rubric in rubrics.items():
-        samples = options.judge_samples or rubric.samples
-        now[name] = {"prompt": rubric.text, "temperature": rubric.temperature, "samples": samples}
+        now[name] = {"prompt": rubric.text, "temperature": rubric.temperature, "samples": rubric.samples}
     differing = [name for name in now if name in before and before[name] != now[name]]
     if differing:
         told = "; ".join(f"{name} was {before[name]!r} and is {now[name]!r}" for name in differing)
@@ -301,15 +272,14 @@ def _check_settings(folder: Path, options: JudgeArguments, rubrics: Mapping[str,
     write_json(path, {**before, **now})
 
 
-def judge_outputs(outputs: Path, verdicts: Path, rubric: Rubric, judge: Judge, options: JudgeArguments) -> None:
+def judge_outputs(outputs: Path, verdicts: Path, rubric: Rubric, judge: Judge) -> None:
     """
     Mark the answers of one system to one task that have no mark yet.
 
     Args:
         outputs, verdicts: files of answers and of what the judge said.
     """
-    samples = options.judge_samples or rubric.samples
-    asked = list(_asked(outputs, rubric, samples))
+    asked = list(_asked(outputs, rubric))
     kept = {_identity(row): row for row in read_rows(verdicts)}
     done = {one.key for one in asked if _is_done(kept.get(one.key), one)}
     new = [one for one in asked if one.key not in done]
@@ -317,7 +287,7 @@ def judge_outputs(outputs: Path, verdicts: Path, rubric: Rubric, judge: Judge, o
     if new:
         failed: Counter[str] = Counter()
         with tqdm(total=len(new), desc=title, unit="mark") as bar:
-            for verdict in _verdicts(new, rubric, judge, options.judge_concurrency):
+            for verdict in _verdicts(new, rubric, judge):
                 kept[_identity(verdict)] = verdict
                 Journal(verdicts).append([verdict])
                 if verdict["error"]:
@@ -332,18 +302,18 @@ def judge_outputs(outputs: Path, verdicts: Path, rubric: Rubric, judge: Judge, o
     write_rows(verdicts, [kept[one.key] for one in asked if one.key in kept])
 
 
-def _asked(outputs: Path, rubric: Rubric, samples: int) -> Iterator[Asked]:
+def _asked(outputs: Path, rubric: Rubric) -> Iterator[Asked]:
     for row in read_rows(outputs):
         if row["output"] is None:
             continue
         for order in rubric.orders:
             prompt = rubric.prompt(order, row)
-            yield from (Asked(row["id"], order, sample, prompt) for sample in range(samples))
+            yield from (Asked(row["id"], order, sample, prompt) for sample in range(rubric.samples))
 
 
-def _verdicts(new: Sequence[Asked], rubric: Rubric, judge: Judge, concurrency: int) -> Iterator[dict[str, Any]]:
+def _verdicts(new: Sequence[Asked], rubric: Rubric, judge: Judge) -> Iterator[dict[str, Any]]:
     """Yield what the judge says, in the order it comes."""
-    with ThreadPoolExecutor(concurrency) as pool:
+    with ThreadPoolExecutor(CONCURRENCY) as pool:
         futures = [pool.submit(_verdict, one, rubric, judge) for one in new]
         try:
             for future in as_completed(futures):
@@ -392,5 +362,5 @@ __all__ = [
     "Rubric",
     "UnreadableReplyError",
     "judge_run",
-    "read_rubrics",
+    "known_rubrics",
 ]

@@ -215,15 +215,12 @@ def index(task: Task, data: str | None, limit: int | None, max_new_tokens: int |
     return Job(task, data, limit, max_new_tokens or task.max_new_tokens, tuple(ids), min(2, len(recordings)))
 
 
-def choose_systems(
-    job: Job, asked: Sequence[str], without: Sequence[str], whisper: str | None, multilingual: bool
-) -> Job:
+def choose_systems(job: Job, asked: Sequence[str], whisper: str | None, multilingual: bool) -> Job:
     """
     Return a job with what answers it: what was asked for, or what its kind has by default and can answer it.
 
     Args:
         asked: names; empty for the default.
-        without: names that are not to answer.
         whisper, multilingual: see [`why_not`].
 
     Raises:
@@ -231,8 +228,6 @@ def choose_systems(
     """
     chosen, left_out = [], []
     for name in asked or DEFAULT_SYSTEMS[job.task.kind]:
-        if name in without:
-            continue
         reason = why_not(job.task, name, whisper, multilingual, bool(job.num_recordings))
         if reason is None:
             chosen.append(name)
@@ -442,8 +437,7 @@ def prepare(options: EvaluateArguments, folder: Path, state: PartialState) -> Ev
     revision = config.audio_model_revision if whisper is not None and whisper == known else None
     hears = {WHISPER, CASCADE} & set(options.systems) or not options.systems
     multilingual = bool(whisper and hears) and is_multilingual(str(whisper), revision)
-    without = (WHISPER,) if options.no_decoder else ()
-    jobs = [choose_systems(job, options.systems, without, whisper, multilingual) for job in jobs]
+    jobs = [choose_systems(job, options.systems, whisper, multilingual) for job in jobs]
     run = Evaluation(options, folder, state, jobs, whisper, revision, weight)
     check_same(folder, run_settings(run), task_settings(run))
     if state.is_main_process:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from audiollm.files import write_json, write_whole
+from audiollm.files import write_whole
 from audiollm.option_parser import parser_of
 from audiollm.publishing.score_table import COUNTS, score_rows, with_interval
 
@@ -25,17 +25,15 @@ from .outputs import (
     LENGTH,
     REPEATED,
     Run,
-    SystemOutputs,
     convention_of,
     joined_sessions,
     open_run,
     read_answers,
-    read_run,
     write_rows,
 )
-from .systems import DEAF, MODEL, SYSTEM_TITLES, WHISPER, WRONG_AUDIO
+from .systems import DEAF, SYSTEM_TITLES
 from .tasks import group_tasks
-from .word_error import ALIGNERS, NORMALISERS, aligner_for, score_word_error
+from .word_error import ALIGNERS, NORMALISERS
 
 SCORES_FILE, ITEMS = "scores.json", "items"
 #: Seconds of audio for each second of work, pooled: not of an answer but of the whole.
@@ -272,45 +270,6 @@ def score_table(scores: Mapping[str, Any], tasks: Sequence[str] | None = None) -
     return "\n".join("  ".join([*map(str.ljust, line, widths), line[3]]) for line in lines)
 
 
-#: What a system's scores are called in the one-file report of own recordings, and its answer beside a clip.
-REPORT_KEYS = {
-    MODEL: ("word_error", "hypothesis"),
-    WRONG_AUDIO: ("wrong_audio_control", "wrong_audio_hypothesis"),
-    WHISPER: ("whisper_own_decoder", "whisper_hypothesis"),
-}
-
-
-def write_own_report(path: Path, folder: Path, task: str) -> None:
-    """
-    Write word errors of own recordings, and every clip's reference beside what was heard, as one JSON file.
-
-    Args:
-        path: of the file.
-        folder, task: where the outputs are.
-    """
-    record = read_run(folder)["tasks"][task]
-    normaliser = record["normaliser"]
-    found = {name: SystemOutputs(folder, task, name).read() for name in REPORT_KEYS}
-    asked = next(found[name] for name in (MODEL, WHISPER, WRONG_AUDIO) if found[name])
-    references = [row["references"][0] for row in asked.values()]
-    report: dict[str, Any] = {"language": record["language"], "normaliser": normaliser}
-    for name, (key, _) in REPORT_KEYS.items():
-        heard = [found[name][one]["output"] or "" for one in asked] if found[name] else None
-        scored = heard and score_word_error(references, heard, normaliser, aligner_for(normaliser))
-        report[key] = scored.to_dict() if scored else None
-    report["clips"] = [
-        {
-            "audio": row["audio"][0],
-            "prompt": row["prompt"],
-            "reference": row["references"][0],
-            **{key: found[name][one]["output"] if found[name] else None for name, (_, key) in REPORT_KEYS.items()},
-        }
-        for one, row in asked.items()
-    ]
-    failed = {one: row["error"] for rows in found.values() for one, row in rows.items() if row["finish"] == ERROR}
-    write_json(path, {**report, "errors": failed} if failed else report)
-
-
 # ------------------------------------------------------------------------------------------------------------ the command
 
 
@@ -377,7 +336,6 @@ __all__ = [
     "score_answers",
     "score_run",
     "score_table",
-    "write_own_report",
 ]
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from audiollm.corpora.clips import CorpusError
 from audiollm.corpora.hypotheses import WhisperTranscriber
 from audiollm.corpora.normalisers import normaliser_for
 from audiollm.corpora.prompts import load_studio_prompts
@@ -123,11 +122,6 @@ def test_a_limit_is_a_number_of_percent(limit) -> None:
         WordErrorArguments(max_wer=limit)
 
 
-def test_a_limit_that_looks_like_a_fraction_is_pointed_out() -> None:
-    assert "--max_wer 5." in str(filter_of(0.05).hint())
-    assert [filter_of(limit).hint() for limit in (0.0, 1.0, 5.0)] == [None] * 3
-
-
 # ----------------------------------------------------------------------------------------- the corpus' own knowledge
 
 
@@ -148,7 +142,6 @@ def test_a_hypothesis_is_scored_against_the_transcript() -> None:
     assert {(one["model"], one["normaliser"], one["wer_source"]) for one in settled} == {
         (None, "english", "hypothesis")
     }
-    assert [one["wer"] for one in settle(rows, normaliser="none")] == pytest.approx([200 / 3, 100.0, 100.0])
     assert all("wer" not in one for one in rows)  # what was given stays as it was
 
 
@@ -157,33 +150,16 @@ def test_each_row_takes_what_it_has() -> None:
     rows += [row("a b", wer=value) for value in (-1.0, math.inf, "much", True)]
     settled = settle(rows)
     assert [one["wer_source"] for one in settled[:3]] == ["hypothesis", None, "hypothesis"]
-    assert "no 'wer', no 'pred_text', no Whisper" in settled[1]["wer_problem"]
+    assert "no 'wer', no 'pred_text', and no Whisper" in settled[1]["wer_problem"]
     for one in settled[3:]:
         assert one["wer"] is None and "expected a number of percent" in one["wer_problem"]
 
 
-def test_the_sources_may_be_chosen() -> None:
-    rows = [row("a b", wer=0.0, pred_text="a c")]
-    assert settle(rows, sources=("hypothesis",))[0]["wer"] == 50.0
-    assert settle(rows, sources=("dataset",))[0]["wer"] == 0.0
-    assert "no Whisper" in settle(rows, sources=("whisper",))[0]["wer_problem"]
-
-
-@pytest.mark.parametrize("options", [{"normaliser": "loud"}, {"sources": ("guess",)}, {"sources": ()}, {"unit": "%"}])
-def test_unknown_options_are_refused(options) -> None:
-    with pytest.raises(ValueError, match=r"There is no .*expected one of"):
-        settle([row("a", wer=1.0)], **options)
-
-
-def test_fractions_are_told_from_percent() -> None:
+def test_fractions_become_percent() -> None:
     rows = [row("one two three four", wer=wer) for wer in (0.0, 0.25, 0.5, 0.07, 1.0)]
-    with pytest.raises(CorpusError, match=r"look like fractions.*0\.25 of a transcript of 4 words.*--wer_unit"):
-        settle(rows)
     settled = settle(rows, unit="fraction")
     assert [one["wer"] for one in settled] == [0.0, 25.0, 50.0, 7.0, 100.0]
     assert [one["wer"] for one in settle(rows, unit="percent")] == [0.0, 0.25, 0.5, 0.07, 1.0]
-    assert len(settle([*rows, row("one two three four", wer=25.0)])) == 6  # some are percent for certain
-    assert len(settle([row("a word " * 100, wer=0.5)])) == 1  # one error in 200 words
 
 
 def test_rows_are_taken_one_by_one() -> None:
@@ -233,15 +209,9 @@ def test_exactly_the_wrong_transcripts_go(real_bases, clips) -> None:
         kept = {one["id"] for one in settled if is_kept(one["wer"], limit)}
         assert kept == set(HEARD_RIGHT) - gone, limit
 
-    # Another normaliser, or the same question once more, hears nothing again.
+    # The same question once more hears nothing again.
     again = ears(real_bases, folder)
     assert settle(rows, audio_folder=folder, whisper=again) == settled and again.heard == 0
-    strict = settle(rows, audio_folder=folder, whisper=again, normaliser="none")
-    assert again.heard == 0
-    assert [one["pred_text"] for one in strict] == [one["pred_text"] for one in settled]
-    assert {one["wer_source"] for one in strict[:-1]} == {"whisper"} and strict[-1]["wer"] is None
-    assert sum(one["wer"] for one in strict[:-1]) > sum(one["wer"] for one in settled[:-1])
-    assert {one["model"] for one in strict[:-1]} == {real_bases[0]}
 
     # Only what brings neither is heard, and the order stays.
     mixed = [

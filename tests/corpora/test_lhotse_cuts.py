@@ -12,7 +12,7 @@ from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.corpora.recordings import AudioSettings, load_clip
 from folder_shapes import tone
 
-ANY_LENGTH = AudioSettings("flac", 0.0, 60.0)
+ANY_LENGTH = AudioSettings(0.0, 60.0)
 
 
 @pytest.fixture

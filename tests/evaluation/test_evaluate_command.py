@@ -1,6 +1,5 @@
 """`audiollm evaluate` on one's own data: what it prints and writes, and what it refuses."""
 
-import json
 import re
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 from audiollm.evaluation.evaluate import main
 from audiollm.evaluation.word_error import score_word_error
 from audiollm.inference.answering import answer, ask
+from evaluation_runs import rows_of
 from small_corpus import example_rows, write_recordings, write_rows
 
 
@@ -45,51 +45,37 @@ def evaluate(checkpoint: Path, test_set, *extra: str) -> None:
     )
 
 
+SYSTEMS = {
+    "model": "this model",
+    "wrong_audio": "given the wrong recordings",
+    "whisper": "Whisper's own decoder",
+}
+
+
 def test_scores_and_transcripts_are_written(
     checkpoint, test_set, tiny_model, tiny_processor, tmp_path, capsys
 ) -> None:
     _, audio_dir, rows = test_set
-    evaluate(checkpoint, test_set, "--output", str(tmp_path / "report.json"))
-    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    clips = report["clips"]
-    assert [clip["reference"] for clip in clips] == [row["response"] for row in rows]
-    assert [clip["audio"] for clip in clips] == [f"{audio_dir}/{row['audio_paths']}" for row in rows]
-    assert [clip["prompt"] for clip in clips] == [row["text"] for row in rows]
-    expected = [
-        answer(tiny_model, tiny_processor, [ask(row["text"], f"{audio_dir}/{row['audio_paths']}")], max_new_tokens=8)[
-            0
-        ]
-        for row in rows
-    ]
-    assert [clip["hypothesis"] for clip in clips] == expected
-    for part, key in (
-        ("word_error", "hypothesis"),
-        ("wrong_audio_control", "wrong_audio_hypothesis"),
-        ("whisper_own_decoder", "whisper_hypothesis"),
-    ):
-        score = score_word_error([clip["reference"] for clip in clips], [clip[key] for clip in clips])
-        assert report[part] == score.to_dict() and score.skipped == 1
+    evaluate(checkpoint, test_set, "--output_dir", str(tmp_path / "run"))
+    answers = rows_of(tmp_path / "run", "local", "model")
+    assert [row["audio"] for row in answers] == [[f"{audio_dir}/{row['audio_paths']}"] for row in rows]
+    assert [row["prompt"] for row in answers] == [row["text"] for row in rows]
+    asked = [[ask(row["text"], f"{audio_dir}/{row['audio_paths']}")] for row in rows]
+    expected = [answer(tiny_model, tiny_processor, one, max_new_tokens=8)[0] for one in asked]
+    assert [row["output"] for row in answers] == expected
     printed = capsys.readouterr().out
-    assert all(
-        re.search(
-            rf"^local  word_error \(fraction\) +{name} +{report[part]['word_error']:.3g} \[.*\]  \(3 scored\)$",
-            printed,
-            re.MULTILINE,
-        )
-        for part, name in (
-            ("word_error", "this model"),
-            ("wrong_audio_control", "given the wrong recordings"),
-            ("whisper_own_decoder", "Whisper's own decoder"),
-        )
-    )
+    for system, name in SYSTEMS.items():
+        outputs = [row["output"] for row in rows_of(tmp_path / "run", "local", system)]
+        score = score_word_error([row["response"] for row in rows], outputs)
+        figure = rf"^local  word_error \(fraction\) +{name} +{score.word_error:.3g} \[.*\]  \(3 scored\)$"
+        assert score.skipped == 1 and re.search(figure, printed, re.MULTILINE)
     assert "1 of 4 left out" in printed
 
 
-def test_limit_and_no_decoder(checkpoint, test_set, tmp_path, capsys) -> None:
-    evaluate(checkpoint, test_set, "--limit", "2", "--no_decoder", "--output", str(tmp_path / "report.json"))
-    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    assert len(report["clips"]) == 2 and report["whisper_own_decoder"] is None
-    assert {clip["whisper_hypothesis"] for clip in report["clips"]} == {None}
+def test_limit_and_systems(checkpoint, test_set, tmp_path, capsys) -> None:
+    chosen = ("--limit", "2", "--systems", "model,wrong_audio")
+    evaluate(checkpoint, test_set, *chosen, "--output_dir", str(tmp_path / "run"))
+    assert len(rows_of(tmp_path / "run", "local", "model")) == 2
     assert "Whisper's" not in capsys.readouterr().out
 
 
@@ -97,7 +83,6 @@ def test_limit_and_no_decoder(checkpoint, test_set, tmp_path, capsys) -> None:
     ("extra", "message"),
     [
         (["--limit", "1"], "gives 1 clips of one recording"),
-        (["--output", "/no/such/folder/report.json"], "there is no folder /no/such/folder"),
         (["--data_path", "/no/data.json"], "/no/data.json"),
         (["--audio_dir", "/no/folder"], "'/no/folder' is not a folder"),
         (["--dtype", "int3"], "invalid choice: 'int3'"),

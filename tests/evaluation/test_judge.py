@@ -13,11 +13,12 @@ from audiollm.evaluation.arguments import JudgeArguments
 from audiollm.evaluation.judge import (
     ANSWER_FIRST,
     ANSWER_ONLY,
+    CONCURRENCY,
     REFERENCE_FIRST,
     JudgeError,
     UnreadableReplyError,
     judge_run,
-    read_rubrics,
+    known_rubrics,
 )
 from audiollm.evaluation.outputs import RunFolderError, read_rows
 from audiollm.evaluation.score import score_run
@@ -223,10 +224,10 @@ def test_reasoning_models_are_asked_as_they_take_it(run, server, refused) -> Non
         return good_reply(prompt)
 
     server.answer = answer
-    judge_run(run, [CHAT], options(server, judge_concurrency=1))
+    judge_run(run, [CHAT], options(server))
     assert [one["scores"] for one in verdicts_of(run, CHAT)] == [{"reference": 8, "answer": 6}] * 4
     refusals = [one for one in server.seen if refused in one]
-    assert len(refusals) == 1 and len(server.seen) == 5  # asked wrongly once
+    assert len(server.seen) == 4 + len(refusals) and len(refusals) <= CONCURRENCY  # no thread asks wrongly twice
     taken = server.seen[-1]
     assert taken["max_completion_tokens"] > 1024 and not {"max_tokens", "temperature"} & set(taken)
     noted = json.loads((run / "judgements" / "judge.json").read_text())
@@ -238,12 +239,6 @@ def test_other_refusals_are_failures_of_one_request(run, server) -> None:
     server.answer = lambda prompt, times: (400, {"error": {"message": "too long"}})
     judge_run(run, [CHAT], options(server, judge_retries=0))
     assert all("too long" in one["error"] for one in verdicts_of(run, CHAT)) and len(server.seen) == 4
-
-
-def test_bodies_that_are_no_json_are_failures_of_one_request(run, server) -> None:
-    server.answer = lambda prompt, times: (200, b"{not json")
-    judge_run(run, [CHAT], options(server, judge_retries=0))
-    assert all(one["error"].startswith("request: ") for one in verdicts_of(run, CHAT))
 
 
 def test_a_slow_endpoint_is_given_up(run, server) -> None:
@@ -272,55 +267,14 @@ def test_an_interrupted_judge_goes_on(run, server) -> None:
 def test_a_key_or_model_that_is_refused_ends_it_at_once(run, server, status, message) -> None:
     server.answer = lambda prompt, times: (status, {"error": {"message": f"bad key {KEY}"}})
     with pytest.raises(JudgeError, match=message) as caught:
-        judge_run(run, [CHAT, OPEN, QA], options(server, judge_concurrency=1))
-    assert KEY not in str(caught.value) and len(server.seen) <= 2
+        judge_run(run, [CHAT, OPEN, QA], options(server))
+    assert KEY not in str(caught.value) and len(server.seen) <= CONCURRENCY
 
 
-def test_marks_of_two_judges_are_not_mixed(run, server, tmp_path) -> None:
+def test_marks_of_two_judges_are_not_mixed(run, server) -> None:
     judge_run(run, [CHAT], options(server))
-    own = tmp_path / "own.yaml"
-    own.write_text(
-        "air_bench: {text: 'mine {answer}', orders: [answer_only], reads: one_score, least: 1, most: 10, samples: 1, temperature: 0.0}"
-    )
-    for other, named in (
-        ({"judge_model": "another"}, "model was 'marker'"),
-        ({"judge_samples": 2}, "air_bench was"),
-        ({"judge_prompts": own}, "air_bench was"),
-    ):
-        with pytest.raises(RunFolderError, match=named):
-            judge_run(run, [CHAT], options(server, **other))
-
-
-def test_ones_own_prompts_and_number_of_samples(run, server, tmp_path) -> None:
-    own = tmp_path / "own.yaml"
-    own.write_text(
-        "air_bench: {text: 'mine {answer}', orders: [answer_only], reads: one_score, least: 1, most: 10, samples: 1, temperature: 0.0}"
-    )
-    server.answer = lambda prompt, times: "Score: 7"
-    judge_run(run, [CHAT], options(server, judge_prompts=own, judge_samples=2))
-    assert [(one["prompt"], one["sample"], one["scores"]) for one in verdicts_of(run, CHAT)] == [
-        (f"mine {output}".strip(), sample, {"answer": 7})
-        for output in ("answer to 0 {braces}", "")
-        for sample in range(2)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("[1]", "no mapping"),
-        ("a: {text: x}", "'a'"),
-        (
-            "a: {text: '{nothing}', orders: [answer_only], reads: yes_no, least: 0, most: 1, samples: 1, temperature: 0.0}",
-            "nothing",
-        ),
-        (": :", "cannot be read"),
-    ],
-)
-def test_prompts_that_are_malformed_are_refused(tmp_path, text, message) -> None:
-    (tmp_path / "own.yaml").write_text(text)
-    with pytest.raises(JudgeError, match=message):
-        read_rubrics(tmp_path / "own.yaml")
+    with pytest.raises(RunFolderError, match="model was 'marker'"):
+        judge_run(run, [CHAT], options(server, judge_model="another"))
 
 
 def test_without_a_judge_the_answers_wait(run, server, capsys) -> None:
@@ -367,7 +321,7 @@ def test_keys_go_only_where_they_are_meant_to(run, server, monkeypatch) -> None:
     ],
 )
 def test_replies_are_read_or_refused(rubric, order, reply, scores) -> None:
-    rules = read_rubrics()[rubric]
+    rules = known_rubrics()[rubric]
     if scores is None:
         with pytest.raises(UnreadableReplyError):
             rules.read(reply, order)
@@ -381,8 +335,6 @@ def test_replies_are_read_or_refused(rubric, order, reply, scores) -> None:
         ({"judge_url": "ftp://x"}, "no http"),
         ({"judge_url": "https://me:secret@host/v1"}, "no password"),
         ({"judge_url": "https://host/v1?key=1"}, "no password"),
-        ({"judge_samples": 0}, "judge_samples is 0"),
-        ({"judge_concurrency": 0}, "judge_concurrency is 0"),
         ({"judge_retries": -1}, "judge_retries is -1"),
         ({"judge_timeout_s": 0}, "judge_timeout_s is 0"),
     ],
@@ -390,29 +342,6 @@ def test_replies_are_read_or_refused(rubric, order, reply, scores) -> None:
 def test_options_that_make_no_sense_are_refused(given, message) -> None:
     with pytest.raises(ValueError, match=message):
         JudgeArguments(**given)
-
-
-def test_requests_go_out_as_many_at_a_time_as_asked(run, server) -> None:
-    at_once, most = 0, 0
-    lock = threading.Lock()
-
-    class Counting(Page):
-        def do_POST(self) -> None:
-            nonlocal at_once, most
-            with lock:
-                at_once += 1
-                most = max(most, at_once)
-            threading.Event().wait(0.03)
-            super().do_POST()
-            with lock:
-                at_once -= 1
-
-    server.RequestHandlerClass = Counting
-    try:
-        judge_run(run, [OPEN], options(server, judge_concurrency=3))
-    finally:
-        server.RequestHandlerClass = Page
-    assert most == 3
 
 
 def test_the_command_answers_judges_and_scores(server, tiny_model, tiny_processor, tmp_path, capsys) -> None:

@@ -79,19 +79,13 @@ def test_every_part_of_a_run_is_in_the_language(
     texts = [HINDI, HINDI + " जी"] if code != "en" else ["Über alles.", "one two"]
     data = own_data(tmp_path / "data", *texts)
     call = ["--model", str(checkpoint), "--data_path", data, "--whisper", multilingual, "--max_new_tokens", "4"]
-    output = tmp_path / "report.json"
-    main([*call, *given, "--output_dir", str(tmp_path / "run"), "--output", str(output), "--no_report"])
+    main([*call, *given, "--output_dir", str(tmp_path / "run"), "--no_report"])
     record = json.loads((tmp_path / "run" / "run.json").read_text())["tasks"]["local"]
     assert (record["language"], record["normaliser"]) == (code, normaliser)
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())["tasks"]["local"]["systems"]
     assert set(scores) == {"model", "wrong_audio", "whisper"}
     for found in scores.values():
         assert f"normaliser:{normaliser}" in found["metrics"][metric]["signature"]
-    report = json.loads(output.read_text())
-    assert (report["language"], report["normaliser"]) == (code, normaliser)
-    errors = scores["model"]["metrics"][metric]["value"]
-    if metric == "word_error":
-        assert report["word_error"]["word_error"] == pytest.approx(errors)
     # A run in another language does not go on in the same folder: Whisper would hear another one.
     with pytest.raises(SystemExit, match="language was"):
         main([*call, "--language", "de", "--output_dir", str(tmp_path / "run")])

@@ -209,12 +209,10 @@ def test_recordings_that_cannot_be_read_are_rows_and_tried_again(given, tmp_path
     whole = (audio / "4.wav").read_bytes()
     (audio / "4.wav").write_bytes(whole[:100])
     options = [str(audio) if one == str(given.audio_dir) else one for one in given.options]
-    evaluate(given.model, tmp_path / "run", *options, "--systems", "model", "--output", tmp_path / "report.json")
+    evaluate(given.model, tmp_path / "run", *options, "--systems", "model")
     broken = rows_of(tmp_path / "run", "local", "model")[4]
     assert (broken["output"], broken["finish"]) == (None, "error") and "4.wav" in broken["error"]
     assert "1 of 10 failed" in capsys.readouterr().out
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert report["errors"] == {"row 4": broken["error"]} and report["word_error"]["clips"] == 10
     (audio / "4.wav").write_bytes(whole)
     evaluate(given.model, tmp_path / "run", *options, "--systems", "model")
     mended = rows_of(tmp_path / "run", "local", "model")

@@ -94,11 +94,11 @@ def test_the_evaluation_can_be_repeated_by_its_command(scores) -> None:
     assert [words[words.index(f"--{name}") + 1] for name in ("limit", "data", "seed")] == ["70", "prompts", "3"]
     assert "hub_token" not in " ".join(words) and "judge" not in " ".join(words)
     own = {
-        "arguments": {"tasks": [], "data_path": ["asr=/home/me/copy", "test.json"], "no_decoder": True},
+        "arguments": {"tasks": [], "data_path": ["asr=/home/me/copy", "test.json"], "no_report": True},
         "tasks": {"local": {}},
     }
     words = shlex.split(evaluation_command(own, REPO))
-    assert words[3:-2] == ["--data_path", "asr=copy", "test.json", "--no_decoder"]
+    assert words[3:-2] == ["--data_path", "asr=copy", "test.json", "--no_report"]
 
 
 @pytest.mark.parametrize(

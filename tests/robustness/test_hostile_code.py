@@ -136,7 +136,7 @@ COMMAND_LINES = {
     "train new": "--llama_path {p}/text --whisper_path {p}/audio --data_path {p}/data.json --audio_dir {p}/recordings "
     "--output_dir {p}/run --max_steps 1",
     "prepare folder": "folder {p}/recordings --output {p}/prepared --respond_with {p}/text",
-    "prepare heard": "folder {p}/recordings --output {p}/prepared --max_wer 50 --wer_from whisper --whisper_path {p}/audio",
+    "prepare heard": "folder {p}/recordings --output {p}/prepared --max_wer 50 --whisper_path {p}/audio",
 }
 
 
