@@ -27,14 +27,13 @@ BENCHMARKS = {
     "training_step": (14, "training_step.py --ours audiollm --rounds 1 --steps 5 --step_seconds 4"),
     "first_token": (5, "first_token.py --model shipped_adapter --rounds 3 --new_tokens 16"),
     "follow_up": (3, "follow_up.py --model shipped_adapter"),
-    "start_up": (3, "start_up.py"),
     "prepare_speed": (9, "prepare_speed.py"),
     "hour_long": (15, "hour_long.py --model shipped_adapter"),
     "kill_and_resume": (21, "kill_and_resume.py"),
     "unseen_speech": (2, "unseen_speech.py --model shipped_adapter"),
 }
 #: Run when none is named.
-DEFAULT = ("training_step", "first_token", "follow_up", "start_up")
+DEFAULT = ("training_step", "first_token", "follow_up")
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/*.md")
 MARKED = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 PRECISIONS, PEERS = ("float32", "bfloat16"), {"voxtral": "Voxtral", "qwen2_audio": "Qwen2-Audio"}
@@ -147,21 +146,11 @@ def long_table() -> str:
     return markdown(["", "measured"], [*follow_ups, *recordings, *prepared])
 
 
-def start_up_table() -> str:
-    """What it takes to begin."""
-    rows = [
-        [row["side"], f"{row['cpu_seconds']:.2f}", f"{row['peak_memory_mib']:,.0f}"]
-        for row in result("start_up")["summary"]
-    ]
-    return markdown(["", "CPU seconds", "peak MiB"], rows)
-
-
 TABLES = {
     "peers": peers_table,
     "steps": steps_table,
     "first_token": first_token_table,
     "long": long_table,
-    "start_up": start_up_table,
 }
 
 

@@ -209,7 +209,7 @@ class Check:
         return {"tokens": tokens.shape[1]}
 
     def waiting(self) -> dict[str, Any]:
-        """How often a training step and a token of an answer make the host wait."""
+        """Count how often a training step and a token of an answer make the host wait."""
         model = self.small(torch.float32).train()
         batch, counts = self.batch(model.config, 2, 1.0, torch.float32), {}
         model(**batch).loss.backward()

@@ -83,7 +83,7 @@ def listen(
     progress: bool = True,
 ) -> dict[str, list[str]]:
     """
-    What is heard in every clip, by the names of `LABELS`.
+    Return what is heard in every clip, by the names of `LABELS`.
 
     Args:
         model, processor: who listens.

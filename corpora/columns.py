@@ -1,5 +1,5 @@
 """
-Which column is which field of a clip: guessed from names and types, shown, and overridable with --columns.
+Map columns to the fields of a clip: guessed from names and types, shown, and overridable with --columns.
 
 A guess is by name, in an order of preference, among columns of a fitting type; audio goes by type first. What cannot be
 told apart is asked for, not guessed.
@@ -161,7 +161,7 @@ TRANSFORMS: dict[str, Callable[[Any], Any]] = {
 @dataclass(frozen=True)
 class ColumnSpec:
     """
-    Where a field comes from.
+    Source of one field.
 
     Attributes:
         columns: Several only where each is a clip of its own.
@@ -190,7 +190,7 @@ class ColumnSpec:
 @dataclass(frozen=True)
 class ColumnMapping:
     """
-    Where every field of a clip comes from.
+    Sources of all fields of a clip.
 
     Attributes:
         specs: By field; `audio` is among them.

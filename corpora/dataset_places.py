@@ -1,5 +1,5 @@
 """
-Where a dataset lies, and how `datasets` reads it there: on the Hub, in a folder, in a file; whole or streamed.
+Places of datasets, and how `datasets` reads them: on the Hub, in a folder, in a file; whole or streamed.
 
 Only tables and recordings are read. Loading scripts and pickles, which would run code, are refused.
 """
@@ -48,7 +48,7 @@ READ_ERRORS = (
 @dataclass(frozen=True)
 class Place:
     """
-    Where a dataset is read from.
+    Place that a dataset is read from.
 
     Attributes:
         name: Its name in messages.

@@ -65,7 +65,7 @@ def _limit(default: float | None, text: str) -> Any:
 @dataclass
 class Limits:
     """
-    What recordings and transcripts may be like.
+    Limits of recordings and transcripts.
 
     Raises:
         ValueError: a limit is out of its range.

@@ -108,7 +108,7 @@ MAX_NAMES_SHOWN = 5
 
 @dataclass
 class FolderArguments:
-    """Which folder, and how to read it where looking at it does not tell."""
+    """A folder, and how to read it where looking at it does not tell."""
 
     folder: str = field(metadata={"help": "Folder of audio, with transcripts or tables in it."})
     manifest: str | None = field(

@@ -46,7 +46,7 @@ ROW_DIGITS = 8
 
 @dataclass
 class HuggingFaceArguments:
-    """What to read, and from where."""
+    """A dataset, and the part of it to read."""
 
     dataset: str = field(
         metadata={

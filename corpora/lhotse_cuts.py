@@ -30,7 +30,7 @@ FILE_SOURCE = "file"
 
 @dataclass
 class LhotseArguments:
-    """Which cuts."""
+    """A manifest of cuts."""
 
     cuts: str = field(metadata={"help": "Manifest of cuts: cuts.jsonl, cuts.jsonl.gz."})
     audio_dir: str | None = field(

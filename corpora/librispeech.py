@@ -70,7 +70,7 @@ def openslr() -> tuple[tuple[str, ...], dict[str, PublishedArchive]]:
 
 @dataclass
 class LibriSpeechArguments:
-    """Which part of LibriSpeech, and where from."""
+    """Part of LibriSpeech, and where it comes from."""
 
     splits: list[str] = field(
         default_factory=list,

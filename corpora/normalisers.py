@@ -1,4 +1,4 @@
-"""What makes texts alike before their words are compared, each normaliser by its name."""
+"""Normalisers by name: they make texts alike before their words are compared."""
 
 import re
 from collections.abc import Callable
@@ -38,7 +38,7 @@ NORMALISERS: dict[str, Callable[[str], str]] = {
 
 
 def has_words(text: str, normaliser: str = "english") -> bool:
-    """Whether a text has a word left once normalised; of an ellipsis the English normaliser leaves a full stop."""
+    """Return whether a text has a word left once normalised; of an ellipsis the English normaliser leaves a full stop."""
     return any(map(str.isalnum, NORMALISERS[normaliser](text)))
 
 

@@ -74,7 +74,7 @@ SOURCES = {
 
 @dataclass
 class PrepareArguments:
-    """Where the prepared corpus goes, and in what form."""
+    """Place and form of the prepared corpus."""
 
     output: str | None = field(
         default=None, metadata={"help": "Folder to write to. Default: one below data, named after the command."}

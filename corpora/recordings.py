@@ -22,7 +22,7 @@ PART_TOLERANCE_SECONDS = 0.05
 @dataclass(frozen=True)
 class AudioSettings:
     """
-    How clips are kept.
+    Limits of the clips that are kept.
 
     Attributes:
         min_seconds, max_seconds: Shorter and longer clips are refused; a longer one before it is decoded, where its

@@ -40,7 +40,7 @@ PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 @dataclass
 class ValidateArguments(Limits):
-    """What to look at, what is allowed, and where the findings go."""
+    """Data to check, limits, and places for the findings."""
 
     audio_dir: str | None = field(
         default=None, metadata={"help": "Folder that relative audio paths start from and that none may leave."}

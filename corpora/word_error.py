@@ -154,7 +154,7 @@ def _settled(
 
 @dataclass
 class WordErrorArguments:
-    """Which clips are kept, by how wrong their transcripts are."""
+    """Limit of word error, and the Whisper that hears clips without one."""
 
     max_wer: float | None = field(
         default=None,

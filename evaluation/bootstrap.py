@@ -1,5 +1,5 @@
 """
-How sure a figure is: percentile bootstrap over items, and tests of whether two systems differ on the same items.
+Intervals by percentile bootstrap over items, and tests of whether two systems differ on the same items.
 
 Everything works on statistics that add up, `(items, columns)`, such as errors and words of each clip, and on a pooled
 function that makes the figure of their sums: so that corpus figures are resampled as corpus figures.
@@ -31,7 +31,7 @@ class Interval:
 @dataclass(frozen=True)
 class Difference:
     """
-    How two systems differ on the same items.
+    Difference of two systems on the same items.
 
     Attributes:
         first, second: their figures.
@@ -107,7 +107,7 @@ def paired_test(
     level: float = LEVEL,
 ) -> Difference:
     """
-    Whether two systems differ on the same items: interval by paired bootstrap, p by approximate randomisation.
+    Test whether two systems differ on the same items: interval by paired bootstrap, p by approximate randomisation.
 
     Args:
         first, second: their statistics `(items, columns)`, row by row of the same item.

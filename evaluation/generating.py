@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 @dataclass(frozen=True)
 class Answer:
     """
-    What a system said.
+    Answer of a system.
 
     Attributes:
         text: without special tokens or surrounding space; None where there is no answer.

@@ -61,7 +61,7 @@ class UnreadableReplyError(ValueError):
 
 @dataclass(frozen=True)
 class Rubric:
-    """How answers are marked; see `judge_prompts.yaml`."""
+    """Rules for marking answers; see `judge_prompts.yaml`."""
 
     text: str
     orders: tuple[str, ...]

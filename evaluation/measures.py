@@ -29,7 +29,7 @@ EMPTY_REFERENCE = "skipped_empty_reference"
 @dataclass(frozen=True)
 class Answer:
     """
-    What a system said to one item.
+    Answer of a system to one item.
 
     Attributes:
         id: the item's, or that of a session whose chunks were put together.
@@ -59,7 +59,7 @@ class Answer:
 @dataclass(frozen=True)
 class Convention:
     """
-    How answers are compared.
+    Rules for comparing answers.
 
     Attributes:
         normaliser, aligner: see `word_error.py`.

@@ -605,7 +605,7 @@ def signatures_of(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 @dataclass(frozen=True)
 class ReportFiles:
     """
-    What was written.
+    Files of a report.
 
     Attributes:
         page, figures: the files.
@@ -707,7 +707,7 @@ def _recordings(
 
 @dataclass
 class ReportOptions:
-    """What a report shows."""
+    """Contents of a report."""
 
     worst: int = field(default=WORST, metadata={"help": "Worst examples of each task that are shown."})
     max_html_mb: float = field(

@@ -255,7 +255,7 @@ def check_control(job: Job, asked: Sequence[str]) -> None:
 
 
 class Place(Protocol):
-    """Which process this is, among how many; accelerate's `PartialState` is one."""
+    """One process among several; accelerate's `PartialState` is one."""
 
     process_index: int
     num_processes: int

@@ -275,7 +275,7 @@ def score_table(scores: Mapping[str, Any], tasks: Sequence[str] | None = None) -
 
 @dataclass
 class ScoringOptions:
-    """How answers are scored."""
+    """Options of scoring."""
 
     normaliser: str | None = field(
         default=None,
@@ -304,7 +304,7 @@ class ScoringOptions:
 
 @dataclass
 class ScoreOptions(ScoringOptions):
-    """How answers are scored, and whether the report is written again."""
+    """Options of scoring and of the report."""
 
     no_report: bool = field(default=False, metadata={"help": "Leave out report.html."})
 

@@ -1,5 +1,5 @@
 """
-What answers a task's questions: the model, and what its answers are compared with.
+Systems that answer a task's questions: the model, its control, and the baselines.
 
 | system | what it is |
 |---|---|

@@ -1,4 +1,4 @@
-"""When an answer is at its end besides the end that the model writes: at a bound of its own, or in a loop."""
+"""Ends of answers besides the one that the model writes: a bound of its own, or a loop."""
 
 from collections.abc import Sequence
 from typing import Any

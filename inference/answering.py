@@ -172,7 +172,7 @@ def generate_answers(
 def _generate(
     model, processor, inputs, bounds: list[int | None], with_audio: list[bool], options: dict[str, Any]
 ) -> list[str]:
-    """What `generate` writes; without beams, each row ends at its own bound, and one with audio where it repeats itself."""
+    """Return what `generate` writes; without beams, each row ends at its own bound, and one with audio where it repeats itself."""
     limits = [bound for bound in bounds if bound is not None]
     if limits:
         options = {**options, "max_new_tokens": max(limits)}
@@ -229,7 +229,7 @@ def naming(name: str) -> Iterator[None]:
 
 
 def continues(conversation: list[dict[str, Any]]) -> bool:
-    """Whether a conversation ends with words of the assistant, which an answer goes on with."""
+    """Return whether a conversation ends with words of the assistant, which an answer goes on with."""
     return conversation[-1]["role"] == "assistant"
 
 
@@ -322,13 +322,13 @@ def _source(part: dict[str, Any]) -> Any:
 
 
 def _identity(recording: Any) -> Any:
-    """What tells recordings apart before they are decoded: a path or URL, or which object it is."""
+    """Return what tells recordings apart before they are decoded: a path or URL, or which object it is."""
     return os.fspath(recording) if isinstance(recording, (str, os.PathLike)) else id(recording)
 
 
 def recording_seconds(processor, recording: Any) -> float:
     """
-    How long a recording is, without decoding it: exact where it or its header says so; 0 of a URL.
+    Return how long a recording is, without decoding it: exact where it or its header says so; 0 of a URL.
 
     Raises:
         FileNotFoundError, ValueError: there is no such file.

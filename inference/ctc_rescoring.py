@@ -57,7 +57,7 @@ class Candidate:
         return len(self.token_ids) + self.is_finished
 
     def score(self, ctc_weight: float) -> tuple[bool, float]:
-        """What the best candidate has most of. What no slots can hold comes after all that they can."""
+        """Return the joint score. Texts that do not fit into the audio tokens come after all that do."""
         possible = math.isfinite(self.ctc_logprob)
         ctc = ctc_weight * self.ctc_logprob if possible else 0.0
         return possible, self.lm_logprob + ctc
@@ -141,7 +141,7 @@ class CtcRescorer:
         stop: StoppingCriteria | None = None,
     ) -> list[list[Candidate]]:
         """
-        What each row may say, scored by both: the greedy answer, those of the beams, and CTC's own.
+        Return candidates of each row, scored by both: the greedy answer, those of the beams, and CTC's own.
 
         Prompt and audio go through the language model once for all of them.
 
@@ -231,13 +231,13 @@ class CtcRescorer:
         )[CACHE_NAME]
 
     def _written(self, ids: list[int]) -> Candidate:
-        """What the language model has written, up to its end."""
+        """Return what the language model has written, up to its end."""
         end = next((place for place, one in enumerate(ids) if one in self._end_ids), None)
         ids = ids[:end]
         return Candidate(self.tokenizer.decode(ids, skip_special_tokens=True).strip(), tuple(ids), end is not None)
 
     def _heard(self, classes: Sequence[int]) -> Candidate:
-        """What CTC has heard, with a capital as written texts begin."""
+        """Return what CTC has heard, with a capital as written texts begin."""
         text = self.lexicon.decode(classes)
         text = text[:1].upper() + text[1:]
         return Candidate(text, tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]), True)

@@ -81,7 +81,7 @@ The weights of the base models, {bases}, are inside, under the licences of those
 
 @dataclass
 class ExportArguments:
-    """What to export, where to, and how."""
+    """Options of `audiollm export`."""
 
     model: str = field(metadata={"help": "AudioLLM checkpoint: a folder or a Hub id."})
     output: str = field(metadata={"help": "Folder to write; it must not exist, or be empty."})
@@ -163,7 +163,7 @@ def export_files(
     model: AudioLlmForConditionalGeneration, processor: AudioLlmProcessor, dtype: torch.dtype, language_model: bool
 ) -> dict[str, tuple[dict[str, torch.Tensor], dict[str, Any]]]:
     """
-    What goes into each folder of an export: weights by name, and JSON documents by file name.
+    Return the contents of each folder of an export: weights by name, and JSON documents by file name.
 
     Args:
         dtype: precision of all weights.
@@ -198,7 +198,7 @@ def tensor_bytes(weights: dict[str, torch.Tensor]) -> int:
 
 def plan_shards(weights: dict[str, torch.Tensor], max_shard_size: str) -> StateDictSplit:
     """
-    Which weight goes into which file.
+    Return the weights of each file.
 
     Raises:
         ExportError: the size cannot be read.

@@ -178,7 +178,7 @@ def check_processor(config: AudioLlmConfig, processor: AudioLlmProcessor) -> Non
 
 def llama_cpp_counts_alike(stack_factor: int) -> bool:
     """
-    Whether llama.cpp reserves as many audio tokens for 30 s as it then computes.
+    Return whether llama.cpp reserves as many audio tokens for 30 s as it then computes.
 
     It stacks log-mel frames in its count (`clip_n_output_tokens`) and encoder frames in its graph, and stops where the
     two differ, as for 8: 187 and 188.
@@ -285,7 +285,7 @@ def language_model_config(config: AudioLlmConfig, dtype: torch.dtype) -> dict[st
 
 
 def note(config: AudioLlmConfig) -> str:
-    """What an export has lost of the checkpoint, in a sentence or two."""
+    """Return what an export has lost of the checkpoint, in a sentence or two."""
     return MERGED_NOTE if config.lora_adapters or config.weight_format == "merged" else UNMERGED_NOTE
 
 

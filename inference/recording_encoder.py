@@ -40,7 +40,7 @@ class RecordingEncoder:
     @torch.inference_mode()
     def __call__(self, waveforms: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
         """
-        What the model takes instead of `input_features`.
+        Return what the model takes instead of `input_features`.
 
         Args:
             waveforms: float32 of shape `(samples,)` each, at the processor's rate, in reading order.

@@ -2,7 +2,7 @@
 `audiollm push`: upload a checkpoint to the Hub: its weights, code, processor and card, and nothing else of its folder.
 
     audiollm push --model runs/mine --repo you/my-audiollm --dry_run
-    audiollm push --model runs/mine --repo you/my-audiollm --private --with_peft
+    audiollm push --model runs/mine --repo you/my-audiollm --private
 
 The files that go up and those that stay are listed first, and you are asked. It is one commit. After an interruption, the
 same command sends only what had not arrived. The token is that of `hf auth login`, or in HF_TOKEN.
@@ -20,7 +20,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar
 
-from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.option_parser import parser_of
 from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import (
@@ -30,15 +29,12 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from peft import LoraConfig, TaskType
-from safetensors.torch import save_file
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .card import CARD_FILE, ROLES, make_card, read_card, read_config, sections, weight_files
 from .header import CardError, find_base, header_problems
 from .record import RECORD_FILE
 
-PEFT_FOLDER, MERGED_FOLDER = "peft", "merged"
 UNITS = ("B", "kB", "MB", "GB", "TB")
 UNIT_STEP = 1000
 #: A path of this machine in a configuration: at least two folders deep.
@@ -103,27 +99,6 @@ TEXT_SUFFIXES = (".json", ".md", ".txt", ".py", ".jinja", ".yaml", ".yml")
 #: Files that loading with `trust_remote_code` needs, both written by `processor.save_pretrained`.
 REQUIRED = ("processor_config.json", "tokenizer.json")
 
-#: Prefixes of a decoder's weights, ours and those of a causal language model in PEFT.
-OUR_DECODER, PEFT_DECODER = "model.language_model.", "base_model.model.model."
-PEFT_WEIGHTS_FILE = "adapter_model.safetensors"
-PEFT_README = """\
-# LoRA in PEFT's format
-
-The adapter {name!r} of this repository, for the plain language model `{base}`:
-
-```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base!r}), FOLDER)
-```
-
-It is a part of the model. Projector and the vectors of `<audio>` and `</audio>` are only in `model.safetensors` of the
-repository's root, so this copy reads text and does not hear. PEFT applies it to every row, AudioLLM to rows with audio
-alone.
-"""
-
-
 @dataclass
 class PushArguments:
     """Options of `audiollm push`."""
@@ -132,7 +107,6 @@ class PushArguments:
         "checkpoint and repository": ("model", "repo"),
         "before anything is sent": ("dry_run", "yes"),
         "repository": ("private", "revision", "tag", "create_pr", "commit_message"),
-        "further formats": ("with_peft", "with_merged"),
     }
 
     model: str = field(metadata={"help": "Folder of an AudioLLM checkpoint."})
@@ -142,15 +116,6 @@ class PushArguments:
     tag: str | None = field(default=None, metadata={"help": "Tag to put on the commit, such as v1."})
     create_pr: bool = field(default=False, metadata={"help": "Open a pull request instead of pushing to the branch."})
     commit_message: str = field(default="Upload AudioLLM checkpoint", metadata={"help": "Message of the commit."})
-    with_peft: bool = field(
-        default=False,
-        metadata={
-            "help": "Add LoRA in PEFT's format, in the folder peft: for the plain language model, which does not hear."
-        },
-    )
-    with_merged: bool = field(
-        default=False, metadata={"help": "Add all weights with LoRA folded in, in the folder merged."}
-    )
     dry_run: bool = field(default=False, metadata={"help": "List what would be uploaded, and stop."})
     yes: bool = field(default=False, metadata={"help": "Do not ask."})
 
@@ -304,7 +269,7 @@ def make_plan(options: PushArguments, staging: Path) -> Plan:
     Return everything that a push will do; nothing is sent.
 
     Args:
-        staging: an empty folder for files made for the push: the card as the Hub shows it, copies in other formats.
+        staging: an empty folder for files made for the push: the card as the Hub shows it.
 
     Raises:
         CardError: the checkpoint is not whole, its card would be refused, or there is a credential in it.
@@ -314,8 +279,6 @@ def make_plan(options: PushArguments, staging: Path) -> Plan:
     plan = make_manifest(folder)
     plan.entries = [entry for entry in plan.entries if entry.name != CARD_FILE]
     plan.entries.append(_card_entry(options, folder, staging, plan.remarks))
-    if options.with_peft or options.with_merged:
-        plan.entries += _other_formats(options, folder, staging)
     refuse_secrets(plan.entries)
     for role, shown in ROLES.items():
         model_id = getattr(config, f"{role}_model_id")
@@ -343,67 +306,6 @@ def _card_entry(options: PushArguments, folder: Path, staging: Path, remarks: li
     path = staging / CARD_FILE
     path.write_text(card.text, encoding="utf-8")
     return Entry(CARD_FILE, path, "model card")
-
-
-def _other_formats(options: PushArguments, folder: Path, staging: Path) -> list[Entry]:
-    model = AudioLlmForConditionalGeneration.from_pretrained(folder, dtype="auto")
-    entries = []
-    if options.with_peft:
-        for path in write_peft_copy(model, staging / PEFT_FOLDER):
-            name = path.relative_to(staging).as_posix()
-            entries.append(Entry(name, path, "LoRA in PEFT's format, without projector"))
-    if options.with_merged:
-        merged = staging / MERGED_FOLDER
-        model.save_pretrained(merged, weights="merged")
-        AudioLlmProcessor.from_pretrained(folder).save_pretrained(merged)
-        for entry in make_manifest(merged).entries:
-            entries.append(Entry(f"{MERGED_FOLDER}/{entry.name}", entry.path, f"{entry.why}, LoRA folded in"))
-    return entries
-
-
-def write_peft_copy(model: AudioLlmForConditionalGeneration, folder: Path) -> list[Path]:
-    """
-    Write each adapter of a model in PEFT's format: to `folder`, or, of several, to a folder of its own below.
-
-    Returns:
-        The files.
-
-    Raises:
-        CardError: the model has no adapter.
-    """
-    config: AudioLlmConfig = model.config
-    names = list(config.lora_adapters)
-    if not names:
-        raise CardError("--with_peft: this checkpoint has no LoRA; it was merged, or trained without.")
-    base = find_base(config.text_model_id, None, None, online=False)
-    base_id = base.hub_id or base.name
-    weights = model.state_dict()
-    written = []
-    for name in names:
-        target = folder / name if len(names) > 1 else folder
-        target.mkdir(parents=True, exist_ok=True)
-        settings = config.adapter_settings(name)
-        lora = LoraConfig(
-            r=settings["rank"],
-            lora_alpha=settings["alpha"],
-            lora_dropout=settings["dropout"],
-            target_modules=list(settings["target_modules"]),
-            task_type=TaskType.CAUSAL_LM,
-            base_model_name_or_path=base_id,
-            revision=config.text_model_revision,
-            inference_mode=True,
-        )
-        lora.save_pretrained(str(target))
-        tensors = {
-            PEFT_DECODER
-            + key.removeprefix(OUR_DECODER).replace(f".{name}.weight", ".weight"): value.contiguous().cpu()
-            for key, value in weights.items()
-            if f".lora_A.{name}." in key or f".lora_B.{name}." in key
-        }
-        save_file(tensors, target / PEFT_WEIGHTS_FILE, metadata={"format": "pt"})
-        (target / CARD_FILE).write_text(PEFT_README.format(name=name, base=base_id), encoding="utf-8")
-        written += [target / file for file in ("adapter_config.json", PEFT_WEIGHTS_FILE, CARD_FILE)]
-    return written
 
 
 def stale_weights(names: Sequence[str], there: Sequence[str]) -> list[str]:

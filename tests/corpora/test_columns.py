@@ -104,16 +104,6 @@ def test_what_cannot_be_told_is_asked_for(features, message: str) -> None:
         taken(features)
 
 
-def test_a_guess_is_shown_with_what_else_it_might_have_been() -> None:
-    mapping = guess({"audio": Audio(), "raw_text": STRING, "sentence": STRING, "age": LONG})
-    shown = mapping.describe().splitlines()
-    assert shown[0] == "  audio ← audio"
-    assert shown[1] == "  text  ← sentence   (also possible: raw_text)"
-    assert shown[2] == "  not read: raw_text, age"
-    spec = ColumnSpec(("c1", "c2", "c3"), ("first_item",), each=True)
-    assert str(spec) == "each of c1 … c3 (first_item)"
-
-
 def test_overrides_replace_guesses_and_add_fields() -> None:
     features = {"audio": Audio(), "sentence": STRING, "words": STRING, "passage": STRING, "wer": REAL}
     assert taken(features, None, "text=words", "topic=passage", "wer=") == {

@@ -47,12 +47,6 @@ def test_audiofolder_metadata_in_every_form_and_split(tmp_path: Path, ending: st
     }
 
 
-def test_the_line_says_what_is_read(tmp_path: Path):
-    make_nemo(tmp_path)
-    description = source_of(tmp_path).description
-    assert description.startswith("read as: table manifest.json, 3 rows (audio=audio_filepath, text=text")
-
-
 def test_a_header_is_no_row(tmp_path: Path):
     tone(tmp_path / "a.wav", 0.2)
     (tmp_path / "list.csv").write_text('path,text\na.wav,"one,\ntwo"\na.wav,three\n\n')

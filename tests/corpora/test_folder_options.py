@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 from audiollm.corpora.clips import BadClip, CorpusError
-from audiollm.corpora.folder import DEFAULT_TASKS, FolderArguments
-from audiollm.corpora.prompts import load_studio_prompts
-from audiollm.corpora.tasks import tasks_named
+from audiollm.corpora.folder import FolderArguments
 from folder_shapes import (
     SENTENCES,
     make_csv,
@@ -22,7 +20,6 @@ from folder_shapes import (
     write,
     write_lines,
 )
-from transformers import HfArgumentParser
 
 # ------------------------------------------------------------------------------------------------------------ options
 
@@ -107,27 +104,6 @@ def test_encoding_of_transcripts_and_manifests(tmp_path: Path):
     write(tmp_path / "m" / "l.csv", "path,text\né.wav,café\n", "latin-1")
     assert "--encoding" in read(tmp_path / "m")[0].reason
     assert said(read(tmp_path / "m", encoding="latin-1")) == {"é": "café"}
-
-
-def test_arguments_come_from_the_command_line():
-    given = [
-        "--folder",
-        "x",
-        "--columns",
-        "text=a",
-        "audio=b",
-        "--follow-symlinks",
-        "--splits",
-        "dev",
-        "test",
-        "--audio_dir",
-        "y",
-    ]
-    (arguments,) = HfArgumentParser(FolderArguments).parse_args_into_dataclasses(given)
-    assert arguments == FolderArguments(
-        "x", columns=["text=a", "audio=b"], follow_symlinks=True, splits=["dev", "test"], audio_dir="y"
-    )
-    assert tasks_named(DEFAULT_TASKS)
 
 
 @pytest.mark.parametrize(
@@ -226,19 +202,6 @@ def test_the_order_is_not_that_of_the_file_system(tmp_path: Path):
     ids = [clip.id for clip in read(tmp_path / "one")]
     assert ids == [clip.id for clip in read(tmp_path / "two")]
     assert ids == sorted((f"{name}/{name}" for name in names), key=os.fsencode)
-
-
-def test_speech_is_prepared_from_end_to_end(tmp_path: Path):
-    """Real prompts beside their transcripts, through the command, to examples that name the prepared recordings."""
-    from audiollm.corpora.prepare import run
-
-    rows = load_studio_prompts("test").select(range(3))
-    for row in rows:
-        write(tmp_path / "in" / f"{row['id']}.txt", row["text"])
-        (tmp_path / "in" / f"{row['id']}.opus").write_bytes(row["audio"]["bytes"])
-    run("folder", [str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--workers", "1"])
-    examples = json.loads((tmp_path / "out" / "instruction_examples.json").read_text())
-    assert sorted(example["response"] for example in examples) == sorted(row["text"] for row in rows)
 
 
 def test_what_was_prepared_below_the_folder_is_no_part_of_it(tmp_path: Path):

@@ -8,11 +8,10 @@ import datasets
 import prepared_python
 import pytest
 from audiollm.corpora.clips import BadClip, Clip, CorpusError
-from audiollm.corpora.huggingface import DEFAULT_OUTPUT, DEFAULT_TASKS, HuggingFaceArguments, open_source
+from audiollm.corpora.huggingface import HuggingFaceArguments, open_source
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.processing.audio import load_waveform
 from loopback_hub import LoopbackHub
-from transformers import HfArgumentParser
 
 ROWS = 5
 
@@ -108,15 +107,6 @@ def test_datasets_of_every_form_become_the_same_clips(form: str, rows, tmp_path)
     for start in (1, ROWS - 1, ROWS, ROWS + 1):
         assert list(source.clips(start)) == clips[start:] == list(streamed.clips(start))
     assert source.identity == streamed.identity and json.loads(json.dumps(source.identity)) == source.identity
-
-
-def test_what_is_taken_for_what_is_printed(rows, tmp_path, capsys) -> None:
-    source_of(stored("parquet file", tmp_path, rows), limit=3)
-    printed = capsys.readouterr().out
-    assert "text      ← sentence   (also possible: raw_text)" in printed
-    assert "wer       ← wer   (percent; --wer_unit says otherwise)" in printed
-    assert "not read: raw_text, note" in printed
-    assert "--limit 3: only the first 3 rows of each split are read" in printed
 
 
 def test_options_change_the_clips_and_the_identity(rows, tmp_path) -> None:
@@ -255,16 +245,6 @@ def test_a_folder_with_a_program_is_not_run(tmp_path) -> None:
 def test_options_that_contradict_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         HuggingFaceArguments(**{"dataset": "org/name", **options})
-
-
-def test_options_are_read_from_a_command_line() -> None:
-    (parsed,) = HfArgumentParser(HuggingFaceArguments).parse_args_into_dataclasses(
-        ["--dataset", "a/b", "--splits", "dev,test", "--columns", "text=sentence", "audio=file"]
-        + ["--wer-unit", "percent", "--limit", "3", "--streaming"]
-    )
-    assert parsed.splits == ["dev", "test"] and parsed.columns == ["text=sentence", "audio=file"]
-    assert parsed.wer_unit == "percent" and parsed.limit == 3 and parsed.streaming and parsed.config is None
-    assert (DEFAULT_OUTPUT, DEFAULT_TASKS) == ("data/huggingface", ("transcribe",))
 
 
 # ---------------------------------------------------------------------------------------------------------------- a Hub

@@ -161,12 +161,6 @@ def test_what_another_model_or_precision_heard_is_not_recalled(clips, tmp_path) 
     assert other.heard == 2 and len(list(tmp_path.glob("*.jsonl"))) == 1
 
 
-def test_two_at_a_time_share_their_work(whisper, clips, expected, tmp_path) -> None:
-    one, other = transcriber(whisper, tmp_path), transcriber(whisper, tmp_path)  # both find nothing yet
-    list(one.transcribe(clips[:4]))
-    assert list(other.transcribe(clips)) == expected and (other.heard, other.recalled) == (3, 4)
-
-
 def test_many_writers_lose_nothing(tmp_path) -> None:
     digests = [f"{index:064x}" for index in range(200)]
 
@@ -226,12 +220,6 @@ def test_a_model_for_english_takes_no_other_language(whisper, clips, expected) -
         transcriber(whisper, language="fr")
 
 
-def test_the_bar_counts_clips_and_seconds(whisper, clips, capsys) -> None:
-    list(WhisperTranscriber(whisper, batch_size=2).transcribe(iter(clips), total=len(clips)))
-    shown = capsys.readouterr().err
-    assert f"{len(clips)}/{len(clips)}" in shown and f"{sum(SECONDS):.0f} s of audio heard" in shown
-
-
 def test_what_is_no_whisper_is_refused_by_name(tiny_bases, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("AUDIOLLM_CACHE", str(tmp_path))
     (tmp_path / "empty").mkdir()
@@ -260,11 +248,6 @@ def test_what_transformers_warns_itself_of_is_not_shown(whisper, clips) -> None:
     finally:
         logger.removeHandler(handler)
     assert len(messages) == 1, "the decoder's own call warns, or hides what is not its own"
-
-
-def test_a_missing_file_is_named(whisper, tmp_path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"gone\.flac"):
-        list(transcriber(whisper).transcribe([tmp_path / "gone.flac"]))
 
 
 def test_real_speech_is_heard(real_bases, tmp_path) -> None:

@@ -1,6 +1,5 @@
 """`audiollm prepare` from end to end: LibriSpeech over a bad connection, the round trip by `datasets` and a Hub, harm."""
 
-import hashlib
 import io
 import json
 import os
@@ -18,7 +17,7 @@ import soundfile
 from audiollm.corpora.examples import read_examples
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.processing import load_waveform
-from librispeech_archives import SPLITS, clip_ids, librispeech_archives, published, real_speech
+from librispeech_archives import SPLITS, librispeech_archives, published
 from loopback_hub import LoopbackHub
 from loopback_site import Site
 from prepare_process import contents
@@ -36,37 +35,6 @@ def librispeech(site: Site, folder: Path, *more: Any) -> list[Any]:
 
 
 # -------------------------------------------------------------------------------------------------------- LibriSpeech
-
-
-def test_librispeech_over_a_connection_that_breaks_twice(launcher, site, tmp_path) -> None:
-    first = TABLE["dev-clean"]["bytes"] // 3
-    site.break_after = [first, 5000]
-    done = launcher.succeed(*librispeech(site, tmp_path), table=TABLE)
-    assert site.ranges("/resources/12/dev-clean.tar.gz") == [None, f"bytes={first}-", f"bytes={first + 5000}-"]
-    output = tmp_path / "out"
-    speech = iter(real_speech())
-    table = pq.read_table(output / "clips.parquet").to_pylist()
-    manifest = json.loads((output / "manifest.json").read_text())
-    for split, count in zip(SPLITS, (9, 6), strict=True):
-        examples = read_examples(output / f"instruction_examples.{split}.json", output)
-        shards = pq.read_table(sorted((output / "parquet").glob(f"{split}-*.parquet"))).to_pylist()
-        rows = [row for row in table if row["split"] == split]
-        assert len(examples) == len(shards) == len(rows) == count
-        assert manifest["splits"][split]["clips"] == manifest["splits"][split]["examples"] == count
-        assert [row["id"] for row in rows] == [row["id"] for row in shards] == clip_ids(split)
-        assert f"{split}: {count} examples of {count} clips" in done.stdout
-        for example, row, shard in zip(examples, rows, shards):
-            _, text, waveform = next(speech)
-            assert example.response.upper() == row["text"].upper() == shard["response"].upper() == text
-            assert not example.response.isupper() or len(text) == 1
-            assert np.array_equal(load_waveform(example.audio_paths[0]), waveform.astype(np.float32))
-            assert hashlib.sha256(shard["audio"]["bytes"]).hexdigest() == row["sha256"]
-    assert manifest["problems"] == 0 and not (output / "problems.jsonl").exists()
-    found = contents(output)
-    sums = dict(reversed(line.split("  ")) for line in (output / "SHA256SUMS").read_text().splitlines())
-    assert {name: found[name] for name in sums} == sums and len(sums) > 15 + 4
-    launcher.succeed(*librispeech(site, tmp_path), table=TABLE)
-    assert contents(output) == found and len(site.requests) == 4
 
 
 def test_an_archive_that_no_mirror_has_is_named(launcher, site, tmp_path) -> None:

@@ -277,30 +277,3 @@ def test_a_full_disk_is_named_and_with_room_it_goes_on(kind, full_in, launcher, 
         assert (clips_done(output) < clips_done(tmp_path / "whole")) == (full_in == "first pass")
         remount("size=1g")
         assert prepared(launcher, kind, corpus, output) == whole
-
-
-def test_a_limit_of_file_sizes_is_named(launcher, corpus_named, tmp_path) -> None:
-    corpus = corpus_named("folder")
-    command = started(launcher, "folder", corpus, tmp_path / "out", file_bytes=50_000)
-    assert command.wait() == 1
-    assert "there is no room left (File too large)" in command.stderr and str(tmp_path / "out") in command.stderr
-    whole = prepared(launcher, "folder", corpus, tmp_path / "whole")
-    assert prepared(launcher, "folder", corpus, tmp_path / "out") == whole
-
-
-def test_a_folder_that_is_read_only_is_named(launcher, corpus_named, tmp_path) -> None:
-    corpus = corpus_named("folder")
-    whole = prepared(launcher, "folder", corpus, tmp_path / "whole")
-    with mounted(tmp_path / "disk", 1 << 20) as remount:
-        output = tmp_path / "disk" / "out"
-        command = started(launcher, "folder", corpus, output)
-        assert command.until(lambda: clips_done(output) >= 1)
-        assert command.end(signal.SIGKILL) == -signal.SIGKILL
-        remount("ro")
-        for folder in (output, tmp_path / "disk" / "other"):
-            command = started(launcher, "folder", corpus, folder)
-            assert command.wait() == 1
-            assert "Read-only file system" in command.stderr and str(folder) in command.stderr
-            assert "Traceback" not in command.stderr
-        remount("rw")
-        assert prepared(launcher, "folder", corpus, output) == whole

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from audiollm.corpora.examples import ExamplesError
 from audiollm.corpora.rows import RowError, RowReader
-from audiollm.corpora.sources import Examples, StreamedRows, parse_source, read_sources, settle_problems
+from audiollm.corpora.sources import StreamedRows, parse_source, read_sources, settle_problems
 from loopback_hub import LoopbackHub
 
 RATE_HZ = 16_000
@@ -277,11 +277,3 @@ def test_a_json_list_cannot_be_streamed(folder) -> None:
     (folder / "data.json").write_text("[]")
     with pytest.raises(ValueError, match=r"name the file \*.jsonl"):
         StreamedRows(parse_source(str(folder / "data.json")))
-
-
-def test_examples_are_a_sequence(folder) -> None:
-    rows = [{"text": str(index), "response": "x"} for index in range(5)] + [{"text": "bad"}]
-    (folder / "data.json").write_text(json.dumps(rows))
-    examples = Examples(parse_source(str(folder / "data.json")))
-    assert len(examples) == 5 and examples[-1].where == "row 4"
-    assert [one.where for one in examples[1:3]] == ["row 1", "row 2"]

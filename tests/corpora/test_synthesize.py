@@ -16,7 +16,6 @@ from audiollm.corpora.examples import read_examples
 from audiollm.corpora.synthesize import SynthesizeArguments, TextTable, open_source
 from audiollm.corpora.voices import voice_named
 from made_clips import load_elsewhere
-from transformers import HfArgumentParser
 
 ROWS = [
     {"instruction": "How tall is the tower?", "output": "It is ninety metres tall.", "id": "a"},
@@ -258,13 +257,6 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text("text,response\nx,y\nx,y,z\n")
     _, row = TextTable(tmp_path / "b.csv").rows()
     assert "has 3 columns; expected 2" in row.problem
-
-
-def test_options_come_from_the_command_line() -> None:
-    (parsed,) = HfArgumentParser(SynthesizeArguments).parse_args_into_dataclasses(
-        ["--texts", "a.txt", "--voices", "flite:slt", "hibari", "--voices-per-text", "2", "--pitch", "0.9", "1.1"]
-    )
-    assert parsed == SynthesizeArguments("a.txt", voices=["flite:slt", "hibari"], voices_per_text=2, pitch=[0.9, 1.1])
 
 
 def test_the_command_writes_the_same_bytes_every_time(tmp_path: Path, voices: list[str]) -> None:

@@ -14,7 +14,6 @@ from audiollm.corpora.tables import (
     encoding_of,
     lines_of,
     parse_json,
-    printable,
     rows_of,
     text_problem,
 )
@@ -190,7 +189,3 @@ def test_a_long_table_takes_little_memory(tmp_path: Path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < path.stat().st_size / 4
-
-
-def test_printable_goes_into_any_file():
-    assert printable("caf\udce9").encode() == b"caf\\udce9"

@@ -10,7 +10,6 @@ import pytest
 from audiollm.corpora import neural_engines
 from audiollm.corpora.clips import CorpusError
 from audiollm.corpora.voices import (
-    CommandEngine,
     SpokenText,
     Voice,
     command_voices,
@@ -365,7 +364,3 @@ def test_a_voice_from_a_file_is_spoken_with(kokoro_folder: Path) -> None:
 def test_engines_are_told_apart_by_version(engine) -> None:
     ready(engine.name)
     assert any(digit in engine.version() for digit in "0123456789")
-
-
-def test_a_command_is_its_own_version() -> None:
-    assert CommandEngine("command", ("say", "{text_file}")).version() == "say '{text_file}'"

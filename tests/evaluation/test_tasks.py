@@ -291,11 +291,6 @@ def test_unknown_names_get_near_ones(name: str, hint: str) -> None:
         find_task(name)
 
 
-def test_an_unknown_name_among_several_is_named() -> None:
-    with pytest.raises(TaskError, match=r"There is no task 'asrr'\. Perhaps 'asr'"):
-        tasks_named(["prompts", "asrr"])
-
-
 def test_every_task_is_sound() -> None:
     """Every family: a kind, a licence, a language, a metric, and where its facts were read or that they are unknown."""
     assert {entry["kind"] for entry in families().values()} == set(KINDS) - {"instruction"}

@@ -15,7 +15,7 @@ import soundfile
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.inference import chat as chat_module
 from audiollm.inference.answering import answer, ask
-from audiollm.inference.chat import COMMANDS, Chat, line_reader, main
+from audiollm.inference.chat import Chat, main
 from audiollm.inference.session import Session
 from audiollm.training.instruct import read_sources
 
@@ -104,12 +104,6 @@ def test_drop_and_clear(session, clip) -> None:
 def test_what_is_left_attached_is_told(session, clip, capsys) -> None:
     converse(session, f"/audio '{clip}'")
     assert f"has not been sent: {clip}" in capsys.readouterr().err
-
-
-def test_help_lists_every_command(session, capsys) -> None:
-    converse(session, "/help")
-    told = capsys.readouterr().err
-    assert all(name in told and what in told for name, (_, what) in COMMANDS.items())
 
 
 def test_quit_ends_it(session) -> None:
@@ -287,13 +281,3 @@ def test_draws_follow_the_options(checkpoint, monkeypatch, capsys) -> None:
         main(["--model", checkpoint, "--max_new_tokens", "12", *extra])
         printed.append(capsys.readouterr().out)
     assert printed[0] != printed[1] == printed[2]
-
-
-def test_lines_are_read_with_editing_on_a_terminal(monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "prompt_toolkit", None)
-    monkeypatch.setattr("builtins.input", lambda prompt="": f"{prompt}typed")
-    assert line_reader(interactive=True)() == "> typed" and "readline" in sys.modules
-    assert line_reader(interactive=False)() == "typed"
-    editor = SimpleNamespace(prompt=lambda prompt: f"{prompt}edited")
-    monkeypatch.setitem(sys.modules, "prompt_toolkit", SimpleNamespace(PromptSession=lambda: editor))
-    assert line_reader(interactive=True)() == "> edited"

@@ -449,23 +449,8 @@ def test_too_small_a_disk_is_refused_before_writing(checkpoint, tmp_path, monkey
     assert "GB are free there" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_an_empty_folder_is_filled(checkpoint, tmp_path) -> None:
-    (tmp_path / "out").mkdir()
-    main(["--model", str(checkpoint), "--output", str(tmp_path / "out")])
-    assert (tmp_path / "out" / "config.json").is_file()
-
-
 @pytest.mark.parametrize(
     ("stack_factor", "alike"), [(1, True), (2, True), (4, True), (5, True), (7, False), (8, False)]
 )
 def test_stack_factors_that_llama_cpp_miscounts_are_known(stack_factor, alike) -> None:
     assert llama_cpp_counts_alike(stack_factor) is alike
-
-
-def test_such_a_stack_factor_is_said(tiny_bases, tmp_path, capsys) -> None:
-    AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, stack_factor=8).save_pretrained(
-        tmp_path / "m"
-    )
-    AudioLlmProcessor.from_audio_text_pretrained(*tiny_bases, stack_factor=8).save_pretrained(tmp_path / "m")
-    main(["--model", str(tmp_path / "m"), "--output", str(tmp_path / "out")])
-    assert "llama.cpp counts audio tokens otherwise" in capsys.readouterr().err

@@ -2,7 +2,6 @@
 
 import io
 import os
-import runpy
 import signal
 import sys
 from pathlib import Path
@@ -128,13 +127,6 @@ def test_precision_and_device_reach_the_model(checkpoint, tiny_processor, capsys
     with pytest.raises(SystemExit) as caught:
         main(["--model", checkpoint, "--prompt", "Why?", "--device", "tpu9"])
     assert "--device tpu9 cannot be used" in str(caught.value.code)
-
-
-def test_the_room_is_a_module_to_run(checkpoint, monkeypatch, capsys) -> None:
-    command = ["generate", "--model", checkpoint, "--prompt", "Hello?", "--max_new_tokens", "1"]
-    monkeypatch.setattr(sys, "argv", ["audiollm.inference", *command])
-    runpy.run_module("audiollm.inference", run_name="__main__")
-    assert "The answer was cut at 1 tokens" in capsys.readouterr().err
 
 
 def test_an_answer_that_is_cut_says_so(checkpoint, capsys) -> None:

@@ -135,11 +135,6 @@ def test_answers_are_the_packages_and_streams_hold_the_same(client, clips, model
         assert usage.prompt_tokens == inputs["input_ids"].shape[1]
 
 
-def test_a_stream_without_usage_ends_with_its_reason(client) -> None:
-    chunks = list(ask(client, [user("Hello?")], stream=True))
-    assert chunks[-1].choices[0].finish_reason == "length" and all(chunk.usage is None for chunk in chunks)
-
-
 def test_a_follow_up_goes_on_and_is_as_read_anew(client, clips, model, processor) -> None:
     messages: list[Any] = [user(audio(wav(clips[3])), text("What is said?"))]
     reused = []
@@ -249,12 +244,6 @@ def test_what_cannot_be_done_is_named(client, options) -> None:
     status, message, _ = refusal(lambda: ask(client, [user("Hello?")], **options))
     name = next(iter(options.get("extra_body", options)))
     assert status == 400 and name in message
-
-
-def test_what_asks_for_nothing_is_taken(client) -> None:
-    options = {"n": 1, "logprobs": False, "tool_choice": "none", "response_format": {"type": "text"}, "store": False}
-    plain = said(client, [user("Hello?")])
-    assert said(client, [user("Hello?")], **options, extra_body={"tools": [], "stop": None}) == plain
 
 
 # ---- bad requests --------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """What `audiollm serve` does behind the answers: who waits for whom, who goes away, what is kept, and its options."""
 
-import re
 import socket
 import threading
 import time
@@ -328,20 +327,6 @@ def test_additive_penalties_are_openais() -> None:
 # ---- options -------------------------------------------------------------------------------------------------------
 
 
-def test_every_option_arrives(monkeypatch) -> None:
-    given = ServeArguments(
-        api_key="k", max_upload_mb=7, max_audio_seconds=8, max_new_tokens=9, max_requests=3, kept_conversations=5,
-        window_seconds=4, voice_activity="off", allow_origins=["https://a.example"], host="0.0.0.0",
-    )  # fmt: skip
-    settings = given.settings("name", 30)
-    assert settings == ServingSettings(
-        "name", "k", 7, 8, 9, 3, 5, False, ("https://a.example",), TranscribingSettings(window_seconds=4, voice_activity=False)
-    )  # fmt: skip
-    assert ServeArguments().settings("name", 30) == ServingSettings("name")
-    monkeypatch.setenv(serve.API_KEY_VARIABLE, "from outside")
-    assert ServeArguments().api_key == "from outside" and ServeArguments(api_key="k").api_key == "k"
-
-
 def test_a_model_is_not_called_by_where_it_lies(tmp_path) -> None:
     assert ServeArguments().name(str(tmp_path / ".")) == tmp_path.name
     assert ServeArguments().name("you/your-model") == "you/your-model"
@@ -412,21 +397,6 @@ def test_what_is_asked_for_is_what_runs(model, processor, tmp_path, monkeypatch)
     assert one.model.dtype == torch.bfloat16 and merged.model.dtype == torch.float32
     assert one.settings.is_local and one.settings.name == tmp_path.name
     assert one.model.config.lora_adapters and not merged.model.config.lora_adapters
-
-
-def test_who_opens_it_is_warned(capsys) -> None:
-    with bind("127.0.0.1", 0) as listening:
-        for host, key in (("127.0.0.1", None), ("0.0.0.0", None), ("0.0.0.0", "k"), ("::1", None)):
-            settings = ServeArguments(host=host, api_key=key).settings("ears", 30)
-            serve._announce(settings, host, listening)
-            said = capsys.readouterr().err
-            assert ("Warning" in said) == (host == "0.0.0.0") and ("without an API key" in said) == (
-                host == "0.0.0.0" and key is None
-            )
-            assert (
-                re.search(r"curl http://\S+/v1/audio/transcriptions .*-F model=ears", said)
-                and "openai.OpenAI(" in said
-            )
 
 
 def test_web_pages_that_are_named_get_in(model, processor) -> None:
