@@ -131,7 +131,6 @@ COMMAND_LINES = {
     "shrink": "--model {c} --output_dir {p}/shrunk --lora_rank 1",
     "card": "--model {c}",
     "push": "--model {c} --repo someone/model --dry_run",
-    "push merged": "--model {c} --repo someone/model --dry_run",
     "train": "--model_path {c} --data_path {p}/data.json --audio_dir {p}/recordings --output_dir {p}/run --max_steps 1",
     "train new": "--llama_path {p}/text --whisper_path {p}/audio --data_path {p}/data.json --audio_dir {p}/recordings "
     "--output_dir {p}/run --max_steps 1",
