@@ -1,7 +1,7 @@
 """
 Measures: answers in, figures that add up over items out, and what each item adds to them.
 
-Errors and accuracies are fractions; BLEU is in sacreBLEU's points; CIDEr-D is on COCO's scale of 0 to 10. To measure texts
+Errors and accuracies are fractions; BLEU is in sacreBLEU's points. To measure texts
 of your own, without a run:
 
     measure("bleu", ["The cat sat."], [["The cat sat."]], Convention(language="en")).value
@@ -254,17 +254,9 @@ def paired_bleu_p(
     return float(scores["BLEU"][1].p_value), f"sacreBLEU's paired approximate randomisation, {signatures['BLEU']}"
 
 
-# -------------------------------------------------------------------------------------------- summaries and descriptions
+# ------------------------------------------------------------------------------------------------------------- summaries
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-CIDER_NGRAMS, CIDER_MIN_ITEMS = 4, 2
-#: Width of the penalty for a length that is not the reference's, in words.
-CIDER_SIGMA_WORDS = 6.0
-#: COCO's figures are ten times the mean cosine.
-CIDER_SCALE = 10.0
-CAPTION_WORD = re.compile(r"\w+(?:['’]\w+)*")
-
-NGram = tuple[str, ...]
 
 
 def rouge(rouge_type: str, answers: Sequence[Answer], by: Convention) -> Measured:
@@ -274,81 +266,6 @@ def rouge(rouge_type: str, answers: Sequence[Answer], by: Convention) -> Measure
     signature = f"{rouge_type}|f1|stemmer:yes|rouge_score-{metadata.version('rouge_score')}"
     scores = {answer.id: scorer.score_multi(texts, answer.text)[rouge_type].fmeasure for answer, texts in kept}
     return _mean(scores, FRACTION, signature, dropped=dropped)
-
-
-def caption_words(text: str) -> list[str]:
-    """Return the words of a caption in lower case; clitics are cut off as in the Penn Treebank (`it's`: `it`, `'s`)."""
-    words: list[str] = []
-    for word in CAPTION_WORD.findall(text.lower().replace("’", "'")):
-        if word.endswith("n't") and len(word) > len("n't"):
-            words += [word[: -len("n't")], "n't"]
-        elif "'" in word:
-            head, _, tail = word.rpartition("'")
-            words += [head, "'" + tail]
-        else:
-            words.append(word)
-    return words
-
-
-def cider_d(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-    """
-    Return CIDEr-D (Vedantam et al. 2015) of every description, as COCO's code has it, without its Java; 0 to 10.
-
-    How rare an n-gram is comes from the references of the whole corpus, so a score depends on what it is scored with.
-    SPIDEr, its mean with SPICE, is not computed: SPICE is a Java program with models of its own.
-
-    Args:
-        predictions: descriptions, two or more. references: one or more of each.
-    """
-    counted = [[_ngrams(caption_words(text)) for text in texts] for texts in references]
-    seen_in = Counter(ngram for texts in counted for ngram in set().union(*texts))
-    log_items = float(np.log(len(references)))
-
-    def weigh(counts: Counter[NGram]) -> list[dict[NGram, float]]:
-        """Return term frequency times inverse document frequency, by length of n-gram."""
-        vectors: list[dict[NGram, float]] = [{} for _ in range(CIDER_NGRAMS)]
-        for ngram, count in counts.items():
-            vectors[len(ngram) - 1][ngram] = count * (log_items - float(np.log(max(1, seen_in[ngram]))))
-        return vectors
-
-    scores = []
-    for text, texts in zip(predictions, counted):
-        own = _ngrams(caption_words(text))
-        said = weigh(own)
-        similar = [_similarity(said, weigh(other), _bigrams(own) - _bigrams(other)) for other in texts]
-        scores.append(CIDER_SCALE * float(np.mean(similar)))
-    return scores
-
-
-def _ngrams(words: Sequence[str]) -> Counter[NGram]:
-    sizes = range(1, CIDER_NGRAMS + 1)
-    return Counter(tuple(words[start : start + size]) for size in sizes for start in range(len(words) - size + 1))
-
-
-def _bigrams(counts: Counter[NGram]) -> int:
-    """Return how many bigrams a text has: what COCO's code takes for its length."""
-    return sum(count for ngram, count in counts.items() if len(ngram) == 2)
-
-
-def _similarity(said: list[dict[NGram, float]], right: list[dict[NGram, float]], length_difference: int) -> float:
-    """Return the mean over n-gram lengths of the cosine of clipped weights, less for another length."""
-    cosines = []
-    for own, other in zip(said, right):
-        norms = np.sqrt(sum(weight**2 for weight in own.values()) * sum(weight**2 for weight in other.values()))
-        product = sum(min(weight, other[ngram]) * other[ngram] for ngram, weight in own.items() if ngram in other)
-        cosines.append(product / norms if norms else 0.0)
-    return float(np.mean(cosines)) * float(np.exp(-(length_difference**2) / (2 * CIDER_SIGMA_WORDS**2)))
-
-
-def cider(answers: Sequence[Answer], by: Convention) -> Measured:
-    """Corpus CIDEr-D; no figure of a single item, for which it is not defined."""
-    kept, dropped = _with_references(answers)
-    if len(kept) < CIDER_MIN_ITEMS:
-        dropped, kept = {**dropped, "too_few_items": len(kept)}, []
-    scores = cider_d([answer.text for answer, _ in kept], [references for _, references in kept]) if kept else []
-    by_id = {answer.id: score for (answer, _), score in zip(kept, scores)}
-    signature = f"cider-d|n:{CIDER_NGRAMS}|sigma:{CIDER_SIGMA_WORDS:g}|scale:{CIDER_SCALE:g}|no SPICE"
-    return _mean(by_id, RATIO, signature, dropped=dropped)
 
 
 # --------------------------------------------------------------------------------------------------------------- choices
@@ -479,7 +396,6 @@ MEASURES: dict[str, Score] = {
     "character_error": character_error,
     "bleu": bleu,
     **{name: partial(rouge, name) for name in ROUGE_TYPES},
-    "cider_d": cider,
     "choice_accuracy": partial(choice_accuracy, False),
     "strict_choice_accuracy": partial(choice_accuracy, True),
     "judge_score": judge_score,
@@ -494,7 +410,6 @@ ALIASES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("word_error", "wer"), ("word_error", "plain_word_error")),
     "cer": ("character_error",),
     "rouge": ROUGE_TYPES,
-    "cider": ("cider_d",),
     **dict.fromkeys(("accuracy", "choice_accuracy"), ("choice_accuracy", "strict_choice_accuracy")),
     "text_retention": ("bitwise_equal", "perplexity"),
 }

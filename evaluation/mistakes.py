@@ -12,7 +12,7 @@ Row = Mapping[str, Any]
 #: Measures of substitutions, deletions and insertions: what those fields begin with, and the field of the length.
 SPELLED = {"word_error": ("", "words"), "character_error": ("character_", "characters")}
 #: Measures whose items are worse the lower their `score` is.
-SCORED_LOWER_IS_WORSE = ("bleu", "rouge1", "cider_d", "judge_score")
+SCORED_LOWER_IS_WORSE = ("bleu", "rouge1", "judge_score")
 EQUAL, SUBSTITUTION, DELETION, INSERTION, GAP = "equal", "substitution", "deletion", "insertion", "gap"
 #: Of right words in a row, so many are shown before and after what is left out.
 CONTEXT_WORDS = 5

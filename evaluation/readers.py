@@ -10,7 +10,7 @@ import json
 import os
 import string
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -149,16 +149,10 @@ def _own_items(examples: Examples) -> Iterator[Item]:
 def table_items(task: Task, data: str | None, limit: int | None) -> Questions:
     """Read a table with recordings: Parquet, CSV or JSON."""
     form = choose_form(task, data)
-    grouped = bool(task.by) or any(spec.each for spec in form.corpus.columns.values())
-    table = open_table(task, form, data, None if grouped else limit)
+    table = open_table(task, form, data, limit)
     try:
-        if task.by:
-            yield from _grouped(table, task)
-        elif grouped:
-            yield from _per_row(table.clips(), task)
-        else:
-            for clip in table.clips():
-                yield item_of(clip, task)
+        for clip in table.clips():
+            yield item_of(clip, task)
     except CorpusError as error:
         raise TaskError(f"Task {task.name!r}: {error}") from error
 
@@ -218,8 +212,8 @@ def open_table(task: Task, form: Form, data: str | None, limit: int | None) -> H
         raise TaskError(f"Task {task.name!r}: {str(error).removesuffix(OVERRIDE_HINT)}") from error
 
 
-def item_of(clip: Clip | BadClip, task: Task, more_references: Iterable[str] = ()) -> Item | Problem:
-    """Return the question that a clip is, with the references of further clips of the same recording."""
+def item_of(clip: Clip | BadClip, task: Task) -> Item | Problem:
+    """Return the question that a clip is."""
     if isinstance(clip, BadClip):
         return Problem(clip.id, clip.reason)
     if isinstance(clip.recording, str) and "://" not in clip.recording and not os.path.isfile(clip.recording):
@@ -227,7 +221,7 @@ def item_of(clip: Clip | BadClip, task: Task, more_references: Iterable[str] = (
     extra: dict[str, Any] = {key: value for key, value in clip.fields.items() if key != task.answer}
     references: list[str] = []
     if task.answer is not None:
-        references = [str(clip.fields.get(task.answer) or "").strip(), *(each.strip() for each in more_references)]
+        references = [str(clip.fields.get(task.answer) or "").strip()]
     if task.kind == "choice":
         letter = references[0].upper() if references else ""
         if letter not in LETTERS:
@@ -238,41 +232,6 @@ def item_of(clip: Clip | BadClip, task: Task, more_references: Iterable[str] = (
     except KeyError as error:
         return Problem(clip.id, f"has no {error.args[0]!r}, which the prompt quotes")
     return Item(clip.id, prompt, [clip.recording], references, extra)
-
-
-def _per_row(clips: Iterable[Clip | BadClip], task: Task) -> Questions:
-    """Yield clips of one row, which follow each other and whose ids end in a number each, as one question."""
-    first: Clip | None = None
-    row, references = "", []  # type: str, list[str]
-    for clip in clips:
-        if isinstance(clip, BadClip):
-            yield item_of(clip, task)
-            continue
-        if first is not None and clip.id.rpartition("-")[0] == row:
-            references.append(str(clip.fields[str(task.answer)]))
-            continue
-        if first is not None:
-            yield item_of(replace(first, id=row), task, references)
-        first, row, references = clip, clip.id.rpartition("-")[0], []
-    if first is not None:
-        yield item_of(replace(first, id=row), task, references)
-
-
-def _grouped(table: HuggingFaceSource, task: Task) -> Questions:
-    """Yield rows about the same recording, wherever they stand, as one question; the table is read twice."""
-    references: dict[tuple[Any, ...], list[str]] = {}
-    for clip in table.clips():
-        if isinstance(clip, Clip):
-            key = tuple(clip.fields.get(name) for name in task.by)
-            references.setdefault(key, []).append(str(clip.fields.get(str(task.answer), "")))
-    for clip in table.clips():
-        if isinstance(clip, BadClip):
-            yield item_of(clip, task)
-            continue
-        key = tuple(clip.fields.get(name) for name in task.by)
-        found = references.pop(key, None)
-        if found is not None:
-            yield item_of(replace(clip, id="-".join(map(str, key))), task, found[1:])
 
 
 def librispeech_items(task: Task, data: str | None, limit: int | None) -> Questions:

@@ -40,7 +40,6 @@ DEFAULT_SYSTEMS = {
     "asr": (MODEL, WRONG_AUDIO, WHISPER),
     "translation": (MODEL, WRONG_AUDIO, WHISPER, CASCADE, DEAF),
     **dict.fromkeys(("choice", "chat", "instruction", "summary"), (MODEL, WRONG_AUDIO, CASCADE, DEAF)),
-    "description": (MODEL, WRONG_AUDIO, DEAF),
     "no_speech": (MODEL, WHISPER),
     "text_retention": (MODEL, DEAF),
 }

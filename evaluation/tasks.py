@@ -18,9 +18,7 @@ from audiollm.corpora.columns import ColumnSpec
 from audiollm.corpora.normalisers import normaliser_for
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 
-KINDS = (
-    *("asr", "translation", "choice", "chat", "instruction", "summary", "description", "no_speech", "text_retention"),
-)
+KINDS = (*("asr", "translation", "choice", "chat", "instruction", "summary", "no_speech", "text_retention"),)
 TASKS_FILE = Path(__file__).parent / "tasks.yaml"
 CONFIG_SEPARATOR, PAIR_SEPARATOR, EVERY_CONFIG = ":", "-", "*"
 FLEURS_TRANSLATION = "fleurs_translation"
@@ -117,7 +115,7 @@ class Task:
         max_new_tokens: bound on an answer; None where it follows from the length of the recording.
         group: tasks whose scores are averaged, unweighted.
         reader: gives the questions.
-        prompt, forms, config, answer, openslr, by: what the reader needs; see `tasks.yaml`.
+        prompt, forms, config, answer, openslr: what the reader needs; see `tasks.yaml`.
     """
 
     name: str
@@ -134,7 +132,6 @@ class Task:
     config: str | None = None
     answer: str | None = None
     openslr: str | None = None
-    by: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -371,7 +368,6 @@ def _task(family: str, config: str | None, entry: Mapping[str, Any]) -> Task:
         config=config,
         answer=entry.get("answer"),
         openslr=entry.get("openslr"),
-        by=tuple(entry.get("by", ())),
     )
 
 

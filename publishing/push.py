@@ -99,6 +99,7 @@ TEXT_SUFFIXES = (".json", ".md", ".txt", ".py", ".jinja", ".yaml", ".yml")
 #: Files that loading with `trust_remote_code` needs, both written by `processor.save_pretrained`.
 REQUIRED = ("processor_config.json", "tokenizer.json")
 
+
 @dataclass
 class PushArguments:
     """Options of `audiollm push`."""

@@ -32,7 +32,6 @@ COUNTS = {
     "skipped_empty_reference": "left out, because their reference is empty",
     "skipped_ignored_segment": "left out, because the benchmark says so",
     "incomplete_sessions": "left out: recordings of which a part is missing",
-    "too_few_items": "left out, because they are too few for this metric",
     "empty_outputs": "answered with nothing",
     "errors": "failed, counted as empty answers",
     "unparsable": "answered in a form that could not be read",

@@ -1,6 +1,5 @@
 """Small copies of every benchmark in its own format, made by code: the same files and columns, three short recordings."""
 
-import csv
 import json
 from collections.abc import Callable
 from functools import lru_cache
@@ -238,37 +237,6 @@ def slue_ted(folder: Path) -> Path:
     return write_table(folder, "ted", "validation", features, rows)
 
 
-def audiocaps(folder: Path) -> Path:
-    """OpenSound/AudioCaps: each description is a row; those of one recording need not stand together."""
-    features = {"audiocap_id": LONG, "youtube_id": TEXT, "start_time": LONG, "caption": TEXT, "audio": Audio(16_000)}
-    rows = [
-        {
-            **{
-                "audiocap_id": 10 * turn + index,
-                "youtube_id": f"vid{index}",
-                "start_time": 30,
-                "audio": each["audio"],
-            },
-            "caption": f"sound {index}, said for the {turn}. time",
-        }
-        for turn in (1, 2)
-        for index, each in enumerate(recordings())
-    ]
-    return write_table(folder, None, "test", features, rows)
-
-
-def clotho(folder: Path) -> Path:
-    """Clotho from Zenodo: clotho_captions_evaluation.csv beside evaluation/."""
-    (folder / "evaluation").mkdir(parents=True)
-    with open(folder / "clotho_captions_evaluation.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file_name", *(f"caption_{number}" for number in range(1, 6))])
-        for index, each in enumerate(recordings()):
-            (folder / "evaluation" / f"Sound {index}.ogg").write_bytes(each["audio"]["bytes"])
-            writer.writerow([f"Sound {index}.ogg", *(f"Sound {index}, words {number}" for number in range(1, 6))])
-    return folder
-
-
 def no_speech(folder: Path) -> Path:
     """A folder of one's own recordings."""
     for index, each in enumerate(recordings()):
@@ -300,8 +268,6 @@ COPIES: dict[str, Callable[[Path], Path]] = {
     "voicebench_openbookqa": voicebench("openbookqa", answers=("A", "D", "b")),
     "voicebench_mmsu:law": voicebench("mmsu", "law", ("C", "A", "B")),
     "slue_ted": slue_ted,
-    "audiocaps": audiocaps,
-    "clotho": clotho,
     "no_speech": no_speech,
 }
 #: Families that ship with the package and take no copy.

@@ -31,7 +31,6 @@ TASKS = {
     "choice": {"metrics": ["choice_accuracy"], "kind": "choice", "source": {"parsing": "air_bench"}},
     "chat": {"metrics": ["judge_score"], "kind": "chat"},
     "summary": {"metrics": ["rouge"], "kind": "summary"},
-    "description": {"metrics": ["cider"], "kind": "description"},
     "silence": {"metrics": ["no_speech_rate"], "kind": "no_speech"},
     "text": {"metrics": ["text_retention"], "kind": "text_retention"},
 }
@@ -81,7 +80,6 @@ def outputs_of(prompts: list[dict]) -> dict[str, dict[str, list[dict]]]:
         },
         "chat": {"model": [row("1", [], "Hello."), row("2", [], "x")]},
         "summary": {"model": [row("1", "a dog barks", "a dog"), row("2", "rain falls", "rain falls")]},
-        "description": {"model": [row("1", ["a dog barks"], "a dog barks"), row("2", ["rain falls"], "")]},
         "silence": {"model": [row("1", [], "Thank you."), row("2", [], "")], "whisper": [row("1", [], "")]},
         "text": {"model": [row("1", [], "x", duration_s=0.0, extra=retention)]},
     }

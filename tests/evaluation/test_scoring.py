@@ -148,7 +148,6 @@ def test_every_kind_of_task_is_scored(tmp_path) -> None:
         "choice": {"model": [row("1", "A", "A."), row("2", "B", "no idea")]},
         "chat": {"model": [row("1", [], "Hello.")]},
         "summary": {"model": [row("1", "a dog barks", "a dog")]},
-        "description": {"model": [row("1", ["a dog barks"], "a dog barks"), row("2", ["rain falls"], "")]},
         "no_speech": {"model": [row("1", [], "Thank you."), row("2", [], "")]},
         "text": {"model": [row("1", [], "x", duration_s=0.0, extra={"tokens": 2, "negative_log_likelihood": 1.0})]},
     }
@@ -158,7 +157,6 @@ def test_every_kind_of_task_is_scored(tmp_path) -> None:
         "choice": {"metrics": ["choice_accuracy"], "source": {"parsing": "air_bench"}},
         "chat": {"metrics": ["judge_score"]},
         "summary": {"metrics": ["rouge"]},
-        "description": {"metrics": ["cider"]},
         "no_speech": {"metrics": ["no_speech_rate"]},
         "text": {"metrics": ["text_retention"]},
     }
@@ -179,7 +177,6 @@ def test_every_kind_of_task_is_scored(tmp_path) -> None:
     assert scored["choice"]["systems"]["model"]["counts"]["unparsable"] == 1
     assert found["chat"]["judge_score"] == 4.0
     assert found["summary"]["rouge1"] == pytest.approx(0.8)
-    assert found["description"]["cider_d"] > 0
     assert found["no_speech"]["no_speech_rate"] == 0.5
     assert found["text"] == {"bitwise_equal": None, "perplexity": pytest.approx(2.718281828**0.5)}
     assert "nothing to score" in score_table(score_run(folder))

@@ -339,7 +339,7 @@ def test_another_whisper_may_answer(checkpoint, tmp_path, whisper) -> None:
         (["--tasks", "unseeen", "--output_dir", "OUT"], "no task 'unseeen'. Perhaps 'unseen'"),
         (["--tasks", "unseen"], "--tasks needs --output_dir"),
         (["--tasks", "unseen", "--output_dir", "OUT", "--audio_dir", "x"], "--audio_dir is for your own data"),
-        (["--tasks", "ami", "clotho", "--output_dir", "OUT", "--data", "x"], "expected TASK=COPY for each"),
+        (["--tasks", "ami", "slue_ted", "--output_dir", "OUT", "--data", "x"], "expected TASK=COPY for each"),
         (["--tasks", "unseen", "--output_dir", "OUT", "--systems", "magic"], "there is no 'magic'"),
         (["--tasks", "unseen", "--output_dir", "OUT", "--batch_size", "0"], "--batch_size is 0"),
         (["--tasks", "unseen", "--output_dir", "OUT", "--limit", "1"], "needs two different ones"),
@@ -367,11 +367,11 @@ def test_a_folder_that_is_no_checkpoint_is_named(tiny_bases, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("data", "names", "found"),
     [
-        ([], ["ami", "clotho"], {}),
+        ([], ["ami", "slue_ted"], {}),
         (["copy"], ["ami"], {"ami": "copy"}),
         (["ami=copy"], ["ami"], {"ami": "copy"}),
         (["a=b"], ["ami"], {"ami": "a=b"}),
-        (["clotho=x=y", "ami=z"], ["ami", "clotho"], {"clotho": "x=y", "ami": "z"}),
+        (["slue_ted=x=y", "ami=z"], ["ami", "slue_ted"], {"slue_ted": "x=y", "ami": "z"}),
         (["fleurs:de_de=x"], ["fleurs:de_de", "ami"], {"fleurs:de_de": "x"}),
     ],
 )

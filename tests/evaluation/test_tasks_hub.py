@@ -30,7 +30,7 @@ def seen(name, data=None):
     return [(i.id, i.prompt, i.references, i.extra, [len(load_waveform(each)) for each in i.recordings]) for i in items]
 
 for name, hub in {"ami": "hf-audio/open-asr-leaderboard", "voicebench_sd_qa:usa": "hlt-lab/voicebench",
-                  "air_bench_foundation": "qyang1021/AIR-Bench-Dataset", "audiocaps": "OpenSound/AudioCaps"}.items():
+                  "air_bench_foundation": "qyang1021/AIR-Bench-Dataset"}.items():
     copy = COPIES[name](folder / name.replace(":", "-"))
     upload(copy, hub)
     assert seen(name) == seen(name, str(copy)), name
@@ -46,7 +46,7 @@ try:
 except TaskError as error:
     print("REFUSED", error)
 """
-OWNERS = ("hf-audio", "hlt-lab", "qyang1021", "OpenSound", "ArtificialAnalysis")
+OWNERS = ("hf-audio", "hlt-lab", "qyang1021", "ArtificialAnalysis")
 
 
 @pytest.mark.slow  # a process; corpora's tests read the Hub likewise
