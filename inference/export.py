@@ -18,7 +18,6 @@ other than swiglu with both norms, several adapters, language models other than 
 
 import json
 import os
-import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -30,9 +29,7 @@ import torch
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.disks import appearing_whole, naming_the_disk
 from audiollm.option_parser import parser_of
-from huggingface_hub import StateDictSplit, split_torch_state_dict_into_shards
-from safetensors.torch import save_file
-from tqdm import tqdm
+from huggingface_hub import save_torch_state_dict
 
 from .export_tokenizer import tokenizer_files
 from .export_ultravox import (
@@ -50,10 +47,8 @@ from .export_ultravox import (
 )
 from .loading import DTYPES, find_checkpoint, load_model, load_processor
 
-FORMATS = ("ultravox",)
 #: Folder of the plain language model within an export.
 LANGUAGE_MODEL_FOLDER = "language_model"
-SHARD_SIZE = re.compile(r"(\d+(?:\.\d+)?)[KMGT]B")
 BYTES_PER_GIGABYTE = 10**9
 #: Left free on the disk beside the weights, for the tokenizer and other small files.
 SPARE_BYTES = 100 * 10**6
@@ -85,9 +80,6 @@ class ExportArguments:
 
     model: str = field(metadata={"help": "AudioLLM checkpoint: a folder or a Hub id."})
     output: str = field(metadata={"help": "Folder to write; it must not exist, or be empty."})
-    format: str = field(
-        default=FORMATS[0], metadata={"help": "Layout: that of Ultravox 0.5 and later.", "choices": list(FORMATS)}
-    )
     dtype: str = field(
         default="auto",
         metadata={"help": "Precision of all weights; auto is that of the language model.", "choices": list(DTYPES)},
@@ -99,13 +91,12 @@ class ExportArguments:
             "language_model: llama.cpp's converter needs it there, and transformers loads it."
         },
     )
-    max_shard_size: str = field(default="5GB", metadata={"help": "Largest safetensors file, such as 500MB."})
     revision: str | None = field(default=None, metadata={"help": "Of a Hub repository: a branch, tag or commit."})
 
 
 def export(options: ExportArguments) -> Path:
     """
-    Writes a checkpoint in another engine's layout; prints its size before, and what is lost by it.
+    Write a checkpoint in another engine's layout; print its size before, and what is lost by it.
 
     Nothing is at `options.output` until everything is.
 
@@ -118,7 +109,6 @@ def export(options: ExportArguments) -> Path:
     """
     output = Path(options.output).expanduser().absolute()
     _check_output(output)
-    plan_shards({}, options.max_shard_size)
     checkpoint = find_checkpoint(options.model)
     processor = load_processor(checkpoint, options.revision)
     config = AudioLlmConfig.from_pretrained(checkpoint, revision=options.revision or "main")
@@ -150,7 +140,7 @@ def export(options: ExportArguments) -> Path:
     )
     with appearing_whole(output) as partial:
         for name, (weights, documents) in folders.items():
-            write_weights(partial / name, weights, options.max_shard_size)
+            write_weights(partial / name, weights)
             for file_name, document in documents.items():
                 text = json.dumps(document, indent=2, ensure_ascii=False)
                 (partial / name / file_name).write_text(text + "\n", encoding="utf-8")
@@ -192,36 +182,16 @@ def export_files(
 
 
 def tensor_bytes(weights: dict[str, torch.Tensor]) -> int:
-    """Bytes of all tensors together."""
+    """Return the bytes of all tensors together."""
     return sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
 
 
-def plan_shards(weights: dict[str, torch.Tensor], max_shard_size: str) -> StateDictSplit:
-    """
-    Return the weights of each file.
-
-    Raises:
-        ExportError: the size cannot be read.
-    """
-    size = SHARD_SIZE.fullmatch(max_shard_size)
-    if size is None or float(size[1]) == 0:
-        raise ExportError(f"--max_shard_size {max_shard_size}: expected a size such as 5GB or 500MB.")
-    return split_torch_state_dict_into_shards(weights, max_shard_size=max_shard_size)
-
-
-def write_weights(folder: Path, weights: dict[str, torch.Tensor], max_shard_size: str) -> None:
-    """Writes `model.safetensors`, or shards of at most `max_shard_size` and their index, under a bar of bytes written."""
-    plan = plan_shards(weights, max_shard_size)
+def write_weights(folder: Path, weights: dict[str, torch.Tensor]) -> None:
+    """Write `model.safetensors`, or shards of at most 5 GB and their index."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=tensor_bytes(weights), unit="B", unit_scale=True, desc="weights", leave=False) as bar:
-        for file_name, names in plan.filename_to_tensors.items():
-            shard = {name: weights[name] for name in names}
-            save_file(shard, folder / file_name, metadata={"format": "pt"})
-            (folder / file_name).chmod(0o666 & ~_umask())  # safetensors keeps its files from others
-            bar.update(tensor_bytes(shard))
-    if plan.is_sharded:
-        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    save_torch_state_dict(weights, folder, metadata={"format": "pt"})
+    for path in folder.glob("*.safetensors"):
+        path.chmod(0o666 & ~_umask())  # safetensors keeps its files from others
 
 
 def _check_output(output: Path) -> None:
