@@ -433,7 +433,16 @@ def test_scoring_and_evaluating_end_with_a_report(own, tiny_model, tiny_processo
     tiny_model.save_pretrained(tmp_path / "model")
     tiny_processor.save_pretrained(tmp_path / "model")
     data = write_rows(recordings / "data.json", example_rows(["0.wav", "2.wav"])[:2])
-    given = ["--model", tmp_path / "model", "--data_path", data, "--systems", "model", "--max_new_tokens", "4"]
+    given = [
+        "--model",
+        tmp_path / "model",
+        "--data_path",
+        data,
+        "--systems",
+        "model,wrong_audio",
+        "--max_new_tokens",
+        "4",
+    ]
     evaluate([*map(str, given), "--output_dir", str(tmp_path / "evaluated")])
     assert f"Shown by {tmp_path / 'evaluated' / 'report.html'}" in capsys.readouterr().out
     page = Page((tmp_path / "evaluated" / "report.html").read_text(encoding="utf-8"))
