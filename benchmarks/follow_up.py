@@ -56,7 +56,7 @@ def language_model_alone(model, cached_tokens: int, new_tokens: int) -> float:
     ids = torch.zeros(1, new_tokens, dtype=torch.long, device=model.device)
     adapter = next(iter(model.config.lora_adapters), None)
     start = time.perf_counter()
-    model(input_ids=ids, past_key_values=cache, use_cache=True, adapter_names=[adapter], logits_to_keep=1)
+    model(input_ids=ids, cache=cache, use_cache=True, adapter_names=[adapter], logits_to_keep=1)
     return time.perf_counter() - start
 
 

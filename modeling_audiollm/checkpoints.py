@@ -236,6 +236,12 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
             raise ValueError(f"{path}: its weights are damaged or cut off ({error}); download them again.") from error
         refuse_incomplete(info, path)
         model.freeze_bases()
+        if model.can_generate() and kwargs.get("generation_config") is None:
+            try:
+                # transformers drops fields that are not its own, such as `audiollm_transcribe`.
+                model.generation_config = GenerationConfig.from_pretrained(path, _from_model_config=False, **where)
+            except OSError:
+                logger.info(f"{path} has no generation_config.json; the default one is used.")
         return (model, info) if wants_info else model
 
     @classmethod
@@ -266,12 +272,6 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         loaded: Any = cls._load(None, config=config, state_dict=state, output_loading_info=True, **rest)
         model, info = loaded
         model.config.name_or_path = str(path)
-        if model.can_generate():
-            try:
-                # Otherwise transformers drops fields that are not its own, such as `audiollm_transcribe`.
-                model.generation_config = GenerationConfig.from_pretrained(path, _from_model_config=False, **where)
-            except OSError:
-                logger.info(f"{path} has no generation_config.json; the default one is used.")
         return model, info
 
     def save_pretrained(  # type: ignore[override]  # the rest of transformers' arguments are in kwargs

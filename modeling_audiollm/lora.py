@@ -344,6 +344,8 @@ def inject_adapter(language_model: nn.Module, name: str, settings: dict[str, Any
     for module in language_model.modules():
         if isinstance(module, MaskedLoraLinear) and name in module.lora_A:
             module.masked |= {name}
+            for factors in (module.lora_A, module.lora_B):  # PEFT gives them the base's precision
+                factors[name].float()
 
 
 def _check_targets(language_model: nn.Module, adapter: str, targets: list[str]) -> None:

@@ -1,5 +1,6 @@
 """AudioLLM: a frozen Whisper encoder, a projector, and a frozen language model whose LoRA wakes on rows with audio."""
 
+import warnings
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
@@ -72,9 +73,10 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
     def __init__(self, config: AudioLlmConfig):
         super().__init__(config)
         self.audio_tower = audio_tower_class(config.audio_config)(config.audio_config)
-        self.multi_modal_projector = AudioLlmProjector(config)
+        # What trains is float32, also where a model is made in the precision of its bases.
+        self.multi_modal_projector = AudioLlmProjector(config).float()
         #: The embeddings of `<audio>` and `</audio>`, `(2, hidden_size)`; the base's embedding matrix stays as it is.
-        self.audio_boundary_embeds = nn.Parameter(torch.empty(2, config.text_config.hidden_size))
+        self.audio_boundary_embeds = nn.Parameter(torch.empty(2, config.text_config.hidden_size, dtype=torch.float32))
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
         # After post_init, which would give LoRA's B the language model's random initialisation.
@@ -112,6 +114,8 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
 
     def _run_tower(self, input_features, input_features_mask, **kwargs) -> tuple[Any, torch.Tensor]:
         trains = any(parameter.requires_grad for parameter in self.audio_tower.parameters())
+        if trains and self.training and not self.audio_tower.training:  # unfrozen after `train()`
+            self.audio_tower.train()
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
             encoded = self.audio_tower(input_features, attention_mask=input_features_mask, return_dict=True, **kwargs)
         if input_features_mask is None:
@@ -690,14 +694,18 @@ class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel,
 
 def given_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
     """
-    Return the cache that was passed by either of its names.
+    Return the cache that was passed by either of its names; the old one is deprecated where transformers has a new one.
 
     Raises:
         ValueError: two were passed.
     """
-    if cache is not None and past_key_values is not None:
+    if past_key_values is None:
+        return cache
+    if cache is not None:
         raise ValueError("cache and past_key_values are one argument. Pass one of them.")
-    return past_key_values if cache is None else cache
+    if CACHE_NAME == "cache":
+        warnings.warn("`past_key_values` is deprecated. Pass `cache`.", FutureWarning, stacklevel=3)
+    return past_key_values
 
 
 def example_starts(

@@ -62,6 +62,8 @@ OPTION_GROUPS = {
 #: Options that a tokenizer may carry from its own files.
 TOKENIZER_OPTIONS = ("padding", "max_length", "pad_to_multiple_of")
 TENSOR_TYPES = ("pt", "np", None)
+#: Variables that transformers gives every chat template; None is none.
+NO_VARIABLES = ("tools", "documents")
 #: What `apply_transcription_request` asks unless told otherwise.
 TRANSCRIPTION_PROMPT = "Transcribe the speech."
 
@@ -346,10 +348,13 @@ class AudioLlmProcessor(ProcessorMixin):
             ValueError: options exclude each other.
         """
         given = {**kwargs, **(processor_kwargs or {})}
+        for name in NO_VARIABLES:
+            if given.get(name, ...) is None:
+                del given[name]
         labelled = return_labels or output_labels or bool(given.pop("output_labels", False))
         template = self._template(chat_template)
         variables = {
-            name: given.pop(name) for name in list(kwargs) if re.search(rf"\b{re.escape(name)}\b", str(template))
+            name: given.pop(name) for name in kwargs.keys() & given if re.search(rf"\b{re.escape(name)}\b", str(template))
         }
         settings = self._settings(given, add_special_tokens=False)
         if return_assistant_tokens_mask and not (tokenize and return_dict):

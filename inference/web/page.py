@@ -218,9 +218,10 @@ class Page:
         pictures, began, first_s, text = "", time.monotonic(), None, ""
         try:
             options = self._options(max_new_tokens, temperature, adapter)
-            asked = {"role": "user", "content": [*({"path": path} for path in message["files"]), message["text"]]}
-            turns = self._turns([*history, asked], visitor)
-            pictures = "".join(visitor.pictures[path] for path in message["files"])
+            # Paths, or as Gradio keeps files in a conversation when a question is asked again.
+            files = [{"path": file} if isinstance(file, str) else file for file in message["files"]]
+            turns = self._turns([*history, {"role": "user", "content": [*files, message["text"]]}], visitor)
+            pictures = "".join(visitor.pictures[path] for path in _contents(files)[1])
             yield "", pictures, "Waiting for the model …"
             session = visitor.session
             session.go_on_from([*self._system, *turns])

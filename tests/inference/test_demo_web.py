@@ -59,7 +59,8 @@ class Tab:
 
     def ask(self, text: str, *paths: str, adapter: bool = True, tokens: float = TOKENS, temperature: float = 0) -> Any:
         """Ask, and return the answers as they grow."""
-        asked = {"text": text, "files": list(paths)}
+        # When a question is asked again, Gradio gives files as the conversation keeps them.
+        asked = {"text": text, "files": [{"path": path} for path in paths] if self.as_shown else list(paths)}
         shown: list[Any] = []
         outputs = self.page.answer(
             asked,

@@ -238,8 +238,11 @@ def test_the_window_is_the_checkpoints(checkpoint, with_settings, sounds, tmp_pa
     assert written["fallback"]["made_with"]["window_seconds"] == 5
     model = AudioLlmForConditionalGeneration.from_pretrained(brought)
     assert Transcriber(model, AudioLlmProcessor.from_pretrained(brought)).settings.window_seconds == 3
-    model.save_pretrained(tmp_path / "saved")
-    assert load_generation_config(str(tmp_path / "saved")).audiollm_transcribe["window_seconds"] == 3
+    for weights in ("adapter", "full", "merged"):
+        model.save_pretrained(tmp_path / weights, weights=weights)
+        assert load_generation_config(str(tmp_path / weights)).audiollm_transcribe["window_seconds"] == 3
+        loaded = AudioLlmForConditionalGeneration.from_pretrained(tmp_path / weights)
+        assert loaded.generation_config.audiollm_transcribe["window_seconds"] == 3
 
 
 @pytest.mark.parametrize(

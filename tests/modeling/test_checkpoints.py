@@ -62,6 +62,12 @@ def test_what_is_saved_is_what_is_loaded(tiny_bases, tmp_path: Path, dtype, weig
     assert loaded.dtype == loaded.model.audio_tower.dtype == other
 
 
+def test_what_trains_is_float32_in_a_model_made_in_half_precision(tiny_model) -> None:
+    model = AutoModelForCausalLM.from_config(tiny_model.config, dtype=torch.bfloat16)
+    assert {model.get_parameter(name).dtype for name in model.trainable_names()} == {torch.float32}
+    assert model.dtype == model.model.audio_tower.dtype == torch.bfloat16
+
+
 @pytest.mark.quick
 @pytest.mark.parametrize(
     "auto_class",

@@ -157,6 +157,14 @@ def test_an_unknown_option_is_named(tiny_processor, waveform, name: str) -> None
             tiny_processor.apply_chat_template(chat, tokenize=True, processor_kwargs=options)
 
 
+def test_transformers_own_variables_of_templates_may_be_none(tiny_processor, waveform) -> None:
+    chat = user(spoken(waveform))
+    expected = tiny_processor.apply_chat_template(chat, tokenize=True)
+    assert equal(tiny_processor.apply_chat_template(chat, tokenize=True, tools=None, documents=None), expected)
+    with pytest.raises(TypeError, match="tools"):
+        tiny_processor.apply_chat_template(chat, tokenize=True, tools=[{"name": "none"}])
+
+
 def test_options_in_groups(tiny_processor, waveform) -> None:
     expected = tiny_processor(
         TEXTS, audio=[waveform] * 3, padding="max_length", max_length=76, sampling_rate=8000, padding_side="right"
