@@ -354,7 +354,9 @@ class AudioLlmProcessor(ProcessorMixin):
         labelled = return_labels or output_labels or bool(given.pop("output_labels", False))
         template = self._template(chat_template)
         variables = {
-            name: given.pop(name) for name in kwargs.keys() & given if re.search(rf"\b{re.escape(name)}\b", str(template))
+            name: given.pop(name)
+            for name in kwargs.keys() & given
+            if re.search(rf"\b{re.escape(name)}\b", str(template))
         }
         settings = self._settings(given, add_special_tokens=False)
         if return_assistant_tokens_mask and not (tokenize and return_dict):

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.processing import ConversationError
 from audiollm.training.collator import ConversationCollator
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "train_with_trainer.py"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 IGNORED = -100
 ANSWERS = ["one", "two", "three"]
 
@@ -25,6 +26,14 @@ def recordings(tmp_path_factory) -> list[str]:
     for seconds, path in enumerate(paths, start=1):
         soundfile.write(path, 0.1 * generator.standard_normal(seconds * 8_000), 16_000)
     return paths
+
+
+def example(name: str) -> Any:
+    specification = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert specification is not None and specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
 
 
 def row(recording: str | None, answer: str) -> dict:
@@ -40,12 +49,8 @@ def test_the_example_trains_saves_and_goes_on(tiny_bases, tiny_processor, record
     tiny_processor.save_pretrained(tmp_path / "model")
     rows = [*map(row, recordings, ANSWERS), row(None, "none")]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    specification = importlib.util.spec_from_file_location("train_with_trainer", EXAMPLE)
-    assert specification is not None and specification.loader is not None
-    example = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(example)
     options = {"num_train_epochs": 6, "learning_rate": 1e-2, "logging_steps": 1, "report_to": "none", "use_cpu": True}
-    trainer = example.main(
+    trainer = example("train_with_trainer").main(
         str(tmp_path / "model"),
         str(tmp_path / "data.jsonl"),
         str(tmp_path / "trained"),
@@ -69,6 +74,31 @@ def test_the_example_trains_saves_and_goes_on(tiny_bases, tiny_processor, record
     with torch.no_grad():
         again = loaded.eval()(**batch).loss
     assert again.item() == pytest.approx(trainer.model.eval()(**batch).loss.item(), rel=1e-5)
+
+
+def test_dpo_with_trl_needs_no_reference_model(tiny_model, tiny_processor, recordings, tmp_path) -> None:
+    """The reference is the checkpoint that the model was loaded from."""
+    pytest.importorskip("trl", reason="pip install trl")
+    tiny_model.save_pretrained(tmp_path / "model")
+    tiny_processor.save_pretrained(tmp_path / "model")
+    rows = []
+    for path in recordings:
+        content = [{"type": "audio", "path": path}, {"type": "text", "text": "What is said?"}]
+        answers = {"chosen": "Yes.", "rejected": "No."}
+        said = {side: [{"role": "assistant", "content": answer}] for side, answer in answers.items()}
+        rows.append({"prompt": [{"role": "user", "content": content}], **said})
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    arguments = [str(tmp_path / name) for name in ("model", "data.jsonl", "trained")]
+    options = {"max_steps": 6, "learning_rate": 1e-2, "logging_steps": 1, "report_to": "none", "use_cpu": True}
+    trainer = example("dpo_with_trl").main(*arguments, **options)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-3)  # nothing has moved yet
+    assert losses[-1] < 0.8 * losses[0]
+    loaded = AudioLlmForConditionalGeneration.from_pretrained(tmp_path / "trained")
+    moved = {
+        name for name, value in tiny_model.named_parameters() if not torch.equal(value, loaded.get_parameter(name))
+    }
+    assert moved == set(tiny_model.trainable_names())
 
 
 def test_a_batch(tiny_processor, recordings) -> None:
