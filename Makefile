@@ -14,7 +14,7 @@ TORCH = $(shell grep ^torch== constraints.txt)
 # What `make test-floor` and `make test-newest` run; by default all fast tests.
 TESTS ?=
 
-.PHONY: demo test test-quick test-all test-floor test-newest check bench gpu-check clean
+.PHONY: demo time-to-hear test test-quick test-all test-floor test-newest check bench gpu-check clean
 .DEFAULT_GOAL := demo
 
 $(READY): setup.cfg pyproject.toml constraints.txt
@@ -25,6 +25,10 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(RUN) benchmarks/demo.py
+
+# Training from nothing, in a quarter of an hour on a fast machine.
+time-to-hear: $(READY)
+	PATH=$(CURDIR)/$(VENV)/bin:$$PATH benchmarks/time_to_hear.sh
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) $(FAST_TESTS)

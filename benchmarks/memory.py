@@ -1,7 +1,7 @@
 """
 Estimates the GPU memory of training an adapter, from the shapes of its two bases.
 
-    python benchmarks/memory.py      # prints the tables of docs/memory.md
+    python benchmarks/memory.py      # prints the tables of docs/performance.md
 
 Frozen bases are in bfloat16, what trains in float32 with AdamW, attention is the fused kernel and LoRA has no dropout.
 Nothing is run: a formula counts the tensors that a layer keeps for the backward pass.

@@ -18,7 +18,6 @@ from typing import Any
 from audiollm.files import sha256_of
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 
-from .breadth import PEAKS
 from .clips import DEFAULT_SPLIT, BadClip, Clip, CorpusError, FieldValue
 from .tables import JSON_SUFFIXES, PARQUET_SUFFIX, TABLE_SUFFIXES, TEXT_SUFFIX, Row, rows_of
 from .voices import (
@@ -44,6 +43,8 @@ RESPONSE_COLUMNS = ("response", "answer", "output", "completion")
 DEFAULT_PITCH, DEFAULT_SPEED, UNCHANGED = (0.9, 1.12), (0.9, 1.15), (1.0, 1.0)
 PITCH_LIMITS, SPEED_LIMITS = (0.75, 1.35), (0.65, 1.6)
 FACTOR_DIGITS = 3
+#: Range that a clip's peak amplitude is drawn from.
+PEAKS = (0.3, 0.9)
 #: Longest text that is spoken, about eleven minutes; engines take more than their share of time beyond.
 MAX_TEXT_CHARACTERS = 10_000
 ROW_DIGITS = 6

@@ -56,7 +56,8 @@ class PieceReadout(nn.Module):
         if hasattr(embeddings, "full_tensor"):  # sharded over ranks
             embeddings = embeddings.full_tensor()
         if self.lexicon.dtype != torch.bool:  # loading keeps the whole projector in float32
-            self.lexicon = self.lexicon.bool()
+            with torch.inference_mode(False):  # it may be trained afterwards
+                self.lexicon = self.lexicon.bool()
         key = (*map(_state, (embeddings, self.lexicon)), self.blank.device)
         if self._table is None or self._table[0] != key:
             # Not of inference mode, even if built in it: training goes on with the same table.

@@ -1,4 +1,4 @@
-"""The adapter that comes with the package: Whisper tiny.en and SmolLM2-135M-Instruct, short English prompts; see README.md."""
+"""The adapter that comes with the package: Whisper base and SmolLM2-135M-Instruct, short English sentences; see README.md."""
 
 from pathlib import Path
 

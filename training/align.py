@@ -346,7 +346,8 @@ def align(
         raise TrainingError("No clip can be aligned: each has several windows, or more word pieces than audio tokens.")
     aligner = CtcAligner(model, vocabulary.token_ids, vocabulary.blank_id)
     frames = [cache.load(key)[0] for key in dataset["audio"][:CLIPS_TO_FIT]]
-    aligner.fit_input_norm(frames)
+    if not known:
+        aligner.fit_input_norm(frames)
     trainer = ResumableTrainer(
         model=aligner,
         args=arguments,

@@ -53,7 +53,7 @@ def test_everything_that_is_known_is_in_the_card(checkpoint: Path, scores_file: 
     assert "device cpu; dtype bfloat16; intervals from 1000 bootstrap samples, seed 7" in found["evaluation"]
     assert "the bar that the same encoder sets" in found["evaluation"]
     assert "wrong recordings" not in found["evaluation"]  # they were not run
-    assert f'from_pretrained("{REPO}")' in found["use"]
+    assert f'model="{REPO}"' in found["use"]
     assert CITATION.replace("{version}", __version__) in found["licence"]
 
 

@@ -5,7 +5,6 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 from pathlib import Path
 
 import datasets
@@ -22,9 +21,6 @@ from audiollm.interruption import (
     exit_status,
     interruptible,
 )
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from demo import Demo
 
 SIGNALS = [(signal.SIGINT, KeyboardInterrupt, 130), (signal.SIGTERM, TerminatedError, 143)]
 
@@ -112,20 +108,6 @@ def test_a_folder_that_appears_whole_is_not_there_when_its_writer_is_killed(tmp_
     with appearing_whole(output) as partial:
         (partial / "config.json").write_text("{}")
     assert (output / "config.json").read_text() == "{}"
-
-
-def test_the_demo_knows_its_stages_though_it_was_killed_while_noting_one(tmp_path) -> None:
-    demo = Demo(tmp_path)
-    with demo.stage("bases"):
-        pass
-    (tmp_path / "stages.unfinished").write_text('{"seco')  # as a kill in the middle of writing leaves it
-    again = Demo(tmp_path)
-    with again.stage("bases") as known:
-        assert known
-    with again.stage("align") as known:
-        assert not known
-    assert not (tmp_path / "stages.unfinished").exists()
-    assert set(json.loads((tmp_path / "stages.json").read_text())["seconds"]) == {"bases", "align"}
 
 
 # ------------------------------------------------------------------------------------------------------------- hearing
