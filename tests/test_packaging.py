@@ -30,7 +30,7 @@ ROOMS = (
 )
 #: What the package holds besides code, by room: all of it is in the repository.
 DATA_FILES = {
-    "corpora": ("studio_prompts/*", "unseen_speech/*", "sentences.*", "spoken_words.json", "*.yaml"),
+    "corpora": ("studio_prompts/*", "unseen_speech/*", "sentences.*", "*.yaml"),
     "publishing": ("model_card.md",),
     "evaluation": ("*.yaml", "*.jinja", "*.css", "open_asr_leaderboard/*"),
     "training": ("recipes/*.yaml", "distributed/*"),
