@@ -235,7 +235,10 @@ class AudioLlmTrainingArguments(TrainingArguments):
 
     output_dir: str = field(default="runs/train", metadata={"help": "Folder for checkpoints and the trained adapter."})
     batch_size: int | None = field(
-        default=None, metadata={"help": "Examples per device and step; short for --per_device_train_batch_size."}
+        default=None,
+        metadata={
+            "help": "Examples per device and step, whatever the next two say; short for --per_device_train_batch_size."
+        },
     )
     max_tokens_per_batch: int | None = field(
         default=None,
@@ -486,6 +489,7 @@ def check_arguments(
         (by_budget and stage not in (DEFAULT_STAGE, "read"), "a batch budget", "its batches are so many rows"),
         (one_file and len(data.data_path) > 1, "several --data_path", "it reads one file"),
         (stage == "read" and (audio_trains or llm_trains), trainable, "posteriors are those of the frozen parts"),
+        (stage == "read" and waveforms, waveforms, "--augment varies its recordings"),
         (stage == "distill" and llm_trains, trainable, "the language model is its teacher"),
         (stage == "prefer" and not is_default, trainable, "it trains LoRA"),
         (stage == "prefer" and varied, varied, "both answers are about the recording as it is"),

@@ -139,14 +139,14 @@ class WaveformAugmentation:
     def __call__(self, waveform: np.ndarray, sampling_rate: int, generator: np.random.Generator) -> np.ndarray:
         """Return a varied copy of a float32 waveform `(samples,)`; only a change of speed changes its length."""
         if self.speed is not None:
-            factor = generator.uniform(*self.speed)
+            factor = _drawn(self.speed, generator)
             faster = soxr.resample(waveform, sampling_rate * factor, sampling_rate)
             waveform = faster if len(faster) else waveform
         if self.room_share and generator.random() < self.room_share:
             waveform = convolve(waveform, self._room(sampling_rate, generator))
         if self.noise_snr_db is not None:
             noise = self._noise(len(waveform), sampling_rate, generator)
-            ratio = 10 ** (generator.uniform(*self.noise_snr_db) / 10)
+            ratio = 10 ** (_drawn(self.noise_snr_db, generator) / 10)
             power = float(np.square(noise, dtype=np.float64).mean())
             if power > 0:
                 wanted = float(np.square(waveform, dtype=np.float64).mean()) / ratio
@@ -156,7 +156,7 @@ class WaveformAugmentation:
         if self.codec_share and generator.random() < self.codec_share:
             waveform = through_codec(waveform, sampling_rate, generator)
         if self.gain_db is not None:
-            waveform = waveform * 10 ** (generator.uniform(*self.gain_db) / 20)
+            waveform = waveform * 10 ** (_drawn(self.gain_db, generator) / 20)
         return np.array(waveform, dtype=np.float32)
 
     def _noise(self, samples: int, sampling_rate: int, generator: np.random.Generator) -> np.ndarray:
@@ -173,6 +173,11 @@ class WaveformAugmentation:
         response = _load(self._room_files[generator.integers(len(self._room_files))], sampling_rate)
         loudest = int(np.abs(response).argmax())
         return response[loudest:] / (response[loudest] or 1.0)
+
+
+def _drawn(bounds: Sequence[float], generator: np.random.Generator) -> float:
+    lowest, highest = bounds
+    return float(generator.uniform(lowest, highest))
 
 
 def simulated_room(reverb_s: float, sampling_rate: int, generator: np.random.Generator) -> np.ndarray:

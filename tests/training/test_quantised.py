@@ -8,7 +8,7 @@ import torch
 from audiollm import AudioLlmForConditionalGeneration
 from audiollm.checkpoints import PACKS_FOR_CPU, language_model_only
 from audiollm.quantisation import quantisation
-from audiollm.training.arguments import check_quantisation
+from audiollm.training.arguments import ModelArguments, check_quantisation
 from audiollm.training.train import main
 from safetensors.torch import load_file
 from tiny_models import llama_config, randomise_trainables, save_audio_base, save_text_base
@@ -174,9 +174,9 @@ def test_what_cannot_be_meant_is_refused(options, message: str, corpus, tmp_path
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch) -> None:
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     monkeypatch.setattr("audiollm.training.arguments.is_bitsandbytes_available", lambda: False)
-    check_quantisation(False, False, False, arguments)
+    check_quantisation(ModelArguments(), arguments)
     with pytest.raises(ValueError, match=r"pip install 'audiollm\[quantised\]'"):
-        check_quantisation(True, False, False, arguments)
+        check_quantisation(ModelArguments(load_in_8bit=True), arguments)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match="cannot be sharded by FSDP"):
-        check_quantisation(True, False, False, arguments)
+        check_quantisation(ModelArguments(load_in_8bit=True), arguments)
