@@ -474,8 +474,6 @@ def check_arguments(
         (stage == "align" and not is_cached, "--feature_cache off", "it trains on cached features"),
         (stage == "align" and data.eval_data_path is not None, "--eval_data_path", "it does not evaluate"),
         (stage == "align" and training.push_to_hub, "--push_to_hub", "push what comes after it"),
-        (audio_trains and names_cache, f"--feature_cache with {trainable}", "features change after every step"),
-        (not is_cached and varied, f"{varied} without a feature cache", "it varies what is in the cache"),
         (data.streaming and waveforms, f"{waveforms} with --streaming", "variants are made ahead, of all recordings"),
         (data.streaming and by_budget, "a batch budget with --streaming", "it needs the lengths of all rows"),
         (
@@ -493,6 +491,8 @@ def check_arguments(
         (stage == "distill" and llm_trains, trainable, "the language model is its teacher"),
         (stage == "prefer" and not is_default, trainable, "it trains LoRA"),
         (stage == "prefer" and varied, varied, "both answers are about the recording as it is"),
+        (audio_trains and names_cache, f"--feature_cache with {trainable}", "features change after every step"),
+        (not is_cached and varied, f"{varied} without a feature cache", "it varies what is in the cache"),
     ]
     for applies, option, reason in rules:
         if applies:

@@ -17,6 +17,7 @@ import datasets
 import torch
 from audiollm.corpora.audio_rows import answer_problems, as_list, read_audio_rows
 from audiollm.corpora.examples import Example
+from audiollm.files import Journal
 from audiollm.processing import AudioLlmProcessor
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER, IGNORED_LABEL, ConversationError
 from torch import nn
@@ -162,16 +163,14 @@ def write_teacher_answers(
     keys = [_answer_key(each.teacher_text, *conditions) for each in examples]
     missing = [n for n, each in enumerate(examples) if each.response is None]
     missing.sort(key=lambda n: len(examples[n].teacher_text))
-    known = _read_answers(Path(file))
+    journal = Journal(file)
+    known = {line.entry["key"]: line.entry for line in journal.lines() if line.entry is not None}
     batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
     to_write = [batch for batch in batches if any(keys[n] not in known for n in batch)]
     for batch in tqdm(to_write, desc="Teacher's answers", unit="batch", disable=not progress or not to_write):
         answers = _greedy_answers(model, processor, [prompts[n] for n in batch], max_answer_tokens)
         lines = [{"key": keys[n], "response": text, "ended": ended} for n, (text, ended) in zip(batch, answers)]
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-        with open(file, "a", encoding="utf-8", newline="\n") as stream:
-            # A line that a run was killed over ends here; it is passed over when read.
-            stream.write("\n" + "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        journal.append(lines)
         known.update(zip((keys[n] for n in batch), lines))
     complete, cut = [], []
     for n, example in enumerate(examples):
@@ -190,17 +189,6 @@ def write_teacher_answers(
 
 def _answer_key(*of: Any) -> str:
     return hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
-
-
-def _read_answers(file: Path) -> dict[str, dict[str, Any]]:
-    known = {}
-    for line in file.read_text(encoding="utf-8", errors="replace").split("\n") if file.is_file() else ():
-        try:
-            answer = json.loads(line)
-            known[answer["key"]] = {"response": answer["response"], "ended": answer["ended"]}
-        except (ValueError, KeyError, TypeError):  # empty, or cut off
-            continue
-    return known
 
 
 def _greedy_answers(model, processor, conversations: list[Any], max_new_tokens: int) -> list[tuple[str, bool]]:

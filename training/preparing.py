@@ -155,7 +155,7 @@ def prepare(
         model.print_trainable_parameters()
         claim_folder(training_arguments.output_dir, {"stage": stage, "trainable": trainable})
     cache = None
-    if caches_features(data_arguments, trainable, stage, model.device.type):
+    if caches_features(data_arguments, trainable, stage, training_arguments.device.type):
         cache = FeatureCache(model, processor, data_arguments.feature_cache)
     elif training_arguments.should_save:
         print("There is no feature cache: every batch is encoded anew.")

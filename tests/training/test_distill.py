@@ -268,7 +268,7 @@ def test_the_teacher_writes_missing_responses_once(talkative, tiny_processor, co
     lines = [json.loads(line) for line in written.split("\n") if line]
     # What is on disk is not asked for again.
     marked = [json.dumps({**line, "response": f"kept {index}"}) for index, line in enumerate(lines)]
-    file.write_text("\n".join(marked))
+    file.write_text("".join(f"{line}\n" for line in marked))
     kept = write_teacher_answers(talkative, tiny_processor, missing, file, 64, batch_size=2, progress=False)
     assert sorted(example.response for example in kept) == [f"kept {index}" for index in range(len(lines))]
 
