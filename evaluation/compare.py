@@ -34,7 +34,6 @@ def compare_runs(
     systems: tuple[str, str] = (MODEL, MODEL),
     tasks: Sequence[str] | None = None,
     normaliser: str | None = None,
-    aligner: str | None = None,
     samples: int = SAMPLES,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -48,7 +47,7 @@ def compare_runs(
         first, second: folders of `audiollm evaluate`.
         systems: which system of each.
         tasks: only these.
-        normaliser, aligner, samples, seed: see [`audiollm.evaluation.score.score_run`].
+        normaliser, samples, seed: see [`audiollm.evaluation.score.score_run`].
 
     Returns:
         For JSON: what is compared, and of each task its metrics with both figures, their difference (the second less the
@@ -56,7 +55,7 @@ def compare_runs(
 
     Raises:
         RunFolderError: a folder is none, has no such system, or the two have nothing in common.
-        ValueError: there is no such task, metric, normaliser or aligner.
+        ValueError: there is no such task, metric or normaliser.
         ImportError: a library that a metric needs is not installed.
     """
     runs = open_run(first), open_run(second)
@@ -74,12 +73,12 @@ def compare_runs(
     compared = {}
     for task in common:
         one, other = (read_answers(run, task, system) for run, system in zip(runs, systems))
-        convention = convention_of(runs[0].task(task), normaliser, aligner)
+        convention = convention_of(runs[0].task(task), normaliser)
         compared[task] = compare_answers(one, other, runs[0].task(task)["metrics"], convention, samples, seed)
     return {
         "first": {"folder": str(first), "system": systems[0], "model": runs[0].record.get("model")},
         "second": {"folder": str(second), "system": systems[1], "model": runs[1].record.get("model")},
-        "scoring": {"normaliser": normaliser, "aligner": aligner, "samples": samples, "seed": seed},
+        "scoring": {"normaliser": normaliser, "samples": samples, "seed": seed},
         "tasks": compared,
         "tasks_only_in_first": [task for task in chosen[0] if task not in common],
         "tasks_only_in_second": [task for task in chosen[1] if task not in common],
@@ -241,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if first == second and systems[0] == systems[1]:
             raise ValueError(f"{first} is compared with itself; name two --systems of it, or another folder")
         found = compare_runs(
-            *(first, second, systems, options.tasks or None, options.normaliser, options.aligner),
+            *(first, second, systems, options.tasks or None, options.normaliser),
             samples=options.samples,
             seed=options.seed,
         )

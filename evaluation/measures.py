@@ -19,7 +19,7 @@ import numpy as np
 
 from .bootstrap import Pooled, means, ratio
 from .optional import optional_library
-from .word_error import JIWER, TextErrors, character_errors, convention, has_words, word_errors
+from .word_error import JIWER, TextErrors, aligner_for, character_errors, convention, has_words, word_errors
 
 FRACTION, POINTS, RATIO = "fraction", "points", "ratio"
 EXTRA = "evaluation"
@@ -62,13 +62,12 @@ class Convention:
     Rules for comparing answers.
 
     Attributes:
-        normaliser, aligner: see `word_error.py`.
+        normaliser: a name of `word_error.NORMALISERS`.
         language: of the answers, for the tokenizer of BLEU. bleu_tokenizer: one that a task asks for.
         parsing: rule by which choices are read.
     """
 
     normaliser: str = "english"
-    aligner: str = "jiwer"
     language: str | None = None
     bleu_tokenizer: str | None = None
     parsing: str = "air_bench"
@@ -135,8 +134,8 @@ def _with_references(answers: Sequence[Answer]) -> tuple[list[tuple[Answer, list
 
 def word_error(answers: Sequence[Answer], by: Convention) -> Measured:
     """Corpus word error."""
-    errors = word_errors(*_texts(answers), normaliser=by.normaliser, aligner=by.aligner)
-    return _spelled(answers, errors, "words", convention("words", by.normaliser, by.aligner))
+    errors = word_errors(*_texts(answers), normaliser=by.normaliser)
+    return _spelled(answers, errors, "words", convention("words", by.normaliser, aligner_for(by.normaliser)))
 
 
 def plain_word_error(answers: Sequence[Answer], by: Convention) -> Measured:

@@ -17,7 +17,7 @@ from typing import Any
 from audiollm.files import Journal, write_whole
 
 from .measures import Answer, Convention
-from .word_error import aligner_for, check_convention
+from .word_error import check_normaliser
 
 RUN_FILE, OUTPUTS, JUDGEMENTS = "run.json", "outputs", "judgements"
 PARTIAL = "{system}.rank{rank}.partial.jsonl"
@@ -292,22 +292,21 @@ def read_answers(run: Run, task: str, system: str) -> list[Answer]:
     return list(answers.values())
 
 
-def convention_of(task: Mapping[str, Any], normaliser: str | None = None, aligner: str | None = None) -> Convention:
+def convention_of(task: Mapping[str, Any], normaliser: str | None = None) -> Convention:
     """
     Return how a task's answers are compared: as `run.json` says, or as is asked for.
 
-    A leaderboard's tasks are compared as it compares them; an aligner that is not named is the one of the normaliser.
+    A leaderboard's tasks are compared as it compares them.
 
     Raises:
-        ValueError: there is no such normaliser or aligner.
+        ValueError: there is no such normaliser.
     """
     chosen = normaliser or GROUP_NORMALISERS.get(task.get("group") or "", task.get("normaliser") or "english")
-    check_convention(chosen, aligner or aligner_for(chosen))
+    check_normaliser(chosen)
     source = task.get("source")
     source = source if isinstance(source, Mapping) else {}
     return Convention(
         normaliser=chosen,
-        aligner=aligner or aligner_for(chosen),
         language=task.get("language"),
         bleu_tokenizer=source.get("bleu_tokenizer"),
         parsing=source.get("parsing") or Convention.parsing,

@@ -337,7 +337,7 @@ def gather_task(run: Run, task: str, scores: Mapping[str, Any], every: Sequence[
         return found
     rows = {system: list(read_lines(folder / ITEMS / task / f"{system}.jsonl")) for system in systems}
     outputs = {each["id"]: each for each in read_lines(folder / OUTPUTS / task / f"{first}.jsonl")}
-    convention = convention_of(record, scoring.get("normaliser"), scoring.get("aligner"))
+    convention = convention_of(record, scoring.get("normaliser"))
     measured = {
         system: measure_answers(joined_sessions(read_answers(run, task, system))[0], [main], convention)[main]
         for system in systems
@@ -579,7 +579,6 @@ def settings_of(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         "Judge": "; ".join([str(judge["model"]), *rubrics]) if judge.get("model") else None,
         "Versions": ", ".join(f"{name} {version}" for name, version in (run.get("versions") or {}).items()),
         "Normaliser": scoring.get("normaliser") or "each task's own",
-        "Aligner": scoring.get("aligner") or "that of the normaliser",
         "Bootstrap": f"{scoring.get('samples', 'unknown')} samples, seed {scoring.get('seed', 'unknown')}",
     }
     yield from ((name, str(value)) for name, value in facts.items() if value not in (None, ""))

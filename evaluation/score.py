@@ -1,8 +1,8 @@
 """
-Score the raw outputs of an evaluation again, without running the model: other normalisers, other aligners, other metrics.
+Score the raw outputs of an evaluation again, without running the model: by another normaliser, or with other metrics.
 
     audiollm evaluate score runs/evaluation
-    audiollm evaluate score runs/evaluation --normaliser leaderboard --aligner kaldialign
+    audiollm evaluate score runs/evaluation --normaliser leaderboard
 """
 
 import json
@@ -33,7 +33,7 @@ from .outputs import (
 )
 from .systems import DEAF, SYSTEM_TITLES
 from .tasks import group_tasks
-from .word_error import ALIGNERS, NORMALISERS
+from .word_error import NORMALISERS
 
 SCORES_FILE, ITEMS = "scores.json", "items"
 #: Seconds of audio for each second of work, pooled: not of an answer but of the whole.
@@ -43,7 +43,6 @@ RTFX = "rtfx"
 def score_run(
     folder: str | Path,
     normaliser: str | None = None,
-    aligner: str | None = None,
     samples: int = SAMPLES,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -52,7 +51,7 @@ def score_run(
 
     Args:
         folder: the `--output_dir` of `audiollm evaluate`.
-        normaliser, aligner: instead of those of the tasks; see `word_error.py`.
+        normaliser: instead of the tasks' own; see `word_error.py`.
         samples: drawn for intervals. seed: of the draws.
 
     Returns:
@@ -60,14 +59,14 @@ def score_run(
 
     Raises:
         RunFolderError: it is no such folder, or a file in it is damaged.
-        ValueError: there is no such metric, normaliser or aligner.
+        ValueError: there is no such metric or normaliser.
         ImportError: a library that a metric needs is not installed.
     """
     run = open_run(folder)
     tasks: dict[str, Any] = {}
     drawn: dict[tuple[str, str, str], np.ndarray] = {}
     for task in run.outputs:
-        convention = convention_of(run.task(task), normaliser, aligner)
+        convention = convention_of(run.task(task), normaliser)
         systems = {}
         for system in run.outputs[task]:
             answers = read_answers(run, task, system)
@@ -83,7 +82,7 @@ def score_run(
         tasks[task] = {"kind": run.task(task)["kind"], "systems": systems}
     scored = {
         "run": dict(run.record),
-        "scoring": {"normaliser": normaliser, "aligner": aligner, "samples": samples, "seed": seed},
+        "scoring": {"normaliser": normaliser, "samples": samples, "seed": seed},
         "tasks": tasks,
         "averages": group_averages(run, tasks, drawn),
     }
@@ -284,14 +283,6 @@ class ScoringOptions:
             "choices": list(NORMALISERS),
         },
     )
-    aligner: str | None = field(
-        default=None,
-        metadata={
-            "help": "What counts word errors: jiwer, or kaldialign, to which split compounds are right; the one that "
-            "belongs to the normaliser if not given.",
-            "choices": list(ALIGNERS),
-        },
-    )
     samples: int = field(default=SAMPLES, metadata={"help": "Samples drawn for intervals and tests."})
     seed: int = field(default=0, metadata={"help": "Seed of the draws."})
 
@@ -319,7 +310,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = given.pop("folder")
     try:
         options = ScoreOptions(**given)
-        print(score_table(score_run(folder, options.normaliser, options.aligner, options.samples, options.seed)))
+        print(score_table(score_run(folder, options.normaliser, options.samples, options.seed)))
         print(f"Written to {folder}/{SCORES_FILE}.")
         if not options.no_report:
             print(told_of_report(folder))

@@ -1,8 +1,8 @@
 """
-Word and character error, as jiwer or kaldialign counts them, by any normaliser, Whisper's English one among them.
+Word and character error by any normaliser, as jiwer counts them, or kaldialign for the leaderboard.
 
-The Open ASR Leaderboard's convention is `normaliser="leaderboard", aligner="kaldialign"`: its own normaliser, and split
-compounds ("white paper" for "whitepaper") count as right.
+The Open ASR Leaderboard's convention is `normaliser="leaderboard"`: its own normaliser, and kaldialign, to which split
+compounds ("white paper" for "whitepaper") are right.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,6 @@ NORMALISERS: dict[str, Callable[[str], str]] = {**BASIC_NORMALISERS, LEADERBOARD
 #: The normaliser that makes every character a word, between spaces of its own.
 CHARACTERS = "characters"
 JIWER, KALDIALIGN = "jiwer", "kaldialign"
-ALIGNERS = (JIWER, KALDIALIGN)
 #: Why a reference is left out.
 EMPTY_REFERENCE, IGNORED_REFERENCE = "skipped_empty_reference", "skipped_ignored_segment"
 
@@ -78,17 +77,13 @@ class TextErrors:
         return self.substitutions + self.deletions + self.insertions
 
 
-def check_convention(normaliser: str, aligner: str = JIWER) -> None:
+def check_normaliser(normaliser: str) -> None:
     """
-    Refuse names that are none.
-
     Raises:
-        ValueError: there is no such normaliser or aligner.
+        ValueError: there is no such normaliser.
     """
     if normaliser not in NORMALISERS:
         raise ValueError(f"There is no normaliser {normaliser!r}; expected one of {', '.join(NORMALISERS)}.")
-    if aligner not in ALIGNERS:
-        raise ValueError(f"There is no aligner {aligner!r}; expected one of {', '.join(ALIGNERS)}.")
 
 
 def aligner_for(normaliser: str) -> str:
@@ -96,27 +91,21 @@ def aligner_for(normaliser: str) -> str:
     return KALDIALIGN if normaliser == LEADERBOARD else JIWER
 
 
-def word_errors(
-    references: Sequence[str],
-    hypotheses: Sequence[str],
-    normaliser: str = "english",
-    aligner: str = JIWER,
-) -> list[TextErrors]:
+def word_errors(references: Sequence[str], hypotheses: Sequence[str], normaliser: str = "english") -> list[TextErrors]:
     """
     Return word errors of each pair, both sides normalised.
 
     Args:
         references, hypotheses: what was said and what was heard, one each.
-        normaliser: a name of `NORMALISERS`.
-        aligner: a name of `ALIGNERS`.
+        normaliser: a name of `NORMALISERS`; it decides the aligner, see [`aligner_for`].
 
     Raises:
-        ValueError: the lists differ in length, or there is no such normaliser or aligner.
+        ValueError: the lists differ in length, or there is no such normaliser.
         ImportError: kaldialign is not installed.
     """
-    pairs, scored = _normalised(references, hypotheses, normaliser, aligner)
+    pairs, scored = _normalised(references, hypotheses, normaliser)
     chosen = [pairs[index] for index in scored]
-    if aligner == KALDIALIGN:
+    if aligner_for(normaliser) == KALDIALIGN:
         counts = _kaldialign_counts(chosen)
     else:
         counts = _jiwer_counts(jiwer.process_words, chosen)
@@ -135,7 +124,7 @@ def character_errors(
     Raises:
         ValueError: the lists differ in length, or there is no such normaliser.
     """
-    pairs, scored = _normalised(references, hypotheses, normaliser, JIWER)
+    pairs, scored = _normalised(references, hypotheses, normaliser)
     if normaliser == CHARACTERS:
         pairs = [("".join(reference.split()), "".join(hypothesis.split())) for reference, hypothesis in pairs]
     else:
@@ -145,12 +134,12 @@ def character_errors(
 
 
 def _normalised(
-    references: Sequence[str], hypotheses: Sequence[str], normaliser: str, aligner: str
+    references: Sequence[str], hypotheses: Sequence[str], normaliser: str
 ) -> tuple[list[tuple[str, str]], list[int]]:
     """Return pairs as they are compared, and the places of those that count."""
     if len(references) != len(hypotheses):
         raise ValueError(f"{len(references)} references but {len(hypotheses)} hypotheses; expected one each.")
-    check_convention(normaliser, aligner)
+    check_normaliser(normaliser)
     normalise = NORMALISERS[normaliser]
     pairs = [(normalise(reference), normalise(hypothesis)) for reference, hypothesis in zip(references, hypotheses)]
     return pairs, [index for index, (reference, _) in enumerate(pairs) if _why_skipped(reference, normaliser) is None]
@@ -202,19 +191,16 @@ def _kaldialign_counts(pairs: Sequence[tuple[str, str]]) -> list[Counts]:
 
 
 def score_word_error(
-    references: Sequence[str],
-    hypotheses: Sequence[str],
-    normaliser: str = "english",
-    aligner: str = JIWER,
+    references: Sequence[str], hypotheses: Sequence[str], normaliser: str = "english"
 ) -> WordErrorScore:
     """
     Return the word error of a whole corpus, both sides normalised; for the arguments, see [`word_errors`].
 
     Raises:
-        ValueError: the lists differ in length, no reference has a word, or there is no such normaliser or aligner.
+        ValueError: the lists differ in length, no reference has a word, or there is no such normaliser.
         ImportError: kaldialign is not installed.
     """
-    pairs = word_errors(references, hypotheses, normaliser, aligner)
+    pairs = word_errors(references, hypotheses, normaliser)
     scored = [pair for pair in pairs if pair.skipped is None]
     words = sum(pair.length for pair in scored)
     if not words:
@@ -239,7 +225,6 @@ def convention(unit: str, normaliser: str, aligner: str = JIWER) -> str:
 
 
 __all__ = [
-    "ALIGNERS",
     "CHARACTERS",
     "EMPTY_REFERENCE",
     "IGNORED_REFERENCE",
@@ -251,7 +236,7 @@ __all__ = [
     "WordErrorScore",
     "aligner_for",
     "character_errors",
-    "check_convention",
+    "check_normaliser",
     "convention",
     "has_words",
     "score_word_error",

@@ -1,5 +1,5 @@
 """
-`audiollm chat`: hold a conversation in the terminal, in text, recordings and speech.
+`audiollm chat`: hold a conversation in the terminal, in text and recordings.
 
     audiollm chat --model you/your-model
     printf '/audio a.wav\\nWhat is said?\\n' | audiollm chat
@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-import soundfile
 from audiollm.files import write_json
 
 from .generate import show
@@ -28,11 +26,10 @@ from .options import AnswerArguments, LoadingArguments, parse, tell
 from .session import Recording, Session
 
 PROMPT = "> "
-GREETING = "Write, or attach recordings with /audio or /record. Ctrl-C stops an answer. /help lists the commands."
+GREETING = "Write, or attach recordings with /audio. Ctrl-C stops an answer. /help lists the commands."
 #: Commands with their arguments and meanings.
 COMMANDS = {
     "/audio": ("FILE...", "attach recordings to your next message; an empty message sends them as what you say"),
-    "/record": ("", "attach what you say into the microphone, until Enter"),
     "/drop": ("", "let go of what is attached"),
     "/clear": ("", "start a new conversation"),
     "/save": ("FILE.json", "write the conversation to a file, in the form that training reads"),
@@ -52,17 +49,13 @@ class ChatError(ValueError):
     """A command that cannot be carried out. The message says why."""
 
 
-class MicrophoneError(RuntimeError):
-    """A microphone that cannot be used. The message says what is missing."""
-
-
 class Chat:
     """
     A conversation by lines of input.
 
     Args:
         session: the conversation.
-        read_line: returns the next line, or raises EOFError; also waits for Enter while recording.
+        read_line: returns the next line, or raises EOFError.
         piecewise: show answers as they are written.
     """
 
@@ -138,18 +131,6 @@ class Chat:
         self.attached += [Recording.load(_source(path), self.session.processor) for path in paths]
         self._tell_attached()
 
-    def _record(self) -> None:
-        tell("Recording. Enter ends it.")
-        rate = self.session.processor.sampling_rate
-
-        def wait() -> None:
-            with contextlib.suppress(EOFError):
-                self.read_line()
-
-        waveform = record(wait, rate)
-        self.attached.append(Recording.load(waveform, self.session.processor))
-        self._tell_attached()
-
     def _drop(self) -> None:
         self.attached = []
 
@@ -170,7 +151,7 @@ class Chat:
             raise ChatError(f"{path} is there already; give another name.")
         if not path.parent.is_dir():
             raise ChatError(f"{path} cannot be written: there is no folder {path.parent}.")
-        save_conversation(self.session.messages, path, self.session.processor.sampling_rate)
+        save_conversation(self.session.messages, path)
         self._saved.add(path.resolve())
         tell(f"Saved to {path}.")
 
@@ -178,35 +159,23 @@ class Chat:
         tell(f"Attached: {self._names()}. Ask about it, or send an empty line for it to be answered.")
 
     def _names(self) -> str:
-        return ", ".join(one.source if isinstance(one.source, str) else "what you said" for one in self.attached)
+        return ", ".join(str(one.source) for one in self.attached)
 
 
-def save_conversation(messages: Sequence[dict[str, Any]], path: Path, sampling_rate: int) -> None:
+def save_conversation(messages: Sequence[dict[str, Any]], path: Path) -> None:
     """
     Write a conversation as a JSON list of one chat, with recordings by absolute path or URL.
-
-    Speech from the microphone is written beside it, as `<name>-1.wav`, `<name>-2.wav`, ….
 
     Raises:
         OSError: it cannot be written.
     """
-    written = 0
     chat = []
     for message in messages:
         content = message["content"]
         if not isinstance(content, str):
-            parts = []
-            for part in content:
-                source = part.get("audio") if part["type"] == "audio" else None
-                if isinstance(source, np.ndarray):
-                    written += 1
-                    clip = path.with_name(f"{path.stem}-{written}.wav")
-                    soundfile.write(clip, source, sampling_rate)
-                    source = str(clip)
-                if source is not None:
-                    part = {"type": "audio", **_by_name(source)}
-                parts.append(part)
-            content = parts
+            content = [
+                {"type": "audio", **_by_name(one["audio"])} if one["type"] == "audio" else one for one in content
+            ]
         chat.append({**message, "content": content})
     write_json(path, [{"messages": chat}])
 
@@ -228,44 +197,6 @@ def _split(rest: str) -> list[str]:
         return shlex.split(rest)
     except ValueError as error:
         raise ChatError(f"{rest!r} cannot be split into names: {error}. Quote names with blanks.") from error
-
-
-def record(wait: Callable[[], Any], sampling_rate: int) -> np.ndarray:
-    """
-    Record one channel until `wait` returns.
-
-    Args:
-        wait: returns, or raises, at the end of the recording.
-        sampling_rate: in Hz.
-
-    Returns:
-        `(samples,)`, float32.
-
-    Raises:
-        MicrophoneError: `sounddevice` is not installed, there is no microphone, or nothing was recorded.
-    """
-    try:
-        sounddevice = importlib.import_module("sounddevice")
-    except ImportError as error:
-        raise MicrophoneError(
-            "Recording needs the package sounddevice: pip install 'audiollm[microphone]'. Or attach a file with /audio."
-        ) from error
-    except OSError as error:  # the package is there, the library under it is not
-        raise MicrophoneError(f"Recording needs the PortAudio library (libportaudio2): {error}") from error
-    blocks: list[np.ndarray] = []
-    try:
-        with sounddevice.InputStream(
-            samplerate=sampling_rate,
-            channels=1,
-            dtype="float32",
-            callback=lambda block, *_: blocks.append(block[:, 0].copy()),
-        ):
-            wait()
-    except sounddevice.PortAudioError as error:
-        raise MicrophoneError(f"The microphone cannot be used: {error}") from error
-    if not blocks:
-        raise MicrophoneError("The microphone gave no sound.")
-    return np.concatenate(blocks)
 
 
 def line_reader(interactive: bool) -> Callable[[], str]:

@@ -11,7 +11,7 @@ from .machine import wait_passively
 COMMANDS = {
     "transcribe": ("audiollm.inference.transcribe", "transcribe recordings of any length to text, JSON or subtitles"),
     "generate": ("audiollm.inference.generate", "ask a question about one or several recordings"),
-    "chat": ("audiollm.inference.chat", "chat in the terminal, with text, recordings and the microphone"),
+    "chat": ("audiollm.inference.chat", "chat in the terminal, with text and recordings"),
     "summarize": ("audiollm.inference.summarize", "summarise recordings longer than the model's context"),
     "serve": ("audiollm.inference.serve", "serve chat and transcription by OpenAI's API"),
     "demo-web": ("audiollm.inference.demo_web", "open a web page to record, upload, ask and transcribe"),

@@ -107,7 +107,7 @@ class PushArguments:
     GROUPS: ClassVar = {
         "checkpoint and repository": ("model", "repo"),
         "before anything is sent": ("dry_run", "yes"),
-        "repository": ("private", "revision", "tag", "create_pr", "commit_message"),
+        "repository": ("private", "revision", "tag", "commit_message"),
     }
 
     model: str = field(metadata={"help": "Folder of an AudioLLM checkpoint."})
@@ -115,7 +115,6 @@ class PushArguments:
     private: bool = field(default=False, metadata={"help": "Make a new repository a private one."})
     revision: str | None = field(default=None, metadata={"help": "Branch to push to; made if it is not there."})
     tag: str | None = field(default=None, metadata={"help": "Tag to put on the commit, such as v1."})
-    create_pr: bool = field(default=False, metadata={"help": "Open a pull request instead of pushing to the branch."})
     commit_message: str = field(default="Upload AudioLLM checkpoint", metadata={"help": "Message of the commit."})
     dry_run: bool = field(default=False, metadata={"help": "List what would be uploaded, and stop."})
     yes: bool = field(default=False, metadata={"help": "Do not ask."})
@@ -355,7 +354,6 @@ def push(options: PushArguments, plan: Plan, staging: Path, api: HfApi | None = 
         delete_patterns=plan.stale or None,
         commit_message=options.commit_message,
         revision=options.revision,
-        create_pr=options.create_pr,
     )
     if options.tag:
         api.create_tag(repo_id, tag=options.tag, revision=commit.oid)
@@ -416,12 +414,8 @@ def shown_size(num_bytes: float) -> str:
 def check_options(options: PushArguments) -> None:
     """
     Raises:
-        CardError: options contradict each other, or --model is no folder.
+        CardError: --model is no folder.
     """
-    if options.create_pr and options.tag:
-        raise CardError("--tag contradicts --create_pr: tag the commit when the pull request has been merged.")
-    if options.create_pr and options.revision:
-        raise CardError("--revision contradicts --create_pr: a pull request is opened against the default branch.")
     if not os.path.isdir(options.model):
         raise CardError(f"--model {options.model} is not a folder; what lies on the Hub need not be pushed.")
 
@@ -471,7 +465,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(
             f"audiollm push: {error}\nThe upload is not complete. The same command goes on: what has arrived is not sent again."
         )
-    print(commit.pr_url or commit.commit_url)
+    print(commit.commit_url)
 
 
 if __name__ == "__main__":

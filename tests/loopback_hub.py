@@ -6,7 +6,6 @@
 
 `huggingface_hub` reads HF_ENDPOINT when it is imported, hence the subprocess. Routes, headers and error codes follow what
 huggingface_hub 2.4 calls and expects: repositories, NDJSON commits, basic LFS uploads, refs, trees, ranged downloads, access.
-Pull requests are opened, as branches of their own, and never merged.
 Not here: Xet storage (the client alone decides to use it: `environment` turns it off), gitignore, search.
 """
 
@@ -475,9 +474,6 @@ class _Handler(BaseHTTPRequestHandler):
     @_route("POST", API + "/commit/(?P<revision>[^/]+)")
     def receive_commit(self, kind: str, repo_id: str, revision: str) -> None:
         repository = self.repository(kind, repo_id, write=True)
-        target = revision
-        if self.query.get("create_pr", ["0"])[0] in ("1", "true"):
-            target = f"refs/pr/{1 + sum(name.startswith('refs/pr/') for name in repository.branches)}"
         operations = [(line["key"], line["value"]) for line in map(json.loads, self.body.splitlines())]
         header = dict(operations)["header"]
         with self.hub.lock:
@@ -497,11 +493,10 @@ class _Handler(BaseHTTPRequestHandler):
                     if not gone:
                         raise HubError(404, "EntryNotFound", f"A file with this name doesn't exist: {path}")
                     files = {name: file for name, file in files.items() if name not in gone}
-            commit = self.hub.commit(repository, target, files)
+            commit = self.hub.commit(repository, revision, files)
             self.hub.messages.append(header.get("summary", ""))
         url = f"{self.hub.endpoint}/{repo_id}/commit/{commit.sha}"
-        request = None if target == revision else f"{self.hub.endpoint}/{repo_id}/discussions/{target.split('/')[-1]}"
-        self.reply({"success": True, "commitOid": commit.sha, "commitUrl": url, "pullRequestUrl": request})
+        self.reply({"success": True, "commitOid": commit.sha, "commitUrl": url, "pullRequestUrl": None})
 
     @_route("GET", SITE + "/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
     def send_file(self, repo_id: str, revision: str, path: str, kind: str = "model") -> None:

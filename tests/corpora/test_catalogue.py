@@ -10,9 +10,7 @@ import pytest
 import yaml
 from audiollm.corpora.catalogue import CATALOGUE_FILE, LICENCE, corpus_named, load_catalogue
 from audiollm.corpora.clips import BadClip, Clip, CorpusError
-from audiollm.corpora.examples import read_examples
 from audiollm.corpora.huggingface import HuggingFaceArguments, HuggingFaceSource
-from audiollm.corpora.prepare import run
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.processing.audio import load_waveform
 from datasets import Audio, ClassLabel, List, Value
@@ -352,22 +350,6 @@ def test_a_corpus_is_read_in_its_own_schema(name: str, prompts, tmp_path) -> Non
     assert streamed == clips
     for start in (1, len(clips) - 1, len(clips)):
         assert list(source.clips(start)) == clips[start:]
-
-
-@pytest.mark.parametrize("name", SCHEMAS)
-def test_a_corpus_is_prepared_by_the_command(name: str, prompts, tmp_path, capsys) -> None:
-    schema = SCHEMAS[name]
-    write_copy(tmp_path / "copy", schema, prompts)
-    given = name if schema.config is None else f"{name}:{schema.config}"
-    command = ["--dataset", given, "--source_path", str(tmp_path / "copy"), "--splits", schema.split]
-    run("huggingface", [*command, "--output", str(tmp_path / "out"), "--workers", "1", "--on_bad_example", "error"])
-    examples = read_examples(tmp_path / "out" / "instruction_examples.json")
-    clips = [each for number, prompt in enumerate(prompts) for each in schema.expected(prompt, number)]
-    corpus = load_catalogue()[name]
-    fields = [{"text": text, **fields} for text, fields in clips]
-    responses = sorted(str(each[task.response]).strip() for task in corpus.tasks for each in fields)
-    assert sorted(example.response for example in examples) == responses
-    assert f"licence: {corpus.licence}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", SCHEMAS)

@@ -14,7 +14,6 @@ from audiollm.corpora.respond import (
     Response,
     SelfInstructArguments,
     SelfInstructed,
-    known_questions,
     repeated_passage,
     self_instructed,
 )
@@ -86,28 +85,6 @@ def test_the_real_base_answers_what_is_said(real: Responder) -> None:
             assert "ended no sentence in 24 tokens" in clip.reason or "repeated" in clip.reason
         elif clip.fields["response_cut"]:
             assert str(clip.fields["response"])[-1] in ".!?\"'"
-
-
-def test_the_real_base_answers_questions_about_what_is_said(real: Responder) -> None:
-    texts = ["The train to Lisbon leaves at nine, and I have lost my ticket {text}."] * 3
-    source = SelfInstructed(corpus(texts), real, "questions", progress=False)
-    clips = [clip for clip in source.clips() if isinstance(clip, Clip)]
-    assert source.default_tasks == ("answer",) and clips
-    assert all(clip.fields["answer"] for clip in clips)
-    (answer,) = tasks_named(["answer"])
-    assert str(clips[0].fields["question"]) in answer.ask(clips[0].id, clips[0].fields)[0]
-
-
-def test_every_clip_gets_one_of_the_questions(tiny: dict[str, Any]) -> None:
-    def questions(**options: Any) -> list[str]:
-        source = instructed(tiny, form="questions", **options)
-        asked = [source._asked(clip) for clip in source.source.listed]
-        assert all(clip.text in one[0] and one[1]["question"] in one[0] for clip, one in zip(corpus().listed, asked))
-        return [one[1]["question"] for one in asked]
-
-    bundled = questions()
-    assert len(set(bundled)) > 3 and set(bundled) <= set(known_questions()["questions"])
-    assert bundled == questions()
 
 
 def test_an_interrupted_run_goes_on_and_writes_nothing_twice(tiny: dict[str, Any], tmp_path: Path) -> None:
@@ -191,7 +168,6 @@ def test_the_identity_changes_with_everything_that_changes_clips(tiny: dict[str,
     sources = [
         instructed(tiny),
         instructed(tiny | {"max_new_tokens": 7}),
-        instructed(tiny, form="questions"),
         instructed(tiny, replace(corpus(), identity={"list": 2})),
     ]
     assert len({json.dumps(source.identity, sort_keys=True) for source in sources}) == len(sources)
@@ -201,11 +177,11 @@ def test_the_identity_changes_with_everything_that_changes_clips(tiny: dict[str,
 def test_options_become_a_source(tiny: dict[str, Any], tmp_path: Path) -> None:
     source = corpus()
     assert self_instructed(source, SelfInstructArguments(), tmp_path) is source
-    command = f"--respond_with {tiny['llama_path']} --respond-form questions"
+    command = f"--respond_with {tiny['llama_path']}"
     command += " --respond_max_new_tokens 5 --respond_batch_size 2"
     (arguments,) = HfArgumentParser(SelfInstructArguments).parse_args_into_dataclasses(command.split())
     made = self_instructed(source, arguments, tmp_path, progress=False)
-    assert isinstance(made, SelfInstructed) and made.form == "questions" and made.responder.batch_size == 2
+    assert isinstance(made, SelfInstructed) and made.responder.batch_size == 2
     assert made.responder.identity["max_new_tokens"] == 5
     list(made.clips())
     assert len(raw(tmp_path)) == len(TEXTS)
@@ -215,7 +191,6 @@ def test_options_become_a_source(tiny: dict[str, Any], tmp_path: Path) -> None:
     ("options", "reason"),
     [
         ({"respond_with": None, "respond_batch_size": 1}, "--respond_batch_size needs --respond_with"),
-        ({"respond_form": "song"}, "--respond_form is 'song'"),
         ({"respond_max_new_tokens": 0}, "--respond_max_new_tokens is 0"),
         ({"respond_batch_size": 0}, "--respond_batch_size is 0"),
     ],

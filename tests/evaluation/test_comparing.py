@@ -112,7 +112,6 @@ def test_the_command_prints_and_writes(runs, tmp_path, capsys) -> None:
     plain = found["tasks"]["prompts"]["metrics"]["word_error"]
     for options in (
         ("--normaliser", "leaderboard"),
-        ("--aligner", "kaldialign"),
         ("--samples", "50"),
         ("--seed", "1"),
     ):

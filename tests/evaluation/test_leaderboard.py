@@ -8,7 +8,7 @@ from audiollm.evaluation.leaderboard import join_acronyms, normalize_leaderboard
 from audiollm.evaluation.word_error import score_word_error, word_errors
 
 PAIRS_FILE = Path(__file__).parent / "leaderboard" / "pairs.json"
-LEADERBOARD = {"normaliser": "leaderboard", "aligner": "kaldialign"}
+LEADERBOARD = {"normaliser": "leaderboard"}
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +42,9 @@ def test_the_corpus_has_the_figure_that_the_leaderboard_prints(scored) -> None:
 
 
 def test_the_convention_is_another_than_whispers(scored) -> None:
-    """Its parts all matter on these pairs: the normaliser, and that split compounds are right."""
     pairs = scored["pairs"] + scored["written"]
     texts = [pair["text"] for pair in pairs], [pair["heard"] for pair in pairs]
-    pairs_of_names = (("leaderboard", "kaldialign"), ("leaderboard", "jiwer"), ("english", "kaldialign"))
-    figures = {names: score_word_error(*texts, *names).word_error for names in pairs_of_names}
-    assert len(set(figures.values())) == 3
-    assert min(figures, key=figures.get) == ("leaderboard", "kaldialign")
+    assert score_word_error(*texts, "leaderboard").word_error < score_word_error(*texts, "english").word_error
 
 
 def test_its_references_without_a_word_are_dropped_by_its_rule() -> None:

@@ -6,12 +6,9 @@ import os
 import signal
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-import soundfile
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.inference import chat as chat_module
 from audiollm.inference.answering import answer, ask
@@ -192,60 +189,6 @@ def test_ctrl_c_at_the_prompt_says_how_to_leave(session, capsys) -> None:
 
     Chat(session, read_line).run()
     assert "/quit or Ctrl-D leaves." in capsys.readouterr().err
-
-
-# -------------------------------------------------------------------------------------------------------- microphone
-
-
-def sound_package(blocks: list[np.ndarray], opened: list[dict[str, Any]]) -> SimpleNamespace:
-    """A stand-in for the package `sounddevice`, whose microphone hears the blocks."""
-
-    class PortAudioError(Exception):
-        pass
-
-    class InputStream:
-        def __init__(self, callback, **settings):
-            if not blocks:
-                raise PortAudioError("no default device")
-            opened.append(settings)
-            self.callback = callback
-
-        def __enter__(self):
-            for block in blocks:
-                self.callback(block, len(block), None, None)
-
-        def __exit__(self, *error):
-            pass
-
-    return SimpleNamespace(InputStream=InputStream, PortAudioError=PortAudioError)
-
-
-def test_record_attaches_what_the_microphone_hears(session, tmp_path, monkeypatch) -> None:
-    generator = np.random.default_rng(0)
-    blocks = [0.1 * generator.standard_normal((4000, 1)).astype(np.float32) for _ in range(2)]
-    opened: list[dict[str, Any]] = []
-    monkeypatch.setitem(sys.modules, "sounddevice", sound_package(blocks, opened))
-    saved = tmp_path / "spoken.json"
-    converse(session, "/record", "this line ends the recording", "", f"/save {saved}")
-    assert opened == [{"samplerate": RATE_HZ, "channels": 1, "dtype": "float32"}]
-    heard = np.concatenate(blocks)[:, 0]
-    (parts,) = contents(session)
-    assert np.array_equal(parts[0]["audio"], heard) and len(parts) == 1
-    written, rate = soundfile.read(tmp_path / "spoken-1.wav", dtype="float32")
-    assert rate == RATE_HZ and np.allclose(written, heard, atol=1e-4)
-    assert json.loads(saved.read_text())[0]["messages"][0]["content"] == [
-        {"type": "audio", "path": str(tmp_path / "spoken-1.wav")}
-    ]
-
-
-def test_record_says_what_is_missing(session, monkeypatch, capsys) -> None:
-    monkeypatch.setitem(sys.modules, "sounddevice", None)  # as if it were not installed
-    converse(session, "/record", "Hello?")
-    assert "Recording needs the package sounddevice" in capsys.readouterr().err
-    monkeypatch.setitem(sys.modules, "sounddevice", sound_package([], []))
-    converse(session, "/record")
-    assert "The microphone cannot be used: no default device" in capsys.readouterr().err
-    assert contents(session) == [[text("Hello?")]]
 
 
 # ------------------------------------------------------------------------------------------------------- the command

@@ -2,9 +2,7 @@
 
 import base64
 import importlib
-import json
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -273,23 +271,3 @@ def test_a_bad_recording_is_refused_before_its_stream(url) -> None:
 
 
 # ---- all at once ---------------------------------------------------------------------------------------------------
-
-
-def test_requests_at_once_get_their_own_answers(url, model, processor, transcript, speech) -> None:
-    """Chats of text and of speech, whole and streamed, and transcriptions."""
-    right_transcript = transcript().text
-    asked: list[tuple[Callable[[], Any], Any]] = []
-    for number in range(4):
-        question, clip = f"What is {number}?", speech[: len(speech) - 3200 * number]
-        spoken = wav(np.frombuffer(clip[44:], dtype="<i2") / 2**15)
-        right = Session(model, processor).ask(f"<audio>{question}", spoken, max_new_tokens=9)
-        messages = [user(audio(spoken), text(question))]
-        asked.append((lambda m=messages: by_openai(url, m, stream=False, max_tokens=9)[0], right))
-        right = Session(model, processor).ask(question, max_new_tokens=9)
-        asked.append((lambda q=question: by_openai(url, [user(q)], stream=True, max_tokens=9)[0], right))
-        asked.append((lambda: transcribed_by_openai(url, speech), right_transcript))
-    with ThreadPoolExecutor(len(asked)) as pool:
-        for _ in range(3):
-            answers = list(pool.map(lambda each: each[0](), asked))
-            assert answers == [right for _, right in asked]
-    assert len({json.dumps(answer) for answer in answers}) == 9

@@ -167,21 +167,9 @@ def test_private_revision_tag_and_message(checkpoint: Path, hub: LoopbackHub) ->
     assert "First light" in hub.messages and "Upload AudioLLM checkpoint" in hub.messages
 
 
-def test_pull_requests_leave_the_branch_alone(checkpoint: Path, hub: LoopbackHub, capsys) -> None:
-    pushed(checkpoint)
-    head = hub.repositories["model", REPO].branches["main"].sha
-    change_json(checkpoint / "generation_config.json", max_new_tokens=7)
-    pushed(checkpoint, "--create_pr")
-    assert hub.repositories["model", REPO].branches["main"].sha == head
-    assert b"max_new_tokens" in hub.files(REPO, "refs/pr/1")["generation_config.json"]
-    assert capsys.readouterr().out.strip().endswith("/discussions/1")
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--create_pr", "--tag=v1"], "--tag contradicts --create_pr"),
-        (["--create_pr", "--revision=x"], "--revision contradicts --create_pr"),
         (["--model=nowhere"], "nowhere is not a folder"),
         (["--repo=a/b/c"], "Repo id must be"),
     ],
