@@ -602,6 +602,7 @@ class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel,
         audio_embeds: torch.Tensor | None = None,
         pad_logits_to_audio_ids: bool = False,
         past_key_values: Cache | None = None,
+        shift_labels: torch.LongTensor | None = None,
         **kwargs,
     ) -> AudioLlmCausalLMOutputWithPast:
         r"""
@@ -613,6 +614,7 @@ class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel,
                 holds several examples, each of which attends to itself alone and has an adapter of its own. The first
                 label of each must be -100.
             labels: `(batch, length)`, -100 where nothing is to be learned; shifted inside.
+            shift_labels: `(batch, length)`, those of the next positions, instead of `labels`.
             logits_to_keep: as in transformers: the last so many positions, or the positions given; 0 keeps all. A
                 boolean mask `(batch, length)` keeps what it marks, row by row: `logits` is then `(marked, vocab_size)`.
             adapter_names: one per row, None for the untouched base. By default rows that hold audio use the first
@@ -633,6 +635,7 @@ class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel,
                 "GPUs in a process each (`accelerate launch --num_processes 2 -m audiollm.training.train ...`, or your own "
                 "script), or hide all but one (CUDA_VISIBLE_DEVICES=0)."
             )
+        wants_loss = labels is not None or shift_labels is not None
         outputs = self.model(
             input_ids=input_ids,
             input_features=input_features,
@@ -646,15 +649,17 @@ class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel,
             encoded_audio=encoded_audio,
             encoded_audio_lengths=encoded_audio_lengths,
             audio_embeds=audio_embeds,
-            for_loss=self.training and labels is not None,
+            for_loss=self.training and wants_loss,
             return_dict=True,
             **{name: value for name, value in kwargs.items() if name != "num_items_in_batch"},
         )
         hidden_states = outputs.last_hidden_state
         loss = logits = None
-        if labels is not None:
-            loss = self._supervised_loss(hidden_states, labels, kwargs.get("num_items_in_batch"))
-        if labels is None or not self.training:
+        if wants_loss:
+            if shift_labels is None:
+                shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
+            loss = self._supervised_loss(hidden_states, shift_labels, kwargs.get("num_items_in_batch"))
+        if not (wants_loss and self.training):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             per_row = isinstance(kept, torch.Tensor) and kept.dim() == 2
             logits = self.compute_logits(hidden_states[kept] if per_row else hidden_states[:, kept, :])
@@ -669,9 +674,9 @@ class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel,
             audio_hidden_states=outputs.audio_hidden_states,
         )
 
-    def _supervised_loss(self, hidden_states, labels, num_items_in_batch) -> torch.Tensor:
+    def _supervised_loss(self, hidden_states, next_labels, num_items_in_batch) -> torch.Tensor:
         """Return the cross-entropy of the next token; the head runs on supervised positions only."""
-        next_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL).to(hidden_states.device).flatten()
+        next_labels = next_labels.to(hidden_states.device).flatten()
         (supervised,) = (next_labels != IGNORED_LABEL).nonzero(as_tuple=True)
         targets = next_labels[supervised]
         logits = self.compute_logits(hidden_states.flatten(0, 1)[supervised])

@@ -49,6 +49,7 @@ class AudioLlmTester(ALMModelTester):
     audio_mask_key = "input_features_mask"
 
     def __init__(self, parent, **kwargs):
+        kwargs.setdefault("batch_size", 7)  # test_eager_matches_sdpa_inference adds random windows to fewer
         kwargs.setdefault("feat_seq_length", WINDOW_FRAMES)
         kwargs.setdefault("max_source_positions", WINDOW_FRAMES // 2)
         kwargs.setdefault("head_dim", 8)
@@ -64,6 +65,7 @@ class AudioLlmTester(ALMModelTester):
 
 class AudioLlmModelTest(ALMModelTest, unittest.TestCase):
     model_tester_class = AudioLlmTester
+    additional_model_inputs = ("input_features", "input_features_mask")
 
 
 class AudioLlmProcessorTest(test_processing_common.ProcessorTesterMixin, unittest.TestCase):

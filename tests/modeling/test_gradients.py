@@ -151,6 +151,8 @@ def test_loss_is_that_of_the_full_logits(tiny_model, num_items) -> None:
     trained = tiny_model.train()(**batch, **extra)
     assert trained.logits is None  # the head runs on the supervised positions only
     torch.testing.assert_close(trained.loss, expected)
+    shifted = torch.nn.functional.pad(batch.pop("labels")[:, 1:], (0, 1), value=IGNORED)
+    assert torch.equal(tiny_model(**batch, shift_labels=shifted, **extra).loss, trained.loss)
 
 
 def test_batch_without_supervised_positions(tiny_model) -> None:
