@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Site:
-    """What a loopback server serves, how badly, and what it was asked."""
+    """Files of a loopback server, its failures, and the requests it got."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     honour_range: bool = True

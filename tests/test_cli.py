@@ -26,7 +26,7 @@ except SystemExit as error:
 
 
 def run(statements: str) -> tuple[str, set[str]]:
-    """What a process prints, and the modules that it has imported, after these statements."""
+    """Return what a process prints, and the modules that it has imported, after these statements."""
     command = [sys.executable, "-c", IMPORTED.format(statements)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

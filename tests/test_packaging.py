@@ -1,4 +1,4 @@
-"""What is installed is whole: sdist, wheel, `pip install .` and `pip install -e .`, each used from another folder."""
+"""Installed packages are whole: sdist, wheel, `pip install .` and `pip install -e .`, each used from another folder."""
 
 import ast
 import json

@@ -144,7 +144,7 @@ def workplace(real_model, real_processor, tmp_path_factory: pytest.TempPathFacto
 
 
 def lay_out_corpora(folder: Path, clips: list[dict]) -> None:
-    """What the README's commands prepare: transcripts beside recordings, text alone, and copies of known corpora."""
+    """Write what the README's commands prepare: transcripts beside recordings, text alone, and copies of known corpora."""
     for index, clip in enumerate(clips):
         (folder / "recordings" / f"sample{index + 1}.txt").write_text(clip["text"], encoding="utf-8")
     (folder / "sentences.txt").write_text("".join(f"{clip['text']}\n" for clip in clips), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What the tests leave out with old releases of what the package is built on."""
+"""Tests that are left out with old releases of what the package is built on."""
 
 from importlib.util import find_spec
 

@@ -1,4 +1,4 @@
-"""What tests of `audiollm prepare` as a process share: an interpreter that runs it, and a site with LibriSpeech."""
+"""Shared parts of tests of `audiollm prepare` as a process: an interpreter that runs it, and a site with LibriSpeech."""
 
 from collections.abc import Iterator
 

@@ -47,7 +47,7 @@ def real_speech() -> list[Recording]:
 
 @lru_cache(maxsize=1)
 def librispeech_trees() -> dict[str, Files]:
-    """What each split's archive holds, by path, in archive order: transcripts last, first, and in between."""
+    """Return what each split's archive holds, by path, in archive order: transcripts last, first, and in between."""
     recordings = iter(real_speech())
     trees = {}
     for split, chapters in CHAPTERS.items():
@@ -98,7 +98,7 @@ def librispeech_archives() -> dict[str, bytes]:
 
 
 def published(archives: dict[str, bytes]) -> dict[str, PublishedArchive]:
-    """What OpenSLR would publish of them."""
+    """Return what OpenSLR would publish of them."""
     return {
         split: PublishedArchive(
             resource=openslr()[1][split].resource,

@@ -12,7 +12,7 @@ from audiollm.corpora.prompts import load_studio_prompts
 
 
 def load_elsewhere(recording: Any) -> tuple[np.ndarray, int]:
-    """What a recording loads as in another process, which it is sent to."""
+    """Return what a recording loads as in another process, which it is sent to."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
         return pool.submit(recording.load).result()
 

@@ -26,7 +26,7 @@ Prompt = dict[str, Any]
 @dataclass(frozen=True)
 class Schema:
     """
-    How a corpus looks where it comes from.
+    Form of a corpus where it comes from.
 
     Attributes:
         features: its columns and their types.

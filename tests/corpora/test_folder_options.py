@@ -1,4 +1,4 @@
-"""What is told about a folder wins over what is found by looking; what fits in two ways, or none, is refused and named."""
+"""Options of folders: what is told wins over what is found by looking; what fits in two ways, or none, is refused and named."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What Whisper hears in files: the order, nothing heard twice, nothing lost, and what is refused."""
+"""Transcripts by Whisper: the order, nothing heard twice, nothing lost, and what is refused."""
 
 import json
 import logging
@@ -57,7 +57,7 @@ def clips(tmp_path_factory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def expected(whisper, clips) -> list[str]:
-    """What is heard in each clip alone."""
+    """Return what is heard in each clip alone."""
     decoder = WhisperDecoder(whisper)
     texts = [decoder.hear([[load_waveform(path)]], 1)[0] for path in clips]
     assert len(set(texts)) > 2 and all(texts)

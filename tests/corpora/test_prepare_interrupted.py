@@ -30,7 +30,7 @@ TABLE = {split: vars(row) for split, row in published(librispeech_archives()).it
 
 @dataclass
 class Corpus:
-    """What is prepared, but for the output."""
+    """A corpus to prepare, without the output."""
 
     arguments: list[str]
     options: dict[str, Any] = field(default_factory=dict)

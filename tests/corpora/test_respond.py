@@ -55,7 +55,7 @@ def instructed(options: dict[str, Any], source: ListedClips | None = None, **oth
 
 
 def raw(folder: Path) -> dict[str, dict[str, Any]]:
-    """What the journal in a folder holds, lines that are torn aside."""
+    """Return what the journal in a folder holds, lines that are torn aside."""
     (path,) = folder.glob("*.jsonl")
     entries = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
     return {entry["sha256"]: json.loads(entry["text"]) for entry in entries if "text" in entry}

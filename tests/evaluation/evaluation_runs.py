@@ -1,4 +1,4 @@
-"""What tests of `audiollm evaluate` share: runs of the command in this process, and what they leave."""
+"""Shared parts of tests of `audiollm evaluate`: runs of the command in this process, and what they leave."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What tests read of a report's page: its tables, its text and its links, by Python's own parser."""
+"""Contents of a report's page: its tables, its text and its links, by Python's own parser."""
 
 from dataclasses import dataclass, field
 from html.parser import HTMLParser

@@ -46,6 +46,6 @@ def write_run(
 
 
 def items_of(folder: Path, task: str, system: str = "model") -> dict[str, dict[str, Any]]:
-    """What scoring wrote of each item."""
+    """Return what scoring wrote of each item."""
     lines = (folder / "items" / task / f"{system}.jsonl").read_text(encoding="utf-8").splitlines()
     return {each["id"]: each for each in map(json.loads, lines)}

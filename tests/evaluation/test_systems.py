@@ -1,4 +1,4 @@
-"""What answers beside the model: each is what it says it is, and what cannot answer says so before anything is computed."""
+"""Systems that answer beside the model: each is what it says it is, and what cannot answer says so before anything is computed."""
 
 import json
 from pathlib import Path
@@ -93,7 +93,7 @@ def answers_of(builder: SystemBuilder, items: list[Item], name: str, kind: str =
 
 
 def texts_of_base(base: str, processor, prompts: list[str]) -> list[str]:
-    """What a language model loaded by itself says to prompts, one by one."""
+    """Return what a language model loaded by itself says to prompts, one by one."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype="auto").eval()
     said = []
     for prompt in prompts:

@@ -1,4 +1,4 @@
-"""What is wrong with a copy of a benchmark is said: rows all at once, columns with those that were found, missing places."""
+"""Faults of a benchmark's copy are named: rows all at once, columns with those that were found, missing places."""
 
 import json
 import tarfile

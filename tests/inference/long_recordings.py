@@ -29,7 +29,7 @@ def in_a_row(clips: Sequence[np.ndarray], pauses_s: Sequence[float]) -> np.ndarr
 
 
 def noises(seconds: float, level_dbfs: float) -> dict[str, np.ndarray]:
-    """What a room without a voice sounds like, by name, at a level (RMS)."""
+    """Return what a room without a voice sounds like, by name, at a level (RMS)."""
     generator = np.random.default_rng(0)
     samples = int(seconds * RATE)
     times = np.arange(samples) / RATE

@@ -21,7 +21,7 @@ def noise(seconds: float, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture
 def encoded(monkeypatch, tiny_model) -> list[int]:
-    """How many windows each pass through the encoder took."""
+    """Return how many windows each pass through the encoder took."""
     windows: list[int] = []
     encode = tiny_model.model.encode_audio
     monkeypatch.setattr(tiny_model.model, "encode_audio", lambda **fields: note(windows, fields) or encode(**fields))

@@ -1,4 +1,4 @@
-"""How sure the model is of a window's words, and windows that are left out for it, by name."""
+"""Certainty of a window's words, and windows that are left out for it, by name."""
 
 import json
 

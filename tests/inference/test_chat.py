@@ -50,7 +50,7 @@ def converse(session: Session, *lines: str, piecewise: bool = False) -> Chat:
 
 
 def contents(session: Session) -> list[Any]:
-    """What the user has sent."""
+    """Return what the user has sent."""
     return [message["content"] for message in session.messages if message["role"] == "user"]
 
 

@@ -1,4 +1,4 @@
-"""What `audiollm serve` does behind the answers: who waits for whom, who goes away, what is kept, and its options."""
+"""The server behind its answers: who waits for whom, who goes away, what is kept, and its options."""
 
 import socket
 import threading
@@ -154,7 +154,7 @@ def test_an_upload_that_stands_still_is_given_up(served, monkeypatch) -> None:
 
 
 def test_the_end_of_the_server_is_the_end_of_its_answers(model, processor) -> None:
-    """What does not end in time is stopped, in the model as for the client."""
+    """Answers that do not end in time are stopped, in the model as for the client."""
     hook = model.model.language_model.register_forward_pre_hook(lambda *_: time.sleep(0.02))
     try:
         began = time.monotonic()

@@ -62,7 +62,7 @@ def test_it_listens_and_leaves_the_base_alone(real_bases, clips, tmp_path: Path,
 
 
 def load_folder(model) -> Path:
-    """Where the language model's base lies on this machine."""
+    """Return where the language model's base lies on this machine."""
     return Path(base_folder(model.config.text_model_id))
 
 

@@ -45,7 +45,7 @@ class Slowed:
 
 @dataclass
 class Served:
-    """What tests know of the page: where it is, its model, and whom this process has connected to."""
+    """The page under test: where it is, its model, and whom this process has connected to."""
 
     url: str
     model: Any
@@ -53,12 +53,12 @@ class Served:
     connected_to: list[str] = field(default_factory=list)
 
     def answer(self, text: str | None, *recordings: Any, **options: Any) -> str:
-        """What the model answers when it is asked without a page."""
+        """Return what the model answers when it is asked without a page."""
         return Session(self.model, self.processor).ask(text, *recordings, **options)
 
     @property
     def is_busy(self) -> bool:
-        """Whether the model answers somebody."""
+        """Return whether the model answers somebody."""
         return model_lock(self.model).locked()
 
 
@@ -107,7 +107,7 @@ def serve(model: Any, processor: Any, **options: Any) -> Iterator[Served]:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an address is this machine's own."""
+    """Return whether an address is this machine's own."""
     return address == "localhost" or ip_address(address).is_loopback
 
 

@@ -1,4 +1,4 @@
-"""What a run records, and what lies beside the checkpoints of real people."""
+"""Records of runs, and the files that lie beside the checkpoints of real people."""
 
 import json
 from pathlib import Path

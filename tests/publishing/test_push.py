@@ -1,4 +1,4 @@
-"""What goes to the Hub and what never does, through the real client, against a Hub on the loopback interface."""
+"""Files that go to the Hub and files that never do, through the real client, against a Hub on the loopback interface."""
 
 import json
 import re

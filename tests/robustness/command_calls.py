@@ -20,7 +20,7 @@ NAMES = ("0.wav", "1.wav", "2.wav")
 @dataclass(frozen=True)
 class Place:
     """
-    What commands are given.
+    Folders and files that commands are given.
 
     Attributes:
         root: folder of everything else; outputs go into it too, unless `outputs` is another.

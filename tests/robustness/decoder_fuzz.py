@@ -47,7 +47,7 @@ MAX_SHOWN_CHARACTERS = 300
 
 @dataclass(frozen=True)
 class Readers:
-    """What reads recordings: whole, block by block, and to measure them."""
+    """Readers of recordings: whole, block by block, and to measure them."""
 
     load_waveform: Callable[..., Any]
     error: type[Exception]
@@ -97,7 +97,7 @@ DAMAGES = (flip, cut, lie, lie, splice, move)
 
 
 def damaged(whole: list[bytes], seed: int, index: int) -> tuple[int, bytes]:
-    """Which recording was damaged, and what became of it: the same for the same seed and index."""
+    """Return which recording was damaged, and what became of it: the same for the same seed and index."""
     random = np.random.default_rng([seed, index])
     chosen = index % len(whole)
     data = bytearray(whole[chosen])

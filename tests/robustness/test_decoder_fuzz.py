@@ -41,7 +41,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fuzz(whole: Path, mutations: int, seed: int) -> Counter[str]:
-    """How many were read, and how many refused."""
+    """Return how many were read, and how many refused."""
     command = [sys.executable, str(HERE / "decoder_fuzz.py"), str(whole), str(mutations), str(seed)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, errors="replace")
     *before, last = ended.stdout.strip().splitlines()

@@ -136,7 +136,7 @@ def test_without_room_the_place_is_named_and_with_room_it_goes_on(command, file_
 
 
 def test_a_disk_that_fills_up_while_features_are_stored(place, tmp_path) -> None:
-    """What is stored stays; the rest is computed once there is room."""
+    """Stored features stay; the rest is computed once there is room."""
     disk = tmp_path / "disk"
     line = [*elsewhere(place, tmp_path).line("train"), "--feature_cache", str(disk / "features")]
     with mounted(disk, 32) as remount:

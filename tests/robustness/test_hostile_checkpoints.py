@@ -45,7 +45,7 @@ def spoilt(checkpoints: dict[str, Path], kind: str, folder: Path, change: Change
 
 
 def refusal(folder: Path) -> str:
-    """What the error says that a checkpoint is refused with."""
+    """Return what the error says that a checkpoint is refused with."""
     with pytest.raises((ValueError, OSError)) as raised:
         AudioLlmForConditionalGeneration.from_pretrained(folder)
     return str(raised.value)

@@ -99,7 +99,7 @@ def _killed_while_writing(output: Path) -> None:
 
 
 def test_a_folder_that_appears_whole_is_not_there_when_its_writer_is_killed(tmp_path) -> None:
-    """What `audiollm shrink` and `export` write."""
+    """The folders of `audiollm shrink` and `export`."""
     output = tmp_path / "exported"
     writer = multiprocessing.get_context("fork").Process(target=_killed_while_writing, args=(output,))
     writer.start()
