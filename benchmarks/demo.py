@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import random
+import statistics
 import sys
 import time
 import warnings
@@ -59,6 +60,8 @@ LEARNING_RATE = 3e-4
 #: Never reached: time ends the training.
 MAX_EPOCHS = 1000
 LINE_WIDTH = 100
+#: In the plot: batches of short and of long clips take turns.
+STEPS_AVERAGED = 20
 
 
 class TimeBudget(TrainerCallback):
@@ -140,7 +143,11 @@ def fine_tune(model, processor, seconds: float, folder: Path) -> dict[str, Any]:
 def plot(report: dict[str, Any], path: Path) -> None:
     """Draws the loss, and word error before and after beside its controls, to a PNG."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    left.plot(*zip(*report["training"]["losses"]), color="#3b6fb6")
+    steps, losses = zip(*report["training"]["losses"])
+    left.plot(steps, losses, color="#3b6fb6", alpha=0.3)
+    means = [statistics.fmean(losses[max(0, end - STEPS_AVERAGED) : end]) for end in range(1, len(losses) + 1)]
+    left.plot(steps, means, color="#3b6fb6", label=f"mean of {STEPS_AVERAGED} steps")
+    left.legend(frameon=False)
     left.set(xlabel="step", ylabel="CTC loss per word piece", title=f"{report['minutes']:g} minutes of fine-tuning")
     rates = {name.replace(", ", "\n"): value for name, value in report["word_error"].items()}
     bars = right.barh(list(rates), list(rates.values()), color=["#3a8f5c", "#3b6fb6", "#d9822b", "#8a8a8a"])
