@@ -32,6 +32,7 @@ from audiollm.evaluation.listening import transcribe, whisper_transcripts
 from audiollm.evaluation.word_error import score_word_error
 from audiollm.inference.answering import answer, ask
 from audiollm.inference.ctc_rescoring import DEFAULT_CTC_WEIGHT
+from audiollm.inference.loading import fetch_bases
 from audiollm.machine import bfloat16_is_faster
 from audiollm.training.align import align
 from audiollm.training.augment import FeatureAugmentation
@@ -162,6 +163,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
 
 def run(folder: Path, minutes: float) -> dict[str, Any]:
     """All of it; returns what `report.json` holds."""
+    fetch_bases(str(shipped_adapter.FOLDER))
     start = time.perf_counter()
     set_seed(SEED)
     folder.mkdir(parents=True, exist_ok=True)

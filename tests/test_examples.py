@@ -18,7 +18,7 @@ from tiny_models import llama_config, save_audio_base, save_text_base
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ROOT = EXAMPLES.parent
 TRAINING = {"report_to": "none", "use_cpu": True, "per_device_train_batch_size": 2, "max_steps": 1}
-NOTEBOOK_TIMEOUT_S = 300
+NOTEBOOK_TIMEOUT_S = 1200
 
 
 def example(path: str) -> ModuleType:

