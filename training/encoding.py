@@ -119,13 +119,16 @@ class ExampleEncoder:
             return {"bytes": read_bytes(recording), "path": recording}
         return recording
 
-    def add_features(self, examples: Sequence[Any], progress: bool = True) -> None:
-        """Compute the features that the cache lacks; several processes share the work."""
+    def add_features(
+        self, examples: Sequence[Any], progress: bool = True, chosen: Sequence[int] | None = None
+    ) -> None:
+        """Compute the features that the cache lacks, of all examples or chosen ones; several processes share the work."""
         if self.cache is None:
             return
-        for start in range(0, len(examples), EXAMPLES_PER_CHUNK):
+        chosen = range(len(examples)) if chosen is None else chosen
+        for start in range(0, len(chosen), EXAMPLES_PER_CHUNK):
             missing = {}
-            for index in range(start, min(start + EXAMPLES_PER_CHUNK, len(examples))):
+            for index in chosen[start : start + EXAMPLES_PER_CHUNK]:
                 for recording in examples[index].recordings:
                     reference, _ = self.measure(recording)
                     if reference not in missing and not self.cache.has(reference):
@@ -224,7 +227,7 @@ def build_mixture(
     ]
     settle_problems(empty, skip=False)
     for source, (_, usable, _) in zip(sources, found):
-        encoder.add_features(_Chosen(source, usable), progress)
+        encoder.add_features(source, progress, usable)
     within_tables = any(isinstance(one, dict) for rows, _, _ in found for row in rows for one in row["audio"])
     parts = [_as_dataset(rows, within_tables) for rows, _, _ in found]
     if weights is None:
@@ -233,20 +236,6 @@ def build_mixture(
     return datasets.interleave_datasets(
         parts, probabilities=[weight / total for weight in weights], seed=seed, stopping_strategy="all_exhausted"
     )
-
-
-@dataclass(frozen=True)
-class _Chosen(Sequence):
-    """Some of the examples of a source, each read when it is asked for."""
-
-    examples: Sequence[Any]
-    indices: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index):
-        return self.examples[self.indices[index]]
 
 
 def _as_dataset(rows: Iterable[dict[str, Any]], within_tables: bool) -> datasets.Dataset:
