@@ -20,7 +20,7 @@ import torch
 from accelerate import PartialState
 from audiollm.base_models import audiollm_cache_dir
 from audiollm.checkpoints import fingerprint
-from audiollm.disks import check_writable
+from audiollm.disks import check_writable, naming_the_disk
 from audiollm.files import written
 from audiollm.interruption import interruptible
 from audiollm.machine import worker_processes
@@ -237,7 +237,7 @@ class FeatureCache(FeatureStore):
         return key
 
     def _store(self, key: str, frames: torch.Tensor, lengths: torch.Tensor) -> None:
-        with written(self.path(key), "wb") as file:
+        with naming_the_disk(self.folder), written(self.path(key), "wb") as file:
             file.write(save({"frames": frames.contiguous(), "lengths": lengths}))
 
 
