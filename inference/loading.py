@@ -26,7 +26,7 @@ TRAINING_CHECKPOINTS = "checkpoint-*"
 #: Message about the default checkpoint.
 SHIPPED = (
     "No --model is given: this is the small adapter that comes with AudioLLM, for short, clear English. `make demo` in a "
-    "clone of AudioLLM trains one, and --model takes any other."
+    "clone of AudioLLM fine-tunes it, and --model takes any other."
 )
 #: Default checkpoint in the help of commands.
 DEFAULT_MODEL = f"{DEMO_CHECKPOINT} if it is there, or else the small adapter that comes with AudioLLM"
