@@ -1,31 +1,30 @@
 """
-N-best rescoring: transcripts of the language model and of CTC, and of them all the one that both find likeliest.
+N-best rescoring: transcripts of CTC and of the language model, and of them all the one that both find likeliest.
 
-A projector with the readout of pieces has CTC posteriors of every audio slot. CTC and the language model err
-differently, so candidates of both, scored by both, hold fewer errors than either's own best: hybrid CTC/attention
-decoding (Watanabe et al. 2017), as rescoring of N-best lists (U2, Zhang et al. 2020, arXiv:2012.05481).
+A projector with the readout of pieces has CTC posteriors of every audio slot. CTC knows what was heard, and the language
+model which words follow each other: rescoring of n-best lists (U2, Zhang et al. 2020, arXiv:2012.05481), with the base
+language model's probability of the text alone beside that of the text behind the audio.
 """
 
-import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from audiollm.modeling_audiollm import CACHE_NAME
 from audiollm.projector import slot_counts
 from transformers import StoppingCriteria, StoppingCriteriaList
-from transformers.cache_utils import Cache, DynamicCache
 
 from .answer_ends import AnswerEnds
 from .ctc_search import ctc_log_likelihoods, prefix_beam_search
-from .spoken_pieces import SpokenLexicon
+from .spoken_pieces import SpokenLexicon, spoken_form
 
-#: Beams of the language model, and how many texts of CTC's own are candidates besides.
-NUM_BEAMS, NUM_CTC_CANDIDATES = 4, 6
-#: Weight of CTC's log-likelihood beside the language model's, chosen on development clips.
-DEFAULT_CTC_WEIGHT = 1.5
+#: How many texts of CTC's own are candidates, beside the language model's greedy one.
+NUM_CTC_CANDIDATES = 16
+#: What each token adds to the language model's log-probability of a text, without which short texts would win; chosen on
+#: development clips, as is the weight of CTC's log-likelihood beside the language model's.
+TOKEN_BONUS = 1.0
+DEFAULT_CTC_WEIGHT = 2.0
 #: Rows times positions of one pass that scores candidates, and positions of one pass of the head.
 MAX_SCORED_POSITIONS, MAX_HEAD_POSITIONS = 8192, 512
 #: Only a search that is greedy can be chosen from anew.
@@ -41,26 +40,35 @@ class Candidate:
         text: without special tokens or surrounding space.
         token_ids: as the language model writes it, without its end.
         is_finished: whether it ends by itself, not at the bound on new tokens.
-        lm_logprob: of the tokens, and of the end where it is finished, in nats.
         ctc_logprob: of its spoken form, in nats; minus infinity where the slots are too few for it.
+        num_pieces: of its spoken form.
+        lm_logprob: the base language model's of its spoken form, as a sentence without prompt or audio, in nats.
+        num_lm_tokens: of that sentence.
     """
 
     text: str
     token_ids: tuple[int, ...]
     is_finished: bool
-    lm_logprob: float = math.nan
     ctc_logprob: float = math.nan
+    num_pieces: int = 0
+    lm_logprob: float = math.nan
+    num_lm_tokens: int = 0
 
     @property
-    def num_tokens(self) -> int:
-        """Tokens that `lm_logprob` is of."""
-        return len(self.token_ids) + self.is_finished
+    def mean_ctc_logprob(self) -> float:
+        """Of CTC's log-likelihood, what falls to each word piece: how sure the projector is."""
+        return self.ctc_logprob / max(self.num_pieces, 1)
+
+    @property
+    def language_score(self) -> float:
+        """How likely the language model finds it, for a text of its length."""
+        return self.lm_logprob + TOKEN_BONUS * self.num_lm_tokens
 
     def score(self, ctc_weight: float) -> tuple[bool, float]:
         """Return the joint score. Texts that do not fit into the audio tokens come after all that do."""
         possible = math.isfinite(self.ctc_logprob)
         ctc = ctc_weight * self.ctc_logprob if possible else 0.0
-        return possible, self.lm_logprob + ctc
+        return possible, self.language_score + ctc
 
 
 def default_ctc_weight(config) -> float:
@@ -141,9 +149,7 @@ class CtcRescorer:
         stop: StoppingCriteria | None = None,
     ) -> list[list[Candidate]]:
         """
-        Return candidates of each row, scored by both: the greedy answer, those of the beams, and CTC's own.
-
-        Prompt and audio go through the language model once for all of them.
+        Return candidates of each row, scored by both: the language model's greedy answer, and CTC's likeliest.
 
         Args:
             input_ids, attention_mask: prompts `(batch, length)`, padded on the left, every one with audio.
@@ -163,45 +169,40 @@ class CtcRescorer:
         adapters = self.model.config.lora_adapters
         names = adapter_names or [next(iter(adapters), None)] * rows  # as the model does for rows that hold audio
         prompt = {"input_ids": input_ids, "attention_mask": attention_mask}
-        cache = self._prefill(prompt, audio, names)
         stopping = [AnswerEnds(input_ids.shape[1], bounds), *([stop] if stop is not None else [])]
         options: dict[str, Any] = {
             **prompt,
+            **audio,
             "max_new_tokens": max(bounds),
             "do_sample": False,
             "stopping_criteria": StoppingCriteriaList(stopping),
             "adapter_names": names,
         }
-        greedy = self.model.generate(**options, num_beams=1, **{CACHE_NAME: copy.deepcopy(cache)})
+        greedy = self.model.generate(**options, num_beams=1)
         length = input_ids.shape[1]
         if stop is not None and bool(stop(greedy, None).any()):
             return [[self._written(ids.tolist())] for ids in greedy[:, length:]]
-        repeated = copy.deepcopy(cache)
-        repeated.batch_repeat_interleave(NUM_BEAMS)
-        beams = self.model.generate(
-            **options,
-            num_beams=NUM_BEAMS,
-            num_return_sequences=NUM_BEAMS,
-            length_penalty=0.0,
-            **{CACHE_NAME: repeated},
-        )
         found: list[dict[str, Candidate]] = []
         for row, bound in enumerate(bounds):
-            written = [greedy[row, length:], *beams[row * NUM_BEAMS : (row + 1) * NUM_BEAMS, length:]]
-            own = [self._written(ids[:bound].tolist()) for ids in written]
+            own = [self._written(greedy[row, length : length + bound].tolist())]
             own += [self._heard(classes) for classes, _ in prefix_beam_search(heard[row], NUM_CTC_CANDIDATES)]
             found.append({})
             for one in own:
                 found[row].setdefault(one.text, one)
         candidates = [list(each.values()) for each in found]
-        lm = iter(self._lm_logprobs(prompt, cache, names, candidates))
-        return [
-            [
-                Candidate(one.text, one.token_ids, one.is_finished, next(lm), ctc)
-                for one, ctc in zip(row, ctc_log_likelihoods(scores, [self.lexicon.encode(one.text) for one in row]))
-            ]
-            for row, scores in zip(candidates, heard)
-        ]
+        beginnings = input_ids.gather(1, attention_mask.long().argmax(dim=1, keepdim=True))[:, 0].tolist()
+        lm = iter(self._lm_logprobs(beginnings, candidates))
+        scored = []
+        for texts, scores in zip(candidates, heard):
+            classes = [self.lexicon.encode(one.text) for one in texts]
+            ctc = ctc_log_likelihoods(scores, classes)
+            scored.append(
+                [
+                    replace(one, ctc_logprob=how_likely, num_pieces=len(said), **next(lm))
+                    for one, how_likely, said in zip(texts, ctc, classes)
+                ]
+            )
+        return scored
 
     def _slot_log_probabilities(self, input_ids, encoded_audio, encoded_audio_lengths) -> list[torch.Tensor]:
         """CTC's log-probabilities of each row's slots, `(slots, 1 + pieces)`."""
@@ -216,20 +217,6 @@ class CtcRescorer:
             raise ValueError(f"input_ids has {sum(counts)} audio slots, but the audio gives {total} tokens.")
         return list(scores.float().cpu().split(counts))
 
-    def _prefill(self, prompt: dict[str, torch.Tensor], audio: dict[str, torch.Tensor], names) -> Cache:
-        """Keys and values of all but the prompts' last tokens."""
-        cache = DynamicCache(config=self.model.config.get_text_config(decoder=True))
-        mask = prompt["attention_mask"]
-        return self.model.model(
-            input_ids=prompt["input_ids"][:, :-1],
-            attention_mask=mask[:, :-1],
-            position_ids=_positions(mask)[:, :-1],
-            **{CACHE_NAME: cache},
-            use_cache=True,
-            adapter_names=names,
-            **audio,
-        )[CACHE_NAME]
-
     def _written(self, ids: list[int]) -> Candidate:
         """Return what the language model has written, up to its end."""
         end = next((place for place, one in enumerate(ids) if one in self._end_ids), None)
@@ -238,67 +225,44 @@ class CtcRescorer:
 
     def _heard(self, classes: Sequence[int]) -> Candidate:
         """Return what CTC has heard, with a capital as written texts begin."""
-        text = self.lexicon.decode(classes)
-        text = text[:1].upper() + text[1:]
+        text = _with_capital(self.lexicon.decode(classes))
         return Candidate(text, tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]), True)
 
-    def _lm_logprobs(self, prompt, cache: Cache, names, candidates: Sequence[Sequence[Candidate]]) -> list[float]:
-        """The language model's log-probability of each candidate of each row, one after the other."""
-        owners = [row for row, each in enumerate(candidates) for _ in each]
-        every = [one for each in candidates for one in each]
-        positions = prompt["input_ids"].shape[1] + max(len(one.token_ids) for one in every)
-        step = max(1, MAX_SCORED_POSITIONS // positions)
-        return [
-            logprob
-            for start in range(0, len(every), step)
-            for logprob in self._lm_logprobs_of(
-                prompt, cache, names, owners[start : start + step], every[start : start + step]
-            )
-        ]
+    def _lm_logprobs(self, beginnings: list[int], candidates: Sequence[Sequence[Candidate]]) -> list[dict[str, Any]]:
+        """
+        Return what the base language model finds of each candidate, one row after the other.
 
-    def _lm_logprobs_of(self, prompt, cache: Cache, names, owners: list[int], every: list[Candidate]) -> list[float]:
-        device = prompt["input_ids"].device
-        index = torch.tensor(owners, device=device)
-        cache = copy.deepcopy(cache)
-        cache.batch_select_indices(index)
-        # The prompt's last token, and the candidate's after it: each says how likely what follows is.
-        said = torch.nn.utils.rnn.pad_sequence(
-            [torch.tensor(one.token_ids, dtype=torch.long) for one in every], batch_first=True
-        ).to(device)
-        lengths = torch.tensor([len(one.token_ids) for one in every], device=device)
-        ids = torch.cat([prompt["input_ids"][index, -1:], said], dim=1)
-        real = torch.arange(ids.shape[1], device=device)[None] <= lengths[:, None]
-        mask = torch.cat([prompt["attention_mask"][index, :-1], real.long()], dim=1)
-        hidden = self.model.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=_positions(mask)[:, -ids.shape[1] :],
-            **{CACHE_NAME: cache},
-            use_cache=True,
-            adapter_names=[names[row] for row in owners],
-        ).last_hidden_state
-        finished = torch.tensor([one.is_finished for one in every], device=device)
-        is_end = real & (torch.arange(ids.shape[1], device=device)[None] == lengths[:, None])
-        counted = real & ~(is_end & ~finished[:, None])
-        targets = torch.nn.functional.pad(said, (0, 1))[counted]
-        ends = torch.tensor(self._end_ids, device=device)
-        logprobs = []
-        for part, target, end in zip(
-            hidden[counted].split(MAX_HEAD_POSITIONS),
-            targets.split(MAX_HEAD_POSITIONS),
-            is_end[counted].split(MAX_HEAD_POSITIONS),
-        ):
-            scores = self.model.compute_logits(part).float().log_softmax(dim=-1)
-            said_so = scores.gather(-1, target[:, None])[:, 0]
-            logprobs.append(torch.where(end, scores[:, ends].logsumexp(dim=-1), said_so) if len(ends) else said_so)
-        of_row = counted.nonzero()[:, 0]
-        sums = torch.zeros(len(every), device=device).index_add_(0, of_row, torch.cat(logprobs))
-        return sums.tolist()
+        Args:
+            beginnings: of each row, the token that its prompt begins with; a sentence begins with it as well.
+        """
+        rows = []
+        for beginning, each in zip(beginnings, candidates):
+            for one in each:
+                sentence = _with_capital(spoken_form(one.text))
+                ids = self.tokenizer(f"{sentence}." if sentence else "", add_special_tokens=False)["input_ids"]
+                rows.append(torch.tensor([beginning, *ids], device=self.model.device))
+        step = max(1, MAX_SCORED_POSITIONS // max(map(len, rows)))
+        sums: list[float] = []
+        for start in range(0, len(rows), step):
+            ids = torch.nn.utils.rnn.pad_sequence(rows[start : start + step], batch_first=True)
+            lengths = torch.tensor([len(one) for one in rows[start : start + step]], device=ids.device)
+            real = torch.arange(ids.shape[1], device=ids.device)[None] < lengths[:, None]
+            hidden = self.model.model(input_ids=ids, attention_mask=real.long(), use_cache=False).last_hidden_state
+            counted = real[:, 1:]
+            logprobs = [torch.zeros(0, device=ids.device)]  # of a few positions at a time: the vocabulary is large
+            for part, target in zip(
+                hidden[:, :-1][counted].split(MAX_HEAD_POSITIONS), ids[:, 1:][counted].split(MAX_HEAD_POSITIONS)
+            ):
+                scores = self.model.compute_logits(part).float().log_softmax(dim=-1)
+                logprobs.append(scores.gather(-1, target[:, None])[:, 0])
+            summed = torch.zeros(len(ids), device=ids.device)
+            sums += summed.index_add_(0, counted.nonzero()[:, 0], torch.cat(logprobs)).tolist()
+        return [{"lm_logprob": one, "num_lm_tokens": len(ids) - 1} for one, ids in zip(sums, rows)]
 
 
-def _positions(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Position ids as `generate` gives them to rows that are padded on the left."""
-    return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+def _with_capital(text: str) -> str:
+    """Return the text with a capital, as written texts begin."""
+    return text[:1].upper() + text[1:]
 
 
 __all__ = [

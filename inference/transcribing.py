@@ -70,7 +70,8 @@ class TranscribingSettings:
         carry_context: show the model the end of the text of the window before. Only for models that were trained so.
         static_cache: keys and values in memory of a fixed size, for which transformers compiles the model on a GPU. Of no
             use on a CPU.
-        min_logprob: leave out windows whose tokens have a lower mean log-probability: sounds that the gate takes for speech.
+        min_logprob: leave out windows whose tokens have a lower mean log-probability (with `ctc_weight`, CTC's of their word
+            pieces): sounds that the gate takes for speech.
         ctc_weight: weight of CTC in n-best rescoring of candidates of the language model and of CTC; 0 decodes greedily.
             None is `ctc_rescoring.default_ctc_weight`: on where the checkpoint has CTC posteriors.
     """
@@ -496,7 +497,7 @@ class Transcriber:
             )
         self._refuse_when_stopped()
         least = self.settings.min_logprob
-        unsure = [least is not None and one.lm_logprob < least * one.num_tokens for one in best]
+        unsure = [least is not None and one.mean_ctc_logprob < least for one in best]
         return [("", False) if skip else (one.text, not one.is_finished) for one, skip in zip(best, unsure)]
 
     def _result(self, job: _Job) -> Transcript | Failure:
