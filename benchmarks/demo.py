@@ -99,8 +99,14 @@ class TimeBudget(TrainerCallback):
 
 def hear(model, processor, recordings: list[Any]) -> list[str]:
     """Transcripts, as `audiollm transcribe` makes them."""
-    options = {"max_piece_seconds": MAX_PIECE_SECONDS, "ctc_weight": DEFAULT_CTC_WEIGHT, "progress": False}
-    return transcribe(model, processor, recordings, **options)
+    return transcribe(
+        model,
+        processor,
+        recordings,
+        max_piece_seconds=MAX_PIECE_SECONDS,
+        ctc_weight=DEFAULT_CTC_WEIGHT,
+        progress=False,
+    )
 
 
 def fine_tune(model, processor, seconds: float, folder: Path) -> dict[str, Any]:
@@ -205,9 +211,10 @@ def run(folder: Path, minutes: float) -> dict[str, Any]:
     rates = {name: score_word_error(references, texts).word_error for name, texts in columns.items()}
     for name, rate in rates.items():
         print(f"  {rate:5.2f}  {name}")
+    seconds = time.perf_counter() - start
     report = {
         "minutes": minutes,
-        "seconds": time.perf_counter() - start,
+        "seconds": seconds,
         "precision": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "word_error": rates,
@@ -219,7 +226,7 @@ def run(folder: Path, minutes: float) -> dict[str, Any]:
     }
     (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     plot(report, folder / "report.png")
-    print(f"{report['seconds'] / 60:.1f} minutes. Left in {folder}: adapter/, report.json and report.png. Next:")
+    print(f"{seconds / 60:.1f} minutes. Left in {folder}: adapter/, report.json and report.png. Next:")
     print(f"  .venv/bin/audiollm transcribe --model {folder / 'adapter'} YOUR_RECORDING.wav")
     return report
 

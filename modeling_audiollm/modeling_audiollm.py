@@ -656,9 +656,11 @@ class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel,
         hidden_states = outputs.last_hidden_state
         loss = logits = None
         if wants_loss:
-            if shift_labels is None:
-                shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
-            loss = self._supervised_loss(hidden_states, shift_labels, kwargs.get("num_items_in_batch"))
+            targets: torch.Tensor | None = shift_labels
+            if targets is None:
+                assert labels is not None
+                targets = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
+            loss = self._supervised_loss(hidden_states, targets, kwargs.get("num_items_in_batch"))
         if not (wants_loss and self.training):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             per_row = isinstance(kept, torch.Tensor) and kept.dim() == 2
