@@ -110,6 +110,17 @@ def check_ctc_options(options: dict[str, Any]) -> None:
         )
 
 
+def best_of(candidates: Sequence[Candidate], ctc_weight: float) -> Candidate:
+    """
+    Return the candidate that CTC and the language model together find likeliest.
+
+    Whether anybody speaks is for CTC alone to say: a language model has no measure of silence.
+    """
+    if max(candidates, key=lambda one: one.ctc_logprob).num_pieces:
+        candidates = [one for one in candidates if one.num_pieces]
+    return max(candidates, key=lambda one: one.score(ctc_weight))
+
+
 class CtcRescorer:
     """
     Transcribes with the language model and CTC together.
@@ -135,7 +146,7 @@ class CtcRescorer:
 
     def choose(self, *args: Any, **kwargs: Any) -> list[Candidate]:
         """The best candidate of each row; see [`candidates`] for the arguments."""
-        return [max(row, key=lambda one: one.score(self.ctc_weight)) for row in self.candidates(*args, **kwargs)]
+        return [best_of(row, self.ctc_weight) for row in self.candidates(*args, **kwargs)]
 
     @torch.inference_mode()
     def candidates(
@@ -269,6 +280,7 @@ __all__ = [
     "DEFAULT_CTC_WEIGHT",
     "Candidate",
     "CtcRescorer",
+    "best_of",
     "check_ctc_options",
     "check_ctc_weight",
     "default_ctc_weight",

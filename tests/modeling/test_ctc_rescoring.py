@@ -3,6 +3,7 @@
 import json
 import math
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from audiollm import AudioLlmForConditionalGeneration, AudioLlmPipeline
 from audiollm.evaluation.listening import evaluate_listening, transcribe
 from audiollm.inference import ctc_rescoring
 from audiollm.inference.answering import answer, ask
-from audiollm.inference.ctc_rescoring import DEFAULT_CTC_WEIGHT, Candidate, CtcRescorer
+from audiollm.inference.ctc_rescoring import DEFAULT_CTC_WEIGHT, Candidate, CtcRescorer, best_of
 from audiollm.inference.recording_encoder import RecordingEncoder
 from audiollm.inference.spoken_pieces import spoken_form
 from audiollm.inference.streaming import StopWhenSet
@@ -338,3 +339,11 @@ def test_beams_are_encoded_once(model, tiny_processor, clips) -> None:
         hook.remove()
     assert windows == [len(clips)]
     assert torch.equal(found, model.generate(**encoded, **options))
+
+
+def test_silence_is_for_ctc_to_say() -> None:
+    nothing = Candidate("", (), True, -9.0, 0, 0.0, 0)
+    word = Candidate("b", (2,), True, -1.0, 1, -80.0, 2)
+    assert best_of([nothing, word], 2.0) is word
+    surely_nothing = replace(nothing, ctc_logprob=-0.5)
+    assert best_of([surely_nothing, word], 2.0) is surely_nothing
