@@ -114,11 +114,13 @@ def best_of(candidates: Sequence[Candidate], ctc_weight: float) -> Candidate:
     """
     Return the candidate that CTC and the language model together find likeliest.
 
-    Whether anybody speaks is for CTC alone to say: a language model has no measure of silence.
+    Whether anybody speaks is for CTC alone to say: a language model has no measure of silence. Marks without a word are
+    no transcript.
     """
-    if max(candidates, key=lambda one: one.ctc_logprob).num_pieces:
-        candidates = [one for one in candidates if one.num_pieces]
-    return max(candidates, key=lambda one: one.score(ctc_weight))
+    wordless = [one for one in candidates if not spoken_form(one.text)]
+    if max(candidates, key=lambda one: one.ctc_logprob) in wordless:
+        return replace(wordless[0], text="", token_ids=())
+    return max((one for one in candidates if one not in wordless), key=lambda one: one.score(ctc_weight))
 
 
 class CtcRescorer:
@@ -146,7 +148,8 @@ class CtcRescorer:
 
     def choose(self, *args: Any, **kwargs: Any) -> list[Candidate]:
         """The best candidate of each row; see [`candidates`] for the arguments."""
-        return [best_of(row, self.ctc_weight) for row in self.candidates(*args, **kwargs)]
+        rows = self.candidates(*args, **kwargs)
+        return [row[0] if len(row) == 1 else best_of(row, self.ctc_weight) for row in rows]
 
     @torch.inference_mode()
     def candidates(
