@@ -127,6 +127,8 @@ class AudioLlmConfig(PretrainedConfig):
         self.text_model_id = text_model_id
         self.audio_model_revision = audio_model_revision
         self.text_model_revision = text_model_revision
+        is_dict = base_fingerprint is None or isinstance(base_fingerprint, dict)
+        _require("base_fingerprint", base_fingerprint, is_dict, "a dict of digests by base")
         self.base_fingerprint = dict(base_fingerprint or {})
         self.weight_format = weight_format
 
@@ -150,7 +152,7 @@ class AudioLlmConfig(PretrainedConfig):
         self.lora_target_modules = list(DEFAULT_LORA_TARGETS if lora_target_modules is None else lora_target_modules)
         if lora_adapters is None:
             lora_adapters = {DEFAULT_ADAPTER_NAME: {}} if lora_rank != 0 else {}
-        if not isinstance(lora_adapters, dict):
+        if not isinstance(lora_adapters, dict) or not all(isinstance(one, dict) for one in lora_adapters.values()):
             raise ValueError(f"lora_adapters is {lora_adapters!r}; expected a dict of names and their overrides.")
         self.lora_adapters = {name: dict(fields) for name, fields in lora_adapters.items()}
 
@@ -227,7 +229,8 @@ class AudioLlmConfig(PretrainedConfig):
                 "with the other: give an even number."
             )
         _require_integer("projector_context_layers", self.projector_context_layers, at_least=0)
-        _require("projector_norm_eps", self.projector_norm_eps, self.projector_norm_eps > 0, "a number above 0")
+        eps = self.projector_norm_eps
+        _require("projector_norm_eps", eps, isinstance(eps, (int, float)) and eps > 0, "a number above 0")
         self._validate_lora()
         ids = {
             "audio_begin_token_id": self.audio_begin_token_id,
@@ -257,7 +260,8 @@ class AudioLlmConfig(PretrainedConfig):
             _require_integer(f"{where} rank", settings["rank"], at_least=1)
             alpha, dropout = settings["alpha"], settings["dropout"]
             _require(f"{where} alpha", alpha, isinstance(alpha, (int, float)) and alpha > 0, "a number above 0")
-            _require(f"{where} dropout", dropout, 0 <= dropout < 1, "a number from 0 to below 1")
+            is_share = isinstance(dropout, (int, float)) and 0 <= dropout < 1
+            _require(f"{where} dropout", dropout, is_share, "a number from 0 to below 1")
             targets = settings["target_modules"]
             are_names = bool(targets) and all(isinstance(target, str) for target in targets)
             _require(f"{where} target_modules", targets, are_names, "a non-empty list of module names")

@@ -602,7 +602,6 @@ class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel,
         audio_embeds: torch.Tensor | None = None,
         pad_logits_to_audio_ids: bool = False,
         past_key_values: Cache | None = None,
-        shift_labels: torch.LongTensor | None = None,
         **kwargs,
     ) -> AudioLlmCausalLMOutputWithPast:
         r"""
@@ -614,7 +613,8 @@ class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel,
                 holds several examples, each of which attends to itself alone and has an adapter of its own. The first
                 label of each must be -100.
             labels: `(batch, length)`, -100 where nothing is to be learned; shifted inside.
-            shift_labels: `(batch, length)`, those of the next positions, instead of `labels`.
+            kwargs: `shift_labels` `(batch, length)`, those of the next positions, may be given instead of `labels`. It is no
+                parameter of its own, as the Trainer would take it for labels that every batch has.
             logits_to_keep: as in transformers: the last so many positions, or the positions given; 0 keeps all. A
                 boolean mask `(batch, length)` keeps what it marks, row by row: `logits` is then `(marked, vocab_size)`.
             adapter_names: one per row, None for the untouched base. By default rows that hold audio use the first
@@ -635,6 +635,7 @@ class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel,
                 "GPUs in a process each (`accelerate launch --num_processes 2 -m audiollm.training.train ...`, or your own "
                 "script), or hide all but one (CUDA_VISIBLE_DEVICES=0)."
             )
+        shift_labels = kwargs.pop("shift_labels", None)
         wants_loss = labels is not None or shift_labels is not None
         outputs = self.model(
             input_ids=input_ids,

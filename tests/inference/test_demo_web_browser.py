@@ -191,7 +191,9 @@ def test_what_cannot_be_taken_is_said(visitor, page, clips, tmp_path) -> None:
             visitor.upload(path)
             visitor.ask("What?")
             visitor.tab.locator("#chat").get_by_text(reason).wait_for()
-    visitor.errors = [error for error in visitor.errors if "403 (Forbidden)" not in error]  # players of removed files
+    visitor.errors = [
+        error for error in visitor.errors if "403 (Forbidden)" not in str(error)
+    ]  # players of removed files
     big = tmp_path / "big.wav"
     big.write_bytes(bytes(1_100_000))
     visitor.tab.locator("#question input[type=file]").first.set_input_files(str(big))

@@ -265,7 +265,6 @@ def test_bad_messages_are_named(client, clips) -> None:
     )
     assert "messages[0].content[0]" in refused(user(audio(b"junk" * 99)))
     assert "empty" in refused(user(audio(b"")))
-    assert "cut off" in refused(user(audio(wav(clips[0])[:5000])))
     assert "1 min 1 s long" in refused(user(audio(wav(np.zeros(61 * RATE), "FLAC"))))
     assert "rest of the 60 s" in refused(user(*[audio(wav(np.zeros(25 * RATE), "FLAC"))] * 3))
     assert "<audio>" in refused(user("What is <audio>?"))
@@ -360,7 +359,6 @@ def test_bad_transcription_requests_are_named(client, served, recording) -> None
     assert "<audio>" in refused(prompt="<audio>")
     assert "'talk.wav'" in refused(file=("talk.wav", b"junk" * 99))
     assert "empty" in refused(file=("../../talk.wav", b""))
-    assert "cut off" in refused(file=("talk.wav", wav(np.ones(RATE) / 9)[:9000]))
     assert "1 min 1 s long" in refused(file=("long.flac", wav(np.zeros(61 * RATE), "FLAC")))
     url = f"{served.url}/v1/audio/transcriptions"
     assert httpx.post(url, json={}, headers=AUTHORISED).status_code == 400

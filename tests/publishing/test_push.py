@@ -74,7 +74,7 @@ def test_the_card_names_the_repository_and_the_folder_stays_as_it_is(checkpoint:
     before = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
     pushed(checkpoint)
     assert {path.name: path.read_bytes() for path in checkpoint.iterdir()} == before
-    assert f'from_pretrained("{REPO}")' in hub.files(REPO)["README.md"].decode()
+    assert f'model="{REPO}"' in hub.files(REPO)["README.md"].decode()
 
 
 def test_a_card_of_ones_own_goes_up_as_it_is(checkpoint: Path, hub: LoopbackHub) -> None:

@@ -133,4 +133,4 @@ def test_the_record_and_card_of_a_run(trained) -> None:
         assert secret not in text and secret not in record
     found = sections(text)
     assert "### 1. Instruct" in found["training"] and "learning_rate 0.01" in found["training"]
-    assert f'from_pretrained("{REPO}")' in found["use"]
+    assert f'model="{REPO}"' in found["use"]
