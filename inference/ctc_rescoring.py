@@ -61,7 +61,7 @@ class Candidate:
 
     @property
     def language_score(self) -> float:
-        """How likely the language model finds it, for a text of its length."""
+        """The language model's log-probability, made up for the text's length."""
         return self.lm_logprob + TOKEN_BONUS * self.num_lm_tokens
 
     def score(self, ctc_weight: float) -> tuple[bool, float]:
@@ -182,10 +182,10 @@ class CtcRescorer:
         heard = self._slot_log_probabilities(input_ids, **audio)
         adapters = self.model.config.lora_adapters
         names = adapter_names or [next(iter(adapters), None)] * rows  # as the model does for rows that hold audio
-        prompt = {"input_ids": input_ids, "attention_mask": attention_mask}
         stopping = [AnswerEnds(input_ids.shape[1], bounds), *([stop] if stop is not None else [])]
         options: dict[str, Any] = {
-            **prompt,
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
             **audio,
             "max_new_tokens": max(bounds),
             "do_sample": False,

@@ -81,15 +81,15 @@ class TranscribeArguments(LoadingArguments):
     min_logprob: float | None = field(
         default=None,
         metadata={
-            "help": "Leave out windows with a lower mean log-probability of their tokens, such as -1: for music and noises "
-            "that --voice_activity takes for a voice. Costs speech that is hard to hear."
+            "help": "Leave out windows with a lower mean log-probability of their tokens (of CTC's word pieces, with "
+            "rescoring), such as -1: for music and noises that --voice_activity takes for a voice. Costs speech that is hard to hear."
         },
     )
     ctc_weight: float | None = field(
         default=TranscribingSettings.ctc_weight,
         metadata={
-            "help": "Weight of CTC in n-best rescoring of candidates of the language model and of CTC. By default "
-            f"{DEFAULT_CTC_WEIGHT:g} for models with --projector_readout pieces; 0 decodes greedily, in about half the time."
+            "help": "Weight of CTC beside the language model in n-best rescoring. By default "
+            f"{DEFAULT_CTC_WEIGHT:g} for models with --projector_readout pieces; 0 decodes greedily."
         },
     )
     carry_context: bool = field(

@@ -11,7 +11,7 @@ NEVER = -30.0
 
 class PieceCtcLoss(torch.autograd.Function):
     """
-    The sum of the clips' CTC losses, as `torch.nn.functional.ctc_loss` of the logits' `log_softmax` gives it.
+    Sum of the clips' CTC losses, as `torch.nn.functional.ctc_loss` of the logits' `log_softmax` gives it.
 
     Of a lexicon of thousands of pieces, a clip's paths go through its own few; all others only take part in the
     normaliser. So the recursion runs over the transcript's pieces, and the logits of all pieces are computed twice, a
@@ -28,6 +28,8 @@ class PieceCtcLoss(torch.autograd.Function):
             slots, target_lengths: `(clips,)`, of each clip.
             targets: classes `(clips, max_targets)`, padded with anything; piece `n` is class `n + 1`.
         """
+        if not targets.shape[1]:  # nobody speaks in any clip
+            targets = targets.new_zeros(len(targets), 1)
         real = torch.arange(queries.shape[1], device=queries.device) < slots[:, None]
         flat, blanks = queries[real], blank_logits[real]
         chunks = flat.to(directions.dtype).split(SLOTS_PER_CHUNK)
@@ -47,9 +49,8 @@ class PieceCtcLoss(torch.autograd.Function):
             )
             (gradient,) = torch.autograd.grad(losses.sum(), leaf)
         # torch takes the scores for log-probabilities of all classes: its gradient is their exponential less the occupancy.
-        alignable = (
-            real & (losses.detach() > 0)[:, None]
-        )  # of a clip with more pieces than slots, torch makes the loss zero
+        # The loss of a clip with more pieces than slots is zero, and so is its gradient.
+        alignable = real & (losses.detach() > 0)[:, None]
         occupancy = (scores.exp() - gradient) * alignable[:, :, None]
 
         grad = queries.new_zeros(queries.shape)

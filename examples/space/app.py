@@ -11,7 +11,7 @@ processor = AutoProcessor.from_pretrained(MODEL, trust_remote_code=True)
 
 
 def answer(recording: str, question: str) -> str:
-    """What the model says about a recording."""
+    """Answer a question about a recording."""
     content = [{"type": "audio", "path": recording}, {"type": "text", "text": f"\n{question}"}]
     messages = [{"role": "user", "content": content}]
     inputs = processor.apply_chat_template(messages, tokenize=True, add_generation_prompt=True).to(model.device)

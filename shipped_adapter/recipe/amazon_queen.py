@@ -61,7 +61,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Line:
-    """What a file of the archive says, and who says it."""
+    """Text of a file of the archive, and who says it."""
 
     id: str  # the file's name without its suffix
     text: str

@@ -36,3 +36,27 @@ def test_loss_and_gradients_are_those_of_the_whole_lexicon(chunk, monkeypatch) -
     for expected, got in zip(*found):
         torch.testing.assert_close(got, expected)
     assert found[1][1][3].eq(0).all() and found[1][1][0].ne(0).any()
+
+
+def test_a_batch_in_which_nobody_speaks() -> None:
+    queries = torch.randn(2, 5, 6, requires_grad=True)
+    nothing, lengths = torch.zeros(2, 0, dtype=torch.long), torch.zeros(2, dtype=torch.long)
+    inputs = torch.zeros(2, 5), torch.randn(11, 6), torch.tensor([5, 3]), nothing, lengths
+    loss = PieceCtcLoss.apply(queries, *inputs)
+    loss.backward()
+    assert loss.detach() == pytest.approx(float(of_torch(queries.detach(), *inputs)), rel=1e-5)
+    assert queries.grad.isfinite().all() and queries.grad[1, 3:].eq(0).all()
+
+
+def test_half_precision_products_give_nearly_the_same() -> None:
+    torch.manual_seed(1)
+    queries = torch.randn(2, 9, 6, requires_grad=True)
+    targets, lengths = torch.tensor([[1, 2], [3, 4]]), torch.tensor([2, 2])
+    rest = torch.zeros(2, 9), torch.tensor([9, 7]), targets, lengths
+    directions = torch.randn(11, 6)
+    whole = float(PieceCtcLoss.apply(queries, rest[0], directions, *rest[1:]).detach())
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = PieceCtcLoss.apply(queries, rest[0], directions.bfloat16(), *rest[1:])
+    loss.backward()
+    assert loss.dtype == torch.float32 and float(loss.detach()) == pytest.approx(whole, rel=0.02)
+    assert queries.grad.isfinite().all()
