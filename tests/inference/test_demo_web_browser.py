@@ -200,7 +200,7 @@ def test_what_cannot_be_taken_is_said(visitor, page, clips, tmp_path) -> None:
     visitor.tab.get_by_text(re.compile("maximum allowed size of 1")).first.wait_for()
     visitor.upload(clips[0])
     visitor.ask("What?")
-    assert shown(visitor.answered(4)) == shown(page.answer("What?", clips[0], max_new_tokens=TOKENS))
+    assert shown(visitor.answered(3)) == shown(page.answer("What?", clips[0], max_new_tokens=TOKENS))
 
 
 def test_stop_and_a_tab_closed_in_mid_answer(chromium, page, clips) -> None:
