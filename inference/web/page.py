@@ -100,12 +100,14 @@ class Visitor:
 
     Attributes:
         session: the conversation with its cache.
+        uploads: paths of files that the visitor asked about. Refused ones are among them: the chat plays those too.
         recordings, pictures: decoded recordings and their pictures, by path.
         stop, stop_transcribing: events that stop an answer or a transcription.
     """
 
     def __init__(self, session: Session):
         self.session = session
+        self.uploads: set[str] = set()
         self.recordings: dict[str, Recording] = {}
         self.pictures: dict[str, str] = {}
         self.stop, self.stop_transcribing = threading.Event(), threading.Event()
@@ -262,14 +264,12 @@ class Page:
         if not is_inside(path, self._folder):
             raise ValueError(f"{Path(path).name} was not uploaded to this page.")
         if path not in visitor.recordings:
-            self.uploads.hold([path])
-            try:
-                name, rate = Path(path).name, self.processor.sampling_rate
-                blocks = read_bounded(Path(path), rate, name, self.limits.max_audio_seconds, LIMIT)
-                waveform = np.concatenate(list(blocks))
-            except REFUSALS:
-                self.uploads.release([path])
-                raise
+            if path not in visitor.uploads:
+                visitor.uploads.add(path)
+                self.uploads.hold([path])
+            name, rate = Path(path).name, self.processor.sampling_rate
+            blocks = read_bounded(Path(path), rate, name, self.limits.max_audio_seconds, LIMIT)
+            waveform = np.concatenate(list(blocks))
             recording = Recording.load(waveform, self.processor)
             recording.source = name
             line = html.escape(f"{name}: {clock(recording.seconds)}, {recording.num_slots} audio tokens.")
@@ -389,8 +389,8 @@ class Page:
     def _forget(self, visitor: Visitor) -> None:
         visitor.stop.set()
         visitor.stop_transcribing.set()
-        self.uploads.release(visitor.recordings)
-        visitor.recordings, visitor.pictures = {}, {}
+        self.uploads.release(visitor.uploads)
+        visitor.uploads, visitor.recordings, visitor.pictures = set(), {}, {}
 
 
 def _contents(content: Any) -> tuple[str, list[str]]:
