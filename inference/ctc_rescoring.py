@@ -18,6 +18,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from .answer_ends import AnswerEnds
 from .ctc_search import ctc_log_likelihoods, prefix_beam_search
 from .spoken_pieces import SpokenLexicon, spoken_form
+from .text_likelihood import text_logprobs
 
 #: How many texts of CTC's own are candidates, beside the language model's greedy one.
 NUM_CTC_CANDIDATES = 16
@@ -25,8 +26,6 @@ NUM_CTC_CANDIDATES = 16
 #: development clips, as is the weight of CTC's log-likelihood beside the language model's.
 TOKEN_BONUS = 1.0
 DEFAULT_CTC_WEIGHT = 2.0
-#: Rows times positions of one pass that scores candidates, and positions of one pass of the head.
-MAX_SCORED_POSITIONS, MAX_HEAD_POSITIONS = 8192, 512
 #: Only a search that is greedy can be chosen from anew.
 ALLOWED_OPTIONS = {"do_sample": False, "num_beams": 1}
 
@@ -205,15 +204,18 @@ class CtcRescorer:
                 found[row].setdefault(one.text, one)
         candidates = [list(each.values()) for each in found]
         beginnings = input_ids.gather(1, attention_mask.long().argmax(dim=1, keepdim=True))[:, 0].tolist()
-        lm = iter(self._lm_logprobs(beginnings, candidates))
+        sentences = [[self._sentence(one) for one in each] for each in candidates]
+        language = text_logprobs(self.model, beginnings, sentences)
         scored = []
-        for texts, scores in zip(candidates, heard):
+        for texts, scores, tokens, logprobs in zip(candidates, heard, sentences, language):
             classes = [self.lexicon.encode(one.text) for one in texts]
             ctc = ctc_log_likelihoods(scores, classes)
             scored.append(
                 [
-                    replace(one, ctc_logprob=how_likely, num_pieces=len(said), **next(lm))
-                    for one, how_likely, said in zip(texts, ctc, classes)
+                    replace(
+                        one, ctc_logprob=ctc_logprob, num_pieces=len(said), lm_logprob=logprob, num_lm_tokens=len(ids)
+                    )
+                    for one, ctc_logprob, said, logprob, ids in zip(texts, ctc, classes, logprobs, tokens)
                 ]
             )
         return scored
@@ -242,36 +244,10 @@ class CtcRescorer:
         text = _with_capital(self.lexicon.decode(classes))
         return Candidate(text, tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]), True)
 
-    def _lm_logprobs(self, beginnings: list[int], candidates: Sequence[Sequence[Candidate]]) -> list[dict[str, Any]]:
-        """
-        Return what the base language model finds of each candidate, one row after the other.
-
-        Args:
-            beginnings: of each row, the token that its prompt begins with; a sentence begins with it as well.
-        """
-        rows = []
-        for beginning, each in zip(beginnings, candidates):
-            for one in each:
-                sentence = _with_capital(spoken_form(one.text))
-                ids = self.tokenizer(f"{sentence}." if sentence else "", add_special_tokens=False)["input_ids"]
-                rows.append(torch.tensor([beginning, *ids], device=self.model.device))
-        step = max(1, MAX_SCORED_POSITIONS // max(map(len, rows)))
-        sums: list[float] = []
-        for start in range(0, len(rows), step):
-            ids = torch.nn.utils.rnn.pad_sequence(rows[start : start + step], batch_first=True)
-            lengths = torch.tensor([len(one) for one in rows[start : start + step]], device=ids.device)
-            real = torch.arange(ids.shape[1], device=ids.device)[None] < lengths[:, None]
-            hidden = self.model.model(input_ids=ids, attention_mask=real.long(), use_cache=False).last_hidden_state
-            counted = real[:, 1:]
-            logprobs = [torch.zeros(0, device=ids.device)]  # of a few positions at a time: the vocabulary is large
-            for part, target in zip(
-                hidden[:, :-1][counted].split(MAX_HEAD_POSITIONS), ids[:, 1:][counted].split(MAX_HEAD_POSITIONS)
-            ):
-                scores = self.model.compute_logits(part).float().log_softmax(dim=-1)
-                logprobs.append(scores.gather(-1, target[:, None])[:, 0])
-            summed = torch.zeros(len(ids), device=ids.device)
-            sums += summed.index_add_(0, counted.nonzero()[:, 0], torch.cat(logprobs)).tolist()
-        return [{"lm_logprob": one, "num_lm_tokens": len(ids) - 1} for one, ids in zip(sums, rows)]
+    def _sentence(self, candidate: Candidate) -> list[int]:
+        """Return the tokens of a candidate's spoken form as a sentence."""
+        sentence = _with_capital(spoken_form(candidate.text))
+        return self.tokenizer(f"{sentence}." if sentence else "", add_special_tokens=False)["input_ids"]
 
 
 def _with_capital(text: str) -> str:

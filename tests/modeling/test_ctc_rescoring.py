@@ -11,7 +11,7 @@ import soundfile
 import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmPipeline
 from audiollm.evaluation.listening import evaluate_listening, transcribe
-from audiollm.inference import ctc_rescoring
+from audiollm.inference import text_likelihood
 from audiollm.inference.answering import answer, ask
 from audiollm.inference.ctc_rescoring import DEFAULT_CTC_WEIGHT, Candidate, CtcRescorer, best_of
 from audiollm.inference.recording_encoder import RecordingEncoder
@@ -115,8 +115,10 @@ def test_several_passes_score_as_one(model, tiny_processor, clips, monkeypatch) 
     rescorer = CtcRescorer(model, tiny_processor.tokenizer, 1.0)
     inputs = inputs_of(model, tiny_processor, clips)
     expected = rescorer.candidates(**inputs, bounds=BOUNDS)
-    monkeypatch.setattr(ctc_rescoring, "MAX_SCORED_POSITIONS", 1)
-    monkeypatch.setattr(ctc_rescoring, "MAX_HEAD_POSITIONS", 3)
+    monkeypatch.setattr(text_likelihood, "MAX_SCORED_POSITIONS", 1)
+    monkeypatch.setattr(text_likelihood, "MAX_HEAD_POSITIONS", 3)
+    assert_alike(rescorer.candidates(**inputs, bounds=BOUNDS), expected)
+    monkeypatch.setattr(text_likelihood, "TAKES_ANY_MASK", ())
     assert_alike(rescorer.candidates(**inputs, bounds=BOUNDS), expected)
 
 

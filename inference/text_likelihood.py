@@ -1,0 +1,118 @@
+"""
+Log-probabilities of many alike texts under the language model, each shared beginning computed once.
+
+The texts of an n-best list differ in a word or two. As a tree of tokens, in which a token attends to those before it in
+its text alone, 16 of them take a third of the positions that they take one by one, and one pass.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+#: Rows times positions of one pass of the language model, and positions of one pass of its head.
+MAX_SCORED_POSITIONS, MAX_HEAD_POSITIONS = 8192, 512
+#: Attention that takes a mask of any shape; others get each text as a tree of its own, which is causal.
+TAKES_ANY_MASK = ("sdpa", "eager")
+
+
+@dataclass
+class TokenTree:
+    """
+    Texts that begin alike, as a tree.
+
+    Attributes:
+        token_ids, parents, depths: of each node, the root first and every node after its parent.
+        texts: nodes of each text, without the root.
+    """
+
+    token_ids: list[int]
+    parents: list[int] = field(default_factory=lambda: [-1])
+    depths: list[int] = field(default_factory=lambda: [0])
+    texts: list[list[int]] = field(default_factory=list)
+    _known: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    def add(self, token_ids: Sequence[int]) -> None:
+        """Add a text, without the token that all begin with."""
+        node, nodes = 0, []
+        for token_id in token_ids:
+            step = (node, token_id)
+            if step not in self._known:
+                self._known[step] = len(self.token_ids)
+                self.token_ids.append(token_id)
+                self.parents.append(node)
+                self.depths.append(self.depths[node] + 1)
+            node = self._known[step]
+            nodes.append(node)
+        self.texts.append(nodes)
+
+    def mask(self) -> torch.Tensor:
+        """Return which nodes each node attends to: itself and those before it in its text; boolean `(nodes, nodes)`."""
+        mask = torch.eye(len(self.token_ids), dtype=torch.bool)
+        for node, parent in enumerate(self.parents[1:], start=1):
+            mask[node] |= mask[parent]
+        return mask
+
+
+@torch.inference_mode()
+def text_logprobs(model, beginnings: Sequence[int], texts: Sequence[Sequence[Sequence[int]]]) -> list[list[float]]:
+    """
+    Return the base language model's log-probability of each text in nats, without audio or adapter.
+
+    Args:
+        model: an [`AudioLlmForConditionalGeneration`].
+        beginnings: token that each group's texts begin with, whose own probability does not count.
+        texts: groups of texts as token ids, without that token. Those of a group share what they begin with.
+    """
+    as_trees = model.config.text_config._attn_implementation in TAKES_ANY_MASK
+    trees: list[TokenTree] = []
+    for beginning, group in zip(beginnings, texts):
+        for number, text in enumerate(group):
+            if not (as_trees and number):
+                trees.append(TokenTree([beginning]))
+            trees[-1].add(text)
+    longest = max((len(tree.token_ids) for tree in trees), default=1)
+    step = max(1, MAX_SCORED_POSITIONS // longest)
+    scores: list[float] = []
+    for start in range(0, len(trees), step):
+        scores += _score(model, trees[start : start + step], as_trees)
+    found = iter(scores)
+    return [[next(found) for _ in group] for group in texts]
+
+
+def _score(model, trees: Sequence[TokenTree], as_trees: bool) -> list[float]:
+    """Return the log-probability of each text of some trees, by one pass."""
+    device, sizes = model.device, [len(tree.token_ids) for tree in trees]
+    input_ids = pad_sequence([torch.tensor(tree.token_ids) for tree in trees], batch_first=True)
+    positions = pad_sequence([torch.tensor(tree.depths) for tree in trees], batch_first=True)
+    if as_trees:
+        mask = torch.eye(max(sizes), dtype=torch.bool).repeat(len(trees), 1, 1)  # padding attends to itself
+        for row, tree, size in zip(mask, trees, sizes):
+            row[:size, :size] = tree.mask()
+        mask = mask[:, None]
+    else:
+        mask = torch.arange(max(sizes))[None] < torch.tensor(sizes)[:, None]
+    hidden = model.model(
+        input_ids=input_ids.to(device),
+        attention_mask=mask.to(device),
+        position_ids=positions.to(device),
+        use_cache=False,
+    ).last_hidden_state
+    # Every node but a root is a token that its parent's hidden state predicts.
+    rows = torch.tensor([row for row, size in enumerate(sizes) for _ in range(size - 1)], dtype=torch.long)
+    parents = torch.tensor([parent for tree in trees for parent in tree.parents[1:]], dtype=torch.long)
+    targets = torch.tensor([token_id for tree in trees for token_id in tree.token_ids[1:]], dtype=torch.long)
+    logprobs = [torch.zeros(0)]
+    for row, parent, target in zip(*(each.to(device).split(MAX_HEAD_POSITIONS) for each in (rows, parents, targets))):
+        scores = model.compute_logits(hidden[row, parent]).float().log_softmax(dim=-1)
+        logprobs.append(scores.gather(-1, target[:, None])[:, 0].cpu())
+    of_nodes = torch.cat(logprobs).split([size - 1 for size in sizes])
+    return [
+        float(each[torch.tensor(nodes, dtype=torch.long) - 1].sum())
+        for tree, each in zip(trees, of_nodes)
+        for nodes in tree.texts
+    ]
+
+
+__all__ = ["MAX_HEAD_POSITIONS", "MAX_SCORED_POSITIONS", "text_logprobs"]
