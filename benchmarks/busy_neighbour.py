@@ -91,7 +91,9 @@ def main(arguments: list[str] | None = None) -> None:
     begun = time.strftime("%Y-%m-%d")
     result = {"date": begun, **measure(options.clips, options.rounds)}
     for row in result["summary"]:
-        print(f"{row['way']:22} alone {row['alone_s']:6.1f} s, beside {row['beside_s']:6.1f} s: {row['times']:.2f} times")
+        print(
+            f"{row['way']:22} alone {row['alone_s']:6.1f} s, beside {row['beside_s']:6.1f} s: {row['times']:.2f} times"
+        )
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
