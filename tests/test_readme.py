@@ -49,7 +49,7 @@ MIN_TEST_CLIP_S = 1.5
 HUB_BASES = {"--llama_path": "meta-llama/Llama-3.2-3B-Instruct", "--whisper_path": "openai/whisper-large-v3-turbo"}
 #: The tiny base, as a teacher, never comes to an end.
 ANSWERED = {"distill": {"response": "Yes."}}
-STAGES = ("align", "instruct", "distill", "prefer")
+STAGES = ("align", "instruct", "distill")
 #: What the reader's clone holds, and snippets name.
 OF_THE_CLONE = ("shipped_adapter", "corpora")
 LINK = re.compile(r"(?:\]\(|src=\")([\w./-]+)[)\"]")

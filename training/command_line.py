@@ -13,7 +13,6 @@ from audiollm.option_parser import HelpFormatter, OptionParser
 from .align_stage import AlignArguments
 from .arguments import DEFAULT_STAGE, AudioLlmTrainingArguments, DataArguments, ModelArguments, StageArguments
 from .distill import DistillArguments
-from .prefer import PreferArguments
 from .read import ReadArguments
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -24,7 +23,6 @@ STAGE_OPTIONS: dict[str, type | None] = {
     "read": ReadArguments,
     "instruct": None,
     "distill": DistillArguments,
-    "prefer": PreferArguments,
 }
 EPILOG = """\
 examples:
