@@ -26,14 +26,16 @@ if __name__ == "__main__":  # libraries warn while they are imported
 import matplotlib
 import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor, shipped_adapter
+from audiollm.corpora.hypotheses import WhisperDecoder
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.corpora.unseen import load_unseen_speech
-from audiollm.evaluation.listening import transcribe, whisper_transcripts
 from audiollm.evaluation.word_error import score_word_error
 from audiollm.inference.answering import answer, ask
 from audiollm.inference.ctc_rescoring import DEFAULT_CTC_WEIGHT
 from audiollm.inference.loading import fetch_bases
+from audiollm.inference.transcribing import TRANSCRIBE_PROMPT
 from audiollm.machine import bfloat16_is_faster
+from audiollm.processing.cutting import cut_at_quiet
 from audiollm.training.align import align
 from audiollm.training.augment import FeatureAugmentation
 from audiollm.training.feature_cache import FeatureCache
@@ -98,15 +100,13 @@ class TimeBudget(TrainerCallback):
 
 
 def hear(model, processor, recordings: list[Any]) -> list[str]:
-    """Transcripts, as `audiollm transcribe` makes them."""
-    return transcribe(
-        model,
-        processor,
-        recordings,
-        max_piece_seconds=MAX_PIECE_SECONDS,
-        ctc_weight=DEFAULT_CTC_WEIGHT,
-        progress=False,
-    )
+    """Return transcripts, as `audiollm transcribe` makes them."""
+    rate = processor.sampling_rate
+    waveforms = [processor.load_audio(recording) for recording in recordings]
+    clips = [cut_at_quiet(waveform, int(MAX_PIECE_SECONDS * rate), rate) for waveform in waveforms]
+    asked = [ask(TRANSCRIBE_PROMPT, piece) for clip in clips for piece in clip]
+    texts = iter(answer(model, processor, asked, BATCH_SIZE, ctc_weight=DEFAULT_CTC_WEIGHT))
+    return [" ".join(next(texts) for _ in clip) for clip in clips]
 
 
 def fine_tune(model, processor, seconds: float, folder: Path) -> dict[str, Any]:
@@ -195,15 +195,9 @@ def run(folder: Path, minutes: float) -> dict[str, Any]:
     print(f"\nFine-tuning the projector on the studio prompts, {minutes:g} minutes …", flush=True)
     training = fine_tune(model, processor, 60 * minutes, folder)
     print(f"{training['steps']} steps on {training['clips']} clips. Word error of {NUM_CLIPS} other prompts:")
+    whisper = WhisperDecoder(model.config.audio_model_id, model.config.audio_model_revision, language="en")
     columns = {
-        "Whisper's own decoder": whisper_transcripts(
-            model.config.audio_model_id,
-            processor,
-            recordings,
-            revision=model.config.audio_model_revision,
-            progress=False,
-            language="en",
-        ),
+        "Whisper's own decoder": whisper.hear([[processor.load_audio(each)] for each in recordings], BATCH_SIZE),
         "shipped adapter": before,
         "shipped adapter, fine-tuned": hear(model, processor, recordings),
         "fine-tuned, given the wrong recordings": hear(model, processor, recordings[1:] + recordings[:1]),

@@ -1,7 +1,7 @@
 """
 Answer in batches: each answer ends at its own bound, says how it ended, and does not depend on what else is in the batch.
 
-This is the one loop that evaluation, the demo and the benchmarks generate with, and the one bound on transcripts.
+This is the one loop that evaluation generates with, and the one bound on transcripts.
 """
 
 import sys

@@ -8,7 +8,6 @@ import torch
 from audiollm.corpora.normalisers import NORMALISERS
 from audiollm.disks import check_writable
 from audiollm.embedded_bases import DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE
-from audiollm.evaluation.listening import MAX_NEW_TOKENS
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import is_bitsandbytes_available
@@ -45,6 +44,8 @@ DEFAULT_TRAINABLE = "adapter"
 #: Whisper's sinusoids: fixed, also when Whisper itself was trained.
 NEVER_TRAINED = "audio_tower.embed_positions."
 WORD_ERROR = "word_error"
+#: Longest answer in evaluation while training: 30 s of fast speech are about 100 words.
+MAX_NEW_TOKENS = 200
 DEFAULT_VARIANTS = 3
 
 

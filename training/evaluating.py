@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from audiollm.evaluation.generating import swapped, transcript_bound
-from audiollm.evaluation.listening import ENGLISH
 from audiollm.evaluation.word_error import has_words, score_word_error
 from audiollm.files import written
 from audiollm.inference.answer_ends import AnswerEnds
@@ -222,7 +221,7 @@ class ListeningEvaluation:
         """Return a bound on new tokens: as many as the recordings could hold, or twice those of the reference."""
         slots = prompt.count(self.processor.audio_token_id)
         seconds = slots * self.processor.stack_factor / ENCODER_FRAMES_PER_SECOND
-        spoken = transcript_bound(seconds, ENGLISH if self.normaliser == "english" else None)
+        spoken = transcript_bound(seconds, "en" if self.normaliser == "english" else None)
         return min(self.max_new_tokens, max(spoken, 2 * question.num_answer_tokens))
 
     def _num_slots(self, recording: Any) -> int:

@@ -7,10 +7,10 @@ import re
 import numpy as np
 import pytest
 import soundfile
+from audiollm.corpora.hypotheses import WhisperDecoder
 from audiollm.corpora.normalisers import normalize_english
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.corpora.unseen import CLIPS_FILE, SOURCES, UNSEEN_FOLDER, load_unseen_speech
-from audiollm.evaluation.listening import whisper_transcripts
 from audiollm.evaluation.word_error import score_word_error
 
 SENTENCES = UNSEEN_FOLDER.parent / "sentences.txt"
@@ -64,5 +64,5 @@ def test_card_and_licence_travel_with_the_data() -> None:
 
 def test_the_transcripts_are_what_is_said(real_bases, real_processor) -> None:
     clips = load_unseen_speech("librivox")
-    heard = whisper_transcripts(real_bases[0], real_processor, list(clips["audio"]), progress=False)
+    heard = WhisperDecoder(real_bases[0]).hear([[real_processor.load_audio(each)] for each in clips["audio"]], 8)
     assert score_word_error(clips["text"], heard).word_error < MAX_WHISPER_WORD_ERROR

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from audiollm import AudioLlmForConditionalGeneration
+from audiollm.corpora.hypotheses import WhisperDecoder
 from audiollm.evaluation.arguments import EvaluateArguments
 from audiollm.evaluation.evaluate import main
-from audiollm.evaluation.generating import Answer, Generator, in_halves
-from audiollm.evaluation.listening import whisper_transcripts
+from audiollm.evaluation.generating import Answer, Generator, adapter_windows, in_halves
 from audiollm.evaluation.run import SystemsError, choose_systems, index, own_recordings, wrong_recordings
 from audiollm.evaluation.systems import (
     DEFAULT_SYSTEMS,
@@ -122,7 +122,8 @@ def test_the_model_and_its_control(builder, items, tiny_model, tiny_processor) -
 
 
 def test_whisper_and_the_cascade_on_its_text(builder, items, tiny_bases, tiny_processor, whisper) -> None:
-    heard = [whisper_transcripts(whisper, tiny_processor, item.recordings, progress=False) for item in items]
+    decoder = WhisperDecoder(whisper)
+    heard = [[decoder.hear([adapter_windows(tiny_processor, one)], 1)[0] for one in item.recordings] for item in items]
     assert all(text for texts in heard for text in texts)
     assert [one.text for one in answers_of(builder, items, "whisper", "asr")] == [" ".join(texts) for texts in heard]
     prompts = [f"{heard[0][0]}\nWhat is said?", f"Compare {heard[1][0]} with {heard[1][1]}.", heard[2][0]]

@@ -5,7 +5,6 @@ import json
 import datasets
 import numpy as np
 import pytest
-from audiollm.evaluation.listening import TRANSCRIBE_PROMPT
 from audiollm.evaluation.tasks import (
     KINDS,
     Item,
@@ -17,6 +16,7 @@ from audiollm.evaluation.tasks import (
     task_table,
     tasks_named,
 )
+from audiollm.inference.transcribing import TRANSCRIBE_PROMPT
 from audiollm.processing import load_waveform
 from benchmark_copies import COPIES, EMBEDDED, ROWS, TEXT, recordings, write_table
 from datasets import Audio

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from audiollm.corpora.examples import Example
-from audiollm.evaluation.listening import swapped
+from audiollm.evaluation.generating import swapped
 from audiollm.evaluation.word_error import score_word_error
 from audiollm.inference.answering import answer, ask
 from audiollm.training.dataset import build_dataset, load_encoded_audio
