@@ -1,7 +1,6 @@
 """A base in 8 or 4 bits: text-only rows are its own, LoRA and projector train in float32, the adapter is the usual one."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from audiollm.training.arguments import ModelArguments, check_quantisation
 from audiollm.training.train import main
 from safetensors.torch import load_file
 from tiny_models import llama_config, randomise_trainables, save_audio_base, save_text_base
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainingArguments
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils import is_bitsandbytes_available
 
 needs_bitsandbytes = pytest.mark.skipif(not is_bitsandbytes_available(), reason="bitsandbytes is not installed")
@@ -171,12 +170,8 @@ def test_what_cannot_be_meant_is_refused(options, message: str, corpus, tmp_path
     assert message in str(caught.value.code)
 
 
-def test_what_is_missing_is_named(tmp_path: Path, monkeypatch) -> None:
-    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+def test_what_is_missing_is_named(monkeypatch) -> None:
     monkeypatch.setattr("audiollm.training.arguments.is_bitsandbytes_available", lambda: False)
-    check_quantisation(ModelArguments(), arguments)
+    check_quantisation(ModelArguments())
     with pytest.raises(ValueError, match=r"pip install 'audiollm\[quantised\]'"):
-        check_quantisation(ModelArguments(load_in_8bit=True), arguments)
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ValueError, match="cannot be sharded by FSDP"):
-        check_quantisation(ModelArguments(load_in_8bit=True), arguments)
+        check_quantisation(ModelArguments(load_in_8bit=True))
