@@ -2,7 +2,7 @@
 Write the report of an evaluation: one page for people, and its figures as JSON.
 
     audiollm evaluate report runs/evaluation
-    audiollm evaluate report runs/evaluation --worst 20 --max_html_mb 25 --data librispeech_clean=LibriSpeech/test-clean
+    audiollm evaluate report runs/evaluation --worst 20
 """
 
 import base64
@@ -54,7 +54,9 @@ from .tasks import find_task
 
 HERE = Path(__file__).parent
 FIGURES_FILE, PAGE_FILE = "figures.json", "report.html"
-WORST, MAX_HTML_MB = 10, 10.0
+WORST = 10
+#: Bound on the page; recordings that do not fit have no player, and the page says so.
+MAX_HTML_MB = 10.0
 BYTES_PER_MB = 1_000_000
 #: What markup around a player takes, in bytes.
 PLAYER_MARKUP_BYTES = 100
@@ -393,12 +395,12 @@ MP3 = {"format": "MP3", "subtype": "MPEG_LAYER_III", "compression_level": 0.5}
 #: Longest stretch of a recording that a player holds.
 MAX_PLAYER_SECONDS = 60.0
 SILENCE_BETWEEN_SECONDS = 0.5
-NOT_READ = "the recordings are not on this machine as far as the run says; --data says where they are"
-NO_ROOM = "the page would be larger than {megabytes:g} MB; --max_html_mb allows more"
+NOT_READ = "the recordings are not on this machine as far as the run says"
+NO_ROOM = f"the page would be larger than {MAX_HTML_MB:g} MB"
 
 
 def find_recordings(
-    folder: Path, task: str, record: Mapping[str, Any], ids: Sequence[str], data: str | None = None
+    folder: Path, task: str, record: Mapping[str, Any], ids: Sequence[str]
 ) -> tuple[dict[str, list[Any]], str | None]:
     """
     Find the recordings of some items of a task.
@@ -408,22 +410,16 @@ def find_recordings(
 
     Args:
         record: what `run.json` says of the task.
-        data: the copy of the task, instead of the one that the run read.
 
     Returns:
         Recordings by item, of those found; and why others are not, None where all are.
-
-    Raises:
-        ValueError, OSError: `data` was given and cannot be read.
     """
-    if data and not os.path.exists(data):
-        raise FileNotFoundError(f"--data {task}={data}: there is no {data}")
     wanted = set(ids)
-    found = {} if data else _named_by_path(folder, task, wanted)
+    found = _named_by_path(folder, task, wanted)
     if found.keys() == wanted:
         return found, None
     settings = record.get("settings") or {}
-    copy = data or settings.get("data")
+    copy = settings.get("data")
     is_here = copy is not None and os.path.exists(copy)
     try:
         if task == LOCAL_TASK and is_here:
@@ -438,8 +434,6 @@ def find_recordings(
             if found.keys() == wanted:
                 return found, None
     except (ValueError, OSError) as error:
-        if data:
-            raise
         return found, f"the recordings cannot be read again: {str(error).rstrip('.')}"
     return found, "the items are made of several recordings, or the data have changed since"
 
@@ -621,39 +615,29 @@ class ReportFiles:
 def write_report(
     folder: str | Path,
     worst: int = WORST,
-    max_html_mb: float = MAX_HTML_MB,
-    data: Mapping[str, str] | None = None,
 ) -> ReportFiles:
     """
     Write the report of a folder that is scored.
 
     Args:
         worst: items of each task that are shown.
-        max_html_mb: bound on the page, in millions of bytes; players that do not fit are left out, and the page says so.
-        data: where copies of tasks lie, by task, of which recordings are taken; those that the run read if not given.
 
     Raises:
         RunFolderError: the folder is not scored, or a file in it is damaged.
-        ValueError: a copy in `data` is of no task or cannot be read, or the page is too large without a player.
+        ValueError: the page is too large without a player.
         OSError: a file cannot be read or written.
         ImportError: a library of the extra is not installed.
     """
     folder = Path(folder)
     report = gather(folder, worst)
-    unknown = [task for task in data or {} if task not in report["tasks"]]
-    if unknown:
-        known = ", ".join(report["tasks"])
-        raise ValueError(f"--data is for {unknown[0]!r}, of which there are no scores; expected one of {known}.")
-    limit = int(max_html_mb * BYTES_PER_MB)
-    recordings, notes = _recordings(folder, report, data or {})
-    players: dict[tuple[str, str], Mapping[str, Any]] = {
-        key: {"uri": None, "missing": NO_ROOM.format(megabytes=max_html_mb)} for key in recordings
-    }
+    limit = int(MAX_HTML_MB * BYTES_PER_MB)
+    recordings, notes = _recordings(folder, report)
+    players: dict[tuple[str, str], Mapping[str, Any]] = {key: {"uri": None, "missing": NO_ROOM} for key in recordings}
     room = limit - len(render_page(report, players, notes).encode())
     if room < 0:
         raise ValueError(
-            f"The page has {(limit - room) / BYTES_PER_MB:.2f} MB without any player, more than --max_html_mb "
-            f"{max_html_mb:g}; allow more, or show fewer by --worst."
+            f"The page has {(limit - room) / BYTES_PER_MB:.2f} MB without any player, more than {MAX_HTML_MB:g}; show "
+            "fewer by --worst."
         )
     # The worst of every task first, then the next.
     ids = [[(task, each["id"]) for each in found["worst"]] for task, found in report["tasks"].items()]
@@ -683,9 +667,7 @@ def told_of_report(folder: str | Path) -> str:
         return f"There is no report: {error}"
 
 
-def _recordings(
-    folder: Path, report: Mapping[str, Any], data: Mapping[str, str]
-) -> tuple[dict[tuple[str, str], list[Any]], dict[str, str]]:
+def _recordings(folder: Path, report: Mapping[str, Any]) -> tuple[dict[tuple[str, str], list[Any]], dict[str, str]]:
     """Return recordings of the examples by task and item, and by task what is to be said where some were not found."""
     found: dict[tuple[str, str], list[Any]] = {}
     notes = {}
@@ -694,7 +676,7 @@ def _recordings(
         if not ids:
             continue
         record = report["run"].get("tasks", {}).get(task, {})
-        recordings, missing = find_recordings(folder, task, record, ids, data.get(task))
+        recordings, missing = find_recordings(folder, task, record, ids)
         found |= {(task, one): held for one, held in recordings.items() if held}
         if missing:
             notes[task] = f"{len(ids) - len(recordings)} of {len(ids)} examples have no player: {missing}"
@@ -709,28 +691,10 @@ class ReportOptions:
     """Contents of a report."""
 
     worst: int = field(default=WORST, metadata={"help": "Worst examples of each task that are shown."})
-    max_html_mb: float = field(
-        default=MAX_HTML_MB,
-        metadata={
-            "help": "Bound on the page, in MB; recordings that do not fit have no player, and the page says so."
-        },
-    )
-    data: list[str] = field(
-        default_factory=list,
-        metadata={
-            "aliases": ["--data_path"],
-            "help": "TASK=COPY of tasks whose recordings lie elsewhere than when they were read.",
-        },
-    )
 
     def __post_init__(self):
         if self.worst < 0:
             raise ValueError(f"--worst is {self.worst}; expected 0 or more")
-        if not self.max_html_mb > 0:
-            raise ValueError(f"--max_html_mb is {self.max_html_mb}; expected more than 0")
-        wrong = [given for given in self.data if not all(given.partition("="))]
-        if wrong:
-            raise ValueError(f"--data is {wrong[0]!r}; expected TASK=COPY")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -741,8 +705,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = given.pop("folder")
     try:
         options = ReportOptions(**given)
-        copies = dict(given.split("=", 1) for given in options.data)
-        written = write_report(folder, options.worst, options.max_html_mb, copies)
+        written = write_report(folder, options.worst)
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"audiollm evaluate report: {error}")
     for sentence in written.left_out:
