@@ -2,7 +2,7 @@
 `audiollm validate`: find everything that is wrong with training data, at once, before any training.
 
     audiollm validate data.json --audio_dir recordings
-    audiollm validate train=train.json test=test.parquet --report report.json --plot report.png
+    audiollm validate train=train.json test=test.parquet --report report.json
     audiollm validate train.json --against test.json --strict
 
 DATA is whatever `audiollm train --data_path` reads, or split=DATA. The exit status is 0 without errors, 1 with errors, and
@@ -27,7 +27,7 @@ from .faults import ERROR, FAULTS, Limits
 from .parallel import available_cpus
 from .sources import parse_source
 from .validation import DataFile, Validation, validate
-from .validation_report import count_severities, summarize, write_plot, write_report
+from .validation_report import count_severities, summarize, write_report
 
 ERRORS_EXIT, UNCHECKED_EXIT = 1, 2
 #: Folder of transcripts in the cache folder, and the value of --transcript_cache that keeps none.
@@ -35,7 +35,6 @@ HEARD_FOLDER, CACHE_OFF = "heard", "off"
 #: Split of files that are given without one.
 UNNAMED_SPLIT = "data"
 NAMED_FILE = re.compile(r"(\w[\w.-]*)=(.+)", re.DOTALL)
-PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 @dataclass
@@ -76,10 +75,11 @@ class ValidateArguments(Limits):
     language: str | None = field(
         default=None, metadata={"help": "Language of the transcripts, for word error. Default: English."}
     )
-    report: str | None = field(default=None, metadata={"help": "JSON file to write everything to."})
-    plot: str | None = field(
+    report: str | None = field(
         default=None,
-        metadata={"help": f"Image to write ({', '.join(PLOT_SUFFIXES)}): durations, speech rate, word error, faults."},
+        metadata={
+            "help": "JSON file to write everything to, histograms of durations, speech rate and word error too."
+        },
     )
     shown: int = field(default=5, metadata={"help": "Rows shown of each fault; the report has all."})
     workers: int | None = field(
@@ -135,7 +135,7 @@ def _data_file(given: str, split: str | None, judged: bool) -> DataFile:
 
 def run(given: Sequence[str], arguments: ValidateArguments) -> Validation:
     """
-    Check files and write report and plot. Close the result after use.
+    Check files and write the report. Close the result after use.
 
     Args:
         given: Files, or `split=file`.
@@ -143,10 +143,10 @@ def run(given: Sequence[str], arguments: ValidateArguments) -> Validation:
     Raises:
         FileNotFoundError, ValueError: a file does not exist, or cannot be used.
         CorpusError: a process that measured a recording died.
-        OSError: report or plot cannot be written.
+        OSError: the report cannot be written.
     """
     files = data_files(given, arguments.against)
-    _check_outputs(files, arguments)
+    _check_report(files, arguments.report)
     decoder = journal = None
     if arguments.transcribe_with is not None:
         from .hypotheses import WhisperDecoder, transcript_journal
@@ -167,32 +167,24 @@ def run(given: Sequence[str], arguments: ValidateArguments) -> Validation:
         journal,
     )
     try:
-        for path, write in (
-            (arguments.report, lambda path: write_report(path, found, arguments, arguments.ignore, arguments.strict)),
-            (arguments.plot, lambda path: write_plot(path, found, arguments, arguments.strict)),
-        ):
-            if path is not None:
-                with naming_the_disk(path, "make room and give the command again"):
-                    write(Path(path))
+        if arguments.report is not None:
+            with naming_the_disk(arguments.report, "make room and give the command again"):
+                write_report(Path(arguments.report), found, arguments, arguments.ignore, arguments.strict)
     except BaseException:
         found.close()
         raise
     return found
 
 
-def _check_outputs(files: Sequence[DataFile], arguments: ValidateArguments) -> None:
-    """Refuse to write over data, and find out before the work whether the outputs can be written."""
-    taken = {os.path.realpath(file.source.path): "is the data" for file in files}
-    for name in ("report", "plot"):
-        path = getattr(arguments, name)
-        if path is None:
-            continue
-        if (reason := taken.get(os.path.realpath(path))) or os.path.isdir(path):
-            raise ValueError(f"--{name} {path} {reason or 'is a folder'}; give it a file of its own.")
-        taken[os.path.realpath(path)] = f"is the --{name} as well"
-        if name == "plot" and Path(path).suffix.lower() not in PLOT_SUFFIXES:
-            raise ValueError(f"--plot {path}: expected a name that ends in {' or '.join(PLOT_SUFFIXES)}.")
-        check_writable(Path(path).parent)
+def _check_report(files: Sequence[DataFile], path: str | None) -> None:
+    """Refuse to write over data, and find out before the work whether the report can be written."""
+    if path is None:
+        return
+    if os.path.isdir(path):
+        raise ValueError(f"--report {path} is a folder; give it a file of its own.")
+    if os.path.realpath(path) in {os.path.realpath(file.source.path) for file in files}:
+        raise ValueError(f"--report {path} is the data; give it a file of its own.")
+    check_writable(Path(path).parent)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Findings of `audiollm validate`, for people (a summary and a plot) and for programs (JSON)."""
+"""Findings of `audiollm validate`, for people (a summary) and for programs (JSON)."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -6,10 +6,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from audiollm.files import written
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from .faults import ERROR, FAULTS, WARNING, Limits
 from .validation import HISTOGRAM_EDGES, Finding, Validation
@@ -17,19 +14,6 @@ from .validation import HISTOGRAM_EDGES, Finding, Validation
 #: Raised when a field of the report changes its name or meaning.
 REPORT_VERSION = 1
 HOURS_DIGITS = 6
-SEVERITY_COLOURS = {ERROR: "#B5342B", WARNING: "#E0A030"}
-PLOT_DPI = 140
-#: Metadata by which an image would differ from run to run, by its suffix.
-DATED_METADATA = {".png": "Software", ".svg": "Date", ".pdf": "CreationDate"}
-#: Axis of each histogram, and the limits drawn in it.
-HISTOGRAM_AXES = {
-    "duration_seconds": ("Duration in seconds", ("min_seconds", "max_seconds")),
-    "characters_per_second": (
-        "Letters and digits a second of transcript",
-        ("min_characters_per_second", "max_characters_per_second"),
-    ),
-    "word_error_percent": ("Word error of transcripts in percent", ("max_wer",)),
-}
 
 
 def severity_of(fault: str, strict: bool = False) -> str:
@@ -139,46 +123,4 @@ def _entry(finding: Finding, found: Validation, strict: bool) -> dict[str, Any]:
     }
 
 
-def write_plot(path: Path, found: Validation, limits: Limits, strict: bool = False) -> None:
-    """Draw durations, speech rate and word error by split, and the faults by kind. The suffix decides the format."""
-    drawn = [name for name in HISTOGRAM_AXES if name in found.histograms]
-    figure = Figure(figsize=(4.6 * (len(drawn) + 1), 3.9), dpi=PLOT_DPI, layout="constrained")
-    panels = figure.subplots(1, len(drawn) + 1, squeeze=False)[0]
-    for name, axes in zip(drawn, panels):
-        _draw_histogram(axes, name, found, limits)
-    counts, axes = dict(reversed(found.counts().items())), panels[-1]
-    colours = [SEVERITY_COLOURS[severity_of(name, strict)] for name in counts]
-    bars = axes.barh([name.replace("_", " ") for name in counts], list(counts.values()), color=colours)
-    axes.bar_label(bars, padding=3, fontsize="small")
-    axes.set(title="Faults" if counts else "No faults", xlabel="rows; red for errors")
-    suffix = path.suffix.lower()
-    with written(path, "wb") as file:
-        figure.savefig(file, format=suffix.removeprefix("."), metadata={DATED_METADATA[suffix]: None})
-
-
-def _draw_histogram(axes: Axes, name: str, found: Validation, limits: Limits) -> None:
-    title, bounds = HISTOGRAM_AXES[name]
-    edges = np.array(HISTOGRAM_EDGES[name])
-    counts = {
-        split: np.array(found.histograms[name][split]) for split in found.splits if split in found.histograms[name]
-    }
-    filled = np.flatnonzero(sum(counts.values()))
-    # Values beyond the edges are drawn in the outermost bins.
-    low, high = max(int(filled[0]) - 2, 0), min(int(filled[-1]) + 1, len(edges) - 1)
-    for split, count in counts.items():
-        inner = count[1:-1].copy()
-        inner[0], inner[-1] = inner[0] + count[0], inner[-1] + count[-1]
-        shares = 100 * inner / count.sum()
-        label = f"{split}: {count.sum():,}"
-        axes.stairs(shares[low:high], edges[low : high + 1], fill=True, alpha=0.5, label=label)
-    for bound in bounds:
-        value = getattr(limits, bound)
-        if value is not None and edges[low] < value < edges[high]:
-            axes.axvline(value, color="grey", linestyle=":")
-    if name == "duration_seconds":
-        axes.set_xscale("log")
-    axes.set(title=title, ylabel="percent of the split")
-    axes.legend(fontsize="small")
-
-
-__all__ = ["count_severities", "severity_of", "summarize", "write_plot", "write_report"]
+__all__ = ["count_severities", "severity_of", "summarize", "write_report"]

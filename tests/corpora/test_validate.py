@@ -1,4 +1,4 @@
-"""`audiollm validate` as users call it: exit codes, report, plot, every form of data, and every option."""
+"""`audiollm validate` as users call it: exit codes, report, every form of data, and every option."""
 
 import io
 import json
@@ -14,7 +14,6 @@ import pytest
 import soundfile
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.corpora.validate import main
-from PIL import Image
 
 RATE_HZ = 16_000
 TRANSCRIBE = "Transcribe the audio: <audio>"
@@ -99,7 +98,6 @@ def test_errors_end_with_1_and_warnings_with_0_unless_strict(tmp_path: Path, row
         (["{data}", "--shown", "-1"], "--shown is -1"),
         (["{data}", "--language", "de"], "--transcribe_with or --max_wer"),
         (["{data}", "--report", "{data}"], "is the data; give it a file of its own"),
-        (["{data}", "--plot", "plot.jpeg"], "ends in .png"),
         (["{data}", "--audio_dir", "nowhere"], "'nowhere' is not a folder"),
         (["data={data}", "--against", "data={data}"], "held_out={data}"),
         (["{data}", "--transcribe_with", "pypi:nowhere"], "pypi:nowhere"),
@@ -113,7 +111,7 @@ def test_what_cannot_be_checked_ends_with_2(tmp_path: Path, rows: list[Row], cap
     before = Path(data).read_bytes()
     assert check(*(each.format(data=data) for each in arguments)) == 2
     assert message.format(data=data) in capsys.readouterr().err.replace("\n", " ")
-    assert Path(data).read_bytes() == before and not (tmp_path / "plot.jpeg").exists()
+    assert Path(data).read_bytes() == before
 
 
 def test_a_pipe_as_data_is_refused_not_waited_for(tmp_path: Path, capsys) -> None:
@@ -156,18 +154,6 @@ def test_the_report_is_the_same_whoever_many_work(tmp_path: Path, rows: list[Row
         assert check(data, "--report", report, workers=workers) == 1
     assert reports[0].read_bytes() == reports[1].read_bytes()
     assert (3, "duplicate_row") in faults(reports[0]) and (26, "undecodable") in faults(reports[0])
-
-
-@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
-def test_the_plot_is_drawn_also_of_nothing(tmp_path: Path, rows: list[Row], ending: str) -> None:
-    plot = tmp_path / f"plot.{ending}"
-    assert check(f"train={write(tmp_path / 'a.json', rows)}", "--plot", plot) == 0
-    assert plot.stat().st_size > 5_000
-    text_only = [{"text": "What is two and two?", "response": "Four."}]
-    assert check(write(tmp_path / "b.json", text_only), "--plot", plot) == 0
-    if ending == "png":
-        with Image.open(plot) as image:
-            assert image.width > 400
 
 
 def test_names_cannot_command_the_terminal(tmp_path: Path, rows: list[Row], capsys) -> None:

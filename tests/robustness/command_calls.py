@@ -65,7 +65,7 @@ COMMAND_LINES = {
     "evaluate": "evaluate --model {model} --systems model wrong_audio --data_path {data} --audio_dir {recordings} "
     "--output_dir @scores",
     "prepare": "prepare folder {recordings} --output @prepared --workers 1",
-    "validate": "validate {data} --audio_dir {recordings} --workers 1 --report @report.json --plot @report.png",
+    "validate": "validate {data} --audio_dir {recordings} --workers 1 --report @report.json",
     "shrink": "shrink --model {model} --output_dir @shrunk --lora_rank 1",
     "export": "export --model {model} --output @exported --language_model",
     "card": "card --model {model}",
