@@ -1,7 +1,6 @@
 """Transcripts by Whisper: the order, nothing heard twice, nothing lost, and what is refused."""
 
 import json
-import logging
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +21,6 @@ from audiollm.corpora.transcript_journal import TranscriptJournal
 from audiollm.processing.audio import AudioError, load_waveform
 from tiny_models import character_tokenizer, save_audio_base
 from transformers import GenerationConfig
-from transformers.utils import logging as transformers_logging
 
 SAMPLING_RATE_HZ = 16_000
 SECONDS = (0.9, 0.3, 2.1, 0.6, 1.5, 0.4, 1.2)
@@ -78,32 +76,6 @@ def test_transcripts_come_in_order_whatever_the_batches(whisper, clips, expected
     assert list(transcriber(whisper, batch_size=batch_size).transcribe(clips)) == expected
 
 
-def test_places_without_a_recording_are_kept_and_the_same_recording_is_heard_once(
-    whisper, clips, expected, tmp_path
-) -> None:
-    copy = Path(shutil.copy(clips[0], tmp_path / "copy.flac"))
-    ears = transcriber(whisper)
-    heard = list(ears.transcribe([None, clips[0], None, copy, clips[2], None]))
-    assert heard == [None, expected[0], None, expected[0], expected[2], None]
-    assert ears.heard == 2 and ears.heard_seconds == pytest.approx(SECONDS[0] + SECONDS[2])
-
-
-def test_no_more_than_a_window_is_held(whisper, clips, expected, monkeypatch) -> None:
-    monkeypatch.setattr("audiollm.corpora.hypotheses.BATCHES_AT_ONCE", 1)
-    monkeypatch.setattr("audiollm.corpora.hypotheses.PLACES_PER_CLIP", 2)
-    drawn = []
-
-    def stream():
-        for index, path in enumerate([*clips[:3], None, None, None, None, clips[3]]):
-            drawn.append(index)
-            yield path
-
-    heard = transcriber(whisper).transcribe(stream())
-    assert next(heard) == expected[0] and len(drawn) == 2
-    assert [next(heard), next(heard)] == expected[1:3] and len(drawn) == 6
-    assert list(heard) == [None] * 4 + [expected[3]]
-
-
 def test_a_second_run_hears_nothing(whisper, clips, expected, tmp_path) -> None:
     first, second = transcriber(whisper, tmp_path), transcriber(whisper, tmp_path)
     assert list(first.transcribe(clips)) == expected and (first.heard, first.recalled) == (len(clips), 0)
@@ -136,16 +108,6 @@ def test_a_line_that_was_cut_off_is_heard_again(whisper, clips, expected, tmp_pa
     again, third = transcriber(whisper, tmp_path), transcriber(whisper, tmp_path)
     assert list(again.transcribe(clips)) == expected and again.heard == 1
     assert list(third.transcribe(clips)) == expected and third.heard == 0
-
-
-def test_lines_that_are_none_of_ours_are_passed_over(whisper, clips, expected, tmp_path) -> None:
-    list(transcriber(whisper, tmp_path).transcribe(clips))
-    path = journal_file(tmp_path)
-    digest = json.loads(path.read_text().splitlines()[0])["settings"]
-    odd = ["[]", "\x00", "{}", json.dumps({"settings": digest, "sha256": 3, "text": 4}), '{"sha256": "zz"}', ""]
-    path.write_text("\n".join([*odd, path.read_text()]))
-    again = transcriber(whisper, tmp_path)
-    assert list(again.transcribe(clips)) == expected and again.heard == 0
 
 
 def test_what_another_model_or_precision_heard_is_not_recalled(clips, tmp_path) -> None:
@@ -233,21 +195,6 @@ def test_what_is_no_whisper_is_refused_by_name(tiny_bases, tmp_path, monkeypatch
             transcriber(model)
     with pytest.raises(ValueError, match="batch size is 0"):
         transcriber(tiny_bases[0], batch_size=0)
-
-
-def test_what_transformers_warns_itself_of_is_not_shown(whisper, clips) -> None:
-    messages: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("transformers.generation.utils")
-    transformers_logging.warning_once.cache_clear()
-    logger.addHandler(handler)
-    try:
-        WhisperDecoder(whisper).hear([[load_waveform(clips[0])]], 1)
-        logger.warning("Passing `generation_config` together with what the user's own call has")
-    finally:
-        logger.removeHandler(handler)
-    assert len(messages) == 1, "the decoder's own call warns, or hides what is not its own"
 
 
 def test_real_speech_is_heard(real_bases, tmp_path) -> None:

@@ -1,8 +1,6 @@
 """LibriSpeech end to end on archives of its real form, made of real speech and served by a server that breaks off."""
 
 import hashlib
-import io
-import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +15,6 @@ from audiollm.corpora.librispeech import (
     LibriSpeechArguments,
     PublishedArchive,
     open_source,
-    openslr,
 )
 from audiollm.downloads import ChecksumError
 from audiollm.processing import load_waveform
@@ -106,13 +103,6 @@ def test_downloaded_over_a_connection_that_breaks_twice(
     assert again.identity == source.identity and good(again) == clips
 
 
-def test_mirrors_take_over_from_each_other(mirror: Site, table: dict[str, PublishedArchive], tmp_path: Path) -> None:
-    mirrors = ["http://127.0.0.1:9/resources", f"{mirror.url}/moved", f"{mirror.url}/resources"]
-    arguments = LibriSpeechArguments(["dev-clean"], archives=str(tmp_path), mirrors=[",".join(mirrors)])
-    assert len(good(open_source(arguments, table, progress=False))) == 9
-    assert [path for path, _ in mirror.requests] == ["/moved/12/dev-clean.tar.gz", "/resources/12/dev-clean.tar.gz"]
-
-
 def test_a_corrupted_archive_is_refused_and_named(
     mirror: Site, table: dict[str, PublishedArchive], archives: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -132,14 +122,6 @@ def test_a_corrupted_archive_is_refused_and_named(
     with pytest.raises(ChecksumError, match=r"dev-clean\.tar\.gz: expected md5 .* run again"):
         open_source(arguments, table, progress=False)
     assert len(good(open_source(arguments, table, progress=False))) == 9
-
-
-def test_archives_are_kept_in_the_cache_unless_told_otherwise(
-    mirror: Site, table: dict[str, PublishedArchive], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AUDIOLLM_CACHE", str(tmp_path))
-    open_source(LibriSpeechArguments(mirrors=[f"{mirror.url}/resources"]), table, progress=False)
-    assert (tmp_path / "corpora" / "librispeech" / "dev-clean.tar.gz").is_file()
 
 
 # ------------------------------------------------------------------------------------------- archives and folders
@@ -192,16 +174,6 @@ def test_clips_go_on_from_any_of_them(
     for given in (tmp_path, tmp_path / "tree"):
         source = open_source(LibriSpeechArguments(source_path=str(given)), table, progress=False)
         assert good(source, start) == good(source)[start:]
-
-
-def test_one_archive_of_several_splits(trees: dict[str, Files], tmp_path: Path) -> None:
-    both = tmp_path / "mine.tar.gz"
-    both.write_bytes(packed({name: data for files in trees.values() for name, data in files.items()}))
-    source = open_source(LibriSpeechArguments(source_path=str(both)))
-    assert source.count() is None and len(good(source)) == 15
-    assert len(good(open_source(LibriSpeechArguments(source_path=str(both), splits=["train-clean-5"])))) == 6
-    with pytest.raises(CorpusError, match=r"no split 'test-other'; found dev-clean, train-clean-5"):
-        list(open_source(LibriSpeechArguments(source_path=str(both), splits=["test-other"])).clips())
 
 
 def test_an_archive_at_hand_is_verified_under_its_published_name(
@@ -271,27 +243,6 @@ def test_what_cannot_become_a_clip_is_said_with_its_reason(trees: dict[str, File
     assert open_source(LibriSpeechArguments(source_path=str(tmp_path / "tree"))).count() == len(clips)
 
 
-def test_a_recording_twice_in_an_archive_is_bad(trees: dict[str, Files], tmp_path: Path) -> None:
-    buffer = io.BytesIO(packed(trees["train-clean-5"]))
-    members = [(m.name, data) for m, data in read_members(buffer)]
-    with tarfile.open(tmp_path / "mine.tar", "w") as tar:
-        for name, data in [*members, members[-1]]:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    clips = list(open_source(LibriSpeechArguments(source_path=str(tmp_path / "mine.tar"))).clips())
-    assert [c.reason for c in clips if isinstance(c, BadClip)] == ["is twice in the archive"]
-    assert sum(isinstance(c, Clip) for c in clips) == 6
-
-
-def read_members(buffer: io.BytesIO) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
-    with tarfile.open(fileobj=buffer) as tar:
-        for member in tar:
-            file = tar.extractfile(member)
-            assert file is not None
-            yield member, file.read()
-
-
 def test_links_out_of_a_folder_are_not_followed(trees: dict[str, Files], tmp_path: Path) -> None:
     tree = unpacked(trees["dev-clean"], tmp_path / "tree") / "LibriSpeech"
     secret = unpacked({"84-121123-0001.flac": b"elsewhere"}, tmp_path / "secret") / "84-121123-0001.flac"
@@ -309,23 +260,6 @@ def test_links_out_of_a_folder_are_not_followed(trees: dict[str, Files], tmp_pat
     trap.write_bytes(b"")
     (tree / "dev-clean").symlink_to(tmp_path / "elsewhere" / "dev-clean")
     assert len(good(open_source(LibriSpeechArguments(source_path=str(tree))))) == 9
-
-
-def test_chapters_that_are_scattered_are_refused(trees: dict[str, Files], tmp_path: Path) -> None:
-    files = dict(sorted(trees["dev-clean"].items(), key=lambda item: item[0].endswith(".txt")))
-    (tmp_path / "mine.tar.gz").write_bytes(packed(files))
-    with pytest.raises(CorpusError, match=r"chapter dev-clean/\d+/\d+ are scattered over it; unpack it"):
-        list(open_source(LibriSpeechArguments(source_path=str(tmp_path / "mine.tar.gz"))).clips())
-
-
-def test_an_archive_without_a_table_of_speakers_or_with_it_last(trees: dict[str, Files], tmp_path: Path) -> None:
-    files = dict(trees["train-clean-5"])
-    speakers = files.pop("LibriSpeech/SPEAKERS.TXT")
-    (tmp_path / "none.tar.gz").write_bytes(packed(files))
-    (tmp_path / "last.tar.gz").write_bytes(packed(files | {"LibriSpeech/SPEAKERS.TXT": speakers}))
-    for name, sex in (("none", None), ("last", "F")):
-        [first, *_] = good(open_source(LibriSpeechArguments(source_path=str(tmp_path / f"{name}.tar.gz"))))
-        assert (first.fields["speaker"], first.fields["speaker_sex"]) == ("1088", sex)
 
 
 def test_a_folder_of_something_else_is_said_so(trees: dict[str, Files], tmp_path: Path) -> None:
@@ -370,11 +304,3 @@ def test_letter_case_is_what_was_asked_for(trees: dict[str, Files], tmp_path: Pa
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         LibriSpeechArguments(**options)
-
-
-def test_the_table_has_every_published_split() -> None:
-    mirrors, splits = openslr()
-    assert all(url.startswith("https://") and not url.endswith("/") for url in mirrors) and len(mirrors) > 1
-    assert sum(row.clips for row in splits.values() if row.resource == 12) == 292_367
-    assert all(len(row.md5) == 32 and row.bytes > 10**8 for row in splits.values())
-    assert len({row.md5 for row in splits.values()}) == len(splits) == 9

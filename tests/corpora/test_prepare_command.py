@@ -1,14 +1,11 @@
 """`audiollm prepare` from its command line: every shared option does something, and what would do nothing is refused."""
 
 import json
-import sys
 from pathlib import Path
 
 import datasets
 import pyarrow.parquet as pq
 import pytest
-import soundfile
-from audiollm.cli import main as audiollm
 from audiollm.corpora.clips import CorpusError
 from audiollm.corpora.examples import read_examples
 from audiollm.corpora.prepare import SOURCES, choose_tasks, main, run
@@ -165,29 +162,6 @@ def test_bad_clips_are_tried_again_when_asked(folder, tmp_path) -> None:
     assert prepared(tmp_path / "out") == sorted(HEARD_RIGHT)
     run("folder", [str(folder), "--output", str(tmp_path / "fresh"), "--workers", "1"])
     assert (tmp_path / "fresh" / "SHA256SUMS").read_bytes() == (tmp_path / "out" / "SHA256SUMS").read_bytes()
-
-
-def test_small_shards_are_several_files(folder, tmp_path, monkeypatch) -> None:
-    for index in range(3):
-        soundfile.write(
-            folder / f"noise{index}.wav", [((i * 7919) % 65536 - 32768) / 32768 for i in range(480_000)], 16_000
-        )
-        (folder / f"noise{index}.txt").write_text("Noise.")
-    run("folder", [str(folder), "--output", str(tmp_path / "out"), "--workers", "1", "--shard_mib", "1"])
-    assert len(list((tmp_path / "out" / "parquet").glob("train-*.parquet"))) > 1
-    table = datasets.load_dataset(str(tmp_path / "out" / "parquet"), split="train", cache_dir=str(tmp_path / "cache"))
-    assert len(table) == len(HEARD_RIGHT) + 3
-
-
-def test_default_folders_and_names_are_those_that_are_documented(tmp_path, clips, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    parquet_of(tmp_path / "data.parquet", clips)
-    audiollm_argv = ["audiollm", "prepare", "huggingface", "--dataset", "data.parquet", "--workers", "1"]
-    monkeypatch.setattr(sys, "argv", audiollm_argv)
-    audiollm()
-    examples = json.loads((tmp_path / "data" / "huggingface" / "instruction_examples.json").read_text())
-    assert len(examples) == len(clips) and set(examples[0]) == {"text", "audio_paths", "response"}
-    assert all((tmp_path / "data" / "huggingface" / example["audio_paths"]).is_file() for example in examples)
 
 
 # ---------------------------------------------------------------------------------------------------------- word error

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from audiollm.corpora.examples import ExamplesError
 from audiollm.corpora.rows import RowError, RowReader
-from audiollm.corpora.sources import parse_source, read_sources, settle_problems
+from audiollm.corpora.sources import read_sources, settle_problems
 from loopback_hub import LoopbackHub
 
 RATE_HZ = 16_000
@@ -210,12 +210,6 @@ def test_a_source_that_cannot_be_read_is_named(folder, table, given: str, reason
         (examples,) = read_sources(given)
         settle_problems([(given, examples.problems)], skip=False)
     assert reason in str(caught.value) and given in str(caught.value)
-
-
-def test_a_hub_dataset_is_asked_for_by_config_split_and_revision() -> None:
-    source = parse_source("hub:org/name?config=clean&split=train.100&revision=main")
-    assert (source.kind, source.path) == ("hub", "org/name")
-    assert source.options == {"config": "clean", "split": "train.100", "revision": "main"}
 
 
 HUB_SCRIPT = """

@@ -13,7 +13,7 @@ import pytest
 from audiollm.corpora import prepare
 from audiollm.corpora.clips import BadClip, Clip, CorpusError
 from audiollm.corpora.examples import read_examples
-from audiollm.corpora.synthesize import SynthesizeArguments, TextTable, open_source
+from audiollm.corpora.synthesize import SynthesizeArguments, open_source
 from audiollm.corpora.voices import voice_named
 from made_clips import load_elsewhere
 
@@ -22,7 +22,6 @@ ROWS = [
     {"instruction": "Name two rivers.", "output": "The Rhine and the Rhone.", "id": "b"},
     {"instruction": "Say hello, please.", "output": "Hello!", "id": "c"},
 ]
-INSTRUCTION_ROWS = [{"text": row["instruction"], "response": row["output"]} for row in ROWS]
 
 
 def write(folder: Path, suffix: str, rows: list[dict[str, Any]] = ROWS) -> Path:
@@ -59,19 +58,6 @@ def summary(clips: list[Clip | BadClip]) -> list[tuple[Any, ...]]:
     return [(clip.id, clip.text, dict(clip.fields)) if isinstance(clip, Clip) else (clip.id,) for clip in clips]
 
 
-@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv", ".tsv", ".parquet"])
-def test_every_form_of_table_gives_the_same_clips(
-    suffix: str, tmp_path: Path, voices: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    source = open_source(SynthesizeArguments(str(write(tmp_path, suffix)), voices=voices))
-    clips = list(source.clips())
-    assert [clip.text for clip in clips] == [row["instruction"] for row in ROWS]
-    assert [clip.fields["response"] for clip in clips] == [row["output"] for row in ROWS]
-    assert summary(clips) == summary(clips_of(write(tmp_path, ".jsonl"), voices))
-    assert source.default_tasks == ("respond",) and source.count() == 3
-    assert "texts from column 'instruction', responses from 'output'; not read: id" in capsys.readouterr().out
-
-
 def test_lines_of_a_text_file_are_transcribed(tmp_path: Path, voices: list[str]) -> None:
     path = write(tmp_path, ".txt")
     path.write_text("\ufeff" + path.read_text() + "\n\n  \nThe end.\n", encoding="utf-8")
@@ -80,11 +66,6 @@ def test_lines_of_a_text_file_are_transcribed(tmp_path: Path, voices: list[str])
     assert [clip.text for clip in clips] == [*(row["instruction"] for row in ROWS), "The end."]
     assert all("response" not in clip.fields for clip in clips)
     assert source.default_tasks == ("transcribe",)
-
-
-def test_text_of_the_instruction_format_becomes_speech(tmp_path: Path, voices: list[str]) -> None:
-    clips = clips_of(write(tmp_path, ".json", INSTRUCTION_ROWS), voices)
-    assert summary(clips) == summary(clips_of(write(tmp_path, ".csv"), voices))
 
 
 def test_speech_is_made_when_it_is_loaded_and_is_the_same_every_time(tmp_path: Path, voices: list[str]) -> None:
@@ -97,14 +78,6 @@ def test_speech_is_made_when_it_is_loaded_and_is_the_same_every_time(tmp_path: P
         assert np.array_equal(waveform, load_elsewhere(other.recording)[0])
     assert len({(clip.fields["pitch"], clip.fields["speed"]) for clip in first}) == 3
     assert all(0.3 <= clip.recording.peak <= 0.9 for clip in first)
-
-
-def test_clips_go_on_from_any_place(tmp_path: Path, voices: list[str]) -> None:
-    source = open_source(SynthesizeArguments(str(write(tmp_path, ".csv")), voices=voices, voices_per_text=2))
-    whole = list(source.clips())
-    assert len(whole) == 6 == source.count()
-    for start in range(7):
-        assert list(source.clips(start)) == whole[start:]
 
 
 def test_each_text_is_spoken_by_as_many_different_voices_as_asked_for(tmp_path: Path, voices: list[str]) -> None:
@@ -231,32 +204,6 @@ def test_the_time_for_a_text_is_bounded(tmp_path: Path, voices: list[str]) -> No
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         SynthesizeArguments("texts.txt", **options)
-
-
-def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    def refused(name: str, content: bytes, reason: str, **columns: str) -> None:
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(CorpusError, match=reason):
-            list(TextTable(tmp_path / name, **columns).rows())
-
-    with pytest.raises(CorpusError, match=r"none\.txt': there is no such file"):
-        TextTable(tmp_path / "none.txt")
-    refused("a.docx", b"x", r"ends in one of \.txt, ")
-    refused("a.txt", b"\n \n", "holds no texts")
-    refused("a.txt", b"hello", "no column 'x'", text_column="x")
-    refused("a.csv", b"a,b\n1,2\n", "no column called text, instruction.*found a, b. Name one with --text_column")
-    refused(
-        "a.csv",
-        b"text,b\n1,2\n",
-        "no column 'reply'; found text, b. Name one with --response_column",
-        response_column="reply",
-    )
-    refused("a.json", b'[{"text": "x"},', r"a\.json.*is not JSON")
-    refused("a.json", b'["x"]', "holds no texts")
-    refused("a.parquet", b"PAR1 not really", "cannot be read")
-    (tmp_path / "b.csv").write_text("text,response\nx,y\nx,y,z\n")
-    _, row = TextTable(tmp_path / "b.csv").rows()
-    assert "has 3 columns; expected 2" in row.problem
 
 
 def test_the_command_writes_the_same_bytes_every_time(tmp_path: Path, voices: list[str]) -> None:

@@ -18,7 +18,6 @@ from audiollm.evaluation.systems import (
     SystemBuilder,
     base_text_model,
     holds_its_base,
-    spoken_language,
     why_not,
 )
 from audiollm.evaluation.tasks import KINDS, Item, Task, find_task
@@ -231,10 +230,6 @@ def test_systems_are_chosen_by_kind_or_as_asked(items) -> None:
         choose_systems(german, ("model", "whisper"), "w", False)
 
 
-def test_a_translations_language_is_that_of_its_answers() -> None:
-    assert spoken_language(find_task("covost2:de_en")) == "de" and find_task("covost2:de_en").language == "en"
-
-
 # ------------------------------------------------------------------------------------------------------------ one batch
 
 
@@ -279,17 +274,6 @@ def test_a_batch_too_large_for_the_memory_is_halved(capsys) -> None:
     assert in_halves(run, list(range(5)), str) == [0, 10, 20, 30, 40]
     assert seen == [5, 3, 2, 1, 2]
     assert "A batch of 5 is too large for the memory; going on with 3." in capsys.readouterr().err
-
-
-def test_what_does_not_fit_alone_is_given_up_and_other_errors_are_not() -> None:
-    def run(rows):
-        if 3 in rows:
-            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")
-        return list(rows)
-
-    assert in_halves(run, [1, 3], lambda reason: reason[:29]) == [1, "out of memory, even alone in "]
-    with pytest.raises(RuntimeError, match="another"):
-        in_halves(lambda rows: (_ for _ in ()).throw(RuntimeError("another")), [1], str)
 
 
 def test_a_model_out_of_memory_answers_in_smaller_batches(tiny_model, tiny_processor, capsys) -> None:

@@ -59,19 +59,6 @@ def test_questions_are_whole(name: str, items) -> None:
     assert json.loads(json.dumps(dict(task.source))) == task.source and task.source["licence"] and task.source["title"]
 
 
-@pytest.mark.parametrize("name", ["ami", "slue_ted", "air_bench_chat", "no_speech", "prompts", "earnings22"])
-def test_ids_stay_the_same(name: str, tmp_path) -> None:
-    data = str(COPIES[name](tmp_path)) if name in COPIES else None
-    first = [item.id for item in find_task(name).items(data)]
-    assert [item.id for item in find_task(name).items(data)] == first
-    assert [item.id for item in find_task(name).items(data, limit=2)] == first[:2]
-
-
-def test_a_limit_is_one_or_more() -> None:
-    with pytest.raises(TaskError, match="expected a limit of 1 or more, not 0"):
-        next(find_task("prompts").items(limit=0))
-
-
 # ------------------------------------------------------------------------------------------------------ what each one asks
 
 

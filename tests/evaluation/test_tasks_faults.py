@@ -9,10 +9,9 @@ import pytest
 import soundfile
 from audiollm.corpora.examples import ExamplesError
 from audiollm.evaluation.readers import read_local_set
-from audiollm.evaluation.tasks import Item, Problem, Task, TaskDataError, TaskError, find_task
+from audiollm.evaluation.tasks import Item, TaskDataError, TaskError, find_task
 from audiollm.processing import load_waveform
 from benchmark_copies import (
-    COPIES,
     TEXT,
     air_bench,
     common_voice,
@@ -101,21 +100,6 @@ def test_a_chunk_of_no_call_is_named(tmp_path) -> None:
     assert "no transcript of '4469660', perhaps '4469669'?" in reasons[0] and "leads out of" in reasons[1]
 
 
-def test_rows_with_the_same_id_stay_apart() -> None:
-    def reader(task: Task, data: str | None, limit: int | None):
-        yield from (Item(name, "Hello?", []) for name in ("a", "a#2", "a", "b", "a"))
-        yield Item("c", "<audio>", [])
-        yield Problem("d", "is empty")
-
-    task = Task("t", "text_retention", (), "en", "english", {}, 8, None, reader)
-    found: list[Item] = []
-    with pytest.raises(TaskDataError) as error:
-        for item in task.items():
-            found.append(item)
-    assert [item.id for item in found] == ["a", "a#2", "a#3", "b", "a#4"]
-    assert error.value.problems == [("c", "its prompt has 1 <audio> for 0 recordings"), ("d", "is empty")]
-
-
 # ---------------------------------------------------------------------------------------------------- columns and places
 
 
@@ -136,20 +120,6 @@ def test_missing_columns_of_calls_are_named(tmp_path) -> None:
     )
     with pytest.raises(TaskError, match=r"for 'transcript'\. Its columns are: id, words"):
         read("earnings22", tmp_path)
-
-
-@pytest.mark.parametrize(
-    "name", ["ami", "air_bench_chat", "earnings22", "fleurs_translation:de_de-en_us", "no_speech"]
-)
-def test_an_empty_folder_is_no_copy(name: str, tmp_path) -> None:
-    with pytest.raises(TaskError, match=f"Task '{name}'"):
-        read(name, tmp_path)
-
-
-@pytest.mark.parametrize("name", [name for name in COPIES if name != "no_speech"])
-def test_a_copy_that_is_not_there(name: str, tmp_path) -> None:
-    with pytest.raises(TaskError, match="gone"):
-        read(name, tmp_path / "gone")
 
 
 def test_what_cannot_be_downloaded_is_asked_for() -> None:
@@ -180,11 +150,6 @@ def test_an_archive_is_to_be_unpacked(tmp_path) -> None:
     path.write_bytes(b"")
     with pytest.raises(TaskError, match="is an archive; unpack it"):
         read("fleurs:de_de", path)
-
-
-def test_what_ships_with_the_package_takes_no_copy(tmp_path) -> None:
-    with pytest.raises(TaskError, match="takes no --data"):
-        read("prompts", tmp_path)
 
 
 # --------------------------------------------------------------------------------------------------- other forms of a copy

@@ -17,13 +17,11 @@ from transformers import (
     SynthIDTextWatermarkingConfig,
     WatermarkingConfig,
 )
-from transformers.generation import BaseStreamer, GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
-from transformers.utils.import_utils import is_optimum_quanto_available
+from transformers.generation import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 from versions import CHUNKED_PREFILL_ERROR
 
 NEW_TOKENS = 6
 GREEDY = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
-HALF = {**GREEDY, "max_new_tokens": NEW_TOKENS // 2, "min_new_tokens": NEW_TOKENS // 2}
 NUM_LAYERS, NUM_HEADS = 2, 4
 
 
@@ -143,47 +141,6 @@ def test_named_caches(model, batch, expected, implementation: str) -> None:
     assert type(out[CACHE_NAME]) is {"dynamic": DynamicCache, "static": StaticCache}[implementation]
 
 
-def test_a_cache_of_ones_own(model, batch, expected) -> None:
-    length = expected.shape[1]
-    for cache in (DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=length)):
-        assert torch.equal(model.generate(**batch, **GREEDY, **{CACHE_NAME: cache}), expected)
-        assert cache.get_seq_length() == length - 1
-
-
-@pytest.mark.skipif(is_optimum_quanto_available(), reason="optimum-quanto is there")
-def test_a_quantised_cache_names_its_package(model, one) -> None:
-    with pytest.raises(ImportError, match=r"optimum-quanto"):
-        model.generate(**one, **GREEDY, cache_implementation="quantized")
-
-
-@pytest.mark.skipif(not is_optimum_quanto_available(), reason="needs optimum-quanto")
-def test_a_quantised_cache(model, one) -> None:
-    assert model.generate(**one, **GREEDY, cache_implementation="quantized").shape[1] == one["input_ids"].shape[1] + 6
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("implementation", ["offloaded", "offloaded_static"])
-def test_offloaded_caches(model, batch, implementation: str) -> None:
-    there = copy.deepcopy(model).to("cuda")
-    inputs = {name: value.to("cuda") for name, value in batch.items()}
-    expected = there.generate(**inputs, **GREEDY)
-    assert torch.equal(there.generate(**inputs, **GREEDY, cache_implementation=implementation), expected)
-
-
-def test_text_alone_is_prefilled_in_chunks(model, text) -> None:
-    assert torch.equal(model.generate(**text, **GREEDY, prefill_chunk_size=4), model.generate(**text, **GREEDY))
-
-
-@pytest.mark.quick
-@pytest.mark.parametrize("copied", [False, True])
-def test_an_answer_is_gone_on_with(model, one, copied: bool) -> None:
-    """The half from its cache, or from a copy of it, is the whole."""
-    half = model.generate(**one, **HALF, return_dict_in_generate=True)
-    cache = copy.deepcopy(half[CACHE_NAME]) if copied else half[CACHE_NAME]
-    whole = model.generate(input_ids=half.sequences, **{CACHE_NAME: cache}, **HALF)
-    assert torch.equal(whole, model.generate(**one, **GREEDY))
-
-
 # ---- embeddings ------------------------------------------------------------------------------------------------------
 
 
@@ -199,40 +156,12 @@ def test_embeddings_are_the_ids(model, text, one, kind: str, beams: int) -> None
     assert torch.equal(model.generate(**given, input_ids=inputs["input_ids"], **options), expected)
 
 
-def test_other_embeddings_other_answers(model) -> None:
-    torch.manual_seed(0)
-    answers = [model.generate(inputs_embeds=torch.randn(1, 9, model.config.hidden_size), **GREEDY) for _ in range(2)]
-    assert not torch.equal(*answers)
-
-
 def test_embeddings_beside_audio_are_refused(model, one) -> None:
     with pytest.raises(ValueError, match=r"Audio needs input_ids"):
         model.generate(**one, inputs_embeds=embed(model, one), **GREEDY)
 
 
-def test_an_answer_to_embeddings_is_gone_on_with(model, text) -> None:
-    embeds = embed(model, text)
-    half = model.generate(inputs_embeds=embeds, **HALF, return_dict_in_generate=True)
-    more = torch.cat([embeds, model.model.embed_text(half.sequences)], dim=1)
-    rest = model.generate(inputs_embeds=more, **{CACHE_NAME: half[CACHE_NAME]}, **HALF)
-    assert torch.equal(torch.cat([half.sequences, rest], dim=1), model.generate(inputs_embeds=embeds, **GREEDY))
-
-
-def test_without_a_prompt(model) -> None:
-    out = model.generate(max_new_tokens=3, min_new_tokens=3)
-    assert out.shape == (1, 4) and int(out[0, 0]) == model.config.bos_token_id
-
-
 # ---- drafts, stopping --------------------------------------------------------------------------------------
-
-
-def test_sampling_with_drafts(model, one, deprecation_notices) -> None:
-    """With those of an assistant, and with those looked up in the prompt, which holds audio; both stay in the vocabulary."""
-    torch.manual_seed(0)
-    for drafts in ({"assistant_model": copy.deepcopy(model)}, {"prompt_lookup_num_tokens": 3}):
-        out = model.generate(**one, **{**GREEDY, "do_sample": True}, temperature=3.0, **drafts)
-        assert new_ids(out, one).shape[1] == NEW_TOKENS and bool((new_ids(out, one) < model.config.vocab_size).all())
-    deprecation_notices.clear()  # of what transformers does itself to run an assistant
 
 
 @pytest.mark.parametrize(
@@ -255,15 +184,6 @@ def test_processors_never_choose_an_audio_id(model, batch, options) -> None:
         assert bool((new_ids(out, batch) == 20).any())
 
 
-def test_ones_own_processor_and_allowed_ids(model, one) -> None:
-    def only_33(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        return torch.full_like(scores, float("-inf")).index_fill(1, torch.tensor([33]), 0.0)
-
-    assert set(new_ids(model.generate(**one, **GREEDY, logits_processor=[only_33]), one)[0].tolist()) == {33}
-    allowed = model.generate(**one, **GREEDY, prefix_allowed_tokens_fn=lambda row, ids: [40])
-    assert set(new_ids(allowed, one)[0].tolist()) == {40}
-
-
 class AfterTwo(StoppingCriteria):
     def __init__(self, prompt: int):
         self.length = prompt + 2
@@ -281,28 +201,6 @@ def test_where_it_stops(model, batch, one) -> None:
     answer = tokenizer.decode(new_ids(model.generate(**one, **GREEDY), one)[0])
     options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "stop_strings": [answer[1]], "tokenizer": tokenizer}
     assert tokenizer.decode(new_ids(model.generate(**one, **options), one)[0]) == answer[: answer.index(answer[1]) + 1]
-
-
-class Kept(BaseStreamer):
-    def __init__(self) -> None:
-        self.pieces: list[torch.Tensor] = []
-        self.ended = False
-
-    def put(self, value: torch.Tensor) -> None:
-        self.pieces.append(value)
-
-    def end(self) -> None:
-        self.ended = True
-
-
-def test_a_streamer_is_given_every_token_once(model, one) -> None:
-    streamer = Kept()
-    out = model.generate(**one, **GREEDY, streamer=streamer)
-    prompt, *tokens = streamer.pieces
-    assert streamer.ended and torch.equal(prompt, one["input_ids"])
-    assert torch.equal(torch.cat(tokens), new_ids(out, one)[0])
-    with pytest.raises(ValueError, match=r"streamer.*beam"):
-        model.generate(**one, **GREEDY, num_beams=2, streamer=streamer)
 
 
 # ---- how it runs the model -------------------------------------------------------------------------------------------
@@ -323,13 +221,3 @@ def test_audio_is_encoded_once(model, batch, monkeypatch) -> None:
     monkeypatch.setattr(model.model.audio_tower, "forward", lambda *a, **k: calls.append(1) or tower(*a, **k))
     model.generate(**batch, **GREEDY, num_beams=2)
     assert len(calls) == 1
-
-
-def test_attention_precision_and_positions(model, batch, expected, one) -> None:
-    eager = copy.deepcopy(model)
-    eager.set_attn_implementation("eager")
-    assert torch.equal(eager.generate(**batch, **GREEDY), expected)
-    positions = torch.arange(one["input_ids"].shape[1])[None]
-    assert torch.equal(model.generate(**one, position_ids=positions, **GREEDY), model.generate(**one, **GREEDY))
-    half = copy.deepcopy(model).to(torch.bfloat16)
-    assert new_ids(half.generate(**batch, **GREEDY), batch).shape[1] == NEW_TOKENS

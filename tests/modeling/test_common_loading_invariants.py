@@ -1,7 +1,6 @@
 """What transformers' common tests ask of saving and loading: shards, variants, precisions, offloading, what is wrong."""
 
 import copy
-import pickle
 from pathlib import Path
 
 import pytest
@@ -57,17 +56,6 @@ def test_shards(model, tmp_path: Path) -> None:
         load(tmp_path / "full")
 
 
-@pytest.mark.parametrize("weights", ["adapter", "full"])
-def test_variants(model, folders, tmp_path: Path, weights: str) -> None:
-    model.save_pretrained(tmp_path, weights=weights, variant="best")
-    assert weight_files(tmp_path) == ["model.best.safetensors"]
-    assert torch.equal(logits_of(load(tmp_path, variant="best")), logits_of(model))
-    with pytest.raises(OSError, match=r"model\.safetensors"):
-        load(tmp_path)
-    with pytest.raises(OSError, match=r"best"):
-        load(folders[weights], variant="best")
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
 @pytest.mark.parametrize("weights", ["adapter", "full"])
 def test_what_was_loaded_in_half_precision_is_saved_and_loaded(folders, tmp_path: Path, dtype, weights: str) -> None:
@@ -85,44 +73,6 @@ def test_a_tied_weight_is_saved_once(folders) -> None:
         name for name in load_file(folders["full"] / "model.safetensors") if "lm_head" in name or "embed_tok" in name
     ]
     assert names == ["model.language_model.embed_tokens.weight"]
-
-
-def test_from_memory_and_from_a_subfolder(model, folders, tmp_path: Path) -> None:
-    arguments = {"config": copy.deepcopy(model.config), "state_dict": model.state_dict()}
-    assert torch.equal(logits_of(load(None, **arguments)), logits_of(model))
-    copy.deepcopy(model).save_pretrained(tmp_path / "sub")
-    assert torch.equal(logits_of(load(tmp_path, subfolder="sub")), logits_of(model))
-    with torch.device("cpu"):
-        assert torch.equal(logits_of(load(folders["adapter"], low_cpu_mem_usage=True)), logits_of(model))
-
-
-def test_pickled_and_copied(model, tmp_path: Path) -> None:
-    assert torch.equal(logits_of(pickle.loads(pickle.dumps(model))), logits_of(model))
-    torch.save(model.state_dict(), tmp_path / "weights.pt")
-    loaded = torch.load(tmp_path / "weights.pt", weights_only=True)
-    assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
-
-
-def test_fields_of_the_configuration_are_given_at_loading(folders) -> None:
-    loaded = load(folders["adapter"], output_hidden_states=True, lora_alpha=7.0)
-    batch = collate(loaded.config, mixed_rows(loaded.config))
-    assert loaded(**batch).hidden_states is not None and loaded.config.lora_alpha == 7.0
-
-
-def test_what_cannot_be_loaded_is_said(folders) -> None:
-    """Each would have been passed over, or half loaded."""
-    for folder in folders.values():
-        with pytest.raises(TypeError, match=r"unexpected keyword argument 'nonsense'"):
-            load(folder, nonsense=1)
-        with pytest.raises(ValueError, match=r"28 mismatched keys.*shape torch\.Size\(\[4, 48\]\)"):
-            load(folder, lora_rank=8, ignore_mismatched_sizes=True)
-
-
-def test_a_file_where_the_folder_should_be(model, tmp_path: Path) -> None:
-    (tmp_path / "taken").write_text("mine")
-    with pytest.raises(OSError, match="taken"):
-        model.save_pretrained(tmp_path / "taken")
-    assert (tmp_path / "taken").read_text() == "mine"
 
 
 @pytest.mark.parametrize("how", ["cpu", "disk"])

@@ -1,16 +1,14 @@
 """What transformers' common tests ask of every model class, asked of ours: outputs, attention, initialisation, training."""
 
 import copy
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 import torch
-from audiollm import AudioLlmForConditionalGeneration, AudioLlmModel
+from audiollm import AudioLlmForConditionalGeneration
 from batches import collate, make_row, mixed_rows
 from tiny_models import enable_checkpointing, randomise_trainables, whisper_config
-from torch import nn
 from transformers import PreTrainedModel, WhisperForConditionalGeneration
 from transformers.modeling_outputs import ModelOutput
 
@@ -60,20 +58,6 @@ def with_labels(config) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def test_determinism(shared, batch) -> None:
-    assert torch.equal(shared(**batch).logits, shared(**batch).logits)
-
-
-def test_signature_and_names() -> None:
-    for cls in (AudioLlmForConditionalGeneration, AudioLlmModel):
-        names = list(inspect.signature(cls.forward).parameters)
-        assert names[1] == cls.main_input_name == "input_ids"
-        assert {"input_features", "attention_mask", "position_ids", "inputs_embeds", "use_cache"} <= set(names)
-    assert {"labels", "logits_to_keep"} <= set(inspect.signature(AudioLlmForConditionalGeneration.forward).parameters)
-    assert AudioLlmForConditionalGeneration.can_generate() and not AudioLlmModel.can_generate()
-
-
-@torch.no_grad()
 def test_tuples_are_the_dicts_values(shared, eager, batch) -> None:
     def flat(value) -> list[torch.Tensor]:
         return [value] if isinstance(value, torch.Tensor) else [one for part in value for one in flat(part)]
@@ -104,26 +88,6 @@ def test_hidden_states_and_attentions(eager, batch, asked_by: str) -> None:
     assert torch.equal(model.compute_logits(out.hidden_states[-1]), out.logits)
 
 
-def test_hidden_states_asked_by_the_configuration_in_training(own) -> None:
-    """Also where a shared beginning would be run once."""
-    own.config.output_hidden_states = True
-    own.train()
-    row = make_row(own.config, 40, (60,), 3)
-    batch = collate(own.config, [row, row], "right")
-    out = own(**batch, labels=torch.full_like(batch["input_ids"], IGNORED))
-    assert len(out.hidden_states) == NUM_LAYERS + 1
-
-
-def test_gradients_of_hidden_states_and_attentions_are_retained(eager, batch) -> None:
-    out = eager(**batch, output_hidden_states=True, output_attentions=True)
-    kept = [out.hidden_states[0], out.attentions[0], out.audio_hidden_states]
-    for tensor in kept:
-        tensor.retain_grad()
-    out.logits.flatten()[0].backward()
-    assert all(tensor.grad is not None for tensor in kept)
-    eager.zero_grad()
-
-
 @torch.no_grad()
 def test_audio_features(eager, audio) -> None:
     plain = eager.get_audio_features(**audio)
@@ -144,12 +108,6 @@ def test_audio_features(eager, audio) -> None:
     ours, theirs = (tower(whole, output_hidden_states=True) for tower in (encoder, stock))
     for one, other in zip(ours.hidden_states, theirs.hidden_states, strict=True):
         torch.testing.assert_close(one, other, **TOLERANCE)
-
-
-def test_audio_features_asked_by_the_configuration(own, audio) -> None:
-    own.config.audio_config.output_hidden_states = True
-    own.config.audio_config.return_dict = False
-    assert len(own.get_audio_features(**audio).hidden_states) == NUM_LAYERS + 1
 
 
 @torch.no_grad()
@@ -178,14 +136,6 @@ def test_embeddings_are_the_ids(shared) -> None:
     assert torch.equal(embeds, shared.get_input_embeddings()(text["input_ids"]))
     out = shared(inputs_embeds=embeds, attention_mask=text["attention_mask"])
     assert torch.equal(out.logits, shared(**text).logits)
-
-
-def test_embeddings_can_be_got_and_set(own) -> None:
-    embeddings, head = nn.Embedding(128, 32), nn.Linear(32, 128, bias=False)
-    own.set_input_embeddings(embeddings)
-    own.set_output_embeddings(head)
-    assert own.get_input_embeddings() is own.model.get_input_embeddings() is embeddings
-    assert own.get_decoder().get_input_embeddings() is embeddings and own.get_output_embeddings() is head
 
 
 def test_a_tied_head_stays_tied(own, shared, batch) -> None:
@@ -223,22 +173,6 @@ def test_attention_implementations_agree_and_reach_both_bases(shared, eager, bat
     assert mixed.model.audio_tower.config._attn_implementation == "sdpa"
 
 
-@torch.no_grad()
-def test_a_mask_of_four_dimensions(shared) -> None:
-    text = collate(shared.config, [make_row(shared.config, 9)])
-    length = text["input_ids"].shape[1]
-    mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
-    torch.testing.assert_close(
-        shared(input_ids=text["input_ids"], attention_mask=mask).logits, shared(**text).logits, **TOLERANCE
-    )
-
-
-def test_the_configurations_are_those_of_the_parts(shared) -> None:
-    assert shared.model.language_model.config is shared.config.text_config
-    assert shared.model.audio_tower.config is shared.config.audio_config
-    assert shared.config is shared.model.config and shared.config.get_text_config() is shared.config.text_config
-
-
 # ---- initialisation --------------------------------------------------------------------------------------------------
 
 
@@ -272,32 +206,6 @@ def test_what_a_checkpoint_lacks_is_initialised_as_by_the_constructor(shared, mo
     assert not any(tensor.any() for name, tensor in found.items() if ".lora_B." in name)
 
 
-def test_from_meta_to_a_device(shared, batch) -> None:
-    """All tensors are parameters or buffers, and all of them are initialised."""
-    with torch.device("meta"):
-        model = AudioLlmForConditionalGeneration(copy.deepcopy(shared.config))
-    assert all(parameter.is_meta for parameter in model.parameters())
-    model.to_empty(device="cpu")
-    model.init_weights()
-    buffers = dict(model.named_buffers())
-    assert all(torch.equal(buffer, buffers[name]) for name, buffer in shared.named_buffers())
-    with torch.no_grad():
-        assert bool(model.eval()(**batch).logits.isfinite().all())
-        texts = {name: batch[name][1:2] for name in ("input_ids", "attention_mask")}
-        named = model(**texts, adapter_names=["speech"]).logits
-        assert torch.equal(named, model(**texts).logits)  # fresh LoRA does nothing
-
-
-def test_initialisation_follows_the_configured_range(shared) -> None:
-    config = copy.deepcopy(shared.config)
-    config.text_config.initializer_range = config.audio_config.init_std = 1e-10
-    model = AudioLlmForConditionalGeneration(config)
-    for name, parameter in model.named_parameters():
-        mean = round(float(parameter.detach().mean()), 7)
-        drawn_otherwise = "multi_modal_projector.linear" in name or "lora_A" in name or "embed_positions" in name
-        assert mean in (0.0, 1.0) or drawn_otherwise, name
-
-
 # ---- training --------------------------------------------------------------------------------------------------------
 
 
@@ -322,18 +230,3 @@ def test_checkpointing_is_turned_on_and_off_everywhere(own) -> None:
         else:
             (getattr(own, "activation_checkpointing_disable", None) or own.gradient_checkpointing_disable)()
         assert {module.gradient_checkpointing for module in switches} == {turn}
-
-
-@torch.no_grad()
-def test_data_parallel_on_one_device(shared, batch) -> None:
-    assert torch.equal(nn.DataParallel(shared)(**batch).logits, shared(**batch).logits)
-
-
-@pytest.mark.slow
-@torch.no_grad()
-def test_compiled_is_not_compiled(shared) -> None:
-    """With breaks in the graph: how many slots there are is looked up, so the graph is no whole one."""
-    one = collate(shared.config, [make_row(shared.config, 4, (60,), 3)])
-    compiled = torch.compile(copy.deepcopy(shared), backend="eager")
-    assert not shared._can_compile_fullgraph
-    torch.testing.assert_close(compiled(**one).logits, shared(**one).logits)

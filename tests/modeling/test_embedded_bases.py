@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import soundfile
 import torch
-from audiollm import downloads, embedded_bases
+from audiollm import embedded_bases
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.embedded_bases import (
     EMBEDDED_BASES,
@@ -148,48 +148,6 @@ def site() -> Iterator[Site]:
         yield served
 
 
-def test_a_partial_download_is_continued(site: Site, tmp_path: Path) -> None:
-    site.files["/x.whl"] = BODY
-    (tmp_path / "x.whl.part").write_bytes(BODY[:1000])
-    assert download(f"{site.url}/x.whl", tmp_path / "x.whl", SHA256, progress=False).read_bytes() == BODY
-    assert site.ranges("/x.whl") == ["bytes=1000-"]
-    assert os.listdir(tmp_path) == ["x.whl"]
-
-
-def test_a_complete_partial_download_is_only_verified(site: Site, tmp_path: Path) -> None:
-    site.files["/x.whl"] = BODY
-    (tmp_path / "x.whl.part").write_bytes(BODY)
-    assert download(f"{site.url}/x.whl", tmp_path / "x.whl", SHA256, progress=False).read_bytes() == BODY
-
-
-def test_a_server_that_ignores_range_is_read_from_the_start(site: Site, tmp_path: Path) -> None:
-    site.files["/x.whl"] = BODY
-    site.honour_range = False
-    (tmp_path / "x.whl.part").write_bytes(b"\0" * 1000)
-    assert download(f"{site.url}/x.whl", tmp_path / "x.whl", SHA256, progress=False).read_bytes() == BODY
-    assert site.ranges("/x.whl") == ["bytes=1000-"]
-
-
-def test_a_connection_that_breaks_is_taken_up_again(site: Site, tmp_path: Path) -> None:
-    site.files["/x.whl"] = BODY
-    site.break_after = [300_000, 200_000]
-    assert download(f"{site.url}/x.whl", tmp_path / "x.whl", SHA256, progress=False).read_bytes() == BODY
-    assert site.ranges("/x.whl") == [None, "bytes=300000-", "bytes=500000-"]
-
-
-def test_a_connection_that_keeps_breaking_keeps_what_came(
-    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(downloads, "RETRY_WAIT_SECONDS", 0.01)
-    site.files["/x.whl"] = BODY
-    site.break_after = [1000] + [0] * 10
-    with pytest.raises(EmbeddedBaseError, match=r"failed 5 times.*1000 bytes are kept in .*x\.whl\.part: run again"):
-        download(f"{site.url}/x.whl", tmp_path / "x.whl", SHA256, progress=False)
-    site.break_after = []
-    assert download(f"{site.url}/x.whl", tmp_path / "x.whl", SHA256, progress=False).read_bytes() == BODY
-    assert site.ranges("/x.whl")[-1] == "bytes=1000-"
-
-
 def test_a_file_that_is_not_the_pinned_one_is_refused_and_kept(site: Site, tmp_path: Path) -> None:
     site.files["/x.whl"] = BODY[::-1]
     found = hashlib.sha256(BODY[::-1]).hexdigest()
@@ -198,13 +156,6 @@ def test_a_file_that_is_not_the_pinned_one_is_refused_and_kept(site: Site, tmp_p
     assert os.listdir(tmp_path) == ["x.whl.rejected"]
     site.files["/x.whl"] = BODY  # the index is repaired: the next try is not misled by the last
     assert download(f"{site.url}/x.whl", tmp_path / "x.whl", SHA256, progress=False).read_bytes() == BODY
-
-
-def test_a_partial_download_of_something_else_is_started_over(site: Site, tmp_path: Path) -> None:
-    site.files["/x.whl"] = BODY
-    (tmp_path / "x.whl.part").write_bytes(b"\0" * 1000)
-    assert download(f"{site.url}/x.whl", tmp_path / "x.whl", SHA256, progress=False).read_bytes() == BODY
-    assert site.ranges("/x.whl") == ["bytes=1000-", None]
 
 
 def test_a_file_index_works_like_any_other(tmp_path: Path) -> None:

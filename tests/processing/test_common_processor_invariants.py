@@ -2,7 +2,6 @@
 
 import copy
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +62,6 @@ def test_saved_and_loaded(tiny_processor, saved) -> None:
     assert AudioLlmProcessor.get_attributes() == ["feature_extractor", "tokenizer"]
 
 
-def test_json_holds_the_arguments(tiny_processor) -> None:
-    expected = {"stack_factor": 4, "text_vocab_size": 128, "processor_class": "AudioLlmProcessor"}
-    assert expected.items() <= json.loads(tiny_processor.to_json_string()).items()
-
-
 def test_arguments_and_parts_at_loading_come_first(tiny_processor, saved) -> None:
     extractor, tokenizer = WhisperFeatureExtractor(dither=0.5), copy.deepcopy(tiny_processor.tokenizer)
     tokenizer.is_override = True
@@ -88,59 +82,7 @@ def test_chat_templates_are_saved(tiny_processor, tmp_path: Path) -> None:
         assert AudioLlmProcessor.from_pretrained(tmp_path / name).chat_template == template
 
 
-def test_saving_changes_nothing(tiny_processor, tmp_path: Path) -> None:
-    processor = copy.deepcopy(tiny_processor)
-    before = processor.to_dict()
-    processor.save_pretrained(tmp_path)
-    assert processor.to_dict() == before == AudioLlmProcessor.from_pretrained(tmp_path).to_dict()
-    assert "AutoProcessor" in (tmp_path / "processor_config.json").read_text()
-
-
-def test_copied_and_pickled(tiny_processor, waveform) -> None:
-    expected = tiny_processor("<audio>", audio=waveform)
-    for again in (copy.deepcopy(tiny_processor), pickle.loads(pickle.dumps(tiny_processor))):
-        assert equal(again("<audio>", audio=waveform), expected)
-
-
 # ---- a call ----------------------------------------------------------------------------------------------------------
-
-
-def test_names_of_inputs(tiny_processor, waveform) -> None:
-    assert list(tiny_processor("<audio>", audio=waveform)) == tiny_processor.model_input_names
-    assert list(tiny_processor("text")) == ["input_ids", "attention_mask"]
-    assert list(tiny_processor(audio=waveform)) == ["input_features", "input_features_mask"]
-    with pytest.raises(ValueError, match=r"text, audio or both"):
-        tiny_processor()
-
-
-def test_arguments_by_position_and_by_name(tiny_processor, waveform) -> None:
-    named = tiny_processor(text=TEXTS, audio=[waveform] * 3)
-    assert equal(tiny_processor(TEXTS, [waveform] * 3), named)
-    assert equal(tiny_processor(TEXTS, [[waveform]] * 3, sampling_rate=RATE_HZ, images=None, videos=None), named)
-    with pytest.raises(ValueError, match=r"not images or videos"):
-        tiny_processor(TEXTS, [waveform] * 3, images=[waveform])
-
-
-@pytest.mark.parametrize("options", [{"padding": "max_length", "max_length": 76}, {"pad_to_multiple_of": 76}], ids=str)
-def test_options_of_the_text(tiny_processor, waveform, options) -> None:
-    out = tiny_processor(TEXTS, audio=[waveform] * 3, **options)
-    assert out["input_ids"].shape == out["attention_mask"].shape == (3, 76)
-    longest = tiny_processor(TEXTS, audio=[waveform] * 3, padding="longest")
-    assert longest["input_ids"].shape[1] < 76 and torch.equal(longest["input_features"], out["input_features"])
-    alone = tiny_processor(TEXTS[:1], audio=[waveform], padding=False)["input_ids"]
-    assert torch.equal(out["input_ids"][:1, -alone.shape[1] :], alone)
-
-
-def test_a_maximum_cuts_nothing(tiny_processor, waveform) -> None:
-    whole = tiny_processor("<audio>", audio=waveform)
-    assert equal(tiny_processor("<audio>", audio=waveform, padding="max_length", max_length=5), whole)
-
-
-def test_a_tokenizers_own_maximum_cuts_nothing(tiny_processor) -> None:
-    tokenizer = copy.deepcopy(tiny_processor.tokenizer)
-    tokenizer.model_max_length = 20
-    processor = AudioLlmProcessor(tiny_processor.feature_extractor, tokenizer)
-    assert processor("a" * 30)["input_ids"].shape == (1, 30)
 
 
 @pytest.mark.parametrize("name", ["audios", "max_lenght", "output_labels", "stride", "num_frames"])
@@ -155,14 +97,6 @@ def test_an_unknown_option_is_named(tiny_processor, waveform, name: str) -> None
             tiny_processor.apply_chat_template(chat, tokenize=True, **options)
         with pytest.raises(TypeError, match=name):
             tiny_processor.apply_chat_template(chat, tokenize=True, processor_kwargs=options)
-
-
-def test_transformers_own_variables_of_templates_may_be_none(tiny_processor, waveform) -> None:
-    chat = user(spoken(waveform))
-    expected = tiny_processor.apply_chat_template(chat, tokenize=True)
-    assert equal(tiny_processor.apply_chat_template(chat, tokenize=True, tools=None, documents=None), expected)
-    with pytest.raises(TypeError, match="tools"):
-        tiny_processor.apply_chat_template(chat, tokenize=True, tools=[{"name": "none"}])
 
 
 def test_options_in_groups(tiny_processor, waveform) -> None:
@@ -209,56 +143,7 @@ def test_kinds_of_tensors(tiny_processor, waveform) -> None:
         tiny_processor("<audio>", audio=waveform, return_tensors="tf")
 
 
-def test_kinds_of_tokens(tiny_processor, waveform) -> None:
-    lengths = [RATE_HZ, 2 * RATE_HZ + 50, 31 * RATE_HZ]
-    waveforms = [np.zeros(length, dtype=np.float32) for length in lengths]
-    counted = tiny_processor._get_num_multimodal_tokens(audio_lengths=lengths)["num_audio_tokens"]
-    out = tiny_processor(["<audio>", "a <audio>", "<audio>"], audio=waveforms, return_mm_token_type_ids=True)
-    assert (out["mm_token_type_ids"] == 3).sum(dim=1).tolist() == counted
-    assert torch.equal(out["mm_token_type_ids"] == 3, out["input_ids"] == tiny_processor.audio_token_id)
-    assert set(out["mm_token_type_ids"].unique().tolist()) == {0, 3}
-    chats = [user(spoken(one)) for one in waveforms]
-    out = tiny_processor.apply_chat_template(chats, tokenize=True, return_mm_token_type_ids=True)
-    assert (out["mm_token_type_ids"] == 3).sum(dim=1).tolist() == counted
-
-
-def test_truncation_that_cuts_nothing(tiny_processor, waveform) -> None:
-    cut = {"truncation": True, "max_length": 60, "padding": "max_length"}
-    assert tiny_processor(TEXTS, audio=[waveform] * 3, **cut)["input_ids"].shape == (3, 60)
-    with pytest.raises(ValueError, match=r"40 tokens, .* to 30"):
-        tiny_processor("a" * 40, truncation=True, max_length=30)
-
-
-def test_moved_and_cast(tiny_processor, waveform) -> None:
-    moved = tiny_processor("<audio>", audio=waveform).to("cpu", torch.bfloat16)
-    assert moved["input_features"].dtype == torch.bfloat16 and moved["input_ids"].dtype == torch.long
-
-
-def test_decoding(tiny_processor) -> None:
-    ids = tiny_processor("AB<|im_end|>")["input_ids"]
-    assert tiny_processor.decode(ids[0]) == "AB<|im_end|>"
-    assert tiny_processor.decode(ids[0], skip_special_tokens=True) == "AB"
-    assert tiny_processor.batch_decode(ids, skip_special_tokens=True) == ["AB"]
-    assert tiny_processor.post_process_multimodal_output(ids) == ["AB"]
-
-
 # ---- chats -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("batch_size", [None, 1, 2])
-def test_one_chat_and_several(tiny_processor, waveform, batch_size: int | None) -> None:
-    chat = user({"type": "text", "text": "What? "}, spoken(waveform))
-    chats: Any = chat if batch_size is None else [chat] * batch_size
-    text = tiny_processor.apply_chat_template(chats, add_generation_prompt=True)
-    expected = "<|im_start|>user\nWhat? <audio><|im_end|>\n<|im_start|>assistant\n"
-    assert text == (expected if batch_size is None else [expected] * batch_size)
-    out = tiny_processor.apply_chat_template(chats, add_generation_prompt=True, tokenize=True)
-    rows = batch_size or 1
-    assert list(out) == tiny_processor.model_input_names and all(len(value) == rows for value in out.values())
-    again = tiny_processor(text, audio=[waveform] * rows, add_special_tokens=False)
-    assert equal(out, again)
-    ids = tiny_processor.apply_chat_template(chats, add_generation_prompt=True, tokenize=True, return_dict=False)
-    assert torch.equal(ids, out["input_ids"])
 
 
 def test_a_recording_in_every_form(tiny_processor, waveform, tmp_path: Path) -> None:
@@ -277,16 +162,6 @@ def test_a_recording_in_every_form(tiny_processor, waveform, tmp_path: Path) -> 
     ]
     for form in forms:
         assert equal(tiny_processor.apply_chat_template(user(form), tokenize=True), expected)
-
-
-def test_a_text_is_continued(tiny_processor, waveform) -> None:
-    chat = [
-        *user(spoken(waveform)),
-        {"role": "assistant", "content": [{"type": "text", "text": "It is the sound of"}]},
-    ]
-    for chats in (chat, [chat, chat]):
-        texts = tiny_processor.apply_chat_template(chats, continue_final_message=True)
-        assert all(text.endswith("It is the sound of") for text in ([texts] if isinstance(texts, str) else texts))
 
 
 def test_a_template_for_typed_parts_gets_them(tiny_processor, waveform) -> None:
@@ -340,29 +215,6 @@ def test_a_request_for_a_transcript(tiny_processor, waveform) -> None:
             request(**wrong)
     with pytest.raises(TypeError, match="languages"):
         request(waveform, languages="de")
-
-
-def test_templates_and_their_variables(tiny_processor) -> None:
-    template = "{% for m in messages %}{% if loud %}!{% endif %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}"
-    render = tiny_processor.apply_chat_template
-    assert render(user({"type": "text", "text": "Hi"}), chat_template=template, loud=True) == "!user: Hi"
-    assert render(user({"type": "text", "text": "Hi"}), chat_template=template) == "user: Hi"
-    with pytest.raises(TypeError, match=r"enable_thinking"):
-        render(user({"type": "text", "text": "Hi"}), chat_template=template, enable_thinking=False)
-
-
-@pytest.mark.parametrize("way", ["arguments", "processor_kwargs"])
-def test_options_of_a_chats_text(tiny_processor, waveform, way: str) -> None:
-    def apply(**options: Any):
-        given: dict[str, Any] = options if way == "arguments" else {"processor_kwargs": options}
-        chats = [user(spoken(waveform)), user({"type": "text", "text": "Hi"})]
-        return tiny_processor.apply_chat_template(chats, tokenize=True, **given)
-
-    assert apply(padding="max_length", max_length=100)["input_ids"].shape == (2, 100)
-    assert apply(pad_to_multiple_of=64)["input_ids"].shape == (2, 64)
-    assert apply(padding_side="right")["attention_mask"][1].tolist()[-1] == 0
-    with pytest.raises(ValueError, match=r"to 10 could cut"):
-        apply(truncation=True, max_length=10)
 
 
 @pytest.mark.parametrize("template", [None, GENERATION_TEMPLATE], ids=["of-the-tokenizer", "with-generation-tags"])

@@ -61,15 +61,6 @@ def test_training_and_the_processor_encode_alike(corpus, real_processor) -> None
     assert row["labels"] == batch["labels"][0].tolist()
 
 
-def test_rows_keep_their_order_and_know_their_audio(corpus, cache, dataset) -> None:
-    examples = read_examples(corpus.data_path, corpus.audio_dir)
-    assert len(dataset) == len(examples)
-    for row, example in zip(dataset, examples):
-        assert row["audio"] == [cache.key(path) for path in example.audio_paths]
-        assert row["length"] == len(row["input_ids"])
-    assert dataset[-1]["audio"] == []
-
-
 def test_a_placeholder_in_a_response_is_refused_by_its_row(corpus, tiny_processor) -> None:
     examples = [Example("hello", (), "good", index=0), Example("hello", (), "an <audio> tag", index=1)]
     with pytest.raises(ExamplesError, match=r"row 1: There are 0 recordings, but .* has 1 <audio>"):
@@ -96,15 +87,6 @@ def test_a_batch_without_audio_has_none(dataset, cache, tiny_model, tiny_process
     batch = AudioLlmCollator(tiny_processor, cache)([dataset[-1]])
     assert set(batch) == {"input_ids", "attention_mask", "labels"}
     assert torch.isfinite(tiny_model(**batch).loss)
-
-
-@pytest.mark.parametrize("multiple", [1, 8, 64])
-def test_lengths_are_rounded_up(dataset, cache, tiny_processor, multiple: int) -> None:
-    batch = AudioLlmCollator(tiny_processor, cache, pad_to_multiple_of=multiple)(list(dataset)[:3])
-    longest = max(dataset["length"][:3])
-    assert batch["input_ids"].shape == batch["labels"].shape == batch["attention_mask"].shape
-    assert 0 <= batch["input_ids"].shape[1] - longest < multiple
-    assert batch["input_ids"].shape[1] % multiple == 0
 
 
 def test_a_recording_of_several_windows_runs_through_the_model(
@@ -187,11 +169,6 @@ def test_augmentation_is_drawn_from_torchs_generator(batch, tiny_processor) -> N
     assert all(torch.equal(first[name], again[name]) for name in first)
     lengths = first["encoded_audio"].shape == second["encoded_audio"].shape
     assert not lengths or not torch.equal(first["encoded_audio"], second["encoded_audio"])
-
-
-def test_augmentation_passes_a_batch_without_audio_on(dataset, cache, tiny_processor) -> None:
-    batch = AudioLlmCollator(tiny_processor, cache)([dataset[-1]])
-    assert batch_augmentation(tiny_processor)(batch) is batch
 
 
 def test_masks_are_as_large_as_they_say_at_most() -> None:

@@ -98,11 +98,6 @@ def test_fewer_questions_are_spread_over_the_rows(dataset, tiny_processor, limit
     assert [question.row for question in questions(dataset, tiny_processor, "english", limit)] == rows
 
 
-def test_of_a_stream_the_first_rows_are_asked(dataset, tiny_processor) -> None:
-    stream = dataset.to_iterable_dataset()
-    assert [question.row for question in questions(stream, tiny_processor, "english", 3)] == [0, 1, 2]
-
-
 # ------------------------------------------------------------------------------------------------------ the answers
 
 
@@ -136,16 +131,6 @@ def test_the_control_hears_another_recording(examples, dataset, corpus, tiny_mod
     listening = evaluation(dataset, tiny_processor, cache)
     assert all(one != another for one, another in listening.wrong.items())
     assert listening.answers(tiny_model, instead=listening.wrong) == expected != listening.answers(tiny_model)
-
-
-def test_one_recording_alone_has_no_control(corpus, tiny_processor, cache) -> None:
-    rows = [Example(text, (corpus.paths[0],), "yes") for text in ("<audio>", "Say: <audio>")]
-    assert evaluation(build_dataset(rows, tiny_processor, cache, progress=False), tiny_processor, cache).wrong is None
-
-
-def test_longest_answer_is_bounded(dataset, tiny_model, tiny_processor, cache) -> None:
-    short = evaluation(dataset, tiny_processor, cache, max_new_tokens=2).answers(tiny_model)
-    assert max(map(len, short)) <= 2 < max(map(len, evaluation(dataset, tiny_processor, cache).answers(tiny_model)))
 
 
 def test_a_model_that_never_ends_is_stopped_and_scored_by_what_it_began_with(

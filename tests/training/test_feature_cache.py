@@ -119,21 +119,6 @@ def test_a_damaged_file_is_computed_again(cache, corpus, damage: str) -> None:
     assert cache.has(key) and torch.equal(cache.load(key)[0], expected)
 
 
-def test_others_may_read_the_files(cache, corpus) -> None:
-    (key,) = cache.add(corpus.paths[:1], progress=False)
-    mask = os.umask(0)
-    os.umask(mask)
-    assert cache.path(key).stat().st_mode & 0o777 == 0o666 & ~mask
-
-
-def test_size_is_that_of_the_files(cache, corpus) -> None:
-    assert cache.size_bytes() == 0
-    keys = cache.add(corpus.paths[:3], progress=False)
-    assert cache.size_bytes() == sum(cache.path(key).stat().st_size for key in keys)
-    floats = sum(cache.load(key)[0].numel() for key in keys)
-    assert 0 < cache.size_bytes() - 4 * floats < 1024 * len(keys)
-
-
 @pytest.mark.parametrize(
     ("given", "trainable", "stage", "device", "cached"),
     [

@@ -2,8 +2,6 @@
 
 import json
 import re
-from configparser import ConfigParser
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,8 +14,6 @@ from audiollm.training.command_line import (
     option_groups,
     parse_arguments,
     read_recipe,
-    recipe_path,
-    shipped_recipes,
 )
 from audiollm.training.train import main
 from stage_runs import stage_options
@@ -64,23 +60,6 @@ def test_the_aligned_checkpoint_is_whole(aligned, tiny_bases) -> None:
     model = AudioLlmForConditionalGeneration.from_pretrained(aligned)
     assert all(not value.any() for name, value in model.named_parameters() if ".lora_B." in name)
     assert (aligned / "processor_config.json").exists() or (aligned / "preprocessor_config.json").exists()
-
-
-@pytest.mark.parametrize("name", shipped_recipes())
-def test_every_field_of_a_recipe_is_commented(name: str) -> None:
-    lines = recipe_path(name).read_text(encoding="utf-8").splitlines()
-    assert lines[0].startswith(f"# Stage {name}: ")
-    for before, line in pairwise(lines):
-        if line and not line.startswith("#") and before and not before.startswith("#"):
-            assert before.startswith(("save_steps", "stage")), f"{line} has no comment"
-
-
-def test_there_is_a_recipe_for_each_stage_and_it_is_shipped() -> None:
-    assert shipped_recipes() == sorted(STAGES)
-    assert all(read_recipe(recipe_path(name))["stage"] == name for name in STAGES)
-    parser = ConfigParser()
-    parser.read(Path(__file__).parents[2] / "setup.cfg", encoding="utf-8")
-    assert "recipes/*.yaml" in parser["options.package_data"]["audiollm.training"].split(", ")
 
 
 def test_the_recipe_of_instruct_is_what_python_has_by_default() -> None:
