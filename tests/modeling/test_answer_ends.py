@@ -12,7 +12,7 @@ UNBOUNDED = 10_000
 
 
 def written(ends: AnswerEnds, rows: list[list[int]]) -> list[list[int]]:
-    """What is left of rows that are written token by token, each padded once it is at its end."""
+    """Return the rows after they are written token by token, each padded once it is at its end."""
     stopped = [False] * len(rows)
     ids = torch.tensor([PROMPT] * len(rows))
     for step in range(max(map(len, rows))):

@@ -44,7 +44,7 @@ def listen(tiny_model, tiny_processor) -> AudioLlmPipeline:
 
 @pytest.fixture
 def told(tiny_model, tiny_processor):
-    """What `answer` says to one conversation, unstripped as the pipeline's is."""
+    """Return the answer to one conversation, unstripped as the pipeline's is."""
 
     def one(conversation, **options) -> list[dict]:
         return [{"generated_text": answer(tiny_model, tiny_processor, [conversation], **{**OPTIONS, **options})[0]}]

@@ -1,4 +1,4 @@
-"""What transformers' common tests ask of `generate`, asked of ours, on batches of rows with and without audio."""
+"""Invariants of transformers' common generation tests, on batches of rows with and without audio."""
 
 import copy
 import inspect
@@ -57,7 +57,7 @@ def new_ids(out: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def embed(model, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """What the language model is given: text and audio, by the public methods."""
+    """Return the language model's input embeddings for text and audio, by the public methods."""
     ids = inputs["input_ids"]
     embeds = model.model.embed_text(ids)
     if "input_features" not in inputs:

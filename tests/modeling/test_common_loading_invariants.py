@@ -1,4 +1,4 @@
-"""What transformers' common tests ask of saving and loading: shards, variants, precisions, offloading, what is wrong."""
+"""Invariants of transformers' common tests of saving and loading: shards, precisions, offloading."""
 
 import copy
 from pathlib import Path

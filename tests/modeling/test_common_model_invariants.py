@@ -1,4 +1,4 @@
-"""What transformers' common tests ask of every model class, asked of ours: outputs, attention, initialisation, training."""
+"""Invariants of transformers' common model tests: outputs, attention, initialisation, training."""
 
 import copy
 from collections.abc import Iterator

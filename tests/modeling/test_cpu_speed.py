@@ -1,4 +1,4 @@
-"""What the commands switch on on a CPU changes neither products nor losses nor gradients, but by rounding."""
+"""The CPU speed-ups change products, losses and gradients by rounding alone."""
 
 from pathlib import Path
 
@@ -165,7 +165,7 @@ def batch_with_prefix(config, num_rows: int = 3) -> dict[str, torch.Tensor]:
 
 
 def positions_run(model, batch) -> list[int]:
-    """How many positions the language model's layers saw, call by call."""
+    """Positions that the language model's layers saw, call by call."""
     seen: list[int] = []
     layer = model.get_decoder().layers[0].mlp
     handle = layer.register_forward_hook(lambda _, args, __: seen.append(args[0].shape[0] * args[0].shape[1]))

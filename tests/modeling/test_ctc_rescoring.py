@@ -63,7 +63,7 @@ def noise(seconds: float, seed: int) -> np.ndarray:
 
 
 def inputs_of(model, processor, clips, prompt: str = PROMPT) -> dict[str, torch.Tensor]:
-    """What the rescorer takes of clips, a row for each."""
+    """Return the rescorer's inputs for clips, a row each."""
     inputs = processor.apply_chat_template(
         [ask(prompt, clip) for clip in clips], tokenize=True, add_generation_prompt=True, padding_side="left"
     )

@@ -1,4 +1,4 @@
-"""What trains and what stays: gradients, activation checkpointing, the loss."""
+"""Gradients, activation checkpointing and the loss: trained weights move, frozen ones stay."""
 
 from pathlib import Path
 

@@ -23,7 +23,7 @@ def padded_batch(config, side: str = "right") -> dict[str, torch.Tensor]:
 
 
 def masks_seen(model, batch) -> list[bool]:
-    """Whether the language model was given a mask, call by call."""
+    """True for each call that gave the language model a mask."""
     seen: list[bool] = []
     handle = model.get_decoder().register_forward_pre_hook(
         lambda _, args, keywords: seen.append(keywords.get("attention_mask") is not None), with_kwargs=True

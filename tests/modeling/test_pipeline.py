@@ -29,7 +29,7 @@ def files(tmp_path) -> list[str]:
 
 @pytest.fixture
 def told(tiny_model, tiny_processor):
-    """What `generate` says after inputs, as text."""
+    """Return the text that `generate` writes after inputs."""
 
     def one(inputs) -> str:
         ids = tiny_model.generate(**inputs, **OPTIONS)[0, inputs["input_ids"].shape[1] :]

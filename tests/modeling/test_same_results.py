@@ -81,7 +81,7 @@ def test_one_question_one_answer(asked: Path, tiny_model, tiny_processor) -> Non
 
 
 def test_a_merged_models_text_rows_are_adapted_and_others_are_not(tiny_model, tiny_processor) -> None:
-    """What `merge_adapters` is for, and its price, through the pipeline."""
+    """`merge_adapters` through the pipeline: audio rows stay the same, text rows change."""
     rows = [{"text": "Hello, who is there?"}, {"text": "<audio>", "audio": np.ones(8000, dtype=np.float32) / 9}]
     options = {"max_new_tokens": 8}
     routed = pipeline(TASK, model=tiny_model, processor=tiny_processor, device="cpu")(rows, batch_size=2, **options)

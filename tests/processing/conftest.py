@@ -1,4 +1,4 @@
-"""What the processor's tests share."""
+"""Fixtures of the processor's tests."""
 
 import numpy as np
 import pytest

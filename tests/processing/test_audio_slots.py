@@ -126,7 +126,7 @@ def test_thirty_five_seconds_are_two_windows_and_lose_nothing(processors, noise)
 
 
 def stock_frames(extractor: WhisperFeatureExtractor, waveform: np.ndarray) -> np.ndarray:
-    """What Whisper's extractor makes of `waveform` padded to 30 s, cut to the frames of the audio."""
+    """Return Whisper's features of `waveform` padded to 30 s, cut to the frames of the audio."""
     padded = extractor(waveform, sampling_rate=RATE_HZ, return_tensors="np")["input_features"][0]
     return padded[:, : math.ceil(len(waveform) / HOP_SAMPLES)]
 

@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent / "chat_templates"
 
 
 class Family(NamedTuple):
-    """How a family's template shows an answer: what comes before it that the model must say too, and what ends it."""
+    """A family's template around an answer: the text before it that the model must say too, and the end of the turn."""
 
     special_tokens: tuple[str, ...] = ()
     bos: str = "<|im_start|>"

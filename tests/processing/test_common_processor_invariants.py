@@ -1,4 +1,4 @@
-"""What transformers' common tests ask of every processor, asked of ours; where they do not hold, the error is tested."""
+"""Invariants of transformers' common processor tests, and the errors where they do not hold."""
 
 import copy
 import json

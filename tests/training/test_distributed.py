@@ -91,7 +91,7 @@ def options(tmp_path_factory, tiny_bases, corpus, shared_features) -> list[str]:
 
 
 def alone(folder: Path, options: list[str]) -> Path:
-    """What one process makes of twice the batch."""
+    """Return the run of one process with twice the batch."""
     start(TRAIN[1:], [*options, "--batch_size", "4", "--output_dir", str(folder)])
     return folder
 

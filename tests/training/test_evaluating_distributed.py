@@ -48,7 +48,7 @@ def evaluations(folder: Path) -> tuple[list[dict[str, float]], list[dict]]:
 
 @pytest.fixture(scope="module")
 def alone(given, tmp_path_factory) -> Path:
-    """What one process makes of twice the batch."""
+    """The run of one process with twice the batch."""
     folder = tmp_path_factory.mktemp("alone") / "run"
     train(*parse_arguments([*given, "--batch_size", "4", "--output_dir", str(folder)]))
     return folder
