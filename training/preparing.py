@@ -1,7 +1,7 @@
 """Start of every stage: model and processor, frozen but for what trains; the output folder; the cache."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmProcessor
@@ -143,7 +143,9 @@ def prepare(
     except ValueError as error:  # of a checkpoint or base that cannot be used
         raise TrainingError(str(error)) from error
     if getattr(model, "hf_device_map", None) is None:
-        model.to(training_arguments.device)
+        cast(torch.nn.Module, model).to(
+            training_arguments.device
+        )  # transformers types its own `to` as taking no device
     use_cpu_speed(model)
     is_base = model.config.text_model_id is not None and model.config.weight_format != "merged"
     trainable = "projector" if stage == "align" else model_arguments.trainable
