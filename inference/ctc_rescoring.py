@@ -16,8 +16,9 @@ from audiollm.projector import slot_counts
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from .answer_ends import AnswerEnds
+from .ctc_alignment import slot_log_probabilities, spoken_lexicon
 from .ctc_search import ctc_log_likelihoods, prefix_beam_search
-from .spoken_pieces import SpokenLexicon, spoken_form
+from .spoken_pieces import spoken_form
 from .text_likelihood import text_logprobs
 
 #: How many texts of CTC's own are candidates, beside the language model's greedy one.
@@ -140,8 +141,7 @@ class CtcRescorer:
         if not ctc_weight:
             raise ValueError("ctc_weight is 0: there is nothing to choose by. Call the model's `generate`.")
         self.model, self.tokenizer, self.ctc_weight = model, tokenizer, ctc_weight
-        readout = model.model.multi_modal_projector.readout
-        self.lexicon = SpokenLexicon(tokenizer, readout.lexicon.bool().nonzero().flatten().tolist())
+        self.lexicon = spoken_lexicon(model, tokenizer)
         ends = model.generation_config.eos_token_id
         self._end_ids = [one for one in (ends if isinstance(ends, (list, tuple)) else [ends]) if one is not None]
 
@@ -222,16 +222,15 @@ class CtcRescorer:
 
     def _slot_log_probabilities(self, input_ids, encoded_audio, encoded_audio_lengths) -> list[torch.Tensor]:
         """CTC's log-probabilities of each row's slots, `(slots, 1 + pieces)`."""
-        projector, config = self.model.model.multi_modal_projector, self.model.config
-        embeddings = self.model.get_input_embeddings().weight
-        scores = projector.log_probabilities(encoded_audio, encoded_audio_lengths, embeddings)
+        config = self.model.config
         counts = (input_ids == config.audio_token_id).sum(dim=1).tolist()
         total = int(slot_counts(encoded_audio_lengths, config.stack_factor).sum())
         if 0 in counts:
             raise ValueError(f"Row {counts.index(0)} has no audio: there is nothing for CTC to hear in it.")
         if sum(counts) != total:
             raise ValueError(f"input_ids has {sum(counts)} audio slots, but the audio gives {total} tokens.")
-        return list(scores.float().cpu().split(counts))
+        scores = slot_log_probabilities(self.model, encoded_audio, encoded_audio_lengths, counts)
+        return [one.cpu() for one in scores]
 
     def _written(self, ids: list[int]) -> Candidate:
         """Return what the language model has written, up to its end."""

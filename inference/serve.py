@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from .loading import CheckpointError, check_device, find_checkpoint, load_generation_config, load_processor
 from .options import INTERRUPTED_EXIT, LoadingArguments, check_port, check_positive, is_loopback, parse, tell
 from .session import DEFAULT_MAX_NEW_TOKENS
-from .transcribe import WINDOW_HELP, check_window
-from .transcribing import TranscribingSettings, stored_settings
+from .transcribe import WINDOW_HELP
+from .transcribing import TranscribingSettings, check_window, stored_settings
 
 if TYPE_CHECKING:
     from .serving.service import ServingSettings

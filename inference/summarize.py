@@ -24,7 +24,7 @@ from .loading import find_checkpoint, load_processor
 from .options import AnswerArguments, LoadingArguments, Source, find_recordings, run_over_recordings, tell
 from .recordings import header_seconds, local_file, read_blocks
 from .session import AnswerMemoryError
-from .transcribing import Failure, PartialTranscript
+from .transcribing import Failure, Heard, PartialTranscript
 from .transcripts import with_ending
 
 PARTIAL_ENDING, ENDINGS = "parts.partial.jsonl", ("txt", "json")
@@ -108,9 +108,12 @@ class Summarizer:
                 def on_part(part: PartAnswer) -> None:
                     bar.update((part.end - part.start) / rate)
                     if partial is not None and not part.reason and partial.get(part.start, part.end) is None:
-                        partial.add({(part.start, part.end): (part.text, part.is_cut_off)})
+                        partial.add({(part.start, part.end): Heard(part.text, part.is_cut_off)})
 
-                known = (lambda start, end: None) if partial is None else partial.get
+                def known(start: int, end: int) -> tuple[str, bool] | None:
+                    heard = None if partial is None else partial.get(start, end)
+                    return None if heard is None else (heard.text, heard.is_cut_off)
+
                 return self.in_parts.answer(read_blocks(path, rate, recording), known, on_part)
 
 

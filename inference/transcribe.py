@@ -25,13 +25,22 @@ from .transcribing import (
     Failure,
     Transcriber,
     TranscribingSettings,
+    check_window,
     stored_settings,
 )
-from .transcripts import ALL_FORMATS, FORMATS, Transcript, chosen_formats, with_ending, write_transcript
+from .transcripts import (
+    ALL_FORMATS,
+    FORMATS,
+    TIMESTAMPS,
+    WORD,
+    Transcript,
+    as_word_lines,
+    chosen_formats,
+    with_ending,
+    write_transcript,
+)
 
 PARTIAL_ENDING = "partial.jsonl"
-#: Shorter windows would hold no phrase.
-MIN_WINDOW_SECONDS = 1.0
 WINDOW_HELP = (
     "Longest window that is transcribed at once, at most 30; windows are cut at pauses. Best is the length of the training "
     f"data. By default that of the checkpoint ({STORED_SETTINGS} in generation_config.json), or "
@@ -44,7 +53,7 @@ class TranscribeArguments(LoadingArguments):
     """Options of `audiollm transcribe`."""
 
     GROUPS: ClassVar = {
-        "output": ("output_dir", "output_format", "overwrite", "progress"),
+        "output": ("output_dir", "output_format", "timestamps", "overwrite", "progress"),
         "transcription": ("prompt", "window_seconds", "max_new_tokens", "batch_size", "ctc_weight", "carry_context"),
         "stretches without speech": ("voice_activity", "voice_threshold_db", "min_logprob"),
         **LoadingArguments.MODEL_GROUP,
@@ -56,6 +65,14 @@ class TranscribeArguments(LoadingArguments):
     )
     output_format: list[str] = field(
         default_factory=lambda: ["txt"], metadata={"help": f"Some of {', '.join(FORMATS)}, or {ALL_FORMATS}."}
+    )
+    timestamps: str = field(
+        default=TranscribingSettings.timestamps,
+        metadata={
+            "help": "word gives each word's start, end and confidence, for models with --projector_readout pieces: in json, as "
+            "short subtitles, and as lines where no file is written. Times of segments, the windows, are always there.",
+            "choices": TIMESTAMPS,
+        },
     )
     overwrite: bool = field(default=False, metadata={"help": "Write over transcripts that are there already."})
     prompt: str | None = field(
@@ -146,21 +163,10 @@ class TranscribeArguments(LoadingArguments):
             static_cache=self.static_cache,
             min_logprob=self.min_logprob,
             ctc_weight=self.ctc_weight,
+            timestamps=self.timestamps,
         )
         check_window(settings.window_seconds, longest_window_s)
         return settings
-
-
-def check_window(window_seconds: float, longest_window_s: float) -> None:
-    """
-    Raises:
-        ValueError: the window is shorter than a phrase, or longer than the encoder's.
-    """
-    if not MIN_WINDOW_SECONDS <= window_seconds <= longest_window_s:
-        raise ValueError(
-            f"--window_seconds is {window_seconds:g}; expected {MIN_WINDOW_SECONDS:g} to {longest_window_s:g}, the longest "
-            "that the encoder takes."
-        )
 
 
 def run(given: Sequence[str], arguments: TranscribeArguments) -> list[Failure]:
@@ -203,6 +209,8 @@ def run(given: Sequence[str], arguments: TranscribeArguments) -> list[Failure]:
         _warn(result)
         if stem is not None:
             write_transcript(result, stem, arguments.output_format)
+        elif arguments.timestamps == WORD:
+            print((f"{result.audio}\n" if len(found) > 1 else "") + as_word_lines(result), end="", flush=True)
         else:
             print(f"{result.audio}: {result.text}" if len(found) > 1 else result.text, flush=True)
     transcriber.remove_partial()

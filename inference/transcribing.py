@@ -9,25 +9,33 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from audiollm.checkpoints import fingerprint
 from audiollm.files import Journal, sha256_of
 from audiollm.interruption import check_interrupted
+from audiollm.projector import slot_counts
 from tqdm.auto import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
 from .answer_ends import AnswerEnds
 from .answering import ask
+from .ctc_alignment import (
+    SECONDS_PER_FRAME,
+    align_words,
+    check_readout,
+    slot_log_probabilities,
+    spoken_lexicon,
+)
 from .ctc_rescoring import CtcRescorer, default_ctc_weight
 from .recordings import header_seconds, local_file, read_blocks
 from .session import model_lock
 from .streaming import StopWhenSet
-from .transcripts import Passage, Skipped, Transcript, add_skipped
+from .transcripts import SEGMENT, TIMESTAMPS, WORD, Passage, Skipped, Transcript, Word, add_skipped
 from .windows import RISE_DB, Window, cut_into_windows
 
 TRANSCRIBE_PROMPT = "<audio>\nTranscribe the speech."
@@ -35,6 +43,8 @@ TRANSCRIBE_PROMPT = "<audio>\nTranscribe the speech."
 MAX_TOKENS_PER_SECOND, SPARE_TOKENS = 25, 16
 #: Audio that is held to be sorted by length: ten minutes are 38 MB. More where two batches are longer.
 POOL_SECONDS, POOL_BATCHES = 600, 2
+#: Shorter windows would hold no phrase.
+MIN_WINDOW_SECONDS = 1.0
 #: Length of the text that is carried over from the window before.
 CONTEXT_CHARACTERS = 200
 CONTEXT_PROMPT = "Before this was said: {context}\n"
@@ -51,8 +61,13 @@ STORED_KINDS: dict[str, type | tuple[type, ...]] = {
     "carry_context": bool,
 }
 
-#: Text of a window, and whether it was stopped at its bound on new tokens.
-Heard = tuple[str, bool]
+
+class Heard(NamedTuple):
+    """Text of a window, whether it was stopped at its bound on new tokens, and its words with times from its beginning."""
+
+    text: str
+    is_cut_off: bool
+    words: tuple[Word, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,6 +89,7 @@ class TranscribingSettings:
             pieces): sounds that the gate takes for speech.
         ctc_weight: weight of CTC in n-best rescoring of candidates of the language model and of CTC; 0 decodes greedily.
             None is `ctc_rescoring.default_ctc_weight`: on where the checkpoint has CTC posteriors.
+        timestamps: "segment" for the times of windows, "word" for those of words as well, with their confidence, by CTC.
     """
 
     prompt: str = TRANSCRIBE_PROMPT
@@ -86,6 +102,7 @@ class TranscribingSettings:
     static_cache: bool = False
     min_logprob: float | None = None
     ctc_weight: float | None = None
+    timestamps: str = SEGMENT
 
 
 def stored_settings(generation_config: Any) -> dict[str, Any]:
@@ -164,13 +181,17 @@ class PartialTranscript:
     def get(self, start: int, end: int) -> Heard | None:
         """Return the text of the window between two samples; None if it is not known."""
         entry = self._entries.get((start, end))
-        return None if entry is None else (entry["text"], entry["is_cut_off"])
+        if entry is None:
+            return None
+        return Heard(entry["text"], entry["is_cut_off"], tuple(Word(*word) for word in entry.get("words", ())))
 
     def add(self, windows: Mapping[tuple[int, int], Heard]) -> None:
         """Write windows by their first and last sample; they are on disk when this returns."""
         new: list[dict[str, Any]] = []
-        for (start, end), (text, is_cut_off) in windows.items():
+        for (start, end), (text, is_cut_off, words) in windows.items():
             new.append({"start": start, "end": end, "text": text, "is_cut_off": is_cut_off})
+            if words:
+                new[-1]["words"] = [astuple(word) for word in words]
             self._entries[start, end] = new[-1]
         if not self._is_begun():
             self.journal.path.unlink(missing_ok=True)
@@ -239,7 +260,8 @@ class Transcriber:
         progress: show a bar of audio seconds, with speed as a multiple of real time, and time left.
 
     Raises:
-        ValueError: `ctc_weight` is above 0, and the model has no CTC posteriors.
+        ValueError: `ctc_weight` is above 0 or `timestamps` is "word", and the model has no CTC posteriors; or the windows are
+            shorter than a phrase, or longer than the encoder's.
     """
 
     def __init__(
@@ -255,6 +277,8 @@ class Transcriber:
         if settings.ctc_weight is None:  # a cache of fixed size holds one answer a window
             weight = 0.0 if settings.static_cache else default_ctc_weight(model.config)
             settings = replace(settings, ctc_weight=weight)
+        check_window(settings.window_seconds, processor.window_samples / processor.sampling_rate)
+        check_timestamps(settings.timestamps, model.config)
         self.settings = settings
         self.model_name = model_name
         self._made_with = {
@@ -269,6 +293,7 @@ class Transcriber:
         self._end_ids = set(ends if isinstance(ends, (list, tuple)) else [ends])
         chosen = self.settings.ctc_weight
         self._rescorer = CtcRescorer(model, processor.tokenizer, chosen) if chosen else None
+        self._lexicon = spoken_lexicon(model, processor.tokenizer) if self.settings.timestamps == WORD else None
         self._bar: Any = None
         self._jobs: list[_Job] = []
         self._began = self._seconds_heard = self._seconds_done = 0.0
@@ -435,7 +460,13 @@ class Transcriber:
 
     def _passage(self, job: _Job, span: tuple[int, int]) -> Passage:
         rate = self.processor.sampling_rate
-        return Passage(span[0] / rate, span[1] / rate, *job.heard[span])
+        start_s, end_s = span[0] / rate, span[1] / rate
+        text, is_cut_off, heard = job.heard[span]
+        words = tuple(
+            replace(one, start_s=round(start_s + one.start_s, 3), end_s=round(min(start_s + one.end_s, end_s), 3))
+            for one in heard
+        )
+        return Passage(start_s, end_s, text, is_cut_off, words)
 
     def _refuse_when_stopped(self) -> None:
         if self._stop.is_set():
@@ -463,8 +494,18 @@ class Transcriber:
         inputs = self.processor.apply_chat_template(
             conversations, tokenize=True, add_generation_prompt=True, padding_side="left"
         ).to(self.model.device)
-        if self._rescorer is not None:
-            return self._rescored(inputs, bounds)
+        with model_lock(self.model):
+            encoded, lengths = self.model.model.encode_audio(inputs["input_features"], inputs["input_features_mask"])
+        texts = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        heard = (self._greedy if self._rescorer is None else self._rescored)(
+            {**texts, "encoded_audio": encoded, "encoded_audio_lengths": lengths}, bounds
+        )
+        self._refuse_when_stopped()
+        return heard if self._lexicon is None else self._with_words(heard, encoded, lengths)
+
+    def _greedy(self, inputs: dict[str, torch.Tensor], bounds: list[int]) -> list[Heard]:
+        """Return the transcripts that the language model writes."""
+        settings = self.settings
         options: dict[str, Any] = {"max_new_tokens": max(bounds), "do_sample": False, **self._cache_options}
         certainty, prompt_length = Certainty(), inputs["input_ids"].shape[1]
         # Each row has its own bound, so that its text does not depend on other rows of the batch.
@@ -484,21 +525,29 @@ class Transcriber:
             is_cut_off = not self._end_ids & set(kept)  # at its bound, or in a loop
             if settings.min_logprob is not None and certainty.mean_logprob(index, length) < settings.min_logprob:
                 text, is_cut_off = "", False
-            results.append((text, is_cut_off))
+            results.append(Heard(text, is_cut_off))
         return results
 
-    def _rescored(self, inputs, bounds: list[int]) -> list[Heard]:
+    def _rescored(self, inputs: dict[str, torch.Tensor], bounds: list[int]) -> list[Heard]:
         """Return the transcripts that the language model and CTC together find likeliest."""
         assert self._rescorer is not None
         with model_lock(self.model):
-            encoded, lengths = self.model.model.encode_audio(inputs["input_features"], inputs["input_features_mask"])
-            best = self._rescorer.choose(
-                inputs["input_ids"], inputs["attention_mask"], encoded, lengths, bounds, stop=self._stop
-            )
-        self._refuse_when_stopped()
+            best = self._rescorer.choose(**inputs, bounds=bounds, stop=self._stop)
         least = self.settings.min_logprob
         unsure = [least is not None and one.mean_ctc_logprob < least for one in best]
-        return [("", False) if skip else (one.text, not one.is_finished) for one, skip in zip(best, unsure)]
+        return [Heard("", False) if skip else Heard(one.text, not one.is_finished) for one, skip in zip(best, unsure)]
+
+    def _with_words(self, heard: list[Heard], encoded: torch.Tensor, lengths: torch.Tensor) -> list[Heard]:
+        """Return transcripts with the times of their words."""
+        assert self._lexicon is not None
+        config = self.model.config
+        seconds = SECONDS_PER_FRAME * config.stack_factor
+        counts = slot_counts(lengths, config.stack_factor).tolist()
+        rows = slot_log_probabilities(self.model, encoded, lengths, counts)
+        return [
+            one._replace(words=align_words(self._lexicon, scores, one.text, seconds))
+            for one, scores in zip(heard, rows)
+        ]
 
     def _result(self, job: _Job) -> Transcript | Failure:
         if job.error:
@@ -512,11 +561,37 @@ class Transcriber:
             for one in sorted([*job.skipped, *unsure], key=lambda each: each.start_s):
                 add_skipped(skipped, one)
         settings = {"model": self.model_name, **job.made_with}
-        return Transcript(job.audio, job.samples / self.processor.sampling_rate, passages, skipped, settings)
+        seconds = job.samples / self.processor.sampling_rate
+        return Transcript(job.audio, seconds, passages, skipped, settings, self.settings.timestamps)
 
 
 def _recall(job: _Job, window: Window) -> Heard | None:
     return None if job.partial is None else job.partial.get(window.start, window.end)
+
+
+def check_window(window_seconds: float, longest_window_s: float) -> None:
+    """
+    Raises:
+        ValueError: the window is shorter than a phrase, or longer than the encoder's.
+    """
+    if not MIN_WINDOW_SECONDS <= window_seconds <= longest_window_s:
+        raise ValueError(
+            f"--window_seconds is {window_seconds:g}; expected {MIN_WINDOW_SECONDS:g} to {longest_window_s:g}, the longest "
+            "that the encoder takes."
+        )
+
+
+def check_timestamps(timestamps: str, config) -> None:
+    """
+    Refuse times that are none, or that a model with this configuration cannot give.
+
+    Raises:
+        ValueError: see [`ctc_alignment.check_readout`].
+    """
+    if timestamps not in TIMESTAMPS:
+        raise ValueError(f"timestamps is {timestamps!r}; expected one of {', '.join(TIMESTAMPS)}.")
+    if timestamps == WORD:
+        check_readout(config)
 
 
 def _with_context(prompt: str, context: str) -> str:
@@ -537,10 +612,13 @@ __all__ = [
     "TRANSCRIBE_PROMPT",
     "Certainty",
     "Failure",
+    "Heard",
     "PartialTranscript",
     "Progress",
     "Transcriber",
     "TranscribingSettings",
     "TranscribingStopped",
+    "check_timestamps",
+    "check_window",
     "stored_settings",
 ]

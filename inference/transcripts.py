@@ -11,6 +11,27 @@ from audiollm.files import write_whole
 
 ALL_FORMATS = "all"
 MILLISECONDS = 1_000
+#: Whose times a transcript has: those of windows, or those of words as well.
+SEGMENT, WORD = TIMESTAMPS = ("segment", "word")
+#: Subtitles by word: a line of usual length, which ends at a pause.
+MAX_CUE_CHARACTERS, MIN_PAUSE_SECONDS = 42, 0.6
+
+
+@dataclass(frozen=True)
+class Word:
+    """
+    A word of a transcript.
+
+    Attributes:
+        text: as it is written, with its marks.
+        start_s, end_s: in seconds from the recording's beginning.
+        confidence: CTC's probability of its word pieces, 0 to 1; None where it has no pieces for the word.
+    """
+
+    text: str
+    start_s: float
+    end_s: float
+    confidence: float | None
 
 
 @dataclass(frozen=True)
@@ -22,12 +43,14 @@ class Passage:
         start_s, end_s: in seconds from the recording's beginning.
         text: without surrounding space; empty if the model wrote nothing.
         is_cut_off: the model was stopped at the bound on new tokens, and might have gone on.
+        words: of the text; none unless their times were asked for.
     """
 
     start_s: float
     end_s: float
     text: str
     is_cut_off: bool = False
+    words: tuple[Word, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,6 +72,7 @@ class Transcript:
         seconds: its length.
         passages, skipped: together they cover it, in order of time.
         made_with: the settings that decided the text.
+        timestamps: "word" where passages have their words, or else "segment".
     """
 
     audio: str
@@ -56,11 +80,24 @@ class Transcript:
     passages: list[Passage] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     made_with: dict[str, Any] = field(default_factory=dict)
+    timestamps: str = SEGMENT
 
     @property
     def text(self) -> str:
         """The whole text, on one line."""
         return " ".join(line for line in map(_one_line, self._texts()) if line)
+
+    @property
+    def words(self) -> list[Word]:
+        """
+        All words, in order.
+
+        Raises:
+            ValueError: their times were not asked for.
+        """
+        if self.timestamps != WORD:
+            raise ValueError("This transcript has no words; ask for them with timestamps='word'.")
+        return [word for passage in self.passages for word in passage.words]
 
     def _texts(self) -> list[str]:
         return [passage.text for passage in self.passages]
@@ -102,22 +139,36 @@ def as_json(transcript: Transcript) -> str:
         "skipped": skipped,
         "made_with": transcript.made_with,
     }
+    if transcript.timestamps == WORD:
+        content["words"] = [
+            {"word": one.text, "start_s": one.start_s, "end_s": one.end_s, "confidence": one.confidence}
+            for one in transcript.words
+        ]
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 def as_srt(transcript: Transcript) -> str:
-    """Return SubRip subtitles, one for each window with text."""
+    """Return SubRip subtitles, one for each window with text, or short ones where the times of words are known."""
     cues = _cues(transcript, ",")
     return "\n".join(f"{number}\n{times}\n{text}\n" for number, (times, text) in enumerate(cues, start=1))
 
 
 def as_vtt(transcript: Transcript) -> str:
-    """Return WebVTT subtitles (W3C), one for each window with text."""
+    """Return WebVTT subtitles (W3C), of the same text and times as [`as_srt`]."""
     escaped = [
         (times, text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
         for times, text in _cues(transcript, ".")
     ]
     return "\n".join(["WEBVTT\n", *(f"{times}\n{text}\n" for times, text in escaped)])
+
+
+def as_word_lines(transcript: Transcript) -> str:
+    """Return one line for each word: its start and end in seconds, its confidence, and the word, at tabulators."""
+    lines = []
+    for one in transcript.words:
+        sure = "-" if one.confidence is None else f"{one.confidence:.2f}"
+        lines.append(f"{one.start_s:.2f}\t{one.end_s:.2f}\t{sure}\t{one.text}\n")
+    return "".join(lines)
 
 
 #: Forms of a transcript by the ending of the file.
@@ -154,11 +205,28 @@ def with_ending(stem: Path, ending: str) -> Path:
 def _cues(transcript: Transcript, decimal_mark: str) -> list[tuple[str, str]]:
     cues = []
     for passage in transcript.passages:
-        text = _one_line(passage.text).replace("-->", "->")  # which would end a cue's text
-        if text:
-            times = f"{_clock(passage.start_s, decimal_mark)} --> {_clock(passage.end_s, decimal_mark)}"
-            cues.append((times, text))
+        for start_s, end_s, text in _lines(passage.words) if passage.words else [_whole(passage)]:
+            text = _one_line(text).replace("-->", "->")  # which would end a cue's text
+            if text:
+                cues.append((f"{_clock(start_s, decimal_mark)} --> {_clock(end_s, decimal_mark)}", text))
     return cues
+
+
+def _whole(passage: Passage) -> tuple[float, float, str]:
+    return passage.start_s, passage.end_s, passage.text
+
+
+def _lines(words: Sequence[Word]) -> list[tuple[float, float, str]]:
+    """Return start, end and text of short lines, which end at pauses."""
+    lines: list[tuple[float, float, str]] = []
+    for word in words:
+        start_s, end_s, text = lines[-1] if lines else (0.0, 0.0, "")
+        fits = len(text) + 1 + len(word.text) <= MAX_CUE_CHARACTERS and word.start_s - end_s < MIN_PAUSE_SECONDS
+        if text and fits:
+            lines[-1] = start_s, word.end_s, f"{text} {word.text}"
+        else:
+            lines.append((word.start_s, word.end_s, word.text))
+    return lines
 
 
 def _clock(seconds: float, decimal_mark: str) -> str:
@@ -180,14 +248,19 @@ def _rounded(seconds: float) -> float:
 __all__ = [
     "ALL_FORMATS",
     "FORMATS",
+    "SEGMENT",
+    "TIMESTAMPS",
+    "WORD",
     "Passage",
     "Skipped",
     "Transcript",
+    "Word",
     "add_skipped",
     "as_json",
     "as_srt",
     "as_text",
     "as_vtt",
+    "as_word_lines",
     "chosen_formats",
     "with_ending",
     "write_transcript",

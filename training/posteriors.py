@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from audiollm.inference.ctc_alignment import slot_log_probabilities, viterbi_states
 from audiollm.inference.spoken_pieces import BLANK, SpokenLexicon, spoken_form
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -257,51 +258,12 @@ class PosteriorBank:
 # ----------------------------------------------------------------------------------------------------------- collecting
 
 
-def viterbi_states(log_probabilities: torch.Tensor, targets: Sequence[int]) -> np.ndarray | None:
-    """
-    The likeliest CTC alignment of a clip.
-
-    Args:
-        log_probabilities: `(slots, 1 + pieces)`, the blank first.
-        targets: classes of what is said.
-
-    Returns:
-        The state of each slot: `2 * n` in the gap before target `n` (counting from 0), `2 * n + 1` in target `n`; None
-        where the slots are too few.
-    """
-    extended = np.zeros(2 * len(targets) + 1, dtype=np.int64)
-    extended[1::2] = targets
-    scores = log_probabilities[:, torch.from_numpy(extended)].double().cpu().numpy()
-    skips = np.zeros(len(extended), dtype=bool)
-    skips[3::2] = extended[3::2] != extended[1:-2:2]
-    best = np.full(len(extended), -np.inf)
-    best[:2] = scores[0, :2]
-    moves = np.zeros(scores.shape, dtype=np.int8)
-    for slot in range(1, len(scores)):
-        ways = np.full((3, len(extended)), -np.inf)
-        ways[0] = best
-        ways[1, 1:] = best[:-1]
-        ways[2, 2:] = np.where(skips[2:], best[:-2], -np.inf)
-        moves[slot] = ways.argmax(axis=0)
-        best = ways.max(axis=0) + scores[slot]
-    state = len(extended) - 1 if best[-1] >= best[-2] else len(extended) - 2
-    if not np.isfinite(best[state]):
-        return None
-    states = np.empty(len(scores), dtype=np.int64)
-    for slot in range(len(scores) - 1, -1, -1):
-        states[slot] = state
-        state -= int(moves[slot, state])
-    return states
-
-
 @torch.no_grad()
 def clip_posteriors(model, clips: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """CTC log-probabilities `(slots, 1 + pieces)` of clips of encoder frames `(frames, d_model)`."""
-    projector = model.model.multi_modal_projector
     batch = {name: value.to(model.device) for name, value in pad_windows(clips).items()}
-    embeddings = model.get_input_embeddings().weight
-    scores = projector.log_probabilities(batch["encoded_audio"], batch["encoded_audio_lengths"], embeddings)
-    return list(scores.split([-(-len(clip) // projector.stack_factor) for clip in clips]))
+    stack_factor = model.config.stack_factor
+    return slot_log_probabilities(model, **batch, counts=[-(-len(clip) // stack_factor) for clip in clips])
 
 
 def _batches(clips: Iterable[tuple[torch.Tensor, str]], stack_factor: int) -> Iterator[list[tuple[torch.Tensor, str]]]:

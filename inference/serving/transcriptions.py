@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, TypeAlias
 
@@ -12,8 +12,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from ..transcribing import CONTEXT_PROMPT, Failure, Transcriber, TranscribingSettings, TranscribingStopped
-from ..transcripts import Passage, Transcript, as_srt, as_vtt
+from ..transcribing import (
+    CONTEXT_PROMPT,
+    Failure,
+    Transcriber,
+    TranscribingSettings,
+    TranscribingStopped,
+    check_timestamps,
+)
+from ..transcripts import SEGMENT, TIMESTAMPS, WORD, Passage, Transcript, as_srt, as_vtt
 from .errors import BAD_REQUEST, INTERNAL, ApiError, GoneError, about_request, about_server
 from .events import LAST_EVENT, as_event_stream, event
 from .service import Service
@@ -25,29 +32,27 @@ MAX_FIELDS, MAX_FIELD_BYTES = 32, 64 * 1024
 SEEK_STEPS_PER_SECOND = 100
 #: The code that ISO 639 has for a language that is not determined.
 UNDETERMINED_LANGUAGE = "und"
-#: Fields that ask for something the server cannot do: the values that ask for what it does anyway, and the reason.
-NOTHING_ASKED = {
-    "timestamp_granularities": (("segment",), "times are of segments, not of words"),
-    "include": ((), "a transcript is text alone"),
-}
 #: Whisper's vocabulary with the tokens of all languages; the English one is smaller.
 MULTILINGUAL_VOCABULARY = 51_865
 LANGUAGE_PROMPT = "The speech is in {language}.\n"
 STREAMED_FORMATS = ("json", "text")
 TRUE_WORDS, FALSE_WORDS = ("true", "1"), ("false", "0", "")
-#: Makes a response of a transcript, in the language that was asked for.
-Responder: TypeAlias = "Callable[[Transcript, Service, str | None], Response]"
 
 
 @dataclasses.dataclass(frozen=True)
 class _Asked:
-    """A request's fields; `language` is None where it is not honoured."""
+    """A request's fields; `language` is None where it is not honoured, `times` are of words, of segments or of both."""
 
     upload: UploadFile
     settings: TranscribingSettings
     response_format: str
     is_streamed: bool
     language: str | None
+    times: Sequence[str]
+
+
+#: Makes a response of a transcript.
+Responder: TypeAlias = Callable[[Transcript, Service, _Asked], Response]
 
 
 async def transcribe(request: Request) -> Response:
@@ -67,7 +72,7 @@ async def transcribe(request: Request) -> Response:
     async with aclosing(items):
         async for item in items:
             if isinstance(item, Transcript):
-                return RESPONSES[asked.response_format](item, service, asked.language)
+                return RESPONSES[asked.response_format](item, service, asked)
     raise about_server(GoneError())
 
 
@@ -107,11 +112,11 @@ def _read(form: FormData, service: Service) -> _Asked:
             if not isinstance(value, str):
                 raise ApiError(BAD_REQUEST, f"{name} is a file; expected text.", "invalid_value", name)
             given.setdefault(name.removesuffix("[]"), []).append(value)
-    for name, (harmless, reason) in NOTHING_ASKED.items():
-        if any(value and value not in harmless for value in given.get(name, ())):
-            instead = "".join(f", or give {each}" for each in harmless)
-            message = f"{name} is not supported by this server: {reason}. Leave it out{instead}."
-            raise ApiError(BAD_REQUEST, message, "unsupported_parameter", name)
+    if any(given.get("include", ())):
+        message = (
+            "include is not supported by this server: it adds log-probabilities of tokens, which it does not give."
+        )
+        raise ApiError(BAD_REQUEST, f"{message} Leave it out.", "unsupported_parameter", "include")
     fields = {name: values[-1] for name, values in given.items()}
     upload = form.get("file")
     if not isinstance(upload, UploadFile):
@@ -143,8 +148,32 @@ def _read(form: FormData, service: Service) -> _Asked:
         raise wrong("prompt", "text without <audio>, which stands for a recording")
     if context:
         prompt = CONTEXT_PROMPT.format(context=context) + prompt
-    settings = dataclasses.replace(service.settings.transcribing, prompt=prompt)
-    return _Asked(upload, settings, response_format, is_streamed in TRUE_WORDS, language)
+    times = _times([value for value in given.get("timestamp_granularities", ()) if value], response_format, service)
+    timestamps = WORD if WORD in times else SEGMENT
+    settings = dataclasses.replace(service.settings.transcribing, prompt=prompt, timestamps=timestamps)
+    return _Asked(upload, settings, response_format, is_streamed in TRUE_WORDS, language, times)
+
+
+def _times(asked: list[str], response_format: str, service: Service) -> Sequence[str]:
+    """
+    Return whose times are asked for: of words, of segments or of both; of segments alone by default.
+
+    Raises:
+        ApiError: they are unknown, the response has no room for them, or the model cannot give them.
+    """
+    name = "timestamp_granularities"
+    unknown = [each for each in asked if each not in TIMESTAMPS]
+    if unknown:
+        message = f"{name} has {unknown[0][:100]!r}; expected {' or '.join(TIMESTAMPS)}."
+        raise ApiError(BAD_REQUEST, message, "invalid_value", name)
+    if WORD in asked and response_format != "verbose_json":
+        raise ApiError(BAD_REQUEST, f"{name} with word needs response_format verbose_json.", "invalid_value", name)
+    if WORD in asked:
+        try:
+            check_timestamps(WORD, service.model.config)
+        except ValueError as error:
+            raise ApiError(BAD_REQUEST, str(error), "unsupported_parameter", name) from None
+    return asked or [SEGMENT]
 
 
 def _language_name(asked: str, config: Any) -> str | None:
@@ -199,20 +228,22 @@ class Transcribing:
             raise about_request(error) or error from None
 
 
-def _as_json(transcript: Transcript, service: Service, language: str | None) -> Response:
+def _as_json(transcript: Transcript, service: Service, asked: _Asked) -> Response:
     return JSONResponse({"text": transcript.text, "usage": _usage(transcript)})
 
 
-def _as_text(transcript: Transcript, service: Service, language: str | None) -> Response:
+def _as_text(transcript: Transcript, service: Service, asked: _Asked) -> Response:
     return PlainTextResponse(f"{transcript.text}\n")
 
 
 def _as_subtitles(write: Callable[[Transcript], str], media_type: str) -> Responder:
-    return lambda transcript, service, language: Response(write(transcript), media_type=media_type)
+    return lambda transcript, service, asked: Response(write(transcript), media_type=media_type)
 
 
-def _as_verbose_json(transcript: Transcript, service: Service, language: str | None) -> Response:
-    """Segments are windows with words in them. Fields of OpenAI's that are not measured are null."""
+def _as_verbose_json(transcript: Transcript, service: Service, asked: _Asked) -> Response:
+    """
+    Segments are windows with words in them. Fields of OpenAI's that are not measured are null; it has no confidence of words.
+    """
     segments: list[dict[str, Any]] = []
     for passage in transcript.passages:
         text = " ".join(passage.text.split())
@@ -233,14 +264,20 @@ def _as_verbose_json(transcript: Transcript, service: Service, language: str | N
                 "no_speech_prob": None,
             }
         )
-    content = {
+    content: dict[str, Any] = {
         "task": "transcribe",
-        "language": language or UNDETERMINED_LANGUAGE,
+        "language": asked.language or UNDETERMINED_LANGUAGE,
         "duration": transcript.seconds,
         "text": transcript.text,
-        "segments": segments,
         "usage": _usage(transcript),
     }
+    if SEGMENT in asked.times:
+        content["segments"] = segments
+    if WORD in asked.times:
+        content["words"] = [
+            {"word": one.text, "start": one.start_s, "end": one.end_s, "confidence": one.confidence}
+            for one in transcript.words
+        ]
     return Response(json.dumps(content, ensure_ascii=False), media_type="application/json")
 
 

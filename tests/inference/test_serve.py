@@ -354,7 +354,7 @@ def test_bad_transcription_requests_are_named(client, served, recording) -> None
     assert "temperature" in refused(temperature="warm") and "stream" in refused(extra_body={"stream": "perhaps"})
     assert "response_format" in refused(response_format="diarized_json")
     assert "response_format" in refused(stream=True, response_format="srt")
-    assert "timestamp_granularities" in refused(response_format="verbose_json", timestamp_granularities=["word"])
+    assert "projector_readout" in refused(response_format="verbose_json", timestamp_granularities=["word"])
     assert "include" in refused(include=["logprobs"])
     assert "<audio>" in refused(prompt="<audio>")
     assert "'talk.wav'" in refused(file=("talk.wav", b"junk" * 99))

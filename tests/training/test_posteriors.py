@@ -9,7 +9,7 @@ import pytest
 import torch
 from audiollm.piece_readout import PieceReadout
 from audiollm.training.arguments import TrainingError
-from audiollm.training.posteriors import BANK_FILE, TOP_CLASSES, PosteriorBank, mix_embeddings, viterbi_states
+from audiollm.training.posteriors import BANK_FILE, TOP_CLASSES, PosteriorBank, mix_embeddings
 from posterior_banks import SENTENCES, make_bank
 
 TEXTS = [*SENTENCES, "aa zz aa", "Voilà: a xylophone.", "q", "o o o", "Mississippi"]
@@ -111,40 +111,6 @@ def test_a_bank_that_cannot_be_read_is_named(bank_and_text, tmp_path, damage: st
     with pytest.raises(TrainingError) as caught:
         PosteriorBank.load(file)
     assert str(file) in str(caught.value)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_alignments_are_the_likeliest(seed: int) -> None:
-    torch.manual_seed(seed)
-    targets = [[1, 2], [1, 1], [2], [3, 1, 1]][seed]
-    scores = (2 * torch.randn(6, 4)).log_softmax(dim=-1)
-    extended = [0, *itertools.chain.from_iterable((one, 0) for one in targets)]
-
-    def score(path) -> float:
-        return sum(float(scores[slot, extended[state]]) for slot, state in enumerate(path))
-
-    def allowed(path) -> bool:
-        if path[0] > 1 or path[-1] < len(extended) - 2:
-            return False
-        for one, two in itertools.pairwise(path):
-            step = two - one
-            skips = step == 2 and two % 2 and extended[two] != extended[one]
-            if not (step in (0, 1) or skips):
-                return False
-        return True
-
-    paths = filter(allowed, itertools.product(range(len(extended)), repeat=len(scores)))
-    best = max(map(score, paths))
-    states = viterbi_states(scores, targets)
-    assert states is not None and allowed(states.tolist())
-    assert score(states.tolist()) == pytest.approx(best)
-
-
-def test_too_few_slots_have_no_alignment() -> None:
-    scores = torch.zeros(2, 3).log_softmax(dim=-1)
-    assert viterbi_states(scores, [1, 2]) is not None
-    assert viterbi_states(scores, [1, 1]) is None
-    assert viterbi_states(scores, [1, 2, 1]) is None
 
 
 def test_sparse_posteriors_are_mixed_as_the_readout_mixes_whole_ones() -> None:

@@ -1,0 +1,252 @@
+"""Word times and confidence: CTC's alignment, across windows, the same from command, Python and server."""
+
+import itertools
+import json
+import math
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import soundfile
+import torch
+from audiollm import AudioLlmForConditionalGeneration
+from audiollm.inference.ctc_alignment import align_words, viterbi_states
+from audiollm.inference.serving.service import ServingSettings
+from audiollm.inference.spoken_pieces import SpokenLexicon
+from audiollm.inference.transcribe import main
+from audiollm.inference.transcribing import Transcriber, TranscribingSettings
+from audiollm.inference.transcripts import MAX_CUE_CHARACTERS
+from long_recordings import RATE, in_a_row, prompts
+from servers import in_thread
+from tiny_models import character_tokenizer, randomise_trainables
+
+LETTERS = " abcdefghijklmnopqrstuvwxyz"
+SECONDS_PER_SLOT = 0.08
+TEXT = "you cannot reply to this message because the sender does not have a mailbox"
+SETTINGS = {"max_new_tokens": 12, "window_seconds": 2.0, "timestamps": "word"}
+OPTIONS = ["--max_new_tokens", "12", "--window_seconds", "2", "--timestamps", "word", "--no_progress"]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_bases, tiny_processor) -> AudioLlmForConditionalGeneration:
+    """A tiny model with the readout of pieces, which hears letters."""
+    torch.manual_seed(0)
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
+        *tiny_bases, lora_rank=4, projector_readout="pieces"
+    )
+    randomise_trainables(model)
+    readout = model.model.multi_modal_projector.readout
+    with torch.no_grad():
+        readout.lexicon.fill_(False)
+        readout.lexicon[tiny_processor.tokenizer(LETTERS)["input_ids"]] = True
+        readout.log_scale.fill_(math.log(6.0))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory) -> Path:
+    """Several windows of speech, with long pauses."""
+    path = tmp_path_factory.mktemp("sounds") / "row.wav"
+    soundfile.write(path, in_a_row(prompts(4), [0.5, 3.0, 0.5, 4.0, 0.5]), RATE, subtype="FLOAT")
+    return path
+
+
+# ------------------------------------------------------------------------------------------------------- the alignment
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_alignments_are_the_likeliest(seed: int) -> None:
+    torch.manual_seed(seed)
+    targets = [[1, 2], [1, 1], [2], [3, 1, 1]][seed]
+    scores = (2 * torch.randn(6, 4)).log_softmax(dim=-1)
+    extended = [0, *itertools.chain.from_iterable((one, 0) for one in targets)]
+
+    def score(path) -> float:
+        return sum(float(scores[slot, extended[state]]) for slot, state in enumerate(path))
+
+    def allowed(path) -> bool:
+        if path[0] > 1 or path[-1] < len(extended) - 2:
+            return False
+        for one, two in itertools.pairwise(path):
+            step = two - one
+            skips = step == 2 and two % 2 and extended[two] != extended[one]
+            if not (step in (0, 1) or skips):
+                return False
+        return True
+
+    paths = filter(allowed, itertools.product(range(len(extended)), repeat=len(scores)))
+    best = max(map(score, paths))
+    states = viterbi_states(scores, targets)
+    assert states is not None and allowed(states.tolist())
+    assert score(states.tolist()) == pytest.approx(best)
+
+
+def test_too_few_slots_have_no_alignment() -> None:
+    scores = torch.zeros(2, 3).log_softmax(dim=-1)
+    assert viterbi_states(scores, [1, 2]) is not None
+    assert viterbi_states(scores, [1, 1]) is None
+    assert viterbi_states(scores, [1, 2, 1]) is None
+
+
+@pytest.fixture(scope="module")
+def lexicon() -> SpokenLexicon:
+    """Pieces are letters, and the space before a word."""
+    tokenizer = character_tokenizer()
+    return SpokenLexicon(tokenizer, sorted(tokenizer(LETTERS, add_special_tokens=False)["input_ids"]))
+
+
+def heard(lexicon: SpokenLexicon, slots: list[str], certainty: float = 0.9) -> torch.Tensor:
+    """Posteriors of one piece in each slot, "-" for the blank."""
+    scores = torch.full((len(slots), 1 + len(lexicon.token_ids)), (1 - certainty) / len(lexicon.token_ids))
+    for slot, piece in enumerate(slots):
+        number = 0 if piece == "-" else 1 + lexicon.token_ids.index(lexicon.tokenizer.convert_tokens_to_ids(piece))
+        scores[slot, number] = certainty
+    return scores.log()
+
+
+def test_words_keep_their_marks_and_lie_around_their_spikes(lexicon) -> None:
+    text = "\u2014 Ah, OH! \u2026"
+    space = lexicon.tokenizer.convert_ids_to_tokens(lexicon.tokenizer(" ")["input_ids"])[0]
+    slots = ["-"] * 10 + [space, "a", "h", "-", "-", space, "o", "h"] + ["-"] * 10
+    ah, oh = align_words(lexicon, heard(lexicon, slots), text, SECONDS_PER_SLOT)
+    assert (ah.text, oh.text) == ("\u2014 Ah,", "OH! \u2026")
+    assert ah.confidence == pytest.approx(0.9**3) and oh.confidence == pytest.approx(0.9**3)
+    spikes = [(number + 0.5) * SECONDS_PER_SLOT for number in (10, 12, 15, 17)]
+    assert 0 < spikes[0] - ah.start_s < 0.4 and ah.end_s == oh.start_s
+    assert spikes[1] - 0.1 < ah.end_s < spikes[2] and spikes[3] < oh.end_s < spikes[3] + 0.4
+    none = align_words(lexicon, heard(lexicon, slots), "\u2026", SECONDS_PER_SLOT)
+    assert none == align_words(lexicon, heard(lexicon, slots), "", SECONDS_PER_SLOT) == ()
+
+
+def test_unlikely_words_have_little_confidence_and_figures_none(lexicon) -> None:
+    space = lexicon.tokenizer.convert_ids_to_tokens(lexicon.tokenizer(" ")["input_ids"])[0]
+    slots = ["-", "-", space, "a", *["-"] * 12, space, "o", "-", "-"]
+    a, number, u = align_words(lexicon, heard(lexicon, slots), "a 1984 u", SECONDS_PER_SLOT)
+    assert a.confidence > 0.5 > 0.1 > u.confidence and number.confidence is None
+    assert a.end_s == number.start_s < number.end_s == u.start_s
+    crowded = align_words(lexicon, heard(lexicon, ["a", "b"]), "many more letters", SECONDS_PER_SLOT)
+    assert [word.confidence for word in crowded] == [0, 0, 0]
+    assert crowded[0].start_s == 0 and crowded[-1].end_s == pytest.approx(2 * SECONDS_PER_SLOT)
+
+
+# ------------------------------------------------------------------------------------------- through what people use
+
+
+@pytest.mark.parametrize("ctc_weight", [0.0, 2.0])
+def test_times_are_of_the_recording_across_windows(model, tiny_processor, recording, ctc_weight, tmp_path) -> None:
+    settings = TranscribingSettings(**SETTINGS, ctc_weight=ctc_weight)
+    (result,) = Transcriber(model, tiny_processor, settings, progress=False).transcribe([str(recording)])
+    assert len(result.passages) > 3 and len(result.words) > 6
+    assert " ".join(word.text for word in result.words) == result.text
+    times = [time for word in result.words for time in (word.start_s, word.end_s)]
+    assert times == sorted(times)
+    for passage in result.passages:
+        inside = [passage.start_s <= one.start_s <= one.end_s <= passage.end_s + 1e-3 for one in passage.words]
+        assert all(inside) and len(inside) == len(passage.text.split())
+    assert all(0 <= word.confidence <= 1 for word in result.words)
+    # The last window alone has the same words, earlier by its beginning.
+    last = result.passages[-1]
+    samples, _ = soundfile.read(recording, dtype="float32")
+    part = samples[round(last.start_s * RATE) : round(last.end_s * RATE)]
+    soundfile.write(tmp_path / "part.wav", part, RATE, subtype="FLOAT")
+    alone = TranscribingSettings(**SETTINGS, ctc_weight=ctc_weight, voice_activity=False)
+    (result,) = Transcriber(model, tiny_processor, alone, progress=False).transcribe([str(tmp_path / "part.wav")])
+    assert [word.text for word in result.words] == [word.text for word in last.words]
+    shifted = [word.start_s + last.start_s for word in result.words]
+    assert shifted == pytest.approx([word.start_s for word in last.words], abs=2e-3)
+
+
+def test_command_python_and_server_give_the_same(model, tiny_processor, recording, tmp_path, capsys) -> None:
+    for part in (model, tiny_processor):
+        part.save_pretrained(tmp_path / "pieces")
+    settings = TranscribingSettings(**SETTINGS)
+    (expected,) = Transcriber(model, tiny_processor, settings, progress=False).transcribe([str(recording)])
+    call = [str(recording), "--model", str(tmp_path / "pieces"), *OPTIONS]
+    main([*call, "--output_dir", str(tmp_path / "o"), "--output_format", "all"])
+    written = json.loads((tmp_path / "o/row.json").read_text())
+    rows = [(one.text, one.start_s, one.end_s, one.confidence) for one in expected.words]
+    assert [(one["word"], one["start_s"], one["end_s"], one["confidence"]) for one in written["words"]] == rows
+    capsys.readouterr()
+    main(call)
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [line[3] for line in lines] == [row[0] for row in rows]
+    assert [float(line[0]) for line in lines] == pytest.approx([row[1] for row in rows], abs=0.0051)
+
+    transcribing = TranscribingSettings(max_new_tokens=12, window_seconds=2.0)
+    with in_thread(model, tiny_processor, ServingSettings("tiny", transcribing=transcribing)) as (url, _):
+
+        def asked(*granularities: str, response_format: str = "verbose_json") -> httpx.Response:
+            return httpx.post(
+                f"{url}/v1/audio/transcriptions",
+                data={"response_format": response_format, "timestamp_granularities[]": list(granularities)},
+                files={"file": recording.read_bytes()},
+                timeout=60,
+            )
+
+        both = asked("word", "segment").json()
+        assert [(one["word"], one["start"], one["end"], one["confidence"]) for one in both["words"]] == rows
+        assert [one["text"] for one in both["segments"]] == [" ".join(one.text.split()) for one in expected.passages]
+        assert "segments" not in asked("word").json() and "words" not in asked("segment").json()
+        assert asked("word", response_format="json").status_code == 400
+        assert asked("letter").status_code == 400
+
+
+def test_subtitles_are_short_lines(model, tiny_processor, recording, tmp_path) -> None:
+    cues = {}
+    for timestamps in ("segment", "word"):
+        settings = TranscribingSettings(max_new_tokens=150, window_seconds=4.0, ctc_weight=0.0, timestamps=timestamps)
+        (result,) = Transcriber(model, tiny_processor, settings, progress=False).transcribe([str(recording)])
+        from audiollm.inference.transcripts import as_srt
+
+        cues[timestamps] = as_srt(result).split("\n\n")
+    texts = {name: [" ".join(cue.splitlines()[2:]) for cue in each] for name, each in cues.items()}
+    assert " ".join(texts["word"]).split() == " ".join(texts["segment"]).split()
+    lines = [text for text in texts["word"] if " " in text]
+    assert len(texts["word"]) > len(texts["segment"]) and max(map(len, lines)) <= MAX_CUE_CHARACTERS
+
+
+def test_words_survive_an_interruption(model, tiny_processor, recording, tmp_path) -> None:
+    settings = TranscribingSettings(**SETTINGS, batch_size=1)
+    partial = tmp_path / "row.partial.jsonl"
+    transcriber = Transcriber(model, tiny_processor, settings, progress=False)
+    (expected,) = transcriber.transcribe([str(recording)], [partial])
+    transcriber._hear = lambda *args: pytest.fail("everything is known")
+    (again,) = transcriber.transcribe([str(recording)], [partial])
+    assert again == expected and again.words
+
+
+def test_a_model_without_pieces_says_what_is_missing(tiny_model, tiny_processor, recording, tmp_path, capsys) -> None:
+    for part in (tiny_model, tiny_processor):
+        part.save_pretrained(tmp_path / "direct")
+    with pytest.raises(SystemExit) as caught:
+        main([str(recording), "--model", str(tmp_path / "direct"), *OPTIONS])
+    said = capsys.readouterr().err
+    assert caught.value.code == 2 and "CTC" in said and "--projector_readout pieces" in said
+    with in_thread(tiny_model, tiny_processor, ServingSettings("tiny")) as (url, _):
+        answered = httpx.post(
+            f"{url}/v1/audio/transcriptions",
+            data={"response_format": "verbose_json", "timestamp_granularities[]": "word"},
+            files={"file": recording.read_bytes()},
+            timeout=60,
+        )
+    assert answered.status_code == 400 and "--projector_readout pieces" in answered.json()["error"]["message"]
+
+
+def test_the_shipped_adapter_hears_when_words_begin(real_bases, tmp_path, monkeypatch) -> None:
+    from audiollm.corpora.prompts import load_studio_prompts
+    from audiollm.inference.loading import load
+    from audiollm.processing import load_waveform
+
+    monkeypatch.chdir(tmp_path)
+    clip = next(row for row in load_studio_prompts("validation") if row["text"] == TEXT)
+    pauses = [0.7, 2.9, 0.3]
+    waveform = load_waveform(clip["audio"])
+    soundfile.write("row.wav", in_a_row([waveform, waveform], pauses), RATE)
+    model, processor = load()
+    settings = TranscribingSettings(timestamps="word")
+    (result,) = Transcriber(model, processor, settings, progress=False).transcribe(["row.wav"])
+    half = len(result.words) // 2
+    starts = np.array([word.start_s for word in result.words])
+    apart = starts[half:] - starts[:half]
+    assert apart == pytest.approx(len(waveform) / RATE + pauses[1], abs=0.16)
