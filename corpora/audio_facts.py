@@ -156,6 +156,3 @@ def _measure(file: BinaryIO, data: Any, max_seconds: float) -> AudioFacts:
         clipped_share=clipped / (frames * channels),
         digest="" if declared_s or not peak else digest.hexdigest(),
     )
-
-
-__all__ = ["AudioFacts", "measure", "measure_all"]

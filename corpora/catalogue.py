@@ -210,6 +210,3 @@ def _column(value: Any) -> ColumnSpec:
     columns = value.get("column", value.get("each"))
     columns = (columns,) if isinstance(columns, str) else tuple(columns)
     return ColumnSpec(columns, tuple(value.get("transforms", ())), each="each" in value)
-
-
-__all__ = ["LICENCE", "Corpus", "corpus_named", "describe_catalogue", "is_corpus_name", "load_catalogue"]

@@ -196,6 +196,3 @@ def _named_recordings(row: Any) -> list[Any]:
                 named += [part.get("path"), part.get("audio"), part.get("url")]
     flat = [one for value in named for one in (value if isinstance(value, (list, tuple)) else [value])]
     return [one for one in flat if isinstance(one, (str, dict))]
-
-
-__all__ = ["CheckedRow", "CheckedRows"]

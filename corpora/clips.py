@@ -108,6 +108,3 @@ def safe_name(identity: str) -> str:
         return name
     digest = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()[:NAME_HASH_DIGITS]
     return f"{name}-{digest}" if name else digest
-
-
-__all__ = ["BadClip", "Clip", "ClipSource", "CorpusError", "FieldValue", "LazyRecording", "safe_name"]

@@ -393,22 +393,3 @@ def wer_unit(
         f"{name}: the first word errors of column {column!r}, {seen}, do not tell percent from fractions. Give --wer_unit "
         "percent or --wer_unit fraction, or leave the column out with --columns wer= ."
     )
-
-
-__all__ = [
-    "ANSWERS",
-    "ANY",
-    "GUESSES",
-    "NUMBER",
-    "OVERRIDE_HINT",
-    "PLACE_GUESSES",
-    "TRANSFORMS",
-    "WER_UNITS",
-    "ColumnMapping",
-    "ColumnSpec",
-    "UnusableValueError",
-    "column_kinds",
-    "map_columns",
-    "parse_overrides",
-    "wer_unit",
-]

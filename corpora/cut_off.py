@@ -64,6 +64,3 @@ def _lacks_last_ogg_page(data) -> bool:
     payload = OGG_SEGMENTS_OFFSET + page[OGG_NUM_SEGMENTS_OFFSET]
     page_size = payload + sum(page[OGG_SEGMENTS_OFFSET:payload])
     return len(page) < page_size or not page[OGG_FLAGS_OFFSET] & OGG_END_OF_STREAM
-
-
-__all__ = ["is_cut_off"]

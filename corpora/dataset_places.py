@@ -249,6 +249,3 @@ def _explain(place: Place, split: str, error: BaseException) -> str:
         terms = f"https://huggingface.co/datasets/{place.path}"
         return f"{message} Accept its terms at {terms}, then log in with `hf auth login`."
     return message
-
-
-__all__ = ["READ_ERRORS", "Place", "find_place", "open_split", "recording_of"]

@@ -277,16 +277,3 @@ def _kind(value: Any) -> str:
         return kind or f"a value of type {type(value).__name__}"  # of a table
     shown = json.dumps(value, ensure_ascii=False, default=lambda part: type(part).__name__)
     return f"{kind}: {shown}" if len(shown) <= 60 else kind
-
-
-__all__ = [
-    "Example",
-    "ExamplesError",
-    "Reason",
-    "RowChecker",
-    "as_list",
-    "json_lines",
-    "json_rows",
-    "read_examples",
-    "write_examples",
-]

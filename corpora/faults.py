@@ -179,19 +179,3 @@ def transcript_faults(text: str, facts: AudioFacts, limits: Limits) -> Iterator[
 def shortened(text: str, characters: int = 60) -> str:
     """Return a text as reasons quote it."""
     return repr(text if len(text) <= characters else text[: characters - 1] + "…")
-
-
-__all__ = [
-    "ERROR",
-    "FAULTS",
-    "WARNING",
-    "Fault",
-    "Limits",
-    "count_characters",
-    "is_transcribing",
-    "level_dbfs",
-    "recording_faults",
-    "shortened",
-    "text_faults",
-    "transcript_faults",
-]

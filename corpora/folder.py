@@ -726,6 +726,3 @@ def _leads_out(path: str, top: str) -> bool:
 @lru_cache(maxsize=16)
 def _real_folder(folder: str) -> str:
     return os.path.realpath(folder)
-
-
-__all__ = ["DEFAULT_OUTPUT", "DEFAULT_TASKS", "AudioRoot", "FolderArguments", "FolderSource", "open_source", "walk"]

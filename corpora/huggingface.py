@@ -344,6 +344,3 @@ def open_source(arguments: HuggingFaceArguments) -> HuggingFaceSource:
     source = HuggingFaceSource(arguments)
     print(source.summary)
     return source
-
-
-__all__ = ["DEFAULT_OUTPUT", "DEFAULT_TASKS", "HuggingFaceArguments", "HuggingFaceSource", "open_source"]

@@ -335,6 +335,3 @@ def _seconds(path: str | os.PathLike[str]) -> float:
         return soundfile.info(path).duration
     except soundfile.LibsndfileError:
         return len(load_waveform(path)) / SAMPLING_RATE_HZ
-
-
-__all__ = ["DEFAULT_WHISPER", "WhisperDecoder", "WhisperModelError", "WhisperTranscriber"]

@@ -146,6 +146,3 @@ def _word_like(word: str, heard: str | None, starts: bool) -> str:
     if starts or (heard is not None and heard[0].isupper() and not FIRST_PERSON.fullmatch(heard.lower())):
         return _capitalized(cased)
     return cased
-
-
-__all__ = ["LETTER_CASES", "has_punctuation", "letter_case_named", "restore_from", "sentence"]

@@ -150,6 +150,3 @@ def open_source(arguments: LhotseArguments) -> LhotseSource:
         CorpusError: as [`LhotseSource`].
     """
     return LhotseSource(arguments)
-
-
-__all__ = ["DEFAULT_OUTPUT", "DEFAULT_TASKS", "LhotseArguments", "LhotseSource", "open_source"]

@@ -526,16 +526,3 @@ def archive_members(path: Path, wanted: Callable[[str], bool]) -> Generator[tupl
     except (tarfile.TarError, zlib.error, OSError, EOFError, ValueError, RecursionError) as error:
         where = f"at member {last!r}" if last else "at its start"
         raise ArchiveError(f"Archive {path} is damaged {where}: {error}; delete it and download it again.") from error
-
-
-__all__ = [
-    "DEFAULT_OUTPUT",
-    "DEFAULT_TASKS",
-    "ROOT_NAME",
-    "ArchiveError",
-    "LibriSpeechArguments",
-    "PublishedArchive",
-    "archive_members",
-    "open_source",
-    "openslr",
-]

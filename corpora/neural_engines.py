@@ -196,6 +196,3 @@ def _mixture(seed: int) -> np.ndarray:
         names = tuple(generator.choice(names, MOST_MIXED, replace=False))
     shares = generator.dirichlet([CONCENTRATION] * len(names))
     return np.tensordot(shares.astype(np.float32), np.stack([_style(name) for name in names]), axes=1)
-
-
-__all__ = ["HIBARI", "KOKORO", "HibariEngine", "KokoroEngine", "foreign_letter"]

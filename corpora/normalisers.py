@@ -54,6 +54,3 @@ def normaliser_for(language: str | None) -> str:
     if code in LANGUAGES_WITHOUT_SPACES:
         return "characters"
     return "english" if code in ENGLISH else "basic"
-
-
-__all__ = ["NORMALISERS", "has_words", "normaliser_for", "normalize_english"]

@@ -92,6 +92,3 @@ def _end_with_parent() -> None:
             os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-__all__ = ["available_cpus", "in_order"]

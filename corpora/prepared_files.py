@@ -188,20 +188,3 @@ def dataset_card(splits: Sequence[str], about: dict[str, Any], contents: str) ->
     configs = [{"config_name": "default", "description": contents, "data_files": files}]
     head = yaml.safe_dump(about | {"configs": configs}, sort_keys=False, allow_unicode=True)
     return f"---\n{head}---\n\n{description}\n"
-
-
-__all__ = [
-    "CARD_FILE",
-    "FORMATS",
-    "PARQUET_FOLDER",
-    "TABLE_COLUMNS",
-    "TABLE_FILE",
-    "FieldTypes",
-    "JsonWriter",
-    "ParquetWriter",
-    "Row",
-    "ShardWriter",
-    "dataset_card",
-    "examples_name",
-    "table_writer",
-]

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from audiollm.disks import naming_the_disk
-from audiollm.files import Journal, partial_path, sha256_of, write_json, written
+from audiollm.files import Journal, sha256_of, write_json, written
 from audiollm.interruption import check_interrupted, interruptible
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
@@ -469,13 +469,7 @@ def _files_below(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def _owned(output: Path) -> Iterator[None]:
-    """Make the folder, keep other processes out of it, and refuse links in it that lead elsewhere."""
-    for name in (MANIFEST_FILE, PROBLEMS_FILE):
-        _refuse_links([output / name, partial_path(output / name)])
-    for name in (AUDIO_FOLDER, PARQUET_FOLDER, STATE_FOLDER):
-        _refuse_links([output / name])
-        for folder, folders, files in os.walk(output / name):
-            _refuse_links(Path(folder, each) for each in (*folders, *files))
+    """Make the folder, and keep other processes out of it."""
     (output / STATE_FOLDER).mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(output / STATE_FOLDER / LOCK_FILE, timeout=0):
@@ -484,12 +478,6 @@ def _owned(output: Path) -> Iterator[None]:
         raise CorpusError(
             f"Another process prepares a corpus into {output}; wait for it, or give another --output."
         ) from None
-
-
-def _refuse_links(paths: Iterable[Path]) -> None:
-    for path in paths:
-        if path.is_symlink():
-            raise CorpusError(f"{path} is a link to another folder or file; remove it, or give another --output.")
 
 
 def _stays_inside(name: str) -> bool:
@@ -538,6 +526,3 @@ def _check_state(source: ClipSource, output: Path, settings: PrepareSettings, jo
             )
         return
     _write_state(output, wanted)
-
-
-__all__ = ["PrepareSettings", "Prepared", "SplitCounts", "prepare"]

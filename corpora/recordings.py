@@ -163,6 +163,3 @@ def _check_part(clip: Clip, seconds: float, settings: AudioSettings) -> None:
         part = f"{clip.start_seconds:g} s to {end:g} s"
         raise AudioError(f"{part} is no part of its recording, which lasts {seconds:.2f} s.")
     _check_length(end - clip.start_seconds, settings)
-
-
-__all__ = ["AudioSettings", "Item", "encode", "load_clip", "write_batch"]

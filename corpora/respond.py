@@ -382,13 +382,3 @@ def self_instructed(
         journal_folder=journal_folder,
     )
     return SelfInstructed(source, responder, progress)
-
-
-__all__ = [
-    "Responder",
-    "Response",
-    "SelfInstructArguments",
-    "SelfInstructed",
-    "repeated_passage",
-    "self_instructed",
-]

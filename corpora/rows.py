@@ -185,6 +185,3 @@ def _without_nulls(message: Any) -> Any:
 
 def _has_urls(row: dict[str, Any]) -> bool:
     return any(isinstance(path, str) and URL_MARK in path for path in as_list(row.get(AUDIO_PATHS)))
-
-
-__all__ = ["TABLE_FIELDS", "Conversation", "RowError", "RowReader"]

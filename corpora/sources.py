@@ -264,6 +264,3 @@ def settle_problems(named_problems: Sequence[tuple[str, list[tuple[str, str]]]],
         print(f"  {where}: {reason}")
     if len(problems) > MAX_SKIPPED_SHOWN:
         print(f"  ... and {len(problems) - MAX_SKIPPED_SHOWN} more")
-
-
-__all__ = ["Examples", "Source", "load_table", "parse_source", "read_sources", "settle_problems"]

@@ -295,6 +295,3 @@ def _with_timeout(voice: Voice, seconds: float) -> Voice:
     if not isinstance(voice.engine, CommandEngine):
         return voice
     return Voice(dataclasses.replace(voice.engine, timeout_seconds=seconds), voice.name)
-
-
-__all__ = ["DEFAULT_OUTPUT", "DEFAULT_TASKS", "SynthesizeArguments", "Synthesized", "TextTable", "open_source"]

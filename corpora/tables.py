@@ -281,20 +281,3 @@ def _unquoted(value: str) -> str:
     inner = value[1:-1].replace('""', "")
     is_enclosed = len(value) > 1 and value[0] == value[-1] == '"' and '"' not in inner
     return value[1:-1].replace('""', '"') if is_enclosed else value
-
-
-__all__ = [
-    "GZIP_SUFFIX",
-    "JSON_SUFFIXES",
-    "PARQUET_SUFFIX",
-    "TABLE_SUFFIXES",
-    "TEXT_SUFFIX",
-    "Row",
-    "encoding_of",
-    "lines_of",
-    "parse_json",
-    "printable",
-    "rows_of",
-    "shown",
-    "text_problem",
-]

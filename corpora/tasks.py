@@ -79,6 +79,3 @@ def tasks_named(names: Sequence[str]) -> list[Task]:
     if unknown:
         raise ValueError(f"There is no task {unknown[0]!r}; expected some of {', '.join(known)}.")
     return [known[name] for name in dict.fromkeys(names)]
-
-
-__all__ = ["Task", "known_tasks", "tasks_named"]

@@ -88,6 +88,3 @@ def model_checksum(folder: str, config: Any) -> str | None:
         return getattr(config, "_commit_hash", None)
     files = sorted({file for pattern in MODEL_FILES for file in Path(folder).glob(pattern)})
     return sha256_of("".join(f"{file.name} {sha256_of(file)}\n" for file in files).encode())
-
-
-__all__ = ["TranscriptJournal", "model_checksum"]

@@ -420,6 +420,3 @@ def _content_checksum(recording: Any) -> str:
 def _name(recording: Any) -> str | None:
     """Return the name of a recording in reports; None for bytes without a name."""
     return recording.get("path") if isinstance(recording, dict) else recording
-
-
-__all__ = ["HISTOGRAM_EDGES", "DataFile", "FileSummary", "Finding", "Validation", "validate"]

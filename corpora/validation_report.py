@@ -121,6 +121,3 @@ def _entry(finding: Finding, found: Validation, strict: bool) -> dict[str, Any]:
         "reason": finding.reason,
         "audio": finding.audio,
     }
-
-
-__all__ = ["count_severities", "severity_of", "summarize", "write_report"]

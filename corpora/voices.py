@@ -436,15 +436,3 @@ def _checked(voice: Voice) -> Voice:
 
 def _shown(text: str, most: int = 60) -> str:
     return repr(text if len(text) <= most else text[: most - 1] + "…")
-
-
-__all__ = [
-    "CommandEngine",
-    "SpokenText",
-    "Voice",
-    "command_voices",
-    "default_voices",
-    "known_engines",
-    "plain",
-    "voice_named",
-]

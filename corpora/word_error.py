@@ -263,11 +263,3 @@ class WordErrorFilter:
                 journal_folder=self.output / STATE_FOLDER / JOURNAL_FOLDER,
             )
         return self.transcriber
-
-
-__all__ = [
-    "WordErrorArguments",
-    "WordErrorFilter",
-    "clip_word_error",
-    "settle_word_errors",
-]

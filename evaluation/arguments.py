@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import ClassVar
 from urllib.parse import urlsplit
 
+from audiollm.publishing.score_table import SYSTEMS as SYSTEM_TITLES
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
-from .systems import SYSTEM_TITLES
 from .word_error import NORMALISERS
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -220,6 +220,3 @@ class EvaluateArguments(JudgeArguments):
                 )
             found[name] = given.removeprefix(f"{name}=")
         return found
-
-
-__all__ = ["DTYPES", "EvaluateArguments", "listed"]

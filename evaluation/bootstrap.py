@@ -148,17 +148,3 @@ def _check(statistics: np.ndarray, samples: int) -> None:
         raise ValueError(f"Statistics are {statistics.shape}; expected one row or more of an item each.")
     if samples < 1:
         raise ValueError(f"{samples} samples were asked for; expected 1 or more.")
-
-
-__all__ = [
-    "LEVEL",
-    "SAMPLES",
-    "Difference",
-    "Interval",
-    "interval",
-    "means",
-    "paired_test",
-    "percentiles",
-    "ratio",
-    "resampled",
-]

@@ -251,7 +251,5 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_json(options.output, found)
 
 
-__all__ = ["compare_answers", "compare_runs", "comparison_table"]
-
 if __name__ == "__main__":
     main()

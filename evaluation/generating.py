@@ -236,17 +236,3 @@ def in_halves(
     half = -(-len(rows) // 2)
     print(f"A batch of {len(rows)} is too large for the memory; going on with {half}.", file=sys.stderr, flush=True)
     return [*in_halves(run, rows[:half], give_up), *in_halves(run, rows[half:], give_up)]
-
-
-__all__ = [
-    "SPARE_TOKENS",
-    "Answer",
-    "Generator",
-    "adapter_windows",
-    "batched",
-    "failure",
-    "in_halves",
-    "is_english",
-    "swapped",
-    "transcript_bound",
-]

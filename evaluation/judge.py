@@ -350,17 +350,3 @@ def _identity(row: Mapping[str, Any]) -> tuple[str, str, int]:
 
 def _is_done(verdict: Mapping[str, Any] | None, asked: Asked) -> bool:
     return verdict is not None and verdict["scores"] is not None and verdict["prompt"] == asked.prompt
-
-
-__all__ = [
-    "ANSWER_FIRST",
-    "ANSWER_ONLY",
-    "JUDGE_FILE",
-    "REFERENCE_FIRST",
-    "Judge",
-    "JudgeError",
-    "Rubric",
-    "UnreadableReplyError",
-    "judge_run",
-    "known_rubrics",
-]

@@ -92,6 +92,3 @@ def _normaliser() -> LeaderboardNormaliser:
 def normalize_leaderboard(text: str) -> str:
     """See [`LeaderboardNormaliser`]."""
     return _normaliser()(text)
-
-
-__all__ = ["IGNORED_SEGMENT", "LeaderboardNormaliser", "join_acronyms", "normalize_leaderboard"]

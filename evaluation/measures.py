@@ -16,10 +16,11 @@ from importlib import metadata
 from typing import Any
 
 import numpy as np
+from audiollm.corpora.normalisers import has_words
 
 from .bootstrap import Pooled, means, ratio
 from .optional import optional_library
-from .word_error import JIWER, TextErrors, aligner_for, character_errors, convention, has_words, word_errors
+from .word_error import JIWER, TextErrors, aligner_for, character_errors, convention, word_errors
 
 FRACTION, POINTS, RATIO = "fraction", "points", "ratio"
 EXTRA = "evaluation"
@@ -449,18 +450,3 @@ def measure(
     score = next(iter(measures_of([metric]).values()))
     each = [[one] if isinstance(one, str) else list(one) for one in references]
     return score([Answer(str(i), text, each[i]) for i, text in enumerate(predictions)], by or Convention())
-
-
-__all__ = [
-    "ALIASES",
-    "FRACTION",
-    "LOWER_IS_BETTER",
-    "MEASURES",
-    "POINTS",
-    "RATIO",
-    "Answer",
-    "Convention",
-    "Measured",
-    "measure",
-    "measures_of",
-]

@@ -148,6 +148,3 @@ def cut(text: str) -> str:
     if len(text) <= MAX_CHARACTERS_SHOWN:
         return text
     return f"{text[:MAX_CHARACTERS_SHOWN]} … ({len(text) - MAX_CHARACTERS_SHOWN:,} more characters)"
-
-
-__all__ = ["DELETION", "INSERTION", "SPELLED", "SUBSTITUTION", "aligned", "confusions", "example", "worst_rows"]

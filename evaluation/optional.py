@@ -17,6 +17,3 @@ def optional_library(name: str, extra: str) -> ModuleType:
         raise ImportError(
             f'{name} is not installed: {error}. `pip install "audiollm[{extra}]"` installs it.'
         ) from error
-
-
-__all__ = ["optional_library"]

@@ -349,29 +349,3 @@ def joined_sessions(answers: Sequence[Answer]) -> tuple[list[Answer], dict[str, 
             )
         )
     return joined, {"incomplete_sessions": incomplete} if incomplete else {}
-
-
-__all__ = [
-    "ERROR",
-    "JUDGEMENTS",
-    "LENGTH",
-    "OUTPUTS",
-    "REPEATED",
-    "SETTINGS",
-    "STOP",
-    "Run",
-    "RunFolderError",
-    "SystemOutputs",
-    "check_same",
-    "convention_of",
-    "installed_versions",
-    "joined_sessions",
-    "open_run",
-    "place",
-    "read_answers",
-    "read_lines",
-    "read_object",
-    "read_rows",
-    "read_run",
-    "write_rows",
-]

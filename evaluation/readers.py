@@ -618,5 +618,3 @@ READERS: dict[str, Reader] = {
     "retention_texts": retention_texts,
     "text_choices": text_choices,
 }
-
-__all__ = ["LOCAL_TASK", "READERS", "made_recording", "read_local_set"]

@@ -713,7 +713,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"Written to {written.page} and {written.figures.name}; {written.players} players.")
 
 
-__all__ = ["FIGURES_FILE", "PAGE_FILE", "ReportFiles", "told_of_report", "write_report"]
-
 if __name__ == "__main__":
     main()

@@ -29,6 +29,7 @@ from audiollm.inference.answering import MAX_BATCH_SECONDS, recording_seconds
 from audiollm.inference.ctc_rescoring import check_ctc_weight, default_ctc_weight
 from audiollm.interruption import interruptible
 from audiollm.publishing.record import package_facts
+from audiollm.publishing.score_table import SYSTEMS as SYSTEM_TITLES
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor
@@ -52,7 +53,6 @@ from .readers import read_local_set
 from .systems import (
     CASCADE,
     DEFAULT_SYSTEMS,
-    SYSTEM_TITLES,
     WHISPER,
     WRONG_AUDIO,
     Question,
@@ -640,25 +640,3 @@ def _as_json(value: Any) -> Any:
 
 def _revision(options: EvaluateArguments) -> dict[str, Any]:
     return {} if options.revision is None else {"revision": options.revision}
-
-
-__all__ = [
-    "Evaluation",
-    "Job",
-    "SystemsError",
-    "answer_all",
-    "answer_batch",
-    "answer_job",
-    "batches_of",
-    "check_control",
-    "choose_systems",
-    "index",
-    "is_complete",
-    "locked",
-    "own_recordings",
-    "own_whisper",
-    "prepare",
-    "recording_identity",
-    "windows_of",
-    "wrong_recordings",
-]

@@ -17,6 +17,7 @@ import numpy as np
 from audiollm.files import write_whole
 from audiollm.option_parser import parser_of
 from audiollm.publishing.score_table import COUNTS, score_rows, with_interval
+from audiollm.publishing.score_table import SYSTEMS as SYSTEM_TITLES
 
 from .bootstrap import SAMPLES, percentiles, ratio, resampled
 from .measures import RATIO, Answer, Convention, Measured, measures_of
@@ -31,7 +32,7 @@ from .outputs import (
     read_answers,
     write_rows,
 )
-from .systems import DEAF, SYSTEM_TITLES
+from .systems import DEAF
 from .tasks import group_tasks
 from .word_error import NORMALISERS
 
@@ -317,17 +318,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"audiollm evaluate score: {error}")
 
-
-__all__ = [
-    "ITEMS",
-    "RTFX",
-    "SCORES_FILE",
-    "ScoringOptions",
-    "measure_answers",
-    "score_answers",
-    "score_run",
-    "score_table",
-]
 
 if __name__ == "__main__":
     main()

@@ -26,7 +26,6 @@ from audiollm.checkpoints import fingerprint
 from audiollm.corpora.hypotheses import WhisperDecoder, locate_whisper
 from audiollm.inference.answering import ask
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
-from audiollm.publishing.score_table import SYSTEMS as SYSTEM_TITLES
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
@@ -398,29 +397,3 @@ def base_text_model(model: Any) -> Any:
     if holds_its_base(model):
         return model
     return load_text_model(model.config, model.get_input_embeddings().weight.dtype, model.device)
-
-
-__all__ = [
-    "CASCADE",
-    "DEAF",
-    "DEFAULT_SYSTEMS",
-    "MODEL",
-    "SYSTEM_TITLES",
-    "WHISPER",
-    "WRONG_AUDIO",
-    "CascadeSystem",
-    "DeafSystem",
-    "ModelSystem",
-    "Question",
-    "RetentionSystem",
-    "System",
-    "SystemBuilder",
-    "WhisperSystem",
-    "base_text_model",
-    "holds_its_base",
-    "is_multilingual",
-    "load_text_model",
-    "spoken_language",
-    "whisper_language",
-    "why_not",
-]

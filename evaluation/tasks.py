@@ -418,20 +418,3 @@ def _unknown(name: str) -> str:
     near = near or [each for each in known if name.strip() and name.strip().lower() in each][:3]
     hint = f" Perhaps {' or '.join(map(repr, near))}?" if near else ""
     return f"There is no task {name!r}.{hint} There are: {', '.join(known)}."
-
-
-__all__ = [
-    "KINDS",
-    "Form",
-    "Item",
-    "Problem",
-    "Task",
-    "TaskDataError",
-    "TaskError",
-    "dataset_named",
-    "families",
-    "find_task",
-    "group_tasks",
-    "task_table",
-    "tasks_named",
-]

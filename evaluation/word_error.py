@@ -11,7 +11,6 @@ from importlib import metadata
 
 import jiwer
 from audiollm.corpora.normalisers import NORMALISERS as BASIC_NORMALISERS
-from audiollm.corpora.normalisers import has_words
 
 from .leaderboard import IGNORED_SEGMENT, normalize_leaderboard
 from .optional import optional_library
@@ -222,23 +221,3 @@ def convention(unit: str, normaliser: str, aligner: str = JIWER) -> str:
     if aligner == KALDIALIGN:
         parts["compounds"] = "merged"
     return "|".join(f"{name}:{value}" for name, value in parts.items())
-
-
-__all__ = [
-    "CHARACTERS",
-    "EMPTY_REFERENCE",
-    "IGNORED_REFERENCE",
-    "JIWER",
-    "KALDIALIGN",
-    "LEADERBOARD",
-    "NORMALISERS",
-    "TextErrors",
-    "WordErrorScore",
-    "aligner_for",
-    "character_errors",
-    "check_normaliser",
-    "convention",
-    "has_words",
-    "score_word_error",
-    "word_errors",
-]

@@ -478,8 +478,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{Path(options.model) / CARD_FILE}: {'written' if card.written else 'nothing has changed'}")
 
 
-__all__ = ["Card", "CardArguments", "CardError", "make_card", "write_card"]
-
-
 if __name__ == "__main__":
     main()

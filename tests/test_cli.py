@@ -141,17 +141,6 @@ def test_arguments_reach_the_command(monkeypatch) -> None:
     assert "--batch_size is 0" in str(caught.value.code)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["evaluate", "--list_tasks"]])
-def test_a_reader_who_has_seen_enough_is_no_error(arguments, monkeypatch) -> None:
-    reading, writing = os.pipe()
-    os.close(reading)  # as `| head` does
-    with os.fdopen(writing, "w") as pipe:
-        monkeypatch.setattr(sys, "stdout", pipe)
-        with pytest.raises(SystemExit) as caught:
-            call(arguments, monkeypatch)
-        assert caught.value.code == cli.PIPE_CLOSED_EXIT
-
-
 @pytest.mark.parametrize("way", ["console script", pytest.param("module", marks=pytest.mark.slow)])
 def test_the_console_script_and_the_module_answer_alike(way: str, tmp_path: Path) -> None:
     """In a real process: the console script, and `python -m` of the room."""

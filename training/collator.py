@@ -39,6 +39,3 @@ class ConversationCollator:
             pad_to_multiple_of=self.pad_to_multiple_of,
         )
         return dict(batch)
-
-
-__all__ = ["ConversationCollator"]

@@ -10,7 +10,6 @@ from audiollm.processing import AudioLlmProcessor
 from audiollm.processing.conversations import IGNORED_LABEL
 
 from .augment import FeatureAugmentation
-from .encoding import build_dataset
 from .feature_cache import FeatureCache, FeatureStore
 
 
@@ -171,16 +170,3 @@ def pad_windows(windows: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
 def load_encoded_audio(cache: FeatureStore, keys: Sequence[str]) -> dict[str, torch.Tensor]:
     """Load the encoder frames of several recordings, as [`pad_windows`] gives them."""
     return pad_windows([window for key in keys for window in cached_windows(cache, key)])
-
-
-__all__ = [
-    "AudioLlmCollator",
-    "BatchAugmentation",
-    "build_dataset",
-    "cached_windows",
-    "load_encoded_audio",
-    "pad_rows",
-    "pad_windows",
-    "resize_slots",
-    "slot_runs",
-]

@@ -25,7 +25,8 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from .arguments import AudioLlmTrainingArguments, TrainingError
-from .dataset import AudioLlmCollator, build_dataset, pad_rows
+from .dataset import AudioLlmCollator, pad_rows
+from .encoding import build_dataset
 from .feature_cache import FeatureCache, FeatureStore
 from .trainer import AudioLlmTrainer
 

@@ -8,7 +8,7 @@ generation, once with their own recordings and once with others'.
 import hashlib
 import json
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from audiollm.corpora.normalisers import has_words
 from audiollm.evaluation.generating import swapped, transcript_bound
-from audiollm.evaluation.word_error import has_words, score_word_error
+from audiollm.evaluation.word_error import score_word_error
 from audiollm.files import written
 from audiollm.inference.answer_ends import AnswerEnds
 from audiollm.processing import AudioLlmProcessor
@@ -88,24 +89,19 @@ def questions(
         rows: with `input_ids`, `labels` and `audio`, as [`build_dataset`] makes them.
         processor: decodes the answers.
         normaliser: what a word is; see [`score_word_error`].
-        limit: at most so many: evenly spaced over the rows, or the first ones of rows without a length (a stream).
+        limit: at most so many, evenly spaced over the rows.
     """
-
-    def found() -> Iterator[Question]:
-        for index, row in enumerate(rows):
-            prompt_ids, answer_ids = cut_at_answer(row["input_ids"], row["labels"])
-            # What was said after the answer is no part of the question.
-            audio = list(row["audio"])[: len(slot_runs(prompt_ids, processor.audio_token_id))]
-            reference = processor.tokenizer.decode(answer_ids, skip_special_tokens=True).strip()
-            if audio and has_words(reference, normaliser):
-                yield Question(index, prompt_ids, audio, reference, len(answer_ids))
-
-    if limit is None:
-        return list(found())
-    if not hasattr(rows, "__len__"):
-        return list(islice(found(), limit))
-    every = list(found())
-    return [every[index * len(every) // limit] for index in range(limit)] if len(every) > limit else every
+    every = []
+    for index, row in enumerate(rows):
+        prompt_ids, answer_ids = cut_at_answer(row["input_ids"], row["labels"])
+        # Recordings after the answer are no part of the question.
+        audio = list(row["audio"])[: len(slot_runs(prompt_ids, processor.audio_token_id))]
+        reference = processor.tokenizer.decode(answer_ids, skip_special_tokens=True).strip()
+        if audio and has_words(reference, normaliser):
+            every.append(Question(index, prompt_ids, audio, reference, len(answer_ids)))
+    if limit is None or len(every) <= limit:
+        return every
+    return [every[index * len(every) // limit] for index in range(limit)]
 
 
 class ListeningEvaluation:

@@ -269,6 +269,3 @@ def _made(recording: Any) -> Any:
 
 def _unchanged(item: Any) -> Any:
     return item
-
-
-__all__ = ["FeatureCache", "FeatureStore"]

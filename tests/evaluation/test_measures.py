@@ -165,12 +165,6 @@ def test_retention_is_equality_and_perplexity() -> None:
 # -------------------------------------------------------------------------------------------------------- every measure
 
 
-@pytest.mark.parametrize("name", MEASURES)
-def test_nothing_to_score_is_no_figure(name) -> None:
-    found = measured(name, [])
-    assert np.isnan(found.value) and not found.ids and not found.items
-
-
 def test_an_empty_answer_is_all_deletions() -> None:
     found = measured("word_error", answers_of(["", "yes"], [["the red door"], ["yes"]]))
     assert found.value == 3 / 4

@@ -14,7 +14,6 @@ from audiollm.evaluation.generating import Answer, Generator, adapter_windows, i
 from audiollm.evaluation.run import SystemsError, choose_systems, index, own_recordings, wrong_recordings
 from audiollm.evaluation.systems import (
     DEFAULT_SYSTEMS,
-    SYSTEM_TITLES,
     SystemBuilder,
     base_text_model,
     holds_its_base,
@@ -22,6 +21,7 @@ from audiollm.evaluation.systems import (
 )
 from audiollm.evaluation.tasks import KINDS, Item, Task, find_task
 from audiollm.inference.answering import answer, ask
+from audiollm.publishing.score_table import SYSTEMS as SYSTEM_TITLES
 from clients import play
 from evaluation_runs import evaluate, rows_of
 from loopback_hub import LoopbackHub

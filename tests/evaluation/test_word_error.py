@@ -2,8 +2,8 @@
 
 import jiwer
 import pytest
+from audiollm.corpora.normalisers import has_words
 from audiollm.evaluation import normalize_english, score_word_error
-from audiollm.evaluation.word_error import has_words
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from audiollm.inference.pipeline import TRANSCRIBE_PROMPT
 from datasets import Audio, Dataset
 from loopback_site import serving
 from torch.utils.data import Dataset as TorchDataset
-from transformers import TextIteratorStreamer, pipeline
+from transformers import pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 SAMPLING_RATE_HZ = 16_000
@@ -163,20 +163,6 @@ def test_workers_read_ahead_and_keep_the_order(listen, told, files, tmp_path) ->
     assert stripped(listen(iter(files), num_workers=1, batch_size=3, **OPTIONS)) == expected
 
 
-def test_a_generator_is_read_a_batch_at_a_time(listen, files) -> None:
-    asked = []
-
-    def rows():
-        for file in files:
-            asked.append(file)
-            yield file
-
-    answers = iter(listen(rows(), batch_size=2, **OPTIONS))
-    next(answers)
-    assert len(asked) == 2
-    assert len([None for _ in answers]) == 3
-
-
 def test_batch_size_is_that_of_generate(listen, files, tiny_model, monkeypatch) -> None:
     sizes: list[int] = []
     generate = tiny_model.generate
@@ -272,13 +258,6 @@ def test_how_long_an_answer_may_be(listen, tiny_model, monkeypatch, model_bound,
     num_new = 90 - asked[0]["input_ids"].shape[1] if expected is None else expected
     assert asked[0].get("max_new_tokens", num_new) == num_new and 0 < len(text["generated_text"]) <= num_new
     assert len(text["generated_text"]) > num_new // 2, "special tokens alone are not shown"
-
-
-def test_streamed_text_is_the_text(listen, files, tiny_processor) -> None:
-    expected = listen(files[:1], **OPTIONS)
-    streamer = TextIteratorStreamer(tiny_processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    assert listen(files[:1], batch_size=4, streamer=streamer, **OPTIONS) == expected
-    assert "".join(streamer) == expected[0][0]["generated_text"]
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input

@@ -7,13 +7,10 @@ import torch
 from architectures import ARCHITECTURES
 from audiollm import AudioLlmForConditionalGeneration, cpu_speed
 from audiollm.cpu_speed import (
-    FastLinear,
     fast_linear,
     fast_product,
-    shared_prefix_length,
     takes_onednn,
     use_cpu_speed,
-    use_fast_products,
 )
 from audiollm.lora import FrozenLinearWithLora
 from batches import Row, collate, make_row
@@ -89,19 +86,6 @@ def test_what_oneDNN_is_not_faster_at_stays_torchs(monkeypatch, x: torch.Tensor,
     assert fast_product(x, weight).shape == (len(x), len(weight))
 
 
-def test_layers_are_replaced_with_the_same_parameters(by_onednn: bool) -> None:
-    stock = nn.Sequential(nn.Linear(IN_FEATURES, OUT_FEATURES), nn.ReLU(), nn.Linear(OUT_FEATURES, 130, bias=False))
-    names = {name: id(parameter) for name, parameter in stock.named_parameters()}
-    x = torch.randn(2, ROWS, IN_FEATURES)
-    expected = stock(x)
-    use_fast_products(stock)
-    assert isinstance(stock[0], FastLinear) and isinstance(stock[2], FastLinear)
-    assert {name: id(parameter) for name, parameter in stock.named_parameters()} == names
-    torch.testing.assert_close(stock(x), expected, rtol=1e-4, atol=1e-4)
-    with torch.no_grad():
-        torch.testing.assert_close(stock(x), expected, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("trains", [(True, False, False), (False, True, False), (True, True, True)])
 def test_gradients_are_those_of_autograd(by_onednn: bool, trains: tuple[bool, bool, bool]) -> None:
     x, weight, bias = operands()
@@ -114,14 +98,6 @@ def test_gradients_are_those_of_autograd(by_onednn: bool, trains: tuple[bool, bo
         torch.autograd.grad(result, leaves, upstream), torch.autograd.grad(expected, leaves, upstream)
     ):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-3)
-
-
-def test_matrices_with_gaps_are_multiplied_as_others(by_onednn: bool) -> None:
-    x, weight, _ = operands()
-    wide, tall = torch.randn(ROWS, 3 * IN_FEATURES), torch.randn(2 * OUT_FEATURES, IN_FEATURES)
-    wide[:, IN_FEATURES : 2 * IN_FEATURES], tall[::2] = x, weight
-    found = fast_product(wide[:, IN_FEATURES : 2 * IN_FEATURES], tall[::2])
-    torch.testing.assert_close(found, nn.functional.linear(x, weight), rtol=1e-4, atol=1e-4)
 
 
 def test_autocast_is_left_to_torch(by_onednn: bool) -> None:
@@ -249,17 +225,6 @@ def test_when_rows_are_run_whole(tiny_model) -> None:
     enable_checkpointing(tiny_model, {"use_reentrant": False})
     assert positions_run(tiny_model, batch) == whole
     assert positions_run(tiny_model.eval(), batch) == whole
-
-
-def test_length_of_the_shared_beginning() -> None:
-    embeds = torch.tensor([[1.0, 2, 3, 9, 5], [1, 2, 3, 8, 5]])[..., None]
-    ones = torch.ones(2, 5)
-    assert shared_prefix_length(embeds, None) == 3
-    assert shared_prefix_length(embeds[:1].expand(2, 5, 1), ones) == 4  # one is left to be run
-    left_padded = ones.clone()
-    left_padded[1, 0] = 0
-    assert shared_prefix_length(embeds, left_padded) == 0
-    assert shared_prefix_length(embeds, torch.ones(2, 1, 5, 5)) == 0
 
 
 def test_several_processes_run_their_layers_equally_often(tiny_model) -> None:

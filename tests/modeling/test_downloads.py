@@ -93,24 +93,6 @@ def test_mirrors_are_tried_in_turn_and_continue_each_other(site: Site, other_sit
     assert other_site.ranges("/x.tar.gz") == ["bytes=400000-"]
 
 
-def test_without_a_checksum_mirrors_do_not_continue_each_other(site: Site, other_site: Site, tmp_path: Path) -> None:
-    (tmp_path / "x.tar.gz.part").write_bytes(b"of another file")
-    site.break_after = [400_000] + [0] * 10
-    assert fetched(tmp_path, f"{site.url}/x.tar.gz", f"{other_site.url}/x.tar.gz", checksum=None) == BODY
-    assert site.ranges("/x.tar.gz")[0] is None and other_site.ranges("/x.tar.gz") == [None]
-
-
-@pytest.mark.parametrize("wrong", [b"<html>moved</html>", BODY[::-1]], ids=["another length", "the same length"])
-def test_a_mirror_of_something_else_is_passed_over(site: Site, other_site: Site, tmp_path: Path, wrong: bytes) -> None:
-    site.files["/x.tar.gz"] = wrong
-    assert fetched(tmp_path, f"{site.url}/x.tar.gz", f"{other_site.url}/x.tar.gz") == BODY
-
-
-def test_a_mirror_without_the_file_is_asked_once(site: Site, other_site: Site, tmp_path: Path) -> None:
-    assert fetched(tmp_path, f"{site.url}/gone", f"{other_site.url}/x.tar.gz") == BODY
-    assert site.ranges("/gone") == [None]
-
-
 def test_when_no_mirror_has_it_each_is_named_with_its_reason(site: Site, tmp_path: Path) -> None:
     with pytest.raises(DownloadError) as caught:
         fetched(tmp_path, f"{NOBODY}/x.tar.gz", f"{site.url}/gone", f"http://user:secret@{site.url[7:]}/locked")
@@ -148,13 +130,6 @@ def test_a_server_that_does_not_know_range_restarts_cleanly(site: Site, tmp_path
     assert site.ranges("/x.tar.gz")[0] == "bytes=1000-"
 
 
-@pytest.mark.parametrize("left", [BODY + b"more", BODY])
-def test_what_was_left_whole_or_too_long_is_not_asked_past_its_end(site: Site, tmp_path: Path, left: bytes) -> None:
-    (tmp_path / "x.tar.gz.part").write_bytes(left)
-    assert fetched(tmp_path, f"{site.url}/x.tar.gz") == BODY
-    assert site.ranges("/x.tar.gz") == ([] if left == BODY else [None])
-
-
 def test_an_answer_without_a_length_that_ends_early_is_noticed_by_the_size(site: Site, tmp_path: Path) -> None:
     site.announce_length = False
     site.break_after = [1000]
@@ -190,17 +165,3 @@ def test_two_processes_write_one_file_once(site: Site, tmp_path: Path) -> None:
     assert [process.exitcode for process in both] == [0, 0]
     assert (tmp_path / "x.tar.gz").read_bytes() == BODY
     assert site.ranges("/x.tar.gz") == [None, "bytes=100000-", "bytes=200000-"]
-
-
-def test_progress_names_the_file_and_starts_where_it_was(
-    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "x.tar.gz.part").write_bytes(BODY[: len(BODY) // 2])
-    download([f"{site.url}/x.tar.gz"], tmp_path / "x.tar.gz", MD5, len(BODY), progress=True)
-    shown = capsys.readouterr().err
-    assert "x.tar.gz:  50%" in shown and "B/s" in shown and "x.tar.gz: 100%" in shown
-
-
-def test_no_url_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DownloadError, match=r"x\.tar\.gz: there is no URL"):
-        fetched(tmp_path)

@@ -108,26 +108,6 @@ def test_a_rate_is_for_bare_waveforms(processor, clips):
     assert batch["input_features"].equal(processor(audio=clips[2])["input_features"])
 
 
-def test_forty_eight_kilohertz_has_the_shape_of_sixteen(processor):
-    for seconds in (0.1, 1.0, 31.0):
-        shapes = [
-            processor(audio=np.zeros(round(seconds * rate), dtype=np.float32), sampling_rate=rate)[
-                "input_features"
-            ].shape
-            for rate in (16_000, 48_000)
-        ]
-        assert shapes[0] == shapes[1]
-
-
-def test_lists_instead_of_tensors(processor, clips):
-    batch = processor(
-        text=["<audio>", "a longer text without sound"], audio=clips[0], return_tensors=None, padding=False
-    )
-    assert isinstance(batch["input_ids"], list)
-    assert [len(row) for row in batch["input_ids"]] == [len(row) for row in batch["attention_mask"]]
-    assert len(batch["input_ids"][0]) != len(batch["input_ids"][1])
-
-
 def test_padding_options(processor):
     texts = ["one", "one two three four"]
     assert processor(text=texts, padding="max_length", max_length=12)["input_ids"].shape == (2, 12)
@@ -168,10 +148,6 @@ def test_audio_ids_lie_past_a_padded_embedding_matrix(extractor):
     assert len(processor.tokenizer) == TEXT_VOCAB_SIZE + 3
 
 
-def test_audio_ids_follow_a_vocabulary_that_fits(processor, smollm_tokenizer):
-    assert processor.audio_begin_token_id == len(smollm_tokenizer)
-
-
 def test_the_callers_tokenizer_stays_as_it_is(extractor):
     tokenizer = character_tokenizer()
     before = copy.deepcopy(tokenizer)
@@ -198,10 +174,6 @@ def test_decoding_leaves_audio_out_on_request(processor, clips):
     assert processor.batch_decode(ids, skip_special_tokens=True) == ["Say  now", "Nothing"]
     slots = AUDIO_SLOT_TOKEN * processor.num_audio_slots(len(clips[0]))
     assert processor.decode(ids[0]) == f"Say <audio>{slots}</audio> now"
-
-
-def test_input_names_are_those_of_a_call(processor, clips):
-    assert set(processor.model_input_names) == set(processor(text="<audio>", audio=clips[0]))
 
 
 # ---- saving ----------------------------------------------------------------------------------------------------------
@@ -276,11 +248,6 @@ MISMATCHES = {
 def test_what_does_not_fit_together_is_refused(processor, arguments, message):
     with pytest.raises(ValueError, match=message):
         processor(**arguments)
-
-
-def test_a_mistyped_option_is_refused(processor):
-    with pytest.raises(TypeError, match="paddin"):
-        processor(text="Hi", paddin=True)
 
 
 def test_a_bad_recording_is_named_by_its_number(processor, clips):

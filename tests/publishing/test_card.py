@@ -174,11 +174,6 @@ def test_embedded_bases_are_named_by_their_hub_ids(checkpoint: Path) -> None:
     assert "`audiollm bases` fetches" in found["use"]
 
 
-def test_folders_as_bases_are_no_hub_ids(saved: Path, tmp_path: Path) -> None:
-    made = ModelCard(make_card(saved).text)
-    assert made.data.base_model is None and "a folder that has no Hub id" in made.text
-
-
 # ---- cards that are there already ----------------------------------------------------------------------------------
 
 
@@ -270,12 +265,6 @@ def test_broken_scores_are_named(content: str, message: str, checkpoint: Path, t
     (tmp_path / "bad.json").write_text(content)
     with pytest.raises(SystemExit, match=message):
         card(checkpoint, "--scores", tmp_path / "bad.json")
-
-
-def test_scores_of_another_folder_are_remarked(checkpoint: Path, scores, tmp_path: Path, capsys) -> None:
-    (tmp_path / "scores.json").write_text(json.dumps({**scores, "run": {**scores["run"], "model": "runs/other"}}))
-    card(checkpoint, "--scores", tmp_path / "scores.json")
-    assert "of runs/other" in capsys.readouterr().err
 
 
 # ---- the training record -------------------------------------------------------------------------------------------

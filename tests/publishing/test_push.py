@@ -8,11 +8,8 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 from audiollm.publishing.push import (
-    PushArguments,
-    find_secrets,
     main,
     make_manifest,
-    make_plan,
     stale_weights,
 )
 from checkpoint_folders import change_json
@@ -93,10 +90,6 @@ def test_secrets_stop_the_push(kind: str, checkpoint: Path, hub: LoopbackHub) ->
         pushed(checkpoint)
     assert EXAMPLES[kind] not in str(stopped.value)
     assert not hub.repositories
-
-
-def test_what_the_folders_own_files_hold_is_no_secret(saved: Path) -> None:
-    assert find_secrets(make_manifest(saved).entries) == []
 
 
 @pytest.mark.parametrize(
@@ -204,14 +197,6 @@ def test_weights_of_an_earlier_upload_are_taken_out(checkpoint: Path, hub: Loopb
     assert stale_weights(["model-1.safetensors"], ["model.safetensors", "peft/model.safetensors"]) == [
         "model.safetensors"
     ]
-
-
-def test_bases_in_folders_are_remarked(plain: Path, tmp_path: Path) -> None:
-    (tmp_path / "staging").mkdir()
-    plan = make_plan(PushArguments(str(plain), REPO), tmp_path / "staging")
-    assert sum("is a folder of this machine" in remark for remark in plan.remarks) == 2
-    config = json.loads((plain / "config.json").read_text())
-    assert not config["text_config"].get("_name_or_path") and not config["audio_config"].get("_name_or_path")
 
 
 # ---- interrupted ---------------------------------------------------------------------------------------------------

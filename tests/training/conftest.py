@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from audiollm.corpora.examples import Example, read_examples
-from audiollm.training.dataset import build_dataset
+from audiollm.training.encoding import build_dataset
 from audiollm.training.feature_cache import FeatureCache
 from small_corpus import example_rows, write_recordings, write_rows
 

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 import soundfile
-from audiollm.training.waveform_augment import WaveformAugmentation, pink, recordings_below, simulated_room
+from audiollm.training.waveform_augment import WaveformAugmentation, pink, simulated_room
 
 RATE_HZ = 16_000
 TONE_HZ = 440.0
@@ -68,18 +68,6 @@ def test_noise_comes_from_the_folder(tmp_path) -> None:
     added = np.flatnonzero(np.abs(varied - tone()) > 1e-3)
     assert len(added) == 2 and added[1] - added[0] == RATE_HZ // 2  # half a second, repeated to fill one
     assert power(varied - tone()) == pytest.approx(power(tone()), rel=0.01)
-
-
-def test_silence_as_noise_or_recording_is_no_trouble(tmp_path) -> None:
-    soundfile.write(tmp_path / "silence.wav", np.zeros(100), RATE_HZ)
-    silent = WaveformAugmentation(noise_snr_db=(0, 0), noise_dir=str(tmp_path))
-    assert np.array_equal(vary(silent, tone()), tone())
-    everything = WaveformAugmentation(
-        speed=(0.5, 2.0), noise_snr_db=(0, 0), gain_db=(-6, 6), room_share=1, telephone_share=1, codec_share=1
-    )
-    assert not vary(everything, np.zeros(1000, dtype=np.float32)).any()
-    for seed in range(8):
-        assert 1 <= len(vary(everything, tone()[1:2], seed)) <= 2
 
 
 @pytest.mark.parametrize("gain_db", [-20, 6])
@@ -147,11 +135,6 @@ def test_shares_are_chances() -> None:
     assert nothing.key == repr((1, None, None, None, empty)), "caches of variants without rooms and codecs stay valid"
 
 
-def test_draws_fill_their_range() -> None:
-    lengths = [len(vary(WaveformAugmentation(speed=(0.9, 1.1)), tone(), seed)) for seed in range(60)]
-    assert RATE_HZ / 1.1 - 1 <= min(lengths) < RATE_HZ / 1.08 and RATE_HZ / 0.92 < max(lengths) <= RATE_HZ / 0.9 + 1
-
-
 def test_the_same_generator_gives_the_same() -> None:
     augmentation = WaveformAugmentation(
         speed=(0.9, 1.1), noise_snr_db=(5, 20), gain_db=(-6, 6), room_share=0.9, telephone_share=0.5, codec_share=0.5
@@ -194,10 +177,3 @@ def test_the_key_tells_settings_and_noise_apart(tmp_path) -> None:
 def test_ranges_that_are_none_are_refused(options, message) -> None:
     with pytest.raises(ValueError, match=message):
         WaveformAugmentation(**options)
-
-
-def test_a_folder_without_noise_is_named(tmp_path) -> None:
-    with pytest.raises(FileNotFoundError, match="holds no recording"):
-        recordings_below(tmp_path, "--noise_dir")
-    with pytest.raises(FileNotFoundError, match="is not a folder"):
-        recordings_below(tmp_path / "nowhere", "--noise_dir")

@@ -12,11 +12,11 @@ from audiollm.training.augment import FeatureAugmentation
 from audiollm.training.dataset import (
     AudioLlmCollator,
     BatchAugmentation,
-    build_dataset,
     cached_windows,
     resize_slots,
 )
 from audiollm.training.distill import DistillCollator
+from audiollm.training.encoding import build_dataset
 from audiollm.training.train import batch_augmentation
 
 IGNORED = -100

@@ -9,7 +9,8 @@ from audiollm.corpora.examples import Example
 from audiollm.evaluation.generating import swapped
 from audiollm.evaluation.word_error import score_word_error
 from audiollm.inference.answering import answer, ask
-from audiollm.training.dataset import build_dataset, load_encoded_audio
+from audiollm.training.dataset import load_encoded_audio
+from audiollm.training.encoding import build_dataset
 from audiollm.training.evaluating import (
     SAMPLES_FILE,
     ListeningEvaluation,

@@ -12,7 +12,8 @@ import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.corpora.examples import read_examples
 from audiollm.training.arguments import DataArguments
-from audiollm.training.dataset import AudioLlmCollator, build_dataset
+from audiollm.training.dataset import AudioLlmCollator
+from audiollm.training.encoding import build_dataset
 from audiollm.training.feature_cache import FeatureCache
 from audiollm.training.preparing import caches_features
 from audiollm.training.train import main
