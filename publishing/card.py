@@ -24,7 +24,7 @@ from audiollm.option_parser import parser_of
 from huggingface_hub import ModelCard
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from .header import CardError, evaluation_results, find_base, header_problems, is_own, make_header
+from .header import CardError, evaluation_results, find_base, is_own, make_header
 from .record import MIB, RecordError, read_record
 from .score_table import score_table
 
@@ -133,8 +133,8 @@ def make_card(
         online: ask the Hub for the licences of bases that lie there.
 
     Raises:
-        CardError: there is no checkpoint, its card cannot be read or has none of our sections, the scores are no scores,
-            or the Hub would refuse the header.
+        CardError: there is no checkpoint, its card cannot be read or has none of our sections, or the scores are no
+            scores.
     """
     folder, given = Path(folder), given or {}
     config = read_config(folder)
@@ -172,9 +172,6 @@ def make_card(
     header = make_header(
         name, config.weight_format, bases, sources, results, given, earlier.data if earlier is not None else None
     )
-    problems = header_problems(header)
-    if problems:
-        raise CardError(f"The Hub would not take this card: {'; '.join(problems)}. Mend {path} or the options.")
     own_text = SECTION.sub("", earlier.text) if has_text and earlier is not None else notes
     described = {
         section: found[1]

@@ -1,7 +1,6 @@
-"""The YAML header of a card: what the Hub reads, made with huggingface_hub's classes, and checked before it is sent."""
+"""The YAML header of a card, made with huggingface_hub's classes, which have the Hub check it before anything is sent."""
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +24,10 @@ METRIC_TYPES = {"word_error": "wer", "character_error": "cer", "no_speech_rate":
 OWN_ARGUMENTS = frozenset(("low", "high", "unit", "items"))
 SCORED_SYSTEM = "model"
 HUB_TIMEOUT_SECONDS = 10.0
-#: Ids of models and data sets, languages and licences, as the Hub takes them.
-HUB_ID = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]{0,95}")
-LANGUAGE = re.compile(r"[a-z]{2,3}(?:-[A-Za-z]{2,8})?|multilingual|code")
-LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
-REQUIRED_OF_RESULTS = ("task_type", "dataset_type", "dataset_name", "metric_type", "metric_value")
 
 
 class CardError(ValueError):
-    """A card that cannot be made, or that the Hub would refuse. The message says why, and what to do."""
+    """A card that cannot be made. The message says why, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -196,24 +190,3 @@ def _joined(*lists: Any) -> list[str] | None:
 
 def _words(entry: Any) -> list[str]:
     return [entry] if isinstance(entry, str) else list(entry or [])
-
-
-def header_problems(data: CardData) -> list[str]:
-    """
-    Return what the Hub would refuse or ignore in a header, as far as it can be known offline.
-
-    Follows its card specification (https://github.com/huggingface/hub-docs/blob/main/modelcard.md).
-    """
-    problems = []
-    for field, pattern in (("base_model", HUB_ID), ("datasets", HUB_ID), ("language", LANGUAGE), ("license", LICENCE)):
-        found = data.get(field)
-        for value in [found] if isinstance(found, str) else found or []:
-            if not isinstance(value, str) or not pattern.fullmatch(value):
-                problems.append(f"{field} {value!r} is not one that the Hub takes")
-    for field in ("tags", "metrics"):
-        if not all(isinstance(value, str) for value in data.get(field) or []):
-            problems.append(f"{field} must be a list of words")
-    for result in data.get("eval_results") or []:
-        missing = [name for name in REQUIRED_OF_RESULTS if getattr(result, name) in (None, "")]
-        problems += [f"the result {result.metric_name or result.metric_type!r} has no {name}" for name in missing]
-    return problems

@@ -32,7 +32,7 @@ from huggingface_hub.errors import (
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .card import CARD_FILE, ROLES, make_card, read_card, read_config, sections, weight_files
-from .header import CardError, find_base, header_problems
+from .header import CardError, find_base
 from .record import RECORD_FILE
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -272,7 +272,7 @@ def make_plan(options: PushArguments, staging: Path) -> Plan:
         staging: an empty folder for files made for the push: the card as the Hub shows it.
 
     Raises:
-        CardError: the checkpoint is not whole, its card would be refused, or there is a credential in it.
+        CardError: the checkpoint is not whole, its card cannot be read, or there is a credential in it.
     """
     folder = Path(options.model)
     config = read_config(folder)
@@ -297,9 +297,6 @@ def make_plan(options: PushArguments, staging: Path) -> Plan:
 def _card_entry(options: PushArguments, folder: Path, staging: Path, remarks: list[str]) -> Entry:
     earlier = read_card(folder / CARD_FILE)
     if earlier is not None and earlier.text.strip() and not sections(earlier.text):
-        problems = header_problems(earlier.data)
-        if problems:
-            raise CardError(f"The Hub would not take {folder / CARD_FILE}: {'; '.join(problems)}.")
         return Entry(CARD_FILE, folder / CARD_FILE, "model card, as you wrote it")
     card = make_card(folder, repo=options.repo, online=True)
     remarks += card.remarks
