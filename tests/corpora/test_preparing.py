@@ -161,13 +161,6 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
     (tmp_path / "audio" / "mine.wav").write_bytes(b"mine")
     with pytest.raises(CorpusError, match="folder 'audio' of something else"):
         prepare(StudioSource(2), tmp_path, TRANSCRIBE, settings())
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    (tmp_path / "output").mkdir()
-    (tmp_path / "output" / "audio").symlink_to(outside)
-    with pytest.raises(CorpusError, match="link to another folder"):
-        prepare(StudioSource(2), tmp_path / "output", TRANSCRIBE, settings())
-    assert not any(outside.iterdir())
 
 
 BAD = {
