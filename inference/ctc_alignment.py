@@ -139,7 +139,7 @@ def align_words(
     words: list[Word] = []
     for word, pieces in zip(written, classes):
         (start, end), logprob = next(timed) if pieces else ((math.nan, math.nan), None)
-        words.append(Word(word, start, end, None if logprob is None else math.exp(logprob)))
+        words.append(Word(word, start, end, None if logprob is None else round(math.exp(logprob), 3)))
     return _fill(words, length)
 
 

@@ -13,6 +13,7 @@ from .registration import register
 
 if TYPE_CHECKING:
     from audiollm.configuration import AudioLlmConfig
+    from audiollm.inference.loaded import AudioLlm, load
     from audiollm.inference.pipeline import AudioLlmPipeline
     from audiollm.processing import AudioLlmProcessor
 
@@ -22,11 +23,13 @@ __version__ = "0.1.0"
 
 #: Public names, and the modules that define them.
 _MODULES = {
+    "AudioLlm": "audiollm.inference.loaded",
     "AudioLlmConfig": "audiollm.configuration",
     "AudioLlmForConditionalGeneration": "audiollm.modeling_audiollm",
     "AudioLlmModel": "audiollm.modeling_audiollm",
     "AudioLlmPipeline": "audiollm.inference.pipeline",
     "AudioLlmProcessor": "audiollm.processing",
+    "load": "audiollm.inference.loaded",
 }
 
 register()
@@ -44,10 +47,12 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "AudioLlm",
     "AudioLlmConfig",
     "AudioLlmForConditionalGeneration",
     "AudioLlmModel",
     "AudioLlmPipeline",
     "AudioLlmProcessor",
     "__version__",
+    "load",
 ]

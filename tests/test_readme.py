@@ -289,7 +289,8 @@ def test_audiollm_commands_run(workplace: Path, bases: list[str], monkeypatch: p
         elif words[1] in ("generate", "evaluate", "transcribe", "summarize", "chat") and "--model" in words:
             model = words.index("--model") + 1
             assert (workplace / words[model] / "config.json").is_file(), "the command before it leaves the model"
-            words = [*words[:model], CHECKPOINT, *words[model + 1 :], "--max_new_tokens", "8"]
+            used = words[model] if words[model] in OF_THE_CLONE else CHECKPOINT
+            words = [*words[:model], used, *words[model + 1 :], "--max_new_tokens", "8"]
             words += FEW_ITEMS if "--tasks" in words else []
         elif words[1:3] == ["evaluate", "compare"]:
             shutil.copytree(workplace / words[3], workplace / words[4])
@@ -407,10 +408,10 @@ def test_what_pip_installs_exists() -> None:
 # ---- the model card ------------------------------------------------------------------------------------------------
 
 
-def test_model_card_shows_the_readmes_snippet() -> None:
-    code = [
+def test_model_card_shows_a_snippet_of_the_documents() -> None:
+    (code,) = [
         block.text
         for block in blocks_of((ROOT / "model_card.md").read_text(encoding="utf-8"))
         if block.language == "python"
     ]
-    assert [snippet.replace("{{repo_id}}", "shipped_adapter") for snippet in code] == IN_PACKAGE[:1]
+    assert code.replace("{{repo_id}}", "shipped_adapter") in IN_PACKAGE

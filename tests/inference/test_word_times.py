@@ -12,6 +12,7 @@ import soundfile
 import torch
 from audiollm import AudioLlmForConditionalGeneration
 from audiollm.inference.ctc_alignment import align_words, viterbi_states
+from audiollm.inference.loaded import AudioLlm
 from audiollm.inference.serving.service import ServingSettings
 from audiollm.inference.spoken_pieces import SpokenLexicon
 from audiollm.inference.transcribe import main
@@ -166,6 +167,7 @@ def test_command_python_and_server_give_the_same(model, tiny_processor, recordin
     main([*call, "--output_dir", str(tmp_path / "o"), "--output_format", "all"])
     written = json.loads((tmp_path / "o/row.json").read_text())
     rows = [(one.text, one.start_s, one.end_s, one.confidence) for one in expected.words]
+    assert AudioLlm(model, tiny_processor).transcribe(recording, **SETTINGS).words == expected.words
     assert [(one["word"], one["start_s"], one["end_s"], one["confidence"]) for one in written["words"]] == rows
     capsys.readouterr()
     main(call)

