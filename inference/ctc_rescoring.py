@@ -16,16 +16,17 @@ from audiollm.projector import slot_counts
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from .answer_ends import AnswerEnds
+from .context_words import RESCORING_BONUS, ContextTrie
 from .ctc_alignment import slot_log_probabilities, spoken_lexicon
 from .ctc_search import ctc_log_likelihoods, prefix_beam_search
 from .spoken_pieces import spoken_form
 from .text_likelihood import text_logprobs
 
 #: How many texts of CTC's own are candidates, beside the language model's greedy one.
-NUM_CTC_CANDIDATES = 16
+NUM_CTC_CANDIDATES = 32
 #: What each token adds to the language model's log-probability of a text, without which short texts would win; chosen on
 #: development clips, as is the weight of CTC's log-likelihood beside the language model's.
-TOKEN_BONUS = 1.0
+TOKEN_BONUS = 1.5
 DEFAULT_CTC_WEIGHT = 2.0
 #: Only a search that is greedy can be chosen from anew.
 ALLOWED_OPTIONS = {"do_sample": False, "num_beams": 1}
@@ -44,6 +45,7 @@ class Candidate:
         num_pieces: of its spoken form.
         lm_logprob: the base language model's of its spoken form, as a sentence without prompt or audio, in nats.
         num_lm_tokens: of that sentence.
+        num_context_pieces: of the context words that it holds.
     """
 
     text: str
@@ -53,6 +55,7 @@ class Candidate:
     num_pieces: int = 0
     lm_logprob: float = math.nan
     num_lm_tokens: int = 0
+    num_context_pieces: int = 0
 
     @property
     def mean_ctc_logprob(self) -> float:
@@ -68,7 +71,7 @@ class Candidate:
         """Return the joint score. Texts that do not fit into the audio tokens come after all that do."""
         possible = math.isfinite(self.ctc_logprob)
         ctc = ctc_weight * self.ctc_logprob if possible else 0.0
-        return possible, self.language_score + ctc
+        return possible, self.language_score + ctc + RESCORING_BONUS * self.num_context_pieces
 
 
 def default_ctc_weight(config) -> float:
@@ -131,17 +134,19 @@ class CtcRescorer:
         model: an [`AudioLlmForConditionalGeneration`] whose projector has the readout of pieces.
         tokenizer: the language model's.
         ctc_weight: of CTC's log-likelihood beside the language model's; more than 0.
+        context: words to favour; see [`context_words`].
 
     Raises:
         ValueError: see [`check_ctc_weight`].
     """
 
-    def __init__(self, model, tokenizer, ctc_weight: float):
+    def __init__(self, model, tokenizer, ctc_weight: float, context: Sequence[str] = ()):
         check_ctc_weight(model.config, ctc_weight)
         if not ctc_weight:
             raise ValueError("ctc_weight is 0: there is nothing to choose by. Call the model's `generate`.")
         self.model, self.tokenizer, self.ctc_weight = model, tokenizer, ctc_weight
         self.lexicon = spoken_lexicon(model, tokenizer)
+        self.context = ContextTrie(self.lexicon, context) if context else None
         ends = model.generation_config.eos_token_id
         self._end_ids = [one for one in (ends if isinstance(ends, (list, tuple)) else [ends]) if one is not None]
 
@@ -198,7 +203,8 @@ class CtcRescorer:
         found: list[dict[str, Candidate]] = []
         for row, bound in enumerate(bounds):
             own = [self._written(greedy[row, length : length + bound].tolist())]
-            own += [self._heard(classes) for classes, _ in prefix_beam_search(heard[row], NUM_CTC_CANDIDATES)]
+            found_by_ctc = prefix_beam_search(heard[row], NUM_CTC_CANDIDATES, context=self.context)
+            own += [self._heard(classes) for classes, _ in found_by_ctc]
             found.append({})
             for one in own:
                 found[row].setdefault(one.text, one)
@@ -213,7 +219,12 @@ class CtcRescorer:
             scored.append(
                 [
                     replace(
-                        one, ctc_logprob=ctc_logprob, num_pieces=len(said), lm_logprob=logprob, num_lm_tokens=len(ids)
+                        one,
+                        ctc_logprob=ctc_logprob,
+                        num_pieces=len(said),
+                        lm_logprob=logprob,
+                        num_lm_tokens=len(ids),
+                        num_context_pieces=0 if self.context is None else self.context.counted(said),
                     )
                     for one, ctc_logprob, said, logprob, ids in zip(texts, ctc, classes, logprobs, tokens)
                 ]
@@ -240,7 +251,8 @@ class CtcRescorer:
 
     def _heard(self, classes: Sequence[int]) -> Candidate:
         """Return what CTC has heard, with a capital as written texts begin."""
-        text = _with_capital(self.lexicon.decode(classes))
+        text = self.lexicon.decode(classes)
+        text = _with_capital(text if self.context is None else self.context.spelled(text))
         return Candidate(text, tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]), True)
 
     def _sentence(self, candidate: Candidate) -> list[int]:

@@ -5,14 +5,19 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from .context_words import SEARCH_BONUS, START, ContextTrie
 from .spoken_pieces import BLANK
 
 #: Texts that are followed at once, and pieces that each may go on with at a slot: the likeliest of it.
-NUM_PREFIXES, NUM_PIECES = 24, 10
+NUM_PREFIXES, NUM_PIECES = 48, 10
 
 
 def prefix_beam_search(
-    log_probabilities: torch.Tensor, num_best: int, num_prefixes: int = NUM_PREFIXES, num_pieces: int = NUM_PIECES
+    log_probabilities: torch.Tensor,
+    num_best: int,
+    num_prefixes: int = NUM_PREFIXES,
+    num_pieces: int = NUM_PIECES,
+    context: ContextTrie | None = None,
 ) -> list[tuple[tuple[int, ...], float]]:
     """
     The likeliest class sequences, summed over their alignments (Hannun et al. 2014, arXiv:1408.2873).
@@ -23,16 +28,18 @@ def prefix_beam_search(
         log_probabilities: `(slots, classes)`, the blank first.
         num_best: how many to return at most.
         num_prefixes, num_pieces: how wide it is searched: with as many as there are, nothing is missed.
+        context: words to favour.
 
     Returns:
         Sequences without blanks, the likeliest first, with their log-likelihoods as far as they were followed.
     """
     scores = log_probabilities.detach().double().cpu().numpy()
     num_pieces = min(num_pieces, scores.shape[1] - 1)
-    order = np.argsort(-scores[:, BLANK + 1 :], axis=1, kind="stable")[:, :num_pieces] + BLANK + 1
+    favoured = scores if context is None else scores + SEARCH_BONUS * context.has_class
+    order = np.argsort(-favoured[:, BLANK + 1 :], axis=1, kind="stable")[:, :num_pieces] + BLANK + 1
     # A prefix is a number: that it ends with `last[n]`, and goes on from the prefix `parent[n]`.
     numbers: dict[tuple[int, int], int] = {}
-    parent, last = [-1], [BLANK]
+    parent, last, states = [-1], [BLANK], [START]
     alive = np.zeros(1, dtype=np.int64)
     ends_blank, ends_piece = np.zeros(1), np.full(1, -np.inf)
     for slot, pieces in zip(scores, order):
@@ -52,7 +59,11 @@ def prefix_beam_search(
                 stays_piece[index] = np.logaddexp(stays_piece[index], grows[source, target])
                 grows[source, target] = -np.inf
         everything = np.concatenate([np.logaddexp(stays_blank, stays_piece), grows.ravel()])
-        kept = np.argsort(-everything, kind="stable")[:num_prefixes]
+        ranks = everything
+        if context is not None:
+            grown = [context.followed(context.step(states[number], piece)) for number in followed for piece in column]
+            ranks = everything + SEARCH_BONUS * np.array([context.followed(states[n]) for n in followed] + grown)
+        kept = np.argsort(-ranks, kind="stable")[:num_prefixes]
         kept = kept[everything[kept] > -np.inf]
         survivors, blanks, said = [], [], []
         for choice in kept:
@@ -67,12 +78,16 @@ def prefix_beam_search(
                 numbers[step] = len(parent)
                 parent.append(step[0])
                 last.append(step[1])
+                states.append(context.step(states[step[0]], step[1]) if context is not None else START)
             survivors.append(numbers[step])
             blanks.append(-np.inf)
             said.append(grows[source, target])
         alive, ends_blank, ends_piece = np.array(survivors), np.array(blanks), np.array(said)
     found = np.logaddexp(ends_blank, ends_piece)
-    best = np.argsort(-found, kind="stable")[:num_best]
+    ranks = found
+    if context is not None:
+        ranks = found + SEARCH_BONUS * np.array([context.at_end(states[number]) for number in alive.tolist()])
+    best = np.argsort(-ranks, kind="stable")[:num_best]
     return [(_classes(int(alive[index]), parent, last), float(found[index])) for index in best]
 
 

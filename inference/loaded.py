@@ -1,6 +1,7 @@
 """A checkpoint in two lines of Python: transcripts, answers about recordings, and conversations."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +14,7 @@ from audiollm.processing import AudioError
 
 from . import loading
 from .answering import answer, ask
+from .context_words import read_context
 from .session import DEFAULT_MAX_NEW_TOKENS, Session
 from .transcribing import Failure, Transcriber, TranscribingSettings, stored_settings
 from .transcripts import SEGMENT, Transcript
@@ -46,16 +48,31 @@ class AudioLlm:
 
     @overload
     def transcribe(
-        self, recordings: list[Any] | tuple[Any, ...], timestamps: str = ..., progress: bool = ..., **settings: Any
+        self,
+        recordings: list[Any] | tuple[Any, ...],
+        timestamps: str = ...,
+        context: str | Sequence[str] = ...,
+        progress: bool = ...,
+        **settings: Any,
     ) -> list[Transcript | Failure]: ...
 
     @overload
     def transcribe(
-        self, recordings: Any, timestamps: str = ..., progress: bool = ..., **settings: Any
+        self,
+        recordings: Any,
+        timestamps: str = ...,
+        context: str | Sequence[str] = ...,
+        progress: bool = ...,
+        **settings: Any,
     ) -> Transcript: ...
 
     def transcribe(
-        self, recordings: Any, timestamps: str = SEGMENT, progress: bool = False, **settings: Any
+        self,
+        recordings: Any,
+        timestamps: str = SEGMENT,
+        context: str | Sequence[str] = (),
+        progress: bool = False,
+        **settings: Any,
     ) -> Transcript | list[Transcript | Failure]:
         """
         Return the transcript of a recording of any length, or those of a list of recordings, in its order.
@@ -64,6 +81,7 @@ class AudioLlm:
             recordings: a recording, or a list of them, whose windows share batches.
             timestamps: "word" for the times and confidence of words, for models with CTC posteriors; "segment" for those
                 of windows alone.
+            context: names and terms that may be said: a list, a text with commas, or a text file; for models with CTC posteriors.
             progress: show a bar of audio seconds.
             settings: further ones of [`TranscribingSettings`], which override those of the checkpoint.
 
@@ -75,8 +93,9 @@ class AudioLlm:
             TypeError: there is no such setting.
             ValueError: a setting has no such value, or the model cannot give it.
         """
+        words = read_context(context) if context != () else ()
         stored = stored_settings(self.model.generation_config)
-        chosen = TranscribingSettings(**{**stored, "timestamps": timestamps, **settings})
+        chosen = TranscribingSettings(**{**stored, "timestamps": timestamps, "context": words, **settings})
         transcriber = Transcriber(self.model, self.processor, chosen, self.name, progress)
         several = isinstance(recordings, (list, tuple))
         given = list(recordings) if several else [recordings]

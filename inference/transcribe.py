@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 from audiollm.disks import check_writable
 
+from .context_words import read_context
 from .ctc_rescoring import DEFAULT_CTC_WEIGHT
 from .loading import check_device, find_checkpoint, load_generation_config, load_processor
 from .options import LoadingArguments, Source, check_positive, find_recordings, run_over_recordings
@@ -54,7 +55,15 @@ class TranscribeArguments(LoadingArguments):
 
     GROUPS: ClassVar = {
         "output": ("output_dir", "output_format", "timestamps", "overwrite", "progress"),
-        "transcription": ("prompt", "window_seconds", "max_new_tokens", "batch_size", "ctc_weight", "carry_context"),
+        "transcription": (
+            "prompt",
+            "window_seconds",
+            "max_new_tokens",
+            "batch_size",
+            "ctc_weight",
+            "context",
+            "carry_context",
+        ),
         "stretches without speech": ("voice_activity", "voice_threshold_db", "min_logprob"),
         **LoadingArguments.MODEL_GROUP,
         "compilation": ("static_cache",),
@@ -109,6 +118,13 @@ class TranscribeArguments(LoadingArguments):
             f"{DEFAULT_CTC_WEIGHT:g} for models with --projector_readout pieces; 0 decodes greedily."
         },
     )
+    context: str | None = field(
+        default=None,
+        metadata={
+            "help": "Names and terms that may be said, between commas, or a text file of them: favoured where they are heard, "
+            "by models with --projector_readout pieces."
+        },
+    )
     carry_context: bool = field(
         default=False, metadata={"help": "Show the model the end of the text of the window before."}
     )
@@ -135,6 +151,7 @@ class TranscribeArguments(LoadingArguments):
             raise ValueError(f"--ctc_weight is {self.ctc_weight:g}; expected 0, which is off, or more, such as 1.5.")
         if self.ctc_weight and self.static_cache:
             raise ValueError("--static_cache holds one answer a window, --ctc_weight compares several; leave one out.")
+        self.context_words = () if self.context is None else read_context(self.context)
         if self.voice_activity not in ("on", "off"):
             raise ValueError(f"--voice_activity is {self.voice_activity!r}; expected on or off.")
         if not 0 <= self.voice_threshold_db < float("inf"):
@@ -164,6 +181,7 @@ class TranscribeArguments(LoadingArguments):
             min_logprob=self.min_logprob,
             ctc_weight=self.ctc_weight,
             timestamps=self.timestamps,
+            context=self.context_words,
         )
         check_window(settings.window_seconds, longest_window_s)
         return settings

@@ -89,6 +89,8 @@ class TranscribingSettings:
             pieces): sounds that the gate takes for speech.
         ctc_weight: weight of CTC in n-best rescoring of candidates of the language model and of CTC; 0 decodes greedily.
             None is `ctc_rescoring.default_ctc_weight`: on where the checkpoint has CTC posteriors.
+        context: words and phrases that may be said, such as names, to favour where they are heard; see [`context_words`]. Only
+            with `ctc_weight`.
         timestamps: "segment" for the times of windows, "word" for those of words as well, with their confidence, by CTC.
     """
 
@@ -103,6 +105,7 @@ class TranscribingSettings:
     min_logprob: float | None = None
     ctc_weight: float | None = None
     timestamps: str = SEGMENT
+    context: tuple[str, ...] = ()
 
 
 def stored_settings(generation_config: Any) -> dict[str, Any]:
@@ -260,7 +263,7 @@ class Transcriber:
         progress: show a bar of audio seconds, with speed as a multiple of real time, and time left.
 
     Raises:
-        ValueError: `ctc_weight` is above 0 or `timestamps` is "word", and the model has no CTC posteriors; or the windows are
+        ValueError: `ctc_weight` is above 0, `timestamps` is "word" or there is context, and the model has no CTC posteriors; or the windows are
             shorter than a phrase, or longer than the encoder's.
     """
 
@@ -292,7 +295,12 @@ class Transcriber:
         ends = model.generation_config.eos_token_id
         self._end_ids = set(ends if isinstance(ends, (list, tuple)) else [ends])
         chosen = self.settings.ctc_weight
-        self._rescorer = CtcRescorer(model, processor.tokenizer, chosen) if chosen else None
+        if self.settings.context and not chosen:
+            raise ValueError(
+                "Context words need CTC posteriors and a ctc_weight above 0: they are favoured in rescoring."
+            )
+        rescorer = CtcRescorer(model, processor.tokenizer, chosen, self.settings.context) if chosen else None
+        self._rescorer = rescorer
         self._lexicon = spoken_lexicon(model, processor.tokenizer) if self.settings.timestamps == WORD else None
         self._bar: Any = None
         self._jobs: list[_Job] = []
