@@ -66,6 +66,13 @@ def test_the_space_answers(tiny_model, tiny_processor, recording: str, tmp_path:
     assert isinstance(app.answer(recording, "Transcribe the speech."), str)
 
 
+def test_the_picture_of_words(tmp_path: Path) -> None:
+    recording, picture = ROOT / "corpora" / "unseen_speech" / "cards-005.flac", tmp_path / "words.png"
+    words = example("word_times.py").main(str(recording), str(picture))
+    assert len(words) > 2 and all(0 <= one.start_s < one.end_s for one in words)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["one_gpu.sh", "eight_gpus.sh"])
 def test_the_librispeech_recipes(script: str, tmp_path: Path) -> None:
