@@ -1,6 +1,5 @@
 """The options of `audiollm train`: which models, what data, how to train; and what of them contradicts what."""
 
-import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import is_bitsandbytes_available
 
 from .batching import BatchBudget
+from .sharding import asks_for_fsdp, check_distributed
 from .waveform_augment import WaveformAugmentation
 
 CACHE_OFF = "off"
@@ -382,34 +382,12 @@ def set_trainable(model: PreTrainedModel, trainable: str) -> None:
     model.train(model.training)  # the audio tower's mode follows whether it is frozen
 
 
-def check_distributed(arguments: TrainingArguments) -> None:
-    """
-    Refuse sharded weights: LoRA is computed outside of its own layers' forward, and the base stays frozen and whole.
-
-    Raises:
-        ValueError: FSDP, or DeepSpeed's ZeRO-3, is asked for.
-    """
-    if arguments.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        raise ValueError(
-            "FSDP is not supported. Train under DDP (training/distributed/ddp.yaml); --load_in_4bit makes a large base fit."
-        )
-    zero_stage: Any = "0"
-    if getattr(arguments, "hf_deepspeed_config", None) is not None:
-        zero_stage = arguments.hf_deepspeed_config.get_value("zero_optimization.stage", 0)
-    elif os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        zero_stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "0")
-    if str(zero_stage) == "3":
-        raise ValueError(
-            "DeepSpeed's ZeRO-3 is not supported. Use ZeRO-2 (training/distributed/deepspeed_zero2.yaml)."
-        )
-
-
-def check_quantisation(model: ModelArguments) -> None:
+def check_quantisation(model: ModelArguments, arguments: TrainingArguments) -> None:
     """
     Refuse what quantised layers cannot do.
 
     Raises:
-        ValueError: both widths are asked for, the language model itself is to train, or
+        ValueError: both widths are asked for, the language model itself is to train, training is sharded, or
             bitsandbytes is not installed.
     """
     if not (model.load_in_8bit or model.load_in_4bit):
@@ -419,6 +397,8 @@ def check_quantisation(model: ModelArguments) -> None:
         raise ValueError("--load_in_8bit contradicts --load_in_4bit; give one of them.")
     if trains(model.trainable, "llm"):
         raise ValueError(f"{option} freezes the language model in few bits; --trainable cannot include it.")
+    if asks_for_fsdp(arguments):
+        raise ValueError(f"{option} cannot be sharded by FSDP; train under DDP (training/distributed/ddp.yaml).")
     if not is_bitsandbytes_available():
         raise ValueError(f"{option} needs bitsandbytes, which is not installed: pip install 'audiollm[quantised]'.")
 
@@ -450,8 +430,8 @@ def check_arguments(
         OSError: the output folder cannot be made or written to.
     """
     base_dtype(model, training)
-    check_distributed(training)
-    check_quantisation(model)
+    check_distributed(training, stage)
+    check_quantisation(model, training)
     if model.model_path is not None and model.config_fields():
         given = ", ".join(f"--{name}" for name in model.config_fields())
         raise ValueError(

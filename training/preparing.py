@@ -23,6 +23,7 @@ from .arguments import (
 )
 from .checkpointing import claim_folder
 from .feature_cache import FeatureCache
+from .sharding import asks_for_fsdp
 
 
 @dataclass
@@ -143,9 +144,9 @@ def prepare(
     except ValueError as error:  # of a checkpoint or base that cannot be used
         raise TrainingError(str(error)) from error
     if getattr(model, "hf_device_map", None) is None:
-        cast(torch.nn.Module, model).to(
-            training_arguments.device
-        )  # transformers types its own `to` as taking no device
+        # Where it also encodes what the cache lacks; a language model that is to be sharded may not fit there whole.
+        moved: torch.nn.Module = model.model.audio_tower if asks_for_fsdp(training_arguments) else model
+        moved.to(training_arguments.device)
     use_cpu_speed(model)
     is_base = model.config.text_model_id is not None and model.config.weight_format != "merged"
     trainable = "projector" if stage == "align" else model_arguments.trainable

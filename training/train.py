@@ -170,7 +170,8 @@ def train(
     trainer.more_metrics = listening_evaluation(
         training_arguments, trainer.eval_dataset, prepared.processor, prepared.cache
     )
-    before = text_logits(prepared.model, prepared.processor.tokenizer)
+    # Under FSDP the model is in pieces afterwards.
+    before = None if trainer.is_fsdp_enabled else text_logits(prepared.model, prepared.processor.tokenizer)
     resume = training_arguments.resume_from_checkpoint or last_complete_checkpoint(training_arguments.output_dir)
     if resume:
         print(f"Resuming from {resume}.")
@@ -252,12 +253,13 @@ def run_align(
     return alignment
 
 
-def finish(prepared: Prepared, arguments: AudioLlmTrainingArguments, before: list[torch.Tensor]) -> None:
+def finish(prepared: Prepared, arguments: AudioLlmTrainingArguments, before: list[torch.Tensor] | None) -> None:
     """Print how far answers to text have moved, write the card, and print where the result is."""
     if not arguments.should_save:
         return
-    after = text_logits(prepared.model, prepared.processor.tokenizer)
-    print(describe_drift(drift(before, after), prepared.text_reference))
+    if before is not None:
+        after = text_logits(prepared.model, prepared.processor.tokenizer)
+        print(describe_drift(drift(before, after), prepared.text_reference))
     write_card_if_mine(arguments.output_dir, getattr(arguments, "hub_model_id", None))
     print(f"Saved to {arguments.output_dir}.")
 

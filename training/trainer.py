@@ -1,24 +1,35 @@
 """The Hugging Face Trainer for an adapter on frozen bases."""
 
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, save_fsdp_optimizer
 from audiollm.interruption import check_interrupted
 from audiollm.publishing.card import CardError, write_card
 from audiollm.publishing.push import upload_checkpoint
 from huggingface_hub import HfApi
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput, seed_worker
 
-from .arguments import AudioLlmTrainingArguments, check_distributed
+from .arguments import AudioLlmTrainingArguments
 from .batching import BatchBudget, BudgetBatchSampler
 from .checkpointing import StopOnSigterm, StoppedBySignalError
 from .evaluating import MoreMetrics
+from .sharding import (
+    AUDIO_TOWER,
+    asks_for_fsdp,
+    check_distributed,
+    decoder_layer_names,
+    load_trained,
+    trained_state_dict,
+)
 
 #: What the Trainer puts before the names of an evaluation's figures, unless it is one of several sets.
 EVALUATION_PREFIX = "eval"
@@ -153,7 +164,7 @@ class AudioLlmTrainer(ResumableTrainer):
     Trains projector and LoRA with their own learning rates, and resumes from what was trained alone.
 
     Checkpoints hold the adapter only (a few MB), besides optimizer, schedule and random states. Batches are of so many
-    rows, or within a budget.
+    rows, or within a budget. FSDP2 shards the language model's layers.
 
     Args:
         budget: None for batches of so many rows. With it, the training set needs the columns `length` and
@@ -171,6 +182,14 @@ class AudioLlmTrainer(ResumableTrainer):
         super().__init__(*args, **kwargs)
         self.budget = budget
         check_distributed(self.args)
+        if self.is_fsdp_enabled:
+            plugin = self.accelerator.state.fsdp_plugin
+            if plugin.transformer_cls_names_to_wrap is None:
+                plugin.transformer_cls_names_to_wrap = decoder_layer_names(self.model)
+            # Run by some processes in a step and by others not, it would wait for them if it were sharded.
+            tower_trains = any(weight.requires_grad for weight in self.model.get_submodule(AUDIO_TOWER).parameters())
+            if plugin.ignored_modules is None and not tower_trains:
+                plugin.ignored_modules = AUDIO_TOWER.replace(".", r"\.")
 
     def get_train_dataloader(self) -> DataLoader:
         """The Trainer's, or one whose batches keep within the budget."""
@@ -227,6 +246,52 @@ class AudioLlmTrainer(ResumableTrainer):
                     settings = {**group, "params": chosen, "is_projector": is_projector}
                     optimizer.add_param_group({**settings, "lr": rate} if is_projector else settings)
         return optimizer
+
+    # ------------------------------------------------------------------------------------------- several processes
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """The Trainer's; sharding that is asked for happens on CPUs too, where accelerate by itself leaves it out."""
+        super().create_accelerator_and_postprocess()
+        state = self.accelerator.state
+        if asks_for_fsdp(self.args) and state.distributed_type == DistributedType.MULTI_CPU:
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(**(self.args.fsdp_plugin_args or {}))
+            state.distributed_type = DistributedType.FSDP
+            self.is_fsdp_enabled = True
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The Trainer's; of a sharded model, what was trained is gathered first."""
+        if self.is_fsdp_enabled:
+            self._save(output_dir, state_dict=trained_state_dict(self.model))
+            self.accelerator.wait_for_everyone()
+            if self.args.push_to_hub and not _internal_call:
+                self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+        else:
+            super().save_model(output_dir, _internal_call)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """The Trainer's, without the frozen bases, which it would write in each checkpoint of a sharded model."""
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        plugin = self.accelerator.state.fsdp_plugin
+        save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+        if self.args.should_save:
+            assert self.lr_scheduler is not None  # made with the optimizer
+            torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        """The Trainer's; a sharded model gets back what [`save_model`] gathered."""
+        if not self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        load_trained(self.model if model is None else model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        """The Trainer's, for a sharded model as well."""
+        if not self.is_fsdp_enabled:
+            super()._load_best_model()
+            return
+        load_trained(self.model, str(self.state.best_model_checkpoint))
 
     # ----------------------------------------------------------------------------------------------------- the Hub
 

@@ -44,11 +44,12 @@ def options(checkpoint: str, corpus, features: Path, folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(checkpoint, corpus, shared_features, tmp_path) -> None:
+@pytest.mark.parametrize("config", ["ddp_cpu.yaml", "fsdp2.yaml"])
+def test_two_processes_train_as_one(config, checkpoint, corpus, shared_features, tmp_path) -> None:
     given = options(checkpoint, corpus, shared_features, tmp_path)
     alone, folder = tmp_path / "alone", tmp_path / "two"
     start(TRAIN[1:], [*given, "--batch_size", "4", "--output_dir", str(alone)])
-    command = [*accelerate("ddp_cpu.yaml"), *TRAIN]
+    command = [*accelerate(config), *TRAIN]
     given = [*given, "--batch_size", "2", "--output_dir", str(folder)]
     start(command, given)
 

@@ -1,4 +1,4 @@
-"""Two processes train what one does on twice the batch, under DDP, and leave the same kind of folder behind."""
+"""Two processes train what one does on twice the batch, under DDP and FSDP2, and leave the same kind of folder behind."""
 
 import json
 import os
@@ -10,19 +10,22 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from audiollm import AudioLlmForConditionalGeneration, training
-from audiollm.training.arguments import AudioLlmTrainingArguments, check_distributed
+from audiollm import AudioLlmForConditionalGeneration
+from audiollm.training import sharding
+from audiollm.training.arguments import AudioLlmTrainingArguments
+from audiollm.training.sharding import check_distributed
 from safetensors.torch import load_file
 from small_corpus import example_rows, write_rows
 from transformers import AutoModelForCausalLM
 
-CONFIGS = Path(training.__file__).parent / "distributed"
+CONFIGS = Path(sharding.__file__).parent / "distributed"
 PATIENCE_S = 600
 NUM_STEPS, SAVED_STEP = 6, 3
 #: Sums over a batch are made in another order; the losses are about 5.
 TOLERANCE = 1e-4
 TRAIN = ["-m", "audiollm.training.train"]
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+FSDP2 = {"version": 2, "reshard_after_forward": True, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}
 #: Rows with audio (a) and text alone (t) of each step: the first two are one process's, the others the other's.
 STEPS = ("aatt", "ttaa", "tttt", "atta", "taat", "aaaa")
 WATCHED_CACHE = """
@@ -143,6 +146,26 @@ def test_two_processes_train_as_one_with_twice_the_batch(options, expected, tiny
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("way", ["accelerate", "torchrun"])
+def test_sharded_training_is_the_same_too_and_goes_on(options, expected, tiny_bases, tmp_path, way: str) -> None:
+    command = [*accelerate("fsdp2.yaml"), *TRAIN] if way == "accelerate" else [*TORCHRUN, *TRAIN]
+    options = [*options, "--batch_size", "2", "--output_dir", str(tmp_path)]
+    if way == "torchrun":
+        config = tmp_path.with_suffix(".json")
+        config.write_text(json.dumps(FSDP2))
+        options += ["--fsdp", "--fsdp_config", str(config)]
+    start(command, options)
+    assert_same_run(tmp_path, expected)
+    assert_loads_as_usual(tmp_path, tiny_bases[1])
+    assert not list(tmp_path.glob("checkpoint-*/pytorch_model_fsdp*")), "the frozen bases were saved"
+
+    finished = (tmp_path / "model.safetensors").read_bytes()
+    without_last_steps(tmp_path)
+    assert f"Resuming from {tmp_path / 'checkpoint-3'}" in start(command, options)
+    assert (tmp_path / "model.safetensors").read_bytes() == finished
+
+
+@pytest.mark.slow
 def test_torchrun_lengths_accumulation_and_resume(options, tmp_path) -> None:
     """Batches of like length, gathered over two of them each step, and a run that is cut off."""
     options = [*options, "--train_sampling_strategy", "group_by_length", "--gradient_accumulation_steps", "2"]
@@ -158,12 +181,13 @@ def test_torchrun_lengths_accumulation_and_resume(options, tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_bases_in_bf16_and_no_cache(options, tmp_path) -> None:
+@pytest.mark.parametrize("config", ["ddp_cpu.yaml", "fsdp2.yaml"])
+def test_bases_in_bf16_and_no_cache(options, tmp_path, config: str) -> None:
     """Frozen weights in another precision than those that train, and an encoder that runs on some processes only."""
     options = [*options, "--base_dtype", "bfloat16", "--feature_cache", "off"]
     expected = alone(tmp_path / "alone", options)
     folder = tmp_path / "run"
-    start([*accelerate("ddp_cpu.yaml"), *TRAIN], [*options, "--batch_size", "2", "--output_dir", str(folder)])
+    start([*accelerate(config), *TRAIN], [*options, "--batch_size", "2", "--output_dir", str(folder)])
     assert losses(folder) == pytest.approx(losses(expected), rel=2e-2)
     assert load_file(folder / "model.safetensors").keys() == load_file(expected / "model.safetensors").keys()
 
@@ -181,7 +205,11 @@ def test_each_process_encodes_its_share_and_waits_for_the_others(tiny_bases, cor
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP is not supported"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "fsdp_version: 2"),
+        (
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"},
+            "fsdp_cpu_ram_efficient_loading is not supported",
+        ),
         ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "ZeRO-3 is not supported"),
     ],
 )
@@ -194,8 +222,20 @@ def test_sharding_that_cannot_work_is_refused(monkeypatch, tmp_path, variables: 
         check_distributed(arguments)
 
 
+def test_the_warm_start_is_not_sharded(monkeypatch, tmp_path) -> None:
+    arguments = AudioLlmTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    check_distributed(arguments, "align")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    check_distributed(arguments, "instruct")
+    with pytest.raises(ValueError, match="--stage align is not sharded"):
+        check_distributed(arguments, "align")
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_configurations_are_ones_that_accelerate_reads(path: Path) -> None:
     config = load_config_from_file(str(path))
     assert config.num_processes >= 2
     assert config.mixed_precision in (None, "no"), "precision is the command's"
+    if path.stem == "fsdp2":
+        assert config.fsdp_config["fsdp_version"] == 2

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from audiollm import training
+from audiollm.training import sharding
 from audiollm.training.evaluating import SAMPLES_FILE
 from audiollm.training.train import parse_arguments, train
 
-CONFIGS = Path(training.__file__).parent / "distributed"
+CONFIGS = Path(sharding.__file__).parent / "distributed"
 PATIENCE_S = 180
 TRAIN = ["-m", "audiollm.training.train"]
 LOSS_TOLERANCE = 0.05
@@ -55,15 +55,9 @@ def alone(given, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_two_processes_evaluate_as_one(given, alone, tmp_path) -> None:
-    launch = [
-        "-m",
-        "accelerate.commands.launch",
-        "--main_process_port",
-        "0",
-        "--config_file",
-        str(CONFIGS / "ddp_cpu.yaml"),
-    ]
+@pytest.mark.parametrize("config", ["ddp_cpu.yaml", "fsdp2.yaml"])
+def test_two_processes_evaluate_as_one(given, alone, tmp_path, config: str) -> None:
+    launch = ["-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file", str(CONFIGS / config)]
     printed = start([*launch, *TRAIN], [*given, "--batch_size", "2", "--output_dir", str(tmp_path)])
     assert printed.count("Evaluation at step 1: ") == printed.count("Evaluation: word error on 11") == 1
     assert printed.count("variants of each of 10 recordings are cached") == 1

@@ -1,6 +1,7 @@
 """A base in 8 or 4 bits: text-only rows are its own, LoRA and projector train in float32, the adapter is the usual one."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from audiollm.training.arguments import ModelArguments, check_quantisation
 from audiollm.training.train import main
 from safetensors.torch import load_file
 from tiny_models import llama_config, randomise_trainables, save_audio_base, save_text_base
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainingArguments
 from transformers.utils import is_bitsandbytes_available
 
 needs_bitsandbytes = pytest.mark.skipif(not is_bitsandbytes_available(), reason="bitsandbytes is not installed")
@@ -170,8 +171,12 @@ def test_what_cannot_be_meant_is_refused(options, message: str, corpus, tmp_path
     assert message in str(caught.value.code)
 
 
-def test_what_is_missing_is_named(monkeypatch) -> None:
+def test_what_is_missing_is_named(tmp_path: Path, monkeypatch) -> None:
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     monkeypatch.setattr("audiollm.training.arguments.is_bitsandbytes_available", lambda: False)
-    check_quantisation(ModelArguments())
+    check_quantisation(ModelArguments(), arguments)
     with pytest.raises(ValueError, match=r"pip install 'audiollm\[quantised\]'"):
-        check_quantisation(ModelArguments(load_in_8bit=True))
+        check_quantisation(ModelArguments(load_in_8bit=True), arguments)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="cannot be sharded by FSDP"):
+        check_quantisation(ModelArguments(load_in_8bit=True), arguments)
