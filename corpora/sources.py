@@ -13,15 +13,16 @@ decodes recordings: they come as bytes or paths, for this project's own decoder.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
 import datasets
 
-from .examples import ExamplesError, json_rows
+from .examples import JSON_LINES_SUFFIX, ExamplesError, json_lines, json_rows
 from .rows import TABLE_FIELDS, Conversation, RowError, RowReader
 
 HUB_PREFIX = "hub:"
@@ -35,6 +36,8 @@ DEFAULT_SPLIT = "train"
 KNOWN_OPTIONS = {"hub": ("config", "split", "revision"), "shards": ("split",)}
 #: Examples left out by `skip` of --on_bad_example that are shown.
 MAX_SKIPPED_SHOWN = 50
+#: Column that keeps a streamed row's number while its source is shuffled.
+ROW_NUMBER = "__row__"
 
 
 @dataclass(frozen=True)
@@ -170,10 +173,10 @@ def _known_fields(row: dict[str, Any]) -> dict[str, Any]:
     return {name: row[name] for name in TABLE_FIELDS if row.get(name) is not None}
 
 
-def _open_table(source: Source) -> datasets.Dataset:
-    """Return a source of tables; print which columns are not read."""
+def _open_table(source: Source, streaming: bool = False) -> Any:
+    """Return a source of tables as a `datasets.Dataset`, or `IterableDataset`; print which columns are not read."""
     try:
-        dataset = load_table(source, streaming=False)
+        dataset = load_table(source, streaming)
     except (OSError, KeyError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ExamplesError(source.name, [("", f"cannot be read: {' '.join(str(error).split())}")]) from error
     columns = dataset.column_names or []
@@ -264,3 +267,72 @@ def settle_problems(named_problems: Sequence[tuple[str, list[tuple[str, str]]]],
         print(f"  {where}: {reason}")
     if len(problems) > MAX_SKIPPED_SHOWN:
         print(f"  ... and {len(problems) - MAX_SKIPPED_SHOWN} more")
+
+
+class StreamedRows:
+    """
+    The rows of one source one after the other, without knowing how many there are.
+
+    Args:
+        source: Anything but a JSON list, which can only be read whole.
+        audio_dir: As in `read_examples`.
+        shuffle_rows: Rows that are held to draw from; 0 keeps the source's own order.
+
+    Raises:
+        ValueError: the source is a JSON list.
+    """
+
+    def __init__(self, source: Source, audio_dir: str | os.PathLike[str] | None = None, shuffle_rows: int = 0):
+        self.source = source
+        self.shuffle_rows = shuffle_rows
+        self.reader = RowReader(source.folder, audio_dir)
+        if source.kind != "json":
+            self.stream = _open_table(source, streaming=True).decode(False).map(_number, with_indices=True)
+        elif source.path.endswith(JSON_LINES_SUFFIX):
+            self.stream = datasets.IterableDataset.from_generator(_lines_of, gen_kwargs={"path": source.path})
+        else:
+            raise ValueError(
+                f"{source.name}: a JSON list can only be read whole; for --streaming write one object a line and name the "
+                f"file *{JSON_LINES_SUFFIX}."
+            )
+
+    def rows(self, epoch: int, seed: int = 0) -> Iterator[tuple[str, Callable[[], Conversation]]]:
+        """
+        Yield where each row stands, and a function that checks and reads it, which may raise RowError.
+
+        Args:
+            epoch: Number of this pass over the source; each has its own order.
+            seed: Of the orders.
+        """
+        stream = self.stream.shuffle(seed=seed, buffer_size=self.shuffle_rows) if self.shuffle_rows else self.stream
+        stream.set_epoch(epoch)
+        for row in stream:
+            if self.source.kind == "json":
+                where, value, problem = row["where"], row["value"], row["problem"]
+            else:
+                where, value, problem = f"row {row.pop(ROW_NUMBER)}", _known_fields(row), None
+            yield where, partial(self._read, value, where, problem)
+
+    def _read(self, row: Any, where: str, problem: str | None) -> Conversation:
+        if problem is not None:
+            raise RowError([problem])
+        return self.reader.read(row, where)
+
+
+def _number(row: dict[str, Any], index: int) -> dict[str, Any]:
+    return {**row, ROW_NUMBER: index}
+
+
+def _lines_of(path: str) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a JSON Lines file, invalid ones with what is wrong with them."""
+    problems: list[tuple[str, str]] = []
+
+    def bad() -> Iterator[dict[str, Any]]:
+        yield from ({"where": where, "value": None, "problem": reason} for where, reason in problems)
+        problems.clear()
+
+    with open(path, encoding="utf-8-sig") as file:
+        for where, value in json_lines(file, problems):
+            yield from bad()
+            yield {"where": where, "value": value, "problem": None}
+    yield from bad()

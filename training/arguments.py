@@ -14,6 +14,7 @@ from transformers.utils import is_bitsandbytes_available
 
 from .batching import BatchBudget
 from .sharding import asks_for_fsdp, check_distributed
+from .streaming import SHUFFLE_ROWS
 from .waveform_augment import WaveformAugmentation
 
 CACHE_OFF = "off"
@@ -189,6 +190,13 @@ class DataArguments(WaveformAugmentation):
     on_bad_example: Literal["error", "skip"] = field(
         default="error",
         metadata={"help": "error: list all bad examples and stop. skip: list them, and train on the others."},
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read examples as they are needed, without counting or checking them; needs --max_steps."},
+    )
+    shuffle_rows: int = field(
+        default=SHUFFLE_ROWS, metadata={"help": "With --streaming: rows that are held to draw from; 0 for none."}
     )
     eval_data_path: str | None = field(
         default=None, metadata={"help": "Held-out examples, in one of the forms of data_path, for --eval_strategy."}
@@ -449,6 +457,8 @@ def check_arguments(
         len(data.data_weights) != len(data.data_path) or min(data.data_weights) <= 0
     ):
         raise ValueError(f"--data_weights are {data.data_weights}; expected a positive number for each --data_path.")
+    if data.streaming and training.max_steps <= 0:
+        raise ValueError("--streaming cannot count its examples: say how long to train with --max_steps.")
     resume = training.resume_from_checkpoint
     if resume is not None and not Path(resume).is_dir():
         raise FileNotFoundError(f"--resume_from_checkpoint {resume} is not a folder.")
@@ -465,6 +475,14 @@ def check_arguments(
         (stage == "align" and not is_cached, "--feature_cache off", "it trains on cached features"),
         (stage == "align" and data.eval_data_path is not None, "--eval_data_path", "it does not evaluate"),
         (stage == "align" and training.push_to_hub, "--push_to_hub", "push what comes after it"),
+        (data.streaming and waveforms, f"{waveforms} with --streaming", "variants are made ahead, of all recordings"),
+        (data.streaming and by_budget, "a batch budget with --streaming", "it needs the lengths of all rows"),
+        (
+            data.streaming and training.dataloader_num_workers,
+            "--dataloader_num_workers with --streaming",
+            "none are used",
+        ),
+        (data.streaming and not is_instruct, "--streaming", "it reads all rows ahead"),
         (data.data_weights is not None and not is_instruct, "--data_weights", "it reads each row once"),
         (training.packing and not is_instruct, "--packing", "its rows stay apart"),
         (by_budget and stage not in (DEFAULT_STAGE, "read"), "a batch budget", "its batches are so many rows"),

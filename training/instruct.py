@@ -1,19 +1,20 @@
 """
 Stage *instruct*: projector and LoRA learn to answer questions about recordings, by cross-entropy on the responses.
 
-Data are one or several sources.
+Data are one or several sources, read whole or as they come.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from audiollm.corpora.sources import Examples, read_sources, settle_problems
+from audiollm.corpora.sources import Examples, StreamedRows, parse_source, read_sources, settle_problems
 
 from .arguments import DataArguments
 from .dataset import AudioLlmCollator
 from .encoding import ExampleEncoder, build_mixture
 from .preparing import Prepared
+from .streaming import StreamedExamples
 from .trainer import AudioLlmTrainer, sampling_seed
 
 
@@ -23,33 +24,57 @@ class InstructData:
     Opened sources, and how to mix them.
 
     Attributes:
+        sources: all [`Examples`], or all [`StreamedRows`].
         weights: the share of each; None for every example once.
         skip_bad: leave out bad examples instead of refusing.
     """
 
-    sources: Sequence[Examples]
+    sources: Sequence[Any]
     weights: Sequence[float] | None = None
     skip_bad: bool = False
 
+    @property
+    def is_streamed(self) -> bool:
+        """True where the examples are not counted."""
+        return isinstance(self.sources[0], StreamedRows)
+
     def __len__(self) -> int:
+        """
+        Raises:
+            TypeError: the examples cannot be counted.
+        """
+        if self.is_streamed:
+            raise TypeError("Streamed examples cannot be counted.")
         return sum(map(len, self.sources))
 
-    def dataset(self, encoder: ExampleEncoder, seed: int, progress: bool = True) -> Any:
+    def dataset(
+        self,
+        encoder: ExampleEncoder,
+        seed: int,
+        progress: bool = True,
+        process_index: int = 0,
+        num_processes: int = 1,
+    ) -> Any:
         """
         Args:
             encoder: makes the rows.
-            seed: of draws among the sources.
+            seed: of draws among the sources, and of the order of streams.
             progress: shows bars.
+            process_index, num_processes: that share a stream.
 
         Raises:
             ExamplesError: there are bad examples and they are not to be left out, or there are no others.
         """
+        if self.is_streamed:
+            return StreamedExamples(
+                self.sources, encoder, self.weights, seed, self.skip_bad, process_index, num_processes
+            )
         return build_mixture(self.sources, encoder, self.weights, seed, self.skip_bad, progress)
 
 
 def open_training_data(arguments: DataArguments) -> InstructData:
     """
-    Open --data_path, and check all examples.
+    Open --data_path, and check all examples if they are not streamed.
 
     Raises:
         ExamplesError: a source cannot be read, or has bad examples and they are not to be left out; all are listed.
@@ -57,7 +82,13 @@ def open_training_data(arguments: DataArguments) -> InstructData:
         ValueError: a source is of a kind that cannot be read so.
     """
     skip_bad = arguments.on_bad_example == "skip"
-    return InstructData(_open_all(arguments.data_path, arguments, skip_bad), arguments.data_weights, skip_bad)
+    if not arguments.streaming:
+        return InstructData(_open_all(arguments.data_path, arguments, skip_bad), arguments.data_weights, skip_bad)
+    streams = [
+        StreamedRows(parse_source(path), arguments.audio_dir, arguments.shuffle_rows) for path in arguments.data_path
+    ]
+    print("Examples are streamed: bad ones cannot be found ahead, and are reported when they are met.")
+    return InstructData(streams, arguments.data_weights, skip_bad)
 
 
 def open_held_out_data(arguments: DataArguments) -> InstructData | None:
@@ -86,10 +117,11 @@ def build_instruct(prepared: Prepared, examples, held_out, training_arguments, o
     budget = training_arguments.batch_budget(packed=training_arguments.packing)
     seed = sampling_seed(training_arguments)
     progress = not training_arguments.disable_tqdm
+    processes = training_arguments.process_index, training_arguments.world_size
     return AudioLlmTrainer(
         model=prepared.model,
         args=training_arguments,
-        train_dataset=examples.dataset(ExampleEncoder(processor, cache, budget), seed, progress),
+        train_dataset=examples.dataset(ExampleEncoder(processor, cache, budget), seed, progress, *processes),
         eval_dataset=None if held_out is None else held_out.dataset(ExampleEncoder(processor, cache), seed, progress),
         data_collator=AudioLlmCollator(processor, cache),
         processing_class=processor,

@@ -177,7 +177,7 @@ def train(
         print(f"Resuming from {resume}.")
     trainer.train(resume_from_checkpoint=resume)
     outcome = {
-        "rows": len(examples),
+        "rows": None if data_arguments.streaming else len(examples),
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,
         "final_loss": next((entry["loss"] for entry in trainer.state.log_history[::-1] if "loss" in entry), None),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, save_fsdp_optimizer
 from audiollm.interruption import check_interrupted
 from audiollm.publishing.card import CardError, write_card
@@ -30,6 +31,7 @@ from .sharding import (
     load_trained,
     trained_state_dict,
 )
+from .streaming import StreamedExamples
 
 #: What the Trainer puts before the names of an evaluation's figures, unless it is one of several sets.
 EVALUATION_PREFIX = "eval"
@@ -164,7 +166,7 @@ class AudioLlmTrainer(ResumableTrainer):
     Trains projector and LoRA with their own learning rates, and resumes from what was trained alone.
 
     Checkpoints hold the adapter only (a few MB), besides optimizer, schedule and random states. Batches are of so many
-    rows, or within a budget. FSDP2 shards the language model's layers.
+    rows, within a budget, or of a stream as it comes. FSDP2 shards the language model's layers.
 
     Args:
         budget: None for batches of so many rows. With it, the training set needs the columns `length` and
@@ -192,7 +194,24 @@ class AudioLlmTrainer(ResumableTrainer):
                 plugin.ignored_modules = AUDIO_TOWER.replace(".", r"\.")
 
     def get_train_dataloader(self) -> DataLoader:
-        """The Trainer's, or one whose batches keep within the budget."""
+        """The Trainer's, or one of a stream, or one whose batches keep within the budget."""
+        if isinstance(self.train_dataset, StreamedExamples):
+            loader = DataLoader(
+                self.train_dataset,
+                batch_size=self._train_batch_size,
+                collate_fn=self._collate_unless_passed_over,
+                pin_memory=self.args.dataloader_pin_memory,
+            )
+            # By itself, accelerate would read all rows in the first process, and cut the batches' audio to as many
+            # windows as there are rows.
+            return prepare_data_loader(
+                loader,
+                self.accelerator.device,
+                num_processes=1,
+                process_index=0,
+                put_on_device=True,
+                dispatch_batches=False,
+            )
         if self.budget is None:
             return super().get_train_dataloader()
         workers = self.args.dataloader_num_workers
@@ -208,6 +227,10 @@ class AudioLlmTrainer(ResumableTrainer):
         )
         return self.accelerator.prepare(loader)
 
+    def _collate_unless_passed_over(self, rows: list[dict[str, Any] | None]) -> dict[str, Any]:
+        collate: Callable[[list[Any]], dict[str, Any]] = self.data_collator
+        return {} if rows[0] is None else collate(rows)
+
     def sampler_settings(self) -> dict[str, Any]:
         """Return the arguments of a [`BudgetBatchSampler`] of this run."""
         return {
@@ -221,6 +244,13 @@ class AudioLlmTrainer(ResumableTrainer):
         """Batches of the training set within the budget."""
         dataset: Any = self.train_dataset
         return BudgetBatchSampler(dataset["length"][:], dataset["audio_frames"][:], **self.sampler_settings())
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
+        """The Trainer's; a stream passes over what the checkpoint has learned from."""
+        if isinstance(self.train_dataset, StreamedExamples) and isinstance(resume_from_checkpoint, str):
+            rows_per_step = self.args.gradient_accumulation_steps * self._train_batch_size
+            self.train_dataset.resume(Path(resume_from_checkpoint), rows_per_step)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """The Trainer's; where only the loss is asked for, the head does not run on all positions."""
@@ -259,7 +289,7 @@ class AudioLlmTrainer(ResumableTrainer):
             self.is_fsdp_enabled = True
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The Trainer's; of a sharded model, what was trained is gathered first."""
+        """The Trainer's; of a sharded model, what was trained is gathered first. A checkpoint keeps a stream's bad rows."""
         if self.is_fsdp_enabled:
             self._save(output_dir, state_dict=trained_state_dict(self.model))
             self.accelerator.wait_for_everyone()
@@ -267,6 +297,8 @@ class AudioLlmTrainer(ResumableTrainer):
                 self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
         else:
             super().save_model(output_dir, _internal_call)
+        if _internal_call and output_dir is not None and isinstance(self.train_dataset, StreamedExamples):
+            self.train_dataset.save_bad_rows(Path(output_dir))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """The Trainer's, without the frozen bases, which it would write in each checkpoint of a sharded model."""

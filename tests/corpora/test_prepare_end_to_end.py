@@ -74,7 +74,7 @@ table.push_to_hub(name)
 back = datasets.load_dataset(name, split="train").cast_column("audio", datasets.Audio(decode=False))
 assert rows(back) == known
 assert rows(datasets.load_dataset(name, split="train", streaming=True).decode(False)) == known
-for number, data in enumerate((["hub:" + name], [prepared])):
+for number, data in enumerate((["hub:" + name], [prepared, "--streaming"], ["hub:" + name, "--streaming"], [prepared])):
     options = (
         f"--whisper_path {audio} --llama_path {text} --output_dir {runs}/{number} --batch_size 2 --max_steps 2 "
         "--dataloader_pin_memory False --disable_tqdm True --report_to none"
@@ -97,9 +97,9 @@ def test_round_trip_by_datasets_and_a_hub(launcher, tmp_path, tiny_bases) -> Non
         variables = hub.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1"}
         done = prepared_python.run(ROUND_TRIP, *arguments, env=variables, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("TRAINED") == 2
-    weights = [(tmp_path / "runs" / name / "model.safetensors").read_bytes() for name in "01"]
-    assert weights[0] == weights[1], "where the rows come from changes nothing"
+    assert done.stdout.count("TRAINED") == 4
+    weights = [(tmp_path / "runs" / name / "model.safetensors").read_bytes() for name in "0123"]
+    assert weights[0] == weights[3] and weights[1] == weights[2], "where the rows come from changes nothing"
 
 
 # ------------------------------------------------------------------------------------------------------------- memory

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from audiollm.corpora.examples import ExamplesError
 from audiollm.corpora.rows import RowError, RowReader
-from audiollm.corpora.sources import read_sources, settle_problems
+from audiollm.corpora.sources import StreamedRows, parse_source, read_sources, settle_problems
 from loopback_hub import LoopbackHub
 
 RATE_HZ = 16_000
@@ -100,6 +100,8 @@ def test_tables_with_audio_columns_are_read_undecoded(folder, table, form: str, 
     assert examples[0].recordings[0]["bytes"] == AUDIO_ROWS[0]["audio"]["bytes"] and examples[1].recordings == ()
     assert [example.where for example in examples] == ["row 0", "row 1"]
     assert "columns that are not read: speaker" in capsys.readouterr().out
+    streamed = [read() for _, read in StreamedRows(parse_source(name)).rows(0)]
+    assert streamed == list(examples)
 
 
 def test_json_lines_and_parquet_of_messages_are_the_same_conversation(folder) -> None:
@@ -214,12 +216,13 @@ def test_a_source_that_cannot_be_read_is_named(folder, table, given: str, reason
 
 HUB_SCRIPT = """
 import datasets
-from audiollm.corpora.sources import read_sources
+from audiollm.corpora.sources import StreamedRows, parse_source, read_sources
 rows = [{"text": "a", "response": "one"}, {"text": "b", "response": "two"}]
 datasets.Dataset.from_list(rows).push_to_hub("loopback-user/rows", config_name="clean", split="dev")
 name = "hub:loopback-user/rows?config=clean&split=dev&revision=main"
 (examples,) = read_sources(name)
 print([example.messages[1]["content"] for example in examples])
+print([read().messages[1]["content"] for _, read in StreamedRows(parse_source(name)).rows(0)])
 for wrong in ("hub:loopback-user/rows?config=clean&split=test", "hub:loopback-user/nothing"):
     try:
         read_sources(wrong)
@@ -228,9 +231,43 @@ for wrong in ("hub:loopback-user/rows?config=clean&split=test", "hub:loopback-us
 """
 
 
-def test_a_hub_dataset_is_read(tmp_path) -> None:
+def test_a_hub_dataset_is_read_and_streamed(tmp_path) -> None:
     with LoopbackHub(tmp_path / "hub") as hub:
         done = prepared_python.run(HUB_SCRIPT, env=hub.environment(tmp_path / "home"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "['one', 'two']" in done.stdout
+    assert done.stdout.count("['one', 'two']") == 2
     assert 'Unknown split "test"' in done.stdout and "loopback-user/nothing" in done.stdout
+
+
+# --------------------------------------------------------------------------------------------------------- streaming
+
+
+def test_a_stream_shuffles_each_pass_anew_and_alike_for_a_seed(folder) -> None:
+    rows = [{"text": str(index), "response": "x"} for index in range(30)]
+    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def order(epoch: int, seed: int, shuffle_rows: int = 10) -> list[str]:
+        stream = StreamedRows(parse_source(str(folder / "data.jsonl")), shuffle_rows=shuffle_rows)
+        return [where for where, _ in stream.rows(epoch, seed)]
+
+    in_order = [f"line {number}" for number in range(1, 31)]
+    assert order(0, 0, shuffle_rows=0) == in_order
+    orders = [order(0, 0), order(1, 0), order(0, 1)]
+    assert all(sorted(one) == sorted(in_order) and one != in_order for one in orders)
+    assert orders[0] != orders[1] and orders[0] != orders[2] and orders[0] == order(0, 0)
+
+
+def test_a_stream_gives_bad_rows_where_they_are(folder) -> None:
+    (folder / "data.jsonl").write_text('{"text": "a", "response": "b"}\n{broken\n{"text": "c"}\n')
+    read = dict(StreamedRows(parse_source(str(folder / "data.jsonl"))).rows(0))
+    assert list(read) == ["line 1", "line 2", "line 3"] and read["line 1"]().messages[0]["content"] == "a"
+    with pytest.raises(RowError, match="is not JSON"):
+        read["line 2"]()
+    with pytest.raises(RowError, match="'response' is missing"):
+        read["line 3"]()
+
+
+def test_a_json_list_cannot_be_streamed(folder) -> None:
+    (folder / "data.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"name the file \*.jsonl"):
+        StreamedRows(parse_source(str(folder / "data.json")))

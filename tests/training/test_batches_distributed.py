@@ -1,4 +1,4 @@
-"""Two processes share budgeted batches: their steps are those of one process, also when they resume."""
+"""Two processes share budgeted batches and streams: their steps are those of one process, also when they resume."""
 
 import json
 import os
@@ -47,11 +47,26 @@ def common(corpus, tiny_bases, shared_features, tmp_path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_losses_are_those_of_one_process(common, tmp_path) -> None:
-    # 15 rows in five batches: each epoch's third step has one batch, which two processes halve.
-    together, resumed_step = [*common, "--max_tokens_per_batch", "165", "--num_epochs", "2"], 4
-    expected = start([TRAIN], [*together, "--gradient_accumulation_steps", "2"], tmp_path / "one")
-    found = start(TORCHRUN, together, tmp_path / "two")
+@pytest.mark.parametrize(
+    ("alone", "together", "resumed_step"),
+    [
+        # 15 rows in five batches: each epoch's third step has one batch, which two processes halve.
+        (
+            "--max_tokens_per_batch 165 --num_epochs 2 --gradient_accumulation_steps 2",
+            "--max_tokens_per_batch 165 --num_epochs 2",
+            4,
+        ),
+        (
+            "--streaming --shuffle_rows 6 --max_steps 6 --batch_size 4",
+            "--streaming --shuffle_rows 6 --max_steps 6 --batch_size 2",
+            3,
+        ),
+    ],
+    ids=["budget", "stream"],
+)
+def test_the_losses_are_those_of_one_process(common, tmp_path, alone, together, resumed_step) -> None:
+    expected = start([TRAIN], [*common, *alone.split()], tmp_path / "one")
+    found = start(TORCHRUN, [*common, *together.split()], tmp_path / "two")
     assert len(expected) > resumed_step and found == pytest.approx(expected, abs=TOLERANCE)
     shutil.copytree(tmp_path / "two" / f"checkpoint-{resumed_step}", tmp_path / "on" / f"checkpoint-{resumed_step}")
-    assert start(TORCHRUN, together, tmp_path / "on") == found
+    assert start(TORCHRUN, [*common, *together.split()], tmp_path / "on") == found

@@ -1,22 +1,26 @@
-"""Mixtures, bad examples, budgets in training: draws, refusals and resuming."""
+"""Mixtures, bad examples, budgets and streams in training: what is drawn, what is refused, and that a stream resumes."""
 
 import hashlib
+import io
 import json
 from collections import Counter
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
+import soundfile
 import torch
 from audiollm.corpora.examples import ExamplesError
-from audiollm.corpora.sources import read_sources
+from audiollm.corpora.sources import StreamedRows, parse_source, read_sources
 from audiollm.training.arguments import AudioLlmTrainingArguments
 from audiollm.training.batching import BatchBudget
 from audiollm.training.dataset import AudioLlmCollator
 from audiollm.training.encoding import ExampleEncoder, build_mixture
+from audiollm.training.streaming import StreamedExamples
 from audiollm.training.train import check_arguments, parse_arguments, train
 from audiollm.training.trainer import AudioLlmTrainer
-from small_corpus import write_rows
+from small_corpus import example_rows, write_rows
 from transformers import TrainerCallback
 
 
@@ -283,6 +287,113 @@ def digest(folder: Path) -> str:
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
+# ----------------------------------------------------------------------------------------------------------- streaming
+
+
+@pytest.fixture
+def lines(tmp_path, corpus) -> str:
+    rows = example_rows(corpus.paths)
+    rows.insert(3, {"text": "no response"})
+    rows.insert(6, {"text": "<audio>", "audio_paths": "gone.wav", "response": "x"})
+    return write_lines(tmp_path / "lines.jsonl", rows)
+
+
+def streamed(options: list[str], path: str, steps: int, *more: str) -> list[str]:
+    options = without(options, "--audio_dir")
+    return [*options, "--data_path", path, "--streaming", "--max_steps", str(steps), *more]
+
+
+def test_a_stream_resumes_where_it_was_to_the_last_bit(options, lines, tmp_path, capsys) -> None:
+    # 12 good rows, 4 a step, two steps' worth accumulated: the second pass begins within step 2.
+    more = "--on_bad_example skip --shuffle_rows 5 --gradient_accumulation_steps 2 --save_steps 1 "
+    more += "--save_total_limit 99 --learning_rate 0.005"
+    options = streamed(options, lines, 5, *more.split())
+    whole = train(*parse_arguments([*options, "--output_dir", str(tmp_path / "a")]))
+    assert "the 2. bad example so far" in capsys.readouterr().out
+    for step in (1, 2, 3):
+        folder = tmp_path / f"from{step}"
+        folder.mkdir()
+        (tmp_path / "a" / f"checkpoint-{step}").rename(folder / f"checkpoint-{step}")
+        resumed = train(*parse_arguments([*options, "--output_dir", str(folder)]))
+        assert digest(folder) == digest(tmp_path / "a")
+        losses = [[log["loss"] for log in one.state.log_history if "loss" in log] for one in (whole, resumed)]
+        assert losses[0] == losses[1]
+
+
+def test_shuffle_rows_changes_the_order_of_a_stream(options, lines, tmp_path) -> None:
+    def losses(*more: str) -> list[float]:
+        own = streamed(options, lines, 3, "--on_bad_example", "skip", "--logging_steps", "1", *more)
+        trainer = train(*parse_arguments([*own, "--output_dir", str(tmp_path / "-".join(("run", *more)))]))
+        return [log["loss"] for log in trainer.state.log_history if "loss" in log]
+
+    in_order = losses("--shuffle_rows", "0")
+    assert losses("--shuffle_rows", "8") != in_order
+    assert losses("--shuffle_rows", "1") == in_order  # drawn from one row
+
+
+def test_what_was_learned_is_passed_over_unread(lines, corpus, cache, tiny_processor) -> None:
+    def stream(**options) -> StreamedExamples:
+        rows = [StreamedRows(parse_source(lines), shuffle_rows=4)]
+        return StreamedExamples(rows, ExampleEncoder(tiny_processor, cache), seed=3, skip_bad=True, **options)
+
+    first = stream()
+    expected = [row for _, row in zip(range(20), first)]
+    second = stream()
+    second.passed_over, second.bad = 9, set(first.bad)
+    encoded = []
+    encode, second.encoder.encode = second.encoder.encode, lambda example: encoded.append(1) or encode(example)
+    found = [row for _, row in zip(range(20), second)]
+    assert found[:9] == [None] * 9 and found[9:] == expected[9:] and len(encoded) == 11
+
+
+def test_processes_share_a_stream_without_overlap(tmp_path, tiny_processor) -> None:
+    path = texts(tmp_path / "a.jsonl", "a", 12)
+    found = []
+    for process in range(3):
+        stream = StreamedExamples(
+            [StreamedRows(parse_source(path))], ExampleEncoder(tiny_processor), process_index=process, num_processes=3
+        )
+        found.append(prompts(tiny_processor, [row for row, _ in zip(stream, range(4))]))
+    assert sorted(name for names in found for name in names) == sorted(f"a{index}" for index in range(12))
+
+
+def test_streams_are_mixed_by_weight_or_in_turns(tmp_path, tiny_processor) -> None:
+    paths = [texts(tmp_path / "a.jsonl", "a", 3), texts(tmp_path / "b.jsonl", "b", 1)]
+
+    def first(count: int, weights=None, seed=0) -> list[str]:
+        rows = [StreamedRows(parse_source(path)) for path in paths]
+        stream = StreamedExamples(rows, ExampleEncoder(tiny_processor), weights, seed)
+        return prompts(tiny_processor, [row for row, _ in zip(stream, range(count))])
+
+    assert first(8) == ["a0", "b0", "a1", "a2"] * 2
+    drawn = first(400, [1.0, 3.0])
+    assert sum(name == "b0" for name in drawn) / 400 == pytest.approx(0.75, abs=0.06)
+    assert drawn == first(400, [1.0, 3.0]) != first(400, [1.0, 3.0], seed=1)
+
+
+def test_a_bad_row_of_a_stream_is_reported_when_it_is_met(options, lines, capsys) -> None:
+    with pytest.raises(ExamplesError, match=r"(?s)lines.jsonl: 1 problem.*line (4|7)"):
+        train(*parse_arguments(streamed(options, lines, 4)))
+    assert "bad ones cannot be found ahead" in capsys.readouterr().out
+
+
+def test_a_stream_without_a_good_row_ends(tmp_path, tiny_processor) -> None:
+    for rows, reason in (([{"text": "x"}], "no example that can be used"), ([], "holds no examples")):
+        path = write_lines(tmp_path / "data.jsonl", rows)
+        stream = StreamedExamples([StreamedRows(parse_source(path))], ExampleEncoder(tiny_processor), skip_bad=True)
+        with pytest.raises(ExamplesError, match=reason):
+            next(iter(stream))
+
+
+def test_tables_stream_too(options, corpus, tmp_path) -> None:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, 0.1 * np.random.default_rng(0).standard_normal(8000), 16_000, format="WAV")
+    rows = [{"text": "<audio>", "audio": {"bytes": buffer.getvalue(), "path": None}, "response": "yes"}] * 5
+    datasets.Dataset.from_list(rows).cast_column("audio", datasets.Audio()).to_parquet(tmp_path / "data.parquet")
+    trainer = train(*parse_arguments(streamed(options, str(tmp_path / "data.parquet"), 2)))
+    assert trainer.state.global_step == 2
+
+
 # ------------------------------------------------------------------------------------------------------------- options
 
 
@@ -291,6 +402,9 @@ def digest(folder: Path) -> str:
     [
         ("--data_weights 1 2", "expected a positive number for each"),
         ("--data_weights 0", "expected a positive number for each"),
+        ("--streaming", "--max_steps"),
+        ("--streaming --max_steps 1 --dataloader_num_workers 1", "--dataloader_num_workers with --streaming"),
+        ("--streaming --max_steps 1 --max_tokens_per_batch 9", "a batch budget with --streaming"),
         ("--max_tokens_per_batch 0", "--max_tokens_per_batch is 0"),
         ("--max_audio_seconds_per_batch -1", "--max_audio_seconds_per_batch is -1"),
         ("--stage distill --max_tokens_per_batch 9", "--stage distill cannot have a batch budget"),

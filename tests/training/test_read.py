@@ -305,6 +305,7 @@ def test_bad_texts_are_left_out_when_asked(tmp_path, capsys) -> None:
         ("--posterior_bank a --posterior_data_path b", "contradicts"),
         ("--trainable all", "--stage read cannot have --trainable all"),
         ("--trainable adapter+audio", "--stage read cannot have"),
+        ("--streaming", "--streaming"),
         ("--posterior_bank nowhere", "nowhere"),
         ("--speed 0.9 1.1 --data_path x", "--stage read cannot have --speed"),
     ],
