@@ -42,6 +42,7 @@ CASES = {
     "read": ["--augment", "True", "--real_share", "0.4"],
     "instruct": ["--augment", "True"],
     "distill": ["--augment", "True", "--distill_weight", "0.5"],
+    "prefer": [],
     "instruct, everything trains": ["--trainable", "all", "--lora_dropout", "0.2"],
 }
 #: Up to so long after the step that was drawn comes the kill: in its checkpoint, or in the next step.
@@ -55,6 +56,9 @@ def rows_of(stage: str, names: list[str]) -> list[dict[str, Any]]:
     rows = [row for row in example_rows(names) if isinstance(row.get("audio_paths"), str)]
     if stage == "distill":
         return [{**row, "transcripts": row["response"]} for row in rows]
+    if stage == "prefer":
+        shared = ("text", "audio_paths")
+        return [{**{n: row[n] for n in shared}, "chosen": row["response"], "rejected": "no"} for row in rows]
     return rows
 
 

@@ -24,8 +24,9 @@ from audiollm.corpora.examples import Example
 from audiollm.corpora.hypotheses import WhisperDecoder
 from audiollm.evaluation.bootstrap import interval
 from audiollm.inference.loading import load
+from audiollm.training.answer_trainer import answer_logits
 from audiollm.training.dataset import AudioLlmCollator
-from audiollm.training.distill import DistillExample, answer_logits, read_distill_examples, write_teacher_answers
+from audiollm.training.distill import DistillExample, read_distill_examples, write_teacher_answers
 from audiollm.training.encoding import build_dataset
 
 RESULTS = Path(__file__).parent / "results" / "spoken_questions.json"

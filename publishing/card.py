@@ -52,6 +52,7 @@ STAGES = {
     "align": "Align: the projector alone, by CTC on transcripts",
     "instruct": "Instruct: cross-entropy on responses",
     "distill": "Distill: to answer speech as the base answers its transcript",
+    "prefer": "Prefer: one response to another, by DPO",
 }
 CITATION = """\
 @software{audiollm,

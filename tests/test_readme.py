@@ -46,7 +46,7 @@ NUM_TEST_CLIPS = 2
 MIN_TEST_CLIP_S = 1.5
 #: The tiny base, as a teacher, never comes to an end.
 ANSWERED = {"distill": {"response": "Yes."}}
-STAGES = ("align", "instruct", "distill")
+STAGES = ("align", "instruct", "distill", "prefer")
 #: What the reader's clone holds, and snippets name.
 OF_THE_CLONE = ("shipped_adapter", "corpora")
 LINK = re.compile(r"(?:\]\(|src=\")([\w./-]+)[)\"]")

@@ -30,7 +30,7 @@ CONFIG_FIELDS = (
     "lora_dropout",
 )
 BASE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-Stage = Literal["align", "read", "instruct", "distill"]
+Stage = Literal["align", "read", "instruct", "distill", "prefer"]
 DEFAULT_STAGE: Stage = "instruct"
 #: Values of `--trainable`, and the parts that train.
 TRAINABLE = {
@@ -65,7 +65,7 @@ class StageArguments:
         metadata={
             "help": "align: the projector alone, by CTC on transcripts. read: LoRA, on text alone, heard as the aligned projector "
             "would hear it. instruct: projector and LoRA, on responses. distill: answer speech as the base answers its "
-            "transcript."
+            "transcript. prefer: prefer one response to another."
         },
     )
     config: str | None = field(
@@ -468,7 +468,7 @@ def check_arguments(
     audio_trains, llm_trains = trains(model.trainable, "audio"), trains(model.trainable, "llm")
     is_cached, is_default = data.feature_cache != CACHE_OFF and not audio_trains, model.trainable == DEFAULT_TRAINABLE
     names_cache = data.feature_cache not in (None, CACHE_OFF)
-    trainable = f"--trainable {model.trainable}"
+    trainable, one_file = f"--trainable {model.trainable}", stage in ("distill", "prefer")
     is_instruct, by_budget = stage == DEFAULT_STAGE, training.batch_budget() is not None
     rules: list[tuple[Any, str, str]] = [
         (stage == "align" and not is_default, trainable, "it trains the projector"),
@@ -486,10 +486,12 @@ def check_arguments(
         (data.data_weights is not None and not is_instruct, "--data_weights", "it reads each row once"),
         (training.packing and not is_instruct, "--packing", "its rows stay apart"),
         (by_budget and stage not in (DEFAULT_STAGE, "read"), "a batch budget", "its batches are so many rows"),
-        (stage == "distill" and len(data.data_path) > 1, "several --data_path", "it reads one file"),
+        (one_file and len(data.data_path) > 1, "several --data_path", "it reads one file"),
         (stage == "read" and (audio_trains or llm_trains), trainable, "posteriors are those of the frozen parts"),
         (stage == "read" and waveforms, waveforms, "--augment varies its recordings"),
         (stage == "distill" and llm_trains, trainable, "the language model is its teacher"),
+        (stage == "prefer" and not is_default, trainable, "it trains LoRA"),
+        (stage == "prefer" and varied, varied, "both answers are about the recording as it is"),
         (audio_trains and names_cache, f"--feature_cache with {trainable}", "features change after every step"),
         (not is_cached and varied, f"{varied} without a feature cache", "it varies what is in the cache"),
     ]

@@ -13,6 +13,7 @@ from audiollm.option_parser import HelpFormatter, OptionParser
 from .align_stage import AlignArguments
 from .arguments import DEFAULT_STAGE, AudioLlmTrainingArguments, DataArguments, ModelArguments, StageArguments
 from .distill import DistillArguments
+from .prefer import PreferArguments
 from .read import ReadArguments
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -23,6 +24,7 @@ STAGE_OPTIONS: dict[str, type | None] = {
     "read": ReadArguments,
     "instruct": None,
     "distill": DistillArguments,
+    "prefer": PreferArguments,
 }
 EPILOG = """\
 examples:

@@ -8,15 +8,15 @@ responses. Ultravox is trained like this (Fixie AI 2024); the loss is that of Hi
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from audiollm.corpora.examples import Example, ExamplesError, RowChecker, as_list, json_rows
+from audiollm.corpora.audio_rows import answer_problems, as_list, read_audio_rows
+from audiollm.corpora.examples import Example
 from audiollm.files import Journal
 from audiollm.processing import AudioLlmProcessor
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER, IGNORED_LABEL, ConversationError
@@ -24,16 +24,14 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from .answer_trainer import AnswerTrainer, answer_logits, without_learning
 from .arguments import AudioLlmTrainingArguments, TrainingError
 from .dataset import AudioLlmCollator, pad_rows
 from .encoding import build_dataset
 from .feature_cache import FeatureCache, FeatureStore
-from .trainer import AudioLlmTrainer
 
 #: In the output folder; what the teacher wrote, one prompt a line.
 TEACHER_ANSWERS_FILE = "teacher_answers.jsonl"
-#: Of a row; the first two are those of the instruction format.
-FIELDS = ("text", "audio_paths", "transcripts", "response")
 
 
 @dataclass
@@ -98,7 +96,7 @@ def read_distill_examples(
     source: Any, audio_dir: str | os.PathLike[str] | None = None, response_is_transcript: bool = False
 ) -> list[DistillExample]:
     """
-    Read rows `{"text", "audio_paths", "transcripts", "response"}`; without a response, the teacher writes it.
+    Reads rows `{"text", "audio_paths", "transcripts", "response"}`; without a response, the teacher writes it.
 
     Args:
         source: a JSON list, JSON Lines, or the rows themselves; `transcripts` is one text or a list, one per recording.
@@ -111,111 +109,32 @@ def read_distill_examples(
         ExamplesError: rows are malformed; all are listed, by index.
     """
 
-    problems: list[tuple[str, str]] = []
-    rows: Iterable[tuple[str, Any]]
-    if isinstance(source, (str, os.PathLike)):
-        name, path = str(source), Path(source)
-        checker, rows = RowChecker(path.parent, audio_dir), json_rows(path, problems)
-    else:
-        name, checker = "rows", RowChecker(".", audio_dir)
-        rows = ((f"row {index}", row) for index, row in enumerate(source))
+    def completed(row: dict[str, Any]) -> dict[str, Any]:
+        if response_is_transcript and row.get("transcripts") is None and len(as_list(row["audio_paths"])) == 1:
+            return {**row, "transcripts": row.get("response")}
+        return row
+
+    rows = read_audio_rows(source, audio_dir, (), ("transcripts", "response"), lambda row: _problems(completed(row)))
     examples = []
-    for index, (where, row) in enumerate(rows):
-        reasons = _row_problems(row, checker)
-        if not reasons:
-            paths = tuple(checker.locate(path) for path in as_list(row["audio_paths"]))
-            if response_is_transcript and row.get("transcripts") is None and len(paths) == 1:
-                row = {**row, "transcripts": row.get("response")}
-            reasons = _answer_problems(row, len(paths))
-        if not reasons:
-            transcripts = tuple(as_list(row["transcripts"]))
-            examples.append(DistillExample(row["text"], paths, transcripts, row.get("response"), index))
-        problems.extend((where, reason) for reason in reasons)
-    if not examples and not problems:
-        problems.append(("", "holds no rows"))
-    if problems:
-        raise ExamplesError(name, problems)
+    for row in rows:
+        fields = completed({**row.fields, "audio_paths": row.audio_paths})
+        transcripts = tuple(as_list(fields["transcripts"]))
+        examples.append(DistillExample(row.text, row.audio_paths, transcripts, fields.get("response"), row.index))
     return examples
 
 
-def _row_problems(row: Any, checker: RowChecker) -> list[str]:
-    if not isinstance(row, dict):
-        return [f"expected an object, found {row!r}"]
-    reasons = [f"unknown field {name!r}; expected only {', '.join(FIELDS)}" for name in row if name not in FIELDS]
-    prompt = {name: row[name] for name in FIELDS[:2] if row.get(name) is not None}
-    reasons += checker.problems({**prompt, "response": "an answer"})
-    if prompt.get("audio_paths") in (None, []) and AUDIO_PLACEHOLDER not in str(prompt.get("text")):
-        reasons.append("has no audio: rows without it are answered by the untouched base, which does not learn")
-    return reasons
-
-
-def _answer_problems(row: dict[str, Any], num_recordings: int) -> list[str]:
-    transcripts = as_list(row.get("transcripts"))
+def _problems(row: dict[str, Any]) -> list[str]:
+    transcripts, num_recordings = as_list(row.get("transcripts")), len(as_list(row["audio_paths"]))
     if not transcripts:
         return ["has no 'transcripts' for the teacher to read (--response_is_transcript takes the response for it)"]
     reasons = []
     if len(transcripts) != num_recordings:
         reasons.append(f"has {len(transcripts)} transcripts for {num_recordings} recordings; expected one each")
     for number, transcript in enumerate(transcripts):
-        reasons += _text_problems(f"transcript {number}", transcript)
+        reasons += answer_problems(f"transcript {number}", transcript)
     if row.get("response") is not None:
-        reasons += _text_problems("'response'", row["response"])
+        reasons += answer_problems("'response'", row["response"])
     return reasons
-
-
-def _text_problems(name: str, text: Any) -> list[str]:
-    if not isinstance(text, str):
-        return [f"{name} must be a string, found {text!r}"]
-    if not text.strip():
-        return [f"{name} is empty"]
-    if AUDIO_PLACEHOLDER in text:
-        return [f"{name} holds {AUDIO_PLACEHOLDER}, which stands for a recording; it may stand in 'text' only"]
-    return []
-
-
-@dataclass(frozen=True)
-class AnswerLogits:
-    """
-    Logits at the positions before each answer token of a batch, rows one after the other.
-
-    Attributes:
-        logits: `(answer_tokens, vocab_size)`.
-        targets: the answer tokens themselves, the end of the turn included, `(answer_tokens,)`.
-        counts: how many of them each row has.
-    """
-
-    logits: torch.Tensor
-    targets: torch.Tensor
-    counts: list[int]
-
-
-def answer_logits(model: nn.Module, batch: dict[str, Any], **kwargs: Any) -> AnswerLogits:
-    """
-    Run a model on a batch, and its head on the answer positions alone.
-
-    Args:
-        model: an [`AudioLlmForConditionalGeneration`], or a wrapper of one for distributed training.
-        batch: as [`AudioLlmCollator`] makes it, `labels` included.
-        kwargs: further ones of the model, such as `adapter_names`.
-    """
-    labels = batch["labels"]
-    next_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
-    is_answer = next_labels != IGNORED_LABEL
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
-    logits = model(**inputs, logits_to_keep=is_answer, use_cache=False, **kwargs).logits
-    return AnswerLogits(logits, next_labels[is_answer], is_answer.sum(dim=1).tolist())
-
-
-@contextmanager
-def without_learning(model: nn.Module) -> Iterator[None]:
-    """Turn gradients and dropout off, as for a teacher or a reference."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
 
 
 # ------------------------------------------------------------------------------------------------ the teacher's answers
@@ -274,7 +193,7 @@ def _answer_key(*of: Any) -> str:
 
 
 def _greedy_answers(model, processor, conversations: list[Any], max_new_tokens: int) -> list[tuple[str, bool]]:
-    """Return the base's answer to each conversation, and whether it came to its end."""
+    """The base's answer to each conversation, and whether it came to its end."""
     inputs = processor.apply_chat_template(conversations, tokenize=True, add_generation_prompt=True).to(model.device)
     with without_learning(model):
         output = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
@@ -349,7 +268,7 @@ def distillation_loss(student: torch.Tensor, teacher: torch.Tensor, temperature:
     return temperature**2 * nn.functional.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
 
 
-class DistillTrainer(AudioLlmTrainer):
+class DistillTrainer(AnswerTrainer):
     """
     Trains projector and LoRA towards the base's own distribution at every answer token, the end of the turn included.
 
@@ -361,11 +280,9 @@ class DistillTrainer(AudioLlmTrainer):
     def __init__(self, *args, distillation: DistillArguments, **kwargs):
         super().__init__(*args, **kwargs)
         self.distillation = distillation
-        #: Sums and counts of each metric since it was last logged, in training and in evaluation.
-        self._figures: dict[str, dict[str, torch.Tensor]] = {"train": {}, "eval": {}}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Return the mixture of both losses per answer token; logs `distillation` and `cross_entropy` as they are."""
+        """The mixture of both losses per answer token; logs `distillation` and `cross_entropy` as they are."""
         teacher_batch = {n.removeprefix("teacher_"): v for n, v in inputs.items() if n.startswith("teacher_")}
         batch = {name: value for name, value in inputs.items() if not name.startswith("teacher_")}
         with without_learning(model):
@@ -378,52 +295,6 @@ class DistillTrainer(AudioLlmTrainer):
         weight = self.distillation.distill_weight
         loss = self.normalised(weight * distillation + (1 - weight) * cross_entropy, count, num_items_in_batch)
         return (loss, {}) if return_outputs else loss
-
-    def record(self, count: int, **sums: torch.Tensor) -> None:
-        """
-        Keep metrics for the next log, which shows their means.
-
-        Args:
-            count: how many items the sums are over; the same for all of one call.
-            sums: by name.
-        """
-        figures = self._figures["train" if self.model.training else "eval"]
-        for name, total in sums.items():
-            sum_and_count = torch.stack([total.detach().float(), total.new_tensor(count, dtype=torch.float32)])
-            figures[name] = figures[name] + sum_and_count if name in figures else sum_and_count
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log as the Trainer does, with the means of what was recorded."""
-        names = [name for name in logs if name == "loss" or (name.startswith("eval") and name.endswith("_loss"))]
-        if names:
-            mode = "train" if names[0] == "loss" else "eval"
-            figures, self._figures[mode] = self._figures[mode], {}
-            for name, sum_and_count in figures.items():
-                total, count = self.accelerator.reduce(sum_and_count, "sum").tolist()
-                logs[names[0].removesuffix("loss") + name] = total / count
-        super().log(logs, start_time)
-
-    def normalised(self, total: torch.Tensor, count: int, num_items_in_batch: Any) -> torch.Tensor:
-        """
-        Return a sum over this batch as its share of the mean over all batches of a step.
-
-        Args:
-            total: the sum, a scalar.
-            count: items in this batch, which it is divided by where the step's count is not known (evaluation).
-            num_items_in_batch: items in the whole step, on all devices, as the Trainer counts them.
-        """
-        if num_items_in_batch is None:
-            return total / count
-        # As in Trainer.compute_loss: gradients are averaged over devices, but the count is that of all of them.
-        scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        return total * scale / num_items_in_batch
-
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Return the loss alone; logits of all positions are never made."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss, _ = self.compute_loss(model, inputs, return_outputs=True)
-        return loss.detach(), None, None
 
 
 def build_trainer(
@@ -438,7 +309,7 @@ def build_trainer(
     augmentation: Callable[[dict], dict] | None = None,
 ) -> DistillTrainer:
     """
-    Return the trainer of this stage; the teacher first writes what responses are missing, into the output folder.
+    The trainer of this stage; the teacher first writes what responses are missing, into the output folder.
 
     Args:
         model, processor: a pair that belongs together; the model is trained in place.

@@ -22,6 +22,8 @@ FSDP_VARIABLE, FSDP_VERSION_VARIABLE = "ACCELERATE_USE_FSDP", "FSDP_VERSION"
 EFFICIENT_LOADING_VARIABLE = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 DEEPSPEED_VARIABLE, ZERO_STAGE_VARIABLE = "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_DEEPSPEED_ZERO_STAGE"
 FSDP_VERSION = 2
+#: Align reads the projector outside of any forward; prefer runs the model before it is sharded.
+UNSHARDED_STAGES = ("align", "prefer")
 MAX_ZERO_STAGE = 2
 AUDIO_TOWER = "model.audio_tower"
 
@@ -43,7 +45,7 @@ def check_distributed(arguments: TrainingArguments, stage: str | None = None) ->
         chosen = arguments.fsdp_plugin_args or {}
         version = int(chosen.get("fsdp_version", os.environ.get(FSDP_VERSION_VARIABLE, "1")))
         loads_once = str(chosen.get("cpu_ram_efficient_loading", os.environ.get(EFFICIENT_LOADING_VARIABLE, "false")))
-        if stage == "align":  # which reads the projector outside of any forward
+        if stage in UNSHARDED_STAGES:
             raise ValueError(
                 f"--stage {stage} is not sharded by FSDP. Run it under DDP (training/distributed/ddp.yaml)."
             )

@@ -6,7 +6,7 @@
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from audiollm.publishing.card import CardError
 from torch.utils.data import ConcatDataset
 from transformers import TrainerCallback
 
-from . import distill
+from . import distill, prefer
 from .align import Alignment, align
 from .align_stage import AlignArguments, TranscribedClips
 from .arguments import (
@@ -43,6 +43,7 @@ from .encoding import ExampleEncoder
 from .evaluating import EvaluationError, early_stopping, listening_evaluation
 from .instruct import InstructData, build_instruct, open_training_data, read_instruct
 from .packing import pack_batch, uses_flash
+from .prefer import PreferArguments
 from .preparing import Prepared, prepare
 from .read import build_read, read_read, save_bank
 from .run_record import RunClock, describe_drift, drift, record_run, text_logits
@@ -56,36 +57,48 @@ DISK_ADVICE = "checkpoints that are whole stay: make room, and the same command 
 
 
 def read_distill(data_arguments: DataArguments, own_arguments: DistillArguments | None):
-    """Return examples of prompt, audio and transcript, and held-out ones where there are any."""
+    """Return examples of prompt, audio and transcript, and held-out ones."""
     own = own_arguments or DistillArguments()
-    train, held_out = (
-        None
-        if path is None
-        else distill.read_distill_examples(path, data_arguments.audio_dir, own.response_is_transcript)
-        for path in (data_arguments.data_path[0], data_arguments.eval_data_path)
-    )
-    return train, held_out
+    return read_both(data_arguments, distill.read_distill_examples, own.response_is_transcript)
 
 
-def build_distill(prepared: Prepared, examples, held_out, training_arguments, own_arguments, **common):
-    """Return the Trainer of projector and LoRA, by the base's own distribution."""
-    return distill.build_trainer(
-        prepared.model,
-        prepared.processor,
-        examples,
-        prepared.cache,
-        training_arguments,
-        own_arguments or DistillArguments(),
-        eval_examples=held_out,
-        **common,
-    )
+def read_prefer(data_arguments: DataArguments, own_arguments: PreferArguments | None):
+    """Return examples of prompt, audio, and two answers, and held-out ones."""
+    return read_both(data_arguments, prefer.read_preference_examples)
+
+
+def read_both(data_arguments: DataArguments, read: Callable[..., Sequence[Any]], *options: Any):
+    """Return examples of the one file to train on, and of the held-out one, if there is one."""
+    held_out = data_arguments.eval_data_path
+    paths = [data_arguments.data_path[0], *([] if held_out is None else [held_out])]
+    examples = [read(path, data_arguments.audio_dir, *options) for path in paths]
+    return examples[0], examples[1] if len(examples) > 1 else None
+
+
+def build_with(build_trainer: Callable[..., Any], arguments_type: type) -> Callable[..., Any]:
+    """Return the builder of a stage whose examples are rows of a file."""
+
+    def build(prepared: Prepared, examples, held_out, training_arguments, own_arguments, **common):
+        return build_trainer(
+            prepared.model,
+            prepared.processor,
+            examples,
+            prepared.cache,
+            training_arguments,
+            own_arguments or arguments_type(),
+            eval_examples=held_out,
+            **common,
+        )
+
+    return build
 
 
 #: How each stage reads its rows and builds its Trainer.
 LANGUAGE_MODEL_STAGES: dict[str, tuple[Any, Any]] = {
     "instruct": (read_instruct, build_instruct),
     "read": (read_read, build_read),
-    "distill": (read_distill, build_distill),
+    "distill": (read_distill, build_with(distill.build_trainer, DistillArguments)),
+    "prefer": (read_prefer, build_with(prefer.build_trainer, PreferArguments)),
 }
 
 
@@ -167,9 +180,10 @@ def train(
         trainer.add_callback(choice)
     if prepared.cache is not None and training_arguments.should_save:
         print(prepared.cache.describe())
-    trainer.more_metrics = listening_evaluation(
-        training_arguments, trainer.eval_dataset, prepared.processor, prepared.cache
-    )
+    if stage != "prefer":  # whose rows have no one answer to score
+        trainer.more_metrics = listening_evaluation(
+            training_arguments, trainer.eval_dataset, prepared.processor, prepared.cache
+        )
     # Under FSDP the model is in pieces afterwards.
     before = None if trainer.is_fsdp_enabled else text_logits(prepared.model, prepared.processor.tokenizer)
     resume = training_arguments.resume_from_checkpoint or last_complete_checkpoint(training_arguments.output_dir)

@@ -258,14 +258,12 @@ def test_broken_scores_are_named(content: str, message: str, checkpoint: Path, t
 
 
 def test_runs_stand_in_the_order_in_which_they_were_made(checkpoint: Path, tmp_path: Path) -> None:
-    add_run(
-        tmp_path / "next", {**RUN, "stage": "distill", "command": "audiollm train --stage distill"}, str(checkpoint)
-    )
+    add_run(tmp_path / "next", {**RUN, "stage": "prefer", "command": "audiollm train --stage prefer"}, str(checkpoint))
     (tmp_path / "next" / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
     (tmp_path / "next" / "model.safetensors").write_bytes((checkpoint / "model.safetensors").read_bytes())
-    assert [run["stage"] for run in read_record(tmp_path / "next")["runs"]] == ["instruct", "distill"]
+    assert [run["stage"] for run in read_record(tmp_path / "next")["runs"]] == ["instruct", "prefer"]
     text = write_card(tmp_path / "next").text
-    assert text.index("### 1. Instruct") < text.index("### 2. Distill") < text.index("--stage distill")
+    assert text.index("### 1. Instruct") < text.index("### 2. Prefer") < text.index("--stage prefer")
 
 
 def test_commands_are_shown_without_secrets_and_places(tmp_path: Path, monkeypatch) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from audiollm import AudioLlmConfig, AudioLlmProcessor
+from audiollm.corpora.audio_rows import read_audio_rows
 from audiollm.corpora.examples import ExamplesError, read_examples
 from audiollm.corpora.rows import RowError, RowReader
 from audiollm.corpora.sources import Examples, parse_source
@@ -18,7 +19,6 @@ from audiollm.processing import AudioError, ConversationError, load_waveform
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER, IGNORED_LABEL
 from audiollm.training.command_line import parse_arguments, read_recipe
 from audiollm.training.dataset import AudioLlmCollator
-from audiollm.training.distill import read_distill_examples
 from audiollm.training.encoding import build_dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -261,7 +261,7 @@ def test_labels_are_the_answer_and_nothing_else(tiny_processor, corpus: Path, ro
 
 # ---- rows of data ----------------------------------------------------------------------------------------------------
 
-FIELDS = ("text", "audio_paths", "response", "messages", "audio", "transcripts", "extra")
+FIELDS = ("text", "audio_paths", "response", "messages", "audio", "transcripts", "chosen", "rejected", "extra")
 ROWS = st.one_of(JSON_VALUES, st.dictionaries(st.sampled_from(FIELDS), JSON_VALUES, max_size=4))
 
 
@@ -274,8 +274,8 @@ def test_any_rows_are_read_or_refused_by_number(corpus: Path, rows: list[Any], e
     places = {"", *(f"line {index + 1}" if ending == ".jsonl" else f"row {index}" for index in range(len(rows)))}
     for read in (
         lambda: read_examples(path, corpus),
-        lambda: read_distill_examples(path, corpus),
-        lambda: read_distill_examples(rows, corpus, response_is_transcript=True),
+        lambda: read_audio_rows(path, corpus, ("chosen", "rejected")),
+        lambda: read_audio_rows(rows, corpus, ("response",), ("transcripts",)),
     ):
         try:
             read()

@@ -5,7 +5,7 @@ from pathlib import Path
 from small_corpus import example_rows, write_rows
 
 #: Stages that the language model takes part in.
-LANGUAGE_MODEL_STAGES = ("instruct", "distill")
+LANGUAGE_MODEL_STAGES = ("instruct", "distill", "prefer")
 
 
 def stage_data(stage: str, names: list[str], folder: Path) -> str:
@@ -13,6 +13,11 @@ def stage_data(stage: str, names: list[str], folder: Path) -> str:
     rows = [row for row in example_rows(names) if isinstance(row.get("audio_paths"), str)]
     if stage == "distill":
         rows = [{**row, "transcripts": row["response"]} for row in rows]
+    elif stage == "prefer":
+        rows = [
+            {"text": row["text"], "audio_paths": row["audio_paths"], "chosen": row["response"], "rejected": "no"}
+            for row in rows
+        ]
     folder.mkdir(parents=True, exist_ok=True)
     return write_rows(folder / f"{stage}.json", rows)
 

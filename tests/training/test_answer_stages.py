@@ -1,4 +1,4 @@
-"""Distillation over two processes: the same run as one process with twice the batch, and it goes on."""
+"""Distillation and preferences over two processes: the same run as one process with twice the batch, and it goes on."""
 
 import json
 import shutil
@@ -30,13 +30,16 @@ def checkpoint(tmp_path_factory, tiny_bases, corpus) -> str:
     return str(folder)
 
 
-def options(checkpoint: str, corpus, features: Path, folder: Path) -> list[str]:
+def options(stage: str, checkpoint: str, corpus, features: Path, folder: Path) -> list[str]:
     rows = []
     for name, answer in zip(corpus.names, ANSWERS):
-        rows.append({"text": "<audio>?", "audio_paths": name, "transcripts": answer, "response": f"{answer}."})
-    data = write_rows(folder / "distill.json", rows)
+        said = {"chosen": answer, "rejected": "never"}
+        if stage == "distill":
+            said = {"transcripts": answer, "response": f"{answer}."}
+        rows.append({"text": "<audio>?", "audio_paths": name, **said})
+    data = write_rows(folder / f"{stage}.json", rows)
     return (
-        f"--stage distill --model_path {checkpoint} --data_path {data} --audio_dir {corpus.audio_dir} "
+        f"--stage {stage} --model_path {checkpoint} --data_path {data} --audio_dir {corpus.audio_dir} "
         f"--feature_cache {features} --max_steps {NUM_STEPS} --save_steps {SAVED_STEP} --logging_steps 1 "
         "--learning_rate 0.003 --lr_scheduler_type constant --warmup_steps 0 "
         "--train_sampling_strategy sequential --disable_tqdm True --use_cpu True"
@@ -44,9 +47,11 @@ def options(checkpoint: str, corpus, features: Path, folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", ["ddp_cpu.yaml", "fsdp2.yaml"])
-def test_two_processes_train_as_one(config, checkpoint, corpus, shared_features, tmp_path) -> None:
-    given = options(checkpoint, corpus, shared_features, tmp_path)
+@pytest.mark.parametrize(
+    ("stage", "config"), [("distill", "ddp_cpu.yaml"), ("distill", "fsdp2.yaml"), ("prefer", "ddp_cpu.yaml")]
+)
+def test_two_processes_train_as_one(stage, config, checkpoint, corpus, shared_features, tmp_path) -> None:
+    given = options(stage, checkpoint, corpus, shared_features, tmp_path)
     alone, folder = tmp_path / "alone", tmp_path / "two"
     start(TRAIN[1:], [*given, "--batch_size", "4", "--output_dir", str(alone)])
     command = [*accelerate(config), *TRAIN]
@@ -62,8 +67,8 @@ def test_two_processes_train_as_one(config, checkpoint, corpus, shared_features,
     history, expected = (
         json.loads((path / "trainer_state.json").read_text())["log_history"][NUM_STEPS - 1] for path in (folder, alone)
     )
-    figures = [name for name in expected if name.startswith(("distillation", "cross_entropy"))]
-    assert len(figures) == 2
+    figures = [name for name in expected if name.startswith(("rewards", "logps", "distillation", "cross_entropy"))]
+    assert len(figures) in (2, 6)
     assert [history[name] for name in figures] == pytest.approx([expected[name] for name in figures], abs=1e-2)
     assert list(AudioLlmForConditionalGeneration.from_pretrained(folder).config.lora_adapters) == ["speech"]
 

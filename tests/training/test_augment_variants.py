@@ -245,6 +245,7 @@ def test_the_warm_start_hears_nothing_in_recordings_without_speech(options, tmp_
         ("--speed 0.9 1.1 --feature_cache off", "--speed without a feature cache"),
         ("--gain_db 0 1 --trainable all", "--gain_db without a feature cache"),
         ("--gain_db 0 1 --streaming --max_steps 2", "--gain_db with --streaming"),
+        ("--gain_db 0 1 --stage prefer", "--stage prefer cannot have --gain_db"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(options, tmp_path: Path, extra: str, message: str) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from audiollm.corpora.examples import ExamplesError
+from audiollm.training.answer_trainer import answer_logits
 from audiollm.training.arguments import AudioLlmTrainingArguments, TrainingError
 from audiollm.training.distill import (
     TEACHER_ANSWERS_FILE,
     DistillArguments,
     DistillCollator,
-    answer_logits,
     build_distill_dataset,
     build_trainer,
     distillation_loss,

@@ -407,7 +407,7 @@ def test_tables_stream_too(options, corpus, tmp_path) -> None:
         ("--streaming --max_steps 1 --max_tokens_per_batch 9", "a batch budget with --streaming"),
         ("--max_tokens_per_batch 0", "--max_tokens_per_batch is 0"),
         ("--max_audio_seconds_per_batch -1", "--max_audio_seconds_per_batch is -1"),
-        ("--stage distill --max_tokens_per_batch 9", "--stage distill cannot have a batch budget"),
+        ("--stage prefer --max_tokens_per_batch 9", "--stage prefer cannot have a batch budget"),
     ],
 )
 def test_contradictions_are_refused(options_given: str, reason: str, tmp_path) -> None:

@@ -42,7 +42,7 @@ def test_a_packed_run_is_the_padded_one(options, tmp_path, monkeypatch, extra: s
             assert_close(found[name], value, rtol=1e-2, atol=1e-3, msg=name)
 
 
-@pytest.mark.parametrize("stage", ["align", "distill"])
+@pytest.mark.parametrize("stage", ["align", "distill", "prefer"])
 def test_other_stages_refuse_it(options, stage: str, capsys) -> None:
     with pytest.raises(SystemExit) as caught:
         main([*options, "--stage", stage, "--packing"])

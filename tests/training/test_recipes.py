@@ -37,7 +37,7 @@ def aligned(tmp_path_factory, tiny_bases, corpus, shared_features) -> Path:
     return folder / "align"
 
 
-@pytest.mark.parametrize("stage", ["instruct", "distill"])
+@pytest.mark.parametrize("stage", ["instruct", "distill", "prefer"])
 def test_each_recipe_runs_from_the_aligned_checkpoint(
     stage: str, aligned, tiny_bases, corpus, shared_features, tmp_path, capsys
 ) -> None:
@@ -51,7 +51,7 @@ def test_each_recipe_runs_from_the_aligned_checkpoint(
     before, after = (AudioLlmForConditionalGeneration.from_pretrained(path) for path in (aligned, tmp_path / stage))
     changed = {n for n in after.trainable_names() if not torch.equal(before.get_parameter(n), after.get_parameter(n))}
     assert any(".lora_B." in name for name in changed)
-    assert any("multi_modal_projector" in name for name in changed)
+    assert any("multi_modal_projector" in name for name in changed) == (stage != "prefer")
 
 
 def test_the_aligned_checkpoint_is_whole(aligned, tiny_bases) -> None:
@@ -82,12 +82,10 @@ def test_a_stage_alone_takes_its_shipped_recipe() -> None:
 
 
 def test_a_recipe_may_be_a_file_of_ones_own(tmp_path) -> None:
-    text = (
-        "stage: distill\ndata_path: pairs.json\ntemperature: 0.5\nbf16: true\nlearning_rate: 1e-4\nreport_to: [none]\n"
-    )
+    text = "stage: prefer\ndata_path: pairs.json\nbeta: 0.5\nbf16: true\nlearning_rate: 1e-4\nreport_to: [none]\n"
     recipe = write(tmp_path / "mine.yaml", text)
-    _, data, training, stage, distill = parse_arguments(["--config", recipe])
-    assert (data.data_path, stage.stage, distill.temperature) == (["pairs.json"], "distill", 0.5)
+    _, data, training, stage, prefer = parse_arguments(["--config", recipe])
+    assert (data.data_path, stage.stage, prefer.beta) == (["pairs.json"], "prefer", 0.5)
     assert training.bf16 is True and training.learning_rate == 1e-4
     assert training.per_device_train_batch_size == 8  # what the shipped recipe says plays no part
     assert stage.config == recipe
@@ -124,11 +122,11 @@ def test_the_command_line_comes_after_the_recipe(tmp_path, text: str, given: lis
             [],
             "there is no option --learning_rates=1 --batchsize=2 in stage instruct",
         ),
-        ("temperature: 0.1", [], "there is no option --temperature=0.1 in stage instruct"),
+        ("beta: 0.1", [], "there is no option --beta=0.1 in stage instruct"),
         ("- batch_size", [], "must be a mapping of option names to values"),
         ("batch_size: [", [], "cannot be read"),
         ("stage: align", ["--stage", "instruct"], "--stage instruct contradicts the recipe"),
-        ("stage: sft", [], "--stage is 'sft'; expected one of align, read, instruct, distill"),
+        ("stage: sft", [], "--stage is 'sft'; expected one of align, read, instruct, distill, prefer"),
         ("batch_size: many", [], "invalid int value: 'many'"),
     ],
 )
@@ -148,10 +146,12 @@ def test_a_recipe_that_is_not_there_is_refused(capsys) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--data_path", "x", "--config", "alignn"])
     assert "there is no recipe 'alignn'" in str(caught.value.code)
-    assert "align, distill, instruct, read" in str(caught.value.code)
+    assert "align, distill, instruct, prefer, read" in str(caught.value.code)
 
 
-@pytest.mark.parametrize(("stage", "option"), [("instruct", "--temperature"), ("align", "--distill_weight")])
+@pytest.mark.parametrize(
+    ("stage", "option"), [("instruct", "--beta"), ("prefer", "--temperature"), ("align", "--distill_weight")]
+)
 def test_options_of_another_stage_are_refused(stage: str, option: str) -> None:
     with pytest.raises(ValueError, match=f"there is no option {option} 1 in stage {stage}"):
         parse_arguments(["--data_path", "x", "--stage", stage, option, "1"])

@@ -23,7 +23,7 @@ from small_corpus import example_rows, write_rows
 from stage_runs import stage_options
 from transformers import AutoModelForCausalLM, TrainerCallback, TrainingArguments
 
-STAGES = ("align", "instruct", "distill")
+STAGES = ("align", "instruct", "distill", "prefer")
 PATIENCE_S = 90
 
 
@@ -255,6 +255,9 @@ def test_the_normaliser_of_transcripts_is_the_one_asked_for(options, tmp_path) -
         ),
         ("distill", "--trainable=adapter+llm", "--stage distill cannot have --trainable adapter+llm"),
         ("distill", "--temperature=0", "--temperature is 0.0"),
+        ("prefer", "--trainable=projector", "--stage prefer cannot have --trainable projector"),
+        ("prefer", "--augment", "--stage prefer cannot have --augment"),
+        ("prefer", "--beta=0", "--beta is 0.0"),
     ],
 )
 def test_what_a_stage_cannot_do_is_refused_before_any_work(options, capsys, stage, extra: str, message: str) -> None:

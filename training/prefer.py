@@ -1,0 +1,254 @@
+"""
+Preferences: direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290) on pairs of answers about audio.
+
+The reference is the adapter as the stage finds it. Its log-probabilities of all answers are computed once, before
+training, so there is no second model. Only LoRA trains: a few hundred opinions about answers cannot spoil what hours of
+speech have taught the projector.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import datasets
+import torch
+from accelerate.utils import gather_object
+from audiollm.corpora.audio_rows import read_audio_rows
+from audiollm.corpora.examples import Example
+from audiollm.processing import AudioLlmProcessor
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+
+from .answer_trainer import AnswerTrainer, answer_logits, without_learning
+from .arguments import AudioLlmTrainingArguments, set_trainable
+from .dataset import AudioLlmCollator, build_dataset
+from .feature_cache import FeatureCache, FeatureStore
+
+ANSWERS = ("chosen", "rejected")
+
+
+@dataclass
+class PreferArguments:
+    """Options of stage prefer."""
+
+    _argument_group_name = "stage prefer"
+
+    beta: float = field(
+        default=0.1,
+        metadata={"help": "Strength of the pull towards the reference: the higher, the closer the model stays to it."},
+    )
+
+    def __post_init__(self):
+        if not self.beta > 0:
+            raise ValueError(f"--beta is {self.beta}; expected a number above 0.")
+
+
+@dataclass(frozen=True)
+class PreferenceExample:
+    """A prompt about recordings, with the answer that is wanted and one that is not."""
+
+    text: str  # holds one `<audio>` per recording
+    audio_paths: tuple[str, ...]
+    chosen: str
+    rejected: str
+    index: int = 0  # place in the file it came from, counting from 0
+
+
+def read_preference_examples(source: Any, audio_dir: str | os.PathLike[str] | None = None) -> list[PreferenceExample]:
+    """
+    Read rows `{"text", "audio_paths", "chosen", "rejected"}`.
+
+    Args:
+        source: a JSON list, JSON Lines, or the rows themselves.
+        audio_dir: folder that relative audio paths start from; the file's own by default.
+
+    Raises:
+        FileNotFoundError: no such file or folder.
+        ExamplesError: rows are malformed, or chosen and rejected are the same; all are listed, by index.
+    """
+    rows = read_audio_rows(source, audio_dir, ANSWERS, problems_of=_problems)
+    return [
+        PreferenceExample(row.text, row.audio_paths, row.fields["chosen"], row.fields["rejected"], row.index)
+        for row in rows
+    ]
+
+
+def _problems(row: dict[str, Any]) -> list[str]:
+    if row["chosen"].strip() == row["rejected"].strip():
+        return ["'chosen' and 'rejected' are the same: there is nothing to prefer"]
+    return []
+
+
+def build_preference_dataset(
+    examples: Sequence[PreferenceExample],
+    processor: AudioLlmProcessor,
+    cache: FeatureCache | None,
+    progress: bool = True,
+) -> datasets.Dataset:
+    """
+    Return `input_ids` and `labels` of both answers of each pair, as `chosen_…` and `rejected_…`.
+
+    Beside them are `audio`, and `length` and `audio_frames` of both rows together.
+
+    Raises:
+        ExamplesError: a recording cannot be used, or an example cannot be shown as a conversation; all are listed.
+    """
+    chosen, rejected = (
+        build_dataset(
+            [Example(each.text, each.audio_paths, getattr(each, answer), each.index) for each in examples],
+            processor,
+            cache,
+            progress=progress and answer == "chosen",
+        )
+        for answer in ANSWERS
+    )
+    pairs = chosen.select_columns(["audio"])
+    for answer, rows in zip(ANSWERS, (chosen, rejected)):
+        for column in ("input_ids", "labels"):
+            pairs = pairs.add_column(f"{answer}_{column}", rows[column][:])
+    pairs = pairs.add_column("length", [sum(pair) for pair in zip(chosen["length"], rejected["length"])])
+    return pairs.add_column("audio_frames", [2 * frames for frames in chosen["audio_frames"]])
+
+
+@dataclass
+class PreferenceCollator:
+    """Pads rows of [`build_preference_dataset`] as one batch of twice as many rows."""
+
+    processor: AudioLlmProcessor
+    cache: FeatureStore | None = None
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Return the batch of [`AudioLlmCollator`]: the chosen answer of every pair, then the rejected one of every pair."""
+        both = [
+            {"input_ids": row[f"{answer}_input_ids"], "labels": row[f"{answer}_labels"], "audio": row["audio"]}
+            for answer in ANSWERS
+            for row in rows
+        ]
+        batch = AudioLlmCollator(self.processor, self.cache)(both)
+        if "chosen_reference" in rows[0]:
+            batch["reference"] = torch.tensor([row[f"{answer}_reference"] for answer in ANSWERS for row in rows])
+        return batch
+
+
+def answer_log_probabilities(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+    """Return the log-probability of each row's answer, end of turn included, `(rows,)`."""
+    said = answer_logits(model, {name: value for name, value in batch.items() if name != "reference"})
+    per_token = -nn.functional.cross_entropy(said.logits.float(), said.targets, reduction="none")
+    return torch.stack([part.sum() for part in per_token.split(said.counts)])
+
+
+class PreferTrainer(AnswerTrainer):
+    """
+    Trains LoRA by DPO; the model as it is at the start is the reference.
+
+    Logs `rewards/chosen`, `rewards/rejected`, `rewards/margins`, `rewards/accuracies`, and the policy's own
+    log-probabilities `logps/chosen` and `logps/rejected`. A run resumes exactly from a checkpoint if it starts from the
+    same model as before.
+
+    Args:
+        beta: see [`PreferArguments`].
+        args, kwargs: the Trainer's.
+    """
+
+    def __init__(self, *args, beta: float, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.beta = beta
+        self.train_dataset = self.with_reference(self.train_dataset)
+        if self.eval_dataset is not None:
+            self.eval_dataset = self.with_reference(self.eval_dataset)
+
+    def with_reference(self, pairs: Any) -> datasets.Dataset:
+        """Return rows with the log-probabilities of the model as it is, in `chosen_reference` and `rejected_reference`."""
+        rank, ranks, size = self.args.process_index, self.args.world_size, self.args.per_device_eval_batch_size
+        collate: Any = self.data_collator
+        found: list[tuple[int, list[float]]] = []
+        share = range(rank, len(pairs), ranks)
+        bar = tqdm(range(0, len(share), size), desc="Reference", disable=self.args.disable_tqdm)
+        with without_learning(self.model), self.compute_loss_context_manager():
+            for start in bar:
+                chosen = list(share[start : start + size])
+                batch: Any = self._prepare_inputs(collate([pairs[index] for index in chosen]))
+                both = answer_log_probabilities(self.model, batch).view(2, -1)
+                found += zip(chosen, both.T.tolist())
+        values = dict(gather_object(found) if ranks > 1 else found)
+        for place, answer in enumerate(ANSWERS):
+            pairs = pairs.add_column(f"{answer}_reference", [values[index][place] for index in range(len(pairs))])
+        return pairs
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """Count pairs instead of tokens: each counts alike, however its batch was cut."""
+        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not samples:
+            return samples, None
+        pairs = torch.tensor(sum(len(batch["labels"]) // 2 for batch in samples), device=device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            pairs = self.accelerator.gather(pairs).sum()
+        return samples, pairs
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Return the loss per pair, and record the metrics to log."""
+        policy = answer_log_probabilities(model, inputs)
+        pairs = len(policy) // 2
+        rewards = self.beta * (policy - inputs["reference"].to(policy))
+        margins = rewards[:pairs] - rewards[pairs:]
+        self.record(
+            pairs,
+            rewards__chosen=rewards[:pairs].sum(),
+            rewards__rejected=rewards[pairs:].sum(),
+            rewards__margins=margins.sum(),
+            rewards__accuracies=(margins > 0).sum(),
+            logps__chosen=policy[:pairs].sum(),
+            logps__rejected=policy[pairs:].sum(),
+        )
+        loss = self.normalised(-nn.functional.logsigmoid(margins).sum(), pairs, num_items_in_batch)
+        return (loss, {}) if return_outputs else loss
+
+
+def build_trainer(
+    model,
+    processor: AudioLlmProcessor,
+    examples: Sequence[PreferenceExample],
+    cache: FeatureCache | None,
+    training_arguments: AudioLlmTrainingArguments,
+    prefer_arguments: PreferArguments,
+    callbacks: Sequence[TrainerCallback] = (),
+    eval_examples: Sequence[PreferenceExample] | None = None,
+) -> PreferTrainer:
+    """
+    Return the trainer of this stage.
+
+    Args:
+        model, processor: a pair that belongs together, the model after supervised training; it is trained in place.
+        examples, eval_examples: as [`read_preference_examples`] gives them.
+        cache: holds, or is given, the encoder's output; None to encode in every batch anew.
+
+    Raises:
+        ValueError: the model has no LoRA.
+    """
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    if not layers:
+        raise ValueError(
+            "The model has no LoRA, which is what preferences train. Start from one with lora_rank above 0."
+        )
+    set_trainable(model, "lora")
+    for layer in layers:  # dropout would be noise in every comparison with the reference
+        for name in layer.lora_dropout:
+            layer.lora_dropout[name] = nn.Identity()
+    progress = not training_arguments.disable_tqdm
+    train, held_out = (
+        None if some is None else build_preference_dataset(some, processor, cache, progress)
+        for some in (examples, eval_examples)
+    )
+    return PreferTrainer(
+        model=model,
+        args=training_arguments,
+        train_dataset=train,
+        eval_dataset=held_out,
+        data_collator=PreferenceCollator(processor, None if cache is None else cache.store),
+        processing_class=processor,
+        callbacks=list(callbacks),
+        beta=prefer_arguments.beta,
+    )
