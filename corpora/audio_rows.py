@@ -98,6 +98,3 @@ def _problems(row: Any, checker: RowChecker, required: Sequence[str], optional: 
     for name in required:
         reasons += [f"field {name!r} is missing"] if row.get(name) is None else answer_problems(repr(name), row[name])
     return reasons
-
-
-__all__ = ["AudioRow", "answer_problems", "as_list", "read_audio_rows"]

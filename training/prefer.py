@@ -24,7 +24,8 @@ from transformers import TrainerCallback
 
 from .answer_trainer import AnswerTrainer, answer_logits, without_learning
 from .arguments import AudioLlmTrainingArguments, set_trainable
-from .dataset import AudioLlmCollator, build_dataset
+from .dataset import AudioLlmCollator
+from .encoding import build_dataset
 from .feature_cache import FeatureCache, FeatureStore
 
 ANSWERS = ("chosen", "rejected")

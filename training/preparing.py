@@ -1,7 +1,7 @@
 """Start of every stage: model and processor, frozen but for what trains; the output folder; the cache."""
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmProcessor
