@@ -54,9 +54,12 @@ from audiollm.corpora.prompts import LICENCE_FILE, load_studio_prompts
 from audiollm.corpora.unseen import load_unseen_speech
 from audiollm.training.train import parse_arguments
 from audiollm.shipped_adapter import FOLDER
-from audiollm.evaluation import Convention, measure
+import audiollm.evaluation, evaluate
 
-assert measure("word_error", ["white paper"], ["Whitepaper"], Convention("leaderboard")).value == 0
+found = evaluate.load(audiollm.evaluation.METRIC, "word_error").compute(
+    predictions=["white paper"], references=["Whitepaper"], normaliser="leaderboard"
+)
+assert found["word_error"] == 0, found
 assert audiollm.AudioLlmConfig.from_pretrained(FOLDER).lora_adapters
 assert LICENCE_FILE.is_file() and len(load_unseen_speech()) == 10
 print(json.dumps({"file": audiollm.__file__, "version": audiollm.__version__, "prompts": len(load_studio_prompts())}))

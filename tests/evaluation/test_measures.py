@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import evaluate
 import numpy as np
 import pytest
 import sacrebleu
+from audiollm.evaluation import METRIC
 from audiollm.evaluation.measures import (
     MEASURES,
     Answer,
@@ -198,3 +200,12 @@ def test_a_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "kaldialign", None)
     with pytest.raises(ImportError, match=r'pip install "audiollm\[evaluation\]"'):
         measure("wer", ["a"], ["a"], Convention("leaderboard"))
+
+
+@pytest.mark.parametrize("references", [["Der Hund sah die Katze."], [["Der Hund sah die Katze.", "Ein Hund"]]])
+def test_the_library_evaluate_takes_any_of_them(references) -> None:
+    said = ["Der Hund sieht die Katze."]
+    metric = evaluate.load(METRIC, "bleu")
+    found = metric.compute(predictions=said, references=references, language="de")
+    assert found["bleu"] == measure("bleu", said, references, Convention(language="de")).value > 0
+    assert "tok:13a" in found["signature"]
