@@ -13,6 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 #: Rows times positions of one pass of the language model, and positions of one pass of its head.
 MAX_SCORED_POSITIONS, MAX_HEAD_POSITIONS = 8192, 512
+#: How many times as long as the shortest of a pass a text or tree may be.
+MOST_TIMES_LONGER = 1.5
 #: Attention that takes a mask of any shape; others get each text as a tree of its own, which is causal.
 TAKES_ANY_MASK = ("sdpa", "eager")
 
@@ -72,17 +74,27 @@ def text_logprobs(model, beginnings: Sequence[int], texts: Sequence[Sequence[Seq
             if not (as_trees and number):
                 trees.append(TokenTree([beginning]))
             trees[-1].add(text)
-    longest = max((len(tree.token_ids) for tree in trees), default=1)
-    step = max(1, MAX_SCORED_POSITIONS // longest)
-    scores: list[float] = []
-    for start in range(0, len(trees), step):
-        scores += _score(model, trees[start : start + step], as_trees)
-    found = iter(scores)
+    scores: dict[int, list[float]] = {}
+    for places in _alike([len(tree.token_ids) for tree in trees]):
+        scores |= zip(places, _score(model, [trees[place] for place in places], as_trees))
+    found = iter(one for place in range(len(trees)) for one in scores[place])
     return [[next(found) for _ in group] for group in texts]
 
 
-def _score(model, trees: Sequence[TokenTree], as_trees: bool) -> list[float]:
-    """Return the log-probability of each text of some trees, by one pass."""
+def _alike(sizes: Sequence[int]) -> list[list[int]]:
+    """Return the places of trees that are scored together: of like sizes, so that little is padding."""
+    passes: list[list[int]] = []
+    for place in sorted(range(len(sizes)), key=lambda place: sizes[place]):
+        fits = passes and (len(passes[-1]) + 1) * sizes[place] <= MAX_SCORED_POSITIONS
+        if fits and sizes[place] <= MOST_TIMES_LONGER * sizes[passes[-1][0]]:
+            passes[-1].append(place)
+        else:
+            passes.append([place])
+    return passes
+
+
+def _score(model, trees: Sequence[TokenTree], as_trees: bool) -> list[list[float]]:
+    """Return the log-probability of each text of each of some trees, by one pass."""
     device, sizes = model.device, [len(tree.token_ids) for tree in trees]
     input_ids = pad_sequence([torch.tensor(tree.token_ids) for tree in trees], batch_first=True)
     positions = pad_sequence([torch.tensor(tree.depths) for tree in trees], batch_first=True)
@@ -109,9 +121,8 @@ def _score(model, trees: Sequence[TokenTree], as_trees: bool) -> list[float]:
         logprobs.append(scores.gather(-1, target[:, None])[:, 0].cpu())
     of_nodes = torch.cat(logprobs).split([size - 1 for size in sizes])
     return [
-        float(each[torch.tensor(nodes, dtype=torch.long) - 1].sum())
+        [float(each[torch.tensor(nodes, dtype=torch.long) - 1].sum()) for nodes in tree.texts]
         for tree, each in zip(trees, of_nodes)
-        for nodes in tree.texts
     ]
 
 
