@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -29,6 +30,8 @@ ARGUMENTS = [
     "--use-fake-ui-for-media-stream",
 ]
 TIMEOUT_MS = 30_000
+#: How long an upload is waited for, the first time and again.
+RETRY_SECONDS = (10, 20, 30)
 SECONDS_PER_TOKEN = 0.02
 TOKENS, PHONE = 30, {"width": 390, "height": 844}
 #: Keeps every text that an answer has while it is written.
@@ -89,8 +92,12 @@ class Tab:
             "!document.querySelector('#question textarea').value && "
             "!document.querySelector('#question .thumbnail-item, #question .stop-button')"
         )
-        self.tab.locator("#question input[type=file]").first.set_input_files(path)
-        self.tab.wait_for_selector("#question .thumbnail-item")
+        for seconds in RETRY_SECONDS:  # a file that was refused just before may still hold the box
+            self.tab.locator("#question input[type=file]").first.set_input_files(path)
+            with suppress(playwright.TimeoutError):
+                self.tab.wait_for_selector("#question .thumbnail-item", timeout=1000 * seconds)
+                return
+        raise AssertionError(f"{path} was not attached.")
 
     def ask(self, text: str) -> None:
         self.tab.locator("#question textarea").fill(text)
