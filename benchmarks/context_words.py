@@ -1,0 +1,82 @@
+"""
+Measure what context words do: names found, names that were not said, and word error, without a list, with the right one
+(the names of all clips), and with one of names that nobody says.
+
+    python shipped_adapter/recipe/amazon_queen.py flight-of-the-amazon-queen_1.0.0-9_all.deb --output_dir data/amazon_queen
+    python benchmarks/context_words.py data/amazon_queen/new_roles.json
+"""
+
+import argparse
+import json
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import audiollm
+from audiollm.corpora.normalisers import normalize_english
+from audiollm.evaluation.word_error import score_word_error
+
+RESULTS = Path(__file__).parent / "results" / "context_words.json"
+SEED = 5
+SENTENCE_ENDS, WORD = re.compile(r'[.!?:;"]+|--'), re.compile(r"[A-Za-z][A-Za-z'-]*")
+NO_NAMES = {"i", "i'm", "i'll", "i've", "i'd"}
+#: Names that no clip says.
+WRONG = (
+    "Kowalski, Zanzibar, Philharmonic, Beatrix, Copenhagen, Mercutio, Tupperware, Ottawa, Guinevere, Bratislava, Cadillac, "
+    "Sokolov, Yokohama, Penelope, Barbarossa, Lufthansa, Hawthorne, Querétaro, Montgomery, Wolfgang"
+)
+
+
+def names_of(text: str) -> list[str]:
+    """Return the words that are capitalised within a sentence."""
+    words = [word for sentence in SENTENCE_ENDS.split(text) for word in WORD.findall(sentence)[1:]]
+    return [word for word in words if word[0].isupper() and word.lower() not in NO_NAMES and not word.isupper()]
+
+
+def has(text: str, name: str) -> bool:
+    """Return whether a text has all words of a name, both normalised."""
+    return set(normalize_english(name).split()) <= set(normalize_english(text).split())
+
+
+def measure(model: Any, clips: list[dict[str, Any]], context: list[str] | str, listed: list[str]) -> dict[str, Any]:
+    """Return the figures of one list."""
+    options: dict[str, Any] = {"context": context} if context else {}
+    texts = [one.text for one in model.transcribe([clip["audio"] for clip in clips], progress=True, **options)]
+    found = [has(text, name) for clip, text in zip(clips, texts) for name in clip["names"]]
+    wrong = [has(text, name) and not has(clip["text"], name) for clip, text in zip(clips, texts) for name in listed]
+    return {
+        "word_error": score_word_error([clip["text"] for clip in clips], texts).word_error,
+        "names_said": len(found),
+        "names_found": sum(found),
+        "names_not_said": sum(wrong),
+    }
+
+
+def main() -> None:
+    """Measures, prints and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="rows of audio_paths and response, as the recipe writes them")
+    parser.add_argument("--clips", type=int, default=100, help="with names, drawn once; default: %(default)s")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="default: %(default)s")
+    options = parser.parse_args()
+    rows = json.loads(options.data.read_text(encoding="utf-8"))
+    clips = [
+        {"audio": str(options.data.parent / row["audio_paths"]), "text": row["response"], "names": names}
+        for row in rows
+        if (names := names_of(row["response"]))
+    ]
+    random.Random(SEED).shuffle(clips)
+    clips = clips[: options.clips]
+    right = sorted({name for clip in clips for name in clip["names"]})
+    wrong = WRONG.split(", ")
+    model = audiollm.load()
+    result: dict[str, Any] = {"clips": len(clips), "right_list": right, "wrong_list": wrong}
+    for name, context, listed in (("no list", "", right), ("right list", right, right), ("wrong list", wrong, wrong)):
+        result[name] = measure(model, clips, context, listed)
+        print(name, result[name], flush=True)
+    options.output.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
