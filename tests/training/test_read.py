@@ -78,6 +78,7 @@ def test_it_learns_to_read_without_any_recording(run, aligned, tmp_path, capsys)
     )
 
 
+@pytest.mark.slow
 def test_what_is_learned_is_to_read_the_audio(real_bases, tmp_path) -> None:
     """Of a real language model, the loss falls, and a text behind another's audio costs far more."""
     sentences = [sentence for sentence in SENTENCES if len(sentence) < 25]
@@ -135,7 +136,7 @@ def test_a_rate_of_rows_instead_of_tokens(run) -> None:
     assert sorted(sizes) == [4, 5, 5, 5, 5]
 
 
-@pytest.mark.parametrize("where", ["texts alone", "with recordings"])
+@pytest.mark.parametrize("where", ["texts alone", pytest.param("with recordings", marks=pytest.mark.slow)])
 def test_killed_in_the_middle_and_started_again(run, corpus, tmp_path, capsys, where: str) -> None:
     options = ["--max_steps", "24", "--save_steps", "2", "--learning_rate", "0.005", "--max_tokens_per_batch", "1200"]
     if where == "with recordings":
