@@ -28,6 +28,8 @@ NUM_CTC_CANDIDATES = 32
 #: development clips, as is the weight of CTC's log-likelihood beside the language model's.
 TOKEN_BONUS = 1.5
 DEFAULT_CTC_WEIGHT = 2.0
+#: By so many nats, weighed, a text may be less likely to CTC than the likeliest and still be read by the language model.
+HOPELESS_NATS = 100.0
 #: Only a search that is greedy can be chosen from anew.
 ALLOWED_OPTIONS = {"do_sample": False, "num_beams": 1}
 
@@ -210,26 +212,43 @@ class CtcRescorer:
                 found[row].setdefault(one.text, one)
         candidates = [list(each.values()) for each in found]
         beginnings = input_ids.gather(1, attention_mask.long().argmax(dim=1, keepdim=True))[:, 0].tolist()
-        sentences = [[self._sentence(one) for one in each] for each in candidates]
-        language = text_logprobs(self.model, beginnings, sentences)
         scored = []
-        for texts, scores, tokens, logprobs in zip(candidates, heard, sentences, language):
+        for texts, scores in zip(candidates, heard):
             classes = [self.lexicon.encode(one.text) for one in texts]
-            ctc = ctc_log_likelihoods(scores, classes)
             scored.append(
                 [
                     replace(
                         one,
                         ctc_logprob=ctc_logprob,
                         num_pieces=len(said),
-                        lm_logprob=logprob,
-                        num_lm_tokens=len(ids),
                         num_context_pieces=0 if self.context is None else self.context.counted(said),
                     )
-                    for one, ctc_logprob, said, logprob, ids in zip(texts, ctc, classes, logprobs, tokens)
+                    for one, ctc_logprob, said in zip(texts, ctc_log_likelihoods(scores, classes), classes)
                 ]
             )
-        return scored
+        return self._with_language(beginnings, scored)
+
+    def _with_language(self, beginnings: list[int], rows: list[list[Candidate]]) -> list[list[Candidate]]:
+        """
+        Return the candidates with the language model's scores.
+
+        One that CTC finds hopeless, such as an answer that repeats itself up to its bound, is not read: its log-probability
+        is minus infinity. It may be longer than all others together.
+        """
+        lasting = []
+        for row in rows:
+            best = max(one.ctc_logprob for one in row)
+            lasting.append([self.ctc_weight * (best - one.ctc_logprob) <= HOPELESS_NATS for one in row])
+        sentences = [[self._sentence(one) for one in row] for row in rows]
+        read = [[ids for ids, lasts in zip(*each) if lasts] for each in zip(sentences, lasting)]
+        found = iter([one for each in text_logprobs(self.model, beginnings, read) for one in each])
+        return [
+            [
+                replace(one, lm_logprob=next(found) if lasts else -math.inf, num_lm_tokens=len(ids))
+                for one, ids, lasts in zip(*each)
+            ]
+            for each in zip(rows, sentences, lasting)
+        ]
 
     def _slot_log_probabilities(self, input_ids, encoded_audio, encoded_audio_lengths) -> list[torch.Tensor]:
         """CTC's log-probabilities of each row's slots, `(slots, 1 + pieces)`."""

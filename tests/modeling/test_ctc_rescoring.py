@@ -110,6 +110,13 @@ def test_scores_are_those_of_a_plain_forward_and_of_ctc_loss(model, tiny_process
         assert one.ctc_logprob == pytest.approx(-loss.item(), abs=1e-3)
 
 
+def test_texts_that_ctc_finds_hopeless_are_not_read(model, tiny_processor, clips) -> None:
+    inputs = inputs_of(model, tiny_processor, clips[:1])
+    (candidates,) = CtcRescorer(model, tiny_processor.tokenizer, MUCH).candidates(**inputs, bounds=[9])
+    best = max(one.ctc_logprob for one in candidates)
+    assert [math.isfinite(one.lm_logprob) for one in candidates] == [one.ctc_logprob == best for one in candidates]
+
+
 def test_several_passes_score_as_one(model, tiny_processor, clips, monkeypatch) -> None:
     rescorer = CtcRescorer(model, tiny_processor.tokenizer, 1.0)
     inputs = inputs_of(model, tiny_processor, clips)
