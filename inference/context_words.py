@@ -5,6 +5,7 @@ Shallow fusion with a trie of their word pieces (Zhao et al. 2019, Interspeech):
 text's score, and a word that is not completed loses what it was given.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ MAX_CONTEXT_BYTES = 1_000_000
 #: finds names unlikely. Chosen on clips of speakers whom the shipped adapter had never heard.
 SEARCH_BONUS, RESCORING_BONUS = 3.0, 12.0
 SEPARATORS = re.compile(r"[,;\n]")
+TEXT_SUFFIX = ".txt"
 #: Marks by which tokenizers begin a word.
 WORD_MARKS = ("\u0120", "\u2581", " ")
 
@@ -32,12 +34,14 @@ def read_context(given: str | Sequence[str]) -> tuple[str, ...]:
     Return the words and phrases of a list, of a text, or of a text file: between commas, semicolons or lines.
 
     Raises:
-        ValueError: there is no word, or too much text.
-        OSError: the file cannot be read.
+        ValueError: there is no word, or too much text; or the file is not there, or cannot be read.
     """
     if isinstance(given, str):
-        is_file = len(given) < 4096 and "\n" not in given and Path(given).expanduser().is_file()
-        text = _file_text(Path(given).expanduser()) if is_file else given
+        path = os.path.expanduser(given)
+        is_file = os.path.isfile(path)  # False for what cannot be a path, such as a long list
+        if not is_file and given.endswith(TEXT_SUFFIX) and not SEPARATORS.search(given):
+            raise ValueError(f"The context {given} is not there. Give a text file, or words between commas.")
+        text = _file_text(Path(path)) if is_file else given
     else:
         text = "\n".join(given)
     if len(text.encode()) > MAX_CONTEXT_BYTES:
@@ -50,13 +54,13 @@ def read_context(given: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _file_text(path: Path) -> str:
-    size = path.stat().st_size
-    if size > MAX_CONTEXT_BYTES:
-        raise ValueError(f"The context {path} has {size:,} bytes; expected at most {MAX_CONTEXT_BYTES:,}.")
     try:
+        size = path.stat().st_size
+        if size > MAX_CONTEXT_BYTES:
+            raise ValueError(f"The context {path} has {size:,} bytes; expected at most {MAX_CONTEXT_BYTES:,}.")
         return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"The context {path} is no text in UTF-8: {error}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"The context {path} cannot be read as text in UTF-8: {error}.") from error
 
 
 class ContextTrie:

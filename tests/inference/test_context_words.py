@@ -1,7 +1,6 @@
 """Context words: favoured where they are heard, taken back where they are not completed, and refused where they are none."""
 
 import itertools
-import math
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from audiollm.inference.ctc_search import ctc_log_likelihoods, prefix_beam_searc
 from audiollm.inference.loaded import AudioLlm
 from audiollm.inference.spoken_pieces import SpokenLexicon
 from audiollm.inference.transcribe import main
-from tiny_models import character_tokenizer, randomise_trainables
+from tiny_models import character_tokenizer, hearing_model
 
 LETTERS = " abn"
 RATE_HZ = 16_000
@@ -65,7 +64,14 @@ def test_lists_texts_and_files_are_read(given, tmp_path) -> None:
         assert read_context(str(tmp_path / "names.txt")) == ("Anderson", "Amazon Queen")
 
 
+def test_a_list_on_one_line_may_be_longer_than_a_file_name() -> None:
+    names = [f"name{number}" for number in range(60)]
+    assert read_context(", ".join(names)) == tuple(names)
+
+
 def test_what_is_no_context_is_refused(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"nmaes\.txt is not there"):
+        read_context("nmaes.txt")
     for empty in ("", " , \u2026", []):
         with pytest.raises(ValueError, match="no word"):
             read_context(empty)
@@ -83,18 +89,7 @@ def test_what_is_no_context_is_refused(tmp_path) -> None:
 
 @pytest.fixture(scope="module")
 def model(tiny_bases, tiny_processor) -> AudioLlmForConditionalGeneration:
-    """A tiny model with the readout of pieces, which hears letters."""
-    torch.manual_seed(0)
-    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
-        *tiny_bases, lora_rank=4, projector_readout="pieces"
-    )
-    randomise_trainables(model)
-    readout = model.model.multi_modal_projector.readout
-    with torch.no_grad():
-        readout.lexicon.fill_(False)
-        readout.lexicon[tiny_processor.tokenizer(" abcdefghijklmnopqrstuvwxyz")["input_ids"]] = True
-        readout.log_scale.fill_(math.log(6.0))
-    return model.eval()
+    return hearing_model(tiny_bases, tiny_processor)
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +116,7 @@ def test_command_and_python_favour_them(model, tiny_processor, recording, tmp_pa
     call = [str(recording), "--model", str(tmp_path / "pieces"), "--max_new_tokens", "6", "--no_progress"]
     main([*call, "--voice_activity", "off", "--context", "Ok, Xy"])
     assert capsys.readouterr().out == f"{favoured}\n"
-    with pytest.raises(SystemExit):
-        main([*call, "--context", " , "])
-    assert "no word" in capsys.readouterr().err
+    for bad, message in ((" , ", "no word"), ("nmaes.txt", "nmaes.txt is not there")):
+        with pytest.raises(SystemExit):
+            main([*call, "--context", bad])
+        assert message in capsys.readouterr().err
