@@ -3,12 +3,14 @@
 Weights are drawn wider than a fresh model's, so that logits differ between tokens by far more than rounding does.
 """
 
+import math
 import string
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import (
     AutoModelForCausalLM,
@@ -126,6 +128,21 @@ def randomised(model: PreTrainedModel, seed: int = 2, std: float = WEIGHT_STD) -
         yield randomise_trainables(model, seed, std)
     finally:
         model.load_state_dict(kept, strict=False)
+
+
+def hearing_model(bases: tuple[str, str], processor: AudioLlmProcessor) -> AudioLlmForConditionalGeneration:
+    """A tiny model with the readout of pieces, which hears letters."""
+    torch.manual_seed(0)
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
+        *bases, lora_rank=4, projector_readout="pieces"
+    )
+    randomise_trainables(model)
+    readout = model.model.multi_modal_projector.readout
+    with torch.no_grad():
+        readout.lexicon.fill_(False)
+        readout.lexicon[processor.tokenizer(" abcdefghijklmnopqrstuvwxyz")["input_ids"]] = True
+        readout.log_scale.fill_(math.log(6.0))
+    return model.eval()
 
 
 def enable_checkpointing(model, settings: dict) -> None:

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 from pathlib import Path
 
 import httpx
@@ -20,7 +19,7 @@ from audiollm.inference.transcribing import Transcriber, TranscribingSettings
 from audiollm.inference.transcripts import MAX_CUE_CHARACTERS
 from long_recordings import RATE, in_a_row, prompts
 from servers import in_thread
-from tiny_models import character_tokenizer, randomise_trainables
+from tiny_models import character_tokenizer, hearing_model
 
 LETTERS = " abcdefghijklmnopqrstuvwxyz"
 SECONDS_PER_SLOT = 0.08
@@ -31,18 +30,7 @@ OPTIONS = ["--max_new_tokens", "12", "--window_seconds", "2", "--timestamps", "w
 
 @pytest.fixture(scope="module")
 def model(tiny_bases, tiny_processor) -> AudioLlmForConditionalGeneration:
-    """A tiny model with the readout of pieces, which hears letters."""
-    torch.manual_seed(0)
-    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
-        *tiny_bases, lora_rank=4, projector_readout="pieces"
-    )
-    randomise_trainables(model)
-    readout = model.model.multi_modal_projector.readout
-    with torch.no_grad():
-        readout.lexicon.fill_(False)
-        readout.lexicon[tiny_processor.tokenizer(LETTERS)["input_ids"]] = True
-        readout.log_scale.fill_(math.log(6.0))
-    return model.eval()
+    return hearing_model(tiny_bases, tiny_processor)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Which rows go through which adapter: chosen per row, remembered by the cache, kept apart in a batch."""
+"""Adapters of rows: chosen per row, remembered by the cache, kept apart in a batch."""
 
 import copy
 from contextlib import nullcontext

@@ -17,10 +17,9 @@ from audiollm.inference.recording_encoder import RecordingEncoder
 from audiollm.inference.spoken_pieces import spoken_form
 from audiollm.inference.streaming import StopWhenSet
 from audiollm.inference.transcribing import Transcriber, TranscribingSettings
-from tiny_models import randomise_trainables
+from tiny_models import hearing_model
 
 RATE_HZ = 16_000
-LETTERS = " abcdefghijklmnopqrstuvwxyz"
 PROMPT = "<audio>\nTranscribe the speech."
 #: So much that the language model has no say, and so little that CTC has none.
 MUCH, LITTLE = 1e6, 1e-9
@@ -30,18 +29,7 @@ BOUNDS = [9, 5, 14]
 
 @pytest.fixture(scope="module")
 def model(tiny_bases, tiny_processor) -> AudioLlmForConditionalGeneration:
-    """A tiny model with the readout of pieces, which hears letters."""
-    torch.manual_seed(0)
-    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
-        *tiny_bases, lora_rank=4, projector_readout="pieces"
-    )
-    randomise_trainables(model)
-    readout = model.model.multi_modal_projector.readout
-    with torch.no_grad():
-        readout.lexicon.fill_(False)
-        readout.lexicon[tiny_processor.tokenizer(LETTERS)["input_ids"]] = True
-        readout.log_scale.fill_(math.log(6.0))
-    return model.eval()
+    return hearing_model(tiny_bases, tiny_processor)
 
 
 @pytest.fixture(scope="module")

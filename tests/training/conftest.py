@@ -12,7 +12,7 @@ from small_corpus import example_rows, write_recordings, write_rows
 
 @dataclass(frozen=True)
 class Corpus:
-    """Where the recordings and the examples over them lie."""
+    """Folders of the recordings and of the examples over them."""
 
     audio_dir: Path
     names: list[str]
