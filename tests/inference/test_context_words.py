@@ -62,10 +62,7 @@ def test_lists_texts_and_files_are_read(given, tmp_path) -> None:
     if isinstance(given, str):
         (tmp_path / "names.txt").write_text(given)
         assert read_context(str(tmp_path / "names.txt")) == ("Anderson", "Amazon Queen")
-
-
-def test_a_list_on_one_line_may_be_longer_than_a_file_name() -> None:
-    names = [f"name{number}" for number in range(60)]
+    names = [f"name{number}" for number in range(60)]  # on one line longer than a file's name may be
     assert read_context(", ".join(names)) == tuple(names)
 
 

@@ -15,7 +15,7 @@ from audiollm.inference.demo_web import DemoWebArguments, served
 from audiollm.inference.session import Session
 from audiollm.inference.transcribing import Transcriber
 from audiollm.inference.web.own_files import MAX_CALL_BYTES
-from web_server import Served, Slowed, bad_uploads, is_loopback, serve, tiny_pair, wait_for, write_noise
+from web_server import Served, Slowed, bad_uploads, is_loopback, serve, wait_for, write_noise
 
 pytest.importorskip("gradio", reason='the page needs Gradio: pip install "audiollm[web]"')
 from gradio_client import Client, handle_file
@@ -26,8 +26,8 @@ MANY_TOKENS, SECONDS_PER_TOKEN = 300, 0.02
 
 
 @pytest.fixture(scope="module")
-def page(tiny_bases) -> Iterator[Served]:
-    with serve(*tiny_pair(tiny_bases)) as page:
+def page(endless_pair) -> Iterator[Served]:
+    with serve(*endless_pair) as page:
         yield page
         elsewhere = [address for address in page.connected_to if not is_loopback(address)]
         assert not elsewhere, "the page connected to other machines"
@@ -49,7 +49,7 @@ def visitor(page) -> Iterator[Client]:
 
 
 @pytest.fixture(scope="module")
-def clips(tmp_path_factory) -> list[str]:
+def uploads(tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("clips")
     return [write_noise(folder / f"clip{index}.wav", 0.8 + index, index) for index in range(2)]
 
@@ -71,25 +71,25 @@ def uploads_folder() -> Path:
     return Path(os.environ["GRADIO_TEMP_DIR"])
 
 
-def test_an_answer_is_streamed_and_goes_on(page, visitor, clips) -> None:
-    job = ask(visitor, "What is said?", clips[0])
+def test_an_answer_is_streamed_and_goes_on(page, visitor, uploads) -> None:
+    job = ask(visitor, "What is said?", uploads[0])
     text, drawn, note = job.result()
     session = Session(page.model, page.processor, max_new_tokens=TOKENS)
-    assert text == session.ask("What is said?", clips[0]) and len(job.outputs()) > 4
+    assert text == session.ask("What is said?", uploads[0]) and len(job.outputs()) > 4
     assert drawn.startswith("<figure") and "clip0.wav: 0.8 s" in drawn and "tokens in" in note
     assert answer(visitor, "By whom?") == session.ask("By whom?")
 
 
-def test_visitors_at_once_get_answers_of_their_own(page, visitors, clips) -> None:
+def test_visitors_at_once_get_answers_of_their_own(page, visitors, uploads) -> None:
     with Slowed(page.model, SECONDS_PER_TOKEN):
         jobs = [
             ask(client, "What?", path, adapter=adapter)
-            for client, path, adapter in zip(visitors, clips, (True, False))
+            for client, path, adapter in zip(visitors, uploads, (True, False))
         ]
         shown = [job.result()[0] for job in jobs]
     options: dict[str, Any] = {"max_new_tokens": TOKENS}
-    assert shown[0] == page.answer("What?", clips[0], **options)
-    assert shown[1] == page.answer("What?", clips[1], adapter_names=[None], **options)
+    assert shown[0] == page.answer("What?", uploads[0], **options)
+    assert shown[1] == page.answer("What?", uploads[1], adapter_names=[None], **options)
 
 
 def test_bad_uploads_are_told_and_do_no_harm(page, visitor, tmp_path) -> None:
@@ -126,7 +126,7 @@ def test_files_of_the_server_cannot_be_had(page, tmp_path) -> None:
         assert "event: error" in said and "figure" not in said
 
 
-def test_nothing_is_fetched_for_a_visitor(page, visitor, clips) -> None:
+def test_nothing_is_fetched_for_a_visitor(page, visitor, uploads) -> None:
     """Of addresses Gradio would fetch as much as there is."""
     address = "https://audio.example/large.wav"
     for method in ("GET", "HEAD"):
@@ -142,10 +142,10 @@ def test_nothing_is_fetched_for_a_visitor(page, visitor, clips) -> None:
     call = f"{page.url}gradio_api/call/chat"
     assert httpx.post(call, json={"data": ["x" * MAX_CALL_BYTES]}).status_code == 413
     assert httpx.post(call, content=b"[" * 200_000).status_code == 400
-    assert answer(visitor, f"Is {address} a path?", clips[0])  # an address is nothing bad to ask about
+    assert answer(visitor, f"Is {address} a path?", uploads[0])  # an address is nothing bad to ask about
 
 
-def test_who_leaves_stops_the_answer_and_leaves_nothing(page, visitors, clips, tmp_path) -> None:
+def test_who_leaves_stops_the_answer_and_leaves_nothing(page, visitors, uploads, tmp_path) -> None:
     path = write_noise(tmp_path / "mine.wav", 0.7, 99)
     client = Client(page.url, verbose=False)
     with Slowed(page.model, SECONDS_PER_TOKEN) as steps:
@@ -175,10 +175,10 @@ def test_transcribing_ends_with_text_and_files(page, visitor, tmp_path) -> None:
     assert not [*uploads_folder().rglob("meeting.wav")]
 
 
-def test_password_examples_system_and_no_adapter(tiny_bases, clips) -> None:
-    model, processor = tiny_pair(tiny_bases)
+def test_password_examples_system_and_no_adapter(endless_pair, uploads) -> None:
+    model, processor = endless_pair
     model = copy.deepcopy(model).merge_adapters()
-    with serve(model, processor, auth="guest:secret", examples=[clips[0]], system="Be brief.") as page:
+    with serve(model, processor, auth="guest:secret", examples=[uploads[0]], system="Be brief.") as page:
         assert httpx.get(f"{page.url}config").status_code == 401
         wrong = httpx.post(f"{page.url}login", data={"username": "guest", "password": "wrong"})
         assert wrong.status_code == 400 and not wrong.cookies
@@ -195,8 +195,8 @@ def test_password_examples_system_and_no_adapter(tiny_bases, clips) -> None:
     assert not folder.exists()
 
 
-def test_what_hinders_the_page_is_said(tmp_path, tiny_bases, monkeypatch) -> None:
-    pair = tiny_pair(tiny_bases)
+def test_what_hinders_the_page_is_said(tmp_path, endless_pair, monkeypatch) -> None:
+    pair = endless_pair
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmProcessor
-from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.inference import export as export_module
 from audiollm.inference.export import export_files, main
 from audiollm.inference.export_tokenizer import chat_template
@@ -131,17 +130,6 @@ def noise() -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tiny_bases, tiny_processor, tmp_path_factory) -> Path:
-    """The tiny pair with everything that trains drawn at random, as in `tiny_model`."""
-    folder = tmp_path_factory.mktemp("checkpoint") / "mine"
-    torch.manual_seed(0)
-    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_rank=4)
-    randomise_trainables(model).save_pretrained(folder)
-    tiny_processor.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def exported(checkpoint, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("exported") / "out"
     main(["--model", str(checkpoint), "--output", str(folder), "--language_model"])
@@ -151,7 +139,7 @@ def exported(checkpoint, tmp_path_factory) -> Path:
 # ---- what the weights compute ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stack_factor", [1, 4, 5])
+@pytest.mark.parametrize("stack_factor", [4, 5])
 def test_ultravox_computes_the_same(tiny_bases, noise, stack_factor) -> None:
     model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
         *tiny_bases, lora_rank=4, stack_factor=stack_factor
@@ -167,19 +155,6 @@ def test_an_untied_head_stays_its_own(tiny_bases, noise, tmp_path) -> None:
     reference = compare(randomise_trainables(model), processor, noise[:1])
     head = reference.weights["language_model.lm_head.weight"][:TEXT_VOCAB_SIZE]
     assert torch.equal(head.float(), model.lm_head.weight)
-
-
-def test_ultravox_computes_the_same_of_real_speech(real_bases, real_processor) -> None:
-    torch.manual_seed(0)
-    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*real_bases, dtype=torch.float32)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if ".lora_B." in name:
-                parameter.normal_(std=0.01)
-    prompts = load_studio_prompts("test").sort("duration_s")
-    clips = [real_processor.load_audio(prompts[row]["audio"]["bytes"]) for row in (3, len(prompts) // 2)]
-    with torch.backends.mkldnn.flags(enabled=False):  # both sides by the same library, to compare bits of rounding
-        compare(model.eval(), real_processor, clips, torch.float32)
 
 
 def test_added_tokens_are_never_the_likeliest(tiny_model, tiny_processor) -> None:
@@ -216,8 +191,8 @@ def test_the_folder_holds_data_alone_and_names_no_place(exported, checkpoint, ti
     assert len({(exported / name).stat().st_mode for name in files}) == 1
 
 
-def test_what_is_lost_and_how_large_it_is_are_said(checkpoint, tmp_path, capsys) -> None:
-    main(["--model", str(checkpoint), "--output", str(tmp_path / "out")])
+def test_what_is_lost_is_said_and_precision_is_as_asked(checkpoint, tmp_path, capsys) -> None:
+    main(["--model", str(checkpoint), "--output", str(tmp_path / "out"), "--dtype", "bfloat16"])
     printed = capsys.readouterr()
     assert printed.out == f"{tmp_path / 'out'}\n"
     assert MERGED_NOTE in printed.err and "Writing 0.00 GB" in printed.err
@@ -225,6 +200,9 @@ def test_what_is_lost_and_how_large_it_is_are_said(checkpoint, tmp_path, capsys)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["audiollm_export"]["note"] == MERGED_NOTE
     assert not (tmp_path / "out" / "language_model").exists()
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    assert {config[part]["torch_dtype"] for part in ("audio_config", "text_config")} == {"bfloat16"}
 
 
 def test_the_language_model_by_itself_is_a_plain_checkpoint(exported, tiny_model, tiny_processor) -> None:
@@ -235,17 +213,8 @@ def test_the_language_model_by_itself_is_a_plain_checkpoint(exported, tiny_model
         expected = copy.deepcopy(tiny_model).merge_adapters().eval()(text).logits
         found = language_model.eval()(text).logits
     torch.testing.assert_close(found[..., :TEXT_VOCAB_SIZE], expected, atol=TOLERANCE, rtol=0)
-    assert (
-        PreTrainedTokenizerFast.from_pretrained(exported / "language_model").convert_tokens_to_ids("</audio>") == 130
-    )
-
-
-def test_precision_is_as_asked(checkpoint, tmp_path) -> None:
-    main(["--model", str(checkpoint), "--output", str(tmp_path / "out"), "--dtype", "bfloat16"])
-    weights = load_file(tmp_path / "out" / "model.safetensors")
-    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert {config[part]["torch_dtype"] for part in ("audio_config", "text_config")} == {"bfloat16"}
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(exported / "language_model")
+    assert tokenizer.convert_tokens_to_ids("</audio>") == TEXT_VOCAB_SIZE + 2
 
 
 def test_old_readers_find_the_rotary_embedding(tiny_processor, tiny_bases, tmp_path) -> None:
@@ -265,17 +234,12 @@ def test_old_readers_find_the_rotary_embedding(tiny_processor, tiny_bases, tmp_p
     assert LlamaConfig(**written).rope_parameters == scaling
 
 
-@pytest.mark.parametrize("weights", ["merged", "no LoRA"])
-def test_a_checkpoint_without_lora_is_exported_as_it_is(
-    weights, tiny_bases, tiny_model, tiny_processor, tmp_path, capsys
-) -> None:
-    model = tiny_model.merge_adapters()
-    if weights == "no LoRA":
-        model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_rank=0)
-    model.save_pretrained(tmp_path / "mine")
-    tiny_processor.save_pretrained(tmp_path / "mine")
+def test_a_checkpoint_without_lora_is_exported_as_it_is(tiny_bases, tiny_processor, tmp_path, capsys) -> None:
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_rank=0)
+    for part in (model, tiny_processor):
+        part.save_pretrained(tmp_path / "mine")
     main(["--model", str(tmp_path / "mine"), "--output", str(tmp_path / "out")])
-    assert (MERGED_NOTE if weights == "merged" else UNMERGED_NOTE) in capsys.readouterr().err
+    assert UNMERGED_NOTE in capsys.readouterr().err
     name = "layers.0.mlp.up_proj.weight"
     found = load_file(tmp_path / "out" / "model.safetensors")[f"language_model.model.{name}"]
     assert torch.equal(found, model.state_dict()[f"model.language_model.{name}"])
@@ -303,10 +267,8 @@ def test_the_tokenizer_has_the_boundaries_as_tokens(exported, tiny_processor) ->
     [
         ("Hello <there>", "Hello <there>"),
         ("<|audio|>\nWhat?", "<audio><|audio|></audio>\nWhat?"),
-        ("<audio><|audio|></audio>\nWhat?", "<audio><|audio|></audio>\nWhat?"),
         ("<__media__>What?", "<audio><__media__></audio>What?"),
         ("<__media_Zx9__> or <__media_Zx9__>?", "<audio><__media_Zx9__></audio> or <audio><__media_Zx9__></audio>?"),
-        ("<audio><__media__></audio>What?", "<audio><__media__></audio>What?"),
         ([{"type": "text", "text": "Is "}, {"type": "audio"}], "Is <audio><|audio|></audio>"),
         ([{"type": "input_audio"}, {"type": "audio_url"}], 2 * "<audio><|audio|></audio>"),
         ([{"type": "media_marker", "text": "<__media__>"}], "<audio><__media__></audio>"),
@@ -340,16 +302,13 @@ def test_a_message_keeps_what_else_is_in_it(exported) -> None:
         ({"projector_readout": "pieces"}, "projector_readout is 'pieces'.*--projector_readout direct"),
         ({"projector_context_layers": 2}, "projector_context_layers is 2"),
         ({"projector_type": "mlp"}, "projector_type is 'mlp'"),
-        ({"projector_type": "linear"}, "projector_type is 'linear'"),
         ({"projector_pre_norm": False}, "projector_pre_norm is False and projector_mid_norm True"),
-        ({"projector_mid_norm": False}, "projector_mid_norm False"),
         ({"projector_norm_eps": 1e-5}, "projector_norm_eps is 1e-05"),
         ({"lora_adapters": {"speech": {}, "sound": {}}}, r"the adapters \['speech', 'sound'\]"),
         ({"text_config": {"model_type": "granite"}}, "language model is 'granite'"),
         ({"audio_config": whisper_config(num_mel_bins=64)}, "num_mel_bins is 64"),
-        ({"audio_config": whisper_config(max_source_positions=750)}, "max_source_positions is 750"),
-        ({"audio_config": whisper_config(activation_function="relu")}, "activation_function is relu"),
         ({"audio_begin_token_id": TEXT_VOCAB_SIZE + 7}, "audio token ids are"),
+        ({"projector_readout": "pieces", "projector_norm_eps": 0.1}, r"pieces.*projector_norm_eps is 0\.1"),
     ],
 )
 def test_what_the_layout_cannot_hold_is_named(fields, message) -> None:
@@ -357,14 +316,6 @@ def test_what_the_layout_cannot_hold_is_named(fields, message) -> None:
     check_exportable(AudioLlmConfig(**base))
     with pytest.raises(ExportError, match=message):
         check_exportable(AudioLlmConfig(**{**base, **fields}))
-
-
-def test_all_that_stands_against_it_is_named_at_once() -> None:
-    config = AudioLlmConfig(
-        audio_config=whisper_config(), text_config=llama_config(), projector_readout="pieces", projector_norm_eps=0.1
-    )
-    with pytest.raises(ExportError, match=r"pieces.*projector_norm_eps is 0\.1"):
-        check_exportable(config)
 
 
 def test_a_processor_that_is_not_the_models_is_refused(tiny_bases, tiny_model) -> None:
@@ -380,28 +331,20 @@ def test_a_processor_that_is_not_the_models_is_refused(tiny_bases, tiny_model) -
         check_processor(tiny_model.config, processor)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--output", "USED"], "has files in it already"),
-        (["--output", "USED/file.txt"], "is a file"),
-        (["--output", "NEW", "--dtype", "int8"], "invalid choice: 'int8'"),
-        (["--output", "NEW", "--model", "USED"], "has no config.json"),
-    ],
-)
-def test_wrong_arguments_are_named_and_nothing_is_written(arguments, message, checkpoint, tmp_path, capsys) -> None:
-    (tmp_path / "used").mkdir()
-    (tmp_path / "used" / "file.txt").write_text("mine")
+def test_wrong_arguments_are_named_and_nothing_is_written(checkpoint, tmp_path, capsys) -> None:
+    used = tmp_path / "used"
+    used.mkdir()
+    (used / "file.txt").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
-    places = {
-        "USED": str(tmp_path / "used"),
-        "NEW": str(tmp_path / "new"),
-        "USED/file.txt": f"{tmp_path}/used/file.txt",
-    }
-    with pytest.raises(SystemExit) as caught:
-        main(["--model", str(checkpoint), *[places.get(word, word) for word in arguments]])
-    assert caught.value.code == 2
-    assert message in capsys.readouterr().err
+    for arguments, message in (
+        (["--output", used], "has files in it already"),
+        (["--output", used / "file.txt"], "is a file"),
+        (["--output", tmp_path / "new", "--dtype", "int8"], "invalid choice: 'int8'"),
+        (["--output", tmp_path / "new", "--model", used], "has no config.json"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(["--model", str(checkpoint), *map(str, arguments)])
+        assert caught.value.code == 2 and message in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -442,8 +385,5 @@ def test_too_small_a_disk_is_refused_before_writing(checkpoint, tmp_path, monkey
     assert "GB are free there" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("stack_factor", "alike"), [(1, True), (2, True), (4, True), (5, True), (7, False), (8, False)]
-)
-def test_stack_factors_that_llama_cpp_miscounts_are_known(stack_factor, alike) -> None:
-    assert llama_cpp_counts_alike(stack_factor) is alike
+def test_stack_factors_that_llama_cpp_miscounts_are_known() -> None:
+    assert [llama_cpp_counts_alike(factor) for factor in (1, 2, 4, 5, 7, 8)] == [True] * 4 + [False] * 2

@@ -6,7 +6,6 @@ import audiollm
 import numpy as np
 import pytest
 import soundfile
-from audiollm import AudioLlmForConditionalGeneration
 from audiollm.inference.answering import answer, ask
 from audiollm.inference.loaded import AudioLlm
 from audiollm.inference.loading import CheckpointError
@@ -14,23 +13,13 @@ from audiollm.inference.transcribing import Failure, Transcriber, TranscribingSe
 from audiollm.inference.transcripts import Transcript
 from audiollm.processing import AudioError
 from long_recordings import RATE, prompts
-from tiny_models import randomise_trainables
 
 FEW = {"max_new_tokens": 6}
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_bases, tiny_processor, tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("tiny")
-    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_rank=4)
-    randomise_trainables(model).save_pretrained(path)
-    tiny_processor.save_pretrained(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def model(folder) -> AudioLlm:
-    return audiollm.load(folder)
+def model(checkpoint) -> AudioLlm:
+    return audiollm.load(checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +50,9 @@ def test_recordings_of_every_kind(model, files) -> None:
 
 
 def test_what_cannot_be_used_is_named(model, files, tmp_path) -> None:
-    (tmp_path / "empty.wav").write_bytes(b"")
     missing = str(tmp_path / "missing.wav")
-    first, second, third = model.transcribe([str(tmp_path / "empty.wav"), files[0], missing], **FEW)
-    assert isinstance(first, Failure) and isinstance(second, Transcript) and isinstance(third, Failure)
+    first, second = model.transcribe([missing, files[0]], **FEW)
+    assert isinstance(first, Failure) and "missing.wav" in first.reason and isinstance(second, Transcript)
     with pytest.raises(AudioError, match="missing"):
         model.transcribe(missing)
     with pytest.raises(TypeError, match="window"):
@@ -89,10 +77,3 @@ def test_questions_and_conversations(model, files) -> None:
     session = model.chat("Be terse.", max_new_tokens=4)
     session.ask("Hello?", np.zeros(RATE, dtype=np.float32))
     assert session.messages[0]["content"] == "Be terse." and len(session.messages) == 3
-
-
-def test_without_argument_it_is_the_shipped_adapter(real_bases, tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.chdir(tmp_path)
-    model = audiollm.load()
-    assert model.model.config.projector_readout == "pieces" and "shipped_adapter" in model.name
-    assert not capsys.readouterr().out

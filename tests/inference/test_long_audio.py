@@ -1,7 +1,6 @@
-"""Files read by blocks are what they are read whole; windows lose nothing, cut no phrase, and leave out pauses."""
+"""Files read by blocks are what they are read whole; windows lose nothing, cut no phrase, and leave out pauses and noise."""
 
 import functools
-import io
 import os
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -13,10 +12,12 @@ import numpy as np
 import pytest
 import soundfile
 from audiollm.inference.recordings import header_seconds, local_file, read_blocks
-from audiollm.inference.windows import cut_into_windows
+from audiollm.inference.windows import HOP_SECONDS, cut_into_windows, detect_voice
 from audiollm.processing import AudioError, load_waveform
 from audiollm.processing.audio import BLOCK_SAMPLES
 from long_recordings import RATE, in_a_row, noises, prompts, silence
+
+ALL_TEST_PROMPTS, LONGEST_PROMPT_S = 69, 32.0
 
 # ----------------------------------------------------------------------------------------------------------- blocks
 
@@ -31,7 +32,7 @@ def write_m4a(path: Path, waveform: np.ndarray, rate: int) -> None:
             container.mux(packet)
 
 
-@pytest.mark.parametrize("name", ["mono.wav", "stereo.wav", "stereo.mp3", "voice.ogg", "low.flac", "film.m4a"])
+@pytest.mark.parametrize("name", ["mono.wav", "stereo.mp3", "voice.ogg", "low.flac", "film.m4a"])
 def test_blocks_are_what_the_file_is_when_read_whole(name: str, tmp_path) -> None:
     rate = {"stereo": 44_100, "low": 8_000, "film": 44_100}.get(name.split(".")[0], RATE)
     left = 0.3 * np.sin(2 * np.pi * np.cumsum(np.linspace(200, 800, 14 * rate)) / rate).astype(np.float32)
@@ -49,40 +50,26 @@ def test_blocks_are_what_the_file_is_when_read_whole(name: str, tmp_path) -> Non
     assert header_seconds(path) is None or header_seconds(path) == pytest.approx(14, abs=0.1)
 
 
-def damaged(tmp_path: Path) -> dict[str, Path]:
-    """Files that cannot be used, by what is said of them."""
-    whole = io.BytesIO()
-    soundfile.write(whole, silence(3), RATE, format="WAV")
+def test_what_cannot_be_used_is_refused_by_name_as_when_read_whole(tmp_path) -> None:
     not_finite = np.zeros((RATE, 1), dtype=np.float32)
     not_finite[4_000] = np.nan
-    files = {
+    path = tmp_path / "bad.wav"
+    for reason, content in {
         "is empty": b"",
         "corrupt, or not audio": b"this is no sound at all",
-        "holds no samples": None,
+        "holds no samples": np.zeros(0, dtype=np.float32),
         "NaN or infinite": not_finite,
         "reach 20000": np.full(RATE, 20_000, dtype=np.float32),
-    }
-    paths = {}
-    for number, (reason, content) in enumerate(files.items()):
-        paths[reason] = tmp_path / f"{number}.wav"
+    }.items():
         if isinstance(content, bytes):
-            paths[reason].write_bytes(content)
+            path.write_bytes(content)
         else:
-            samples = np.zeros(0, dtype=np.float32) if content is None else content
-            soundfile.write(paths[reason], samples, RATE, subtype="FLOAT")
-    return paths
-
-
-def test_what_cannot_be_used_is_refused_by_name_as_when_read_whole(tmp_path) -> None:
-    for reason, path in damaged(tmp_path).items():
+            soundfile.write(path, content, RATE, subtype="FLOAT")
         with pytest.raises(AudioError, match=reason) as caught, local_file(str(path)) as file:
             list(read_blocks(file, RATE, str(path)))
         assert str(path) in str(caught.value)
         with pytest.raises(AudioError):
             load_waveform(path)
-
-
-def test_pipes_and_missing_files_are_refused_without_waiting(tmp_path) -> None:
     os.mkfifo(tmp_path / "pipe.wav")
     with pytest.raises(AudioError, match="not a regular file"), local_file(str(tmp_path / "pipe.wav")):
         pass
@@ -111,8 +98,8 @@ def test_urls_are_copied_for_as_long_as_they_are_read(tmp_path) -> None:
 
 
 @pytest.fixture(scope="module")
-def clips() -> list[np.ndarray]:
-    return prompts(6)
+def spoken() -> list[np.ndarray]:
+    return prompts(ALL_TEST_PROMPTS)
 
 
 def cut(waveform: np.ndarray, block: int = 50_000, max_seconds: float = 30.0, **options) -> list:
@@ -122,8 +109,8 @@ def cut(waveform: np.ndarray, block: int = 50_000, max_seconds: float = 30.0, **
 
 @pytest.mark.parametrize("max_seconds", [1.0, 4.0, 30.0])
 @pytest.mark.parametrize("voice_activity", [True, False])
-def test_windows_cover_the_recording_and_do_not_depend_on_blocks(clips, max_seconds, voice_activity) -> None:
-    waveform = in_a_row(clips, [3.0, 0.3, 0.5, 8.0, 0.3, 0.2, 4.0])
+def test_windows_cover_the_recording_and_do_not_depend_on_blocks(spoken, max_seconds, voice_activity) -> None:
+    waveform = in_a_row(spoken[:6], [3.0, 0.3, 0.5, 8.0, 0.3, 0.2, 4.0])
     windows = cut(waveform, 700, max_seconds, voice_activity=voice_activity)
     assert windows[0].start == 0 and windows[-1].end == len(waveform)
     assert all(one.end == after.start for one, after in pairwise(windows))
@@ -137,43 +124,68 @@ def test_windows_cover_the_recording_and_do_not_depend_on_blocks(clips, max_seco
     assert any(window.reason for window in windows) == voice_activity
 
 
-def test_long_pauses_are_left_out_and_no_speech_is(clips) -> None:
+def test_long_pauses_are_left_out_and_no_speech_is(spoken) -> None:
     pauses = [5.0, 3.5, 0.5, 6.0]
-    waveform = in_a_row(clips[:3], pauses)
+    waveform = in_a_row(spoken[:3], pauses)
     windows = cut(waveform)
     heard = [window for window in windows if not window.reason]
     assert len(heard) == 2
     position = 0.0
-    for clip, pause in zip(clips[:3], pauses):
+    for clip, pause in zip(spoken[:3], pauses):
         position += pause
         middle = position + len(clip) / RATE / 2
         assert any(window.start_s < middle < window.end_s for window in heard)
         position += len(clip) / RATE
     assert sum(window.end_s - window.start_s for window in heard) < len(waveform) / RATE - 8
     assert {"pause of 4.6 s", "silence"} & {window.reason for window in windows}
+    # Speech at the border of an empty window is whole.
+    silent, clip = cut(np.concatenate([silence(29.9), spoken[0]]))
+    assert silent.reason and not clip.reason and clip.start_s <= 29.7
 
 
-def test_windows_end_in_the_pauses_between_phrases(clips) -> None:
-    pauses = [0.1, *[0.7] * 6]
-    waveform = in_a_row(clips, pauses)
-    ends = [window.end_s for window in cut(waveform, max_seconds=8.0)][:-1]
-    spoken, position = [], 0.0
+def test_windows_end_in_the_pauses_between_phrases(spoken) -> None:
+    clips, pauses = spoken[:6], [0.1, *[0.7] * 6]
+    ends = [window.end_s for window in cut(in_a_row(clips, pauses), max_seconds=8.0)][:-1]
+    phrases, position = [], 0.0
     for clip, pause in zip(clips, pauses):
-        spoken.append((position + pause, position + pause + len(clip) / RATE))
-        position = spoken[-1][1]
-    assert ends and not any(
-        first + 0.1 < end < last - 0.1 for end in ends for first, last in spoken if last - first < 4
-    )
+        phrases.append((position + pause, position + pause + len(clip) / RATE))
+        position = phrases[-1][1]
+    short = [(first, last) for first, last in phrases if last - first < 4]
+    assert ends and not any(first + 0.1 < end < last - 0.1 for end in ends for first, last in short)
 
 
-def test_speech_at_the_border_of_an_empty_window_is_whole(clips) -> None:
-    waveform = np.concatenate([silence(29.9), clips[0]])
-    windows = cut(waveform)
-    assert [bool(window.reason) for window in windows] == [True, False]
-    assert windows[1].start_s <= 29.7
+# --------------------------------------------------------------------------------------------------- voice activity
 
 
-def test_noise_is_left_out_with_its_level(clips) -> None:
-    windows = cut(noises(70.0, -30)["white"])
-    assert all(window.reason.startswith("no voice: level -3") for window in windows)
-    assert not any(window.reason for window in cut(noises(70.0, -30)["white"], rise_db=0.0))
+def is_heard(waveform: np.ndarray, **options) -> bool:
+    return bool(detect_voice(waveform, RATE, **options).active.any())
+
+
+def test_no_prompt_is_dropped_however_soft_or_in_noise(spoken) -> None:
+    assert all(is_heard(clip * np.float32(0.01)) for clip in spoken)
+    for noise in ("white", "pink"):
+        loud = noises(LONGEST_PROMPT_S, -20)[noise]
+        for clip in spoken:
+            sound = loud[: len(clip)]
+            assert is_heard(clip + clip.std() / sound.std() * sound)  # as loud as the voice
+
+
+@pytest.mark.parametrize("seconds", [0.4, 5.0, 30.0])
+@pytest.mark.parametrize("level_dbfs", [-15, -60])
+def test_what_nobody_speaks_in_is_dropped(level_dbfs: int, seconds: float) -> None:
+    for name, sound in noises(seconds, level_dbfs).items():
+        assert not is_heard(sound), name
+    assert not is_heard(silence(seconds)) and not is_heard(np.zeros(int(seconds * RATE), dtype=np.float32))
+
+
+def test_speech_is_found_where_it_is_by_the_threshold(spoken) -> None:
+    waveform = np.concatenate([silence(2), spoken[0], silence(3)])
+    active = np.flatnonzero(detect_voice(waveform, RATE).active) * HOP_SECONDS
+    assert 1.8 <= active[0] <= 2.5 and active[-1] <= 2.2 + len(spoken[0]) / RATE
+    white = noises(2.0, -30)["white"]
+    assert is_heard(white, rise_db=0.5) and detect_voice(white, RATE, rise_db=0).active.all()
+    assert not is_heard(spoken[0], rise_db=90)
+    assert detect_voice(silence(1), RATE).describe() == "silence"
+    assert all(window.reason.startswith("no voice: level -3") for window in cut(noises(70.0, -30)["white"]))
+    for samples in (1, 512, 513):  # about a frame
+        assert len(detect_voice(np.full(samples, 0.1, dtype=np.float32), RATE).active) >= 1

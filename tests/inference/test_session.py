@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from audiollm import AudioLlmForConditionalGeneration
-from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.inference.answering import answer
-from audiollm.inference.session import ContextLengthError, Session
+from audiollm.inference.session import AnswerMemoryError, ContextLengthError, Session
+from audiollm.memory import is_out_of_memory
 from audiollm.processing import AudioError
 from small_corpus import write_recordings
-from tiny_models import CHAT_TEMPLATE, TEXT_FIELDS, llama_config, randomise_trainables, randomised, save_text_base
+from tiny_models import CHAT_TEMPLATE, TEXT_FIELDS, llama_config, randomise_trainables, save_text_base
 from transformers import AutoModelForCausalLM, DynamicCache, MistralConfig
 
 NEW_TOKENS = 10
@@ -28,8 +28,7 @@ CONVERSATIONS: dict[str, list[tuple[str | None, list[int]]]] = {
     "audio, then questions": [("What is said?", [0]), ("Who says it?", []), ("Is it true?", [])],
     "text, then audio": [("Hello?", []), ("What is said?", [1]), ("Why?", [])],
     "several at once": [("Is <audio> like <audio>?", [0, 1]), ("Which is longer?", []), ("And this?", [2])],
-    "the same again": [("What is said?", [0]), ("And here?", [0]), ("The same?", [])],
-    "speech alone": [(None, [3]), (None, [4]), ("What did I say?", [])],
+    "speech alone, the same twice": [(None, [3]), (None, [3]), ("What did I say?", [])],
 }
 
 
@@ -66,24 +65,38 @@ def counted(model) -> Iterator[dict[str, int]]:
             hook.remove()
 
 
+def read_anew(session: Session) -> Session:
+    """A new session that has answered the same messages."""
+    bound = session.options["max_new_tokens"]
+    fresh = Session(session.model, session.processor, messages=session.messages[:-1], max_new_tokens=bound)
+    fresh.ask()
+    return fresh
+
+
 def assert_as_read_anew(session: Session) -> None:
     """The last answer is that to the same messages in a new session, and in a batch without one."""
     asked, said = session.messages[:-1], session.messages[-1]
     assert said["role"] == "assistant"
-    options: dict[str, Any] = {"max_new_tokens": session.options["max_new_tokens"]}
-    assert Session(session.model, session.processor, messages=asked, **options).ask() == said["content"]
-    assert answer(session.model, session.processor, [asked], **options) == [said["content"]]
+    assert read_anew(session).messages[-1] == said
+    bound = session.options["max_new_tokens"]
+    assert answer(session.model, session.processor, [asked], max_new_tokens=bound) == [said["content"]]
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
 def test_every_answer_is_that_of_the_conversation_read_anew(name: str, session, recordings) -> None:
-    said = []
+    before: list[int] = []
+    slot = session.processor.audio_token_id
     for turn, (text, chosen) in enumerate(CONVERSATIONS[name]):
-        said.append(session.ask(text, *[recordings[index] for index in chosen]))
+        session.ask(text, *[recordings[index] for index in chosen])
         assert_as_read_anew(session)
         joins = chosen and not any(earlier for _, earlier in CONVERSATIONS[name][:turn])
         assert (session.report.reused_tokens > 0) == (turn > 0 and not joins)
-    assert len(session.messages) == 2 * len(said) and any(said)
+        # It reads what the processor writes, and the template only ever appends.
+        ids = prompt_ids(session)
+        assert [slot if isinstance(token, tuple) else token for token in session._cached[: len(ids)]] == ids
+        assert ids[: len(before)] == before
+        before = ids
+    assert len(session.messages) == 2 * len(CONVERSATIONS[name])
 
 
 def test_a_follow_up_neither_encodes_nor_prefills_the_recording(session, recordings) -> None:
@@ -98,11 +111,8 @@ def test_a_follow_up_neither_encodes_nor_prefills_the_recording(session, recordi
         run = counts["positions"] - first
         assert run == report.prompt_tokens - report.reused_tokens + report.new_tokens - 1
         # Left to run are the new turn, and the answer before it as far as the template writes it in other tokens.
-        assert (
-            report.prompt_tokens - report.reused_tokens
-            < len("<>user\nAnd who says it?<>\n<>assistant\n") + 2 * NEW_TOKENS
-        )
-        assert report.encoded_recordings == 0
+        most = len("<>user\nAnd who says it?<>\n<>assistant\n") + 2 * NEW_TOKENS
+        assert report.prompt_tokens - report.reused_tokens < most and report.encoded_recordings == 0
 
 
 def test_a_recording_that_sounds_the_same_is_encoded_once(session, recordings) -> None:
@@ -110,15 +120,16 @@ def test_a_recording_that_sounds_the_same_is_encoded_once(session, recordings) -
         session.ask("<audio><audio>", recordings[0], recordings[0])
         session.ask("Again", session.processor.load_audio(recordings[0]))
         assert counts["windows"] == 1
+        session._forget_cache()
         session.ask("Another", recordings[1])
-        assert counts["windows"] == 2
+        assert counts["windows"] == 2 and session.report.reused_tokens == 0
+    assert_as_read_anew(session)
 
 
-def test_recordings_of_the_same_length_are_told_apart(tiny_model, tiny_processor) -> None:
+def test_recordings_of_the_same_length_are_told_apart(session) -> None:
     """Their tokens have the same ids: only what they sound like differs."""
     generator = np.random.default_rng(0)
     one, other = (0.3 * generator.standard_normal(8000).astype(np.float32) for _ in range(2))
-    session = Session(tiny_model, tiny_processor, max_new_tokens=NEW_TOKENS)
     session.ask("What?", one)
     session._messages = []
     session.ask("What?", other)
@@ -163,27 +174,16 @@ def test_what_the_base_has_read_is_read_again_when_audio_joins(session, recordin
     of_the_base = session._cache.layers[-1].values.clone()
     session.ask("What is said?", recordings[0])
     assert session.report.reused_tokens == 0
-    fresh = Session(session.model, session.processor, messages=session.messages[:-1], max_new_tokens=NEW_TOKENS)
-    fresh.ask()
-    for ours, theirs in zip(session._cache.layers, fresh._cache.layers):
+    for ours, theirs in zip(session._cache.layers, read_anew(session)._cache.layers):
         assert torch.equal(ours.keys, theirs.keys) and torch.equal(ours.values, theirs.values)
     shared = session._cache.layers[-1].values[:, :, : of_the_base.shape[2]]
     assert not torch.allclose(shared[:, :, 1:5], of_the_base[:, :, 1:5], atol=1e-3)
-
-
-def test_the_adapter_stays_on_once_there_is_audio(session, recordings) -> None:
-    session.ask("What is said?", recordings[0])
-    session.ask("Why?")
-    kept = [layer.values.clone() for layer in session._cache.layers]
-    fresh = Session(session.model, session.processor, messages=session.messages[:-1], max_new_tokens=NEW_TOKENS)
-    fresh.ask()
-    for ours, theirs in zip(kept, fresh._cache.layers):
-        torch.testing.assert_close(ours, theirs.values, atol=1e-4, rtol=1e-4)
+    session.ask("Why?")  # without audio, but the adapter stays on
+    for ours, theirs in zip(session._cache.layers, read_anew(session)._cache.layers):
+        torch.testing.assert_close(ours.values, theirs.values, atol=1e-4, rtol=1e-4)
     session.reset()
     session.ask("Hello?")
-    base = Session(session.model, session.processor, max_new_tokens=NEW_TOKENS)
-    base.ask("Hello?")
-    assert torch.equal(session._cache.layers[-1].values, base._cache.layers[-1].values)
+    assert torch.equal(session._cache.layers[-1].values, of_the_base)
 
 
 def test_another_adapter_reads_the_conversation_again(session) -> None:
@@ -215,40 +215,15 @@ def prompt_ids(session: Session) -> list[int]:
     return ids["input_ids"][0].tolist()
 
 
-def test_the_session_reads_what_the_processor_writes(session, recordings) -> None:
-    """The same ids as `apply_chat_template`, turn after turn; and the template only ever appends."""
-    before: list[int] = []
-    for text, chosen in CONVERSATIONS["several at once"]:
-        session.ask(text, *[recordings[index] for index in chosen])
-        ids = prompt_ids(session)
-        slot = session.processor.audio_token_id
-        assert [slot if isinstance(token, tuple) else token for token in session._cached[: len(ids)]] == ids
-        assert ids[: len(before)] == before
-        before = ids
-
-
-def test_a_template_that_rewrites_earlier_turns_is_read_again_from_there(
-    tiny_model, tiny_processor, recordings, monkeypatch
-) -> None:
-    monkeypatch.setattr(tiny_processor, "chat_template", UNSTABLE_TEMPLATE)
-    session = Session(tiny_model, tiny_processor, max_new_tokens=NEW_TOKENS)
-    with counted(tiny_model) as counts:
+def test_a_template_that_rewrites_earlier_turns_is_read_again_from_there(session, recordings, monkeypatch) -> None:
+    monkeypatch.setattr(session.processor, "chat_template", UNSTABLE_TEMPLATE)
+    with counted(session.model) as counts:
         session.ask("What is said? <audio> Well?", recordings[0])
         first = prompt_ids(session)
         session.ask("Who says it?")
-        second = prompt_ids(session)
-        differs = next(n for n, (one, other) in enumerate(zip(first, second)) if one != other)
+        differs = next(n for n, (one, other) in enumerate(zip(first, prompt_ids(session))) if one != other)
         assert session.report.reused_tokens == differs < len(first)
         assert counts["windows"] == 1
-    assert_as_read_anew(session)
-
-
-def test_a_recording_before_the_cache_is_taken_from_what_was_encoded(session, recordings) -> None:
-    session.ask("What is said?", recordings[0])
-    session._forget_cache()
-    with counted(session.model) as counts:
-        session.ask("And now?")
-    assert counts["windows"] == 0 and session.report.reused_tokens == 0
     assert_as_read_anew(session)
 
 
@@ -276,24 +251,15 @@ def test_what_is_too_long_is_refused_with_both_lengths(tiny_bases, tiny_processo
 # ------------------------------------------------------------------------------------------- interruption and trouble
 
 
-def after_forward_passes(model, count: int, event: threading.Event):
-    """A hook that sets the event in the language model's pass of that number."""
-    passes = iter(range(1, count + 1))
-
-    def hook(*_: Any) -> None:
-        if next(passes, None) == count:
-            event.set()
-
-    return model.model.language_model.register_forward_pre_hook(hook)
-
-
 @pytest.mark.parametrize("with_audio", [False, True])
 def test_an_interrupted_answer_ends_with_the_token_in_the_making(session, recordings, with_audio: bool) -> None:
     whole = Session(session.model, session.processor, max_new_tokens=NEW_TOKENS, suppress_tokens=[4])
     chosen = recordings[:1] if with_audio else []
     expected = whole.ask("Hello?", *chosen)
-    stop = threading.Event()
-    hook = after_forward_passes(session.model, 3, stop)
+    stop, passes = threading.Event(), iter((False, False, True))
+    hook = session.model.model.language_model.register_forward_pre_hook(
+        lambda *_: stop.set() if next(passes, None) else None
+    )
     said = session.stream("Hello?", *chosen, stop=stop, suppress_tokens=[4]).read()
     hook.remove()
     assert session.report.new_tokens == 3 and session.report.finish_reason == "interrupted"
@@ -315,28 +281,46 @@ def test_a_stream_left_early_keeps_the_session_usable(session, recordings) -> No
     assert_as_read_anew(session)
 
 
-def test_stopped_before_the_first_token_the_turn_is_taken_back(session, recordings) -> None:
-    session.ask("Hello?")
+def test_after_trouble_the_turn_is_taken_back_and_the_session_goes_on(session, recordings) -> None:
+    session.ask("What is said?", recordings[0])
     before, stop = session.messages, threading.Event()
     stop.set()
-    assert session.ask("What is said?", recordings[0], stop=stop) == ""
-    assert session.messages == before and session.report.finish_reason == "interrupted"
-    session.ask("What is said?", recordings[0])
-    assert_as_read_anew(session)
-
-
-def test_after_an_error_the_turn_is_taken_back_and_the_session_goes_on(session, recordings) -> None:
-    session.ask("What is said?", recordings[0])
-    before = session.messages
+    assert session.ask("Why?", recordings[1], stop=stop) == ""
+    assert session.report.finish_reason == "interrupted"
     with pytest.raises(ValueError, match="temperature"):
         session.ask("Why?", do_sample=True, temperature=-1.0)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="/no/such/file"):
         session.ask("Why?", "/no/such/file.wav")
-    with pytest.raises(AudioError):
+    with pytest.raises(AudioError, match="not audio"):
         session.ask("Why?", b"no audio")
+    hook = session.model.get_decoder().layers[1].register_forward_pre_hook(too_much)
+    with pytest.raises(
+        AnswerMemoryError, match=r"ran out after 0 tokens of the answer to a conversation of \d+ tokens"
+    ):
+        session.ask("Why?")
+    hook.remove()
+    for turn, message in (
+        ((), "nothing to answer"),
+        (("",), "nothing to answer"),
+        (("<audio>",), "has 1 <audio> for 0 recordings"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            session.ask(*turn)
     assert session.messages == before
-    session.ask("Why?")
+    session.ask("Why?", recordings[1])
     assert_as_read_anew(session)
+
+
+def too_much(*_: Any) -> None:
+    torch.empty(1 << 60, dtype=torch.uint8)
+
+
+def test_what_is_out_of_memory() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        too_much()
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory.")) and is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("shapes differ")) and not is_out_of_memory(ValueError("out of memory"))
 
 
 # ------------------------------------------------------------------------------------------------ messages and options
@@ -352,6 +336,7 @@ def test_messages_are_as_they_were_given(tiny_model, tiny_processor, recordings)
     session = Session(tiny_model, tiny_processor, system="Be brief.", max_new_tokens=2)
     session.ask("What is said?", recordings[0])
     session.ask(None, recordings[1])
+    assert_as_read_anew(session)
     parts = [{"type": "audio", "audio": recordings[0]}, {"type": "text", "text": "\nWhat is said?"}]
     expected = [
         {"role": "system", "content": "Be brief."},
@@ -365,14 +350,8 @@ def test_messages_are_as_they_were_given(tiny_model, tiny_processor, recordings)
     assert session.messages == expected[:1]
     session.ask("Hello?")
     assert session.report.reused_tokens == 0
-
-
-def test_a_system_message_is_read(tiny_model, tiny_processor) -> None:
-    for system in (None, "Be brief."):
-        session = Session(tiny_model, tiny_processor, system=system, max_new_tokens=NEW_TOKENS)
-        session.ask("Hello?")
-        assert_as_read_anew(session)
-        assert (session.messages[0]["role"] == "system") == (system is not None)
+    with pytest.raises(ValueError, match="not both"):
+        Session(tiny_model, tiny_processor, system="Be brief.", messages=expected)
 
 
 def test_options_of_the_session_and_of_one_answer(tiny_model, tiny_processor) -> None:
@@ -384,54 +363,23 @@ def test_options_of_the_session_and_of_one_answer(tiny_model, tiny_processor) ->
     torch.manual_seed(0)
     sampled = {Session(tiny_model, tiny_processor, do_sample=True, max_new_tokens=8).ask("Hi") for _ in range(4)}
     assert len(sampled) > 1
-
-
-@pytest.mark.parametrize(
-    ("turn", "message"),
-    [
-        ((), "nothing to answer"),
-        (("",), "nothing to answer"),
-        (("<audio>",), "has 1 <audio> for 0 recordings"),
-        (("<audio>", np.zeros(800), np.zeros(800)), "has 1 <audio> for 2 recordings"),
-    ],
-)
-def test_turns_that_cannot_be_answered(session, turn: tuple, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        session.ask(*turn)
-    assert session.messages == []
-
-
-@pytest.mark.parametrize("option", ["num_beams", "num_return_sequences", "cache_implementation", "use_cache"])
-def test_options_that_a_session_cannot_have(tiny_model, tiny_processor, option: str) -> None:
-    with pytest.raises(ValueError, match=option):
-        Session(tiny_model, tiny_processor, **{option: 2})
-    with pytest.raises(ValueError, match=option):
-        Session(tiny_model, tiny_processor).ask("Hello?", **{option: 2})
-
-
-def test_system_and_messages_are_one_or_the_other(tiny_model, tiny_processor) -> None:
-    with pytest.raises(ValueError, match="not both"):
-        Session(tiny_model, tiny_processor, system="Be brief.", messages=[{"role": "user", "content": "Hi"}])
+    for option in ("num_beams", "num_return_sequences", "cache_implementation", "use_cache"):
+        with pytest.raises(ValueError, match=option):
+            Session(tiny_model, tiny_processor, **{option: 2})
+        with pytest.raises(ValueError, match=option):
+            session.ask("Hello?", **{option: 2})
 
 
 @pytest.mark.quick
 def test_two_sessions_with_one_model_do_not_disturb_each_other(tiny_model, tiny_processor, recordings) -> None:
     """One with audio and one without, at the same time: each through its own weights."""
-    alone = [Session(tiny_model, tiny_processor, max_new_tokens=40, suppress_tokens=[4]) for _ in range(2)]
+
+    def sessions() -> list[Session]:
+        return [Session(tiny_model, tiny_processor, max_new_tokens=40, suppress_tokens=[4]) for _ in range(2)]
+
+    alone = sessions()
     expected = [alone[0].ask("What is said?", recordings[0]), alone[1].ask("What is said?")]
     for _ in range(3):
-        both = [Session(tiny_model, tiny_processor, max_new_tokens=40, suppress_tokens=[4]) for _ in range(2)]
+        both = sessions()
         streams = [both[0].stream("What is said?", recordings[0]), both[1].stream("What is said?")]
         assert [stream.read() for stream in streams] == expected
-
-
-def test_the_real_pair(real_model, real_processor) -> None:
-    """In float32, with an adapter that matters: the follow-up's answer is that of the conversation read anew."""
-    clip = load_studio_prompts("test").sort("duration_s")[20]["audio"]
-    with randomised(real_model, std=0.02):
-        session = Session(real_model, real_processor, max_new_tokens=4)
-        session.ask("What is said?", clip)
-        said = session.ask("Name a colour.")
-        assert session.report.reused_tokens > 0 and session.report.encoded_recordings == 0
-        fresh = Session(real_model, real_processor, messages=session.messages[:-1], max_new_tokens=4)
-        assert fresh.ask() == said and fresh.report.reused_tokens == 0

@@ -75,7 +75,7 @@ def test_pieces_add_up_to_the_text(name: str, at_once: int) -> None:
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(data=st.data())
 def test_whatever_the_tokens_are(name: str, data) -> None:
     """Bytes that are no characters, special tokens, and answers that end within a character included."""
@@ -88,15 +88,6 @@ def test_bytes_on_both_sides_of_a_skipped_token_are_one_run() -> None:
     tokenizer = TOKENIZERS["byte fallback"]
     ids = tokenizer.convert_tokens_to_ids(["a", "<0x00>", "<unk>", "<0xE4>"])
     assert "".join(streamed(tokenizer, ids)) == tokenizer.decode(ids, skip_special_tokens=True) == "a\ufffd\ufffd"
-
-
-def test_the_real_tokenizer(real_processor) -> None:
-    tokenizer = real_processor.tokenizer
-    ids = tokenizer(TEXT)["input_ids"]
-    assert "".join(streamed(tokenizer, ids)) == tokenizer.decode(ids).strip()
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(len(tokenizer), (300,), generator=generator).tolist()
-    assert "".join(streamed(tokenizer, ids)) == tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
 def test_a_character_comes_with_its_last_byte_and_a_word_without_waiting_for_a_blank() -> None:
@@ -130,24 +121,18 @@ def endless(started: threading.Event | None = None):
     return write, ended
 
 
-def test_an_event_from_anywhere_ends_it() -> None:
-    stop = threading.Event()
-    write, ended = endless()
-    pieces = []
-    for piece in AnswerStream(write, TOKENIZERS["characters"], stop):
-        pieces.append(piece)
-        if len(pieces) == 3:
-            stop.set()
-    assert ended.is_set() and len(pieces) >= 3
-
-
-def test_close_waits_for_the_end_and_leaves_the_users_event_alone() -> None:
+def test_an_event_or_close_ends_it() -> None:
     stop = threading.Event()
     write, ended = endless()
     stream = AnswerStream(write, TOKENIZERS["characters"], stop)
     next(stream)
     stream.close()
     assert ended.is_set() and not stop.is_set() and list(stream) == []
+    write, ended = endless()
+    stream = AnswerStream(write, TOKENIZERS["characters"], stop)
+    next(stream)
+    stop.set()
+    assert all(stream) and ended.is_set()
 
 
 def test_ctrl_c_stops_the_writer_and_is_raised() -> None:
@@ -189,12 +174,3 @@ def test_errors_are_raised_where_it_is_read() -> None:
 
 def test_nothing_written_is_an_empty_answer() -> None:
     assert AnswerStream(lambda streamer, stop: None, TOKENIZERS["characters"]).read() == ""
-
-
-def test_generation_stops_where_any_event_is_set() -> None:
-    one, other = threading.Event(), threading.Event()
-    criterion = StopWhenSet(one, None, other)
-    ids = torch.zeros(2, 5, dtype=torch.long)
-    assert criterion(ids, None).tolist() == [False, False] and not criterion.is_set()
-    other.set()
-    assert criterion(ids, None).tolist() == [True, True]

@@ -18,6 +18,7 @@ from tiny_models import llama_config, randomise_trainables, save_audio_base, sav
 
 #: Tokens of the tiny context, which is about 15 s of audio with question and answer.
 CONTEXT = 256
+SECONDS = 45
 JOIN, QUESTION = "Join: {answers}", "What?"
 OPTIONS = ["--prompt", QUESTION, "--join_prompt", JOIN, "--max_new_tokens", "8", "--no_progress"]
 
@@ -39,10 +40,9 @@ def short_context(tmp_path_factory) -> tuple:
 
 @pytest.fixture(scope="module")
 def long_recording(tmp_path_factory) -> str:
-    """Real prompts in a row, some 60 s."""
+    """Real prompts in a row."""
     path = tmp_path_factory.mktemp("sounds") / "long.wav"
-    row = np.concatenate(prompts(30))
-    soundfile.write(path, np.tile(row, 1 + 60 * RATE // len(row))[: 60 * RATE], RATE)
+    soundfile.write(path, np.resize(np.concatenate(prompts(30)), SECONDS * RATE), RATE)
     return str(path)
 
 
@@ -60,13 +60,13 @@ def test_every_part_is_asked_and_every_answer_joined(short_context, long_recordi
     summarize(long_recording, "--model", pair, "--output_dir", str(tmp_path))
     kept = json.loads((tmp_path / "long.json").read_text())
     parts, *joined = kept["rounds"]
-    assert len(parts) >= 3 and parts[0]["start_s"] == 0 and parts[-1]["end_s"] == 60
+    assert len(parts) >= 3 and parts[0]["start_s"] == 0 and parts[-1]["end_s"] == SECONDS
     assert all(one["end_s"] == following["start_s"] for one, following in pairwise(parts))
     waveform = processor.load_audio(long_recording)
     for one in parts:
         clip = waveform[round(one["start_s"] * RATE) : round(one["end_s"] * RATE)]
         assert one["text"] == answer(model, processor, [ask(QUESTION, clip)], max_new_tokens=8)[0]
-    assert len(joined[-1]) == 1 and (joined[-1][0]["start_s"], joined[-1][0]["end_s"]) == (0, 60)
+    assert len(joined[-1]) == 1 and (joined[-1][0]["start_s"], joined[-1][0]["end_s"]) == (0, SECONDS)
     assert (tmp_path / "long.txt").read_text() == f"{joined[-1][0]['text']}\n" == f"{kept['answer']}\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["long.json", "long.txt"]
 
@@ -79,12 +79,15 @@ def test_answers_are_joined_in_text_by_the_base(short_context, long_recording) -
     first, second = whole.rounds[0]
     text = f"Join: {QUESTION} 0:00:00 to 0:00:{int(second.start / RATE):02d}: {' '.join(first.text.split())}\n"
     text += f"0:00:{int(second.start / RATE):02d} to 0:00:20: {' '.join(second.text.split())}"
-    untouched = answer(model, processor, [ask(text)], max_new_tokens=8, adapter_names=[None])[0]
-    assert (
-        whole.text
-        == untouched
-        != answer(model, processor, [ask(text)], max_new_tokens=8, adapter_names=list(model.config.lora_adapters))[0]
+    untouched, adapted = (
+        answer(model, processor, [ask(text)], max_new_tokens=8, adapter_names=[name])[0]
+        for name in (None, *model.config.lora_adapters)
     )
+    assert whole.text == untouched != adapted
+    waveform = waveform[: 5 * RATE]  # what fits is asked once
+    whole = InParts(model, processor, QUESTION, JOIN, max_new_tokens=8).answer([waveform])
+    assert [len(answers) for answers in whole.rounds] == [1]
+    assert whole.text == Session(model, processor, max_new_tokens=8).ask(QUESTION, waveform)
 
 
 def test_rounds_go_on_until_it_fits(short_context, long_recording) -> None:
@@ -95,17 +98,9 @@ def test_rounds_go_on_until_it_fits(short_context, long_recording) -> None:
     assert len(whole.rounds) >= 3
     for answers, joined in pairwise(whole.rounds):
         assert len(joined) < len(answers)
-        assert (joined[0].start, joined[-1].end) == (0, 60 * RATE)
+        assert (joined[0].start, joined[-1].end) == (0, SECONDS * RATE)
         assert {one.start for one in joined} <= {one.start for one in answers}
     assert whole.text == whole.rounds[-1][0].text
-
-
-def test_what_fits_is_asked_once(short_context, long_recording) -> None:
-    model, processor, _ = short_context
-    waveform = processor.load_audio(long_recording)[: 5 * RATE]
-    whole = InParts(model, processor, QUESTION, JOIN, max_new_tokens=8).answer([waveform])
-    assert [len(answers) for answers in whole.rounds] == [1]
-    assert whole.text == Session(model, processor, max_new_tokens=8).ask(QUESTION, waveform)
 
 
 def test_silence_is_told_and_not_asked_about(short_context, tmp_path, capsys) -> None:
@@ -151,7 +146,7 @@ def test_what_does_not_fit_is_said(short_context, long_recording, tmp_path, caps
     with pytest.raises(SystemExit) as caught:
         generate.main(["--model", pair, "--audio", long_recording])
     message = str(caught.value.code)
-    assert f"the language model can hold {CONTEXT}" in message and "are 60.0 s of recordings" in message
+    assert f"the language model can hold {CONTEXT}" in message and f"are {SECONDS}.0 s of recordings" in message
     assert "audiollm summarize" in message
     with pytest.raises(ContextLengthError, match=r"smaller bound on new tokens: at most \d\d"):
         InParts(model, processor, "What?", JOIN, max_new_tokens=400)

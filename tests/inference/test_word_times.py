@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import httpx
-import numpy as np
 import pytest
 import soundfile
 import torch
@@ -16,14 +15,13 @@ from audiollm.inference.serving.service import ServingSettings
 from audiollm.inference.spoken_pieces import SpokenLexicon
 from audiollm.inference.transcribe import main
 from audiollm.inference.transcribing import Transcriber, TranscribingSettings
-from audiollm.inference.transcripts import MAX_CUE_CHARACTERS
+from audiollm.inference.transcripts import MAX_CUE_CHARACTERS, as_srt
 from long_recordings import RATE, in_a_row, prompts
 from servers import in_thread
 from tiny_models import character_tokenizer, hearing_model
 
 LETTERS = " abcdefghijklmnopqrstuvwxyz"
 SECONDS_PER_SLOT = 0.08
-TEXT = "you cannot reply to this message because the sender does not have a mailbox"
 SETTINGS = {"max_new_tokens": 12, "window_seconds": 2.0, "timestamps": "word"}
 OPTIONS = ["--max_new_tokens", "12", "--window_seconds", "2", "--timestamps", "word", "--no_progress"]
 
@@ -187,8 +185,6 @@ def test_subtitles_are_short_lines(model, tiny_processor, recording, tmp_path) -
     for timestamps in ("segment", "word"):
         settings = TranscribingSettings(max_new_tokens=150, window_seconds=4.0, ctc_weight=0.0, timestamps=timestamps)
         (result,) = Transcriber(model, tiny_processor, settings, progress=False).transcribe([str(recording)])
-        from audiollm.inference.transcripts import as_srt
-
         cues[timestamps] = as_srt(result).split("\n\n")
     texts = {name: [" ".join(cue.splitlines()[2:]) for cue in each] for name, each in cues.items()}
     assert " ".join(texts["word"]).split() == " ".join(texts["segment"]).split()
@@ -206,37 +202,8 @@ def test_words_survive_an_interruption(model, tiny_processor, recording, tmp_pat
     assert again == expected and again.words
 
 
-def test_a_model_without_pieces_says_what_is_missing(tiny_model, tiny_processor, recording, tmp_path, capsys) -> None:
-    for part in (tiny_model, tiny_processor):
-        part.save_pretrained(tmp_path / "direct")
+def test_a_model_without_pieces_says_what_is_missing(checkpoint, recording, capsys) -> None:
     with pytest.raises(SystemExit) as caught:
-        main([str(recording), "--model", str(tmp_path / "direct"), *OPTIONS])
+        main([str(recording), "--model", str(checkpoint), *OPTIONS])
     said = capsys.readouterr().err
     assert caught.value.code == 2 and "CTC" in said and "--projector_readout pieces" in said
-    with in_thread(tiny_model, tiny_processor, ServingSettings("tiny")) as (url, _):
-        answered = httpx.post(
-            f"{url}/v1/audio/transcriptions",
-            data={"response_format": "verbose_json", "timestamp_granularities[]": "word"},
-            files={"file": recording.read_bytes()},
-            timeout=60,
-        )
-    assert answered.status_code == 400 and "--projector_readout pieces" in answered.json()["error"]["message"]
-
-
-def test_the_shipped_adapter_hears_when_words_begin(real_bases, tmp_path, monkeypatch) -> None:
-    from audiollm.corpora.prompts import load_studio_prompts
-    from audiollm.inference.loading import load
-    from audiollm.processing import load_waveform
-
-    monkeypatch.chdir(tmp_path)
-    clip = next(row for row in load_studio_prompts("validation") if row["text"] == TEXT)
-    pauses = [0.7, 2.9, 0.3]
-    waveform = load_waveform(clip["audio"])
-    soundfile.write("row.wav", in_a_row([waveform, waveform], pauses), RATE)
-    model, processor = load()
-    settings = TranscribingSettings(timestamps="word")
-    (result,) = Transcriber(model, processor, settings, progress=False).transcribe(["row.wav"])
-    half = len(result.words) // 2
-    starts = np.array([word.start_s for word in result.words])
-    apart = starts[half:] - starts[:half]
-    assert apart == pytest.approx(len(waveform) / RATE + pauses[1], abs=0.16)

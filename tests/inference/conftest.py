@@ -1,0 +1,40 @@
+"""A tiny checkpoint on disk and the shortest real recordings, which most tests of this room share."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from audiollm import AudioLlmForConditionalGeneration
+from audiollm.corpora.prompts import load_studio_prompts
+from tiny_models import randomise_trainables
+from web_server import tiny_pair
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tiny_bases, tiny_processor, tmp_path_factory) -> Path:
+    """`tiny_model` and its processor in a folder, which no test changes."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny-ears"
+    torch.manual_seed(0)
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_rank=4)
+    randomise_trainables(model).save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def endless_pair(tiny_bases) -> tuple[Any, Any]:
+    """A tiny model that never ends an answer itself, and its processor."""
+    return tiny_pair(tiny_bases)
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory) -> list[str]:
+    """The four shortest test prompts as Ogg Opus files, in a folder with a blank in its name."""
+    folder = tmp_path_factory.mktemp("some clips")
+    paths = []
+    for row in load_studio_prompts("test").sort("duration_s").select(range(4)):
+        path = folder / row["audio"]["path"]
+        path.write_bytes(row["audio"]["bytes"])
+        paths.append(str(path))
+    return paths
