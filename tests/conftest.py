@@ -4,6 +4,7 @@ Fixtures that several rooms' tests share: tiny random bases and models, and the 
 Every test fails in which a library says in its log that something is deprecated; warnings are in `setup.cfg`.
 """
 
+import copy
 import logging
 import re
 import signal
@@ -72,12 +73,17 @@ def tiny_bases(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return save_audio_base(folder / "audio"), save_text_base(folder / "text")
 
 
+@pytest.fixture(scope="session")
+def shared_tiny_model(tiny_bases: tuple[str, str]) -> AudioLlmForConditionalGeneration:
+    """The tiny pair composed, with projector and LoRA as after training; shared, so leave it as it is."""
+    return randomise_trainables(AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_rank=4))
+
+
 @pytest.fixture
-def tiny_model(tiny_bases: tuple[str, str]) -> AudioLlmForConditionalGeneration:
-    """The tiny pair composed, with projector and LoRA as after training; one's own to change."""
+def tiny_model(shared_tiny_model: AudioLlmForConditionalGeneration) -> AudioLlmForConditionalGeneration:
+    """A copy of the shared one, to change."""
     torch.manual_seed(0)
-    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_rank=4)
-    return randomise_trainables(model)
+    return copy.deepcopy(shared_tiny_model)
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 
 import torch
-from tiny_models import NUM_MEL_BINS
+from audiollm import AudioLlmForConditionalGeneration
+from tiny_models import NUM_MEL_BINS, randomise_trainables
 
 FIRST_TEXT_ID = 5  # the tiny tokenizer's special tokens lie below
 MEL_FRAMES_PER_ENCODER_FRAME = 2
+IGNORED_LABEL = -100
+TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
 
 
 @dataclass(frozen=True)
@@ -74,3 +77,50 @@ def mixed_rows(config) -> list[Row]:
 
 
 MIXED_TEXT_ROWS = (1, 3)
+
+
+def labelled(config, rows: list[Row], padding_side: str = "right") -> dict[str, torch.Tensor]:
+    """Model inputs of several rows with labels on all of their text."""
+    batch = collate(config, rows, padding_side)
+    ignored = (batch["input_ids"] >= config.vocab_size) | ~batch["attention_mask"].bool()
+    return {**batch, "labels": batch["input_ids"].masked_fill(ignored, IGNORED_LABEL)}
+
+
+# ---- models ----------------------------------------------------------------------------------------------------------
+
+
+def composed(bases: tuple[str, str], seed: int = 2, std: float = 0.2, **fields) -> AudioLlmForConditionalGeneration:
+    """A model of two bases whose projector and adapters are as after training."""
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*bases, **{"lora_rank": 4, **fields})
+    return randomise_trainables(model, seed, std)
+
+
+@torch.no_grad()
+def logits_of(model) -> torch.Tensor:
+    """Logits of [`mixed_rows`]."""
+    return model(**collate(model.config, mixed_rows(model.config))).logits
+
+
+def new_tokens(model, rows: list[Row], padding_side: str = "left", **options) -> list[list[int]]:
+    """Return the ten tokens, or as many as `options` say, that a model writes after each row."""
+    batch = collate(model.config, rows, padding_side)
+    options = {"max_new_tokens": 10, "min_new_tokens": 10, "do_sample": False, **options}
+    return model.generate(**batch, **options)[:, batch["input_ids"].shape[1] :].tolist()
+
+
+def loss_and_gradients(model, batch, between=None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Return those of one step; `between` runs after the forward pass and before the backward pass."""
+    model.zero_grad()
+    loss = model(**batch).loss
+    if between is not None:
+        between()
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_step(found, expected, atol: float = 1e-4, rtol: float = 1e-3) -> None:
+    """Compare two results of [`loss_and_gradients`]."""
+    torch.testing.assert_close(found[0], expected[0], atol=1e-5, rtol=1e-5)
+    assert found[1].keys() == expected[1].keys()
+    for name, gradient in expected[1].items():
+        torch.testing.assert_close(found[1][name], gradient, atol=atol, rtol=rtol, msg=name)

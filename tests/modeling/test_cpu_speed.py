@@ -1,36 +1,26 @@
 """The CPU speed-ups change products, losses and gradients by rounding alone."""
 
-from pathlib import Path
+import copy
 
 import pytest
 import torch
-from architectures import ARCHITECTURES
-from audiollm import AudioLlmForConditionalGeneration, cpu_speed
-from audiollm.cpu_speed import (
-    fast_linear,
-    fast_product,
-    takes_onednn,
-    use_cpu_speed,
-)
+from audiollm import cpu_speed
+from audiollm.cpu_speed import fast_linear, fast_product, takes_onednn, use_cpu_speed
 from audiollm.lora import FrozenLinearWithLora
-from batches import Row, collate, make_row
-from tiny_models import enable_checkpointing, randomise_trainables, save_text_base
+from batches import Row, assert_same_step, labelled, loss_and_gradients, make_row
+from tiny_models import enable_checkpointing
 from torch import nn
 
 ROWS, IN_FEATURES, OUT_FEATURES, RANK = 40, 160, 136, 4
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
-IGNORED = -100
 PREFIX_LENGTH = 12
-#: Architectures some of whose layers attend to a window only, and do not keep what has left it.
-SLIDING = ("mistral", "gemma2")
 
 
-@pytest.fixture(params=[True, False], ids=["oneDNN", "torch's choice"])
-def by_onednn(request, monkeypatch) -> bool:
-    """Products by oneDNN, as on a processor where it is faster, or by what torch takes."""
-    monkeypatch.setattr(cpu_speed, "onednn_is_faster", lambda: request.param)
+@pytest.fixture
+def by_onednn(monkeypatch) -> None:
+    """Products by oneDNN, as on a processor where it is faster."""
+    monkeypatch.setattr(cpu_speed, "onednn_is_faster", lambda: True)
     monkeypatch.setattr(FrozenLinearWithLora, "product", staticmethod(fast_product))
-    return request.param
 
 
 def operands() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -40,67 +30,61 @@ def operands() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return x, weight, bias
 
 
-@pytest.mark.parametrize("no_gradients", [torch.no_grad, torch.inference_mode])
-def test_products_are_those_of_the_formula(by_onednn: bool, no_gradients) -> None:
+@torch.inference_mode()
+def test_products_are_those_of_the_formula(by_onednn) -> None:
     x, weight, bias = operands()
-    assert takes_onednn(x, weight) is by_onednn
-    with no_gradients():
-        expected = x.double() @ weight.double().T
-        torch.testing.assert_close(fast_product(x, weight).double(), expected, rtol=0, atol=1e-4)
-        torch.testing.assert_close(fast_product(x, weight, bias).double(), expected + bias, rtol=0, atol=1e-4)
-        grad = expected.float()
-        expected = grad.double() @ weight.double()
-        torch.testing.assert_close(fast_product(grad, weight.T).double(), expected, rtol=1e-5, atol=1e-3)
+    assert takes_onednn(x, weight)
+    expected = x.double() @ weight.double().T
+    torch.testing.assert_close(fast_product(x, weight).double(), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(fast_product(x, weight, bias).double(), expected + bias, rtol=0, atol=1e-4)
+    grad = expected.float()
+    expected = grad.double() @ weight.double()
+    torch.testing.assert_close(fast_product(grad, weight.T).double(), expected, rtol=1e-5, atol=1e-3)
 
 
-def test_fused_lora_and_its_gradients_are_those_of_autograd(by_onednn: bool) -> None:
+def assert_same_gradients(result, expected, leaves, atol: float) -> None:
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-3)
+    upstream = torch.randn_like(expected)
+    found, wanted = (torch.autograd.grad(each, leaves, upstream) for each in (result, expected))
+    for one, other in zip(found, wanted):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=atol)
+
+
+def test_fused_lora_and_its_gradients_are_those_of_autograd(by_onednn) -> None:
     x, weight, bias = operands()
     down, up = torch.randn(RANK, IN_FEATURES), torch.randn(OUT_FEATURES, RANK)
     leaves = [tensor.requires_grad_() for tensor in (x, down, up)]
     result = FrozenLinearWithLora.apply(x, weight, bias, None, down, up, 0.5)
     expected = nn.functional.linear(x, weight, bias) + 0.5 * x @ down.T @ up.T
-    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-3)
-    upstream = torch.randn_like(expected)
-    for found, wanted in zip(
-        torch.autograd.grad(result, leaves, upstream), torch.autograd.grad(expected, leaves, upstream)
-    ):
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-2)
+    assert_same_gradients(result, expected, leaves, 1e-2)
 
 
 @pytest.mark.parametrize(
-    "x, weight",
+    ("rows", "width", "options"),
     [
-        (
-            torch.ones(ROWS, IN_FEATURES, dtype=torch.bfloat16),
-            torch.ones(OUT_FEATURES, IN_FEATURES, dtype=torch.bfloat16),
-        ),
-        (torch.ones(1, IN_FEATURES), torch.ones(OUT_FEATURES, IN_FEATURES)),
-        (torch.ones(ROWS, 4), torch.ones(OUT_FEATURES, 4)),
-        (torch.ones(ROWS, IN_FEATURES, device="meta"), torch.ones(OUT_FEATURES, IN_FEATURES, device="meta")),
+        (ROWS, IN_FEATURES, {"dtype": torch.bfloat16}),
+        (1, IN_FEATURES, {}),
+        (ROWS, 4, {}),
+        (ROWS, IN_FEATURES, {"device": "meta"}),
     ],
     ids=["bfloat16", "one row", "narrow", "meta"],
 )
-def test_what_oneDNN_is_not_faster_at_stays_torchs(monkeypatch, x: torch.Tensor, weight: torch.Tensor) -> None:
-    monkeypatch.setattr(cpu_speed, "onednn_is_faster", lambda: True)
+def test_what_oneDNN_is_not_faster_at_stays_torchs(by_onednn, rows: int, width: int, options) -> None:
+    x, weight = torch.ones(rows, width, **options), torch.ones(OUT_FEATURES, width, **options)
     assert not takes_onednn(x, weight)
-    assert fast_product(x, weight).shape == (len(x), len(weight))
+    assert fast_product(x, weight).shape == (rows, OUT_FEATURES)
 
 
-@pytest.mark.parametrize("trains", [(True, False, False), (False, True, False), (True, True, True)])
-def test_gradients_are_those_of_autograd(by_onednn: bool, trains: tuple[bool, bool, bool]) -> None:
+@pytest.mark.parametrize("trains", [(True, False, False), (True, True, True)])
+def test_gradients_are_those_of_autograd(by_onednn, trains: tuple[bool, bool, bool]) -> None:
     x, weight, bias = operands()
     inputs = [x.view(2, ROWS // 2, IN_FEATURES), weight, bias]
     leaves = [tensor.requires_grad_() for tensor, wanted in zip(inputs, trains) if wanted]
     result, expected = fast_linear(*inputs), nn.functional.linear(*inputs)
-    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
-    upstream = torch.randn_like(expected)
-    for found, wanted in zip(
-        torch.autograd.grad(result, leaves, upstream), torch.autograd.grad(expected, leaves, upstream)
-    ):
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-3)
+    assert_same_gradients(result, expected, leaves, 1e-3)
 
 
-def test_autocast_is_left_to_torch(by_onednn: bool) -> None:
+def test_autocast_is_left_to_torch(by_onednn) -> None:
     x, weight, bias = operands()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert fast_linear(x, weight, bias).dtype == torch.bfloat16
@@ -130,14 +114,8 @@ def test_oneDNN_is_taken_by_processor(monkeypatch, tmp_path, processor, capabili
 def batch_with_prefix(config, num_rows: int = 3) -> dict[str, torch.Tensor]:
     """Rows that begin alike and then hold a recording each, of different lengths; labels on all text."""
     prefix = make_row(config, PREFIX_LENGTH, seed=9).ids
-    rows = []
-    for index in range(num_rows):
-        rest = make_row(config, (40 + 30 * index,), 4 + index, seed=index)
-        rows.append(Row(torch.cat([prefix, rest.ids]), rest.windows))
-    batch = collate(config, rows, "right")
-    ignored = (batch["input_ids"] >= config.vocab_size) | ~batch["attention_mask"].bool()
-    batch["labels"] = batch["input_ids"].masked_fill(ignored, IGNORED)
-    return batch
+    rests = [make_row(config, (40 + 30 * index,), 4 + index, seed=index) for index in range(num_rows)]
+    return labelled(config, [Row(torch.cat([prefix, rest.ids]), rest.windows) for rest in rests])
 
 
 def positions_run(model, batch) -> list[int]:
@@ -150,13 +128,6 @@ def positions_run(model, batch) -> list[int]:
     return seen
 
 
-def loss_and_gradients(model, batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    model.zero_grad()
-    loss = model(**batch).loss
-    loss.backward()
-    return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-
-
 def assert_shared_equals_full(model, batch) -> None:
     """Told the positions, which start at zero as they would anyway, the model runs every row whole."""
     use_cpu_speed(model)
@@ -165,45 +136,18 @@ def assert_shared_equals_full(model, batch) -> None:
     boundary = PREFIX_LENGTH + 1  # `<audio>` is alike in all rows too
     assert positions_run(model, batch) == [boundary, rows * (length - boundary)]
     assert positions_run(model, whole) == [rows * length]
-    (loss, gradients), (expected_loss, expected) = loss_and_gradients(model, batch), loss_and_gradients(model, whole)
-    torch.testing.assert_close(loss, expected_loss, atol=1e-5, rtol=1e-5)
-    assert gradients.keys() == expected.keys() == set(model.trainable_names())
-    for name, gradient in expected.items():
-        torch.testing.assert_close(gradients[name], gradient, atol=1e-4, rtol=1e-3)
+    assert_same_step(loss_and_gradients(model, batch), loss_and_gradients(model, whole))
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_loss_and_gradients(tiny_bases, attention: str) -> None:
-    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, attn_implementation=attention)
-    randomise_trainables(model, std=0.05).train()
-    assert_shared_equals_full(model, batch_with_prefix(model.config))
-
-
-@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in SLIDING])
-def test_other_architectures(tiny_bases, tmp_path: Path, name: str) -> None:
-    make_config, fields = ARCHITECTURES[name]
-    folder = save_text_base(tmp_path / "text", make_config())
-    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(tiny_bases[0], folder, lora_rank=4, **fields)
-    randomise_trainables(model, std=0.05).train()
-    assert_shared_equals_full(model, batch_with_prefix(model.config))
-
-
-@pytest.mark.parametrize("name", SLIDING)
-def test_layers_that_forget_are_run_whole(tiny_bases, tmp_path: Path, name: str) -> None:
-    make_config, fields = ARCHITECTURES[name]
-    folder = save_text_base(tmp_path / "text", make_config())
-    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(tiny_bases[0], folder, lora_rank=4, **fields)
-    batch = batch_with_prefix(model.config)
-    use_cpu_speed(model)
-    assert positions_run(model.train(), batch) == [batch["input_ids"].numel()]
-
-
-def test_without_padding(tiny_model) -> None:
+def test_a_shared_beginning_is_run_once(tiny_model, attention: str) -> None:
+    """(test_architectures.py has other language models.)"""
+    tiny_model.set_attn_implementation(attention)
+    assert_shared_equals_full(tiny_model.train(), batch_with_prefix(tiny_model.config))
     batch = batch_with_prefix(tiny_model.config, num_rows=1)
     batch = {name: value.repeat(3, *[1] * (value.dim() - 1)) for name, value in batch.items()}
     batch["input_features"] = torch.randn_like(batch["input_features"])
     batch.pop("attention_mask")
-    randomise_trainables(tiny_model, std=0.05).train()
     assert_shared_equals_full(tiny_model, batch)
 
 
@@ -222,17 +166,13 @@ def test_when_rows_are_run_whole(tiny_model) -> None:
     short = {**batch, "input_ids": batch["input_ids"].clone()}
     short["input_ids"][1, 1] = 7 if batch["input_ids"][1, 1] != 7 else 8  # one position alike: not worth a pass
     assert positions_run(tiny_model, short) == whole
-    enable_checkpointing(tiny_model, {"use_reentrant": False})
-    assert positions_run(tiny_model, batch) == whole
     assert positions_run(tiny_model.eval(), batch) == whole
-
-
-def test_several_processes_run_their_layers_equally_often(tiny_model) -> None:
-    batch = batch_with_prefix(tiny_model.config)
+    checkpointed = copy.deepcopy(tiny_model).train()
+    enable_checkpointing(checkpointed, {"use_reentrant": False})
+    assert positions_run(checkpointed, batch) == whole
     tiny_model.train()
-    use_cpu_speed(tiny_model)
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        assert positions_run(tiny_model, batch) == [batch["input_ids"].numel()]
+    try:  # several processes run their layers equally often
+        assert positions_run(tiny_model, batch) == whole
     finally:
         torch.distributed.destroy_process_group()

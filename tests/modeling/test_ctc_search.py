@@ -29,7 +29,7 @@ def over_all_alignments(log_probabilities: torch.Tensor) -> dict[tuple[int, ...]
     return found
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_search_that_leaves_nothing_out_is_exact(seed: int) -> None:
     scores = posteriors(seed)
     expected = over_all_alignments(scores)
@@ -40,7 +40,7 @@ def test_a_search_that_leaves_nothing_out_is_exact(seed: int) -> None:
     assert prefix_beam_search(scores, num_best=3, **EVERYTHING) == found[:3]
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_narrow_search_finds_no_more_than_there_is(seed: int) -> None:
     scores = posteriors(seed, sharpness=4.0)
     expected = over_all_alignments(scores)

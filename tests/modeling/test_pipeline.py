@@ -1,5 +1,7 @@
 """transformers' own pipeline takes an AudioLLM checkpoint, recordings included."""
 
+import copy
+
 import numpy as np
 import pytest
 import soundfile
@@ -9,13 +11,21 @@ from versions import ANY_TO_ANY_RUNS
 
 SAMPLING_RATE_HZ = 16_000
 OPTIONS = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+SHORT = {"return_full_text": False, "generate_kwargs": OPTIONS}
 
 pytestmark = pytest.mark.skipif(not ANY_TO_ANY_RUNS, reason="this transformers' any-to-any pipeline asks for librosa")
 
 
-@pytest.fixture
-def generate(tiny_model, tiny_processor):
-    return pipeline("any-to-any", model=tiny_model, processor=tiny_processor, device="cpu")
+@pytest.fixture(scope="module")
+def generate(shared_tiny_model, tiny_processor, tmp_path_factory):
+    """The pipeline of a checkpoint."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    copy.deepcopy(shared_tiny_model).save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
+    loaded = pipeline("any-to-any", model=str(folder), device="cpu")
+    # Where the pipeline, and `transformers serve`, look up which classes they support.
+    assert type(loaded.model).__name__ == MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES[loaded.model.config.model_type]
+    return loaded
 
 
 @pytest.fixture
@@ -28,49 +38,28 @@ def files(tmp_path) -> list[str]:
 
 
 @pytest.fixture
-def told(tiny_model, tiny_processor):
+def told(shared_tiny_model, tiny_processor):
     """Return the text that `generate` writes after inputs."""
 
     def one(inputs) -> str:
-        ids = tiny_model.generate(**inputs, **OPTIONS)[0, inputs["input_ids"].shape[1] :]
+        ids = shared_tiny_model.generate(**inputs, **OPTIONS)[0, inputs["input_ids"].shape[1] :]
         return tiny_processor.decode(ids, skip_special_tokens=True)
 
     return one
 
 
-def chats(files) -> list:
+def test_conversations(generate, tiny_processor, files, told) -> None:
     spoken = [{"type": "text", "text": "What? "}, {"type": "audio", "path": files[0]}]
     two = [{"type": "audio", "url": f"file://{files[0]}"}, {"type": "audio", "audio": files[1]}]
     begun = {"role": "assistant", "content": [{"type": "text", "text": "It is"}]}
-    return [
-        [{"role": "user", "content": spoken}],
-        [{"role": "user", "content": "hello"}],
-        [{"role": "user", "content": two}],
-        [{"role": "user", "content": spoken}, begun],
-    ]
-
-
-def test_a_checkpoint_is_loaded(tiny_model, tiny_processor, files, tmp_path, told) -> None:
-    tiny_model.save_pretrained(tmp_path / "checkpoint")
-    tiny_processor.save_pretrained(tmp_path / "checkpoint")
-    generate = pipeline("any-to-any", model=str(tmp_path / "checkpoint"))
-    [chat, *_] = chats(files)
-    [answer] = generate(chat, return_full_text=False, generate_kwargs=OPTIONS)
-    inputs = tiny_processor.apply_chat_template(chat, tokenize=True, add_generation_prompt=True)
-    assert answer["generated_text"] == told(inputs)
-    # Where the pipeline, and `transformers serve`, look up which classes they support.
-    assert type(generate.model).__name__ == MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES[generate.model.config.model_type]
-
-
-def test_conversations(generate, tiny_processor, files, told) -> None:
-    found = generate(chats(files), return_full_text=False, generate_kwargs=OPTIONS)
-    full = generate(chats(files), generate_kwargs=OPTIONS)
-    for chat, [answer], [whole] in zip(chats(files), found, full):
-        open_end = chat[-1]["role"] == "assistant"
+    chats = [[{"role": "user", "content": content}] for content in (spoken, "hello", two)]
+    chats.append([*chats[0], begun])
+    found, full = generate(chats, **SHORT), generate(chats, generate_kwargs=OPTIONS)
+    for chat, [answer], [whole] in zip(chats, found, full):
+        open_end = chat[-1] is begun
         inputs = tiny_processor.apply_chat_template(
             chat, tokenize=True, add_generation_prompt=not open_end, continue_final_message=open_end
         )
-        assert answer["input_text"] == chat
         text = answer["generated_text"]
         assert text == told(inputs)
         if open_end:
@@ -78,52 +67,35 @@ def test_conversations(generate, tiny_processor, files, told) -> None:
         else:
             assert whole["generated_text"] == [*chat, {"role": "assistant", "content": text}]
     assert len({answer["generated_text"] for [answer] in found}) == len(found)
+    # transformers' pipelines pad rows themselves, which recordings do not survive: no answer rather than a wrong one.
+    with pytest.raises((ValueError, RuntimeError)):
+        generate([chats[0], chats[2]], batch_size=2, generate_kwargs=OPTIONS)
 
 
-def test_text_and_audio(generate, tiny_processor, files, told) -> None:
-    text, waveform = "Say <audio> now", soundfile.read(files[0], dtype="float32")[0]
-    expected = told(tiny_processor(text=text, audio=files[0]))
-    for audio in (files[0], waveform):
-        [answer] = generate(text=text, audio=audio, return_full_text=False, generate_kwargs=OPTIONS)
-        assert answer["generated_text"] == expected
-        [answer] = generate({"text": text, "audio": audio}, generate_kwargs=OPTIONS)
-        assert answer["generated_text"] == text + expected
-    [answer] = generate(text="Say now", return_full_text=False, generate_kwargs=OPTIONS)
-    assert answer["generated_text"] == told(tiny_processor(text="Say now"))
-
-
-def test_texts_with_recordings_in_one_batch(generate, tiny_processor, files, told) -> None:
-    texts = ["Say <audio> now", "Both <audio> and then <audio>"]
-    answers = generate(
-        text=texts, audio=[files[0], files[1], files[0]], return_full_text=False, generate_kwargs=OPTIONS
+def test_texts_and_recordings(generate, tiny_processor, files, told) -> None:
+    texts, waveform = (
+        ["Say <audio> now", "Both <audio> and then <audio>"],
+        soundfile.read(files[0], dtype="float32")[0],
     )
-    expected = [
-        told(tiny_processor(text=texts[0], audio=files[0])),
-        told(tiny_processor(text=texts[1], audio=files[::-1])),
-    ]
+    expected = [told(tiny_processor(text=texts[0], audio=files[0])), told(tiny_processor(texts[1], audio=files[::-1]))]
+    for audio in (files[0], waveform):
+        assert generate(text=texts[0], audio=audio, **SHORT)[0]["generated_text"] == expected[0]
+    [answer] = generate({"text": texts[0], "audio": files[0]}, generate_kwargs=OPTIONS)
+    assert answer["generated_text"] == texts[0] + expected[0]
+    answers = generate(text=texts, audio=[files[0], files[1], files[0]], **SHORT)
     assert [answer["generated_text"] for answer in answers] == expected
+    assert generate(text="Say now", **SHORT)[0]["generated_text"] == told(tiny_processor(text="Say now"))
+    with pytest.raises(ValueError, match="not images or videos"):
+        generate(text="Look", images="photo.png")
+    with pytest.raises(ValueError, match="1 recordings are given"):
+        generate(text="No placeholder", audio=files[0])
 
 
 def test_processor_options_reach_the_processor(generate, tiny_processor, files, told) -> None:
     waveform = soundfile.read(files[0], dtype="float32")[0]
     chat = [{"role": "user", "content": [{"type": "audio", "audio": waveform}]}]
     inputs = tiny_processor.apply_chat_template(chat, tokenize=True, add_generation_prompt=True, sampling_rate=8000)
-    [answer] = generate(
-        chat, processor_kwargs={"sampling_rate": 8000}, return_full_text=False, generate_kwargs=OPTIONS
-    )
+    [answer] = generate(chat, processor_kwargs={"sampling_rate": 8000}, **SHORT)
     assert answer["generated_text"] == told(inputs)
     with pytest.raises(TypeError, match=r"does not know rate"):
         generate(chat, processor_kwargs={"rate": 8000})
-
-
-def test_what_cannot_be_taken_is_refused(generate, files) -> None:
-    with pytest.raises(ValueError, match="not images or videos"):
-        generate(text="Look", images="photo.png")
-    with pytest.raises(ValueError, match="1 recordings are given"):
-        generate(text="No placeholder", audio=files[0])
-    # transformers' pipelines pad rows themselves, which recordings do not survive: no answer rather than a wrong one.
-    with pytest.raises((ValueError, RuntimeError)):
-        generate(chats(files)[:2], batch_size=2, generate_kwargs=OPTIONS)
-    typed = [[{"role": "user", "content": text}] for text in ("a", "a longer one")]
-    with pytest.raises(ValueError, match="padding side"):
-        generate(typed, batch_size=2, generate_kwargs=OPTIONS)

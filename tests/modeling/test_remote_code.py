@@ -27,6 +27,10 @@ def read_expected(folder):
         group, _, rest = name.partition("/")
         found.setdefault(group, {{}})[rest] = value
     return found.pop("batch"), found.pop("speech")[""], found
+
+def ask(processor, speech):
+    chat = [{{"role": "user", "content": [{{"type": "audio", "audio": speech}}]}}, {{"role": "assistant", "content": "Yes"}}]
+    return processor.apply_chat_template(chat, tokenize=True, return_labels=True)["labels"]
 """
 
 
@@ -36,12 +40,16 @@ def outputs_of(model, batch) -> dict[str, torch.Tensor]:
     return {"logits": model(**batch).logits, "generated": generated}
 
 
+def ask(processor, speech: torch.Tensor) -> torch.Tensor:
+    chat = [{"role": "user", "content": [{"type": "audio", "audio": speech}]}, {"role": "assistant", "content": "Yes"}]
+    return processor.apply_chat_template(chat, tokenize=True, return_labels=True)["labels"]
+
+
 def prepare(model, processor, folder: Path) -> tuple:
     """Saves a checkpoint of each format, and what a client must find, in one file of tensors."""
     batch = dict(collate(model.config, mixed_rows(model.config)))
     speech = torch.randn(8000)
-    processed = processor(text="Say <audio> now", audio=speech)["input_ids"]
-    expected = {}
+    processed, expected = ask(processor, speech), {}
     for weights in FORMATS:
         model.save_pretrained(folder / weights, weights=weights)
         processor.save_pretrained(folder / weights)
@@ -87,10 +95,9 @@ for weights in expected:
     model.save_pretrained(again)
     assert_as_expected(AutoModelForMultimodalLM.from_pretrained(again, trust_remote_code=True), weights)
     processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
-    inputs = processor(text="Say <audio> now", audio=speech)
-    assert torch.equal(inputs["input_ids"], expected[weights]["processed"])
+    assert torch.equal(ask(processor, speech), expected[weights]["processed"])
     processor.save_pretrained(again)
-    AutoProcessor.from_pretrained(again, trust_remote_code=True)
+    assert torch.equal(ask(AutoProcessor.from_pretrained(again, trust_remote_code=True), speech), expected[weights]["processed"])
 assert not [name for name in sys.modules if name.split(".")[0] == "audiollm"]
 print("done")
 """
@@ -103,7 +110,7 @@ def test_checkpoints_load_and_save_without_the_package(tiny_model, tiny_processo
     for weights in FORMATS:
         again = tmp_path / "again" / weights
         found = outputs_of(AutoModel.from_pretrained(again), batch)
-        found["processed"] = AutoProcessor.from_pretrained(again)(text="Say <audio> now", audio=speech)["input_ids"]
+        found["processed"] = ask(AutoProcessor.from_pretrained(again), speech)
         for name, value in found.items():
             assert torch.equal(value, expected[weights][name]), (weights, name)
         first, second = ({path.name for path in folder.glob("*.py")} for folder in (tmp_path / weights, again))
@@ -115,10 +122,13 @@ def test_checkpoints_load_and_save_without_the_package(tiny_model, tiny_processo
 
 
 @pytest.mark.quick
-def test_code_files_are_flat_and_import_no_package(tiny_model, tmp_path: Path) -> None:
-    tiny_model.save_pretrained(tmp_path)
+@pytest.mark.parametrize("model_first", [True, False])
+def test_code_files_are_flat_and_import_no_package(tiny_model, tiny_processor, tmp_path: Path, model_first) -> None:
+    """Whatever is saved first, every file is there itself, and not a module of the package that re-exports it."""
+    for part in (tiny_model, tiny_processor) if model_first else (tiny_processor, tiny_model):
+        part.save_pretrained(tmp_path)
     code = {path.name: path.read_text() for path in tmp_path.glob("*.py")}
-    assert "modeling_audiollm.py" in code and "configuration_audiollm.py" in code
+    assert {"modeling_audiollm.py", "configuration_audiollm.py", "processing_audiollm.py"} < code.keys()
     for name, text in code.items():
         lines = [line.strip() for line in text.splitlines() if line.strip().startswith(("import ", "from "))]
         assert not [line for line in lines if line.split()[1].split(".")[0] == "audiollm"], name
@@ -154,12 +164,12 @@ from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 
 folder = Path(sys.argv[1])
 api, shas = HfApi(), {}
-for weights in ("adapter", "full", "merged"):
+for weights in ("adapter", "merged"):
     model = AudioLlmForConditionalGeneration.from_pretrained(folder / weights)
     processor = AudioLlmProcessor.from_pretrained(folder / weights)
     repo_id = f"loopback-user/{weights}"
-    if weights == "full":
-        model.save_pretrained(folder / "local", weights="full", push_to_hub=True, repo_id=repo_id)
+    if weights == "merged":
+        model.save_pretrained(folder / "local", push_to_hub=True, repo_id=repo_id)
         # What lay in the folder before is not uploaded.
         assert "older.txt" not in api.list_repo_files(repo_id)
     else:
@@ -193,34 +203,22 @@ for weights, sha in shas.items():
         latest = AutoModel.from_pretrained(repo_id, trust_remote_code=trust)
         assert not torch.allclose(latest(**batch).logits, expected[weights]["logits"]), weights
     processor = AutoProcessor.from_pretrained(repo_id, revision=sha, trust_remote_code=trust)
-    assert torch.equal(processor(text="Say <audio> now", audio=speech)["input_ids"], expected[weights]["processed"])
+    assert torch.equal(ask(processor, speech), expected[weights]["processed"])
 print("done")
 """
 )
 
 
-@pytest.fixture
-def published(tiny_model, tiny_processor, tmp_path: Path):
-    """The loopback Hub with the three formats on it, the commits, and the files the clients compare with."""
+def test_published_checkpoints_load_by_revision(tiny_model, tiny_processor, tmp_path: Path) -> None:
     prepare(tiny_model, tiny_processor, tmp_path)
     (tmp_path / "local").mkdir()
     (tmp_path / "local" / "older.txt").write_text("from another run")
+    expected = {"config.json", "model.safetensors", "modeling_audiollm.py", "configuration_audiollm.py"}
+    expected |= {"processing_audiollm.py", "tokenizer.json", "processor_config.json"}
     with LoopbackHub(tmp_path / "hub") as hub:
         shas = json.loads(play(PUSH, tmp_path, cwd=tmp_path, **hub.environment(tmp_path / "home")))
-        yield hub, shas, tmp_path
-
-
-def test_published_checkpoints_load_by_revision(published) -> None:
-    hub, shas, folder = published
-    for weights, sha in shas.items():
-        files = hub.files(f"loopback-user/{weights}", sha)
-        assert {
-            "config.json",
-            "model.safetensors",
-            "modeling_audiollm.py",
-            "configuration_audiollm.py",
-        } <= files.keys()
-        assert {"processing_audiollm.py", "tokenizer.json", "processor_config.json"} <= files.keys()
-    for prelude in ("import sys", WITHOUT_AUDIOLLM):
-        home = folder / f"home-{len(prelude)}"
-        assert play(prelude + PULL, folder, json.dumps(shas), cwd=folder, **hub.environment(home)) == "done"
+        for weights, sha in shas.items():
+            assert expected <= hub.files(f"loopback-user/{weights}", sha).keys()
+        for prelude in ("import sys", WITHOUT_AUDIOLLM):
+            home = tmp_path / f"home-{len(prelude)}"
+            assert play(prelude + PULL, tmp_path, json.dumps(shas), cwd=tmp_path, **hub.environment(home)) == "done"

@@ -1,11 +1,9 @@
 """Anything that is audio becomes the same waveform, and anything that is not says what is wrong with it."""
 
 import base64
-import functools
-import http.server
+import contextlib
 import subprocess
 import sys
-import threading
 from types import SimpleNamespace
 
 import av
@@ -16,6 +14,7 @@ from audio_files import CONTAINER_FORMATS, FFMPEG_FORMATS, RATE_HZ, SOUNDFILE_FO
 from audiollm.corpora.audio_facts import measure
 from audiollm.processing import AudioError, load_waveform
 from audiollm.processing import audio as audio_module
+from loopback_site import serving
 
 INT16_SCALE = 2**15
 LOSSLESS = ("wav", "flac", "aiff")
@@ -38,17 +37,12 @@ def likeness(found: np.ndarray, expected: np.ndarray) -> float:
 TONE = sweep(0.5)
 TONE_16_BIT = np.round(TONE * INT16_SCALE).astype(np.int16)
 SAME_16_BIT_AUDIO = {
-    "float32": TONE_16_BIT / np.float32(INT16_SCALE),
     "float64": TONE_16_BIT / float(INT16_SCALE),
-    "int16": TONE_16_BIT,
     "int32": TONE_16_BIT.astype(np.int32) << 16,
     "uint16": (TONE_16_BIT.astype(np.int32) + INT16_SCALE).astype(np.uint16),
-    "int64": TONE_16_BIT.astype(np.int64),
     "int64 of 32 bits": TONE_16_BIT.astype(np.int64) << 16,
     "list of floats": (TONE_16_BIT / INT16_SCALE).tolist(),
-    "list of integers": TONE_16_BIT.tolist(),
-    "tuple": tuple(TONE_16_BIT.tolist()),
-    "torch float32": torch.from_numpy(TONE_16_BIT / np.float32(INT16_SCALE)),
+    "tuple of integers": tuple(TONE_16_BIT.tolist()),
     "torch int16": torch.from_numpy(TONE_16_BIT),
     "torch with gradient": torch.from_numpy(TONE_16_BIT / np.float32(INT16_SCALE)).requires_grad_(),
     "big-endian": TONE_16_BIT.astype(">i2"),
@@ -57,30 +51,21 @@ SAME_16_BIT_AUDIO = {
     "strided": np.repeat(TONE_16_BIT, 2)[::2],
     "audio dict": {"array": TONE_16_BIT, "sampling_rate": RATE_HZ, "path": None},
     "dict of bytes": {"bytes": encode("wav", TONE_16_BIT), "path": "ignored.wav"},
-    "bytes": encode("wav", TONE_16_BIT),
     "bytearray": bytearray(encode("flac", TONE_16_BIT)),
 }
 
 
-@pytest.mark.parametrize("audio", SAME_16_BIT_AUDIO.values(), ids=SAME_16_BIT_AUDIO.keys())
-def test_every_kind_is_the_same_waveform(audio):
-    waveform = load_waveform(audio)
-    assert waveform.dtype == np.float32
-    np.testing.assert_array_equal(waveform, TONE_16_BIT / np.float32(INT16_SCALE))
-
-
-@pytest.mark.parametrize(
-    ("audio", "tolerance"),
-    [
+def test_every_kind_is_the_same_waveform():
+    for kind, audio in SAME_16_BIT_AUDIO.items():
+        waveform = load_waveform(audio)
+        assert waveform.dtype == np.float32
+        np.testing.assert_array_equal(waveform, TONE_16_BIT / np.float32(INT16_SCALE), err_msg=kind)
+    for audio, tolerance in (
         (np.round(TONE * 128 + 128).astype(np.uint8), 1 / 128),
-        (np.round(TONE * 128).astype(np.int8), 1 / 128),
         (TONE.astype(np.float16), 1e-3),
         (torch.from_numpy(TONE).bfloat16(), 4e-3),
-    ],
-    ids=["uint8", "int8", "float16", "bfloat16"],
-)
-def test_narrow_kinds_are_the_same_up_to_their_precision(audio, tolerance):
-    np.testing.assert_allclose(load_waveform(audio), TONE, atol=tolerance)
+    ):
+        np.testing.assert_allclose(load_waveform(audio), TONE, atol=tolerance)
 
 
 def test_full_scale_integers_stay_within_one():
@@ -110,7 +95,7 @@ def test_decoder_objects_of_newer_datasets_are_read():
     np.testing.assert_array_equal(load_waveform(SimpleNamespace(get_all_samples=lambda: samples)), TONE)
 
 
-@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])
+@pytest.mark.parametrize("rate", [8_000, 44_100])
 def test_any_rate_is_resampled_to_the_same_sound(rate):
     expected = sweep(2.0)
     recorded = sweep(2.0, rate)
@@ -147,16 +132,9 @@ def test_formats_that_libsndfile_reads(ending, tmp_path):
         assert likeness(from_text, expected) > LOSSY_LIKENESS
 
 
-@pytest.mark.parametrize("ending", CONTAINER_FORMATS)
-def test_containers_that_only_pyav_reads(ending, tmp_path):
-    path = write_container(tmp_path / f"tone.{ending}", sweep())
-    waveform = load_waveform(path)
-    assert abs(len(waveform) / RATE_HZ - 2.0) < 0.1
-    assert likeness(waveform, sweep()) > LOSSY_LIKENESS
-
-
-@pytest.mark.parametrize("name", FFMPEG_FORMATS)
-def test_whole_files_of_other_programs_are_not_taken_for_damaged(name, tmp_path):
+@pytest.mark.parametrize("name", [*(f"tone.{ending}" for ending in CONTAINER_FORMATS), *FFMPEG_FORMATS])
+def test_files_of_ffmpeg(name, tmp_path):
+    """In containers that only PyAV reads, and whole files that must not be taken for damaged ones."""
     waveform = load_waveform(write_container(tmp_path / name, sweep()))
     assert abs(len(waveform) / RATE_HZ - 2.0) < 0.1
     assert likeness(waveform, sweep()) > LOSSY_LIKENESS
@@ -193,50 +171,30 @@ def test_without_pyav_the_error_says_how_to_get_it(tmp_path, monkeypatch):
         load_waveform(path)
 
 
-@pytest.mark.parametrize("name", ["plain.wav", "with space.wav", "Grüße 音.wav", "100%.wav", "a#b?c.wav", "a:b.wav"])
-def test_any_file_name_as_path_and_as_url(name, tmp_path):
-    path = tmp_path / name
-    path.write_bytes(encode("wav", TONE))
-    for location in (path, str(path), path.as_uri(), {"path": str(path), "bytes": None}):
-        np.testing.assert_allclose(load_waveform(location), TONE, atol=1 / INT16_SCALE)
-
-
-def test_a_relative_path_and_a_home_folder(tmp_path, monkeypatch):
-    (tmp_path / "a:b.wav").write_bytes(encode("wav", TONE))
+def test_any_file_name_as_path_and_as_url(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    for location in ("a:b.wav", "~/a:b.wav"):
-        np.testing.assert_allclose(load_waveform(location), TONE, atol=1 / INT16_SCALE)
+    for name in ("with space.wav", "Grüße 音.wav", "100%.wav", "a#b?c.wav", "a:b.wav"):
+        path = tmp_path / name
+        path.write_bytes(encode("wav", TONE))
+        for location in (path, path.as_uri(), {"path": str(path), "bytes": None}, name, f"~/{name}"):
+            np.testing.assert_allclose(load_waveform(location), TONE, atol=1 / INT16_SCALE)
 
 
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
+def test_urls_are_fetched():
+    with serving() as site:
+        site.honour_range = False
+        site.files["/tone.flac"] = encode("flac", TONE)
+        np.testing.assert_allclose(load_waveform(f"{site.url}/tone.flac"), TONE, atol=1 / INT16_SCALE)
+        with pytest.raises(FileNotFoundError, match=r"missing\.flac' cannot be found or reached"):
+            load_waveform(f"{site.url}/missing.flac")
+    with pytest.raises(FileNotFoundError, match=r"'http://127\.0\.0\.1:9/tone\.wav' cannot be found or reached"):
+        load_waveform("http://127.0.0.1:9/tone.wav")
+    with pytest.raises(AudioError, match=r"gopher://host/tone\.wav: cannot be read .*Protocol not known"):
+        load_waveform("gopher://host/tone.wav")
 
 
-@pytest.fixture
-def served_folder(tmp_path):
-    """A folder and the URL it is served under."""
-    server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(QuietHandler, directory=str(tmp_path))
-    )
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield tmp_path, f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def test_http_urls_are_fetched(served_folder):
-    folder, url = served_folder
-    (folder / "tone.flac").write_bytes(encode("flac", TONE))
-    np.testing.assert_allclose(load_waveform(f"{url}/tone.flac"), TONE, atol=1 / INT16_SCALE)
-    with pytest.raises(FileNotFoundError, match=r"missing\.flac' cannot be found or reached"):
-        load_waveform(f"{url}/missing.flac")
-
-
-@pytest.mark.parametrize("ending", ["wav", "flac", "ogg", "mp3"])
+@pytest.mark.parametrize("ending", ["wav", "mp3"])
 @pytest.mark.parametrize("start", ["data:audio/{};base64,", "DATA:audio/{};codecs=x;Base64,", "data:;base64,"])
 def test_data_urls_are_what_they_hold(ending, start):
     data = encode(ending, TONE)
@@ -255,36 +213,22 @@ def test_data_urls_have_a_bound(monkeypatch):
         load_waveform(url)
 
 
-def test_a_url_that_cannot_be_read_is_named():
-    with pytest.raises(FileNotFoundError, match=r"'http://127\.0\.0\.1:9/tone\.wav' cannot be found or reached"):
-        load_waveform("http://127.0.0.1:9/tone.wav")
-    with pytest.raises(AudioError, match=r"gopher://host/tone\.wav: cannot be read .*Protocol not known"):
-        load_waveform("gopher://host/tone.wav")
-
-
 # ---- what is not audio -----------------------------------------------------------------------------------------------
 
 WRONG_WAVEFORMS = {
     "empty array": (np.zeros(0), "question: holds no samples"),
-    "empty list": ([], "question: holds no samples"),
-    "empty stereo": (np.zeros((2, 0)), "question: holds no samples"),
     "NaN": (np.float32([0.0, 0.1, np.nan]), "question: sample 2 is nan"),
     "infinity": (torch.tensor([0.0, -torch.inf]), "question: sample 1 is -inf"),
     "unscaled floats": (TONE_16_BIT.astype(np.float32), r"question: floating-point samples reach 13\d{3}"),
-    "number": (0.5, r"question: expected shape .* got \(\)"),
     "three axes": (np.zeros((2, 3, 4)), r"question: expected shape .* got \(2, 3, 4\)"),
     "no channel axis": (np.zeros((50, 60)), r"question: shape \(50, 60\) is neither"),
     "ragged list": ([[0.1, 0.2], [0.3]], "question: not a waveform"),
     "booleans": (np.zeros(4, dtype=bool), "question: expected a waveform.* got ndarray of bool"),
-    "complex": (np.zeros(4, dtype=complex), "question: expected a waveform.* got ndarray of complex128"),
-    "strings": (["a.wav", "b.wav"], "question: expected a waveform.* got list of <U5"),
     "nothing": (None, "question: expected a waveform.* got NoneType"),
-    "object": (object(), "question: expected a waveform.* got object"),
     "set": ({0.1}, "question: expected a waveform.* got set"),
     "wide integers": (np.array([2**40]), "question: integer samples reach 1099511627776"),
     "dict without rate": ({"array": TONE}, "question: .* needs 'sampling_rate' in Hz, got keys"),
     "dict without audio": ({"text": "hello"}, r"question: an audio dict needs .* got \['text'\]"),
-    "dict of nothing": ({"array": None, "bytes": None, "path": None}, "question: an audio dict needs"),
     "no bytes": (b"", r"question: the file is empty \(0 bytes\)"),
     "bytes of text": (b"this is not audio", "question: corrupt, or not audio"),
 }
@@ -296,7 +240,7 @@ def test_what_is_not_a_waveform_is_refused_by_name(audio, message):
         load_waveform(audio, name="question")
 
 
-@pytest.mark.parametrize("rate", [0, -16_000, 3, 10**9, float("nan"), "16000", True])
+@pytest.mark.parametrize("rate", [0, 10**9, float("nan"), "16000"])
 def test_an_impossible_rate_is_refused(rate):
     for audio, given in ((TONE, rate), ({"array": TONE, "sampling_rate": rate}, None)):
         with pytest.raises(AudioError, match=r"question: the sampling rate is .*; expected 1000 to 768000 Hz"):
@@ -309,14 +253,11 @@ def test_a_missing_file_is_named(location, tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist") as caught:
         load_waveform(path)
     assert repr(path) in str(caught.value)
-
-
-def test_a_folder_is_named(tmp_path):
     with pytest.raises(AudioError, match=f"{tmp_path.name}.*is not a file"):
         load_waveform(tmp_path)
 
 
-@pytest.mark.parametrize("contents", [b"", b"An essay about wav files.\n" * 40, bytes(1000), b"RIFF", b"OggS"])
+@pytest.mark.parametrize("contents", [b"", b"An essay about wav files.\n" * 40, b"RIFF"])
 def test_a_file_of_something_else_is_named(contents, tmp_path):
     path = tmp_path / "fake.wav"
     path.write_bytes(contents)
@@ -346,26 +287,21 @@ def test_a_video_without_sound_is_named(tmp_path):
 # ---- files without their end -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ending", [*SOUNDFILE_FORMATS, "m4a", "mp4", "webm"])
-@pytest.mark.parametrize("kept", [0.05, 0.3, 0.6, 0.8])
-def test_a_file_that_was_cut_off_is_a_part_of_the_sound_or_refused_and_validate_finds_it(ending, kept, tmp_path):
+@pytest.mark.parametrize("ending", [*SOUNDFILE_FORMATS, "m4a", "webm"])
+def test_a_file_that_was_cut_off_is_a_part_of_the_sound_or_refused_and_validate_finds_it(ending, tmp_path):
     if ending in SOUNDFILE_FORMATS:
         whole = encode(ending, sweep())
     else:
         whole = write_container(tmp_path / f"whole.{ending}", sweep()).read_bytes()
-    part = whole[: int(len(whole) * kept)]
-    assert measure({"bytes": part}, 600.0).fault in ("cut_off", "undecodable")
     assert measure({"bytes": whole}, 600.0).fault == ""
-    try:
-        waveform = load_waveform(part)
-    except AudioError:
-        return
-    assert len(waveform) < len(load_waveform(whole))
+    length = len(load_waveform(whole))
+    for kept in (0.05, 0.6):
+        part = whole[: int(len(whole) * kept)]
+        assert measure({"bytes": part}, 600.0).fault in ("cut_off", "undecodable")
+        with contextlib.suppress(AudioError):
+            assert len(load_waveform(part)) < length
 
 
 def test_a_wav_with_more_after_its_samples_is_whole(tmp_path):
     extended = encode("wav", TONE) + b"LIST\x10\x00\x00\x00INFO"
     np.testing.assert_allclose(load_waveform(extended), TONE, atol=1 / INT16_SCALE)
-
-
-# ---- damaged files ---------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ EDGES = (1, 2, 159, 160, 161, 199, 200, 201, 319, 320, 321, 399, 400, 401, 479_9
 #: Of log-mel features in float32, which lie around [-1, 1].
 ROUNDING = 1e-6
 #: Lengths that are encoded for real; the arithmetic is checked for all.
-ENCODED = (1, 160, 161, 320, 321, 4_000, 16_000, 479_999, 480_000, 480_001, 35 * RATE_HZ)
+ENCODED = (1, 161, 4_000, 480_001)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def slots_by_mask(processor: AudioLlmProcessor, num_samples: int) -> int:
     return int(slot_counts(encoder_frame_counts(torch.tensor(frames)), processor.stack_factor).sum())
 
 
-@pytest.mark.parametrize("stack_factor", STACK_FACTORS)
+@pytest.mark.parametrize("stack_factor", (1, 4, 7))
 def test_slots_are_the_models_at_every_edge(processors, noise, stack_factor):
     processor = processors[stack_factor]
     for num_samples in EDGES:
@@ -56,7 +56,7 @@ def test_slots_are_the_models_at_every_edge(processors, noise, stack_factor):
         assert slots == int(slot_counts(encoder_frame_counts(frames), stack_factor).sum())
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(num_samples=st.integers(1, LONGEST_SAMPLES), stack_factor=st.sampled_from(STACK_FACTORS))
 def test_slots_are_the_models_for_any_length(processors, num_samples, stack_factor):
     processor = processors[stack_factor]
@@ -66,7 +66,7 @@ def test_slots_are_the_models_for_any_length(processors, num_samples, stack_fact
     assert processor.num_audio_slots(num_samples) == slots_by_mask(processor, num_samples)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 3 * RATE_HZ), min_size=1, max_size=4), stack_factor=st.sampled_from(STACK_FACTORS)
 )
@@ -96,7 +96,7 @@ def test_the_projector_really_gives_as_many_tokens(processors, tower, noise, num
     mask = batch["input_features_mask"]
     with torch.no_grad():
         frames = tower(batch["input_features"], attention_mask=mask).last_hidden_state
-        for stack_factor in STACK_FACTORS:
+        for stack_factor in (1, 3, 4, 16):
             config = AudioLlmConfig(
                 audio_config=tower.config,
                 text_config=llama_config(),
@@ -105,13 +105,6 @@ def test_the_projector_really_gives_as_many_tokens(processors, tower, noise, num
             )
             tokens = AudioLlmProjector(config)(frames, encoder_frame_counts(mask.sum(dim=1)))
             assert len(tokens) == processors[stack_factor].num_audio_slots(num_samples)
-
-
-def test_one_second_is_a_hundred_frames(processors, noise):
-    for stack_factor, processor in processors.items():
-        batch = processor(text="<audio>", audio=noise[:RATE_HZ])
-        assert batch["input_features"].shape == (1, 80, 100)
-        assert processor.num_audio_slots(RATE_HZ) == math.ceil(100 / 2 / stack_factor)
 
 
 def test_thirty_five_seconds_are_two_windows_and_lose_nothing(processors, noise):
@@ -131,7 +124,7 @@ def stock_frames(extractor: WhisperFeatureExtractor, waveform: np.ndarray) -> np
     return padded[:, : math.ceil(len(waveform) / HOP_SAMPLES)]
 
 
-@pytest.mark.parametrize("num_samples", [*EDGES[:-2], *range(1000, 8000, 611), *range(8000, 480_000, 59_001)])
+@pytest.mark.parametrize("num_samples", [*EDGES[:-2], 1000, 7777, 60_001])
 def test_frames_are_those_of_whispers_own_extractor(processors, extractor, noise, num_samples):
     waveform = noise[:num_samples]
     expected = stock_frames(extractor, waveform)

@@ -1,7 +1,5 @@
 """Text and recordings in, ids and features out: order, padding, ids, counts, and saving."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -33,18 +31,13 @@ def test_exact_ids_with_a_real_tokenizer(processor, smollm_tokenizer, clips):
     assert batch["input_ids"].tolist() == [[*before, base, base + 1, base + 1, base + 2, *after]]
     assert batch["input_features"].shape == (1, 80, 10)
     assert set(batch) == {"input_ids", "attention_mask", "input_features", "input_features_mask"}
-
-
-def test_text_alone_is_the_tokenizers_own(processor, smollm_tokenizer):
-    texts = ["Hello there", "Hi", ""]
+    texts = ["Hello there", ""]
     batch = processor(text=texts, padding_side="right")
-    expected = smollm_tokenizer(texts, padding=False)["input_ids"]
-    for row, mask, ids in zip(batch["input_ids"], batch["attention_mask"], expected):
+    for row, mask, ids in zip(batch["input_ids"], batch["attention_mask"], smollm_tokenizer(texts)["input_ids"]):
         assert row[: len(ids)].tolist() == ids
         assert mask.tolist() == [1] * len(ids) + [0] * (len(row) - len(ids))
     assert set(batch) == {"input_ids", "attention_mask"}
-    assert batch["input_ids"].dtype == batch["attention_mask"].dtype == torch.int64
-    assert processor(text="")["input_ids"].dtype == torch.int64
+    assert processor(text="")["input_ids"].dtype == batch["attention_mask"].dtype == torch.int64
 
 
 def test_special_tokens_of_the_tokenizer_are_added_once_or_not_at_all(extractor):
@@ -79,24 +72,14 @@ def test_mixed_rows_keep_text_and_recordings_in_order(processor, clips, side):
 
 def test_one_recording_needs_no_list(processor, clips):
     alone = processor(text="<audio>", audio=clips[0])
-    for audio in (
-        [clips[0]],
-        (clips[0],),
-        [[clips[0]]],
-        clips[0].tolist(),
-        [clips[0].tolist()],
-        torch.tensor(clips[0]),
-    ):
+    for audio in ([clips[0]], [[clips[0]]], clips[0].tolist(), [clips[0].tolist()], torch.tensor(clips[0])):
         listed = processor(text="<audio>", audio=audio)
         assert all(alone[name].equal(listed[name]) for name in alone)
         batched = processor(text=["<audio>"], audio=audio)
         assert all(alone[name].equal(batched[name]) for name in alone)
-
-
-def test_audio_alone_gives_features_alone(processor, clips):
-    batch = processor(audio=clips)
-    assert set(batch) == {"input_features", "input_features_mask"}
-    assert batch["input_features_mask"].sum(dim=1).tolist() == [10, 33, 50]
+    features = processor(audio=clips)
+    assert set(features) == {"input_features", "input_features_mask"}
+    assert features["input_features_mask"].sum(dim=1).tolist() == [10, 33, 50]
 
 
 def test_a_rate_is_for_bare_waveforms(processor, clips):
@@ -139,23 +122,16 @@ def test_a_conversation_has_the_ids_of_its_whole_text(extractor, scheme):
 
 
 def test_audio_ids_lie_past_a_padded_embedding_matrix(extractor):
-    processor = AudioLlmProcessor(extractor, character_tokenizer(), text_vocab_size=TEXT_VOCAB_SIZE)
-    config = AudioLlmConfig(text_config=llama_config())
+    tokenizer, config = character_tokenizer(), AudioLlmConfig(text_config=llama_config())
+    before = tokenizer.get_vocab(), tokenizer.pad_token
+    processor = AudioLlmProcessor(extractor, tokenizer, text_vocab_size=TEXT_VOCAB_SIZE)
+    assert (tokenizer.get_vocab(), tokenizer.pad_token) == before  # the caller's stays as it is
+    assert processor.tokenizer.pad_token == processor.tokenizer.eos_token
     assert len(character_tokenizer()) < TEXT_VOCAB_SIZE
     assert processor.audio_begin_token_id == config.audio_begin_token_id == TEXT_VOCAB_SIZE
     assert processor.audio_token_id == config.audio_token_id == TEXT_VOCAB_SIZE + 1
     assert processor.audio_end_token_id == config.audio_end_token_id == TEXT_VOCAB_SIZE + 2
     assert len(processor.tokenizer) == TEXT_VOCAB_SIZE + 3
-
-
-def test_the_callers_tokenizer_stays_as_it_is(extractor):
-    tokenizer = character_tokenizer()
-    before = copy.deepcopy(tokenizer)
-    processor = AudioLlmProcessor(extractor, tokenizer, text_vocab_size=TEXT_VOCAB_SIZE)
-    assert processor.tokenizer is not tokenizer
-    assert tokenizer.get_vocab() == before.get_vocab()
-    assert tokenizer.pad_token == before.pad_token
-    assert processor.tokenizer.pad_token == processor.tokenizer.eos_token
 
 
 def test_a_tokenizer_of_another_model_is_refused(extractor):
@@ -180,12 +156,12 @@ def test_decoding_leaves_audio_out_on_request(processor, clips):
 
 
 @pytest.mark.quick
-def test_saving_twice_changes_nothing(processor, tiny_processor, clips, tmp_path):
+def test_saving_twice_changes_nothing(processor, clips, tmp_path):
     template = "{{ messages[0]['content'] }}"
     padded = AudioLlmProcessor(
         processor.feature_extractor, character_tokenizer(), 7, TEXT_VOCAB_SIZE, chat_template=template
     )
-    for number, original in enumerate((processor, tiny_processor, padded)):
+    for number, original in enumerate((processor, padded)):
         first = tmp_path / f"{number} first"
         original.save_pretrained(first)
         again = AudioLlmProcessor.from_pretrained(first)
@@ -231,9 +207,7 @@ MISMATCHES = {
     "empty batch": ({"text": []}, "text must be a string or a non-empty list of strings"),
     "ids instead of text": ({"text": [[1, 2]]}, "text must be a string or a non-empty list of strings"),
     "no recording": ({"text": "<audio>"}, r"have 1 <audio> in all \(\[1\] each\) but 0 recordings"),
-    "no placeholder": ({"text": "Hi", "audio": CLIP}, "have 0 <audio> in all .* but 1 recordings"),
     "too few": ({"text": ["<audio><audio>", "<audio>"], "audio": [CLIP] * 2}, r"have 3 .*\(\[2, 1\] each\) but 2"),
-    "too many": ({"text": "<audio>", "audio": [CLIP, CLIP]}, "have 1 <audio> in all .* but 2 recordings"),
     "lists for other texts": ({"text": ["<audio>"] * 2, "audio": [[CLIP]] * 3}, "lists for 3 texts, but there are 2"),
     "one list of another length": (
         {"text": ["<audio>", "<audio>"], "audio": [[CLIP], [CLIP, CLIP]]},
