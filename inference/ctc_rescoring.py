@@ -45,7 +45,7 @@ class Candidate:
         is_finished: whether it ends by itself, not at the bound on new tokens.
         ctc_logprob: of its spoken form, in nats; minus infinity where the slots are too few for it.
         num_pieces: of its spoken form.
-        lm_logprob: the base language model's of its spoken form, as a sentence without prompt or audio, in nats.
+        lm_logprob: the base language model's of its spoken form, as an answer without question or audio, in nats.
         num_lm_tokens: of that sentence.
         num_context_pieces: of the context words that it holds.
     """
@@ -151,6 +151,7 @@ class CtcRescorer:
         self.context = ContextTrie(self.lexicon, context) if context else None
         ends = model.generation_config.eos_token_id
         self._end_ids = [one for one in (ends if isinstance(ends, (list, tuple)) else [ends]) if one is not None]
+        self._answer_mark = generation_prompt(tokenizer)
 
     def choose(self, *args: Any, **kwargs: Any) -> list[Candidate]:
         """The best candidate of each row; see [`candidates`] for the arguments."""
@@ -211,7 +212,8 @@ class CtcRescorer:
             for one in own:
                 found[row].setdefault(one.text, one)
         candidates = [list(each.values()) for each in found]
-        beginnings = input_ids.gather(1, attention_mask.long().argmax(dim=1, keepdim=True))[:, 0].tolist()
+        first = input_ids.gather(1, attention_mask.long().argmax(dim=1, keepdim=True)).tolist()
+        beginnings = [self._answer_mark or one for one in first]
         scored = []
         for texts, scores in zip(candidates, heard):
             classes = [self.lexicon.encode(one.text) for one in texts]
@@ -228,7 +230,7 @@ class CtcRescorer:
             )
         return self._with_language(beginnings, scored)
 
-    def _with_language(self, beginnings: list[int], rows: list[list[Candidate]]) -> list[list[Candidate]]:
+    def _with_language(self, beginnings: list[list[int]], rows: list[list[Candidate]]) -> list[list[Candidate]]:
         """
         Return the candidates with the language model's scores.
 
@@ -278,6 +280,24 @@ class CtcRescorer:
         """Return the tokens of a candidate's spoken form as a sentence."""
         sentence = _with_capital(spoken_form(candidate.text))
         return self.tokenizer(f"{sentence}." if sentence else "", add_special_tokens=False)["input_ids"]
+
+
+def generation_prompt(tokenizer) -> list[int]:
+    """
+    Return the tokens by which the chat template begins an answer, such as `<|im_start|>assistant`; none where it has none.
+
+    Behind them, a language model that was tuned for chats expects a sentence. Behind the first token of a chat it expects
+    the name of a role.
+    """
+    if not tokenizer.chat_template:
+        return []
+    question = [{"role": "user", "content": "?"}]
+    asked, open_ended = (
+        tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=begins)
+        for begins in (False, True)
+    )
+    begun = open_ended[len(asked) :] if open_ended.startswith(asked) else ""
+    return tokenizer(begun, add_special_tokens=False)["input_ids"]
 
 
 def _with_capital(text: str) -> str:

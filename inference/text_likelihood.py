@@ -6,7 +6,7 @@ its text alone, 16 of them take a third of the positions that they take one by o
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -24,20 +24,27 @@ class TokenTree:
     """
     Texts that begin alike, as a tree.
 
+    Args:
+        beginning: tokens that all texts begin with, at least one.
+
     Attributes:
         token_ids, parents, depths: of each node, the root first and every node after its parent.
-        texts: nodes of each text, without the root.
+        texts: nodes of each text, without the beginning.
     """
 
-    token_ids: list[int]
-    parents: list[int] = field(default_factory=lambda: [-1])
-    depths: list[int] = field(default_factory=lambda: [0])
+    beginning: InitVar[Sequence[int]]
     texts: list[list[int]] = field(default_factory=list)
     _known: dict[tuple[int, int], int] = field(default_factory=dict)
 
+    def __post_init__(self, beginning: Sequence[int]):
+        self.token_ids = list(beginning)
+        self.parents = list(range(-1, len(beginning) - 1))
+        self.depths = list(range(len(beginning)))
+        self._stem = len(beginning) - 1
+
     def add(self, token_ids: Sequence[int]) -> None:
-        """Add a text, without the token that all begin with."""
-        node, nodes = 0, []
+        """Add a text, without the beginning."""
+        node, nodes = self._stem, []
         for token_id in token_ids:
             step = (node, token_id)
             if step not in self._known:
@@ -58,21 +65,23 @@ class TokenTree:
 
 
 @torch.inference_mode()
-def text_logprobs(model, beginnings: Sequence[int], texts: Sequence[Sequence[Sequence[int]]]) -> list[list[float]]:
+def text_logprobs(
+    model, beginnings: Sequence[Sequence[int]], texts: Sequence[Sequence[Sequence[int]]]
+) -> list[list[float]]:
     """
     Return the base language model's log-probability of each text in nats, without audio or adapter.
 
     Args:
         model: an [`AudioLlmForConditionalGeneration`].
-        beginnings: token that each group's texts begin with, whose own probability does not count.
-        texts: groups of texts as token ids, without that token. Those of a group share what they begin with.
+        beginnings: tokens that each group's texts begin with, at least one; their own probability does not count.
+        texts: groups of texts as token ids, without the beginning. Those of a group share what they begin with.
     """
     as_trees = model.config.text_config._attn_implementation in TAKES_ANY_MASK
     trees: list[TokenTree] = []
     for beginning, group in zip(beginnings, texts):
         for number, text in enumerate(group):
             if not (as_trees and number):
-                trees.append(TokenTree([beginning]))
+                trees.append(TokenTree(beginning))
             trees[-1].add(text)
     scores: dict[int, list[float]] = {}
     for places in _alike([len(tree.token_ids) for tree in trees]):

@@ -66,13 +66,13 @@ def slots_of(model, inputs) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def plain_logprob(model, tokenizer, beginning: int, candidate: Candidate) -> float:
-    """The base's log-probability of a candidate's spoken form as a sentence."""
+def plain_logprob(model, tokenizer, beginning: list[int], candidate: Candidate) -> float:
+    """Return the base's log-probability of a candidate's spoken form as a sentence, behind a beginning."""
     sentence = spoken_form(candidate.text)
     sentence = sentence[:1].upper() + sentence[1:] + "." * bool(sentence)
     said = torch.tensor([tokenizer(sentence, add_special_tokens=False)["input_ids"]], dtype=torch.long)
-    ids = torch.cat([torch.tensor([[beginning]]), said], dim=1)
-    scores = model(input_ids=ids).logits[0, :-1].log_softmax(dim=-1)
+    ids = torch.cat([torch.tensor([beginning]), said], dim=1)
+    scores = model(input_ids=ids).logits[0, len(beginning) - 1 : -1].log_softmax(dim=-1)
     return float(scores.gather(-1, said[0, :, None]).sum())
 
 
@@ -83,8 +83,12 @@ def test_scores_are_those_of_a_plain_forward_and_of_ctc_loss(model, tiny_process
     lexicon = model.model.multi_modal_projector.readout.lexicon.nonzero().flatten().tolist()
     assert len(candidates) > 6 and len({one.text for one in candidates}) == len(candidates)
     assert {one.is_finished for one in candidates} == {True, False}
+    asked, begun = (
+        tiny_processor.apply_chat_template(ask(PROMPT, clips[0]), tokenize=True, add_generation_prompt=begins)
+        for begins in (False, True)
+    )
+    beginning = begun["input_ids"][0, asked["input_ids"].shape[1] :].tolist()
     for one in candidates:
-        beginning = int(inputs["input_ids"][0, 0])
         assert one.lm_logprob == pytest.approx(
             plain_logprob(model, tiny_processor.tokenizer, beginning, one), abs=1e-3
         )
