@@ -151,7 +151,8 @@ class CtcRescorer:
         self.context = ContextTrie(self.lexicon, context) if context else None
         ends = model.generation_config.eos_token_id
         self._end_ids = [one for one in (ends if isinstance(ends, (list, tuple)) else [ends]) if one is not None]
-        self._answer_mark = generation_prompt(tokenizer)
+        ids = generation_prompt(tokenizer) or [tokenizer.bos_token_id, tokenizer.eos_token_id]
+        self._beginning = [one for one in ids if one is not None]
 
     def choose(self, *args: Any, **kwargs: Any) -> list[Candidate]:
         """The best candidate of each row; see [`candidates`] for the arguments."""
@@ -212,8 +213,6 @@ class CtcRescorer:
             for one in own:
                 found[row].setdefault(one.text, one)
         candidates = [list(each.values()) for each in found]
-        first = input_ids.gather(1, attention_mask.long().argmax(dim=1, keepdim=True)).tolist()
-        beginnings = [self._answer_mark or one for one in first]
         scored = []
         for texts, scores in zip(candidates, heard):
             classes = [self.lexicon.encode(one.text) for one in texts]
@@ -228,11 +227,35 @@ class CtcRescorer:
                     for one, ctc_logprob, said in zip(texts, ctc_log_likelihoods(scores, classes), classes)
                 ]
             )
-        return self._with_language(beginnings, scored)
+        return self._with_language(scored)
 
-    def _with_language(self, beginnings: list[list[int]], rows: list[list[Candidate]]) -> list[list[Candidate]]:
+    @torch.inference_mode()
+    def text_of(self, log_probabilities: torch.Tensor, num_texts: int, num_prefixes: int, before: str = "") -> str:
         """
-        Return the candidates with the language model's scores.
+        Return the text that both find likeliest, of CTC's own alone: lower case, no punctuation.
+
+        Args:
+            log_probabilities: CTC's of one stretch of speech, `(slots, 1 + pieces)`, the blank first.
+            num_texts: how many texts are compared.
+            num_prefixes: width of the search for them.
+            before: text that was said before, which the language model reads first.
+        """
+        rows: dict[str, Candidate] = {}
+        for classes, ctc_logprob in prefix_beam_search(
+            log_probabilities, num_texts, num_prefixes, context=self.context
+        ):
+            text = self.lexicon.decode(classes)
+            counted = 0 if self.context is None else self.context.counted(classes)
+            rows.setdefault(text, Candidate(text, (), True, ctc_logprob, len(classes), num_context_pieces=counted))
+        candidates = list(rows.values())
+        if len(candidates) > 1:
+            (candidates,) = self._with_language([candidates], before)
+        text = best_of(candidates, self.ctc_weight).text
+        return text if self.context is None else self.context.spelled(text)
+
+    def _with_language(self, rows: list[list[Candidate]], before: str = "") -> list[list[Candidate]]:
+        """
+        Return the candidates with the language model's scores, behind a text that all go on from.
 
         One that CTC finds hopeless, such as an answer that repeats itself up to its bound, is not read: its log-probability
         is minus infinity. It may be longer than all others together.
@@ -241,9 +264,9 @@ class CtcRescorer:
         for row in rows:
             best = max(one.ctc_logprob for one in row)
             lasting.append([self.ctc_weight * (best - one.ctc_logprob) <= HOPELESS_NATS for one in row])
-        sentences = [[self._sentence(one) for one in row] for row in rows]
+        sentences = [[self._sentence(one, before) for one in row] for row in rows]
         read = [[ids for ids, lasts in zip(*each) if lasts] for each in zip(sentences, lasting)]
-        found = iter([one for each in text_logprobs(self.model, beginnings, read) for one in each])
+        found = iter([one for each in text_logprobs(self.model, [self._beginning] * len(rows), read) for one in each])
         return [
             [
                 replace(one, lm_logprob=next(found) if lasts else -math.inf, num_lm_tokens=len(ids))
@@ -276,9 +299,9 @@ class CtcRescorer:
         text = _with_capital(text if self.context is None else self.context.spelled(text))
         return Candidate(text, tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]), True)
 
-    def _sentence(self, candidate: Candidate) -> list[int]:
-        """Return the tokens of a candidate's spoken form as a sentence."""
-        sentence = _with_capital(spoken_form(candidate.text))
+    def _sentence(self, candidate: Candidate, before: str) -> list[int]:
+        """Return the tokens of a candidate's spoken form as a sentence, behind the text before it."""
+        sentence = _with_capital(f"{spoken_form(before)} {spoken_form(candidate.text)}".strip())
         return self.tokenizer(f"{sentence}." if sentence else "", add_special_tokens=False)["input_ids"]
 
 

@@ -36,7 +36,7 @@ def prefix_beam_search(
     scores = log_probabilities.detach().double().cpu().numpy()
     num_pieces = min(num_pieces, scores.shape[1] - 1)
     favoured = scores if context is None else scores + SEARCH_BONUS * context.has_class
-    order = np.argsort(-favoured[:, BLANK + 1 :], axis=1, kind="stable")[:, :num_pieces] + BLANK + 1
+    order = torch.from_numpy(favoured[:, BLANK + 1 :]).topk(num_pieces, dim=1).indices.numpy() + BLANK + 1
     # A prefix is a number: that it ends with `last[n]`, and goes on from the prefix `parent[n]`.
     numbers: dict[tuple[int, int], int] = {}
     parent, last, states = [-1], [BLANK], [START]

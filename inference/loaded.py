@@ -1,12 +1,13 @@
 """A checkpoint in two lines of Python: transcripts, answers about recordings, and conversations."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, overload
 
+import numpy as np
 import soundfile
 import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor, shipped_adapter
@@ -15,6 +16,7 @@ from audiollm.processing import AudioError
 from . import loading
 from .answering import answer, ask
 from .context_words import read_context
+from .live import STEP_SECONDS, LiveTranscriber, LiveUpdate
 from .session import DEFAULT_MAX_NEW_TOKENS, Session
 from .transcribing import Failure, Transcriber, TranscribingSettings, stored_settings
 from .transcripts import SEGMENT, Transcript
@@ -111,6 +113,23 @@ class AudioLlm:
         if isinstance(result, Failure):
             raise AudioError(result.reason)
         return result
+
+    def listen(
+        self, blocks: Iterable[np.ndarray], context: str | Sequence[str] = (), step_seconds: float = STEP_SECONDS
+    ) -> Iterator[LiveUpdate]:
+        """
+        Yield what is said while it is said: final words with their times, and the words after them, which may still change.
+
+        Args:
+            blocks: float32 waveforms `(samples,)` of one stream, at the processor's rate, as they come.
+            context: names and terms that may be said; see [`transcribe`].
+            step_seconds: new sound between two looks.
+
+        Raises:
+            ValueError: the model has no CTC posteriors, or an argument no such value.
+        """
+        words = read_context(context) if context != () else ()
+        return LiveTranscriber(self.model, self.processor, words, step_seconds).transcribe(blocks)
 
     def _as_file(self, recording: Any, path: Path) -> str:
         """Return a path or URL as it is, and write anything else to a file."""

@@ -10,6 +10,7 @@ from .machine import wait_passively
 #: Modules of the commands and what each is for, in the order of the help.
 COMMANDS = {
     "transcribe": ("audiollm.inference.transcribe", "transcribe recordings of any length to text, JSON or subtitles"),
+    "listen": ("audiollm.inference.listen", "write what is said into the microphone while it is said"),
     "generate": ("audiollm.inference.generate", "ask a question about one or several recordings"),
     "chat": ("audiollm.inference.chat", "chat in the terminal, with text and recordings"),
     "summarize": ("audiollm.inference.summarize", "summarise recordings longer than the model's context"),

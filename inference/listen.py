@@ -1,0 +1,197 @@
+"""
+`audiollm listen`: write what is said while it is said.
+
+    audiollm listen                                                  # from the microphone
+    audiollm listen recording.wav                                    # a file, as if it were spoken now
+    arecord -t raw -f S16_LE -r 16000 | audiollm listen -            # 16-bit samples of one channel
+
+Final words are written at once and stay; on a terminal, the words after them are shown dim until they are final. Ctrl-C ends it.
+"""
+
+import json
+import queue
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, BinaryIO, ClassVar
+
+import numpy as np
+import soxr
+from audiollm.interruption import INTERRUPTED_EXIT, ended_by_signals
+from audiollm.option_parser import parser_of
+
+from .context_words import read_context
+from .live import STEP_SECONDS, LiveTranscriber, LiveUpdate
+from .loading import find_checkpoint, load_processor
+from .options import NOTHING_DONE_EXIT, LoadingArguments, tell
+from .recordings import local_file, read_blocks
+
+PIPE = "-"
+#: Length of the blocks that sound comes in.
+BLOCK_SECONDS = 0.08
+TEXT, JSON = FORMATS = ("text", "json")
+#: Most characters of a line of the terminal for words that are not final.
+MAX_PENDING = 60
+CLEAR_LINE, DIM, PLAIN = "\r\x1b[K", "\x1b[2m", "\x1b[0m"
+FULL_SCALE = 32_768
+
+
+@dataclass
+class ListenArguments(LoadingArguments):
+    """Options of `audiollm listen`."""
+
+    GROUPS: ClassVar = {
+        "listening": ("context", "step_seconds", "rate", "fast"),
+        "output": ("output_format",),
+        **LoadingArguments.MODEL_GROUP,
+    }
+
+    context: str | None = field(
+        default=None, metadata={"help": "Names and terms that may be said, between commas, or a text file of them."}
+    )
+    step_seconds: float = field(
+        default=STEP_SECONDS,
+        metadata={"help": "New sound between two looks; less is faster to read and more to compute."},
+    )
+    rate: int = field(default=16_000, metadata={"help": "Sampling rate of standard input, in Hz."})
+    fast: bool = field(default=False, metadata={"help": "Take a file as fast as it can be heard, without waiting."})
+    output_format: str = field(
+        default=TEXT,
+        metadata={"help": "text, or json: a line for each look, with times and confidence.", "choices": FORMATS},
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.rate < 1:
+            raise ValueError(f"--rate is {self.rate}; expected a sampling rate in Hz, such as 16000.")
+        self.context_words = () if self.context is None else read_context(self.context)
+
+
+def file_blocks(location: str, rate: int, fast: bool) -> Iterator[np.ndarray]:
+    """Yield a recording in short blocks, each once its last sample would have been spoken unless it should be `fast`."""
+    size, began, given = int(BLOCK_SECONDS * rate), time.monotonic(), 0
+    with local_file(location) as path:
+        for block in read_blocks(path, rate, location):
+            for start in range(0, len(block), size):
+                part = block[start : start + size]
+                given += len(part)
+                if not fast:
+                    time.sleep(max(0.0, began + given / rate - time.monotonic()))
+                yield part
+
+
+def pipe_blocks(pipe: BinaryIO, given_rate: int, rate: int) -> Iterator[np.ndarray]:
+    """
+    Yield 16-bit little-endian samples of one channel at another rate, until the pipe ends.
+
+    Raises:
+        ValueError: it ends within a sample.
+    """
+    resampler = soxr.ResampleStream(given_rate, rate, 1, dtype="float32")
+    rest = b""
+    while data := pipe.read1(2 * int(BLOCK_SECONDS * given_rate)):  # type: ignore[attr-defined]  # of a buffered reader
+        data = rest + data
+        whole = len(data) // 2 * 2
+        rest = data[whole:]
+        yield resampler.resample_chunk(np.frombuffer(data[:whole], dtype="<i2").astype(np.float32) / FULL_SCALE)
+    if rest:
+        raise ValueError("Standard input ends within a sample; expected 16-bit samples of one channel.")
+    yield resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
+
+
+def microphone_blocks(rate: int) -> Iterator[np.ndarray]:
+    """
+    Yield what the microphone hears: all that has come since the block before, so that a slow machine catches up.
+
+    Raises:
+        ValueError: there is no microphone, or no `sounddevice`.
+    """
+    try:
+        import sounddevice
+    except (ImportError, OSError) as error:  # OSError: PortAudio itself is not there
+        raise ValueError(
+            f"The microphone needs sounddevice ({error}): pip install 'audiollm[live]', on Linux also `apt install "
+            "libportaudio2`. Or give a file, or - for standard input."
+        ) from error
+    heard: queue.Queue[np.ndarray] = queue.Queue()
+    try:
+        stream = sounddevice.InputStream(
+            samplerate=rate,
+            channels=1,
+            dtype="float32",
+            blocksize=int(BLOCK_SECONDS * rate),
+            callback=lambda block, *_: heard.put(block[:, 0].copy()),
+        )
+    except sounddevice.PortAudioError as error:
+        raise ValueError(f"The microphone cannot be opened: {error}. Give a file, or - for standard input.") from error
+    with stream:
+        while True:
+            blocks = [heard.get()]
+            while not heard.empty():
+                blocks.append(heard.get())
+            yield np.concatenate(blocks)
+
+
+def write_updates(updates: Iterable[LiveUpdate], output_format: str) -> None:
+    """Write updates to standard output as they come."""
+    on_terminal = sys.stdout.isatty()
+    line = ""
+    for update in updates:
+        if output_format == JSON:
+            print(json.dumps(asdict(update), ensure_ascii=False), flush=True)
+            continue
+        line = " ".join([*([line] if line else []), *(word.text for word in update.final)])
+        if on_terminal:
+            print(f"{CLEAR_LINE}{line} {DIM}{update.pending[:MAX_PENDING]}{PLAIN}", end="", flush=True)
+        if update.is_pause and line:
+            print(CLEAR_LINE + line if on_terminal else line, flush=True)
+            line = ""
+
+
+def run(audio: str | None, arguments: ListenArguments) -> None:
+    """
+    Listen until the sound ends.
+
+    Args:
+        audio: a file or URL; `-` for standard input, None for the microphone.
+
+    Raises:
+        CheckpointError: the model is not there, or cannot be used.
+        ValueError: the model has no CTC posteriors, or there is nothing to listen to.
+        OSError: the recording cannot be read.
+    """
+    checkpoint = find_checkpoint(arguments.model)
+    processor: Any = load_processor(checkpoint, arguments.revision)
+    model = arguments.load_model(checkpoint)
+    live = LiveTranscriber(model, processor, arguments.context_words, arguments.step_seconds)
+    rate = processor.sampling_rate
+    if audio is None:
+        blocks = microphone_blocks(rate)
+        tell("Listening. Ctrl-C ends it.")
+    elif audio == PIPE:
+        blocks = pipe_blocks(sys.stdin.buffer, arguments.rate, rate)
+    else:
+        blocks = file_blocks(audio, rate, arguments.fast)
+    write_updates(live.transcribe(blocks), arguments.output_format)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry of `audiollm listen`; exits with 2 if it cannot begin, and with 130 when interrupted."""
+    parser = parser_of(ListenArguments, "listen", "[AUDIO] [options]", __doc__)
+    parser.add_argument("audio", nargs="?", help="a file, a URL, or - for standard input; the microphone by default")
+    options = vars(parser.parse_args(list(sys.argv[1:] if argv is None else argv)))
+    audio = options.pop("audio")
+    try:
+        with ended_by_signals((signal.SIGINT,)):
+            run(audio, ListenArguments(**options))
+    except (OSError, ValueError) as error:
+        tell(f"audiollm listen: {error}")
+        sys.exit(NOTHING_DONE_EXIT)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED_EXIT)
+
+
+if __name__ == "__main__":
+    main()

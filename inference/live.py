@@ -1,0 +1,215 @@
+"""
+Live transcripts: words that appear while they are spoken, and become final about a second later.
+
+Each new stretch of sound goes through the encoder with the few seconds before it, so that work and memory do not grow with the
+length of a stream. A word is final once it lies behind the newest sound and two looks in a row agree on it, or once a pause
+follows (local agreement, Liu et al. 2020, arXiv:2005.11185). Texts are chosen as in `audiollm transcribe`, by CTC and the
+language model together.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from audiollm.projector import slot_counts
+
+from .ctc_alignment import SECONDS_PER_FRAME, align_words, slot_log_probabilities
+from .ctc_rescoring import DEFAULT_CTC_WEIGHT, CtcRescorer
+from .session import model_lock
+from .transcripts import Word
+from .windows import HOP_SECONDS, detect_voice
+
+#: New sound between two looks.
+STEP_SECONDS = 0.64
+#: Sound that a word must lie behind before it becomes final, and the pause that makes everything before it final.
+SETTLING_SECONDS, PAUSE_SECONDS = 0.4, 0.6
+#: Sound before the last final word that is encoded again, as context of what follows.
+BEFORE_SECONDS = 2.0
+#: Sound that is kept while nobody speaks: the noise that the next voice is told from.
+QUIET_SECONDS = 1.0
+#: Sound that is kept at most: where looks do not agree for so long, words become final without.
+MAX_KEPT_SECONDS = 10.0
+#: Texts that are chosen from at each look, and prefixes of the search for them. More cost time at each look.
+NUM_TEXTS, NUM_PREFIXES = 8, 16
+#: Final words that are remembered: those of the kept sound, and a dozen before it that the language model reads.
+MAX_WORDS_SAID = 40
+#: A final word that is heard again at the edge of the kept sound ends at most so much later than before.
+EDGE_SECONDS = 0.16
+
+
+@dataclass(frozen=True)
+class LiveUpdate:
+    """
+    What a look at the newest sound has changed.
+
+    Attributes:
+        final: words that have become final, with times from the beginning of the stream.
+        pending: the words after them, which may still change.
+        seconds: length of the stream so far.
+        is_pause: whether the speaker pauses: an utterance has ended.
+    """
+
+    final: tuple[Word, ...]
+    pending: str
+    seconds: float
+    is_pause: bool
+
+
+class LiveTranscriber:
+    """
+    Transcript of one stream of sound.
+
+    Args:
+        model, processor: a pair that belongs together, whose projector has CTC posteriors.
+        context: names and terms that may be said; see [`context_words`].
+        step_seconds: new sound between two looks.
+        ctc_weight: of CTC beside the language model.
+
+    Raises:
+        ValueError: the model has no CTC posteriors, or the step is shorter than an audio token or longer than
+            `MAX_KEPT_SECONDS / 2`.
+    """
+
+    def __init__(
+        self,
+        model,
+        processor,
+        context: Sequence[str] = (),
+        step_seconds: float = STEP_SECONDS,
+        ctc_weight: float = DEFAULT_CTC_WEIGHT,
+    ):
+        self.model, self.processor = model.eval(), processor
+        self._rescorer = CtcRescorer(model, processor.tokenizer, ctc_weight, context)
+        self._rate = processor.sampling_rate
+        self._slot_seconds = SECONDS_PER_FRAME * model.config.stack_factor
+        if not self._slot_seconds <= step_seconds <= MAX_KEPT_SECONDS / 2:
+            raise ValueError(
+                f"step_seconds is {step_seconds:g}; expected {self._slot_seconds:g} (an audio token) to {MAX_KEPT_SECONDS / 2:g}."
+            )
+        self._slot_samples = round(self._slot_seconds * self._rate)
+        self._step_samples = round(step_seconds / self._slot_seconds) * self._slot_samples
+        self._kept = np.zeros(0, dtype=np.float32)
+        self._first = self._looked = 0  # samples before the kept ones, and those at the last look
+        self._final_end = 0.0
+        self._said: list[Word] = []  # the last final words
+        self._agreed: list[str] = []
+        self._is_new_utterance = True
+
+    @property
+    def seconds(self) -> float:
+        """Length of the stream so far."""
+        return (self._first + len(self._kept)) / self._rate
+
+    def transcribe(self, blocks: Iterable[np.ndarray]) -> Iterator[LiveUpdate]:
+        """
+        Yield an update for each step of a stream, and one at its end.
+
+        Args:
+            blocks: float32 waveforms `(samples,)` of any length, at the processor's rate.
+        """
+        for block in blocks:
+            yield from self.feed(block)
+        yield self.finish()
+
+    def feed(self, waveform: np.ndarray) -> Iterator[LiveUpdate]:
+        """
+        Take new sound, and yield an update where a step is complete.
+
+        A block longer than a step is looked at as a whole, up to half of `MAX_KEPT_SECONDS`: who has fallen behind gives
+        all that has come in the meantime, and catches up.
+
+        Args:
+            waveform: `(samples,)`, float32 at the processor's rate.
+        """
+        most = int(MAX_KEPT_SECONDS / 2 * self._rate)
+        for start in range(0, len(waveform), most):
+            self._kept = np.concatenate([self._kept, waveform[start : start + most]])
+            if self._first + len(self._kept) - self._looked >= self._step_samples:
+                yield self._look(is_end=False)
+
+    def finish(self) -> LiveUpdate:
+        """Return the last update, after which every word is final."""
+        return self._look(is_end=True)
+
+    def _look(self, is_end: bool) -> LiveUpdate:
+        self._looked = self._first + len(self._kept)
+        voice_end = self._voice_end()
+        is_settled = voice_end <= self._final_end
+        is_pause = is_end or self.seconds - voice_end >= PAUSE_SECONDS
+        words = [] if is_settled else self._new_words()
+        count = len(words) if is_pause else self._num_final(words)
+        final = [replace(one, start_s=round(one.start_s, 3), end_s=round(one.end_s, 3)) for one in words[:count]]
+        if final and self._is_new_utterance:
+            final[0] = replace(final[0], text=final[0].text[:1].upper() + final[0].text[1:])
+        pending = [one.text for one in words[count:]]
+        self._agreed = pending
+        if final:
+            self._final_end = final[-1].end_s
+            self._said = [*self._said, *final][-MAX_WORDS_SAID:]
+            self._is_new_utterance = False
+        if is_pause:
+            self._is_new_utterance, self._said = True, self._said[-1:]
+            self._final_end = max(self._final_end, voice_end)
+        self._forget(is_settled or is_pause)
+        return LiveUpdate(tuple(final), " ".join(pending), self.seconds, is_pause)
+
+    def _voice_end(self) -> float:
+        """Return when somebody last spoke, in seconds; minus infinity where no sound with a voice is kept."""
+        if len(self._kept) < self._slot_samples:
+            return -math.inf
+        spoken = np.flatnonzero(detect_voice(self._kept, self._rate).active)
+        return (self._first / self._rate + float(spoken[-1]) * HOP_SECONDS) if len(spoken) else -math.inf
+
+    def _num_final(self, words: Sequence[Word]) -> int:
+        """Return how many of the new words become final: those that lie far enough back and were heard by the last look too."""
+        must = len(self._kept) / self._rate > MAX_KEPT_SECONDS
+        count = 0
+        for word, before in zip(words, [*self._agreed, *[None] * len(words)]):
+            agrees = must or word.text == before
+            if not agrees or word.end_s > self.seconds - SETTLING_SECONDS:
+                break
+            count += 1
+        return count
+
+    @torch.inference_mode()
+    def _new_words(self) -> list[Word]:
+        """Return the words after the last final one, as they are heard now."""
+        features = {
+            name: one.to(self.model.device) for name, one in self.processor.batch_features([self._kept]).items()
+        }
+        stack = self.model.config.stack_factor
+        with model_lock(self.model):
+            frames, lengths = self.model.model.encode_audio(**features)
+            counts = [int(slot_counts(lengths, stack).sum())]
+            scores = slot_log_probabilities(self.model, frames, lengths, counts)[0].cpu()
+            text = self._rescorer.text_of(scores, NUM_TEXTS, NUM_PREFIXES, self._text_before())
+        begin = self._first / self._rate
+        words = align_words(self._rescorer.lexicon, scores, text, self._slot_seconds)
+        timed = [
+            replace(one, start_s=begin + one.start_s, end_s=min(begin + one.end_s, self.seconds)) for one in words
+        ]
+        new = [one for one in timed if (one.start_s + one.end_s) / 2 > self._final_end]
+        last = self._said[-1].text.lower() if self._said else ""
+        if new and new[0].text.lower() == last and new[0].end_s <= self._final_end + EDGE_SECONDS:
+            new = new[1:]
+        return new
+
+    def _text_before(self) -> str:
+        """Return the final words of this utterance that lie before the kept sound."""
+        before = [one.text for one in self._said if one.end_s <= self._first / self._rate]
+        return "" if self._is_new_utterance else " ".join(before)
+
+    def _forget(self, is_settled: bool) -> None:
+        """Let go of the sound that no later look needs, in whole audio tokens."""
+        needed = min(self._final_end, self.seconds) - BEFORE_SECONDS
+        if is_settled:
+            needed = self.seconds - QUIET_SECONDS
+        needed = max(needed, self.seconds - MAX_KEPT_SECONDS - BEFORE_SECONDS)
+        slots = int(max(needed * self._rate - self._first, 0) // self._slot_samples)
+        self._kept = self._kept[slots * self._slot_samples :]
+        self._first += slots * self._slot_samples
+
+
+__all__ = ["STEP_SECONDS", "LiveTranscriber", "LiveUpdate"]
