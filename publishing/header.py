@@ -13,10 +13,8 @@ from huggingface_hub.errors import HTTPError
 
 HUB_URL = "https://huggingface.co/"
 HUB_DATA_PREFIX = "hub:"
-LIBRARY, PIPELINE = "transformers", "audio-text-to-text"
+PIPELINE = "audio-text-to-text"
 TAGS = ("audiollm", "speech", "custom_code")
-#: The Hub's name for a checkpoint's relation to its bases, by weight format.
-RELATIONS = {"adapter": "adapter", "full": "finetune", "merged": "finetune"}
 #: The Hub's names of tasks and metrics, by ours; others keep their own.
 TASK_TYPES = {"asr": "automatic-speech-recognition"}
 METRIC_TYPES = {"word_error": "wer", "character_error": "cer", "no_speech_rate": "hallucination_rate"}
@@ -44,10 +42,10 @@ class Base:
 
     name: str
     shown: str
-    hub_id: str | None
-    licence: str | None
-    revision: str | None
-    fingerprint: str | None
+    hub_id: str | None = None
+    licence: str | None = None
+    revision: str | None = None
+    fingerprint: str | None = None
 
 
 def find_base(model_id: str | None, revision: str | None, fingerprint: str | None, online: bool = True) -> Base:
@@ -68,8 +66,7 @@ def find_base(model_id: str | None, revision: str | None, fingerprint: str | Non
         shown = f"`{model_id}`: [{hub_id}]({HUB_URL}{hub_id}), from PyPI ({wheels}), SHA-256 `{embedded.sha256}`"
         return Base(hub_id.rpartition("/")[2], shown, hub_id, embedded.licence, revision, fingerprint)
     if os.path.isabs(model_id) or os.path.isdir(model_id):
-        name = Path(model_id).name
-        licence = _licence_in(Path(model_id) / "README.md")
+        name, licence = Path(model_id).name, _licence_in(Path(model_id) / "README.md")
         return Base(name, f"`{name}`, a folder that has no Hub id", None, licence, revision, fingerprint)
     licence = _licence_on_the_hub(model_id, revision) if online else None
     shown = f"[{model_id}]({HUB_URL}{model_id})"
@@ -88,29 +85,23 @@ def _licence_on_the_hub(model_id: str, revision: str | None) -> str | None:
         data = HfApi().model_info(model_id, revision=revision, timeout=HUB_TIMEOUT_SECONDS).card_data
     except (HTTPError, OSError, ValueError):
         return None
-    if data is None:
-        return None
-    return data.get("license_name") or data.get("license")
+    return None if data is None else data.get("license_name") or data.get("license")
 
 
 def evaluation_results(scores: Mapping[str, Any]) -> list[EvalResult]:
     """Return the model's scores as entries of the Hub's `model-index`, with their intervals."""
     results = []
-    tasks = scores.get("run", {}).get("tasks", {})
     for task, found in scores.get("tasks", {}).items():
-        system = found.get("systems", {}).get(SCORED_SYSTEM)
-        if system is None:
-            continue
-        source = tasks.get(task, {}).get("source") or {}
-        kind = found.get("kind") or tasks.get(task, {}).get("kind")
-        wanted = tasks.get(task, {}).get("metrics") or system["metrics"]
-        for metric, score in system["metrics"].items():
+        record = scores.get("run", {}).get("tasks", {}).get(task, {})
+        system, source = found.get("systems", {}).get(SCORED_SYSTEM, {}), record.get("source") or {}
+        for metric, score in system.get("metrics", {}).items():
             # Other metrics, such as speed, depend on the machine.
-            if metric not in wanted or not isinstance(score.get("value"), (int, float)):
+            is_wanted = metric in (record.get("metrics") or [metric])
+            if not is_wanted or not isinstance(score.get("value"), (int, float)):
                 continue
             results.append(
                 EvalResult(
-                    task_type=TASK_TYPES.get(kind, PIPELINE),
+                    task_type=TASK_TYPES.get(found.get("kind") or record.get("kind"), PIPELINE),
                     dataset_type=source.get("hub") or task,
                     dataset_name=source.get("title") or source.get("benchmark") or task,
                     dataset_config=source.get("config"),
@@ -134,7 +125,7 @@ def is_own(result: EvalResult) -> bool:
 
 def make_header(
     name: str,
-    weight_format: str | None,
+    is_adapter: bool,
     bases: Mapping[str, Base],
     data_paths: list[str],
     results: list[EvalResult],
@@ -148,7 +139,7 @@ def make_header(
 
     Args:
         name: of the model.
-        weight_format: of the checkpoint.
+        is_adapter: the checkpoint lacks the weights of its bases.
         bases: by role.
         data_paths: of the training data; datasets of the Hub are named.
         results: the model's scores; they replace results of ours in the earlier header.
@@ -160,33 +151,26 @@ def make_header(
     on_hub = [
         path.removeprefix(HUB_DATA_PREFIX).partition("?")[0] for path in data_paths if path.startswith(HUB_DATA_PREFIX)
     ]
-    gone = {result.metric_type for result in old.get("eval_results") or [] if is_own(result)}
-    scored = [result.metric_type for result in results]
-    fields: dict[str, Any] = {**old}
-    fields.update(
-        license=given.get("license") or old.get("license"),
-        language=_joined(old.get("language"), given.get("language")),
-        library_name=LIBRARY,
-        pipeline_tag=PIPELINE,
-        datasets=_joined(old.get("datasets"), on_hub, given.get("datasets")),
-        tags=_joined(old.get("tags"), [*TAGS, *(["lora"] if weight_format == "adapter" else [])]),
-        metrics=_joined([name for name in _words(old.get("metrics")) if name not in gone], scored),
-    )
-    on_the_hub = [base.hub_id for base in bases.values() if base.hub_id]
-    if on_the_hub:
-        fields.update(base_model=on_the_hub, base_model_relation=RELATIONS.get(weight_format or "", "finetune"))
-    kept = [result for result in old.get("eval_results") or [] if not is_own(result)]
-    fields.update(eval_results=[*kept, *results] or None, model_name=old.get("model_name") or name)
+    old_results = old.get("eval_results") or []
+    gone = {result.metric_type for result in old_results if is_own(result)}
+    kept = [metric for metric in _joined(old.get("metrics")) if metric not in gone]
+    fields: dict[str, Any] = {
+        **old,
+        "license": given.get("license") or old.get("license"),
+        "language": _joined(old.get("language"), given.get("language")),
+        "library_name": "transformers",
+        "pipeline_tag": PIPELINE,
+        "datasets": _joined(old.get("datasets"), on_hub, given.get("datasets")),
+        "tags": _joined(old.get("tags"), TAGS, ["lora"] if is_adapter else []),
+        "metrics": _joined(kept, [result.metric_type for result in results]),
+        "eval_results": [*(result for result in old_results if not is_own(result)), *results],
+        "model_name": old.get("model_name") or name,
+    }
+    if base_ids := [base.hub_id for base in bases.values() if base.hub_id]:
+        fields.update(base_model=base_ids, base_model_relation="adapter" if is_adapter else "finetune")
     return ModelCardData(**{key: value for key, value in fields.items() if value not in (None, [])})
 
 
-def _joined(*lists: Any) -> list[str] | None:
+def _joined(*lists: Any) -> list[str]:
     """Return lists, or single words, one after the other, each entry once."""
-    entries: dict[str, None] = {}
-    for entry in lists:
-        entries.update(dict.fromkeys(_words(entry)))
-    return list(entries) or None
-
-
-def _words(entry: Any) -> list[str]:
-    return [entry] if isinstance(entry, str) else list(entry or [])
+    return list(dict.fromkeys(word for each in lists for word in ([each] if isinstance(each, str) else each or [])))

@@ -12,16 +12,15 @@ import json
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from audiollm.option_parser import parser_of
-from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
     HFValidationError,
     HTTPError,
@@ -29,54 +28,43 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from tqdm import tqdm
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .card import CARD_FILE, ROLES, make_card, read_card, read_config, sections, weight_files
 from .header import CardError, find_base
 from .record import RECORD_FILE
 
-UNITS = ("B", "kB", "MB", "GB", "TB")
-UNIT_STEP = 1000
 #: A path of this machine in a configuration: at least two folders deep.
 LOCAL_PATH = re.compile(r'"((?:/[^/"\s]+){2,}|[A-Za-z]:\\\\[^"]+)"')
-YES = ("y", "yes")
 DEFAULT_BRANCH = "main"
 #: Weights in a repository's root. Those of an earlier upload would be loaded beside or instead of new ones.
 ROOT_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
 
-#: Files of a checkpoint by name, besides its weights and code, with their purpose.
+#: Files of a checkpoint by purpose, besides its weights and code.
 ALLOWED = {
-    "config.json": "model configuration",
-    "generation_config.json": "settings of generation",
-    "model.safetensors.index.json": "index of the weights",
-    CARD_FILE: "model card",
-    "LICENSE*": "licence",
-    "NOTICE*": "licence",
-    RECORD_FILE: "training record",
-    **dict.fromkeys(("processor_config.json", "preprocessor_config.json"), "processor"),
-    **dict.fromkeys(
-        ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json"), "tokenizer"
+    "model configuration": ("config.json", "generation_config.json"),
+    "index of the weights": ("model.safetensors.index.json",),
+    "model card": (CARD_FILE,),
+    "licence": ("LICENSE*", "NOTICE*"),
+    "training record": (RECORD_FILE,),
+    "processor": ("processor_config.json", "preprocessor_config.json"),
+    "tokenizer": (
+        *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json"),
+        *("added_tokens.json", "vocab.json", "merges.txt"),
     ),
-    **dict.fromkeys(("added_tokens.json", "vocab.json", "merges.txt"), "tokenizer"),
-    **dict.fromkeys(("chat_template.jinja", "chat_template.json"), "chat template"),
-    "additional_chat_templates/*.jinja": "chat template",
+    "chat template": ("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
 }
-#: Why files that often lie beside a checkpoint stay; the first pattern that matches counts.
+#: Why files that often lie beside a checkpoint stay; the first reason that fits counts.
 LEFT_OUT = {
-    ".git/*": "a git repository's own",
-    **dict.fromkeys((".env*", "*token", "*.key", "*.pem"), "may hold credentials"),
-    "checkpoint-*/*": "a step of training, to resume it",
-    "optimizer*": "optimizer state",
-    "scheduler*": "state of the learning rate",
-    "rng_state*": "random state",
-    "training_args.bin": "a pickle of training options, local paths and tokens among them",
-    **dict.fromkeys(("*.bin", "*.pt", "*.pth", "*.pkl"), "a pickle"),
-    "stage.json": "state of training",
-    **dict.fromkeys(("trainer_state.json", "runs/*", "wandb/*", "events.out.tfevents*"), "log of training"),
-    "*.log": "log",
-    "*.safetensors": "weights that config.json does not name",
-    "*.py": "code that the checkpoint does not import",
-    **dict.fromkeys((".cache/*", "__pycache__/*", "*.pyc"), "cache"),
+    "a git repository's own": (".git/*",),
+    "may hold credentials": (".env*", "*token", "*.key", "*.pem"),
+    "state of training": ("checkpoint-*/*", "optimizer*", "scheduler*", "rng_state*", "stage.json"),
+    "a pickle": ("*.bin", "*.pt", "*.pth", "*.pkl"),
+    "log of training": ("trainer_state.json", "runs/*", "wandb/*", "events.out.tfevents*", "*.log"),
+    "weights that config.json does not name": ("*.safetensors",),
+    "code that the checkpoint does not import": ("*.py",),
+    "cache": (".cache/*", "__pycache__/*", "*.pyc"),
 }
 NOT_OF_A_CHECKPOINT = "not part of a checkpoint"
 OUTSIDE = "a link to outside of the folder"
@@ -122,16 +110,22 @@ class PushArguments:
 
 @dataclass(frozen=True)
 class Entry:
-    """A file to upload: its path in the repository, its place on this machine, and its purpose."""
+    """A file to upload: its path in the repository, its place on this machine or its content, and its purpose."""
 
     name: str
-    path: Path
+    source: Path | bytes
     why: str
 
     @property
     def size(self) -> int:
         """Size in bytes."""
-        return self.path.stat().st_size
+        return len(self.source) if isinstance(self.source, bytes) else self.source.stat().st_size
+
+    @property
+    def text(self) -> str:
+        """Content of a text file."""
+        content = self.source if isinstance(self.source, bytes) else self.source.read_bytes()
+        return content.decode("utf-8", errors="replace")
 
 
 @dataclass
@@ -155,6 +149,14 @@ class Plan:
 # ---- files of a checkpoint -----------------------------------------------------------------------------------------
 
 
+def purpose_of(name: str) -> str | None:
+    """Return the purpose of a file that belongs to every checkpoint; None of weights, code and anything else."""
+    for why, patterns in ALLOWED.items():
+        if any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns):
+            return why
+    return None
+
+
 def make_manifest(folder: str | os.PathLike) -> Plan:
     """
     Sort the files of a checkpoint's folder into those to upload and those that stay.
@@ -163,23 +165,20 @@ def make_manifest(folder: str | os.PathLike) -> Plan:
         CardError: weights, code or processor are missing, or lie outside of the folder.
     """
     folder = Path(folder)
-    allowed = {**dict.fromkeys(code_files(folder), "code"), **{path.name: "weights" for path in weight_files(folder)}}
+    named = {**dict.fromkeys(code_files(folder), "code"), **{path.name: "weights" for path in weight_files(folder)}}
     entries, left_out = [], {}
     for path in sorted(_walk(folder)):
         name = path.relative_to(folder).as_posix()
-        why = allowed.get(name) or next((why for pattern, why in ALLOWED.items() if _fits(name, pattern)), None)
-        if why is not None and _leads_outside(path, folder):
-            left_out[name] = OUTSIDE
-        elif why is not None:
+        why = named.get(name) or purpose_of(name)
+        if why is not None and not _leads_outside(path, folder):
             entries.append(Entry(name, path, why))
         else:
             summary = SUMMARISED.search(name)
-            reason = next((why for pattern, why in LEFT_OUT.items() if _fits(name, pattern)), NOT_OF_A_CHECKPOINT)
-            left_out[name[: summary.end()] if summary else name] = OUTSIDE if path.is_symlink() else reason
+            outside = why is not None or path.is_symlink()
+            left_out[name[: summary.end()] if summary else name] = OUTSIDE if outside else _reason_to_stay(name)
     present = {entry.name for entry in entries}
-    for name in allowed:
-        if name not in present:
-            raise CardError(f"{folder / name} belongs to the checkpoint, but {left_out.get(name, 'is not there')}.")
+    for name in sorted(named.keys() - present):
+        raise CardError(f"{folder / name} belongs to the checkpoint, but {left_out.get(name, 'is not there')}.")
     for name in REQUIRED:
         if name not in present:
             raise CardError(
@@ -206,13 +205,13 @@ def code_files(folder: Path) -> list[str]:
     files: set[str] = set()
     for module in modules:
         path = folder / f"{module}.py"
-        if not path.is_file():
-            raise CardError(f"{folder} has no {path.name}, which its configuration names; save the model again.")
         try:
-            imported = [Path(file).name for file in get_relative_import_files(path)]
+            files.update([path.name, *(Path(file).name for file in get_relative_import_files(path))])
         except FileNotFoundError as error:
-            raise CardError(f"{folder} lacks code that {path.name} imports: {error}. Save the model again.") from error
-        files.update([path.name, *imported])
+            missing = Path(error.filename).name
+            raise CardError(
+                f"{folder} has no {missing}, which its configuration or code names; save the model again."
+            ) from error
     return sorted(files)
 
 
@@ -223,11 +222,11 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(root) / name for name in [*files, *links])
 
 
-def _fits(name: str, pattern: str) -> bool:
-    """Return whether a path, or its last part, matches a pattern; one with a folder matches at any depth."""
-    if "/" in pattern:
-        return fnmatchcase(name, pattern) or fnmatchcase(name, f"*/{pattern}")
-    return fnmatchcase(name if pattern in ALLOWED else Path(name).name, pattern)
+def _reason_to_stay(name: str) -> str:
+    for why, patterns in LEFT_OUT.items():
+        if any(fnmatchcase(name, pattern) or fnmatchcase(name, f"*/{pattern}") for pattern in patterns):
+            return why
+    return NOT_OF_A_CHECKPOINT
 
 
 def _leads_outside(path: Path, folder: Path) -> bool:
@@ -237,48 +236,43 @@ def _leads_outside(path: Path, folder: Path) -> bool:
     return not (real.is_relative_to(home) or in_cache)
 
 
-def find_secrets(entries: Sequence[Entry]) -> list[str]:
-    """Return file, line and kind of everything that looks like a credential, without the credential."""
-    found = []
-    for entry in entries:
-        if not entry.name.endswith(TEXT_SUFFIXES):
-            continue
-        text = entry.path.read_text(encoding="utf-8", errors="replace")
-        for kind, pattern in SECRETS.items():
-            for hit in pattern.finditer(text):
-                found.append(f"{entry.name}, line {text.count(chr(10), 0, hit.start()) + 1}: {kind}")
-    return found
-
-
 def refuse_secrets(entries: Sequence[Entry]) -> None:
     """
     Raises:
-        CardError: a file to upload holds something like a credential.
+        CardError: a file to upload holds something like a credential; file, line and kind are named, not the credential.
     """
-    found = find_secrets(entries)
+    found = []
+    for entry in entries:
+        text = entry.text if entry.name.endswith(TEXT_SUFFIXES) else ""
+        for kind, pattern in SECRETS.items():
+            for hit in pattern.finditer(text):
+                found.append(f"{entry.name}, line {text.count(chr(10), 0, hit.start()) + 1}: {kind}")
     if found:
         lines = "\n  ".join(found)
         raise CardError(f"Nothing was uploaded: this looks like credentials:\n  {lines}\nTake it out and revoke it.")
 
 
-# ---- plan ----------------------------------------------------------------------------------------------------------
+# ---- plan and upload -----------------------------------------------------------------------------------------------
 
 
-def make_plan(options: PushArguments, staging: Path) -> Plan:
+def make_plan(options: PushArguments) -> Plan:
     """
     Return everything that a push will do; nothing is sent.
-
-    Args:
-        staging: an empty folder for files made for the push: the card as the Hub shows it.
 
     Raises:
         CardError: the checkpoint is not whole, its card cannot be read, or there is a credential in it.
     """
     folder = Path(options.model)
+    if not folder.is_dir():
+        raise CardError(f"--model {folder} is not a folder; what lies on the Hub need not be pushed.")
     config = read_config(folder)
     plan = make_manifest(folder)
-    plan.entries = [entry for entry in plan.entries if entry.name != CARD_FILE]
-    plan.entries.append(_card_entry(options, folder, staging, plan.remarks))
+    earlier = read_card(folder / CARD_FILE)
+    if earlier is None or not earlier.text.strip() or sections(earlier.text):
+        card = make_card(folder, repo=options.repo, online=True)
+        plan.remarks += card.remarks
+        plan.entries = [entry for entry in plan.entries if entry.name != CARD_FILE]
+        plan.entries.append(Entry(CARD_FILE, card.text.encode(), "model card"))
     refuse_secrets(plan.entries)
     for role, shown in ROLES.items():
         model_id = getattr(config, f"{role}_model_id")
@@ -288,97 +282,61 @@ def make_plan(options: PushArguments, staging: Path) -> Plan:
             )
     for entry in plan.entries:
         if entry.name.endswith("config.json"):
-            paths = sorted(set(LOCAL_PATH.findall(entry.path.read_text(encoding="utf-8"))))
+            paths = sorted(set(LOCAL_PATH.findall(entry.text)))
             plan.remarks += [f"{entry.name} names {path}, a path of this machine." for path in paths]
     plan.entries.sort(key=lambda entry: (entry.name.count("/"), entry.name))
     return plan
 
 
-def _card_entry(options: PushArguments, folder: Path, staging: Path, remarks: list[str]) -> Entry:
-    earlier = read_card(folder / CARD_FILE)
-    if earlier is not None and earlier.text.strip() and not sections(earlier.text):
-        return Entry(CARD_FILE, folder / CARD_FILE, "model card, as you wrote it")
-    card = make_card(folder, repo=options.repo, online=True)
-    remarks += card.remarks
-    path = staging / CARD_FILE
-    path.write_text(card.text, encoding="utf-8")
-    return Entry(CARD_FILE, path, "model card")
-
-
-def stale_weights(names: Sequence[str], there: Sequence[str]) -> list[str]:
-    """Return the weights of an earlier upload, in a repository's root, that this one does not replace."""
-    return [name for name in there if name not in names and _is_root_weight(name)]
-
-
-def _is_root_weight(name: str) -> bool:
-    return "/" not in name and any(fnmatchcase(name, pattern) for pattern in ROOT_WEIGHTS)
-
-
-def files_there(api: HfApi, repo_id: str, revision: str | None = None) -> list[str]:
-    """Return the paths in a repository on the Hub; none where there is no such repository or branch yet."""
+def stale_weights(api: HfApi, options: PushArguments, names: Sequence[str]) -> list[str]:
+    """Return the weights in a repository's root, from an earlier upload, that files of these names do not replace."""
     try:
-        return api.list_repo_files(repo_id, revision=revision)
+        there = api.list_repo_files(options.repo, revision=options.revision)
     except (RepositoryNotFoundError, RevisionNotFoundError):
         return []
+    is_weight = {name for name in there for pattern in ROOT_WEIGHTS if "/" not in name and fnmatchcase(name, pattern)}
+    return sorted(is_weight.difference(names))
 
 
-# ---- upload --------------------------------------------------------------------------------------------------------
-
-
-def push(options: PushArguments, plan: Plan, staging: Path, api: HfApi | None = None) -> CommitInfo:
+def upload(api: HfApi, plan: Plan, repo_id: str, message: str, revision: str | None = None) -> CommitInfo:
     """
-    Upload what was planned, in one commit.
-
-    Args:
-        staging: the folder that `make_plan` was given; links to the checkpoint's files are put into it.
+    Upload what was planned in one commit; the repository exists.
 
     Raises:
         HTTPError, RuntimeError: the Hub refuses, or cannot be reached. What had arrived is not sent again by the next push.
     """
-    api = api or HfApi()
-    repo_id = api.create_repo(options.repo, private=options.private or None, exist_ok=True).repo_id
-    if options.revision not in (None, DEFAULT_BRANCH):
-        api.create_branch(repo_id, branch=str(options.revision), exist_ok=True)
-    for entry in plan.entries:
-        place = staging / entry.name
-        if place != entry.path:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.symlink_to(entry.path.absolute())
-    commit = api.upload_folder(
-        repo_id=repo_id,
-        folder_path=staging,
-        allow_patterns=[entry.name for entry in plan.entries],
-        delete_patterns=plan.stale or None,
-        commit_message=options.commit_message,
-        revision=options.revision,
-    )
-    if options.tag:
-        api.create_tag(repo_id, tag=options.tag, revision=commit.oid)
-    return commit
+    if revision not in (None, DEFAULT_BRANCH):
+        api.create_branch(repo_id, branch=str(revision), exist_ok=True)
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        *(CommitOperationAdd(entry.name, entry.source) for entry in plan.entries),
+        *(CommitOperationDelete(name) for name in plan.stale),
+    ]
+    return api.create_commit(repo_id, operations, commit_message=message, revision=revision)
 
 
 def upload_checkpoint(
-    api: HfApi, folder: str | Path, repo_id: str, message: str, **options: Any
+    api: HfApi,
+    folder: str | Path,
+    repo_id: str,
+    message: str,
+    revision: str | None = None,
+    run_as_future: bool = False,
 ) -> CommitInfo | Future[CommitInfo]:
     """
     Upload the files of a folder that belong to its checkpoint; the repository exists.
 
     Args:
-        api: with the token to use. Uploads of one `api` in the background (`run_as_future`) come one after the other.
-        options: further ones of `HfApi.upload_folder`.
+        api: with the token to use.
+        run_as_future: upload in the background. Uploads of one `api` come one after the other.
 
     Raises:
         CardError: the checkpoint is not whole, or holds something like a credential.
     """
-    entries = make_manifest(folder).entries
-    refuse_secrets(entries)
-    revision = options.get("revision")
-    if revision not in (None, DEFAULT_BRANCH):
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    names = [entry.name for entry in entries]
-    return api.upload_folder(
-        repo_id=repo_id, folder_path=folder, allow_patterns=names, commit_message=message, **options
-    )
+    plan = make_manifest(folder)
+    refuse_secrets(plan.entries)
+    if run_as_future:
+        return api.run_as_future(upload, api, plan, repo_id, message, revision)
+    return upload(api, plan, repo_id, message, revision)
 
 
 # ---- command -------------------------------------------------------------------------------------------------------
@@ -386,12 +344,12 @@ def upload_checkpoint(
 
 def describe(plan: Plan) -> str:
     """Return the plan as a table."""
-    width = max(len(entry.name) for entry in plan.entries)
+    width = max(len(name) for name in [*(entry.name for entry in plan.entries), *(name for name, _ in plan.left_out)])
+    sizes = [entry.size for entry in plan.entries]
     lines = ["Goes up:"]
-    lines += [f"  {entry.name:{width}}  {shown_size(entry.size):>8}  {entry.why}" for entry in plan.entries]
-    lines.append(f"  {len(plan.entries)} files, {shown_size(sum(entry.size for entry in plan.entries))}")
+    lines += [f"  {entry.name:{width}}  {_shown(size):>8}  {entry.why}" for entry, size in zip(plan.entries, sizes)]
+    lines.append(f"  {len(sizes)} files, {_shown(sum(sizes))}")
     if plan.left_out:
-        width = max(len(name) for name, _ in plan.left_out)
         lines += ["Stays here:", *(f"  {name:{width}}  {why}" for name, why in plan.left_out)]
     if plan.stale:
         lines.append("Is taken out of the repository:")
@@ -399,22 +357,8 @@ def describe(plan: Plan) -> str:
     return "\n".join([*lines, *(f"Note: {remark}" for remark in plan.remarks)])
 
 
-def shown_size(num_bytes: float) -> str:
-    """Return a size in powers of a thousand."""
-    for unit in UNITS[:-1]:
-        if num_bytes < UNIT_STEP:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= UNIT_STEP
-    return f"{num_bytes:.3g} {UNITS[-1]}"
-
-
-def check_options(options: PushArguments) -> None:
-    """
-    Raises:
-        CardError: --model is no folder.
-    """
-    if not os.path.isdir(options.model):
-        raise CardError(f"--model {options.model} is not a folder; what lies on the Hub need not be pushed.")
+def _shown(num_bytes: int) -> str:
+    return tqdm.format_sizeof(num_bytes, "B")
 
 
 def agreed(options: PushArguments) -> bool:
@@ -428,7 +372,7 @@ def agreed(options: PushArguments) -> bool:
         return True
     if not sys.stdin.isatty():
         raise CardError("Nobody can be asked here. Read the list above, then give --yes; --dry_run only lists.")
-    return input(f"Upload to {options.repo}? [y/N] ").strip().lower() in YES
+    return input(f"Upload to {options.repo}? [y/N] ").strip().lower() in ("y", "yes")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -436,26 +380,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(PushArguments, "push", "--model FOLDER --repo ORG/NAME [options]", __doc__)
     (options,) = parser.parse_args_into_dataclasses(sys.argv[1:] if arguments is None else list(arguments))
     try:
-        check_options(options)
-        with tempfile.TemporaryDirectory(prefix="audiollm-push-") as folder:
-            staging = Path(folder)
-            plan = make_plan(options, staging)
-            api = HfApi()
-            try:
-                there = files_there(api, options.repo, options.revision)
-                plan.stale = stale_weights([entry.name for entry in plan.entries], there)
-            except (HTTPError, OSError) as error:
-                if not options.dry_run:
-                    raise
-                first_line = str(error).strip().partition("\n")[0] or type(error).__name__
-                plan.remarks.append(f"The Hub could not be asked what lies in {options.repo}: {first_line}")
-            print(describe(plan), flush=True)
-            if options.dry_run:
-                print("Nothing was uploaded.")
-                return
-            if not agreed(options):
-                sys.exit("audiollm push: nothing was uploaded.")
-            commit = push(options, plan, staging, api)
+        plan, api = make_plan(options), HfApi()
+        try:
+            plan.stale = stale_weights(api, options, [entry.name for entry in plan.entries])
+        except (HTTPError, OSError) as error:
+            if not options.dry_run:
+                raise
+            first_line = str(error).strip().partition("\n")[0] or type(error).__name__
+            plan.remarks.append(f"The Hub could not be asked what lies in {options.repo}: {first_line}")
+        print(describe(plan), flush=True)
+        if options.dry_run:
+            print("Nothing was uploaded.")
+            return
+        if not agreed(options):
+            sys.exit("audiollm push: nothing was uploaded.")
+        repo_id = api.create_repo(options.repo, private=options.private or None, exist_ok=True).repo_id
+        commit = upload(api, plan, repo_id, options.commit_message, options.revision)
+        if options.tag:
+            api.create_tag(repo_id, tag=options.tag, revision=commit.oid)
     except (HFValidationError, CardError, LocalTokenNotFoundError) as error:
         sys.exit(f"audiollm push: {error}")
     except (HTTPError, OSError, ValueError, RuntimeError) as error:  # of huggingface_hub's uploads, too

@@ -4,6 +4,7 @@ The training record of a checkpoint, `training_record.json`: the commands that t
 It holds nothing private: paths are written relative to the working folder, secrets are masked.
 """
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -22,6 +23,8 @@ import torch
 from audiollm.files import sha256_of, write_json
 from transformers.utils import cached_file
 
+from .header import CardError
+
 RECORD_FILE = "training_record.json"
 #: Libraries whose versions are recorded, so that a run can be repeated.
 LIBRARIES = (
@@ -38,16 +41,12 @@ GIT_TIMEOUT_SECONDS = 10
 MEMORY_UNIT_BYTES = 1 if sys.platform == "darwin" else 1 << 10
 
 
-class RecordError(ValueError):
-    """A training record that cannot be read."""
-
-
 def read_record(folder: str | os.PathLike) -> dict[str, Any]:
     """
     Return the record in a checkpoint's folder; it has no runs where there is no file.
 
     Raises:
-        RecordError: the file is not one that `add_run` has written.
+        CardError: the file is not one that `add_run` has written.
     """
     path = Path(folder) / RECORD_FILE
     if not path.is_file():
@@ -57,7 +56,7 @@ def read_record(folder: str | os.PathLike) -> dict[str, Any]:
         if not all(isinstance(run, dict) and isinstance(run["stage"], str) for run in record["runs"]):
             raise ValueError("a run is not an object with a stage")
     except (ValueError, KeyError, TypeError) as error:
-        raise RecordError(f"{path} is not a training record ({error!r}); move it away or train again.") from error
+        raise CardError(f"{path} is not a training record ({error!r}); move it away or train again.") from error
     return record
 
 
@@ -151,18 +150,11 @@ def _checkout_commit() -> str | None:
     folder = Path(str(audiollm.__file__)).resolve().parents[1]
     if not ((folder / ".git").exists() and (folder / "setup.cfg").is_file()):
         return None
+    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty= with changes"]
     try:
-        commit = _git(folder, "rev-parse", "HEAD")
-        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=GIT_TIMEOUT_SECONDS)
     except (OSError, subprocess.SubprocessError):
         return None
-    return f"{commit} with changes" if changed else commit
-
-
-def _git(folder: Path, *words: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=GIT_TIMEOUT_SECONDS
-    )
     return done.stdout.strip()
 
 
@@ -170,10 +162,8 @@ def library_versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that a run depends on."""
     versions = {"python": platform.python_version()}
     for name in LIBRARIES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return versions
 
 

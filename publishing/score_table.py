@@ -43,7 +43,7 @@ COUNTS = {
     "not_measured": "not measured",
     "missing": "not answered yet; the run is not finished",
 }
-NOT_OPTIONS = ("model", "revision", "output_dir", "output", "device", "device_map", "list_tasks")
+NOT_OPTIONS = ("model", "tasks", "revision", "output_dir", "output", "device", "device_map", "list_tasks")
 COMMAND = "audiollm evaluate"
 
 
@@ -123,26 +123,34 @@ def score_table(scores: Mapping[str, Any], repo_id: str) -> dict[str, Any]:
     systems = systems_of(scores)
     if SCORED_SYSTEM not in systems:
         raise CardError(f"The scores are of {systems}; there are none of the model itself.")
+    run, scoring = scores.get("run", {}), scores.get("scoring") or {}
+    counts = {task: found.get("systems", {}).get(SCORED_SYSTEM, {}).get("counts", {}) for task, found in tasks.items()}
     remarks: list[str] = []
     for task, found in tasks.items():
-        by_system = found.get("systems", {})
-        counts = by_system.get(SCORED_SYSTEM, {}).get("counts", {})
-        remarks += _source(task, scores.get("run", {}).get("tasks", {}).get(task, {}))
-        remarks += [f"{task}: {counts[name]} {what}." for name, what in COUNTS.items() if counts.get(name)]
-        remarks += [f"{task}, {metric}: `{score['signature']}`." for metric, score in _signed(by_system)]
-    run = scores.get("run", {})
+        source = run.get("tasks", {}).get(task, {}).get("source") or {}
+        facts = [source.get("title"), source.get("hub"), source.get("licence") and f"licence {source['licence']}"]
+        remarks += [f"{task}: {'; '.join(str(each) for each in facts if each)}."] if any(facts) else []
+        remarks += [f"{task}: {counts[task][name]} {what}." for name, what in COUNTS.items() if counts[task].get(name)]
+        metrics = found.get("systems", {}).get(SCORED_SYSTEM, {}).get("metrics", {})
+        remarks += [
+            f"{task}, {name}: `{each['signature']}`." for name, each in metrics.items() if each.get("signature")
+        ]
+    setting = [f"{name} {run[name]}" for name in ("device", "dtype") if run.get(name)]
+    if scoring.get("samples"):
+        setting.append(f"intervals from {scoring['samples']} bootstrap samples, seed {scoring.get('seed')}")
     versions = {**run.get("versions", {})}
     commit = versions.pop("audiollm_commit", None) or run.get("commit")
     words = [f"{name} {version}" for name, version in versions.items() if isinstance(version, (str, int, float))]
     return {
         "reading": [READING[name] for name in systems if name in READING],
-        "setting": _setting(run, scores.get("scoring") or {}),
+        "setting": "; ".join(setting),
         "systems": [SYSTEMS.get(name, name) for name in systems],
         "rows": [
             {
                 "task": _cell("; ".join(filter(None, (row.task, row.note)))),
                 "metric": _cell(row.title),
-                "count": _count(tasks.get(row.task)),
+                # A mean has no count of its own.
+                "count": counts[row.task].get("scored", "not recorded") if row.task in counts else "",
                 "values": [with_interval(row.figures.get(name)) for name in systems],
             }
             for row in score_rows(scores)
@@ -155,29 +163,19 @@ def score_table(scores: Mapping[str, Any], repo_id: str) -> dict[str, Any]:
 
 def evaluation_command(run: Mapping[str, Any], repo_id: str) -> str:
     """Return the command that repeats an evaluation on the published model."""
-    arguments = run.get("arguments") or {}
-    if not isinstance(arguments, dict):
-        arguments = {}
+    arguments = run.get("arguments")
+    arguments = arguments if isinstance(arguments, dict) else {}
     # An evaluation without tasks was one of the user's own data.
     tasks = arguments.get("tasks", ",".join(run.get("tasks", {})))
-    words = [f"--model={repo_id}"]
-    words += [f"--tasks={tasks if isinstance(tasks, str) else ','.join(tasks)}"] if tasks else []
-    without_judge = (
-        () if arguments.get("judge_model") else tuple(name for name in arguments if name.startswith("judge_"))
-    )
+    words = [f"--tasks={tasks if isinstance(tasks, str) else ','.join(tasks)}"] if tasks else []
     for name, value in arguments.items():
-        if (
-            name in without_judge
-            or name in (*NOT_OPTIONS, "tasks")
-            or SECRET_OPTION.search(name)
-            or value in (None, False, "", [], {})
-        ):
+        is_idle = name.startswith("judge_") and not arguments.get("judge_model")
+        if is_idle or name in NOT_OPTIONS or SECRET_OPTION.search(name) or value in (None, False, "", [], {}):
             continue
         values = value if isinstance(value, list) else [value]
         shown = [_without_place(entry) if isinstance(entry, str) else str(entry) for entry in values]
         words += [f"--{name}", *([] if value is True else shown)]
-    quoted = [word if word == f"--model={repo_id}" else shlex.quote(word) for word in words]
-    return " ".join([*COMMAND.split(), *quoted, "--output_dir", "evaluation"])
+    return " ".join([COMMAND, f"--model={repo_id}", *map(shlex.quote, words), "--output_dir", "evaluation"])
 
 
 def _without_place(value: str) -> str:
@@ -186,46 +184,13 @@ def _without_place(value: str) -> str:
     return f"{name}={shown_path(path)}" if is_pair else shown_path(value)
 
 
-def _source(task: str, record: Mapping[str, Any]) -> list[str]:
-    """Return the source of a task's questions and its licence, as far as they are recorded."""
-    source = record.get("source") or {}
-    found = [source.get("title"), source.get("hub"), source.get("licence") and f"licence {source['licence']}"]
-    return [f"{task}: {'; '.join(str(each) for each in found if each)}."] if any(found) else []
-
-
-def _setting(run: Mapping[str, Any], scoring: Mapping[str, Any]) -> str:
-    """Return how answers and intervals were computed, as far as it is recorded."""
-    parts = [f"{name} {run[name]}" for name in ("device", "dtype") if run.get(name)]
-    if scoring.get("samples"):
-        parts.append(f"intervals from {scoring['samples']} bootstrap samples, seed {scoring.get('seed')}")
-    return "; ".join(parts)
-
-
-def _signed(by_system: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    metrics = by_system.get(SCORED_SYSTEM, {}).get("metrics", {})
-    return [(metric, score) for metric, score in metrics.items() if score.get("signature")]
-
-
-def _count(found: Mapping[str, Any] | None) -> Any:
-    """Return how many items of a task count; nothing of a mean."""
-    if found is None:
-        return ""
-    return found.get("systems", {}).get(SCORED_SYSTEM, {}).get("counts", {}).get("scored", "not recorded")
-
-
 def with_interval(score: Mapping[str, Any] | None) -> str:
     """Return a figure with its interval in brackets, three digits each."""
     if score is None or score.get("value") is None:
         return "–"
     low, high = score.get("low"), score.get("high")
-    if low is None or high is None:
-        return _figure(score["value"])
-    return f"{_figure(score['value'])} [{_figure(low)}, {_figure(high)}]"
-
-
-def _figure(value: float) -> str:
-    """Return a number with three significant digits."""
-    return f"{value:.3g}"
+    interval = "" if low is None or high is None else f" [{low:.3g}, {high:.3g}]"
+    return f"{score['value']:.3g}{interval}"
 
 
 def _cell(text: Any) -> str:

@@ -12,9 +12,8 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from audiollm import AudioLlmConfig
@@ -23,7 +22,7 @@ from audiollm.option_parser import parser_of
 from safetensors.torch import load_file, save_file
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from .push import ALLOWED
+from .push import purpose_of
 
 LORA_A, LORA_B = ".lora_A.", ".lora_B."
 ADAPTER = "adapter"
@@ -33,9 +32,6 @@ PROJECTOR_MATRIX = "model.multi_modal_projector.linear_1.weight"
 PROJECTOR_GAIN = "model.multi_modal_projector.norm_pre.weight"
 EIGHT_BITS = torch.float8_e4m3fn
 MIB = 1 << 20
-PARTS = ("audio_config", "text_config")
-#: Files copied unchanged, besides those that are allowed on the Hub.
-CODE = "*.py"
 
 
 @dataclass
@@ -143,15 +139,24 @@ def shrink(
             "which has LoRA by itself."
         )
     config = AudioLlmConfig.from_pretrained(folder)
-    weights, kept = _cut(load_file(weights_file), config, rank)
+    weights, kept = load_file(weights_file), []
+    for name in [name for name in weights if LORA_A in name]:
+        if rank is not None and len(weights[name]) > rank:
+            partner = name.replace(LORA_A, LORA_B)
+            weights[name], weights[partner], share = low_rank(weights[name], weights[partner], rank)
+            kept.append(share)
     if projector_8bit:
         in_eight_bits(weights)
-    stored.update(_settings(config, rank))
-    for part in filter(stored.__contains__, PARTS):
-        stored[part].pop("_name_or_path", None)  # a base's path on somebody's machine
+    for name, fields in config.lora_adapters.items():
+        settings = config.adapter_settings(name)
+        if rank is not None and settings["rank"] > rank:  # alpha is such that updates keep their scale
+            fields.update(rank=rank, alpha=settings["alpha"] * rank / settings["rank"])
+    stored["lora_adapters"] = config.lora_adapters
+    for part in ("audio_config", "text_config"):
+        stored.get(part, {}).pop("_name_or_path", None)  # a base's path on somebody's machine
     with appearing_whole(output) as partial:
         for path in sorted(folder.iterdir()):
-            if path.is_file() and any(fnmatchcase(path.name, pattern) for pattern in (*ALLOWED, CODE)):
+            if path.is_file() and (path.suffix == ".py" or purpose_of(path.name)):
                 shutil.copyfile(path, partial / path.name)
         (partial / "config.json").write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         save_file(
@@ -159,34 +164,7 @@ def shrink(
             partial / SAFE_WEIGHTS_NAME,
             metadata={"format": "pt"},
         )
-    return kept
-
-
-def _cut(
-    weights: dict[str, torch.Tensor], config: AudioLlmConfig, rank: int | None
-) -> tuple[dict[str, torch.Tensor], float]:
-    """Return weights with LoRA of at most this rank, and the kept share of the updates."""
-    cut, kept = dict(weights), []
-    for name in weights:
-        if rank is None or LORA_A not in name or len(weights[name]) <= rank:
-            continue
-        partner = name.replace(LORA_A, LORA_B)
-        cut[name], cut[partner], share = low_rank(weights[name], weights[partner], rank)
-        kept.append(share)
-    return cut, sum(kept) / len(kept) if kept else 1.0
-
-
-def _settings(config: AudioLlmConfig, rank: int | None) -> dict[str, Any]:
-    """Return the settings of adapters of the new rank; alpha is such that updates keep their scale."""
-    if rank is None:
-        return {}
-    adapters = {}
-    for name, fields in config.lora_adapters.items():
-        settings = config.adapter_settings(name)
-        if settings["rank"] > rank:
-            fields = {**fields, "rank": rank, "alpha": settings["alpha"] * rank / settings["rank"]}
-        adapters[name] = fields
-    return {"lora_adapters": adapters}
+    return sum(kept) / len(kept) if kept else 1.0
 
 
 def _stored_as(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -1,8 +1,9 @@
-"""From training to somebody else's machine: train, evaluate, write the card, push, load without the package, same score."""
+"""From training to somebody else's machine: train, push, evaluate, write the card, load without the package, same score."""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import huggingface_hub
 import pytest
@@ -45,24 +46,60 @@ print(json.dumps(said))
 )
 
 
-def train(folder: Path, tiny_bases: tuple[str, str], *options: str) -> tuple[list[str], Path]:
-    """Three steps on the small corpus; returns the recordings and the checkpoint."""
+class Trained(NamedTuple):
+    """A run with `--push_to_hub`, and what it pushed at its end."""
+
+    checkpoint: Path
+    recordings: list[str]
+    hub: LoopbackHub
+    files: dict[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_bases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
+    folder = tmp_path_factory.mktemp("pushing")
     names = write_recordings(folder / "recordings")
     rows = [{"text": PROMPT, "audio_paths": name, "response": "one two three"} for name in names]
     data = write_rows(folder / "data.json", rows)
     audio, text = tiny_bases
-    arguments = (
-        f"--data_path {data} --audio_dir {folder / 'recordings'} --whisper_path {audio} --llama_path {text} "
-        f"--output_dir {folder / 'run'} --feature_cache {folder / 'features'} --batch_size 4 --max_steps 3 "
-        "--learning_rate 1e-2 --logging_steps 1 --save_steps 2 --disable_tqdm True"
-    ).split()
-    run_stage(*parse_arguments([*arguments, *options]))
-    return [str(folder / "recordings" / name) for name in names], folder / "run"
+    with LoopbackHub(folder / "hub") as hub, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        # transformers keeps one client, which whatever ran before in this process may have made.
+        patch.setattr(hf_api(), "endpoint", hub.endpoint)
+        patch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
+        options = (
+            f"--data_path {data} --audio_dir {folder / 'recordings'} --whisper_path {audio} --llama_path {text} "
+            f"--output_dir {folder / 'run'} --feature_cache {folder / 'features'} --batch_size 4 --max_steps 3 "
+            "--learning_rate 1e-2 --logging_steps 1 --save_steps 2 --disable_tqdm True "
+            f"--push_to_hub --hub_model_id={REPO} --hub_token={hub.token}"
+        )
+        run_stage(*parse_arguments(options.split()))
+        recordings = [str(folder / "recordings" / name) for name in names[:NUM_CLIPS]]
+        yield Trained(folder / "run", recordings, hub, hub.files(REPO))
 
 
-def test_the_score_is_the_same_on_a_strangers_machine(tiny_bases, tmp_path: Path, monkeypatch) -> None:
-    recordings, checkpoint = train(tmp_path, tiny_bases)
-    recordings = recordings[:NUM_CLIPS]
+def test_a_run_pushes_its_checkpoint_and_nothing_else(trained: Trained) -> None:
+    checkpoint, _, hub, files = trained
+    assert (checkpoint / "training_args.bin").is_file()
+    assert {"config.json", "model.safetensors", "README.md", "training_record.json", "projector.py"} <= files.keys()
+    assert not [
+        name for name in files if name.endswith(".bin") or name.startswith(("checkpoint-", "stage", "trainer"))
+    ]
+    assert files["model.safetensors"] == (checkpoint / "model.safetensors").read_bytes()
+    record, card = files["training_record.json"].decode(), files["README.md"].decode()
+    (run,) = json.loads(record)["runs"]
+    assert (run["stage"], run["steps"], run["rows"], run["resumed_from"]) == ("instruct", 3, 10, None)
+    assert run["final_loss"] > 0 and run["hyperparameters"]["learning_rate"] == 1e-2
+    assert run["data"][0]["path"] == "data.json" and len(run["data"][0]["sha256"]) == 64
+    for secret in (hub.token, str(checkpoint.parent)):
+        assert secret not in card and secret not in record
+    found = sections(card)
+    assert "### 1. Instruct" in found["training"] and "learning_rate 0.01" in found["training"]
+    assert f'model="{REPO}"' in found["use"]
+
+
+def test_the_score_is_the_same_on_a_strangers_machine(trained: Trained, tmp_path: Path, monkeypatch) -> None:
+    checkpoint, recordings, hub, _ = trained
     model = AudioLlmForConditionalGeneration.from_pretrained(checkpoint)
     processor = AudioLlmProcessor.from_pretrained(checkpoint)
     ours = answer(model, processor, [ask(PROMPT, each) for each in recordings], max_new_tokens=MAX_NEW_TOKENS)
@@ -70,66 +107,17 @@ def test_the_score_is_the_same_on_a_strangers_machine(tiny_bases, tmp_path: Path
     score = score_word_error(references, ours)
     metric = {"value": score.word_error, "low": 0.0, "high": 2.0, "unit": "fraction"}
     counts = {"items": NUM_CLIPS, "scored": NUM_CLIPS}
+    systems = {"model": {"metrics": {"word_error": metric}, "counts": counts}}
     scores = {
         "run": {"model": str(checkpoint), "arguments": {}, "tasks": {"local": {"kind": "asr"}}},
-        "tasks": {
-            "local": {"kind": "asr", "systems": {"model": {"metrics": {"word_error": metric}, "counts": counts}}}
-        },
+        "tasks": {"local": {"kind": "asr", "systems": systems}},
     }
     write_card(checkpoint, scores=scores, given={"license": "mit"}, repo=REPO)
-    with LoopbackHub(tmp_path / "hub") as hub:
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
-        monkeypatch.setenv("HF_TOKEN", hub.token)
-        push([f"--model={checkpoint}", f"--repo={REPO}", "--tag=v1", "--yes"])
-        files = hub.files(REPO)
-        theirs = json.loads(play(STRANGER, *recordings, cwd=tmp_path, **hub.environment(tmp_path / "home")))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    push([f"--model={checkpoint}", f"--repo={REPO}", "--tag=v1", "--yes"])
+    theirs = json.loads(play(STRANGER, *recordings, cwd=tmp_path, **hub.environment(tmp_path / "home")))
     assert [said.strip() for said in theirs] == ours
     assert score_word_error(references, theirs).word_error == score.word_error
-    card = ModelCard(files["README.md"].decode())
+    card = ModelCard(hub.files(REPO, "v1")["README.md"].decode())
     assert card.data.eval_results[0].metric_value == score.word_error and card.data.license == "mit"
-    assert "training_args.bin" not in files and not [name for name in files if name.startswith("checkpoint-")]
-
-
-# ---- the run itself ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def trained(tiny_bases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, LoopbackHub]]:
-    """A run with `--push_to_hub`, which pushes while it trains and at its end."""
-    folder = tmp_path_factory.mktemp("pushing")
-    with LoopbackHub(folder / "hub") as hub, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-        # transformers keeps one client, which whatever ran before in this process may have made.
-        patch.setattr(hf_api(), "endpoint", hub.endpoint)
-        patch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
-        _, checkpoint = train(
-            folder, tiny_bases, "--push_to_hub", f"--hub_model_id={REPO}", f"--hub_token={hub.token}"
-        )
-        yield checkpoint, hub
-
-
-def test_a_run_pushes_its_checkpoint_and_nothing_else(trained) -> None:
-    checkpoint, hub = trained
-    assert (checkpoint / "training_args.bin").is_file()
-    files = hub.files(REPO)
-    assert {"config.json", "model.safetensors", "README.md", "training_record.json", "projector.py"} <= files.keys()
-    assert not [
-        name for name in files if name.endswith(".bin") or name.startswith(("checkpoint-", "stage", "trainer"))
-    ]
-    assert files["model.safetensors"] == (checkpoint / "model.safetensors").read_bytes()
-
-
-def test_the_record_and_card_of_a_run(trained) -> None:
-    checkpoint, hub = trained
-    record = (checkpoint / "training_record.json").read_text()
-    (run,) = json.loads(record)["runs"]
-    assert (run["stage"], run["steps"], run["rows"], run["resumed_from"]) == ("instruct", 3, 10, None)
-    assert run["final_loss"] > 0 and run["hyperparameters"]["learning_rate"] == 1e-2
-    assert run["data"][0]["path"] == "data.json" and len(run["data"][0]["sha256"]) == 64
-    text = hub.files(REPO)["README.md"].decode()
-    for secret in (hub.token, str(checkpoint.parent)):
-        assert secret not in text and secret not in record
-    found = sections(text)
-    assert "### 1. Instruct" in found["training"] and "learning_rate 0.01" in found["training"]
-    assert f'model="{REPO}"' in found["use"]

@@ -41,10 +41,7 @@ def test_the_update_is_the_nearest_of_its_rank() -> None:
         nearest = left[:, :rank] * values[:rank] @ right[:rank]
         torch.testing.assert_close(smaller_up @ smaller_down, nearest, atol=1e-4, rtol=1e-4)
         assert kept == pytest.approx(float(values[:rank].square().sum() / values.square().sum()), abs=1e-5)
-
-
-def test_an_update_of_nothing_stays_nothing() -> None:
-    down, up, kept = low_rank(torch.randn(4, 8), torch.zeros(5, 4), 2)
+    down, up, kept = low_rank(torch.randn(4, 8), torch.zeros(5, 4), 2)  # an update of nothing
     assert not (up @ down).any() and kept == 1.0
 
 
@@ -82,17 +79,18 @@ def test_precision_and_rank_are_those_asked_for(checkpoint: Path, tmp_path: Path
     assert {weight.dtype for weight in small.values() if weight.numel() > 1} <= {torch.float16, torch.bool}
     assert {len(weight) for name, weight in small.items() if ".lora_A." in name} == {1}
     main([f"--model={checkpoint}", f"--output_dir={tmp_path / 'cast'}"])
-    cast = load_file(tmp_path / "cast" / WEIGHTS)
-    whole = load_file(checkpoint / WEIGHTS)
+    cast, whole = load_file(tmp_path / "cast" / WEIGHTS), load_file(checkpoint / WEIGHTS)
     assert {name: weight.shape for name, weight in cast.items()} == {name: w.shape for name, w in whole.items()}
     assert {weight.dtype for weight in cast.values() if weight.numel() > 1} <= {torch.bfloat16, torch.bool}
     assert not (tmp_path / "small" / "optimizer.pt").exists()
     assert (tmp_path / "small" / "modeling_audiollm.py").is_file()
-    settings = AudioLlmForConditionalGeneration.from_pretrained(tmp_path / "small").config.adapter_settings("speech")
-    before = AudioLlmForConditionalGeneration.from_pretrained(checkpoint).config.adapter_settings("speech")
+    settings, before = (
+        AudioLlmForConditionalGeneration.from_pretrained(path).config.adapter_settings("speech")
+        for path in (tmp_path / "small", checkpoint)
+    )
     assert settings["rank"] == 1
-    assert "/home/me" not in (tmp_path / "small" / "config.json").read_text()
     assert settings["alpha"] / settings["rank"] == pytest.approx(before["alpha"] / before["rank"])
+    assert "/home/me" not in (tmp_path / "small" / "config.json").read_text()
 
 
 def test_eight_bits_round_the_projector_and_nothing_else(checkpoint: Path, tmp_path: Path) -> None:
@@ -111,7 +109,7 @@ def test_eight_bits_round_the_projector_and_nothing_else(checkpoint: Path, tmp_p
         shrink(checkpoint, tmp_path / "other", projector_8bit=True)
 
 
-def test_what_cannot_be_shrunk_is_said(checkpoint: Path, tmp_path: Path, capsys) -> None:
+def test_what_cannot_be_shrunk_is_said(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ShrinkError, match="--lora_rank is 0"):
         shrink(checkpoint, tmp_path / "small", 0)
     with pytest.raises(ShrinkError, match="not empty"):
@@ -121,5 +119,4 @@ def test_what_cannot_be_shrunk_is_said(checkpoint: Path, tmp_path: Path, capsys)
     change_json(checkpoint / "config.json", weight_format="merged")
     with pytest.raises(SystemExit, match="'merged'; expected 'adapter'"):
         main([f"--model={checkpoint}", f"--output_dir={tmp_path / 'small'}"])
-    assert json.loads((checkpoint / "config.json").read_text())["weight_format"] == "merged"
     assert not (tmp_path / "small").exists()
