@@ -2,7 +2,7 @@
 Runs the benchmarks one after the other, and writes their figures into the documents.
 
     python benchmarks/bench.py                # everything that fits into half an hour, then the tables
-    python benchmarks/bench.py --only training_step kill_and_resume
+    python benchmarks/bench.py --only word_times kill_and_resume
     python benchmarks/bench.py --tables       # the tables alone, from the results that are there
 
 Each benchmark is a process of its own with a log in `build/bench/`; one that fails is named and stops no other. The machine
@@ -12,7 +12,6 @@ should have nothing else to do. Tables stand in Markdown files between `<!-- mea
 import argparse
 import json
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,14 +21,17 @@ from typing import Any
 HERE = Path(__file__).parent
 ROOT, RESULTS = HERE.parent, HERE / "results"
 LOGS = ROOT / "build" / "bench"
-#: Command lines by name, with the minutes they take on two quiet cores.
+#: Scripts by name, with the minutes they take on two quiet cores, and their options.
 BENCHMARKS = {
-    "training_step": (14, "training_step.py --ours audiollm --rounds 1 --steps 5 --step_seconds 4"),
-    "first_token": (5, "first_token.py --model shipped_adapter --rounds 3 --new_tokens 16"),
-    "follow_up": (3, "follow_up.py --model shipped_adapter"),
-    "prepare_speed": (9, "prepare_speed.py"),
-    "hour_long": (15, "hour_long.py --model shipped_adapter"),
-    "kill_and_resume": (21, "kill_and_resume.py"),
+    "training_step": (14, "--ours audiollm --rounds 1 --steps 5 --step_seconds 4"),
+    "first_token": (5, "--rounds 3 --new_tokens 16"),
+    "follow_up": (3, "--model shipped_adapter"),
+    "prepare_speed": (9, ""),
+    "hour_long": (15, "--model shipped_adapter"),
+    "kill_and_resume": (21, ""),
+    "busy_neighbour": (6, ""),
+    "no_speech": (2, "--model shipped_adapter"),
+    "word_times": (2, "--model shipped_adapter"),
 }
 #: Run when none is named.
 DEFAULT = ("training_step", "first_token", "follow_up")
@@ -66,41 +68,28 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
+def ratios(name: str, row: dict[str, Any], field: str) -> list[str]:
+    """A result's ratios to the peers, in every precision."""
+    return [
+        f"{row_of(name, precision=precision, **row)[f'{field}_{peer}']:.1f}x"
+        for precision in PRECISIONS
+        for peer in PEERS
+    ]
+
+
 def peers_table() -> str:
     """Speed beside the peers: how many times as fast AudioLLM is."""
-    fields: list[tuple[str, str, dict[str, Any], str]] = [
-        *(
-            (f"training step, {words}", "training_step", {"side": "audiollm", "shape": shape}, "times_faster_than_")
-            for shape, words in SHAPES.items()
-        ),
-        *(
-            (
-                f"first token, {seconds:g} s of speech",
-                "first_token",
-                {"side": "audiollm", "recording_s": seconds},
-                "first_token_times_faster_than_",
-            )
-            for seconds in (4.0, 30.0)
-        ),
-        *(
-            (words, "first_token", {"side": side, "recording_s": 30.0}, "decode_times_faster_than_")
-            for side, words in (
-                ("audiollm", "tokens per second after it"),
-                ("audiollm, merged", "the same with `--merge_adapters`"),
-            )
-        ),
-    ]
-    rows = [
-        [
-            words,
-            *(
-                f"{row_of(name, precision=precision, **key)[field + peer]:.1f}x"
-                for precision in PRECISIONS
-                for peer in PEERS
-            ),
-        ]
-        for words, name, key, field in fields
-    ]
+    ours, merged = "audiollm", "audiollm, merged"
+    first = [(f"first token, {seconds:g} s of speech", ours, seconds, "first_token") for seconds in (4.0, 30.0)]
+    after = [("tokens per second after it", ours, 30.0, "decode")]
+    after += [("the same with `--merge_adapters`", merged, 30.0, "decode")]
+    rows = []
+    for shape, words in SHAPES.items():
+        found: dict[str, Any] = {"side": ours, "shape": shape}
+        rows.append([f"training step, {words}", *ratios("training_step", found, "times_faster_than")])
+    for words, side, seconds, measure in first + after:
+        found = {"side": side, "recording_s": seconds}
+        rows.append([words, *ratios("first_token", found, f"{measure}_times_faster_than")])
     return markdown(["", *(f"{precision}: {peer}" for precision in PRECISIONS for peer in PEERS.values())], rows)
 
 
@@ -167,15 +156,7 @@ def shipped_adapter_table() -> str:
     return markdown(["word error rate", *SYSTEMS.values()], rows)
 
 
-def demo_table() -> str:
-    """Word error before and after the demo's fine-tuning, with its controls."""
-    report = result("demo")
-    header = f"word error of {len(report['clips'])} held-out prompts"
-    return markdown([header, ""], [[name, f"{rate:.2f}"] for name, rate in report["word_error"].items()])
-
-
 TABLES = {
-    "demo": demo_table,
     "shipped_adapter": shipped_adapter_table,
     "peers": peers_table,
     "steps": steps_table,
@@ -201,12 +182,12 @@ def main() -> None:
     failed = []
     LOGS.mkdir(parents=True, exist_ok=True)
     for name in () if options.tables else options.only or DEFAULT:
-        minutes, command = BENCHMARKS[name]
+        minutes, arguments = BENCHMARKS[name]
         log = LOGS / f"{name}.log"
         print(f"{name}: about {minutes} minutes; log in {log}", flush=True)
-        script, *arguments = shlex.split(command)
+        command = [sys.executable, str(HERE / f"{name}.py"), *arguments.split()]
         with log.open("wb") as file:
-            done = subprocess.run([sys.executable, HERE / script, *arguments], stdout=file, stderr=file, cwd=ROOT)
+            done = subprocess.run(command, stdout=file, stderr=file, cwd=ROOT)
         if done.returncode:
             failed.append(name)
     for path, text in rendered():

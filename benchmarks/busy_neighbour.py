@@ -8,20 +8,16 @@ Rounds alternate between the two ways of encoding: the feature cache as it is (a
 one process with all threads, which spin where they wait. Results are medians; they go to `benchmarks/results/`.
 """
 
-import argparse
-import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from pathlib import Path
 from typing import Any
 
 from audiollm.machine import WAIT_POLICY
+from common import parser_of, write_result
 
-RESULTS = Path(__file__).parent / "results" / "busy_neighbour.json"
 #: One busy neighbour may cost no more than this, in times the seconds of a quiet machine.
 TARGET = 1.5
 NEIGHBOUR = "import torch\ntorch.set_num_threads(1)\na = torch.randn(1024, 1024)\nwhile True:\n    a @ a"
@@ -76,26 +72,21 @@ def measure(clips: int, rounds: int) -> dict[str, Any]:
     for name in WAYS:
         alone, beside = (statistics.median(seconds[name, is_busy]) for is_busy in (False, True))
         rows.append({"way": name, "alone_s": alone, "beside_s": beside, "times": beside / alone})
-    return {"clips": clips, "rounds": rounds, "cores": os.cpu_count(), "target": TARGET, "summary": rows}
+    return {"clips": clips, "rounds": rounds, "target": TARGET, "summary": rows}
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Measures, prints and writes the result."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.strip().splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--clips", type=int, default=120, help="Clips of the studio prompts, of 2.8 s on average.")
-    parser.add_argument("--rounds", type=int, default=3, help="How often each is measured.")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="File for the result.")
-    options = parser.parse_args(arguments)
-    begun = time.strftime("%Y-%m-%d")
-    result = {"date": begun, **measure(options.clips, options.rounds)}
+def main() -> None:
+    """Measure, print and write the result."""
+    parser = parser_of("busy_neighbour", __doc__, model=False)
+    parser.add_argument("--clips", type=int, default=120, help="studio prompts, of 2.8 s on average; %(default)s")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each is measured; default: %(default)s")
+    options = parser.parse_args()
+    result = measure(options.clips, options.rounds)
     for row in result["summary"]:
         print(
             f"{row['way']:22} alone {row['alone_s']:6.1f} s, beside {row['beside_s']:6.1f} s: {row['times']:.2f} times"
         )
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_result(options.output, result)
 
 
 if __name__ == "__main__":

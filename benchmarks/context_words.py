@@ -6,7 +6,6 @@ Measure what context words do: names found, names that were not said, and word e
     python benchmarks/context_words.py data/amazon_queen/new_roles.json
 """
 
-import argparse
 import json
 import random
 import re
@@ -16,8 +15,8 @@ from typing import Any
 import audiollm
 from audiollm.corpora.normalisers import normalize_english
 from audiollm.evaluation.word_error import score_word_error
+from common import parser_of, write_result
 
-RESULTS = Path(__file__).parent / "results" / "context_words.json"
 SEED = 5
 SENTENCE_ENDS, WORD = re.compile(r'[.!?:;"]+|--'), re.compile(r"[A-Za-z][A-Za-z'-]*")
 NO_NAMES = {"i", "i'm", "i'll", "i've", "i'd"}
@@ -54,11 +53,10 @@ def measure(model: Any, clips: list[dict[str, Any]], context: list[str] | str, l
 
 
 def main() -> None:
-    """Measures, prints and writes the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Measure, print and write the result."""
+    parser = parser_of("context_words", __doc__)
     parser.add_argument("data", type=Path, help="rows of audio_paths and response, as the recipe writes them")
     parser.add_argument("--clips", type=int, default=100, help="with names, drawn once; default: %(default)s")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="default: %(default)s")
     options = parser.parse_args()
     rows = json.loads(options.data.read_text(encoding="utf-8"))
     clips = [
@@ -70,12 +68,12 @@ def main() -> None:
     clips = clips[: options.clips]
     right = sorted({name for clip in clips for name in clip["names"]})
     wrong = WRONG.split(", ")
-    model = audiollm.load()
+    model = audiollm.load(options.model)
     result: dict[str, Any] = {"clips": len(clips), "right_list": right, "wrong_list": wrong}
     for name, context, listed in (("no list", "", right), ("right list", right, right), ("wrong list", wrong, wrong)):
         result[name] = measure(model, clips, context, listed)
         print(name, result[name], flush=True)
-    options.output.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_result(options.output, result)
 
 
 if __name__ == "__main__":

@@ -27,13 +27,12 @@ import transformers
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration
 from peft import LoraConfig, inject_adapter_in_model
 from torch.utils._python_dispatch import TorchDispatchMode
+from training_peers import voxtral_config
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     LlamaConfig,
     LlamaForCausalLM,
-    VoxtralConfig,
-    VoxtralEncoderConfig,
     VoxtralForConditionalGeneration,
     WhisperConfig,
     WhisperForConditionalGeneration,
@@ -44,39 +43,6 @@ MEL_FRAMES_PER_S, MEL_PER_FRAME, VOXTRAL_STACK = 100, 2, 4
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LORA_RANK, STEPS, NEW_TOKENS = 16, 8, 32
 MIB = 1 << 20
-#: Shapes of the two bases. The small pair is for right and wrong, the large one for speed.
-SMALL: dict[str, dict[str, Any]] = {
-    "text": {
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "vocab_size": 256,
-    },
-    "audio": {
-        "d_model": 64,
-        "encoder_layers": 2,
-        "encoder_attention_heads": 4,
-        "encoder_ffn_dim": 128,
-        "num_mel_bins": 80,
-    },
-}
-LARGE: dict[str, dict[str, Any]] = {
-    "text": {
-        "hidden_size": 3072,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 24,
-        "vocab_size": 128256,
-    },
-    "audio": {
-        "d_model": 1280,
-        "encoder_layers": 32,
-        "encoder_attention_heads": 20,
-        "encoder_ffn_dim": 5120,
-        "num_mel_bins": 128,
-    },
-}
 #: Operations that make the host wait for a device.
 WAITING = ("_local_scalar_dense", "nonzero", "item", "equal", "is_nonzero")
 
@@ -101,11 +67,11 @@ class Check:
     def __init__(self, folder: Path, tiny: bool):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.folder, self.tiny = folder, tiny
-        self.shapes = SMALL if tiny else LARGE
+        self.text, self.audio = text_config(large=not tiny), audio_config(large=not tiny)
         self.rows, self.seconds = (2, 1.0) if tiny else (8, 30.0)
         torch.manual_seed(0)
-        WhisperForConditionalGeneration(audio_config(SMALL)).save_pretrained(folder / "audio")
-        LlamaForCausalLM(text_config(SMALL)).save_pretrained(folder / "text")
+        WhisperForConditionalGeneration(audio_config()).save_pretrained(folder / "audio")
+        LlamaForCausalLM(text_config()).save_pretrained(folder / "text")
 
     def small(self, dtype: torch.dtype, **options: Any) -> Any:
         """The small pair from its saved bases, with LoRA that is not zero."""
@@ -237,7 +203,7 @@ class Check:
         dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
         model = (self.large if name == "audiollm" else self.voxtral)(dtype)
         config = model.config
-        ours = AudioLlmConfig(audio_config=audio_config(self.shapes), text_config=text_config(self.shapes))
+        ours = AudioLlmConfig(audio_config=self.audio, text_config=self.text)
         batch = self.batch(ours, self.rows, self.seconds, dtype)
         if name == "voxtral":  # every clip is padded to 30 s, and all of that becomes tokens
             slots = config.audio_config.max_source_positions // VOXTRAL_STACK
@@ -292,8 +258,8 @@ class Check:
     def large(self, dtype: torch.dtype) -> Any:
         """AudioLLM at the shapes to be timed: frozen bases in `dtype`, what trains in float32."""
         config = AudioLlmConfig(
-            audio_config=audio_config(self.shapes),
-            text_config=text_config(self.shapes),
+            audio_config=self.audio,
+            text_config=self.text,
             lora_rank=LORA_RANK,
             lora_target_modules=TARGETS,
         )
@@ -306,18 +272,8 @@ class Check:
 
     def voxtral(self, dtype: torch.dtype) -> Any:
         """transformers' Voxtral class at the same shapes, with LoRA by PEFT."""
-        audio = self.shapes["audio"]
-        encoder = VoxtralEncoderConfig(
-            hidden_size=audio["d_model"],
-            intermediate_size=VOXTRAL_STACK * audio["d_model"],
-            num_hidden_layers=audio["encoder_layers"],
-            num_attention_heads=audio["encoder_attention_heads"],
-            num_mel_bins=audio["num_mel_bins"],
-        )
         with self.device:
-            model: Any = VoxtralForConditionalGeneration(
-                VoxtralConfig(audio_config=encoder, text_config=text_config(self.shapes), audio_token_id=4)
-            )
+            model: Any = VoxtralForConditionalGeneration(voxtral_config(self.audio, self.text, audio_token_id=4))
         model = model.to(dtype).requires_grad_(False)
         settings = LoraConfig(r=LORA_RANK, target_modules=TARGETS)
         inject_adapter_in_model(settings, model.model.language_model)
@@ -328,23 +284,38 @@ class Check:
         return model.train()
 
 
-def text_config(shapes: dict[str, dict[str, Any]]) -> LlamaConfig:
-    """The language model's configuration; eight key-value heads where there are that many."""
-    heads = shapes["text"]["num_attention_heads"]
-    fields: dict[str, Any] = {
-        "num_key_value_heads": min(8, heads),
-        "tie_word_embeddings": True,
-        "pad_token_id": 0,
-        "eos_token_id": 1,
-    }
-    return LlamaConfig(**shapes["text"], **fields, bos_token_id=2, max_position_embeddings=4096)
+def text_config(large: bool = False) -> LlamaConfig:
+    """Shape of Llama-3.2-3B, or a small one with as many key-value heads as there are heads."""
+    width, inner, layers, heads, vocabulary = (3072, 8192, 28, 24, 128_256) if large else (64, 128, 2, 4, 256)
+    return LlamaConfig(
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=min(8, heads),
+        vocab_size=vocabulary,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=2,
+        max_position_embeddings=4096,
+    )
 
 
-def audio_config(shapes: dict[str, dict[str, Any]]) -> WhisperConfig:
-    """The encoder's configuration, with as small a decoder as there can be."""
-    audio = shapes["audio"]
-    heads: dict[str, Any] = {"decoder_layers": 1, "decoder_attention_heads": audio["encoder_attention_heads"]}
-    return WhisperConfig(**audio, **heads, decoder_ffn_dim=audio["encoder_ffn_dim"])
+def audio_config(large: bool = False) -> WhisperConfig:
+    """Shape of whisper-large-v3-turbo or a small one, with as small a decoder as there can be."""
+    width, layers, heads, mel_bins = (1280, 32, 20, 128) if large else (64, 2, 4, 80)
+    inner = 4 * width if large else 2 * width
+    return WhisperConfig(
+        d_model=width,
+        encoder_layers=layers,
+        encoder_attention_heads=heads,
+        encoder_ffn_dim=inner,
+        num_mel_bins=mel_bins,
+        decoder_layers=1,
+        decoder_attention_heads=heads,
+        decoder_ffn_dim=inner,
+    )
 
 
 def run(tiny: bool) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """
-Sides of the comparison in `first_token.py`: AudioLLM as its checkpoint is loaded, and transformers' classes from the
-same two bases, each with the processor its users would call.
+Sides of the comparison in `first_token.py`: AudioLLM and transformers' classes from the same two bases, each with the
+processor its users would call.
 
-The peers have no LoRA, as after merging one, and a random projector: what they say means nothing, what it costs does.
+The peers have no LoRA, as after merging one, and all have a random projector: what they say means nothing, what it costs does.
 """
 
 from collections.abc import Callable
@@ -11,21 +11,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from audiollm.base_models import resolve_base
 from audiollm.inference.answering import ask
-from audiollm.inference.loading import find_checkpoint, load_model, load_processor
 from training_peers import (
-    AUDIO_BASE,
     PEER_SLOT,
     QUESTION,
     SAMPLE_RATE_HZ,
-    TEXT_BASE,
     VOXTRAL_STACK,
+    audiollm_model,
+    audiollm_processor,
     base_tokenizer,
+    feature_extractor,
     qwen2_audio_model,
     voxtral_model,
 )
-from transformers import AutoFeatureExtractor, PreTrainedModel, Qwen2AudioProcessor, VoxtralProcessor
+from transformers import PreTrainedModel, Qwen2AudioProcessor, VoxtralProcessor
 
 MEL_FRAMES_PER_S = 100
 #: ChatML, which the text base speaks, for contents of typed parts; Qwen2-Audio's processor has no template for others.
@@ -54,42 +53,36 @@ class Side:
     encoded_s: Callable[[dict[str, torch.Tensor]], float]
 
 
-def audiollm(checkpoint: str | None, dtype: str, merged: bool = False) -> Side:
+def audiollm(dtype: str, merged: bool = False) -> Side:
     """
-    Our model, from a checkpoint.
+    Our model, as the commands load it.
 
     Args:
-        checkpoint: folder or Hub id; what `make demo` leaves when None.
         merged: folds LoRA into the language model, as for a deployment without routing.
-
-    Raises:
-        ValueError: the checkpoint stands on other bases than the peers.
     """
-    found = find_checkpoint(checkpoint)
-    processor, model = load_processor(found), load_model(found, dtype, "cpu")
-    bases = model.config.audio_model_id, model.config.text_model_id
-    if bases != (AUDIO_BASE, TEXT_BASE):
-        raise ValueError(f"{found} stands on {bases}; expected {(AUDIO_BASE, TEXT_BASE)}, as the peers do.")
+    model, processor = audiollm_model(getattr(torch, dtype)), audiollm_processor()
+    if merged:
+        model = model.merge_adapters()
 
     def prepare(waveform: np.ndarray) -> dict[str, torch.Tensor]:
         conversation = ask(QUESTION, waveform)
         return dict(processor.apply_chat_template(conversation, tokenize=True, add_generation_prompt=True))
 
-    return Side(model.merge_adapters().eval() if merged else model, prepare, _heard_by_mask, _encoded_s)
+    return Side(model.eval(), prepare, _heard_by_mask, _encoded_s)
 
 
-def audiollm_merged(checkpoint: str | None, dtype: str) -> Side:
+def audiollm_merged(dtype: str) -> Side:
     """Our model with LoRA merged, as the peers'."""
-    return audiollm(checkpoint, dtype, merged=True)
+    return audiollm(dtype, merged=True)
 
 
-def voxtral(checkpoint: str | None, dtype: str) -> Side:
+def voxtral(dtype: str) -> Side:
     """
     transformers' Voxtral class. Its processor needs Mistral's own tokenizers, so that its steps are done here: features
     of windows that are padded to 30 s, and a slot for every 80 ms of those, padding included.
     """
     model = voxtral_model(getattr(torch, dtype)).eval()
-    tokenizer, extractor = base_tokenizer(), _feature_extractor()
+    tokenizer, extractor = base_tokenizer(), feature_extractor()
     audio_kwargs: dict[str, Any] = dict(VoxtralProcessor.audio_kwargs)
     window_frames = audio_kwargs.pop("max_source_positions")
     slots_per_window = extractor.nb_max_frames // 2 // VOXTRAL_STACK
@@ -110,11 +103,11 @@ def voxtral(checkpoint: str | None, dtype: str) -> Side:
     return Side(model, prepare, heard_s, _encoded_s)
 
 
-def qwen2_audio(checkpoint: str | None, dtype: str) -> Side:
+def qwen2_audio(dtype: str) -> Side:
     """transformers' Qwen2-Audio class, with its processor, which pads to 30 s and drops what comes after them."""
     model = qwen2_audio_model(getattr(torch, dtype)).eval()
     processor = Qwen2AudioProcessor(
-        _feature_extractor(), base_tokenizer(), chat_template=TYPED_CHATML, audio_token=PEER_SLOT
+        feature_extractor(), base_tokenizer(), chat_template=TYPED_CHATML, audio_token=PEER_SLOT
     )
 
     def prepare(waveform: np.ndarray) -> dict[str, torch.Tensor]:
@@ -123,10 +116,6 @@ def qwen2_audio(checkpoint: str | None, dtype: str) -> Side:
         return {**inputs, "input_features": inputs["input_features"].to(model.dtype)}
 
     return Side(model, prepare, _heard_by_mask, _encoded_s)
-
-
-def _feature_extractor():
-    return AutoFeatureExtractor.from_pretrained(resolve_base(AUDIO_BASE, "audio"))
 
 
 def _heard_by_mask(waveform: np.ndarray, inputs: dict[str, torch.Tensor]) -> float:

@@ -8,9 +8,6 @@ to. Tiny random models on random sound: what counts is the course, not the words
     python benchmarks/kill_and_resume.py
 """
 
-import argparse
-import hashlib
-import json
 import multiprocessing
 import os
 import random
@@ -24,6 +21,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "training")]
 
+from audiollm.files import sha256_of  # noqa: E402
+from common import parser_of, write_result  # noqa: E402
 from posterior_banks import SENTENCES, save_aligned  # noqa: E402
 from small_corpus import example_rows, write_recordings, write_rows  # noqa: E402
 from tiny_models import save_audio_base, save_text_base  # noqa: E402
@@ -48,7 +47,6 @@ CASES = {
 #: Up to so long after the step that was drawn comes the kill: in its checkpoint, or in the next step.
 MAX_DELAY_S = 0.06
 PATIENCE_S = 300.0
-RESULT = ROOT / "benchmarks" / "results" / "kill_and_resume.json"
 
 
 def rows_of(stage: str, names: list[str]) -> list[dict[str, Any]]:
@@ -131,11 +129,6 @@ def _bases(bases: tuple[str, str]) -> list[str]:
     return f"--whisper_path {bases[0]} --llama_path {bases[1]}".split()
 
 
-def digest(folder: Path) -> str:
-    """sha256 of the weights that a run ends with."""
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-
-
 def trial(runs: Runs, output: Path, generator: random.Random) -> dict[str, Any]:
     """One kill, one start after it; where it was, from where it went on, and what it ended with."""
     kill_at, delay_s = generator.randint(1, MAX_STEPS - 1), generator.uniform(0, MAX_DELAY_S)
@@ -148,17 +141,16 @@ def trial(runs: Runs, output: Path, generator: random.Random) -> dict[str, Any]:
         "delay_s": round(delay_s, 3),
         "half_written_checkpoints": half,
         "resumed_from_step": resumed_from,
-        "sha256": digest(output),
+        "sha256": sha256_of(output / "model.safetensors"),
     }
 
 
 def main() -> None:
     """Runs every case and writes the result; the exit code says whether all were the same."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of("kill_and_resume", __doc__, model=False)
     parser.add_argument("--kills", type=int, default=10, help="for every case; default: %(default)s")
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES), help="default: all")
     parser.add_argument("--seed", type=int, default=0, help="of the steps; default: %(default)s")
-    parser.add_argument("--output", type=Path, default=RESULT, help="default: %(default)s")
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     generator = random.Random(arguments.seed)
@@ -169,21 +161,20 @@ def main() -> None:
             place.mkdir()
             runs = Runs(place, case)
             runs.run(place / "uninterrupted")
-            expected = digest(place / "uninterrupted")
+            expected = sha256_of(place / "uninterrupted" / "model.safetensors")
             trials = [trial(runs, place / f"killed-{n}", generator) for n in range(arguments.kills)]
             equal = sum(each["sha256"] == expected for each in trials)
             results[case] = {"uninterrupted": expected, "bit_equal": equal, "kills": len(trials), "trials": trials}
             steps = [each["killed_at_step"] for each in trials]
             print(f"{case:28} {equal} of {len(trials)} bit-equal; killed at steps {steps}", flush=True)
     report = {
-        "command": "python benchmarks/kill_and_resume.py",
         "seed": arguments.seed,
         "max_steps": MAX_STEPS,
         "save_steps": 2,
         "seconds": round(time.monotonic() - start, 1),
         "results": results,
     }
-    arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+    write_result(arguments.output, report)
     sys.exit(any(each["bit_equal"] != each["kills"] for each in results.values()))
 
 

@@ -60,32 +60,24 @@ class Text:
         return norms + BF16 * 4 * width + BF16 * 4 * self.mlp
 
 
-@dataclass(frozen=True)
-class Audio:
-    """An encoder of Whisper's layout."""
-
-    name: str
-    width: int
-    parameters: int
-
-
 TEXTS = (
     Text("Llama-3.2-1B", 2048, 16, 32, 8, 64, 8192, 128256, True),
     Text("Llama-3.2-3B", 3072, 28, 24, 8, 128, 8192, 128256, True),
     Text("Llama-3.1-8B", 4096, 32, 32, 8, 128, 14336, 128256, False),
 )
-ENCODER = Audio("whisper-large-v3-turbo", 1280, 636_968_960)
+#: The encoder of whisper-large-v3-turbo.
+ENCODER_WIDTH, ENCODER_PARAMETERS = 1280, 636_968_960
 
 
 def projector(text: Text) -> int:
     """Parameters of the default projector: stacked frames, SwiGLU of four times the language model's width, two norms."""
-    stacked, inner = STACK_FACTOR * ENCODER.width, MLP_WIDTH_FACTOR * text.hidden
+    stacked, inner = STACK_FACTOR * ENCODER_WIDTH, MLP_WIDTH_FACTOR * text.hidden
     return stacked * inner + inner // 2 * text.hidden + stacked + text.hidden
 
 
 def fixed_gb(text: Text) -> float:
     """Weights and optimizer states."""
-    return (BF16 * (text.parameters + ENCODER.parameters) + TRAINED_BYTES * (text.lora + projector(text))) / GB
+    return (BF16 * (text.parameters + ENCODER_PARAMETERS) + TRAINED_BYTES * (text.lora + projector(text))) / GB
 
 
 def row_gb(text: Text, seconds: float, checkpointing: bool) -> float:
@@ -94,7 +86,7 @@ def row_gb(text: Text, seconds: float, checkpointing: bool) -> float:
     tokens = PROMPT_TOKENS + audio + answer
     layer_inputs = text.layers * BF16 * text.hidden + text.kept_per_token
     layers = tokens * (layer_inputs if checkpointing else text.layers * text.kept_per_token)
-    stacked, inner = STACK_FACTOR * ENCODER.width, MLP_WIDTH_FACTOR * text.hidden
+    stacked, inner = STACK_FACTOR * ENCODER_WIDTH, MLP_WIDTH_FACTOR * text.hidden
     projected = audio * ((FP32 + BF16) * stacked + BF16 * 2 * inner + BF16 * text.hidden)
     return (layers + projected + answer * text.vocabulary * (FP32 + BF16)) / GB
 

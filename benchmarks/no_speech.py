@@ -7,7 +7,6 @@ Count how often `audiollm transcribe` writes text for clips without speech: sile
 Everything behind `--` goes to `audiollm transcribe`, whose defaults are what is measured otherwise.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -18,8 +17,8 @@ import soundfile
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.files import is_audio
 from audiollm.inference.transcribe import main as transcribe
+from common import parser_of, write_result
 
-RESULTS = Path(__file__).parent / "results" / "no_speech.json"
 RATE_HZ = 16_000
 LEVELS_DBFS = (-20.0, -40.0)
 LENGTHS_S = (1.0, 2.5, 5.0, 12.0)
@@ -77,11 +76,9 @@ def write_clips(folder: Path, recordings: Path | None, prompts: int) -> dict[str
 
 def main() -> None:
     """Entry."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="AudioLLM checkpoint; the default of `audiollm transcribe` when not given")
+    parser = parser_of("no_speech", __doc__)
     parser.add_argument("--recordings", type=Path, help="folder of further recordings without speech")
     parser.add_argument("--prompts", type=int, default=20, help="real prompts, for comparison; default: %(default)s")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="JSON to write; default: %(default)s")
     parser.add_argument("options", nargs="*", help="options of `audiollm transcribe`, behind --")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as made, tempfile.TemporaryDirectory() as written:
@@ -111,7 +108,7 @@ def main() -> None:
             for group, each in heard.items()
         },
     }
-    options.output.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_result(options.output, report)
     print(json.dumps(report, indent=1, ensure_ascii=False))
 
 

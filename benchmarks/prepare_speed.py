@@ -9,23 +9,22 @@ naive side reads the same files with `Dataset.from_generator` and `map(num_proc=
 saves Parquet with `to_parquet`.
 """
 
-import argparse
 import json
-import platform
 import shutil
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import soundfile
+from audiollm.corpora.prompts import load_studio_prompts
+from audiollm.processing import load_waveform
+from common import parser_of, write_result
 from tqdm.auto import tqdm
 
-RESULT_FILE = Path(__file__).parent / "results" / "prepare_speed.json"
 CLIPS = (1_000, 10_000)
 CLIP_SECONDS = (5.0, 15.0)
 #: Rate of the made recordings: one that has to be resampled, as most of users' own have.
@@ -37,10 +36,7 @@ SECONDS_PER_HOUR, SECONDS_PER_MINUTE = 3600, 60
 
 
 def make_corpus(folder: Path, clips: int) -> float:
-    """Writes clips cut at random from the bundled speech, each with its transcript; returns hours of audio."""
-    from audiollm.corpora.prompts import load_studio_prompts
-    from audiollm.processing import load_waveform
-
+    """Write clips cut at random from the bundled speech, each with its transcript; return hours of audio."""
     rows = load_studio_prompts()
     speech = np.concatenate([load_waveform(audio, target_rate=SOURCE_RATE_HZ) for audio in rows["audio"]])
     generator = np.random.default_rng(0)
@@ -86,65 +82,43 @@ table.remove_columns("audio").to_json(output / "instruction_examples.json")
 
 
 def measure(script: str, *arguments: str) -> dict[str, float]:
-    """Seconds that a script takes, and the most memory that it and its children have had at once, in MiB."""
-    import psutil
-
+    """Return seconds that a script takes, and the most memory that it and its children have had at once, in MiB."""
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-c", script, *arguments])
+    process = psutil.Popen([sys.executable, "-c", script, *arguments])
     peak = 0.0
-
-    def watch() -> None:
-        nonlocal peak
-        parent = psutil.Process(process.pid)
-        while process.poll() is None:
-            total = 0
-            for each in [parent, *_children(parent)]:
-                try:
-                    total += each.memory_full_info().pss
-                except psutil.Error:
-                    continue
-            peak = max(peak, total / MIB)
-            time.sleep(POLL_SECONDS)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    status = process.wait()
+    while process.poll() is None:
+        total = 0
+        for each in (process, *process.children(recursive=True)):
+            try:
+                total += each.memory_full_info().pss
+            except psutil.Error:  # it has ended
+                continue
+        peak = max(peak, total / MIB)
+        time.sleep(POLL_SECONDS)
     seconds = time.perf_counter() - start
-    watcher.join()
-    if status:
-        raise RuntimeError(f"A side of the comparison ended with status {status}.")
+    if process.returncode:
+        raise RuntimeError(f"A side of the comparison ended with status {process.returncode}.")
     return {"seconds": seconds, "peak_mib": peak}
-
-
-def _children(parent: Any) -> list[Any]:
-    import psutil
-
-    try:
-        return parent.children(recursive=True)
-    except psutil.Error:
-        return []
 
 
 def main() -> None:
     """Entry of the script."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of("prepare_speed", __doc__, model=False)
     parser.add_argument("--clips", type=int, nargs="+", default=CLIPS, help="default: 1000 10000")
     parser.add_argument("--workers", type=int, default=2, help="default: %(default)s")
-    parser.add_argument("--result_file", type=Path, default=RESULT_FILE, help="default: %(default)s")
     options = parser.parse_args()
-    result: dict[str, Any] = {"workers": options.workers, "machine": platform.machine(), "runs": []}
+    runs: list[dict[str, Any]] = []
     for clips in options.clips:
         with tempfile.TemporaryDirectory() as scratch:
-            hours = make_corpus(Path(scratch) / "corpus", clips)
+            corpus, output = Path(scratch) / "corpus", Path(scratch) / "output"
+            hours = make_corpus(corpus, clips)
             for name, script in (("audiollm prepare", OURS), ("datasets.map", NAIVE)):
-                output = Path(scratch) / "output"
-                found = measure(script, str(Path(scratch) / "corpus"), str(output), str(options.workers))
+                found = measure(script, str(corpus), str(output), str(options.workers))
                 shutil.rmtree(output)
-                run = {"side": name, "clips": clips, "hours": hours, **found}
-                run["hours_per_minute"] = hours / found["seconds"] * SECONDS_PER_MINUTE
-                result["runs"].append(run)
-                print(json.dumps(run))
-    options.result_file.write_text(json.dumps(result, indent=1) + "\n")
+                runs.append({"side": name, "clips": clips, "hours": hours, **found})
+                runs[-1]["hours_per_minute"] = hours / found["seconds"] * SECONDS_PER_MINUTE
+                print(json.dumps(runs[-1]))
+    write_result(options.output, {"workers": options.workers, "runs": runs})
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ Written from what their public code does, with none of it; both train the projec
   choice of the prompt's words is not reproduced: the question and the template are those of the other sides.
 """
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,12 +33,13 @@ from training_peers import (
     Shape,
     Side,
     base_configs,
+    feature_extractor,
     make_clips,
     padded_features,
     peer_slot_id,
     peer_tokens,
 )
-from transformers import AutoFeatureExtractor, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -76,8 +78,8 @@ def masked_whisper(dtype: torch.dtype) -> MaskedWhisper:
 
 
 def features_to_the_longest(clips: list[Clip]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-mel features `(clips, mel_bins, frames of the longest)` and how many frames of each are real."""
-    extractor = AutoFeatureExtractor.from_pretrained(resolve_base(AUDIO_BASE, "audio"))
+    """Log-mel features `(clips, mel_bins, frames of the longest)` and the mask of their real frames."""
+    extractor = feature_extractor()
     features = extractor(
         [clip.waveform for clip in clips],
         sampling_rate=SAMPLE_RATE_HZ,
@@ -87,13 +89,7 @@ def features_to_the_longest(clips: list[Clip]) -> tuple[torch.Tensor, torch.Tens
         return_attention_mask=True,
         return_tensors="pt",
     )
-    return features["input_features"], features["attention_mask"].sum(dim=1)
-
-
-def features_of_30_s(clips: list[Clip]) -> tuple[torch.Tensor, torch.Tensor]:
-    """As [`features_to_the_longest`], padded to 30 s."""
-    features, mask = padded_features(clips)
-    return features, mask.sum(dim=1)
+    return features["input_features"], features["attention_mask"]
 
 
 def stack_frames(frames: torch.Tensor, factor: int) -> torch.Tensor:
@@ -185,37 +181,29 @@ def _predictions(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return logits[:, :-1][labels[:, 1:] != IGNORED_LABEL]
 
 
-def _ultravox(dtype: torch.dtype, shape: Shape, features) -> tuple[nn.Module, dict[str, Any]]:
+def ultravox_side(dtype: torch.dtype, shape: Shape, of_30_s: bool = False) -> tuple[nn.Module, dict[str, Any]]:
+    """Ultravox's recipe as it trains, padded to the longest clip of the batch; or padded to 30 s, the padding masked."""
     model = Recipe(UltravoxProjector, dtype).train()
     clips = make_clips(shape)
-    input_features, mel_lengths = features(clips)
+    input_features, mask = padded_features(clips) if of_30_s else features_to_the_longest(clips)
+    mel_lengths = mask.sum(dim=1)
     slots = -(-mel_lengths // (MEL_PER_FRAME * ULTRAVOX_STACK))
     teacher = peer_tokens(clips, [clip.text for clip in clips])
     batch: dict[str, Any] = peer_tokens(clips, [PEER_SLOT * count for count in slots.tolist()])
     return model, {**batch, "teacher": teacher, "input_features": input_features, "mel_lengths": mel_lengths}
 
 
-def ultravox_side(dtype: torch.dtype, shape: Shape) -> tuple[nn.Module, dict[str, Any]]:
-    """Ultravox's recipe as it trains: padded to the longest clip of the batch."""
-    return _ultravox(dtype, shape, features_to_the_longest)
-
-
-def ultravox_30_s_side(dtype: torch.dtype, shape: Shape) -> tuple[nn.Module, dict[str, Any]]:
-    """Ultravox's recipe on features that are padded to 30 s, the padding masked."""
-    return _ultravox(dtype, shape, features_of_30_s)
-
-
 def slam_side(dtype: torch.dtype, shape: Shape) -> tuple[nn.Module, dict[str, Any]]:
     """SLAM-LLM's recipe: 30 s of every clip, all of which becomes tokens."""
     model = Recipe(SlamProjector, dtype).train()
     clips = make_clips(shape)
-    input_features, _ = features_of_30_s(clips)
+    input_features, _ = padded_features(clips)
     count = input_features.shape[2] // MEL_PER_FRAME // SLAM_STACK
     return model, {**peer_tokens(clips, [PEER_SLOT * count] * len(clips)), "input_features": input_features}
 
 
 RECIPES: dict[str, Side] = {
     "ultravox": ultravox_side,
-    "ultravox of 30 s": ultravox_30_s_side,
+    "ultravox of 30 s": partial(ultravox_side, of_30_s=True),
     "slam": slam_side,
 }

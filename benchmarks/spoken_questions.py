@@ -9,7 +9,6 @@ of tokens that are its first choice, `kl` the mean divergence from the base's di
 the recordings, on others' recordings, the base on Whisper's transcripts, and the base without any.
 """
 
-import argparse
 import json
 import random
 import tempfile
@@ -28,8 +27,8 @@ from audiollm.training.answer_trainer import answer_logits
 from audiollm.training.dataset import AudioLlmCollator
 from audiollm.training.distill import DistillExample, read_distill_examples, write_teacher_answers
 from audiollm.training.encoding import build_dataset
+from common import parser_of, write_result
 
-RESULTS = Path(__file__).parent / "results" / "spoken_questions.json"
 BATCH_SIZE = 8
 
 
@@ -66,12 +65,10 @@ def as_text(examples: Sequence[DistillExample], transcripts: Sequence[Sequence[s
 
 def main() -> None:
     """Entry."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of("spoken_questions", __doc__)
     parser.add_argument("questions", type=Path, help="rows as --stage distill reads them")
-    parser.add_argument("--model", help="AudioLLM checkpoint; the default of the commands when not given")
     parser.add_argument("--dtype", default="auto", help="precision of the bases; default: %(default)s")
     parser.add_argument("--max_answer_tokens", type=int, default=64, help="default: %(default)s")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="JSON to write; default: %(default)s")
     options = parser.parse_args()
     model, processor = load(options.model, options.dtype)
     examples = read_distill_examples(options.questions)
@@ -113,7 +110,7 @@ def main() -> None:
         "bases": [model.config.audio_model_id, model.config.text_model_id],
         "systems": {name: summary(each) for name, each in rows.items()},
     }
-    options.output.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_result(options.output, report)
     print(json.dumps(report, indent=1, ensure_ascii=False))
 
 

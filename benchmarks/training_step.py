@@ -16,34 +16,25 @@ there, once; it runs the head where there are labels, and the beginning that all
 row "no cache" encodes in every step too.
 """
 
-import argparse
-import json
 import math
-import os
-import platform
-import resource
 import statistics
-import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
+from audiollm.publishing.record import peak_memory_mib
+from common import own_process, parser_of, write_result
 from recipe_peers import RECIPES
 from training_peers import OURS, PEERS, SHAPES
 
-RESULTS = Path(__file__).parent / "results" / "training_step.json"
 ALL_PEERS = {**PEERS, **RECIPES}
 PRECISIONS = ("float32", "bfloat16")
 LEARNING_RATE = 1e-4
-BYTES_PER_MIB = 1 << 20
-KIB_PER_MIB = 1 << 10
 
 
 def run_side(side: str, shape: str, precision: str, steps: int, step_seconds: float) -> dict[str, Any]:
     """
-    Times training steps after a warm-up one; seconds each, and the process' peak memory.
+    Time training steps after a warm-up one; return seconds each, and the process' peak memory.
 
     Args:
         steps: at most so many.
@@ -63,15 +54,13 @@ def run_side(side: str, shape: str, precision: str, steps: int, step_seconds: fl
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - start)
         losses.append(loss.item())
-    # Linux reports KiB, macOS bytes.
-    unit = BYTES_PER_MIB if sys.platform == "darwin" else KIB_PER_MIB
     return {
         "side": side,
         "shape": shape,
         "precision": precision,
         "warm_up_seconds": seconds[0],
         "seconds": seconds[1:],
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit,
+        "peak_memory_mib": peak_memory_mib(),
         "rows": len(batch["input_ids"]),
         "tokens_per_row": int(batch["input_ids"].shape[1]),
         "supervised_tokens": int((batch["labels"] >= 0).sum()),
@@ -81,7 +70,7 @@ def run_side(side: str, shape: str, precision: str, steps: int, step_seconds: fl
 
 
 def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Medians over rounds and steps of every side, and ratios to each peer on the same batch at the same precision."""
+    """Return medians over rounds and steps of every side, and ratios to each peer on the same batch and precision."""
     medians: dict[tuple[str, str, str], tuple[float, float]] = {}
     for key in dict.fromkeys((run["shape"], run["precision"], run["side"]) for run in runs):
         chosen = [run for run in runs if (run["shape"], run["precision"], run["side"]) == key]
@@ -100,29 +89,12 @@ def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return table
 
 
-def run_in_process(side: str, shape: str, precision: str, steps: int, step_seconds: float) -> dict[str, Any]:
-    """
-    `run_side` in a process of its own.
-
-    Raises:
-        RuntimeError: it failed; with the end of what it said.
-    """
-    command = [sys.executable, __file__, "--steps", str(steps), "--step_seconds", str(step_seconds)]
-    command += ["--worker", side, shape, precision]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{side} on {shape} in {precision} ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def read_options(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    """Run all sides in turn and write what was seen."""
+    parser = parser_of("training_step", __doc__, model=False)
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES, help="batches to compare on")
     parser.add_argument("--ours", nargs="+", default=list(OURS), choices=OURS, help="forms of AudioLLM")
-    parser.add_argument(
-        "--peers", nargs="*", default=list(ALL_PEERS), choices=ALL_PEERS, help="classes to compare with"
-    )
+    parser.add_argument("--peers", nargs="*", default=list(ALL_PEERS), choices=ALL_PEERS, help="to compare with")
     parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=PRECISIONS)
     parser.add_argument("--rounds", type=int, default=3, help="processes per side, batch and precision")
     parser.add_argument("--steps", type=int, default=2, help="timed steps per process, after one to warm up")
@@ -132,47 +104,19 @@ def read_options(argv: list[str] | None = None) -> argparse.Namespace:
         default=math.inf,
         help="after timed steps of so many seconds no further one begins; default: all of --steps",
     )
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument("--worker", nargs=3, metavar=("SIDE", "SHAPE", "PRECISION"), help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
-    if options.rounds < 1 or options.steps < 1:
-        parser.error(f"--rounds is {options.rounds} and --steps {options.steps}; both must be 1 or more.")
-    if not options.step_seconds > 0:
-        parser.error(f"--step_seconds is {options.step_seconds}; expected more than 0.")
-    return options
-
-
-def main() -> None:
-    """Runs all sides in turn and writes what was seen."""
-    options = read_options()
-    if options.worker:
-        side, shape, precision = options.worker
-        print(json.dumps(run_side(side, shape, precision, options.steps, options.step_seconds)))
-        return
+    options = parser.parse_args()
     runs = []
     for round_index in range(options.rounds):
         for shape in options.shapes:
             for precision in options.precisions:
                 for side in [*options.ours, *options.peers]:
-                    run = run_in_process(side, shape, precision, options.steps, options.step_seconds)
+                    with own_process() as process:
+                        started = process.submit(run_side, side, shape, precision, options.steps, options.step_seconds)
+                        run = started.result()
                     runs.append({"round": round_index, **run})
                     median = statistics.median(run["seconds"])
                     print(f"round {round_index} {shape:6} {precision:9} {side:19} {median:7.2f} s", flush=True)
-    table = summarize(runs)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "load_at_end": os.getloadavg(),
-    }
-    results = {
-        "machine": machine,
-        "torch": torch.__version__,
-        "rounds": options.rounds,
-        "summary": table,
-        "runs": runs,
-    }
-    options.output.write_text(json.dumps(results, indent=1))
+    write_result(options.output, {"rounds": options.rounds, "summary": summarize(runs), "runs": runs})
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Clips are the studio test prompts that both transcribe word by word right, the f
 constants of `inference/ctc_alignment.py` were fitted on the other splits.
 """
 
-import argparse
 import json
 import tempfile
 from pathlib import Path
@@ -16,15 +15,14 @@ from typing import Any
 
 import numpy as np
 from audiollm.corpora.prompts import load_studio_prompts
-from audiollm.files import write_json
 from audiollm.inference.loading import load
 from audiollm.inference.spoken_pieces import spoken_form
 from audiollm.inference.transcribing import Transcriber, TranscribingSettings
 from audiollm.inference.transcripts import Transcript
 from audiollm.processing.base_models import resolve_base
+from common import parser_of, write_result
 from transformers import Pipeline, WhisperForConditionalGeneration, WhisperProcessor, pipeline
 
-RESULTS = Path(__file__).parent / "results" / "word_times.json"
 SPLIT, NUM_CLIPS, LEAST_WORDS, LONGEST_S = "test", 20, 3, 12.0
 #: Errors that are aimed at, in milliseconds.
 TARGETS = {"median_ms": 60, "percentile_95_ms": 200}
@@ -65,10 +63,7 @@ def errors_of(transcript: Transcript, reference: list[tuple[str, float]], said: 
 
 def main() -> None:
     """Entry."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="a folder or Hub id; by default the adapter that comes with the package")
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    options = parser.parse_args()
+    options = parser_of("word_times", __doc__).parse_args()
     model, processor = load(options.model)
     whisper = whisper_of(model)
     transcriber = Transcriber(model, processor, TranscribingSettings(timestamps="word"), progress=False)
@@ -102,7 +97,7 @@ def main() -> None:
         "targets": TARGETS,
         "clips": clips,
     }
-    write_json(options.output, result)
+    write_result(options.output, result)
     print(json.dumps({name: value for name, value in result.items() if name != "clips"}))
 
 
