@@ -37,7 +37,7 @@ from audiollm.inference.transcribing import TRANSCRIBE_PROMPT
 from audiollm.machine import bfloat16_is_faster
 from audiollm.processing.cutting import cut_at_quiet
 from audiollm.training.align import align
-from audiollm.training.augment import FeatureAugmentation
+from audiollm.training.dataset import FeatureAugmentation
 from audiollm.training.feature_cache import FeatureCache
 from datasets.utils import logging as datasets_logging
 from transformers import TrainerCallback, TrainingArguments, set_seed

@@ -5,6 +5,7 @@ Every test fails in which a library says in its log that something is deprecated
 """
 
 import copy
+import gc
 import logging
 import re
 import signal
@@ -31,6 +32,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in shells' backgroun
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name != FIRST)
+
+
+def pytest_collection_finish() -> None:
+    """Leaves what was imported out of the garbage collections that every training run begins with."""
+    gc.collect()
+    gc.freeze()
 
 
 class DeprecationNotices(logging.Handler):

@@ -1,35 +1,41 @@
 """
-CTC warm start: teaches the projector to speak the language model's embeddings before the language model is ever run.
+Stage *align*, the CTC warm start: teaches the projector to speak the language model's embeddings, without running it.
 
 The projector's tokens are scored against the frozen embeddings of the word pieces that occur in the transcripts, plus
-a learned blank, under connectionist temporal classification (Graves et al. 2006). There is no language model forward,
-and the encoder's output comes from the cache, so that an epoch over minutes of speech takes seconds. Started cold, the
-same projector and LoRA do not listen at all after as many minutes of ordinary training.
+a learned blank, under connectionist temporal classification (Graves et al. 2006). The encoder's output comes from the
+cache, so that an epoch over minutes of speech takes seconds. Started cold, the same projector and LoRA do not listen at
+all after as many minutes of ordinary training.
 """
 
-import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import datasets
 import torch
-from audiollm.inference.spoken_pieces import BLANK, piece_ids, spoken_form
+from audiollm.corpora.examples import Example
+from audiollm.corpora.normalisers import NORMALISERS
+from audiollm.corpora.rows import ASSISTANT
+from audiollm.corpora.sources import Examples, settle_problems
+from audiollm.inference.spoken_pieces import SpokenLexicon, piece_ids, spoken_form
 from audiollm.piece_readout import PieceReadout
+from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 from audiollm.projector import slot_counts
 from torch import nn
+from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainingArguments
 
 from .arguments import TrainingError
-from .augment import FeatureAugmentation
 from .checkpointing import last_complete_checkpoint
-from .ctc_loss import PieceCtcLoss
-from .dataset import cached_windows, pad_windows
+from .dataset import FeatureAugmentation, pad_windows
+from .encoding import EXAMPLE_ERRORS, ExampleEncoder
 from .feature_cache import FeatureCache, FeatureStore
 from .trainer import ResumableTrainer
 from .variants import WaveformVariants
+from .waveform_augment import recordings_below
 
 #: What text fills gaps with, and so what a slot without a word looks like: the first that is one piece by itself.
 #: Measured zero-shot on SmolLM2, words with such gaps cost 1.1 nats a token, with gaps of the mean embedding 2.9.
@@ -40,19 +46,185 @@ MAX_INPUT_GAIN = 5.0
 CLIPS_TO_FIT = 300
 #: Share of the mean variance added when the constant combination of the last layer's inputs is fitted.
 CONSTANT_FIT_RIDGE = 1e-3
+#: Slots whose logits over the whole lexicon are in memory at a time.
+SLOTS_PER_CHUNK = 1024
+#: Log-probability of slots past a clip's end, which no path goes through.
+NEVER = -30.0
+
+
+@dataclass
+class AlignArguments:
+    """Options of stage align."""
+
+    _argument_group_name = "stage align"
+
+    transcript_normaliser: str = field(
+        default="basic",
+        metadata={
+            "help": "What makes transcripts of responses: basic (any language with spaces: lower case, no punctuation), "
+            "english (Whisper's normaliser, which also writes numbers as digits) or none."
+        },
+    )
+    no_speech_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of recordings in which nobody speaks, such as noise, music and silence, of up to 30 s each: the "
+            "projector learns to hear nothing in them."
+        },
+    )
+
+    def __post_init__(self):
+        if self.transcript_normaliser not in NORMALISERS:
+            raise ValueError(
+                f"--transcript_normaliser is {self.transcript_normaliser!r}; expected one of {', '.join(NORMALISERS)}."
+            )
+        self.without_speech()
+
+    def without_speech(self) -> list[Example]:
+        """Return an example for each recording of `no_speech_dir`, without a response."""
+        if self.no_speech_dir is None:
+            return []
+        paths = recordings_below(self.no_speech_dir, "--no_speech_dir")
+        return [Example(AUDIO_PLACEHOLDER, (path,), "") for path in paths]
+
+
+class TranscribedClips(Sequence[Any]):
+    """
+    The rows of one recording whose response is its transcript, each read anew when it is asked for.
+
+    Others are left out, and counted aloud. `transcripts` are the responses, normalised.
+
+    Raises:
+        TrainingError: no row is left.
+    """
+
+    def __init__(self, sources: Sequence[Examples], normaliser: str):
+        self.transcripts: list[str] = []
+        self._places: list[tuple[Examples, int]] = []
+        left_out: Counter[str] = Counter()
+        for source in sources:
+            for index in range(len(source)):
+                example = source[index]
+                answers = [message["content"] for message in example.messages if message["role"] == ASSISTANT]
+                transcript = NORMALISERS[normaliser](answers[-1])
+                if len(example.recordings) != 1:
+                    left_out["without audio" if not example.recordings else "with several recordings"] += 1
+                elif len(answers) != 1:
+                    left_out["of several turns"] += 1
+                elif not any(map(str.isalnum, transcript)):
+                    left_out["whose response has no words"] += 1
+                else:
+                    self._places.append((source, index))
+                    self.transcripts.append(transcript)
+        if left_out:
+            counts = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
+            total = left_out.total() + len(self)
+            print(f"The warm start leaves out {left_out.total()} of {total} rows: {counts}.")
+        if not self._places:
+            raise TrainingError(
+                "No row can be aligned: the stage align needs rows of one recording whose response is what is said in "
+                "it."
+            )
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index):
+        source, place = self._places[index]
+        return source[place]
+
+    def leave_out_undecodable(self, encoder: ExampleEncoder, skip_bad: bool, progress: bool = True) -> None:
+        """Refuse recordings that cannot be used, all at once; with `skip_bad`, list them and other bad rows, and go on."""
+        problems = {source.source.name: list(source.problems) for source, _ in self._places}
+        usable = []
+        for index in tqdm(range(len(self)), desc="Checking examples", unit="example", disable=not progress):
+            clip = self[index]
+            try:
+                encoder.measure(clip.recordings[0])
+            except EXAMPLE_ERRORS as error:
+                problems[self._places[index][0].source.name].append((clip.where, str(error)))
+            else:
+                usable.append(index)
+        settle_problems(list(problems.items()), skip_bad)
+        self._places = [self._places[index] for index in usable]
+        self.transcripts = [self.transcripts[index] for index in usable]
+        if not usable:
+            raise TrainingError("No row can be aligned: no recording can be decoded.")
+
+
+# ----------------------------------------------------------------------------------------------------- scores and loss
+
+
+class PieceCtcLoss(torch.autograd.Function):
+    """
+    Sum of the clips' CTC losses, as `torch.nn.functional.ctc_loss` of the logits' `log_softmax` gives it.
+
+    Of a lexicon of thousands of pieces, a clip's paths go through its own few; all others only take part in the
+    normaliser. So the recursion runs over the transcript's pieces, and the logits of all pieces are computed twice, a
+    chunk of slots at a time, instead of being kept.
+    """
+
+    @staticmethod
+    def forward(ctx, queries, blank_logits, directions, slots, targets, target_lengths):
+        """
+        Args:
+            queries: `(clips, max_slots, hidden)`, float32; see [`audiollm.piece_readout.PieceReadout.queries`].
+            blank_logits: `(clips, max_slots)`.
+            directions: of the pieces, `(pieces, hidden)`; in half precision where the products are to be computed so.
+            slots, target_lengths: `(clips,)`, of each clip.
+            targets: classes `(clips, max_targets)`, padded with anything; piece `n` is class `n + 1`.
+        """
+        if not targets.shape[1]:  # nobody speaks in any clip
+            targets = targets.new_zeros(len(targets), 1)
+        real = torch.arange(queries.shape[1], device=queries.device) < slots[:, None]
+        flat, blanks = queries[real], blank_logits[real]
+        chunks = flat.to(directions.dtype).split(SLOTS_PER_CHUNK)
+        normaliser = torch.cat([(chunk @ directions.T).float().logsumexp(dim=1) for chunk in chunks])
+        normaliser = torch.logaddexp(normaliser, blanks)
+
+        # A piece that comes twice is one class: that of its first place.
+        places = (targets[:, :, None] == targets[:, None, :]).int().argmax(dim=2)
+        spoken = directions[(targets - 1).clamp(min=0)].float()
+        logits = torch.cat([blank_logits[:, :, None], queries @ spoken.transpose(1, 2)], dim=2)
+        scores = logits.new_full(logits.shape, NEVER)
+        scores[real] = logits[real] - normaliser[:, None]
+        with torch.enable_grad():
+            leaf = scores.detach().requires_grad_()
+            losses = nn.functional.ctc_loss(
+                leaf.transpose(0, 1), places + 1, slots, target_lengths, reduction="none", zero_infinity=True
+            )
+            (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+        # torch takes the scores for log-probabilities of all classes: its gradient is their exponential less the occupancy.
+        # The loss of a clip with more pieces than slots is zero, and so is its gradient.
+        alignable = real & (losses.detach() > 0)[:, None]
+        occupancy = (scores.exp() - gradient) * alignable[:, :, None]
+
+        grad = queries.new_zeros(queries.shape)
+        weights = alignable[real].float()
+        parts = []
+        for chunk, norm, weight in zip(chunks, normaliser.split(SLOTS_PER_CHUNK), weights.split(SLOTS_PER_CHUNK)):
+            probabilities = ((chunk @ directions.T).float() - norm[:, None]).exp() * weight[:, None]
+            parts.append((probabilities.to(directions.dtype) @ directions).float())
+        grad[real] = torch.cat(parts)
+        grad -= occupancy[:, :, 1:] @ spoken
+        blank_grad = blank_logits.new_zeros(blank_logits.shape)
+        blank_grad[real] = (blanks - normaliser).exp() * weights
+        ctx.save_for_backward(grad, blank_grad - occupancy[:, :, 0])
+        return losses.sum()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        """Scale the gradients that [`forward`] computed."""
+        grad, blank_grad = ctx.saved_tensors
+        return grad * upstream, blank_grad * upstream, None, None, None, None
 
 
 class CtcAligner(nn.Module):
     """
-    A model's projector with the scoring that trains it: that of [`audiollm.piece_readout.PieceReadout`].
+    A model's projector, trained in place, with the scoring of [`audiollm.piece_readout.PieceReadout`] that trains it.
 
-    Where the projector reads out pieces itself, it is its own readout that is trained. The blank looks like a token
-    that text fills gaps with, so that the language model takes it for nothing said.
-
-    Args:
-        model: the [`AudioLlmForConditionalGeneration`] whose projector is trained, in place.
-        token_ids: ids of the word pieces that can be said.
-        blank_id: id of the piece that a blank looks like.
+    Where the projector reads out pieces itself, it is its own readout that is trained. The blank looks like `blank_id`, a
+    token that text fills gaps with, so that the language model takes it for nothing said.
     """
 
     offset: torch.Tensor
@@ -85,33 +257,8 @@ class CtcAligner(nn.Module):
         """The readout that scores: the projector's own, or one for this stage only."""
         return self.own_readout if self.projector.readout is None else self.projector.readout
 
-    @property
-    def device(self) -> torch.device:
-        return self.offset.device
-
-    def scores(self, encoded_audio: torch.Tensor, encoded_audio_lengths: torch.Tensor):
-        """
-        Log-probabilities `(windows, slots, 1 + pieces)`, blank first, and slots per window `(windows,)`.
-
-        Args:
-            encoded_audio: encoder frames, `(windows, max_frames, d_model)`.
-            encoded_audio_lengths: `(windows,)`.
-        """
-        stacked, mask = self.projector.stack(encoded_audio.float(), encoded_audio_lengths)
-        projected = self.projector.project(stacked, mask) - self.offset
-        real = self.readout.log_probabilities(projected, self.embeddings)
-        uniform = real.new_full((*mask.shape, real.shape[-1]), -math.log(real.shape[-1]))  # past a window's end
-        scores = uniform.masked_scatter(mask[:, :, None], real)
-        return scores, slot_counts(encoded_audio_lengths, self.projector.stack_factor)
-
     def forward(self, encoded_audio, encoded_audio_lengths, targets, target_lengths, **kwargs) -> dict[str, Any]:
-        """
-        CTC loss per word piece.
-
-        Args:
-            targets: classes `(clips, max_pieces)`, padded with the blank, 0.
-            target_lengths: `(clips,)`; a clip is one window here.
-        """
+        """Return the CTC loss per word piece; `targets` are classes `(clips, max_pieces)`, and a clip is one window."""
         common, _, directions = self.readout.table(self.embeddings)
         stacked, mask = self.projector.stack(encoded_audio.float(), encoded_audio_lengths)
         projected = stacked.new_zeros(*mask.shape, len(common))
@@ -132,10 +279,9 @@ class CtcAligner(nn.Module):
     @torch.no_grad()
     def fit_input_norm(self, frames: Iterable[torch.Tensor]) -> None:
         """
-        Sets the gain of the projector's first norm so that every channel of the encoder varies alike.
+        Set the gain of the projector's first norm so that every channel of the encoder varies alike.
 
-        Whisper's channels differ in spread by orders of magnitude; without this the loudest few drown the rest at
-        first. `frames` are clips of shape `(frames, d_model)`.
+        Whisper's channels differ in spread by orders of magnitude; without this the loudest few drown the rest at first.
         """
         if not isinstance(self.projector.norm_pre, nn.RMSNorm):
             return
@@ -146,15 +292,11 @@ class CtcAligner(nn.Module):
     @torch.no_grad()
     def hand_over(self, frames: Iterable[torch.Tensor]) -> None:
         """
-        Turns what the cosines left free into what the language model expects: tokens that lie among its embeddings.
+        Put the tokens among the language model's embeddings, as a readout of pieces does by itself.
 
-        A readout of pieces does so by itself. For direct tokens, cosines fix neither length nor offset: the last layer
-        is scaled until tokens are as far from the common part of the embeddings as the pieces are, and then made to add
-        that part. It has no bias, but a combination of its inputs that is nearly constant does the same (found by least
-        squares).
-
-        Args:
-            frames: clips of shape `(frames, d_model)` to fit on.
+        For direct tokens, cosines fix neither length nor offset: the last layer is scaled until tokens are as far from
+        the common part of the embeddings as the pieces are, and then made to add that part. It has no bias, but a
+        combination of its inputs that is nearly constant does the same (found by least squares on clips of `frames`).
         """
         self.readout.blank.requires_grad_(True)
         self.readout.residual_gain.requires_grad_(True)
@@ -179,52 +321,30 @@ class CtcAligner(nn.Module):
         self.offset.copy_(common)
 
 
-class PieceVocabulary:
-    """
-    Transcripts as classes: the language model's own word pieces of lower-case words, without punctuation.
-
-    Args:
-        tokenizer: the language model's.
-        transcripts: texts as [`spoken_form`] gives them, whose pieces make up the vocabulary.
-        more_ids: pieces that belong to it besides.
-    """
+class PieceVocabulary(SpokenLexicon):
+    """The word pieces of transcripts in their spoken form, and `more_ids`, as CTC classes."""
 
     def __init__(self, tokenizer, transcripts: Sequence[str], more_ids: Iterable[int] = ()):
-        self.tokenizer = tokenizer
-        self.token_ids = sorted({piece for text in transcripts for piece in self._pieces(text)} | set(more_ids))
-        self._class = {piece: index + 1 for index, piece in enumerate(self.token_ids)}
-
-    def _pieces(self, text: str) -> list[int]:
-        return piece_ids(self.tokenizer, text)
+        super().__init__(
+            tokenizer, sorted({*more_ids, *(i for text in transcripts for i in piece_ids(tokenizer, text))})
+        )
 
     @property
     def blank_id(self) -> int:
         """Id of the piece that a blank should look like to the language model."""
+        taken = {*self.token_ids, *self.tokenizer.all_special_ids}
         alone = (self.tokenizer(piece, add_special_tokens=False)["input_ids"] for piece in GAP_PIECES)
-        special = set(self.tokenizer.all_special_ids)
-        fitting = [ids[0] for ids in alone if len(ids) == 1 and ids[0] not in self._class and ids[0] not in special]
-        unused = (index for index in range(len(self.tokenizer)) if index not in self._class and index not in special)
-        return fitting[0] if fitting else next(unused)
-
-    def encode(self, text: str) -> list[int]:
-        """Return the classes of a text in its spoken form. Raises KeyError for a piece that no transcript had."""
-        return [self._class[piece] for piece in self._pieces(text)]
-
-    def decode(self, classes: Sequence[int]) -> str:
-        """Text of classes without blanks."""
-        return self.tokenizer.decode([self.token_ids[index - 1] for index in classes]).strip()
+        fitting = [ids[0] for ids in alone if len(ids) == 1 and ids[0] not in taken]
+        return fitting[0] if fitting else next(id_ for id_ in range(len(self.tokenizer)) if id_ not in taken)
 
 
 def build_alignment_dataset(
     keys: Sequence[str], transcripts: Sequence[str | None], cache: FeatureCache, vocabulary: PieceVocabulary
 ) -> tuple[datasets.Dataset, list[str]]:
     """
-    Clips with their transcript's classes; none for a clip without speech, whose transcript is None.
+    Return rows of `audio` (cache key), `targets` (classes, none where the transcript is None) and `length` (frames).
 
-    Clips that CTC cannot align are left out: more pieces than slots, several windows, or a transcript without words.
-
-    Returns:
-        A dataset with `audio` (cache key), `targets` and `length` (frames), and the keys that were left out.
+    Also return the keys of clips that CTC cannot align: more pieces than slots, several windows, or no words.
     """
     rows: dict[str, list[Any]] = {"audio": [], "targets": [], "length": []}
     left_out = []
@@ -244,66 +364,33 @@ def build_alignment_dataset(
 
 @dataclass(frozen=True)
 class Alignment:
-    """
-    Result of [`align`]: the aligner and vocabulary that [`greedy_transcripts`] needs, and the course of the loss.
-
-    Attributes:
-        losses: pairs of step and loss per word piece.
-    """
+    """Result of [`align`]."""
 
     aligner: CtcAligner
     vocabulary: PieceVocabulary
-    losses: list[tuple[int, float]]
+    losses: list[tuple[int, float]]  # step, and loss per word piece
 
 
 @dataclass
 class AlignmentCollator:
-    """Brings in the clips' frames."""
+    """Makes inputs of [`CtcAligner.forward`] of rows, with the clips' frames."""
 
     cache: FeatureStore
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Inputs of [`CtcAligner.forward`]."""
+        targets = [torch.tensor(row["targets"], dtype=torch.long) for row in rows]
         return {
             **pad_windows([self.cache.load(row["audio"])[0].float() for row in rows]),
-            "targets": nn.utils.rnn.pad_sequence(
-                [torch.tensor(row["targets"], dtype=torch.long) for row in rows], batch_first=True
-            ),
-            "target_lengths": torch.tensor([len(row["targets"]) for row in rows]),
+            "targets": nn.utils.rnn.pad_sequence(targets, batch_first=True),
+            "target_lengths": torch.tensor([len(each) for each in targets]),
         }
 
 
 def vary_clips(batch: dict[str, torch.Tensor], augmentation: FeatureAugmentation) -> dict[str, torch.Tensor]:
-    """A batch of [`AlignmentCollator`] with every clip varied, also in length."""
+    """Return a batch of [`AlignmentCollator`] with every clip varied, also in length."""
     frames, lengths = batch["encoded_audio"], batch["encoded_audio_lengths"]
     clips = [augmentation(clip[:length], True) for clip, length in zip(frames, lengths.tolist())]
     return {**batch, **{name: value.to(frames.device) for name, value in pad_windows(clips).items()}}
-
-
-@torch.no_grad()
-def greedy_transcripts(
-    alignment: Alignment, cache: FeatureCache, keys: Sequence[str], batch_size: int = 32
-) -> list[str]:
-    """Return the transcripts by the projector alone: the best class of every slot, without repeats and blanks."""
-    texts = []
-    for start in range(0, len(keys), batch_size):
-        clips = [cached_windows(cache, key) for key in keys[start : start + batch_size]]
-        batch = pad_windows([window for clip in clips for window in clip])
-        device = alignment.aligner.device
-        scores, slots = alignment.aligner.scores(**{name: value.to(device) for name, value in batch.items()})
-        heard = [
-            alignment.vocabulary.decode(_collapse(row[:count]))
-            for row, count in zip(scores.argmax(dim=-1), slots.tolist())
-        ]
-        for clip in clips:
-            texts.append(" ".join(heard[: len(clip)]).strip())
-            heard = heard[len(clip) :]
-    return texts
-
-
-def _collapse(classes: torch.Tensor) -> list[int]:
-    """The classes of a slot sequence `(slots,)` with repeats taken together and blanks taken out."""
-    return [index for index in torch.unique_consecutive(classes).tolist() if index != BLANK]
 
 
 def align(
@@ -317,19 +404,15 @@ def align(
     variants: WaveformVariants | None = None,
 ) -> Alignment:
     """
-    Trains a model's projector by CTC, in place, resuming where an earlier run into the same folder was cut off.
+    Train a model's projector by CTC, in place, resuming where an earlier run into the same folder was cut off.
 
     Args:
-        model: the [`AudioLlmForConditionalGeneration`]; only its projector changes.
+        model: the [`AudioLlmForConditionalGeneration`].
         cache: holds the encoder output of `keys`.
         keys, transcripts: the clips and what is said in them; None where nobody speaks.
         arguments: rates, epochs and output folder of the stage.
-        augmentation: how to vary the clips.
+        augmentation, variants: how to vary the clips.
         callbacks: the Trainer's.
-        variants: of the clips, to train on as well.
-
-    Returns:
-        The aligner, its vocabulary, and the losses on the way.
 
     Raises:
         TrainingError: no clip can be aligned.

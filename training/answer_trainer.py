@@ -1,6 +1,6 @@
 """Base of distillation and preferences: losses on the logits at answer positions, and metrics to log."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -9,34 +9,21 @@ import torch
 from audiollm.processing.conversations import IGNORED_LABEL
 from torch import nn
 
+from .arguments import DataArguments
 from .trainer import AudioLlmTrainer
 
 
 @dataclass(frozen=True)
 class AnswerLogits:
-    """
-    Logits at the positions before each answer token of a batch, rows one after the other.
+    """Logits at the positions before each answer token of a batch, rows one after the other."""
 
-    Attributes:
-        logits: `(answer_tokens, vocab_size)`.
-        targets: the answer tokens themselves, the end of the turn included, `(answer_tokens,)`.
-        counts: how many of them each row has.
-    """
-
-    logits: torch.Tensor
-    targets: torch.Tensor
-    counts: list[int]
+    logits: torch.Tensor  # (answer_tokens, vocab_size)
+    targets: torch.Tensor  # the answer tokens themselves, the end of the turn included, (answer_tokens,)
+    counts: list[int]  # of them in each row
 
 
 def answer_logits(model: nn.Module, batch: dict[str, Any], **kwargs: Any) -> AnswerLogits:
-    """
-    Run a model on a batch, and its head on the answer positions alone.
-
-    Args:
-        model: an [`AudioLlmForConditionalGeneration`], or a wrapper of one for distributed training.
-        batch: as [`AudioLlmCollator`] makes it, `labels` included.
-        kwargs: further ones of the model, such as `adapter_names`.
-    """
+    """Run a model, or a wrapper of one, on a batch of [`AudioLlmCollator`], and its head on the answer positions alone."""
     labels = batch["labels"]
     next_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
     is_answer = next_labels != IGNORED_LABEL
@@ -57,6 +44,13 @@ def without_learning(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
+def read_data_and_held_out(arguments: DataArguments, read: Callable[..., Sequence[Any]], *options: Any):
+    """Return examples of the one file to train on, and of the held-out one, if there is one."""
+    held_out, folder = arguments.eval_data_path, arguments.audio_dir
+    examples = read(arguments.data_path[0], folder, *options)
+    return examples, None if held_out is None else read(held_out, folder, *options)
+
+
 class AnswerTrainer(AudioLlmTrainer):
     """An [`AudioLlmTrainer`] whose subclasses compute a loss of their own, with metrics to log beside it."""
 
@@ -66,13 +60,7 @@ class AnswerTrainer(AudioLlmTrainer):
         self._figures: dict[str, dict[str, torch.Tensor]] = {"train": {}, "eval": {}}
 
     def record(self, count: int, **sums: torch.Tensor) -> None:
-        """
-        Keep metrics for the next log, which shows their means.
-
-        Args:
-            count: how many items the sums are over; the same for all of one call.
-            sums: by name, in which `__` stands for a slash.
-        """
+        """Keep sums over so many items for the next log, which shows their means; `__` in a name stands for a slash."""
         figures = self._figures["train" if self.model.training else "eval"]
         for name, total in sums.items():
             name = name.replace("__", "/")
@@ -94,10 +82,8 @@ class AnswerTrainer(AudioLlmTrainer):
         """
         Return a sum over this batch as its share of the mean over all batches of a step.
 
-        Args:
-            total: the sum, a scalar.
-            count: items in this batch, which it is divided by where the step's count is not known (evaluation).
-            num_items_in_batch: items in the whole step, on all devices, as the Trainer counts them.
+        `num_items_in_batch` are the items of the whole step, on all devices, as the Trainer counts them. It does not in
+        evaluation, where the sum is divided by those of this batch, `count`.
         """
         if num_items_in_batch is None:
             return total / count

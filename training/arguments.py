@@ -349,12 +349,7 @@ class AudioLlmTrainingArguments(TrainingArguments):
 
 
 def trains(trainable: str, part: str) -> bool:
-    """
-    Return whether a part trains: "projector", "lora", "audio" or "llm".
-
-    Raises:
-        ValueError: there is no such choice.
-    """
+    """Return whether a part trains: "projector", "lora", "audio" or "llm". Raises ValueError for no such choice."""
     if trainable not in TRAINABLE:
         raise ValueError(f"--trainable is {trainable!r}; expected one of {', '.join(TRAINABLE)}.")
     return part in TRAINABLE[trainable]
@@ -371,14 +366,10 @@ def part_of(name: str) -> str:
 
 def set_trainable(model: PreTrainedModel, trainable: str) -> None:
     """
-    Make the weights of a choice require gradients, and no others.
+    Make the weights of one of `TRAINABLE` require gradients, and no others.
 
     A base that trains is no longer the one its id names: the configuration forgets the id, and the model saves itself
     whole from then on.
-
-    Args:
-        model: the [`AudioLlmForConditionalGeneration`], in place; what trains must be in float32.
-        trainable: one of `TRAINABLE`.
     """
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trains(trainable, part_of(name)) and NEVER_TRAINED not in name)
@@ -391,13 +382,7 @@ def set_trainable(model: PreTrainedModel, trainable: str) -> None:
 
 
 def check_quantisation(model: ModelArguments, arguments: TrainingArguments) -> None:
-    """
-    Refuse what quantised layers cannot do.
-
-    Raises:
-        ValueError: both widths are asked for, the language model itself is to train, training is sharded, or
-            bitsandbytes is not installed.
-    """
+    """Raise ValueError for what quantised layers cannot do, or where bitsandbytes is not installed."""
     if not (model.load_in_8bit or model.load_in_4bit):
         return
     option = "--load_in_8bit" if model.load_in_8bit else "--load_in_4bit"
@@ -412,12 +397,7 @@ def check_quantisation(model: ModelArguments, arguments: TrainingArguments) -> N
 
 
 def base_dtype(arguments: ModelArguments, training: AudioLlmTrainingArguments) -> torch.dtype:
-    """
-    Return the precision of the frozen bases; bases that train are float32.
-
-    Raises:
-        ValueError: there is no such precision.
-    """
+    """Return the precision of the frozen bases; bases that train are float32. Raises ValueError for no such precision."""
     if trains(arguments.trainable, "audio") or trains(arguments.trainable, "llm"):
         return torch.float32
     if arguments.base_dtype is None:

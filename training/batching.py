@@ -21,24 +21,16 @@ STEPS_PER_OCTAVE = 4
 
 @dataclass(frozen=True)
 class BatchBudget:
-    """
-    Bounds of a batch on one device.
+    """Bounds of a batch on one device."""
 
-    Attributes:
-        max_tokens: tokens of the longest row times rows; or tokens of all rows, where they are packed.
-        max_audio_seconds: of all rows together.
-        packed: whether rows are laid one behind the other, without padding.
-        max_rows: rows of a batch.
-    """
-
-    max_tokens: int | None = None
-    max_audio_seconds: float | None = None
-    packed: bool = False
+    max_tokens: int | None = None  # of the longest row times rows; or of all rows, where they are packed
+    max_audio_seconds: float | None = None  # of all rows together
+    packed: bool = False  # rows are laid one behind the other, without padding
     max_rows: int | None = None
 
     @property
     def max_frames(self) -> int | None:
-        """Encoder frames of all rows together."""
+        """Return the encoder frames of all rows together."""
         return None if self.max_audio_seconds is None else int(self.max_audio_seconds * ENCODER_FRAMES_PER_SECOND)
 
     def problem(self, tokens: int, frames: int) -> str | None:
@@ -56,15 +48,8 @@ class BudgetBatchSampler(Sampler[list[int]]):
     Indices of rows, a batch at a time, every row once an epoch.
 
     With several processes, each takes every n-th batch. Where their number does not divide, the batches of the last
-    step are split, so that each process gets one and the step still holds the same rows.
-
-    Args:
-        lengths: tokens of each row.
-        frames: encoder frames of each row.
-        budget: what a batch may hold.
-        seed: of the run.
-        num_processes: that share the batches.
-        current_epoch: tells which epoch begins.
+    step are split, so that each process gets one and the step still holds the same rows. `lengths` are tokens, `frames`
+    encoder frames of each row; `current_epoch` tells which epoch begins.
 
     Raises:
         ValueError: there are no rows, or one does not fit into any batch.
@@ -114,7 +99,7 @@ class BudgetBatchSampler(Sampler[list[int]]):
         return self._even(batches)
 
     def _even(self, batches: list[list[int]]) -> list[list[int]]:
-        """As many batches as all processes can share, if there are rows enough."""
+        """Return as many batches as all processes can share, if there are rows enough."""
         remainder = len(batches) % self.num_processes
         if not remainder:
             return batches
@@ -134,7 +119,7 @@ class BudgetBatchSampler(Sampler[list[int]]):
 
 
 def _bucket(size: int, limit: int | None) -> int:
-    """The largest size that counts as alike; 0 where the size does not matter."""
+    """Return the largest size that counts as alike; 0 where the size does not matter."""
     if limit is None or size == 0:
         return 0
     step = max(1, 2 ** (size.bit_length() - 1) // STEPS_PER_OCTAVE)

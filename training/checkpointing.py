@@ -22,16 +22,10 @@ STAGE_FILE = "stage.json"
 
 
 class StoppedBySignalError(Exception):
-    """
-    A run that SIGTERM ended, after it wrote a checkpoint.
-
-    Attributes:
-        step, max_steps: steps made, and steps of the whole run.
-        checkpoint: folder to resume from.
-    """
+    """A run that SIGTERM ended, after it wrote a checkpoint."""
 
     def __init__(self, step: int, max_steps: int, checkpoint: str):
-        self.step, self.max_steps, self.checkpoint = step, max_steps, checkpoint
+        self.checkpoint = checkpoint
         super().__init__(
             f"stopped by SIGTERM after step {step} of {max_steps}; {checkpoint} holds it. The same command goes on "
             "from there."
@@ -117,11 +111,7 @@ def resumed_step(checkpoint: str | bool | None) -> int | None:
 
 def claim_folder(output_dir: str | Path, identity: dict[str, str]) -> None:
     """
-    Record which run a folder's checkpoints belong to.
-
-    Args:
-        output_dir: folder of the run.
-        identity: options that a resumed run must share, such as the stage.
+    Record which run a folder's checkpoints belong to: the options that a resumed run must share, such as the stage.
 
     Raises:
         TrainingError: it holds checkpoints of a run with another identity.
@@ -132,12 +122,9 @@ def claim_folder(output_dir: str | Path, identity: dict[str, str]) -> None:
     except (OSError, ValueError):
         found = identity
     if found != identity and last_complete_checkpoint(output_dir) is not None:
+        theirs, ours = (", ".join(f"--{name} {value}" for name, value in one.items()) for one in (found, identity))
         raise TrainingError(
-            f"--output_dir {output_dir} holds checkpoints of {_described(found)}; this run is {_described(identity)}. "
-            "Give it another folder; --model_path goes on from what the other run learned."
+            f"--output_dir {output_dir} holds checkpoints of {theirs}; this run is {ours}. Give it another folder; "
+            "--model_path goes on from what the other run learned."
         )
     file.write_text(json.dumps(identity, indent=1) + "\n")
-
-
-def _described(identity: dict[str, str]) -> str:
-    return ", ".join(f"--{name} {value}" for name, value in identity.items())

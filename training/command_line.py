@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from audiollm.option_parser import HelpFormatter, OptionParser
 
-from .align_stage import AlignArguments
+from .align import AlignArguments
 from .arguments import DEFAULT_STAGE, AudioLlmTrainingArguments, DataArguments, ModelArguments, StageArguments
 from .distill import DistillArguments
 from .prefer import PreferArguments
@@ -110,12 +110,7 @@ def shipped_recipes() -> list[str]:
 
 
 def recipe_path(config: str) -> Path:
-    """
-    Return the file of a recipe, given its path or a shipped one's name.
-
-    Raises:
-        FileNotFoundError: it is neither.
-    """
+    """Return the file of a recipe, given its path or a shipped one's name. Raises FileNotFoundError for neither."""
     path = Path(config)
     if path.is_file():
         return path
@@ -128,12 +123,7 @@ def recipe_path(config: str) -> Path:
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """
-    Return the options of a YAML file by name.
-
-    Raises:
-        ValueError: it is not YAML, or not a mapping.
-    """
+    """Return the options of a YAML file by name. Raises ValueError if it is not YAML, or not a mapping."""
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -8,7 +8,7 @@ responses. Ultravox is trained like this (Fixie AI 2024); the loss is that of Hi
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,12 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from .answer_trainer import AnswerTrainer, answer_logits, without_learning
-from .arguments import AudioLlmTrainingArguments, TrainingError
+from .answer_trainer import AnswerTrainer, answer_logits, read_data_and_held_out, without_learning
+from .arguments import AudioLlmTrainingArguments, DataArguments, TrainingError
 from .dataset import AudioLlmCollator, pad_rows
 from .encoding import build_dataset
 from .feature_cache import FeatureCache, FeatureStore
+from .preparing import Prepared
 
 #: In the output folder; what the teacher wrote, one prompt a line.
 TEACHER_ANSWERS_FILE = "teacher_answers.jsonl"
@@ -82,12 +83,12 @@ class DistillExample:
 
     @property
     def recordings(self) -> tuple[str, ...]:
-        """The recording of each `<audio>`, in reading order."""
+        """Return the recording of each `<audio>`, in reading order."""
         return self.audio_paths
 
     @property
     def teacher_text(self) -> str:
-        """The prompt as the teacher reads it: each `<audio>` replaced by its transcript."""
+        """Return the prompt as the teacher reads it: each `<audio>` replaced by its transcript."""
         pieces = self.text.split(AUDIO_PLACEHOLDER)
         return "".join(piece + said for piece, said in zip(pieces, (*self.transcripts, "")))
 
@@ -96,7 +97,7 @@ def read_distill_examples(
     source: Any, audio_dir: str | os.PathLike[str] | None = None, response_is_transcript: bool = False
 ) -> list[DistillExample]:
     """
-    Reads rows `{"text", "audio_paths", "transcripts", "response"}`; without a response, the teacher writes it.
+    Read rows `{"text", "audio_paths", "transcripts", "response"}`; without a response, the teacher writes it.
 
     Args:
         source: a JSON list, JSON Lines, or the rows themselves; `transcripts` is one text or a list, one per recording.
@@ -150,18 +151,16 @@ def write_teacher_answers(
     progress: bool = True,
 ) -> list[DistillExample]:
     """
-    Let the base answer every example that has no response, greedily, from its transcript.
+    Let the base answer every example that has no response, greedily, from its transcript; return all with a response.
 
-    Answers are appended to `file` batch by batch, under a hash of prompt and base: a run that is
-    started again writes what is missing, in the same batches.
-
-    Returns:
-        The examples, all with a response. Those whose answer did not end within `max_answer_tokens` are left out, and
-        printed by index: half an answer, taken for a whole one, teaches to stop in the middle.
+    Answers are appended to `file` batch by batch, under a hash of prompt and base: a run that is started again writes what
+    is missing, in the same batches. Examples whose answer did not end within `max_answer_tokens` are left out, and
+    printed by index: half an answer, taken for a whole one, teaches to stop in the middle.
     """
     prompts = [[{"role": "user", "content": each.teacher_text}] for each in examples]
     conditions = [model.config.base_fingerprint, str(processor.chat_template), max_answer_tokens]
-    keys = [_answer_key(each.teacher_text, *conditions) for each in examples]
+    named = [json.dumps([each.teacher_text, *conditions], sort_keys=True).encode() for each in examples]
+    keys = [hashlib.sha256(name).hexdigest() for name in named]
     missing = [n for n, each in enumerate(examples) if each.response is None]
     missing.sort(key=lambda n: len(examples[n].teacher_text))
     journal = Journal(file)
@@ -188,12 +187,8 @@ def write_teacher_answers(
     return complete
 
 
-def _answer_key(*of: Any) -> str:
-    return hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
-
-
 def _greedy_answers(model, processor, conversations: list[Any], max_new_tokens: int) -> list[tuple[str, bool]]:
-    """The base's answer to each conversation, and whether it came to its end."""
+    """Return the base's answer to each conversation, and whether it came to its end."""
     inputs = processor.apply_chat_template(conversations, tokenize=True, add_generation_prompt=True).to(model.device)
     with without_learning(model):
         output = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
@@ -256,12 +251,10 @@ class DistillCollator:
 
 def distillation_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
     """
-    KL(teacher ‖ student) of softened distributions, summed over positions; zero where the logits are the same.
+    Return KL(teacher ‖ student) of softened distributions, summed over positions; zero where the logits are the same.
 
-    Times the temperature squared, as gradients shrink by that (Hinton et al. 2015, section 2).
-
-    Args:
-        student, teacher: logits `(positions, vocab_size)`.
+    Times the temperature squared, as gradients shrink by that (Hinton et al. 2015, section 2). Both are logits
+    `(positions, vocab_size)`.
     """
     log_student = (student.float() / temperature).log_softmax(dim=-1)
     log_teacher = (teacher.float() / temperature).log_softmax(dim=-1)
@@ -269,20 +262,14 @@ def distillation_loss(student: torch.Tensor, teacher: torch.Tensor, temperature:
 
 
 class DistillTrainer(AnswerTrainer):
-    """
-    Trains projector and LoRA towards the base's own distribution at every answer token, the end of the turn included.
-
-    Args:
-        distillation: temperature and mixture.
-        args, kwargs: the Trainer's.
-    """
+    """Trains projector and LoRA towards the base's own distribution at every answer token, the end of the turn included."""
 
     def __init__(self, *args, distillation: DistillArguments, **kwargs):
         super().__init__(*args, **kwargs)
         self.distillation = distillation
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The mixture of both losses per answer token; logs `distillation` and `cross_entropy` as they are."""
+        """Return the mixture of both losses per answer token, and record `distillation` and `cross_entropy` as they are."""
         teacher_batch = {n.removeprefix("teacher_"): v for n, v in inputs.items() if n.startswith("teacher_")}
         batch = {name: value for name, value in inputs.items() if not name.startswith("teacher_")}
         with without_learning(model):
@@ -297,43 +284,36 @@ class DistillTrainer(AnswerTrainer):
         return (loss, {}) if return_outputs else loss
 
 
-def build_trainer(
-    model,
-    processor: AudioLlmProcessor,
+def open_data(data_arguments: DataArguments, own_arguments: DistillArguments | None):
+    """Return examples of prompt, audio and transcript, and held-out ones."""
+    own = own_arguments or DistillArguments()
+    return read_data_and_held_out(data_arguments, read_distill_examples, own.response_is_transcript)
+
+
+def build(
+    prepared: Prepared,
     examples: Sequence[DistillExample],
-    cache: FeatureCache | None,
+    held_out: Sequence[DistillExample] | None,
     training_arguments: AudioLlmTrainingArguments,
-    distill_arguments: DistillArguments,
+    own_arguments: DistillArguments | None = None,
     callbacks: Sequence[TrainerCallback] = (),
-    eval_examples: Sequence[DistillExample] | None = None,
-    augmentation: Callable[[dict], dict] | None = None,
 ) -> DistillTrainer:
     """
-    The trainer of this stage; the teacher first writes what responses are missing, into the output folder.
-
-    Args:
-        model, processor: a pair that belongs together; the model is trained in place.
-        examples, eval_examples: as [`read_distill_examples`] gives them.
-        cache: holds, or is given, the encoder's output; None to encode in every batch anew.
-        augmentation: varies what the student hears in training, as [`BatchAugmentation`] does.
+    Return the Trainer of this stage; the teacher first writes what responses are missing, into the output folder.
 
     Raises:
-        ValueError: no example is left to train on.
+        TrainingError: no example is left to train on.
     """
-    progress = not training_arguments.disable_tqdm
-    file = Path(training_arguments.output_dir) / TEACHER_ANSWERS_FILE
+    own = own_arguments or DistillArguments()
+    model, processor, cache = prepared.model, prepared.processor, prepared.cache
+    progress, batch_size = not training_arguments.disable_tqdm, training_arguments.per_device_eval_batch_size
+    file = Path(str(training_arguments.output_dir)) / TEACHER_ANSWERS_FILE
 
     def dataset(chosen: Sequence[DistillExample]) -> datasets.Dataset:
         # In distributed training the first process writes, and the others find it written.
         with training_arguments.main_process_first(desc="the teacher's answers"):
             complete = write_teacher_answers(
-                model,
-                processor,
-                chosen,
-                file,
-                distill_arguments.max_answer_tokens,
-                training_arguments.per_device_eval_batch_size,
-                progress,
+                model, processor, chosen, file, own.max_answer_tokens, batch_size, progress
             )
         if not complete:
             raise TrainingError("No example is left to distil from: give responses, or a higher --max_answer_tokens.")
@@ -343,10 +323,9 @@ def build_trainer(
         model=model,
         args=training_arguments,
         train_dataset=dataset(examples),
-        eval_dataset=None if eval_examples is None else dataset(eval_examples),
+        eval_dataset=None if held_out is None else dataset(held_out),
         data_collator=DistillCollator(processor, None if cache is None else cache.store),
         processing_class=processor,
         callbacks=list(callbacks),
-        augmentation=augmentation,
-        distillation=distill_arguments,
+        distillation=own,
     )

@@ -5,7 +5,7 @@ Everything that can be wrong with an example is found before the first recording
 does not have yet are decoded once to see that they can be, and to know how many audio tokens they take.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,11 +34,6 @@ def encode_messages(
     """
     Return token ids and labels of a conversation whose recordings take `num_slots` audio tokens each.
 
-    Args:
-        processor: expands the placeholders and marks the labels.
-        messages: with string contents, in which `<audio>` stands for a recording.
-        num_slots: audio tokens of each recording, in reading order.
-
     Raises:
         ConversationError: the template does not show an answer, or there is not one `<audio>` per recording.
     """
@@ -54,14 +49,7 @@ def encode_messages(
 
 @dataclass
 class ExampleEncoder:
-    """
-    Encodes examples as rows.
-
-    Attributes:
-        processor: expands the placeholders and marks the labels.
-        cache: what recordings are looked up in; None to encode in every batch anew.
-        budget: what a row has to fit into.
-    """
+    """Encodes examples as rows, which have to fit into a budget; without a cache, batches are encoded in the step."""
 
     processor: AudioLlmProcessor
     cache: FeatureCache | None = None
@@ -71,13 +59,10 @@ class ExampleEncoder:
 
     def encode(self, example: Any) -> dict[str, Any]:
         """
-        One row: `input_ids`, `labels`, `length` (tokens), `audio` (cache keys, or the recordings without a cache) and
+        Return a row of an example's `messages` and `recordings`; nothing is stored in the cache.
+
+        It has `input_ids`, `labels`, `length` (tokens), `audio` (cache keys, or the recordings without a cache) and
         `audio_frames` (20 ms encoder frames of all of them).
-
-        Nothing is stored in the cache; see [`add_features`] and [`FeatureCache.add_one`].
-
-        Args:
-            example: has `messages` and `recordings`, as `Conversation` and `Example` do.
 
         Raises:
             AudioError, FileNotFoundError: a recording cannot be used.
@@ -139,16 +124,9 @@ class ExampleEncoder:
 def encode_examples(
     examples: Sequence[Any], encoder: ExampleEncoder, progress: bool = True
 ) -> tuple[list[dict[str, Any]], list[int], list[tuple[str, str]]]:
-    """
-    Return rows of all examples that can be used, without their features.
-
-    Returns:
-        The rows, the index of each one's example, and (where, reason) of the others.
-    """
+    """Return rows of all examples that can be used, the index of each one's example, and (where, reason) of the others."""
     rows, usable, problems = [], [], []
-    for index in tqdm(
-        range(len(examples)), desc="Checking examples", unit="example", disable=not progress or not len(examples)
-    ):
+    for index in tqdm(range(len(examples)), desc="Checking examples", unit="example", disable=not progress):
         example = examples[index]
         try:
             rows.append(encoder.encode(example))
@@ -167,17 +145,7 @@ def build_dataset(
     budget: BatchBudget | None = None,
 ) -> datasets.Dataset:
     """
-    Return token ids, labels, lengths and audio references of all examples, in their order.
-
-    Args:
-        examples: checked ones, as `read_examples` or `read_sources` give them.
-        processor: expands the placeholders and marks the labels.
-        cache: holds, or is given, the encoder's output; None to encode in every batch anew.
-        progress: shows bars.
-        budget: what a row has to fit into.
-
-    Returns:
-        A dataset of what [`ExampleEncoder.encode`] makes.
+    Return what [`ExampleEncoder.encode`] makes of all examples, in their order; the cache is given what it lacks.
 
     Raises:
         ExamplesError: a recording cannot be used, or an example cannot be shown as a conversation; all are listed.
@@ -204,14 +172,6 @@ def build_mixture(
     source gives, drawn at random by the seed; an epoch is as long as it takes for every example of every source to
     come at least once, so that those of sources with more weight than examples come several times.
 
-    Args:
-        sources: as `read_sources` gives them.
-        encoder: makes the rows.
-        weights: one positive number per source; only their proportions matter.
-        seed: of the draws.
-        skip_bad: leave out bad examples, and say which, instead of refusing.
-        progress: shows bars.
-
     Raises:
         ExamplesError: there are bad examples and they are not to be left out, or a source has no others; all are
             listed.
@@ -221,11 +181,8 @@ def build_mixture(
     settle_problems(
         [(name, source.problems + problems) for name, source, (_, _, problems) in zip(names, sources, found)], skip_bad
     )
-    empty = [
-        (name, [("", "holds no example that can be used")] if not rows else [])
-        for name, (rows, _, _) in zip(names, found)
-    ]
-    settle_problems(empty, skip=False)
+    nothing = [("", "holds no example that can be used")]
+    settle_problems([(name, [] if rows else nothing) for name, (rows, _, _) in zip(names, found)], skip=False)
     for source, (_, usable, _) in zip(sources, found):
         encoder.add_features(source, progress, usable)
     within_tables = any(isinstance(one, dict) for rows, _, _ in found for row in rows for one in row["audio"])
@@ -238,17 +195,8 @@ def build_mixture(
     )
 
 
-def _as_dataset(rows: Iterable[dict[str, Any]], within_tables: bool) -> datasets.Dataset:
-    """Rows as a dataset; `within_tables` where some recordings are dicts, which then all are."""
-    columns: dict[str, list[Any]] = {"input_ids": [], "labels": [], "length": [], "audio": [], "audio_frames": []}
-    for row in rows:
-        for name, values in columns.items():
-            values.append(row[name])
-    if within_tables:
-        columns["audio"] = [
-            [one if isinstance(one, dict) else {"bytes": None, "path": one} for one in audio]
-            for audio in columns["audio"]
-        ]
+def _as_dataset(rows: Sequence[dict[str, Any]], within_tables: bool) -> datasets.Dataset:
+    """Return rows as a dataset; `within_tables` where some recordings are dicts, which then all are."""
     features = datasets.Features(
         input_ids=datasets.List(datasets.Value("int32")),
         labels=datasets.List(datasets.Value("int32")),
@@ -256,4 +204,10 @@ def _as_dataset(rows: Iterable[dict[str, Any]], within_tables: bool) -> datasets
         audio=datasets.List(RECORDING_FEATURES if within_tables else datasets.Value("string")),
         audio_frames=datasets.Value("int64"),
     )
+    columns = {name: [row[name] for row in rows] for name in features}
+    if within_tables:
+        columns["audio"] = [
+            [one if isinstance(one, dict) else {"bytes": None, "path": one} for one in audio]
+            for audio in columns["audio"]
+        ]
     return datasets.Dataset.from_dict(columns, features=features)

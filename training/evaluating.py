@@ -8,7 +8,7 @@ generation, once with their own recordings and once with others'.
 import hashlib
 import json
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -25,7 +25,7 @@ from audiollm.processing import AudioLlmProcessor
 from audiollm.processing.conversations import IGNORED_LABEL
 from transformers import EarlyStoppingCallback, StoppingCriteriaList, Trainer, TrainerCallback
 
-from .arguments import WORD_ERROR, AudioLlmTrainingArguments
+from .arguments import WORD_ERROR, AudioLlmTrainingArguments, TrainingError
 from .batching import ENCODER_FRAMES_PER_SECOND
 from .dataset import load_encoded_audio, resize_slots, slot_runs
 from .feature_cache import FeatureCache
@@ -34,27 +34,14 @@ SAMPLES_FILE = "eval_samples.jsonl"
 CONSOLE_WIDTH = 100  # characters
 
 
-class EvaluationError(ValueError):
-    """Held-out rows that cannot be evaluated on as asked."""
-
-
 @dataclass(frozen=True)
 class Question:
-    """
-    A row cut before its last answer.
+    """A row cut before its last answer."""
 
-    Attributes:
-        row: its place in the data set, counting from 0.
-        prompt_ids: token ids up to where the answer begins.
-        audio: the recordings of the prompt, as the data set names them, in reading order.
-        reference: the answer as text.
-        num_answer_tokens: its tokens.
-    """
-
-    row: int
-    prompt_ids: list[int]
-    audio: list[Any]
-    reference: str
+    row: int  # its place in the data set, counting from 0
+    prompt_ids: list[int]  # up to where the answer begins
+    audio: list[Any]  # the recordings of the prompt, as the data set names them, in reading order
+    reference: str  # the answer as text
     num_answer_tokens: int
 
 
@@ -85,11 +72,7 @@ def questions(
     """
     Return the rows that word error is scored on: those with a recording before the last answer, and a word in the answer.
 
-    Args:
-        rows: with `input_ids`, `labels` and `audio`, as [`build_dataset`] makes them.
-        processor: decodes the answers.
-        normaliser: what a word is; see [`score_word_error`].
-        limit: at most so many, evenly spaced over the rows.
+    They are at most `limit`, evenly spaced; the normaliser says what a word is.
     """
     every = []
     for index, row in enumerate(rows):
@@ -108,14 +91,8 @@ class ListeningEvaluation:
     """
     Answers held-out questions and scores the answers; each of several ranks generates its share.
 
-    Args:
-        held_out: what is asked, one or more; see [`questions`].
-        processor: the model's.
-        cache: the one the questions' data set was built with, or None where it names paths.
-        samples_shown: how many of them are printed and sent to trackers.
-        max_new_tokens: bound on each answer, in tokens; that which follows from recording and reference may be lower.
-        batch_size: questions per `generate` call.
-        normaliser: what counts as the same word; see [`score_word_error`].
+    The cache is the one that the questions' data set was built with. `max_new_tokens` bounds each answer; the bound that
+    follows from recording and reference may be lower.
     """
 
     def __init__(
@@ -140,9 +117,7 @@ class ListeningEvaluation:
         self.wrong = dict(zip(recordings, swapped(list(recordings.values())))) if len(recordings) > 1 else None
 
     def __call__(self, trainer: Trainer) -> dict[str, float]:
-        """
-        Return the trainer's `word_error` and, with two recordings or more, `wrong_audio_word_error`; write the samples.
-        """
+        """Return `word_error` and, with two recordings or more, `wrong_audio_word_error`; write the samples."""
         model, world = trainer.model, trainer.accelerator
         heard = self.answers(model, world.process_index, world.num_processes)
         control = self.answers(model, world.process_index, world.num_processes, self.wrong) if self.wrong else None
@@ -161,14 +136,7 @@ class ListeningEvaluation:
         return scores
 
     def answers(self, model, rank: int = 0, ranks: int = 1, instead: dict[str, Any] | None = None) -> list[str]:
-        """
-        Return the answer to every question, on every rank the same.
-
-        Args:
-            model: the [`AudioLlmForConditionalGeneration`].
-            rank, ranks: this process among how many that call this together.
-            instead: gives the recording to play in place of each, by its identity.
-        """
+        """Return the answer to every question, on every rank the same; `instead` names other recordings to play."""
         # Like lengths together; dealt round, and filled up so that every rank makes as many calls.
         order = sorted(range(len(self.questions)), key=lambda index: len(self.questions[index].prompt_ids))
         share = share_of(order, rank, ranks)
@@ -281,10 +249,6 @@ class PatienceCallback(EarlyStoppingCallback):
         control.should_training_stop = self.early_stopping_patience_counter >= self.early_stopping_patience
 
 
-#: Gives metrics besides the loss, by their names without `eval_`.
-MoreMetrics = Callable[[Trainer], dict[str, float]]
-
-
 def listening_evaluation(
     arguments: AudioLlmTrainingArguments,
     rows: Iterable[dict[str, Any]] | None,
@@ -295,7 +259,7 @@ def listening_evaluation(
     Return the evaluation that the options ask for, or None without held-out rows that word error can be scored on.
 
     Raises:
-        EvaluationError: there are none, but the best checkpoint is to be kept by word error.
+        TrainingError: there are none, but the best checkpoint is to be kept by word error.
     """
     if rows is None:
         return None
@@ -303,7 +267,7 @@ def listening_evaluation(
     if not held_out:
         why = "no held-out row has both a recording and a word in its answer"
         if (arguments.metric_for_best_model or "").removeprefix("eval_") == WORD_ERROR:
-            raise EvaluationError(f"--metric_for_best_model {arguments.metric_for_best_model}: {why}.")
+            raise TrainingError(f"--metric_for_best_model {arguments.metric_for_best_model}: {why}.")
         if arguments.should_log:
             print(f"Evaluation is by loss alone: {why}.")
         return None

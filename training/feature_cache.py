@@ -40,12 +40,7 @@ RECORDINGS_PER_PROCESS = 8
 
 
 class FeatureStore:
-    """
-    A folder of encoder frames to read, without model or processor, so that it is cheap to send to other processes.
-
-    Args:
-        folder: of one encoder, as [`FeatureCache`] fills it.
-    """
+    """A folder of encoder frames to read, without model or processor, so that it is cheap to send to other processes."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -137,9 +132,7 @@ class FeatureCache(FeatureStore):
         """
         Return a hash of the file's bytes, or of a waveform's samples.
 
-        Args:
-            recording: a path, encoded bytes, a `datasets` audio dict with `bytes` or `path`, or a float waveform at
-                the processor's rate.
+        A recording is a path, encoded bytes, a `datasets` audio dict, or a float waveform at the processor's rate.
         """
         if isinstance(recording, dict):
             recording = recording["bytes"] if recording.get("bytes") is not None else recording["path"]
@@ -173,14 +166,7 @@ class FeatureCache(FeatureStore):
 
     def add(self, recordings: Iterable[Any], progress: bool = True) -> list[str]:
         """
-        Compute and store what is missing; several processes share the work, and wait for each other.
-
-        Args:
-            recordings: as in [`key`]; repeats cost nothing.
-            progress: shows a bar.
-
-        Returns:
-            The key of each recording.
+        Compute and store what is missing, and return the keys; several processes share the work, and wait for each other.
 
         Raises:
             AudioError, FileNotFoundError: a recording cannot be used.
@@ -191,13 +177,7 @@ class FeatureCache(FeatureStore):
         return keys
 
     def fill(self, by_key: Mapping[str, Any], progress: bool = True) -> None:
-        """
-        Compute and store what is missing under keys of the caller's own.
-
-        Args:
-            by_key: recordings as in [`key`], or functions that make one when it is missing.
-            progress: as in [`add`].
-        """
+        """Store what is missing under keys of the caller's own: recordings, or functions that make one when it is missing."""
         missing = [key for key in by_key if not self.has(key)]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             processes = PartialState()

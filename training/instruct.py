@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from audiollm.corpora.sources import Examples, StreamedRows, parse_source, read_sources, settle_problems
+from audiollm.corpora.sources import StreamedRows, parse_source, read_sources, settle_problems
 
 from .arguments import DataArguments
 from .dataset import AudioLlmCollator
@@ -20,52 +20,25 @@ from .trainer import AudioLlmTrainer, sampling_seed
 
 @dataclass
 class InstructData:
-    """
-    Opened sources, and how to mix them.
-
-    Attributes:
-        sources: all [`Examples`], or all [`StreamedRows`].
-        weights: the share of each; None for every example once.
-        skip_bad: leave out bad examples instead of refusing.
-    """
+    """Opened sources, all [`Examples`] or all [`StreamedRows`], and how to mix them."""
 
     sources: Sequence[Any]
-    weights: Sequence[float] | None = None
+    weights: Sequence[float] | None = None  # the share of each; None for every example once
     skip_bad: bool = False
 
-    @property
-    def is_streamed(self) -> bool:
-        """True where the examples are not counted."""
-        return isinstance(self.sources[0], StreamedRows)
-
     def __len__(self) -> int:
-        """
-        Raises:
-            TypeError: the examples cannot be counted.
-        """
-        if self.is_streamed:
-            raise TypeError("Streamed examples cannot be counted.")
         return sum(map(len, self.sources))
 
     def dataset(
-        self,
-        encoder: ExampleEncoder,
-        seed: int,
-        progress: bool = True,
-        process_index: int = 0,
-        num_processes: int = 1,
+        self, encoder: ExampleEncoder, seed: int, progress: bool = True, process_index: int = 0, num_processes: int = 1
     ) -> Any:
         """
-        Args:
-            encoder: makes the rows.
-            seed: of draws among the sources, and of the order of streams.
-            progress: shows bars.
-            process_index, num_processes: that share a stream.
+        Return the rows, mixed by the seed; of a stream, those of one of several processes.
 
         Raises:
             ExamplesError: there are bad examples and they are not to be left out, or there are no others.
         """
-        if self.is_streamed:
+        if isinstance(self.sources[0], StreamedRows):
             return StreamedExamples(
                 self.sources, encoder, self.weights, seed, self.skip_bad, process_index, num_processes
             )
@@ -81,37 +54,33 @@ def open_training_data(arguments: DataArguments) -> InstructData:
         FileNotFoundError: a source is not there.
         ValueError: a source is of a kind that cannot be read so.
     """
-    skip_bad = arguments.on_bad_example == "skip"
     if not arguments.streaming:
-        return InstructData(_open_all(arguments.data_path, arguments, skip_bad), arguments.data_weights, skip_bad)
+        return _open_whole(arguments.data_path, arguments, arguments.data_weights)
     streams = [
         StreamedRows(parse_source(path), arguments.audio_dir, arguments.shuffle_rows) for path in arguments.data_path
     ]
     print("Examples are streamed: bad ones cannot be found ahead, and are reported when they are met.")
-    return InstructData(streams, arguments.data_weights, skip_bad)
+    return InstructData(streams, arguments.data_weights, arguments.on_bad_example == "skip")
 
 
 def open_held_out_data(arguments: DataArguments) -> InstructData | None:
     """Open and check --eval_data_path; None without it. Raises as [`open_training_data`]."""
-    if arguments.eval_data_path is None:
-        return None
-    skip_bad = arguments.on_bad_example == "skip"
-    return InstructData(_open_all([arguments.eval_data_path], arguments, skip_bad), None, skip_bad)
+    return None if arguments.eval_data_path is None else _open_whole([arguments.eval_data_path], arguments, None)
 
 
-def _open_all(paths: Sequence[str], arguments: DataArguments, skip_bad: bool) -> list[Examples]:
-    sources = read_sources(paths, arguments.audio_dir)
+def _open_whole(paths: Sequence[str], arguments: DataArguments, weights: Sequence[float] | None) -> InstructData:
+    sources, skip_bad = read_sources(paths, arguments.audio_dir), arguments.on_bad_example == "skip"
     if not skip_bad:  # else they are listed with those whose recordings cannot be used
         settle_problems([(source.source.name, source.problems) for source in sources], skip=False)
-    return sources
+    return InstructData(sources, weights, skip_bad)
 
 
-def read_instruct(data_arguments: DataArguments, own_arguments: None) -> tuple[InstructData, InstructData | None]:
+def open_data(data_arguments: DataArguments, own_arguments: None) -> tuple[InstructData, InstructData | None]:
     """Return examples of prompt, audio and response, and held-out ones."""
     return open_training_data(data_arguments), open_held_out_data(data_arguments)
 
 
-def build_instruct(prepared: Prepared, examples, held_out, training_arguments, own_arguments, **common):
+def build(prepared: Prepared, examples, held_out, training_arguments, own_arguments, callbacks) -> AudioLlmTrainer:
     """Return the Trainer of projector and LoRA, by cross-entropy on the responses."""
     processor, cache = prepared.processor, prepared.cache
     budget = training_arguments.batch_budget(packed=training_arguments.packing)
@@ -126,5 +95,5 @@ def build_instruct(prepared: Prepared, examples, held_out, training_arguments, o
         data_collator=AudioLlmCollator(processor, cache),
         processing_class=processor,
         budget=budget,
-        **common,
+        callbacks=callbacks,
     )

@@ -59,7 +59,7 @@ class SpokenText:
         self._words: dict[str, tuple[list[int], bool]] = {}
 
     def encode(self, text: str) -> tuple[list[int], list[bool]]:
-        """Classes of a text in its spoken form, and which of them begin a word."""
+        """Return the classes of a text in its spoken form, and which of them begin a word."""
         classes: list[int] = []
         begins: list[bool] = []
         for word in spoken_form(text).split():
@@ -69,11 +69,11 @@ class SpokenText:
         return classes, begins
 
     def unspeakable(self, text: str) -> list[str]:
-        """Words of which the lexicon has no letter, or not all: of a word with figures, whose reading is not known."""
+        """Return words that the lexicon has no letter of, or not all: of a word with figures, whose reading is not known."""
         return [word for word in spoken_form(text).split() if not self._word(word)[1]]
 
     def _word(self, word: str) -> tuple[list[int], bool]:
-        """A word's classes, and whether they say it."""
+        """Return a word's classes, and whether they say it."""
         if word not in self._words:
             classes = self.lexicon.encode(word)
             said = self.lexicon.decode(classes)
@@ -87,24 +87,15 @@ class PosteriorBank:
     Runs of slots by kind: of every class, and of every kind of gap.
 
     Runs of one kind lie together, correctly heard ones first.
-
-    Attributes:
-        token_ids: of the lexicon; class `n` is the piece `token_ids[n - 1]`.
-        ids: `(slots, TOP_CLASSES)`, classes or codes of neighbours, likeliest first.
-        weights: their posteriors, `(slots, TOP_CLASSES)`, float16.
-        lengths: slots of each run, `(runs,)`; those of gaps may be empty.
-        counts: runs of each kind, `(1 + pieces + NUM_GAP_KINDS,)`.
-        correct: how many of them are heard correctly.
-        facts: of where it came from.
     """
 
-    token_ids: np.ndarray
-    ids: np.ndarray
-    weights: np.ndarray
-    lengths: np.ndarray
-    counts: np.ndarray
-    correct: np.ndarray
-    facts: dict[str, Any]
+    token_ids: np.ndarray  # class n is the piece token_ids[n - 1]
+    ids: np.ndarray  # (slots, TOP_CLASSES), classes or codes of neighbours, likeliest first
+    weights: np.ndarray  # their posteriors, (slots, TOP_CLASSES), float16
+    lengths: np.ndarray  # slots of each run, (runs,); those of gaps may be empty
+    counts: np.ndarray  # runs of each kind, (1 + pieces + NUM_GAP_KINDS,)
+    correct: np.ndarray  # how many of them are heard correctly
+    facts: dict[str, Any]  # of where it came from
 
     def __post_init__(self):
         self.num_pieces = len(self.token_ids)
@@ -123,12 +114,12 @@ class PosteriorBank:
 
     @property
     def misheard(self) -> float:
-        """Share of the pieces' runs that are not heard correctly."""
+        """Return the share of the pieces' runs that are not heard correctly."""
         pieces = slice(1, self.num_pieces + 1)
         return 1 - self.correct[pieces].sum() / self.counts[pieces].sum()
 
     def gap_kind(self, gap: int) -> int:
-        """The kind of runs that a gap is drawn from."""
+        """Return the kind of runs that a gap is drawn from."""
         return self.num_pieces + gap
 
     def expected_slots(self, classes: Sequence[int], begins: Sequence[bool]) -> float:
@@ -138,18 +129,14 @@ class PosteriorBank:
         return float(self.mean_lengths[[*classes, *gaps, *ends]].sum())
 
     def simulate(
-        self,
-        texts: Sequence[tuple[Sequence[int], Sequence[bool]]],
-        errors: float,
-        random: np.random.Generator,
+        self, texts: Sequence[tuple[Sequence[int], Sequence[bool]]], errors: float, random: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """
-        Posteriors of texts that nobody said.
+        Draw posteriors of texts that nobody said.
 
         Args:
             texts: classes, and which begin a word, as [`SpokenText.encode`] gives them; none is empty.
             errors: misheard runs in proportion to those of the bank: 0 for none, 1 for as many.
-            random: draws.
 
         Returns:
             Classes `(slots, TOP_CLASSES)` and their posteriors, float32, of all texts one after the other; and how many
@@ -174,7 +161,7 @@ class PosteriorBank:
         return ids, self.weights[slots].astype(np.float32), slots_of_text
 
     def _elements(self, classes: Sequence[int], begins: Sequence[bool]) -> np.ndarray:
-        """Gaps and pieces of a text in turn: kind, class before, own class, class after `(4, 2 * pieces + 1)`; 0 is none."""
+        """Return gaps and pieces in turn: kind, class before, own class, class after `(4, 2 * pieces + 1)`; 0 is none."""
         gaps = [LEADING, *(BETWEEN if first else WITHIN for first in begins[1:]), TRAILING]
         padded = np.pad(np.asarray(classes, dtype=np.int64), 1)
         elements = np.zeros((4, 2 * len(classes) + 1), dtype=np.int64)
@@ -185,7 +172,7 @@ class PosteriorBank:
         return elements
 
     def _draw(self, kind: np.ndarray, own: np.ndarray, errors: float, random: np.random.Generator) -> np.ndarray:
-        """A run for each element; pieces that are rare, or never heard correctly, borrow those of other pieces."""
+        """Return a run for each element; rare pieces, and those never heard correctly, borrow runs of other pieces."""
         count, correct = self.counts[kind], self.correct[kind]
         borrows = random.random(len(kind)) * (count + BORROWED_RUNS) < BORROWED_RUNS
         borrows = (own != BLANK) & (borrows | (correct == 0))
@@ -200,7 +187,7 @@ class PosteriorBank:
         return np.where(pool > 0, runs, self._first_run[self.gap_kind(PAUSE)])
 
     def save(self, file: str | Path) -> None:
-        """Writes the arrays as safetensors, and what is known of them as JSON beside it."""
+        """Write the arrays as safetensors, and what is known of them as JSON beside it."""
         file = Path(file)
         names = ("token_ids", "ids", "weights", "lengths", "counts", "correct")
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -210,12 +197,7 @@ class PosteriorBank:
 
     @classmethod
     def load(cls, file: str | Path) -> "PosteriorBank":
-        """
-        Reads what [`save`] wrote.
-
-        Raises:
-            TrainingError: it is not there, or no such file.
-        """
+        """Read what [`save`] wrote. Raises TrainingError where it is not there, or no such file."""
         file = Path(file)
         try:
             arrays = load_file(file)
@@ -230,10 +212,7 @@ class PosteriorBank:
             ) from error
 
     def check_fits(self, model) -> None:
-        """
-        Raises:
-            TrainingError: it was collected with another lexicon or token rate than the model's.
-        """
+        """Raise TrainingError if it was collected with another lexicon or token rate than the model's."""
         lexicon = model.model.multi_modal_projector.readout.lexicon.bool().nonzero().flatten().tolist()
         if self.token_ids.tolist() != lexicon:
             raise TrainingError(
@@ -247,7 +226,7 @@ class PosteriorBank:
             )
 
     def describe(self) -> str:
-        """One line of what it holds."""
+        """Return a line that says what it holds."""
         seen = int((self.counts[1 : self.num_pieces + 1] > 0).sum())
         return (
             f"Posterior bank: {len(self.ids):,} audio tokens of {self.facts.get('clips', 0):,} clips, {seen:,} of "
@@ -256,14 +235,6 @@ class PosteriorBank:
 
 
 # ----------------------------------------------------------------------------------------------------------- collecting
-
-
-@torch.no_grad()
-def clip_posteriors(model, clips: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """CTC log-probabilities `(slots, 1 + pieces)` of clips of encoder frames `(frames, d_model)`."""
-    batch = {name: value.to(model.device) for name, value in pad_windows(clips).items()}
-    stack_factor = model.config.stack_factor
-    return slot_log_probabilities(model, **batch, counts=[-(-len(clip) // stack_factor) for clip in clips])
 
 
 def _batches(clips: Iterable[tuple[torch.Tensor, str]], stack_factor: int) -> Iterator[list[tuple[torch.Tensor, str]]]:
@@ -280,7 +251,7 @@ def _batches(clips: Iterable[tuple[torch.Tensor, str]], stack_factor: int) -> It
 
 
 class PosteriorCollector:
-    """Runs of clips, in the order in which they were met."""
+    """Collects runs of clips, in the order in which they are met."""
 
     def __init__(self, num_pieces: int):
         self.num_pieces = num_pieces
@@ -292,7 +263,7 @@ class PosteriorCollector:
         self.clips = self.slots = 0
 
     def add(self, log_probabilities: torch.Tensor, classes: Sequence[int], begins: Sequence[bool]) -> bool:
-        """The runs of one clip; False where it does not say these classes."""
+        """Add the runs of one clip; return False where it does not say these classes."""
         states = viterbi_states(log_probabilities, classes)
         if states is None:
             return False
@@ -345,7 +316,7 @@ class PosteriorCollector:
         return bool((is_own | (said == BLANK)).all()) and int(stretches.sum()) == 1
 
     def bank(self, token_ids: Sequence[int], facts: dict[str, Any]) -> PosteriorBank:
-        """All runs in order of kind, correct ones first, and a pause."""
+        """Return all runs in order of kind, correct ones first, and a pause."""
         num_kinds = 1 + self.num_pieces + NUM_GAP_KINDS
         pause_ids, pause_weights = np.zeros((2, 1, TOP_CLASSES))
         pause_weights[0, 0] = 1
@@ -372,17 +343,15 @@ class PosteriorCollector:
         )
 
 
-def collect_posteriors(
-    model, tokenizer, clips: Iterable[tuple[torch.Tensor, str]], max_slots: int = MAX_SLOTS
-) -> PosteriorBank:
+@torch.no_grad()
+def collect_posteriors(model, tokenizer, clips: Iterable[tuple[torch.Tensor, str]]) -> PosteriorBank:
     """
-    Collects a bank from recordings whose transcripts are known.
+    Collect a bank from recordings whose transcripts are known, until `MAX_SLOTS` audio tokens are read.
 
     Args:
         model: an [`AudioLlmForConditionalGeneration`] whose projector has an aligned readout of pieces.
         tokenizer: the language model's.
         clips: encoder frames `(frames, d_model)` of one window each, and what is said in it.
-        max_slots: audio tokens after which no more clips are read.
 
     Raises:
         TrainingError: no clip can be aligned.
@@ -391,18 +360,21 @@ def collect_posteriors(
     text = SpokenText(tokenizer, token_ids)
     collected = PosteriorCollector(len(token_ids))
     left_out = 0
-    for batch in _batches(clips, model.config.stack_factor):
-        for scores, (_, transcript) in zip(clip_posteriors(model, [frames for frames, _ in batch]), batch):
+    stack_factor = model.config.stack_factor
+    for batch in _batches(clips, stack_factor):
+        padded = {name: value.to(model.device) for name, value in pad_windows([frames for frames, _ in batch]).items()}
+        counts = [-(-len(frames) // stack_factor) for frames, _ in batch]
+        for scores, (_, transcript) in zip(slot_log_probabilities(model, **padded, counts=counts), batch):
             classes, begins = text.encode(transcript)
             left_out += not (classes and collected.add(scores, classes, begins))
-        if collected.slots >= max_slots:
+        if collected.slots >= MAX_SLOTS:
             break
     if not collected.clips:
         raise TrainingError(
             f"No posteriors can be collected: CTC hears the transcript in none of {left_out} recordings. Align the "
             "projector first, and give transcripts of what is said."
         )
-    facts = {"clips": collected.clips, "clips_left_out": left_out, "stack_factor": model.config.stack_factor}
+    facts = {"clips": collected.clips, "clips_left_out": left_out, "stack_factor": stack_factor}
     return collected.bank(token_ids, facts)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import datasets
 import torch
 from accelerate.utils import gather_object
-from audiollm.corpora.audio_rows import read_audio_rows
+from audiollm.corpora.audio_rows import AudioRow, read_audio_rows
 from audiollm.corpora.examples import Example
 from audiollm.processing import AudioLlmProcessor
 from peft.tuners.lora import LoraLayer
@@ -22,11 +22,12 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from .answer_trainer import AnswerTrainer, answer_logits, without_learning
-from .arguments import AudioLlmTrainingArguments, set_trainable
+from .answer_trainer import AnswerTrainer, answer_logits, read_data_and_held_out, without_learning
+from .arguments import AudioLlmTrainingArguments, DataArguments, set_trainable
 from .dataset import AudioLlmCollator
 from .encoding import build_dataset
 from .feature_cache import FeatureCache, FeatureStore
+from .preparing import Prepared
 
 ANSWERS = ("chosen", "rejected")
 
@@ -47,34 +48,15 @@ class PreferArguments:
             raise ValueError(f"--beta is {self.beta}; expected a number above 0.")
 
 
-@dataclass(frozen=True)
-class PreferenceExample:
-    """A prompt about recordings, with the answer that is wanted and one that is not."""
-
-    text: str  # holds one `<audio>` per recording
-    audio_paths: tuple[str, ...]
-    chosen: str
-    rejected: str
-    index: int = 0  # place in the file it came from, counting from 0
-
-
-def read_preference_examples(source: Any, audio_dir: str | os.PathLike[str] | None = None) -> list[PreferenceExample]:
+def read_preference_examples(source: Any, audio_dir: str | os.PathLike[str] | None = None) -> list[AudioRow]:
     """
-    Read rows `{"text", "audio_paths", "chosen", "rejected"}`.
-
-    Args:
-        source: a JSON list, JSON Lines, or the rows themselves.
-        audio_dir: folder that relative audio paths start from; the file's own by default.
+    Read rows `{"text", "audio_paths", "chosen", "rejected"}`: a JSON list, JSON Lines, or the rows themselves.
 
     Raises:
         FileNotFoundError: no such file or folder.
         ExamplesError: rows are malformed, or chosen and rejected are the same; all are listed, by index.
     """
-    rows = read_audio_rows(source, audio_dir, ANSWERS, problems_of=_problems)
-    return [
-        PreferenceExample(row.text, row.audio_paths, row.fields["chosen"], row.fields["rejected"], row.index)
-        for row in rows
-    ]
+    return read_audio_rows(source, audio_dir, ANSWERS, problems_of=_problems)
 
 
 def _problems(row: dict[str, Any]) -> list[str]:
@@ -84,7 +66,7 @@ def _problems(row: dict[str, Any]) -> list[str]:
 
 
 def build_preference_dataset(
-    examples: Sequence[PreferenceExample],
+    examples: Sequence[AudioRow],
     processor: AudioLlmProcessor,
     cache: FeatureCache | None,
     progress: bool = True,
@@ -99,7 +81,7 @@ def build_preference_dataset(
     """
     chosen, rejected = (
         build_dataset(
-            [Example(each.text, each.audio_paths, getattr(each, answer), each.index) for each in examples],
+            [Example(each.text, each.audio_paths, each.fields[answer], each.index) for each in examples],
             processor,
             cache,
             progress=progress and answer == "chosen",
@@ -148,10 +130,6 @@ class PreferTrainer(AnswerTrainer):
     Logs `rewards/chosen`, `rewards/rejected`, `rewards/margins`, `rewards/accuracies`, and the policy's own
     log-probabilities `logps/chosen` and `logps/rejected`. A run resumes exactly from a checkpoint if it starts from the
     same model as before.
-
-    Args:
-        beta: see [`PreferArguments`].
-        args, kwargs: the Trainer's.
     """
 
     def __init__(self, *args, beta: float, **kwargs):
@@ -208,27 +186,26 @@ class PreferTrainer(AnswerTrainer):
         return (loss, {}) if return_outputs else loss
 
 
-def build_trainer(
-    model,
-    processor: AudioLlmProcessor,
-    examples: Sequence[PreferenceExample],
-    cache: FeatureCache | None,
+def open_data(data_arguments: DataArguments, own_arguments: PreferArguments | None):
+    """Return examples of prompt, audio and two answers, and held-out ones."""
+    return read_data_and_held_out(data_arguments, read_preference_examples)
+
+
+def build(
+    prepared: Prepared,
+    examples: Sequence[AudioRow],
+    held_out: Sequence[AudioRow] | None,
     training_arguments: AudioLlmTrainingArguments,
-    prefer_arguments: PreferArguments,
+    own_arguments: PreferArguments | None = None,
     callbacks: Sequence[TrainerCallback] = (),
-    eval_examples: Sequence[PreferenceExample] | None = None,
 ) -> PreferTrainer:
     """
-    Return the trainer of this stage.
-
-    Args:
-        model, processor: a pair that belongs together, the model after supervised training; it is trained in place.
-        examples, eval_examples: as [`read_preference_examples`] gives them.
-        cache: holds, or is given, the encoder's output; None to encode in every batch anew.
+    Return the Trainer of this stage, which trains LoRA alone.
 
     Raises:
         ValueError: the model has no LoRA.
     """
+    model, processor, cache = prepared.model, prepared.processor, prepared.cache
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     if not layers:
         raise ValueError(
@@ -239,17 +216,17 @@ def build_trainer(
         for name in layer.lora_dropout:
             layer.lora_dropout[name] = nn.Identity()
     progress = not training_arguments.disable_tqdm
-    train, held_out = (
+    train, evaluation = (
         None if some is None else build_preference_dataset(some, processor, cache, progress)
-        for some in (examples, eval_examples)
+        for some in (examples, held_out)
     )
     return PreferTrainer(
         model=model,
         args=training_arguments,
         train_dataset=train,
-        eval_dataset=held_out,
+        eval_dataset=evaluation,
         data_collator=PreferenceCollator(processor, None if cache is None else cache.store),
         processing_class=processor,
         callbacks=list(callbacks),
-        beta=prefer_arguments.beta,
+        beta=(own_arguments or PreferArguments()).beta,
     )

@@ -28,21 +28,13 @@ from .sharding import asks_for_fsdp
 
 @dataclass
 class Prepared:
-    """
-    Model, processor and cache of a stage.
-
-    Attributes:
-        model, processor: the pair to train, on its device, frozen but for what trains.
-        cache: of the encoder's output; None where every batch is encoded anew.
-        text_reference: what answers to text are compared with after the stage, in words.
-        source: the checkpoint that the stage goes on from; None where it starts from two bases.
-    """
+    """Model, frozen but for what trains, processor and cache of a stage."""
 
     model: AudioLlmForConditionalGeneration
     processor: AudioLlmProcessor
-    cache: FeatureCache | None
-    text_reference: str
-    source: str | None = None
+    cache: FeatureCache | None  # None where every batch is encoded anew
+    text_reference: str = "the base"  # what answers to text are compared with after the stage, in words
+    source: str | None = None  # the checkpoint that the stage goes on from
 
 
 def load_model(
@@ -52,17 +44,29 @@ def load_model(
     Load the model and processor to train: composed of two bases, or an earlier checkpoint.
 
     Raises:
-        TrainingError: bases are named for a checkpoint that holds its own.
+        TrainingError: the checkpoint cannot be loaded, or holds its own bases though others are named.
     """
     common: dict[str, Any] = {
         "dtype": dtype,
         "attn_implementation": arguments.attn_implementation,
         "quantization_config": quantisation(arguments.load_in_8bit, arguments.load_in_4bit, dtype),
     }
-    if arguments.model_path is not None:
-        return _load_checkpoint(arguments, arguments.model_path, common)
-    audio_base = arguments.whisper_path or DEFAULT_AUDIO_BASE
-    text_base = arguments.llama_path or DEFAULT_TEXT_BASE
+    path, audio_base, text_base = arguments.model_path, arguments.whisper_path, arguments.llama_path
+    if path is not None:
+        given = [f"--{name}" for name in ("llama_path", "whisper_path") if getattr(arguments, name) is not None]
+        try:
+            holds = AudioLlmConfig.from_pretrained(path).weight_format
+            if holds == "adapter" or not given:
+                common |= {"audio_model_id": audio_base, "text_model_id": text_base}
+                model = AudioLlmForConditionalGeneration.from_pretrained(path, **common)
+                return model, AudioLlmProcessor.from_pretrained(path)
+        except (OSError, ValueError) as error:
+            advice = "" if "hf download" in str(error) else how_to_get(path)
+            raise TrainingError(f"--model_path {path} cannot be loaded: {error}{advice}") from error
+        raise TrainingError(
+            f"{' and '.join(given)} cannot go with --model_path {path}: its checkpoint is {holds!r}, with its bases in it."
+        )
+    audio_base, text_base = audio_base or DEFAULT_AUDIO_BASE, text_base or DEFAULT_TEXT_BASE
     for base in (audio_base, text_base):
         if base.startswith(EMBEDDED_PREFIX):
             fetch(base)
@@ -74,37 +78,6 @@ def load_model(
         audio_base, text_base, stack_factor=model.config.stack_factor
     )
     return model, processor
-
-
-def _load_checkpoint(
-    arguments: ModelArguments, path: str, common: dict[str, Any]
-) -> tuple[AudioLlmForConditionalGeneration, AudioLlmProcessor]:
-    """
-    Load an earlier checkpoint, and its processor.
-
-    Raises:
-        TrainingError: bases are named for a checkpoint that holds its own, or files of it are missing.
-    """
-    try:
-        holds = AudioLlmConfig.from_pretrained(path).weight_format
-        given = [f"--{name}" for name in ("llama_path", "whisper_path") if getattr(arguments, name) is not None]
-        if holds != "adapter" and given:
-            raise TrainingError(
-                f"{' and '.join(given)} cannot go with --model_path {path}: its checkpoint is "
-                f"{holds!r}, with its bases in it."
-            )
-        model = AudioLlmForConditionalGeneration.from_pretrained(
-            path,
-            audio_model_id=arguments.whisper_path,
-            text_model_id=arguments.llama_path,
-            **common,
-        )
-        return model, AudioLlmProcessor.from_pretrained(path)
-    except TrainingError:
-        raise
-    except (OSError, ValueError) as error:
-        advice = "" if "hf download" in str(error) else how_to_get(path)
-        raise TrainingError(f"--model_path {path} cannot be loaded: {error}{advice}") from error
 
 
 def caches_features(data: DataArguments, trainable: str, stage: str, device: str) -> bool:
@@ -129,12 +102,8 @@ def prepare(
     """
     Load the model and processor, claim the output folder, and open the cache.
 
-    Args:
-        model_arguments, data_arguments, training_arguments: the command's.
-        stage: its name.
-
     Raises:
-        TrainingError: the folder holds checkpoints of another stage.
+        TrainingError: the folder holds checkpoints of another stage, or the model cannot be loaded.
     """
     set_seed(training_arguments.seed)
     try:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from audiollm.corpora.examples import JSON_LINES_SUFFIX, ExamplesError, json_rows
@@ -19,15 +20,15 @@ from audiollm.corpora.prompts import PROMPT_TASKS
 from audiollm.corpora.rows import ASSISTANT
 from audiollm.corpora.sources import PARQUET_SUFFIX, load_table, parse_source, settle_problems
 from audiollm.processing import AudioLlmProcessor
-from audiollm.processing.conversations import AUDIO_PLACEHOLDER, IGNORED_LABEL
+from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 from tqdm.auto import tqdm
 
-from .align_stage import TranscribedClips
+from .align import TranscribedClips
 from .arguments import AudioLlmTrainingArguments, DataArguments, TrainingError
 from .batching import BatchBudget, BudgetBatchSampler
 from .checkpointing import last_complete_checkpoint
 from .dataset import AudioLlmCollator, pad_rows
-from .encoding import ExampleEncoder
+from .encoding import ExampleEncoder, encode_messages
 from .instruct import InstructData, open_held_out_data, open_training_data
 from .posteriors import BANK_FILE, PosteriorBank, SpokenText, collect_posteriors, mix_embeddings
 from .preparing import Prepared
@@ -38,12 +39,9 @@ JSON_SUFFIXES = (".json", JSON_LINES_SUFFIX)
 #: A longer text is no sentence; 2,000 characters are some two minutes of speech.
 MAX_TEXT_CHARACTERS = 2000
 TEXTS_PER_CALL = 10_000
-#: Text that no writing holds, while the turn's end behind a response is looked for.
-SAMPLE_RESPONSE = "A text."
 PROBLEMS_SHOWN = 3
 #: What a batch has one row of for each of its rows.
-MASK = "attention_mask"
-PER_ROW = ("input_ids", "labels", MASK)
+PER_ROW = ("input_ids", "labels", "attention_mask")
 #: Parts of a random seed, so that draws of one kind do not depend on those of another.
 SIMULATION, ROWS = range(2)
 
@@ -122,9 +120,8 @@ def read_texts(path: str) -> tuple[list[Text], list[tuple[str, str]]]:
     """
     Return the texts of a file, and (where, reason) of those that cannot be used.
 
-    Args:
-        path: plain text with one text a line, empty lines apart; or JSON, JSON Lines or Parquet rows with `text` and, if
-            it is not said as it is written, `spoken`.
+    A file is plain text with one text a line; or JSON, JSON Lines or Parquet rows with `text` and, if it is not said as it
+    is written, `spoken`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -176,68 +173,10 @@ def _rows(path: str, problems: list[tuple[str, str]]) -> Iterator[tuple[str, Any
 # ------------------------------------------------------------------------------------------------------------------ rows
 
 
-class TranscriptTemplate:
-    """
-    One prompt for a transcript through the chat template: token ids before the recording, after it, and at the end.
-
-    Args:
-        processor: with the chat template.
-        prompt: with one `<audio>`.
-    """
-
-    def __init__(self, processor: AudioLlmProcessor, prompt: str):
-        messages = [{"role": "user", "content": prompt}, {"role": ASSISTANT, "content": SAMPLE_RESPONSE}]
-        segments = processor.conversation_segments(messages)
-        (index,) = (index for index, segment in enumerate(segments) if segment.is_target)
-        #: What the template puts around the response.
-        self.opening, self.closing = segments[index].text.split(SAMPLE_RESPONSE)
-        ids, _ = processor.encode_segments(segments, [1])
-        ahead, _ = processor.encode_segments(segments[:index], [1])
-        both, _ = processor.encode_segments(segments[: index + 1], [1])
-        slot = ahead.index(processor.audio_token_id)
-        self.before, self.after, self.end = ahead[:slot], ahead[slot + 1 :], ids[len(both) :]
-        self.num_tokens = len(self.before) + len(self.after) + len(self.end)
-
-
-class ResponseTokenizer:
-    """Token ids of responses, as [`AudioLlmProcessor.encode_segments`] has them, many at once."""
-
-    def __init__(self, processor: AudioLlmProcessor):
-        self.tokenizer = processor.tokenizer
-        #: A response does not stand at the beginning of a text, where some tokenizers put a blank before it.
-        self.ahead = self.tokenizer.convert_ids_to_tokens(processor.audio_end_token_id)
-
-    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text."""
-        encoded = self.tokenizer([self.ahead + text for text in texts], add_special_tokens=False)["input_ids"]
-        return [ids[1:] for ids in encoded]
-
-
-@dataclass
-class TextRows:
-    """
-    Rows of text with their classes, held flat.
-
-    Attributes:
-        texts: as they are written.
-        classes, begins: of all texts one after the other.
-        ends: where each text's classes end.
-        lengths: tokens of each row, with as many audio tokens as are expected.
-    """
-
-    texts: list[str]
-    classes: np.ndarray
-    begins: np.ndarray
-    ends: np.ndarray
-    lengths: list[int]
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def spoken(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Classes of a text, and which begin a word."""
-        where = slice(self.ends[index - 1] if index else 0, self.ends[index])
-        return self.classes[where], self.begins[where]
+def encode_text(processor: AudioLlmProcessor, prompt: str, text: str, slots: int) -> tuple[list[int], list[int]]:
+    """Return token ids and labels of a text as the transcript of a recording of so many audio tokens."""
+    messages = [{"role": "user", "content": prompt}, {"role": ASSISTANT, "content": text}]
+    return encode_messages(processor, messages, [slots])
 
 
 def build_text_rows(
@@ -246,19 +185,25 @@ def build_text_rows(
     processor: AudioLlmProcessor,
     budget: BatchBudget,
     progress: bool = True,
-) -> tuple[TextRows, list[tuple[str, str]]]:
-    """Rows of the texts that can be simulated and fit into a batch, and (where, reason) of the others."""
-    spoken = SpokenText(processor.tokenizer, bank.token_ids.tolist())
-    responses = ResponseTokenizer(processor)
-    around = max(TranscriptTemplate(processor, prompt).num_tokens for prompt in PROMPTS)
-    tokens = {*processor.tokenizer.get_added_vocab(), *processor.tokenizer.all_special_tokens}
+) -> tuple[datasets.Dataset, list[tuple[str, str]]]:
+    """
+    Return rows of the texts that can be simulated and fit into a batch, and (where, reason) of the others.
+
+    A row has the `text` as it is written, its `classes`, which of them `begins` a word, and its `length` in tokens with as
+    many audio tokens as are expected.
+    """
+    tokenizer = processor.tokenizer
+    spoken = SpokenText(tokenizer, bank.token_ids.tolist())
+    # Around a response of one token.
+    around = max(len(encode_text(processor, prompt, "a", 1)[0]) for prompt in PROMPTS) - 2
+    tokens = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
     special = re.compile("|".join(map(re.escape, tokens)))
     problems: list[tuple[str, str]] = []
-    rows = TextRows([], np.zeros(0), np.zeros(0), np.zeros(0), [])
-    classes, begins, sizes = [], [], []
+    rows: dict[str, list[Any]] = {"text": [], "classes": [], "begins": [], "length": []}
     for start in tqdm(range(0, len(texts), TEXTS_PER_CALL), desc="Reading texts", disable=not progress):
         chunk = texts[start : start + TEXTS_PER_CALL]
-        for text, ids in zip(chunk, responses([text.written for text in chunk])):
+        written = tokenizer([text.written for text in chunk], add_special_tokens=False)["input_ids"]
+        for text, ids in zip(chunk, written):
             own_classes, own_begins = spoken.encode(text.spoken)
             slots = bank.expected_slots(own_classes, own_begins) if own_classes else 0
             length = around + round(slots) + len(ids)
@@ -271,14 +216,10 @@ def build_text_rows(
             if reason:
                 problems.append((text.where, reason))
                 continue
-            rows.texts.append(text.written)
-            rows.lengths.append(length)
-            classes.append(np.array(own_classes, dtype=np.int32))
-            begins.append(np.array(own_begins, dtype=bool))
-            sizes.append(len(own_classes))
-    if sizes:
-        rows.classes, rows.begins, rows.ends = np.concatenate(classes), np.concatenate(begins), np.cumsum(sizes)
-    return rows, problems
+            row = (text.written, np.array(own_classes, dtype=np.int32), np.array(own_begins, dtype=bool), length)
+            for name, value in zip(rows, row):
+                rows[name].append(value)
+    return datasets.Dataset.from_dict(rows), problems
 
 
 @dataclass(frozen=True)
@@ -291,16 +232,9 @@ class Draw:
 
 
 class ReadRows(torch.utils.data.Dataset):
-    """
-    Rows of text, and rows of recordings after them.
+    """Rows of text, and after them the `chosen` rows of [`ExampleEncoder.encode`], some of them several times."""
 
-    Args:
-        texts: the first rows.
-        recordings: rows of [`ExampleEncoder.encode`], or None.
-        chosen: which of them make up an epoch, with repeats.
-    """
-
-    def __init__(self, texts: TextRows, recordings: Any = None, chosen: Sequence[int] = ()):
+    def __init__(self, texts: datasets.Dataset, recordings: Any = None, chosen: Sequence[int] = ()):
         self.texts, self.recordings, self.chosen = texts, recordings, list(chosen)
 
     def __len__(self) -> int:
@@ -308,20 +242,20 @@ class ReadRows(torch.utils.data.Dataset):
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each row."""
+        """Return the tokens of each row."""
         own = self.recordings["length"][:] if self.chosen else []
-        return [*self.texts.lengths, *(own[index] for index in self.chosen)]
+        return [*self.texts["length"][:], *(own[index] for index in self.chosen)]
 
     @property
     def frames(self) -> list[int]:
-        """Encoder frames of each row; none of a text."""
+        """Return the encoder frames of each row; none of a text."""
         own = self.recordings["audio_frames"][:] if self.chosen else []
         return [*[0] * len(self.texts), *(own[index] for index in self.chosen)]
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         if draw.row >= len(self.texts):
             return self.recordings[self.chosen[draw.row - len(self.texts)]]
-        return {"text": self.texts.texts[draw.row], "spoken": self.texts.spoken(draw.row), "draw": draw}
+        return {**self.texts[draw.row], "draw": draw}
 
 
 def num_recordings(num_texts: int, share: float) -> int:
@@ -330,21 +264,14 @@ def num_recordings(num_texts: int, share: float) -> int:
 
 
 def choose_recordings(count: int, available: int, seed: int) -> list[int]:
-    """Indices of so many recordings, each as often as the others, drawn by the seed."""
+    """Return indices of so many recordings, each as often as the others, drawn by the seed."""
     random = np.random.default_rng([seed, ROWS])
     rounds = [random.permutation(available) for _ in range(-(-count // available))]
     return np.concatenate([*rounds, []]).astype(int).tolist()[:count]
 
 
 class DrawSampler(BudgetBatchSampler):
-    """
-    Batches of [`Draw`]s, whose errors go up from the first batch of a run to its last.
-
-    Args:
-        errors: share of errors by the part of the run that is over, from 0 to 1.
-        batches_in_run: tells how many batches all processes take together.
-        args, kwargs: of [`BudgetBatchSampler`].
-    """
+    """Batches of [`Draw`]s with `errors(progress)`, where progress goes from 0 to 1 over `batches_in_run()` batches."""
 
     def __init__(self, *args, errors, batches_in_run, **kwargs):
         super().__init__(*args, **kwargs)
@@ -359,30 +286,18 @@ class DrawSampler(BudgetBatchSampler):
 
 @dataclass
 class ReadCollator:
-    """
-    Simulates the texts of a batch, and pads them and rows of recordings together, texts first.
-
-    Attributes:
-        bank: what is drawn from.
-        processor: the model's.
-        recordings: pads rows of recordings.
-        seed: of the run.
-    """
+    """Simulates the texts of a batch, and pads them and rows of recordings together, texts first."""
 
     bank: PosteriorBank
     processor: AudioLlmProcessor
     recordings: AudioLlmCollator
     seed: int
 
-    def __post_init__(self):
-        self.templates = [TranscriptTemplate(self.processor, prompt) for prompt in PROMPTS]
-        self.responses = ResponseTokenizer(self.processor)
-
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """
-        Returns:
-            The batch of [`AudioLlmCollator`] of all rows, with `audio_classes` and `audio_weights` `(slots, classes)` of
-            the texts, for [`mix_embeddings`], and their number `num_texts`.
+        Return the batch of [`AudioLlmCollator`] of all rows, and what [`mix_embeddings`] takes of the texts.
+
+        That is `audio_classes` and `audio_weights` `(slots, classes)`, beside the number of texts, `num_texts`.
         """
         texts = [row for row in rows if "draw" in row]
         recordings = [row for row in rows if "draw" not in row]
@@ -390,15 +305,14 @@ class ReadCollator:
             return self.recordings(recordings)
         draw = texts[0]["draw"]
         random = np.random.default_rng([self.seed, SIMULATION, draw.batch])
-        templates = [self.templates[index] for index in random.integers(len(self.templates), size=len(texts))]
-        classes, weights, counts = self.bank.simulate([row["spoken"] for row in texts], draw.errors, random)
-        around = zip(templates, (row["text"] for row in texts))
-        responses = self.responses([template.opening + text + template.closing for template, text in around])
+        prompts = [PROMPTS[index] for index in random.integers(len(PROMPTS), size=len(texts))]
+        classes, weights, counts = self.bank.simulate(
+            [(row["classes"], row["begins"]) for row in texts], draw.errors, random
+        )
         simulated = []
-        for template, count, response in zip(templates, counts.tolist(), responses):
-            ahead = [*template.before, *[self.processor.audio_token_id] * count, *template.after]
-            labels = [*[IGNORED_LABEL] * len(ahead), *response, *[IGNORED_LABEL] * len(template.end)]
-            simulated.append({"input_ids": [*ahead, *response, *template.end], "labels": labels, "audio": []})
+        for prompt, row, count in zip(prompts, texts, counts.tolist()):
+            ids, labels = encode_text(self.processor, prompt, row["text"], count)
+            simulated.append({"input_ids": ids, "labels": labels, "audio": []})
         return {
             **self.recordings([*simulated, *recordings]),
             "audio_classes": torch.from_numpy(classes),
@@ -408,13 +322,7 @@ class ReadCollator:
 
 
 class ReadTrainer(AudioLlmTrainer):
-    """
-    Trains LoRA on simulated and real speech.
-
-    Args:
-        errors: share of errors by the part of the run that is over.
-        args, kwargs: of [`AudioLlmTrainer`]; a budget is needed.
-    """
+    """Trains LoRA on simulated and real speech, within a budget; `errors` is that of [`DrawSampler`]."""
 
     def __init__(self, *args, errors, **kwargs):
         super().__init__(*args, **kwargs)
@@ -433,7 +341,7 @@ class ReadTrainer(AudioLlmTrainer):
         )
 
     def vary(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A batch with the audio tokens of its texts, and its recordings varied as the augmentation says."""
+        """Return a batch with the audio tokens of its texts, and its recordings varied as the augmentation says."""
         batch = dict(batch)
         num_texts = batch.pop("num_texts", 0)
         if not num_texts:
@@ -446,7 +354,11 @@ class ReadTrainer(AudioLlmTrainer):
             real = {name: value[num_texts:] if name in PER_ROW else value for name, value in batch.items()}
             real = self.augmentation(real)
             ids, labels = (
-                [row[mask.bool()].tolist() for one in (texts, real) for row, mask in zip(one[name], one[MASK])]
+                [
+                    row[mask.bool()].tolist()
+                    for part in (texts, real)
+                    for row, mask in zip(part[name], part["attention_mask"])
+                ]
                 for name in ("input_ids", "labels")
             )
             processor: Any = self.processing_class
@@ -460,28 +372,20 @@ class ReadTrainer(AudioLlmTrainer):
 
 @dataclass
 class ReadData:
-    """
-    Texts and recordings of the stage.
-
-    Attributes:
-        texts: all that can be used.
-        recordings: rows of real speech, or None.
-        posterior_clips: recordings to collect the posteriors from, if they are not given.
-        num_real: how many rows of an epoch are recordings.
-    """
+    """Texts of the stage, and its recordings: beside the texts, and to collect the posteriors from."""
 
     texts: list[Text]
     recordings: InstructData | None
     posterior_clips: InstructData | None
     skip_bad: bool = False
-    num_real: int = 0
+    num_real: int = 0  # rows of an epoch that are recordings
 
     def __len__(self) -> int:
         return len(self.texts) + self.num_real
 
 
-def read_read(data_arguments: DataArguments, own_arguments: ReadArguments | None):
-    """Texts and recordings, and held-out recordings."""
+def open_data(data_arguments: DataArguments, own_arguments: ReadArguments | None):
+    """Return texts and recordings, and held-out recordings."""
     own = own_arguments or ReadArguments()
     found = [read_texts(path) for path in own.text_path]
     skip_bad = data_arguments.on_bad_example == "skip"
@@ -521,7 +425,7 @@ def check_model(model) -> None:
 
 def find_bank(prepared: Prepared, data: ReadData, arguments: AudioLlmTrainingArguments, own: ReadArguments):
     """
-    The posterior bank: of the run that is gone on with, as given, of the checkpoint, or collected from recordings.
+    Return the posterior bank: of the run that is resumed, as given, of the checkpoint, or collected from recordings.
 
     Raises:
         TrainingError: there is none, and no recordings; or it is of another model.
@@ -543,8 +447,12 @@ def find_bank(prepared: Prepared, data: ReadData, arguments: AudioLlmTrainingArg
     elif prepared.cache is None:
         raise TrainingError("Posteriors are collected through the feature cache; leave out --feature_cache off.")
     else:
-        clips = TranscribedClips(data.posterior_clips.sources, "none")
-        bank = bank_of_clips(prepared, clips, data.skip_bad, not arguments.disable_tqdm)
+        clips, progress = TranscribedClips(data.posterior_clips.sources, "none"), not arguments.disable_tqdm
+        encoder = ExampleEncoder(prepared.processor, prepared.cache)
+        clips.leave_out_undecodable(encoder, data.skip_bad, progress)
+        encoder.add_features(clips, progress)
+        keys = [encoder.measure(clip.recordings[0])[0] for clip in clips]
+        bank = collect_from_cache(prepared, keys, clips.transcripts, progress)
     bank.check_fits(prepared.model)
     if arguments.should_save:
         bank.save(mine)
@@ -552,17 +460,8 @@ def find_bank(prepared: Prepared, data: ReadData, arguments: AudioLlmTrainingArg
     return bank
 
 
-def bank_of_clips(prepared: Prepared, clips: TranscribedClips, skip_bad: bool, progress: bool) -> PosteriorBank:
-    """Collects a bank from clips, whose features the cache is given first."""
-    encoder = ExampleEncoder(prepared.processor, prepared.cache)
-    clips.leave_out_undecodable(encoder, skip_bad, progress)
-    encoder.add_features(clips, progress)
-    keys = [encoder.measure(clip.recordings[0])[0] for clip in clips]
-    return collect_from_cache(prepared, keys, clips.transcripts, progress)
-
-
 def collect_from_cache(prepared: Prepared, keys: Sequence[str], transcripts: Sequence[str], progress: bool):
-    """Collects a bank from clips of one window in the cache, in an order that is drawn."""
+    """Collect a bank from clips of one window in the cache, in an order that is drawn."""
     cache = prepared.cache
     assert cache is not None  # the callers see to it
 
@@ -579,7 +478,7 @@ def collect_from_cache(prepared: Prepared, keys: Sequence[str], transcripts: Seq
 def save_bank(
     prepared: Prepared, keys: Sequence[str], transcripts: Sequence[str], arguments: AudioLlmTrainingArguments
 ) -> None:
-    """Leaves the posteriors of clips in the cache beside a checkpoint, if any clip is heard."""
+    """Leave the posteriors of clips in the cache beside a checkpoint, if any clip is heard."""
     try:
         bank = collect_from_cache(prepared, keys, transcripts, not arguments.disable_tqdm)
     except TrainingError as error:
@@ -589,11 +488,9 @@ def save_bank(
         print(bank.describe())
 
 
-def build_read(
-    prepared: Prepared, data: ReadData, held_out, training_arguments, own_arguments, **common
-) -> ReadTrainer:
+def build(prepared: Prepared, data: ReadData, held_out, training_arguments, own_arguments, callbacks) -> ReadTrainer:
     """
-    The Trainer of this stage.
+    Return the Trainer of this stage.
 
     Raises:
         TrainingError: the model cannot learn this, or no text can be simulated.
@@ -627,5 +524,5 @@ def build_read(
         processing_class=processor,
         budget=budget,
         errors=own.errors_at,
-        **common,
+        callbacks=callbacks,
     )

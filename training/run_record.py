@@ -1,7 +1,6 @@
 """Facts that only a run knows, for its record and model card; and how far it moved the answers to text alone."""
 
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -32,56 +31,34 @@ NOT_HYPERPARAMETERS = {
 ALWAYS = {"learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "seed", "lr_scheduler_type"}
 
 
-class RunClock:
-    """Start of a run: date, and a clock."""
-
-    def __init__(self):
-        self.started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        self._start = time.perf_counter()
-
-    def seconds(self) -> float:
-        """Since the run began."""
-        return time.perf_counter() - self._start
-
-
 def record_run(
-    prepared: Prepared,
-    stage: str,
-    model_arguments: Any,
-    data_arguments: Any,
-    training_arguments: TrainingArguments,
-    own_arguments: Any,
-    clock: RunClock,
-    outcome: Mapping[str, Any],
+    prepared: Prepared, stage: str, arguments: Sequence[Any], started: datetime, outcome: Mapping[str, Any]
 ) -> None:
     """
-    Write the training record beside the checkpoint, in the process that saves.
+    Write the training record beside the checkpoint.
 
     Args:
         prepared: model and processor, for what trains.
         stage: its name.
-        model_arguments, data_arguments, training_arguments, own_arguments: the command's.
-        clock: started with the run.
+        arguments: of model, data, training, and the stage's own.
+        started: when the run began.
         outcome: what came of it: `rows`, `steps`, `epochs`, `final_loss`, `resumed_from`; None where unknown.
     """
-    if not training_arguments.should_save:
-        return
-    groups = [model_arguments, data_arguments, training_arguments, own_arguments]
-    paths = [data_arguments.data_path] if isinstance(data_arguments.data_path, str) else data_arguments.data_path
+    model_arguments, data_arguments, training_arguments, _ = arguments
     held_out = data_arguments.eval_data_path
     run = {
         "stage": stage,
         "command": command_line(),
         "starts_from": None if model_arguments.model_path is None else shown_path(model_arguments.model_path),
-        "data": [describe_file(path) for path in paths],
+        "data": [describe_file(path) for path in data_arguments.data_path],
         "eval_data": None if held_out is None else describe_file(held_out),
         **outcome,
-        "hyperparameters": hyperparameters(groups),
+        "hyperparameters": hyperparameters(arguments),
         "trainable_parameters": prepared.model.num_parameters(only_trainable=True),
         "precision": _precision(prepared, training_arguments),
         "processes": training_arguments.world_size,
-        "started": clock.started,
-        "seconds": round(clock.seconds(), 1),
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round((datetime.now(timezone.utc) - started).total_seconds(), 1),
         "peak_memory_mib": round(peak_memory_mib()),
         "machine": machine_facts(),
         "versions": library_versions(),
@@ -90,7 +67,7 @@ def record_run(
     add_run(str(training_arguments.output_dir), run, model_arguments.model_path)
 
 
-def hyperparameters(groups: list[Any]) -> dict[str, Any]:
+def hyperparameters(groups: Sequence[Any]) -> dict[str, Any]:
     """Return options that are not the defaults, and those of `ALWAYS`, as JSON; no paths and no secrets."""
     chosen: dict[str, Any] = {}
     for group in groups:
@@ -124,13 +101,7 @@ PROBES = (
 
 @torch.no_grad()
 def text_logits(model: PreTrainedModel, tokenizer) -> list[torch.Tensor]:
-    """
-    Return the logits `(tokens, vocab_size)` of each probe, a text without audio, on the CPU.
-
-    Args:
-        model: the [`AudioLlmForConditionalGeneration`]; its mode is left as it was.
-        tokenizer: the language model's.
-    """
+    """Return the logits `(tokens, vocab_size)` of each probe, a text without audio, on the CPU."""
     was_training = model.training
     model.eval()
     logits = []

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 #: How `accelerate launch` tells the processes that it starts what its configuration file says.
@@ -77,12 +77,6 @@ def trained_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Return trained weights and the adapter, gathered on the CPU; all processes of a sharded model must call this."""
     saved = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad or is_adapter_key(n)}
     return {n: (p.full_tensor() if isinstance(p, DTensor) else p).cpu() for n, p in saved.items()}
-
-
-def decoder_layer_names(model: PreTrainedModel) -> list[str]:
-    """Return the class names of the decoder layers, which are sharded one by one."""
-    language_model = model.get_submodule("model.language_model")
-    return sorted(getattr(language_model, "_no_split_modules", None) or [])
 
 
 def load_trained(model: torch.nn.Module, folder: str) -> None:

@@ -32,15 +32,7 @@ class StreamedExamples(torch.utils.data.IterableDataset):
     Rows as [`ExampleEncoder.encode`] makes them, without end: a source that is used up begins again in another order.
 
     Without weights, sources take turns until each is used up. With weights, each row comes from a source that is drawn
-    by the seed with that probability.
-
-    Args:
-        streams: the sources.
-        encoder: makes the rows, and stores features as rows come up.
-        weights: one positive number per source; only their proportions matter.
-        seed: of the draws.
-        skip_bad: leave out bad rows, and say which, instead of refusing.
-        process_index, num_processes: of the row numbers, each process takes every n-th.
+    by the seed with that probability. Each of several processes takes every n-th row. Features are stored as rows come up.
     """
 
     def __init__(
@@ -89,7 +81,7 @@ class StreamedExamples(torch.utils.data.IterableDataset):
             yield row
 
     def resume(self, checkpoint: Path, rows_per_step: int) -> None:
-        """Passes over what a checkpoint has learned from, `rows_per_step` in each step of this process."""
+        """Pass over what a checkpoint has learned from, `rows_per_step` in each step of this process."""
         steps = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).global_step
         self.passed_over = steps * rows_per_step
         bad_rows = checkpoint / BAD_ROWS_FILE.format(process=self.process_index)
@@ -97,7 +89,7 @@ class StreamedExamples(torch.utils.data.IterableDataset):
             self.bad.update(json.loads(bad_rows.read_text()))
 
     def save_bad_rows(self, checkpoint: Path) -> None:
-        """Writes which rows of this process were left out."""
+        """Write which rows of this process were left out."""
         checkpoint.mkdir(parents=True, exist_ok=True)
         file = checkpoint / BAD_ROWS_FILE.format(process=self.process_index)
         file.write_text(json.dumps(sorted(self.bad)))
@@ -118,24 +110,21 @@ class StreamedExamples(torch.utils.data.IterableDataset):
             print(f"{name}: {where} is left out, the {len(self._reported)}. bad example so far: {error}")
 
     def _rows(self) -> Iterator[tuple[int, str, str, Callable[[], Conversation]]]:
-        """All rows of all processes: which pass, the source's name, where, and what reads the row."""
-        return self._in_turns() if self.weights is None else self._drawn(self.weights)
-
-    def _in_turns(self) -> Iterator[tuple[int, str, str, Callable[[], Conversation]]]:
-        for current_pass in count():
-            left = [(stream.source.name, self._pass(stream, current_pass)) for stream in self.streams]
-            while left:
-                for turn in list(left):
-                    name, rows = turn
-                    following = next(rows, None)
-                    if following is None:
-                        left.remove(turn)
-                    else:
-                        yield current_pass, name, *following
-
-    def _drawn(self, weights: Sequence[float]) -> Iterator[tuple[int, str, str, Callable[[], Conversation]]]:
+        """Yield all rows of all processes: which pass, the source's name, where, and what reads the row."""
+        names = [stream.source.name for stream in self.streams]
+        if self.weights is None:
+            for current_pass in count():
+                left = dict(enumerate(self._pass(stream, current_pass) for stream in self.streams))
+                while left:
+                    for index, rows in list(left.items()):
+                        following = next(rows, None)
+                        if following is None:
+                            del left[index]
+                        else:
+                            yield current_pass, names[index], *following
+            return  # never: there is always another pass
         random = np.random.default_rng(self.seed)
-        shares = np.asarray(weights, dtype=float) / sum(weights)
+        shares = np.asarray(self.weights, dtype=float) / sum(self.weights)
         passes = [0] * len(self.streams)
         current = [self._pass(stream, 0) for stream in self.streams]
         while True:
@@ -145,12 +134,12 @@ class StreamedExamples(torch.utils.data.IterableDataset):
                 passes[index] += 1
                 current[index] = self._pass(self.streams[index], passes[index])
                 following = next(current[index])
-            yield min(passes), self.streams[index].source.name, *following
+            yield min(passes), names[index], *following
 
     def _pass(self, stream: StreamedRows, number: int) -> Iterator[tuple[str, Callable[[], Conversation]]]:
-        empty = True
-        for row in stream.rows(number, self.seed):
-            empty = False
-            yield row
-        if empty:
+        rows = stream.rows(number, self.seed)
+        first = next(rows, None)
+        if first is None:
             raise ExamplesError(stream.source.name, [("", "holds no examples")])
+        yield first
+        yield from rows

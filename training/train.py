@@ -7,12 +7,12 @@
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
 from functools import partial
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from audiollm import AudioLlmProcessor
 from audiollm.base_conversion import EmbeddedBaseError
 from audiollm.corpora.examples import ExamplesError
 from audiollm.disks import naming_the_disk
@@ -23,9 +23,8 @@ from audiollm.publishing.card import CardError
 from torch.utils.data import ConcatDataset
 from transformers import TrainerCallback
 
-from . import distill, prefer
-from .align import Alignment, align
-from .align_stage import AlignArguments, TranscribedClips
+from . import distill, instruct, prefer, read
+from .align import AlignArguments, Alignment, TranscribedClips, align
 from .arguments import (
     AudioLlmTrainingArguments,
     DataArguments,
@@ -34,95 +33,23 @@ from .arguments import (
     TrainingError,
     check_arguments,
 )
-from .augment import FeatureAugmentation
 from .checkpointing import StoppedBySignalError, last_complete_checkpoint, resumed_step
 from .command_line import parse_arguments
-from .dataset import BatchAugmentation
-from .distill import DistillArguments
+from .dataset import BatchAugmentation, FeatureAugmentation, pack_batch, uses_flash
 from .encoding import ExampleEncoder
-from .evaluating import EvaluationError, early_stopping, listening_evaluation
-from .instruct import InstructData, build_instruct, open_training_data, read_instruct
-from .packing import pack_batch, uses_flash
-from .prefer import PreferArguments
+from .evaluating import early_stopping, listening_evaluation
 from .preparing import Prepared, prepare
-from .read import build_read, read_read, save_bank
-from .run_record import RunClock, describe_drift, drift, record_run, text_logits
+from .run_record import describe_drift, drift, record_run, text_logits
 from .trainer import AudioLlmTrainer, write_card_if_mine
 from .variants import WaveformVariants
 
+#: Stages that run the language model. Each module reads its rows (`open_data`) and builds its Trainer (`build`).
+LANGUAGE_MODEL_STAGES = {"instruct": instruct, "read": read, "distill": distill, "prefer": prefer}
 #: What a shell reports of a program that SIGTERM ended.
 EXIT_CODE_OF_SIGTERM = 128 + signal.SIGTERM
-
+#: Errors of which the command shows the message alone.
+REFUSALS = (TrainingError, EmbeddedBaseError, ExamplesError, ConversationError, AudioError, CardError, OSError)
 DISK_ADVICE = "checkpoints that are whole stay: make room, and the same command goes on from the last one"
-
-
-def read_distill(data_arguments: DataArguments, own_arguments: DistillArguments | None):
-    """Return examples of prompt, audio and transcript, and held-out ones."""
-    own = own_arguments or DistillArguments()
-    return read_both(data_arguments, distill.read_distill_examples, own.response_is_transcript)
-
-
-def read_prefer(data_arguments: DataArguments, own_arguments: PreferArguments | None):
-    """Return examples of prompt, audio, and two answers, and held-out ones."""
-    return read_both(data_arguments, prefer.read_preference_examples)
-
-
-def read_both(data_arguments: DataArguments, read: Callable[..., Sequence[Any]], *options: Any):
-    """Return examples of the one file to train on, and of the held-out one, if there is one."""
-    held_out = data_arguments.eval_data_path
-    paths = [data_arguments.data_path[0], *([] if held_out is None else [held_out])]
-    examples = [read(path, data_arguments.audio_dir, *options) for path in paths]
-    return examples[0], examples[1] if len(examples) > 1 else None
-
-
-def build_with(build_trainer: Callable[..., Any], arguments_type: type) -> Callable[..., Any]:
-    """Return the builder of a stage whose examples are rows of a file."""
-
-    def build(prepared: Prepared, examples, held_out, training_arguments, own_arguments, **common):
-        return build_trainer(
-            prepared.model,
-            prepared.processor,
-            examples,
-            prepared.cache,
-            training_arguments,
-            own_arguments or arguments_type(),
-            eval_examples=held_out,
-            **common,
-        )
-
-    return build
-
-
-#: How each stage reads its rows and builds its Trainer.
-LANGUAGE_MODEL_STAGES: dict[str, tuple[Any, Any]] = {
-    "instruct": (read_instruct, build_instruct),
-    "read": (read_read, build_read),
-    "distill": (read_distill, build_with(distill.build_trainer, DistillArguments)),
-    "prefer": (read_prefer, build_with(prefer.build_trainer, PreferArguments)),
-}
-
-
-def batch_augmentation(processor: AudioLlmProcessor) -> BatchAugmentation:
-    """Return the default augmentation of training batches."""
-    return BatchAugmentation(
-        FeatureAugmentation(), processor.audio_token_id, processor.stack_factor, processor.tokenizer.pad_token_id
-    )
-
-
-def waveform_variants(
-    data_arguments: DataArguments,
-    training_arguments: AudioLlmTrainingArguments,
-    prepared: Prepared,
-    examples: Sequence[Any] | InstructData,
-) -> WaveformVariants | None:
-    """Return the variants that --speed and the like ask for, stored in the cache."""
-    augmentation = data_arguments.waveform_augmentation()
-    if augmentation is None or prepared.cache is None:
-        return None
-    variants = WaveformVariants(prepared.cache, augmentation, data_arguments.waveform_variants)
-    sources = examples.sources if isinstance(examples, InstructData) else [examples]
-    variants.add(sources, progress=not training_arguments.disable_tqdm, announce=training_arguments.should_save)
-    return variants
 
 
 def train(
@@ -153,34 +80,28 @@ def train(
         AudioError: a recording cannot be used.
         StoppedBySignalError: SIGTERM came; a checkpoint was written.
     """
-    stage = (stage_arguments or StageArguments()).stage
-    clock = RunClock()
-    check_arguments(model_arguments, data_arguments, training_arguments, stage)
-    if stage not in LANGUAGE_MODEL_STAGES:
-        raise ValueError(f"Stage {stage!r} does not run the language model; run_align runs it.")
-    read, build = LANGUAGE_MODEL_STAGES[stage]
-    examples, held_out = read(data_arguments, own_arguments)
+    name, started = (stage_arguments or StageArguments()).stage, datetime.now(timezone.utc)
+    check_arguments(model_arguments, data_arguments, training_arguments, name)
+    if name not in LANGUAGE_MODEL_STAGES:
+        raise ValueError(f"Stage {name!r} does not run the language model; run_align runs it.")
+    stage: Any = LANGUAGE_MODEL_STAGES[name]
+    examples, held_out = stage.open_data(data_arguments, own_arguments)
 
-    prepared = prepare(model_arguments, data_arguments, training_arguments, stage)
-    augmentation = batch_augmentation(prepared.processor) if data_arguments.augment else None
-    trainer = build(
-        prepared,
-        examples,
-        held_out,
-        training_arguments,
-        own_arguments,
-        callbacks=[*callbacks, *early_stopping(training_arguments)],
-    )
-    trainer.augmentation = augmentation
+    prepared = prepare(model_arguments, data_arguments, training_arguments, name)
+    callbacks = [*callbacks, *early_stopping(training_arguments)]
+    trainer = stage.build(prepared, examples, held_out, training_arguments, own_arguments, callbacks)
+    if data_arguments.augment:
+        trainer.augmentation = BatchAugmentation.of(prepared.processor)
     if training_arguments.packing:
         trainer.pack = partial(pack_batch, flash=uses_flash(trainer.model))
-    variants = waveform_variants(data_arguments, training_arguments, prepared, examples)
+    sources = examples.sources if isinstance(examples, instruct.InstructData) else [examples]
+    variants = waveform_variants(data_arguments, training_arguments, prepared, sources)
     if variants is not None:
         trainer.train_dataset, choice = variants.dataset(trainer.train_dataset, training_arguments.seed)
         trainer.add_callback(choice)
     if prepared.cache is not None and training_arguments.should_save:
         print(prepared.cache.describe())
-    if stage != "prefer":  # whose rows have no one answer to score
+    if name != "prefer":  # whose rows have no one answer to score
         trainer.more_metrics = listening_evaluation(
             training_arguments, trainer.eval_dataset, prepared.processor, prepared.cache
         )
@@ -197,11 +118,13 @@ def train(
         "final_loss": next((entry["loss"] for entry in trainer.state.log_history[::-1] if "loss" in entry), None),
         "resumed_from": resumed_step(resume),
     }
+
+    def save() -> None:
+        trainer.save_model()
+        trainer.save_state()
+
     arguments = (model_arguments, data_arguments, training_arguments, own_arguments)
-    record_run(prepared, stage, *arguments, clock, outcome)  # before it is saved, which pushes it as well
-    trainer.save_model()
-    trainer.save_state()
-    finish(prepared, training_arguments, before)
+    finish(prepared, name, arguments, started, outcome, save, before)
     return trainer
 
 
@@ -217,65 +140,84 @@ def run_align(
     """
     Train the projector alone, by CTC on rows of one recording whose response is its transcript.
 
-    Every other stage can go on from the checkpoint.
-
-    Args, Raises: as of `train`.
+    Every other stage can go on from the checkpoint. Arguments and errors are those of [`train`].
 
     Returns:
         The aligner, and the course of the loss.
     """
-    clock = RunClock()
+    started, progress = datetime.now(timezone.utc), not training_arguments.disable_tqdm
     own_arguments = own_arguments or AlignArguments()
     check_arguments(model_arguments, data_arguments, training_arguments, "align")
-    sources = open_training_data(data_arguments).sources
+    sources = instruct.open_training_data(data_arguments).sources
     clips = TranscribedClips(sources, own_arguments.transcript_normaliser)
     prepared = prepare(model_arguments, data_arguments, training_arguments, "align")
-    assert prepared.cache is not None  # check_arguments has seen to it
-    before = text_logits(prepared.model, prepared.processor.tokenizer)
-    encoder = ExampleEncoder(prepared.processor, prepared.cache)
-    clips.leave_out_undecodable(encoder, data_arguments.on_bad_example == "skip", not training_arguments.disable_tqdm)
+    model, processor, cache = prepared.model, prepared.processor, prepared.cache
+    assert cache is not None  # check_arguments has seen to it
+    before = text_logits(model, processor.tokenizer)
+    encoder = ExampleEncoder(processor, cache)
+    clips.leave_out_undecodable(encoder, data_arguments.on_bad_example == "skip", progress)
     without = own_arguments.without_speech()
     parts: list[Any] = [clips, without]
     rows: Any = ConcatDataset(parts) if without else clips
-    encoder.add_features(rows, progress=not training_arguments.disable_tqdm)
+    encoder.add_features(rows, progress)
     keys = [encoder.measure(rows[index].recordings[0])[0] for index in range(len(rows))]
-    variants = waveform_variants(data_arguments, training_arguments, prepared, rows)
+    variants = waveform_variants(data_arguments, training_arguments, prepared, [rows])
     if training_arguments.should_save:
-        print(prepared.cache.describe())
-    alignment = align(
-        prepared.model,
-        prepared.cache,
-        keys,
-        [*clips.transcripts, *[None] * len(without)],
-        training_arguments,
-        FeatureAugmentation() if data_arguments.augment else None,
-        callbacks=callbacks,
-        variants=variants,
-    )
-    if training_arguments.should_save and prepared.model.config.projector_readout == "pieces":
-        save_bank(prepared, keys[: len(clips)], clips.transcripts, training_arguments)
-    outcome = {
-        "rows": len(rows),
-        "steps": alignment.losses[-1][0] if alignment.losses else None,
-        "final_loss": alignment.losses[-1][1] if alignment.losses else None,
-    }
-    record_run(prepared, "align", model_arguments, data_arguments, training_arguments, own_arguments, clock, outcome)
-    if training_arguments.should_save:
-        prepared.model.save_pretrained(training_arguments.output_dir)
-        prepared.processor.save_pretrained(training_arguments.output_dir)
-    finish(prepared, training_arguments, before)
+        print(cache.describe())
+    augmentation = FeatureAugmentation() if data_arguments.augment else None
+    transcripts = [*clips.transcripts, *[None] * len(without)]
+    alignment = align(model, cache, keys, transcripts, training_arguments, augmentation, callbacks, variants)
+    if training_arguments.should_save and model.config.projector_readout == "pieces":
+        read.save_bank(prepared, keys[: len(clips)], clips.transcripts, training_arguments)
+    step, loss = alignment.losses[-1] if alignment.losses else (None, None)
+    outcome = {"rows": len(rows), "steps": step, "final_loss": loss}
+
+    def save() -> None:
+        if training_arguments.should_save:
+            model.save_pretrained(training_arguments.output_dir)
+            processor.save_pretrained(training_arguments.output_dir)
+
+    arguments = (model_arguments, data_arguments, training_arguments, own_arguments)
+    finish(prepared, "align", arguments, started, outcome, save, before)
     return alignment
 
 
-def finish(prepared: Prepared, arguments: AudioLlmTrainingArguments, before: list[torch.Tensor] | None) -> None:
-    """Print how far answers to text have moved, write the card, and print where the result is."""
-    if not arguments.should_save:
+def waveform_variants(
+    data_arguments: DataArguments,
+    training_arguments: AudioLlmTrainingArguments,
+    prepared: Prepared,
+    sources: Sequence[Sequence[Any]],
+) -> WaveformVariants | None:
+    """Return the variants that --speed and the like ask for, stored in the cache."""
+    augmentation = data_arguments.waveform_augmentation()
+    if augmentation is None or prepared.cache is None:
+        return None
+    variants = WaveformVariants(prepared.cache, augmentation, data_arguments.waveform_variants)
+    variants.add(sources, progress=not training_arguments.disable_tqdm, announce=training_arguments.should_save)
+    return variants
+
+
+def finish(
+    prepared: Prepared,
+    stage: str,
+    arguments: tuple[Any, ...],
+    started: datetime,
+    outcome: dict[str, Any],
+    save: Callable[[], None],
+    before: list[torch.Tensor] | None,
+) -> None:
+    """Record the run, save it, print how far answers to text have moved, and write the card."""
+    training_arguments = arguments[2]
+    if training_arguments.should_save:  # before it is saved, which pushes it as well
+        record_run(prepared, stage, arguments, started, outcome)
+    save()
+    if not training_arguments.should_save:
         return
     if before is not None:
         after = text_logits(prepared.model, prepared.processor.tokenizer)
         print(describe_drift(drift(before, after), prepared.text_reference))
-    write_card_if_mine(arguments.output_dir, getattr(arguments, "hub_model_id", None))
-    print(f"Saved to {arguments.output_dir}.")
+    write_card_if_mine(training_arguments.output_dir, training_arguments.hub_model_id)
+    print(f"Saved to {training_arguments.output_dir}.")
 
 
 def run_stage(
@@ -311,16 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt as interrupt:
         print("\naudiollm train: interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
         sys.exit(exit_status(interrupt))
-    except (
-        TrainingError,
-        EmbeddedBaseError,
-        ExamplesError,
-        ConversationError,
-        AudioError,
-        EvaluationError,
-        CardError,
-        OSError,
-    ) as error:
+    except REFUSALS as error:
         sys.exit(f"audiollm train: {error}")
 
 

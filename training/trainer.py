@@ -22,12 +22,10 @@ from transformers.trainer_utils import EvalLoopOutput, seed_worker
 from .arguments import AudioLlmTrainingArguments
 from .batching import BatchBudget, BudgetBatchSampler
 from .checkpointing import StopOnSigterm, StoppedBySignalError
-from .evaluating import MoreMetrics
 from .sharding import (
     AUDIO_TOWER,
     asks_for_fsdp,
     check_distributed,
-    decoder_layer_names,
     load_trained,
     trained_state_dict,
 )
@@ -60,11 +58,6 @@ class EpochLengthSampler(LengthGroupedSampler):
 
     transformers' own draws from the global generator, which a run that resumes within an epoch has in another state:
     it would see some examples of the epoch twice and others not at all.
-
-    Args:
-        batch_size, lengths: as of `LengthGroupedSampler`.
-        seed: of the run.
-        current_epoch: tells which epoch begins.
     """
 
     def __init__(self, batch_size: int, lengths: list[int], seed: int, current_epoch: Callable[[], int]):
@@ -81,35 +74,22 @@ class ResumableTrainer(Trainer):
     """
     The Trainer, with the same random numbers in a resumed run. SIGTERM ends it after a step, with a checkpoint.
 
-    Args:
-        augmentation: varies each training batch, in its own step: batches are made ahead, where a resumed run does not
-            yet have the random state.
-        more_metrics: gives each evaluation metrics besides the loss, such as [`ListeningEvaluation`].
-        args, kwargs: the Trainer's.
+    `augmentation` varies each training batch, in its own step: batches are made ahead, where a resumed run does not yet
+    have the random state.
     """
 
-    def __init__(
-        self,
-        *args,
-        augmentation: Callable[[dict], dict] | None = None,
-        more_metrics: MoreMetrics | None = None,
-        **kwargs,
-    ):
+    def __init__(self, *args, augmentation: Callable[[dict], dict] | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.augmentation = augmentation
-        self.more_metrics = more_metrics
+        #: Gives each evaluation metrics besides the loss, such as [`ListeningEvaluation`].
+        self.more_metrics: Callable[[Trainer], dict[str, float]] | None = None
         #: Joins the rows of each training batch, such as [`pack_batch`].
         self.pack: Callable[[dict], dict] | None = None
         self.stop_on_sigterm = StopOnSigterm()
         self.add_callback(self.stop_on_sigterm)
 
     def train(self, *args, **kwargs):
-        """
-        The Trainer's.
-
-        Raises:
-            StoppedBySignalError: SIGTERM came; a checkpoint was written.
-        """
+        """Train as the Trainer does. Raises StoppedBySignalError when SIGTERM came and a checkpoint was written."""
         try:
             return super().train(*args, **kwargs)
         except StoppedBySignalError:
@@ -146,12 +126,7 @@ class ResumableTrainer(Trainer):
         return batch if self.pack is None else self.pack(batch)
 
     def evaluation_loop(
-        self,
-        dataloader,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = EVALUATION_PREFIX,
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix=EVALUATION_PREFIX
     ) -> EvalLoopOutput:
         """The Trainer's, with `more_metrics` beside the loss."""
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
@@ -166,15 +141,8 @@ class AudioLlmTrainer(ResumableTrainer):
     Trains projector and LoRA with their own learning rates, and resumes from what was trained alone.
 
     Checkpoints hold the adapter only (a few MB), besides optimizer, schedule and random states. Batches are of so many
-    rows, within a budget, or of a stream as it comes. FSDP2 shards the language model's layers.
-
-    Args:
-        budget: None for batches of so many rows. With it, the training set needs the columns `length` and
-            `audio_frames`.
-        args, kwargs: of [`ResumableTrainer`].
-
-    Raises:
-        ValueError: see [`check_distributed`].
+    rows, within a budget (of the training set's columns `length` and `audio_frames`), or of a stream as it comes. FSDP2
+    shards the language model's layers.
     """
 
     args: AudioLlmTrainingArguments
@@ -186,8 +154,9 @@ class AudioLlmTrainer(ResumableTrainer):
         check_distributed(self.args)
         if self.is_fsdp_enabled:
             plugin = self.accelerator.state.fsdp_plugin
-            if plugin.transformer_cls_names_to_wrap is None:
-                plugin.transformer_cls_names_to_wrap = decoder_layer_names(self.model)
+            if plugin.transformer_cls_names_to_wrap is None:  # the decoder layers, one by one
+                layers = getattr(self.model.get_submodule("model.language_model"), "_no_split_modules", None)
+                plugin.transformer_cls_names_to_wrap = sorted(layers or [])
             # Run by some processes in a step and by others not, it would wait for them if it were sharded.
             tower_trains = any(weight.requires_grad for weight in self.model.get_submodule(AUDIO_TOWER).parameters())
             if plugin.ignored_modules is None and not tower_trains:

@@ -27,16 +27,7 @@ SIZE_COLUMNS = ("length", "audio_frames")
 
 
 class WaveformVariants:
-    """
-    A fixed number of variants of each training recording.
-
-    They depend on the recordings and the augmentation alone, so runs share them.
-
-    Args:
-        cache: where they are kept.
-        augmentation: what makes them.
-        count: how many of each recording.
-    """
+    """A number of variants of each training recording, which depend on it and the augmentation alone: runs share them."""
 
     def __init__(self, cache: FeatureCache, augmentation: WaveformAugmentation, count: int):
         self.cache = cache
@@ -49,14 +40,7 @@ class WaveformVariants:
         return [_digest([*settings, number])[:KEY_LENGTH] for number in range(self.count)]
 
     def add(self, sources: Sequence[Sequence[Any]], progress: bool = True, announce: bool = True) -> None:
-        """
-        Compute and store what is missing of the variants.
-
-        Args:
-            sources: examples with `recordings`; those that cannot be used are skipped.
-            progress: shows a bar.
-            announce: prints what it costs; of several processes, one should.
-        """
+        """Store what is missing of the variants of all examples that can be used; print what it costs, in one process."""
         encoder = ExampleEncoder(self.cache.processor, self.cache)
         # Where each lies: recordings within a table are read again when they are encoded, not held.
         places: dict[str, tuple[Sequence[Any], int, int]] = {}
@@ -82,16 +66,10 @@ class WaveformVariants:
 
     def dataset(self, rows: datasets.Dataset, seed: int) -> tuple[datasets.Dataset, "VariantChoice"]:
         """
-        Return rows that take other variants in every epoch.
+        Return rows that take other variants in every epoch, and the callback that tells them the epoch.
 
-        Args:
-            rows: with `audio`, the keys of recordings that were added, a list or one; with `input_ids` and `labels`
-                where recordings have slots in them.
-            seed: of the run.
-
-        Returns:
-            The rows, each as long in `length` and `audio_frames` as with its longest variants, and the callback that
-            tells them the epoch.
+        Rows have `audio`, the keys of recordings that were added, a list or one; and `input_ids` and `labels` where
+        recordings have audio tokens in them. Each is as long in `length` and `audio_frames` as with its longest variants.
         """
         keys = dict.fromkeys(key for audio in rows["audio"] for key in _as_list(audio))
         frames = {key: [self.cache.lengths(own) for own in (key, *self.keys(key))] for key in keys}
@@ -116,12 +94,8 @@ class VariantChoice(TrainerCallback):
     """
     Chooses for each recording of a row itself or one of its variants, by seed, epoch and row alone.
 
-    So a resumed run, and any number of processes, choose the same.
-
-    Args:
-        table: for each recording's key, (key, audio slots) of itself and its variants.
-        slot_id: the id of an audio slot.
-        seed: of the run.
+    So a resumed run, and any number of processes, choose the same. The table has, for each recording's key, key and audio
+    tokens of itself and of its variants.
     """
 
     def __init__(self, table: dict[str, list[tuple[str, int]]], slot_id: int, seed: int):

@@ -7,6 +7,7 @@ import pytest
 from audiollm.corpora.examples import Example, read_examples
 from audiollm.training.encoding import build_dataset
 from audiollm.training.feature_cache import FeatureCache
+from runs import stage_options
 from small_corpus import example_rows, write_recordings, write_rows
 
 
@@ -61,3 +62,13 @@ def options(corpus: Corpus, tiny_bases: tuple[str, str], shared_features: Path, 
         f"--output_dir {tmp_path / 'run'} --feature_cache {shared_features} --batch_size 4 --max_steps 2 "
         "--dataloader_pin_memory False --disable_tqdm True"
     ).split()
+
+
+@pytest.fixture
+def stage(corpus: Corpus, tiny_bases: tuple[str, str], shared_features: Path, tmp_path: Path):
+    """Makes the command's options of a stage into `tmp_path / stage`."""
+
+    def make(name: str, *extra: str) -> list[str]:
+        return stage_options(name, corpus, tiny_bases, shared_features, tmp_path, *extra)
+
+    return make

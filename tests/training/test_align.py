@@ -10,20 +10,13 @@ from audiollm import AudioLlmForConditionalGeneration
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.evaluation import normalize_english
 from audiollm.inference.spoken_pieces import spoken_form
-from audiollm.training.align import (
-    CtcAligner,
-    PieceVocabulary,
-    align,
-    build_alignment_dataset,
-    greedy_transcripts,
-)
-from audiollm.training.augment import FeatureAugmentation
-from audiollm.training.dataset import pad_windows
+from audiollm.training import align as align_module
+from audiollm.training.align import CtcAligner, PieceCtcLoss, PieceVocabulary, align, build_alignment_dataset
+from audiollm.training.dataset import FeatureAugmentation, pad_windows
 from audiollm.training.feature_cache import FeatureCache
 from tiny_models import randomise_trainables
 from transformers import TrainingArguments
 
-NUM_CLIPS, NUM_STEPS = 8, 60
 #: Short enough for the shortest clip's four slots: a character is a token, and so is the space before it.
 TRANSCRIPTS = ["ab", "c", "da", "bd", "cd", "a", "db", "b", "ca", "d"]
 
@@ -45,86 +38,6 @@ def arguments(folder: Path, **options) -> TrainingArguments:
     return TrainingArguments(**{**settings, **options})
 
 
-# --------------------------------------------------------------------------------------------------- the real pair
-
-
-@pytest.fixture(scope="module")
-def real_alignment(real_bases, real_processor, tmp_path_factory):
-    """The real pair aligned on a handful of short clips, its state dict before, keys and transcripts."""
-    torch.manual_seed(0)
-    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*real_bases, lora_rank=2)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    folder = tmp_path_factory.mktemp("align")
-    clips = load_studio_prompts("train").filter(lambda row: len(row["text"].split()) > 1).sort("duration_s")
-    clips = clips.select(range(NUM_CLIPS))
-    cache = FeatureCache(model, real_processor, folder / "features")
-    keys = cache.add(list(clips["audio"]), progress=False)
-    transcripts = [normalize_english(text) for text in clips["text"]]
-    options = {"max_steps": NUM_STEPS, "per_device_train_batch_size": NUM_CLIPS}
-    alignment = align(model, cache, keys, transcripts, arguments(folder / "run", **options))
-    return model, before, cache, keys, transcripts, alignment
-
-
-def test_the_loss_falls_and_the_clips_are_read_right(real_alignment) -> None:
-    _, _, cache, keys, transcripts, alignment = real_alignment
-    losses = [loss for _, loss in alignment.losses]
-    assert len(losses) == NUM_STEPS
-    assert losses[-1] < 0.1 * losses[0]
-    assert greedy_transcripts(alignment, cache, keys) == transcripts
-    assert greedy_transcripts(alignment, cache, keys[::-1], batch_size=3) == transcripts[::-1]
-
-
-def test_only_the_projector_changes(real_alignment) -> None:
-    model, before, *_ = real_alignment
-    changed = {name for name, value in model.state_dict().items() if not torch.equal(before[name], value)}
-    assert changed == {name for name in before if "multi_modal_projector" in name}
-    assert {name for name, p in model.named_parameters() if p.requires_grad} == set(model.trainable_names())
-
-
-def test_tokens_are_handed_over_among_the_embeddings(real_alignment) -> None:
-    model, _, cache, keys, _, _ = real_alignment
-    embeddings = model.get_input_embeddings().weight.detach()
-    frames = [cache.load(key)[0] for key in keys]
-    with torch.no_grad():
-        tokens = torch.cat([model.model.multi_modal_projector(f[None], torch.tensor([len(f)])) for f in frames])
-    rms, expected = tokens.square().mean().sqrt(), embeddings.square().mean().sqrt()
-    assert 0.8 < rms / expected < 1.25
-    common = embeddings.mean(dim=0)
-    # Of what all embeddings have in common, tokens hold as much; blanks add what is their piece's own.
-    assert 0.6 < (tokens.mean(dim=0) @ common) / common.square().sum() < 1.6
-
-
-def test_a_readout_of_pieces_says_what_was_aligned(real_bases, real_processor, real_alignment, tmp_path) -> None:
-    _, _, cache, keys, transcripts, _ = real_alignment
-    torch.manual_seed(0)
-    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
-        *real_bases, lora_rank=2, projector_readout="pieces"
-    )
-    options = {"max_steps": NUM_STEPS, "per_device_train_batch_size": NUM_CLIPS}
-    alignment = align(model, cache, keys, transcripts, arguments(tmp_path / "run", **options))
-    assert greedy_transcripts(alignment, cache, keys) == transcripts
-    assert {name for name, p in model.named_parameters() if p.requires_grad} == set(model.trainable_names())
-    projector, embeddings = model.model.multi_modal_projector, model.get_input_embeddings().weight.detach()
-    assert projector.readout.lexicon.nonzero().flatten().tolist() == alignment.vocabulary.token_ids
-    assert real_processor.tokenizer.decode([alignment.vocabulary.blank_id]) == "_"
-    model.save_pretrained(tmp_path / "saved")
-    again = AudioLlmForConditionalGeneration.from_pretrained(tmp_path / "saved")
-    for index, key in enumerate(keys):
-        frames = cache.load(key)[0]
-        with torch.no_grad():
-            inputs = {"encoded_audio": frames[None], "encoded_audio_lengths": torch.tensor([len(frames)])}
-            tokens = model.get_audio_features(**inputs).pooler_output
-            assert torch.equal(tokens, again.get_audio_features(**inputs).pooler_output)
-        nearest = torch.cdist(tokens, embeddings).argmin(dim=1)
-        said = [
-            piece for piece in torch.unique_consecutive(nearest).tolist() if piece != alignment.vocabulary.blank_id
-        ]
-        assert real_processor.tokenizer.decode(said).strip() == transcripts[index]
-
-
-# --------------------------------------------------------------------------------------------------- the tiny pair
-
-
 @pytest.fixture
 def keys(cache, corpus) -> list[str]:
     return cache.add(corpus.paths, progress=False)
@@ -135,21 +48,106 @@ def fresh_model(tiny_bases) -> AudioLlmForConditionalGeneration:
     return randomise_trainables(AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_rank=4))
 
 
-def test_classes_are_the_pieces_of_the_words(tiny_processor) -> None:
-    vocabulary = PieceVocabulary(tiny_processor.tokenizer, ["ab ba", "c"])
-    assert sorted(tiny_processor.tokenizer.decode([id_]) for id_ in vocabulary.token_ids) == [" ", "a", "b", "c"]
+@torch.no_grad()
+def scores(aligner: CtcAligner, encoded_audio: torch.Tensor, encoded_audio_lengths: torch.Tensor):
+    """Log-probabilities `(windows, slots, 1 + pieces)`, blank first, and the mask of real slots `(windows, slots)`."""
+    stacked, mask = aligner.projector.stack(encoded_audio, encoded_audio_lengths)
+    projected = aligner.projector.project(stacked, mask) - aligner.offset
+    real = aligner.readout.log_probabilities(projected, aligner.embeddings)
+    return real.new_full((*mask.shape, real.shape[-1]), -10.0).masked_scatter(mask[:, :, None], real), mask
+
+
+def greedy_transcripts(alignment, cache: FeatureCache, keys: list[str]) -> list[str]:
+    """Transcripts of clips of one window by the projector alone: the best class of every slot, without repeats and blanks."""
+    found, mask = scores(alignment.aligner, **pad_windows([cache.load(key)[0] for key in keys]))
+    heard = [torch.unique_consecutive(row[real]).tolist() for row, real in zip(found.argmax(dim=-1), mask)]
+    return [alignment.vocabulary.decode([one for one in row if one]) for row in heard]
+
+
+def check_pieces_are_said(model, alignment, cache, keys, transcripts, tokenizer, folder: Path) -> None:
+    """The embeddings nearest to the audio tokens spell the transcript, of the model and of its checkpoint alike."""
+    model.save_pretrained(folder)
+    again = AudioLlmForConditionalGeneration.from_pretrained(folder)
+    embeddings = model.get_input_embeddings().weight.detach()
+    blank = alignment.vocabulary.blank_id
+    for key, transcript in zip(keys, transcripts):
+        frames = cache.load(key)[0]
+        with torch.no_grad():
+            inputs = {"encoded_audio": frames[None], "encoded_audio_lengths": torch.tensor([len(frames)])}
+            tokens = model.get_audio_features(**inputs).pooler_output
+            assert torch.equal(tokens, again.get_audio_features(**inputs).pooler_output)
+        nearest = torch.unique_consecutive(torch.cdist(tokens, embeddings).argmin(dim=1)).tolist()
+        assert tokenizer.decode([piece for piece in nearest if piece != blank]).strip() == transcript
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("readout", ["direct", "pieces"])
+def test_the_real_pair_is_aligned(real_bases, real_processor, tmp_path, readout: str) -> None:
+    torch.manual_seed(0)
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
+        *real_bases, lora_rank=2, projector_readout=readout
+    )
+    clips = load_studio_prompts("train").filter(lambda row: len(row["text"].split()) > 1).sort("duration_s")
+    clips = clips.select(range(8))
+    cache = FeatureCache(model, real_processor, tmp_path / "features")
+    keys = cache.add(list(clips["audio"]), progress=False)
+    transcripts = [normalize_english(text) for text in clips["text"]]
+    options = arguments(tmp_path / "run", max_steps=60, per_device_train_batch_size=8)
+    alignment = align(model, cache, keys, transcripts, options)
+    assert greedy_transcripts(alignment, cache, keys) == transcripts
+    embeddings = model.get_input_embeddings().weight.detach()
+    if readout == "pieces":
+        assert real_processor.tokenizer.decode([alignment.vocabulary.blank_id]) == "_"
+        tokenizer = real_processor.tokenizer
+        check_pieces_are_said(model, alignment, cache, keys, transcripts, tokenizer, tmp_path / "saved")
+        return
+    frames = [cache.load(key)[0] for key in keys]
+    with torch.no_grad():
+        tokens = torch.cat([model.model.multi_modal_projector(f[None], torch.tensor([len(f)])) for f in frames])
+    assert 0.8 < tokens.square().mean().sqrt() / embeddings.square().mean().sqrt() < 1.25
+    common = embeddings.mean(dim=0)
+    # Of what all embeddings have in common, tokens hold as much; blanks add what is their piece's own.
+    assert 0.6 < (tokens.mean(dim=0) @ common) / common.square().sum() < 1.6
+
+
+@pytest.mark.parametrize("readout", ["direct", "pieces"])
+def test_the_loss_falls_the_clips_are_read_right_and_only_the_projector_changes(
+    cache, keys, tiny_bases, tiny_processor, tmp_path, readout: str
+) -> None:
+    torch.manual_seed(0)
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
+        *tiny_bases, lora_rank=4, projector_readout=readout
+    )
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    options = arguments(tmp_path / "run", max_steps=80, learning_rate=1e-2, per_device_train_batch_size=10)
+    alignment = align(model, cache, keys, TRANSCRIPTS, options)
+    losses = [loss for _, loss in alignment.losses]
+    assert len(losses) == 80 and losses[-1] < 0.1 * losses[0]
+    assert greedy_transcripts(alignment, cache, keys) == TRANSCRIPTS
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(before[name], value)}
+    assert changed and all("multi_modal_projector" in name for name in changed)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == set(model.trainable_names())
+    embeddings, projector = model.get_input_embeddings().weight.detach(), model.model.multi_modal_projector
+    if readout == "pieces":
+        assert projector.readout.lexicon.nonzero().flatten().tolist() == alignment.vocabulary.token_ids
+        tokenizer = tiny_processor.tokenizer
+        check_pieces_are_said(model, alignment, cache, keys, TRANSCRIPTS, tokenizer, tmp_path / "saved")
+        return
+    frames = [cache.load(key)[0] for key in keys]
+    with torch.no_grad():
+        tokens = torch.cat([projector(f[None], torch.tensor([len(f)])) for f in frames])
+    assert 0.7 < tokens.square().mean().sqrt() / embeddings.square().mean().sqrt() < 1.4
+
+
+def test_classes_are_the_pieces_of_the_words_and_a_blank_is_none_of_them(tiny_processor) -> None:
+    tokenizer = tiny_processor.tokenizer
+    vocabulary = PieceVocabulary(tokenizer, ["ab ba", "c"])
+    assert sorted(tokenizer.decode([id_]) for id_ in vocabulary.token_ids) == [" ", "a", "b", "c"]
     assert vocabulary.decode(vocabulary.encode("c ab")) == "c ab"
     assert 0 not in vocabulary.encode("ab ba c")
-    with pytest.raises(KeyError):
-        vocabulary.encode("d")
-
-
-def test_a_blank_looks_like_a_piece_that_no_transcript_has(tiny_processor) -> None:
-    tokenizer = tiny_processor.tokenizer
     for transcripts in (["ab ba", "c"], ["a_b", "-"]):
         vocabulary = PieceVocabulary(tokenizer, transcripts)
-        assert vocabulary.blank_id not in vocabulary.token_ids
-        assert vocabulary.blank_id not in tokenizer.all_special_ids
+        assert vocabulary.blank_id not in {*vocabulary.token_ids, *tokenizer.all_special_ids}
 
 
 @pytest.mark.parametrize(
@@ -177,14 +175,11 @@ def test_aligning_again_keeps_the_pieces_known_before(cache, keys, tiny_bases, t
 
 def test_padding_does_not_change_a_clips_scores(cache, keys, tiny_model) -> None:
     aligner = CtcAligner(tiny_model, [7, 9, 30], 11)
-    short, long = (cache.load(key)[0] for key in (keys[0], keys[-1]))
-    batch = torch.nn.utils.rnn.pad_sequence([short, long], batch_first=True)
-    with torch.no_grad():
-        scores, slots = aligner.scores(batch, torch.tensor([len(short), len(long)]))
-        alone, _ = aligner.scores(short[None], torch.tensor([len(short)]))
-    assert slots.tolist() == [-(-len(short) // 4), -(-len(long) // 4)]
-    torch.testing.assert_close(scores[0, : slots[0]], alone[0])
-    torch.testing.assert_close(scores.exp().sum(dim=-1), torch.ones(scores.shape[:2]))
+    clips = [cache.load(key)[0] for key in (keys[0], keys[-1])]
+    together, mask = scores(aligner, **pad_windows(clips))
+    alone, _ = scores(aligner, **pad_windows(clips[:1]))
+    assert mask.sum(dim=1).tolist() == [-(-len(clip) // 4) for clip in clips]
+    torch.testing.assert_close(together[0, mask[0]], alone[0])
 
 
 def test_clips_that_cannot_be_aligned_are_left_out_and_counted(
@@ -199,26 +194,20 @@ def test_clips_that_cannot_be_aligned_are_left_out_and_counted(
     assert dataset["audio"] == [key for key in keys if key not in left_out]
     align(fresh_model(tiny_bases), cache, keys, transcripts, arguments(tmp_path / "run", max_steps=1))
     assert "3 of 11 clips are left out" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="No clip can be aligned"):
-        align(fresh_model(tiny_bases), cache, keys[1:2], transcripts[1:2], arguments(tmp_path / "none"))
+    for only in (transcripts[1], None):
+        with pytest.raises(ValueError, match="No clip can be aligned"):
+            align(fresh_model(tiny_bases), cache, keys[1:2], [only], arguments(tmp_path / "none"))
 
 
 def test_recordings_without_speech_are_heard_as_nothing(cache, keys, tiny_bases, tmp_path) -> None:
     noise = np.random.default_rng(0).standard_normal((6, 16_000)).astype(np.float32) * 0.05
     without = cache.add(noise, progress=False)
-    blanks = []
-    for name, more in (("speech", []), ("both", without)):
-        options = arguments(tmp_path / name, max_steps=40, learning_rate=1e-2)
-        torch.manual_seed(0)
-        transcripts = [*TRANSCRIPTS, *[None] * len(more)]
-        alignment = align(fresh_model(tiny_bases), cache, [*keys, *more], transcripts, options)
-        scores, _ = alignment.aligner.scores(**pad_windows([cache.load(key)[0] for key in without]))
-        blanks.append(float(scores[..., 0].detach().exp().mean()))
-        assert alignment.vocabulary.token_ids == PieceVocabulary(cache.processor.tokenizer, TRANSCRIPTS).token_ids
-    assert blanks[1] > max(0.9, blanks[0])
+    options = arguments(tmp_path, max_steps=40, learning_rate=1e-2)
+    alignment = align(fresh_model(tiny_bases), cache, [*keys, *without], [*TRANSCRIPTS, *[None] * 6], options)
+    found, mask = scores(alignment.aligner, **pad_windows([cache.load(key)[0] for key in without]))
+    assert float(found[mask][:, 0].exp().mean()) > 0.9
+    assert alignment.vocabulary.token_ids == PieceVocabulary(cache.processor.tokenizer, TRANSCRIPTS).token_ids
     assert greedy_transcripts(alignment, cache, without) == [""] * len(without)
-    with pytest.raises(ValueError, match="No clip can be aligned"):
-        align(fresh_model(tiny_bases), cache, without, [None] * len(without), arguments(tmp_path / "none"))
 
 
 def test_as_much_text_as_slots_is_kept_and_one_more_is_not(cache, keys, tiny_processor) -> None:
@@ -233,28 +222,73 @@ def test_as_much_text_as_slots_is_kept_and_one_more_is_not(cache, keys, tiny_pro
         assert (len(dataset) == 1) == fits, text
 
 
-def cut_off(
-    tiny_bases, cache: FeatureCache, keys: list[str], folder: Path, augmentation: FeatureAugmentation | None, **options
-) -> tuple[dict, dict]:
-    """State dicts of a projector aligned in one go, and of one that went on from a checkpoint within an epoch."""
-    options = {"max_steps": 7, "save_strategy": "steps", "save_steps": 4, **options}
+def test_a_run_of_grouped_and_augmented_clips_that_was_cut_off_ends_alike(tiny_bases, cache, keys, tmp_path) -> None:
+    options = {"train_sampling_strategy": "group_by_length", "save_strategy": "steps", "save_steps": 4, "max_steps": 7}
     states = []
     for name in ("whole", "resumed"):
         if name == "resumed":
-            shutil.copytree(folder / "whole" / "checkpoint-4", folder / "resumed" / "checkpoint-4")
+            shutil.copytree(tmp_path / "whole" / "checkpoint-4", tmp_path / "resumed" / "checkpoint-4")
         model = fresh_model(tiny_bases)
-        align(model, cache, keys, TRANSCRIPTS, arguments(folder / name, **options), augmentation)
+        align(model, cache, keys, TRANSCRIPTS, arguments(tmp_path / name, **options), FeatureAugmentation())
         states.append(model.model.multi_modal_projector.state_dict())
-    return states[0], states[1]
-
-
-def test_a_run_that_was_cut_off_ends_alike(tiny_bases, cache, keys, tmp_path, capsys) -> None:
-    whole, resumed = cut_off(tiny_bases, cache, keys, tmp_path, None)
-    assert "left out" not in capsys.readouterr().out
+    whole, resumed = states
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_a_run_of_grouped_and_augmented_clips_that_was_cut_off_ends_alike(tiny_bases, cache, keys, tmp_path) -> None:
-    options = {"train_sampling_strategy": "group_by_length"}
-    whole, resumed = cut_off(tiny_bases, cache, keys, tmp_path, FeatureAugmentation(), **options)
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+# --------------------------------------------------------------------------------------------------- the loss
+
+SLOTS = [9, 5, 7, 3]
+#: A piece that comes twice, one twice in a row, nothing said, and more than there are slots for.
+TARGETS = [[3, 8, 3], [2, 2], [], [1, 2, 3, 4]]
+
+
+def of_torch(queries, blanks, directions, slots, targets, lengths):
+    logits = torch.cat([blanks[:, :, None], queries @ directions.T], dim=2).log_softmax(dim=2)
+    return torch.nn.functional.ctc_loss(
+        logits.transpose(0, 1), targets, slots, lengths, reduction="sum", zero_infinity=True
+    )
+
+
+@pytest.mark.parametrize("chunk", [1024, 4])
+def test_loss_and_gradients_are_those_of_the_whole_lexicon(chunk, monkeypatch) -> None:
+    monkeypatch.setattr(align_module, "SLOTS_PER_CHUNK", chunk)
+    torch.manual_seed(0)
+    targets = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(one, dtype=torch.long) for one in TARGETS], batch_first=True
+    )
+    inputs = torch.randn(4, 9, 6), torch.randn(4, 9), torch.randn(11, 6)
+    found = []
+    for loss_of in (of_torch, PieceCtcLoss.apply):
+        queries, blanks = (one.clone().requires_grad_() for one in inputs[:2])
+        loss = loss_of(
+            queries, blanks, inputs[2], torch.tensor(SLOTS), targets, torch.tensor([len(one) for one in TARGETS])
+        )
+        (2 * loss).backward()
+        found.append((loss.detach(), queries.grad, blanks.grad))
+    for expected, got in zip(*found):
+        torch.testing.assert_close(got, expected)
+    assert found[1][1][3].eq(0).all() and found[1][1][0].ne(0).any()
+
+
+def test_a_batch_in_which_nobody_speaks() -> None:
+    queries = torch.randn(2, 5, 6, requires_grad=True)
+    nothing, lengths = torch.zeros(2, 0, dtype=torch.long), torch.zeros(2, dtype=torch.long)
+    inputs = torch.zeros(2, 5), torch.randn(11, 6), torch.tensor([5, 3]), nothing, lengths
+    loss = PieceCtcLoss.apply(queries, *inputs)
+    loss.backward()
+    assert loss.detach() == pytest.approx(float(of_torch(queries.detach(), *inputs)), rel=1e-5)
+    assert queries.grad.isfinite().all() and queries.grad[1, 3:].eq(0).all()
+
+
+def test_half_precision_products_give_nearly_the_same() -> None:
+    torch.manual_seed(1)
+    queries = torch.randn(2, 9, 6, requires_grad=True)
+    targets, lengths = torch.tensor([[1, 2], [3, 4]]), torch.tensor([2, 2])
+    rest = torch.zeros(2, 9), torch.tensor([9, 7]), targets, lengths
+    directions = torch.randn(11, 6)
+    whole = float(PieceCtcLoss.apply(queries, rest[0], directions, *rest[1:]).detach())
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = PieceCtcLoss.apply(queries, rest[0], directions.bfloat16(), *rest[1:])
+    loss.backward()
+    assert loss.dtype == torch.float32 and float(loss.detach()) == pytest.approx(whole, rel=0.02)
+    assert queries.grad.isfinite().all()

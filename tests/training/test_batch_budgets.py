@@ -79,11 +79,3 @@ def test_a_row_that_fills_the_budget_is_a_batch_and_one_more_is_refused() -> Non
         sampler([(1, 2001)])
     with pytest.raises(ValueError, match="no rows"):
         sampler([])
-
-
-def test_the_last_step_is_split_among_processes() -> None:
-    sizes = [(100, 0)] * 20  # batches of 8, 8 and 4 at most
-    for processes in (2, 3, 4, 5):
-        batches = sampler(sizes, num_processes=processes).batches(0)
-        assert len(batches) % processes == 0
-        assert sorted(chain.from_iterable(batches)) == list(range(20))

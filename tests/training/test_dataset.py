@@ -6,27 +6,21 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from audiollm.corpora.examples import Example, ExamplesError, read_examples
+from audiollm.corpora.examples import Example, ExamplesError
 from audiollm.training.align import AlignmentCollator
-from audiollm.training.augment import FeatureAugmentation
 from audiollm.training.dataset import (
     AudioLlmCollator,
     BatchAugmentation,
+    FeatureAugmentation,
     cached_windows,
     resize_slots,
 )
 from audiollm.training.distill import DistillCollator
 from audiollm.training.encoding import build_dataset
-from audiollm.training.train import batch_augmentation
 
 IGNORED = -100
 #: Changes the length of every recording that may change.
 ALWAYS = FeatureAugmentation(tempo_probability=1.0, tempo_range=(1.3, 1.6))
-
-
-@pytest.fixture
-def dataset(corpus, cache, tiny_processor):
-    return build_dataset(read_examples(corpus.data_path, corpus.audio_dir), tiny_processor, cache, progress=False)
 
 
 @pytest.fixture
@@ -39,17 +33,6 @@ def learned(labels: list[int]) -> list[int]:
     return [label for label in labels if label != IGNORED]
 
 
-def test_ids_and_labels_of_the_real_tokenizer(corpus, real_processor) -> None:
-    example = Example("Transcribe: <audio>", (corpus.paths[0],), "Good bye.")
-    (row,) = build_dataset([example], real_processor, None, progress=False)
-    slots = real_processor.num_audio_slots(len(real_processor.load_audio(corpus.paths[0])))
-    text = real_processor.tokenizer.decode(row["input_ids"])
-    assert text.count("<|audio_slot|>") == slots
-    assert "<audio>" + "<|audio_slot|>" * slots + "</audio>" in text
-    assert real_processor.tokenizer.decode(learned(row["labels"])) == "Good bye.<|im_end|>"
-    assert row["length"] == len(row["input_ids"]) == len(row["labels"])
-
-
 def test_training_and_the_processor_encode_alike(corpus, real_processor) -> None:
     example = Example("First <audio>, then <audio>?", tuple(corpus.paths[:2]), "The second.")
     (row,) = build_dataset([example], real_processor, None, progress=False)
@@ -59,6 +42,7 @@ def test_training_and_the_processor_encode_alike(corpus, real_processor) -> None
     )
     assert row["input_ids"] == batch["input_ids"][0].tolist()
     assert row["labels"] == batch["labels"][0].tolist()
+    assert real_processor.tokenizer.decode(learned(row["labels"])) == "The second.<|im_end|>"
 
 
 def test_a_placeholder_in_a_response_is_refused_by_its_row(corpus, tiny_processor) -> None:
@@ -80,13 +64,10 @@ def test_a_mixed_batch_is_padded_on_the_right(batch, dataset, cache, tiny_model,
     assert batch["encoded_audio_lengths"].tolist() == [len(window) for window in windows]
     for padded, window in zip(batch["encoded_audio"], windows):
         assert torch.equal(padded[: len(window)], window) and not padded[len(window) :].any()
-    assert torch.isfinite(tiny_model(**batch).loss)
-
-
-def test_a_batch_without_audio_has_none(dataset, cache, tiny_model, tiny_processor) -> None:
-    batch = AudioLlmCollator(tiny_processor, cache)([dataset[-1]])
-    assert set(batch) == {"input_ids", "attention_mask", "labels"}
-    assert torch.isfinite(tiny_model(**batch).loss)
+    text_only = AudioLlmCollator(tiny_processor, cache)([dataset[-1]])
+    assert set(text_only) == {"input_ids", "attention_mask", "labels"}
+    for each in (batch, text_only):
+        assert torch.isfinite(tiny_model(**each).loss)
 
 
 def test_a_recording_of_several_windows_runs_through_the_model(
@@ -109,9 +90,7 @@ def test_a_recording_of_several_windows_runs_through_the_model(
 
 
 def augmentation(processor, features: FeatureAugmentation) -> BatchAugmentation:
-    return BatchAugmentation(
-        features, processor.audio_token_id, processor.stack_factor, processor.tokenizer.pad_token_id
-    )
+    return BatchAugmentation.of(processor, features)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +128,11 @@ def test_augmentation_changes_lengths_and_slots_together(batch, tiny_model, tiny
 def test_augmentation_leaves_batch_and_cache_as_they_are(batch, dataset, cache, tiny_processor) -> None:
     before = {name: tensor.clone() for name, tensor in batch.items()}
     frames = [cache.load(key)[0].clone() for key in dataset[0]["audio"]]
-    varied = batch_augmentation(tiny_processor)(batch)
+    torch.manual_seed(5)
+    varied = BatchAugmentation.of(tiny_processor)(batch)
+    torch.manual_seed(5)
+    again = BatchAugmentation.of(tiny_processor)(batch)
+    assert all(torch.equal(varied[name], again[name]) for name in varied), "draws are those of torch's generator"
     assert any(
         not torch.equal(one[:length], other[:length])
         for one, other, length in zip(
@@ -160,23 +143,12 @@ def test_augmentation_leaves_batch_and_cache_as_they_are(batch, dataset, cache, 
     assert all(torch.equal(cache.load(key)[0], kept) for key, kept in zip(dataset[0]["audio"], frames))
 
 
-def test_augmentation_is_drawn_from_torchs_generator(batch, tiny_processor) -> None:
-    vary = batch_augmentation(tiny_processor)
-    torch.manual_seed(5)
-    first, second = vary(batch), vary(batch)
-    torch.manual_seed(5)
-    again = vary(batch)
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    lengths = first["encoded_audio"].shape == second["encoded_audio"].shape
-    assert not lengths or not torch.equal(first["encoded_audio"], second["encoded_audio"])
-
-
 def test_masks_are_as_large_as_they_say_at_most() -> None:
     augment = FeatureAugmentation(time_masks=1, max_time_share=0.2, channel_masks=1, max_channel_share=0.25)
     torch.manual_seed(0)
     frames = torch.ones(50, 32)
     shares = []
-    for _ in range(200):
+    for _ in range(100):
         varied = augment(frames)
         silent_frames, silent_channels = (varied == 0).all(dim=1), (varied == 0).all(dim=0)
         assert silent_frames.sum() <= 10 and silent_channels.sum() <= 8

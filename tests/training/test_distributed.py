@@ -10,109 +10,76 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from audiollm import AudioLlmForConditionalGeneration
+from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.training import sharding
 from audiollm.training.arguments import AudioLlmTrainingArguments
+from audiollm.training.checkpointing import last_complete_checkpoint
+from audiollm.training.evaluating import SAMPLES_FILE
+from audiollm.training.feature_cache import FeatureCache
 from audiollm.training.sharding import check_distributed
+from audiollm.training.train import main
+from runs import PATIENCE_S, in_processes, logged, run, started, until_checkpoint
 from safetensors.torch import load_file
-from small_corpus import example_rows, write_rows
+from small_corpus import example_rows
+from tiny_models import randomise_trainables
 from transformers import AutoModelForCausalLM
 
 CONFIGS = Path(sharding.__file__).parent / "distributed"
-PATIENCE_S = 600
 NUM_STEPS, SAVED_STEP = 6, 3
 #: Sums over a batch are made in another order; the losses are about 5.
 TOLERANCE = 1e-4
-TRAIN = ["-m", "audiollm.training.train"]
-TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 FSDP2 = {"version": 2, "reshard_after_forward": True, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}
 #: Rows with audio (a) and text alone (t) of each step: the first two are one process's, the others the other's.
 STEPS = ("aatt", "ttaa", "tttt", "atta", "taat", "aaaa")
-WATCHED_CACHE = """
-import sys
-from pathlib import Path
-from accelerate import PartialState
-from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
-from audiollm.training.feature_cache import FeatureCache
-
-class WatchedCache(FeatureCache):
-    computed = 0
-
-    def _store(self, *computed):
-        self.computed += 1
-        super()._store(*computed)
-
-bases, folder, recordings = sys.argv[1:3], sys.argv[3], sys.argv[4:]
-processes = PartialState(cpu=True)
-model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*bases)
-cache = WatchedCache(model, AudioLlmProcessor.from_audio_text_pretrained(*bases), folder)
-keys = cache.add(recordings, progress=False)
-assert all(map(cache.has, keys)), "the others were not waited for"
-Path(folder, f"computed-{processes.process_index}").write_text(str(cache.computed))
-processes.destroy_process_group()
-"""
-
-
-def accelerate(config: str) -> list[str]:
-    return ["accelerate.commands.launch", "--main_process_port", "0", "--config_file", str(CONFIGS / config)]
-
-
-def start(module: list[str], arguments: list[str]) -> str:
-    """Runs a module in a process of its own, without a GPU; returns what it prints."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, "-m", *module, *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
-    return done.stdout + done.stderr
-
-
-def losses(folder: Path) -> list[float]:
-    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    return [entry["loss"] for entry in history if "loss" in entry]
+#: Answers to rows of differing length: a mean of means would not be the mean.
+ANSWERS = ("yes", "no more than that", "it is", "so be it then", "a", "b and c", "indeed", "well then")
+METRICS = ("eval_word_error", "eval_wrong_audio_word_error")
 
 
 @pytest.fixture(scope="module")
-def options(tmp_path_factory, tiny_bases, corpus, shared_features) -> list[str]:
-    """The run's options without batch size and folder."""
-    with_audio = example_rows(corpus.names)[:-1]
-    rows = iter(with_audio + with_audio[:1])
-    text_only = {"text": "What is 2 + 2?", "response": "four"}
-    ordered = [next(rows) if kind == "a" else text_only for kind in "".join(STEPS)]
-    data = write_rows(tmp_path_factory.mktemp("distributed") / "data.json", ordered)
-    audio, text = tiny_bases
+def given(tmp_path_factory, tiny_bases, corpus, shared_features) -> list[str]:
+    """A run's options without rows, batch size and folder, from a tiny model as after supervised training."""
+    folder = tmp_path_factory.mktemp("supervised") / "adapter"
+    torch.manual_seed(0)
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_rank=4)
+    randomise_trainables(model, std=0.1).save_pretrained(folder)
+    AudioLlmProcessor.from_audio_text_pretrained(*tiny_bases).save_pretrained(folder)
     return (
-        f"--data_path {data} --audio_dir {corpus.audio_dir} --whisper_path {audio} --llama_path {text} "
-        f"--feature_cache {shared_features} --max_steps {NUM_STEPS} --save_steps {SAVED_STEP} --logging_steps 1 "
-        "--learning_rate 0.01 --projector_learning_rate 0.004 --warmup_steps 0 --lora_dropout 0 --lora_rank 4 "
-        "--train_sampling_strategy sequential --disable_tqdm True --use_cpu True"
+        f"--model_path {folder} --audio_dir {corpus.audio_dir} --feature_cache {shared_features} --logging_steps 1 "
+        f"--max_steps {NUM_STEPS} --save_steps {SAVED_STEP} --learning_rate 0.003 --projector_learning_rate 0.001 "
+        "--warmup_steps 0 --train_sampling_strategy sequential --disable_tqdm True --use_cpu True"
     ).split()
 
 
-def alone(folder: Path, options: list[str]) -> Path:
-    """Return the run of one process with twice the batch."""
-    start(TRAIN[1:], [*options, "--batch_size", "4", "--output_dir", str(folder)])
-    return folder
+def rows_of(stage: str, names: list[str]) -> list[dict]:
+    """Rows with and without audio for instruct, and answers of differing length for the other stages."""
+    if stage == "instruct":
+        with_audio = example_rows(names)[:-1]
+        rows = iter(with_audio + with_audio[:1])
+        text_only = {"text": "What is 2 + 2?", "response": "four"}
+        return [next(rows) if kind == "a" else text_only for kind in "".join(STEPS)]
+    rows = []
+    for name, answer in zip(names, ANSWERS):
+        said = {"chosen": answer, "rejected": "never"}
+        if stage == "distill":
+            said = {"transcripts": answer, "response": f"{answer}."}
+        rows.append({"text": "<audio>?", "audio_paths": name, **said})
+    return rows
 
 
-@pytest.fixture(scope="module")
-def expected(options, tmp_path_factory) -> Path:
-    return alone(tmp_path_factory.mktemp("alone") / "run", options)
+def data(stage: str, corpus, folder: Path) -> list[str]:
+    path = folder / f"{stage}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows_of(stage, corpus.names)))
+    return ["--stage", stage, "--data_path", str(path)]
 
 
-def assert_same_run(folder: Path, expected: Path) -> None:
-    assert len(losses(folder)) == NUM_STEPS
-    assert losses(folder) == pytest.approx(losses(expected), abs=TOLERANCE)
-    assert losses(folder)[-1] < 0.9 * losses(folder)[0]
+def assert_same_run(folder: Path, expected: Path, tolerance: float = TOLERANCE) -> None:
+    assert logged(folder) == pytest.approx(logged(expected), abs=tolerance)
     found, wanted = (load_file(path / "model.safetensors") for path in (folder, expected))
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=TOLERANCE, msg=name)
-    files = {path.name for path in folder.iterdir() if path.is_file()}
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=tolerance, msg=name)
+    files = {path.name for path in folder.iterdir() if path.suffix != ".log" and path.is_file()}
     assert files == {path.name for path in expected.iterdir() if path.is_file()}
 
 
@@ -126,110 +93,146 @@ def assert_loads_as_usual(folder: Path, text_base: str) -> None:
         assert torch.equal(model.get_parameter(name), value)
 
 
-def without_last_steps(folder: Path) -> None:
-    """Leaves a run as if it had been cut off after its first checkpoint."""
-    shutil.rmtree(folder / f"checkpoint-{NUM_STEPS}")
-    (folder / "model.safetensors").unlink()
+def train_and_count(options: list[str]) -> None:
+    """The command, and how many recordings this process encodes."""
+    store, stored = FeatureCache._store, []
+    FeatureCache._store = lambda *of: stored.append(1) or store(*of)
+    main(options)
+    print(f"rank {os.environ['RANK']} encoded {len(stored)} recordings")
 
 
-def test_two_processes_train_as_one_with_twice_the_batch(options, expected, tiny_bases, tmp_path) -> None:
-    printed = start(
-        [*accelerate("ddp_cpu.yaml"), *TRAIN], [*options, "--batch_size", "2", "--output_dir", str(tmp_path)]
-    )
+def test_two_processes_train_and_evaluate_as_one_with_twice_the_batch(given, corpus, tiny_bases, tmp_path) -> None:
+    """They also share the encoding, and go on from a checkpoint to the same bits."""
+    evaluation = (
+        f"--eval_data_path {corpus.data_path} --eval_strategy steps --eval_steps 3 --eval_max_new_tokens 4 "
+        "--per_device_eval_batch_size 2 --load_best_model_at_end --metric_for_best_model word_error "
+        f"--early_stopping_patience 5 --feature_cache {tmp_path / 'features'}"
+    ).split()
+    given = [*given, *data("instruct", corpus, tmp_path), *evaluation]
+    alone, folder = tmp_path / "alone", tmp_path / "two"
+    given_to_two = [*given, "--batch_size", "2", "--output_dir", str(folder)]
+    printed = in_processes(given_to_two, tmp_path, target=train_and_count)
+    assert "rank 0 encoded 5 recordings" in printed and "rank 1 encoded 5 recordings" in printed
+    assert printed.count("Evaluation at step 3: ") == printed.count("Evaluation: word error on 11") == 1
     assert "find_unused_parameters" not in printed
-    assert_same_run(tmp_path, expected)
-    assert {path.name for path in (tmp_path / "checkpoint-3").glob("rng_state*")} == {
-        "rng_state_0.pth",
-        "rng_state_1.pth",
-    }
-    assert_loads_as_usual(tmp_path, tiny_bases[1])
+    run([*given, "--batch_size", "4", "--output_dir", str(alone)])
+    assert_same_run(folder, alone)
+    assert logged(folder)[-1] < 0.9 * logged(folder)[0]
+    for name in METRICS:
+        assert logged(folder, name) == logged(alone, name) and len(logged(folder, name)) == 2
+    # The Trainer's loss is a mean of batches' means, of other batches here.
+    assert logged(folder, "eval_loss") == pytest.approx(logged(alone, "eval_loss"), rel=0.05)
+    assert (folder / SAMPLES_FILE).read_text() == (alone / SAMPLES_FILE).read_text()
+    states = sorted(path.name for path in (folder / f"checkpoint-{SAVED_STEP}").glob("rng_state*"))
+    assert states == ["rng_state_0.pth", "rng_state_1.pth"]
+    assert_loads_as_usual(folder, tiny_bases[1])
+
+
+SHARDED = "sharded"
+BUDGET = "--max_tokens_per_batch 165 --num_epochs 2 --max_steps -1 --save_steps 1 --save_total_limit 99"
+STREAM = "--streaming --shuffle_rows 6 --save_total_limit 99"
+#: Stage, options of one process, and of two.
+CASES = {
+    "sharded": ("instruct", "--batch_size 4", f"--batch_size 2 {SHARDED}"),
+    "accumulated": (
+        "instruct",
+        "--batch_size 4 --gradient_accumulation_steps 2 --train_sampling_strategy group_by_length",
+        "--batch_size 2 --gradient_accumulation_steps 2 --train_sampling_strategy group_by_length",
+    ),
+    "budget": ("instruct", f"{BUDGET} --gradient_accumulation_steps 2", BUDGET),
+    "stream": ("instruct", f"{STREAM} --batch_size 4", f"{STREAM} --batch_size 2"),
+    "distill": ("distill", "--batch_size 4", "--batch_size 2"),
+    "distill, sharded": ("distill", "--batch_size 4", f"--batch_size 2 {SHARDED}"),
+    "prefer": ("prefer", "--batch_size 4", "--batch_size 2"),
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["accelerate", "torchrun"])
-def test_sharded_training_is_the_same_too_and_goes_on(options, expected, tiny_bases, tmp_path, way: str) -> None:
-    command = [*accelerate("fsdp2.yaml"), *TRAIN] if way == "accelerate" else [*TORCHRUN, *TRAIN]
-    options = [*options, "--batch_size", "2", "--output_dir", str(tmp_path)]
-    if way == "torchrun":
-        config = tmp_path.with_suffix(".json")
-        config.write_text(json.dumps(FSDP2))
-        options += ["--fsdp", "--fsdp_config", str(config)]
-    start(command, options)
-    assert_same_run(tmp_path, expected)
-    assert_loads_as_usual(tmp_path, tiny_bases[1])
-    assert not list(tmp_path.glob("checkpoint-*/pytorch_model_fsdp*")), "the frozen bases were saved"
+@pytest.mark.parametrize("case", CASES)
+def test_other_batches_stages_and_sharding_are_the_same_too_and_go_on(
+    given, corpus, tiny_bases, tmp_path, case
+) -> None:
+    stage, for_one, for_two = CASES[case]
+    given = [*given, *data(stage, corpus, tmp_path)]
+    alone, folder = tmp_path / "alone", tmp_path / "two"
+    config = tmp_path / "fsdp.json"
+    config.write_text(json.dumps(FSDP2))
+    words = for_two.replace(SHARDED, f"--fsdp --fsdp_config {config}").split()
+    run([*given, *for_one.split(), "--output_dir", str(alone)])
+    in_processes([*given, *words, "--output_dir", str(folder)], tmp_path)
+    assert_same_run(folder, alone)
+    for name in ("distillation", "cross_entropy", "rewards/margins", "logps/chosen"):
+        assert logged(folder, name)[-1:] == pytest.approx(logged(alone, name)[-1:], abs=1e-2)
+    assert_loads_as_usual(folder, tiny_bases[1])
+    assert not list(folder.glob("checkpoint-*/pytorch_model_fsdp*")), "the frozen bases were saved"
 
-    finished = (tmp_path / "model.safetensors").read_bytes()
-    without_last_steps(tmp_path)
-    assert f"Resuming from {tmp_path / 'checkpoint-3'}" in start(command, options)
-    assert (tmp_path / "model.safetensors").read_bytes() == finished
-
-
-@pytest.mark.slow
-def test_torchrun_lengths_accumulation_and_resume(options, tmp_path) -> None:
-    """Batches of like length, gathered over two of them each step, and a run that is cut off."""
-    options = [*options, "--train_sampling_strategy", "group_by_length", "--gradient_accumulation_steps", "2"]
-    expected = alone(tmp_path / "alone", options)
-    folder = tmp_path / "run"
-    options = [*options, "--batch_size", "2", "--output_dir", str(folder)]
-    start([*TORCHRUN, *TRAIN], options)
-    assert_same_run(folder, expected)
-    finished = (folder / "model.safetensors").read_bytes()
-    without_last_steps(folder)
-    assert f"Resuming from {folder / 'checkpoint-3'}" in start([*TORCHRUN, *TRAIN], options)
-    assert (folder / "model.safetensors").read_bytes() == finished
+    again = tmp_path / "again"
+    shutil.copytree(folder / f"checkpoint-{SAVED_STEP}", again / f"checkpoint-{SAVED_STEP}")
+    printed = in_processes([*given, *words, "--output_dir", str(again)], tmp_path)
+    assert f"Resuming from {again / f'checkpoint-{SAVED_STEP}'}" in printed
+    assert (folder / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["ddp_cpu.yaml", "fsdp2.yaml"])
-def test_bases_in_bf16_and_no_cache(options, tmp_path, config: str) -> None:
+def test_the_documented_command_with_bases_in_bf16_and_no_cache(given, corpus, tmp_path, config: str) -> None:
     """Frozen weights in another precision than those that train, and an encoder that runs on some processes only."""
-    options = [*options, "--base_dtype", "bfloat16", "--feature_cache", "off"]
-    expected = alone(tmp_path / "alone", options)
-    folder = tmp_path / "run"
-    start([*accelerate(config), *TRAIN], [*options, "--batch_size", "2", "--output_dir", str(folder)])
-    assert losses(folder) == pytest.approx(losses(expected), rel=2e-2)
-    assert load_file(folder / "model.safetensors").keys() == load_file(expected / "model.safetensors").keys()
+    given = [*given, *data("instruct", corpus, tmp_path), "--base_dtype", "bfloat16", "--feature_cache", "off"]
+    run([*given, "--batch_size", "4", "--output_dir", str(tmp_path / "alone")])
+    launch = ["-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file", str(CONFIGS / config)]
+    options = [*given, "--batch_size", "2", "--output_dir", str(tmp_path / "two")]
+    done = subprocess.run(
+        [sys.executable, *launch, "-m", "audiollm.training.train", *options],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
+    assert logged(tmp_path / "two") == pytest.approx(logged(tmp_path / "alone"), rel=2e-2)
+    found, wanted = (load_file(tmp_path / name / "model.safetensors") for name in ("two", "alone"))
+    assert found.keys() == wanted.keys()
 
 
-def test_each_process_encodes_its_share_and_waits_for_the_others(tiny_bases, corpus, tmp_path) -> None:
-    script = tmp_path / "watched.py"
-    script.write_text(WATCHED_CACHE)
-    folder = tmp_path / "features"
-    start(TORCHRUN, [str(script), *tiny_bases, str(folder), *corpus.paths])
-    computed = [int((folder / f"computed-{rank}").read_text()) for rank in (0, 1)]
-    assert sum(computed) == len(corpus.paths) and abs(computed[0] - computed[1]) <= 1
-    assert len(list(folder.rglob("*.safetensors"))) == len(corpus.paths)
+@pytest.mark.slow
+def test_several_processes_stop_at_the_same_step(given, corpus, tmp_path) -> None:
+    options = [*given, *data("instruct", corpus, tmp_path), "--max_steps", "4000", "--batch_size", "2"]
+    folder, logs = tmp_path / "run", [tmp_path / "0.log", tmp_path / "1.log"]
+    processes = [started([*options, "--output_dir", str(folder)], log, n, 2, 29_511) for n, log in enumerate(logs)]
+    until_checkpoint(processes[0], folder, logs[0])
+    processes[0].terminate()
+    for process in processes:
+        process.join(PATIENCE_S)
+    newest = last_complete_checkpoint(folder)
+    told = f"stopped by SIGTERM after step {newest.rpartition('-')[2]} of 4000"
+    assert all(process.exitcode == 143 for process in processes) and all(told in log.read_text() for log in logs)
+    assert len(list(Path(newest).glob("rng_state_*.pth"))) == 2
 
 
 @pytest.mark.parametrize(
-    ("variables", "message"),
+    ("variables", "stage", "message"),
     [
-        ({"ACCELERATE_USE_FSDP": "true"}, "fsdp_version: 2"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "instruct", "fsdp_version: 2"),
         (
             {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"},
+            "instruct",
             "fsdp_cpu_ram_efficient_loading is not supported",
         ),
-        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "ZeRO-3 is not supported"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "align", "--stage align is not sharded"),
+        (
+            {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
+            "instruct",
+            "ZeRO-3 is not supported",
+        ),
     ],
 )
-def test_sharding_that_cannot_work_is_refused(monkeypatch, tmp_path, variables: dict[str, str], message: str) -> None:
+def test_sharding_that_cannot_work_is_refused(monkeypatch, tmp_path, variables, stage: str, message: str) -> None:
     arguments = AudioLlmTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-    check_distributed(arguments)
+    check_distributed(arguments, stage)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=message):
-        check_distributed(arguments)
-
-
-def test_the_warm_start_is_not_sharded(monkeypatch, tmp_path) -> None:
-    arguments = AudioLlmTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-    check_distributed(arguments, "align")
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    monkeypatch.setenv("FSDP_VERSION", "2")
-    check_distributed(arguments, "instruct")
-    with pytest.raises(ValueError, match="--stage align is not sharded"):
-        check_distributed(arguments, "align")
+        check_distributed(arguments, stage)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)

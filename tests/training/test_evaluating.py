@@ -1,7 +1,6 @@
 """Evaluation while training: right questions and scores, nothing disturbed, the best kept, and an end when it is time."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,8 +20,9 @@ from audiollm.training.evaluating import (
     share_of,
     write_samples,
 )
-from audiollm.training.train import main, parse_arguments, train
+from audiollm.training.train import main
 from audiollm.training.trainer import AudioLlmTrainer
+from runs import resumed, run
 from safetensors.torch import load_file
 from small_corpus import write_rows
 
@@ -34,10 +34,6 @@ ANSWER_TOKENS = 6
 def evaluation(dataset, processor, cache, **options) -> ListeningEvaluation:
     settings = {"samples_shown": 2, "max_new_tokens": ANSWER_TOKENS, "batch_size": 4, **options}
     return ListeningEvaluation(questions(dataset, processor, "english"), processor, cache, **settings)
-
-
-def run(options: list[str]) -> AudioLlmTrainer:
-    return train(*parse_arguments(options))
 
 
 @pytest.fixture
@@ -85,18 +81,19 @@ def test_rows_without_recording_or_word_are_not_asked(corpus, tiny_processor, ca
         Example("hello", (), "no recording"),
         Example("<audio>", (audio[0],), "yes"),
         Example("<audio>", (audio[1],), "..."),
+        Example("<audio>", (audio[1],), "Uh"),
         Example("<audio> or <audio>?", (audio[2], audio[3]), "the first"),
     ]
     dataset = build_dataset(rows, tiny_processor, cache, progress=False)
     asked = questions(dataset, tiny_processor, "english")
-    assert [question.row for question in asked] == [1, 3]
-    assert [question.reference for question in asked] == ["yes", "the first"]
+    assert [(question.row, question.reference) for question in asked] == [(1, "yes"), (4, "the first")]
+    assert [question.row for question in questions(dataset, tiny_processor, "basic")] == [1, 3, 4]
     assert asked[1].audio == [cache.key(audio[2]), cache.key(audio[3])]
 
 
-@pytest.mark.parametrize(("limit", "rows"), [(1, [0]), (3, [0, 3, 7]), (11, list(range(11))), (50, list(range(11)))])
-def test_fewer_questions_are_spread_over_the_rows(dataset, tiny_processor, limit, rows) -> None:
-    assert [question.row for question in questions(dataset, tiny_processor, "english", limit)] == rows
+def test_fewer_questions_are_spread_over_the_rows(dataset, tiny_processor) -> None:
+    for limit, rows in ((1, [0]), (3, [0, 3, 7]), (11, list(range(11))), (50, list(range(11)))):
+        assert [question.row for question in questions(dataset, tiny_processor, "english", limit)] == rows
 
 
 # ------------------------------------------------------------------------------------------------------ the answers
@@ -115,7 +112,9 @@ def test_answers_are_those_of_evaluation_whatever_shares_a_batch(
     )
     assert len(set(expected)) > 1
     for batch_size in (1, 4):
+        tiny_model.train(batch_size == 1)
         assert evaluation(dataset, tiny_processor, cache, batch_size=batch_size).answers(tiny_model) == expected
+        assert tiny_model.training == (batch_size == 1)
     anew = build_dataset(examples, tiny_processor, None, progress=False)
     assert evaluation(anew, tiny_processor, None).answers(tiny_model) == expected
 
@@ -163,13 +162,6 @@ def test_every_rank_answers_as_many_questions_and_none_is_left_out(count, ranks)
     assert {index for share in shares for index in share} == set(range(count))
 
 
-def test_the_mode_of_training_comes_back(dataset, tiny_model, tiny_processor, cache) -> None:
-    for mode in (True, False):
-        tiny_model.train(mode)
-        evaluation(dataset, tiny_processor, cache).answers(tiny_model)
-        assert tiny_model.training == mode
-
-
 # ------------------------------------------------------------------------------------------------- a run with options
 
 
@@ -191,48 +183,22 @@ def test_a_run_logs_word_error_control_and_samples(evaluated, examples, tmp_path
     assert f"Evaluation at step 2: word error {figures(trainer, 'eval_word_error')[1]:.3f}, wrong audio" in printed
 
 
-def test_options_bound_what_is_asked_shown_and_said(evaluated, tmp_path, capsys) -> None:
-    run([*evaluated, "--eval_max_samples", "2", "--eval_samples_shown", "0", "--eval_max_new_tokens", "1"])
-    lines = [json.loads(line) for line in (tmp_path / "run" / SAMPLES_FILE).read_text().splitlines()]
-    assert [(line["step"], line["row"]) for line in lines] == [(1, 0), (1, 5), (2, 0), (2, 5)]
+def test_a_resumed_run_is_evaluated_as_the_whole_one_within_the_bounds_asked_for(evaluated, tmp_path, capsys) -> None:
+    bounds = "--eval_max_samples 2 --eval_samples_shown 0 --eval_max_new_tokens 1 --save_total_limit 9"
+    draws = "--augment --lora_dropout 0.2 --learning_rate 0.01 --max_steps 4"
+    options = [*evaluated, *bounds.split(), *draws.split()]
+    whole, folder = run(options), tmp_path / "resumed"
+    folder.mkdir()
+    write_samples(folder / SAMPLES_FILE, 3, [Sample(0, "of the run", "that was killed", None)])
+    again = resumed(options, tmp_path / "run", 2, folder)
+    for name in again.model.trainable_names():
+        assert torch.equal(whole.model.get_parameter(name), again.model.get_parameter(name)), name
+    assert figures(again, "eval_word_error") == figures(whole, "eval_word_error")
+    lines = [json.loads(line) for line in (folder / SAMPLES_FILE).read_text().splitlines()]
+    assert [(line["step"], line["row"]) for line in lines] == [(3, 0), (3, 5), (4, 0), (4, 5)]
+    assert "of the run" not in {line["reference"] for line in lines}
     assert max(len(line["hypothesis"]) for line in lines) <= 1
     assert "reference |" not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("normaliser", "asked"), [("english", ["Yes."]), ("basic", ["Uh", "Yes."])])
-def test_the_normaliser_says_what_a_word_is(evaluated, corpus, tmp_path, normaliser, asked) -> None:
-    rows = [
-        {"text": "<audio>", "audio_paths": name, "response": text} for name, text in zip(corpus.names, ["Uh", "Yes."])
-    ]
-    held_out = write_rows(tmp_path / "held-out.json", rows)
-    trainer = run([*evaluated, "--eval_data_path", held_out, "--eval_normaliser", normaliser])
-    assert [question.reference for question in trainer.more_metrics.questions] == asked
-    said = trainer.more_metrics.answers(trainer.model)
-    assert figures(trainer, "eval_word_error")[-1] == score_word_error(asked, said, normaliser).word_error
-
-
-def test_a_resumed_run_is_evaluated_as_the_whole_one(evaluated, tmp_path) -> None:
-    common = [
-        "--augment",
-        "--lora_dropout",
-        "0.2",
-        "--warmup_steps",
-        "0",
-        "--learning_rate",
-        "0.01",
-        "--max_steps",
-        "4",
-    ]
-    with_evaluation = run([*evaluated, *common, "--save_total_limit", "9"])
-    (tmp_path / "resumed").mkdir()
-    (tmp_path / "run" / "checkpoint-2").rename(tmp_path / "resumed" / "checkpoint-2")
-    write_samples(tmp_path / "resumed" / SAMPLES_FILE, 3, [Sample(0, "of the run", "that was killed", None)])
-    resumed = run([*evaluated, *common, "--output_dir", str(tmp_path / "resumed")])
-    for name in resumed.model.trainable_names():
-        assert torch.equal(with_evaluation.model.get_parameter(name), resumed.model.get_parameter(name)), name
-    assert figures(resumed, "eval_word_error") == figures(with_evaluation, "eval_word_error")
-    lines = [json.loads(line) for line in (tmp_path / "resumed" / SAMPLES_FILE).read_text().splitlines()]
-    assert {line["step"] for line in lines} == {3, 4} and "of the run" not in {line["reference"] for line in lines}
 
 
 def test_rows_that_cannot_be_scored_are_evaluated_by_loss(evaluated, tmp_path, capsys) -> None:
@@ -247,24 +213,6 @@ def test_rows_that_cannot_be_scored_are_evaluated_by_loss(evaluated, tmp_path, c
 
 
 # ------------------------------------------------------------------------------------------- the best, and stopping
-
-
-@pytest.mark.parametrize("name", ["word_error", "eval_word_error"])
-def test_less_word_error_is_better(options, corpus, name) -> None:
-    given = [
-        "--eval_data_path",
-        corpus.data_path,
-        "--eval_strategy",
-        "steps",
-        "--eval_steps",
-        "2",
-        "--save_steps",
-        "2",
-    ]
-    training = parse_arguments([*options, *given, "--load_best_model_at_end", "--metric_for_best_model", name])[2]
-    assert training.greater_is_better is False
-    by_loss = parse_arguments([*options, *given, "--load_best_model_at_end"])[2]
-    assert by_loss.metric_for_best_model == "loss" and by_loss.greater_is_better is False
 
 
 def test_the_checkpoint_of_least_word_error_is_kept_and_loaded(evaluated, corpus, tmp_path) -> None:
@@ -284,43 +232,19 @@ def test_the_checkpoint_of_least_word_error_is_kept_and_loaded(evaluated, corpus
     assert all(torch.equal(final[name], value) for name, value in kept.items())
 
 
-STOPPING = "--load_best_model_at_end --early_stopping_patience 2 --learning_rate 0 --max_steps 9 --eval_max_samples 1"
+STOPPING = (
+    "--load_best_model_at_end --metric_for_best_model word_error --early_stopping_patience 2 --learning_rate 0 "
+    "--max_steps 9 --eval_max_samples 1"
+)
 
 
-def test_a_run_that_gets_no_better_stops_and_stays_stopped(evaluated, tmp_path) -> None:
-    options = [*evaluated, *STOPPING.split()]
+def test_a_run_that_gets_no_better_stops_and_stays_stopped_also_when_it_resumes(evaluated, tmp_path) -> None:
+    options = [*evaluated, *STOPPING.split(), "--save_total_limit", "9"]
     assert run(options).state.global_step == 3  # the first is the best, the second and third are no better
+    assert run(options).state.global_step == 3
+    assert not (tmp_path / "run" / "checkpoint-4").exists()
+    (tmp_path / "run" / "checkpoint-3" / "trainer_state.json").unlink()
     again = run(options)
     assert again.state.global_step == 3
-    assert not (tmp_path / "run" / "checkpoint-4").exists()
-
-
-def test_patience_is_counted_on_from_a_checkpoint(evaluated, tmp_path) -> None:
-    options = [*evaluated, *STOPPING.split()]
-    run([*options, "--save_total_limit", "9"])
-    (tmp_path / "resumed").mkdir()
-    (tmp_path / "run" / "checkpoint-2").rename(tmp_path / "resumed" / "checkpoint-2")
-    (tmp_path / "run" / "checkpoint-1").rename(tmp_path / "resumed" / "checkpoint-1")
-    resumed = run([*options, "--output_dir", str(tmp_path / "resumed")])
-    assert resumed.state.global_step == 3
-    counts = [
-        c.early_stopping_patience_counter
-        for c in resumed.callback_handler.callbacks
-        if isinstance(c, PatienceCallback)
-    ]
-    assert counts == [2]
-
-
-def test_an_unknown_normaliser_is_refused(evaluated) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main([*evaluated, "--eval_normaliser", "french"])
-    assert "--eval_normaliser is 'french'; expected one of" in str(caught.value.code)
-
-
-def test_samples_of_a_step_replace_those_of_a_run_before(tmp_path: Path) -> None:
-    path = tmp_path / SAMPLES_FILE
-    for step in (2, 4, 6, 4):
-        write_samples(path, step, [Sample(0, "ä", f"at {step}", None)])
-    assert [json.loads(line)["step"] for line in path.read_text(encoding="utf-8").splitlines()] == [2, 4]
-    assert "ä" in path.read_text(encoding="utf-8")
-    assert sorted(tmp_path.iterdir()) == [path]
+    (patience,) = [each for each in again.callback_handler.callbacks if isinstance(each, PatienceCallback)]
+    assert patience.early_stopping_patience_counter == 2

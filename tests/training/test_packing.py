@@ -1,21 +1,21 @@
-"""`--packing`: the run of the padded batches, in one row; what it cannot go with is refused."""
-
-import json
-from pathlib import Path
+"""`--packing`: the run of the padded batches, in one row."""
 
 import pytest
 from audiollm import AudioLlmForConditionalGeneration
 from audiollm.training.train import main
+from runs import logged
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
 
-def losses(folder: Path) -> list[float]:
-    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    return [entry["loss"] for entry in history if "loss" in entry]
-
-
-@pytest.mark.parametrize("extra", ["--augment", "--feature_cache off --gradient_accumulation_steps 2", "--bf16"])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        "--augment",
+        "--feature_cache off --gradient_accumulation_steps 2",
+        pytest.param("--bf16", marks=pytest.mark.slow),
+    ],
+)
 def test_a_packed_run_is_the_padded_one(options, tmp_path, monkeypatch, extra: str) -> None:
     shapes = []
     forward = AudioLlmForConditionalGeneration.forward
@@ -35,15 +35,8 @@ def test_a_packed_run_is_the_padded_one(options, tmp_path, monkeypatch, extra: s
     main([*options, "--output_dir", str(folders[1]), "--packing"])
     assert set(shapes) == {(1, True)}
     tolerance = 2e-2 if extra == "--bf16" else 1e-4
-    assert losses(folders[1]) == pytest.approx(losses(folders[0]), rel=tolerance)
+    assert logged(folders[1]) == pytest.approx(logged(folders[0]), rel=tolerance)
     if extra != "--bf16":
         found, expected = (load_file(folder / "model.safetensors") for folder in folders[::-1])
         for name, value in expected.items():
             assert_close(found[name], value, rtol=1e-2, atol=1e-3, msg=name)
-
-
-@pytest.mark.parametrize("stage", ["align", "distill", "prefer"])
-def test_other_stages_refuse_it(options, stage: str, capsys) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main([*options, "--stage", stage, "--packing"])
-    assert "--packing" in str(caught.value.code)

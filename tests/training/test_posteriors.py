@@ -1,7 +1,7 @@
 """Posterior banks: alignments are the likeliest, simulated speech says its text, and errors come as asked."""
 
 import itertools
-import json
+import re
 from dataclasses import fields
 
 import numpy as np
@@ -35,7 +35,7 @@ def error_share(bank, encoded, errors: float, seed: int) -> float:
     return float(np.mean([one != list(classes) for one, (classes, _) in zip(said, encoded)]))
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_without_errors_greedy_ctc_reads_the_text(bank_and_text, seed: int) -> None:
     bank, text = bank_and_text
     random = np.random.default_rng(seed)
@@ -54,19 +54,6 @@ def test_errors_grow_with_their_share(bank_and_text) -> None:
     assert 0.1 < bank.misheard < 0.3  # of which each letter has a fifth
 
 
-def test_as_many_pieces_are_misheard_as_in_the_bank(bank_and_text) -> None:
-    bank, text = bank_and_text
-    encoded = [text.encode(letter) for letter in "abcdefghijklmnopqrstuvwxyz"] * 100
-    for errors, expected in ((1, bank.misheard), (2, 2 * bank.misheard)):
-        # A letter alone is one word: a blank before it, which is a piece here, and the letter.
-        kinds = np.concatenate([classes for classes, _ in encoded])
-        runs = bank._draw(kinds, kinds, errors, np.random.default_rng(0))
-        first = np.concatenate([[0], np.cumsum(bank.counts)])
-        kind = np.searchsorted(first, runs, side="right") - 1
-        wrong = runs - first[kind] >= bank.correct[kind]
-        assert abs(wrong.mean() - expected) < 0.05
-
-
 def test_a_bank_is_saved_and_loaded_whole(bank_and_text, tmp_path) -> None:
     bank, _ = bank_and_text
     bank.save(tmp_path / BANK_FILE)
@@ -79,23 +66,24 @@ def test_a_bank_is_saved_and_loaded_whole(bank_and_text, tmp_path) -> None:
     assert size < len(bank.ids) * TOP_CLASSES * 4 + 10_000
 
 
-@pytest.mark.parametrize("damage", ["missing", "no facts", "cut off", "other version", "another file"])
-def test_a_bank_that_cannot_be_read_is_named(bank_and_text, tmp_path, damage: str) -> None:
+def test_a_bank_that_cannot_be_read_is_named(bank_and_text, tmp_path) -> None:
     file = tmp_path / BANK_FILE
+    facts = file.with_suffix(".json")
     bank_and_text[0].save(file)
-    if damage == "missing":
-        file.unlink()
-    elif damage == "no facts":
-        file.with_suffix(".json").unlink()
-    elif damage == "cut off":
-        file.write_bytes(file.read_bytes()[:1000])
-    elif damage == "other version":
-        file.with_suffix(".json").write_text(json.dumps({"format_version": 99}))
-    else:
-        file.write_bytes(b"not a bank")
-    with pytest.raises(TrainingError) as caught:
+    whole, told = file.read_bytes(), facts.read_text()
+    for content, beside in (
+        (whole[:1000], told),
+        (b"not a bank", told),
+        (whole, '{"format_version": 99}'),
+        (whole, ""),
+    ):
+        file.write_bytes(content)
+        facts.write_text(beside)
+        with pytest.raises(TrainingError, match=re.escape(str(file))):
+            PosteriorBank.load(file)
+    file.unlink()
+    with pytest.raises(TrainingError, match=re.escape(str(file))):
         PosteriorBank.load(file)
-    assert str(file) in str(caught.value)
 
 
 def test_sparse_posteriors_are_mixed_as_the_readout_mixes_whole_ones() -> None:

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import datasets
 import pytest
+import runs
 import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
-from audiollm.corpora.examples import ExamplesError
 from audiollm.training.batching import BatchBudget
 from audiollm.training.dataset import AudioLlmCollator
-from audiollm.training.encoding import encode_messages
 from audiollm.training.posteriors import BANK_FILE, PosteriorBank
 from audiollm.training.read import (
     PROMPTS,
@@ -22,10 +21,9 @@ from audiollm.training.read import (
     num_recordings,
     read_texts,
 )
-from audiollm.training.train import main, parse_arguments, train
+from audiollm.training.train import main
 from posterior_banks import SENTENCES, make_bank, save_aligned
 from small_corpus import write_rows
-from test_resume import digest, killed_after
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +63,10 @@ def refusal(arguments: list[str], capsys) -> str:
 
 
 def test_it_learns_to_read_without_any_recording(run, aligned, tmp_path, capsys) -> None:
-    main(run("--max_steps", "60", "--learning_rate", "0.02", "--max_tokens_per_batch", "1500"))
+    main(run("--max_steps", "30", "--learning_rate", "0.02", "--max_tokens_per_batch", "1500"))
     assert "bit for bit: largest difference 0." in capsys.readouterr().out
-    log = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
-    losses = [entry["loss"] for entry in log if "loss" in entry]
-    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    losses = runs.logged(tmp_path / "run")
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     before, after = (AudioLlmForConditionalGeneration.from_pretrained(path) for path in (aligned, tmp_path / "run"))
     changed = {n for n in after.trainable_names() if not torch.equal(before.get_parameter(n), after.get_parameter(n))}
     assert changed and all(".lora_" in name for name in changed)
@@ -88,14 +85,14 @@ def test_what_is_learned_is_to_read_the_audio(real_bases, tmp_path) -> None:
         f"--stage read --model_path {aligned} --text_path {tmp_path / 'texts.txt'} --output_dir {tmp_path / 'run'}"
     )
     settings = "--max_steps 8 --max_tokens_per_batch 400 --learning_rate 2e-3 --logging_steps 1 --disable_tqdm True"
-    trainer = train(*parse_arguments(f"{options} {settings} --feature_cache off".split()))
+    trainer = runs.run(f"{options} {settings} --feature_cache off".split())
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < 0.5 * losses[0]
     model, collator = trainer.model.eval(), trainer.data_collator
     rows = trainer.train_dataset.texts
     costs = []
     for heard in (0, 1):
-        draw = {"text": rows.texts[0], "spoken": rows.spoken(heard), "draw": Draw(0, 0, 0.0)}
+        draw = {**rows[heard], "text": rows[0]["text"], "draw": Draw(0, 0, 0.0)}
         with torch.no_grad():
             costs.append(float(model(**trainer.vary(collator([draw]))).loss))
     assert costs[0] < 0.5 * costs[1]
@@ -103,7 +100,7 @@ def test_what_is_learned_is_to_read_the_audio(real_bases, tmp_path) -> None:
 
 def test_recordings_come_beside_texts_and_train_the_projector_if_asked(run, corpus, aligned, tmp_path) -> None:
     options = f"--data_path {corpus.data_path} --audio_dir {corpus.audio_dir} --real_share 0.5 --augment".split()
-    trainer = train(*parse_arguments(run(*options, "--trainable", "adapter", "--max_tokens_per_batch", "90000")))
+    trainer = runs.run(run(*options, "--trainable", "adapter", "--max_tokens_per_batch", "90000"))
     assert len(trainer.train_dataset) == 2 * len(SENTENCES) * 4
     before, after = (AudioLlmForConditionalGeneration.from_pretrained(path) for path in (aligned, tmp_path / "run"))
     changed = {n for n in after.trainable_names() if not torch.equal(before.get_parameter(n), after.get_parameter(n))}
@@ -115,41 +112,27 @@ def test_recordings_come_beside_texts_and_train_the_projector_if_asked(run, corp
     assert slots == len(varied["audio_embeds"]) + windows and windows > 0 and "num_texts" not in varied
 
 
-def test_held_out_recordings_are_evaluated(run, corpus) -> None:
-    options = (
-        f"--eval_data_path {corpus.data_path} --audio_dir {corpus.audio_dir} --eval_strategy steps --eval_steps 4"
-    )
-    trainer = train(*parse_arguments(run(*options.split(), "--eval_max_new_tokens", "3")))
-    assert {"eval_loss", "eval_word_error"} <= set(trainer.state.log_history[-1]) | set(trainer.state.log_history[-2])
-
-
-def test_errors_go_up_over_the_run(run) -> None:
-    trainer = train(*parse_arguments(run("--hearing_errors", "2", "--max_tokens_per_batch", "700")))
+def test_errors_go_up_over_the_run_and_held_out_recordings_are_evaluated(run, corpus) -> None:
+    evaluation = f"--eval_data_path {corpus.data_path} --audio_dir {corpus.audio_dir} --eval_strategy steps".split()
+    bounds = ["--eval_steps", "4", "--eval_max_new_tokens", "3", "--batch_size", "5"]
+    trainer = runs.run(run("--hearing_errors", "2", *evaluation, *bounds))
+    assert {"eval_loss", "eval_word_error"} <= {name for entry in trainer.state.log_history for name in entry}
     trainer.state.epoch = 0
-    errors = [batch[0].errors for batch in trainer.train_batch_sampler()]
+    batches = list(trainer.train_batch_sampler())
+    errors = [batch[0].errors for batch in batches]
     assert errors[0] == 0 and errors[3] == 2 and errors == sorted(errors) and max(errors) == 2
+    assert sorted(map(len, batches)) == [4, 5, 5, 5, 5]
 
 
-def test_a_rate_of_rows_instead_of_tokens(run) -> None:
-    trainer = train(*parse_arguments(run("--batch_size", "5")))
-    sizes = [len(batch) for batch in trainer.train_batch_sampler()]
-    assert sorted(sizes) == [4, 5, 5, 5, 5]
-
-
-@pytest.mark.parametrize("where", ["texts alone", pytest.param("with recordings", marks=pytest.mark.slow)])
-def test_killed_in_the_middle_and_started_again(run, corpus, tmp_path, capsys, where: str) -> None:
-    options = ["--max_steps", "24", "--save_steps", "2", "--learning_rate", "0.005", "--max_tokens_per_batch", "1200"]
-    if where == "with recordings":
-        options += f"--data_path {corpus.data_path} --audio_dir {corpus.audio_dir} --augment --real_share 0.4".split()
-        options += ["--dataloader_num_workers", "2"]
-    folder = tmp_path / "killed"
-    train(*parse_arguments(run(*options)))
-    killed_after(8, [*run(*options), "--output_dir", str(folder)], folder)
-    assert not (folder / "model.safetensors").exists()
-    capsys.readouterr()
-    train(*parse_arguments([*run(*options), "--output_dir", str(folder)]))
-    assert "Resuming from " in capsys.readouterr().out
-    assert digest(folder) == digest(tmp_path / "run")
+def test_cut_off_it_goes_on_exactly(run, corpus, tmp_path) -> None:
+    """With recordings beside the texts, augmented, and workers that make batches ahead."""
+    options = f"--data_path {corpus.data_path} --audio_dir {corpus.audio_dir} --augment --real_share 0.4".split()
+    options += ["--max_steps", "8", "--save_steps", "3", "--save_total_limit", "9", "--learning_rate", "0.005"]
+    options += ["--max_tokens_per_batch", "1200"]
+    options = run(*options, "--dataloader_num_workers", "1")
+    runs.run(options)
+    runs.resumed(options, tmp_path / "run", 3, tmp_path / "resumed")
+    assert runs.digest(tmp_path / "resumed") == runs.digest(tmp_path / "run")
 
 
 def test_the_bank_is_collected_from_recordings_or_given(run, tiny_bases, corpus, tmp_path, capsys) -> None:
@@ -176,45 +159,23 @@ def tiny_reader(tiny_processor):
 def test_rows_are_those_of_a_transcript_of_a_recording(tiny_reader, tiny_processor) -> None:
     texts = [Text(sentence, sentence, f"line {n}") for n, sentence in enumerate(SENTENCES)]
     rows, problems = build_text_rows(texts, tiny_reader.bank, tiny_processor, BatchBudget(), progress=False)
-    assert not problems and rows.texts == SENTENCES
+    assert not problems and rows["text"][:] == SENTENCES
     found = set()
     for number in range(20):
-        draws = [{"text": t, "spoken": rows.spoken(n), "draw": Draw(n, number, 1.0)} for n, t in enumerate(rows.texts)]
-        batch = tiny_reader(draws)
+        batch = tiny_reader([{**row, "draw": Draw(n, number, 1.0)} for n, row in enumerate(rows)])
         assert batch["num_texts"] == len(texts)
         slots = (batch["input_ids"] == tiny_processor.audio_token_id).sum(dim=1)
         assert slots.sum() == len(batch["audio_classes"]) == len(batch["audio_weights"])
-        for sentence, ids, labels, mask, count in zip(
-            SENTENCES, batch["input_ids"], batch["labels"], batch["attention_mask"].bool(), slots.tolist()
-        ):
-            expected = {}
-            for prompt in PROMPTS:
-                messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": sentence}]
-                expected[prompt] = encode_messages(tiny_processor, messages, [count])
-            own = (ids[mask].tolist(), labels[mask].tolist())
-            assert own in expected.values()
-            found |= {prompt for prompt, value in expected.items() if value == own}
+        for sentence, ids, labels in zip(SENTENCES, batch["input_ids"], batch["labels"]):
+            text = tiny_processor.decode(ids)
+            found |= {prompt for prompt in PROMPTS if max(prompt.split("<audio>"), key=len).strip() in text}
+            assert tiny_processor.decode(labels[labels != -100]) == f"{sentence}<|im_end|>"
     assert found == set(PROMPTS)
-
-
-def test_rows_of_the_real_tokenizer(real_processor) -> None:
-    bank, _ = make_bank(real_processor.tokenizer)
-    collator = ReadCollator(bank, real_processor, AudioLlmCollator(real_processor), seed=0)
-    for number, sentence in enumerate(
-        ["Dr. Jekyll\u2019s 2 cats \u2014 \u201cwell\u201d?", "\u00dcber alles: caf\u00e9!"]
-    ):
-        texts = [Text(sentence, sentence, "line 1")]
-        rows, _ = build_text_rows(texts, bank, real_processor, BatchBudget(), progress=False)
-        batch = collator([{"text": sentence, "spoken": rows.spoken(0), "draw": Draw(0, number, 0.0)}])
-        count = len(batch["audio_classes"])
-        expected = []
-        for prompt in PROMPTS:
-            messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": sentence}]
-            expected.append(encode_messages(real_processor, messages, [count]))
-        assert (batch["input_ids"][0].tolist(), batch["labels"][0].tolist()) in expected
-    foreign = [Text("\u4f60\u597d", "\u4f60\u597d", "line 3")]
-    _, problems = build_text_rows(foreign, bank, real_processor, BatchBudget(), progress=False)
-    assert problems[0][0] == "line 3" and "\u4f60\u597d" in problems[0][1]
+    # Lengths are known ahead, but for how many audio tokens are drawn.
+    tokens = batch["attention_mask"].sum(dim=1) - slots
+    slots = [round(tiny_reader.bank.expected_slots(row["classes"], row["begins"])) for row in rows]
+    expected = [length - count for length, count in zip(rows["length"], slots)]
+    assert all(0 <= length - own <= max(map(len, PROMPTS)) for length, own in zip(expected, tokens.tolist()))
 
 
 def test_texts_that_cannot_be_simulated_are_left_out_and_named(tiny_reader, tiny_processor) -> None:
@@ -226,12 +187,17 @@ def test_texts_that_cannot_be_simulated_are_left_out_and_named(tiny_reader, tiny
         BatchBudget(max_tokens=500),
         progress=False,
     )
-    assert rows.texts == ["Good."]
+    assert rows["text"][:] == ["Good."]
     assert [where for where, _ in problems] == ["line 1", "line 2", "line 3"]
     for (_, reason), part in zip(problems, ["1250", "</s>", "max_tokens_per_batch"]):
         assert part in reason
     said = [Text("It costs $1,250.", "it costs twelve hundred fifty dollars", "row 0")]
     assert build_text_rows(said, tiny_reader.bank, tiny_processor, BatchBudget(), progress=False)[1] == []
+
+
+def test_words_in_letters_that_the_projector_never_heard_cannot_be_said(real_processor) -> None:
+    _, spoken = make_bank(real_processor.tokenizer)
+    assert spoken.unspeakable("well \u4f60\u597d") == ["\u4f60\u597d"]
 
 
 def test_as_many_recordings_as_their_share() -> None:
@@ -290,13 +256,6 @@ def test_files_that_hold_no_texts_are_refused(run, tmp_path, capsys, name: str, 
     assert part in message and name in message and len(message) < 1000
 
 
-def test_bad_texts_are_left_out_when_asked(tmp_path, capsys) -> None:
-    file = tmp_path / "a.txt"
-    file.write_text("Good.\n" + "b " * 5000 + "\n")
-    texts, problems = read_texts(str(file))
-    assert [text.written for text in texts] == ["Good."] and [where for where, _ in problems] == ["line 2"]
-
-
 @pytest.mark.parametrize(
     ("extra", "part"),
     [
@@ -341,9 +300,3 @@ def test_a_checkpoint_that_was_never_aligned_is_refused(run, tiny_bases, tmp_pat
 def test_a_bank_of_another_checkpoint_is_refused(run, aligned, tiny_bases, tmp_path, capsys) -> None:
     other = save_aligned(tmp_path / "other", tiny_bases, with_bank=False, stack_factor=2)
     assert "stack factor" in refusal(run("--posterior_bank", str(aligned), model=other), capsys)
-
-
-def test_errors_of_a_file_are_of_their_kind(tmp_path) -> None:
-    (tmp_path / "a.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(ExamplesError):
-        read_texts(str(tmp_path / "a.txt"))

@@ -1,168 +1,111 @@
 """A run that is killed and started again ends, bit for bit, as one that was not; half-written checkpoints are passed over."""
 
-import hashlib
 import json
 import logging
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 from audiollm.training.checkpointing import last_complete_checkpoint
-from audiollm.training.train import parse_arguments, train
+from runs import digest, resumed, run, stage_options, started, until_checkpoint
 
-PATIENCE_S = 90
-#: 12 examples, 4 a step: three steps an epoch, so that the kill falls inside one.
-LONG_RUN = [
-    "--max_steps",
-    "40",
-    "--save_steps",
-    "2",
-    "--save_total_limit",
-    "2",
-    "--augment",
-    "--lora_dropout",
-    "0.2",
-    "--learning_rate",
-    "0.005",
-]
-
-
-def digest(folder: Path) -> str:
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-
-
-def command(options: list[str]) -> list[str]:
-    return [sys.executable, "-m", "audiollm.training.train", *options]
-
-
-def killed_after(step: int, options: list[str], output_dir: Path) -> None:
-    """Starts the command and kills it, unasked, once the checkpoint of a step is there."""
-    process = subprocess.Popen(
-        command(options), env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    deadline = time.time() + PATIENCE_S
-    while time.time() < deadline and process.poll() is None:
-        done = last_complete_checkpoint(output_dir)
-        if done is not None and int(done.rpartition("-")[2]) >= step:
-            break
-        time.sleep(0.005)
-    process.kill()
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == -9, f"it was not running any more: {errors.decode()}"
+#: Ten rows, four a step: three steps an epoch, so that the kill falls inside one.
+EVERYTHING_DRAWS = ["--augment", "--lora_rank=4", "--lora_dropout=0.2", "--learning_rate=0.005"]
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory, tiny_bases, corpus, shared_features) -> tuple[list[str], str]:
-    """The options of the run without its folder, and what it ends with when nothing happens to it."""
-    audio, text = tiny_bases
-    options = (
-        f"--data_path {corpus.data_path} --audio_dir {corpus.audio_dir} --whisper_path {audio} --llama_path {text} "
-        f"--feature_cache {shared_features} --batch_size 4 --disable_tqdm True"
-    ).split() + LONG_RUN
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    train(*parse_arguments([*options, "--output_dir", str(folder)]))
-    return options, digest(folder)
+def whole(tmp_path_factory, tiny_bases, corpus, shared_features) -> tuple[list[str], Path]:
+    """Options of a run of nine steps with a checkpoint at each, and its folder."""
+    folder = tmp_path_factory.mktemp("whole")
+    steps = ["--max_steps=9", "--save_steps=1", "--save_total_limit=9"]
+    options = stage_options("instruct", corpus, tiny_bases, shared_features, folder, *EVERYTHING_DRAWS, *steps)
+    run(options)
+    return options, folder / "instruct"
 
 
-def test_killed_in_the_middle_and_started_again(uninterrupted, tmp_path, capsys) -> None:
-    options, expected = uninterrupted
-    options = [*options, "--output_dir", str(tmp_path)]
-    killed_after(10, options, tmp_path)
-    assert not (tmp_path / "model.safetensors").exists()
-    train(*parse_arguments(options))
-    resumed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Resuming from ")]
-    assert len(resumed) == 1 and 10 <= int(resumed[0].rstrip(".").rpartition("-")[2]) < 40
-    assert digest(tmp_path) == expected
+def test_killed_in_the_middle_and_started_again(whole, tmp_path, capsys) -> None:
+    options = [*whole[0], "--max_steps=40", "--save_steps=2", "--save_total_limit=2"]
+    run([*options, f"--output_dir={tmp_path / 'a'}"])
+    folder, log = tmp_path / "b", tmp_path / "log"
+    options = [*options, f"--output_dir={folder}"]
+    process = started(options, log)
+    until_checkpoint(process, folder, log, step=10)
+    process.kill()
+    process.join(30)
+    assert process.exitcode == -9 and not (folder / "model.safetensors").exists()
+    capsys.readouterr()
+    run(options)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Resuming from ")]
+    assert 10 <= int(line.rstrip(".").rpartition("-")[2]) < 40
+    assert digest(folder) == digest(tmp_path / "a")
 
 
-@pytest.mark.parametrize("strategy", ["group_by_length", "random"])
-@pytest.mark.parametrize("first_steps", [4, 6])
-def test_cut_off_within_an_epoch_or_at_its_end(uninterrupted, tmp_path, first_steps: int, strategy: str) -> None:
-    options = [*uninterrupted[0], "--train_sampling_strategy", strategy, "--max_steps", "9", "--save_total_limit", "9"]
-    train(*parse_arguments([*options, "--output_dir", str(tmp_path / "a")]))
-    (tmp_path / "b").mkdir()
-    (tmp_path / "a" / f"checkpoint-{first_steps}").rename(tmp_path / "b" / f"checkpoint-{first_steps}")
-    train(*parse_arguments([*options, "--output_dir", str(tmp_path / "b")]))
-    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+@pytest.mark.parametrize("step", [4, 6], ids=["within an epoch", "at its end"])
+def test_cut_off_batches_of_like_length(whole, tmp_path, step: int) -> None:
+    resumed(whole[0], whole[1], step, tmp_path)
+    assert digest(tmp_path) == digest(whole[1])
 
 
-def test_a_finished_run_is_left_as_it_is(options, tmp_path) -> None:
-    first = train(*parse_arguments(options))
-    expected = digest(tmp_path / "run")
-    again = train(*parse_arguments(options))
-    assert again.state.global_step == first.state.global_step == 2
-    assert digest(tmp_path / "run") == expected
+def test_cut_off_batches_at_random(whole, tmp_path) -> None:
+    options = [*whole[0], "--train_sampling_strategy=random", "--max_steps=6"]
+    run([*options, f"--output_dir={tmp_path / 'a'}"])
+    resumed(options, tmp_path / "a", 4, tmp_path / "b")
+    assert digest(tmp_path / "a") == digest(tmp_path / "b") != digest(whole[1])
 
 
-@pytest.mark.parametrize("damage", ["no state", "truncated state", "another kind of state", "not a folder"])
-def test_a_checkpoint_that_was_being_written_is_passed_over(uninterrupted, tmp_path, damage: str) -> None:
-    options = [*uninterrupted[0], "--max_steps", "6", "--output_dir", str(tmp_path)]
-    train(*parse_arguments(options))
-    expected = digest(tmp_path)
-    newest = tmp_path / "checkpoint-6"
+def test_a_finished_run_is_left_as_it_is(whole, tmp_path) -> None:
+    assert resumed(whole[0], whole[1], 9, tmp_path).state.global_step == 9
+    assert digest(tmp_path) == digest(whole[1])
+
+
+def test_a_checkpoint_that_was_being_written_is_passed_over(whole, tmp_path) -> None:
+    resumed(whole[0], whole[1], 7, tmp_path)
+    newest, before = tmp_path / "checkpoint-9", str(tmp_path / "checkpoint-8")
     state = newest / "trainer_state.json"
-    if damage == "no state":
-        state.unlink()
-        (newest / "model.safetensors").write_bytes(b"half")
-    elif damage == "truncated state":
-        state.write_bytes(state.read_bytes()[:40])
-    elif damage == "another kind of state":
-        state.write_bytes(b"[]")
-    else:
-        for file in newest.iterdir():
-            file.unlink()
-        newest.rmdir()
-        newest.write_text("a file")
-    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
-    if damage != "not a folder":
-        train(*parse_arguments(options))
-        assert digest(tmp_path) == expected
-        assert json.loads(state.read_text())["global_step"] == 6
-
-
-def test_without_checkpoints_there_is_none(tmp_path) -> None:
-    assert last_complete_checkpoint(tmp_path) is None
-    assert last_complete_checkpoint(tmp_path / "nowhere") is None
+    content = state.read_bytes()
+    for damage in (content[:40], b"[]"):
+        state.write_bytes(damage)
+        assert last_complete_checkpoint(tmp_path) == before
+    state.unlink()
+    (newest / "model.safetensors").write_bytes(b"half")
+    assert last_complete_checkpoint(tmp_path) == before
+    run([*whole[0], f"--output_dir={tmp_path}"])
+    assert digest(tmp_path) == digest(whole[1]) and json.loads(state.read_text())["global_step"] == 9
 
 
 def test_the_newest_is_by_step_not_by_name(tmp_path) -> None:
+    assert last_complete_checkpoint(tmp_path) is None and last_complete_checkpoint(tmp_path / "nowhere") is None
     for step in (9, 10, 100, 20):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
         (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
         (folder / "rng_state.pth").touch()
+    (tmp_path / "checkpoint-200").write_text("a file")
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-100")
 
 
 def test_checkpoints_of_weights_alone_are_not_gone_on_from(options, tmp_path, capsys) -> None:
-    train(*parse_arguments([*options, "--save_only_model"]))
+    run([*options, "--save_only_model"])
     expected = digest(tmp_path / "run")
     assert (tmp_path / "run" / "checkpoint-2" / "trainer_state.json").exists()
     assert last_complete_checkpoint(tmp_path / "run") is None
-    train(*parse_arguments([*options, "--save_only_model"]))
+    run([*options, "--save_only_model"])
     assert "Resuming" not in capsys.readouterr().out
     assert digest(tmp_path / "run") == expected
 
 
-def test_loading_does_not_warn_of_the_frozen_bases(options, corpus, tmp_path, caplog) -> None:
+def test_loading_does_not_warn_of_the_frozen_bases_and_another_shape_is_refused(
+    options, corpus, tmp_path, caplog
+) -> None:
     logger = logging.getLogger("transformers.trainer")
     logger.addHandler(caplog.handler)
     try:
         evaluation = f"--eval_data_path {corpus.data_path} --eval_strategy steps --eval_steps 1 --save_steps 1"
-        evaluation = f"{evaluation} --eval_max_new_tokens 4".split()
-        best = [*options, *evaluation, "--load_best_model_at_end", "--save_total_limit", "9"]
-        trainer = train(*parse_arguments(best))
+        best = [*options, *evaluation.split(), "--eval_max_new_tokens", "4", "--load_best_model_at_end"]
+        trainer = run([*best, "--save_total_limit", "9"])
         assert trainer.state.best_model_checkpoint is not None
-        train(*parse_arguments([*best, "--max_steps", "3"]))
+        run([*best, "--max_steps", "3"])
     finally:
         logger.removeHandler(caplog.handler)
     assert "missing keys" not in caplog.text
-
-
-def test_a_folder_of_another_model_is_refused(options, tmp_path) -> None:
-    train(*parse_arguments(options))
     with pytest.raises((RuntimeError, ValueError), match=r"size mismatch|lora_rank"):
-        train(*parse_arguments([*options, "--lora_rank", "3", "--max_steps", "4"]))
+        run([*options, "--lora_rank", "3", "--max_steps", "4"])

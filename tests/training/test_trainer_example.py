@@ -49,7 +49,7 @@ def test_the_example_trains_saves_and_goes_on(tiny_bases, tiny_processor, record
     tiny_processor.save_pretrained(tmp_path / "model")
     rows = [*map(row, recordings, ANSWERS), row(None, "none")]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    options = {"num_train_epochs": 6, "learning_rate": 1e-2, "logging_steps": 1, "report_to": "none", "use_cpu": True}
+    options = {"num_train_epochs": 4, "learning_rate": 1e-2, "logging_steps": 1, "report_to": "none", "use_cpu": True}
     trainer = example("train_with_trainer").main(
         str(tmp_path / "model"),
         str(tmp_path / "data.jsonl"),
@@ -60,7 +60,7 @@ def test_the_example_trains_saves_and_goes_on(tiny_bases, tiny_processor, record
         dataloader_num_workers=0,
     )
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert len(losses) == 12 and sum(losses[-2:]) < 0.8 * sum(losses[:2])
+    assert len(losses) == 8 and sum(losses[-2:]) < 0.9 * sum(losses[:2])
     moved = {
         name for name, value in trainer.model.named_parameters() if not torch.equal(value, model.get_parameter(name))
     }

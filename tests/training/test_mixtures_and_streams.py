@@ -1,0 +1,300 @@
+"""Mixtures, bad examples, budgets and streams in training: what is drawn, what is refused, and that a stream resumes."""
+
+import io
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import soundfile
+import torch
+from audiollm.corpora.examples import ExamplesError
+from audiollm.corpora.sources import StreamedRows, parse_source, read_sources
+from audiollm.training.arguments import AudioLlmTrainingArguments
+from audiollm.training.command_line import parse_arguments
+from audiollm.training.dataset import AudioLlmCollator
+from audiollm.training.encoding import ExampleEncoder, build_mixture
+from audiollm.training.instruct import open_training_data
+from audiollm.training.streaming import StreamedExamples
+from audiollm.training.trainer import AudioLlmTrainer
+from runs import digest, resumed, run, without
+from small_corpus import example_rows, write_rows
+
+
+@pytest.fixture(autouse=True)
+def own_datasets_cache(tmp_path_factory, monkeypatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+
+
+def write_lines(path: Path, rows: list) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def texts(path: Path, prefix: str, count: int) -> str:
+    return write_lines(path, [{"text": f"{prefix}{index}", "response": "yes"} for index in range(count)])
+
+
+def prompts(processor, rows) -> list[str]:
+    return [processor.tokenizer.decode(row["input_ids"]).split("user\n")[1].split("<")[0] for row in rows]
+
+
+def first(count: int, rows) -> list:
+    return [row for _, row in zip(range(count), rows)]
+
+
+# ---------------------------------------------------------------------------------------------------------- mixtures
+
+
+def test_weights_are_shares_of_the_rows_of_an_epoch(tmp_path, tiny_processor) -> None:
+    sources = read_sources([texts(tmp_path / f"{name}.jsonl", name, 40) for name in "ab"])
+
+    def drawn(weights, seed=0) -> list[str]:
+        encoder = ExampleEncoder(tiny_processor)
+        return prompts(tiny_processor, build_mixture(sources, encoder, weights, seed, progress=False))
+
+    everything = sorted(f"{name}{index}" for name in "ab" for index in range(40))
+    assert sorted(drawn(None)) == everything
+    mixed = drawn([3.0, 1.0])
+    assert sorted(set(mixed)) == everything  # nothing is left out
+    assert sum(name.startswith("a") for name in mixed) / len(mixed) == pytest.approx(0.75, abs=0.08)
+    assert mixed == drawn([3.0, 1.0]) == drawn([0.75, 0.25])
+    assert mixed != drawn([3.0, 1.0], seed=1)
+
+
+def test_data_weights_reach_the_run(options, tmp_path) -> None:
+    paths = [texts(tmp_path / f"{name}.jsonl", name, 6) for name in "ab"]
+    trainer = run([*options, "--data_path", *paths, "--max_steps", "1", "--data_weights", "9", "1"])
+    assert len(trainer.train_dataset) > 20
+
+
+# ------------------------------------------------------------------------------------------------------- bad examples
+
+
+@pytest.fixture
+def bad_data(tmp_path, corpus) -> str:
+    """One row of each kind of badness among two good ones."""
+    (tmp_path / "broken.wav").write_bytes(b"RIFF, but no more")
+    return write_rows(
+        tmp_path / "bad.json",
+        [
+            {"text": "<audio>", "audio_paths": corpus.paths[0], "response": "good"},
+            {"text": "<audio>", "audio_paths": "broken.wav", "response": "x"},
+            {"text": "no response"},
+            {"text": "a", "response": "an <audio>"},
+            {"text": "<audio>", "audio_paths": "gone.wav", "response": "x"},
+            {"text": "good too", "response": "yes"},
+        ],
+    )
+
+
+def test_bad_examples_are_all_listed_or_left_out_aloud(options, bad_data, tmp_path, capsys) -> None:
+    options = [*without(options, "audio_dir"), "--data_path", bad_data]
+    with pytest.raises(ExamplesError) as caught:
+        run(options)
+    assert {where for where, _ in caught.value.problems} == {"row 2", "row 4"}
+    rows = [row for row in json.loads(Path(bad_data).read_text()) if row.get("response") and "gone" not in str(row)]
+    with pytest.raises(ExamplesError) as caught:
+        run([*options, "--data_path", write_rows(tmp_path / "audio.json", rows)])
+    assert [where for where, _ in caught.value.problems] == ["row 1", "row 2"]
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+    capsys.readouterr()
+    assert len(run([*options, "--on_bad_example", "skip"]).train_dataset) == 2
+    printed = capsys.readouterr().out
+    assert "4 bad examples are left out" in printed
+    assert all(f"row {index}: " in printed for index in (1, 2, 3, 4))
+
+
+def test_with_nothing_left_a_run_is_refused(tmp_path, tiny_processor) -> None:
+    sources = read_sources(write_rows(tmp_path / "data.json", [{"text": "x"}]))
+    with pytest.raises(ExamplesError, match="no example that can be used"):
+        build_mixture(sources, ExampleEncoder(tiny_processor), skip_bad=True, progress=False)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_recordings_within_tables_give_the_batch_of_files(
+    corpus, cache, tiny_model, tiny_processor, tmp_path, cached: bool
+) -> None:
+    rows = [{"text": f"<audio> {index}", "response": "yes"} for index in range(3)]
+    files = [{**row, "audio_paths": path} for row, path in zip(rows, corpus.paths)]
+    inside = [{**row, "audio": {"bytes": Path(path).read_bytes()}} for row, path in zip(rows, corpus.paths)]
+    datasets.Dataset.from_list(inside).to_parquet(tmp_path / "data.parquet")
+    store = cache if cached else None
+    batches = []
+    for path in (write_rows(tmp_path / "data.json", files), str(tmp_path / "data.parquet")):
+        dataset = build_mixture(read_sources(path), ExampleEncoder(tiny_processor, store), progress=False)
+        batches.append(AudioLlmCollator(tiny_processor, store)(list(dataset)))
+    assert batches[0].keys() == batches[1].keys()
+    assert all(torch.equal(batches[0][name], batches[1][name]) for name in batches[0])
+    assert torch.isfinite(tiny_model(**batches[1]).loss)
+
+
+# ------------------------------------------------------------------------------------------------------------- budgets
+
+
+def trainer_of(model, processor, dataset, collator, folder, **arguments) -> AudioLlmTrainer:
+    quiet = {"logging_steps": 1, "disable_tqdm": True, "save_strategy": "no"}
+    training = AudioLlmTrainingArguments(output_dir=str(folder), **{**quiet, **arguments})
+    return AudioLlmTrainer(
+        model=model,
+        args=training,
+        train_dataset=dataset,
+        data_collator=collator,
+        processing_class=processor,
+        budget=training.batch_budget(),
+    )
+
+
+@pytest.fixture
+def pieces(corpus, dataset, cache, tiny_model, tiny_processor):
+    for name, parameter in tiny_model.named_parameters():
+        parameter.requires_grad_(name in set(tiny_model.trainable_names()))
+    return tiny_model, tiny_processor, dataset, AudioLlmCollator(tiny_processor, cache)
+
+
+def test_accumulated_budgeted_cached_or_not_the_loss_is_that_of_one_large_batch(pieces, corpus, tmp_path) -> None:
+    model, processor, dataset, collator = pieces
+    before = {name: model.get_parameter(name).detach().clone() for name in model.trainable_names()}
+    sources = read_sources(corpus.data_path, corpus.audio_dir)
+    uncached = build_mixture(sources, ExampleEncoder(processor), progress=False)
+    many = {"gradient_accumulation_steps": 12}
+    random = {"batch_size": 3, "gradient_accumulation_steps": 4, "train_sampling_strategy": "random"}
+    kinds = {
+        "one batch": (dataset, collator, {"batch_size": 12}),
+        "four of three": (dataset, collator, random),
+        "budget": (dataset, collator, {"max_tokens_per_batch": 3 * max(dataset["length"][:]), **many}),
+        "seconds": (dataset, collator, {"max_audio_seconds_per_batch": 2.5, **many}),
+        "no cache": (uncached, AudioLlmCollator(processor), {"batch_size": 12}),
+    }
+    figures = {}
+    for name, (rows, collate, arguments) in kinds.items():
+        model.load_state_dict(before, strict=False)
+        trainer = trainer_of(model, processor, rows, collate, tmp_path / name, num_epochs=1, **arguments)
+        trainer.train()
+        assert trainer.state.global_step == 1
+        (log,) = [log for log in trainer.state.log_history if "loss" in log]
+        figures[name] = log["loss"], log["grad_norm"]
+    for name, found in figures.items():
+        assert found == pytest.approx(figures["one batch"], rel=2e-4), (name, figures)
+
+
+def test_a_row_beyond_the_budget_is_refused_by_index_at_the_start(options) -> None:
+    options = without(options, "batch_size")
+    with pytest.raises(ExamplesError, match=r"row 10: takes \d+ tokens, more than --max_tokens_per_batch 45"):
+        run([*options, "--max_tokens_per_batch", "45"])
+    with pytest.raises(
+        ExamplesError, match=r"row 9: has 0.9\d s of audio, more than --max_audio_seconds_per_batch 0.5"
+    ):
+        run([*options, "--max_audio_seconds_per_batch", "0.5"])
+
+
+def test_budgets_of_the_command_bound_its_batches_schedule_and_resume_exactly(options, tmp_path) -> None:
+    options = [*without(options, "batch_size", "max_steps"), "--num_epochs", "2", "--save_steps", "1"]
+    more = "--max_tokens_per_batch 200 --save_total_limit 99 --lora_dropout 0.1 --lr_scheduler_type linear "
+    options += f"{more} --warmup_steps 0 --logging_steps 1".split()
+    whole = run(options)
+    per_epoch = len(whole.get_train_dataloader())
+    assert whole.state.max_steps == whole.state.global_step == 2 * per_epoch and whole.state.epoch == 2
+    rates = [log["learning_rate"] for log in whole.state.log_history if "loss" in log]
+    assert rates[-1] == pytest.approx(rates[0] / (2 * per_epoch))
+    for step in (1, per_epoch + 1):
+        resumed(options, tmp_path / "run", step, tmp_path / str(step))
+        assert digest(tmp_path / str(step)) == digest(tmp_path / "run")
+
+
+# ----------------------------------------------------------------------------------------------------------- streaming
+
+
+@pytest.fixture
+def lines(tmp_path, corpus) -> str:
+    rows = example_rows(corpus.paths)
+    rows.insert(3, {"text": "no response"})
+    rows.insert(6, {"text": "<audio>", "audio_paths": "gone.wav", "response": "x"})
+    return write_lines(tmp_path / "lines.jsonl", rows)
+
+
+def stream_of(processor, *paths: str, cache=None, shuffle_rows: int = 1000, **options) -> StreamedExamples:
+    rows = [StreamedRows(parse_source(path), shuffle_rows=shuffle_rows) for path in paths]
+    return StreamedExamples(rows, ExampleEncoder(processor, cache), **options)
+
+
+def test_a_stream_resumes_where_it_was_to_the_last_bit(options, lines, tmp_path, capsys) -> None:
+    # 12 good rows, 4 a step, two steps' worth accumulated: the second pass begins within step 2.
+    more = "--streaming --on_bad_example skip --shuffle_rows 5 --gradient_accumulation_steps 2 --save_steps 1 "
+    more += "--save_total_limit 99 --learning_rate 0.005 --max_steps 4"
+    options = [*without(options, "audio_dir"), "--data_path", lines, *more.split()]
+    run(options)
+    assert "the 2. bad example so far" in capsys.readouterr().out
+    for step in (1, 2):
+        resumed(options, tmp_path / "run", step, tmp_path / str(step))
+        assert digest(tmp_path / str(step)) == digest(tmp_path / "run")
+
+
+def test_shuffle_rows_changes_the_order_of_a_stream(tmp_path, tiny_processor) -> None:
+    path = texts(tmp_path / "a.jsonl", "a", 12)
+
+    def order(shuffle_rows: int) -> list[str]:
+        return prompts(tiny_processor, first(12, stream_of(tiny_processor, path, shuffle_rows=shuffle_rows)))
+
+    in_order = [f"a{index}" for index in range(12)]
+    assert order(0) == order(1) == in_order  # drawn from one row
+    assert order(8) != in_order and sorted(order(8)) == sorted(in_order)
+    given = parse_arguments(["--data_path", path, "--streaming", "--max_steps", "1", "--shuffle_rows", "8"])[1]
+    assert open_training_data(given).sources[0].shuffle_rows == 8
+
+
+def test_what_was_learned_is_passed_over_unread(lines, cache, tiny_processor) -> None:
+    def stream() -> StreamedExamples:
+        return stream_of(tiny_processor, lines, cache=cache, shuffle_rows=4, seed=3, skip_bad=True)
+
+    begun = stream()
+    expected = first(20, begun)
+    second = stream()
+    second.passed_over, second.bad = 9, set(begun.bad)
+    encoded = []
+    encode, second.encoder.encode = second.encoder.encode, lambda example: encoded.append(1) or encode(example)
+    found = first(20, second)
+    assert found[:9] == [None] * 9 and found[9:] == expected[9:] and len(encoded) == 11
+
+
+def test_processes_share_a_stream_without_overlap(tmp_path, tiny_processor) -> None:
+    path = texts(tmp_path / "a.jsonl", "a", 12)
+    found = []
+    for process in range(3):
+        stream = stream_of(tiny_processor, path, process_index=process, num_processes=3)
+        found += prompts(tiny_processor, first(4, stream))
+    assert sorted(found) == sorted(f"a{index}" for index in range(12))
+
+
+def test_streams_are_mixed_by_weight_or_in_turns(tmp_path, tiny_processor) -> None:
+    paths = [texts(tmp_path / "a.jsonl", "a", 3), texts(tmp_path / "b.jsonl", "b", 1)]
+
+    def begin(count: int, weights=None, seed=0) -> list[str]:
+        stream = stream_of(tiny_processor, *paths, shuffle_rows=0, weights=weights, seed=seed)
+        return prompts(tiny_processor, first(count, stream))
+
+    assert begin(8) == ["a0", "b0", "a1", "a2"] * 2
+    drawn = begin(400, [1.0, 3.0])
+    assert sum(name == "b0" for name in drawn) / 400 == pytest.approx(0.75, abs=0.06)
+    assert drawn == begin(400, [1.0, 3.0]) != begin(400, [1.0, 3.0], seed=1)
+
+
+def test_bad_rows_of_a_stream_are_reported_when_they_are_met(options, lines, tmp_path, tiny_processor, capsys) -> None:
+    given = [*without(options, "audio_dir"), "--data_path", lines, "--streaming", "--max_steps", "4"]
+    with pytest.raises(ExamplesError, match=r"(?s)lines.jsonl: 1 problem.*line (4|7)"):
+        run(given)
+    assert "bad ones cannot be found ahead" in capsys.readouterr().out
+    for rows, reason in (([{"text": "x"}], "no example that can be used"), ([], "holds no examples")):
+        path = write_lines(tmp_path / "data.jsonl", rows)
+        with pytest.raises(ExamplesError, match=reason):
+            next(iter(stream_of(tiny_processor, path, skip_bad=True)))
+
+
+def test_tables_stream_too(cache, tiny_processor, tmp_path) -> None:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, 0.1 * np.random.default_rng(0).standard_normal(8000), 16_000, format="WAV")
+    rows = [{"text": "<audio>", "audio": {"bytes": buffer.getvalue(), "path": None}, "response": "yes"}] * 5
+    datasets.Dataset.from_list(rows).cast_column("audio", datasets.Audio()).to_parquet(tmp_path / "data.parquet")
+    found = first(6, stream_of(tiny_processor, str(tmp_path / "data.parquet"), cache=cache))
+    assert all(cache.lengths(row["audio"][0]) == [25] for row in found)
