@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 #: A loop: a unit of up to so many tokens, so many times in a row, and so many tokens in all.
 MAX_LOOP_UNIT, MIN_LOOP_TIMES, MIN_LOOP_TOKENS = 32, 5, 32
@@ -61,4 +61,19 @@ class AnswerEnds(StoppingCriteria):
         return [row[: start or bound] for row, start, bound in zip(answers.tolist(), starts, self.bounds.tolist())]
 
 
-__all__ = ["AnswerEnds"]
+def generate_to_ends(
+    model, inputs: Any, bounds: Sequence[int], may_loop: Sequence[bool] | None = None, **options: Any
+) -> list[list[int]]:
+    """
+    Return the new tokens of each row, each up to its own bound or end, and a loop once round.
+
+    Args:
+        inputs: of `generate`, with `input_ids` `(rows, length)`.
+        bounds, may_loop: see [`AnswerEnds`].
+        options: of `generate`, without beams.
+    """
+    length = inputs["input_ids"].shape[1]
+    ends = AnswerEnds(length, bounds, may_loop)
+    criteria = StoppingCriteriaList([*options.pop("stopping_criteria", ()), ends])
+    output = model.generate(**inputs, stopping_criteria=criteria, **options)
+    return ends.cut(getattr(output, "sequences", output)[:, length:])

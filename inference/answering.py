@@ -10,9 +10,8 @@ import numpy as np
 import soundfile
 import torch
 from tqdm.auto import tqdm
-from transformers import StoppingCriteriaList
 
-from .answer_ends import AnswerEnds
+from .answer_ends import generate_to_ends
 from .ctc_rescoring import CtcRescorer, check_ctc_options, check_ctc_weight
 from .recording_encoder import RecordingEncoder
 
@@ -70,17 +69,9 @@ def answer(
             f"num_return_sequences is {generate_options['num_return_sequences']}, but there is one answer to each "
             "conversation; generate_answers gives several."
         )
+    options = {"progress": progress, "max_batch_seconds": max_batch_seconds, "ctc_weight": ctc_weight}
     answers = generate_answers(
-        model,
-        processor,
-        conversations,
-        batch_size,
-        max_new_tokens,
-        encoded_audio=encoded_audio,
-        progress=progress,
-        max_batch_seconds=max_batch_seconds,
-        ctc_weight=ctc_weight,
-        **generate_options,
+        model, processor, conversations, batch_size, max_new_tokens, encoded_audio, **options, **generate_options
     )
     return [texts[0].strip() for texts in answers]
 
@@ -150,16 +141,12 @@ def generate_answers(
                     inputs.update(encoded_audio(recordings) if encoded_audio else encoder(waveforms))
                 if adapters is not None:
                     options["adapter_names"] = [adapters[index] for index in chosen]
+                inputs, own_bounds = inputs.to(model.device), [bounds[index] for index in chosen]
                 if rescorer is not None:
-                    own = options.get("adapter_names")
-                    best = rescorer.choose(
-                        **inputs.to(model.device), bounds=[bounds[i] for i in chosen], adapter_names=own
-                    )
+                    best = rescorer.choose(**inputs, bounds=own_bounds, adapter_names=options.get("adapter_names"))
                     texts = [one.text for one in best]
                 else:
-                    texts = _generate(
-                        model, processor, inputs.to(model.device), [bounds[i] for i in chosen], with_audio, options
-                    )
+                    texts = _generate(model, processor, inputs, own_bounds, with_audio, options)
                 each = len(texts) // len(chosen)
                 for place, index in enumerate(chosen):
                     answers[index] = texts[place * each : (place + 1) * each]
@@ -176,15 +163,14 @@ def _generate(
     limits = [bound for bound in bounds if bound is not None]
     if limits:
         options = {**options, "max_new_tokens": max(limits)}
-    length = inputs["input_ids"].shape[1]
-    ends = None
+    said: Any
     if (getattr(options.get("generation_config"), "num_beams", None) or options.get("num_beams", 1)) == 1:
         own = [UNBOUNDED if bound is None else bound for bound in bounds]
-        ends = AnswerEnds(length, own, may_loop=[not heard for heard in with_audio])
-        options = {**options, "stopping_criteria": StoppingCriteriaList([*options.get("stopping_criteria", ()), ends])}
-    output = model.generate(**inputs, **options)
-    said = getattr(output, "sequences", output)[:, length:]
-    return processor.batch_decode(said if ends is None else ends.cut(said), skip_special_tokens=True)
+        said = generate_to_ends(model, inputs, own, [not heard for heard in with_audio], **options)
+    else:
+        output = model.generate(**inputs, **options)
+        said = getattr(output, "sequences", output)[:, inputs["input_ids"].shape[1] :]
+    return processor.batch_decode(said, skip_special_tokens=True)
 
 
 def ask(prompt: str, *recordings: Any, system: str | None = None) -> list[dict[str, Any]]:
@@ -361,6 +347,3 @@ def _file_seconds(file: Any, num_bytes: int) -> float:
         seconds = float("inf")
     # A stream that does not know its length claims far more than it can hold.
     return seconds if seconds < num_bytes else num_bytes / ASSUMED_BYTES_PER_SECOND
-
-
-__all__ = ["answer", "ask", "audio_part", "continues", "generate_answers", "naming", "recording_seconds"]

@@ -50,14 +50,7 @@ class ChatError(ValueError):
 
 
 class Chat:
-    """
-    A conversation by lines of input.
-
-    Args:
-        session: the conversation.
-        read_line: returns the next line, or raises EOFError.
-        piecewise: show answers as they are written.
-    """
+    """A conversation by lines of input, each from `read_line`, which raises EOFError after the last."""
 
     def __init__(self, session: Session, read_line: Callable[[], str], piecewise: bool = True):
         self.session = session
@@ -93,8 +86,7 @@ class Chat:
         Carry out one line, and return whether to go on.
 
         Raises:
-            ChatError: it is a command that does not exist or cannot be carried out.
-            ValueError, OSError, RuntimeError: a recording cannot be used, or the model cannot answer.
+            ValueError, OSError, RuntimeError: a command or recording cannot be used, or the model cannot answer.
         """
         text = line.strip()
         if not text.startswith("/"):
@@ -128,8 +120,9 @@ class Chat:
         paths = _split(rest)
         if not paths:
             raise ChatError("/audio needs files: /audio a.wav b.wav. Quote names with blanks.")
-        self.attached += [Recording.load(_source(path), self.session.processor) for path in paths]
-        self._tell_attached()
+        sources = [path if _is_url(path) else os.path.expanduser(path) for path in paths]
+        self.attached += [Recording.load(source, self.session.processor) for source in sources]
+        tell(f"Attached: {self._names()}. Ask about it, or send an empty line for it to be answered.")
 
     def _drop(self) -> None:
         self.attached = []
@@ -155,9 +148,6 @@ class Chat:
         self._saved.add(path.resolve())
         tell(f"Saved to {path}.")
 
-    def _tell_attached(self) -> None:
-        tell(f"Attached: {self._names()}. Ask about it, or send an empty line for it to be answered.")
-
     def _names(self) -> str:
         return ", ".join(str(one.source) for one in self.attached)
 
@@ -173,23 +163,18 @@ def save_conversation(messages: Sequence[dict[str, Any]], path: Path) -> None:
     for message in messages:
         content = message["content"]
         if not isinstance(content, str):
-            content = [
-                {"type": "audio", **_by_name(one["audio"])} if one["type"] == "audio" else one for one in content
-            ]
+            content = [_by_name(part["audio"]) if part["type"] == "audio" else part for part in content]
         chat.append({**message, "content": content})
     write_json(path, [{"messages": chat}])
 
 
 def _by_name(source: str) -> dict[str, str]:
-    return {"url": source} if _is_url(source) else {"path": os.path.abspath(source)}
+    place = {"url": source} if _is_url(source) else {"path": os.path.abspath(source)}
+    return {"type": "audio", **place}
 
 
 def _is_url(source: str) -> bool:
     return source.startswith(("http://", "https://"))
-
-
-def _source(path: str) -> str:
-    return path if _is_url(path) else os.path.expanduser(path)
 
 
 def _split(rest: str) -> list[str]:
@@ -200,19 +185,12 @@ def _split(rest: str) -> list[str]:
 
 
 def line_reader(interactive: bool) -> Callable[[], str]:
-    """
-    Return a function that reads lines, on a terminal with editing and history (by prompt_toolkit, if it is installed).
-    """
+    """Return a function that reads lines, on a terminal with a prompt, editing and history."""
     if not interactive:
         return input
-    try:
-        from prompt_toolkit import PromptSession
-    except ImportError:
-        with contextlib.suppress(ImportError):  # not on every system
-            importlib.import_module("readline")  # gives `input` editing and history
-        return lambda: input(PROMPT)
-    editor: Any = PromptSession()
-    return lambda: editor.prompt(PROMPT)
+    with contextlib.suppress(ImportError):  # not on every system
+        importlib.import_module("readline")  # gives `input` editing and history
+    return lambda: input(PROMPT)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -25,12 +25,7 @@ REACH_SECONDS = 0.3
 
 
 def check_readout(config) -> None:
-    """
-    Refuse a model without CTC posteriors.
-
-    Raises:
-        ValueError: the projector of the model with this configuration has no readout of pieces.
-    """
+    """Raise ValueError where the model of a configuration has no CTC posteriors."""
     if config.projector_readout != "pieces":
         raise ValueError(
             "Times of words need CTC posteriors, but this model's projector has none: projector_readout is "
@@ -108,7 +103,6 @@ def align_words(
     between its neighbours, and has no confidence. Where the slots are too few for the text, its words share them evenly.
 
     Args:
-        lexicon: of the model's readout; see [`spoken_lexicon`].
         log_probabilities: CTC's of the slots that the text was heard in, `(slots, 1 + pieces)`, the blank first.
         text: the transcript.
         seconds_per_slot: length of an audio token.
@@ -182,13 +176,3 @@ def _fill(words: list[Word], length: float) -> tuple[Word, ...]:
             end = next((one.start_s for one in words[index + 1 :] if one.confidence is not None), length)
             words[index] = replace(word, start_s=start, end_s=max(start, end))
     return tuple(words)
-
-
-__all__ = [
-    "SECONDS_PER_FRAME",
-    "align_words",
-    "check_readout",
-    "slot_log_probabilities",
-    "spoken_lexicon",
-    "viterbi_states",
-]

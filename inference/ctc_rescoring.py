@@ -82,15 +82,7 @@ def default_ctc_weight(config) -> float:
 
 
 def check_ctc_weight(config, ctc_weight: float) -> None:
-    """
-    Refuse a weight that is none, or a model without CTC.
-
-    Args:
-        config: the model's.
-
-    Raises:
-        ValueError: the weight is no number of 0 or more, or the model's projector has no readout of pieces.
-    """
+    """Raise ValueError unless the weight is 0, or a number above 0 and the model of this configuration has CTC posteriors."""
     if isinstance(ctc_weight, bool) or not isinstance(ctc_weight, (int, float)) or not 0 <= ctc_weight < math.inf:
         raise ValueError(f"ctc_weight is {ctc_weight!r}; expected a number of 0 (off) or more, such as 1.5.")
     if ctc_weight and config.projector_readout != "pieces":
@@ -102,12 +94,7 @@ def check_ctc_weight(config, ctc_weight: float) -> None:
 
 
 def check_ctc_options(options: dict[str, Any]) -> None:
-    """
-    Refuses options of `generate` that have no meaning where transcripts are chosen from candidates.
-
-    Raises:
-        ValueError: there are such.
-    """
+    """Raise ValueError where options of `generate` have no meaning if transcripts are chosen from candidates."""
     others = sorted(name for name, value in options.items() if value != ALLOWED_OPTIONS.get(name, value is None))
     if others:
         raise ValueError(
@@ -133,8 +120,6 @@ class CtcRescorer:
     Transcribes with the language model and CTC together.
 
     Args:
-        model: an [`AudioLlmForConditionalGeneration`] whose projector has the readout of pieces.
-        tokenizer: the language model's.
         ctc_weight: of CTC's log-likelihood beside the language model's; more than 0.
         context: words to favour; see [`context_words`].
 
@@ -326,14 +311,3 @@ def generation_prompt(tokenizer) -> list[int]:
 def _with_capital(text: str) -> str:
     """Return the text with a capital, as written texts begin."""
     return text[:1].upper() + text[1:]
-
-
-__all__ = [
-    "DEFAULT_CTC_WEIGHT",
-    "Candidate",
-    "CtcRescorer",
-    "best_of",
-    "check_ctc_options",
-    "check_ctc_weight",
-    "default_ctc_weight",
-]

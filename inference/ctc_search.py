@@ -126,6 +126,3 @@ def ctc_log_likelihoods(log_probabilities: torch.Tensor, targets: Sequence[Seque
         reduction="none",
     )
     return [-loss for loss in losses.tolist()]
-
-
-__all__ = ["NUM_PIECES", "NUM_PREFIXES", "ctc_log_likelihoods", "prefix_beam_search"]

@@ -31,7 +31,6 @@ from audiollm.disks import appearing_whole, naming_the_disk
 from audiollm.option_parser import parser_of
 from huggingface_hub import save_torch_state_dict
 
-from .export_tokenizer import tokenizer_files
 from .export_ultravox import (
     ExportError,
     check_exportable,
@@ -42,18 +41,18 @@ from .export_ultravox import (
     new_token_ids,
     note,
     processor_config,
+    tokenizer_files,
     ultravox_config,
     ultravox_weights,
 )
 from .loading import DTYPES, find_checkpoint, load_model, load_processor
+from .options import INTERRUPTED_EXIT, NOTHING_DONE_EXIT
 
 #: Folder of the plain language model within an export.
 LANGUAGE_MODEL_FOLDER = "language_model"
 BYTES_PER_GIGABYTE = 10**9
 #: Left free on the disk beside the weights, for the tokenizer and other small files.
 SPARE_BYTES = 100 * 10**6
-INTERRUPTED_EXIT = 130
-ERROR_EXIT = 2
 README = """\
 # {name}, exported
 
@@ -123,9 +122,9 @@ def export(options: ExportArguments) -> Path:
         )
     model = load_model(checkpoint, options.dtype, "cpu", options.revision)
     folders = export_files(model, processor, model.dtype, options.language_model)
-    num_bytes = sum(tensor_bytes(weights) for weights, _ in folders.values())
+    num_bytes = sum(one.numel() * one.element_size() for weights, _ in folders.values() for one in weights.values())
     size = f"{num_bytes / BYTES_PER_GIGABYTE:.2f} GB"
-    free = shutil.disk_usage(_existing_parent(output)).free
+    free = shutil.disk_usage(next(folder for folder in (output, *output.parents) if folder.is_dir())).free
     if free < num_bytes + SPARE_BYTES:
         raise ExportError(
             f"--output {options.output}: the export takes {size}, and {free / BYTES_PER_GIGABYTE:.2f} GB are free there."
@@ -153,19 +152,16 @@ def export_files(
     model: AudioLlmForConditionalGeneration, processor: AudioLlmProcessor, dtype: torch.dtype, language_model: bool
 ) -> dict[str, tuple[dict[str, torch.Tensor], dict[str, Any]]]:
     """
-    Return the contents of each folder of an export: weights by name, and JSON documents by file name.
+    Return weights by name and JSON documents by file name, for each folder of an export; `"."` is the export itself.
 
     Args:
         dtype: precision of all weights.
         language_model: whether there is a folder of the language model alone.
-
-    Returns:
-        By folder name, relative to the export; `"."` is the export itself.
     """
     weights = ultravox_weights(model, dtype)
     generation = {**model.generation_config.to_diff_dict(), "suppress_tokens": new_token_ids(model.config)}
     generation.pop("transformers_version", None)
-    shared = {**dict(tokenizer_files(processor)), "generation_config.json": generation}
+    shared = {**tokenizer_files(processor), "generation_config.json": generation}
     extractor = json.loads(processor.feature_extractor.to_json_string())
     extractor.pop("auto_map", None)  # it names our processor
     whole = {
@@ -181,17 +177,14 @@ def export_files(
     return folders
 
 
-def tensor_bytes(weights: dict[str, torch.Tensor]) -> int:
-    """Return the bytes of all tensors together."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
-
-
 def write_weights(folder: Path, weights: dict[str, torch.Tensor]) -> None:
     """Write `model.safetensors`, or shards of at most 5 GB and their index."""
     folder.mkdir(parents=True, exist_ok=True)
     save_torch_state_dict(weights, folder, metadata={"format": "pt"})
+    umask = os.umask(0)
+    os.umask(umask)
     for path in folder.glob("*.safetensors"):
-        path.chmod(0o666 & ~_umask())  # safetensors keeps its files from others
+        path.chmod(0o666 & ~umask)  # safetensors keeps its files from others
 
 
 def _check_output(output: Path) -> None:
@@ -199,16 +192,6 @@ def _check_output(output: Path) -> None:
         raise ExportError(f"--output {output} has files in it already; give a folder that is new or empty.")
     if output.exists() and not output.is_dir():
         raise ExportError(f"--output {output} is a file; give a folder that is new or empty.")
-
-
-def _existing_parent(path: Path) -> Path:
-    return next(folder for folder in (path, *path.parents) if folder.is_dir())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -220,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             output = export(options)
     except (ValueError, OSError) as error:
         print(f"audiollm export: {error}", file=sys.stderr)
-        sys.exit(ERROR_EXIT)
+        sys.exit(NOTHING_DONE_EXIT)
     except KeyboardInterrupt:
         print("audiollm export: interrupted; nothing was left behind.", file=sys.stderr)
         sys.exit(INTERRUPTED_EXIT)

@@ -5,19 +5,6 @@ Sources: `ultravox_config.py`, `ultravox_model.py` and `ultravox_processing.py` 
 `model_executor/models/ultravox.py` of vLLM, `conversion/ultravox.py`, `tools/mtmd/models/whisper-enc.cpp` and
 `tools/mtmd/mtmd-audio.cpp` of llama.cpp.
 
-| in Ultravox | is in AudioLLM |
-|---|---|
-| `audio_tower.*` | `model.audio_tower.*`: Whisper's encoder, as it is |
-| `multi_modal_projector.{ln_pre,linear_1,ln_mid,linear_2}.weight` | `norm_pre`, `linear_1`, `norm_mid`, `linear_2` |
-| `language_model.model.*` | `model.language_model.*` with LoRA folded in; three rows more in `embed_tokens` |
-| `language_model.lm_head.weight` | `lm_head.weight`; three rows more, and never tied |
-| `hidden_size`, `stack_factor` | `projector_hidden_size`, `stack_factor` |
-| `projector_act: swiglu` | the second half gates the first, in both |
-| `projector_ln_mid: true` | the second norm stands before the last linear layer (up to Ultravox 0.4.1 it stood after) |
-| `norm_init` | what norms start from in training; says nothing about loaded weights |
-| `audio_latency_block_size: null` | attention within a window is not causal |
-| `audio_model_id`, `text_model_id: null` | all weights are in the folder |
-
 `<audio>` and `</audio>`, which AudioLLM keeps past the vocabulary, become real tokens: their vectors are rows of the
 embedding matrix. Between them lies `<|audio|>` (`audio_token_index`), which vLLM and Ultravox replace by audio tokens. As
 rows of a tied head the vectors would have scores of their own, so the head is untied, and its three new rows are the mean
@@ -25,30 +12,25 @@ of all others: a mean is never above the highest, so greedy decoding does not ch
 probability of at most one in the vocabulary's size. `suppress_tokens` in `generation_config.json` rules them out entirely
 where it is read (transformers).
 
-The exported weights compute what AudioLLM does on one window. What engines do around them differs:
-
-- Ultravox and vLLM give a recording its own length, as AudioLLM does. Where one is padded (beside longer ones in a batch,
-  or as the rest of a recording beyond 30 s), its last audio token holds padding that AudioLLM leaves out. A recording
-  beyond 30 s is normalised as a whole, and then cut; AudioLLM cuts first.
-- llama.cpp pads every recording to full windows of 30 s, and hears the silence: slower, and not what was trained.
-
-Exports were run in Ultravox's own code (648efe7), and converted by llama.cpp's converter, whose files hold the same numbers
-and tokens. Neither vLLM nor llama.cpp itself has been run on one.
+The exported weights compute what AudioLLM does on one window. What engines do around them differs: Ultravox and vLLM pad a
+recording beside longer ones, or the rest of one beyond 30 s, and its last audio token then holds padding; they normalise a
+recording beyond 30 s as a whole, and then cut it. llama.cpp pads every recording to windows of 30 s. Exports were run in
+Ultravox's own code (648efe7), and converted by llama.cpp's converter; neither engine has been run on one.
 """
 
+import json
 from typing import Any
 
 import torch
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.checkpoints import merged_state_dict
+from audiollm.processing.conversations import AUDIO_BEGIN_TOKEN, AUDIO_END_TOKEN, AUDIO_SLOT_TOKEN
 from transformers import AutoModelForCausalLM, WhisperFeatureExtractor
 
 #: What Ultravox and vLLM look for in the text, and replace.
 ULTRAVOX_AUDIO_TOKEN = "<|audio|>"
 #: Where the code of Ultravox's own processor and model lies; transformers and vLLM fetch it with trust_remote_code.
 CODE_REPOSITORY = "fixie-ai/ultravox-v0_5-llama-3_2-1b"
-#: Ultravox's norms have no other epsilon.
-NORM_EPS = 1e-6
 #: By mel bins: a Whisper whose feature extractor Ultravox's processor is to take. Those of one number of bins are alike.
 WHISPER_BY_MEL_BINS = {80: "openai/whisper-tiny", 128: "openai/whisper-large-v3-turbo"}
 #: Language models that both engines run, and whose embeddings they take as they are, without a scale.
@@ -72,13 +54,62 @@ HEAD = "language_model.lm_head.weight"
 BOUNDARY = "model.audio_boundary_embeds"
 #: Fields of a sub-configuration that say where it lay or how it was saved, not what the model is.
 OWN_FIELDS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
+#: Fields of the projector that the layout takes for granted, and why.
+PROJECTOR: dict[str, tuple[Any, str]] = {
+    "projector_readout": (
+        "direct",
+        "Ultravox's audio tokens are the projector's own output, not mixtures of embeddings. Train with "
+        "--projector_readout direct from the first stage on",
+    ),
+    "projector_context_layers": (0, "Ultravox's projector sees one token at a time. Train with 0"),
+    "projector_type": ("swiglu", "llama.cpp computes SwiGLU whatever is written. Train with 'swiglu'"),
+    "projector_pre_norm": (True, "Ultravox always has this norm. Train with it"),
+    "projector_mid_norm": (True, "Ultravox always has this norm. Train with it"),
+    "projector_norm_eps": (1e-6, "Ultravox's is 1e-06"),
+}
 MERGED_NOTE = (
     "LoRA is folded into the language model: its routing is lost, and text-only requests run the adapted weights too. "
     "Their answers are no longer those of the base model."
 )
 UNMERGED_NOTE = "This checkpoint has no LoRA: the language model is the base model's, in text-only requests as well."
 
+#: How llama.cpp's markers of a recording begin and end; between them may be letters that change with every start.
+LLAMA_CPP_MARKER = ("<__media", "__>")
 
+#: Puts the boundary tokens around each recording, whichever engine says where it is, and hands the base's own template
+#: plain strings. Engines tell by the loop over the content that parts are welcome.
+TEMPLATE_PREAMBLE = """\
+{%- set audiollm = namespace(messages=[]) -%}
+{%- for message in messages -%}
+{%- set turn = namespace(text='', pieces=[]) -%}
+{%- if message['content'] is string -%}
+{%- set turn.text = message['content'] -%}
+{%- elif message['content'] -%}
+{%- for content in message['content'] -%}
+{%- if content['type'] in ['audio', 'input_audio', 'audio_url'] -%}
+{%- set turn.text = turn.text + 'AUDIO' -%}
+{%- else -%}
+{%- set turn.text = turn.text + content['text'] -%}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{%- if 'AUDIO' in turn.text -%}
+{%- set turn.text = turn.text.replace('BEGINAUDIOEND', 'AUDIO').replace('AUDIO', 'BEGINAUDIOEND') -%}
+{%- elif 'MARKER_START' in turn.text and 'BEGINMARKER_START' not in turn.text -%}
+{%- set turn.pieces = turn.text.split('MARKER_START') -%}
+{%- set turn.text = turn.pieces[0] -%}
+{%- for piece in turn.pieces[1:] -%}
+{%- set name = piece.split('MARKER_END', 1) -%}
+{%- set turn.text = turn.text + 'BEGINMARKER_START' + name[0] + 'MARKER_ENDEND' + name[1] -%}
+{%- endfor -%}
+{%- endif -%}
+{%- if turn.text -%}
+{%- set audiollm.messages = audiollm.messages + [dict(message, content=turn.text)] -%}
+{%- else -%}
+{%- set audiollm.messages = audiollm.messages + [message] -%}
+{%- endif -%}
+{%- endfor -%}
+{%- set messages = audiollm.messages %}"""
 CANNOT = "This checkpoint cannot be said in the Ultravox layout: "
 
 
@@ -92,29 +123,11 @@ def check_exportable(config: AudioLlmConfig) -> None:
         ExportError: the layout has no place for something in `config`; every such thing is named.
     """
     audio, text = config.audio_config, config.text_config
-    problems = []
-    if config.projector_readout != "direct":
-        problems.append(
-            f"projector_readout is {config.projector_readout!r}: Ultravox's audio tokens are the projector's own output, "
-            "not mixtures of embeddings. Train with --projector_readout direct from the first stage on"
-        )
-    if config.projector_context_layers:
-        problems.append(
-            f"projector_context_layers is {config.projector_context_layers}: Ultravox's projector sees one token at a "
-            "time. Train with projector_context_layers=0"
-        )
-    if config.projector_type != "swiglu":
-        problems.append(
-            f"projector_type is {config.projector_type!r}: llama.cpp computes SwiGLU whatever is written. Train with "
-            "projector_type='swiglu'"
-        )
-    if not (config.projector_pre_norm and config.projector_mid_norm):
-        problems.append(
-            f"projector_pre_norm is {config.projector_pre_norm} and projector_mid_norm {config.projector_mid_norm}: "
-            "Ultravox always has both norms. Train with both"
-        )
-    if config.projector_norm_eps != NORM_EPS:
-        problems.append(f"projector_norm_eps is {config.projector_norm_eps}: Ultravox's is {NORM_EPS}")
+    problems = [
+        f"{name} is {getattr(config, name)!r}: {reason}"
+        for name, (expected, reason) in PROJECTOR.items()
+        if getattr(config, name) != expected
+    ]
     if len(config.lora_adapters) > 1:
         problems.append(
             f"it has the adapters {list(config.lora_adapters)}, chosen row by row: only one can be folded into the "
@@ -216,8 +229,8 @@ def _ultravox_name(name: str) -> str:
 
 def language_model_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Those of the language model, under the names of a plain causal language model."""
-    own = {name: value for name, value in weights.items() if name.startswith(LANGUAGE_MODEL_PREFIX)}
-    return {name.removeprefix(LANGUAGE_MODEL_PREFIX): value for name, value in own.items()}
+    prefix = LANGUAGE_MODEL_PREFIX
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
 def new_token_ids(config: AudioLlmConfig) -> list[int]:
@@ -302,17 +315,46 @@ def processor_config(config: AudioLlmConfig) -> dict[str, Any]:
     }
 
 
-__all__ = [
-    "ULTRAVOX_AUDIO_TOKEN",
-    "ExportError",
-    "check_exportable",
-    "check_processor",
-    "language_model_config",
-    "language_model_weights",
-    "llama_cpp_counts_alike",
-    "new_token_ids",
-    "note",
-    "processor_config",
-    "ultravox_config",
-    "ultravox_weights",
-]
+def chat_template(own: str) -> str:
+    """The base's own chat template, after a preamble that puts `<audio>` and `</audio>` around each recording."""
+    filled = TEMPLATE_PREAMBLE
+    for name, value in (
+        ("MARKER_START", LLAMA_CPP_MARKER[0]),
+        ("MARKER_END", LLAMA_CPP_MARKER[1]),
+        ("BEGIN", AUDIO_BEGIN_TOKEN),
+        ("AUDIO", ULTRAVOX_AUDIO_TOKEN),
+        ("END", AUDIO_END_TOKEN),
+    ):
+        filled = filled.replace(name, value)
+    return filled + own
+
+
+def tokenizer_files(processor: AudioLlmProcessor) -> dict[str, dict[str, Any]]:
+    """
+    Return `tokenizer.json` and `tokenizer_config.json`, the slot named as Ultravox names it.
+
+    Raises:
+        ExportError: the tokenizer is not one of the `tokenizers` library, or has no default chat template.
+    """
+    tokenizer = processor.tokenizer
+    if not tokenizer.is_fast:
+        raise ExportError(f"{type(tokenizer).__name__} has no tokenizer.json, which engines read.")
+    serialised = json.loads(tokenizer.backend_tokenizer.to_str())
+    for token in serialised["added_tokens"]:
+        if token["content"] == AUDIO_SLOT_TOKEN:
+            token["content"] = ULTRAVOX_AUDIO_TOKEN
+    templates = processor.chat_template
+    template = templates.get("default") if isinstance(templates, dict) else templates
+    if template is None:
+        raise ExportError(f"There is no default chat template, only {sorted(templates or ())}; engines need one.")
+    special = tokenizer.special_tokens_map
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **{name: str(value) for name, value in special.items() if isinstance(value, str)},
+        "additional_special_tokens": [AUDIO_BEGIN_TOKEN, ULTRAVOX_AUDIO_TOKEN, AUDIO_END_TOKEN],
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": tokenizer.model_max_length,
+        "padding_side": "left",
+        "chat_template": chat_template(template),
+    }
+    return {"tokenizer.json": serialised, "tokenizer_config.json": config}

@@ -6,7 +6,7 @@ and listed.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,13 +31,9 @@ SPARE_TOKENS_PER_ANSWER = 16
 @dataclass(frozen=True)
 class PartAnswer:
     """
-    Answer about a stretch of the recording.
+    Answer about a stretch of the recording, from sample to sample, or the reason why nothing was asked.
 
-    Attributes:
-        start, end: in samples, from the recording's beginning.
-        text: the answer; empty if nothing was asked.
-        is_cut_off: it was stopped at the bound on new tokens.
-        reason: why nothing was asked, or empty.
+    `is_cut_off`: it was stopped at the bound on new tokens.
     """
 
     start: int
@@ -49,16 +45,10 @@ class PartAnswer:
 
 @dataclass(frozen=True)
 class WholeAnswer:
-    """
-    Answer about a whole recording.
-
-    Attributes:
-        text: the answer.
-        rounds: answers about parts, then those about several of these, and so on; the last is the answer itself.
-    """
+    """Answer about a whole recording; `rounds`: answers about parts, then those about several of these, and so on."""
 
     text: str
-    rounds: list[list[PartAnswer]] = field(default_factory=list)
+    rounds: list[list[PartAnswer]]
 
 
 class InParts:
@@ -118,8 +108,7 @@ class InParts:
             on_part: called with each part as soon as it is answered, known ones included.
 
         Raises:
-            AudioError: the recording cannot be read.
-            ContextLengthError: answers are too long to be joined.
+            AudioError, ContextLengthError: the recording cannot be read; answers are too long to be joined.
         """
         rate = self.processor.sampling_rate
         parts = []
@@ -128,7 +117,10 @@ class InParts:
             on_part(parts[-1])
         answers, rounds = [one for one in parts if not one.reason], [parts]
         while len(answers) > 1:
-            answers = [self._join(group) for group in self._groups(answers)]
+            answers = [
+                PartAnswer(group[0].start, group[-1].end, *self._ask(self._joining(group))) if group[1:] else group[0]
+                for group in self._groups(answers)
+            ]
             rounds.append(answers)
         return WholeAnswer(answers[0].text if answers else "", rounds)
 
@@ -139,14 +131,7 @@ class InParts:
         activity = detect_voice(window.waveform, window.sampling_rate)
         if activity.peak_dbfs <= MIN_LEVEL_DBFS:
             return PartAnswer(window.start, window.end, "", reason=activity.describe())
-        text, is_cut_off = self._ask(self.prompt, window.waveform)
-        return PartAnswer(window.start, window.end, text, is_cut_off)
-
-    def _join(self, answers: Sequence[PartAnswer]) -> PartAnswer:
-        if len(answers) == 1:
-            return answers[0]
-        text, is_cut_off = self._ask(self._joining(answers))
-        return PartAnswer(answers[0].start, answers[-1].end, text, is_cut_off)
+        return PartAnswer(window.start, window.end, *self._ask(self.prompt, window.waveform))
 
     def _ask(self, prompt: str, *recordings: np.ndarray) -> tuple[str, bool]:
         session = Session(self.model, self.processor, self.system, max_new_tokens=self.max_new_tokens, **self.options)
@@ -238,6 +223,3 @@ def _clock(seconds: float) -> str:
 def _plain(text: str) -> str:
     """Return text on one line, without any `<audio>` that the model may have written."""
     return " ".join(text.replace("<audio>", "").split())
-
-
-__all__ = ["JOIN_PROMPT", "SUMMARY_PROMPT", "InParts", "PartAnswer", "WholeAnswer", "seconds_of_slots"]

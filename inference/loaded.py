@@ -50,23 +50,11 @@ class AudioLlm:
 
     @overload
     def transcribe(
-        self,
-        recordings: list[Any] | tuple[Any, ...],
-        timestamps: str = ...,
-        context: str | Sequence[str] = ...,
-        progress: bool = ...,
-        **settings: Any,
+        self, recordings: list[Any] | tuple[Any, ...], timestamps: str = ..., **settings: Any
     ) -> list[Transcript | Failure]: ...
 
     @overload
-    def transcribe(
-        self,
-        recordings: Any,
-        timestamps: str = ...,
-        context: str | Sequence[str] = ...,
-        progress: bool = ...,
-        **settings: Any,
-    ) -> Transcript: ...
+    def transcribe(self, recordings: Any, timestamps: str = ..., **settings: Any) -> Transcript: ...
 
     def transcribe(
         self,
@@ -193,6 +181,3 @@ def load(
     """
     checkpoint = os.fspath(shipped_adapter.FOLDER if model is None else model)
     return AudioLlm(*loading.load(checkpoint, dtype, device, revision, **model_arguments), name=checkpoint)
-
-
-__all__ = ["AudioLlm", "load"]

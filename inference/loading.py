@@ -256,18 +256,3 @@ def check_device(device: str | None) -> str:
 
 def _revision(revision: str | None) -> dict[str, Any]:
     return {} if revision is None else {"revision": revision}
-
-
-__all__ = [
-    "DEMO_CHECKPOINT",
-    "DTYPES",
-    "CheckpointError",
-    "check_device",
-    "check_few_bits",
-    "fetch_bases",
-    "find_checkpoint",
-    "load",
-    "load_generation_config",
-    "load_model",
-    "load_processor",
-]

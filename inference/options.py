@@ -25,6 +25,7 @@ from .loading import DEFAULT_MODEL, DTYPES, CheckpointError, check_few_bits, loa
 from .recordings import check_file, is_remote, path_of
 from .session import DEFAULT_MAX_NEW_TOKENS
 from .transcribing import Failure
+from .transcripts import with_ending
 
 FAILURES_EXIT, NOTHING_DONE_EXIT = 1, 2
 KEPT = " What is done is kept: the same command goes on."
@@ -76,12 +77,7 @@ class LoadingArguments:
         check_few_bits(self.load_in_8bit, self.load_in_4bit, self.merge_adapters)
 
     def load_model(self, checkpoint: str) -> AudioLlmForConditionalGeneration:
-        """
-        Load the model of a checkpoint that `find_checkpoint` has found.
-
-        Raises:
-            CheckpointError: see `loading.load_model`.
-        """
+        """Load the model of a checkpoint that `find_checkpoint` has found; see [`loading.load_model`]."""
         return load_model(checkpoint, self.dtype, self.device, self.revision, **self.loading_options())
 
     def loading_options(self) -> dict[str, Any]:
@@ -138,19 +134,13 @@ def is_loopback(host: str) -> bool:
 
 
 def check_port(port: int, least: int = 0) -> None:
-    """
-    Raises:
-        ValueError: it is no port.
-    """
+    """Raise ValueError unless it is a port."""
     if not least <= port <= MAX_PORT:
         raise ValueError(f"--port is {port}; expected {least} to {MAX_PORT}.")
 
 
 def check_positive(options: Any, *names: str) -> None:
-    """
-    Raises:
-        ValueError: an option is not a finite number above 0, or, where it is a whole number, not at least 1.
-    """
+    """Raise ValueError where an option is not a finite number above 0, or, where it is a whole number, not at least 1."""
     for name in names:
         value = getattr(options, name)
         if isinstance(value, int) and value < 1:
@@ -182,12 +172,9 @@ def tell(line: str) -> None:
 @dataclass(frozen=True)
 class Source:
     """
-    A recording named on a command line.
+    A recording named on a command line: its path or URL, and the name of its output without ending.
 
-    Attributes:
-        location: path or URL.
-        name: name of its output within the output folder, without ending; with the folders between for a folder's
-            recordings.
+    The name is relative to the output folder: of a folder's recordings, it has the folders between.
     """
 
     location: str
@@ -226,6 +213,29 @@ def find_recordings(given: Sequence[str]) -> list[Source | Failure]:
         owners[name] = location
         recordings.append(Source(location, name))
     return recordings
+
+
+def output_stems(
+    recordings: Sequence[Source], folder: str | None, endings: Sequence[str], partial_ending: str, overwrite: bool
+) -> list[Path | None]:
+    """
+    Return the paths of outputs without their endings; None for each where there is no folder.
+
+    Raises:
+        ValueError: there are outputs that were not begun by an interrupted run of this command, or the folder is a file.
+    """
+    if folder is None:
+        return [None] * len(recordings)
+    place = Path(folder).expanduser()
+    if place.is_file():
+        raise ValueError(f"--output_dir {folder} is a file; expected a folder.")
+    stems = [place / one.name for one in recordings]
+    begun = [stem for stem in stems if not with_ending(stem, partial_ending).exists()]
+    there = [path for stem in begun for path in (with_ending(stem, one) for one in endings) if path.exists()]
+    if there and not overwrite:
+        more = f" and {len(there) - 1} more are" if len(there) > 1 else " is"
+        raise ValueError(f"{there[0]}{more} there already; give --overwrite, or another --output_dir.")
+    return [*stems]
 
 
 def _find(given: str) -> list[tuple[str, PurePosixPath] | Failure]:
@@ -278,10 +288,8 @@ def run_over_recordings(
     Args:
         command: name after `audiollm`.
         arguments_class: dataclass of its options, with `output_dir`, without which nothing is kept.
-        description: of the command, for `--help`.
         run: takes the files, folders, patterns and URLs, and the options; returns failures.
         undone: past participle for the message about failures.
-        argv: the command line without the command; the process's own by default.
     """
     parser = parser_of(arguments_class, command, "AUDIO... [options]", description)
     parser.add_argument("audio", nargs="+", help="files, folders, patterns or URLs")
@@ -309,18 +317,3 @@ def run_over_recordings(
         for failure in failures:
             tell(f"  {failure.audio}: {failure.reason}")
         sys.exit(FAILURES_EXIT)
-
-
-__all__ = [
-    "INTERRUPTED_EXIT",
-    "AnswerArguments",
-    "LoadingArguments",
-    "Source",
-    "check_port",
-    "check_positive",
-    "find_recordings",
-    "is_loopback",
-    "parse",
-    "run_over_recordings",
-    "tell",
-]

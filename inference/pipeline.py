@@ -7,6 +7,7 @@ Rows may own any number of recordings, which transformers' own pipelines cannot 
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ class Question:
         prompt: the text of the question, or None where the row was a conversation.
         name: what errors call the row; empty where there is one row only.
         loaded: the conversation with its recordings decoded, where that is done ahead.
-        texts: the answers, once there are any.
+        texts: the answers.
     """
 
     messages: list[dict[str, Any]]
@@ -140,15 +141,7 @@ class AudioLlmPipeline(Pipeline):
     def preprocess(  # type: ignore[override]  # a Question instead of tensors
         self, input_: Any, prompt: str = TRANSCRIBE_PROMPT, name: str = "", load: bool = False
     ) -> Question:
-        """
-        A row of input as the conversation that it stands for.
-
-        Args:
-            input_: the row.
-            prompt: what a recording without a question is asked.
-            name: what errors call the row.
-            load: decode its recordings now.
-        """
+        """A row of input as the conversation that it stands for; `name` is what errors call it, `load` decodes now."""
         with naming(name):
             question = _understand(input_, prompt)
             question.name = name
@@ -176,6 +169,8 @@ class AudioLlmPipeline(Pipeline):
     ) -> Any:
         """Answers one question or several, and returns them with their texts."""
         questions = [input_tensors] if isinstance(input_tensors, Question) else input_tensors
+        if "stop_strings" in generate_options:  # which `generate` finds with the tokenizer
+            generate_options.setdefault("tokenizer", self.processor.tokenizer)
         answers = generate_answers(
             self.model,
             self.processor,
@@ -184,7 +179,7 @@ class AudioLlmPipeline(Pipeline):
             self._default_bound(generate_options),
             encoder=encoder,
             names=[question.name for question in questions],
-            **self._with_tokenizer(generate_options),
+            **generate_options,
         )
         for question, texts in zip(questions, answers):
             question.texts = texts
@@ -196,10 +191,6 @@ class AudioLlmPipeline(Pipeline):
             return options.pop("max_new_tokens")
         is_set = {"max_length", "generation_config"} & set(options) or self.model.generation_config.max_new_tokens
         return None if is_set else DEFAULT_MAX_NEW_TOKENS
-
-    def _with_tokenizer(self, options: dict[str, Any]) -> dict[str, Any]:
-        """`generate` finds the end strings with the tokenizer."""
-        return {"tokenizer": self.processor.tokenizer, **options} if "stop_strings" in options else options
 
     def postprocess(  # type: ignore[override]  # questions instead of tensors
         self, model_outputs: Question, return_full_text: bool = False
@@ -230,18 +221,8 @@ class AudioLlmPipeline(Pipeline):
             for question in self.forward(questions, **forward_params):
                 yield self.postprocess(question, **postprocess_params)
             return
-        batch: list[Question] = []
-        for question in self._read(inputs, num_workers, preprocess_params):
-            batch.append(question)
-            if len(batch) == batch_size:
-                yield from self._answer_batch(batch, forward_params, postprocess_params)
-                batch = []
-        yield from self._answer_batch(batch, forward_params, postprocess_params)
-
-    def _answer_batch(
-        self, batch: list[Question], forward_params, postprocess_params
-    ) -> Iterator[list[dict[str, Any]]]:
-        if batch:
+        questions = iter(self._read(inputs, num_workers, preprocess_params))
+        while batch := list(islice(questions, batch_size)):
             for question in self.forward(batch, **forward_params):
                 yield self.postprocess(question, **postprocess_params)
 
@@ -330,6 +311,3 @@ def _full_text(question: Question, answer: str) -> Any:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float, np.number))
-
-
-__all__ = ["TASK", "AudioLlmPipeline"]

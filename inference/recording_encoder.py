@@ -14,7 +14,30 @@ import torch
 #: Encoder output that is kept for later questions: about two hours of audio for Whisper tiny in float32.
 MAX_KEPT_BYTES = 512 * 2**20
 #: Windows of up to 30 s that go through the encoder together, so that a long recording takes no more memory.
-MAX_ENCODER_WINDOWS = 16
+MAX_ENCODER_WINDOWS = 8
+
+
+@torch.no_grad()
+def encode_windows(model, processor, waveform: np.ndarray) -> list[torch.Tensor]:
+    """Return the encoder's frames of each window of a waveform `(samples,)`, `(frames, d_model)`."""
+    features = processor.batch_features([waveform])
+    windows: list[torch.Tensor] = []
+    for start in range(0, len(features["input_features"]), MAX_ENCODER_WINDOWS):
+        part = {name: value[start : start + MAX_ENCODER_WINDOWS].to(model.device) for name, value in features.items()}
+        frames, lengths = model.model.encode_audio(**part)
+        windows.extend(row[:length].clone() for row, length in zip(frames, lengths.tolist()))
+    return windows
+
+
+def as_model_inputs(windows: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return what the model takes instead of `input_features`: windows as `encoded_audio`, `encoded_audio_lengths`."""
+    if not windows:
+        return {}
+    lengths = torch.tensor([len(window) for window in windows], device=windows[0].device)
+    return {
+        "encoded_audio": torch.nn.utils.rnn.pad_sequence(list(windows), batch_first=True),
+        "encoded_audio_lengths": lengths,
+    }
 
 
 class RecordingEncoder:
@@ -22,7 +45,6 @@ class RecordingEncoder:
     Gives the encoder's output of waveforms, from memory where it has heard the same samples before.
 
     Args:
-        model, processor: a pair that belongs together.
         max_kept_bytes: bound on what is kept; what was asked for longest ago is forgotten first.
 
     Attributes:
@@ -37,16 +59,12 @@ class RecordingEncoder:
         self._kept: OrderedDict[bytes, list[torch.Tensor]] = OrderedDict()
         self._kept_bytes = 0
 
-    @torch.inference_mode()
     def __call__(self, waveforms: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
         """
-        Return what the model takes instead of `input_features`.
+        Return `encoded_audio` `(windows, max_frames, d_model)` and `encoded_audio_lengths` `(windows,)`.
 
         Args:
             waveforms: float32 of shape `(samples,)` each, at the processor's rate, in reading order.
-
-        Returns:
-            `encoded_audio` `(windows, max_frames, d_model)` and `encoded_audio_lengths` `(windows,)`.
         """
         keys = [content_key(waveform) for waveform in waveforms]
         found: dict[bytes, list[torch.Tensor]] = {}
@@ -57,28 +75,10 @@ class RecordingEncoder:
                 self._kept.move_to_end(key)
                 found[key] = self._kept[key]
             else:
-                found[key] = self._encode(waveform)
+                self.num_encoded += 1
+                found[key] = encode_windows(self.model, self.processor, waveform)
                 self._keep(key, found[key])
-        windows = [window for key in keys for window in found[key]]
-        lengths = torch.tensor([len(window) for window in windows], device=windows[0].device)
-        return {
-            "encoded_audio": torch.nn.utils.rnn.pad_sequence(windows, batch_first=True),
-            "encoded_audio_lengths": lengths,
-        }
-
-    def _encode(self, waveform: np.ndarray) -> list[torch.Tensor]:
-        """Encoder frames of each of a recording's windows, `(frames, d_model)`."""
-        self.num_encoded += 1
-        features = self.processor.batch_features([waveform])
-        windows: list[torch.Tensor] = []
-        for start in range(0, len(features["input_features"]), MAX_ENCODER_WINDOWS):
-            part = {
-                name: value[start : start + MAX_ENCODER_WINDOWS].to(self.model.device)
-                for name, value in features.items()
-            }
-            frames, lengths = self.model.model.encode_audio(**part)
-            windows.extend(row[:length].clone() for row, length in zip(frames, lengths.tolist()))
-        return windows
+        return as_model_inputs([window for key in keys for window in found[key]])
 
     def _keep(self, key: bytes, windows: list[torch.Tensor]) -> None:
         self._kept[key] = windows
@@ -95,6 +95,3 @@ def content_key(waveform: np.ndarray) -> bytes:
 
 def _num_bytes(windows: list[torch.Tensor]) -> int:
     return sum(window.numel() * window.element_size() for window in windows)
-
-
-__all__ = ["RecordingEncoder", "content_key"]

@@ -94,25 +94,17 @@ def header_seconds(path: str | os.PathLike[str]) -> float | None:
 
 def read_blocks(path: str | os.PathLike[str], target_rate: int, name: str | None = None) -> Iterator[np.ndarray]:
     """
-    Decode, mix down and resample a file as `load_waveform` does, one block at a time.
-
-    Args:
-        path: a regular file on this machine; see [`local_file`].
-        target_rate: rate of the blocks in Hz.
-        name: name of the recording in errors.
-
-    Yields:
-        float32 blocks of shape `(samples,)`, of varying length.
+    Decode, mix down and resample a regular file as `load_waveform` does: yield float32 blocks `(samples,)` of any length.
 
     Raises:
-        AudioError: it is corrupt, cut off or not audio, or holds NaN, infinity or no samples. Faults further on in the
-            file are found when they are reached.
+        AudioError: it is corrupt, cut off or not audio, or holds NaN, infinity or no samples, by the recording's name. Faults
+            further on in the file are found when they are reached.
     """
     name = name or str(path)
     resampler: Any = None
     read = 0
-    for block, rate in _named_blocks(path, name):
-        mono = _checked(block, read, rate, name).mean(axis=1)
+    for block, rate in _checked_blocks(path, name):
+        mono = block.mean(axis=1)
         read += len(mono)
         if rate == target_rate:
             yield mono
@@ -138,13 +130,11 @@ def read_bounded(
 
     Args:
         name: name of the recording in errors, which never show the path.
-        max_seconds: longest recording.
         limit: origin of `max_seconds`, for the error.
         stop: ends the reading once it is set.
 
     Raises:
-        AudioError: the file is empty or cannot be used.
-        RecordingTooLongError: it is longer.
+        AudioError, RecordingTooLongError: the file is empty or cannot be used, or it is longer.
     """
     check_file(path, name)
     seconds = header_seconds(path)
@@ -171,18 +161,21 @@ def clock(seconds: float) -> str:
     return f"{minutes} min {rest} s" if rest else f"{minutes} min"
 
 
-def _named_blocks(path: str | os.PathLike[str], name: str) -> Iterator[tuple[np.ndarray, int]]:
+def _checked_blocks(path: str | os.PathLike[str], name: str) -> Iterator[tuple[np.ndarray, int]]:
     """Yield blocks `(frames, channels)` of float32 as stored, each with its rate in Hz; errors name the file."""
+    read = 0
     with open(path, "rb") as file:
         try:
             for block in decoded_blocks(file):
+                _check(block.samples, read, block.rate, name)
+                read += len(block.samples)
                 yield block.samples, block.rate
         except UndecodableError as error:
             raise AudioError(f"{name}: {error}") from error
 
 
-def _checked(block: np.ndarray, read: int, rate: int, name: str) -> np.ndarray:
-    """Return a block `(frames, channels)` if its samples and rate are those of audio."""
+def _check(block: np.ndarray, read: int, rate: int, name: str) -> None:
+    """Raise AudioError unless samples `(frames, channels)` and rate are those of audio."""
     if not MIN_SAMPLING_RATE_HZ <= rate <= MAX_SAMPLING_RATE_HZ:
         expected = f"{MIN_SAMPLING_RATE_HZ} to {MAX_SAMPLING_RATE_HZ} Hz"
         raise AudioError(f"{name}: the sampling rate is {rate}; expected {expected}.")
@@ -192,17 +185,3 @@ def _checked(block: np.ndarray, read: int, rate: int, name: str) -> np.ndarray:
     peak = float(np.abs(block).max(initial=0.0))
     if peak > MAX_FLOAT_AMPLITUDE:
         raise AudioError(f"{name}: floating-point samples reach {peak:.0f}, but lie in [-1, 1] by convention.")
-    return block
-
-
-__all__ = [
-    "RecordingTooLongError",
-    "check_file",
-    "clock",
-    "header_seconds",
-    "is_remote",
-    "local_file",
-    "path_of",
-    "read_blocks",
-    "read_bounded",
-]

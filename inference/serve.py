@@ -107,12 +107,7 @@ class ServeArguments(LoadingArguments):
         self, name: str, longest_window_s: float, stored: Mapping[str, Any] | None = None
     ) -> "ServingSettings":
         """
-        Return the server's settings.
-
-        Args:
-            name: of the model.
-            longest_window_s: the encoder's.
-            stored: settings of transcription that the checkpoint brings along.
+        Return the server's settings; `stored` are those of transcription that the checkpoint brings along.
 
         Raises:
             ValueError: windows are longer than the encoder's.
@@ -122,13 +117,10 @@ class ServeArguments(LoadingArguments):
         window = {} if self.window_seconds is None else {"window_seconds": self.window_seconds}
         transcribing = TranscribingSettings(**{**(stored or {}), **window}, voice_activity=self.voice_activity == "on")
         check_window(transcribing.window_seconds, longest_window_s)
+        same = ("api_key", "max_upload_mb", "max_audio_seconds", "max_new_tokens", "max_requests")
         return ServingSettings(
             name=name,
-            api_key=self.api_key,
-            max_upload_mb=self.max_upload_mb,
-            max_audio_seconds=self.max_audio_seconds,
-            max_new_tokens=self.max_new_tokens,
-            max_requests=self.max_requests,
+            **{each: getattr(self, each) for each in same},
             kept_sessions=self.kept_conversations,
             is_local=is_loopback(self.host),
             allow_origins=tuple(self.allow_origins),
@@ -152,19 +144,20 @@ def check_libraries() -> None:
 
 def bind(host: str, port: int) -> socket.socket:
     """
-    Bind the address, before a model is loaded for minutes.
+    Return a socket that is bound to an address.
 
     Raises:
-        OSError: it is in use, or no address of this machine.
+        CheckpointError: the address is in use, or none of this machine.
     """
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    taken = socket.socket(family, kind, protocol)
     try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        taken = socket.socket(family, kind, protocol)
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(address)
-    except OSError:
-        taken.close()
-        raise
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot listen at {host}, port {port}: {error}. Give another --port or --host."
+        ) from error
     return taken
 
 
@@ -182,12 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             settings = options.settings(options.name(checkpoint), longest_window_s, stored)
         except ValueError as error:
             parser.error(str(error))
-        try:
-            listening = bind(options.host, options.port)
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot listen at {options.host}, port {options.port}: {error}. Give another --port or --host."
-            ) from error
+        listening = bind(options.host, options.port)  # before a model is loaded for minutes
         tell(f"Loading {checkpoint} …")
         model = options.load_model(checkpoint)
     except CheckpointError as error:

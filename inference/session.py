@@ -3,7 +3,6 @@ A conversation with a model, with a cache of keys and values: a follow-up questi
 runs the language model over it again, and gets the same answer as if the whole conversation had been read anew.
 """
 
-import hashlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,15 +18,19 @@ from audiollm.processing.conversations import flatten_conversation
 from transformers import DynamicCache, StoppingCriteriaList
 
 from .answering import ask, audio_part
+from .recording_encoder import as_model_inputs, content_key, encode_windows
 from .streaming import AnswerStream, AnswerStreamer, StopWhenSet
 
 DEFAULT_MAX_NEW_TOKENS = 512
 #: Options of `generate` that contradict one row with a cache of its own.
 REFUSED_OPTIONS = (
-    *("num_beams", "num_return_sequences", "cache_implementation", "past_key_values", "cache", "use_cache"),
+    "num_beams",
+    "num_return_sequences",
+    "cache_implementation",
+    "past_key_values",
+    "cache",
+    "use_cache",
 )
-#: Windows (of up to 30 s) that go through the encoder at a time, which bounds its memory.
-WINDOWS_AT_A_TIME = 8
 MEMORY_ADVICE = "Give less audio at a time, a smaller bound on new tokens, --dtype bfloat16, or --load_in_8bit."
 #: Locks by which models give one answer at a time.
 _MODEL_LOCKS: WeakKeyDictionary[torch.nn.Module, threading.Lock] = WeakKeyDictionary()
@@ -43,16 +46,16 @@ class Recording:
         waveform: `(samples,)` at the processor's rate; None once it has been encoded.
         digest: of the waveform; equal recordings have equal digests.
         num_slots: number of audio tokens that the model makes of it.
-        frames: encoder output of each window, `(frames, d_model)`; None until it has been encoded.
         seconds: its length.
+        frames: encoder output of each window, `(frames, d_model)`, once it has been encoded.
     """
 
     source: Any
     waveform: np.ndarray | None
-    digest: str
+    digest: bytes
     num_slots: int
-    frames: list[torch.Tensor] | None = None
-    seconds: float = 0.0
+    seconds: float
+    frames: Sequence[torch.Tensor] = ()
 
     @classmethod
     def load(cls, source: Any, processor: AudioLlmProcessor) -> "Recording":
@@ -64,38 +67,13 @@ class Recording:
             FileNotFoundError: there is no such file.
         """
         waveform = processor.load_audio(source)
-        digest = hashlib.sha256(waveform.tobytes()).hexdigest()
-        seconds = len(waveform) / processor.sampling_rate
-        return cls(source, waveform, digest, processor.num_audio_slots(len(waveform)), None, seconds)
+        slots, seconds = processor.num_audio_slots(len(waveform)), len(waveform) / processor.sampling_rate
+        return cls(source, waveform, content_key(waveform), slots, seconds)
 
-    @torch.no_grad()
     def encode(self, model: AudioLlmForConditionalGeneration, processor: AudioLlmProcessor) -> None:
-        """Run the encoder over the recording, a few windows at a time. Its frames take the place of the waveform."""
-        if self.frames is not None:
-            return
-        assert self.waveform is not None  # it goes when the frames come
-        features = processor.batch_features([self.waveform])
-        mels, masks = features["input_features"], features["input_features_mask"]
-        frames: list[torch.Tensor] = []
-        for start in range(0, len(mels), WINDOWS_AT_A_TIME):
-            mask = masks[start : start + WINDOWS_AT_A_TIME]
-            longest = int(mask.sum(dim=1).max())
-            mel = mels[start : start + WINDOWS_AT_A_TIME, :, :longest]
-            hidden, lengths = model.model.encode_audio(mel.to(model.device), mask[:, :longest].to(model.device))
-            frames.extend(window[:length].clone() for window, length in zip(hidden, lengths.tolist()))
-        self.frames, self.waveform = frames, None
-
-
-def as_model_inputs(recordings: list[Recording]) -> dict[str, torch.Tensor]:
-    """Return `encoded_audio` `(windows, max_frames, d_model)` and `encoded_audio_lengths` of encoded recordings."""
-    windows = [window for recording in recordings for window in recording.frames or ()]
-    if not windows:
-        return {}
-    lengths = torch.tensor([len(window) for window in windows], device=windows[0].device)
-    return {
-        "encoded_audio": torch.nn.utils.rnn.pad_sequence(windows, batch_first=True),
-        "encoded_audio_lengths": lengths,
-    }
+        """Run the encoder over the recording. Its frames take the place of the waveform."""
+        if self.waveform is not None:
+            self.frames, self.waveform = encode_windows(model, processor, self.waveform), None
 
 
 class ContextLengthError(ValueError):
@@ -170,7 +148,7 @@ class Session:
         #: Counts of the last answer; None before the first.
         self.report: AnswerReport | None = None
         self._system = system
-        self._recordings: dict[str, Recording] = {}
+        self._recordings: dict[bytes, Recording] = {}
         self._messages: list[dict[str, Any]] = []
         self._answering = threading.Lock()
         self._cache: DynamicCache
@@ -282,12 +260,16 @@ class Session:
         for recording in recordings:
             if stop.is_set():
                 return
-            fresh += recording.frames is None
+            fresh += recording.waveform is not None
             recording.encode(model, self.processor)
         if stop.is_set():
             return
         reused = self._reuse(prompt, self._adapter(recordings, options))
-        ids = torch.tensor([[_token_id(token, model.config) for token in prompt]], device=model.device)
+        # The recordings that do not stand in the cached beginning of the conversation.
+        unread = recordings[sum(isinstance(token, tuple) and token[1] == 0 for token in prompt[:reused]) :]
+        slot_id = model.config.audio_token_id
+        plain = [slot_id if isinstance(token, tuple) else token for token in prompt]
+        ids = torch.tensor([plain], device=model.device)
         with model_lock(model):
             output = model.generate(
                 input_ids=ids,
@@ -295,7 +277,7 @@ class Session:
                 **{CACHE_NAME: self._cache},
                 streamer=streamer,
                 stopping_criteria=StoppingCriteriaList([stop]),
-                **as_model_inputs(_after(prompt[:reused], recordings)),
+                **as_model_inputs([window for one in unread for window in one.frames]),
                 **options,
             )
         answer = output[0, ids.shape[1] :].tolist()
@@ -305,11 +287,7 @@ class Session:
         self.report = AnswerReport(self._finish_reason(answer, options), len(prompt), reused, fresh, len(answer))
 
     def _reuse(self, prompt: list[Any], adapter: str | None) -> int:
-        """
-        Cut the cache back to the tokens that it has in common with the prompt, and return their number.
-
-        Keys and values of another adapter, or of the base alone, are of no use.
-        """
+        """Cut the cache back to the tokens that it has in common with the prompt and adapter, and return their number."""
         common = 0
         if adapter == self._cached_adapter:
             limit = min(len(self._cached), len(prompt) - 1)  # at least one token is run
@@ -353,8 +331,7 @@ class Session:
         """
         Return the conversation's token ids, with the opening of the answer.
 
-        An audio token is written as its recording's digest and its number therein, so that equal entries of two lists are
-        equal to the model.
+        An audio token is written as its recording's digest and its number therein: equal entries are equal to the model.
         """
         flat, recordings = flatten_conversation(messages)
         segments = self.processor.conversation_segments(flat, add_generation_prompt=True)
@@ -429,27 +406,7 @@ def _recordings(messages: list[dict[str, Any]]) -> list[Recording]:
     return flatten_conversation(messages)[1]
 
 
-def _after(cached: list[Any], recordings: list[Recording]) -> list[Recording]:
-    """The recordings that do not stand in the cached beginning of the conversation."""
-    return recordings[sum(isinstance(token, tuple) and token[1] == 0 for token in cached) :]
-
-
-def _token_id(token: Any, config) -> int:
-    return config.audio_token_id if isinstance(token, tuple) else token
-
-
 def _with_sources(message: dict[str, Any]) -> dict[str, Any]:
     if isinstance(message["content"], str):
         return dict(message)
     return {**message, "content": [part.get("given", part) for part in message["content"]]}
-
-
-__all__ = [
-    "AnswerMemoryError",
-    "AnswerReport",
-    "ContextLengthError",
-    "Recording",
-    "Session",
-    "model_lock",
-    "user_turn",
-]

@@ -73,6 +73,3 @@ class SpokenLexicon:
                     ways.append((left_out, count + 1, [*classes, known]))
             best.append(min(ways, key=lambda way: way[:2]))
         return best[-1][2]
-
-
-__all__ = ["BLANK", "SpokenLexicon", "piece_ids", "spoken_form"]

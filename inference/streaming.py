@@ -151,6 +151,3 @@ def _run(write, streamer: AnswerStreamer, stop: StopWhenSet, errors: list[BaseEx
         errors.append(error)
     finally:
         streamer.text_queue.put(streamer.stop_signal)  # even if there was no token
-
-
-__all__ = ["AnswerStream", "AnswerStreamer", "StopWhenSet"]

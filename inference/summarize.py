@@ -9,7 +9,7 @@ same command with --output_dir goes on where it was.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +21,15 @@ from tqdm.auto import tqdm
 
 from .in_parts import JOIN_PROMPT, SUMMARY_PROMPT, InParts, PartAnswer, WholeAnswer
 from .loading import find_checkpoint, load_processor
-from .options import AnswerArguments, LoadingArguments, Source, find_recordings, run_over_recordings, tell
+from .options import (
+    AnswerArguments,
+    LoadingArguments,
+    Source,
+    find_recordings,
+    output_stems,
+    run_over_recordings,
+    tell,
+)
 from .recordings import header_seconds, local_file, read_blocks
 from .session import AnswerMemoryError
 from .transcribing import Failure, Heard, PartialTranscript
@@ -32,6 +40,7 @@ PARTIAL_ENDING, ENDINGS = "parts.partial.jsonl", ("txt", "json")
 DEFAULT_MAX_NEW_TOKENS = 256
 #: Raise it when a change here changes answers: what is kept of parts is then begun anew.
 IN_PARTS_REVISION = 1
+BAR = "{desc}: {n:.0f}/{total_fmt} s of audio [{elapsed}]"
 
 
 @dataclass
@@ -75,62 +84,43 @@ class SummarizeArguments(AnswerArguments):
             raise ValueError("--overwrite is about files; give --output_dir with it.")
 
 
-class Summarizer:
+def answer(
+    in_parts: InParts, recording: str, made_with: dict[str, Any], partial_path: Path | None, progress: bool
+) -> WholeAnswer:
     """
-    Answer about recordings of any length, and keep the answers about parts on disk.
+    Return the answer about a recording, and keep those about its parts on disk meanwhile.
 
     Args:
-        in_parts: asks about the parts.
         made_with: everything that decides the answers, beside the recording.
-        progress: show a bar of audio seconds.
+
+    Raises:
+        AudioError: the recording cannot be used.
+        OSError: it is not there, or `partial_path` cannot be written.
     """
+    rate = in_parts.processor.sampling_rate
+    with local_file(recording) as path:
+        partial = None
+        if partial_path is not None:
+            partial = PartialTranscript(partial_path, {"audio_sha256": sha256_of(path), **made_with})
+        seconds = header_seconds(path)
+        total = None if seconds is None else round(seconds, 1)
+        with tqdm(total=total, desc=recording, unit="s", disable=not progress, bar_format=BAR) as bar:
 
-    def __init__(self, in_parts: InParts, made_with: dict[str, Any], progress: bool = True):
-        self.in_parts, self.made_with, self.progress = in_parts, made_with, progress
+            def on_part(part: PartAnswer) -> None:
+                bar.update((part.end - part.start) / rate)
+                if partial is not None and not part.reason and partial.get(part.start, part.end) is None:
+                    partial.add({(part.start, part.end): Heard(part.text, part.is_cut_off)})
 
-    def answer(self, recording: str, partial_path: Path | None = None) -> WholeAnswer:
-        """
-        Return the answer about a recording.
+            def known(start: int, end: int) -> tuple[str, bool] | None:
+                heard = None if partial is None else partial.get(start, end)
+                return None if heard is None else (heard.text, heard.is_cut_off)
 
-        Raises:
-            AudioError: the recording cannot be used.
-            OSError: it is not there, or `partial_path` cannot be written.
-        """
-        rate = self.in_parts.processor.sampling_rate
-        with local_file(recording) as path:
-            partial = None
-            if partial_path is not None:
-                partial = PartialTranscript(partial_path, {"audio_sha256": sha256_of(path), **self.made_with})
-            with tqdm(
-                total=_seconds(path), desc=recording, unit="s", disable=not self.progress, bar_format=_BAR
-            ) as bar:
-
-                def on_part(part: PartAnswer) -> None:
-                    bar.update((part.end - part.start) / rate)
-                    if partial is not None and not part.reason and partial.get(part.start, part.end) is None:
-                        partial.add({(part.start, part.end): Heard(part.text, part.is_cut_off)})
-
-                def known(start: int, end: int) -> tuple[str, bool] | None:
-                    heard = None if partial is None else partial.get(start, end)
-                    return None if heard is None else (heard.text, heard.is_cut_off)
-
-                return self.in_parts.answer(read_blocks(path, rate, recording), known, on_part)
-
-
-_BAR = "{desc}: {n:.0f}/{total_fmt} s of audio [{elapsed}]"
-
-
-def _seconds(path: Path) -> float | None:
-    seconds = header_seconds(path)
-    return None if seconds is None else round(seconds, 1)
+            return in_parts.answer(read_blocks(path, rate, recording), known, on_part)
 
 
 def run(given: Sequence[str], options: SummarizeArguments) -> list[Failure]:
     """
-    Answers about recordings one after the other, in files or on standard output; returns those that could not be used.
-
-    Args:
-        given: files, folders, patterns and URLs; see `options.find_recordings`.
+    Answer about recordings one after the other, in files or on standard output; return those that could not be used.
 
     Raises:
         CheckpointError: the model is not there, or cannot be used.
@@ -140,10 +130,7 @@ def run(given: Sequence[str], options: SummarizeArguments) -> list[Failure]:
     found = find_recordings(given)
     failures = [one for one in found if isinstance(one, Failure)]
     recordings = [one for one in found if isinstance(one, Source)]
-    stems = [
-        None if options.output_dir is None else Path(options.output_dir).expanduser() / one.name for one in recordings
-    ]
-    _refuse_overwriting(stems, options.overwrite)
+    stems = output_stems(recordings, options.output_dir, ENDINGS, PARTIAL_ENDING, options.overwrite)
     if not recordings:
         return failures
     checkpoint = find_checkpoint(options.model)
@@ -170,11 +157,10 @@ def run(given: Sequence[str], options: SummarizeArguments) -> list[Failure]:
         "temperature": [options.temperature, options.top_p, options.seed],
         "max_new_tokens": options.max_new_tokens,
     }
-    summarizer = Summarizer(in_parts, made_with, options.progress)
     for recording, stem in interruptible(zip(recordings, stems)):
         partial_path = None if stem is None else with_ending(stem, PARTIAL_ENDING)
         try:
-            whole = summarizer.answer(recording.location, partial_path)
+            whole = answer(in_parts, recording.location, made_with, partial_path, options.progress)
         except (AnswerMemoryError, OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno in NO_ROOM_ERRORS:
                 raise
@@ -184,37 +170,24 @@ def run(given: Sequence[str], options: SummarizeArguments) -> list[Failure]:
         if stem is None:
             print(f"{recording.location}: {whole.text}" if len(found) > 1 else whole.text, flush=True)
         else:
-            _write(
-                stem,
-                recording.location,
-                whole,
-                processor.sampling_rate,
-                {**made_with, "join_prompt": options.join_prompt, "model": checkpoint},
-            )
+            made = {**made_with, "join_prompt": options.join_prompt, "model": checkpoint}
+            _write(stem, recording.location, whole, processor.sampling_rate, made)
     return failures
-
-
-def _refuse_overwriting(stems: Sequence[Path | None], overwrite: bool) -> None:
-    there = [
-        path for stem in stems if stem is not None for path in (with_ending(stem, e) for e in ENDINGS) if path.exists()
-    ]
-    if there and not overwrite:
-        raise ValueError(f"{there[0]} is there already; give --overwrite, or another --output_dir.")
 
 
 def _write(stem: Path, audio: str, whole: WholeAnswer, rate: int, made_with: dict[str, Any]) -> None:
     rounds = [
-        [{"start_s": one.start / rate, "end_s": one.end / rate, **_without_samples(one)} for one in answers]
+        [
+            {"start_s": one.start / rate, "end_s": one.end / rate, "text": one.text}
+            | {"is_cut_off": one.is_cut_off, "reason": one.reason}
+            for one in answers
+        ]
         for answers in whole.rounds
     ]
     content = {"audio": audio, "answer": whole.text, "rounds": rounds, "made_with": made_with}
     write_json(with_ending(stem, "json"), content)
     write_whole(with_ending(stem, "txt"), whole.text + "\n")
     with_ending(stem, PARTIAL_ENDING).unlink(missing_ok=True)
-
-
-def _without_samples(answer: PartAnswer) -> dict[str, Any]:
-    return {name: value for name, value in asdict(answer).items() if name not in ("start", "end")}
 
 
 def _warn(audio: str, whole: WholeAnswer, rate: int) -> None:

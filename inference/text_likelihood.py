@@ -133,6 +133,3 @@ def _score(model, trees: Sequence[TokenTree], as_trees: bool) -> list[list[float
         [float(each[torch.tensor(nodes, dtype=torch.long) - 1].sum()) for nodes in tree.texts]
         for tree, each in zip(trees, of_nodes)
     ]
-
-
-__all__ = ["MAX_HEAD_POSITIONS", "MAX_SCORED_POSITIONS", "text_logprobs"]

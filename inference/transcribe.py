@@ -19,7 +19,7 @@ from audiollm.disks import check_writable
 from .context_words import read_context
 from .ctc_rescoring import DEFAULT_CTC_WEIGHT
 from .loading import check_device, find_checkpoint, load_generation_config, load_processor
-from .options import LoadingArguments, Source, check_positive, find_recordings, run_over_recordings
+from .options import LoadingArguments, Source, check_positive, find_recordings, output_stems, run_over_recordings
 from .transcribing import (
     STORED_SETTINGS,
     TRANSCRIBE_PROMPT,
@@ -161,11 +161,7 @@ class TranscribeArguments(LoadingArguments):
 
     def settings(self, longest_window_s: float, stored: Mapping[str, Any]) -> TranscribingSettings:
         """
-        Return the settings of transcription.
-
-        Args:
-            longest_window_s: the encoder's.
-            stored: settings of the checkpoint, which options override; see [`stored_settings`].
+        Return the settings of transcription: options override those `stored` with the checkpoint.
 
         Raises:
             ValueError: the windows are shorter than a phrase, or longer than the encoder's.
@@ -189,13 +185,7 @@ class TranscribeArguments(LoadingArguments):
 
 def run(given: Sequence[str], arguments: TranscribeArguments) -> list[Failure]:
     """
-    Transcribe recordings, to files or to standard output, in the order given.
-
-    Args:
-        given: files, folders, patterns and URLs; see [`find_recordings`].
-
-    Returns:
-        Recordings that could not be transcribed.
+    Transcribe recordings, to files or to standard output, in the order given; return those that could not be transcribed.
 
     Raises:
         CheckpointError: the model is not there, or cannot be used.
@@ -205,7 +195,9 @@ def run(given: Sequence[str], arguments: TranscribeArguments) -> list[Failure]:
     found = find_recordings(given)
     recordings = [one for one in found if isinstance(one, Source)]
     failures = [one for one in found if isinstance(one, Failure)]
-    stems = [_stem(recording, arguments) for recording in recordings]
+    stems = output_stems(
+        recordings, arguments.output_dir, arguments.output_format, PARTIAL_ENDING, arguments.overwrite
+    )
     if not recordings:
         return failures
     checkpoint = find_checkpoint(arguments.model)
@@ -213,7 +205,6 @@ def run(given: Sequence[str], arguments: TranscribeArguments) -> list[Failure]:
     processor = load_processor(checkpoint, arguments.revision)
     stored = stored_settings(load_generation_config(checkpoint, arguments.revision))
     settings = arguments.settings(processor.window_samples / processor.sampling_rate, stored)
-    _refuse_overwriting(stems, arguments)
     if arguments.output_dir is not None:
         check_writable(Path(arguments.output_dir).expanduser())
     model = arguments.load_model(checkpoint)
@@ -233,26 +224,6 @@ def run(given: Sequence[str], arguments: TranscribeArguments) -> list[Failure]:
             print(f"{result.audio}: {result.text}" if len(found) > 1 else result.text, flush=True)
     transcriber.remove_partial()
     return failures
-
-
-def _stem(recording: Source, arguments: TranscribeArguments) -> Path | None:
-    return None if arguments.output_dir is None else Path(arguments.output_dir).expanduser() / recording.name
-
-
-def _refuse_overwriting(stems: Sequence[Path | None], arguments: TranscribeArguments) -> None:
-    """Raise ValueError if there are transcripts that were not begun by an interrupted run of this command."""
-    if arguments.output_dir is not None and Path(arguments.output_dir).is_file():
-        raise ValueError(f"--output_dir {arguments.output_dir} is a file; expected a folder.")
-    there = [
-        path
-        for stem in stems
-        if stem is not None and not with_ending(stem, PARTIAL_ENDING).exists()
-        for path in (with_ending(stem, name) for name in arguments.output_format)
-        if path.exists()
-    ]
-    if there and not arguments.overwrite:
-        more = f" and {len(there) - 1} more are" if len(there) > 1 else " is"
-        raise ValueError(f"{there[0]}{more} there already; give --overwrite, or another --output_dir.")
 
 
 def _warn(transcript: Transcript) -> None:

@@ -20,9 +20,9 @@ from audiollm.files import Journal, sha256_of
 from audiollm.interruption import check_interrupted
 from audiollm.projector import slot_counts
 from tqdm.auto import tqdm
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
+from transformers import LogitsProcessor, LogitsProcessorList
 
-from .answer_ends import AnswerEnds
+from .answer_ends import generate_to_ends
 from .answering import ask
 from .ctc_alignment import (
     SECONDS_PER_FRAME,
@@ -157,12 +157,8 @@ class PartialTranscript:
     """
     Journal of one recording's windows, from which a killed command goes on.
 
-    Its first line says which recording and settings it is of; a journal of others is begun anew. Two processes that
-    transcribe the same recording may share it: lines are appended whole, and the first to finish removes it.
-
-    Args:
-        path: the file. It is made, with its folder, for the first window.
-        made_with: everything that decides the transcript, the recording's checksum included, as JSON.
+    Its first line says what decides the transcript, `made_with`, with the recording's checksum; a journal of others is begun
+    anew. Two processes may share it: lines are appended whole, and the first to finish removes it.
     """
 
     def __init__(self, path: Path, made_with: Mapping[str, Any]):
@@ -201,10 +197,6 @@ class PartialTranscript:
             new.insert(0, self._header)
         self.journal.append(new)
 
-    def remove(self) -> None:
-        """Remove the file, once nothing needs it any more."""
-        self.journal.path.unlink(missing_ok=True)
-
 
 def _is_window(entry: dict[str, Any]) -> bool:
     kinds = {"start": int, "end": int, "text": str, "is_cut_off": bool}
@@ -213,16 +205,16 @@ def _is_window(entry: dict[str, Any]) -> bool:
 
 class Certainty(LogitsProcessor):
     """
-    Record the log-probability of the likeliest token at each step, which greedy decoding takes; scores do not change.
+    Record the log-probability of the likeliest token at each step, which greedy decoding takes.
 
-    It keeps one number a row and step. `output_scores` would keep one for each token of the vocabulary.
+    `output_scores` would keep that of each token of the vocabulary.
     """
 
     def __init__(self) -> None:
         self._steps: list[torch.Tensor] = []
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Take scores `(batch, vocab_size)`, and return them."""
+        """Return scores `(batch, vocab_size)` as they are."""
         self._steps.append(scores.float().log_softmax(dim=-1).amax(dim=-1))
         return scores
 
@@ -258,13 +250,13 @@ class Transcriber:
 
     Args:
         model, processor: a pair that belongs together.
-        settings: see [`TranscribingSettings`]; those of the checkpoint by default.
+        settings: those of the checkpoint by default.
         model_name: name of the model in a transcript's settings.
         progress: show a bar of audio seconds, with speed as a multiple of real time, and time left.
 
     Raises:
-        ValueError: `ctc_weight` is above 0, `timestamps` is "word" or there is context, and the model has no CTC posteriors; or the windows are
-            shorter than a phrase, or longer than the encoder's.
+        ValueError: the model has no CTC posteriors and the settings need them, or windows are shorter than a phrase or longer
+            than the encoder's.
     """
 
     def __init__(
@@ -515,19 +507,13 @@ class Transcriber:
         """Return the transcripts that the language model writes."""
         settings = self.settings
         options: dict[str, Any] = {"max_new_tokens": max(bounds), "do_sample": False, **self._cache_options}
-        certainty, prompt_length = Certainty(), inputs["input_ids"].shape[1]
-        # Each row has its own bound, so that its text does not depend on other rows of the batch.
-        ends = AnswerEnds(prompt_length, bounds)
-        with model_lock(self.model):
-            output = self.model.generate(
-                **inputs,
-                stopping_criteria=StoppingCriteriaList([self._stop, ends]),
-                logits_processor=LogitsProcessorList([certainty]),
-                **options,
-            )
+        certainty = Certainty()
+        options |= {"stopping_criteria": [self._stop], "logits_processor": LogitsProcessorList([certainty])}
+        with model_lock(self.model):  # each row to its own bound, so that its text does not depend on other rows
+            rows = generate_to_ends(self.model, inputs, bounds, **options)
         self._refuse_when_stopped()
         results = []
-        for index, kept in enumerate(ends.cut(output[:, prompt_length:])):
+        for index, kept in enumerate(rows):
             length = next((place + 1 for place, token in enumerate(kept) if token in self._end_ids), len(kept))
             text = self.processor.decode(kept, skip_special_tokens=True).strip()
             is_cut_off = not self._end_ids & set(kept)  # at its bound, or in a loop
@@ -614,19 +600,3 @@ def _bar_format(total: float | None) -> str:
     if total is None:
         return "{desc}: {n:.0f} s of audio [{elapsed}, {postfix}]"
     return "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}, {postfix}]"
-
-
-__all__ = [
-    "TRANSCRIBE_PROMPT",
-    "Certainty",
-    "Failure",
-    "Heard",
-    "PartialTranscript",
-    "Progress",
-    "Transcriber",
-    "TranscribingSettings",
-    "TranscribingStopped",
-    "check_timestamps",
-    "check_window",
-    "stored_settings",
-]

@@ -20,12 +20,9 @@ MAX_CUE_CHARACTERS, MIN_PAUSE_SECONDS = 42, 0.6
 @dataclass(frozen=True)
 class Word:
     """
-    A word of a transcript.
+    A word of a transcript, as it is written, with its times in seconds from the recording's beginning.
 
-    Attributes:
-        text: as it is written, with its marks.
-        start_s, end_s: in seconds from the recording's beginning.
-        confidence: CTC's probability of its word pieces, 0 to 1; None where it has no pieces for the word.
+    `confidence`: CTC's probability of its word pieces, 0 to 1; None where it has no pieces for the word.
     """
 
     text: str
@@ -37,11 +34,9 @@ class Word:
 @dataclass(frozen=True)
 class Passage:
     """
-    Text of one window.
+    Text of one window, with its times in seconds from the recording's beginning.
 
     Attributes:
-        start_s, end_s: in seconds from the recording's beginning.
-        text: without surrounding space; empty if the model wrote nothing.
         is_cut_off: the model was stopped at the bound on new tokens, and might have gone on.
         words: of the text; none unless their times were asked for.
     """
@@ -85,7 +80,7 @@ class Transcript:
     @property
     def text(self) -> str:
         """The whole text, on one line."""
-        return " ".join(line for line in map(_one_line, self._texts()) if line)
+        return " ".join(as_text(self).splitlines())
 
     @property
     def words(self) -> list[Word]:
@@ -98,9 +93,6 @@ class Transcript:
         if self.timestamps != WORD:
             raise ValueError("This transcript has no words; ask for them with timestamps='word'.")
         return [word for passage in self.passages for word in passage.words]
-
-    def _texts(self) -> list[str]:
-        return [passage.text for passage in self.passages]
 
 
 def add_skipped(skipped: list[Skipped], more: Skipped) -> None:
@@ -115,28 +107,21 @@ def add_skipped(skipped: list[Skipped], more: Skipped) -> None:
 
 def as_text(transcript: Transcript) -> str:
     """Return one line for each window with text."""
-    return "".join(f"{line}\n" for line in map(_one_line, transcript._texts()) if line)
+    lines = [_one_line(passage.text) for passage in transcript.passages]
+    return "".join(f"{line}\n" for line in lines if line)
 
 
 def as_json(transcript: Transcript) -> str:
     """Return text, windows with their times, skipped stretches with reasons, and settings."""
-    windows = []
-    for passage in transcript.passages:
-        entry: dict[str, Any] = {"start_s": _rounded(passage.start_s), "end_s": _rounded(passage.end_s)}
-        entry["text"] = passage.text
-        if passage.is_cut_off:
-            entry["is_cut_off"] = True
-        windows.append(entry)
-    skipped = [
-        {"start_s": _rounded(each.start_s), "end_s": _rounded(each.end_s), "reason": each.reason}
-        for each in transcript.skipped
-    ]
     content = {
         "audio": transcript.audio,
-        "seconds": _rounded(transcript.seconds),
+        "seconds": round(transcript.seconds, 3),
         "text": transcript.text,
-        "windows": windows,
-        "skipped": skipped,
+        "windows": [
+            {**_times(one), "text": one.text, **({"is_cut_off": True} if one.is_cut_off else {})}
+            for one in transcript.passages
+        ],
+        "skipped": [{**_times(one), "reason": one.reason} for one in transcript.skipped],
         "made_with": transcript.made_with,
     }
     if transcript.timestamps == WORD:
@@ -205,15 +190,12 @@ def with_ending(stem: Path, ending: str) -> Path:
 def _cues(transcript: Transcript, decimal_mark: str) -> list[tuple[str, str]]:
     cues = []
     for passage in transcript.passages:
-        for start_s, end_s, text in _lines(passage.words) if passage.words else [_whole(passage)]:
+        whole = [(passage.start_s, passage.end_s, passage.text)]
+        for start_s, end_s, text in _lines(passage.words) if passage.words else whole:
             text = _one_line(text).replace("-->", "->")  # which would end a cue's text
             if text:
                 cues.append((f"{_clock(start_s, decimal_mark)} --> {_clock(end_s, decimal_mark)}", text))
     return cues
-
-
-def _whole(passage: Passage) -> tuple[float, float, str]:
-    return passage.start_s, passage.end_s, passage.text
 
 
 def _lines(words: Sequence[Word]) -> list[tuple[float, float, str]]:
@@ -241,27 +223,5 @@ def _one_line(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
-def _rounded(seconds: float) -> float:
-    return round(seconds, 3)
-
-
-__all__ = [
-    "ALL_FORMATS",
-    "FORMATS",
-    "SEGMENT",
-    "TIMESTAMPS",
-    "WORD",
-    "Passage",
-    "Skipped",
-    "Transcript",
-    "Word",
-    "add_skipped",
-    "as_json",
-    "as_srt",
-    "as_text",
-    "as_vtt",
-    "as_word_lines",
-    "chosen_formats",
-    "with_ending",
-    "write_transcript",
-]
+def _times(one: Passage | Skipped) -> dict[str, float]:
+    return {"start_s": round(one.start_s, 3), "end_s": round(one.end_s, 3)}

@@ -60,11 +60,7 @@ class VoiceActivity:
 
 
 def frame_levels(waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
-    """
-    Return the level of the band of speech in dBFS, `(frames,)`, of a waveform `(samples,)`.
-
-    Frame `i` is centred at `i * HOP_SECONDS`.
-    """
+    """Return the level of the band of speech in dBFS, `(frames,)`; frame `i` is centred at `i * HOP_SECONDS`."""
     size, hop = int(FRAME_SECONDS * sampling_rate), int(HOP_SECONDS * sampling_rate)
     padded = np.pad(waveform, size // 2, mode="reflect" if len(waveform) > size else "edge")
     frames = np.lib.stride_tricks.sliding_window_view(padded, size)[::hop]
@@ -80,12 +76,9 @@ def frame_levels(waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
 
 def detect_voice(waveform: np.ndarray, sampling_rate: int, rise_db: float = RISE_DB) -> VoiceActivity:
     """
-    Find the moments of a waveform `(samples,)` at which somebody may be speaking. Its quietest moments count as noise.
+    Find the moments of a waveform `(samples,)` that rise by `rise_db` above its quietest ones; 0 leaves out silence alone.
 
     Music, knocks and swelling noise are taken for speech: only stretches that cannot hold any are dropped.
-
-    Args:
-        rise_db: rise of speech above the quietest moments; 0 takes everything but silence for speech.
     """
     levels = frame_levels(waveform, sampling_rate)
     floor = float(np.percentile(levels, FLOOR_PERCENTILE))
@@ -100,13 +93,9 @@ def detect_voice(waveform: np.ndarray, sampling_rate: int, rise_db: float = RISE
 @dataclass(frozen=True, eq=False)
 class Window:
     """
-    A part of a recording; windows follow each other without a gap.
+    A part of a recording, from sample to sample; windows follow each other without a gap.
 
-    Attributes:
-        start, end: in samples at `sampling_rate`, from the recording's beginning.
-        sampling_rate: in Hz.
-        waveform: `(end - start,)`; None in a stretch without speech.
-        reason: why the stretch is skipped; empty otherwise.
+    `waveform` is None in a stretch without speech, and `reason` says why that is skipped.
     """
 
     start: int
@@ -141,10 +130,8 @@ def cut_into_windows(
 
     Args:
         blocks: waveforms `(samples,)`, one after the other.
-        sampling_rate: theirs, in Hz.
         max_seconds: longest window.
-        voice_activity: skip stretches without a voice. Without it nothing is skipped, and windows end at the quietest
-            moment of their second half.
+        voice_activity: without it nothing is skipped, and windows end at the quietest moment of their second half.
         rise_db: see [`detect_voice`].
     """
     max_samples = int(max_seconds * sampling_rate)
@@ -217,16 +204,3 @@ def _next_cut(buffer: _Buffer, max_samples: int, sampling_rate: int, rise_db: fl
     if len(fitting):
         return int(middles[fitting[pauses[fitting].argmax()]]), ""
     return _quiet_end(buffer.held, max_samples, sampling_rate), ""
-
-
-__all__ = [
-    "HOP_SECONDS",
-    "LONG_PAUSE_SECONDS",
-    "MIN_LEVEL_DBFS",
-    "RISE_DB",
-    "VoiceActivity",
-    "Window",
-    "cut_into_windows",
-    "detect_voice",
-    "frame_levels",
-]

@@ -13,21 +13,15 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from . import chat, transcriptions
-from .errors import HTTPException, handle
 from .gateway import Gateway
+from .responses import HTTPException, handle
 from .service import Service, ServingSettings
 
 OWNER = "audiollm"
 
 
 def create_app(model: Any, processor: Any, settings: ServingSettings) -> Starlette:
-    """
-    Return an application that serves one model.
-
-    Args:
-        model, processor: a pair that belongs together.
-        settings: see [`ServingSettings`].
-    """
+    """Return an application that serves one model, with its processor."""
     service = Service(model, processor, settings)
 
     @asynccontextmanager
@@ -35,16 +29,7 @@ def create_app(model: Any, processor: Any, settings: ServingSettings) -> Starlet
         yield
         service.close()
 
-    middleware = [
-        Middleware(
-            Gateway,
-            api_key=settings.api_key,
-            max_upload_mb=settings.max_upload_mb,
-            max_requests=settings.max_requests,
-            is_local=settings.is_local,
-            allow_origins=settings.allow_origins,
-        )
-    ]
+    middleware = [Middleware(Gateway, settings=settings)]
     if settings.allow_origins:
         cors = Middleware(
             CORSMiddleware, allow_origins=settings.allow_origins, allow_methods=["*"], allow_headers=["*"]
@@ -83,6 +68,3 @@ async def _model(request: Request) -> JSONResponse:
 def _described(request: Request) -> dict[str, Any]:
     name = request.app.state.service.settings.name
     return {"id": name, "object": "model", "created": request.app.state.began, "owned_by": OWNER}
-
-
-__all__ = ["create_app"]

@@ -3,26 +3,28 @@
 import asyncio
 import hashlib
 import io
+import json
+import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
 from ..session import AnswerReport, ContextLengthError, Recording, Session
-from .chat_request import AudioPart, ChatRequest, Message, digest, read_chat_request
-from .decoding import StopStrings, generate_options, seed_sampling
-from .errors import GoneError, about_request, about_server
-from .events import LAST_EVENT, as_event_stream, event
-from .service import KeptSession, Service
-from .uploads import count_seconds, stored
+from .chat_request import AudioPart, ChatRequest, Message, read_chat_request
+from .responses import LAST_EVENT, GoneError, about_request, about_server, as_event_stream, event
+from .service import Service, caller_of
 
 ID_PREFIX = "chatcmpl-"
 SYSTEM_ROLES = {"developer": "system"}
+SEED_BITS = 63
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,9 @@ async def complete(request: Request) -> Response:
     asked = await asyncio.to_thread(read_chat_request, body)
     del body
     service.check_model(asked.model)
-    answering = Answering(service, asked, service.caller(request, asked.user, asked.prompt_cache_key))
-    job = service.start(answering.run)
+    answering = Answering(service, asked, caller_of(request, asked.user, asked.prompt_cache_key))
+    items = service.start(answering.run).items(request)
     head = {"id": f"{ID_PREFIX}{uuid.uuid4().hex}", "created": int(time.time()), "model": service.settings.name}
-    items = job.items(request)
     if not asked.stream:
         async with aclosing(items):
             return await _whole(items, head)
@@ -91,37 +92,34 @@ async def _events(items: AsyncIterator[str | Ended], head: dict[str, Any], with_
 
 
 class Answering:
-    """
-    The work for one request.
-
-    Args:
-        service: has the model.
-        asked: the request.
-        caller: digest of the caller.
-    """
+    """The work for one request of a caller."""
 
     def __init__(self, service: Service, asked: ChatRequest, caller: str):
         self.service, self.asked, self.caller = service, asked, caller
-        self._seconds = 0.0
+        self._seconds = 0.0  # of all recordings
 
     def run(self, give: Callable[[str | Ended], None], stop: Any) -> None:
         """Give the answer piece by piece, and then an [`Ended`]."""
         try:
-            kept, text, recordings = self._prepare(stop)
-            asked, session = self.asked, kept.session
-            most = self.service.settings.max_new_tokens
-            bound = min(asked.bound or most, most)
-            options = {"max_new_tokens": bound, **generate_options(asked)}
+            files = [
+                [part.file() if isinstance(part, AudioPart) else None for part in message.content]
+                for message in self.asked.messages
+            ]
+            digests = [_digest_of(message, of_it) for message, of_it in zip(self.asked.messages, files)]
+            session, text, recordings = self._prepare(files, _joint_digest(digests[:-1]), stop)
         except Exception as error:
-            raise about_request(error) or error from None
-        stops = StopStrings(asked.stop)
+            raise about_request(error) from None
+        most = self.service.settings.max_new_tokens
+        options = {"max_new_tokens": min(self.asked.bound or most, most), **generate_options(self.asked)}
+        stops = StopStrings(self.asked.stop)
         given = ""
         with self.service.turns.take(stop):
-            seed_sampling(asked.seed)
+            # Without a seed by chance, so that no request depends on another.
+            torch.manual_seed(secrets.randbits(SEED_BITS) if self.asked.seed is None else self.asked.seed)
             try:
                 stream = session.stream(text, *recordings, stop=stop, **options)
             except Exception as error:
-                raise about_request(error) or error from None
+                raise about_request(error) from None
             with stream:
                 for piece in stream:
                     piece = stops.feed(piece)
@@ -136,65 +134,64 @@ class Answering:
             raise GoneError
         if rest:
             give(rest)
-        report = session.report
-        assert report is not None  # every answer has one
+        assert session.report is not None  # every answer has one
         answer = session.messages[-1]
         if answer["role"] == "assistant" and answer["content"] == given:
-            said = [*self._digests, ("assistant", [("text", given)])]
-            self.service.sessions.put(self.caller, digest(said), KeptSession(session, self._seconds))
-        give(Ended("stop" if stops.is_hit else report.finish_reason, report))
+            said = _joint_digest([*digests, ("assistant", [("text", given)])])
+            self.service.keep_session(self.caller, said, session, self._seconds)
+        give(Ended("stop" if stops.is_hit else session.report.finish_reason, session.report))
 
-    def _prepare(self, stop: Any) -> tuple[KeptSession, str | None, list[Recording]]:
+    def _prepare(
+        self, files: list[list[bytes | None]], earlier: str, stop: Any
+    ) -> tuple[Session, str | None, list[Recording]]:
         """Return the session to go on with, and the text and recordings of the last turn."""
         *before, last = self.asked.messages
-        files = [
-            [part.file() if isinstance(part, AudioPart) else None for part in message.content]
-            for message in self.asked.messages
-        ]
-        self._digests = [_digest_of(message, of_it) for message, of_it in zip(self.asked.messages, files)]
-        kept = self.service.sessions.take(self.caller, digest(self._digests[:-1])) if before else None
+        kept = self.service.take_session(self.caller, earlier) if before else None
         if kept is not None:
-            self._seconds = kept.seconds
+            session, self._seconds = kept
         else:
-            earlier = [_loaded(message, self._load_all(message, of_it, stop)) for message, of_it in zip(before, files)]
-            kept = KeptSession(Session(self.service.model, self.service.processor, messages=earlier))
+            messages = [
+                _loaded(message, self._load_all(message, of_it, stop)) for message, of_it in zip(before, files)
+            ]
+            session = Session(self.service.model, self.service.processor, messages=messages)
         recordings = self._load_all(last, files[-1], stop)
         text = "".join("<audio>" if isinstance(part, AudioPart) else part.text for part in last.content)
-        return kept, text if text.replace("<audio>", "") else None, recordings
+        return session, text if text.replace("<audio>", "") else None, recordings
 
     def _load_all(self, message: Message, files: list[bytes | None], stop: Any) -> list[Recording]:
-        parts = zip(message.content, files)
         return [
             self._load(file, part._where, stop)
-            for part, file in parts
+            for part, file in zip(message.content, files)
             if isinstance(part, AudioPart) and file is not None
         ]
 
     def _load(self, file: bytes, name: str, stop: Any) -> Recording:
         """Decode a recording whose length is allowed."""
-        processor, settings = self.service.processor, self.service.settings
-        rate = processor.sampling_rate
-        with stored(io.BytesIO(file)) as path:
-            most = settings.max_audio_seconds - self._seconds
-            limit = f"the rest of the {settings.max_audio_seconds:.0f} s that one request may hold"
-            seconds = count_seconds(path, name, rate, most, limit, stop)
+        processor, most = self.service.processor, self.service.settings.max_audio_seconds
+        limit = f"the rest of the {most:.0f} s that one request may hold"
+        with self.service.measured(io.BytesIO(file), name, most - self._seconds, limit, stop) as (_, seconds):
+            self._seconds += seconds
         context = getattr(self.service.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-        slots = processor.num_audio_slots(int(seconds * rate))
+        slots = processor.num_audio_slots(int(seconds * processor.sampling_rate))
         if context is not None and slots >= context:
             raise ContextLengthError(
                 f"{name}: {seconds:.0f} s are {slots} tokens, but the language model can hold {context}, with question "
                 "and answer. Ask about a shorter part, or have it transcribed by /v1/audio/transcriptions."
             )
-        self._seconds += seconds
         return Recording.load(processor.load_audio(file, name=name), processor)
 
 
 def _digest_of(message: Message, files: list[bytes | None]) -> tuple[str, list[tuple[str, str]]]:
+    """Return a message's role and parts, each a kind with its text or its recording's digest."""
     parts = [
         ("audio", hashlib.sha256(file).hexdigest()) if file is not None else ("text", part.text)  # type: ignore[union-attr]  # no file, so text
         for part, file in zip(message.content, files)
     ]
     return SYSTEM_ROLES.get(message.role, message.role), parts
+
+
+def _joint_digest(messages: list[tuple[str, list[tuple[str, str]]]]) -> str:
+    return hashlib.sha256(json.dumps(messages).encode()).hexdigest()
 
 
 def _loaded(message: Message, recordings: list[Recording]) -> dict[str, Any]:
@@ -207,4 +204,75 @@ def _loaded(message: Message, recordings: list[Recording]) -> dict[str, Any]:
     return {"role": SYSTEM_ROLES.get(message.role, message.role), "content": parts}
 
 
-__all__ = ["Answering", "Ended", "complete"]
+# ---- decoding ------------------------------------------------------------------------------------------------------
+
+
+class AdditivePenalty(LogitsProcessor):
+    """
+    OpenAI's penalties: lower a token's score by `presence` if it occurs in this answer, and by `frequency` for each time.
+    """
+
+    def __init__(self, frequency: float, presence: float):
+        self.frequency, self.presence = frequency, presence
+        self._prompt_tokens: int | None = None
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Return lowered scores `(batch, vocab_size)`; the first call is with the prompt alone."""
+        if self._prompt_tokens is None:
+            self._prompt_tokens = input_ids.shape[1]
+        written = input_ids[:, self._prompt_tokens :]
+        counts = torch.zeros_like(scores).scatter_add_(1, written, torch.ones_like(written, dtype=scores.dtype))
+        lowered = scores - self.frequency * counts - self.presence * (counts > 0)
+        return lowered  # type: ignore[return-value]  # of the scores' own kind
+
+
+def generate_options(request: ChatRequest) -> dict[str, Any]:
+    """Return options of `generate`, without the bound on new tokens."""
+    temperature, top_p = request.sampling_temperature, request.top_p or 1.0
+    options: dict[str, Any] = {"do_sample": temperature > 0}
+    if request.repetition_penalty is not None:
+        options["repetition_penalty"] = request.repetition_penalty
+    sampling = {"temperature": temperature, "top_p": top_p} if temperature > 0 else {}
+    if request.frequency_penalty or request.presence_penalty:
+        steps: list[LogitsProcessor] = [AdditivePenalty(request.frequency_penalty, request.presence_penalty)]
+        if sampling:  # after the penalties, where transformers would have it before
+            steps += [TemperatureLogitsWarper(temperature), TopPLogitsWarper(top_p)]
+            sampling = {"temperature": 1.0, "top_p": 1.0}
+        options["logits_processor"] = LogitsProcessorList(steps)
+    if sampling:  # top_k: transformers' own default would cut the choice to 50 tokens
+        options.update(sampling, top_k=0)
+    return options
+
+
+class StopStrings:
+    """Text that ends before the first of some stop strings; the possible beginning of one is held back."""
+
+    def __init__(self, strings: Sequence[str]):
+        self.strings = strings
+        self.is_hit = False
+        self._held = ""
+
+    def feed(self, piece: str) -> str:
+        """Take more text, and return the text that cannot belong to a stop string; none after a hit."""
+        if self.is_hit:
+            return ""
+        self._held += piece
+        found = [at for at in map(self._held.find, self.strings) if at >= 0]
+        if found:
+            self.is_hit = True
+            text, self._held = self._held[: min(found)], ""
+            return text
+        cut = len(self._held) - max((_overlap(self._held, string) for string in self.strings), default=0)
+        text, self._held = self._held[:cut], self._held[cut:]
+        return text
+
+    def rest(self) -> str:
+        """Return the text that was held back, at the end of the answer."""
+        text, self._held = self._held, ""
+        return text
+
+
+def _overlap(text: str, string: str) -> int:
+    """Return the length of the longest end of `text` with which `string` begins."""
+    longest = min(len(text), len(string) - 1)
+    return next((length for length in range(longest, 0, -1) if string.startswith(text[-length:])), 0)

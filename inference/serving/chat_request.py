@@ -7,13 +7,12 @@ server cannot do is refused by name.
 
 import base64
 import binascii
-import hashlib
 import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from .errors import BAD_REQUEST, ApiError
+from .responses import ApiError, invalid
 
 #: Fields that ask for something the server cannot do, with the values that ask for nothing.
 NOTHING_ASKED: dict[str, tuple[Any, ...]] = {
@@ -94,7 +93,7 @@ class AudioPart(_Body):
         except (binascii.Error, ValueError) as error:
             where = f"{self._where}.input_audio.data"
             message = f"{where} is not base64 ({error}); expected the bytes of a file, encoded."
-            raise ApiError(BAD_REQUEST, message, "invalid_audio", where) from None
+            raise invalid(message, where, "invalid_audio") from None
 
 
 class FunctionCall(_Body):
@@ -189,9 +188,9 @@ def read_chat_request(body: bytes) -> ChatRequest:
         given = json.loads(body)
     except (ValueError, RecursionError) as error:
         reason = f"The body is not JSON ({type(error).__name__}: {error})."
-        raise ApiError(BAD_REQUEST, reason, "invalid_json") from None
+        raise invalid(reason, code="invalid_json") from None
     if not isinstance(given, dict):
-        raise ApiError(BAD_REQUEST, f"The body is a JSON {type(given).__name__}; expected an object.", "invalid_json")
+        raise invalid(f"The body is a JSON {type(given).__name__}; expected an object.", code="invalid_json")
     given = _without_nulls(given)
     _refuse_what_cannot_be_done(given)
     try:
@@ -205,22 +204,16 @@ def read_chat_request(body: bytes) -> ChatRequest:
     last = request.messages[-1]
     if last.role != "user" or not any(isinstance(part, AudioPart) or part.text.strip() for part in last.content):
         is_empty = "an empty one" if last.role == "user" else "one"
-        raise ApiError(
-            BAD_REQUEST,
-            f"The last message is {is_empty} of {last.role}; expected one of user, with text or a recording.",
-            "invalid_value",
-            "messages",
-        )
+        expected = "expected one of user, with text or a recording"
+        raise invalid(f"The last message is {is_empty} of {last.role}; {expected}.", "messages")
     return request
 
 
 def _refuse_placeholder(text: str, where: str) -> None:
     if AUDIO_PLACEHOLDER in text:
-        raise ApiError(
-            BAD_REQUEST,
+        raise invalid(
             f"{where}: the text contains {AUDIO_PLACEHOLDER}, which stands for a recording. Send a recording as a part "
             "of type input_audio, in its place among the parts.",
-            "invalid_value",
             where,
         )
 
@@ -274,9 +267,7 @@ def _refuse_what_cannot_be_done(given: dict[str, Any]) -> None:
         if name in CHOICE_OF and given.get(CHOICE_OF[name]) == "none":
             continue
         instead = INSTEAD.get(name) or f"Leave it out{''.join(f', or give {each!r}' for each in harmless)}."
-        raise ApiError(
-            BAD_REQUEST, f"{name} is not supported by this server. {instead}", "unsupported_parameter", name
-        )
+        raise invalid(f"{name} is not supported by this server. {instead}", name, "unsupported_parameter")
 
 
 def _about(error: ValidationError) -> ApiError:
@@ -295,21 +286,13 @@ def _about(error: ValidationError) -> ApiError:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"].startswith("union_tag"):
         message = "expected a part of type 'text', or 'input_audio' with base64 data"
-    return ApiError(BAD_REQUEST, f"{field}: {message}." if field else f"{message}.", "invalid_value", field or None)
+    return invalid(f"{field}: {message}." if field else f"{message}.", field or None)
 
 
 def _check_part(message: Message, part: TextPart | AudioPart, where: str) -> None:
     if isinstance(part, TextPart):
         _refuse_placeholder(part.text, where)
     elif message.role != "user":
-        raise ApiError(BAD_REQUEST, f"{where}: a message of {message.role} holds text alone.", "invalid_value", where)
+        raise invalid(f"{where}: a message of {message.role} holds text alone.", where)
     else:
         part._where = where
-
-
-def digest(messages: list[tuple[str, list[tuple[str, str]]]]) -> str:
-    """Return one digest of messages: each a role with parts, each part a kind with its text or its recording's sha256."""
-    return hashlib.sha256(json.dumps(messages).encode()).hexdigest()
-
-
-__all__ = ["AudioPart", "ChatRequest", "Message", "TextPart", "digest", "read_chat_request"]

@@ -2,14 +2,14 @@
 
 import asyncio
 import hmac
-from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..options import is_loopback
-from .errors import BAD_REQUEST, FORBIDDEN, OVERLOADED, TIMED_OUT, TOO_LARGE, UNAUTHORIZED, ApiError
+from .responses import BAD_REQUEST, FORBIDDEN, OVERLOADED, TIMED_OUT, TOO_LARGE, UNAUTHORIZED, ApiError
+from .service import ServingSettings
 
 #: A body of which nothing arrives for this time is refused.
 IDLE_SECONDS = 30.0
@@ -21,29 +21,13 @@ BYTES_PER_MB = 1_000_000
 
 class Gateway:
     """
-    Middleware that lets allowed requests through.
+    Middleware that lets through what the settings allow.
 
-    Args:
-        app: the application.
-        api_key: key that `Authorization: Bearer` must hold; None lets everybody in.
-        max_upload_mb: largest body, in millions of bytes.
-        max_requests: number of requests at once.
-        is_local: accept this machine's own names as hosts alone, so that no web page reaches it by a name of its own.
-        allow_origins: web pages, beside the server's own, whose requests are accepted.
+    With `is_local`, this machine's own names alone are hosts, so that no web page reaches it by a name of its own.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        api_key: str | None,
-        max_upload_mb: float,
-        max_requests: int,
-        is_local: bool,
-        allow_origins: Sequence[str] = (),
-    ):
-        self.app, self.api_key, self.is_local = app, api_key, is_local
-        self.max_upload_mb, self.max_requests = max_upload_mb, max_requests
-        self.allow_origins = allow_origins
+    def __init__(self, app: ASGIApp, settings: ServingSettings):
+        self.app, self.settings = app, settings
         self._under_way = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,7 +39,7 @@ class Gateway:
         counted = scope["method"] == "POST"
         try:
             self._check(scope, headers)
-            if counted and self._under_way >= self.max_requests:
+            if counted and self._under_way >= self.settings.max_requests:
                 raise ApiError(
                     OVERLOADED,
                     f"{self._under_way} requests are under way, and the server takes no more at once; try again soon.",
@@ -68,20 +52,21 @@ class Gateway:
             return
         self._under_way += counted
         try:
-            await self.app(scope, _Limited(receive, headers, self.max_upload_mb), send)
+            await self.app(scope, _Limited(receive, headers, self.settings.max_upload_mb), send)
         finally:
             self._under_way -= counted
 
     def _check(self, scope: Scope, headers: Headers) -> None:
+        settings = self.settings
         host, host_name = _address("Host", f"//{headers.get('host', '')}")
-        if self.is_local and not is_loopback(host_name):
+        if settings.is_local and not is_loopback(host_name):
             raise ApiError(
                 FORBIDDEN, f"The host is {host_name!r}; this server only answers to localhost.", "wrong_host"
             )
         origin = headers.get("origin")
         if (
             origin is not None
-            and not {origin, "*"} & set(self.allow_origins)
+            and not {origin, "*"} & set(settings.allow_origins)
             and _address("Origin", origin)[0] != host
         ):
             raise ApiError(
@@ -90,7 +75,7 @@ class Gateway:
                 "origin",
             )
         given = headers.get("authorization", "").removeprefix("Bearer ").strip()
-        is_right = self.api_key is None or hmac.compare_digest(given.encode(), self.api_key.encode())
+        is_right = settings.api_key is None or hmac.compare_digest(given.encode(), settings.api_key.encode())
         if not is_right and scope["path"] not in OPEN_PATHS:
             raise ApiError(
                 UNAUTHORIZED,
@@ -166,6 +151,3 @@ async def _drain(receive: Receive, headers: Headers) -> None:
 def _declared_bytes(headers: Headers) -> int:
     declared = headers.get("content-length", "")
     return int(declared) if declared.isascii() and declared.isdigit() else 0
-
-
-__all__ = ["Gateway"]

@@ -1,83 +1,36 @@
-"""State that requests share: the model, its settings, the queue of turns, and conversations that may go on."""
+"""State that requests share: the model, its settings, turns at it, and conversations that may go on."""
 
+import asyncio
 import hashlib
+import shutil
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO
 
+from audiollm.processing import AudioError
 from starlette.requests import Request
 
+from ..recordings import COPY_BYTES, read_bounded
 from ..session import DEFAULT_MAX_NEW_TOKENS, Session
 from ..transcribing import TranscribingSettings
-from .errors import NOT_FOUND, ApiError
-from .turns import Job, Turns, Work
+from .responses import NOT_FOUND, ApiError, GoneError, about_server
 
-
-@dataclass
-class KeptSession:
-    """A session, and the total length of its recordings."""
-
-    session: Session
-    seconds: float = 0.0
-
-
-class KeptSessions:
-    """
-    The conversations that were answered last, with their caches, so that a follow-up finds the session before it.
-
-    A session is only given to the caller who began it, for a conversation that is equal to the last word and sample. Every
-    other request is read anew, so nothing of one caller's reaches another, not even by the time that an answer takes.
-
-    Args:
-        limit: number of conversations; each holds keys and values of its length.
-    """
-
-    def __init__(self, limit: int):
-        self.limit = limit
-        self._kept: OrderedDict[tuple[str, str], KeptSession] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def take(self, caller: str, conversation: str) -> KeptSession | None:
-        """
-        Remove and return the session that holds a conversation.
-
-        Args:
-            caller: who asks.
-            conversation: digest of all messages before the last.
-        """
-        with self._lock:
-            return self._kept.pop((caller, conversation), None)
-
-    def put(self, caller: str, conversation: str, kept: KeptSession) -> None:
-        """Keep a session for the caller's next turn; the oldest goes if there are too many."""
-        with self._lock:
-            self._kept[caller, conversation] = kept
-            self._kept.move_to_end((caller, conversation))
-            while len(self._kept) > self.limit:
-                self._kept.popitem(last=False)
-
-    def __len__(self) -> int:
-        return len(self._kept)
+#: Work for a request: takes a function for its results, and the event that stops it.
+Work = Callable[[Callable[[Any], None], threading.Event], None]
 
 
 @dataclass(frozen=True)
 class ServingSettings:
     """
-    Limits and settings of a server.
+    Limits and settings of a server; see the options of `audiollm serve`.
 
-    Attributes:
-        name: name of the model in requests.
-        api_key: key that clients must send; None lets everybody in.
-        max_upload_mb: largest request, in millions of bytes.
-        max_audio_seconds: longest audio of a request.
-        max_new_tokens: bound on an answer; a request may ask for less.
-        max_requests: number of requests at once.
-        kept_sessions: number of conversations whose keys and values are kept for a next turn.
-        is_local: refuse requests that name another host than this machine.
-        allow_origins: web pages that may send requests.
-        transcribing: settings of transcription.
+    `is_local`: refuse requests that name another host than this machine.
     """
 
     name: str
@@ -92,22 +45,152 @@ class ServingSettings:
     transcribing: TranscribingSettings = field(default_factory=TranscribingSettings)
 
 
+# ---- turns ---------------------------------------------------------------------------------------------------------
+
+
+class Turns:
+    """A lock that threads get in the order in which they asked for it."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._queue: deque[object] = deque()
+
+    @contextmanager
+    def take(self, stop: threading.Event) -> Iterator[None]:
+        """
+        Wait for a turn, and hold it until the end of the `with` block.
+
+        Raises:
+            GoneError: `stop` is set before the turn comes.
+        """
+        ticket = object()
+        with self._condition:
+            self._queue.append(ticket)
+            self._condition.wait_for(lambda: self._queue[0] is ticket or stop.is_set())
+            if stop.is_set():
+                self._leave(ticket)
+                raise GoneError
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._leave(ticket)
+
+    def _leave(self, ticket: object) -> None:
+        self._queue.remove(ticket)
+        self._condition.notify_all()
+
+    def wake(self) -> None:
+        """Have waiting threads check whether they should stop."""
+        with self._condition:
+            self._condition.notify_all()
+
+    @property
+    def waiting(self) -> int:
+        """Number of threads that hold a turn or wait for one."""
+        return len(self._queue)
+
+
+class TurnTakingModel:
+    """The model, which takes a turn for each call of `generate`, so that other requests come in between."""
+
+    def __init__(self, model: Any, turns: Turns, stop: threading.Event):
+        self._model, self._turns, self._stop = model, turns, stop
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def eval(self) -> "TurnTakingModel":
+        """Put the model in evaluation mode."""
+        self._model.eval()
+        return self
+
+    def generate(self, **options: Any) -> Any:
+        """Generate as the model does, when it is its turn."""
+        with self._turns.take(self._stop):
+            return self._model.generate(**options)
+
+
+class Job:
+    """The work for one request, in a thread of the pool: gives items one by one, and stops when it is abandoned."""
+
+    def __init__(self, work: Work, pool: ThreadPoolExecutor, turns: Turns):
+        self.stop = threading.Event()
+        self._turns = turns
+        self._loop = asyncio.get_running_loop()
+        self._items: asyncio.Queue[tuple[Any, BaseException | None, bool]] = asyncio.Queue()
+        pool.submit(self._run, work)
+
+    def _run(self, work: Work) -> None:
+        error: BaseException | None = None
+        try:
+            work(lambda item: self._put((item, None, False)), self.stop)
+        except BaseException as raised:  # raised again in `items`
+            error = raised
+        self._put((None, error, True))
+
+    def _put(self, entry: tuple[Any, BaseException | None, bool]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._items.put_nowait, entry)
+        except RuntimeError:  # the server is closed already
+            self.stop.set()
+
+    async def items(self, request: Request) -> AsyncGenerator[Any, None]:
+        """
+        Yield what the work gives; it is abandoned when the client leaves or nobody takes the items any more.
+
+        Has ended when it is closed: then the work no longer uses anything of the request.
+        """
+        watch = asyncio.create_task(self._abandon_without(request))
+        is_last = False
+        try:
+            while True:
+                item, error, is_last = await self._items.get()
+                if error is not None:
+                    raise about_server(error) from None
+                if is_last:
+                    return
+                yield item
+        finally:
+            watch.cancel()
+            self.abandon()
+            while not is_last:
+                *_, is_last = await self._items.get()
+
+    async def _abandon_without(self, request: Request) -> None:
+        """Abandon the work when the client goes away."""
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Stop the work within a token."""
+        self.stop.set()
+        self._turns.wake()
+
+
+# ---- the service ---------------------------------------------------------------------------------------------------
+
+
 class Service:
     """
     One model, and the requests for it.
 
-    Args:
-        model, processor: a pair that belongs together.
-        settings: see [`ServingSettings`].
+    Attributes:
+        turns: whose request runs the model.
+        sessions: the conversations that were answered last, with their caches and the seconds of their recordings, by
+            caller and digest of all messages. A session is only given to the caller who began it, for a conversation that
+            is equal to the last word and sample: nothing of one caller's reaches another, not even by the time that an
+            answer takes.
     """
 
     def __init__(self, model: Any, processor: Any, settings: ServingSettings):
         self.model, self.processor, self.settings = model.eval(), processor, settings
         self.turns = Turns()
-        self.sessions = KeptSessions(settings.kept_sessions)
+        self.sessions: OrderedDict[tuple[str, str], tuple[Session, float]] = OrderedDict()
         self._pool = ThreadPoolExecutor(settings.max_requests, thread_name_prefix="request")
         self._jobs: set[Job] = set()
-        self._jobs_lock = threading.Lock()
+        self._lock = threading.Lock()
 
     def start(self, work: Work) -> Job:
         """Begin the work for a request, in a thread."""
@@ -116,21 +199,34 @@ class Service:
             try:
                 work(give, stop)
             finally:
-                with self._jobs_lock:
+                with self._lock:
                     self._jobs.discard(job)
 
-        with self._jobs_lock:
+        with self._lock:
             job = Job(tracked, self._pool, self.turns)
             self._jobs.add(job)
         return job
 
     def close(self) -> None:
         """Stop all work within a token, and wait for its end."""
-        with self._jobs_lock:
+        with self._lock:
             jobs = list(self._jobs)
         for job in jobs:
             job.abandon()
         self._pool.shutdown(wait=True)
+
+    def take_session(self, caller: str, conversation: str) -> tuple[Session, float] | None:
+        """Remove and return the session that holds a conversation, given by its digest."""
+        with self._lock:
+            return self.sessions.pop((caller, conversation), None)
+
+    def keep_session(self, caller: str, conversation: str, session: Session, seconds: float) -> None:
+        """Keep a session for the caller's next turn; the oldest goes if there are too many."""
+        with self._lock:
+            self.sessions[caller, conversation] = session, seconds
+            self.sessions.move_to_end((caller, conversation))
+            while len(self.sessions) > self.settings.kept_sessions:
+                self.sessions.popitem(last=False)
 
     def check_model(self, name: str | None) -> None:
         """
@@ -145,11 +241,31 @@ class Service:
                 "model",
             )
 
-    def caller(self, request: Request, *said: str | None) -> str:
-        """Return a digest of the caller: address, key, and what the client says about its user."""
-        host = request.client.host if request.client else ""
-        known = [host, request.headers.get("authorization", ""), *(each or "" for each in said)]
-        return hashlib.sha256("\0".join(known).encode()).hexdigest()
+    @contextmanager
+    def measured(
+        self, source: BinaryIO, name: str, max_seconds: float, limit: str, stop: threading.Event
+    ) -> Iterator[tuple[Path, float]]:
+        """
+        Give an upload as a file of its own, and its length in seconds, for as long as the block lasts.
+
+        Args, Raises: as [`read_bounded`]; besides:
+            GoneError: `stop` is set.
+        """
+        with TemporaryDirectory(prefix="audiollm-serve-") as folder:
+            path = Path(folder) / "recording"
+            with open(path, "wb") as file:
+                shutil.copyfileobj(source, file, COPY_BYTES)
+            rate = self.processor.sampling_rate
+            samples = sum(len(block) for block in read_bounded(path, rate, name, max_seconds, limit, stop))
+            if stop.is_set():
+                raise GoneError
+            if not samples:
+                raise AudioError(f"{name}: holds no samples.")
+            yield path, samples / rate
 
 
-__all__ = ["KeptSession", "KeptSessions", "Service", "ServingSettings"]
+def caller_of(request: Request, *said: str | None) -> str:
+    """Return a digest of the caller: address, key, and what the client says about its user."""
+    host = request.client.host if request.client else ""
+    known = [host, request.headers.get("authorization", ""), *(each or "" for each in said)]
+    return hashlib.sha256("\0".join(known).encode()).hexdigest()

@@ -1,11 +1,10 @@
 """`/v1/audio/transcriptions`: uploads of any length, window by window, as `audiollm transcribe` does."""
 
 import dataclasses
-import json
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from typing import Any, TypeAlias
+from typing import Any
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
@@ -21,11 +20,19 @@ from ..transcribing import (
     check_timestamps,
 )
 from ..transcripts import SEGMENT, TIMESTAMPS, WORD, Passage, Transcript, as_srt, as_vtt
-from .errors import BAD_REQUEST, INTERNAL, ApiError, GoneError, about_request, about_server
-from .events import LAST_EVENT, as_event_stream, event
-from .service import Service
-from .turns import Job, TurnTakingModel
-from .uploads import count_seconds, stored
+from .responses import (
+    BAD_REQUEST,
+    INTERNAL,
+    LAST_EVENT,
+    ApiError,
+    GoneError,
+    about_request,
+    about_server,
+    as_event_stream,
+    event,
+    invalid,
+)
+from .service import Job, Service, TurnTakingModel, Work
 
 MAX_FIELDS, MAX_FIELD_BYTES = 32, 64 * 1024
 #: Steps of 10 ms, in which OpenAI says where a segment's window begins.
@@ -35,6 +42,7 @@ UNDETERMINED_LANGUAGE = "und"
 #: Whisper's vocabulary with the tokens of all languages; the English one is smaller.
 MULTILINGUAL_VOCABULARY = 51_865
 LANGUAGE_PROMPT = "The speech is in {language}.\n"
+RESPONSE_FORMATS = ("json", "text", "verbose_json", "srt", "vtt")
 STREAMED_FORMATS = ("json", "text")
 TRUE_WORDS, FALSE_WORDS = ("true", "1"), ("false", "0", "")
 
@@ -51,10 +59,6 @@ class _Asked:
     times: Sequence[str]
 
 
-#: Makes a response of a transcript.
-Responder: TypeAlias = Callable[[Transcript, Service, _Asked], Response]
-
-
 async def transcribe(request: Request) -> Response:
     """The route."""
     service: Service = request.app.state.service
@@ -63,7 +67,7 @@ async def transcribe(request: Request) -> Response:
     form = await request.form(max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES)
     try:
         asked = _read(form, service)
-        items = _items(service.start(Transcribing(service, asked).run), request, form)
+        items = _items(service.start(work_for(service, asked)), request, form)
     except BaseException:
         await form.close()
         raise
@@ -72,7 +76,7 @@ async def transcribe(request: Request) -> Response:
     async with aclosing(items):
         async for item in items:
             if isinstance(item, Transcript):
-                return RESPONSES[asked.response_format](item, service, asked)
+                return _respond(item, service, asked)
     raise about_server(GoneError())
 
 
@@ -110,26 +114,23 @@ def _read(form: FormData, service: Service) -> _Asked:
     for name, value in form.multi_items():
         if name != "file":
             if not isinstance(value, str):
-                raise ApiError(BAD_REQUEST, f"{name} is a file; expected text.", "invalid_value", name)
+                raise invalid(f"{name} is a file; expected text.", name)
             given.setdefault(name.removesuffix("[]"), []).append(value)
     if any(given.get("include", ())):
-        message = (
-            "include is not supported by this server: it adds log-probabilities of tokens, which it does not give."
-        )
-        raise ApiError(BAD_REQUEST, f"{message} Leave it out.", "unsupported_parameter", "include")
+        message = "include is not supported by this server, which gives no log-probabilities of tokens. Leave it out."
+        raise invalid(message, "include", "unsupported_parameter")
     fields = {name: values[-1] for name, values in given.items()}
     upload = form.get("file")
     if not isinstance(upload, UploadFile):
-        raise ApiError(BAD_REQUEST, "There is no file; expected the recording, as an upload.", "invalid_value", "file")
+        raise invalid("There is no file; expected the recording, as an upload.", "file")
     service.check_model(fields.get("model") or None)
 
     def wrong(name: str, expected: str) -> ApiError:
-        message = f"{name} is {fields[name][:100]!r}; expected {expected}."
-        return ApiError(BAD_REQUEST, message, "invalid_value", name)
+        return invalid(f"{name} is {fields[name][:100]!r}; expected {expected}.", name)
 
     response_format = fields.get("response_format") or "json"
-    if response_format not in RESPONSES:
-        raise wrong("response_format", f"one of {', '.join(RESPONSES)}")
+    if response_format not in RESPONSE_FORMATS:
+        raise wrong("response_format", f"one of {', '.join(RESPONSE_FORMATS)}")
     is_streamed = fields.get("stream", "").lower()
     if is_streamed not in (*TRUE_WORDS, *FALSE_WORDS):
         raise wrong("stream", "true or false")
@@ -164,15 +165,14 @@ def _times(asked: list[str], response_format: str, service: Service) -> Sequence
     name = "timestamp_granularities"
     unknown = [each for each in asked if each not in TIMESTAMPS]
     if unknown:
-        message = f"{name} has {unknown[0][:100]!r}; expected {' or '.join(TIMESTAMPS)}."
-        raise ApiError(BAD_REQUEST, message, "invalid_value", name)
+        raise invalid(f"{name} has {unknown[0][:100]!r}; expected {' or '.join(TIMESTAMPS)}.", name)
     if WORD in asked and response_format != "verbose_json":
-        raise ApiError(BAD_REQUEST, f"{name} with word needs response_format verbose_json.", "invalid_value", name)
+        raise invalid(f"{name} with word needs response_format verbose_json.", name)
     if WORD in asked:
         try:
             check_timestamps(WORD, service.model.config)
         except ValueError as error:
-            raise ApiError(BAD_REQUEST, str(error), "unsupported_parameter", name) from None
+            raise invalid(str(error), name, "unsupported_parameter") from None
     return asked or [SEGMENT]
 
 
@@ -188,59 +188,35 @@ def _language_name(asked: str, config: Any) -> str | None:
     code = asked.strip().lower()
     name = LANGUAGES.get(code.split("-")[0], code)
     if name not in LANGUAGES.values():
-        message = f"language is {asked[:100]!r}; expected a code of ISO 639-1, such as en, de or hi."
-        raise ApiError(BAD_REQUEST, message, "invalid_value", "language")
+        raise invalid(f"language is {asked[:100]!r}; expected a code of ISO 639-1, such as en, de or hi.", "language")
     return name
 
 
-class Transcribing:
-    """
-    The work for one request.
+def work_for(service: Service, asked: _Asked) -> Work:
+    """Return the work for one request: it gives the transcript, and where it is streamed, each passage of it before."""
+    settings, name = service.settings, repr((asked.upload.filename or "file")[-100:])
+    limit = "the most that one request may hold"
 
-    Args:
-        service: has the model.
-        asked: what is to be transcribed, and how.
-    """
-
-    def __init__(self, service: Service, asked: _Asked):
-        self.service, self.asked = service, asked
-
-    def run(self, give: Callable[[Passage | Transcript], None], stop: Any) -> None:
-        """Give the transcript; where it is streamed, each passage of it before."""
-        service, settings = self.service, self.service.settings
-        name = repr((self.asked.upload.filename or "file")[-100:])
+    def run(give: Callable[[Any], None], stop: Any) -> None:
         try:
-            with stored(self.asked.upload.file) as path:
-                limit = "the most that one request may hold"
-                count_seconds(path, name, service.processor.sampling_rate, settings.max_audio_seconds, limit, stop)
+            with service.measured(asked.upload.file, name, settings.max_audio_seconds, limit, stop) as (path, _):
                 model = TurnTakingModel(service.model, service.turns, stop)
-                transcriber = Transcriber(model, service.processor, self.asked.settings, settings.name, progress=False)
-                is_streamed = self.asked.is_streamed
-                for item in transcriber.events([str(path)], stop=stop, in_order=is_streamed):
+                transcriber = Transcriber(model, service.processor, asked.settings, settings.name, progress=False)
+                for item in transcriber.events([str(path)], stop=stop, in_order=asked.is_streamed):
                     if isinstance(item, Failure):  # although it was read to its end before
                         reason = item.reason.replace(str(path), name)
                         raise ApiError(INTERNAL, f"{name} cannot be transcribed: {reason}", "internal_error")
-                    if isinstance(item, Transcript) or (is_streamed and isinstance(item, Passage)):
+                    if isinstance(item, Transcript) or (asked.is_streamed and isinstance(item, Passage)):
                         give(item)
         except TranscribingStopped:
             raise GoneError from None
         except Exception as error:
-            raise about_request(error) or error from None
+            raise about_request(error) from None
+
+    return run
 
 
-def _as_json(transcript: Transcript, service: Service, asked: _Asked) -> Response:
-    return JSONResponse({"text": transcript.text, "usage": _usage(transcript)})
-
-
-def _as_text(transcript: Transcript, service: Service, asked: _Asked) -> Response:
-    return PlainTextResponse(f"{transcript.text}\n")
-
-
-def _as_subtitles(write: Callable[[Transcript], str], media_type: str) -> Responder:
-    return lambda transcript, service, asked: Response(write(transcript), media_type=media_type)
-
-
-def _as_verbose_json(transcript: Transcript, service: Service, asked: _Asked) -> Response:
+def _verbose(transcript: Transcript, service: Service, asked: _Asked) -> dict[str, Any]:
     """
     Segments are windows with words in them. Fields of OpenAI's that are not measured are null; it has no confidence of words.
     """
@@ -278,19 +254,21 @@ def _as_verbose_json(transcript: Transcript, service: Service, asked: _Asked) ->
             {"word": one.text, "start": one.start_s, "end": one.end_s, "confidence": one.confidence}
             for one in transcript.words
         ]
-    return Response(json.dumps(content, ensure_ascii=False), media_type="application/json")
+    return content
 
 
 def _usage(transcript: Transcript) -> dict[str, Any]:
     return {"type": "duration", "seconds": transcript.seconds}
 
 
-RESPONSES: dict[str, Responder] = {
-    "json": _as_json,
-    "text": _as_text,
-    "verbose_json": _as_verbose_json,
-    "srt": _as_subtitles(as_srt, "text/plain"),
-    "vtt": _as_subtitles(as_vtt, "text/vtt"),
-}
-
-__all__ = ["RESPONSES", "Transcribing", "transcribe"]
+def _respond(transcript: Transcript, service: Service, asked: _Asked) -> Response:
+    """Return the response in the format that is asked for."""
+    if asked.response_format == "text":
+        return PlainTextResponse(f"{transcript.text}\n")
+    if asked.response_format == "srt":
+        return PlainTextResponse(as_srt(transcript))
+    if asked.response_format == "vtt":
+        return Response(as_vtt(transcript), media_type="text/vtt")
+    if asked.response_format == "json":
+        return JSONResponse({"text": transcript.text, "usage": _usage(transcript)})
+    return JSONResponse(_verbose(transcript, service, asked))

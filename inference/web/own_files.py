@@ -103,6 +103,3 @@ def _after(body: bytes, receive: Receive) -> Receive:
 
 def _refusal(status: int, why: str) -> JSONResponse:
     return JSONResponse({"detail": why}, status)
-
-
-__all__ = ["OwnFiles"]

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -99,10 +99,8 @@ class Visitor:
     State of one browser tab. Not a dataclass: Gradio would copy the fields of one, with the model.
 
     Attributes:
-        session: the conversation with its cache.
         uploads: paths of files that the visitor asked about. Refused ones are among them: the chat plays those too.
         recordings, pictures: decoded recordings and their pictures, by path.
-        stop, stop_transcribing: events that stop an answer or a transcription.
     """
 
     def __init__(self, session: Session):
@@ -122,8 +120,6 @@ class Page:
     The page of one model.
 
     Args:
-        model, processor: a pair that belongs together.
-        limits: of requests.
         folder: holds uploads; nothing else is read for a visitor.
         max_upload_mb: shown on the page; Gradio refuses larger files.
         system: system message of every conversation.
@@ -344,15 +340,8 @@ class Page:
         self.uploads.hold([path])
         yield "Reading …", "", ""
         try:
-            for _ in read_bounded(
-                Path(path),
-                self.processor.sampling_rate,
-                name,
-                self.limits.max_audio_seconds,
-                LIMIT,
-                visitor.stop_transcribing,
-            ):
-                pass
+            rate, most = self.processor.sampling_rate, self.limits.max_audio_seconds
+            deque(read_bounded(Path(path), rate, name, most, LIMIT, visitor.stop_transcribing), maxlen=0)
             said = ""
             transcriber = Transcriber(self.model, self.processor, progress=False)
             for event in transcriber.events([path], stop=visitor.stop_transcribing):
@@ -441,6 +430,3 @@ def theme() -> gr.themes.Base:
             primary_hue="orange", neutral_hue="slate", font=list(FONTS), font_mono=list(MONOSPACED_FONTS)
         )
         return plain.set(**COLOURS)
-
-
-__all__ = ["STYLE_FILE", "TITLE", "Limits", "Page", "Uploads", "theme"]

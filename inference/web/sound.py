@@ -64,6 +64,3 @@ def picture(waveform: np.ndarray, processor: AudioLlmProcessor) -> str:
     data = base64.b64encode(file.getvalue()).decode()
     alt = html.escape(f"Waveform and log-mel features of {clock(seconds)} of sound")
     return f'<figure class="sound"><img alt="{alt}" src="data:image/png;base64,{data}"></figure>'
-
-
-__all__ = ["log_mel", "picture"]

@@ -17,10 +17,9 @@ from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.inference import serve
 from audiollm.inference.serve import ServeArguments, bind, main
 from audiollm.inference.serving import gateway
-from audiollm.inference.serving.decoding import AdditivePenalty, StopStrings
-from audiollm.inference.serving.errors import GoneError
-from audiollm.inference.serving.service import Service, ServingSettings
-from audiollm.inference.serving.turns import Turns
+from audiollm.inference.serving.chat import AdditivePenalty, StopStrings
+from audiollm.inference.serving.responses import GoneError
+from audiollm.inference.serving.service import Service, ServingSettings, Turns
 from audiollm.inference.transcribing import TranscribingSettings
 from long_recordings import RATE, prompts
 from servers import audio, client_of, in_thread, text, user, wav

@@ -1,6 +1,9 @@
-"""Errors in the shape that OpenAI's clients read: `{"error": {"message", "type", "param", "code"}}`."""
+"""Answers to clients: errors in the shape that OpenAI's clients read, and streams of server-sent events."""
 
+import json
 import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Any
 
 import jinja2
@@ -8,7 +11,7 @@ from audiollm.memory import is_out_of_memory
 from audiollm.processing import AudioError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, StreamingResponse
 
 from ..recordings import RecordingTooLongError
 from ..session import AnswerMemoryError, ContextLengthError
@@ -18,19 +21,20 @@ logger = logging.getLogger(__name__)
 BAD_REQUEST, UNAUTHORIZED, FORBIDDEN, NOT_FOUND = 400, 401, 403, 404
 TIMED_OUT, TOO_LARGE, GONE, INTERNAL, OVERLOADED = 408, 413, 499, 500, 503
 FIRST_SERVER_STATUS = 500
+#: Errors that a request causes, by kind: their code, a word for programs.
+CODES = {
+    ContextLengthError: "context_length_exceeded",
+    RecordingTooLongError: "audio_too_long",
+    AudioError: "invalid_audio",
+    ValueError: None,
+}
+LAST_EVENT = "data: [DONE]\n\n"
+#: Keep proxies from holding a stream back.
+STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 class ApiError(HTTPException):
-    """
-    Error for a client.
-
-    Args:
-        status: status of HTTP.
-        message: the fault, and what to do.
-        code: a word for programs.
-        param: the field of the request that is at fault.
-        headers: of the response.
-    """
+    """Error for a client: `code` is a word for programs, `param` the field of the request that is at fault."""
 
     def __init__(
         self,
@@ -53,25 +57,25 @@ class ApiError(HTTPException):
         return JSONResponse(self.body(), self.status_code, self.headers)
 
 
+def invalid(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
+    """Return the error of a field that is missing or wrong."""
+    return ApiError(BAD_REQUEST, message, code, param)
+
+
 class GoneError(Exception):
     """End of work whose client is gone, or whose server shuts down."""
 
 
-def about_request(error: Exception) -> ApiError | None:
-    """Return the error for a client if the request is its cause; None for other errors."""
+def about_request(error: Exception) -> Exception:
+    """Return the error for a client if the request is its cause, and any other error as it is."""
     if isinstance(error, ApiError):
         return error
-    if isinstance(error, ContextLengthError):
-        return ApiError(BAD_REQUEST, str(error), "context_length_exceeded")
-    if isinstance(error, RecordingTooLongError):
-        return ApiError(BAD_REQUEST, str(error), "audio_too_long")
-    if isinstance(error, AudioError):
-        return ApiError(BAD_REQUEST, str(error), "invalid_audio")
     if isinstance(error, jinja2.TemplateError):
         return ApiError(BAD_REQUEST, f"The model's chat template refuses the messages: {error}", param="messages")
-    if isinstance(error, ValueError):
-        return ApiError(BAD_REQUEST, str(error))
-    return None
+    for kind, code in CODES.items():
+        if isinstance(error, kind):
+            return ApiError(BAD_REQUEST, str(error), code)
+    return error
 
 
 def about_server(error: BaseException) -> ApiError:
@@ -82,9 +86,7 @@ def about_server(error: BaseException) -> ApiError:
         return ApiError(GONE, "The request was given up.", "request_cancelled")
     if isinstance(error, AnswerMemoryError) or is_out_of_memory(error):
         logger.error("Out of memory: %s", error)
-        return ApiError(
-            INTERNAL, "The server's memory does not suffice; send less audio or text.", code="out_of_memory"
-        )
+        return ApiError(INTERNAL, "The server's memory does not suffice; send less audio or text.", "out_of_memory")
     logger.error("A request failed.", exc_info=error)
     return ApiError(INTERNAL, "The server failed; its log says why.", "internal_error")
 
@@ -97,4 +99,38 @@ async def handle(request: Request, error: Exception) -> JSONResponse:
     return about_server(error).response()
 
 
-__all__ = ["ApiError", "GoneError", "about_request", "about_server", "handle"]
+def event(content: dict[str, Any]) -> str:
+    """Return one event with JSON in it."""
+    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+
+
+async def as_event_stream(
+    items: AsyncGenerator[Any, None], write: Callable[[AsyncIterator[Any]], AsyncIterator[str]]
+) -> StreamingResponse:
+    """
+    Return a response that streams events, once the first item is there: errors before it get a status of their own.
+
+    Args:
+        items: what a job gives; closed when the stream ends. A later error becomes the last event.
+        write: makes events of the items.
+    """
+    try:
+        first = await anext(items)
+    except BaseException:
+        await items.aclose()
+        raise
+
+    async def again() -> AsyncIterator[Any]:
+        yield first
+        async for item in items:
+            yield item
+
+    async def events() -> AsyncIterator[str]:
+        async with aclosing(items):
+            try:
+                async for each in write(again()):
+                    yield each
+            except ApiError as error:
+                yield event(error.body())
+
+    return StreamingResponse(events(), media_type="text/event-stream", headers=STREAM_HEADERS)
