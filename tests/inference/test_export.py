@@ -7,10 +7,8 @@ The forward pass below is written from the equations and weight names of ultravo
 
 import copy
 import json
-import shutil
 from pathlib import Path
 
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -346,23 +344,6 @@ def test_wrong_arguments_are_named_and_nothing_is_written(checkpoint, tmp_path, 
             main(["--model", str(checkpoint), *map(str, arguments)])
         assert caught.value.code == 2 and message in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_a_branch_of_a_repository_can_be_asked_for(checkpoint, tmp_path, monkeypatch, capsys) -> None:
-    repository = tmp_path / "hub" / "models--me--mine"
-    commit = 40 * "a"
-    shutil.copytree(checkpoint, repository / "snapshots" / commit)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "v7").write_text(commit)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    arguments = ["--model", "me/mine", "--output", str(tmp_path / "out")]
-    main([*arguments, "--revision", "v7"])
-    assert (tmp_path / "out" / "README.md").read_text().startswith("# mine, exported")
-    shutil.rmtree(tmp_path / "out")
-    with pytest.raises(SystemExit):  # there is no branch main in it
-        main(arguments)
-    assert "me/mine" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt()])

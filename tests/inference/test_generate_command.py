@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 
-import huggingface_hub
 import pytest
 import torch
 from audiollm.inference import generate
@@ -91,12 +90,6 @@ def test_precision_and_device_reach_the_model(checkpoint, tiny_processor, capsys
     assert capsys.readouterr().out == f"{said[0]}\n" and said[0] != said[1]
     with pytest.raises(SystemExit, match="--device tpu9 cannot be used"):
         main([*command, "--device", "tpu9"])
-
-
-def test_a_revision_is_asked_of_the_hub(monkeypatch) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(SystemExit, match="you/no-such-audiollm-model"):
-        main(["--model", "you/no-such-audiollm-model", "--revision", "v7", "--prompt", "Hello?"])
 
 
 @pytest.mark.parametrize(

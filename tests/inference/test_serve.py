@@ -1,5 +1,7 @@
 """`audiollm serve`, asked by OpenAI's own client: the package's answers, whole and streamed, and a clear no to the rest."""
 
+import json
+import shutil
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -25,6 +27,16 @@ MAX_UPLOAD_MB, MAX_AUDIO_SECONDS, MAX_NEW_TOKENS, MAX_REQUESTS = 3, 60, 100, 12
 NEW_TOKENS = 12
 API_KEY = "open-sesame"
 AUTHORISED = {"Authorization": f"Bearer {API_KEY}"}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(checkpoint, tmp_path_factory) -> Path:
+    """The tiny pair, which brings along that transcripts are short."""
+    folder = shutil.copytree(checkpoint, tmp_path_factory.mktemp("served") / checkpoint.name)
+    config = folder / "generation_config.json"
+    stored = {"audiollm_transcribe": {"max_new_tokens": NEW_TOKENS}}
+    config.write_text(json.dumps(json.loads(config.read_text()) | stored))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -316,7 +328,8 @@ def test_transcripts_are_those_of_the_command(client, recording, model, processo
     assert [(each.start, each.end) for each in verbose.segments] == [(each.start_s, each.end_s) for each in heard]
     assert [each.text for each in verbose.segments] == [" ".join(each.text.split()) for each in heard]
     assert [processor.decode(each.tokens) for each in verbose.segments] == [each.text for each in verbose.segments]
-    settings = TranscribingSettings(prompt="Before this was said: Names: Ann.\n<audio>\nTranscribe the speech.")
+    prompt = "Before this was said: Names: Ann.\n<audio>\nTranscribe the speech."
+    settings = TranscribingSettings(prompt=prompt, max_new_tokens=NEW_TOKENS)
     [hinted] = Transcriber(model, processor, settings, progress=False).transcribe([str(recording)])
     assert got(prompt="Names: Ann.").text == hinted.text != expected.text
 

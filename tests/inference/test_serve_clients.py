@@ -24,7 +24,7 @@ TOOL_TURNS = [
     {"role": "tool", "tool_call_id": "call_1", "content": "blue"},
 ]
 SCHEMA = {"name": "answer", "schema": {"type": "object", "properties": {"answer": {"type": "string"}}}}
-SETTINGS = TranscribingSettings(window_seconds=2, batch_size=2, voice_activity=False)
+SETTINGS = TranscribingSettings(window_seconds=2, max_new_tokens=12, batch_size=2, voice_activity=False)
 
 
 @pytest.fixture(scope="module")

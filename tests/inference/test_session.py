@@ -326,15 +326,10 @@ def test_what_is_out_of_memory() -> None:
 # ------------------------------------------------------------------------------------------------ messages and options
 
 
-def test_streamed_text_is_the_whole_text(session, recordings) -> None:
+def test_messages_are_as_they_were_given(tiny_model, tiny_processor, recordings) -> None:
+    session = Session(tiny_model, tiny_processor, system="Be brief.", max_new_tokens=NEW_TOKENS)
     pieces = list(session.stream("What is said?", recordings[0]))
     assert len(pieces) > 1 and "".join(pieces) == session.messages[-1]["content"]
-    assert_as_read_anew(session)
-
-
-def test_messages_are_as_they_were_given(tiny_model, tiny_processor, recordings) -> None:
-    session = Session(tiny_model, tiny_processor, system="Be brief.", max_new_tokens=2)
-    session.ask("What is said?", recordings[0])
     session.ask(None, recordings[1])
     assert_as_read_anew(session)
     parts = [{"type": "audio", "audio": recordings[0]}, {"type": "text", "text": "\nWhat is said?"}]
