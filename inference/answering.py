@@ -15,6 +15,7 @@ from .answer_ends import generate_to_ends
 from .ctc_rescoring import CtcRescorer, check_ctc_options, check_ctc_weight
 from .recording_encoder import RecordingEncoder
 
+TRANSCRIBE_PROMPT = "<audio>\nTranscribe the speech."
 #: Audio that one batch may hold, rows padded to the longest: eight rows of up to 75 s, or one of any length.
 MAX_BATCH_SECONDS = 600.0
 #: Where a file does not say how long it is before it is decoded: compressed speech at 128 kbit/s.

@@ -23,6 +23,7 @@ from audiollm.files import write_json
 from .generate import show
 from .loading import CheckpointError, load
 from .options import AnswerArguments, LoadingArguments, parse, tell
+from .recordings import is_remote
 from .session import Recording, Session
 
 PROMPT = "> "
@@ -120,7 +121,7 @@ class Chat:
         paths = _split(rest)
         if not paths:
             raise ChatError("/audio needs files: /audio a.wav b.wav. Quote names with blanks.")
-        sources = [path if _is_url(path) else os.path.expanduser(path) for path in paths]
+        sources = [path if is_remote(path) else os.path.expanduser(path) for path in paths]
         self.attached += [Recording.load(source, self.session.processor) for source in sources]
         tell(f"Attached: {self._names()}. Ask about it, or send an empty line for it to be answered.")
 
@@ -169,12 +170,8 @@ def save_conversation(messages: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def _by_name(source: str) -> dict[str, str]:
-    place = {"url": source} if _is_url(source) else {"path": os.path.abspath(source)}
+    place = {"url": source} if is_remote(source) else {"path": os.path.abspath(source)}
     return {"type": "audio", **place}
-
-
-def _is_url(source: str) -> bool:
-    return source.startswith(("http://", "https://"))
 
 
 def _split(rest: str) -> list[str]:

@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from .answering import TRANSCRIBE_PROMPT
 from .loading import CheckpointError, find_checkpoint, load_processor
 from .options import INTERRUPTED_EXIT, AnswerArguments, LoadingArguments, parse, tell
 from .session import AnswerMemoryError, ContextLengthError, Recording, Session, user_turn
 from .streaming import AnswerStream
-
-DEFAULT_PROMPT = "<audio>\nTranscribe the speech."
 
 
 @dataclass
@@ -63,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("give --prompt, with one <audio> per file, unless there is exactly one --audio file")
     if not options.prompt and not options.audio:
         parser.error("--prompt is empty, and there is no --audio; there is nothing to answer")
-    text = DEFAULT_PROMPT if options.prompt is None else options.prompt or None
+    text = TRANSCRIBE_PROMPT if options.prompt is None else options.prompt or None
     try:
         checkpoint = find_checkpoint(options.model)
         processor = load_processor(checkpoint, options.revision)

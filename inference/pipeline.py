@@ -16,15 +16,13 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import Pipeline
 from transformers.utils import logging
 
-from .answering import ask, continues, generate_answers, naming
+from .answering import TRANSCRIBE_PROMPT, ask, continues, generate_answers, naming
 from .recording_encoder import RecordingEncoder
 
 logger = logging.get_logger(__name__)
 
 #: The Hub's name of the task.
 TASK = "audio-text-to-text"
-#: What a recording without a question is asked.
-TRANSCRIBE_PROMPT = "<audio>\nTranscribe the speech."
 DEFAULT_MAX_NEW_TOKENS = 256
 AUDIO_DICT_KEYS = ("array", "bytes", "path")
 QUESTION_KEYS = {"audio", "text"}

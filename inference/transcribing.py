@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from .answer_ends import generate_to_ends
-from .answering import ask
+from .answering import TRANSCRIBE_PROMPT, ask
 from .ctc_alignment import (
     SECONDS_PER_FRAME,
     align_words,
@@ -38,7 +38,6 @@ from .streaming import StopWhenSet
 from .transcripts import SEGMENT, TIMESTAMPS, WORD, Passage, Skipped, Transcript, Word, add_skipped
 from .windows import RISE_DB, Window, cut_into_windows
 
-TRANSCRIBE_PROMPT = "<audio>\nTranscribe the speech."
 #: Nobody speaks faster, in any script; the bound soon ends a loop in a short window. Tokens that are allowed besides.
 MAX_TOKENS_PER_SECOND, SPARE_TOKENS = 25, 16
 #: Audio that is held to be sorted by length: ten minutes are 38 MB. More where two batches are longer.

@@ -1,7 +1,6 @@
 """Transcripts as plain text, JSON and subtitles."""
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,7 +106,7 @@ def add_skipped(skipped: list[Skipped], more: Skipped) -> None:
 
 def as_text(transcript: Transcript) -> str:
     """Return one line for each window with text."""
-    lines = [_one_line(passage.text) for passage in transcript.passages]
+    lines = [" ".join(passage.text.split()) for passage in transcript.passages]
     return "".join(f"{line}\n" for line in lines if line)
 
 
@@ -192,7 +191,7 @@ def _cues(transcript: Transcript, decimal_mark: str) -> list[tuple[str, str]]:
     for passage in transcript.passages:
         whole = [(passage.start_s, passage.end_s, passage.text)]
         for start_s, end_s, text in _lines(passage.words) if passage.words else whole:
-            text = _one_line(text).replace("-->", "->")  # which would end a cue's text
+            text = " ".join(text.split()).replace("-->", "->")  # which would end a cue's text
             if text:
                 cues.append((f"{_clock(start_s, decimal_mark)} --> {_clock(end_s, decimal_mark)}", text))
     return cues
@@ -217,10 +216,6 @@ def _clock(seconds: float, decimal_mark: str) -> str:
     minutes, second = divmod(whole, 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours:02}:{minute:02}:{second:02}{decimal_mark}{milliseconds:03}"
-
-
-def _one_line(text: str) -> str:
-    return re.sub(r"\s+", " ", text).strip()
 
 
 def _times(one: Passage | Skipped) -> dict[str, float]:
