@@ -70,9 +70,9 @@ def answer(
             f"num_return_sequences is {generate_options['num_return_sequences']}, but there is one answer to each "
             "conversation; generate_answers gives several."
         )
-    options = {"progress": progress, "max_batch_seconds": max_batch_seconds, "ctc_weight": ctc_weight}
+    options: dict[str, Any] = {"max_batch_seconds": max_batch_seconds, "ctc_weight": ctc_weight, **generate_options}
     answers = generate_answers(
-        model, processor, conversations, batch_size, max_new_tokens, encoded_audio, **options, **generate_options
+        model, processor, conversations, batch_size, max_new_tokens, encoded_audio, progress, **options
     )
     return [texts[0].strip() for texts in answers]
 

@@ -219,8 +219,8 @@ class AudioLlmPipeline(Pipeline):
             for question in self.forward(questions, **forward_params):
                 yield self.postprocess(question, **postprocess_params)
             return
-        questions = iter(self._read(inputs, num_workers, preprocess_params))
-        while batch := list(islice(questions, batch_size)):
+        rest = iter(self._read(inputs, num_workers, preprocess_params))
+        while batch := list(islice(rest, batch_size)):
             for question in self.forward(batch, **forward_params):
                 yield self.postprocess(question, **postprocess_params)
 
