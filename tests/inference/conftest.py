@@ -4,20 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from audiollm import AudioLlmForConditionalGeneration
 from audiollm.corpora.prompts import load_studio_prompts
-from tiny_models import randomise_trainables
 from web_server import tiny_pair
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tiny_bases, tiny_processor, tmp_path_factory) -> Path:
-    """`tiny_model` and its processor in a folder, which no test changes."""
+def checkpoint(shared_tiny_model, tiny_processor, tmp_path_factory) -> Path:
+    """The tiny model and its processor in a folder, which no test changes."""
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny-ears"
-    torch.manual_seed(0)
-    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_rank=4)
-    randomise_trainables(model).save_pretrained(folder)
+    shared_tiny_model.save_pretrained(folder)
     tiny_processor.save_pretrained(folder)
     return folder
 
