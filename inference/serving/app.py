@@ -10,9 +10,9 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 
-from . import chat, transcriptions
+from . import chat, realtime, transcriptions
 from .gateway import Gateway
 from .responses import HTTPException, handle
 from .service import Service, ServingSettings
@@ -39,6 +39,7 @@ def create_app(model: Any, processor: Any, settings: ServingSettings) -> Starlet
         routes=[
             Route("/v1/chat/completions", chat.complete, methods=["POST"]),
             Route("/v1/audio/transcriptions", transcriptions.transcribe, methods=["POST"]),
+            WebSocketRoute("/v1/realtime", realtime.listen),
             Route("/v1/models", _models),
             Route("/v1/models/{name:path}", _model),
             Route("/health", _health),

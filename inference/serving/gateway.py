@@ -32,11 +32,12 @@ class Gateway:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        counted = scope["method"] == "POST"
+        is_socket = scope["type"] == "websocket"
+        counted = is_socket or scope["method"] == "POST"
         try:
             self._check(scope, headers)
             if counted and self._under_way >= self.settings.max_requests:
@@ -47,12 +48,14 @@ class Gateway:
                     headers={"retry-after": "2"},
                 )
         except ApiError as error:
-            await _drain(receive, headers)
+            if not is_socket:
+                await _drain(receive, headers)
             await error.response()(scope, receive, send)
             return
         self._under_way += counted
         try:
-            await self.app(scope, _Limited(receive, headers, self.settings.max_upload_mb), send)
+            limited = receive if is_socket else _Limited(receive, headers, self.settings.max_upload_mb)
+            await self.app(scope, limited, send)
         finally:
             self._under_way -= counted
 

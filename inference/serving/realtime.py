@@ -1,0 +1,249 @@
+"""
+Live transcripts by websocket, in the form of OpenAI's realtime transcription: `/v1/realtime?intent=transcription`.
+
+A client sends sound as base64 in `input_audio_buffer.append`, 16-bit samples of one channel, at 24 kHz unless its
+`session.update` says otherwise. Each pause, and `input_audio_buffer.commit`, ends an item. Words come as deltas once they are
+final, and the item's whole text at its end.
+"""
+
+import asyncio
+import base64
+import json
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import soxr
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from ..context_words import read_context
+from ..live import LiveTranscriber, LiveUpdate
+from .responses import ApiError, invalid
+from .service import Service
+
+DEFAULT_RATE_HZ = 24_000
+MIN_RATE_HZ, MAX_RATE_HZ = 8_000, 96_000
+#: Messages that wait for the model; more are left to the connection, which tells the client to wait.
+MAX_WAITING = 256
+FULL_SCALE = 32_768
+TRANSCRIPTION = "conversation.item.input_audio_transcription"
+
+
+class Listener:
+    """
+    One connection: its settings, and the transcript of what it sends.
+
+    Args:
+        service: the model, and the queue for it.
+    """
+
+    def __init__(self, service: Service):
+        self.service = service
+        self.rate = DEFAULT_RATE_HZ
+        self.context: tuple[str, ...] = ()
+        self._begin()
+
+    def _begin(self) -> None:
+        model, processor = self.service.model, self.service.processor
+        self.live = LiveTranscriber(model, processor, self.context)
+        self._resampler = self._new_resampler()
+        self._item, self._text = _new_item(), ""
+
+    def _new_resampler(self) -> Any:
+        return soxr.ResampleStream(self.rate, self.service.processor.sampling_rate, 1, dtype="float32")
+
+    def update(self, session: Any) -> dict[str, Any]:
+        """
+        Take settings, which begin a transcript anew, and return all of them.
+
+        Raises:
+            ApiError: a setting has no such value.
+        """
+        if not isinstance(session, dict):
+            raise invalid("session is no object.", "session")
+        given = _part(_part(session, "audio"), "input")
+        transcription = _part(given, "transcription") or _part(session, "input_audio_transcription")
+        form = given.get("format", session.get("input_audio_format", "pcm16"))
+        rate = DEFAULT_RATE_HZ
+        if isinstance(form, dict):
+            form, rate = form.get("type", "audio/pcm"), form.get("rate", rate)
+        if form not in ("pcm16", "audio/pcm"):
+            raise invalid(
+                f"The audio format is {form!r}; expected audio/pcm, 16-bit samples.",
+                "session.audio.input.format",
+            )
+        if type(rate) is not int or not MIN_RATE_HZ <= rate <= MAX_RATE_HZ:
+            raise invalid(
+                f"The sampling rate is {rate!r}; expected {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz.",
+                "session.audio.input.format.rate",
+            )
+        prompt = transcription.get("prompt") or ""
+        try:
+            self.service.check_model(transcription.get("model"))
+            context = read_context([str(prompt)]) if prompt else ()
+        except ValueError as error:
+            raise invalid(str(error), "session.audio.input.transcription.prompt") from error
+        self.rate, self.context = rate, context
+        self._begin()
+        return self.session()
+
+    def session(self) -> dict[str, Any]:
+        """Return the settings, as OpenAI names them."""
+        transcription = {
+            "model": self.service.settings.name,
+            "prompt": ", ".join(self.context),
+        }
+        form = {"type": "audio/pcm", "rate": self.rate}
+        return {
+            "type": "transcription",
+            "audio": {"input": {"format": form, "transcription": transcription}},
+        }
+
+    def samples(self, audio: Any) -> np.ndarray:
+        """
+        Return the sound of a message, float32 `(samples,)` at the client's rate.
+
+        Raises:
+            ApiError: it is not base64, or holds half a sample.
+        """
+        try:
+            data = base64.b64decode(audio, validate=True)
+        except (TypeError, ValueError):
+            raise invalid("audio is no base64.", "audio") from None
+        if len(data) % 2:
+            raise invalid(
+                f"audio has {len(data)} bytes; expected 16-bit samples, an even number.",
+                "audio",
+            )
+        return np.frombuffer(data, dtype="<i2").astype(np.float32) / FULL_SCALE
+
+    def answer(self, messages: Sequence[str | bytes]) -> list[dict[str, Any]]:
+        """Do what messages ask for, and return the events for the client. Sound that came together is heard together."""
+        events: list[dict[str, Any]] = []
+        sound: list[np.ndarray] = []
+        for message in messages:
+            try:
+                fields = _parsed(message)
+                kind = fields.get("type")
+                if kind == "input_audio_buffer.append":
+                    sound.append(self.samples(fields.get("audio")))
+                    continue
+                events += self.hear(sound)
+                sound = []
+                if kind in ("session.update", "transcription_session.update"):
+                    session = self.update(fields.get("session"))
+                    events.append({"type": f"{kind}d", "session": session})
+                elif kind == "input_audio_buffer.commit":
+                    events += self.commit()
+                elif kind == "input_audio_buffer.clear":
+                    self._begin()
+                    events.append({"type": "input_audio_buffer.cleared"})
+                else:
+                    raise invalid(f"There is no event of type {str(kind)[:100]!r} here.", "type")
+            except ApiError as error:  # the connection stays open
+                events.append(_error(error))
+        return events + self.hear(sound)
+
+    def hear(self, sound: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+        """Take new sound at the client's rate, and return the events that it causes."""
+        if not sound:
+            return []
+        heard = self._resampler.resample_chunk(np.concatenate(sound))
+        return [event for update in self.live.feed(heard) for event in self._events(update)]
+
+    def commit(self) -> list[dict[str, Any]]:
+        """End the item, so that all of its words are final."""
+        rest = self._resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
+        self._resampler = self._new_resampler()
+        events = [event for update in self.live.feed(rest) for event in self._events(update)]
+        return events + self._events(self.live.finish(), is_asked=True)
+
+    def _events(self, update: LiveUpdate, is_asked: bool = False) -> list[dict[str, Any]]:
+        events = []
+        if update.final:
+            delta = " " * bool(self._text) + " ".join(word.text for word in update.final)
+            self._text += delta
+            words = [
+                {
+                    "word": one.text,
+                    "start": one.start_s,
+                    "end": one.end_s,
+                    "confidence": one.confidence,
+                }
+                for one in update.final
+            ]
+            events.append(self._event(f"{TRANSCRIPTION}.delta", content_index=0, delta=delta, words=words))
+        if is_asked or (update.is_pause and self._text):
+            events.append(self._event("input_audio_buffer.committed"))
+            events.append(self._event(f"{TRANSCRIPTION}.completed", content_index=0, transcript=self._text))
+            self._item, self._text = _new_item(), ""
+        return events
+
+    def _event(self, kind: str, **fields: Any) -> dict[str, Any]:
+        return {"type": kind, "item_id": self._item, **fields}
+
+
+async def listen(socket: WebSocket) -> None:
+    """Serve one connection until it is closed."""
+    service: Service = socket.app.state.service
+    await socket.accept()
+    try:
+        listener = Listener(service)
+    except ValueError as error:  # the model has no CTC posteriors
+        await socket.send_json(_error(invalid(str(error))))
+        await socket.close(1011)
+        return
+    waiting: asyncio.Queue[str | bytes | None] = asyncio.Queue(MAX_WAITING)
+    reader = asyncio.create_task(_read(socket, waiting))
+    try:
+        await socket.send_json({"type": "session.created", "session": listener.session()})
+        is_open = True
+        while is_open:
+            messages = [await waiting.get()]
+            while not waiting.empty():  # all that has come in the meantime, so that a slow machine catches up
+                messages.append(waiting.get_nowait())
+            is_open = None not in messages
+            for event in await asyncio.to_thread(listener.answer, [one for one in messages if one is not None]):
+                await socket.send_json(event)
+    except (WebSocketDisconnect, RuntimeError):  # starlette's, where the client is gone
+        pass
+    finally:
+        reader.cancel()
+
+
+async def _read(socket: WebSocket, waiting: asyncio.Queue[str | bytes | None]) -> None:
+    """Put the client's messages into the queue, and None at the end."""
+    while (message := await socket.receive())["type"] != "websocket.disconnect":
+        text, data = message.get("text"), message.get("bytes")
+        await waiting.put(data or b"" if text is None else text)
+    await waiting.put(None)
+
+
+def _parsed(message: str | bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(message) if isinstance(message, str) else None
+    except (ValueError, RecursionError):
+        fields = None
+    if not isinstance(fields, dict):
+        raise invalid("The message is no JSON object.")
+    return fields
+
+
+def _part(fields: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return an object within an object; an empty one where it is not given."""
+    part = fields.get(name) or {}
+    if not isinstance(part, dict):
+        raise invalid(f"{name} is {part!r}; expected an object.", name)
+    return part
+
+
+def _error(error: ApiError) -> dict[str, Any]:
+    return {"type": "error", **error.body()}
+
+
+def _new_item() -> str:
+    return f"item_{uuid.uuid4().hex}"
+
+
+__all__ = ["listen"]
