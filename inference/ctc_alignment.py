@@ -22,6 +22,11 @@ SECONDS_PER_FRAME = 0.02
 #: spikes, before and after, were fitted to Whisper's cross-attention times of studio prompts.
 SPIKE_DELAY_SECONDS = 0.06
 REACH_SECONDS = 0.3
+#: CTC's probability of a word as the share of such words that are right: slope and offset of their logits, fitted to words of
+#: development clips (`benchmarks/confidence.py`). CTC is too sure where it is sure, and too unsure where it is not.
+CONFIDENCE_SLOPE, CONFIDENCE_OFFSET = 0.44, 0.4
+#: Probabilities further out than this from 0 and 1 count as this.
+LEAST_PROBABILITY = 0.002
 
 
 def check_readout(config) -> None:
@@ -133,8 +138,15 @@ def align_words(
     words: list[Word] = []
     for word, pieces in zip(written, classes):
         (start, end), logprob = next(timed) if pieces else ((math.nan, math.nan), None)
-        words.append(Word(word, start, end, None if logprob is None else round(math.exp(logprob), 3)))
+        words.append(Word(word, start, end, None if logprob is None else confidence_of(logprob)))
     return _fill(words, length)
+
+
+def confidence_of(logprob: float) -> float:
+    """Return the share of words with this log-probability of their pieces that are right, 0 to 1."""
+    probability = min(max(math.exp(logprob), LEAST_PROBABILITY), 1 - LEAST_PROBABILITY)
+    logit = CONFIDENCE_SLOPE * math.log(probability / (1 - probability)) + CONFIDENCE_OFFSET
+    return round(1 / (1 + math.exp(-logit)), 3)
 
 
 def _pieces(lexicon: SpokenLexicon, word: str) -> list[int]:

@@ -21,7 +21,7 @@ class Word:
     """
     A word of a transcript, as it is written, with its times in seconds from the recording's beginning.
 
-    `confidence`: CTC's probability of its word pieces, 0 to 1; None where it has no pieces for the word.
+    `confidence`: how probably it is right, by CTC's probability of its word pieces, 0 to 1; None where it has no pieces for the word.
     """
 
     text: str
@@ -93,6 +93,17 @@ class Transcript:
             raise ValueError("This transcript has no words; ask for them with timestamps='word'.")
         return [word for passage in self.passages for word in passage.words]
 
+    @property
+    def confidence(self) -> float | None:
+        """
+        Share of the words that are probably right: the mean of their confidence, 0 to 1; None where none has any.
+
+        Raises:
+            ValueError: the times of words were not asked for.
+        """
+        sure = [word.confidence for word in self.words if word.confidence is not None]
+        return round(sum(sure) / len(sure), 3) if sure else None
+
 
 def add_skipped(skipped: list[Skipped], more: Skipped) -> None:
     """Append a stretch, or extend the last one if it follows without a gap."""
@@ -124,6 +135,7 @@ def as_json(transcript: Transcript) -> str:
         "made_with": transcript.made_with,
     }
     if transcript.timestamps == WORD:
+        content["confidence"] = transcript.confidence
         content["words"] = [
             {"word": one.text, "start_s": one.start_s, "end_s": one.end_s, "confidence": one.confidence}
             for one in transcript.words

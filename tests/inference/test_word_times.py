@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from pathlib import Path
 
 import httpx
@@ -9,7 +10,7 @@ import pytest
 import soundfile
 import torch
 from audiollm import AudioLlmForConditionalGeneration
-from audiollm.inference.ctc_alignment import align_words, viterbi_states
+from audiollm.inference.ctc_alignment import align_words, confidence_of, viterbi_states
 from audiollm.inference.loaded import AudioLlm
 from audiollm.inference.serving.service import ServingSettings
 from audiollm.inference.spoken_pieces import SpokenLexicon
@@ -98,7 +99,7 @@ def test_words_keep_their_marks_and_lie_around_their_spikes(lexicon) -> None:
     slots = ["-"] * 10 + [space, "a", "h", "-", "-", space, "o", "h"] + ["-"] * 10
     ah, oh = align_words(lexicon, heard(lexicon, slots), text, SECONDS_PER_SLOT)
     assert (ah.text, oh.text) == ("\u2014 Ah,", "OH! \u2026")
-    assert ah.confidence == pytest.approx(0.9**3) and oh.confidence == pytest.approx(0.9**3)
+    assert ah.confidence == oh.confidence == confidence_of(3 * math.log(0.9))
     spikes = [(number + 0.5) * SECONDS_PER_SLOT for number in (10, 12, 15, 17)]
     assert 0 < spikes[0] - ah.start_s < 0.4 and ah.end_s == oh.start_s
     assert spikes[1] - 0.1 < ah.end_s < spikes[2] and spikes[3] < oh.end_s < spikes[3] + 0.4
@@ -106,11 +107,16 @@ def test_words_keep_their_marks_and_lie_around_their_spikes(lexicon) -> None:
     assert none == align_words(lexicon, heard(lexicon, slots), "", SECONDS_PER_SLOT) == ()
 
 
+def test_confidence_grows_with_the_probability_and_keeps_a_doubt() -> None:
+    sure = [confidence_of(math.log(one)) for one in (1e-9, 0.01, 0.3, 0.7, 0.99, 1.0)]
+    assert sure == sorted(sure) and 0 < sure[0] < 0.2 and 0.9 < sure[-1] < 1
+
+
 def test_unlikely_words_have_little_confidence_and_figures_none(lexicon) -> None:
     space = lexicon.tokenizer.convert_ids_to_tokens(lexicon.tokenizer(" ")["input_ids"])[0]
     slots = ["-", "-", space, "a", *["-"] * 12, space, "o", "-", "-"]
     a, number, u = align_words(lexicon, heard(lexicon, slots), "a 1984 u", SECONDS_PER_SLOT)
-    assert a.confidence > 0.5 > 0.1 > u.confidence and number.confidence is None
+    assert a.confidence > 0.6 > 0.2 > u.confidence and number.confidence is None
     assert a.end_s == number.start_s < number.end_s == u.start_s
     crowded = align_words(lexicon, heard(lexicon, ["a", "b"]), "many more letters", SECONDS_PER_SLOT)
     assert [word.confidence for word in crowded] == [0, 0, 0]
@@ -155,6 +161,11 @@ def test_command_python_and_server_give_the_same(model, tiny_processor, recordin
     rows = [(one.text, one.start_s, one.end_s, one.confidence) for one in expected.words]
     assert AudioLlm(model, tiny_processor).transcribe(recording, **SETTINGS).words == expected.words
     assert [(one["word"], one["start_s"], one["end_s"], one["confidence"]) for one in written["words"]] == rows
+    assert (
+        written["confidence"]
+        == expected.confidence
+        == pytest.approx(sum(row[3] for row in rows) / len(rows), abs=1e-3)
+    )
     capsys.readouterr()
     main(call)
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
