@@ -2,11 +2,14 @@
 
 import base64
 import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 from audiollm import AudioLlmForConditionalGeneration
 from audiollm.inference.live import LiveTranscriber
 from audiollm.inference.serving.service import ServingSettings
@@ -18,6 +21,7 @@ from websockets.sync.client import ClientConnection, connect
 
 NAME, KEY = "tiny", "secret"
 WAIT_SECONDS = 60
+DOCUMENT = Path(__file__).parents[2] / "docs" / "serve.md"
 DELTA, COMPLETED = (f"conversation.item.input_audio_transcription.{kind}" for kind in ("delta", "completed"))
 
 
@@ -107,6 +111,15 @@ def test_openais_client_and_a_name_that_may_be_said(server, samples) -> None:
             if event.type == COMPLETED and "Zyx" in text:
                 break
     assert "Zyx" in text
+
+
+def test_the_documents_snippet_runs(model, tiny_processor, samples, tmp_path, monkeypatch, capsys) -> None:
+    (snippet,) = re.findall(r"```python\n([^`]*realtime[^`]*)```", DOCUMENT.read_text(encoding="utf-8"))
+    soundfile.write(tmp_path / "recording.wav", samples, RATE)
+    monkeypatch.chdir(tmp_path)
+    with in_thread(model, tiny_processor, ServingSettings(NAME)) as (url, _):
+        exec(compile(snippet.replace("http://127.0.0.1:8000", url), "serve.md", "exec"), {})
+    assert f"{COMPLETED} \n" in capsys.readouterr().out
 
 
 def test_a_client_that_leaves_disturbs_nobody(server, samples) -> None:
