@@ -21,6 +21,8 @@ from audiollm.corpora.normalisers import normalize_english
 RESULTS = Path(__file__).parent / "results" / "confidence.json"
 PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "confidence.png"
 SEED, NUM_BINS = 5, 10
+#: Words of a bin that is drawn; the share of fewer is chance.
+LEAST_SHOWN = 10
 
 
 def judged(words: Any, reference: str) -> list[tuple[float, bool]]:
@@ -69,15 +71,15 @@ def plot(result: dict[str, Any], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(5, 4.5))
     axes.plot([0, 1], [0, 1], color="0.7", linestyle="--", label="as sure as it is right")
     for name, one in result.items():
-        rows = one["bins"]
-        axes.plot(
-            [row["mean_confidence"] for row in rows],
-            [row["share_right"] for row in rows],
-            marker="o",
-            label=f"{name} ({one['words']} words)",
+        shown = [row for row in one["bins"] if row["words"] >= LEAST_SHOWN]
+        (line,) = axes.plot(
+            [row["mean_confidence"] for row in shown],
+            [row["share_right"] for row in shown],
+            label=f"{name}, {one['words']} words",
         )
-    axes.set(xlabel="confidence", ylabel="share of words that are right", xlim=(0, 1), ylim=(0, 1))
-    axes.legend(loc="upper left", frameon=False)
+        axes.scatter(line.get_xdata(), line.get_ydata(), [10 + row["words"] / 2 for row in shown], line.get_color())
+    axes.set(xlabel="confidence", ylabel="share of words that are right", xlim=(0, 1), ylim=(0, 1.03))
+    axes.legend(loc="lower right", frameon=False, title=f"larger dots: more words (at least {LEAST_SHOWN})")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
@@ -104,7 +106,7 @@ def main() -> None:
         audio = [str(path.parent / row["audio_paths"]) for row in rows]
         transcripts = model.transcribe(audio, timestamps="word", progress=True)
         pairs = [pair for row, one in zip(rows, transcripts) for pair in judged(one.words, row["response"])]
-        result[f"{path.parent.name} {path.stem}"] = calibration(pairs)
+        result[path.stem.replace("_", " ")] = calibration(pairs)
     print(json.dumps(result, indent=1))
     options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     plot(result, options.picture)
