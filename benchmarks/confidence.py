@@ -77,7 +77,9 @@ def plot(result: dict[str, Any], path: Path) -> None:
             [row["share_right"] for row in shown],
             label=f"{name}, {one['words']} words",
         )
-        axes.scatter(line.get_xdata(), line.get_ydata(), [10 + row["words"] / 2 for row in shown], line.get_color())
+        axes.scatter(
+            line.get_xdata(), line.get_ydata(), s=[10 + row["words"] / 2 for row in shown], color=line.get_color()
+        )
     axes.set(xlabel="confidence", ylabel="share of words that are right", xlim=(0, 1), ylim=(0, 1.03))
     axes.legend(loc="lower right", frameon=False, title=f"larger dots: more words (at least {LEAST_SHOWN})")
     figure.tight_layout()
