@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from audiollm.base_conversion import EmbeddedBaseError
 from audiollm.downloads import DownloadError
 from audiollm.files import is_inside
 from audiollm.interruption import TerminatedError, ended_by_signals, exit_status
@@ -232,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(run(kind, arguments[1:]).describe())
     except ExamplesError as error:
         sys.exit(f"audiollm prepare {kind}: {error}\n{ADVICE}")
-    except (CorpusError, DownloadError, EmbeddedBaseError, OSError, ValueError) as error:
+    except (CorpusError, DownloadError, OSError, ValueError) as error:
         sys.exit(f"audiollm prepare {kind}: {error}")
     except KeyboardInterrupt as interrupt:
         how = "Ended" if isinstance(interrupt, TerminatedError) else "Interrupted"

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from audiollm.embedded_bases import DEFAULT_TEXT_BASE, EMBEDDED_PREFIX, EmbeddedBaseError, fetch
+from audiollm.downloads import DownloadError
+from audiollm.embedded_bases import DEFAULT_TEXT_BASE, EMBEDDED_PREFIX, fetch
 from audiollm.processing.base_models import resolve_base
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 from tqdm.auto import tqdm
@@ -225,7 +226,7 @@ def _load_tokenizer(llama_path: str) -> tuple[str, Any, Any]:
         folder = resolve_base(llama_path, "text")
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, EmbeddedBaseError) as error:
+    except (OSError, ValueError, KeyError, DownloadError) as error:
         raise CorpusError(f"--respond_with {llama_path}: cannot be loaded: {_first_line(error)} {advice}") from error
     if not tokenizer.chat_template:
         raise CorpusError(

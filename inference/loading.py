@@ -10,7 +10,8 @@ import torch
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmProcessor, shipped_adapter
 from audiollm.base_models import EMBEDDED_PREFIX, how_to_get
 from audiollm.cpu_speed import use_cpu_speed
-from audiollm.embedded_bases import EMBEDDED_BASES, EmbeddedBaseError, fetch
+from audiollm.downloads import DownloadError
+from audiollm.embedded_bases import EMBEDDED_BASES, fetch
 from audiollm.machine import bfloat16_is_faster
 from audiollm.quantisation import quantisation
 from transformers import GenerationConfig
@@ -103,7 +104,7 @@ def fetch_bases(checkpoint: str, revision: str | None = None) -> None:
         if name != base and name in EMBEDDED_BASES:
             try:
                 fetch(name)
-            except (EmbeddedBaseError, OSError) as error:
+            except (DownloadError, OSError) as error:
                 raise CheckpointError(f"A base model of {checkpoint} cannot be fetched: {error}") from error
 
 

@@ -7,23 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .downloads import DownloadError
+
 if TYPE_CHECKING:
     import numpy as np
 
 
-class EmbeddedBaseError(RuntimeError):
-    """A base could not be resolved, downloaded, verified or converted."""
-
-
 def convert_smollm2(weights: Path, folder: Path, beside: Callable[[str], bytes]) -> None:
-    """
-    GGUF Q4_1 to a Llama folder: dequantised fp32 weights, tokenizer with chat template, generation config.
-
-    Args:
-        weights: the GGUF file, alone in its folder.
-        folder: where to write.
-        beside: reads a file that lay beside the weights; a GGUF file needs none.
-    """
+    """Convert GGUF Q4_1 to a Llama folder: dequantised fp32 weights, tokenizer with chat template, generation config."""
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -89,7 +80,7 @@ def convert_whisper(name: str, weights: Path, folder: Path, beside: Callable[[st
         name: a key of `WHISPER_SHAPES`.
         weights: CTranslate2's `model.bin`, alone in its folder.
         folder: where to write.
-        beside: reads `config.json` and `tokenizer.json`, which lay beside the weights.
+        beside: reads a file that lay beside the weights.
     """
     import numpy as np
     import torch
@@ -161,14 +152,15 @@ CTRANSLATE2_DTYPES = ("<f4", "<i1", "<i2", "<i4", "<f2")
 
 
 def read_ctranslate2(path: Path) -> "dict[str, np.ndarray]":
-    """Reads a CTranslate2 `model.bin` (format version 6): tensor name to array, aliases left out.
+    """
+    Read a CTranslate2 `model.bin` (format version 6): tensor name to array, aliases left out.
 
     Layout, all little-endian: u32 version, string spec, u32 revision, u32 count; per tensor: string name, u8 rank,
     u32 dims, u8 dtype, u32 byte length, data; then u32 count of aliases. A string is a u16 length (NUL included) and
     its bytes. Source: `ctranslate2/specs/model_spec.py`.
 
     Raises:
-        EmbeddedBaseError: the file is cut short or is of another version.
+        DownloadError: the file is cut short or is of another version.
     """
     import numpy as np
 
@@ -190,7 +182,7 @@ def read_ctranslate2(path: Path) -> "dict[str, np.ndarray]":
     try:
         version, _spec, _revision, count = number("I"), string(), number("I"), number("I")
         if version != 6:
-            raise EmbeddedBaseError(f"{path} is CTranslate2 format version {version}; this reader knows version 6.")
+            raise DownloadError(f"{path} is CTranslate2 format version {version}; this reader knows version 6.")
         tensors = {}
         for _ in range(count):
             name = string()
@@ -200,12 +192,13 @@ def read_ctranslate2(path: Path) -> "dict[str, np.ndarray]":
             tensors[name] = np.frombuffer(data, dtype, length // dtype.itemsize, position).reshape(shape)
             position += length
     except (struct.error, ValueError, IndexError) as error:
-        raise EmbeddedBaseError(f"{path} is not a complete CTranslate2 model: {error} at byte {position}.") from error
+        raise DownloadError(f"{path} is not a complete CTranslate2 model: {error} at byte {position}.") from error
     return tensors
 
 
 def whisper_state_dict(tensors: "dict[str, np.ndarray]", config: Any) -> "dict[str, np.ndarray]":
-    """Renames CTranslate2's Whisper tensors to transformers' and splits the fused projections.
+    """
+    Rename CTranslate2's Whisper tensors to transformers' and split the fused projections.
 
     CTranslate2 stacks q, k, v (self-attention) and k, v (cross-attention) along the output dimension, with zeros for
     the bias that Whisper's k projection does not have.
@@ -224,7 +217,7 @@ def whisper_state_dict(tensors: "dict[str, np.ndarray]", config: Any) -> "dict[s
             state[f"{target}.weight"] = weight
             if target.endswith("k_proj"):
                 if bias.any():
-                    raise EmbeddedBaseError(f"{source}: the k projection has a bias; Whisper's has none.")
+                    raise DownloadError(f"{source}: the k projection has a bias; Whisper's has none.")
             else:
                 state[f"{target}.bias"] = bias
 

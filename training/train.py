@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from audiollm.base_conversion import EmbeddedBaseError
 from audiollm.corpora.examples import ExamplesError
 from audiollm.disks import naming_the_disk
+from audiollm.downloads import DownloadError
 from audiollm.interruption import ended_by_signals, exit_status
 from audiollm.processing.audio import AudioError
 from audiollm.processing.conversations import ConversationError
@@ -48,7 +48,7 @@ LANGUAGE_MODEL_STAGES = {"instruct": instruct, "read": read, "distill": distill,
 #: What a shell reports of a program that SIGTERM ended.
 EXIT_CODE_OF_SIGTERM = 128 + signal.SIGTERM
 #: Errors of which the command shows the message alone.
-REFUSALS = (TrainingError, EmbeddedBaseError, ExamplesError, ConversationError, AudioError, CardError, OSError)
+REFUSALS = (TrainingError, DownloadError, ExamplesError, ConversationError, AudioError, CardError, OSError)
 DISK_ADVICE = "checkpoints that are whole stay: make room, and the same command goes on from the last one"
 
 

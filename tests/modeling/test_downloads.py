@@ -76,6 +76,17 @@ def test_a_wrong_file_that_is_there_is_named_and_set_aside(site: Site, tmp_path:
     assert fetched(tmp_path, f"{site.url}/x.tar.gz") == BODY
 
 
+def test_wrong_bytes_are_refused_with_both_sums_and_running_again_restarts(site: Site, tmp_path: Path) -> None:
+    site.files["/x.tar.gz"] = BODY[::-1]
+    found = hashlib.md5(BODY[::-1], usedforsecurity=False).hexdigest()
+    with pytest.raises(ChecksumError, match=rf"x\.tar\.gz.*expected md5 {MD5[4:]}, found {found}.*{site.url}"):
+        fetched(tmp_path, f"{site.url}/x.tar.gz")
+    assert not (tmp_path / "x.tar.gz").exists()
+    site.files["/x.tar.gz"] = BODY
+    assert fetched(tmp_path, f"{site.url}/x.tar.gz") == BODY
+    assert site.ranges("/x.tar.gz") == [None, None]
+
+
 def test_mirrors_are_tried_in_turn_and_continue_each_other(site: Site, other_site: Site, tmp_path: Path) -> None:
     site.break_after = [400_000] + [0] * 10
     assert fetched(tmp_path, f"{NOBODY}/x.tar.gz", f"{site.url}/x.tar.gz", f"{other_site.url}/x.tar.gz") == BODY
