@@ -3,7 +3,6 @@ Loading, composing, saving and merging of AudioLLM models: checkpoints of a few 
 and the code a folder carries.
 """
 
-import copy
 import hashlib
 import importlib
 import os
@@ -19,7 +18,7 @@ from huggingface_hub import create_repo
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file, logging
 
@@ -27,7 +26,6 @@ from .audio_tower import audio_tower_class
 from .base_models import naming_base, resolve_base
 from .configuration_audiollm import AudioLlmConfig
 from .lora import (
-    add_adapters,
     is_target,
     merge_layers,
     merged_weight,
@@ -36,6 +34,7 @@ from .lora import (
 )
 from .piece_readout import PieceReadout
 from .projector import AudioLlmProjector, ContextBlock
+from .quantisation import language_model_only, refuse_quantised, settle_quantised
 
 logger = logging.get_logger(__name__)
 
@@ -64,14 +63,6 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "pr
 #: Arguments of `save_pretrained` that say where and how to upload.
 HUB_UPLOAD_ARGUMENTS = ("repo_id", "token", "private", "revision", "create_pr", "commit_message")
 MERGED_SUFFIX = ".base_layer.weight"
-#: What is not the frozen language model's layers, as patterns of module names; the head, too, is left alone, as
-#: transformers does by default.
-NOT_QUANTISED = (r".*audio_tower", r".*multi_modal_projector", r".*lora_[AB]", "lm_head")
-#: What configurations call the modules they leave out: bitsandbytes' and all others'.
-SKIP_FIELDS = ("llm_int8_skip_modules", "modules_to_not_convert")
-#: bitsandbytes' 4-bit layers, on a CPU with AVX512, change their weights' layout for good when they are first run without
-#: gradients; what is trained after an evaluation would then get wrong gradients. This attribute turns that off.
-PACKS_FOR_CPU = "support_avx512bf16_for_cpu"
 #: Any two ids will do to compare two ways to the same logits; every vocabulary has these.
 PROBE_IDS = ((0, 1),)
 
@@ -169,7 +160,9 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
     def enable_input_require_grads(self) -> None:
         """Let gradients reach LoRA through checkpointed layers: on the embeddings only, never into the encoder."""
         self.disable_input_require_grads()  # once is enough
-        hook = self.get_input_embeddings().register_forward_hook(_require_grads)
+        hook = self.get_input_embeddings().register_forward_hook(
+            lambda module, args, output: output.requires_grad_(True)
+        )
         self._require_grads_hook = hook
         self._require_grads_hooks = [hook]
 
@@ -377,10 +370,6 @@ def _own_class(model: nn.Module) -> type:
     return next(cls for cls in type(model).__mro__ if not cls.__module__.startswith("torch."))
 
 
-def _require_grads(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
-    output.requires_grad_(True)
-
-
 # ---- composing a new model -------------------------------------------------------------------------------------------
 
 
@@ -433,16 +422,18 @@ class ComposedOfBases:
         config = cls.config_class(
             audio_config=audio_config,
             text_config=text_config,
-            audio_model_id=recorded_base_id(audio_model_id),
-            text_model_id=recorded_base_id(text_model_id),
+            # Folders are recorded by their absolute path.
+            audio_model_id=os.path.abspath(audio_model_id) if os.path.isdir(audio_model_id) else audio_model_id,
+            text_model_id=os.path.abspath(text_model_id) if os.path.isdir(text_model_id) else text_model_id,
             audio_model_revision=audio_model_revision,
             text_model_revision=text_model_revision,
             **config_fields,
         )
-        fresh = fresh_lora_state(config)  # before the bases' weights are loaded: it refuses impossible targets
+        with torch.device("meta"):
+            cls(config)  # before the bases' weights are loaded: it refuses impossible targets
         bases, config.base_fingerprint = load_bases(config, check_head=True, **hub_arguments)
         embeddings = bases["model.language_model.embed_tokens.weight"]
-        fresh.update(fresh_projector_state(config, float(embeddings.float().square().mean().sqrt())))
+        fresh = fresh_projector_state(config, float(embeddings.float().square().mean().sqrt()))
         if dtype is None or dtype == "auto":
             dtype = embeddings.dtype
 
@@ -456,32 +447,17 @@ class ComposedOfBases:
             quantization_config=quantization_config,
             output_loading_info=True,
         )
+        # LoRA has been initialised as peft does it: A random, B zero.
+        info["missing_keys"] = [name for name in info["missing_keys"] if ".lora_" not in name]
         refuse_incomplete(info, f"{audio_model_id} with {text_model_id}")
-        model.generation_config = base_generation_config(text_base, config, hub_arguments)
+        try:
+            model.generation_config = GenerationConfig.from_pretrained(
+                text_base, revision=text_model_revision or "main", **hub_arguments
+            )
+        except OSError:
+            model.generation_config = GenerationConfig.from_model_config(text_config)
         model.freeze_bases()
         return model.eval()
-
-
-def fresh_lora_state(config) -> dict[str, torch.Tensor]:
-    """
-    Return starting values of LoRA as peft draws them: A random, B zero, so that the update is nothing.
-
-    Raises:
-        ValueError: a target names no linear layer of the language model.
-    """
-    with torch.device("meta"):
-        language_model = AutoModel.from_config(config.text_config)
-    add_adapters(language_model, config)
-    state = {}
-    for key, parameter in language_model.named_parameters():
-        if ".lora_A." in key:
-            value = nn.init.kaiming_uniform_(torch.empty(parameter.shape), a=5**0.5)
-        elif ".lora_B." in key:
-            value = torch.zeros(parameter.shape)
-        else:
-            continue
-        state[f"model.language_model.{key}"] = value
-    return state
 
 
 def fresh_projector_state(config, embedding_scale: float) -> dict[str, torch.Tensor]:
@@ -500,29 +476,14 @@ def fresh_projector_state(config, embedding_scale: float) -> dict[str, torch.Ten
     return state
 
 
-def base_generation_config(text_folder: str, config, hub_arguments: dict[str, Any]) -> GenerationConfig:
-    """Return the language model's own generation settings, or those its configuration implies."""
-    try:
-        return GenerationConfig.from_pretrained(
-            text_folder, revision=config.text_model_revision or "main", **hub_arguments
-        )
-    except OSError:
-        return GenerationConfig.from_model_config(config.text_config)
-
-
 # ---- the frozen bases ------------------------------------------------------------------------------------------------
-
-
-def recorded_base_id(model_id: str) -> str:
-    """Return a base id as checkpoints record it: folders by their absolute path, other ids as they are."""
-    return os.path.abspath(model_id) if os.path.isdir(model_id) else model_id
 
 
 def load_audio_base(
     model_id: str, audio_config: Any, revision: str | None = None, **hub_arguments
 ) -> dict[str, torch.Tensor]:
     """Return the state dict of the speech encoder `model_id` in its stored precision, keys relative to the encoder."""
-    config = copy.deepcopy(audio_config)
+    config = deepcopy(audio_config)
     config.dtype = None  # that of a checkpoint, which "auto" would load the base in, as well as its fingerprint
     base = resolve_base(model_id, "audio")
     with naming_base(model_id, "audio"):
@@ -573,27 +534,20 @@ def load_bases(config, check_head: bool = False, **hub_arguments) -> tuple[dict[
     Return the frozen weights an adapter checkpoint is rebuilt from.
 
     Returns:
-        The state dict under the composite's names, where layers with LoRA hold theirs as `….base_layer.weight`, and
-        the fingerprints `{"audio": ..., "text": ...}`.
+        The state dict under the composite's names, and the fingerprints `{"audio": ..., "text": ...}`.
     """
     audio = load_audio_base(config.audio_model_id, config.audio_config, config.audio_model_revision, **hub_arguments)
     text = load_text_base(config.text_model_id, config.text_model_revision, check_head, **hub_arguments)
     fingerprints = {"audio": fingerprint(audio), "text": fingerprint(text)}
     state = {f"model.audio_tower.{key}": value for key, value in audio.items()}
-    state.update(wrap_adapted_keys(text, config))
-    return state, fingerprints
-
-
-def wrap_adapted_keys(state: dict[str, torch.Tensor], config) -> dict[str, torch.Tensor]:
-    """Rename the weights of layers that carry LoRA from `x.weight` to `x.base_layer.weight`."""
+    # Layers with LoRA hold their weights as `x.base_layer.weight`.
     targets = sorted({t for name in config.lora_adapters for t in config.adapter_settings(name)["target_modules"]})
-    wrapped = {}
-    for key, value in state.items():
-        module_path, _, leaf = key.rpartition(".")
-        relative = module_path.removeprefix("model.language_model.")
-        adapted = relative != module_path and is_target(relative, targets)
-        wrapped[f"{module_path}.base_layer.{leaf}" if adapted else key] = value
-    return wrapped
+    for key, value in text.items():
+        path, _, leaf = key.rpartition(".")
+        relative = path.removeprefix("model.language_model.")
+        is_adapted = relative != path and is_target(relative, targets)
+        state[f"{path}.base_layer.{leaf}" if is_adapted else key] = value
+    return state, fingerprints
 
 
 def fingerprint(state: dict[str, torch.Tensor]) -> str:
@@ -722,60 +676,6 @@ def refuse_incomplete(info, source) -> None:
         raise ValueError(
             f"{source} does not hold the weights its configuration asks for: {'; '.join(problems)}. The checkpoint is "
             "incomplete or belongs to another configuration; save or download it again."
-        )
-
-
-# ---- quantised language models ---------------------------------------------------------------------------------------
-
-
-def language_model_only(quantization_config: Any) -> Any:
-    """
-    Return a copy of a quantisation configuration that spares all but the language model's layers.
-
-    Raises:
-        ValueError: the configuration has no field for modules to spare.
-    """
-    config = deepcopy(quantization_config)
-    is_dict = isinstance(config, dict)
-    fields = config if is_dict else vars(config)
-    names = [name for name in SKIP_FIELDS if name in fields]
-    if not names and is_dict:
-        names = [SKIP_FIELDS[0] if "bnb" in str(config.get("quant_method", "bitsandbytes")) else SKIP_FIELDS[1]]
-    if not names:
-        raise ValueError(
-            f"{type(config).__name__} cannot leave modules out, but projector and LoRA must be. Use a configuration "
-            f"with one of {SKIP_FIELDS}, such as BitsAndBytesConfig."
-        )
-    for name in names:
-        fields[name] = [*(fields.get(name) or []), *NOT_QUANTISED]
-    return config
-
-
-def settle_quantised(model: Any, quantization_config: Any) -> None:
-    """
-    Mark a loaded model as one whose base is quantised, but not the weights that it saves.
-
-    Without this, transformers would save the quantised base, and refuse to train what is not PEFT's own class.
-    """
-    model.quantised_base = quantization_config
-    model.hf_quantizer, model.is_quantized = None, False
-    for module in model.modules():
-        if hasattr(module, PACKS_FOR_CPU):
-            setattr(module, PACKS_FOR_CPU, False)
-    for config in (model.config, model.config.text_config, model.config.audio_config):
-        if getattr(config, "quantization_config", None) is not None:
-            del config.quantization_config
-
-
-def refuse_quantised(model: nn.Module, what: str) -> None:
-    """
-    Raises:
-        ValueError: the model's base is quantised, so that its weights are not those of the base.
-    """
-    if getattr(model, "quantised_base", None) is not None:
-        raise ValueError(
-            f"{what} needs the base's own weights, but this model's are quantised. Save the adapter (weights='adapter'), "
-            "load it again without quantization_config, and go on from there."
         )
 
 

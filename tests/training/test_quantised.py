@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from audiollm import AudioLlmForConditionalGeneration
-from audiollm.checkpoints import PACKS_FOR_CPU, language_model_only
-from audiollm.quantisation import quantisation
+from audiollm.quantisation import PACKS_FOR_CPU, language_model_only, quantisation
 from audiollm.training.arguments import ModelArguments, check_quantisation
 from audiollm.training.train import main
 from runs import logged
