@@ -41,7 +41,8 @@ def use_cpu_speed(model) -> None:
         for module in (body.audio_tower, body.multi_modal_projector):
             use_fast_products(module)
         if type(model.lm_head) is nn.Linear:
-            model.lm_head = _replaced(model.lm_head, FastTrainedLinear)
+            model.lm_head = _replaced(model.lm_head)
+            model.lm_head.only_trains = True
     decoder = body.language_model
     if "forward" not in vars(decoder):
         decoder.forward = MethodType(_forward, decoder)
@@ -83,14 +84,7 @@ def takes_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 def fast_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """
-    Return `x @ weight.T + bias`, `(n, out)`; no gradient goes through it.
-
-    Args:
-        x: `(n, in)`.
-        weight: `(out, in)`; like `x` it may be another matrix's transpose.
-        bias: `(out,)`.
-    """
+    """Return `x @ weight.T + bias` of `(n, in)`, `(out, in)` and `(out,)`; no gradient goes through it."""
     if not takes_onednn(x, weight):
         return nn.functional.linear(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(_dense(x), _dense(weight), bias, "none", [], "")
@@ -135,16 +129,13 @@ def fast_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 class FastLinear(nn.Linear):
     """Linear layer whose products, and those of its gradients, are [`fast_linear`]'s."""
 
+    #: In evaluation mode, its products are torch's own to the last bit.
+    only_trains = False
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """`input`: `(..., in)`; gives `(..., out)`."""
-        return fast_linear(input, self.weight, self.bias)
-
-
-class FastTrainedLinear(FastLinear):
-    """[`FastLinear`] while it trains; in evaluation mode, torch's own to the last bit."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return super().forward(input) if self.training else nn.functional.linear(input, self.weight, self.bias)
+        multiply = nn.functional.linear if self.only_trains and not self.training else fast_linear
+        return multiply(input, self.weight, self.bias)
 
 
 def use_fast_products(module: nn.Module) -> None:
@@ -152,11 +143,11 @@ def use_fast_products(module: nn.Module) -> None:
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
-                setattr(parent, name, _replaced(child, FastLinear))
+                setattr(parent, name, _replaced(child))
 
 
-def _replaced(linear: nn.Linear, kind: type[nn.Linear]) -> nn.Linear:
-    layer = kind(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+def _replaced(linear: nn.Linear) -> FastLinear:
+    layer = FastLinear(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
     layer.weight, layer.bias = linear.weight, linear.bias
     return layer.train(linear.training)
 
@@ -183,25 +174,13 @@ def _forward(
 
 
 def shared_prefix_length(inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None) -> int:
-    """
-    Return how many positions all rows begin with alike, none of them padding; at least one of each row is left.
-
-    Args:
-        inputs_embeds: `(batch, length, hidden_size)`.
-        attention_mask: `(batch, length)`, or None where nothing is padded. Others are not looked into: nothing is
-            shared.
-    """
+    """Return how many positions all rows begin with alike, none of them padding; at least one of each row is left."""
     if attention_mask is not None and attention_mask.shape != inputs_embeds.shape[:2]:
         return 0
     alike = (inputs_embeds == inputs_embeds[:1]).all(dim=-1).all(dim=0)
     if attention_mask is not None:
         alike &= attention_mask.bool().all(dim=0)
     return min(int(alike.long().cumprod(dim=0).sum()), inputs_embeds.shape[1] - 1)
-
-
-def is_worth_sharing(rows: int, positions: int, length: int) -> bool:
-    """Return True where running the first `length` of `positions` once for all `rows` saves more than it costs."""
-    return (rows - 1) * length >= MIN_SHARE_SAVED * rows * positions
 
 
 def can_share_prefix(decoder: nn.Module, inputs_embeds: torch.Tensor, length: int, masks: dict[str, Any]) -> bool:
@@ -214,7 +193,7 @@ def can_share_prefix(decoder: nn.Module, inputs_embeds: torch.Tensor, length: in
     """
     several_processes = torch.distributed.is_available() and torch.distributed.is_initialized()
     rows, positions = inputs_embeds.shape[:2]
-    if not is_worth_sharing(rows, positions, length) or several_processes:
+    if (rows - 1) * length < MIN_SHARE_SAVED * rows * positions or several_processes:
         return False
     if not any(mask is None or bool(mask.all()) for mask in masks.values()):
         return False
@@ -235,19 +214,11 @@ def run_with_shared_prefix(
     masks: dict[str, torch.Tensor | None],
 ) -> torch.Tensor:
     """
-    Return the decoder's last hidden states, with its first `length` positions run for the first row alone.
+    Return the decoder's last hidden states `(batch, positions, hidden_size)`, with its first `length` positions run for
+    the first row alone.
 
     The keys and values of that row serve all, and their gradients add up in it; so it is the same function of the
     weights, to float rounding. Dropout, where there is any, drops the same of all rows' beginnings.
-
-    Args:
-        forward, config: the decoder's.
-        inputs_embeds: `(batch, positions, hidden_size)`, rows alike in their first `length` positions.
-        attention_mask: `(batch, positions)`, or None.
-        masks: where each adapter acts; see `audiollm.lora`.
-
-    Returns:
-        `(batch, positions, hidden_size)`.
     """
     first = {name: mask if mask is None else mask[:1, :length] for name, mask in masks.items()}
     rest = {name: mask if mask is None else mask[:, length:] for name, mask in masks.items()}
@@ -260,15 +231,4 @@ def run_with_shared_prefix(
     return torch.cat([shared.expand(rows, -1, -1), own], dim=1)
 
 
-__all__ = [
-    "FastLinear",
-    "fast_linear",
-    "fast_product",
-    "is_worth_sharing",
-    "onednn_is_faster",
-    "run_with_shared_prefix",
-    "shared_prefix_length",
-    "takes_onednn",
-    "use_cpu_speed",
-    "use_fast_products",
-]
+__all__ = ["use_cpu_speed"]

@@ -158,13 +158,7 @@ class MaskedLoraLinear(LoraLinear):
     # ---- PEFT's own adapters beside AudioLLM's -----------------------------------------------------------------------
 
     def update_layer(self, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """
-        Add one more adapter, as PEFT does.
-
-        Raises:
-            ValueError: the name is that of one of AudioLLM's adapters, or the adapter is of a kind with a forward of
-                its own (DoRA and others).
-        """
+        """Add one more adapter, as PEFT does; kinds with a forward of their own (DoRA and others) are refused."""
         if adapter_name in self.masked:
             raise ValueError(f"The model has an adapter {adapter_name!r} already. Give the new one another name.")
         trains = any(self.lora_A[own].weight.requires_grad for own in self.masked)
@@ -186,12 +180,7 @@ class MaskedLoraLinear(LoraLinear):
         self.masked -= {adapter_name}
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """
-        Merge the active adapters that PEFT added into the base's weights; AudioLLM's act on as before.
-
-        Raises:
-            ValueError: one of AudioLLM's is named.
-        """
+        """Merge the active adapters that PEFT added into the base's weights; AudioLLM's act on as before."""
         if adapter_names is None:
             adapter_names = [name for name in self.active_adapters if name not in self.masked]
         own = sorted(self.masked.intersection(adapter_names))
@@ -246,12 +235,7 @@ def add_adapters(language_model: Any, config) -> None:
 
 
 def merged_weight(layer: MaskedLoraLinear, name: str) -> torch.Tensor:
-    """
-    Return the base's weight with the update of the adapter `name`, in the base's precision.
-
-    Raises:
-        ValueError: the weight is offloaded.
-    """
+    """Return the base's weight with the update of the adapter `name`, in the base's precision."""
     weight = cast(nn.Linear, layer.base_layer).weight
     if weight.is_meta or layer.lora_A[name].weight.is_meta:
         raise ValueError(
@@ -261,10 +245,7 @@ def merged_weight(layer: MaskedLoraLinear, name: str) -> torch.Tensor:
 
 
 def refuse_foreign_adapters(language_model: Any) -> None:
-    """
-    Raises:
-        ValueError: an adapter that PEFT added acts on top of AudioLLM's, or taking it off has taken AudioLLM's off too.
-    """
+    """Raise ValueError where PEFT's adapter acts on top of AudioLLM's, or taking it off has taken AudioLLM's off too."""
     layers = [module for module in language_model.modules() if isinstance(module, MaskedLoraLinear)]
     foreign = sorted({name for layer in layers for name in layer.lora_A if name not in layer.masked})
     if foreign:
@@ -281,12 +262,7 @@ def refuse_foreign_adapters(language_model: Any) -> None:
 
 @torch.no_grad()
 def merge_layers(language_model: Any, name: str | None) -> None:
-    """
-    Put the base layers back in the place of those with LoRA, the adapter `name` folded in.
-
-    Raises:
-        ValueError: an adapter of PEFT's acts on top, or weights are offloaded.
-    """
+    """Put the base layers back in the place of those with LoRA, the adapter `name` folded in."""
     refuse_foreign_adapters(language_model)
     for path, layer in [(p, m) for p, m in language_model.named_modules() if isinstance(m, MaskedLoraLinear)]:
         base = cast(nn.Linear, layer.base_layer)
@@ -321,15 +297,7 @@ def _take_masks(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple
 
 
 def inject_adapter(language_model: nn.Module, name: str, settings: dict[str, Any]) -> None:
-    """
-    Add one more of AudioLLM's adapters to the layers that it targets, in place.
-
-    Args:
-        settings: rank, alpha, dropout and target_modules, as `AudioLlmConfig.adapter_settings` gives them.
-
-    Raises:
-        ValueError: a target names no linear layer of the language model.
-    """
+    """Add one of AudioLLM's adapters to the layers that it targets; `settings` are the configuration's, for it."""
     lora_config = LoraConfig(
         r=settings["rank"],
         lora_alpha=settings["alpha"],
@@ -374,11 +342,7 @@ def is_target(module_path: str, targets: list[str]) -> bool:
 
 
 def reset_adapters(model: nn.Module) -> None:
-    """
-    Start every adapter over as PEFT does: A random, B zero, so that the update is nothing.
-
-    Weights that transformers has marked as loaded stay as they are.
-    """
+    """Start adapters that were not loaded as PEFT does: A random, B zero, so that the update is nothing."""
     for module in model.modules():
         if isinstance(module, LoraLayer):
             for name in module.lora_A:
@@ -419,18 +383,4 @@ def _without_autocast(device: str) -> AbstractContextManager:
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
-__all__ = [
-    "MASKS_KEYWORD",
-    "FrozenLinearWithLora",
-    "MaskedLoraLinear",
-    "add_adapters",
-    "autocasts",
-    "can_fuse",
-    "inject_adapter",
-    "is_plain_linear",
-    "is_target",
-    "merge_layers",
-    "merged_weight",
-    "refuse_foreign_adapters",
-    "reset_adapters",
-]
+__all__ = ["MASKS_KEYWORD", "add_adapters", "is_target", "merge_layers", "merged_weight", "reset_adapters"]

@@ -90,12 +90,6 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
             self.audio_tower.eval()
         return self
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.language_model.set_input_embeddings(value)
-
     def encode_audio(
         self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,7 +122,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         """Project encoder frames; a readout of pieces is given the language model's embeddings."""
         if self.multi_modal_projector.readout is None:
             return self.multi_modal_projector(frames, num_frames)
-        embeddings = self.get_input_embeddings().weight
+        embeddings = cast(nn.Embedding, self.get_input_embeddings()).weight
         if embeddings.is_meta:
             raise ValueError(
                 "projector_readout='pieces' reads the language model's embeddings, which are offloaded. Keep "
@@ -188,20 +182,15 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
 
     def embed_text(self, input_ids: torch.LongTensor) -> torch.Tensor:
         """Return the base's embeddings, with the boundary vectors at `<audio>` and `</audio>`; slots hold no meaning."""
-        begin, slot, end = (
-            input_ids == token_id
-            for token_id in (
-                self.config.audio_begin_token_id,
-                self.config.audio_token_id,
-                self.config.audio_end_token_id,
-            )
-        )
+        config = self.config
+        ids = config.audio_begin_token_id, config.audio_token_id, config.audio_end_token_id
+        begin, slot, end = (input_ids == token_id for token_id in ids)
         try:
             embeds = self.get_input_embeddings()(input_ids.masked_fill(begin | slot | end, 0))
         except IndexError as error:
             raise IndexError(
-                f"input_ids holds the id {int(input_ids.max())}, but the language model has {self.config.vocab_size} tokens "
-                f"and the audio tokens are {self.config.audio_begin_token_id} to {self.config.audio_end_token_id}."
+                f"input_ids holds the id {int(input_ids.max())}, but the language model has {config.vocab_size} tokens "
+                f"and the audio tokens are {min(ids)} to {max(ids)}."
             ) from error
         boundary = self.audio_boundary_embeds.to(embeds)
         embeds = torch.where(begin[..., None], boundary[0], embeds)
@@ -233,12 +222,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         return rows
 
     def _remembered_rows(self, cache: Cache | None, num_rows: int) -> dict[str, torch.Tensor | None]:
-        """
-        Return the rows that each adapter acted on when the cache was filled.
-
-        Raises:
-            ValueError: the cache was filled by something else, or has another number of rows.
-        """
+        """Return the rows that each adapter acted on when the cache was filled."""
         length = 0 if cache is None else cache.get_seq_length()
         if isinstance(length, int) and not length:
             return {}
@@ -373,9 +357,8 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
                 projected = self.get_audio_features(
                     input_features, input_features_mask, encoded_audio, encoded_audio_lengths, return_dict=True
                 ).pooler_output
-                audio_tokens = (
-                    projected if audio_embeds is None else torch.cat([audio_embeds.to(projected), projected])
-                )
+                given = [] if audio_embeds is None else [audio_embeds.to(projected)]
+                audio_tokens = torch.cat([*given, projected])
             if audio_tokens is not None:
                 slots = self.get_placeholder_mask(input_ids, audio_tokens.shape[0])
                 inputs_embeds = inputs_embeds.masked_scatter(
@@ -433,120 +416,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         )
 
 
-class AudioLlmGenerationMixin(GenerationMixin):
-    """
-    transformers' `generate` for a prompt whose slots hold audio, to be mixed into a model class.
-
-    (transformers types its own mixin's `self` as the model that it becomes part of; hence the ignored types.)
-    """
-
-    config: AudioLlmConfig
-
-    @property
-    def _padded_vocab_size(self) -> int:
-        """Number of columns of scores, audio ids included."""
-        config = self.config
-        return max(config.audio_begin_token_id, config.audio_token_id, config.audio_end_token_id) + 1
-
-    def pad_logits(self, logits: torch.Tensor) -> torch.Tensor:
-        """
-        Add columns of minus infinity up to the highest audio id.
-
-        Processors such as the repetition penalty look up the scores of the prompt's ids, audio ids included.
-        """
-        return nn.functional.pad(logits, (0, self._padded_vocab_size - logits.shape[-1]), value=float("-inf"))
-
-    def prepare_inputs_for_generation(  # type: ignore[override]  # the other arguments are in kwargs
-        self, input_ids, inputs_embeds: torch.Tensor | None = None, is_first_iteration: bool = False, **kwargs
-    ):
-        """Pass audio and adapters' names on at prefill only; the cache remembers which rows they belong to."""
-        cache = given_cache(kwargs.get("cache"), kwargs.get("past_key_values"))
-        # `generate` says of an assistant model that no iteration of its is the first, but its prefill needs audio as well.
-        length = cache.get_seq_length() if cache is not None else None
-        is_first_iteration = is_first_iteration or (isinstance(length, int) and not length)
-        inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]  # self is a model, see above
-            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
-        )
-        if not is_first_iteration and kwargs.get("use_cache", True):
-            for name in ("encoded_audio", "encoded_audio_lengths", "audio_embeds", "adapter_names"):
-                inputs.pop(name, None)
-            # Prompt lookup may draft a slot, which never is the model's own choice: any other id is refused as well.
-            ids = inputs["input_ids"]
-            inputs["input_ids"] = ids.masked_fill(ids == self.config.audio_token_id, self.config.audio_end_token_id)
-        return inputs
-
-    def _get_candidate_generator(self, *args, **kwargs):
-        """Make the scores of prompt lookup as wide as the prompt's ids."""
-        generator: Any = super()._get_candidate_generator(*args, **kwargs)  # type: ignore[misc]  # self is a model
-        if isinstance(generator, PromptLookupCandidateGenerator):
-            generator.vocab_size = self._padded_vocab_size
-        return generator
-
-    def _expand_inputs_for_generation(
-        self,
-        expand_size: int = 1,
-        is_encoder_decoder: bool = False,
-        input_ids: torch.LongTensor | None = None,
-        **model_kwargs,
-    ):
-        """
-        Repeat rows for beams and samples. A row's windows stay together, and are encoded once for all of its beams.
-        """
-        audio_names = ("input_features", "input_features_mask", "encoded_audio", "encoded_audio_lengths")
-        embeds = model_kwargs.pop("audio_embeds", None)
-        audio = {name: model_kwargs.pop(name) for name in audio_names if model_kwargs.get(name) is not None}
-        names = model_kwargs.pop("adapter_names", None)
-        if "input_features" in audio and expand_size > 1:
-            features, mask = audio.pop("input_features"), audio.pop("input_features_mask", None)
-            encoded, lengths = self.model.encode_audio(features, mask)  # type: ignore[attr-defined]  # self is a model
-            audio.update(encoded_audio=encoded, encoded_audio_lengths=lengths)
-        if audio and expand_size > 1:
-            order = self._window_order(input_ids, audio["encoded_audio_lengths"], expand_size)
-            audio = {name: value.index_select(0, order.to(value.device)) for name, value in audio.items()}
-        if embeds is not None and expand_size == 1:
-            audio["audio_embeds"] = embeds
-        elif embeds is not None:
-            if audio:
-                raise ValueError("Beams and several samples need audio_embeds or features for all rows, not both.")
-            row_slots = (cast(Any, input_ids) == self.config.audio_token_id).sum(dim=1).tolist()
-            rows = [row for row in embeds.split(row_slots) for _ in range(expand_size)]
-            audio["audio_embeds"] = torch.cat(rows)
-        if names is not None:
-            model_kwargs["adapter_names"] = [name for name in names for _ in range(expand_size)]
-        input_ids, model_kwargs = super()._expand_inputs_for_generation(  # type: ignore[misc]  # self is a model
-            expand_size, is_encoder_decoder, input_ids, **model_kwargs
-        )
-        # Only then: sampling draws as many random numbers as there are columns, and a text-only batch is the base's.
-        model_kwargs["pad_logits_to_audio_ids"] = bool((input_ids >= self.config.vocab_size).any())
-        return input_ids, {**model_kwargs, **audio}
-
-    def _window_order(self, input_ids, lengths: torch.Tensor, expand_size: int) -> torch.Tensor:
-        """
-        Return indices that repeat each row's windows as a block: w1 w2 w1 w2, not w1 w1 w2 w2.
-
-        Args:
-            lengths: encoder frames of each window, `(windows,)`.
-        """
-        window_slots = slot_counts(lengths, self.config.stack_factor).long().tolist()
-        row_slots = torch.eq(input_ids, self.config.audio_token_id).sum(dim=1).tolist()
-        order: list[int] = []
-        window = 0
-        for slots in row_slots:
-            first = window
-            while slots > 0 and window < len(window_slots):
-                slots -= window_slots[window]
-                window += 1
-            order.extend(list(range(first, window)) * expand_size)
-        return torch.tensor(order, dtype=torch.long)
-
-    def compute_transition_scores(self, sequences, scores, *args, **kwargs):
-        """Compute as transformers does, without the columns that `generate` added for the audio ids."""
-        width = self.config.text_config.vocab_size
-        scores = tuple(step[..., :width] for step in scores)
-        return super().compute_transition_scores(sequences, scores, *args, **kwargs)  # type: ignore[misc]  # self is a model
-
-
-class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel, AudioLlmGenerationMixin):
+class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel, GenerationMixin):
     """A language model that listens: [`AudioLlmModel`] with the base's own head."""
 
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -559,21 +429,6 @@ class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel,
         self.lm_head = nn.Linear(text_config.hidden_size, text_config.vocab_size, bias=False)
         self.post_init()
         self.freeze_bases()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
-    def set_output_embeddings(self, value: nn.Module) -> None:
-        self.lm_head = value
-
-    def get_decoder(self) -> nn.Module:
-        return self.model.language_model
 
     def get_audio_features(self, *args, **kwargs) -> BaseModelOutputWithPooling:
         """See [`AudioLlmModel.get_audio_features`]."""
@@ -698,6 +553,100 @@ class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel,
                 f"labels holds the id {int(targets.max())}, but the language model can say ids below "
                 f"{logits.shape[-1]} only. Audio tokens must be {IGNORED_LABEL} in the labels."
             ) from error
+
+    # ---- transformers' `generate`, for a prompt whose slots hold audio ------------------------------------------------
+
+    @property
+    def _padded_vocab_size(self) -> int:
+        """Number of columns of scores, audio ids included."""
+        config = self.config
+        return max(config.audio_begin_token_id, config.audio_token_id, config.audio_end_token_id) + 1
+
+    def pad_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        """Add columns of minus infinity up to the highest audio id; see [`forward`]."""
+        return nn.functional.pad(logits, (0, self._padded_vocab_size - logits.shape[-1]), value=float("-inf"))
+
+    def prepare_inputs_for_generation(  # type: ignore[override]  # the others are in kwargs
+        self, input_ids, inputs_embeds: torch.Tensor | None = None, is_first_iteration: bool = False, **kwargs
+    ):
+        """Pass audio and adapters' names on at prefill only; the cache remembers which rows they belong to."""
+        cache = given_cache(kwargs.get("cache"), kwargs.get("past_key_values"))
+        # `generate` says of an assistant model that no iteration of its is the first, but its prefill needs audio as well.
+        length = cache.get_seq_length() if cache is not None else None
+        is_first_iteration = is_first_iteration or (isinstance(length, int) and not length)
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            for name in ("encoded_audio", "encoded_audio_lengths", "audio_embeds", "adapter_names"):
+                inputs.pop(name, None)
+            # Prompt lookup may draft a slot, which never is the model's own choice: any other id is refused as well.
+            ids = inputs["input_ids"]
+            inputs["input_ids"] = ids.masked_fill(ids == self.config.audio_token_id, self.config.audio_end_token_id)
+        return inputs
+
+    def _get_candidate_generator(self, *args, **kwargs):
+        """Make the scores of prompt lookup as wide as the prompt's ids."""
+        generator: Any = super()._get_candidate_generator(*args, **kwargs)
+        if isinstance(generator, PromptLookupCandidateGenerator):
+            generator.vocab_size = self._padded_vocab_size
+        return generator
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: torch.LongTensor | None = None,
+        **model_kwargs,
+    ):
+        """Repeat rows for beams and samples. A row's windows stay together, and are encoded once for all of its beams."""
+        audio_names = ("input_features", "input_features_mask", "encoded_audio", "encoded_audio_lengths")
+        embeds = model_kwargs.pop("audio_embeds", None)
+        audio = {name: model_kwargs.pop(name) for name in audio_names if model_kwargs.get(name) is not None}
+        names = model_kwargs.pop("adapter_names", None)
+        if "input_features" in audio and expand_size > 1:
+            features, mask = audio.pop("input_features"), audio.pop("input_features_mask", None)
+            encoded, lengths = self.model.encode_audio(features, mask)
+            audio.update(encoded_audio=encoded, encoded_audio_lengths=lengths)
+        if audio and expand_size > 1:
+            order = self._window_order(input_ids, audio["encoded_audio_lengths"], expand_size)
+            audio = {name: value.index_select(0, order.to(value.device)) for name, value in audio.items()}
+        if embeds is not None and expand_size == 1:
+            audio["audio_embeds"] = embeds
+        elif embeds is not None:
+            if audio:
+                raise ValueError("Beams and several samples need audio_embeds or features for all rows, not both.")
+            row_slots = (cast(Any, input_ids) == self.config.audio_token_id).sum(dim=1).tolist()
+            rows = [row for row in embeds.split(row_slots) for _ in range(expand_size)]
+            audio["audio_embeds"] = torch.cat(rows)
+        if names is not None:
+            model_kwargs["adapter_names"] = [name for name in names for _ in range(expand_size)]
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size, is_encoder_decoder, input_ids, **model_kwargs
+        )
+        # Only then: sampling draws as many random numbers as there are columns, and a text-only batch is the base's.
+        model_kwargs["pad_logits_to_audio_ids"] = bool((input_ids >= self.config.vocab_size).any())
+        return input_ids, {**model_kwargs, **audio}
+
+    def _window_order(self, input_ids, lengths: torch.Tensor, expand_size: int) -> torch.Tensor:
+        """Return indices that repeat each row's windows, of so many frames, as a block: w1 w2 w1 w2, not w1 w1 w2 w2."""
+        window_slots = slot_counts(lengths, self.config.stack_factor).long().tolist()
+        row_slots = torch.eq(input_ids, self.config.audio_token_id).sum(dim=1).tolist()
+        order: list[int] = []
+        window = 0
+        for slots in row_slots:
+            first = window
+            while slots > 0 and window < len(window_slots):
+                slots -= window_slots[window]
+                window += 1
+            order.extend(list(range(first, window)) * expand_size)
+        return torch.tensor(order, dtype=torch.long)
+
+    def compute_transition_scores(self, sequences, scores, *args, **kwargs):
+        """Compute as transformers does, without the columns that `generate` added for the audio ids."""
+        width = self.config.text_config.vocab_size
+        scores = tuple(step[..., :width] for step in scores)
+        return super().compute_transition_scores(sequences, scores, *args, **kwargs)
 
 
 def given_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
