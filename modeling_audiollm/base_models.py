@@ -1,6 +1,6 @@
 """Re-export, so that the modeling files and their copies on the Hub find base models the same, flat way."""
 
-from audiollm.processing.base_models import (
+from audiollm.processing.base_models import (  # noqa: F401
     EMBEDDED_PREFIX,
     audiollm_cache_dir,
     embedded_base_folder,
@@ -8,12 +8,3 @@ from audiollm.processing.base_models import (
     naming_base,
     resolve_base,
 )
-
-__all__ = [
-    "EMBEDDED_PREFIX",
-    "audiollm_cache_dir",
-    "embedded_base_folder",
-    "how_to_get",
-    "naming_base",
-    "resolve_base",
-]

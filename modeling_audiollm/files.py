@@ -12,24 +12,36 @@ from pathlib import Path
 from typing import IO, Any
 
 #: Suffixes of audio files, in lower case. Where a list of recordings leaves the suffix out, the first that exists is taken.
-AUDIO_SUFFIXES = (
-    *(
-        ".wav",
-        ".flac",
-        ".mp3",
-        ".ogg",
-        ".opus",
-        ".oga",
-        ".m4a",
-        ".mp4",
-        ".aac",
-        ".aif",
-        ".aiff",
-        ".aifc",
-        ".au",
-        ".snd",
-    ),
-    *(".caf", ".w64", ".rf64", ".webm", ".mka", ".mkv", ".mov", ".wma", ".amr", ".3gp", ".sph", ".g722"),
+AUDIO_SUFFIXES = tuple(
+    f".{ending}"
+    for ending in [
+        "wav",
+        "flac",
+        "mp3",
+        "ogg",
+        "opus",
+        "oga",
+        "m4a",
+        "mp4",
+        "aac",
+        "aif",
+        "aiff",
+        "aifc",
+        "au",
+        "snd",
+        "caf",
+        "w64",
+        "rf64",
+        "webm",
+        "mka",
+        "mkv",
+        "mov",
+        "wma",
+        "amr",
+        "3gp",
+        "sph",
+        "g722",
+    ]
 )
 #: Suffix of a file that is being written.
 PARTIAL_SUFFIX = ".partial"
@@ -233,19 +245,3 @@ def _cut_torn_line(file: IO[bytes]) -> None:
     kept = end + torn.rfind(b"\n") + 1
     if kept < file.seek(0, os.SEEK_END):
         file.truncate(kept)
-
-
-__all__ = [
-    "AUDIO_SUFFIXES",
-    "PARTIAL_SUFFIX",
-    "Journal",
-    "JournalError",
-    "JournalLine",
-    "is_audio",
-    "is_inside",
-    "partial_path",
-    "sha256_of",
-    "write_json",
-    "write_whole",
-    "written",
-]

@@ -8,7 +8,7 @@ module would fail, because transformers imports these in the middle of others.
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -68,34 +68,21 @@ class _Pending(dict):
 
     def __init__(self, known: dict, module: str):
         super().__init__(known)
-        self._module: str | None = module
+        self.module: str | None = module
 
-    def _complete(self) -> "_Pending":
-        if self._module is not None:
-            importlib.import_module(self._module)  # whose import registers here
-            self._module = None
-        return self
 
-    def __contains__(self, key: object) -> bool:
-        return dict.__contains__(self._complete(), key)
+def _completing(method: Callable) -> Callable:
+    def completed(table: _Pending, *arguments: Any) -> Any:
+        if table.module is not None:
+            importlib.import_module(table.module)  # whose import registers here
+            table.module = None
+        return method(table, *arguments)
 
-    def __getitem__(self, key: Any) -> Any:
-        return dict.__getitem__(self._complete(), key)
+    return completed
 
-    def __iter__(self) -> Iterator[Any]:
-        return dict.__iter__(self._complete())
 
-    def __len__(self) -> int:
-        return dict.__len__(self._complete())
-
-    def keys(self) -> Any:
-        return dict.keys(self._complete())
-
-    def values(self) -> Any:
-        return dict.values(self._complete())
-
-    def items(self) -> Any:
-        return dict.items(self._complete())
+for _name in ("__contains__", "__getitem__", "__iter__", "__len__", "keys", "values", "items"):
+    setattr(_Pending, _name, _completing(getattr(dict, _name)))
 
 
 def _await_configuration(theirs: ModuleType) -> None:

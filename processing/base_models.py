@@ -54,15 +54,7 @@ def resolve_base(model_id: str | os.PathLike, role: str) -> str:
 
 @contextmanager
 def naming_base(model_id: str | os.PathLike, role: str) -> Iterator[None]:
-    """
-    Make errors about missing files name the base, and how to get it.
-
-    Args:
-        model_id, role: as in [`resolve_base`].
-
-    Raises:
-        OSError: in place of the library's.
-    """
+    """Make a library's errors about missing files name the base, and how to get it."""
     try:
         yield
     except OSError as error:
@@ -75,13 +67,3 @@ def how_to_get(model_id: str | os.PathLike) -> str:
     if name.startswith(EMBEDDED_PREFIX) or os.path.isdir(os.path.expanduser(name)):
         return ""
     return f"\nWhere there is a network, `hf download {name}` fetches all its files, which then serve without one."
-
-
-__all__ = [
-    "EMBEDDED_PREFIX",
-    "audiollm_cache_dir",
-    "embedded_base_folder",
-    "how_to_get",
-    "naming_base",
-    "resolve_base",
-]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -185,7 +186,7 @@ class AudioLlmProcessor(ProcessorMixin):
         return [self.window_samples] * full + ([rest] if rest else [])
 
     def encoder_frames(self, num_samples: int) -> list[int]:
-        """Frames of 20 ms that the encoder makes of each window of a recording of `num_samples` samples."""
+        """Return the 20 ms frames that the encoder makes of each window of a recording of `num_samples` samples."""
         windows = windows_for(self.feature_extractor)
         return [windows.encoder_frames(length) for length in self.window_lengths(num_samples)]
 
@@ -210,16 +211,13 @@ class AudioLlmProcessor(ProcessorMixin):
         Windows of several waveforms in reading order, padded to the longest.
 
         Returns:
-            `input_features` `(windows, features, max_frames)`, log-mel bins for Whisper, and `input_features_mask` `(windows, max_frames)`,
-            1 for real frames.
+            `input_features` `(windows, features, max_frames)`, log-mel bins for Whisper, and `input_features_mask`
+            `(windows, max_frames)`, 1 for real frames.
         """
-        windows = [window for waveform in waveforms for window in self.extract_features(waveform)]
-        max_frames = max(window.shape[1] for window in windows)
-        features = torch.zeros(len(windows), windows[0].shape[0], max_frames)
-        mask = torch.zeros(len(windows), max_frames, dtype=torch.long)
-        for index, window in enumerate(windows):
-            features[index, :, : window.shape[1]] = torch.from_numpy(window)
-            mask[index, : window.shape[1]] = 1
+        windows = [torch.from_numpy(each.T) for waveform in waveforms for each in self.extract_features(waveform)]
+        features = pad_sequence(windows, batch_first=True).transpose(1, 2).contiguous()
+        lengths = torch.tensor([len(window) for window in windows])
+        mask = (torch.arange(features.shape[2]) < lengths[:, None]).long()
         return {"input_features": features, "input_features_mask": mask}
 
     def load_audio(self, audio: Any, sampling_rate: int | None = None, name: str | None = None) -> np.ndarray:
@@ -278,13 +276,7 @@ class AudioLlmProcessor(ProcessorMixin):
         return self._pad(batch, settings)
 
     def _settings(self, options: dict[str, Any], **defaults: Any) -> dict[str, Any]:
-        """
-        Every option of a call, from those given flat and in groups; transformers merges them.
-
-        Raises:
-            TypeError: one is unknown.
-            ValueError: one is given both flat and in a group.
-        """
+        """Return every option of a call, from those given flat and in groups; transformers merges them."""
         known = {name for names in OPTION_GROUPS.values() for name in names}
         unknown = [name for name in options if name not in known and name not in OPTION_GROUPS]
         for group, names in OPTION_GROUPS.items():
@@ -371,7 +363,14 @@ class AudioLlmProcessor(ProcessorMixin):
         if not tokenize:
             texts = ["".join(segment.text for segment in row) for row in rows]
             return texts if batched else texts[0]
-        recordings = self._conversation_recordings(flat, audio, batched)
+        recordings = [typed for _, typed in flat]
+        if audio is not None:
+            if any(recordings):
+                raise ConversationError(
+                    "Pass recordings either as typed parts of the messages or as audio=, not both."
+                )
+            counts = [sum(m["content"].count(AUDIO_PLACEHOLDER) for m in messages) for messages, _ in flat]
+            recordings = distribute(audio, counts, not batched)
         for index, (row, recordings_of_row) in enumerate(zip(rows, recordings)):
             found = sum(segment.text.count(AUDIO_PLACEHOLDER) for segment in row)
             if found != len(recordings_of_row):
@@ -398,12 +397,11 @@ class AudioLlmProcessor(ProcessorMixin):
         **template_kwargs,
     ) -> list[Segment]:
         """
-        One conversation's text, through the chat template, in stretches marked as to be learned or not.
+        Return one conversation's text, through the chat template, in stretches marked as to be learned or not.
 
         Args:
             messages: with string contents, as `flatten_conversation` gives them.
-            chat_template: a Jinja template, or the name of one where the tokenizer has several.
-            add_generation_prompt, continue_final_message, template_kwargs: as in `apply_chat_template`.
+            chat_template, add_generation_prompt, continue_final_message, template_kwargs: as in `apply_chat_template`.
 
         Raises:
             ConversationError: the template does not show an assistant turn.
@@ -477,22 +475,8 @@ class AudioLlmProcessor(ProcessorMixin):
             requests, audio=[[one] for one in recordings], tokenize=tokenize, add_generation_prompt=True, **kwargs
         )
 
-    def _conversation_recordings(
-        self, flat: list[tuple[Any, list[Any]]], audio: Any, batched: bool
-    ) -> list[list[Any]]:
-        typed = [recordings for _, recordings in flat]
-        if audio is None:
-            return typed
-        if any(typed):
-            raise ConversationError("Pass recordings either as typed parts of the messages or as audio=, not both.")
-        counts = [sum(m["content"].count(AUDIO_PLACEHOLDER) for m in messages) for messages, _ in flat]
-        return distribute(audio, counts, not batched)
-
     def _load_all(self, recordings: list[Any], sampling_rate: int | None) -> list[np.ndarray]:
-        return [
-            self.load_audio(recording, sampling_rate, name=f"audio {index}")
-            for index, recording in enumerate(recordings)
-        ]
+        return [self.load_audio(each, sampling_rate, name=f"audio {n}") for n, each in enumerate(recordings)]
 
     def _encode(
         self,
@@ -520,15 +504,10 @@ class AudioLlmProcessor(ProcessorMixin):
         self, segments: list[Segment], num_slots: list[int], add_special_tokens: bool = False
     ) -> tuple[list[int], list[int]]:
         """
-        Token ids and labels of one row.
+        Return token ids and labels of one row, whose `<audio>` become so many slots each.
 
         Each segment is tokenized by itself, in training as in inference, so that a prompt's ids are the same whether
         or not an answer follows.
-
-        Args:
-            segments: the row's text in order, each marked as to be learned or not.
-            num_slots: audio tokens of each recording, one per `<audio>`.
-            add_special_tokens: let the tokenizer add its own, such as a beginning-of-text token.
         """
         input_ids: list[int] = []
         labels: list[int] = []
@@ -589,9 +568,7 @@ def _one_each(name: str, value: Any, count: int) -> list[str | None]:
 
 
 def _converted(columns: dict[str, Any], return_tensors: str | None) -> dict[str, Any]:
-    if return_tensors != "np":
-        return columns
-    return {name: column.numpy() for name, column in columns.items()}
+    return columns if return_tensors != "np" else {name: column.numpy() for name, column in columns.items()}
 
 
 def _as_tensor(name: str, rows: list[list[int]]) -> torch.Tensor:
@@ -647,17 +624,8 @@ def distribute(audio: Any, counts: list[int], single_text: bool) -> list[list[An
 # ---- windows for the encoder -------------------------------------------------------------------------------------------
 
 
-#: Longest window. Whisper has positions for no more; others get the same, so that memory does not grow with length.
-WINDOW_SECONDS = 30
-
-
 class WhisperWindows:
-    """
-    Windows for Whisper's encoder: log-mel frames of 10 ms, of which its second convolution makes frames of 20 ms.
-
-    Args:
-        extractor: a [`WhisperFeatureExtractor`].
-    """
+    """Windows for Whisper's encoder: log-mel frames of 10 ms, of which its second convolution makes frames of 20 ms."""
 
     INPUT_FRAMES_PER_ENCODER_FRAME = 2
 
@@ -667,16 +635,16 @@ class WhisperWindows:
         self.max_samples: int = extractor.n_samples
 
     def input_frames(self, num_samples: int) -> int:
-        """Log-mel frames (10 ms) of so many samples."""
+        """Return the number of log-mel frames (10 ms) of so many samples."""
         return math.ceil(num_samples / self.extractor.hop_length)
 
     def encoder_frames(self, num_samples: int) -> int:
-        """Frames of 20 ms that the encoder makes of a window of so many samples."""
+        """Return the number of 20 ms frames that the encoder makes of a window of so many samples."""
         return math.ceil(self.input_frames(num_samples) / self.INPUT_FRAMES_PER_ENCODER_FRAME)
 
     def features(self, window: np.ndarray) -> np.ndarray:
         """
-        Log-mel frames of a window `(samples,)`, as long as its audio: `(num_mel_bins, ceil(samples / hop))`.
+        Return a window's log-mel frames, as long as its audio: `(num_mel_bins, ceil(samples / hop))`.
 
         They are those that Whisper's own extractor computes of the audio padded to 30 s, up to rounding of the last bit
         in windows below 0.1 s: as much silence is added as the last frame can see, and the frames of silence alone are
@@ -685,10 +653,12 @@ class WhisperWindows:
         extractor = self.extractor
         num_frames = self.input_frames(len(window))
         padded_length = min(num_frames * extractor.hop_length + extractor.n_fft, extractor.n_samples)
-        padded = np.zeros(padded_length, dtype=np.float32)
-        padded[: len(window)] = window
         features = extractor(
-            padded, sampling_rate=extractor.sampling_rate, padding="do_not_pad", truncation=False, return_tensors="np"
+            np.pad(window, (0, padded_length - len(window))),
+            sampling_rate=extractor.sampling_rate,
+            padding="do_not_pad",
+            truncation=False,
+            return_tensors="np",
         )["input_features"][0]
         return features[:, :num_frames]
 
@@ -697,34 +667,33 @@ class ConformerWindows:
     """
     Windows for Wav2Vec2-BERT's conformer: Kaldi's log-mel frames of 10 ms, stacked by twos, each an encoder frame.
 
-    Args:
-        extractor: a [`SeamlessM4TFeatureExtractor`]. Its frames begin every 160 samples and see 400; what is left at
-            the end of a window and fills no pair of them (less than 35 ms) it leaves out, as for its own models.
+    What is left at the end of a window and fills no pair of frames (less than 35 ms) is left out, as by its own models.
     """
 
     FRAME_SAMPLES, HOP_SAMPLES = 400, 160
+    #: As Whisper's, so that memory does not grow with length.
+    WINDOW_SECONDS = 30
 
     def __init__(self, extractor: SeamlessM4TFeatureExtractor):
         self.extractor = extractor
-        self.max_samples: int = WINDOW_SECONDS * extractor.sampling_rate
+        self.max_samples: int = self.WINDOW_SECONDS * extractor.sampling_rate
         #: What one encoder frame needs; shorter windows are filled up with silence.
         self.min_samples = self.FRAME_SAMPLES + (extractor.stride - 1) * self.HOP_SAMPLES
 
     def input_frames(self, num_samples: int) -> int:
-        """Stacked log-mel frames (20 ms) of so many samples."""
+        """Return the number of stacked log-mel frames (20 ms) of so many samples, which are the encoder's as well."""
         whole = 1 + (max(num_samples, self.min_samples) - self.FRAME_SAMPLES) // self.HOP_SAMPLES
         return whole // self.extractor.stride
 
-    def encoder_frames(self, num_samples: int) -> int:
-        """Frames of 20 ms that the encoder makes of a window of so many samples: one for each it is given."""
-        return self.input_frames(num_samples)
+    encoder_frames = input_frames
 
     def features(self, window: np.ndarray) -> np.ndarray:
-        """Stacked log-mel frames of a window `(samples,)`: `(stride * num_mel_bins, encoder frames)`."""
-        padded = np.zeros(max(len(window), self.min_samples), dtype=np.float32)
-        padded[: len(window)] = window
+        """Return a window's stacked log-mel frames: `(stride * num_mel_bins, encoder frames)`."""
         features = self.extractor(
-            padded, sampling_rate=self.extractor.sampling_rate, pad_to_multiple_of=None, return_tensors="np"
+            np.pad(window, (0, max(self.min_samples - len(window), 0))),
+            sampling_rate=self.extractor.sampling_rate,
+            pad_to_multiple_of=None,
+            return_tensors="np",
         )["input_features"][0]
         return np.ascontiguousarray(features.T)
 
