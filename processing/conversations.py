@@ -2,9 +2,10 @@
 
 import copy
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Number
 from typing import Any
 
 #: `<audio>` opens a recording in the text, and stands for it in what users write; `</audio>` closes it.
@@ -219,6 +220,52 @@ def _unlike_written(index: int) -> ConversationError:
     )
 
 
+# ---- which recordings belong to which text ------------------------------------------------------------------------------
+
+
+def is_list(item: Any) -> bool:
+    """Return whether `item` is a list or another sequence, and no text or bytes."""
+    return isinstance(item, Sequence) and not isinstance(item, (str, bytes, bytearray))
+
+
+def is_recording(item: Any) -> bool:
+    """Return whether `item` is one recording rather than a list of them: a list of numbers is one."""
+    return not is_list(item) or (len(item) > 0 and isinstance(item[0], Number))
+
+
+def as_recordings(audio: Any) -> list[Any]:
+    """Return one recording, a list of them, or None as a list of recordings or of lists of them."""
+    if audio is None:
+        return []
+    return [audio] if is_recording(audio) else list(audio)
+
+
+def distribute(audio: Any, counts: list[int], single_text: bool) -> list[list[Any]]:
+    """
+    Hand recordings to texts: `counts[i]` of them to text `i`.
+
+    Raises:
+        ValueError: they do not match; both counts are stated.
+    """
+    items = as_recordings(audio)
+    if items and not any(is_recording(item) for item in items):
+        if len(items) != len(counts) and not (single_text and len(items) == 1):
+            raise ValueError(f"audio has lists for {len(items)} texts, but there are {len(counts)}.")
+        for index, (row, count) in enumerate(zip(items, counts)):
+            if len(row) != count:
+                raise ValueError(
+                    f"Text {index} has {count} {AUDIO_PLACEHOLDER} but is given {len(row)} recordings; expected one each."
+                )
+        return [list(row) for row in items]
+    if len(items) != sum(counts):
+        raise ValueError(
+            f"The texts have {sum(counts)} {AUDIO_PLACEHOLDER} in all ({counts} each) but {len(items)} recordings are "
+            "given; expected one recording per placeholder."
+        )
+    remaining = iter(items)
+    return [[next(remaining) for _ in range(count)] for count in counts]
+
+
 # ---- tokenizers -------------------------------------------------------------------------------------------------------
 
 
@@ -264,17 +311,3 @@ def check_template_names(chat_template: Any) -> None:
     wrong = [name for name in names if not isinstance(name, str) or not TEMPLATE_NAME.fullmatch(name)]
     if wrong:
         raise ValueError(f"The chat template is named {wrong[0]!r}; expected letters, digits, '_', '-' and '.' alone.")
-
-
-__all__ = [
-    "AUDIO_PLACEHOLDER",
-    "IGNORED_LABEL",
-    "ConversationError",
-    "Segment",
-    "flatten_batch",
-    "flatten_conversation",
-    "marks_answers",
-    "render_segments",
-    "split_at_spans",
-    "takes_parts",
-]

@@ -31,9 +31,12 @@ from .conversations import (
     ConversationError,
     Segment,
     add_audio_tokens,
+    as_recordings,
     check_template_names,
+    distribute,
     flatten_batch,
     flatten_conversation,
+    is_list,
     marks_answers,
     render_segments,
     split_at_spans,
@@ -575,50 +578,6 @@ def _as_tensor(name: str, rows: list[list[int]]) -> torch.Tensor:
     if len(set(map(len, rows))) > 1:
         raise ValueError(f"The rows of {name} are of different lengths; pass padding=True, or return_tensors=None.")
     return torch.tensor(rows, dtype=torch.long)
-
-
-# ---- which recordings belong to which text ------------------------------------------------------------------------------
-
-
-def is_list(item: Any) -> bool:
-    return isinstance(item, Sequence) and not isinstance(item, (str, bytes, bytearray))
-
-
-def is_recording(item: Any) -> bool:
-    """Return whether `item` is one recording rather than a list of them: a list of numbers is one."""
-    return not is_list(item) or (len(item) > 0 and isinstance(item[0], (int, float, np.number)))
-
-
-def as_recordings(audio: Any) -> list[Any]:
-    if audio is None:
-        return []
-    return [audio] if is_recording(audio) else list(audio)
-
-
-def distribute(audio: Any, counts: list[int], single_text: bool) -> list[list[Any]]:
-    """
-    Hand recordings to texts: `counts[i]` of them to text `i`.
-
-    Raises:
-        ValueError: they do not match; both counts are stated.
-    """
-    items = as_recordings(audio)
-    if items and not any(is_recording(item) for item in items):
-        if len(items) != len(counts) and not (single_text and len(items) == 1):
-            raise ValueError(f"audio has lists for {len(items)} texts, but there are {len(counts)}.")
-        for index, (row, count) in enumerate(zip(items, counts)):
-            if len(row) != count:
-                raise ValueError(
-                    f"Text {index} has {count} {AUDIO_PLACEHOLDER} but is given {len(row)} recordings; expected one each."
-                )
-        return [list(row) for row in items]
-    if len(items) != sum(counts):
-        raise ValueError(
-            f"The texts have {sum(counts)} {AUDIO_PLACEHOLDER} in all ({counts} each) but {len(items)} recordings are "
-            "given; expected one recording per placeholder."
-        )
-    remaining = iter(items)
-    return [[next(remaining) for _ in range(count)] for count in counts]
 
 
 # ---- windows for the encoder -------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from audiollm.processing import AudioLlmProcessor
-from audiollm.processing.processing_audiollm import as_recordings
+from audiollm.processing.conversations import as_recordings
 
 
 @dataclass
