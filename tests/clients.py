@@ -1,11 +1,12 @@
-"""Clients of a checkpoint: Python processes of their own, if need be ones in which some packages cannot be imported."""
+"""Clients of a checkpoint: Python processes of their own, if need be ones in which AudioLLM cannot be imported."""
 
 import os
 from pathlib import Path
 
 import prepared_python
 
-HIDE = """
+WITHOUT_AUDIOLLM = """
+HIDDEN = ["audiollm"]
 import sys
 from importlib.machinery import PathFinder
 
@@ -16,8 +17,6 @@ class Without(PathFinder):
 
 sys.meta_path = [f for f in sys.meta_path if f is not PathFinder and "editable" not in repr(f).lower()] + [Without]
 """
-WITHOUT_AUDIOLLM = "HIDDEN = ['audiollm']" + HIDE
-WITHOUT_PEFT = "HIDDEN = ['audiollm', 'peft']" + HIDE
 
 
 def play(script: str, *arguments: object, cwd: Path, **environment: str) -> str:

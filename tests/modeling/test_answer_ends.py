@@ -50,6 +50,8 @@ def test_beams_share_the_bound_of_their_row() -> None:
 
 def test_what_people_say_is_never_cut(real_processor) -> None:
     rows = load_studio_prompts()
+    longest = sorted(range(len(rows)), key=lambda row: -len(rows["text"][row]))[:3]
+    rows = rows.select([*range(0, len(rows), 20), *longest])
     texts = [*rows["text"], "No, no, no, no, no! " * 3, "one two three four five six seven eight nine ten " * 3]
     seconds = [*rows["duration_s"], 15 * 0.3, 30 * 0.4]
     encoded = real_processor.tokenizer(texts)["input_ids"]

@@ -39,9 +39,8 @@ AUTO_CLASSES = (
 @pytest.mark.parametrize(
     ("weights", "dtype", "other"),
     [
-        ("adapter", torch.float32, torch.bfloat16),
         ("adapter", torch.bfloat16, torch.float32),
-        ("full", torch.bfloat16, torch.float32),
+        ("full", torch.float32, torch.bfloat16),
         ("merged", torch.float32, torch.bfloat16),
     ],
     ids=str,

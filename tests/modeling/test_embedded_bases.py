@@ -65,7 +65,7 @@ def test_smollm2_answers_in_chat_and_stops(real_bases: tuple[str, str]) -> None:
         assert tokenizer.decode(tokenizer(text).input_ids) == text
 
 
-@pytest.mark.parametrize("name", [WHISPER, "whisper-base"])
+@pytest.mark.parametrize("name", ["whisper-base", pytest.param(WHISPER, marks=pytest.mark.slow)])
 def test_whisper_transcribes_real_speech(real_bases: tuple[str, str], name: str) -> None:
     fetch(name, progress=False)
     processor: Any = AutoProcessor.from_pretrained(base_folder(name))

@@ -1,103 +1,92 @@
-"""A checkpoint carries its code: it loads where AudioLLM is not installed, and is saved from there again.
+"""
+A checkpoint carries its code: it loads where AudioLLM is not installed, and is saved from there again.
 
-The clients are processes of their own, in which `audiollm` cannot be imported.
+The clients are processes of their own.
 """
 
 import copy
+import importlib.util
+import inspect
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from audiollm import lora
 from batches import collate, mixed_rows
-from clients import WITHOUT_AUDIOLLM, WITHOUT_PEFT, play
+from clients import WITHOUT_AUDIOLLM, play
 from loopback_hub import LoopbackHub
-from safetensors.torch import save_file
 from transformers import AutoModel, AutoProcessor
+from versions import ANY_TO_ANY_RUNS
 
-FORMATS = ("adapter", "full", "merged")
-EXPECTED_FILE = "expected.safetensors"
-#: For clients: what [`prepare`] wrote, as it returns it.
-READ_EXPECTED = f"""
-from safetensors.torch import load_file
-
-def read_expected(folder):
-    found = {{}}
-    for name, value in load_file(folder / "{EXPECTED_FILE}").items():
-        group, _, rest = name.partition("/")
-        found.setdefault(group, {{}})[rest] = value
-    return found.pop("batch"), found.pop("speech")[""], found
-
-def ask(processor, speech):
-    chat = [{{"role": "user", "content": [{{"type": "audio", "audio": speech}}]}}, {{"role": "assistant", "content": "Yes"}}]
-    return processor.apply_chat_template(chat, tokenize=True, return_labels=True)["labels"]
-"""
+FORMATS = ("adapter", "merged")
 
 
 @torch.no_grad()
-def outputs_of(model, batch) -> dict[str, torch.Tensor]:
-    generated = model.generate(**batch, max_new_tokens=5, do_sample=False, num_beams=2)
-    return {"logits": model(**batch).logits, "generated": generated}
-
-
-def ask(processor, speech: torch.Tensor) -> torch.Tensor:
+def outputs_of(model, processor, batch, speech) -> list[torch.Tensor]:
+    """What a checkpoint makes of one batch and of one recording."""
     chat = [{"role": "user", "content": [{"type": "audio", "audio": speech}]}, {"role": "assistant", "content": "Yes"}]
-    return processor.apply_chat_template(chat, tokenize=True, return_labels=True)["labels"]
+    encoded = processor.apply_chat_template(chat, tokenize=True, return_labels=True)
+    generated = model.generate(**batch, max_new_tokens=5, do_sample=False, num_beams=2)
+    return [model(**batch).logits, generated, encoded["input_ids"], encoded["labels"]]
+
+
+def assert_same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    assert all(map(torch.equal, found, expected)), (found, expected)
+
+
+#: For clients.
+OUTPUTS = f"import torch\n{inspect.getsource(outputs_of)}\n{inspect.getsource(assert_same)}"
 
 
 def prepare(model, processor, folder: Path) -> tuple:
-    """Saves a checkpoint of each format, and what a client must find, in one file of tensors."""
-    batch = dict(collate(model.config, mixed_rows(model.config)))
-    speech = torch.randn(8000)
-    processed, expected = ask(processor, speech), {}
+    """Save a checkpoint of each format, and what a client must find."""
+    given = dict(collate(model.config, mixed_rows(model.config))), torch.randn(8000)
+    expected = {}
     for weights in FORMATS:
         model.save_pretrained(folder / weights, weights=weights)
         processor.save_pretrained(folder / weights)
         saved = copy.deepcopy(model).merge_adapters() if weights == "merged" else model
-        expected[weights] = {**outputs_of(saved, batch), "processed": processed}
-    flat = {"speech": speech, **{f"batch/{name}": value for name, value in batch.items()}}
-    flat |= {f"{weights}/{name}": value for weights, found in expected.items() for name, value in found.items()}
-    save_file({name: value.clone() for name, value in flat.items()}, folder / EXPECTED_FILE)
-    return batch, speech, expected
+        expected[weights] = outputs_of(saved, processor, *given)
+    torch.save((given, expected), folder / "expected.pt")
+    return given, expected
 
 
 LOAD_AND_SAVE = (
     WITHOUT_AUDIOLLM
-    + READ_EXPECTED
+    + OUTPUTS
     + """
 from pathlib import Path
-import torch
-from transformers import AutoConfig, AutoModel, AutoModelForMultimodalLM, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoModelForMultimodalLM, AutoProcessor, pipeline
 
-folder = Path(sys.argv[1])
-batch, speech, expected = read_expected(folder)
-
-def assert_as_expected(model, weights):
-    assert type(model).__module__.startswith("transformers_modules."), type(model)
-    with torch.no_grad():
-        assert torch.equal(model(**batch).logits, expected[weights]["logits"]), weights
-        generated = model.generate(**batch, max_new_tokens=5, do_sample=False, num_beams=2)
-        assert torch.equal(generated, expected[weights]["generated"]), weights
-
+folder, trusted = Path(sys.argv[1]), {"trust_remote_code": True}
+given, expected = torch.load(folder / "expected.pt")
 for weights in expected:
-    checkpoint = folder / weights
+    checkpoint, again = folder / weights, folder / "again" / weights
     try:
         AutoModel.from_pretrained(checkpoint, trust_remote_code=False)
     except ValueError as error:
         assert "trust_remote_code" in str(error), error
     else:
         raise AssertionError("loaded code that is not trusted")
-    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=True)
+    config = AutoConfig.from_pretrained(checkpoint, **trusted)
     assert config.model_type == "audiollm" and config.weight_format == weights
-    model = AutoModel.from_pretrained(checkpoint, trust_remote_code=True)
-    assert_as_expected(model, weights)
-    again = folder / "again" / weights
-    model.save_pretrained(again)
-    assert_as_expected(AutoModelForMultimodalLM.from_pretrained(again, trust_remote_code=True), weights)
-    processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
-    assert torch.equal(ask(processor, speech), expected[weights]["processed"])
-    processor.save_pretrained(again)
-    assert torch.equal(ask(AutoProcessor.from_pretrained(again, trust_remote_code=True), speech), expected[weights]["processed"])
+    for auto_class, place in ((AutoModel, checkpoint), (AutoModelForMultimodalLM, again)):
+        model = auto_class.from_pretrained(place, **trusted)
+        processor = AutoProcessor.from_pretrained(place, **trusted)
+        assert type(model).__module__.startswith("transformers_modules."), type(model)
+        assert_same(outputs_of(model, processor, *given), expected[weights])
+        if place == checkpoint:
+            model.save_pretrained(again)
+            processor.save_pretrained(again)
+    if sys.argv[2] == "True":
+        chat = [{"role": "user", "content": [{"type": "audio", "audio": given[1].numpy()}]}]
+        inputs = processor.apply_chat_template(chat, tokenize=True, add_generation_prompt=True)
+        ids = model.generate(**inputs, max_new_tokens=8)[0, inputs["input_ids"].shape[1]:]
+        listen = pipeline("any-to-any", model=str(checkpoint), device="cpu", **trusted)
+        [answer] = listen(chat, generate_kwargs={"max_new_tokens": 8}, return_full_text=False)
+        assert answer["generated_text"] == processor.decode(ids, skip_special_tokens=True) != ""
 assert not [name for name in sys.modules if name.split(".")[0] == "audiollm"]
 print("done")
 """
@@ -105,19 +94,15 @@ print("done")
 
 
 def test_checkpoints_load_and_save_without_the_package(tiny_model, tiny_processor, tmp_path: Path) -> None:
-    batch, speech, expected = prepare(tiny_model, tiny_processor, tmp_path)
-    assert play(LOAD_AND_SAVE, tmp_path, cwd=tmp_path, HF_HUB_OFFLINE="1") == "done"
+    given, expected = prepare(tiny_model, tiny_processor, tmp_path)
+    assert play(LOAD_AND_SAVE, tmp_path, ANY_TO_ANY_RUNS, cwd=tmp_path, HF_HUB_OFFLINE="1") == "done"
     for weights in FORMATS:
-        again = tmp_path / "again" / weights
-        found = outputs_of(AutoModel.from_pretrained(again), batch)
-        found["processed"] = ask(AutoProcessor.from_pretrained(again), speech)
-        for name, value in found.items():
-            assert torch.equal(value, expected[weights][name]), (weights, name)
-        first, second = ({path.name for path in folder.glob("*.py")} for folder in (tmp_path / weights, again))
-        assert first == second
-        for name in first:
-            assert (tmp_path / weights / name).read_text() == (again / name).read_text()
-        maps = [json.loads((folder / "config.json").read_text())["auto_map"] for folder in (tmp_path / weights, again)]
+        folders = tmp_path / weights, tmp_path / "again" / weights
+        loaded, processor = (auto_class.from_pretrained(folders[1]) for auto_class in (AutoModel, AutoProcessor))
+        assert_same(outputs_of(loaded, processor, *given), expected[weights])
+        code, again = ({path.name: path.read_text() for path in folder.glob("*.py")} for folder in folders)
+        assert code == again
+        maps = [json.loads((folder / "config.json").read_text())["auto_map"] for folder in folders]
         assert maps[0] == maps[1]
 
 
@@ -136,27 +121,36 @@ def test_code_files_are_flat_and_import_no_package(tiny_model, tiny_processor, t
         assert all(f"{sibling[1:]}.py" in code for sibling in siblings), name
 
 
-LOAD_WITHOUT_PEFT = (
-    WITHOUT_PEFT
-    + """
-from transformers import AutoModel
-try:
-    AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
-except ImportError as error:
-    print(str(error).replace(chr(10), " "))
-"""
-)
-
-
-def test_missing_peft_is_named(tiny_model, tmp_path: Path) -> None:
-    tiny_model.save_pretrained(tmp_path / "checkpoint")
-    message = play(LOAD_WITHOUT_PEFT, tmp_path / "checkpoint", cwd=tmp_path, HF_HUB_OFFLINE="1")
-    assert "peft" in message and "pip install peft" in message
+def test_missing_peft_is_named(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    spec = importlib.util.spec_from_file_location("lora_without_peft", lora.__file__)
+    with pytest.raises(ImportError, match=r"need peft.*`pip install peft`"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
 # ---- through the Hub's own client ----------------------------------------------------------------------------------
 
-PUSH = """
+#: Loads the published checkpoints by their revisions; the newest of each is another model.
+PULL = (
+    OUTPUTS
+    + """
+def pull(folder, shas, trust):
+    from transformers import AutoModel, AutoProcessor
+
+    given, expected = torch.load(folder / "expected.pt")
+    for weights, sha in shas.items():
+        known = {"trust_remote_code": trust}
+        model = AutoModel.from_pretrained(f"loopback-user/{weights}", revision=sha, **known)
+        assert type(model).__module__.startswith("transformers_modules." if trust else "audiollm"), type(model)
+        processor = AutoProcessor.from_pretrained(f"loopback-user/{weights}", revision=sha, **known)
+        assert_same(outputs_of(model, processor, *given), expected[weights])
+        latest = AutoModel.from_pretrained(f"loopback-user/{weights}", **known)
+        assert not torch.allclose(outputs_of(latest, processor, *given)[0], expected[weights][0]), weights
+"""
+)
+PUSH_AND_PULL = (
+    PULL
+    + """
 import json, sys
 from pathlib import Path
 from huggingface_hub import HfApi
@@ -166,7 +160,6 @@ folder = Path(sys.argv[1])
 api, shas = HfApi(), {}
 for weights in ("adapter", "merged"):
     model = AudioLlmForConditionalGeneration.from_pretrained(folder / weights)
-    processor = AudioLlmProcessor.from_pretrained(folder / weights)
     repo_id = f"loopback-user/{weights}"
     if weights == "merged":
         model.save_pretrained(folder / "local", push_to_hub=True, repo_id=repo_id)
@@ -174,36 +167,22 @@ for weights in ("adapter", "merged"):
         assert "older.txt" not in api.list_repo_files(repo_id)
     else:
         model.push_to_hub(weights)
-    processor.push_to_hub(weights)
+    AudioLlmProcessor.from_pretrained(folder / weights).push_to_hub(weights)
     shas[weights] = api.model_info(repo_id).sha
     model.model.audio_boundary_embeds.data.zero_()
     model.push_to_hub(weights)  # a later commit, of another model
+pull(folder, shas, trust=False)
 print(json.dumps(shas))
 """
-
-PULL = (
-    READ_EXPECTED
+)
+PULL_ELSEWHERE = (
+    WITHOUT_AUDIOLLM
+    + PULL
     + """
-import json, sys
+import json
 from pathlib import Path
-import torch
-from transformers import AutoModel, AutoProcessor
 
-trust = "HIDDEN" in globals()
-if not trust:
-    import audiollm
-folder, shas = Path(sys.argv[1]), json.loads(sys.argv[2])
-batch, speech, expected = read_expected(folder)
-for weights, sha in shas.items():
-    repo_id = f"loopback-user/{weights}"
-    model = AutoModel.from_pretrained(repo_id, revision=sha, trust_remote_code=trust)
-    assert type(model).__module__.startswith("transformers_modules." if trust else "audiollm"), type(model)
-    with torch.no_grad():
-        assert torch.equal(model(**batch).logits, expected[weights]["logits"]), weights
-        latest = AutoModel.from_pretrained(repo_id, trust_remote_code=trust)
-        assert not torch.allclose(latest(**batch).logits, expected[weights]["logits"]), weights
-    processor = AutoProcessor.from_pretrained(repo_id, revision=sha, trust_remote_code=trust)
-    assert torch.equal(ask(processor, speech), expected[weights]["processed"])
+pull(Path(sys.argv[1]), json.loads(sys.argv[2]), trust=True)
 print("done")
 """
 )
@@ -216,9 +195,8 @@ def test_published_checkpoints_load_by_revision(tiny_model, tiny_processor, tmp_
     expected = {"config.json", "model.safetensors", "modeling_audiollm.py", "configuration_audiollm.py"}
     expected |= {"processing_audiollm.py", "tokenizer.json", "processor_config.json"}
     with LoopbackHub(tmp_path / "hub") as hub:
-        shas = json.loads(play(PUSH, tmp_path, cwd=tmp_path, **hub.environment(tmp_path / "home")))
+        shas = json.loads(play(PUSH_AND_PULL, tmp_path, cwd=tmp_path, **hub.environment(tmp_path / "home")))
         for weights, sha in shas.items():
             assert expected <= hub.files(f"loopback-user/{weights}", sha).keys()
-        for prelude in ("import sys", WITHOUT_AUDIOLLM):
-            home = tmp_path / f"home-{len(prelude)}"
-            assert play(prelude + PULL, tmp_path, json.dumps(shas), cwd=tmp_path, **hub.environment(home)) == "done"
+        elsewhere = hub.environment(tmp_path / "other home")
+        assert play(PULL_ELSEWHERE, tmp_path, json.dumps(shas), cwd=tmp_path, **elsewhere) == "done"

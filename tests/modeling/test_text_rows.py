@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from audiollm import embedded_bases
 from batches import MIXED_TEXT_ROWS, Row, collate, composed, make_row, mixed_rows
-from tiny_models import randomised
+from tiny_models import llama_config, save_text_base
 from transformers import AutoModelForCausalLM
 
 
@@ -73,10 +72,8 @@ def test_generation_is_the_bases(shared_tiny_model, tiny_bases, mode) -> None:
     assert torch.equal(ours[list(MIXED_TEXT_ROWS)], expected[:, texts["input_ids"].shape[1] :])
 
 
-def test_the_real_pair(real_model, real_bases) -> None:
-    """At sizes for which matrix products have other kernels than at tiny ones."""
-    base = base_of(str(embedded_bases.base_folder(real_bases[1])))
-    with randomised(real_model, std=0.05), torch.no_grad():
-        mixed = collate(real_model.config, mixed_rows(real_model.config)[:2])
-        ours, bases = real_model(**mixed).logits, base_logits(base, mixed)
-        assert torch.equal(ours[1], bases[1]) and not torch.equal(ours[0], bases[0])
+def test_at_the_width_of_real_models(tiny_bases, tmp_path) -> None:
+    """For which matrix products have other kernels than for tiny ones."""
+    config = llama_config(hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_key_value_heads=3)
+    folder = save_text_base(tmp_path, config)
+    assert_text_rows_are_the_bases(composed((tiny_bases[0], folder), lora_rank=16), base_of(folder), "left")
