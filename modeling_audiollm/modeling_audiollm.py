@@ -555,6 +555,7 @@ class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel,
             ) from error
 
     # ---- transformers' `generate`, for a prompt whose slots hold audio ------------------------------------------------
+    # (It types its `self` as a class that it makes of this one; hence the ignored types.)
 
     @property
     def _padded_vocab_size(self) -> int:
@@ -574,7 +575,7 @@ class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel,
         # `generate` says of an assistant model that no iteration of its is the first, but its prefill needs audio as well.
         length = cache.get_seq_length() if cache is not None else None
         is_first_iteration = is_first_iteration or (isinstance(length, int) and not length)
-        inputs = super().prepare_inputs_for_generation(
+        inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]  # see above
             input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
         if not is_first_iteration and kwargs.get("use_cache", True):
@@ -587,7 +588,7 @@ class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel,
 
     def _get_candidate_generator(self, *args, **kwargs):
         """Make the scores of prompt lookup as wide as the prompt's ids."""
-        generator: Any = super()._get_candidate_generator(*args, **kwargs)
+        generator: Any = super()._get_candidate_generator(*args, **kwargs)  # type: ignore[misc]  # see above
         if isinstance(generator, PromptLookupCandidateGenerator):
             generator.vocab_size = self._padded_vocab_size
         return generator
@@ -621,7 +622,7 @@ class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel,
             audio["audio_embeds"] = torch.cat(rows)
         if names is not None:
             model_kwargs["adapter_names"] = [name for name in names for _ in range(expand_size)]
-        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(  # type: ignore[misc]  # see above
             expand_size, is_encoder_decoder, input_ids, **model_kwargs
         )
         # Only then: sampling draws as many random numbers as there are columns, and a text-only batch is the base's.
@@ -646,7 +647,7 @@ class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel,
         """Compute as transformers does, without the columns that `generate` added for the audio ids."""
         width = self.config.text_config.vocab_size
         scores = tuple(step[..., :width] for step in scores)
-        return super().compute_transition_scores(sequences, scores, *args, **kwargs)
+        return super().compute_transition_scores(sequences, scores, *args, **kwargs)  # type: ignore[misc]  # see above
 
 
 def given_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
