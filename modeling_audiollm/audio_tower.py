@@ -29,13 +29,7 @@ def length_mask(lengths: torch.Tensor, max_length: int) -> torch.Tensor:
 def check_windows(
     input_features: torch.Tensor, mask: torch.Tensor | None, num_features: int, max_input_frames: int
 ) -> None:
-    """
-    Sees that an encoder can take these windows.
-
-    Raises:
-        ValueError: a window is longer than 30 s, has no frame, or has another number of features; or the mask is of
-            another shape.
-    """
+    """Raise ValueError where an encoder cannot take windows of this shape, or the mask is of another."""
     if input_features.ndim != 3:
         raise ValueError(
             f"input_features is of shape {tuple(input_features.shape)}; expected (windows, mel_bins, mel_frames)."
@@ -79,10 +73,7 @@ class AudioTower(WhisperEncoder):
         """Log-mel bins of a frame of `input_features`."""
         return self.num_mel_bins
 
-    @staticmethod
-    def frame_counts(num_input_frames: torch.Tensor) -> torch.Tensor:
-        """Encoder frames (20 ms) that come of so many log-mel frames; elementwise."""
-        return encoder_frame_counts(num_input_frames)
+    frame_counts = staticmethod(encoder_frame_counts)
 
     @capture_outputs
     def forward(
@@ -101,7 +92,7 @@ class AudioTower(WhisperEncoder):
             hold no meaning. With `output_hidden_states`, `output_attentions` also those, layer by layer.
 
         Raises:
-            ValueError: see [`check_windows`].
+            ValueError: a window is longer than 30 s, has no frame, or has another number of features.
         """
         check_windows(input_features, attention_mask, self.num_features, self.max_input_frames)
         mel_frames = input_features.shape[2]
@@ -158,10 +149,8 @@ class ConformerTower(Wav2Vec2BertModel):
             )
         super().__init__(config)
 
-    @property
-    def max_input_frames(self) -> int:
-        """Longest window, in frames of `input_features`."""
-        return MAX_CONFORMER_FRAMES
+    #: Longest window, in frames of `input_features`.
+    max_input_frames = MAX_CONFORMER_FRAMES
 
     @property
     def num_features(self) -> int:
@@ -179,18 +168,7 @@ class ConformerTower(Wav2Vec2BertModel):
         attention_mask: torch.Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutput:
-        """
-        Args:
-            input_features: stacked log-mel windows, `(windows, features, frames)`, padded on the right.
-            attention_mask: `(windows, frames)`, 1 for real frames. Without it every frame is real.
-
-        Returns:
-            `last_hidden_state` of shape `(windows, frames, hidden_size)`; frames past a window's own end hold no
-            meaning.
-
-        Raises:
-            ValueError: see [`check_windows`].
-        """
+        """As [`AudioTower.forward`], of stacked log-mel windows `(windows, features, frames)`, a frame of each."""
         check_windows(input_features, attention_mask, self.num_features, self.max_input_frames)
         frames = input_features.transpose(1, 2).to(self.feature_projection.projection.weight.dtype)
         kwargs["return_dict"] = True

@@ -351,8 +351,8 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         """
         Fold LoRA into the language model, in place and where its weights lie, and return the model.
 
-        There are no masks then, and no adapter's cost: for deployment. Text-only rows run the adapted weights too, so
-        that the base's own ability is no longer kept exactly.
+        For deployment: there is no adapter's cost then. Text-only rows run the adapted weights too, so that the base's
+        own ability is no longer kept exactly.
 
         Raises:
             ValueError: there are several adapters, so that no single merge can stand for all, or the base is quantised
@@ -567,12 +567,7 @@ def fingerprint(state: dict[str, torch.Tensor]) -> str:
 
 
 def check_fingerprints(config, found: dict[str, str], ignore: bool) -> None:
-    """
-    Compare the bases an adapter was trained on with those found now.
-
-    Raises:
-        ValueError: they differ, and `ignore` is not set (then it is a warning).
-    """
+    """Raise ValueError where the bases are not those an adapter was trained on; with `ignore`, it is a warning."""
     for role, recorded in config.base_fingerprint.items():
         if found.get(role) == recorded:
             continue
@@ -597,12 +592,7 @@ def scale_logits(logits: torch.Tensor, text_config) -> torch.Tensor:
 
 
 def check_language_model(causal_lm: PreTrainedModel) -> None:
-    """
-    Check that AudioLLM's own head gives this language model's logits.
-
-    Raises:
-        ValueError: its embeddings or its head are laid out otherwise, or its class does something else around them.
-    """
+    """Raise ValueError where AudioLLM's own head would not give this language model's logits."""
     name = type(causal_lm).__name__
     if getattr(causal_lm.base_model, "embed_tokens", None) is not causal_lm.get_input_embeddings():
         raise ValueError(
@@ -634,12 +624,7 @@ def is_adapter_key(key: str) -> bool:
 
 
 def one_adapter(config: AudioLlmConfig) -> str | None:
-    """
-    Return the name of the one adapter of a model, None where it has none.
-
-    Raises:
-        ValueError: there are several, so that no single merge can stand for all.
-    """
+    """Return the name of the one adapter of a model, None where it has none; several are refused."""
     names = list(config.lora_adapters)
     if len(names) > 1:
         raise ValueError(
@@ -721,6 +706,3 @@ def _original(module: ModuleType) -> ModuleType:
         if isinstance(defined_in, str) and defined_in.rpartition(".")[2] == file_name:
             return sys.modules[defined_in]
     return module
-
-
-__all__ = ["AUTO_MAP", "MODEL_AUTO_CLASSES", "AudioLlmPreTrainedModel", "ComposedOfBases", "scale_logits"]

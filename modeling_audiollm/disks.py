@@ -21,16 +21,7 @@ TORCH_WRITER = re.compile(r"PytorchStreamWriter|inline_container")
 
 @contextmanager
 def naming_the_disk(folder: str | os.PathLike[str], advice: str = GOES_ON) -> Iterator[None]:
-    """
-    Make an error about lack of space name the folder and say what to do.
-
-    Args:
-        folder: the folder that is written to.
-        advice: what is kept and what to do.
-
-    Raises:
-        OSError: instead of the errors of safetensors and torch when they cannot write.
-    """
+    """Make an error about lack of space, of safetensors or torch too, an OSError that names the folder and the advice."""
     try:
         yield
     except OSError as error:
@@ -58,12 +49,7 @@ def _no_room(number: int, path: str | bytes | os.PathLike[str], advice: str) -> 
 
 
 def check_writable(folder: str | os.PathLike[str]) -> Path:
-    """
-    Create a folder if needed, check that files can be created in it, and return it.
-
-    Raises:
-        OSError: it cannot be written to.
-    """
+    """Create a folder if needed and return it; raise OSError where no files can be created in it."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -78,17 +64,10 @@ def appearing_whole(output: Path) -> Iterator[Path]:
     partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=output.parent))
     try:
         yield partial
-        partial.chmod(0o777 & ~_umask())
+        umask = os.umask(0)
+        os.umask(umask)
+        partial.chmod(0o777 & ~umask)
         os.replace(partial, output)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-__all__ = ["GOES_ON", "NO_ROOM_ERRORS", "appearing_whole", "check_writable", "naming_the_disk"]

@@ -73,6 +73,3 @@ def interruptible(items: Iterable[Item]) -> Iterator[Item]:
 def exit_status(interrupt: KeyboardInterrupt) -> int:
     """Return the exit status for an interrupt."""
     return TERMINATED_EXIT if isinstance(interrupt, TerminatedError) else INTERRUPTED_EXIT
-
-
-__all__ = ["TerminatedError", "check_interrupted", "ended_by_signals", "exit_status", "interruptible"]

@@ -124,6 +124,3 @@ def show_help(module: str, arguments: Sequence[str]) -> None:
             raise
     except Exception:  # StandInUsedError, or a failure on a stand-in
         return
-
-
-__all__ = ["show_help"]

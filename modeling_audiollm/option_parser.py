@@ -77,6 +77,3 @@ def group_options(parser: argparse.ArgumentParser, groups: Mapping[str, Sequence
                 if action in other._group_actions:
                     other._group_actions.remove(action)
             group._group_actions.append(action)
-
-
-__all__ = ["HelpFormatter", "OptionParser", "parser_of"]

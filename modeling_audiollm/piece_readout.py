@@ -103,6 +103,3 @@ class PieceReadout(nn.Module):
 def _state(tensor: torch.Tensor) -> tuple[int, int]:
     """Changes when a tensor's content does, as far as autograd keeps count of it."""
     return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
-
-
-__all__ = ["PieceReadout"]

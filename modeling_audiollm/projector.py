@@ -68,7 +68,8 @@ class AudioLlmProjector(nn.Module):
     The default (`"swiglu"`: RMSNorm, linear, SwiGLU, RMSNorm, linear) has the layout of Ultravox 0.5 and later, which
     llama.cpp and vLLM can run. `"mlp"` has an ordinary activation instead of the gate; `"linear"` is a single layer.
     With `projector_context_layers`, the second linear layer gives tokens of the encoder's width, which so many
-    [`ContextBlock`]s and one more linear layer follow. With `projector_readout="pieces"` the result is said in the language model's own embeddings ([`PieceReadout`]).
+    [`ContextBlock`]s and one more linear layer follow. With `projector_readout="pieces"` the result is said in the
+    language model's own embeddings ([`PieceReadout`]).
     """
 
     def __init__(self, config):
@@ -126,16 +127,7 @@ class AudioLlmProjector(nn.Module):
         return stacked, length_mask(slot_counts(num_frames, self.stack_factor), stacked.shape[1])
 
     def project(self, stacked: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """
-        Project stacked frames to the language model's width.
-
-        Args:
-            stacked: `(windows, slots, stack_factor * d_model)`, as [`stack`] returns it.
-            mask: boolean `(windows, slots)` of the real slots.
-
-        Returns:
-            The tokens of all windows one after the other, `(total_slots, hidden_size)`.
-        """
+        """Project what [`stack`] returns; tokens of all windows one after the other, `(total_slots, hidden_size)`."""
         # Without context, padding is dropped before the projection, and costs nothing.
         hidden_states = stacked if self.context else stacked[mask]
         hidden_states = self.norm_pre(hidden_states.to(self.dtype))

@@ -146,6 +146,3 @@ def register() -> None:
     for name, prepare in TABLES.items():
         if name in sys.modules:
             prepare(sys.modules[name])
-
-
-__all__ = ["register"]

@@ -476,6 +476,3 @@ def _declared_seconds(container: Any) -> float:
         return float(stream.duration * stream.time_base)
     # The longest stream's, which says something about the audio where it is the only one.
     return (container.duration or 0) / FFMPEG_TICKS_PER_S if len(container.streams) == 1 else 0.0
-
-
-__all__ = ["SAMPLING_RATE_HZ", "AudioError", "UndecodableError", "decoded_blocks", "load_waveform", "read_bytes"]

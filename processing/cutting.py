@@ -29,6 +29,3 @@ def cut_at_quiet(waveform: np.ndarray, max_samples: int, sampling_rate: int) -> 
         pieces.append(waveform[:end])
         waveform = waveform[end:]
     return [*pieces, waveform]
-
-
-__all__ = ["QUIET_SECONDS", "cut_at_quiet", "quietest_moment"]
