@@ -7,10 +7,7 @@ import pytest
 import torch
 from audiollm import AudioLlmConfig, AudioLlmProcessor
 from audiollm.audio_tower import AudioTower, encoder_frame_counts
-from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 from audiollm.projector import AudioLlmProjector, slot_counts
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tiny_models import character_tokenizer, llama_config, whisper_config
 from transformers import WhisperFeatureExtractor
 
@@ -54,34 +51,6 @@ def test_slots_are_the_models_at_every_edge(processors, noise, stack_factor):
         slots = int((batch["input_ids"] == processor.audio_token_id).sum())
         assert slots == processor.num_audio_slots(num_samples)
         assert slots == int(slot_counts(encoder_frame_counts(frames), stack_factor).sum())
-
-
-@settings(max_examples=100, deadline=None)
-@given(num_samples=st.integers(1, LONGEST_SAMPLES), stack_factor=st.sampled_from(STACK_FACTORS))
-def test_slots_are_the_models_for_any_length(processors, num_samples, stack_factor):
-    processor = processors[stack_factor]
-    lengths = processor.window_lengths(num_samples)
-    assert sum(lengths) == num_samples
-    assert all(0 < length <= WINDOW_SAMPLES for length in lengths)
-    assert processor.num_audio_slots(num_samples) == slots_by_mask(processor, num_samples)
-
-
-@settings(max_examples=10, deadline=None)
-@given(
-    lengths=st.lists(st.integers(1, 3 * RATE_HZ), min_size=1, max_size=4), stack_factor=st.sampled_from(STACK_FACTORS)
-)
-def test_slots_in_the_ids_are_those_of_the_recordings_in_order(processors, noise, lengths, stack_factor):
-    processor = processors[stack_factor]
-    batch = processor(text="a".join([AUDIO_PLACEHOLDER] * len(lengths)), audio=[noise[:length] for length in lengths])
-    runs, count = [], 0
-    for token in batch["input_ids"][0].tolist():
-        if token == processor.audio_token_id:
-            count += 1
-        elif token == processor.audio_end_token_id:
-            runs.append(count)
-            count = 0
-    assert runs == [processor.num_audio_slots(length) for length in lengths]
-    assert batch["input_features_mask"].sum(dim=1).tolist() == [math.ceil(n / HOP_SAMPLES) for n in lengths]
 
 
 @pytest.fixture(scope="module")

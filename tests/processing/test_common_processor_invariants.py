@@ -115,12 +115,9 @@ def test_a_tokenizers_own_options_are_defaults(tiny_processor, saved) -> None:
 
 def test_kinds_of_tensors(tiny_processor, waveform) -> None:
     tensors = tiny_processor(TEXTS, audio=[waveform] * 3)
-    assert all(isinstance(value, torch.Tensor) for value in tensors.values())
     arrays = tiny_processor(TEXTS, audio=[waveform] * 3, return_tensors="np")
     assert all(isinstance(value, np.ndarray) for value in arrays.values()) and list(arrays) == list(tensors)
     assert all(np.array_equal(arrays[name], tensors[name].numpy()) for name in tensors)
-    alone = tiny_processor(audio=waveform, return_tensors="np")
-    assert all(isinstance(value, np.ndarray) for value in alone.values())
     chat = [*user(spoken(waveform)), {"role": "assistant", "content": "Yes."}]
     chats = tiny_processor.apply_chat_template(chat, tokenize=True, output_labels=True, return_tensors="np")
     assert all(isinstance(value, np.ndarray) for value in chats.values()) and "labels" in chats
@@ -202,28 +199,19 @@ def test_a_request_for_a_transcript(tiny_processor, waveform) -> None:
         request(waveform, languages="de")
 
 
-@pytest.mark.parametrize("template", [None, GENERATION_TEMPLATE], ids=["of-the-tokenizer", "with-generation-tags"])
-def test_a_mask_of_what_the_assistant_says(tiny_processor, waveform, template: str | None) -> None:
-    """Those of transformers' own mask where the template has its tags; the same without any."""
+def test_a_template_with_generation_tags_says_what_is_learned(tiny_processor, waveform) -> None:
     chat = [
         *user({"type": "text", "text": "The capital of France? "}, spoken(waveform)),
         {"role": "assistant", "content": "It is Paris."},
         *user({"type": "text", "text": "Of Italy?"}),
         {"role": "assistant", "content": "It is Rome."},
     ]
-    options = {"tokenize": True, "chat_template": template, "return_assistant_tokens_mask": True}
+    options = {"tokenize": True, "chat_template": GENERATION_TEMPLATE, "return_assistant_tokens_mask": True}
     out = tiny_processor.apply_chat_template([chat, chat[:2]], **options, return_labels=True)
     mask = out["assistant_masks"].bool()
     said = [tiny_processor.decode(row[kept]) for row, kept in zip(out["input_ids"], mask)]
     assert said == ["It is Paris.<|im_end|>It is Rome.<|im_end|>", "It is Paris.<|im_end|>"]
     assert torch.equal(mask, out["labels"] != IGNORED)
-    assert "labels" not in tiny_processor.apply_chat_template(chat, **options)
     for wrong in ({"tokenize": False}, {"return_dict": False}):
         with pytest.raises(ValueError, match=r"return_assistant_tokens_mask needs tokenize=True and return_dict=True"):
             tiny_processor.apply_chat_template(chat, **{**options, **wrong})
-
-
-@pytest.mark.parametrize("kind", ["image", "video", "audio_url"])
-def test_parts_of_another_kind_are_named(tiny_processor, kind: str) -> None:
-    with pytest.raises(ValueError, match=f"Message 0, part 0: expected .* 'text' or 'audio', got .*'{kind}'"):
-        tiny_processor.apply_chat_template(user({"type": kind, "url": "x"}))
