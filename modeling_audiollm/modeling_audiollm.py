@@ -239,13 +239,11 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
             if isinstance(length, torch.Tensor):  # of a static cache, which may have been reset: empty again
                 filled = (length > 0).expand(num_rows)
                 mask = filled if mask is None else mask & filled.to(mask.device)
-            if mask is not None and len(mask) != num_rows:  # the cache's rows may have been repeated since
-                if num_rows % len(mask):
-                    raise ValueError(
-                        f"The cache was filled with {len(mask)} rows, but the batch has {num_rows}. Pass adapter_names "
-                        "for each row."
-                    )
-                mask = mask.repeat_interleave(num_rows // len(mask))
+            if mask is not None and len(mask) != num_rows:
+                raise ValueError(
+                    f"The cache was filled with {len(mask)} rows, but the batch has {num_rows}. Pass adapter_names for "
+                    "each row."
+                )
             rows[name] = mask
         return rows
 
