@@ -25,13 +25,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME, cached_file, logging
 from .audio_tower import audio_tower_class
 from .base_models import naming_base, resolve_base
 from .configuration_audiollm import AudioLlmConfig
-from .lora import (
-    is_target,
-    merge_layers,
-    merged_weight,
-    refuse_foreign_adapters,
-    reset_adapters,
-)
+from .lora import is_target, merge_layers, merged_weight, refuse_foreign_adapters, reset_adapters
 from .piece_readout import PieceReadout
 from .projector import AudioLlmProjector, ContextBlock
 from .quantisation import language_model_only, refuse_quantised, settle_quantised
@@ -62,7 +56,6 @@ ENCODER_KEYS = {"whisper": {r"^(model\.)?encoder\.": ""}, "wav2vec2-bert": {r"^w
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "proxies")
 #: Arguments of `save_pretrained` that say where and how to upload.
 HUB_UPLOAD_ARGUMENTS = ("repo_id", "token", "private", "revision", "create_pr", "commit_message")
-MERGED_SUFFIX = ".base_layer.weight"
 #: Any two ids will do to compare two ways to the same logits; every vocabulary has these.
 PROBE_IDS = ((0, 1),)
 
@@ -345,7 +338,9 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
             kwargs["max_shard_size"] = ADAPTER_MAX_SHARD_SIZE
         super().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
         if is_main_process:
-            write_code([_own_class(self), type(self.config)], save_directory)
+            # Not the class that PyTorch puts over the model's own while it is sharded.
+            own = next(cls for cls in type(self).__mro__ if not cls.__module__.startswith("torch."))
+            write_code([own, type(self.config)], save_directory)
 
     def merge_adapters(self):
         """
@@ -363,11 +358,6 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         self.config.lora_rank, self.config.lora_adapters, self.config.weight_format = 0, {}, "merged"
         self.freeze_bases()
         return self
-
-
-def _own_class(model: nn.Module) -> type:
-    """The model's class, not the one that PyTorch puts over it while the model is sharded."""
-    return next(cls for cls in type(model).__mro__ if not cls.__module__.startswith("torch."))
 
 
 # ---- composing a new model -------------------------------------------------------------------------------------------
@@ -636,17 +626,14 @@ def one_adapter(config: AudioLlmConfig) -> str | None:
 def merged_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the weights of `model` with its one LoRA adapter folded into the layers it adapts; see `one_adapter`."""
     name = one_adapter(cast(AudioLlmConfig, model.config))
-    modules = dict(model.named_modules())
     merged = {}
     for key, value in model.state_dict().items():
-        if ".lora_" in key:
-            continue
-        if key.endswith(MERGED_SUFFIX):
-            module_path = key.removesuffix(MERGED_SUFFIX)
+        layer, _, leaf = key.partition(".base_layer.")
+        if leaf == "weight":
             assert name is not None  # there are adapted layers
-            merged[f"{module_path}.weight"] = merged_weight(modules[module_path], name)
-        else:
-            merged[key.replace(".base_layer.", ".")] = value
+            value = merged_weight(cast(Any, model.get_submodule(layer)), name)
+        if ".lora_" not in key:
+            merged[f"{layer}.{leaf}" if leaf else key] = value
     return merged
 
 

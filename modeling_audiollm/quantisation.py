@@ -20,13 +20,7 @@ FOUR_BIT_TYPE, FOUR_BIT_SCALES_TOO = "nf4", True
 
 
 def quantisation(load_in_8bit: bool, load_in_4bit: bool, dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    """
-    Return the quantisation of the language model's layers; None leaves them as they are.
-
-    Args:
-        load_in_8bit, load_in_4bit: the commands' options.
-        dtype: precision that the products are computed in.
-    """
+    """Return the quantisation that the commands' options ask for, with products in `dtype`; None is none."""
     if load_in_8bit:
         return BitsAndBytesConfig(load_in_8bit=True)
     if load_in_4bit:
@@ -79,10 +73,7 @@ def settle_quantised(model: Any, quantization_config: Any) -> None:
 
 
 def refuse_quantised(model: nn.Module, what: str) -> None:
-    """
-    Raises:
-        ValueError: the model's base is quantised, so that its weights are not those of the base.
-    """
+    """Raise ValueError where the model's base is quantised, so that its weights are not those of the base."""
     if getattr(model, "quantised_base", None) is not None:
         raise ValueError(
             f"{what} needs the base's own weights, but this model's are quantised. Save the adapter (weights='adapter'), "
