@@ -18,14 +18,14 @@ from huggingface_hub import create_repo
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file, logging
 
 from .audio_tower import audio_tower_class
 from .base_models import naming_base, resolve_base
 from .configuration_audiollm import AudioLlmConfig
-from .lora import is_target, merge_layers, merged_weight, refuse_foreign_adapters, reset_adapters
+from .lora import add_adapters, is_target, merge_layers, merged_weight, refuse_foreign_adapters, reset_adapters
 from .piece_readout import PieceReadout
 from .projector import AudioLlmProjector, ContextBlock
 from .quantisation import language_model_only, refuse_quantised, settle_quantised
@@ -419,11 +419,10 @@ class ComposedOfBases:
             text_model_revision=text_model_revision,
             **config_fields,
         )
-        with torch.device("meta"):
-            cls(config)  # before the bases' weights are loaded: it refuses impossible targets
+        fresh = fresh_lora_state(config)  # before the bases' weights are loaded: it refuses impossible targets
         bases, config.base_fingerprint = load_bases(config, check_head=True, **hub_arguments)
         embeddings = bases["model.language_model.embed_tokens.weight"]
-        fresh = fresh_projector_state(config, float(embeddings.float().square().mean().sqrt()))
+        fresh.update(fresh_projector_state(config, float(embeddings.float().square().mean().sqrt())))
         if dtype is None or dtype == "auto":
             dtype = embeddings.dtype
 
@@ -437,8 +436,6 @@ class ComposedOfBases:
             quantization_config=quantization_config,
             output_loading_info=True,
         )
-        # LoRA has been initialised as peft does it: A random, B zero.
-        info["missing_keys"] = [name for name in info["missing_keys"] if ".lora_" not in name]
         refuse_incomplete(info, f"{audio_model_id} with {text_model_id}")
         try:
             model.generation_config = GenerationConfig.from_pretrained(
@@ -448,6 +445,21 @@ class ComposedOfBases:
             model.generation_config = GenerationConfig.from_model_config(text_config)
         model.freeze_bases()
         return model.eval()
+
+
+def fresh_lora_state(config) -> dict[str, torch.Tensor]:
+    """Return starting values of LoRA as peft draws them: A random, B zero, so that the update is nothing."""
+    with torch.device("meta"):
+        language_model = AutoModel.from_config(config.text_config)
+    add_adapters(language_model, config)
+    state = {}
+    for key, parameter in language_model.named_parameters():
+        if ".lora_" in key:
+            value = torch.zeros(parameter.shape)
+            if ".lora_A." in key:
+                nn.init.kaiming_uniform_(value, a=5**0.5)
+            state[f"model.language_model.{key}"] = value
+    return state
 
 
 def fresh_projector_state(config, embedding_scale: float) -> dict[str, torch.Tensor]:
