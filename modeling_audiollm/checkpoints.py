@@ -46,8 +46,6 @@ AUTO_MAP = {
 }
 #: Arguments of `from_pretrained` that are the model's, though the configuration has fields of the same names.
 MODEL_ARGUMENTS = ("dtype", "torch_dtype", "attn_implementation", "quantization_config")
-#: An adapter is read as the one file `model.safetensors`; this keeps it from being split.
-ADAPTER_MAX_SHARD_SIZE = "1TB"
 #: How many elements of each base weight go into the fingerprint.
 FINGERPRINT_SAMPLES = 64
 #: Where the encoder lies in checkpoints of the whole model, by `model_type`.
@@ -56,8 +54,6 @@ ENCODER_KEYS = {"whisper": {r"^(model\.)?encoder\.": ""}, "wav2vec2-bert": {r"^w
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "proxies")
 #: Arguments of `save_pretrained` that say where and how to upload.
 HUB_UPLOAD_ARGUMENTS = ("repo_id", "token", "private", "revision", "create_pr", "commit_message")
-#: Any two ids will do to compare two ways to the same logits; every vocabulary has these.
-PROBE_IDS = ((0, 1),)
 
 
 class AudioLlmPreTrainedModel(PreTrainedModel):
@@ -335,7 +331,7 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
             trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
             prefix = "" if self.can_generate() else f"{self.base_model_prefix}."  # the keys of the whole model
             state_dict = {prefix + k: v for k, v in state_dict.items() if is_adapter_key(k) or k in trained}
-            kwargs["max_shard_size"] = ADAPTER_MAX_SHARD_SIZE
+            kwargs["max_shard_size"] = "1TB"  # in one file, as it is read
         super().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
         if is_main_process:
             # Not the class that PyTorch puts over the model's own while it is sharded.
@@ -358,13 +354,6 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         self.config.lora_rank, self.config.lora_adapters, self.config.weight_format = 0, {}, "merged"
         self.freeze_bases()
         return self
-
-
-# ---- composing a new model -------------------------------------------------------------------------------------------
-
-
-class ComposedOfBases:
-    """Mixin: `from_audio_text_pretrained`."""
 
     @classmethod
     def from_audio_text_pretrained(
@@ -445,6 +434,9 @@ class ComposedOfBases:
             model.generation_config = GenerationConfig.from_model_config(text_config)
         model.freeze_bases()
         return model.eval()
+
+
+# ---- composing a new model -------------------------------------------------------------------------------------------
 
 
 def fresh_lora_state(config) -> dict[str, torch.Tensor]:
@@ -604,7 +596,7 @@ def check_language_model(causal_lm: PreTrainedModel) -> None:
     head = causal_lm.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.bias is not None:
         raise ValueError(f"The head of {name} is {head}; AudioLLM supports a linear head without bias, as Llama's is.")
-    probe = torch.tensor(PROBE_IDS)
+    probe = torch.tensor([[0, 1]])  # any two ids will do, and every vocabulary has these
     with torch.no_grad():
         expected = causal_lm(input_ids=probe).logits
         hidden_states = causal_lm.base_model(input_ids=probe).last_hidden_state

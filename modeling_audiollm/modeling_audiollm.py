@@ -18,7 +18,7 @@ from transformers.modeling_outputs import (
 from transformers.utils import TransformersKwargs, can_return_tuple, logging, torch_compilable_check
 
 from .audio_tower import audio_tower_class
-from .checkpoints import AudioLlmPreTrainedModel, ComposedOfBases, scale_logits
+from .checkpoints import AudioLlmPreTrainedModel, scale_logits
 from .configuration_audiollm import AudioLlmConfig
 from .lora import MASKS_KEYWORD, add_adapters
 from .projector import AudioLlmProjector, slot_counts
@@ -414,7 +414,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         )
 
 
-class AudioLlmForConditionalGeneration(ComposedOfBases, AudioLlmPreTrainedModel, GenerationMixin):
+class AudioLlmForConditionalGeneration(AudioLlmPreTrainedModel, GenerationMixin):
     """A language model that listens: [`AudioLlmModel`] with the base's own head."""
 
     _tp_plan = {"lm_head": "colwise_gather_output"}
