@@ -18,46 +18,41 @@ ROWS, IN_FEATURES, OUT_FEATURES, RANK = 6, 5, 7, 2
 SCALING = 1.5
 
 
-def operands(dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
+def operands(dtype: torch.dtype) -> list[torch.Tensor]:
+    """Input, the base's weight and bias, LoRA's A and B, and the mask of a few rows."""
     generator = torch.Generator().manual_seed(0)
-    shapes = {
-        "x": (ROWS, IN_FEATURES),
-        "weight": (OUT_FEATURES, IN_FEATURES),
-        "bias": (OUT_FEATURES,),
-        "down": (RANK, IN_FEATURES),
-        "up": (OUT_FEATURES, RANK),
-    }
-    return {
-        name: torch.randn(shape, generator=generator, dtype=dtype).requires_grad_(name in ("x", "down", "up"))
-        for name, shape in shapes.items()
-    }
+    shapes = (
+        (ROWS, IN_FEATURES),
+        (OUT_FEATURES, IN_FEATURES),
+        (OUT_FEATURES,),
+        (RANK, IN_FEATURES),
+        (OUT_FEATURES, RANK),
+    )
+    mask = torch.tensor([[1.0], [0], [1], [1], [0], [1]], dtype=dtype)
+    return [*(torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes), mask]
 
 
-@pytest.mark.parametrize("with_mask", [False, True], ids=["all-rows", "some-rows"])
-@pytest.mark.parametrize("with_bias", [False, True], ids=["no-bias", "bias"])
-def test_gradients_are_those_of_the_formula(with_mask: bool, with_bias: bool) -> None:
-    given = operands()
-    mask = torch.tensor([[1.0], [0], [1], [1], [0], [1]], dtype=torch.float64) if with_mask else None
-    bias = given["bias"] if with_bias else None
+@pytest.mark.parametrize("is_whole", [False, True], ids=["mask-and-bias", "neither"])
+def test_gradients_are_those_of_the_formula(is_whole: bool) -> None:
+    x, weight, bias, down, up, mask = operands(torch.float64)
+    bias, mask = (None, None) if is_whole else (bias, mask)
+    leaves = [each.requires_grad_() for each in (x, down, up)]
 
     def fused(x, down, up):
-        return FrozenLinearWithLora.apply(x, given["weight"], bias, mask, down, up, SCALING)
+        return FrozenLinearWithLora.apply(x, weight, bias, mask, down, up, SCALING)
 
-    seen = given["x"] if mask is None else given["x"] * mask
-    expected = (
-        nn.functional.linear(given["x"], given["weight"], bias) + SCALING * seen @ given["down"].T @ given["up"].T
-    )
-    torch.testing.assert_close(fused(given["x"], given["down"], given["up"]), expected)
-    assert torch.autograd.gradcheck(fused, (given["x"], given["down"], given["up"]))
+    seen = x if mask is None else x * mask
+    expected = nn.functional.linear(x, weight, bias) + SCALING * seen @ down.T @ up.T
+    torch.testing.assert_close(fused(*leaves), expected)
+    assert torch.autograd.gradcheck(fused, leaves)
 
 
 def test_trained_factors_keep_their_precision() -> None:
-    given = {name: value.detach() for name, value in operands(torch.bfloat16).items()}
-    down, up = (given[name].float().requires_grad_() for name in ("down", "up"))
-    result = FrozenLinearWithLora.apply(given["x"], given["weight"], None, None, down, up, SCALING)
+    x, weight, _, down, up, _ = operands(torch.bfloat16)
+    factors = [each.float().requires_grad_() for each in (down, up)]
+    result = FrozenLinearWithLora.apply(x, weight, None, None, *factors, SCALING)
     result.sum().backward()
-    assert result.dtype == torch.bfloat16
-    assert down.grad.dtype == up.grad.dtype == torch.float32
+    assert result.dtype == torch.bfloat16 and {each.grad.dtype for each in factors} == {torch.float32}
 
 
 def test_fused_and_plain_layers_agree(tiny_model) -> None:
@@ -221,74 +216,62 @@ TARGETS = r".*language_model.*\.(q_proj|down_proj)"
 
 
 @pytest.fixture
-def batches(tiny_model) -> dict[str, dict[str, torch.Tensor]]:
-    config = tiny_model.config
-    return {
-        "audio": collate(config, [make_row(config, 4, (150,), 6, seed=1)]),
-        "text": collate(config, [make_row(config, 9, seed=2)]),
-    }
+def batches(shared_tiny_model) -> list[dict[str, torch.Tensor]]:
+    """One with audio, and one of text."""
+    config = shared_tiny_model.config
+    return [collate(config, [make_row(config, 4, (150,), 6, seed=1)]), collate(config, [make_row(config, 9, seed=2)])]
 
 
 def test_adapters_of_peft_act_train_and_are_switched_off(tiny_model, batches) -> None:
     """On all rows; AudioLLM's own adapter stays as it is, also where PEFT's are disabled."""
-    tiny_model.eval()
     with torch.no_grad():
-        expected = {kind: tiny_model(**batch).logits for kind, batch in batches.items()}
+        expected = [tiny_model(**batch).logits for batch in batches]
     own = {name: value.clone() for name, value in tiny_model.state_dict().items()}
     tiny_model.requires_grad_(False)
     model = get_peft_model(tiny_model, LoraConfig(r=4, target_modules=TARGETS))
-    assert {name for name, p in model.named_parameters() if p.requires_grad and ".default." not in name} == set()
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
-    labels = batches["audio"]["input_ids"].masked_fill(batches["audio"]["input_ids"] > 127, -100)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert all(".default." in name for name in trained)
+    optimizer = torch.optim.SGD(trained.values(), lr=1.0)
+    labels = batches[0]["input_ids"].masked_fill(batches[0]["input_ids"] > 127, -100)
     for _ in range(2):  # B is zero in the first step, so that A has a gradient in the second
-        model.train()(**batches["audio"], labels=labels).loss.backward()
+        model.train()(**batches[0], labels=labels).loss.backward()
         optimizer.step()
-    assert all(
-        bool(p.grad.any()) for name, p in model.named_parameters() if "language_model" in name and p.requires_grad
-    )
+    assert all(bool(parameter.grad.any()) for parameter in trained.values())
     model.eval()
     with torch.no_grad():
-        for kind, batch in batches.items():
-            assert not torch.allclose(model(**batch).logits, expected[kind], atol=1e-3)
+        for batch, logits in zip(batches, expected):
+            assert not torch.allclose(model(**batch).logits, logits, atol=1e-3)
             with model.disable_adapter():
-                assert torch.equal(model(**batch).logits, expected[kind])
+                assert torch.equal(model(**batch).logits, logits)
     kept = tiny_model.state_dict()
     assert all(torch.equal(kept[name], value) for name, value in own.items() if name in kept)
 
 
 @torch.no_grad()
-def test_adapters_of_peft_are_saved_loaded_and_merged(tiny_model, batches, tmp_path) -> None:
-    tiny_model.eval()
-    plain = copy.deepcopy(tiny_model)
+def test_adapters_of_peft_are_saved_loaded_merged_and_taken_off(tiny_model, batches, tmp_path) -> None:
+    plain, batch = copy.deepcopy(tiny_model), batches[0]
+    expected, options = plain(**batch).logits, {"max_new_tokens": 4}
     model = get_peft_model(tiny_model, LoraConfig(r=4, target_modules=TARGETS, init_lora_weights=False)).eval()
-    expected = {kind: model(**batch).logits for kind, batch in batches.items()}
-    answer = model.generate(**batches["audio"], max_new_tokens=4, do_sample=False)
+    adapted, answer = [model(**each).logits for each in batches], model.generate(**batch, **options)
+    assert not torch.allclose(adapted[0], expected, atol=1e-3)
     with pytest.raises(ValueError, match="'default'"):
         tiny_model.save_pretrained(tmp_path / "ours")
     model.save_pretrained(tmp_path / "peft")
     loaded = PeftModel.from_pretrained(plain, tmp_path / "peft").eval()
-    for kind, batch in batches.items():
-        assert torch.equal(loaded(**batch).logits, expected[kind])
-    assert torch.equal(loaded.generate(**batches["audio"], max_new_tokens=4, do_sample=False), answer)
+    assert all(torch.equal(loaded(**each).logits, logits) for each, logits in zip(batches, adapted))
+    assert torch.equal(loaded.generate(**batch, **options), answer)
+    assert torch.equal(loaded.unload()(**batch).logits, expected)
 
     merged = model.merge_and_unload()
     assert isinstance(merged, AudioLlmForConditionalGeneration)
     merged.save_pretrained(tmp_path / "merged")
     assert merged.config.weight_format == "full"  # an adapter checkpoint would lose what was merged
     again = AudioLlmForConditionalGeneration.from_pretrained(tmp_path / "merged")
-    for kind, batch in batches.items():
-        torch.testing.assert_close(merged(**batch).logits, expected[kind], atol=1e-4, rtol=1e-4)
-        assert torch.equal(again(**batch).logits, merged(**batch).logits)
+    for each, logits in zip(batches, adapted):
+        torch.testing.assert_close(merged(**each).logits, logits, atol=1e-4, rtol=1e-4)
+        assert torch.equal(again(**each).logits, merged(**each).logits)
     with pytest.raises(ValueError, match="weights='adapter'"):
         merged.save_pretrained(tmp_path / "adapter", weights="adapter")
-
-
-@torch.no_grad()
-def test_adapters_of_peft_are_taken_off_again(tiny_model, batches) -> None:
-    expected = tiny_model(**batches["audio"]).logits
-    model = get_peft_model(tiny_model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
-    assert not torch.allclose(model(**batches["audio"]).logits, expected, atol=1e-3)
-    assert torch.equal(model.unload()(**batches["audio"]).logits, expected)
 
 
 def test_a_model_that_lost_its_layers_is_not_saved(tiny_model, tmp_path) -> None:
