@@ -1,4 +1,4 @@
-"""The examples run: on a tiny random pair, and where an answer is shown on the shipped adapter."""
+"""The examples run, on a tiny random pair; the notebook (slow) on the shipped adapter."""
 
 import importlib.util
 import json
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
-from tiny_models import llama_config, save_audio_base, save_text_base
+from tiny_models import hearing_model, llama_config, save_audio_base, save_text_base
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ROOT = EXAMPLES.parent
@@ -66,11 +66,13 @@ def test_the_space_answers(tiny_model, tiny_processor, recording: str, tmp_path:
     assert isinstance(app.answer(recording, "Transcribe the speech."), str)
 
 
-def test_the_picture_of_words(tmp_path: Path) -> None:
-    recording, picture = ROOT / "corpora" / "unseen_speech" / "cards-005.flac", tmp_path / "words.png"
-    words = example("word_times.py").main(str(recording), str(picture))
-    assert len(words) > 2 and all(0 <= one.start_s < one.end_s for one in words)
-    assert picture.read_bytes().startswith(b"\x89PNG")
+def test_the_picture_of_words(tiny_bases, tiny_processor, tmp_path: Path) -> None:
+    hearing_model(tiny_bases, tiny_processor).save_pretrained(tmp_path / "model")
+    tiny_processor.save_pretrained(tmp_path / "model")
+    recording = ROOT / "corpora" / "unseen_speech" / "cards-005.flac"
+    words = example("word_times.py").main(str(recording), str(tmp_path / "words.png"), str(tmp_path / "model"))
+    assert words and all(0 <= one.start_s < one.end_s for one in words)
+    assert (tmp_path / "words.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow

@@ -1,9 +1,8 @@
 """
-The documents do what they say: every snippet runs on the real pair and real speech, every command, option and target too.
+The documents do what they say: every snippet runs on real speech, every command, option and target too.
 
-The README and the pages of `docs/` that it links to are one text here, in the order of the links.
-
-Commands that train run on a tiny random pair, one step each.
+The README and the pages of `docs/` that it links to are one text here, in the order of the links. The README's first
+result comes from the adapter of the package; all else runs on a tiny random pair, and trains for one step.
 """
 
 import io
@@ -19,40 +18,43 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import huggingface_hub
 import lhotse
 import pyarrow
 import pyarrow.parquet
 import pytest
 import soundfile
-from audiollm import cli
+from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor, cli, shipped_adapter
 from audiollm.corpora.examples import read_examples
 from audiollm.corpora.prompts import load_studio_prompts
+from audiollm.inference import loading
 from audiollm.inference.demo_web import DemoWebArguments
 from audiollm.inference.serve import ServeArguments
+from audiollm.inference.serving.service import ServingSettings
 from audiollm.option_parser import parser_of
+from audiollm.training.train import parse_arguments
 from clients import WITHOUT_AUDIOLLM, play
 from loopback_hub import LoopbackHub
-from servers import command
-from tiny_models import llama_config, save_audio_base, save_text_base
+from servers import in_thread
+from tiny_models import hearing_model, llama_config, save_audio_base, save_text_base
 from versions import RECOMPUTING
 
 ROOT = Path(__file__).parents[1]
-CHECKPOINT = "runs/demo/adapter"
 FENCED_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-MEBIBYTE = 1 << 20
-MAX_UPLOAD_MIB = 64
 NUM_TEST_CLIPS = 2
 #: Long enough for a token per character of the README's transcripts.
 MIN_TEST_CLIP_S = 1.5
 #: The tiny base, as a teacher, never comes to an end.
 ANSWERED = {"distill": {"response": "Yes."}}
 STAGES = ("align", "instruct", "distill", "prefer")
-#: What the reader's clone holds, and snippets name.
-OF_THE_CLONE = ("shipped_adapter", "corpora")
+#: Checkpoints that the reader has; here both are tiny.
+CHECKPOINTS = ("runs/demo/adapter", "shipped_adapter")
 LINK = re.compile(r"(?:\]\(|src=\")([\w./-]+)[)\"]")
 #: A table's row of a stage, which ends in a row of its data; one of the options to add to a command.
 STAGE_ROW = re.compile(r"^\| `(\w+)` \| .+ \| `({.+})` \|$", re.MULTILINE)
 OPTIONS_ROW = re.compile(r"^\| .+ \| `(--[^`]+)` \|$", re.MULTILINE)
+#: Options that need a run of their own; all others are added to one command.
+ALONE = ("--streaming", "--load_in_4bit", "--packing", "--trainable")
 #: What options need that is not installed everywhere.
 OPTIONAL_PACKAGES = {"--load_in_4bit": "bitsandbytes", "--report_to": "tensorboard"}
 #: One step, on a CPU; what the README asks for is more than a test may take.
@@ -110,21 +112,30 @@ COMMANDS = shell_commands()
 
 
 @pytest.fixture(scope="module")
-def workplace(real_model, real_processor, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the README's reader has: a checkpoint of the real pair, and recordings of real speech."""
+def bases(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A tiny random pair, audio and text, wide enough for blocks of four bits."""
+    folder = tmp_path_factory.mktemp("tiny")
+    text = save_text_base(folder / "text", llama_config(hidden_size=128, intermediate_size=256))
+    return save_audio_base(folder / "audio"), text
+
+
+@pytest.fixture(scope="module")
+def workplace(bases: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the README's reader has: checkpoints, and recordings of real speech."""
     folder = tmp_path_factory.mktemp("readme")
-    real_model.save_pretrained(folder / CHECKPOINT)
-    real_processor.save_pretrained(folder / CHECKPOINT)
-    for name in OF_THE_CLONE:
-        (folder / name).symlink_to(ROOT / name)
+    processor = AudioLlmProcessor.from_audio_text_pretrained(*bases)
+    model = hearing_model(bases, processor)
+    for name in CHECKPOINTS:
+        model.save_pretrained(folder / name)
+        processor.save_pretrained(folder / name)
+    (folder / "corpora").symlink_to(ROOT / "corpora")
     (folder / "recordings").mkdir()
     clips = sorted(load_studio_prompts("test"), key=lambda clip: clip["duration_s"])
     clips = [clip for clip in clips if clip["duration_s"] >= MIN_TEST_CLIP_S][:NUM_TEST_CLIPS]
     rows = []
     for index, clip in enumerate(clips):
         path = folder / "recordings" / f"sample{index + 1}.wav"
-        waveform = real_processor.load_audio(clip["audio"])
-        soundfile.write(path, waveform, real_processor.feature_extractor.sampling_rate)
+        soundfile.write(path, processor.load_audio(clip["audio"]), processor.feature_extractor.sampling_rate)
         rows.append({"text": "<audio>\nTranscribe the speech.", "audio_paths": path.name, "response": clip["text"]})
     (folder / "test.json").write_text(json.dumps(rows), encoding="utf-8")
     shutil.copyfile(path, folder / "recording.wav")
@@ -172,15 +183,7 @@ def lay_out_corpora(folder: Path, clips: list[dict]) -> None:
     )
 
 
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Options that name a tiny random pair, wide enough for blocks of four bits."""
-    folder = tmp_path_factory.mktemp("tiny")
-    text = save_text_base(folder / "text", llama_config(hidden_size=128, intermediate_size=256))
-    return ["--llama_path", text, "--whisper_path", save_audio_base(folder / "audio")]
-
-
-def train_briefly(words: list[str], bases: list[str], workplace: Path) -> list[str]:
+def train_briefly(words: list[str], bases: tuple[str, str], workplace: Path) -> list[str]:
     """A training command as the README has it, on the tiny pair unless it goes on from a checkpoint, and short."""
     given = dict(pairwise(words))
     options = {**SHORTENED, "--feature_cache": str(workplace / "features")}
@@ -190,7 +193,7 @@ def train_briefly(words: list[str], bases: list[str], workplace: Path) -> list[s
         if name not in words:
             options.pop(name)
     if "--model_path" not in words:
-        options |= dict(zip(bases[::2], bases[1::2]))
+        options |= dict(zip(("--whisper_path", "--llama_path"), bases))
     if any(word.startswith("adapter+") for word in words):
         options.pop("--feature_cache")  # an encoder that trains has none
     kept = [options.get(before, word) for before, word in zip(["", *words], words)]
@@ -218,8 +221,9 @@ def test_every_block_is_of_a_tested_kind() -> None:
 
 
 @pytest.mark.parametrize("number", range(len(IN_PACKAGE)))
-def test_snippets_run(number: int, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_snippets_run(number: int, workplace: Path, real_bases, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.chdir(workplace)
+    monkeypatch.setattr(shipped_adapter, "FOLDER", workplace / "shipped_adapter")
     code = IN_PACKAGE[number]
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
     if "print" in code:
@@ -234,26 +238,21 @@ def test_the_snippet_without_the_package_runs(workplace: Path) -> None:
     assert printed == "AudioLlmForConditionalGeneration"
 
 
-def test_the_sharing_snippet_uploads_megabytes(workplace: Path, tmp_path: Path) -> None:
+def test_the_sharing_snippet_uploads_a_whole_checkpoint(workplace: Path, tmp_path: Path) -> None:
     with LoopbackHub(tmp_path / "hub", user="you") as hub:
         play(PUSHING[0], cwd=workplace, **hub.environment(tmp_path / "home"))
         files = hub.files("you/my-audiollm")
     assert {"config.json", "model.safetensors", "modeling_audiollm.py", "processor_config.json"} <= files.keys()
-    assert sum(map(len, files.values())) < MAX_UPLOAD_MIB * MEBIBYTE
 
 
-def test_the_snippet_that_asks_a_server_runs(workplace: Path, capsys) -> None:
-    """Against the command beside it, at whatever port is free."""
-    (words,) = [words for words in COMMANDS if words[:2] == ["audiollm", "serve"]]
+def test_the_snippet_that_asks_a_server_runs(workplace: Path, monkeypatch, capsys) -> None:
+    """At whatever port is free."""
+    monkeypatch.chdir(workplace)
     address = re.search(r"http://[\d.:]+/v1", README)[0]
-    folder = workplace / "serving"
-    folder.mkdir()
-    with command(folder, *words[2:3], workplace / words[3]) as running:
-        code = (
-            ASKING_A_SERVER[0]
-            .replace(address, f"{running.url}/v1")
-            .replace("recording.wav", str(workplace / "recording.wav"))
-        )
+    model = AudioLlmForConditionalGeneration.from_pretrained("runs/demo/adapter").eval()
+    processor = AudioLlmProcessor.from_pretrained("runs/demo/adapter")
+    with in_thread(model, processor, ServingSettings("adapter", max_new_tokens=8)) as (url, _):
+        code = ASKING_A_SERVER[0].replace(address, f"{url}/v1")
         exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
     assert capsys.readouterr().out
 
@@ -276,9 +275,23 @@ def test_every_command_is_of_a_tested_kind() -> None:
     assert {words[1] for words in COMMANDS if words[0] == "audiollm"} >= {"train", "generate", "evaluate", "prompts"}
 
 
-def test_audiollm_commands_run(workplace: Path, bases: list[str], monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    """One after the other, as they build on each other; what is evaluated is the real pair instead of the tiny one."""
+def test_the_first_result(real_bases, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """Of the adapter that comes with the package, which is asked where nothing else is."""
     monkeypatch.chdir(workplace)
+    monkeypatch.setattr(loading, "DEMO_CHECKPOINT", workplace / "none")
+    printed = {}
+    for words in COMMANDS:
+        if words[1] in ("transcribe", "generate") and not {"--model", "--help"} & set(words):
+            monkeypatch.setattr(sys, "argv", words)
+            cli.main()
+            printed[words[1]] = capsys.readouterr().out
+    assert "young man" in printed["transcribe"] and printed["generate"].strip()
+
+
+def test_audiollm_commands_run(workplace: Path, bases, real_bases, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """One after the other, as they build on each other."""
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # the real Hub is not asked
     trained = []
     for words in COMMANDS:
         if words[0] != "audiollm" or "--help" in words or words[1] in SERVERS:
@@ -286,14 +299,13 @@ def test_audiollm_commands_run(workplace: Path, bases: list[str], monkeypatch: p
         if words[1] == "train":
             trained.append(words[words.index("--stage") + 1])
             words = train_briefly(words, bases, workplace)
-        elif words[1] in ("generate", "evaluate", "transcribe", "summarize", "chat") and "--model" in words:
-            model = words.index("--model") + 1
-            assert (workplace / words[model] / "config.json").is_file(), "the command before it leaves the model"
-            used = words[model] if words[model] in OF_THE_CLONE else CHECKPOINT
-            words = [*words[:model], used, *words[model + 1 :], "--max_new_tokens", "8"]
-            words += FEW_ITEMS if "--tasks" in words else []
-        elif words[1:3] == ["evaluate", "compare"]:
-            shutil.copytree(workplace / words[3], workplace / words[4])
+        elif words[1] in ("generate", "evaluate", "transcribe", "summarize", "chat"):
+            if words[1:3] == ["evaluate", "compare"]:
+                shutil.copytree(workplace / words[3], workplace / words[4])
+            if "--model" not in words and words[1] != "evaluate":
+                continue  # the first result
+            if "--model" in words:
+                words = [*words, "--max_new_tokens", "8", *(FEW_ITEMS if words[1] == "evaluate" else [])]
         elif words[1] == "prepare":
             words = prepare_from_disk(words, workplace)
         monkeypatch.setattr(sys, "argv", words)
@@ -317,18 +329,25 @@ def test_every_stage_has_a_row_of_its_data() -> None:
     assert tuple(STAGE_ROWS) == STAGES
 
 
-@pytest.mark.parametrize("added", OPTION_ROWS)
-def test_options_to_add_train(added: str, workplace: Path, bases, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+def option_runs() -> list[list[str]]:
+    """Words to add to a training command, run by run."""
+    rows = [row.replace("--activation_checkpointing", RECOMPUTING).split() for row in OPTION_ROWS]
+    alone = [row for row in rows if set(ALONE) & set(row)]
+    return [*alone, [word for row in rows if row not in alone for word in row]]
+
+
+@pytest.mark.parametrize("added", option_runs(), ids=lambda added: " ".join(added[:3]))
+def test_options_to_add_train(
+    added: list[str], workplace: Path, bases, monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
     monkeypatch.chdir(workplace)
-    added = added.replace("--activation_checkpointing", RECOMPUTING)
     for option, package in OPTIONAL_PACKAGES.items():
-        if option in added.split():
+        if option in added:
             pytest.importorskip(package)
-    command = ["audiollm", "train", "--audio_dir", "recordings", "--output_dir", str(tmp_path), *added.split()]
+    command = ["audiollm", "train", "--audio_dir", "recordings", "--output_dir", str(tmp_path), *added]
     if "--data_path" not in command:
         command += ["--data_path", "data.json"]
-    command = train_briefly(command, bases, workplace)
-    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr(sys, "argv", train_briefly(command, bases, workplace))
     cli.main()
     assert (tmp_path / "model.safetensors").is_file()
     assert json.loads((tmp_path / "trainer_state.json").read_text())["global_step"] == 1
@@ -352,6 +371,7 @@ def test_options_named_in_running_text_exist(monkeypatch: pytest.MonkeyPatch, ca
         ("evaluate",),
         ("evaluate", "score"),
         ("transcribe",),
+        ("listen",),
         ("serve",),
     ):
         monkeypatch.setattr(sys, "argv", ["audiollm", *called, "--help"])
@@ -362,7 +382,16 @@ def test_options_named_in_running_text_exist(monkeypatch: pytest.MonkeyPatch, ca
     assert {"--load_in_8bit", "--fp16", "--projector_readout"} <= in_text
 
 
-def test_launching_several_processes_trains(workplace: Path, bases: list[str]) -> None:
+def test_the_line_for_several_processes_is_read(workplace: Path, bases, monkeypatch) -> None:
+    monkeypatch.chdir(workplace)
+    (command,) = [words for words in COMMANDS if words[0] == "accelerate"]
+    assert (ROOT / command[command.index("--config_file") + 1]).is_file()
+    words = train_briefly(command[command.index("-m") + 2 :], bases, workplace)
+    assert parse_arguments(words)[1].data_path == ["data.json"]
+
+
+@pytest.mark.slow
+def test_launching_several_processes_trains(workplace: Path, bases) -> None:
     (command,) = [words for words in COMMANDS if words[0] == "accelerate"]
     config = command.index("--config_file") + 1
     module = ["accelerate.commands.launch", "--main_process_port", "0", "--config_file", str(ROOT / command[config])]

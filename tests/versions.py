@@ -20,8 +20,6 @@ CHUNKED_PREFILL_ERROR = (
     if Version(transformers.__version__) >= Version("5.23")
     else r"input_ids has 4 audio slots \(id 129\) but the audio gives 17 tokens"
 )
-#: Before 5.23, the processors that the peers of `benchmarks/inference_peers.py` are built with are others.
-PEERS_RUN = Version(transformers.__version__) >= Version("5.23")
 #: Computes activations twice instead of keeping them; before 5.23, `train` has it by its older name.
 RECOMPUTING = (
     f"--{'activation' if hasattr(TrainingArguments, 'activation_checkpointing') else 'gradient'}_checkpointing"

@@ -70,6 +70,13 @@ COMMAND_LINES = {
     "export": "export --model {model} --output @exported --language_model",
     "card": "card --model {model}",
     "prompts": "prompts --output_dir @prompts --split test",
+    "chat": "chat --model {model} --max_new_tokens 1",
+    "serve": "serve --model {model} --port 0",
+    "demo-web": "demo-web --model {model} --port 0",
+    "push": "push --model {model} --repo someone/model --dry_run",
+    "train on": "train --model_path {model} --data_path {data} --audio_dir {recordings} --output_dir @run --max_steps 1",
+    "prepare responses": "prepare folder {recordings} --output @prepared --respond_with {text}",
+    "prepare heard": "prepare folder {recordings} --output @prepared --max_wer 50 --whisper_path {audio}",
 }
 
 
@@ -91,6 +98,15 @@ def make_place(root: Path, outputs: Path | None = None, names: Sequence[str] = N
     data = root / "data.json"
     data.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
     return Place(root, outputs or root / "outputs", recordings, tuple(names), data, root / "model")
+
+
+def copied(place: Place, root: Path) -> Place:
+    """One's own copy of a place, whose checkpoint knows the bases beside it."""
+    shutil.copytree(place.root, root)
+    config = root / "model" / "config.json"
+    bases = {f"{role}_model_id": str(root / role) for role in ("audio", "text")}
+    config.write_text(json.dumps({**json.loads(config.read_text()), **bases}))
+    return Place(root, root / "outputs", root / "recordings", place.names, root / "data.json", root / "model")
 
 
 def contents(folder: Path) -> dict[str, bytes]:

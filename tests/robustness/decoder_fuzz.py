@@ -15,12 +15,9 @@ import os
 import resource
 import sys
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import ModuleType
-from typing import Any
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 
@@ -42,17 +39,6 @@ HEADER_BYTES = 200
 LIES = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 1 << 20, 1 << 24, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF)
 FIELD_WIDTHS = (1, 2, 4, 8)
 MAX_FLIPS = 16
-MAX_SHOWN_CHARACTERS = 300
-
-
-@dataclass(frozen=True)
-class Readers:
-    """Readers of recordings: whole, block by block, and to measure them."""
-
-    load_waveform: Callable[..., Any]
-    error: type[Exception]
-    read_blocks: Callable[..., Any]
-    measure: Callable[..., Any]
 
 
 def flip(data: bytearray, random: np.random.Generator, others: list[bytes]) -> bytearray:
@@ -106,8 +92,8 @@ def damaged(whole: list[bytes], seed: int, index: int) -> tuple[int, bytes]:
     return chosen, bytes(data)
 
 
-def import_readers() -> Readers:
-    """The project's readers of recordings, without what their rooms import, and so without torch."""
+def import_readers() -> SimpleNamespace:
+    """The project's readers of recordings: whole, block by block, and to measure them; without what their rooms import."""
     for name, folder in ROOMS.items():
         room = ModuleType(name)
         room.__path__ = [str(ROOT / folder)]
@@ -116,10 +102,15 @@ def import_readers() -> Readers:
     sys.modules["audiollm.processing"].AudioError = decoder.AudioError  # type: ignore[attr-defined]
     blocks = importlib.import_module("audiollm.inference.recordings")
     facts = importlib.import_module("audiollm.corpora.audio_facts")
-    return Readers(decoder.load_waveform, decoder.AudioError, blocks.read_blocks, facts.measure)
+    return SimpleNamespace(
+        load_waveform=decoder.load_waveform,
+        error=decoder.AudioError,
+        read_blocks=blocks.read_blocks,
+        measure=facts.measure,
+    )
 
 
-def check(readers: Readers, file: Path, data: bytes) -> str:
+def check(readers: SimpleNamespace, file: Path, data: bytes) -> str:
     """
     Has a recording read in every way that there is, and says what came of it.
 

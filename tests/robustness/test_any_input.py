@@ -27,7 +27,7 @@ from small_corpus import write_recordings
 from tiny_models import llama_config, whisper_config
 
 QUICK = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-RESERVED = (
+RESERVED = [
     "<audio>",
     "</audio>",
     "<|audio_slot|>",
@@ -36,7 +36,7 @@ RESERVED = (
     "<s>",
     "</s>",
     "<|audiollm_unused_0|>",
-)
+]
 TEXTS = st.lists(st.one_of(st.text(max_size=8), st.sampled_from(RESERVED)), max_size=6).map("".join)
 #: What JSON can hold, and a little more.
 JSON_VALUES = st.recursive(

@@ -73,34 +73,31 @@ def pickle_instead(folder: Path) -> None:
 
 
 BOTH = ("adapter", "full")
-#: What is done to the weights, of which kinds of checkpoint, and what the error says.
-SPOILT_WEIGHTS: dict[str, tuple[tuple[str, ...], Change, str]] = {
-    "cut off": (BOTH, rewrite(lambda data: data[:-100]), "damaged or cut off"),
-    "cut off within its header": (BOTH, rewrite(lambda data: data[:100]), "damaged or cut off"),
+#: What is done to the weights, and what the error says.
+SPOILT_WEIGHTS: dict[str, tuple[Change, str]] = {
+    "cut off": (rewrite(lambda data: data[:-100]), "damaged or cut off"),
+    "cut off within its header": (rewrite(lambda data: data[:100]), "damaged or cut off"),
     "a header of 8 EiB": (
-        BOTH,
         rewrite(lambda data: (1 << 63).to_bytes(LENGTH_BYTES, "little") + data[LENGTH_BYTES:]),
         "damaged or cut off",
     ),
     "a header longer than the file": (
-        BOTH,
         rewrite(lambda data: (1 << 26).to_bytes(LENGTH_BYTES, "little") + data[LENGTH_BYTES:]),
         "damaged or cut off",
     ),
-    "a page of a web server": (BOTH, rewrite(lambda data: b"<html>not found</html>"), "damaged or cut off"),
-    "nothing": (BOTH, rewrite(lambda data: b""), "damaged or cut off"),
-    "one more": (BOTH, reweigh(lambda all: {**all, "model.evil": torch.ones(2)}), "1 unexpected keys.*model.evil"),
-    "one less": (BOTH, reweigh(lambda all: {k: v for k, v in all.items() if k != BOUNDARY}), "1 missing keys"),
-    "another shape": (BOTH, reweigh(lambda all: {**all, BOUNDARY: torch.ones(3, 32)}), "1 mismatched keys.*boundary"),
-    "a pickle instead": (BOTH, pickle_instead, r"no file named model\.safetensors|file named model\.safetensors"),
+    "a page of a web server": (rewrite(lambda data: b"<html>not found</html>"), "damaged or cut off"),
+    "nothing": (rewrite(lambda data: b""), "damaged or cut off"),
+    "one more": (reweigh(lambda all: {**all, "model.evil": torch.ones(2)}), "1 unexpected keys.*model.evil"),
+    "one less": (reweigh(lambda all: {k: v for k, v in all.items() if k != BOUNDARY}), "1 missing keys"),
+    "another shape": (reweigh(lambda all: {**all, BOUNDARY: torch.ones(3, 32)}), "1 mismatched keys.*boundary"),
+    "a pickle instead": (pickle_instead, r"no file named model\.safetensors|file named model\.safetensors"),
 }
 
 
-@pytest.mark.parametrize(
-    ("kind", "what"), [(kind, what) for what, (kinds, _, _) in SPOILT_WEIGHTS.items() for kind in kinds]
-)
+@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("what", SPOILT_WEIGHTS)
 def test_spoilt_weights(checkpoints, tmp_path: Path, kind: str, what: str) -> None:
-    _, change, words = SPOILT_WEIGHTS[what]
+    change, words = SPOILT_WEIGHTS[what]
     folder = spoilt(checkpoints, kind, tmp_path, change)
     found = refusal(folder)
     assert str(folder) in found
@@ -121,13 +118,13 @@ def test_a_pickle_beside_the_weights_is_not_opened(checkpoints, tmp_path: Path) 
     marker = tmp_path / "marker"
 
     def change(folder: Path) -> None:
-        for name in (
+        for name in [
             "pytorch_model.bin",
             "adapter_model.bin",
             "training_args.bin",
             "optimizer.pt",
             "consolidated.pth",
-        ):
+        ]:
             torch.save(Harm(marker), folder / name)
 
     for kind in BOTH:
@@ -171,6 +168,3 @@ def test_bases_that_are_somewhere_else(checkpoints, tmp_path: Path, monkeypatch,
     folder = spoilt(checkpoints, "adapter", tmp_path, lambda folder: edit_json(folder, {f"{role}_model_id": place}))
     found = refusal(folder)
     assert place.rpartition("/")[2] in found or "Unrecognized model in" in found
-
-
-# ---- tokenizers and chat templates -----------------------------------------------------------------------------------
