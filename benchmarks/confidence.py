@@ -17,6 +17,7 @@ import audiollm
 import jiwer
 import numpy as np
 from audiollm.corpora.normalisers import normalize_english
+from audiollm.inference.transcribing import Failure
 
 RESULTS = Path(__file__).parent / "results" / "confidence.json"
 PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "confidence.png"
@@ -107,7 +108,11 @@ def main() -> None:
         rows = rows[options.skip if len(rows) > options.skip else 0 :][: options.clips]
         audio = [str(path.parent / row["audio_paths"]) for row in rows]
         transcripts = model.transcribe(audio, timestamps="word", progress=True)
-        pairs = [pair for row, one in zip(rows, transcripts) for pair in judged(one.words, row["response"])]
+        pairs = [
+            pair
+            for row, one in zip(rows, transcripts)
+            for pair in judged(() if isinstance(one, Failure) else one.words, row["response"])
+        ]
         result[path.stem.replace("_", " ")] = calibration(pairs)
     print(json.dumps(result, indent=1))
     options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -20,6 +20,7 @@ import numpy as np
 import psutil
 from audiollm.evaluation.word_error import score_word_error
 from audiollm.inference.live import STEP_SECONDS, LiveTranscriber
+from audiollm.inference.transcripts import Word
 from tqdm import tqdm
 
 RESULTS = Path(__file__).parent / "results" / "live.json"
@@ -52,7 +53,8 @@ def main() -> None:
         texts.append(row["response"])
     stream = np.concatenate(sounds)
     live = LiveTranscriber(model.model, model.processor, step_seconds=options.step_seconds)
-    words, delays, looks, memory = [], [], [], []
+    words: list[Word] = []
+    delays, looks, memory = [], [], []
     size, process, now = int(BLOCK_SECONDS * rate), psutil.Process(), 0.0
     with tqdm(total=round(len(stream) / rate), unit="s") as bar:
         for start in range(0, len(stream), size):
