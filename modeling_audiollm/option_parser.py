@@ -5,6 +5,7 @@ import importlib.util
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,11 @@ OTHER_SPELLING = re.compile(r"^(  --\w+(?: \{[^}]*\}|[^,\n]*)), --\w+-[\w-]+.*$"
 NO_DEFAULT = re.compile(r"\s+\(default:\s+(?:None|False|\[\])?\)")
 FLAG_VALUE = re.compile(r"^(  --\w+) \[[A-Z0-9_]+\]", re.MULTILINE)
 DEFAULT_LIST, LIST_ITEM = re.compile(r"\(default:\s+\[([^\]]+)\]\)"), re.compile(r"[^\s,'\"]+")
+
+
+def option(default: Any, help: str) -> Any:
+    """Return the field of a dataclass of options, with its default and what the help says of it."""
+    return field(default=default, metadata={"help": help})
 
 
 class OptionParser(HfArgumentParser):

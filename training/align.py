@@ -9,7 +9,7 @@ all after as many minutes of ordinary training.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -21,6 +21,7 @@ from audiollm.corpora.normalisers import NORMALISERS
 from audiollm.corpora.rows import ASSISTANT
 from audiollm.corpora.sources import Examples, settle_problems
 from audiollm.inference.spoken_pieces import SpokenLexicon, piece_ids, spoken_form
+from audiollm.option_parser import option
 from audiollm.piece_readout import PieceReadout
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 from audiollm.projector import slot_counts
@@ -58,19 +59,15 @@ class AlignArguments:
 
     _argument_group_name = "stage align"
 
-    transcript_normaliser: str = field(
-        default="basic",
-        metadata={
-            "help": "What makes transcripts of responses: basic (any language with spaces: lower case, no punctuation), "
-            "english (Whisper's normaliser, which also writes numbers as digits) or none."
-        },
+    transcript_normaliser: str = option(
+        "basic",
+        "What makes transcripts of responses: basic (any language with spaces: lower case, no punctuation), "
+        "english (Whisper's normaliser, which also writes numbers as digits) or none.",
     )
-    no_speech_dir: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder of recordings in which nobody speaks, such as noise, music and silence, of up to 30 s each: the "
-            "projector learns to hear nothing in them."
-        },
+    no_speech_dir: str | None = option(
+        None,
+        "Folder of recordings in which nobody speaks, such as noise, music and silence, of up to 30 s each: the "
+        "projector learns to hear nothing in them.",
     )
 
     def __post_init__(self):

@@ -8,6 +8,7 @@ import torch
 from audiollm.corpora.normalisers import NORMALISERS
 from audiollm.disks import check_writable
 from audiollm.embedded_bases import DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE
+from audiollm.option_parser import option
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import is_bitsandbytes_available
@@ -60,20 +61,16 @@ class StageArguments:
 
     _argument_group_name = "stage"
 
-    stage: Stage = field(
-        default=DEFAULT_STAGE,
-        metadata={
-            "help": "align: the projector alone, by CTC on transcripts. read: LoRA, on text alone, heard as the aligned projector "
-            "would hear it. instruct: projector and LoRA, on responses. distill: answer speech as the base answers its "
-            "transcript. prefer: prefer one response to another."
-        },
+    stage: Stage = option(
+        DEFAULT_STAGE,
+        "align: the projector alone, by CTC on transcripts. read: LoRA, on text alone, heard as the aligned projector "
+        "would hear it. instruct: projector and LoRA, on responses. distill: answer speech as the base answers its "
+        "transcript. prefer: prefer one response to another.",
     )
-    config: str | None = field(
-        default=None,
-        metadata={
-            "help": "Recipe: a YAML file of options, or the name of a shipped one; the command line overrides it. By "
-            "default the shipped recipe of the stage."
-        },
+    config: str | None = option(
+        None,
+        "Recipe: a YAML file of options, or the name of a shipped one; the command line overrides it. By "
+        "default the shipped recipe of the stage.",
     )
 
 
@@ -83,78 +80,48 @@ class ModelArguments:
 
     _argument_group_name = "model"
 
-    llama_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "Language model: a Hub id, a folder, or one of the embedded bases; "
-            f"{DEFAULT_TEXT_BASE} when not given. With --model_path: where the checkpoint's own lies now."
-        },
+    llama_path: str | None = option(
+        None,
+        "Language model: a Hub id, a folder, or one of the embedded bases; "
+        f"{DEFAULT_TEXT_BASE} when not given. With --model_path: where the checkpoint's own lies now.",
     )
-    whisper_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "Whisper (or Wav2Vec2-BERT) checkpoint: a Hub id, a folder, or one of the embedded bases; "
-            f"{DEFAULT_AUDIO_BASE} when not given. With --model_path: where the checkpoint's own lies now."
-        },
+    whisper_path: str | None = option(
+        None,
+        "Whisper (or Wav2Vec2-BERT) checkpoint: a Hub id, a folder, or one of the embedded bases; "
+        f"{DEFAULT_AUDIO_BASE} when not given. With --model_path: where the checkpoint's own lies now.",
     )
-    model_path: str | None = field(
-        default=None, metadata={"help": "AudioLLM checkpoint to go on from, instead of starting from two bases."}
+    model_path: str | None = option(None, "AudioLLM checkpoint to go on from, instead of starting from two bases.")
+    base_dtype: str | None = option(
+        None,
+        "Precision of the frozen bases: float32, bfloat16 or float16. By default that of --bf16 or --fp16, "
+        "else float32. What trains is always float32.",
     )
-    base_dtype: str | None = field(
-        default=None,
-        metadata={
-            "help": "Precision of the frozen bases: float32, bfloat16 or float16. By default that of --bf16 or --fp16, "
-            "else float32. What trains is always float32."
-        },
+    load_in_8bit: bool = option(False, "Hold the frozen language model's layers in 8 bits, through bitsandbytes.")
+    load_in_4bit: bool = option(False, "Hold the frozen language model's layers in 4 bits (QLoRA's nf4).")
+    attn_implementation: str | None = option(None, "Attention kernels: sdpa, eager or flash_attention_2.")
+    stack_factor: int | None = option(None, "20 ms frames per audio token: 2 is 40 ms; 4 (80 ms) when not given.")
+    projector_type: str | None = option(None, "swiglu, mlp or linear; swiglu when not given.")
+    projector_hidden_size: int | None = option(
+        None, "Width inside the projector; four times the language model's when not given."
     )
-    load_in_8bit: bool = field(
-        default=False, metadata={"help": "Hold the frozen language model's layers in 8 bits, through bitsandbytes."}
+    projector_context_layers: int | None = option(
+        None, "Blocks that let an audio token see its neighbours (gated convolutions); 0 when not given."
     )
-    load_in_4bit: bool = field(
-        default=False, metadata={"help": "Hold the frozen language model's layers in 4 bits (QLoRA's nf4)."}
+    projector_readout: str | None = option(
+        None,
+        "What an audio token is. direct: the projector's own vector, as in Ultravox. pieces: a mixture of "
+        "the language model's embeddings, which it reads far sooner. direct when not given.",
     )
-    attn_implementation: str | None = field(
-        default=None, metadata={"help": "Attention kernels: sdpa, eager or flash_attention_2."}
+    lora_rank: int | None = option(None, "Rank of LoRA; 0 trains the projector alone; 16 when not given.")
+    lora_alpha: float | None = option(None, "Scale of LoRA: its update counts alpha / rank; 32 when not given.")
+    lora_dropout: float | None = option(
+        None, "Dropout on LoRA's input; none when not given. It keeps a mask and a masked copy per layer."
     )
-    stack_factor: int | None = field(
-        default=None, metadata={"help": "20 ms frames per audio token: 2 is 40 ms; 4 (80 ms) when not given."}
-    )
-    projector_type: str | None = field(
-        default=None, metadata={"help": "swiglu, mlp or linear; swiglu when not given."}
-    )
-    projector_hidden_size: int | None = field(
-        default=None, metadata={"help": "Width inside the projector; four times the language model's when not given."}
-    )
-    projector_context_layers: int | None = field(
-        default=None,
-        metadata={"help": "Blocks that let an audio token see its neighbours (gated convolutions); 0 when not given."},
-    )
-    projector_readout: str | None = field(
-        default=None,
-        metadata={
-            "help": "What an audio token is. direct: the projector's own vector, as in Ultravox. pieces: a mixture of "
-            "the language model's embeddings, which it reads far sooner. direct when not given."
-        },
-    )
-    lora_rank: int | None = field(
-        default=None, metadata={"help": "Rank of LoRA; 0 trains the projector alone; 16 when not given."}
-    )
-    lora_alpha: float | None = field(
-        default=None, metadata={"help": "Scale of LoRA: its update counts alpha / rank; 32 when not given."}
-    )
-    lora_dropout: float | None = field(
-        default=None,
-        metadata={
-            "help": "Dropout on LoRA's input; none when not given. It keeps a mask and a masked copy per layer."
-        },
-    )
-    trainable: str = field(
-        default=DEFAULT_TRAINABLE,
-        metadata={
-            "help": f"What trains: {', '.join(TRAINABLE)}. 'adapter' is projector and LoRA. With the language model "
-            "itself (llm, all), a new model gets no LoRA unless --lora_rank is given, its answers to text change, and "
-            "checkpoints are whole."
-        },
+    trainable: str = option(
+        DEFAULT_TRAINABLE,
+        f"What trains: {', '.join(TRAINABLE)}. 'adapter' is projector and LoRA. With the language model "
+        "itself (llm, all), a new model gets no LoRA unless --lora_rank is given, its answers to text change, and "
+        "checkpoints are whole.",
     )
 
     def config_fields(self) -> dict[str, Any]:
@@ -176,43 +143,32 @@ class DataArguments(WaveformAugmentation):
             "response} or {messages}; a folder of Parquet files, or that save_to_disk wrote; hub:org/name?config=C&split=S&revision=R."
         },
     )
-    data_weights: list[float] | None = field(
-        default=None,
-        metadata={
-            "help": "One number per data_path: its share of the rows of an epoch, which is as long as it takes for every "
-            "example to come at least once. Without it, each comes exactly once."
-        },
+    data_weights: list[float] | None = option(
+        None,
+        "One number per data_path: its share of the rows of an epoch, which is as long as it takes for every "
+        "example to come at least once. Without it, each comes exactly once.",
     )
-    audio_dir: str | None = field(
-        default=None,
-        metadata={"help": "Folder that relative audio paths start from; that of the data file by default."},
+    audio_dir: str | None = option(
+        None, "Folder that relative audio paths start from; that of the data file by default."
     )
-    on_bad_example: Literal["error", "skip"] = field(
-        default="error",
-        metadata={"help": "error: list all bad examples and stop. skip: list them, and train on the others."},
+    on_bad_example: Literal["error", "skip"] = option(
+        "error", "error: list all bad examples and stop. skip: list them, and train on the others."
     )
-    streaming: bool = field(
-        default=False,
-        metadata={"help": "Read examples as they are needed, without counting or checking them; needs --max_steps."},
+    streaming: bool = option(
+        False, "Read examples as they are needed, without counting or checking them; needs --max_steps."
     )
-    shuffle_rows: int = field(
-        default=SHUFFLE_ROWS, metadata={"help": "With --streaming: rows that are held to draw from; 0 for none."}
+    shuffle_rows: int = option(SHUFFLE_ROWS, "With --streaming: rows that are held to draw from; 0 for none.")
+    eval_data_path: str | None = option(
+        None, "Held-out examples, in one of the forms of data_path, for --eval_strategy."
     )
-    eval_data_path: str | None = field(
-        default=None, metadata={"help": "Held-out examples, in one of the forms of data_path, for --eval_strategy."}
+    feature_cache: str | None = option(
+        None, "Folder for encoder output, shared by runs; 'off' encodes every batch anew."
     )
-    feature_cache: str | None = field(
-        default=None, metadata={"help": "Folder for encoder output, shared by runs; 'off' encodes every batch anew."}
-    )
-    augment: bool = field(
-        default=False, metadata={"help": "Vary the cached features anew in every batch: masks and tempo."}
-    )
-    waveform_variants: int = field(
-        default=DEFAULT_VARIANTS,
-        metadata={
-            "help": "Variants of each recording that --speed and the like make, besides itself. The encoder runs once for "
-            "each, and the cache grows by as many times."
-        },
+    augment: bool = option(False, "Vary the cached features anew in every batch: masks and tempo.")
+    waveform_variants: int = option(
+        DEFAULT_VARIANTS,
+        "Variants of each recording that --speed and the like make, besides itself. The encoder runs once for "
+        "each, and the cache grows by as many times.",
     )
 
     def __post_init__(self):
@@ -234,79 +190,53 @@ class AudioLlmTrainingArguments(TrainingArguments):
 
     _argument_group_name = "training"
 
-    output_dir: str = field(default="runs/train", metadata={"help": "Folder for checkpoints and the trained adapter."})
-    batch_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Examples per device and step, whatever the next two say; short for --per_device_train_batch_size."
-        },
+    output_dir: str = option("runs/train", "Folder for checkpoints and the trained adapter.")
+    batch_size: int | None = option(
+        None, "Examples per device and step, whatever the next two say; short for --per_device_train_batch_size."
     )
-    max_tokens_per_batch: int | None = field(
-        default=None,
-        metadata={
-            "help": "Instead of --batch_size: tokens per device and batch, padding included, in batches of like length."
-        },
+    max_tokens_per_batch: int | None = option(
+        None, "Instead of --batch_size: tokens per device and batch, padding included, in batches of like length."
     )
-    max_audio_seconds_per_batch: float | None = field(
-        default=None, metadata={"help": "Instead of --batch_size: seconds of audio per device and batch."}
+    max_audio_seconds_per_batch: float | None = option(
+        None, "Instead of --batch_size: seconds of audio per device and batch."
     )
-    num_epochs: float | None = field(
-        default=None, metadata={"help": "Passes over the data; short for --num_train_epochs."}
+    num_epochs: float | None = option(None, "Passes over the data; short for --num_train_epochs.")
+    use_wandb: bool = option(False, "Log to Weights & Biases; short for --report_to wandb.")
+    learning_rate: float = option(2e-4, "Peak learning rate of LoRA.")
+    projector_learning_rate: float | None = option(
+        None, "Peak learning rate of projector and boundary vectors; that of LoRA when not given."
     )
-    use_wandb: bool = field(default=False, metadata={"help": "Log to Weights & Biases; short for --report_to wandb."})
-    learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate of LoRA."})
-    projector_learning_rate: float | None = field(
-        default=None,
-        metadata={"help": "Peak learning rate of projector and boundary vectors; that of LoRA when not given."},
+    remove_unused_columns: bool = option(False, "Must stay off: the collator reads columns that the model does not.")
+    train_sampling_strategy: str = option("group_by_length", "Batches of like length, so that little is padded.")
+    length_column_name: str = option("length", "Column that holds the tokens per example.")
+    packing: bool = option(
+        False,
+        "Join the examples of a batch into one row without padding, each attending to itself alone. The "
+        "loss is the same; it saves time with --attn_implementation flash_attention_2.",
     )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay off: the collator reads columns that the model does not."}
+    save_total_limit: int | None = option(2, "How many checkpoints to keep.")
+    lr_scheduler_type: str = option("cosine", "Schedule of the learning rates.")
+    warmup_steps: float = option(0.03, "Steps of warm-up, or their share when below 1.")
+    logging_steps: float = option(10, "Log every so many steps.")
+    report_to: None | str | list[str] = option(  # noqa: RUF036 - the order that HfArgumentParser can read
+        None, "Tracker to log to, such as tensorboard; none when not given."
     )
-    train_sampling_strategy: str = field(
-        default="group_by_length", metadata={"help": "Batches of like length, so that little is padded."}
+    hub_strategy: str = option("end", "When --push_to_hub uploads: at the end.")
+    eval_max_samples: int = option(
+        100, "Held-out rows that word error is scored on, evenly spaced over the file. The loss is that of all rows."
     )
-    length_column_name: str = field(default="length", metadata={"help": "Column that holds the tokens per example."})
-    packing: bool = field(
-        default=False,
-        metadata={
-            "help": "Join the examples of a batch into one row without padding, each attending to itself alone. The "
-            "loss is the same; it saves time with --attn_implementation flash_attention_2."
-        },
+    eval_samples_shown: int = option(5, "How many of their answers are printed. eval_samples.jsonl has all.")
+    eval_max_new_tokens: int = option(MAX_NEW_TOKENS, "Longest answer in tokens.")
+    eval_normaliser: str = option(
+        "english",
+        "Normalises texts before words are compared: english (Whisper's normaliser), basic (any language with "
+        "spaces: lower case, no punctuation) or none.",
     )
-    save_total_limit: int | None = field(default=2, metadata={"help": "How many checkpoints to keep."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rates."})
-    warmup_steps: float = field(default=0.03, metadata={"help": "Steps of warm-up, or their share when below 1."})
-    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
-    report_to: None | str | list[str] = field(  # noqa: RUF036 - the order that HfArgumentParser can read
-        default=None, metadata={"help": "Tracker to log to, such as tensorboard; none when not given."}
-    )
-    hub_strategy: str = field(default="end", metadata={"help": "When --push_to_hub uploads: at the end."})
-    eval_max_samples: int = field(
-        default=100,
-        metadata={
-            "help": "Held-out rows that word error is scored on, evenly spaced over the file. The loss is that of all rows."
-        },
-    )
-    eval_samples_shown: int = field(
-        default=5, metadata={"help": "How many of their answers are printed. eval_samples.jsonl has all."}
-    )
-    eval_max_new_tokens: int = field(default=MAX_NEW_TOKENS, metadata={"help": "Longest answer in tokens."})
-    eval_normaliser: str = field(
-        default="english",
-        metadata={
-            "help": "Normalises texts before words are compared: english (Whisper's normaliser), basic (any language with "
-            "spaces: lower case, no punctuation) or none."
-        },
-    )
-    metric_for_best_model: str | None = field(
-        default=None, metadata={"help": "Metric of --load_best_model_at_end: loss or word_error."}
-    )
-    early_stopping_patience: int | None = field(
-        default=None,
-        metadata={
-            "help": "Stop after so many evaluations in a row without a better --metric_for_best_model. Needs "
-            "--load_best_model_at_end."
-        },
+    metric_for_best_model: str | None = option(None, "Metric of --load_best_model_at_end: loss or word_error.")
+    early_stopping_patience: int | None = option(
+        None,
+        "Stop after so many evaluations in a row without a better --metric_for_best_model. Needs "
+        "--load_best_model_at_end.",
     )
 
     def __post_init__(self):
@@ -475,7 +405,7 @@ def check_arguments(
         (audio_trains and names_cache, f"--feature_cache with {trainable}", "features change after every step"),
         (not is_cached and varied, f"{varied} without a feature cache", "it varies what is in the cache"),
     ]
-    for applies, option, reason in rules:
+    for applies, given, reason in rules:
         if applies:
-            raise ValueError(f"--stage {stage} cannot have {option}: {reason}.")
+            raise ValueError(f"--stage {stage} cannot have {given}: {reason}.")
     check_writable(training.output_dir)

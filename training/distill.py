@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from audiollm.corpora.audio_rows import answer_problems, as_list, read_audio_rows
 from audiollm.corpora.examples import Example
 from audiollm.files import Journal
+from audiollm.option_parser import option
 from audiollm.processing import AudioLlmProcessor
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER, IGNORED_LABEL, ConversationError
 from torch import nn
@@ -41,25 +42,15 @@ class DistillArguments:
 
     _argument_group_name = "stage distill"
 
-    temperature: float = field(
-        default=2.0, metadata={"help": "Softens both distributions; above 1, unlikely tokens count for more."}
+    temperature: float = option(2.0, "Softens both distributions; above 1, unlikely tokens count for more.")
+    distill_weight: float = option(1.0, "Share of the distillation loss; the rest is cross-entropy on the responses.")
+    max_answer_tokens: int = option(
+        256,
+        "Bound on answers that the teacher writes, for rows without a response. Examples whose answer does "
+        "not end within it are left out, and named.",
     )
-    distill_weight: float = field(
-        default=1.0,
-        metadata={"help": "Share of the distillation loss; the rest is cross-entropy on the responses."},
-    )
-    max_answer_tokens: int = field(
-        default=256,
-        metadata={
-            "help": "Bound on answers that the teacher writes, for rows without a response. Examples whose answer does "
-            "not end within it are left out, and named."
-        },
-    )
-    response_is_transcript: bool = field(
-        default=False,
-        metadata={
-            "help": "Rows of one recording and no transcripts are transcriptions: their response is what is said."
-        },
+    response_is_transcript: bool = option(
+        False, "Rows of one recording and no transcripts are transcriptions: their response is what is said."
     )
 
     def __post_init__(self):

@@ -8,7 +8,7 @@ speech have taught the projector.
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -16,6 +16,7 @@ import torch
 from accelerate.utils import gather_object
 from audiollm.corpora.audio_rows import AudioRow, read_audio_rows
 from audiollm.corpora.examples import Example
+from audiollm.option_parser import option
 from audiollm.processing import AudioLlmProcessor
 from peft.tuners.lora import LoraLayer
 from torch import nn
@@ -38,9 +39,8 @@ class PreferArguments:
 
     _argument_group_name = "stage prefer"
 
-    beta: float = field(
-        default=0.1,
-        metadata={"help": "Strength of the pull towards the reference: the higher, the closer the model stays to it."},
+    beta: float = option(
+        0.1, "Strength of the pull towards the reference: the higher, the closer the model stays to it."
     )
 
     def __post_init__(self):

@@ -19,6 +19,7 @@ from audiollm.corpora.examples import JSON_LINES_SUFFIX, ExamplesError, json_row
 from audiollm.corpora.prompts import PROMPT_TASKS
 from audiollm.corpora.rows import ASSISTANT
 from audiollm.corpora.sources import PARQUET_SUFFIX, load_table, parse_source, settle_problems
+from audiollm.option_parser import option
 from audiollm.processing import AudioLlmProcessor
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 from tqdm.auto import tqdm
@@ -59,33 +60,26 @@ class ReadArguments:
             "*.jsonl or *.parquet rows with 'text' as it is written and, if it has figures, 'spoken' as it is said."
         },
     )
-    posterior_bank: str | None = field(
-        default=None,
-        metadata={
-            "help": f"What the projector hears of real speech ({BANK_FILE}, which --stage align and this stage write). "
-            "By default that of --model_path; where it has none, it is collected from --data_path."
-        },
+    posterior_bank: str | None = option(
+        None,
+        f"What the projector hears of real speech ({BANK_FILE}, which --stage align and this stage write). "
+        "By default that of --model_path; where it has none, it is collected from --data_path.",
     )
-    posterior_data_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "Recordings to collect the posteriors from, in a form of data_path: best such that the projector was "
-            "not trained on, of which it hears less."
-        },
+    posterior_data_path: str | None = option(
+        None,
+        "Recordings to collect the posteriors from, in a form of data_path: best such that the projector was "
+        "not trained on, of which it hears less.",
     )
-    real_share: float = field(
-        default=0.2,
-        metadata={"help": "Share of the rows that are real recordings, drawn from --data_path; none without it."},
+    real_share: float = option(
+        0.2, "Share of the rows that are real recordings, drawn from --data_path; none without it."
     )
-    hearing_errors: float = field(
-        default=1.0,
-        metadata={
-            "help": "Misheard word pieces at the end of the run, in proportion to those of the posteriors: 0 is none, 1 "
-            "as many, 2 twice as many."
-        },
+    hearing_errors: float = option(
+        1.0,
+        "Misheard word pieces at the end of the run, in proportion to those of the posteriors: 0 is none, 1 "
+        "as many, 2 twice as many.",
     )
-    first_hearing_errors: float = field(
-        default=0.0, metadata={"help": "The same at the beginning of the run, from where it goes in a straight line."}
+    first_hearing_errors: float = option(
+        0.0, "The same at the beginning of the run, from where it goes in a straight line."
     )
 
     def __post_init__(self):

@@ -9,7 +9,7 @@ import hashlib
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 import soundfile
 import soxr
 from audiollm.files import is_audio
+from audiollm.option_parser import option
 from audiollm.processing.audio import load_waveform
 
 #: Raised when the same settings come to make another sound.
@@ -60,46 +61,32 @@ class WaveformAugmentation:
         FileNotFoundError: a folder holds no recording.
     """
 
-    speed: list[float] | None = field(
-        default=None,
-        metadata={
-            "help": "Lowest and highest factor that variants are played faster by, such as 0.9 1.1, from "
-            f"{SPEED_LIMITS[0]} to {SPEED_LIMITS[1]}."
-        },
+    speed: list[float] | None = option(
+        None,
+        "Lowest and highest factor that variants are played faster by, such as 0.9 1.1, from "
+        f"{SPEED_LIMITS[0]} to {SPEED_LIMITS[1]}.",
     )
-    room_share: float = field(
-        default=0.0, metadata={"help": "Share of variants, from 0 to 1, in a room: simulated, or from --room_dir."}
+    room_share: float = option(0.0, "Share of variants, from 0 to 1, in a room: simulated, or from --room_dir.")
+    room_dir: str | None = option(None, "Folder of impulse responses, for --room_share.")
+    noise_snr_db: list[float] | None = option(
+        None,
+        "Lowest and highest ratio of speech to added noise in dB, such as 5 30, from "
+        f"{NOISE_LIMITS_DB[0]:g} to {NOISE_LIMITS_DB[1]:g}. The noise is white or pink, or from --noise_dir.",
     )
-    room_dir: str | None = field(default=None, metadata={"help": "Folder of impulse responses, for --room_share."})
-    noise_snr_db: list[float] | None = field(
-        default=None,
-        metadata={
-            "help": "Lowest and highest ratio of speech to added noise in dB, such as 5 30, from "
-            f"{NOISE_LIMITS_DB[0]:g} to {NOISE_LIMITS_DB[1]:g}. The noise is white or pink, or from --noise_dir."
-        },
+    noise_dir: str | None = option(None, "Folder of recordings of noise, for --noise_snr_db.")
+    telephone_share: float = option(
+        0.0,
+        f"Share of variants, from 0 to 1, over a telephone: {TELEPHONE_BAND_HZ[0]:g} to "
+        f"{TELEPHONE_BAND_HZ[1]:g} Hz, and A-law, mu-law or GSM.",
     )
-    noise_dir: str | None = field(
-        default=None, metadata={"help": "Folder of recordings of noise, for --noise_snr_db."}
+    codec_share: float = option(
+        0.0,
+        "Share of variants, from 0 to 1, after MP3, Opus or Vorbis at a low bit rate, or without high frequencies.",
     )
-    telephone_share: float = field(
-        default=0.0,
-        metadata={
-            "help": f"Share of variants, from 0 to 1, over a telephone: {TELEPHONE_BAND_HZ[0]:g} to "
-            f"{TELEPHONE_BAND_HZ[1]:g} Hz, and A-law, mu-law or GSM."
-        },
-    )
-    codec_share: float = field(
-        default=0.0,
-        metadata={
-            "help": "Share of variants, from 0 to 1, after MP3, Opus or Vorbis at a low bit rate, or without high frequencies."
-        },
-    )
-    gain_db: list[float] | None = field(
-        default=None,
-        metadata={
-            "help": "Lowest and highest gain in dB, such as -6 6, from "
-            f"{GAIN_LIMITS_DB[0]:g} to {GAIN_LIMITS_DB[1]:g}. Nothing is clipped."
-        },
+    gain_db: list[float] | None = option(
+        None,
+        "Lowest and highest gain in dB, such as -6 6, from "
+        f"{GAIN_LIMITS_DB[0]:g} to {GAIN_LIMITS_DB[1]:g}. Nothing is clipped.",
     )
 
     def __post_init__(self):
