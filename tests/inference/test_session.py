@@ -154,7 +154,8 @@ def test_a_long_recording_has_several_windows(session) -> None:
 @pytest.mark.quick
 def test_a_conversation_without_audio_is_the_bases_to_the_last_bit(session, tiny_bases) -> None:
     base = AutoModelForCausalLM.from_pretrained(tiny_bases[1]).eval()
-    for weight in base.parameters():  # of a file in memory, they may begin anywhere: products then round in another order
+    # Weights of a file in memory may begin anywhere: products then round in another order.
+    for weight in base.parameters():
         weight.data = weight.data.clone()
     cache = DynamicCache(config=base.config)
     for text in ("Hello?", "And again?"):
