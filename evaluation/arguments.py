@@ -23,12 +23,7 @@ def listed(given: list[str]) -> list[str]:
 
 
 def language_code(language: str) -> str:
-    """
-    Return the code of a language that is given by its code or English name.
-
-    Raises:
-        ValueError: it is neither.
-    """
+    """Return the code of a language that is given by its code or English name."""
     name = language.strip().lower()
     code = TO_LANGUAGE_CODE.get(name, name)
     if code not in LANGUAGES and not LANGUAGE_CODE.fullmatch(code):
@@ -197,17 +192,7 @@ class EvaluateArguments(JudgeArguments):
             self.language = language_code(self.language)
 
     def copies(self, names: list[str]) -> dict[str, str]:
-        """
-        Return where each task's data lie on disk; those that are not named are read where the benchmark is.
-
-        Args:
-            names: of the tasks that are run.
-
-        Raises:
-            ValueError: a copy is of no task, or several tasks would share one.
-        """
-        if not self.data_path:
-            return {}
+        """Return where the data of tasks lie on disk; those that are not named are read where the benchmark is."""
         if len(self.data_path) == 1 and len(names) == 1 and not self.data_path[0].startswith(f"{names[0]}="):
             return {names[0]: self.data_path[0]}
         found = {}

@@ -12,9 +12,10 @@ import numpy as np
 
 SAMPLES = 1000
 LEVEL = 0.95
+#: A difference is called one where its p is below.
+SIGNIFICANCE = 0.05
 #: Bound on the memory of a block of samples: items times samples.
 MAX_BLOCK_VALUES = 4_000_000
-
 #: Makes figures `(...)` of sums `(..., columns)`.
 Pooled = Callable[[np.ndarray], np.ndarray]
 
@@ -61,7 +62,8 @@ def means(values: np.ndarray) -> np.ndarray:
 
 def resampled(statistics: np.ndarray, pooled: Pooled = ratio, samples: int = SAMPLES, seed: int = 0) -> np.ndarray:
     """Figures `(samples,)` of as many items drawn with replacement, again and again."""
-    _check(statistics, samples)
+    if statistics.ndim != 2 or not len(statistics):
+        raise ValueError(f"Statistics are {statistics.shape}; expected one row or more of an item each.")
     rng, count = np.random.default_rng(seed), len(statistics)
     blocks = []
     for size in _blocks(count, samples):
@@ -83,7 +85,7 @@ def interval(
         level: of the interval.
 
     Raises:
-        ValueError: there is no item, or no sample is asked for.
+        ValueError: there is no item.
     """
     figures = resampled(statistics, pooled, samples, seed)
     return Interval(float(pooled(statistics.sum(axis=0, dtype=np.float64))), *percentiles(figures, level))
@@ -99,26 +101,20 @@ def percentiles(figures: np.ndarray, level: float = LEVEL) -> tuple[float, float
 
 
 def paired_test(
-    first: np.ndarray,
-    second: np.ndarray,
-    pooled: Pooled = ratio,
-    samples: int = SAMPLES,
-    seed: int = 0,
-    level: float = LEVEL,
+    first: np.ndarray, second: np.ndarray, pooled: Pooled = ratio, samples: int = SAMPLES, seed: int = 0
 ) -> Difference:
     """
     Test whether two systems differ on the same items: interval by paired bootstrap, p by approximate randomisation.
 
     Args:
-        first, second: their statistics `(items, columns)`, row by row of the same item.
-        pooled, samples, seed, level: see [`interval`].
+        first, second: their statistics `(items, columns)`, row by row of the same item, one row or more.
+        pooled, samples, seed: see [`interval`].
 
     Raises:
-        ValueError: they are not of the same items, there is none, or no sample is asked for.
+        ValueError: they are not of the same items.
     """
     if first.shape != second.shape:
         raise ValueError(f"Statistics are {first.shape} and {second.shape}; expected the same items and columns.")
-    _check(first, samples)
     rng, count = np.random.default_rng(seed), len(first)
     first, second = first.astype(np.float64), second.astype(np.float64)
     sums = first.sum(axis=0), second.sum(axis=0)
@@ -132,7 +128,7 @@ def paired_test(
         swapped = np.abs(pooled(sums[1] - moved) - pooled(sums[0] + moved))
         # A difference that is equal but for rounding is as large.
         at_least += int(np.sum(swapped >= observed - 1e-12))
-    low, high = percentiles(np.concatenate(drawn), level)
+    low, high = percentiles(np.concatenate(drawn))
     return Difference(one, other, other - one, low, high, (at_least + 1) / (samples + 1))
 
 
@@ -141,10 +137,3 @@ def _blocks(count: int, samples: int) -> Iterator[int]:
     size = max(1, MAX_BLOCK_VALUES // count)
     for start in range(0, samples, size):
         yield min(size, samples - start)
-
-
-def _check(statistics: np.ndarray, samples: int) -> None:
-    if statistics.ndim != 2 or not len(statistics):
-        raise ValueError(f"Statistics are {statistics.shape}; expected one row or more of an item each.")
-    if samples < 1:
-        raise ValueError(f"{samples} samples were asked for; expected 1 or more.")

@@ -15,8 +15,8 @@ import numpy as np
 from audiollm.files import write_json
 from audiollm.option_parser import parser_of
 
-from .bootstrap import SAMPLES, Difference, paired_test
-from .measures import LOWER_IS_BETTER, Answer, Convention, Measured, paired_bleu_p
+from .bootstrap import SAMPLES, SIGNIFICANCE
+from .measures import LOWER_IS_BETTER, Answer, Convention, paired, paired_bleu_p
 from .outputs import Run, RunFolderError, convention_of, joined_sessions, open_run, read_answers
 from .score import ScoringOptions, measure_answers
 from .systems import MODEL
@@ -24,8 +24,8 @@ from .systems import MODEL
 BLEU = "bleu"
 #: How p is found, but of BLEU, which sacreBLEU tests itself.
 RANDOMISATION = "paired approximate randomisation"
-#: A difference is called one below it.
-SIGNIFICANCE = 0.05
+#: Ids that a line names; JSON has all of them.
+MAX_IDS_SHOWN = 5
 
 
 def compare_runs(
@@ -44,8 +44,7 @@ def compare_runs(
     named. Both sides are scored again by one convention, that of the first.
 
     Args:
-        first, second: folders of `audiollm evaluate`.
-        systems: which system of each.
+        first, second: folders of `audiollm evaluate`, with one of the `systems` each.
         tasks: only these.
         normaliser, samples, seed: see [`audiollm.evaluation.score.score_run`].
 
@@ -54,8 +53,7 @@ def compare_runs(
         first), its interval and p; and which tasks and items only one of them has.
 
     Raises:
-        RunFolderError: a folder is none, has no such system, or the two have nothing in common.
-        ValueError: there is no such task, metric or normaliser.
+        ValueError: a folder is none, there is no such system, task, metric or normaliser, or nothing in common.
         ImportError: a library that a metric needs is not installed.
     """
     runs = open_run(first), open_run(second)
@@ -72,9 +70,9 @@ def compare_runs(
         )
     compared = {}
     for task in common:
-        one, other = (read_answers(run, task, system) for run, system in zip(runs, systems))
+        answers = [read_answers(run, task, system) for run, system in zip(runs, systems)]
         convention = convention_of(runs[0].task(task), normaliser)
-        compared[task] = compare_answers(one, other, runs[0].task(task)["metrics"], convention, samples, seed)
+        compared[task] = compare_answers(answers, runs[0].task(task)["metrics"], convention, samples, seed)
     return {
         "first": {"folder": str(first), "system": systems[0], "model": runs[0].record.get("model")},
         "second": {"folder": str(second), "system": systems[1], "model": runs[1].record.get("model")},
@@ -95,85 +93,64 @@ def _tasks_of(run: Run, system: str) -> list[str]:
 
 
 def compare_answers(
-    first: Sequence[Answer],
-    second: Sequence[Answer],
-    metrics: Sequence[str],
-    convention: Convention,
-    samples: int = SAMPLES,
-    seed: int = 0,
+    answers: Sequence[Sequence[Answer]], metrics: Sequence[str], convention: Convention, samples: int, seed: int
 ) -> dict[str, Any]:
     """Compare what two systems answered to one task's items; see [`compare_runs`]."""
-    sides = {each.id: each for each in first}, {each.id: each for each in second}
+    sides = [{each.id: each for each in side} for side in answers]
     both = [one for one in sides[0] if one in sides[1]]
-    same = [one for one in both if list(sides[0][one].references) == list(sides[1][one].references)]
-    others = set(both) - set(same)
-    matched = [joined_sessions([side[one] for one in same])[0] for side in sides]
+    same = {one: None for one in both if list(sides[0][one].references) == list(sides[1][one].references)}
     entry: dict[str, Any] = {
         "items": len(same),
         "only_in_first": [one for one in sides[0] if one not in sides[1]],
         "only_in_second": [one for one in sides[1] if one not in sides[0]],
-        "other_reference": [one for one in both if one in others],
+        "other_reference": [one for one in both if one not in same],
         "metrics": {},
     }
     if not same:
         return entry
+    matched = [joined_sessions([side[one] for one in same])[0] for side in sides]
     measured = [measure_answers(side, metrics, convention) for side in matched]
-    for name in measured[0]:
-        entry["metrics"][name] = _compared(
-            name, measured[0][name], measured[1][name], matched, convention, samples, seed
-        )
+    for name, one in measured[0].items():
+        other = measured[1][name]
+        common, found = paired(one, other, samples, seed)
+        counted = set(common)
+        compared = {
+            **{"unit": one.unit, "signature": one.signature, "scored": len(common)},
+            "scored_only_in_first": [each for each in one.ids if each not in counted],
+            "scored_only_in_second": [each for each in other.ids if each not in counted],
+            **dict.fromkeys(("first", "second", "difference", "low", "high", "p")),
+        }
+        if found is not None:
+            p, test = found.p, RANDOMISATION
+            if name == BLEU:
+                texts = [[each for each in side if each.id in counted] for side in matched]
+                p, test = paired_bleu_p(texts[0], texts[1], convention, samples)
+            compared |= {
+                **{"first": found.first, "second": found.second, "difference": found.value},
+                **{"low": found.low, "high": found.high, "p": p, "test": test},
+                "better": _better(name, found.value, p),
+            }
+        entry["metrics"][name] = compared
     return entry
 
 
-def _compared(
-    name: str,
-    first: Measured,
-    second: Measured,
-    matched: Sequence[Sequence[Answer]],
-    convention: Convention,
-    samples: int,
-    seed: int,
-) -> dict[str, Any]:
-    """Compare one metric of both, on the items that count in both."""
-    places = [{one: place for place, one in enumerate(each.ids)} for each in (first, second)]
-    common = [one for one in first.ids if one in places[1]]
-    known = {
-        **{"unit": first.unit, "signature": first.signature, "scored": len(common)},
-        "scored_only_in_first": [one for one in first.ids if one not in places[1]],
-        "scored_only_in_second": [one for one in second.ids if one not in places[0]],
-    }
-    if not common:
-        return {"first": None, "second": None, "difference": None, "low": None, "high": None, "p": None, **known}
-    rows = [each.statistics[[place[one] for one in common]] for each, place in zip((first, second), places)]
-    found = paired_test(rows[0], rows[1], first.pooled, samples, seed)
-    p, test = found.p, RANDOMISATION
-    if name == BLEU:
-        by_id = [{each.id: each for each in side} for side in matched]
-        paired = [[side[one] for one in common] for side in by_id]
-        p, test = paired_bleu_p(paired[0], paired[1], convention, samples)
-    better = _better(name, found, p)
-    return {
-        **{"first": found.first, "second": found.second, "difference": found.value},
-        **{"low": found.low, "high": found.high, "p": p, "test": test, "better": better, **known},
-    }
-
-
-def _better(name: str, found: Difference, p: float) -> str | None:
+def _better(name: str, difference: float, p: float) -> str | None:
     """Return which one is better, if that is not likely to be chance."""
-    if p >= SIGNIFICANCE or np.isclose(found.value, 0.0):
+    if p >= SIGNIFICANCE or np.isclose(difference, 0.0):
         return None
-    return "second" if (found.value < 0) == (name in LOWER_IS_BETTER) else "first"
+    return "second" if (difference < 0) == (name in LOWER_IS_BETTER) else "first"
 
 
 def comparison_table(comparison: Mapping[str, Any]) -> str:
     """Return a comparison for people."""
-    names = {side: _title(comparison[side]) for side in ("first", "second")}
-    lines = [f"first:  {names['first']}", f"second: {names['second']}", ""]
+    lines = [f"first:  {_title(comparison['first'])}", f"second: {_title(comparison['second'])}", ""]
     lines.append(
         f"{'task':24} {'metric':22} {'first':>9} {'second':>9} {'difference':>11}  {'95% interval':22} {'p':>7}  better"
     )
     for task, entry in comparison["tasks"].items():
+        left_out = {key: entry[key] for key in ("only_in_first", "only_in_second", "other_reference")}
         for name, each in entry["metrics"].items():
+            left_out |= {f"{name}: {key}": each[key] for key in ("scored_only_in_first", "scored_only_in_second")}
             if each["difference"] is None:
                 lines.append(f"{task:24} {name:22} nothing to score in both")
                 continue
@@ -183,12 +160,8 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
             lines.append(
                 f"{task:24} {name:22} {figures}  {spread:22} {each['p']:7.4f}  {better} ({each['scored']} items)"
             )
-        left_out = {key: entry[key] for key in ("only_in_first", "only_in_second", "other_reference")}
-        for name, each in entry["metrics"].items():
-            left_out |= {f"{name}: {key}": each[key] for key in ("scored_only_in_first", "scored_only_in_second")}
-        for key, ids in left_out.items():
-            if ids:
-                lines.append(f"{task:24} left out, {key.replace('_', ' ')}: {_listed(ids)}")
+        named = [(key.replace("_", " "), ids) for key, ids in left_out.items() if ids]
+        lines += [f"{task:24} left out, {reason}: {_listed(ids)}" for reason, ids in named]
     for side in ("first", "second"):
         if comparison[f"tasks_only_in_{side}"]:
             lines.append(f"tasks only in {side}: {', '.join(comparison[f'tasks_only_in_{side}'])}")
@@ -197,10 +170,6 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
 
 def _title(side: Mapping[str, Any]) -> str:
     return f"{side['system']} of {side['folder']}" + (f" ({side['model']})" if side["model"] else "")
-
-
-#: Ids that a line names; JSON has all of them.
-MAX_IDS_SHOWN = 5
 
 
 def _listed(ids: Sequence[str]) -> str:
@@ -239,11 +208,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         systems = (options.systems[0], options.systems[-1])
         if first == second and systems[0] == systems[1]:
             raise ValueError(f"{first} is compared with itself; name two --systems of it, or another folder")
-        found = compare_runs(
-            *(first, second, systems, options.tasks or None, options.normaliser),
-            samples=options.samples,
-            seed=options.seed,
-        )
+        scoring = (options.normaliser, options.samples, options.seed)
+        found = compare_runs(first, second, systems, options.tasks or None, *scoring)
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"audiollm evaluate compare: {error}")
     print(comparison_table(found))

@@ -1,22 +1,18 @@
 """
 Answer in batches: each answer ends at its own bound, says how it ended, and does not depend on what else is in the batch.
-
-This is the one loop that evaluation generates with, and the one bound on transcripts.
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from audiollm.inference.answer_ends import AnswerEnds
-from audiollm.inference.answering import MAX_BATCH_SECONDS
+from audiollm.inference.answer_ends import generate_to_ends
 from audiollm.inference.ctc_rescoring import CtcRescorer
 from audiollm.inference.recording_encoder import RecordingEncoder
-from transformers import StoppingCriteriaList
 
 from .outputs import ERROR, LENGTH, REPEATED, STOP
 
@@ -25,6 +21,8 @@ from .outputs import ERROR, LENGTH, REPEATED, STOP
 ENGLISH_TOKENS_PER_SECOND, OTHER_TOKENS_PER_SECOND = 10.0, 60.0
 SPARE_TOKENS = 8
 Conversation = list[dict[str, Any]]
+#: Token ids, waveforms in reading order, and the bound on the answer.
+Prompt = tuple[list[int], Sequence[Any], int]
 Row = TypeVar("Row")
 Result = TypeVar("Result")
 
@@ -91,26 +89,6 @@ def adapter_windows(processor: Any, recording: Any) -> list[np.ndarray]:
     return np.split(waveform, np.cumsum(processor.window_lengths(len(waveform)))[:-1])
 
 
-def batched(
-    seconds: Sequence[float], batch_size: int, max_batch_seconds: float = MAX_BATCH_SECONDS
-) -> list[list[int]]:
-    """
-    Return the places of questions that share a batch, short ones first; those of like length stay in their order.
-
-    Args:
-        seconds: of audio in each question.
-        batch_size: questions in a batch, at most.
-        max_batch_seconds: of audio in a batch, padded to its longest, at most; a longer question is alone.
-    """
-    batches: list[list[int]] = []
-    for index in sorted(range(len(seconds)), key=seconds.__getitem__):
-        full = not batches or len(batches[-1]) == batch_size
-        if full or (len(batches[-1]) + 1) * seconds[index] > max_batch_seconds:
-            batches.append([])
-        batches[-1].append(index)
-    return batches
-
-
 class Generator:
     """
     Greedy answers of a model to batches of conversations.
@@ -119,40 +97,16 @@ class Generator:
         model: an AudioLLM, or for conversations of text alone any causal language model.
         processor: the AudioLLM's.
         ctc_weight: for transcripts: n-best rescoring with CTC of this weight; see [`audiollm.inference.ctc_rescoring`].
-        encode: gives the encoder's output of recordings in reading order, such as a cache does; by default it is computed.
 
     Raises:
         ValueError: there is a `ctc_weight`, and the model has no CTC to ask.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        processor: Any,
-        ctc_weight: float = 0.0,
-        encode: Callable[[list[Any]], Mapping[str, torch.Tensor]] | None = None,
-    ):
-        self.model = model
+    def __init__(self, model: Any, processor: Any, ctc_weight: float = 0.0):
+        self.model, self.processor = model, processor
         self._rescorer = CtcRescorer(model, processor.tokenizer, ctc_weight) if ctc_weight else None
-        self.processor = processor
-        self._encode = encode or RecordingEncoder(model, processor)
-        self._context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-
-    def prompt_ids(self, conversation: Conversation, bound: int) -> list[int]:
-        """
-        Return a conversation's ids, the opening of an answer included.
-
-        Raises:
-            ValueError: it is malformed, or leaves no room for an answer in the language model's context.
-        """
-        ids = self.processor.apply_chat_template(
-            conversation, tokenize=True, add_generation_prompt=True, return_tensors=None, return_features=False
-        )["input_ids"][0]
-        if self._context is not None and len(ids) + min(bound, SPARE_TOKENS) > self._context:
-            raise ValueError(
-                f"the question takes {len(ids)} tokens, but the language model holds {self._context} with the answer"
-            )
-        return ids
+        self._encoder = RecordingEncoder(model, processor)
+        self._context = getattr(model.config.get_text_config(), "max_position_embeddings", sys.maxsize)
 
     def answer(
         self, conversations: Sequence[Conversation], waveforms: Sequence[Sequence[Any]], bounds: Sequence[int]
@@ -162,32 +116,39 @@ class Generator:
 
         Args:
             conversations: with waveforms as audio parts.
-            waveforms: those `(samples,)` of each conversation in reading order, or what `encode` takes for them.
+            waveforms: those `(samples,)` of each conversation in reading order.
             bounds: tokens that each answer may have; fewer where the context ends before.
         """
-        rows: list[tuple[list[int], Sequence[Any], int]] = []
+        rows: list[Prompt] = []
         answers: list[Answer | None] = []
         for conversation, heard, bound in zip(conversations, waveforms, bounds, strict=True):
             try:
-                ids = self.prompt_ids(conversation, bound)
-                room = bound if self._context is None else self._context - len(ids)
-                rows.append((ids, heard, min(bound, room)))
+                rows.append(self._prompt(conversation, heard, bound))
                 answers.append(None)
             except ValueError as error:
                 answers.append(failure(error))
-        generated = iter(in_halves(self._generate, rows, lambda reason: failure(reason)))
+        generated = iter(in_halves(self._generate, rows, failure))
         return [next(generated) if answer is None else answer for answer in answers]
 
+    def _prompt(self, conversation: Conversation, heard: Sequence[Any], bound: int) -> Prompt:
+        """Return a conversation's ids, its waveforms, and the bound on its answer, for which there must be room."""
+        ids = self.processor.apply_chat_template(
+            conversation, tokenize=True, add_generation_prompt=True, return_tensors=None, return_features=False
+        )["input_ids"][0]
+        if len(ids) + min(bound, SPARE_TOKENS) > self._context:
+            raise ValueError(
+                f"the question takes {len(ids)} tokens, but the language model holds {self._context} with the answer"
+            )
+        return ids, heard, min(bound, self._context - len(ids))
+
     @torch.inference_mode()
-    def _generate(self, rows: Sequence[tuple[list[int], Sequence[Any], int]]) -> list[Answer]:
+    def _generate(self, rows: Sequence[Prompt]) -> list[Answer]:
         tokenizer, device = self.processor.tokenizer, self.model.device
         inputs = tokenizer.pad(
             {"input_ids": [ids for ids, _, _ in rows]}, padding=True, padding_side="left", return_tensors="pt"
         )
-        heard = [waveform for _, waveforms, _ in rows for waveform in waveforms]
-        if heard:
-            inputs.update(self._encode(heard))
-        length = inputs["input_ids"].shape[1]
+        if heard := [waveform for _, waveforms, _ in rows for waveform in waveforms]:
+            inputs.update(self._encoder(heard))
         bounds = [bound for _, _, bound in rows]
         if self._rescorer is not None:
             # CTC gives no weight to a text of more pieces than audio tokens, so longer candidates are of no use.
@@ -195,21 +156,15 @@ class Generator:
             bounds = [min(bound, SPARE_TOKENS + count) for bound, count in zip(bounds, audio_tokens)]
             best = self._rescorer.choose(**inputs.to(device), bounds=bounds)
             return [Answer(one.text, STOP if one.is_finished else LENGTH) for one in best]
-        criterion = AnswerEnds(length, bounds)
-        output = self.model.generate(
-            **inputs.to(device),
-            max_new_tokens=max(bounds),
-            do_sample=False,
-            num_beams=1,
-            stopping_criteria=StoppingCriteriaList([criterion]),
+        said = generate_to_ends(
+            self.model, inputs.to(device), bounds, max_new_tokens=max(bounds), do_sample=False, num_beams=1
         )
         ends = self.model.generation_config.eos_token_id
         ends = set(ends if isinstance(ends, list) else [ends])
         answers = []
-        for row, bound, looped in zip(output[:, length:].tolist(), bounds, criterion.repeated.tolist()):
-            said = row[: looped or bound]
-            text = tokenizer.decode(said, skip_special_tokens=True).strip()
-            answers.append(Answer(text, STOP if ends & set(said) else REPEATED if looped else LENGTH))
+        for row, bound in zip(said, bounds):
+            finish = STOP if ends & set(row) else LENGTH if len(row) >= bound else REPEATED
+            answers.append(Answer(tokenizer.decode(row, skip_special_tokens=True).strip(), finish))
         return answers
 
 

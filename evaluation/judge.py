@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -29,7 +29,7 @@ JUDGE_FILE = "judge.json"
 #: Noted of a judge that takes no temperature.
 MODELS_OWN = "the model's own"
 #: What an error begins with, by what has failed.
-REQUEST, REPLY = "request: ", "reply: "
+REQUEST, REPLY = "request", "reply"
 PROMPTS_FILE = Path(__file__).parent / "judge_prompts.yaml"
 REFERENCE_FIRST, ANSWER_FIRST, ANSWER_ONLY = "reference_first", "answer_first", "answer_only"
 #: Requests at a time.
@@ -44,11 +44,15 @@ OPENAI_VARIABLE = "OPENAI_API_KEY"
 #: What is sent where an endpoint needs no key.
 NO_KEY = "none"
 NUMBER = r"(\d+(?:\.\d+)?)"
-TWO_NUMBERS = re.compile(rf"^\W*{NUMBER}(?:\s*[,;/|]\s*|\s+){NUMBER}\W*$")
-ONE_NUMBER = re.compile(rf"^[^\d.]*{NUMBER}[^\d]*$")
+#: How replies are read, by what a rubric says under `reads`.
+REPLIES = {
+    "two_scores": re.compile(rf"^\W*{NUMBER}(?:\s*[,;/|]\s*|\s+){NUMBER}\W*$"),
+    "one_score": re.compile(rf"^[^\d.]*{NUMBER}[^\d]*$"),
+    "yes_no": re.compile(r"^\W*(yes|no)\b", re.IGNORECASE),
+}
+YES_NO = {"yes": "1", "no": "0"}
 #: What an endpoint names that refuses an option for its model.
 REFUSED_OPTION = re.compile(r"max_tokens|max_completion_tokens|temperature")
-YES_NO = re.compile(r"^\W*(yes|no)\b", re.IGNORECASE)
 
 
 class JudgeError(ValueError):
@@ -93,25 +97,14 @@ class Rubric:
         Raises:
             UnreadableReplyError: it has none, or some beyond the scale.
         """
-        text = reply.strip()
-        if self.reads == "yes_no":
-            said = YES_NO.match(text)
-            numbers = [float(said[1].lower() == "yes")] if said else []
-        elif self.reads == "one_score":
-            found = ONE_NUMBER.match(text)
-            numbers = [float(found[1])] if found else []
-        else:
-            matches = filter(None, (TWO_NUMBERS.match(line.strip()) for line in text.splitlines()))
-            pair = next(matches, None)
-            numbers = [float(pair[1]), float(pair[2])] if pair else []
-        if not numbers or not all(self.least <= number <= self.most for number in numbers):
+        lines = reply.splitlines() if self.reads == "two_scores" else [reply]
+        found = next(filter(None, (REPLIES[self.reads].match(line.strip()) for line in lines)), None)
+        marks = [float(YES_NO.get(mark.lower(), mark)) for mark in found.groups()] if found else []
+        if not marks or not all(self.least <= mark <= self.most for mark in marks):
             wanted = "two scores" if self.reads == "two_scores" else "a score"
             raise UnreadableReplyError(f"expected {wanted} from {self.least:g} to {self.most:g}")
-        if len(numbers) == 1:
-            return {"answer": numbers[0]}
-        first, second = numbers
-        by_order = {REFERENCE_FIRST: (first, second), ANSWER_FIRST: (second, first)}
-        return dict(zip(("reference", "answer"), by_order[order]))
+        names = {REFERENCE_FIRST: ("reference", "answer"), ANSWER_FIRST: ("answer", "reference")}
+        return dict(zip(names.get(order, ("answer",)), marks))
 
 
 @lru_cache(maxsize=1)
@@ -209,28 +202,9 @@ def _key(options: JudgeArguments) -> str | None:
 # ------------------------------------------------------------------------------------------------ a run
 
 
-@dataclass(frozen=True)
-class Asked:
-    """One request: the item, which answer comes first, and how often the same was asked before."""
-
-    id: str
-    order: str
-    sample: int
-    prompt: str
-
-    @property
-    def key(self) -> tuple[str, str, int]:
-        """Identifies the request within a task and system."""
-        return (self.id, self.order, self.sample)
-
-
 def judge_run(folder: Path, tasks: Sequence[str], options: JudgeArguments) -> None:
     """
-    Mark the answers of a run's tasks that have no mark yet.
-
-    Args:
-        folder: the run's.
-        tasks: names; those without a judge are passed over.
+    Mark the answers of a run's tasks that have no mark yet; tasks without a judge are passed over.
 
     Raises:
         JudgeError: there is no key or no such model; what has been marked until then is kept.
@@ -273,80 +247,53 @@ def _check_settings(folder: Path, options: JudgeArguments, rubrics: Mapping[str,
 
 
 def judge_outputs(outputs: Path, verdicts: Path, rubric: Rubric, judge: Judge) -> None:
-    """
-    Mark the answers of one system to one task that have no mark yet.
-
-    Args:
-        outputs, verdicts: files of answers and of what the judge said.
-    """
-    asked = list(_asked(outputs, rubric))
+    """Mark the answers of one system to one task that have no mark yet, from one file to the other."""
+    asked = [
+        {"id": row["id"], "order": order, "sample": sample, "prompt": rubric.prompt(order, row)}
+        for row in read_rows(outputs)
+        if row["output"] is not None
+        for order in rubric.orders
+        for sample in range(rubric.samples)
+    ]
     kept = {_identity(row): row for row in read_rows(verdicts)}
-    done = {one.key for one in asked if _is_done(kept.get(one.key), one)}
-    new = [one for one in asked if one.key not in done]
-    title = f"Judging {outputs.parent.name}: {outputs.stem}"
+    done = {key for key, row in kept.items() if row["scores"] is not None}
+    new = [one for one in asked if _identity(one) not in done or kept[_identity(one)]["prompt"] != one["prompt"]]
     if new:
+        title = f"Judging {outputs.parent.name}: {outputs.stem}"
         failed: Counter[str] = Counter()
-        with tqdm(total=len(new), desc=title, unit="mark") as bar:
-            for verdict in _verdicts(new, rubric, judge):
-                kept[_identity(verdict)] = verdict
-                Journal(verdicts).append([verdict])
-                if verdict["error"]:
-                    failed[verdict["error"].partition(":")[0]] += 1
-                bar.update()
+        with tqdm(total=len(new), desc=title, unit="mark") as bar, ThreadPoolExecutor(CONCURRENCY) as pool:
+            futures = [pool.submit(_verdict, one, rubric, judge) for one in new]
+            try:
+                for future in as_completed(futures):
+                    verdict = future.result()
+                    kept[_identity(verdict)] = verdict
+                    Journal(verdicts).append([verdict])
+                    if verdict["error"]:
+                        failed[verdict["error"].partition(":")[0]] += 1
+                    bar.update()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
         if failed:
             print(
-                f"{title}: {failed['request']} requests failed and {failed['reply']} replies could not be read; given "
+                f"{title}: {failed[REQUEST]} requests failed and {failed[REPLY]} replies could not be read; given "
                 "again, the same command asks them again.",
                 file=sys.stderr,
             )
-    write_rows(verdicts, [kept[one.key] for one in asked if one.key in kept])
+    write_rows(verdicts, [kept[_identity(one)] for one in asked if _identity(one) in kept])
 
 
-def _asked(outputs: Path, rubric: Rubric) -> Iterator[Asked]:
-    for row in read_rows(outputs):
-        if row["output"] is None:
-            continue
-        for order in rubric.orders:
-            prompt = rubric.prompt(order, row)
-            yield from (Asked(row["id"], order, sample, prompt) for sample in range(rubric.samples))
-
-
-def _verdicts(new: Sequence[Asked], rubric: Rubric, judge: Judge) -> Iterator[dict[str, Any]]:
-    """Yield what the judge says, in the order it comes."""
-    with ThreadPoolExecutor(CONCURRENCY) as pool:
-        futures = [pool.submit(_verdict, one, rubric, judge) for one in new]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _verdict(asked: Asked, rubric: Rubric, judge: Judge) -> dict[str, Any]:
+def _verdict(asked: Mapping[str, Any], rubric: Rubric, judge: Judge) -> dict[str, Any]:
     reply = scores = error = None
     try:
-        reply = judge.reply(asked.prompt, rubric.temperature)
-        scores = rubric.read(reply, asked.order)
-    except JudgeError:
-        raise
+        reply = judge.reply(asked["prompt"], rubric.temperature)
+        scores = rubric.read(reply, asked["order"])
     except UnreadableReplyError as problem:
-        error = f"{REPLY}{problem}"
+        error = f"{REPLY}: {problem}"
     except RuntimeError as problem:
-        error = f"{REQUEST}{problem}"
-    return {
-        "id": asked.id,
-        "order": asked.order,
-        "sample": asked.sample,
-        "prompt": asked.prompt,
-        "reply": reply,
-        "scores": scores,
-        "error": error,
-    }
+        error = f"{REQUEST}: {problem}"
+    return {**asked, "reply": reply, "scores": scores, "error": error}
 
 
 def _identity(row: Mapping[str, Any]) -> tuple[str, str, int]:
+    """Return what tells a request from others about the same answers: item, order, and which sample."""
     return (row["id"], row["order"], row["sample"])
-
-
-def _is_done(verdict: Mapping[str, Any] | None, asked: Asked) -> bool:
-    return verdict is not None and verdict["scores"] is not None and verdict["prompt"] == asked.prompt

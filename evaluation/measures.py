@@ -10,7 +10,7 @@ of your own, without a run:
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from typing import Any
@@ -18,13 +18,12 @@ from typing import Any
 import numpy as np
 from audiollm.corpora.normalisers import has_words
 
-from .bootstrap import Pooled, means, ratio
+from .bootstrap import Difference, Pooled, means, paired_test, percentiles, ratio, resampled
 from .optional import optional_library
-from .word_error import JIWER, TextErrors, aligner_for, character_errors, convention, word_errors
+from .word_error import CHARACTERS, EMPTY_REFERENCE, WORDS, convention, word_errors
 
 FRACTION, POINTS, RATIO = "fraction", "points", "ratio"
 EXTRA = "evaluation"
-EMPTY_REFERENCE = "skipped_empty_reference"
 
 
 @dataclass(frozen=True)
@@ -104,6 +103,29 @@ class Measured:
             return float("nan")
         return float(self.pooled(self.statistics.sum(axis=0, dtype=np.float64)))
 
+    def of(self, ids: Iterable[str]) -> "Measured":
+        """Return the same of some items, in the order given; ids that do not count are passed over."""
+        places = {one: place for place, one in enumerate(self.ids)}
+        kept = [one for one in ids if one in places]
+        return replace(self, ids=kept, statistics=self.statistics[[places[one] for one in kept]])
+
+    def drawn(self, samples: int, seed: int) -> np.ndarray:
+        """Return figures `(samples,)` of items drawn with replacement; there must be one."""
+        return resampled(self.statistics, self.pooled, samples, seed)
+
+    def interval(self, samples: int, seed: int) -> tuple[float, float]:
+        """Return the bootstrap interval of the figure; NaN where there is none."""
+        return percentiles(self.drawn(samples, seed)) if len(self.statistics) else (float("nan"), float("nan"))
+
+
+def paired(first: Measured, second: Measured, samples: int, seed: int) -> tuple[list[str], Difference | None]:
+    """Return the items that count in both, and how the second differs on them; None where there is no such item."""
+    both = list(second.of(first.ids).ids)
+    if not both:
+        return both, None
+    rows = [each.of(both).statistics for each in (first, second)]
+    return both, paired_test(rows[0], rows[1], first.pooled, samples, seed)
+
 
 def _pairs(rows: Iterable[tuple[float, float]]) -> np.ndarray:
     return np.array(list(rows), dtype=np.float64).reshape(-1, 2)
@@ -116,49 +138,42 @@ def _mean(
     items: Mapping[str, Mapping[str, Any]] | None = None,
     dropped: Mapping[str, int] | None = None,
 ) -> Measured:
-    """Return a figure that is the mean of `scores`, by the answer's id; counts of 0 are not said."""
+    """Return a figure that is the mean of `scores`, by the answer's id."""
     written = {one: {"score": score} for one, score in scores.items()} if items is None else items
     values = np.array(list(scores.values()), dtype=np.float64)
-    counts = {reason: count for reason, count in (dropped or {}).items() if count}
-    return Measured(means(values), list(scores), unit, signature, items=written, dropped=counts)
+    return Measured(means(values), list(scores), unit, signature, items=written, dropped=dropped or {})
 
 
 def _with_references(answers: Sequence[Answer]) -> tuple[list[tuple[Answer, list[str]]], dict[str, int]]:
     """Return answers that have references, with those that are not empty, and how many have none."""
     found = [(answer, [text for text in answer.references if text.strip()]) for answer in answers]
     kept = [(answer, references) for answer, references in found if references]
-    return kept, {EMPTY_REFERENCE: len(answers) - len(kept)} if len(kept) < len(answers) else {}
+    return kept, {EMPTY_REFERENCE: len(answers) - len(kept)}
 
 
-# ------------------------------------------------------------------------------------------------- words and characters
+# ------------------------------------------------------------------------------------------------ words and characters
 
 
 def word_error(answers: Sequence[Answer], by: Convention) -> Measured:
     """Corpus word error."""
-    errors = word_errors(*_texts(answers), normaliser=by.normaliser)
-    return _spelled(answers, errors, "words", convention("words", by.normaliser, aligner_for(by.normaliser)))
+    return _text_error(answers, by.normaliser, WORDS)
 
 
 def plain_word_error(answers: Sequence[Answer], by: Convention) -> Measured:
     """Corpus word error of texts as they are written: capitals and punctuation count."""
-    errors = word_errors(*_texts(answers), normaliser="none")
-    measured = _spelled(answers, errors, "words", convention("words", "none"))
-    return Measured(measured.statistics, measured.ids, FRACTION, measured.signature, dropped=measured.dropped)
+    return replace(_text_error(answers, "none", WORDS), items={})
 
 
 def character_error(answers: Sequence[Answer], by: Convention) -> Measured:
     """Corpus character error, aligned by jiwer."""
-    errors = character_errors(*_texts(answers), normaliser=by.normaliser)
-    return _spelled(answers, errors, "characters", convention("characters", by.normaliser, JIWER))
+    return _text_error(answers, by.normaliser, CHARACTERS)
 
 
-def _texts(answers: Sequence[Answer]) -> tuple[list[str], list[str]]:
-    return [answer.reference for answer in answers], [answer.text for answer in answers]
-
-
-def _spelled(answers: Sequence[Answer], errors: Sequence[TextErrors], unit: str, signature: str) -> Measured:
-    scored = [(answer.id, found) for answer, found in zip(answers, errors) if found.skipped is None]
-    prefix = "" if unit == "words" else "character_"
+def _text_error(answers: Sequence[Answer], normaliser: str, unit: str) -> Measured:
+    texts = [answer.reference for answer in answers], [answer.text for answer in answers]
+    errors = word_errors(*texts, normaliser, unit)
+    scored = {answer.id: found for answer, found in zip(answers, errors) if found.skipped is None}
+    prefix = "" if unit == WORDS else "character_"
     items = {
         one: {
             "normalised_reference": found.reference,
@@ -169,11 +184,11 @@ def _spelled(answers: Sequence[Answer], errors: Sequence[TextErrors], unit: str,
             f"{prefix}deletions": found.deletions,
             f"{prefix}insertions": found.insertions,
         }
-        for one, found in scored
+        for one, found in scored.items()
     }
     dropped = Counter(found.skipped for found in errors if found.skipped is not None)
-    statistics = _pairs((found.errors, found.length) for _, found in scored)
-    return Measured(statistics, [one for one, _ in scored], FRACTION, signature, items=items, dropped=dropped)
+    statistics = _pairs((found.errors, found.length) for found in scored.values())
+    return Measured(statistics, list(scored), FRACTION, convention(unit, normaliser), items=items, dropped=dropped)
 
 
 # ---------------------------------------------------------------------------------------------------------- translations
@@ -184,13 +199,7 @@ BLEU_TOKENIZERS = {"zh": "zh", "zho": "zh", "cmn": "zh", "yue": "zh", "ja": "ja-
 
 
 def bleu_metric(by: Convention, **options: Any) -> Any:
-    """
-    Return sacreBLEU's metric as its command line sets it up; `options` are its own.
-
-    Raises:
-        ImportError: sacreBLEU, or for Japanese MeCab, is not installed.
-        ValueError: sacreBLEU has no such tokenizer.
-    """
+    """Return sacreBLEU's metric as its command line sets it up; `options` are its own."""
     BLEU = optional_library("sacrebleu.metrics", EXTRA).BLEU
     code = re.split(r"[-_]", (by.language or "").lower())[0]
     chosen = by.bleu_tokenizer or BLEU_TOKENIZERS.get(code, "13a")
@@ -292,12 +301,7 @@ PARSERS: dict[str, Callable[[str], str | None]] = {"air_bench": air_bench_letter
 
 
 def choice_accuracy(strict: bool, answers: Sequence[Answer], by: Convention) -> Measured:
-    """
-    Right answers over readable ones, as AIR-Bench counts; strict: over all, where one that cannot be read is wrong.
-
-    Raises:
-        ValueError: there is no such rule to read choices by.
-    """
+    """Right answers over readable ones, as AIR-Bench counts; strict: over all, where one that cannot be read is wrong."""
     if by.parsing not in PARSERS:
         raise ValueError(f"There is no rule {by.parsing!r} to read choices by; expected {', '.join(PARSERS)}.")
     kept = [answer for answer in answers if answer.reference.strip()]
@@ -319,19 +323,15 @@ def choice_accuracy(strict: bool, answers: Sequence[Answer], by: Convention) -> 
 TOKENS, NEGATIVE_LOG_LIKELIHOOD, SAME_LOGITS = "tokens", "negative_log_likelihood", "same_logits_as_base"
 
 
-def mark_of(verdict: Mapping[str, Any]) -> float | None:
-    """Return the mark that a verdict gives the answer; None where the judge failed or its reply could not be read."""
-    mark = (verdict.get("scores") or {}).get("answer")
-    return None if mark is None else float(mark)
-
-
 def judge_score(answers: Sequence[Answer], by: Convention) -> Measured:
     """
     Mean over answers of the mean of their verdicts' marks: over both orders, or all samples.
 
     Answers without a mark do not count; they and the verdicts that failed are counted.
     """
-    marks = {answer.id: [mark_of(verdict) for verdict in answer.verdicts] for answer in answers}
+    marks = {
+        answer.id: [(verdict.get("scores") or {}).get("answer") for verdict in answer.verdicts] for answer in answers
+    }
     given = {one: [mark for mark in each if mark is not None] for one, each in marks.items()}
     scores = {one: float(np.mean(each)) for one, each in given.items() if each}
     failed = sum(map(len, marks.values())) - sum(map(len, given.values()))
@@ -368,7 +368,6 @@ def perplexity(answers: Sequence[Answer], by: Convention) -> Measured:
     """Perplexity per token over all texts: exp of the summed negative log likelihood (nats) over the tokens scored."""
     measured = [answer for answer in answers if answer.extra.get(NEGATIVE_LOG_LIKELIHOOD) is not None]
     rows = [(float(answer.extra[NEGATIVE_LOG_LIKELIHOOD]), float(answer.extra[TOKENS])) for answer in measured]
-    missing = len(answers) - len(measured)
     return Measured(
         statistics=_pairs(rows),
         ids=[answer.id for answer in measured],
@@ -376,7 +375,7 @@ def perplexity(answers: Sequence[Answer], by: Convention) -> Measured:
         signature="per token, all texts pooled",
         pooled=perplexity_of_sums,
         items={answer.id: {NEGATIVE_LOG_LIKELIHOOD: row[0], TOKENS: row[1]} for answer, row in zip(measured, rows)},
-        dropped={"not_measured": missing} if missing else {},
+        dropped={"not_measured": len(answers) - len(measured)},
     )
 
 
@@ -416,12 +415,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
 
 
 def measures_of(metrics: Iterable[str]) -> dict[str, Score]:
-    """
-    Return the measures that a task's metrics stand for, by name, each once, in order.
-
-    Raises:
-        ValueError: there is no such metric.
-    """
+    """Return the measures that a task's metrics stand for, by name, each once, in order."""
     names = [name for metric in metrics for name in ALIASES.get(metric, (metric,))]
     unknown = [name for name in names if name not in MEASURES]
     if unknown:

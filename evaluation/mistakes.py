@@ -2,8 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import groupby, zip_longest
 from typing import Any
 
 import jiwer
@@ -21,26 +20,19 @@ MAX_WORDS_SHOWN, MAX_CHARACTERS_SHOWN = 400, 600
 CONFUSIONS_SHOWN = 10
 
 
-@dataclass(frozen=True)
-class Pair:
-    """
-    A word beside what became of it.
+#: A word beside what became of it: `kind`; `said`, of the reference, empty for an insertion, and of a gap how much is
+#: left out; `written`, of the output, empty for a deletion and a gap.
+Pair = dict[str, str]
 
-    Attributes:
-        kind: equal, substitution, deletion, insertion or gap.
-        said: of the reference; empty for an insertion. Of a gap: how much is left out, in words.
-        written: of the output; empty for a deletion and a gap.
-    """
 
-    kind: str
-    said: str
-    written: str
+def _pair(kind: str, said: str = "", written: str = "") -> Pair:
+    return {"kind": kind, "said": said, "written": written}
 
 
 def aligned(reference: str, output: str, by_character: bool = False) -> list[Pair]:
     """Return jiwer's alignment of two normalised texts, a pair for each word, or for each run of like characters."""
     if not reference.strip():
-        return [Pair(INSERTION, "", word) for word in output.split()]
+        return [_pair(INSERTION, written=word) for word in output.split()]
     process = jiwer.process_characters if by_character else jiwer.process_words
     result: Any = process([reference], [output])
     said, written = result.references[0], result.hypotheses[0]
@@ -50,46 +42,36 @@ def aligned(reference: str, output: str, by_character: bool = False) -> list[Pai
         other = written[chunk.hyp_start_idx : chunk.hyp_end_idx]
         kind = {"substitute": SUBSTITUTION, "delete": DELETION, "insert": INSERTION}.get(chunk.type, EQUAL)
         if by_character:
-            pairs.append(Pair(kind, "".join(own), "".join(other)))
+            pairs.append(_pair(kind, "".join(own), "".join(other)))
         else:
-            pairs += [Pair(kind, one, two) for one, two in zip_longest(own, other, fillvalue="")]
+            pairs += [_pair(kind, one, two) for one, two in zip_longest(own, other, fillvalue="")]
     return pairs
 
 
 def shortened(pairs: Sequence[Pair], limit: int = MAX_WORDS_SHOWN) -> list[Pair]:
     """Return an alignment without the middle of long stretches of right words, and no longer than `limit`."""
     shown: list[Pair] = []
-    start = 0
-    while start < len(pairs):
-        end = start
-        while end < len(pairs) and (pairs[end].kind == EQUAL) == (pairs[start].kind == EQUAL):
-            end += 1
-        run = list(pairs[start:end])
-        if run[0].kind == EQUAL and len(run) > 2 * CONTEXT_WORDS + 1:
-            gap = Pair(GAP, f"{len(run) - 2 * CONTEXT_WORDS} right words", "")
-            run = [*run[:CONTEXT_WORDS], gap, *run[-CONTEXT_WORDS:]]
-        shown += run
-        start = end
+    for is_right, stretch in groupby(pairs, key=lambda pair: pair["kind"] == EQUAL):
+        words = list(stretch)
+        left_out = len(words) - 2 * CONTEXT_WORDS
+        if is_right and left_out > 1:
+            words = [*words[:CONTEXT_WORDS], _pair(GAP, f"{left_out} right words"), *words[-CONTEXT_WORDS:]]
+        shown += words
     if len(shown) > limit:
-        shown = [*shown[:limit], Pair(GAP, f"{len(shown) - limit} more words", "")]
+        shown = [*shown[:limit], _pair(GAP, f"{len(shown) - limit} more words")]
     return shown
 
 
 def confusions(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
     """Return how often which word became which, by kind of mistake, the most frequent first."""
-    found: dict[str, Counter[tuple[str, str]]] = {kind: Counter() for kind in (SUBSTITUTION, DELETION, INSERTION)}
-    for row in rows:
-        if row.get("errors"):
-            for pair in aligned(row["normalised_reference"], row["normalised_output"]):
-                if pair.kind in found:
-                    found[pair.kind][pair.said, pair.written] += 1
-    return {
-        kind: [
-            {"said": said, "written": written, "count": count}
-            for (said, written), count in sorted(counts.items(), key=lambda each: (-each[1], each[0]))
-        ][:CONFUSIONS_SHOWN]
-        for kind, counts in found.items()
-    }
+    wrong = [row for row in rows if row.get("errors")]
+    pairs = [pair for row in wrong for pair in aligned(row["normalised_reference"], row["normalised_output"])]
+    found = {}
+    for kind in (SUBSTITUTION, DELETION, INSERTION):
+        counts = Counter((pair["said"], pair["written"]) for pair in pairs if pair["kind"] == kind)
+        frequent = sorted(counts.items(), key=lambda each: (-each[1], each[0]))[:CONFUSIONS_SHOWN]
+        found[kind] = [{"said": said, "written": written, "count": count} for (said, written), count in frequent]
+    return found
 
 
 def worst_rows(rows: Sequence[Row], metric: str, count: int) -> tuple[str, list[Row]]:
@@ -139,7 +121,7 @@ def example(row: Row, metric: str, others: Mapping[str, Row], question: str | No
         prefix, length = SPELLED[metric]
         shown["errors"] = {"count": row[prefix + "errors"], "of": row[length], "unit": length}
         pairs = aligned(row["normalised_reference"], row["normalised_output"], metric == "character_error")
-        shown["alignment"] = [vars(pair) for pair in shortened(pairs)]
+        shown["alignment"] = shortened(pairs)
     return shown
 
 

@@ -8,6 +8,7 @@ that was killed leaves whole lines and at most one torn one, which counts as not
 import json
 import os
 import platform
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from audiollm.files import Journal, write_whole
+from audiollm.publishing.score_table import SYSTEMS as SYSTEM_TITLES
 
 from .measures import Answer, Convention
 from .word_error import check_normaliser
@@ -48,10 +50,14 @@ class SystemOutputs:
         folder: the run's.
         task, system: whose rows.
         rank: of this process, whose file is written to.
+
+    Attributes:
+        ended: how many answers of this process ended in which way.
     """
 
     def __init__(self, folder: Path, task: str, system: str, rank: int = 0):
         self.path = folder / OUTPUTS / task / f"{system}.jsonl"
+        self.ended: Counter[str] = Counter()
         self._system = system
         self._own = Journal(self.path.with_name(PARTIAL.format(system=system, rank=rank)))
 
@@ -64,21 +70,26 @@ class SystemOutputs:
                     rows[row["id"]] = row
         return rows
 
+    def done(self) -> set[str]:
+        """Return the items that have an answer."""
+        return {one for one, row in self.read().items() if row["finish"] != ERROR}
+
     def _partial_files(self) -> list[Path]:
         return sorted(self.path.parent.glob(PARTIAL.format(system=self._system, rank="*")))
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
         """Append rows to this process' file; they are on disk when this returns."""
-        if rows:
-            self._own.append(rows)
+        self._own.append(rows)
+        self.ended.update(row["finish"] for row in rows)
+
+    @property
+    def told(self) -> str:
+        """What went wrong with the answers of this process."""
+        cut_off = self.ended[LENGTH] + self.ended[REPEATED]
+        return f"{SYSTEM_TITLES[self._system]}: {self.ended[ERROR]} failed, {cut_off} cut off"
 
     def merge(self, ids: Sequence[str]) -> None:
-        """
-        Make one file of all processes' rows, in the order of `ids`.
-
-        Raises:
-            RunFolderError: there is no row for some of them, or there are rows of others.
-        """
+        """Make one file of all processes' rows, in the order of `ids`; there must be one for each, and no other."""
         rows = self.read()
         missing = [one for one in ids if one not in rows]
         if missing:
@@ -100,7 +111,7 @@ class SystemOutputs:
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a JSON Lines file without torn or damaged lines; none where there is no file."""
+    """Yield the rows of a JSON Lines file; torn and damaged lines count as not written, and so does a missing file."""
     for line in Journal(path).lines():
         if line.entry is not None and isinstance(line.entry.get("id"), str):
             yield line.entry
@@ -115,26 +126,13 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """
-    Return the record of a folder; empty where there is none.
-
-    Raises:
-        RunFolderError: there is a file of that name, but no record.
-    """
+    """Return the record of a folder; empty where there is none."""
     path = folder / RUN_FILE
     return read_object(path, "tasks") if path.is_file() else {}
 
 
 def read_object(path: Path, key: str | None = None) -> dict[str, Any]:
-    """
-    Return the JSON object that a file of a run holds.
-
-    Args:
-        key: what must be an object in it.
-
-    Raises:
-        RunFolderError: it holds none.
-    """
+    """Return the JSON object that a file of a run holds; `key` names what must be an object in it."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -146,35 +144,25 @@ def read_object(path: Path, key: str | None = None) -> dict[str, Any]:
 
 def check_same(folder: Path, settings: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]]) -> None:
     """
-    Compare what is to be run with what a folder holds. Tasks that it has not are no difference.
-
-    Args:
-        settings: of the run, as far as they are known yet.
-        tasks: settings of each task, by its name.
-
-    Raises:
-        RunFolderError: they differ; the message has every difference.
+    Refuse a folder that holds outputs of other settings, of the run or of a task; a task that it has not is no difference.
     """
     record = read_run(folder)
     if not record:
         return
-    differences = _differences("", record.get(SETTINGS, {}), settings)
-    for name, own in tasks.items():
-        differences += _differences(f"{name}: ", record["tasks"].get(name, {}).get(SETTINGS, {}), own)
+    sides = [("", record.get(SETTINGS, {}), settings)]
+    sides += [(f"{name}: ", record["tasks"].get(name, {}).get(SETTINGS, {}), own) for name, own in tasks.items()]
+    differences = [
+        f"{where}{name} was {then[name]!r} and is {value!r}"
+        for where, then, now in sides
+        for name, value in now.items()
+        if name in then and then[name] != value
+    ]
     if differences:
         raise RunFolderError(
             f"{folder} holds outputs that were made otherwise:\n  "
             + "\n  ".join(differences)
             + "\nGive what was given then, or choose another --output_dir."
         )
-
-
-def _differences(where: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{where}{name} was {then[name]!r} and is {value!r}"
-        for name, value in now.items()
-        if name in then and then[name] != value
-    ]
 
 
 def installed_versions() -> dict[str, str]:
@@ -217,12 +205,7 @@ class Run:
 
 
 def open_run(folder: str | Path) -> Run:
-    """
-    Open a folder of outputs.
-
-    Raises:
-        RunFolderError: it is none, or holds outputs of a task that `run.json` does not name.
-    """
+    """Open a folder of outputs, or refuse one that is none or holds outputs of a task that `run.json` does not name."""
     folder = Path(folder)
     if not (folder / RUN_FILE).is_file():
         raise RunFolderError(f"{folder} has no {RUN_FILE}; expected the --output_dir of `audiollm evaluate`.")
@@ -241,44 +224,13 @@ def open_run(folder: str | Path) -> Run:
     return Run(folder, record, outputs)
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """
-    Yield the rows of a finished JSON Lines file.
-
-    Raises:
-        RunFolderError: a line is damaged, or the file is not there.
-    """
-    if not path.is_file():
-        raise RunFolderError(f"There is no {path}; run `audiollm evaluate score` on its folder again.")
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise RunFolderError(
-                    f"{path}, line {number} is no JSON: {error}. Run `audiollm evaluate` again to finish."
-                ) from error
-            if not isinstance(row, dict) or not isinstance(row.get("id"), str):
-                raise RunFolderError(f"{path}, line {number} has no id; expected a row of `audiollm evaluate`.")
-            yield row
-
-
 def read_answers(run: Run, task: str, system: str) -> list[Answer]:
-    """
-    Return what a system answered, with its verdicts; one that failed has said nothing.
-
-    Raises:
-        RunFolderError: a line is damaged, or two have the same id.
-    """
+    """Return what a system answered, with its verdicts; one that failed has said nothing."""
     verdicts: dict[str, list[Mapping[str, Any]]] = {}
-    judged = run.folder / JUDGEMENTS / task / f"{system}.jsonl"
-    for row in read_lines(judged) if judged.is_file() else ():
+    for row in read_rows(run.folder / JUDGEMENTS / task / f"{system}.jsonl"):
         verdicts.setdefault(row["id"], []).append(row)
-    answers: dict[str, Answer] = {}
-    for row in read_lines(run.outputs[task][system]):
-        if row["id"] in answers:
-            raise RunFolderError(f"{run.outputs[task][system]} has two rows with the id {row['id']!r}.")
-        answers[row["id"]] = Answer(
+    return [
+        Answer(
             id=row["id"],
             text=row.get("output") or "",
             references=[str(text or "") for text in row.get("references") or []],
@@ -289,39 +241,24 @@ def read_answers(run: Run, task: str, system: str) -> list[Answer]:
             error=row.get("error"),
             verdicts=verdicts.get(row["id"], ()),
         )
-    return list(answers.values())
+        for row in read_rows(run.outputs[task][system])
+    ]
 
 
 def convention_of(task: Mapping[str, Any], normaliser: str | None = None) -> Convention:
-    """
-    Return how a task's answers are compared: as `run.json` says, or as is asked for.
-
-    A leaderboard's tasks are compared as it compares them.
-
-    Raises:
-        ValueError: there is no such normaliser.
-    """
+    """Return how a task's answers are compared: as is asked for, as the leaderboard does, or as `run.json` says."""
     chosen = normaliser or GROUP_NORMALISERS.get(task.get("group") or "", task.get("normaliser") or "english")
     check_normaliser(chosen)
-    source = task.get("source")
-    source = source if isinstance(source, Mapping) else {}
-    return Convention(
-        normaliser=chosen,
-        language=task.get("language"),
-        bleu_tokenizer=source.get("bleu_tokenizer"),
-        parsing=source.get("parsing") or Convention.parsing,
-    )
+    source = task.get("source") or {}
+    parsing = source.get("parsing") or Convention.parsing
+    return Convention(chosen, task.get("language"), source.get("bleu_tokenizer"), parsing)
 
 
 def joined_sessions(answers: Sequence[Answer]) -> tuple[list[Answer], dict[str, int]]:
     """
-    Join answers to chunks of a recording to one answer to the recording, in the chunks' order; others stay.
+    Join answers to chunks of a recording to one answer to the recording, as the Open ASR Leaderboard does; others stay.
 
-    As the Open ASR Leaderboard does: the reference is the whole recording's, lengths and times are summed. A recording of
-    which a chunk in between is missing does not count.
-
-    Returns:
-        The answers, and how many recordings were left out.
+    A recording of which a chunk in between is missing does not count; how many those are is returned too.
     """
     sessions: dict[str, list[Answer]] = {}
     joined: list[Answer] = []

@@ -10,7 +10,7 @@ import json
 import os
 import string
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,8 +20,8 @@ import huggingface_hub
 import numpy as np
 import yaml
 from audiollm.corpora.catalogue import Corpus
-from audiollm.corpora.clips import BadClip, Clip, CorpusError
-from audiollm.corpora.columns import OVERRIDE_HINT, ColumnSpec
+from audiollm.corpora.clips import BadClip, Clip
+from audiollm.corpora.columns import ColumnSpec
 from audiollm.corpora.dataset_places import READ_ERRORS, Place, find_place, open_split, recording_of
 from audiollm.corpora.examples import RowChecker
 from audiollm.corpora.huggingface import HuggingFaceArguments, HuggingFaceSource
@@ -30,13 +30,10 @@ from audiollm.corpora.librispeech import LibriSpeechArguments
 from audiollm.corpora.librispeech import open_source as open_librispeech
 from audiollm.corpora.normalisers import normaliser_for
 from audiollm.corpora.prompts import load_studio_prompts
-from audiollm.corpora.rows import Conversation
-from audiollm.corpora.sources import Examples, read_sources
+from audiollm.corpora.sources import read_sources
 from audiollm.corpora.unseen import load_unseen_speech
-from audiollm.downloads import DownloadError
 from audiollm.files import is_audio
 from audiollm.processing.audio import SAMPLING_RATE_HZ
-from huggingface_hub.errors import HfHubHTTPError
 
 from .tasks import (
     CHARACTER_METRIC,
@@ -59,20 +56,13 @@ Questions = Iterator[Item | Problem]
 
 
 def fill(prompt: str, fields: Mapping[str, Any]) -> str:
-    """
-    Return a prompt with its fields put in.
-
-    Raises:
-        KeyError: one is not there.
-    """
+    """Return a prompt with its fields put in; KeyError where one is not there."""
     return string.Formatter().vformat(prompt, (), fields)
 
 
 # ------------------------------------------------------------------------------------------------------ own recordings
 
 LOCAL_TASK = "local"
-ENGLISH = "en"
-ASR_ROLES = ["user", "assistant"]
 
 
 def read_local_set(
@@ -98,8 +88,11 @@ def read_local_set(
     problems = list(examples.problems)
     latin = letters = 0
     for example in examples:
-        if reason := _unfit(example):
+        if len(example.recordings) != 1:
+            reason = f"has {len(example.recordings)} recordings; a transcript has exactly one"
             problems.append((example.where, reason))
+        elif [message["role"] for message in example.messages] != ["user", "assistant"]:
+            problems.append((example.where, "is not one question with one answer, the transcript"))
         else:
             written = [letter for letter in example.messages[-1]["content"] if letter.isalpha()]
             letters += len(written)
@@ -112,14 +105,16 @@ def read_local_set(
 
     def reader(task: Task, data: str | None, limit: int | None) -> Questions:
         if data is not None:
-            raise TaskError(f"Task {task.name!r} is {data_path!r}; it takes no other --data, got {data!r}.")
-        yield from _own_items(examples)
+            raise TaskError(f"it is {data_path!r} and takes no other --data, got {data!r}.")
+        for example in examples:
+            prompt, answer = (message["content"] for message in example.messages)
+            yield Item(example.where, prompt, list(example.recordings), [answer], {})
 
     return Task(
         name=LOCAL_TASK,
         kind="asr",
         metrics=(CHARACTER_METRIC,) if normaliser == CHARACTER_NORMALISER else ("word_error",),
-        language=language or ENGLISH,
+        language=language or "en",
         normaliser=normaliser,
         source={"benchmark": data_path, "title": f"own recordings, {data_path}"},
         max_new_tokens=None,
@@ -128,52 +123,27 @@ def read_local_set(
     )
 
 
-def _unfit(example: Conversation) -> str | None:
-    """Return why a row is no question about one recording; None where it is one."""
-    if len(example.recordings) != 1:
-        return f"has {len(example.recordings)} recordings; a transcript has exactly one"
-    if [message["role"] for message in example.messages] != ASR_ROLES:
-        return "is not one question with one answer, the transcript"
-    return None
-
-
-def _own_items(examples: Examples) -> Iterator[Item]:
-    for example in examples:
-        prompt, answer = (message["content"] for message in example.messages)
-        yield Item(example.where, prompt, list(example.recordings), [answer], {})
-
-
 # --------------------------------------------------------------------------------------------------------------- tables
 
 
 def table_items(task: Task, data: str | None, limit: int | None) -> Questions:
     """Read a table with recordings: Parquet, CSV or JSON."""
-    form = choose_form(task, data)
-    table = open_table(task, form, data, limit)
-    try:
-        for clip in table.clips():
-            yield item_of(clip, task)
-    except CorpusError as error:
-        raise TaskError(f"Task {task.name!r}: {error}") from error
+    for clip in open_table(choose_form(task, data), data, limit).clips():
+        yield item_of(clip, task)
 
 
 def choose_form(task: Task, data: str | None) -> Form:
-    """
-    Return the form of a benchmark that is read: of a copy the first whose files are there, else the first on the Hub.
-
-    Raises:
-        TaskError: there is no such copy, or the benchmark cannot be downloaded.
-    """
+    """Return the form of a benchmark that is read: of a copy the first whose files are there, else the first on the Hub."""
     if data is None:
         for form in task.forms:
             if form.corpus.hub is not None and not form.corpus.withdrawn:
                 return form
         corpus = task.forms[0].corpus
-        raise TaskError(f"Task {task.name!r}, {corpus.title}: {corpus.withdrawn} Give your copy with --data.")
+        raise TaskError(f"{corpus.title}: {corpus.withdrawn} Give your copy with --data.")
     if not Path(data).exists():
-        raise TaskError(f"Task {task.name!r}: --data {data!r} does not exist.")
+        raise TaskError(f"--data {data!r} does not exist.")
     if data.endswith(ARCHIVE_SUFFIXES):
-        raise TaskError(f"Task {task.name!r}: --data {data!r} is an archive; unpack it, and give the folder.")
+        raise TaskError(f"--data {data!r} is an archive; unpack it, and give the folder.")
     for form in task.forms:
         patterns = [pattern.format(config=form.corpus.config, split=form.split) for pattern in form.corpus.files]
         if Path(data).is_dir() and any(any(Path(data).glob(pattern)) for pattern in patterns):
@@ -184,32 +154,24 @@ def choose_form(task: Task, data: str | None) -> Form:
         known, config = form.corpus.configs, form.corpus.config
         others = [] if isinstance(known, str) else sorted(name for name in known if (Path(data) / name).is_dir())
         if config is not None and others and config not in others:
-            raise TaskError(f"Task {task.name!r}: --data {data!r} holds {', '.join(others)}, but not {config}.")
+            raise TaskError(f"--data {data!r} holds {', '.join(others)}, but not {config}.")
     # A single file, or a folder that load_dataset understands, may be any form without a fixed layout.
     return next((form for form in task.forms if not form.corpus.files), task.forms[-1])
 
 
-def open_table(task: Task, form: Form, data: str | None, limit: int | None) -> HuggingFaceSource:
-    """
-    Open a benchmark's rows as clips.
-
-    Raises:
-        TaskError: it cannot be read, or lacks columns; those that were found are named.
-    """
+def open_table(form: Form, data: str | None, limit: int | None) -> HuggingFaceSource:
+    """Open a benchmark's rows as clips; columns may have the names that its entry calls alternatives."""
     corpus = form.corpus
-    try:
-        if alternatives := form.entry.get("alternatives"):
-            dataset, _ = open_split(find_place(corpus.name, None, None, corpus, data), form.split, streaming=True)
-            there = dataset.column_names or list(next(iter(dataset), {}))
-            columns = dict(corpus.columns)
-            for field, others in alternatives.items():
-                names = [*columns[field].columns, *others]
-                columns[field] = ColumnSpec((next((name for name in names if name in there), names[0]),))
-            corpus = replace(corpus, columns=columns)
-        arguments = HuggingFaceArguments(corpus.name, splits=[form.split], streaming=True, limit=limit)
-        return HuggingFaceSource(arguments, corpus, data)
-    except CorpusError as error:
-        raise TaskError(f"Task {task.name!r}: {str(error).removesuffix(OVERRIDE_HINT)}") from error
+    if alternatives := form.entry.get("alternatives"):
+        dataset, _ = open_split(find_place(corpus.name, None, None, corpus, data), form.split, streaming=True)
+        there = dataset.column_names or list(next(iter(dataset), {}))
+        columns = dict(corpus.columns)
+        for field, others in alternatives.items():
+            names = [*columns[field].columns, *others]
+            columns[field] = ColumnSpec((next((name for name in names if name in there), names[0]),))
+        corpus = replace(corpus, columns=columns)
+    arguments = HuggingFaceArguments(corpus.name, splits=[form.split], streaming=True, limit=limit)
+    return HuggingFaceSource(arguments, corpus, data)
 
 
 def item_of(clip: Clip | BadClip, task: Task) -> Item | Problem:
@@ -241,52 +203,37 @@ def librispeech_items(task: Task, data: str | None, limit: int | None) -> Questi
     if data is None or not (data.endswith(ARCHIVE_SUFFIXES) or any((Path(data) / name).exists() for name in names)):
         yield from table_items(task, data, limit)
         return
-    try:
-        for clip in open_librispeech(LibriSpeechArguments([split], data, letter_case="keep"), progress=False).clips():
-            if isinstance(clip, Clip):
-                clip = replace(clip, fields={**clip.fields, TRANSCRIPT: clip.text})
-            yield item_of(clip, task)
-    except (CorpusError, DownloadError, OSError) as error:
-        raise TaskError(f"Task {task.name!r}: {error}") from error
+    for clip in open_librispeech(LibriSpeechArguments([split], data, letter_case="keep"), progress=False).clips():
+        if isinstance(clip, Clip):
+            clip = replace(clip, fields={**clip.fields, TRANSCRIPT: clip.text})
+        yield item_of(clip, task)
 
 
 # ------------------------------------------------------------------------------------- questions here, answers elsewhere
 
 
 def fleurs_translation(task: Task, data: str | None, limit: int | None) -> Questions:
-    """
-    Read FLEURS as translations; the config is two configs of FLEURS, `de_de-en_us`.
-
-    Raises:
-        TaskError: a language cannot be read.
-    """
+    """Read FLEURS as translations; the config is two configs of FLEURS, `de_de-en_us`."""
     spoken, _, target = str(task.config).partition(PAIR_SEPARATOR)
     missing = [one for one in (spoken, target) if data is not None and not (Path(data) / one).is_dir()]
     if missing:
-        raise TaskError(
-            f"Task {task.name!r}: there is no folder {missing[0]} in {data!r}; expected one for each language."
-        )
+        raise TaskError(f"there is no folder {missing[0]} in {data!r}; expected one for each language.")
     name, split = task.forms[0].corpus.name, task.forms[0].split
     translations: dict[Any, str] = {}
     language = target
-    try:
-        for clip in open_table(task, Form(dataset_named(name, target), split), data, None).clips():
-            if isinstance(clip, Clip):
-                translations[clip.fields["sentence"]] = str(clip.fields.get(TRANSCRIPT) or "")
-                language = str(clip.fields["language"])
-        for clip in open_table(task, Form(dataset_named(name, spoken), split), data, limit).clips():
-            if isinstance(clip, BadClip):
-                yield Problem(clip.id, clip.reason)
-            elif clip.fields["sentence"] not in translations:
-                yield Problem(clip.id, f"its sentence {clip.fields['sentence']} is not in {target}")
-            else:
-                fields = {"target_language": language}
-                reference = translations[clip.fields["sentence"]]
-                yield Item(
-                    clip.id, fill(task.prompt, fields), [clip.recording], [reference], {**clip.fields, **fields}
-                )
-    except CorpusError as error:
-        raise TaskError(f"Task {task.name!r}: {error}") from error
+    for clip in open_table(Form(dataset_named(name, target), split), data, None).clips():
+        if isinstance(clip, Clip):
+            translations[clip.fields["sentence"]] = str(clip.fields.get(TRANSCRIPT) or "")
+            language = str(clip.fields["language"])
+    fields = {"target_language": language}
+    for clip in open_table(Form(dataset_named(name, spoken), split), data, limit).clips():
+        if isinstance(clip, BadClip):
+            yield Problem(clip.id, clip.reason)
+        elif clip.fields["sentence"] not in translations:
+            yield Problem(clip.id, f"its sentence {clip.fields['sentence']} is not in {target}")
+        else:
+            references = [translations[clip.fields["sentence"]]]
+            yield Item(clip.id, fill(task.prompt, fields), [clip.recording], references, {**clip.fields, **fields})
 
 
 def sessions(task: Task, data: str | None, limit: int | None) -> Questions:
@@ -295,81 +242,60 @@ def sessions(task: Task, data: str | None, limit: int | None) -> Questions:
 
     What is heard is put together by `extra["session"]`, in the order of `extra["chunk_index"]`, before it is scored. A
     copy is a folder with both datasets, each in a folder of its own name.
-
-    Raises:
-        TaskError: one of the two cannot be read, or lacks columns.
     """
     form = task.forms[0]
-    corpus = form.corpus
-    parent = replace(corpus, name=f"{corpus.name}, parent", hub=form.entry["parent"], columns={})
-    try:
-        table, columns, place, folder = _open(task, corpus, form.split, data)
-        fields = {field: spec.columns[0] for field, spec in corpus.columns.items()}
-        missing = [column for column in fields.values() if column not in columns]
-        if missing:
-            raise CorpusError(f"{corpus.name} has no column {missing[0]!r}. Its columns are: {', '.join(columns)}.")
-        transcripts = _transcripts(task, parent, form, data)
-        for row in table:
-            file, session = row[fields["audio"]], str(row[fields["session"]])
-            recording, problem = _chunk(file, place, folder, corpus)
-            if problem is None and session not in transcripts:
-                near = difflib.get_close_matches(session, transcripts, n=1)
-                problem = f"there is no transcript of {session!r}" + (f", perhaps {near[0]!r}?" if near else "")
-            if problem is not None:
-                yield Problem(str(file), problem)
-                continue
-            extra = {"session": session, "chunk_index": int(row[fields["chunk_index"]]), "language": "en"}
-            yield Item(str(file), task.prompt, [recording], [transcripts[session]], extra)
-    except TaskError:
-        raise
-    except CorpusError as error:
-        raise TaskError(f"Task {task.name!r}: {str(error).removesuffix(OVERRIDE_HINT)}") from error
-    except READ_ERRORS as error:
-        raise TaskError(f"Task {task.name!r}: cannot be read: {' '.join(str(error).split())}") from error
+    parent = replace(form.corpus, name=f"{form.corpus.name}, parent", hub=form.entry["parent"], columns={})
+    wanted = {field: spec.columns[:1] for field, spec in form.corpus.columns.items()}
+    table, fields, place, folder = _open(form.corpus, form.split, data, wanted)
+    whole, columns, _, _ = _open(parent, form.split, data, form.entry["alternatives"])
+    transcripts = {str(row[columns["id"]]): str(row[columns[TRANSCRIPT]] or "") for row in whole}
+    for row in table:
+        file, session = row[fields["audio"]], str(row[fields["session"]])
+        where = f"{form.corpus.audio_folder}/{file}"
+        if place.kind == "hub":
+            revision = place.revision or huggingface_hub.constants.DEFAULT_REVISION
+            where = f"hf://datasets/{place.path}@{revision}/{where}"
+        recording, problem = recording_of(where, place, folder if place.kind == "hub" else place.path)
+        if problem is None and session not in transcripts:
+            near = difflib.get_close_matches(session, transcripts, n=1)
+            problem = f"there is no transcript of {session!r}" + (f", perhaps {near[0]!r}?" if near else "")
+        if problem is not None:
+            yield Problem(str(file), problem)
+            continue
+        extra = {"session": session, "chunk_index": int(row[fields["chunk_index"]]), "language": "en"}
+        yield Item(str(file), task.prompt, [recording], [transcripts[session]], extra)
 
 
-def _open(task: Task, corpus: Corpus, split: str, data: str | None) -> tuple[Any, list[str], Place, str]:
-    """Open one of a task's datasets: rows, columns, place, and the folder that recordings are seen from."""
+def _open(
+    corpus: Corpus, split: str, data: str | None, fields: Mapping[str, Sequence[str]]
+) -> tuple[Any, dict[str, str], Place, str]:
+    """
+    Open a dataset, of a copy that in its folder: rows, columns, place, and the folder that recordings are seen from.
+
+    Args:
+        fields: names that the column of each may have.
+    """
     if data is not None:
         folder = Path(data) / str(corpus.hub).rpartition("/")[2]
         if not folder.is_dir():
-            raise TaskError(
-                f"Task {task.name!r}: there is no folder {folder.name} in {data!r}; expected the dataset {corpus.hub}."
-            )
+            raise TaskError(f"there is no folder {folder.name} in {data!r}; expected the dataset {corpus.hub}.")
         data = str(folder)
     place = find_place(corpus.name, None, None, corpus, data)
     dataset, seen_from = open_split(place, split, streaming=True)
-    return dataset, dataset.column_names or list(next(iter(dataset), {})), place, seen_from
-
-
-def _transcripts(task: Task, parent: Corpus, form: Form, data: str | None) -> dict[str, str]:
-    """Return whole recordings' transcripts by id."""
-    table, columns, _, _ = _open(task, parent, form.split, data)
-    chosen = {}
-    for field, candidates in form.entry["alternatives"].items():
-        column = next((name for name in candidates if name in columns), None)
-        if column is None:
-            raise CorpusError(
-                f"{parent.name} has no column {' or '.join(map(repr, candidates))} for {field!r}. Its columns are: "
-                f"{', '.join(columns)}."
-            )
-        chosen[field] = column
-    return {str(row[chosen["id"]]): str(row[chosen[TRANSCRIPT]] or "") for row in table}
-
-
-def _chunk(file: Any, place: Place, folder: str, corpus: Corpus) -> tuple[Any, str | None]:
-    """Return a chunk's recording, in the corpus' audio folder, or why there is none."""
-    if place.kind != "hub":
-        return recording_of(f"{corpus.audio_folder}/{file}", place, place.path)
-    revision = huggingface_hub.constants.DEFAULT_REVISION if place.revision is None else place.revision
-    return recording_of(f"hf://datasets/{place.path}@{revision}/{corpus.audio_folder}/{file}", place, folder)
+    there = dataset.column_names or list(next(iter(dataset), {}))
+    columns = {}
+    for field, names in fields.items():
+        columns[field] = next((name for name in names if name in there), "")
+        if not columns[field]:
+            named = " or ".join(map(repr, names))
+            raise TaskError(f"{corpus.name} has no column {named} for {field!r}. Its columns are: {', '.join(there)}.")
+    return dataset, columns, place, seen_from
 
 
 # ------------------------------------------------------------------------------------------------------------ AIR-Bench
 
 #: List of questions in each part's folder.
 META_FILES = {"Foundation": "Foundation_meta.json", "Chat": "Chat_meta.json"}
-COMMON_FIELDS = ("path", "question", "answer_gt", "task_name", "dataset_name", "uniq_id")
 CHOICE_FIELDS = {letter: f"choice_{letter.lower()}" for letter in LETTERS}
 #: A part whose recordings end otherwise than its list says (Inference_Foundation.py).
 FLAC_TASK = "Audio_Grounding"
@@ -386,81 +312,40 @@ CHAT_CATEGORIES = {
 }
 
 
-def air_bench_foundation(task: Task, data: str | None, limit: int | None) -> Questions:
-    """Read AIR-Bench's single choices; the reference is the right answer's letter."""
-    for row, recording in _air_bench(task, data, limit, (*COMMON_FIELDS, "choice_a", "choice_b")):
-        choices = {letter: row[field] for letter, field in CHOICE_FIELDS.items() if row.get(field) is not None}
-        letter = next(letter for letter, text in choices.items() if text == row["answer_gt"])
-        shown = {"question": row["question"], **{field: row.get(field) for field in CHOICE_FIELDS.values()}}
-        extra = {
-            **{"question": row["question"], "choices": choices, "answer": row["answer_gt"]},
-            **{"category": row["task_name"], "dataset": row["dataset_name"]},
-        }
-        yield Item(_air_bench_id(row), fill(task.prompt, shown), [recording], [letter], extra)
-
-
-def air_bench_chat(task: Task, data: str | None, limit: int | None) -> Questions:
-    """Read AIR-Bench's open questions; `meta_info` describes the recording to the judge."""
-    for row, recording in _air_bench(task, data, limit, (*COMMON_FIELDS, "meta_info")):
-        extra = {
-            **{"question": row["question"], "meta_info": row["meta_info"], "part": row["task_name"]},
-            **{"category": CHAT_CATEGORIES.get(row["task_name"], row["task_name"]), "dataset": row["dataset_name"]},
-        }
-        prompt = fill(task.prompt, {"question": row["question"]})
-        yield Item(_air_bench_id(row), prompt, [recording], [row["answer_gt"]], extra)
-
-
-def _air_bench_id(row: Mapping[str, Any]) -> str:
-    return f"{row['task_name']}_{row['dataset_name']}/{row['uniq_id']}"
-
-
-def _air_bench(
-    task: Task, data: str | None, limit: int | None, fields: tuple[str, ...]
-) -> Iterator[tuple[dict[str, Any], str]]:
+def air_bench(task: Task, data: str | None, limit: int | None) -> Questions:
     """
-    Yield rows of a JSON list with the places of their recordings.
+    Read AIR-Bench's questions: single choices, of which the reference is the right answer's letter, and open ones.
 
-    Raises:
-        TaskError: there is no list, or it is none.
-        TaskDataError: rows lack fields or recordings; all are named, before the first row is given.
+    Bad rows are all named before the first question is given. `meta_info` describes the recording to the judge.
     """
     meta, root = _air_bench_places(task, data)
-    try:
-        rows = json.loads(meta.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise TaskError(f"Task {task.name!r}: {meta} is not JSON: {error}") from error
-    if not isinstance(rows, list):
-        raise TaskError(f"Task {task.name!r}: {meta} holds a {type(rows).__name__}; expected a list of questions.")
     checker = None if data is None else RowChecker(root, root)
-    problems, found = [], []
-    for index, row in enumerate(rows[:limit]):
-        reason, recording = _air_bench_fault(row, fields), ""
-        if reason is None:
-            path = Path(row["path"])
-            path = path.with_suffix(".flac") if row["task_name"] == FLAC_TASK else path
-            recording = f"{row['task_name']}_{row['dataset_name']}/{path}"
-            reason = checker.path_problem(recording) if checker is not None else None
-            recording = checker.locate(recording) if checker is not None else f"{root}/{recording}"
+    problems, items = [], []
+    for index, row in enumerate(json.loads(meta.read_text(encoding="utf-8-sig"))[:limit]):
+        path = Path(row["path"])
+        path = path.with_suffix(".flac") if row["task_name"] == FLAC_TASK else path
+        recording = f"{row['task_name']}_{row['dataset_name']}/{path}"
+        reason = None if checker is None else checker.path_problem(recording)
+        shown = {field: row.get(field) for field in ("question", *CHOICE_FIELDS.values())}
+        extra = {"question": row["question"], "dataset": row["dataset_name"]}
+        references = [row["answer_gt"]]
+        if task.kind == "choice":
+            choices = {letter: shown[field] for letter, field in CHOICE_FIELDS.items() if shown[field] is not None}
+            references = [letter for letter, text in choices.items() if text == row["answer_gt"]][:1]
+            extra |= {"choices": choices, "answer": row["answer_gt"], "category": row["task_name"]}
+            reason = reason if references else f"its answer {row['answer_gt']!r} is none of its choices"
+        else:
+            category = CHAT_CATEGORIES.get(row["task_name"], row["task_name"])
+            extra |= {"meta_info": row["meta_info"], "part": row["task_name"], "category": category}
         if reason:
             problems.append((f"{meta.name} row {index}", reason))
-        found.append((row, recording))
+            continue
+        found = f"{root}/{recording}" if checker is None else checker.locate(recording)
+        identity = f"{row['task_name']}_{row['dataset_name']}/{row['uniq_id']}"
+        items.append(Item(identity, fill(task.prompt, shown), [found], references, extra))
     if problems:
         raise TaskDataError(task.name, problems)
-    yield from found
-
-
-def _air_bench_fault(row: Any, fields: tuple[str, ...]) -> str | None:
-    if not isinstance(row, dict):
-        return f"is a {type(row).__name__}; expected an object"
-    missing = [field for field in fields if row.get(field) is None and field != "meta_info"]
-    if missing:
-        return f"lacks {', '.join(map(repr, missing))}; it has {', '.join(map(repr, row))}"
-    others = [field for field in fields if field not in ("uniq_id", "meta_info") and not isinstance(row[field], str)]
-    if others:
-        return f"{others[0]!r} is {row[others[0]]!r}; expected text"
-    if "choice_a" in fields and row["answer_gt"] not in [row.get(field) for field in CHOICE_FIELDS.values()]:
-        return f"its answer {row['answer_gt']!r} is none of its choices"
-    return None
+    yield from items
 
 
 def _air_bench_places(task: Task, data: str | None) -> tuple[Path, str]:
@@ -472,16 +357,14 @@ def _air_bench_places(task: Task, data: str | None) -> tuple[Path, str]:
         candidates = [given] if given.is_file() else [given / file, given / part / file]
         meta = next((path for path in candidates if path.is_file()), None)
         if meta is None:
-            raise TaskError(f"Task {task.name!r}: there is no {file} in {data!r}, nor in a folder {part} there.")
+            raise TaskError(f"there is no {file} in {data!r}, nor in a folder {part} there.")
         return meta, str(meta.parent)
     hub = str(task.forms[0].corpus.hub)
     try:
         meta = Path(huggingface_hub.hf_hub_download(hub, f"{part}/{file}", repo_type="dataset"))
-    except (OSError, HfHubHTTPError, ValueError) as error:
-        raise TaskError(
-            f"Task {task.name!r}: {part}/{file} of {hub} cannot be downloaded: {' '.join(str(error).split())} Give a copy "
-            "with --data."
-        ) from error
+    except READ_ERRORS as error:
+        reason = " ".join(str(error).split())
+        raise TaskError(f"{part}/{file} of {hub} cannot be downloaded: {reason} Give a copy with --data.") from error
     return meta, f"hf://datasets/{hub}/{part}"
 
 
@@ -524,12 +407,7 @@ def unseen_speech(task: Task, data: str | None, limit: int | None) -> Questions:
 
 
 def no_speech(task: Task, data: str | None, limit: int | None) -> Questions:
-    """
-    Read recordings in which nobody speaks: made ones, or all that lie in a folder.
-
-    Raises:
-        TaskError: the folder is not there.
-    """
+    """Read recordings in which nobody speaks: made ones, or all that lie in a folder."""
     if data is None:
         for category in NO_SPEECH:
             for seconds in NO_SPEECH_SECONDS:
@@ -539,7 +417,7 @@ def no_speech(task: Task, data: str | None, limit: int | None) -> Questions:
                 yield Item(name, task.prompt, [{**made, "path": f"{name}.wav"}], [], extra)
         return
     if not os.path.isdir(data):
-        raise TaskError(f"Task {task.name!r}: --data {data!r} is no folder; expected one with recordings.")
+        raise TaskError(f"--data {data!r} is no folder; expected one with recordings.")
     for path in sorted(path for path in Path(data).rglob("*") if is_audio(path) and path.is_file()):
         place = path.relative_to(data)
         category = place.parent.as_posix() if place.parent.name else "recordings"
@@ -547,16 +425,7 @@ def no_speech(task: Task, data: str | None, limit: int | None) -> Questions:
 
 
 def made_recording(category: str, seconds: float) -> np.ndarray:
-    """
-    Make sound without speech, the same every time.
-
-    Args:
-        category: one of `NO_SPEECH`.
-        seconds: its length.
-
-    Returns:
-        float32 of shape `(samples,)` at 16 kHz, within [-1, 1].
-    """
+    """Make sound without speech, the same every time: float32 `(samples,)` at 16 kHz, within [-1, 1]."""
     kind, rms = NO_SPEECH[category]
     samples = int(seconds * SAMPLING_RATE_HZ)
     generator = np.random.default_rng([NO_SPEECH_SEED, list(NO_SPEECH).index(category), samples])
@@ -601,7 +470,7 @@ def text_choices(task: Task, data: str | None, limit: int | None) -> Questions:
 
 def _no_copy(task: Task, data: str | None) -> None:
     if data is not None:
-        raise TaskError(f"Task {task.name!r} ships with the package and takes no --data, got {data!r}.")
+        raise TaskError(f"it ships with the package and takes no --data, got {data!r}.")
 
 
 #: By the names that `tasks.yaml` calls them.
@@ -610,8 +479,7 @@ READERS: dict[str, Reader] = {
     "librispeech": librispeech_items,
     "sessions": sessions,
     "fleurs_translation": fleurs_translation,
-    "air_bench_foundation": air_bench_foundation,
-    "air_bench_chat": air_bench_chat,
+    "air_bench": air_bench,
     "studio_prompts": studio_prompts,
     "unseen_speech": unseen_speech,
     "no_speech": no_speech,

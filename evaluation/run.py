@@ -6,7 +6,7 @@ is exchanged between them but files, and one wait at the end. A run that was kil
 disk yet.
 """
 
-import hashlib
+import json
 import os
 import sys
 import time
@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,22 +24,19 @@ from accelerate import PartialState
 from audiollm.base_models import how_to_get
 from audiollm.checkpoints import fingerprint
 from audiollm.configuration import AudioLlmConfig
-from audiollm.files import write_json
+from audiollm.files import sha256_of, write_json
 from audiollm.inference.answering import MAX_BATCH_SECONDS, recording_seconds
 from audiollm.inference.ctc_rescoring import check_ctc_weight, default_ctc_weight
 from audiollm.interruption import interruptible
 from audiollm.publishing.record import package_facts
-from audiollm.publishing.score_table import SYSTEMS as SYSTEM_TITLES
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor
 
 from .arguments import EvaluateArguments
-from .generating import Answer, batched, failure, swapped, transcript_bound
+from .generating import Answer, failure, swapped, transcript_bound
 from .outputs import (
     ERROR,
-    LENGTH,
-    REPEATED,
     RUN_FILE,
     SETTINGS,
     RunFolderError,
@@ -78,24 +75,14 @@ class SystemsError(ValueError):
 # ------------------------------------------------------------------------------------------------- what is asked together
 
 
-def windows_of(items: Iterable[Item], count: int, size: int = WINDOW_ITEMS) -> Iterator[list[Item]]:
-    """
-    Yield consecutive items, `size` at a time; the last window takes what is left over too, so that it is not a small one.
-
-    Args:
-        count: how many items there are.
-    """
+def windows_of(items: Iterable[Item], total: int, size: int = WINDOW_ITEMS) -> Iterator[list[Item]]:
+    """Yield consecutive items of `total`, `size` at a time; the last window takes what is left over too, so it is not small."""
     stream = iter(items)
-    num_windows = max(1, count // size)
+    num_windows = max(1, total // size)
     for index in range(num_windows):
         is_last = index == num_windows - 1
         if window := list(stream if is_last else islice(stream, size)):
             yield window
-
-
-def own_recordings(items: Sequence[Item]) -> list[Question]:
-    """Return every item with its own recordings."""
-    return [Question(item, list(item.recordings)) for item in items]
 
 
 def wrong_recordings(items: Sequence[Item]) -> list[Question]:
@@ -114,17 +101,22 @@ def wrong_recordings(items: Sequence[Item]) -> list[Question]:
 
 
 def batches_of(
-    questions: Sequence[Question], processor: Any, batch_size: int, max_batch_seconds: float
+    questions: Sequence[Question], processor: Any, batch_size: int, max_batch_seconds: float = MAX_BATCH_SECONDS
 ) -> list[list[Question]]:
     """
-    Deal questions into batches, short ones first; see [`batched`].
+    Deal questions into batches, short ones first; those of like length stay in their order.
 
-    Args:
-        processor: says how long a recording is.
+    A batch has at most `max_batch_seconds` of audio, padded to its longest; a longer question is alone.
     """
-    ordered = sorted(questions, key=lambda question: len(question.item.prompt))
-    seconds = [sum(_seconds_or_none(processor, one) for one in question.recordings) for question in ordered]
-    return [[ordered[index] for index in batch] for batch in batched(seconds, batch_size, max_batch_seconds)]
+    seconds = [sum(_seconds_or_none(processor, one) for one in question.recordings) for question in questions]
+    order = sorted(range(len(questions)), key=lambda index: (seconds[index], len(questions[index].item.prompt)))
+    batches: list[list[Question]] = []
+    for index in order:
+        full = not batches or len(batches[-1]) == batch_size
+        if full or (len(batches[-1]) + 1) * seconds[index] > max_batch_seconds:
+            batches.append([])
+        batches[-1].append(questions[index])
+    return batches
 
 
 def _seconds_or_none(processor: Any, recording: Any) -> float:
@@ -137,19 +129,13 @@ def _seconds_or_none(processor: Any, recording: Any) -> float:
 
 def recording_identity(recording: Any) -> str:
     """Return what tells recordings apart: a path or URL, or a hash of bytes or samples."""
+    if isinstance(recording, dict):
+        held = (recording.get(key) for key in ("bytes", "array", "path"))
+        recording = next((one for one in held if one is not None), "")
     if isinstance(recording, (str, os.PathLike)):
         return os.fspath(recording)
-    if isinstance(recording, dict):
-        held = recording.get("bytes")
-        if held is None:
-            held = recording.get("array")
-        return str(recording.get("path")) if held is None else _digest(held)
-    return _digest(recording)
-
-
-def _digest(held: Any) -> str:
-    data = held if isinstance(held, (bytes, bytearray)) else np.ascontiguousarray(held).tobytes()
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+    is_bytes = isinstance(recording, (bytes, bytearray))
+    return sha256_of(bytes(recording) if is_bytes else np.ascontiguousarray(recording).tobytes())
 
 
 def recording_name(recording: Any) -> str:
@@ -200,12 +186,7 @@ class Job:
 
 
 def index(task: Task, data: str | None, limit: int | None, max_new_tokens: int | None) -> Job:
-    """
-    Read a task's items once, before anything is computed: malformed ones are refused now rather than after hours.
-
-    Raises:
-        ValueError, OSError: as the task does.
-    """
+    """Read a task's items once, before anything is computed: malformed ones are refused now rather than after hours."""
     ids: list[str] = []
     recordings: set[str] = set()
     for item in task.items(data, limit):
@@ -219,12 +200,8 @@ def choose_systems(job: Job, asked: Sequence[str], whisper: str | None, multilin
     """
     Return a job with what answers it: what was asked for, or what its kind has by default and can answer it.
 
-    Args:
-        asked: names; empty for the default.
-        whisper, multilingual: see [`why_not`].
-
     Raises:
-        SystemsError: what was asked for cannot answer.
+        SystemsError: what was asked for cannot answer; see [`why_not`].
     """
     chosen, left_out = [], []
     for name in asked or DEFAULT_SYSTEMS[job.task.kind]:
@@ -239,12 +216,7 @@ def choose_systems(job: Job, asked: Sequence[str], whisper: str | None, multilin
 
 
 def check_control(job: Job, asked: Sequence[str]) -> None:
-    """
-    Refuse the wrong-audio control where there is no second recording.
-
-    Raises:
-        SystemsError: it was to answer, and there is none.
-    """
+    """Refuse the wrong-audio control where there is no second recording."""
     names = tuple(asked) or DEFAULT_SYSTEMS[job.task.kind]
     if WRONG_AUDIO in names and job.num_recordings == 1:
         others = ",".join(name for name in names if name != WRONG_AUDIO)
@@ -254,91 +226,56 @@ def check_control(job: Job, asked: Sequence[str]) -> None:
         )
 
 
-class Place(Protocol):
-    """One process among several; accelerate's `PartialState` is one."""
-
-    process_index: int
-    num_processes: int
-
-
-def is_complete(folder: Path, job: Job, system: str) -> bool:
-    """Return whether every item has an answer on disk."""
-    rows = SystemOutputs(folder, job.task.name, system).read()
-    return all(one in rows and rows[one]["finish"] != ERROR for one in job.ids)
-
-
 def answer_job(
     folder: Path,
     job: Job,
     systems: Mapping[str, System],
     processor: Any,
     batch_size: int,
-    place: Place,
+    state: PartialState,
     progress: bool = True,
-    max_batch_seconds: float = MAX_BATCH_SECONDS,
 ) -> None:
     """
     Do this process' share of one task, which is read once; each batch is on disk before the next.
 
-    Args:
-        folder: where outputs go.
-        systems: those that answer, by name.
-        processor: decodes recordings; the model's.
-        progress: shows a bar with rate and time left.
-
     Raises:
         RunFolderError: the folder has answers to other questions by the same ids.
     """
-    shares = [_Share(SystemOutputs(folder, job.task.name, name, place.process_index), name) for name in systems]
-    total = -(-len(job.ids) // place.num_processes) * len(systems)
+    outputs = {name: SystemOutputs(folder, job.task.name, name, state.process_index) for name in systems}
+    before = {name: each.read() for name, each in outputs.items()}
+    turns = {name: count() for name in systems}
+    total = -(-len(job.ids) // state.num_processes) * len(systems)
     with tqdm(total=total, desc=job.task.name, unit="answer", disable=not progress) as bar:
         for window in windows_of(job.items(), len(job.ids)):
-            for share in shares:
-                share.check(window)
-                system = systems[share.name]
-                asked = wrong_recordings(window) if share.name == WRONG_AUDIO else own_recordings(window)
-                for batch in interruptible(batches_of(asked, processor, batch_size, max_batch_seconds)):
-                    share.turn += 1
-                    if (share.turn - 1) % place.num_processes != place.process_index:
-                        continue
-                    new = {question.item.id for question in batch} - share.done
-                    if new:
-                        # All of it, so that what an answer was batched with is what it would have been without a break.
-                        answered = answer_batch(job, share.name, system, processor, batch)
-                        share.outputs.add([row for row in answered if row["id"] in new])
-                        share.count(answered)
-                        bar.set_postfix_str(share.told, refresh=False)
-                    bar.update(len(batch))
-    for share in shares:
-        if progress and share.failed:
-            tqdm.write(f"{job.task.name}: {share.told}", file=sys.stderr)
-
-
-class _Share:
-    """Progress of one system in this process."""
-
-    def __init__(self, outputs: SystemOutputs, name: str):
-        self.outputs, self.name = outputs, name
-        self.rows = outputs.read()
-        self.done = {one for one, row in self.rows.items() if row["finish"] != ERROR}
-        self.turn = self.failed = self.cut_off = 0
-
-    def check(self, window: Sequence[Item]) -> None:
-        for item in window:
-            row = self.rows.get(item.id)
-            if row is not None and row["references"] != item.references:
-                raise RunFolderError(
-                    f"{self.outputs.path}: the references of {item.id!r} are not those of the answer that is there; the "
-                    "data have changed since. Choose another --output_dir."
+            for name, system in systems.items():
+                _check_references(window, before[name], outputs[name].path)
+                done = {one for one, row in before[name].items() if row["finish"] != ERROR}
+                is_control = name == WRONG_AUDIO
+                asked = (
+                    wrong_recordings(window) if is_control else [Question(item, item.recordings) for item in window]
                 )
+                for batch in interruptible(batches_of(asked, processor, batch_size)):
+                    if next(turns[name]) % state.num_processes != state.process_index:
+                        continue
+                    if new := {question.item.id for question in batch} - done:
+                        # All of it, so that what an answer was batched with is what it would have been without a break.
+                        rows = answer_batch(job, name, system, processor, batch)
+                        outputs[name].add([row for row in rows if row["id"] in new])
+                        bar.set_postfix_str(outputs[name].told, refresh=False)
+                    bar.update(len(batch))
+    for each in outputs.values():
+        if progress and each.ended[ERROR]:
+            tqdm.write(f"{job.task.name}: {each.told}", file=sys.stderr)
 
-    def count(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        self.failed += sum(row["finish"] == ERROR for row in rows)
-        self.cut_off += sum(row["finish"] in (LENGTH, REPEATED) for row in rows)
 
-    @property
-    def told(self) -> str:
-        return f"{SYSTEM_TITLES[self.name]}: {self.failed} failed, {self.cut_off} cut off"
+def _check_references(items: Sequence[Item], rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Refuse items of which rows with other references are there."""
+    for item in items:
+        if item.id in rows and rows[item.id]["references"] != item.references:
+            raise RunFolderError(
+                f"{path}: the references of {item.id!r} are not those of the answer that is there; the data have changed "
+                "since. Choose another --output_dir."
+            )
 
 
 def answer_batch(
@@ -415,12 +352,7 @@ class Evaluation:
 
 
 def prepare(options: EvaluateArguments, folder: Path, state: PartialState) -> Evaluation:
-    """
-    Do everything that can be refused before a model is loaded.
-
-    Raises:
-        ValueError, OSError: data, checkpoint, Whisper or folder cannot be used as asked.
-    """
+    """Do everything that can be refused before a model is loaded: for want of data, checkpoint, Whisper or a free folder."""
     if options.tasks:
         tasks = tasks_named(options.tasks)
         copies = options.copies([task.name for task in tasks])
@@ -454,12 +386,7 @@ def own_whisper(config: Any) -> str | None:
 
 
 def ctc_weight_of(options: EvaluateArguments, config: Any, transcribes: bool) -> float:
-    """
-    Return the weight of CTC: as given, else the checkpoint's default, which is for transcripts alone.
-
-    Raises:
-        ValueError: it is given, and the model has no CTC, or no task is a transcription.
-    """
+    """Return the weight of CTC: as given, else the checkpoint's default, which is for transcripts alone."""
     if options.ctc_weight is None:
         return default_ctc_weight(config) if transcribes else 0.0
     check_ctc_weight(config, options.ctc_weight)
@@ -469,12 +396,7 @@ def ctc_weight_of(options: EvaluateArguments, config: Any, transcribes: bool) ->
 
 
 def checkpoint_config(options: EvaluateArguments) -> Any:
-    """
-    Return the configuration of the checkpoint.
-
-    Raises:
-        ValueError: there is no checkpoint, or it is of another kind of model.
-    """
+    """Return the configuration of the checkpoint, or refuse one of another kind of model."""
     try:
         config = AutoConfig.from_pretrained(options.model, trust_remote_code=False, **_revision(options))
     except (OSError, ValueError) as error:
@@ -519,15 +441,14 @@ def task_settings(run: Evaluation) -> dict[str, dict[str, Any]]:
 
 
 def answer_all(run: Evaluation) -> None:
-    """
-    Answer what is not on disk yet, of this process' share; then, in one process, make one file of each system's rows.
-
-    Raises:
-        RunFolderError: the folder holds another model's outputs.
-        ValueError, OSError: the model cannot be loaded.
-    """
+    """Answer what is not on disk yet, of this process' share; then, in one process, make one file of each system's rows."""
     missing = {
-        job.task.name: [name for name in job.systems if not is_complete(run.folder, job, name)] for job in run.jobs
+        job.task.name: [
+            name
+            for name in job.systems
+            if not SystemOutputs(run.folder, job.task.name, name).done().issuperset(job.ids)
+        ]
+        for job in run.jobs
     }
     if any(missing.values()):
         _answer(run, missing)
@@ -540,35 +461,27 @@ def answer_all(run: Evaluation) -> None:
 
 @contextmanager
 def locked(run: Evaluation) -> Iterator[None]:
-    """
-    Keep other runs out of the folder for a while.
-
-    Raises:
-        RunFolderError: another one is in it.
-    """
+    """Keep other runs out of the folder for a while."""
     if not run.state.is_main_process:
         yield
         return
     run.folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run.folder / LOCK_FILE, timeout=0)
     try:
-        lock.acquire()
+        lock = FileLock(run.folder / LOCK_FILE).acquire(timeout=0)
     except Timeout:
         raise RunFolderError(f"Another run is writing to {run.folder}; wait for it to end.") from None
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 def _answer(run: Evaluation, missing: Mapping[str, Sequence[str]]) -> None:
     options = run.options
     device = {"": run.state.device} if torch.cuda.is_available() else None
-    known: dict[str, Any] = {"trust_remote_code": False, **_revision(options)}
+    given: dict[str, Any] = {"trust_remote_code": False, **_revision(options)}
     try:
-        processor = AutoProcessor.from_pretrained(options.model, **known)
+        processor = AutoProcessor.from_pretrained(options.model, **given)
         model: Any = AutoModelForMultimodalLM.from_pretrained(
-            options.model, dtype=options.dtype, device_map=options.device_map or device, **known
+            options.model, dtype=options.dtype, device_map=options.device_map or device, **given
         ).eval()
     except (OSError, ValueError) as error:
         advice = "" if "hf download" in str(error) else how_to_get(options.model)
@@ -578,15 +491,8 @@ def _answer(run: Evaluation, missing: Mapping[str, Sequence[str]]) -> None:
     run.state.wait_for_everyone()  # none writes before all have looked
     if run.state.is_main_process:
         write_json(run.folder / RUN_FILE, record_of(run, model, weights))
-    builder = SystemBuilder(
-        model,
-        processor,
-        run.whisper,
-        run.whisper_revision,
-        run.folder,
-        options.batch_size,
-        run.ctc_weight,
-    )
+    known = (run.whisper, run.whisper_revision, run.folder, options.batch_size, run.ctc_weight)
+    builder = SystemBuilder(model, processor, *known)
     for job in run.jobs:
         systems = {name: builder.build(job.task, name) for name in missing[job.task.name]}
         if systems:
@@ -608,7 +514,7 @@ def record_of(run: Evaluation, model: Any, weights: str) -> dict[str, Any]:
             "language": job.task.language,
             "normaliser": job.task.normaliser,
             "group": job.task.group,
-            "source": _as_json(dict(job.task.source)),
+            "source": dict(job.task.source),
             "items": len(job.ids),
             "left_out": dict(job.left_out),
             SETTINGS: settings[job.task.name],
@@ -623,19 +529,11 @@ def record_of(run: Evaluation, model: Any, weights: str) -> dict[str, Any]:
         "bases": {role: getattr(model.config, f"{role}_model_id") for role in ("audio", "text")},
         "versions": before.get("versions") or versions,
         "commit": before.get("commit") or package_facts()["commit"],
-        "arguments": _as_json(asdict(run.options)),
+        "arguments": json.loads(json.dumps(asdict(run.options), default=str)),
         "started": before.get("started") or datetime.now(timezone.utc).isoformat(timespec="seconds"),
         SETTINGS: {**run_settings(run), "weights": weights},
         "tasks": {**before.get("tasks", {}), **tasks},
     }
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _as_json(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_as_json(one) for one in value]
-    return str(value) if isinstance(value, Path) else value
 
 
 def _revision(options: EvaluateArguments) -> dict[str, Any]:

@@ -19,19 +19,9 @@ from audiollm.option_parser import parser_of
 from audiollm.publishing.score_table import COUNTS, score_rows, with_interval
 from audiollm.publishing.score_table import SYSTEMS as SYSTEM_TITLES
 
-from .bootstrap import SAMPLES, percentiles, ratio, resampled
+from .bootstrap import SAMPLES, percentiles, ratio
 from .measures import RATIO, Answer, Convention, Measured, measures_of
-from .outputs import (
-    ERROR,
-    LENGTH,
-    REPEATED,
-    Run,
-    convention_of,
-    joined_sessions,
-    open_run,
-    read_answers,
-    write_rows,
-)
+from .outputs import ERROR, LENGTH, REPEATED, Run, convention_of, joined_sessions, open_run, read_answers, write_rows
 from .systems import DEAF
 from .tasks import group_tasks
 from .word_error import NORMALISERS
@@ -39,13 +29,12 @@ from .word_error import NORMALISERS
 SCORES_FILE, ITEMS = "scores.json", "items"
 #: Seconds of audio for each second of work, pooled: not of an answer but of the whole.
 RTFX = "rtfx"
+#: What each metric's measures make of the answers to a task, by task and system.
+AllMeasured = Mapping[tuple[str, str], Mapping[str, Measured]]
 
 
 def score_run(
-    folder: str | Path,
-    normaliser: str | None = None,
-    samples: int = SAMPLES,
-    seed: int = 0,
+    folder: str | Path, normaliser: str | None = None, samples: int = SAMPLES, seed: int = 0
 ) -> dict[str, Any]:
     """
     Score every finished system of every task, and write `scores.json` and `items/<task>/<system>.jsonl`.
@@ -59,104 +48,84 @@ def score_run(
         What `scores.json` holds.
 
     Raises:
-        RunFolderError: it is no such folder, or a file in it is damaged.
+        RunFolderError, JournalError: it is no such folder, or a file in it is damaged.
         ValueError: there is no such metric or normaliser.
         ImportError: a library that a metric needs is not installed.
     """
     run = open_run(folder)
     tasks: dict[str, Any] = {}
-    drawn: dict[tuple[str, str, str], np.ndarray] = {}
-    for task in run.outputs:
-        convention = convention_of(run.task(task), normaliser)
-        systems = {}
-        for system in run.outputs[task]:
+    measured: dict[tuple[str, str], dict[str, Measured]] = {}
+    for task, systems in run.outputs.items():
+        record = run.task(task)
+        tasks[task] = {"kind": record["kind"], "systems": {}}
+        for system in systems:
             answers = read_answers(run, task, system)
-            scores, figures, items = score_answers(answers, run.task(task)["metrics"], convention, samples, seed)
-            expected = run.task(task).get("items")
-            if expected is not None and len(answers) < expected:
-                scores["counts"]["missing"] = expected - len(answers)
-            systems[system] = scores
-            write_rows(run.folder / ITEMS / task / f"{system}.jsonl", items)
-            if system == DEAF:  # it hears nothing, so no audio is worked off
-                scores["metrics"].pop(RTFX, None)
-            drawn |= {(task, system, name): each for name, each in figures.items()}
-        tasks[task] = {"kind": run.task(task)["kind"], "systems": systems}
+            joined, left_out = joined_sessions(answers)
+            found = measure_answers(joined, record["metrics"], convention_of(record, normaliser))
+            figures = {name: figure_of(each, samples, seed) for name, each in found.items()}
+            if system != DEAF and (speed := _speed(joined)) is not None:
+                figures[RTFX] = figure_of(speed, samples, seed)
+            counts = {**_counts(answers, found), **left_out}
+            if record.get("items") is not None and len(answers) < record["items"]:
+                counts["missing"] = record["items"] - len(answers)
+            tasks[task]["systems"][system] = {
+                "metrics": figures,
+                "counts": counts,
+                "audio_seconds": sum(each.duration_s for each in answers),
+                "seconds": sum(each.seconds for each in answers),
+            }
+            measured[task, system] = found
+            write_rows(run.folder / ITEMS / task / f"{system}.jsonl", list(_items(joined, found)))
     scored = {
         "run": dict(run.record),
         "scoring": {"normaliser": normaliser, "samples": samples, "seed": seed},
         "tasks": tasks,
-        "averages": group_averages(run, tasks, drawn),
+        "averages": group_averages(run, tasks, measured, samples, seed),
     }
     write_whole(run.folder / SCORES_FILE, json.dumps(scored, indent=1, ensure_ascii=False, allow_nan=False))
     return scored
 
 
-def score_answers(
-    answers: Sequence[Answer],
-    metrics: Sequence[str],
-    convention: Convention,
-    samples: int = SAMPLES,
-    seed: int = 0,
-) -> tuple[dict[str, Any], dict[str, np.ndarray], list[dict[str, Any]]]:
-    """
-    Score one system on one task.
+def measure_answers(answers: Sequence[Answer], metrics: Sequence[str], convention: Convention) -> dict[str, Measured]:
+    """Return what each metric's measures make of answers, by their names."""
+    return {name: score(answers, convention) for name, score in measures_of(metrics).items()}
 
-    Returns:
-        What `scores.json` holds of it; resampled figures `(samples,)` by metric; and its items.
-    """
-    joined, dropped = joined_sessions(answers)
-    measured = measure_answers(joined, metrics, convention)
-    drawn = {
-        name: resampled(each.statistics, each.pooled, samples, seed)
-        for name, each in measured.items()
-        if len(each.statistics)
-    }
-    figures = {name: figure_of(each, drawn.get(name)) for name, each in measured.items()}
-    audio, seconds = sum(each.duration_s for each in answers), sum(each.seconds for each in answers)
-    if joined and audio > 0 and seconds > 0:
-        times = np.array([(each.duration_s, each.seconds) for each in joined], dtype=np.float64)
-        speed = Measured(times, [each.id for each in joined], RATIO, "seconds of audio over seconds of work, pooled")
-        figures[RTFX] = figure_of(speed, resampled(speed.statistics, samples=samples, seed=seed))
-    main = _main_of(measured)
-    reasons = {reason: count for each in reversed(list(measured.values())) for reason, count in each.dropped.items()}
-    counts = {
-        "items": len(answers),
-        "scored": len(main.ids),
-        "skipped_empty_reference": 0,
-        "empty_outputs": sum(not each.text.strip() for each in answers),
-        "errors": sum(each.finish == ERROR for each in answers),
-        "unparsable": 0,
-        "length_limited": sum(each.finish == LENGTH for each in answers),
-        "repeated": sum(each.finish == REPEATED for each in answers),
-        **reasons,
+
+def figure_of(measured: Measured, samples: int, seed: int) -> dict[str, Any]:
+    """Return a figure with its interval, as JSON; null where there is nothing to score."""
+    known = {"unit": measured.unit, "scored": len(measured.ids), "signature": measured.signature}
+    values = (measured.value, *measured.interval(samples, seed))
+    return {**dict(zip(("value", "low", "high"), map(finite, values))), **known}
+
+
+def finite(value: float) -> float | None:
+    """Return a number, or None where it is none."""
+    return value if math.isfinite(value) else None
+
+
+def _speed(answers: Sequence[Answer]) -> Measured | None:
+    """Return the real-time factor; None where no audio was worked off."""
+    times = np.array([(each.duration_s, each.seconds) for each in answers], dtype=np.float64).reshape(-1, 2)
+    if not (times.sum(axis=0) > 0).all():
+        return None
+    return Measured(times, [each.id for each in answers], RATIO, "seconds of audio over seconds of work, pooled")
+
+
+def _counts(answers: Sequence[Answer], measured: Mapping[str, Measured]) -> dict[str, int]:
+    """Return how many items there are, count, and do not, by reason."""
+    finishes = [each.finish for each in answers]
+    dropped = {reason: n for each in reversed(list(measured.values())) for reason, n in each.dropped.items() if n}
+    return {
+        **{"items": len(answers), "scored": len(_main_of(measured).ids), "skipped_empty_reference": 0},
+        **{"empty_outputs": sum(not each.text.strip() for each in answers), "errors": finishes.count(ERROR)},
+        **{"unparsable": 0, "length_limited": finishes.count(LENGTH), "repeated": finishes.count(REPEATED)},
         **dropped,
     }
-    scores = {"metrics": figures, "counts": counts, "audio_seconds": audio, "seconds": seconds}
-    return scores, drawn, list(_items(joined, measured))
-
-
-def measure_answers(answers: Sequence[Answer], metrics: Sequence[str], convention: Convention) -> dict[str, Measured]:
-    """
-    Return what each metric's measures make of answers, by their names.
-
-    Raises:
-        ValueError: there is no such metric.
-        ImportError: a library that one needs is not installed.
-    """
-    return {name: score(answers, convention) for name, score in measures_of(metrics).items()}
 
 
 def _main_of(measured: Mapping[str, Measured]) -> Measured:
     """Return the measure whose items are counted as scored: the first that has any."""
     return next((each for each in measured.values() if each.ids), next(iter(measured.values())))
-
-
-def figure_of(measured: Measured, drawn: np.ndarray | None) -> dict[str, Any]:
-    """Return a figure with the interval of resampled ones `(samples,)`, as JSON; null where there is nothing to score."""
-    bounds = (math.nan, math.nan) if drawn is None else percentiles(drawn)
-    value, low, high = (each if math.isfinite(each) else None for each in (measured.value, *bounds))
-    known = {"unit": measured.unit, "scored": len(measured.ids), "signature": measured.signature}
-    return {"value": value, "low": low, "high": high, **known}
 
 
 def _items(answers: Sequence[Answer], measured: Mapping[str, Measured]) -> Iterator[dict[str, Any]]:
@@ -181,39 +150,42 @@ def _items(answers: Sequence[Answer], measured: Mapping[str, Measured]) -> Itera
 
 
 def group_averages(
-    run: Run, tasks: Mapping[str, Any], drawn: Mapping[tuple[str, str, str], np.ndarray]
+    run: Run, tasks: Mapping[str, Any], measured: AllMeasured, samples: int, seed: int
 ) -> dict[str, Any]:
     """
     Return unweighted means over the tasks of each group, as leaderboards average; real-time factors are pooled.
 
     An average of some of a group's tasks is `partial` and names those that are missing: it is not the leaderboard's.
     """
-    groups: dict[str, list[str]] = {}
-    for task in tasks:
-        if run.task(task).get("group"):
-            groups.setdefault(run.task(task)["group"], []).append(task)
     averages: dict[str, Any] = {}
-    for group, members in groups.items():
-        every = [*dict.fromkeys([*group_tasks(group), *members])]
-        systems = dict.fromkeys(system for task in members for system in tasks[task]["systems"])
-        averages[group] = {system: _averages(every, system, tasks, drawn) for system in systems}
+    for group in dict.fromkeys(filter(None, (run.task(task).get("group") for task in tasks))):
+        present = [task for task in tasks if run.task(task).get("group") == group]
+        members = list(dict.fromkeys([*group_tasks(group), *present]))
+        by_system = averages[group] = {}
+        for system in dict.fromkeys(system for task in present for system in tasks[task]["systems"]):
+            answered = {
+                task: tasks[task]["systems"][system]
+                for task in members
+                if task in present and system in tasks[task]["systems"]
+            }
+            drawn = {
+                (task, name): each.drawn(samples, seed)
+                for task in answered
+                for name, each in measured[task, system].items()
+                if each.ids
+            }
+            by_system[system] = _averages(members, answered, drawn)
     return averages
 
 
 def _averages(
-    members: Sequence[str],
-    system: str,
-    tasks: Mapping[str, Any],
-    drawn: Mapping[tuple[str, str, str], np.ndarray],
+    members: Sequence[str], answered: Mapping[str, Any], drawn: Mapping[tuple[str, str], np.ndarray]
 ) -> dict[str, Any]:
-    answered = {task: tasks[task]["systems"][system] for task in members if system in _systems(tasks, task)}
+    """Return one system's averages by metric, over the tasks of a group that it has answered."""
     averages = {}
     for name in dict.fromkeys(name for scores in answered.values() for name in scores["metrics"]):
-        figures = {
-            task: scores["metrics"][name]
-            for task, scores in answered.items()
-            if scores["metrics"].get(name, {}).get("value") is not None
-        }
+        figures = {task: scores["metrics"].get(name) for task, scores in answered.items()}
+        figures = {task: each for task, each in figures.items() if each and each["value"] is not None}
         if not figures:
             continue
         if name == RTFX:
@@ -222,25 +194,16 @@ def _averages(
         else:
             value = float(np.mean([each["value"] for each in figures.values()]))
             # Tasks are drawn from one seed, and independent: each in an order of its own.
-            low, high = percentiles(
-                np.mean(
-                    [
-                        np.random.default_rng(index).permutation(drawn[task, system, name])
-                        for index, task in enumerate(figures)
-                    ],
-                    axis=0,
-                )
-            )
+            orders = [
+                np.random.default_rng(index).permutation(drawn[task, name]) for index, task in enumerate(figures)
+            ]
+            low, high = percentiles(np.mean(orders, axis=0))
         missing = [task for task in members if task not in figures]
         averages[name] = {
             **{"value": value, "low": low, "high": high, "unit": next(iter(figures.values()))["unit"]},
             **{"tasks": list(figures), "missing": missing, "partial": bool(missing)},
         }
     return averages
-
-
-def _systems(tasks: Mapping[str, Any], task: str) -> Mapping[str, Any]:
-    return tasks.get(task, {}).get("systems", {})
 
 
 # ------------------------------------------------------------------------------------------------------- shown to people

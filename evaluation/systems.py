@@ -12,12 +12,11 @@ Systems that answer a task's questions: the model, its control, and the baseline
 
 import copy
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -38,7 +37,7 @@ MODEL, WRONG_AUDIO, WHISPER, CASCADE, DEAF = "model", "wrong_audio", "whisper", 
 DEFAULT_SYSTEMS = {
     "asr": (MODEL, WRONG_AUDIO, WHISPER),
     "translation": (MODEL, WRONG_AUDIO, WHISPER, CASCADE, DEAF),
-    **dict.fromkeys(("choice", "chat", "instruction", "summary"), (MODEL, WRONG_AUDIO, CASCADE, DEAF)),
+    **dict.fromkeys(("choice", "chat", "summary"), (MODEL, WRONG_AUDIO, CASCADE, DEAF)),
     "no_speech": (MODEL, WHISPER),
     "text_retention": (MODEL, DEAF),
 }
@@ -65,10 +64,9 @@ class Question:
     problem: str | None = None
 
 
-class System(ABC):
+class System(Protocol):
     """Something that answers."""
 
-    @abstractmethod
     def answer(
         self, questions: Sequence[Question], waveforms: Sequence[Sequence[np.ndarray]], bounds: Sequence[int]
     ) -> list[Answer]:
@@ -76,7 +74,7 @@ class System(ABC):
 
 
 @dataclass
-class ModelSystem(System):
+class ModelSystem:
     """The AudioLLM, on items' own recordings or, as its control, on others'."""
 
     generator: Generator
@@ -88,7 +86,7 @@ class ModelSystem(System):
 
 
 @dataclass
-class WhisperSystem(System):
+class WhisperSystem:
     """
     Whisper's own decoder; long recordings are cut where the AudioLLM's windows are, so that both hear the same.
 
@@ -104,8 +102,8 @@ class WhisperSystem(System):
     def answer(self, questions, waveforms, bounds) -> list[Answer]:
         """See [`System`]; its bound is the decoder's own."""
         began = time.perf_counter()
-        texts = self.hear([waveform for heard in waveforms for waveform in heard])
-        answers = [Answer(" ".join(filter(None, (texts.pop(0) for _ in heard)))) for heard in waveforms]
+        texts = iter(self.hear([waveform for heard in waveforms for waveform in heard]))
+        answers = [Answer(" ".join(filter(None, [next(texts) for _ in heard]))) for heard in waveforms]
         each = (time.perf_counter() - began) / len(answers)
         self.known.update((question.item.id, (str(one.text), each)) for question, one in zip(questions, answers))
         return answers
@@ -117,39 +115,37 @@ class WhisperSystem(System):
 
 
 @dataclass
-class CascadeSystem(System):
-    """Whisper's transcripts in the place of recordings, and the base language model. Nothing is heard twice."""
+class TextSystem:
+    """
+    The base language model, asked with Whisper's transcripts in the place of the recordings, or with nothing there.
 
-    whisper: WhisperSystem
+    Args:
+        generator: of the base.
+        whisper: hears the recordings; what it has heard already is not heard twice. None for the deaf base.
+    """
+
     generator: Generator
+    whisper: WhisperSystem | None = None
 
     def answer(self, questions, waveforms, bounds) -> list[Answer]:
         """See [`System`]; an answer's `extra` has the transcripts."""
         transcripts: list[list[str]] = []
         before: list[float] = []
         for question, heard in zip(questions, waveforms):
-            known = self.whisper.known.get(question.item.id) if len(heard) == 1 else None
-            transcripts.append([known[0]] if known else self.whisper.hear(heard))
+            known = self.whisper.known.get(question.item.id) if self.whisper and len(heard) == 1 else None
+            if self.whisper is None:
+                transcripts.append([""] * len(heard))
+            else:
+                transcripts.append([known[0]] if known else self.whisper.hear(heard))
             before.append(known[1] if known else 0.0)
         prompts = [_written(question.item.prompt, texts) for question, texts in zip(questions, transcripts)]
-        answers = _answer_text(self.generator, prompts, bounds)
+        asked = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        answers = self.generator.answer(asked, [[]] * len(prompts), bounds)
+        extras = [{"transcripts": texts} if self.whisper else None for texts in transcripts]
         return [
-            Answer(one.text, one.finish, one.error, prompt, {"transcripts": texts}, seconds)
-            for one, prompt, texts, seconds in zip(answers, prompts, transcripts, before)
+            replace(one, prompt=prompt, extra=extra, more_seconds=seconds)
+            for one, prompt, extra, seconds in zip(answers, prompts, extras, before)
         ]
-
-
-@dataclass
-class DeafSystem(System):
-    """The base language model, asked without the recordings."""
-
-    generator: Generator
-
-    def answer(self, questions, waveforms, bounds) -> list[Answer]:
-        """See [`System`]."""
-        prompts = [_written(question.item.prompt, [""] * len(question.item.recordings)) for question in questions]
-        answers = _answer_text(self.generator, prompts, bounds)
-        return [Answer(one.text, one.finish, one.error, prompt) for one, prompt in zip(answers, prompts)]
 
 
 def _written(prompt: str, texts: Sequence[str]) -> str:
@@ -158,21 +154,18 @@ def _written(prompt: str, texts: Sequence[str]) -> str:
     return "".join([pieces[0], *(text + piece for text, piece in zip(texts, pieces[1:], strict=True))]).strip()
 
 
-def _answer_text(generator: Generator, prompts: Sequence[str], bounds: Sequence[int]) -> list[Answer]:
-    return generator.answer([[{"role": "user", "content": prompt}] for prompt in prompts], [[]] * len(prompts), bounds)
-
-
 @dataclass
-class RetentionSystem(System):
+class RetentionSystem:
     """
     Measures what a model makes of text: its likelihood, and whether the logits are those of its base. It answers nothing.
 
     Args:
-        generator: holds the model that is measured.
+        model, tokenizer: what is measured.
         base: the base language model by itself, to compare with; None measures likelihood alone.
     """
 
-    generator: Generator
+    model: Any
+    tokenizer: Any
     base: Any | None = None
 
     def answer(self, questions, waveforms, bounds) -> list[Answer]:
@@ -181,16 +174,10 @@ class RetentionSystem(System):
 
     def measure(self, text: str) -> dict[str, Any]:
         """Return tokens scored, the sum of their negative log likelihoods in nats, and what differs from the base."""
-        tokenizer, model = self.generator.processor.tokenizer, self.generator.model
-        ids = torch.tensor([tokenizer(text)["input_ids"]], device=model.device)
-        logits = _logits(model, ids)
-        scored = max(ids.shape[1] - 1, 0)
-        total = (
-            torch.nn.functional.cross_entropy(logits[:-1].double(), ids[0, 1:].cpu(), reduction="sum")
-            if scored
-            else 0.0
-        )
-        measured = {"tokens": scored, "negative_log_likelihood": float(total)}
+        ids = torch.tensor([self.tokenizer(text)["input_ids"]], device=self.model.device)
+        logits = _logits(self.model, ids)
+        nats = torch.nn.functional.cross_entropy(logits[:-1].double(), ids[0, 1:].cpu(), reduction="sum")
+        measured = {"tokens": max(ids.shape[1] - 1, 0), "negative_log_likelihood": float(nats)}
         if self.base is not None:
             base_logits = _logits(self.base, ids)
             same = torch.equal(logits, base_logits)
@@ -229,9 +216,7 @@ def why_not(task: Task, system: str, whisper: str | None, is_multilingual: bool,
     if system not in (WHISPER, CASCADE):
         return None
     if whisper is None:
-        return (
-            "the checkpoint does not say which Whisper it was made of, or was made of another encoder; give --whisper"
-        )
+        return "the checkpoint does not say which Whisper it was made of, or has another encoder; give --whisper"
     if system == WHISPER and task.kind not in HEARD_KINDS:
         return f"a transcript is no answer to a question of the kind {task.kind}"
     spoken = spoken_language(task)
@@ -248,12 +233,7 @@ def why_not(task: Task, system: str, whisper: str | None, is_multilingual: bool,
 
 
 def is_multilingual(whisper: str, revision: str | None) -> bool:
-    """
-    Return whether a Whisper hears other languages than English.
-
-    Raises:
-        WhisperModelError: there is no such Whisper here.
-    """
+    """Return whether a Whisper hears other languages than English."""
     folder, _ = locate_whisper(whisper, revision)
     return bool(
         getattr(GenerationConfig.from_pretrained(folder, revision=revision or "main"), "is_multilingual", False)
@@ -270,8 +250,7 @@ def whisper_language(language: str | None) -> str | None:
 
 
 # ------------------------------------------------------------------------------------------------------- making systems
-
-
+@dataclass
 class SystemBuilder:
     """
     Makes systems of one model, each part when it is first needed.
@@ -284,22 +263,15 @@ class SystemBuilder:
         ctc_weight: of CTC, when the model's transcripts are chosen; other answers are not.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        processor: Any,
-        whisper: str | None,
-        revision: str | None,
-        folder: Path,
-        batch_size: int,
-        ctc_weight: float = 0.0,
-    ):
-        self.model, self.processor = model, processor
-        self._whisper, self._revision = whisper, revision
-        self._folder, self._batch_size, self._ctc_weight = folder, batch_size, ctc_weight
-        #: The latest language's decoder, and the latest task's transcripts.
-        self._decoder: tuple[str | None, WhisperDecoder] | None = None
-        self._heard: tuple[str, WhisperSystem] | None = None
+    model: Any
+    processor: Any
+    whisper: str | None
+    revision: str | None
+    folder: Path
+    batch_size: int
+    ctc_weight: float = 0.0
+    #: The latest task's transcripts, for its cascade.
+    _heard: tuple[str, "WhisperSystem"] | None = None
 
     @cached_property
     def _generator(self) -> Generator:
@@ -307,7 +279,7 @@ class SystemBuilder:
 
     @cached_property
     def _transcriber(self) -> Generator:
-        return Generator(self.model, self.processor, self._ctc_weight) if self._ctc_weight else self._generator
+        return Generator(self.model, self.processor, self.ctc_weight) if self.ctc_weight else self._generator
 
     @cached_property
     def _text_generator(self) -> Generator:
@@ -317,46 +289,40 @@ class SystemBuilder:
     def _base_alone(self) -> Any:
         return load_text_model(self.model.config, self.model.get_input_embeddings().weight.dtype, self.model.device)
 
-    def build(self, task: Task, name: str) -> System:
-        """
-        Return the system of that name, for one task.
+    @cached_property
+    def _decoder(self) -> WhisperDecoder:
+        assert self.whisper is not None  # why_not has refused it
+        return WhisperDecoder(self.whisper, self.revision, self.model.device)
 
-        Raises:
-            WhisperModelError, ValueError, OSError: Whisper or the base language model cannot be loaded.
-        """
-        if task.kind == TEXT_RETENTION and name == MODEL:
-            return RetentionSystem(self._generator, self._base_alone)
-        if task.kind == TEXT_RETENTION and name == DEAF:
-            return RetentionSystem(Generator(self._base_alone, self.processor))
+    def build(self, task: Task, name: str) -> System:
+        """Return the system of that name, for one task."""
+        if task.kind == TEXT_RETENTION:
+            measured, base = (self.model, self._base_alone) if name == MODEL else (self._base_alone, None)
+            return RetentionSystem(measured, self.processor.tokenizer, base)
         if name in (MODEL, WRONG_AUDIO):
             return ModelSystem(self._transcriber if task.kind == TRANSCRIPTION else self._generator)
         if name == DEAF:
-            return DeafSystem(self._text_generator)
-        hearing = self._hearing(task)
-        if name == CASCADE:
-            return CascadeSystem(hearing, self._text_generator)
-        if task.kind != TRANSLATION:
-            return hearing
-        decoder = copy.copy(hearing.decoder)
-        decoder.options = {**decoder.options, "task": "translate"}
-        return WhisperSystem(decoder, self.processor, self._batch_size)
+            return TextSystem(self._text_generator)
+        if name == WHISPER and task.kind == TRANSLATION:
+            return self._whisper_system(task, task="translate")
+        if self._heard is None or self._heard[0] != task.name:
+            hearing = self._whisper_system(task)
+            if task.kind != TRANSLATION:  # what is on disk then is a translation
+                rows = SystemOutputs(self.folder, task.name, WHISPER).read().values()
+                hearing.known = {
+                    row["id"]: (row["output"], row["seconds"]) for row in rows if row["output"] is not None
+                }
+            self._heard = (task.name, hearing)
+        return TextSystem(self._text_generator, self._heard[1]) if name == CASCADE else self._heard[1]
 
-    def _hearing(self, task: Task) -> WhisperSystem:
-        """Return Whisper's transcripts of a task's recordings, those on disk already among them; one for all that ask."""
-        if self._heard is not None and self._heard[0] == task.name:
-            return self._heard[1]
-        assert self._whisper is not None  # why_not has refused it
-        multilingual = is_multilingual(self._whisper, self._revision)
-        language = whisper_language(spoken_language(task)) if multilingual else None
-        if self._decoder is None or self._decoder[0] != language:
-            decoder = WhisperDecoder(self._whisper, self._revision, self.model.device, language=language)
-            self._decoder = (language, decoder)
-        known = {}
-        if task.kind != TRANSLATION:
-            rows = SystemOutputs(self._folder, task.name, WHISPER).read().values()
-            known = {row["id"]: (row["output"], row["seconds"]) for row in rows if row["output"] is not None}
-        self._heard = (task.name, WhisperSystem(self._decoder[1], self.processor, self._batch_size, known))
-        return self._heard[1]
+    def _whisper_system(self, asked: Task, **options: str) -> WhisperSystem:
+        """Return Whisper's decoder in the language of a task's recordings, with options of its `generate`."""
+        decoder = copy.copy(self._decoder)
+        language = whisper_language(spoken_language(asked))
+        if language is not None and getattr(decoder.model.generation_config, "is_multilingual", False):
+            options["language"] = language
+        decoder.options = {**decoder.options, **options}
+        return WhisperSystem(decoder, self.processor, self.batch_size)
 
 
 def holds_its_base(model: Any) -> bool:
@@ -372,12 +338,7 @@ def holds_its_base(model: Any) -> bool:
 
 
 def load_text_model(config: Any, dtype: torch.dtype, device: torch.device | str) -> Any:
-    """
-    Load the base language model that a checkpoint was made from, by itself.
-
-    Raises:
-        ValueError: the checkpoint does not say which it is.
-    """
+    """Load the base language model that a checkpoint was made from, by itself."""
     if not config.text_model_id:
         raise ValueError("The checkpoint does not say which language model it was made from.")
     folder, revision = resolve_base(config.text_model_id, "text"), config.text_model_revision or "main"
@@ -388,12 +349,7 @@ def load_text_model(config: Any, dtype: torch.dtype, device: torch.device | str)
 
 
 def base_text_model(model: Any) -> Any:
-    """
-    Return what answers text as the base does: the AudioLLM itself, or the base where training has changed it.
-
-    Raises:
-        ValueError: see [`load_text_model`].
-    """
+    """Return what answers text as the base does: the AudioLLM itself, or the base where training has changed it."""
     if holds_its_base(model):
         return model
     return load_text_model(model.config, model.get_input_embeddings().weight.dtype, model.device)

@@ -6,6 +6,7 @@ Evaluation tasks: families of benchmarks (`tasks.yaml`), of which a config or la
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -14,11 +15,13 @@ from typing import Any
 
 import yaml
 from audiollm.corpora.catalogue import Corpus, load_catalogue
-from audiollm.corpora.columns import ColumnSpec
+from audiollm.corpora.columns import OVERRIDE_HINT, ColumnSpec
+from audiollm.corpora.dataset_places import READ_ERRORS
 from audiollm.corpora.normalisers import normaliser_for
+from audiollm.downloads import DownloadError
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 
-KINDS = (*("asr", "translation", "choice", "chat", "instruction", "summary", "no_speech", "text_retention"),)
+KINDS = ("asr", "translation", "choice", "chat", "summary", "no_speech", "text_retention")
 TASKS_FILE = Path(__file__).parent / "tasks.yaml"
 CONFIG_SEPARATOR, PAIR_SEPARATOR, EVERY_CONFIG = ":", "-", "*"
 FLEURS_TRANSLATION = "fleurs_translation"
@@ -28,8 +31,6 @@ TRANSCRIPT = "transcript"
 LETTER_CASE = "sentence_case"
 #: Codes that configs begin with, where the usual one is another.
 LANGUAGE_CODES = {"cmn": "zh"}
-#: sacreBLEU's tokenizers by language; 13a otherwise.
-BLEU_TOKENIZERS = {"zh": "zh", "yue": "zh", "ja": "ja-mecab"}
 #: Where words are not separated, characters are compared.
 CHARACTER_NORMALISER, CHARACTER_METRIC = "characters", "character_error"
 MAX_PROBLEMS_SHOWN = 200
@@ -111,7 +112,7 @@ class Task:
         language: code of the language that answers are in; None where they are in none.
         normaliser: a name of `NORMALISERS`, applied to references and answers that are compared word by word.
         source: where it comes from, as JSON: benchmark, hub, config, split, licence, terms, citation, and what scoring
-            needs to know: `source_language` (spoken, of a translation), `bleu_tokenizer`, `judge`, `parsing`.
+            needs to know: `source_language` (spoken, of a translation), `judge`, `parsing`.
         max_new_tokens: bound on an answer; None where it follows from the length of the recording.
         group: tasks whose scores are averaged, unweighted.
         reader: gives the questions.
@@ -133,10 +134,6 @@ class Task:
     answer: str | None = None
     openslr: str | None = None
 
-    def __post_init__(self):
-        if self.kind not in KINDS:
-            raise TaskError(f"Task {self.name!r} is of the kind {self.kind!r}; expected one of {', '.join(KINDS)}.")
-
     def items(self, data: str | None = None, limit: int | None = None) -> Iterator[Item]:
         """
         Yield the questions, one by one, in an order that never changes.
@@ -150,12 +147,10 @@ class Task:
             TaskDataError: rows are malformed. Raised before the first question where all rows are known at once (JSON),
                 else after the last one, since a stream is not read twice.
         """
-        if limit is not None and limit < 1:
-            raise TaskError(f"Task {self.name!r}: expected a limit of 1 or more, not {limit}.")
-        seen: dict[str, int] = {}
+        seen: Counter[str] = Counter()
         problems: list[tuple[str, str]] = []
         found = 0
-        for item in self.reader(self, data, limit):
+        for item in self._read(data, limit):
             if isinstance(item, Problem):
                 problems.append((item.where, item.reason))
                 continue
@@ -164,7 +159,8 @@ class Task:
                 reason = f"its prompt has {placeholders} {AUDIO_PLACEHOLDER} for {len(item.recordings)} recordings"
                 problems.append((item.id, reason))
                 continue
-            yield _with_unique_id(item, seen)
+            seen[item.id] += 1
+            yield item if seen[item.id] == 1 else replace(item, id=f"{item.id}#{seen[item.id]}")
             found += 1
             if found == limit:
                 break
@@ -173,18 +169,15 @@ class Task:
         if not found:
             raise TaskError(f"Task {self.name!r}: {data or 'its data'} holds no questions.")
 
-
-def _with_unique_id(item: Item, seen: dict[str, int]) -> Item:
-    """Return the item, with a number behind its id where an earlier one has the same."""
-    number, identity = seen.get(item.id, 0) + 1, item.id
-    if number > 1:
-        identity = f"{item.id}#{number}"
-        while identity in seen:
-            number += 1
-            identity = f"{item.id}#{number}"
-        seen[identity] = 1
-    seen[item.id] = number
-    return item if identity == item.id else replace(item, id=identity)
+    def _read(self, data: str | None, limit: int | None) -> Iterator[Item | Problem]:
+        """Yield what the reader gives; its errors name the task."""
+        try:
+            yield from self.reader(self, data, limit)
+        except TaskDataError:
+            raise
+        except (DownloadError, *READ_ERRORS) as error:
+            reason = str(error).removesuffix(OVERRIDE_HINT)
+            raise TaskError(f"Task {self.name!r}: {reason}") from error
 
 
 # ------------------------------------------------------------------------------------------------------- tasks by name
@@ -292,10 +285,6 @@ def dataset_named(name: str, config: str | None = None) -> Corpus:
     Return a dataset of `tasks.yaml`, or a ready corpus with its transcripts as references.
 
     As references, transcripts are taken as they are written, and an empty one is a row like any other.
-
-    Raises:
-        TaskError: neither table has it.
-        CorpusError: it has no such config.
     """
     entry = dataset_entry(name)
     if entry:
@@ -351,7 +340,7 @@ def _task(family: str, config: str | None, entry: Mapping[str, Any]) -> Task:
             **{"citation": corpus.citation, "note": corpus.note, "unknown": form.entry.get("unknown")},
         }
     if entry["kind"] == "translation":
-        source |= {"source_language": spoken, "bleu_tokenizer": BLEU_TOKENIZERS.get(str(language), "13a")}
+        source["source_language"] = spoken
     source |= {"judge": entry.get("judge"), "parsing": entry.get("parsing")}
     return Task(
         name=name,

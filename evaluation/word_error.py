@@ -19,8 +19,8 @@ LEADERBOARD = "leaderboard"
 #: What makes texts alike before they are compared, by name: that of the Open ASR Leaderboard, and those of
 #: `audiollm.corpora.normalisers`.
 NORMALISERS: dict[str, Callable[[str], str]] = {**BASIC_NORMALISERS, LEADERBOARD: normalize_leaderboard}
-#: The normaliser that makes every character a word, between spaces of its own.
-CHARACTERS = "characters"
+#: Units that errors are counted in; also the normaliser that makes every character a word, between spaces of its own.
+WORDS, CHARACTERS = "words", "characters"
 JIWER, KALDIALIGN = "jiwer", "kaldialign"
 #: Why a reference is left out.
 EMPTY_REFERENCE, IGNORED_REFERENCE = "skipped_empty_reference", "skipped_ignored_segment"
@@ -85,63 +85,52 @@ def check_normaliser(normaliser: str) -> None:
         raise ValueError(f"There is no normaliser {normaliser!r}; expected one of {', '.join(NORMALISERS)}.")
 
 
-def aligner_for(normaliser: str) -> str:
-    """Return the aligner that belongs to a normaliser: kaldialign to the leaderboard's, jiwer to any other."""
-    return KALDIALIGN if normaliser == LEADERBOARD else JIWER
+def aligner_for(normaliser: str, unit: str = WORDS) -> str:
+    """Return the aligner of a normaliser: kaldialign for words by the leaderboard's, jiwer otherwise."""
+    return KALDIALIGN if normaliser == LEADERBOARD and unit == WORDS else JIWER
 
 
-def word_errors(references: Sequence[str], hypotheses: Sequence[str], normaliser: str = "english") -> list[TextErrors]:
+def word_errors(
+    references: Sequence[str], hypotheses: Sequence[str], normaliser: str = "english", unit: str = WORDS
+) -> list[TextErrors]:
     """
-    Return word errors of each pair, both sides normalised.
+    Return word or character errors of each pair, both sides normalised.
+
+    Spaces between words are characters, as in jiwer; those that the normaliser "characters" puts between characters are
+    not.
 
     Args:
         references, hypotheses: what was said and what was heard, one each.
         normaliser: a name of `NORMALISERS`; it decides the aligner, see [`aligner_for`].
+        unit: `WORDS` or `CHARACTERS`.
 
     Raises:
         ValueError: the lists differ in length, or there is no such normaliser.
         ImportError: kaldialign is not installed.
     """
-    pairs, scored = _normalised(references, hypotheses, normaliser)
-    chosen = [pairs[index] for index in scored]
-    if aligner_for(normaliser) == KALDIALIGN:
-        counts = _kaldialign_counts(chosen)
-    else:
-        counts = _jiwer_counts(jiwer.process_words, chosen)
-    return _text_errors(pairs, dict(zip(scored, counts)), normaliser)
-
-
-def character_errors(
-    references: Sequence[str], hypotheses: Sequence[str], normaliser: str = "basic"
-) -> list[TextErrors]:
-    """
-    Return character errors of each pair, both sides normalised, aligned by jiwer.
-
-    Spaces between words are characters, as in jiwer; those that the normaliser "characters" puts between characters are
-    not.
-
-    Raises:
-        ValueError: the lists differ in length, or there is no such normaliser.
-    """
-    pairs, scored = _normalised(references, hypotheses, normaliser)
-    if normaliser == CHARACTERS:
-        pairs = [("".join(reference.split()), "".join(hypothesis.split())) for reference, hypothesis in pairs]
-    else:
-        pairs = [(" ".join(reference.split()), " ".join(hypothesis.split())) for reference, hypothesis in pairs]
-    counts = _jiwer_counts(jiwer.process_characters, [pairs[index] for index in scored])
-    return _text_errors(pairs, dict(zip(scored, counts)), normaliser)
-
-
-def _normalised(
-    references: Sequence[str], hypotheses: Sequence[str], normaliser: str
-) -> tuple[list[tuple[str, str]], list[int]]:
-    """Return pairs as they are compared, and the places of those that count."""
     if len(references) != len(hypotheses):
         raise ValueError(f"{len(references)} references but {len(hypotheses)} hypotheses; expected one each.")
     check_normaliser(normaliser)
     normalise = NORMALISERS[normaliser]
-    pairs = [(normalise(reference), normalise(hypothesis)) for reference, hypothesis in zip(references, hypotheses)]
-    return pairs, [index for index, (reference, _) in enumerate(pairs) if _why_skipped(reference, normaliser) is None]
+    return [_errors(normalise(one), normalise(other), normaliser, unit) for one, other in zip(references, hypotheses)]
+
+
+def _errors(reference: str, hypothesis: str, normaliser: str, unit: str) -> TextErrors:
+    """Return the errors of a pair of normalised texts."""
+    skipped = _why_skipped(reference, normaliser)
+    if unit == CHARACTERS:
+        space = "" if normaliser == CHARACTERS else " "
+        reference, hypothesis = space.join(reference.split()), space.join(hypothesis.split())
+    if skipped is not None:
+        return TextErrors(reference, hypothesis, skipped=skipped)
+    if aligner_for(normaliser, unit) == KALDIALIGN:
+        edit_distance = optional_library("kaldialign", "evaluation").edit_distance
+        found = edit_distance(reference.split(), hypothesis.split(), merge_compounds=True)
+        return TextErrors(reference, hypothesis, found["ref_len"], found["sub"], found["del"], found["ins"])
+    process = jiwer.process_characters if unit == CHARACTERS else jiwer.process_words
+    counted = process(reference, hypothesis)
+    wrong, missing = counted.substitutions, counted.deletions
+    return TextErrors(reference, hypothesis, counted.hits + wrong + missing, wrong, missing, counted.insertions)
 
 
 def _why_skipped(reference: str, normaliser: str) -> str | None:
@@ -150,43 +139,6 @@ def _why_skipped(reference: str, normaliser: str) -> str | None:
         return IGNORED_REFERENCE
     has_any = bool(reference.strip()) if normaliser == LEADERBOARD else any(map(str.isalnum, reference))
     return None if has_any else EMPTY_REFERENCE
-
-
-Counts = tuple[int, int, int, int]
-
-
-def _text_errors(pairs: Sequence[tuple[str, str]], counts: dict[int, Counts], normaliser: str) -> list[TextErrors]:
-    return [
-        TextErrors(*pair, *counts[index])
-        if index in counts
-        else TextErrors(*pair, skipped=_why_skipped(pair[0], normaliser) or EMPTY_REFERENCE)
-        for index, pair in enumerate(pairs)
-    ]
-
-
-def _jiwer_counts(process: Callable, pairs: Sequence[tuple[str, str]]) -> list[Counts]:
-    """Return length, substitutions, deletions and insertions of each pair."""
-    if not pairs:
-        return []
-    result = process([reference for reference, _ in pairs], [hypothesis for _, hypothesis in pairs])
-    counts = []
-    for reference, chunks in zip(result.references, result.alignments):
-        found = {"substitute": 0, "delete": 0, "insert": 0}
-        for chunk in chunks:
-            if chunk.type in found:
-                spans = (chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
-                found[chunk.type] += max(spans)
-        counts.append((len(reference), found["substitute"], found["delete"], found["insert"]))
-    return counts
-
-
-def _kaldialign_counts(pairs: Sequence[tuple[str, str]]) -> list[Counts]:
-    """Return length, substitutions, deletions and insertions of each pair, word for word."""
-    edit_distance = optional_library("kaldialign", "evaluation").edit_distance
-    found = [
-        edit_distance(reference.split(), hypothesis.split(), merge_compounds=True) for reference, hypothesis in pairs
-    ]
-    return [(each["ref_len"], each["sub"], each["del"], each["ins"]) for each in found]
 
 
 def score_word_error(
@@ -215,9 +167,8 @@ def score_word_error(
     )
 
 
-def convention(unit: str, normaliser: str, aligner: str = JIWER) -> str:
+def convention(unit: str, normaliser: str) -> str:
     """Return what a figure was counted by, in one line, as sacreBLEU's signatures: `unit:words|normaliser:...|aligner:...`."""
-    parts = {"unit": unit, "normaliser": normaliser, "aligner": f"{aligner}-{metadata.version(aligner)}"}
-    if aligner == KALDIALIGN:
-        parts["compounds"] = "merged"
-    return "|".join(f"{name}:{value}" for name, value in parts.items())
+    aligner = aligner_for(normaliser, unit)
+    signature = f"unit:{unit}|normaliser:{normaliser}|aligner:{aligner}-{metadata.version(aligner)}"
+    return f"{signature}|compounds:merged" if aligner == KALDIALIGN else signature

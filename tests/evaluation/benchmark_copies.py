@@ -112,18 +112,10 @@ def mls(folder: Path) -> Path:
         **{"audio": Audio(), "original_path": TEXT, "begin_time": REAL, "end_time": REAL, "transcript": TEXT},
         **{"audio_duration": REAL, "speaker_id": TEXT, "chapter_id": TEXT, "file": TEXT, "id": TEXT},
     }
-    rows = [
-        {
-            **dict.fromkeys(features),
-            **{
-                "audio": each["audio"],
-                "transcript": each["text"].lower(),
-                "speaker_id": "2156",
-                "id": f"2156_{index}",
-            },
-        }
-        for index, each in enumerate(recordings())
-    ]
+    rows = []
+    for index, each in enumerate(recordings()):
+        known = {"audio": each["audio"], "transcript": each["text"].lower(), "speaker_id": "2156"}
+        rows.append({**dict.fromkeys(features), **known, "id": f"2156_{index}"})
     return write_table(folder, "german", "test", features, rows)
 
 
@@ -138,20 +130,11 @@ def fleurs(
     folder: Path, config: str = "de_de", language: str = "German", sentences: tuple[int, ...] = (7, 7, 9)
 ) -> Path:
     """google/fleurs, converted; one sentence is read by two people."""
-    rows = [
-        {
-            **{
-                "id": sentence,
-                "num_samples": 16_000,
-                "path": "x.wav",
-                "audio": each["audio"],
-                "gender": 1,
-                "lang_id": 0,
-            },
-            **{"transcription": "klein", "raw_transcription": f"{language} Satz {sentence}.", "language": language},
-        }
-        for sentence, each in zip(sentences, recordings())
-    ]
+    known = {"num_samples": 16_000, "path": "x.wav", "gender": 1, "lang_id": 0, "transcription": "klein"}
+    rows = []
+    for sentence, each in zip(sentences, recordings()):
+        raw = {"id": sentence, "audio": each["audio"], "raw_transcription": f"{language} Satz {sentence}."}
+        rows.append({**known, **raw, "language": language})
     return write_table(folder, config, "test", FLEURS, rows, f"{config}/test/0000.parquet")
 
 
@@ -163,21 +146,11 @@ def fleurs_pair(folder: Path) -> Path:
 
 def covost2(folder: Path) -> Path:
     """fixie-ai/covost2."""
-    features = {
-        "client_id": TEXT,
-        "file": TEXT,
-        "audio": Audio(16_000),
-        "sentence": TEXT,
-        "translation": TEXT,
-        "id": TEXT,
-    }
-    rows = [
-        {
-            **{"client_id": "c0ffee", "file": "x.mp3", "audio": each["audio"], "sentence": each["text"]},
-            **{"translation": f"句子{index}。", "id": f"common_voice_en_{index}"},
-        }
-        for index, each in enumerate(recordings())
-    ]
+    features = dict.fromkeys(("client_id", "file", "sentence", "translation", "id"), TEXT) | {"audio": Audio(16_000)}
+    rows = []
+    for index, each in enumerate(recordings()):
+        known = {"client_id": "c0ffee", "file": "x.mp3", "audio": each["audio"], "sentence": each["text"]}
+        rows.append({**known, "translation": f"句子{index}。", "id": f"common_voice_en_{index}"})
     return write_table(folder, "en_zh-CN", "test", features, rows)
 
 
@@ -226,14 +199,11 @@ def voicebench(config: str, split: str = "test", answers: tuple[str, ...] = ()) 
 
 def slue_ted(folder: Path) -> Path:
     """asapp/slue-phase-2, config ted."""
-    features = {"id": TEXT, "audio": Audio(), "speaker": TEXT, "transcript": TEXT, "title": TEXT, "abstract": TEXT}
-    rows = [
-        {
-            **{"id": f"Talk{index}", "audio": each["audio"], "speaker": "A B", "transcript": each["text"]},
-            **{"title": "On talking", "abstract": f"A talk, number {index}."},
-        }
-        for index, each in enumerate(recordings())
-    ]
+    features = dict.fromkeys(("id", "speaker", "transcript", "title", "abstract"), TEXT) | {"audio": Audio()}
+    rows = []
+    for index, each in enumerate(recordings()):
+        known = {"audio": each["audio"], "speaker": "A B", "transcript": each["text"], "title": "On talking"}
+        rows.append({**known, "id": f"Talk{index}", "abstract": f"A talk, number {index}."})
     return write_table(folder, "ted", "validation", features, rows)
 
 

@@ -24,26 +24,24 @@ def test_the_interval_of_a_mean_is_that_of_theory() -> None:
 def test_a_corpus_is_resampled_as_a_corpus(errors) -> None:
     """The mean of clips' own error rates is another figure."""
     found = interval(errors)
-    assert (
-        found.value == errors[:, 0].sum() / errors[:, 1].sum() != pytest.approx((errors[:, 0] / errors[:, 1]).mean())
-    )
-    assert found.low < found.value < found.high
-    by_hand = []
-    rng = np.random.default_rng(5)
+    mean_of_clips = (errors[:, 0] / errors[:, 1]).mean()
+    assert found.value == errors[:, 0].sum() / errors[:, 1].sum() != pytest.approx(mean_of_clips)
+    rng, by_hand = np.random.default_rng(5), []
     for _ in range(1000):
         drawn = errors[rng.integers(0, len(errors), len(errors))]
         by_hand.append(drawn[:, 0].sum() / drawn[:, 1].sum())
     assert np.quantile(by_hand, [0.025, 0.975]) == pytest.approx([found.low, found.high], abs=0.003)
+    assert found.low < found.value < found.high
+    assert interval(errors, pooled=lambda sums: sums[..., 0]).value == errors[:, 0].sum()
 
 
 def test_a_seed_gives_the_same_and_samples_and_level_matter(errors, monkeypatch) -> None:
     assert interval(errors, seed=3) == interval(errors, seed=3) != interval(errors, seed=4)
-    assert len(resampled(errors, samples=17)) == 17
     narrow, wide = interval(errors, level=0.5), interval(errors, level=0.99)
     assert wide.low < narrow.low < narrow.high < wide.high
     whole = interval(errors, samples=50)
     monkeypatch.setattr("audiollm.evaluation.bootstrap.MAX_BLOCK_VALUES", 1)
-    assert interval(errors, samples=50).low == pytest.approx(whole.low)
+    assert interval(errors, samples=50).low == pytest.approx(whole.low) and len(resampled(errors, samples=17)) == 17
 
 
 def test_one_item_and_items_without_a_word() -> None:
@@ -53,44 +51,30 @@ def test_one_item_and_items_without_a_word() -> None:
     assert np.isnan(ratio(np.array([0.0, 0.0])))
     with pytest.raises(ValueError, match=r"\(0, 2\); expected one row or more"):
         interval(np.zeros((0, 2)))
-    with pytest.raises(ValueError, match="0 samples"):
-        interval(np.ones((2, 2)), samples=0)
 
 
 def test_a_difference_is_found_where_there_is_one(errors) -> None:
     worse = errors.copy()
     worse[::3, 0] += 1
-    found = paired_test(errors, worse)
+    found, other_way = paired_test(errors, worse), paired_test(worse, errors)
     assert found.value == found.second - found.first > 0
     assert found.low > 0 and found.p == 1 / 1001
-    other_way = paired_test(worse, errors)
     assert (other_way.value, other_way.p) == (pytest.approx(-found.value), found.p)
-
-
-def test_pairing_sees_what_two_intervals_do_not(errors) -> None:
-    worse = errors.copy()
-    worse[:12, 0] += 1
-    first, second = interval(errors), interval(worse)
-    assert first.high > second.low
-    assert paired_test(errors, worse).p < 0.01
-
-
-def test_no_difference_has_a_p_of_one(errors) -> None:
     assert paired_test(errors, errors) == Difference(*[interval(errors).value] * 2, 0.0, 0.0, 0.0, 1.0)
     with pytest.raises(ValueError, match="expected the same items"):
         paired_test(errors, errors[:5])
 
 
+def test_pairing_sees_what_two_intervals_do_not(errors) -> None:
+    worse = errors.copy()
+    worse[:12, 0] += 1
+    assert interval(errors).high > interval(worse).low
+    assert paired_test(errors, worse).p < 0.01
+
+
 def test_p_is_uniform_where_systems_do_not_differ() -> None:
     """A test at 5% finds differences that are none in about 5% of cases."""
     rng = np.random.default_rng(0)
-    found = [
-        paired_test(means(rng.normal(size=60)), means(rng.normal(size=60)), samples=200, seed=seed).p
-        for seed in range(300)
-    ]
-    assert 0.02 < np.mean(np.array(found) < 0.05) < 0.09
-
-
-def test_the_pooled_function_is_asked(errors) -> None:
-    found = interval(errors, pooled=lambda sums: sums[..., 0])
-    assert found.value == errors[:, 0].sum()
+    pairs = [(means(rng.normal(size=60)), means(rng.normal(size=60))) for _ in range(300)]
+    found = np.array([paired_test(*pair, samples=200, seed=seed).p for seed, pair in enumerate(pairs)])
+    assert 0.02 < np.mean(found < 0.05) < 0.09

@@ -7,17 +7,17 @@ import pytest
 import sacrebleu
 from audiollm.evaluation.compare import compare_runs, comparison_table, main
 from audiollm.evaluation.outputs import RunFolderError
-from run_folders import row, write_run
+from evaluation_runs import row, write_run
 from sacrebleu.significance import PairedTest
 
 WORDS = ["press", "the", "star", "key", "to", "go", "on", "or", "wait", "for", "the", "next", "free", "line"]
 ITEMS = 60
 
 
-def spoken(wrong_every: int, first: int = 0, count: int = ITEMS) -> list[dict]:
+def spoken(wrong_every: int, first: int = 0) -> list[dict]:
     """Rows of which every so many have a wrong word."""
     rows = []
-    for place in range(first, first + count):
+    for place in range(first, first + ITEMS):
         right = " ".join(WORDS[place % 5 : place % 5 + 4])
         rows.append(row(f"clip {place}", right, right if place % wrong_every else right.replace("the", "a") + " yes"))
     return rows
@@ -26,16 +26,13 @@ def spoken(wrong_every: int, first: int = 0, count: int = ITEMS) -> list[dict]:
 @pytest.fixture
 def runs(tmp_path: Path) -> tuple[Path, Path]:
     """Two runs of one task; of the second, two clips are others and one has another reference."""
-    first = write_run(
-        tmp_path / "a", {"prompts": {"model": spoken(20), "whisper": spoken(2)}, "unseen": {"model": spoken(9)}}
-    )
+    outputs = {"prompts": {"model": spoken(20), "whisper": spoken(2)}, "unseen": {"model": spoken(9)}}
     rows = [*spoken(2, first=1), row("clip 99", "yes", "yes")]
     rows[5]["references"] = ["something else"]
-    second = write_run(tmp_path / "b", {"prompts": {"model": rows}})
-    return first, second
+    return write_run(tmp_path / "a", outputs), write_run(tmp_path / "b", {"prompts": {"model": rows}})
 
 
-def test_differences_are_of_matched_items_and_the_rest_is_named(runs, capsys) -> None:
+def test_differences_are_of_matched_items_and_the_rest_is_named(runs) -> None:
     found = compare_runs(*runs)
     task = found["tasks"]["prompts"]
     assert task["items"] == ITEMS - 2
@@ -50,21 +47,16 @@ def test_differences_are_of_matched_items_and_the_rest_is_named(runs, capsys) ->
     table = comparison_table(found)
     assert "left out, only in second: 2 (clip 60, clip 99)" in table
     assert "left out, other reference: 1 (clip 6)" in table and "tasks only in first: unseen" in table
-
-
-def test_the_other_way_round_is_the_other_sign(runs) -> None:
-    there, back = compare_runs(*runs), compare_runs(*reversed(runs))
-    there, back = (each["tasks"]["prompts"]["metrics"]["word_error"] for each in (there, back))
-    assert there["difference"] == pytest.approx(-back["difference"])
-    assert (there["better"], back["better"], there["p"]) == ("first", "second", back["p"])
+    back = compare_runs(*reversed(runs))["tasks"]["prompts"]["metrics"]["word_error"]
+    assert word_error["difference"] == pytest.approx(-back["difference"])
+    assert (back["better"], word_error["p"]) == ("second", back["p"])
 
 
 def test_two_systems_of_one_run_and_of_the_same_quality(runs, tmp_path) -> None:
-    first, _ = runs
-    found = compare_runs(first, first, ("model", "whisper"))["tasks"]["prompts"]["metrics"]["word_error"]
+    found = compare_runs(runs[0], runs[0], ("model", "whisper"))["tasks"]["prompts"]["metrics"]["word_error"]
     assert found["better"] == "first"
     same = write_run(tmp_path / "same", {"prompts": {"model": spoken(20)}})
-    found = compare_runs(first, same)["tasks"]["prompts"]["metrics"]["word_error"]
+    found = compare_runs(runs[0], same)["tasks"]["prompts"]["metrics"]["word_error"]
     assert (found["difference"], found["p"], found["better"]) == (0.0, 1.0, None)
 
 
@@ -72,17 +64,12 @@ def test_bleu_is_tested_by_sacrebleu_itself(tmp_path) -> None:
     right = [f"der Hund sieht am {place}. Tag die Katze." for place in range(40)]
     good = [text.replace("Katze", "Maus") if place % 8 == 0 else text for place, text in enumerate(right)]
     poor = [text.replace("der Hund", "ein Tier") if place % 2 else text for place, text in enumerate(right)]
-    sides = []
-    for name, said in (("good", good), ("poor", poor)):
-        rows = [row(str(place), *each) for place, each in enumerate(zip(right, said))]
-        sides.append(
-            write_run(
-                tmp_path / name, {"covost": {"model": rows}}, {"covost": {"metrics": ["bleu"], "language": "de"}}
-            )
-        )
+    task = {"covost": {"metrics": ["bleu"], "language": "de"}}
+    rows = [[row(str(place), *each) for place, each in enumerate(zip(right, said))] for said in (good, poor)]
+    sides = [write_run(tmp_path / str(n), {"covost": {"model": each}}, task) for n, each in enumerate(rows)]
     found = compare_runs(*sides, samples=300)["tasks"]["covost"]["metrics"]["bleu"]
-    metric = {"BLEU": sacrebleu.BLEU()}
-    _, scores = PairedTest([("a", good), ("b", poor)], metric, [right], test_type="ar", n_samples=300)()
+    test = PairedTest([("a", good), ("b", poor)], {"BLEU": sacrebleu.BLEU()}, [right], test_type="ar", n_samples=300)
+    _, scores = test()
     assert found["p"] == scores["BLEU"][1].p_value < 0.05
     assert (found["first"], found["second"]) == tuple(pytest.approx(each.score) for each in scores["BLEU"])
     assert found["better"] == "first" and "ar:300" in found["test"]
@@ -91,14 +78,15 @@ def test_bleu_is_tested_by_sacrebleu_itself(tmp_path) -> None:
 
 def test_answers_that_count_in_one_run_alone_are_named(tmp_path) -> None:
     readable, unreadable = [row("1", "A", "A"), row("2", "B", "B")], [row("1", "A", "A"), row("2", "B", "what?")]
+    task = {"air": {"metrics": ["choice_accuracy"]}}
     sides = [
-        write_run(tmp_path / str(n), {"air": {"model": rows}}, {"air": {"metrics": ["choice_accuracy"]}})
-        for n, rows in enumerate((readable, unreadable))
+        write_run(tmp_path / str(n), {"air": {"model": rows}}, task) for n, rows in enumerate((readable, unreadable))
     ]
-    found = compare_runs(*sides)["tasks"]["air"]["metrics"]
+    compared = compare_runs(*sides)
+    found = compared["tasks"]["air"]["metrics"]
     assert (found["choice_accuracy"]["scored"], found["choice_accuracy"]["scored_only_in_first"]) == (1, ["2"])
     assert found["strict_choice_accuracy"]["difference"] == -0.5
-    assert "left out, choice accuracy: scored only in first: 1 (2)" in comparison_table(compare_runs(*sides))
+    assert "left out, choice accuracy: scored only in first: 1 (2)" in comparison_table(compared)
 
 
 def test_the_command_prints_and_writes(runs, tmp_path, capsys) -> None:
@@ -110,15 +98,9 @@ def test_the_command_prints_and_writes(runs, tmp_path, capsys) -> None:
     assert found == compare_runs(*runs)
     assert "prompts" in capsys.readouterr().out
     plain = found["tasks"]["prompts"]["metrics"]["word_error"]
-    for options in (
-        ("--normaliser", "leaderboard"),
-        ("--samples", "50"),
-        ("--seed", "1"),
-    ):
+    for options in (("--normaliser", "leaderboard"), ("--samples", "50"), ("--seed", "1")):
         assert compared(*options)["tasks"]["prompts"]["metrics"]["word_error"] != plain, options
     assert list(compared("--tasks", "prompts")["tasks"]) == ["prompts"]
-    main([str(runs[0]), str(runs[0]), "--systems", "whisper", "model"])
-    assert "second" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -134,9 +116,6 @@ def test_the_command_prints_and_writes(runs, tmp_path, capsys) -> None:
 def test_what_cannot_be_compared_is_refused(runs, options, message) -> None:
     with pytest.raises(SystemExit, match=message):
         main([*map(str, runs), *options])
-
-
-def test_a_run_is_not_compared_with_itself(runs) -> None:
     with pytest.raises(SystemExit, match="compared with itself; name two --systems"):
         main([str(runs[0]), str(runs[0])])
     with pytest.raises(RunFolderError, match=r"has no run\.json"):

@@ -20,41 +20,36 @@ from audiollm.evaluation.judge import (
     judge_run,
     known_rubrics,
 )
-from audiollm.evaluation.outputs import RunFolderError, read_rows
+from audiollm.evaluation.outputs import RunFolderError
 from audiollm.evaluation.score import score_run
 from benchmark_copies import air_bench
-from evaluation_runs import evaluate
+from evaluation_runs import evaluate, row, scores_of, write_run
 
 KEY = "sk-secret-key-of-this-test"
 VARIABLE = "JUDGE_TEST_KEY"
 RETRY_AFTER_S = 0.01
 CHAT, OPEN, QA = "air_bench_chat", "voicebench:commoneval", "voicebench_sd_qa:usa"
+RUBRICS = {CHAT: "air_bench", OPEN: "voicebench_open", QA: "voicebench_qa"}
 
 
 class Page(BaseHTTPRequestHandler):
-    """Answers chat completions as its server's `replies` say: a text, or a status, by what the prompt holds."""
+    """Answers chat completions by its server's `answer`: a text, or a status and a body, from the prompt."""
 
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         prompt = body["messages"][0]["content"]
-        server = self.server
-        with server.lock:
-            server.seen.append({"path": self.path, "key": self.headers["Authorization"], **body})
-            server.asked[prompt] += 1
-            reply = server.answer(prompt, server.asked[prompt])
+        # Of the test that asked, which may be over before this one's turn comes.
+        seen, asked, answer = self.server.seen, self.server.asked, self.server.answer
+        with self.server.lock:
+            seen.append({"path": self.path, "key": self.headers["Authorization"], **body})
+            asked[prompt] += 1
+            reply = answer(prompt, asked[prompt])
         status, payload = reply if isinstance(reply, tuple) else (200, reply)
-        if status == 200 and isinstance(payload, str):
-            message = {"role": "assistant", "content": payload}
-            choice = {"index": 0, "finish_reason": "stop", "message": message}
-            payload = {
-                "id": "1",
-                "object": "chat.completion",
-                "created": 0,
-                "model": body["model"],
-                "choices": [choice],
-            }
+        if isinstance(payload, str):
+            choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": payload}}
+            payload = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
         data = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
         self.send_response(status)
         if status == 429:
@@ -72,8 +67,7 @@ class Page(BaseHTTPRequestHandler):
 def served() -> Iterator[ThreadingHTTPServer]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Page)
     server.lock = threading.Lock()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
     server.server_close()
@@ -82,84 +76,54 @@ def served() -> Iterator[ThreadingHTTPServer]:
 @pytest.fixture
 def server(served, monkeypatch: pytest.MonkeyPatch) -> ThreadingHTTPServer:
     """Gives the reference 8 and the answer 6, in either order; 4 of five; yes."""
-    served.seen, served.asked, served.answer = [], Counter(), lambda prompt, times: good_reply(prompt)
+    served.seen, served.asked, served.answer = [], Counter(), good_reply
     monkeypatch.setenv(VARIABLE, KEY)
     return served
 
 
-def good_reply(prompt: str) -> str:
+def good_reply(prompt: str, times: int = 1) -> str:
     if "from 1 to 10" in prompt:
         return "8 6" if "Answer of assistant 1:\nreference" in prompt else "6 8"
     return "4" if "from 1 to 5" in prompt else "Yes."
 
 
 def options(server, **others) -> JudgeArguments:
-    url = f"http://127.0.0.1:{server.server_port}/v1"
-    return JudgeArguments(
-        **{"judge_model": "marker", "judge_url": url, "judge_key_variable": VARIABLE, "judge_retries": 2, **others}
-    )
+    known = {"judge_model": "marker", "judge_url": f"http://127.0.0.1:{server.server_port}/v1"}
+    return JudgeArguments(**{**known, "judge_key_variable": VARIABLE, "judge_retries": 2, **others})
 
 
 @pytest.fixture
 def run(tmp_path) -> Path:
     """A run of three tasks, with three answers each, of which one is none and one is empty."""
-    rubrics = {CHAT: "air_bench", OPEN: "voicebench_open", QA: "voicebench_qa"}
-    record = {"tasks": {}}
-    for task, rubric in rubrics.items():
-        record["tasks"][task] = {
-            "kind": "chat",
-            "metrics": ["judge_score"],
-            "language": "en",
-            "normaliser": "english",
-            "group": None,
-            "source": {"judge": rubric},
-            "items": 3,
-        }
-        folder = tmp_path / "outputs" / task
-        folder.mkdir(parents=True)
-        with open(folder / "model.jsonl", "w") as file:
-            for number, output in enumerate(["answer to 0 {braces}", None, ""]):
-                row = {
-                    "task": task,
-                    "system": "model",
-                    "id": f"{number}",
-                    "prompt": "<audio>",
-                    "audio": ["a.wav"],
-                    "duration_s": 1.0,
-                    "references": [f"reference of {number}"],
-                    "extra": {
-                        "question": f"question {number}",
-                        "meta_info": "a dog, then reference of nobody" if number else "a dog",
-                    },
-                    "output": output,
-                    "finish": "stop" if output is not None else "error",
-                    "error": None if output is not None else "unreadable",
-                    "seconds": 0.5,
-                }
-                file.write(json.dumps(row) + "\n")
-    (tmp_path / "run.json").write_text(json.dumps(record))
-    return tmp_path
+    rows = []
+    for number, output in enumerate(["answer to 0 {braces}", None, ""]):
+        about = "a dog, then reference of nobody" if number else "a dog"
+        extra = {"question": f"question {number}", "meta_info": about}
+        rows.append(row(f"{number}", f"reference of {number}", output, extra=extra))
+    tasks = {
+        task: {"kind": "chat", "metrics": ["judge_score"], "source": {"judge": rubric}, "items": 3}
+        for task, rubric in RUBRICS.items()
+    }
+    return write_run(tmp_path / "run", {task: {"model": rows} for task in tasks}, tasks)
 
 
-def verdicts_of(folder: Path, task: str) -> list[dict]:
-    return list(read_rows(folder / "judgements" / task / "model.jsonl"))
+def verdicts_of(folder: Path, task: str, system: str = "model") -> list[dict]:
+    path = folder / "judgements" / task / f"{system}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_both_orders_and_all_samples_are_asked_and_kept(run, server) -> None:
     judge_run(run, [CHAT, OPEN, QA], options(server))
     chat = verdicts_of(run, CHAT)
-    assert [(one["id"], one["order"], one["sample"]) for one in chat] == [
-        (item, order, 0) for item in ("0", "2") for order in (REFERENCE_FIRST, ANSWER_FIRST)
-    ]
+    orders = [(item, order, 0) for item in ("0", "2") for order in (REFERENCE_FIRST, ANSWER_FIRST)]
+    assert [(one["id"], one["order"], one["sample"]) for one in chat] == orders
     assert chat[0]["scores"] == chat[1]["scores"] == {"reference": 8, "answer": 6}
     assert (chat[0]["reply"], chat[1]["reply"]) == ("8 6", "6 8")
     first, second = (one["prompt"] for one in chat[:2])
     assert all(text in first for text in ("a dog", "question 0", "reference of 0", "answer to 0 {braces}"))
-    assert first.index("reference of 0") < first.index("answer to 0") and second.index(
-        "reference of 0"
-    ) > second.index("answer to 0")
+    assert first.index("reference of 0") < first.index("answer to 0")
+    assert second.index("reference of 0") > second.index("answer to 0")
     assert [(one["id"], one["sample"]) for one in verdicts_of(run, OPEN)] == [(i, s) for i in "02" for s in range(3)]
-    assert {one["order"] for one in verdicts_of(run, OPEN)} == {ANSWER_ONLY}
     assert all(one["scores"] == {"answer": 1} and "reference of" in one["prompt"] for one in verdicts_of(run, QA))
     assert {(one["path"], one["model"], one["key"]) for one in server.seen} == {
         ("/v1/chat/completions", "marker", f"Bearer {KEY}")
@@ -168,11 +132,19 @@ def test_both_orders_and_all_samples_are_asked_and_kept(run, server) -> None:
     written = json.loads((run / "judgements" / "judge.json").read_text())
     assert written["model"] == "marker" and "{description}" in written["air_bench"]["prompt"]
     assert all(KEY not in path.read_text() for path in run.rglob("*") if path.is_file())
-    scored = score_run(run)["tasks"][CHAT]["systems"]["model"]
+    scored = score_run(run, samples=50)["tasks"][CHAT]["systems"]["model"]
     assert scored["metrics"]["judge_score"]["value"] == 6 and scored["counts"]["errors"] == 1
-    asked = len(server.seen)
+
+    # An interrupted judge goes on, and asks nothing twice.
+    asked, path = len(server.seen), run / "judgements" / OPEN / "model.jsonl"
     judge_run(run, [CHAT, OPEN, QA], options(server))
     assert len(server.seen) == asked == 4 + 6 + 6
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    judge_run(run, [OPEN], options(server))
+    assert path.read_bytes() == whole and 0 < len(server.seen) - asked < 6
+    with pytest.raises(RunFolderError, match="model was 'marker'"):
+        judge_run(run, [CHAT], options(server, judge_model="another"))
 
 
 def test_a_busy_or_failing_endpoint_is_asked_again(run, server) -> None:
@@ -184,7 +156,7 @@ def test_a_busy_or_failing_endpoint_is_asked_again(run, server) -> None:
 
 
 def test_what_fails_for_good_is_counted_and_asked_again_later(run, server, capsys) -> None:
-    """Too busy for as long as it was asked, no JSON, no completion, no marks, marks beyond the scale, none at all."""
+    """Too busy for as long as it was asked, no completion, no marks, marks beyond the scale."""
     bad = {
         "0" + REFERENCE_FIRST: (429, {"error": {"message": f"limit of {KEY} reached"}}),
         "0" + ANSWER_FIRST: "11 5",
@@ -206,9 +178,9 @@ def test_what_fails_for_good_is_counted_and_asked_again_later(run, server, capsy
     assert "from 1 to 10" in verdicts[1]["error"]
     assert sorted(server.asked.values()) == [1, 1, 1, 2]  # sent again once where the endpoint was busy
     assert "2 requests failed and 2 replies could not be read" in capsys.readouterr().err
-    counts = score_run(run)["tasks"][CHAT]["systems"]["model"]["counts"]
+    counts = score_run(run, samples=50)["tasks"][CHAT]["systems"]["model"]["counts"]
     assert counts["judge_failures"] == 4 and counts["unjudged"] == 3
-    server.answer = lambda prompt, times: good_reply(prompt)
+    server.answer = good_reply
     judge_run(run, [CHAT], options(server))
     assert [one["error"] for one in verdicts_of(run, CHAT)] == [None] * 4
 
@@ -235,55 +207,28 @@ def test_reasoning_models_are_asked_as_they_take_it(run, server, refused) -> Non
     judge_run(run, [CHAT], options(server))  # and nothing of it differs
 
 
-def test_other_refusals_are_failures_of_one_request(run, server) -> None:
+def test_other_refusals_and_slowness_are_failures_of_one_request(run, server) -> None:
     server.answer = lambda prompt, times: (400, {"error": {"message": "too long"}})
-    judge_run(run, [CHAT], options(server, judge_retries=0))
-    assert all("too long" in one["error"] for one in verdicts_of(run, CHAT)) and len(server.seen) == 4
+    judge_run(run, [QA], options(server, judge_retries=0))
+    assert all("too long" in one["error"] for one in verdicts_of(run, QA))
+    server.answer = lambda prompt, times: threading.Event().wait(0.4) or good_reply(prompt)
+    judge_run(run, [QA], options(server, judge_retries=0, judge_timeout_s=0.05))
+    assert all("timed out" in one["error"] for one in verdicts_of(run, QA))
 
 
-def test_a_slow_endpoint_is_given_up(run, server) -> None:
-    waited = threading.Event()
-
-    def answer(prompt: str, times: int) -> str:
-        waited.wait(0.4)
-        return good_reply(prompt)
-
-    server.answer = answer
-    judge_run(run, [CHAT], options(server, judge_retries=0, judge_timeout_s=0.05))
-    assert all("timed out" in one["error"] for one in verdicts_of(run, CHAT))
+def test_a_key_or_model_that_is_refused_ends_it_at_once(run, server) -> None:
+    for status in (401, 404):
+        server.seen = []
+        server.answer = lambda prompt, times, status=status: (status, {"error": {"message": f"bad key {KEY}"}})
+        with pytest.raises(JudgeError, match="refuses") as caught:
+            judge_run(run, [CHAT, OPEN, QA], options(server))
+        assert KEY not in str(caught.value) and len(server.seen) <= CONCURRENCY
 
 
-def test_an_interrupted_judge_goes_on(run, server) -> None:
-    judge_run(run, [OPEN], options(server))
-    whole = (run / "judgements" / OPEN / "model.jsonl").read_bytes()
-    (run / "judgements" / OPEN / "model.jsonl").write_bytes(whole[: len(whole) // 2])
-    asked = len(server.seen)
-    judge_run(run, [OPEN], options(server))
-    assert (run / "judgements" / OPEN / "model.jsonl").read_bytes() == whole
-    assert 0 < len(server.seen) - asked < 6
-
-
-@pytest.mark.parametrize(("status", "message"), [(401, "refuses"), (404, "refuses")])
-def test_a_key_or_model_that_is_refused_ends_it_at_once(run, server, status, message) -> None:
-    server.answer = lambda prompt, times: (status, {"error": {"message": f"bad key {KEY}"}})
-    with pytest.raises(JudgeError, match=message) as caught:
-        judge_run(run, [CHAT, OPEN, QA], options(server))
-    assert KEY not in str(caught.value) and len(server.seen) <= CONCURRENCY
-
-
-def test_marks_of_two_judges_are_not_mixed(run, server) -> None:
-    judge_run(run, [CHAT], options(server))
-    with pytest.raises(RunFolderError, match="model was 'marker'"):
-        judge_run(run, [CHAT], options(server, judge_model="another"))
-
-
-def test_without_a_judge_the_answers_wait(run, server, capsys) -> None:
+def test_keys_go_only_where_they_are_meant_to(run, server, monkeypatch, capsys) -> None:
+    """OpenAI's is not sent to another endpoint; where a variable is named, it must hold one."""
     judge_run(run, [CHAT], JudgeArguments())
     assert "give --judge_model" in capsys.readouterr().out and not (run / "judgements").exists()
-
-
-def test_keys_go_only_where_they_are_meant_to(run, server, monkeypatch) -> None:
-    """OpenAI's is not sent to another endpoint; where a variable is named, it must hold one."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-openai")
     judge_run(run, [CHAT], options(server, judge_key_variable=None))
     assert {one["key"] for one in server.seen} == {"Bearer none"}
@@ -299,23 +244,13 @@ def test_keys_go_only_where_they_are_meant_to(run, server, monkeypatch) -> None:
     ("rubric", "order", "reply", "scores"),
     [
         ("air_bench", REFERENCE_FIRST, "7 9", {"reference": 7, "answer": 9}),
-        ("air_bench", ANSWER_FIRST, "7 9", {"reference": 9, "answer": 7}),
         ("air_bench", ANSWER_FIRST, "7.5, 9", {"reference": 9, "answer": 7.5}),
-        (
-            "air_bench",
-            ANSWER_FIRST,
-            "Here are the scores:\n**7 9**\nBecause 2 is not 3.",
-            {"reference": 9, "answer": 7},
-        ),
+        ("air_bench", ANSWER_FIRST, "The scores:\n**7 9**\nBecause 2 is not 3.", {"reference": 9, "answer": 7}),
         ("air_bench", ANSWER_FIRST, "0 9", None),
-        ("air_bench", ANSWER_FIRST, "7", None),
         ("air_bench", ANSWER_FIRST, "79", None),
-        ("air_bench", ANSWER_FIRST, "", None),
-        ("voicebench_open", ANSWER_ONLY, "5", {"answer": 5}),
         ("voicebench_open", ANSWER_ONLY, "[Score]: 3.", {"answer": 3}),
         ("voicebench_open", ANSWER_ONLY, "between 3 and 4", None),
         ("voicebench_open", ANSWER_ONLY, "6", None),
-        ("voicebench_qa", ANSWER_ONLY, "Yes", {"answer": 1}),
         ("voicebench_qa", ANSWER_ONLY, "**No**, because yes is wrong", {"answer": 0}),
         ("voicebench_qa", ANSWER_ONLY, "Nope, yesterday", None),
     ],
@@ -344,36 +279,20 @@ def test_options_that_make_no_sense_are_refused(given, message) -> None:
         JudgeArguments(**given)
 
 
-def test_the_command_answers_judges_and_scores(server, tiny_model, tiny_processor, tmp_path, capsys) -> None:
+def test_the_command_answers_judges_and_scores(server, checkpoint, tmp_path, capsys) -> None:
     """Also when the judge refuses: what was answered is scored, and the same command goes on with the judge alone."""
-    tiny_model.save_pretrained(tmp_path / "model")
-    tiny_processor.save_pretrained(tmp_path / "model")
-    copy = air_bench(tmp_path / "copy")
     url = f"http://127.0.0.1:{server.server_port}/v1"
-    given = [
-        "--tasks",
-        CHAT,
-        "--data",
-        copy,
-        "--systems",
-        "model,deaf",
-        "--max_new_tokens",
-        3,
-        "--judge_model",
-        "marker",
-    ]
-    given += ["--judge_url", url, "--judge_key_variable", VARIABLE]
+    given = f"--tasks {CHAT} --data {air_bench(tmp_path / 'copy')} --systems model,deaf --max_new_tokens 3"
+    given += f" --judge_model marker --judge_url {url} --judge_key_variable {VARIABLE}"
     server.answer = lambda prompt, times: (401, {"error": {"message": "no"}})
     with pytest.raises(SystemExit, match="The judge refuses"):
-        evaluate(tmp_path / "model", tmp_path / "run", *given)
-    assert json.loads((tmp_path / "run" / "scores.json").read_text())["tasks"][CHAT]["systems"]["model"]["counts"][
-        "items"
-    ]
-    server.answer = lambda prompt, times: good_reply(prompt)
+        evaluate(checkpoint, tmp_path / "run", *given.split())
+    assert scores_of(tmp_path / "run", CHAT)["model"]["counts"]["items"]
+    server.answer = good_reply
     capsys.readouterr()
-    evaluate(tmp_path / "model", tmp_path / "run", *given)
+    evaluate(checkpoint, tmp_path / "run", *given.split())
     printed = capsys.readouterr()
     assert "judge_score" in printed.out and "answer/s" not in printed.err
     for system in ("model", "deaf"):
-        verdicts = list(read_rows(tmp_path / "run" / "judgements" / CHAT / f"{system}.jsonl"))
+        verdicts = verdicts_of(tmp_path / "run", CHAT, system)
         assert verdicts and all(one["scores"] for one in verdicts)

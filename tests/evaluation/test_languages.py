@@ -7,31 +7,20 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from audiollm.evaluation.arguments import EvaluateArguments
-from audiollm.evaluation.evaluate import main
 from audiollm.evaluation.generating import Generator, transcript_bound
 from audiollm.evaluation.readers import read_local_set
 from audiollm.evaluation.run import index
-from audiollm.evaluation.score import score_run
 from audiollm.evaluation.systems import SystemBuilder
 from audiollm.evaluation.tasks import TaskError, find_task
 from audiollm.inference.answering import ask
+from evaluation_runs import evaluate, scores_of
 from tiny_models import character_tokenizer, save_audio_base
 from transformers import GenerationConfig
 
 HINDI = "नमस्ते दोस्तों आज मौसम बहुत अच्छा है"
 GERMAN = "Der Zug nach Köln fährt heute über Düren."
 RATE_HZ = 16_000
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tiny_bases, tmp_path_factory) -> Path:
-    from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
-
-    folder = tmp_path_factory.mktemp("model")
-    AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_rank=4).save_pretrained(folder)
-    AudioLlmProcessor.from_audio_text_pretrained(*tiny_bases).save_pretrained(folder)
-    return folder
+CLIP = (0.1 * np.random.default_rng(0).standard_normal(8000)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +41,11 @@ def multilingual(tmp_path_factory) -> str:
     return str(folder)
 
 
-def own_data(folder: Path, *texts: str, seconds: float = 0.5) -> str:
+def own_data(folder: Path, *texts: str) -> str:
     folder.mkdir(exist_ok=True)
     rows = []
     for number, text in enumerate(texts):
-        waveform = 0.1 * np.random.default_rng(number).standard_normal(int(seconds * RATE_HZ))
-        soundfile.write(folder / f"{number}.wav", waveform, RATE_HZ)
+        soundfile.write(folder / f"{number}.wav", np.roll(CLIP, number), RATE_HZ)
         rows.append({"text": "<audio>", "audio_paths": f"{number}.wav", "response": text})
     (folder / "data.json").write_text(json.dumps(rows), encoding="utf-8")
     return str(folder / "data.json")
@@ -66,35 +54,29 @@ def own_data(folder: Path, *texts: str, seconds: float = 0.5) -> str:
 @pytest.mark.parametrize(
     ("given", "code", "normaliser", "metric"),
     [
-        (["--language", "hi"], "hi", "basic", "word_error"),
-        (["--language", "Hindi"], "hi", "basic", "word_error"),
-        (["--language", "ja"], "ja", "characters", "character_error"),
-        (["--language", "hi", "--normaliser", "none"], "hi", "none", "word_error"),
-        (["--normaliser", "basic"], "en", "basic", "word_error"),
+        ("--language Hindi", "hi", "basic", "word_error"),
+        ("--language ja", "ja", "characters", "character_error"),
+        ("--language hi --normaliser none", "hi", "none", "word_error"),
+        ("--normaliser basic", "en", "basic", "word_error"),
     ],
 )
 def test_every_part_of_a_run_is_in_the_language(
     checkpoint, multilingual, tmp_path, given, code, normaliser, metric
 ) -> None:
-    texts = [HINDI, HINDI + " जी"] if code != "en" else ["Über alles.", "one two"]
-    data = own_data(tmp_path / "data", *texts)
-    call = ["--model", str(checkpoint), "--data_path", data, "--whisper", multilingual, "--max_new_tokens", "4"]
-    main([*call, *given, "--output_dir", str(tmp_path / "run"), "--no_report"])
+    data = own_data(tmp_path / "data", *([HINDI, HINDI + " जी"] if code != "en" else ["Über alles.", "one two"]))
+    options = f"--data_path {data} --whisper {multilingual} --max_new_tokens 4 {given}"
+    evaluate(checkpoint, tmp_path / "run", *options.split())
     record = json.loads((tmp_path / "run" / "run.json").read_text())["tasks"]["local"]
     assert (record["language"], record["normaliser"]) == (code, normaliser)
-    scores = json.loads((tmp_path / "run" / "scores.json").read_text())["tasks"]["local"]["systems"]
+    scores = scores_of(tmp_path / "run", "local")
     assert set(scores) == {"model", "wrong_audio", "whisper"}
-    for found in scores.values():
-        assert f"normaliser:{normaliser}" in found["metrics"][metric]["signature"]
-    # A run in another language does not go on in the same folder: Whisper would hear another one.
-    with pytest.raises(SystemExit, match="language was"):
-        main([*call, "--language", "de", "--output_dir", str(tmp_path / "run")])
+    assert all(f"normaliser:{normaliser}" in each["metrics"][metric]["signature"] for each in scores.values())
 
 
-def test_whisper_hears_the_language_that_is_given(tiny_model, tiny_processor, multilingual, tmp_path) -> None:
+def test_whisper_hears_the_language_that_is_given(shared_model, tiny_processor, multilingual, tmp_path) -> None:
     data = own_data(tmp_path / "data", HINDI, HINDI)
     for language in ("hi", "de", "en"):
-        builder = SystemBuilder(tiny_model, tiny_processor, multilingual, None, tmp_path / "run", 4)
+        builder = SystemBuilder(shared_model, tiny_processor, multilingual, None, tmp_path / "run", 4)
         system = builder.build(read_local_set(data, language=language), "whisper")
         assert system.decoder.options["language"] == language
 
@@ -107,30 +89,14 @@ def test_transcripts_in_other_letters_need_a_language(tmp_path) -> None:
     assert read_local_set(own_data(tmp_path / "data", GERMAN)).language == "en"
 
 
-@pytest.mark.parametrize("language", ["gernan", "", "12"])
-def test_what_is_no_language_is_refused(language, tmp_path) -> None:
-    with pytest.raises(ValueError, match=repr(language)):
-        EvaluateArguments(model="m", data_path=["x"], language=language)
-
-
-@pytest.mark.parametrize("option", ["language", "normaliser"])
-def test_tasks_have_their_own_language(option, tmp_path) -> None:
-    with pytest.raises(ValueError, match=f"--{option} is for your own data"):
-        EvaluateArguments(model="m", tasks=["unseen"], output_dir=tmp_path, **{option: "basic"})
-
-
-# --------------------------------------------------------------------------------------------------- length of answers
+# ------------------------------------------------------------------------------------------------- length of answers
 
 
 def test_bounds_hold_what_a_language_takes(tmp_path) -> None:
     """Measured: a read sentence of 6.5 s in Hindi is 95 tokens of SmolLM2's tokenizer, one of 6.5 s in German 43."""
-    data = own_data(tmp_path / "data", HINDI, seconds=0.1)
-    for task, seconds, least in (
-        (read_local_set(data, language="hi"), 6.5, 95),
-        (read_local_set(data, language="hi"), 30.0, 440),
-        (read_local_set(data, language="de"), 6.5, 43),
-        (read_local_set(own_data(tmp_path / "data", "one"), language="en"), 6.5, 40),
-    ):
+    data = own_data(tmp_path / "data", HINDI)
+    for language, seconds, least in (("hi", 6.5, 95), ("hi", 30.0, 440), ("de", 6.5, 43), ("en", 6.5, 40)):
+        task = read_local_set(data, language=language)
         assert index(task, None, None, None).bound(seconds) > least
         assert index(task, None, None, 9).bound(seconds) == 9
     assert find_task("fleurs:hi_in").max_new_tokens is None
@@ -138,8 +104,8 @@ def test_bounds_hold_what_a_language_takes(tmp_path) -> None:
     assert transcript_bound(5.0, "en") < transcript_bound(5.0, "hi") == transcript_bound(5.0, None)
 
 
-def looping(model, unit: list[int]):
-    """The model, writing the same tokens again and again, whatever it hears."""
+def looping(model, unit: list[int]) -> None:
+    """Makes the model write the same tokens again and again, whatever it hears."""
     model.generation_config.eos_token_id = None
     written = iter(range(10_000))
 
@@ -148,45 +114,28 @@ def looping(model, unit: list[int]):
         scores[..., unit[next(written) % len(unit)]] = 10.0
         return scores
 
-    return model.lm_head.register_forward_hook(repeat)
+    model.lm_head.register_forward_hook(repeat)
 
 
-@pytest.mark.parametrize("unit", [[70], [70, 71, 72], list(range(60, 80))])
+@pytest.mark.parametrize("unit", [[70], list(range(60, 80))])
 def test_an_answer_that_repeats_itself_ends_soon(tiny_model, tiny_processor, unit) -> None:
-    hook = looping(tiny_model, unit)
-    clip = [(0.1 * np.random.default_rng(0).standard_normal(8000)).astype(np.float32)]
-    try:
-        (found,) = Generator(tiny_model, tiny_processor).answer([ask("<audio>", *clip)], [clip], [500])
-    finally:
-        hook.remove()
+    looping(tiny_model, unit)
+    (found,) = Generator(tiny_model, tiny_processor).answer([ask("<audio>", CLIP)], [[CLIP]], [500])
     assert found.finish == "repeated"
-    assert 5 * len(unit) <= len(tiny_processor.tokenizer(found.text)["input_ids"]) <= max(40, 6 * len(unit))
+    assert len(tiny_processor.tokenizer(found.text)["input_ids"]) <= max(40, 6 * len(unit))
 
 
 def test_words_said_several_times_are_kept(tiny_model, tiny_processor) -> None:
     """Four times the same, then something else."""
     text = "ha ha ha ha well"
-    hook = looping(tiny_model, tiny_processor.tokenizer(text + " and so it went on")["input_ids"])
-    clip = [(0.1 * np.random.default_rng(0).standard_normal(8000)).astype(np.float32)]
-    try:
-        (found,) = Generator(tiny_model, tiny_processor).answer([ask("<audio>", *clip)], [clip], [len(text)])
-    finally:
-        hook.remove()
+    looping(tiny_model, tiny_processor.tokenizer(text + " and so it went on")["input_ids"])
+    (found,) = Generator(tiny_model, tiny_processor).answer([ask("<audio>", CLIP)], [[CLIP]], [len(text)])
     assert (found.text, found.finish) == (text, "length")
-
-
-def test_what_was_stopped_is_counted(tmp_path) -> None:
-    from run_folders import row, write_run
-
-    rows = [row("a", "x y", "x y"), row("b", "x y", "x x x x", finish="repeated")]
-    folder = write_run(tmp_path / "run", {"local": {"model": rows}})
-    assert score_run(folder)["tasks"]["local"]["systems"]["model"]["counts"]["repeated"] == 1
 
 
 def test_a_long_recording_is_asked_about_within_the_context(tiny_model, tiny_processor) -> None:
     """Its bound by length is more than the language model holds."""
-    clip = [(0.1 * np.random.default_rng(0).standard_normal(8000)).astype(np.float32)]
-    generator = Generator(tiny_model, tiny_processor)
-    tiny_model.generation_config.eos_token_id = None
-    (found,) = generator.answer([ask("<audio>", *clip)], [clip], [5000])
-    assert found.finish in ("repeated", "length") and found.text
+    tiny_model.config.get_text_config().max_position_embeddings = 64
+    looping(tiny_model, list(range(20, 100)))
+    (found,) = Generator(tiny_model, tiny_processor).answer([ask("<audio>", CLIP)], [[CLIP]], [5000])
+    assert found.finish == "length" and 0 < len(tiny_processor.tokenizer(found.text)["input_ids"]) <= 64

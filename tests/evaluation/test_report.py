@@ -16,12 +16,12 @@ from audiollm.evaluation.report import gather, main, write_report
 from audiollm.evaluation.score import main as score
 from audiollm.evaluation.score import score_run
 from audiollm.publishing.score_table import SYSTEMS as TITLES
+from evaluation_runs import row, write_lines, write_run
 from report_pages import Page
-from run_folders import row, write_run
 from small_corpus import example_rows, write_recordings, write_rows
 
 HOSTILE = "<script>alert(1)</script> & \"quoted\" 'x' | `code` </style>"
-SYSTEMS = ("model", "wrong_audio", "whisper", "cascade", "deaf")
+METRICS = {"word_error": "Word error", "plain_word_error": "Word error as written", "bleu": "BLEU", "rtfx": "Speed"}
 TASKS = {
     "prompts": {"language": "en", "source": {"title": HOSTILE, "benchmark": "prompts"}, "left_out": {"deaf": HOSTILE}},
     "librispeech_clean": {"group": "open_asr", "source": {"title": "LibriSpeech", "hub": "org/name"}},
@@ -33,12 +33,17 @@ TASKS = {
     "silence": {"metrics": ["no_speech_rate"], "kind": "no_speech"},
     "text": {"metrics": ["text_retention"], "kind": "text_retention"},
 }
+RECORD = {
+    **{"model": HOSTILE, "bases": {"audio": "a/whisper", "text": "a/llama"}, "versions": {"torch": "9.9"}},
+    **{"dtype": "bfloat16", "settings": {"batch_size": 7, "weights": "f1ngerprint"}},
+    "arguments": {"tasks": ["prompts"], "limit": 5, "data_path": ["prompts=/home/me/copy"], "judge_key_variable": "K"},
+}
 
 
-def spoken(references: dict[str, str], outputs: list[str], **fields) -> list[dict]:
+def spoken(references: dict[str, str], outputs: list[str]) -> list[dict]:
     lengths = (0.5, 3.0, 40.0, 7.0)
     return [
-        row(one, reference, output, duration_s=seconds, **fields)
+        row(one, reference, output, duration_s=seconds)
         for (one, reference), output, seconds in zip(references.items(), outputs, lengths)
     ]
 
@@ -47,16 +52,20 @@ def outputs_of(prompts: list[dict]) -> dict[str, dict[str, list[dict]]]:
     """Answers of every system, and of every kind of task."""
     texts = {each["id"]: each["text"] for each in prompts}
     heard = list(texts.values())
-    wrong = [heard[1], heard[0], heard[3], heard[2]]
-    model = [heard[0], f"{HOSTILE} {heard[1]}", "", heard[3] + " and more"]
-    rows = spoken(texts, model)
+    rows = spoken(texts, [heard[0], f"{HOSTILE} {heard[1]}", "", heard[3] + " and more"])
     rows[0]["extra"] = {"category": "one <b>"}
     rows[1] |= {"extra": {"category": "two"}, "finish": "length"}
     rows[2] |= {"extra": {"category": "two"}, "output": None, "finish": "error", "error": HOSTILE}
     rows += [row("empty", "...", "x"), row(HOSTILE, "star key", f"{HOSTILE} <img src=http://evil.example/x>")]
+    asked = {"category": "age", "question": f"Who? {HOSTILE}", "choices": {"A": "x"}}
+    choices = [row("1", "A", "A.", extra={"category": "age"}), row("2", "B", "no idea", extra=asked)]
     retention = {"tokens": 2, "negative_log_likelihood": 1.0, "same_logits_as_base": True}
+    controls = {
+        "wrong_audio": spoken(texts, [heard[1], heard[0], heard[3], heard[2]]),
+        "whisper": spoken(texts, heard),
+    }
     return {
-        "prompts": {"model": rows, "wrong_audio": spoken(texts, wrong), "whisper": spoken(texts, heard)},
+        "prompts": {"model": rows, **controls},
         "librispeech_clean": {
             "model": spoken(texts, [heard[0], "white paper", heard[2], heard[3]]),
             "cascade": spoken(texts, heard),
@@ -64,16 +73,7 @@ def outputs_of(prompts: list[dict]) -> dict[str, dict[str, list[dict]]]:
         "spelled": {"model": [row("1", "今天天气好", "今天 天好了"), row("2", "好", "好")]},
         "translation": {"model": [row("1", "Guten Tag, wie geht es dir?", "Guten Tag, wie geht es?")]},
         "choice": {
-            "model": [
-                row("1", "A", "A.", extra={"category": "age"}),
-                row(
-                    "2",
-                    "B",
-                    "no idea",
-                    extra={"category": "age", "question": f"Who? {HOSTILE}", "choices": {"A": "x"}},
-                ),
-                row("3", "B", "C", extra={"category": "mood"}),
-            ],
+            "model": [*choices, row("3", "B", "C", extra={"category": "mood"})],
             "deaf": [row("1", "A", "B"), row("2", "B", "B"), row("3", "B", "B")],
         },
         "chat": {"model": [row("1", [], "Hello."), row("2", [], "x")]},
@@ -91,41 +91,35 @@ def prompts() -> list[dict]:
 
 @pytest.fixture(scope="module")
 def folder(prompts, tmp_path_factory) -> Path:
-    folder = write_run(tmp_path_factory.mktemp("run") / "runs", outputs_of(prompts), TASKS)
-    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    record |= {
-        **{"model": HOSTILE, "bases": {"audio": "a/whisper", "text": "a/llama"}, "versions": {"torch": "9.9"}},
-        **{"dtype": "bfloat16", "settings": {"batch_size": 7, "weights": "f1ngerprint"}},
-        "arguments": {
-            "tasks": ["prompts"],
-            "limit": 5,
-            "data_path": ["prompts=/home/me/copy"],
-            "judge_key_variable": "K",
-        },
-    }
-    (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
-    verdicts = folder / "judgements" / "chat" / "model.jsonl"
-    verdicts.parent.mkdir(parents=True)
-    verdicts.write_text(json.dumps({"id": "1", "order": "x", "scores": {"answer": 4.5}}) + "\n", encoding="utf-8")
-    judge = {
-        "model": "judge-of-marks",
-        "url": "x",
-        "voicebench_open": {"prompt": "x", "temperature": 0.5, "samples": 3},
-    }
-    (verdicts.parents[1] / "judge.json").write_text(json.dumps(judge), encoding="utf-8")
+    folder = write_run(tmp_path_factory.mktemp("run") / "runs", outputs_of(prompts), TASKS, **RECORD)
+    judgements = folder / "judgements"
+    write_lines(judgements / "chat" / "model.jsonl", [{"id": "1", "order": "x", "scores": {"answer": 4.5}}])
+    rubric = {"prompt": "x", "temperature": 0.5, "samples": 3}
+    judge = {"model": "judge-of-marks", "url": "x", "voicebench_open": rubric}
+    (judgements / "judge.json").write_text(json.dumps(judge), encoding="utf-8")
     score_run(folder, samples=50)
     write_report(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def page(folder) -> Page:
-    return Page((folder / "report.html").read_text(encoding="utf-8"))
+def html(folder) -> str:
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(html) -> Page:
+    return Page(html)
 
 
 @pytest.fixture(scope="module")
 def figures(folder) -> dict:
     return json.loads((folder / "figures.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def scores(folder) -> dict:
+    return json.loads((folder / "scores.json").read_text(encoding="utf-8"))
 
 
 def shown(figure: dict) -> str:
@@ -140,92 +134,56 @@ def shown(figure: dict) -> str:
     return f"{digits(figure['value'])}{sign}{interval}"
 
 
-def figures_of(folder: Path) -> list[tuple[str, str, str, dict]]:
-    """Task, system and metric of every figure of the scores."""
-    scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-    return [
-        (task, system, metric, figure)
-        for task, entry in scores["tasks"].items()
-        for system, scored in entry["systems"].items()
-        for metric, figure in scored["metrics"].items()
-    ]
+def test_every_figure_is_in_the_page(scores, page) -> None:
+    count = 0
+    for task, entry in scores["tasks"].items():
+        for system, scored in entry["systems"].items():
+            for metric, figure in scored["metrics"].items():
+                cells = [cell for cells in page.rows[task] if cells and cells[0] == TITLES[system] for cell in cells]
+                expected = "–" if figure["value"] is None else shown(figure)
+                assert expected in cells, (task, system, metric, expected, cells)
+                if metric in METRICS:
+                    assert expected in page.cells(task, TITLES[system], METRICS[metric])
+                count += 1
+    assert set(scores["tasks"]) == set(TASKS) and count > 35
 
 
-def columns(rows: list[list[str]], first: str, column: str) -> list[str]:
-    """Cells of a column in rows that begin with a text, of every table whose head has that column."""
-    found, head = [], []
-    for cells in rows:
-        if cells and cells[0] in ("System", "Task", "task", "system"):
-            head = cells
-        elif cells and cells[0].startswith(first) and column in head and len(cells) == len(head):
-            found.append(cells[head.index(column)])
-    return found
-
-
-METRICS = {"word_error": "Word error", "plain_word_error": "Word error as written", "bleu": "BLEU", "rtfx": "Speed"}
-
-
-def test_every_figure_is_in_the_page(folder, page) -> None:
-    found = figures_of(folder)
-    assert len({task for task, *_ in found}) == len(TASKS) and len(found) > 35
-    for task, system, metric, figure in found:
-        cells = [cell for cells in page.sections[task].rows if cells and cells[0] == TITLES[system] for cell in cells]
-        expected = "–" if figure["value"] is None else shown(figure)
-        assert expected in cells, (task, system, metric, expected, cells)
-        if metric in METRICS:
-            assert expected in columns(page.sections[task].rows, TITLES[system], METRICS[metric])
-
-
-def test_averages_counts_and_settings_are_said(folder, page) -> None:
-    scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+def test_averages_counts_and_settings_are_said(scores, page) -> None:
     average = scores["averages"]["open_asr"]["model"]["word_error"]
-    (cells,) = [
-        cells for cells in page.sections["In short"].rows if cells[0].startswith("mean of open_asr Word error;")
-    ]
+    (cells,) = [cells for cells in page.rows["In short"] if cells[0].startswith("mean of open_asr Word error;")]
     assert cells[1] == shown(average) and "NOT the leaderboard's average: without ami" in cells[0]
-    counted = page.sections["prompts"].rows
     reasons = {
         **{"items asked": "6", "items that count": "5", "left out, because their reference is empty": "1"},
         **{"failed, counted as empty answers": "1", "cut off at the longest answer allowed": "1", "audio": "54.5 s"},
     }
     for title, count in reasons.items():
-        assert columns(counted, "this model", title) == [count], title
-    assert columns(page.sections["choice"].rows, "this model", "answered in a form that could not be read") == ["1"]
-    assert columns(page.sections["chat"].rows, "this model", "without a judge's mark") == ["1"]
-    assert "no item was left out, failed or was cut off" in page.sections["summary"].text
-    made = page.sections["How it was made"].text
+        assert page.cells("prompts", "this model", title) == [count], title
+    assert page.cells("choice", "this model", "answered in a form that could not be read") == ["1"]
+    assert page.cells("chat", "this model", "without a judge's mark") == ["1"]
+    made = page.text["How it was made"]
     assert "judge-of-marks; voicebench_open: 3 samples at temperature 0.5" in made
     for said in ("bfloat16", "torch 9.9", "f1ngerprint", "50 samples, seed 0", "normaliser:leaderboard|aligner:kaldi"):
         assert said in made
     command = re.search(r"audiollm evaluate .*", made)[0]
     assert f"--tasks={','.join(TASKS)}" in command and "--limit 5" in command and "prompts=copy" in command
     assert "K" not in command.split("--output_dir")[0].replace(HOSTILE, "").split()
-    assert "6 items" not in page.sections["In short"].rows[1][0] and "5 items" in page.sections["In short"].rows[1][0]
 
 
 def test_where_the_errors_are(figures, page) -> None:
     task = figures["tasks"]["prompts"]
-    assert [each["name"] for each in task["by_duration"]] == [
-        "under 1 s",
-        "2 to 5 s",
-        "5 to 10 s",
-        "30 to 60 s",
-    ]
+    assert [each["name"] for each in task["by_duration"]] == ["under 1 s", "2 to 5 s", "5 to 10 s", "30 to 60 s"]
     assert task["by_duration"][0]["systems"]["model"]["value"] == 0.0
     assert task["by_duration"][3]["systems"]["model"]["value"] == 1.0  # the failed one
     assert [each["name"] for each in task["by_category"]] == ["one <b>", "two"]
-    assert task["error_kinds"]["whisper"] == {
-        **{"substitutions": 0, "deletions": 0, "insertions": 0},
-        "reference": task["error_kinds"]["wrong_audio"]["reference"],
-    }
+    kinds = task["error_kinds"]["whisper"]
+    assert [kinds[name] for name in ("substitutions", "deletions", "insertions")] == [0, 0, 0]
     assert {"said": "", "written": "and", "count": 1} in task["confusions"]["insertion"]
     assert task["differences"]["wrong_audio"]["value"] > 0 > task["differences"]["whisper"]["value"]
-    text = page.sections["prompts"].text
-    assert TITLES["wrong_audio"] in page.sections["prompts"].text and task["verdicts"][0] in text
+    text = page.text["prompts"]
+    assert TITLES["wrong_audio"] in text and task["verdicts"][0] in text
     assert "Most frequent mistakes of the model" in text and "By length of the recording" in text
     categories = {each["name"]: each["systems"]["model"] for each in figures["tasks"]["choice"]["by_category"]}
     assert categories["age"] == {"value": 1.0, "low": None, "high": None, "items": 1}  # of those that could be read
-    assert "kaldialign's" in page.sections["librispeech_clean"].text and "kaldialign's" not in text
 
 
 def test_what_figures_mean_is_said_and_not_overdone(tmp_path) -> None:
@@ -234,39 +192,31 @@ def test_what_figures_mean_is_said_and_not_overdone(tmp_path) -> None:
     def said(**systems) -> str:
         folder = write_run(tmp_path / str(len(list(tmp_path.iterdir()))), {"mine": systems})
         score_run(folder, samples=200)
-        (task,) = gather(folder, worst=0)["tasks"].values()
-        return " ".join(task["verdicts"])
+        return " ".join(gather(folder, worst=0)["tasks"]["mine"]["verdicts"])
 
-    assert "given the wrong recordings 100 %: the model answers by what it hears" in said(
-        model=right, wrong_audio=wrong
-    )
+    heard = said(model=right, wrong_audio=wrong)
+    assert "given the wrong recordings 100 %: the model answers by what it hears" in heard
     assert "NOT clearly better than with wrong recordings" in said(model=half, wrong_audio=half)
-    assert "NOT clearly better" in said(model=wrong, wrong_audio=right)
     assert "Whisper's own decoder 50 %: the model is worse" in said(model=wrong, whisper=half)
     assert "Whisper's transcript read by the base 100 %: the model is better" in said(model=half, cascade=wrong)
     assert "the base without the recording 50 %: no clear difference" in said(model=half, deaf=half)
 
 
-def test_nothing_written_is_markup(folder, page) -> None:
-    html = (folder / "report.html").read_text(encoding="utf-8")
-    assert "script" not in page.tags and "img" not in page.tags and not page.handlers
+def test_nothing_written_is_markup_and_nothing_is_fetched(html, page) -> None:
+    attributes = page.attributes
+    assert (
+        "script" not in page.tags and "img" not in page.tags and not any(name.startswith("on") for name in attributes)
+    )
     assert not re.search(r"<\s*(script|iframe|object|link|img)", html, re.IGNORECASE)
     assert html.count("</style>") == 1
     for section in ("", "prompts", "choice"):  # the model's name, outputs, a question
-        assert HOSTILE in page.sections[section].text
-    assert "<img src=http://evil.example/x>" in page.text and "one <b>" in page.text
-
-
-def test_the_page_needs_nothing_from_elsewhere(folder, page) -> None:
-    html = (folder / "report.html").read_text(encoding="utf-8")
-    assert page.sources and all(source.startswith("data:audio/mpeg;base64,") for source in page.sources)
-    assert page.links and all(link.startswith("#") for link in page.links)
-    assert {link[1:] for link in page.links} <= set(page.ids)
+        assert HOSTILE in page.text[section]
+    assert "<img src=http://evil.example/x>" in page.all_text and "one <b>" in page.all_text
+    assert all(source.startswith("data:audio/mpeg;base64,") for source in attributes["src"])
+    assert all(link.startswith("#") and link[1:] in attributes["id"] for link in attributes["href"])
     css = " ".join(re.findall(r"<style[^>]*>(.*?)</style>", html, re.DOTALL))
     assert "@import" not in css and "http" not in css and not re.search(r"url\((?!#)", css)
     assert html.count('class="bar"') >= 20
-    assert "prefers-color-scheme: dark" in css and "@media print" in css and "max-width: 36rem" in css
-    assert 'name="viewport"' in html
 
 
 def test_worst_examples_are_aligned_and_marked(figures, page) -> None:
@@ -276,29 +226,27 @@ def test_worst_examples_are_aligned_and_marked(figures, page) -> None:
     for each in worst:
         kinds = [pair["kind"] for pair in each["alignment"]]
         assert sum(kind not in ("equal", "gap") for kind in kinds) == each["errors"]["count"]
-    marked = page.sections["prompts"].text
+    marked = page.text["prompts"]
     assert "missing" in marked and "added" in marked and "wrong" in marked  # in words, not by colour alone
     assert "failed" in marked and "cut off at the longest answer allowed" in marked
-    assert [each["id"] for each in figures["tasks"]["choice"]["worst"]] == ["2", "3"]
-    assert "no letter could be read" in page.sections["choice"].text
-    assert [each["id"] for each in figures["tasks"]["silence"]["worst"]] == ["1"]
+    found = {task: [each["id"] for each in entry["worst"]] for task, entry in figures["tasks"].items()}
+    assert (found["choice"], found["silence"], found["text"]) == (["2", "3"], ["1"], [])
+    assert "no letter could be read" in page.text["choice"] and "there are no examples" in page.text["text"]
     assert [each["score"] for each in figures["tasks"]["summary"]["worst"]] == pytest.approx([0.8, 1.0])
     spelled = figures["tasks"]["spelled"]["worst"][0]["alignment"]
     assert "".join(pair["said"] for pair in spelled) == "今天天气好"
-    assert not figures["tasks"]["text"]["worst"] and "there are no examples" in page.sections["text"].text
 
 
 def test_recordings_are_found_and_can_be_played(prompts, page) -> None:
     """Those of a task that ships with the package, of which only ids are known."""
-    heard = [soundfile.read(io.BytesIO(base64.b64decode(source.partition(",")[2]))) for source in page.sources]
-    lengths = {round(each["duration_s"], 1) for each in prompts[1:]}
-    assert {round(len(samples) / rate, 1) for samples, rate in heard} <= lengths | {length + 0.1 for length in lengths}
-    assert all(rate == 16_000 and np.abs(samples).max() > 0.01 for samples, rate in heard) and len(heard) == 3
-    assert "examples have no player: the items are made of several" in page.sections["prompts"].text.replace(
-        "1 of 4 ", ""
-    )
-    assert "the recordings are not on this machine" in page.sections["librispeech_clean"].text
-    assert "There is no task 'spelled'" in page.sections["spelled"].text
+    sources = page.attributes["src"]
+    heard = [soundfile.read(io.BytesIO(base64.b64decode(source.partition(",")[2]))) for source in sources]
+    lengths = [each["duration_s"] for each in prompts[1:]]
+    found = sorted(len(samples) / rate for samples, rate in heard)
+    assert found == pytest.approx(sorted(lengths), abs=0.15)
+    assert all(rate == 16_000 and np.abs(samples).max() > 0.01 for samples, rate in heard)
+    assert "1 of 4 examples have no player: " in page.text["prompts"]
+    assert "the recordings are not on this machine" in page.text["librispeech_clean"]
 
 
 @pytest.fixture
@@ -319,20 +267,22 @@ def own(tmp_path) -> tuple[Path, Path]:
 
 def test_players_of_own_recordings(own, capsys) -> None:
     folder, recordings = own
-    main([str(folder)])
-    assert "1 players: the recording cannot be read" in (said := capsys.readouterr().out) and "3 players." in said
-    text = (folder / "report.html").read_text(encoding="utf-8")
-    assert str(recordings) not in text
-    assert (
-        text.count("<audio") == 3
-        and "The first 1.0 min of it" in text
-        and "No player: the recording cannot be read" in text
-    )
+
+    def page(*options: str) -> str:
+        main([str(folder), *options])
+        return (folder / "report.html").read_text(encoding="utf-8")
+
+    text, said = page(), capsys.readouterr().out
+    assert "1 players: the recording cannot be read" in said and "3 players." in said
+    assert str(recordings) not in text and text.count("<article>") == 4
+    assert text.count("<audio") == 3 and "The first 1.0 min of it" in text
+    assert "No player: the recording cannot be read" in text
+    assert page("--worst", "1").count("<article>") == 1 and page("--worst", "0").count("<article>") == 0
+    with pytest.raises(SystemExit, match="--worst is -1"):
+        main([str(folder), "--worst", "-1"])
     recordings.rename(recordings.with_name("moved"))
-    main([str(folder)])
-    text = (folder / "report.html").read_text(encoding="utf-8")
+    text = page()
     assert "<audio" not in text and "4 of 4 examples have no player: the recordings are not on this machine" in text
-    assert "4 of 4 examples have no player" in capsys.readouterr().out
 
 
 def test_the_page_has_a_bound(own, monkeypatch) -> None:
@@ -342,25 +292,10 @@ def test_the_page_has_a_bound(own, monkeypatch) -> None:
     monkeypatch.setattr("audiollm.evaluation.report.MAX_HTML_MB", (size - 5_000) / 1e6)
     fewer = write_report(folder)
     assert whole.players == 3 and 0 < fewer.players < 3 and fewer.page.stat().st_size <= size - 5_000
-    text = fewer.page.read_text(encoding="utf-8")
-    assert "No player: the page would be larger than" in text and any("larger than" in each for each in fewer.left_out)
+    assert "No player: the page would be larger than" in fewer.page.read_text(encoding="utf-8")
     monkeypatch.setattr("audiollm.evaluation.report.MAX_HTML_MB", 0.01)
     with pytest.raises(ValueError, match=r"MB without any player, more than 0\.01"):
         write_report(folder)
-    assert fewer.page.read_text(encoding="utf-8") == text
-
-
-def test_options(own, capsys) -> None:
-    folder, _ = own
-
-    def page(*options: str) -> str:
-        main([str(folder), *options])
-        return (folder / "report.html").read_text(encoding="utf-8")
-
-    assert page("--worst", "1").count("<article>") == 1 and page("--worst", "0").count("<article>") == 0
-    assert page().count("<article>") == 4
-    with pytest.raises(SystemExit, match="--worst is -1"):
-        main([str(folder), "--worst", "-1"])
 
 
 def test_little_and_nothing(tmp_path) -> None:
@@ -370,56 +305,37 @@ def test_little_and_nothing(tmp_path) -> None:
     rows = [row("1", "...", "x"), row("2", "", None, error="broken")]
     folder = write_run(tmp_path / "run", {"$mine$": {"whisper": rows}, "unanswered": {}})
     score_run(folder, samples=20)
-    written = write_report(folder)
-    page = Page(written.page.read_text(encoding="utf-8"))
-    assert columns(page.sections["$mine$"].rows, TITLES["whisper"], "Word error") == ["–"]
-    assert "No system has answered" in page.sections["unanswered"].text and "this model" not in page.text
-    assert columns(page.sections["$mine$"].rows, TITLES["whisper"], "left out, because their reference is empty") == [
-        "2"
-    ]
+    page = Page(write_report(folder).page.read_text(encoding="utf-8"))
+    assert page.cells("$mine$", TITLES["whisper"], "Word error") == ["–"]
+    assert "No system has answered" in page.text["unanswered"] and "this model" not in page.all_text
+    assert page.cells("$mine$", TITLES["whisper"], "left out, because their reference is empty") == ["2"]
     scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
     (folder / "scores.json").write_text(json.dumps({**scores, "tasks": {}, "averages": {}}), encoding="utf-8")
-    assert "Nothing was scored" in Page(write_report(folder).page.read_text(encoding="utf-8")).text
+    assert "Nothing was scored" in write_report(folder).page.read_text(encoding="utf-8")
     (folder / "scores.json").write_text("{", encoding="utf-8")
     with pytest.raises(RunFolderError, match=r"scores\.json is no JSON"):
         write_report(folder)
 
 
 def test_long_texts_are_cut_and_say_so(tmp_path) -> None:
-    words = ["".join("abcdefghij"[int(digit)] for digit in f"{number:04}") for number in range(3000)]
+    words = ["".join("abcdefghij"[int(digit)] for digit in f"{number:04}") for number in range(1500)]
     said = " ".join(words)
     written = " ".join(["wrong" if number % 100 == 0 else word for number, word in enumerate(words)])
     folder = write_run(tmp_path / "run", {"$_^$": {"model": [row("1", said, written), row("2", said, "")]}})
     score_run(folder, samples=20)
-    report = write_report(folder)
-    page = Page(report.page.read_text(encoding="utf-8"))
-    assert "… 89 right words …" in page.text and "… 2600 more words …" in page.text
-    assert "more characters)" in page.text and report.page.stat().st_size < 200_000
+    text = write_report(folder).page.read_text(encoding="utf-8")
+    assert "… 89 right words …" in text and "… 1100 more words …" in text
+    assert "more characters)" in text and len(text) < 200_000
 
 
-def test_scoring_and_evaluating_end_with_a_report(own, tiny_model, tiny_processor, tmp_path, capsys) -> None:
+def test_scoring_and_evaluating_end_with_a_report(own, checkpoint, tmp_path, capsys) -> None:
     folder, recordings = own
-    score([str(folder), "--no_report", "--samples", "20"])
-    assert not (folder / "report.html").exists()
     score([str(folder), "--samples", "20"])
-    assert "Shown by" in capsys.readouterr().out and "20 samples" in (folder / "report.html").read_text(
-        encoding="utf-8"
-    )
-    tiny_model.save_pretrained(tmp_path / "model")
-    tiny_processor.save_pretrained(tmp_path / "model")
+    assert "Shown by" in capsys.readouterr().out
+    assert "20 samples" in (folder / "report.html").read_text(encoding="utf-8")
     data = write_rows(recordings / "data.json", example_rows(["0.wav", "2.wav"])[:2])
-    given = [
-        "--model",
-        tmp_path / "model",
-        "--data_path",
-        data,
-        "--systems",
-        "model,wrong_audio",
-        "--max_new_tokens",
-        "4",
-    ]
-    evaluate([*map(str, given), "--output_dir", str(tmp_path / "evaluated")])
+    options = f"--model {checkpoint} --data_path {data} --systems model,wrong_audio --max_new_tokens 4"
+    evaluate([*options.split(), "--output_dir", str(tmp_path / "evaluated")])
     assert f"Shown by {tmp_path / 'evaluated' / 'report.html'}" in capsys.readouterr().out
     page = Page((tmp_path / "evaluated" / "report.html").read_text(encoding="utf-8"))
-    assert len(page.sources) == 2 and TITLES["wrong_audio"] in page.text
-    assert "Without the" not in page.text
+    assert len(page.attributes["src"]) == 2 and TITLES["wrong_audio"] in page.all_text

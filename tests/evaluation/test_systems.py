@@ -11,9 +11,10 @@ from audiollm.corpora.hypotheses import WhisperDecoder
 from audiollm.evaluation.arguments import EvaluateArguments
 from audiollm.evaluation.evaluate import main
 from audiollm.evaluation.generating import Answer, Generator, adapter_windows, in_halves
-from audiollm.evaluation.run import SystemsError, choose_systems, index, own_recordings, wrong_recordings
+from audiollm.evaluation.run import SystemsError, choose_systems, index, wrong_recordings
 from audiollm.evaluation.systems import (
     DEFAULT_SYSTEMS,
+    Question,
     SystemBuilder,
     base_text_model,
     holds_its_base,
@@ -25,7 +26,6 @@ from audiollm.publishing.score_table import SYSTEMS as SYSTEM_TITLES
 from clients import play
 from evaluation_runs import evaluate, rows_of
 from loopback_hub import LoopbackHub
-from tiny_models import character_tokenizer, save_audio_base
 from transformers import AutoModelForCausalLM
 
 TOKENS = 6
@@ -59,69 +59,55 @@ def items() -> list[Item]:
     ]
 
 
-def task_of(items: list[Item], kind: str = "chat", **fields) -> Task:
-    given = {
-        "name": "made",
-        "metrics": ("word_error",),
-        "language": "en",
-        "normaliser": "english",
-        "source": {},
-        "max_new_tokens": TOKENS,
-        "group": None,
-    }
-    return Task(kind=kind, reader=lambda task, data, limit: iter(items), **{**given, **fields})
-
-
-@pytest.fixture(scope="module")
-def whisper(tmp_path_factory) -> str:
-    """A Whisper that says something, if only in letters at random."""
-    folder = tmp_path_factory.mktemp("whisper")
-    character_tokenizer().save_pretrained(folder)
-    return save_audio_base(folder)
+def task_of(items: list[Item], kind: str = "chat", language: str = "en") -> Task:
+    known = {"source": {}, "max_new_tokens": TOKENS, "group": None, "reader": lambda task, data, limit: iter(items)}
+    return Task("made", kind, ("word_error",), language, "english", **known)
 
 
 @pytest.fixture
-def builder(tiny_model, tiny_processor, whisper, tmp_path) -> SystemBuilder:
-    return SystemBuilder(tiny_model, tiny_processor, whisper, None, tmp_path, 4)
+def builder(shared_model, tiny_processor, talking_whisper, tmp_path) -> SystemBuilder:
+    return SystemBuilder(shared_model, tiny_processor, talking_whisper, None, tmp_path, 4)
 
 
 def answers_of(builder: SystemBuilder, items: list[Item], name: str, kind: str = "chat") -> list[Answer]:
     system = builder.build(task_of(items, kind), name)
-    questions = wrong_recordings(items) if name == "wrong_audio" else own_recordings(items)
+    own = [Question(item, item.recordings) for item in items]
+    questions = wrong_recordings(items) if name == "wrong_audio" else own
     return system.answer(questions, [question.recordings for question in questions], [TOKENS] * len(items))
 
 
-def texts_of_base(base: str, processor, prompts: list[str]) -> list[str]:
-    """Return what a language model loaded by itself says to prompts, one by one."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto").eval()
+@pytest.fixture(scope="module")
+def base_alone(tiny_bases):
+    """The base language model, loaded by itself."""
+    return AutoModelForCausalLM.from_pretrained(tiny_bases[1]).eval().requires_grad_(False)
+
+
+def texts_of_base(model, processor, prompts: list[str]) -> list[str]:
+    """Return what a language model by itself says to prompts, one by one."""
     said = []
     for prompt in prompts:
-        text = processor.tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-        )
+        message = [{"role": "user", "content": prompt}]
+        text = processor.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
         ids = torch.tensor([processor.tokenizer(text, add_special_tokens=False)["input_ids"]])
         output = model.generate(ids, max_new_tokens=TOKENS, do_sample=False)
         said.append(processor.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip())
     return said
 
 
-def test_the_model_and_its_control(builder, items, tiny_model, tiny_processor) -> None:
-    own = [
-        answer(tiny_model, tiny_processor, [ask(item.prompt, *item.recordings)], max_new_tokens=TOKENS)[0]
-        for item in items
-    ]
+def test_the_model_and_its_control(builder, items, shared_model, tiny_processor) -> None:
+    def said(recordings: list[list[np.ndarray]]) -> list[str]:
+        asked = [ask(item.prompt, *played) for item, played in zip(items, recordings)]
+        return answer(shared_model, tiny_processor, asked, max_new_tokens=TOKENS)
+
+    own = said([item.recordings for item in items])
     assert [one.text for one in answers_of(builder, items, "model")] == own
     clips = [clip for item in items for clip in item.recordings]
-    others = [clips[2], clips[3], clips[0], clips[1]]
-    wrong = [
-        answer(tiny_model, tiny_processor, [ask(item.prompt, *played)], max_new_tokens=TOKENS)[0]
-        for item, played in zip(items, (others[:1], others[1:3], others[3:]))
-    ]
+    wrong = said([[clips[2]], [clips[3], clips[0]], [clips[1]]])
     assert [one.text for one in answers_of(builder, items, "wrong_audio")] == wrong != own
 
 
-def test_whisper_and_the_cascade_on_its_text(builder, items, tiny_bases, tiny_processor, whisper) -> None:
-    decoder = WhisperDecoder(whisper)
+def test_whisper_and_the_cascade_on_its_text(builder, items, base_alone, tiny_processor, talking_whisper) -> None:
+    decoder = WhisperDecoder(talking_whisper)
     heard = [[decoder.hear([adapter_windows(tiny_processor, one)], 1)[0] for one in item.recordings] for item in items]
     assert all(text for texts in heard for text in texts)
     assert [one.text for one in answers_of(builder, items, "whisper", "asr")] == [" ".join(texts) for texts in heard]
@@ -130,14 +116,7 @@ def test_whisper_and_the_cascade_on_its_text(builder, items, tiny_bases, tiny_pr
     found = answers_of(builder, items, "cascade")
     assert [one.prompt for one in found] == prompts
     assert [one.extra for one in found] == [{"transcripts": texts} for texts in heard]
-    assert [one.text for one in found] == texts_of_base(tiny_bases[1], tiny_processor, prompts)
-
-
-def test_the_deaf_base(builder, items, tiny_bases, tiny_processor) -> None:
-    found = answers_of(builder, items, "deaf")
-    prompts = ["What is said?", "Compare  with .", ""]
-    assert [one.prompt for one in found] == prompts
-    assert [one.text for one in found] == texts_of_base(tiny_bases[1], tiny_processor, prompts)
+    assert [one.text for one in found] == texts_of_base(base_alone, tiny_processor, prompts)
 
 
 def changed(model: AudioLlmForConditionalGeneration) -> AudioLlmForConditionalGeneration:
@@ -147,49 +126,49 @@ def changed(model: AudioLlmForConditionalGeneration) -> AudioLlmForConditionalGe
     return model
 
 
-def test_the_base_is_the_base_where_the_language_model_was_trained(
-    builder, items, tiny_model, tiny_processor, tiny_bases
+def test_the_deaf_base_is_the_base_where_the_language_model_was_trained_too(
+    builder, items, tiny_model, tiny_processor, base_alone
 ) -> None:
+    prompts = ["What is said?", "Compare  with .", ""]
+    expected = texts_of_base(base_alone, tiny_processor, prompts)
+    found = answers_of(builder, items, "deaf")
+    assert ([one.prompt for one in found], [one.text for one in found]) == (prompts, expected)
     assert holds_its_base(tiny_model) and base_text_model(tiny_model) is tiny_model
-    changed(tiny_model)
-    assert not holds_its_base(tiny_model)
-    texts = [one.text for one in answers_of(builder, items, "deaf")]
-    assert texts == texts_of_base(tiny_bases[1], tiny_processor, ["What is said?", "Compare  with .", ""])
+    assert not holds_its_base(changed(tiny_model))
+    trained = SystemBuilder(tiny_model, tiny_processor, None, None, Path(), 4)
+    assert [one.text for one in answers_of(trained, items, "deaf")] == expected
     tiny_model.config.text_model_id = None
     with pytest.raises(ValueError, match="does not say which language model"):
         base_text_model(tiny_model)
 
 
-def test_text_retention_tells_the_untouched_from_the_trained(builder, tiny_model, tiny_bases, tiny_processor) -> None:
+def test_text_retention_tells_the_untouched_from_the_trained(builder, tiny_model, base_alone, tiny_processor) -> None:
     texts = [Item(f"{n}", text, [], [], {}) for n, text in enumerate(("Good morning.", "One, two", "x"))]
-    kept = [one.extra for one in answers_of(builder, texts, "model", "text_retention")]
-    base = [one.extra for one in answers_of(builder, texts, "deaf", "text_retention")]
+    kept, base = (
+        [one.extra for one in answers_of(builder, texts, name, "text_retention")] for name in ("model", "deaf")
+    )
     assert all(one["same_logits_as_base"] and one["largest_logit_difference"] == 0 for one in kept)
-    by_hand = AutoModelForCausalLM.from_pretrained(tiny_bases[1]).requires_grad_(False)
     for item, own, other in zip(texts, kept, base):
         assert (own["tokens"], own["negative_log_likelihood"]) == (other["tokens"], other["negative_log_likelihood"])
         ids = torch.tensor([tiny_processor.tokenizer(item.prompt)["input_ids"]])
         assert own["tokens"] == ids.shape[1] - 1
         if own["tokens"]:
-            mean = float(by_hand(input_ids=ids, labels=ids).loss)
+            mean = float(base_alone(input_ids=ids, labels=ids).loss)
             assert own["negative_log_likelihood"] / own["tokens"] == pytest.approx(mean, rel=1e-4)
-    changed(tiny_model)
-    moved = [one.extra for one in answers_of(builder, texts, "model", "text_retention")]
+    trained = SystemBuilder(changed(tiny_model), tiny_processor, None, None, Path(), 4)
+    moved = [one.extra for one in answers_of(trained, texts, "model", "text_retention")]
     assert not any(one["same_logits_as_base"] for one in moved)
     assert all(one["largest_logit_difference"] > 0 for one in moved)
-    assert [one["negative_log_likelihood"] for one in moved[:2]] != [
-        one["negative_log_likelihood"] for one in kept[:2]
-    ]
+    assert moved[0]["negative_log_likelihood"] != kept[0]["negative_log_likelihood"]
 
 
-# --------------------------------------------------------------------------------------------------------- what cannot be
+# ------------------------------------------------------------------------------------------------------ what cannot be
 
 
 @pytest.mark.parametrize(
     ("task", "system", "multilingual", "reason"),
     [
         ("prompts", "whisper", False, None),
-        ("prompts", "cascade", False, None),
         ("fleurs:de_de", "model", False, None),
         ("fleurs:de_de", "whisper", False, "hears English only, and de is spoken"),
         ("fleurs:de_de", "whisper", True, None),
@@ -199,9 +178,7 @@ def test_text_retention_tells_the_untouched_from_the_trained(builder, tiny_model
         ("covost2:en_zh-CN", "cascade", False, None),
         ("covost2:en_zh-CN", "whisper", True, "translates into English only, not into zh"),
         ("air_bench_chat", "whisper", True, "no answer to a question of the kind chat"),
-        ("air_bench_chat", "cascade", False, None),
         ("no_speech", "wrong_audio", False, "as good as another"),
-        ("no_speech", "whisper", False, None),
     ],
 )
 def test_what_cannot_answer_says_why(task, system, multilingual, reason) -> None:
@@ -210,141 +187,116 @@ def test_what_cannot_answer_says_why(task, system, multilingual, reason) -> None
     assert reason is None or reason in found
 
 
-def test_without_a_whisper_or_a_recording_there_is_nothing_to_hear(items) -> None:
-    task = task_of(items)
-    assert "give --whisper" in why_not(task, "cascade", None, False, True)
-    for system in ("wrong_audio", "cascade"):
-        assert "no recordings" in why_not(task, system, "w", True, False)
-    assert why_not(task, "deaf", None, False, False) is None
-
-
 def test_systems_are_chosen_by_kind_or_as_asked(items) -> None:
     assert set(DEFAULT_SYSTEMS) == set(KINDS)
     assert {name for names in DEFAULT_SYSTEMS.values() for name in names} == set(SYSTEM_TITLES)
-    german = index(task_of(items, "asr", language="de"), None, None, None)
+    german = index(task_of(items, "asr", "de"), None, None, None)
     chosen = choose_systems(german, (), "w", False)
-    assert chosen.systems == ("model", "wrong_audio") and chosen.left_out[0][0] == "whisper"
+    assert chosen.systems == ("model", "wrong_audio") and dict(chosen.left_out).keys() == {"whisper"}
     assert choose_systems(german, (), "w", True).systems == ("model", "wrong_audio", "whisper")
     assert choose_systems(german, ("deaf", "model"), "w", False).systems == ("deaf", "model")
     with pytest.raises(SystemsError, match="--systems whisper cannot answer made: w hears English only"):
         choose_systems(german, ("model", "whisper"), "w", False)
+    task = task_of(items)
+    assert "give --whisper" in why_not(task, "cascade", None, False, True)
+    assert all("no recordings" in why_not(task, system, "w", True, False) for system in ("wrong_audio", "cascade"))
+    assert why_not(task, "deaf", None, False, False) is None
 
 
-# ------------------------------------------------------------------------------------------------------------ one batch
+# ----------------------------------------------------------------------------------------------------------- one batch
 
 
-def test_each_answer_ends_at_its_own_bound(tiny_model, tiny_processor) -> None:
+@pytest.fixture
+def generator(tiny_model, tiny_processor) -> Generator:
+    return Generator(tiny_model, tiny_processor)
+
+
+def test_each_answer_ends_at_its_own_bound(generator) -> None:
     """And is the beginning of what it would have been: nothing that is in the batch with it matters."""
-    tiny_model.generation_config.eos_token_id = None  # it would talk for ever
-    generator = Generator(tiny_model, tiny_processor)
+    generator.model.generation_config.eos_token_id = None  # it would talk for ever
     clips = [[noise(0.3, 1)], [noise(0.5, 2)], [noise(0.7, 3)]]
     asked = [ask("<audio>", *clip) for clip in clips]
     together = generator.answer(asked, clips, [3, 9, 5])
     assert {one.finish for one in together} == {"length"}
-    lengths = [len(tiny_processor.tokenizer(one.text)["input_ids"]) for one in together]
+    lengths = [len(generator.processor.tokenizer(one.text)["input_ids"]) for one in together]
     assert lengths[0] <= 3 < lengths[1] <= 9 and lengths[2] <= 5
     for conversation, clip, bound, found in zip(asked, clips, [3, 9, 5], together):
         assert generator.answer([conversation], [clip], [bound]) == [found]
+    generator.model.generation_config.eos_token_id = list(range(128))  # whatever it says first
+    assert generator.answer(asked[:1], clips[:1], [5])[0].finish == "stop"
 
 
-def test_an_answer_that_ends_says_so(tiny_model, tiny_processor) -> None:
-    generator = Generator(tiny_model, tiny_processor)
-    clip = [noise(0.3, 1)]
-    tiny_model.generation_config.eos_token_id = list(range(128))  # whatever it says first
-    (found,) = generator.answer([ask("<audio>", *clip)], [clip], [5])
-    assert found.finish == "stop"
-
-
-def test_a_question_longer_than_the_context_is_no_answer_and_spares_the_others(tiny_model, tiny_processor) -> None:
-    generator = Generator(tiny_model, tiny_processor)
+def test_a_question_longer_than_the_context_is_no_answer_and_spares_the_others(generator) -> None:
     long, short = generator.answer([ask("x" * 2000), ask("x")], [[], []], [5, 5])
     assert long.finish == "error" and "holds 1024" in long.error
     assert short.text is not None
 
 
-def test_a_batch_too_large_for_the_memory_is_halved(capsys) -> None:
-    seen = []
-
-    def run(rows):
-        seen.append(len(rows))
-        if len(rows) > 2:
+def test_a_batch_too_large_for_the_memory_is_halved(generator, capsys) -> None:
+    def full(module, args, kwargs):
+        sizes.append(kwargs["inputs_embeds"].shape[0])
+        if sizes[-1] > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
-        return [row * 10 for row in rows]
 
-    assert in_halves(run, list(range(5)), str) == [0, 10, 20, 30, 40]
-    assert seen == [5, 3, 2, 1, 2]
-    assert "A batch of 5 is too large for the memory; going on with 3." in capsys.readouterr().err
-
-
-def test_a_model_out_of_memory_answers_in_smaller_batches(tiny_model, tiny_processor, capsys) -> None:
     clips = [[noise(0.3 + 0.1 * n, n)] for n in range(3)]
     asked = [ask("<audio>", *clip) for clip in clips]
-    generator = Generator(tiny_model, tiny_processor)
-    expected = generator.answer(asked, clips, [TOKENS] * 3)
-
-    def full(module, args, kwargs):
-        if kwargs["inputs_embeds"].shape[0] > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
-
-    tiny_model.model.language_model.register_forward_pre_hook(full, with_kwargs=True)
-    assert generator.answer(asked, clips, [TOKENS] * 3) == expected
-    assert "A batch of 3 is too large" in capsys.readouterr().err
+    expected, sizes = generator.answer(asked, clips, [TOKENS] * 3), []
+    generator.model.model.language_model.register_forward_pre_hook(full, with_kwargs=True)
+    assert generator.answer(asked, clips, [TOKENS] * 3) == expected and sizes[0] == 3
+    assert "A batch of 3 is too large for the memory; going on with 2." in capsys.readouterr().err
 
 
-# --------------------------------------------------------------------------------------------------------- of the command
+def test_what_does_not_fit_alone_is_given_up() -> None:
+    def run(rows):
+        if 3 in rows:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nMore of it.")
+        return [row * 10 for row in rows]
+
+    expected = [0, 10, 20, "out of memory, even alone in its batch: CUDA out of memory.", 40]
+    assert in_halves(run, list(range(5)), str) == expected
 
 
-@pytest.fixture
-def checkpoint(tiny_model, tiny_processor, tmp_path) -> Path:
-    tiny_model.save_pretrained(tmp_path / "model")
-    tiny_processor.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+# ------------------------------------------------------------------------------------------------------ of the command
 
 
-def test_another_whisper_may_answer(checkpoint, tmp_path, whisper) -> None:
-    options = ("--tasks", "unseen", "--limit", 2, "--systems", "whisper,cascade", "--max_new_tokens", 3)
+def test_another_whisper_may_answer(checkpoint, tmp_path, talking_whisper) -> None:
+    options = ["--tasks", "unseen", "--limit", "2", "--systems", "whisper,cascade", "--max_new_tokens", "3"]
     evaluate(checkpoint, tmp_path / "own", *options)
-    evaluate(checkpoint, tmp_path / "run", *options, "--whisper", whisper)
+    evaluate(checkpoint, tmp_path / "run", *options, "--whisper", talking_whisper)
     for system in ("whisper", "cascade"):
         own, other = (rows_of(tmp_path / name, "unseen", system) for name in ("own", "run"))
         assert [row["output"] for row in own] != [row["output"] for row in other]
     cascade = rows_of(tmp_path / "run", "unseen", "cascade")
     heard = [row["output"] for row in rows_of(tmp_path / "run", "unseen", "whisper")]
     assert [row["extra"]["transcripts"] for row in cascade] == [[text] for text in heard]
-    seconds = [
-        json.loads(line)["seconds"]
-        for line in (tmp_path / "run/outputs/unseen/cascade.jsonl").read_text().splitlines()
-    ]
-    assert all(seconds)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--tasks", "unseeen", "--output_dir", "OUT"], "no task 'unseeen'. Perhaps 'unseen'"),
-        (["--tasks", "unseen"], "--tasks needs --output_dir"),
-        (["--tasks", "unseen", "--output_dir", "OUT", "--audio_dir", "x"], "--audio_dir is for your own data"),
-        (["--tasks", "ami", "slue_ted", "--output_dir", "OUT", "--data", "x"], "expected TASK=COPY for each"),
-        (["--tasks", "unseen", "--output_dir", "OUT", "--systems", "magic"], "there is no 'magic'"),
-        (["--tasks", "unseen", "--output_dir", "OUT", "--batch_size", "0"], "--batch_size is 0"),
-        (["--tasks", "unseen", "--output_dir", "OUT", "--limit", "1"], "needs two different ones"),
-        (["--output_dir", "OUT"], "give --tasks"),
-        (["--data_path", "a", "b"], "your own data as one --data_path"),
+        ("--tasks unseeen --output_dir OUT", "no task 'unseeen'. Perhaps 'unseen'"),
+        ("--tasks unseen", "--tasks needs --output_dir"),
+        ("--tasks unseen --output_dir OUT --audio_dir x", "--audio_dir is for your own data"),
+        ("--tasks unseen --output_dir OUT --language de", "--language is for your own data"),
+        ("--tasks unseen --output_dir OUT --normaliser basic", "--normaliser is for your own data"),
+        ("--tasks ami slue_ted --output_dir OUT --data x", "expected TASK=COPY for each"),
+        ("--tasks unseen --output_dir OUT --systems magic", "there is no 'magic'"),
+        ("--tasks unseen --output_dir OUT --batch_size 0", "--batch_size is 0"),
+        ("--tasks unseen --output_dir OUT --limit 1", "needs two different ones"),
+        ("--output_dir OUT", "give --tasks"),
+        ("--data_path a b", "your own data as one --data_path"),
+        ("--data_path a --language gernan", "--language is 'gernan'"),
     ],
 )
 def test_what_makes_no_sense_is_refused(options, message, tmp_path, capsys) -> None:
-    given = [str(tmp_path / "run") if one == "OUT" else one for one in options]
     with pytest.raises(SystemExit) as caught:
-        main(["--model", "/no/model", *given])
+        main(["--model", "/no/model", *options.replace("OUT", str(tmp_path / "run")).split()])
     said = " ".join(f"{caught.value.code} {capsys.readouterr().err}".split())
     assert message in said and not (tmp_path / "run").exists()
 
 
 def test_a_folder_that_is_no_checkpoint_is_named(tiny_bases, tmp_path) -> None:
-    for model, message in (
-        (tiny_bases[1], "of the type 'llama'"),
-        (tmp_path / "none", "cannot be read as a checkpoint"),
-    ):
+    for model, message in ((tiny_bases[1], "of the type 'llama'"), (tmp_path, "cannot be read as a checkpoint")):
         with pytest.raises(SystemExit, match=message):
             evaluate(model, tmp_path / "run", "--tasks", "unseen")
 
@@ -355,9 +307,7 @@ def test_a_folder_that_is_no_checkpoint_is_named(tiny_bases, tmp_path) -> None:
         ([], ["ami", "slue_ted"], {}),
         (["copy"], ["ami"], {"ami": "copy"}),
         (["ami=copy"], ["ami"], {"ami": "copy"}),
-        (["a=b"], ["ami"], {"ami": "a=b"}),
-        (["slue_ted=x=y", "ami=z"], ["ami", "slue_ted"], {"slue_ted": "x=y", "ami": "z"}),
-        (["fleurs:de_de=x"], ["fleurs:de_de", "ami"], {"fleurs:de_de": "x"}),
+        (["slue_ted=x=y", "fleurs:de_de=z"], ["fleurs:de_de", "slue_ted"], {"slue_ted": "x=y", "fleurs:de_de": "z"}),
     ],
 )
 def test_copies_are_given_to_their_tasks(data, names, found) -> None:
@@ -368,22 +318,13 @@ def test_copies_are_given_to_their_tasks(data, names, found) -> None:
 @pytest.mark.slow
 def test_a_revision_is_the_one_that_is_loaded(tiny_bases, tmp_path) -> None:
     """Of a folder there is none, so that a Hub on this machine has to have it."""
+    command = "import sys; from audiollm.evaluation.evaluate import main; main(sys.argv[1:])"
+    options = ["--tasks", "unseen", "--limit", "2", "--systems", "model", "--max_new_tokens", "4", "--model", "you/m"]
     with LoopbackHub(tmp_path / "hub", user="you") as hub:
-        environment = hub.environment(tmp_path / "home")
-        play(PUSH, *tiny_bases, cwd=tmp_path, **environment)
-        command = "import sys; from audiollm.evaluation.evaluate import main; main(sys.argv[1:])"
-        shared = ("--tasks", "unseen", "--limit", 2, "--systems", "model", "--max_new_tokens", 4, "--model", "you/m")
+        known = {"cwd": tmp_path, **hub.environment(tmp_path / "home")}
+        play(PUSH, *tiny_bases, **known)
         for revision in ("main", "first"):
-            play(
-                command,
-                *shared,
-                "--revision",
-                revision,
-                "--output_dir",
-                tmp_path / revision,
-                cwd=tmp_path,
-                **environment,
-            )
+            play(command, *options, "--revision", revision, "--output_dir", tmp_path / revision, **known)
     first, last = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("first", "main"))
     assert first["settings"]["weights"] != last["settings"]["weights"]
     assert (first["revision"], last["revision"]) == ("first", "main")

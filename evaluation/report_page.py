@@ -1,0 +1,225 @@
+"""Show a report to people: figures in words, and the page made by `report.html.jinja`, which fetches nothing."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import yaml
+from audiollm.publishing.record import shown_path
+from audiollm.publishing.score_table import COUNTS, READING, score_rows
+from audiollm.publishing.score_table import SYSTEMS as SYSTEM_TITLES
+
+from .bootstrap import SIGNIFICANCE
+from .measures import FRACTION, LOWER_IS_BETTER
+from .mistakes import SPELLED
+from .optional import optional_library
+from .systems import CASCADE, DEAF, MODEL, WHISPER, WRONG_AUDIO
+
+HERE = Path(__file__).parent
+NOTHING = "–"
+#: Bars of errors end here: an answer that repeats itself would hide all others.
+MAX_ERROR_DRAWN = 2.0
+#: By task and item: `uri` of a player with `cut_s`, or `missing`, the reason why there is none.
+Players = Mapping[tuple[str, str], Mapping[str, Any]]
+
+
+@lru_cache(maxsize=1)
+def texts() -> dict[str, dict[str, Any]]:
+    """Return what readers are told of metrics, by their names."""
+    return yaml.safe_load((HERE / "report.yaml").read_text(encoding="utf-8"))
+
+
+def number(value: float, unit: str | None = None) -> str:
+    """Return a number with three digits that count, never as a power of ten; of a fraction, its percent."""
+    scaled = 100 * value if unit == FRACTION else value
+    if scaled == 0:
+        return "0"
+    return f"{scaled:,.0f}" if abs(scaled) >= 100 else f"{scaled:.3g}"
+
+
+def figure(value: float | None, unit: str | None) -> str:
+    """Return a figure with its unit."""
+    if value is None:
+        return NOTHING
+    return f"{number(value, unit)} %" if unit == FRACTION else number(value)
+
+
+def spread(found: Mapping[str, Any], unit: str | None) -> str:
+    """Return a figure's interval in brackets; nothing where it has none."""
+    if found.get("low") is None or found.get("high") is None:
+        return ""
+    return f"[{number(found['low'], unit)}, {number(found['high'], unit)}]"
+
+
+def clock(seconds: float) -> str:
+    """Return a length of audio in words."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+
+
+def system_title(system: str) -> str:
+    """Return what readers call a system."""
+    return SYSTEM_TITLES.get(system, system)
+
+
+def metric_title(metric: str) -> str:
+    """Return what readers call a metric."""
+    return texts().get(metric, {}).get("title", metric.replace("_", " "))
+
+
+def metric_about(metric: str) -> str:
+    """Return what a metric is, with which way is better."""
+    better = "lower is better" if metric in LOWER_IS_BETTER else "higher is better"
+    return "; ".join(filter(None, [texts().get(metric, {}).get("about", ""), better]))
+
+
+def bar(found: Mapping[str, Any], limit: float) -> dict[str, float]:
+    """Return where a figure's bar and its interval begin and end, in percent of the limit."""
+
+    def share(value: float) -> float:
+        return round(100 * min(max(value, 0.0), limit) / limit, 2) if limit else 0.0
+
+    low, high = (found["value"] if found.get(end) is None else found[end] for end in ("low", "high"))
+    return {"width": share(found["value"]), "low": share(low), "span": round(share(high) - share(low), 2)}
+
+
+def limit_of(metric: str, figures: Iterable[Mapping[str, Any] | None]) -> float:
+    """Return what a full bar of a metric stands for."""
+    ends = [each.get("high") or each["value"] for each in figures if each and each.get("value") is not None]
+    most = max(ends, default=0.0)
+    return min(most, MAX_ERROR_DRAWN) if metric in SPELLED else most
+
+
+def verdicts(task: Mapping[str, Any]) -> Iterator[str]:
+    """Yield sentences that say what a task's main figures mean, as far as the model and another system have one."""
+    metric = task["metric"]
+    found = {system: each["metrics"].get(metric) for system, each in task["systems"].items()}
+    found = {system: each for system, each in found.items() if each and each["value"] is not None}
+    if MODEL not in found:
+        return
+    own, shown = found[MODEL], {name: figure(each["value"], each["unit"]) for name, each in found.items()}
+    for system in (WRONG_AUDIO, WHISPER, CASCADE, DEAF):
+        if system not in found:
+            continue
+        told = f"{metric_title(metric)} {shown[MODEL]}, {system_title(system)} {shown[system]}: "
+        test = task["differences"].get(system)
+        if test is None:
+            yield told + "not compared item by item."
+            continue
+        other = found[system]["value"]
+        better = own["value"] < other if metric in LOWER_IS_BETTER else own["value"] > other
+        clear = test["p"] < SIGNIFICANCE
+        if system == WRONG_AUDIO and better and clear:
+            told += "the model answers by what it hears"
+        elif system == WRONG_AUDIO:
+            told += "NOT clearly better than with wrong recordings, so much of it may be guessed"
+        elif clear:
+            told += f"the model is {'better' if better else 'worse'}"
+        else:
+            told += "no clear difference"
+        yield f"{told} (p = {test['p']:.2g}, paired on {test['items']} items)."
+
+
+# --------------------------------------------------------------------------------------------------------------- the page
+
+
+def render_page(
+    report: Mapping[str, Any], players: Players, player_notes: Mapping[str, str], figures_file: str
+) -> str:
+    """
+    Return the page, which holds all it needs; nothing is fetched from anywhere.
+
+    Args:
+        report: as gathered.
+        player_notes: what is to be said of a task's players.
+        figures_file: name of the file with the report as JSON.
+
+    Raises:
+        ImportError: jinja2 or markupsafe is not installed.
+    """
+    jinja2, markupsafe = (optional_library(name, "evaluation") for name in ("jinja2", "markupsafe"))
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.ChainableUndefined, trim_blocks=True
+    )
+    count_titles = {"items": "items asked", "scored": "items that count", **COUNTS}
+    shown = (figure, spread, number, clock, bar, system_title, metric_title, metric_about)
+    environment.filters |= {function.__name__: function for function in shown}
+    environment.filters |= {
+        "system_about": lambda system: READING.get(system, "The model under test is given the recording."),
+        "count_title": lambda count: count_titles.get(count, count.replace("_", " ")),
+        **{"unit": unit_of, "reasons": reasons_of},
+    }
+    tasks = report["tasks"]
+    metrics = list(dict.fromkeys(name for found in tasks.values() for name in found["metrics"]))
+    answered = [list(found["systems"].values()) for found in tasks.values() if found["systems"]]
+    return environment.get_template("report.html.jinja").render(
+        report=report,
+        name=shown_path(report["model"]),
+        rows=[row for row in score_rows(report) if tasks.get(row.task, {}).get("metric", row.metric) == row.metric],
+        bases=report["run"].get("bases") or {},
+        items=sum(max(scored["counts"]["items"] for scored in each) for each in answered),
+        audio_seconds=sum(max(scored["audio_seconds"] for scored in each) for each in answered),
+        metrics=metrics,
+        limits={name: limit_of(name, [each["metrics"].get(name) for each in chain(*answered)]) for name in metrics},
+        css=markupsafe.Markup((HERE / "report.css").read_text(encoding="utf-8")),
+        settings=settings_of(report),
+        signatures=signatures_of(report),
+        figures_file=figures_file,
+        players=players,
+        player_notes=player_notes,
+    )
+
+
+def unit_of(found: Mapping[str, Any]) -> str | None:
+    """Return the unit of a task's main metric."""
+    each = (scored["metrics"].get(found["metric"]) for scored in found["systems"].values())
+    return next((figure["unit"] for figure in each if figure), None)
+
+
+def reasons_of(found: Mapping[str, Any]) -> list[str]:
+    """Return the counts of a task that are not zero for all systems, and how many items there are and count."""
+    counts = [each["counts"] for each in found["systems"].values()]
+    names = dict.fromkeys(name for each in counts for name in each)
+    return [name for name in names if name in ("items", "scored") or any(each.get(name) for each in counts)]
+
+
+def settings_of(report: Mapping[str, Any]) -> dict[str, str]:
+    """Return how a run was made: what a figure may depend on."""
+    run, scoring, judge = report["run"], report["scoring"], report["judge"] or {}
+    settings = run.get("settings") or {}
+    rubrics = [
+        f"{name}: {each.get('samples')} samples at temperature {judge.get('temperature') or each.get('temperature')}"
+        for name, each in judge.items()
+        if isinstance(each, Mapping)
+    ]
+    facts = {
+        "Model": shown_path(report["model"]),
+        "Revision": run.get("revision"),
+        "Begun": run.get("started"),
+        "Device": run.get("device"),
+        "Precision": run.get("dtype"),
+        "Items at a time": settings.get("batch_size"),
+        "Whisper": settings.get("whisper") and shown_path(str(settings["whisper"])),
+        "Weight of CTC": settings.get("ctc_weight") or None,
+        "Fingerprint of weights": settings.get("weights"),
+        "Commit": run.get("commit"),
+        "Judge": "; ".join([str(judge["model"]), *rubrics]) if judge.get("model") else None,
+        "Versions": ", ".join(f"{name} {version}" for name, version in (run.get("versions") or {}).items()),
+        "Normaliser": scoring.get("normaliser") or "each task's own",
+        "Bootstrap": f"{scoring.get('samples', 'unknown')} samples, seed {scoring.get('seed', 'unknown')}",
+    }
+    return {name: str(value) for name, value in facts.items() if value not in (None, "")}
+
+
+def signatures_of(report: Mapping[str, Any]) -> dict[str, dict[str, list[str]]]:
+    """Return what every metric was counted by, each once, with its tasks."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for task, entry in report["tasks"].items():
+        for metric in entry["metrics"]:
+            figures = (scored["metrics"].get(metric) or {} for scored in entry["systems"].values())
+            for signature in dict.fromkeys(each["signature"] for each in figures if each.get("signature")):
+                found.setdefault(metric_title(metric), {}).setdefault(signature, []).append(task)
+    return found
