@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from audiollm.memory import is_out_of_memory
@@ -24,44 +24,42 @@ from audiollm.processing.audio import (
     read_bytes,
 )
 
-from .cut_off import is_cut_off
-
 #: A sample from here on counts as full scale; the largest of 16 bits is 0.99997, of 8 bits 0.992.
 FULL_SCALE = 0.992
 #: Steps that samples are rounded to in the digest, so that it does not depend on how a file stores its 16 bits.
 DIGEST_STEPS = 2**15
 DIGEST_BYTES = 16
+#: A container whose audio ends this much earlier than it states is cut off; other formats state it exactly.
+TOLERANCE_S = 0.25
+#: Byte order of chunk sizes, and the name of the chunk of samples, by a file's first four bytes.
+CHUNKED_FORMATS: dict[bytes, tuple[Literal["little", "big"], bytes]] = {
+    b"RIFF": ("little", b"data"),
+    b"FORM": ("big", b"SSND"),
+}
+CHUNKED_HEADER_BYTES, CHUNK_HEADER_BYTES = 12, 8
+#: Sizes from here on are placeholders of programs that wrote to a pipe and could not know the length.
+STREAMED_CHUNK_BYTES = 0x7FFF_0000
+#: An MP3 states its length, rather than libsndfile guessing it, by one of these near its start.
+MP3_MAGICS, MP3_LENGTH_TAGS, MP3_TAG_REACH_BYTES = (b"ID3", b"\xff\xfb", b"\xff\xf3"), (b"Xing", b"Info"), 1 << 16
+OGG_PAGE_MAGIC, OGG_END_OF_STREAM = b"OggS", 4
+EXACT_MAGICS = (*CHUNKED_FORMATS, *MP3_MAGICS, OGG_PAGE_MAGIC, b"fLaC")
+OGG_FLAGS_OFFSET, OGG_NUM_SEGMENTS_OFFSET, OGG_SEGMENTS_OFFSET = 5, 26, 27
 
 
 @dataclass(frozen=True)
 class AudioFacts:
-    """
-    One recording, measured.
+    """One recording, measured. With a fault, only its reason and the seconds read so far mean anything."""
 
-    Attributes:
-        fault: `missing_file`, `undecodable`, `cut_off` or `not_finite`; empty for a readable recording. With a fault,
-            only `reason` and the seconds read so far mean anything.
-        reason: In words.
-        seconds: Length.
-        rate: Stored sampling rate in Hz.
-        channels: Stored channels.
-        peak: Largest absolute value of the channels' mean.
-        rms: Root of its mean square; 1 is full scale.
-        offset: Its mean.
-        clipped_share: Share of all channels' samples at full scale.
-        digest: Of samples and rate, in hexadecimal; empty for digital silence, and where not all was read.
-    """
-
-    fault: str = ""
-    reason: str = ""
+    fault: str = ""  # `missing_file`, `undecodable`, `cut_off` or `not_finite`; empty for a readable recording
+    reason: str = ""  # in words
     seconds: float = 0.0
-    rate: int = 0
-    channels: int = 0
-    peak: float = 0.0
-    rms: float = 0.0
-    offset: float = 0.0
-    clipped_share: float = 0.0
-    digest: str = ""
+    rate: int = 0  # stored, in Hz
+    channels: int = 0  # stored
+    peak: float = 0.0  # largest absolute value of the channels' mean
+    rms: float = 0.0  # root of its mean square; 1 is full scale
+    offset: float = 0.0  # its mean
+    clipped_share: float = 0.0  # of all channels' samples, at full scale
+    digest: str = ""  # of samples and rate, in hexadecimal; empty for digital silence, and where not all was read
 
 
 class _UnreadableError(Exception):
@@ -156,3 +154,46 @@ def _measure(file: BinaryIO, data: Any, max_seconds: float) -> AudioFacts:
         clipped_share=clipped / (frames * channels),
         digest="" if declared_s or not peak else digest.hexdigest(),
     )
+
+
+# -------------------------------------------------------------------------------------------------------- missing ends
+
+
+def is_cut_off(data, seconds: float, declared_s: float) -> bool:
+    """
+    Return whether a recording lacks its end, such as a download that broke off, as far as its format can tell.
+
+    `seconds` were decoded; the file states `declared_s`, 0 where it states no length.
+    """
+    start = bytes(data[:4])
+    if start.startswith(MP3_MAGICS) and not any(tag in data[:MP3_TAG_REACH_BYTES] for tag in MP3_LENGTH_TAGS):
+        declared_s = 0.0  # a guess of libsndfile's
+    least = declared_s - (0.0 if start.startswith(EXACT_MAGICS) else TOLERANCE_S)
+    return seconds < least or _lacks_last_chunk(data) or _lacks_last_ogg_page(data)
+
+
+def _lacks_last_chunk(data) -> bool:
+    """Return whether a wav or aiff file ends before its chunk of samples does."""
+    if data[:4] not in CHUNKED_FORMATS:
+        return False
+    byte_order, samples_chunk = CHUNKED_FORMATS[data[:4]]
+    position = CHUNKED_HEADER_BYTES
+    while position + CHUNK_HEADER_BYTES <= len(data):
+        size = int.from_bytes(data[position + 4 : position + CHUNK_HEADER_BYTES], byte_order)
+        end = position + CHUNK_HEADER_BYTES + size
+        if data[position : position + 4] == samples_chunk:
+            return end > len(data) and size < STREAMED_CHUNK_BYTES
+        position = end + size % 2
+    return False
+
+
+def _lacks_last_ogg_page(data) -> bool:
+    """Return whether an Ogg file ends without the page that ends its stream, or within it."""
+    if data[: len(OGG_PAGE_MAGIC)] != OGG_PAGE_MAGIC:
+        return False
+    page = data[data.rfind(OGG_PAGE_MAGIC) :]
+    if len(page) < OGG_SEGMENTS_OFFSET:
+        return True
+    payload = OGG_SEGMENTS_OFFSET + page[OGG_NUM_SEGMENTS_OFFSET]
+    page_size = payload + sum(page[OGG_SEGMENTS_OFFSET:payload])
+    return len(page) < page_size or not page[OGG_FLAGS_OFFSET] & OGG_END_OF_STREAM

@@ -12,11 +12,12 @@ from typing import Any
 
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 
-from .examples import ExamplesError, RowChecker, as_list, json_rows
+from .examples import ExamplesError, json_rows
+from .rows import AUDIO_PATHS, RowError, RowReader, kind_of
 
 #: Name of rows that were given as such, in messages.
 GIVEN_ROWS = "rows"
-PROMPT_FIELDS = ("text", "audio_paths")
+PROMPT_FIELDS = ("text", AUDIO_PATHS)
 
 
 @dataclass(frozen=True)
@@ -49,24 +50,33 @@ def read_audio_rows(
         FileNotFoundError: no such file, or `audio_dir` is not a folder.
         ExamplesError: broken JSON, not a list, no rows, or bad rows; all problems are listed, by index (or line).
     """
-    problems: list[tuple[str, str]] = []
-    rows: Iterable[tuple[str, Any]]
+    rows: Iterable[tuple[str, Any, str | None]]
     if isinstance(source, (str, os.PathLike)):
-        name, path = str(source), Path(source)
-        checker, rows = RowChecker(path.parent, audio_dir), json_rows(path, problems)
+        name, reader, rows = str(source), RowReader(Path(source).parent, audio_dir), json_rows(Path(source))
     else:
-        name, checker = GIVEN_ROWS, RowChecker(".", audio_dir)
-        rows = ((f"row {index}", row) for index, row in enumerate(source))
+        name, reader = GIVEN_ROWS, RowReader(".", audio_dir)
+        rows = ((f"row {index}", row, None) for index, row in enumerate(source))
+    problems: list[tuple[str, str]] = []
     read: list[AudioRow] = []
-    for index, (where, row) in enumerate(rows):
-        reasons = _problems(row, checker, required, optional)
-        if isinstance(row, dict) and not reasons:
-            reasons = problems_of(row)
-        problems.extend((where, reason) for reason in reasons)
-        if not reasons:
-            paths = tuple(checker.locate(path) for path in as_list(row["audio_paths"]))
-            rest = {key: row[key] for key in (*required, *optional) if row.get(key) is not None}
-            read.append(AudioRow(row["text"], paths, rest, index))
+    fields = (*PROMPT_FIELDS, *required, *optional)
+    for index, (where, row, problem) in enumerate(rows):
+        try:
+            if problem is not None:
+                raise RowError([problem])
+            if isinstance(row, dict):  # a field that is null is one that the row does not have
+                row = {key: value for key, value in row.items() if value is not None or key not in fields}
+            paths = reader.read_instruction(row, fields, required=("text", *required))
+            reasons = [reason for key in required for reason in answer_problems(repr(key), row[key])]
+            if not paths:
+                reasons.append(
+                    "has no audio: rows without it are answered by the untouched base, which does not learn"
+                )
+            if reasons := reasons or problems_of(row):
+                raise RowError(reasons)
+            rest = {key: row[key] for key in (*required, *optional) if key in row}
+            read.append(AudioRow(row["text"], tuple(paths), rest, index))
+        except RowError as error:
+            problems += [(where, reason) for reason in error.reasons]
     if not read and not problems:
         problems.append(("", "holds no rows"))
     if problems:
@@ -77,24 +87,9 @@ def read_audio_rows(
 def answer_problems(name: str, answer: Any) -> list[str]:
     """Return the problems of a text that the model is to say, or to read in place of a recording."""
     if not isinstance(answer, str):
-        return [f"{name} must be a string, found {answer!r}"]
+        return [f"{name} must be a string, found {kind_of(answer)}"]
     if not answer.strip():
         return [f"{name} is empty"]
     if AUDIO_PLACEHOLDER in answer:
         return [f"{name} holds {AUDIO_PLACEHOLDER}, which stands for a recording; it may stand in 'text' only"]
     return []
-
-
-def _problems(row: Any, checker: RowChecker, required: Sequence[str], optional: Sequence[str]) -> list[str]:
-    if not isinstance(row, dict):
-        return [f"expected an object, found {row!r}"]
-    known = (*PROMPT_FIELDS, *required, *optional)
-    reasons = [f"unknown field {name!r}; expected only {', '.join(known)}" for name in row if name not in known]
-    # The prompt is one of the instruction format; this row's answers have names of their own.
-    prompt = {name: row[name] for name in PROMPT_FIELDS if row.get(name) is not None}
-    reasons += checker.problems({**prompt, "response": "an answer"})
-    if prompt.get("audio_paths") in (None, []) and AUDIO_PLACEHOLDER not in str(prompt.get("text")):
-        reasons.append("has no audio: rows without it are answered by the untouched base, which does not learn")
-    for name in required:
-        reasons += [f"field {name!r} is missing"] if row.get(name) is None else answer_problems(repr(name), row[name])
-    return reasons

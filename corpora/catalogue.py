@@ -27,36 +27,15 @@ ABSTRACT_PREFIX = "_"
 CASE_TRANSFORMS: dict[str, tuple[str, ...]] = {"mixed": (), "lower": (), "upper": ("sentence_case",)}
 #: Keys whose tables are merged with those inherited, name by name; null takes one out.
 MERGED_KEYS = ("columns", "constants", "prompts", "configs")
-#: Identifiers of licences as SPDX has them, or in its form for others.
-LICENCE = re.compile(r"[A-Z][A-Za-z0-9]*(-[A-Za-z0-9.]+)*|LicenseRef-[A-Za-z0-9.-]+")
 
 
 @dataclass(frozen=True)
 class Corpus:
     """
-    One entry of the table.
+    One entry of the table; the head of `catalogue.yaml` says what its keys mean.
 
-    Attributes:
-        name: Of the entry, with its config behind a colon once one is chosen.
-        title: What people call it.
-        licence: SPDX identifier, or one of `LicenseRef-…`; `terms` then links it.
-        languages: Codes, or what its configs stand for.
-        splits: All of them; `default_splits` are read unless others are asked for.
-        columns: Where fields come from; every column must be there.
-        tasks: What can be asked about its clips, with its own wordings where it has some.
-        citation: The paper or page to cite.
-        hub: Id on the Hugging Face Hub; None if it is not there.
-        revision: Branch of the Hub that is read.
-        files: Patterns of files with {config} and {split}; the first that finds any is taken. Empty where
-            `load_dataset` finds them itself.
-        audio_folder: Where recordings lie, seen from a file that names them.
-        withdrawn: Why it cannot be downloaded, and where to get it.
-        gated: The Hub asks to accept terms first.
-        configs: Constants by config, or a pattern of configs' names; empty if there are none.
-        default_config, config: Chosen by default, and chosen.
-        constants: Fields that are the same for every clip.
-        terms: Link to the licence, or to whatever else binds users.
-        note: What users should know.
+    `name` is the entry's, with its config behind a colon once one is chosen. `configs` are constants by config, or a pattern
+    of configs' names. `default_splits` are read unless others are asked for.
     """
 
     name: str
@@ -82,12 +61,7 @@ class Corpus:
     note: str | None = None
 
     def with_config(self, config: str | None) -> "Corpus":
-        """
-        Return this corpus with a config chosen: the given one, or its default.
-
-        Raises:
-            CorpusError: it has no such config, or none was given and there is no default.
-        """
+        """Return this corpus with a config chosen, by default its own; raise CorpusError if it has no such config."""
         config = config or self.default_config
         if not self.configs:
             if config is not None:
@@ -123,12 +97,7 @@ def is_corpus_name(given: str) -> bool:
 
 
 def corpus_named(given: str, config: str | None = None) -> Corpus:
-    """
-    Return a corpus by its name: `covost2:en_de`, or `covost2` with its config.
-
-    Raises:
-        CorpusError: there is no such corpus or config, or two different configs are given.
-    """
+    """Return a corpus by its name: `covost2:en_de`, or `covost2` with its config; raise CorpusError without one."""
     name, _, inner = given.partition(CONFIG_SEPARATOR)
     catalogue = load_catalogue()
     if name not in catalogue:
@@ -150,18 +119,18 @@ def describe_catalogue() -> str:
             where += ", after accepting its terms there"
         configs = corpus.configs if isinstance(corpus.configs, str) else ", ".join(corpus.configs)
         default = f"; {corpus.default_config} unless told otherwise" if corpus.default_config else ""
-        lines = [
-            f"{corpus.name}: {corpus.title}",
-            f"where: {where}",
-            f"licence: {corpus.licence}" + (f" ({corpus.terms})" if corpus.terms else ""),
-            f"languages: {', '.join(corpus.languages)}",
-            *([f"configs: {configs}{default}"] if configs else []),
-            f"splits: {', '.join(corpus.splits)}; read unless told otherwise: {', '.join(corpus.default_splits)}",
-            f"tasks: {', '.join(task.name for task in corpus.tasks)}",
-            *([f"note: {corpus.note}"] if corpus.note else []),
-            f"cite: {corpus.citation}",
-        ]
-        blocks.append("\n  ".join(lines))
+        about = {
+            "where": where,
+            "licence": corpus.licence + (f" ({corpus.terms})" if corpus.terms else ""),
+            "languages": ", ".join(corpus.languages),
+            "configs": f"{configs}{default}" if configs else None,
+            "splits": f"{', '.join(corpus.splits)}; read unless told otherwise: {', '.join(corpus.default_splits)}",
+            "tasks": ", ".join(task.name for task in corpus.tasks),
+            "note": corpus.note,
+            "cite": corpus.citation,
+        }
+        lines = [f"{name}: {value}" for name, value in about.items() if value]
+        blocks.append("\n  ".join([f"{corpus.name}: {corpus.title}", *lines]))
     usage = "Prepare one with `audiollm prepare huggingface --dataset NAME:CONFIG`, from a copy on disk with --source_path."
     return "\n\n".join([*blocks, usage + "\n"])
 

@@ -9,62 +9,37 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
-import pyarrow.parquet as pq
 from audiollm.files import is_inside
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 
-from .examples import JSON_LINES_SUFFIX, ExamplesError, Reason, json_lines, json_rows
+from .examples import json_rows
 from .faults import is_transcribing, text_faults
-from .rows import ASSISTANT, AUDIO_COLUMN, AUDIO_PATHS, MESSAGES, TABLE_FIELDS, RowError, RowReader
+from .rows import ASSISTANT, AUDIO_COLUMN, AUDIO_PATHS, MESSAGES, TABLE_FIELDS, Reason, RowError, RowReader, as_list
 from .sources import Source, load_table
 
-#: Rows of a table in memory at once; each may hold a recording.
-TABLE_BATCH_ROWS = 16
 #: Columns of a table of clips: word error in percent, and a transcript to compare with.
 WORD_ERROR, HYPOTHESIS = "wer", "pred_text"
 
 
 @dataclass
 class CheckedRow:
-    """
-    One row, or what stands in its place.
+    """One row, or what stands in its place."""
 
-    Attributes:
-        index: Place in the file, from 0; None for the file as a whole.
-        where: Its name in errors, such as "row 3" or "line 4".
-        faults: Name, reason and audio path of each fault that is found without decoding.
-        recordings: What `measure` takes; of an unusable row those that can be found.
-        is_usable: Training would take it, as far as is known without decoding.
-        question, response: All turns together.
-        is_transcript: The response is the transcript of the one recording.
-        wer: Word error in percent, where a table has it.
-        hypothesis: What a recogniser heard, where a table has it.
-    """
-
-    index: int | None
-    where: str
+    index: int | None  # place in the file, from 0; None for the file as a whole
+    where: str  # its name in errors, such as "row 3" or "line 4"
+    #: Name, reason and audio path of each fault that is found without decoding.
     faults: list[tuple[str, str, str | None]] = field(default_factory=list)
-    recordings: list[Any] = field(default_factory=list)
-    is_usable: bool = False
-    question: str = ""
+    recordings: list[Any] = field(default_factory=list)  # of an unusable row those that can be found
+    is_usable: bool = False  # training would take it, as far as is known without decoding
+    question: str = ""  # all turns together
     response: str = ""
-    is_transcript: bool = False
-    wer: float | None = None
-    hypothesis: str | None = None
+    is_transcript: bool = False  # the response is the transcript of the one recording
+    wer: float | None = None  # in percent, where a table has it
+    hypothesis: str | None = None  # what a recogniser heard, where a table has it
 
 
 class CheckedRows:
-    """
-    All rows of one source, in order. All but JSON lists are read row by row.
-
-    Args:
-        source: Where to read.
-        audio_dir: As in `read_examples`.
-        response_is_transcript: Take every response about one recording for its transcript, whatever the prompt.
-
-    Raises:
-        FileNotFoundError: `audio_dir` is not a folder.
-    """
+    """All rows of one source, in order; arguments are those of [`validate`]. All but JSON lists are read row by row."""
 
     def __init__(self, source: Source, audio_dir: str | None, response_is_transcript: bool = False):
         self.source = source
@@ -74,67 +49,31 @@ class CheckedRows:
 
     def __iter__(self) -> Iterator[CheckedRow]:
         number = -1
-        try:
-            for number, (where, row, problem) in enumerate(self._rows()):
-                if problem is None:
-                    yield self._check(row, number, where)
-                else:
-                    yield CheckedRow(number if where else None, where, [("unreadable_data", problem, None)])
-        except ExamplesError as error:
-            yield from (CheckedRow(None, where, [("unreadable_data", why, None)]) for where, why in error.problems)
-            return
+        for number, (where, row, problem) in enumerate(self._rows()):
+            if problem is None:
+                yield self._check(row, number, where)
+            else:
+                yield CheckedRow(number if where else None, where, [("unreadable_data", problem, None)])
         if number < 0:
             yield CheckedRow(None, "", [("unreadable_data", "holds no examples", None)])
 
     def _rows(self) -> Iterator[tuple[str, Any, str | None]]:
-        """Yield where each row stands, its value, and why there is none."""
-        problems: list[tuple[str, str]] = []
-        if self.source.kind != "json":
-            for number, row in enumerate(self._table()):
+        """Yield where each row stands, its value, and why there is none; a table's audio as it is stored."""
+        if self.source.kind == "json":
+            yield from json_rows(Path(self.source.path))
+            return
+        try:
+            for number, row in enumerate(load_table(self.source, streaming=True).decode(False)):
+                if not number and not set(row) & set(TABLE_FIELDS):
+                    yield "", None, f"has the columns {', '.join(row)}; expected some of {', '.join(TABLE_FIELDS)}"
+                    return
                 given = {name: value for name, value in row.items() if value is not None}
                 if "response" not in row and MESSAGES not in row and AUDIO_COLUMN in row:  # a table of clips
                     asked = f"Transcribe the audio: {AUDIO_PLACEHOLDER}"
                     given |= {"text": asked, "response": given.get("text", "")}
                 yield f"row {number}", given, None
-        elif not self.source.path.endswith(JSON_LINES_SUFFIX):
-            yield from ((where, row, None) for where, row in json_rows(Path(self.source.path), problems))
-        else:
-            try:
-                with open(self.source.path, encoding="utf-8-sig", newline="\n") as file:
-                    for where, row in json_lines(file, problems):
-                        yield from ((bad, None, reason) for bad, reason in problems)
-                        problems.clear()
-                        yield where, row, None
-            except UnicodeDecodeError as error:
-                problems.append(("", f"is not UTF-8 text: {error.reason}"))
-        yield from ((where, None, reason) for where, reason in problems)
-
-    def _table(self) -> Iterator[dict[str, Any]]:
-        """Yield the rows of a table, audio as it is stored."""
-        try:
-            if self.source.kind == "parquet":
-                with pq.ParquetFile(self.source.path) as file:
-                    self._expect_columns(file.schema_arrow.names)
-                    for batch in file.iter_batches(batch_size=TABLE_BATCH_ROWS):
-                        yield from batch.to_pylist()
-                return
-            streaming = self.source.kind == "hub"
-            dataset = load_table(self.source, streaming)
-            self._expect_columns(dataset.column_names or list(TABLE_FIELDS))
-            if streaming:
-                yield from dataset.decode(False)
-                return
-            dataset = dataset.with_format("arrow")
-            for start in range(0, len(dataset), TABLE_BATCH_ROWS):
-                yield from dataset[start : start + TABLE_BATCH_ROWS].to_pylist()
-        except (pa.ArrowException, OSError, KeyError, datasets.exceptions.DatasetsError) as error:
-            reason = f"cannot be read: {' '.join(str(error).split())}"
-            raise ExamplesError(self.source.name, [("", reason)]) from error
-
-    def _expect_columns(self, columns: list[str]) -> None:
-        if not set(columns) & set(TABLE_FIELDS):
-            reason = f"has the columns {', '.join(columns)}; expected some of {', '.join(TABLE_FIELDS)}"
-            raise ExamplesError(self.source.name, [("", reason)])
+        except (pa.ArrowException, OSError, KeyError, ValueError, datasets.exceptions.DatasetsError) as error:
+            yield "", None, f"cannot be read: {' '.join(str(error).split())}"
 
     def _check(self, row: Any, index: int, where: str) -> CheckedRow:
         checked = CheckedRow(index, where)
@@ -194,5 +133,4 @@ def _named_recordings(row: Any) -> list[Any]:
         for part in parts if isinstance(parts, list) else []:
             if isinstance(part, dict) and part.get("type") == "audio":
                 named += [part.get("path"), part.get("audio"), part.get("url")]
-    flat = [one for value in named for one in (value if isinstance(value, (list, tuple)) else [value])]
-    return [one for one in flat if isinstance(one, (str, dict))]
+    return [one for value in named for one in as_list(value) if isinstance(one, (str, dict))]

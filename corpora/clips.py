@@ -34,22 +34,15 @@ class CorpusError(ValueError):
 @dataclass(frozen=True)
 class Clip:
     """
-    One recording, or a part of one, with what is known of it.
+    One recording, or the part of it between two times, with what is known of it.
 
-    Attributes:
-        id: Its name in the corpus; unique in its source.
-        recording: An absolute path, a URL, or a dict of `datasets` (`bytes` or `path`), as `load_waveform` takes them; or a
-            [`LazyRecording`].
-        text: The transcript; empty if it is not known.
-        split: Part of the corpus that it belongs to.
-        fields: Whatever else is known, by the names that tasks use: `translation`, `caption`, `question`, `answer`,
-            `speaker`, `language`, `pred_text`, `wer` and so on.
-        start_seconds, end_seconds: Part of the recording; all of it by default.
+    Its recording is what `load_waveform` takes (an absolute path, a URL, or a dict with `bytes` or `path`), or a
+    [`LazyRecording`]. Fields have the names that tasks use: `translation`, `caption`, `question`, `speaker`, `wer` and so on.
     """
 
-    id: str
+    id: str  # unique in its source
     recording: Any
-    text: str = ""
+    text: str = ""  # the transcript; empty if it is not known
     split: str = DEFAULT_SPLIT
     fields: Mapping[str, FieldValue] = field(default_factory=dict)
     start_seconds: float = 0.0

@@ -18,10 +18,8 @@ from . import letter_case
 from .clips import CorpusError
 
 #: Kinds of columns, as far as it matters here; ANY is that of a table without types.
-AUDIO, TEXT, NUMBER, TRUTH, LABEL, LIST, OTHER, ANY = (
-    *("audio", "text", "number", "truth", "label", "list", "other"),
-    "any",
-)
+AUDIO, TEXT, NUMBER, TRUTH = "audio", "text", "number", "truth"
+LABEL, LIST, OTHER, ANY = "label", "list", "other", "any"
 SCALARS = (TEXT, NUMBER, TRUTH, LABEL, ANY)
 #: Keys of a struct that is a recording.
 RECORDING_KEYS = ("bytes", "path", "array")
@@ -31,62 +29,41 @@ RECORDING_KEYS = ("bytes", "path", "array")
 class Guess:
     """Usual names of a field's column, best first, and the kinds that it may have."""
 
-    names: tuple[str, ...]
+    names: str  # separated by spaces
     kinds: tuple[str, ...] = (TEXT,)
 
 
 GUESSES: dict[str, Guess] = {
     "audio": Guess(
-        (
-            *(
-                "audio",
-                "audio_path",
-                "audio_filepath",
-                "audio_filename",
-                "audio_file",
-                "file",
-                "file_name",
-                "filename",
-            ),
-            *("wav_filename", "path", "file_path", "filepath", "wav_path", "wav_file", "wav", "clip", "recording"),
-            *("speech", "sound"),
-        ),
+        "audio audio_path audio_filepath audio_filename audio_file file file_name filename wav_filename path file_path "
+        "filepath wav_path wav_file wav clip recording speech sound",
         (AUDIO, TEXT),
     ),
     "text": Guess(
-        (
-            *("text", "sentence", "transcription", "transcript", "normalized_text", "normalised_text", "raw_text"),
-            *("raw_transcription", "normalized_transcription", "transcripts", "txt", "utterance", "label_text"),
-            *("ground_truth", "reference"),
-        )
+        "text sentence transcription transcript normalized_text normalised_text raw_text raw_transcription "
+        "normalized_transcription transcripts txt utterance label_text ground_truth reference"
     ),
     "pred_text": Guess(
-        (
-            *("pred_text", "whisper_transcript", "prediction", "predicted_text", "hypothesis", "hyp", "asr"),
-            *("asr_text", "asr_transcript", "asr_transcription", "whisper_transcription", "whisper_text"),
-        )
+        "pred_text whisper_transcript prediction predicted_text hypothesis hyp asr asr_text asr_transcript "
+        "asr_transcription whisper_transcription whisper_text"
     ),
-    "wer": Guess(
-        ("wer", "word_error_rate", "wer_percent", "wer_pct", "wer_percentage", "wer_fraction", "wer_ratio"), (NUMBER,)
-    ),
-    "id": Guess(
-        ("id", "segment_id", "utterance_id", "utt_id", "utt", "audio_id", "clip_id", "uid", "key"), (TEXT, NUMBER)
-    ),
-    "speaker": Guess(("speaker", "speaker_id", "client_id", "spk_id", "spk"), SCALARS),
-    "language": Guess(("language", "locale", "lang", "lang_id", "language_id", "source_lang"), (TEXT, LABEL)),
-    "translation": Guess(("translation", "translated_text", "translated_sentence")),
-    "target_language": Guess(("target_language", "target_lang", "tgt_lang"), (TEXT, LABEL)),
-    "caption": Guess(("caption", "description")),
-    "question": Guess(("question",)),
-    "answer": Guess(("answer",), (TEXT, LABEL)),
-    "response": Guess(("response",)),
+    "wer": Guess("wer word_error_rate wer_percent wer_pct wer_percentage wer_fraction wer_ratio", (NUMBER,)),
+    "id": Guess("id segment_id utterance_id utt_id utt audio_id clip_id uid key", (TEXT, NUMBER)),
+    "speaker": Guess("speaker speaker_id client_id spk_id spk", SCALARS),
+    "language": Guess("language locale lang lang_id language_id source_lang", (TEXT, LABEL)),
+    "translation": Guess("translation translated_text translated_sentence"),
+    "target_language": Guess("target_language target_lang tgt_lang", (TEXT, LABEL)),
+    "caption": Guess("caption description"),
+    "question": Guess("question"),
+    "answer": Guess("answer", (TEXT, LABEL)),
+    "response": Guess("response"),
 }
 #: Columns that place a clip, in a manifest; in a dataset they may be about anything.
 PLACE_GUESSES: dict[str, Guess] = {
-    "split": Guess(("split", "subset", "partition")),
-    "start": Guess(("offset", "start", "start_seconds", "start_time", "begin"), (NUMBER,)),
-    "end": Guess(("end", "end_seconds", "end_time"), (NUMBER,)),
-    "duration": Guess(("duration", "audio_duration", "duration_seconds"), (NUMBER,)),
+    "split": Guess("split subset partition"),
+    "start": Guess("offset start start_seconds start_time begin", (NUMBER,)),
+    "end": Guess("end end_seconds end_time", (NUMBER,)),
+    "duration": Guess("duration audio_duration duration_seconds", (NUMBER,)),
 }
 #: Fields one of which a corpus must have: what a task can ask for.
 ANSWERS = ("text", "translation", "caption", "answer", "response")
@@ -161,16 +138,13 @@ TRANSFORMS: dict[str, Callable[[Any], Any]] = {
 @dataclass(frozen=True)
 class ColumnSpec:
     """
-    Source of one field.
+    Source of one field: a column, or with `each` every column, or every item of the one column's list.
 
-    Attributes:
-        columns: Several only where each is a clip of its own.
-        transforms: Names of `TRANSFORMS`, applied in turn.
-        each: Every column, or every item of the one column's list, makes a clip of its own from the same recording.
+    With `each`, every value makes a clip of its own from the same recording.
     """
 
     columns: tuple[str, ...]
-    transforms: tuple[str, ...] = ()
+    transforms: tuple[str, ...] = ()  # names of `TRANSFORMS`, applied in turn
     each: bool = False
 
     def __post_init__(self):
@@ -182,25 +156,17 @@ class ColumnSpec:
 
     def __str__(self) -> str:
         name = " and ".join(self.columns) if len(self.columns) < 3 else f"{self.columns[0]} … {self.columns[-1]}"
-        return (f"each of {name}" if self.each else name) + (
-            f" ({', '.join(self.transforms)})" * bool(self.transforms)
-        )
+        transforms = f" ({', '.join(self.transforms)})" if self.transforms else ""
+        return (f"each of {name}" if self.each else name) + transforms
 
 
 @dataclass(frozen=True)
 class ColumnMapping:
-    """
-    Sources of all fields of a clip.
-
-    Attributes:
-        specs: By field; `audio` is among them.
-        alternatives: By field, columns that it might have come from too.
-        unread: Columns that become no field.
-    """
+    """Sources of all fields of a clip, by field; `audio` is among them."""
 
     specs: Mapping[str, ColumnSpec]
-    alternatives: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    unread: tuple[str, ...] = ()
+    alternatives: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by field, other columns that fit
+    unread: tuple[str, ...] = ()  # columns that become no field
 
     @property
     def columns(self) -> list[str]:
@@ -220,13 +186,7 @@ class ColumnMapping:
 
 
 def column_kinds(features: Mapping[str, Any] | None, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """
-    Return the kind of each column.
-
-    Args:
-        features: Of a dataset; None if it does not say.
-        rows: The first ones, with audio undecoded.
-    """
+    """Return the kind of each column by its feature or, where a dataset does not say, by its value in the first rows."""
     if features is not None:
         return {name: _feature_kind(feature) for name, feature in features.items()}
     names = dict.fromkeys(name for row in rows for name in row)
@@ -255,12 +215,7 @@ def _value_kind(value: Any) -> str:
 
 
 def parse_overrides(given: Iterable[str]) -> dict[str, str]:
-    """
-    Return what --columns says: field=column, or field= for a field that is left out.
-
-    Raises:
-        ValueError: an item has another form, a field comes twice, or every clip has a field of this name.
-    """
+    """Return what --columns says, column by field, "" for a field that is left out; raise ValueError for another form."""
     overrides: dict[str, str] = {}
     for item in given:
         name, equals, column = (part.strip() for part in item.partition("="))
@@ -291,9 +246,8 @@ def map_columns(
         name: Of the dataset, for messages.
         kinds: Of its columns.
         rows: The first ones; guesses of paths and ids look at them.
-        overrides: Columns by field, "" to leave a field out; of [`parse_overrides`].
-        wanted: From the catalogue; every column of it must be there. Without it columns are guessed.
-        guesses: Usual names by field.
+        overrides: As [`parse_overrides`] returns them.
+        wanted: From the catalogue; every column of it must be there. Without it columns are guessed, by `guesses`.
 
     Raises:
         CorpusError: a column is not there, is of a kind that its field cannot be, or cannot be told among several.
@@ -319,7 +273,7 @@ def _candidates(
     field_name: str, guess: Guess, kinds: Mapping[str, str], rows: Sequence[Mapping[str, Any]]
 ) -> list[str]:
     """Return the columns that a field may come from, best first."""
-    named = [column for name in guess.names for column in kinds if column.lower() == name]
+    named = [column for name in guess.names.split() for column in kinds if column.lower() == name]
     fitting = [column for column in named if kinds[column] in (*guess.kinds, ANY)]
     if field_name == "id":
         return [column for column in fitting if len({row.get(column) for row in rows}) == len(rows)]
@@ -370,20 +324,30 @@ def _takes_lists(spec: ColumnSpec, kind: str) -> bool:
 
 
 def wer_unit(
-    name: str, column: str, values: Iterable[float | None], given: str | None
+    name: str, mapping: ColumnMapping, values: Iterable[Any], given: str | None
 ) -> tuple[str | None, str | None]:
     """
     Return the unit of a dataset's own word errors, "percent" or "fraction"; or None and the message that asks for it.
 
     It is what was given; or what the column's name says; or what the values leave no doubt about: fractions are all at
     most 1, and some below; percentages are all 0 or at least 1, and some at least 5.
+
+    Raises:
+        CorpusError: the values are no numbers, or a unit is given and there is no column.
     """
+    if "wer" not in mapping.specs:
+        if given is not None:
+            raise CorpusError(f"{name}: --wer_unit {given} is given, but there is no column of word errors.")
+        return None, None
+    column = mapping.specs["wer"].columns[0]
+    wrong = [value for value in values if value]
+    if any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in wrong):
+        raise CorpusError(f"{name}: column {column!r} for 'wer' does not hold numbers.")
     if given is not None:
         return given, None
     for unit, names in WER_UNIT_NAMES.items():
         if column.lower() in names:
             return unit, None
-    wrong = [value for value in values if value]
     if wrong and max(wrong) <= MOST_ERROR_FRACTION and min(wrong) < LEAST_ERROR_PERCENT:
         return "fraction", None
     if wrong and max(wrong) >= CLEARLY_PERCENT and min(wrong) >= LEAST_ERROR_PERCENT:

@@ -47,24 +47,14 @@ READ_ERRORS = (
 
 @dataclass(frozen=True)
 class Place:
-    """
-    Place that a dataset is read from.
+    """Place that a dataset is read from."""
 
-    Attributes:
-        name: Its name in messages.
-        kind: hub, disk (of `save_to_disk`), folder or file.
-        path: Hub id, or absolute path.
-        config: Of the dataset.
-        revision: Commit on the Hub where it could be asked for, else as given.
-        corpus: Entry of the catalogue, which may say which files are read and where recordings lie.
-    """
-
-    name: str
-    kind: str
-    path: str
+    name: str  # in messages
+    kind: str  # hub, disk (of `save_to_disk`), folder or file
+    path: str  # Hub id, or absolute path
     config: str | None = None
-    revision: str | None = None
-    corpus: Corpus | None = None
+    revision: str | None = None  # commit on the Hub where it could be asked for, else as given
+    corpus: Corpus | None = None  # may say which files are read and where recordings lie
 
     @property
     def roots(self) -> list[str]:
@@ -99,12 +89,7 @@ def _files_below(path: str) -> Iterator[str]:
 def find_place(
     dataset: str, config: str | None, revision: str | None, corpus: Corpus | None, source_path: str | None
 ) -> Place:
-    """
-    Return where a dataset is read from.
-
-    Raises:
-        CorpusError: it is nowhere, or what is there is of no known kind.
-    """
+    """Return where a dataset is read from; raise CorpusError if it is nowhere, or of no known kind."""
     if corpus is not None and source_path is None:
         if corpus.withdrawn:
             raise CorpusError(
@@ -140,10 +125,7 @@ def _commit(hub: str, revision: str | None) -> str | None:
 
 def open_split(place: Place, split: str, streaming: bool) -> tuple[Any, str]:
     """
-    Open one split, audio undecoded.
-
-    Returns:
-        `Dataset`, or `IterableDataset` when streaming; and the absolute folder that relative paths start from.
+    Return one split, audio undecoded, and the absolute folder that relative paths start from.
 
     Raises:
         CorpusError: it cannot be read.
@@ -212,10 +194,8 @@ def recording_of(value: Any, place: Place, folder: str) -> tuple[Any, str | None
     """
     Return a recording as `load_waveform` takes it, or why there is none.
 
-    Args:
-        value: Of the column: a dict of `datasets`, encoded bytes, or a path.
-        place: That it comes from; paths may not lead out of its `roots`, nor to any other address.
-        folder: Where relative paths start.
+    The value of a column is a dict of `datasets`, encoded bytes, or a path. Relative paths start from `folder`; none may
+    lead out of the place's `roots`, nor to any other address.
     """
     path = value
     if isinstance(value, Mapping):

@@ -15,24 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from audiollm.files import is_inside, write_whole
-from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 
+from .rows import AUDIO_PATHS, RowError, RowReader, kind_of
 from .tables import parse_json
 
-FIELDS = ("text", "audio_paths", "response")
-REQUIRED_FIELDS = ("text", "response")
+FIELDS = ("text", AUDIO_PATHS, "response")
 JSON_LINES_SUFFIX = ".jsonl"
 MAX_PROBLEMS_SHOWN = 200  # in the message; `ExamplesError.problems` has all
-#: JSON's names of types.
-JSON_KINDS = {
-    dict: "an object",
-    list: "a list",
-    str: "a string",
-    bool: "a boolean",
-    int: "a number",
-    float: "a number",
-    type(None): "null",
-}
 
 
 @dataclass(frozen=True)
@@ -80,18 +69,6 @@ class ExamplesError(ValueError):
         super().__init__(f"{path}: {count}\n  " + "\n  ".join(lines))
 
 
-class Reason(str):
-    """A reason why a row cannot be used, with its kind of fault (a name of `FAULTS`) and the audio path it is about."""
-
-    fault: str
-    audio: str | None
-
-    def __new__(cls, text: str, fault: str = "malformed_row", audio: str | None = None):
-        reason = super().__new__(cls, text)
-        reason.fault, reason.audio = fault, audio
-        return reason
-
-
 def read_examples(path: str | os.PathLike[str], audio_dir: str | os.PathLike[str] | None = None) -> list[Example]:
     """
     Read and check an examples file.
@@ -113,15 +90,17 @@ def read_examples(path: str | os.PathLike[str], audio_dir: str | os.PathLike[str
         kind = "a folder" if path.is_dir() else "a Parquet file"
         reason = f"it is {kind}, and JSON or JSON Lines is read here; `audiollm prepare` writes both, side by side."
         raise ExamplesError(path, [("", reason)])
-    checker = RowChecker(path.parent, audio_dir)
+    reader = RowReader(path.parent, audio_dir)
     problems: list[tuple[str, str]] = []
     examples: list[Example] = []
-    for where, row in json_rows(path, problems):
-        reasons = checker.problems(row)
-        problems.extend((where, reason) for reason in reasons)
-        if not reasons:
-            paths = tuple(checker.locate(each) for each in as_list(row.get("audio_paths")))
-            examples.append(Example(row["text"], paths, row["response"], index=len(examples)))
+    for where, row, problem in json_rows(path):
+        try:
+            if problem is not None:
+                raise RowError([problem])
+            paths = reader.read_instruction(row, FIELDS)
+            examples.append(Example(row["text"], tuple(paths), row["response"], index=len(examples)))
+        except RowError as error:
+            problems.extend((where, reason) for reason in error.reasons)
     if problems:
         raise ExamplesError(path, problems)
     return examples
@@ -147,7 +126,7 @@ def write_examples(
     for example in examples:
         located = [os.path.abspath(each) for each in example.audio_paths]
         paths = [Path(os.path.relpath(each, start)).as_posix() if is_inside(each, start) else each for each in located]
-        audio = {"audio_paths": paths[0] if len(paths) == 1 else paths} if paths else {}
+        audio = {AUDIO_PATHS: paths[0] if len(paths) == 1 else paths} if paths else {}
         rows.append({"text": example.text, **audio, "response": example.response})
     if path.suffix == JSON_LINES_SUFFIX:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -156,124 +135,38 @@ def write_examples(
     write_whole(path, text)
 
 
-def json_rows(path: Path, problems: list[tuple[str, str]]) -> Iterator[tuple[str, Any]]:
+def json_rows(path: Path) -> Iterator[tuple[str, Any, str | None]]:
     """
-    Yield the values of a JSON list or JSON Lines file, each with its place ("row 3", "line 4").
+    Yield the rows of a JSON list or, if the name ends in `.jsonl`, JSON Lines: the place, the value, and what is wrong.
 
-    Args:
-        path: JSON Lines if its name ends in `.jsonl`; UTF-8.
-        problems: Is given (where, reason) of invalid JSON; it is complete when the rows are used up.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ExamplesError: it is not UTF-8 text.
+    The place is "row 3" or "line 4"; what is wrong with the file as a whole comes with the place "". Lines are read one
+    by one.
     """
-    content = path.read_bytes()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ExamplesError(path, [("", f"is not UTF-8 text: {error.reason} at byte {error.start}")]) from None
-    if path.suffix == JSON_LINES_SUFFIX:
-        yield from json_lines(text.split("\n"), problems)
+    is_lines = path.suffix == JSON_LINES_SUFFIX
+    with open(path, encoding="utf-8-sig", newline="\n") as file:
+        try:
+            for number, line in enumerate(file if is_lines else (), start=1):
+                if line.strip():
+                    yield (f"line {number}", *_parsed(line))
+            text = "" if is_lines else file.read()
+        except UnicodeDecodeError as error:
+            at = "" if is_lines else f" at byte {error.start}"
+            yield "", None, f"is not UTF-8 text: {error.reason}{at}"
+            return
+    if is_lines:
         return
+    rows, problem = _parsed(text)
+    if problem is not None:
+        hint = f" (one object a line? then name the file *{JSON_LINES_SUFFIX})" if "Extra data" in problem else ""
+        yield "", None, problem + hint
+    elif not isinstance(rows, list):
+        yield "", None, f"expected a JSON list of examples, found {kind_of(rows)}: put the rows inside [ ]"
+    else:
+        yield from ((f"row {index}", row, None) for index, row in enumerate(rows))
+
+
+def _parsed(text: str) -> tuple[Any, str | None]:
     try:
-        rows = parse_json(text)
+        return parse_json(text), None
     except ValueError as error:
-        hint = f" (one object a line? then name the file *{JSON_LINES_SUFFIX})" if "Extra data" in str(error) else ""
-        problems.append(("", f"{error}{hint}"))
-        return
-    if not isinstance(rows, list):
-        problems.append(("", f"expected a JSON list of examples, found {_kind(rows)}: put the rows inside [ ]"))
-        return
-    yield from ((f"row {index}", row) for index, row in enumerate(rows))
-
-
-def json_lines(lines: Iterable[str], problems: list[tuple[str, str]]) -> Iterator[tuple[str, Any]]:
-    """Yield the values of JSON Lines, each with its "line 4" (from 1); empty lines are passed over."""
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                yield f"line {number}", parse_json(line)
-            except ValueError as error:
-                problems.append((f"line {number}", str(error)))
-
-
-class RowChecker:
-    """
-    Checks of one row, and the place of its audio.
-
-    Args:
-        file_folder: Where relative audio paths start without `audio_dir`.
-        audio_dir: Where they start and what none may leave.
-
-    Raises:
-        FileNotFoundError: `audio_dir` is not a folder.
-    """
-
-    def __init__(self, file_folder: str | os.PathLike[str], audio_dir: str | os.PathLike[str] | None):
-        if audio_dir is not None and not os.path.isdir(audio_dir):
-            raise FileNotFoundError(f"audio_dir {os.fspath(audio_dir)!r} is not a folder.")
-        self.start = os.path.abspath(file_folder if audio_dir is None else audio_dir)
-        self.confined = audio_dir is not None
-
-    def locate(self, audio_path: str) -> str:
-        """Return the absolute path of `audio_path`, `.` and `..` resolved."""
-        return os.path.normpath(os.path.join(self.start, audio_path))
-
-    def problems(self, row: Any) -> list[str]:
-        """Return every reason why `row` cannot be used; empty if it can."""
-        if not isinstance(row, dict):
-            return [f"expected an object with {', '.join(map(repr, FIELDS))}, found {_kind(row)}"]
-        reasons = self.text_problems(row)
-        audio_paths = row.get("audio_paths", [])
-        if not isinstance(audio_paths, (str, list)):
-            return [*reasons, f"'audio_paths' must be a string or a list of strings, found {_kind(audio_paths)}"]
-        paths = as_list(audio_paths)
-        if isinstance(row.get("text"), str) and (found := row["text"].count(AUDIO_PLACEHOLDER)) != len(paths):
-            problem = f"'text' has {found} {AUDIO_PLACEHOLDER} but 'audio_paths' has {len(paths)}; there must be one path for each"
-            reasons.append(Reason(problem, "audio_count"))
-        return reasons + [reason for each in paths if (reason := self.path_problem(each))]
-
-    def text_problems(self, row: dict[str, Any], fields: tuple[str, ...] = FIELDS) -> list[str]:
-        """Return the problems of the names in `row`, of which `fields` are known, and of its text and response."""
-        reasons = [f"field {name!r} is missing" for name in REQUIRED_FIELDS if name not in row]
-        reasons += [f"unknown field {name!r}; expected only {', '.join(fields)}" for name in row if name not in fields]
-        for name in REQUIRED_FIELDS:
-            if name in row and not isinstance(row[name], str):
-                reasons.append(f"{name!r} must be a string, found {_kind(row[name])}")
-            elif name in row and not row[name].strip():
-                reasons.append(Reason(f"{name!r} is empty", "empty_text"))
-        return reasons
-
-    def path_problem(self, audio_path: Any) -> str | None:
-        """Return why `audio_path` leads to no recording; None if it does."""
-        if not isinstance(audio_path, str):
-            return f"'audio_paths' must hold strings, found {_kind(audio_path)}"
-        if not audio_path.strip() or "\0" in audio_path:
-            return f"audio path {audio_path!r} is empty or has a NUL character"
-        located, problem, fault = self.locate(audio_path), None, "not_a_file"
-        if self.confined and not is_inside(located, self.start):
-            problem, fault = f"audio path {audio_path!r} leads out of audio_dir {self.start}", "outside_audio_dir"
-        elif os.path.isdir(located):
-            problem = f"audio path {audio_path!r} is a folder: {located}"
-        elif not os.path.exists(located):
-            problem, fault = f"audio file {audio_path!r} does not exist: looked at {located}", "missing_file"
-        elif not os.path.isfile(located):
-            problem = f"audio path {audio_path!r} is a pipe, socket or device: {located}"
-        return None if problem is None else Reason(problem, fault, audio_path)
-
-
-def as_list(value: Any) -> list[Any]:
-    """Return one value, a list of them, or None, as a list."""
-    if value is None:
-        return []
-    return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _kind(value: Any) -> str:
-    """Return JSON's name for a value's type, and the value if it is short."""
-    kind = JSON_KINDS.get(type(value))
-    if value is None or kind is None:
-        return kind or f"a value of type {type(value).__name__}"  # of a table
-    shown = json.dumps(value, ensure_ascii=False, default=lambda part: type(part).__name__)
-    return f"{kind}: {shown}" if len(shown) <= 60 else kind
+        return None, str(error)

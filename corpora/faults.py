@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
+from audiollm.option_parser import option
 from audiollm.processing.audio import SAMPLING_RATE_HZ
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 
@@ -58,30 +59,21 @@ FAULTS: dict[str, Fault] = {
 }
 
 
-def _limit(default: float | None, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass
 class Limits:
-    """
-    Limits of recordings and transcripts.
+    """Limits of recordings and transcripts."""
 
-    Raises:
-        ValueError: a limit is out of its range.
-    """
-
-    min_seconds: float = _limit(0.1, "Shorter recordings are errors.")
-    max_seconds: float = _limit(600.0, "Longer recordings are errors, and are read only this far.")
-    min_level_dbfs: float = _limit(-60.0, "Recordings with a lower level (RMS, dB relative to full scale) are silent.")
-    max_clipped_share: float = _limit(0.001, "Share of samples allowed at full scale, 0 to 1.")
-    max_dc_offset: float = _limit(0.05, "Allowed distance of the samples' mean from zero, 0 to 1.")
-    max_characters_per_second: float = _limit(30.0, "Letters and digits that can be said in a second.")
-    max_words_per_second: float = _limit(8.0, "Words that can be said in a second.")
-    min_characters_per_second: float = _limit(
+    min_seconds: float = option(0.1, "Shorter recordings are errors.")
+    max_seconds: float = option(600.0, "Longer recordings are errors, and are read only this far.")
+    min_level_dbfs: float = option(-60.0, "Recordings with a lower level (RMS, dB relative to full scale) are silent.")
+    max_clipped_share: float = option(0.001, "Share of samples allowed at full scale, 0 to 1.")
+    max_dc_offset: float = option(0.05, "Allowed distance of the samples' mean from zero, 0 to 1.")
+    max_characters_per_second: float = option(30.0, "Letters and digits that can be said in a second.")
+    max_words_per_second: float = option(8.0, "Words that can be said in a second.")
+    min_characters_per_second: float = option(
         1.0, "Letters and digits a second expected in the transcript of a recording of 5 s or more."
     )
-    max_wer: float | None = _limit(
+    max_wer: float | None = option(
         None,
         "Word error in percent above which a transcript is wrong, by --transcribe_with or by the columns wer or "
         "pred_text of a table.",
@@ -94,7 +86,6 @@ class Limits:
             "min_level_dbfs": self.min_level_dbfs <= 0,
             "max_clipped_share": 0 <= self.max_clipped_share <= 1,
             "max_dc_offset": 0 <= self.max_dc_offset <= 1,
-            "max_characters_per_second": self.max_characters_per_second > 0,
             "max_words_per_second": self.max_words_per_second > 0,
             "min_characters_per_second": 0 <= self.min_characters_per_second < self.max_characters_per_second,
             "max_wer": self.max_wer is None or self.max_wer >= 0,

@@ -25,6 +25,7 @@ from itertools import islice, pairwise
 from typing import Any
 
 from audiollm.files import AUDIO_SUFFIXES, is_audio, is_inside, sha256_of
+from audiollm.option_parser import option
 
 from .clips import DEFAULT_SPLIT, STATE_FOLDER, BadClip, Clip, CorpusError, FieldValue
 from .columns import (
@@ -70,26 +71,9 @@ TRANSCRIPT_SUFFIXES = (".txt", ".lab", ".normalized.txt", ".original.txt")
 #: A longer file is no transcript of one recording.
 MAX_TRANSCRIPT_BYTES = 2**20
 #: Texts beside recordings that are no transcripts, by their names in lower case without suffix.
-NOT_TRANSCRIPTS = frozenset(
-    [
-        "readme",
-        "license",
-        "licence",
-        "copying",
-        "copyright",
-        "changelog",
-        "changes",
-        "notes",
-        "about",
-        "citation",
-        "requirements",
-        "sha256sums",
-        "md5sums",
-        "checksums",
-        "speakers",
-        "speaker-info",
-        "filelist",
-    ]
+NOT_TRANSCRIPTS = re.compile(
+    "readme|licen[cs]e|copying|copyright|changelog|changes|notes|about|citation|requirements|(sha256|md5|check)sums|"
+    "speakers|speaker-info|filelist"
 )
 #: How far below the folder tables are looked for.
 MANIFEST_DEPTH = 3
@@ -111,41 +95,25 @@ class FolderArguments:
     """A folder, and how to read it where looking at it does not tell."""
 
     folder: str = field(metadata={"help": "Folder of audio, with transcripts or tables in it."})
-    manifest: str | None = field(
-        default=None, metadata={"help": "Table to read, relative to the folder or the working directory."}
+    manifest: str | None = option(None, "Table to read, relative to the folder or the working directory.")
+    columns: list[str] = option(
+        [],
+        "Which column is which field: text=sentence audio=path. Default: by usual names. Other columns are kept "
+        "by their names; with nothing behind = a field is left out.",
     )
-    columns: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Which column is which field: text=sentence audio=path. Default: by usual names. Other columns are kept "
-            "by their names; with nothing behind = a field is left out."
-        },
+    audio_dir: str | None = option(
+        None,
+        "Folder that relative paths start from and that none may leave. Default: the table's own folder, and "
+        "the folder as a whole.",
     )
-    audio_dir: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder that relative paths start from and that none may leave. Default: the table's own folder, and "
-            "the folder as a whole."
-        },
+    follow_symlinks: bool = option(False, "Follow symbolic links that lead out of the folder.")
+    encoding: str | None = option(None, "Encoding of tables and transcripts, such as latin-1. Default: UTF-8.")
+    transcript_suffix: str | None = option(
+        None, "Suffix of transcripts beside audio, such as .txt. Default: found by looking."
     )
-    follow_symlinks: bool = field(
-        default=False, metadata={"help": "Follow symbolic links that lead out of the folder."}
-    )
-    encoding: str | None = field(
-        default=None, metadata={"help": "Encoding of tables and transcripts, such as latin-1. Default: UTF-8."}
-    )
-    transcript_suffix: str | None = field(
-        default=None, metadata={"help": "Suffix of transcripts beside audio, such as .txt. Default: found by looking."}
-    )
-    split: str | None = field(
-        default=None, metadata={"help": "Split of all clips. Default: by names of columns, files and folders."}
-    )
-    splits: list[str] = field(
-        default_factory=list, metadata={"help": "Splits to read, separated by spaces or commas. Default: all."}
-    )
-    wer_unit: str | None = field(
-        default=None, metadata={"help": "Unit of the word errors in the column wer: percent or fraction."}
-    )
+    split: str | None = option(None, "Split of all clips. Default: by names of columns, files and folders.")
+    splits: list[str] = option([], "Splits to read, separated by spaces or commas. Default: all.")
+    wer_unit: str | None = option(None, "Unit of the word errors in the column wer: percent or fraction.")
 
     def __post_init__(self):
         parse_overrides(self.columns)
@@ -168,28 +136,21 @@ class FolderArguments:
 
 @dataclass(frozen=True)
 class Manifest:
-    """One table of recordings: its file, its name in messages, the split that its name says, and its columns."""
+    """One table of recordings."""
 
     path: str
-    name: str
-    split: str | None
+    name: str  # in messages
+    split: str | None  # that its name says
     columns: ColumnMapping
+    word_errors: tuple[float | None, ...] = ()  # of the first rows
 
 
 class FolderSource:
     """
     The clips of a folder. Satisfies `ClipSource`.
 
-    Args:
-        arguments: The options of the command.
-
-    Attributes:
-        name, identity: As in `ClipSource`. Tables count by their content, recordings with transcripts beside them by
-            their names and what the transcripts say.
-        folder, reads_all_below: What an output may not lie in.
-        description: How the folder is read, in one line.
-        notes: Tables that cannot be read.
-        wer_unit, wer_doubt: As of `HuggingFaceSource`.
+    In its identity tables count by their content, recordings with transcripts beside them by their names and what the
+    transcripts say. `description` says how the folder is read, `notes` which tables cannot be.
 
     Raises:
         CorpusError: there is no such folder, nothing in it fits, several things do, or the table cannot be read.
@@ -208,7 +169,11 @@ class FolderSource:
         self._split = None if arguments.split is None else split_named(arguments.split)
         self._splits = [split_named(name) for name in arguments.splits]
         self._suffix, self._manifests = self._find()
-        self.wer_unit, self.wer_doubt = self._unit(arguments.wer_unit)
+        with_errors = [each for each in self._manifests if "wer" in each.columns.specs] or self._manifests
+        manifest = with_errors[0] if with_errors else Manifest("", self.name, None, ColumnMapping({}))
+        self.wer_unit, self.wer_doubt = wer_unit(
+            manifest.name, manifest.columns, manifest.word_errors, arguments.wer_unit
+        )
         if self._suffix and arguments.audio_dir:
             raise CorpusError("--audio_dir is given, but transcripts lie beside their audio; name that folder itself.")
         self._count: int | None = 0
@@ -235,28 +200,13 @@ class FolderSource:
         """Return as in `ClipSource`; None where only some splits are read."""
         return self._count
 
-    def _unit(self, given: str | None) -> tuple[str | None, str | None]:
-        """Return the unit of the tables' word errors, and the message for when it matters and cannot be told."""
-        for manifest in self._manifests:
-            if "wer" in manifest.columns.specs:
-                (column,) = manifest.columns.specs["wer"].columns
-                rows = islice(rows_of(manifest.path, self.arguments.encoding), ROWS_LOOKED_AT)
-                values = []
-                for row in rows:
-                    with suppress(ValueError):  # reported when the row is read
-                        values.append(number(row.values.get(column), "wer"))
-                return wer_unit(manifest.name, column, values, given)
-        if given:
-            raise CorpusError(f"--wer_unit {given} is given, but there is no column of word errors.")
-        return None, None
-
     def _describe(self) -> str:
         """Complete the identity and the count, and return the line that says how the folder is read."""
         if self._suffix:
             digest, self._count = self._digest_of_pairs(self._suffix)
             self.identity |= {"transcripts": self._suffix, "files": digest}
             return f"read as: {_counted(self._count, 'file')} with *{self._suffix} beside the audio"
-        self.identity["manifests"] = {each.name: _sha256(each.path) for each in self._manifests}
+        self.identity["manifests"] = {each.name: sha256_of(each.path) for each in self._manifests}
         parts = []
         for each in self._manifests:
             rows = sum(1 for _ in rows_of(each.path, self.arguments.encoding))
@@ -326,7 +276,11 @@ class FolderSource:
         kinds = dict.fromkeys((column for row in rows for column in row.values), ANY)
         overrides = parse_overrides(self.arguments.columns)
         columns = map_columns(name, kinds, [], overrides, guesses=GUESSES | PLACE_GUESSES)
-        return Manifest(path, name, split_in(name if inside else os.path.basename(name)), columns)
+        errors = []
+        for row in rows if "wer" in columns.specs else ():
+            with suppress(ValueError):  # reported when the row is read
+                errors.append(number(row.values.get(columns.specs["wer"].columns[0]), "wer"))
+        return Manifest(path, name, split_in(name if inside else os.path.basename(name)), columns, tuple(errors))
 
     def _suffixes_seen(self) -> tuple[list[str], int]:
         """Return the suffixes of transcripts that lie beside audio, and the number of recordings."""
@@ -334,10 +288,7 @@ class FolderSource:
         for folder in walk(self.looking):
             stems = {_key(os.path.splitext(name)[0]) for name in folder.files if is_audio(name)}
             audio += len(stems)
-            for suffix in TRANSCRIPT_SUFFIXES:
-                found = (_stem(name, suffix) for name in folder.files)
-                if suffix not in seen and any(stem is not None and _key(stem) in stems for stem in found):
-                    seen.add(suffix)
+            seen |= {each for name in folder.files for each in TRANSCRIPT_SUFFIXES if _key(_stem(name, each)) in stems}
         return [suffix for suffix in TRANSCRIPT_SUFFIXES if suffix in seen], audio
 
     # ------------------------------------------------------------------------------------------------------- tables
@@ -390,12 +341,12 @@ class FolderSource:
         return here if here == self.folder or is_inside(here, self.folder) else self.folder
 
     def _fields(self, values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, FieldValue]:
+        """Return the fields of a row; `names` are those of its columns that are known."""
         fields: dict[str, FieldValue] = {}
         for column, value in values.items():
             name = names.get(column, column)
-            if column in names and name in ("audio", "text", "id", *PLACE_GUESSES):
-                continue
-            if self.arguments.columns and f"{name}=" in self.arguments.columns:
+            is_own = column in names and name in ("audio", "text", "id", *PLACE_GUESSES)
+            if is_own or f"{name}=" in self.arguments.columns:
                 continue
             if column not in names and (name in RESERVED or name in GUESSES or name in PLACE_GUESSES):
                 name = f"original_{name}"
@@ -404,12 +355,11 @@ class FolderSource:
 
     def _field(self, name: str, value: Any) -> FieldValue:
         if isinstance(value, (list, tuple, dict)):
-            return self._checked(json.dumps(value, ensure_ascii=False, default=str))
+            value = json.dumps(value, ensure_ascii=False, default=str)
         if isinstance(value, str):
             return self._checked(value.strip() if name in TEXT_FIELDS else value)
-        is_plain = value is None or isinstance(value, (bool, int, float))
-        too_large = isinstance(value, int) and abs(value) > MAX_INTEGER
-        return value if is_plain and not too_large and (value is None or name not in TEXT_FIELDS) else str(value)
+        is_plain = isinstance(value, (bool, float)) or (isinstance(value, int) and abs(value) <= MAX_INTEGER)
+        return value if value is None or (is_plain and name not in TEXT_FIELDS) else str(value)
 
     def _text(self, value: Any, name: str) -> str:
         if isinstance(value, bool) or not isinstance(value, (str, int, float, type(None))):
@@ -417,8 +367,7 @@ class FolderSource:
         return "" if value is None else self._checked(str(value)).strip()
 
     def _checked(self, text: str) -> str:
-        problem = text_problem(text, self.arguments.encoding)
-        if problem:
+        if problem := text_problem(text, self.arguments.encoding):
             raise ValueError(problem)
         return text
 
@@ -434,7 +383,7 @@ class FolderSource:
             transcripts: dict[str, str] = {}
             for name in folder.files:
                 stem = _stem(name, suffix)
-                if stem is not None and (_key(stem) in recordings or not _is_other_text(name, stem, recordings)):
+                if stem and (_key(stem) in recordings or not _is_other_text(name, stem, recordings)):
                     transcripts[_key(stem)] = name
             for key in sorted({*recordings, *transcripts}, key=os.fsencode):
                 here = [os.path.join(folder.path, name) for name in recordings.get(key, [])]
@@ -467,7 +416,7 @@ class FolderSource:
         path = self.root.locate(name)
         try:
             data = _start_of_file(path)
-            text = data.decode(encoding_of(path, self.arguments.encoding), "surrogateescape")
+            text = data.decode(encoding_of(data, self.arguments.encoding), "surrogateescape")
         except (OSError, UnicodeError, CorpusError) as error:
             raise PathError(f"the transcript {name!r} cannot be read: {error}") from None
         if len(data) > MAX_TRANSCRIPT_BYTES:
@@ -497,12 +446,7 @@ class FolderSource:
 
 
 def open_source(arguments: FolderArguments) -> FolderSource:
-    """
-    Return the clips of a folder, and print how it is read.
-
-    Raises:
-        CorpusError: as [`FolderSource`].
-    """
+    """Return the clips of a folder, and print how it is read; raises as [`FolderSource`]."""
     source = FolderSource(arguments)
     print(f"{source.name}: {source.description}")
     for note in source.notes:
@@ -511,12 +455,7 @@ def open_source(arguments: FolderArguments) -> FolderSource:
 
 
 def number(value: Any, name: str) -> float | None:
-    """
-    Return a number from 0 on, as JSON or a table has it; None where there is none.
-
-    Raises:
-        ValueError: it is something else.
-    """
+    """Return a number from 0 on, as JSON or a table has it; None where there is none, ValueError for anything else."""
     if value is None or value == "":
         return None
     try:
@@ -560,13 +499,6 @@ def _existing_folder(given: str, option: str) -> str:
     return os.path.abspath(given)
 
 
-def _sha256(path: str) -> str:
-    try:
-        return sha256_of(path)
-    except OSError as error:
-        raise CorpusError(f"{path!r} cannot be read: {error}.") from error
-
-
 def _start_of_file(path: str) -> bytes:
     """Return a transcript's bytes; of a longer file one more than a transcript may have."""
     with open(path, "rb") as file:
@@ -578,14 +510,15 @@ def _key(stem: str) -> str:
     return unicodedata.normalize("NFC", stem)
 
 
-def _stem(name: str, suffix: str) -> str | None:
-    return name[: -len(suffix)] if name.lower().endswith(suffix.lower()) and len(name) > len(suffix) else None
+def _stem(name: str, suffix: str) -> str:
+    """Return a name without a suffix; "" if it has another."""
+    return name[: -len(suffix)] if name.lower().endswith(suffix.lower()) else ""
 
 
 def _is_other_text(name: str, stem: str, recordings: Mapping[str, Any]) -> bool:
     """Return whether a text without audio of its name is a README, or another kind of transcript."""
-    kinds = (_stem(name, suffix) for suffix in TRANSCRIPT_SUFFIXES)
-    return stem.lower() in NOT_TRANSCRIPTS or any(kind is not None and _key(kind) in recordings for kind in kinds)
+    kinds = (_key(_stem(name, suffix)) for suffix in TRANSCRIPT_SUFFIXES)
+    return bool(NOT_TRANSCRIPTS.fullmatch(stem.lower())) or any(kind in recordings for kind in kinds)
 
 
 def _counted(count: int, thing: str) -> str:
@@ -608,14 +541,11 @@ class AudioRoot:
 
     def locate(self, given: str, start: str | None = None) -> str:
         """
-        Return the absolute path of a regular file in the folder that is not empty.
+        Return the absolute path of a regular file in the folder that is not empty; raise PathError for anything else.
 
         Args:
             given: As a table has it; an absolute path may lead into the folder as well.
             start: Where relative paths start; the folder itself by default.
-
-        Raises:
-            PathError: it leads elsewhere, or to nothing that can be read.
         """
         if not given.strip() or "\0" in given:
             raise PathError(f"the path {shown(given)} is empty or has a NUL character")
@@ -625,11 +555,8 @@ class AudioRoot:
         if not is_inside(path, self.folder) and not is_inside(path, real_root):
             raise PathError(f"{given!r} leads out of {self.folder!r}; name the folder of recordings with --audio_dir")
         try:
-            forms = (
-                path,
-                *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")),
-            )  # macOS writes accents apart
-            path = next(filter(os.path.lexists, forms), path)
+            forms = (unicodedata.normalize(form, path) for form in ("NFC", "NFD"))  # macOS writes accents apart
+            path = next(filter(os.path.lexists, (path, *forms)), path)
             real = os.path.realpath(path)
             if not self.follow_symlinks and not is_inside(real, real_root):
                 raise PathError(
@@ -676,11 +603,7 @@ def walk(root: AudioRoot, max_depth: int | None = None) -> Iterator[Folder]:
 
     Hidden files, and folders that a corpus was prepared in, are passed over. Links to folders inside the tree are not
     followed, since those are reached anyway; links out of it are problems, or with `follow_symlinks` are followed, each
-    real folder once.
-
-    Args:
-        root: The tree.
-        max_depth: Levels below the tree's folder; all by default.
+    real folder once. `max_depth` levels below the tree's folder are looked at, by default all.
     """
     top = os.path.realpath(root.folder)
     visited: set[tuple[int, int]] = set()
@@ -709,9 +632,8 @@ def walk(root: AudioRoot, max_depth: int | None = None) -> Iterator[Folder]:
             elif not entry.is_symlink() or (root.follow_symlinks and _leads_out(entry.path, top)):
                 folders.append(entry.name)
             elif _leads_out(entry.path, top):
-                reason = (
-                    f"is a symbolic link to the folder {os.path.realpath(entry.path)!r}; --follow_symlinks reads it"
-                )
+                real = os.path.realpath(entry.path)
+                reason = f"is a symbolic link to the folder {real!r}; --follow_symlinks reads it"
                 problems.append((os.path.join(path, entry.name), reason))
         yield Folder(path, tuple(files), tuple(problems))
         if max_depth is None or depth < max_depth:

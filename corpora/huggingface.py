@@ -11,16 +11,17 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import datasets
+from audiollm.option_parser import option
 
 from .catalogue import Corpus, corpus_named, is_corpus_name
 from .clips import BadClip, Clip, CorpusError, FieldValue
 from .columns import (
-    NUMBER,
     TRANSFORMS,
     WER_UNITS,
     ColumnMapping,
@@ -54,24 +55,18 @@ class HuggingFaceArguments:
             ".jsonl, .json, .csv, .tsv); or a ready corpus such as fleurs:de_de (`audiollm prepare corpora` lists them)."
         }
     )
-    config: str | None = field(default=None, metadata={"help": "Config of the dataset, such as en or clean."})
-    splits: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Splits to read, separated by spaces or commas. Default: train, or as the catalogue says."},
+    config: str | None = option(None, "Config of the dataset, such as en or clean.")
+    splits: list[str] = option(
+        [], "Splits to read, separated by spaces or commas. Default: train, or as the catalogue says."
     )
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
-    source_path: str | None = field(
-        default=None, metadata={"help": "For a ready corpus: your copy on disk, read in place of the Hub's."}
+    revision: str | None = option(None, "Branch, tag or commit on the Hub.")
+    source_path: str | None = option(None, "For a ready corpus: your copy on disk, read in place of the Hub's.")
+    streaming: bool = option(False, "Read rows as they are downloaded, without a cache.")
+    columns: list[str] = option(
+        [], "Which column is which field: text=sentence audio=file. `text=` leaves a field out."
     )
-    streaming: bool = field(default=False, metadata={"help": "Read rows as they are downloaded, without a cache."})
-    columns: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Which column is which field: text=sentence audio=file. `text=` leaves a field out."},
-    )
-    wer_unit: str | None = field(
-        default=None, metadata={"help": "Unit of the dataset's own word errors: percent or fraction."}
-    )
-    limit: int | None = field(default=None, metadata={"help": "Read only the first rows of each split, so many."})
+    wer_unit: str | None = option(None, "Unit of the dataset's own word errors: percent or fraction.")
+    limit: int | None = option(None, "Read only the first rows of each split, so many.")
 
     def __post_init__(self):
         self.splits = [name for given in self.splits for name in given.split(",") if name]
@@ -100,20 +95,13 @@ class HuggingFaceSource:
     """
     A dataset as clips, in the order of its splits and rows. Recordings stay as they are stored.
 
-    Args:
-        arguments: As on the command line.
-        corpus: An entry of another table than the catalogue, read in place of `arguments.dataset`; its config is chosen.
-        source_path: A copy of that corpus on disk.
+    A corpus of another table than the catalogue may be read in place of `arguments.dataset`, from a copy at
+    `source_path`.
 
     Attributes:
-        name, identity: As of every source.
-        corpus: The entry of the table; None if the dataset is none of those.
-        tasks: What the table says can be asked about its clips; None if it does not say.
-        mapping: Which column is which field.
-        folder: The local folder that is read; None of a file and of the Hub.
-        reads_all_below: `datasets` takes every file below it for data.
-        wer_unit: percent or fraction; None without a column of word errors, or if its values do not tell.
-        wer_doubt: The message for when they do not tell and it matters.
+        tasks: What the catalogue says can be asked about its clips; None if it does not say.
+        folder, reads_all_below: The local folder that is read, None of a file and of the Hub, and whether it is read whole.
+        wer_unit, wer_doubt: The unit of its word errors, percent or fraction; or the message for when it cannot be told.
         summary: What [`open_source`] prints.
 
     Raises:
@@ -121,55 +109,41 @@ class HuggingFaceSource:
     """
 
     def __init__(self, arguments: HuggingFaceArguments, corpus: Corpus | None = None, source_path: str | None = None):
-        self.corpus = corpus
+        # With columns given and types known, rows decide nothing: one shows that there are any.
+        self._rows_looked_at = ROWS_LOOKED_AT if corpus is None else 1
         if corpus is None and is_corpus_name(arguments.dataset):
-            self.corpus = corpus_named(arguments.dataset, arguments.config)
+            corpus = corpus_named(arguments.dataset, arguments.config)
         source_path = source_path or arguments.source_path
-        place = find_place(arguments.dataset, arguments.config, arguments.revision, self.corpus, source_path)
-        self._place, self.name = place, place.name
+        place = find_place(arguments.dataset, arguments.config, arguments.revision, corpus, source_path)
+        self.corpus, self._place, self.name = corpus, place, place.name
         self.folder = place.path if place.kind in ("disk", "folder") else None
-        self.reads_all_below = place.kind == "folder" and not (self.corpus and self.corpus.files)
-        self.tasks: tuple[Task, ...] | None = self.corpus.tasks if self.corpus else None
-        self._constants: Mapping[str, FieldValue] = self.corpus.constants if self.corpus else {}
-        self._splits = tuple(arguments.splits or (self.corpus.default_splits if self.corpus else DEFAULT_SPLITS))
+        self.reads_all_below = place.kind == "folder" and not (corpus and corpus.files)
+        self.tasks: tuple[Task, ...] | None = corpus.tasks if corpus else None
+        self._constants: Mapping[str, FieldValue] = corpus.constants if corpus else {}
+        self._splits = tuple(arguments.splits or (corpus.default_splits if corpus else DEFAULT_SPLITS))
         self._limit = arguments.limit
         self._check_splits()
         self._datasets: dict[str, Any] = {}
         self._folders: dict[str, str] = {}
         self._labels: dict[str, list[str]] = {}
-        mappings = []
-        for split in self._splits:
-            dataset, self._folders[split] = open_split(place, split, arguments.streaming)
-            # With columns given and types known, rows decide nothing: one shows that there are any.
-            known = corpus is not None and dataset.features is not None
-            rows = self._first_rows(dataset, split, 1 if known else ROWS_LOOKED_AT)
-            kinds = column_kinds(dataset.features, rows)
-            label = f"{self.name}, split {split!r}" if len(self._splits) > 1 else self.name
-            wanted = self.corpus.columns if self.corpus else None
-            mappings.append(map_columns(label, kinds, rows, parse_overrides(arguments.columns), wanted))
-            if len(mappings) == 1:
-                self.wer_unit, self.wer_doubt = self._unit(mappings[0], kinds, rows, arguments.wer_unit)
-            for column, feature in (dataset.features or {}).items():
-                if isinstance(feature, datasets.ClassLabel):
-                    self._labels[column] = feature.names
-            self._datasets[split] = dataset.select_columns(mappings[-1].columns)
-        self.mapping: ColumnMapping = mappings[0]
+        mappings = [self._open(split, arguments) for split in self._splits]
+        self.mapping = mappings[0]
         if any(dict(mapping.specs) != dict(self.mapping.specs) for mapping in mappings[1:]):
             raise CorpusError(
                 f"{self.name}: its splits do not have the same columns; prepare them one by one, or name the columns with "
                 "--columns."
             )
-        self._each = next((name for name, spec in self.mapping.specs.items() if spec.each), None)
-        specs = self.mapping.specs.items()
+        specs = self.mapping.specs
+        self._each = next((name for name, spec in specs.items() if spec.each), None)
         self.identity: dict[str, Any] = {
             "source": "huggingface",
             "dataset": place.path,
-            "corpus": self.corpus.name if self.corpus else None,
+            "corpus": corpus.name if corpus else None,
             "config": place.config,
             "splits": list(self._splits),
             "revision": place.revision,
             "files": place.fingerprint(),
-            "columns": {name: [list(spec.columns), list(spec.transforms), spec.each] for name, spec in specs},
+            "columns": {name: [list(spec.columns), list(spec.transforms), spec.each] for name, spec in specs.items()},
             "constants": dict(self._constants),
             "limit": self._limit,
         }
@@ -178,33 +152,39 @@ class HuggingFaceSource:
     def _check_splits(self) -> None:
         if self._place.kind == "file" and len(self._splits) > 1:
             raise CorpusError(f"{self.name}: one file is one split, not {', '.join(self._splits)}.")
-        if self.corpus and self._place.kind == "hub":
-            unknown = [split for split in self._splits if split not in self.corpus.splits]
-            if unknown:
-                known = ", ".join(self.corpus.splits)
-                raise CorpusError(f"{self.name} has no split {unknown[0]!r}; expected some of {known}.")
+        known = self.corpus.splits if self.corpus and self._place.kind == "hub" else self._splits
+        unknown = [split for split in self._splits if split not in known]
+        if unknown:
+            raise CorpusError(f"{self.name} has no split {unknown[0]!r}; expected some of {', '.join(known)}.")
 
-    def _first_rows(self, dataset: Any, split: str, count: int) -> list[dict[str, Any]]:
-        try:
-            rows = [dict(row) for row in islice(dataset, count)]  # `take` past the end fails in datasets 4.0
-        except READ_ERRORS as error:
-            reason = " ".join(str(error).split())
-            raise CorpusError(f"{self.name}: split {split!r} cannot be read: {reason}") from error
+    def _open(self, split: str, arguments: HuggingFaceArguments) -> ColumnMapping:
+        """Open a split, and return which column is which field."""
+        dataset, self._folders[split] = open_split(self._place, split, arguments.streaming)
+        with self._naming(f"split {split!r} cannot be read"):
+            most = ROWS_LOOKED_AT if dataset.features is None else self._rows_looked_at
+            rows = [dict(row) for row in islice(dataset, most)]  # `take` past the end fails in datasets 4.0
         if not rows:
             raise CorpusError(f"{self.name}: split {split!r} has no rows.")
-        return rows
+        kinds = column_kinds(dataset.features, rows)
+        label = f"{self.name}, split {split!r}" if len(self._splits) > 1 else self.name
+        wanted = self.corpus.columns if self.corpus else None
+        mapping = map_columns(label, kinds, rows, parse_overrides(arguments.columns), wanted)
+        if not self._datasets:
+            values = [row.get(mapping.specs["wer"].columns[0]) for row in rows] if "wer" in mapping.specs else []
+            self.wer_unit, self.wer_doubt = wer_unit(self.name, mapping, values, arguments.wer_unit)
+        for column, feature in (dataset.features or {}).items():
+            if isinstance(feature, datasets.ClassLabel):
+                self._labels[column] = feature.names
+        self._datasets[split] = dataset.select_columns(mapping.columns)
+        return mapping
 
-    def _unit(
-        self, mapping: ColumnMapping, kinds: Mapping[str, str], rows: list[dict[str, Any]], given: str | None
-    ) -> tuple[str | None, str | None]:
-        if "wer" not in mapping.specs:
-            if given is not None:
-                raise CorpusError(f"{self.name}: --wer_unit is given, but there is no column of word errors.")
-            return None, None
-        column = mapping.specs["wer"].columns[0]
-        if kinds[column] != NUMBER:
-            raise CorpusError(f"{self.name}: column {column!r} for 'wer' does not hold numbers.")
-        return wer_unit(self.name, column, [row.get(column) for row in rows], given)
+    @contextmanager
+    def _naming(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except READ_ERRORS as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise CorpusError(f"{self.name}: {what}: {reason}") from error
 
     def _summarise(self) -> str:
         place = self._place
@@ -220,38 +200,23 @@ class HuggingFaceSource:
         return "\n".join([*lines, "  Change any with --columns FIELD=COLUMN."])
 
     def count(self) -> int | None:
-        """Return how many clips there are; None while streaming, or where a list in each row decides."""
-        totals = [self._count_clips(split) for split in self._splits]
+        """Return how many clips there are; None while streaming, or where one row makes several."""
+        totals = [self._count(split) for split in self._splits]
         return None if None in totals else sum(total for total in totals if total is not None)
 
-    def _count_rows(self, split: str) -> int | None:
+    def _count(self, split: str) -> int | None:
         dataset = self._datasets[split]
-        if not hasattr(dataset, "__len__"):
+        if self._each is not None or not hasattr(dataset, "__len__"):
             return None
         return len(dataset) if self._limit is None else min(len(dataset), self._limit)
-
-    @property
-    def _clips_per_row(self) -> int | None:
-        if self._each is None:
-            return 1
-        columns = self.mapping.specs[self._each].columns
-        return len(columns) if len(columns) > 1 else None
-
-    def _count_clips(self, split: str) -> int | None:
-        rows, per_row = self._count_rows(split), self._clips_per_row
-        return None if rows is None or per_row is None else rows * per_row
 
     def clips(self, start: int = 0) -> Iterator[Clip | BadClip]:
         """Yield all clips from the `start`-th on; rows before it are not read where their number is known."""
         for split in self._splits:
-            total, per_row = self._count_clips(split), self._clips_per_row
-            if total is not None and start >= total:
-                start -= total
-                continue
-            first_row = 0
-            if per_row is not None and (total is not None or split == self._splits[-1]):
-                first_row, start = divmod(start, per_row)
-            for number, row in self._rows(split, first_row):
+            total = self._count(split)
+            first = 0 if total is None else min(start, total)
+            start -= first
+            for number, row in self._rows(split, first) if first != total else ():
                 for clip in self._read(row, number, split):
                     if start:
                         start -= 1
@@ -259,25 +224,17 @@ class HuggingFaceSource:
                         yield clip
 
     def _rows(self, split: str, first: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        dataset, count = self._datasets[split], self._count_rows(split)
-        if count is not None:
-            rows = iter(dataset.select(range(first, count)))
+        dataset = self._datasets[split]
+        if hasattr(dataset, "__len__"):
+            rows = iter(dataset.select(range(first, len(dataset))))
         else:
             rows = iter(dataset.skip(first) if first else dataset)
-            rows = islice(rows, None if self._limit is None else max(self._limit - first, 0))
-        number = first
-        while True:
-            try:
+        for number in count(first):
+            with self._naming(f"split {split!r} cannot be read from row {number} on"):
                 row = next(rows, None)
-            except READ_ERRORS as error:
-                reason = " ".join(str(error).split()) or type(error).__name__
-                raise CorpusError(
-                    f"{self.name}: split {split!r} cannot be read from row {number} on: {reason}"
-                ) from error
-            if row is None:
+            if row is None or number == self._limit:
                 return
             yield number, row
-            number += 1
 
     def _read(self, row: Mapping[str, Any], number: int, split: str) -> Iterator[Clip | BadClip]:
         specs = self.mapping.specs
@@ -335,12 +292,7 @@ class HuggingFaceSource:
 
 
 def open_source(arguments: HuggingFaceArguments) -> HuggingFaceSource:
-    """
-    Open a dataset, and print which column is which field.
-
-    Raises:
-        CorpusError: as [`HuggingFaceSource`].
-    """
+    """Open a dataset, and print which column is which field; raises as [`HuggingFaceSource`]."""
     source = HuggingFaceSource(arguments)
     print(source.summary)
     return source

@@ -4,10 +4,12 @@ Transcripts of recordings by a Whisper model: hypotheses to compare transcripts 
 Greedy, so that the same recording always gives the same text. Each batch is kept on disk as soon as it is heard.
 """
 
+import io
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import soundfile
 import torch
 from audiollm.base_models import EMBEDDED_PREFIX, resolve_base
 from audiollm.files import sha256_of
-from audiollm.processing.audio import SAMPLING_RATE_HZ, load_waveform
+from audiollm.processing.audio import SAMPLING_RATE_HZ, load_waveform, read_bytes
 from audiollm.processing.cutting import cut_at_quiet
 from tqdm.auto import tqdm
 from transformers import (
@@ -50,12 +52,7 @@ class WhisperModelError(ValueError):
 
 
 def locate_whisper(model_id: str | os.PathLike[str], revision: str | None = None) -> tuple[str, Any]:
-    """
-    Return where a Whisper model lies, as `from_pretrained` takes it, and its configuration.
-
-    Raises:
-        WhisperModelError: it is not there, or is no Whisper.
-    """
+    """Return where a Whisper model lies, as `from_pretrained` takes it, and its configuration; raise WhisperModelError."""
     advice = f"Pass a Whisper's Hub id, the folder of one, or {DEFAULT_WHISPER}."
     try:
         folder = resolve_base(model_id, "audio")
@@ -100,11 +97,8 @@ class WhisperDecoder:
     ):
         folder, config = locate_whisper(model_id, revision)
         known: dict[str, Any] = {"revision": revision or "main"}
-        self.options = {
-            "do_sample": False,
-            "num_beams": 1,
-            **_language_options(folder, str(model_id), language, known),
-        }
+        asked = _language_options(folder, str(model_id), language, known)
+        self.options = {"do_sample": False, "num_beams": 1, **asked}
         model = WhisperForConditionalGeneration.from_pretrained(folder, dtype=dtype, use_safetensors=True, **known)
         self.model = model.eval().to(device)
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **known)
@@ -117,13 +111,7 @@ class WhisperDecoder:
 
     @torch.inference_mode()
     def hear(self, clips: Sequence[Sequence[np.ndarray]], batch_size: int) -> list[str]:
-        """
-        Return transcripts of clips, each given as its windows `(samples,)` of at most 30 s.
-
-        Args:
-            clips: Windows of each.
-            batch_size: Windows per `generate` call.
-        """
+        """Return transcripts of clips, each given as its windows `(samples,)` of at most 30 s, so many at once."""
         windows = [window for clip in clips for window in clip]
         batches = (windows[first : first + batch_size] for first in range(0, len(windows), batch_size))
         texts = iter([text for batch in batches for text in self._hear_batch(batch)])
@@ -180,148 +168,85 @@ def _language_options(folder: str, name: str, language: str | None, known: dict[
     return {"task": "transcribe"} if code is None else {"task": "transcribe", "language": code}
 
 
-def transcript_journal(
-    folder: str | os.PathLike[str],
-    model_id: str | os.PathLike[str],
-    revision: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    language: str | None = None,
-) -> TranscriptJournal:
-    """
-    Return the journal of a model's transcripts: `<model>.jsonl` in a folder.
-
-    Args:
-        folder: Of the file.
-        model_id, revision, dtype, language: Of the [`WhisperDecoder`] that hears.
-
-    Raises:
-        WhisperModelError: as [`WhisperDecoder`].
-    """
-    place, config = locate_whisper(model_id, revision)
-    settings = {
-        "model": str(model_id),
-        "revision": revision or "main",
-        "weights": model_checksum(place, config),
-        "dtype": str(dtype),
-        "decoding": DECODING_REVISION,
-        **_language_options(place, str(model_id), language, {"revision": revision or "main"}),
-    }
-    return TranscriptJournal(Path(folder) / f"{safe_name(str(model_id))}.jsonl", settings)
-
-
 class WhisperTranscriber:
     """
-    Transcriber of audio files, batched by length; each transcript is kept on disk and never made twice.
+    Transcriber of recordings, batched by length; each transcript is kept on disk and never made twice.
 
-    The model is loaded when the first file comes that has not been heard yet.
+    The model is loaded when the first recording comes that has not been heard yet.
 
     Args:
-        model_id, revision, device, dtype, language: See [`WhisperDecoder`].
+        model_id, device, language: See [`WhisperDecoder`], whose errors are raised.
         batch_size: Recordings, or 30 s windows of longer ones, at once; an interruption loses no more.
         journal_folder: Where `<model>.jsonl` keeps the transcripts; None keeps none.
-        progress: Show a bar of clips and audio seconds, with time left.
-
-    Attributes:
-        heard, recalled: How many recordings the model was run on, and how many more were known.
-        heard_seconds: Length of those that were heard.
-
-    Raises:
-        WhisperModelError: as [`WhisperDecoder`].
-        ValueError: the batch size is not positive.
+        progress: Show a bar of clips, with time left.
     """
 
     def __init__(
         self,
-        model_id: str | os.PathLike[str] = DEFAULT_WHISPER,
-        revision: str | None = None,
+        model_id: str = DEFAULT_WHISPER,
         device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
         batch_size: int = 8,
         language: str | None = None,
         journal_folder: str | os.PathLike[str] | None = None,
         progress: bool = True,
     ):
-        if batch_size < 1:
-            raise ValueError(f"The batch size is {batch_size}; expected at least 1.")
-        self.batch_size, self.progress = batch_size, progress
-        self.heard, self.recalled, self.heard_seconds = 0, 0, 0.0
-        self.name = f"{model_id}@{revision}" if revision else str(model_id)
-        self._arguments = (model_id, revision, device, dtype, language)
+        self.name, self.batch_size, self.progress = model_id, batch_size, progress
+        self._load = partial(WhisperDecoder, model_id, device=device, language=language)
         self._decoder: WhisperDecoder | None = None
-        self._journal: TranscriptJournal | None = None
-        if journal_folder is not None:
-            self._journal = transcript_journal(journal_folder, model_id, revision, dtype, language)
-        else:  # refuses what is no Whisper before any recording is there
-            folder, _ = locate_whisper(model_id, revision)
-            _language_options(folder, str(model_id), language, {"revision": revision or "main"})
+        folder, config = locate_whisper(model_id)
+        settings = {
+            "model": model_id,
+            "revision": "main",
+            "weights": model_checksum(folder, config),
+            "dtype": str(torch.float32),
+            "decoding": DECODING_REVISION,
+            **_language_options(folder, model_id, language, {"revision": "main"}),
+        }
+        path = None if journal_folder is None else Path(journal_folder) / f"{safe_name(model_id)}.jsonl"
+        self.journal = TranscriptJournal(path, settings)
 
-    def transcribe(
-        self, paths: Iterable[str | os.PathLike[str] | None], total: int | None = None
-    ) -> Iterator[str | None]:
+    def transcribe(self, recordings: Iterable[Any | None], total: int | None = None) -> Iterator[str | None]:
         """
-        Yield a transcript for each audio file, in order; None for each None, so that other rows keep their place.
+        Yield a transcript for each recording (path, URL, or dict with `bytes`), in order, and None for each None.
 
-        Memory holds the files of one window: some batches, among which they are sorted by length. A window's batches are
-        the same in every run, so that an interrupted run ends with the same transcripts.
-
-        Args:
-            paths: Of the files.
-            total: How many there are, for the time left.
+        Memory holds the recordings of one window: some batches, among which they are sorted by length. A window's batches
+        are the same in every run, so that an interrupted run ends with the same transcripts.
 
         Raises:
-            FileNotFoundError, AudioError: a file does not exist, or cannot be decoded.
+            FileNotFoundError, AudioError: a recording does not exist, or cannot be decoded.
         """
-        with tqdm(total=total, desc=f"Hearing with {self.name}", unit="clip", disable=not self.progress) as bar:
-            for window in _windows_of(paths, BATCHES_AT_ONCE * self.batch_size):
-                yield from self._transcribe_window(window, bar)
+        with tqdm(
+            total=total, desc=f"Hearing with {self.name}", unit="clip", disable=None if self.progress else True
+        ) as bar:
+            for window in _windows_of(recordings, BATCHES_AT_ONCE * self.batch_size):
+                digests = [None if recording is None else _checksum(recording) for recording in window]
+                distinct = {digest: recording for digest, recording in zip(digests, window) if digest is not None}
+                lengths = {digest: _seconds(recording) for digest, recording in distinct.items()}
+                by_length = {
+                    digest: distinct[digest] for digest in sorted(distinct, key=lambda one: (lengths[one], one))
+                }
+                bar.update(len(window) - len(distinct))
+                known: dict[str, str] = {}
+                for texts in self.journal.complete(by_length, self.batch_size, self._hear):
+                    known |= texts
+                    bar.set_postfix_str(f"{self.journal.recalled} clips known", refresh=False)
+                    bar.update(len(texts))
+                yield from (None if digest is None else known[digest] for digest in digests)
 
-    def _transcribe_window(self, window: Sequence[str | os.PathLike[str] | None], bar: tqdm) -> list[str | None]:
-        digests = [None if path is None else sha256_of(path) for path in window]
-        distinct = {digest: path for digest, path in zip(digests, window) if digest is not None and path is not None}
-        lengths = {digest: _seconds(path) for digest, path in distinct.items()}
-        by_length = sorted(distinct, key=lambda digest: (lengths[digest], digest))
-        bar.update(len(window) - len(distinct))
-        known: dict[str, str] = {}
-        for first in range(0, len(by_length), self.batch_size):
-            batch = by_length[first : first + self.batch_size]
-            known |= self._recall(batch)
-            new = [digest for digest in batch if digest not in known]
-            if new:
-                known |= self._hear({digest: distinct[digest] for digest in new})
-                self.heard_seconds += sum(lengths[digest] for digest in new)
-            self.heard, self.recalled = self.heard + len(new), self.recalled + len(batch) - len(new)
-            bar.set_postfix_str(
-                f"{self.heard_seconds:.0f} s of audio heard, {self.recalled} clips known", refresh=False
-            )
-            bar.update(len(batch))
-        return [None if digest is None else known[digest] for digest in digests]
-
-    def _recall(self, digests: Sequence[str]) -> dict[str, str]:
-        if self._journal is None:
-            return {}
-        self._journal.refresh()
-        found = {digest: self._journal.get(digest) for digest in digests}
-        return {digest: text for digest, text in found.items() if text is not None}
-
-    def _hear(self, paths: dict[str, str | os.PathLike[str]]) -> dict[str, str]:
-        if self._decoder is None:
-            model_id, revision, device, dtype, language = self._arguments
-            self._decoder = WhisperDecoder(model_id, revision, device, dtype, language)
+    def _hear(self, recordings: list[Any]) -> list[str]:
+        self._decoder = self._decoder or self._load()
         rate = self._decoder.extractor.sampling_rate
-        clips = [self._decoder.windows(load_waveform(path, target_rate=rate)) for path in paths.values()]
-        transcripts = list(zip(paths, self._decoder.hear(clips, self.batch_size)))
-        if self._journal is not None:
-            self._journal.add(transcripts)
-        return dict(transcripts)
+        clips = [self._decoder.windows(load_waveform(recording, target_rate=rate)) for recording in recordings]
+        return self._decoder.hear(clips, self.batch_size)
 
 
-def _windows_of(paths: Iterable[Any], max_clips: int) -> Iterator[list[Any]]:
+def _windows_of(recordings: Iterable[Any], max_clips: int) -> Iterator[list[Any]]:
     """Yield consecutive parts of a stream with at most so many that are not None, and not many more that are."""
     window: list[Any] = []
     clips = 0
-    for path in paths:
-        window.append(path)
-        clips += path is not None
+    for recording in recordings:
+        window.append(recording)
+        clips += recording is not None
         if clips == max_clips or len(window) == max_clips * PLACES_PER_CLIP:
             yield window
             window, clips = [], 0
@@ -329,9 +254,21 @@ def _windows_of(paths: Iterable[Any], max_clips: int) -> Iterator[list[Any]]:
         yield window
 
 
-def _seconds(path: str | os.PathLike[str]) -> float:
+def _file_of(recording: Any) -> Any:
+    """Return the path of a recording, or its bytes."""
+    if isinstance(recording, dict):
+        return recording["path"] if recording.get("bytes") is None else recording["bytes"]
+    return read_bytes(recording) if "://" in str(recording) else recording
+
+
+def _checksum(recording: Any) -> str:
+    return sha256_of(_file_of(recording))
+
+
+def _seconds(recording: Any) -> float:
     """Return how long a recording is, by its header where libsndfile reads it."""
+    file = _file_of(recording)
     try:
-        return soundfile.info(path).duration
+        return soundfile.info(io.BytesIO(file) if isinstance(file, bytes) else file).duration
     except soundfile.LibsndfileError:
-        return len(load_waveform(path)) / SAMPLING_RATE_HZ
+        return len(load_waveform(recording)) / SAMPLING_RATE_HZ

@@ -69,18 +69,6 @@ def sentence(text: str) -> str:
 LETTER_CASES: dict[str, Callable[[str], str]] = {"sentence": sentence, "lower": str.lower, "keep": str}
 
 
-def letter_case_named(name: str) -> Callable[[str], str]:
-    """
-    Return a change to a transcript's case, by its name.
-
-    Raises:
-        ValueError: there is none of that name.
-    """
-    if name not in LETTER_CASES:
-        raise ValueError(f"There is no letter case {name!r}; expected one of {', '.join(LETTER_CASES)}.")
-    return LETTER_CASES[name]
-
-
 def has_punctuation(text: str) -> bool:
     """Return whether a transcript has full stops, commas or their like at the end of any word."""
     return OWN_MARK.search(text) is not None
@@ -90,13 +78,10 @@ def restore_from(reference: str, hypothesis: str) -> str:
     """
     Return a reference without case or punctuation, with those of a hypothesis of the same recording.
 
-    Words are aligned by least edits. A word of both is written as in the hypothesis; where the hypothesis has another
-    word, only a capital is copied; a word of the reference alone is cased as in a sentence. Full stops, commas and their
-    like are copied from behind the aligned words; hyphens, dashes and quotation marks are not.
-
-    Args:
-        reference: Its words come out in this order, none changed but in case.
-        hypothesis: Cased, punctuated and perhaps wrong; without words, [`sentence`] is used.
+    Words are aligned by least edits, and none changes but in case. A word of both is written as in the hypothesis; where
+    the hypothesis has another word, only a capital is copied; a word of the reference alone is cased as in a sentence.
+    Full stops, commas and their like are copied from behind the aligned words; hyphens, dashes and quotation marks are
+    not.
     """
     hypothesis = hypothesis.replace("’", "'")
     said, heard = list(TOKEN.finditer(reference)), list(PIECE.finditer(hypothesis))

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from audiollm.files import is_inside, sha256_of
+from audiollm.option_parser import option
 from audiollm.processing.audio import AudioError
 
 from .clips import DEFAULT_SPLIT, BadClip, Clip, CorpusError, FieldValue
@@ -33,13 +34,10 @@ class LhotseArguments:
     """A manifest of cuts."""
 
     cuts: str = field(metadata={"help": "Manifest of cuts: cuts.jsonl, cuts.jsonl.gz."})
-    audio_dir: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder that relative paths start from and that none may leave. Default: the manifest's own."
-        },
+    audio_dir: str | None = option(
+        None, "Folder that relative paths start from and that none may leave. Default: the manifest's own."
     )
-    split: str = field(default=DEFAULT_SPLIT, metadata={"help": "Split of all clips."})
+    split: str = option(DEFAULT_SPLIT, "Split of all clips.")
 
 
 @dataclass(frozen=True)
@@ -61,12 +59,7 @@ class CutAudio:
 
 
 class LhotseSource:
-    """
-    The cuts of a manifest as clips, in its order. Satisfies `ClipSource`.
-
-    Raises:
-        CorpusError: Lhotse is not installed, or the manifest cannot be read.
-    """
+    """The cuts of a manifest as clips, in its order. Satisfies `ClipSource`."""
 
     def __init__(self, arguments: LhotseArguments):
         try:
@@ -142,11 +135,4 @@ class LhotseSource:
         return None
 
 
-def open_source(arguments: LhotseArguments) -> LhotseSource:
-    """
-    Return the cuts of a manifest.
-
-    Raises:
-        CorpusError: as [`LhotseSource`].
-    """
-    return LhotseSource(arguments)
+open_source = LhotseSource

@@ -5,7 +5,7 @@
     audiollm prepare librispeech --source_path /corpora/LibriSpeech
 
 Archives are downloaded from several mirrors, verified, and never unpacked to disk. Their tree is
-LibriSpeech/dev-clean/84/121123/84-121123-0000.flac, ..., 84-121123.trans.txt; LibriSpeech/SPEAKERS.TXT.
+LibriSpeech/dev-clean/84/121123/84-121123-0000.flac, ..., 84-121123.trans.txt.
 """
 
 import gzip
@@ -13,8 +13,7 @@ import hashlib
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
@@ -24,24 +23,23 @@ from typing import Any
 import yaml
 from audiollm.base_models import audiollm_cache_dir
 from audiollm.downloads import ChecksumError, download, verify_checksum
+from audiollm.option_parser import option
 
 from .clips import BadClip, Clip, CorpusError, FieldValue
-from .letter_case import LETTER_CASES, letter_case_named
+from .letter_case import LETTER_CASES
 
 DEFAULT_TASKS = ("transcribe",)
 DEFAULT_OUTPUT = "data/librispeech"
 #: Downloaded where no split is asked for: the smallest of the original ones that is clean speech.
 DEFAULT_DOWNLOAD = "dev-clean"
 OPENSLR_FILE = Path(__file__).parent / "openslr.yaml"
-ROOT_NAME, SPEAKERS_NAME = "LibriSpeech", "SPEAKERS.TXT"
+ROOT_NAME = "LibriSpeech"
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar")
 RECORDING_SUFFIX, TRANSCRIPT_SUFFIX = ".flac", ".trans.txt"
 LAYOUT = (
     "LibriSpeech/<split>/<speaker>/<chapter>/<speaker>-<chapter>-<number>.flac beside <speaker>-<chapter>.trans.txt"
 )
 LANGUAGE = "en"
-#: Columns of SPEAKERS.TXT: id, sex, subset, minutes and name, which may hold the separator.
-SPEAKER_SEPARATOR, SPEAKER_COLUMNS, SEX_COLUMN, NAME_COLUMN = "|", 5, 1, 4
 #: Levels of a chapter's file below the split's parent: split, speaker, chapter, file.
 LEVELS = 4
 #: Largest chapter that is held in memory until its transcripts are there: 128 clips of 35 s, uncompressed, are 143 MB.
@@ -49,6 +47,8 @@ MAX_CHAPTER_BYTES = 1 << 30
 #: Most that an archive may hold, in times its own size; FLAC in gzip stays at 1. A small archive may hold so many bytes.
 MAX_EXPANSION, FREE_BYTES = 100, 16 << 20
 BLOCK_BYTES = 1 << 20
+#: Zeros that end a tar archive.
+END_BYTES = 1024
 
 
 @dataclass(frozen=True)
@@ -72,35 +72,27 @@ def openslr() -> tuple[tuple[str, ...], dict[str, PublishedArchive]]:
 class LibriSpeechArguments:
     """Part of LibriSpeech, and where it comes from."""
 
-    splits: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Splits, separated by spaces or commas: dev-clean, dev-other, test-clean, test-other, train-clean-100, "
-            "train-clean-360, train-other-500; of Mini LibriSpeech dev-clean-2, train-clean-5. Default: all of "
-            f"--source_path, or {DEFAULT_DOWNLOAD} as a download."
-        },
+    splits: list[str] = option(
+        [],
+        "Splits, separated by spaces or commas: dev-clean, dev-other, test-clean, test-other, train-clean-100, "
+        "train-clean-360, train-other-500; of Mini LibriSpeech dev-clean-2, train-clean-5. Default: all of "
+        f"--source_path, or {DEFAULT_DOWNLOAD} as a download.",
     )
-    source_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "A folder with the unpacked LibriSpeech/ tree, a folder with archives named <split>.tar.gz, or one "
-            "archive. Without it the archives are downloaded."
-        },
+    source_path: str | None = option(
+        None,
+        "A folder with the unpacked LibriSpeech/ tree, a folder with archives named <split>.tar.gz, or one "
+        "archive. Without it the archives are downloaded.",
     )
-    archives: str | None = field(
-        default=None,
-        metadata={"help": "Folder of downloaded archives. Default: corpora/librispeech in AudioLLM's cache."},
+    archives: str | None = option(
+        None, "Folder of downloaded archives. Default: corpora/librispeech in AudioLLM's cache."
     )
-    mirrors: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Base URLs to download from, in the order to try, as https://www.openslr.org/resources."},
+    mirrors: list[str] = option(
+        [], "Base URLs to download from, in the order to try, as https://www.openslr.org/resources."
     )
-    letter_case: str = field(
-        default="sentence",
-        metadata={
-            "help": "Case of the transcripts, which are all capitals: sentence (lower case, but for the first letter, I, and "
-            "words such as London), lower, or keep."
-        },
+    letter_case: str = option(
+        "sentence",
+        "Case of the transcripts, which are all capitals: sentence (lower case, but for the first letter, I, and "
+        "words such as London), lower, or keep.",
     )
 
     def __post_init__(self):
@@ -136,10 +128,7 @@ def open_source(
     """
     Return LibriSpeech as a source of clips, after downloading and verifying what is missing.
 
-    Args:
-        arguments: Which part, and where from.
-        table: Published archives by split; OpenSLR's by default.
-        progress: Show bars.
+    The published archives are OpenSLR's, or those of `table`.
 
     Raises:
         FileNotFoundError: `source_path` does not exist.
@@ -199,16 +188,6 @@ def _stem(path: Path) -> str:
 # ------------------------------------------------------------------------------------------------------------ chapters
 
 
-def _read_speakers(content: bytes) -> dict[str, tuple[str, str]]:
-    """Return sex and name of each reader by id, from SPEAKERS.TXT."""
-    speakers = {}
-    for line in content.decode("utf-8", "replace").splitlines():
-        columns = [column.strip() for column in line.split(SPEAKER_SEPARATOR, SPEAKER_COLUMNS - 1)]
-        if len(columns) == SPEAKER_COLUMNS and columns[0].isalnum():
-            speakers[columns[0]] = (columns[SEX_COLUMN], columns[NAME_COLUMN])
-    return speakers
-
-
 @dataclass
 class Chapter:
     """One chapter's folder: its recordings by name without suffix, its transcript file, and its problems so far."""
@@ -222,17 +201,17 @@ class Chapter:
 
     @property
     def where(self) -> str:
-        """Return the folder's path."""
         return f"{self.split}/{self.speaker}/{self.name}"
 
     def bad(self, identity: str, reason: str) -> None:
-        """Add a problem."""
         self.problems.append(BadClip(identity, reason, self.split))
 
     def add(self, file: str, content: Any) -> None:
-        """Add one of its files: a recording as `Clip` has it, or the bytes of the transcript file."""
+        """Add a file: a recording as `Clip` has it, the bytes of the transcript file, or None for a link that leads out."""
         identity = file.removesuffix(RECORDING_SUFFIX)
-        if file.endswith(TRANSCRIPT_SUFFIX):
+        if content is None:
+            self.bad(f"{self.where}/{file}", f"is a link that leads out of {self.split}")
+        elif file.endswith(TRANSCRIPT_SUFFIX):
             if self.transcript is not None:
                 self.bad(f"{self.where}/{file}", "is a second transcript file of its chapter")
             else:
@@ -244,12 +223,10 @@ class Chapter:
         else:
             self.recordings[identity] = content
 
-    def clips(self, speakers: Mapping[str, tuple[str, str]], letter_case: str) -> list[Clip | BadClip]:
+    def clips(self, letter_case: str) -> list[Clip | BadClip]:
         """Return the clips sorted by id; a recording without a transcript, and the reverse, is bad."""
-        restore, texts = letter_case_named(letter_case), self._texts()
-        sex, reader = speakers.get(self.speaker, (None, None))
-        fields: dict[str, FieldValue] = {"speaker": self.speaker, "speaker_sex": sex, "speaker_name": reader}
-        fields |= {"chapter": self.name, "language": LANGUAGE}
+        restore, texts = LETTER_CASES[letter_case], self._texts()
+        fields: dict[str, FieldValue] = {"speaker": self.speaker, "chapter": self.name, "language": LANGUAGE}
         good = []
         for identity in self.recordings.keys() | texts.keys():
             if identity not in self.recordings:
@@ -281,17 +258,39 @@ def _is_chapter_file(name: str) -> bool:
     return name.endswith((RECORDING_SUFFIX, TRANSCRIPT_SUFFIX)) and not name.startswith(".")
 
 
+#: Split, speaker, chapter, file name, and the content as [`Chapter.add`] takes it.
+ChapterFile = tuple[str, str, str, str, Any]
+
+
+def _clips_of(name: str, files: Iterable[ChapterFile], letter_case: str) -> Iterator[Clip | BadClip]:
+    """Yield the clips of chapters, each of which is held while its files come; `name` is that of the corpus."""
+    chapter, held_bytes = None, 0
+    finished: set[str] = set()
+    for split, speaker, number, file, content in files:
+        if chapter is None or (chapter.split, chapter.speaker, chapter.name) != (split, speaker, number):
+            if chapter is not None:
+                yield from chapter.clips(letter_case)
+                finished.add(chapter.where)
+            chapter, held_bytes = Chapter(split, speaker, number), 0
+        held_bytes += len(content["bytes"]) if isinstance(content, dict) else 0
+        if chapter.where in finished or held_bytes > MAX_CHAPTER_BYTES:
+            reason = "are scattered over it" if chapter.where in finished else f"exceed {MAX_CHAPTER_BYTES} bytes"
+            raise CorpusError(
+                f"{name}: the files of chapter {chapter.where} {reason}; unpack it and give the folder as --source_path "
+                "instead."
+            )
+        chapter.add(file, content)
+    yield from chapter.clips(letter_case) if chapter else ()
+
+
 # ------------------------------------------------------------------------------------------------------------- sources
 
 
 class LibriSpeechFolder:
     """
-    An unpacked tree. Satisfies `ClipSource`.
+    An unpacked tree: the folder that holds the splits' folders. Satisfies `ClipSource`.
 
-    Args:
-        root: The folder that holds the splits' folders. These may be links; nothing below may lead out of them.
-        splits: Which, in this order; all, sorted, if there are none.
-        letter_case: A name of `LETTER_CASES`.
+    Splits may be links; nothing below may lead out of them. Without names of splits all are read, sorted.
 
     Raises:
         CorpusError: it lacks a split, or holds no such tree.
@@ -309,7 +308,7 @@ class LibriSpeechFolder:
         self.splits = list(splits) or there
         self.name = f"LibriSpeech in {root}"
         listing = hashlib.sha256()
-        for _, _, _, file in self._files():
+        for _, _, _, file in self._paths():
             line = f"{file.relative_to(self.root)}\0{file.lstat().st_size}\0"
             listing.update(line.encode("utf-8", "surrogateescape"))
         self.identity: dict[str, Any] = {
@@ -322,29 +321,20 @@ class LibriSpeechFolder:
 
     def clips(self, start: int = 0) -> Iterator[Clip | BadClip]:
         """Yield all clips from the `start`-th on; recordings are paths, none is opened."""
-        return islice(self._all(), start, None)
+        return islice(_clips_of(self.name, self._files(), self.letter_case), start, None)
 
     def count(self) -> int:
         """Return how many there are, bad ones included; reads the transcript files."""
-        return sum(1 for _ in self._all())
+        return sum(1 for _ in self.clips())
 
-    def _all(self) -> Iterator[Clip | BadClip]:
-        table = self.root / SPEAKERS_NAME
-        speakers = _read_speakers(table.read_bytes()) if table.is_file() else {}
-        chapter = None
-        for split, speaker, name, file in self._files():
-            if chapter is None or (chapter.split, chapter.speaker, chapter.name) != (split, speaker, name):
-                yield from chapter.clips(speakers, self.letter_case) if chapter else ()
-                chapter = Chapter(split, speaker, name)
-            if not file.resolve().is_relative_to((self.root / split).resolve()):
-                chapter.bad(f"{chapter.where}/{file.name}", f"is a link that leads out of {self.root / split}")
-            elif file.name.endswith(TRANSCRIPT_SUFFIX):
-                chapter.add(file.name, file.read_bytes())
-            else:
-                chapter.add(file.name, str(file))
-        yield from chapter.clips(speakers, self.letter_case) if chapter else ()
+    def _files(self) -> Iterator[ChapterFile]:
+        for split, speaker, chapter, path in self._paths():
+            content: Any = None
+            if path.resolve().is_relative_to((self.root / split).resolve()):
+                content = path.read_bytes() if path.name.endswith(TRANSCRIPT_SUFFIX) else str(path)
+            yield split, speaker, chapter, path.name, content
 
-    def _files(self) -> Iterator[tuple[str, str, str, Path]]:
+    def _paths(self) -> Iterator[tuple[str, str, str, Path]]:
         """Yield split, speaker, chapter and path of every recording and transcript file, in order."""
         for split in self.splits:
             for chapter in sorted((self.root / split).glob("*/*"), key=lambda path: (path.parent.name, path.name)):
@@ -357,19 +347,15 @@ class LibriSpeechArchives:
     """
     Archives of such trees, one after the other. Satisfies `ClipSource`.
 
-    Args:
-        paths: The archives, in order.
-        splits: Which of their splits; all if there are none.
-        letter_case: A name of `LETTER_CASES`.
-        published: Published archives by split; those among `paths` have been verified.
+    Those among them that are published have been verified. Without names of splits all are read.
     """
 
     def __init__(
         self, paths: Sequence[Path], splits: Sequence[str], letter_case: str, published: Mapping[str, PublishedArchive]
     ):
         self.paths, self.splits, self.letter_case = list(paths), list(splits), letter_case
-        wanted = self.splits or [_stem(path) for path in paths]
         stems = {path: _stem(path) for path in paths}
+        wanted = self.splits or stems.values()
         self.verified = {path: published[one] for path, one in stems.items() if one in wanted and one in published}
         self.name = f"LibriSpeech in {', '.join(path.name for path in paths)}"
         self.identity: dict[str, Any] = {
@@ -395,8 +381,7 @@ class LibriSpeechArchives:
         Yield all clips from the `start`-th on, recordings as bytes; one chapter is held at a time.
 
         Raises:
-            CorpusError: an archive is damaged, holds what no corpus needs, has not the splits that were asked for, or
-                scatters a chapter's files.
+            CorpusError: an archive is damaged, hostile or lacks a split, or scatters a chapter's files.
         """
         found: set[str] = set()
         for path in self.paths:
@@ -404,7 +389,7 @@ class LibriSpeechArchives:
                 start -= self.verified[path].clips
                 found.update(self.splits or [path.name])  # they were there when it was read
                 continue
-            for clip in self._of(path, found):
+            for clip in _clips_of(f"Archive {path}", self._files(path, found), self.letter_case):
                 if start:
                     start -= 1
                 else:
@@ -415,32 +400,18 @@ class LibriSpeechArchives:
             there = f"; found {', '.join(sorted(found))}" if found else ""
             raise CorpusError(f"{self.name}: there is {wanted}{there}.")
 
-    def _of(self, path: Path, found: set[str]) -> Iterator[Clip | BadClip]:
+    def _files(self, path: Path, found: set[str]) -> Iterator[ChapterFile]:
+        """Yield an archive's files of the wanted splits; add all splits to `found`."""
+
         def wanted(name: str) -> bool:
             place = _place(name)
-            found.update([place[0]] if place else [])
+            found.update(place[:1] if place else [])
             return place is not None and (not self.splits or place[0] in self.splits)
 
-        with closing(archive_members(path, lambda name: name.split("/")[-1] == SPEAKERS_NAME)) as tables:
-            speakers = next((_read_speakers(content) for _, content in tables), {})
-        chapter, held_bytes = None, 0
-        finished: set[str] = set()
         for member, data in archive_members(path, wanted):
-            split, speaker, name, file = _place(member) or ("", "", "", "")
-            if chapter is None or (chapter.split, chapter.speaker, chapter.name) != (split, speaker, name):
-                if chapter is not None:
-                    yield from chapter.clips(speakers, self.letter_case)
-                    finished.add(chapter.where)
-                chapter, held_bytes = Chapter(split, speaker, name), 0
-            held_bytes += len(data)
-            if chapter.where in finished or held_bytes > MAX_CHAPTER_BYTES:
-                reason = "are scattered over it" if chapter.where in finished else f"exceed {MAX_CHAPTER_BYTES} bytes"
-                raise CorpusError(
-                    f"Archive {path}: the files of chapter {chapter.where} {reason}; unpack it and give the folder as "
-                    "--source_path instead."
-                )
-            chapter.add(file, data if file.endswith(TRANSCRIPT_SUFFIX) else {"bytes": data, "path": member})
-        yield from chapter.clips(speakers, self.letter_case) if chapter else ()
+            split, speaker, chapter, file = _place(member) or ("", "", "", "")
+            content = data if file.endswith(TRANSCRIPT_SUFFIX) else {"bytes": data, "path": member}
+            yield split, speaker, chapter, file, content
 
 
 def _place(member: str) -> tuple[str, str, str, str] | None:
@@ -459,67 +430,35 @@ class ArchiveError(CorpusError):
     """An archive that cannot be read to its end, or must not be; the message names it and the member."""
 
 
-class _CappedReader:
-    """A stream for `tarfile` that is read forwards only, and no further than `limit` bytes."""
-
-    def __init__(self, stream: Any, limit: int):
-        self.stream, self.limit, self.position, self.last_block = stream, limit, 0, b""
-
-    def tell(self) -> int:
-        return self.position
-
-    def seek(self, position: int) -> int:
-        if position < self.position:
-            raise tarfile.ReadError("its members overlap")
-        while self.position < position and self.read(min(BLOCK_BYTES, position - self.position)):
-            pass
-        return self.position
-
-    def read(self, size: int) -> bytes:
-        if size < 0 or self.position + size > self.limit:
-            raise tarfile.FilterError(f"it grows out of proportion, beyond {self.limit} bytes")
-        self.last_block = self.stream.read(size)
-        self.position += len(self.last_block)
-        return self.last_block
-
-
 def archive_members(path: Path, wanted: Callable[[str], bool]) -> Generator[tuple[str, bytes], None, None]:
     """
-    Yield name and bytes of the files in a tar or tar.gz archive, in the archive's own order.
-
-    Args:
-        path: Of the archive.
-        wanted: Which names to yield; all members are checked.
+    Yield name and bytes of the files in a tar or tar.gz archive that are wanted, in the archive's own order.
 
     Raises:
         ArchiveError: it is no archive, is damaged or cut off, or holds what must not be unpacked, by the rules of
             `tarfile.data_filter`: absolute paths and those with `..`, links out of it, devices; or it holds more bytes
             than `MAX_EXPANSION` allows. What came before was good.
     """
-    last = ""
+    last, held = "", 0
     limit = max(FREE_BYTES, MAX_EXPANSION * path.stat().st_size)
     try:
         with open(path, "rb") as file:
             is_gzip = file.read(2) == b"\x1f\x8b"
+            file.seek(-min(END_BYTES, path.stat().st_size), os.SEEK_END)
+            if not is_gzip and file.read().strip(b"\0"):
+                raise EOFError("its end is missing")
         with gzip.open(path) if is_gzip else open(path, "rb") as stream:
-            reader = _CappedReader(stream, limit)
-            tar = tarfile.TarFile(fileobj=reader, encoding="utf-8", errors="surrogateescape")  # type: ignore[arg-type]
-            while (member := tar.next()) is not None:
-                last = member.name
-                tarfile.data_filter(member, ".")
-                if member.issparse():
-                    raise tarfile.FilterError("it is a sparse file")
-                reader.seek(member.offset_data)
-                if member.isfile() and wanted(member.name):
-                    data = reader.read(member.size)
-                    if len(data) < member.size:
-                        raise EOFError(f"it ends after {len(data)} of {member.size} bytes")
-                    yield member.name, data
-                reader.seek(member.offset_data + member.size)
-                tar.members = []  # type: ignore[attr-defined]  # or it would keep a record of every member
-            if reader.last_block.strip(b"\0") or not reader.last_block:
-                raise EOFError("what follows it is no tar header" if reader.last_block else "it is cut off after it")
-            while reader.read(BLOCK_BYTES):  # up to the checksum of gzip
+            with tarfile.open(fileobj=stream, mode="r|", errors="surrogateescape") as tar:
+                for member in tar:
+                    last, held = member.name, held + member.size
+                    tarfile.data_filter(member, ".")
+                    if member.issparse() or held > limit:
+                        raise tarfile.FilterError("it is a sparse file, or the archive grows out of proportion")
+                    if member.isfile() and wanted(member.name):
+                        content = tar.extractfile(member)
+                        yield member.name, content.read() if content else b""
+                    tar.members = []  # type: ignore[attr-defined]  # or it would keep a record of every member
+            while stream.read(BLOCK_BYTES):  # up to the checksum of gzip
                 pass
     except tarfile.FilterError as error:
         raise ArchiveError(f"Archive {path} is refused at member {last!r}: {error}.") from error

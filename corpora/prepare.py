@@ -9,10 +9,9 @@
 """
 
 import importlib
-import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,11 @@ from audiollm.option_parser import HelpFormatter, OptionParser
 from .catalogue import describe_catalogue
 from .clips import STATE_FOLDER, CorpusError
 from .examples import ExamplesError
-from .parallel import available_cpus
-from .prepared_files import FORMATS
-from .preparing import Prepared, PrepareSettings, prepare
-from .recordings import AudioSettings
+from .preparing import PrepareArguments, Prepared, prepare
 from .respond import SelfInstructArguments, self_instructed
-from .tasks import Task, known_tasks, tasks_named
+from .tasks import Task, tasks_named
 from .word_error import WordErrorArguments, WordErrorFilter
 
-ON_BAD_EXAMPLE = ("error", "skip")
 #: Lists the ready corpora, in place of preparing one.
 LIST_COMMAND = "corpora"
 RESPONSES_FOLDER = "responses"
@@ -44,20 +39,12 @@ ADVICE = (
 
 @dataclass(frozen=True)
 class SourceKind:
-    """
-    A kind of corpus that can be prepared.
+    """A kind of corpus that can be prepared."""
 
-    Attributes:
-        module: Of this room; has `open_source`, `DEFAULT_TASKS` and `DEFAULT_OUTPUT`.
-        arguments: Name of its dataclass of options.
-        positional: The option that can be given first, without its name.
-        about: A line for `--help`.
-    """
-
-    module: str
-    arguments: str
-    positional: str
-    about: str
+    module: str  # of this room; has `open_source`, `DEFAULT_TASKS` and `DEFAULT_OUTPUT`
+    arguments: str  # name of its dataclass of options
+    positional: str  # the option that can be given first, without its name
+    about: str  # a line for --help
 
 
 SOURCES = {
@@ -71,89 +58,8 @@ SOURCES = {
 }
 
 
-@dataclass
-class PrepareArguments:
-    """Place and form of the prepared corpus."""
-
-    output: str | None = field(
-        default=None, metadata={"help": "Folder to write to. Default: one below data, named after the command."}
-    )
-    tasks: list[str] | None = field(
-        default=None,
-        metadata={"help": f"What to ask about each clip, of {', '.join(known_tasks())}. Default: the corpus' own."},
-    )
-    formats: list[str] = field(
-        default_factory=lambda: ["json", "parquet"],
-        metadata={
-            "help": "What examples are written as: json (instruction_examples.json), jsonl, and parquet (with the audio "
-            "inside, as load_dataset reads it)."
-        },
-    )
-    min_seconds: float = field(default=0.1, metadata={"help": "Shorter clips cannot be used."})
-    max_seconds: float = field(default=600.0, metadata={"help": "Longer clips cannot be used; none is cut short."})
-    workers: int | None = field(
-        default=None, metadata={"help": "Processes that decode audio. Default: one for each CPU."}
-    )
-    shard_mib: int = field(default=500, metadata={"help": "Audio in one Parquet file, in MiB."})
-    on_bad_example: str = field(
-        default="error",
-        metadata={
-            "help": "Unusable clips are all listed; then error writes no examples, and skip leaves the clips out.",
-            "choices": list(ON_BAD_EXAMPLE),
-        },
-    )
-    retry_bad: bool = field(
-        default=False, metadata={"help": "Try clips again that an earlier run could not use, once they are mended."}
-    )
-    restart: bool = field(
-        default=False, metadata={"help": "Discard what an earlier run wrote to the folder, instead of going on."}
-    )
-
-    def __post_init__(self):
-        for option, given, known in (
-            ("formats", self.formats, FORMATS),
-            ("tasks", list(known_tasks()) if self.tasks is None else self.tasks, tuple(known_tasks())),
-        ):
-            unknown = [name for name in given if name not in known]
-            if unknown or not given:
-                found = repr(unknown[0]) if unknown else "none"
-                raise ValueError(f"--{option} has {found}; expected some of {', '.join(known)}.")
-        if not 0 <= self.min_seconds < self.max_seconds or not math.isfinite(self.max_seconds):
-            raise ValueError(
-                f"--min_seconds {self.min_seconds:g} and --max_seconds {self.max_seconds:g}: expected 0 or more, and less "
-                "than the longest, which must be finite."
-            )
-        if self.restart and self.retry_bad:
-            raise ValueError("--restart tries every clip again; leave out --retry_bad.")
-        for name in ("workers", "shard_mib"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} is {value}; expected 1 or more.")
-
-    def settings(self) -> PrepareSettings:
-        """Return the options as [`prepare`] takes them."""
-        return PrepareSettings(
-            audio=AudioSettings(self.min_seconds, self.max_seconds),
-            workers=self.workers or available_cpus(),
-            formats=tuple(dict.fromkeys(self.formats)),
-            shard_mib=self.shard_mib,
-            skip_bad=self.on_bad_example == "skip",
-            restart=self.restart,
-            retry_bad=self.retry_bad,
-        )
-
-
 def run(kind: str, arguments: Sequence[str]) -> Prepared:
-    """
-    Prepare a corpus as the command line says.
-
-    Args:
-        kind: A name of `SOURCES`.
-        arguments: What follows it.
-
-    Raises:
-        CorpusError, ExamplesError, ValueError, OSError: as [`prepare`], or by the corpus' own options.
-    """
+    """Prepare a corpus of one of the `SOURCES` as the command line says; raises as [`prepare`], and ValueError."""
     source_kind = SOURCES[kind]
     module = importlib.import_module(f".{source_kind.module}", __package__)
     if source_kind.positional and arguments and not arguments[0].startswith("-"):
@@ -181,7 +87,7 @@ def run(kind: str, arguments: Sequence[str]) -> Prepared:
     kept = WordErrorFilter(word_error, output, getattr(source, "wer_unit", None))
     source = self_instructed(source, responses, output / STATE_FOLDER / RESPONSES_FOLDER)
     own = getattr(source, "default_tasks", None) or getattr(source, "tasks", None) or module.DEFAULT_TASKS
-    return prepare(source, output, choose_tasks(own, shared.tasks), shared.settings(), kept.settle, kept.is_kept)
+    return prepare(source, output, choose_tasks(own, shared.tasks), shared, kept.settle, kept.is_kept)
 
 
 def _check_output(source: Any, output: Path) -> None:
@@ -195,16 +101,7 @@ def _check_output(source: Any, output: Path) -> None:
 
 
 def choose_tasks(own: Sequence[Task | str], names: Sequence[str] | None) -> list[Task]:
-    """
-    Return what is asked about a corpus' clips.
-
-    Args:
-        own: The corpus' tasks, or their names; in its own wordings, where it has some.
-        names: The ones that are wanted; None for all of its own.
-
-    Raises:
-        ValueError: there is no task of a name.
-    """
+    """Return the tasks of these names, in the corpus' own wordings where it has some; without names all of its own."""
     tasks = {task.name: task for one in own for task in ([one] if isinstance(one, Task) else tasks_named([one]))}
     if names is None:
         return list(tasks.values())

@@ -47,11 +47,8 @@ class FieldTypes:
 
     def fit(self, fields: dict[str, Any]) -> dict[str, Any]:
         """Return values as the columns hold them."""
-        fitted = {}
-        for name, kind in self.types.items():
-            value = fields.get(name)
-            fitted[name] = value if value is None or kind is type(None) else kind(value)
-        return fitted
+        values = {name: fields.get(name) for name in self.types}
+        return {name: value if value is None else self.types[name](value) for name, value in values.items()}
 
 
 def _leaves(schema: pa.Schema) -> list[str]:
@@ -93,11 +90,6 @@ class ParquetWriter:
         self._writer.close()
 
 
-def table_writer(path: Path, columns: dict[str, pa.DataType]) -> ParquetWriter:
-    """Return the writer of the table of all clips, with the corpus' own columns."""
-    return ParquetWriter(path, pa.schema(TABLE_COLUMNS | columns))
-
-
 class JsonWriter:
     """Writer of objects to a JSON list or, if the name ends in `.jsonl`, one a line."""
 
@@ -129,11 +121,8 @@ class ShardWriter:
     """
     Writer of one split's examples to Parquet files with their audio inside, as `load_dataset` reads them.
 
-    Args:
-        folder: Where to write `<split>-00000.parquet` and so on.
-        split: Its name in the corpus.
-        fields: Columns beside those that every example has.
-        shard_bytes: Audio of a file, beyond which the next one begins.
+    Beside the columns of every example there are the corpus' own. A new file, `<split>-00000.parquet` and so on, begins
+    after so many bytes of audio.
     """
 
     def __init__(self, folder: Path, split: str, fields: dict[str, pa.DataType], shard_bytes: int):
@@ -148,13 +137,13 @@ class ShardWriter:
         self._writer: ParquetWriter | None = None
         self._shards = self._size = 0
 
-    def add(self, row: Row, fields: dict[str, Any], task: str, prompt: str, response: str, audio: bytes) -> None:
+    def add(self, row: Row, task: str, prompt: str, response: str, audio: bytes) -> None:
         """Add an example of the clip `row`, whose file holds `audio`."""
         if self._writer is None or self._size >= self.shard_bytes:
             self.close()
             self._writer = ParquetWriter(self.folder / f"{self.split}-{self._shards:05d}.parquet", self.schema)
             self._shards, self._size = self._shards + 1, 0
-        example = {name: value for name, value in fields.items() if name in self.fields}
+        example = {name: value for name, value in row["fields"].items() if name in self.fields}
         example |= {"id": row["id"], "task": task, "text": prompt, "response": response, "transcript": row["text"]}
         example |= {"audio": {"bytes": audio, "path": Path(row["audio"]).name}, "duration": row["duration"]}
         self._writer.add(example, len(audio))
@@ -174,13 +163,11 @@ def examples_name(split: str, splits: Sequence[str], ending: str) -> str:
 
 def dataset_card(splits: Sequence[str], about: dict[str, Any], contents: str) -> str:
     """
-    Return the card by which `load_dataset` finds each split's files.
+    Return the card by which `load_dataset` finds each split's files; hyphens in names, which it does not take, become
+    dots.
 
-    Args:
-        splits: Names in the corpus; `datasets` has no hyphens in split names, so that these become dots.
-        about: Further entries of the card's metadata, such as `license`; `description` becomes its text.
-        contents: Changes whenever a file does. `datasets` caches a folder by its name and card alone, and would give
-            its former contents without a word.
+    `about` has further entries of the card's metadata, such as `license`, and its text, `description`. `contents` changes
+    whenever a file does, since `datasets` caches a folder by its name and card alone.
     """
     about = dict(about)
     description = about.pop("description", "Prepared by `audiollm prepare`.")

@@ -10,26 +10,30 @@ time, with any number of processes, in memory that does not grow with the corpus
 import functools
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import pyarrow as pa
 from audiollm.disks import naming_the_disk
 from audiollm.files import Journal, sha256_of, write_json, written
 from audiollm.interruption import check_interrupted, interruptible
+from audiollm.option_parser import option
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from . import recordings
 from .clips import STATE_FOLDER, BadClip, Clip, ClipSource, CorpusError, safe_name
 from .examples import ExamplesError
-from .parallel import in_order
+from .parallel import available_cpus, in_order
 from .prepared_files import (
     CARD_FILE,
+    FORMATS,
     PARQUET_FOLDER,
     TABLE_COLUMNS,
     TABLE_FILE,
@@ -40,10 +44,10 @@ from .prepared_files import (
     ShardWriter,
     dataset_card,
     examples_name,
-    table_writer,
 )
 from .recordings import AudioSettings, Item, write_batch
-from .tasks import Task
+from .tables import LONE_SURROGATE
+from .tasks import Task, known_tasks
 
 AUDIO_FOLDER = "audio"
 CHECKSUMS_FILE, MANIFEST_FILE = "SHA256SUMS", "manifest.json"
@@ -64,30 +68,57 @@ SECONDS_PER_HOUR, MIB = 3600, 1 << 20
 Settle = Callable[[Iterator[Row], int], Iterator[Row]]
 
 
-@dataclass(frozen=True)
-class PrepareSettings:
-    """
-    Settings of `audiollm prepare` besides the corpus.
+@dataclass
+class PrepareArguments:
+    """Place and form of the prepared corpus."""
 
-    Attributes:
-        audio: How clips are kept.
-        workers: Processes of the first pass; 1 works in this one.
-        formats: Which of json, jsonl and parquet examples are written as.
-        shard_mib: Audio of a Parquet file, in MiB.
-        skip_bad: Leave out unusable clips, instead of stopping before examples are written.
-        restart: Discard what an earlier run into the same folder did.
-        retry_bad: Try clips again that an earlier run could not use.
-        progress: Show bars.
-    """
+    output: str | None = option(None, "Folder to write to. Default: one below data, named after the command.")
+    tasks: list[str] | None = option(
+        None, f"What to ask about each clip, of {', '.join(known_tasks())}. Default: the corpus' own."
+    )
+    formats: list[str] = option(
+        ["json", "parquet"],
+        "What examples are written as: json (instruction_examples.json), jsonl, and parquet (with the audio "
+        "inside, as load_dataset reads it).",
+    )
+    min_seconds: float = option(0.1, "Shorter clips cannot be used.")
+    max_seconds: float = option(600.0, "Longer clips cannot be used; none is cut short.")
+    workers: int | None = option(None, "Processes that decode audio. Default: one for each CPU.")
+    shard_mib: int = option(500, "Audio in one Parquet file, in MiB.")
+    on_bad_example: str = option(
+        "error",
+        "Unusable clips are all listed; then error writes no examples, and skip leaves the clips out.",
+        choices=["error", "skip"],
+    )
+    retry_bad: bool = option(False, "Try clips again that an earlier run could not use, once they are mended.")
+    restart: bool = option(False, "Discard what an earlier run wrote to the folder, instead of going on.")
 
-    audio: AudioSettings
-    workers: int = 1
-    formats: Sequence[str] = ("json", "parquet")
-    shard_mib: int = 500
-    skip_bad: bool = False
-    restart: bool = False
-    retry_bad: bool = False
-    progress: bool = True
+    def __post_init__(self):
+        self.formats = list(dict.fromkeys(self.formats))
+        for name, given, known in (
+            ("formats", self.formats, FORMATS),
+            ("tasks", known_tasks() if self.tasks is None else self.tasks, known_tasks()),
+        ):
+            unknown = [one for one in given if one not in known]
+            if unknown or not given:
+                found = repr(unknown[0]) if unknown else "none"
+                raise ValueError(f"--{name} has {found}; expected some of {', '.join(known)}.")
+        if not 0 <= self.min_seconds < self.max_seconds or not math.isfinite(self.max_seconds):
+            raise ValueError(
+                f"--min_seconds {self.min_seconds:g} and --max_seconds {self.max_seconds:g}: expected 0 or more, and less "
+                "than the longest, which must be finite."
+            )
+        if self.restart and self.retry_bad:
+            raise ValueError("--restart tries every clip again; leave out --retry_bad.")
+        for name in ("workers", "shard_mib"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} is {value}; expected 1 or more.")
+
+    @property
+    def audio(self) -> AudioSettings:
+        """Return the limits of clips."""
+        return AudioSettings(self.min_seconds, self.max_seconds)
 
 
 @dataclass
@@ -103,22 +134,13 @@ class SplitCounts:
 
 @dataclass
 class Prepared:
-    """
-    Result of a run.
-
-    Attributes:
-        output: The folder.
-        splits: Counts of each split.
-        problems: Number of unusable clips.
-        dropped: The first clips that the filter left out, with their word error.
-        files: The files and folders that were written.
-    """
+    """Result of a run."""
 
     output: Path
     splits: dict[str, SplitCounts] = field(default_factory=dict)
-    problems: int = 0
-    dropped: list[str] = field(default_factory=list)
-    files: list[str] = field(default_factory=list)
+    problems: int = 0  # clips that cannot be used
+    dropped: list[str] = field(default_factory=list)  # the first clips that the filter left out, with their word error
+    files: list[str] = field(default_factory=list)  # files and folders that were written
 
     def describe(self) -> str:
         """Return what to print: a line for each split, and where everything is."""
@@ -140,7 +162,7 @@ def prepare(
     source: ClipSource,
     output: str | os.PathLike[str],
     tasks: Sequence[Task],
-    settings: PrepareSettings,
+    settings: PrepareArguments,
     settle: Settle | None = None,
     is_kept: Callable[[Row], bool] | None = None,
 ) -> Prepared:
@@ -151,13 +173,13 @@ def prepare(
         source: The corpus.
         output: Folder to write to; nothing outside it is touched. An interrupted run goes on in it.
         tasks: What is asked about clips; each takes part in those whose fields it has.
-        settings: How.
+        settings: As on the command line; output and tasks in it are not looked at.
         settle: Completes rows of the table of all clips before they are filtered.
         is_kept: Which rows become examples; all by default.
 
     Raises:
         CorpusError: the folder holds something else, another process works in it, or no clip can be used.
-        ExamplesError: clips cannot be used, with `skip_bad` off; all of them are named.
+        ExamplesError: clips cannot be used, and are not to be skipped; all of them are named.
         OSError: the folder cannot be written to, or the disk is full.
     """
     output = Path(output)
@@ -202,22 +224,18 @@ class ClipJournal(Journal):
             return False
 
 
-def convert(source: ClipSource, journal: ClipJournal, settings: PrepareSettings) -> None:
-    """
-    Write every clip that the journal does not have yet, and its row.
-
-    Raises:
-        CorpusError: a process died.
-        OSError: the disk is full, or the folder cannot be written to; what is done is kept.
-    """
+def convert(source: ClipSource, journal: ClipJournal, settings: PrepareArguments) -> None:
+    """Write every clip that the journal does not have yet, and its row; raises as [`prepare`], and keeps what is done."""
     done, seen, seconds = journal.mend(), set(), 0.0
     for row in journal.entries():
         seen.add(_fingerprint(row["id"]))
         seconds += row.get("duration", 0.0)
     write = functools.partial(write_batch, output=journal.output, settings=settings.audio)
     work = ((None, batch) for batch in _batches(source.clips(done), done, seen))
-    with tqdm(total=source.count(), initial=done, desc="Clips", unit="clip", disable=not settings.progress) as bar:
-        for _, rows in in_order(write, work, settings.workers, BATCHES_PER_WORKER, recordings.__name__):
+    with tqdm(total=source.count(), initial=done, desc="Clips", unit="clip", disable=None) as bar:
+        for _, rows in in_order(
+            write, work, settings.workers or available_cpus(), BATCHES_PER_WORKER, recordings.__name__
+        ):
             journal.append(rows, sync=False)
             seconds += sum(row.get("duration", 0.0) for row in rows)
             bar.set_postfix_str(f"{seconds / SECONDS_PER_HOUR:.2f} h of audio", refresh=False)
@@ -225,10 +243,10 @@ def convert(source: ClipSource, journal: ClipJournal, settings: PrepareSettings)
     journal.append([])  # has everything on disk
 
 
-def retry(source: ClipSource, journal: ClipJournal, settings: PrepareSettings) -> None:
+def retry(source: ClipSource, journal: ClipJournal, settings: PrepareArguments) -> None:
     """Try the clips again that could not be used, and mend their rows."""
     seen: set[int] = set()
-    clips = tqdm(source.clips(), total=source.count(), desc="Trying again", unit="clip", disable=not settings.progress)
+    clips = tqdm(source.clips(), total=source.count(), desc="Trying again", unit="clip", disable=None)
     with written(journal.path, tag="") as file:
         for index, (clip, row) in enumerate(zip(interruptible(clips), journal.entries())):
             if "problem" in row:
@@ -249,7 +267,7 @@ def _batches(clips: Iterable[Clip | BadClip], start: int, seen: set[int]) -> Ite
         fingerprint, problem = _fingerprint(clip.id), None
         if isinstance(clip, BadClip):
             problem = clip.reason
-        elif not _is_text(clip.id + clip.text):
+        elif LONE_SURROGATE.search(clip.id + clip.text):
             problem = (
                 "its id or transcript has characters that are not Unicode text (a file name in another encoding?)"
             )
@@ -273,14 +291,6 @@ def _fingerprint(identity: str) -> int:
     return int.from_bytes(hashlib.blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
-def _is_text(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 # ----------------------------------------------------------------------------------------------------- the second pass
 
 
@@ -291,12 +301,19 @@ class _SecondPass:
     Everything is written beside the former files and moved into place at the end, so that a folder never holds half of it.
     """
 
-    def __init__(self, source, output: Path, journal: ClipJournal, tasks, settings: PrepareSettings, settle, is_kept):
-        self.source, self.output, self.journal = source, output, journal
-        self.tasks: Sequence[Task] = tasks
-        self.settings = settings
+    def __init__(
+        self,
+        source: ClipSource,
+        output: Path,
+        journal: ClipJournal,
+        tasks: Sequence[Task],
+        settings: PrepareArguments,
+        settle: Settle | None,
+        is_kept: Callable[[Row], bool] | None,
+    ):
+        self.source, self.output, self.journal, self.tasks, self.settings = source, output, journal, tasks, settings
         self.settle: Settle = settle or (lambda rows, total: rows)
-        self.is_kept: Callable[[Row], bool] = is_kept or (lambda row: True)
+        self.is_kept = is_kept or (lambda row: True)
         self.new = output / STATE_FOLDER / NEW_FOLDER
         self.settled = Journal(output / STATE_FOLDER / SETTLED_FILE)
         self.types, self.prepared = FieldTypes(), Prepared(output)
@@ -307,7 +324,7 @@ class _SecondPass:
         self.new.mkdir(parents=True)
         self._settle_all()
         self._list_problems()
-        if prepared.problems and not self.settings.skip_bad:
+        if prepared.problems and self.settings.on_bad_example == "error":
             problems = [(f"clip {row['id']!r}", row["problem"]) for row in self._problems()]
             raise ExamplesError(self.source.name, problems)
         if not prepared.splits:
@@ -369,29 +386,25 @@ class _SecondPass:
             path.unlink()
 
     def _write_rows(self) -> None:
-        formats, splits = self.settings.formats, list(self.prepared.splits)
+        splits = list(self.prepared.splits)
         columns = {name: kind for name, kind in self.types.schema().items() if name not in TABLE_COLUMNS}
-        table, dropped = table_writer(self.new / TABLE_FILE, columns), JsonWriter(self.new / DROPPED_FILE)
-        examples = {
-            split: [
-                JsonWriter(self.new / examples_name(split, splits, ending))
-                for ending in ("json", "jsonl")
-                if ending in formats
-            ]
-            for split in splits
-        }
-        shard_bytes = self.settings.shard_mib * MIB
-        shards = {
-            split: ShardWriter(self.new / PARQUET_FOLDER, split, columns, shard_bytes)
-            for split in (splits if "parquet" in formats else ())
-        }
-        writers: list[ParquetWriter | JsonWriter | ShardWriter] = [
-            table,
-            dropped,
-            *(one for some in examples.values() for one in some),
-            *shards.values(),
-        ]
-        try:
+        with ExitStack() as files:
+
+            def opened(writer: Any) -> Any:
+                files.callback(writer.close)
+                return writer
+
+            table = opened(ParquetWriter(self.new / TABLE_FILE, pa.schema(TABLE_COLUMNS | columns)))
+            dropped = opened(JsonWriter(self.new / DROPPED_FILE))
+            shards, examples = {}, {}
+            for split in splits:
+                names = [
+                    examples_name(split, splits, each) for each in ("json", "jsonl") if each in self.settings.formats
+                ]
+                examples[split] = [opened(JsonWriter(self.new / name)) for name in names]
+                if "parquet" in self.settings.formats:
+                    shard_bytes = self.settings.shard_mib * MIB
+                    shards[split] = opened(ShardWriter(self.new / PARQUET_FOLDER, split, columns, shard_bytes))
             for row in interruptible(self.settled.entries()):
                 if "problem" in row:
                     continue
@@ -410,10 +423,7 @@ class _SecondPass:
                     for writer in examples[split]:
                         writer.add({"text": prompt, "audio_paths": row["audio"], "response": response})
                     if shards:
-                        shards[split].add(row, row["fields"], task.name, prompt, response, audio)
-        finally:
-            for each in writers:
-                each.close()
+                        shards[split].add(row, task.name, prompt, response, audio)
         if not self.prepared.dropped:
             (self.new / DROPPED_FILE).unlink()
 
@@ -486,7 +496,7 @@ def _stays_inside(name: str) -> bool:
     return not path.is_absolute() and ".." not in path.parts and "\0" not in name and "\\" not in name
 
 
-def _identity(source: ClipSource, settings: PrepareSettings) -> dict[str, Any]:
+def _identity(source: ClipSource, settings: PrepareArguments) -> dict[str, Any]:
     """Return all that decides what the first pass writes."""
     return {"source": source.identity, "audio": vars(settings.audio)}
 
@@ -500,7 +510,7 @@ def _write_state(output: Path, state: dict[str, Any]) -> None:
     write_json(output / STATE_FOLDER / STATE_FILE, state, tag="")
 
 
-def _check_state(source: ClipSource, output: Path, settings: PrepareSettings, journal: ClipJournal) -> None:
+def _check_state(source: ClipSource, output: Path, settings: PrepareArguments, journal: ClipJournal) -> None:
     """Refuse to go on with what was begun from something else; with `restart`, discard it."""
     state = _state(output)
     wanted = json.loads(json.dumps(_identity(source, settings)))

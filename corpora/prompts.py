@@ -32,17 +32,11 @@ SPLITS = ("train", "validation", "test")
 
 
 def load_studio_prompts(split: str | None = None) -> datasets.Dataset:
-    """Return the studio prompts, in memory, without network, cache folder or torchcodec.
+    """
+    Return the studio prompts of a split, or all, in memory, without network, cache folder or torchcodec.
 
-    Args:
-        split: train, validation or test; None for all, told apart by the column `split`.
-
-    Returns:
-        Columns `id`, `audio` (`Audio(decode=False)`: a dict of `bytes`, 16 kHz mono Ogg Opus, and `path`), `text`
-        (transcript, cased and punctuated), `duration_s`, `split`, `speaker`; sorted by id.
-
-    Raises:
-        ValueError: unknown split.
+    The columns are `id`, `audio` (`Audio(decode=False)`: a dict of `bytes`, 16 kHz mono Ogg Opus, and `path`), `text`
+    (the transcript, cased and punctuated), `duration_s`, `split` and `speaker`; rows are sorted by id.
     """
     if split is not None and split not in SPLITS:
         raise ValueError(f"The studio prompts have no split {split!r}; expected one of {', '.join(SPLITS)}, or None.")
@@ -76,12 +70,7 @@ class PromptTask:
 
 
 PROMPT_TASKS: dict[str, PromptTask] = {
-    "transcribe": PromptTask(
-        phrasings=known_tasks()["transcribe"].prompts,
-        answer=str,
-        weight=7,
-        applies=lambda transcript: True,
-    ),
+    "transcribe": PromptTask(known_tasks()["transcribe"].prompts, str, weight=7, applies=lambda transcript: True),
     "lower_case": PromptTask(
         phrasings=(
             f"{AUDIO_PLACEHOLDER}\nRepeat the words you hear in lower case.",
@@ -116,21 +105,18 @@ def write_prompt_examples(
     limit: int | None = None,
     max_seconds: float | None = None,
 ) -> Path:
-    """Export one split as audio files and an examples file in the instruction format.
+    """
+    Write one split as `<output_dir>/audio/*.ogg`, with its licence, and `<output_dir>/<split>.json`, which is returned.
 
-    Writes `<output_dir>/audio/*.ogg`, `<output_dir>/<split>.json` and the recordings' licence. Each prompt becomes
-    one example; task (among those that fit its transcript) and wording are drawn by a hash of its id, so the result
-    is the same each time. A prompt that none of `tasks` fits is left out.
+    Each prompt becomes one example; task (among those that fit its transcript) and wording are drawn by a hash of its id, so
+    the result is the same each time. A prompt that none of `tasks` fits is left out.
 
     Args:
-        output_dir: made if need be.
+        output_dir: Made if need be.
         split: train, validation or test.
-        tasks: which of `PROMPT_TASKS` to draw from.
-        limit: at most this many examples, the first by id.
-        max_seconds: leave out longer recordings, to bound the memory of a batch.
-
-    Returns:
-        The examples file, for `read_examples` and `--data_path`.
+        tasks: Which of `PROMPT_TASKS` to draw from.
+        limit: At most this many examples, the first by id.
+        max_seconds: Leave out longer recordings, to bound the memory of a batch.
 
     Raises:
         ValueError: unknown split or task, or no task.

@@ -21,13 +21,7 @@ PART_TOLERANCE_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class AudioSettings:
-    """
-    Limits of the clips that are kept.
-
-    Attributes:
-        min_seconds, max_seconds: Shorter and longer clips are refused; a longer one before it is decoded, where its
-            header says how long it is.
-    """
+    """Limits of clips; a longer one is refused before it is decoded, where its header says how long it is."""
 
     min_seconds: float
     max_seconds: float
@@ -64,37 +58,12 @@ def load_clip(clip: Clip, settings: AudioSettings) -> np.ndarray:
 
 
 def encode(waveform: np.ndarray) -> bytes:
-    """
-    Return a 16 kHz waveform as a FLAC file of 16 bits, which gives back recordings of 16 bits as they were.
-
-    Args:
-        waveform: float32 in [-1, 1], of shape `(samples,)`; samples beyond are clipped.
-    """
+    """Return a 16 kHz waveform `(samples,)` as a FLAC file of 16 bits, which gives back 16 bits as they were."""
     # Scaled here: libsndfile multiplies by 32767 what it has divided by 32768, and so changes samples.
     scaled = np.clip(np.rint(waveform * FULL_SCALE_16_BITS), -FULL_SCALE_16_BITS, FULL_SCALE_16_BITS - 1)
     buffer = io.BytesIO()
     soundfile.write(buffer, scaled.astype(np.int16), SAMPLING_RATE_HZ, format="FLAC", subtype="PCM_16")
     return buffer.getvalue()
-
-
-def write_clip(clip: Clip, path: Path, settings: AudioSettings) -> dict[str, Any]:
-    """
-    Write a clip's recording, whole or not at all.
-
-    Returns:
-        `duration` in seconds, `bytes` and `sha256` of the file.
-
-    Raises:
-        FileNotFoundError, AudioError: as [`load_clip`].
-    """
-    waveform = load_clip(clip, settings)
-    data = encode(waveform)
-    write_whole(path, data, tag="")
-    return {
-        "duration": round(len(waveform) / SAMPLING_RATE_HZ, 4),
-        "bytes": len(data),
-        "sha256": sha256_of(data),
-    }
 
 
 #: A clip with the name of its file, without suffix, or the row of an unusable one.
@@ -111,12 +80,15 @@ def _write_one(clip: Clip, name: str, output: Path, settings: AudioSettings) -> 
     audio = f"{name}.flac"
     row: dict[str, Any] = {"id": clip.id, "split": clip.split}
     try:
-        done = write_clip(clip, output / audio, settings)
+        waveform = load_clip(clip, settings)
+        data = encode(waveform)
+        write_whole(output / audio, data, tag="")
     except (AudioError, FileNotFoundError, IsADirectoryError, PermissionError) as error:
         if isinstance(error, PermissionError) and not os.access(output, os.W_OK):
             raise
         return row | {"problem": " ".join(str(error).split())}
-    return row | {"audio": audio, "text": clip.text, **done, "fields": dict(clip.fields)}
+    row |= {"audio": audio, "text": clip.text, "duration": round(len(waveform) / SAMPLING_RATE_HZ, 4)}
+    return row | {"bytes": len(data), "sha256": sha256_of(data), "fields": dict(clip.fields)}
 
 
 def _source_of(recording: Any) -> Any:

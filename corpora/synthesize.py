@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from audiollm.files import sha256_of
+from audiollm.option_parser import option
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 
 from .clips import DEFAULT_SPLIT, BadClip, Clip, CorpusError, FieldValue
@@ -57,49 +58,36 @@ class SynthesizeArguments:
     texts: str = field(
         metadata={"help": f"File of texts: *.txt with one a line, or a table ({', '.join(SUFFIXES[1:])})."}
     )
-    text_column: str | None = field(
-        default=None, metadata={"help": f"Column of the texts. Default: one of {', '.join(TEXT_COLUMNS)}."}
+    text_column: str | None = option(None, f"Column of the texts. Default: one of {', '.join(TEXT_COLUMNS)}.")
+    response_column: str | None = option(
+        None, f"Column of the responses; '' for none. Default: one of {', '.join(RESPONSE_COLUMNS)}."
     )
-    response_column: str | None = field(
-        default=None,
-        metadata={"help": f"Column of the responses; '' for none. Default: one of {', '.join(RESPONSE_COLUMNS)}."},
+    voices: list[str] | None = option(
+        None,
+        "Voices of espeak-ng, flite, hibari and kokoro: espeak-ng:en-us+f3 flite:slt hibari kokoro:mixed. Default: "
+        "good English ones of what is installed, kokoro apart. AUDIOLLM_KOKORO_VOICES names a folder of further voices "
+        "for kokoro. With --tts_command: what {voice} stands for.",
     )
-    voices: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Voices of espeak-ng, flite, hibari and kokoro: espeak-ng:en-us+f3 flite:slt hibari kokoro:mixed. Default: "
-            "good English ones of what is installed, kokoro apart. AUDIOLLM_KOKORO_VOICES names a folder of further voices "
-            "for kokoro. With --tts_command: what {voice} stands for."
-        },
+    voices_per_text: int = option(1, "Number of different voices that speak each text.")
+    tts_command: str | None = option(
+        None,
+        "A text-to-speech program of your own in place of the engines, run without a shell: 'mytool --voice "
+        "{voice} --speed {speed} --out {output} {text_file}'. Without {text_file} it reads standard input, without "
+        "{output} it writes an audio file to standard output.",
     )
-    voices_per_text: int = field(default=1, metadata={"help": "Number of different voices that speak each text."})
-    tts_command: str | None = field(
-        default=None,
-        metadata={
-            "help": "A text-to-speech program of your own in place of the engines, run without a shell: 'mytool --voice "
-            "{voice} --speed {speed} --out {output} {text_file}'. Without {text_file} it reads standard input, without "
-            "{output} it writes an audio file to standard output."
-        },
+    tts_timeout: float = option(DEFAULT_TIMEOUT_SECONDS, "Seconds that a program may take over one text.")
+    pitch: list[float] | None = option(
+        None,
+        f"Lowest and highest factor of the pitch. Default: {DEFAULT_PITCH[0]:g} {DEFAULT_PITCH[1]:g}, or 1 1 for "
+        "--tts_command without {speed}.",
     )
-    tts_timeout: float = field(
-        default=DEFAULT_TIMEOUT_SECONDS, metadata={"help": "Seconds that a program may take over one text."}
+    speed: list[float] | None = option(
+        None,
+        f"Lowest and highest factor of the pace. Default: {DEFAULT_SPEED[0]:g} {DEFAULT_SPEED[1]:g}, or 1 1 for "
+        "--tts_command without {speed}.",
     )
-    pitch: list[float] | None = field(
-        default=None,
-        metadata={
-            "help": f"Lowest and highest factor of the pitch. Default: {DEFAULT_PITCH[0]:g} {DEFAULT_PITCH[1]:g}, or 1 1 for "
-            "--tts_command without {speed}."
-        },
-    )
-    speed: list[float] | None = field(
-        default=None,
-        metadata={
-            "help": f"Lowest and highest factor of the pace. Default: {DEFAULT_SPEED[0]:g} {DEFAULT_SPEED[1]:g}, or 1 1 for "
-            "--tts_command without {speed}."
-        },
-    )
-    voice_seed: int = field(default=0, metadata={"help": "Seed of the voices, pitches and paces that are drawn."})
-    split: str = field(default=DEFAULT_SPLIT, metadata={"help": "Split of the clips."})
+    voice_seed: int = option(0, "Seed of the voices, pitches and paces that are drawn.")
+    split: str = option(DEFAULT_SPLIT, "Split of the clips.")
 
     def __post_init__(self):
         if self.voices_per_text < 1:
@@ -122,48 +110,36 @@ class SynthesizeArguments:
 
 class TextTable:
     """
-    A file of texts, with responses where it has them.
+    A file of texts, with responses where it has them: *.txt, with a text on each line, or a table that `rows_of` reads.
 
-    Args:
-        path: *.txt, with a text on each line, or a table that `rows_of` reads.
-        text_column, response_column: By default the first usual name that is there. An empty name reads no responses.
-
-    Attributes:
-        unread: The other columns.
+    Columns are by default those with the first usual name. An empty name of the responses' column reads none.
 
     Raises:
         CorpusError: the file does not exist, is of no known kind, damaged or empty, or has no such column.
     """
 
     def __init__(self, path: str | Path, text_column: str | None = None, response_column: str | None = None):
-        self.path, name = Path(path), f"Texts {str(path)!r}"
+        self.path, called = Path(path), f"Texts {str(path)!r}"
         if not self.path.is_file():
-            raise CorpusError(f"{name}: there is no such file.")
+            raise CorpusError(f"{called}: there is no such file.")
         if self.path.suffix.lower() not in SUFFIXES:
-            raise CorpusError(f"{name}: expected a file that ends in one of {', '.join(SUFFIXES)}.")
+            raise CorpusError(f"{called}: expected a file that ends in one of {', '.join(SUFFIXES)}.")
         first = next((row for row in rows_of(str(path)) if not row.problem), None)
         if first is None:
-            raise CorpusError(f"{name}: the file holds no texts.")
+            raise CorpusError(f"{called}: the file holds no texts.")
         columns = list(first.values)
         self.text_column = text_column or next((one for one in TEXT_COLUMNS if one in columns), None)
         rest = (one for one in RESPONSE_COLUMNS if one in columns and one != self.text_column)
         self.response_column = next(rest, None) if response_column is None else response_column
-        for column, option in ((self.text_column, "--text_column"), (self.response_column, "--response_column")):
-            if column not in columns and (column or option == "--text_column"):
+        for column, name in ((self.text_column, "--text_column"), (self.response_column, "--response_column")):
+            if column not in columns and (column or name == "--text_column"):
                 lacking = repr(column) if column else f"called {', '.join(TEXT_COLUMNS)}"
                 there = ", ".join(map(str, columns))
-                raise CorpusError(f"{name}: there is no column {lacking}; found {there}. Name one with {option}.")
-        self.unread = [one for one in columns if one not in (self.text_column, self.response_column)]
-
-    def describe(self) -> str:
-        """Return a line that says what is read."""
-        unread = f"; not read: {', '.join(self.unread)}" if self.unread else ""
+                raise CorpusError(f"{called}: there is no column {lacking}; found {there}. Name one with {name}.")
+        unread = [one for one in columns if one not in (self.text_column, self.response_column)]
+        left_out = f"; not read: {', '.join(unread)}" if unread else ""
         responses = f"responses from {self.response_column!r}" if self.response_column else "no responses"
-        return f"{self.path}: texts from column {self.text_column!r}, {responses}{unread}."
-
-    def rows(self) -> Iterator[Row]:
-        """Yield the rows of the file; raise CorpusError where it is damaged."""
-        return rows_of(str(self.path))
+        self.description = f"{path}: texts from column {self.text_column!r}, {responses}{left_out}."
 
     def read(self, row: Row) -> tuple[str, str | None]:
         """Return text and response of a row, the text as voices take it; raise ValueError if it cannot be spoken."""
@@ -191,53 +167,40 @@ class Synthesized:
     """
     Spoken texts. Satisfies `ClipSource`.
 
-    Args:
-        table: The texts.
-        voices: Who speaks; a text goes to the ones that can read it.
-        arguments: As on the command line.
-        pitch, speed: Lowest and highest factor.
-
-    Attributes:
-        default_tasks: What is asked about the clips by default.
+    A text goes to the voices that can read it. `default_tasks` are asked about the clips where no others are wanted.
 
     Raises:
         CorpusError: there are not enough voices.
     """
 
-    def __init__(
-        self,
-        table: TextTable,
-        voices: Sequence[Voice],
-        arguments: SynthesizeArguments,
-        pitch: Sequence[float] = DEFAULT_PITCH,
-        speed: Sequence[float] = DEFAULT_SPEED,
-    ):
-        self.table, self.split, self.seed = table, arguments.split, arguments.voice_seed
+    def __init__(self, table: TextTable, voices: Sequence[Voice], arguments: SynthesizeArguments):
+        self.table, self.arguments = table, arguments
         self.voices = list({str(voice): voice for voice in voices}.values())
-        self.voices_per_text = arguments.voices_per_text
-        self.pitch, self.speed = tuple(pitch), tuple(speed)
-        if self.voices_per_text > len(self.voices):
+        if arguments.voices_per_text > len(self.voices):
             there = f"{len(self.voices)} ({', '.join(map(str, self.voices))})"
             raise CorpusError(
-                f"--voices_per_text {self.voices_per_text} asks for more voices than there are: {there}."
+                f"--voices_per_text {arguments.voices_per_text} asks for more voices than there are: {there}."
             )
         self.name = str(table.path)
         self.default_tasks = RESPONSE_TASKS if table.response_column else DEFAULT_TASKS
+        self.spans = (arguments.pitch or [*DEFAULT_PITCH], arguments.speed or [*DEFAULT_SPEED])
         self.identity: dict[str, Any] = {
             "texts": sha256_of(table.path),
             "columns": [table.text_column, table.response_column],
             "voices": [str(voice) for voice in self.voices],
             "engines": sorted({voice.engine.version() for voice in self.voices}),
-            "voices_per_text": self.voices_per_text,
-            "pitch": list(self.pitch),
-            "speed": list(self.speed),
-            "seed": self.seed,
-            "split": self.split,
+            "voices_per_text": arguments.voices_per_text,
+            "pitch": self.spans[0],
+            "speed": self.spans[1],
+            "seed": arguments.voice_seed,
+            "split": arguments.split,
         }
 
     def clips(self, start: int = 0) -> Iterator[Clip | BadClip]:
         """Yield each text in its voices; nothing is spoken before a clip's recording is loaded."""
-        every = (clip for number, row in enumerate(self.table.rows()) for clip in self._spoken(number, row))
+        every = (
+            clip for number, row in enumerate(rows_of(str(self.table.path))) for clip in self._spoken(number, row)
+        )
         return itertools.islice(every, start, None)
 
     def count(self) -> int | None:
@@ -245,26 +208,26 @@ class Synthesized:
         return sum(1 for _ in self.clips())
 
     def _spoken(self, place: int, row: Row) -> Iterator[Clip | BadClip]:
-        number = f"{place:0{ROW_DIGITS}d}"
+        number, wanted, split = f"{place:0{ROW_DIGITS}d}", self.arguments.voices_per_text, self.arguments.split
         try:
             text, response = self.table.read(row)
         except ValueError as error:
-            yield BadClip(number, str(error), self.split)
+            yield BadClip(number, str(error), split)
             return
         refusals = [voice.unreadable(text) for voice in self.voices]
         readers = [voice for voice, refusal in zip(self.voices, refusals) if refusal is None]
-        if len(readers) < self.voices_per_text:
+        if len(readers) < wanted:
             reasons = "; ".join(dict.fromkeys(filter(None, refusals)))
-            reason = f"{len(readers)} voices can read the text, and --voices_per_text is {self.voices_per_text}"
-            yield BadClip(number, f"{reason}: {reasons}", self.split)
+            reason = f"{len(readers)} voices can read the text, and --voices_per_text is {wanted}: {reasons}"
+            yield BadClip(number, reason, split)
             return
-        generator = random.Random(f"{self.seed}/{number}/{text}")
-        for voice in generator.sample(readers, self.voices_per_text):
-            pitch, speed = (round(generator.uniform(*span), FACTOR_DIGITS) for span in (self.pitch, self.speed))
+        generator = random.Random(f"{self.arguments.voice_seed}/{number}/{text}")
+        for voice in generator.sample(readers, wanted):
+            pitch, speed = (round(generator.uniform(*span), FACTOR_DIGITS) for span in self.spans)
             spoken = SpokenText(voice, text, pitch, speed, generator.getrandbits(32), generator.uniform(*PEAKS))
             fields: dict[str, FieldValue] = {"speaker": str(voice), "pitch": pitch, "speed": speed}
             fields |= {} if response is None else {"response": response}
-            yield Clip(f"{number}-{str(voice).replace(':', '-')}", spoken, text, self.split, fields)
+            yield Clip(f"{number}-{str(voice).replace(':', '-')}", spoken, text, split, fields)
 
 
 def open_source(arguments: SynthesizeArguments) -> Synthesized:
@@ -284,11 +247,11 @@ def open_source(arguments: SynthesizeArguments) -> Synthesized:
     paced = all(voice.engine.paced for voice in voices)
     if arguments.speed is not None and not paced:
         raise ValueError("--speed needs {speed}, {stretch} or {words_per_minute} in --tts_command.")
-    pitch = arguments.pitch or (DEFAULT_PITCH if paced else UNCHANGED)
-    speed = arguments.speed or (DEFAULT_SPEED if paced else UNCHANGED)
-    print(table.describe())
+    if not paced:
+        arguments = dataclasses.replace(arguments, pitch=arguments.pitch or [*UNCHANGED], speed=[*UNCHANGED])
+    print(table.description)
     print(f"Voices: {', '.join(map(str, voices))}.")
-    return Synthesized(table, voices, arguments, pitch, speed)
+    return Synthesized(table, voices, arguments)
 
 
 def _with_timeout(voice: Voice, seconds: float) -> Voice:

@@ -11,7 +11,6 @@ import csv
 import gzip
 import io
 import json
-import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator
@@ -24,21 +23,11 @@ import pyarrow.parquet
 from .clips import CorpusError
 
 DEFAULT_ENCODING = "utf-8"
-#: Byte-order marks, longest first, and the encoding of each.
-BYTE_ORDER_MARKS = (
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
+#: Byte-order marks, and the encoding of each.
+BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 TAB, DELIMITERS = "\t", (",", "\t", ";", "|")
 GZIP_SUFFIX, PARQUET_SUFFIX, TEXT_SUFFIX = ".gz", ".parquet", ".txt"
 JSON_SUFFIXES, TABLE_SUFFIXES = (".json", ".jsonl", ".ndjson"), (".csv", ".tsv", ".psv")
-#: Longest line that is read; a longer one is no row of a list.
-MAX_LINE_CHARACTERS = 2**24
-#: Start of a file by which its encoding is told.
-HEAD_BYTES = 2**14
 PARQUET_BATCH_ROWS = 1024
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 #: PEP 383's code points for bytes 0x80 to 0xff; other lone surrogates are half an escaped character of JSON.
@@ -48,18 +37,11 @@ MAX_SHOWN_CHARACTERS = 60
 
 @dataclass(frozen=True)
 class Row:
-    """
-    One row.
+    """One row."""
 
-    Attributes:
-        where: "line 4" of a text file, counted from 1, or "row 3" of a JSON list or Parquet file, counted from 0.
-        values: By column.
-        problem: Why the row cannot be read; empty if it can.
-    """
-
-    where: str
-    values: dict[str, Any] = field(default_factory=dict)
-    problem: str = ""
+    where: str  # "line 4" of a text file, counted from 1, or "row 3" of a JSON list or Parquet file, counted from 0
+    values: dict[str, Any] = field(default_factory=dict)  # by column
+    problem: str = ""  # why the row cannot be read; empty if it can
 
 
 def printable(text: str) -> str:
@@ -90,63 +72,27 @@ def text_problem(text: str, encoding: str | None = None) -> str | None:
 # ------------------------------------------------------------------------------------------------------------- lines
 
 
-def encoding_of(path: str, given: str | None = None) -> str:
-    """
-    Return the encoding of a text file: `given`, else that of its byte-order mark, else UTF-8.
-
-    Raises:
-        CorpusError: it cannot be opened, or holds zero bytes.
-    """
-    with _open_bytes(path) as file:
-        try:
-            head = file.read(HEAD_BYTES)
-        except (OSError, EOFError, zlib.error) as error:
-            raise CorpusError(f"{path!r} cannot be read: {error}.") from error
+def encoding_of(start: bytes, given: str | None = None) -> str:
+    """Return the encoding of a text file by its first bytes: `given`, else that of its byte-order mark, else UTF-8."""
     if given is not None:
         # "utf-8" would keep a mark as a character of the first column's name.
         return "utf-8-sig" if codecs.lookup(given).name == "utf-8" else given
-    for mark, encoding in BYTE_ORDER_MARKS:
-        if head.startswith(mark):
-            return encoding
-    if b"\0" in head:
-        raise CorpusError(
-            f"{path!r} holds zero bytes: it is no text, or UTF-16 without a byte-order mark; then give --encoding "
-            "utf-16-le or --encoding utf-16-be."
-        )
-    return DEFAULT_ENCODING
+    return next((name for mark, name in BYTE_ORDER_MARKS.items() if start.startswith(mark)), DEFAULT_ENCODING)
 
 
 def lines_of(path: str, encoding: str | None = None, newline: str | None = None) -> Iterator[str]:
-    """
-    Yield the lines of a text file with their ends; a file named `*.gz` is unpacked.
-
-    Raises:
-        CorpusError: it cannot be read, or a line is too long.
-    """
-    used, number = encoding_of(path, encoding), 0
-    with _open_bytes(path) as file:
-        try:
-            text = io.TextIOWrapper(file, encoding=used, errors="surrogateescape", newline=newline)
-            while line := text.readline(MAX_LINE_CHARACTERS):
-                number += 1
-                if len(line) == MAX_LINE_CHARACTERS:
-                    raise CorpusError(f"{path!r}: line {number} is longer than {MAX_LINE_CHARACTERS:,} characters.")
-                yield line
-        except UnicodeError as error:
-            raise CorpusError(
-                f"{path!r} is not {used} text after line {number} ({error}); name its encoding with --encoding."
-            ) from error
-        except (OSError, EOFError, zlib.error) as error:
-            raise CorpusError(f"{path!r} cannot be read after line {number}: {error}.") from error
-
-
-def _open_bytes(path: str) -> IO[bytes]:
+    """Yield the lines of a text file with their ends; a file named `*.gz` is unpacked."""
+    number = 0
     try:
-        if not os.path.isfile(path):
-            raise CorpusError(f"{path!r} is not a file.")
-        return cast(IO[bytes], gzip.open(path, "rb")) if path.endswith(GZIP_SUFFIX) else open(path, "rb")
-    except OSError as error:
-        raise CorpusError(f"{path!r} cannot be read: {error}.") from error
+        with cast(IO[bytes], gzip.open(path) if path.endswith(GZIP_SUFFIX) else open(path, "rb")) as file:
+            used = encoding_of(file.read(max(map(len, BYTE_ORDER_MARKS))), encoding)
+            file.seek(0)
+            for line in io.TextIOWrapper(file, used, "surrogateescape", newline):
+                number += 1
+                yield line
+    except (OSError, EOFError, zlib.error, UnicodeError) as error:
+        hint = "; name its encoding with --encoding" if isinstance(error, UnicodeError) else ""
+        raise CorpusError(f"{path!r} cannot be read after line {number}: {error}{hint}.") from error
 
 
 # -------------------------------------------------------------------------------------------------------------- rows
@@ -174,12 +120,7 @@ def rows_of(path: str, encoding: str | None = None) -> Iterator[Row]:
 
 
 def parse_json(text: str) -> Any:
-    """
-    Return a JSON value.
-
-    Raises:
-        ValueError: it is not JSON, or an object has a field twice; the message says where.
-    """
+    """Return a JSON value; raise ValueError, which says where, if it is none, or an object has a field twice."""
     try:
         return json.loads(text, object_pairs_hook=_object_without_duplicates)
     except json.JSONDecodeError as error:

@@ -16,18 +16,11 @@ TASKS_FILE = Path(__file__).parent / "tasks.yaml"
 
 @dataclass(frozen=True)
 class Task:
-    """
-    One thing to ask about a clip.
-
-    Attributes:
-        name: Of the task.
-        response: The field that answers.
-        prompts: Wordings, in which `{name}` stands for a field and `<audio>`, once, for the recording.
-    """
+    """One thing to ask about a clip."""
 
     name: str
-    response: str
-    prompts: tuple[str, ...]
+    response: str  # the field that answers
+    prompts: tuple[str, ...]  # wordings, in which `{name}` stands for a field and `<audio>`, once, for the recording
 
     def __post_init__(self):
         bad = [prompt for prompt in self.prompts if prompt.count(AUDIO_PLACEHOLDER) != 1]
@@ -68,12 +61,7 @@ def known_tasks() -> dict[str, Task]:
 
 
 def tasks_named(names: Sequence[str]) -> list[Task]:
-    """
-    Return tasks by their names.
-
-    Raises:
-        ValueError: there is no task of a name.
-    """
+    """Return tasks by their names; raise ValueError if there is none of a name."""
     known = known_tasks()
     unknown = [name for name in names if name not in known]
     if unknown:

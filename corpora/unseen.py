@@ -27,17 +27,11 @@ FEATURES = datasets.Features(
 
 
 def load_unseen_speech(source: str | None = None) -> datasets.Dataset:
-    """Return the unseen clips, in memory, without network, cache folder or torchcodec.
+    """
+    Return the unseen clips of a source, or all, in memory, without network, cache folder or torchcodec.
 
-    Args:
-        source: cards or librivox; None for both, told apart by the column `source`.
-
-    Returns:
-        Columns `id`, `audio` (`Audio(decode=False)`: a dict of `bytes`, 16 kHz mono FLAC, and `path`), `text`
-        (transcript, cased and punctuated), `duration_s`, `source`, `speaker`; sorted by id.
-
-    Raises:
-        ValueError: unknown source.
+    The columns are `id`, `audio` (`Audio(decode=False)`: a dict of `bytes`, 16 kHz mono FLAC, and `path`), `text` (the
+    transcript, cased and punctuated), `duration_s`, `source` and `speaker`; rows are sorted by id.
     """
     if source is not None and source not in SOURCES:
         raise ValueError(f"The unseen speech has no source {source!r}; expected one of {', '.join(SOURCES)}, or None.")

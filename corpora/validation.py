@@ -1,34 +1,28 @@
 """
 The pass of `audiollm validate` over all rows: each recording measured once, by several processes, and every fault kept.
 
-Findings depend on the rows alone, not on the number of processes. They lie in a temporary database, which SQLite keeps
-on disk beyond a few megabytes, so that memory does not grow with the corpus.
+Findings depend on the rows alone, not on the number of processes. Of each row, memory holds a few hundred bytes: digests to
+compare it with others, and the measurements of its recordings.
 """
 
 import functools
 import hashlib
-import itertools
-import json
-import sqlite3
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jiwer
-import numpy as np
-from audiollm.corpora.normalisers import NORMALISERS
-from audiollm.files import sha256_of
+from audiollm.corpora.normalisers import NORMALISERS, clip_word_error, has_words
 from audiollm.interruption import interruptible
-from audiollm.processing.audio import AudioError, load_waveform
+from audiollm.processing.audio import AudioError
 from tqdm.auto import tqdm
 
 from . import audio_facts
 from .audio_facts import AudioFacts, measure_all
 from .checked_rows import CheckedRow, CheckedRows
-from .faults import FAULTS, Limits, count_characters, recording_faults, shortened, transcript_faults
+from .faults import FAULTS, Limits, recording_faults, shortened, transcript_faults
 from .parallel import in_order
 from .sources import Source
-from .transcript_journal import TranscriptJournal
 
 #: Rows under way for each process.
 ROWS_PER_WORKER = 8
@@ -38,21 +32,6 @@ SECONDS_PER_HOUR = 3600
 #: Makes transcripts in any language alike before they are compared with each other.
 COMPARING_NORMALISER = "basic"
 DIGEST_BYTES = 16
-#: Place of a file as a whole among its rows.
-WHOLE_FILE = -1
-#: Histograms over all rows: the edges of their bins. Values beyond the first and last edge have bins of their own.
-HISTOGRAM_EDGES: dict[str, list[float]] = {
-    "duration_seconds": np.geomspace(0.01, 100_000.0, 85).round(6).tolist(),
-    "characters_per_second": [float(edge) for edge in range(41)],
-    "word_error_percent": [float(edge) for edge in range(0, 101, 5)],
-}
-TABLES = """
-    CREATE TABLE facts (recording BLOB PRIMARY KEY, facts TEXT) WITHOUT ROWID;
-    CREATE TABLE faults (file INT, row INT, place INT, fault TEXT, details TEXT);
-    CREATE TABLE asked (split INT, sound BLOB, file INT, row INT, spot TEXT, question BLOB, response BLOB, name BLOB);
-    CREATE TABLE shared (kind TEXT, digest BLOB, split INT, file INT, row INT, spot TEXT);
-    CREATE TABLE leaks (file INT, row INT, split INT, PRIMARY KEY (file, row, split)) WITHOUT ROWID;
-"""
 
 
 @dataclass(frozen=True)
@@ -66,18 +45,13 @@ class DataFile:
 
 @dataclass
 class FileSummary:
-    """
-    Counts of one file. Recordings count as often as rows have them; hours are those of readable recordings.
-
-    `not_compared` counts rows with recordings that cannot be compared with other rows': those that are not read whole,
-    hold nothing but silence, or belong to an unusable row.
-    """
+    """Counts of one file. Recordings count as often as rows have them."""
 
     rows: int = 0
     recordings: int = 0
     transcripts: int = 0
-    hours: float = 0.0
-    not_compared: int = 0
+    hours: float = 0.0  # of readable recordings
+    not_compared: int = 0  # rows whose recordings are not read whole, are silent, or belong to an unusable row
 
 
 class Finding(NamedTuple):
@@ -100,132 +74,50 @@ def digest(*parts: str | bytes) -> bytes:
     return total.digest()
 
 
+class Remembered(NamedTuple):
+    """A row that others are compared with: its split's and its file's number, its place, and digests of what it says."""
+
+    split: int
+    file: int
+    row: int | None
+    where: str
+    question: bytes
+    response: bytes
+    names: bytes
+
+
 class Validation:
     """
-    Findings of a pass. Close it after use.
-
-    Args:
-        files: In the order of the report.
-        ignored: Faults that are not kept.
+    Findings of a pass over files, but for those of `ignored` kinds.
 
     Attributes:
         splits: Their names, each once.
         summaries: Counts of each file.
-        histograms: By name and split, counts between `HISTOGRAM_EDGES`, below the first and above the last.
     """
 
     def __init__(self, files: Sequence[DataFile], ignored: Sequence[str] = ()):
         self.files, self.ignored = files, frozenset(ignored)
         self.splits = list(dict.fromkeys(file.split for file in files))
-        self.numbers = [self.splits.index(file.split) for file in files]
         self.summaries = [FileSummary() for _ in files]
-        self.histograms: dict[str, dict[str, list[int]]] = {}
-        self.places = {name: place for place, name in enumerate(FAULTS)}
-        self.database = sqlite3.connect("")  # a temporary one on disk
-        self.database.executescript(TABLES)
-
-    def close(self) -> None:
-        """Remove the database."""
-        self.database.close()
-
-    def count(self, histogram: str, file: int, value: float) -> None:
-        """Add a value of a file to a histogram."""
-        edges = HISTOGRAM_EDGES[histogram]
-        by_split = self.histograms.setdefault(histogram, {})
-        counts = by_split.setdefault(self.files[file].split, [0] * (len(edges) + 1))
-        counts[int(np.searchsorted(edges, value, side="right"))] += 1
+        self._findings: list[Finding] = []
 
     def add(self, finding: Finding) -> None:
         """Keep a fault, if it is wanted. Of files that are only compared with, `not_compared` is."""
         is_wanted = self.files[finding.file].judged or finding.fault == "not_compared"
         if is_wanted and finding.fault not in self.ignored:
-            row = WHOLE_FILE if finding.row is None else finding.row
-            details = json.dumps([finding.where, finding.reason, finding.audio])
-            values = (finding.file, row, self.places[finding.fault], finding.fault, details)
-            self.database.execute("INSERT INTO faults VALUES (?, ?, ?, ?, ?)", values)
+            self._findings.append(finding)
 
-    def findings(self, fault: str | None = None, count: int = -1) -> Iterator[Finding]:
-        """Yield faults by file, row and their place in `FAULTS`; of one kind or all, so many of them or all."""
-        query = "SELECT file, row, fault, details FROM faults WHERE ? IN ('', fault) ORDER BY file, row, place, rowid LIMIT ?"
-        for file, row, name, details in self.database.execute(query, (fault or "", count)):
-            where, reason, audio = json.loads(details)
-            yield Finding(file, None if row == WHOLE_FILE else row, where, name, reason, audio)
+    def findings(self) -> list[Finding]:
+        """Return the faults by file, row and their place in `FAULTS`."""
+        places = {name: place for place, name in enumerate(FAULTS)}
+        return sorted(
+            self._findings, key=lambda one: (one.file, -1 if one.row is None else one.row, places[one.fault])
+        )
 
     def counts(self) -> dict[str, int]:
         """Return how many faults of each kind were found, in the order of `FAULTS`."""
-        return dict(
-            self.database.execute("SELECT fault, COUNT(*) FROM faults GROUP BY fault ORDER BY place").fetchall()
-        )
-
-    def count_rows(self) -> int:
-        """Return how many rows have a fault."""
-        return self.database.execute("SELECT COUNT(*) FROM (SELECT DISTINCT file, row FROM faults)").fetchone()[0]
-
-    def facts_of(self, recording: bytes) -> AudioFacts | None:
-        """Return the measurements of a recording, by its digest."""
-        found = self.database.execute("SELECT facts FROM facts WHERE recording = ?", (recording,)).fetchone()
-        return AudioFacts(**json.loads(found[0])) if found else None
-
-    def keep_facts(self, recording: bytes, facts: AudioFacts) -> None:
-        """Keep the measurements of a recording."""
-        self.database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (recording, json.dumps(asdict(facts))))
-
-    # -------------------------------------------------------------------------------------------------- between rows
-
-    def keep_asked(
-        self, file: int, row: CheckedRow, sound: bytes, question: bytes, response: bytes, name: bytes
-    ) -> None:
-        """Keep what is asked about which sound, to compare it with other rows of the split."""
-        values = (self.numbers[file], sound, file, row.index, row.where, question, response, name)
-        self.database.execute("INSERT INTO asked VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
-
-    def keep_shared(self, kind: str, key: bytes, file: int, row: CheckedRow) -> None:
-        """Keep what no other split should have: a sound or a transcript."""
-        values = (kind, key, self.numbers[file], file, row.index, row.where)
-        self.database.execute("INSERT INTO shared VALUES (?, ?, ?, ?, ?, ?)", values)
-
-    def find_repeats(self) -> None:
-        """Add the faults of rows of one split with the same sound."""
-        query = (
-            "SELECT split, sound, file, row, spot, question, response, name FROM asked WHERE (split, sound) IN "
-            "(SELECT split, sound FROM asked GROUP BY split, sound HAVING COUNT(*) > 1) ORDER BY split, sound, file, row"
-        )
-        for _, group in itertools.groupby(self.database.execute(query), key=lambda found: found[:2]):
-            by_question: dict[bytes, Any] = {}
-            by_name: dict[bytes, Any] = {}
-            first_of_all = None
-            for _, _, file, row, spot, question, response, name in group:
-                this = (f"{self.files[file].source.name} {spot}", response)
-                first_of_all = first_of_all or this
-                first, namesake = by_question.setdefault(question, this), by_name.setdefault(name, this)
-                if first is not this and first[1] != response:
-                    fault, reason = "conflicting_responses", f"{first[0]} answers otherwise"
-                elif first is not this:
-                    fault, reason = "duplicate_row", f"the same as {first[0]}"
-                elif namesake is this and this is not first_of_all:
-                    fault, reason = "duplicate_audio", f"the same sound as in {first_of_all[0]}, under another name"
-                else:
-                    continue
-                self.add(Finding(file, row, spot, fault, reason))
-
-    def find_leaks(self) -> None:
-        """Add the faults of rows with a sound, or else a transcript, that a later split has too."""
-        query = (
-            "SELECT DISTINCT digest, split, file, row, spot FROM shared WHERE kind = ? AND digest IN (SELECT digest FROM "
-            "shared WHERE kind = ? GROUP BY digest HAVING COUNT(DISTINCT split) > 1) ORDER BY digest, split, file, row"
-        )
-        for kind, fault in (("sound", "audio_leak"), ("transcript", "transcript_leak")):
-            found = self.database.execute(query, (kind, kind)).fetchall()
-            for _, group in itertools.groupby(found, key=lambda each: each[0]):
-                rows = [each[1:] for each in group]
-                firsts = {split: f"{self.files[file].source.name} {spot}" for split, file, _, spot in reversed(rows)}
-                for split, file, row, spot in rows:
-                    for other in sorted(each for each in firsts if each > split):
-                        # One fault for a row and split, however many recordings they share.
-                        known = "INSERT OR IGNORE INTO leaks VALUES (?, ?, ?)"
-                        if self.database.execute(known, (file, row, other)).rowcount:
-                            reason = f"the same {kind} is {firsts[other]} (split {self.splits[other]!r})"
-                            self.add(Finding(file, row, spot, fault, reason))
+        found = Counter(one.fault for one in self._findings)
+        return {name: found[name] for name in FAULTS if name in found}
 
 
 def validate(
@@ -236,9 +128,7 @@ def validate(
     response_is_transcript: bool = False,
     workers: int = 1,
     normaliser: str = "english",
-    decoder: Any = None,
-    journal: TranscriptJournal | None = None,
-    progress: bool = True,
+    transcriber: Any = None,
 ) -> Validation:
     """
     Look at every row of every file.
@@ -246,14 +136,11 @@ def validate(
     Args:
         files: In the order of the report; those of one split are compared as one.
         audio_dir: As in `read_examples`.
-        limits: What recordings and transcripts may be like.
-        ignored: Faults that are not wanted.
+        limits, ignored: Of recordings and transcripts; faults that are not wanted.
         response_is_transcript: Take every response about one recording for its transcript.
         workers: Processes that measure recordings; 1 works in this one.
         normaliser: A name of `NORMALISERS`, for word error.
-        decoder: A `WhisperDecoder` that hears each transcript's recording; None for what tables say.
-        journal: Where its transcripts are kept.
-        progress: Show a bar on a terminal.
+        transcriber: A `WhisperTranscriber` that hears each transcript's recording; None for what tables say.
 
     Raises:
         FileNotFoundError: `audio_dir` is not a folder.
@@ -262,58 +149,49 @@ def validate(
     limits = limits or Limits()
     tables = [CheckedRows(file.source, audio_dir, response_is_transcript) for file in files]
     found = Validation(files, ignored)
-    try:
-        one_pass = _Pass(found, limits, NORMALISERS[normaliser], decoder, journal)
-        measuring = functools.partial(measure_all, max_seconds=limits.max_seconds)
-        work = in_order(measuring, one_pass.work(tables), workers, ROWS_PER_WORKER, audio_facts.__name__)
-        with tqdm(work, desc="Rows", unit="row", disable=None if progress else True) as bar:
-            for (file, row, keys, new), measured in bar:
-                one_pass.finish(file, row, keys, dict(zip(new, measured)))
-                bar.set_postfix_str(f"{sum(each.hours for each in found.summaries):.2f} h", refresh=False)
+    one_pass = _Pass(found, limits, normaliser, transcriber)
+    measuring = functools.partial(measure_all, max_seconds=limits.max_seconds)
+    work = in_order(measuring, one_pass.work(tables), workers, ROWS_PER_WORKER, audio_facts.__name__)
+    with tqdm(work, desc="Rows", unit="row", disable=None) as bar:
+        for (file, row, keys, new), measured in bar:
+            one_pass.finish(file, row, keys, dict(zip(new, measured)))
+            bar.set_postfix_str(f"{sum(each.hours for each in found.summaries):.2f} h", refresh=False)
+    if transcriber is not None:
         one_pass.hear()
-        found.find_repeats()
-        found.find_leaks()
-    except BaseException:
-        found.close()
-        raise
+    one_pass.find_repeats()
+    one_pass.find_leaks()
     return found
 
 
-#: A row of a file, digests of its recordings, and those of the ones to measure.
-_Place = tuple[int, CheckedRow, list[bytes], list[bytes]]
+#: A row of a file, keys of its recordings, and those of the ones to measure.
+_Place = tuple[int, CheckedRow, list[Any], list[Any]]
 
 
 class _Pass:
     """One pass over all rows; see [`validate`]."""
 
-    def __init__(self, found: Validation, limits: Limits, normalise: Any, decoder: Any, journal: Any):
-        self.found, self.limits, self.normalise = found, limits, normalise
-        self.decoder, self.journal = decoder, journal
-        self.under_way: set[bytes] = set()
+    def __init__(self, found: Validation, limits: Limits, normaliser: str, transcriber: Any):
+        self.found, self.limits, self.normaliser, self.transcriber = found, limits, normaliser, transcriber
+        self.facts: dict[Any, AudioFacts | None] = {}  # None while they are being measured
         self.unheard: list[tuple[int, CheckedRow]] = []
+        #: Rows by split and sound, and by kind and digest of what no other split should have.
+        self.asked: dict[tuple[int, bytes], list[Remembered]] = {}
+        self.shared: dict[tuple[str, bytes], dict[Remembered, None]] = {}
 
     def work(self, tables: Sequence[CheckedRows]) -> Iterator[tuple[_Place, list[Any]]]:
         """Yield each row with those of its recordings that nobody has measured yet."""
         for file, table in enumerate(tables):
             for row in interruptible(table):
-                keys = [
-                    digest("bytes", each["bytes"]) if isinstance(each, dict) else digest("path", each)
-                    for each in row.recordings
-                ]
-                new = {key: each for key, each in zip(keys, row.recordings) if not self._is_known(key)}
-                self.under_way |= new.keys()
+                keys = [digest(each["bytes"]) if isinstance(each, dict) else each for each in row.recordings]
+                new = {key: each for key, each in zip(keys, row.recordings) if key not in self.facts}
+                self.facts |= dict.fromkeys(new)
                 yield (file, row, keys, list(new)), list(new.values())
 
-    def _is_known(self, key: bytes) -> bool:
-        return key in self.under_way or self.found.facts_of(key) is not None
-
-    def finish(self, file: int, row: CheckedRow, keys: list[bytes], measured: dict[bytes, AudioFacts]) -> None:
+    def finish(self, file: int, row: CheckedRow, keys: list[Any], measured: dict[Any, AudioFacts]) -> None:
         """Judge a row whose recordings have been measured; `measured` has the new ones."""
         found, summary = self.found, self.found.summaries[file]
-        for key, one in measured.items():
-            found.keep_facts(key, one)
-        self.under_way -= measured.keys()
-        facts = [found.facts_of(key) or AudioFacts("undecodable") for key in keys]
+        self.facts |= measured
+        facts = [self.facts[key] or AudioFacts("undecodable") for key in keys]
         for fault, reason, audio in row.faults:
             found.add(Finding(file, row.index, row.where, fault, reason, audio))
         if row.index is None:
@@ -326,21 +204,18 @@ class _Pass:
         for one in facts:
             if not one.fault:
                 summary.hours += one.seconds / SECONDS_PER_HOUR
-                found.count("duration_seconds", file, one.seconds)
         if row.is_transcript:
             summary.transcripts += 1
             self._judge_transcript(file, row, facts[0])
         self._remember(file, row, facts)
 
-    def _add_all(self, file: int, row: CheckedRow, faults: Iterator[tuple[str, str]], recording: Any) -> None:
+    def _add_all(self, file: int, row: CheckedRow, faults: Iterable[tuple[str, str]], recording: Any) -> None:
         for fault, reason in faults:
             self.found.add(Finding(file, row.index, row.where, fault, reason, _name(recording)))
 
     def _judge_transcript(self, file: int, row: CheckedRow, facts: AudioFacts) -> None:
         self._add_all(file, row, transcript_faults(row.response, facts, self.limits), row.recordings[0])
-        if not facts.fault:
-            self.found.count("characters_per_second", file, count_characters(row.response) / facts.seconds)
-        if self.decoder is not None and not facts.fault and facts.seconds <= self.limits.max_seconds:
+        if self.transcriber is not None and not facts.fault and facts.seconds <= self.limits.max_seconds:
             self.unheard.append((file, row))
             if len(self.unheard) == TRANSCRIPTS_PER_BATCH:
                 self.hear()
@@ -350,57 +225,50 @@ class _Pass:
     def hear(self) -> None:
         """Have the recogniser hear the recordings of a batch of transcripts."""
         batch, self.unheard = self.unheard, []
-        new, known = [], {}
-        for file, row in batch:
-            recording = row.recordings[0]
-            try:
-                text = None if self.journal is None else self.journal.get(_content_checksum(recording))
-                if text is None:
-                    new.append((file, row, self.decoder.windows(load_waveform(recording))))
-                else:
-                    known[id(row)] = text
-            except (AudioError, OSError) as error:
-                self._add_all(file, row, iter([("undecodable", str(error))]), recording)
-        texts = self.decoder.hear([windows for _, _, windows in new], TRANSCRIPTS_PER_BATCH) if new else []
-        if self.journal is not None and new:
-            self.journal.add([(_content_checksum(row.recordings[0]), text) for (_, row, _), text in zip(new, texts)])
-        known |= {id(row): text for (_, row, _), text in zip(new, texts)}
-        for file, row in batch:
-            if id(row) in known:
-                self._judge_words(file, row, None, known[id(row)])
+        try:
+            heard = list(self.transcriber.transcribe([row.recordings[0] for _, row in batch]))
+        except (AudioError, OSError) as error:
+            if len(batch) == 1:
+                ((file, row),) = batch
+                self._add_all(file, row, [("undecodable", str(error))], row.recordings[0])
+                return
+            for one in batch:  # to find out which it is
+                self.unheard = [one]
+                self.hear()
+            return
+        for (file, row), text in zip(batch, heard):
+            self._judge_words(file, row, None, text)
 
     def _judge_words(self, file: int, row: CheckedRow, wer: float | None, hypothesis: str) -> None:
         if wer is None:
-            reference = self.normalise(row.response)
-            if not reference.strip():
+            if not has_words(row.response, self.normaliser):
                 return
-            wer = 100 * float(jiwer.wer(reference, self.normalise(hypothesis)))
-        self.found.count("word_error_percent", file, wer)
+            wer = clip_word_error(row.response, hypothesis, self.normaliser)
         if self.limits.max_wer is not None and wer > self.limits.max_wer:
             heard = f"; heard was {shortened(hypothesis)}" if hypothesis else ""
             reason = f"its word error is {wer:.1f} %; expected at most {self.limits.max_wer:g} %{heard}"
-            self._add_all(file, row, iter([("wrong_transcript", reason)]), row.recordings[0])
+            self._add_all(file, row, [("wrong_transcript", reason)], row.recordings[0])
+
+    # -------------------------------------------------------------------------------------------------- between rows
 
     def _remember(self, file: int, row: CheckedRow, facts: Sequence[AudioFacts]) -> None:
         """Keep what other rows are compared with."""
-        text = " ".join(
-            (NORMALISERS[COMPARING_NORMALISER](row.response) if row.is_transcript else row.response).split()
-        )
-        if row.is_transcript and text:
-            self.found.keep_shared("transcript", digest(text), file, row)
-        for one in facts:
-            if one.digest:
-                self.found.keep_shared("sound", bytes.fromhex(one.digest), file, row)
-        if not row.recordings and not row.faults:
-            return
-        if not row.is_usable or not all(one.digest for one in facts):
-            self.found.summaries[file].not_compared += 1
-            self._report_uncompared(file, row, facts)
-            return
+        said = NORMALISERS[COMPARING_NORMALISER](row.response) if row.is_transcript else row.response
+        text = " ".join(said.split())
         names = [_name(each) or f"{file} {row.index}" for each in row.recordings]
         question = ("transcript",) if row.is_transcript else ("question", " ".join(row.question.split()))
-        sound = digest(*(bytes.fromhex(one.digest) for one in facts))
-        self.found.keep_asked(file, row, sound, digest(*question), digest(text), digest(*names))
+        split = self.found.splits.index(self.found.files[file].split)
+        this = Remembered(split, file, row.index, row.where, digest(*question), digest(text), digest(*names))
+        sounds = [bytes.fromhex(one.digest) for one in facts if one.digest]
+        if row.is_transcript and text:
+            self.shared.setdefault(("transcript", this.response), {})[this] = None
+        for sound in sounds:
+            self.shared.setdefault(("sound", sound), {})[this] = None
+        if row.is_usable and row.recordings and len(sounds) == len(facts):
+            self.asked.setdefault((split, digest(*sounds)), []).append(this)
+        elif row.recordings or row.faults:
+            self.found.summaries[file].not_compared += 1
+            self._report_uncompared(file, row, facts)
 
     def _report_uncompared(self, file: int, row: CheckedRow, facts: Sequence[AudioFacts]) -> None:
         """Report a row of --against that nothing can be compared with; other files' own faults say it."""
@@ -409,12 +277,40 @@ class _Pass:
             reasons += [one.reason or "is too long, or digital silence" for one in facts if not one.digest]
             self.found.add(Finding(file, row.index, row.where, "not_compared", reasons[0]))
 
+    def _place(self, row: Remembered) -> str:
+        return f"{self.found.files[row.file].source.name} {row.where}"
 
-def _content_checksum(recording: Any) -> str:
-    """Return the sha256 of a recording's file."""
-    if isinstance(recording, dict):
-        return sha256_of(recording["bytes"] if recording.get("bytes") is not None else recording["path"])
-    return sha256_of(recording)
+    def find_repeats(self) -> None:
+        """Add the faults of rows of one split with the same sound."""
+        for rows in self.asked.values():
+            by_question: dict[bytes, Remembered] = {}
+            by_name: dict[bytes, Remembered] = {}
+            for this in rows:
+                first, namesake = by_question.setdefault(this.question, this), by_name.setdefault(this.names, this)
+                if first is not this and first.response != this.response:
+                    fault, reason = "conflicting_responses", f"{self._place(first)} answers otherwise"
+                elif first is not this:
+                    fault, reason = "duplicate_row", f"the same as {self._place(first)}"
+                elif namesake is this and this is not rows[0]:
+                    reason = f"the same sound as in {self._place(rows[0])}, under another name"
+                    fault = "duplicate_audio"
+                else:
+                    continue
+                self.found.add(Finding(this.file, this.row, this.where, fault, reason))
+
+    def find_leaks(self) -> None:
+        """Add the faults of rows with a sound, or else a transcript, that a later split has too."""
+        known: set[tuple[int, int | None, int]] = set()  # one fault for a row and split, however much they share
+        for kind, fault in (("sound", "audio_leak"), ("transcript", "transcript_leak")):
+            for (this_kind, _), rows in self.shared.items():
+                firsts = {row.split: row for row in reversed(rows)}
+                for row in rows if this_kind == kind and len(firsts) > 1 else ():
+                    for other in sorted(split for split in firsts if split > row.split):
+                        if (row.file, row.row, other) not in known:
+                            known.add((row.file, row.row, other))
+                            there = f"{self._place(firsts[other])} (split {self.found.splits[other]!r})"
+                            reason = f"the same {kind} is {there}"
+                            self.found.add(Finding(row.file, row.row, row.where, fault, reason))
 
 
 def _name(recording: Any) -> str | None:

@@ -21,7 +21,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import soundfile
@@ -32,6 +31,7 @@ from audiollm.processing.audio import SAMPLING_RATE_HZ
 
 from .clips import CorpusError
 from .neural_engines import HIBARI, KOKORO, HibariEngine, KokoroEngine, foreign_letter
+from .tables import shown
 
 ENGINES_FILE = Path(__file__).parent / "voices.yaml"
 #: Placeholders of an engine's command; those of the pace say how fast to speak.
@@ -65,40 +65,13 @@ PROBE_TEXT = "one two three"
 # ------------------------------------------------------------------------------------------------------------- engines
 
 
-class Engine(Protocol):
-    """
-    Something that speaks.
-
-    `name` is its prefix in names of voices; `voices` are good ones, the first of which the engine's name alone means;
-    `paced` says whether it can be told how fast to speak. `version` is what is installed. `check` raises CorpusError if
-    the engine or a voice is missing; `unreadable` says why a voice cannot read a text; `say` returns a waveform, float32
-    of shape `(samples,)`, and its rate in Hz, or raises AudioError.
-    """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def voices(self) -> tuple[str, ...]: ...
-    @property
-    def paced(self) -> bool: ...
-    def version(self) -> str: ...
-    def check(self, voice: str) -> None: ...
-    def unreadable(self, text: str, voice: str) -> str | None: ...
-    def say(self, text: str, voice: str, speed: float, seed: int) -> tuple[np.ndarray, int]: ...
-
-
 @dataclass(frozen=True)
 class CommandEngine:
     """
-    An engine that is a command.
+    An engine that is a command, as `voices.yaml` describes it (`list` is `listing`, `script` is `scripts`).
 
-    Attributes:
-        name: Prefix of its voices.
-        command: Program and arguments, with `PLACEHOLDERS`. Without `{text_file}` it reads standard input, and without
-            `{output}` it writes an audio file to standard output.
-        voices, install, pace, listing, mark, listed, scripts, ascii, instead: As in `voices.yaml` (`list` is `listing`,
-            `script` is `scripts`); unknown for a command of the user's.
-        timeout_seconds: Time that it may take over one text.
+    Without `{text_file}` in it the command reads standard input, and without `{output}` it writes an audio file to standard
+    output. A user's own command has a name, a command and a timeout only.
 
     Raises:
         ValueError: the command is empty, or has an unknown placeholder.
@@ -134,11 +107,9 @@ class CommandEngine:
 
     @property
     def paced(self) -> bool:
-        """Return whether the command takes a pace."""
         return self.takes(*PACE_PLACEHOLDERS)
 
     def unreadable(self, text: str, voice: str) -> str | None:
-        """Return why a voice cannot read a text; None where it can, or where that is not known."""
         script = next((script for prefix, script in self.scripts.items() if voice.startswith(prefix)), "")
         foreign = foreign_letter(text, script)
         if foreign is not None:
@@ -150,7 +121,6 @@ class CommandEngine:
         return None if is_readable else f"{self.name} reads ASCII only"
 
     def version(self) -> str:
-        """Return what the engine says of itself; a user's command is its own version."""
         if not self.listing:
             return shlex.join(self.command)
         # flite says its version and fails.
@@ -158,7 +128,6 @@ class CommandEngine:
         return " ".join(said.decode(errors="replace").split())
 
     def check(self, voice: str) -> None:
-        """Raise CorpusError if the program is missing, or does not list the voice."""
         if shutil.which(self.command[0]) is None:
             advice = f"Install it ({self.install})" if self.install else "Install it, or give its whole path"
             raise CorpusError(
@@ -179,7 +148,6 @@ class CommandEngine:
             )
 
     def say(self, text: str, voice: str, speed: float, seed: int) -> tuple[np.ndarray, int]:
-        """Return the waveform of a text and its rate in Hz."""
         for found, instead in self.instead.items():
             while found in text:
                 text = text.replace(found, instead)
@@ -235,6 +203,12 @@ class CommandEngine:
         return output
 
 
+#: Something that speaks: `paced` says whether it can be told how fast; `check` raises CorpusError if the engine or a voice
+#: is missing; `unreadable` says why a voice cannot read a text, and gives None where it can or that is not known; `say`
+#: returns a waveform, float32 of shape `(samples,)`, and its rate in Hz, or raises AudioError.
+Engine = CommandEngine | HibariEngine | KokoroEngine
+
+
 @lru_cache(maxsize=1)
 def known_engines() -> dict[str, Engine]:
     """Return the engines whose voices can be asked for by name, Python packages last."""
@@ -258,12 +232,7 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def as_ascii(text: str, engine: str) -> str:
-    """
-    Return a text without accents and typographic marks; emoji and other silent signs are left out.
-
-    Raises:
-        AudioError: something that would be heard has no form in ASCII.
-    """
+    """Return a text without accents, typographic marks and emoji; raise AudioError for what would be heard otherwise."""
     folded = unicodedata.normalize("NFKD", text.translate(ASCII_MARKS))
     heard = [one for one in folded if not one.isascii() and unicodedata.category(one).startswith(HEARD_CATEGORIES)]
     if heard:
@@ -300,53 +269,36 @@ class Voice:
         if waveform.size:
             waveform = soxr.resample(waveform, round(rate * pitch), SAMPLING_RATE_HZ)
         if waveform.size == 0 or float(np.abs(waveform).max()) < SILENCE_PEAK:
-            raise AudioError(f"{self} stays silent at {_shown(text)}")
+            raise AudioError(f"{self} stays silent at {shown(text)}")
         seconds, characters = len(waveform) / SAMPLING_RATE_HZ, sum(one.isalnum() for one in text)
         if characters > MAX_CHARACTERS_PER_SECOND * seconds * max(speed, 1.0):
-            raise AudioError(
-                f"{self} says {characters} letters in {seconds:.1f} s: some of {_shown(text)} is left out"
-            )
+            raise AudioError(f"{self} says {characters} letters in {seconds:.1f} s: some of {shown(text)} is left out")
         return waveform
 
     def unreadable(self, text: str) -> str | None:
-        """Return why the voice cannot read a text; None where it can, or where that is not known."""
+        """Return why the voice cannot read a text; None where it can, or that is not known."""
         return self.engine.unreadable(text, self.name)
 
 
 @dataclass(frozen=True)
 class SpokenText:
-    """
-    A text that is spoken when it is loaded; it can be pickled.
-
-    Attributes:
-        voice, text, pitch, speed, seed: As [`Voice.speak`] takes them.
-        peak: The loudest sample; None leaves the loudness to the engine.
-    """
+    """A text that is spoken, as [`Voice.speak`] does, when it is loaded; it can be pickled."""
 
     voice: Voice
     text: str
-    pitch: float = 1.0
-    speed: float = 1.0
-    seed: int = 0
-    peak: float | None = None
+    pitch: float
+    speed: float
+    seed: int
+    peak: float  # the loudest sample
 
     def load(self) -> tuple[np.ndarray, int]:
-        """
-        Return the speech, float32 of shape `(samples,)`, and its rate in Hz; raises as [`Voice.speak`].
-        """
+        """Return the speech, float32 of shape `(samples,)`, and its rate in Hz."""
         waveform = self.voice.speak(self.text, self.pitch, self.speed, self.seed)
-        if self.peak is not None:
-            waveform = waveform * (self.peak / float(np.abs(waveform).max()))
-        return waveform, SAMPLING_RATE_HZ
+        return waveform * (self.peak / float(np.abs(waveform).max())), SAMPLING_RATE_HZ
 
 
 def plain(text: str) -> str:
-    """
-    Return a text in one line, without characters that control a terminal, a C string or an engine.
-
-    Raises:
-        ValueError: there is nothing to say in it, or it is not Unicode text.
-    """
+    """Return a text in one line, without control characters; raise ValueError if there is nothing to say in it."""
     text = " ".join("".join(" " if unicodedata.category(one) == "Cc" else one for one in text).split())
     try:
         text.encode()
@@ -358,15 +310,7 @@ def plain(text: str) -> str:
 
 
 def voice_named(name: str) -> Voice:
-    """
-    Return a voice after it has said something.
-
-    Args:
-        name: `engine:voice`, or an engine alone for the first of its voices.
-
-    Raises:
-        CorpusError: there is no such engine or voice, or it is not installed.
-    """
+    """Return the voice `engine:voice`, or an engine's first, after it has said something; raise CorpusError without it."""
     engine_name, _, voice = name.partition(NAME_MARK)
     engine = known_engines().get(engine_name)
     if engine is None:
@@ -378,12 +322,7 @@ def voice_named(name: str) -> Voice:
 
 
 def default_voices() -> list[Voice]:
-    """
-    Return the good voices of the engines that are installed, but for those that have to be asked for.
-
-    Raises:
-        CorpusError: no engine is installed.
-    """
+    """Return the good voices of the engines that are installed, but for those that have to be asked for."""
     voices, reasons = [], []
     for engine in known_engines().values():
         for name in () if engine.name in ASKED_FOR else engine.voices:
@@ -400,13 +339,9 @@ def command_voices(
     command: str, names: Sequence[str] = (), timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
 ) -> list[Voice]:
     """
-    Return the voices of a program of the user's.
+    Return the voices of a program of the user's, one for each name that `{voice}` stands for.
 
-    Args:
-        command: Program and arguments as a shell would split them (none runs them), with the placeholders of
-            [`CommandEngine`].
-        names: What `{voice}` stands for, one by one.
-        timeout_seconds: Time that it may take over one text.
+    The command, as a shell would split it (none runs it), has `PLACEHOLDERS`, and may take so many seconds over a text.
 
     Raises:
         ValueError: it has other placeholders, or `{voice}` without names, or names without `{voice}`.
@@ -417,10 +352,8 @@ def command_voices(
     except ValueError as error:
         raise ValueError(f"--tts_command {command!r}: {error}") from None
     if engine.takes("voice") != bool(names):
-        raise ValueError(
-            f"--tts_command {command!r} "
-            + ("has {voice}: name some with --voices." if not names else "has no {voice} for the names of --voices.")
-        )
+        problem = "has no {voice} for the names of --voices." if names else "has {voice}: name some with --voices."
+        raise ValueError(f"--tts_command {command!r} {problem}")
     return [_checked(Voice(engine, name)) for name in names or [""]]
 
 
@@ -432,7 +365,3 @@ def _checked(voice: Voice) -> Voice:
     except AudioError as error:
         raise CorpusError(f"The voice {voice} cannot be used: {error}") from error
     return voice
-
-
-def _shown(text: str, most: int = 60) -> str:
-    return repr(text if len(text) <= most else text[: most - 1] + "…")

@@ -23,13 +23,13 @@ from audiollm.corpora.catalogue import Corpus
 from audiollm.corpora.clips import BadClip, Clip
 from audiollm.corpora.columns import ColumnSpec
 from audiollm.corpora.dataset_places import READ_ERRORS, Place, find_place, open_split, recording_of
-from audiollm.corpora.examples import RowChecker
 from audiollm.corpora.huggingface import HuggingFaceArguments, HuggingFaceSource
 from audiollm.corpora.librispeech import ROOT_NAME as LIBRISPEECH_ROOT
 from audiollm.corpora.librispeech import LibriSpeechArguments
 from audiollm.corpora.librispeech import open_source as open_librispeech
 from audiollm.corpora.normalisers import normaliser_for
 from audiollm.corpora.prompts import load_studio_prompts
+from audiollm.corpora.rows import RowReader
 from audiollm.corpora.sources import read_sources
 from audiollm.corpora.unseen import load_unseen_speech
 from audiollm.files import is_audio
@@ -319,7 +319,7 @@ def air_bench(task: Task, data: str | None, limit: int | None) -> Questions:
     Bad rows are all named before the first question is given. `meta_info` describes the recording to the judge.
     """
     meta, root = _air_bench_places(task, data)
-    checker = None if data is None else RowChecker(root, root)
+    checker = None if data is None else RowReader(root, root)
     problems, items = [], []
     for index, row in enumerate(json.loads(meta.read_text(encoding="utf-8-sig"))[:limit]):
         path = Path(row["path"])

@@ -27,9 +27,11 @@ FLAG_VALUE = re.compile(r"^(  --\w+) \[[A-Z0-9_]+\]", re.MULTILINE)
 DEFAULT_LIST, LIST_ITEM = re.compile(r"\(default:\s+\[([^\]]+)\]\)"), re.compile(r"[^\s,'\"]+")
 
 
-def option(default: Any, help: str) -> Any:
-    """Return the field of a dataclass of options, with its default and what the help says of it."""
-    return field(default=default, metadata={"help": help})
+def option(default: Any, help: str, **more: Any) -> Any:
+    """Return the field of a dataclass of options: its default, what the help says of it, and more, such as `choices`."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help, **more})
+    return field(default=default, metadata={"help": help, **more})
 
 
 class OptionParser(HfArgumentParser):

@@ -15,8 +15,9 @@ from typing import Any
 
 import datasets
 import torch
-from audiollm.corpora.audio_rows import answer_problems, as_list, read_audio_rows
+from audiollm.corpora.audio_rows import answer_problems, read_audio_rows
 from audiollm.corpora.examples import Example
+from audiollm.corpora.rows import as_list
 from audiollm.files import Journal
 from audiollm.option_parser import option
 from audiollm.processing import AudioLlmProcessor

@@ -152,7 +152,11 @@ def _rows(path: str, problems: list[tuple[str, str]]) -> Iterator[tuple[str, Any
             raise ExamplesError(path, [("", f"cannot be read: {' '.join(str(error).split())}")]) from error
         yield from ((f"row {index}", row) for index, row in enumerate(chosen))
     elif path.endswith(JSON_SUFFIXES):
-        yield from json_rows(Path(path), problems)
+        for where, row, problem in json_rows(Path(path)):
+            if problem is None:
+                yield where, row
+            else:
+                problems.append((where, problem))
     else:
         content = Path(path).read_bytes()
         try:

@@ -5,15 +5,16 @@ from collections.abc import Iterator
 import pytest
 from librispeech_archives import librispeech_archives, served
 from loopback_site import Site, serving
-from prepare_process import Launcher, launching
+from prepare_process import Launcher
 
 
 @pytest.fixture(scope="session")
 def launcher(tmp_path_factory) -> Iterator[Launcher]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
-        with launching(tmp_path_factory.mktemp("commands")) as launcher:
-            yield launcher
+        launcher = Launcher(tmp_path_factory.mktemp("commands"))
+        yield launcher
+        launcher.close()
 
 
 @pytest.fixture

@@ -19,13 +19,6 @@ CHAPTERS = {
     "train-clean-5": [("1088", "129236"), ("60", "121082")],
 }
 CLIPS_PER_CHAPTER = 3
-SPEAKERS = """; Some pipe(|) separated metadata about all LibriVox readers
-;ID  |SEX| SUBSET           |MINUTES| NAME
-60   | M | train-clean-100  | 20.18 | |CBW|Simon
-84   | F | dev-clean        | 8.02  | Christie Nowak
-2035 | F | dev-clean        | 8.05  | S R Colon
-1088 | F | train-clean-100  | 25.12 | Christabel
-"""
 Files = dict[str, bytes]
 #: A recording as FLAC, its transcript as LibriSpeech writes it, and the samples that must come back.
 Recording = tuple[bytes, str, np.ndarray]
@@ -51,7 +44,7 @@ def librispeech_trees() -> dict[str, Files]:
     recordings = iter(real_speech())
     trees = {}
     for split, chapters in CHAPTERS.items():
-        files = {"LibriSpeech/README.TXT": b"", "LibriSpeech/SPEAKERS.TXT": SPEAKERS.encode()}
+        files = {"LibriSpeech/README.TXT": b""}
         for position, (speaker, chapter) in enumerate(chapters):
             folder = f"LibriSpeech/{split}/{speaker}/{chapter}"
             clips = [(f"{speaker}-{chapter}-{n:04}", *next(recordings)[:2]) for n in range(CLIPS_PER_CHAPTER)]

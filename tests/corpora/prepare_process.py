@@ -5,24 +5,20 @@ Importing takes longer than what is tested. One process, this file run as a scri
 process for each command; with `fresh`, a command is an interpreter of its own, started as users start it.
 """
 
-import contextlib
+import functools
 import hashlib
 import importlib
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-#: What is published, as JSON, in place of OpenSLR's table.
-TABLE_VARIABLE = "TEST_OPENSLR_TABLE"
 POLL_SECONDS = 0.001
 #: No command here takes that long.
 PATIENCE_SECONDS = 600
@@ -84,18 +80,13 @@ class Command:
 
 
 class Launcher:
-    """Starts commands; with `fresh`, as `python -m audiollm.cli`."""
+    """Starts `audiollm prepare`; with `fresh`, as `python -m audiollm.cli`."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
-        self._count = 0
-        self._process = subprocess.Popen(
-            [sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
+        self.folder, self._count = folder, 0
+        pipe, variables = subprocess.PIPE, os.environ | {"OMP_NUM_THREADS": "1"}
+        script = [sys.executable, __file__]
+        self._process = subprocess.Popen(script, stdin=pipe, stdout=pipe, text=True, env=variables)
         self.ask({"ready": True})
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -103,23 +94,12 @@ class Launcher:
         print(json.dumps(request), file=self._process.stdin, flush=True)
         return json.loads(self._process.stdout.readline())
 
-    def start(
-        self, *arguments: Any, table: dict[str, Any] | None = None, fresh: bool = False, file_bytes: int | None = None
-    ) -> Command:
-        """
-        Starts `audiollm prepare`.
-
-        Args:
-            arguments: what follows it.
-            table: what LibriSpeech is published as, by split.
-            fresh: in an interpreter of its own.
-            file_bytes: no file may grow beyond.
-        """
+    def start(self, *arguments: Any, table: dict[str, Any] | None = None, fresh: bool = False) -> Command:
+        """Starts a command; `table` is what LibriSpeech is published as, by split."""
         self._count += 1
         files = [self.folder / f"{self._count}.{name}" for name in ("stdout", "stderr")]
-        request = {"arguments": ["prepare", *map(str, arguments)], "files": list(map(str, files)), "fresh": fresh}
-        pid = self.ask(request | {"table": table, "file_bytes": file_bytes})["pid"]
-        return Command(self, pid, *files)
+        request = {"arguments": ["prepare", *map(str, arguments)], "files": list(map(str, files))}
+        return Command(self, self.ask(request | {"table": table, "fresh": fresh})["pid"], *files)
 
     def run(self, *arguments: Any, **options: Any) -> Command:
         """Starts a command and waits for its end."""
@@ -128,51 +108,24 @@ class Launcher:
         return command
 
     def succeed(self, *arguments: Any, **options: Any) -> Command:
-        """As `run`, of one that must succeed."""
         command = self.run(*arguments, **options)
         assert command.code == 0, command.stderr
         return command
 
     def close(self) -> None:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait()
-        self._process.stdout.close()
-
-
-@contextlib.contextmanager
-def launching(folder: Path) -> Iterator[Launcher]:
-    """A launcher while it is up."""
-    launcher = Launcher(folder)
-    try:
-        yield launcher
-    finally:
-        launcher.close()
+        self._process.communicate()
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Checksum of every file below a folder, by its path; what links lead to, of links; locks hold nothing."""
+    """Checksum of every file below a folder, by its path; locks hold nothing."""
     return {
-        path.relative_to(folder).as_posix(): f"-> {os.readlink(path)}"
-        if path.is_symlink()
-        else hashlib.sha256(path.read_bytes()).hexdigest()
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_symlink() or (path.is_file() and not path.name.endswith("lock"))
+        if path.is_file() and not path.name.endswith("lock")
     }
 
 
 # ------------------------------------------------------------------------------------------------------- the process
-
-
-def replace_table(rows: dict[str, dict[str, Any]]) -> None:
-    """Another table of published archives for [`librispeech.open_source`], by its own argument."""
-    import functools
-
-    from audiollm.corpora import librispeech
-    from audiollm.corpora.librispeech import PublishedArchive
-
-    table = {split: PublishedArchive(**row) for split, row in rows.items()}
-    librispeech.open_source = functools.partial(librispeech.open_source, table=table)
 
 
 def _become(request: dict[str, Any]) -> None:
@@ -182,15 +135,15 @@ def _become(request: dict[str, Any]) -> None:
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if request["file_bytes"] is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_bytes"],) * 2)
     if request["fresh"]:
         os.execv(sys.executable, [sys.executable, "-m", "audiollm.cli", *request["arguments"]])
-    if request["table"] is not None:
-        replace_table(request["table"])
-    sys.argv = ["audiollm", *request["arguments"]]
     from audiollm.cli import main
+    from audiollm.corpora import librispeech
 
+    if request["table"] is not None:
+        table = {split: librispeech.PublishedArchive(**row) for split, row in request["table"].items()}
+        librispeech.open_source = functools.partial(librispeech.open_source, table=table)
+    sys.argv = ["audiollm", *request["arguments"]]
     main()
 
 
@@ -221,15 +174,13 @@ def _serve() -> None:
 
     for kind in prepare.SOURCES.values():
         importlib.import_module(f"audiollm.corpora.{kind.module}")
-
     for line in sys.stdin:
         request = json.loads(line)
-        if "ready" in request:
-            answer: dict[str, Any] = {}
-        elif "poll" in request:
+        answer: dict[str, Any] = {}
+        if "poll" in request:
             pid, status, usage = os.wait4(request["poll"], os.WNOHANG)
             answer = {"code": os.waitstatus_to_exitcode(status) if pid else None, "peak_bytes": usage.ru_maxrss << 10}
-        else:
+        elif "arguments" in request:
             answer = {"pid": _fork(request)}
         print(json.dumps(answer), flush=True)
 

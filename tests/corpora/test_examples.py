@@ -59,57 +59,37 @@ def test_one_path_a_list_of_paths_and_no_audio_are_all_read(folder: Path) -> Non
         ({"audio_paths": "a.wav", "response": "x"}, "field 'text' is missing"),
         ({"text": "<audio>", "audio_paths": "a.wav"}, "field 'response' is missing"),
         (GOOD | {"audio": "a.wav"}, "unknown field 'audio'"),
-        (GOOD | {"text": 3}, "'text' must be a string, found a number: 3"),
         (GOOD | {"response": None}, "'response' must be a string, found null"),
         (GOOD | {"response": " \n"}, "'response' is empty"),
         (GOOD | {"text": ""}, "'text' is empty"),
         (GOOD | {"audio_paths": {"path": "a.wav"}}, "must be a string or a list of strings, found an object"),
-        (GOOD | {"audio_paths": None}, "must be a string or a list of strings, found null"),
         (GOOD | {"audio_paths": [7]}, "must hold strings, found a number: 7"),
-        (GOOD | {"audio_paths": ["a.wav", "b.wav"]}, "has 1 <audio> but 'audio_paths' has 2"),
-        ({"text": "<audio>", "response": "x"}, "has 1 <audio> but 'audio_paths' has 0"),
-        (GOOD | {"text": "no slot"}, "has 0 <audio> but 'audio_paths' has 1"),
+        (GOOD | {"audio_paths": ["a.wav", "b.wav"]}, "'text' has 1 <audio> for 2 recordings"),
+        ({"text": "<audio>", "response": "x"}, "'text' has 1 <audio> for 0 recordings"),
         (GOOD | {"audio_paths": "missing.wav"}, "audio file 'missing.wav' does not exist"),
         (GOOD | {"audio_paths": "deeper"}, "is a folder"),
-        (GOOD | {"audio_paths": ""}, "is empty"),
         ("<audio>", "expected an object with 'text', 'audio_paths', 'response', found a string"),
     ],
 )
-def test_a_bad_row_is_refused_by_index_and_reason(folder: Path, row: object, reason: str) -> None:
-    found = problems(save(folder, [GOOD, row]))
-    assert any(where == "row 1" and reason in what for where, what in found), found
-
-
-def test_all_bad_rows_are_reported_at_once(folder: Path) -> None:
-    rows = [{"text": "x"}, GOOD, GOOD | {"audio_paths": "gone.wav", "response": "", "extra": 1}, 5]
-    found = problems(save(folder, rows))
-    assert [where for where, _ in found] == ["row 0", "row 2", "row 2", "row 2", "row 3"]
-
-
-def test_broken_json_gives_line_and_column(folder: Path) -> None:
-    [(where, reason)] = problems(save(folder, '[\n  {"text": "a",,}\n]'))
-    assert where == "" and "line 2, column 16" in reason
+def test_a_bad_row_is_refused_by_index_and_reason_and_all_are_at_once(folder: Path, row: object, reason: str) -> None:
+    found = problems(save(folder, [GOOD, row, 5]))
+    assert any(where == "row 1" and reason in what for where, what in found) and found[-1][0] == "row 2", found
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("{}", "expected a JSON list of examples, found an object"),
-        ('"text"', "expected a JSON list of examples, found a string"),
-        ("", "is not JSON"),
-        ('{"text": "a"}\n{"text": "b"}', "*.jsonl"),
-        ('[{"text": "a", "text": "b", "response": "c"}]', "'text' is given more than once"),
+        (b"{}", "expected a JSON list of examples, found an object"),
+        (b'[\n  {"text": "a",,}\n]', "line 2, column 16"),
+        (b'[{"text": "caf\xe9"}]', "is not UTF-8 text: invalid continuation byte at byte 14"),
+        (b'{"text": "a"}\n{"text": "b"}', "*.jsonl"),
+        (b'[{"text": "a", "text": "b", "response": "c"}]', "'text' is given more than once"),
     ],
 )
-def test_what_is_not_a_json_list_is_refused(folder: Path, content: str, reason: str) -> None:
-    [(_, found)] = problems(save(folder, content))
+def test_what_is_not_a_json_list_is_refused(folder: Path, content: bytes, reason: str) -> None:
+    (folder / "examples.json").write_bytes(content)
+    [(_, found)] = problems(folder / "examples.json")
     assert reason in found
-
-
-def test_what_is_not_utf8_is_refused(folder: Path) -> None:
-    (folder / "examples.json").write_bytes(b'[{"text": "caf\xe9"}]')
-    [(_, reason)] = problems(folder / "examples.json")
-    assert "UTF-8" in reason and "byte 14" in reason
 
 
 def test_json_lines_are_read_and_reported_by_line_number(folder: Path) -> None:
@@ -126,18 +106,11 @@ def test_audio_dir_is_where_paths_start_and_what_they_may_not_leave(folder: Path
 
     inside = str(folder / "deeper" / "c.wav")
     assert located("c.wav") == located("../deeper/c.wav") == located(inside) == (inside,)
+    assert read_examples(save(folder, [GOOD | {"audio_paths": inside}]))[0].audio_paths == (inside,)
     for outside in ("../a.wav", str(folder / "a.wav"), "x/../../a.wav", ".."):
         path = save(folder, [GOOD | {"audio_paths": outside}])
         [(where, reason)] = problems(path, folder / "deeper")
         assert where == "row 0" and "leads out of audio_dir" in reason
-
-
-def test_without_audio_dir_absolute_paths_lead_anywhere(
-    folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
-    path = save(elsewhere, [GOOD | {"audio_paths": str(folder / "a.wav")}])
-    assert read_examples(path)[0].audio_paths == (str(folder / "a.wav"),)
 
 
 @pytest.mark.parametrize("name", ["examples.json", "examples.jsonl"])

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 import soundfile
 from audiollm.corpora.audio_facts import measure
-from audiollm.corpora.faults import FAULTS, Limits, is_transcribing, level_dbfs
+from audiollm.corpora.faults import FAULTS, Limits, level_dbfs
 from audiollm.corpora.prompts import load_studio_prompts, write_prompt_examples
 from audiollm.corpora.sources import parse_source
-from audiollm.corpora.tasks import known_tasks
 from audiollm.corpora.validation import DataFile, validate
 from audiollm.processing.audio import AudioError, load_waveform
 
@@ -37,6 +36,7 @@ class Bench:
         self.folder = folder
         self.audio = folder / "audio"
         self.audio.mkdir(parents=True)
+        self.held_out: list[Row] = []  # of the split that nothing may leak into
         self._prompts = iter(row for row in load_studio_prompts("test") if 1.0 < row["duration_s"] < 4.0)
 
     def speech(self) -> tuple[np.ndarray, str]:
@@ -46,10 +46,6 @@ class Bench:
 
     def write(self, name: str, waveform: np.ndarray, rate: int = RATE_HZ, subtype: str = "PCM_16") -> str:
         soundfile.write(self.audio / name, waveform, rate, subtype=subtype)
-        return name
-
-    def change(self, name: str, change: Callable[[bytes], bytes]) -> str:
-        (self.audio / name).write_bytes(change((self.audio / name).read_bytes()))
         return name
 
     def row(self, name: str | list[str], response: str, text: str = TRANSCRIBE) -> Row:
@@ -65,23 +61,16 @@ def with_bytes(place: slice, value: bytes) -> Callable[[bytes], bytes]:
     return lambda data: data[: place.start] + value + data[place.stop :]
 
 
-# Each plants one fault: the rows to add, of which the last has it.
+def spoiled(
+    name: str, change: Callable[[np.ndarray], np.ndarray], say: Callable[[str], str] = str, **options: Any
+) -> Callable[[Bench], list[Row]]:
+    """Plants a recording that is changed before it is written, with what is said in it, or something else."""
 
+    def plant(bench: Bench) -> list[Row]:
+        waveform, text = bench.speech()
+        return [bench.row(bench.write(name, change(waveform), **options), say(text))]
 
-def malformed_row(bench: Bench) -> list[Row]:
-    return [bench.good("malformed.wav") | {"speaker": "Allison"}]
-
-
-def audio_count(bench: Bench) -> list[Row]:
-    return [bench.good("count.wav") | {"text": "<audio> or <audio>?"}]
-
-
-def empty_text(bench: Bench) -> list[Row]:
-    return [bench.good("empty_text.wav") | {"response": "  "}]
-
-
-def missing_file(bench: Bench) -> list[Row]:
-    return [bench.row("not_there.wav", "hello")]
+    return plant
 
 
 def not_a_file(bench: Bench) -> list[Row]:
@@ -108,75 +97,14 @@ def undecodable(bench: Bench) -> list[Row]:
 
 
 def cut_off(bench: Bench) -> list[Row]:
-    row = bench.good("cut.wav")
-    bench.change("cut.wav", lambda data: data[: len(data) // 2])
+    row, path = bench.good("cut.wav"), bench.audio / "cut.wav"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     return [row]
-
-
-def not_finite(bench: Bench) -> list[Row]:
-    waveform, text = bench.speech()
-    waveform[500] = np.nan
-    return [bench.row(bench.write("nan.wav", waveform, subtype="FLOAT"), text)]
-
-
-def too_short(bench: Bench) -> list[Row]:
-    waveform, _ = bench.speech()
-    return [bench.row(bench.write("short.wav", waveform[4_000:5_000]), "a")]
-
-
-def too_long(bench: Bench) -> list[Row]:
-    waveform, text = bench.speech()
-    name = bench.write("long.flac", np.tile(waveform, int(31 * RATE_HZ / len(waveform)) + 1))
-    return [bench.row(name, 12 * (text + " "))]
-
-
-def silent(bench: Bench) -> list[Row]:
-    waveform, text = bench.speech()
-    return [bench.row(bench.write("silent.wav", waveform * 1e-3), text)]
-
-
-def clipped(bench: Bench) -> list[Row]:
-    waveform, text = bench.speech()
-    return [bench.row(bench.write("clipped.wav", np.clip(waveform * 3, -1, 1)), text)]
-
-
-def dc_offset(bench: Bench) -> list[Row]:
-    waveform, text = bench.speech()
-    return [bench.row(bench.write("offset.wav", waveform * 0.5 + 0.1), text)]
-
-
-def wrong_rate(bench: Bench) -> list[Row]:
-    waveform, text = bench.speech()
-    return [bench.row(bench.write("slow.wav", waveform[::2], rate=8_000), text)]
-
-
-def not_mono(bench: Bench) -> list[Row]:
-    waveform, text = bench.speech()
-    return [bench.row(bench.write("stereo.wav", np.stack([waveform, waveform], axis=1)), text)]
-
-
-def impossible_transcript(bench: Bench) -> list[Row]:
-    waveform, text = bench.speech()
-    return [bench.row(bench.write("impossible.wav", waveform), " ".join(20 * [text]))]
-
-
-def sparse_transcript(bench: Bench) -> list[Row]:
-    waveform, _ = bench.speech()
-    return [bench.row(bench.write("sparse.wav", np.tile(waveform, 8)), "Yes.")]
-
-
-def response_is_prompt(bench: Bench) -> list[Row]:
-    return [bench.good("repeats.wav") | {"text": "<audio> What is this?", "response": "What is this?"}]
 
 
 def conflicting_responses(bench: Bench) -> list[Row]:
     row = bench.good("conflict.wav")
     return [row, row | {"text": "What is said in this recording? <audio>", "response": "Something else."}]
-
-
-def duplicate_row(bench: Bench) -> list[Row]:
-    row = bench.good("twice.wav")
-    return [row, row]
 
 
 def duplicate_audio(bench: Bench) -> list[Row]:
@@ -187,32 +115,46 @@ def duplicate_audio(bench: Bench) -> list[Row]:
 
 def audio_leak(bench: Bench) -> list[Row]:
     row = bench.good("leak.wav")
-    _held_out(bench, [bench.row("leak.wav", "A woman.", text="Who speaks? <audio>")])
+    bench.held_out.append(bench.row("leak.wav", "A woman.", text="Who speaks? <audio>"))
     return [row]
 
 
 def transcript_leak(bench: Bench) -> list[Row]:
-    row, held_out = bench.good("leak_text.wav"), bench.good("other_voice.wav")
-    _held_out(bench, [held_out | {"response": row["response"].upper() + "!"}])
+    row = bench.good("leak_text.wav")
+    bench.held_out.append(bench.good("other_voice.wav") | {"response": row["response"].upper() + "!"})
     return [row]
 
 
-def _held_out(bench: Bench, rows: list[Row]) -> None:
-    """Adds rows to the split that nothing may leak into."""
-    path = bench.folder / "held_out.json"
-    kept = json.loads(path.read_text()) if path.exists() else []
-    path.write_text(json.dumps(kept + rows))
-
-
+#: By fault: what plants it and returns the rows to add, of which the last has it.
 PLANTERS: dict[str, Callable[[Bench], list[Row]]] = {
-    planter.__name__: planter
-    for planter in (
-        malformed_row, audio_count, empty_text, missing_file, not_a_file, outside_audio_dir, symlink_outside,
-        undecodable, cut_off, not_finite, too_short, too_long, silent, clipped, dc_offset, wrong_rate, not_mono,
-        impossible_transcript, sparse_transcript, response_is_prompt, conflicting_responses, duplicate_row,
-        duplicate_audio, audio_leak, transcript_leak,
-    )
-}  # fmt: skip
+    "malformed_row": lambda bench: [bench.good("malformed.wav") | {"speaker": "Allison"}],
+    "audio_count": lambda bench: [bench.good("count.wav") | {"text": "<audio> or <audio>?"}],
+    "empty_text": lambda bench: [bench.good("empty_text.wav") | {"response": "  "}],
+    "missing_file": lambda bench: [bench.row("not_there.wav", "hello")],
+    "not_a_file": not_a_file,
+    "outside_audio_dir": outside_audio_dir,
+    "symlink_outside": symlink_outside,
+    "undecodable": undecodable,
+    "cut_off": cut_off,
+    "not_finite": spoiled("nan.wav", lambda waveform: np.append(waveform, np.float32("nan")), subtype="FLOAT"),
+    "too_short": spoiled("short.wav", lambda waveform: waveform[4_000:5_000], lambda text: "a"),
+    "too_long": spoiled("long.flac", lambda waveform: np.tile(waveform, 31), lambda text: 60 * f"{text} "),
+    "silent": spoiled("silent.wav", lambda waveform: waveform * 1e-3),
+    "clipped": spoiled("clipped.wav", lambda waveform: np.clip(waveform * 3, -1, 1)),
+    "dc_offset": spoiled("offset.wav", lambda waveform: waveform * 0.5 + 0.1),
+    "wrong_rate": spoiled("slow.wav", lambda waveform: waveform[::2], rate=8_000),
+    "not_mono": spoiled("stereo.wav", lambda waveform: np.stack([waveform, waveform], axis=1)),
+    "impossible_transcript": spoiled("impossible.wav", lambda waveform: waveform, lambda text: 20 * f"{text} "),
+    "sparse_transcript": spoiled("sparse.wav", lambda waveform: np.tile(waveform, 8), lambda text: "Yes."),
+    "response_is_prompt": lambda bench: [
+        bench.good("repeats.wav") | {"text": "<audio> What is this?", "response": "What is this?"}
+    ],
+    "conflicting_responses": conflicting_responses,
+    "duplicate_row": lambda bench: [bench.good("twice.wav")] * 2,
+    "duplicate_audio": duplicate_audio,
+    "audio_leak": audio_leak,
+    "transcript_leak": transcript_leak,
+}
 #: These are not of a row alone: a file that is no JSON, and a table's word error.
 PLANTED_ELSEWHERE = {"unreadable_data", "wrong_transcript", "not_compared"}
 PLANTED_LIMITS = Limits(max_seconds=30.0)
@@ -222,39 +164,26 @@ def found_in(
     files: list[DataFile], audio_dir: Path | None = None, **options: Any
 ) -> list[tuple[int, int | None, str]]:
     """(file, row, fault) of everything that is found."""
-    validation = validate(files, None if audio_dir is None else str(audio_dir), progress=False, **options)
-    try:
-        return [(each.file, each.row, each.fault) for each in validation.findings()]
-    finally:
-        validation.close()
+    validation = validate(files, None if audio_dir is None else str(audio_dir), **options)
+    return [(each.file, each.row, each.fault) for each in validation.findings()]
 
 
 def data_file(path: Path, split: str = "data", judged: bool = True) -> DataFile:
     return DataFile(parse_source(str(path)), split, judged)
 
 
-def plant(folder: Path, planters: list[Callable[[Bench], list[Row]]]) -> tuple[list[DataFile], Path, list[Any]]:
-    """Files of a folder with these faults among good rows, the audio's folder, and what should be found."""
-    bench = Bench(folder)
-    rows, planted = [bench.good("first.wav")], []
-    for planter in planters:
-        rows += planter(bench)
-        planted.append((0, len(rows) - 1, planter.__name__))
-        rows.append({"text": "What is a projector?", "response": f"Ask about {planter.__name__}."})
-    (folder / "data.json").write_text(json.dumps(rows))
-    files = [data_file(folder / "data.json")]
-    if (folder / "held_out.json").exists():
-        files.append(data_file(folder / "held_out.json", "held_out", judged=False))
-    return files, bench.audio, planted
-
-
-def test_every_fault_has_a_planter() -> None:
-    assert set(PLANTERS) | PLANTED_ELSEWHERE == set(FAULTS)
-
-
 def test_all_planted_faults_are_found_at_their_rows_and_no_others(tmp_path: Path) -> None:
-    files, audio_dir, planted = plant(tmp_path, list(PLANTERS.values()))
-    assert found_in(files, audio_dir, limits=PLANTED_LIMITS) == planted
+    assert set(PLANTERS) | PLANTED_ELSEWHERE == set(FAULTS)
+    bench = Bench(tmp_path)
+    rows, planted = [bench.good("first.wav")], []
+    for fault, plant in PLANTERS.items():
+        rows += plant(bench)
+        planted.append((0, len(rows) - 1, fault))
+        rows.append({"text": "What is a projector?", "response": f"Ask about {fault}."})
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    (tmp_path / "held_out.json").write_text(json.dumps(bench.held_out))
+    files = [data_file(tmp_path / "data.json"), data_file(tmp_path / "held_out.json", "held_out", judged=False)]
+    assert found_in(files, bench.audio, limits=PLANTED_LIMITS) == planted
 
 
 def test_a_file_that_is_no_json_and_a_line_that_is_none(tmp_path: Path) -> None:
@@ -270,17 +199,9 @@ def test_a_file_that_is_no_json_and_a_line_that_is_none(tmp_path: Path) -> None:
 
 
 def test_nothing_is_found_in_the_studio_prompts(tmp_path: Path) -> None:
-    files = [
-        data_file(write_prompt_examples(tmp_path, split, limit=40), split) for split in ("train", "validation", "test")
-    ]
+    splits = ("train", "validation", "test")
+    files = [data_file(write_prompt_examples(tmp_path, split, limit=20), split) for split in splits]
     assert found_in(files, tmp_path) == []
-
-
-def test_transcripts_are_known_by_their_prompts() -> None:
-    assert all(is_transcribing(wording) for wording in known_tasks()["transcribe"].prompts)
-    assert not any(
-        is_transcribing(wording) for name in ("describe", "respond") for wording in known_tasks()[name].prompts
-    )
 
 
 # ------------------------------------------------------------------------------------------------------- measurements
@@ -323,7 +244,6 @@ def claims_ten_hours_flac(data: bytes) -> bytes:
 #: that is corrupt.
 HOSTILE: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
     "zero bytes": ("wav", lambda data: b"", "undecodable"),
-    "text": ("wav", lambda data: b"#!/bin/sh\necho hello\n", "undecodable"),
     "a header alone": ("wav", lambda data: data[:44], "cut_off"),
     "a wav that claims ten hours": ("wav", claims_ten_hours_wav, "cut_off"),
     "a flac that claims ten hours": ("flac", claims_ten_hours_flac, "cut_off"),
@@ -332,18 +252,17 @@ HOSTILE: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
 }
 
 
-@pytest.mark.parametrize("what", HOSTILE)
-def test_hostile_files_are_named(tmp_path: Path, what: str) -> None:
-    ending, change, fault = HOSTILE[what]
-    name = f"{what} 録音 ‏قول \U0001f399.{ending}"
+def test_hostile_files_are_named(tmp_path: Path) -> None:
     waveform = Bench(tmp_path).speech()[0]
-    soundfile.write(tmp_path / f"a.{ending}", waveform, RATE_HZ, subtype="OPUS" if ending == "ogg" else "PCM_16")
-    (tmp_path / name).write_bytes(change((tmp_path / f"a.{ending}").read_bytes()))
-    facts = measure(str(tmp_path / name), 600.0)
-    assert facts.fault == fault and facts.reason and facts.seconds < len(waveform) / RATE_HZ + 0.1
-    if fault != "cut_off":  # training reads what is there
-        with pytest.raises(AudioError):
-            load_waveform(tmp_path / name)
+    for what, (ending, change, fault) in HOSTILE.items():
+        name = f"{what} 録音 ‏قول \U0001f399.{ending}"
+        soundfile.write(tmp_path / f"a.{ending}", waveform, RATE_HZ, subtype="OPUS" if ending == "ogg" else "PCM_16")
+        (tmp_path / name).write_bytes(change((tmp_path / f"a.{ending}").read_bytes()))
+        facts = measure(str(tmp_path / name), 600.0)
+        assert facts.fault == fault and facts.reason and facts.seconds < len(waveform) / RATE_HZ + 0.1, what
+        if fault != "cut_off":  # training reads what is there
+            with pytest.raises(AudioError):
+                load_waveform(tmp_path / name)
 
 
 def test_ten_hours_are_read_no_further_than_needed(tmp_path: Path) -> None:
@@ -354,13 +273,13 @@ def test_ten_hours_are_read_no_further_than_needed(tmp_path: Path) -> None:
     assert (facts.fault, round(facts.seconds), facts.digest) == ("", TEN_HOURS_S, "")
 
 
-@pytest.mark.parametrize("audio_dir", [True, False])
-def test_pipes_and_devices_are_not_opened(tmp_path: Path, audio_dir: bool) -> None:
+def test_pipes_and_devices_are_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.wav")
     os.symlink("/dev/zero", tmp_path / "zero.wav")
     (tmp_path / "data.json").write_text(json.dumps([Bench.row(None, name, "a") for name in ("pipe.wav", "zero.wav")]))
-    found = found_in([data_file(tmp_path / "data.json")], tmp_path if audio_dir else None)
-    assert found == [(0, 0, "not_a_file"), (0, 1, "not_a_file")]
+    for audio_dir in (tmp_path, None):
+        found = found_in([data_file(tmp_path / "data.json")], audio_dir)
+        assert found == [(0, 0, "not_a_file"), (0, 1, "not_a_file")]
 
 
 def test_a_container_that_libsndfile_does_not_read(tmp_path: Path) -> None:

@@ -1,19 +1,31 @@
-"""A folder of audio in every usual shape is read as the same clips, found by looking, in an order that is fixed."""
+"""
+A folder of audio in every usual shape is read as the same clips, in an order that is fixed.
 
+What is told wins over what is found by looking; what fits in two ways, or none, is refused and named.
+"""
+
+import json
+import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+from audiollm.corpora.clips import BadClip, CorpusError
 from audiollm.corpora.folder import FolderArguments, open_source
+from audiollm.corpora.prepare import run
 from folder_shapes import (
     MAKERS,
     SENTENCES,
     make_audiofolder,
+    make_csv,
     make_nemo,
+    make_sidecar,
     read,
     said,
     source_of,
     tone,
+    write,
     write_lines,
 )
 
@@ -32,6 +44,7 @@ def test_what_tables_say_beside_the_text(tmp_path: Path):
         MAKERS[shape](tmp_path / shape)
     fields = {shape.name: dict(read(shape)[0].fields) for shape in tmp_path.iterdir()}
     assert fields["nemo"] == {"language": "en", "pred_text": "one two.", "declared_seconds": 0.2}
+    assert {(clip.start_seconds, clip.end_seconds) for clip in read(tmp_path / "nemo")} == {(0.0, None)}
     assert fields["tsv"] == {"speaker": "v1", "up_votes": "2", "language": "en"}
     assert fields["csv"] == {"words": "2"}
 
@@ -71,17 +84,11 @@ def test_parts_of_recordings(tmp_path: Path):
     assert found[0].recording == str(long) and "not after its start" in found[2].reason
 
 
-def test_a_duration_alone_cuts_nothing_off(tmp_path: Path):
-    make_nemo(tmp_path)
-    assert {(clip.start_seconds, clip.end_seconds) for clip in read(tmp_path)} == {(0.0, None)}
-
-
-@pytest.mark.parametrize("wrong", [-1, "soon", True, [1]])
-@pytest.mark.parametrize("name", ["offset", "duration", "wer"])
-def test_numbers_that_are_none_are_named(tmp_path: Path, name: str, wrong):
+def test_numbers_that_are_none_are_named(tmp_path: Path):
     tone(tmp_path / "a.wav")
-    write_lines(tmp_path / "m.jsonl", [{"path": "a.wav", "text": "t", name: wrong}])
-    assert "expected a number" in read(tmp_path)[0].reason
+    wrong = [{"offset": -1, "duration": 1}, {"duration": "soon"}, {"wer": True}, {"wer": [1]}]
+    write_lines(tmp_path / "m.jsonl", [{"path": "a.wav", "text": "t", "offset": 0, "wer": 0} | each for each in wrong])
+    assert all("expected a number" in clip.reason for clip in read(tmp_path))
 
 
 def test_fields_have_the_kinds_that_tasks_expect(tmp_path: Path):
@@ -97,3 +104,168 @@ def test_fields_have_the_kinds_that_tasks_expect(tmp_path: Path):
         **{"wer": 12.5, "speaker": "7", "tags": '["a"]', "snr": 1.5, "big": str(2**70), "none": None},
         **{"language": "en", "declared_seconds": 2.5, "original_text": "t", "original_sha256": "x"},
     }
+
+
+# ------------------------------------------------------------------------------------------------------------ options
+
+
+def test_manifest_of_any_name_and_columns(tmp_path: Path):
+    make_csv(tmp_path)
+    (tmp_path / "list.csv").rename(tmp_path / "list.data")
+    write(tmp_path / "other.csv", "a,b\na.wav,hello\n")
+    assert said(read(tmp_path, manifest="list.data")) == SENTENCES
+    with pytest.raises(CorpusError, match=r"other\.csv.*--columns"):
+        source_of(tmp_path, manifest="other.csv")
+    assert said(read(tmp_path, manifest="other.csv", columns=["audio=a", "text=b"])) == {"a": "hello"}
+    assert said(read(tmp_path, columns=["audio=a", "text=b"])) == {"a": "hello"}  # found by them
+    with pytest.raises(CorpusError, match=r"none\.csv"):
+        source_of(tmp_path, manifest="none.csv")
+
+
+def test_audio_dir_is_where_paths_start_and_may_lie(tmp_path: Path):
+    make_csv(tmp_path / "audio")
+    (tmp_path / "lists").mkdir()
+    shutil.move(tmp_path / "audio" / "list.csv", tmp_path / "lists" / "list.csv")
+    assert all("--audio_dir" in clip.reason for clip in read(tmp_path / "lists"))
+    assert said(read(tmp_path / "lists", audio_dir=str(tmp_path / "audio"))) == SENTENCES
+    with pytest.raises(CorpusError, match="--audio_dir"):
+        source_of(tmp_path / "lists", audio_dir=str(tmp_path / "nowhere"))
+
+
+def test_paths_start_where_the_manifest_lies_and_may_rise_within_the_folder(tmp_path: Path):
+    tone(tmp_path / "audio" / "a.wav")
+    write(tmp_path / "lists" / "l.csv", f"path,text\n../audio/a.wav,hello\n{tmp_path}/audio/a.wav,again\n")
+    good, double = read(tmp_path)
+    assert (good.id, good.text, double.id, double.text) == ("audio/a", "hello", "audio/a", "again")
+
+
+@pytest.mark.parametrize("suffix", [".lab", ".normalized.txt", ".trans"])
+def test_transcripts_of_other_endings(tmp_path: Path, suffix: str):
+    make_sidecar(tmp_path, suffix)
+    if suffix == ".trans":
+        with pytest.raises(CorpusError, match="3 audio files"):
+            source_of(tmp_path)
+    assert said(read(tmp_path, transcript_suffix=None if suffix != ".trans" else suffix)) == SENTENCES
+    make_sidecar(tmp_path, ".original.txt")
+    write(tmp_path / "a.original.txt", "The original.")
+    if suffix != ".trans":
+        with pytest.raises(CorpusError, match=r" and in \.original\.txt.*--transcript_suffix"):
+            source_of(tmp_path)
+    assert said(read(tmp_path, transcript_suffix=".original.txt"))["a"] == "The original."
+
+
+def test_splits_by_names_and_options(tmp_path: Path):
+    for name in ("train-clean/a", "dev/b", "my_test 2/c", "contest/d"):
+        tone(tmp_path / f"{name}.wav")
+        write(tmp_path / f"{name}.txt", name)
+    splits = {clip.id: clip.split for clip in read(tmp_path)}
+    assert splits == {"contest/d": "train", "dev/b": "validation", "my_test 2/c": "test", "train-clean/a": "train"}
+    assert {clip.split for clip in read(tmp_path, split="mine")} == {"mine"}
+    assert [clip.id for clip in read(tmp_path, splits=["dev,test"])] == ["dev/b", "my_test 2/c"]
+    write(tmp_path / "list.csv", "path,text,split\ndev/b.wav,x,dev\ndev/b.wav,y,\ncontest/d.wav,z,extra\n")
+    assert [clip.split for clip in read(tmp_path, manifest="list.csv")] == ["validation", "validation", "extra"]
+
+
+def test_encoding_of_transcripts_and_manifests(tmp_path: Path):
+    tone(tmp_path / "s" / "a.wav")
+    write(tmp_path / "s" / "a.txt", "café", "latin-1")
+    (bad,) = read(tmp_path / "s")
+    assert isinstance(bad, BadClip) and "a.txt" in bad.reason and "--encoding latin-1" in bad.reason
+    assert said(read(tmp_path / "s", encoding="latin-1")) == {"a": "café"}
+    write(tmp_path / "s" / "a.txt", "سلام", "utf-16")
+    assert said(read(tmp_path / "s")) == {"a": "سلام"}
+    tone(tmp_path / "m" / "é.wav")
+    write(tmp_path / "m" / "l.csv", "path,text\né.wav,café\n", "latin-1")
+    assert "--encoding" in read(tmp_path / "m")[0].reason
+    assert said(read(tmp_path / "m", encoding="latin-1")) == {"é": "café"}
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"split": "a", "splits": ["b"]}, "--splits"),
+        ({"transcript_suffix": ".txt", "manifest": "m"}, "--transcript_suffix"),
+        ({"columns": ["text"]}, "--columns"),
+        ({"encoding": "latin-99"}, "--encoding"),
+        ({"split": ""}, "--split"),
+    ],
+)
+def test_options_that_contradict_are_refused(options: dict, named: str):
+    with pytest.raises(ValueError, match=named):
+        FolderArguments("x", **options)
+
+
+# ---------------------------------------------------------------------------------------------- which way to read it
+
+
+def test_two_ways_to_read_a_folder_are_both_named(tmp_path: Path):
+    make_sidecar(tmp_path)
+    write_lines(tmp_path / "m.json", [{"audio_filepath": "a.flac", "text": "t"}])
+    with pytest.raises(CorpusError, match=r"\*\.txt.*m\.json.*--transcript_suffix or --manifest"):
+        source_of(tmp_path)
+    assert len(read(tmp_path, transcript_suffix=".txt")) == 3 and len(read(tmp_path, manifest="m.json")) == 1
+    with pytest.raises(CorpusError, match="--audio_dir is given"):
+        source_of(tmp_path, transcript_suffix=".txt", audio_dir="/")
+    make_csv(tmp_path / "tables")
+    shutil.copy(tmp_path / "tables" / "list.csv", tmp_path / "tables" / "again.csv")
+    with pytest.raises(CorpusError, match=r"'again\.csv' and 'list\.csv'.*--manifest"):
+        source_of(tmp_path / "tables")
+
+
+def test_nothing_to_read_says_what_was_looked_for(tmp_path: Path):
+    with pytest.raises(CorpusError, match="CSV, TSV, JSON"):
+        source_of(tmp_path)
+    tone(tmp_path / "a.wav")
+    (tmp_path / "train.tsv").touch()
+    with pytest.raises(CorpusError, match=r"1 audio files.*train\.tsv.*0 bytes"):
+        source_of(tmp_path)
+    write(tmp_path / "list.csv", "Recording No;Words\n1;hello\n")
+    with pytest.raises(CorpusError, match=r"list\.csv: it cannot be told .* audio.*Recording No, Words\..*--columns"):
+        source_of(tmp_path)
+    with pytest.raises(CorpusError, match="not a folder"):
+        source_of(tmp_path / "none")
+
+
+def test_identity_changes_with_what_is_read(tmp_path: Path):
+    make_sidecar(tmp_path / "s")
+    make_nemo(tmp_path / "n")
+    seen = [source_of(tmp_path / "s").identity, source_of(tmp_path / "n").identity]
+    (tmp_path / "s" / "a.flac").write_bytes(b"mended")
+    write(tmp_path / "s" / "b.txt", (tmp_path / "s" / "b.txt").read_text())  # touched, and the same
+    assert source_of(tmp_path / "s").identity == seen[0]
+    write(tmp_path / "s" / "a.txt", "Something else.")
+    write_lines(tmp_path / "n" / "manifest.json", [{"audio_filepath": "audio/a.wav", "text": "t"}])
+    seen += [source_of(tmp_path / "s").identity, source_of(tmp_path / "n").identity]
+    seen += [source_of(tmp_path / "n", split="x").identity, source_of(tmp_path / "n", follow_symlinks=True).identity]
+    assert len({json.dumps(identity) for identity in seen}) == len(seen)
+
+
+def test_the_unit_of_word_errors_is_of_a_column(tmp_path: Path):
+    make_csv(tmp_path / "table")
+    make_sidecar(tmp_path / "beside")
+    for folder in ("table", "beside"):
+        with pytest.raises(CorpusError, match="--wer_unit percent is given, but there is no column of word errors"):
+            source_of(tmp_path / folder, wer_unit="percent")
+    write(tmp_path / "table" / "list.csv", "path,text,wer\na.wav,hello,0.5\n")
+    assert source_of(tmp_path / "table", wer_unit="fraction").count() == 1
+
+
+def test_the_order_is_not_that_of_the_file_system(tmp_path: Path):
+    names = ["é", "z", "a", "B", "10", "9", "سلام", "🎵"]
+    for folder, order in ((tmp_path / "one", names), (tmp_path / "two", names[::-1])):
+        for name in order:
+            tone(folder / name / f"{name}.wav")
+            write(folder / name / f"{name}.txt", name)
+    ids = [clip.id for clip in read(tmp_path / "one")]
+    assert ids == [clip.id for clip in read(tmp_path / "two")]
+    assert ids == sorted((f"{name}/{name}" for name in names), key=os.fsencode)
+
+
+def test_what_was_prepared_below_the_folder_is_no_part_of_it(tmp_path: Path):
+    """The same command a second time finds its work done, though its output lies in the folder that it reads."""
+    make_sidecar(tmp_path)
+    command = [str(tmp_path), "--output", str(tmp_path / "out"), "--workers", "1"]
+    run("folder", command)
+    before = source_of(tmp_path).identity
+    run("folder", command)
+    assert source_of(tmp_path).identity == before and said(read(tmp_path)) == SENTENCES

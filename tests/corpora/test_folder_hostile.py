@@ -71,9 +71,7 @@ def test_links_that_lead_out_are_followed_only_when_told(inside: Path, outside: 
     (inside / "same.wav").symlink_to("good.wav")
     write(inside / "same.txt", "the same")
     clips = read(inside)
-    assert [clip.id for clip in clips if isinstance(clip, Clip)] == [
-        "same"
-    ]  # a link inside the folder is none to refuse
+    assert [clip.id for clip in clips if isinstance(clip, Clip)] == ["same"], "whose link stays inside the folder"
     assert all("symbolic link" in reason and "--follow_symlinks" in reason for reason in problems(clips).values())
     assert set(problems(clips)) == {"below", "good", "link"}
     assert "secret" not in json.dumps([clip.text for clip in clips if isinstance(clip, Clip)])
@@ -93,12 +91,7 @@ def test_audio_and_transcripts_without_each_other(inside: Path):
     assert "keep one" in found["a.wav"] and "no words" in found["empty"] and "README.txt" not in found
 
 
-def test_empty_transcripts_in_manifests(inside: Path):
-    write(inside / "m.csv", "path,text\ngood.wav,\ngood.wav,  \n")
-    assert all("no transcript" in clip.reason for clip in read(inside))
-
-
-NAMES = ["سلام", "🎵", "new\nline", "tab\tand space", "कखग", "-rf", "a'b\"c", "日本", "e\u0301", "%s{0}"]
+NAMES = ["سلام", "🎵", "new\nline", "tab\tand space", "-rf", "a'b\"c", "e\u0301", "%s{0}"]
 
 
 def test_names_of_any_script(tmp_path: Path):
@@ -141,8 +134,9 @@ def test_names_that_are_no_text(tmp_path: Path):
 
 
 def test_a_manifest_that_changes_its_columns_or_breaks_is_named_by_line(inside: Path):
-    rows = ['{"path": "good.wav", "text": "t"}', '{"text": "t"}', '{"path": 3, "text": "t"}', "[]", '{"path"', '"x"']
+    rows = ['{"path": "good.wav", "text": "t"}', '{"text": "t"}', '{"path": 3, "text": "t"}', "[]", '{"path"']
+    rows += ['{"path": "good.wav", "text": " "}']
     write(inside / "m.jsonl", "\n".join(rows))
     _, *bad = read(inside)
     assert [clip.id for clip in bad] == [f"m.jsonl, line {n}" for n in range(2, 7)]
-    assert "has no audio" in bad[0].reason
+    assert "has no audio" in bad[0].reason and "no transcript" in bad[-1].reason

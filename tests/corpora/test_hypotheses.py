@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
 from audiollm.corpora.hypotheses import (
     MAX_TOKENS_PER_SECOND,
     SPARE_TOKENS,
@@ -16,7 +15,6 @@ from audiollm.corpora.hypotheses import (
     WhisperModelError,
     WhisperTranscriber,
 )
-from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.corpora.transcript_journal import TranscriptJournal
 from audiollm.processing.audio import AudioError, load_waveform
 from tiny_models import character_tokenizer, save_audio_base
@@ -71,20 +69,30 @@ def journal_file(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_transcripts_come_in_order_whatever_the_batches(whisper, clips, expected, batch_size) -> None:
-    assert list(transcriber(whisper, batch_size=batch_size).transcribe(clips)) == expected
+def test_transcripts_come_in_order_whatever_the_batches(whisper, clips, expected, tmp_path) -> None:
+    for batch_size in (3, 8):
+        assert list(transcriber(whisper, batch_size=batch_size).transcribe(clips)) == expected
+    short = save_noise(tmp_path / "short.flac", 0.1, 4)
+    (heard,) = transcriber(whisper).transcribe([short])
+    assert len(heard) <= SPARE_TOKENS + MAX_TOKENS_PER_SECOND * 0.1, "a loop ends with its clip"
 
 
-def test_a_second_run_hears_nothing(whisper, clips, expected, tmp_path) -> None:
+def test_a_second_run_hears_nothing_but_what_was_lost(whisper, clips, expected, tmp_path) -> None:
     first, second = transcriber(whisper, tmp_path), transcriber(whisper, tmp_path)
-    assert list(first.transcribe(clips)) == expected and (first.heard, first.recalled) == (len(clips), 0)
+    assert list(first.transcribe(clips)) == expected and (first.journal.made, first.journal.recalled) == (
+        len(clips),
+        0,
+    )
     kept = journal_file(tmp_path).read_bytes()
     assert list(second.transcribe(reversed(clips))) == expected[::-1]
-    assert (second.heard, second.recalled) == (0, len(clips))
+    assert (second.journal.made, second.journal.recalled) == (0, len(clips))
     assert journal_file(tmp_path).read_bytes() == kept
     settings, *lines = [json.loads(line) for line in kept.splitlines()]
     assert settings["made_with"]["model"] == whisper and len(lines) == len(clips)
+    for lost_bytes in (1, 30):
+        journal_file(tmp_path).write_bytes(journal_file(tmp_path).read_bytes()[:-lost_bytes])
+        again = transcriber(whisper, tmp_path)
+        assert list(again.transcribe(clips)) == expected and again.journal.made == 1
 
 
 def test_an_interrupted_pass_goes_on_with_the_next_batch(whisper, clips, expected, tmp_path) -> None:
@@ -94,33 +102,19 @@ def test_an_interrupted_pass_goes_on_with_the_next_batch(whisper, clips, expecte
     ears = transcriber(whisper, tmp_path / "journal")
     with pytest.raises(AudioError, match=r"2\.flac"):
         list(ears.transcribe(mine))
-    assert ears.heard == 6
+    assert ears.journal.made == 6
     mine[2].write_bytes(longest)
     again = transcriber(whisper, tmp_path / "journal")
-    assert list(again.transcribe(mine)) == expected and (again.heard, again.recalled) == (1, 6)
+    assert list(again.transcribe(mine)) == expected and (again.journal.made, again.journal.recalled) == (1, 6)
 
 
-@pytest.mark.parametrize("lost_bytes", [1, 30])
-def test_a_line_that_was_cut_off_is_heard_again(whisper, clips, expected, tmp_path, lost_bytes) -> None:
-    list(transcriber(whisper, tmp_path).transcribe(clips))
-    path = journal_file(tmp_path)
-    path.write_bytes(path.read_bytes()[:-lost_bytes])
-    again, third = transcriber(whisper, tmp_path), transcriber(whisper, tmp_path)
-    assert list(again.transcribe(clips)) == expected and again.heard == 1
-    assert list(third.transcribe(clips)) == expected and third.heard == 0
-
-
-def test_what_another_model_or_precision_heard_is_not_recalled(clips, tmp_path) -> None:
+def test_what_another_model_heard_is_not_recalled(clips, tmp_path) -> None:
     whisper = save_whisper(tmp_path / "whisper")
     list(transcriber(whisper, tmp_path).transcribe(clips))
-    for options in ({"dtype": torch.bfloat16}, {"revision": "other"}):
-        other = transcriber(whisper, tmp_path, **options)
-        list(other.transcribe(clips[:2]))
-        assert other.heard == 2, options
     save_whisper(tmp_path / "whisper", seed=5)  # other weights under the same name
     other = transcriber(whisper, tmp_path)
     list(other.transcribe(clips[:2]))
-    assert other.heard == 2 and len(list(tmp_path.glob("*.jsonl"))) == 1
+    assert other.journal.made == 2 and len(list(tmp_path.glob("*.jsonl"))) == 1
 
 
 def test_many_writers_lose_nothing(tmp_path) -> None:
@@ -135,7 +129,6 @@ def test_many_writers_lose_nothing(tmp_path) -> None:
         list(pool.map(write, range(4)))
     journal = TranscriptJournal(tmp_path / "journal.jsonl", {"model": "a"})
     assert [journal.get(digest) for digest in digests] == [f"text {index}\n" for index in range(200)]
-    assert len(journal) == 200 and len((tmp_path / "journal.jsonl").read_text().splitlines()) == 201
     assert TranscriptJournal(tmp_path / "journal.jsonl", {"model": "b"}).get(digests[0]) is None
 
 
@@ -149,13 +142,10 @@ def test_a_long_recording_is_heard_to_its_end(whisper, tmp_path) -> None:
     assert list(transcriber(whisper).transcribe([long])) == [" ".join(filter(None, texts))]
 
 
-def test_a_loop_ends_with_its_clip(whisper, tmp_path) -> None:
-    short = save_noise(tmp_path / "short.flac", 0.1, 4)
-    (heard,) = transcriber(whisper).transcribe([short])
-    assert len(heard) <= SPARE_TOKENS + MAX_TOKENS_PER_SECOND * 0.1
-
-
-def test_the_language_decides_what_is_heard(clips, tmp_path) -> None:
+def test_the_language_decides_what_is_heard(whisper, clips, expected, tmp_path) -> None:
+    assert list(transcriber(whisper, language="English").transcribe(clips[:1])) == expected[:1]
+    with pytest.raises(WhisperModelError, match=r"hears English only.*'fr'"):
+        transcriber(whisper, language="fr")
     whisper = save_whisper(tmp_path)
     GenerationConfig(
         is_multilingual=True,
@@ -167,19 +157,13 @@ def test_the_language_decides_what_is_heard(clips, tmp_path) -> None:
         pad_token_id=2,
     ).save_pretrained(whisper)
     heard = {
-        language: tuple(transcriber(whisper, tmp_path, language=language).transcribe(clips[:3]))
+        language: tuple(transcriber(whisper, tmp_path, language=language).transcribe(clips[:2]))
         for language in ("en", "french", "de", None)
     }
     assert len(set(heard.values())) >= 3
-    assert tuple(transcriber(whisper, language="fr").transcribe(clips[:3])) == heard["french"]
+    assert tuple(transcriber(whisper, language="fr").transcribe(clips[:2])) == heard["french"]
     with pytest.raises(WhisperModelError, match="language 'klingon'"):
         transcriber(whisper, language="klingon")
-
-
-def test_a_model_for_english_takes_no_other_language(whisper, clips, expected) -> None:
-    assert list(transcriber(whisper, language="English").transcribe(clips[:1])) == expected[:1]
-    with pytest.raises(WhisperModelError, match=r"hears English only.*'fr'"):
-        transcriber(whisper, language="fr")
 
 
 def test_what_is_no_whisper_is_refused_by_name(tiny_bases, tmp_path, monkeypatch) -> None:
@@ -193,15 +177,3 @@ def test_what_is_no_whisper_is_refused_by_name(tiny_bases, tmp_path, monkeypatch
     ):
         with pytest.raises(WhisperModelError, match=message):
             transcriber(model)
-    with pytest.raises(ValueError, match="batch size is 0"):
-        transcriber(tiny_bases[0], batch_size=0)
-
-
-def test_real_speech_is_heard(real_bases, tmp_path) -> None:
-    rows = {row["id"]: row for row in load_studio_prompts("test")}
-    paths, texts = [], []
-    for name in ("conf-extended", "vm-tocancel"):
-        paths.append(tmp_path / f"{name}.flac")
-        soundfile.write(paths[-1], load_waveform(rows[name]["audio"]), SAMPLING_RATE_HZ)
-        texts.append(rows[name]["text"].lower())
-    assert [text.lower() for text in transcriber(real_bases[0]).transcribe(paths)] == texts

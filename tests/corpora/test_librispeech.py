@@ -1,7 +1,10 @@
 """LibriSpeech end to end on archives of its real form, made of real speech and served by a server that breaks off."""
 
+import gzip
 import hashlib
-from collections.abc import Iterator
+import io
+import os
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from audiollm.corpora.librispeech import (
     ArchiveError,
     LibriSpeechArguments,
     PublishedArchive,
+    archive_members,
     open_source,
 )
 from audiollm.downloads import ChecksumError
@@ -22,45 +26,39 @@ from librispeech_archives import (
     CLIPS_PER_CHAPTER,
     SPLITS,
     Files,
-    Recording,
     clip_ids,
     librispeech_archives,
     librispeech_trees,
     packed,
     published,
     real_speech,
-    served,
     unpacked,
 )
-from loopback_site import Site, serving
-
-
-@pytest.fixture(scope="module")
-def speech() -> list[Recording]:
-    return real_speech()
-
-
-@pytest.fixture(scope="module")
-def trees() -> dict[str, Files]:
-    return librispeech_trees()
-
-
-@pytest.fixture(scope="module")
-def archives() -> dict[str, bytes]:
-    return librispeech_archives()
+from loopback_site import Site
 
 
 @pytest.fixture
-def table(archives: dict[str, bytes]) -> dict[str, PublishedArchive]:
-    return published(archives)
+def table() -> dict[str, PublishedArchive]:
+    return published(librispeech_archives())
 
 
 @pytest.fixture
-def mirror(archives: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+def mirror(site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
     monkeypatch.setattr(downloads, "RETRY_WAIT_SECONDS", 0.001)
-    with serving() as site:
-        site.files = served(archives)
-        yield site
+    return site
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """A folder of both archives, with the unpacked tree in a folder of it."""
+    for split, files in librispeech_trees().items():
+        unpacked(files, tmp_path / "tree")
+        (tmp_path / f"{split}.tar.gz").write_bytes(librispeech_archives()[split])
+    return tmp_path
+
+
+def opened(source_path: Path, table: dict[str, PublishedArchive] | None = None, **options: Any) -> Any:
+    return open_source(LibriSpeechArguments(source_path=str(source_path), **options), table, progress=False)
 
 
 def good(source: Any, start: int = 0) -> list[Clip]:
@@ -72,12 +70,8 @@ def good(source: Any, start: int = 0) -> list[Clip]:
 # ---------------------------------------------------------------------------------------------------------- download
 
 
-def test_downloaded_over_a_connection_that_breaks_twice(
-    mirror: Site,
-    table: dict[str, PublishedArchive],
-    speech: list[Recording],
-    tmp_path: Path,
-) -> None:
+def test_downloaded_over_a_connection_that_breaks_twice(mirror: Site, table, tmp_path: Path) -> None:
+    speech = real_speech()
     first = table["dev-clean"].bytes // 3
     mirror.break_after = [first, 5000]
     arguments = LibriSpeechArguments(
@@ -103,10 +97,8 @@ def test_downloaded_over_a_connection_that_breaks_twice(
     assert again.identity == source.identity and good(again) == clips
 
 
-def test_a_corrupted_archive_is_refused_and_named(
-    mirror: Site, table: dict[str, PublishedArchive], archives: dict[str, bytes], tmp_path: Path
-) -> None:
-    served = archives["dev-clean"]
+def test_a_corrupted_archive_is_refused_and_named(mirror: Site, table, tmp_path: Path) -> None:
+    served = librispeech_archives()["dev-clean"]
     damaged = served[:5000] + bytes([served[5000] ^ 1]) + served[5001:]
     mirror.files["/resources/12/dev-clean.tar.gz"] = damaged
     arguments = LibriSpeechArguments(["dev-clean"], archives=str(tmp_path), mirrors=[f"{mirror.url}/resources"])
@@ -127,15 +119,9 @@ def test_a_corrupted_archive_is_refused_and_named(
 # ------------------------------------------------------------------------------------------- archives and folders
 
 
-def test_folder_and_archive_hold_the_same_clips(
-    trees: dict[str, Files], table: dict[str, PublishedArchive], archives: dict[str, bytes], tmp_path: Path
-) -> None:
-    for split, files in trees.items():
-        unpacked(files, tmp_path / "tree")
-        (tmp_path / f"{split}.tar.gz").write_bytes(archives[split])
-    (tmp_path / "tree" / "LibriSpeech" / "dev-clean" / "84" / "121123" / "._84-121123-0000.flac").write_bytes(b"mac")
-    folder = open_source(LibriSpeechArguments(source_path=str(tmp_path / "tree")))
-    archive = open_source(LibriSpeechArguments(source_path=str(tmp_path)), table, progress=False)
+def test_folder_and_archive_hold_the_same_clips(table, corpus: Path) -> None:
+    (corpus / "tree" / "LibriSpeech" / "dev-clean" / "84" / "121123" / "._84-121123-0000.flac").write_bytes(b"mac")
+    folder, archive = opened(corpus / "tree"), opened(corpus, table)
     assert folder.count() == archive.count() == 15
 
     def known(clip: Clip) -> tuple:
@@ -143,58 +129,35 @@ def test_folder_and_archive_hold_the_same_clips(
 
     in_folder, in_archive = [known(clip) for clip in good(folder)], [known(clip) for clip in good(archive)]
     assert sorted(in_folder, key=lambda clip: clip[:2]) == sorted(in_archive, key=lambda clip: clip[:2])
-    assert [clip[1][:-5] for clip in in_folder[::CLIPS_PER_CHAPTER]] == [
-        "2035-147960", "84-121123", "84-121550", "1088-129236", "60-121082",
-    ]  # fmt: skip
+    chapters = ["2035-147960", "84-121123", "84-121550", "1088-129236", "60-121082"]
+    assert [clip[1][:-5] for clip in in_folder[::CLIPS_PER_CHAPTER]] == chapters
     fields = {clip[1]: clip[3] for clip in in_folder}
-    assert fields["60-121082-0000"] == {
-        "speaker": "60",
-        "speaker_sex": "M",
-        "speaker_name": "|CBW|Simon",
-        "chapter": "121082",
-        "language": "en",
-    }
-    inside = open_source(
-        LibriSpeechArguments(source_path=str(tmp_path / "tree" / "LibriSpeech"), splits=["train-clean-5"])
-    )
+    assert fields["60-121082-0000"] == {"speaker": "60", "chapter": "121082", "language": "en"}
+    inside = opened(corpus / "tree" / "LibriSpeech", splits=["train-clean-5"], letter_case="keep")
     assert [clip.id for clip in good(inside)] == [clip[1] for clip in in_folder[9:]]
+    assert [clip.text for clip in good(inside)] == [clip[2].upper() for clip in in_folder[9:]]
+    for source in (folder, archive):
+        for start in (1, 8, 9, 14, 15, 20):
+            assert good(source, start) == good(source)[start:]
 
 
-@pytest.mark.parametrize("start", [0, 1, 8, 9, 10, 14, 15, 20])
-def test_clips_go_on_from_any_of_them(
-    trees: dict[str, Files],
-    table: dict[str, PublishedArchive],
-    archives: dict[str, bytes],
-    tmp_path: Path,
-    start: int,
-) -> None:
-    for split in SPLITS:
-        (tmp_path / f"{split}.tar.gz").write_bytes(archives[split])
-        unpacked(trees[split], tmp_path / "tree")
-    for given in (tmp_path, tmp_path / "tree"):
-        source = open_source(LibriSpeechArguments(source_path=str(given)), table, progress=False)
-        assert good(source, start) == good(source)[start:]
-
-
-def test_an_archive_at_hand_is_verified_under_its_published_name(
-    table: dict[str, PublishedArchive], archives: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_an_archive_at_hand_is_verified_under_its_published_name(table, tmp_path: Path) -> None:
     path = tmp_path / "dev-clean.tar.gz"
-    path.write_bytes(archives["dev-clean"])
-    assert len(good(open_source(LibriSpeechArguments(source_path=str(path)), table, progress=False))) == 9
-    other = open_source(LibriSpeechArguments(source_path=str(path), splits=["dev-other"]), table, progress=False)
+    path.write_bytes(librispeech_archives()["dev-clean"])
+    assert len(good(opened(path, table))) == 9
+    other = opened(path, table, splits=["dev-other"])
     with pytest.raises(CorpusError, match=r"no split 'dev-other'; found dev-clean"):
         list(other.clips(start=100))
     assert other.count() is None
     wrong_sum = {"dev-clean": replace(table["dev-clean"], md5="0" * 32)}
     with pytest.raises(ChecksumError, match=rf"{path}: expected md5 0+, found {table['dev-clean'].md5}"):
-        open_source(LibriSpeechArguments(source_path=str(path)), wrong_sum, progress=False)
-    path.write_bytes(archives["dev-clean"][:-100])
+        opened(path, wrong_sum)
+    path.write_bytes(librispeech_archives()["dev-clean"][:-100])
     with pytest.raises(ChecksumError, match=rf"{path}: expected \d+ bytes, found \d+"):
-        open_source(LibriSpeechArguments(source_path=str(tmp_path)), table, progress=False)
+        opened(tmp_path, table)
     path = path.rename(tmp_path / "mine.tar.gz")  # of no published name: damage shows where it is
     with pytest.raises(ArchiveError, match=r"mine\.tar\.gz is damaged at member 'LibriSpeech/dev-clean/84/"):
-        list(open_source(LibriSpeechArguments(source_path=str(path))).clips())
+        list(opened(path).clips())
 
 
 # --------------------------------------------------------------------------------------------------- what is wrong
@@ -229,27 +192,25 @@ FAULTS = [
 ]
 
 
-def test_what_cannot_become_a_clip_is_said_with_its_reason(trees: dict[str, Files], tmp_path: Path) -> None:
-    files = with_faults(trees["dev-clean"])
+def test_what_cannot_become_a_clip_is_said_with_its_reason(tmp_path: Path) -> None:
+    files = with_faults(librispeech_trees()["dev-clean"])
     unpacked(files, tmp_path / "tree")
     (tmp_path / "mine.tar.gz").write_bytes(packed(dict(sorted(files.items()))))
     for given in ("tree", "mine.tar.gz"):
-        source = open_source(LibriSpeechArguments(source_path=str(tmp_path / given)))
-        clips = list(source.clips())
+        clips = list(opened(tmp_path / given).clips())
         assert sorted((c.id, c.reason) for c in clips if isinstance(c, BadClip)) == sorted(FAULTS)
-        assert [c.id for c in clips if isinstance(c, Clip)] == [f"2035-147960-000{n}" for n in range(3)] + [
-            "84-121123-0001"
-        ]
-    assert open_source(LibriSpeechArguments(source_path=str(tmp_path / "tree"))).count() == len(clips)
+        whole = [*(f"2035-147960-000{n}" for n in range(3)), "84-121123-0001"]
+        assert [c.id for c in clips if isinstance(c, Clip)] == whole
+    assert opened(tmp_path / "tree").count() == len(clips)
 
 
-def test_links_out_of_a_folder_are_not_followed(trees: dict[str, Files], tmp_path: Path) -> None:
-    tree = unpacked(trees["dev-clean"], tmp_path / "tree") / "LibriSpeech"
+def test_links_out_of_a_folder_are_not_followed(tmp_path: Path) -> None:
+    tree = unpacked(librispeech_trees()["dev-clean"], tmp_path / "tree") / "LibriSpeech"
     secret = unpacked({"84-121123-0001.flac": b"elsewhere"}, tmp_path / "secret") / "84-121123-0001.flac"
     trap = tree / "dev-clean" / "84" / "121123" / "84-121123-0001.flac"
     trap.unlink()
     trap.symlink_to(secret)
-    clips = list(open_source(LibriSpeechArguments(source_path=str(tree))).clips())
+    clips = list(opened(tree).clips())
     bad = {c.id: c.reason for c in clips if isinstance(c, BadClip)}
     assert bad.pop("84-121123-0001") == "has a transcript and no recording"
     assert list(bad) == ["dev-clean/84/121123/84-121123-0001.flac"] and "leads out" in bad.popitem()[1]
@@ -259,35 +220,20 @@ def test_links_out_of_a_folder_are_not_followed(trees: dict[str, Files], tmp_pat
     trap.unlink()
     trap.write_bytes(b"")
     (tree / "dev-clean").symlink_to(tmp_path / "elsewhere" / "dev-clean")
-    assert len(good(open_source(LibriSpeechArguments(source_path=str(tree))))) == 9
+    assert len(good(opened(tree))) == 9
 
 
-def test_a_folder_of_something_else_is_said_so(trees: dict[str, Files], tmp_path: Path) -> None:
+def test_a_folder_of_something_else_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=r"holds no LibriSpeech tree; expected LibriSpeech/<split>"):
-        open_source(LibriSpeechArguments(source_path=str(tmp_path)))
-    unpacked(trees["dev-clean"], tmp_path)
+        opened(tmp_path)
+    unpacked(librispeech_trees()["dev-clean"], tmp_path)
     with pytest.raises(CorpusError, match=r"holds no split 'test-clean'; it holds dev-clean"):
-        open_source(LibriSpeechArguments(source_path=str(tmp_path), splits=["test-clean"]))
+        opened(tmp_path, splits=["test-clean"])
     with pytest.raises(FileNotFoundError, match="gone"):
-        open_source(LibriSpeechArguments(source_path=str(tmp_path / "gone")))
+        opened(tmp_path / "gone")
     (tmp_path / "x.tar.gz").write_bytes(packed({"notes.txt": b"nothing"}))
     with pytest.raises(CorpusError, match="there is no LibriSpeech tree"):
-        list(open_source(LibriSpeechArguments(source_path=str(tmp_path / "x.tar.gz"))).clips())
-
-
-# ----------------------------------------------------------------------------------------------------------- options
-
-
-def test_letter_case_is_what_was_asked_for(trees: dict[str, Files], tmp_path: Path) -> None:
-    tree = str(unpacked(trees["dev-clean"], tmp_path))
-    made = {
-        case: [clip.text for clip in good(open_source(LibriSpeechArguments(source_path=tree, letter_case=case)))]
-        for case in ("sentence", "lower", "keep")
-    }
-    assert made["keep"] == [text.upper() for text in made["sentence"]]
-    assert made["lower"] == [text.lower() for text in made["keep"]]
-    assert all(text[0].isupper() or not text[0].isalpha() for text in made["sentence"])
-    assert made["sentence"] != made["keep"]
+        list(opened(tmp_path / "x.tar.gz").clips())
 
 
 @pytest.mark.parametrize(
@@ -297,10 +243,87 @@ def test_letter_case_is_what_was_asked_for(trees: dict[str, Files], tmp_path: Pa
         ({"letter_case": "title"}, r"--letter_case 'title': expected one of sentence, lower, keep"),
         ({"source_path": "hub:openslr/librispeech_asr"}, r"audiollm prepare huggingface --dataset librispeech"),
         ({"source_path": "x", "mirrors": ["http://a"]}, r"--mirrors is for downloads"),
-        ({"source_path": "x", "archives": "y"}, r"--archives is for downloads"),
         ({"mirrors": ["file:///etc"]}, r"--mirrors has 'file:///etc'; expected URLs"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         LibriSpeechArguments(**options)
+
+
+# ---------------------------------------------------------------------------------------------------------- streams
+
+FILES = {
+    "LibriSpeech/README.TXT": b"read me",
+    "LibriSpeech/dev/1/2/1-2-0000.flac": bytes(range(256)) * 40,
+    "LibriSpeech/dev/" + "long" * 40 + "/Ünïcode 日本.txt": b"text",
+    "empty": b"",
+}
+
+
+def tar_file(
+    path: Path, files: dict[str, bytes], mode: str = "w:gz", extra: tuple[tarfile.TarInfo, ...] = (), format: int = 2
+) -> Path:
+    with tarfile.open(path, mode, format=format) as tar:  # type: ignore[call-overload]
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+        for member in extra:
+            tar.addfile(member)
+    return path
+
+
+def members(path: Path, wanted: bool = True) -> dict[str, bytes]:
+    return dict(archive_members(path, lambda name: wanted))
+
+
+@pytest.mark.parametrize(("mode", "format"), [("w:gz", tarfile.GNU_FORMAT), ("w", tarfile.PAX_FORMAT)])
+def test_members_come_whole_and_in_order(tmp_path: Path, mode: str, format: int) -> None:
+    folder = tarfile.TarInfo("LibriSpeech/a folder")
+    folder.type = tarfile.DIRTYPE
+    archive = tar_file(tmp_path / "x", FILES, mode, (folder,), format)
+    assert list(archive_members(archive, lambda name: True)) == list(FILES.items())
+    assert [name for name, _ in archive_members(archive, lambda name: name.endswith(".flac"))] == [list(FILES)[1]]
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.GNUTYPE_SPARSE])
+def test_names_that_lead_elsewhere_links_out_and_devices_are_refused(tmp_path: Path, kind: bytes) -> None:
+    for name in ("/../etc/passwd", "a/../../b"):
+        with pytest.raises(ArchiveError, match="x is refused at member"):
+            members(tar_file(tmp_path / "x", {"good": b"1", name: b"2"}))
+    member = tarfile.TarInfo("LibriSpeech/trap.flac")
+    member.type, member.linkname = kind, "/etc/passwd"
+    names = []
+    with pytest.raises(ArchiveError, match=r"x\.tar\.gz is refused at member 'LibriSpeech/trap\.flac'"):
+        for name, _ in archive_members(tar_file(tmp_path / "x.tar.gz", {"good": b"1"}, extra=(member,)), bool):
+            names.append(name)
+    assert names == ["good"]
+
+
+def test_archives_that_explode_are_refused(tmp_path: Path) -> None:
+    archive = tar_file(tmp_path / "t.tgz", {f"zeros {index}": bytes(4 << 20) for index in range(6)})
+    for wanted in (True, False):
+        with pytest.raises(ArchiveError, match="out of proportion"):  # 24 MiB in 24 kB
+            members(archive, wanted)
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w"])
+def test_an_archive_cut_off_or_changed_anywhere_is_damaged(tmp_path: Path, mode: str) -> None:
+    files = {f"member {index}": os.urandom(700) for index in range(5)}
+    whole = tar_file(tmp_path / "whole", files, mode).read_bytes()
+    end = len(whole) if mode == "w:gz" else whole.rindex(files["member 4"]) + 700
+    damaged = [whole[:length] for length in range(300, end, 197)]
+    if mode == "w:gz":  # whose checksum tells
+        damaged += [whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :] for at in range(100, end - 100, 161)]
+    for data in damaged:
+        (tmp_path / "x.tar.gz").write_bytes(data)
+        with pytest.raises(ArchiveError, match=r"x\.tar\.gz is"):
+            members(tmp_path / "x.tar.gz")
+
+
+def test_what_is_no_archive_is_said_so(tmp_path: Path) -> None:
+    for content in (b"<html>", gzip.compress(b"<html>"), b""):
+        (tmp_path / "x.tar.gz").write_bytes(content)
+        with pytest.raises(ArchiveError, match=r"x\.tar\.gz is damaged at its start"):
+            members(tmp_path / "x.tar.gz")

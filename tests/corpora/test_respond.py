@@ -2,23 +2,21 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 from audiollm.corpora.clips import BadClip, Clip, CorpusError
-from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.corpora.respond import (
     Responder,
     Response,
     SelfInstructArguments,
     SelfInstructed,
-    repeated_passage,
     self_instructed,
 )
 from audiollm.corpora.tasks import tasks_named
-from transformers import AutoConfig, AutoTokenizer, HfArgumentParser
+from transformers import AutoConfig, AutoTokenizer
 
 TEXTS = [f"{word} {'and more ' * (index % 5)}of it" for index, word in enumerate("abcdefghijklmnopqrst")]
 #: Clips of a window, with a batch size of 1.
@@ -61,36 +59,26 @@ def raw(folder: Path) -> dict[str, dict[str, Any]]:
     return {entry["sha256"]: json.loads(entry["text"]) for entry in entries if "text" in entry}
 
 
-@pytest.fixture(scope="module")
-def real(real_bases: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Responder:
-    folder = tmp_path_factory.mktemp("responses")
-    return Responder(real_bases[1], max_new_tokens=24, batch_size=4, journal_folder=folder)
-
-
-def test_the_real_base_answers_what_is_said(real: Responder) -> None:
-    rows = load_studio_prompts("test").select(range(2))
-    texts = ["What is the capital of France?", "Say hello to me.", *rows["text"], "What is the capital of France?"]
+@pytest.mark.slow
+def test_the_real_base_answers_what_is_said(real_bases, tmp_path: Path) -> None:
+    real = Responder(real_bases[1], max_new_tokens=24, batch_size=4, journal_folder=tmp_path)
+    texts = ["What is the capital of France?", "Say hello to me.", "What is the capital of France?"]
     source = SelfInstructed(corpus(texts), real, progress=False)
     clips = list(source.clips())
-    assert real.written == 4  # one text comes twice
+    assert real.journal.made == 2  # one text comes twice
     assert source.default_tasks == ("respond",)
     paris = clips[0]
     assert isinstance(paris, Clip) and "Paris" in str(paris.fields["response"])
     assert paris.text == texts[0] and paris.fields["response_cut"] is False
-    assert clips[4].fields["response"] == paris.fields["response"]
+    assert clips[2].fields["response"] == paris.fields["response"]
     (respond,) = tasks_named(["respond"])
     assert respond.ask(paris.id, paris.fields) == ("<audio>", paris.fields["response"])
-    for clip in clips:
-        if isinstance(clip, BadClip):
-            assert "ended no sentence in 24 tokens" in clip.reason or "repeated" in clip.reason
-        elif clip.fields["response_cut"]:
-            assert str(clip.fields["response"])[-1] in ".!?\"'"
 
 
 def test_an_interrupted_run_goes_on_and_writes_nothing_twice(tiny: dict[str, Any], tmp_path: Path) -> None:
     whole = instructed(tiny | {"journal_folder": tmp_path / "whole"})
     expected = list(whole.clips())
-    assert whole.responder.written == len(TEXTS) and whole.responder.recalled == 0
+    assert whole.responder.journal.made == len(TEXTS) and whole.responder.journal.recalled == 0
     assert [clip.id for clip in expected] == [f"clip{index}" for index in range(len(TEXTS))]
 
     options = tiny | {"journal_folder": tmp_path / "broken off"}
@@ -98,22 +86,19 @@ def test_an_interrupted_run_goes_on_and_writes_nothing_twice(tiny: dict[str, Any
     begun = first.clips()
     got = [next(begun) for _ in range(3)]
     begun.close()
-    assert first.responder.written == WINDOW
+    assert first.responder.journal.made == WINDOW
     second = instructed(options)
     got += second.clips(start=3)
     assert got == expected
-    assert second.responder.written == len(TEXTS) - WINDOW
+    assert second.responder.journal.made == len(TEXTS) - WINDOW
     third = instructed(options)
     assert list(third.clips(start=18)) == expected[18:]
-    assert third.responder.written == 0 and third.responder._model is None
+    assert third.responder.journal.made == 0
     assert raw(tmp_path / "whole") == raw(tmp_path / "broken off")
-
-
-def test_what_is_known_of_other_settings_is_not_taken(tiny: dict[str, Any], tmp_path: Path) -> None:
-    for length in (6, 7):
-        responder = Responder(**tiny | {"journal_folder": tmp_path, "max_new_tokens": length})
-        responder.respond(TEXTS[:4])
-        assert responder.written == 4 and responder.recalled == 0
+    other = instructed(options | {"max_new_tokens": 7})
+    assert other.identity != third.identity
+    other.responder.respond(TEXTS[:4])
+    assert other.responder.journal.made == 4, "what other settings wrote is not taken"
 
 
 def test_what_cannot_be_answered_is_named(tiny: dict[str, Any]) -> None:
@@ -126,7 +111,7 @@ def test_what_cannot_be_answered_is_named(tiny: dict[str, Any]) -> None:
     source = instructed(tiny, ListedClips(clips))
     found = list(source.clips())
     assert found[0] == clips[0]
-    assert found[1] == BadClip("silent", "there is no transcript to respond to", "test")
+    assert found[1] == BadClip("silent", "no response: there is no transcript to respond to", "test")
     assert "'<|im_" in found[2].reason and "which is no text to" in found[2].reason
     assert "with 6 for the response" in found[3].reason and "takes 1024" in found[3].reason
     assert source.refused == 3
@@ -145,7 +130,12 @@ def test_what_cannot_be_answered_is_named(tiny: dict[str, Any]) -> None:
         ({"text": " \n", "ended": True}, "wrote nothing"),
         ({"text": "This is <audio>.", "ended": True}, "wrote <audio>"),
         ({"text": "Well. " + "I am here " * 9, "ended": False}, "repeated itself: '"),
-        ({"text": "", "ended": True, "problem": "too long"}, "too long"),
+        ({"text": "".join(f"{n}. The use of it here. " for n in range(1, 6)), "ended": True}, "repeated itself: '"),
+        ({"text": "Ha ha ha ha! Very good.", "ended": True}, Response("Ha ha ha ha! Very good.")),
+        (
+            {"text": "We have tea, we have milk, and we have time.", "ended": True},
+            Response("We have tea, we have milk, and we have time."),
+        ),
     ],
 )
 def test_responses_are_whole_or_refused(entry: dict[str, Any], expected: Response | str, tiny: dict[str, Any]) -> None:
@@ -156,30 +146,10 @@ def test_responses_are_whole_or_refused(entry: dict[str, Any], expected: Respons
         assert response.text == "" and expected in str(response.problem)
 
 
-def test_loops_are_told_from_lists() -> None:
-    assert repeated_passage("no " * 12) == "no"
-    assert repeated_passage("".join(f"{n}. The use of the word here. " for n in range(1, 6))) is not None
-    assert repeated_passage("Ha ha ha ha! Very good.") is None
-    assert repeated_passage("We have tea, we have milk, we have bread, and we have time for all of it.") is None
-    assert repeated_passage("") is None
-
-
-def test_the_identity_changes_with_everything_that_changes_clips(tiny: dict[str, Any]) -> None:
-    sources = [
-        instructed(tiny),
-        instructed(tiny | {"max_new_tokens": 7}),
-        instructed(tiny, replace(corpus(), identity={"list": 2})),
-    ]
-    assert len({json.dumps(source.identity, sort_keys=True) for source in sources}) == len(sources)
-    assert {source.count() for source in sources} == {len(TEXTS)}
-
-
 def test_options_become_a_source(tiny: dict[str, Any], tmp_path: Path) -> None:
     source = corpus()
     assert self_instructed(source, SelfInstructArguments(), tmp_path) is source
-    command = f"--respond_with {tiny['llama_path']}"
-    command += " --respond_max_new_tokens 5 --respond_batch_size 2"
-    (arguments,) = HfArgumentParser(SelfInstructArguments).parse_args_into_dataclasses(command.split())
+    arguments = SelfInstructArguments(tiny["llama_path"], respond_max_new_tokens=5, respond_batch_size=2)
     made = self_instructed(source, arguments, tmp_path, progress=False)
     assert isinstance(made, SelfInstructed) and made.responder.batch_size == 2
     assert made.responder.identity["max_new_tokens"] == 5

@@ -1,14 +1,11 @@
 """Texts that become speech: every form of file, every option, every bad text named, and the same bytes each time."""
 
-import csv
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
 from audiollm.corpora import prepare
 from audiollm.corpora.clips import BadClip, Clip, CorpusError
@@ -26,17 +23,11 @@ ROWS = [
 
 def write(folder: Path, suffix: str, rows: list[dict[str, Any]] = ROWS) -> Path:
     path = folder / f"texts{suffix}"
-    if suffix == ".parquet":
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    elif suffix in (".csv", ".tsv"):
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if suffix == ".tsv" else ",")
-            writer.writeheader()
-            writer.writerows(rows)
+    if suffix == ".csv":
+        lines = [",".join(map(json.dumps, each)) for each in (rows[0], *(row.values() for row in rows))]
+        path.write_text("\n".join([*lines, ""]))
     elif suffix == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    elif suffix == ".json":
-        path.write_text(json.dumps(rows))
     else:
         path.write_text("\n".join(row["instruction"] for row in rows))
     return path
@@ -72,6 +63,8 @@ def test_speech_is_made_when_it_is_loaded_and_is_the_same_every_time(tmp_path: P
     path = write(tmp_path, ".jsonl")
     first, second = (clips_of(path, voices) for _ in range(2))
     assert summary(first) == summary(second)
+    source = open_source(SynthesizeArguments(str(path), voices=voices))
+    assert all(summary(list(source.clips(start))) == summary(first[start:]) for start in range(5))
     for one, other in zip(first, second):
         waveform, rate = one.recording.load()
         assert rate == 16_000 and 8_000 < len(waveform) < 80_000
@@ -106,44 +99,24 @@ def test_options_decide_what_is_spoken_how(tmp_path: Path, voices: list[str]) ->
 
 def test_the_identity_changes_with_everything_that_changes_clips(tmp_path: Path, voices: list[str]) -> None:
     path = write(tmp_path, ".csv")
-    usual = SynthesizeArguments(str(path), voices=voices)
-    others = [
-        replace(usual, **change)
-        for change in (
-            {"voices": voices[:2]},
-            {"voices_per_text": 2},
-            {"pitch": [1.0]},
-            {"speed": [1.0]},
-            {"voice_seed": 1},
-            {"split": "test"},
-            {"text_column": "output"},
-            {"response_column": ""},
-        )
-    ]
-    identities = [json.dumps(open_source(one).identity, sort_keys=True) for one in (usual, *others)]
+    usual = SynthesizeArguments(str(path), voices=voices[:2])
+    changes = [{"voices": voices[:1]}, {"voices_per_text": 2}, {"pitch": [1.0]}, {"speed": [1.0]}, {"voice_seed": 1}]
+    changes += [{"split": "test"}, {"text_column": "output"}, {"response_column": ""}]
+    sources = [open_source(replace(usual, **change)) for change in ({}, *changes)]
+    identities = [json.dumps(source.identity, sort_keys=True) for source in sources]
     path.write_text(path.read_text() + "More?,Yes.,d\n")
     identities.append(json.dumps(open_source(usual).identity, sort_keys=True))
     assert len(set(identities)) == len(identities)
 
 
 def test_bad_texts_are_named_and_the_others_come(tmp_path: Path, voices: list[str]) -> None:
-    texts = [
-        "Fine.",
-        "",
-        "...",
-        "Describe <audio>",
-        "Скажи",
-        "\ud800 x",
-        "a" * 10_001,
-        7,
-        None,
-        "Also fine; rm -rf /.",
-    ]
+    texts = ["Fine.", "", "...", "Describe <audio>", "Скажи", "\ud800 x", "a" * 10_001, 7, None, "It costs £5."]
     path = tmp_path / "texts.jsonl"
     lines = [json.dumps({"text": text}) for text in texts]
     path.write_text("\n".join([*lines, '{"text": ', '["list"]', '{"other": "x"}']))
     found = clips_of(path, voices)
-    assert [clip.text for clip in found if isinstance(clip, Clip)] == ["Fine.", "Also fine; rm -rf /."]
+    assert [clip.text for clip in found if isinstance(clip, Clip)] == ["Fine.", "It costs £5."]
+    assert isinstance(found[9], Clip) and found[9].fields["speaker"] in voices[1:], "flite reads no pound sign"
     reasons = [clip.reason for clip in found if isinstance(clip, BadClip)]
     expected = [
         "'text' is empty",
@@ -162,42 +135,13 @@ def test_bad_texts_are_named_and_the_others_come(tmp_path: Path, voices: list[st
     assert all(part in reason for part, reason in zip(expected, reasons)), reasons
 
 
-def test_texts_go_to_voices_that_can_read_them(tmp_path: Path, voices: list[str]) -> None:
-    path = tmp_path / "texts.txt"
-    path.write_text("It costs £5.\n" * 12, encoding="utf-8")
-    assert {str(clip.fields["speaker"]) for clip in clips_of(path, voices)} == set(voices[1:])
-
-
-def test_a_program_of_ones_own_speaks(tmp_path: Path) -> None:
-    path = write(tmp_path, ".txt")
-    command = "espeak-ng -v {voice} -w {output} -f {text_file}"
-    arguments = SynthesizeArguments(str(path), tts_command=command, voices=["en-us", "en-gb"], voices_per_text=2)
-    clips = list(open_source(arguments).clips())
-    assert {clip.id for clip in clips[:2]} == {"000000-command-en-gb", "000000-command-en-us"}
-    assert {(clip.fields["pitch"], clip.fields["speed"]) for clip in clips} == {(1.0, 1.0)}
-    assert len(clips[0].recording.load()[0]) > 8_000
-    with pytest.raises(ValueError, match=r"--speed needs \{speed\}"):
-        open_source(replace(arguments, speed=[0.9, 1.1]))
-    assert {clip.fields["pitch"] for clip in open_source(replace(arguments, pitch=[1.1])).clips()} == {1.1}
-
-
-def test_the_time_for_a_text_is_bounded(tmp_path: Path, voices: list[str]) -> None:
-    path = tmp_path / "texts.txt"
-    path.write_text("word " * 1900)
-    (clip,) = clips_of(path, voices[:1], tts_timeout=0.02)
-    with pytest.raises(ValueError, match=r"flite took longer than 0\.02 s; split the text"):
-        clip.recording.load()
-
-
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
         ({"voices_per_text": 0}, "--voices_per_text is 0"),
         ({"tts_timeout": 0.0}, "--tts_timeout is 0"),
         ({"pitch": [1.2, 0.9]}, "--pitch is 1.2 0.9"),
-        ({"pitch": [0.5, 1.0]}, "within 0.75 to 1.35"),
         ({"speed": [1.0, 1.1, 1.2]}, "--speed is 1 1.1 1.2"),
-        ({"speed": [float("nan")]}, "--speed is nan"),
         ({"split": " "}, "--split is empty"),
     ],
 )

@@ -67,19 +67,19 @@ def found(tmp_path: Path, *arguments: Any) -> list[tuple[int | None, str]]:
 # ------------------------------------------------------------------------------------------- exit codes and reports
 
 
-def test_clean_data_ends_with_0_and_says_so(tmp_path: Path, rows: list[Row], capsys) -> None:
+def test_errors_end_with_1_and_warnings_with_0_unless_strict(tmp_path: Path, rows: list[Row], capsys) -> None:
     assert check(write(tmp_path / "data.json", rows)) == 0
     output = capsys.readouterr().out
     assert "3 rows, 3 recordings" in output and "No faults." in output
-
-
-def test_errors_end_with_1_and_warnings_with_0_unless_strict(tmp_path: Path, rows: list[Row], capsys) -> None:
     soundfile.write(tmp_path / "1.wav", speech(1)[::2], RATE_HZ // 2)
     data = write(tmp_path / "data.json", rows)
     assert check(data) == 0 and "warning  wrong_rate: 1" in capsys.readouterr().out
     assert check(data, "--strict") == 1 and "error    wrong_rate: 1" in capsys.readouterr().out
-    (tmp_path / "1.wav").unlink()
-    assert check(data) == 1
+    data = write(tmp_path / "data.json", [row | {"response": ""} for row in rows])
+    assert check(data, "--shown", 2, "--ignore", "wrong_rate") == 1
+    output = capsys.readouterr().out
+    assert "row 1: 'response' is empty" in output and "... and 1 more" in output and "row 2" not in output
+    assert "wrong_rate" not in output
 
 
 @pytest.mark.parametrize(
@@ -88,14 +88,9 @@ def test_errors_end_with_1_and_warnings_with_0_unless_strict(tmp_path: Path, row
         (["nowhere.json"], "'nowhere.json' does not exist"),
         (["{data}", "--ignore", "loud"], "'loud'; expected some of unreadable_data"),
         (["{data}", "--min_seconds", "5", "--max_seconds", "1"], "--max_seconds is 1"),
-        (["{data}", "--max_seconds", "inf"], "--max_seconds is inf"),
         (["{data}", "--max_clipped_share", "2"], "--max_clipped_share is 2"),
-        (["{data}", "--max_dc_offset", "nan"], "--max_dc_offset is nan"),
-        (["{data}", "--min_level_dbfs", "3"], "--min_level_dbfs is 3"),
-        (["{data}", "--max_words_per_second", "0"], "--max_words_per_second is 0"),
-        (["{data}", "--min_characters_per_second", "99"], "--min_characters_per_second is 99"),
-        (["{data}", "--max_wer", "-1"], "--max_wer is -1"),
-        (["{data}", "--shown", "-1"], "--shown is -1"),
+        (["{data}", "--max_wer", "nan"], "--max_wer is nan"),
+        (["pipe"], "'pipe' is a pipe"),
         (["{data}", "--language", "de"], "--transcribe_with or --max_wer"),
         (["{data}", "--report", "{data}"], "is the data; give it a file of its own"),
         (["{data}", "--audio_dir", "nowhere"], "'nowhere' is not a folder"),
@@ -109,14 +104,10 @@ def test_what_cannot_be_checked_ends_with_2(tmp_path: Path, rows: list[Row], cap
     monkeypatch.chdir(tmp_path)
     data = write(tmp_path / "data.json", rows)
     before = Path(data).read_bytes()
+    os.mkfifo("pipe")
     assert check(*(each.format(data=data) for each in arguments)) == 2
     assert message.format(data=data) in capsys.readouterr().err.replace("\n", " ")
     assert Path(data).read_bytes() == before
-
-
-def test_a_pipe_as_data_is_refused_not_waited_for(tmp_path: Path, capsys) -> None:
-    os.mkfifo(tmp_path / "data.json")
-    assert check(tmp_path / "data.json") == 2 and "is a pipe" in capsys.readouterr().err
 
 
 def test_the_report_has_everything(tmp_path: Path, rows: list[Row]) -> None:
@@ -139,9 +130,6 @@ def test_the_report_has_everything(tmp_path: Path, rows: list[Row]) -> None:
         "file": str(tmp_path / "data.json"), "row": 2, "where": "row 2", "fault": "missing_file", "severity": "error",
         "reason": "", "audio": "schön 録音\udcff.wav",
     }  # fmt: skip
-    durations = content["histograms"]["duration_seconds"]
-    expected = np.histogram(seconds, durations["edges"])[0].tolist()
-    assert durations["counts"]["data"] == [0, *expected, 0]
 
 
 def test_the_report_is_the_same_whoever_many_work(tmp_path: Path, rows: list[Row]) -> None:
@@ -166,25 +154,6 @@ def test_names_cannot_command_the_terminal(tmp_path: Path, rows: list[Row], caps
 # -------------------------------------------------------------------------------------------------- forms of data
 
 
-def conversations(rows: list[Row]) -> list[Row]:
-    """The same rows as messages."""
-    return [
-        {
-            "messages": [
-                {
-                    "role": "user",
-                    "content": [
-                        {"type": "text", "text": "Transcribe the audio: "},
-                        {"type": "audio", "path": row["audio_paths"]},
-                    ],
-                },
-                {"role": "assistant", "content": row["response"]},
-            ]
-        }
-        for row in rows
-    ]
-
-
 def as_json(folder: Path, rows: list[Row]) -> str:
     return write(folder / "data.json", rows)
 
@@ -195,7 +164,15 @@ def as_lines(folder: Path, rows: list[Row]) -> str:
 
 
 def as_messages(folder: Path, rows: list[Row]) -> str:
-    return as_json(folder, conversations(rows))
+    asked = [
+        [{"type": "text", "text": "Transcribe the audio: "}, {"type": "audio", "path": row["audio_paths"]}]
+        for row in rows
+    ]
+    turns = [
+        [{"role": "user", "content": parts}, {"role": "assistant", "content": row["response"]}]
+        for parts, row in zip(asked, rows)
+    ]
+    return as_json(folder, [{"messages": messages} for messages in turns])
 
 
 def as_parquet(folder: Path, rows: list[Row]) -> str:
@@ -279,14 +256,6 @@ def test_what_cannot_be_compared_is_a_fault(tmp_path: Path, rows: list[Row]) -> 
     assert found(tmp_path, train, "--audio_dir", tmp_path / "mine", "--against", test) == [(None, "not_compared")]
 
 
-@pytest.mark.parametrize("fault", ["wrong_rate", "silent"])
-def test_ignore(tmp_path: Path, rows: list[Row], fault: str) -> None:
-    soundfile.write(tmp_path / "1.wav", speech(1)[::2] * 1e-4, RATE_HZ // 2)
-    data = write(tmp_path / "data.json", rows)
-    assert found(tmp_path, data) == [(1, "silent"), (1, "wrong_rate")]
-    assert found(tmp_path, data, "--ignore", fault) == [each for each in found(tmp_path, data) if each[1] != fault]
-
-
 def test_response_is_transcript(tmp_path: Path, rows: list[Row]) -> None:
     rows[0] |= {"text": "<audio>\nSchreibe auf, was du hörst.", "response": 10 * rows[0]["response"]}
     data = write(tmp_path / "data.json", rows)
@@ -294,39 +263,25 @@ def test_response_is_transcript(tmp_path: Path, rows: list[Row]) -> None:
     assert found(tmp_path, data, "--response_is_transcript") == [(0, "impossible_transcript")]
 
 
-def spoiled(folder: Path, number: int) -> None:
-    """Replaces the first row's audio by its own with one property that a limit is about."""
-    waveform = speech(0)
-    changes = [waveform * 0.1, np.clip(waveform * 2.5, -1, 1), waveform * 0.5 + 0.03]
-    soundfile.write(folder / "0.wav", changes[number], RATE_HZ)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "option", "value", "fault"),
-    [
-        (None, "min_seconds", 1.9, "too_short"),
-        (None, "max_seconds", 1.0, "too_long"),
-        (0, "min_level_dbfs", -30.0, "silent"),
-        (1, "max_clipped_share", 0.0, "clipped"),
-        (2, "max_dc_offset", 0.02, "dc_offset"),
-        (None, "max_characters_per_second", 2.0, "impossible_transcript"),
-        (None, "max_words_per_second", 0.3, "impossible_transcript"),
-    ],
-)
-def test_limits_of_recordings(tmp_path: Path, rows: list[Row], spoil, option: str, value: float, fault: str) -> None:
-    if spoil is not None:
-        spoiled(tmp_path, spoil)
-    data = write(tmp_path / "data.json", rows[:1])
-    lenient = ["--max_clipped_share", 0.5] if option == "max_clipped_share" else []
-    assert found(tmp_path, data, *lenient) == []
-    assert (0, fault) in found(tmp_path, data, f"--{option}", value)
-
-
-def test_min_characters_per_second(tmp_path: Path, rows: list[Row]) -> None:
-    soundfile.write(tmp_path / "0.wav", np.tile(speech(0), 4), RATE_HZ)
-    data = write(tmp_path / "data.json", [rows[0] | {"response": "Thank you."}])
-    assert found(tmp_path, data, "--min_characters_per_second", 0.5) == []
-    assert found(tmp_path, data, "--min_characters_per_second", 5) == [(0, "sparse_transcript")]
+def test_limits_of_recordings(tmp_path: Path, rows: list[Row]) -> None:
+    """Each limit finds what it is about, in recordings and transcripts that are good by default."""
+    waveforms = [speech(0) * 0.5 + 0.03, np.tile(speech(1) * 0.1, 4), speech(2)]
+    waveforms[2][:10] = 1.0
+    for number, waveform in enumerate(waveforms):
+        soundfile.write(tmp_path / f"{number}.wav", waveform, RATE_HZ)
+    data = write(tmp_path / "data.json", [row | {"response": row["response"][:20]} for row in rows])
+    assert found(tmp_path, data) == []
+    for option, value, expected in (
+        ("min_seconds", 8.0, (0, "too_short")),
+        ("max_seconds", 1.0, (0, "too_long")),
+        ("min_level_dbfs", -30.0, (1, "silent")),
+        ("max_clipped_share", 0.0, (2, "clipped")),
+        ("max_dc_offset", 0.02, (0, "dc_offset")),
+        ("max_characters_per_second", 2.0, (0, "impossible_transcript")),
+        ("max_words_per_second", 0.3, (0, "impossible_transcript")),
+        ("min_characters_per_second", 5.0, (1, "sparse_transcript")),
+    ):
+        assert expected in found(tmp_path, data, f"--{option}", value), option
 
 
 def test_max_wer_by_the_columns_of_a_table(tmp_path: Path, rows: list[Row]) -> None:
@@ -337,13 +292,6 @@ def test_max_wer_by_the_columns_of_a_table(tmp_path: Path, rows: list[Row]) -> N
     for name in ("wer.parquet", "heard.parquet"):
         assert found(tmp_path, tmp_path / name) == []
         assert found(tmp_path, tmp_path / name, "--max_wer", 10) == [(1, "wrong_transcript")]
-        counts = json.loads((tmp_path / "found.json").read_text())["histograms"]["word_error_percent"]["counts"][
-            "data"
-        ]
-        assert sum(counts) == 2
-
-
-def test_language_decides_how_word_error_is_counted(tmp_path: Path, rows: list[Row]) -> None:
     table = {"audio": ["0.wav"], "text": ["It's 20 euros"], "pred_text": ["it is twenty euros"]}
     pq.write_table(pa.table(table), tmp_path / "heard.parquet")
     assert found(tmp_path, tmp_path / "heard.parquet", "--max_wer", 10) == []
@@ -358,10 +306,3 @@ def test_transcribe_with_finds_the_wrong_transcripts(tmp_path: Path, rows: list[
     assert found(tmp_path, data, "--max_wer", 50, "--transcribe_with", real_bases[0]) == [(1, "wrong_transcript")]
     (fault,) = json.loads((tmp_path / "found.json").read_text())["faults"]
     assert "heard was" in fault["reason"] and fault["audio"] == "1.wav"
-
-
-def test_shown(tmp_path: Path, rows: list[Row], capsys) -> None:
-    rows = [row | {"response": ""} for row in rows]
-    check(write(tmp_path / "data.json", rows), "--shown", 2)
-    output = capsys.readouterr().out
-    assert "row 1: 'response' is empty" in output and "... and 1 more" in output and "row 2" not in output

@@ -19,6 +19,11 @@ from audiollm.corpora.voices import (
 )
 from audiollm.processing import AudioError
 
+#: A program that writes a tenth of a second of sound to standard output.
+SHORT_SOUND = (
+    "import io, numpy, soundfile, sys; file = io.BytesIO(); "
+    "soundfile.write(file, numpy.sin(numpy.arange(1600)), 16000, format='WAV'); sys.stdout.buffer.write(file.getvalue())"
+)
 SENTENCE = "The old harbour pilot brought the ship in."
 #: A program that notes its arguments and text, and writes a tone of 0.1 s for each letter over its speed.
 TOOL = """
@@ -72,34 +77,22 @@ def fundamental(waveform: np.ndarray) -> float:
     return float(np.median([16_000 / lags[np.argmax([frame[:-lag] @ frame[lag:] for lag in lags])] for frame in loud]))
 
 
-def test_the_same_text_gives_the_same_samples(voice: Voice) -> None:
-    first = voice.speak(SENTENCE, pitch=0.95, speed=1.1, seed=3)
-    assert first.dtype == np.float32 and first.ndim == 1
-    assert 1.5 < len(first) / 16_000 < 5
-    assert np.array_equal(first, voice.speak(SENTENCE, pitch=0.95, speed=1.1, seed=3))
-
-
 def test_speed_and_pitch_are_heard_and_do_not_change_each_other(voice: Voice) -> None:
-    usual = voice.speak(SENTENCE)
+    usual = voice.speak(SENTENCE, seed=3)
+    assert usual.dtype == np.float32 and usual.ndim == 1 and 1.5 < len(usual) / 16_000 < 5
+    assert np.array_equal(usual, voice.speak(SENTENCE, seed=3)), "the same text gives the same samples"
+    assert "'П'" in str(voice.unreadable("Say Привет")) and "'中'" in str(voice.unreadable("中"))
+    assert voice.unreadable("Crème brûlée, 3 × naïve") is None or voice.engine.name == "flite"
     assert len(voice.speak(SENTENCE, speed=1.25)) == pytest.approx(len(usual) / 1.25, rel=0.1)
     high = voice.speak(SENTENCE, pitch=1.25)
     assert len(high) == pytest.approx(len(usual), rel=0.1)
     assert fundamental(high) == pytest.approx(1.25 * fundamental(usual), rel=0.12)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "; rm -rf ~ &",
-        "-w stolen.wav --help",
-        "$(touch made) `touch made` | 'x' \"y\"",
-        "two\nlines\x00 and\ttab",
-        "<b>hi</b>",
-    ],
-)
-def test_texts_are_spoken_as_text(voice: Voice, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_are_spoken_as_text(voice: Voice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert len(voice.speak(plain(text))) > 4_000
+    for text in ("-w stolen.wav --help", "; $(touch made) `touch made` | 'x' \"y\"", "two\nlines\x00 and\ttab"):
+        assert len(voice.speak(plain(text))) > 4_000
     assert not list(tmp_path.iterdir())
 
 
@@ -108,25 +101,16 @@ def test_flite_reads_accents_and_typographic_marks_plainly_and_nothing_else() ->
     assert np.array_equal(voice.speak("The naïve café isn’t “open”"), voice.speak('The naive cafe isn\'t "open"'))
     assert voice.unreadable("It costs £5") and "'£'" in str(voice.unreadable("It costs £5"))
     assert voice.unreadable("😀") and voice.unreadable("Well 😀") is None
-
-
-def test_letters_that_a_voice_does_not_read_are_named(voice: Voice) -> None:
-    assert "'П'" in str(voice.unreadable("Say Привет"))
-    assert "'中'" in str(voice.unreadable("中"))
-    assert voice.unreadable("Crème brûlée, 3 × naïve") is None or voice.engine.name == "flite"
+    with pytest.raises(AudioError, match="stays silent at '…'"):
+        voice.speak("…")
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"), [("", "empty"), (" \n\x01", "empty"), ("...", "nothing to say"), ("\ud800 a", "not Unicode")]
+    ("text", "reason"), [(" \n\x01", "empty"), ("...", "nothing to say"), ("\ud800 a", "not Unicode")]
 )
 def test_texts_that_cannot_be_spoken_are_refused(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         plain(text)
-
-
-def test_silence_is_an_error() -> None:
-    with pytest.raises(AudioError, match="stays silent at '…'"):
-        ready("flite:kal16").speak("…")
 
 
 # ------------------------------------------------------------------------------------------------------- any command
@@ -161,6 +145,7 @@ def test_a_command_may_use_standard_input_and_output(tool: str, tmp_path: Path) 
         ("print('done')", "no audio file"),
         ("pass", "wrote no audio"),
         ("import time; time.sleep(60)", "longer than 1 s"),
+        (SHORT_SOUND, r"11 letters in 0\.1 s: some of .* is left out"),
     ],
 )
 def test_a_command_that_fails_is_named_with_what_it_said(code: str, reason: str, tmp_path: Path) -> None:
@@ -170,16 +155,6 @@ def test_a_command_that_fails_is_named_with_what_it_said(code: str, reason: str,
     assert time.monotonic() - started < 10
 
 
-def test_speech_that_leaves_out_text_is_an_error(tmp_path: Path) -> None:
-    code = "import io, sys, numpy, soundfile; f = io.BytesIO(); "
-    code += (
-        "soundfile.write(f, numpy.sin(numpy.arange(8000)), 16000, format='WAV'); sys.stdout.buffer.write(f.getvalue())"
-    )
-    (voice,) = command_voices(program(tmp_path, code))
-    with pytest.raises(AudioError, match=r"180 letters in 0\.5 s: some of .* is left out"):
-        voice.speak("word " * 45)
-
-
 def test_placeholders_of_a_command_are_checked(tool: str) -> None:
     with pytest.raises(ValueError, match=r"has \{text\}; expected only .*\{text_file\}"):
         command_voices("say {text}")
@@ -187,8 +162,6 @@ def test_placeholders_of_a_command_are_checked(tool: str) -> None:
         command_voices(tool)
     with pytest.raises(ValueError, match=r"has no \{voice\}"):
         command_voices("say {text_file}", ["anna"])
-    with pytest.raises(ValueError, match="is empty"):
-        command_voices(" ")
     with pytest.raises(ValueError, match="No closing quotation"):
         command_voices("say '")
     with pytest.raises(CorpusError, match="'no-such-program' is not on this machine"):
@@ -205,19 +178,15 @@ def test_placeholders_of_a_command_are_checked(tool: str) -> None:
         ("espeak-ng:en-us+nobody", "does not list 'nobody', but"),
         ("espeak-ng:nowhere", "voice does not exist"),
         ("espeak-ng:../en-us", "expected a name such as en-us"),
-        ("flite:-lv", "expected a name such as"),
         ("hibari:nobody", "unknown voice 'nobody'"),
+        ("sapi:anna", r"no text-to-speech engine 'sapi'.* espeak-ng, flite, hibari"),
     ],
 )
 def test_voices_that_are_not_there_are_named(name: str, reason: str) -> None:
-    ready(name.partition(":")[0])
+    if not name.startswith("sapi"):
+        ready(name.partition(":")[0])
     with pytest.raises(CorpusError, match=reason):
         voice_named(name)
-
-
-def test_unknown_engines_are_named() -> None:
-    with pytest.raises(CorpusError, match=r"no text-to-speech engine 'sapi'.* espeak-ng, flite, hibari"):
-        voice_named("sapi:anna")
 
 
 def test_engines_that_are_missing_say_how_to_install_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,7 +120,7 @@ def test_a_response_is_taken_for_a_transcript_only_when_asked(corpus) -> None:
         (distill, {"transcripts": "an <audio>"}, "transcript 0 holds <audio>"),
         (distill, {"transcripts": [3]}, "transcript 0 must be a string"),
         (distill, {"response": ""}, "'response' is empty"),
-        (distill, {"text": "no placeholder"}, "there must be one path for each"),
+        (distill, {"text": "no placeholder"}, "there must be one for each"),
         (distill, {"text": "no audio", "audio_paths": None}, "has no audio"),
         (distill, {"audio_paths": "nowhere.wav"}, "does not exist"),
         (distill, {"answer": "x"}, "unknown field 'answer'"),
