@@ -320,12 +320,13 @@ def air_bench(task: Task, data: str | None, limit: int | None) -> Questions:
     """
     meta, root = _air_bench_places(task, data)
     checker = None if data is None else RowReader(root, root)
-    problems, items = [], []
+    problems: list[tuple[str, str]] = []
+    items = []
     for index, row in enumerate(json.loads(meta.read_text(encoding="utf-8-sig"))[:limit]):
         path = Path(row["path"])
         path = path.with_suffix(".flac") if row["task_name"] == FLAC_TASK else path
         recording = f"{row['task_name']}_{row['dataset_name']}/{path}"
-        reason = None if checker is None else checker.path_problem(recording)
+        reason: str | None = None if checker is None else checker.path_problem(recording)
         shown = {field: row.get(field) for field in ("question", *CHOICE_FIELDS.values())}
         extra = {"question": row["question"], "dataset": row["dataset_name"]}
         references = [row["answer_gt"]]
