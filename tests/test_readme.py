@@ -88,8 +88,10 @@ BLOCKS = blocks_of(README)
 PYTHON = [block.text for block in BLOCKS if block.language == "python"]
 WITHOUT_PACKAGE = [code for code in PYTHON if "trust_remote_code=True" in code]
 PUSHING = [code for code in PYTHON if "push_to_hub(" in code]
-ASKING_A_SERVER = [code for code in PYTHON if "OpenAI(" in code]
-IN_PACKAGE = [code for code in PYTHON if code not in (*WITHOUT_PACKAGE, *PUSHING, *ASKING_A_SERVER)]
+#: Run in `tests/inference/test_realtime.py`.
+BY_WEBSOCKET = [code for code in PYTHON if "realtime" in code]
+ASKING_A_SERVER = [code for code in PYTHON if "OpenAI(" in code and code not in BY_WEBSOCKET]
+IN_PACKAGE = [code for code in PYTHON if code not in (*WITHOUT_PACKAGE, *PUSHING, *ASKING_A_SERVER, *BY_WEBSOCKET)]
 JSON = [block.text for block in BLOCKS if block.language == "json"]
 STAGE_ROWS = {stage: json.loads(row) for stage, row in STAGE_ROW.findall(README)}
 OPTION_ROWS = OPTIONS_ROW.findall(README)
@@ -214,7 +216,7 @@ def prepare_from_disk(words: list[str], workplace: Path) -> list[str]:
 def test_every_block_is_of_a_tested_kind() -> None:
     assert README.count("```") == 2 * len(BLOCKS)  # none is indented, or left open
     assert {block.language for block in BLOCKS} <= {"python", "json", "bash"}
-    assert len(WITHOUT_PACKAGE) == len(PUSHING) == len(ASKING_A_SERVER) == len(JSON) == 1
+    assert len(WITHOUT_PACKAGE) == len(PUSHING) == len(ASKING_A_SERVER) == len(BY_WEBSOCKET) == len(JSON) == 1
     assert not set(WITHOUT_PACKAGE) & set(PUSHING)
     assert len(IN_PACKAGE) >= 3
     assert len(OPTION_ROWS) == README.count("| `--") > 1
