@@ -40,5 +40,6 @@ def test_scripts_exist_and_take_the_options() -> None:
     called = [words[1:] for words in commands() if words[0] == "python"]
     assert {Path(words[0]).name for words in called} >= {"amazon_queen.py", "sentences.py", "questions.py"}
     for script, *words in called:
-        text = (ROOT / script).read_text(encoding="utf-8")
+        sources = [ROOT / script, *(ROOT / script).parent.glob("common.py")]
+        text = "".join(source.read_text(encoding="utf-8") for source in sources)
         assert all(f'"{option}"' in text for option in options(words)), script
