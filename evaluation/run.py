@@ -27,6 +27,7 @@ from audiollm.configuration import AudioLlmConfig
 from audiollm.files import sha256_of, write_json
 from audiollm.inference.answering import MAX_BATCH_SECONDS, recording_seconds
 from audiollm.inference.ctc_rescoring import check_ctc_weight, default_ctc_weight
+from audiollm.inference.loading import suitable_dtype
 from audiollm.interruption import interruptible
 from audiollm.publishing.record import package_facts
 from filelock import FileLock, Timeout
@@ -480,8 +481,10 @@ def _answer(run: Evaluation, missing: Mapping[str, Sequence[str]]) -> None:
     given: dict[str, Any] = {"trust_remote_code": False, **_revision(options)}
     try:
         processor = AutoProcessor.from_pretrained(options.model, **given)
+        kind = options.device_map or ("cuda" if device else "cpu")
+        dtype = suitable_dtype(options.model, options.dtype, kind, options.revision)
         model: Any = AutoModelForMultimodalLM.from_pretrained(
-            options.model, dtype=options.dtype, device_map=options.device_map or device, **given
+            options.model, dtype=dtype, device_map=options.device_map or device, **given
         ).eval()
     except (OSError, ValueError) as error:
         advice = "" if "hf download" in str(error) else how_to_get(options.model)

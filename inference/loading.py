@@ -166,8 +166,7 @@ def load_model(
         raise CheckpointError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
     check_few_bits(load_in_8bit, load_in_4bit, merge_adapters)
     place = check_device(device)
-    if dtype == "auto" and place == "cpu" and _base_dtype(checkpoint, dtype, revision) == torch.bfloat16:
-        dtype = torch.bfloat16 if bfloat16_is_faster() else torch.float32
+    dtype = suitable_dtype(checkpoint, dtype, place, revision)
     arguments = {"dtype": dtype, "device_map": place, **_revision(revision), **model_arguments}
     if attn_implementation is not None:
         arguments["attn_implementation"] = attn_implementation
@@ -209,6 +208,15 @@ def check_few_bits(load_in_8bit: bool, load_in_4bit: bool, merge_adapters: bool)
         raise CheckpointError(
             f"{option} needs bitsandbytes, which is not installed: pip install 'audiollm[quantised]'."
         )
+
+
+def suitable_dtype(
+    checkpoint: str, dtype: str | torch.dtype, device: str, revision: str | None = None
+) -> str | torch.dtype:
+    """Return the precision as given; for "auto" on a CPU that is slower in a checkpoint's bfloat16, float32."""
+    if dtype == "auto" and device == "cpu" and _base_dtype(checkpoint, dtype, revision) == torch.bfloat16:
+        return torch.bfloat16 if bfloat16_is_faster() else torch.float32
+    return dtype
 
 
 def _base_dtype(checkpoint: str, dtype: str | torch.dtype, revision: str | None) -> torch.dtype:

@@ -76,6 +76,16 @@ def undisturbed(given, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(("faster", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_a_cpu_that_is_slow_in_bfloat16_answers_in_float32(given, tmp_path, monkeypatch, faster, dtype) -> None:
+    model = Path(shutil.copytree(given.model, tmp_path / "model"))
+    config = model / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "bfloat16"}))
+    monkeypatch.setattr("audiollm.inference.loading.bfloat16_is_faster", lambda: faster)
+    evaluate(model, tmp_path / "run", *given.options, "--systems", "model", "--limit", 1)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["dtype"] == dtype
+
+
 @pytest.fixture
 def copied(undisturbed, tmp_path) -> Path:
     """A copy of that folder, one's own to change."""
