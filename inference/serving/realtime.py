@@ -11,6 +11,7 @@ import base64
 import json
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ DEFAULT_RATE_HZ = 24_000
 MIN_RATE_HZ, MAX_RATE_HZ = 8_000, 96_000
 #: Messages that wait for the model; more are left to the connection, which tells the client to wait.
 MAX_WAITING = 256
+#: Time for a client to read why its connection is of no use, before it is closed.
+READING_SECONDS = 5.0
 FULL_SCALE = 32_768
 TRANSCRIPTION = "conversation.item.input_audio_transcription"
 
@@ -192,7 +195,9 @@ async def listen(socket: WebSocket) -> None:
         listener = Listener(service)
     except ValueError as error:  # the model has no CTC posteriors
         await socket.send_json(_error(invalid(str(error))))
-        await socket.close(1011)
+        with suppress(asyncio.TimeoutError, RuntimeError):  # some clients drop what they have not read at the close
+            await asyncio.wait_for(socket.receive(), READING_SECONDS)
+            await socket.close(1011)
         return
     waiting: asyncio.Queue[str | bytes | None] = asyncio.Queue(MAX_WAITING)
     reader = asyncio.create_task(_read(socket, waiting))

@@ -99,7 +99,7 @@ def test_a_socket_gives_the_words_of_the_package(server, model, tiny_processor, 
 
 
 def test_openais_client_and_a_name_that_may_be_said(server, samples) -> None:
-    with client_of(server, KEY).realtime.connect(extra_query={"intent": "transcription"}) as connection:
+    with client_of(server, KEY).realtime.connect(model=NAME, extra_query={"intent": "transcription"}) as connection:
         connection.session.update(session=at_own_rate(prompt="Zyx")["session"])
         for block in np.array_split(samples, 40):
             connection.input_audio_buffer.append(audio=base64.b64encode(block.tobytes()).decode())
