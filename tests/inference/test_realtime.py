@@ -99,7 +99,8 @@ def test_a_socket_gives_the_words_of_the_package(server, model, tiny_processor, 
 
 
 def test_openais_client_and_a_name_that_may_be_said(server, samples) -> None:
-    with client_of(server, KEY).realtime.connect(model=NAME, extra_query={"intent": "transcription"}) as connection:
+    client = client_of(server, KEY).with_options(websocket_base_url=f"{server.replace('http', 'ws')}/v1")
+    with client.realtime.connect(model=NAME, extra_query={"intent": "transcription"}) as connection:
         connection.session.update(session=at_own_rate(prompt="Zyx")["session"])
         for block in np.array_split(samples, 40):
             connection.input_audio_buffer.append(audio=base64.b64encode(block.tobytes()).decode())
@@ -118,7 +119,7 @@ def test_the_documents_snippet_runs(model, tiny_processor, samples, tmp_path, mo
     soundfile.write(tmp_path / "recording.wav", samples, RATE)
     monkeypatch.chdir(tmp_path)
     with in_thread(model, tiny_processor, ServingSettings(NAME)) as (url, _):
-        exec(compile(snippet.replace("http://127.0.0.1:8000", url), "serve.md", "exec"), {})
+        exec(compile(snippet.replace("//127.0.0.1:8000", url.removeprefix("http:")), "serve.md", "exec"), {})
     assert f"{COMPLETED} \n" in capsys.readouterr().out
 
 
