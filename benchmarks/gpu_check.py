@@ -340,7 +340,7 @@ def run(tiny: bool) -> dict[str, Any]:
                 results[name] = {"status": "passed", **work()}
             except Skipped as reason:
                 results[name] = {"status": "skipped", "reason": str(reason)}
-            except Exception:
+            except Exception:  # a check that fails, with its whole traceback in the report, stops no other
                 results[name] = {"status": "failed", "error": traceback.format_exc()}
             results[name]["seconds"] = round(time.perf_counter() - start, 2)
             print(f"{name:24} {results[name]['status']:8} {results[name]['seconds']:7.2f} s", flush=True)

@@ -84,7 +84,7 @@ class SystemOutputs:
 
     @property
     def told(self) -> str:
-        """What went wrong with the answers of this process."""
+        """Return the errors of this process's answers."""
         cut_off = self.ended[LENGTH] + self.ended[REPEATED]
         return f"{SYSTEM_TITLES[self._system]}: {self.ended[ERROR]} failed, {cut_off} cut off"
 

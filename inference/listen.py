@@ -26,7 +26,7 @@ from .context_words import read_context
 from .live import STEP_SECONDS, LiveTranscriber, LiveUpdate
 from .loading import find_checkpoint, load_processor
 from .options import NOTHING_DONE_EXIT, LoadingArguments, tell
-from .recordings import local_file, read_blocks
+from .recordings import from_16_bits, local_file, read_blocks
 
 PIPE = "-"
 #: Length of the blocks that sound comes in.
@@ -35,7 +35,6 @@ TEXT, JSON = FORMATS = ("text", "json")
 #: Most characters of a line of the terminal for words that are not final.
 MAX_PENDING = 60
 CLEAR_LINE, DIM, PLAIN = "\r\x1b[K", "\x1b[2m", "\x1b[0m"
-FULL_SCALE = 32_768
 
 
 @dataclass
@@ -95,7 +94,7 @@ def pipe_blocks(pipe: BinaryIO, given_rate: int, rate: int) -> Iterator[np.ndarr
         data = rest + data
         whole = len(data) // 2 * 2
         rest = data[whole:]
-        yield resampler.resample_chunk(np.frombuffer(data[:whole], dtype="<i2").astype(np.float32) / FULL_SCALE)
+        yield resampler.resample_chunk(from_16_bits(data[:whole]))
     if rest:
         raise ValueError("Standard input ends within a sample; expected 16-bit samples of one channel.")
     yield resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)

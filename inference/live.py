@@ -42,7 +42,7 @@ EDGE_SECONDS = 0.16
 @dataclass(frozen=True)
 class LiveUpdate:
     """
-    What a look at the newest sound has changed.
+    Words that a look at the newest sound has made final, and those after them.
 
     Attributes:
         final: words that have become final, with times from the beginning of the stream.

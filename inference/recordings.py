@@ -28,6 +28,8 @@ from audiollm.processing.audio import (
 
 COPY_BYTES = 1 << 20
 URL_MARK = "://"
+#: Of 16-bit samples.
+FULL_SCALE = 32_768
 MINUTE_SECONDS = 60
 
 
@@ -120,6 +122,11 @@ def read_blocks(path: str | os.PathLike[str], target_rate: int, name: str | None
         rest = resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
         if len(rest):
             yield rest
+
+
+def from_16_bits(data: bytes) -> np.ndarray:
+    """Return little-endian 16-bit samples of one channel as float32 `(samples,)`."""
+    return np.frombuffer(data, dtype="<i2").astype(np.float32) / FULL_SCALE
 
 
 def read_bounded(

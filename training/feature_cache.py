@@ -239,7 +239,7 @@ class _Recordings(Dataset):
                 self.cache._store(key, *self.cache._encode(features))
                 return key, {}
             return key, features
-        except Exception:
+        except Exception:  # whatever it is: the main process tries again, and its error is the one that is raised
             return key, None
 
 

@@ -20,6 +20,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ..context_words import read_context
 from ..live import LiveTranscriber, LiveUpdate
+from ..recordings import from_16_bits
 from .responses import ApiError, invalid
 from .service import Service
 
@@ -29,7 +30,6 @@ MIN_RATE_HZ, MAX_RATE_HZ = 8_000, 96_000
 MAX_WAITING = 256
 #: Time for a client to read why its connection is of no use, before it is closed.
 READING_SECONDS = 5.0
-FULL_SCALE = 32_768
 TRANSCRIPTION = "conversation.item.input_audio_transcription"
 
 
@@ -119,7 +119,7 @@ class Listener:
                 f"audio has {len(data)} bytes; expected 16-bit samples, an even number.",
                 "audio",
             )
-        return np.frombuffer(data, dtype="<i2").astype(np.float32) / FULL_SCALE
+        return from_16_bits(data)
 
     def answer(self, messages: Sequence[str | bytes]) -> list[dict[str, Any]]:
         """Do what messages ask for, and return the events for the client. Sound that came together is heard together."""

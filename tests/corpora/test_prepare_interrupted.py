@@ -48,7 +48,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(launcher, folder, tmp_path_factory) -> Path:
-    """What an uninterrupted run makes of the folder."""
+    """Return the files of an uninterrupted run."""
     output = tmp_path_factory.mktemp("whole") / "out"
     launcher.succeed(*command_of(folder, output))
     return output

@@ -25,7 +25,7 @@ FORMATS = ("adapter", "merged")
 
 @torch.no_grad()
 def outputs_of(model, processor, batch, speech) -> list[torch.Tensor]:
-    """What a checkpoint makes of one batch and of one recording."""
+    """Return a checkpoint's outputs for one batch and one recording."""
     chat = [{"role": "user", "content": [{"type": "audio", "audio": speech}]}, {"role": "assistant", "content": "Yes"}]
     encoded = processor.apply_chat_template(chat, tokenize=True, return_labels=True)
     generated = model.generate(**batch, max_new_tokens=5, do_sample=False, num_beams=2)
@@ -61,7 +61,7 @@ from pathlib import Path
 from transformers import AutoConfig, AutoModel, AutoModelForMultimodalLM, AutoProcessor, pipeline
 
 folder, trusted = Path(sys.argv[1]), {"trust_remote_code": True}
-given, expected = torch.load(folder / "expected.pt")
+given, expected = torch.load(folder / "expected.pt", weights_only=True)
 for weights in expected:
     checkpoint, again = folder / weights, folder / "again" / weights
     try:
@@ -137,7 +137,7 @@ PULL = (
 def pull(folder, shas, trust):
     from transformers import AutoModel, AutoProcessor
 
-    given, expected = torch.load(folder / "expected.pt")
+    given, expected = torch.load(folder / "expected.pt", weights_only=True)
     for weights, sha in shas.items():
         known = {"trust_remote_code": trust}
         model = AutoModel.from_pretrained(f"loopback-user/{weights}", revision=sha, **known)

@@ -54,7 +54,7 @@ def digest(folder: Path) -> str:
 
 
 def logged(folder: Path, name: str = "loss") -> list[float]:
-    """What a run logged under a name."""
+    """Return the values that a run logged under a name."""
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     return [entry[name] for entry in history if name in entry]
 
