@@ -124,6 +124,10 @@ def test_a_file_and_standard_input_are_heard_alike(checkpoint, speech, tmp_path,
     listen.main(["-", "--model", checkpoint, "--output_format", "json"])
     of_pipe = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert of_file == of_pipe and any(one["final"] for one in of_file)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(samples)))
+    listen.main(["-", "--model", checkpoint, "--output_format", "json", "--rate", str(2 * RATE)])
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["seconds"] == pytest.approx(of_file[-1]["seconds"] / 2, abs=0.01)
     listen.main([str(path), "--model", checkpoint, "--fast", "--context", "Zyx", "--step_seconds", "1.6"])
     printed = capsys.readouterr().out
     assert "Zyx" in printed and printed.count("\n") < len(of_file)
