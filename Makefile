@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
-ROOMS = configuration processing corpora publishing training evaluation inference shipped_adapter
+ROOMS = configuration processing command_line corpora publishing training evaluation inference shipped_adapter
 TYPES = build/types/audiollm
 # Two processes of one thread each: many small tests gain more from that than from threads. Each goes through half of
 # the files in their order, and takes over tests of the other when it is done.
@@ -57,7 +57,7 @@ test-floor test-newest: test-%:
 check: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	mkdir -p $(TYPES)
+	rm -rf $(TYPES) && mkdir -p $(TYPES)
 	for file in modeling_audiollm/*; do ln -sfn ../../../$$file $(TYPES)/$$(basename $$file); done
 	for room in $(ROOMS); do ln -sfn ../../../$$room $(TYPES)/$$room; done
 	MYPYPATH=build/types $(VENV)/bin/mypy -p audiollm

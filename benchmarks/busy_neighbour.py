@@ -15,7 +15,7 @@ import sys
 import tempfile
 from typing import Any
 
-from audiollm.machine import WAIT_POLICY
+from audiollm.command_line.machine import WAIT_POLICY
 from common import parser_of, write_result
 
 #: One busy neighbour may cost no more than this, in times the seconds of a quiet machine.

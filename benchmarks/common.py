@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from audiollm.command_line.files import write_json
 from audiollm.corpora.prompts import load_studio_prompts
-from audiollm.files import write_json
 from audiollm.publishing.record import library_versions, machine_facts
 
 RESULTS = Path(__file__).parent / "results"

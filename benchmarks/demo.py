@@ -26,6 +26,7 @@ if __name__ == "__main__":  # libraries warn while they are imported
 import matplotlib
 import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor, shipped_adapter
+from audiollm.command_line.machine import bfloat16_is_faster
 from audiollm.corpora.hypotheses import WhisperDecoder
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.corpora.unseen import load_unseen_speech
@@ -34,7 +35,6 @@ from audiollm.inference.answering import answer, ask
 from audiollm.inference.ctc_rescoring import DEFAULT_CTC_WEIGHT
 from audiollm.inference.loading import fetch_bases
 from audiollm.inference.transcribing import TRANSCRIBE_PROMPT
-from audiollm.machine import bfloat16_is_faster
 from audiollm.processing.cutting import cut_at_quiet
 from audiollm.training.align import align
 from audiollm.training.dataset import FeatureAugmentation

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import soundfile
-from audiollm.files import Journal
+from audiollm.command_line.files import Journal
 from audiollm.inference.loading import find_checkpoint, load_processor
 from audiollm.inference.transcribe import PARTIAL_ENDING
 from audiollm.publishing.record import MEMORY_UNIT_BYTES, MIB
@@ -76,7 +76,15 @@ def transcribe(recording: Path, output: Path, options: list[str], kill_at: float
         options: further ones of the command.
         kill_at: share of the recording from which on it is killed; None lets it end.
     """
-    command = [sys.executable, "-m", "audiollm.cli", "transcribe", str(recording), "--output_dir", str(output)]
+    command = [
+        sys.executable,
+        "-m",
+        "audiollm.command_line.cli",
+        "transcribe",
+        str(recording),
+        "--output_dir",
+        str(output),
+    ]
     kill_after = None if kill_at is None else kill_at * soundfile.info(recording).frames
     longest = times_grown = 0
     with tempfile.TemporaryFile() as said:

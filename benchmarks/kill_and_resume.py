@@ -21,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "training")]
 
-from audiollm.files import sha256_of  # noqa: E402
+from audiollm.command_line.files import sha256_of  # noqa: E402
 from common import parser_of, write_result  # noqa: E402
 from posterior_banks import SENTENCES, save_aligned  # noqa: E402
 from small_corpus import example_rows, write_recordings, write_rows  # noqa: E402

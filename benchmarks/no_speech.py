@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from audiollm.command_line.files import is_audio
 from audiollm.corpora.prompts import load_studio_prompts
-from audiollm.files import is_audio
 from audiollm.inference.transcribe import main as transcribe
 from common import parser_of, write_result
 

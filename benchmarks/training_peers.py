@@ -16,8 +16,8 @@ import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.base_models import resolve_base
 from audiollm.checkpoints import load_audio_base, load_text_base
+from audiollm.command_line.cpu_speed import use_cpu_speed
 from audiollm.corpora.prompts import load_studio_prompts
-from audiollm.cpu_speed import use_cpu_speed
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from transformers import (

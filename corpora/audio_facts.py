@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
-from audiollm.memory import is_out_of_memory
+from audiollm.command_line.machine import is_out_of_memory
 from audiollm.processing.audio import (
     MAX_FLOAT_AMPLITUDE,
     MAX_SAMPLING_RATE_HZ,

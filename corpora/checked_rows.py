@@ -9,7 +9,7 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
-from audiollm.files import is_inside
+from audiollm.command_line.files import is_inside
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 
 from .examples import json_rows

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
-from audiollm.files import is_audio
+from audiollm.command_line.files import is_audio
 
 from . import letter_case
 from .clips import CorpusError

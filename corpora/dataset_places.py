@@ -14,7 +14,7 @@ from typing import Any
 
 import datasets
 import huggingface_hub
-from audiollm.files import is_inside
+from audiollm.command_line.files import is_inside
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
 from .catalogue import Corpus

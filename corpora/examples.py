@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from audiollm.files import is_inside, write_whole
+from audiollm.command_line.files import is_inside, write_whole
 
 from .rows import AUDIO_PATHS, RowError, RowReader, kind_of
 from .tables import parse_json

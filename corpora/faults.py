@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from audiollm.option_parser import option
+from audiollm.command_line.option_parser import option
 from audiollm.processing.audio import SAMPLING_RATE_HZ
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 

@@ -24,8 +24,8 @@ from functools import lru_cache
 from itertools import islice, pairwise
 from typing import Any
 
-from audiollm.files import AUDIO_SUFFIXES, is_audio, is_inside, sha256_of
-from audiollm.option_parser import option
+from audiollm.command_line.files import AUDIO_SUFFIXES, is_audio, is_inside, sha256_of
+from audiollm.command_line.option_parser import option
 
 from .clips import DEFAULT_SPLIT, STATE_FOLDER, BadClip, Clip, CorpusError, FieldValue
 from .columns import (

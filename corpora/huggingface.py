@@ -17,7 +17,7 @@ from itertools import count, islice
 from typing import Any
 
 import datasets
-from audiollm.option_parser import option
+from audiollm.command_line.option_parser import option
 
 from .catalogue import Corpus, corpus_named, is_corpus_name
 from .clips import BadClip, Clip, CorpusError, FieldValue

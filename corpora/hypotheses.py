@@ -17,7 +17,7 @@ import numpy as np
 import soundfile
 import torch
 from audiollm.base_models import EMBEDDED_PREFIX, resolve_base
-from audiollm.files import sha256_of
+from audiollm.command_line.files import sha256_of
 from audiollm.processing.audio import SAMPLING_RATE_HZ, load_waveform, read_bytes
 from audiollm.processing.cutting import cut_at_quiet
 from tqdm.auto import tqdm

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from audiollm.files import is_inside, sha256_of
-from audiollm.option_parser import option
+from audiollm.command_line.files import is_inside, sha256_of
+from audiollm.command_line.option_parser import option
 from audiollm.processing.audio import AudioError
 
 from .clips import DEFAULT_SPLIT, BadClip, Clip, CorpusError, FieldValue

@@ -22,8 +22,8 @@ from typing import Any
 
 import yaml
 from audiollm.base_models import audiollm_cache_dir
-from audiollm.downloads import ChecksumError, download, verify_checksum
-from audiollm.option_parser import option
+from audiollm.command_line.downloads import ChecksumError, download, verify_checksum
+from audiollm.command_line.option_parser import option
 
 from .clips import BadClip, Clip, CorpusError, FieldValue
 from .letter_case import LETTER_CASES

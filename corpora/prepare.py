@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from audiollm.downloads import DownloadError
-from audiollm.files import is_inside
-from audiollm.interruption import TerminatedError, ended_by_signals, exit_status
-from audiollm.option_parser import HelpFormatter, OptionParser
+from audiollm.command_line.downloads import DownloadError
+from audiollm.command_line.files import is_inside
+from audiollm.command_line.interruption import TerminatedError, ended_by_signals, exit_status
+from audiollm.command_line.option_parser import HelpFormatter, OptionParser
 
 from .catalogue import describe_catalogue
 from .clips import STATE_FOLDER, CorpusError

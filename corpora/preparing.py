@@ -20,10 +20,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
-from audiollm.disks import naming_the_disk
-from audiollm.files import Journal, sha256_of, write_json, written
-from audiollm.interruption import check_interrupted, interruptible
-from audiollm.option_parser import option
+from audiollm.command_line.files import Journal, naming_the_disk, sha256_of, write_json, written
+from audiollm.command_line.interruption import check_interrupted, interruptible
+from audiollm.command_line.option_parser import option
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 

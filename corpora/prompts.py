@@ -18,7 +18,7 @@ from pathlib import Path
 import datasets
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from audiollm.disks import naming_the_disk
+from audiollm.command_line.files import naming_the_disk
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 from datasets.table import InMemoryTable
 

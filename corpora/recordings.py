@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import soundfile
-from audiollm.files import sha256_of, write_whole
-from audiollm.interruption import check_interrupted
+from audiollm.command_line.files import sha256_of, write_whole
+from audiollm.command_line.interruption import check_interrupted
 from audiollm.processing.audio import SAMPLING_RATE_HZ, AudioError, load_waveform
 
 from .clips import Clip

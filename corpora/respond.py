@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from audiollm.downloads import DownloadError
-from audiollm.embedded_bases import DEFAULT_TEXT_BASE, EMBEDDED_PREFIX, fetch
-from audiollm.option_parser import option
+from audiollm.command_line.downloads import DownloadError
+from audiollm.command_line.embedded_bases import DEFAULT_TEXT_BASE, EMBEDDED_PREFIX, fetch
+from audiollm.command_line.option_parser import option
 from audiollm.processing.base_models import resolve_base
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 from tqdm.auto import tqdm

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from audiollm.files import is_inside
+from audiollm.command_line.files import is_inside
 from audiollm.processing.audio import REMOTE_SCHEMES, scheme_of
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER, ConversationError, flatten_conversation
 

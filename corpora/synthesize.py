@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from audiollm.files import sha256_of
-from audiollm.option_parser import option
+from audiollm.command_line.files import sha256_of
+from audiollm.command_line.option_parser import option
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 
 from .clips import DEFAULT_SPLIT, BadClip, Clip, CorpusError, FieldValue

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from audiollm.files import Journal, sha256_of
+from audiollm.command_line.files import Journal, sha256_of
 
 #: Files of a model's folder that decide what it writes.
 MODEL_FILES = ("*.json", "*.txt", "*.jinja", "*.model", "*.safetensors")

@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from audiollm.base_models import audiollm_cache_dir
+from audiollm.command_line.files import check_writable, naming_the_disk, written
+from audiollm.command_line.interruption import TerminatedError, ended_by_signals, exit_status
+from audiollm.command_line.option_parser import option, parser_of
 from audiollm.corpora.normalisers import normaliser_for
-from audiollm.disks import check_writable, naming_the_disk
-from audiollm.files import written
-from audiollm.interruption import TerminatedError, ended_by_signals, exit_status
-from audiollm.option_parser import option, parser_of
 
 from . import validation
 from .clips import CorpusError

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from audiollm.command_line.interruption import interruptible
 from audiollm.corpora.normalisers import NORMALISERS, clip_word_error, has_words
-from audiollm.interruption import interruptible
 from audiollm.processing.audio import AudioError
 from tqdm.auto import tqdm
 

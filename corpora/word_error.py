@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from audiollm.base_models import EMBEDDED_PREFIX
+from audiollm.command_line.embedded_bases import fetch
+from audiollm.command_line.option_parser import option
 from audiollm.corpora.normalisers import clip_word_error, has_words, normaliser_for
-from audiollm.embedded_bases import fetch
-from audiollm.option_parser import option
 
 from .clips import STATE_FOLDER
 from .hypotheses import DEFAULT_WHISPER, WhisperTranscriber

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from audiollm.files import write_json
-from audiollm.option_parser import parser_of
+from audiollm.command_line.files import write_json
+from audiollm.command_line.option_parser import parser_of
 
 from .bootstrap import SAMPLES, SIGNIFICANCE
 from .measures import LOWER_IS_BETTER, Answer, Convention, paired, paired_bleu_p

@@ -27,9 +27,9 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from audiollm.disks import GOES_ON, naming_the_disk
-from audiollm.interruption import ended_by_signals
-from audiollm.option_parser import parser_of
+from audiollm.command_line.files import GOES_ON, naming_the_disk
+from audiollm.command_line.interruption import ended_by_signals
+from audiollm.command_line.option_parser import parser_of
 
 from .arguments import EvaluateArguments
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from audiollm.files import Journal, write_json
+from audiollm.command_line.files import Journal, write_json
 from tqdm.auto import tqdm
 
 from .arguments import JudgeArguments

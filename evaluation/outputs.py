@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from audiollm.files import Journal, write_whole
+from audiollm.command_line.files import Journal, write_whole
 from audiollm.publishing.score_table import SYSTEMS as SYSTEM_TITLES
 
 from .measures import Answer, Convention

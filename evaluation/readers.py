@@ -19,6 +19,7 @@ from typing import Any
 import huggingface_hub
 import numpy as np
 import yaml
+from audiollm.command_line.files import is_audio
 from audiollm.corpora.catalogue import Corpus
 from audiollm.corpora.clips import BadClip, Clip
 from audiollm.corpora.columns import ColumnSpec
@@ -32,7 +33,6 @@ from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.corpora.rows import RowReader
 from audiollm.corpora.sources import read_sources
 from audiollm.corpora.unseen import load_unseen_speech
-from audiollm.files import is_audio
 from audiollm.processing.audio import SAMPLING_RATE_HZ
 
 from .tasks import (

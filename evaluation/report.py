@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 import soundfile
-from audiollm.files import write_whole
-from audiollm.option_parser import parser_of
+from audiollm.command_line.files import write_whole
+from audiollm.command_line.option_parser import parser_of
 from audiollm.processing import AudioError, load_waveform
 from audiollm.processing.audio import SAMPLING_RATE_HZ
 from audiollm.publishing.score_table import evaluation_command, systems_of

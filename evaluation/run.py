@@ -23,12 +23,12 @@ import torch
 from accelerate import PartialState
 from audiollm.base_models import how_to_get
 from audiollm.checkpoints import fingerprint
+from audiollm.command_line.files import sha256_of, write_json
+from audiollm.command_line.interruption import interruptible
 from audiollm.configuration import AudioLlmConfig
-from audiollm.files import sha256_of, write_json
 from audiollm.inference.answering import MAX_BATCH_SECONDS, recording_seconds
 from audiollm.inference.ctc_rescoring import check_ctc_weight, default_ctc_weight
 from audiollm.inference.loading import suitable_dtype
-from audiollm.interruption import interruptible
 from audiollm.publishing.record import package_facts
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm

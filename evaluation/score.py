@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from audiollm.files import write_whole
-from audiollm.option_parser import parser_of
+from audiollm.command_line.files import write_whole
+from audiollm.command_line.option_parser import parser_of
 from audiollm.publishing.score_table import COUNTS, score_rows, with_interval
 from audiollm.publishing.score_table import SYSTEMS as SYSTEM_TITLES
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from audiollm.command_line.downloads import DownloadError
 from audiollm.corpora.catalogue import Corpus, load_catalogue
 from audiollm.corpora.columns import OVERRIDE_HINT, ColumnSpec
 from audiollm.corpora.dataset_places import READ_ERRORS
 from audiollm.corpora.normalisers import normaliser_for
-from audiollm.downloads import DownloadError
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 
 KINDS = ("asr", "translation", "choice", "chat", "summary", "no_speech", "text_retention")

@@ -1,6 +1,6 @@
 """`python -m audiollm.inference COMMAND`: the same as `audiollm COMMAND`."""
 
-from audiollm.cli import main
+from audiollm.command_line.cli import main
 
 if __name__ == "__main__":
     main()

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from audiollm.files import write_json
+from audiollm.command_line.files import write_json
 
 from .generate import show
 from .loading import CheckpointError, load

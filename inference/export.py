@@ -27,8 +27,8 @@ from typing import Any
 
 import torch
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmProcessor
-from audiollm.disks import appearing_whole, naming_the_disk
-from audiollm.option_parser import parser_of
+from audiollm.command_line.files import appearing_whole, naming_the_disk
+from audiollm.command_line.option_parser import parser_of
 from huggingface_hub import save_torch_state_dict
 
 from .export_ultravox import (

@@ -19,8 +19,8 @@ from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 import soxr
-from audiollm.interruption import INTERRUPTED_EXIT, ended_by_signals
-from audiollm.option_parser import parser_of
+from audiollm.command_line.interruption import INTERRUPTED_EXIT, ended_by_signals
+from audiollm.command_line.option_parser import parser_of
 
 from .context_words import read_context
 from .live import STEP_SECONDS, LiveTranscriber, LiveUpdate

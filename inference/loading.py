@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmProcessor, shipped_adapter
 from audiollm.base_models import EMBEDDED_PREFIX, how_to_get
-from audiollm.cpu_speed import use_cpu_speed
-from audiollm.downloads import DownloadError
-from audiollm.embedded_bases import EMBEDDED_BASES, fetch
-from audiollm.machine import bfloat16_is_faster
-from audiollm.quantisation import quantisation
+from audiollm.command_line.cpu_speed import use_cpu_speed
+from audiollm.command_line.downloads import DownloadError
+from audiollm.command_line.embedded_bases import EMBEDDED_BASES, fetch
+from audiollm.command_line.machine import bfloat16_is_faster, quantisation
 from transformers import GenerationConfig
 from transformers.utils import is_bitsandbytes_available
 

@@ -13,11 +13,10 @@ from typing import Any, ClassVar, TypeVar
 from urllib.parse import unquote, urlparse
 
 from audiollm import AudioLlmForConditionalGeneration
-from audiollm.disks import GOES_ON, naming_the_disk
-from audiollm.files import AUDIO_SUFFIXES, is_audio
-from audiollm.interruption import INTERRUPTED_EXIT, ended_by_signals
-from audiollm.memory import is_out_of_memory
-from audiollm.option_parser import OptionParser, parser_of
+from audiollm.command_line.files import AUDIO_SUFFIXES, GOES_ON, is_audio, naming_the_disk
+from audiollm.command_line.interruption import INTERRUPTED_EXIT, ended_by_signals
+from audiollm.command_line.machine import is_out_of_memory
+from audiollm.command_line.option_parser import OptionParser, parser_of
 from audiollm.processing import AudioError
 from transformers import set_seed
 

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
-from audiollm.memory import is_out_of_memory
+from audiollm.command_line.machine import is_out_of_memory
 from audiollm.modeling_audiollm import CACHE_NAME
 from audiollm.processing.conversations import flatten_conversation
 from transformers import DynamicCache, StoppingCriteriaList

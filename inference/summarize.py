@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from audiollm.checkpoints import fingerprint
-from audiollm.disks import NO_ROOM_ERRORS, check_writable
-from audiollm.files import sha256_of, write_json, write_whole
-from audiollm.interruption import interruptible
+from audiollm.command_line.files import NO_ROOM_ERRORS, check_writable, sha256_of, write_json, write_whole
+from audiollm.command_line.interruption import interruptible
 from tqdm.auto import tqdm
 
 from .in_parts import JOIN_PROMPT, SUMMARY_PROMPT, InParts, PartAnswer, WholeAnswer

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from audiollm.disks import check_writable
+from audiollm.command_line.files import check_writable
 
 from .context_words import read_context
 from .ctc_rescoring import DEFAULT_CTC_WEIGHT

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from audiollm.checkpoints import fingerprint
-from audiollm.files import Journal, sha256_of
-from audiollm.interruption import check_interrupted
+from audiollm.command_line.files import Journal, sha256_of
+from audiollm.command_line.interruption import check_interrupted
 from audiollm.projector import slot_counts
 from tqdm.auto import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from audiollm.files import write_whole
+from audiollm.command_line.files import write_whole
 
 ALL_FORMATS = "all"
 MILLISECONDS = 1_000

@@ -39,7 +39,7 @@ def resolve_base(model_id: str | os.PathLike, role: str) -> str:
         folder = embedded_base_folder(model_id.removeprefix(EMBEDDED_PREFIX))
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(
-                f"The {role} base {model_id!r} is not in {folder}. Fetch it with `python -m audiollm.embedded_bases` "
+                f"The {role} base {model_id!r} is not in {folder}. Fetch it with `audiollm bases` "
                 f"(pip install audiollm), or pass {role}_model_id= with another copy of the same model."
             )
         return str(folder)

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from audiollm import AudioLlmConfig, __version__
-from audiollm.files import sha256_of, write_whole
-from audiollm.option_parser import parser_of
+from audiollm.command_line.files import sha256_of, write_whole
+from audiollm.command_line.option_parser import parser_of
 from huggingface_hub import ModelCard
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 

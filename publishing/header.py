@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from audiollm.base_models import EMBEDDED_PREFIX
-from audiollm.embedded_bases import EMBEDDED_BASES
+from audiollm.command_line.embedded_bases import EMBEDDED_BASES
 from huggingface_hub import CardData, EvalResult, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HTTPError
 

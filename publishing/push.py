@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import ClassVar
 
-from audiollm.option_parser import parser_of
+from audiollm.command_line.option_parser import parser_of
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
     HFValidationError,

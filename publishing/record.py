@@ -20,7 +20,7 @@ from typing import Any
 
 import audiollm
 import torch
-from audiollm.files import sha256_of, write_json
+from audiollm.command_line.files import sha256_of, write_json
 from transformers.utils import cached_file
 
 from .header import CardError

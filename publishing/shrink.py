@@ -17,8 +17,8 @@ from typing import ClassVar
 
 import torch
 from audiollm import AudioLlmConfig
-from audiollm.disks import appearing_whole, naming_the_disk
-from audiollm.option_parser import parser_of
+from audiollm.command_line.files import appearing_whole, naming_the_disk
+from audiollm.command_line.option_parser import parser_of
 from safetensors.torch import load_file, save_file
 from transformers.utils import SAFE_WEIGHTS_NAME
 

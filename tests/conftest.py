@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor, embedded_bases
-from audiollm.downloads import DownloadError
+from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
+from audiollm.command_line import embedded_bases
+from audiollm.command_line.downloads import DownloadError
 from tiny_models import randomise_trainables, save_audio_base, save_text_base
 
 REAL_BASES = ("pypi:whisper-tiny.en", "pypi:smollm2-135m-instruct")

@@ -165,7 +165,7 @@ def test_wheel_holds_all_rooms_and_the_corpus(wheel: Path) -> None:
     assert names - metadata == expected
     licences = {name.partition("/licenses/")[2] for name in metadata if "/licenses/" in name}
     assert licences == LICENCES
-    assert "audiollm = audiollm.cli:main" in entry_points
+    assert "audiollm = audiollm.command_line.cli:main" in entry_points
 
 
 @pytest.mark.slow

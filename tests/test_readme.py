@@ -24,14 +24,15 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import soundfile
-from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor, cli, shipped_adapter
+from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor, shipped_adapter
+from audiollm.command_line import cli
+from audiollm.command_line.option_parser import parser_of
 from audiollm.corpora.examples import read_examples
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.inference import loading
 from audiollm.inference.demo_web import DemoWebArguments
 from audiollm.inference.serve import ServeArguments
 from audiollm.inference.serving.service import ServingSettings
-from audiollm.option_parser import parser_of
 from audiollm.training.train import parse_arguments
 from clients import WITHOUT_AUDIOLLM, play
 from loopback_hub import LoopbackHub

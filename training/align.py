@@ -16,15 +16,14 @@ from typing import Any
 
 import datasets
 import torch
+from audiollm.command_line.option_parser import option
 from audiollm.corpora.examples import Example
 from audiollm.corpora.normalisers import NORMALISERS
 from audiollm.corpora.rows import ASSISTANT
 from audiollm.corpora.sources import Examples, settle_problems
 from audiollm.inference.spoken_pieces import SpokenLexicon, piece_ids, spoken_form
-from audiollm.option_parser import option
-from audiollm.piece_readout import PieceReadout
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
-from audiollm.projector import slot_counts
+from audiollm.projector import PieceReadout, slot_counts
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainingArguments
@@ -165,7 +164,7 @@ class PieceCtcLoss(torch.autograd.Function):
     def forward(ctx, queries, blank_logits, directions, slots, targets, target_lengths):
         """
         Args:
-            queries: `(clips, max_slots, hidden)`, float32; see [`audiollm.piece_readout.PieceReadout.queries`].
+            queries: `(clips, max_slots, hidden)`, float32; see [`audiollm.projector.PieceReadout.queries`].
             blank_logits: `(clips, max_slots)`.
             directions: of the pieces, `(pieces, hidden)`; in half precision where the products are to be computed so.
             slots, target_lengths: `(clips,)`, of each clip.
@@ -218,7 +217,7 @@ class PieceCtcLoss(torch.autograd.Function):
 
 class CtcAligner(nn.Module):
     """
-    A model's projector, trained in place, with the scoring of [`audiollm.piece_readout.PieceReadout`] that trains it.
+    A model's projector, trained in place, with the scoring of [`audiollm.projector.PieceReadout`] that trains it.
 
     Where the projector reads out pieces itself, it is its own readout that is trained. The blank looks like `blank_id`, a
     token that text fills gaps with, so that the language model takes it for nothing said.

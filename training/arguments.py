@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from audiollm.command_line.embedded_bases import DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE
+from audiollm.command_line.files import check_writable
+from audiollm.command_line.option_parser import option
 from audiollm.corpora.normalisers import NORMALISERS
-from audiollm.disks import check_writable
-from audiollm.embedded_bases import DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE
-from audiollm.option_parser import option
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import is_bitsandbytes_available

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from audiollm.option_parser import HelpFormatter, OptionParser
+from audiollm.command_line.option_parser import HelpFormatter, OptionParser
 
 from .align import AlignArguments
 from .arguments import DEFAULT_STAGE, AudioLlmTrainingArguments, DataArguments, ModelArguments, StageArguments

@@ -15,11 +15,11 @@ from typing import Any
 
 import datasets
 import torch
+from audiollm.command_line.files import Journal
+from audiollm.command_line.option_parser import option
 from audiollm.corpora.audio_rows import answer_problems, read_audio_rows
 from audiollm.corpora.examples import Example
 from audiollm.corpora.rows import as_list
-from audiollm.files import Journal
-from audiollm.option_parser import option
 from audiollm.processing import AudioLlmProcessor
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER, IGNORED_LABEL, ConversationError
 from torch import nn

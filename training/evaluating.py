@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from audiollm.command_line.files import written
 from audiollm.corpora.normalisers import has_words
 from audiollm.evaluation.generating import swapped, transcript_bound
 from audiollm.evaluation.word_error import score_word_error
-from audiollm.files import written
 from audiollm.inference.answer_ends import AnswerEnds
 from audiollm.processing import AudioLlmProcessor
 from audiollm.processing.conversations import IGNORED_LABEL

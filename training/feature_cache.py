@@ -20,10 +20,9 @@ import torch
 from accelerate import PartialState
 from audiollm.base_models import audiollm_cache_dir
 from audiollm.checkpoints import fingerprint
-from audiollm.disks import check_writable, naming_the_disk
-from audiollm.files import written
-from audiollm.interruption import interruptible
-from audiollm.machine import worker_processes
+from audiollm.command_line.files import check_writable, naming_the_disk, written
+from audiollm.command_line.interruption import interruptible
+from audiollm.command_line.machine import worker_processes
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch.utils.data import DataLoader, Dataset

@@ -14,9 +14,9 @@ from typing import Any
 import datasets
 import torch
 from accelerate.utils import gather_object
+from audiollm.command_line.option_parser import option
 from audiollm.corpora.audio_rows import AudioRow, read_audio_rows
 from audiollm.corpora.examples import Example
-from audiollm.option_parser import option
 from audiollm.processing import AudioLlmProcessor
 from peft.tuners.lora import LoraLayer
 from torch import nn

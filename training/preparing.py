@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.base_models import EMBEDDED_PREFIX, how_to_get
-from audiollm.cpu_speed import use_cpu_speed
-from audiollm.embedded_bases import DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE, fetch
-from audiollm.quantisation import quantisation
+from audiollm.command_line.cpu_speed import use_cpu_speed
+from audiollm.command_line.embedded_bases import DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE, fetch
+from audiollm.command_line.machine import quantisation
 from transformers import set_seed
 
 from .arguments import (

@@ -15,11 +15,11 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from audiollm.command_line.option_parser import option
 from audiollm.corpora.examples import JSON_LINES_SUFFIX, ExamplesError, json_rows
 from audiollm.corpora.prompts import PROMPT_TASKS
 from audiollm.corpora.rows import ASSISTANT
 from audiollm.corpora.sources import PARQUET_SUFFIX, load_table, parse_source, settle_problems
-from audiollm.option_parser import option
 from audiollm.processing import AudioLlmProcessor
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 from tqdm.auto import tqdm

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from audiollm.command_line.downloads import DownloadError
+from audiollm.command_line.files import naming_the_disk
+from audiollm.command_line.interruption import ended_by_signals, exit_status
 from audiollm.corpora.examples import ExamplesError
-from audiollm.disks import naming_the_disk
-from audiollm.downloads import DownloadError
-from audiollm.interruption import ended_by_signals, exit_status
 from audiollm.processing.audio import AudioError
 from audiollm.processing.conversations import ConversationError
 from audiollm.publishing.card import CardError

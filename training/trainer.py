@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, save_fsdp_optimizer
-from audiollm.interruption import check_interrupted
+from audiollm.command_line.interruption import check_interrupted
 from audiollm.publishing.card import CardError, write_card
 from audiollm.publishing.push import upload_checkpoint
 from huggingface_hub import HfApi

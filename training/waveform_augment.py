@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import soundfile
 import soxr
-from audiollm.files import is_audio
-from audiollm.option_parser import option
+from audiollm.command_line.files import is_audio
+from audiollm.command_line.option_parser import option
 from audiollm.processing.audio import load_waveform
 
 #: Raised when the same settings come to make another sound.

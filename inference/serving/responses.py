@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Any
 
 import jinja2
-from audiollm.memory import is_out_of_memory
+from audiollm.command_line.machine import is_out_of_memory
 from audiollm.processing import AudioError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request

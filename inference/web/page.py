@@ -16,7 +16,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
-from audiollm.files import AUDIO_SUFFIXES, is_inside
+from audiollm.command_line.files import AUDIO_SUFFIXES, is_inside
 
 from ..recordings import clock, read_bounded
 from ..session import AnswerMemoryError, Recording, Session, user_turn

@@ -80,7 +80,7 @@ class Command:
 
 
 class Launcher:
-    """Starts `audiollm prepare`; with `fresh`, as `python -m audiollm.cli`."""
+    """Starts `audiollm prepare`; with `fresh`, as `python -m audiollm.command_line.cli`."""
 
     def __init__(self, folder: Path):
         self.folder, self._count = folder, 0
@@ -136,8 +136,8 @@ def _become(request: dict[str, Any]) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if request["fresh"]:
-        os.execv(sys.executable, [sys.executable, "-m", "audiollm.cli", *request["arguments"]])
-    from audiollm.cli import main
+        os.execv(sys.executable, [sys.executable, "-m", "audiollm.command_line.cli", *request["arguments"]])
+    from audiollm.command_line.cli import main
     from audiollm.corpora import librispeech
 
     if request["table"] is not None:

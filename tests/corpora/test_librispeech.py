@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from audiollm import downloads
+from audiollm.command_line import downloads
+from audiollm.command_line.downloads import ChecksumError
 from audiollm.corpora.clips import BadClip, Clip, CorpusError
 from audiollm.corpora.librispeech import (
     ArchiveError,
@@ -20,7 +21,6 @@ from audiollm.corpora.librispeech import (
     archive_members,
     open_source,
 )
-from audiollm.downloads import ChecksumError
 from audiollm.processing import load_waveform
 from librispeech_archives import (
     CLIPS_PER_CHAPTER,

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from audiollm.command_line.downloads import BLOCK_BYTES
 from audiollm.corpora.prompts import load_studio_prompts
-from audiollm.downloads import BLOCK_BYTES
 from librispeech_archives import librispeech_archives, librispeech_trees, packed, published, served
 from loopback_site import Site
 from prepare_process import Command, Launcher, contents

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from audiollm import AudioLlmForConditionalGeneration
+from audiollm.command_line.machine import is_out_of_memory
 from audiollm.inference.answering import answer
 from audiollm.inference.session import AnswerMemoryError, ContextLengthError, Session
-from audiollm.memory import is_out_of_memory
 from audiollm.processing import AudioError
 from small_corpus import write_recordings
 from tiny_models import CHAT_TEMPLATE, TEXT_FIELDS, llama_config, randomise_trainables, save_text_base

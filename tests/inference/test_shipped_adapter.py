@@ -8,8 +8,8 @@ import pytest
 import soundfile
 import torch
 from audiollm import AudioLlmConfig, shipped_adapter
+from audiollm.command_line.embedded_bases import base_folder
 from audiollm.corpora.prompts import load_studio_prompts
-from audiollm.embedded_bases import base_folder
 from audiollm.evaluation.word_error import score_word_error
 from audiollm.inference.loaded import AudioLlm
 from audiollm.processing import load_waveform

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
-from audiollm.files import AUDIO_SUFFIXES
+from audiollm.command_line.files import AUDIO_SUFFIXES
 from audiollm.inference.answering import answer, ask
 from audiollm.inference.loading import load_generation_config
 from audiollm.inference.options import find_recordings

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from audiollm import cpu_speed
-from audiollm.cpu_speed import fast_linear, fast_product, takes_onednn, use_cpu_speed
+from audiollm.command_line import cpu_speed
+from audiollm.command_line.cpu_speed import fast_linear, fast_product, takes_onednn, use_cpu_speed
 from audiollm.lora import FrozenLinearWithLora
 from batches import Row, assert_same_step, labelled, loss_and_gradients, make_row
 from tiny_models import enable_checkpointing

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration
-from audiollm.piece_readout import PieceReadout
+from audiollm.projector import PieceReadout
 
 VOCAB_SIZE, HIDDEN_SIZE = 30, 12
 

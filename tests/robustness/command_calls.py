@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
-from audiollm.cli import COMMANDS
+from audiollm.command_line.cli import COMMANDS
 from small_corpus import write_recordings
 from tiny_models import randomise_trainables, save_audio_base, save_text_base
 

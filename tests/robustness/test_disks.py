@@ -9,7 +9,7 @@ from pathlib import Path
 
 import datasets
 import pytest
-from audiollm.embedded_bases import EMBEDDED_BASES, fetch
+from audiollm.command_line.embedded_bases import EMBEDDED_BASES, fetch
 from command_calls import Place, call, contents, make_place
 from safetensors.torch import load_file
 from small_disk import mounted

@@ -10,17 +10,17 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from audiollm.corpora import prepare, validate, validation
-from audiollm.corpora.hypotheses import WhisperDecoder
-from audiollm.corpora.prompts import load_studio_prompts
-from audiollm.disks import appearing_whole
-from audiollm.interruption import (
+from audiollm.command_line.files import appearing_whole
+from audiollm.command_line.interruption import (
     TerminatedError,
     check_interrupted,
     ended_by_signals,
     exit_status,
     interruptible,
 )
+from audiollm.corpora import prepare, validate, validation
+from audiollm.corpora.hypotheses import WhisperDecoder
+from audiollm.corpora.prompts import load_studio_prompts
 
 SIGNALS = [(signal.SIGINT, KeyboardInterrupt, 130), (signal.SIGTERM, TerminatedError, 143)]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from audiollm import downloads
-from audiollm.downloads import download
-from audiollm.embedded_bases import EMBEDDED_BASES
+from audiollm.command_line import downloads
+from audiollm.command_line.downloads import download
+from audiollm.command_line.embedded_bases import EMBEDDED_BASES
 from command_calls import Place, call, make_place
 from loopback_site import Site, serving
 

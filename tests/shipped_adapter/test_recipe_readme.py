@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from audiollm import cli
+from audiollm.command_line import cli
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "shipped_adapter" / "recipe" / "README.md").read_text(encoding="utf-8")

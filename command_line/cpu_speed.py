@@ -9,12 +9,11 @@ from types import MethodType
 from typing import Any
 
 import torch
+from audiollm.lora import MASKS_KEYWORD, FrozenLinearWithLora, autocasts
+from audiollm.modeling_audiollm import CACHE_NAME
 from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
-
-from .lora import MASKS_KEYWORD, FrozenLinearWithLora, autocasts
-from .modeling_audiollm import CACHE_NAME
 
 #: Where Linux says whose the processor is.
 PROCESSOR_FILE = Path("/proc/cpuinfo")

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from audiollm import downloads
-from audiollm.downloads import ChecksumError, DiskFullError, DownloadError, RefusedError, download
+from audiollm.command_line import downloads
+from audiollm.command_line.downloads import ChecksumError, DiskFullError, DownloadError, RefusedError, download
 from loopback_site import Site, serving
 
 BODY = bytes(range(256)) * 4096  # 1 MiB

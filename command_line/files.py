@@ -1,15 +1,21 @@
-"""Files that all commands share the handling of: written whole or not at all, journals, checksums, audio suffixes."""
+"""Files that all commands share the handling of: written whole or not at all, journals, full disks, checksums, audio suffixes."""
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
+import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+
+from safetensors import SafetensorError
 
 #: Suffixes of audio files, in lower case. Where a list of recordings leaves the suffix out, the first that exists is taken.
 AUDIO_SUFFIXES = tuple(
@@ -46,6 +52,12 @@ AUDIO_SUFFIXES = tuple(
 #: Suffix of a file that is being written.
 PARTIAL_SUFFIX = ".partial"
 CHECKSUM_BLOCK_BYTES = 1 << 20
+#: No space left, quota exceeded, file too large.
+NO_ROOM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+GOES_ON = "what is done is kept: make room, and the same command goes on"
+#: Messages of safetensors, which quotes the system's error, and of torch, which does not.
+SYSTEM_ERROR = re.compile(r"I/O error: .*\(os error (\d+)\)")
+TORCH_WRITER = re.compile(r"PytorchStreamWriter|inline_container")
 
 StrPath = str | os.PathLike[str]
 
@@ -119,6 +131,22 @@ def write_whole(path: StrPath, content: str | bytes, tag: str | None = None) -> 
 def write_json(path: StrPath, value: Any, tag: str | None = None) -> None:
     """Write a value as indented JSON, as [`written`] does."""
     write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", tag)
+
+
+@contextmanager
+def appearing_whole(output: Path) -> Iterator[Path]:
+    """Yield a folder beside `output` that replaces it when the block ends, or is removed if the block fails."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=output.parent))
+    try:
+        yield partial
+        umask = os.umask(0)
+        os.umask(umask)
+        partial.chmod(0o777 & ~umask)
+        os.replace(partial, output)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 # ------------------------------------------------------------------------------------------------------------ journals
@@ -245,3 +273,44 @@ def _cut_torn_line(file: IO[bytes]) -> None:
     kept = end + torn.rfind(b"\n") + 1
     if kept < file.seek(0, os.SEEK_END):
         file.truncate(kept)
+
+
+# ---------------------------------------------------------------------------------------------------------- full disks
+
+
+@contextmanager
+def naming_the_disk(folder: str | os.PathLike[str], advice: str = GOES_ON) -> Iterator[None]:
+    """Make an error about lack of space, of safetensors or torch too, an OSError that names the folder and the advice."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM_ERRORS or "make room" in str(error).lower():
+            raise  # another error, or one that has the advice already
+        raise _no_room(error.errno, error.filename2 or error.filename or folder, advice) from error
+    except SafetensorError as error:
+        said = SYSTEM_ERROR.search(str(error))
+        if said is None:
+            raise
+        if int(said[1]) in NO_ROOM_ERRORS:
+            raise _no_room(int(said[1]), folder, advice) from error
+        raise OSError(int(said[1]), os.strerror(int(said[1])), str(folder)) from error
+    except RuntimeError as error:
+        if not TORCH_WRITER.search(str(error)):
+            raise
+        raise OSError(
+            errno.EIO, f"a file could not be written to its end, as where there is no room; {advice}", str(folder)
+        ) from error
+
+
+def _no_room(number: int, path: str | bytes | os.PathLike[str], advice: str) -> OSError:
+    reason = f"there is no room left ({os.strerror(number)}); {advice}. It was writing to"
+    return OSError(number, reason, os.fsdecode(path))
+
+
+def check_writable(folder: str | os.PathLike[str]) -> Path:
+    """Create a folder if needed and return it; raise OSError where no files can be created in it."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, "nothing can be written to this folder", str(folder))
+    return folder

