@@ -12,7 +12,7 @@ from typing import Any
 
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 
-from .examples import ExamplesError, json_rows
+from .examples import ExamplesError, json_rows, read_all
 from .rows import AUDIO_PATHS, RowError, RowReader, kind_of
 
 #: Name of rows that were given as such, in messages.
@@ -56,32 +56,24 @@ def read_audio_rows(
     else:
         name, reader = GIVEN_ROWS, RowReader(".", audio_dir)
         rows = ((f"row {index}", row, None) for index, row in enumerate(source))
-    problems: list[tuple[str, str]] = []
-    read: list[AudioRow] = []
     fields = (*PROMPT_FIELDS, *required, *optional)
-    for index, (where, row, problem) in enumerate(rows):
-        try:
-            if problem is not None:
-                raise RowError([problem])
-            if isinstance(row, dict):  # a field that is null is one that the row does not have
-                row = {key: value for key, value in row.items() if value is not None or key not in fields}
-            paths = reader.read_instruction(row, fields, required=("text", *required))
-            reasons = [reason for key in required for reason in answer_problems(repr(key), row[key])]
-            if not paths:
-                reasons.append(
-                    "has no audio: rows without it are answered by the untouched base, which does not learn"
-                )
-            if reasons := reasons or problems_of(row):
-                raise RowError(reasons)
-            rest = {key: row[key] for key in (*required, *optional) if key in row}
-            read.append(AudioRow(row["text"], tuple(paths), rest, index))
-        except RowError as error:
-            problems += [(where, reason) for reason in error.reasons]
-    if not read and not problems:
-        problems.append(("", "holds no rows"))
-    if problems:
-        raise ExamplesError(name, problems)
-    return read
+
+    def read(row: Any, index: int) -> AudioRow:
+        if isinstance(row, dict):  # a field that is null is one that the row does not have
+            row = {key: value for key, value in row.items() if value is not None or key not in fields}
+        paths = reader.read_instruction(row, fields, required=("text", *required))
+        reasons = [reason for key in required for reason in answer_problems(repr(key), row[key])]
+        if not paths:
+            reasons.append("has no audio: rows without it are answered by the untouched base, which does not learn")
+        if reasons := reasons or problems_of(row):
+            raise RowError(reasons)
+        rest = {key: row[key] for key in (*required, *optional) if key in row}
+        return AudioRow(row["text"], tuple(paths), rest, index)
+
+    found = read_all(name, rows, read)
+    if not found:
+        raise ExamplesError(name, [("", "holds no rows")])
+    return found
 
 
 def answer_problems(name: str, answer: Any) -> list[str]:

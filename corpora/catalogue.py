@@ -35,7 +35,7 @@ class Corpus:
     One entry of the table; the head of `catalogue.yaml` says what its keys mean.
 
     `name` is the entry's, with its config behind a colon once one is chosen. `configs` are constants by config, or a pattern
-    of configs' names. `default_splits` are read unless others are asked for.
+    of configs' names. `default_splits` are read unless others are asked for. The last four are of benchmarks.
     """
 
     name: str
@@ -59,6 +59,10 @@ class Corpus:
     constants: Mapping[str, FieldValue] = field(default_factory=dict)
     terms: str | None = None
     note: str | None = None
+    alternatives: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    parent: str | None = None
+    checked: str | None = None
+    unknown: tuple[str, ...] = ()
 
     def with_config(self, config: str | None) -> "Corpus":
         """Return this corpus with a config chosen, by default its own; raise CorpusError if it has no such config."""
@@ -86,9 +90,13 @@ class Corpus:
 @lru_cache(maxsize=1)
 def load_catalogue() -> dict[str, Corpus]:
     """Return all corpora of the table, by name."""
-    table = yaml.safe_load(CATALOGUE_FILE.read_text(encoding="utf-8"))
-    entries = {name: _inherited(name, table) for name in table if not name.startswith(ABSTRACT_PREFIX)}
-    return {name: _corpus(name, entry) for name, entry in entries.items()}
+    return corpora_of(yaml.safe_load(CATALOGUE_FILE.read_text(encoding="utf-8")))
+
+
+def corpora_of(table: Mapping[str, Any]) -> dict[str, Corpus]:
+    """Return the corpora of a table in the form of `catalogue.yaml`, by name."""
+    names = [name for name in table if not name.startswith(ABSTRACT_PREFIX)]
+    return {name: _corpus(name, _inherited(name, table)) for name in names}
 
 
 def is_corpus_name(given: str) -> bool:
@@ -163,7 +171,7 @@ def _corpus(name: str, entry: dict[str, Any]) -> Corpus:
     prompts, known = entry.pop("prompts", {}), known_tasks()
     tasks = tuple(
         replace(known[task], prompts=tuple(prompts[task])) if task in prompts else known[task]
-        for task in entry.pop("tasks")
+        for task in entry.pop("tasks", ())
     )
     entry.setdefault("default_splits", entry["splits"][:1])
     configs = entry.pop("configs", {})

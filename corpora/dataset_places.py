@@ -131,7 +131,7 @@ def open_split(place: Place, split: str, streaming: bool) -> tuple[Any, str]:
         CorpusError: it cannot be read.
     """
     try:
-        dataset, folder = _open(place, split, streaming)
+        dataset, folder = load_split(place, split, streaming)
     except READ_ERRORS as error:
         raise CorpusError(_explain(place, split, error)) from error
     dataset = dataset.with_format(None)
@@ -141,13 +141,14 @@ def open_split(place: Place, split: str, streaming: bool) -> tuple[Any, str]:
     return dataset, folder
 
 
-def _open(place: Place, split: str, streaming: bool) -> tuple[Any, str]:
+def load_split(place: Place, split: str, streaming: bool) -> tuple[Any, str]:
+    """Return one split as `datasets` has it, and the folder that relative paths start from; errors are its own."""
     corpus = place.corpus
     if place.kind == "disk":
         saved = datasets.load_from_disk(place.path)
         if isinstance(saved, Mapping):
             if split not in saved:
-                raise ValueError(f"there is no split {split!r}, only {', '.join(saved)}; name one with --splits")
+                raise ValueError(f"there is no split {split!r}, only {', '.join(saved)}")
             saved = saved[split]
         return (saved.to_iterable_dataset() if streaming else saved), place.path
     if place.kind == "file":
@@ -182,6 +183,12 @@ def _load(path: str, config: str | None, split: str, revision: str | None, strea
     kind = type(builder).__module__.rpartition(".")[2]
     if kind not in SAFE_BUILDERS:
         raise ValueError(f"it is read by the builder {kind!r}; expected one of {', '.join(SAFE_BUILDERS)}")
+    files = builder.config.data_files
+    if kind == "parquet" and files and os.path.isdir(path):
+        if split not in files:
+            raise ValueError(f"there is no split {split!r}, only {', '.join(files)}")
+        # Named to `datasets`, whose cache knows a folder with a card by its name and card alone.
+        return _open_files(split, list(files[split]), streaming)
     if kind != FOLDER_BUILDER:
         return datasets.load_dataset(path, config, split=split, revision=revision, streaming=streaming)
     if hasattr(builder.config, "decode_num_threads"):

@@ -9,10 +9,10 @@ the same rows, one JSON object a line. Everything wrong with a file is reported 
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from audiollm.command_line.files import is_inside, write_whole
 
@@ -21,6 +21,7 @@ from .tables import parse_json
 
 FIELDS = ("text", AUDIO_PATHS, "response")
 JSON_LINES_SUFFIX = ".jsonl"
+Read = TypeVar("Read")
 MAX_PROBLEMS_SHOWN = 200  # in the message; `ExamplesError.problems` has all
 
 
@@ -91,19 +92,30 @@ def read_examples(path: str | os.PathLike[str], audio_dir: str | os.PathLike[str
         reason = f"it is {kind}, and JSON or JSON Lines is read here; `audiollm prepare` writes both, side by side."
         raise ExamplesError(path, [("", reason)])
     reader = RowReader(path.parent, audio_dir)
+
+    def read(row: Any, index: int) -> Example:
+        paths = reader.read_instruction(row, FIELDS)
+        return Example(row["text"], tuple(paths), row["response"], index)
+
+    return read_all(path, json_rows(path), read)
+
+
+def read_all(
+    name: str | os.PathLike[str], rows: Iterable[tuple[str, Any, str | None]], read: Callable[[Any, int], Read]
+) -> list[Read]:
+    """Return what `read` makes of each row and its index; raise ExamplesError with the reasons of all that it refuses."""
+    found: list[Read] = []
     problems: list[tuple[str, str]] = []
-    examples: list[Example] = []
-    for where, row, problem in json_rows(path):
+    for index, (where, row, problem) in enumerate(rows):
         try:
             if problem is not None:
                 raise RowError([problem])
-            paths = reader.read_instruction(row, FIELDS)
-            examples.append(Example(row["text"], tuple(paths), row["response"], index=len(examples)))
+            found.append(read(row, index))
         except RowError as error:
-            problems.extend((where, reason) for reason in error.reasons)
+            problems += [(where, reason) for reason in error.reasons]
     if problems:
-        raise ExamplesError(path, problems)
-    return examples
+        raise ExamplesError(name, problems)
+    return found
 
 
 def write_examples(

@@ -28,9 +28,10 @@ from transformers import (
     WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
 )
-from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from .clips import safe_name
+from .normalisers import language_of
 from .transcript_journal import TranscriptJournal, model_checksum
 
 DEFAULT_WHISPER = "pypi:whisper-tiny.en"
@@ -154,7 +155,7 @@ def _without_own_call_warning() -> Iterator[None]:
 
 def _language_options(folder: str, name: str, language: str | None, known: dict[str, Any]) -> dict[str, str]:
     """Return the options of `generate` for language and task; English-only models take neither."""
-    code = None if language is None else TO_LANGUAGE_CODE.get(language.strip().lower(), language.strip().lower())
+    code = None if language is None else language_of(language)
     if code is not None and code not in LANGUAGES:
         raise WhisperModelError(
             f"Whisper does not know the language {language!r}; expected a code or an English name, as en or english."

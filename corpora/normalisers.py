@@ -42,17 +42,26 @@ def has_words(text: str, normaliser: str = "english") -> bool:
     return any(map(str.isalnum, NORMALISERS[normaliser](text)))
 
 
-def normaliser_for(language: str | None) -> str:
+def language_of(language: str | None) -> str:
     """
-    Return the normaliser that fits a language, as Whisper's authors scored it; English where nothing is said.
+    Return a language's code without its region; that of English where nothing is said.
 
     A language is called as a corpus does: `en`, `en-GB`, `en_us`, `english`, `cmn_hans_cn`.
     """
     name = (language or "english").strip().lower()
-    code = re.split(r"[-_]", TO_LANGUAGE_CODE.get(name, name))[0]
-    if code in LANGUAGES_WITHOUT_SPACES:
+    return re.split(r"[-_]", TO_LANGUAGE_CODE.get(name, name))[0]
+
+
+def is_english(language: str | None) -> bool:
+    """Return whether a language is English, as it is where nothing is said."""
+    return language_of(language) in ENGLISH
+
+
+def normaliser_for(language: str | None) -> str:
+    """Return the normaliser that fits a language, as Whisper's authors scored it; see [`language_of`]."""
+    if language_of(language) in LANGUAGES_WITHOUT_SPACES:
         return "characters"
-    return "english" if code in ENGLISH else "basic"
+    return "english" if is_english(language) else "basic"
 
 
 def clip_word_error(reference: str, hypothesis: str, normaliser: str = "english") -> float:

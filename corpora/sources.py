@@ -22,16 +22,14 @@ from urllib.parse import parse_qsl
 
 import datasets
 
+from .clips import DEFAULT_SPLIT
+from .dataset_places import SAVED_FILES, Place, load_split
 from .examples import JSON_LINES_SUFFIX, ExamplesError, json_rows
 from .rows import TABLE_FIELDS, Conversation, RowError, RowReader
 
 HUB_PREFIX = "hub:"
 OPTION_MARK = "?"
 PARQUET_SUFFIX = ".parquet"
-#: Files that `save_to_disk` leaves in a folder: of a dataset, and of several splits.
-DATASET_FILE, SPLITS_FILE = "state.json", "dataset_dict.json"
-CARD_FILE = "README.md"
-DEFAULT_SPLIT = "train"
 #: Options of each kind of source; of saved datasets with several splits as well.
 KNOWN_OPTIONS = {"hub": ("config", "split", "revision"), "shards": ("split",)}
 #: Examples left out by `skip` of --on_bad_example that are shown.
@@ -77,10 +75,8 @@ def parse_source(given: str) -> Source:
         )
     elif not os.path.isdir(path):
         kind = "parquet" if path.endswith(PARQUET_SUFFIX) else "json"
-    elif os.path.isfile(os.path.join(path, SPLITS_FILE)):
-        kind, known = "disk", ("split",)
-    elif os.path.isfile(os.path.join(path, DATASET_FILE)):
-        kind = "disk"
+    elif there := [name for name in SAVED_FILES if os.path.isfile(os.path.join(path, name))]:
+        kind, known = "disk", ("split",) if there[0] == SAVED_FILES[0] else ()
     elif any(name.endswith(PARQUET_SUFFIX) for name in os.listdir(path)):
         kind = "shards"
     else:
@@ -117,10 +113,9 @@ class Examples(Sequence[Conversation]):
         for index, (where, row, problem) in enumerate(self._rows):
             try:
                 _read(self.reader, row, where, problem)
+                self._usable.append(index)
             except RowError as error:
                 self.problems += [(where, reason) for reason in error.reasons]
-            else:
-                self._usable.append(index)
         if not self._usable and not self.problems:
             self.problems.append(("", "holds no examples"))
 
@@ -181,33 +176,10 @@ def _open_table(source: Source, streaming: bool = False) -> Any:
 
 def load_table(source: Source, streaming: bool) -> Any:
     """Return a source of tables as `datasets` has it, with all its columns; errors are those of `datasets`."""
-    split = source.options.get("split", DEFAULT_SPLIT)
-    if source.kind == "hub":
-        options = {name: source.options.get(name) for name in ("config", "revision")}
-        return datasets.load_dataset(
-            source.path, options["config"], split=split, revision=options["revision"], streaming=streaming
-        )
-    if source.kind == "parquet":
-        return datasets.load_dataset("parquet", data_files=source.path, split=DEFAULT_SPLIT, streaming=streaming)
-    if source.kind == "shards":
-        folder, files = os.path.abspath(source.path), None
-        if os.path.isfile(os.path.join(folder, CARD_FILE)):  # which says what files each split has
-            # The files are named to `datasets`, whose cache knows a folder with a card by its name and card alone.
-            files = datasets.load_dataset_builder(folder).config.data_files
-            _expect_split(split, files)
-            files = {split: list(files[split])}
-        where = {"data_files": files} if files else {"data_dir": folder}
-        return datasets.load_dataset("parquet", split=split, streaming=streaming, **where)
-    dataset = datasets.load_from_disk(source.path)
-    if isinstance(dataset, datasets.DatasetDict):
-        _expect_split(split, dataset)
-        dataset = dataset[split]
-    return dataset.to_iterable_dataset() if streaming else dataset
-
-
-def _expect_split(split: str, known: Any) -> None:
-    if split not in known:
-        raise ValueError(f"there is no split {split!r}, only {', '.join(known)}; name one as ?split=")
+    kind = {"parquet": "file", "shards": "folder"}.get(source.kind, source.kind)
+    path = source.path if kind == "hub" else os.path.abspath(source.path)
+    place = Place(source.name, kind, path, source.options.get("config"), source.options.get("revision"))
+    return load_split(place, source.options.get("split", DEFAULT_SPLIT), streaming)[0]
 
 
 def read_sources(data_paths: str | Sequence[str], audio_dir: str | os.PathLike[str] | None = None) -> list[Examples]:

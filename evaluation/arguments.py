@@ -7,7 +7,7 @@ from typing import ClassVar
 from urllib.parse import urlsplit
 
 from audiollm.publishing.score_table import SYSTEMS as SYSTEM_TITLES
-from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
+from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from .word_error import NORMALISERS
 
@@ -26,7 +26,7 @@ def language_code(language: str) -> str:
     """Return the code of a language that is given by its code or English name."""
     name = language.strip().lower()
     code = TO_LANGUAGE_CODE.get(name, name)
-    if code not in LANGUAGES and not LANGUAGE_CODE.fullmatch(code):
+    if not LANGUAGE_CODE.fullmatch(code):
         raise ValueError(f"--language is {language!r}; expected a code or an English name, such as hi or Hindi")
     return code
 

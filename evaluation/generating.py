@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from audiollm.corpora.normalisers import is_english
 from audiollm.inference.answer_ends import generate_to_ends
 from audiollm.inference.ctc_rescoring import CtcRescorer
 from audiollm.inference.recording_encoder import RecordingEncoder
@@ -52,11 +53,6 @@ class Answer:
 def failure(reason: object) -> Answer:
     """Return no answer, and why."""
     return Answer(None, ERROR, str(reason))
-
-
-def is_english(language: str) -> bool:
-    """Return whether a language's code or name means English."""
-    return language.lower().replace("_", "-").split("-")[0] in ("en", "eng", "english")
 
 
 def transcript_bound(seconds: float, language: str | None) -> int:

@@ -22,8 +22,8 @@ from audiollm.command_line.files import Journal, write_json
 from tqdm.auto import tqdm
 
 from .arguments import JudgeArguments
-from .optional import optional_library
 from .outputs import JUDGEMENTS, OUTPUTS, RunFolderError, read_object, read_rows, read_run, write_rows
+from .word_error import optional_library
 
 JUDGE_FILE = "judge.json"
 #: Noted of a judge that takes no temperature.

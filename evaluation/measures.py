@@ -7,7 +7,6 @@ of your own, without a run:
     measure("bleu", ["The cat sat."], [["The cat sat."]], Convention(language="en")).value
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,11 +15,10 @@ from importlib import metadata
 from typing import Any
 
 import numpy as np
-from audiollm.corpora.normalisers import has_words
+from audiollm.corpora.normalisers import has_words, language_of
 
 from .bootstrap import Difference, Pooled, means, paired_test, percentiles, ratio, resampled
-from .optional import optional_library
-from .word_error import CHARACTERS, EMPTY_REFERENCE, WORDS, convention, word_errors
+from .word_error import CHARACTERS, EMPTY_REFERENCE, WORDS, convention, optional_library, word_errors
 
 FRACTION, POINTS, RATIO = "fraction", "points", "ratio"
 EXTRA = "evaluation"
@@ -201,8 +199,7 @@ BLEU_TOKENIZERS = {"zh": "zh", "zho": "zh", "cmn": "zh", "yue": "zh", "ja": "ja-
 def bleu_metric(by: Convention, **options: Any) -> Any:
     """Return sacreBLEU's metric as its command line sets it up; `options` are its own."""
     BLEU = optional_library("sacrebleu.metrics", EXTRA).BLEU
-    code = re.split(r"[-_]", (by.language or "").lower())[0]
-    chosen = by.bleu_tokenizer or BLEU_TOKENIZERS.get(code, "13a")
+    chosen = by.bleu_tokenizer or BLEU_TOKENIZERS.get(language_of(by.language), "13a")
     if chosen not in BLEU.TOKENIZERS:
         raise ValueError(f"sacreBLEU has no tokenizer {chosen!r}; expected one of {', '.join(BLEU.TOKENIZERS)}.")
     if chosen == "ja-mecab":

@@ -7,11 +7,9 @@ that was killed leaves whole lines and at most one torn one, which counts as not
 
 import json
 import os
-import platform
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +23,6 @@ RUN_FILE, OUTPUTS, JUDGEMENTS = "run.json", "outputs", "judgements"
 PARTIAL = "{system}.rank{rank}.partial.jsonl"
 #: How an answer ended: the model ended it, it reached its bound, it repeated itself without end, or there is none.
 STOP, LENGTH, REPEATED, ERROR = "stop", "length", "repeated", "error"
-#: Packages on whose versions an answer may depend.
-PACKAGES = ("audiollm", "torch", "transformers", "peft", "accelerate", "numpy", "soundfile", "soxr")
 #: What must be alike in all that one folder holds: a field of the run, and of each of its tasks.
 SETTINGS = "settings"
 #: Of `extra`, of recordings that come in chunks.
@@ -163,17 +159,6 @@ def check_same(folder: Path, settings: Mapping[str, Any], tasks: Mapping[str, Ma
             + "\n  ".join(differences)
             + "\nGive what was given then, or choose another --output_dir."
         )
-
-
-def installed_versions() -> dict[str, str]:
-    """Return the versions of what computes, and of Python."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def place(path: str | None) -> str | None:

@@ -162,11 +162,10 @@ def choose_form(task: Task, data: str | None) -> Form:
 def open_table(form: Form, data: str | None, limit: int | None) -> HuggingFaceSource:
     """Open a benchmark's rows as clips; columns may have the names that its entry calls alternatives."""
     corpus = form.corpus
-    if alternatives := form.entry.get("alternatives"):
-        dataset, _ = open_split(find_place(corpus.name, None, None, corpus, data), form.split, streaming=True)
-        there = dataset.column_names or list(next(iter(dataset), {}))
+    if corpus.alternatives:
+        _, there, _ = _rows_of(find_place(corpus.name, None, None, corpus, data), form.split)
         columns = dict(corpus.columns)
-        for field, others in alternatives.items():
+        for field, others in corpus.alternatives.items():
             names = [*columns[field].columns, *others]
             columns[field] = ColumnSpec((next((name for name in names if name in there), names[0]),))
         corpus = replace(corpus, columns=columns)
@@ -244,10 +243,10 @@ def sessions(task: Task, data: str | None, limit: int | None) -> Questions:
     copy is a folder with both datasets, each in a folder of its own name.
     """
     form = task.forms[0]
-    parent = replace(form.corpus, name=f"{form.corpus.name}, parent", hub=form.entry["parent"], columns={})
+    parent = replace(form.corpus, name=f"{form.corpus.name}, parent", hub=form.corpus.parent, columns={})
     wanted = {field: spec.columns[:1] for field, spec in form.corpus.columns.items()}
     table, fields, place, folder = _open(form.corpus, form.split, data, wanted)
-    whole, columns, _, _ = _open(parent, form.split, data, form.entry["alternatives"])
+    whole, columns, _, _ = _open(parent, form.split, data, form.corpus.alternatives)
     transcripts = {str(row[columns["id"]]): str(row[columns[TRANSCRIPT]] or "") for row in whole}
     for row in table:
         file, session = row[fields["audio"]], str(row[fields["session"]])
@@ -281,8 +280,7 @@ def _open(
             raise TaskError(f"there is no folder {folder.name} in {data!r}; expected the dataset {corpus.hub}.")
         data = str(folder)
     place = find_place(corpus.name, None, None, corpus, data)
-    dataset, seen_from = open_split(place, split, streaming=True)
-    there = dataset.column_names or list(next(iter(dataset), {}))
+    dataset, there, seen_from = _rows_of(place, split)
     columns = {}
     for field, names in fields.items():
         columns[field] = next((name for name in names if name in there), "")
@@ -290,6 +288,12 @@ def _open(
             named = " or ".join(map(repr, names))
             raise TaskError(f"{corpus.name} has no column {named} for {field!r}. Its columns are: {', '.join(there)}.")
     return dataset, columns, place, seen_from
+
+
+def _rows_of(place: Place, split: str) -> tuple[Any, list[str], str]:
+    """Return a split's rows, the names of their columns, and the folder that recordings are seen from."""
+    dataset, folder = open_split(place, split, streaming=True)
+    return dataset, dataset.column_names or list(next(iter(dataset), {})), folder
 
 
 # ------------------------------------------------------------------------------------------------------------ AIR-Bench

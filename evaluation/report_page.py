@@ -14,8 +14,8 @@ from audiollm.publishing.score_table import SYSTEMS as SYSTEM_TITLES
 from .bootstrap import SIGNIFICANCE
 from .measures import FRACTION, LOWER_IS_BETTER
 from .mistakes import SPELLED
-from .optional import optional_library
 from .systems import CASCADE, DEAF, MODEL, WHISPER, WRONG_AUDIO
+from .word_error import optional_library
 
 HERE = Path(__file__).parent
 NOTHING = "–"

@@ -29,7 +29,7 @@ from audiollm.configuration import AudioLlmConfig
 from audiollm.inference.answering import MAX_BATCH_SECONDS, recording_seconds
 from audiollm.inference.ctc_rescoring import check_ctc_weight, default_ctc_weight
 from audiollm.inference.loading import suitable_dtype
-from audiollm.publishing.record import package_facts
+from audiollm.publishing.record import library_versions, package_facts
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor
@@ -43,7 +43,6 @@ from .outputs import (
     RunFolderError,
     SystemOutputs,
     check_same,
-    installed_versions,
     place,
     read_run,
 )
@@ -505,7 +504,8 @@ def _answer(run: Evaluation, missing: Mapping[str, Sequence[str]]) -> None:
 
 def record_of(run: Evaluation, model: Any, weights: str) -> dict[str, Any]:
     """Return what `run.json` holds; of a run that goes on, with what it was begun with."""
-    before, versions = read_run(run.folder), installed_versions()
+    before, package = read_run(run.folder), package_facts()
+    versions = {"audiollm": package["version"], **library_versions()}
     for name, then in before.get("versions", {}).items():
         if versions.get(name) != then:
             print(f"Note: {name} was {then} and is {versions.get(name)}, since this run was begun.", file=sys.stderr)
@@ -531,7 +531,7 @@ def record_of(run: Evaluation, model: Any, weights: str) -> dict[str, Any]:
         "device": str(model.device),
         "bases": {role: getattr(model.config, f"{role}_model_id") for role in ("audio", "text")},
         "versions": before.get("versions") or versions,
-        "commit": before.get("commit") or package_facts()["commit"],
+        "commit": before.get("commit") or package["commit"],
         "arguments": json.loads(json.dumps(asdict(run.options), default=str)),
         "started": before.get("started") or datetime.now(timezone.utc).isoformat(timespec="seconds"),
         SETTINGS: {**run_settings(run), "weights": weights},

@@ -23,12 +23,13 @@ import torch
 from audiollm.base_models import resolve_base
 from audiollm.checkpoints import fingerprint
 from audiollm.corpora.hypotheses import WhisperDecoder, locate_whisper
+from audiollm.corpora.normalisers import is_english, language_of
 from audiollm.inference.answering import ask
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 from transformers import AutoModelForCausalLM, GenerationConfig
-from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from .generating import Answer, Generator, adapter_windows, is_english
+from .generating import Answer, Generator, adapter_windows
 from .outputs import SystemOutputs
 from .tasks import Item, Task
 
@@ -220,7 +221,7 @@ def why_not(task: Task, system: str, whisper: str | None, is_multilingual: bool,
     if system == WHISPER and task.kind not in HEARD_KINDS:
         return f"a transcript is no answer to a question of the kind {task.kind}"
     spoken = spoken_language(task)
-    if spoken is None and task.kind == TRANSLATION and is_english(task.language or ""):
+    if spoken is None and task.kind == TRANSLATION and task.language is not None and is_english(task.language):
         spoken = "another language"
     if not is_multilingual and spoken is not None and not is_english(spoken):
         return f"{whisper} hears English only, and {spoken} is spoken; give a multilingual Whisper by --whisper"
@@ -238,15 +239,6 @@ def is_multilingual(whisper: str, revision: str | None) -> bool:
     return bool(
         getattr(GenerationConfig.from_pretrained(folder, revision=revision or "main"), "is_multilingual", False)
     )
-
-
-def whisper_language(language: str | None) -> str | None:
-    """Return a language's code as Whisper knows it; None, which lets Whisper find out, where it does not."""
-    if language is None:
-        return None
-    code = language.lower().replace("_", "-").split("-")[0]
-    code = TO_LANGUAGE_CODE.get(code, code)
-    return code if code in LANGUAGES else None
 
 
 # ------------------------------------------------------------------------------------------------------- making systems
@@ -318,9 +310,10 @@ class SystemBuilder:
     def _whisper_system(self, asked: Task, **options: str) -> WhisperSystem:
         """Return Whisper's decoder in the language of a task's recordings, with options of its `generate`."""
         decoder = copy.copy(self._decoder)
-        language = whisper_language(spoken_language(asked))
-        if language is not None and getattr(decoder.model.generation_config, "is_multilingual", False):
-            options["language"] = language
+        spoken = spoken_language(asked)
+        knows = getattr(decoder.model.generation_config, "is_multilingual", False)
+        if knows and spoken is not None and language_of(spoken) in LANGUAGES:  # else Whisper finds it out
+            options["language"] = language_of(spoken)
         decoder.options = {**decoder.options, **options}
         return WhisperSystem(decoder, self.processor, self.batch_size)
 

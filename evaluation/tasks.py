@@ -15,10 +15,10 @@ from typing import Any
 
 import yaml
 from audiollm.command_line.downloads import DownloadError
-from audiollm.corpora.catalogue import Corpus, load_catalogue
-from audiollm.corpora.columns import OVERRIDE_HINT, ColumnSpec
+from audiollm.corpora.catalogue import Corpus, corpora_of, load_catalogue
+from audiollm.corpora.columns import OVERRIDE_HINT
 from audiollm.corpora.dataset_places import READ_ERRORS
-from audiollm.corpora.normalisers import normaliser_for
+from audiollm.corpora.normalisers import language_of, normaliser_for
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 
 KINDS = ("asr", "translation", "choice", "chat", "summary", "no_speech", "text_retention")
@@ -93,11 +93,10 @@ Reader = Callable[["Task", str | None, int | None], Iterator[Item | Problem]]
 
 @dataclass(frozen=True)
 class Form:
-    """A dataset that a benchmark comes in, with the split that is read and its entry of the table."""
+    """A dataset that a benchmark comes in, with the split that is read."""
 
     corpus: Corpus
     split: str
-    entry: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -274,10 +273,9 @@ def tables() -> dict[str, Any]:
     return yaml.safe_load(TASKS_FILE.read_text(encoding="utf-8"))
 
 
-def dataset_entry(name: str) -> dict[str, Any]:
-    """Return a dataset's entry of `tasks.yaml`, with what it inherits; empty where only the catalogue has it."""
-    own = tables()["datasets"].get(name, {})
-    return {**tables()["datasets"].get(own.get("inherits"), {}), **own}
+@lru_cache(maxsize=1)
+def _datasets() -> dict[str, Corpus]:
+    return {**load_catalogue(), **corpora_of(tables()["datasets"])}
 
 
 def dataset_named(name: str, config: str | None = None) -> Corpus:
@@ -286,31 +284,14 @@ def dataset_named(name: str, config: str | None = None) -> Corpus:
 
     As references, transcripts are taken as they are written, and an empty one is a row like any other.
     """
-    entry = dataset_entry(name)
-    if entry:
-        configs = entry.get("configs") or ([entry["config"]] if entry.get("config") else [])
-        kept = ("licence", "citation", "hub", "audio_folder", "terms", "note", "constants")
-        corpus = Corpus(
-            name=name,
-            title=entry["title"],
-            languages=tuple(entry["languages"]),
-            splits=tuple(entry["splits"]),
-            columns={key: ColumnSpec((column,)) for key, column in entry["columns"].items()},
-            tasks=(),
-            configs={each: {} for each in configs},
-            default_config=entry.get("config"),
-            default_splits=tuple(entry["splits"][:1]),
-            **{key: entry[key] for key in kept if key in entry},
-        )
-    elif name in load_catalogue():
-        corpus = load_catalogue()[name]
-        columns = dict(corpus.columns)
-        if "text" in columns:
-            text = columns.pop("text")
-            columns[TRANSCRIPT] = replace(text, transforms=tuple(one for one in text.transforms if one != LETTER_CASE))
-        corpus = replace(corpus, columns=columns, tasks=())
-    else:
+    if name not in _datasets():
         raise TaskError(f"There is no dataset {name!r} in the tables.")
+    corpus = _datasets()[name]
+    columns = dict(corpus.columns)
+    if "text" in columns:
+        text = columns.pop("text")
+        columns[TRANSCRIPT] = replace(text, transforms=tuple(one for one in text.transforms if one != LETTER_CASE))
+    corpus = replace(corpus, columns=columns, tasks=())
     return corpus if config is None and corpus.configs and not corpus.default_config else corpus.with_config(config)
 
 
@@ -327,7 +308,7 @@ def _task(family: str, config: str | None, entry: Mapping[str, Any]) -> Task:
     forms = []
     for name, split, *rest in entry.get("forms", ()):
         corpus = dataset_named(name, rest[0] if rest else chosen)
-        forms.append(Form(corpus, str(config) if entry.get("splits") else split, dataset_entry(name)))
+        forms.append(Form(corpus, str(config) if entry.get("splits") else split))
     name = family if config is None else f"{family}{CONFIG_SEPARATOR}{config}"
     source: dict[str, Any] = {"benchmark": name, **entry.get("about", {})}
     if forms:
@@ -337,7 +318,7 @@ def _task(family: str, config: str | None, entry: Mapping[str, Any]) -> Task:
             **{"benchmark": corpus.name.partition(CONFIG_SEPARATOR)[0], "title": corpus.title, "hub": corpus.hub},
             **{"revision": corpus.revision, "config": corpus.config or config, "split": form.split},
             **{"licence": corpus.licence, "terms": corpus.terms, "withdrawn": corpus.withdrawn},
-            **{"citation": corpus.citation, "note": corpus.note, "unknown": form.entry.get("unknown")},
+            **{"citation": corpus.citation, "note": corpus.note, "unknown": list(corpus.unknown) or None},
         }
     if entry["kind"] == "translation":
         source["source_language"] = spoken
@@ -387,12 +368,12 @@ def _languages(entry: Mapping[str, Any], config: str) -> tuple[str | None, str |
     """Return codes of what is spoken and of what is answered in, from a config such as `de_de`, `en_zh-CN`, `de_de-en_us`."""
     if not config or entry.get("language"):
         return entry.get("language"), entry.get("language")
-    spoken = target = entry.get("languages", {}).get(config, config)
+    spoken = target = config
     if entry["reader"] == FLEURS_TRANSLATION:
         spoken, _, target = config.partition(PAIR_SEPARATOR)
     elif entry["kind"] == "translation":
         spoken, _, target = config.rpartition("_")
-    first, second = (re.split("[-_]", name)[0] for name in (spoken, target))
+    first, second = language_of(spoken), language_of(target)
     return LANGUAGE_CODES.get(first, first), LANGUAGE_CODES.get(second, second)
 
 

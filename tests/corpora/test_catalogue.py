@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 import yaml
 from audiollm.corpora.catalogue import CATALOGUE_FILE, corpus_named, load_catalogue
@@ -14,6 +13,7 @@ from audiollm.corpora.clips import BadClip, Clip, CorpusError
 from audiollm.corpora.huggingface import HuggingFaceArguments, HuggingFaceSource
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.processing.audio import load_waveform
+from corpus_copies import as_table, write_table
 from datasets import Audio, ClassLabel, List, Value
 
 ROWS = 3
@@ -221,48 +221,33 @@ SCHEMAS: dict[str, Schema] = {
 }
 
 
+pytestmark = pytest.mark.usefixtures("own_datasets_cache")
+
+
 @pytest.fixture(scope="module")
 def prompts() -> list[Prompt]:
     return [dict(row) for row in load_studio_prompts("test").select(range(ROWS))]
 
 
-@pytest.fixture(autouse=True)
-def own_datasets_cache(tmp_path_factory, monkeypatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
-
-
-def as_table(rows: list[dict[str, Any]], features: dict[str, Any]) -> datasets.Dataset:
-    """Rows with the types of the real corpus; recordings are cast, since `datasets` writes them with torchcodec only."""
-    stored = {"bytes": Value("binary"), "path": STRING}
-    table = datasets.Dataset.from_list(
-        rows,
-        features=datasets.Features({n: stored if isinstance(kind, Audio) else kind for n, kind in features.items()}),
-    )
-    return table.cast(datasets.Features(features))
-
-
 def write_copy(folder: Path, schema: Schema, prompts: list[Prompt], renamed: dict[str, str] | None = None) -> None:
     """A corpus of three rows as it lies on disk after a download."""
     rows = [dict.fromkeys(schema.features) | schema.row(prompt, number) for number, prompt in enumerate(prompts)]
-    table = as_table(rows, schema.features)
-    table = table.rename_columns(renamed or {})
-    files = schema.files or f"{schema.config or 'data'}/{schema.split}-00000-of-00001.parquet"
-    path = folder / files
+    if schema.files is None or schema.files.endswith(".parquet"):
+        names = {name: (renamed or {}).get(name, name) for name in schema.features}
+        features = {names[name]: kind for name, kind in schema.features.items()}
+        rows = [{names[name]: value for name, value in row.items()} for row in rows]
+        write_table(folder, schema.config, schema.split, features, rows, schema.files)
+        return
+    path, table = folder / schema.files, as_table(rows, schema.features)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
-        table.to_parquet(path)
-    elif path.suffix == ".tsv":
+    if path.suffix == ".tsv":
         lines = ["\t".join("" if value is None else str(value) for value in row.values()) for row in table]
         path.write_text("\n".join(["\t".join(table.column_names), *lines]) + "\n")
     else:
         table.to_csv(path, index=False)
-    if schema.files is None:
-        pattern = {"split": schema.split, "path": f"{path.parent.name}/{schema.split}-*"}
-        card = {"configs": [{"config_name": schema.config or "default", "data_files": [pattern]}]}
-        (folder / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n")
     for row, prompt in zip(rows, prompts):
         for audio_folder, column in (("clips", "path"), (schema.split, "file_name")):
-            if path.suffix != ".parquet" and column in row:
+            if column in row:
                 recording = path.parent / audio_folder / row[column]
                 recording.parent.mkdir(exist_ok=True)
                 recording.write_bytes(prompt["audio"]["bytes"])

@@ -180,21 +180,6 @@ def test_encoding_of_transcripts_and_manifests(tmp_path: Path):
     assert said(read(tmp_path / "m", encoding="latin-1")) == {"é": "café"}
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"split": "a", "splits": ["b"]}, "--splits"),
-        ({"transcript_suffix": ".txt", "manifest": "m"}, "--transcript_suffix"),
-        ({"columns": ["text"]}, "--columns"),
-        ({"encoding": "latin-99"}, "--encoding"),
-        ({"split": ""}, "--split"),
-    ],
-)
-def test_options_that_contradict_are_refused(options: dict, named: str):
-    with pytest.raises(ValueError, match=named):
-        FolderArguments("x", **options)
-
-
 # ---------------------------------------------------------------------------------------------- which way to read it
 
 

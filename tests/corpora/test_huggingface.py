@@ -16,9 +16,7 @@ from loopback_hub import LoopbackHub
 ROWS = 5
 
 
-@pytest.fixture(autouse=True)
-def own_datasets_cache(tmp_path_factory, monkeypatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+pytestmark = pytest.mark.usefixtures("own_datasets_cache")
 
 
 @pytest.fixture(scope="module")
@@ -191,24 +189,6 @@ def test_places_that_are_no_dataset_are_named(tmp_path) -> None:
         with pytest.raises(CorpusError, match=message):
             source_of(given)
     assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"limit": 0}, "--limit 0"),
-        ({"splits": ["train[:10]"]}, "--limit"),
-        ({"splits": ["a,a"]}, "twice"),
-        ({"wer_unit": "permille"}, "percent or fraction"),
-        ({"config": "../x"}, "--config"),
-        ({"source_path": "."}, "--source_path is for ready corpora"),
-        ({"dataset": ".", "revision": "main"}, "--revision is for datasets of the Hub"),
-        ({"dataset": "fleurs:de_de", "source_path": "nowhere"}, "does not exist"),
-    ],
-)
-def test_options_that_contradict_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        HuggingFaceArguments(**{"dataset": "org/name", **options})
 
 
 # ---------------------------------------------------------------------------------------------------------------- a Hub

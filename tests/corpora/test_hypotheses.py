@@ -17,18 +17,10 @@ from audiollm.corpora.hypotheses import (
 )
 from audiollm.corpora.transcript_journal import TranscriptJournal
 from audiollm.processing.audio import AudioError, load_waveform
-from tiny_models import character_tokenizer, save_audio_base
-from transformers import GenerationConfig
+from tiny_models import save_talking_whisper
 
 SAMPLING_RATE_HZ = 16_000
 SECONDS = (0.9, 0.3, 2.1, 0.6, 1.5, 0.4, 1.2)
-
-
-def save_whisper(folder: Path, seed: int = 0) -> str:
-    """A random Whisper that writes characters."""
-    save_audio_base(folder, seed)
-    character_tokenizer().save_pretrained(folder)
-    return str(folder)
 
 
 def save_noise(path: Path, seconds: float, seed: int) -> Path:
@@ -42,7 +34,7 @@ def save_noise(path: Path, seconds: float, seed: int) -> Path:
 
 @pytest.fixture(scope="module")
 def whisper(tmp_path_factory) -> str:
-    return save_whisper(tmp_path_factory.mktemp("whisper"))
+    return save_talking_whisper(tmp_path_factory.mktemp("whisper"))
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +101,9 @@ def test_an_interrupted_pass_goes_on_with_the_next_batch(whisper, clips, expecte
 
 
 def test_what_another_model_heard_is_not_recalled(clips, tmp_path) -> None:
-    whisper = save_whisper(tmp_path / "whisper")
+    whisper = save_talking_whisper(tmp_path / "whisper")
     list(transcriber(whisper, tmp_path).transcribe(clips))
-    save_whisper(tmp_path / "whisper", seed=5)  # other weights under the same name
+    save_talking_whisper(tmp_path / "whisper", seed=5)  # other weights under the same name
     other = transcriber(whisper, tmp_path)
     list(other.transcribe(clips[:2]))
     assert other.journal.made == 2 and len(list(tmp_path.glob("*.jsonl"))) == 1
@@ -146,16 +138,7 @@ def test_the_language_decides_what_is_heard(whisper, clips, expected, tmp_path) 
     assert list(transcriber(whisper, language="English").transcribe(clips[:1])) == expected[:1]
     with pytest.raises(WhisperModelError, match=r"hears English only.*'fr'"):
         transcriber(whisper, language="fr")
-    whisper = save_whisper(tmp_path)
-    GenerationConfig(
-        is_multilingual=True,
-        lang_to_id={"<|en|>": 10, "<|fr|>": 20, "<|de|>": 30},
-        task_to_id={"transcribe": 40, "translate": 41},
-        no_timestamps_token_id=63,
-        decoder_start_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-    ).save_pretrained(whisper)
+    whisper = save_talking_whisper(tmp_path / "multilingual", languages={"en": 10, "fr": 20, "de": 30})
     heard = {
         language: tuple(transcriber(whisper, tmp_path, language=language).transcribe(clips[:2]))
         for language in ("en", "french", "de", None)

@@ -236,21 +236,6 @@ def test_a_folder_of_something_else_is_said_so(tmp_path: Path) -> None:
         list(opened(tmp_path / "x.tar.gz").clips())
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"splits": ["dev-clean,dev-dirty"]}, r"no split 'dev-dirty'; expected some of dev-clean, dev-other"),
-        ({"letter_case": "title"}, r"--letter_case 'title': expected one of sentence, lower, keep"),
-        ({"source_path": "hub:openslr/librispeech_asr"}, r"audiollm prepare huggingface --dataset librispeech"),
-        ({"source_path": "x", "mirrors": ["http://a"]}, r"--mirrors is for downloads"),
-        ({"mirrors": ["file:///etc"]}, r"--mirrors has 'file:///etc'; expected URLs"),
-    ],
-)
-def test_options_that_make_no_sense_are_refused(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        LibriSpeechArguments(**options)
-
-
 # ---------------------------------------------------------------------------------------------------------- streams
 
 FILES = {

@@ -157,19 +157,6 @@ def test_options_become_a_source(tiny: dict[str, Any], tmp_path: Path) -> None:
     assert len(raw(tmp_path)) == len(TEXTS)
 
 
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        ({"respond_with": None, "respond_batch_size": 1}, "--respond_batch_size needs --respond_with"),
-        ({"respond_max_new_tokens": 0}, "--respond_max_new_tokens is 0"),
-        ({"respond_batch_size": 0}, "--respond_batch_size is 0"),
-    ],
-)
-def test_options_that_contradict_each_other_are_refused(options: dict[str, Any], reason: str) -> None:
-    with pytest.raises(ValueError, match=reason):
-        SelfInstructArguments(**{"respond_with": "a model", **options})
-
-
 def test_models_that_cannot_answer_are_named(tiny: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="--respond_with /no/such/folder: cannot be loaded"):
         Responder("/no/such/folder")

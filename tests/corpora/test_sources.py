@@ -41,9 +41,7 @@ FLAT_TURNS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def own_datasets_cache(tmp_path_factory, monkeypatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+pytestmark = pytest.mark.usefixtures("own_datasets_cache")
 
 
 @pytest.fixture

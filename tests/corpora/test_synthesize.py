@@ -135,21 +135,6 @@ def test_bad_texts_are_named_and_the_others_come(tmp_path: Path, voices: list[st
     assert all(part in reason for part, reason in zip(expected, reasons)), reasons
 
 
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        ({"voices_per_text": 0}, "--voices_per_text is 0"),
-        ({"tts_timeout": 0.0}, "--tts_timeout is 0"),
-        ({"pitch": [1.2, 0.9]}, "--pitch is 1.2 0.9"),
-        ({"speed": [1.0, 1.1, 1.2]}, "--speed is 1 1.1 1.2"),
-        ({"split": " "}, "--split is empty"),
-    ],
-)
-def test_options_that_make_no_sense_are_refused(options: dict[str, Any], reason: str) -> None:
-    with pytest.raises(ValueError, match=reason):
-        SynthesizeArguments("texts.txt", **options)
-
-
 def test_the_command_writes_the_same_bytes_every_time(tmp_path: Path, voices: list[str]) -> None:
     texts = write(tmp_path, ".csv")
     sums = []

@@ -6,16 +6,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import datasets
 import soundfile
-import yaml
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.processing import load_waveform
+from corpus_copies import write_card, write_table
 from datasets import Audio, ClassLabel, Value
 
 ROWS = 3
 TEXT, INTEGER, LONG, REAL = Value("string"), Value("int32"), Value("int64"), Value("float64")
-STORED = {"bytes": Value("binary"), "path": TEXT}
 Row = dict[str, Any]
 
 
@@ -24,22 +22,6 @@ def recordings() -> list[Row]:
     """The shortest held-out studio prompts: `id`, `text` and `audio`."""
     rows = sorted(load_studio_prompts("test"), key=lambda row: row["duration_s"])
     return rows[:ROWS]
-
-
-def write_table(
-    folder: Path, config: str | None, split: str, features: dict[str, Any], rows: list[Row], file: str | None = None
-) -> Path:
-    """A split as Parquet, found by the names of files (`file`), or by a card as datasets on the Hub have it."""
-    plain = {name: STORED if isinstance(kind, Audio) else kind for name, kind in features.items()}
-    table = datasets.Dataset.from_list(rows, features=datasets.Features(plain)).cast(datasets.Features(features))
-    path = folder / (file or f"{config or 'data'}/{split}-00000-of-00001.parquet")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table.to_parquet(path)
-    if file is None:
-        pattern = {"split": split, "path": f"{path.parent.name}/{split}-*"}
-        card = {"configs": [{"config_name": config or "default", "data_files": [pattern]}]}
-        (folder / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n")
-    return folder
 
 
 def leaderboard(config: str, split: str = "test") -> Callable[[Path], Path]:
@@ -78,8 +60,7 @@ def earnings22(folder: Path) -> Path:
 def write_lines(path: Path, rows: list[Row], split: str) -> None:
     """JSON Lines, with a card that says which split they are."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    card = {"configs": [{"config_name": "default", "data_files": [{"split": split, "path": path.name}]}]}
-    (path.parent / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n")
+    write_card(path.parent, None, split, path.name)
 
 
 def common_voice(folder: Path, language: str = "en") -> Path:

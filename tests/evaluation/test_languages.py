@@ -14,8 +14,7 @@ from audiollm.evaluation.systems import SystemBuilder
 from audiollm.evaluation.tasks import TaskError, find_task
 from audiollm.inference.answering import ask
 from evaluation_runs import evaluate, scores_of
-from tiny_models import character_tokenizer, save_audio_base
-from transformers import GenerationConfig
+from tiny_models import save_talking_whisper
 
 HINDI = "नमस्ते दोस्तों आज मौसम बहुत अच्छा है"
 GERMAN = "Der Zug nach Köln fährt heute über Düren."
@@ -26,19 +25,8 @@ CLIP = (0.1 * np.random.default_rng(0).standard_normal(8000)).astype(np.float32)
 @pytest.fixture(scope="module")
 def multilingual(tmp_path_factory) -> str:
     """A Whisper of several languages, each of which is a token of its own."""
-    folder = tmp_path_factory.mktemp("whisper")
-    character_tokenizer().save_pretrained(folder)
-    save_audio_base(folder)
-    GenerationConfig(
-        is_multilingual=True,
-        lang_to_id={"<|en|>": 40, "<|hi|>": 41, "<|de|>": 42, "<|ja|>": 43},
-        task_to_id={"transcribe": 50, "translate": 51},
-        no_timestamps_token_id=60,
-        decoder_start_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-    ).save_pretrained(folder)
-    return str(folder)
+    languages = {"en": 40, "hi": 41, "de": 42, "ja": 43}
+    return save_talking_whisper(tmp_path_factory.mktemp("whisper"), languages=languages)
 
 
 def own_data(folder: Path, *texts: str) -> str:

@@ -16,7 +16,6 @@ import psutil
 import pytest
 import torch
 from audiollm import AudioLlmForConditionalGeneration
-from audiollm.evaluation.evaluate import main
 from audiollm.evaluation.generating import Generator
 from audiollm.evaluation.outputs import SystemOutputs
 from audiollm.evaluation.readers import read_local_set
@@ -241,22 +240,6 @@ def test_recordings_that_cannot_be_read_are_rows_and_tried_again(given, tmp_path
     evaluate(given.model, tmp_path / "run", *options, "--systems", "model")
     mended = rows_of(tmp_path / "run", "local", "model")
     assert mended[4]["finish"] != "error" and len(mended) == 10
-
-
-@pytest.mark.parametrize(
-    ("extra", "message"),
-    [
-        ("--limit 1", "gives 1 clips of one recording"),
-        ("--data_path /no/data.json", "/no/data.json"),
-        ("--audio_dir /no/folder", "'/no/folder' is not a folder"),
-        ("--dtype int3", "invalid choice: 'int3'"),
-    ],
-)
-def test_what_cannot_be_done_is_refused_before_the_model_is_loaded(given, extra, message, capsys) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["--model", "/no/model", *given.options, *extra.split()])
-    assert caught.value.code != 0
-    assert message in f"{caught.value.code} {capsys.readouterr().err}"
 
 
 # ------------------------------------------------------------------------------------------------- what is asked when

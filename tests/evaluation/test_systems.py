@@ -26,6 +26,7 @@ from audiollm.publishing.score_table import SYSTEMS as SYSTEM_TITLES
 from clients import play
 from evaluation_runs import evaluate, rows_of
 from loopback_hub import LoopbackHub
+from small_corpus import example_rows, write_recordings, write_rows
 from transformers import AutoModelForCausalLM
 
 TOKENS = 6
@@ -286,13 +287,19 @@ def test_another_whisper_may_answer(checkpoint, tmp_path, talking_whisper) -> No
         ("--output_dir OUT", "give --tasks"),
         ("--data_path a b", "your own data as one --data_path"),
         ("--data_path a --language gernan", "--language is 'gernan'"),
+        ("--data_path DATA --limit 1", "gives 1 clips of one recording"),
+        ("--data_path /no/data.json", "/no/data.json"),
+        ("--data_path DATA --audio_dir /no/folder", "'/no/folder' is not a folder"),
+        ("--data_path DATA --dtype int3", "invalid choice: 'int3'"),
     ],
 )
-def test_what_makes_no_sense_is_refused(options, message, tmp_path, capsys) -> None:
+def test_what_makes_no_sense_is_refused_before_the_model_is_loaded(options, message, tmp_path, capsys) -> None:
+    names = write_recordings(tmp_path, 2)
+    data = write_rows(tmp_path / "data.json", example_rows(names)[:2])
     with pytest.raises(SystemExit) as caught:
-        main(["--model", "/no/model", *options.replace("OUT", str(tmp_path / "run")).split()])
+        main(["--model", "/no/model", *options.replace("OUT", str(tmp_path / "run")).replace("DATA", data).split()])
     said = " ".join(f"{caught.value.code} {capsys.readouterr().err}".split())
-    assert message in said and not (tmp_path / "run").exists()
+    assert caught.value.code != 0 and message in said and not (tmp_path / "run").exists()
 
 
 def test_a_folder_that_is_no_checkpoint_is_named(tiny_bases, tmp_path) -> None:

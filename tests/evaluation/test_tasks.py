@@ -20,7 +20,8 @@ from audiollm.evaluation.tasks import (
 )
 from audiollm.inference.transcribing import TRANSCRIBE_PROMPT
 from audiollm.processing import load_waveform
-from benchmark_copies import COPIES, EMBEDDED, ROWS, TEXT, recordings, write_table
+from benchmark_copies import COPIES, EMBEDDED, ROWS, TEXT, recordings
+from corpus_copies import write_table
 from datasets import Audio
 from evaluation_runs import evaluate, rows_of, scores_of
 

@@ -22,8 +22,8 @@ from benchmark_copies import (
     recordings,
     voicebench,
     write_lines,
-    write_table,
 )
+from corpus_copies import write_table
 from datasets import Audio
 
 pytestmark = pytest.mark.usefixtures("own_datasets_cache")

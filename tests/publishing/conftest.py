@@ -7,21 +7,14 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-import torch
-from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.publishing.record import add_run
 from checkpoint_folders import RUN, STRAYS, change_json
-from tiny_models import randomise_trainables
 
 
 @pytest.fixture(scope="session")
-def saved(tiny_bases: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint; read only."""
-    folder = tmp_path_factory.mktemp("saved") / "tiny"
-    torch.manual_seed(0)
-    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_rank=4)
-    randomise_trainables(model).save_pretrained(folder)
-    AudioLlmProcessor.from_audio_text_pretrained(*tiny_bases).save_pretrained(folder)
+def saved(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint with its record; read only."""
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path_factory.mktemp("saved") / "tiny"))
     add_run(folder, RUN)
     return folder
 
