@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from audiollm.command_line.files import is_inside, write_whole
 
 from .rows import AUDIO_PATHS, RowError, RowReader, kind_of
-from .tables import parse_json
+from .tables import counted, parse_json
 
 FIELDS = ("text", AUDIO_PATHS, "response")
 JSON_LINES_SUFFIX = ".jsonl"
@@ -63,11 +63,15 @@ class ExamplesError(ValueError):
     def __init__(self, path: str | os.PathLike[str], problems: list[tuple[str, str]]):
         self.path = str(path)
         self.problems = problems
-        lines = [f"{where}: {reason}" if where else reason for where, reason in problems[:MAX_PROBLEMS_SHOWN]]
-        if len(problems) > MAX_PROBLEMS_SHOWN:
-            lines.append(f"... and {len(problems) - MAX_PROBLEMS_SHOWN} more")
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__(f"{path}: {count}\n  " + "\n  ".join(lines))
+        super().__init__(f"{path}: {counted(len(problems), 'problem')}\n  {problem_lines(problems)}")
+
+
+def problem_lines(problems: list[tuple[str, str]]) -> str:
+    """Return problems one a line, of very many the first."""
+    lines = [f"{where}: {reason}" if where else reason for where, reason in problems[:MAX_PROBLEMS_SHOWN]]
+    if len(problems) > MAX_PROBLEMS_SHOWN:
+        lines.append(f"... and {len(problems) - MAX_PROBLEMS_SHOWN} more")
+    return "\n  ".join(lines)
 
 
 def read_examples(path: str | os.PathLike[str], audio_dir: str | os.PathLike[str] | None = None) -> list[Example]:

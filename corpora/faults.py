@@ -10,6 +10,7 @@ from audiollm.processing.audio import SAMPLING_RATE_HZ
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 
 from .audio_facts import AudioFacts
+from .tables import shown
 from .tasks import known_tasks
 
 ERROR, WARNING = "error", "warning"
@@ -124,7 +125,7 @@ def text_faults(prompt: str, response: str, recordings: int) -> Iterator[Found]:
         yield "audio_count", f"the response holds {AUDIO_PLACEHOLDER}, which stands for a recording"
     asked = " ".join(prompt.replace(AUDIO_PLACEHOLDER, " ").split())
     if recordings and asked.casefold() == " ".join(response.split()).casefold():
-        yield "response_is_prompt", f"the response is the prompt's text: {shortened(response)}"
+        yield "response_is_prompt", f"the response is the prompt's text: {shown(response)}"
 
 
 def recording_faults(facts: AudioFacts, limits: Limits) -> Iterator[Found]:
@@ -165,8 +166,3 @@ def transcript_faults(text: str, facts: AudioFacts, limits: Limits) -> Iterator[
     least = limits.min_characters_per_second
     if not characters or (facts.seconds >= LONG_SECONDS and characters < least * facts.seconds):
         yield "sparse_transcript", f"{characters} letters and digits {seconds}; expected at least {least:g} a second"
-
-
-def shortened(text: str, characters: int = 60) -> str:
-    """Return a text as reasons quote it."""
-    return repr(text if len(text) <= characters else text[: characters - 1] + "…")

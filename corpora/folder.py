@@ -45,6 +45,7 @@ from .tables import (
     PARQUET_SUFFIX,
     TABLE_SUFFIXES,
     Row,
+    counted,
     encoding_of,
     printable,
     rows_of,
@@ -205,14 +206,14 @@ class FolderSource:
         if self._suffix:
             digest, self._count = self._digest_of_pairs(self._suffix)
             self.identity |= {"transcripts": self._suffix, "files": digest}
-            return f"read as: {_counted(self._count, 'file')} with *{self._suffix} beside the audio"
+            return f"read as: {counted(self._count, 'file')} with *{self._suffix} beside the audio"
         self.identity["manifests"] = {each.name: sha256_of(each.path) for each in self._manifests}
         parts = []
         for each in self._manifests:
             rows = sum(1 for _ in rows_of(each.path, self.arguments.encoding))
             self._count = (self._count or 0) + rows
             split = self._split or each.split
-            parts.append(f"{each.name}, {_counted(rows, 'row')}" + (f", as {split}" if split else ""))
+            parts.append(f"{each.name}, {counted(rows, 'row')}" + (f", as {split}" if split else ""))
         columns = ", ".join(f"{name}={spec}" for name, spec in self._manifests[0].columns.specs.items())
         return printable(f"read as: table {'; '.join(parts)} ({columns})")
 
@@ -519,10 +520,6 @@ def _is_other_text(name: str, stem: str, recordings: Mapping[str, Any]) -> bool:
     """Return whether a text without audio of its name is a README, or another kind of transcript."""
     kinds = (_key(_stem(name, suffix)) for suffix in TRANSCRIPT_SUFFIXES)
     return bool(NOT_TRANSCRIPTS.fullmatch(stem.lower())) or any(kind in recordings for kind in kinds)
-
-
-def _counted(count: int, thing: str) -> str:
-    return f"{count:,} {thing}" + ("" if count == 1 else "s")
 
 
 # --------------------------------------------------------------------------------------------------------------- paths

@@ -136,7 +136,3 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.unraisablehook = lambda _: None
         print(f"\n{how}. What is done is kept: the same command goes on.", file=sys.stderr)
         sys.exit(exit_status(interrupt))
-
-
-if __name__ == "__main__":
-    main()

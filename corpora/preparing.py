@@ -162,8 +162,8 @@ def prepare(
     output: str | os.PathLike[str],
     tasks: Sequence[Task],
     settings: PrepareArguments,
-    settle: Settle | None = None,
-    is_kept: Callable[[Row], bool] | None = None,
+    settle: Settle = lambda rows, total: rows,
+    is_kept: Callable[[Row], bool] = lambda row: True,
 ) -> Prepared:
     """
     Prepare a corpus: audio files, examples, the table of all clips, checksums and a manifest.
@@ -293,6 +293,7 @@ def _fingerprint(identity: str) -> int:
 # ----------------------------------------------------------------------------------------------------- the second pass
 
 
+@dataclass
 class _SecondPass:
     """
     Settled rows, filtered, as examples.
@@ -300,22 +301,18 @@ class _SecondPass:
     Everything is written beside the former files and moved into place at the end, so that a folder never holds half of it.
     """
 
-    def __init__(
-        self,
-        source: ClipSource,
-        output: Path,
-        journal: ClipJournal,
-        tasks: Sequence[Task],
-        settings: PrepareArguments,
-        settle: Settle | None,
-        is_kept: Callable[[Row], bool] | None,
-    ):
-        self.source, self.output, self.journal, self.tasks, self.settings = source, output, journal, tasks, settings
-        self.settle: Settle = settle or (lambda rows, total: rows)
-        self.is_kept = is_kept or (lambda row: True)
-        self.new = output / STATE_FOLDER / NEW_FOLDER
-        self.settled = Journal(output / STATE_FOLDER / SETTLED_FILE)
-        self.types, self.prepared = FieldTypes(), Prepared(output)
+    source: ClipSource
+    output: Path
+    journal: ClipJournal
+    tasks: Sequence[Task]
+    settings: PrepareArguments
+    settle: Settle
+    is_kept: Callable[[Row], bool]
+
+    def __post_init__(self):
+        self.new = self.output / STATE_FOLDER / NEW_FOLDER
+        self.settled = Journal(self.output / STATE_FOLDER / SETTLED_FILE)
+        self.types, self.prepared = FieldTypes(), Prepared(self.output)
 
     def run(self) -> Prepared:
         prepared = self.prepared

@@ -176,7 +176,3 @@ def main(argv: list[str] | None = None) -> None:
                 )
     except OSError as error:
         sys.exit(f"audiollm prompts: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -55,6 +55,11 @@ def shown(value: Any) -> str:
     return quoted if len(quoted) <= MAX_SHOWN_CHARACTERS else quoted[: MAX_SHOWN_CHARACTERS - 3] + "..."
 
 
+def counted(count: int, thing: str) -> str:
+    """Return a number of things in words."""
+    return f"{count:,} {thing}" + ("" if count == 1 else "s")
+
+
 def text_problem(text: str, encoding: str | None = None) -> str | None:
     """Return why a text read from a file is not text, or None: a byte outside the encoding, or half a character."""
     found = LONE_SURROGATE.search(text)

@@ -22,14 +22,15 @@ from audiollm.base_models import audiollm_cache_dir
 from audiollm.command_line.files import check_writable, naming_the_disk, written
 from audiollm.command_line.interruption import TerminatedError, ended_by_signals, exit_status
 from audiollm.command_line.option_parser import option, parser_of
-from audiollm.corpora.normalisers import normaliser_for
 
 from . import validation
 from .clips import CorpusError
 from .faults import ERROR, FAULTS, WARNING, Limits
+from .normalisers import normaliser_for
 from .parallel import available_cpus
 from .sources import parse_source
-from .validation import DataFile, Finding, Validation, validate
+from .tables import counted
+from .validation import DataFile, Finding, Validation
 
 ERRORS_EXIT, UNCHECKED_EXIT = 1, 2
 #: Folder of transcripts in the cache folder, and the value of --transcript_cache that keeps none.
@@ -112,7 +113,7 @@ def _data_file(given: str, split: str | None, judged: bool) -> DataFile:
 
 
 def run(given: Sequence[str], arguments: ValidateArguments) -> Validation:
-    """Check files, each a path or `split=path`, and write the report; raises as [`validate`], ValueError and OSError."""
+    """Check files, each a path or `split=path`, and write the report; raises as [`Validation`], ValueError and OSError."""
     files = data_files(given, arguments.against)
     _check_report(files, arguments.report)
     transcriber = None
@@ -127,16 +128,16 @@ def run(given: Sequence[str], arguments: ValidateArguments) -> Validation:
             journal_folder=None if cache == CACHE_OFF else check_writable(cache),
             progress=False,
         )
-    found = validate(
+    found = Validation(
         files,
         arguments.audio_dir,
         arguments,
         arguments.ignore,
         arguments.response_is_transcript,
-        arguments.workers or available_cpus(),
         normaliser_for(arguments.language),
         transcriber,
     )
+    found.run(arguments.workers or available_cpus())
     if arguments.report is not None:
         with naming_the_disk(arguments.report, "make room and give the command again"):
             write_report(Path(arguments.report), found, arguments)
@@ -184,19 +185,19 @@ def summarize(found: Validation, shown: int, strict: bool = False) -> str:
 
 def _summary_lines(found: Validation, shown: int, strict: bool) -> Iterator[str]:
     for file, summary in zip(found.files, found.summaries):
-        numbers = [_counted(summary.rows, "row"), _counted(summary.recordings, "recording")]
-        numbers += [f"{summary.hours:.2f} h", _counted(summary.transcripts, "transcript")]
+        numbers = [counted(summary.rows, "row"), counted(summary.recordings, "recording")]
+        numbers += [f"{summary.hours:.2f} h", counted(summary.transcripts, "transcript")]
         role = f"split {file.split}" if file.judged else f"split {file.split}, compared with only"
         yield f"{file.source.name} ({role}): {', '.join(numbers)}"
         if summary.not_compared:
-            yield f"  {_counted(summary.not_compared, 'row')} not compared with others: unusable, too long or silent"
+            yield f"  {counted(summary.not_compared, 'row')} not compared with others: unusable, too long or silent"
     counts, findings = found.counts(), found.findings()
     if not counts:
         yield "No faults."
         return
     totals = count_severities(found, strict)
-    errors, warnings = _counted(totals[ERROR], "error"), _counted(totals[WARNING], "warning")
-    yield f"{errors} and {warnings} in {_counted(len({(one.file, one.row) for one in findings}), 'row')}:"
+    errors, warnings = counted(totals[ERROR], "error"), counted(totals[WARNING], "warning")
+    yield f"{errors} and {warnings} in {counted(len({(one.file, one.row) for one in findings}), 'row')}:"
     for fault in sorted(counts, key=lambda name: severity_of(name, strict) != ERROR):
         yield ""
         yield f"{severity_of(fault, strict):7}  {fault}: {counts[fault]} ({FAULTS[fault].meaning})"
@@ -206,10 +207,6 @@ def _summary_lines(found: Validation, shown: int, strict: bool) -> Iterator[str]
             yield f"         {where}: {audio}{finding.reason}"
         if counts[fault] > shown:
             yield f"         ... and {counts[fault] - shown} more"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def write_report(path: Path, found: Validation, arguments: ValidateArguments) -> None:
@@ -274,7 +271,3 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(summarize(found, arguments.shown, arguments.strict))
     if count_severities(found, arguments.strict)[ERROR]:
         sys.exit(ERRORS_EXIT)
-
-
-if __name__ == "__main__":
-    main()

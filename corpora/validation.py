@@ -7,22 +7,31 @@ compare it with others, and the measurements of its recordings.
 
 import functools
 import hashlib
+import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import datasets
+import pyarrow as pa
+from audiollm.command_line.files import is_inside
 from audiollm.command_line.interruption import interruptible
-from audiollm.corpora.normalisers import NORMALISERS, clip_word_error, has_words
 from audiollm.processing.audio import AudioError
+from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 from tqdm.auto import tqdm
 
 from . import audio_facts
 from .audio_facts import AudioFacts, measure_all
-from .checked_rows import CheckedRow, CheckedRows
-from .faults import FAULTS, Limits, recording_faults, shortened, transcript_faults
+from .examples import json_rows
+from .faults import FAULTS, Limits, is_transcribing, recording_faults, text_faults, transcript_faults
+from .normalisers import NORMALISERS, clip_word_error, has_words
 from .parallel import in_order
-from .sources import Source
+from .rows import ASSISTANT, AUDIO_COLUMN, AUDIO_PATHS, MESSAGES, TABLE_FIELDS, Reason, RowError, RowReader, as_list
+from .sources import Source, load_table
+from .tables import shown
 
 #: Rows under way for each process.
 ROWS_PER_WORKER = 8
@@ -32,6 +41,129 @@ SECONDS_PER_HOUR = 3600
 #: Makes transcripts in any language alike before they are compared with each other.
 COMPARING_NORMALISER = "basic"
 DIGEST_BYTES = 16
+#: Columns of a table of clips: word error in percent, and a transcript to compare with.
+WORD_ERROR, HYPOTHESIS = "wer", "pred_text"
+
+
+# ------------------------------------------------------------------------------------------------------- rows to look at
+
+
+@dataclass
+class CheckedRow:
+    """One row, or what stands in its place."""
+
+    index: int | None  # place in the file, from 0; None for the file as a whole
+    where: str  # its name in errors, such as "row 3" or "line 4"
+    #: Name, reason and audio path of each fault that is found without decoding.
+    faults: list[tuple[str, str, str | None]] = field(default_factory=list)
+    recordings: list[Any] = field(default_factory=list)  # of an unusable row those that can be found
+    is_usable: bool = False  # training would take it, as far as is known without decoding
+    question: str = ""  # all turns together
+    response: str = ""
+    is_transcript: bool = False  # the response is the transcript of the one recording
+    wer: float | None = None  # in percent, where a table has it
+    hypothesis: str | None = None  # what a recogniser heard, where a table has it
+
+
+class CheckedRows:
+    """All rows of one source, in order; arguments are those of `Validation`. All but JSON lists are read row by row."""
+
+    def __init__(self, source: Source, audio_dir: str | None, response_is_transcript: bool = False):
+        self.source = source
+        self.reader = RowReader(source.folder, audio_dir)
+        self.real_folder = None if audio_dir is None else os.path.realpath(audio_dir)
+        self.response_is_transcript = response_is_transcript
+
+    def __iter__(self) -> Iterator[CheckedRow]:
+        number = -1
+        for number, (where, row, problem) in enumerate(self._rows()):
+            if problem is None:
+                yield self._check(row, number, where)
+            else:
+                yield CheckedRow(number if where else None, where, [("unreadable_data", problem, None)])
+        if number < 0:
+            yield CheckedRow(None, "", [("unreadable_data", "holds no examples", None)])
+
+    def _rows(self) -> Iterator[tuple[str, Any, str | None]]:
+        """Yield where each row stands, its value, and why there is none; a table's audio as it is stored."""
+        if self.source.kind == "json":
+            yield from json_rows(Path(self.source.path))
+            return
+        try:
+            for number, row in enumerate(load_table(self.source, streaming=True).decode(False)):
+                if not number and not set(row) & set(TABLE_FIELDS):
+                    yield "", None, f"has the columns {', '.join(row)}; expected some of {', '.join(TABLE_FIELDS)}"
+                    return
+                given = {name: value for name, value in row.items() if value is not None}
+                if "response" not in row and MESSAGES not in row and AUDIO_COLUMN in row:  # a table of clips
+                    asked = f"Transcribe the audio: {AUDIO_PLACEHOLDER}"
+                    given |= {"text": asked, "response": given.get("text", "")}
+                yield f"row {number}", given, None
+        except (pa.ArrowException, OSError, KeyError, ValueError, datasets.exceptions.DatasetsError) as error:
+            yield "", None, f"cannot be read: {' '.join(str(error).split())}"
+
+    def _check(self, row: Any, index: int, where: str) -> CheckedRow:
+        checked = CheckedRow(index, where)
+        if self.source.kind != "json":
+            wer, heard = row.get(WORD_ERROR), row.get(HYPOTHESIS)
+            is_number = isinstance(wer, (int, float)) and not isinstance(wer, bool) and math.isfinite(wer)
+            checked.wer = float(wer) if is_number else None
+            checked.hypothesis = heard if isinstance(heard, str) else None
+            row = {name: value for name, value in row.items() if name in TABLE_FIELDS}
+        try:
+            conversation = self.reader.read(row, where)
+        except RowError as error:
+            reasons = [reason if isinstance(reason, Reason) else Reason(reason) for reason in error.reasons]
+            checked.faults += [(reason.fault, str(reason), reason.audio) for reason in reasons]
+            found = self._usable_recordings(row)
+        else:
+            found = list(conversation.recordings)
+            checked.is_usable = not any(map(self._is_linked_outside, found))
+            self._read_texts(conversation.messages, checked, len(found))
+        outside = [path for path in found if self._is_linked_outside(path)]
+        checked.faults += [("symlink_outside", f"{path!r} is {os.path.realpath(path)!r}", path) for path in outside]
+        checked.recordings = [path for path in found if path not in outside]
+        return checked
+
+    def _read_texts(self, messages: list[dict[str, Any]], checked: CheckedRow, recordings: int) -> None:
+        asked = [each["content"] for each in messages if each["role"] != ASSISTANT]
+        answered = [each["content"] for each in messages if each["role"] == ASSISTANT]
+        checked.question, checked.response = "\n".join(asked), "\n".join(answered)
+        asks_for_it = self.response_is_transcript or is_transcribing(asked[-1] if asked else "")
+        checked.is_transcript = checked.is_usable and recordings == len(answered) == 1 and asks_for_it
+        found = text_faults(checked.question, checked.response, recordings)
+        checked.faults += [(fault, reason, None) for fault, reason in found]
+
+    def _usable_recordings(self, row: Any) -> list[Any]:
+        """Return the recordings of an unusable row that can be looked at nevertheless."""
+        usable: list[Any] = []
+        for given in _named_recordings(row):
+            try:
+                alone = {"text": AUDIO_PLACEHOLDER, AUDIO_COLUMN: given, "response": "one"}
+                usable += self.reader.read(alone, "").recordings
+            except RowError:
+                continue  # among the row's own reasons
+        return usable
+
+    def _is_linked_outside(self, recording: Any) -> bool:
+        if self.real_folder is None or not isinstance(recording, str) or "://" in recording:
+            return False
+        return not is_inside(os.path.realpath(recording), self.real_folder)
+
+
+def _named_recordings(row: Any) -> list[Any]:
+    if not isinstance(row, dict):
+        return []
+    named = [row.get(AUDIO_PATHS), row.get(AUDIO_COLUMN)]
+    for message in row[MESSAGES] if isinstance(row.get(MESSAGES), list) else []:
+        parts = message.get("content") if isinstance(message, dict) else None
+        for part in parts if isinstance(parts, list) else []:
+            if isinstance(part, dict) and part.get("type") == "audio":
+                named += [part.get("path"), part.get("audio"), part.get("url")]
+    return [one for value in named for one in as_list(value) if isinstance(one, (str, dict))]
+
+
+# ------------------------------------------------------------------------------------------------------------ findings
 
 
 @dataclass(frozen=True)
@@ -86,20 +218,51 @@ class Remembered(NamedTuple):
     names: bytes
 
 
+#: A row of a file, keys of its recordings, and those of the ones to measure.
+_Place = tuple[int, CheckedRow, list[Any], list[Any]]
+
+
 class Validation:
     """
-    Findings of a pass over files, but for those of `ignored` kinds.
+    A pass over all rows of files, and its findings.
+
+    Args:
+        files: In the order of the report; those of one split are compared as one.
+        audio_dir: As in `read_examples`.
+        limits, ignored: Of recordings and transcripts; faults that are not wanted.
+        response_is_transcript: Take every response about one recording for its transcript.
+        normaliser: A name of `NORMALISERS`, for word error.
+        transcriber: A `WhisperTranscriber` that hears each transcript's recording; None for what tables say.
 
     Attributes:
         splits: Their names, each once.
         summaries: Counts of each file.
+
+    Raises:
+        FileNotFoundError: `audio_dir` is not a folder.
     """
 
-    def __init__(self, files: Sequence[DataFile], ignored: Sequence[str] = ()):
-        self.files, self.ignored = files, frozenset(ignored)
+    def __init__(
+        self,
+        files: Sequence[DataFile],
+        audio_dir: str | None = None,
+        limits: Limits | None = None,
+        ignored: Sequence[str] = (),
+        response_is_transcript: bool = False,
+        normaliser: str = "english",
+        transcriber: Any = None,
+    ):
+        self.files, self.limits, self.ignored = files, limits or Limits(), frozenset(ignored)
+        self.normaliser, self.transcriber = normaliser, transcriber
+        self._tables = [CheckedRows(file.source, audio_dir, response_is_transcript) for file in files]
         self.splits = list(dict.fromkeys(file.split for file in files))
         self.summaries = [FileSummary() for _ in files]
         self._findings: list[Finding] = []
+        self._facts: dict[Any, AudioFacts | None] = {}  # None while they are being measured
+        self._unheard: list[tuple[int, CheckedRow]] = []
+        #: Rows by split and sound, and by kind and digest of what no other split should have.
+        self._asked: dict[tuple[int, bytes], list[Remembered]] = {}
+        self._shared: dict[tuple[str, bytes], dict[Remembered, None]] = {}
 
     def add(self, finding: Finding) -> None:
         """Keep a fault, if it is wanted. Of files that are only compared with, `not_compared` is."""
@@ -119,81 +282,35 @@ class Validation:
         found = Counter(one.fault for one in self._findings)
         return {name: found[name] for name in FAULTS if name in found}
 
+    def run(self, workers: int = 1) -> None:
+        """Look at every row; raise CorpusError if one of the processes that measure recordings died."""
+        measuring = functools.partial(measure_all, max_seconds=self.limits.max_seconds)
+        work = in_order(measuring, self._work(), workers, ROWS_PER_WORKER, audio_facts.__name__)
+        with tqdm(work, desc="Rows", unit="row", disable=None) as bar:
+            for (file, row, keys, new), measured in bar:
+                self._finish(file, row, keys, dict(zip(new, measured)))
+                bar.set_postfix_str(f"{sum(each.hours for each in self.summaries):.2f} h", refresh=False)
+        if self.transcriber is not None:
+            self._hear()
+        self._find_repeats()
+        self._find_leaks()
 
-def validate(
-    files: Sequence[DataFile],
-    audio_dir: str | None = None,
-    limits: Limits | None = None,
-    ignored: Sequence[str] = (),
-    response_is_transcript: bool = False,
-    workers: int = 1,
-    normaliser: str = "english",
-    transcriber: Any = None,
-) -> Validation:
-    """
-    Look at every row of every file.
-
-    Args:
-        files: In the order of the report; those of one split are compared as one.
-        audio_dir: As in `read_examples`.
-        limits, ignored: Of recordings and transcripts; faults that are not wanted.
-        response_is_transcript: Take every response about one recording for its transcript.
-        workers: Processes that measure recordings; 1 works in this one.
-        normaliser: A name of `NORMALISERS`, for word error.
-        transcriber: A `WhisperTranscriber` that hears each transcript's recording; None for what tables say.
-
-    Raises:
-        FileNotFoundError: `audio_dir` is not a folder.
-        CorpusError: a process that measured a recording died.
-    """
-    limits = limits or Limits()
-    tables = [CheckedRows(file.source, audio_dir, response_is_transcript) for file in files]
-    found = Validation(files, ignored)
-    one_pass = _Pass(found, limits, normaliser, transcriber)
-    measuring = functools.partial(measure_all, max_seconds=limits.max_seconds)
-    work = in_order(measuring, one_pass.work(tables), workers, ROWS_PER_WORKER, audio_facts.__name__)
-    with tqdm(work, desc="Rows", unit="row", disable=None) as bar:
-        for (file, row, keys, new), measured in bar:
-            one_pass.finish(file, row, keys, dict(zip(new, measured)))
-            bar.set_postfix_str(f"{sum(each.hours for each in found.summaries):.2f} h", refresh=False)
-    if transcriber is not None:
-        one_pass.hear()
-    one_pass.find_repeats()
-    one_pass.find_leaks()
-    return found
-
-
-#: A row of a file, keys of its recordings, and those of the ones to measure.
-_Place = tuple[int, CheckedRow, list[Any], list[Any]]
-
-
-class _Pass:
-    """One pass over all rows; see [`validate`]."""
-
-    def __init__(self, found: Validation, limits: Limits, normaliser: str, transcriber: Any):
-        self.found, self.limits, self.normaliser, self.transcriber = found, limits, normaliser, transcriber
-        self.facts: dict[Any, AudioFacts | None] = {}  # None while they are being measured
-        self.unheard: list[tuple[int, CheckedRow]] = []
-        #: Rows by split and sound, and by kind and digest of what no other split should have.
-        self.asked: dict[tuple[int, bytes], list[Remembered]] = {}
-        self.shared: dict[tuple[str, bytes], dict[Remembered, None]] = {}
-
-    def work(self, tables: Sequence[CheckedRows]) -> Iterator[tuple[_Place, list[Any]]]:
+    def _work(self) -> Iterator[tuple[_Place, list[Any]]]:
         """Yield each row with those of its recordings that nobody has measured yet."""
-        for file, table in enumerate(tables):
+        for file, table in enumerate(self._tables):
             for row in interruptible(table):
                 keys = [digest(each["bytes"]) if isinstance(each, dict) else each for each in row.recordings]
-                new = {key: each for key, each in zip(keys, row.recordings) if key not in self.facts}
-                self.facts |= dict.fromkeys(new)
+                new = {key: each for key, each in zip(keys, row.recordings) if key not in self._facts}
+                self._facts |= dict.fromkeys(new)
                 yield (file, row, keys, list(new)), list(new.values())
 
-    def finish(self, file: int, row: CheckedRow, keys: list[Any], measured: dict[Any, AudioFacts]) -> None:
+    def _finish(self, file: int, row: CheckedRow, keys: list[Any], measured: dict[Any, AudioFacts]) -> None:
         """Judge a row whose recordings have been measured; `measured` has the new ones."""
-        found, summary = self.found, self.found.summaries[file]
-        self.facts |= measured
-        facts = [self.facts[key] or AudioFacts("undecodable") for key in keys]
+        summary = self.summaries[file]
+        self._facts |= measured
+        facts = [self._facts[key] or AudioFacts("undecodable") for key in keys]
         for fault, reason, audio in row.faults:
-            found.add(Finding(file, row.index, row.where, fault, reason, audio))
+            self.add(Finding(file, row.index, row.where, fault, reason, audio))
         if row.index is None:
             self._report_uncompared(file, row, facts)
             return
@@ -211,20 +328,20 @@ class _Pass:
 
     def _add_all(self, file: int, row: CheckedRow, faults: Iterable[tuple[str, str]], recording: Any) -> None:
         for fault, reason in faults:
-            self.found.add(Finding(file, row.index, row.where, fault, reason, _name(recording)))
+            self.add(Finding(file, row.index, row.where, fault, reason, _name(recording)))
 
     def _judge_transcript(self, file: int, row: CheckedRow, facts: AudioFacts) -> None:
         self._add_all(file, row, transcript_faults(row.response, facts, self.limits), row.recordings[0])
         if self.transcriber is not None and not facts.fault and facts.seconds <= self.limits.max_seconds:
-            self.unheard.append((file, row))
-            if len(self.unheard) == TRANSCRIPTS_PER_BATCH:
-                self.hear()
+            self._unheard.append((file, row))
+            if len(self._unheard) == TRANSCRIPTS_PER_BATCH:
+                self._hear()
         elif row.wer is not None or row.hypothesis is not None:
             self._judge_words(file, row, row.wer, row.hypothesis or "")
 
-    def hear(self) -> None:
+    def _hear(self) -> None:
         """Have the recogniser hear the recordings of a batch of transcripts."""
-        batch, self.unheard = self.unheard, []
+        batch, self._unheard = self._unheard, []
         try:
             heard = list(self.transcriber.transcribe([row.recordings[0] for _, row in batch]))
         except (AudioError, OSError) as error:
@@ -233,8 +350,8 @@ class _Pass:
                 self._add_all(file, row, [("undecodable", str(error))], row.recordings[0])
                 return
             for one in batch:  # to find out which it is
-                self.unheard = [one]
-                self.hear()
+                self._unheard = [one]
+                self._hear()
             return
         for (file, row), text in zip(batch, heard):
             self._judge_words(file, row, None, text)
@@ -245,7 +362,7 @@ class _Pass:
                 return
             wer = clip_word_error(row.response, hypothesis, self.normaliser)
         if self.limits.max_wer is not None and wer > self.limits.max_wer:
-            heard = f"; heard was {shortened(hypothesis)}" if hypothesis else ""
+            heard = f"; heard was {shown(hypothesis)}" if hypothesis else ""
             reason = f"its word error is {wer:.1f} %; expected at most {self.limits.max_wer:g} %{heard}"
             self._add_all(file, row, [("wrong_transcript", reason)], row.recordings[0])
 
@@ -257,32 +374,32 @@ class _Pass:
         text = " ".join(said.split())
         names = [_name(each) or f"{file} {row.index}" for each in row.recordings]
         question = ("transcript",) if row.is_transcript else ("question", " ".join(row.question.split()))
-        split = self.found.splits.index(self.found.files[file].split)
+        split = self.splits.index(self.files[file].split)
         this = Remembered(split, file, row.index, row.where, digest(*question), digest(text), digest(*names))
         sounds = [bytes.fromhex(one.digest) for one in facts if one.digest]
         if row.is_transcript and text:
-            self.shared.setdefault(("transcript", this.response), {})[this] = None
+            self._shared.setdefault(("transcript", this.response), {})[this] = None
         for sound in sounds:
-            self.shared.setdefault(("sound", sound), {})[this] = None
+            self._shared.setdefault(("sound", sound), {})[this] = None
         if row.is_usable and row.recordings and len(sounds) == len(facts):
-            self.asked.setdefault((split, digest(*sounds)), []).append(this)
+            self._asked.setdefault((split, digest(*sounds)), []).append(this)
         elif row.recordings or row.faults:
-            self.found.summaries[file].not_compared += 1
+            self.summaries[file].not_compared += 1
             self._report_uncompared(file, row, facts)
 
     def _report_uncompared(self, file: int, row: CheckedRow, facts: Sequence[AudioFacts]) -> None:
         """Report a row of --against that nothing can be compared with; other files' own faults say it."""
-        if not self.found.files[file].judged:
+        if not self.files[file].judged:
             reasons = [reason for _, reason, _ in row.faults]
             reasons += [one.reason or "is too long, or digital silence" for one in facts if not one.digest]
-            self.found.add(Finding(file, row.index, row.where, "not_compared", reasons[0]))
+            self.add(Finding(file, row.index, row.where, "not_compared", reasons[0]))
 
     def _place(self, row: Remembered) -> str:
-        return f"{self.found.files[row.file].source.name} {row.where}"
+        return f"{self.files[row.file].source.name} {row.where}"
 
-    def find_repeats(self) -> None:
+    def _find_repeats(self) -> None:
         """Add the faults of rows of one split with the same sound."""
-        for rows in self.asked.values():
+        for rows in self._asked.values():
             by_question: dict[bytes, Remembered] = {}
             by_name: dict[bytes, Remembered] = {}
             for this in rows:
@@ -296,21 +413,21 @@ class _Pass:
                     fault = "duplicate_audio"
                 else:
                     continue
-                self.found.add(Finding(this.file, this.row, this.where, fault, reason))
+                self.add(Finding(this.file, this.row, this.where, fault, reason))
 
-    def find_leaks(self) -> None:
+    def _find_leaks(self) -> None:
         """Add the faults of rows with a sound, or else a transcript, that a later split has too."""
         known: set[tuple[int, int | None, int]] = set()  # one fault for a row and split, however much they share
         for kind, fault in (("sound", "audio_leak"), ("transcript", "transcript_leak")):
-            for (this_kind, _), rows in self.shared.items():
+            for (this_kind, _), rows in self._shared.items():
                 firsts = {row.split: row for row in reversed(rows)}
                 for row in rows if this_kind == kind and len(firsts) > 1 else ():
                     for other in sorted(split for split in firsts if split > row.split):
                         if (row.file, row.row, other) not in known:
                             known.add((row.file, row.row, other))
-                            there = f"{self._place(firsts[other])} (split {self.found.splits[other]!r})"
+                            there = f"{self._place(firsts[other])} (split {self.splits[other]!r})"
                             reason = f"the same {kind} is {there}"
-                            self.found.add(Finding(row.file, row.row, row.where, fault, reason))
+                            self.add(Finding(row.file, row.row, row.where, fault, reason))
 
 
 def _name(recording: Any) -> str | None:

@@ -15,11 +15,11 @@ import torch
 from audiollm.base_models import EMBEDDED_PREFIX
 from audiollm.command_line.embedded_bases import fetch
 from audiollm.command_line.option_parser import option
-from audiollm.corpora.normalisers import clip_word_error, has_words, normaliser_for
 
 from .clips import STATE_FOLDER
 from .hypotheses import DEFAULT_WHISPER, WhisperTranscriber
 from .letter_case import has_punctuation, restore_from
+from .normalisers import clip_word_error, has_words, normaliser_for
 from .prepared_files import Row
 
 #: Sources of a word error, best first: the corpus' own figure, its hypothesis, what Whisper hears.

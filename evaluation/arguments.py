@@ -1,11 +1,12 @@
 """Options of `audiollm evaluate`."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 from urllib.parse import urlsplit
 
+from audiollm.command_line.option_parser import option
 from audiollm.publishing.score_table import SYSTEMS as SYSTEM_TITLES
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
@@ -35,25 +36,19 @@ def language_code(language: str) -> str:
 class JudgeArguments:
     """A language model behind an OpenAI-compatible endpoint that marks answers to open questions."""
 
-    judge_model: str | None = field(
-        default=None,
-        metadata={"help": "Model that marks open answers, as its endpoint calls it; none marks them if not given."},
+    judge_model: str | None = option(
+        None, "Model that marks open answers, as its endpoint calls it; none marks them if not given."
     )
-    judge_url: str = field(
-        default="https://api.openai.com/v1", metadata={"help": "Base address of an OpenAI-compatible endpoint."}
+    judge_url: str = option("https://api.openai.com/v1", "Base address of an OpenAI-compatible endpoint.")
+    judge_key_variable: str | None = option(
+        None,
+        "Environment variable with the endpoint's key, which is never written anywhere; OPENAI_API_KEY for "
+        "OpenAI's own endpoint, and no key for others, if not given.",
     )
-    judge_key_variable: str | None = field(
-        default=None,
-        metadata={
-            "help": "Environment variable with the endpoint's key, which is never written anywhere; OPENAI_API_KEY for "
-            "OpenAI's own endpoint, and no key for others, if not given."
-        },
+    judge_retries: int = option(
+        8, "How often a request is sent again, after a wait, when the endpoint is busy or fails."
     )
-    judge_retries: int = field(
-        default=8,
-        metadata={"help": "How often a request is sent again, after a wait, when the endpoint is busy or fails."},
-    )
-    judge_timeout_s: float = field(default=120.0, metadata={"help": "Seconds that a reply may take."})
+    judge_timeout_s: float = option(120.0, "Seconds that a reply may take.")
 
     def __post_init__(self):
         if self.judge_retries < 0:
@@ -81,80 +76,53 @@ class EvaluateArguments(JudgeArguments):
         "a judge for open answers": tuple(JudgeArguments.__dataclass_fields__),
     }
 
-    model: str = field(default="", metadata={"help": "AudioLLM checkpoint: a folder or a Hub id."})
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub id."})
-    tasks: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Tasks, with commas or spaces between; --list_tasks shows them."},
+    model: str = option("", "AudioLLM checkpoint: a folder or a Hub id.")
+    revision: str | None = option(None, "Branch, tag or commit of a Hub id.")
+    tasks: list[str] = option([], "Tasks, with commas or spaces between; --list_tasks shows them.")
+    list_tasks: bool = option(False, "Show the tasks and exit.")
+    data_path: list[str] = option(
+        [],
+        "Your own recordings: JSON, *.jsonl, *.parquet, a folder of Parquet files or saved dataset, or "
+        "hub:org/name?split=test, of {text, audio_paths or audio, response: the transcript}. With --tasks: a copy of "
+        "the benchmark on disk; of several, TASK=COPY for each.",
+        aliases=["--data"],
     )
-    list_tasks: bool = field(default=False, metadata={"help": "Show the tasks and exit."})
-    data_path: list[str] = field(
-        default_factory=list,
-        metadata={
-            "aliases": ["--data"],
-            "help": "Your own recordings: JSON, *.jsonl, *.parquet, a folder of Parquet files or saved dataset, or "
-            "hub:org/name?split=test, of {text, audio_paths or audio, response: the transcript}. With --tasks: a copy of "
-            "the benchmark on disk; of several, TASK=COPY for each.",
-        },
+    audio_dir: str | None = option(None, "Folder that audio_paths are relative to; that of the JSON if not given.")
+    language: str | None = option(
+        None,
+        "Their language, as a code or an English name, such as hi or German; English if not given. Whisper's "
+        "decoder is told, and it decides how words are compared and how long a transcript may be.",
     )
-    audio_dir: str | None = field(
-        default=None,
-        metadata={"help": "Folder that audio_paths are relative to; that of the JSON if not given."},
+    normaliser: str | None = option(
+        None,
+        "What makes texts alike before they are compared; that of the language if not given: english for "
+        "English, characters for languages without spaces, basic for all others.",
+        choices=list(NORMALISERS),
     )
-    language: str | None = field(
-        default=None,
-        metadata={
-            "help": "Their language, as a code or an English name, such as hi or German; English if not given. Whisper's "
-            "decoder is told, and it decides how words are compared and how long a transcript may be."
-        },
+    output_dir: Path | None = option(
+        None, "Folder for raw answers, scores and the report. The same command goes on where it was interrupted."
     )
-    normaliser: str | None = field(
-        default=None,
-        metadata={
-            "help": "What makes texts alike before they are compared; that of the language if not given: english for "
-            "English, characters for languages without spaces, basic for all others.",
-            "choices": list(NORMALISERS),
-        },
+    no_report: bool = option(False, "Leave out report.html.")
+    systems: list[str] = option(
+        [], f"Systems that answer, of {', '.join(SYSTEM_TITLES)}; those that fit the task if not given."
     )
-    output_dir: Path | None = field(
-        default=None,
-        metadata={
-            "help": "Folder for raw answers, scores and the report. The same command goes on where it was interrupted."
-        },
+    whisper: str | None = option(
+        None, "Whisper whose decoder answers too: a Hub id or folder; the model's own if not given."
     )
-    no_report: bool = field(default=False, metadata={"help": "Leave out report.html."})
-    systems: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": f"Systems that answer, of {', '.join(SYSTEM_TITLES)}; those that fit the task if not given."
-        },
+    limit: int | None = option(
+        None, "At most this many items of each task, the first ones; also of your own recordings."
     )
-    whisper: str | None = field(
-        default=None,
-        metadata={"help": "Whisper whose decoder answers too: a Hub id or folder; the model's own if not given."},
+    batch_size: int = option(16, "Items at a time.")
+    max_new_tokens: int | None = option(
+        None, "Bound on each answer, in tokens; if not given, the task's, or what the length of the recording allows."
     )
-    limit: int | None = field(
-        default=None,
-        metadata={"help": "At most this many items of each task, the first ones; also of your own recordings."},
+    ctc_weight: float | None = option(
+        None,
+        "Weight of CTC in n-best rescoring of transcripts, such as 1.5; 0 for greedy ones. The checkpoint's "
+        "default if not given. For models trained with --projector_readout pieces.",
     )
-    batch_size: int = field(default=16, metadata={"help": "Items at a time."})
-    max_new_tokens: int | None = field(
-        default=None,
-        metadata={
-            "help": "Bound on each answer, in tokens; if not given, the task's, or what the length of the recording allows."
-        },
-    )
-    ctc_weight: float | None = field(
-        default=None,
-        metadata={
-            "help": "Weight of CTC in n-best rescoring of transcripts, such as 1.5; 0 for greedy ones. The checkpoint's "
-            "default if not given. For models trained with --projector_readout pieces."
-        },
-    )
-    dtype: str = field(default="auto", metadata={"help": "Precision of the bases.", "choices": DTYPES})
-    device_map: str | None = field(
-        default=None, metadata={"help": "Device for the model, such as auto or cuda:1; a GPU if there is one."}
-    )
+    dtype: str = option("auto", "Precision of the bases.", choices=DTYPES)
+    device_map: str | None = option(None, "Device for the model, such as auto or cuda:1; a GPU if there is one.")
 
     def __post_init__(self):
         super().__post_init__()

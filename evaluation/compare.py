@@ -7,13 +7,13 @@ Compare two models on the items that both have answered: differences with interv
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from audiollm.command_line.files import write_json
-from audiollm.command_line.option_parser import parser_of
+from audiollm.command_line.option_parser import option, parser_of
 
 from .bootstrap import SAMPLES, SIGNIFICANCE
 from .measures import LOWER_IS_BETTER, Answer, Convention, paired, paired_bleu_p
@@ -181,12 +181,9 @@ def _listed(ids: Sequence[str]) -> str:
 class CompareOptions(ScoringOptions):
     """Options of a comparison."""
 
-    systems: list[str] = field(
-        default_factory=lambda: [MODEL],
-        metadata={"help": "Which system of each: one name for both, or two, such as model whisper."},
-    )
-    tasks: list[str] = field(default_factory=list, metadata={"help": "Only these tasks; all in common if not given."})
-    output: Path | None = field(default=None, metadata={"help": "Where to write the comparison as JSON."})
+    systems: list[str] = option([MODEL], "Which system of each: one name for both, or two, such as model whisper.")
+    tasks: list[str] = option([], "Only these tasks; all in common if not given.")
+    output: Path | None = option(None, "Where to write the comparison as JSON.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -215,7 +212,3 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(comparison_table(found))
     if options.output is not None:
         write_json(options.output, found)
-
-
-if __name__ == "__main__":
-    main()

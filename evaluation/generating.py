@@ -30,24 +30,14 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Answer:
-    """
-    Answer of a system.
+    """Answer of a system."""
 
-    Attributes:
-        text: without special tokens or surrounding space; None where there is no answer.
-        finish: `stop`, `length`, `repeated` or `error`.
-        error: why there is no answer.
-        prompt: what the system was given as text, where that is not the item's prompt.
-        extra: what else is kept of it.
-        more_seconds: computing time that went into it before this batch.
-    """
-
-    text: str | None
-    finish: str = STOP
-    error: str | None = None
-    prompt: str | None = None
-    extra: dict[str, Any] | None = None
-    more_seconds: float = 0.0
+    text: str | None  # without special tokens or surrounding space; None where there is no answer
+    finish: str = STOP  # `stop`, `length`, `repeated` or `error`
+    error: str | None = None  # why there is no answer
+    prompt: str | None = None  # what the system was given as text, where that is not the item's prompt
+    extra: dict[str, Any] | None = None  # what else is kept of it
+    more_seconds: float = 0.0  # computing time that went into it before this batch
 
 
 def failure(reason: object) -> Answer:

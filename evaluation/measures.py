@@ -26,27 +26,17 @@ EXTRA = "evaluation"
 
 @dataclass(frozen=True)
 class Answer:
-    """
-    Answer of a system to one item.
+    """Answer of a system to one item."""
 
-    Attributes:
-        id: the item's, or that of a session whose chunks were put together.
-        text: what was said; empty where nothing was, or the system failed.
-        references, extra: the item's.
-        duration_s: of all recordings. seconds: that the answer took.
-        finish: stop, length, repeated or error. error: what failed.
-        verdicts: the judge's, as they are in the folder.
-    """
-
-    id: str
-    text: str
-    references: Sequence[str] = ()
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    duration_s: float = 0.0
-    seconds: float = 0.0
-    finish: str = "stop"
-    error: str | None = None
-    verdicts: Sequence[Mapping[str, Any]] = ()
+    id: str  # the item's, or that of a session whose chunks were put together
+    text: str  # what was said; empty where nothing was, or the system failed
+    references: Sequence[str] = ()  # the item's
+    extra: Mapping[str, Any] = field(default_factory=dict)  # the item's
+    duration_s: float = 0.0  # of all recordings
+    seconds: float = 0.0  # that the answer took
+    finish: str = "stop"  # stop, length, repeated or error
+    error: str | None = None  # what failed
+    verdicts: Sequence[Mapping[str, Any]] = ()  # the judge's, as they are in the folder
 
     @property
     def reference(self) -> str:
@@ -56,43 +46,25 @@ class Answer:
 
 @dataclass(frozen=True)
 class Convention:
-    """
-    Rules for comparing answers.
+    """Rules for comparing answers."""
 
-    Attributes:
-        normaliser: a name of `word_error.NORMALISERS`.
-        language: of the answers, for the tokenizer of BLEU. bleu_tokenizer: one that a task asks for.
-        parsing: rule by which choices are read.
-    """
-
-    normaliser: str = "english"
-    language: str | None = None
-    bleu_tokenizer: str | None = None
-    parsing: str = "air_bench"
+    normaliser: str = "english"  # a name of `word_error.NORMALISERS`
+    language: str | None = None  # of the answers, for the tokenizer of BLEU
+    bleu_tokenizer: str | None = None  # one that a task asks for
+    parsing: str = "air_bench"  # rule by which choices are read
 
 
 @dataclass(frozen=True)
 class Measured:
-    """
-    One figure of a set of answers.
+    """One figure of a set of answers."""
 
-    Attributes:
-        statistics: `(scored, columns)`, which add up, of the answers that count.
-        ids: whose they are, row by row.
-        pooled: makes the figure of their sums.
-        unit: fraction (0 to 1; word error may exceed it), points (a scale of its own) or ratio.
-        items: what to write of an answer, by its id.
-        dropped: how many answers do not count, by reason.
-        signature: what was counted, in one line, and by which library.
-    """
-
-    statistics: np.ndarray
-    ids: Sequence[str]
-    unit: str
-    signature: str
-    pooled: Pooled = ratio
-    items: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    dropped: Mapping[str, int] = field(default_factory=dict)
+    statistics: np.ndarray  # `(scored, columns)`, which add up, of the answers that count
+    ids: Sequence[str]  # whose they are, row by row
+    unit: str  # fraction (0 to 1; word error may exceed it), points (a scale of its own) or ratio
+    signature: str  # what was counted, in one line, and by which library
+    pooled: Pooled = ratio  # makes the figure of their sums
+    items: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # what to write of an answer, by its id
+    dropped: Mapping[str, int] = field(default_factory=dict)  # how many answers do not count, by reason
 
     @property
     def value(self) -> float:

@@ -171,18 +171,11 @@ def place(path: str | None) -> str | None:
 
 @dataclass(frozen=True)
 class Run:
-    """
-    A folder of outputs.
+    """A folder of outputs."""
 
-    Attributes:
-        folder: where it is.
-        record: what `run.json` holds.
-        outputs: the file of each system, by task.
-    """
-
-    folder: Path
-    record: Mapping[str, Any]
-    outputs: Mapping[str, Mapping[str, Path]]
+    folder: Path  # where it is
+    record: Mapping[str, Any]  # what `run.json` holds
+    outputs: Mapping[str, Mapping[str, Path]]  # the file of each system, by task
 
     def task(self, name: str) -> Mapping[str, Any]:
         """Return what `run.json` says of a task."""

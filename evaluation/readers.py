@@ -42,7 +42,6 @@ from .tasks import (
     TRANSCRIPT,
     Form,
     Item,
-    Problem,
     Reader,
     Task,
     TaskDataError,
@@ -52,7 +51,7 @@ from .tasks import (
 
 LETTERS = ("A", "B", "C", "D")
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip", ".7z")
-Questions = Iterator[Item | Problem]
+Questions = Iterator[Item | BadClip]
 
 
 def fill(prompt: str, fields: Mapping[str, Any]) -> str:
@@ -173,12 +172,12 @@ def open_table(form: Form, data: str | None, limit: int | None) -> HuggingFaceSo
     return HuggingFaceSource(arguments, corpus, data)
 
 
-def item_of(clip: Clip | BadClip, task: Task) -> Item | Problem:
+def item_of(clip: Clip | BadClip, task: Task) -> Item | BadClip:
     """Return the question that a clip is."""
     if isinstance(clip, BadClip):
-        return Problem(clip.id, clip.reason)
+        return clip
     if isinstance(clip.recording, str) and "://" not in clip.recording and not os.path.isfile(clip.recording):
-        return Problem(clip.id, f"audio file {clip.recording!r} does not exist")
+        return BadClip(clip.id, f"audio file {clip.recording!r} does not exist")
     extra: dict[str, Any] = {key: value for key, value in clip.fields.items() if key != task.answer}
     references: list[str] = []
     if task.answer is not None:
@@ -186,12 +185,12 @@ def item_of(clip: Clip | BadClip, task: Task) -> Item | Problem:
     if task.kind == "choice":
         letter = references[0].upper() if references else ""
         if letter not in LETTERS:
-            return Problem(clip.id, f"its answer is {letter!r}; expected one of {', '.join(LETTERS)}")
+            return BadClip(clip.id, f"its answer is {letter!r}; expected one of {', '.join(LETTERS)}")
         references, extra = [letter], {**extra, "choices": dict.fromkeys(LETTERS, "")}
     try:
         prompt = fill(task.prompt, clip.fields)
     except KeyError as error:
-        return Problem(clip.id, f"has no {error.args[0]!r}, which the prompt quotes")
+        return BadClip(clip.id, f"has no {error.args[0]!r}, which the prompt quotes")
     return Item(clip.id, prompt, [clip.recording], references, extra)
 
 
@@ -227,9 +226,9 @@ def fleurs_translation(task: Task, data: str | None, limit: int | None) -> Quest
     fields = {"target_language": language}
     for clip in open_table(Form(dataset_named(name, spoken), split), data, limit).clips():
         if isinstance(clip, BadClip):
-            yield Problem(clip.id, clip.reason)
+            yield clip
         elif clip.fields["sentence"] not in translations:
-            yield Problem(clip.id, f"its sentence {clip.fields['sentence']} is not in {target}")
+            yield BadClip(clip.id, f"its sentence {clip.fields['sentence']} is not in {target}")
         else:
             references = [translations[clip.fields["sentence"]]]
             yield Item(clip.id, fill(task.prompt, fields), [clip.recording], references, {**clip.fields, **fields})
@@ -259,7 +258,7 @@ def sessions(task: Task, data: str | None, limit: int | None) -> Questions:
             near = difflib.get_close_matches(session, transcripts, n=1)
             problem = f"there is no transcript of {session!r}" + (f", perhaps {near[0]!r}?" if near else "")
         if problem is not None:
-            yield Problem(str(file), problem)
+            yield BadClip(str(file), problem)
             continue
         extra = {"session": session, "chunk_index": int(row[fields["chunk_index"]]), "language": "en"}
         yield Item(str(file), task.prompt, [recording], [transcripts[session]], extra)
@@ -395,20 +394,13 @@ NO_SPEECH: dict[str, tuple[str, float]] = {
 }
 
 
-def studio_prompts(task: Task, data: str | None, limit: int | None) -> Questions:
-    """Read the held-out studio prompts."""
+def bundled_speech(task: Task, data: str | None, limit: int | None) -> Questions:
+    """Read the held-out studio prompts, or the ten clips of speakers that no bundled corpus holds."""
     _no_copy(task, data)
-    for row in load_studio_prompts("test"):
-        extra = {"speaker": row["speaker"], "language": "en", "duration_s": row["duration_s"]}
-        yield Item(row["id"], task.prompt, [row["audio"]], [row["text"]], extra)
-
-
-def unseen_speech(task: Task, data: str | None, limit: int | None) -> Questions:
-    """Read the ten clips of speakers that no bundled corpus holds."""
-    _no_copy(task, data)
-    for row in load_unseen_speech():
-        known = {"speaker": row["speaker"], "category": row["source"], "language": "en"}
-        yield Item(row["id"], task.prompt, [row["audio"]], [row["text"]], {**known, "duration_s": row["duration_s"]})
+    for row in load_studio_prompts("test") if task.name == "prompts" else load_unseen_speech():
+        known = {"speaker": row["speaker"], "language": "en", "duration_s": row["duration_s"]}
+        known |= {"category": row["source"]} if "source" in row else {}
+        yield Item(row["id"], task.prompt, [row["audio"]], [row["text"]], known)
 
 
 def no_speech(task: Task, data: str | None, limit: int | None) -> Questions:
@@ -485,8 +477,7 @@ READERS: dict[str, Reader] = {
     "sessions": sessions,
     "fleurs_translation": fleurs_translation,
     "air_bench": air_bench,
-    "studio_prompts": studio_prompts,
-    "unseen_speech": unseen_speech,
+    "bundled_speech": bundled_speech,
     "no_speech": no_speech,
     "retention_texts": retention_texts,
     "text_choices": text_choices,

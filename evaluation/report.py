@@ -14,7 +14,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import soundfile
 from audiollm.command_line.files import write_whole
-from audiollm.command_line.option_parser import parser_of
+from audiollm.command_line.option_parser import option, parser_of
 from audiollm.processing import AudioError, load_waveform
 from audiollm.processing.audio import SAMPLING_RATE_HZ
 from audiollm.publishing.score_table import evaluation_command, systems_of
@@ -315,19 +315,12 @@ def as_player(recordings: Sequence[Any]) -> tuple[str, float | None]:
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """
-    Files of a report.
-
-    Attributes:
-        page, figures: the files.
-        players: recordings that can be played in the page.
-        left_out: what the page lacks, and why, one sentence each.
-    """
+    """Files of a report."""
 
     page: Path
     figures: Path
-    players: int
-    left_out: list[str]
+    players: int  # recordings that can be played in the page
+    left_out: list[str]  # what the page lacks, and why, one sentence each
 
 
 def write_report(
@@ -407,7 +400,7 @@ def _recordings(folder: Path, report: Mapping[str, Any]) -> tuple[dict[tuple[str
 class ReportOptions:
     """Contents of a report."""
 
-    worst: int = field(default=WORST, metadata={"help": "Worst examples of each task that are shown."})
+    worst: int = option(WORST, "Worst examples of each task that are shown.")
 
     def __post_init__(self):
         if self.worst < 0:
@@ -428,7 +421,3 @@ def main(argv: Sequence[str] | None = None) -> None:
     for sentence in written.left_out:
         print(sentence)
     print(f"Written to {written.page} and {written.figures.name}; {written.players} players.")
-
-
-if __name__ == "__main__":
-    main()

@@ -52,7 +52,6 @@ from .systems import (
     DEFAULT_SYSTEMS,
     WHISPER,
     WRONG_AUDIO,
-    Question,
     System,
     SystemBuilder,
     is_multilingual,
@@ -85,7 +84,7 @@ def windows_of(items: Iterable[Item], total: int, size: int = WINDOW_ITEMS) -> I
             yield window
 
 
-def wrong_recordings(items: Sequence[Item]) -> list[Question]:
+def wrong_recordings(items: Sequence[Item]) -> list[Item]:
     """
     Return every item with recordings of others: each distinct one is replaced by another, and each is used.
 
@@ -95,27 +94,27 @@ def wrong_recordings(items: Sequence[Item]) -> list[Question]:
     distinct = {key: one for item, own in zip(items, keys) for key, one in zip(own, item.recordings)}
     if len(distinct) < 2:
         problem = "there is no other recording beside it to take the place of its own"
-        return [Question(item, [], problem if item.recordings else None) for item in items]
+        return [replace(item, recordings=[], problem=problem if item.recordings else None) for item in items]
     other = dict(zip(distinct, swapped(list(distinct.values()))))
-    return [Question(item, [other[key] for key in own]) for item, own in zip(items, keys)]
+    return [replace(item, recordings=[other[key] for key in own]) for item, own in zip(items, keys)]
 
 
 def batches_of(
-    questions: Sequence[Question], processor: Any, batch_size: int, max_batch_seconds: float = MAX_BATCH_SECONDS
-) -> list[list[Question]]:
+    items: Sequence[Item], processor: Any, batch_size: int, max_batch_seconds: float = MAX_BATCH_SECONDS
+) -> list[list[Item]]:
     """
-    Deal questions into batches, short ones first; those of like length stay in their order.
+    Deal items into batches, short ones first; those of like length stay in their order.
 
-    A batch has at most `max_batch_seconds` of audio, padded to its longest; a longer question is alone.
+    A batch has at most `max_batch_seconds` of audio, padded to its longest; a longer item is alone.
     """
-    seconds = [sum(_seconds_or_none(processor, one) for one in question.recordings) for question in questions]
-    order = sorted(range(len(questions)), key=lambda index: (seconds[index], len(questions[index].item.prompt)))
-    batches: list[list[Question]] = []
+    seconds = [sum(_seconds_or_none(processor, one) for one in item.recordings) for item in items]
+    order = sorted(range(len(items)), key=lambda index: (seconds[index], len(items[index].prompt)))
+    batches: list[list[Item]] = []
     for index in order:
         full = not batches or len(batches[-1]) == batch_size
         if full or (len(batches[-1]) + 1) * seconds[index] > max_batch_seconds:
             batches.append([])
-        batches[-1].append(questions[index])
+        batches[-1].append(items[index])
     return batches
 
 
@@ -150,28 +149,16 @@ def recording_name(recording: Any) -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """
-    A task as it is run.
+    """A task as it is run."""
 
-    Attributes:
-        task: what is asked.
-        data: a copy on disk, or None for where the benchmark is.
-        limit: at most this many items.
-        max_new_tokens: bound on an answer; None leaves it to the length of the recording.
-        ids: of its items, in order.
-        num_recordings: different recordings that its items have; counted up to two.
-        systems: what answers it.
-        left_out: systems that would have answered it, and why they cannot.
-    """
-
-    task: Task
-    data: str | None
-    limit: int | None
-    max_new_tokens: int | None
-    ids: tuple[str, ...]
-    num_recordings: int
-    systems: tuple[str, ...] = ()
-    left_out: tuple[tuple[str, str], ...] = ()
+    task: Task  # what is asked
+    data: str | None  # a copy on disk, or None for where the benchmark is
+    limit: int | None  # at most this many items
+    max_new_tokens: int | None  # bound on an answer; None leaves it to the length of the recording
+    ids: tuple[str, ...]  # of its items, in order
+    num_recordings: int  # different recordings that its items have; counted up to two
+    systems: tuple[str, ...] = ()  # what answers it
+    left_out: tuple[tuple[str, str], ...] = ()  # systems that would have answered it, and why they cannot
 
     def items(self) -> Iterator[Item]:
         """Yield the questions, from the beginning."""
@@ -250,14 +237,11 @@ def answer_job(
             for name, system in systems.items():
                 _check_references(window, before[name], outputs[name].path)
                 done = {one for one, row in before[name].items() if row["finish"] != ERROR}
-                is_control = name == WRONG_AUDIO
-                asked = (
-                    wrong_recordings(window) if is_control else [Question(item, item.recordings) for item in window]
-                )
+                asked = wrong_recordings(window) if name == WRONG_AUDIO else window
                 for batch in interruptible(batches_of(asked, processor, batch_size)):
                     if next(turns[name]) % state.num_processes != state.process_index:
                         continue
-                    if new := {question.item.id for question in batch} - done:
+                    if new := {item.id for item in batch} - done:
                         # All of it, so that what an answer was batched with is what it would have been without a break.
                         rows = answer_batch(job, name, system, processor, batch)
                         outputs[name].add([row for row in rows if row["id"] in new])
@@ -278,9 +262,7 @@ def _check_references(items: Sequence[Item], rows: Mapping[str, Mapping[str, Any
             )
 
 
-def answer_batch(
-    job: Job, name: str, system: System, processor: Any, batch: Sequence[Question]
-) -> list[dict[str, Any]]:
+def answer_batch(job: Job, name: str, system: System, processor: Any, batch: Sequence[Item]) -> list[dict[str, Any]]:
     """
     Return rows of one batch, in its order. What cannot be played or asked is a row too, with the reason.
 
@@ -289,11 +271,11 @@ def answer_batch(
     began = time.perf_counter()
     heard: dict[int, list[np.ndarray]] = {}
     answers: dict[int, Answer] = {}
-    for number, question in enumerate(batch):
+    for number, item in enumerate(batch):
         try:
-            if question.problem:
-                raise ValueError(question.problem)
-            heard[number] = [processor.load_audio(recording) for recording in question.recordings]
+            if item.problem:
+                raise ValueError(item.problem)
+            heard[number] = [processor.load_audio(recording) for recording in item.recordings]
         except (ValueError, OSError) as error:
             answers[number] = failure(error)
     seconds = {number: sum(map(len, waveforms)) / processor.sampling_rate for number, waveforms in heard.items()}
@@ -304,15 +286,15 @@ def answer_batch(
         answers.update(zip(heard, given, strict=True))
     each = (time.perf_counter() - began) / len(batch)
     rows = []
-    for number, question in enumerate(batch):
-        item, answer = question.item, answers[number]
+    for number, item in enumerate(batch):
+        answer = answers[number]
         rows.append(
             {
                 "task": job.task.name,
                 "system": name,
                 "id": item.id,
                 "prompt": item.prompt if answer.prompt is None else answer.prompt,
-                "audio": [recording_name(recording) for recording in question.recordings],
+                "audio": [recording_name(recording) for recording in item.recordings],
                 "duration_s": round(seconds.get(number, 0.0), 4),
                 "references": list(item.references),
                 "extra": {**item.extra, **(answer.extra or {})},
@@ -330,25 +312,15 @@ def answer_batch(
 
 @dataclass
 class Evaluation:
-    """
-    An evaluation that is about to run.
+    """An evaluation that is about to run."""
 
-    Attributes:
-        options: as they were given.
-        folder: for outputs and scores.
-        state: this process among the others.
-        jobs: tasks with their systems.
-        whisper, whisper_revision: whose decoder answers; None where none is known.
-        ctc_weight: of CTC in the model's transcripts, as given or the checkpoint's own.
-    """
-
-    options: EvaluateArguments
-    folder: Path
-    state: PartialState
-    jobs: list[Job]
-    whisper: str | None
-    whisper_revision: str | None
-    ctc_weight: float
+    options: EvaluateArguments  # as they were given
+    folder: Path  # for outputs and scores
+    state: PartialState  # this process among the others
+    jobs: list[Job]  # tasks with their systems
+    whisper: str | None  # whose decoder answers; None where none is known
+    whisper_revision: str | None  # whose decoder answers; None where none is known
+    ctc_weight: float  # of CTC in the model's transcripts, as given or the checkpoint's own
 
 
 def prepare(options: EvaluateArguments, folder: Path, state: PartialState) -> Evaluation:

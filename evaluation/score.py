@@ -9,13 +9,13 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from audiollm.command_line.files import write_whole
-from audiollm.command_line.option_parser import parser_of
+from audiollm.command_line.option_parser import option, parser_of
 from audiollm.publishing.score_table import COUNTS, score_rows, with_interval
 from audiollm.publishing.score_table import SYSTEMS as SYSTEM_TITLES
 
@@ -240,15 +240,13 @@ def score_table(scores: Mapping[str, Any], tasks: Sequence[str] | None = None) -
 class ScoringOptions:
     """Options of scoring."""
 
-    normaliser: str | None = field(
-        default=None,
-        metadata={
-            "help": "What makes texts alike before words are compared; each task's own if not given.",
-            "choices": list(NORMALISERS),
-        },
+    normaliser: str | None = option(
+        None,
+        "What makes texts alike before words are compared; each task's own if not given.",
+        choices=list(NORMALISERS),
     )
-    samples: int = field(default=SAMPLES, metadata={"help": "Samples drawn for intervals and tests."})
-    seed: int = field(default=0, metadata={"help": "Seed of the draws."})
+    samples: int = option(SAMPLES, "Samples drawn for intervals and tests.")
+    seed: int = option(0, "Seed of the draws.")
 
     def __post_init__(self):
         if self.samples < 1:
@@ -261,7 +259,7 @@ class ScoringOptions:
 class ScoreOptions(ScoringOptions):
     """Options of scoring and of the report."""
 
-    no_report: bool = field(default=False, metadata={"help": "Leave out report.html."})
+    no_report: bool = option(False, "Leave out report.html.")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -280,7 +278,3 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(told_of_report(folder))
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"audiollm evaluate score: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -49,29 +49,13 @@ HEARD_KINDS = ("asr", "no_speech", "translation")
 TEXT_RETENTION, TRANSCRIPTION, TRANSLATION = "text_retention", "asr", "translation"
 
 
-@dataclass(frozen=True)
-class Question:
-    """
-    An item as one system is asked it.
-
-    Attributes:
-        item: as the task has it.
-        recordings: what is played: the item's own recordings, or others'.
-        problem: why it cannot be asked at all; None where it can.
-    """
-
-    item: Item
-    recordings: list[Any]
-    problem: str | None = None
-
-
 class System(Protocol):
     """Something that answers."""
 
     def answer(
-        self, questions: Sequence[Question], waveforms: Sequence[Sequence[np.ndarray]], bounds: Sequence[int]
+        self, items: Sequence[Item], waveforms: Sequence[Sequence[np.ndarray]], bounds: Sequence[int]
     ) -> list[Answer]:
-        """Return one answer each; `waveforms` are the decoded recordings of each question, `bounds` are in tokens."""
+        """Return one answer each; `waveforms` are the decoded recordings of each item, `bounds` are in tokens."""
 
 
 @dataclass
@@ -80,9 +64,9 @@ class ModelSystem:
 
     generator: Generator
 
-    def answer(self, questions, waveforms, bounds) -> list[Answer]:
+    def answer(self, items, waveforms, bounds) -> list[Answer]:
         """See [`System`]."""
-        asked = [ask(question.item.prompt, *heard) for question, heard in zip(questions, waveforms)]
+        asked = [ask(item.prompt, *heard) for item, heard in zip(items, waveforms)]
         return self.generator.answer(asked, waveforms, bounds)
 
 
@@ -100,13 +84,13 @@ class WhisperSystem:
     batch_size: int
     known: dict[str, tuple[str, float]] = field(default_factory=dict)
 
-    def answer(self, questions, waveforms, bounds) -> list[Answer]:
+    def answer(self, items, waveforms, bounds) -> list[Answer]:
         """See [`System`]; its bound is the decoder's own."""
         began = time.perf_counter()
         texts = iter(self.hear([waveform for heard in waveforms for waveform in heard]))
         answers = [Answer(" ".join(filter(None, [next(texts) for _ in heard]))) for heard in waveforms]
         each = (time.perf_counter() - began) / len(answers)
-        self.known.update((question.item.id, (str(one.text), each)) for question, one in zip(questions, answers))
+        self.known.update((item.id, (str(one.text), each)) for item, one in zip(items, answers))
         return answers
 
     def hear(self, waveforms: Sequence[np.ndarray]) -> list[str]:
@@ -121,25 +105,24 @@ class TextSystem:
     The base language model, asked with Whisper's transcripts in the place of the recordings, or with nothing there.
 
     Args:
-        generator: of the base.
         whisper: hears the recordings; what it has heard already is not heard twice. None for the deaf base.
     """
 
-    generator: Generator
+    generator: Generator  # of the base
     whisper: WhisperSystem | None = None
 
-    def answer(self, questions, waveforms, bounds) -> list[Answer]:
+    def answer(self, items, waveforms, bounds) -> list[Answer]:
         """See [`System`]; an answer's `extra` has the transcripts."""
         transcripts: list[list[str]] = []
         before: list[float] = []
-        for question, heard in zip(questions, waveforms):
-            known = self.whisper.known.get(question.item.id) if self.whisper and len(heard) == 1 else None
+        for item, heard in zip(items, waveforms):
+            known = self.whisper.known.get(item.id) if self.whisper and len(heard) == 1 else None
             if self.whisper is None:
                 transcripts.append([""] * len(heard))
             else:
                 transcripts.append([known[0]] if known else self.whisper.hear(heard))
             before.append(known[1] if known else 0.0)
-        prompts = [_written(question.item.prompt, texts) for question, texts in zip(questions, transcripts)]
+        prompts = [_written(item.prompt, texts) for item, texts in zip(items, transcripts)]
         asked = [[{"role": "user", "content": prompt}] for prompt in prompts]
         answers = self.generator.answer(asked, [[]] * len(prompts), bounds)
         extras = [{"transcripts": texts} if self.whisper else None for texts in transcripts]
@@ -159,19 +142,15 @@ def _written(prompt: str, texts: Sequence[str]) -> str:
 class RetentionSystem:
     """
     Measures what a model makes of text: its likelihood, and whether the logits are those of its base. It answers nothing.
-
-    Args:
-        model, tokenizer: what is measured.
-        base: the base language model by itself, to compare with; None measures likelihood alone.
     """
 
-    model: Any
-    tokenizer: Any
-    base: Any | None = None
+    model: Any  # what is measured
+    tokenizer: Any  # what is measured
+    base: Any | None = None  # the base language model by itself, to compare with; None measures likelihood alone
 
-    def answer(self, questions, waveforms, bounds) -> list[Answer]:
+    def answer(self, items, waveforms, bounds) -> list[Answer]:
         """See [`System`]; an answer is empty, and its `extra` has what was measured of the prompt."""
-        return [Answer("", extra=self.measure(question.item.prompt)) for question in questions]
+        return [Answer("", extra=self.measure(item.prompt)) for item in items]
 
     def measure(self, text: str) -> dict[str, Any]:
         """Return tokens scored, the sum of their negative log likelihoods in nats, and what differs from the base."""
@@ -244,24 +223,15 @@ def is_multilingual(whisper: str, revision: str | None) -> bool:
 # ------------------------------------------------------------------------------------------------------- making systems
 @dataclass
 class SystemBuilder:
-    """
-    Makes systems of one model, each part when it is first needed.
+    """Makes systems of one model, each part when it is first needed."""
 
-    Args:
-        model, processor: what is evaluated.
-        whisper, revision: the Whisper whose decoder answers.
-        folder: of the run, where the decoder's transcripts may be already.
-        batch_size: windows at a time in Whisper.
-        ctc_weight: of CTC, when the model's transcripts are chosen; other answers are not.
-    """
-
-    model: Any
-    processor: Any
-    whisper: str | None
-    revision: str | None
-    folder: Path
-    batch_size: int
-    ctc_weight: float = 0.0
+    model: Any  # what is evaluated
+    processor: Any  # what is evaluated
+    whisper: str | None  # the Whisper whose decoder answers
+    revision: str | None  # the Whisper whose decoder answers
+    folder: Path  # of the run, where the decoder's transcripts may be already
+    batch_size: int  # windows at a time in Whisper
+    ctc_weight: float = 0.0  # of CTC, when the model's transcripts are chosen; other answers are not
     #: The latest task's transcripts, for its cascade.
     _heard: tuple[str, "WhisperSystem"] | None = None
 

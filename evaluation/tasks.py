@@ -16,8 +16,10 @@ from typing import Any
 import yaml
 from audiollm.command_line.downloads import DownloadError
 from audiollm.corpora.catalogue import Corpus, corpora_of, load_catalogue
+from audiollm.corpora.clips import BadClip
 from audiollm.corpora.columns import OVERRIDE_HINT
 from audiollm.corpora.dataset_places import READ_ERRORS
+from audiollm.corpora.examples import problem_lines
 from audiollm.corpora.normalisers import language_of, normaliser_for
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 
@@ -33,7 +35,6 @@ LETTER_CASE = "sentence_case"
 LANGUAGE_CODES = {"cmn": "zh"}
 #: Where words are not separated, characters are compared.
 CHARACTER_NORMALISER, CHARACTER_METRIC = "characters", "character_error"
-MAX_PROBLEMS_SHOWN = 200
 NAMES_SHOWN = 8
 
 
@@ -51,19 +52,8 @@ class TaskDataError(TaskError):
 
     def __init__(self, task: str, problems: list[tuple[str, str]]):
         self.problems = problems
-        lines = [f"{where}: {reason}" for where, reason in problems[:MAX_PROBLEMS_SHOWN]]
-        if len(problems) > MAX_PROBLEMS_SHOWN:
-            lines.append(f"... and {len(problems) - MAX_PROBLEMS_SHOWN} more")
         count = "1 row is" if len(problems) == 1 else f"{len(problems)} rows are"
-        super().__init__(f"Task {task}: {count} of no use\n  " + "\n  ".join(lines))
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A row that is no question: where it stands, and why."""
-
-    where: str
-    reason: str
+        super().__init__(f"Task {task}: {count} of no use\n  {problem_lines(problems)}")
 
 
 @dataclass(frozen=True)
@@ -72,23 +62,21 @@ class Item:
     One question of a benchmark.
 
     Attributes:
-        id: stable and unique within the task: a run is resumed by it.
-        prompt: with one `<audio>` for each recording; none where the question is text alone.
-        recordings: anything that the processor takes: a path or URL, a dict with `bytes`, or one with `array`.
         references: right answers; none where a judge or a rate needs none. Of a choice: the letter.
         extra: what else is known, as JSON: `question`, `choices` (text by letter), `transcript`, `speaker`, `language`,
             `category`, and of a recording cut into chunks `session` and `chunk_index`.
     """
 
-    id: str
-    prompt: str
-    recordings: list[Any]
+    id: str  # stable and unique within the task: a run is resumed by it
+    prompt: str  # with one `<audio>` for each recording; none where the question is text alone
+    recordings: list[Any]  # anything that the processor takes: a path or URL, a dict with `bytes`, or one with `array`
     references: list[str] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
+    problem: str | None = None  # why it cannot be asked of the control, which plays it another recording
 
 
 #: Gives a task's questions: from a copy on disk, or None for where the benchmark is; at least so many, or None for all.
-Reader = Callable[["Task", str | None, int | None], Iterator[Item | Problem]]
+Reader = Callable[["Task", str | None, int | None], Iterator[Item | BadClip]]
 
 
 @dataclass(frozen=True)
@@ -105,33 +93,24 @@ class Task:
     A benchmark, or one language or part of one.
 
     Attributes:
-        name: what `--tasks` calls it.
-        kind: one of `KINDS`, which decides how answers are asked for and scored.
-        metrics: names of the metrics that its answers get.
-        language: code of the language that answers are in; None where they are in none.
-        normaliser: a name of `NORMALISERS`, applied to references and answers that are compared word by word.
         source: where it comes from, as JSON: benchmark, hub, config, split, licence, terms, citation, and what scoring
             needs to know: `source_language` (spoken, of a translation), `judge`, `parsing`.
-        max_new_tokens: bound on an answer; None where it follows from the length of the recording.
-        group: tasks whose scores are averaged, unweighted.
-        reader: gives the questions.
-        prompt, forms, config, answer, openslr: what the reader needs; see `tasks.yaml`.
     """
 
-    name: str
-    kind: str
-    metrics: tuple[str, ...]
-    language: str | None
-    normaliser: str
+    name: str  # what `--tasks` calls it
+    kind: str  # one of `KINDS`, which decides how answers are asked for and scored
+    metrics: tuple[str, ...]  # names of the metrics that its answers get
+    language: str | None  # code of the language that answers are in; None where they are in none
+    normaliser: str  # a name of `NORMALISERS`, applied to references and answers that are compared word by word
     source: Mapping[str, Any]
-    max_new_tokens: int | None
-    group: str | None
-    reader: Reader = field(repr=False, compare=False)
-    prompt: str = ""
-    forms: tuple[Form, ...] = field(default=(), repr=False)
-    config: str | None = None
-    answer: str | None = None
-    openslr: str | None = None
+    max_new_tokens: int | None  # bound on an answer; None where it follows from the length of the recording
+    group: str | None  # tasks whose scores are averaged, unweighted
+    reader: Reader = field(repr=False, compare=False)  # gives the questions
+    prompt: str = ""  # what the reader needs; see `tasks.yaml`
+    forms: tuple[Form, ...] = field(default=(), repr=False)  # what the reader needs; see `tasks.yaml`
+    config: str | None = None  # what the reader needs; see `tasks.yaml`
+    answer: str | None = None  # what the reader needs; see `tasks.yaml`
+    openslr: str | None = None  # what the reader needs; see `tasks.yaml`
 
     def items(self, data: str | None = None, limit: int | None = None) -> Iterator[Item]:
         """
@@ -150,8 +129,8 @@ class Task:
         problems: list[tuple[str, str]] = []
         found = 0
         for item in self._read(data, limit):
-            if isinstance(item, Problem):
-                problems.append((item.where, item.reason))
+            if isinstance(item, BadClip):
+                problems.append((item.id, item.reason))
                 continue
             placeholders = item.prompt.count(AUDIO_PLACEHOLDER)
             if placeholders != len(item.recordings):
@@ -168,7 +147,7 @@ class Task:
         if not found:
             raise TaskError(f"Task {self.name!r}: {data or 'its data'} holds no questions.")
 
-    def _read(self, data: str | None, limit: int | None) -> Iterator[Item | Problem]:
+    def _read(self, data: str | None, limit: int | None) -> Iterator[Item | BadClip]:
         """Yield what the reader gives; its errors name the task."""
         try:
             yield from self.reader(self, data, limit)

@@ -29,22 +29,15 @@ EMPTY_REFERENCE, IGNORED_REFERENCE = "skipped_empty_reference", "skipped_ignored
 
 @dataclass(frozen=True)
 class WordErrorScore:
-    """
-    A corpus' word error rate and what it is made of.
+    """A corpus' word error rate and what it is made of."""
 
-    Attributes:
-        word_error: substitutions, deletions and insertions over reference words; a fraction, which can exceed 1.
-        substitutions, deletions, insertions, reference_words: counts over the corpus.
-        clips: pairs scored. skipped: pairs whose reference has no word once normalised, which are left out.
-    """
-
-    word_error: float
-    substitutions: int
-    deletions: int
-    insertions: int
-    reference_words: int
-    clips: int
-    skipped: int
+    word_error: float  # substitutions, deletions and insertions over reference words; a fraction, which can exceed 1
+    substitutions: int  # counts over the corpus
+    deletions: int  # counts over the corpus
+    insertions: int  # counts over the corpus
+    reference_words: int  # counts over the corpus
+    clips: int  # pairs scored
+    skipped: int  # pairs whose reference has no word once normalised, which are left out
 
     def to_dict(self) -> dict[str, float | int]:
         """Return the fields, for JSON."""
@@ -57,18 +50,15 @@ class TextErrors:
     Errors of one hypothesis.
 
     Attributes:
-        reference, hypothesis: the texts as compared, normalised.
-        length: words, or characters, of the reference.
-        substitutions, deletions, insertions: words, or characters.
         skipped: why the pair does not count, `EMPTY_REFERENCE` or `IGNORED_REFERENCE`; None where it does.
     """
 
-    reference: str
-    hypothesis: str
-    length: int = 0
-    substitutions: int = 0
-    deletions: int = 0
-    insertions: int = 0
+    reference: str  # the texts as compared, normalised
+    hypothesis: str  # the texts as compared, normalised
+    length: int = 0  # words, or characters, of the reference
+    substitutions: int = 0  # words, or characters
+    deletions: int = 0  # words, or characters
+    insertions: int = 0  # words, or characters
     skipped: str | None = None
 
     @property

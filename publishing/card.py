@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 from audiollm import AudioLlmConfig, __version__
 from audiollm.command_line.files import sha256_of, write_whole
-from audiollm.command_line.option_parser import parser_of
+from audiollm.command_line.option_parser import option, parser_of
 from huggingface_hub import ModelCard
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
@@ -73,41 +73,24 @@ class CardArguments:
     }
 
     model: str = field(metadata={"help": "Folder of an AudioLLM checkpoint; its README.md is written or renewed."})
-    scores: str | None = field(default=None, metadata={"help": "scores.json of an evaluation of this checkpoint."})
-    repo: str | None = field(
-        default=None, metadata={"help": "Its future id on the Hub, such as you/my-audiollm; --model by default."}
-    )
-    license: str | None = field(default=None, metadata={"help": "Licence of the weights, by the Hub's name: mit."})
-    language: list[str] = field(default_factory=list, metadata={"help": "Codes of the languages it hears: en de."})
-    datasets: list[str] = field(
-        default_factory=list, metadata={"help": "Hub ids of training data, besides those that were read from there."}
-    )
-    data_license: str | None = field(default=None, metadata={"help": "Licence of the training data, in words."})
-    notes: str | None = field(
-        default=None, metadata={"help": "Markdown file to put under the title of a new card: what it is for."}
-    )
-    append: bool = field(
-        default=False, metadata={"help": "Put the sections behind a card that somebody wrote without them."}
-    )
-    online: bool = field(
-        default=False, metadata={"help": "Have the Hub validate the card as well, and ask it for licences."}
-    )
+    scores: str | None = option(None, "scores.json of an evaluation of this checkpoint.")
+    repo: str | None = option(None, "Its future id on the Hub, such as you/my-audiollm; --model by default.")
+    license: str | None = option(None, "Licence of the weights, by the Hub's name: mit.")
+    language: list[str] = option([], "Codes of the languages it hears: en de.")
+    datasets: list[str] = option([], "Hub ids of training data, besides those that were read from there.")
+    data_license: str | None = option(None, "Licence of the training data, in words.")
+    notes: str | None = option(None, "Markdown file to put under the title of a new card: what it is for.")
+    append: bool = option(False, "Put the sections behind a card that somebody wrote without them.")
+    online: bool = option(False, "Have the Hub validate the card as well, and ask it for licences.")
 
 
 @dataclass
 class Card:
-    """
-    A card that was made.
+    """A card that was made."""
 
-    Attributes:
-        text: the whole card.
-        remarks: sentences about what was left unchanged.
-        written: the card differs from the one that was there.
-    """
-
-    text: str
-    remarks: list[str] = field(default_factory=list)
-    written: bool = True
+    text: str  # the whole card
+    remarks: list[str] = field(default_factory=list)  # sentences about what was left unchanged
+    written: bool = True  # the card differs from the one that was there
 
 
 def make_card(
@@ -424,7 +407,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for remark in card.remarks:
         print(f"Note: {remark}", file=sys.stderr)
     print(f"{Path(options.model) / CARD_FILE}: {'written' if card.written else 'nothing has changed'}")
-
-
-if __name__ == "__main__":
-    main()

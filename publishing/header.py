@@ -30,20 +30,12 @@ class CardError(ValueError):
 
 @dataclass(frozen=True)
 class Base:
-    """
-    Known facts about a base model.
+    """Known facts about a base model."""
 
-    Attributes:
-        name: short name.
-        shown: id in Markdown, with its source.
-        hub_id: id on the Hub; None for a folder on somebody's disk.
-        licence: SPDX or the Hub's name; None where it is not known.
-    """
-
-    name: str
-    shown: str
-    hub_id: str | None = None
-    licence: str | None = None
+    name: str  # short name
+    shown: str  # id in Markdown, with its source
+    hub_id: str | None = None  # id on the Hub; None for a folder on somebody's disk
+    licence: str | None = None  # SPDX or the Hub's name; None where it is not known
     revision: str | None = None
     fingerprint: str | None = None
 

@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import ClassVar
 
-from audiollm.command_line.option_parser import parser_of
+from audiollm.command_line.option_parser import option, parser_of
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
     HFValidationError,
@@ -100,12 +100,12 @@ class PushArguments:
 
     model: str = field(metadata={"help": "Folder of an AudioLLM checkpoint."})
     repo: str = field(metadata={"help": "Repository on the Hub, such as you/my-audiollm; made if it is not there."})
-    private: bool = field(default=False, metadata={"help": "Make a new repository a private one."})
-    revision: str | None = field(default=None, metadata={"help": "Branch to push to; made if it is not there."})
-    tag: str | None = field(default=None, metadata={"help": "Tag to put on the commit, such as v1."})
-    commit_message: str = field(default="Upload AudioLLM checkpoint", metadata={"help": "Message of the commit."})
-    dry_run: bool = field(default=False, metadata={"help": "List what would be uploaded, and stop."})
-    yes: bool = field(default=False, metadata={"help": "Do not ask."})
+    private: bool = option(False, "Make a new repository a private one.")
+    revision: str | None = option(None, "Branch to push to; made if it is not there.")
+    tag: str | None = option(None, "Tag to put on the commit, such as v1.")
+    commit_message: str = option("Upload AudioLLM checkpoint", "Message of the commit.")
+    dry_run: bool = option(False, "List what would be uploaded, and stop.")
+    yes: bool = option(False, "Do not ask.")
 
 
 @dataclass(frozen=True)
@@ -130,20 +130,12 @@ class Entry:
 
 @dataclass
 class Plan:
-    """
-    Contents of a push.
+    """Contents of a push."""
 
-    Attributes:
-        entries: files to upload.
-        left_out: files that stay, with the reason; a folder is listed once.
-        stale: weights to remove from the repository.
-        remarks: sentences to read before agreeing.
-    """
-
-    entries: list[Entry]
-    left_out: list[tuple[str, str]]
-    stale: list[str] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
+    entries: list[Entry]  # files to upload
+    left_out: list[tuple[str, str]]  # files that stay, with the reason; a folder is listed once
+    stale: list[str] = field(default_factory=list)  # weights to remove from the repository
+    remarks: list[str] = field(default_factory=list)  # sentences to read before agreeing
 
 
 # ---- files of a checkpoint -----------------------------------------------------------------------------------------
@@ -405,7 +397,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"audiollm push: {error}\nThe upload is not complete. The same command goes on: what has arrived is not sent again."
         )
     print(commit.commit_url)
-
-
-if __name__ == "__main__":
-    main()

@@ -49,21 +49,13 @@ COMMAND = "audiollm evaluate"
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """
-    One metric of a task, or its mean over a group of tasks.
+    """One metric of a task, or its mean over a group of tasks."""
 
-    Attributes:
-        task: name of the task, or "mean of" a group.
-        metric: name of the metric. unit: fraction, points or ratio; None where there is no figure.
-        figures: by system, as in `scores.json`; systems without this metric are left out.
-        note: what a reader must know of the mean.
-    """
-
-    task: str
-    metric: str
-    unit: str | None
-    figures: Mapping[str, Mapping[str, Any]]
-    note: str = ""
+    task: str  # name of the task, or "mean of" a group
+    metric: str  # name of the metric
+    unit: str | None  # fraction, points or ratio; None where there is no figure
+    figures: Mapping[str, Mapping[str, Any]]  # by system, as in `scores.json`; without those that lack the metric
+    note: str = ""  # what a reader must know of the mean
 
     @property
     def title(self) -> str:

@@ -18,7 +18,7 @@ from typing import ClassVar
 import torch
 from audiollm import AudioLlmConfig
 from audiollm.command_line.files import appearing_whole, naming_the_disk
-from audiollm.command_line.option_parser import parser_of
+from audiollm.command_line.option_parser import option, parser_of
 from safetensors.torch import load_file, save_file
 from transformers.utils import SAFE_WEIGHTS_NAME
 
@@ -42,17 +42,11 @@ class ShrinkArguments:
 
     model: str = field(metadata={"help": "Folder of a checkpoint that holds an adapter."})
     output_dir: str = field(metadata={"help": "Folder for the smaller one; new or empty."})
-    lora_rank: int | None = field(
-        default=None,
-        metadata={"help": "Rank that LoRA is cut to; adapters of a lower one stay. Without it, ranks stay."},
+    lora_rank: int | None = option(
+        None, "Rank that LoRA is cut to; adapters of a lower one stay. Without it, ranks stay."
     )
-    dtype: str = field(
-        default="bfloat16", metadata={"help": "Precision of the stored weights.", "choices": list(DTYPES)}
-    )
-    projector_8bit: bool = field(
-        default=False,
-        metadata={"help": "Store the projector's largest matrix in 8 bits (float8)."},
-    )
+    dtype: str = option("bfloat16", "Precision of the stored weights.", choices=list(DTYPES))
+    projector_8bit: bool = option(False, "Store the projector's largest matrix in 8 bits (float8).")
 
 
 class ShrinkError(ValueError):
@@ -184,7 +178,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"audiollm shrink: {error}")
     before, after = ((place / SAFE_WEIGHTS_NAME).stat().st_size / MIB for place in (folder, output))
     print(f"{output}: {after:.1f} MiB instead of {before:.1f}; {kept:.1%} of LoRA's squared norm is kept.")
-
-
-if __name__ == "__main__":
-    main()

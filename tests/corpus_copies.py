@@ -16,6 +16,25 @@ def as_table(rows: list[dict[str, Any]], features: dict[str, Any]) -> datasets.D
     return datasets.Dataset.from_list(rows, features=datasets.Features(plain)).cast(datasets.Features(features))
 
 
+def stored(form: str, folder: Path, table: datasets.Dataset, split: str = "train") -> str:
+    """Writes a table as one file, as shards, saved, or saved beside another split; returns the path."""
+    folder.mkdir(exist_ok=True)
+    first, rest = table.select([0]), table.select(range(1, len(table)))
+    other = "test" if split == "train" else "train"
+    if form == "parquet":
+        table.to_parquet(folder / "data.parquet")
+        return str(folder / "data.parquet")
+    if form == "shards":
+        for number, part in enumerate((first, rest)):
+            part.to_parquet(folder / f"{split}-0000{number}-of-00002.parquet")
+        first.to_parquet(folder / f"{other}-00000-of-00001.parquet")
+    elif form == "saved":
+        table.save_to_disk(str(folder))
+    else:
+        datasets.DatasetDict({other: first, split: table}).save_to_disk(str(folder))
+    return str(folder)
+
+
 def write_card(folder: Path, config: str | None, split: str, path: str) -> None:
     """A README that says which files a split has."""
     card = {"configs": [{"config_name": config or "default", "data_files": [{"split": split, "path": path}]}]}

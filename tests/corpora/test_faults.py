@@ -15,7 +15,7 @@ from audiollm.corpora.audio_facts import measure
 from audiollm.corpora.faults import FAULTS, Limits, level_dbfs
 from audiollm.corpora.prompts import load_studio_prompts, write_prompt_examples
 from audiollm.corpora.sources import parse_source
-from audiollm.corpora.validation import DataFile, validate
+from audiollm.corpora.validation import DataFile, Validation
 from audiollm.processing.audio import AudioError, load_waveform
 
 RATE_HZ = 16_000
@@ -164,7 +164,8 @@ def found_in(
     files: list[DataFile], audio_dir: Path | None = None, **options: Any
 ) -> list[tuple[int, int | None, str]]:
     """(file, row, fault) of everything that is found."""
-    validation = validate(files, None if audio_dir is None else str(audio_dir), **options)
+    validation = Validation(files, None if audio_dir is None else str(audio_dir), **options)
+    validation.run()
     return [(each.file, each.row, each.fault) for each in validation.findings()]
 
 

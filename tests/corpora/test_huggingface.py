@@ -11,6 +11,7 @@ from audiollm.corpora.clips import BadClip, Clip, CorpusError
 from audiollm.corpora.huggingface import HuggingFaceArguments, open_source
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.processing.audio import load_waveform
+from corpus_copies import stored
 from loopback_hub import LoopbackHub
 
 ROWS = 5
@@ -48,41 +49,29 @@ def write_recordings(folder: Path, rows: list[dict[str, Any]]) -> list[str]:
     return [row["audio"]["path"] for row in rows]
 
 
-def stored(form: str, folder: Path, rows: list[dict[str, Any]]) -> str:
-    if form == "parquet file":
-        as_dataset(rows).to_parquet(folder / "data.parquet")
-        return str(folder / "data.parquet")
-    if form == "parquet folder":
-        for number, part in enumerate((rows[:2], rows[2:])):
-            as_dataset(part).to_parquet(folder / f"train-0000{number}-of-00002.parquet")
-    elif form == "saved":
-        as_dataset(rows).save_to_disk(str(folder))
-    elif form == "saved splits":
-        datasets.DatasetDict({"test": as_dataset(rows[:1]), "train": as_dataset(rows)}).save_to_disk(str(folder))
+def written(form: str, folder: Path, rows: list[dict[str, Any]]) -> str:
+    if form in ("parquet", "shards", "saved", "splits"):
+        return stored(form, folder, as_dataset(rows))
+    names = write_recordings(folder / "audio", rows)
+    plain = [{**row, "audio": f"audio/{name}"} for row, name in zip(rows, names)]
+    if form == "audiofolder":
+        lines = [{"file_name": row.pop("audio"), **row} for row in plain]
+        (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        return str(folder)
+    if form == "jsonl":
+        (folder / "data.jsonl").write_text("\n".join(map(json.dumps, plain)))
     else:
-        names = write_recordings(folder / "audio", rows)
-        plain = [{**row, "audio": f"audio/{name}"} for row, name in zip(rows, names)]
-        if form == "audiofolder":
-            lines = [{"file_name": row.pop("audio"), **row} for row in plain]
-            (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
-            return str(folder)
-        if form == "jsonl":
-            (folder / "data.jsonl").write_text("\n".join(map(json.dumps, plain)))
-            return str(folder / "data.jsonl")
         datasets.Dataset.from_list(plain).to_csv(folder / "data.csv")
-        return str(folder / "data.csv")
-    return str(folder)
+    return str(folder / f"data.{form}")
 
 
 def source_of(dataset: str, **options: Any):
     return open_source(HuggingFaceArguments(dataset, **options))
 
 
-@pytest.mark.parametrize(
-    "form", ["parquet file", "parquet folder", "saved", "saved splits", "audiofolder", "jsonl", "csv"]
-)
+@pytest.mark.parametrize("form", ["parquet", "shards", "saved", "splits", "audiofolder", "jsonl", "csv"])
 def test_datasets_of_every_form_become_the_same_clips(form: str, rows, tmp_path) -> None:
-    name = stored(form, tmp_path, rows)
+    name = written(form, tmp_path, rows)
     source = source_of(name)
     clips = list(source.clips())
     fields = [{"pred_text": row["pred_text"], "wer": row["wer"], "speaker": row["speaker_id"]} for row in rows]
@@ -99,7 +88,7 @@ def test_datasets_of_every_form_become_the_same_clips(form: str, rows, tmp_path)
 
 
 def test_options_change_the_clips_and_the_identity(rows, tmp_path) -> None:
-    name = stored("parquet file", tmp_path, rows)
+    name = written("parquet", tmp_path, rows)
     plain = source_of(name)
     columns = source_of(name, columns=["text=raw_text", "wer=", "remark=note"])
     first = next(columns.clips())
@@ -197,7 +186,9 @@ HUB_SCRIPT = """
 import sys, datasets, huggingface_hub
 from audiollm.corpora import catalogue
 from audiollm.corpora.clips import CorpusError
+from audiollm.corpora.examples import ExamplesError
 from audiollm.corpora.huggingface import HuggingFaceArguments, open_source
+from audiollm.corpora.sources import StreamedRows, parse_source, read_sources
 from audiollm.processing.audio import load_waveform
 
 table = datasets.Dataset.from_parquet(sys.argv[1])
@@ -241,6 +232,19 @@ for path, content in files.items():
 (clip,) = open_source(HuggingFaceArguments(folder)).clips()
 assert (clip.text, len(load_waveform(clip.recording))) == ("one", new[0][2])
 
+# As data to train on.
+rows = [{"text": "a", "response": "one"}, {"text": "b", "response": "two"}]
+datasets.Dataset.from_list(rows).push_to_hub("loopback-user/examples", config_name="clean", split="dev")
+examples = "hub:loopback-user/examples?config=clean&split=dev&revision=main"
+(read,) = read_sources(examples)
+assert [each.messages[1]["content"] for each in read] == ["one", "two"]
+assert [read().messages[1]["content"] for _, read in StreamedRows(parse_source(examples)).rows(0)] == ["one", "two"]
+for wrong in ("hub:loopback-user/examples?config=clean&split=test", "hub:loopback-user/nothing"):
+    try:
+        read_sources(wrong)
+    except ExamplesError as error:
+        print("REFUSED", " ".join(str(error).split()))
+
 # A dataset that is a program.
 api.create_repo("loopback-user/program", repo_type="dataset")
 api.upload_file(path_or_fileobj=b"raise SystemExit(3)", path_in_repo="program.py", repo_id="loopback-user/program",
@@ -264,4 +268,5 @@ def test_a_hub_dataset_is_read_at_its_revision(rows, tmp_path) -> None:
     refused = [line for line in done.stdout.splitlines() if line.startswith("REFUSED")]
     assert "no split 'dev'; expected some of train, validation, test" in refused[0]
     assert 'Unknown split "test"' in refused[1] and "loopback-user/nothing" in refused[2]
-    assert "--revision refs/convert/parquet" in refused[3]
+    assert 'Unknown split "test"' in refused[3] and "loopback-user/nothing" in refused[4]
+    assert "--revision refs/convert/parquet" in refused[5]

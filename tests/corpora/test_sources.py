@@ -6,13 +6,12 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-import prepared_python
 import pytest
 import soundfile
 from audiollm.corpora.examples import ExamplesError
 from audiollm.corpora.rows import RowError, RowReader
 from audiollm.corpora.sources import StreamedRows, parse_source, read_sources, settle_problems
-from loopback_hub import LoopbackHub
+from corpus_copies import stored
 
 RATE_HZ = 16_000
 
@@ -57,23 +56,6 @@ def table(folder: Path) -> datasets.Dataset:
     return datasets.Dataset.from_list(AUDIO_ROWS).cast_column("audio", datasets.Audio(sampling_rate=RATE_HZ))
 
 
-def stored(form: str, folder: Path, table: datasets.Dataset) -> str:
-    if form == "parquet":
-        table.to_parquet(folder / "data.parquet")
-        return str(folder / "data.parquet")
-    if form == "disk":
-        table.save_to_disk(str(folder / "saved"))
-        return str(folder / "saved")
-    if form == "shards":
-        (folder / "shards").mkdir()
-        table.select([0]).to_parquet(folder / "shards" / "test-00000.parquet")
-        table.select([1]).to_parquet(folder / "shards" / "test-00001.parquet")
-        table.select([0]).to_parquet(folder / "shards" / "train-00000.parquet")
-        return f"{folder / 'shards'}?split=test"
-    datasets.DatasetDict({"train": table.select([0]), "test": table}).save_to_disk(str(folder / "splits"))
-    return f"{folder / 'splits'}?split=test"
-
-
 def test_a_folder_of_shards_is_read_as_it_is_now(tmp_path) -> None:
     """Although `datasets` caches folders with cards by name and card."""
     for parent, response in (("a", "one"), ("b", "two")):
@@ -86,9 +68,9 @@ def test_a_folder_of_shards_is_read_as_it_is_now(tmp_path) -> None:
         assert [example.messages[1]["content"] for example in examples] == [response]
 
 
-@pytest.mark.parametrize("form", ["parquet", "disk", "split on disk", "shards"])
+@pytest.mark.parametrize("form", ["parquet", "saved", "splits", "shards"])
 def test_tables_with_audio_columns_are_read_undecoded(folder, table, form: str, capsys) -> None:
-    name = stored(form, folder, table)
+    name = stored(form, folder / form, table, "test") + ("?split=test" if form in ("splits", "shards") else "")
     (examples,) = read_sources(name)
     assert not examples.problems
     assert [example.messages[0]["content"] for example in examples] == ["Say: <audio>", "2 + 2?"]
@@ -190,7 +172,7 @@ def test_bad_rows_of_all_sources_are_reported_at_once(folder, capsys) -> None:
 )
 def test_a_source_that_cannot_be_read_is_named(folder, table, given: str, reason: str, monkeypatch) -> None:
     monkeypatch.chdir(folder)
-    stored("splits", folder, table)
+    stored("splits", folder / "splits", table, "test")
     (folder / "bad.parquet").write_bytes(b"PAR1 or not")
     datasets.Dataset.from_dict({"x": [1]}).to_parquet(folder / "other.parquet")
     (folder / "empty.json").write_text("[]")
@@ -199,31 +181,6 @@ def test_a_source_that_cannot_be_read_is_named(folder, table, given: str, reason
         (examples,) = read_sources(given)
         settle_problems([(given, examples.problems)], skip=False)
     assert reason in str(caught.value) and given in str(caught.value)
-
-
-HUB_SCRIPT = """
-import datasets
-from audiollm.corpora.sources import StreamedRows, parse_source, read_sources
-rows = [{"text": "a", "response": "one"}, {"text": "b", "response": "two"}]
-datasets.Dataset.from_list(rows).push_to_hub("loopback-user/rows", config_name="clean", split="dev")
-name = "hub:loopback-user/rows?config=clean&split=dev&revision=main"
-(examples,) = read_sources(name)
-print([example.messages[1]["content"] for example in examples])
-print([read().messages[1]["content"] for _, read in StreamedRows(parse_source(name)).rows(0)])
-for wrong in ("hub:loopback-user/rows?config=clean&split=test", "hub:loopback-user/nothing"):
-    try:
-        read_sources(wrong)
-    except ValueError as error:
-        print(error)
-"""
-
-
-def test_a_hub_dataset_is_read_and_streamed(tmp_path) -> None:
-    with LoopbackHub(tmp_path / "hub") as hub:
-        done = prepared_python.run(HUB_SCRIPT, env=hub.environment(tmp_path / "home"), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("['one', 'two']") == 2
-    assert 'Unknown split "test"' in done.stdout and "loopback-user/nothing" in done.stdout
 
 
 # --------------------------------------------------------------------------------------------------------- streaming

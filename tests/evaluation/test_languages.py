@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from audiollm.evaluation.generating import Generator, transcript_bound
 from audiollm.evaluation.readers import read_local_set
@@ -14,11 +13,11 @@ from audiollm.evaluation.systems import SystemBuilder
 from audiollm.evaluation.tasks import TaskError, find_task
 from audiollm.inference.answering import ask
 from evaluation_runs import evaluate, scores_of
+from small_corpus import write_recordings, write_rows
 from tiny_models import save_talking_whisper
 
 HINDI = "नमस्ते दोस्तों आज मौसम बहुत अच्छा है"
 GERMAN = "Der Zug nach Köln fährt heute über Düren."
-RATE_HZ = 16_000
 CLIP = (0.1 * np.random.default_rng(0).standard_normal(8000)).astype(np.float32)
 
 
@@ -30,13 +29,10 @@ def multilingual(tmp_path_factory) -> str:
 
 
 def own_data(folder: Path, *texts: str) -> str:
-    folder.mkdir(exist_ok=True)
-    rows = []
-    for number, text in enumerate(texts):
-        soundfile.write(folder / f"{number}.wav", np.roll(CLIP, number), RATE_HZ)
-        rows.append({"text": "<audio>", "audio_paths": f"{number}.wav", "response": text})
-    (folder / "data.json").write_text(json.dumps(rows), encoding="utf-8")
-    return str(folder / "data.json")
+    rows = zip(write_recordings(folder, len(texts)), texts)
+    return write_rows(
+        folder / "data.json", [{"text": "<audio>", "audio_paths": name, "response": text} for name, text in rows]
+    )
 
 
 @pytest.mark.parametrize(

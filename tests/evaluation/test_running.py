@@ -27,7 +27,7 @@ from audiollm.evaluation.run import (
     windows_of,
     wrong_recordings,
 )
-from audiollm.evaluation.systems import ModelSystem, Question
+from audiollm.evaluation.systems import ModelSystem
 from audiollm.evaluation.tasks import Item
 from audiollm.evaluation.word_error import score_word_error
 from audiollm.inference.answering import answer, ask
@@ -263,20 +263,19 @@ def test_wrong_recordings_are_never_ones_own() -> None:
     items.append(Item("both", "<audio><audio>", clips[:2], [], {}))
     items.append(Item("text", "no recording", [], [], {}))
     wrong = wrong_recordings(items)
-    assert [len(question.recordings) for question in wrong] == [1] * 9 + [2, 0]
-    for question in wrong:
-        own = list(map(recording_identity, question.item.recordings))
-        assert all(recording_identity(played) != one for played, one in zip(question.recordings, own))
+    assert [len(item.recordings) for item in wrong] == [1] * 9 + [2, 0]
+    for item, swapped in zip(items, wrong):
+        own = list(map(recording_identity, item.recordings))
+        assert all(recording_identity(played) != one for played, one in zip(swapped.recordings, own))
     alone = wrong_recordings([items[0], items[3]])
-    assert all("no other recording beside it" in question.problem for question in alone)
+    assert all("no other recording beside it" in str(item.problem) for item in alone)
 
 
 def test_batches_are_bounded_in_items_and_seconds(tiny_processor) -> None:
     seconds = [1, 30, 2, 2, 90, 1, 1]
     items = [Item(f"{n}", "<audio>", [[0.1] * (16_000 * length)], [], {}) for n, length in enumerate(seconds)]
-    questions = [Question(item, item.recordings) for item in items]
-    batches = batches_of(questions, tiny_processor, batch_size=3, max_batch_seconds=60)
-    assert [[question.item.id for question in batch] for batch in batches] == [
+    batches = batches_of(items, tiny_processor, batch_size=3, max_batch_seconds=60)
+    assert [[item.id for item in batch] for batch in batches] == [
         ["0", "5", "6"],
         ["2", "3"],
         ["1"],

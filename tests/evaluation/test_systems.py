@@ -14,7 +14,6 @@ from audiollm.evaluation.generating import Answer, Generator, adapter_windows, i
 from audiollm.evaluation.run import SystemsError, choose_systems, index, wrong_recordings
 from audiollm.evaluation.systems import (
     DEFAULT_SYSTEMS,
-    Question,
     SystemBuilder,
     base_text_model,
     holds_its_base,
@@ -72,9 +71,8 @@ def builder(shared_model, tiny_processor, talking_whisper, tmp_path) -> SystemBu
 
 def answers_of(builder: SystemBuilder, items: list[Item], name: str, kind: str = "chat") -> list[Answer]:
     system = builder.build(task_of(items, kind), name)
-    own = [Question(item, item.recordings) for item in items]
-    questions = wrong_recordings(items) if name == "wrong_audio" else own
-    return system.answer(questions, [question.recordings for question in questions], [TOKENS] * len(items))
+    asked = wrong_recordings(items) if name == "wrong_audio" else items
+    return system.answer(asked, [item.recordings for item in asked], [TOKENS] * len(items))
 
 
 @pytest.fixture(scope="module")

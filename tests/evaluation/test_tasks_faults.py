@@ -25,6 +25,7 @@ from benchmark_copies import (
 )
 from corpus_copies import write_table
 from datasets import Audio
+from small_corpus import write_recordings
 
 pytestmark = pytest.mark.usefixtures("own_datasets_cache")
 
@@ -175,12 +176,8 @@ def test_librispeech_as_openslr_has_it(form: str, tmp_path) -> None:
 
 
 def own_rows(folder: Path) -> list[dict]:
-    for index, each in enumerate(recordings()):
-        soundfile.write(folder / f"{index}.wav", load_waveform(each["audio"]), 16_000)
-    return [
-        {"text": "Write down: <audio>", "audio_paths": f"{index}.wav", "response": each["text"]}
-        for index, each in enumerate(recordings())
-    ]
+    rows = zip(write_recordings(folder, 3), recordings())
+    return [{"text": "Write down: <audio>", "audio_paths": name, "response": each["text"]} for name, each in rows]
 
 
 def test_ones_own_recordings_are_a_task(tmp_path) -> None:
