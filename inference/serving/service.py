@@ -4,8 +4,9 @@ import asyncio
 import hashlib
 import shutil
 import threading
+import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from .responses import NOT_FOUND, ApiError, GoneError, about_server
 
 #: Work for a request: takes a function for its results, and the event that stops it.
 Work = Callable[[Callable[[Any], None], threading.Event], None]
+#: Of the time that the last turn took, what the next one may wait for more to compute together.
+GATHER_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,29 @@ class ServingSettings:
 # ---- turns ---------------------------------------------------------------------------------------------------------
 
 
+@dataclass(eq=False)
+class _Ticket:
+    """A place in the queue. Those of an equal kind may share a turn; one without a kind has its own."""
+
+    stop: threading.Event
+    kind: Any = None
+    items: Sequence[Any] = ()
+    results: Sequence[Any] | None = None
+
+
 class Turns:
-    """A lock that threads get in the order in which they asked for it."""
+    """
+    Turns at the model, which threads get in the order in which they asked; batches of what waits share one.
+
+    A turn that may be shared waits for others that are about to come: for as many as last time, and at most
+    `GATHER_SHARE` of the time that the last turn took. Who is alone does not wait.
+    """
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
-        self._queue: deque[object] = deque()
+        self._queue: deque[_Ticket] = deque()
+        self._expected = 1
+        self._last_seconds = 0.0
 
     @contextmanager
     def take(self, stop: threading.Event) -> Iterator[None]:
@@ -63,22 +83,93 @@ class Turns:
         Raises:
             GoneError: `stop` is set before the turn comes.
         """
-        ticket = object()
-        with self._condition:
-            self._queue.append(ticket)
-            self._condition.wait_for(lambda: self._queue[0] is ticket or stop.is_set())
-            if stop.is_set():
-                self._leave(ticket)
-                raise GoneError
+        ticket = _Ticket(stop)
+        self._wait(ticket)
         try:
             yield
         finally:
-            with self._condition:
-                self._leave(ticket)
+            self._leave([ticket])
 
-    def _leave(self, ticket: object) -> None:
-        self._queue.remove(ticket)
-        self._condition.notify_all()
+    def share(
+        self,
+        kind: Any,
+        items: Sequence[Any],
+        run: Callable[[list[Any], "AllSet"], Sequence[Any]],
+        fit: Callable[[list[Any]], bool],
+        stop: threading.Event,
+    ) -> Sequence[Any]:
+        """
+        Return the results of items, which are computed together with those of other threads that wait.
+
+        A batch that fails is computed anew, each thread's items by themselves, so that nobody fails by another's.
+
+        Args:
+            kind: items of an equal one can be computed together.
+            items: a thread's own.
+            run: computes items, one result each. Its second argument is set once nobody waits for them any more.
+            fit: whether items can share a batch.
+            stop: ends the waiting.
+
+        Raises:
+            GoneError: `stop` is set before the results are there.
+        """
+        ticket = _Ticket(stop, kind, items)
+        self._wait(ticket)
+        if ticket.results is not None:
+            return ticket.results
+        began, batch = time.monotonic(), [ticket]
+        try:
+            batch = self._gather(ticket, fit)
+            try:
+                results = run([item for one in batch for item in one.items], AllSet([one.stop for one in batch]))
+            except Exception:
+                if len(batch) == 1 or all(one.stop.is_set() for one in batch):
+                    raise
+                for one in batch:
+                    one.kind = None
+                batch = [ticket]
+                results = run(list(items), AllSet([stop]))
+            for one in batch:
+                one.results, results = results[: len(one.items)], results[len(one.items) :]
+        finally:
+            self._last_seconds = time.monotonic() - began
+            self._leave(batch)
+        assert ticket.results is not None
+        return ticket.results
+
+    def _wait(self, ticket: _Ticket) -> None:
+        """Wait until a ticket is the first, or has results."""
+        with self._condition:
+            self._queue.append(ticket)
+            self._condition.notify_all()
+            self._condition.wait_for(
+                lambda: ticket.stop.is_set() or ticket.results is not None or self._queue[0] is ticket
+            )
+        if ticket.stop.is_set():
+            self._leave([ticket])
+            raise GoneError
+
+    def _gather(self, first: _Ticket, fit: Callable[[list[Any]], bool]) -> list[_Ticket]:
+        """Return the tickets that share the turn of the first."""
+        with self._condition:
+            seconds = GATHER_SHARE * self._last_seconds
+            self._condition.wait_for(lambda: len(self._queue) >= self._expected, seconds)
+            self._expected = len(self._queue)
+            batch: list[_Ticket] = []
+            items: list[Any] = []
+            for one in self._queue:
+                is_like = one is first or (first.kind is not None and one.kind == first.kind)
+                if is_like and not one.stop.is_set() and (one is first or fit([*items, *one.items])):
+                    batch.append(one)
+                    items += one.items
+            return batch or [first]
+
+    def _leave(self, tickets: Sequence[_Ticket]) -> None:
+        with self._condition:
+            for ticket in tickets:
+                if ticket in self._queue:
+                    self._queue.remove(ticket)
+            self._condition.notify_all()
 
     def wake(self) -> None:
         """Have waiting threads check whether they should stop."""
@@ -91,24 +182,16 @@ class Turns:
         return len(self._queue)
 
 
-class TurnTakingModel:
-    """The model, which takes a turn for each call of `generate`, so that other requests come in between."""
+class AllSet(threading.Event):
+    """An event that is set once all of some others are."""
 
-    def __init__(self, model: Any, turns: Turns, stop: threading.Event):
-        self._model, self._turns, self._stop = model, turns, stop
+    def __init__(self, events: Sequence[threading.Event]):
+        super().__init__()
+        self._events = events
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def eval(self) -> "TurnTakingModel":
-        """Put the model in evaluation mode."""
-        self._model.eval()
-        return self
-
-    def generate(self, **options: Any) -> Any:
-        """Generate as the model does, when it is its turn."""
-        with self._turns.take(self._stop):
-            return self._model.generate(**options)
+    def is_set(self) -> bool:
+        """See the class."""
+        return all(one.is_set() for one in self._events)
 
 
 class Job:

@@ -1,19 +1,23 @@
 """`/v1/audio/transcriptions`: uploads of any length, window by window, as `audiollm transcribe` does."""
 
 import dataclasses
+import threading
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
+import numpy as np
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
+from ..streaming import StopWhenSet
 from ..transcribing import (
     CONTEXT_PROMPT,
     Failure,
+    Heard,
     Transcriber,
     TranscribingSettings,
     TranscribingStopped,
@@ -32,8 +36,10 @@ from .responses import (
     event,
     invalid,
 )
-from .service import Job, Service, TurnTakingModel, Work
+from .service import AllSet, Job, Service, Work
 
+#: Windows of several requests in one batch, and how many times as long as their sound it may be, with its padding.
+MAX_SHARED_WINDOWS, MAX_PADDED_SHARE = 16, 1.5
 MAX_FIELDS, MAX_FIELD_BYTES = 32, 64 * 1024
 #: Steps of 10 ms, in which OpenAI says where a segment's window begins.
 SEEK_STEPS_PER_SECOND = 100
@@ -57,6 +63,31 @@ class _Asked:
     is_streamed: bool
     language: str | None
     times: Sequence[str]
+
+
+class SharingTranscriber(Transcriber):
+    """A request's transcriber, whose windows are transcribed together with those of requests with the same settings."""
+
+    def __init__(self, service: Service, settings: TranscribingSettings, stop: threading.Event):
+        super().__init__(service.model, service.processor, settings, service.settings.name, progress=False)
+        self._turns, self._own_stop = service.turns, stop
+
+    def _hear(self, waveforms: list[np.ndarray], contexts: list[str]) -> list[Heard]:
+        def run(items: list[tuple[np.ndarray, str]], stop: AllSet) -> list[Heard]:
+            self._stop = StopWhenSet(stop)
+            return super(SharingTranscriber, self)._hear(*map(list, zip(*items)))
+
+        try:
+            items = list(zip(waveforms, contexts))
+            return list(self._turns.share(self.settings, items, run, _fit, self._own_stop))
+        finally:
+            self._stop = StopWhenSet(self._own_stop)
+
+
+def _fit(items: list[tuple[np.ndarray, str]]) -> bool:
+    """Return whether windows may share a batch: not too many, and of like length."""
+    lengths = [len(waveform) for waveform, _ in items]
+    return len(items) <= MAX_SHARED_WINDOWS and len(items) * max(lengths) <= MAX_PADDED_SHARE * sum(lengths)
 
 
 async def transcribe(request: Request) -> Response:
@@ -200,8 +231,7 @@ def work_for(service: Service, asked: _Asked) -> Work:
     def run(give: Callable[[Any], None], stop: Any) -> None:
         try:
             with service.measured(asked.upload.file, name, settings.max_audio_seconds, limit, stop) as (path, _):
-                model = TurnTakingModel(service.model, service.turns, stop)
-                transcriber = Transcriber(model, service.processor, asked.settings, settings.name, progress=False)
+                transcriber = SharingTranscriber(service, asked.settings, stop)
                 for item in transcriber.events([str(path)], stop=stop, in_order=asked.is_streamed):
                     if isinstance(item, Failure):  # although it was read to its end before
                         reason = item.reason.replace(str(path), name)

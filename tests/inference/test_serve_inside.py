@@ -20,7 +20,7 @@ from audiollm.inference.serving import gateway
 from audiollm.inference.serving.chat import AdditivePenalty, StopStrings
 from audiollm.inference.serving.responses import GoneError
 from audiollm.inference.serving.service import Service, ServingSettings, Turns
-from audiollm.inference.transcribing import TranscribingSettings
+from audiollm.inference.transcribing import Transcriber, TranscribingSettings
 from long_recordings import RATE, prompts
 from servers import audio, client_of, in_thread, text, user, wav
 from web_server import Slowed, wait_for
@@ -163,6 +163,67 @@ def test_a_chat_comes_in_between_the_windows_of_a_transcription(served) -> None:
         ended.append("chat")
         done.result()
     assert ended == ["chat", "transcription"]
+
+
+def test_transcriptions_at_once_share_batches_and_get_their_own_texts(model, processor, tmp_path) -> None:
+    """Uploads of like length, and one that is longer; one client leaves while it waits."""
+    sounds = [np.random.default_rng(n).standard_normal(RATE + 800 * n) / 10 for n in range(7)]
+    sounds.append(np.random.default_rng(7).standard_normal(5 * RATE) / 10)
+    files = [wav(sound) for sound in sounds]
+    settings = TranscribingSettings(voice_activity=False, max_new_tokens=12)
+    expected = []
+    for number, file in enumerate(files):
+        (tmp_path / f"{number}.wav").write_bytes(file)
+        one = Transcriber(model, processor, settings, progress=False)
+        expected += [each.text for each in one.transcribe([str(tmp_path / f"{number}.wav")])]
+    assert len(set(expected)) == len(files)
+    rows: list[int] = []
+    with in_thread(model, processor, ServingSettings("tiny", transcribing=settings)) as (url, service):
+
+        def transcribe(file: bytes, **options: Any) -> str:
+            return client_of(url).audio.transcriptions.create(model="tiny", file=("a.wav", file), **options).text
+
+        def note(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+            rows.append(len(kwargs["inputs_embeds"]))
+
+        hook = model.model.language_model.register_forward_pre_hook(note, with_kwargs=True)
+        with ThreadPoolExecutor(10) as pool, Slowed(model, 0.02):
+            stream = ask(client_of(url), user("Hello?"), max_tokens=MAX_NEW_TOKENS, stream=True)
+            next(stream)  # holds the turn until all others wait
+            left = pool.submit(transcribe, files[0], timeout=1.0)
+            texts = [pool.submit(transcribe, file) for file in files]
+            with pytest.raises(openai.APITimeoutError):
+                left.result()
+            wait_for(lambda: service.turns.waiting == 1 + len(files))
+            stream.close()
+            assert [each.result() for each in texts] == expected
+        hook.remove()
+    assert max(rows) == 7 and rows.count(1) > 12  # the longer one by itself
+
+
+def test_a_batch_that_fails_fails_for_nobody_else() -> None:
+    turns, never, batches = Turns(), threading.Event(), []
+
+    def run(items: list[int], stop: Any) -> list[int]:
+        batches.append(items)
+        if 3 in items:
+            raise ValueError("three")
+        return [10 * item for item in items]
+
+    def share(*items: int) -> list[int]:
+        return list(turns.share("kind", items, run, lambda all_of_them: len(all_of_them) <= 4, never))
+
+    with ThreadPoolExecutor(5) as pool:
+        with turns.take(never):
+            waiting = []
+            for number, items in enumerate(((1, 2), (3,), (4,), (5, 6), (7, 8)), start=2):
+                waiting.append(pool.submit(share, *items))
+                wait_for(lambda number=number: turns.waiting == number)
+        with pytest.raises(ValueError, match="three"):
+            waiting.pop(1).result()
+        assert [each.result() for each in waiting] == [[10, 20], [40], [50, 60], [70, 80]]
+    assert batches[:2] == [[1, 2, 3, 4], [1, 2]] and turns.waiting == 0
+    assert sorted(batches[2:]) == [[3], [4], [5, 6, 7, 8]]
 
 
 def test_more_than_may_be_under_way_are_sent_away(served) -> None:
