@@ -31,6 +31,7 @@ BENCHMARKS = {
     "kill_and_resume": (21, ""),
     "busy_neighbour": (6, ""),
     "no_speech": (2, "--model shipped_adapter"),
+    "throughput": (4, ""),
     "word_times": (2, "--model shipped_adapter"),
 }
 #: Run when none is named.
