@@ -36,8 +36,8 @@ from audiollm.inference.ctc_rescoring import DEFAULT_CTC_WEIGHT
 from audiollm.inference.loading import fetch_bases
 from audiollm.inference.transcribing import TRANSCRIBE_PROMPT
 from audiollm.processing.cutting import cut_at_quiet
-from audiollm.training.align import align
-from audiollm.training.dataset import FeatureAugmentation
+from audiollm.training.align import AlignTrainer
+from audiollm.training.augmentation import BatchAugmentation
 from audiollm.training.feature_cache import FeatureCache
 from datasets.utils import logging as datasets_logging
 from transformers import TrainerCallback, TrainingArguments, set_seed
@@ -140,11 +140,19 @@ def fine_tune(model, processor, seconds: float, folder: Path) -> dict[str, Any]:
     )
     texts = list(prompts["text"])[: len(keys)]
     with contextlib.redirect_stdout(io.StringIO()):  # where the Trainer prints every loss
-        losses = align(model, cache, keys, texts, arguments, FeatureAugmentation(), callbacks=[budget]).losses
+        trainer = AlignTrainer(model, cache, keys, texts, arguments, [budget])
+        trainer.augmentation = BatchAugmentation.of(processor)
+        trainer.train()
+        trainer.finish()
     model.eval()
     model.save_pretrained(folder / "adapter")
     processor.save_pretrained(folder / "adapter")
-    return {"clips": len(keys), "encoding_seconds": encoding_seconds, "steps": losses[-1][0], "losses": losses}
+    return {
+        "clips": len(keys),
+        "encoding_seconds": encoding_seconds,
+        "steps": trainer.state.global_step,
+        "losses": trainer.losses,
+    }
 
 
 def plot(report: dict[str, Any], path: Path) -> None:

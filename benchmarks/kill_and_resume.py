@@ -62,7 +62,7 @@ def rows_of(stage: str, names: list[str]) -> list[dict[str, Any]]:
 
 def training(options: list[str], step: Any, log: str) -> None:
     """A run of the command, in a process of its own that says at which step it is."""
-    from audiollm.training.train import parse_arguments, run_stage
+    from audiollm.training.train import parse_arguments, train
     from transformers import TrainerCallback
 
     class Report(TrainerCallback):
@@ -70,7 +70,7 @@ def training(options: list[str], step: Any, log: str) -> None:
             step.value = state.global_step
 
     with open(log, "w") as file, redirect_stdout(file), redirect_stderr(file):
-        run_stage(*parse_arguments(options), callbacks=[Report()])
+        train(*parse_arguments(options), callbacks=[Report()])
 
 
 class Runs:

@@ -247,7 +247,9 @@ class StreamedRows:
         """Yield where each row stands, and a function that reads it or raises RowError; each epoch has its own order."""
         stream = self.stream.shuffle(seed=seed, buffer_size=self.shuffle_rows) if self.shuffle_rows else self.stream
         stream.set_epoch(epoch)
-        for row in stream:
+        # One by one: by itself, `datasets` would deal rows out to the workers of a DataLoader, by files.
+        for batch in stream.iter(batch_size=1):
+            row = {name: values[0] for name, values in batch.items()}
             if self.source.kind == "json":
                 where, value, problem = row["where"], row["value"], row["problem"]
             else:

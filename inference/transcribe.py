@@ -179,7 +179,7 @@ class TranscribeArguments(LoadingArguments):
             timestamps=self.timestamps,
             context=self.context_words,
         )
-        check_window(settings.window_seconds, longest_window_s)
+        check_window(settings.window_seconds, longest_window_s, "--window_seconds")
         return settings
 
 

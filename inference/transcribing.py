@@ -562,14 +562,16 @@ def _recall(job: _Job, window: Window) -> Heard | None:
     return None if job.partial is None else job.partial.get(window.start, window.end)
 
 
-def check_window(window_seconds: float, longest_window_s: float) -> None:
+def check_window(window_seconds: float, longest_window_s: float, name: str = "window_seconds") -> None:
     """
-    Raises:
-        ValueError: the window is shorter than a phrase, or longer than the encoder's.
+    Raise ValueError where the window is shorter than a phrase, or longer than the encoder's.
+
+    Args:
+        name: what the user has set, an option or a field of the settings.
     """
     if not MIN_WINDOW_SECONDS <= window_seconds <= longest_window_s:
         raise ValueError(
-            f"--window_seconds is {window_seconds:g}; expected {MIN_WINDOW_SECONDS:g} to {longest_window_s:g}, the longest "
+            f"{name} is {window_seconds:g}; expected {MIN_WINDOW_SECONDS:g} to {longest_window_s:g}, the longest "
             "that the encoder takes."
         )
 

@@ -10,8 +10,8 @@ all after as many minutes of ordinary training.
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -25,17 +25,20 @@ from audiollm.inference.spoken_pieces import SpokenLexicon, piece_ids, spoken_fo
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 from audiollm.projector import PieceReadout, slot_counts
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import ConcatDataset
 from tqdm.auto import tqdm
-from transformers import TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from .arguments import TrainingError
-from .checkpointing import last_complete_checkpoint
-from .dataset import FeatureAugmentation, pad_windows
-from .encoding import EXAMPLE_ERRORS, ExampleEncoder
+from .arguments import DataArguments, TrainingError
+from .augmentation import recordings_below
+from .collator import pad_windows
 from .feature_cache import FeatureCache, FeatureStore
-from .trainer import ResumableTrainer
-from .variants import WaveformVariants
-from .waveform_augment import recordings_below
+from .instruct import open_training_data
+from .posteriors import BANK_FILE, collect_from_cache
+from .preparing import Prepared
+from .rows import EXAMPLE_ERRORS, ExampleEncoder
+from .trainer import AudioLlmTrainer
 
 #: What text fills gaps with, and so what a slot without a word looks like: the first that is one piece by itself.
 #: Measured zero-shot on SmolLM2, words with such gaps cost 1.1 nats a token, with gaps of the mean embedding 2.9.
@@ -151,68 +154,53 @@ class TranscribedClips(Sequence[Any]):
 # ----------------------------------------------------------------------------------------------------- scores and loss
 
 
-class PieceCtcLoss(torch.autograd.Function):
+def piece_ctc_loss(
+    queries: torch.Tensor,
+    blank_logits: torch.Tensor,
+    directions: torch.Tensor,
+    slots: torch.Tensor,
+    targets: torch.Tensor,
+    target_lengths: torch.Tensor,
+) -> torch.Tensor:
     """
-    Sum of the clips' CTC losses, as `torch.nn.functional.ctc_loss` of the logits' `log_softmax` gives it.
+    Return the sum of the clips' CTC losses, as `torch.nn.functional.ctc_loss` of the logits' `log_softmax` gives it.
 
     Of a lexicon of thousands of pieces, a clip's paths go through its own few; all others only take part in the
-    normaliser. So the recursion runs over the transcript's pieces, and the logits of all pieces are computed twice, a
-    chunk of slots at a time, instead of being kept.
+    normaliser. So the recursion runs over the transcript's pieces, and the logits of all pieces are computed a chunk of
+    slots at a time, and again for the gradients, instead of being kept.
+
+    Args:
+        queries: `(clips, max_slots, hidden)`, float32; see [`audiollm.projector.PieceReadout.queries`].
+        blank_logits: `(clips, max_slots)`.
+        directions: of the pieces, `(pieces, hidden)`; in half precision where the products are to be computed so.
+        slots, target_lengths: `(clips,)`, of each clip.
+        targets: classes `(clips, max_targets)`, padded with anything; piece `n` is class `n + 1`.
     """
+    if not targets.shape[1]:  # nobody speaks in any clip
+        targets = targets.new_zeros(len(targets), 1)
+    real = torch.arange(queries.shape[1], device=queries.device) < slots[:, None]
+    chunks = queries[real].to(directions.dtype).split(SLOTS_PER_CHUNK)
+    normaliser = torch.cat([checkpoint(_normaliser, chunk, directions, use_reentrant=False) for chunk in chunks])
+    normaliser = torch.logaddexp(normaliser, blank_logits[real])
 
-    @staticmethod
-    def forward(ctx, queries, blank_logits, directions, slots, targets, target_lengths):
-        """
-        Args:
-            queries: `(clips, max_slots, hidden)`, float32; see [`audiollm.projector.PieceReadout.queries`].
-            blank_logits: `(clips, max_slots)`.
-            directions: of the pieces, `(pieces, hidden)`; in half precision where the products are to be computed so.
-            slots, target_lengths: `(clips,)`, of each clip.
-            targets: classes `(clips, max_targets)`, padded with anything; piece `n` is class `n + 1`.
-        """
-        if not targets.shape[1]:  # nobody speaks in any clip
-            targets = targets.new_zeros(len(targets), 1)
-        real = torch.arange(queries.shape[1], device=queries.device) < slots[:, None]
-        flat, blanks = queries[real], blank_logits[real]
-        chunks = flat.to(directions.dtype).split(SLOTS_PER_CHUNK)
-        normaliser = torch.cat([(chunk @ directions.T).float().logsumexp(dim=1) for chunk in chunks])
-        normaliser = torch.logaddexp(normaliser, blanks)
+    # A piece that comes twice is one class: that of its first place.
+    places = (targets[:, :, None] == targets[:, None, :]).int().argmax(dim=2)
+    spoken = directions[(targets - 1).clamp(min=0)].float()
+    logits = torch.cat([blank_logits[:, :, None], queries @ spoken.transpose(1, 2)], dim=2)
+    scores = logits.new_full(logits.shape, NEVER)
+    scores[real] = logits[real] - normaliser[:, None]
+    losses = nn.functional.ctc_loss(
+        scores.transpose(0, 1), places + 1, slots, target_lengths, reduction="none", zero_infinity=True
+    )
+    # torch takes the scores for log-probabilities of all classes, and adds their exponential to the gradient. The loss
+    # of a clip with more pieces than slots is zero, and so is its gradient.
+    alignable = real & (losses.detach() > 0)[:, None]
+    added = scores.exp()[alignable].sum()
+    return losses.sum() - (added - added.detach())
 
-        # A piece that comes twice is one class: that of its first place.
-        places = (targets[:, :, None] == targets[:, None, :]).int().argmax(dim=2)
-        spoken = directions[(targets - 1).clamp(min=0)].float()
-        logits = torch.cat([blank_logits[:, :, None], queries @ spoken.transpose(1, 2)], dim=2)
-        scores = logits.new_full(logits.shape, NEVER)
-        scores[real] = logits[real] - normaliser[:, None]
-        with torch.enable_grad():
-            leaf = scores.detach().requires_grad_()
-            losses = nn.functional.ctc_loss(
-                leaf.transpose(0, 1), places + 1, slots, target_lengths, reduction="none", zero_infinity=True
-            )
-            (gradient,) = torch.autograd.grad(losses.sum(), leaf)
-        # torch takes the scores for log-probabilities of all classes: its gradient is their exponential less the occupancy.
-        # The loss of a clip with more pieces than slots is zero, and so is its gradient.
-        alignable = real & (losses.detach() > 0)[:, None]
-        occupancy = (scores.exp() - gradient) * alignable[:, :, None]
 
-        grad = queries.new_zeros(queries.shape)
-        weights = alignable[real].float()
-        parts = []
-        for chunk, norm, weight in zip(chunks, normaliser.split(SLOTS_PER_CHUNK), weights.split(SLOTS_PER_CHUNK)):
-            probabilities = ((chunk @ directions.T).float() - norm[:, None]).exp() * weight[:, None]
-            parts.append((probabilities.to(directions.dtype) @ directions).float())
-        grad[real] = torch.cat(parts)
-        grad -= occupancy[:, :, 1:] @ spoken
-        blank_grad = blank_logits.new_zeros(blank_logits.shape)
-        blank_grad[real] = (blanks - normaliser).exp() * weights
-        ctx.save_for_backward(grad, blank_grad - occupancy[:, :, 0])
-        return losses.sum()
-
-    @staticmethod
-    def backward(ctx, upstream):
-        """Scale the gradients that [`forward`] computed."""
-        grad, blank_grad = ctx.saved_tensors
-        return grad * upstream, blank_grad * upstream, None, None, None, None
+def _normaliser(queries: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+    return (queries @ directions.T).float().logsumexp(dim=1)
 
 
 class CtcAligner(nn.Module):
@@ -262,7 +250,7 @@ class CtcAligner(nn.Module):
         queries, blank_logits = self.readout.queries(projected, common)
         if torch.is_autocast_enabled(queries.device.type):
             directions = directions.to(torch.get_autocast_dtype(queries.device.type))
-        loss = PieceCtcLoss.apply(
+        loss = piece_ctc_loss(
             queries,
             blank_logits,
             directions,
@@ -338,7 +326,7 @@ def build_alignment_dataset(
     keys: Sequence[str], transcripts: Sequence[str | None], cache: FeatureCache, vocabulary: PieceVocabulary
 ) -> tuple[datasets.Dataset, list[str]]:
     """
-    Return rows of `audio` (cache key), `targets` (classes, none where the transcript is None) and `length` (frames).
+    Return rows of `audio` (one cache key), `targets` (classes, none where the transcript is None) and `length` (frames).
 
     Also return the keys of clips that CTC cannot align: more pieces than slots, several windows, or no words.
     """
@@ -352,19 +340,10 @@ def build_alignment_dataset(
         if len(lengths) != 1 or (transcript is not None and not targets) or len(targets) + repeats > slots:
             left_out.append(key)
             continue
-        rows["audio"].append(key)
+        rows["audio"].append([key])
         rows["targets"].append(targets)
         rows["length"].append(lengths[0])
     return datasets.Dataset.from_dict(rows), left_out
-
-
-@dataclass(frozen=True)
-class Alignment:
-    """Result of [`align`]."""
-
-    aligner: CtcAligner
-    vocabulary: PieceVocabulary
-    losses: list[tuple[int, float]]  # step, and loss per word piece
 
 
 @dataclass
@@ -376,72 +355,126 @@ class AlignmentCollator:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         targets = [torch.tensor(row["targets"], dtype=torch.long) for row in rows]
         return {
-            **pad_windows([self.cache.load(row["audio"])[0].float() for row in rows]),
+            **pad_windows([self.cache.load(row["audio"][0])[0].float() for row in rows]),
             "targets": nn.utils.rnn.pad_sequence(targets, batch_first=True),
             "target_lengths": torch.tensor([len(each) for each in targets]),
         }
 
 
-def vary_clips(batch: dict[str, torch.Tensor], augmentation: FeatureAugmentation) -> dict[str, torch.Tensor]:
-    """Return a batch of [`AlignmentCollator`] with every clip varied, also in length."""
-    frames, lengths = batch["encoded_audio"], batch["encoded_audio_lengths"]
-    clips = [augmentation(clip[:length], True) for clip, length in zip(frames, lengths.tolist())]
-    return {**batch, **{name: value.to(frames.device) for name, value in pad_windows(clips).items()}}
-
-
-def align(
-    model,
-    cache: FeatureCache,
-    keys: Sequence[str],
-    transcripts: Sequence[str | None],
-    arguments: TrainingArguments,
-    augmentation: FeatureAugmentation | None = None,
-    callbacks: Sequence[TrainerCallback] = (),
-    variants: WaveformVariants | None = None,
-) -> Alignment:
+class AlignTrainer(AudioLlmTrainer):
     """
-    Train a model's projector by CTC, in place, resuming where an earlier run into the same folder was cut off.
+    Trains the projector of a model, in place, by CTC.
 
     Args:
         model: the [`AudioLlmForConditionalGeneration`].
         cache: holds the encoder output of `keys`.
         keys, transcripts: the clips and what is said in them; None where nobody speaks.
         arguments: rates, epochs and output folder of the stage.
-        augmentation, variants: how to vary the clips.
-        callbacks: the Trainer's.
 
     Raises:
         TrainingError: no clip can be aligned.
     """
-    transcripts = [None if text is None else spoken_form(text) for text in transcripts]
-    readout = model.model.multi_modal_projector.readout
-    # A model that was aligned before keeps the pieces that it knows.
-    known = [] if readout is None or bool(readout.lexicon.all()) else readout.lexicon.nonzero().flatten().tolist()
-    vocabulary = PieceVocabulary(cache.processor.tokenizer, [text for text in transcripts if text is not None], known)
-    dataset, left_out = build_alignment_dataset(keys, transcripts, cache, vocabulary)
-    if left_out:
-        print(f"{len(left_out)} of {len(keys)} clips are left out of the warm start: too long, or too much said.")
-    if not any(dataset["targets"]):
-        raise TrainingError("No clip can be aligned: each has several windows, or more word pieces than audio tokens.")
-    aligner = CtcAligner(model, vocabulary.token_ids, vocabulary.blank_id)
-    frames = [cache.load(key)[0] for key in dataset["audio"][:CLIPS_TO_FIT]]
-    if not known:
-        aligner.fit_input_norm(frames)
-    trainer = ResumableTrainer(
-        model=aligner,
-        args=arguments,
-        train_dataset=dataset,
-        data_collator=AlignmentCollator(cache.store),
-        augmentation=None if augmentation is None else partial(vary_clips, augmentation=augmentation),
-        callbacks=list(callbacks),
-    )
-    if variants is not None:
-        trainer.train_dataset, choice = variants.dataset(dataset, arguments.seed)
-        trainer.add_callback(choice)
-    trainer.train(
-        resume_from_checkpoint=arguments.resume_from_checkpoint or last_complete_checkpoint(str(arguments.output_dir))
-    )
-    aligner.eval()
-    aligner.hand_over(frames)
-    losses = [(int(entry["step"]), entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
-    return Alignment(aligner, vocabulary, losses)
+
+    def __init__(
+        self,
+        model,
+        cache: FeatureCache,
+        keys: Sequence[str],
+        transcripts: Sequence[str | None],
+        arguments: TrainingArguments,
+        callbacks: Sequence[TrainerCallback] = (),
+    ):
+        spoken = [None if text is None else spoken_form(text) for text in transcripts]
+        readout = model.model.multi_modal_projector.readout
+        # A model that was aligned before keeps the pieces that it knows.
+        known = [] if readout is None or bool(readout.lexicon.all()) else readout.lexicon.nonzero().flatten().tolist()
+        said = [text for text in spoken if text is not None]
+        self.vocabulary = PieceVocabulary(cache.processor.tokenizer, said, known)
+        dataset, left_out = build_alignment_dataset(keys, spoken, cache, self.vocabulary)
+        if left_out:
+            print(f"{len(left_out)} of {len(keys)} clips are left out of the warm start: too long, or too much said.")
+        if not any(dataset["targets"]):
+            raise TrainingError(
+                "No clip can be aligned: each has several windows, or more word pieces than audio tokens."
+            )
+        aligner = CtcAligner(model, self.vocabulary.token_ids, self.vocabulary.blank_id)
+        self.frames_to_fit = [cache.load(key)[0] for (key,) in dataset["audio"][:CLIPS_TO_FIT]]
+        if not known:
+            aligner.fit_input_norm(self.frames_to_fit)
+        super().__init__(
+            model=aligner,
+            args=arguments,
+            train_dataset=dataset,
+            data_collator=AlignmentCollator(cache.store),
+            callbacks=list(callbacks),
+        )
+        self.whole_model, self.cache = model, cache
+        self.spoken_clips = [(key, text) for key, text in zip(keys, transcripts) if text is not None]
+
+    #: As transformers has it: the recipe's weight decay was found with it.
+    get_decay_parameter_names = Trainer.get_decay_parameter_names
+
+    def finish(self) -> None:
+        """Put the projector's tokens among the language model's embeddings."""
+        aligner: Any = self.model.eval()
+        aligner.hand_over(self.frames_to_fit)
+
+    def save_result(self) -> None:
+        """Save model and processor, and what the projector hears of the clips, for stage read."""
+        if not self.args.should_save:
+            return
+        self.whole_model.save_pretrained(self.args.output_dir)
+        self.cache.processor.save_pretrained(self.args.output_dir)
+        if self.whole_model.config.projector_readout == "pieces":
+            try:
+                bank = collect_from_cache(self.whole_model, self.cache, self.spoken_clips, not self.args.disable_tqdm)
+            except TrainingError as error:
+                print(f"There is no {BANK_FILE} for --stage read: {error}")
+            else:
+                bank.save(Path(str(self.args.output_dir)) / BANK_FILE)
+                print(bank.describe())
+
+    @property
+    def losses(self) -> list[tuple[int, float]]:
+        """Steps that were logged, and the loss per word piece at each."""
+        return [(int(entry["step"]), entry["loss"]) for entry in self.state.log_history if "loss" in entry]
+
+
+# ----------------------------------------------------------------------------------------------------------- the stage
+
+
+@dataclass
+class AlignData:
+    """Clips of the stage, with transcripts and without speech."""
+
+    clips: TranscribedClips
+    without_speech: list[Example]
+    skip_bad: bool
+
+    @property
+    def sources(self) -> list[Sequence[Any]]:
+        """Return all rows that there are recordings of."""
+        return [self.clips, self.without_speech]
+
+    def __len__(self) -> int:
+        return len(self.clips) + len(self.without_speech)
+
+
+def open_data(data_arguments: DataArguments, own_arguments: AlignArguments | None) -> tuple[AlignData, None]:
+    """Return the clips; nothing is held out."""
+    own = own_arguments or AlignArguments()
+    clips = TranscribedClips(open_training_data(data_arguments).sources, own.transcript_normaliser)
+    return AlignData(clips, own.without_speech(), data_arguments.on_bad_example == "skip"), None
+
+
+def build(prepared: Prepared, data: AlignData, held_out, training_arguments, own_arguments, callbacks) -> AlignTrainer:
+    """Return the Trainer of this stage."""
+    model, cache, progress = prepared.model, prepared.cache, not training_arguments.disable_tqdm
+    assert cache is not None  # check_arguments has seen to it
+    encoder = ExampleEncoder(prepared.processor, cache)
+    data.clips.leave_out_undecodable(encoder, data.skip_bad, progress)
+    rows: Any = ConcatDataset([data.clips, data.without_speech])  # type: ignore[list-item]  # a Sequence will do
+    encoder.add_features(rows, progress)
+    keys = [encoder.measure(row.recordings[0])[0] for row in rows]
+    transcripts = [*data.clips.transcripts, *[None] * len(data.without_speech)]
+    return AlignTrainer(model, cache, keys, transcripts, training_arguments, callbacks)

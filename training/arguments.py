@@ -1,5 +1,6 @@
 """The options of `audiollm train`: which models, what data, how to train; and what of them contradicts what."""
 
+import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -13,10 +14,9 @@ from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import is_bitsandbytes_available
 
+from .augmentation import WaveformAugmentation
 from .batching import BatchBudget
-from .sharding import asks_for_fsdp, check_distributed
-from .streaming import SHUFFLE_ROWS
-from .waveform_augment import WaveformAugmentation
+from .rows import SHUFFLE_ROWS
 
 CACHE_OFF = "off"
 #: Options that shape a new model; a checkpoint has its own.
@@ -49,6 +49,14 @@ WORD_ERROR = "word_error"
 #: Longest answer in evaluation while training: 30 s of fast speech are about 100 words.
 MAX_NEW_TOKENS = 200
 DEFAULT_VARIANTS = 3
+#: How `accelerate launch` tells the processes that it starts what its configuration file says.
+FSDP_VARIABLE, FSDP_VERSION_VARIABLE = "ACCELERATE_USE_FSDP", "FSDP_VERSION"
+EFFICIENT_LOADING_VARIABLE = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+DEEPSPEED_VARIABLE, ZERO_STAGE_VARIABLE = "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_DEEPSPEED_ZERO_STAGE"
+FSDP_VERSION = 2
+#: Align reads the projector outside of any forward; prefer runs the model before it is sharded.
+UNSHARDED_STAGES = ("align", "prefer")
+MAX_ZERO_STAGE = 2
 
 
 class TrainingError(ValueError):
@@ -311,6 +319,51 @@ def set_trainable(model: PreTrainedModel, trainable: str) -> None:
     model.train(model.training)  # the audio tower's mode follows whether it is frozen
 
 
+def asks_for_fsdp(arguments: TrainingArguments) -> bool:
+    """Return whether `accelerate launch` or `--fsdp` asks for sharding."""
+    return bool(arguments.fsdp) or os.environ.get(FSDP_VARIABLE, "false").lower() == "true"
+
+
+def check_distributed(arguments: TrainingArguments, stage: str | None = None) -> None:
+    """
+    Refuse kinds of sharding that an adapter on frozen bases cannot be trained under.
+
+    Raises:
+        ValueError: FSDP1, loading in one process only, or DeepSpeed's ZeRO-3 is asked for; or FSDP in a stage that does
+            not shard.
+    """
+    if asks_for_fsdp(arguments):
+        chosen = arguments.fsdp_plugin_args or {}
+        version = int(chosen.get("fsdp_version", os.environ.get(FSDP_VERSION_VARIABLE, "1")))
+        loads_once = str(chosen.get("cpu_ram_efficient_loading", os.environ.get(EFFICIENT_LOADING_VARIABLE, "false")))
+        if stage in UNSHARDED_STAGES:
+            raise ValueError(
+                f"--stage {stage} is not sharded by FSDP. Run it under DDP (training/distributed/ddp.yaml)."
+            )
+        if version != FSDP_VERSION:
+            raise ValueError(
+                f"FSDP {version} cannot shard layers of which only LoRA trains. Set fsdp_version: {FSDP_VERSION}."
+            )
+        if loads_once.lower() == "true":
+            raise ValueError("fsdp_cpu_ram_efficient_loading is not supported; set it to false.")
+    if zero_stage(arguments) > MAX_ZERO_STAGE:
+        raise ValueError(
+            "DeepSpeed's ZeRO-3 is not supported: LoRA is computed outside of its own layers' forward. Use ZeRO-2 or FSDP2 "
+            "(training/distributed/)."
+        )
+
+
+def zero_stage(arguments: TrainingArguments) -> int:
+    """Return the stage of DeepSpeed's ZeRO that is asked for; 0 without DeepSpeed."""
+    if getattr(arguments, "hf_deepspeed_config", None) is not None:
+        stage = arguments.hf_deepspeed_config.get_value("zero_optimization.stage", 0)
+    elif os.environ.get(DEEPSPEED_VARIABLE, "false").lower() == "true":
+        stage = os.environ.get(ZERO_STAGE_VARIABLE, "0")
+    else:
+        return 0
+    return int(stage) if str(stage).isdigit() else 0
+
+
 def check_quantisation(model: ModelArguments, arguments: TrainingArguments) -> None:
     """Raise ValueError for what quantised layers cannot do, or where bitsandbytes is not installed."""
     if not (model.load_in_8bit or model.load_in_4bit):
@@ -388,9 +441,12 @@ def check_arguments(
         (data.streaming and waveforms, f"{waveforms} with --streaming", "variants are made ahead, of all recordings"),
         (data.streaming and by_budget, "a batch budget with --streaming", "it needs the lengths of all rows"),
         (
-            data.streaming and training.dataloader_num_workers,
-            "--dataloader_num_workers with --streaming",
-            "none are used",
+            data.streaming
+            and training.dataloader_num_workers
+            and (names_cache or varied)
+            and training.device.type != "cpu",
+            "--dataloader_num_workers with --streaming and a feature cache",
+            "its workers cannot encode on a GPU",
         ),
         (data.streaming and not is_instruct, "--streaming", "it reads all rows ahead"),
         (data.data_weights is not None and not is_instruct, "--data_weights", "it reads each row once"),

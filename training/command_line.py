@@ -50,7 +50,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[Any, ...]:
 
     Returns:
         `ModelArguments`, `DataArguments`, `AudioLlmTrainingArguments`, `StageArguments`, and the stage's own options
-        where it has any: the arguments of `run_stage`.
+        where it has any: the arguments of `train`.
 
     Raises:
         ValueError: options are unknown, contradict each other, or have impossible values.

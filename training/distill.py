@@ -20,6 +20,8 @@ from audiollm.command_line.option_parser import option
 from audiollm.corpora.audio_rows import answer_problems, read_audio_rows
 from audiollm.corpora.examples import Example
 from audiollm.corpora.rows import as_list
+from audiollm.evaluation.generating import Generator
+from audiollm.evaluation.outputs import STOP
 from audiollm.processing import AudioLlmProcessor
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER, IGNORED_LABEL, ConversationError
 from torch import nn
@@ -28,10 +30,10 @@ from transformers import TrainerCallback
 
 from .answer_trainer import AnswerTrainer, answer_logits, read_data_and_held_out, without_learning
 from .arguments import AudioLlmTrainingArguments, DataArguments, TrainingError
-from .dataset import AudioLlmCollator, pad_rows
-from .encoding import build_dataset
-from .feature_cache import FeatureCache, FeatureStore
+from .collator import AudioLlmCollator, pad_rows
+from .feature_cache import FeatureCache
 from .preparing import Prepared
+from .rows import build_dataset
 
 #: In the output folder; what the teacher wrote, one prompt a line.
 TEACHER_ANSWERS_FILE = "teacher_answers.jsonl"
@@ -149,7 +151,6 @@ def write_teacher_answers(
     is missing, in the same batches. Examples whose answer did not end within `max_answer_tokens` are left out, and
     printed by index: half an answer, taken for a whole one, teaches to stop in the middle.
     """
-    prompts = [[{"role": "user", "content": each.teacher_text}] for each in examples]
     conditions = [model.config.base_fingerprint, str(processor.chat_template), max_answer_tokens]
     named = [json.dumps([each.teacher_text, *conditions], sort_keys=True).encode() for each in examples]
     keys = [hashlib.sha256(name).hexdigest() for name in named]
@@ -158,10 +159,15 @@ def write_teacher_answers(
     journal = Journal(file)
     known = {line.entry["key"]: line.entry for line in journal.lines() if line.entry is not None}
     batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
+    teacher = Generator(model, processor)
     to_write = [batch for batch in batches if any(keys[n] not in known for n in batch)]
     for batch in tqdm(to_write, desc="Teacher's answers", unit="batch", disable=not progress or not to_write):
-        answers = _greedy_answers(model, processor, [prompts[n] for n in batch], max_answer_tokens)
-        lines = [{"key": keys[n], "response": text, "ended": ended} for n, (text, ended) in zip(batch, answers)]
+        prompts = [[{"role": "user", "content": examples[n].teacher_text}] for n in batch]
+        with without_learning(model):
+            answers = teacher.answer(prompts, [()] * len(batch), [max_answer_tokens] * len(batch))
+        lines = [
+            {"key": keys[n], "response": each.text, "ended": each.finish == STOP} for n, each in zip(batch, answers)
+        ]
         journal.append(lines)
         known.update(zip((keys[n] for n in batch), lines))
     complete, cut = [], []
@@ -177,18 +183,6 @@ def write_teacher_answers(
             f"{max_answer_tokens}; they are left out: rows {cut}."
         )
     return complete
-
-
-def _greedy_answers(model, processor, conversations: list[Any], max_new_tokens: int) -> list[tuple[str, bool]]:
-    """Return the base's answer to each conversation, and whether it came to its end."""
-    inputs = processor.apply_chat_template(conversations, tokenize=True, add_generation_prompt=True).to(model.device)
-    with without_learning(model):
-        output = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
-    said = output[:, inputs["input_ids"].shape[1] :]
-    ends = torch.tensor(as_list(model.generation_config.eos_token_id), device=said.device)
-    ended = torch.isin(said, ends).any(dim=1).tolist()
-    texts = processor.batch_decode(said, skip_special_tokens=True)
-    return [(text.strip(), end) for text, end in zip(texts, ended)]
 
 
 # -------------------------------------------------------------------------------------------------------------- training
@@ -223,12 +217,8 @@ def _learned(labels: Sequence[int]) -> list[int]:
     return [label for label in labels if label != IGNORED_LABEL]
 
 
-@dataclass
-class DistillCollator:
+class DistillCollator(AudioLlmCollator):
     """Pads rows of [`build_distill_dataset`]: the audio rows as [`AudioLlmCollator`] does, and the teacher's."""
-
-    processor: AudioLlmProcessor
-    cache: FeatureStore | None = None
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return the batch of [`AudioLlmCollator`], and `teacher_input_ids`, `teacher_attention_mask`, `teacher_labels`."""
@@ -237,8 +227,7 @@ class DistillCollator:
             [row["teacher_labels"] for row in rows],
             self.processor.tokenizer.pad_token_id,
         )
-        batch = AudioLlmCollator(self.processor, self.cache)(rows)
-        return {**batch, **{f"teacher_{name}": value for name, value in teacher.items()}}
+        return {**super().__call__(rows), **{f"teacher_{name}": value for name, value in teacher.items()}}
 
 
 def distillation_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -316,7 +305,7 @@ def build(
         args=training_arguments,
         train_dataset=dataset(examples),
         eval_dataset=None if held_out is None else dataset(held_out),
-        data_collator=DistillCollator(processor, None if cache is None else cache.store),
+        data_collator=DistillCollator(processor, cache),
         processing_class=processor,
         callbacks=list(callbacks),
         distillation=own,

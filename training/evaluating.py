@@ -20,14 +20,14 @@ from audiollm.command_line.files import written
 from audiollm.corpora.normalisers import has_words
 from audiollm.evaluation.generating import swapped, transcript_bound
 from audiollm.evaluation.word_error import score_word_error
-from audiollm.inference.answer_ends import AnswerEnds
+from audiollm.inference.answer_ends import generate_to_ends
 from audiollm.processing import AudioLlmProcessor
 from audiollm.processing.conversations import IGNORED_LABEL
-from transformers import EarlyStoppingCallback, StoppingCriteriaList, Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 from .arguments import WORD_ERROR, AudioLlmTrainingArguments, TrainingError
 from .batching import ENCODER_FRAMES_PER_SECOND
-from .dataset import load_encoded_audio, resize_slots, slot_runs
+from .collator import load_encoded_audio, resize_slots, slot_runs
 from .feature_cache import FeatureCache
 
 SAMPLES_FILE = "eval_samples.jsonl"
@@ -166,20 +166,16 @@ class ListeningEvaluation:
             prompts.append(prompt)
             recordings.extend(audio)
             bounds.append(self._bound(prompt, question))
-        inputs = pad_prompts(prompts, self.processor.tokenizer.pad_token_id)
-        if self.cache is not None:
-            inputs |= load_encoded_audio(self.cache, recordings)
-        else:
-            inputs |= self.processor.batch_features([self.processor.load_audio(path) for path in recordings])
-        inputs = {name: value.to(model.device) for name, value in inputs.items()}
-        options: dict[str, Any] = {"do_sample": False, "num_beams": 1, "use_cache": True, "synced_gpus": synced}
-        ends = AnswerEnds(inputs["input_ids"].shape[1], bounds)
-        output = model.generate(
-            **inputs, max_new_tokens=max(bounds), stopping_criteria=StoppingCriteriaList([ends]), **options
+        inputs = self.processor.tokenizer.pad(
+            {"input_ids": prompts}, padding=True, padding_side="left", return_tensors="pt"
         )
-        said = ends.cut(output[:, inputs["input_ids"].shape[1] :])
-        texts = self.processor.batch_decode(said, skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        if self.cache is not None:
+            inputs.update(load_encoded_audio(self.cache, recordings))
+        else:
+            inputs.update(self.processor.batch_features([self.processor.load_audio(path) for path in recordings]))
+        options: dict[str, Any] = {"do_sample": False, "num_beams": 1, "use_cache": True, "synced_gpus": synced}
+        said = generate_to_ends(model, inputs.to(model.device), bounds, max_new_tokens=max(bounds), **options)
+        return [text.strip() for text in self.processor.batch_decode(said, skip_special_tokens=True)]
 
     def _bound(self, prompt: Sequence[int], question: Question) -> int:
         """Return a bound on new tokens: as many as the recordings could hold, or twice those of the reference."""
@@ -206,17 +202,6 @@ def identity(recording: Any) -> str:
     if not isinstance(recording, dict):
         return str(recording)
     return str(recording["path"]) if recording["bytes"] is None else hashlib.sha256(recording["bytes"]).hexdigest()
-
-
-def pad_prompts(prompts: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Tensor]:
-    """Return `input_ids` and `attention_mask` `(batch, length)`, padded on the left."""
-    length = max(map(len, prompts))
-    input_ids = torch.full((len(prompts), length), pad_id)
-    attention_mask = torch.zeros(len(prompts), length, dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        input_ids[row, length - len(prompt) :] = torch.tensor(prompt)
-        attention_mask[row, length - len(prompt) :] = 1
-    return {"input_ids": input_ids, "attention_mask": attention_mask}
 
 
 def write_samples(path: Path, step: int, samples: Sequence[Sample]) -> None:

@@ -11,10 +11,9 @@ from typing import Any
 from audiollm.corpora.sources import StreamedRows, parse_source, read_sources, settle_problems
 
 from .arguments import DataArguments
-from .dataset import AudioLlmCollator
-from .encoding import ExampleEncoder, build_mixture
+from .collator import AudioLlmCollator
 from .preparing import Prepared
-from .streaming import StreamedExamples
+from .rows import ExampleEncoder, StreamedExamples, build_mixture
 from .trainer import AudioLlmTrainer, sampling_seed
 
 

@@ -21,9 +21,11 @@ from audiollm.inference.ctc_alignment import slot_log_probabilities, viterbi_sta
 from audiollm.inference.spoken_pieces import BLANK, SpokenLexicon, spoken_form
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from tqdm.auto import tqdm
 
 from .arguments import TrainingError
-from .dataset import pad_windows
+from .collator import pad_windows
+from .feature_cache import FeatureCache
 
 #: Beside the checkpoint that it was collected with.
 BANK_FILE = "posterior_bank.safetensors"
@@ -376,6 +378,22 @@ def collect_posteriors(model, tokenizer, clips: Iterable[tuple[torch.Tensor, str
         )
     facts = {"clips": collected.clips, "clips_left_out": left_out, "stack_factor": stack_factor}
     return collected.bank(token_ids, facts)
+
+
+def collect_from_cache(
+    model, cache: FeatureCache, clips: Sequence[tuple[str, str]], progress: bool = True
+) -> PosteriorBank:
+    """Collect a bank as [`collect_posteriors`] does, from (cache key, transcript) of clips, in an order that is drawn."""
+
+    def of_one_window() -> Iterator[tuple[torch.Tensor, str]]:
+        order = np.random.default_rng(0).permutation(len(clips)).tolist()
+        for index in tqdm(order, desc="Collecting posteriors", unit="clip", disable=not progress):
+            key, transcript = clips[index]
+            frames, lengths = cache.load(key)
+            if len(lengths) == 1:
+                yield frames.float(), transcript
+
+    return collect_posteriors(model, cache.processor.tokenizer, of_one_window())
 
 
 # --------------------------------------------------------------------------------------------------------- as embeddings

@@ -25,10 +25,10 @@ from transformers import TrainerCallback
 
 from .answer_trainer import AnswerTrainer, answer_logits, read_data_and_held_out, without_learning
 from .arguments import AudioLlmTrainingArguments, DataArguments, set_trainable
-from .dataset import AudioLlmCollator
-from .encoding import build_dataset
-from .feature_cache import FeatureCache, FeatureStore
+from .collator import AudioLlmCollator
+from .feature_cache import FeatureCache
 from .preparing import Prepared
+from .rows import build_dataset
 
 ANSWERS = ("chosen", "rejected")
 
@@ -96,12 +96,8 @@ def build_preference_dataset(
     return pairs.add_column("audio_frames", [2 * frames for frames in chosen["audio_frames"]])
 
 
-@dataclass
-class PreferenceCollator:
+class PreferenceCollator(AudioLlmCollator):
     """Pads rows of [`build_preference_dataset`] as one batch of twice as many rows."""
-
-    processor: AudioLlmProcessor
-    cache: FeatureStore | None = None
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return the batch of [`AudioLlmCollator`]: the chosen answer of every pair, then the rejected one of every pair."""
@@ -110,7 +106,7 @@ class PreferenceCollator:
             for answer in ANSWERS
             for row in rows
         ]
-        batch = AudioLlmCollator(self.processor, self.cache)(both)
+        batch = super().__call__(both)
         if "chosen_reference" in rows[0]:
             batch["reference"] = torch.tensor([row[f"{answer}_reference"] for answer in ANSWERS for row in rows])
         return batch
@@ -225,7 +221,7 @@ def build(
         args=training_arguments,
         train_dataset=train,
         eval_dataset=evaluation,
-        data_collator=PreferenceCollator(processor, None if cache is None else cache.store),
+        data_collator=PreferenceCollator(processor, cache),
         processing_class=processor,
         callbacks=list(callbacks),
         beta=(own_arguments or PreferArguments()).beta,

@@ -17,13 +17,13 @@ from .arguments import (
     DataArguments,
     ModelArguments,
     TrainingError,
+    asks_for_fsdp,
     base_dtype,
     set_trainable,
     trains,
 )
 from .checkpointing import claim_folder
 from .feature_cache import FeatureCache
-from .sharding import asks_for_fsdp
 
 
 @dataclass

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import numpy as np
@@ -26,13 +26,13 @@ from tqdm.auto import tqdm
 
 from .align import TranscribedClips
 from .arguments import AudioLlmTrainingArguments, DataArguments, TrainingError
-from .batching import BatchBudget, BudgetBatchSampler
+from .batching import BatchBudget
 from .checkpointing import last_complete_checkpoint
-from .dataset import AudioLlmCollator, pad_rows
-from .encoding import ExampleEncoder, encode_messages
+from .collator import AudioLlmCollator, pad_rows, resize_slots
 from .instruct import InstructData, open_held_out_data, open_training_data
-from .posteriors import BANK_FILE, PosteriorBank, SpokenText, collect_posteriors, mix_embeddings
+from .posteriors import BANK_FILE, PosteriorBank, SpokenText, collect_from_cache, mix_embeddings
 from .preparing import Prepared
+from .rows import ExampleEncoder, encode_messages
 from .trainer import AudioLlmTrainer, sampling_seed
 
 PROMPTS = PROMPT_TASKS["transcribe"].phrasings
@@ -43,8 +43,15 @@ TEXTS_PER_CALL = 10_000
 PROBLEMS_SHOWN = 3
 #: What a batch has one row of for each of its rows.
 PER_ROW = ("input_ids", "labels", "attention_mask")
-#: Parts of a random seed, so that draws of one kind do not depend on those of another.
-SIMULATION, ROWS = range(2)
+#: Columns of a text's row, beside those of all rows.
+TEXT_FEATURES = {
+    "text": datasets.Value("string"),
+    "prompt": datasets.Value("string"),
+    "classes": datasets.List(datasets.Value("int32")),
+    "begins": datasets.List(datasets.Value("bool")),
+    "length": datasets.Value("int32"),
+    "audio_frames": datasets.Value("int64"),
+}
 
 
 @dataclass
@@ -187,8 +194,8 @@ def build_text_rows(
     """
     Return rows of the texts that can be simulated and fit into a batch, and (where, reason) of the others.
 
-    A row has the `text` as it is written, its `classes`, which of them `begins` a word, and its `length` in tokens with as
-    many audio tokens as are expected.
+    A row has the `text` as it is written, the `prompt` before it, its `classes`, which of them `begins` a word, and its
+    `length` in tokens with as many audio tokens as are expected.
     """
     tokenizer = processor.tokenizer
     spoken = SpokenText(tokenizer, bank.token_ids.tolist())
@@ -197,7 +204,7 @@ def build_text_rows(
     tokens = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
     special = re.compile("|".join(map(re.escape, tokens)))
     problems: list[tuple[str, str]] = []
-    rows: dict[str, list[Any]] = {"text": [], "classes": [], "begins": [], "length": []}
+    rows: list[dict[str, Any]] = []
     for start in tqdm(range(0, len(texts), TEXTS_PER_CALL), desc="Reading texts", disable=not progress):
         chunk = texts[start : start + TEXTS_PER_CALL]
         written = tokenizer([text.written for text in chunk], add_special_tokens=False)["input_ids"]
@@ -214,46 +221,10 @@ def build_text_rows(
             if reason:
                 problems.append((text.where, reason))
                 continue
-            row = (text.written, np.array(own_classes, dtype=np.int32), np.array(own_begins, dtype=bool), length)
-            for name, value in zip(rows, row):
-                rows[name].append(value)
-    return datasets.Dataset.from_dict(rows), problems
-
-
-@dataclass(frozen=True)
-class Draw:
-    """A row of a batch: its index, the batch's number in the run, and how many errors are heard in it."""
-
-    row: int
-    batch: int
-    errors: float
-
-
-class ReadRows(torch.utils.data.Dataset):
-    """Rows of text, and after them the `chosen` rows of [`ExampleEncoder.encode`], some of them several times."""
-
-    def __init__(self, texts: datasets.Dataset, recordings: Any = None, chosen: Sequence[int] = ()):
-        self.texts, self.recordings, self.chosen = texts, recordings, list(chosen)
-
-    def __len__(self) -> int:
-        return len(self.texts) + len(self.chosen)
-
-    @property
-    def lengths(self) -> list[int]:
-        """Return the tokens of each row."""
-        own = self.recordings["length"][:] if self.chosen else []
-        return [*self.texts["length"][:], *(own[index] for index in self.chosen)]
-
-    @property
-    def frames(self) -> list[int]:
-        """Return the encoder frames of each row; none of a text."""
-        own = self.recordings["audio_frames"][:] if self.chosen else []
-        return [*[0] * len(self.texts), *(own[index] for index in self.chosen)]
-
-    def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        if draw.row >= len(self.texts):
-            return self.recordings[self.chosen[draw.row - len(self.texts)]]
-        return {**self.texts[draw.row], "draw": draw}
+            prompt = PROMPTS[len(rows) % len(PROMPTS)]
+            row = (text.written, prompt, own_classes, own_begins, length, 0)
+            rows.append(dict(zip(TEXT_FEATURES, row)))
+    return datasets.Dataset.from_list(rows, features=datasets.Features(TEXT_FEATURES)), problems
 
 
 def num_recordings(num_texts: int, share: float) -> int:
@@ -263,106 +234,83 @@ def num_recordings(num_texts: int, share: float) -> int:
 
 def choose_recordings(count: int, available: int, seed: int) -> list[int]:
     """Return indices of so many recordings, each as often as the others, drawn by the seed."""
-    random = np.random.default_rng([seed, ROWS])
+    random = np.random.default_rng(seed)
     rounds = [random.permutation(available) for _ in range(-(-count // available))]
     return np.concatenate([*rounds, []]).astype(int).tolist()[:count]
 
 
-class DrawSampler(BudgetBatchSampler):
-    """Batches of [`Draw`]s with `errors(progress)`, where progress goes from 0 to 1 over `batches_in_run()` batches."""
-
-    def __init__(self, *args, errors, batches_in_run, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.errors, self.batches_in_run = errors, batches_in_run
-
-    def __iter__(self) -> Iterator[list[Draw]]:  # type: ignore[override]  # rows with their draws
-        first = self.current_epoch() * len(self)
-        for number, batch in enumerate(super().__iter__(), first):
-            errors = self.errors(min(1.0, number / max(1, self.batches_in_run() - 1)))
-            yield [Draw(row, number, errors) for row in batch]
-
-
 @dataclass
 class ReadCollator:
-    """Simulates the texts of a batch, and pads them and rows of recordings together, texts first."""
+    """Pads rows of texts and of recordings together, texts first, with one audio token for each text."""
 
-    bank: PosteriorBank
     processor: AudioLlmProcessor
     recordings: AudioLlmCollator
-    seed: int
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """
-        Return the batch of [`AudioLlmCollator`] of all rows, and what [`mix_embeddings`] takes of the texts.
+        Return the batch of [`AudioLlmCollator`] of all rows, and the texts to simulate.
 
-        That is `audio_classes` and `audio_weights` `(slots, classes)`, beside the number of texts, `num_texts`.
+        These are `text_classes` and `text_begins` of all texts one after the other, and how many each has, `text_sizes`.
         """
-        texts = [row for row in rows if "draw" in row]
-        recordings = [row for row in rows if "draw" not in row]
-        if not texts:
-            return self.recordings(recordings)
-        draw = texts[0]["draw"]
-        random = np.random.default_rng([self.seed, SIMULATION, draw.batch])
-        prompts = [PROMPTS[index] for index in random.integers(len(PROMPTS), size=len(texts))]
-        classes, weights, counts = self.bank.simulate(
-            [(row["classes"], row["begins"]) for row in texts], draw.errors, random
+        texts = [row for row in rows if row.get("text") is not None]
+        encoded = [encode_text(self.processor, row["prompt"], row["text"], 1) for row in texts]
+        batch = self.recordings(
+            [
+                *({"input_ids": ids, "labels": labels, "audio": []} for ids, labels in encoded),
+                *(row for row in rows if row.get("text") is None),
+            ]
         )
-        simulated = []
-        for prompt, row, count in zip(prompts, texts, counts.tolist()):
-            ids, labels = encode_text(self.processor, prompt, row["text"], count)
-            simulated.append({"input_ids": ids, "labels": labels, "audio": []})
-        return {
-            **self.recordings([*simulated, *recordings]),
-            "audio_classes": torch.from_numpy(classes),
-            "audio_weights": torch.from_numpy(weights),
-            "num_texts": len(texts),
-        }
+        if texts:
+            for name in ("classes", "begins"):
+                batch[f"text_{name}"] = torch.tensor([value for row in texts for value in row[name]])
+            batch["text_sizes"] = torch.tensor([len(row["classes"]) for row in texts])
+        return batch
 
 
 class ReadTrainer(AudioLlmTrainer):
-    """Trains LoRA on simulated and real speech, within a budget; `errors` is that of [`DrawSampler`]."""
+    """
+    Trains LoRA on simulated and real speech, within a budget.
 
-    def __init__(self, *args, errors, **kwargs):
+    Texts are simulated in the step: its place in the run says how many errors are heard, and the random state is the one
+    that a resumed run has.
+    """
+
+    def __init__(self, *args, bank: PosteriorBank, options: ReadArguments, **kwargs):
         super().__init__(*args, **kwargs)
-        self.errors = errors
+        self.bank, self.options = bank, options
 
-    def train_batch_sampler(self) -> DrawSampler:
-        """Every row once an epoch, in batches within the budget."""
-        dataset: Any = self.train_dataset
-        batches_per_step = self.args.gradient_accumulation_steps * self.accelerator.num_processes
-        return DrawSampler(
-            dataset.lengths,
-            dataset.frames,
-            errors=self.errors,
-            batches_in_run=lambda: self.state.max_steps * batches_per_step,
-            **self.sampler_settings(),
-        )
+    @property
+    def errors(self) -> float:
+        """Misheard pieces of this step, in proportion to those of the bank."""
+        return self.options.errors_at(min(1.0, self.state.global_step / max(1, self.state.max_steps - 1)))
 
     def vary(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Return a batch with the audio tokens of its texts, and its recordings varied as the augmentation says."""
-        batch = dict(batch)
-        num_texts = batch.pop("num_texts", 0)
-        if not num_texts:
+        if "text_sizes" not in batch:
             return super().vary(batch)
-        model: Any = self.model
+        batch = dict(batch)
+        sizes = batch.pop("text_sizes").tolist()
+        parts = (batch.pop(name).cpu().split(sizes) for name in ("text_classes", "text_begins"))
+        texts = [(classes.tolist(), begins.tolist()) for classes, begins in zip(*parts)]
+        random = np.random.default_rng(int(torch.randint(2**31, ())))
+        heard, weights, counts = self.bank.simulate(texts, self.errors, random)
+
+        model, processor, device = cast(Any, self.model), cast(Any, self.processing_class), batch["input_ids"].device
         readout, embeddings = model.model.multi_modal_projector.readout, model.get_input_embeddings().weight
-        tokens = mix_embeddings(readout, embeddings, batch.pop("audio_classes"), batch.pop("audio_weights"))
-        if self.augmentation is not None and num_texts < len(batch["input_ids"]):
-            texts = {name: value[:num_texts] for name, value in batch.items() if name in PER_ROW}
-            real = {name: value[num_texts:] if name in PER_ROW else value for name, value in batch.items()}
-            real = self.augmentation(real)
-            ids, labels = (
-                [
-                    row[mask.bool()].tolist()
-                    for part in (texts, real)
-                    for row, mask in zip(part[name], part["attention_mask"])
-                ]
-                for name in ("input_ids", "labels")
-            )
-            processor: Any = self.processing_class
-            padded = pad_rows(ids, labels, processor.tokenizer.pad_token_id)
-            batch = {**real, **{name: value.to(tokens.device) for name, value in padded.items()}}
-        return {**batch, "audio_embeds": tokens}
+        tokens = mix_embeddings(readout, embeddings, *(torch.from_numpy(each).to(device) for each in (heard, weights)))
+        real = {name: value[len(texts) :] if name in PER_ROW else value for name, value in batch.items()}
+        real = real if self.augmentation is None else self.augmentation(real)
+
+        def unpadded(part: dict[str, Any], row: int) -> tuple[list[int], list[int]]:
+            is_token = part["attention_mask"][row].bool()
+            return part["input_ids"][row][is_token].tolist(), part["labels"][row][is_token].tolist()
+
+        slots = enumerate(counts.tolist())
+        rows = [resize_slots(*unpadded(batch, row), processor.audio_token_id, [count]) for row, count in slots]
+        rows += [unpadded(real, row) for row in range(len(real["input_ids"]))]
+        ids, labels = zip(*rows)
+        padded = pad_rows(ids, labels, processor.tokenizer.pad_token_id)
+        return {**real, **{name: value.to(device) for name, value in padded.items()}, "audio_embeds": tokens}
 
 
 # ----------------------------------------------------------------------------------------------------------- the stage
@@ -450,40 +398,12 @@ def find_bank(prepared: Prepared, data: ReadData, arguments: AudioLlmTrainingArg
         clips.leave_out_undecodable(encoder, data.skip_bad, progress)
         encoder.add_features(clips, progress)
         keys = [encoder.measure(clip.recordings[0])[0] for clip in clips]
-        bank = collect_from_cache(prepared, keys, clips.transcripts, progress)
+        bank = collect_from_cache(prepared.model, prepared.cache, list(zip(keys, clips.transcripts)), progress)
     bank.check_fits(prepared.model)
     if arguments.should_save:
         bank.save(mine)
         print(bank.describe())
     return bank
-
-
-def collect_from_cache(prepared: Prepared, keys: Sequence[str], transcripts: Sequence[str], progress: bool):
-    """Collect a bank from clips of one window in the cache, in an order that is drawn."""
-    cache = prepared.cache
-    assert cache is not None  # the callers see to it
-
-    def clips() -> Iterator[tuple[torch.Tensor, str]]:
-        order = np.random.default_rng(0).permutation(len(keys)).tolist()
-        for index in tqdm(order, desc="Collecting posteriors", unit="clip", disable=not progress):
-            frames, lengths = cache.load(keys[index])
-            if len(lengths) == 1:
-                yield frames.float(), transcripts[index]
-
-    return collect_posteriors(prepared.model, prepared.processor.tokenizer, clips())
-
-
-def save_bank(
-    prepared: Prepared, keys: Sequence[str], transcripts: Sequence[str], arguments: AudioLlmTrainingArguments
-) -> None:
-    """Leave the posteriors of clips in the cache beside a checkpoint, if any clip is heard."""
-    try:
-        bank = collect_from_cache(prepared, keys, transcripts, not arguments.disable_tqdm)
-    except TrainingError as error:
-        print(f"There is no {BANK_FILE} for --stage read: {error}")
-    else:
-        bank.save(Path(str(arguments.output_dir)) / BANK_FILE)
-        print(bank.describe())
 
 
 def build(prepared: Prepared, data: ReadData, held_out, training_arguments, own_arguments, callbacks) -> ReadTrainer:
@@ -509,18 +429,20 @@ def build(prepared: Prepared, data: ReadData, held_out, training_arguments, own_
         )
     if not len(texts):
         raise TrainingError("No text is left to read.")
-    recordings, chosen = None, []
+    rows = texts
     if data.recordings is not None:
         recordings = data.recordings.dataset(ExampleEncoder(processor, cache, budget), seed, progress)
         chosen = choose_recordings(num_recordings(len(texts), own.real_share), len(recordings), seed)
+        rows = datasets.concatenate_datasets([texts, recordings.select(chosen)])
     return ReadTrainer(
         model=prepared.model,
         args=training_arguments,
-        train_dataset=ReadRows(texts, recordings, chosen),
+        train_dataset=rows,
         eval_dataset=None if held_out is None else held_out.dataset(ExampleEncoder(processor, cache), seed, progress),
-        data_collator=ReadCollator(bank, processor, AudioLlmCollator(processor, cache), seed),
+        data_collator=ReadCollator(processor, AudioLlmCollator(processor, cache)),
         processing_class=processor,
         budget=budget,
-        errors=own.errors_at,
+        bank=bank,
+        options=own,
         callbacks=callbacks,
     )

@@ -4,36 +4,37 @@ import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, save_fsdp_optimizer
+from audiollm.checkpoints import is_adapter_key
 from audiollm.command_line.interruption import check_interrupted
+from audiollm.corpora.examples import ExamplesError
 from audiollm.publishing.card import CardError, write_card
 from audiollm.publishing.push import upload_checkpoint
 from huggingface_hub import HfApi
+from safetensors.torch import load_file
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput, seed_worker
+from transformers.utils import SAFE_WEIGHTS_NAME
 
-from .arguments import AudioLlmTrainingArguments
+from .arguments import AudioLlmTrainingArguments, asks_for_fsdp, check_distributed
 from .batching import BatchBudget, BudgetBatchSampler
 from .checkpointing import StopOnSigterm, StoppedBySignalError
-from .sharding import (
-    AUDIO_TOWER,
-    asks_for_fsdp,
-    check_distributed,
-    load_trained,
-    trained_state_dict,
-)
-from .streaming import StreamedExamples
+from .rows import StreamedExamples, collate_stream
 
 #: What the Trainer puts before the names of an evaluation's figures, unless it is one of several sets.
 EVALUATION_PREFIX = "eval"
 PROJECTOR_KEYS = ("multi_modal_projector.", "audio_boundary_embeds")
+AUDIO_TOWER = "model.audio_tower"
 
 
 def write_card_if_mine(folder: str | Path, repo: str | None = None) -> None:
@@ -70,28 +71,108 @@ class EpochLengthSampler(LengthGroupedSampler):
         return super().__iter__()
 
 
-class ResumableTrainer(Trainer):
+class AudioLlmTrainer(Trainer):
     """
-    The Trainer, with the same random numbers in a resumed run. SIGTERM ends it after a step, with a checkpoint.
+    Trains projector and LoRA with their own learning rates, and resumes exactly, from what was trained alone.
 
-    `augmentation` varies each training batch, in its own step: batches are made ahead, where a resumed run does not yet
-    have the random state.
+    Checkpoints hold the adapter only (a few MB), besides optimizer, schedule and random states; SIGTERM leaves one after
+    the step. Batches are of so many rows, within a budget (of the training set's columns `length` and `audio_frames`), or
+    of a stream as it comes. FSDP2 shards the language model's layers.
+
+    Attributes:
+        augmentation: varies each training batch, in its own step: batches are made ahead, where a resumed run does not
+            yet have the random state.
+        pack: joins the rows of each training batch, such as [`pack_batch`].
+        more_metrics: gives each evaluation metrics besides the loss, such as [`ListeningEvaluation`].
     """
 
-    def __init__(self, *args, augmentation: Callable[[dict], dict] | None = None, **kwargs):
+    args: AudioLlmTrainingArguments
+    model: PreTrainedModel
+
+    def __init__(self, *args: Any, budget: BatchBudget | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.augmentation = augmentation
-        #: Gives each evaluation metrics besides the loss, such as [`ListeningEvaluation`].
-        self.more_metrics: Callable[[Trainer], dict[str, float]] | None = None
-        #: Joins the rows of each training batch, such as [`pack_batch`].
+        self.budget = budget
+        self.augmentation: Callable[[dict], dict] | None = None
         self.pack: Callable[[dict], dict] | None = None
+        self.more_metrics: Callable[[Trainer], dict[str, float]] | None = None
         self.stop_on_sigterm = StopOnSigterm()
         self.add_callback(self.stop_on_sigterm)
+        check_distributed(self.args)
+        if self.is_fsdp_enabled:
+            plugin = self.accelerator.state.fsdp_plugin
+            if plugin.transformer_cls_names_to_wrap is None:  # the decoder layers, one by one
+                layers = getattr(self.model.get_submodule("model.language_model"), "_no_split_modules", None)
+                plugin.transformer_cls_names_to_wrap = sorted(layers or [])
+            # Run by some processes in a step and by others not, it would wait for them if it were sharded.
+            tower_trains = any(weight.requires_grad for weight in self.model.get_submodule(AUDIO_TOWER).parameters())
+            if plugin.ignored_modules is None and not tower_trains:
+                plugin.ignored_modules = AUDIO_TOWER.replace(".", r"\.")
 
-    def train(self, *args, **kwargs):
-        """Train as the Trainer does. Raises StoppedBySignalError when SIGTERM came and a checkpoint was written."""
+    def get_train_dataloader(self) -> DataLoader:
+        """The Trainer's, or one of a stream, or one whose batches keep within the budget."""
+        workers = self.args.dataloader_num_workers
+        shared: dict[str, Any] = {
+            "num_workers": workers,
+            "pin_memory": self.args.dataloader_pin_memory,
+            "persistent_workers": self.args.dataloader_persistent_workers,
+            "prefetch_factor": self.args.dataloader_prefetch_factor,
+            "worker_init_fn": partial(seed_worker, num_workers=workers, rank=self.args.process_index),
+        }
+        if isinstance(self.train_dataset, StreamedExamples):
+            forks = workers and self.train_dataset.encodes  # to share the model's memory
+            loader = DataLoader(
+                self.train_dataset,
+                batch_size=self._train_batch_size,
+                collate_fn=partial(collate_stream, self.data_collator),
+                multiprocessing_context="fork" if forks else None,
+                **shared,
+            )
+            # By itself, accelerate would read all rows in the first process, and cut the batches' audio to as many
+            # windows as there are rows.
+            return prepare_data_loader(
+                loader,
+                self.accelerator.device,
+                num_processes=1,
+                process_index=0,
+                put_on_device=True,
+                dispatch_batches=False,
+            )
+        if self.budget is None:
+            return super().get_train_dataloader()
+        loader = DataLoader(
+            self.train_dataset,  # type: ignore[arg-type]
+            batch_sampler=self.train_batch_sampler(),
+            collate_fn=self.data_collator,
+            **shared,
+        )
+        return self.accelerator.prepare(loader)
+
+    def sampler_settings(self) -> dict[str, Any]:
+        """Return the arguments of a [`BudgetBatchSampler`] of this run."""
+        return {
+            "budget": self.budget,
+            "seed": sampling_seed(self.args),
+            "num_processes": self.accelerator.num_processes,
+            "current_epoch": lambda: int(self.state.epoch or 0),
+        }
+
+    def train_batch_sampler(self) -> BudgetBatchSampler:
+        """Batches of the training set within the budget."""
+        dataset: Any = self.train_dataset
+        return BudgetBatchSampler(dataset["length"][:], dataset["audio_frames"][:], **self.sampler_settings())
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
+        """
+        Train as the Trainer does; a stream passes over what the checkpoint has learned from.
+
+        Raises:
+            StoppedBySignalError: SIGTERM came, and a checkpoint was written.
+        """
+        if isinstance(self.train_dataset, StreamedExamples) and isinstance(resume_from_checkpoint, str):
+            batches = self.args.gradient_accumulation_steps
+            self.train_dataset.resume(Path(resume_from_checkpoint), batches, self._train_batch_size)
         try:
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
         except StoppedBySignalError:
             self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
             raise
@@ -118,6 +199,10 @@ class ResumableTrainer(Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         """The Trainer's, on the varied batch."""
         check_interrupted()
+        if "error" in inputs:  # of a worker that reads a stream
+            raise ExamplesError(*inputs["error"])
+        if "bad_rows" in inputs:
+            cast(StreamedExamples, self.train_dataset).bad.update(inputs.pop("bad_rows"))
         return super().training_step(model, self.vary(inputs), num_items_in_batch)
 
     def vary(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -135,92 +220,6 @@ class ResumableTrainer(Trainer):
             output = output._replace(metrics={**(output.metrics or {}), **figures})
         return output
 
-
-class AudioLlmTrainer(ResumableTrainer):
-    """
-    Trains projector and LoRA with their own learning rates, and resumes from what was trained alone.
-
-    Checkpoints hold the adapter only (a few MB), besides optimizer, schedule and random states. Batches are of so many
-    rows, within a budget (of the training set's columns `length` and `audio_frames`), or of a stream as it comes. FSDP2
-    shards the language model's layers.
-    """
-
-    args: AudioLlmTrainingArguments
-    model: PreTrainedModel
-
-    def __init__(self, *args: Any, budget: BatchBudget | None = None, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.budget = budget
-        check_distributed(self.args)
-        if self.is_fsdp_enabled:
-            plugin = self.accelerator.state.fsdp_plugin
-            if plugin.transformer_cls_names_to_wrap is None:  # the decoder layers, one by one
-                layers = getattr(self.model.get_submodule("model.language_model"), "_no_split_modules", None)
-                plugin.transformer_cls_names_to_wrap = sorted(layers or [])
-            # Run by some processes in a step and by others not, it would wait for them if it were sharded.
-            tower_trains = any(weight.requires_grad for weight in self.model.get_submodule(AUDIO_TOWER).parameters())
-            if plugin.ignored_modules is None and not tower_trains:
-                plugin.ignored_modules = AUDIO_TOWER.replace(".", r"\.")
-
-    def get_train_dataloader(self) -> DataLoader:
-        """The Trainer's, or one of a stream, or one whose batches keep within the budget."""
-        if isinstance(self.train_dataset, StreamedExamples):
-            loader = DataLoader(
-                self.train_dataset,
-                batch_size=self._train_batch_size,
-                collate_fn=self._collate_unless_passed_over,
-                pin_memory=self.args.dataloader_pin_memory,
-            )
-            # By itself, accelerate would read all rows in the first process, and cut the batches' audio to as many
-            # windows as there are rows.
-            return prepare_data_loader(
-                loader,
-                self.accelerator.device,
-                num_processes=1,
-                process_index=0,
-                put_on_device=True,
-                dispatch_batches=False,
-            )
-        if self.budget is None:
-            return super().get_train_dataloader()
-        workers = self.args.dataloader_num_workers
-        loader = DataLoader(
-            self.train_dataset,  # type: ignore[arg-type]
-            batch_sampler=self.train_batch_sampler(),
-            collate_fn=self.data_collator,
-            num_workers=workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            persistent_workers=self.args.dataloader_persistent_workers,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-            worker_init_fn=partial(seed_worker, num_workers=workers, rank=self.args.process_index),
-        )
-        return self.accelerator.prepare(loader)
-
-    def _collate_unless_passed_over(self, rows: list[dict[str, Any] | None]) -> dict[str, Any]:
-        collate: Callable[[list[Any]], dict[str, Any]] = self.data_collator
-        return {} if rows[0] is None else collate(rows)
-
-    def sampler_settings(self) -> dict[str, Any]:
-        """Return the arguments of a [`BudgetBatchSampler`] of this run."""
-        return {
-            "budget": self.budget,
-            "seed": sampling_seed(self.args),
-            "num_processes": self.accelerator.num_processes,
-            "current_epoch": lambda: int(self.state.epoch or 0),
-        }
-
-    def train_batch_sampler(self) -> BudgetBatchSampler:
-        """Batches of the training set within the budget."""
-        dataset: Any = self.train_dataset
-        return BudgetBatchSampler(dataset["length"][:], dataset["audio_frames"][:], **self.sampler_settings())
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
-        """The Trainer's; a stream passes over what the checkpoint has learned from."""
-        if isinstance(self.train_dataset, StreamedExamples) and isinstance(resume_from_checkpoint, str):
-            rows_per_step = self.args.gradient_accumulation_steps * self._train_batch_size
-            self.train_dataset.resume(Path(resume_from_checkpoint), rows_per_step)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
-
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """The Trainer's; where only the loss is asked for, the head does not run on all positions."""
         inputs = {**inputs, "logits_to_keep": 1} if prediction_loss_only else inputs
@@ -233,7 +232,7 @@ class AudioLlmTrainer(ResumableTrainer):
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """The Trainer's optimizer, with projector and boundary vectors in groups of their own rate."""
         optimizer = super().create_optimizer(model)
-        rate = self.args.projector_learning_rate
+        rate = getattr(self.args, "projector_learning_rate", None)
         if rate is None or any("is_projector" in group for group in optimizer.param_groups):
             return optimizer
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
@@ -245,6 +244,13 @@ class AudioLlmTrainer(ResumableTrainer):
                     settings = {**group, "params": chosen, "is_projector": is_projector}
                     optimizer.add_param_group({**settings, "lr": rate} if is_projector else settings)
         return optimizer
+
+    def finish(self) -> None:
+        """Complete what was trained, after the last step; stages may have more to do than nothing."""
+
+    def save_result(self) -> None:
+        """Save what was trained into the output folder."""
+        self.save_model()
 
     # ------------------------------------------------------------------------------------------- several processes
 
@@ -331,3 +337,18 @@ class AudioLlmTrainer(ResumableTrainer):
             revision=self.args.hub_revision if revision is None else revision,
             run_as_future=not blocking,
         )
+
+
+def trained_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return trained weights and the adapter, gathered on the CPU; all processes of a sharded model must call this."""
+    saved = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad or is_adapter_key(n)}
+    return {n: (p.full_tensor() if isinstance(p, DTensor) else p).cpu() for n, p in saved.items()}
+
+
+def load_trained(model: torch.nn.Module, folder: str) -> None:
+    """Load the trained weights of a checkpoint folder into a sharded model."""
+    state: dict[str, Any] = load_file(Path(folder) / SAFE_WEIGHTS_NAME)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # an evaluation leaves the outermost weights whole, and loading would not reach the shards
+    set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True, strict=False))

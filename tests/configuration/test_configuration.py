@@ -117,6 +117,7 @@ def test_configs_from_after_a_field_came_load(tmp_path) -> None:
 
 IMPOSSIBLE = [
     ({"projector_type": "qformer"}, "projector_type is 'qformer'; expected one of"),
+    ({"projector_readout": "words"}, "projector_readout is 'words'; expected one of"),
     ({"projector_activation": "swish"}, "projector_activation is 'swish'; expected one of"),
     ({"weight_format": "half"}, "weight_format is 'half'; expected one of"),
     ({"stack_factor": 0}, "stack_factor is 0; expected an integer of at least 1"),

@@ -8,7 +8,7 @@ import soundfile
 import torch
 from audiollm.inference.answering import answer, ask, generate_answers
 from audiollm.inference.recording_encoder import RecordingEncoder
-from audiollm.training.dataset import load_encoded_audio
+from audiollm.training.collator import load_encoded_audio
 from audiollm.training.feature_cache import FeatureCache
 from transformers import GenerationConfig
 

@@ -36,17 +36,6 @@ def test_shards(tiny_model, tmp_path: Path) -> None:
         load(tmp_path)
 
 
-@pytest.mark.parametrize("weights", ["adapter", "full"])
-def test_what_was_loaded_in_half_precision_is_saved_and_loaded(folders, tmp_path: Path, weights: str) -> None:
-    """The bases of a checkpoint are recognised, whatever precision it was used in."""
-    half = load(folders["adapter"], dtype=torch.float16)
-    half.save_pretrained(tmp_path, weights=weights)
-    for arguments in ({}, {"dtype": "auto"}, {"dtype": "float16"}):
-        again = load(tmp_path, **arguments)
-        assert again.dtype == torch.float16 and torch.equal(logits_of(again), logits_of(half))
-    assert {parameter.dtype for name, parameter in again.named_parameters() if "lora_" in name} == {torch.float32}
-
-
 def test_a_tied_weight_is_saved_once(folders) -> None:
     names = load_file(folders["full"] / "model.safetensors")
     tied = [name for name in names if "lm_head" in name or "embed_tok" in name]

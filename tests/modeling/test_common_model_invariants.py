@@ -73,6 +73,7 @@ def test_audio_features(eager, batch) -> None:
     audio = {name: batch[name] for name in ("input_features", "input_features_mask")}
     plain = eager.get_audio_features(**audio)
     assert isinstance(plain, ModelOutput) and plain.hidden_states is plain.attentions is None
+    assert torch.equal(eager(**batch).audio_hidden_states, plain.pooler_output)
     windows, frames = plain.last_hidden_state.shape[:2]
     assert windows == len(audio["input_features"])
     full = eager.get_audio_features(**audio, output_hidden_states=True, output_attentions=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration
 from audiollm.projector import AudioLlmProjector
-from batches import TOLERANCE, collate, make_row, mixed_rows, num_slots
+from batches import TOLERANCE, collate, make_row, mixed_rows
 from tiny_models import NUM_MEL_BINS
 from transformers import WhisperModel
 
@@ -43,14 +43,6 @@ def projector_of(**fields) -> AudioLlmProjector:
     )
     torch.manual_seed(0)
     return AudioLlmProjector(config)
-
-
-@pytest.mark.parametrize("stack_factor", [1, 3, 4])
-@torch.no_grad()
-def test_tokens_are_as_many_as_stacks(stack_factor: int) -> None:
-    frames = (1, 2, 8, 9, 17, 50)
-    tokens = projector_of(stack_factor=stack_factor)(torch.randn(len(frames), max(frames), 8), torch.tensor(frames))
-    assert tokens.shape == (sum(num_slots(2 * count, stack_factor) for count in frames), 6)
 
 
 @pytest.mark.parametrize(

@@ -68,17 +68,6 @@ def test_features_of_another_shape(tiny_model, batch) -> None:
         tiny_model(**{**batch, "input_features": batch["input_features"][0], "input_features_mask": None})
 
 
-def test_audio_features_by_themselves(tiny_model) -> None:
-    batch = collate(tiny_model.config, mixed_rows(tiny_model.config))
-    features = tiny_model.get_audio_features(batch["input_features"], batch["input_features_mask"])
-    assert features.pooler_output.shape == (int((batch["input_ids"] == 129).sum()), tiny_model.config.hidden_size)
-    assert features.last_hidden_state.shape == (5, 150, tiny_model.config.audio_config.d_model)
-    with torch.no_grad():
-        out = tiny_model(**batch, output_hidden_states=True, output_attentions=False)
-    assert torch.equal(out.audio_hidden_states, features.pooler_output)
-    assert len(out.hidden_states) == 3
-
-
 def test_logits_to_keep(tiny_model, batch) -> None:
     with torch.no_grad():
         full = tiny_model(**batch).logits
@@ -98,8 +87,6 @@ def test_bases_that_are_no_bases(tiny_bases, tmp_path) -> None:
         compose(str(tmp_path / "nowhere"), text)
     with pytest.raises(FileNotFoundError, match=r"The text base 'pypi:nothing' is not in"):
         compose(audio, "pypi:nothing")
-    with pytest.raises(ValueError, match=r"projector_type is 'qformer'"):
-        compose(audio, text, projector_type="qformer")
     with pytest.raises(ValueError, match=r"targets 'fc1', but LlamaModel has no such module\. Its linear layers are"):
         compose(audio, text, lora_target_modules=["fc1"])
 

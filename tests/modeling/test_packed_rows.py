@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from audiollm.training.dataset import pack_batch, uses_flash
+from audiollm.training.collator import pack_batch, uses_flash
 from batches import IGNORED_LABEL, assert_same_step, labelled, loss_and_gradients, make_row, mixed_rows
 from tiny_models import enable_checkpointing
 from transformers.utils import is_flash_attn_2_available

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration
+from audiollm import AudioLlmForConditionalGeneration
 from audiollm.projector import PieceReadout
 
 VOCAB_SIZE, HIDDEN_SIZE = 30, 12
@@ -112,11 +112,6 @@ def test_a_checkpoint_brings_the_lexicon_back(tiny_bases, weight_format, dtype, 
     with torch.no_grad():
         torch.testing.assert_close(tokens(again, frames, [9]), tokens(speaking_model, frames, [9]))
     assert again.model.multi_modal_projector.readout.lexicon.dtype == torch.bool
-
-
-def test_an_unknown_readout_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"projector_readout is 'words'.*direct"):
-        AudioLlmConfig(projector_readout="words")
 
 
 def test_what_is_heard_before_training_does_not_keep_it_from_learning(readout, embeddings) -> None:

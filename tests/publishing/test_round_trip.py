@@ -12,7 +12,7 @@ from audiollm.evaluation.word_error import score_word_error
 from audiollm.inference.answering import answer, ask
 from audiollm.publishing.card import sections, write_card
 from audiollm.publishing.push import main as push
-from audiollm.training.train import parse_arguments, run_stage
+from audiollm.training.train import parse_arguments, train
 from clients import WITHOUT_AUDIOLLM, play
 from huggingface_hub import ModelCard
 from loopback_hub import LoopbackHub
@@ -73,7 +73,7 @@ def trained(tiny_bases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tr
             "--learning_rate 1e-2 --logging_steps 1 --save_steps 2 --disable_tqdm True "
             f"--push_to_hub --hub_model_id={REPO} --hub_token={hub.token}"
         )
-        run_stage(*parse_arguments(options.split()))
+        train(*parse_arguments(options.split()))
         recordings = [str(folder / "recordings" / name) for name in names[:NUM_CLIPS]]
         yield Trained(folder / "run", recordings, hub, hub.files(REPO))
 

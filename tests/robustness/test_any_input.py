@@ -17,9 +17,9 @@ from audiollm.corpora.rows import RowError, RowReader
 from audiollm.corpora.sources import Examples, parse_source
 from audiollm.processing import AudioError, ConversationError, load_waveform
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER, IGNORED_LABEL
+from audiollm.training.collator import AudioLlmCollator
 from audiollm.training.command_line import parse_arguments, read_recipe
-from audiollm.training.dataset import AudioLlmCollator
-from audiollm.training.encoding import build_dataset
+from audiollm.training.rows import build_dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy

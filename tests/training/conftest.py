@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from audiollm.corpora.examples import Example, read_examples
-from audiollm.training.encoding import build_dataset
 from audiollm.training.feature_cache import FeatureCache
+from audiollm.training.rows import build_dataset
 from runs import stage_options
 from small_corpus import example_rows, write_recordings, write_rows
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from audiollm.training.checkpointing import last_complete_checkpoint
-from audiollm.training.train import main, parse_arguments, run_stage
+from audiollm.training.train import main, parse_arguments, train
 from small_corpus import example_rows, write_rows
 
 STAGES = ("align", "instruct", "distill", "prefer")
@@ -22,8 +22,8 @@ PATIENCE_S = 240
 
 
 def run(options: list[str], **kwargs: Any):
-    """The Trainer of a run (of stage align, the alignment)."""
-    return run_stage(*parse_arguments(options), **kwargs)
+    """The Trainer of a run, after it."""
+    return train(*parse_arguments(options), **kwargs)
 
 
 def refused(options: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -7,11 +7,10 @@ import pytest
 import soundfile
 import torch
 from audiollm.corpora.examples import read_examples
+from audiollm.training.augmentation import VariantChoice, WaveformAugmentation, WaveformVariants
+from audiollm.training.collator import AudioLlmCollator, slot_runs
 from audiollm.training.command_line import parse_arguments
-from audiollm.training.dataset import AudioLlmCollator, slot_runs
 from audiollm.training.feature_cache import FeatureCache
-from audiollm.training.variants import VariantChoice, WaveformVariants
-from audiollm.training.waveform_augment import WaveformAugmentation
 from runs import resumed, run
 from transformers import TrainerState
 
@@ -171,7 +170,7 @@ def test_the_warm_start_hears_variants_and_nothing_in_recordings_without_speech(
         folder = tmp_path / f"run-{index}"
         extra = [] if rows == 10 else ["--no_speech_dir", str(tmp_path / "noise")]
         alignment = run([*varied, "--stage", "align", "--output_dir", str(folder), *extra])
-        learned.append(alignment.aligner.projector.linear_1.weight)
+        learned.append(alignment.model.projector.linear_1.weight)
         assert len(list((tmp_path / "features").rglob("*.safetensors"))) == 2 * rows
         record = json.loads((folder / "training_record.json").read_text())
         assert [one["rows"] for one in record["runs"]] == [rows]

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 import soundfile
-from audiollm.training.waveform_augment import WaveformAugmentation, pink, simulated_room
+from audiollm.training.augmentation import WaveformAugmentation, pink, simulated_room
 
 RATE_HZ = 16_000
 TONE_HZ = 440.0

@@ -8,15 +8,10 @@ import soundfile
 import torch
 from audiollm.corpora.examples import Example, ExamplesError
 from audiollm.training.align import AlignmentCollator
-from audiollm.training.dataset import (
-    AudioLlmCollator,
-    BatchAugmentation,
-    FeatureAugmentation,
-    cached_windows,
-    resize_slots,
-)
+from audiollm.training.augmentation import BatchAugmentation, FeatureAugmentation
+from audiollm.training.collator import AudioLlmCollator, cached_windows, resize_slots
 from audiollm.training.distill import DistillCollator
-from audiollm.training.encoding import build_dataset
+from audiollm.training.rows import build_dataset
 
 IGNORED = -100
 #: Changes the length of every recording that may change.
@@ -170,7 +165,7 @@ def test_tempo_changes_only_where_it_may() -> None:
 
 def test_what_workers_are_sent_holds_no_model(tiny_model, tiny_processor, cache, dataset) -> None:
     rows = [dataset[index] for index in range(3)]
-    targets = [{"audio": row["audio"][0], "targets": [1]} for row in rows]
+    targets = [{"audio": row["audio"][:1], "targets": [1]} for row in rows]
     pair = [{**row, "teacher_input_ids": row["input_ids"], "teacher_labels": row["labels"]} for row in rows]
     for collator, given in (
         (AudioLlmCollator(tiny_processor, cache), rows),

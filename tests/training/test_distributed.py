@@ -11,12 +11,11 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
-from audiollm.training import sharding
-from audiollm.training.arguments import AudioLlmTrainingArguments
+from audiollm.training import trainer
+from audiollm.training.arguments import AudioLlmTrainingArguments, check_distributed
 from audiollm.training.checkpointing import last_complete_checkpoint
 from audiollm.training.evaluating import SAMPLES_FILE
 from audiollm.training.feature_cache import FeatureCache
-from audiollm.training.sharding import check_distributed
 from audiollm.training.train import main
 from runs import PATIENCE_S, in_processes, logged, run, started, until_checkpoint
 from safetensors.torch import load_file
@@ -24,7 +23,7 @@ from small_corpus import example_rows
 from tiny_models import randomise_trainables
 from transformers import AutoModelForCausalLM
 
-CONFIGS = Path(sharding.__file__).parent / "distributed"
+CONFIGS = Path(trainer.__file__).parent / "distributed"
 NUM_STEPS, SAVED_STEP = 6, 3
 #: Sums over a batch are made in another order; the losses are about 5.
 TOLERANCE = 1e-4

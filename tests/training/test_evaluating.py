@@ -8,8 +8,7 @@ from audiollm.corpora.examples import Example
 from audiollm.evaluation.generating import swapped
 from audiollm.evaluation.word_error import score_word_error
 from audiollm.inference.answering import answer, ask
-from audiollm.training.dataset import load_encoded_audio
-from audiollm.training.encoding import build_dataset
+from audiollm.training.collator import load_encoded_audio
 from audiollm.training.evaluating import (
     SAMPLES_FILE,
     ListeningEvaluation,
@@ -20,6 +19,7 @@ from audiollm.training.evaluating import (
     share_of,
     write_samples,
 )
+from audiollm.training.rows import build_dataset
 from audiollm.training.train import main
 from audiollm.training.trainer import AudioLlmTrainer
 from runs import resumed, run

@@ -12,11 +12,10 @@ import torch
 from audiollm.corpora.examples import ExamplesError
 from audiollm.corpora.sources import StreamedRows, parse_source, read_sources
 from audiollm.training.arguments import AudioLlmTrainingArguments
+from audiollm.training.collator import AudioLlmCollator
 from audiollm.training.command_line import parse_arguments
-from audiollm.training.dataset import AudioLlmCollator
-from audiollm.training.encoding import ExampleEncoder, build_mixture
 from audiollm.training.instruct import open_training_data
-from audiollm.training.streaming import StreamedExamples
+from audiollm.training.rows import ExampleEncoder, StreamedExamples, build_mixture
 from audiollm.training.trainer import AudioLlmTrainer
 from runs import digest, resumed, run, without
 from small_corpus import example_rows, write_rows
@@ -219,13 +218,15 @@ def stream_of(processor, *paths: str, cache=None, shuffle_rows: int = 1000, **op
     return StreamedExamples(rows, ExampleEncoder(processor, cache), **options)
 
 
-def test_a_stream_resumes_where_it_was_to_the_last_bit(options, lines, tmp_path, capsys) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_resumes_where_it_was_to_the_last_bit(options, lines, tmp_path, capfd, workers: int) -> None:
     # 12 good rows, 4 a step, two steps' worth accumulated: the second pass begins within step 2.
     more = "--streaming --on_bad_example skip --shuffle_rows 5 --gradient_accumulation_steps 2 --save_steps 1 "
     more += "--save_total_limit 99 --learning_rate 0.005 --max_steps 4"
     options = [*without(options, "audio_dir"), "--data_path", lines, *more.split()]
-    run(options)
-    assert "the 2. bad example so far" in capsys.readouterr().out
+    trainer = run([*options, "--dataloader_num_workers", str(workers)])
+    assert "bad example so far" in capfd.readouterr().out and trainer.train_dataset.bad
+    options += ["--dataloader_num_workers", str(workers)]
     for step in (1, 2):
         resumed(options, tmp_path / "run", step, tmp_path / str(step))
         assert digest(tmp_path / str(step)) == digest(tmp_path / "run")
@@ -282,8 +283,9 @@ def test_streams_are_mixed_by_weight_or_in_turns(tmp_path, tiny_processor) -> No
 
 def test_bad_rows_of_a_stream_are_reported_when_they_are_met(options, lines, tmp_path, tiny_processor, capsys) -> None:
     given = [*without(options, "audio_dir"), "--data_path", lines, "--streaming", "--max_steps", "4"]
-    with pytest.raises(ExamplesError, match=r"(?s)lines.jsonl: 1 problem.*line (4|7)"):
-        run(given)
+    for workers in ("0", "2"):
+        with pytest.raises(ExamplesError, match=r"(?s)lines.jsonl: 1 problem.*line (4|7)"):
+            run([*given, "--dataloader_num_workers", workers])
     assert "bad ones cannot be found ahead" in capsys.readouterr().out
     for rows, reason in (([{"text": "x"}], "no example that can be used"), ([], "holds no examples")):
         path = write_lines(tmp_path / "data.jsonl", rows)

@@ -8,13 +8,15 @@ import pytest
 import runs
 import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
+from audiollm.training.arguments import AudioLlmTrainingArguments
 from audiollm.training.batching import BatchBudget
-from audiollm.training.dataset import AudioLlmCollator
+from audiollm.training.collator import AudioLlmCollator
 from audiollm.training.posteriors import BANK_FILE, PosteriorBank
 from audiollm.training.read import (
     PROMPTS,
-    Draw,
+    ReadArguments,
     ReadCollator,
+    ReadTrainer,
     Text,
     build_text_rows,
     choose_recordings,
@@ -89,12 +91,13 @@ def test_what_is_learned_is_to_read_the_audio(real_bases, tmp_path) -> None:
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < 0.5 * losses[0]
     model, collator = trainer.model.eval(), trainer.data_collator
-    rows = trainer.train_dataset.texts
+    rows = trainer.train_dataset
     costs = []
+    trainer.options.hearing_errors = 0
     for heard in (0, 1):
-        draw = {**rows[heard], "text": rows[0]["text"], "draw": Draw(0, 0, 0.0)}
         with torch.no_grad():
-            costs.append(float(model(**trainer.vary(collator([draw]))).loss))
+            batch = trainer.vary(collator([{**rows[heard], "text": rows[0]["text"]}]))
+            costs.append(float(model(**batch).loss))
     assert costs[0] < 0.5 * costs[1]
 
 
@@ -109,7 +112,7 @@ def test_recordings_come_beside_texts_and_train_the_projector_if_asked(run, corp
     varied = trainer.vary(batch)
     slots = int((varied["input_ids"] == trainer.processing_class.audio_token_id).sum())
     windows = sum(-(-length // 4) for length in varied["encoded_audio_lengths"].tolist())
-    assert slots == len(varied["audio_embeds"]) + windows and windows > 0 and "num_texts" not in varied
+    assert slots == len(varied["audio_embeds"]) + windows and windows > 0 and "text_sizes" not in varied
 
 
 def test_errors_go_up_over_the_run_and_held_out_recordings_are_evaluated(run, corpus) -> None:
@@ -117,11 +120,11 @@ def test_errors_go_up_over_the_run_and_held_out_recordings_are_evaluated(run, co
     bounds = ["--eval_steps", "4", "--eval_max_new_tokens", "3", "--batch_size", "5"]
     trainer = runs.run(run("--hearing_errors", "2", *evaluation, *bounds))
     assert {"eval_loss", "eval_word_error"} <= {name for entry in trainer.state.log_history for name in entry}
-    trainer.state.epoch = 0
-    batches = list(trainer.train_batch_sampler())
-    errors = [batch[0].errors for batch in batches]
-    assert errors[0] == 0 and errors[3] == 2 and errors == sorted(errors) and max(errors) == 2
-    assert sorted(map(len, batches)) == [4, 5, 5, 5, 5]
+    errors = []
+    for trainer.state.global_step in range(4):
+        errors.append(trainer.errors)
+    assert errors == pytest.approx([0, 2 / 3, 4 / 3, 2])
+    assert sorted(map(len, trainer.train_batch_sampler().batches(0))) == [4, 5, 5, 5, 5]
 
 
 def test_cut_off_it_goes_on_exactly(run, corpus, tmp_path) -> None:
@@ -151,38 +154,42 @@ def test_the_bank_is_collected_from_recordings_or_given(run, tiny_bases, corpus,
 
 
 @pytest.fixture
-def tiny_reader(tiny_processor):
-    bank, _ = make_bank(tiny_processor.tokenizer)
-    return ReadCollator(bank, tiny_processor, AudioLlmCollator(tiny_processor), seed=0)
+def bank(tiny_processor) -> PosteriorBank:
+    return make_bank(tiny_processor.tokenizer)[0]
 
 
-def test_rows_are_those_of_a_transcript_of_a_recording(tiny_reader, tiny_processor) -> None:
-    texts = [Text(sentence, sentence, f"line {n}") for n, sentence in enumerate(SENTENCES)]
-    rows, problems = build_text_rows(texts, tiny_reader.bank, tiny_processor, BatchBudget(), progress=False)
-    assert not problems and rows["text"][:] == SENTENCES
-    found = set()
-    for number in range(20):
-        batch = tiny_reader([{**row, "draw": Draw(n, number, 1.0)} for n, row in enumerate(rows)])
-        assert batch["num_texts"] == len(texts)
-        slots = (batch["input_ids"] == tiny_processor.audio_token_id).sum(dim=1)
-        assert slots.sum() == len(batch["audio_classes"]) == len(batch["audio_weights"])
-        for sentence, ids, labels in zip(SENTENCES, batch["input_ids"], batch["labels"]):
-            text = tiny_processor.decode(ids)
-            found |= {prompt for prompt in PROMPTS if max(prompt.split("<audio>"), key=len).strip() in text}
-            assert tiny_processor.decode(labels[labels != -100]) == f"{sentence}<|im_end|>"
-    assert found == set(PROMPTS)
+def test_rows_are_those_of_a_transcript_of_a_recording(bank, aligned, tiny_processor, tmp_path) -> None:
+    texts = [Text(sentence, sentence, f"line {n}") for n, sentence in enumerate(SENTENCES * len(PROMPTS))]
+    rows, problems = build_text_rows(texts, bank, tiny_processor, BatchBudget(), progress=False)
+    assert not problems and rows["text"][:] == SENTENCES * len(PROMPTS) and set(rows["prompt"]) == set(PROMPTS)
+    trainer = ReadTrainer(
+        model=AudioLlmForConditionalGeneration.from_pretrained(aligned),
+        args=AudioLlmTrainingArguments(str(tmp_path), max_steps=1, report_to="none"),
+        data_collator=ReadCollator(tiny_processor, AudioLlmCollator(tiny_processor)),
+        processing_class=tiny_processor,
+        bank=bank,
+        options=ReadArguments(text_path=["x"]),
+    )
+    collated = trainer.data_collator(list(rows))
+    batch = trainer.vary(collated)
+    slots = (batch["input_ids"] == tiny_processor.audio_token_id).sum(dim=1)
+    assert slots.sum() == len(batch["audio_embeds"]) > len(texts)
+    assert (batch["labels"] != -100).sum() == (collated["labels"] != -100).sum()
+    for row, ids, labels in zip(rows, batch["input_ids"], batch["labels"]):
+        assert max(row["prompt"].split("<audio>"), key=len).strip() in tiny_processor.decode(ids)
+        assert tiny_processor.decode(labels[labels != -100]) == f"{row['text']}<|im_end|>"
     # Lengths are known ahead, but for how many audio tokens are drawn.
     tokens = batch["attention_mask"].sum(dim=1) - slots
-    slots = [round(tiny_reader.bank.expected_slots(row["classes"], row["begins"])) for row in rows]
+    slots = [round(bank.expected_slots(row["classes"], row["begins"])) for row in rows]
     expected = [length - count for length, count in zip(rows["length"], slots)]
     assert all(0 <= length - own <= max(map(len, PROMPTS)) for length, own in zip(expected, tokens.tolist()))
 
 
-def test_texts_that_cannot_be_simulated_are_left_out_and_named(tiny_reader, tiny_processor) -> None:
+def test_texts_that_cannot_be_simulated_are_left_out_and_named(bank, tiny_processor) -> None:
     texts = ["Good.", "It costs 1250 euros.", "Stop </s> here.", "Far " * 100]
     rows, problems = build_text_rows(
         [Text(text, text, f"line {n}") for n, text in enumerate(texts)],
-        tiny_reader.bank,
+        bank,
         tiny_processor,
         BatchBudget(max_tokens=500),
         progress=False,
@@ -192,7 +199,7 @@ def test_texts_that_cannot_be_simulated_are_left_out_and_named(tiny_reader, tiny
     for (_, reason), part in zip(problems, ["1250", "</s>", "max_tokens_per_batch"]):
         assert part in reason
     said = [Text("It costs $1,250.", "it costs twelve hundred fifty dollars", "row 0")]
-    assert build_text_rows(said, tiny_reader.bank, tiny_processor, BatchBudget(), progress=False)[1] == []
+    assert build_text_rows(said, bank, tiny_processor, BatchBudget(), progress=False)[1] == []
 
 
 def test_words_in_letters_that_the_projector_never_heard_cannot_be_said(real_processor) -> None:

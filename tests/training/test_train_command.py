@@ -283,7 +283,6 @@ def test_any_option_of_the_trainer_passes_through(options) -> None:
         ("--data_weights 1 2", "expected a positive number for each"),
         ("--data_weights 0", "expected a positive number for each"),
         ("--streaming --max_steps -1", "--max_steps"),
-        ("--streaming --dataloader_num_workers 1", "--dataloader_num_workers with --streaming"),
         ("--max_tokens_per_batch 0", "--max_tokens_per_batch is 0"),
         ("--max_audio_seconds_per_batch -1", "--max_audio_seconds_per_batch is -1"),
         ("--load_in_8bit --load_in_4bit", "--load_in_8bit contradicts --load_in_4bit"),

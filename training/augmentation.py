@@ -1,5 +1,5 @@
 """
-Augmentation of waveforms before the encoder: speed, rooms, noise, telephones, codecs and gain.
+Augmentation: of waveforms before the encoder, in variants that the feature cache keeps, and of the encoder's frames.
 
 Rooms and noise are a few lines of numpy, and codecs those of libsndfile. The package audiomentations has most of this too,
 but draws from Python's and numpy's global generators, and its rooms and codecs need further compiled packages.
@@ -7,19 +7,29 @@ but draws from Python's and numpy's global generators, and its rooms and codecs 
 
 import hashlib
 import io
+import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import soundfile
 import soxr
+import torch
 from audiollm.command_line.files import is_audio
 from audiollm.command_line.option_parser import option
+from audiollm.processing import AudioLlmProcessor
 from audiollm.processing.audio import load_waveform
+from transformers import TrainerCallback
+
+from .collator import pad_rows, pad_windows, resize_slots, slot_runs
+from .feature_cache import KEY_LENGTH, FeatureCache
+from .rows import EXAMPLE_ERRORS, ExampleEncoder
 
 #: Raised when the same settings come to make another sound.
 VERSION = 1
@@ -115,9 +125,9 @@ class WaveformAugmentation:
     def key(self) -> str:
         """Settings, and a digest of the files of noise and rooms: the same for the same sound."""
         ranges = (None if getattr(self, name) is None else tuple(getattr(self, name)) for name in RANGES)
-        settings: list[Any] = [VERSION, *ranges, _digest(self._noise_files)]
+        settings: list[Any] = [VERSION, *ranges, _digest_of_files(self._noise_files)]
         if self.room_share:
-            settings += ["rooms", self.room_share, REVERB_S, _digest(self._room_files)]
+            settings += ["rooms", self.room_share, REVERB_S, _digest_of_files(self._room_files)]
         for name in ("telephone_share", "codec_share"):
             if getattr(self, name):
                 settings += [name, getattr(self, name)]
@@ -236,7 +246,7 @@ def pink(white: np.ndarray) -> np.ndarray:
     return np.fft.irfft(spectrum, n=len(white))
 
 
-def _digest(files: Sequence[str]) -> str:
+def _digest_of_files(files: Sequence[str]) -> str:
     contents = sorted(hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files)
     return hashlib.sha256("".join(contents).encode()).hexdigest()
 
@@ -259,3 +269,216 @@ def recordings_below(folder: str | Path, option: str) -> tuple[str, ...]:
     if not found:
         raise FileNotFoundError(f"{option} {folder} holds no recording; expected audio files such as *.wav or *.flac.")
     return found
+
+
+# ---- variants in the feature cache -----------------------------------------------------------------------------------
+
+#: The sizes of a row that other variants change, as of its longest.
+SIZE_COLUMNS = ("length", "audio_frames")
+
+
+class WaveformVariants:
+    """A number of variants of each training recording, which depend on it and the augmentation alone: runs share them."""
+
+    def __init__(self, cache: FeatureCache, augmentation: WaveformAugmentation, count: int):
+        self.cache = cache
+        self.augmentation = augmentation
+        self.count = count
+
+    def keys(self, key: str) -> list[str]:
+        """Return the cache keys of a recording's variants, given that of the recording."""
+        settings = (key, self.augmentation.key)
+        return [_digest([*settings, number])[:KEY_LENGTH] for number in range(self.count)]
+
+    def add(self, sources: Sequence[Sequence[Any]], progress: bool = True, announce: bool = True) -> None:
+        """Store what is missing of the variants of all examples that can be used; print what it costs, in one process."""
+        encoder = ExampleEncoder(self.cache.processor, self.cache)
+        # Where each lies: recordings within a table are read again when they are encoded, not held.
+        places: dict[str, tuple[Sequence[Any], int, int]] = {}
+        for examples in sources:
+            for index in range(len(examples)):
+                for place, recording in enumerate(examples[index].recordings):
+                    with suppress(*EXAMPLE_ERRORS):
+                        places.setdefault(encoder.measure(recording)[0], (examples, index, place))
+
+        def vary(own_key: str, examples: Sequence[Any], index: int, place: int) -> np.ndarray:
+            waveform = self.cache.processor.load_audio(encoder.content(examples[index].recordings[place]))
+            generator = np.random.default_rng(int(own_key, 16))
+            return self.augmentation(waveform, self.cache.processor.sampling_rate, generator)
+
+        variants = {own: partial(vary, own, *place) for key, place in places.items() for own in self.keys(key)}
+        if announce:
+            missing = sum(not self.cache.has(own) for own in variants)
+            print(
+                f"Waveform augmentation: {self.count} variants of each of {len(places)} recordings are cached, "
+                f"{self.count + 1} times the cache; {missing} are encoded now."
+            )
+        self.cache.fill(variants, progress)
+
+    def dataset(self, rows: datasets.Dataset, seed: int) -> tuple[datasets.Dataset, "VariantChoice"]:
+        """
+        Return rows that take other variants in every epoch, and the callback that tells them the epoch.
+
+        Rows have `audio`, the keys of recordings that were added; and `input_ids` and `labels` where
+        recordings have audio tokens in them. Each is as long in `length` and `audio_frames` as with its longest variants.
+        """
+        keys = dict.fromkeys(key for audio in rows["audio"] for key in audio)
+        frames = {key: [self.cache.lengths(own) for own in (key, *self.keys(key))] for key in keys}
+        stack = self.cache.processor.stack_factor
+        slots = {key: [sum(-(-n // stack) for n in windows) for windows in each] for key, each in frames.items()}
+        totals = {key: [sum(windows) for windows in each] for key, each in frames.items()}
+        has_slots = "input_ids" in rows.column_names
+        growing = {"length": slots if has_slots else totals, "audio_frames": totals}
+        for column in set(SIZE_COLUMNS) & set(rows.column_names):
+            sizes = [
+                size + sum(max(growing[column][key]) - growing[column][key][0] for key in audio)
+                for size, audio in zip(rows[column], rows["audio"])
+            ]
+            rows = rows.remove_columns(column).add_column(column, sizes)
+        table = {key: list(zip((key, *self.keys(key)), slots[key])) for key in keys}
+        choice = VariantChoice(table, self.cache.processor.audio_token_id, seed)
+        columns = ["audio", *(("input_ids", "labels") if has_slots else ())]
+        return rows.with_transform(choice, columns=columns, output_all_columns=True), choice
+
+
+class VariantChoice(TrainerCallback):
+    """
+    Chooses for each recording of a row itself or one of its variants, by seed, epoch and row alone.
+
+    So a resumed run, and any number of processes, choose the same. The table has, for each recording's key, key and audio
+    tokens of itself and of its variants.
+    """
+
+    def __init__(self, table: dict[str, list[tuple[str, int]]], slot_id: int, seed: int):
+        self.table = table
+        self.slot_id = slot_id
+        self.seed = seed
+        #: Shared with worker processes, which may outlive an epoch.
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def on_epoch_begin(self, args, state, control, **kwargs) -> None:
+        """Note the epoch that begins, or that a resumed run is in."""
+        self.epoch.fill_(int(state.epoch or 0))
+
+    def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Return a batch of columns with the variants chosen, and their audio tokens and labels."""
+        if "input_ids" not in rows:
+            return {"audio": [[key for key, _ in self.choose([], audio)] for audio in rows["audio"]]}
+        varied: dict[str, list[Any]] = {"input_ids": [], "labels": [], "audio": []}
+        for input_ids, labels, audio in zip(rows["input_ids"], rows["labels"], rows["audio"]):
+            taken = self.choose(input_ids, audio)
+            new_ids, new_labels = resize_slots(input_ids, labels, self.slot_id, [slots for _, slots in taken])
+            varied["input_ids"].append(new_ids)
+            varied["labels"].append(new_labels)
+            varied["audio"].append([key for key, _ in taken])
+        return varied
+
+    def choose(self, input_ids: Sequence[int], audio: Sequence[str]) -> list[tuple[str, int]]:
+        """Return (key, audio tokens) of what is chosen for each recording of a row."""
+        row = _digest([self.seed, int(self.epoch), list(map(int, input_ids)), list(audio)])
+        generator = np.random.default_rng(int(row, 16))
+        return [self.table[key][generator.integers(len(self.table[key]))] for key in audio]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+# ---- frames of the encoder, in the step ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FeatureAugmentation:
+    """
+    SpecAugment (Park et al. 2019, arXiv:1904.08779) on encoder frames instead of log-mel ones, and a change of tempo.
+
+    The encoder need not run again, so that the cache stays useful. Draws come from torch's global generator, whose
+    state a checkpoint keeps.
+    """
+
+    time_masks: int = 2  # stretches of frames set to zero
+    max_time_share: float = 0.1  # of the clip, in each
+    channel_masks: int = 2  # bands of channels set to zero
+    max_channel_share: float = 0.1  # of the width, in each
+    tempo_probability: float = 0.5  # that frames are stretched or squeezed, where lengths may change
+    tempo_range: tuple[float, float] = (0.88, 1.14)  # of the new length over the old
+
+    def __call__(self, frames: torch.Tensor, may_change_length: bool = False) -> torch.Tensor:
+        """Return a varied copy of one clip's frames `(frames, width)`."""
+        if may_change_length and _uniform() < self.tempo_probability:
+            low, high = self.tempo_range
+            length = max(2, round(len(frames) * (low + (high - low) * _uniform())))
+            stretched = torch.nn.functional.interpolate(frames.float().T[None], size=length, mode="linear")[0].T
+            frames = stretched.to(frames.dtype)
+        frames = frames.clone()
+        length, width = frames.shape
+        for _ in range(self.time_masks):
+            start, size = _span(length, self.max_time_share)
+            frames[start : start + size] = 0
+        for _ in range(self.channel_masks):
+            start, size = _span(width, self.max_channel_share)
+            frames[:, start : start + size] = 0
+        return frames
+
+
+def _uniform() -> float:
+    return float(torch.rand(()))
+
+
+def _span(total: int, max_share: float) -> tuple[int, int]:
+    """Return a random stretch of up to `max_share` of `total`: where it starts, and its size."""
+    size = int(_uniform() * (max_share * total + 1))
+    return int(_uniform() * (total - size + 1)), size
+
+
+@dataclass(frozen=True)
+class BatchAugmentation:
+    """
+    Varies the encoder output of a batch, as [`AudioLlmCollator`] makes it with a cache.
+
+    A change of tempo changes the number of a recording's audio tokens. Draws come from torch's global generator, so this
+    happens in the step, not in the collator, which works ahead: a resumed run would draw other numbers.
+    """
+
+    features: FeatureAugmentation
+    slot_id: int  # of an audio token
+    stack_factor: int
+    pad_id: int
+
+    @classmethod
+    def of(cls, processor: AudioLlmProcessor, features: FeatureAugmentation | None = None) -> "BatchAugmentation":
+        """Return the augmentation of batches for a processor's model, by default masks and tempo."""
+        pad_id = processor.tokenizer.pad_token_id
+        return cls(features or FeatureAugmentation(), processor.audio_token_id, processor.stack_factor, pad_id)
+
+    def __call__(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return a varied copy of a batch; one without `encoded_audio` comes back as it is."""
+        if batch.get("encoded_audio") is None:
+            return batch
+        device = batch["encoded_audio"].device
+        lengths = batch["encoded_audio_lengths"].tolist()
+        windows = iter([window[:length] for window, length in zip(batch["encoded_audio"], lengths)])
+        if "input_ids" not in batch:  # of stage align: clips of one window
+            clips = pad_windows([self.features(window, True) for window in windows])
+            return {**batch, **{name: tensor.to(device) for name, tensor in clips.items()}}
+        ids, labels, varied = [], [], []
+        for row, row_labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"].bool()):
+            row_ids = row[mask].tolist()
+            new_runs = []
+            for slots in slot_runs(row_ids, self.slot_id):
+                recording = []
+                while slots > 0:
+                    recording.append(next(windows))
+                    slots -= self._slots(recording[-1])
+                # Only a recording of one window may change its length: others would no longer fit theirs.
+                recording = [self.features(window, len(recording) == 1) for window in recording]
+                new_runs.append(sum(map(self._slots, recording)))
+                varied.extend(recording)
+            new_ids, new_labels = resize_slots(row_ids, row_labels[mask].tolist(), self.slot_id, new_runs)
+            ids.append(new_ids)
+            labels.append(new_labels)
+        padded = {**pad_rows(ids, labels, self.pad_id), **pad_windows(varied)}
+        return {**batch, **{name: tensor.to(device) for name, tensor in padded.items()}}
+
+    def _slots(self, window: torch.Tensor) -> int:
+        return -(-len(window) // self.stack_factor)

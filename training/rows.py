@@ -1,20 +1,32 @@
 """
-Examples → token ids and labels, with the audio left on disk.
+Examples → rows of token ids and labels, with the audio left on disk; mixed, or streamed as they come.
 
 Everything that can be wrong with an example is found before the first recording is encoded: recordings that the cache
 does not have yet are decoded once to see that they can be, and to know how many audio tokens they take.
+
+A stream holds and counts nothing, so that bad rows are found when they are met. A run that resumes goes on where it was:
+rows that were already learned from are passed over, unread and unencoded, in the same shuffled order.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import datasets
-from audiollm.corpora.sources import Examples, settle_problems
+import numpy as np
+import torch
+from audiollm.corpora.examples import ExamplesError
+from audiollm.corpora.rows import Conversation
+from audiollm.corpora.sources import Examples, StreamedRows, settle_problems
 from audiollm.processing import AudioLlmProcessor
 from audiollm.processing.audio import AudioError, read_bytes
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER, ConversationError
 from tqdm.auto import tqdm
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from .batching import BatchBudget
 from .feature_cache import FeatureCache
@@ -211,3 +223,164 @@ def _as_dataset(rows: Sequence[dict[str, Any]], within_tables: bool) -> datasets
             for audio in columns["audio"]
         ]
     return datasets.Dataset.from_dict(columns, features=features)
+
+
+# ---- streams ---------------------------------------------------------------------------------------------------------
+
+#: Rows that are held to draw from when nothing is said.
+SHUFFLE_ROWS = 1000
+#: What a checkpoint keeps of the rows that were left out, for each process.
+BAD_ROWS_FILE = "bad_rows-{process}.json"
+
+
+class StreamedExamples(torch.utils.data.IterableDataset):
+    """
+    Rows as [`ExampleEncoder.encode`] makes them, without end: a source that is used up begins again in another order.
+
+    Without weights, sources take turns until each is used up. With weights, each row comes from a source that is drawn
+    by the seed with that probability. Each of several processes, and each of its DataLoader's workers, takes every n-th
+    row. Features are stored as rows come up.
+
+    Workers tell the process of bad rows by the row after them, in `bad_rows`; and of an error that ends the run by a row
+    with `error`, the arguments of an ExamplesError.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[StreamedRows],
+        encoder: ExampleEncoder,
+        weights: Sequence[float] | None = None,
+        seed: int = 0,
+        skip_bad: bool = False,
+        process_index: int = 0,
+        num_processes: int = 1,
+    ):
+        self.streams = streams
+        self.encoder = encoder
+        self.weights = weights
+        self.seed = seed
+        self.skip_bad = skip_bad
+        self.process_index = process_index
+        self.num_processes = num_processes
+        #: Batches at the start whose rows come as None, because a run that was cut off has learned from them; their size.
+        self.passed_over, self.batch_size = 0, 1
+        #: Numbers, counted through all passes, of this process's rows that were found to be bad.
+        self.bad: set[int] = set()
+        self._reported: dict[tuple[str, str], str] = {}
+
+    def __iter__(self) -> Iterator[dict[str, Any] | None]:
+        """
+        Raises:
+            ExamplesError: a row is bad and they are not to be skipped, or there are no others.
+        """
+        worker = torch.utils.data.get_worker_info()
+        own, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        share, shares = self.process_index * workers + own, self.num_processes * workers
+        passed_over = len(range(own, self.passed_over, workers)) * self.batch_size
+        try:
+            yield from self._share(share, shares, passed_over)
+        except ExamplesError as error:
+            if worker is None:
+                raise
+            while True:  # to fill the batch
+                yield {"error": (error.path, error.problems)}
+
+    def _share(self, share: int, shares: int, passed_over: int) -> Iterator[dict[str, Any] | None]:
+        handed_out = last_useful_pass = 0
+        bad: list[int] = []
+        for number, (current_pass, name, where, read) in enumerate(self._rows()):
+            if number % shares != share or number in self.bad:
+                continue
+            row = None
+            if handed_out >= passed_over:
+                try:
+                    row = self._row(read())
+                except EXAMPLE_ERRORS as error:
+                    self._reject(number, name, where, error)
+                    bad.append(number)
+                    if current_pass - last_useful_pass > shares:
+                        raise ExamplesError(name, [("", "holds no example that can be used")]) from error
+                    continue
+            if bad and torch.utils.data.get_worker_info() is not None:
+                row, bad = {**(row or {}), "bad_rows": bad}, []
+            handed_out, last_useful_pass = handed_out + 1, current_pass
+            yield row
+
+    @property
+    def encodes(self) -> bool:
+        """Whether rows are encoded when they are read."""
+        return self.encoder.cache is not None
+
+    def resume(self, checkpoint: Path, batches_per_step: int, batch_size: int) -> None:
+        """Pass over what this process has learned from, in a checkpoint of as many workers."""
+        steps = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).global_step
+        self.passed_over, self.batch_size = steps * batches_per_step, batch_size
+        bad_rows = checkpoint / BAD_ROWS_FILE.format(process=self.process_index)
+        if bad_rows.is_file():
+            self.bad.update(json.loads(bad_rows.read_text()))
+
+    def save_bad_rows(self, checkpoint: Path) -> None:
+        """Write which rows of this process were left out."""
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        file = checkpoint / BAD_ROWS_FILE.format(process=self.process_index)
+        file.write_text(json.dumps(sorted(self.bad)))
+
+    def _row(self, example: Conversation) -> dict[str, Any]:
+        row = self.encoder.encode(example)
+        if self.encoder.cache is not None:
+            for recording in example.recordings:
+                self.encoder.cache.add_one(self.encoder.content(recording))
+        return row
+
+    def _reject(self, number: int, name: str, where: str, error: Exception) -> None:
+        if not self.skip_bad:
+            raise ExamplesError(name, [(where, str(error))]) from error
+        self.bad.add(number)
+        if (name, where) not in self._reported:
+            self._reported[name, where] = str(error)
+            print(f"{name}: {where} is left out, the {len(self._reported)}. bad example so far: {error}")
+
+    def _rows(self) -> Iterator[tuple[int, str, str, Callable[[], Conversation]]]:
+        """Yield all rows of all processes: which pass, the source's name, where, and what reads the row."""
+        names = [stream.source.name for stream in self.streams]
+        if self.weights is None:
+            for current_pass in count():
+                left = dict(enumerate(self._pass(stream, current_pass) for stream in self.streams))
+                while left:
+                    for index, rows in list(left.items()):
+                        following = next(rows, None)
+                        if following is None:
+                            del left[index]
+                        else:
+                            yield current_pass, names[index], *following
+            return  # never: there is always another pass
+        random = np.random.default_rng(self.seed)
+        shares = np.asarray(self.weights, dtype=float) / sum(self.weights)
+        passes = [0] * len(self.streams)
+        current = [self._pass(stream, 0) for stream in self.streams]
+        while True:
+            index = int(random.choice(len(shares), p=shares))
+            following = next(current[index], None)
+            if following is None:
+                passes[index] += 1
+                current[index] = self._pass(self.streams[index], passes[index])
+                following = next(current[index])
+            yield min(passes), names[index], *following
+
+    def _pass(self, stream: StreamedRows, number: int) -> Iterator[tuple[str, Callable[[], Conversation]]]:
+        rows = stream.rows(number, self.seed)
+        first = next(rows, None)
+        if first is None:
+            raise ExamplesError(stream.source.name, [("", "holds no examples")])
+        yield first
+        yield from rows
+
+
+def collate_stream(collate: Callable[[list[Any]], dict[str, Any]], rows: list[Any]) -> dict[str, Any]:
+    """Return a batch of a stream's rows, with what workers report; nothing where they are passed over."""
+    if rows[0] is None:
+        return {}
+    if any("error" in row for row in rows):
+        return {"error": next(row["error"] for row in rows if "error" in row), "labels": torch.empty(0)}
+    bad = [number for row in rows for number in row.pop("bad_rows", [])]
+    return {**collate(rows), **({"bad_rows": bad} if bad else {})}
