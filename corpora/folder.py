@@ -12,7 +12,6 @@ import codecs
 import errno
 import hashlib
 import json
-import math
 import os
 import re
 import stat
@@ -47,6 +46,7 @@ from .tables import (
     Row,
     counted,
     encoding_of,
+    number,
     printable,
     rows_of,
     shown,
@@ -151,7 +151,7 @@ class FolderSource:
     The clips of a folder. Satisfies `ClipSource`.
 
     In its identity tables count by their content, recordings with transcripts beside them by their names and what the
-    transcripts say. `description` says how the folder is read, `notes` which tables cannot be.
+    transcripts say. `summary` says how the folder is read, and which tables cannot be.
 
     Raises:
         CorpusError: there is no such folder, nothing in it fits, several things do, or the table cannot be read.
@@ -188,7 +188,8 @@ class FolderSource:
             "split": self._split,
             "splits": self._splits,
         }
-        self.description = self._describe()
+        notes = [f"not read: {note}" for note in self.notes]
+        self.summary = "\n".join(f"{self.name}: {line}" for line in (self._describe(), *notes))
         self._count = None if self._splits else self._count
 
     def clips(self, start: int = 0) -> Iterator[Clip | BadClip]:
@@ -446,28 +447,6 @@ class FolderSource:
         return digest.hexdigest(), count
 
 
-def open_source(arguments: FolderArguments) -> FolderSource:
-    """Return the clips of a folder, and print how it is read; raises as [`FolderSource`]."""
-    source = FolderSource(arguments)
-    print(f"{source.name}: {source.description}")
-    for note in source.notes:
-        print(f"{source.name}: not read: {note}")
-    return source
-
-
-def number(value: Any, name: str) -> float | None:
-    """Return a number from 0 on, as JSON or a table has it; None where there is none, ValueError for anything else."""
-    if value is None or value == "":
-        return None
-    try:
-        found = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        found = math.nan
-    if not 0 <= found < math.inf:
-        raise ValueError(f"{name} is {shown(value)}; expected a number from 0 on")
-    return found
-
-
 def split_in(path: str) -> str | None:
     """Return the split that a relative path names in one of its parts, the first that does."""
     for part in path.split(os.sep):
@@ -520,6 +499,9 @@ def _is_other_text(name: str, stem: str, recordings: Mapping[str, Any]) -> bool:
     """Return whether a text without audio of its name is a README, or another kind of transcript."""
     kinds = (_key(_stem(name, suffix)) for suffix in TRANSCRIPT_SUFFIXES)
     return bool(NOT_TRANSCRIPTS.fullmatch(stem.lower())) or any(kind in recordings for kind in kinds)
+
+
+open_source = FolderSource
 
 
 # --------------------------------------------------------------------------------------------------------------- paths

@@ -102,7 +102,7 @@ class HuggingFaceSource:
         tasks: What the catalogue says can be asked about its clips; None if it does not say.
         folder, reads_all_below: The local folder that is read, None of a file and of the Hub, and whether it is read whole.
         wer_unit, wer_doubt: The unit of its word errors, percent or fraction; or the message for when it cannot be told.
-        summary: What [`open_source`] prints.
+        summary: What is read, and which column is which field.
 
     Raises:
         CorpusError: it cannot be read, or a column is missing or cannot be told among several.
@@ -291,8 +291,4 @@ class HuggingFaceSource:
         return value
 
 
-def open_source(arguments: HuggingFaceArguments) -> HuggingFaceSource:
-    """Open a dataset, and print which column is which field; raises as [`HuggingFaceSource`]."""
-    source = HuggingFaceSource(arguments)
-    print(source.summary)
-    return source
+open_source = HuggingFaceSource

@@ -4,7 +4,6 @@ Transcripts of recordings by a Whisper model: hypotheses to compare transcripts 
 Greedy, so that the same recording always gives the same text. Each batch is kept on disk as soon as it is heard.
 """
 
-import io
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 import torch
 from audiollm.base_models import EMBEDDED_PREFIX, resolve_base
 from audiollm.command_line.files import sha256_of
@@ -32,6 +30,7 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from .clips import safe_name
 from .normalisers import language_of
+from .recordings import declared
 from .transcript_journal import TranscriptJournal, model_checksum
 
 DEFAULT_WHISPER = "pypi:whisper-tiny.en"
@@ -268,8 +267,5 @@ def _checksum(recording: Any) -> str:
 
 def _seconds(recording: Any) -> float:
     """Return how long a recording is, by its header where libsndfile reads it."""
-    file = _file_of(recording)
-    try:
-        return soundfile.info(io.BytesIO(file) if isinstance(file, bytes) else file).duration
-    except soundfile.LibsndfileError:
-        return len(load_waveform(recording)) / SAMPLING_RATE_HZ
+    found = declared(recording)
+    return found[0] / found[1] if found else len(load_waveform(recording)) / SAMPLING_RATE_HZ

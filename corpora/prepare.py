@@ -81,6 +81,8 @@ def run(kind: str, arguments: Sequence[str]) -> Prepared:
         raise ValueError(f"there is no option {' '.join(unknown)}; `audiollm prepare {kind} --help` lists them all.")
     output = Path(shared.output or module.DEFAULT_OUTPUT)
     source = module.open_source(options)
+    if hasattr(source, "summary"):
+        print(source.summary)
     _check_output(source, output)
     if word_error.max_wer is not None and getattr(source, "wer_doubt", None):
         raise CorpusError(source.wer_doubt)

@@ -40,14 +40,14 @@ def load_clip(clip: Clip, settings: AudioSettings) -> np.ndarray:
         array, rate = recording.load()
         recording = {"array": array, "sampling_rate": rate, "path": clip.id}
     whole = clip.end_seconds is None and clip.start_seconds == 0
-    declared = _declared(recording)
-    if declared is not None:
-        seconds = declared[0] / declared[1]
+    known = declared(recording)
+    if known is not None:
+        seconds = known[0] / known[1]
         if whole:
             _check_length(seconds, settings)
         else:
             _check_part(clip, seconds, settings)
-            recording, whole = _read_part(recording, clip, declared[1]), True
+            recording, whole = _read_part(recording, clip, known[1]), True
     waveform = load_waveform(recording, name=clip.id)
     if not whole:
         _check_part(clip, len(waveform) / SAMPLING_RATE_HZ, settings)
@@ -100,7 +100,7 @@ def _source_of(recording: Any) -> Any:
     return recording if isinstance(recording, (str, os.PathLike)) and os.path.isfile(recording) else None
 
 
-def _declared(recording: Any) -> tuple[int, int] | None:
+def declared(recording: Any) -> tuple[int, int] | None:
     """Return frames and rate by a recording's header; None where libsndfile does not read it."""
     try:
         source = _source_of(recording)

@@ -182,6 +182,7 @@ class Synthesized:
                 f"--voices_per_text {arguments.voices_per_text} asks for more voices than there are: {there}."
             )
         self.name = str(table.path)
+        self.summary = f"{table.description}\nVoices: {', '.join(map(str, self.voices))}."
         self.default_tasks = RESPONSE_TASKS if table.response_column else DEFAULT_TASKS
         self.spans = (arguments.pitch or [*DEFAULT_PITCH], arguments.speed or [*DEFAULT_SPEED])
         self.identity: dict[str, Any] = {
@@ -232,7 +233,7 @@ class Synthesized:
 
 def open_source(arguments: SynthesizeArguments) -> Synthesized:
     """
-    Return the texts and voices that options ask for, and print what was chosen.
+    Return the texts and voices that options ask for.
 
     Raises:
         ValueError: options contradict each other.
@@ -249,8 +250,6 @@ def open_source(arguments: SynthesizeArguments) -> Synthesized:
         raise ValueError("--speed needs {speed}, {stretch} or {words_per_minute} in --tts_command.")
     if not paced:
         arguments = dataclasses.replace(arguments, pitch=arguments.pitch or [*UNCHANGED], speed=[*UNCHANGED])
-    print(table.description)
-    print(f"Voices: {', '.join(map(str, voices))}.")
     return Synthesized(table, voices, arguments)
 
 

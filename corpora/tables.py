@@ -11,6 +11,7 @@ import csv
 import gzip
 import io
 import json
+import math
 import re
 import zlib
 from collections.abc import Iterable, Iterator
@@ -58,6 +59,19 @@ def shown(value: Any) -> str:
 def counted(count: int, thing: str) -> str:
     """Return a number of things in words."""
     return f"{count:,} {thing}" + ("" if count == 1 else "s")
+
+
+def number(value: Any, name: str) -> float | None:
+    """Return a number from 0 on, as JSON or a table has it; None where there is none, ValueError for anything else."""
+    if value is None or value == "":
+        return None
+    try:
+        found = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not 0 <= found < math.inf:
+        raise ValueError(f"{name} is {shown(value)}; expected a number from 0 on")
+    return found
 
 
 def text_problem(text: str, encoding: str | None = None) -> str | None:

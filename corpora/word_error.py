@@ -21,6 +21,7 @@ from .hypotheses import DEFAULT_WHISPER, WhisperTranscriber
 from .letter_case import has_punctuation, restore_from
 from .normalisers import clip_word_error, has_words, normaliser_for
 from .prepared_files import Row
+from .tables import number
 
 #: Sources of a word error, best first: the corpus' own figure, its hypothesis, what Whisper hears.
 DATASET, HYPOTHESIS, WHISPER = "dataset", "hypothesis", "whisper"
@@ -168,10 +169,5 @@ def _is_missing(value: Any) -> bool:
 
 def _percent(own: Any, unit: str | None) -> float:
     """Return a corpus' own word error in percent; raise ValueError if it is none."""
-    try:
-        wer = math.nan if isinstance(own, bool) else float(own)
-    except (TypeError, ValueError):
-        wer = math.nan
-    if not 0 <= wer < math.inf:
-        raise ValueError(f"its word error is {own!r}; expected a number of percent, from 0 on")
+    wer = number(own, "its word error") or 0.0
     return round(100 * wer, PERCENT_DECIMALS) if unit == "fraction" else wer

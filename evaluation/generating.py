@@ -29,8 +29,8 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Answer of a system."""
+class Reply:
+    """What a system said."""
 
     text: str | None  # without special tokens or surrounding space; None where there is no answer
     finish: str = STOP  # `stop`, `length`, `repeated` or `error`
@@ -40,9 +40,9 @@ class Answer:
     more_seconds: float = 0.0  # computing time that went into it before this batch
 
 
-def failure(reason: object) -> Answer:
+def failure(reason: object) -> Reply:
     """Return no answer, and why."""
-    return Answer(None, ERROR, str(reason))
+    return Reply(None, ERROR, str(reason))
 
 
 def transcript_bound(seconds: float, language: str | None) -> int:
@@ -96,7 +96,7 @@ class Generator:
 
     def answer(
         self, conversations: Sequence[Conversation], waveforms: Sequence[Sequence[Any]], bounds: Sequence[int]
-    ) -> list[Answer]:
+    ) -> list[Reply]:
         """
         Return one answer for each conversation; a batch that is too large for the memory is halved, and this is said.
 
@@ -106,7 +106,7 @@ class Generator:
             bounds: tokens that each answer may have; fewer where the context ends before.
         """
         rows: list[Prompt] = []
-        answers: list[Answer | None] = []
+        answers: list[Reply | None] = []
         for conversation, heard, bound in zip(conversations, waveforms, bounds, strict=True):
             try:
                 rows.append(self._prompt(conversation, heard, bound))
@@ -128,7 +128,7 @@ class Generator:
         return ids, heard, min(bound, self._context - len(ids))
 
     @torch.inference_mode()
-    def _generate(self, rows: Sequence[Prompt]) -> list[Answer]:
+    def _generate(self, rows: Sequence[Prompt]) -> list[Reply]:
         tokenizer, device = self.processor.tokenizer, self.model.device
         inputs = tokenizer.pad(
             {"input_ids": [ids for ids, _, _ in rows]}, padding=True, padding_side="left", return_tensors="pt"
@@ -141,7 +141,7 @@ class Generator:
             audio_tokens = [ids.count(self.processor.audio_token_id) for ids, _, _ in rows]
             bounds = [min(bound, SPARE_TOKENS + count) for bound, count in zip(bounds, audio_tokens)]
             best = self._rescorer.choose(**inputs.to(device), bounds=bounds)
-            return [Answer(one.text, STOP if one.is_finished else LENGTH) for one in best]
+            return [Reply(one.text, STOP if one.is_finished else LENGTH) for one in best]
         said = generate_to_ends(
             self.model, inputs.to(device), bounds, max_new_tokens=max(bounds), do_sample=False, num_beams=1
         )
@@ -150,7 +150,7 @@ class Generator:
         answers = []
         for row, bound in zip(said, bounds):
             finish = STOP if ends & set(row) else LENGTH if len(row) >= bound else REPEATED
-            answers.append(Answer(tokenizer.decode(row, skip_special_tokens=True).strip(), finish))
+            answers.append(Reply(tokenizer.decode(row, skip_special_tokens=True).strip(), finish))
         return answers
 
 

@@ -8,7 +8,6 @@ transcripts are references.
 import difflib
 import json
 import os
-import string
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -52,11 +51,6 @@ from .tasks import (
 LETTERS = ("A", "B", "C", "D")
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip", ".7z")
 Questions = Iterator[Item | BadClip]
-
-
-def fill(prompt: str, fields: Mapping[str, Any]) -> str:
-    """Return a prompt with its fields put in; KeyError where one is not there."""
-    return string.Formatter().vformat(prompt, (), fields)
 
 
 # ------------------------------------------------------------------------------------------------------ own recordings
@@ -188,7 +182,7 @@ def item_of(clip: Clip | BadClip, task: Task) -> Item | BadClip:
             return BadClip(clip.id, f"its answer is {letter!r}; expected one of {', '.join(LETTERS)}")
         references, extra = [letter], {**extra, "choices": dict.fromkeys(LETTERS, "")}
     try:
-        prompt = fill(task.prompt, clip.fields)
+        prompt = task.prompt.format_map(clip.fields)
     except KeyError as error:
         return BadClip(clip.id, f"has no {error.args[0]!r}, which the prompt quotes")
     return Item(clip.id, prompt, [clip.recording], references, extra)
@@ -231,7 +225,9 @@ def fleurs_translation(task: Task, data: str | None, limit: int | None) -> Quest
             yield BadClip(clip.id, f"its sentence {clip.fields['sentence']} is not in {target}")
         else:
             references = [translations[clip.fields["sentence"]]]
-            yield Item(clip.id, fill(task.prompt, fields), [clip.recording], references, {**clip.fields, **fields})
+            yield Item(
+                clip.id, task.prompt.format_map(fields), [clip.recording], references, {**clip.fields, **fields}
+            )
 
 
 def sessions(task: Task, data: str | None, limit: int | None) -> Questions:
@@ -346,7 +342,7 @@ def air_bench(task: Task, data: str | None, limit: int | None) -> Questions:
             continue
         found = f"{root}/{recording}" if checker is None else checker.locate(recording)
         identity = f"{row['task_name']}_{row['dataset_name']}/{row['uniq_id']}"
-        items.append(Item(identity, fill(task.prompt, shown), [found], references, extra))
+        items.append(Item(identity, task.prompt.format_map(shown), [found], references, extra))
     if problems:
         raise TaskDataError(task.name, problems)
     yield from items

@@ -35,7 +35,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor
 
 from .arguments import EvaluateArguments
-from .generating import Answer, failure, swapped, transcript_bound
+from .generating import Reply, failure, swapped, transcript_bound
 from .outputs import (
     ERROR,
     RUN_FILE,
@@ -270,7 +270,7 @@ def answer_batch(job: Job, name: str, system: System, processor: Any, batch: Seq
     """
     began = time.perf_counter()
     heard: dict[int, list[np.ndarray]] = {}
-    answers: dict[int, Answer] = {}
+    answers: dict[int, Reply] = {}
     for number, item in enumerate(batch):
         try:
             if item.problem:

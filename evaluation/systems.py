@@ -29,7 +29,7 @@ from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from .generating import Answer, Generator, adapter_windows
+from .generating import Generator, Reply, adapter_windows
 from .outputs import SystemOutputs
 from .tasks import Item, Task
 
@@ -54,7 +54,7 @@ class System(Protocol):
 
     def answer(
         self, items: Sequence[Item], waveforms: Sequence[Sequence[np.ndarray]], bounds: Sequence[int]
-    ) -> list[Answer]:
+    ) -> list[Reply]:
         """Return one answer each; `waveforms` are the decoded recordings of each item, `bounds` are in tokens."""
 
 
@@ -64,7 +64,7 @@ class ModelSystem:
 
     generator: Generator
 
-    def answer(self, items, waveforms, bounds) -> list[Answer]:
+    def answer(self, items, waveforms, bounds) -> list[Reply]:
         """See [`System`]."""
         asked = [ask(item.prompt, *heard) for item, heard in zip(items, waveforms)]
         return self.generator.answer(asked, waveforms, bounds)
@@ -84,11 +84,11 @@ class WhisperSystem:
     batch_size: int
     known: dict[str, tuple[str, float]] = field(default_factory=dict)
 
-    def answer(self, items, waveforms, bounds) -> list[Answer]:
+    def answer(self, items, waveforms, bounds) -> list[Reply]:
         """See [`System`]; its bound is the decoder's own."""
         began = time.perf_counter()
         texts = iter(self.hear([waveform for heard in waveforms for waveform in heard]))
-        answers = [Answer(" ".join(filter(None, [next(texts) for _ in heard]))) for heard in waveforms]
+        answers = [Reply(" ".join(filter(None, [next(texts) for _ in heard]))) for heard in waveforms]
         each = (time.perf_counter() - began) / len(answers)
         self.known.update((item.id, (str(one.text), each)) for item, one in zip(items, answers))
         return answers
@@ -111,7 +111,7 @@ class TextSystem:
     generator: Generator  # of the base
     whisper: WhisperSystem | None = None
 
-    def answer(self, items, waveforms, bounds) -> list[Answer]:
+    def answer(self, items, waveforms, bounds) -> list[Reply]:
         """See [`System`]; an answer's `extra` has the transcripts."""
         transcripts: list[list[str]] = []
         before: list[float] = []
@@ -148,9 +148,9 @@ class RetentionSystem:
     tokenizer: Any  # what is measured
     base: Any | None = None  # the base language model by itself, to compare with; None measures likelihood alone
 
-    def answer(self, items, waveforms, bounds) -> list[Answer]:
+    def answer(self, items, waveforms, bounds) -> list[Reply]:
         """See [`System`]; an answer is empty, and its `extra` has what was measured of the prompt."""
-        return [Answer("", extra=self.measure(item.prompt)) for item in items]
+        return [Reply("", extra=self.measure(item.prompt)) for item in items]
 
     def measure(self, text: str) -> dict[str, Any]:
         """Return tokens scored, the sum of their negative log likelihoods in nats, and what differs from the base."""

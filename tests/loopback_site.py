@@ -6,7 +6,7 @@ import functools
 import http.server
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 
@@ -75,16 +75,23 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving() -> Iterator[Site]:
-    """A site while it is up."""
-    served = Site()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, served))
+def running(handler: Callable[..., http.server.BaseHTTPRequestHandler]) -> Iterator[http.server.ThreadingHTTPServer]:
+    """A server of the loopback interface while it is up."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     server.block_on_close = False
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    served.url = f"http://127.0.0.1:{server.server_port}"
     try:
-        yield served
+        yield server
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextlib.contextmanager
+def serving() -> Iterator[Site]:
+    """A site while it is up."""
+    served = Site()
+    with running(functools.partial(Handler, served)) as server:
+        served.url = f"http://127.0.0.1:{server.server_port}"
+        yield served

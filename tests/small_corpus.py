@@ -1,5 +1,6 @@
 """A handful of noise recordings and examples over them: enough to train a tiny model on, meaning nothing."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -50,3 +51,12 @@ def assert_rows_refused(read: Callable[[list], Any], rows: list[dict], where: se
         read(rows)
     assert {at for at, _ in error.value.problems} == where
     assert all(any(reason in why for at, why in error.value.problems if at == row) for row in where)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Returns the checksum of every file below a folder, by its path; locks hold nothing."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.endswith("lock")
+    }

@@ -6,7 +6,6 @@ process for each command; with `fresh`, a command is an interpreter of its own, 
 """
 
 import functools
-import hashlib
 import importlib
 import json
 import os
@@ -114,15 +113,6 @@ class Launcher:
 
     def close(self) -> None:
         self._process.communicate()
-
-
-def contents(folder: Path) -> dict[str, str]:
-    """Checksum of every file below a folder, by its path; locks hold nothing."""
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.name.endswith("lock")
-    }
 
 
 # ------------------------------------------------------------------------------------------------------- the process

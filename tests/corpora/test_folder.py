@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from audiollm.corpora.clips import BadClip, CorpusError
-from audiollm.corpora.folder import FolderArguments, open_source
 from audiollm.corpora.prepare import run
 from folder_shapes import (
     MAKERS,
@@ -31,12 +30,12 @@ from folder_shapes import (
 
 
 @pytest.mark.parametrize("shape", MAKERS)
-def test_each_shape_is_found_and_read(tmp_path: Path, shape: str, capsys: pytest.CaptureFixture[str]):
+def test_each_shape_is_found_and_read(tmp_path: Path, shape: str):
     MAKERS[shape](tmp_path)
     clips = read(tmp_path)
     assert {re.sub("^(audio|clips)/", "", name): text for name, text in said(clips).items()} == SENTENCES
-    source = open_source(FolderArguments(str(tmp_path)))
-    assert "read as: " in capsys.readouterr().out.splitlines()[0] and source.count() == 3
+    source = source_of(tmp_path)
+    assert "read as: " in source.summary and source.count() == 3
 
 
 def test_what_tables_say_beside_the_text(tmp_path: Path):
@@ -64,7 +63,7 @@ def test_a_header_is_no_row(tmp_path: Path):
     tone(tmp_path / "a.wav", 0.2)
     (tmp_path / "list.csv").write_text('path,text\na.wav,"one,\ntwo"\na.wav,three\n\n')
     source = source_of(tmp_path)
-    assert "list.csv, 2 rows " in source.description and source.count() == 2 == len(list(source.clips()))
+    assert "list.csv, 2 rows " in source.summary and source.count() == 2 == len(list(source.clips()))
 
 
 # ------------------------------------------------------------------------------------------------ parts of recordings

@@ -130,7 +130,7 @@ def test_names_that_are_no_text(tmp_path: Path):
     (folder / "m.csv").write_bytes(b"path,text\n\xff.wav,heard\n\xfd.wav,not there\n")
     good, bad = read(folder, manifest="m.csv")
     assert good.text == "heard" and "does not exist" in bad.reason
-    source_of(folder, manifest="m.csv").description.encode()
+    source_of(folder, manifest="m.csv").summary.encode()
 
 
 def test_a_manifest_that_changes_its_columns_or_breaks_is_named_by_line(inside: Path):

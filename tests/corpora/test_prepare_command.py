@@ -12,7 +12,7 @@ from audiollm.corpora.prepare import SOURCES, main, run
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.corpora.word_error import WordErrorFilter
 from audiollm.training.train import parse_arguments, train
-from prepare_process import contents
+from small_corpus import contents
 
 #: Clips of which Whisper tiny.en makes no mistake, in the bundled test split.
 HEARD_RIGHT = (

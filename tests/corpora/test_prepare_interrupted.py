@@ -17,7 +17,8 @@ from audiollm.command_line.downloads import BLOCK_BYTES
 from audiollm.corpora.prompts import load_studio_prompts
 from librispeech_archives import librispeech_archives, librispeech_trees, packed, published, served
 from loopback_site import Site
-from prepare_process import Command, Launcher, contents
+from prepare_process import Command, Launcher
+from small_corpus import contents
 from small_disk import mounted
 
 CLIPS = 40

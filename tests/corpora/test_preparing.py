@@ -18,7 +18,7 @@ from audiollm.corpora.recordings import AudioSettings, load_clip
 from audiollm.corpora.tasks import tasks_named
 from audiollm.processing import AudioError, load_waveform
 from made_clips import StudioSource
-from prepare_process import contents
+from small_corpus import contents
 
 FLAC = AudioSettings(0.05, 80.0)
 TRANSCRIBE = tasks_named(["transcribe"])

@@ -24,6 +24,7 @@ from audiollm.evaluation.outputs import RunFolderError
 from audiollm.evaluation.score import score_run
 from benchmark_copies import air_bench
 from evaluation_runs import evaluate, row, scores_of, write_run
+from loopback_site import running
 
 KEY = "sk-secret-key-of-this-test"
 VARIABLE = "JUDGE_TEST_KEY"
@@ -65,12 +66,9 @@ class Page(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[ThreadingHTTPServer]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Page)
-    server.lock = threading.Lock()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with running(Page) as server:
+        server.lock = threading.Lock()
+        yield server
 
 
 @pytest.fixture

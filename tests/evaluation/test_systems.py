@@ -10,7 +10,7 @@ from audiollm import AudioLlmForConditionalGeneration
 from audiollm.corpora.hypotheses import WhisperDecoder
 from audiollm.evaluation.arguments import EvaluateArguments
 from audiollm.evaluation.evaluate import main
-from audiollm.evaluation.generating import Answer, Generator, adapter_windows, in_halves
+from audiollm.evaluation.generating import Generator, Reply, adapter_windows, in_halves
 from audiollm.evaluation.run import SystemsError, choose_systems, index, wrong_recordings
 from audiollm.evaluation.systems import (
     DEFAULT_SYSTEMS,
@@ -69,7 +69,7 @@ def builder(shared_model, tiny_processor, talking_whisper, tmp_path) -> SystemBu
     return SystemBuilder(shared_model, tiny_processor, talking_whisper, None, tmp_path, 4)
 
 
-def answers_of(builder: SystemBuilder, items: list[Item], name: str, kind: str = "chat") -> list[Answer]:
+def answers_of(builder: SystemBuilder, items: list[Item], name: str, kind: str = "chat") -> list[Reply]:
     system = builder.build(task_of(items, kind), name)
     asked = wrong_recordings(items) if name == "wrong_audio" else items
     return system.answer(asked, [item.recordings for item in asked], [TOKENS] * len(items))

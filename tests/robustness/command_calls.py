@@ -109,15 +109,6 @@ def copied(place: Place, root: Path) -> Place:
     return Place(root, root / "outputs", root / "recordings", place.names, root / "data.json", root / "model")
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """Bytes of every file below a folder, by its path; but locks."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.name.endswith("lock")
-    }
-
-
 def call(words: Sequence[str]) -> int | str:
     """Runs a command as the console script does; its exit status, or the message that it ends with."""
     try:

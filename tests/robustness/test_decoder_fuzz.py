@@ -6,7 +6,6 @@ import http.server
 import json
 import subprocess
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ import soundfile
 from audiollm.corpora.rows import RowError, RowReader
 from audiollm.processing import AudioError, load_waveform
 from audiollm.processing import audio as audio_module
+from loopback_site import running
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "processing"))
@@ -143,12 +143,8 @@ class HostileHandler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def hostile_site() -> Iterator[str]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), HostileHandler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with running(HostileHandler) as server:
+        yield f"http://127.0.0.1:{server.server_port}"
 
 
 @pytest.mark.parametrize("name", ["endless.wav", "packed.wav"])

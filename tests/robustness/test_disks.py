@@ -10,8 +10,9 @@ from pathlib import Path
 import datasets
 import pytest
 from audiollm.command_line.embedded_bases import EMBEDDED_BASES, fetch
-from command_calls import Place, call, contents, make_place
+from command_calls import Place, call, make_place
 from safetensors.torch import load_file
+from small_corpus import contents
 from small_disk import mounted
 
 DISK_KIB = 1 << 20
