@@ -62,6 +62,9 @@ class AudioLlmConfig(PretrainedConfig):
             `"direct"`: an audio token is the projector's output, as in Ultravox. `"pieces"`: it is a mixture of the
             language model's own embeddings, by the probabilities that the CTC warm start trains. The language model
             then has far less to learn; what no word piece says passes through a learned residual only.
+        projector_letters (`str`, *optional*):
+            Letters of a second CTC readout beside that of pieces, such as `" 'abcdefghijklmnopqrstuvwxyz"`: it spells
+            what is heard, for n-best rescoring alone. None: there is none.
         lora_rank (`int`, defaults to 16):
             Rank of the adapters; 0 trains the projector alone.
         lora_alpha (`float`, defaults to 32): Scale of the adapters: the update is multiplied by `alpha / rank`.
@@ -110,6 +113,7 @@ class AudioLlmConfig(PretrainedConfig):
         projector_norm_eps: float = 1e-6,
         projector_context_layers: int = 0,
         projector_readout: str = "direct",
+        projector_letters: str | None = None,
         lora_rank: int = 16,
         lora_alpha: float = 32,
         lora_dropout: float = 0.0,
@@ -143,6 +147,7 @@ class AudioLlmConfig(PretrainedConfig):
         self.projector_norm_eps = projector_norm_eps
         self.projector_context_layers = projector_context_layers
         self.projector_readout = projector_readout
+        self.projector_letters = projector_letters
 
         self.lora_rank = lora_rank
         self.lora_alpha = lora_alpha
@@ -229,6 +234,15 @@ class AudioLlmConfig(PretrainedConfig):
                 "with the other: give an even number."
             )
         _require_integer("projector_context_layers", self.projector_context_layers, at_least=0)
+        letters = self.projector_letters
+        if letters is not None:
+            are_distinct = isinstance(letters, str) and 0 < len(letters) == len(set(letters))
+            _require("projector_letters", letters, are_distinct, "None, or letters that are all different")
+            if self.projector_readout != "pieces":
+                raise ValueError(
+                    f"projector_letters is {letters!r}, but projector_readout is {self.projector_readout!r}: letters are "
+                    "read beside 'pieces' only."
+                )
         eps = self.projector_norm_eps
         _require("projector_norm_eps", eps, isinstance(eps, (int, float)) and eps > 0, "a number above 0")
         self._validate_lora()

@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from audiollm.projector import slot_counts
 
 from .spoken_pieces import BLANK, SpokenLexicon, spoken_form
 from .transcripts import Word
@@ -96,6 +97,30 @@ def slot_log_probabilities(
     projector, embeddings = model.model.multi_modal_projector, model.get_input_embeddings().weight
     scores = projector.log_probabilities(encoded_audio, encoded_audio_lengths, embeddings)
     return list(scores.float().split(counts))
+
+
+def letter_log_probabilities(
+    model, encoded_audio: torch.Tensor, encoded_audio_lengths: torch.Tensor, counts: Sequence[int]
+) -> list[torch.Tensor | None]:
+    """
+    Return the log-probabilities of rows' letters, `(slots of 40 ms, 1 + letters)` each, the blank first, in float32.
+
+    None for each row of a model without a readout of letters. The arguments are those of [`slot_log_probabilities`].
+    """
+    readout = model.model.multi_modal_projector.letters
+    if readout is None:
+        return [None] * len(counts)
+    scores, slots = readout(encoded_audio, encoded_audio_lengths)
+    windows = iter([row[:length] for row, length in zip(scores, slots.tolist())])
+    tokens = iter(slot_counts(encoded_audio_lengths, model.config.stack_factor).tolist())
+    rows: list[torch.Tensor | None] = []
+    for count in counts:
+        parts = []
+        while count > 0:
+            parts.append(next(windows))
+            count -= next(tokens)
+        rows.append(torch.cat(parts))
+    return rows
 
 
 def align_words(

@@ -17,9 +17,9 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from .answer_ends import AnswerEnds
 from .context_words import RESCORING_BONUS, ContextTrie
-from .ctc_alignment import slot_log_probabilities, spoken_lexicon
+from .ctc_alignment import letter_log_probabilities, slot_log_probabilities, spoken_lexicon
 from .ctc_search import ctc_log_likelihoods, prefix_beam_search
-from .spoken_pieces import spoken_form
+from .spoken_pieces import SpokenLetters, spoken_form
 from .text_likelihood import text_logprobs
 
 #: How many texts of CTC's own are candidates, beside the language model's greedy one.
@@ -28,6 +28,9 @@ NUM_CTC_CANDIDATES = 32
 #: development clips, as is the weight of CTC's log-likelihood beside the language model's.
 TOKEN_BONUS = 1.5
 DEFAULT_CTC_WEIGHT = 2.0
+#: Weight of the letters' log-likelihood beside that of word pieces, where the model reads letters, and the least that it is
+#: taken for, in nats a letter: a text with more letters than slots is not impossible for that.
+LETTER_WEIGHT, LEAST_LETTER_LOGPROB = 0.25, -5.0
 #: By so many nats, weighed, a text may be less likely to CTC than the likeliest and still be read by the language model.
 HOPELESS_NATS = 100.0
 #: Only a search that is greedy can be chosen from anew.
@@ -45,6 +48,7 @@ class Candidate:
         is_finished: whether it ends by itself, not at the bound on new tokens.
         ctc_logprob: of its spoken form, in nats; minus infinity where the slots are too few for it.
         num_pieces: of its spoken form.
+        letter_logprob: of its spoken form's letters, in nats; 0 where the model reads none.
         lm_logprob: the base language model's of its spoken form, as an answer without question or audio, in nats.
         num_lm_tokens: of that sentence.
         num_context_pieces: of the context words that it holds.
@@ -55,6 +59,7 @@ class Candidate:
     is_finished: bool
     ctc_logprob: float = math.nan
     num_pieces: int = 0
+    letter_logprob: float = 0.0
     lm_logprob: float = math.nan
     num_lm_tokens: int = 0
     num_context_pieces: int = 0
@@ -65,6 +70,11 @@ class Candidate:
         return self.ctc_logprob / max(self.num_pieces, 1)
 
     @property
+    def heard_logprob(self) -> float:
+        """How well the text fits what was heard, by word pieces and by letters, in nats."""
+        return self.ctc_logprob + LETTER_WEIGHT * self.letter_logprob
+
+    @property
     def language_score(self) -> float:
         """The language model's log-probability, made up for the text's length."""
         return self.lm_logprob + TOKEN_BONUS * self.num_lm_tokens
@@ -72,7 +82,7 @@ class Candidate:
     def score(self, ctc_weight: float) -> tuple[bool, float]:
         """Return the joint score. Texts that do not fit into the audio tokens come after all that do."""
         possible = math.isfinite(self.ctc_logprob)
-        ctc = ctc_weight * self.ctc_logprob if possible else 0.0
+        ctc = ctc_weight * self.heard_logprob if possible else 0.0
         return possible, self.language_score + ctc + RESCORING_BONUS * self.num_context_pieces
 
 
@@ -133,6 +143,8 @@ class CtcRescorer:
             raise ValueError("ctc_weight is 0: there is nothing to choose by. Call the model's `generate`.")
         self.model, self.tokenizer, self.ctc_weight = model, tokenizer, ctc_weight
         self.lexicon = spoken_lexicon(model, tokenizer)
+        letters = model.config.projector_letters
+        self.letters = None if letters is None else SpokenLetters(letters)
         self.context = ContextTrie(self.lexicon, context) if context else None
         ends = model.generation_config.eos_token_id
         self._end_ids = [one for one in (ends if isinstance(ends, (list, tuple)) else [ends]) if one is not None]
@@ -172,7 +184,7 @@ class CtcRescorer:
         """
         rows = len(input_ids)
         audio = {"encoded_audio": encoded_audio, "encoded_audio_lengths": encoded_audio_lengths}
-        heard = self._slot_log_probabilities(input_ids, **audio)
+        heard, letters = self._heard_by_ctc(input_ids, **audio)
         adapters = self.model.config.lora_adapters
         names = adapter_names or [next(iter(adapters), None)] * rows  # as the model does for rows that hold audio
         stopping = [AnswerEnds(input_ids.shape[1], bounds), *([stop] if stop is not None else [])]
@@ -199,23 +211,34 @@ class CtcRescorer:
                 found[row].setdefault(one.text, one)
         candidates = [list(each.values()) for each in found]
         scored = []
-        for texts, scores in zip(candidates, heard):
+        for texts, scores, letter_scores in zip(candidates, heard, letters):
             classes = [self.lexicon.encode(one.text) for one in texts]
+            spelled = self._letter_logprobs(letter_scores, [one.text for one in texts])
             scored.append(
                 [
                     replace(
                         one,
                         ctc_logprob=ctc_logprob,
                         num_pieces=len(said),
+                        letter_logprob=letter_logprob,
                         num_context_pieces=0 if self.context is None else self.context.counted(said),
                     )
-                    for one, ctc_logprob, said in zip(texts, ctc_log_likelihoods(scores, classes), classes)
+                    for one, ctc_logprob, said, letter_logprob in zip(
+                        texts, ctc_log_likelihoods(scores, classes), classes, spelled
+                    )
                 ]
             )
         return self._with_language(scored)
 
     @torch.inference_mode()
-    def text_of(self, log_probabilities: torch.Tensor, num_texts: int, num_prefixes: int, before: str = "") -> str:
+    def text_of(
+        self,
+        log_probabilities: torch.Tensor,
+        num_texts: int,
+        num_prefixes: int,
+        before: str = "",
+        letters: torch.Tensor | None = None,
+    ) -> str:
         """
         Return the text that both find likeliest, of CTC's own alone: lower case, no punctuation.
 
@@ -224,6 +247,7 @@ class CtcRescorer:
             num_texts: how many texts are compared.
             num_prefixes: width of the search for them.
             before: text that was said before, which the language model reads first.
+            letters: log-probabilities of the same stretch's letters, `(slots, 1 + letters)`, where the model reads them.
         """
         rows: dict[str, Candidate] = {}
         for classes, ctc_logprob in prefix_beam_search(
@@ -232,7 +256,8 @@ class CtcRescorer:
             text = self.lexicon.decode(classes)
             counted = 0 if self.context is None else self.context.counted(classes)
             rows.setdefault(text, Candidate(text, (), True, ctc_logprob, len(classes), num_context_pieces=counted))
-        candidates = list(rows.values())
+        spelled = self._letter_logprobs(letters, list(rows))
+        candidates = [replace(one, letter_logprob=spelt) for one, spelt in zip(rows.values(), spelled)]
         if len(candidates) > 1:
             (candidates,) = self._with_language([candidates], before)
         text = best_of(candidates, self.ctc_weight).text
@@ -247,8 +272,8 @@ class CtcRescorer:
         """
         lasting = []
         for row in rows:
-            best = max(one.ctc_logprob for one in row)
-            lasting.append([self.ctc_weight * (best - one.ctc_logprob) <= HOPELESS_NATS for one in row])
+            best = max(one.heard_logprob for one in row)
+            lasting.append([self.ctc_weight * (best - one.heard_logprob) <= HOPELESS_NATS for one in row])
         sentences = [[self._sentence(one, before) for one in row] for row in rows]
         read = [[ids for ids, lasts in zip(*each) if lasts] for each in zip(sentences, lasting)]
         found = iter([one for each in text_logprobs(self.model, [self._beginning] * len(rows), read) for one in each])
@@ -260,8 +285,18 @@ class CtcRescorer:
             for each in zip(rows, sentences, lasting)
         ]
 
-    def _slot_log_probabilities(self, input_ids, encoded_audio, encoded_audio_lengths) -> list[torch.Tensor]:
-        """CTC's log-probabilities of each row's slots, `(slots, 1 + pieces)`."""
+    def _letter_logprobs(self, scores: torch.Tensor | None, texts: Sequence[str]) -> list[float]:
+        """Return the log-likelihood of each text's letters; 0 where the model reads none."""
+        if scores is None or self.letters is None:
+            return [0.0] * len(texts)
+        classes = [self.letters.encode(text) for text in texts]
+        found = ctc_log_likelihoods(scores, classes)
+        return [max(one, LEAST_LETTER_LOGPROB * len(said)) for one, said in zip(found, classes)]
+
+    def _heard_by_ctc(
+        self, input_ids, encoded_audio, encoded_audio_lengths
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
+        """Return CTC's log-probabilities of each row, of word pieces and of letters."""
         config = self.model.config
         counts = (input_ids == config.audio_token_id).sum(dim=1).tolist()
         total = int(slot_counts(encoded_audio_lengths, config.stack_factor).sum())
@@ -269,8 +304,8 @@ class CtcRescorer:
             raise ValueError(f"Row {counts.index(0)} has no audio: there is nothing for CTC to hear in it.")
         if sum(counts) != total:
             raise ValueError(f"input_ids has {sum(counts)} audio slots, but the audio gives {total} tokens.")
-        scores = slot_log_probabilities(self.model, encoded_audio, encoded_audio_lengths, counts)
-        return [one.cpu() for one in scores]
+        audio = (self.model, encoded_audio, encoded_audio_lengths, counts)
+        return [one.cpu() for one in slot_log_probabilities(*audio)], letter_log_probabilities(*audio)
 
     def _written(self, ids: list[int]) -> Candidate:
         """Return what the language model has written, up to its end."""

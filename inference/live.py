@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from audiollm.projector import slot_counts
 
-from .ctc_alignment import SECONDS_PER_FRAME, align_words, slot_log_probabilities
+from .ctc_alignment import SECONDS_PER_FRAME, align_words, letter_log_probabilities, slot_log_probabilities
 from .ctc_rescoring import DEFAULT_CTC_WEIGHT, CtcRescorer
 from .session import model_lock
 from .transcripts import Word
@@ -184,7 +184,8 @@ class LiveTranscriber:
             frames, lengths = self.model.model.encode_audio(**features)
             counts = [int(slot_counts(lengths, stack).sum())]
             scores = slot_log_probabilities(self.model, frames, lengths, counts)[0].cpu()
-            text = self._rescorer.text_of(scores, NUM_TEXTS, NUM_PREFIXES, self._text_before())
+            (letters,) = letter_log_probabilities(self.model, frames, lengths, counts)
+            text = self._rescorer.text_of(scores, NUM_TEXTS, NUM_PREFIXES, self._text_before(), letters)
         begin = self._first / self._rate
         words = align_words(self._rescorer.lexicon, scores, text, self._slot_seconds)
         timed = [

@@ -24,6 +24,26 @@ def piece_ids(tokenizer, text: str) -> list[int]:
     return tokenizer("".join(f" {word}" for word in text.split()), add_special_tokens=False)["input_ids"]
 
 
+class SpokenLetters:
+    """
+    Texts as classes of a readout of letters.
+
+    Args:
+        letters: of the readout, `projector_letters`: classes 1, 2, ...
+    """
+
+    def __init__(self, letters: str):
+        self._class = {letter: index + 1 for index, letter in enumerate(letters)}
+
+    def encode(self, text: str) -> list[int]:
+        """Return the classes of a text in its spoken form; letters that the readout does not have are left out."""
+        return [self._class[letter] for letter in spoken_form(text) if letter in self._class]
+
+    def covers(self, text: str) -> bool:
+        """Return whether the readout has all letters of a text in its spoken form."""
+        return set(spoken_form(text)) <= self._class.keys()
+
+
 class SpokenLexicon:
     """
     Texts as classes of a readout of pieces, and back.

@@ -46,6 +46,8 @@ AUTO_MAP = {
 MODEL_ARGUMENTS = ("dtype", "torch_dtype", "attn_implementation", "quantization_config")
 #: How many elements of each base weight go into the fingerprint.
 FINGERPRINT_SAMPLES = 64
+#: Part of the names of the readout of letters, which the model's own loss does not reach.
+LETTERS = "multi_modal_projector.letters."
 #: Where the encoder lies in checkpoints of the whole model, by `model_type`.
 ENCODER_KEYS = {"whisper": {r"^(model\.)?encoder\.": ""}, "wav2vec2-bert": {r"^wav2vec2_bert\.": ""}}
 #: Arguments of `from_pretrained` that say where files are; the bases are fetched with the same ones.
@@ -133,13 +135,13 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
 
     def trainable_names(self) -> list[str]:
         """Return the names of the weights that train by default: projector, boundary vectors and LoRA."""
-        return [name for name, _ in self.named_parameters() if is_adapter_key(name)]
+        return [name for name, _ in self.named_parameters() if trains_by_default(name)]
 
     def freeze_bases(self) -> None:
         """Make projector, boundary vectors and LoRA require gradients, and nothing else."""
         for name, parameter in self.named_parameters():
             if parameter.is_floating_point():  # the others are quantised, and could not
-                parameter.requires_grad_(is_adapter_key(name))
+                parameter.requires_grad_(trains_by_default(name))
 
     def add_adapter(self, *args: Any, **kwargs: Any) -> None:
         """Refuse transformers' way of adding an adapter: its `save_pretrained` would no longer save AudioLLM's own."""
@@ -670,8 +672,13 @@ def refuse_quantised(model: nn.Module, what: str) -> None:
 
 
 def is_adapter_key(key: str) -> bool:
-    """Return whether a weight trains by default: projector, boundary vectors, LoRA."""
+    """Return whether a weight belongs to an adapter's checkpoint: projector, boundary vectors, LoRA."""
     return "multi_modal_projector." in key or "audio_boundary_embeds" in key or ".lora_" in key
+
+
+def trains_by_default(key: str) -> bool:
+    """Return whether a weight is the adapter's and has a part in the model's loss: the readout of letters has none."""
+    return is_adapter_key(key) and LETTERS not in key
 
 
 def one_adapter(config: AudioLlmConfig) -> str | None:

@@ -10,6 +10,8 @@ from .audio_tower import length_mask
 
 #: Tokens that one context block sees: 720 ms at 80 ms each.
 CONTEXT_KERNEL = 9
+#: The readout of letters: 20 ms frames that one slot is made of, blocks, and their width.
+LETTER_FRAMES, LETTER_BLOCKS, LETTER_WIDTH = 2, 3, 320
 #: Cosines lie in [-1, 1]; this makes them the first logits of a readout, which learns its own scale.
 INITIAL_SCALE = 20.0
 
@@ -17,6 +19,25 @@ INITIAL_SCALE = 20.0
 def slot_counts(num_frames: torch.Tensor, stack_factor: int) -> torch.Tensor:
     """Audio tokens that come of so many encoder frames: the last, partly filled stack counts."""
     return (num_frames + stack_factor - 1) // stack_factor
+
+
+def stack_frames(frames: torch.Tensor, num_frames: torch.Tensor, factor: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Stack `factor` neighbouring frames; those past a window's end count as zeros.
+
+    Args:
+        frames: `(windows, max_frames, d_model)`.
+        num_frames: `(windows,)`, the real frames of each.
+
+    Returns:
+        Stacked frames `(windows, slots, factor * d_model)` and the boolean mask `(windows, slots)` of the slots that hold
+        at least one real frame.
+    """
+    windows, max_frames, width = frames.shape
+    frames = frames.masked_fill(~length_mask(num_frames, max_frames)[:, :, None], 0.0)
+    frames = nn.functional.pad(frames, (0, 0, 0, -max_frames % factor))
+    stacked = frames.reshape(windows, -1, width * factor)
+    return stacked, length_mask(slot_counts(num_frames, factor), stacked.shape[1])
 
 
 class SwiGLU(nn.Module):
@@ -158,6 +179,42 @@ def _state(tensor: torch.Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
+class LetterReadout(nn.Module):
+    """
+    Spells what is heard, by CTC over letters in slots of 40 ms: a second opinion on the words of n-best lists.
+
+    A word that training seldom had is unlikely as a word piece, but its letters are those of other words. No audio token
+    depends on it, and only stage align trains it.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        eps = config.projector_norm_eps
+        stacked_size = LETTER_FRAMES * config.audio_config.hidden_size
+        self.norm_in = nn.RMSNorm(stacked_size, eps=eps)
+        self.linear_in = nn.Linear(stacked_size, LETTER_WIDTH, bias=False)
+        self.context = nn.ModuleList(ContextBlock(LETTER_WIDTH, eps) for _ in range(LETTER_BLOCKS))
+        self.norm_out = nn.RMSNorm(LETTER_WIDTH, eps=eps)
+        self.linear_out = nn.Linear(LETTER_WIDTH, 1 + len(config.projector_letters))
+
+    def forward(self, frames: torch.Tensor, num_frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            frames: encoder frames, `(windows, max_frames, d_model)`, padded on the right.
+            num_frames: `(windows,)`, the real frames of each window.
+
+        Returns:
+            Log-probabilities `(windows, slots, 1 + letters)` in float32, the blank first, and the slots of each window
+            `(windows,)`.
+        """
+        stacked, mask = stack_frames(frames, num_frames, LETTER_FRAMES)
+        hidden_states = nn.functional.gelu(self.linear_in(self.norm_in(stacked.to(self.linear_in.weight.dtype))))
+        for block in self.context:
+            hidden_states = block(hidden_states, mask)
+        scores = self.linear_out(self.norm_out(hidden_states))
+        return scores.float().log_softmax(dim=-1), slot_counts(num_frames, LETTER_FRAMES)
+
+
 class AudioLlmProjector(nn.Module):
     """
     Stacks `stack_factor` frames of 20 ms into one token and projects it, without biases.
@@ -198,6 +255,7 @@ class AudioLlmProjector(nn.Module):
             self.linear_3 = nn.Linear(width, output_size, bias=False)
         speaks = config.projector_readout == "pieces"
         self.readout = PieceReadout(config.text_config.vocab_size, output_size) if speaks else None
+        self.letters = LetterReadout(config) if config.projector_letters else None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -205,23 +263,8 @@ class AudioLlmProjector(nn.Module):
         return self.linear_2.weight.dtype
 
     def stack(self, frames: torch.Tensor, num_frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Stacks neighbouring frames; those past a window's end count as zeros.
-
-        Args:
-            frames: `(windows, max_frames, d_model)`.
-            num_frames: `(windows,)`, the real frames of each.
-
-        Returns:
-            Stacked frames `(windows, slots, stack_factor * d_model)` and the boolean mask `(windows, slots)` of the
-            slots that hold at least one real frame.
-        """
-        windows, max_frames, width = frames.shape
-        frames = frames.masked_fill(~length_mask(num_frames, max_frames)[:, :, None], 0.0)
-        padding = -max_frames % self.stack_factor
-        frames = nn.functional.pad(frames, (0, 0, 0, padding))
-        stacked = frames.reshape(windows, -1, width * self.stack_factor)
-        return stacked, length_mask(slot_counts(num_frames, self.stack_factor), stacked.shape[1])
+        """Stack the frames of audio tokens; see [`stack_frames`]."""
+        return stack_frames(frames, num_frames, self.stack_factor)
 
     def project(self, stacked: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Project what [`stack`] returns; tokens of all windows one after the other, `(total_slots, hidden_size)`."""

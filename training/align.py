@@ -21,9 +21,9 @@ from audiollm.corpora.examples import Example
 from audiollm.corpora.normalisers import NORMALISERS
 from audiollm.corpora.rows import ASSISTANT
 from audiollm.corpora.sources import Examples, settle_problems
-from audiollm.inference.spoken_pieces import SpokenLexicon, piece_ids, spoken_form
+from audiollm.inference.spoken_pieces import SpokenLetters, SpokenLexicon, piece_ids, spoken_form
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
-from audiollm.projector import PieceReadout, slot_counts
+from audiollm.projector import LETTER_FRAMES, PieceReadout, slot_counts
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import ConcatDataset
@@ -230,6 +230,8 @@ class CtcAligner(nn.Module):
         # Neither belongs to what CTC can tell.
         self.readout.blank.requires_grad_(False)
         self.readout.residual_gain.requires_grad_(False)
+        if self.projector.letters is not None:
+            self.projector.letters.requires_grad_(True)
 
     @property
     def embeddings(self) -> torch.Tensor:
@@ -241,8 +243,22 @@ class CtcAligner(nn.Module):
         """The readout that scores: the projector's own, or one for this stage only."""
         return self.own_readout if self.projector.readout is None else self.projector.readout
 
-    def forward(self, encoded_audio, encoded_audio_lengths, targets, target_lengths, **kwargs) -> dict[str, Any]:
-        """Return the CTC loss per word piece; `targets` are classes `(clips, max_pieces)`, and a clip is one window."""
+    def forward(
+        self,
+        encoded_audio,
+        encoded_audio_lengths,
+        targets,
+        target_lengths,
+        letter_targets=None,
+        letter_target_lengths=None,
+        **kwargs,
+    ) -> dict[str, Any]:
+        """
+        Return the CTC loss per word piece, and that per letter added where the model reads letters.
+
+        A clip is one window. `targets` are classes `(clips, max_pieces)`, and `letter_targets` classes
+        `(clips, max_letters)`; where their length is -1, the letters do not count.
+        """
         common, _, directions = self.readout.table(self.embeddings)
         stacked, mask = self.projector.stack(encoded_audio.float(), encoded_audio_lengths)
         projected = stacked.new_zeros(*mask.shape, len(common))
@@ -258,7 +274,15 @@ class CtcAligner(nn.Module):
             targets,
             target_lengths,
         )
-        return {"loss": loss / target_lengths.sum().clamp(min=1)}
+        loss = loss / target_lengths.sum().clamp(min=1)
+        if letter_targets is not None:
+            scores, slots = self.projector.letters(encoded_audio.float(), encoded_audio_lengths)
+            lengths = letter_target_lengths.clamp(min=0)
+            losses = nn.functional.ctc_loss(
+                scores.transpose(0, 1), letter_targets, slots, lengths, reduction="none", zero_infinity=True
+            )
+            loss = loss + (losses * (letter_target_lengths >= 0)).sum() / lengths.sum().clamp(min=1)
+        return {"loss": loss}
 
     @torch.no_grad()
     def fit_input_norm(self, frames: Iterable[torch.Tensor]) -> None:
@@ -267,11 +291,12 @@ class CtcAligner(nn.Module):
 
         Whisper's channels differ in spread by orders of magnitude; without this the loudest few drown the rest at first.
         """
-        if not isinstance(self.projector.norm_pre, nn.RMSNorm):
-            return
         sample = torch.cat([clip.to(self.offset) for clip in frames])
         gain = (1 / sample.std(dim=0)).clamp(max=MAX_INPUT_GAIN) * sample.square().mean().sqrt()
-        self.projector.norm_pre.weight.copy_(gain.repeat(self.projector.stack_factor))
+        first = [self.projector.norm_pre, None if self.projector.letters is None else self.projector.letters.norm_in]
+        for norm in first:
+            if isinstance(norm, nn.RMSNorm):
+                norm.weight.copy_(gain.repeat(len(norm.weight) // len(gain)))
 
     @torch.no_grad()
     def hand_over(self, frames: Iterable[torch.Tensor]) -> None:
@@ -284,6 +309,8 @@ class CtcAligner(nn.Module):
         """
         self.readout.blank.requires_grad_(True)
         self.readout.residual_gain.requires_grad_(True)
+        if self.projector.letters is not None:
+            self.projector.letters.requires_grad_(False)
         if self.projector.readout is not None:
             return
         last = self.projector.linear_3 if self.projector.context else self.projector.linear_2
@@ -323,27 +350,42 @@ class PieceVocabulary(SpokenLexicon):
 
 
 def build_alignment_dataset(
-    keys: Sequence[str], transcripts: Sequence[str | None], cache: FeatureCache, vocabulary: PieceVocabulary
+    keys: Sequence[str],
+    transcripts: Sequence[str | None],
+    cache: FeatureCache,
+    vocabulary: PieceVocabulary,
+    letters: SpokenLetters | None = None,
 ) -> tuple[datasets.Dataset, list[str]]:
     """
     Return rows of `audio` (one cache key), `targets` (classes, none where the transcript is None) and `length` (frames).
 
+    With `letters`, also their classes as `letters`: None where a transcript has others, such as figures, or more than fit.
     Also return the keys of clips that CTC cannot align: more pieces than slots, several windows, or no words.
     """
     rows: dict[str, list[Any]] = {"audio": [], "targets": [], "length": []}
+    if letters is not None:
+        rows["letters"] = []
     left_out = []
     for key, transcript in zip(keys, transcripts):
         lengths = cache.lengths(key)
         targets = [] if transcript is None else vocabulary.encode(transcript)
-        repeats = sum(first == second for first, second in pairwise(targets))
         slots = sum(-(-length // cache.processor.stack_factor) for length in lengths)
-        if len(lengths) != 1 or (transcript is not None and not targets) or len(targets) + repeats > slots:
+        if len(lengths) != 1 or (transcript is not None and not targets) or _slots_needed(targets) > slots:
             left_out.append(key)
             continue
         rows["audio"].append([key])
         rows["targets"].append(targets)
         rows["length"].append(lengths[0])
+        if letters is not None:
+            spelled = letters.encode(transcript or "")
+            fits = letters.covers(transcript or "") and _slots_needed(spelled) <= -(-lengths[0] // LETTER_FRAMES)
+            rows["letters"].append(spelled if fits else None)
     return datasets.Dataset.from_dict(rows), left_out
+
+
+def _slots_needed(targets: Sequence[int]) -> int:
+    """Return how many slots CTC needs: one more wherever a class follows itself."""
+    return len(targets) + sum(first == second for first, second in pairwise(targets))
 
 
 @dataclass
@@ -353,12 +395,19 @@ class AlignmentCollator:
     cache: FeatureStore
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        targets = [torch.tensor(row["targets"], dtype=torch.long) for row in rows]
-        return {
-            **pad_windows([self.cache.load(row["audio"][0])[0].float() for row in rows]),
-            "targets": nn.utils.rnn.pad_sequence(targets, batch_first=True),
-            "target_lengths": torch.tensor([len(each) for each in targets]),
-        }
+        batch = pad_windows([self.cache.load(row["audio"][0])[0].float() for row in rows])
+        batch["targets"], batch["target_lengths"] = _padded([row["targets"] for row in rows])
+        if "letters" in rows[0]:
+            letters = [row["letters"] for row in rows]
+            batch["letter_targets"], lengths = _padded([each or [] for each in letters])
+            batch["letter_target_lengths"] = lengths.masked_fill(torch.tensor([each is None for each in letters]), -1)
+        return batch
+
+
+def _padded(targets: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return targets in one tensor, at least one wide, and the length of each."""
+    rows = [torch.tensor(each or [0], dtype=torch.long) for each in targets]
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True), torch.tensor([len(each) for each in targets])
 
 
 class AlignTrainer(AudioLlmTrainer):
@@ -390,7 +439,10 @@ class AlignTrainer(AudioLlmTrainer):
         known = [] if readout is None or bool(readout.lexicon.all()) else readout.lexicon.nonzero().flatten().tolist()
         said = [text for text in spoken if text is not None]
         self.vocabulary = PieceVocabulary(cache.processor.tokenizer, said, known)
-        dataset, left_out = build_alignment_dataset(keys, spoken, cache, self.vocabulary)
+        letters = model.config.projector_letters
+        dataset, left_out = build_alignment_dataset(
+            keys, spoken, cache, self.vocabulary, None if letters is None else SpokenLetters(letters)
+        )
         if left_out:
             print(f"{len(left_out)} of {len(keys)} clips are left out of the warm start: too long, or too much said.")
         if not any(dataset["targets"]):

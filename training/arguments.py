@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from audiollm.checkpoints import LETTERS
 from audiollm.command_line.embedded_bases import DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE
 from audiollm.command_line.files import check_writable
 from audiollm.command_line.option_parser import option
@@ -26,6 +27,7 @@ CONFIG_FIELDS = (
     "projector_hidden_size",
     "projector_context_layers",
     "projector_readout",
+    "projector_letters",
     "lora_rank",
     "lora_alpha",
     "lora_dropout",
@@ -119,6 +121,11 @@ class ModelArguments:
         None,
         "What an audio token is. direct: the projector's own vector, as in Ultravox. pieces: a mixture of "
         "the language model's embeddings, which it reads far sooner. direct when not given.",
+    )
+    projector_letters: str | None = option(
+        None,
+        "Letters that a second CTC readout spells what is heard in, for n-best rescoring, such as "
+        '" \'abcdefghijklmnopqrstuvwxyz" with its space; none when not given. Only stage align trains it.',
     )
     lora_rank: int | None = option(None, "Rank of LoRA; 0 trains the projector alone; 16 when not given.")
     lora_alpha: float | None = option(None, "Scale of LoRA: its update counts alpha / rank; 32 when not given.")
@@ -310,7 +317,8 @@ def set_trainable(model: PreTrainedModel, trainable: str) -> None:
     whole from then on.
     """
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trains(trainable, part_of(name)) and NEVER_TRAINED not in name)
+        own_part = trains(trainable, part_of(name))
+        parameter.requires_grad_(own_part and NEVER_TRAINED not in name and LETTERS not in name)
     for part, role in (("audio", "audio"), ("llm", "text")):
         if trains(trainable, part):
             setattr(model.config, f"{role}_model_id", None)
