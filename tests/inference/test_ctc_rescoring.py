@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmPipeline
-from audiollm.inference import text_likelihood
+from audiollm.inference import ctc_rescoring, text_likelihood
 from audiollm.inference.answering import answer, ask
 from audiollm.inference.ctc_rescoring import DEFAULT_CTC_WEIGHT, Candidate, CtcRescorer, best_of
 from audiollm.inference.recording_encoder import RecordingEncoder
@@ -100,6 +100,35 @@ def test_scores_are_those_of_a_plain_forward_and_of_ctc_loss(model, tiny_process
             slots[:, None], torch.tensor([target], dtype=torch.long), [len(slots)], [len(target)], reduction="sum"
         )
         assert one.ctc_logprob == pytest.approx(-loss.item(), abs=1e-3)
+
+
+def test_letters_have_a_say_where_the_model_reads_them(model, tiny_bases, tiny_processor, clips, monkeypatch) -> None:
+    spelling = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
+        *tiny_bases, lora_rank=4, projector_readout="pieces", projector_letters="abcdefghijklmnopqrstuvwxyz' "
+    )
+    spelling.load_state_dict(model.state_dict(), strict=False)
+    inputs = inputs_of(model, tiny_processor, clips)
+    plain = CtcRescorer(model, tiny_processor.tokenizer, 1.0).candidates(**inputs, bounds=BOUNDS)
+    assert {one.letter_logprob for row in plain for one in row} == {0.0}
+    rescorer = CtcRescorer(spelling, tiny_processor.tokenizer, 1.0)
+    rows = rescorer.candidates(**inputs, bounds=BOUNDS)
+    for row, clip in zip(rows, clips):  # as those of the clip alone
+        (alone,) = rescorer.candidates(**inputs_of(model, tiny_processor, [clip]), bounds=BOUNDS[:1])
+        own = {one.text: one.letter_logprob for one in alone}
+        assert all(one.letter_logprob == pytest.approx(own[one.text], abs=1e-2) for one in row if one.text in own)
+    readout = spelling.model.multi_modal_projector.letters
+    with torch.inference_mode():
+        scores, _ = readout(inputs["encoded_audio"][:1], inputs["encoded_audio_lengths"][:1])
+    for one in rows[0]:
+        known = "abcdefghijklmnopqrstuvwxyz' "
+        target = [1 + known.index(letter) for letter in spoken_form(one.text) if letter in known]
+        loss = torch.nn.functional.ctc_loss(
+            scores[0][:, None], torch.tensor([target]), [len(scores[0])], [len(target)], reduction="sum"
+        )
+        assert one.letter_logprob == pytest.approx(max(-loss.item(), -5.0 * len(target)), abs=1e-2)
+    monkeypatch.setattr(ctc_rescoring, "LETTER_WEIGHT", MUCH)
+    heard = [one for one in rows[0] if spoken_form(one.text)]
+    assert best_of(rows[0], 1.0).text in ("", max(heard, key=lambda one: one.letter_logprob).text)
 
 
 def test_texts_that_ctc_finds_hopeless_are_not_read(model, tiny_processor, clips) -> None:

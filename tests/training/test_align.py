@@ -8,9 +8,16 @@ import torch
 from audiollm import AudioLlmForConditionalGeneration
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.evaluation import normalize_english
-from audiollm.inference.spoken_pieces import spoken_form
+from audiollm.inference.spoken_pieces import SpokenLetters, spoken_form
 from audiollm.training import align as align_module
-from audiollm.training.align import AlignTrainer, CtcAligner, PieceVocabulary, build_alignment_dataset, piece_ctc_loss
+from audiollm.training.align import (
+    AlignmentCollator,
+    AlignTrainer,
+    CtcAligner,
+    PieceVocabulary,
+    build_alignment_dataset,
+    piece_ctc_loss,
+)
 from audiollm.training.collator import pad_windows
 from audiollm.training.feature_cache import FeatureCache
 from tiny_models import randomise_trainables
@@ -215,6 +222,55 @@ def test_recordings_without_speech_are_heard_as_nothing(cache, keys, tiny_bases,
     assert float(found[mask][:, 0].exp().mean()) > 0.9
     assert alignment.vocabulary.token_ids == PieceVocabulary(cache.processor.tokenizer, TRANSCRIPTS).token_ids
     assert greedy_transcripts(alignment, cache, without) == [""] * len(without)
+
+
+def test_letters_are_learned_beside_pieces_and_are_frozen_again(cache, keys, tiny_bases, tmp_path) -> None:
+    torch.manual_seed(0)
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
+        *tiny_bases, lora_rank=4, projector_readout="pieces", projector_letters=" abcd"
+    )
+    options = arguments(tmp_path, max_steps=80, learning_rate=1e-2, per_device_train_batch_size=10)
+    alignment = align(model, cache, keys, TRANSCRIPTS, options)
+    assert greedy_transcripts(alignment, cache, keys) == TRANSCRIPTS
+    letters = model.model.multi_modal_projector.letters
+    spelled = []
+    for key in keys:
+        frames = cache.load(key)[0]
+        with torch.no_grad():
+            best = letters(frames[None], torch.tensor([len(frames)]))[0][0].argmax(dim=-1)
+        classes = torch.unique_consecutive(best)
+        spelled.append("".join(" abcd"[one - 1] for one in classes.tolist() if one))
+    assert spelled == TRANSCRIPTS
+    assert not any(weight.requires_grad for weight in letters.parameters())
+
+
+def test_letters_that_cannot_be_spelled_do_not_count(cache, keys, tiny_bases, tiny_processor) -> None:
+    letters = SpokenLetters(" ab")
+    slots = -(-len(cache.load(keys[0])[0]) // 2)
+    fitting, too_many = ("ab" * slots)[:slots], ("ab" * slots)[: slots + 1]
+    texts = ["ab", "ac", "a 12", None]
+    vocabulary = PieceVocabulary(tiny_processor.tokenizer, [text or "" for text in texts])
+    dataset, _ = build_alignment_dataset(keys[:4], texts, cache, vocabulary, letters)
+    assert dataset["letters"][:] == [[2, 3], None, None, []]
+    for text, fits in ((fitting, True), (too_many, False)):
+        (row,), _ = build_alignment_dataset(keys[:1], [text], cache, OnePiece(), letters)
+        assert (row["letters"] is not None) == fits
+    torch.manual_seed(0)
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
+        *tiny_bases, lora_rank=4, projector_readout="pieces", projector_letters=" ab"
+    )
+    aligner = CtcAligner(model, vocabulary.token_ids, vocabulary.blank_id)
+    batch = AlignmentCollator(cache.store)([dataset[index] for index in range(4)])
+    frozen = {**batch, "letter_target_lengths": torch.tensor([-1, -1, -1, -1])}
+    without = {name: value for name, value in batch.items() if "letter" not in name}
+    assert aligner(**frozen)["loss"] == aligner(**without)["loss"] < aligner(**batch)["loss"]
+
+
+class OnePiece:
+    """A vocabulary in which every text is one piece, so that any fits."""
+
+    def encode(self, text: str) -> list[int]:
+        return [1]
 
 
 def test_as_much_text_as_slots_is_kept_and_one_more_is_not(cache, keys, tiny_processor) -> None:
