@@ -63,8 +63,8 @@ class AudioLlmConfig(PretrainedConfig):
             language model's own embeddings, by the probabilities that the CTC warm start trains. The language model
             then has far less to learn; what no word piece says passes through a learned residual only.
         projector_letters (`str`, *optional*):
-            Letters of a second CTC readout beside that of pieces, such as `" 'abcdefghijklmnopqrstuvwxyz"`: it spells
-            what is heard, for n-best rescoring alone. None: there is none.
+            Letters of a second CTC readout beside that of pieces, such as `"abcdefghijklmnopqrstuvwxyz'"`; the space
+            between words is always among them. It spells what is heard, for n-best rescoring alone. None: there is none.
         lora_rank (`int`, defaults to 16):
             Rank of the adapters; 0 trains the projector alone.
         lora_alpha (`float`, defaults to 32): Scale of the adapters: the update is multiplied by `alpha / rank`.
@@ -236,8 +236,10 @@ class AudioLlmConfig(PretrainedConfig):
         _require_integer("projector_context_layers", self.projector_context_layers, at_least=0)
         letters = self.projector_letters
         if letters is not None:
-            are_distinct = isinstance(letters, str) and 0 < len(letters) == len(set(letters))
-            _require("projector_letters", letters, are_distinct, "None, or letters that are all different")
+            are_distinct = isinstance(letters, str) and 0 < len(letters) == len(set(letters)) and " " not in letters
+            _require(
+                "projector_letters", letters, are_distinct, "None, or letters that are all different, without space"
+            )
             if self.projector_readout != "pieces":
                 raise ValueError(
                     f"projector_letters is {letters!r}, but projector_readout is {self.projector_readout!r}: letters are "

@@ -103,7 +103,7 @@ def letter_log_probabilities(
     model, encoded_audio: torch.Tensor, encoded_audio_lengths: torch.Tensor, counts: Sequence[int]
 ) -> list[torch.Tensor | None]:
     """
-    Return the log-probabilities of rows' letters, `(slots of 40 ms, 1 + letters)` each, the blank first, in float32.
+    Return the log-probabilities of rows' letters, `(slots of 40 ms, 2 + letters)` each, the blank and the space first, in float32.
 
     None for each row of a model without a readout of letters. The arguments are those of [`slot_log_probabilities`].
     """

@@ -247,7 +247,7 @@ class CtcRescorer:
             num_texts: how many texts are compared.
             num_prefixes: width of the search for them.
             before: text that was said before, which the language model reads first.
-            letters: log-probabilities of the same stretch's letters, `(slots, 1 + letters)`, where the model reads them.
+            letters: log-probabilities of the same stretch's letters, `(slots, 2 + letters)`, where the model reads them.
         """
         rows: dict[str, Candidate] = {}
         for classes, ctc_logprob in prefix_beam_search(

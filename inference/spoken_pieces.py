@@ -29,11 +29,11 @@ class SpokenLetters:
     Texts as classes of a readout of letters.
 
     Args:
-        letters: of the readout, `projector_letters`: classes 1, 2, ...
+        letters: of the readout, `projector_letters`: classes 2, 3, ... after the space.
     """
 
     def __init__(self, letters: str):
-        self._class = {letter: index + 1 for index, letter in enumerate(letters)}
+        self._class = {letter: index + 1 for index, letter in enumerate(f" {letters}")}
 
     def encode(self, text: str) -> list[int]:
         """Return the classes of a text in its spoken form; letters that the readout does not have are left out."""

@@ -195,7 +195,7 @@ class LetterReadout(nn.Module):
         self.linear_in = nn.Linear(stacked_size, LETTER_WIDTH, bias=False)
         self.context = nn.ModuleList(ContextBlock(LETTER_WIDTH, eps) for _ in range(LETTER_BLOCKS))
         self.norm_out = nn.RMSNorm(LETTER_WIDTH, eps=eps)
-        self.linear_out = nn.Linear(LETTER_WIDTH, 1 + len(config.projector_letters))
+        self.linear_out = nn.Linear(LETTER_WIDTH, 2 + len(config.projector_letters))
 
     def forward(self, frames: torch.Tensor, num_frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -204,8 +204,8 @@ class LetterReadout(nn.Module):
             num_frames: `(windows,)`, the real frames of each window.
 
         Returns:
-            Log-probabilities `(windows, slots, 1 + letters)` in float32, the blank first, and the slots of each window
-            `(windows,)`.
+            Log-probabilities `(windows, slots, 2 + letters)` in float32, the blank and the space first, and the slots of
+            each window `(windows,)`.
         """
         stacked, mask = stack_frames(frames, num_frames, LETTER_FRAMES)
         hidden_states = nn.functional.gelu(self.linear_in(self.norm_in(stacked.to(self.linear_in.weight.dtype))))

@@ -334,7 +334,7 @@ def test_every_stage_has_a_row_of_its_data() -> None:
 
 def option_runs() -> list[list[str]]:
     """Words to add to a training command, run by run."""
-    rows = [row.replace("--activation_checkpointing", RECOMPUTING).split() for row in OPTION_ROWS]
+    rows = [shlex.split(row.replace("--activation_checkpointing", RECOMPUTING)) for row in OPTION_ROWS]
     alone = [row for row in rows if set(ALONE) & set(row)]
     return [*alone, [word for row in rows if row not in alone for word in row]]
 

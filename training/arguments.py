@@ -124,8 +124,8 @@ class ModelArguments:
     )
     projector_letters: str | None = option(
         None,
-        "Letters that a second CTC readout spells what is heard in, for n-best rescoring, such as "
-        '" \'abcdefghijklmnopqrstuvwxyz" with its space; none when not given. Only stage align trains it.',
+        "Letters of a second CTC readout, which spells what is heard for n-best rescoring, such as "
+        '"abcdefghijklmnopqrstuvwxyz\'"; none when not given. Only stage align trains it.',
     )
     lora_rank: int | None = option(None, "Rank of LoRA; 0 trains the projector alone; 16 when not given.")
     lora_alpha: float | None = option(None, "Scale of LoRA: its update counts alpha / rank; 32 when not given.")

@@ -104,7 +104,7 @@ def test_scores_are_those_of_a_plain_forward_and_of_ctc_loss(model, tiny_process
 
 def test_letters_have_a_say_where_the_model_reads_them(model, tiny_bases, tiny_processor, clips, monkeypatch) -> None:
     spelling = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
-        *tiny_bases, lora_rank=4, projector_readout="pieces", projector_letters="abcdefghijklmnopqrstuvwxyz' "
+        *tiny_bases, lora_rank=4, projector_readout="pieces", projector_letters="abcdefghijklmnopqrstuvwxyz'"
     )
     spelling.load_state_dict(model.state_dict(), strict=False)
     inputs = inputs_of(model, tiny_processor, clips)
@@ -120,7 +120,7 @@ def test_letters_have_a_say_where_the_model_reads_them(model, tiny_bases, tiny_p
     with torch.inference_mode():
         scores, _ = readout(inputs["encoded_audio"][:1], inputs["encoded_audio_lengths"][:1])
     for one in rows[0]:
-        known = "abcdefghijklmnopqrstuvwxyz' "
+        known = " abcdefghijklmnopqrstuvwxyz'"
         target = [1 + known.index(letter) for letter in spoken_form(one.text) if letter in known]
         loss = torch.nn.functional.ctc_loss(
             scores[0][:, None], torch.tensor([target]), [len(scores[0])], [len(target)], reduction="sum"

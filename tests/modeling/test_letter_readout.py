@@ -4,7 +4,7 @@ import pytest
 import torch
 from audiollm import AudioLlmForConditionalGeneration
 
-LETTERS = " 'abcd"
+LETTERS = "abcd'"
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def test_slots_are_of_40_ms_and_a_clip_is_what_it_is_alone(model) -> None:
     frames, lengths = torch.randn(3, 41, width), torch.tensor([41, 6, 17])
     with torch.no_grad():
         together, slots = model.model.multi_modal_projector.letters(frames, lengths)
-        assert slots.tolist() == [21, 3, 9] and together.shape[2] == 1 + len(LETTERS)
+        assert slots.tolist() == [21, 3, 9] and together.shape[2] == 2 + len(LETTERS)
         torch.testing.assert_close(together.exp().sum(dim=-1), torch.ones(together.shape[:2]))
         for row, length, count in zip(range(3), lengths.tolist(), slots.tolist()):
             alone, _ = model.model.multi_modal_projector.letters(

@@ -227,7 +227,7 @@ def test_recordings_without_speech_are_heard_as_nothing(cache, keys, tiny_bases,
 def test_letters_are_learned_beside_pieces_and_are_frozen_again(cache, keys, tiny_bases, tmp_path) -> None:
     torch.manual_seed(0)
     model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
-        *tiny_bases, lora_rank=4, projector_readout="pieces", projector_letters=" abcd"
+        *tiny_bases, lora_rank=4, projector_readout="pieces", projector_letters="abcd"
     )
     options = arguments(tmp_path, max_steps=80, learning_rate=1e-2, per_device_train_batch_size=10)
     alignment = align(model, cache, keys, TRANSCRIPTS, options)
@@ -245,7 +245,7 @@ def test_letters_are_learned_beside_pieces_and_are_frozen_again(cache, keys, tin
 
 
 def test_letters_that_cannot_be_spelled_do_not_count(cache, keys, tiny_bases, tiny_processor) -> None:
-    letters = SpokenLetters(" ab")
+    letters = SpokenLetters("ab")
     slots = -(-len(cache.load(keys[0])[0]) // 2)
     fitting, too_many = ("ab" * slots)[:slots], ("ab" * slots)[: slots + 1]
     texts = ["ab", "ac", "a 12", None]
@@ -257,7 +257,7 @@ def test_letters_that_cannot_be_spelled_do_not_count(cache, keys, tiny_bases, ti
         assert (row["letters"] is not None) == fits
     torch.manual_seed(0)
     model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
-        *tiny_bases, lora_rank=4, projector_readout="pieces", projector_letters=" ab"
+        *tiny_bases, lora_rank=4, projector_readout="pieces", projector_letters="ab"
     )
     aligner = CtcAligner(model, vocabulary.token_ids, vocabulary.blank_id)
     batch = AlignmentCollator(cache.store)([dataset[index] for index in range(4)])
