@@ -18,37 +18,10 @@ from typing import IO, Any
 from safetensors import SafetensorError
 
 #: Suffixes of audio files, in lower case. Where a list of recordings leaves the suffix out, the first that exists is taken.
-AUDIO_SUFFIXES = tuple(
-    f".{ending}"
-    for ending in [
-        "wav",
-        "flac",
-        "mp3",
-        "ogg",
-        "opus",
-        "oga",
-        "m4a",
-        "mp4",
-        "aac",
-        "aif",
-        "aiff",
-        "aifc",
-        "au",
-        "snd",
-        "caf",
-        "w64",
-        "rf64",
-        "webm",
-        "mka",
-        "mkv",
-        "mov",
-        "wma",
-        "amr",
-        "3gp",
-        "sph",
-        "g722",
-    ]
+_AUDIO_ENDINGS = (
+    "wav flac mp3 ogg opus oga m4a mp4 aac aif aiff aifc au snd caf w64 rf64 webm mka mkv mov wma amr 3gp sph g722"
 )
+AUDIO_SUFFIXES = tuple(f".{ending}" for ending in _AUDIO_ENDINGS.split())
 #: Suffix of a file that is being written.
 PARTIAL_SUFFIX = ".partial"
 CHECKSUM_BLOCK_BYTES = 1 << 20
