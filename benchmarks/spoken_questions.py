@@ -23,10 +23,10 @@ from audiollm.corpora.examples import Example
 from audiollm.corpora.hypotheses import WhisperDecoder
 from audiollm.evaluation.bootstrap import interval
 from audiollm.inference.loading import load
-from audiollm.training.answer_trainer import answer_logits
 from audiollm.training.collator import AudioLlmCollator
 from audiollm.training.distill import DistillExample, read_distill_examples, write_teacher_answers
 from audiollm.training.rows import build_dataset
+from audiollm.training.trainer import answer_logits
 from common import parser_of, write_result
 
 BATCH_SIZE = 8

@@ -27,7 +27,7 @@ from audiollm.processing import AudioLlmProcessor
 from audiollm.processing.audio import load_waveform
 from transformers import TrainerCallback
 
-from .collator import pad_rows, pad_windows, resize_slots, slot_runs
+from .collator import pad_rows, pad_windows, resize_slots, slot_runs, unpadded
 from .feature_cache import KEY_LENGTH, FeatureCache
 from .rows import EXAMPLE_ERRORS, ExampleEncoder
 
@@ -462,8 +462,7 @@ class BatchAugmentation:
             clips = pad_windows([self.features(window, True) for window in windows])
             return {**batch, **{name: tensor.to(device) for name, tensor in clips.items()}}
         ids, labels, varied = [], [], []
-        for row, row_labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"].bool()):
-            row_ids = row[mask].tolist()
+        for row_ids, row_labels in unpadded(batch):
             new_runs = []
             for slots in slot_runs(row_ids, self.slot_id):
                 recording = []
@@ -474,7 +473,7 @@ class BatchAugmentation:
                 recording = [self.features(window, len(recording) == 1) for window in recording]
                 new_runs.append(sum(map(self._slots, recording)))
                 varied.extend(recording)
-            new_ids, new_labels = resize_slots(row_ids, row_labels[mask].tolist(), self.slot_id, new_runs)
+            new_ids, new_labels = resize_slots(row_ids, row_labels, self.slot_id, new_runs)
             ids.append(new_ids)
             labels.append(new_labels)
         padded = {**pad_rows(ids, labels, self.pad_id), **pad_windows(varied)}

@@ -102,6 +102,13 @@ def pad_rows(
     return batch
 
 
+def unpadded(batch: dict[str, torch.Tensor]) -> list[tuple[list[int], list[int]]]:
+    """Return token ids and labels of each row of a batch, without its padding."""
+    masks = batch["attention_mask"].bool()
+    rows = zip(batch["input_ids"], batch["labels"], masks)
+    return [(ids[mask].tolist(), labels[mask].tolist()) for ids, labels, mask in rows]
+
+
 def slot_runs(input_ids: Sequence[int], slot_id: int) -> list[int]:
     """Return the number of audio tokens of each recording of a row, in reading order."""
     return [len(list(run)) for token_id, run in groupby(input_ids) if token_id == slot_id]

@@ -28,12 +28,12 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from .answer_trainer import AnswerTrainer, answer_logits, read_data_and_held_out, without_learning
 from .arguments import AudioLlmTrainingArguments, DataArguments, TrainingError
 from .collator import AudioLlmCollator, pad_rows
 from .feature_cache import FeatureCache
 from .preparing import Prepared
 from .rows import build_dataset
+from .trainer import AnswerTrainer, answer_logits, without_learning
 
 #: In the output folder; what the teacher wrote, one prompt a line.
 TEACHER_ANSWERS_FILE = "teacher_answers.jsonl"
@@ -268,7 +268,8 @@ class DistillTrainer(AnswerTrainer):
 def open_data(data_arguments: DataArguments, own_arguments: DistillArguments | None):
     """Return examples of prompt, audio and transcript, and held-out ones."""
     own = own_arguments or DistillArguments()
-    return read_data_and_held_out(data_arguments, read_distill_examples, own.response_is_transcript)
+    paths, folder = (data_arguments.data_path[0], data_arguments.eval_data_path), data_arguments.audio_dir
+    return [path and read_distill_examples(path, folder, own.response_is_transcript) for path in paths]
 
 
 def build(

@@ -23,12 +23,12 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from .answer_trainer import AnswerTrainer, answer_logits, read_data_and_held_out, without_learning
 from .arguments import AudioLlmTrainingArguments, DataArguments, set_trainable
 from .collator import AudioLlmCollator
 from .feature_cache import FeatureCache
 from .preparing import Prepared
 from .rows import build_dataset
+from .trainer import AnswerTrainer, answer_logits, without_learning
 
 ANSWERS = ("chosen", "rejected")
 
@@ -184,7 +184,8 @@ class PreferTrainer(AnswerTrainer):
 
 def open_data(data_arguments: DataArguments, own_arguments: PreferArguments | None):
     """Return examples of prompt, audio and two answers, and held-out ones."""
-    return read_data_and_held_out(data_arguments, read_preference_examples)
+    paths = data_arguments.data_path[0], data_arguments.eval_data_path
+    return [path and read_preference_examples(path, data_arguments.audio_dir) for path in paths]
 
 
 def build(

@@ -28,7 +28,7 @@ from .align import TranscribedClips
 from .arguments import AudioLlmTrainingArguments, DataArguments, TrainingError
 from .batching import BatchBudget
 from .checkpointing import last_complete_checkpoint
-from .collator import AudioLlmCollator, pad_rows, resize_slots
+from .collator import AudioLlmCollator, pad_rows, resize_slots, unpadded
 from .instruct import InstructData, open_held_out_data, open_training_data
 from .posteriors import BANK_FILE, PosteriorBank, SpokenText, collect_from_cache, mix_embeddings
 from .preparing import Prepared
@@ -300,14 +300,8 @@ class ReadTrainer(AudioLlmTrainer):
         tokens = mix_embeddings(readout, embeddings, *(torch.from_numpy(each).to(device) for each in (heard, weights)))
         real = {name: value[len(texts) :] if name in PER_ROW else value for name, value in batch.items()}
         real = real if self.augmentation is None else self.augmentation(real)
-
-        def unpadded(part: dict[str, Any], row: int) -> tuple[list[int], list[int]]:
-            is_token = part["attention_mask"][row].bool()
-            return part["input_ids"][row][is_token].tolist(), part["labels"][row][is_token].tolist()
-
-        slots = enumerate(counts.tolist())
-        rows = [resize_slots(*unpadded(batch, row), processor.audio_token_id, [count]) for row, count in slots]
-        rows += [unpadded(real, row) for row in range(len(real["input_ids"]))]
+        texts_only = zip(unpadded(batch), counts.tolist())
+        rows = [resize_slots(*row, processor.audio_token_id, [count]) for row, count in texts_only] + unpadded(real)
         ids, labels = zip(*rows)
         padded = pad_rows(ids, labels, processor.tokenizer.pad_token_id)
         return {**real, **{name: value.to(device) for name, value in padded.items()}, "audio_embeds": tokens}

@@ -8,7 +8,6 @@ import torch
 from audiollm import AudioLlmForConditionalGeneration
 from audiollm.corpora.examples import ExamplesError
 from audiollm.training import distill, prefer
-from audiollm.training.answer_trainer import answer_logits
 from audiollm.training.arguments import AudioLlmTrainingArguments, TrainingError
 from audiollm.training.distill import (
     TEACHER_ANSWERS_FILE,
@@ -27,6 +26,7 @@ from audiollm.training.prefer import (
     read_preference_examples,
 )
 from audiollm.training.preparing import Prepared
+from audiollm.training.trainer import answer_logits
 from small_corpus import assert_rows_refused
 from tiny_models import randomise_trainables
 
