@@ -73,8 +73,8 @@ OVERRIDE_HINT = " Say which is which with --columns, for instance --columns audi
 RESERVED_FIELDS = ("split", "duration", "bytes", "sha256", "problem")
 FIELD_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
-WER_UNITS = {"percent": 1.0, "fraction": 100.0}
-WER_UNIT_NAMES = {
+#: Units of word errors, and names of columns that say which.
+WER_UNITS = {
     "percent": ("wer_percent", "wer_pct", "wer_percentage"),
     "fraction": ("wer_fraction", "wer_ratio"),
 }
@@ -345,7 +345,7 @@ def wer_unit(
         raise CorpusError(f"{name}: column {column!r} for 'wer' does not hold numbers.")
     if given is not None:
         return given, None
-    for unit, names in WER_UNIT_NAMES.items():
+    for unit, names in WER_UNITS.items():
         if column.lower() in names:
             return unit, None
     if wrong and max(wrong) <= MOST_ERROR_FRACTION and min(wrong) < LEAST_ERROR_PERCENT:

@@ -249,8 +249,8 @@ class SelfInstructed:
     #: Asked about the clips where nothing else is wanted.
     default_tasks = ("respond",)
 
-    def __init__(self, source: ClipSource, responder: Responder, progress: bool = True):
-        self.source, self.responder, self.progress = source, responder, progress
+    def __init__(self, source: ClipSource, responder: Responder):
+        self.source, self.responder = source, responder
         self.cut = self.refused = 0
         self.name = source.name
         self.identity: dict[str, Any] = {"source": source.identity, "responses": responder.identity}
@@ -266,9 +266,7 @@ class SelfInstructed:
         first = start - start % size
         clips = self.source.clips(first)
         title = f"Responses of {self.responder.name}"
-        with tqdm(
-            total=self.count(), initial=first, desc=title, unit="clip", disable=None if self.progress else True
-        ) as bar:
+        with tqdm(total=self.count(), initial=first, desc=title, unit="clip", disable=None) as bar:
             while window := list(itertools.islice(clips, size)):
                 done = list(self._respond(window))
                 bar.set_postfix_str(
@@ -308,9 +306,7 @@ class SelfInstructed:
         return clip.text.strip()
 
 
-def self_instructed(
-    source: ClipSource, arguments: SelfInstructArguments, journal_folder: Path, progress: bool = True
-) -> ClipSource:
+def self_instructed(source: ClipSource, arguments: SelfInstructArguments, journal_folder: Path) -> ClipSource:
     """
     Return the corpus with the responses that options ask for, kept in a folder; unchanged if they ask for none.
 
@@ -326,4 +322,4 @@ def self_instructed(
         device="cuda" if torch.cuda.is_available() else "cpu",
         journal_folder=journal_folder,
     )
-    return SelfInstructed(source, responder, progress)
+    return SelfInstructed(source, responder)

@@ -14,7 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from .normalisers import normaliser_for
 from .parallel import available_cpus
 from .sources import parse_source
 from .tables import counted
-from .validation import DataFile, Finding, Validation
+from .validation import DataFile, Validation
 
 ERRORS_EXIT, UNCHECKED_EXIT = 1, 2
 #: Folder of transcripts in the cache folder, and the value of --transcript_cache that keeps none.
@@ -41,6 +41,8 @@ NAMED_FILE = re.compile(r"(\w[\w.-]*)=(.+)", re.DOTALL)
 #: Raised when a field of the report changes its name or meaning.
 REPORT_VERSION = 1
 HOURS_DIGITS = 6
+#: What the report says of each file, besides name and hours.
+REPORTED = ("split", "judged", "rows", "recordings", "transcripts", "not_compared")
 
 
 @dataclass
@@ -184,13 +186,13 @@ def summarize(found: Validation, shown: int, strict: bool = False) -> str:
 
 
 def _summary_lines(found: Validation, shown: int, strict: bool) -> Iterator[str]:
-    for file, summary in zip(found.files, found.summaries):
-        numbers = [counted(summary.rows, "row"), counted(summary.recordings, "recording")]
-        numbers += [f"{summary.hours:.2f} h", counted(summary.transcripts, "transcript")]
+    for file in found.files:
+        numbers = [counted(file.rows, "row"), counted(file.recordings, "recording")]
+        numbers += [f"{file.hours:.2f} h", counted(file.transcripts, "transcript")]
         role = f"split {file.split}" if file.judged else f"split {file.split}, compared with only"
-        yield f"{file.source.name} ({role}): {', '.join(numbers)}"
-        if summary.not_compared:
-            yield f"  {counted(summary.not_compared, 'row')} not compared with others: unusable, too long or silent"
+        yield f"{file.name} ({role}): {', '.join(numbers)}"
+        if file.not_compared:
+            yield f"  {counted(file.not_compared, 'row')} not compared with others: unusable, too long or silent"
     counts, findings = found.counts(), found.findings()
     if not counts:
         yield "No faults."
@@ -202,7 +204,7 @@ def _summary_lines(found: Validation, shown: int, strict: bool) -> Iterator[str]
         yield ""
         yield f"{severity_of(fault, strict):7}  {fault}: {counts[fault]} ({FAULTS[fault].meaning})"
         for finding in [one for one in findings if one.fault == fault][:shown]:
-            where = f"{found.files[finding.file].source.name} {finding.where}".strip()
+            where = f"{found.files[finding.file].name} {finding.where}".strip()
             audio = f"{finding.audio}: " if finding.audio and finding.audio not in finding.reason else ""
             yield f"         {where}: {audio}{finding.reason}"
         if counts[fault] > shown:
@@ -224,30 +226,22 @@ def write_report(path: Path, found: Validation, arguments: ValidateArguments) ->
         "ignored": sorted(arguments.ignore),
         "strict": strict,
         "files": [
-            {"name": file.source.name, "split": file.split, "judged": file.judged, **asdict(summary)}
-            | {"hours": round(summary.hours, HOURS_DIGITS)}
-            for file, summary in zip(found.files, found.summaries)
+            {"name": file.name}
+            | {name: getattr(file, name) for name in REPORTED}
+            | {"hours": round(file.hours, HOURS_DIGITS)}
+            for file in found.files
         ],
-        "hours": round(sum(summary.hours for summary in found.summaries), HOURS_DIGITS),
+        "hours": round(sum(file.hours for file in found.files), HOURS_DIGITS),
         "errors": totals[ERROR],
         "warnings": totals[WARNING],
         "counts": found.counts(),
+        "faults": [],
     }
-    head["faults"] = [_entry(finding, found, strict) for finding in found.findings()]
+    for one in found.findings():
+        severity = {"severity": severity_of(one.fault, strict)}
+        head["faults"].append({**one._asdict(), "file": found.files[one.file].name, **severity})
     with written(path, errors="backslashreplace") as file:  # a name that is no Unicode, as JSON's own escape of it
         file.write(json.dumps(head, ensure_ascii=False, indent=2) + "\n")
-
-
-def _entry(finding: Finding, found: Validation, strict: bool) -> dict[str, Any]:
-    return {
-        "file": found.files[finding.file].source.name,
-        "row": finding.row,
-        "where": finding.where,
-        "fault": finding.fault,
-        "severity": severity_of(finding.fault, strict),
-        "reason": finding.reason,
-        "audio": finding.audio,
-    }
 
 
 def main(argv: Sequence[str] | None = None) -> None:

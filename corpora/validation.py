@@ -166,24 +166,23 @@ def _named_recordings(row: Any) -> list[Any]:
 # ------------------------------------------------------------------------------------------------------------ findings
 
 
-@dataclass(frozen=True)
+@dataclass
 class DataFile:
-    """One file: where to read it, its split, and whether its own faults are wanted or only leaks into it."""
+    """One file, and what was counted in it. Recordings count as often as rows have them."""
 
     source: Source
     split: str
-    judged: bool = True
-
-
-@dataclass
-class FileSummary:
-    """Counts of one file. Recordings count as often as rows have them."""
-
+    judged: bool = True  # its own faults are wanted, not only leaks into it
     rows: int = 0
     recordings: int = 0
     transcripts: int = 0
     hours: float = 0.0  # of readable recordings
     not_compared: int = 0  # rows whose recordings are not read whole, are silent, or belong to an unusable row
+
+    @property
+    def name(self) -> str:
+        """Return its name in messages."""
+        return self.source.name
 
 
 class Finding(NamedTuple):
@@ -236,7 +235,6 @@ class Validation:
 
     Attributes:
         splits: Their names, each once.
-        summaries: Counts of each file.
 
     Raises:
         FileNotFoundError: `audio_dir` is not a folder.
@@ -256,7 +254,6 @@ class Validation:
         self.normaliser, self.transcriber = normaliser, transcriber
         self._tables = [CheckedRows(file.source, audio_dir, response_is_transcript) for file in files]
         self.splits = list(dict.fromkeys(file.split for file in files))
-        self.summaries = [FileSummary() for _ in files]
         self._findings: list[Finding] = []
         self._facts: dict[Any, AudioFacts | None] = {}  # None while they are being measured
         self._unheard: list[tuple[int, CheckedRow]] = []
@@ -289,7 +286,7 @@ class Validation:
         with tqdm(work, desc="Rows", unit="row", disable=None) as bar:
             for (file, row, keys, new), measured in bar:
                 self._finish(file, row, keys, dict(zip(new, measured)))
-                bar.set_postfix_str(f"{sum(each.hours for each in self.summaries):.2f} h", refresh=False)
+                bar.set_postfix_str(f"{sum(each.hours for each in self.files):.2f} h", refresh=False)
         if self.transcriber is not None:
             self._hear()
         self._find_repeats()
@@ -306,7 +303,7 @@ class Validation:
 
     def _finish(self, file: int, row: CheckedRow, keys: list[Any], measured: dict[Any, AudioFacts]) -> None:
         """Judge a row whose recordings have been measured; `measured` has the new ones."""
-        summary = self.summaries[file]
+        counts = self.files[file]
         self._facts |= measured
         facts = [self._facts[key] or AudioFacts("undecodable") for key in keys]
         for fault, reason, audio in row.faults:
@@ -314,15 +311,15 @@ class Validation:
         if row.index is None:
             self._report_uncompared(file, row, facts)
             return
-        summary.rows += 1
-        summary.recordings += len(facts)
+        counts.rows += 1
+        counts.recordings += len(facts)
         for recording, one in {key: pair for key, *pair in zip(keys, row.recordings, facts)}.values():
             self._add_all(file, row, recording_faults(one, self.limits), recording)
         for one in facts:
             if not one.fault:
-                summary.hours += one.seconds / SECONDS_PER_HOUR
+                counts.hours += one.seconds / SECONDS_PER_HOUR
         if row.is_transcript:
-            summary.transcripts += 1
+            counts.transcripts += 1
             self._judge_transcript(file, row, facts[0])
         self._remember(file, row, facts)
 
@@ -384,7 +381,7 @@ class Validation:
         if row.is_usable and row.recordings and len(sounds) == len(facts):
             self._asked.setdefault((split, digest(*sounds)), []).append(this)
         elif row.recordings or row.faults:
-            self.summaries[file].not_compared += 1
+            self.files[file].not_compared += 1
             self._report_uncompared(file, row, facts)
 
     def _report_uncompared(self, file: int, row: CheckedRow, facts: Sequence[AudioFacts]) -> None:
@@ -395,7 +392,7 @@ class Validation:
             self.add(Finding(file, row.index, row.where, "not_compared", reasons[0]))
 
     def _place(self, row: Remembered) -> str:
-        return f"{self.files[row.file].source.name} {row.where}"
+        return f"{self.files[row.file].name} {row.where}"
 
     def _find_repeats(self) -> None:
         """Add the faults of rows of one split with the same sound."""

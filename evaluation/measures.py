@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from audiollm.corpora.normalisers import has_words, language_of
 
-from .bootstrap import Difference, Pooled, means, paired_test, percentiles, ratio, resampled
+from .bootstrap import Difference, Pooled, interval, means, paired_test, ratio, resampled
 from .word_error import CHARACTERS, EMPTY_REFERENCE, WORDS, convention, optional_library, word_errors
 
 FRACTION, POINTS, RATIO = "fraction", "points", "ratio"
@@ -51,7 +51,6 @@ class Convention:
     normaliser: str = "english"  # a name of `word_error.NORMALISERS`
     language: str | None = None  # of the answers, for the tokenizer of BLEU
     bleu_tokenizer: str | None = None  # one that a task asks for
-    parsing: str = "air_bench"  # rule by which choices are read
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,10 @@ class Measured:
 
     def interval(self, samples: int, seed: int) -> tuple[float, float]:
         """Return the bootstrap interval of the figure; NaN where there is none."""
-        return percentiles(self.drawn(samples, seed)) if len(self.statistics) else (float("nan"), float("nan"))
+        if not len(self.statistics):
+            return float("nan"), float("nan")
+        found = interval(self.statistics, self.pooled, samples, seed)
+        return found.low, found.high
 
 
 def paired(first: Measured, second: Measured, samples: int, seed: int) -> tuple[list[str], Difference | None]:
@@ -265,22 +267,16 @@ def air_bench_letter(text: str) -> str | None:
     return answer[-2] if len(answer) > 1 and answer[-2] in LETTERS else None
 
 
-#: Rules by which an answer becomes a letter, by name.
-PARSERS: dict[str, Callable[[str], str | None]] = {"air_bench": air_bench_letter}
-
-
 def choice_accuracy(strict: bool, answers: Sequence[Answer], by: Convention) -> Measured:
     """Right answers over readable ones, as AIR-Bench counts; strict: over all, where one that cannot be read is wrong."""
-    if by.parsing not in PARSERS:
-        raise ValueError(f"There is no rule {by.parsing!r} to read choices by; expected {', '.join(PARSERS)}.")
     kept = [answer for answer in answers if answer.reference.strip()]
-    read = [(answer, PARSERS[by.parsing](answer.text)) for answer in kept]
+    read = [(answer, air_bench_letter(answer.text)) for answer in kept]
     scored = [(answer, letter) for answer, letter in read if strict or letter is not None]
     right = {answer.id: letter == answer.reference.strip().strip("().").upper() for answer, letter in scored}
     return _mean(
         {one: float(each) for one, each in right.items()},
         FRACTION,
-        f"parsing:{by.parsing}|unparsable:{'wrong' if strict else 'left out'}",
+        f"parsing:air_bench|unparsable:{'wrong' if strict else 'left out'}",
         items={answer.id: {"chosen": letter, "right": right[answer.id]} for answer, letter in scored},
         dropped={EMPTY_REFERENCE: len(answers) - len(kept), "unparsable": len(kept) - len(scored)},
     )

@@ -227,9 +227,7 @@ def convention_of(task: Mapping[str, Any], normaliser: str | None = None) -> Con
     """Return how a task's answers are compared: as is asked for, as the leaderboard does, or as `run.json` says."""
     chosen = normaliser or GROUP_NORMALISERS.get(task.get("group") or "", task.get("normaliser") or "english")
     check_normaliser(chosen)
-    source = task.get("source") or {}
-    parsing = source.get("parsing") or Convention.parsing
-    return Convention(chosen, task.get("language"), source.get("bleu_tokenizer"), parsing)
+    return Convention(chosen, task.get("language"))
 
 
 def joined_sessions(answers: Sequence[Answer]) -> tuple[list[Answer], dict[str, int]]:

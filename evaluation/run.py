@@ -50,6 +50,8 @@ from .readers import read_local_set
 from .systems import (
     CASCADE,
     DEFAULT_SYSTEMS,
+    HEARD_KINDS,
+    TRANSCRIPTION,
     WHISPER,
     WRONG_AUDIO,
     System,
@@ -62,9 +64,6 @@ from .tasks import Item, Task, tasks_named
 LOCK_FILE = ".lock"
 #: Items that are held in memory at a time: among them, those of like length share batches, and recordings are swapped.
 WINDOW_ITEMS = 512
-#: Kinds whose answers are as long as what is said.
-SPOKEN_KINDS = ("asr", "no_speech", "translation")
-TRANSCRIPTION = "asr"
 
 
 class SystemsError(ValueError):
@@ -166,7 +165,7 @@ class Job:
 
     def bound(self, seconds: float) -> int:
         """Return how many tokens an answer to so much audio may have."""
-        if self.max_new_tokens is not None and self.task.kind not in SPOKEN_KINDS:
+        if self.max_new_tokens is not None and self.task.kind not in HEARD_KINDS:
             return self.max_new_tokens
         natural = transcript_bound(seconds, self.task.language)
         return natural if self.max_new_tokens is None else min(self.max_new_tokens, natural)

@@ -44,7 +44,7 @@ DEFAULT_SYSTEMS = {
 }
 #: Systems that there is nothing to ask of where there are no recordings.
 NEED_RECORDINGS = (WRONG_AUDIO, WHISPER, CASCADE)
-#: Kinds whose answers Whisper's decoder itself can give.
+#: Kinds whose answers are as long as what is said, and that Whisper's decoder itself can give.
 HEARD_KINDS = ("asr", "no_speech", "translation")
 TEXT_RETENTION, TRANSCRIPTION, TRANSLATION = "text_retention", "asr", "translation"
 

@@ -23,7 +23,6 @@ from audiollm.corpora.examples import problem_lines
 from audiollm.corpora.normalisers import language_of, normaliser_for
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 
-KINDS = ("asr", "translation", "choice", "chat", "summary", "no_speech", "text_retention")
 TASKS_FILE = Path(__file__).parent / "tasks.yaml"
 CONFIG_SEPARATOR, PAIR_SEPARATOR, EVERY_CONFIG = ":", "-", "*"
 FLEURS_TRANSLATION = "fleurs_translation"
@@ -94,11 +93,11 @@ class Task:
 
     Attributes:
         source: where it comes from, as JSON: benchmark, hub, config, split, licence, terms, citation, and what scoring
-            needs to know: `source_language` (spoken, of a translation), `judge`, `parsing`.
+            needs to know: `source_language` (spoken, of a translation), `judge`.
     """
 
     name: str  # what `--tasks` calls it
-    kind: str  # one of `KINDS`, which decides how answers are asked for and scored
+    kind: str  # one of `tasks.yaml`, which decides how answers are asked for and scored
     metrics: tuple[str, ...]  # names of the metrics that its answers get
     language: str | None  # code of the language that answers are in; None where they are in none
     normaliser: str  # a name of `NORMALISERS`, applied to references and answers that are compared word by word
@@ -301,7 +300,7 @@ def _task(family: str, config: str | None, entry: Mapping[str, Any]) -> Task:
         }
     if entry["kind"] == "translation":
         source["source_language"] = spoken
-    source |= {"judge": entry.get("judge"), "parsing": entry.get("parsing")}
+    source["judge"] = entry.get("judge")
     return Task(
         name=name,
         kind=entry["kind"],

@@ -48,8 +48,8 @@ def tiny(tiny_bases: tuple[str, str]) -> dict[str, Any]:
     return {"llama_path": tiny_bases[1], "max_new_tokens": 6, "batch_size": 1}
 
 
-def instructed(options: dict[str, Any], source: ListedClips | None = None, **others: Any) -> SelfInstructed:
-    return SelfInstructed(source or corpus(), Responder(**options), progress=False, **others)
+def instructed(options: dict[str, Any], source: ListedClips | None = None) -> SelfInstructed:
+    return SelfInstructed(source or corpus(), Responder(**options))
 
 
 def raw(folder: Path) -> dict[str, dict[str, Any]]:
@@ -63,7 +63,7 @@ def raw(folder: Path) -> dict[str, dict[str, Any]]:
 def test_the_real_base_answers_what_is_said(real_bases, tmp_path: Path) -> None:
     real = Responder(real_bases[1], max_new_tokens=24, batch_size=4, journal_folder=tmp_path)
     texts = ["What is the capital of France?", "Say hello to me.", "What is the capital of France?"]
-    source = SelfInstructed(corpus(texts), real, progress=False)
+    source = SelfInstructed(corpus(texts), real)
     clips = list(source.clips())
     assert real.journal.made == 2  # one text comes twice
     assert source.default_tasks == ("respond",)
@@ -150,7 +150,7 @@ def test_options_become_a_source(tiny: dict[str, Any], tmp_path: Path) -> None:
     source = corpus()
     assert self_instructed(source, SelfInstructArguments(), tmp_path) is source
     arguments = SelfInstructArguments(tiny["llama_path"], respond_max_new_tokens=5, respond_batch_size=2)
-    made = self_instructed(source, arguments, tmp_path, progress=False)
+    made = self_instructed(source, arguments, tmp_path)
     assert isinstance(made, SelfInstructed) and made.responder.batch_size == 2
     assert made.responder.identity["max_new_tokens"] == 5
     list(made.clips())

@@ -27,7 +27,7 @@ TASKS = {
     "librispeech_clean": {"group": "open_asr", "source": {"title": "LibriSpeech", "hub": "org/name"}},
     "spelled": {"metrics": ["character_error"], "language": "zh", "normaliser": "characters"},
     "translation": {"metrics": ["bleu"], "language": "de", "kind": "translation"},
-    "choice": {"metrics": ["choice_accuracy"], "kind": "choice", "source": {"parsing": "air_bench"}},
+    "choice": {"metrics": ["choice_accuracy"], "kind": "choice"},
     "chat": {"metrics": ["judge_score"], "kind": "chat"},
     "summary": {"metrics": ["rouge"], "kind": "summary"},
     "silence": {"metrics": ["no_speech_rate"], "kind": "no_speech"},

@@ -19,7 +19,7 @@ from audiollm.evaluation.systems import (
     holds_its_base,
     why_not,
 )
-from audiollm.evaluation.tasks import KINDS, Item, Task, find_task
+from audiollm.evaluation.tasks import Item, Task, find_task, tables
 from audiollm.inference.answering import answer, ask
 from audiollm.publishing.score_table import SYSTEMS as SYSTEM_TITLES
 from clients import play
@@ -187,7 +187,7 @@ def test_what_cannot_answer_says_why(task, system, multilingual, reason) -> None
 
 
 def test_systems_are_chosen_by_kind_or_as_asked(items) -> None:
-    assert set(DEFAULT_SYSTEMS) == set(KINDS)
+    assert set(DEFAULT_SYSTEMS) == set(tables()["kinds"])
     assert {name for names in DEFAULT_SYSTEMS.values() for name in names} == set(SYSTEM_TITLES)
     german = index(task_of(items, "asr", "de"), None, None, None)
     chosen = choose_systems(german, (), "w", False)
