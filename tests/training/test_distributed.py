@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -191,6 +193,48 @@ def test_the_documented_command_with_bases_in_bf16_and_no_cache(given, corpus, t
     assert logged(tmp_path / "two") == pytest.approx(logged(tmp_path / "alone"), rel=2e-2)
     found, wanted = (load_file(tmp_path / name / "model.safetensors") for name in ("two", "alone"))
     assert found.keys() == wanted.keys()
+
+
+@pytest.mark.slow
+def test_deepspeed_zero2_trains_as_ddp_and_goes_on_after_a_kill(given, corpus, tiny_bases, tmp_path) -> None:
+    """On a CPU, with the configuration that is shipped."""
+    pytest.importorskip("deepspeed", reason="DS_BUILD_OPS=0 pip install deepspeed")
+    given = [*given, *data("instruct", corpus, tmp_path), "--batch_size", "2", "--save_steps", "1"]
+
+    def launched(folder: Path, config: str) -> subprocess.Popen:
+        launch = [
+            "-m",
+            "accelerate.commands.launch",
+            "--main_process_port",
+            "0",
+            "--config_file",
+            str(CONFIGS / config),
+        ]
+        command = [sys.executable, *launch, "-m", "audiollm.training.train", *given, "--output_dir", str(folder)]
+        variables = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+        with open(f"{folder}.log", "a") as log:
+            return subprocess.Popen(
+                command, env={**os.environ, **variables}, stdout=log, stderr=log, start_new_session=True
+            )
+
+    for folder, config in ((tmp_path / "ddp", "ddp_cpu.yaml"), (tmp_path / "zero2", "deepspeed_zero2.yaml")):
+        assert launched(folder, config).wait(PATIENCE_S) == 0, Path(f"{folder}.log").read_text()[-8000:]
+    assert "DeepSpeed" in (tmp_path / "zero2.log").read_text()
+    assert logged(tmp_path / "zero2") == pytest.approx(logged(tmp_path / "ddp"), abs=TOLERANCE)
+    assert_loads_as_usual(tmp_path / "zero2", tiny_bases[1])
+
+    folder = tmp_path / "killed"
+    process = launched(folder, "deepspeed_zero2.yaml")
+    deadline = time.monotonic() + PATIENCE_S
+    while last_complete_checkpoint(folder) is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert last_complete_checkpoint(folder) and not (folder / "model.safetensors").exists()
+    assert launched(folder, "deepspeed_zero2.yaml").wait(PATIENCE_S) == 0, Path(f"{folder}.log").read_text()[-8000:]
+    assert "Resuming from" in Path(f"{folder}.log").read_text()
+    assert logged(folder) == logged(tmp_path / "zero2")
+    assert (folder / "model.safetensors").read_bytes() == (tmp_path / "zero2" / "model.safetensors").read_bytes()
 
 
 @pytest.mark.slow

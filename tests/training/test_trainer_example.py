@@ -101,6 +101,80 @@ def test_dpo_with_trl_needs_no_reference_model(tiny_model, tiny_processor, recor
     assert moved == set(tiny_model.trainable_names())
 
 
+@pytest.mark.slow
+def test_sft_with_trl(tiny_model, tiny_processor, recordings, tmp_path) -> None:
+    pytest.importorskip("trl", reason="pip install trl")
+    tiny_model.save_pretrained(tmp_path / "model")
+    tiny_processor.save_pretrained(tmp_path / "model")
+    rows = [*map(row, recordings, ANSWERS), row(None, "none")]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    arguments = [str(tmp_path / name) for name in ("model", "data.jsonl", "trained")]
+    options = {"max_steps": 8, "learning_rate": 1e-2, "logging_steps": 1, "report_to": "none", "use_cpu": True}
+    trainer = example("sft_with_trl").main(*arguments, **options)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    # TRL computes the loss by itself, of the same positions as the model does.
+    with torch.no_grad():
+        first = tiny_model.eval()(**ConversationCollator(tiny_processor)(rows)).loss
+    assert losses[0] == pytest.approx(first.item(), rel=1e-3) and losses[-1] < 0.8 * losses[0]
+    loaded = AudioLlmForConditionalGeneration.from_pretrained(tmp_path / "trained")
+    assert AudioLlmProcessor.from_pretrained(tmp_path / "trained").audio_token == "<audio>"
+    moved = {
+        name for name, value in tiny_model.named_parameters() if not torch.equal(value, loaded.get_parameter(name))
+    }
+    assert moved == set(tiny_model.trainable_names())
+
+
+@pytest.mark.slow
+def test_grpo_with_trl_learns_what_is_rewarded(tiny_model, tiny_processor, recordings, tmp_path, monkeypatch) -> None:
+    """A tiny random model says no word, so that the reward is of odd letters instead. What TRL scores is what was heard."""
+    pytest.importorskip("trl", reason="pip install trl")
+    tiny_model.save_pretrained(tmp_path / "model")
+    tiny_processor.save_pretrained(tmp_path / "model")
+    rows = []
+    for path, answer in zip(recordings, ANSWERS[:2]):
+        content = [{"type": "audio", "path": path}, {"type": "text", "text": "What is said?"}]
+        rows.append({"prompt": [{"role": "user", "content": content}], "text": answer})
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    module = example("grpo_with_trl")
+    said = [[{"content": "good morning"}], [{"content": "good evening"}]]
+    assert module.fewer_word_errors(said, ["Good morning.", "Good morning."]) == [0, -0.5]
+
+    def odd_letters(completions: list[Any], text: list[str], **_: Any) -> list[float]:
+        assert set(text) == set(ANSWERS[:2])
+        answers = [one[0]["content"] for one in completions]
+        return [sum(ord(letter) % 2 for letter in one) / max(len(one), 1) for one in answers]
+
+    class Watched(module.AudioGRPOTrainer):
+        def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, **options):
+            found = super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, **options
+            )
+            assert len(model.keywords["input_features"]) == len(input_ids)
+            with torch.no_grad():
+                logits = self.model(input_ids=input_ids, attention_mask=attention_mask, **model.keywords).logits
+            answers = input_ids[:, -logits_to_keep:]
+            expected = logits.log_softmax(-1)[:, -logits_to_keep - 1 : -1].gather(-1, answers[..., None])[..., 0]
+            is_answer = attention_mask[:, -logits_to_keep:].bool()
+            torch.testing.assert_close(found[0][is_answer], expected[is_answer], atol=1e-4, rtol=1e-4)
+            return found
+
+    monkeypatch.setattr(module, "fewer_word_errors", odd_letters)
+    monkeypatch.setattr(module, "AudioGRPOTrainer", Watched)
+    arguments = [str(tmp_path / name) for name in ("model", "data.jsonl", "trained")]
+    options = {"max_steps": 24, "learning_rate": 5e-2, "logging_steps": 1, "report_to": "none", "use_cpu": True}
+    options |= {"per_device_train_batch_size": 16, "num_generations": 8, "max_completion_length": 8}
+    trainer = module.main(*arguments, **options, lr_scheduler_type="constant")
+    rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
+    assert len(rewards) == 24 and sum(rewards[-12:]) / 12 > sum(rewards[:6]) / 6 + 0.05
+    loaded = AudioLlmForConditionalGeneration.from_pretrained(tmp_path / "trained")
+    moved = {
+        name for name, value in tiny_model.named_parameters() if not torch.equal(value, loaded.get_parameter(name))
+    }
+    assert moved == set(tiny_model.trainable_names())
+    with pytest.raises(ValueError, match="beta"):
+        module.main(*arguments, **options, beta=0.1)
+
+
 def test_a_batch(tiny_processor, recordings) -> None:
     rows = [row(recordings[2], "three"), row(None, "none")]
     batch = ConversationCollator(tiny_processor, pad_to_multiple_of=16)(rows)
