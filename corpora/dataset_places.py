@@ -15,6 +15,7 @@ from typing import Any
 import datasets
 import huggingface_hub
 from audiollm.command_line.files import is_inside
+from datasets.info import DatasetInfosDict
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
 from .catalogue import Corpus
@@ -172,9 +173,10 @@ def load_split(place: Place, split: str, streaming: bool) -> tuple[Any, str]:
     return _load(place.path, config, split, None, streaming), place.path
 
 
-def _open_files(split: str, paths: list[str], streaming: bool) -> Any:
+def _open_files(split: str, paths: list[str], streaming: bool, **more: Any) -> Any:
     builder, options = FILE_BUILDERS[Path(paths[0]).suffix.lower()]
-    return datasets.load_dataset(builder, data_files={split: paths}, split=split, streaming=streaming, **options)
+    options = {"split": split, "streaming": streaming, **options, **more}
+    return datasets.load_dataset(builder, data_files={split: paths}, **options)
 
 
 def _load(path: str, config: str | None, split: str, revision: str | None, streaming: bool) -> Any:
@@ -188,7 +190,8 @@ def _load(path: str, config: str | None, split: str, revision: str | None, strea
         if split not in files:
             raise ValueError(f"there is no split {split!r}, only {', '.join(files)}")
         # Named to `datasets`, whose cache knows a folder with a card by its name and card alone.
-        return _open_files(split, list(files[split]), streaming)
+        declared = DatasetInfosDict.from_directory(path).get(builder.config.name)
+        return _open_files(split, list(files[split]), streaming, features=declared and declared.features)
     if kind != FOLDER_BUILDER:
         return datasets.load_dataset(path, config, split=split, revision=revision, streaming=streaming)
     if hasattr(builder.config, "decode_num_threads"):

@@ -6,8 +6,12 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
+import yaml
+from audiollm.corpora.dataset_places import Place, load_split
 from audiollm.corpora.examples import ExamplesError
 from audiollm.corpora.rows import RowError, RowReader
 from audiollm.corpora.sources import StreamedRows, parse_source, read_sources, settle_problems
@@ -66,6 +70,15 @@ def test_a_folder_of_shards_is_read_as_it_is_now(tmp_path) -> None:
         (folder / "README.md").write_text(f"---\n{card}---\n")
         (examples,) = read_sources(str(folder))
         assert [example.messages[1]["content"] for example in examples] == [response]
+
+
+def test_a_folder_of_shards_has_the_types_that_its_card_declares(tmp_path) -> None:
+    pq.write_table(pa.table({"text": ["Say."], "language": [1]}), tmp_path / "train-0.parquet")
+    names = {"class_label": {"names": {"0": "de", "1": "en"}}}
+    features = [{"name": "text", "dtype": "string"}, {"name": "language", "dtype": names}]
+    (tmp_path / "README.md").write_text(f"---\n{yaml.safe_dump({'dataset_info': {'features': features}})}---\n")
+    rows, _ = load_split(Place(str(tmp_path), "folder", str(tmp_path)), "train", streaming=False)
+    assert rows.features["language"].names == ["de", "en"]
 
 
 @pytest.mark.parametrize("form", ["parquet", "saved", "splits", "shards"])
