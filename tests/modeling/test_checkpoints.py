@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmProcessor
+from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmModel, AudioLlmProcessor
 from batches import MIXED_TEXT_ROWS, composed, labelled, logits_of, make_row
 from safetensors.torch import load_file, save_file
 from tiny_models import randomise_trainables, save_audio_base, save_text_base
@@ -282,3 +282,16 @@ def test_the_plain_trainer_resumes_without_a_warning(tiny_model, tmp_path, caplo
     assert not [record for record in caplog.records if "missing keys" in record.getMessage()]
     tiny_model.save_pretrained(tmp_path / "full", weights="full")
     assert len(load_file(tmp_path / "full" / "model.safetensors")) > len(tiny_model.trainable_names())
+
+
+def test_a_headless_model_without_weights_has_the_names_of_a_merged_checkpoint(tiny_model, tmp_path) -> None:
+    """As engines build it: from the configuration alone, on the meta device, for weights that they load by name."""
+    tiny_model.save_pretrained(tmp_path, weights="merged")
+    config = AudioLlmConfig.from_pretrained(tmp_path)
+    with torch.device("meta"):
+        headless = AudioLlmModel(config)
+    assert all(value.is_meta for value in headless.state_dict().values())
+    saved = load_file(tmp_path / "model.safetensors")
+    expected = {f"model.{name}": value.shape for name, value in headless.state_dict().items()}
+    assert {name: value.shape for name, value in saved.items() if not name.startswith("lm_head.")} == expected
+    assert headless.get_input_embeddings() is headless.language_model.embed_tokens

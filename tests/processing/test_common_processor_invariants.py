@@ -199,6 +199,18 @@ def test_a_request_for_a_transcript(tiny_processor, waveform) -> None:
         request(waveform, languages="de")
 
 
+def test_audio_tokens_are_counted_and_marked_as_engines_ask(tiny_processor, waveform) -> None:
+    """What vLLM's Transformers backend asks a processor for: where the audio of a row lies, and how long it will be."""
+    assert tiny_processor.audio_token == "<audio>" and tiny_processor.feature_extractor.sampling_rate == 16_000
+    rows, recordings = ["Is <audio> like <audio>?", "No <audio>."], [waveform, waveform[:800], waveform]
+    batch = tiny_processor(text=rows, audio=recordings, padding=True, return_mm_token_type_ids=True)
+    is_slot = batch["input_ids"] == tiny_processor.audio_token_id
+    assert torch.equal(batch["mm_token_type_ids"] > 0, is_slot) and not is_slot.all(dim=1).any()
+    counts = tiny_processor._get_num_multimodal_tokens(audio_lengths=list(map(len, recordings)))["num_audio_tokens"]
+    assert is_slot.sum(dim=1).tolist() == [counts[0] + counts[1], counts[2]]
+    assert "mm_token_type_ids" not in tiny_processor(text=rows, audio=recordings, padding=True)
+
+
 def test_a_template_with_generation_tags_says_what_is_learned(tiny_processor, waveform) -> None:
     chat = [
         *user({"type": "text", "text": "The capital of France? "}, spoken(waveform)),
