@@ -18,11 +18,12 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from .answer_ends import AnswerEnds
 from .context_words import RESCORING_BONUS, ContextTrie
 from .ctc_alignment import letter_log_probabilities, slot_log_probabilities, spoken_lexicon
-from .ctc_search import ctc_log_likelihoods, prefix_beam_search
+from .ctc_search import NUM_PREFIXES, ctc_log_likelihoods, prefix_beam_search
 from .spoken_pieces import SpokenLetters, spoken_form
 from .text_likelihood import text_logprobs
 
-#: How many texts of CTC's own are candidates, beside the language model's greedy one.
+#: How many texts of CTC's own are candidates, beside the language model's greedy one. Where the model reads letters, they are
+#: the likeliest of all that the search has followed, letters counted.
 NUM_CTC_CANDIDATES = 32
 #: What each token adds to the language model's log-probability of a text, without which short texts would win; chosen on
 #: development clips, as is the weight of CTC's log-likelihood beside the language model's.
@@ -201,10 +202,11 @@ class CtcRescorer:
         length = input_ids.shape[1]
         if stop is not None and bool(stop(greedy, None).any()):
             return [[self._written(ids.tolist())] for ids in greedy[:, length:]]
+        num_searched = NUM_CTC_CANDIDATES if self.letters is None else NUM_PREFIXES
         found: list[dict[str, Candidate]] = []
         for row, bound in enumerate(bounds):
             own = [self._written(greedy[row, length : length + bound].tolist())]
-            found_by_ctc = prefix_beam_search(heard[row], NUM_CTC_CANDIDATES, context=self.context)
+            found_by_ctc = prefix_beam_search(heard[row], num_searched, context=self.context)
             own += [self._heard(classes) for classes, _ in found_by_ctc]
             found.append({})
             for one in own:
@@ -214,20 +216,21 @@ class CtcRescorer:
         for texts, scores, letter_scores in zip(candidates, heard, letters):
             classes = [self.lexicon.encode(one.text) for one in texts]
             spelled = self._letter_logprobs(letter_scores, [one.text for one in texts])
-            scored.append(
-                [
-                    replace(
-                        one,
-                        ctc_logprob=ctc_logprob,
-                        num_pieces=len(said),
-                        letter_logprob=letter_logprob,
-                        num_context_pieces=0 if self.context is None else self.context.counted(said),
-                    )
-                    for one, ctc_logprob, said, letter_logprob in zip(
-                        texts, ctc_log_likelihoods(scores, classes), classes, spelled
-                    )
-                ]
-            )
+            written, *own = [
+                replace(
+                    one,
+                    ctc_logprob=ctc_logprob,
+                    num_pieces=len(said),
+                    letter_logprob=letter_logprob,
+                    num_context_pieces=0 if self.context is None else self.context.counted(said),
+                )
+                for one, ctc_logprob, said, letter_logprob in zip(
+                    texts, ctc_log_likelihoods(scores, classes), classes, spelled
+                )
+            ]
+            if self.letters is not None:
+                own.sort(key=lambda one: one.heard_logprob, reverse=True)
+            scored.append([written, *own[:NUM_CTC_CANDIDATES]])
         return self._with_language(scored)
 
     @torch.inference_mode()

@@ -50,7 +50,7 @@ CONTEXT_PROMPT = "Before this was said: {context}\n"
 #: Reason for leaving out a window below `min_logprob`.
 UNSURE = "the model is not sure of any words"
 #: Raise it when a change here changes transcripts: partial transcripts are then begun anew.
-TRANSCRIBING_REVISION = 4
+TRANSCRIBING_REVISION = 5
 #: Field of a checkpoint's generation configuration with its own settings, and the kinds of those that it may hold.
 STORED_SETTINGS = "audiollm_transcribe"
 STORED_KINDS: dict[str, type | tuple[type, ...]] = {
