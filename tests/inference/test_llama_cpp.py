@@ -40,7 +40,7 @@ def llama_cpp() -> Path:
 
 @pytest.mark.slow
 def test_llama_cpp_says_the_same(llama_cpp, real_bases, tmp_path) -> None:
-    """A projector that is random, but loud: each clip has an answer of its own."""
+    """A projector that is random, but loud: answers depend on the clip."""
     torch.manual_seed(0)
     model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
         *real_bases, stack_factor=STACK_FACTOR, lora_rank=8
@@ -78,5 +78,5 @@ def test_llama_cpp_says_the_same(llama_cpp, real_bases, tmp_path) -> None:
         command += ["--audio", clip, "-p", QUESTION]
         done = subprocess.run([*map(str, command)], check=True, capture_output=True, text=True)
         theirs.append(done.stdout.strip())
-    assert len(set(ours)) > NUM_CLIPS / 2
+    assert len(set(ours)) >= 3  # what is heard decides
     assert theirs == ours
