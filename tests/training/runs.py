@@ -1,5 +1,6 @@
 """Runs of the command over the small corpus: in this process, and in forked ones that can be killed or share a run."""
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -137,9 +138,10 @@ def in_processes(options: list[str], folder: Path, ranks: int = 2, target=main) 
 
 def until_checkpoint(process: Any, output_dir: Path, log: Path, step: int = 1) -> None:
     """Waits until a run has written a whole checkpoint of a step or a later one."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline, newest = time.monotonic() + PATIENCE_S, None
     while time.monotonic() < deadline:
-        newest = last_complete_checkpoint(output_dir)
+        with contextlib.suppress(FileNotFoundError):  # an old one may be deleted while it is looked at
+            newest = last_complete_checkpoint(output_dir)
         if newest is not None and int(newest.rpartition("-")[2]) >= step:
             break
         assert process.is_alive(), f"it is not running any more: {log.read_text()}"
