@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Reply:
-    """What a system said."""
+    """Output of a system for one item."""
 
     text: str | None  # without special tokens or surrounding space; None where there is no answer
     finish: str = STOP  # `stop`, `length`, `repeated` or `error`

@@ -72,7 +72,7 @@ class Candidate:
 
     @property
     def heard_logprob(self) -> float:
-        """How well the text fits what was heard, by word pieces and by letters, in nats."""
+        """Log-likelihood of the text for word pieces and letters together, in nats."""
         return self.ctc_logprob + LETTER_WEIGHT * self.letter_logprob
 
     @property

@@ -308,7 +308,7 @@ class StreamedExamples(torch.utils.data.IterableDataset):
 
     @property
     def encodes(self) -> bool:
-        """Whether rows are encoded when they are read."""
+        """Return whether rows are encoded when they are read."""
         return self.encoder.cache is not None
 
     def resume(self, checkpoint: Path, batches_per_step: int, batch_size: int) -> None:

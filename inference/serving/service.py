@@ -20,7 +20,7 @@ from starlette.requests import Request
 from ..recordings import COPY_BYTES, read_bounded
 from ..session import DEFAULT_MAX_NEW_TOKENS, Session
 from ..transcribing import TranscribingSettings
-from .responses import NOT_FOUND, ApiError, GoneError, about_server
+from .responses import NOT_FOUND, ApiError, GoneError, about_server, logger
 
 #: Work for a request: takes a function for its results, and the event that stops it.
 Work = Callable[[Callable[[Any], None], threading.Event], None]
@@ -122,9 +122,12 @@ class Turns:
             batch = self._gather(ticket, fit)
             try:
                 results = run([item for one in batch for item in one.items], AllSet([one.stop for one in batch]))
-            except Exception:
+            except Exception as error:  # whatever it was, the requests that did not cause it are answered
                 if len(batch) == 1 or all(one.stop.is_set() for one in batch):
                     raise
+                logger.warning(
+                    "A batch of %d requests failed, and is computed one by one.", len(batch), exc_info=error
+                )
                 for one in batch:
                     one.kind = None
                 batch = [ticket]

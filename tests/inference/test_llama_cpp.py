@@ -1,5 +1,5 @@
 """
-What `audiollm export` writes, converted and run by llama.cpp: its transcripts beside ours.
+An export by `audiollm export`, converted and run by llama.cpp: its transcripts beside ours.
 
 LLAMA_CPP names a checkout whose multimodal tool is built, such as that within llama-cpp-python's source package:
 

@@ -200,7 +200,7 @@ def test_a_request_for_a_transcript(tiny_processor, waveform) -> None:
 
 
 def test_audio_tokens_are_counted_and_marked_as_engines_ask(tiny_processor, waveform) -> None:
-    """What vLLM's Transformers backend asks a processor for: where the audio of a row lies, and how long it will be."""
+    """Questions of vLLM's Transformers backend to a processor: where the audio of a row lies, and how long it will be."""
     assert tiny_processor.audio_token == "<audio>" and tiny_processor.feature_extractor.sampling_rate == 16_000
     rows, recordings = ["Is <audio> like <audio>?", "No <audio>."], [waveform, waveform[:800], waveform]
     batch = tiny_processor(text=rows, audio=recordings, padding=True, return_mm_token_type_ids=True)
