@@ -126,6 +126,12 @@ def test_letters_have_a_say_where_the_model_reads_them(model, tiny_bases, tiny_p
             scores[0][:, None], torch.tensor([target]), [len(scores[0])], [len(target)], reduction="sum"
         )
         assert one.letter_logprob == pytest.approx(max(-loss.item(), -5.0 * len(target)), abs=1e-2)
+    # Fewer are the likeliest of all that the search has followed, letters counted, behind what the model has written.
+    written, *own = rescorer.candidates(**inputs_of(spelling, tiny_processor, clips[:1]), bounds=BOUNDS[:1])[0]
+    monkeypatch.setattr(ctc_rescoring, "NUM_CTC_CANDIDATES", 3)
+    fewer = rescorer.candidates(**inputs_of(spelling, tiny_processor, clips[:1]), bounds=BOUNDS[:1])[0]
+    assert [one.text for one in fewer] == [one.text for one in (written, *own[:3])]
+    assert own == sorted(own, key=lambda one: one.heard_logprob, reverse=True) and len(own) > 3
     monkeypatch.setattr(ctc_rescoring, "LETTER_WEIGHT", MUCH)
     heard = [one for one in rows[0] if spoken_form(one.text)]
     assert best_of(rows[0], 1.0).text in ("", max(heard, key=lambda one: one.letter_logprob).text)
