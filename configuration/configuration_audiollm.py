@@ -18,7 +18,7 @@ WEIGHT_FORMATS = ("adapter", "full", "merged")
 DEFAULT_ADAPTER_NAME = "speech"
 DEFAULT_LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 #: `<audio>`, the slot and `</audio>` follow each other directly after the base vocabulary.
-NUM_AUDIO_TOKENS = 3
+AUDIO_TOKEN_IDS = ("audio_begin_token_id", "audio_token_id", "audio_end_token_id")
 
 _ADAPTER_FIELDS = ("rank", "alpha", "dropout", "target_modules")
 
@@ -94,87 +94,68 @@ class AudioLlmConfig(PretrainedConfig):
     model_type = "audiollm"
     sub_configs = {"audio_config": AutoConfig, "text_config": AutoConfig}
 
-    def __init__(
-        self,
-        audio_config: Any = None,
-        text_config: Any = None,
-        audio_model_id: str | None = None,
-        text_model_id: str | None = None,
-        audio_model_revision: str | None = None,
-        text_model_revision: str | None = None,
-        base_fingerprint: dict[str, str] | None = None,
-        weight_format: str | None = None,
-        projector_type: str = "swiglu",
-        stack_factor: int = 4,
-        projector_hidden_size: int | None = None,
-        projector_activation: str = "gelu",
-        projector_pre_norm: bool = True,
-        projector_mid_norm: bool = True,
-        projector_norm_eps: float = 1e-6,
-        projector_context_layers: int = 0,
-        projector_readout: str = "direct",
-        projector_letters: str | None = None,
-        lora_rank: int = 16,
-        lora_alpha: float = 32,
-        lora_dropout: float = 0.0,
-        lora_target_modules: list[str] | None = None,
-        lora_adapters: dict[str, dict[str, Any]] | None = None,
-        audio_begin_token_id: int | None = None,
-        audio_token_id: int | None = None,
-        audio_end_token_id: int | None = None,
-        **kwargs,
-    ):
-        self.audio_config = _sub_config("audio_config", audio_config, "whisper")
-        self.text_config = _sub_config("text_config", text_config, "llama")
+    # `Any` where None stands for a default that depends on other fields.
+    audio_config: Any = None
+    text_config: Any = None
+    audio_model_id: str | None = None
+    text_model_id: str | None = None
+    audio_model_revision: str | None = None
+    text_model_revision: str | None = None
+    base_fingerprint: Any = None
+    weight_format: str | None = None
+    projector_type: str = "swiglu"
+    stack_factor: int = 4
+    projector_hidden_size: Any = None
+    projector_activation: str = "gelu"
+    projector_pre_norm: bool = True
+    projector_mid_norm: bool = True
+    projector_norm_eps: float = 1e-6
+    projector_context_layers: int = 0
+    projector_readout: str = "direct"
+    projector_letters: str | None = None
+    lora_rank: int = 16
+    lora_alpha: float = 32
+    lora_dropout: float = 0.0
+    lora_target_modules: Any = None
+    lora_adapters: Any = None
+    audio_begin_token_id: Any = None
+    audio_token_id: Any = None
+    audio_end_token_id: Any = None
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        self.audio_config = _sub_config("audio_config", self.audio_config, "whisper")
+        self.text_config = _sub_config("text_config", self.text_config, "llama")
         self._validate_sub_configs()
-        self.audio_model_id = audio_model_id
-        self.text_model_id = text_model_id
-        self.audio_model_revision = audio_model_revision
-        self.text_model_revision = text_model_revision
-        is_dict = base_fingerprint is None or isinstance(base_fingerprint, dict)
-        _require("base_fingerprint", base_fingerprint, is_dict, "a dict of digests by base")
-        self.base_fingerprint = dict(base_fingerprint or {})
-        self.weight_format = weight_format
-
-        self.projector_type = projector_type
-        self.stack_factor = stack_factor
-        if projector_hidden_size is None:
-            projector_hidden_size = 4 * self.text_config.hidden_size
-        self.projector_hidden_size = projector_hidden_size
-        self.projector_activation = projector_activation
-        self.projector_pre_norm = projector_pre_norm
-        self.projector_mid_norm = projector_mid_norm
-        self.projector_norm_eps = projector_norm_eps
-        self.projector_context_layers = projector_context_layers
-        self.projector_readout = projector_readout
-        self.projector_letters = projector_letters
-
-        self.lora_rank = lora_rank
-        self.lora_alpha = lora_alpha
-        self.lora_dropout = lora_dropout
-        if isinstance(lora_target_modules, str):
-            raise ValueError(f"lora_target_modules is {lora_target_modules!r}; expected a list of module names.")
-        self.lora_target_modules = list(DEFAULT_LORA_TARGETS if lora_target_modules is None else lora_target_modules)
-        if lora_adapters is None:
-            lora_adapters = {DEFAULT_ADAPTER_NAME: {}} if lora_rank != 0 else {}
-        if not isinstance(lora_adapters, dict) or not all(isinstance(one, dict) for one in lora_adapters.values()):
-            raise ValueError(f"lora_adapters is {lora_adapters!r}; expected a dict of names and their overrides.")
-        self.lora_adapters = {name: dict(fields) for name, fields in lora_adapters.items()}
-
-        first_free_id = self.text_config.vocab_size
-        self.audio_begin_token_id = first_free_id if audio_begin_token_id is None else audio_begin_token_id
-        self.audio_token_id = first_free_id + 1 if audio_token_id is None else audio_token_id
-        self.audio_end_token_id = first_free_id + 2 if audio_end_token_id is None else audio_end_token_id
-
+        is_dict = isinstance(self.base_fingerprint, (dict, type(None)))
+        _require("base_fingerprint", self.base_fingerprint, is_dict, "a dict of digests by base")
+        self.base_fingerprint = dict(self.base_fingerprint or {})
+        if self.projector_hidden_size is None:
+            self.projector_hidden_size = 4 * self.text_config.hidden_size
+        targets = DEFAULT_LORA_TARGETS if self.lora_target_modules is None else self.lora_target_modules
+        _require("lora_target_modules", targets, not isinstance(targets, str), "a list of module names")
+        self.lora_target_modules = list(targets)
+        adapters = self.lora_adapters
+        if adapters is None:
+            adapters = {DEFAULT_ADAPTER_NAME: {}} if self.lora_rank != 0 else {}
+        are_dicts = isinstance(adapters, dict) and all(isinstance(one, dict) for one in adapters.values())
+        _require("lora_adapters", adapters, are_dicts, "a dict of names and their overrides")
+        self.lora_adapters = {name: dict(fields) for name, fields in adapters.items()}
+        for place, name in enumerate(AUDIO_TOKEN_IDS):
+            if getattr(self, name) is None:
+                setattr(self, name, self.text_config.vocab_size + place)
         # Tying belongs to the language model; the composite follows it.
-        kwargs["tie_word_embeddings"] = bool(getattr(self.text_config, "tie_word_embeddings", False))
+        self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-            if kwargs.get(name) is None:
-                kwargs[name] = getattr(self.text_config, name, None)
+            if getattr(self, name) is None:
+                setattr(self, name, getattr(self.text_config, name, None))
         if not type(self).__module__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
             # The package has registered its pipelines; these are the ones that ask for trust_remote_code.
             kwargs.pop("custom_pipelines", None)
-        super().__init__(**kwargs)
+        super().__post_init__(**kwargs)
         self._validate_fields()
 
     def adapter_settings(self, name: str) -> dict[str, Any]:
@@ -248,14 +229,10 @@ class AudioLlmConfig(PretrainedConfig):
         eps = self.projector_norm_eps
         _require("projector_norm_eps", eps, isinstance(eps, (int, float)) and eps > 0, "a number above 0")
         self._validate_lora()
-        ids = {
-            "audio_begin_token_id": self.audio_begin_token_id,
-            "audio_token_id": self.audio_token_id,
-            "audio_end_token_id": self.audio_end_token_id,
-        }
+        ids = {name: getattr(self, name) for name in AUDIO_TOKEN_IDS}
         for name, value in ids.items():
             _require_integer(name, value, at_least=self.text_config.vocab_size)
-        if len(set(ids.values())) != NUM_AUDIO_TOKENS:
+        if len(set(ids.values())) != len(ids):
             raise ValueError(f"The audio token ids must differ from each other, got {ids}.")
 
     def _validate_lora(self) -> None:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from audiollm import AudioLlmConfig
-from audiollm.configuration.configuration_audiollm import NUM_AUDIO_TOKENS
+from audiollm.configuration.configuration_audiollm import AUDIO_TOKEN_IDS
 from tiny_models import TEXT_FIELDS, llama_config, whisper_config
 from transformers import AutoConfig, LlamaConfig, Qwen2Config, T5Config, WhisperConfig
 
@@ -61,7 +61,7 @@ def test_defaults_follow_the_sub_configs() -> None:
 def test_no_arguments_make_a_llama_with_a_whisper() -> None:
     config = AudioLlmConfig()
     assert isinstance(config.audio_config, WhisperConfig) and isinstance(config.text_config, LlamaConfig)
-    assert config.audio_end_token_id == config.vocab_size + NUM_AUDIO_TOKENS - 1
+    assert config.audio_end_token_id == config.vocab_size + len(AUDIO_TOKEN_IDS) - 1
 
 
 def test_sub_configs_as_dicts_and_objects() -> None:
