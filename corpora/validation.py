@@ -7,8 +7,6 @@ compare it with others, and the measurements of its recordings.
 
 import functools
 import hashlib
-import math
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +15,7 @@ from typing import Any, NamedTuple
 
 import datasets
 import pyarrow as pa
-from audiollm.command_line.files import is_inside
 from audiollm.command_line.interruption import interruptible
-from audiollm.processing.audio import AudioError
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 from tqdm.auto import tqdm
 
@@ -27,22 +23,17 @@ from . import audio_facts
 from .audio_facts import AudioFacts, measure_all
 from .examples import json_rows
 from .faults import FAULTS, Limits, is_transcribing, recording_faults, text_faults, transcript_faults
-from .normalisers import NORMALISERS, clip_word_error, has_words
+from .normalisers import NORMALISERS
 from .parallel import in_order
 from .rows import ASSISTANT, AUDIO_COLUMN, AUDIO_PATHS, MESSAGES, TABLE_FIELDS, Reason, RowError, RowReader, as_list
 from .sources import Source, load_table
-from .tables import shown
 
 #: Rows under way for each process.
 ROWS_PER_WORKER = 8
-#: Transcripts that are heard at once.
-TRANSCRIPTS_PER_BATCH = 16
 SECONDS_PER_HOUR = 3600
 #: Makes transcripts in any language alike before they are compared with each other.
 COMPARING_NORMALISER = "basic"
 DIGEST_BYTES = 16
-#: Columns of a table of clips: word error in percent, and a transcript to compare with.
-WORD_ERROR, HYPOTHESIS = "wer", "pred_text"
 
 
 # ------------------------------------------------------------------------------------------------------- rows to look at
@@ -61,8 +52,6 @@ class CheckedRow:
     question: str = ""  # all turns together
     response: str = ""
     is_transcript: bool = False  # the response is the transcript of the one recording
-    wer: float | None = None  # in percent, where a table has it
-    hypothesis: str | None = None  # what a recogniser heard, where a table has it
 
 
 class CheckedRows:
@@ -71,7 +60,6 @@ class CheckedRows:
     def __init__(self, source: Source, audio_dir: str | None, response_is_transcript: bool = False):
         self.source = source
         self.reader = RowReader(source.folder, audio_dir)
-        self.real_folder = None if audio_dir is None else os.path.realpath(audio_dir)
         self.response_is_transcript = response_is_transcript
 
     def __iter__(self) -> Iterator[CheckedRow]:
@@ -105,32 +93,25 @@ class CheckedRows:
     def _check(self, row: Any, index: int, where: str) -> CheckedRow:
         checked = CheckedRow(index, where)
         if self.source.kind != "json":
-            wer, heard = row.get(WORD_ERROR), row.get(HYPOTHESIS)
-            is_number = isinstance(wer, (int, float)) and not isinstance(wer, bool) and math.isfinite(wer)
-            checked.wer = float(wer) if is_number else None
-            checked.hypothesis = heard if isinstance(heard, str) else None
             row = {name: value for name, value in row.items() if name in TABLE_FIELDS}
         try:
             conversation = self.reader.read(row, where)
         except RowError as error:
             reasons = [reason if isinstance(reason, Reason) else Reason(reason) for reason in error.reasons]
             checked.faults += [(reason.fault, str(reason), reason.audio) for reason in reasons]
-            found = self._usable_recordings(row)
+            checked.recordings = self._usable_recordings(row)
         else:
-            found = list(conversation.recordings)
-            checked.is_usable = not any(map(self._is_linked_outside, found))
-            self._read_texts(conversation.messages, checked, len(found))
-        outside = [path for path in found if self._is_linked_outside(path)]
-        checked.faults += [("symlink_outside", f"{path!r} is {os.path.realpath(path)!r}", path) for path in outside]
-        checked.recordings = [path for path in found if path not in outside]
+            checked.recordings, checked.is_usable = list(conversation.recordings), True
+            self._read_texts(conversation.messages, checked)
         return checked
 
-    def _read_texts(self, messages: list[dict[str, Any]], checked: CheckedRow, recordings: int) -> None:
+    def _read_texts(self, messages: list[dict[str, Any]], checked: CheckedRow) -> None:
+        recordings = len(checked.recordings)
         asked = [each["content"] for each in messages if each["role"] != ASSISTANT]
         answered = [each["content"] for each in messages if each["role"] == ASSISTANT]
         checked.question, checked.response = "\n".join(asked), "\n".join(answered)
         asks_for_it = self.response_is_transcript or is_transcribing(asked[-1] if asked else "")
-        checked.is_transcript = checked.is_usable and recordings == len(answered) == 1 and asks_for_it
+        checked.is_transcript = recordings == len(answered) == 1 and asks_for_it
         found = text_faults(checked.question, checked.response, recordings)
         checked.faults += [(fault, reason, None) for fault, reason in found]
 
@@ -144,11 +125,6 @@ class CheckedRows:
             except RowError:
                 continue  # among the row's own reasons
         return usable
-
-    def _is_linked_outside(self, recording: Any) -> bool:
-        if self.real_folder is None or not isinstance(recording, str) or "://" in recording:
-            return False
-        return not is_inside(os.path.realpath(recording), self.real_folder)
 
 
 def _named_recordings(row: Any) -> list[Any]:
@@ -230,8 +206,6 @@ class Validation:
         audio_dir: As in `read_examples`.
         limits, ignored: Of recordings and transcripts; faults that are not wanted.
         response_is_transcript: Take every response about one recording for its transcript.
-        normaliser: A name of `NORMALISERS`, for word error.
-        transcriber: A `WhisperTranscriber` that hears each transcript's recording; None for what tables say.
 
     Attributes:
         splits: Their names, each once.
@@ -247,16 +221,12 @@ class Validation:
         limits: Limits | None = None,
         ignored: Sequence[str] = (),
         response_is_transcript: bool = False,
-        normaliser: str = "english",
-        transcriber: Any = None,
     ):
         self.files, self.limits, self.ignored = files, limits or Limits(), frozenset(ignored)
-        self.normaliser, self.transcriber = normaliser, transcriber
         self._tables = [CheckedRows(file.source, audio_dir, response_is_transcript) for file in files]
         self.splits = list(dict.fromkeys(file.split for file in files))
         self._findings: list[Finding] = []
         self._facts: dict[Any, AudioFacts | None] = {}  # None while they are being measured
-        self._unheard: list[tuple[int, CheckedRow]] = []
         #: Rows by split and sound, and by kind and digest of what no other split should have.
         self._asked: dict[tuple[int, bytes], list[Remembered]] = {}
         self._shared: dict[tuple[str, bytes], dict[Remembered, None]] = {}
@@ -287,8 +257,6 @@ class Validation:
             for (file, row, keys, new), measured in bar:
                 self._finish(file, row, keys, dict(zip(new, measured)))
                 bar.set_postfix_str(f"{sum(each.hours for each in self.files):.2f} h", refresh=False)
-        if self.transcriber is not None:
-            self._hear()
         self._find_repeats()
         self._find_leaks()
 
@@ -320,48 +288,12 @@ class Validation:
                 counts.hours += one.seconds / SECONDS_PER_HOUR
         if row.is_transcript:
             counts.transcripts += 1
-            self._judge_transcript(file, row, facts[0])
+            self._add_all(file, row, transcript_faults(row.response, facts[0], self.limits), row.recordings[0])
         self._remember(file, row, facts)
 
     def _add_all(self, file: int, row: CheckedRow, faults: Iterable[tuple[str, str]], recording: Any) -> None:
         for fault, reason in faults:
             self.add(Finding(file, row.index, row.where, fault, reason, _name(recording)))
-
-    def _judge_transcript(self, file: int, row: CheckedRow, facts: AudioFacts) -> None:
-        self._add_all(file, row, transcript_faults(row.response, facts, self.limits), row.recordings[0])
-        if self.transcriber is not None and not facts.fault and facts.seconds <= self.limits.max_seconds:
-            self._unheard.append((file, row))
-            if len(self._unheard) == TRANSCRIPTS_PER_BATCH:
-                self._hear()
-        elif row.wer is not None or row.hypothesis is not None:
-            self._judge_words(file, row, row.wer, row.hypothesis or "")
-
-    def _hear(self) -> None:
-        """Have the recogniser hear the recordings of a batch of transcripts."""
-        batch, self._unheard = self._unheard, []
-        try:
-            heard = list(self.transcriber.transcribe([row.recordings[0] for _, row in batch]))
-        except (AudioError, OSError) as error:
-            if len(batch) == 1:
-                ((file, row),) = batch
-                self._add_all(file, row, [("undecodable", str(error))], row.recordings[0])
-                return
-            for one in batch:  # to find out which it is
-                self._unheard = [one]
-                self._hear()
-            return
-        for (file, row), text in zip(batch, heard):
-            self._judge_words(file, row, None, text)
-
-    def _judge_words(self, file: int, row: CheckedRow, wer: float | None, hypothesis: str) -> None:
-        if wer is None:
-            if not has_words(row.response, self.normaliser):
-                return
-            wer = clip_word_error(row.response, hypothesis, self.normaliser)
-        if self.limits.max_wer is not None and wer > self.limits.max_wer:
-            heard = f"; heard was {shown(hypothesis)}" if hypothesis else ""
-            reason = f"its word error is {wer:.1f} %; expected at most {self.limits.max_wer:g} %{heard}"
-            self._add_all(file, row, [("wrong_transcript", reason)], row.recordings[0])
 
     # -------------------------------------------------------------------------------------------------- between rows
 

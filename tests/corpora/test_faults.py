@@ -84,13 +84,6 @@ def outside_audio_dir(bench: Bench) -> list[Row]:
     return [row | {"audio_paths": "../outside.wav"}]
 
 
-def symlink_outside(bench: Bench) -> list[Row]:
-    row = bench.good("linked.wav")
-    os.rename(bench.audio / "linked.wav", bench.folder / "linked.wav")
-    os.symlink(bench.folder / "linked.wav", bench.audio / "linked.wav")
-    return [row]
-
-
 def undecodable(bench: Bench) -> list[Row]:
     (bench.audio / "noise.flac").write_bytes(np.random.default_rng(0).bytes(5_000))
     return [bench.row("noise.flac", "hello")]
@@ -133,7 +126,6 @@ PLANTERS: dict[str, Callable[[Bench], list[Row]]] = {
     "missing_file": lambda bench: [bench.row("not_there.wav", "hello")],
     "not_a_file": not_a_file,
     "outside_audio_dir": outside_audio_dir,
-    "symlink_outside": symlink_outside,
     "undecodable": undecodable,
     "cut_off": cut_off,
     "not_finite": spoiled("nan.wav", lambda waveform: np.append(waveform, np.float32("nan")), subtype="FLOAT"),
@@ -141,9 +133,6 @@ PLANTERS: dict[str, Callable[[Bench], list[Row]]] = {
     "too_long": spoiled("long.flac", lambda waveform: np.tile(waveform, 31), lambda text: 60 * f"{text} "),
     "silent": spoiled("silent.wav", lambda waveform: waveform * 1e-3),
     "clipped": spoiled("clipped.wav", lambda waveform: np.clip(waveform * 3, -1, 1)),
-    "dc_offset": spoiled("offset.wav", lambda waveform: waveform * 0.5 + 0.1),
-    "wrong_rate": spoiled("slow.wav", lambda waveform: waveform[::2], rate=8_000),
-    "not_mono": spoiled("stereo.wav", lambda waveform: np.stack([waveform, waveform], axis=1)),
     "impossible_transcript": spoiled("impossible.wav", lambda waveform: waveform, lambda text: 20 * f"{text} "),
     "sparse_transcript": spoiled("sparse.wav", lambda waveform: np.tile(waveform, 8), lambda text: "Yes."),
     "response_is_prompt": lambda bench: [
@@ -155,8 +144,8 @@ PLANTERS: dict[str, Callable[[Bench], list[Row]]] = {
     "audio_leak": audio_leak,
     "transcript_leak": transcript_leak,
 }
-#: These are not of a row alone: a file that is no JSON, and a table's word error.
-PLANTED_ELSEWHERE = {"unreadable_data", "wrong_transcript", "not_compared"}
+#: These are not of a row alone.
+PLANTED_ELSEWHERE = {"unreadable_data", "not_compared"}
 PLANTED_LIMITS = Limits(max_seconds=30.0)
 
 
@@ -215,8 +204,8 @@ def test_facts_are_those_of_the_samples(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", waveform, 22_050, subtype="FLOAT")
     facts = measure(str(tmp_path / "a.wav"), 10.0)
     mono = waveform.mean(axis=1)
-    assert (facts.fault, facts.rate, facts.channels, facts.seconds) == ("", 22_050, 2, 8_000 / 22_050)
-    assert facts.peak == pytest.approx(mono.max()) and facts.offset == pytest.approx(mono.mean())
+    assert (facts.fault, facts.seconds) == ("", 8_000 / 22_050)
+    assert facts.offset == pytest.approx(mono.mean())
     assert facts.rms == pytest.approx(np.sqrt((mono**2).mean())) and facts.clipped_share == 80 / 16_000
     assert level_dbfs(facts) == pytest.approx(20 * np.log10(mono.std()), abs=0.01)
 
@@ -295,7 +284,7 @@ def test_a_container_that_libsndfile_does_not_read(tmp_path: Path) -> None:
         container.mux(stream.encode(None))
     facts = measure(str(tmp_path / "a.m4a"), 600.0)
     heard = load_waveform(tmp_path / "a.m4a")
-    assert (facts.fault, facts.seconds, facts.rate, facts.channels) == ("", len(heard) / RATE_HZ, RATE_HZ, 1)
+    assert (facts.fault, facts.seconds) == ("", len(heard) / RATE_HZ)
     assert facts.rms == pytest.approx(float(np.sqrt((heard**2).mean())), rel=1e-4)
     (tmp_path / "half.m4a").write_bytes((tmp_path / "a.m4a").read_bytes()[:4_000])
     assert measure(str(tmp_path / "half.m4a"), 600.0).fault in ("undecodable", "cut_off")
@@ -308,5 +297,4 @@ def test_an_mp3_measured_by_blocks_is_what_it_is_read_whole() -> None:
     soundfile.write(buffer, speech, 16_000, format="MP3")
     whole = load_waveform(buffer.getvalue())
     facts = measure({"bytes": buffer.getvalue(), "path": "speech.mp3"}, 600.0)
-    assert facts.peak == pytest.approx(np.abs(whole).max(), abs=1e-6)
     assert facts.rms == pytest.approx(float(np.sqrt(np.mean(np.square(whole, dtype=np.float64)))), rel=1e-6)

@@ -8,7 +8,6 @@ import signal
 from pathlib import Path
 
 import datasets
-import numpy as np
 import pytest
 from audiollm.command_line.files import appearing_whole
 from audiollm.command_line.interruption import (
@@ -18,8 +17,7 @@ from audiollm.command_line.interruption import (
     exit_status,
     interruptible,
 )
-from audiollm.corpora import prepare, validate, validation
-from audiollm.corpora.hypotheses import WhisperDecoder
+from audiollm.corpora import prepare
 from audiollm.corpora.prompts import load_studio_prompts
 
 SIGNALS = [(signal.SIGINT, KeyboardInterrupt, 130), (signal.SIGTERM, TerminatedError, 143)]
@@ -108,55 +106,3 @@ def test_a_folder_that_appears_whole_is_not_there_when_its_writer_is_killed(tmp_
     with appearing_whole(output) as partial:
         (partial / "config.json").write_text("{}")
     assert (output / "config.json").read_text() == "{}"
-
-
-# ------------------------------------------------------------------------------------------------------------- hearing
-
-
-@pytest.mark.slow
-def test_validate_goes_on_hearing_where_it_was(real_bases, tmp_path, monkeypatch, capsys) -> None:
-    prompts = load_studio_prompts("test")
-    rows = [prompts[place] for place in np.argsort(prompts["duration_s"])[:5].tolist()]
-    for number, row in enumerate(rows):
-        (tmp_path / f"{number}.ogg").write_bytes(row["audio"]["bytes"])
-    data = [
-        {"text": "<audio>\nTranscribe.", "audio_paths": f"{number}.ogg", "response": "No such words."}
-        for number in range(len(rows))
-    ]
-    (tmp_path / "data.json").write_text(json.dumps(data))
-    monkeypatch.setattr(validation, "TRANSCRIPTS_PER_BATCH", 2)
-    heard: list[int] = []
-    original = WhisperDecoder.hear
-
-    def hear(decoder: WhisperDecoder, clips: list, batch_size: int) -> list[str]:
-        if len(heard) == 1:
-            signal.raise_signal(signal.SIGINT)
-        heard.append(len(clips))
-        return original(decoder, clips, batch_size)
-
-    def validated(*options: object) -> int:
-        command = [str(tmp_path / "data.json"), "--audio_dir", str(tmp_path), "--workers", "1", *map(str, options)]
-        try:
-            validate.main([*command, "--response_is_transcript", "--transcribe_with", real_bases[0], "--max_wer", "0"])
-        except SystemExit as ended:
-            return ended.code
-        return 0
-
-    kept, report = ("--transcript_cache", tmp_path / "kept"), ("--report", tmp_path / "whole.json")
-    monkeypatch.setattr(WhisperDecoder, "hear", hear)
-    assert validated(*kept, *report) == 130 and not (tmp_path / "whole.json").exists()
-    assert "What was heard is kept" in capsys.readouterr().err
-    heard[:] = [0, 0]
-    validated(*kept, *report)
-    assert heard == [0, 0, 2, 1]
-    (journal,) = (tmp_path / "kept").glob("*.jsonl")
-    with open(journal, "ab") as file:
-        file.write(b'{"sha256": "torn')
-    validated(*kept, "--report", tmp_path / "again.json")
-    assert heard == [0, 0, 2, 1], "all of it is known"
-    validated("--transcript_cache", "off", "--report", tmp_path / "anew.json")
-    assert heard == [0, 0, 2, 1, 2, 2, 1]
-    faults = [
-        json.loads((tmp_path / name).read_text())["faults"] for name in ("whole.json", "again.json", "anew.json")
-    ]
-    assert faults[0] and faults[0] == faults[1] == faults[2]

