@@ -26,10 +26,8 @@ BENCHMARKS = {
     "training_step": (14, "--ours audiollm --rounds 1 --steps 5 --step_seconds 4"),
     "first_token": (5, "--rounds 3 --new_tokens 16"),
     "follow_up": (3, "--model shipped_adapter"),
-    "prepare_speed": (9, ""),
     "hour_long": (15, "--model shipped_adapter"),
     "kill_and_resume": (21, ""),
-    "busy_neighbour": (6, ""),
     "no_speech": (2, "--model shipped_adapter"),
     "throughput": (4, ""),
     "word_times": (2, "--model shipped_adapter"),
@@ -138,11 +136,7 @@ def long_table() -> str:
         [f"transcript of {row['minutes']:g} minutes", f"{row['run_s']:.0f} s, {row['peak_memory_mib']:,.0f} MiB"]
         for row in result("hour_long")["recordings"]
     ]
-    prepared = [
-        [f"{row['clips']:,} clips by {row['side']}", f"{row['seconds']:.0f} s, {row['peak_mib']:,.0f} MiB"]
-        for row in result("prepare_speed")["runs"]
-    ]
-    return markdown(["", "measured"], [*follow_ups, *recordings, *prepared])
+    return markdown(["", "measured"], [*follow_ups, *recordings])
 
 
 def shipped_adapter_table() -> str:
