@@ -266,10 +266,8 @@ def _batches(clips: Iterable[Clip | BadClip], start: int, seen: set[int]) -> Ite
         fingerprint, problem = _fingerprint(clip.id), None
         if isinstance(clip, BadClip):
             problem = clip.reason
-        elif LONE_SURROGATE.search(clip.id + clip.text):
-            problem = (
-                "its id or transcript has characters that are not Unicode text (a file name in another encoding?)"
-            )
+        elif LONE_SURROGATE.search("".join(map(str, (clip.id, clip.text, *clip.fields.values())))):
+            problem = "its id, transcript or fields are not Unicode text; save the file that they come from as UTF-8"
         elif fingerprint in seen:
             problem = "another clip of this corpus has the same id"
         seen.add(fingerprint)

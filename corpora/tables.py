@@ -2,8 +2,8 @@
 Tables and lists of objects, read row by row: CSV, TSV, JSON, JSON Lines, Parquet, and texts with one row a line.
 
 Only the row at hand is held, except of a JSON list. A row that cannot be read comes in its place, with its problem. Text is
-UTF-8 unless a byte-order mark or the caller says otherwise. Bytes that are not text of the encoding become lone surrogates
-(PEP 383): in a path they are the file's name; elsewhere [`text_problem`] names them.
+UTF-8 unless a byte-order mark says otherwise. Other bytes become lone surrogates (PEP 383): in a path they are the file's
+name; elsewhere they are refused when clips are written.
 """
 
 import codecs
@@ -31,8 +31,6 @@ GZIP_SUFFIX, PARQUET_SUFFIX, TEXT_SUFFIX = ".gz", ".parquet", ".txt"
 JSON_SUFFIXES, TABLE_SUFFIXES = (".json", ".jsonl", ".ndjson"), (".csv", ".tsv", ".psv")
 PARQUET_BATCH_ROWS = 1024
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-#: PEP 383's code points for bytes 0x80 to 0xff; other lone surrogates are half an escaped character of JSON.
-ESCAPED_BYTES = (0xDC80, 0xDCFF)
 MAX_SHOWN_CHARACTERS = 60
 
 
@@ -74,50 +72,32 @@ def number(value: Any, name: str) -> float | None:
     return found
 
 
-def text_problem(text: str, encoding: str | None = None) -> str | None:
-    """Return why a text read from a file is not text, or None: a byte outside the encoding, or half a character."""
-    found = LONE_SURROGATE.search(text)
-    if found is None:
-        return None
-    code = ord(found.group())
-    if ESCAPED_BYTES[0] <= code <= ESCAPED_BYTES[1]:
-        return (
-            f"{shown(text)} holds the byte 0x{code & 0xFF:02x}, which is not {encoding or DEFAULT_ENCODING} text; name "
-            "the file's encoding, for example --encoding latin-1"
-        )
-    return f"{shown(text)} holds half a character (a lone surrogate)"
-
-
 # ------------------------------------------------------------------------------------------------------------- lines
 
 
-def encoding_of(start: bytes, given: str | None = None) -> str:
-    """Return the encoding of a text file by its first bytes: `given`, else that of its byte-order mark, else UTF-8."""
-    if given is not None:
-        # "utf-8" would keep a mark as a character of the first column's name.
-        return "utf-8-sig" if codecs.lookup(given).name == "utf-8" else given
+def encoding_of(start: bytes) -> str:
+    """Return the encoding of a text file by its first bytes: that of its byte-order mark, else UTF-8."""
     return next((name for mark, name in BYTE_ORDER_MARKS.items() if start.startswith(mark)), DEFAULT_ENCODING)
 
 
-def lines_of(path: str, encoding: str | None = None, newline: str | None = None) -> Iterator[str]:
+def lines_of(path: str, newline: str | None = None) -> Iterator[str]:
     """Yield the lines of a text file with their ends; a file named `*.gz` is unpacked."""
     number = 0
     try:
         with cast(IO[bytes], gzip.open(path) if path.endswith(GZIP_SUFFIX) else open(path, "rb")) as file:
-            used = encoding_of(file.read(max(map(len, BYTE_ORDER_MARKS))), encoding)
+            used = encoding_of(file.read(max(map(len, BYTE_ORDER_MARKS))))
             file.seek(0)
             for line in io.TextIOWrapper(file, used, "surrogateescape", newline):
                 number += 1
                 yield line
     except (OSError, EOFError, zlib.error, UnicodeError) as error:
-        hint = "; name its encoding with --encoding" if isinstance(error, UnicodeError) else ""
-        raise CorpusError(f"{path!r} cannot be read after line {number}: {error}{hint}.") from error
+        raise CorpusError(f"{path!r} cannot be read after line {number}: {error}.") from error
 
 
 # -------------------------------------------------------------------------------------------------------------- rows
 
 
-def rows_of(path: str, encoding: str | None = None) -> Iterator[Row]:
+def rows_of(path: str) -> Iterator[Row]:
     """
     Yield the rows of a file: Parquet and text by its suffix, JSON by its first character, else a table with a header.
 
@@ -127,15 +107,15 @@ def rows_of(path: str, encoding: str | None = None) -> Iterator[Row]:
     if path.lower().endswith(PARQUET_SUFFIX):
         return _parquet_rows(path)
     if path.lower().endswith(TEXT_SUFFIX):
-        lines = enumerate(lines_of(path, encoding), start=1)
+        lines = enumerate(lines_of(path), start=1)
         return (Row(f"line {number}", {"text": line.rstrip("\r\n")}) for number, line in lines if line.strip())
-    first = next((line for line in lines_of(path, encoding) if line.strip()), "").lstrip()
+    first = next((line for line in lines_of(path) if line.strip()), "").lstrip()
     if first.startswith("["):
-        return _json_list(path, encoding)
+        return _json_list(path)
     if first.startswith("{") or path.lower().removesuffix(GZIP_SUFFIX).endswith(JSON_SUFFIXES):
-        return _json_lines(path, encoding)
+        return _json_lines(path)
     delimiter = TAB if path.lower().endswith(".tsv") else max(DELIMITERS, key=first.count)
-    return _table_rows(path, delimiter, encoding)
+    return _table_rows(path, delimiter)
 
 
 def parse_json(text: str) -> Any:
@@ -164,17 +144,17 @@ def _object_row(where: str, value: Any) -> Row:
     return Row(where, problem=f"is {shown(value)}; expected a JSON object")
 
 
-def _json_list(path: str, encoding: str | None) -> Iterator[Row]:
+def _json_list(path: str) -> Iterator[Row]:
     try:
-        values = parse_json("".join(lines_of(path, encoding)))
+        values = parse_json("".join(lines_of(path)))
     except ValueError as error:
         raise CorpusError(f"{path!r} {error}.") from error
     for number, value in enumerate(values):
         yield _object_row(f"row {number}", value)
 
 
-def _json_lines(path: str, encoding: str | None) -> Iterator[Row]:
-    for number, line in enumerate(lines_of(path, encoding), start=1):
+def _json_lines(path: str) -> Iterator[Row]:
+    for number, line in enumerate(lines_of(path), start=1):
         if line.strip():
             try:
                 yield _object_row(f"line {number}", parse_json(line))
@@ -194,7 +174,7 @@ def _parquet_rows(path: str) -> Iterator[Row]:
         raise CorpusError(f"{path!r} cannot be read as Parquet: {error}.") from error
 
 
-def _table_rows(path: str, delimiter: str, encoding: str | None) -> Iterator[Row]:
+def _table_rows(path: str, delimiter: str) -> Iterator[Row]:
     """
     Yield the rows of a table.
 
@@ -203,7 +183,7 @@ def _table_rows(path: str, delimiter: str, encoding: str | None) -> Iterator[Row
     """
     is_lenient = delimiter == TAB
     quoting: Any = csv.QUOTE_NONE if is_lenient else csv.QUOTE_MINIMAL
-    reader = csv.reader(lines_of(path, encoding, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
+    reader = csv.reader(lines_of(path, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
     header: list[str] = []
     while True:
         start = reader.line_num + 1

@@ -42,10 +42,9 @@ def test_what_tables_say_beside_the_text(tmp_path: Path):
     for shape in ("nemo", "tsv", "csv"):
         MAKERS[shape](tmp_path / shape)
     fields = {shape.name: dict(read(shape)[0].fields) for shape in tmp_path.iterdir()}
-    assert fields["nemo"] == {"language": "en", "pred_text": "one two.", "declared_seconds": 0.2}
+    assert fields["nemo"] == {"language": "en", "pred_text": "one two."}
     assert {(clip.start_seconds, clip.end_seconds) for clip in read(tmp_path / "nemo")} == {(0.0, None)}
-    assert fields["tsv"] == {"speaker": "v1", "up_votes": "2", "language": "en"}
-    assert fields["csv"] == {"words": "2"}
+    assert fields["tsv"] == {"speaker": "v1", "language": "en"} and fields["csv"] == {}
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
@@ -63,7 +62,7 @@ def test_a_header_is_no_row(tmp_path: Path):
     tone(tmp_path / "a.wav", 0.2)
     (tmp_path / "list.csv").write_text('path,text\na.wav,"one,\ntwo"\na.wav,three\n\n')
     source = source_of(tmp_path)
-    assert "list.csv, 2 rows " in source.summary and source.count() == 2 == len(list(source.clips()))
+    assert "list.csv, 2 rows" in source.summary and source.count() == 2 == len(list(source.clips()))
 
 
 # ------------------------------------------------------------------------------------------------ parts of recordings
@@ -85,7 +84,7 @@ def test_parts_of_recordings(tmp_path: Path):
 
 def test_numbers_that_are_none_are_named(tmp_path: Path):
     tone(tmp_path / "a.wav")
-    wrong = [{"offset": -1, "duration": 1}, {"duration": "soon"}, {"wer": True}, {"wer": [1]}]
+    wrong = [{"offset": -1, "duration": 1}, {"duration": "soon"}, {"wer": True}]
     write_lines(tmp_path / "m.jsonl", [{"path": "a.wav", "text": "t", "offset": 0, "wer": 0} | each for each in wrong])
     assert all("expected a number" in clip.reason for clip in read(tmp_path))
 
@@ -94,15 +93,14 @@ def test_fields_have_the_kinds_that_tasks_expect(tmp_path: Path):
     tone(tmp_path / "a.wav")
     values = {
         **{"audio_filepath": "a.wav", "text": "t", "duration": "2.5", "wer": "12.5", "speaker": 7, "tags": ["a"]},
-        **{"snr": 1.5, "big": 2**70, "none": None, "lang": "en", "split": "dev", "raw": "this", "sha256": "x"},
+        **{"snr": 1.5, "lang": "en", "split": "dev", "raw": "this"},
     }
     write_lines(tmp_path / "m.jsonl", [values])
-    (clip,) = read(tmp_path, columns=["text=raw"])
+    (clip,) = read(tmp_path, columns=["text=raw", "noise=snr"])
     assert (clip.text, clip.split, clip.start_seconds, clip.end_seconds) == ("this", "validation", 0.0, None)
-    assert clip.fields == {
-        **{"wer": 12.5, "speaker": "7", "tags": '["a"]', "snr": 1.5, "big": str(2**70), "none": None},
-        **{"language": "en", "declared_seconds": 2.5, "original_text": "t", "original_sha256": "x"},
-    }
+    assert clip.fields == {"wer": 12.5, "speaker": 7, "language": "en", "noise": 1.5}
+    (bad,) = read(tmp_path, columns=["noise=tags"])
+    assert "noise is ['a']; expected a plain value" in bad.reason
 
 
 # ------------------------------------------------------------------------------------------------------------ options
@@ -160,23 +158,17 @@ def test_splits_by_names_and_options(tmp_path: Path):
     splits = {clip.id: clip.split for clip in read(tmp_path)}
     assert splits == {"contest/d": "train", "dev/b": "validation", "my_test 2/c": "test", "train-clean/a": "train"}
     assert {clip.split for clip in read(tmp_path, split="mine")} == {"mine"}
-    assert [clip.id for clip in read(tmp_path, splits=["dev,test"])] == ["dev/b", "my_test 2/c"]
     write(tmp_path / "list.csv", "path,text,split\ndev/b.wav,x,dev\ndev/b.wav,y,\ncontest/d.wav,z,extra\n")
     assert [clip.split for clip in read(tmp_path, manifest="list.csv")] == ["validation", "validation", "extra"]
 
 
-def test_encoding_of_transcripts_and_manifests(tmp_path: Path):
-    tone(tmp_path / "s" / "a.wav")
-    write(tmp_path / "s" / "a.txt", "café", "latin-1")
-    (bad,) = read(tmp_path / "s")
-    assert isinstance(bad, BadClip) and "a.txt" in bad.reason and "--encoding latin-1" in bad.reason
-    assert said(read(tmp_path / "s", encoding="latin-1")) == {"a": "café"}
-    write(tmp_path / "s" / "a.txt", "سلام", "utf-16")
-    assert said(read(tmp_path / "s")) == {"a": "سلام"}
-    tone(tmp_path / "m" / "é.wav")
-    write(tmp_path / "m" / "l.csv", "path,text\né.wav,café\n", "latin-1")
-    assert "--encoding" in read(tmp_path / "m")[0].reason
-    assert said(read(tmp_path / "m", encoding="latin-1")) == {"é": "café"}
+def test_encodings_of_transcripts(tmp_path: Path):
+    tone(tmp_path / "a.wav")
+    write(tmp_path / "a.txt", "café", "latin-1")
+    (bad,) = read(tmp_path)
+    assert isinstance(bad, BadClip) and "a.txt" in bad.reason and "UTF-8" in bad.reason
+    write(tmp_path / "a.txt", "سلام", "utf-16")
+    assert said(read(tmp_path)) == {"a": "سلام"}
 
 
 # ---------------------------------------------------------------------------------------------- which way to read it
@@ -188,8 +180,6 @@ def test_two_ways_to_read_a_folder_are_both_named(tmp_path: Path):
     with pytest.raises(CorpusError, match=r"\*\.txt.*m\.json.*--transcript_suffix or --manifest"):
         source_of(tmp_path)
     assert len(read(tmp_path, transcript_suffix=".txt")) == 3 and len(read(tmp_path, manifest="m.json")) == 1
-    with pytest.raises(CorpusError, match="--audio_dir is given"):
-        source_of(tmp_path, transcript_suffix=".txt", audio_dir="/")
     make_csv(tmp_path / "tables")
     shutil.copy(tmp_path / "tables" / "list.csv", tmp_path / "tables" / "again.csv")
     with pytest.raises(CorpusError, match=r"'again\.csv' and 'list\.csv'.*--manifest"):
@@ -201,7 +191,7 @@ def test_nothing_to_read_says_what_was_looked_for(tmp_path: Path):
         source_of(tmp_path)
     tone(tmp_path / "a.wav")
     (tmp_path / "train.tsv").touch()
-    with pytest.raises(CorpusError, match=r"1 audio files.*train\.tsv.*0 bytes"):
+    with pytest.raises(CorpusError, match=r"1 audio files.*train\.tsv has no rows"):
         source_of(tmp_path)
     write(tmp_path / "list.csv", "Recording No;Words\n1;hello\n")
     with pytest.raises(CorpusError, match=r"list\.csv: it cannot be told .* audio.*Recording No, Words\..*--columns"):
@@ -220,7 +210,7 @@ def test_identity_changes_with_what_is_read(tmp_path: Path):
     write(tmp_path / "s" / "a.txt", "Something else.")
     write_lines(tmp_path / "n" / "manifest.json", [{"audio_filepath": "audio/a.wav", "text": "t"}])
     seen += [source_of(tmp_path / "s").identity, source_of(tmp_path / "n").identity]
-    seen += [source_of(tmp_path / "n", split="x").identity, source_of(tmp_path / "n", follow_symlinks=True).identity]
+    seen.append(source_of(tmp_path / "n", split="x").identity)
     assert len({json.dumps(identity) for identity in seen}) == len(seen)
 
 

@@ -12,10 +12,8 @@ from audiollm.corpora.word_error import WordErrorArguments
 
 REFUSED: dict[type, list[tuple[dict[str, Any], str]]] = {
     FolderArguments: [
-        ({"split": "a", "splits": ["b"]}, "--splits"),
         ({"transcript_suffix": ".txt", "manifest": "m"}, "--transcript_suffix"),
         ({"columns": ["text"]}, "--columns"),
-        ({"encoding": "latin-99"}, "--encoding"),
         ({"split": ""}, "--split"),
     ],
     HuggingFaceArguments: [

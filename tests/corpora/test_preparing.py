@@ -164,6 +164,7 @@ BAD = {
     "placeholder": Clip("placeholder", {"array": tone(1), "sampling_rate": 16_000}, "Say <audio>."),
     "unreadable": BadClip("unreadable", "its row is broken"),
     "\udcff": Clip("\udcff", {"array": tone(1), "sampling_rate": 16_000}, "Words."),
+    "latin": Clip("latin", {"array": tone(1), "sampling_rate": 16_000}, "Words.", fields={"speaker": "Ren\udce9"}),
 }
 
 
@@ -186,6 +187,7 @@ def test_all_bad_clips_are_told_at_once_and_nothing_is_lost(tmp_path):
         "unreadable": "its row is broken",
         twice.id: "same id",
         "\udcff": "Unicode",
+        "latin": "UTF-8",
     }.items():
         assert expected in reasons[name], (name, reasons[name])
     prepared = prepare(source, tmp_path, TRANSCRIBE, settings(on_bad_example="skip"))
