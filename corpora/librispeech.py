@@ -14,9 +14,9 @@ import os
 import tarfile
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +42,9 @@ LAYOUT = (
 LANGUAGE = "en"
 #: Levels of a chapter's file below the split's parent: split, speaker, chapter, file.
 LEVELS = 4
-#: Largest chapter that is held in memory until its transcripts are there: 128 clips of 35 s, uncompressed, are 143 MB.
-MAX_CHAPTER_BYTES = 1 << 30
-#: Most that an archive may hold, in times its own size; FLAC in gzip stays at 1. A small archive may hold so many bytes.
-MAX_EXPANSION, FREE_BYTES = 100, 16 << 20
+#: Largest file that is unpacked into memory; a clip of 35 s, uncompressed, is 1 MB.
+MAX_MEMBER_BYTES = 1 << 28
 BLOCK_BYTES = 1 << 20
-#: Zeros that end a tar archive.
-END_BYTES = 1024
 
 
 @dataclass(frozen=True)
@@ -188,99 +184,42 @@ def _stem(path: Path) -> str:
 # ------------------------------------------------------------------------------------------------------------ chapters
 
 
-@dataclass
-class Chapter:
-    """One chapter's folder: its recordings by name without suffix, its transcript file, and its problems so far."""
-
-    split: str
-    speaker: str
-    name: str
-    recordings: dict[str, Any] = field(default_factory=dict)
-    transcript: bytes | None = None
-    problems: list[BadClip] = field(default_factory=list)
-
-    @property
-    def where(self) -> str:
-        return f"{self.split}/{self.speaker}/{self.name}"
-
-    def bad(self, identity: str, reason: str) -> None:
-        self.problems.append(BadClip(identity, reason, self.split))
-
-    def add(self, file: str, content: Any) -> None:
-        """Add a file: a recording as `Clip` has it, the bytes of the transcript file, or None for a link that leads out."""
-        identity = file.removesuffix(RECORDING_SUFFIX)
-        if content is None:
-            self.bad(f"{self.where}/{file}", f"is a link that leads out of {self.split}")
-        elif file.endswith(TRANSCRIPT_SUFFIX):
-            if self.transcript is not None:
-                self.bad(f"{self.where}/{file}", "is a second transcript file of its chapter")
-            else:
-                self.transcript = content
-        elif not identity.startswith(f"{self.speaker}-{self.name}-"):
-            self.bad(f"{self.where}/{file}", f"is not named {self.speaker}-{self.name}-<number>{RECORDING_SUFFIX}")
-        elif identity in self.recordings:
-            self.bad(identity, "is twice in the archive")
-        else:
-            self.recordings[identity] = content
-
-    def clips(self, letter_case: str) -> list[Clip | BadClip]:
-        """Return the clips sorted by id; a recording without a transcript, and the reverse, is bad."""
-        restore, texts = LETTER_CASES[letter_case], self._texts()
-        fields: dict[str, FieldValue] = {"speaker": self.speaker, "chapter": self.name, "language": LANGUAGE}
-        good = []
-        for identity in self.recordings.keys() | texts.keys():
-            if identity not in self.recordings:
-                self.bad(identity, "has a transcript and no recording")
-            elif not texts.get(identity):
-                self.bad(identity, "has a recording and no transcript")
-            else:
-                text = restore(texts[identity])
-                good.append(Clip(identity, self.recordings[identity], text, self.split, fields))
-        return sorted([*good, *self.problems], key=lambda clip: (clip.id, isinstance(clip, BadClip)))
-
-    def _texts(self) -> dict[str, str]:
-        try:
-            lines = (self.transcript or b"").decode("utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            name = f"{self.where}/{self.speaker}-{self.name}{TRANSCRIPT_SUFFIX}"
-            self.bad(name, f"is not UTF-8 text: {error.reason} at byte {error.start}")
-            return {}
-        texts: dict[str, str] = {}
-        for line in filter(str.strip, lines):
-            identity, _, text = line.strip().partition(" ")
-            if identity in texts:
-                self.bad(identity, "has two lines in its transcript file")
-            texts.setdefault(identity, text.strip())
-        return texts
-
-
 def _is_chapter_file(name: str) -> bool:
     return name.endswith((RECORDING_SUFFIX, TRANSCRIPT_SUFFIX)) and not name.startswith(".")
 
 
-#: Split, speaker, chapter, file name, and the content as [`Chapter.add`] takes it.
+#: Split, speaker, chapter, file name, and the content: a recording as `Clip` has it, or the transcript file's bytes.
 ChapterFile = tuple[str, str, str, str, Any]
 
 
-def _clips_of(name: str, files: Iterable[ChapterFile], letter_case: str) -> Iterator[Clip | BadClip]:
-    """Yield the clips of chapters, each of which is held while its files come; `name` is that of the corpus."""
-    chapter, held_bytes = None, 0
-    finished: set[str] = set()
-    for split, speaker, number, file, content in files:
-        if chapter is None or (chapter.split, chapter.speaker, chapter.name) != (split, speaker, number):
-            if chapter is not None:
-                yield from chapter.clips(letter_case)
-                finished.add(chapter.where)
-            chapter, held_bytes = Chapter(split, speaker, number), 0
-        held_bytes += len(content["bytes"]) if isinstance(content, dict) else 0
-        if chapter.where in finished or held_bytes > MAX_CHAPTER_BYTES:
-            reason = "are scattered over it" if chapter.where in finished else f"exceed {MAX_CHAPTER_BYTES} bytes"
-            raise CorpusError(
-                f"{name}: the files of chapter {chapter.where} {reason}; unpack it and give the folder as --source_path "
-                "instead."
-            )
-        chapter.add(file, content)
-    yield from chapter.clips(letter_case) if chapter else ()
+def _clips_of(files: Iterable[ChapterFile], letter_case: str) -> Iterator[Clip | BadClip]:
+    """Yield the clips of chapters, each of which is held while its files come, sorted by id."""
+    for (split, speaker, number), chapter in groupby(files, key=lambda file: file[:3]):
+        recordings: dict[str, Any] = {}
+        texts: dict[str, str] = {}
+        clips: list[Clip | BadClip] = []
+        for *_, name, content in chapter:
+            if not name.endswith(TRANSCRIPT_SUFFIX):
+                recordings[name.removesuffix(RECORDING_SUFFIX)] = content
+                continue
+            try:
+                lines = content.decode("utf-8-sig").splitlines()
+            except UnicodeDecodeError as error:
+                reason = f"is not UTF-8 text: {error.reason} at byte {error.start}"
+                clips.append(BadClip(f"{split}/{speaker}/{number}/{name}", reason, split))
+            else:
+                found = (line.strip().partition(" ") for line in lines if line.strip())
+                texts |= {identity: text.strip() for identity, _, text in found}
+        fields: dict[str, FieldValue] = {"speaker": speaker, "chapter": number, "language": LANGUAGE}
+        for identity in recordings.keys() | texts.keys():
+            if identity not in recordings:
+                clips.append(BadClip(identity, "has a transcript and no recording", split))
+            elif not texts.get(identity):
+                clips.append(BadClip(identity, "has a recording and no transcript", split))
+            else:
+                text = LETTER_CASES[letter_case](texts[identity])
+                clips.append(Clip(identity, recordings[identity], text, split, fields))
+        yield from sorted(clips, key=lambda clip: clip.id)
 
 
 # ------------------------------------------------------------------------------------------------------------- sources
@@ -290,7 +229,7 @@ class LibriSpeechFolder:
     """
     An unpacked tree: the folder that holds the splits' folders. Satisfies `ClipSource`.
 
-    Splits may be links; nothing below may lead out of them. Without names of splits all are read, sorted.
+    Without names of splits all are read, sorted.
 
     Raises:
         CorpusError: it lacks a split, or holds no such tree.
@@ -321,7 +260,7 @@ class LibriSpeechFolder:
 
     def clips(self, start: int = 0) -> Iterator[Clip | BadClip]:
         """Yield all clips from the `start`-th on; recordings are paths, none is opened."""
-        return islice(_clips_of(self.name, self._files(), self.letter_case), start, None)
+        return islice(_clips_of(self._files(), self.letter_case), start, None)
 
     def count(self) -> int:
         """Return how many there are, bad ones included; reads the transcript files."""
@@ -329,9 +268,7 @@ class LibriSpeechFolder:
 
     def _files(self) -> Iterator[ChapterFile]:
         for split, speaker, chapter, path in self._paths():
-            content: Any = None
-            if path.resolve().is_relative_to((self.root / split).resolve()):
-                content = path.read_bytes() if path.name.endswith(TRANSCRIPT_SUFFIX) else str(path)
+            content = path.read_bytes() if path.name.endswith(TRANSCRIPT_SUFFIX) else str(path)
             yield split, speaker, chapter, path.name, content
 
     def _paths(self) -> Iterator[tuple[str, str, str, Path]]:
@@ -381,7 +318,7 @@ class LibriSpeechArchives:
         Yield all clips from the `start`-th on, recordings as bytes; one chapter is held at a time.
 
         Raises:
-            CorpusError: an archive is damaged, hostile or lacks a split, or scatters a chapter's files.
+            CorpusError: an archive is damaged, hostile or lacks a split.
         """
         found: set[str] = set()
         for path in self.paths:
@@ -389,7 +326,7 @@ class LibriSpeechArchives:
                 start -= self.verified[path].clips
                 found.update(self.splits or [path.name])  # they were there when it was read
                 continue
-            for clip in _clips_of(f"Archive {path}", self._files(path, found), self.letter_case):
+            for clip in _clips_of(self._files(path, found), self.letter_case):
                 if start:
                     start -= 1
                 else:
@@ -436,27 +373,23 @@ def archive_members(path: Path, wanted: Callable[[str], bool]) -> Generator[tupl
 
     Raises:
         ArchiveError: it is no archive, is damaged or cut off, or holds what must not be unpacked, by the rules of
-            `tarfile.data_filter`: absolute paths and those with `..`, links out of it, devices; or it holds more bytes
-            than `MAX_EXPANSION` allows. What came before was good.
+            `tarfile.data_filter` (absolute paths and those with `..`, links out of it, devices), or a huge file. What
+            came before was good.
     """
-    last, held = "", 0
-    limit = max(FREE_BYTES, MAX_EXPANSION * path.stat().st_size)
+    last = ""
     try:
         with open(path, "rb") as file:
             is_gzip = file.read(2) == b"\x1f\x8b"
-            file.seek(-min(END_BYTES, path.stat().st_size), os.SEEK_END)
-            if not is_gzip and file.read().strip(b"\0"):
-                raise EOFError("its end is missing")
         with gzip.open(path) if is_gzip else open(path, "rb") as stream:
             with tarfile.open(fileobj=stream, mode="r|", errors="surrogateescape") as tar:
                 for member in tar:
-                    last, held = member.name, held + member.size
+                    last = member.name
                     tarfile.data_filter(member, ".")
-                    if member.issparse() or held > limit:
-                        raise tarfile.FilterError("it is a sparse file, or the archive grows out of proportion")
-                    if member.isfile() and wanted(member.name):
+                    if member.issparse() or (wanted(last) and member.size > MAX_MEMBER_BYTES):
+                        raise tarfile.FilterError(f"it is sparse, or larger than {MAX_MEMBER_BYTES} bytes")
+                    if member.isfile() and wanted(last):
                         content = tar.extractfile(member)
-                        yield member.name, content.read() if content else b""
+                        yield last, content.read() if content else b""
                     tar.members = []  # type: ignore[attr-defined]  # or it would keep a record of every member
             while stream.read(BLOCK_BYTES):  # up to the checksum of gzip
                 pass

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from audiollm.command_line import downloads
 from audiollm.command_line.downloads import ChecksumError
+from audiollm.corpora import librispeech
 from audiollm.corpora.clips import BadClip, Clip, CorpusError
 from audiollm.corpora.librispeech import (
     ArchiveError,
@@ -170,10 +171,8 @@ def with_faults(files: Files) -> Files:
     lines = faulty[f"{folder}/84-121123.trans.txt"].decode().splitlines()
     flac = faulty.pop(f"{folder}/84-121123-0002.flac")
     lines[0] = "84-121123-0000"  # a line without text
-    lines.append("84-121123-0001 AGAIN")
     faulty[f"{folder}/84-121123.trans.txt"] = "\n".join(lines).encode()
     faulty[f"{folder}/84-121123-0003.flac"] = flac
-    faulty[f"{folder}/other.flac"] = flac
     broken = "LibriSpeech/dev-clean/84/121550/84-121550.trans.txt"
     faulty[broken] = faulty[broken].replace(b" ", b" \xff", 1)
     return faulty
@@ -181,10 +180,8 @@ def with_faults(files: Files) -> Files:
 
 FAULTS = [
     ("84-121123-0000", "has a recording and no transcript"),
-    ("84-121123-0001", "has two lines in its transcript file"),
     ("84-121123-0002", "has a transcript and no recording"),
     ("84-121123-0003", "has a recording and no transcript"),
-    ("dev-clean/84/121123/other.flac", "is not named 84-121123-<number>.flac"),
     ("84-121550-0000", "has a recording and no transcript"),
     ("84-121550-0001", "has a recording and no transcript"),
     ("84-121550-0002", "has a recording and no transcript"),
@@ -202,25 +199,6 @@ def test_what_cannot_become_a_clip_is_said_with_its_reason(tmp_path: Path) -> No
         whole = [*(f"2035-147960-000{n}" for n in range(3)), "84-121123-0001"]
         assert [c.id for c in clips if isinstance(c, Clip)] == whole
     assert opened(tmp_path / "tree").count() == len(clips)
-
-
-def test_links_out_of_a_folder_are_not_followed(tmp_path: Path) -> None:
-    tree = unpacked(librispeech_trees()["dev-clean"], tmp_path / "tree") / "LibriSpeech"
-    secret = unpacked({"84-121123-0001.flac": b"elsewhere"}, tmp_path / "secret") / "84-121123-0001.flac"
-    trap = tree / "dev-clean" / "84" / "121123" / "84-121123-0001.flac"
-    trap.unlink()
-    trap.symlink_to(secret)
-    clips = list(opened(tree).clips())
-    bad = {c.id: c.reason for c in clips if isinstance(c, BadClip)}
-    assert bad.pop("84-121123-0001") == "has a transcript and no recording"
-    assert list(bad) == ["dev-clean/84/121123/84-121123-0001.flac"] and "leads out" in bad.popitem()[1]
-    (tmp_path / "elsewhere").mkdir()
-    (tree / "dev-clean").rename(tmp_path / "elsewhere" / "dev-clean")  # a split may live on another disk
-    trap = tmp_path / "elsewhere" / "dev-clean" / "84" / "121123" / "84-121123-0001.flac"
-    trap.unlink()
-    trap.write_bytes(b"")
-    (tree / "dev-clean").symlink_to(tmp_path / "elsewhere" / "dev-clean")
-    assert len(good(opened(tree))) == 9
 
 
 def test_a_folder_of_something_else_is_said_so(tmp_path: Path) -> None:
@@ -286,21 +264,19 @@ def test_names_that_lead_elsewhere_links_out_and_devices_are_refused(tmp_path: P
     assert names == ["good"]
 
 
-def test_archives_that_explode_are_refused(tmp_path: Path) -> None:
-    archive = tar_file(tmp_path / "t.tgz", {f"zeros {index}": bytes(4 << 20) for index in range(6)})
-    for wanted in (True, False):
-        with pytest.raises(ArchiveError, match="out of proportion"):  # 24 MiB in 24 kB
-            members(archive, wanted)
+def test_a_huge_file_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(librispeech, "MAX_MEMBER_BYTES", 1 << 20)
+    archive = tar_file(tmp_path / "t.tgz", {"zeros.flac": bytes(2 << 20)})
+    with pytest.raises(ArchiveError, match=r"at member 'zeros\.flac': it is sparse, or larger"):
+        members(archive)
+    assert members(archive, wanted=False) == {}
 
 
-@pytest.mark.parametrize("mode", ["w:gz", "w"])
-def test_an_archive_cut_off_or_changed_anywhere_is_damaged(tmp_path: Path, mode: str) -> None:
+def test_an_archive_cut_off_or_changed_anywhere_is_damaged(tmp_path: Path) -> None:
     files = {f"member {index}": os.urandom(700) for index in range(5)}
-    whole = tar_file(tmp_path / "whole", files, mode).read_bytes()
-    end = len(whole) if mode == "w:gz" else whole.rindex(files["member 4"]) + 700
-    damaged = [whole[:length] for length in range(300, end, 197)]
-    if mode == "w:gz":  # whose checksum tells
-        damaged += [whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :] for at in range(100, end - 100, 161)]
+    whole = tar_file(tmp_path / "whole", files).read_bytes()
+    damaged = [whole[:length] for length in range(300, len(whole), 197)]
+    damaged += [whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :] for at in range(100, len(whole) - 100, 161)]
     for data in damaged:
         (tmp_path / "x.tar.gz").write_bytes(data)
         with pytest.raises(ArchiveError, match=r"x\.tar\.gz is"):
