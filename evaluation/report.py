@@ -1,5 +1,5 @@
 """
-Write the report of an evaluation: one page for people, and its figures as JSON.
+Write the report of an evaluation: one page for people, beside the figures in `scores.json`.
 
     audiollm evaluate report runs/evaluation
     audiollm evaluate report runs/evaluation --worst 20
@@ -7,7 +7,6 @@ Write the report of an evaluation: one page for people, and its figures as JSON.
 
 import base64
 import io
-import json
 import math
 import os
 import shlex
@@ -15,7 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from audiollm.publishing.score_table import evaluation_command, systems_of
 from .bootstrap import SAMPLES
 from .judge import JUDGE_FILE
 from .measures import Measured, paired
-from .mistakes import SPELLED, confusions, example, worst_rows
+from .mistakes import confusions, example, worst_rows
 from .outputs import (
     JUDGEMENTS,
     OUTPUTS,
@@ -49,25 +48,17 @@ from .score import ITEMS, RTFX, SCORES_FILE, finite, measure_answers
 from .systems import MODEL, WRONG_AUDIO
 from .tasks import find_task
 
-FIGURES_FILE, PAGE_FILE = "figures.json", "report.html"
+PAGE_FILE = "report.html"
 WORST = 10
 #: Bound on the page; recordings that do not fit have no player, and the page says so.
 MAX_HTML_MB = 10.0
 BYTES_PER_MB = 1_000_000
 #: What markup around a player takes, in bytes.
 PLAYER_MARKUP_BYTES = 100
-#: Raise it when a field of the report changes its name or meaning.
-REPORT_VERSION = 2
 Row = Mapping[str, Any]
 
 # ---------------------------------------------------------------------------------------------------- figures of some items
 
-#: Edges between lengths of clips, in seconds, and their names.
-DURATION_EDGES_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 300.0, 1800.0)
-DURATION_NAMES = (
-    *("under 1 s", *(f"{low:g} to {high:g} s" for low, high in pairwise(DURATION_EDGES_S[:7]))),
-    *("1 to 5 min", "5 to 30 min", "30 min or more"),
-)
 #: Categories that are shown; a task with more has ids for categories.
 MAX_CATEGORIES = 60
 MIN_INTERVAL_ITEMS = 2
@@ -98,20 +89,6 @@ def grouped(
     return found
 
 
-def duration_name(seconds: float) -> str | None:
-    """Return the length of a clip as one of `DURATION_NAMES`; None where it is not known."""
-    return DURATION_NAMES[int(np.searchsorted(DURATION_EDGES_S, seconds, side="right"))] if seconds > 0 else None
-
-
-def error_kinds(rows: Iterable[Row], metric: str) -> dict[str, int] | None:
-    """Return substitutions, deletions, insertions and reference words (or characters); None where nothing is scored."""
-    prefix, length = SPELLED[metric]
-    counted = [row for row in rows if row["scored"] and row.get(length)]
-    names = ("substitutions", "deletions", "insertions")
-    totals = {name: sum(row[prefix + name] for row in counted) for name in names}
-    return {**totals, "reference": sum(row[length] for row in counted)} if counted else None
-
-
 def paired_difference(first: Measured, second: Measured, samples: int, seed: int) -> dict[str, Any] | None:
     """Return how much more the second system has than the first on items that count in both; None without any."""
     items, found = paired(first, second, samples, seed)
@@ -127,12 +104,11 @@ def paired_difference(first: Measured, second: Measured, samples: int, seed: int
 
 def gather(folder: Path, worst: int) -> dict[str, Any]:
     """
-    Return what a report says, as JSON.
+    Return what a report says.
 
-    Its fields: `version`; `run` and `scoring` as in `scores.json`; `judge`, who gave marks; `command` to repeat it;
-    `systems`, those there are; `tasks`, each with `kind`, `about`, `metric` (the one to look at), `systems` as in
-    `scores.json`, `left_out`, `verdicts` (sentences), `differences` to the model, `by_duration`, `by_category`,
-    `error_kinds`, `confusions` and `worst`; and `averages`.
+    Its fields: `run` and `scoring` as in `scores.json`; `judge`, who gave marks; `command` to repeat it; `systems`, those
+    there are; `tasks`, each with `kind`, `about`, `metric` (the one to look at), `systems` as in `scores.json`,
+    `left_out`, `verdicts` (sentences), `differences` to the model, `by_category`, `confusions` and `worst`; and `averages`.
 
     Args:
         folder: of `audiollm evaluate`, scored.
@@ -148,7 +124,6 @@ def gather(folder: Path, worst: int) -> dict[str, Any]:
     systems = systems_of(scores)
     judge, opened = folder / JUDGEMENTS / JUDGE_FILE, open_run(folder)
     return {
-        "version": REPORT_VERSION,
         "model": str(run.get("model") or "model"),
         "run": run,
         "scoring": scores.get("scoring") or {},
@@ -184,8 +159,8 @@ def gather_task(run: Run, task: str, scores: Mapping[str, Any], every: Sequence[
         **{"kind": entry.get("kind"), "about": _about(record), "items": record.get("items")},
         **{"left_out": record.get("left_out") or {}, "metric": main, "metrics": metrics},
         **{"systems": systems, "main_system": first},
-        **{"differences": {}, "by_duration": [], "by_category": [], "error_kinds": {}},
-        **{"confusions": None, "worst": [], "worst_order": None, "verdicts": []},
+        **{"differences": {}, "by_category": [], "confusions": None},
+        **{"worst": [], "worst_order": None, "verdicts": []},
     }
     if main is None or first is None:
         return found
@@ -196,9 +171,6 @@ def gather_task(run: Run, task: str, scores: Mapping[str, Any], every: Sequence[
         system: measure_answers(joined_sessions(read_answers(run, task, system))[0], [main], convention)[main]
         for system in systems
     }
-    # Of the item's own recording, also where a system was given another.
-    lengths = {row["id"]: duration_name(float(row.get("duration_s") or 0.0)) for row in rows[first]}
-    found["by_duration"] = grouped(measured, lengths, DURATION_NAMES, *draws)
     known = {one: (row.get("extra") or {}).get("category") for one, row in outputs.items()}
     categories = {one: str(name) for one, name in known.items() if name}
     if 1 < len(set(categories.values())) <= MAX_CATEGORIES:
@@ -206,9 +178,6 @@ def gather_task(run: Run, task: str, scores: Mapping[str, Any], every: Sequence[
     if first == MODEL:
         pairs = {each: paired_difference(measured[MODEL], measured[each], *draws) for each in systems if each != MODEL}
         found["differences"] = {system: each for system, each in pairs.items() if each is not None}
-    if main in SPELLED:
-        kinds = {system: error_kinds(rows[system], main) for system in systems}
-        found["error_kinds"] = {system: each for system, each in kinds.items() if each is not None}
     if main == "word_error":
         found["confusions"] = confusions(rows[first])
     found["verdicts"] = list(verdicts(found))
@@ -315,10 +284,9 @@ def as_player(recordings: Sequence[Any]) -> tuple[str, float | None]:
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """Files of a report."""
+    """The page of a report."""
 
     page: Path
-    figures: Path
     players: int  # recordings that can be played in the page
     left_out: list[str]  # what the page lacks, and why, one sentence each
 
@@ -335,7 +303,6 @@ def write_report(
 
     Raises:
         RunFolderError: the folder is not scored, or a file in it is damaged.
-        ValueError: the page is too large without a player.
         OSError: a file cannot be read or written.
         ImportError: a library of the extra is not installed.
     """
@@ -343,12 +310,7 @@ def write_report(
     report = gather(folder, worst)
     recordings, notes = _recordings(folder, report)
     players: dict[tuple[str, str], Mapping[str, Any]] = {key: {"missing": NO_ROOM} for key in recordings}
-    room = int(MAX_HTML_MB * BYTES_PER_MB) - len(render_page(report, players, notes, FIGURES_FILE).encode())
-    if room < 0:
-        raise ValueError(
-            f"The page has {MAX_HTML_MB - room / BYTES_PER_MB:.2f} MB without any player, more than {MAX_HTML_MB:g}; show "
-            "fewer by --worst."
-        )
+    room = int(MAX_HTML_MB * BYTES_PER_MB) - len(render_page(report, players, notes).encode())
     # The worst of every task first, then the next.
     ids = [[(task, each["id"]) for each in found["worst"]] for task, found in report["tasks"].items()]
     for key in (key for rank in zip_longest(*ids) for key in rank if key in recordings):
@@ -363,10 +325,9 @@ def write_report(
     reasons = Counter(each["missing"] for each in players.values() if "missing" in each)
     left_out = [f"{task}: {note}." for task, note in notes.items()]
     left_out += [f"{count} players: {reason}." for reason, count in reasons.items()]
-    page, figures = folder / PAGE_FILE, folder / FIGURES_FILE
-    write_whole(figures, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False))
-    write_whole(page, render_page(report, players, notes, FIGURES_FILE))
-    return ReportFiles(page, figures, len(players) - reasons.total(), left_out)
+    page = folder / PAGE_FILE
+    write_whole(page, render_page(report, players, notes))
+    return ReportFiles(page, len(players) - reasons.total(), left_out)
 
 
 def told_of_report(folder: str | Path) -> str:
@@ -420,4 +381,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"audiollm evaluate report: {error}")
     for sentence in written.left_out:
         print(sentence)
-    print(f"Written to {written.page} and {written.figures.name}; {written.players} players.")
+    print(f"Written to {written.page}; {written.players} players.")

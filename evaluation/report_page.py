@@ -126,16 +126,13 @@ def verdicts(task: Mapping[str, Any]) -> Iterator[str]:
 # --------------------------------------------------------------------------------------------------------------- the page
 
 
-def render_page(
-    report: Mapping[str, Any], players: Players, player_notes: Mapping[str, str], figures_file: str
-) -> str:
+def render_page(report: Mapping[str, Any], players: Players, player_notes: Mapping[str, str]) -> str:
     """
     Return the page, which holds all it needs; nothing is fetched from anywhere.
 
     Args:
         report: as gathered.
         player_notes: what is to be said of a task's players.
-        figures_file: name of the file with the report as JSON.
 
     Raises:
         ImportError: jinja2 or markupsafe is not installed.
@@ -167,7 +164,6 @@ def render_page(
         css=markupsafe.Markup((HERE / "report.css").read_text(encoding="utf-8")),
         settings=settings_of(report),
         signatures=signatures_of(report),
-        figures_file=figures_file,
         players=players,
         player_notes=player_notes,
     )

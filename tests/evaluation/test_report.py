@@ -114,7 +114,7 @@ def page(html) -> Page:
 
 @pytest.fixture(scope="module")
 def figures(folder) -> dict:
-    return json.loads((folder / "figures.json").read_text(encoding="utf-8"))
+    return gather(folder, worst=10)
 
 
 @pytest.fixture(scope="module")
@@ -171,17 +171,12 @@ def test_averages_counts_and_settings_are_said(scores, page) -> None:
 
 def test_where_the_errors_are(figures, page) -> None:
     task = figures["tasks"]["prompts"]
-    assert [each["name"] for each in task["by_duration"]] == ["under 1 s", "2 to 5 s", "5 to 10 s", "30 to 60 s"]
-    assert task["by_duration"][0]["systems"]["model"]["value"] == 0.0
-    assert task["by_duration"][3]["systems"]["model"]["value"] == 1.0  # the failed one
     assert [each["name"] for each in task["by_category"]] == ["one <b>", "two"]
-    kinds = task["error_kinds"]["whisper"]
-    assert [kinds[name] for name in ("substitutions", "deletions", "insertions")] == [0, 0, 0]
     assert {"said": "", "written": "and", "count": 1} in task["confusions"]["insertion"]
     assert task["differences"]["wrong_audio"]["value"] > 0 > task["differences"]["whisper"]["value"]
     text = page.text["prompts"]
     assert TITLES["wrong_audio"] in text and task["verdicts"][0] in text
-    assert "Most frequent mistakes of the model" in text and "By length of the recording" in text
+    assert "Most frequent mistakes of the model" in text
     categories = {each["name"]: each["systems"]["model"] for each in figures["tasks"]["choice"]["by_category"]}
     assert categories["age"] == {"value": 1.0, "low": None, "high": None, "items": 1}  # of those that could be read
 
@@ -294,8 +289,7 @@ def test_the_page_has_a_bound(own, monkeypatch) -> None:
     assert whole.players == 3 and 0 < fewer.players < 3 and fewer.page.stat().st_size <= size - 5_000
     assert "No player: the page would be larger than" in fewer.page.read_text(encoding="utf-8")
     monkeypatch.setattr("audiollm.evaluation.report.MAX_HTML_MB", 0.01)
-    with pytest.raises(ValueError, match=r"MB without any player, more than 0\.01"):
-        write_report(folder)
+    assert write_report(folder).players == 0
 
 
 def test_little_and_nothing(tmp_path) -> None:
