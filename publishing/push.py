@@ -12,7 +12,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -35,8 +35,6 @@ from .card import CARD_FILE, ROLES, make_card, read_card, read_config, sections,
 from .header import CardError, find_base
 from .record import RECORD_FILE
 
-#: A path of this machine in a configuration: at least two folders deep.
-LOCAL_PATH = re.compile(r'"((?:/[^/"\s]+){2,}|[A-Za-z]:\\\\[^"]+)"')
 DEFAULT_BRANCH = "main"
 #: Weights in a repository's root. Those of an earlier upload would be loaded beside or instead of new ones.
 ROOT_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
@@ -55,21 +53,6 @@ ALLOWED = {
     ),
     "chat template": ("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
 }
-#: Why files that often lie beside a checkpoint stay; the first reason that fits counts.
-LEFT_OUT = {
-    "a git repository's own": (".git/*",),
-    "may hold credentials": (".env*", "*token", "*.key", "*.pem"),
-    "state of training": ("checkpoint-*/*", "optimizer*", "scheduler*", "rng_state*", "stage.json"),
-    "a pickle": ("*.bin", "*.pt", "*.pth", "*.pkl"),
-    "log of training": ("trainer_state.json", "runs/*", "wandb/*", "events.out.tfevents*", "*.log"),
-    "weights that config.json does not name": ("*.safetensors",),
-    "code that the checkpoint does not import": ("*.py",),
-    "cache": (".cache/*", "__pycache__/*", "*.pyc"),
-}
-NOT_OF_A_CHECKPOINT = "not part of a checkpoint"
-OUTSIDE = "a link to outside of the folder"
-#: Folders that are listed as one entry.
-SUMMARISED = re.compile(r"(checkpoint-\d+|\.git|\.cache|__pycache__|wandb|runs)/")
 #: Credentials by name, with the patterns that find them.
 SECRETS = {
     "a Hugging Face token": re.compile(r"\bhf_[A-Za-z0-9]{30,}"),
@@ -133,7 +116,7 @@ class Plan:
     """Contents of a push."""
 
     entries: list[Entry]  # files to upload
-    left_out: list[tuple[str, str]]  # files that stay, with the reason; a folder is listed once
+    left_out: list[str]  # files that stay; a folder is listed once
     stale: list[str] = field(default_factory=list)  # weights to remove from the repository
     remarks: list[str] = field(default_factory=list)  # sentences to read before agreeing
 
@@ -154,29 +137,26 @@ def make_manifest(folder: str | os.PathLike) -> Plan:
     Sort the files of a checkpoint's folder into those to upload and those that stay.
 
     Raises:
-        CardError: weights, code or processor are missing, or lie outside of the folder.
+        CardError: weights, code or processor are missing.
     """
     folder = Path(folder)
     named = {**dict.fromkeys(code_files(folder), "code"), **{path.name: "weights" for path in weight_files(folder)}}
-    entries, left_out = [], {}
-    for path in sorted(_walk(folder)):
+    entries, left_out = [], set()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
         why = named.get(name) or purpose_of(name)
-        if why is not None and not _leads_outside(path, folder):
+        if why is not None:
             entries.append(Entry(name, path, why))
         else:
-            summary = SUMMARISED.search(name)
-            outside = why is not None or path.is_symlink()
-            left_out[name[: summary.end()] if summary else name] = OUTSIDE if outside else _reason_to_stay(name)
+            first, below, _ = name.partition("/")
+            left_out.add(first + below)
     present = {entry.name for entry in entries}
-    for name in sorted(named.keys() - present):
-        raise CardError(f"{folder / name} belongs to the checkpoint, but {left_out.get(name, 'is not there')}.")
     for name in REQUIRED:
         if name not in present:
             raise CardError(
                 f"{folder} has no {name}, without which nobody can load it: processor.save_pretrained(folder)."
             )
-    return Plan(entries, sorted(left_out.items()))
+    return Plan(entries, sorted(left_out))
 
 
 def code_files(folder: Path) -> list[str]:
@@ -205,27 +185,6 @@ def code_files(folder: Path) -> list[str]:
                 f"{folder} has no {missing}, which its configuration or code names; save the model again."
             ) from error
     return sorted(files)
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """Yield files and links below a folder; links to folders are not followed."""
-    for root, folders, files in os.walk(folder):
-        links = [name for name in folders if (Path(root) / name).is_symlink()]
-        yield from (Path(root) / name for name in [*files, *links])
-
-
-def _reason_to_stay(name: str) -> str:
-    for why, patterns in LEFT_OUT.items():
-        if any(fnmatchcase(name, pattern) or fnmatchcase(name, f"*/{pattern}") for pattern in patterns):
-            return why
-    return NOT_OF_A_CHECKPOINT
-
-
-def _leads_outside(path: Path, folder: Path) -> bool:
-    """Return whether a file lies elsewhere; blobs behind a snapshot in the Hub's own cache do not count."""
-    real, home = path.resolve(), folder.resolve()
-    in_cache = home.parent.name == "snapshots" and real.parent == home.parents[1] / "blobs"
-    return not (real.is_relative_to(home) or in_cache)
 
 
 def refuse_secrets(entries: Sequence[Entry]) -> None:
@@ -272,10 +231,6 @@ def make_plan(options: PushArguments) -> Plan:
             plan.remarks.append(
                 f"The {shown} is a folder of this machine ({model_id}): others must pass {role}_model_id= to from_pretrained."
             )
-    for entry in plan.entries:
-        if entry.name.endswith("config.json"):
-            paths = sorted(set(LOCAL_PATH.findall(entry.text)))
-            plan.remarks += [f"{entry.name} names {path}, a path of this machine." for path in paths]
     plan.entries.sort(key=lambda entry: (entry.name.count("/"), entry.name))
     return plan
 
@@ -336,13 +291,13 @@ def upload_checkpoint(
 
 def describe(plan: Plan) -> str:
     """Return the plan as a table."""
-    width = max(len(name) for name in [*(entry.name for entry in plan.entries), *(name for name, _ in plan.left_out)])
+    width = max(len(entry.name) for entry in plan.entries)
     sizes = [entry.size for entry in plan.entries]
     lines = ["Goes up:"]
     lines += [f"  {entry.name:{width}}  {_shown(size):>8}  {entry.why}" for entry, size in zip(plan.entries, sizes)]
     lines.append(f"  {len(sizes)} files, {_shown(sum(sizes))}")
     if plan.left_out:
-        lines += ["Stays here:", *(f"  {name:{width}}  {why}" for name, why in plan.left_out)]
+        lines += ["Stays here:", *(f"  {name}" for name in plan.left_out)]
     if plan.stale:
         lines.append("Is taken out of the repository:")
         lines += [f"  {name}  weights of an earlier upload" for name in plan.stale]

@@ -1,13 +1,12 @@
 """Files that go to the Hub and files that never do, through the real client, against a Hub on the loopback interface."""
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
 import pytest
-from audiollm.publishing.push import main, make_manifest
+from audiollm.publishing.push import main
 from checkpoint_folders import change_json
 from huggingface_hub import HfApi
 from loopback_hub import LoopbackHub
@@ -42,13 +41,9 @@ def pushed(checkpoint: Path, *options: str) -> None:
 # ---- what belongs to a checkpoint ----------------------------------------------------------------------------------
 
 
-def test_nothing_but_the_checkpoint_goes_up(
-    checkpoint: Path, strays, hub: LoopbackHub, tmp_path: Path, capsys
-) -> None:
+def test_nothing_but_the_checkpoint_goes_up(checkpoint: Path, strays, hub: LoopbackHub, capsys) -> None:
     before = {path.name: path.read_bytes() for path in checkpoint.iterdir() if path.is_file()}
     own = before.keys() - strays.keys()
-    (checkpoint / "LICENSE").symlink_to("/etc/hostname")
-    (checkpoint / "elsewhere").symlink_to(tmp_path)
     pushed(checkpoint)
     files = hub.files(REPO)
     assert {name: (checkpoint / name).read_bytes() for name in before} == before
@@ -58,11 +53,8 @@ def test_nothing_but_the_checkpoint_goes_up(
     shown = capsys.readouterr().out
     stays = shown[shown.index("Stays here:") :]
     for name in strays:
-        summary = re.match(r"(checkpoint-3|runs|\.git|\.cache|__pycache__)/", name)
-        assert f"  {summary[0] if summary else name} " in stays, name
-    assert re.search(r"LICENSE +a link to outside of the folder", stays)
-    assert re.search(r"elsewhere +a link to outside of the folder", stays)
-    assert re.search(r"optimizer.pt +state of training", stays) and re.search(r"notes.txt +not part of", stays)
+        first, below, _ = name.partition("/")
+        assert f"  {first}{below}\n" in stays, name
     assert shown.strip().endswith(f"/{REPO}/commit/{hub.repositories['model', REPO].branches['main'].sha}")
 
 
@@ -101,21 +93,6 @@ def test_half_a_checkpoint_is_refused(name: str, message: str, checkpoint: Path,
     with pytest.raises(SystemExit, match=message):
         pushed(checkpoint)
     assert not hub.repositories
-
-
-def test_a_snapshot_of_the_hubs_cache_can_be_pushed(checkpoint: Path, tmp_path: Path) -> None:
-    """Its files are links to blobs beside it, as `snapshot_download` lays them out."""
-    blobs, snapshot = tmp_path / "models--x" / "blobs", tmp_path / "models--x" / "snapshots" / "c0ffee"
-    blobs.mkdir(parents=True)
-    snapshot.mkdir(parents=True)
-    names = {entry.name for entry in make_manifest(checkpoint).entries}
-    for number, name in enumerate(sorted(names)):
-        (checkpoint / name).rename(blobs / str(number))
-        (snapshot / name).symlink_to(f"../../blobs/{number}")
-    (snapshot / "LICENSE").symlink_to("/etc/hostname")
-    manifest = make_manifest(snapshot)
-    assert {entry.name for entry in manifest.entries} == names
-    assert manifest.left_out == [("LICENSE", "a link to outside of the folder")]
 
 
 # ---- options -------------------------------------------------------------------------------------------------------
