@@ -62,7 +62,6 @@ class TranscribeArguments(LoadingArguments):
             "batch_size",
             "ctc_weight",
             "context",
-            "carry_context",
         ),
         "stretches without speech": ("voice_activity", "voice_threshold_db", "min_logprob"),
         **LoadingArguments.MODEL_GROUP,
@@ -125,9 +124,6 @@ class TranscribeArguments(LoadingArguments):
             "by models with --projector_readout pieces."
         },
     )
-    carry_context: bool = field(
-        default=False, metadata={"help": "Show the model the end of the text of the window before."}
-    )
     static_cache: bool = field(
         default=False,
         metadata={
@@ -167,7 +163,6 @@ class TranscribeArguments(LoadingArguments):
             ValueError: the windows are shorter than a phrase, or longer than the encoder's.
         """
         given = {name: getattr(self, name) for name in ("prompt", "window_seconds", "max_new_tokens")}
-        given["carry_context"] = self.carry_context or None
         settings = TranscribingSettings(
             **{**stored, **{name: value for name, value in given.items() if value is not None}},
             voice_activity=self.voice_activity == "on",

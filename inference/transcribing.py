@@ -44,9 +44,6 @@ MAX_TOKENS_PER_SECOND, SPARE_TOKENS = 25, 16
 POOL_SECONDS, POOL_BATCHES = 600, 2
 #: Shorter windows would hold no phrase.
 MIN_WINDOW_SECONDS = 1.0
-#: Length of the text that is carried over from the window before.
-CONTEXT_CHARACTERS = 200
-CONTEXT_PROMPT = "Before this was said: {context}\n"
 #: Reason for leaving out a window below `min_logprob`.
 UNSURE = "the model is not sure of any words"
 #: Raise it when a change here changes transcripts: partial transcripts are then begun anew.
@@ -57,8 +54,9 @@ STORED_KINDS: dict[str, type | tuple[type, ...]] = {
     "prompt": str,
     "window_seconds": (int, float),
     "max_new_tokens": int,
-    "carry_context": bool,
 }
+#: Setting of former versions, which is passed over.
+FORMER_SETTING = "carry_context"
 
 
 class Heard(NamedTuple):
@@ -81,7 +79,6 @@ class TranscribingSettings:
         voice_activity: leave out stretches without a voice; see [`windows.detect_voice`] for `voice_rise_db`.
         batch_size: windows at a time.
         max_new_tokens: bound on the text of one window; that of short windows is lower.
-        carry_context: show the model the end of the text of the window before. Only for models that were trained so.
         static_cache: keys and values in memory of a fixed size, for which transformers compiles the model on a GPU. Of no
             use on a CPU.
         min_logprob: leave out windows whose tokens have a lower mean log-probability (with `ctc_weight`, CTC's of their word
@@ -99,7 +96,6 @@ class TranscribingSettings:
     voice_rise_db: float = RISE_DB
     batch_size: int = 8
     max_new_tokens: int = 448
-    carry_context: bool = False
     static_cache: bool = False
     min_logprob: float | None = None
     ctc_weight: float | None = None
@@ -112,7 +108,7 @@ def stored_settings(generation_config: Any) -> dict[str, Any]:
     Return the settings of transcription that a checkpoint brings along.
 
     They are the field `audiollm_transcribe` of its generation configuration, such as `{"window_seconds": 30}`, with any
-    of `prompt`, `window_seconds`, `max_new_tokens` and `carry_context`.
+    of `prompt`, `window_seconds` and `max_new_tokens`.
 
     Raises:
         ValueError: the field holds something else.
@@ -120,6 +116,7 @@ def stored_settings(generation_config: Any) -> dict[str, Any]:
     stored = getattr(generation_config, STORED_SETTINGS, None) or {}
     if not isinstance(stored, Mapping):
         raise ValueError(f"{STORED_SETTINGS} of the generation configuration is {stored!r}; expected an object.")
+    stored = {name: value for name, value in stored.items() if name != FORMER_SETTING}
     for name, value in stored.items():
         kind = STORED_KINDS.get(name)
         if kind is None:
@@ -127,9 +124,9 @@ def stored_settings(generation_config: Any) -> dict[str, Any]:
             raise ValueError(
                 f"{STORED_SETTINGS} of the generation configuration has {name!r}; expected some of {known}."
             )
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        if not isinstance(value, kind) or isinstance(value, bool):
             raise ValueError(f"{STORED_SETTINGS} of the generation configuration: {name} cannot be {value!r}.")
-    return dict(stored)
+    return stored
 
 
 @dataclass(frozen=True)
@@ -342,13 +339,12 @@ class Transcriber:
         self._jobs = [_Job(audio, path) for audio, path in zip(recordings, paths, strict=True)]
         lengths = [header_seconds(audio) for audio in recordings]
         total = None if None in lengths else sum(filter(None, lengths))
-        steps = self._with_context() if self.settings.carry_context else self._sorted_by_length(in_order)
         done = 0
         self._began, self._seconds_heard, self._seconds_done = time.monotonic(), 0.0, 0.0
         self._stop = StopWhenSet(stop)
         with tqdm(total=total, desc="Transcribing", disable=not self.progress, bar_format=_bar_format(total)) as bar:
             self._bar = bar
-            for _ in steps:
+            for _ in self._sorted_by_length(in_order):
                 self._refuse_when_stopped()
                 yield Progress(self._seconds_done, total)
                 while done < len(self._jobs):
@@ -391,17 +387,6 @@ class Transcriber:
             self._hear_batch(pool[first : first + self.settings.batch_size])
             yield
 
-    def _with_context(self) -> Iterator[None]:
-        """Transcribe the next window of several recordings at a time, with the end of the text of the one before."""
-        for first in range(0, len(self._jobs), self.settings.batch_size):
-            streams = [(job, self._windows(job)) for job in self._jobs[first : first + self.settings.batch_size]]
-            while streams:
-                batch = [(job, window, stream) for job, stream in streams if (window := next(stream, None))]
-                if batch:  # none is left if all recordings end together
-                    self._hear_batch([(job, window) for job, window, _ in batch])
-                streams = [(job, stream) for job, _, stream in batch]
-                yield
-
     def _windows(self, job: _Job) -> Iterator[Window]:
         """Yield the windows of a recording that may hold speech; note stretches without, and faults of the recording."""
         settings, rate = self.settings, self.processor.sampling_rate
@@ -433,9 +418,7 @@ class Transcriber:
         check_interrupted()
         known = [_recall(job, window) for job, window in batch]
         if None in known:
-            waveforms = [window.waveform for _, window in batch]
-            contexts = [self._context(job) for job, _ in batch]
-            heard = self._hear([each for each in waveforms if each is not None], contexts)
+            heard = self._hear([window.waveform for _, window in batch if window.waveform is not None])
             known = [old or new for old, new in zip(known, heard)]
             self._seconds_heard += sum(window.end_s - window.start_s for _, window in batch)
         new_of: dict[_Job, dict[tuple[int, int], Heard]] = {}
@@ -475,21 +458,15 @@ class Transcriber:
         self._seconds_done += window.end_s - window.start_s
         self._bar.update(window.end_s - window.start_s)
 
-    def _context(self, job: _Job) -> str:
-        if not self.settings.carry_context or len(job.spans) < 2:
-            return ""
-        return " ".join(job.heard[job.spans[-2]][0].split())[-CONTEXT_CHARACTERS:]
-
     @torch.inference_mode()
-    def _hear(self, waveforms: list[np.ndarray], contexts: list[str]) -> list[Heard]:
+    def _hear(self, waveforms: list[np.ndarray]) -> list[Heard]:
         """Return the transcripts of waveforms `(samples,)`."""
         rate, settings = self.processor.sampling_rate, self.settings
         bounds = [
             min(settings.max_new_tokens, SPARE_TOKENS + MAX_TOKENS_PER_SECOND * len(waveform) // rate)
             for waveform in waveforms
         ]
-        prompts = [_with_context(settings.prompt, context) for context in contexts]
-        conversations = [ask(prompt, waveform) for prompt, waveform in zip(prompts, waveforms)]
+        conversations = [ask(settings.prompt, waveform) for waveform in waveforms]
         inputs = self.processor.apply_chat_template(
             conversations, tokenize=True, add_generation_prompt=True, padding_side="left"
         ).to(self.model.device)
@@ -587,14 +564,6 @@ def check_timestamps(timestamps: str, config) -> None:
         raise ValueError(f"timestamps is {timestamps!r}; expected one of {', '.join(TIMESTAMPS)}.")
     if timestamps == WORD:
         check_readout(config)
-
-
-def _with_context(prompt: str, context: str) -> str:
-    """Return the prompt behind the text of the window before, in which `<audio>` stands for no recording."""
-    if not context:
-        return prompt
-    question = prompt if "<audio>" in prompt else f"<audio>\n{prompt}"
-    return CONTEXT_PROMPT.format(context=context.replace("<audio>", "")) + question
 
 
 def _bar_format(total: float | None) -> str:

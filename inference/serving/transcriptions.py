@@ -15,7 +15,6 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from ..streaming import StopWhenSet
 from ..transcribing import (
-    CONTEXT_PROMPT,
     Failure,
     Heard,
     Transcriber,
@@ -47,6 +46,7 @@ SEEK_STEPS_PER_SECOND = 100
 UNDETERMINED_LANGUAGE = "und"
 #: Whisper's vocabulary with the tokens of all languages; the English one is smaller.
 MULTILINGUAL_VOCABULARY = 51_865
+CONTEXT_PROMPT = "Before this was said: {context}\n"
 LANGUAGE_PROMPT = "The speech is in {language}.\n"
 RESPONSE_FORMATS = ("json", "text", "verbose_json", "srt", "vtt")
 STREAMED_FORMATS = ("json", "text")
@@ -72,22 +72,21 @@ class SharingTranscriber(Transcriber):
         super().__init__(service.model, service.processor, settings, service.settings.name, progress=False)
         self._turns, self._own_stop = service.turns, stop
 
-    def _hear(self, waveforms: list[np.ndarray], contexts: list[str]) -> list[Heard]:
-        def run(items: list[tuple[np.ndarray, str]], stop: AllSet) -> list[Heard]:
+    def _hear(self, waveforms: list[np.ndarray]) -> list[Heard]:
+        def run(items: list[np.ndarray], stop: AllSet) -> list[Heard]:
             self._stop = StopWhenSet(stop)
-            return super(SharingTranscriber, self)._hear(*map(list, zip(*items)))
+            return super(SharingTranscriber, self)._hear(items)
 
         try:
-            items = list(zip(waveforms, contexts))
-            return list(self._turns.share(self.settings, items, run, _fit, self._own_stop))
+            return list(self._turns.share(self.settings, waveforms, run, _fit, self._own_stop))
         finally:
             self._stop = StopWhenSet(self._own_stop)
 
 
-def _fit(items: list[tuple[np.ndarray, str]]) -> bool:
+def _fit(waveforms: list[np.ndarray]) -> bool:
     """Return whether windows may share a batch: not too many, and of like length."""
-    lengths = [len(waveform) for waveform, _ in items]
-    return len(items) <= MAX_SHARED_WINDOWS and len(items) * max(lengths) <= MAX_PADDED_SHARE * sum(lengths)
+    lengths = list(map(len, waveforms))
+    return len(lengths) <= MAX_SHARED_WINDOWS and len(lengths) * max(lengths) <= MAX_PADDED_SHARE * sum(lengths)
 
 
 async def transcribe(request: Request) -> Response:
