@@ -5,21 +5,18 @@ Rows may own any number of recordings, which transformers' own pipelines cannot 
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset
 from transformers import Pipeline
-from transformers.utils import logging
 
 from .answering import TRANSCRIBE_PROMPT, ask, continues, generate_answers, naming
 from .recording_encoder import RecordingEncoder
-
-logger = logging.get_logger(__name__)
 
 #: The Hub's name of the task.
 TASK = "audio-text-to-text"
@@ -41,14 +38,12 @@ class Question:
         messages: the conversation that the row stands for.
         prompt: the text of the question, or None where the row was a conversation.
         name: what errors call the row; empty where there is one row only.
-        loaded: the conversation with its recordings decoded, where that is done ahead.
         texts: the answers.
     """
 
     messages: list[dict[str, Any]]
     prompt: str | None
     name: str = ""
-    loaded: list[dict[str, Any]] | None = None
     texts: list[str] = field(default_factory=list)
 
 
@@ -66,7 +61,6 @@ class AudioLlmPipeline(Pipeline):
         prompt (`str`): what recordings without a question are asked; a transcription by default.
         batch_size (`int`, defaults to 1): rows per `generate` call. Of a list, those of like length go together, and
             results come back in the given order.
-        num_workers (`int`, defaults to 0): processes that read and decode recordings ahead.
         return_full_text (`bool`, defaults to `False`): put the prompt, or the conversation, before the answer.
         generate_kwargs (`dict`): options of `generate`, which may be given directly as well: `max_new_tokens` (256 by
             default), `do_sample`, `num_beams`, `streamer`, … Answers are greedy by default.
@@ -137,26 +131,13 @@ class AudioLlmPipeline(Pipeline):
         )
 
     def preprocess(  # type: ignore[override]  # a Question instead of tensors
-        self, input_: Any, prompt: str = TRANSCRIBE_PROMPT, name: str = "", load: bool = False
+        self, input_: Any, prompt: str = TRANSCRIBE_PROMPT, name: str = ""
     ) -> Question:
-        """A row of input as the conversation that it stands for; `name` is what errors call it, `load` decodes now."""
+        """A row of input as the conversation that it stands for; `name` is what errors call it."""
         with naming(name):
             question = _understand(input_, prompt)
-            question.name = name
-            if load:
-                question.loaded = [self._with_waveforms(message) for message in question.messages]
+        question.name = name
         return question
-
-    def _with_waveforms(self, message: dict[str, Any]) -> dict[str, Any]:
-        if isinstance(message.get("content"), str) or not isinstance(message.get("content"), (list, tuple)):
-            return message  # a malformed one is told of where it is rendered
-        parts = []
-        for part in message["content"]:
-            given = [key for key in ("audio", "path", "url") if isinstance(part, dict) and part.get(key) is not None]
-            if len(given) == 1 and part.get("type") == "audio":
-                part = {"type": "audio", "audio": self.processor.load_audio(part[given[0]])}
-            parts.append(part)
-        return {**message, "content": parts}
 
     def _forward(  # type: ignore[override]  # questions instead of tensors
         self,
@@ -172,7 +153,7 @@ class AudioLlmPipeline(Pipeline):
         answers = generate_answers(
             self.model,
             self.processor,
-            [question.loaded or question.messages for question in questions],
+            [question.messages for question in questions],
             batch_size,
             self._default_bound(generate_options),
             encoder=encoder,
@@ -213,53 +194,12 @@ class AudioLlmPipeline(Pipeline):
             "batch_size": batch_size,
             "encoder": RecordingEncoder(self.model, self.processor),
         }
-        if isinstance(inputs, list) and not num_workers:
-            rows = enumerate(inputs)
-            questions = [self.preprocess(row, name=f"Row {index}", **preprocess_params) for index, row in rows]
-            for question in self.forward(questions, **forward_params):
-                yield self.postprocess(question, **postprocess_params)
-            return
-        rest = iter(self._read(inputs, num_workers, preprocess_params))
-        while batch := list(islice(rest, batch_size)):
+        has_places = hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__")
+        rows = enumerate(inputs[index] for index in range(len(inputs))) if has_places else enumerate(inputs)
+        questions = (self.preprocess(row, name=f"Row {index}", **preprocess_params) for index, row in rows)
+        while batch := list(questions if isinstance(inputs, list) else islice(questions, batch_size)):
             for question in self.forward(batch, **forward_params):
                 yield self.postprocess(question, **postprocess_params)
-
-    def _read(self, inputs: Any, num_workers: int, preprocess_params: dict[str, Any]) -> Iterable[Question]:
-        """Rows understood and decoded one after the other, or ahead in other processes."""
-        has_places = hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__")
-        if num_workers > 1 and not has_places:
-            logger.warning("A generator cannot be read by several processes at once; num_workers is 1.")
-            num_workers = 1
-        rows = (_RowsInPlaces if has_places else _RowsInTurn)(self, inputs, preprocess_params)
-        return DataLoader(rows, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is)
-
-
-class _RowsInPlaces(Dataset):
-    """The rows of what has a length."""
-
-    def __init__(self, pipe: AudioLlmPipeline, rows: Any, params: dict[str, Any]):
-        self.pipe, self.rows, self.params = pipe, rows, params
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Question:
-        return self.pipe.preprocess(self.rows[index], name=f"Row {index}", load=True, **self.params)
-
-
-class _RowsInTurn(IterableDataset):
-    """The rows of what can only be read from its beginning."""
-
-    def __init__(self, pipe: AudioLlmPipeline, rows: Iterable[Any], params: dict[str, Any]):
-        self.pipe, self.rows, self.params = pipe, rows, params
-
-    def __iter__(self) -> Iterator[Question]:
-        for index, row in enumerate(self.rows):
-            yield self.pipe.preprocess(row, name=f"Row {index}", load=True, **self.params)
-
-
-def _as_it_is(item: Any) -> Any:
-    return item
 
 
 def _understand(row: Any, prompt: str) -> Question:

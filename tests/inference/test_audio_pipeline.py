@@ -1,6 +1,5 @@
 """`pipeline("audio-text-to-text")`, of ours: every kind of row, one by one, in batches and as it comes, as `answer` answers."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ from audiollm import AudioLlmPipeline
 from audiollm.inference.answering import answer, ask
 from audiollm.inference.pipeline import TRANSCRIBE_PROMPT
 from datasets import Audio, Dataset
-from torch.utils.data import Dataset as TorchDataset
 from transformers import pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
@@ -103,22 +101,7 @@ def test_questions_and_conversations(listen, told, files) -> None:
     assert listen([], **OPTIONS) == []
 
 
-class Places(TorchDataset):
-    """Recordings, and in which process each was asked for."""
-
-    def __init__(self, files: list[str], log: Path):
-        self.files, self.log = files, log
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> str:
-        with self.log.open("a") as log:
-            log.write(f"{os.getpid()}\n")
-        return self.files[index]
-
-
-def test_datasets_and_workers(listen, told, files, tmp_path) -> None:
+def test_datasets(listen, told, files) -> None:
     dataset = Dataset.from_dict({"audio": files}).cast_column("audio", Audio(decode=False))
     expected = [told(ask(TRANSCRIBE_PROMPT, file)) for file in files]
     answers = listen(KeyDataset(dataset, "audio"), batch_size=3, **OPTIONS)
@@ -126,10 +109,6 @@ def test_datasets_and_workers(listen, told, files, tmp_path) -> None:
     with pytest.raises(ValueError, match="KeyDataset"):
         listen(dataset)
     assert list(listen(KeyDataset(dataset.select([]), "audio"))) == []
-    # Workers read ahead and keep the order.
-    places = Places(files, tmp_path / "log")
-    assert stripped(listen(places, num_workers=2, batch_size=3, **OPTIONS)) == expected
-    assert str(os.getpid()) not in places.log.read_text().split()
 
 
 def test_batches_and_recordings_that_are_encoded_once(listen, files, tiny_model, monkeypatch) -> None:
