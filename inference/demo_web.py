@@ -16,10 +16,11 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from audiollm.command_line.option_parser import option
 from audiollm.processing import AudioError
 
 from .loading import CheckpointError, find_checkpoint, load_processor
@@ -44,22 +45,17 @@ class DemoWebArguments(LoadingArguments):
         **LoadingArguments.MODEL_GROUP,
     }
 
-    system: str | None = field(default=None, metadata={"help": "System message of every conversation."})
-    host: str = field(
-        default="127.0.0.1", metadata={"help": "Address to listen at; 0.0.0.0 lets the whole network in."}
+    system: str | None = option(None, "System message of every conversation.")
+    host: str = option("127.0.0.1", "Address to listen at; 0.0.0.0 lets the whole network in.")
+    port: int = option(7860, "Port to listen at.")
+    auth: str | None = option(None, "USER:PASSWORD that visitors must give.")
+    share: bool = option(
+        False, "Also make a public link through gradio.live, whose machines relay what visitors send."
     )
-    port: int = field(default=7860, metadata={"help": "Port to listen at."})
-    auth: str | None = field(default=None, metadata={"help": "USER:PASSWORD that visitors must give."})
-    share: bool = field(
-        default=False,
-        metadata={"help": "Also make a public link through gradio.live, whose machines relay what visitors send."},
-    )
-    max_upload_mb: float = field(default=200.0, metadata={"help": "Largest file, in MB."})
-    max_audio_seconds: float = field(default=3600.0, metadata={"help": "Longest recording, in seconds."})
-    max_new_tokens: int = field(
-        default=DEFAULT_MAX_NEW_TOKENS, metadata={"help": "Longest answer that visitors may ask for, in tokens."}
-    )
-    examples: list[str] = field(default_factory=list, metadata={"help": "Audio files that visitors may try."})
+    max_upload_mb: float = option(200.0, "Largest file, in MB.")
+    max_audio_seconds: float = option(3600.0, "Longest recording, in seconds.")
+    max_new_tokens: int = option(DEFAULT_MAX_NEW_TOKENS, "Longest answer that visitors may ask for, in tokens.")
+    examples: list[str] = option([], "Audio files that visitors may try.")
 
     def __post_init__(self):
         super().__post_init__()

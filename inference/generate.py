@@ -10,8 +10,10 @@ On a terminal the answer appears as it is written. With an empty prompt, the rec
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
+
+from audiollm.command_line.option_parser import option
 
 from .answering import TRANSCRIBE_PROMPT
 from .loading import CheckpointError, find_checkpoint, load_processor
@@ -30,19 +32,13 @@ class GenerateArguments(AnswerArguments):
         **LoadingArguments.MODEL_GROUP,
     }
 
-    audio: list[str] = field(
-        default_factory=list, metadata={"help": "Audio files or URLs, one per <audio> in the prompt."}
+    audio: list[str] = option([], "Audio files or URLs, one per <audio> in the prompt.")
+    prompt: str | None = option(
+        None,
+        'The question, by default for a transcript; "" has the speech itself answered. Recordings come first '
+        "where there is no <audio> in it.",
     )
-    prompt: str | None = field(
-        default=None,
-        metadata={
-            "help": 'The question, by default for a transcript; "" has the speech itself answered. Recordings come first '
-            "where there is no <audio> in it."
-        },
-    )
-    no_stream: bool = field(
-        default=False, metadata={"help": "Show the answer when it is complete, as when the output is no terminal."}
-    )
+    no_stream: bool = option(False, "Show the answer when it is complete, as when the output is no terminal.")
 
 
 def show(stream: AnswerStream, piecewise: bool) -> None:

@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import unquote, urlparse
@@ -16,7 +16,7 @@ from audiollm import AudioLlmForConditionalGeneration
 from audiollm.command_line.files import AUDIO_SUFFIXES, GOES_ON, is_audio, naming_the_disk
 from audiollm.command_line.interruption import INTERRUPTED_EXIT, ended_by_signals
 from audiollm.command_line.machine import is_out_of_memory
-from audiollm.command_line.option_parser import OptionParser, parser_of
+from audiollm.command_line.option_parser import OptionParser, option, parser_of
 from audiollm.processing import AudioError
 from transformers import set_seed
 
@@ -46,30 +46,19 @@ class LoadingArguments:
         "memory and speed": ("load_in_8bit", "load_in_4bit", "attn_implementation", "merge_adapters"),
     }
 
-    model: str | None = field(
-        default=None,
-        metadata={"help": f"AudioLLM checkpoint: a folder or a Hub id. By default {DEFAULT_MODEL}."},
+    model: str | None = option(None, f"AudioLLM checkpoint: a folder or a Hub id. By default {DEFAULT_MODEL}.")
+    revision: str | None = option(None, "Branch, tag or commit of a Hub id.")
+    dtype: str = option("auto", "Precision of the bases.", choices=DTYPES)
+    device: str | None = option(None, "Device of the model: cpu, cuda:0, or auto to spread it; a GPU if there is one.")
+    load_in_8bit: bool = option(False, "Language model in 8 bits, by bitsandbytes: less memory, other rounding.")
+    load_in_4bit: bool = option(False, "Language model in 4 bits, likewise.")
+    attn_implementation: str | None = option(
+        None, "Attention: sdpa, eager, flash_attention_2, ...; sdpa where the bases have it."
     )
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub id."})
-    dtype: str = field(default="auto", metadata={"help": "Precision of the bases.", "choices": DTYPES})
-    device: str | None = field(
-        default=None,
-        metadata={"help": "Device of the model: cpu, cuda:0, or auto to spread it; a GPU if there is one."},
-    )
-    load_in_8bit: bool = field(
-        default=False, metadata={"help": "Language model in 8 bits, by bitsandbytes: less memory, other rounding."}
-    )
-    load_in_4bit: bool = field(default=False, metadata={"help": "Language model in 4 bits, likewise."})
-    attn_implementation: str | None = field(
-        default=None,
-        metadata={"help": "Attention: sdpa, eager, flash_attention_2, ...; sdpa where the bases have it."},
-    )
-    merge_adapters: bool = field(
-        default=False,
-        metadata={
-            "help": "Fold the adapter into the language model, which makes answers faster. Questions without audio are then "
-            "answered by the adapted model, too, and no longer by the unchanged base."
-        },
+    merge_adapters: bool = option(
+        False,
+        "Fold the adapter into the language model, which makes answers faster. Questions without audio are then "
+        "answered by the adapted model, too, and no longer by the unchanged base.",
     )
 
     def __post_init__(self):
@@ -90,17 +79,11 @@ class AnswerArguments(LoadingArguments):
 
     ANSWER_GROUP: ClassVar = {"answers": ("system", "max_new_tokens", "temperature", "top_p", "seed")}
 
-    system: str | None = field(default=None, metadata={"help": "System message to begin with."})
-    max_new_tokens: int = field(
-        default=DEFAULT_MAX_NEW_TOKENS, metadata={"help": "Bound on each answer, in tokens; says so when it is met."}
-    )
-    temperature: float = field(
-        default=0.0, metadata={"help": "Above 0, words are sampled, more freely the higher it is; 0 is greedy."}
-    )
-    top_p: float = field(
-        default=1.0, metadata={"help": "Sample from the likeliest tokens with this total probability."}
-    )
-    seed: int | None = field(default=None, metadata={"help": "Makes sampling repeatable; needs --temperature."})
+    system: str | None = option(None, "System message to begin with.")
+    max_new_tokens: int = option(DEFAULT_MAX_NEW_TOKENS, "Bound on each answer, in tokens; says so when it is met.")
+    temperature: float = option(0.0, "Above 0, words are sampled, more freely the higher it is; 0 is greedy.")
+    top_p: float = option(1.0, "Sample from the likeliest tokens with this total probability.")
+    seed: int | None = option(None, "Makes sampling repeatable; needs --temperature.")
 
     def __post_init__(self):
         super().__post_init__()

@@ -13,9 +13,11 @@ import os
 import socket
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from audiollm.command_line.option_parser import option
 
 from .loading import CheckpointError, check_device, find_checkpoint, load_generation_config, load_processor
 from .options import INTERRUPTED_EXIT, LoadingArguments, check_port, check_positive, is_loopback, parse, tell
@@ -53,40 +55,31 @@ class ServeArguments(LoadingArguments):
         **LoadingArguments.MODEL_GROUP,
     }
 
-    served_name: str | None = field(
-        default=None, metadata={"help": "Name of the model in requests; its Hub id or its folder's name by default."}
+    served_name: str | None = option(
+        None, "Name of the model in requests; its Hub id or its folder's name by default."
     )
-    host: str = field(
-        default="127.0.0.1", metadata={"help": "Address to listen at; 0.0.0.0 opens it to the whole network."}
+    host: str = option("127.0.0.1", "Address to listen at; 0.0.0.0 opens it to the whole network.")
+    port: int = option(DEFAULT_PORT, "Port to listen at; 0 takes a free one.")
+    api_key: str | None = option(
+        None, f"Key that clients must send; or set {API_KEY_VARIABLE}, which `ps` does not show."
     )
-    port: int = field(default=DEFAULT_PORT, metadata={"help": "Port to listen at; 0 takes a free one."})
-    api_key: str | None = field(
-        default=None,
-        metadata={"help": f"Key that clients must send; or set {API_KEY_VARIABLE}, which `ps` does not show."},
+    allow_origins: list[str] = option(
+        [], "Web pages of other sites that may use it (CORS), such as https://example.org."
     )
-    allow_origins: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Web pages of other sites that may use it (CORS), such as https://example.org."},
+    max_upload_mb: float = option(64.0, "Largest request, in millions of bytes.")
+    max_audio_seconds: float = option(
+        7_200.0, "Longest audio of a request; in a chat, the model's context may hold less."
     )
-    max_upload_mb: float = field(default=64.0, metadata={"help": "Largest request, in millions of bytes."})
-    max_audio_seconds: float = field(
-        default=7_200.0, metadata={"help": "Longest audio of a request; in a chat, the model's context may hold less."}
+    max_new_tokens: int = option(
+        DEFAULT_MAX_NEW_TOKENS, "Bound on an answer in a chat, in tokens; a request that asks for more gets this."
     )
-    max_new_tokens: int = field(
-        default=DEFAULT_MAX_NEW_TOKENS,
-        metadata={"help": "Bound on an answer in a chat, in tokens; a request that asks for more gets this."},
+    max_requests: int = option(32, "Requests at once, one being answered; others are refused.")
+    kept_conversations: int = option(
+        4, "Conversations whose keys and values are kept in memory, for quick follow-ups."
     )
-    max_requests: int = field(
-        default=32, metadata={"help": "Requests at once, one being answered; others are refused."}
-    )
-    kept_conversations: int = field(
-        default=4, metadata={"help": "Conversations whose keys and values are kept in memory, for quick follow-ups."}
-    )
-    window_seconds: float | None = field(default=None, metadata={"help": WINDOW_HELP})
-    voice_activity: str = field(
-        default="on", metadata={"help": "on skips stretches without a voice.", "choices": ("on", "off")}
-    )
-    log_level: str = field(default="info", metadata={"help": "Level of the log of requests.", "choices": LOG_LEVELS})
+    window_seconds: float | None = option(None, WINDOW_HELP)
+    voice_activity: str = option("on", "on skips stretches without a voice.", choices=("on", "off"))
+    log_level: str = option("info", "Level of the log of requests.", choices=LOG_LEVELS)
 
     def __post_init__(self):
         super().__post_init__()

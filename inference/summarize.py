@@ -9,13 +9,14 @@ same command with --output_dir goes on where it was.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from audiollm.checkpoints import fingerprint
 from audiollm.command_line.files import NO_ROOM_ERRORS, check_writable, sha256_of, write_json, write_whole
 from audiollm.command_line.interruption import interruptible
+from audiollm.command_line.option_parser import option
 from tqdm.auto import tqdm
 
 from .in_parts import JOIN_PROMPT, SUMMARY_PROMPT, InParts, PartAnswer, WholeAnswer
@@ -53,29 +54,21 @@ class SummarizeArguments(AnswerArguments):
         **LoadingArguments.MODEL_GROUP,
     }
 
-    max_new_tokens: int = field(
-        default=DEFAULT_MAX_NEW_TOKENS, metadata={"help": "Bound on each answer, in tokens; says so when it is met."}
+    max_new_tokens: int = option(DEFAULT_MAX_NEW_TOKENS, "Bound on each answer, in tokens; says so when it is met.")
+    prompt: str = option(SUMMARY_PROMPT, "The question about each part; <audio> stands for it.")
+    join_prompt: str = option(
+        JOIN_PROMPT, "The question about the answers, with {answers} and, if wanted, {question} in it."
     )
-    prompt: str = field(
-        default=SUMMARY_PROMPT, metadata={"help": "The question about each part; <audio> stands for it."}
+    part_seconds: float | None = option(
+        None,
+        "Longest part; by default the longest that the model's context can hold. A model hears parts best that are "
+        "as long as its training data.",
     )
-    join_prompt: str = field(
-        default=JOIN_PROMPT,
-        metadata={"help": "The question about the answers, with {answers} and, if wanted, {question} in it."},
+    output_dir: str | None = option(
+        None, "Folder for answers (.txt) with those about parts (.json); without it nothing is kept."
     )
-    part_seconds: float | None = field(
-        default=None,
-        metadata={
-            "help": "Longest part; by default the longest that the model's context can hold. A model hears parts best that are "
-            "as long as its training data."
-        },
-    )
-    output_dir: str | None = field(
-        default=None,
-        metadata={"help": "Folder for answers (.txt) with those about parts (.json); without it nothing is kept."},
-    )
-    overwrite: bool = field(default=False, metadata={"help": "Write over answers that are there already."})
-    progress: bool = field(default=True, metadata={"help": "Show a bar of audio seconds."})
+    overwrite: bool = option(False, "Write over answers that are there already.")
+    progress: bool = option(True, "Show a bar of audio seconds.")
 
     def __post_init__(self):
         super().__post_init__()

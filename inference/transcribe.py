@@ -10,11 +10,12 @@ be transcribed (the others are), and 2 if nothing was done.
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from audiollm.command_line.files import check_writable
+from audiollm.command_line.option_parser import option
 
 from .context_words import read_context
 from .ctc_rescoring import DEFAULT_CTC_WEIGHT
@@ -68,70 +69,51 @@ class TranscribeArguments(LoadingArguments):
         "compilation": ("static_cache",),
     }
 
-    output_dir: str | None = field(
-        default=None, metadata={"help": "Folder for transcripts. By default they are printed, and nothing is kept."}
+    output_dir: str | None = option(None, "Folder for transcripts. By default they are printed, and nothing is kept.")
+    output_format: list[str] = option(["txt"], f"Some of {', '.join(FORMATS)}, or {ALL_FORMATS}.")
+    timestamps: str = option(
+        TranscribingSettings.timestamps,
+        "word gives each word's start, end and confidence, for models with --projector_readout pieces: in json, as "
+        "short subtitles, and as lines where no file is written. Times of segments, the windows, are always there.",
+        choices=TIMESTAMPS,
     )
-    output_format: list[str] = field(
-        default_factory=lambda: ["txt"], metadata={"help": f"Some of {', '.join(FORMATS)}, or {ALL_FORMATS}."}
+    overwrite: bool = option(False, "Write over transcripts that are there already.")
+    prompt: str | None = option(
+        None, f"Question about each window, with <audio> in its place; by default {TRANSCRIBE_PROMPT!r}."
     )
-    timestamps: str = field(
-        default=TranscribingSettings.timestamps,
-        metadata={
-            "help": "word gives each word's start, end and confidence, for models with --projector_readout pieces: in json, as "
-            "short subtitles, and as lines where no file is written. Times of segments, the windows, are always there.",
-            "choices": TIMESTAMPS,
-        },
+    batch_size: int = option(TranscribingSettings.batch_size, "Windows at a time.")
+    max_new_tokens: int | None = option(
+        None,
+        "Bound on the text of one window, in tokens; windows that reach it are listed. "
+        f"By default {TranscribingSettings.max_new_tokens}.",
     )
-    overwrite: bool = field(default=False, metadata={"help": "Write over transcripts that are there already."})
-    prompt: str | None = field(
-        default=None,
-        metadata={"help": f"Question about each window, with <audio> in its place; by default {TRANSCRIBE_PROMPT!r}."},
+    window_seconds: float | None = option(None, WINDOW_HELP)
+    voice_activity: str = option("on", "on skips stretches without a voice, off transcribes everything.")
+    voice_threshold_db: float = option(
+        TranscribingSettings.voice_rise_db,
+        "Rise of a voice above the quietest moments; a lower one takes more sounds for a voice.",
     )
-    batch_size: int = field(default=TranscribingSettings.batch_size, metadata={"help": "Windows at a time."})
-    max_new_tokens: int | None = field(
-        default=None,
-        metadata={
-            "help": "Bound on the text of one window, in tokens; windows that reach it are listed. "
-            f"By default {TranscribingSettings.max_new_tokens}."
-        },
+    min_logprob: float | None = option(
+        None,
+        "Leave out windows with a lower mean log-probability of their tokens (of CTC's word pieces, with "
+        "rescoring), such as -1: for music and noises that --voice_activity takes for a voice. Costs speech that is hard to hear.",
     )
-    window_seconds: float | None = field(default=None, metadata={"help": WINDOW_HELP})
-    voice_activity: str = field(
-        default="on", metadata={"help": "on skips stretches without a voice, off transcribes everything."}
+    ctc_weight: float | None = option(
+        TranscribingSettings.ctc_weight,
+        "Weight of CTC beside the language model in n-best rescoring. By default "
+        f"{DEFAULT_CTC_WEIGHT:g} for models with --projector_readout pieces; 0 decodes greedily.",
     )
-    voice_threshold_db: float = field(
-        default=TranscribingSettings.voice_rise_db,
-        metadata={"help": "Rise of a voice above the quietest moments; a lower one takes more sounds for a voice."},
+    context: str | None = option(
+        None,
+        "Names and terms that may be said, between commas, or a text file of them: favoured where they are heard, "
+        "by models with --projector_readout pieces.",
     )
-    min_logprob: float | None = field(
-        default=None,
-        metadata={
-            "help": "Leave out windows with a lower mean log-probability of their tokens (of CTC's word pieces, with "
-            "rescoring), such as -1: for music and noises that --voice_activity takes for a voice. Costs speech that is hard to hear."
-        },
+    static_cache: bool = option(
+        False,
+        "Keys and values in memory of a fixed size, for which the model is compiled on a GPU: the first batches "
+        "take minutes, later ones are faster. Of no use on a CPU.",
     )
-    ctc_weight: float | None = field(
-        default=TranscribingSettings.ctc_weight,
-        metadata={
-            "help": "Weight of CTC beside the language model in n-best rescoring. By default "
-            f"{DEFAULT_CTC_WEIGHT:g} for models with --projector_readout pieces; 0 decodes greedily."
-        },
-    )
-    context: str | None = field(
-        default=None,
-        metadata={
-            "help": "Names and terms that may be said, between commas, or a text file of them: favoured where they are heard, "
-            "by models with --projector_readout pieces."
-        },
-    )
-    static_cache: bool = field(
-        default=False,
-        metadata={
-            "help": "Keys and values in memory of a fixed size, for which the model is compiled on a GPU: the first batches "
-            "take minutes, later ones are faster. Of no use on a CPU."
-        },
-    )
-    progress: bool = field(default=True, metadata={"help": "Show a bar of audio seconds, with speed and time left."})
+    progress: bool = option(True, "Show a bar of audio seconds, with speed and time left.")
 
     def __post_init__(self):
         super().__post_init__()

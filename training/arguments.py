@@ -1,7 +1,7 @@
 """The options of `audiollm train`: which models, what data, how to train; and what of them contradicts what."""
 
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -151,12 +151,10 @@ class DataArguments(WaveformAugmentation):
 
     _argument_group_name = "data"
 
-    data_path: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "One or several of: a JSON list, *.jsonl or *.parquet of {text with <audio>, audio_paths or audio, "
-            "response} or {messages}; a folder of Parquet files, or that save_to_disk wrote; hub:org/name?config=C&split=S&revision=R."
-        },
+    data_path: list[str] = option(
+        [],
+        "One or several of: a JSON list, *.jsonl or *.parquet of {text with <audio>, audio_paths or audio, "
+        "response} or {messages}; a folder of Parquet files, or that save_to_disk wrote; hub:org/name?config=C&split=S&revision=R.",
     )
     data_weights: list[float] | None = option(
         None,

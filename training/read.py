@@ -8,7 +8,7 @@ knowledge of words helps hearing in any domain that there are texts of, also wit
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -60,12 +60,10 @@ class ReadArguments:
 
     _argument_group_name = "stage read"
 
-    text_path: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Texts to learn to read, one or several files: plain text with one sentence a line, or *.json, "
-            "*.jsonl or *.parquet rows with 'text' as it is written and, if it has figures, 'spoken' as it is said."
-        },
+    text_path: list[str] = option(
+        [],
+        "Texts to learn to read, one or several files: plain text with one sentence a line, or *.json, "
+        "*.jsonl or *.parquet rows with 'text' as it is written and, if it has figures, 'spoken' as it is said.",
     )
     posterior_bank: str | None = option(
         None,
