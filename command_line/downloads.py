@@ -30,8 +30,6 @@ RETRY_WAIT_SECONDS = 1.0  # doubled after each attempt that brought nothing
 RANGE_NOT_SATISFIABLE = 416
 #: Answers that asking again may change, although they blame the request: timeout, too early, too many requests.
 PASSING_CLIENT_ERRORS = (408, 425, 429)
-#: Answers to a request that lacks credentials.
-REFUSALS = (401, 403, 407)
 NO_SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -41,10 +39,6 @@ class DownloadError(RuntimeError):
 
 class ChecksumError(DownloadError):
     """A file is not the one that was meant: its checksum is another."""
-
-
-class RefusedError(DownloadError):
-    """The server wants credentials or a certificate that we do not have, or is of a kind that we do not speak to."""
 
 
 class DiskFullError(DownloadError):
@@ -179,14 +173,12 @@ def _fill(url: str, part: Path, size: int | None, progress: bool) -> None:
                 if error.code == RANGE_NOT_SATISFIABLE and offset:
                     return  # nothing lies past our part: it is complete, or wrong, as its checksum will tell
                 said = f"Downloading {without_credentials(url)} failed: the server says {error.code} {error.reason}."
-                if error.code in REFUSALS:
-                    raise RefusedError(said) from error
                 if 400 <= error.code < 500 and error.code not in PASSING_CLIENT_ERRORS:
                     raise DownloadError(said) from error
                 cause: Exception = error
             except urllib.error.URLError as error:
                 if "CERTIFICATE_VERIFY_FAILED" in str(error.reason) or "unknown url type" in str(error.reason):
-                    raise RefusedError(f"Downloading {without_credentials(url)} failed: {error.reason}.") from error
+                    raise DownloadError(f"Downloading {without_credentials(url)} failed: {error.reason}.") from error
                 cause = error
             except (OSError, EOFError, http.client.HTTPException) as error:  # a reset, a timeout, a short body
                 if isinstance(error, OSError) and error.errno in NO_SPACE_ERRORS:

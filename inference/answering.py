@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
+from audiollm.processing.conversations import AUDIO_SOURCES, flatten_conversation
 from tqdm.auto import tqdm
 
 from .answer_ends import generate_to_ends
@@ -271,7 +272,7 @@ def _encode_row(
         parts = []
         for part in message["content"]:
             if part["type"] == "audio":
-                recording = _source(part)
+                recording = next(part[name] for name in AUDIO_SOURCES if part.get(name) is not None)
                 key = _identity(recording)
                 if key not in loaded:
                     loaded[key] = processor.load_audio(recording)
@@ -292,20 +293,7 @@ def _encode_row(
 
 
 def _recordings(conversation: list[dict[str, Any]]) -> list[Any]:
-    parts = [
-        (f"Message {index}, part {number}", part)
-        for index, message in enumerate(conversation)
-        if not isinstance(message["content"], str)
-        for number, part in enumerate(message["content"])
-    ]
-    for where, part in parts:
-        if part.get("type") == "audio" and _source(part) is None:
-            raise ValueError(f"{where}: the audio part has no recording; give it under 'audio', 'path' or 'url'.")
-    return [_source(part) for _, part in parts if part.get("type") == "audio"]
-
-
-def _source(part: dict[str, Any]) -> Any:
-    return next((part[name] for name in ("audio", "path", "url") if part.get(name) is not None), None)
+    return flatten_conversation(conversation)[1]
 
 
 def _identity(recording: Any) -> Any:

@@ -16,11 +16,10 @@ import soundfile
 import soxr
 from audiollm.processing import AudioError
 from audiollm.processing.audio import (
-    MAX_FLOAT_AMPLITUDE,
-    MAX_SAMPLING_RATE_HZ,
-    MIN_SAMPLING_RATE_HZ,
     UNKNOWN_FRAMES,
     UndecodableError,
+    check_rate,
+    check_samples,
     decoded_blocks,
     open_remote,
     scheme_of,
@@ -105,17 +104,23 @@ def read_blocks(path: str | os.PathLike[str], target_rate: int, name: str | None
     name = name or str(path)
     resampler: Any = None
     read = 0
-    for block, rate in _checked_blocks(path, name):
-        mono = block.mean(axis=1)
-        read += len(mono)
-        if rate == target_rate:
-            yield mono
-            continue
-        if resampler is None:
-            resampler = soxr.ResampleStream(rate, target_rate, 1, dtype="float32")
-        resampled = resampler.resample_chunk(mono)
-        if len(resampled):
-            yield resampled
+    with open(path, "rb") as file:
+        try:
+            for block in decoded_blocks(file):
+                mono = block.samples.mean(axis=1)
+                check_rate(block.rate, name)
+                check_samples(mono, name, read)
+                read += len(mono)
+                if block.rate == target_rate:
+                    yield mono
+                    continue
+                if resampler is None:
+                    resampler = soxr.ResampleStream(block.rate, target_rate, 1, dtype="float32")
+                resampled = resampler.resample_chunk(mono)
+                if len(resampled):
+                    yield resampled
+        except UndecodableError as error:
+            raise AudioError(f"{name}: {error}") from error
     if not read:
         raise AudioError(f"{name}: holds no samples.")
     if resampler is not None:
@@ -166,29 +171,3 @@ def clock(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), MINUTE_SECONDS)
     return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-
-
-def _checked_blocks(path: str | os.PathLike[str], name: str) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield blocks `(frames, channels)` of float32 as stored, each with its rate in Hz; errors name the file."""
-    read = 0
-    with open(path, "rb") as file:
-        try:
-            for block in decoded_blocks(file):
-                _check(block.samples, read, block.rate, name)
-                read += len(block.samples)
-                yield block.samples, block.rate
-        except UndecodableError as error:
-            raise AudioError(f"{name}: {error}") from error
-
-
-def _check(block: np.ndarray, read: int, rate: int, name: str) -> None:
-    """Raise AudioError unless samples `(frames, channels)` and rate are those of audio."""
-    if not MIN_SAMPLING_RATE_HZ <= rate <= MAX_SAMPLING_RATE_HZ:
-        expected = f"{MIN_SAMPLING_RATE_HZ} to {MAX_SAMPLING_RATE_HZ} Hz"
-        raise AudioError(f"{name}: the sampling rate is {rate}; expected {expected}.")
-    if not np.isfinite(block).all():
-        bad = read + int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
-        raise AudioError(f"{name}: sample {bad} is NaN or infinite; audio must be finite.")
-    peak = float(np.abs(block).max(initial=0.0))
-    if peak > MAX_FLOAT_AMPLITUDE:
-        raise AudioError(f"{name}: floating-point samples reach {peak:.0f}, but lie in [-1, 1] by convention.")

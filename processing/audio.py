@@ -111,7 +111,7 @@ def load_waveform(
     else:
         name = name or "audio"
         waveform, rate = _as_float(audio, name), target_rate if sampling_rate is None else sampling_rate
-    _check_samples(waveform, name)
+    check_samples(waveform, name)
     return _resample(_mix_down(waveform, name), rate, target_rate, name)
 
 
@@ -204,12 +204,13 @@ def _scale_integers(array: np.ndarray, name: str) -> np.ndarray:
     return (array.astype(np.float64) / fitting[0]).astype(np.float32)
 
 
-def _check_samples(waveform: np.ndarray, name: str) -> None:
+def check_samples(waveform: np.ndarray, name: str, first: int = 0) -> None:
+    """Raise AudioError unless there are samples, all of them finite and not out of range; `first` is the number of the first."""
     if waveform.size == 0:
         raise AudioError(f"{name}: holds no samples.")
     if not np.isfinite(waveform).all():
         bad = int(np.flatnonzero(~np.isfinite(waveform))[0])
-        raise AudioError(f"{name}: sample {bad} is {waveform.flat[bad]}; audio must be finite.")
+        raise AudioError(f"{name}: sample {first + bad} is {waveform.flat[bad]}; audio must be finite.")
     peak = float(np.abs(waveform).max())
     if peak > MAX_FLOAT_AMPLITUDE:
         raise AudioError(
@@ -232,12 +233,17 @@ def _mix_down(waveform: np.ndarray, name: str) -> np.ndarray:
     return waveform.mean(axis=channel_axis)
 
 
-def _resample(waveform: np.ndarray, rate: Any, target_rate: int, name: str) -> np.ndarray:
+def check_rate(rate: Any, name: str) -> None:
+    """Raise AudioError unless a sampling rate is one that recordings have."""
     is_number = isinstance(rate, (int, float, np.integer, np.floating)) and not isinstance(rate, bool)
     if not is_number or not MIN_SAMPLING_RATE_HZ <= rate <= MAX_SAMPLING_RATE_HZ:
         raise AudioError(
             f"{name}: the sampling rate is {rate!r}; expected {MIN_SAMPLING_RATE_HZ} to {MAX_SAMPLING_RATE_HZ} Hz."
         )
+
+
+def _resample(waveform: np.ndarray, rate: Any, target_rate: int, name: str) -> np.ndarray:
+    check_rate(rate, name)
     if waveform.size * (target_rate / rate) > MAX_SAMPLES:
         raise _too_long(name, f"lasts {waveform.size / rate:.0f} s, which at {target_rate} Hz is more samples")
     if rate != target_rate:

@@ -30,13 +30,10 @@ NOTHING_ASKED: dict[str, tuple[Any, ...]] = {
     "top_logprobs": (0,),
     "web_search_options": (),
 }
-#: The field that allows tools to be listed, because none is then to be called.
-CHOICE_OF = {"tools": "tool_choice", "functions": "function_call"}
 #: More helpful than "leave it out".
 INSTEAD = {
     "response_format": "The model cannot promise JSON or a schema: ask for it in a message, and leave response_format out.",
     "tools": "The model calls no tools: give tool_choice 'none', or leave tools out.",
-    "functions": "The model calls no functions: give function_call 'none', or leave functions out.",
     "n": "One answer is written for each request: give 1.",
 }
 AUDIO_FORMATS = ("wav", "mp3", "flac", "ogg", "opus", "m4a", "mp4", "webm", "aac", "aiff")
@@ -47,8 +44,8 @@ MAX_STOP_STRINGS = 16
 MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
 DEFAULT_TEMPERATURE = 1.0
 PARTS_FIELD = "content"
-#: Roles of messages that hold what a tool returned.
-RESULT_ROLES = ("tool", "function")
+#: Role of messages that hold what a tool returned.
+RESULT_ROLE = "tool"
 
 
 class _Body(BaseModel):
@@ -116,11 +113,10 @@ class ToolCall(_Body):
 class Message(_Body):
     """One turn."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: list[Annotated[TextPart | AudioPart, Field(discriminator="type")]]
     name: str | None = None
     tool_calls: list[ToolCall] = Field(default_factory=list)
-    function_call: FunctionCall | None = None
     tool_call_id: str | None = None
 
     @model_validator(mode="before")
@@ -128,7 +124,7 @@ class Message(_Body):
     def _content_as_parts(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        content = given.get(PARTS_FIELD, [] if given.get("tool_calls") or given.get("function_call") else None)
+        content = given.get(PARTS_FIELD, [] if given.get("tool_calls") else None)
         if isinstance(content, str):
             content = [{"type": "text", "text": content}]
         return given if content is None else {**given, PARTS_FIELD: content}
@@ -228,9 +224,8 @@ def _tools_as_text(messages: list[Message]) -> list[Message]:
     plain: list[Message] = []
     previous = ""
     for index, message in enumerate(messages):
-        calls = [call.function for call in message.tool_calls] + [message.function_call] * bool(message.function_call)
-        texts = list(map(str, calls))
-        is_result = message.role in RESULT_ROLES
+        texts = [str(call.function) for call in message.tool_calls]
+        is_result = message.role == RESULT_ROLE
         if is_result:
             name = names.get(message.tool_call_id or "") or message.name or message.tool_call_id or "the tool"
             said = "".join(part.text for part in message.content if isinstance(part, TextPart))
@@ -239,7 +234,7 @@ def _tools_as_text(messages: list[Message]) -> list[Message]:
             joined = "\n".join(texts)
             _refuse_placeholder(joined, f"messages[{index}]")
             message.content.append(TextPart(type="text", text=f"\n{joined}" if message.content else joined))
-        if is_result and previous in RESULT_ROLES:
+        if is_result and previous == RESULT_ROLE:
             plain[-1].content += [TextPart(type="text", text="\n"), *message.content]
         else:
             plain.append(message)
@@ -264,7 +259,7 @@ def _refuse_what_cannot_be_done(given: dict[str, Any]) -> None:
         asked = given.get(name)
         if asked is None or any(asked == each and type(asked) is type(each) for each in harmless):
             continue
-        if name in CHOICE_OF and given.get(CHOICE_OF[name]) == "none":
+        if name == "tools" and given.get("tool_choice") == "none":
             continue
         instead = INSTEAD.get(name) or f"Leave it out{''.join(f', or give {each!r}' for each in harmless)}."
         raise invalid(f"{name} is not supported by this server. {instead}", name, "unsupported_parameter")

