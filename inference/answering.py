@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,7 +32,6 @@ def answer(
     conversations: Sequence[list[dict[str, Any]]],
     batch_size: int = 8,
     max_new_tokens: int | Sequence[int] = 128,
-    encoded_audio: Callable[[list[Any]], dict[str, torch.Tensor]] | None = None,
     progress: bool = False,
     max_batch_seconds: float = MAX_BATCH_SECONDS,
     ctc_weight: float = 0.0,
@@ -50,8 +49,6 @@ def answer(
         conversations: lists of messages, with typed audio parts.
         batch_size: conversations per `generate` call.
         max_new_tokens: bound on each answer, in tokens; or one for each.
-        encoded_audio: given the batch's recordings in reading order, their encoder output from a cache, as
-            `encoded_audio` and `encoded_audio_lengths`.
         progress: shows a bar with rate and time left.
         max_batch_seconds: bound on a batch's audio in seconds, counted as padded; a longer conversation is alone.
         ctc_weight: for transcripts only, by a model whose projector has the readout of pieces: weight of CTC beside the
@@ -72,9 +69,7 @@ def answer(
             "conversation; generate_answers gives several."
         )
     options: dict[str, Any] = {"max_batch_seconds": max_batch_seconds, "ctc_weight": ctc_weight, **generate_options}
-    answers = generate_answers(
-        model, processor, conversations, batch_size, max_new_tokens, encoded_audio, progress, **options
-    )
+    answers = generate_answers(model, processor, conversations, batch_size, max_new_tokens, progress, **options)
     return [texts[0].strip() for texts in answers]
 
 
@@ -85,7 +80,6 @@ def generate_answers(
     conversations: Sequence[list[dict[str, Any]]],
     batch_size: int = 8,
     max_new_tokens: int | Sequence[int] | None = None,
-    encoded_audio: Callable[[list[Any]], dict[str, torch.Tensor]] | None = None,
     progress: bool = False,
     max_batch_seconds: float = MAX_BATCH_SECONDS,
     encoder: RecordingEncoder | None = None,
@@ -140,7 +134,7 @@ def generate_answers(
                     {"input_ids": rows}, padding=True, padding_side="left", return_tensors="pt"
                 )
                 if waveforms:
-                    inputs.update(encoded_audio(recordings) if encoded_audio else encoder(waveforms))
+                    inputs.update(encoder(waveforms))
                 if adapters is not None:
                     options["adapter_names"] = [adapters[index] for index in chosen]
                 inputs, own_bounds = inputs.to(model.device), [bounds[index] for index in chosen]

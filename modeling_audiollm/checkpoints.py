@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_imports
+from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file, logging
 
 from .audio_tower import audio_tower_class
@@ -627,19 +628,16 @@ def language_model_only(quantization_config: Any) -> Any:
     Raises:
         ValueError: the configuration has no field for modules to spare.
     """
-    config = deepcopy(quantization_config)
-    is_dict = isinstance(config, dict)
-    fields = config if is_dict else vars(config)
-    names = [name for name in SKIP_FIELDS if name in fields]
-    if not names and is_dict:
-        names = [SKIP_FIELDS[0] if "bnb" in str(config.get("quant_method", "bitsandbytes")) else SKIP_FIELDS[1]]
+    is_dict = isinstance(quantization_config, dict)
+    config: Any = AutoQuantizationConfig.from_dict(quantization_config) if is_dict else deepcopy(quantization_config)
+    names = [name for name in SKIP_FIELDS if hasattr(config, name)]
     if not names:
         raise ValueError(
             f"{type(config).__name__} cannot leave modules out, but projector and LoRA must be. Use a configuration "
             f"with one of {SKIP_FIELDS}, such as BitsAndBytesConfig."
         )
     for name in names:
-        fields[name] = [*(fields.get(name) or []), *NOT_QUANTISED]
+        setattr(config, name, [*(getattr(config, name) or []), *NOT_QUANTISED])
     return config
 
 

@@ -1,6 +1,5 @@
 """A web site on the loopback interface that breaks off, stalls or forgets about Range, and remembers what it was asked."""
 
-import base64
 import contextlib
 import functools
 import http.server
@@ -21,7 +20,6 @@ class Site:
     break_after: list[int] = field(default_factory=list)  # bytes of the body before each next answer breaks off
     stall: bool = False  # a broken answer hangs instead of closing
     statuses: list[int] = field(default_factory=list)  # each next answer is this error
-    credentials: str = ""  # "user:password" that every request needs
     requests: list[tuple[str, str | None]] = field(default_factory=list)  # path, Range header
     url: str = ""
 
@@ -41,10 +39,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.site.requests.append((self.path, asked))
         if self.site.statuses:
             self.send_error(self.site.statuses.pop(0))
-            return
-        basic = "Basic " + base64.b64encode(self.site.credentials.encode()).decode()
-        if self.site.credentials and self.headers.get("Authorization") != basic:
-            self.send_error(401)
             return
         body = self.site.files.get(self.path)
         if body is None:

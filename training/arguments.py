@@ -208,10 +208,8 @@ class AudioLlmTrainingArguments(TrainingArguments):
         None, "Examples per device and step, whatever the next two say; short for --per_device_train_batch_size."
     )
     max_tokens_per_batch: int | None = option(
-        None, "Instead of --batch_size: tokens per device and batch, padding included, in batches of like length."
-    )
-    max_audio_seconds_per_batch: float | None = option(
-        None, "Instead of --batch_size: seconds of audio per device and batch."
+        None,
+        "Instead of --batch_size: tokens per device and batch, those of audio and padding included, in batches of like length.",
     )
     num_epochs: float | None = option(None, "Passes over the data; short for --num_train_epochs.")
     use_wandb: bool = option(False, "Log to Weights & Biases; short for --report_to wandb.")
@@ -264,7 +262,7 @@ class AudioLlmTrainingArguments(TrainingArguments):
             raise ValueError("--label_smoothing_factor is not supported.")
         if self.eval_normaliser not in NORMALISERS:
             raise ValueError(f"--eval_normaliser is {self.eval_normaliser!r}; expected one of {sorted(NORMALISERS)}.")
-        for name in ("batch_size", "num_epochs", "max_tokens_per_batch", "max_audio_seconds_per_batch"):
+        for name in ("batch_size", "num_epochs", "max_tokens_per_batch"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"--{name} is {value}; expected a positive number.")
@@ -284,11 +282,9 @@ class AudioLlmTrainingArguments(TrainingArguments):
 
     def batch_budget(self, packed: bool = False) -> BatchBudget | None:
         """Return the bounds of a batch, its rows packed or padded; None where it is a number of rows."""
-        if self.batch_size is not None or (
-            self.max_tokens_per_batch is None and self.max_audio_seconds_per_batch is None
-        ):
+        if self.batch_size is not None or self.max_tokens_per_batch is None:
             return None
-        return BatchBudget(self.max_tokens_per_batch, self.max_audio_seconds_per_batch, packed)
+        return BatchBudget(self.max_tokens_per_batch, packed)
 
 
 def trains(trainable: str, part: str) -> bool:

@@ -273,9 +273,6 @@ def recordings_below(folder: str | Path, option: str) -> tuple[str, ...]:
 
 # ---- variants in the feature cache -----------------------------------------------------------------------------------
 
-#: The sizes of a row that other variants change, as of its longest.
-SIZE_COLUMNS = ("length", "audio_frames")
-
 
 class WaveformVariants:
     """A number of variants of each training recording, which depend on it and the augmentation alone: runs share them."""
@@ -320,21 +317,19 @@ class WaveformVariants:
         Return rows that take other variants in every epoch, and the callback that tells them the epoch.
 
         Rows have `audio`, the keys of recordings that were added; and `input_ids` and `labels` where
-        recordings have audio tokens in them. Each is as long in `length` and `audio_frames` as with its longest variants.
+        recordings have audio tokens in them. The `length` of each is that with its longest variants.
         """
         keys = dict.fromkeys(key for audio in rows["audio"] for key in audio)
         frames = {key: [self.cache.lengths(own) for own in (key, *self.keys(key))] for key in keys}
         stack = self.cache.processor.stack_factor
         slots = {key: [sum(-(-n // stack) for n in windows) for windows in each] for key, each in frames.items()}
-        totals = {key: [sum(windows) for windows in each] for key, each in frames.items()}
         has_slots = "input_ids" in rows.column_names
-        growing = {"length": slots if has_slots else totals, "audio_frames": totals}
-        for column in set(SIZE_COLUMNS) & set(rows.column_names):
-            sizes = [
-                size + sum(max(growing[column][key]) - growing[column][key][0] for key in audio)
-                for size, audio in zip(rows[column], rows["audio"])
-            ]
-            rows = rows.remove_columns(column).add_column(column, sizes)
+        sizes = slots if has_slots else {key: [sum(windows) for windows in each] for key, each in frames.items()}
+        lengths = [
+            length + sum(max(sizes[key]) - sizes[key][0] for key in audio)
+            for length, audio in zip(rows["length"], rows["audio"])
+        ]
+        rows = rows.remove_columns("length").add_column("length", lengths)
         table = {key: list(zip((key, *self.keys(key)), slots[key])) for key in keys}
         choice = VariantChoice(table, self.cache.processor.audio_token_id, seed)
         columns = ["audio", *(("input_ids", "labels") if has_slots else ())]

@@ -1,5 +1,5 @@
 """
-Batches of bounded size instead of a fixed number of rows: by tokens, padding included, and by seconds of audio.
+Batches of bounded size instead of a fixed number of rows: by tokens, padding included.
 
 Rows of like length come together, in an order that depends on seed and epoch alone: a run that resumes, or has another
 number of processes, sees the same batches. Their number is that of every epoch, so that schedule and progress are right.
@@ -24,22 +24,13 @@ class BatchBudget:
     """Bounds of a batch on one device."""
 
     max_tokens: int | None = None  # of the longest row times rows; or of all rows, where they are packed
-    max_audio_seconds: float | None = None  # of all rows together
     packed: bool = False  # rows are laid one behind the other, without padding
     max_rows: int | None = None
 
-    @property
-    def max_frames(self) -> int | None:
-        """Return the encoder frames of all rows together."""
-        return None if self.max_audio_seconds is None else int(self.max_audio_seconds * ENCODER_FRAMES_PER_SECOND)
-
-    def problem(self, tokens: int, frames: int) -> str | None:
+    def problem(self, tokens: int) -> str | None:
         """Return the reason why a row does not fit into any batch, or None."""
         if self.max_tokens is not None and tokens > self.max_tokens:
             return f"takes {tokens} tokens, more than --max_tokens_per_batch {self.max_tokens}"
-        if self.max_frames is not None and frames > self.max_frames:
-            seconds = frames / ENCODER_FRAMES_PER_SECOND
-            return f"has {seconds:.2f} s of audio, more than --max_audio_seconds_per_batch {self.max_audio_seconds:g}"
         return None
 
 
@@ -48,8 +39,8 @@ class BudgetBatchSampler(Sampler[list[int]]):
     Indices of rows, a batch at a time, every row once an epoch.
 
     With several processes, each takes every n-th batch. Where their number does not divide, the batches of the last
-    step are split, so that each process gets one and the step still holds the same rows. `lengths` are tokens, `frames`
-    encoder frames of each row; `current_epoch` tells which epoch begins.
+    step are split, so that each process gets one and the step still holds the same rows. `lengths` are the tokens of each
+    row; `current_epoch` tells which epoch begins.
 
     Raises:
         ValueError: there are no rows, or one does not fit into any batch.
@@ -58,7 +49,6 @@ class BudgetBatchSampler(Sampler[list[int]]):
     def __init__(
         self,
         lengths: Sequence[int],
-        frames: Sequence[int],
         budget: BatchBudget,
         seed: int = 0,
         num_processes: int = 1,
@@ -66,16 +56,13 @@ class BudgetBatchSampler(Sampler[list[int]]):
     ):
         if not len(lengths):
             raise ValueError("There are no rows to make batches of.")
-        for index, (tokens, row_frames) in enumerate(zip(lengths, frames)):
-            if problem := budget.problem(tokens, row_frames):
+        for index, tokens in enumerate(lengths):
+            if problem := budget.problem(tokens):
                 raise ValueError(f"Row {index} {problem}.")
         self.seed = seed
         self.num_processes = num_processes
         self.current_epoch = current_epoch
-        sizes = [
-            (_bucket(tokens, budget.max_tokens), _bucket(row_frames, budget.max_frames))
-            for tokens, row_frames in zip(lengths, frames)
-        ]
+        sizes = [_bucket(tokens, budget.max_tokens) for tokens in lengths]
         order = sorted(range(len(sizes)), key=sizes.__getitem__)
         #: Rows of one bucket, from the shortest bucket to the longest.
         self.buckets = [list(bucket) for _, bucket in groupby(order, key=sizes.__getitem__)]
@@ -126,18 +113,16 @@ def _bucket(size: int, limit: int | None) -> int:
     return min(-(-size // step) * step, limit)
 
 
-def _partition(sizes: Sequence[tuple[int, int]], budget: BatchBudget) -> list[int]:
-    """Return the number of rows in each batch, of rows with these tokens and frames, tokens ascending."""
+def _partition(sizes: Sequence[int], budget: BatchBudget) -> list[int]:
+    """Return the number of rows in each batch, of rows with these tokens, ascending."""
     counts: list[int] = []
-    rows = tokens = frames = 0
-    for row_tokens, row_frames in sizes:
+    rows = tokens = 0
+    for row_tokens in sizes:
         new_tokens = tokens + row_tokens if budget.packed else (rows + 1) * row_tokens
-        new_frames = frames + row_frames
         too_many = budget.max_tokens is not None and new_tokens > budget.max_tokens
-        too_long = budget.max_frames is not None and new_frames > budget.max_frames
         is_full = budget.max_rows is not None and rows == budget.max_rows
-        if rows and (too_many or too_long or is_full):
+        if rows and (too_many or is_full):
             counts.append(rows)
-            rows, new_tokens, new_frames = 0, row_tokens, row_frames
-        rows, tokens, frames = rows + 1, new_tokens, new_frames
+            rows, new_tokens = 0, row_tokens
+        rows, tokens = rows + 1, new_tokens
     return [*counts, rows]

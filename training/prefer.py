@@ -74,7 +74,7 @@ def build_preference_dataset(
     """
     Return `input_ids` and `labels` of both answers of each pair, as `chosen_…` and `rejected_…`.
 
-    Beside them are `audio`, and `length` and `audio_frames` of both rows together.
+    Beside them are `audio`, and the `length` of both rows together.
 
     Raises:
         ExamplesError: a recording cannot be used, or an example cannot be shown as a conversation; all are listed.
@@ -92,8 +92,7 @@ def build_preference_dataset(
     for answer, rows in zip(ANSWERS, (chosen, rejected)):
         for column in ("input_ids", "labels"):
             pairs = pairs.add_column(f"{answer}_{column}", rows[column][:])
-    pairs = pairs.add_column("length", [sum(pair) for pair in zip(chosen["length"], rejected["length"])])
-    return pairs.add_column("audio_frames", [2 * frames for frames in chosen["audio_frames"]])
+    return pairs.add_column("length", [sum(pair) for pair in zip(chosen["length"], rejected["length"])])
 
 
 class PreferenceCollator(AudioLlmCollator):

@@ -50,7 +50,6 @@ TEXT_FEATURES = {
     "classes": datasets.List(datasets.Value("int32")),
     "begins": datasets.List(datasets.Value("bool")),
     "length": datasets.Value("int32"),
-    "audio_frames": datasets.Value("int64"),
 }
 
 
@@ -215,12 +214,12 @@ def build_text_rows(
             elif found := special.search(text.written):
                 reason = f"holds {found.group()!r}, a special token of the language model"
             else:
-                reason = budget.problem(length, 0) or ""
+                reason = budget.problem(length) or ""
             if reason:
                 problems.append((text.where, reason))
                 continue
             prompt = PROMPTS[len(rows) % len(PROMPTS)]
-            row = (text.written, prompt, own_classes, own_begins, length, 0)
+            row = (text.written, prompt, own_classes, own_begins, length)
             rows.append(dict(zip(TEXT_FEATURES, row)))
     return datasets.Dataset.from_list(rows, features=datasets.Features(TEXT_FEATURES)), problems
 

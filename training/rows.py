@@ -73,8 +73,7 @@ class ExampleEncoder:
         """
         Return a row of an example's `messages` and `recordings`; nothing is stored in the cache.
 
-        It has `input_ids`, `labels`, `length` (tokens), `audio` (cache keys, or the recordings without a cache) and
-        `audio_frames` (20 ms encoder frames of all of them).
+        It has `input_ids`, `labels`, `length` (tokens) and `audio` (cache keys, or the recordings without a cache).
 
         Raises:
             AudioError, FileNotFoundError: a recording cannot be used.
@@ -85,15 +84,13 @@ class ExampleEncoder:
         stack = self.processor.stack_factor
         slots = [sum(-(-frames // stack) for frames in windows) for _, windows in measured]
         input_ids, labels = encode_messages(self.processor, example.messages, slots)
-        frames = sum(sum(windows) for _, windows in measured)
-        if self.budget is not None and (problem := self.budget.problem(len(input_ids), frames)):
+        if self.budget is not None and (problem := self.budget.problem(len(input_ids))):
             raise ValueError(problem)
         return {
             "input_ids": input_ids,
             "labels": labels,
             "length": len(input_ids),
             "audio": [reference for reference, _ in measured],
-            "audio_frames": frames,
         }
 
     def measure(self, recording: Any) -> tuple[Any, list[int]]:
@@ -154,7 +151,6 @@ def build_dataset(
     processor: AudioLlmProcessor,
     cache: FeatureCache | None,
     progress: bool = True,
-    budget: BatchBudget | None = None,
 ) -> datasets.Dataset:
     """
     Return what [`ExampleEncoder.encode`] makes of all examples, in their order; the cache is given what it lacks.
@@ -162,7 +158,7 @@ def build_dataset(
     Raises:
         ExamplesError: a recording cannot be used, or an example cannot be shown as a conversation; all are listed.
     """
-    encoder = ExampleEncoder(processor, cache, budget)
+    encoder = ExampleEncoder(processor, cache)
     rows, _, problems = encode_examples(examples, encoder, progress)
     settle_problems([("The examples", problems)], skip=False)
     encoder.add_features(examples, progress)
@@ -214,7 +210,6 @@ def _as_dataset(rows: Sequence[dict[str, Any]], within_tables: bool) -> datasets
         labels=datasets.List(datasets.Value("int32")),
         length=datasets.Value("int32"),
         audio=datasets.List(RECORDING_FEATURES if within_tables else datasets.Value("string")),
-        audio_frames=datasets.Value("int64"),
     )
     columns = {name: [row[name] for row in rows] for name in features}
     if within_tables:

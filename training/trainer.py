@@ -80,8 +80,8 @@ class AudioLlmTrainer(Trainer):
     Trains projector and LoRA with their own learning rates, and resumes exactly, from what was trained alone.
 
     Checkpoints hold the adapter only (a few MB), besides optimizer, schedule and random states; SIGTERM leaves one after
-    the step. Batches are of so many rows, within a budget (of the training set's columns `length` and `audio_frames`), or
-    of a stream as it comes. FSDP2 shards the language model's layers.
+    the step. Batches are of so many rows, within a budget (of the training set's column `length`), or of a stream as it
+    comes. FSDP2 shards the language model's layers.
 
     Attributes:
         augmentation: varies each training batch, in its own step: batches are made ahead, where a resumed run does not
@@ -163,7 +163,7 @@ class AudioLlmTrainer(Trainer):
     def train_batch_sampler(self) -> BudgetBatchSampler:
         """Batches of the training set within the budget."""
         dataset: Any = self.train_dataset
-        return BudgetBatchSampler(dataset["length"][:], dataset["audio_frames"][:], **self.sampler_settings())
+        return BudgetBatchSampler(dataset["length"][:], **self.sampler_settings())
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
         """

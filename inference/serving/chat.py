@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
 from ..session import AnswerReport, ContextLengthError, Recording, Session
 from .chat_request import AudioPart, ChatRequest, Message, read_chat_request
@@ -207,40 +206,14 @@ def _loaded(message: Message, recordings: list[Recording]) -> dict[str, Any]:
 # ---- decoding ------------------------------------------------------------------------------------------------------
 
 
-class AdditivePenalty(LogitsProcessor):
-    """
-    OpenAI's penalties: lower a token's score by `presence` if it occurs in this answer, and by `frequency` for each time.
-    """
-
-    def __init__(self, frequency: float, presence: float):
-        self.frequency, self.presence = frequency, presence
-        self._prompt_tokens: int | None = None
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Return lowered scores `(batch, vocab_size)`; the first call is with the prompt alone."""
-        if self._prompt_tokens is None:
-            self._prompt_tokens = input_ids.shape[1]
-        written = input_ids[:, self._prompt_tokens :]
-        counts = torch.zeros_like(scores).scatter_add_(1, written, torch.ones_like(written, dtype=scores.dtype))
-        lowered = scores - self.frequency * counts - self.presence * (counts > 0)
-        return lowered  # type: ignore[return-value]  # of the scores' own kind
-
-
 def generate_options(request: ChatRequest) -> dict[str, Any]:
     """Return options of `generate`, without the bound on new tokens."""
-    temperature, top_p = request.sampling_temperature, request.top_p or 1.0
+    temperature = request.sampling_temperature
     options: dict[str, Any] = {"do_sample": temperature > 0}
     if request.repetition_penalty is not None:
         options["repetition_penalty"] = request.repetition_penalty
-    sampling = {"temperature": temperature, "top_p": top_p} if temperature > 0 else {}
-    if request.frequency_penalty or request.presence_penalty:
-        steps: list[LogitsProcessor] = [AdditivePenalty(request.frequency_penalty, request.presence_penalty)]
-        if sampling:  # after the penalties, where transformers would have it before
-            steps += [TemperatureLogitsWarper(temperature), TopPLogitsWarper(top_p)]
-            sampling = {"temperature": 1.0, "top_p": 1.0}
-        options["logits_processor"] = LogitsProcessorList(steps)
-    if sampling:  # top_k: transformers' own default would cut the choice to 50 tokens
-        options.update(sampling, top_k=0)
+    if temperature > 0:  # top_k: transformers' own default would cut the choice to 50 tokens
+        options.update(temperature=temperature, top_p=request.top_p or 1.0, top_k=0)
     return options
 
 

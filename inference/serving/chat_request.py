@@ -18,12 +18,14 @@ from .responses import ApiError, invalid
 NOTHING_ASKED: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "best_of": (1,),
+    "frequency_penalty": (0, 0.0),
     "function_call": ("none",),
     "functions": ([],),
     "logit_bias": ({},),
     "logprobs": (False,),
     "modalities": (["text"],),
     "n": (1,),
+    "presence_penalty": (0, 0.0),
     "response_format": ({"type": "text"},),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
@@ -32,6 +34,8 @@ NOTHING_ASKED: dict[str, tuple[Any, ...]] = {
 }
 #: More helpful than "leave it out".
 INSTEAD = {
+    "frequency_penalty": "Give repetition_penalty, a factor such as 1.1.",
+    "presence_penalty": "Give repetition_penalty, a factor such as 1.1.",
     "response_format": "The model cannot promise JSON or a schema: ask for it in a message, and leave response_format out.",
     "tools": "The model calls no tools: give tool_choice 'none', or leave tools out.",
     "n": "One answer is written for each request: give 1.",
@@ -149,8 +153,6 @@ class ChatRequest(_Body):
     stop: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list, max_length=MAX_STOP_STRINGS)
     stream: bool = False
     stream_options: StreamOptions | None = None
-    frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    presence_penalty: float = Field(0.0, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, gt=0)
     user: str | None = None
     prompt_cache_key: str | None = None

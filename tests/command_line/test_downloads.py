@@ -37,12 +37,12 @@ def other_site() -> Iterator[Site]:
         yield served
 
 
-def fetched(tmp_path: Path, *urls: str, checksum: str | None = MD5, size: int | None = len(BODY)) -> bytes:
-    return download(urls, tmp_path / "x.tar.gz", checksum, size, progress=False).read_bytes()
+def fetched(tmp_path: Path, *urls: str, checksum: str = MD5) -> bytes:
+    return download(urls, tmp_path / "x.tar.gz", checksum, len(BODY), progress=False).read_bytes()
 
 
-@pytest.mark.parametrize("checksum", [MD5.upper().replace("MD5", "md5"), SHA256, None])
-def test_breaks_are_continued_from_where_they_were(site: Site, tmp_path: Path, checksum: str | None) -> None:
+@pytest.mark.parametrize("checksum", [MD5.upper().replace("MD5", "md5"), SHA256])
+def test_breaks_are_continued_from_where_they_were(site: Site, tmp_path: Path, checksum: str) -> None:
     site.break_after = [300_000, 200_000]
     assert fetched(tmp_path, f"{site.url}/x.tar.gz", checksum=checksum) == BODY
     assert site.ranges("/x.tar.gz") == [None, "bytes=300000-", "bytes=500000-"]
@@ -86,20 +86,10 @@ def test_mirrors_are_tried_in_turn_and_continue_each_other(site: Site, other_sit
 
 def test_when_no_mirror_has_it_each_is_named_with_its_reason(site: Site, tmp_path: Path) -> None:
     with pytest.raises(DownloadError) as caught:
-        fetched(tmp_path, f"{NOBODY}/x.tar.gz", f"{site.url}/gone", f"http://user:secret@{site.url[7:]}/locked")
+        fetched(tmp_path, f"{NOBODY}/x.tar.gz", f"{site.url}/gone", f"{site.url}/locked")
     said = str(caught.value)
     assert "None of 3 mirrors gave x.tar.gz" in said and f"{NOBODY}/x.tar.gz failed 5 times" in said
     assert "/gone failed: the server says 404" in said and "/locked failed: the server says 404" in said
-    assert "secret" not in said
-
-
-def test_credentials_in_a_url_are_sent_and_not_shown(site: Site, tmp_path: Path) -> None:
-    site.credentials = "user:secret"
-    assert fetched(tmp_path, f"http://user:secret@{site.url[7:]}/x.tar.gz") == BODY
-    (tmp_path / "x.tar.gz").unlink()
-    with pytest.raises(DownloadError, match=r"failed: the server says 401") as caught:
-        fetched(tmp_path, f"http://user:guess@{site.url[7:]}/x.tar.gz")
-    assert "guess" not in str(caught.value)
 
 
 def test_a_busy_server_is_asked_again_and_a_locked_one_is_not(site: Site, tmp_path: Path) -> None:

@@ -8,8 +8,6 @@ import soundfile
 import torch
 from audiollm.inference.answering import answer, ask, generate_answers
 from audiollm.inference.recording_encoder import RecordingEncoder
-from audiollm.training.collator import load_encoded_audio
-from audiollm.training.feature_cache import FeatureCache
 from transformers import GenerationConfig
 
 NEW_TOKENS = 8
@@ -69,21 +67,6 @@ def test_answers_keep_their_order_and_do_not_depend_on_the_batch(tiny_model, tin
     assert len(set(single)) > NUM_FILES // 2
     assert answer(tiny_model, tiny_processor, conversations, batch_size=5, **OPTIONS) == single
     assert answer(tiny_model, tiny_processor, conversations[::-1], batch_size=14, **OPTIONS) == single[::-1]
-
-
-def test_answers_from_the_cache_are_those_from_the_recordings(
-    tiny_model, tiny_processor, conversations, tmp_path
-) -> None:
-    cache = FeatureCache(tiny_model, tiny_processor, tmp_path)
-    asked = []
-
-    def from_cache(batch: list[str]) -> dict[str, torch.Tensor]:
-        asked.extend(batch)
-        return load_encoded_audio(cache, cache.add(batch, progress=False))
-
-    some = conversations[-5:]
-    cached = answer(tiny_model, tiny_processor, some, 3, encoded_audio=from_cache, **OPTIONS)
-    assert cached == answer(tiny_model, tiny_processor, some, 3, **OPTIONS) and len(asked) == 3
 
 
 def test_a_recording_is_encoded_once_for_all_questions_about_it(tiny_model, tiny_processor, tmp_path, encoded) -> None:

@@ -17,7 +17,7 @@ from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.inference import serve
 from audiollm.inference.serve import ServeArguments, bind, main
 from audiollm.inference.serving import gateway
-from audiollm.inference.serving.chat import AdditivePenalty, StopStrings
+from audiollm.inference.serving.chat import StopStrings
 from audiollm.inference.serving.responses import GoneError
 from audiollm.inference.serving.service import Service, ServingSettings, Turns
 from audiollm.inference.transcribing import Transcriber, TranscribingSettings
@@ -345,14 +345,6 @@ def test_stop_strings_wherever_pieces_are_cut(size: int) -> None:
         stops = StopStrings(strings)
         given = "".join(stops.feed(whole[at : at + size]) for at in range(0, len(whole), size)) + stops.rest()
         assert given == expected and stops.is_hit == (expected != whole)
-
-
-def test_additive_penalties_are_openais() -> None:
-    penalty = AdditivePenalty(frequency=0.5, presence=0.25)
-    scores = torch.zeros(1, 6)
-    assert torch.equal(penalty(torch.tensor([[1, 2]]), scores), scores)
-    lowered = penalty(torch.tensor([[1, 2, 3, 3, 4]]), scores)
-    assert lowered.tolist() == [[0, 0, 0, -1.25, -0.75, 0]]
 
 
 # ---- options -------------------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ import torch
 from audio_files import CONTAINER_FORMATS, FFMPEG_FORMATS, RATE_HZ, SOUNDFILE_FORMATS, encode, sweep, write_container
 from audiollm.corpora.audio_facts import measure
 from audiollm.processing import AudioError, load_waveform
-from audiollm.processing import audio as audio_module
 from loopback_site import serving
 
 INT16_SCALE = 2**15
@@ -201,15 +200,6 @@ def test_data_urls_are_what_they_hold(start):
     escaped = url.replace("+", "%2B").replace("/", "%2F").replace("audio%2Fwav", "audio/wav")
     for location in (url, escaped, {"path": url}):
         np.testing.assert_array_equal(load_waveform(location), load_waveform(data))
-
-
-def test_data_urls_have_a_bound(monkeypatch):
-    url = "data:audio/wav;base64," + base64.b64encode(encode("wav", TONE)).decode()
-    monkeypatch.setattr(audio_module, "MAX_DATA_URL_CHARACTERS", len(url))
-    assert load_waveform(url).size == TONE.size
-    monkeypatch.setattr(audio_module, "MAX_DATA_URL_CHARACTERS", len(url) - 1)
-    with pytest.raises(AudioError, match=rf"it is {len(url)} characters long; at most {len(url) - 1} are decoded"):
-        load_waveform(url)
 
 
 # ---- what is not audio -----------------------------------------------------------------------------------------------

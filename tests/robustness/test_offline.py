@@ -150,7 +150,7 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 def test_a_server_that_hangs_is_left_after_a_while_and_gone_on_with(site, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(downloads, "SOCKET_TIMEOUT_SECONDS", 0.2)
     site.stall, site.break_after = True, [300_000, 400_000]
-    download([f"{site.url}/data"], tmp_path / "data", SUM, progress=False)
+    download([f"{site.url}/data"], tmp_path / "data", SUM, len(DATA), progress=False)
     assert (tmp_path / "data").read_bytes() == DATA
     assert site.ranges("/data") == [None, "bytes=300000-", "bytes=700000-"]
 
@@ -162,11 +162,11 @@ def test_the_proxy_of_the_environment_is_asked(site, tmp_path, monkeypatch) -> N
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(urllib.request, "_opener", None)  # which the environment was read for
     site.files["http://mirror.invalid/data"] = DATA
-    download(["http://mirror.invalid/data"], tmp_path / "data", SUM, progress=False)
+    download(["http://mirror.invalid/data"], tmp_path / "data", SUM, len(DATA), progress=False)
     assert (tmp_path / "data").read_bytes() == DATA
 
 
 def test_a_part_of_another_file_is_started_over(site, tmp_path) -> None:
     (tmp_path / "data.part").write_bytes(bytes(1000))
-    download([f"{site.url}/data"], tmp_path / "data", SUM, progress=False)
+    download([f"{site.url}/data"], tmp_path / "data", SUM, len(DATA), progress=False)
     assert (tmp_path / "data").read_bytes() == DATA and site.ranges("/data")[0] == "bytes=1000-"

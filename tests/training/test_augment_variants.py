@@ -70,7 +70,6 @@ def test_rows_follow_their_variants(cache, dataset, variants, tiny_model, tiny_p
             assert [i for i in row["input_ids"] if i != slot_id] == [i for i in before["input_ids"] if i != slot_id]
             assert [i for i in row["labels"] if i != IGNORED] == [i for i in before["labels"] if i != IGNORED]
             assert len(row["input_ids"]) == len(row["labels"]) <= row["length"]
-            assert sum(map(sum, frames)) <= row["audio_frames"]
     batch = AudioLlmCollator(tiny_processor, cache)([varied[index] for index in (3, 10, 11)])
     with torch.no_grad():
         assert torch.isfinite(tiny_model(**batch).loss)

@@ -163,7 +163,6 @@ def test_accumulated_budgeted_cached_or_not_the_loss_is_that_of_one_large_batch(
         "one batch": (dataset, collator, {"batch_size": 12}),
         "four of three": (dataset, collator, random),
         "budget": (dataset, collator, {"max_tokens_per_batch": 3 * max(dataset["length"][:]), **many}),
-        "seconds": (dataset, collator, {"max_audio_seconds_per_batch": 2.5, **many}),
         "no cache": (uncached, AudioLlmCollator(processor), {"batch_size": 12}),
     }
     figures = {}
@@ -182,10 +181,6 @@ def test_a_row_beyond_the_budget_is_refused_by_index_at_the_start(options) -> No
     options = without(options, "batch_size")
     with pytest.raises(ExamplesError, match=r"row 10: takes \d+ tokens, more than --max_tokens_per_batch 45"):
         run([*options, "--max_tokens_per_batch", "45"])
-    with pytest.raises(
-        ExamplesError, match=r"row 9: has 0.9\d s of audio, more than --max_audio_seconds_per_batch 0.5"
-    ):
-        run([*options, "--max_audio_seconds_per_batch", "0.5"])
 
 
 def test_budgets_of_the_command_bound_its_batches_schedule_and_resume_exactly(options, tmp_path) -> None:

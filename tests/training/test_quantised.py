@@ -130,6 +130,7 @@ def test_what_a_user_leaves_out_is_left_out_too() -> None:
     spared = language_model_only(config).llm_int8_skip_modules
     assert spared[0] == "down_proj" and len(spared) > 1
     assert config.llm_int8_skip_modules == ["down_proj"]
+    assert language_model_only(config.to_dict()).llm_int8_skip_modules == spared
     with pytest.raises(ValueError, match="cannot leave modules out"):
         language_model_only(object.__new__(type("OtherConfig", (), {})))
 

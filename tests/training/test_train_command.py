@@ -284,7 +284,7 @@ def test_any_option_of_the_trainer_passes_through(options) -> None:
         ("--data_weights 0", "expected a positive number for each"),
         ("--streaming --max_steps -1", "--max_steps"),
         ("--max_tokens_per_batch 0", "--max_tokens_per_batch is 0"),
-        ("--max_audio_seconds_per_batch -1", "--max_audio_seconds_per_batch is -1"),
+        ("--max_tokens_per_batch -1", "--max_tokens_per_batch is -1"),
         ("--load_in_8bit --load_in_4bit", "--load_in_8bit contradicts --load_in_4bit"),
         ("--load_in_4bit --trainable adapter+llm", "--trainable cannot include it"),
         ("--speed 1.1 0.9", "--speed is 1.1 0.9; expected two numbers, the lower first"),
