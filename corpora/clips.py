@@ -6,6 +6,7 @@ A source yields them one by one, so that a corpus of any size fits in memory. It
 """
 
 import hashlib
+import os
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,18 @@ from typing import Any, Protocol
 import numpy as np
 
 DEFAULT_SPLIT = "train"
+#: Names of splits in folders and files, as the audiofolder of `datasets` knows them.
+SPLIT_KEYWORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+#: In a folder "dev-clean" or "my_test 2" the keyword stands between these, as in `datasets`.
+_BOUNDARY = r"[-._ 0-9]"
+_KEYWORD = {
+    split: re.compile(rf"(?:^|{_BOUNDARY})(?:{'|'.join(words)})(?:$|{_BOUNDARY})", re.IGNORECASE)
+    for split, words in SPLIT_KEYWORDS.items()
+}
 #: Folder that marks another as one that a corpus was prepared in; it holds the state of the run.
 STATE_FOLDER = ".prepare"
 #: Longest file name that an id becomes, in bytes of UTF-8, its hash and ending not counted: file systems allow 255.
@@ -86,6 +99,20 @@ class ClipSource(Protocol):
     def count(self) -> int | None:
         """Return how many [`clips`] yields from 0; None if that takes reading them all."""
         ...
+
+
+def split_in(path: str) -> str | None:
+    """Return the split that a relative path names in one of its parts, the first that does."""
+    for part in path.split(os.sep):
+        for split, pattern in _KEYWORD.items():
+            if pattern.search(part):
+                return split
+    return None
+
+
+def split_named(name: str) -> str:
+    """Return a split's usual name: "dev" is "validation"."""
+    return next((split for split, words in SPLIT_KEYWORDS.items() if name.lower() in words), name)
 
 
 def safe_name(identity: str) -> str:

@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class Place:
     config: str | None = None
     revision: str | None = None  # commit on the Hub where it could be asked for, else as given
     corpus: Corpus | None = None  # may say which files are read and where recordings lie
+    tables: Mapping[str, str] = field(default_factory=dict)  # by split, the files that are read of a folder
 
     @property
     def roots(self) -> list[str]:
@@ -74,7 +75,8 @@ class Place:
         if self.kind == "hub":
             return None
         digest = hashlib.sha256()
-        for path in sorted(_files_below(self.path)) if os.path.isdir(self.path) else [self.path]:
+        below = self.tables.values() if self.tables or not os.path.isdir(self.path) else _files_below(self.path)
+        for path in sorted(below) or [self.path]:
             status = os.stat(path) if os.path.exists(path) else os.lstat(path)
             line = f"{os.path.relpath(path, self.path)}\0{status.st_size}\0{status.st_mtime_ns}\n"
             digest.update(line.encode("utf-8", "surrogatepass"))
@@ -153,7 +155,8 @@ def load_split(place: Place, split: str, streaming: bool) -> tuple[Any, str]:
             saved = saved[split]
         return (saved.to_iterable_dataset() if streaming else saved), place.path
     if place.kind == "file":
-        return _open_files(split, [place.path], streaming), os.path.dirname(place.path)
+        path = place.tables.get(split, place.path)
+        return _open_files(split, [path], streaming), os.path.dirname(path)
     patterns = [one.format(config=place.config, split=split) for one in (corpus.files if corpus else ())]
     if place.kind == "hub":
         if not patterns:

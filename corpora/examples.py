@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from audiollm.command_line.files import is_inside, write_whole
 
 from .rows import AUDIO_PATHS, RowError, RowReader, kind_of
-from .tables import counted, parse_json
+from .values import counted, parse_json
 
 FIELDS = ("text", AUDIO_PATHS, "response")
 JSON_LINES_SUFFIX = ".jsonl"

@@ -9,8 +9,8 @@ from audiollm.command_line.option_parser import option
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 
 from .audio_facts import AudioFacts
-from .tables import shown
 from .tasks import known_tasks
+from .values import shown
 
 ERROR, WARNING = "error", "warning"
 #: A recording of this length should have more than a word or two of transcript.

@@ -19,9 +19,12 @@ from typing import Any
 import datasets
 from audiollm.command_line.option_parser import option
 
+from . import values
 from .catalogue import Corpus, corpus_named, is_corpus_name
-from .clips import BadClip, Clip, CorpusError, FieldValue
+from .clips import BadClip, Clip, CorpusError, FieldValue, split_named
 from .columns import (
+    GUESSES,
+    PLACE_GUESSES,
     TRANSFORMS,
     WER_UNITS,
     ColumnMapping,
@@ -32,7 +35,7 @@ from .columns import (
     parse_overrides,
     wer_unit,
 )
-from .dataset_places import READ_ERRORS, find_place, open_split, recording_of
+from .dataset_places import READ_ERRORS, Place, find_place, open_split, recording_of
 from .tasks import Task
 
 DEFAULT_OUTPUT = "data/huggingface"
@@ -96,7 +99,7 @@ class HuggingFaceSource:
     A dataset as clips, in the order of its splits and rows. Recordings stay as they are stored.
 
     A corpus of another table than the catalogue may be read in place of `arguments.dataset`, from a copy at
-    `source_path`.
+    `source_path`, or another place. Tables in a folder may have columns for the split and the part of a recording.
 
     Attributes:
         tasks: What the catalogue says can be asked about its clips; None if it does not say.
@@ -108,13 +111,19 @@ class HuggingFaceSource:
         CorpusError: it cannot be read, or a column is missing or cannot be told among several.
     """
 
-    def __init__(self, arguments: HuggingFaceArguments, corpus: Corpus | None = None, source_path: str | None = None):
+    def __init__(
+        self,
+        arguments: HuggingFaceArguments,
+        corpus: Corpus | None = None,
+        source_path: str | None = None,
+        place: Place | None = None,
+    ):
         # With columns given and types known, rows decide nothing: one shows that there are any.
         self._rows_looked_at = ROWS_LOOKED_AT if corpus is None else 1
         if corpus is None and is_corpus_name(arguments.dataset):
             corpus = corpus_named(arguments.dataset, arguments.config)
         source_path = source_path or arguments.source_path
-        place = find_place(arguments.dataset, arguments.config, arguments.revision, corpus, source_path)
+        place = place or find_place(arguments.dataset, arguments.config, arguments.revision, corpus, source_path)
         self.corpus, self._place, self.name = corpus, place, place.name
         self.folder = place.path if place.kind in ("disk", "folder") else None
         self.reads_all_below = place.kind == "folder" and not (corpus and corpus.files)
@@ -150,7 +159,7 @@ class HuggingFaceSource:
         self.summary = self._summarise()
 
     def _check_splits(self) -> None:
-        if self._place.kind == "file" and len(self._splits) > 1:
+        if self._place.kind == "file" and len(self._splits) > 1 and not self._place.tables:
             raise CorpusError(f"{self.name}: one file is one split, not {', '.join(self._splits)}.")
         known = self.corpus.splits if self.corpus and self._place.kind == "hub" else self._splits
         unknown = [split for split in self._splits if split not in known]
@@ -168,7 +177,8 @@ class HuggingFaceSource:
         kinds = column_kinds(dataset.features, rows)
         label = f"{self.name}, split {split!r}" if len(self._splits) > 1 else self.name
         wanted = self.corpus.columns if self.corpus else None
-        mapping = map_columns(label, kinds, rows, parse_overrides(arguments.columns), wanted)
+        guesses = GUESSES | (PLACE_GUESSES if self._place.tables else {})
+        mapping = map_columns(label, kinds, rows, parse_overrides(arguments.columns), wanted, guesses)
         if not self._datasets:
             values = [row.get(mapping.specs["wer"].columns[0]) for row in rows] if "wer" in mapping.specs else []
             self.wer_unit, self.wer_doubt = wer_unit(self.name, mapping, values, arguments.wer_unit)
@@ -263,9 +273,27 @@ class HuggingFaceSource:
                 fields[name] = value
         stored = row.get(self.mapping.specs["audio"].columns[0])
         recording, problem = recording_of(stored, self._place, self._folders[split])
+        if self._place.tables and fields.get("split"):
+            split = split_named(str(fields["split"]))
+        try:
+            begin, end = self._part(fields)
+        except ValueError as error:
+            problem = problem or str(error)
         if problem is not None:
             return BadClip(identity, problem, split)
-        return Clip(identity, recording, str(fields.pop("text", "")), split, fields)
+        return Clip(identity, recording, str(fields.pop("text", "")), split, fields, begin, end)
+
+    def _part(self, fields: dict[str, FieldValue]) -> tuple[float, float | None]:
+        """Take from a table's fields where a clip's part of its recording begins and ends, in seconds, and its split."""
+        if not self._place.tables:
+            return 0.0, None
+        begin, end, length = (values.number(fields.pop(name, None), name) for name in ("start", "end", "duration"))
+        fields.pop("split", None)
+        if end is None and begin is not None and length is not None:
+            end = begin + length
+        if end is not None and end <= (begin or 0.0):
+            raise ValueError(f"ends at {end:g} s, which is not after its start at {begin or 0:g} s")
+        return begin or 0.0, end
 
     def _value(self, name: str, stored: Any, spec: ColumnSpec) -> FieldValue:
         """Return a field, None if the row does not have it; raise UnusableValueError if the row is no clip without it."""

@@ -178,7 +178,6 @@ class WhisperTranscriber:
         model_id, device, language: See [`WhisperDecoder`], whose errors are raised.
         batch_size: Recordings, or 30 s windows of longer ones, at once; an interruption loses no more.
         journal_folder: Where `<model>.jsonl` keeps the transcripts; None keeps none.
-        progress: Show a bar of clips, with time left.
     """
 
     def __init__(
@@ -188,9 +187,8 @@ class WhisperTranscriber:
         batch_size: int = 8,
         language: str | None = None,
         journal_folder: str | os.PathLike[str] | None = None,
-        progress: bool = True,
     ):
-        self.name, self.batch_size, self.progress = model_id, batch_size, progress
+        self.name, self.batch_size = model_id, batch_size
         self._load = partial(WhisperDecoder, model_id, device=device, language=language)
         self._decoder: WhisperDecoder | None = None
         folder, config = locate_whisper(model_id)
@@ -215,9 +213,7 @@ class WhisperTranscriber:
         Raises:
             FileNotFoundError, AudioError: a recording does not exist, or cannot be decoded.
         """
-        with tqdm(
-            total=total, desc=f"Hearing with {self.name}", unit="clip", disable=None if self.progress else True
-        ) as bar:
+        with tqdm(total=total, desc=f"Hearing with {self.name}", unit="clip", disable=None) as bar:
             for window in _windows_of(recordings, BATCHES_AT_ONCE * self.batch_size):
                 digests = [None if recording is None else _checksum(recording) for recording in window]
                 distinct = {digest: recording for digest, recording in zip(digests, window) if digest is not None}

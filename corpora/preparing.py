@@ -45,8 +45,8 @@ from .prepared_files import (
     examples_name,
 )
 from .recordings import AudioSettings, Item, write_batch
-from .tables import LONE_SURROGATE
 from .tasks import Task, known_tasks
+from .values import LONE_SURROGATE
 
 AUDIO_FOLDER = "audio"
 CHECKSUMS_FILE, MANIFEST_FILE = "SHA256SUMS", "manifest.json"

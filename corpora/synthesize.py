@@ -10,7 +10,7 @@ its place in the file and the text, so that every run gives the same recordings.
 import dataclasses
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from audiollm.command_line.option_parser import option
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 
 from .clips import DEFAULT_SPLIT, BadClip, Clip, CorpusError, FieldValue
-from .tables import JSON_SUFFIXES, PARQUET_SUFFIX, TABLE_SUFFIXES, TEXT_SUFFIX, Row, rows_of
+from .dataset_places import FILE_BUILDERS, Place, open_split
 from .voices import (
     DEFAULT_TIMEOUT_SECONDS,
     CommandEngine,
@@ -36,7 +36,8 @@ DEFAULT_TASKS: tuple[str, ...] = ("transcribe",)
 #: Task of texts that have responses.
 RESPONSE_TASKS = ("respond",)
 DEFAULT_OUTPUT = "data/synthesize"
-SUFFIXES = (TEXT_SUFFIX, PARQUET_SUFFIX, *JSON_SUFFIXES, *TABLE_SUFFIXES)
+TEXT_SUFFIX = ".txt"
+SUFFIXES = (TEXT_SUFFIX, *FILE_BUILDERS)
 #: Usual names of columns, the first that is there.
 TEXT_COLUMNS = ("text", "instruction", "prompt", "question", "sentence", "transcript")
 RESPONSE_COLUMNS = ("response", "answer", "output", "completion")
@@ -110,7 +111,7 @@ class SynthesizeArguments:
 
 class TextTable:
     """
-    A file of texts, with responses where it has them: *.txt, with a text on each line, or a table that `rows_of` reads.
+    A file of texts, with responses where it has them: *.txt, with a text on each line, or a table that `datasets` reads.
 
     Columns are by default those with the first usual name. An empty name of the responses' column reads none.
 
@@ -124,10 +125,9 @@ class TextTable:
             raise CorpusError(f"{called}: there is no such file.")
         if self.path.suffix.lower() not in SUFFIXES:
             raise CorpusError(f"{called}: expected a file that ends in one of {', '.join(SUFFIXES)}.")
-        first = next((row for row in rows_of(str(path)) if not row.problem), None)
-        if first is None:
+        columns = list(next(self.rows(), ()))
+        if not columns:
             raise CorpusError(f"{called}: the file holds no texts.")
-        columns = list(first.values)
         self.text_column = text_column or next((one for one in TEXT_COLUMNS if one in columns), None)
         rest = (one for one in RESPONSE_COLUMNS if one in columns and one != self.text_column)
         self.response_column = next(rest, None) if response_column is None else response_column
@@ -141,13 +141,20 @@ class TextTable:
         responses = f"responses from {self.response_column!r}" if self.response_column else "no responses"
         self.description = f"{path}: texts from column {self.text_column!r}, {responses}{left_out}."
 
-    def read(self, row: Row) -> tuple[str, str | None]:
+    def rows(self) -> Iterator[Mapping[str, Any]]:
+        """Yield the rows in the order of the file."""
+        if self.path.suffix.lower() == TEXT_SUFFIX:
+            with open(self.path, encoding="utf-8-sig") as file:
+                yield from ({"text": line.rstrip("\n")} for line in file if line.strip())
+        else:
+            place = Place(str(self.path), "file", str(self.path.absolute()))
+            yield from open_split(place, DEFAULT_SPLIT, streaming=True)[0]
+
+    def read(self, row: Mapping[str, Any]) -> tuple[str, str | None]:
         """Return text and response of a row, the text as voices take it; raise ValueError if it cannot be spoken."""
-        if row.problem:
-            raise ValueError(f"{row.where} {row.problem}")
         found: list[str] = []
         for name in filter(None, (self.text_column, self.response_column)):
-            value = row.values.get(name)
+            value = row.get(name)
             if not isinstance(value, str):
                 raise ValueError(f"expected a text in column {name!r}, found {value!r}")
             if not value.strip():
@@ -199,16 +206,14 @@ class Synthesized:
 
     def clips(self, start: int = 0) -> Iterator[Clip | BadClip]:
         """Yield each text in its voices; nothing is spoken before a clip's recording is loaded."""
-        every = (
-            clip for number, row in enumerate(rows_of(str(self.table.path))) for clip in self._spoken(number, row)
-        )
+        every = (clip for number, row in enumerate(self.table.rows()) for clip in self._spoken(number, row))
         return itertools.islice(every, start, None)
 
     def count(self) -> int | None:
         """Return how many clips and bad ones there are."""
         return sum(1 for _ in self.clips())
 
-    def _spoken(self, place: int, row: Row) -> Iterator[Clip | BadClip]:
+    def _spoken(self, place: int, row: Mapping[str, Any]) -> Iterator[Clip | BadClip]:
         number, wanted, split = f"{place:0{ROW_DIGITS}d}", self.arguments.voices_per_text, self.arguments.split
         try:
             text, response = self.table.read(row)

@@ -26,8 +26,8 @@ from .clips import CorpusError
 from .faults import ERROR, FAULTS, WARNING, Limits
 from .parallel import available_cpus
 from .sources import parse_source
-from .tables import counted
 from .validation import DataFile, Validation
+from .values import counted
 
 ERRORS_EXIT, UNCHECKED_EXIT = 1, 2
 #: Split of files that are given without one.

@@ -25,7 +25,7 @@ from .examples import json_rows
 from .faults import FAULTS, Limits, is_transcribing, recording_faults, text_faults, transcript_faults
 from .normalisers import NORMALISERS
 from .parallel import in_order
-from .rows import ASSISTANT, AUDIO_COLUMN, AUDIO_PATHS, MESSAGES, TABLE_FIELDS, Reason, RowError, RowReader, as_list
+from .rows import ASSISTANT, AUDIO_COLUMN, MESSAGES, TABLE_FIELDS, Reason, RowError, RowReader
 from .sources import Source, load_table
 
 #: Rows under way for each process.
@@ -47,7 +47,7 @@ class CheckedRow:
     where: str  # its name in errors, such as "row 3" or "line 4"
     #: Name, reason and audio path of each fault that is found without decoding.
     faults: list[tuple[str, str, str | None]] = field(default_factory=list)
-    recordings: list[Any] = field(default_factory=list)  # of an unusable row those that can be found
+    recordings: list[Any] = field(default_factory=list)  # none of an unusable row
     is_usable: bool = False  # training would take it, as far as is known without decoding
     question: str = ""  # all turns together
     response: str = ""
@@ -99,7 +99,6 @@ class CheckedRows:
         except RowError as error:
             reasons = [reason if isinstance(reason, Reason) else Reason(reason) for reason in error.reasons]
             checked.faults += [(reason.fault, str(reason), reason.audio) for reason in reasons]
-            checked.recordings = self._usable_recordings(row)
         else:
             checked.recordings, checked.is_usable = list(conversation.recordings), True
             self._read_texts(conversation.messages, checked)
@@ -114,29 +113,6 @@ class CheckedRows:
         checked.is_transcript = recordings == len(answered) == 1 and asks_for_it
         found = text_faults(checked.question, checked.response, recordings)
         checked.faults += [(fault, reason, None) for fault, reason in found]
-
-    def _usable_recordings(self, row: Any) -> list[Any]:
-        """Return the recordings of an unusable row that can be looked at nevertheless."""
-        usable: list[Any] = []
-        for given in _named_recordings(row):
-            try:
-                alone = {"text": AUDIO_PLACEHOLDER, AUDIO_COLUMN: given, "response": "one"}
-                usable += self.reader.read(alone, "").recordings
-            except RowError:
-                continue  # among the row's own reasons
-        return usable
-
-
-def _named_recordings(row: Any) -> list[Any]:
-    if not isinstance(row, dict):
-        return []
-    named = [row.get(AUDIO_PATHS), row.get(AUDIO_COLUMN)]
-    for message in row[MESSAGES] if isinstance(row.get(MESSAGES), list) else []:
-        parts = message.get("content") if isinstance(message, dict) else None
-        for part in parts if isinstance(parts, list) else []:
-            if isinstance(part, dict) and part.get("type") == "audio":
-                named += [part.get("path"), part.get("audio"), part.get("url")]
-    return [one for value in named for one in as_list(value) if isinstance(one, (str, dict))]
 
 
 # ------------------------------------------------------------------------------------------------------------ findings
@@ -153,7 +129,7 @@ class DataFile:
     recordings: int = 0
     transcripts: int = 0
     hours: float = 0.0  # of readable recordings
-    not_compared: int = 0  # rows whose recordings are not read whole, are silent, or belong to an unusable row
+    not_compared: int = 0  # rows that are unusable, or whose recordings are not read whole or silent
 
     @property
     def name(self) -> str:

@@ -31,7 +31,7 @@ from audiollm.processing.audio import SAMPLING_RATE_HZ
 
 from .clips import CorpusError
 from .neural_engines import HIBARI, KOKORO, HibariEngine, KokoroEngine, foreign_letter
-from .tables import shown
+from .values import shown
 
 ENGINES_FILE = Path(__file__).parent / "voices.yaml"
 #: Placeholders of an engine's command; those of the pace say how fast to speak.

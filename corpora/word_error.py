@@ -21,7 +21,7 @@ from .hypotheses import DEFAULT_WHISPER, WhisperTranscriber
 from .letter_case import has_punctuation, restore_from
 from .normalisers import clip_word_error, has_words, normaliser_for
 from .prepared_files import Row
-from .tables import number
+from .values import number
 
 #: Sources of a word error, best first: the corpus' own figure, its hypothesis, what Whisper hears.
 DATASET, HYPOTHESIS, WHISPER = "dataset", "hypothesis", "whisper"

@@ -50,7 +50,6 @@ class Convention:
 
     normaliser: str = "english"  # a name of `word_error.NORMALISERS`
     language: str | None = None  # of the answers, for the tokenizer of BLEU
-    bleu_tokenizer: str | None = None  # one that a task asks for
 
 
 @dataclass(frozen=True)
@@ -173,9 +172,7 @@ BLEU_TOKENIZERS = {"zh": "zh", "zho": "zh", "cmn": "zh", "yue": "zh", "ja": "ja-
 def bleu_metric(by: Convention, **options: Any) -> Any:
     """Return sacreBLEU's metric as its command line sets it up; `options` are its own."""
     BLEU = optional_library("sacrebleu.metrics", EXTRA).BLEU
-    chosen = by.bleu_tokenizer or BLEU_TOKENIZERS.get(language_of(by.language), "13a")
-    if chosen not in BLEU.TOKENIZERS:
-        raise ValueError(f"sacreBLEU has no tokenizer {chosen!r}; expected one of {', '.join(BLEU.TOKENIZERS)}.")
+    chosen = BLEU_TOKENIZERS.get(language_of(by.language), "13a")
     if chosen == "ja-mecab":
         optional_library("MeCab", EXTRA)
         optional_library("ipadic", EXTRA)

@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import soundfile
 from audiollm.corpora.clips import BadClip, Clip
-from audiollm.corpora.folder import FolderArguments, FolderSource
+from audiollm.corpora.folder import FolderArguments, open_source
 
 RATE_HZ = 16_000
 SENTENCES = {"a": "One two.", "b": "Three, four.", "sub/c": "Five \N{EM DASH} six."}
@@ -33,8 +33,8 @@ def write_lines(path: Path, rows: list[dict]) -> Path:
     return write(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def source_of(folder: Path, **options) -> FolderSource:
-    return FolderSource(FolderArguments(str(folder), **options))
+def source_of(folder: Path, **options):
+    return open_source(FolderArguments(str(folder), **options))
 
 
 def read(folder: Path, **options) -> list[Clip | BadClip]:

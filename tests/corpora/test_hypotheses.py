@@ -53,7 +53,7 @@ def expected(whisper, clips) -> list[str]:
 
 
 def transcriber(whisper: str, folder: Path | None = None, batch_size: int = 2, **options) -> WhisperTranscriber:
-    return WhisperTranscriber(whisper, batch_size=batch_size, journal_folder=folder, progress=False, **options)
+    return WhisperTranscriber(whisper, batch_size=batch_size, journal_folder=folder, **options)
 
 
 def journal_file(folder: Path) -> Path:

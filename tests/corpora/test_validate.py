@@ -206,16 +206,6 @@ def test_a_table_of_something_else(tmp_path: Path) -> None:
         assert found(tmp_path, tmp_path / name) == [(None, "unreadable_data")]
 
 
-def test_every_recording_of_a_bad_row_is_looked_at(tmp_path: Path, rows: list[Row]) -> None:
-    soundfile.write(tmp_path / "1.wav", speech(1) * 1e-4, RATE_HZ)
-    rows[0] |= {"text": "<audio> <audio> <audio>", "audio_paths": ["gone.wav", "0.wav", "1.wav"], "response": ""}
-    expected = [(0, "empty_text"), (0, "missing_file"), (0, "silent")]
-    assert found(tmp_path, write(tmp_path / "data.json", rows[:1])) == expected
-    parts = [{"type": "audio", "path": name} for name in ("gone.wav", "1.wav")]
-    messages = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "Hello."}]}
-    assert found(tmp_path, write(tmp_path / "data.json", [messages])) == expected[1:]
-
-
 # -------------------------------------------------------------------------------------------------------- options
 
 
