@@ -22,6 +22,7 @@ import torch
 from audiollm.command_line.downloads import DownloadError
 from audiollm.command_line.embedded_bases import DEFAULT_TEXT_BASE, EMBEDDED_PREFIX, fetch
 from audiollm.command_line.option_parser import option
+from audiollm.inference.answer_ends import generate_to_ends
 from audiollm.processing.base_models import resolve_base
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 from tqdm.auto import tqdm
@@ -29,13 +30,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from .clips import BadClip, Clip, ClipSource, CorpusError, FieldValue, safe_name
 from .transcript_journal import TranscriptJournal, model_checksum
+from .values import shown
 
 #: Clips are sorted by length among this many batches.
 BATCHES_AT_ONCE = 16
 #: The end of a sentence: not the point of "3." that opens a line of a list.
 SENTENCE_END = re.compile(r"(?<!\d)[.!?。！？…][\"'”’)\]]*(?=\s|$)|[。！？]")
-#: A text is a loop where so many words or more come again as they came before, and a passage so many times in a row.
-LOOP_REPEATS, LOOP_MIN_WORDS, LOOP_MAX_PASSAGE_WORDS = 4, 8, 40
 
 
 @dataclass(frozen=True)
@@ -130,11 +130,17 @@ class Responder:
                 problem = f"it makes {length} tokens, and with {self.max_new_tokens} for the response {self.name} takes {room}"
                 return [{"problem": problem}]
             return [entry for prompt in prompts for entry in self._generate([prompt])]
-        rows = self._model.generate(**inputs)[:, length:]
+        rows = generate_to_ends(self._model, inputs, [self.max_new_tokens] * len(prompts))
         ends = self._model.generation_config.eos_token_id
         ends = set(ends if isinstance(ends, list) else [ends])
-        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
-        return [{"text": text, "ended": bool(ends & set(row))} for text, row in zip(texts, rows.tolist())]
+        entries: list[dict[str, Any]] = []
+        for text, row in zip(self.tokenizer.batch_decode(rows, skip_special_tokens=True), rows):
+            ended = bool(ends & set(row))
+            loops = not ended and len(row) < self.max_new_tokens
+            entries.append(
+                {"problem": f"{self.name} repeated itself: {shown(text)}"} if loops else {"text": text, "ended": ended}
+            )
+        return entries
 
     def _load(self) -> None:
         options = {"dtype": torch.float32, "trust_remote_code": False, "use_safetensors": True}
@@ -162,27 +168,12 @@ class Responder:
         end = len(text) if ended else max((match.end() for match in SENTENCE_END.finditer(text)), default=0)
         if problem is None and not text:
             problem = f"{self.name} wrote nothing"
-        elif problem is None and (passage := repeated_passage(text)):
-            problem = f"{self.name} repeated itself: {passage!r}"
         elif problem is None and AUDIO_PLACEHOLDER in text:
             problem = f"{self.name} wrote {AUDIO_PLACEHOLDER}, which stands for a recording"
         elif problem is None and not end:
             most = f"{self.max_new_tokens} tokens; allow more with --respond_max_new_tokens"
             problem = f"{self.name} ended no sentence in {most}"
         return Response(text[:end], cut=not ended) if problem is None else Response(problem=problem)
-
-
-def repeated_passage(text: str) -> str | None:
-    """Return the passage that a text repeats over and over, numbers aside; None if it does not."""
-    words = [word for word in text.split() if not word.strip(".)(:").isdigit()]
-    for size in range(1, min(LOOP_MAX_PASSAGE_WORDS, len(words) // LOOP_REPEATS) + 1):
-        wanted = max(size * (LOOP_REPEATS - 1), LOOP_MIN_WORDS)
-        same = 0
-        for index in range(len(words) - size):
-            same = same + 1 if words[index] == words[index + size] else 0
-            if same >= wanted:
-                return " ".join(words[index : index + size])
-    return None
 
 
 def _load_tokenizer(llama_path: str) -> tuple[str, Any, Any]:

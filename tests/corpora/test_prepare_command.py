@@ -188,8 +188,8 @@ def test_max_wer_by_a_column_of_word_errors(clips, tmp_path) -> None:
 def test_word_errors_of_a_folder_have_a_unit_too(folder, clips, tmp_path, capsys) -> None:
     for path in folder.glob("*.txt"):
         path.unlink()
-    rows = [f'{row["id"]}.ogg,"{row["text"]}",{0.01 * index}' for index, row in enumerate(clips)]
-    (folder / "list.csv").write_text("\n".join(["path,text,wer", *rows]))
+    rows = [f'{row["id"]},{row["id"]}.ogg,"{row["text"]}",{0.01 * index}' for index, row in enumerate(clips)]
+    (folder / "list.csv").write_text("\n".join(["id,path,text,wer", *rows]))
     command = ["folder", str(folder), "--output", str(tmp_path / "out"), "--workers", "1", "--wer_unit", "fraction"]
     main([*command, "--max_wer", "2.5"])
     assert prepared(tmp_path / "out") == list(HEARD_RIGHT[:3])
