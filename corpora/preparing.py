@@ -61,7 +61,9 @@ CLIPS_PER_FOLDER = 1000
 CLIPS_PER_BATCH, BYTES_PER_BATCH, BATCHES_PER_WORKER = 32, 8 << 20, 2
 #: Dropped clips that are named when the command ends; the file has all.
 DROPPED_SHOWN = 5
-SECONDS_PER_HOUR, MIB = 3600, 1 << 20
+SECONDS_PER_HOUR = 3600
+#: Audio in one Parquet file.
+SHARD_BYTES = 500 << 20
 
 #: Completes rows in order with what decides whether they are kept, such as `wer`; is told how many there are.
 Settle = Callable[[Iterator[Row], int], Iterator[Row]]
@@ -83,7 +85,6 @@ class PrepareArguments:
     min_seconds: float = option(0.1, "Shorter clips cannot be used.")
     max_seconds: float = option(600.0, "Longer clips cannot be used; none is cut short.")
     workers: int | None = option(None, "Processes that decode audio. Default: one for each CPU.")
-    shard_mib: int = option(500, "Audio in one Parquet file, in MiB.")
     on_bad_example: str = option(
         "error",
         "Unusable clips are all listed; then error writes no examples, and skip leaves the clips out.",
@@ -109,10 +110,8 @@ class PrepareArguments:
             )
         if self.restart and self.retry_bad:
             raise ValueError("--restart tries every clip again; leave out --retry_bad.")
-        for name in ("workers", "shard_mib"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} is {value}; expected 1 or more.")
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"--workers is {self.workers}; expected 1 or more.")
 
     @property
     def audio(self) -> AudioSettings:
@@ -397,8 +396,7 @@ class _SecondPass:
                 ]
                 examples[split] = [opened(JsonWriter(self.new / name)) for name in names]
                 if "parquet" in self.settings.formats:
-                    shard_bytes = self.settings.shard_mib * MIB
-                    shards[split] = opened(ShardWriter(self.new / PARQUET_FOLDER, split, columns, shard_bytes))
+                    shards[split] = opened(ShardWriter(self.new / PARQUET_FOLDER, split, columns, SHARD_BYTES))
             for row in interruptible(self.settled.entries()):
                 if "problem" in row:
                     continue

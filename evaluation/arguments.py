@@ -45,16 +45,8 @@ class JudgeArguments:
         "Environment variable with the endpoint's key, which is never written anywhere; OPENAI_API_KEY for "
         "OpenAI's own endpoint, and no key for others, if not given.",
     )
-    judge_retries: int = option(
-        8, "How often a request is sent again, after a wait, when the endpoint is busy or fails."
-    )
-    judge_timeout_s: float = option(120.0, "Seconds that a reply may take.")
 
     def __post_init__(self):
-        if self.judge_retries < 0:
-            raise ValueError(f"--judge_retries is {self.judge_retries}; expected at least 0")
-        if self.judge_timeout_s <= 0:
-            raise ValueError(f"--judge_timeout_s is {self.judge_timeout_s:g}; expected more than 0")
         address = urlsplit(self.judge_url)
         if address.scheme not in ("http", "https") or not address.netloc:
             raise ValueError(f"--judge_url {self.judge_url} is no http or https address")

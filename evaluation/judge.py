@@ -32,8 +32,8 @@ MODELS_OWN = "the model's own"
 REQUEST, REPLY = "request", "reply"
 PROMPTS_FILE = Path(__file__).parent / "judge_prompts.yaml"
 REFERENCE_FIRST, ANSWER_FIRST, ANSWER_ONLY = "reference_first", "answer_first", "answer_only"
-#: Requests at a time.
-CONCURRENCY = 4
+#: Requests at a time; how often one is sent again when the endpoint is busy or fails; and seconds that a reply may take.
+CONCURRENCY, RETRIES, TIMEOUT_S = 4, 8, 600.0
 #: Tokens that a reply may have; models that think aloud take more than a number does.
 MAX_REPLY_TOKENS = 1024
 #: The same for models that OpenAI calls reasoning: what they think is counted.
@@ -119,7 +119,7 @@ class Judge:
     Sends prompts to one model of one endpoint.
 
     Args:
-        options: which, where, and how patiently.
+        options: which, and where.
 
     Attributes:
         takes_temperature: False once the endpoint has refused `max_tokens` with a temperature and taken
@@ -138,8 +138,8 @@ class Judge:
         self._client = self._openai.OpenAI(
             base_url=options.judge_url,
             api_key=self._key or NO_KEY,
-            max_retries=options.judge_retries,
-            timeout=options.judge_timeout_s,
+            max_retries=RETRIES,
+            timeout=TIMEOUT_S,
         )
 
     def reply(self, prompt: str, temperature: float) -> str:

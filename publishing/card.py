@@ -68,7 +68,7 @@ class CardArguments:
 
     GROUPS: ClassVar = {
         "checkpoint": ("model", "scores"),
-        "facts that no file holds": ("repo", "license", "language", "datasets", "data_license", "notes"),
+        "facts that no file holds": ("repo", "license", "language", "datasets", "data_license"),
         "existing cards, and the Hub": ("append", "online"),
     }
 
@@ -79,7 +79,6 @@ class CardArguments:
     language: list[str] = option([], "Codes of the languages it hears: en de.")
     datasets: list[str] = option([], "Hub ids of training data, besides those that were read from there.")
     data_license: str | None = option(None, "Licence of the training data, in words.")
-    notes: str | None = option(None, "Markdown file to put under the title of a new card: what it is for.")
     append: bool = option(False, "Put the sections behind a card that somebody wrote without them.")
     online: bool = option(False, "Have the Hub validate the card as well, and ask it for licences.")
 
@@ -98,7 +97,6 @@ def make_card(
     repo: str | None = None,
     scores: Mapping[str, Any] | None = None,
     given: Mapping[str, Any] | None = None,
-    notes: str = "",
     add_sections: bool = False,
     online: bool = False,
 ) -> Card:
@@ -110,7 +108,6 @@ def make_card(
         repo: its id on the Hub, by which the card calls it.
         scores: of an evaluation of these weights. By default, scores in the card stay while the weights do.
         given: `license`, `language`, `datasets` and `data_license`, which no file holds.
-        notes: Markdown to put under the title of a new card.
         add_sections: put the sections behind a card that has none of them.
         online: ask the Hub for the licences of bases that lie there.
 
@@ -153,12 +150,11 @@ def make_card(
         given,
         None if earlier is None else earlier.data,
     )
-    own_text = SECTION.sub("", old_text) or notes
+    own_text = SECTION.sub("", old_text)
     new = ModelCard.from_template(
         header,
         template_path=str(TEMPLATE),
         name=name,
-        notes=notes.strip(),
         repo_id=repo or str(folder),
         bases=bases,
         config=config,
@@ -396,7 +392,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             repo=options.repo,
             scores=scores,
             given={name: getattr(options, name) for name in ("license", "language", "datasets", "data_license")},
-            notes=Path(options.notes).read_text(encoding="utf-8") if options.notes else "",
             add_sections=options.append,
             online=options.online,
         )

@@ -131,7 +131,7 @@ def test_options_of_form_do_what_they_say(folder, tmp_path) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["folder", str(folder), "--output", str(output), "--workers", "1"])
     assert "--restart" in str(ended.value.code)
-    run("folder", [str(folder), "--output", str(output), "--workers", "1", "--restart", "--shard_mib", "1"])
+    run("folder", [str(folder), "--output", str(output), "--workers", "1", "--restart"])
     assert prepared(output) == sorted(HEARD_RIGHT)
 
 
