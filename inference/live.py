@@ -2,7 +2,8 @@
 Live transcripts: words that appear while they are spoken, and become final about a second later.
 
 Each new stretch of sound goes through the encoder with the few seconds before it, so that work and memory do not grow with the
-length of a stream. A word is final once it lies behind the newest sound and two looks in a row agree on it, or once a pause
+length of a stream. What is encoded is always whole steps long: torch's libraries keep what they have prepared for each shape
+that they have seen. A word is final once it lies behind the newest sound and two looks in a row agree on it, or once a pause
 follows (local agreement, Liu et al. 2020, arXiv:2005.11185). Texts are chosen as in `audiollm transcribe`, by CTC and the
 language model together.
 """
@@ -47,7 +48,7 @@ class LiveUpdate:
     Attributes:
         final: words that have become final, with times from the beginning of the stream.
         pending: the words after them, which may still change.
-        seconds: length of the stream so far.
+        seconds: length of the stream up to this look.
         is_pause: whether the speaker pauses: an utterance has ended.
     """
 
@@ -90,8 +91,8 @@ class LiveTranscriber:
             )
         self._slot_samples = round(self._slot_seconds * self._rate)
         self._step_samples = round(step_seconds / self._slot_seconds) * self._slot_samples
-        self._kept = np.zeros(0, dtype=np.float32)
-        self._first = self._looked = 0  # samples before the kept ones, and those at the last look
+        self._kept = self._new = np.zeros(0, dtype=np.float32)  # sound of this look, and what has come after it
+        self._first = 0  # samples before the kept ones
         self._final_end = 0.0
         self._said: list[Word] = []  # the last final words
         self._agreed: list[str] = []
@@ -100,6 +101,11 @@ class LiveTranscriber:
     @property
     def seconds(self) -> float:
         """Length of the stream so far."""
+        return self._heard + len(self._new) / self._rate
+
+    @property
+    def _heard(self) -> float:
+        """Length of the stream up to the last look, in seconds."""
         return (self._first + len(self._kept)) / self._rate
 
     def transcribe(self, blocks: Iterable[np.ndarray]) -> Iterator[LiveUpdate]:
@@ -117,27 +123,27 @@ class LiveTranscriber:
         """
         Take new sound, and yield an update where a step is complete.
 
-        A block longer than a step is looked at as a whole, up to half of `MAX_KEPT_SECONDS`: who has fallen behind gives
-        all that has come in the meantime, and catches up.
+        A block of several steps is looked at as a whole, up to half of `MAX_KEPT_SECONDS`: who has fallen behind gives
+        all that has come in the meantime, and catches up. What is less than a step waits for more.
 
         Args:
             waveform: `(samples,)`, float32 at the processor's rate.
         """
-        most = int(MAX_KEPT_SECONDS / 2 * self._rate)
-        for start in range(0, len(waveform), most):
-            self._kept = np.concatenate([self._kept, waveform[start : start + most]])
-            if self._first + len(self._kept) - self._looked >= self._step_samples:
-                yield self._look(is_end=False)
+        step, most = self._step_samples, int(MAX_KEPT_SECONDS / 2 * self._rate)
+        self._new = np.concatenate([self._new, waveform])
+        while len(self._new) >= step:
+            yield self._look(max(min(len(self._new), most) // step, 1) * step)
 
     def finish(self) -> LiveUpdate:
         """Return the last update, after which every word is final."""
-        return self._look(is_end=True)
+        return self._look(len(self._new), is_end=True)
 
-    def _look(self, is_end: bool) -> LiveUpdate:
-        self._looked = self._first + len(self._kept)
+    def _look(self, num_samples: int, is_end: bool = False) -> LiveUpdate:
+        """Return what is heard with so many samples more."""
+        self._kept, self._new = np.concatenate([self._kept, self._new[:num_samples]]), self._new[num_samples:]
         voice_end = self._voice_end()
         is_settled = voice_end <= self._final_end
-        is_pause = is_end or self.seconds - voice_end >= PAUSE_SECONDS
+        is_pause = is_end or self._heard - voice_end >= PAUSE_SECONDS
         words = [] if is_settled else self._new_words()
         count = len(words) if is_pause else self._num_final(words)
         final = [replace(one, start_s=round(one.start_s, 3), end_s=round(one.end_s, 3)) for one in words[:count]]
@@ -153,7 +159,7 @@ class LiveTranscriber:
             self._is_new_utterance, self._said = True, self._said[-1:]
             self._final_end = max(self._final_end, voice_end)
         self._forget(is_settled or is_pause)
-        return LiveUpdate(tuple(final), " ".join(pending), self.seconds, is_pause)
+        return LiveUpdate(tuple(final), " ".join(pending), self._heard, is_pause)
 
     def _voice_end(self) -> float:
         """Return when somebody last spoke, in seconds; minus infinity where no sound with a voice is kept."""
@@ -168,7 +174,7 @@ class LiveTranscriber:
         count = 0
         for word, before in zip(words, [*self._agreed, *[None] * len(words)]):
             agrees = must or word.text == before
-            if not agrees or word.end_s > self.seconds - SETTLING_SECONDS:
+            if not agrees or word.end_s > self._heard - SETTLING_SECONDS:
                 break
             count += 1
         return count
@@ -176,9 +182,8 @@ class LiveTranscriber:
     @torch.inference_mode()
     def _new_words(self) -> list[Word]:
         """Return the words after the last final one, as they are heard now."""
-        features = {
-            name: one.to(self.model.device) for name, one in self.processor.batch_features([self._kept]).items()
-        }
+        sound = np.pad(self._kept, (0, -len(self._kept) % self._step_samples))  # the end of a stream is no whole step
+        features = {name: one.to(self.model.device) for name, one in self.processor.batch_features([sound]).items()}
         stack = self.model.config.stack_factor
         with model_lock(self.model):
             frames, lengths = self.model.model.encode_audio(**features)
@@ -188,9 +193,7 @@ class LiveTranscriber:
             text = self._rescorer.text_of(scores, NUM_TEXTS, NUM_PREFIXES, self._text_before(), letters)
         begin = self._first / self._rate
         words = align_words(self._rescorer.lexicon, scores, text, self._slot_seconds)
-        timed = [
-            replace(one, start_s=begin + one.start_s, end_s=min(begin + one.end_s, self.seconds)) for one in words
-        ]
+        timed = [replace(one, start_s=begin + one.start_s, end_s=min(begin + one.end_s, self._heard)) for one in words]
         new = [one for one in timed if (one.start_s + one.end_s) / 2 > self._final_end]
         last = self._said[-1].text.lower() if self._said else ""
         if new and new[0].text.lower() == last and new[0].end_s <= self._final_end + EDGE_SECONDS:
@@ -203,14 +206,17 @@ class LiveTranscriber:
         return "" if self._is_new_utterance else " ".join(before)
 
     def _forget(self, is_settled: bool) -> None:
-        """Let go of the sound that no later look needs, in whole audio tokens."""
-        needed = min(self._final_end, self.seconds) - BEFORE_SECONDS
+        """Let go of the sound that no later look needs, so that whole steps are left."""
+        needed = min(self._final_end, self._heard) - BEFORE_SECONDS
         if is_settled:
-            needed = self.seconds - QUIET_SECONDS
-        needed = max(needed, self.seconds - MAX_KEPT_SECONDS - BEFORE_SECONDS)
-        slots = int(max(needed * self._rate - self._first, 0) // self._slot_samples)
-        self._kept = self._kept[slots * self._slot_samples :]
-        self._first += slots * self._slot_samples
+            needed = self._heard - QUIET_SECONDS
+        rest = len(self._kept) % self._step_samples  # none but at the end
+        unneeded = int(needed * self._rate) - self._first - rest
+        too_much = len(self._kept) - rest - int((MAX_KEPT_SECONDS + BEFORE_SECONDS) * self._rate)
+        steps = max(unneeded // self._step_samples, math.ceil(too_much / self._step_samples), 0)
+        forgotten = rest + steps * self._step_samples
+        self._kept = self._kept[forgotten:]
+        self._first += forgotten
 
 
 __all__ = ["STEP_SECONDS", "LiveTranscriber", "LiveUpdate"]

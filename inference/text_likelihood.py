@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 #: Rows times positions of one pass of the language model, and positions of one pass of its head.
 MAX_SCORED_POSITIONS, MAX_HEAD_POSITIONS = 8192, 512
 #: How many times as long as the shortest of a pass a text or tree may be.
 MOST_TIMES_LONGER = 1.5
+#: Lengths of a pass are rounded up to so many significant bits, at most an eighth more. torch's libraries keep what they have
+#: prepared for each shape that they have seen, megabytes each.
+LENGTH_BITS = 4
 #: Attention that takes a mask of any shape; others get each text as a tree of its own, which is causal.
 TAKES_ANY_MASK = ("sdpa", "eager")
 
@@ -102,18 +104,27 @@ def _alike(sizes: Sequence[int]) -> list[list[int]]:
     return passes
 
 
+def rounded_up(length: int) -> int:
+    """Return a length in `LENGTH_BITS` significant bits, the next one where it has more."""
+    unit = 1 << max(0, length.bit_length() - LENGTH_BITS)
+    return -(-length // unit) * unit
+
+
 def _score(model, trees: Sequence[TokenTree], as_trees: bool) -> list[list[float]]:
     """Return the log-probability of each text of each of some trees, by one pass."""
     device, sizes = model.device, [len(tree.token_ids) for tree in trees]
-    input_ids = pad_sequence([torch.tensor(tree.token_ids) for tree in trees], batch_first=True)
-    positions = pad_sequence([torch.tensor(tree.depths) for tree in trees], batch_first=True)
+    length = rounded_up(max(sizes))
+    input_ids, positions = (
+        torch.tensor([each + [0] * (length - len(each)) for each in rows])
+        for rows in ([tree.token_ids for tree in trees], [tree.depths for tree in trees])
+    )
     if as_trees:
-        mask = torch.eye(max(sizes), dtype=torch.bool).repeat(len(trees), 1, 1)  # padding attends to itself
+        mask = torch.eye(length, dtype=torch.bool).repeat(len(trees), 1, 1)  # padding attends to itself
         for row, tree, size in zip(mask, trees, sizes):
             row[:size, :size] = tree.mask()
         mask = mask[:, None]
     else:
-        mask = torch.arange(max(sizes))[None] < torch.tensor(sizes)[:, None]
+        mask = torch.arange(length)[None] < torch.tensor(sizes)[:, None]
     hidden = model.model(
         input_ids=input_ids.to(device),
         attention_mask=mask.to(device),
@@ -121,14 +132,16 @@ def _score(model, trees: Sequence[TokenTree], as_trees: bool) -> list[list[float
         use_cache=False,
     ).last_hidden_state
     # Every node but a root is a token that its parent's hidden state predicts.
-    rows = torch.tensor([row for row, size in enumerate(sizes) for _ in range(size - 1)], dtype=torch.long)
-    parents = torch.tensor([parent for tree in trees for parent in tree.parents[1:]], dtype=torch.long)
-    targets = torch.tensor([token_id for tree in trees for token_id in tree.token_ids[1:]], dtype=torch.long)
-    logprobs = [torch.zeros(0)]
-    for row, parent, target in zip(*(each.to(device).split(MAX_HEAD_POSITIONS) for each in (rows, parents, targets))):
+    rows = [row for row, size in enumerate(sizes) for _ in range(size - 1)]
+    parents = [parent for tree in trees for parent in tree.parents[1:]]
+    targets = [token_id for tree in trees for token_id in tree.token_ids[1:]]
+    padding = [0] * (rounded_up(len(targets)) - len(targets))
+    columns = torch.tensor([rows + padding, parents + padding, targets + padding], dtype=torch.long, device=device)
+    logprobs = []
+    for row, parent, target in columns.split(MAX_HEAD_POSITIONS, dim=1):
         scores = model.compute_logits(hidden[row, parent]).float().log_softmax(dim=-1)
         logprobs.append(scores.gather(-1, target[:, None])[:, 0].cpu())
-    of_nodes = torch.cat(logprobs).split([size - 1 for size in sizes])
+    of_nodes = torch.cat(logprobs)[: len(targets)].split([size - 1 for size in sizes])
     return [
         [float(each[torch.tensor(nodes, dtype=torch.long) - 1].sum()) for nodes in tree.texts]
         for tree, each in zip(trees, of_nodes)

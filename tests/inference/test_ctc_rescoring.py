@@ -155,6 +155,12 @@ def test_several_passes_score_as_one(model, tiny_processor, clips, monkeypatch) 
     assert_alike(rescorer.candidates(**inputs, bounds=BOUNDS), expected)
 
 
+def test_lengths_are_rounded_up_to_few() -> None:
+    rounded = [text_likelihood.rounded_up(length) for length in range(1, 1025)]
+    assert all(length <= one <= 1.125 * length for length, one in enumerate(rounded, start=1))
+    assert rounded[:16] == list(range(1, 17)) and len(set(rounded)) == 16 + 6 * 8
+
+
 def assert_alike(found: list[list[Candidate]], expected: list[list[Candidate]]) -> None:
     for some, others in zip(found, expected, strict=True):
         assert [(one.text, one.token_ids, one.is_finished) for one in some] == [

@@ -13,7 +13,8 @@ from audiollm import AudioLlmForConditionalGeneration
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.evaluation.word_error import score_word_error
 from audiollm.inference import listen
-from audiollm.inference.live import MAX_KEPT_SECONDS, PAUSE_SECONDS, LiveTranscriber, LiveUpdate
+from audiollm.inference.live import MAX_KEPT_SECONDS, PAUSE_SECONDS, STEP_SECONDS, LiveTranscriber, LiveUpdate
+from audiollm.inference.text_likelihood import rounded_up
 from long_recordings import RATE, in_a_row, prompts
 from tiny_models import hearing_model
 
@@ -28,7 +29,7 @@ def model(tiny_bases, tiny_processor) -> AudioLlmForConditionalGeneration:
 @pytest.fixture(scope="module")
 def speech() -> np.ndarray:
     """Some phrases, between pauses."""
-    return in_a_row(prompts(3), [0.5, 1.5, 0.8, 1.5])
+    return in_a_row(prompts(4), [0.5, 1.5, 0.8, 1.2, 1.5])
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,28 @@ def test_memory_does_not_grow_and_long_blocks_are_caught_up_with(model, tiny_pro
     assert live.seconds == pytest.approx(4 * len(phrase) / RATE) and live.seconds - seconds < 2.0
 
 
+def test_few_shapes_are_run(model, tiny_processor, speech) -> None:
+    """torch's libraries keep what they have prepared for each shape: of many shapes, megabytes each, for ever."""
+    frames, positions = [], []
+    handles = [
+        model.model.audio_tower.conv1.register_forward_pre_hook(lambda _, given: frames.append(given[0].shape[-1])),
+        model.get_decoder()
+        .layers[0]
+        .mlp.register_forward_pre_hook(lambda _, given: positions.append(given[0].shape[1])),
+    ]
+    live = LiveTranscriber(model, tiny_processor)
+    for size in (RATE // 13, RATE // 7, RATE * 3):  # that no step is a multiple of
+        for block in blocks_of(speech, size):
+            list(live.feed(block))
+        live.finish()
+    for handle in handles:
+        handle.remove()
+    step = round(STEP_SECONDS * 100)
+    assert len(frames) > 20 and all(count % step == 0 for count in frames)
+    assert max(frames) <= (MAX_KEPT_SECONDS * 1.5 + 2) * 100
+    assert len(positions) > 20 and all(count == rounded_up(count) for count in positions)
+
+
 def test_silence_and_noise_have_no_words(model, tiny_processor) -> None:
     noise = 0.01 * np.random.default_rng(0).standard_normal(6 * RATE).astype(np.float32)
     for sound in (np.zeros(6 * RATE, dtype=np.float32), noise, np.zeros(0, dtype=np.float32)):
@@ -105,7 +128,8 @@ def test_what_cannot_be_heard_live_is_refused(model, tiny_processor, tiny_model)
 def test_it_hears_about_what_a_transcript_holds(real_bases) -> None:
     model = audiollm.load()
     rows = [row for row in load_studio_prompts("test") if 2.0 <= row["duration_s"] <= 4.0][:3]
-    sound = in_a_row([model.processor.load_audio(row["audio"]) for row in rows], [0.5, PAUSE_SECONDS + 0.4, 1.0, 0.5])
+    pause = PAUSE_SECONDS + STEP_SECONDS + 0.1  # so that a look falls into its end, wherever it begins
+    sound = in_a_row([model.processor.load_audio(row["audio"]) for row in rows], [0.5, pause, pause, 0.5])
     updates = list(model.listen(blocks_of(sound)))
     assert score_word_error([" ".join(row["text"] for row in rows)], [" ".join(text_of(updates))]).word_error <= 0.3
     assert sum(word[0].isupper() for word in text_of(updates)) >= len(rows)  # each begins an utterance
