@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from audiollm.command_line.files import GOES_ON, naming_the_disk
-from audiollm.command_line.interruption import ended_by_signals
+from audiollm.command_line.interruption import ended_by_signals, exit_status
 from audiollm.command_line.option_parser import parser_of
 
 from .arguments import EvaluateArguments
@@ -37,8 +37,6 @@ from .arguments import EvaluateArguments
 SUBCOMMANDS = ("score", "report", "compare")
 #: How long processes wait for one that has more to do.
 PATIENCE = timedelta(days=7)
-#: Exit status of a command that Ctrl-C has ended, as shells have it.
-INTERRUPTED_EXIT = 130
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> EvaluateArguments:
@@ -106,10 +104,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             evaluate(options)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"audiollm evaluate: {error}")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         again = " The same command goes on." if options.output_dir else ""
         print(f"\nInterrupted.{again}", file=sys.stderr)
-        sys.exit(INTERRUPTED_EXIT)
+        sys.exit(exit_status(interrupt))
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             PartialState().destroy_process_group()

@@ -9,7 +9,6 @@ import base64
 import io
 import math
 import os
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +23,7 @@ from audiollm.command_line.files import write_whole
 from audiollm.command_line.option_parser import option, parser_of
 from audiollm.processing import AudioError, load_waveform
 from audiollm.processing.audio import SAMPLING_RATE_HZ
-from audiollm.publishing.score_table import evaluation_command, systems_of
+from audiollm.publishing.score_table import systems_of
 
 from .bootstrap import SAMPLES
 from .judge import JUDGE_FILE
@@ -106,8 +105,7 @@ def gather(folder: Path, worst: int) -> dict[str, Any]:
     """
     Return what a report says.
 
-    Its fields: `run` and `scoring` as in `scores.json`; `judge`, who gave marks; `command` to repeat it; `systems`, those
-    there are; `tasks`, each with `kind`, `about`, `metric` (the one to look at), `systems` as in `scores.json`,
+    Its fields: `run` and `scoring` as in `scores.json`; `judge`, who gave marks; `systems`, those there are; `tasks`, each with `kind`, `about`, `metric` (the one to look at), `systems` as in `scores.json`,
     `left_out`, `verdicts` (sentences), `differences` to the model, `by_category`, `confusions` and `worst`; and `averages`.
 
     Args:
@@ -128,20 +126,10 @@ def gather(folder: Path, worst: int) -> dict[str, Any]:
         "run": run,
         "scoring": scores.get("scoring") or {},
         "judge": read_object(judge) if judge.is_file() else None,
-        "command": command_of(run),
         "systems": systems,
         "tasks": {task: gather_task(opened, task, scores, systems, worst) for task in scores["tasks"]},
         "averages": scores.get("averages") or {},
     }
-
-
-def command_of(run: Mapping[str, Any]) -> str | None:
-    """Return the command that repeats all tasks of a run; None where the run does not say how it was begun."""
-    arguments = run.get("arguments")
-    if not isinstance(arguments, dict):
-        return None
-    tasks = list(run.get("tasks", {})) if arguments.get("tasks") else []
-    return evaluation_command({**run, "arguments": {**arguments, "tasks": tasks}}, shlex.quote(str(run.get("model"))))
 
 
 def gather_task(run: Run, task: str, scores: Mapping[str, Any], every: Sequence[str], worst: int) -> dict[str, Any]:
