@@ -69,7 +69,7 @@ def scores() -> dict[str, Any]:
             "dtype": "bfloat16",
             "arguments": {
                 "judge_model": None,
-                "judge_retries": 8,
+                "judge_url": "https://api.openai.com/v1",
                 "tasks": ["prompts"],
                 "limit": 70,
                 "data": "/home/me/prompts",
