@@ -15,10 +15,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
-
-from audiollm.command_line.files import write_json
+from typing import ClassVar
 
 from .generate import show
 from .loading import CheckpointError, load
@@ -33,7 +30,6 @@ COMMANDS = {
     "/audio": ("FILE...", "attach recordings to your next message; an empty message sends them as what you say"),
     "/drop": ("", "let go of what is attached"),
     "/clear": ("", "start a new conversation"),
-    "/save": ("FILE.json", "write the conversation to a file, in the form that training reads"),
     "/help": ("", "this list"),
     "/quit": ("", "leave; so does Ctrl-D"),
 }
@@ -59,7 +55,6 @@ class Chat:
         self.piecewise = piecewise
         self.attached: list[Recording] = []
         self.failures = 0
-        self._saved: set[Path] = set()
 
     def run(self) -> None:
         """Read lines until the end of the input, or /quit."""
@@ -136,42 +131,8 @@ class Chat:
         for name, (takes, what) in COMMANDS.items():
             tell(f"{name} {takes}".ljust(20) + what)
 
-    def _save(self, rest: str) -> None:
-        paths = _split(rest)
-        if len(paths) != 1:
-            raise ChatError("/save needs one file: /save conversation.json.")
-        path = Path(paths[0]).expanduser()
-        if path.exists() and path.resolve() not in self._saved:
-            raise ChatError(f"{path} is there already; give another name.")
-        if not path.parent.is_dir():
-            raise ChatError(f"{path} cannot be written: there is no folder {path.parent}.")
-        save_conversation(self.session.messages, path)
-        self._saved.add(path.resolve())
-        tell(f"Saved to {path}.")
-
     def _names(self) -> str:
         return ", ".join(str(one.source) for one in self.attached)
-
-
-def save_conversation(messages: Sequence[dict[str, Any]], path: Path) -> None:
-    """
-    Write a conversation as a JSON list of one chat, with recordings by absolute path or URL.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    chat = []
-    for message in messages:
-        content = message["content"]
-        if not isinstance(content, str):
-            content = [_by_name(part["audio"]) if part["type"] == "audio" else part for part in content]
-        chat.append({**message, "content": content})
-    write_json(path, [{"messages": chat}])
-
-
-def _by_name(source: str) -> dict[str, str]:
-    place = {"url": source} if is_remote(source) else {"path": os.path.abspath(source)}
-    return {"type": "audio", **place}
 
 
 def _split(rest: str) -> list[str]:

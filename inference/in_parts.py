@@ -7,6 +7,7 @@ and listed.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -158,7 +159,10 @@ class InParts:
 
     def _joining(self, answers: Sequence[PartAnswer]) -> str:
         rate = self.processor.sampling_rate
-        lines = [f"{_clock(one.start / rate)} to {_clock(one.end / rate)}: {_plain(one.text)}" for one in answers]
+        lines = [
+            f"{timedelta(seconds=one.start // rate)} to {timedelta(seconds=one.end // rate)}: {_plain(one.text)}"
+            for one in answers
+        ]
         question = _plain(self.prompt).strip()
         return self.join_prompt.replace("{question}", question).replace("{answers}", "\n".join(lines))
 
@@ -212,12 +216,6 @@ def seconds_of_slots(processor, slots: int) -> float:
         middle = (low + high) // 2
         low, high = (middle, high) if processor.num_audio_slots(middle) <= slots else (low, middle)
     return low / rate
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:d}:{minutes:02d}:{seconds:02d}"
 
 
 def _plain(text: str) -> str:

@@ -1,6 +1,5 @@
 """Options and endings that the commands of this room share."""
 
-import glob
 import ipaddress
 import signal
 import sys
@@ -29,7 +28,6 @@ from .transcripts import with_ending
 FAILURES_EXIT, NOTHING_DONE_EXIT = 1, 2
 KEPT = " What is done is kept: the same command goes on."
 MEMORY_ADVICE = "Give a smaller --batch_size, shorter windows or parts, --dtype bfloat16, or --load_in_8bit."
-GLOB_MARKS = "*?["
 UNNAMED = "recording"
 MAX_PORT = 65_535
 LOCAL_NAMES = ("localhost",)
@@ -168,8 +166,7 @@ def find_recordings(given: Sequence[str]) -> list[Source | Failure]:
     Return everything that is named on a command line, in order, each once; a [`Failure`] for what is not there.
 
     Args:
-        given: files, URLs, patterns with `*`, `?`, `[…]` or `**`, and folders, whose recordings are all taken, by name,
-            those of folders within too.
+        given: files, URLs, and folders, whose recordings are all taken, by name, those of folders within too.
 
     Raises:
         ValueError: two recordings would have outputs of the same name.
@@ -229,11 +226,6 @@ def _find(given: str) -> list[tuple[str, PurePosixPath] | Failure]:
         if not files:
             return [Failure(given, f"Folder {given!r} holds no recordings ({', '.join(AUDIO_SUFFIXES)}).")]
         return [(str(file), PurePosixPath(file.relative_to(path).as_posix())) for file in files]
-    if not path.exists() and any(mark in given for mark in GLOB_MARKS):
-        files = [match for match in map(Path, sorted(glob.glob(str(path), recursive=True))) if match.is_file()]
-        if not files:
-            return [Failure(given, f"No file matches {given!r}.")]
-        return [(str(file), PurePosixPath(file.name)) for file in files]
     try:
         check_file(path, given)
     except (AudioError, OSError) as error:
@@ -270,11 +262,11 @@ def run_over_recordings(
     Args:
         command: name after `audiollm`.
         arguments_class: dataclass of its options, with `output_dir`, without which nothing is kept.
-        run: takes the files, folders, patterns and URLs, and the options; returns failures.
+        run: takes the files, folders and URLs, and the options; returns failures.
         undone: past participle for the message about failures.
     """
     parser = parser_of(arguments_class, command, "AUDIO... [options]", description)
-    parser.add_argument("audio", nargs="+", help="files, folders, patterns or URLs")
+    parser.add_argument("audio", nargs="+", help="files, folders or URLs")
     options = vars(parser.parse_args(list(sys.argv[1:] if argv is None else argv)))
     given = options.pop("audio")
     kept = KEPT if options["output_dir"] else ""

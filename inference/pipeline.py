@@ -100,9 +100,7 @@ class AudioLlmPipeline(Pipeline):
             raise ValueError(f"Nothing was given; {EXPECTED}, or a list, generator or dataset of these.")
         if isinstance(inputs, tuple):
             inputs = list(inputs)
-        if isinstance(inputs, list) and inputs and _is_number(inputs[0]):
-            inputs = np.asarray(inputs)
-        elif isinstance(inputs, (list, Dataset)) and not isinstance(inputs, IterableDataset) and not len(inputs):  # type: ignore[arg-type]  # one with __getitem__
+        if isinstance(inputs, (list, Dataset)) and not isinstance(inputs, IterableDataset) and not len(inputs):  # type: ignore[arg-type]  # one with __getitem__
             return []
         elif isinstance(inputs, Iterator):
             inputs = (row for row in inputs)  # a generator is the only iterator that transformers reads
@@ -221,13 +219,11 @@ def _understand(row: Any, prompt: str) -> Question:
         text, audio = row.get("text"), row.get("audio")
         if not isinstance(text, (str, type(None))) or (text is None and audio is None):
             raise ValueError(f"The row's text is {text!r} and its audio {type(audio).__name__}; {EXPECTED}.")
-        several = isinstance(audio, (list, tuple)) and not (audio and _is_number(audio[0]))
-        recordings = list(audio) if several else [] if audio is None else [audio]  # type: ignore[arg-type]  # a list
+        recordings = list(audio) if isinstance(audio, (list, tuple)) else [] if audio is None else [audio]
         text = prompt if text is None else text
         return Question(ask(text, *recordings), text)
     is_audio = isinstance(row, (str, os.PathLike, bytes, bytearray, np.ndarray, torch.Tensor))
-    is_numbers = isinstance(row, (list, tuple)) and len(row) > 0 and _is_number(row[0])
-    if is_audio or is_numbers or hasattr(row, "get_all_samples"):  # the last: what newer datasets decode to
+    if is_audio or hasattr(row, "get_all_samples"):  # the last: what newer datasets decode to
         return Question(ask(prompt, row), prompt)
     hint = ""
     if hasattr(row, "column_names") or hasattr(row, "features"):
@@ -245,7 +241,3 @@ def _full_text(question: Question, answer: str) -> Any:
     content = last["content"]
     content = content + answer if isinstance(content, str) else [*content, {"type": "text", "text": answer}]
     return [*others, {**last, "content": content}]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.number))

@@ -66,7 +66,6 @@ class TranscribeArguments(LoadingArguments):
         ),
         "stretches without speech": ("voice_activity", "voice_threshold_db", "min_logprob"),
         **LoadingArguments.MODEL_GROUP,
-        "compilation": ("static_cache",),
     }
 
     output_dir: str | None = option(None, "Folder for transcripts. By default they are printed, and nothing is kept.")
@@ -108,11 +107,6 @@ class TranscribeArguments(LoadingArguments):
         "Names and terms that may be said, between commas, or a text file of them: favoured where they are heard, "
         "by models with --projector_readout pieces.",
     )
-    static_cache: bool = option(
-        False,
-        "Keys and values in memory of a fixed size, for which the model is compiled on a GPU: the first batches "
-        "take minutes, later ones are faster. Of no use on a CPU.",
-    )
     progress: bool = option(True, "Show a bar of audio seconds, with speed and time left.")
 
     def __post_init__(self):
@@ -127,8 +121,6 @@ class TranscribeArguments(LoadingArguments):
             raise ValueError(f"--min_logprob is {self.min_logprob:g}; expected less than 0, such as -1.")
         if self.ctc_weight is not None and not 0 <= self.ctc_weight < float("inf"):
             raise ValueError(f"--ctc_weight is {self.ctc_weight:g}; expected 0, which is off, or more, such as 1.5.")
-        if self.ctc_weight and self.static_cache:
-            raise ValueError("--static_cache holds one answer a window, --ctc_weight compares several; leave one out.")
         self.context_words = () if self.context is None else read_context(self.context)
         if self.voice_activity not in ("on", "off"):
             raise ValueError(f"--voice_activity is {self.voice_activity!r}; expected on or off.")
@@ -150,7 +142,6 @@ class TranscribeArguments(LoadingArguments):
             voice_activity=self.voice_activity == "on",
             voice_rise_db=self.voice_threshold_db,
             batch_size=self.batch_size,
-            static_cache=self.static_cache,
             min_logprob=self.min_logprob,
             ctc_weight=self.ctc_weight,
             timestamps=self.timestamps,

@@ -79,8 +79,6 @@ class TranscribingSettings:
         voice_activity: leave out stretches without a voice; see [`windows.detect_voice`] for `voice_rise_db`.
         batch_size: windows at a time.
         max_new_tokens: bound on the text of one window; that of short windows is lower.
-        static_cache: keys and values in memory of a fixed size, for which transformers compiles the model on a GPU. Of no
-            use on a CPU.
         min_logprob: leave out windows whose tokens have a lower mean log-probability (with `ctc_weight`, CTC's of their word
             pieces): sounds that the gate takes for speech.
         ctc_weight: weight of CTC in n-best rescoring of candidates of the language model and of CTC; 0 decodes greedily.
@@ -96,7 +94,6 @@ class TranscribingSettings:
     voice_rise_db: float = RISE_DB
     batch_size: int = 8
     max_new_tokens: int = 448
-    static_cache: bool = False
     min_logprob: float | None = None
     ctc_weight: float | None = None
     timestamps: str = SEGMENT
@@ -265,9 +262,8 @@ class Transcriber:
     ):
         self.model, self.processor, self.progress = model.eval(), processor, progress
         settings = settings or TranscribingSettings(**stored_settings(model.generation_config))
-        if settings.ctc_weight is None:  # a cache of fixed size holds one answer a window
-            weight = 0.0 if settings.static_cache else default_ctc_weight(model.config)
-            settings = replace(settings, ctc_weight=weight)
+        if settings.ctc_weight is None:
+            settings = replace(settings, ctc_weight=default_ctc_weight(model.config))
         check_window(settings.window_seconds, processor.window_samples / processor.sampling_rate)
         check_timestamps(settings.timestamps, model.config)
         self.settings = settings
@@ -279,7 +275,6 @@ class Transcriber:
             "revision": TRANSCRIBING_REVISION,
             **asdict(self.settings),
         }
-        self._cache_options = {"cache_implementation": "static"} if self.settings.static_cache else {}
         ends = model.generation_config.eos_token_id
         self._end_ids = set(ends if isinstance(ends, (list, tuple)) else [ends])
         chosen = self.settings.ctc_weight
@@ -482,7 +477,7 @@ class Transcriber:
     def _greedy(self, inputs: dict[str, torch.Tensor], bounds: list[int]) -> list[Heard]:
         """Return the transcripts that the language model writes."""
         settings = self.settings
-        options: dict[str, Any] = {"max_new_tokens": max(bounds), "do_sample": False, **self._cache_options}
+        options: dict[str, Any] = {"max_new_tokens": max(bounds), "do_sample": False}
         certainty = Certainty()
         options |= {"stopping_criteria": [self._stop], "logits_processor": LogitsProcessorList([certainty])}
         with model_lock(self.model):  # each row to its own bound, so that its text does not depend on other rows

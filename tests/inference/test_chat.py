@@ -1,18 +1,15 @@
 """`audiollm chat`: text, recordings and speech in one conversation, every command, and trouble that does not end it."""
 
 import io
-import json
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 from audiollm.inference.answering import answer, ask
 from audiollm.inference.chat import GREETING, Chat, main
 from audiollm.inference.session import Session
-from audiollm.training.instruct import read_sources
 
 NEW_TOKENS = 8
 
@@ -79,23 +76,6 @@ def test_drop_clear_and_what_is_left_attached(session, clip, capsys) -> None:
     converse(session, f"/audio '{clip}'", "/clear", "And again?", f"/audio '{clip}'")
     assert contents(session) == [[text("And again?")]] and session.report.reused_tokens == 0
     assert f"has not been sent: {clip}" in capsys.readouterr().err
-
-
-def test_save_writes_what_training_reads(session, clip, tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.chdir(Path(clip).parent)
-    saved, name = tmp_path / "my chat.json", Path(clip).name
-    converse(session, f"/audio '{name}'", "What is said?", f"/save '{saved}'", "Why?", f"/save '{saved}'")
-    (row,) = json.loads(saved.read_text(encoding="utf-8"))
-    assert row["messages"][0]["content"] == [{"type": "audio", "path": clip}, text("\nWhat is said?")]
-    assert [message["role"] for message in row["messages"]] == ["user", "assistant"] * 2
-    (examples,) = read_sources([str(saved)], None)
-    assert not examples.problems and len(examples) == 1
-    assert f"Saved to {saved}" in capsys.readouterr().err
-    (tmp_path / "other.json").write_text("mine")
-    chat = converse(session, f"/save {tmp_path}/other.json", "/save", f"/save {tmp_path}/no/folder.json")
-    assert (tmp_path / "other.json").read_text() == "mine" and chat.failures == 3
-    told = capsys.readouterr().err
-    assert "is there already" in told and "/save needs one file" in told and "folder.json" in told
 
 
 def test_trouble_is_told_and_the_conversation_goes_on(session, clip, capsys) -> None:

@@ -95,16 +95,6 @@ def test_audio_features(eager, batch) -> None:
 # ---- embeddings and attention ----------------------------------------------------------------------------------------
 
 
-def test_a_tied_head_stays_tied(shared, batch) -> None:
-    again = copy.deepcopy(shared)
-    assert again.lm_head.weight is again.get_input_embeddings().weight is not shared.lm_head.weight
-    assert not again.load_state_dict(shared.state_dict(), strict=True).missing_keys
-    again.tie_weights()
-    assert again.lm_head.weight is again.get_input_embeddings().weight
-    with torch.no_grad():
-        assert torch.equal(again(**batch).logits, shared(**batch).logits)
-
-
 def test_the_vocabulary_is_never_resized(shared) -> None:
     embeddings = shared.get_input_embeddings()
     for arguments in ({}, {"new_num_tokens": 128}, {"pad_to_multiple_of": 64}):
@@ -171,13 +161,3 @@ def test_every_weight_may_train(tiny_model) -> None:
     tiny_model(**labelled(tiny_model.config, mixed_rows(tiny_model.config))).loss.backward()
     assert not [name for name, parameter in tiny_model.named_parameters() if parameter.grad is None]
     torch.optim.SGD(tiny_model.parameters(), lr=0.01).step()
-
-
-def test_checkpointing_is_turned_on_and_off_everywhere(tiny_model) -> None:
-    switches = [module for module in tiny_model.modules() if hasattr(module, "gradient_checkpointing")]
-    assert len(switches) >= 2 * NUM_LAYERS
-    # Under the name that the installed transformers has for it.
-    kind = "activation" if hasattr(tiny_model, "activation_checkpointing_enable") else "gradient"
-    for turn in ("enable", "disable"):
-        getattr(tiny_model, f"{kind}_checkpointing_{turn}")()
-        assert {module.gradient_checkpointing for module in switches} == {turn == "enable"}
