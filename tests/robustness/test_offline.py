@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -153,17 +152,6 @@ def test_a_server_that_hangs_is_left_after_a_while_and_gone_on_with(site, tmp_pa
     download([f"{site.url}/data"], tmp_path / "data", SUM, len(DATA), progress=False)
     assert (tmp_path / "data").read_bytes() == DATA
     assert site.ranges("/data") == [None, "bytes=300000-", "bytes=700000-"]
-
-
-def test_the_proxy_of_the_environment_is_asked(site, tmp_path, monkeypatch) -> None:
-    for name in ("http_proxy", "HTTP_PROXY"):
-        monkeypatch.setenv(name, site.url)
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(urllib.request, "_opener", None)  # which the environment was read for
-    site.files["http://mirror.invalid/data"] = DATA
-    download(["http://mirror.invalid/data"], tmp_path / "data", SUM, len(DATA), progress=False)
-    assert (tmp_path / "data").read_bytes() == DATA
 
 
 def test_a_part_of_another_file_is_started_over(site, tmp_path) -> None:
