@@ -65,6 +65,10 @@ class AudioLlmConfig(PretrainedConfig):
         projector_letters (`str`, *optional*):
             Letters of a second CTC readout beside that of pieces, such as `"abcdefghijklmnopqrstuvwxyz'"`; the space
             between words is always among them. It spells what is heard, for n-best rescoring alone. None: there is none.
+        projector_letter_width, projector_letter_layers (`int`, default to 320 and 3):
+            Width of that readout, and its gated convolutions.
+        projector_letter_words (`int`, defaults to 0):
+            Bytes of the list of words that the letters are searched for, which lies with the weights.
         lora_rank (`int`, defaults to 16):
             Rank of the adapters; 0 trains the projector alone.
         lora_alpha (`float`, defaults to 32): Scale of the adapters: the update is multiplied by `alpha / rank`.
@@ -113,6 +117,9 @@ class AudioLlmConfig(PretrainedConfig):
     projector_context_layers: int = 0
     projector_readout: str = "direct"
     projector_letters: str | None = None
+    projector_letter_width: int = 320
+    projector_letter_layers: int = 3
+    projector_letter_words: int = 0
     lora_rank: int = 16
     lora_alpha: float = 32
     lora_dropout: float = 0.0
@@ -226,6 +233,9 @@ class AudioLlmConfig(PretrainedConfig):
                     f"projector_letters is {letters!r}, but projector_readout is {self.projector_readout!r}: letters are "
                     "read beside 'pieces' only."
                 )
+        _require_integer("projector_letter_width", self.projector_letter_width, at_least=1)
+        _require_integer("projector_letter_layers", self.projector_letter_layers, at_least=0)
+        _require_integer("projector_letter_words", self.projector_letter_words, at_least=0)
         eps = self.projector_norm_eps
         _require("projector_norm_eps", eps, isinstance(eps, (int, float)) and eps > 0, "a number above 0")
         self._validate_lora()

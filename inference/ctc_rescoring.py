@@ -19,6 +19,7 @@ from .answer_ends import AnswerEnds
 from .context_words import RESCORING_BONUS, ContextTrie
 from .ctc_alignment import letter_log_probabilities, slot_log_probabilities, spoken_lexicon
 from .ctc_search import NUM_PREFIXES, ctc_log_likelihoods, prefix_beam_search
+from .letter_search import word_trie
 from .spoken_pieces import SpokenLetters, spoken_form
 from .text_likelihood import text_logprobs
 
@@ -29,11 +30,13 @@ NUM_CTC_CANDIDATES = 32
 #: development clips, as is the weight of CTC's log-likelihood beside the language model's.
 TOKEN_BONUS = 1.5
 DEFAULT_CTC_WEIGHT = 2.0
-#: Weight of the letters' log-likelihood beside that of word pieces, where the model reads letters, and the least that it is
-#: taken for, in nats a letter: a text with more letters than slots is not impossible for that.
-LETTER_WEIGHT, LEAST_LETTER_LOGPROB = 0.25, -5.0
-#: By so many nats, weighed, a text may be less likely to CTC than the likeliest and still be read by the language model.
-HOPELESS_NATS = 100.0
+#: Weight of the letters' log-likelihood beside that of word pieces, where the model reads letters; and what a letter of a text
+#: counts, in nats, that has more letters than slots: it is not impossible for that.
+LETTER_WEIGHT, NO_ROOM_LOGPROB = 0.25, -5.0
+#: Texts of known words that are searched for in the letters, beside those of word pieces.
+NUM_LETTER_CANDIDATES = 32
+#: By so many nats a text may be less likely to CTC than the likeliest and still be read by the language model.
+HOPELESS_NATS = 50.0
 #: Only a search that is greedy can be chosen from anew.
 ALLOWED_OPTIONS = {"do_sample": False, "num_beams": 1}
 
@@ -144,8 +147,11 @@ class CtcRescorer:
             raise ValueError("ctc_weight is 0: there is nothing to choose by. Call the model's `generate`.")
         self.model, self.tokenizer, self.ctc_weight = model, tokenizer, ctc_weight
         self.lexicon = spoken_lexicon(model, tokenizer)
-        letters = model.config.projector_letters
+        letters, readout = model.config.projector_letters, model.model.multi_modal_projector.letters
         self.letters = None if letters is None else SpokenLetters(letters)
+        words = [] if readout is None else readout.known_words()
+        expected = [word for phrase in context for word in spoken_form(phrase).split()]
+        self.words = word_trie(letters, tuple(words), tuple(expected)) if words else None
         self.context = ContextTrie(self.lexicon, context) if context else None
         ends = model.generation_config.eos_token_id
         self._end_ids = [one for one in (ends if isinstance(ends, (list, tuple)) else [ends]) if one is not None]
@@ -207,27 +213,15 @@ class CtcRescorer:
         for row, bound in enumerate(bounds):
             own = [self._written(greedy[row, length : length + bound].tolist())]
             found_by_ctc = prefix_beam_search(heard[row], num_searched, context=self.context)
-            own += [self._heard(classes) for classes, _ in found_by_ctc]
+            own += [self._heard(self.lexicon.decode(classes)) for classes, _ in found_by_ctc]
+            own += [self._heard(text) for text in self._found_in_letters(letters[row], NUM_LETTER_CANDIDATES)]
             found.append({})
             for one in own:
                 found[row].setdefault(one.text, one)
         candidates = [list(each.values()) for each in found]
         scored = []
-        for texts, scores, letter_scores in zip(candidates, heard, letters):
-            classes = [self.lexicon.encode(one.text) for one in texts]
-            spelled = self._letter_logprobs(letter_scores, [one.text for one in texts])
-            written, *own = [
-                replace(
-                    one,
-                    ctc_logprob=ctc_logprob,
-                    num_pieces=len(said),
-                    letter_logprob=letter_logprob,
-                    num_context_pieces=0 if self.context is None else self.context.counted(said),
-                )
-                for one, ctc_logprob, said, letter_logprob in zip(
-                    texts, ctc_log_likelihoods(scores, classes), classes, spelled
-                )
-            ]
+        for row, scores, letter_scores in zip(candidates, heard, letters):
+            written, *own = self._with_ctc(row, scores, letter_scores)
             if self.letters is not None:
                 own.sort(key=lambda one: one.heard_logprob, reverse=True)
             scored.append([written, *own[:NUM_CTC_CANDIDATES]])
@@ -252,15 +246,10 @@ class CtcRescorer:
             before: text that was said before, which the language model reads first.
             letters: log-probabilities of the same stretch's letters, `(slots, 2 + letters)`, where the model reads them.
         """
-        rows: dict[str, Candidate] = {}
-        for classes, ctc_logprob in prefix_beam_search(
-            log_probabilities, num_texts, num_prefixes, context=self.context
-        ):
-            text = self.lexicon.decode(classes)
-            counted = 0 if self.context is None else self.context.counted(classes)
-            rows.setdefault(text, Candidate(text, (), True, ctc_logprob, len(classes), num_context_pieces=counted))
-        spelled = self._letter_logprobs(letters, list(rows))
-        candidates = [replace(one, letter_logprob=spelt) for one, spelt in zip(rows.values(), spelled)]
+        found = prefix_beam_search(log_probabilities, num_texts, num_prefixes, context=self.context)
+        texts = [self.lexicon.decode(classes) for classes, _ in found] + self._found_in_letters(letters, num_texts)
+        unscored = [Candidate(text, (), True) for text in dict.fromkeys(texts)]
+        candidates = self._with_ctc(unscored, log_probabilities, letters)
         if len(candidates) > 1:
             (candidates,) = self._with_language([candidates], before)
         text = best_of(candidates, self.ctc_weight).text
@@ -276,7 +265,7 @@ class CtcRescorer:
         lasting = []
         for row in rows:
             best = max(one.heard_logprob for one in row)
-            lasting.append([self.ctc_weight * (best - one.heard_logprob) <= HOPELESS_NATS for one in row])
+            lasting.append([best - one.heard_logprob <= HOPELESS_NATS for one in row])
         sentences = [[self._sentence(one, before) for one in row] for row in rows]
         read = [[ids for ids, lasts in zip(*each) if lasts] for each in zip(sentences, lasting)]
         found = iter([one for each in text_logprobs(self.model, [self._beginning] * len(rows), read) for one in each])
@@ -288,13 +277,35 @@ class CtcRescorer:
             for each in zip(rows, sentences, lasting)
         ]
 
+    def _with_ctc(
+        self, candidates: Sequence[Candidate], log_probabilities: torch.Tensor, letters: torch.Tensor | None
+    ) -> list[Candidate]:
+        """Return the candidates with the scores of word pieces and of letters, and their context words counted."""
+        classes = [self.lexicon.encode(one.text) for one in candidates]
+        logprobs = ctc_log_likelihoods(log_probabilities, classes)
+        letter_logprobs = self._letter_logprobs(letters, [one.text for one in candidates])
+        return [
+            replace(
+                one,
+                ctc_logprob=ctc_logprob,
+                num_pieces=len(said),
+                letter_logprob=letter_logprob,
+                num_context_pieces=0 if self.context is None else self.context.counted(said),
+            )
+            for one, said, ctc_logprob, letter_logprob in zip(candidates, classes, logprobs, letter_logprobs)
+        ]
+
+    def _found_in_letters(self, scores: torch.Tensor | None, num_texts: int) -> list[str]:
+        """Return texts of known words that fit the letters; none where the model has no list of words."""
+        return [] if scores is None or self.words is None else self.words.search(scores, num_texts)
+
     def _letter_logprobs(self, scores: torch.Tensor | None, texts: Sequence[str]) -> list[float]:
         """Return the log-likelihood of each text's letters; 0 where the model reads none."""
         if scores is None or self.letters is None:
             return [0.0] * len(texts)
         classes = [self.letters.encode(text) for text in texts]
         found = ctc_log_likelihoods(scores, classes)
-        return [max(one, LEAST_LETTER_LOGPROB * len(said)) for one, said in zip(found, classes)]
+        return [one if math.isfinite(one) else NO_ROOM_LOGPROB * len(said) for one, said in zip(found, classes)]
 
     def _heard_by_ctc(
         self, input_ids, encoded_audio, encoded_audio_lengths
@@ -316,9 +327,8 @@ class CtcRescorer:
         ids = ids[:end]
         return Candidate(self.tokenizer.decode(ids, skip_special_tokens=True).strip(), tuple(ids), end is not None)
 
-    def _heard(self, classes: Sequence[int]) -> Candidate:
-        """Return what CTC has heard, with a capital as written texts begin."""
-        text = self.lexicon.decode(classes)
+    def _heard(self, text: str) -> Candidate:
+        """Return a text that CTC has heard, with a capital as written texts begin."""
         text = _with_capital(text if self.context is None else self.context.spelled(text))
         return Candidate(text, tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]), True)
 

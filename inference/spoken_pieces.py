@@ -30,10 +30,14 @@ class SpokenLetters:
 
     Args:
         letters: of the readout, `projector_letters`: classes 2, 3, ... after the space.
+
+    Attributes:
+        by_class: the letter of each class; that of the blank is empty.
     """
 
     def __init__(self, letters: str):
-        self._class = {letter: index + 1 for index, letter in enumerate(f" {letters}")}
+        self.by_class = ("", " ", *letters)
+        self._class = {letter: index for index, letter in enumerate(self.by_class) if index != BLANK}
 
     def encode(self, text: str) -> list[int]:
         """Return the classes of a text in its spoken form; letters that the readout does not have are left out."""

@@ -1,6 +1,7 @@
 """The projector: stacks encoder frames and maps them into the language model's embedding space."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -10,8 +11,8 @@ from .audio_tower import length_mask
 
 #: Tokens that one context block sees: 720 ms at 80 ms each.
 CONTEXT_KERNEL = 9
-#: The readout of letters: 20 ms frames that one slot is made of, blocks, and their width.
-LETTER_FRAMES, LETTER_BLOCKS, LETTER_WIDTH = 2, 3, 320
+#: The readout of letters: 20 ms frames that one slot is made of.
+LETTER_FRAMES = 2
 #: Cosines lie in [-1, 1]; this makes them the first logits of a readout, which learns its own scale.
 INITIAL_SCALE = 20.0
 
@@ -185,17 +186,42 @@ class LetterReadout(nn.Module):
 
     A word that training seldom had is unlikely as a word piece, but its letters are those of other words. No audio token
     depends on it, and only stage align trains it.
+
+    Attributes:
+        words: words that are searched for in the letters, the most frequent first: UTF-8, one a line, as numbers `(bytes,)`;
+            None where there are none.
     """
+
+    words: torch.Tensor | None
 
     def __init__(self, config):
         super().__init__()
-        eps = config.projector_norm_eps
+        eps, width = config.projector_norm_eps, config.projector_letter_width
         stacked_size = LETTER_FRAMES * config.audio_config.hidden_size
         self.norm_in = nn.RMSNorm(stacked_size, eps=eps)
-        self.linear_in = nn.Linear(stacked_size, LETTER_WIDTH, bias=False)
-        self.context = nn.ModuleList(ContextBlock(LETTER_WIDTH, eps) for _ in range(LETTER_BLOCKS))
-        self.norm_out = nn.RMSNorm(LETTER_WIDTH, eps=eps)
-        self.linear_out = nn.Linear(LETTER_WIDTH, 2 + len(config.projector_letters))
+        self.linear_in = nn.Linear(stacked_size, width, bias=False)
+        self.context = nn.ModuleList(ContextBlock(width, eps) for _ in range(config.projector_letter_layers))
+        self.norm_out = nn.RMSNorm(width, eps=eps)
+        self.linear_out = nn.Linear(width, 2 + len(config.projector_letters))
+        size = config.projector_letter_words
+        self.register_buffer("words", torch.zeros(size, dtype=torch.uint8) if size else None)
+
+    def known_words(self) -> list[str]:
+        """Return the words that are searched for, the most frequent first."""
+        if self.words is None:
+            return []
+        if self.words.dtype != torch.uint8:  # loading keeps the whole projector in float32
+            with torch.inference_mode(False):  # it may be saved afterwards
+                self.words = self.words.to(torch.uint8)
+        return bytes(self.words.tolist()).decode("utf-8").split()
+
+    def set_words(self, words: Iterable[str], config) -> None:
+        """Replace the words that are searched for, and say their size in the configuration."""
+        listed = "\n".join(words).encode("utf-8")
+        config.projector_letter_words = len(listed)
+        self.words = (
+            torch.tensor(list(listed), dtype=torch.uint8, device=self.linear_out.weight.device) if listed else None
+        )
 
     def forward(self, frames: torch.Tensor, num_frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """

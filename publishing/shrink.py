@@ -10,7 +10,7 @@ training. The share of the updates that is kept is printed; `audiollm evaluate` 
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -28,8 +28,10 @@ LORA_A, LORA_B = ".lora_A.", ".lora_B."
 ADAPTER = "adapter"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 #: The projector's largest matrix, and the gain of the norm before it, which takes up the matrix's scale.
-PROJECTOR_MATRIX = "model.multi_modal_projector.linear_1.weight"
-PROJECTOR_GAIN = "model.multi_modal_projector.norm_pre.weight"
+PROJECTOR = "model.multi_modal_projector."
+PROJECTOR_MATRIX, PROJECTOR_GAIN = f"{PROJECTOR}linear_1.weight", f"{PROJECTOR}norm_pre.weight"
+#: Ends of the names of other matrices that follow a norm, and of its gain.
+MATRIX_AND_GAIN = ((".linear_in.weight", ".norm_in.weight"), (".gate.weight", ".norm.weight"))
 EIGHT_BITS = torch.float8_e4m3fn
 MIB = 1 << 20
 
@@ -46,7 +48,7 @@ class ShrinkArguments:
         None, "Rank that LoRA is cut to; adapters of a lower one stay. Without it, ranks stay."
     )
     dtype: str = option("bfloat16", "Precision of the stored weights.", choices=list(DTYPES))
-    projector_8bit: bool = option(False, "Store the projector's largest matrix in 8 bits (float8).")
+    projector_8bit: bool = option(False, "Store the projector's matrices that follow a norm in 8 bits (float8).")
 
 
 class ShrinkError(ValueError):
@@ -77,9 +79,9 @@ def low_rank(down: torch.Tensor, up: torch.Tensor, rank: int) -> tuple[torch.Ten
 
 def in_eight_bits(weights: dict[str, torch.Tensor]) -> None:
     """
-    Convert the projector's largest matrix to float8 (E4M3), in place.
+    Convert the projector's matrices that follow a norm to float8 (E4M3), in place.
 
-    float8 holds no number below 2**-9. The matrix is therefore multiplied by the largest power of two that keeps it in
+    float8 holds no number below 2**-9. A matrix is therefore multiplied by the largest power of two that keeps it in
     range, and the gain of the norm before it is divided by the same: their product changes by rounding alone.
 
     Raises:
@@ -89,10 +91,21 @@ def in_eight_bits(weights: dict[str, torch.Tensor]) -> None:
         raise ShrinkError(
             "--projector_8bit needs a projector with a norm before its first matrix (projector_pre_norm)."
         )
-    matrix = weights[PROJECTOR_MATRIX].float()
-    scale = torch.exp2(torch.floor(torch.log2(torch.finfo(EIGHT_BITS).max / matrix.abs().amax())))
-    weights[PROJECTOR_MATRIX] = (matrix * scale).to(EIGHT_BITS)
-    weights[PROJECTOR_GAIN] = weights[PROJECTOR_GAIN].float() / scale
+    for name, gain in eight_bit_matrices(weights).items():
+        matrix = weights[name].float()
+        scale = torch.exp2(torch.floor(torch.log2(torch.finfo(EIGHT_BITS).max / matrix.abs().amax())))
+        weights[name] = (matrix * scale).to(EIGHT_BITS)
+        weights[gain] = weights[gain].float() / scale
+
+
+def eight_bit_matrices(names: Iterable[str]) -> dict[str, str]:
+    """Return which of a checkpoint's weights can be stored in 8 bits, with the names of the gains before them."""
+    found = {PROJECTOR_MATRIX: PROJECTOR_GAIN}
+    for name in names:
+        for matrix, gain in MATRIX_AND_GAIN:
+            if name.startswith(PROJECTOR) and name.endswith(matrix):
+                found[name] = name.removesuffix(matrix) + gain
+    return found
 
 
 def shrink(

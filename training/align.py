@@ -21,6 +21,7 @@ from audiollm.corpora.examples import Example
 from audiollm.corpora.normalisers import NORMALISERS
 from audiollm.corpora.rows import ASSISTANT
 from audiollm.corpora.sources import Examples, settle_problems
+from audiollm.inference.letter_search import add_words
 from audiollm.inference.spoken_pieces import SpokenLetters, SpokenLexicon, piece_ids, spoken_form
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 from audiollm.projector import LETTER_FRAMES, PieceReadout, slot_counts
@@ -449,6 +450,7 @@ class AlignTrainer(AudioLlmTrainer):
             raise TrainingError(
                 "No clip can be aligned: each has several windows, or more word pieces than audio tokens."
             )
+        add_words(model, said)
         aligner = CtcAligner(model, self.vocabulary.token_ids, self.vocabulary.blank_id)
         self.frames_to_fit = [cache.load(key)[0] for (key,) in dataset["audio"][:CLIPS_TO_FIT]]
         if not known:

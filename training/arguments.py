@@ -28,6 +28,8 @@ CONFIG_FIELDS = (
     "projector_context_layers",
     "projector_readout",
     "projector_letters",
+    "projector_letter_width",
+    "projector_letter_layers",
     "lora_rank",
     "lora_alpha",
     "lora_dropout",
@@ -126,6 +128,10 @@ class ModelArguments:
         None,
         "Letters of a second CTC readout, which spells what is heard for n-best rescoring, such as "
         '"abcdefghijklmnopqrstuvwxyz\'"; none when not given. Only stage align trains it.',
+    )
+    projector_letter_width: int | None = option(None, "Width of the readout of letters; 320 when not given.")
+    projector_letter_layers: int | None = option(
+        None, "Gated convolutions of the readout of letters; 3 when not given."
     )
     lora_rank: int | None = option(None, "Rank of LoRA; 0 trains the projector alone; 16 when not given.")
     lora_alpha: float | None = option(None, "Scale of LoRA: its update counts alpha / rank; 32 when not given.")

@@ -20,6 +20,7 @@ from audiollm.corpora.examples import JSON_LINES_SUFFIX, ExamplesError, json_row
 from audiollm.corpora.prompts import PROMPT_TASKS
 from audiollm.corpora.rows import ASSISTANT
 from audiollm.corpora.sources import PARQUET_SUFFIX, load_table, parse_source, settle_problems
+from audiollm.inference.letter_search import add_words
 from audiollm.processing import AudioLlmProcessor
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 from tqdm.auto import tqdm
@@ -420,6 +421,7 @@ def build(prepared: Prepared, data: ReadData, held_out, training_arguments, own_
         )
     if not len(texts):
         raise TrainingError("No text is left to read.")
+    add_words(prepared.model, (text.spoken for text in data.texts))
     rows = texts
     if data.recordings is not None:
         recordings = data.recordings.dataset(ExampleEncoder(processor, cache, budget), seed, progress)

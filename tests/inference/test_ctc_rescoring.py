@@ -13,8 +13,9 @@ from audiollm import AudioLlmForConditionalGeneration, AudioLlmPipeline
 from audiollm.inference import ctc_rescoring, text_likelihood
 from audiollm.inference.answering import answer, ask
 from audiollm.inference.ctc_rescoring import DEFAULT_CTC_WEIGHT, Candidate, CtcRescorer, best_of
+from audiollm.inference.letter_search import add_words
 from audiollm.inference.recording_encoder import RecordingEncoder
-from audiollm.inference.spoken_pieces import spoken_form
+from audiollm.inference.spoken_pieces import SpokenLetters, spoken_form
 from audiollm.inference.streaming import StopWhenSet
 from audiollm.inference.transcribing import Transcriber, TranscribingSettings
 from tiny_models import hearing_model
@@ -118,14 +119,15 @@ def test_letters_have_a_say_where_the_model_reads_them(model, tiny_bases, tiny_p
         assert all(one.letter_logprob == pytest.approx(own[one.text], abs=1e-2) for one in row if one.text in own)
     readout = spelling.model.multi_modal_projector.letters
     with torch.inference_mode():
-        scores, _ = readout(inputs["encoded_audio"][:1], inputs["encoded_audio_lengths"][:1])
+        scores, slots = readout(inputs["encoded_audio"][:1], inputs["encoded_audio_lengths"][:1])
+    own_scores = scores[0, : int(slots[0])]
     for one in rows[0]:
         known = " abcdefghijklmnopqrstuvwxyz'"
         target = [1 + known.index(letter) for letter in spoken_form(one.text) if letter in known]
         loss = torch.nn.functional.ctc_loss(
-            scores[0][:, None], torch.tensor([target]), [len(scores[0])], [len(target)], reduction="sum"
+            own_scores[:, None], torch.tensor([target]), [len(own_scores)], [len(target)], reduction="sum"
         )
-        assert one.letter_logprob == pytest.approx(max(-loss.item(), -5.0 * len(target)), abs=1e-2)
+        assert one.letter_logprob == pytest.approx(-loss.item() if loss.isfinite() else -5.0 * len(target), abs=1e-2)
     # Fewer are the likeliest of all that the search has followed, letters counted, behind what the model has written.
     written, *own = rescorer.candidates(**inputs_of(spelling, tiny_processor, clips[:1]), bounds=BOUNDS[:1])[0]
     monkeypatch.setattr(ctc_rescoring, "NUM_CTC_CANDIDATES", 3)
@@ -137,9 +139,35 @@ def test_letters_have_a_say_where_the_model_reads_them(model, tiny_bases, tiny_p
     assert best_of(rows[0], 1.0).text in ("", max(heard, key=lambda one: one.letter_logprob).text)
 
 
-def test_texts_that_ctc_finds_hopeless_are_not_read(model, tiny_processor, clips) -> None:
+def test_texts_of_known_words_are_candidates(model, tiny_bases, tiny_processor, clips, monkeypatch) -> None:
+    monkeypatch.setattr(ctc_rescoring, "LETTER_WEIGHT", MUCH)
+    spelling = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
+        *tiny_bases, lora_rank=4, projector_readout="pieces", projector_letters="abcdefghijklmnopqrstuvwxyz'"
+    )
+    spelling.load_state_dict(model.state_dict(), strict=False)
     inputs = inputs_of(model, tiny_processor, clips[:1])
-    (candidates,) = CtcRescorer(model, tiny_processor.tokenizer, MUCH).candidates(**inputs, bounds=[9])
+    before = CtcRescorer(spelling, tiny_processor.tokenizer, 1.0).candidates(**inputs, bounds=[9])
+    add_words(spelling, ["zigzag"])
+    readout = spelling.model.multi_modal_projector.letters
+    with torch.no_grad():  # which hears nothing but letters of that word
+        readout.linear_out.weight.zero_()
+        readout.linear_out.bias.fill_(-20.0)
+        readout.linear_out.bias[[0, *SpokenLetters(spelling.config.projector_letters).encode("zigzag")]] = 0.0
+    rescorer = CtcRescorer(spelling, tiny_processor.tokenizer, MUCH)
+    after = rescorer.candidates(**inputs, bounds=[9])
+    assert "Zigzag" in {one.text for one in after[0]} - {one.text for one in before[0]}
+    scores = rescorer._heard_by_ctc(
+        *(inputs[name] for name in ("input_ids", "encoded_audio", "encoded_audio_lengths"))
+    )
+    silent = torch.full_like(scores[0][0], -30.0)
+    silent[:, rescorer.lexicon.encode("zigzag")] = 0.0
+    assert "zigzag" in rescorer.text_of(silent, num_texts=2, num_prefixes=2, letters=scores[1][0])
+
+
+def test_texts_that_ctc_finds_hopeless_are_not_read(model, tiny_processor, clips, monkeypatch) -> None:
+    monkeypatch.setattr(ctc_rescoring, "HOPELESS_NATS", 0.0)
+    inputs = inputs_of(model, tiny_processor, clips[:1])
+    (candidates,) = CtcRescorer(model, tiny_processor.tokenizer, 1.0).candidates(**inputs, bounds=[9])
     best = max(one.ctc_logprob for one in candidates)
     assert [math.isfinite(one.lm_logprob) for one in candidates] == [one.ctc_logprob == best for one in candidates]
 

@@ -10,8 +10,8 @@ from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.publishing.shrink import (
     EIGHT_BITS,
     PROJECTOR_GAIN,
-    PROJECTOR_MATRIX,
     ShrinkError,
+    eight_bit_matrices,
     low_rank,
     main,
     shrink,
@@ -93,16 +93,25 @@ def test_precision_and_rank_are_those_asked_for(checkpoint: Path, tmp_path: Path
     assert "/home/me" not in (tmp_path / "small" / "config.json").read_text()
 
 
-def test_eight_bits_round_the_projector_and_nothing_else(checkpoint: Path, tmp_path: Path) -> None:
+def test_eight_bits_round_the_projector_and_nothing_else(tiny_bases, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shape = {"projector_context_layers": 1, "projector_readout": "pieces", "projector_letters": "ab"}
+    AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, **shape).save_pretrained(
+        tmp_path / "whole"
+    )
+    checkpoint = tmp_path / "whole"
     main([f"--model={checkpoint}", f"--output_dir={tmp_path / 'small'}", "--dtype=float32", "--projector_8bit"])
     small, whole = load_file(tmp_path / "small" / WEIGHTS), load_file(checkpoint / WEIGHTS)
     changed = {name for name in whole if not torch.equal(small[name].float(), whole[name].float())}
-    assert changed == {PROJECTOR_MATRIX, PROJECTOR_GAIN} and small[PROJECTOR_MATRIX].dtype == EIGHT_BITS
-    products = [each[PROJECTOR_MATRIX].float() * each[PROJECTOR_GAIN].float() for each in (small, whole)]
-    assert (products[0] - products[1]).norm() < MAX_ROUNDING * products[1].norm()
+    pairs = eight_bit_matrices(whole)
+    # The first matrix, that of one context block, and of the readout of letters the first and those of three blocks.
+    assert len(pairs) == 6 and changed == {*pairs, *pairs.values()}
     model = AudioLlmForConditionalGeneration.from_pretrained(tmp_path / "small")
-    loaded = model.model.multi_modal_projector.linear_1.weight
-    torch.testing.assert_close(loaded.float(), small[PROJECTOR_MATRIX].float())
+    for matrix, gain in pairs.items():
+        assert small[matrix].dtype == EIGHT_BITS
+        products = [each[matrix].float() * each[gain].float() for each in (small, whole)]
+        assert (products[0] - products[1]).norm() < MAX_ROUNDING * products[1].norm()
+        torch.testing.assert_close(model.get_parameter(matrix).float(), small[matrix].float())
     del whole[PROJECTOR_GAIN]
     save_file(whole, checkpoint / WEIGHTS, metadata={"format": "pt"})
     with pytest.raises(ShrinkError, match="projector_pre_norm"):

@@ -242,6 +242,7 @@ def test_letters_are_learned_beside_pieces_and_are_frozen_again(cache, keys, tin
         spelled.append("".join(" abcd"[one - 1] for one in classes.tolist() if one))
     assert spelled == TRANSCRIPTS
     assert not any(weight.requires_grad for weight in letters.parameters())
+    assert set(letters.known_words()) == {word for text in TRANSCRIPTS for word in text.split()}
 
 
 def test_letters_that_cannot_be_spelled_do_not_count(cache, keys, tiny_bases, tiny_processor) -> None:

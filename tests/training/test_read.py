@@ -8,6 +8,7 @@ import pytest
 import runs
 import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
+from audiollm.inference.spoken_pieces import spoken_form
 from audiollm.training.arguments import AudioLlmTrainingArguments
 from audiollm.training.batching import BatchBudget
 from audiollm.training.collator import AudioLlmCollator
@@ -75,6 +76,14 @@ def test_it_learns_to_read_without_any_recording(run, aligned, tmp_path, capsys)
     assert PosteriorBank.load(tmp_path / "run" / BANK_FILE).counts.tolist() == (
         PosteriorBank.load(aligned / BANK_FILE).counts.tolist()
     )
+
+
+def test_letters_are_searched_for_the_words_of_the_texts(run, tiny_bases, tmp_path) -> None:
+    letters = {"projector_letters": "abcdefghijklmnopqrstuvwxyz'"}
+    main(run("--max_steps", "1", model=save_aligned(tmp_path / "spelling", tiny_bases, **letters)))
+    model = AudioLlmForConditionalGeneration.from_pretrained(tmp_path / "run")
+    words = {word for sentence in SENTENCES for word in spoken_form(sentence).split()}
+    assert set(model.model.multi_modal_projector.letters.known_words()) == words
 
 
 @pytest.mark.slow
