@@ -30,9 +30,10 @@ NUM_CTC_CANDIDATES = 32
 #: development clips, as is the weight of CTC's log-likelihood beside the language model's.
 TOKEN_BONUS = 1.5
 DEFAULT_CTC_WEIGHT = 2.0
-#: Weight of the letters' log-likelihood beside that of word pieces, where the model reads letters; and what a letter of a text
-#: counts, in nats, that has more letters than slots: it is not impossible for that.
-LETTER_WEIGHT, NO_ROOM_LOGPROB = 0.25, -5.0
+#: Where the model reads letters, what the log-likelihoods of word pieces and of letters count: both are of the same sound.
+PIECE_SHARE, LETTER_SHARE = 0.35, 0.26
+#: What a letter counts, in nats, of a text that has more letters than slots: it is not impossible for that.
+NO_ROOM_LOGPROB = -5.0
 #: Texts of known words that are searched for in the letters, beside those of word pieces.
 NUM_LETTER_CANDIDATES = 32
 #: By so many nats a text may be less likely to CTC than the likeliest and still be read by the language model.
@@ -52,7 +53,7 @@ class Candidate:
         is_finished: whether it ends by itself, not at the bound on new tokens.
         ctc_logprob: of its spoken form, in nats; minus infinity where the slots are too few for it.
         num_pieces: of its spoken form.
-        letter_logprob: of its spoken form's letters, in nats; 0 where the model reads none.
+        letter_logprob: of its spoken form's letters, in nats; None where the model reads none.
         lm_logprob: the base language model's of its spoken form, as an answer without question or audio, in nats.
         num_lm_tokens: of that sentence.
         num_context_pieces: of the context words that it holds.
@@ -63,7 +64,7 @@ class Candidate:
     is_finished: bool
     ctc_logprob: float = math.nan
     num_pieces: int = 0
-    letter_logprob: float = 0.0
+    letter_logprob: float | None = None
     lm_logprob: float = math.nan
     num_lm_tokens: int = 0
     num_context_pieces: int = 0
@@ -75,8 +76,10 @@ class Candidate:
 
     @property
     def heard_logprob(self) -> float:
-        """Log-likelihood of the text for word pieces and letters together, in nats."""
-        return self.ctc_logprob + LETTER_WEIGHT * self.letter_logprob
+        """Log-likelihood of the text for CTC, in nats: that of word pieces, or of word pieces and letters, weighed."""
+        if self.letter_logprob is None:
+            return self.ctc_logprob
+        return PIECE_SHARE * self.ctc_logprob + LETTER_SHARE * self.letter_logprob
 
     @property
     def language_score(self) -> float:
@@ -220,8 +223,8 @@ class CtcRescorer:
                 found[row].setdefault(one.text, one)
         candidates = [list(each.values()) for each in found]
         scored = []
-        for row, scores, letter_scores in zip(candidates, heard, letters):
-            written, *own = self._with_ctc(row, scores, letter_scores)
+        for texts, scores, letter_scores in zip(candidates, heard, letters):
+            written, *own = self._with_ctc(texts, scores, letter_scores)
             if self.letters is not None:
                 own.sort(key=lambda one: one.heard_logprob, reverse=True)
             scored.append([written, *own[:NUM_CTC_CANDIDATES]])
@@ -299,10 +302,10 @@ class CtcRescorer:
         """Return texts of known words that fit the letters; none where the model has no list of words."""
         return [] if scores is None or self.words is None else self.words.search(scores, num_texts)
 
-    def _letter_logprobs(self, scores: torch.Tensor | None, texts: Sequence[str]) -> list[float]:
-        """Return the log-likelihood of each text's letters; 0 where the model reads none."""
+    def _letter_logprobs(self, scores: torch.Tensor | None, texts: Sequence[str]) -> list[float] | list[None]:
+        """Return the log-likelihood of each text's letters; None where the model reads none."""
         if scores is None or self.letters is None:
-            return [0.0] * len(texts)
+            return [None] * len(texts)
         classes = [self.letters.encode(text) for text in texts]
         found = ctc_log_likelihoods(scores, classes)
         return [one if math.isfinite(one) else NO_ROOM_LOGPROB * len(said) for one, said in zip(found, classes)]

@@ -110,7 +110,7 @@ def test_letters_have_a_say_where_the_model_reads_them(model, tiny_bases, tiny_p
     spelling.load_state_dict(model.state_dict(), strict=False)
     inputs = inputs_of(model, tiny_processor, clips)
     plain = CtcRescorer(model, tiny_processor.tokenizer, 1.0).candidates(**inputs, bounds=BOUNDS)
-    assert {one.letter_logprob for row in plain for one in row} == {0.0}
+    assert {one.letter_logprob for row in plain for one in row} == {None}
     rescorer = CtcRescorer(spelling, tiny_processor.tokenizer, 1.0)
     rows = rescorer.candidates(**inputs, bounds=BOUNDS)
     for row, clip in zip(rows, clips):  # as those of the clip alone
@@ -134,13 +134,13 @@ def test_letters_have_a_say_where_the_model_reads_them(model, tiny_bases, tiny_p
     fewer = rescorer.candidates(**inputs_of(spelling, tiny_processor, clips[:1]), bounds=BOUNDS[:1])[0]
     assert [one.text for one in fewer] == [one.text for one in (written, *own[:3])]
     assert own == sorted(own, key=lambda one: one.heard_logprob, reverse=True) and len(own) > 3
-    monkeypatch.setattr(ctc_rescoring, "LETTER_WEIGHT", MUCH)
+    monkeypatch.setattr(ctc_rescoring, "LETTER_SHARE", MUCH)
     heard = [one for one in rows[0] if spoken_form(one.text)]
     assert best_of(rows[0], 1.0).text in ("", max(heard, key=lambda one: one.letter_logprob).text)
 
 
 def test_texts_of_known_words_are_candidates(model, tiny_bases, tiny_processor, clips, monkeypatch) -> None:
-    monkeypatch.setattr(ctc_rescoring, "LETTER_WEIGHT", MUCH)
+    monkeypatch.setattr(ctc_rescoring, "LETTER_SHARE", MUCH)
     spelling = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
         *tiny_bases, lora_rank=4, projector_readout="pieces", projector_letters="abcdefghijklmnopqrstuvwxyz'"
     )
