@@ -81,6 +81,10 @@ class Candidate:
             return self.ctc_logprob
         return PIECE_SHARE * self.ctc_logprob + LETTER_SHARE * self.letter_logprob
 
+    def ctc_score(self, ctc_weight: float) -> float:
+        """Return what speaks for the text without the language model: CTC's log-likelihood, weighed, and context words."""
+        return ctc_weight * self.heard_logprob + RESCORING_BONUS * self.num_context_pieces
+
     @property
     def language_score(self) -> float:
         """The language model's log-probability, made up for the text's length."""
@@ -89,8 +93,7 @@ class Candidate:
     def score(self, ctc_weight: float) -> tuple[bool, float]:
         """Return the joint score. Texts that do not fit into the audio tokens come after all that do."""
         possible = math.isfinite(self.ctc_logprob)
-        ctc = ctc_weight * self.heard_logprob if possible else 0.0
-        return possible, self.language_score + ctc + RESCORING_BONUS * self.num_context_pieces
+        return possible, self.language_score + (self.ctc_score(ctc_weight) if possible else 0.0)
 
 
 def default_ctc_weight(config) -> float:
@@ -226,7 +229,7 @@ class CtcRescorer:
         for texts, scores, letter_scores in zip(candidates, heard, letters):
             written, *own = self._with_ctc(texts, scores, letter_scores)
             if self.letters is not None:
-                own.sort(key=lambda one: one.heard_logprob, reverse=True)
+                own.sort(key=lambda one: one.ctc_score(self.ctc_weight), reverse=True)
             scored.append([written, *own[:NUM_CTC_CANDIDATES]])
         return self._with_language(scored)
 

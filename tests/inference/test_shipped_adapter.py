@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 MAX_MB = 21
-DTYPES = {torch.bfloat16, torch.float8_e4m3fn, torch.bool}
+DTYPES = {torch.bfloat16, torch.float8_e4m3fn, torch.bool, torch.uint8}
 #: Clips of these seconds, which it was made for; and half the words, which nobody gets right by guessing.
 CLIP_SECONDS, NUM_CLIPS = (1.5, 3.0), 2
 MAX_WORD_ERROR = 0.5
