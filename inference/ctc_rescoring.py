@@ -19,7 +19,7 @@ from .answer_ends import AnswerEnds
 from .context_words import RESCORING_BONUS, ContextTrie
 from .ctc_alignment import letter_log_probabilities, slot_log_probabilities, spoken_lexicon
 from .ctc_search import NUM_PREFIXES, ctc_log_likelihoods, prefix_beam_search
-from .letter_search import word_trie
+from .letter_search import NUM_FOLLOWED, word_trie
 from .spoken_pieces import SpokenLetters, spoken_form
 from .text_likelihood import text_logprobs
 
@@ -253,7 +253,9 @@ class CtcRescorer:
             letters: log-probabilities of the same stretch's letters, `(slots, 2 + letters)`, where the model reads them.
         """
         found = prefix_beam_search(log_probabilities, num_texts, num_prefixes, context=self.context)
-        texts = [self.lexicon.decode(classes) for classes, _ in found] + self._found_in_letters(letters, num_texts)
+        texts = [self.lexicon.decode(classes) for classes, _ in found] + self._found_in_letters(
+            letters, num_texts, num_prefixes
+        )
         unscored = [Candidate(text, (), True) for text in dict.fromkeys(texts)]
         candidates = self._with_ctc(unscored, log_probabilities, letters)
         if len(candidates) > 1:
@@ -301,9 +303,11 @@ class CtcRescorer:
             for one, said, ctc_logprob, letter_logprob in zip(candidates, classes, logprobs, letter_logprobs)
         ]
 
-    def _found_in_letters(self, scores: torch.Tensor | None, num_texts: int) -> list[str]:
+    def _found_in_letters(
+        self, scores: torch.Tensor | None, num_texts: int, num_followed: int = NUM_FOLLOWED
+    ) -> list[str]:
         """Return texts of known words that fit the letters; none where the model has no list of words."""
-        return [] if scores is None or self.words is None else self.words.search(scores, num_texts)
+        return [] if scores is None or self.words is None else self.words.search(scores, num_texts, num_followed)
 
     def _letter_logprobs(self, scores: torch.Tensor | None, texts: Sequence[str]) -> list[float] | list[None]:
         """Return the log-likelihood of each text's letters; None where the model reads none."""

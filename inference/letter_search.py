@@ -54,13 +54,14 @@ class WordTrie:
             self.begun[node] = max(self.begun[node], worth)
         self.word[node] = max(self.word[node], worth)
 
-    def search(self, log_probabilities: torch.Tensor, num_best: int) -> list[str]:
+    def search(self, log_probabilities: torch.Tensor, num_best: int, num_followed: int = NUM_FOLLOWED) -> list[str]:
         """
         Return the likeliest texts of the words, by a prefix beam search (Hannun et al. 2014, arXiv:1408.2873).
 
         Args:
             log_probabilities: of the letters, `(slots, 2 + letters)`, the blank and the space first.
             num_best: how many to return at most.
+            num_followed: texts that are followed at once.
         """
         # Of each text: its log-probability with a blank at the end and without one, its node, and what its words add.
         followed: list[tuple[str, tuple[float, float, int, float]]] = [("", (0.0, NEVER, 0, 0.0))]
@@ -81,7 +82,7 @@ class WordTrie:
                         following, worth = self.children.get((node, letter), -1), 0.0
                     if before > NEVER and worth > NEVER and following >= 0:
                         _grow(grown, text + letter, NEVER, before + logprob, following, words + worth)
-            followed = sorted(grown.items(), key=self._rank, reverse=True)[:NUM_FOLLOWED]
+            followed = sorted(grown.items(), key=self._rank, reverse=True)[:num_followed]
         found: dict[str, float] = {}
         for text, (ends_blank, ends_letter, node, words) in followed:
             score = _log_add(ends_blank, ends_letter) + words + (self.word[node] if node else 0.0)

@@ -21,7 +21,6 @@ def worth(rank: int) -> float:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_likeliest_texts_of_the_words_are_found(seed, monkeypatch) -> None:
-    monkeypatch.setattr(letter_search, "NUM_FOLLOWED", 100_000)
     monkeypatch.setattr(letter_search, "LEAST_LOGPROB", -math.inf)
     scores = (2 * torch.randn(7, 5, generator=torch.Generator().manual_seed(seed))).log_softmax(dim=-1)
     ranks = {word: rank for rank, word in enumerate(WORDS) if LETTERS.covers(word)}
@@ -37,8 +36,9 @@ def test_the_likeliest_texts_of_the_words_are_found(seed, monkeypatch) -> None:
         for text, first, second, more in zip(texts, whole, spaced, added)
     }
     best = sorted((text for text in expected if expected[text] > -math.inf), key=expected.get, reverse=True)
-    assert WordTrie(LETTERS, WORDS).search(scores, 6) == best[:6]
-    assert WordTrie(LETTERS, WORDS).search(scores, 2) == best[:2]
+    assert WordTrie(LETTERS, WORDS).search(scores, 6, 100_000) == best[:6]
+    assert WordTrie(LETTERS, WORDS).search(scores, 2, 100_000) == best[:2]
+    assert WordTrie(LETTERS, WORDS).search(scores, 6, 2) != best[:6]
 
 
 def spelled(text: str) -> torch.Tensor:
