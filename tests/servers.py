@@ -50,7 +50,7 @@ class Command:
 def command(folder: Path, *arguments: object, **environment: str) -> Iterator[Command]:
     """`audiollm serve` with options, from when it says where it serves."""
     log_path = folder / "serve.log"
-    call = [sys.executable, "-m", "audiollm.inference", "serve", "--port", "0", *map(str, arguments)]
+    call = [sys.executable, "-m", "audiollm.inference.serve", "--port", "0", *map(str, arguments)]
     with open(log_path, "w") as log:
         process = subprocess.Popen(
             call,
