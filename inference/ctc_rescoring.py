@@ -179,6 +179,7 @@ class CtcRescorer:
         bounds: Sequence[int],
         adapter_names: list[str | None] | None = None,
         stop: StoppingCriteria | None = None,
+        before: Sequence[str] = (),
     ) -> list[list[Candidate]]:
         """
         Return candidates of each row, scored by both: the language model's greedy answer, and CTC's likeliest.
@@ -191,6 +192,7 @@ class CtcRescorer:
             bounds: new tokens that each row may have.
             adapter_names: one per row; see the model.
             stop: ends the writing early, from outside; there is one candidate then, what was written, without scores.
+            before: text that was said before each row, which the language model reads first; empty for nothing.
 
         Raises:
             ValueError: a row has no audio.
@@ -231,7 +233,7 @@ class CtcRescorer:
             if self.letters is not None:
                 own.sort(key=lambda one: one.ctc_score(self.ctc_weight), reverse=True)
             scored.append([written, *own[:NUM_CTC_CANDIDATES]])
-        return self._with_language(scored)
+        return self._with_language(scored, before)
 
     @torch.inference_mode()
     def text_of(
@@ -259,13 +261,13 @@ class CtcRescorer:
         unscored = [Candidate(text, (), True) for text in dict.fromkeys(texts)]
         candidates = self._with_ctc(unscored, log_probabilities, letters)
         if len(candidates) > 1:
-            (candidates,) = self._with_language([candidates], before)
+            (candidates,) = self._with_language([candidates], [before])
         text = best_of(candidates, self.ctc_weight).text
         return text if self.context is None else self.context.spelled(text)
 
-    def _with_language(self, rows: list[list[Candidate]], before: str = "") -> list[list[Candidate]]:
+    def _with_language(self, rows: list[list[Candidate]], before: Sequence[str] = ()) -> list[list[Candidate]]:
         """
-        Return the candidates with the language model's scores, behind a text that all go on from.
+        Return the candidates with the language model's scores, behind the text that those of each row go on from.
 
         One that CTC finds hopeless, such as an answer that repeats itself up to its bound, is not read: its log-probability
         is minus infinity. It may be longer than all others together.
@@ -274,7 +276,10 @@ class CtcRescorer:
         for row in rows:
             best = max(one.heard_logprob for one in row)
             lasting.append([best - one.heard_logprob <= HOPELESS_NATS for one in row])
-        sentences = [[self._sentence(one, before) for one in row] for row in rows]
+        sentences = [
+            [self._sentence(one, text) for one in row]
+            for row, text in zip(rows, before or [""] * len(rows), strict=True)
+        ]
         read = [[ids for ids, lasts in zip(*each) if lasts] for each in zip(sentences, lasting)]
         found = iter([one for each in text_logprobs(self.model, [self._beginning] * len(rows), read) for one in each])
         return [

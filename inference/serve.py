@@ -109,7 +109,8 @@ class ServeArguments(LoadingArguments):
 
         window = {} if self.window_seconds is None else {"window_seconds": self.window_seconds}
         transcribing = TranscribingSettings(**{**(stored or {}), **window}, voice_activity=self.voice_activity == "on")
-        check_window(transcribing.window_seconds, longest_window_s, "--window_seconds")
+        if transcribing.window_seconds is not None:
+            check_window(transcribing.window_seconds, longest_window_s, "--window_seconds")
         same = ("api_key", "max_upload_mb", "max_audio_seconds", "max_new_tokens", "max_requests")
         return ServingSettings(
             name=name,

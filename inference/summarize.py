@@ -32,7 +32,7 @@ from .options import (
 )
 from .recordings import header_seconds, local_file, read_blocks
 from .session import AnswerMemoryError
-from .transcribing import Failure, Heard, PartialTranscript
+from .transcribing import Failure, PartialTranscript, Phrase
 from .transcripts import with_ending
 
 PARTIAL_ENDING, ENDINGS = "parts.partial.jsonl", ("txt", "json")
@@ -101,11 +101,11 @@ def answer(
             def on_part(part: PartAnswer) -> None:
                 bar.update((part.end - part.start) / rate)
                 if partial is not None and not part.reason and partial.get(part.start, part.end) is None:
-                    partial.add({(part.start, part.end): Heard(part.text, part.is_cut_off)})
+                    partial.add({(part.start, part.end): [Phrase(part.text, part.is_cut_off)]})
 
             def known(start: int, end: int) -> tuple[str, bool] | None:
                 heard = None if partial is None else partial.get(start, end)
-                return None if heard is None else (heard.text, heard.is_cut_off)
+                return None if heard is None else heard[0][:2]
 
             return in_parts.answer(read_blocks(path, rate, recording), known, on_part)
 

@@ -22,8 +22,10 @@ from .ctc_rescoring import DEFAULT_CTC_WEIGHT
 from .loading import check_device, find_checkpoint, load_generation_config, load_processor
 from .options import LoadingArguments, Source, check_positive, find_recordings, output_stems, run_over_recordings
 from .transcribing import (
+    SHORT_WINDOW_SECONDS,
     STORED_SETTINGS,
     TRANSCRIBE_PROMPT,
+    WINDOW_SECONDS,
     Failure,
     Transcriber,
     TranscribingSettings,
@@ -44,9 +46,9 @@ from .transcripts import (
 
 PARTIAL_ENDING = "partial.jsonl"
 WINDOW_HELP = (
-    "Longest window that is transcribed at once, at most 30; windows are cut at pauses. Best is the length of the training "
-    f"data. By default that of the checkpoint ({STORED_SETTINGS} in generation_config.json), or "
-    f"{TranscribingSettings.window_seconds:g}."
+    "Longest window that the encoder hears at once, at most 30; windows are cut at pauses. By default that of the checkpoint "
+    f"({STORED_SETTINGS} in generation_config.json), or {WINDOW_SECONDS:g} with CTC, which finds the phrases in it, and "
+    f"{SHORT_WINDOW_SECONDS:g} without; best is then the length of the training data."
 )
 
 
@@ -147,7 +149,8 @@ class TranscribeArguments(LoadingArguments):
             timestamps=self.timestamps,
             context=self.context_words,
         )
-        check_window(settings.window_seconds, longest_window_s, "--window_seconds")
+        if settings.window_seconds is not None:
+            check_window(settings.window_seconds, longest_window_s, "--window_seconds")
         return settings
 
 

@@ -19,6 +19,7 @@ from audiollm.checkpoints import fingerprint
 from audiollm.command_line.files import Journal, sha256_of
 from audiollm.command_line.interruption import check_interrupted
 from audiollm.projector import slot_counts
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
@@ -28,10 +29,12 @@ from .ctc_alignment import (
     SECONDS_PER_FRAME,
     align_words,
     check_readout,
+    letter_log_probabilities,
     slot_log_probabilities,
     spoken_lexicon,
 )
 from .ctc_rescoring import CtcRescorer, default_ctc_weight
+from .phrases import PHRASE_SECONDS, phrase_ends
 from .recordings import header_seconds, local_file, read_blocks
 from .session import model_lock
 from .streaming import StopWhenSet
@@ -42,12 +45,14 @@ from .windows import RISE_DB, Window, cut_into_windows
 MAX_TOKENS_PER_SECOND, SPARE_TOKENS = 25, 16
 #: Audio that is held to be sorted by length: ten minutes are 38 MB. More where two batches are longer.
 POOL_SECONDS, POOL_BATCHES = 600, 2
+#: Longest window by default: of a model that has CTC posteriors, and of one that has none.
+WINDOW_SECONDS, SHORT_WINDOW_SECONDS = 25.0, 5.0
 #: Shorter windows would hold no phrase.
 MIN_WINDOW_SECONDS = 1.0
 #: Reason for leaving out a window below `min_logprob`.
 UNSURE = "the model is not sure of any words"
 #: Raise it when a change here changes transcripts: partial transcripts are then begun anew.
-TRANSCRIBING_REVISION = 5
+TRANSCRIBING_REVISION = 6
 #: Field of a checkpoint's generation configuration with its own settings, and the kinds of those that it may hold.
 STORED_SETTINGS = "audiollm_transcribe"
 STORED_KINDS: dict[str, type | tuple[type, ...]] = {
@@ -59,11 +64,20 @@ STORED_KINDS: dict[str, type | tuple[type, ...]] = {
 FORMER_SETTING = "carry_context"
 
 
-class Heard(NamedTuple):
-    """Text of a window, whether it was stopped at its bound on new tokens, and its words with times from its beginning."""
+class Phrase(NamedTuple):
+    """
+    Text of a part of a window.
+
+    Attributes:
+        is_cut_off: whether it was stopped at its bound on new tokens.
+        start_s, end_s: seconds from the window's beginning; the end is None where it is that of the window.
+        words: with times from the window's beginning.
+    """
 
     text: str
     is_cut_off: bool
+    start_s: float = 0.0
+    end_s: float | None = None
     words: tuple[Word, ...] = ()
 
 
@@ -74,11 +88,11 @@ class TranscribingSettings:
 
     Attributes:
         prompt: the question about each window, with one `<audio>` or none.
-        window_seconds: longest window. A model hears windows best that are as long as its training data. A checkpoint may
-            hold its own value; see [`stored_settings`].
+        window_seconds: longest window. A checkpoint may hold its own value; see [`stored_settings`]. None is
+            [`default_window_seconds`].
         voice_activity: leave out stretches without a voice; see [`windows.detect_voice`] for `voice_rise_db`.
         batch_size: windows at a time.
-        max_new_tokens: bound on the text of one window; that of short windows is lower.
+        max_new_tokens: bound on the text of one phrase; that of short ones is lower.
         min_logprob: leave out windows whose tokens have a lower mean log-probability (with `ctc_weight`, CTC's of their word
             pieces): sounds that the gate takes for speech.
         ctc_weight: weight of CTC in n-best rescoring of candidates of the language model and of CTC; 0 decodes greedily.
@@ -89,7 +103,7 @@ class TranscribingSettings:
     """
 
     prompt: str = TRANSCRIBE_PROMPT
-    window_seconds: float = 5.0
+    window_seconds: float | None = None
     voice_activity: bool = True
     voice_rise_db: float = RISE_DB
     batch_size: int = 8
@@ -98,6 +112,15 @@ class TranscribingSettings:
     ctc_weight: float | None = None
     timestamps: str = SEGMENT
     context: tuple[str, ...] = ()
+
+
+def default_window_seconds(config) -> float:
+    """
+    Return the longest window of a model with this configuration: long where CTC finds the phrases in it, or else short.
+
+    Without, a model hears windows best that are as long as its training data; see [`stored_settings`].
+    """
+    return WINDOW_SECONDS if config.projector_readout == "pieces" else SHORT_WINDOW_SECONDS
 
 
 def stored_settings(generation_config: Any) -> dict[str, Any]:
@@ -170,20 +193,19 @@ class PartialTranscript:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, start: int, end: int) -> Heard | None:
-        """Return the text of the window between two samples; None if it is not known."""
+    def get(self, start: int, end: int) -> list[Phrase] | None:
+        """Return the phrases of the window between two samples; None if they are not known."""
         entry = self._entries.get((start, end))
         if entry is None:
             return None
-        return Heard(entry["text"], entry["is_cut_off"], tuple(Word(*word) for word in entry.get("words", ())))
+        return [Phrase(*rest, tuple(Word(*word) for word in words)) for *rest, words in entry["phrases"]]
 
-    def add(self, windows: Mapping[tuple[int, int], Heard]) -> None:
+    def add(self, windows: Mapping[tuple[int, int], Sequence[Phrase]]) -> None:
         """Write windows by their first and last sample; they are on disk when this returns."""
         new: list[dict[str, Any]] = []
-        for (start, end), (text, is_cut_off, words) in windows.items():
-            new.append({"start": start, "end": end, "text": text, "is_cut_off": is_cut_off})
-            if words:
-                new[-1]["words"] = [astuple(word) for word in words]
+        for (start, end), phrases in windows.items():
+            told = [[*one[:-1], [list(astuple(word)) for word in one.words]] for one in phrases]
+            new.append({"start": start, "end": end, "phrases": told})
             self._entries[start, end] = new[-1]
         if not self._is_begun():
             self.journal.path.unlink(missing_ok=True)
@@ -192,7 +214,7 @@ class PartialTranscript:
 
 
 def _is_window(entry: dict[str, Any]) -> bool:
-    kinds = {"start": int, "end": int, "text": str, "is_cut_off": bool}
+    kinds = {"start": int, "end": int, "phrases": list}
     return all(isinstance(entry.get(name), kind) for name, kind in kinds.items())
 
 
@@ -225,7 +247,7 @@ class _Job:
     made_with: dict[str, Any] = field(default_factory=dict)
     partial: PartialTranscript | None = None
     spans: list[tuple[int, int]] = field(default_factory=list)
-    heard: dict[tuple[int, int], Heard] = field(default_factory=dict)
+    heard: dict[tuple[int, int], Sequence[Phrase]] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
     samples: int = 0
     told: int = 0
@@ -264,7 +286,14 @@ class Transcriber:
         settings = settings or TranscribingSettings(**stored_settings(model.generation_config))
         if settings.ctc_weight is None:
             settings = replace(settings, ctc_weight=default_ctc_weight(model.config))
-        check_window(settings.window_seconds, processor.window_samples / processor.sampling_rate)
+        longest_window_s = processor.window_samples / processor.sampling_rate
+        self._window_s = (
+            settings.window_seconds
+            if settings.window_seconds is not None
+            else min(default_window_seconds(model.config), longest_window_s)
+        )
+        settings = replace(settings, window_seconds=self._window_s)
+        check_window(self._window_s, longest_window_s)
         check_timestamps(settings.timestamps, model.config)
         self.settings = settings
         self.model_name = model_name
@@ -362,7 +391,7 @@ class Transcriber:
     def _sorted_by_length(self, in_order: bool) -> Iterator[None]:
         """Transcribe windows of all recordings one after the other; those of ten minutes are sorted by length."""
         settings, rate = self.settings, self.processor.sampling_rate
-        pool_seconds = max(POOL_SECONDS, POOL_BATCHES * settings.batch_size * settings.window_seconds)
+        pool_seconds = max(POOL_SECONDS, POOL_BATCHES * settings.batch_size * self._window_s)
         most = settings.batch_size if in_order else int(pool_seconds * rate)
         pool: list[tuple[_Job, Window]] = []
         held = 0
@@ -392,7 +421,7 @@ class Transcriber:
                     job.partial = PartialTranscript(job.partial_path, job.made_with)
                 blocks = read_blocks(path, rate, job.audio)
                 for window in cut_into_windows(
-                    blocks, rate, settings.window_seconds, settings.voice_activity, settings.voice_rise_db
+                    blocks, rate, self._window_s, settings.voice_activity, settings.voice_rise_db
                 ):
                     job.samples = window.end
                     if window.waveform is None:
@@ -416,7 +445,7 @@ class Transcriber:
             heard = self._hear([window.waveform for _, window in batch if window.waveform is not None])
             known = [old or new for old, new in zip(known, heard)]
             self._seconds_heard += sum(window.end_s - window.start_s for _, window in batch)
-        new_of: dict[_Job, dict[tuple[int, int], Heard]] = {}
+        new_of: dict[_Job, dict[tuple[int, int], Sequence[Phrase]]] = {}
         for (job, window), result in zip(batch, known):
             assert result is not None
             if _recall(job, window) is None:
@@ -432,18 +461,21 @@ class Transcriber:
     def _new_passages(self, job: _Job) -> Iterator[Passage]:
         """Yield passages that have not been given, up to the first window that is not transcribed yet."""
         while job.told < len(job.spans) and job.spans[job.told] in job.heard:
-            yield self._passage(job, job.spans[job.told])
+            yield from self._passages(job, job.spans[job.told])
             job.told += 1
 
-    def _passage(self, job: _Job, span: tuple[int, int]) -> Passage:
-        rate = self.processor.sampling_rate
-        start_s, end_s = span[0] / rate, span[1] / rate
-        text, is_cut_off, heard = job.heard[span]
-        words = tuple(
-            replace(one, start_s=round(start_s + one.start_s, 3), end_s=round(min(start_s + one.end_s, end_s), 3))
-            for one in heard
-        )
-        return Passage(start_s, end_s, text, is_cut_off, words)
+    def _passages(self, job: _Job, span: tuple[int, int]) -> list[Passage]:
+        """Return the phrases of a window with times from the recording's beginning."""
+        begin_s, window_end_s = (sample / self.processor.sampling_rate for sample in span)
+        passages = []
+        for text, is_cut_off, start_s, phrase_end_s, words in job.heard[span]:
+            end_s = window_end_s if phrase_end_s is None else begin_s + phrase_end_s
+            timed = (
+                replace(one, start_s=round(begin_s + one.start_s, 3), end_s=round(min(begin_s + one.end_s, end_s), 3))
+                for one in words
+            )
+            passages.append(Passage(begin_s + start_s, end_s, text, is_cut_off, tuple(timed)))
+        return passages
 
     def _refuse_when_stopped(self) -> None:
         if self._stop.is_set():
@@ -454,28 +486,66 @@ class Transcriber:
         self._bar.update(window.end_s - window.start_s)
 
     @torch.inference_mode()
-    def _hear(self, waveforms: list[np.ndarray]) -> list[Heard]:
-        """Return the transcripts of waveforms `(samples,)`."""
-        rate, settings = self.processor.sampling_rate, self.settings
-        bounds = [
-            min(settings.max_new_tokens, SPARE_TOKENS + MAX_TOKENS_PER_SECOND * len(waveform) // rate)
-            for waveform in waveforms
-        ]
-        conversations = [ask(settings.prompt, waveform) for waveform in waveforms]
+    def _hear(self, waveforms: list[np.ndarray]) -> list[list[Phrase]]:
+        """Return the phrases of windows, waveforms `(samples,)`: the first ones of all together, then the second ones."""
+        config = self.model.config
+        conversations = [ask(self.settings.prompt, waveform) for waveform in waveforms]
         inputs = self.processor.apply_chat_template(
             conversations, tokenize=True, add_generation_prompt=True, padding_side="left"
         ).to(self.model.device)
+        prompts = [ids[mask.bool()].tolist() for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"])]
         with model_lock(self.model):
             encoded, lengths = self.model.model.encode_audio(inputs["input_features"], inputs["input_features_mask"])
-        texts = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        heard = (self._greedy if self._rescorer is None else self._rescored)(
-            {**texts, "encoded_audio": encoded, "encoded_audio_lengths": lengths}, bounds
-        )
-        self._refuse_when_stopped()
-        return heard if self._lexicon is None else self._with_words(heard, encoded, lengths)
+        ends = self._phrase_ends(encoded, lengths)
+        heard: list[list[Phrase]] = [[] for _ in waveforms]
+        for number in range(max(map(len, ends))):
+            rows = [row for row, own in enumerate(ends) if number < len(own)]
+            spans = [(ends[row][number - 1] if number else 0, ends[row][number]) for row in rows]
+            frames = [encoded[row, first:end] for row, (first, end) in zip(rows, spans)]
+            counts = [-(-len(one) // config.stack_factor) for one in frames]
+            texts = self.processor.tokenizer.pad(
+                {"input_ids": [_with_slots(prompts[row], config.audio_token_id, n) for row, n in zip(rows, counts)]},
+                padding_side="left",
+                return_tensors="pt",
+            ).to(self.model.device)
+            audio = {
+                "encoded_audio": pad_sequence(frames, batch_first=True),
+                "encoded_audio_lengths": torch.tensor(list(map(len, frames)), device=encoded.device),
+            }
+            seconds = [len(one) * SECONDS_PER_FRAME for one in frames]
+            most = [SPARE_TOKENS + int(MAX_TOKENS_PER_SECOND * length) for length in seconds]
+            bounds = [min(self.settings.max_new_tokens, one) for one in most]
+            before = [" ".join(one.text for one in heard[row] if one.text) for row in rows]
+            if self._rescorer is None:
+                found = self._greedy({**texts, **audio}, bounds)
+            else:
+                found = self._rescored({**texts, **audio}, bounds, before)
+            self._refuse_when_stopped()
+            times = [[] for _ in rows] if self._lexicon is None else self._word_times(found, audio, counts)
+            for row, (first, end), (text, is_cut_off), words in zip(rows, spans, found, times):
+                start_s = first * SECONDS_PER_FRAME
+                end_s = None if number + 1 == len(ends[row]) else end * SECONDS_PER_FRAME
+                timed = (replace(one, start_s=start_s + one.start_s, end_s=start_s + one.end_s) for one in words)
+                heard[row].append(Phrase(text, is_cut_off, start_s, end_s, tuple(timed)))
+        return heard
 
-    def _greedy(self, inputs: dict[str, torch.Tensor], bounds: list[int]) -> list[Heard]:
-        """Return the transcripts that the language model writes."""
+    def _phrase_ends(self, encoded: torch.Tensor, lengths: torch.Tensor) -> list[list[int]]:
+        """Return the encoder frames at which the phrases of each window end; a model without CTC hears windows as a whole."""
+        config = self.model.config
+        if config.projector_readout != "pieces":
+            return [[length] for length in lengths.tolist()]
+        counts = slot_counts(lengths, config.stack_factor).tolist()
+        pieces = slot_log_probabilities(self.model, encoded, lengths, counts)
+        letters = letter_log_probabilities(self.model, encoded, lengths, counts)
+        max_slots = round(PHRASE_SECONDS / (SECONDS_PER_FRAME * config.stack_factor))
+        ends = []
+        for length, *scores in zip(lengths.tolist(), pieces, letters):
+            slots = phrase_ends(*scores, config.stack_factor, max_slots)
+            ends.append([min(slot * config.stack_factor, length) for slot in slots])
+        return ends
+
+    def _greedy(self, inputs: dict[str, torch.Tensor], bounds: list[int]) -> list[tuple[str, bool]]:
+        """Return the transcripts that the language model writes, and whether each was cut off."""
         settings = self.settings
         options: dict[str, Any] = {"max_new_tokens": max(bounds), "do_sample": False}
         certainty = Certainty()
@@ -490,34 +560,33 @@ class Transcriber:
             is_cut_off = not self._end_ids & set(kept)  # at its bound, or in a loop
             if settings.min_logprob is not None and certainty.mean_logprob(index, length) < settings.min_logprob:
                 text, is_cut_off = "", False
-            results.append(Heard(text, is_cut_off))
+            results.append((text, is_cut_off))
         return results
 
-    def _rescored(self, inputs: dict[str, torch.Tensor], bounds: list[int]) -> list[Heard]:
-        """Return the transcripts that the language model and CTC together find likeliest."""
+    def _rescored(
+        self, inputs: dict[str, torch.Tensor], bounds: list[int], before: list[str]
+    ) -> list[tuple[str, bool]]:
+        """Return the transcripts that the language model and CTC together find likeliest, and whether each was cut off."""
         assert self._rescorer is not None
         with model_lock(self.model):
-            best = self._rescorer.choose(**inputs, bounds=bounds, stop=self._stop)
+            best = self._rescorer.choose(**inputs, bounds=bounds, stop=self._stop, before=before)
         least = self.settings.min_logprob
         unsure = [least is not None and one.mean_ctc_logprob < least for one in best]
-        return [Heard("", False) if skip else Heard(one.text, not one.is_finished) for one, skip in zip(best, unsure)]
+        return [("", False) if skip else (one.text, not one.is_finished) for one, skip in zip(best, unsure)]
 
-    def _with_words(self, heard: list[Heard], encoded: torch.Tensor, lengths: torch.Tensor) -> list[Heard]:
-        """Return transcripts with the times of their words."""
+    def _word_times(
+        self, found: list[tuple[str, bool]], audio: dict[str, torch.Tensor], counts: list[int]
+    ) -> list[tuple[Word, ...]]:
+        """Return the words of transcripts with times from their phrase's beginning."""
         assert self._lexicon is not None
-        config = self.model.config
-        seconds = SECONDS_PER_FRAME * config.stack_factor
-        counts = slot_counts(lengths, config.stack_factor).tolist()
-        rows = slot_log_probabilities(self.model, encoded, lengths, counts)
-        return [
-            one._replace(words=align_words(self._lexicon, scores, one.text, seconds))
-            for one, scores in zip(heard, rows)
-        ]
+        seconds = SECONDS_PER_FRAME * self.model.config.stack_factor
+        rows = slot_log_probabilities(self.model, *audio.values(), counts)
+        return [align_words(self._lexicon, scores, text, seconds) for (text, _), scores in zip(found, rows)]
 
     def _result(self, job: _Job) -> Transcript | Failure:
         if job.error:
             return Failure(job.audio, job.error)
-        passages = [self._passage(job, span) for span in job.spans]
+        passages = [passage for span in job.spans for passage in self._passages(job, span)]
         skipped = job.skipped
         if self.settings.min_logprob is not None:
             unsure = [Skipped(one.start_s, one.end_s, UNSURE) for one in passages if not one.text]
@@ -530,8 +599,15 @@ class Transcriber:
         return Transcript(job.audio, seconds, passages, skipped, settings, self.settings.timestamps)
 
 
-def _recall(job: _Job, window: Window) -> Heard | None:
+def _recall(job: _Job, window: Window) -> Sequence[Phrase] | None:
     return None if job.partial is None else job.partial.get(window.start, window.end)
+
+
+def _with_slots(prompt: Sequence[int], slot_id: int, count: int) -> list[int]:
+    """Return a prompt with `count` audio tokens in place of its own."""
+    first = prompt.index(slot_id)
+    rest = [one for one in prompt[first:] if one != slot_id]
+    return [*prompt[:first], *[slot_id] * count, *rest]
 
 
 def check_window(window_seconds: float, longest_window_s: float, name: str = "window_seconds") -> None:

@@ -16,7 +16,7 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from ..streaming import StopWhenSet
 from ..transcribing import (
     Failure,
-    Heard,
+    Phrase,
     Transcriber,
     TranscribingSettings,
     TranscribingStopped,
@@ -72,8 +72,8 @@ class SharingTranscriber(Transcriber):
         super().__init__(service.model, service.processor, settings, service.settings.name, progress=False)
         self._turns, self._own_stop = service.turns, stop
 
-    def _hear(self, waveforms: list[np.ndarray]) -> list[Heard]:
-        def run(items: list[np.ndarray], stop: AllSet) -> list[Heard]:
+    def _hear(self, waveforms: list[np.ndarray]) -> list[list[Phrase]]:
+        def run(items: list[np.ndarray], stop: AllSet) -> list[list[Phrase]]:
             self._stop = StopWhenSet(stop)
             return super(SharingTranscriber, self)._hear(items)
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from audiollm.inference.transcribing import Heard, PartialTranscript
+from audiollm.inference.transcribing import PartialTranscript, Phrase
 from audiollm.inference.transcripts import (
     Passage,
     Skipped,
@@ -67,17 +67,17 @@ def test_stretches_without_a_voice_are_joined() -> None:
 def test_partial_transcripts_drop_a_torn_line_and_nothing_else(tmp_path) -> None:
     path = tmp_path / "a.partial.jsonl"
     partial = PartialTranscript(path, {"x": 1})
-    partial.add({(0, 5): Heard("one\ntwo é", False)})
-    partial.add({(5, 9): Heard("three", True)})
+    partial.add({(0, 5): [Phrase("one\ntwo é", False)]})
+    partial.add({(5, 9): [Phrase("three", True)]})
     whole = path.read_bytes()
     for torn in range(len(whole) - 20, len(whole)):
         path.write_bytes(whole[:torn])
         again = PartialTranscript(path, {"x": 1})
-        assert again.get(0, 5) == Heard("one\ntwo é", False) and again.get(5, 9) is None
-        again.add({(5, 9): Heard("three", True)})
+        assert again.get(0, 5) == [Phrase("one\ntwo é", False)] and again.get(5, 9) is None
+        again.add({(5, 9): [Phrase("three", True)]})
         assert path.read_bytes() == whole
-    assert PartialTranscript(path, {"x": 1}).get(5, 9) == Heard("three", True)
+    assert PartialTranscript(path, {"x": 1}).get(5, 9) == [Phrase("three", True)]
     other = PartialTranscript(path, {"x": 2})
     assert len(other) == 0
-    other.add({(0, 1): Heard("new", False)})
+    other.add({(0, 1): [Phrase("new", False)]})
     assert len(PartialTranscript(path, {"x": 1})) == 0 and len(PartialTranscript(path, {"x": 2})) == 1
