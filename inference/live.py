@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from audiollm.projector import slot_counts
+from audiollm.projector import LETTER_FRAMES, slot_counts
 
 from .ctc_alignment import SECONDS_PER_FRAME, align_words, letter_log_probabilities, slot_log_probabilities
 from .ctc_rescoring import DEFAULT_CTC_WEIGHT, CtcRescorer
@@ -26,12 +26,12 @@ from .windows import HOP_SECONDS, detect_voice
 STEP_SECONDS = 0.64
 #: Sound that a word must lie behind before it becomes final, and the pause that makes everything before it final.
 SETTLING_SECONDS, PAUSE_SECONDS = 0.4, 0.6
-#: Sound before the last final word that is encoded again, as context of what follows.
-BEFORE_SECONDS = 2.0
-#: Sound that is kept while nobody speaks: the noise that the next voice is told from.
-QUIET_SECONDS = 1.0
-#: Sound that is kept at most: where looks do not agree for so long, words become final without.
-MAX_KEPT_SECONDS = 10.0
+#: Sound before the last final word that is encoded again, as context of what follows, and the end of it that is read again.
+BEFORE_SECONDS, REREAD_SECONDS = 8.0, 2.0
+#: Sound since the last final word that is kept at most: where looks do not agree for so long, words become final without.
+MAX_NEW_SECONDS = 8.0
+#: Sound that is taken at a time.
+MAX_TAKEN_SECONDS = 5.0
 #: Texts that are chosen from at each look, and prefixes of the search for them. More cost time at each look.
 NUM_TEXTS, NUM_PREFIXES = 8, 16
 #: Final words that are remembered: those of the kept sound, and a dozen before it that the language model reads.
@@ -70,7 +70,7 @@ class LiveTranscriber:
 
     Raises:
         ValueError: the model has no CTC posteriors, or the step is shorter than an audio token or longer than
-            `MAX_KEPT_SECONDS / 2`.
+            `MAX_TAKEN_SECONDS`.
     """
 
     def __init__(
@@ -85,9 +85,9 @@ class LiveTranscriber:
         self._rescorer = CtcRescorer(model, processor.tokenizer, ctc_weight, context)
         self._rate = processor.sampling_rate
         self._slot_seconds = SECONDS_PER_FRAME * model.config.stack_factor
-        if not self._slot_seconds <= step_seconds <= MAX_KEPT_SECONDS / 2:
+        if not self._slot_seconds <= step_seconds <= MAX_TAKEN_SECONDS:
             raise ValueError(
-                f"step_seconds is {step_seconds:g}; expected {self._slot_seconds:g} (an audio token) to {MAX_KEPT_SECONDS / 2:g}."
+                f"step_seconds is {step_seconds:g}; expected {self._slot_seconds:g} (an audio token) to {MAX_TAKEN_SECONDS:g}."
             )
         self._slot_samples = round(self._slot_seconds * self._rate)
         self._step_samples = round(step_seconds / self._slot_seconds) * self._slot_samples
@@ -123,13 +123,13 @@ class LiveTranscriber:
         """
         Take new sound, and yield an update where a step is complete.
 
-        A block of several steps is looked at as a whole, up to half of `MAX_KEPT_SECONDS`: who has fallen behind gives
+        A block of several steps is looked at as a whole, up to `MAX_TAKEN_SECONDS`: who has fallen behind gives
         all that has come in the meantime, and catches up. What is less than a step waits for more.
 
         Args:
             waveform: `(samples,)`, float32 at the processor's rate.
         """
-        step, most = self._step_samples, int(MAX_KEPT_SECONDS / 2 * self._rate)
+        step, most = self._step_samples, int(MAX_TAKEN_SECONDS * self._rate)
         self._new = np.concatenate([self._new, waveform])
         while len(self._new) >= step:
             yield self._look(max(min(len(self._new), most) // step, 1) * step)
@@ -158,7 +158,7 @@ class LiveTranscriber:
         if is_pause:
             self._is_new_utterance, self._said = True, self._said[-1:]
             self._final_end = max(self._final_end, voice_end)
-        self._forget(is_settled or is_pause)
+        self._forget()
         return LiveUpdate(tuple(final), " ".join(pending), self._heard, is_pause)
 
     def _voice_end(self) -> float:
@@ -170,7 +170,7 @@ class LiveTranscriber:
 
     def _num_final(self, words: Sequence[Word]) -> int:
         """Return how many of the new words become final: those that lie far enough back and were heard by the last look too."""
-        must = len(self._kept) / self._rate > MAX_KEPT_SECONDS
+        must = self._heard - max(self._final_end, self._first / self._rate) > MAX_NEW_SECONDS
         count = 0
         for word, before in zip(words, [*self._agreed, *[None] * len(words)]):
             agrees = must or word.text == before
@@ -190,8 +190,10 @@ class LiveTranscriber:
             counts = [int(slot_counts(lengths, stack).sum())]
             scores = slot_log_probabilities(self.model, frames, lengths, counts)[0].cpu()
             (letters,) = letter_log_probabilities(self.model, frames, lengths, counts)
-            text = self._rescorer.text_of(scores, NUM_TEXTS, NUM_PREFIXES, self._text_before(), letters)
-        begin = self._first / self._rate
+            first = self._first_reread()
+            scores, begin = scores[first:], self._first / self._rate + first * self._slot_seconds
+            letters = None if letters is None else letters[first * stack // LETTER_FRAMES :]
+            text = self._rescorer.text_of(scores, NUM_TEXTS, NUM_PREFIXES, self._text_before(begin), letters)
         words = align_words(self._rescorer.lexicon, scores, text, self._slot_seconds)
         timed = [replace(one, start_s=begin + one.start_s, end_s=min(begin + one.end_s, self._heard)) for one in words]
         new = [one for one in timed if (one.start_s + one.end_s) / 2 > self._final_end]
@@ -200,20 +202,20 @@ class LiveTranscriber:
             new = new[1:]
         return new
 
-    def _text_before(self) -> str:
-        """Return the final words of this utterance that lie before the kept sound."""
-        before = [one.text for one in self._said if one.end_s <= self._first / self._rate]
+    def _first_reread(self) -> int:
+        """Return the audio token of the kept sound from which it is read again."""
+        return max(0, int((self._final_end - REREAD_SECONDS - self._first / self._rate) / self._slot_seconds))
+
+    def _text_before(self, begin_s: float) -> str:
+        """Return the final words of this utterance that lie before a time."""
+        before = [one.text for one in self._said if one.end_s <= begin_s]
         return "" if self._is_new_utterance else " ".join(before)
 
-    def _forget(self, is_settled: bool) -> None:
+    def _forget(self) -> None:
         """Let go of the sound that no later look needs, so that whole steps are left."""
-        needed = min(self._final_end, self._heard) - BEFORE_SECONDS
-        if is_settled:
-            needed = self._heard - QUIET_SECONDS
         rest = len(self._kept) % self._step_samples  # none but at the end
-        unneeded = int(needed * self._rate) - self._first - rest
-        too_much = len(self._kept) - rest - int((MAX_KEPT_SECONDS + BEFORE_SECONDS) * self._rate)
-        steps = max(unneeded // self._step_samples, math.ceil(too_much / self._step_samples), 0)
+        needed = max(self._final_end - BEFORE_SECONDS, self._heard - MAX_NEW_SECONDS - BEFORE_SECONDS)
+        steps = max((int(needed * self._rate) - self._first - rest) // self._step_samples, 0)
         forgotten = rest + steps * self._step_samples
         self._kept = self._kept[forgotten:]
         self._first += forgotten

@@ -13,7 +13,15 @@ from audiollm import AudioLlmForConditionalGeneration
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.evaluation.word_error import score_word_error
 from audiollm.inference import listen
-from audiollm.inference.live import MAX_KEPT_SECONDS, PAUSE_SECONDS, STEP_SECONDS, LiveTranscriber, LiveUpdate
+from audiollm.inference.live import (
+    BEFORE_SECONDS,
+    MAX_NEW_SECONDS,
+    MAX_TAKEN_SECONDS,
+    PAUSE_SECONDS,
+    STEP_SECONDS,
+    LiveTranscriber,
+    LiveUpdate,
+)
 from audiollm.inference.text_likelihood import rounded_up
 from long_recordings import RATE, in_a_row, prompts
 from tiny_models import hearing_model
@@ -77,7 +85,7 @@ def test_memory_does_not_grow_and_long_blocks_are_caught_up_with(model, tiny_pro
     for _ in range(4):
         for update in live.feed(phrase):
             seconds = update.seconds
-            assert len(live._kept) <= (MAX_KEPT_SECONDS * 1.5 + 2) * RATE
+            assert len(live._kept) <= (BEFORE_SECONDS + MAX_NEW_SECONDS + MAX_TAKEN_SECONDS + STEP_SECONDS) * RATE
     assert live.seconds == pytest.approx(4 * len(phrase) / RATE) and live.seconds - seconds < 2.0
 
 
@@ -99,7 +107,7 @@ def test_few_shapes_are_run(model, tiny_processor, speech) -> None:
         handle.remove()
     step = round(STEP_SECONDS * 100)
     assert len(frames) > 20 and all(count % step == 0 for count in frames)
-    assert max(frames) <= (MAX_KEPT_SECONDS * 1.5 + 2) * 100
+    assert max(frames) <= (BEFORE_SECONDS + MAX_NEW_SECONDS + MAX_TAKEN_SECONDS + STEP_SECONDS) * 100
     assert len(positions) > 20 and all(count == rounded_up(count) for count in positions)
 
 
@@ -120,7 +128,7 @@ def test_context_words_are_favoured(model, tiny_processor, speech) -> None:
 def test_what_cannot_be_heard_live_is_refused(model, tiny_processor, tiny_model) -> None:
     with pytest.raises(ValueError, match="projector_readout"):
         LiveTranscriber(tiny_model, tiny_processor)
-    for seconds in (0.01, MAX_KEPT_SECONDS):
+    for seconds in (0.01, 2 * MAX_TAKEN_SECONDS):
         with pytest.raises(ValueError, match=f"step_seconds is {seconds:g}"):
             LiveTranscriber(model, tiny_processor, step_seconds=seconds)
 
