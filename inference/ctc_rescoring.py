@@ -20,6 +20,7 @@ from .context_words import RESCORING_BONUS, ContextTrie
 from .ctc_alignment import letter_log_probabilities, slot_log_probabilities, spoken_lexicon
 from .ctc_search import NUM_PREFIXES, ctc_log_likelihoods, prefix_beam_search
 from .letter_search import NUM_FOLLOWED, word_trie
+from .phrases import Span, phrase_bound, phrase_inputs, phrase_spans, write_phrases
 from .spoken_pieces import SpokenLetters, spoken_form
 from .text_likelihood import text_logprobs
 
@@ -164,8 +165,41 @@ class CtcRescorer:
         ids = generation_prompt(tokenizer) or [tokenizer.bos_token_id, tokenizer.eos_token_id]
         self._beginning = [one for one in ids if one is not None]
 
-    def choose(self, *args: Any, **kwargs: Any) -> list[Candidate]:
-        """The best candidate of each row; see [`candidates`] for the arguments."""
+    @torch.inference_mode()
+    def choose(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        encoded_audio: torch.Tensor,
+        encoded_audio_lengths: torch.Tensor,
+        bounds: Sequence[int],
+        adapter_names: list[str | None] | None = None,
+    ) -> list[Candidate]:
+        """
+        Return the best text of each row: of a long window phrase by phrase; see [`candidates`] for the arguments.
+
+        Several windows of a row are heard as one phrase.
+        """
+        audio = {"encoded_audio": encoded_audio, "encoded_audio_lengths": encoded_audio_lengths}
+        spans = phrase_spans(self.model, **audio) if len(encoded_audio) == len(input_ids) else []
+        if max(map(len, spans), default=1) == 1:
+            return self.best(input_ids, attention_mask, **audio, bounds=bounds, adapter_names=adapter_names)
+        prompts = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, attention_mask)]
+
+        def write(windows: list[int], parts: list[Span], before: list[list[Candidate]]) -> list[Candidate]:
+            frames = [encoded_audio[window, first:end] for window, (first, end) in zip(windows, parts)]
+            inputs = phrase_inputs(self.model, self.tokenizer, [prompts[window] for window in windows], frames)
+            return self.best(
+                **inputs,
+                bounds=[min(bounds[window], phrase_bound(own)) for window, own in zip(windows, frames)],
+                adapter_names=None if adapter_names is None else [adapter_names[window] for window in windows],
+                before=[_joined(own).text for own in before],
+            )
+
+        return [_joined(own) for own in write_phrases(spans, write)]
+
+    def best(self, *args: Any, **kwargs: Any) -> list[Candidate]:
+        """Return the best candidate of each row as a whole; see [`candidates`] for the arguments."""
         rows = self.candidates(*args, **kwargs)
         return [row[0] if len(row) == 1 else best_of(row, self.ctc_weight) for row in rows]
 
@@ -369,6 +403,15 @@ def generation_prompt(tokenizer) -> list[int]:
     )
     begun = open_ended[len(asked) :] if open_ended.startswith(asked) else ""
     return tokenizer(begun, add_special_tokens=False)["input_ids"]
+
+
+def _joined(phrases: Sequence[Candidate]) -> Candidate:
+    """Return the text of phrases as a candidate; only of one alone are there scores."""
+    if len(phrases) == 1:
+        return phrases[0]
+    text = " ".join(one.text for one in phrases if one.text)
+    ids = tuple(token for one in phrases for token in one.token_ids)
+    return Candidate(text, ids, all(one.is_finished for one in phrases))
 
 
 def _with_capital(text: str) -> str:

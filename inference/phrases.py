@@ -5,17 +5,99 @@ An encoder hears a voice better the more of it it hears. An n-best list, though,
 """
 
 import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from audiollm.projector import LETTER_FRAMES
+from audiollm.projector import LETTER_FRAMES, slot_counts
+from torch.nn.utils.rnn import pad_sequence
 
+from .ctc_alignment import SECONDS_PER_FRAME, letter_log_probabilities, slot_log_probabilities
 from .spoken_pieces import BLANK
+
+Written = TypeVar("Written")
+#: From first to last encoder frame.
+Span = tuple[int, int]
 
 #: Longest phrase where CTC hears a gap to end it at, and its least share of that.
 PHRASE_SECONDS, LEAST_SHARE = 5.0, 1 / 3
+#: Nobody speaks faster, in any script; the bound soon ends a loop in a short phrase. Tokens that are allowed besides.
+MAX_TOKENS_PER_SECOND, SPARE_TOKENS = 25, 16
 #: CTC's class of the space between words, for letters; and the probability of no piece and no letter, from which a slot is a gap.
 SPACE, GAP_PROBABILITY = 1, 0.5
+
+
+def phrase_spans(model, encoded_audio: torch.Tensor, encoded_audio_lengths: torch.Tensor) -> list[list[Span]]:
+    """
+    Return the encoder frames of each window's phrases; without CTC posteriors, a window is one phrase.
+
+    Args:
+        encoded_audio: encoder frames `(windows, max_frames, d_model)`.
+        encoded_audio_lengths: `(windows,)`.
+    """
+    lengths, stack = encoded_audio_lengths.tolist(), model.config.stack_factor
+    if model.config.projector_readout != "pieces":
+        return [[(0, length)] for length in lengths]
+    audio = (model, encoded_audio, encoded_audio_lengths, slot_counts(encoded_audio_lengths, stack).tolist())
+    max_slots = round(PHRASE_SECONDS / (SECONDS_PER_FRAME * stack))
+    spans = []
+    for length, pieces, letters in zip(lengths, slot_log_probabilities(*audio), letter_log_probabilities(*audio)):
+        edges = [0, *(min(end * stack, length) for end in phrase_ends(pieces, letters, stack, max_slots))]
+        spans.append(list(pairwise(edges)))
+    return spans
+
+
+def write_phrases(
+    spans: Sequence[Sequence[Span]], write: Callable[[list[int], list[Span], list[list[Written]]], Sequence[Written]]
+) -> list[list[Written]]:
+    """
+    Return what is written for the phrases of windows: the first ones of all windows together, then the second ones.
+
+    Args:
+        spans: of [`phrase_spans`].
+        write: is given windows by number, a span of each, and what was written before in it; returns what it writes for each.
+    """
+    written: list[list[Written]] = [[] for _ in spans]
+    for number in range(max(map(len, spans), default=0)):
+        windows = [window for window, own in enumerate(spans) if number < len(own)]
+        new = write(windows, [spans[window][number] for window in windows], [written[window] for window in windows])
+        for window, one in zip(windows, new):
+            written[window].append(one)
+    return written
+
+
+def phrase_inputs(
+    model, tokenizer, prompts: Sequence[Sequence[int]], frames: Sequence[torch.Tensor]
+) -> dict[str, Any]:
+    """
+    Return the inputs of `generate` that ask each prompt about its frames, padded on the left.
+
+    Args:
+        prompts: token ids, with any number of audio tokens in one place.
+        frames: encoder frames `(frames, d_model)`.
+    """
+    counts = [-(-len(one) // model.config.stack_factor) for one in frames]
+    rows = [_with_slots(prompt, model.config.audio_token_id, count) for prompt, count in zip(prompts, counts)]
+    texts = tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt").to(model.device)
+    return {
+        **{name: texts[name] for name in ("input_ids", "attention_mask")},
+        "encoded_audio": pad_sequence(list(frames), batch_first=True),
+        "encoded_audio_lengths": torch.tensor(list(map(len, frames)), device=frames[0].device),
+    }
+
+
+def phrase_bound(frames: torch.Tensor) -> int:
+    """Return the most tokens that the text of a phrase of these encoder frames may have."""
+    return SPARE_TOKENS + int(MAX_TOKENS_PER_SECOND * len(frames) * SECONDS_PER_FRAME)
+
+
+def _with_slots(prompt: Sequence[int], slot_id: int, count: int) -> list[int]:
+    """Return a prompt with `count` audio tokens in place of its own."""
+    first = prompt.index(slot_id)
+    rest = [one for one in prompt[first:] if one != slot_id]
+    return [*prompt[:first], *[slot_id] * count, *rest]
 
 
 def phrase_ends(pieces: torch.Tensor, letters: torch.Tensor | None, stack_factor: int, max_slots: int) -> list[int]:

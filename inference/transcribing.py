@@ -18,8 +18,6 @@ import torch
 from audiollm.checkpoints import fingerprint
 from audiollm.command_line.files import Journal, sha256_of
 from audiollm.command_line.interruption import check_interrupted
-from audiollm.projector import slot_counts
-from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
@@ -29,20 +27,17 @@ from .ctc_alignment import (
     SECONDS_PER_FRAME,
     align_words,
     check_readout,
-    letter_log_probabilities,
     slot_log_probabilities,
     spoken_lexicon,
 )
 from .ctc_rescoring import CtcRescorer, default_ctc_weight
-from .phrases import PHRASE_SECONDS, phrase_ends
+from .phrases import Span, phrase_bound, phrase_inputs, phrase_spans, write_phrases
 from .recordings import header_seconds, local_file, read_blocks
 from .session import model_lock
 from .streaming import StopWhenSet
 from .transcripts import SEGMENT, TIMESTAMPS, WORD, Passage, Skipped, Transcript, Word, add_skipped
 from .windows import RISE_DB, Window, cut_into_windows
 
-#: Nobody speaks faster, in any script; the bound soon ends a loop in a short window. Tokens that are allowed besides.
-MAX_TOKENS_PER_SECOND, SPARE_TOKENS = 25, 16
 #: Audio that is held to be sorted by length: ten minutes are 38 MB. More where two batches are longer.
 POOL_SECONDS, POOL_BATCHES = 600, 2
 #: Longest window by default: of a model that has CTC posteriors, and of one that has none.
@@ -79,6 +74,11 @@ class Phrase(NamedTuple):
     start_s: float = 0.0
     end_s: float | None = None
     words: tuple[Word, ...] = ()
+
+    def later(self, start_s: float, end_s: float | None) -> "Phrase":
+        """Return the phrase of a window in which it begins and ends at these times."""
+        words = (replace(one, start_s=start_s + one.start_s, end_s=start_s + one.end_s) for one in self.words)
+        return self._replace(start_s=start_s, end_s=end_s, words=tuple(words))
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,10 @@ class PartialTranscript:
         entry = self._entries.get((start, end))
         if entry is None:
             return None
-        return [Phrase(*rest, tuple(Word(*word) for word in words)) for *rest, words in entry["phrases"]]
+        return [
+            Phrase(text, is_cut_off, start_s, end_s, tuple(Word(*word) for word in words))
+            for text, is_cut_off, start_s, end_s, words in entry["phrases"]
+        ]
 
     def add(self, windows: Mapping[tuple[int, int], Sequence[Phrase]]) -> None:
         """Write windows by their first and last sample; they are on disk when this returns."""
@@ -488,64 +491,53 @@ class Transcriber:
     @torch.inference_mode()
     def _hear(self, waveforms: list[np.ndarray]) -> list[list[Phrase]]:
         """Return the phrases of windows, waveforms `(samples,)`: the first ones of all together, then the second ones."""
-        config = self.model.config
         conversations = [ask(self.settings.prompt, waveform) for waveform in waveforms]
         inputs = self.processor.apply_chat_template(
             conversations, tokenize=True, add_generation_prompt=True, padding_side="left"
         ).to(self.model.device)
-        prompts = [ids[mask.bool()].tolist() for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"])]
         with model_lock(self.model):
             encoded, lengths = self.model.model.encode_audio(inputs["input_features"], inputs["input_features_mask"])
-        ends = self._phrase_ends(encoded, lengths)
-        heard: list[list[Phrase]] = [[] for _ in waveforms]
-        for number in range(max(map(len, ends))):
-            rows = [row for row, own in enumerate(ends) if number < len(own)]
-            spans = [(ends[row][number - 1] if number else 0, ends[row][number]) for row in rows]
-            frames = [encoded[row, first:end] for row, (first, end) in zip(rows, spans)]
-            counts = [-(-len(one) // config.stack_factor) for one in frames]
-            texts = self.processor.tokenizer.pad(
-                {"input_ids": [_with_slots(prompts[row], config.audio_token_id, n) for row, n in zip(rows, counts)]},
-                padding_side="left",
-                return_tensors="pt",
-            ).to(self.model.device)
-            audio = {
-                "encoded_audio": pad_sequence(frames, batch_first=True),
-                "encoded_audio_lengths": torch.tensor(list(map(len, frames)), device=encoded.device),
-            }
-            seconds = [len(one) * SECONDS_PER_FRAME for one in frames]
-            most = [SPARE_TOKENS + int(MAX_TOKENS_PER_SECOND * length) for length in seconds]
-            bounds = [min(self.settings.max_new_tokens, one) for one in most]
-            before = [" ".join(one.text for one in heard[row] if one.text) for row in rows]
-            if self._rescorer is None:
-                found = self._greedy({**texts, **audio}, bounds)
-            else:
-                found = self._rescored({**texts, **audio}, bounds, before)
+            spans = phrase_spans(self.model, encoded, lengths)
+        prompts = [ids[mask.bool()].tolist() for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"])]
+
+        def write(windows: list[int], parts: list[Span], before: list[list[Phrase]]) -> list[Phrase]:
+            frames = [encoded[window, first:end] for window, (first, end) in zip(windows, parts)]
+            texts = [" ".join(one.text for one in phrases if one.text) for phrases in before]
+            written = self._write([prompts[window] for window in windows], frames, texts)
             self._refuse_when_stopped()
-            times = [[] for _ in rows] if self._lexicon is None else self._word_times(found, audio, counts)
-            for row, (first, end), (text, is_cut_off), words in zip(rows, spans, found, times):
-                start_s = first * SECONDS_PER_FRAME
-                end_s = None if number + 1 == len(ends[row]) else end * SECONDS_PER_FRAME
-                timed = (replace(one, start_s=start_s + one.start_s, end_s=start_s + one.end_s) for one in words)
-                heard[row].append(Phrase(text, is_cut_off, start_s, end_s, tuple(timed)))
-        return heard
+            return [
+                phrase.later(first * SECONDS_PER_FRAME, None if end == lengths[window] else end * SECONDS_PER_FRAME)
+                for window, (first, end), phrase in zip(windows, parts, written)
+            ]
 
-    def _phrase_ends(self, encoded: torch.Tensor, lengths: torch.Tensor) -> list[list[int]]:
-        """Return the encoder frames at which the phrases of each window end; a model without CTC hears windows as a whole."""
-        config = self.model.config
-        if config.projector_readout != "pieces":
-            return [[length] for length in lengths.tolist()]
-        counts = slot_counts(lengths, config.stack_factor).tolist()
-        pieces = slot_log_probabilities(self.model, encoded, lengths, counts)
-        letters = letter_log_probabilities(self.model, encoded, lengths, counts)
-        max_slots = round(PHRASE_SECONDS / (SECONDS_PER_FRAME * config.stack_factor))
-        ends = []
-        for length, *scores in zip(lengths.tolist(), pieces, letters):
-            slots = phrase_ends(*scores, config.stack_factor, max_slots)
-            ends.append([min(slot * config.stack_factor, length) for slot in slots])
-        return ends
+        return write_phrases(spans, write)
 
-    def _greedy(self, inputs: dict[str, torch.Tensor], bounds: list[int]) -> list[tuple[str, bool]]:
-        """Return the transcripts that the language model writes, and whether each was cut off."""
+    def _write(
+        self, prompts: Sequence[Sequence[int]], frames: Sequence[torch.Tensor], before: Sequence[str]
+    ) -> list[Phrase]:
+        """
+        Return phrases with times from their own beginning.
+
+        Args:
+            prompts: token ids, with any number of audio tokens in one place.
+            frames: encoder frames `(frames, d_model)`.
+            before: text before each phrase, of the same window.
+        """
+        inputs = phrase_inputs(self.model, self.processor.tokenizer, prompts, frames)
+        bounds = [min(self.settings.max_new_tokens, phrase_bound(one)) for one in frames]
+        rescores = self._rescorer is not None
+        found = self._rescored(inputs, bounds, before) if rescores else self._greedy(inputs, bounds)
+        if self._lexicon is None:
+            return found
+        stack, audio = self.model.config.stack_factor, (inputs["encoded_audio"], inputs["encoded_audio_lengths"])
+        scores = slot_log_probabilities(self.model, *audio, [-(-len(one) // stack) for one in frames])
+        seconds = SECONDS_PER_FRAME * stack
+        return [
+            one._replace(words=align_words(self._lexicon, row, one.text, seconds)) for one, row in zip(found, scores)
+        ]
+
+    def _greedy(self, inputs: dict[str, Any], bounds: list[int]) -> list[Phrase]:
+        """Return the transcripts that the language model writes."""
         settings = self.settings
         options: dict[str, Any] = {"max_new_tokens": max(bounds), "do_sample": False}
         certainty = Certainty()
@@ -560,28 +552,19 @@ class Transcriber:
             is_cut_off = not self._end_ids & set(kept)  # at its bound, or in a loop
             if settings.min_logprob is not None and certainty.mean_logprob(index, length) < settings.min_logprob:
                 text, is_cut_off = "", False
-            results.append((text, is_cut_off))
+            results.append(Phrase(text, is_cut_off))
         return results
 
-    def _rescored(
-        self, inputs: dict[str, torch.Tensor], bounds: list[int], before: list[str]
-    ) -> list[tuple[str, bool]]:
-        """Return the transcripts that the language model and CTC together find likeliest, and whether each was cut off."""
+    def _rescored(self, inputs: dict[str, Any], bounds: list[int], before: Sequence[str]) -> list[Phrase]:
+        """Return the transcripts that the language model and CTC together find likeliest."""
         assert self._rescorer is not None
         with model_lock(self.model):
-            best = self._rescorer.choose(**inputs, bounds=bounds, stop=self._stop, before=before)
+            best = self._rescorer.best(**inputs, bounds=bounds, stop=self._stop, before=before)
         least = self.settings.min_logprob
         unsure = [least is not None and one.mean_ctc_logprob < least for one in best]
-        return [("", False) if skip else (one.text, not one.is_finished) for one, skip in zip(best, unsure)]
-
-    def _word_times(
-        self, found: list[tuple[str, bool]], audio: dict[str, torch.Tensor], counts: list[int]
-    ) -> list[tuple[Word, ...]]:
-        """Return the words of transcripts with times from their phrase's beginning."""
-        assert self._lexicon is not None
-        seconds = SECONDS_PER_FRAME * self.model.config.stack_factor
-        rows = slot_log_probabilities(self.model, *audio.values(), counts)
-        return [align_words(self._lexicon, scores, text, seconds) for (text, _), scores in zip(found, rows)]
+        return [
+            Phrase("", False) if skip else Phrase(one.text, not one.is_finished) for one, skip in zip(best, unsure)
+        ]
 
     def _result(self, job: _Job) -> Transcript | Failure:
         if job.error:
@@ -601,13 +584,6 @@ class Transcriber:
 
 def _recall(job: _Job, window: Window) -> Sequence[Phrase] | None:
     return None if job.partial is None else job.partial.get(window.start, window.end)
-
-
-def _with_slots(prompt: Sequence[int], slot_id: int, count: int) -> list[int]:
-    """Return a prompt with `count` audio tokens in place of its own."""
-    first = prompt.index(slot_id)
-    rest = [one for one in prompt[first:] if one != slot_id]
-    return [*prompt[:first], *[slot_id] * count, *rest]
 
 
 def check_window(window_seconds: float, longest_window_s: float, name: str = "window_seconds") -> None:
