@@ -21,6 +21,7 @@ from .ctc_alignment import letter_log_probabilities, slot_log_probabilities, spo
 from .ctc_search import NUM_PREFIXES, ctc_log_likelihoods, prefix_beam_search
 from .letter_search import NUM_FOLLOWED, word_trie
 from .phrases import Span, phrase_bound, phrase_inputs, phrase_spans, write_phrases
+from .punctuation import punctuated
 from .spoken_pieces import SpokenLetters, spoken_form
 from .text_likelihood import text_logprobs
 
@@ -39,6 +40,8 @@ NO_ROOM_LOGPROB = -5.0
 NUM_LETTER_CANDIDATES = 32
 #: By so many nats a text may be less likely to CTC than the likeliest and still be read by the language model.
 HOPELESS_NATS = 50.0
+#: Field of a checkpoint's generation configuration with its own settings of transcription, and one of them.
+STORED_SETTINGS, WRITTEN_CANDIDATE = "audiollm_transcribe", "written_candidate"
 #: Only a search that is greedy can be chosen from anew.
 ALLOWED_OPTIONS = {"do_sample": False, "num_beams": 1}
 
@@ -100,6 +103,16 @@ class Candidate:
 def default_ctc_weight(config) -> float:
     """Return the weight that transcripts are chosen with unless one is asked for: 0 where the model has no CTC."""
     return DEFAULT_CTC_WEIGHT if config.projector_readout == "pieces" else 0.0
+
+
+def writes_candidates(generation_config) -> bool:
+    """
+    Return whether the language model's own transcript, written behind the audio, is among the candidates.
+
+    That takes about half of the time. A checkpoint whose language model reads out less than CTC finds says
+    `"audiollm_transcribe": {"written_candidate": false}` in its generation configuration.
+    """
+    return (getattr(generation_config, STORED_SETTINGS, None) or {}).get(WRITTEN_CANDIDATE, True)
 
 
 def check_ctc_weight(config, ctc_weight: float) -> None:
@@ -164,6 +177,8 @@ class CtcRescorer:
         self._end_ids = [one for one in (ends if isinstance(ends, (list, tuple)) else [ends]) if one is not None]
         ids = generation_prompt(tokenizer) or [tokenizer.bos_token_id, tokenizer.eos_token_id]
         self._beginning = [one for one in ids if one is not None]
+        self._names = {word for phrase in context for word in phrase.split()}
+        self._writes = writes_candidates(model.generation_config)
 
     @torch.inference_mode()
     def choose(
@@ -218,6 +233,8 @@ class CtcRescorer:
         """
         Return candidates of each row, scored by both: the language model's greedy answer, and CTC's likeliest.
 
+        A checkpoint can leave out the greedy answer; see [`writes_candidates`].
+
         Args:
             input_ids, attention_mask: prompts `(batch, length)`, padded on the left, every one with audio.
             encoded_audio: encoder frames `(windows, max_frames, d_model)` of all rows in reading order. Several windows
@@ -234,40 +251,61 @@ class CtcRescorer:
         rows = len(input_ids)
         audio = {"encoded_audio": encoded_audio, "encoded_audio_lengths": encoded_audio_lengths}
         heard, letters = self._heard_by_ctc(input_ids, **audio)
-        adapters = self.model.config.lora_adapters
-        names = adapter_names or [next(iter(adapters), None)] * rows  # as the model does for rows that hold audio
-        stopping = [AnswerEnds(input_ids.shape[1], bounds), *([stop] if stop is not None else [])]
-        options: dict[str, Any] = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            **audio,
-            "max_new_tokens": max(bounds),
-            "do_sample": False,
-            "stopping_criteria": StoppingCriteriaList(stopping),
-            "adapter_names": names,
-        }
-        greedy = self.model.generate(**options, num_beams=1)
-        length = input_ids.shape[1]
-        if stop is not None and bool(stop(greedy, None).any()):
-            return [[self._written(ids.tolist())] for ids in greedy[:, length:]]
+        written: list[tuple[Candidate, ...]] = [()] * rows
+        if self._writes:
+            written = self._greedy(input_ids, attention_mask, audio, bounds, adapter_names, stop)
+            if stop is not None and bool(stop(input_ids, None).any()):
+                return [list(one) for one in written]
         num_searched = NUM_CTC_CANDIDATES if self.letters is None else NUM_PREFIXES
         found: list[dict[str, Candidate]] = []
-        for row, bound in enumerate(bounds):
-            own = [self._written(greedy[row, length : length + bound].tolist())]
+        for row in range(rows):
             found_by_ctc = prefix_beam_search(heard[row], num_searched, context=self.context)
-            own += [self._heard(self.lexicon.decode(classes)) for classes, _ in found_by_ctc]
+            own = [self._heard(self.lexicon.decode(classes)) for classes, _ in found_by_ctc]
             own += [self._heard(text) for text in self._found_in_letters(letters[row], NUM_LETTER_CANDIDATES)]
             found.append({})
-            for one in own:
+            for one in [*written[row], *own]:
                 found[row].setdefault(one.text, one)
         candidates = [list(each.values()) for each in found]
         scored = []
         for texts, scores, letter_scores in zip(candidates, heard, letters):
-            written, *own = self._with_ctc(texts, scores, letter_scores)
+            all_scored = self._with_ctc(texts, scores, letter_scores)
+            first = 1 if self._writes else 0
+            own = all_scored[first:]
             if self.letters is not None:
                 own.sort(key=lambda one: one.ctc_score(self.ctc_weight), reverse=True)
-            scored.append([written, *own[:NUM_CTC_CANDIDATES]])
+            scored.append([*all_scored[:first], *own[:NUM_CTC_CANDIDATES]])
         return self._with_language(scored, before)
+
+    def _greedy(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        audio: dict[str, torch.Tensor],
+        bounds: Sequence[int],
+        adapter_names: list[str | None] | None,
+        stop: StoppingCriteria | None,
+    ) -> list[tuple[Candidate, ...]]:
+        """Return what the language model writes behind the audio of each row."""
+        length, adapters = input_ids.shape[1], self.model.config.lora_adapters
+        stopping = [AnswerEnds(length, bounds), *([stop] if stop is not None else [])]
+        ids = self.model.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            **audio,
+            max_new_tokens=max(bounds),
+            do_sample=False,
+            num_beams=1,
+            stopping_criteria=StoppingCriteriaList(stopping),
+            # As the model does for rows that hold audio.
+            adapter_names=adapter_names or [next(iter(adapters), None)] * len(input_ids),
+        )
+        return [(self._written(row[length : length + bound].tolist()),) for row, bound in zip(ids, bounds)]
+
+    def punctuated(self, windows: Sequence[Sequence[str]], stop: StoppingCriteria | None = None) -> list[list[str]]:
+        """Return the phrases of windows with marks and capitals; see [`punctuation.punctuated`]."""
+        if not self._end_ids:
+            return [list(phrases) for phrases in windows]
+        return punctuated(self.model, self.tokenizer, self._beginning, windows, self._end_ids[0], self._names, stop)
 
     @torch.inference_mode()
     def text_of(

@@ -30,7 +30,7 @@ from .ctc_alignment import (
     slot_log_probabilities,
     spoken_lexicon,
 )
-from .ctc_rescoring import CtcRescorer, default_ctc_weight
+from .ctc_rescoring import STORED_SETTINGS, WRITTEN_CANDIDATE, CtcRescorer, default_ctc_weight, writes_candidates
 from .phrases import Span, phrase_bound, phrase_inputs, phrase_spans, write_phrases
 from .recordings import header_seconds, local_file, read_blocks
 from .session import model_lock
@@ -48,12 +48,12 @@ MIN_WINDOW_SECONDS = 1.0
 UNSURE = "the model is not sure of any words"
 #: Raise it when a change here changes transcripts: partial transcripts are then begun anew.
 TRANSCRIBING_REVISION = 6
-#: Field of a checkpoint's generation configuration with its own settings, and the kinds of those that it may hold.
-STORED_SETTINGS = "audiollm_transcribe"
+#: The settings that a checkpoint's generation configuration may hold, and their kinds.
 STORED_KINDS: dict[str, type | tuple[type, ...]] = {
     "prompt": str,
     "window_seconds": (int, float),
     "max_new_tokens": int,
+    WRITTEN_CANDIDATE: bool,
 }
 #: Setting of former versions, which is passed over.
 FORMER_SETTING = "carry_context"
@@ -74,6 +74,13 @@ class Phrase(NamedTuple):
     start_s: float = 0.0
     end_s: float | None = None
     words: tuple[Word, ...] = ()
+
+    def retold(self, text: str) -> "Phrase":
+        """Return the phrase with other marks and capitals."""
+        words = self.words
+        if len(words) == len(text.split()):
+            words = tuple(replace(word, text=form) for word, form in zip(words, text.split()))
+        return self._replace(text=text, words=words)
 
     def later(self, start_s: float, end_s: float | None) -> "Phrase":
         """Return the phrase of a window in which it begins and ends at these times."""
@@ -128,7 +135,8 @@ def stored_settings(generation_config: Any) -> dict[str, Any]:
     Return the settings of transcription that a checkpoint brings along.
 
     They are the field `audiollm_transcribe` of its generation configuration, such as `{"window_seconds": 30}`, with any
-    of `prompt`, `window_seconds` and `max_new_tokens`.
+    of `prompt`, `window_seconds`, `max_new_tokens` and `written_candidate`; the last is none of [`TranscribingSettings`] and is
+    left out here, see [`ctc_rescoring.writes_candidates`].
 
     Raises:
         ValueError: the field holds something else.
@@ -144,9 +152,9 @@ def stored_settings(generation_config: Any) -> dict[str, Any]:
             raise ValueError(
                 f"{STORED_SETTINGS} of the generation configuration has {name!r}; expected some of {known}."
             )
-        if not isinstance(value, kind) or isinstance(value, bool):
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise ValueError(f"{STORED_SETTINGS} of the generation configuration: {name} cannot be {value!r}.")
-    return stored
+    return {name: value for name, value in stored.items() if name != WRITTEN_CANDIDATE}
 
 
 @dataclass(frozen=True)
@@ -305,6 +313,7 @@ class Transcriber:
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": model.device.type,
             "revision": TRANSCRIBING_REVISION,
+            WRITTEN_CANDIDATE: writes_candidates(model.generation_config),
             **asdict(self.settings),
         }
         ends = model.generation_config.eos_token_id
@@ -510,7 +519,16 @@ class Transcriber:
                 for window, (first, end), phrase in zip(windows, parts, written)
             ]
 
-        return write_phrases(spans, write)
+        heard = write_phrases(spans, write)
+        return heard if self._rescorer is None else self._punctuated(heard)
+
+    def _punctuated(self, heard: list[list[Phrase]]) -> list[list[Phrase]]:
+        """Return the phrases of windows with the marks and capitals that the language model expects."""
+        assert self._rescorer is not None
+        with model_lock(self.model):
+            texts = self._rescorer.punctuated([[one.text for one in phrases] for phrases in heard], self._stop)
+        self._refuse_when_stopped()
+        return [[one.retold(text) for one, text in zip(*each)] for each in zip(heard, texts)]
 
     def _write(
         self, prompts: Sequence[Sequence[int]], frames: Sequence[torch.Tensor], before: Sequence[str]

@@ -1,6 +1,7 @@
 """Phrases of a window: where they end, what each is chosen from, and their times."""
 
 import itertools
+import re
 
 import pytest
 import soundfile
@@ -16,6 +17,11 @@ from tiny_models import hearing_model
 
 STACK = 4
 MAX_SLOTS = 12
+
+
+def bare(text: str) -> str:
+    """Return a text without the marks and capitals that the language model has added."""
+    return re.sub(r"[,.?!]", "", text).lower()
 
 
 def heard(num_slots: int, *quiet: tuple[int, int]) -> torch.Tensor:
@@ -98,8 +104,8 @@ def test_a_window_is_heard_as_a_whole_and_written_phrase_by_phrase(
     assert len(times) >= whole.seconds / 2 and times[0][0] == 0 and times[-1][1] == whole.seconds
     assert all(first[1] == second[0] for first, second in itertools.pairwise(times))
     assert all(end - start <= 2.0 + 0.001 for start, end in times)
-    texts = [one.text for one in whole.passages]
-    assert befores == [" ".join(filter(None, texts[:number])) for number in range(len(texts))]
+    texts = [bare(one.text) for one in whole.passages]
+    assert list(map(bare, befores)) == [" ".join(filter(None, texts[:number])) for number in range(len(texts))]
     for passage in whole.passages:
         for word in passage.words:
             assert passage.start_s - 0.001 <= word.start_s <= word.end_s <= passage.end_s + 0.001
@@ -151,4 +157,4 @@ def test_a_long_clip_is_chosen_as_its_phrases_are(model, tiny_processor, recordi
     (transcript,) = Transcriber(model, tiny_processor, settings, progress=False).transcribe(
         [str(recording.with_name("part.wav"))]
     )
-    assert parts == " ".join(one.text for one in transcript.passages if one.text)
+    assert bare(parts) == " ".join(bare(one.text) for one in transcript.passages if one.text)

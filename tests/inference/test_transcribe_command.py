@@ -274,6 +274,7 @@ def test_wrong_settings_of_a_checkpoint_are_named(with_settings, sounds, capsys)
         ({"window_seconds": "long"}, "window_seconds cannot be 'long'"),
         ({"window_seconds": True}, "window_seconds cannot be True"),
         ({"window": 3}, "has 'window'; expected some of"),
+        ({"written_candidate": 0}, "written_candidate cannot be 0"),
         ({"window_seconds": 31}, "window_seconds is 31"),
     ):
         transcribe(with_settings(**settings), sounds, code=2)
