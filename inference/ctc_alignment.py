@@ -25,7 +25,7 @@ SPIKE_DELAY_SECONDS = 0.06
 REACH_SECONDS = 0.3
 #: CTC's probability of a word as the share of such words that are right: slope and offset of their logits, fitted to words of
 #: development clips (`benchmarks/confidence.py`). CTC is too sure where it is sure, and too unsure where it is not.
-CONFIDENCE_SLOPE, CONFIDENCE_OFFSET = 0.44, 0.4
+CONFIDENCE_SLOPE, CONFIDENCE_OFFSET = 0.32, 1.2
 #: Probabilities further out than this from 0 and 1 count as this.
 LEAST_PROBABILITY = 0.002
 

@@ -25,7 +25,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 TRAINING_CHECKPOINTS = "checkpoint-*"
 #: Message about the default checkpoint.
 SHIPPED = (
-    "No --model is given: this is the small adapter that comes with AudioLLM, for short, clear English. `make demo` in a "
+    "No --model is given: this is the small adapter that comes with AudioLLM, for clear English. `make demo` in a "
     "clone of AudioLLM fine-tunes it, and --model takes any other."
 )
 #: Default checkpoint in the help of commands.
