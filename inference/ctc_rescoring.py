@@ -191,14 +191,17 @@ class CtcRescorer:
         adapter_names: list[str | None] | None = None,
     ) -> list[Candidate]:
         """
-        Return the best text of each row: of a long window phrase by phrase; see [`candidates`] for the arguments.
+        Return the best text of each row, of a long window phrase by phrase, with marks and capitals.
+
+        See [`candidates`] for the arguments.
 
         Several windows of a row are heard as one phrase.
         """
         audio = {"encoded_audio": encoded_audio, "encoded_audio_lengths": encoded_audio_lengths}
         spans = phrase_spans(self.model, **audio) if len(encoded_audio) == len(input_ids) else []
         if max(map(len, spans), default=1) == 1:
-            return self.best(input_ids, attention_mask, **audio, bounds=bounds, adapter_names=adapter_names)
+            best = self.best(input_ids, attention_mask, **audio, bounds=bounds, adapter_names=adapter_names)
+            return self._with_marks([[one] for one in best])
         prompts = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, attention_mask)]
 
         def write(windows: list[int], parts: list[Span], before: list[list[Candidate]]) -> list[Candidate]:
@@ -211,7 +214,12 @@ class CtcRescorer:
                 before=[_joined(own).text for own in before],
             )
 
-        return [_joined(own) for own in write_phrases(spans, write)]
+        return self._with_marks(write_phrases(spans, write))
+
+    def _with_marks(self, rows: list[list[Candidate]]) -> list[Candidate]:
+        """Return the phrases of each row as one, with marks and capitals."""
+        texts = self.punctuated([[one.text for one in phrases] for phrases in rows])
+        return [_joined([replace(one, text=text) for one, text in zip(*each)]) for each in zip(rows, texts)]
 
     def best(self, *args: Any, **kwargs: Any) -> list[Candidate]:
         """Return the best candidate of each row as a whole; see [`candidates`] for the arguments."""
