@@ -191,7 +191,7 @@ class CtcRescorer:
         adapter_names: list[str | None] | None = None,
     ) -> list[Candidate]:
         """
-        Return the best text of each row, of a long window phrase by phrase, with marks and capitals.
+        Return the best text of each row, of a long window phrase by phrase.
 
         See [`candidates`] for the arguments.
 
@@ -200,8 +200,7 @@ class CtcRescorer:
         audio = {"encoded_audio": encoded_audio, "encoded_audio_lengths": encoded_audio_lengths}
         spans = phrase_spans(self.model, **audio) if len(encoded_audio) == len(input_ids) else []
         if max(map(len, spans), default=1) == 1:
-            best = self.best(input_ids, attention_mask, **audio, bounds=bounds, adapter_names=adapter_names)
-            return self._with_marks([[one] for one in best])
+            return self.best(input_ids, attention_mask, **audio, bounds=bounds, adapter_names=adapter_names)
         prompts = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, attention_mask)]
 
         def write(windows: list[int], parts: list[Span], before: list[list[Candidate]]) -> list[Candidate]:
@@ -214,12 +213,7 @@ class CtcRescorer:
                 before=[_joined(own).text for own in before],
             )
 
-        return self._with_marks(write_phrases(spans, write))
-
-    def _with_marks(self, rows: list[list[Candidate]]) -> list[Candidate]:
-        """Return the phrases of each row as one, with marks and capitals."""
-        texts = self.punctuated([[one.text for one in phrases] for phrases in rows])
-        return [_joined([replace(one, text=text) for one, text in zip(*each)]) for each in zip(rows, texts)]
+        return [_joined(own) for own in write_phrases(spans, write)]
 
     def best(self, *args: Any, **kwargs: Any) -> list[Candidate]:
         """Return the best candidate of each row as a whole; see [`candidates`] for the arguments."""
