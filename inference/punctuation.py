@@ -150,7 +150,7 @@ class _OnlyMarks(LogitsProcessor):
         """Return scores `(rows * beams, vocab_size)` with all others at minus infinity."""
         written = [tuple(ids[self._num_read :]) for ids in input_ids.tolist()]
         beams = len(written) // len(self._texts)
-        masked = torch.full_like(scores, -torch.inf)
+        allowed: list[tuple[int, int, float]] = []
         for number, ids in enumerate(written):
             text, places = self._texts[number // beams], self._places[number // beams]
             if ids not in places:
@@ -159,10 +159,11 @@ class _OnlyMarks(LogitsProcessor):
                 if ids[-1] not in ways:  # a beam that has ended, or holds nothing yet
                     continue
                 places[ids] = ways[ids[-1]]
-            costs = text.costs(places[ids])
-            allowed = list(costs)
-            less = torch.tensor(list(costs.values()), dtype=scores.dtype, device=scores.device)
-            masked[number, allowed] = scores[number, allowed] - less
+            allowed += [(number, token_id, cost) for token_id, cost in text.costs(places[ids]).items()]
+        masked = torch.full_like(scores, -torch.inf)
+        if allowed:
+            rows, tokens, costs = (torch.tensor(column, device=scores.device) for column in zip(*allowed))
+            masked[rows, tokens] = scores[rows, tokens] - costs.to(scores.dtype)
         return masked
 
 
