@@ -89,7 +89,7 @@ class _Text:
             place = self.ways(place)[token_id]
             if place.written:
                 words.append(place.written)
-            elif place.mark in self._marks.values() and not place.tokens and words:
+            elif place.mark:
                 words[-1] += place.mark
         return words if len(words) == len(self._forms) else None
 
