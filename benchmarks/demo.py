@@ -32,10 +32,8 @@ from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.corpora.unseen import load_unseen_speech
 from audiollm.evaluation.word_error import score_word_error
 from audiollm.inference.answering import answer, ask
-from audiollm.inference.ctc_rescoring import DEFAULT_CTC_WEIGHT
+from audiollm.inference.loaded import AudioLlm
 from audiollm.inference.loading import fetch_bases
-from audiollm.inference.transcribing import TRANSCRIBE_PROMPT
-from audiollm.processing.cutting import cut_at_quiet
 from audiollm.training.align import AlignTrainer
 from audiollm.training.augmentation import BatchAugmentation
 from audiollm.training.feature_cache import FeatureCache
@@ -53,8 +51,6 @@ NUM_CLIPS = 20
 SHOWN_UNSEEN = ("cards-005", "librivox-0880")
 SHOWN_PROMPT = "vm-rec-temp"
 QUESTION = "<audio>\nWhat is this about? Answer in a few words."
-#: Longer recordings are cut where they are quietest, as `audiollm transcribe` does.
-MAX_PIECE_SECONDS = 5.0
 #: Share of the time that encoding the training clips may take: a slow machine trains on fewer of them.
 ENCODING_SHARE = 0.4
 CLIPS_ENCODED_AT_ONCE = 16
@@ -101,12 +97,8 @@ class TimeBudget(TrainerCallback):
 
 def hear(model, processor, recordings: list[Any]) -> list[str]:
     """Return transcripts, as `audiollm transcribe` makes them."""
-    rate = processor.sampling_rate
-    waveforms = [processor.load_audio(recording) for recording in recordings]
-    clips = [cut_at_quiet(waveform, int(MAX_PIECE_SECONDS * rate), rate) for waveform in waveforms]
-    asked = [ask(TRANSCRIBE_PROMPT, piece) for clip in clips for piece in clip]
-    texts = iter(answer(model, processor, asked, BATCH_SIZE, ctc_weight=DEFAULT_CTC_WEIGHT))
-    return [" ".join(next(texts) for _ in clip) for clip in clips]
+    heard = AudioLlm(model, processor).transcribe(list(recordings), batch_size=BATCH_SIZE)
+    return [one.text for one in heard]
 
 
 def fine_tune(model, processor, seconds: float, folder: Path) -> dict[str, Any]:
