@@ -14,7 +14,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 #: Marks that may follow a word, and those that end a sentence.
 MARKS, END_MARKS = (",", ".", "?", "!"), (".", "?", "!")
 #: Ways of writing that are followed at a time.
-NUM_BEAMS = 4
+NUM_BEAMS = 2
 #: Nats by which a mark must be likelier than none: without, one behind every word makes any odd text likelier.
 MARK_COST = 6.0
 #: The same where a phrase ends: in a pause.
