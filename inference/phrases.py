@@ -18,6 +18,9 @@ from .ctc_alignment import SECONDS_PER_FRAME, letter_log_probabilities, slot_log
 from .spoken_pieces import BLANK
 
 Written = TypeVar("Written")
+#: Lengths of batches, in encoder frames and in frames of windows, go up in such steps: torch's libraries keep what they have
+#: prepared for each shape that they have seen, megabytes each.
+FRAMES_STEP, WINDOW_STEP = 50, 250
 #: From first to last encoder frame.
 Span = tuple[int, int]
 
@@ -83,9 +86,16 @@ def phrase_inputs(
     texts = tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt").to(model.device)
     return {
         **{name: texts[name] for name in ("input_ids", "attention_mask")},
-        "encoded_audio": pad_sequence(list(frames), batch_first=True),
+        "encoded_audio": padded_to_step(pad_sequence(list(frames), batch_first=True), 1, FRAMES_STEP),
         "encoded_audio_lengths": torch.tensor(list(map(len, frames)), device=frames[0].device),
     }
+
+
+def padded_to_step(batch: torch.Tensor, dim: int, step: int, most: int | None = None) -> torch.Tensor:
+    """Return a batch with zeros behind, so that a dimension is a multiple of `step`, or `most`."""
+    length = batch.shape[dim]
+    more = min(-length % step, (most or length + step) - length)
+    return torch.cat([batch, batch.new_zeros([*batch.shape[:dim], more, *batch.shape[dim + 1 :]])], dim=dim)
 
 
 def phrase_bound(frames: torch.Tensor) -> int:

@@ -31,7 +31,7 @@ from .ctc_alignment import (
     spoken_lexicon,
 )
 from .ctc_rescoring import STORED_SETTINGS, WRITTEN_CANDIDATE, CtcRescorer, default_ctc_weight, writes_candidates
-from .phrases import Span, phrase_bound, phrase_inputs, phrase_spans, write_phrases
+from .phrases import WINDOW_STEP, Span, padded_to_step, phrase_bound, phrase_inputs, phrase_spans, write_phrases
 from .recordings import header_seconds, local_file, read_blocks
 from .session import model_lock
 from .streaming import StopWhenSet
@@ -505,7 +505,10 @@ class Transcriber:
             conversations, tokenize=True, add_generation_prompt=True, padding_side="left"
         ).to(self.model.device)
         with model_lock(self.model):
-            encoded, lengths = self.model.model.encode_audio(inputs["input_features"], inputs["input_features_mask"])
+            most = self.model.model.audio_tower.max_input_frames
+            features = padded_to_step(inputs["input_features"], 2, WINDOW_STEP, most)
+            mask = padded_to_step(inputs["input_features_mask"], 1, WINDOW_STEP, most)
+            encoded, lengths = self.model.model.encode_audio(features, mask)
             spans = phrase_spans(self.model, encoded, lengths)
         prompts = [ids[mask.bool()].tolist() for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"])]
 
