@@ -1,4 +1,4 @@
-"""What readers of corpora share: numbers, JSON, and how values are shown in messages."""
+"""Numbers, JSON, and how values are shown in messages, for all readers of corpora."""
 
 import json
 import math

@@ -43,10 +43,13 @@ def phrase_spans(model, encoded_audio: torch.Tensor, encoded_audio_lengths: torc
     lengths, stack = encoded_audio_lengths.tolist(), model.config.stack_factor
     if model.config.projector_readout != "pieces":
         return [[(0, length)] for length in lengths]
-    audio = (model, encoded_audio, encoded_audio_lengths, slot_counts(encoded_audio_lengths, stack).tolist())
+    counts = slot_counts(encoded_audio_lengths, stack).tolist()
     max_slots = round(PHRASE_SECONDS / (SECONDS_PER_FRAME * stack))
     spans = []
-    for length, pieces, letters in zip(lengths, slot_log_probabilities(*audio), letter_log_probabilities(*audio)):
+    for window, (length, count) in enumerate(zip(lengths, counts)):  # one at a time: all pieces of all slots are large
+        one = slice(window, window + 1)
+        audio = (model, encoded_audio[one], encoded_audio_lengths[one], [count])
+        (pieces,), (letters,) = slot_log_probabilities(*audio), letter_log_probabilities(*audio)
         edges = [0, *(min(end * stack, length) for end in phrase_ends(pieces, letters, stack, max_slots))]
         spans.append(list(pairwise(edges)))
     return spans

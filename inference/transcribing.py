@@ -518,7 +518,9 @@ class Transcriber:
             written = self._write([prompts[window] for window in windows], frames, texts)
             self._refuse_when_stopped()
             return [
-                phrase.later(first * SECONDS_PER_FRAME, None if end == lengths[window] else end * SECONDS_PER_FRAME)
+                phrase.later(
+                    first * SECONDS_PER_FRAME, None if end == spans[window][-1][1] else end * SECONDS_PER_FRAME
+                )
                 for window, (first, end), phrase in zip(windows, parts, written)
             ]
 
