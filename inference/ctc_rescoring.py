@@ -244,7 +244,7 @@ class CtcRescorer:
             encoded_audio_lengths: `(windows,)`.
             bounds: new tokens that each row may have.
             adapter_names: one per row; see the model.
-            stop: ends the writing early, from outside; there is one candidate then, what was written, without scores.
+            stop: ends the search early, from outside; there is one candidate then, what was written, without scores.
             before: text that was said before each row, which the language model reads first; empty for nothing.
 
         Raises:
@@ -256,11 +256,11 @@ class CtcRescorer:
         written: list[tuple[Candidate, ...]] = [()] * rows
         if self._writes:
             written = self._greedy(input_ids, attention_mask, audio, bounds, adapter_names, stop)
-            if stop is not None and bool(stop(input_ids, None).any()):
-                return [list(one) for one in written]
         num_searched = NUM_CTC_CANDIDATES if self.letters is None else NUM_PREFIXES
         found: list[dict[str, Candidate]] = []
         for row in range(rows):
+            if stop is not None and bool(stop(input_ids, None).any()):
+                return [list(one) or [Candidate("", (), False)] for one in written]
             found_by_ctc = prefix_beam_search(heard[row], num_searched, context=self.context)
             own = [self._heard(self.lexicon.decode(classes)) for classes, _ in found_by_ctc]
             own += [self._heard(text) for text in self._found_in_letters(letters[row], NUM_LETTER_CANDIDATES)]

@@ -11,7 +11,7 @@ from dataclasses import InitVar, dataclass, field
 import torch
 
 #: Rows times positions of one pass of the language model, and positions of one pass of its head.
-MAX_SCORED_POSITIONS, MAX_HEAD_POSITIONS = 8192, 512
+MAX_SCORED_POSITIONS, MAX_HEAD_POSITIONS = 8192, 128
 #: How many times as long as the shortest of a pass a text or tree may be.
 MOST_TIMES_LONGER = 1.5
 #: Lengths of a pass are rounded up to so many significant bits, at most an eighth more. torch's libraries keep what they have
@@ -139,9 +139,9 @@ def _score(model, trees: Sequence[TokenTree], as_trees: bool) -> list[list[float
     columns = torch.tensor([rows + padding, parents + padding, targets + padding], dtype=torch.long, device=device)
     logprobs = []
     for row, parent, target in columns.split(MAX_HEAD_POSITIONS, dim=1):
-        scores = model.compute_logits(hidden[row, parent]).float().log_softmax(dim=-1)
-        logprobs.append(scores.gather(-1, target[:, None])[:, 0].cpu())
-    of_nodes = torch.cat(logprobs)[: len(targets)].split([size - 1 for size in sizes])
+        scores = model.compute_logits(hidden[row, parent]).float()
+        logprobs.append(scores.gather(-1, target[:, None])[:, 0] - scores.logsumexp(dim=-1))
+    of_nodes = torch.cat(logprobs)[: len(targets)].cpu().split([size - 1 for size in sizes])
     return [
         [float(each[torch.tensor(nodes, dtype=torch.long) - 1].sum()) for nodes in tree.texts]
         for tree, each in zip(trees, of_nodes)

@@ -42,6 +42,8 @@ from .windows import RISE_DB, Window, cut_into_windows
 POOL_SECONDS, POOL_BATCHES = 600, 2
 #: Longest window by default: of a model that has CTC posteriors, and of one that has none.
 WINDOW_SECONDS, SHORT_WINDOW_SECONDS = 25.0, 5.0
+#: Audio that the encoder hears in one pass.
+ENCODED_SECONDS = 60.0
 #: Shorter windows would hold no phrase.
 MIN_WINDOW_SECONDS = 1.0
 #: Reason for leaving out a window below `min_logprob`.
@@ -508,7 +510,11 @@ class Transcriber:
             most = self.model.model.audio_tower.max_input_frames
             features = padded_to_step(inputs["input_features"], 2, WINDOW_STEP, most)
             mask = padded_to_step(inputs["input_features_mask"], 1, WINDOW_STEP, most)
-            encoded, lengths = self.model.model.encode_audio(features, mask)
+            each = max(
+                1, int(ENCODED_SECONDS / self._window_s)
+            )  # intermediate results of 200 s would be half a gigabyte
+            parts = zip(features.split(each), mask.split(each))
+            encoded, lengths = map(torch.cat, zip(*(self.model.model.encode_audio(*part) for part in parts)))
             spans = phrase_spans(self.model, encoded, lengths)
         prompts = [ids[mask.bool()].tolist() for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"])]
 

@@ -12,7 +12,14 @@ import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmPipeline
 from audiollm.inference import ctc_rescoring, text_likelihood
 from audiollm.inference.answering import answer, ask
-from audiollm.inference.ctc_rescoring import DEFAULT_CTC_WEIGHT, Candidate, CtcRescorer, best_of
+from audiollm.inference.ctc_rescoring import (
+    DEFAULT_CTC_WEIGHT,
+    STORED_SETTINGS,
+    WRITTEN_CANDIDATE,
+    Candidate,
+    CtcRescorer,
+    best_of,
+)
 from audiollm.inference.letter_search import add_words
 from audiollm.inference.recording_encoder import RecordingEncoder
 from audiollm.inference.spoken_pieces import SpokenLetters, spoken_form
@@ -246,7 +253,9 @@ def test_adapters_and_rows_of_several_windows(model, tiny_processor) -> None:
     assert row[-1].ctc_logprob == pytest.approx(without[-1].ctc_logprob, abs=1e-3), "CTC comes before any adapter"
 
 
-def test_what_is_stopped_is_not_scored(model, tiny_processor, clips) -> None:
+@pytest.mark.parametrize("writes", [True, False])
+def test_what_is_stopped_is_not_scored(writes: bool, model, tiny_processor, clips, monkeypatch) -> None:
+    monkeypatch.setattr(model.generation_config, STORED_SETTINGS, {WRITTEN_CANDIDATE: writes}, raising=False)
     stopped = threading.Event()
     stopped.set()
     inputs = inputs_of(model, tiny_processor, clips)

@@ -112,6 +112,22 @@ def test_a_window_is_heard_as_a_whole_and_written_phrase_by_phrase(
     assert whole.words
 
 
+def test_no_pass_of_the_encoder_hears_more_than_its_bound(model, tiny_processor, recording, monkeypatch) -> None:
+    frames, encode = [], model.model.encode_audio
+
+    def encoding(features, mask):
+        frames.append(mask.numel())
+        return encode(features, mask)
+
+    monkeypatch.setattr(model.model, "encode_audio", encoding)
+    options = {"window_seconds": 2.0, "max_new_tokens": 8, "voice_activity": False, "batch_size": 8}
+    at_once = transcribed(model, tiny_processor, recording, **options)
+    monkeypatch.setattr(transcribing, "ENCODED_SECONDS", 5.0)
+    (most_at_once, *_), passes = frames[:], len(frames)
+    assert transcribed(model, tiny_processor, recording, **options).text == at_once.text
+    assert max(frames[passes:]) < most_at_once and len(frames) > 2 * passes
+
+
 def test_windows_of_a_model_without_ctc_stay_short_and_whole(model, tiny_model, tiny_processor, recording) -> None:
     direct = transcribed(tiny_model, tiny_processor, recording, max_new_tokens=4)
     assert direct.made_with["window_seconds"] == transcribing.SHORT_WINDOW_SECONDS
