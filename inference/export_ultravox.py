@@ -15,7 +15,7 @@ where it is read (transformers).
 The exported weights compute what AudioLLM does on one window. What engines do around them differs: Ultravox and vLLM pad a
 recording beside longer ones, or the rest of one beyond 30 s, and its last audio token then holds padding; they normalise a
 recording beyond 30 s as a whole, and then cut it. llama.cpp pads every recording to windows of 30 s. Exports were run in
-Ultravox's own code (648efe7) and by llama.cpp; vLLM has not been run on one.
+Ultravox's own code (648efe7), by llama.cpp and by vLLM 0.32.
 """
 
 import json
