@@ -1,9 +1,11 @@
 """Facts about the machine: its precision, its threads and how they wait for each other, its memory."""
 
+import ctypes
 import errno
 import os
 import sys
 import time
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -26,6 +28,23 @@ def wait_passively() -> None:
     A spinning thread takes its core from the one that it waits for, as soon as anything else runs on the machine.
     """
     os.environ.setdefault(WAIT_POLICY, "PASSIVE")
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    """Return glibc's function that gives freed memory back to the system; None with another C library."""
+    return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+
+
+def give_back_freed_memory() -> None:
+    """
+    Give memory that was freed back to the system, where the C library keeps it: some milliseconds.
+
+    glibc keeps what lies between blocks that are in use, hundreds of megabytes after batches of many shapes.
+    """
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
 
 
 @cache

@@ -18,6 +18,7 @@ import torch
 from audiollm.checkpoints import fingerprint
 from audiollm.command_line.files import Journal, sha256_of
 from audiollm.command_line.interruption import check_interrupted
+from audiollm.command_line.machine import give_back_freed_memory
 from tqdm.auto import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
@@ -423,6 +424,7 @@ class Transcriber:
         pool = sorted(pool, key=lambda each: each[1].end - each[1].start)
         for first in range(0, len(pool), self.settings.batch_size):
             self._hear_batch(pool[first : first + self.settings.batch_size])
+            give_back_freed_memory()
             yield
 
     def _windows(self, job: _Job) -> Iterator[Window]:
