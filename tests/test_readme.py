@@ -49,7 +49,7 @@ MIN_TEST_CLIP_S = 1.5
 ANSWERED = {"distill": {"response": "Yes."}}
 STAGES = ("align", "instruct", "distill", "prefer")
 #: Checkpoints that the reader has; here both are tiny.
-CHECKPOINTS = ("runs/demo/adapter", "shipped_adapter")
+CHECKPOINTS = ("runs/my_adapter", "shipped_adapter")
 LINK = re.compile(r"(?:\]\(|src=\")([\w./-]+)[)\"]")
 #: A table's row of a stage, which ends in a row of its data; one of the options to add to a command.
 STAGE_ROW = re.compile(r"^\| `(\w+)` \| .+ \| `({.+})` \|$", re.MULTILINE)
@@ -252,8 +252,8 @@ def test_the_snippet_that_asks_a_server_runs(workplace: Path, monkeypatch, capsy
     """At whatever port is free."""
     monkeypatch.chdir(workplace)
     address = re.search(r"http://[\d.:]+/v1", README)[0]
-    model = AudioLlmForConditionalGeneration.from_pretrained("runs/demo/adapter").eval()
-    processor = AudioLlmProcessor.from_pretrained("runs/demo/adapter")
+    model = AudioLlmForConditionalGeneration.from_pretrained("shipped_adapter").eval()
+    processor = AudioLlmProcessor.from_pretrained("shipped_adapter")
     with in_thread(model, processor, ServingSettings("adapter", max_new_tokens=8)) as (url, _):
         code = ASKING_A_SERVER[0].replace(address, f"{url}/v1")
         exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
@@ -274,7 +274,7 @@ def test_the_example_data_is_valid(workplace: Path) -> None:
 
 
 def test_every_command_is_of_a_tested_kind() -> None:
-    assert {words[0] for words in COMMANDS} == {"audiollm", "make", "pip", "accelerate"}
+    assert {words[0] for words in COMMANDS} == {"audiollm", "make", "pip", "accelerate", "python3"}
     assert {words[1] for words in COMMANDS if words[0] == "audiollm"} >= {"train", "generate", "evaluate", "prompts"}
 
 
@@ -288,7 +288,7 @@ def test_the_first_result(real_bases, workplace: Path, monkeypatch: pytest.Monke
             monkeypatch.setattr(sys, "argv", words)
             cli.main()
             printed[words[1]] = capsys.readouterr().out
-    assert "young man" in printed["transcribe"] and printed["generate"].strip()
+    assert printed["transcribe"].strip() in README and printed["generate"].strip()
 
 
 def test_audiollm_commands_run(workplace: Path, bases, real_bases, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
@@ -299,6 +299,8 @@ def test_audiollm_commands_run(workplace: Path, bases, real_bases, monkeypatch: 
     for words in COMMANDS:
         if words[0] != "audiollm" or "--help" in words or words[1] in SERVERS:
             continue
+        if words[1] == "export":
+            continue  # run in `tests/inference/test_export.py`, for a projector that the layout holds
         if words[1] == "train":
             trained.append(words[words.index("--stage") + 1])
             words = train_briefly(words, bases, workplace)
