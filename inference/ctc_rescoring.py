@@ -20,7 +20,7 @@ from .context_words import RESCORING_BONUS, ContextTrie
 from .ctc_alignment import letter_log_probabilities, slot_log_probabilities, spoken_lexicon
 from .ctc_search import NUM_PREFIXES, ctc_log_likelihoods, prefix_beam_search
 from .letter_search import NUM_FOLLOWED, word_trie
-from .phrases import Span, phrase_bound, phrase_inputs, phrase_spans, write_phrases
+from .phrases import Heard, Span, hear_phrases, phrase_bound, phrase_inputs, write_phrases
 from .punctuation import punctuated
 from .spoken_pieces import SpokenLetters, spoken_form
 from .text_likelihood import text_logprobs
@@ -198,9 +198,10 @@ class CtcRescorer:
         Several windows of a row are heard as one phrase.
         """
         audio = {"encoded_audio": encoded_audio, "encoded_audio_lengths": encoded_audio_lengths}
-        spans = phrase_spans(self.model, **audio) if len(encoded_audio) == len(input_ids) else []
+        spans, heard = hear_phrases(self.model, **audio) if len(encoded_audio) == len(input_ids) else ([], [])
         if max(map(len, spans), default=1) == 1:
             return self.best(input_ids, attention_mask, **audio, bounds=bounds, adapter_names=adapter_names)
+        stack = self.model.config.stack_factor
         prompts = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, attention_mask)]
 
         def write(windows: list[int], parts: list[Span], before: list[list[Candidate]]) -> list[Candidate]:
@@ -211,6 +212,7 @@ class CtcRescorer:
                 bounds=[min(bounds[window], phrase_bound(own)) for window, own in zip(windows, frames)],
                 adapter_names=None if adapter_names is None else [adapter_names[window] for window in windows],
                 before=[_joined(own).text for own in before],
+                heard=[heard[window].part(span, stack) for window, span in zip(windows, parts)],
             )
 
         return [_joined(own) for own in write_phrases(spans, write)]
@@ -231,6 +233,7 @@ class CtcRescorer:
         adapter_names: list[str | None] | None = None,
         stop: StoppingCriteria | None = None,
         before: Sequence[str] = (),
+        heard: Sequence[Heard] | None = None,
     ) -> list[list[Candidate]]:
         """
         Return candidates of each row, scored by both: the language model's greedy answer, and CTC's likeliest.
@@ -246,13 +249,14 @@ class CtcRescorer:
             adapter_names: one per row; see the model.
             stop: ends the search early, from outside; there is one candidate then, what was written, without scores.
             before: text that was said before each row, which the language model reads first; empty for nothing.
+            heard: what CTC hears in each row, as part of something longer; by default, in the row alone.
 
         Raises:
             ValueError: a row has no audio.
         """
         rows = len(input_ids)
         audio = {"encoded_audio": encoded_audio, "encoded_audio_lengths": encoded_audio_lengths}
-        heard, letters = self._heard_by_ctc(input_ids, **audio)
+        heard = self._heard_by_ctc(input_ids, **audio) if heard is None else heard
         written: list[tuple[Candidate, ...]] = [()] * rows
         if self._writes:
             written = self._greedy(input_ids, attention_mask, audio, bounds, adapter_names, stop)
@@ -261,16 +265,16 @@ class CtcRescorer:
         for row in range(rows):
             if stop is not None and bool(stop(input_ids, None).any()):
                 return [list(one) or [Candidate("", (), False)] for one in written]
-            found_by_ctc = prefix_beam_search(heard[row], num_searched, context=self.context)
+            found_by_ctc = prefix_beam_search(heard[row].pieces, num_searched, context=self.context)
             own = [self._heard(self.lexicon.decode(classes)) for classes, _ in found_by_ctc]
-            own += [self._heard(text) for text in self._found_in_letters(letters[row], NUM_LETTER_CANDIDATES)]
+            own += [self._heard(text) for text in self._found_in_letters(heard[row].letters, NUM_LETTER_CANDIDATES)]
             found.append({})
             for one in [*written[row], *own]:
                 found[row].setdefault(one.text, one)
         candidates = [list(each.values()) for each in found]
         scored = []
-        for texts, scores, letter_scores in zip(candidates, heard, letters):
-            all_scored = self._with_ctc(texts, scores, letter_scores)
+        for texts, row_heard in zip(candidates, heard):
+            all_scored = self._with_ctc(texts, *row_heard)
             first = 1 if self._writes else 0
             own = all_scored[first:]
             if self.letters is not None:
@@ -396,10 +400,8 @@ class CtcRescorer:
         found = ctc_log_likelihoods(scores, classes)
         return [one if math.isfinite(one) else NO_ROOM_LOGPROB * len(said) for one, said in zip(found, classes)]
 
-    def _heard_by_ctc(
-        self, input_ids, encoded_audio, encoded_audio_lengths
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
-        """Return CTC's log-probabilities of each row, of word pieces and of letters."""
+    def _heard_by_ctc(self, input_ids, encoded_audio, encoded_audio_lengths) -> list[Heard]:
+        """Return CTC's log-probabilities of each row."""
         config = self.model.config
         counts = (input_ids == config.audio_token_id).sum(dim=1).tolist()
         total = int(slot_counts(encoded_audio_lengths, config.stack_factor).sum())
@@ -408,7 +410,8 @@ class CtcRescorer:
         if sum(counts) != total:
             raise ValueError(f"input_ids has {sum(counts)} audio slots, but the audio gives {total} tokens.")
         audio = (self.model, encoded_audio, encoded_audio_lengths, counts)
-        return [one.cpu() for one in slot_log_probabilities(*audio)], letter_log_probabilities(*audio)
+        pieces = [one.cpu() for one in slot_log_probabilities(*audio)]
+        return list(map(Heard, pieces, letter_log_probabilities(*audio)))
 
     def _written(self, ids: list[int]) -> Candidate:
         """Return what the language model has written, up to its end."""

@@ -28,11 +28,10 @@ from .ctc_alignment import (
     SECONDS_PER_FRAME,
     align_words,
     check_readout,
-    slot_log_probabilities,
     spoken_lexicon,
 )
 from .ctc_rescoring import STORED_SETTINGS, WRITTEN_CANDIDATE, CtcRescorer, default_ctc_weight, writes_candidates
-from .phrases import WINDOW_STEP, Span, padded_to_step, phrase_bound, phrase_inputs, phrase_spans, write_phrases
+from .phrases import WINDOW_STEP, Heard, Span, hear_phrases, padded_to_step, phrase_bound, phrase_inputs, write_phrases
 from .recordings import header_seconds, local_file, read_blocks
 from .session import model_lock
 from .streaming import StopWhenSet
@@ -50,7 +49,7 @@ MIN_WINDOW_SECONDS = 1.0
 #: Reason for leaving out a window below `min_logprob`.
 UNSURE = "the model is not sure of any words"
 #: Raise it when a change here changes transcripts: partial transcripts are then begun anew.
-TRANSCRIBING_REVISION = 6
+TRANSCRIBING_REVISION = 7
 #: The settings that a checkpoint's generation configuration may hold, and their kinds.
 STORED_KINDS: dict[str, type | tuple[type, ...]] = {
     "prompt": str,
@@ -517,13 +516,17 @@ class Transcriber:
             )  # intermediate results of 200 s would be half a gigabyte
             parts = zip(features.split(each), mask.split(each))
             encoded, lengths = map(torch.cat, zip(*(self.model.model.encode_audio(*part) for part in parts)))
-            spans = phrase_spans(self.model, encoded, lengths)
+            spans, heard_by_ctc = hear_phrases(self.model, encoded, lengths)
+        stack = self.model.config.stack_factor
         prompts = [ids[mask.bool()].tolist() for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"])]
 
         def write(windows: list[int], parts: list[Span], before: list[list[Phrase]]) -> list[Phrase]:
             frames = [encoded[window, first:end] for window, (first, end) in zip(windows, parts)]
             texts = [" ".join(one.text for one in phrases if one.text) for phrases in before]
-            written = self._write([prompts[window] for window in windows], frames, texts)
+            parts_heard = None
+            if heard_by_ctc:
+                parts_heard = [heard_by_ctc[window].part(span, stack) for window, span in zip(windows, parts)]
+            written = self._write([prompts[window] for window in windows], frames, texts, parts_heard)
             self._refuse_when_stopped()
             return [
                 phrase.later(
@@ -544,7 +547,11 @@ class Transcriber:
         return [[one.retold(text) for one, text in zip(*each)] for each in zip(heard, texts)]
 
     def _write(
-        self, prompts: Sequence[Sequence[int]], frames: Sequence[torch.Tensor], before: Sequence[str]
+        self,
+        prompts: Sequence[Sequence[int]],
+        frames: Sequence[torch.Tensor],
+        before: Sequence[str],
+        heard: Sequence[Heard] | None,
     ) -> list[Phrase]:
         """
         Return phrases with times from their own beginning.
@@ -553,18 +560,18 @@ class Transcriber:
             prompts: token ids, with any number of audio tokens in one place.
             frames: encoder frames `(frames, d_model)`.
             before: text before each phrase, of the same window.
+            heard: what CTC hears in each phrase; None of a model without CTC posteriors.
         """
         inputs = phrase_inputs(self.model, self.processor.tokenizer, prompts, frames)
         bounds = [min(self.settings.max_new_tokens, phrase_bound(one)) for one in frames]
         rescores = self._rescorer is not None
-        found = self._rescored(inputs, bounds, before) if rescores else self._greedy(inputs, bounds)
-        if self._lexicon is None:
+        found = self._rescored(inputs, bounds, before, heard) if rescores else self._greedy(inputs, bounds)
+        if self._lexicon is None or heard is None:
             return found
-        stack, audio = self.model.config.stack_factor, (inputs["encoded_audio"], inputs["encoded_audio_lengths"])
-        scores = slot_log_probabilities(self.model, *audio, [-(-len(one) // stack) for one in frames])
-        seconds = SECONDS_PER_FRAME * stack
+        seconds = SECONDS_PER_FRAME * self.model.config.stack_factor
         return [
-            one._replace(words=align_words(self._lexicon, row, one.text, seconds)) for one, row in zip(found, scores)
+            one._replace(words=align_words(self._lexicon, row.pieces, one.text, seconds))
+            for one, row in zip(found, heard)
         ]
 
     def _greedy(self, inputs: dict[str, Any], bounds: list[int]) -> list[Phrase]:
@@ -586,11 +593,13 @@ class Transcriber:
             results.append(Phrase(text, is_cut_off))
         return results
 
-    def _rescored(self, inputs: dict[str, Any], bounds: list[int], before: Sequence[str]) -> list[Phrase]:
+    def _rescored(
+        self, inputs: dict[str, Any], bounds: list[int], before: Sequence[str], heard: Sequence[Heard] | None
+    ) -> list[Phrase]:
         """Return the transcripts that the language model and CTC together find likeliest."""
         assert self._rescorer is not None
         with model_lock(self.model):
-            best = self._rescorer.best(**inputs, bounds=bounds, stop=self._stop, before=before)
+            best = self._rescorer.best(**inputs, bounds=bounds, stop=self._stop, before=before, heard=heard)
         least = self.settings.min_logprob
         unsure = [least is not None and one.mean_ctc_logprob < least for one in best]
         return [
