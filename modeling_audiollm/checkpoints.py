@@ -1,16 +1,11 @@
-"""
-Loading, composing, saving and merging of AudioLLM models: checkpoints of a few MB that are rebuilt from their frozen bases,
-and the code a folder carries.
-"""
+"""Loading, composing, saving and merging of AudioLLM models: checkpoints of a few MB, rebuilt from their frozen bases."""
 
 import hashlib
-import importlib
+import inspect
 import os
 import shutil
-import sys
 from copy import deepcopy
 from pathlib import Path
-from types import ModuleType
 from typing import Any, cast
 
 import torch
@@ -19,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
-from transformers.dynamic_module_utils import get_relative_imports
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file, logging
 
@@ -99,10 +94,10 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Module:
         """
-        Return the embeddings; their number cannot change.
+        Return the embeddings.
 
         Raises:
-            ValueError: it would: the audio tokens have the ids that follow the vocabulary.
+            ValueError: their number would change: the audio tokens have the ids that follow the vocabulary.
         """
         size = self.config.text_config.vocab_size
         asked = size if new_num_tokens is None else new_num_tokens
@@ -110,8 +105,8 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         if asked != size:
             raise ValueError(
                 f"The vocabulary of {size} tokens cannot be resized (to {asked}): the audio tokens have the ids "
-                f"{self.config.audio_begin_token_id} to {self.config.audio_end_token_id} after it, and the base stays as "
-                "it is. Resize the language model by itself, and compose a new AudioLLM with it."
+                f"{self.config.audio_begin_token_id} to {self.config.audio_end_token_id} after it. Resize the language "
+                "model by itself, and compose a new AudioLLM with it."
             )
         return self.get_input_embeddings()
 
@@ -184,17 +179,16 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         r"""
         Load a checkpoint folder or Hub repository, of any weight format.
 
-        A checkpoint of trained weights alone is completed with its two bases, from where its configuration says they came.
-        The bases are frozen; projector, boundary vectors and LoRA require gradients and are float32 whatever `dtype` says.
+        A checkpoint of trained weights alone is completed with its two bases. These are frozen; projector, boundary vectors
+        and LoRA require gradients and are float32 whatever `dtype` says.
 
         Args:
             pretrained_model_name_or_path: folder or Hub id of the checkpoint.
-            audio_model_id, text_model_id (`str`, *optional*):
-                Where to find the bases instead: the same models in another place.
+            audio_model_id, text_model_id (`str`, *optional*): Where to find the bases instead of where they came from.
             ignore_base_mismatch (`bool`, *optional*):
                 Go on, with a warning, when a base is not the one the adapter was trained on.
-            kwargs: those of transformers' `from_pretrained`: `dtype`, `device_map`, `revision`, `token`, … Of a
-                `quantization_config`, only the language model's layers are; what is saved is the usual adapter.
+            kwargs: those of transformers' `from_pretrained`: `dtype`, `device_map`, `revision`, `token`, … A
+                `quantization_config` applies to the language model's layers only.
 
         Raises:
             FileNotFoundError: a base is not where the checkpoint says.
@@ -275,19 +269,17 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         **kwargs,
     ) -> None:
         r"""
-        Save a folder that `from_pretrained` rebuilds, with the code it needs, and uploads it with `push_to_hub=True`.
+        Save a folder that `from_pretrained` rebuilds, with the code it needs.
 
         Args:
             save_directory: the folder; made if it is not there.
-            is_main_process, state_dict: as in transformers' `save_pretrained`.
             push_to_hub (`bool`, *optional*):
                 Upload the files written, to `repo_id` (the folder's name by default). `token`, `private`, `revision`,
                 `create_pr` and `commit_message` say how.
             weights (`str`, *optional*):
                 `"adapter"` (the default where the bases are known by id): only what was trained, a few MB.
-                `"full"`: everything. `"merged"`: everything with LoRA folded into the language model, which then
-                treats text-only rows like any other.
-            kwargs: further ones of transformers' `save_pretrained`.
+                `"full"`: everything. `"merged"`: everything, with LoRA folded into the language model for all rows.
+            is_main_process, state_dict, kwargs: as in transformers' `save_pretrained`.
 
         Raises:
             ValueError: the weight format is unknown, or cannot be rebuilt because a base has no id.
@@ -299,15 +291,10 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         weights = weights or ("adapter" if compact else "full")
         if weights not in ("adapter", "full", "merged"):
             raise ValueError(f"weights is {weights!r}; expected 'adapter', 'full' or 'merged'.")
-        if weights == "adapter" and not has_ids:
+        if weights == "adapter" and (base_changed or not has_ids):
+            reason = "an adapter was merged into its base" if has_ids else "it was not composed from bases with ids"
             raise ValueError(
-                "weights='adapter' saves only what was trained, to be rebuilt from the bases, but this model was not "
-                "composed from bases with ids. Save it with weights='full'."
-            )
-        if weights == "adapter" and base_changed:
-            raise ValueError(
-                "weights='adapter' saves only what was trained, but an adapter was merged into this model's base. Save it "
-                "with weights='full'."
+                f"weights='adapter' cannot be rebuilt from this model's bases: {reason}. Save it with weights='full'."
             )
         if weights != "adapter":
             refuse_quantised(self, f"weights={weights!r}")
@@ -345,18 +332,18 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         if is_main_process:
             # Not the class that PyTorch puts over the model's own while it is sharded.
             own = next(cls for cls in type(self).__mro__ if not cls.__module__.startswith("torch."))
-            write_code([own, type(self.config)], save_directory)
+            custom_object_save(own, save_directory)
+            for original in (AudioLlmConfig, resolve_base):  # the package's siblings of these names re-export them
+                shutil.copy(inspect.getfile(original), save_directory)
 
     def merge_adapters(self):
         """
-        Fold LoRA into the language model, in place and where its weights lie, and return the model.
+        Fold LoRA into the language model, in place, and return the model.
 
-        For deployment: there is no adapter's cost then. Text-only rows run the adapted weights too, so that the base's
-        own ability is no longer kept exactly.
+        Generation then has no adapter's cost, but text-only rows run the adapted weights too.
 
         Raises:
-            ValueError: there are several adapters, so that no single merge can stand for all, or the base is quantised
-                or offloaded.
+            ValueError: there are several adapters, or the base is quantised or offloaded.
         """
         refuse_quantised(self, "merge_adapters")
         merge_layers(self.get_decoder(), one_adapter(self.config))
@@ -576,8 +563,8 @@ def check_fingerprints(config, found: dict[str, str], ignore: bool) -> None:
             continue
         message = (
             f"The {role} base {getattr(config, f'{role}_model_id')!r} is not the one this checkpoint was trained on: "
-            f"its fingerprint is {found.get(role)}, the checkpoint's is {recorded}. An adapter only fits its own base. "
-            f"Pass {role}_model_id= (or its revision) with the right one, or ignore_base_mismatch=True to go on."
+            f"its fingerprint is {found.get(role)}, expected {recorded}. Pass {role}_model_id= (or its revision) with the "
+            "right one, or ignore_base_mismatch=True to go on."
         )
         if not ignore:
             raise ValueError(message)
@@ -612,9 +599,8 @@ def check_language_model(causal_lm: PreTrainedModel) -> None:
         found = scale_logits(head(hidden_states), causal_lm.config)
     if not torch.equal(found, expected):
         raise ValueError(
-            f"{name} treats its logits in a way that AudioLLM does not know (they differ by up to "
-            f"{float((found - expected).abs().max()):.3g} on a probe), so that text-only rows would not be those of "
-            "the base. Choose another language model, or add its treatment to `scale_logits`."
+            f"{name} treats its logits in a way that AudioLLM does not know; text-only rows would not be those of the "
+            "base. Choose another language model, or add its treatment to `scale_logits`."
         )
 
 
@@ -626,7 +612,7 @@ def language_model_only(quantization_config: Any) -> Any:
     Return a copy of a quantisation configuration that spares all but the language model's layers.
 
     Raises:
-        ValueError: the configuration has no field for modules to spare.
+        ValueError: it has no field for modules to spare.
     """
     is_dict = isinstance(quantization_config, dict)
     config: Any = AutoQuantizationConfig.from_dict(quantization_config) if is_dict else deepcopy(quantization_config)
@@ -661,8 +647,8 @@ def refuse_quantised(model: nn.Module, what: str) -> None:
     """Raise ValueError where the model's base is quantised, so that its weights are not those of the base."""
     if getattr(model, "quantised_base", None) is not None:
         raise ValueError(
-            f"{what} needs the base's own weights, but this model's are quantised. Save the adapter (weights='adapter'), "
-            "load it again without quantization_config, and go on from there."
+            f"{what} needs the base's own weights, but this model's are quantised. Save the adapter (weights='adapter') "
+            "and load it again without quantization_config."
         )
 
 
@@ -712,50 +698,6 @@ def refuse_incomplete(info, source) -> None:
             problems.append(f"{len(keys)} {kind.replace('_', ' ')}, such as {keys[:3]}")
     if problems:
         raise ValueError(
-            f"{source} does not hold the weights its configuration asks for: {'; '.join(problems)}. The checkpoint is "
-            "incomplete or belongs to another configuration; save or download it again."
+            f"{source} does not hold the weights its configuration asks for: {'; '.join(problems)}. Save or download it "
+            "again."
         )
-
-
-# ---- files ---------------------------------------------------------------------------------------------------------
-
-
-def write_code(objects: list[Any], folder: str | os.PathLike) -> list[Path]:
-    """
-    Copy the source files behind `objects` (classes), and the siblings they import, flat into `folder`.
-
-    These are the installed package's files or, for a model loaded with `trust_remote_code`, its checkpoint's.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    sources: dict[str, Path] = {}
-    for cls in objects:
-        _collect_sources(sys.modules[cls.__module__], sources)
-    written = []
-    for name, source in sorted(sources.items()):
-        target = folder / name
-        if not (target.exists() and target.samefile(source)):
-            shutil.copyfile(source, target)
-        written.append(target)
-    return written
-
-
-def _collect_sources(module: ModuleType, sources: dict[str, Path]) -> None:
-    """Add the file of `module` and those of the siblings it imports, all the way down, to `sources` by file name."""
-    path = Path(str(module.__file__))
-    if path.name in sources:
-        return
-    sources[path.name] = path
-    for sibling in get_relative_imports(path):
-        imported = importlib.import_module(f".{sibling}", module.__package__)
-        _collect_sources(_original(imported), sources)
-
-
-def _original(module: ModuleType) -> ModuleType:
-    """Return the module, or the one of the same file name that it re-exports from another room."""
-    file_name = module.__name__.rpartition(".")[2]
-    for value in vars(module).values():
-        defined_in = getattr(value, "__module__", None) or ""
-        if isinstance(defined_in, str) and defined_in.rpartition(".")[2] == file_name:
-            return sys.modules[defined_in]
-    return module
