@@ -30,7 +30,7 @@ def use_cpu_speed(model) -> None:
     """
     Make an AudioLLM model on a CPU train and encode faster, in place; on other devices it stays as it is.
 
-    Weights, their names and results without gradients stay, apart from the encoder's, which change by rounding.
+    Weights and their names stay. Results without gradients stay too, but for the encoder's, which change by rounding.
     """
     body = model.model
     if model.device.type != "cpu":
@@ -55,17 +55,13 @@ def onednn_is_faster() -> bool:
     """
     Return True where oneDNN multiplies float32 matrices faster than MKL, which torch takes for them by itself.
 
-    MKL knows AVX-512 on Intel's processors alone. On two cores of an AMD EPYC (Zen 5) it reaches less than half of
-    oneDNN's rate (`benchmarks/limit.py`). The same on every run on a machine: nothing is measured here.
+    MKL uses AVX-512 on Intel's processors alone: on an AMD EPYC (Zen 5) it reaches less than half of oneDNN's rate.
     """
-    if not torch.backends.mkldnn.is_available() or not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+    has_product = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    is_wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    if not (has_product and is_wide and PROCESSOR_FILE.is_file()):  # no file: not Linux
         return False
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # torch's compiler calls it too, but promises it to nobody
-        return False
-    try:
-        return INTEL not in PROCESSOR_FILE.read_text(encoding="utf-8", errors="replace")
-    except OSError:  # not Linux: torch's own choice
-        return False
+    return INTEL not in PROCESSOR_FILE.read_text(encoding="utf-8", errors="replace")
 
 
 def takes_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -186,9 +182,8 @@ def can_share_prefix(decoder: nn.Module, inputs_embeds: torch.Tensor, length: in
     """
     Return True where the first `length` positions can be run once for all rows, and it is worth it.
 
-    One adapter must act on all rows (text-only rows stay the base's), and the layers must keep keys and values of all
-    positions. Not with activation checkpointing, which allows no cache, nor where several processes must run their
-    layers equally often.
+    One adapter must act on all rows, since text-only rows stay the base's, and the layers must keep keys and values of all
+    positions. Activation checkpointing allows no cache; several processes must run their layers equally often.
     """
     several_processes = torch.distributed.is_available() and torch.distributed.is_initialized()
     rows, positions = inputs_embeds.shape[:2]
@@ -216,8 +211,7 @@ def run_with_shared_prefix(
     Return the decoder's last hidden states `(batch, positions, hidden_size)`, with its first `length` positions run for
     the first row alone.
 
-    The keys and values of that row serve all, and their gradients add up in it; so it is the same function of the
-    weights, to float rounding. Dropout, where there is any, drops the same of all rows' beginnings.
+    The keys and values of that row serve all, and their gradients add up in it. Dropout drops the same of all beginnings.
     """
     first = {name: mask if mask is None else mask[:1, :length] for name, mask in masks.items()}
     rest = {name: mask if mask is None else mask[:, length:] for name, mask in masks.items()}

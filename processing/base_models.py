@@ -10,7 +10,7 @@ EMBEDDED_PREFIX = "pypi:"
 
 
 def audiollm_cache_dir() -> Path:
-    """Return the folder for what AudioLLM keeps on this machine: `$AUDIOLLM_CACHE`, or `audiollm` in the user's cache folder."""
+    """Return AudioLLM's cache folder: `$AUDIOLLM_CACHE`, or `audiollm` in the user's cache folder."""
     if "AUDIOLLM_CACHE" in os.environ:
         return Path(os.environ["AUDIOLLM_CACHE"]).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "audiollm"
@@ -39,8 +39,8 @@ def resolve_base(model_id: str | os.PathLike, role: str) -> str:
         folder = embedded_base_folder(model_id.removeprefix(EMBEDDED_PREFIX))
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(
-                f"The {role} base {model_id!r} is not in {folder}. Fetch it with `audiollm bases` "
-                f"(pip install audiollm), or pass {role}_model_id= with another copy of the same model."
+                f"The {role} base {model_id!r} is not in {folder}. Fetch it with `audiollm bases`, or pass "
+                f"{role}_model_id= with another copy of the same model."
             )
         return str(folder)
     looks_local = model_id.startswith((".", "~", os.sep)) or os.path.isabs(model_id) or model_id.count("/") > 1

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from audiollm.command_line import downloads
-from audiollm.command_line.downloads import ChecksumError, DiskFullError, DownloadError, download
+from audiollm.command_line.downloads import ChecksumError, DownloadError, download
 from loopback_site import Site, serving
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
@@ -89,7 +89,7 @@ def test_when_no_mirror_has_it_each_is_named_with_its_reason(site: Site, tmp_pat
         fetched(tmp_path, f"{NOBODY}/x.tar.gz", f"{site.url}/gone", f"{site.url}/locked")
     said = str(caught.value)
     assert "None of 3 mirrors gave x.tar.gz" in said and f"{NOBODY}/x.tar.gz failed 5 times" in said
-    assert "/gone failed: the server says 404" in said and "/locked failed: the server says 404" in said
+    assert "/gone failed: HTTP Error 404" in said and "/locked failed: HTTP Error 404" in said
 
 
 def test_a_busy_server_is_asked_again_and_a_locked_one_is_not(site: Site, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_disk_too_small_is_said_before_it_is_filled(
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(downloads.shutil, "disk_usage", lambda path: usage(10, 10, 1000))
-    with pytest.raises(DiskFullError, match=rf"x\.tar\.gz\.part: {len(BODY)} more bytes are needed.*1000 left"):
+    with pytest.raises(OSError, match=rf"{len(BODY)} more bytes are needed.*1000 left.*x\.tar\.gz\.part"):
         fetched(tmp_path, f"{site.url}/x.tar.gz", f"{site.url}/x.tar.gz")
     assert len(site.requests) == 1  # another mirror would not make room
 
@@ -131,7 +131,7 @@ def test_a_disk_too_small_is_said_before_it_is_filled(
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 def test_a_disk_that_fills_up_is_named(site: Site, tmp_path: Path) -> None:
     (tmp_path / "x.tar.gz.part").symlink_to("/dev/full")
-    with pytest.raises(DiskFullError, match=r"x\.tar\.gz\.part: the disk is full.*run again"):
+    with pytest.raises(OSError, match=r"no room left.*make room.*x\.tar\.gz\.part"):
         fetched(tmp_path, f"{site.url}/x.tar.gz", checksum=SHA256)
 
 

@@ -166,5 +166,5 @@ def test_impossible_values_are_named(fields, words: str) -> None:
 
 def test_a_vision_language_model_is_no_text_config() -> None:
     composite = AutoConfig.for_model("llava")
-    with pytest.raises(ValueError, match="text_config.model_type is 'llava'; expected"):
+    with pytest.raises(ValueError, match=r"text_config\.model_type is 'llava'; expected"):
         AudioLlmConfig(text_config=composite)

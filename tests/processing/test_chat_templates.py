@@ -258,7 +258,7 @@ def test_a_batch_is_its_rows(processor, clips):
 
 CLIP = np.zeros(800, dtype=np.float32)
 MALFORMED = {
-    "empty": ([], "The conversation is empty"),
+    "empty": ([], r"The conversation is \[\]"),
     "text": ("Hello", "The conversation is 'Hello'; expected a list of messages"),
     "no role": ([{"content": "Hi"}], "Message 0 is .* expected a dict with 'role' and 'content'"),
     "no content": ([{"role": "user", "content": "Hi"}, {"role": "user"}], "Message 1 is"),
