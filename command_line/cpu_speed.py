@@ -15,7 +15,7 @@ from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-#: Where Linux says whose the processor is.
+#: Linux' description of the processor.
 PROCESSOR_FILE = Path("/proc/cpuinfo")
 INTEL = "GenuineIntel"
 #: Below so many rows, reading the weights takes the time, in either library.
@@ -53,7 +53,7 @@ def use_cpu_speed(model) -> None:
 @cache
 def onednn_is_faster() -> bool:
     """
-    Return True where oneDNN multiplies float32 matrices faster than MKL, which torch takes for them by itself.
+    Return True where oneDNN multiplies float32 matrices faster than MKL, which torch takes.
 
     MKL uses AVX-512 on Intel's processors alone: on an AMD EPYC (Zen 5) it reaches less than half of oneDNN's rate.
     """

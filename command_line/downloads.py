@@ -65,7 +65,7 @@ def download(urls: Sequence[str], target: Path, checksum: str, size: int, progre
     part, rejected = (target.with_name(target.name + suffix) for suffix in (PART_SUFFIX, REJECTED_SUFFIX))
     with FileLock(target.with_name(f".{target.name}.lock")):
         if target.exists():
-            advice = f"It was set aside as {rejected.name}: run again to download it anew."
+            advice = f"It was set aside as {rejected.name}: run again."
             try:
                 verify_checksum(target, checksum, advice, progress)
             except ChecksumError:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 WAIT_POLICY = "OMP_WAIT_POLICY"
 #: Size of the product by which precisions are compared, (rows, in, out), and how often it is timed.
 PROBE_SHAPE, PROBE_REPEATS = (512, 576, 1536), 5
-#: What PyTorch's allocator for CPUs, Python's errors of other devices, and Python where a thread has no stack, say.
+#: Messages of PyTorch's allocators, and of Python where a thread has no stack.
 OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "can't start new thread")
 
 

@@ -99,7 +99,7 @@ class AudioTower(WhisperEncoder):
         if attention_mask is not None and not bool(attention_mask.all()):
             mel_lengths = attention_mask.sum(dim=1)
 
-        # A window's own end must look the same to the convolutions whatever padding follows it: zeros.
+        # Zeros, so that the convolutions see the same at a window's end with any padding.
         if mel_lengths is not None:
             mel_padding = ~length_mask(mel_lengths, mel_frames)[:, None, :]
             input_features = input_features.masked_fill(mel_padding, 0.0)

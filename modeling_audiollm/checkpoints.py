@@ -26,7 +26,7 @@ from .projector import AudioLlmProjector, ContextBlock, PieceReadout
 
 logger = logging.get_logger(__name__)
 
-#: Auto classes that resolve to `AudioLlmForConditionalGeneration`, in the package and in a checkpoint's `auto_map`.
+#: Auto classes that resolve to `AudioLlmForConditionalGeneration`.
 MODEL_AUTO_CLASSES = (
     "AutoModel",
     "AutoModelForCausalLM",  # which TRL's trainers load a reference model with
@@ -38,25 +38,24 @@ AUTO_MAP = {
     "AutoConfig": "configuration_audiollm.AudioLlmConfig",
     **dict.fromkeys(MODEL_AUTO_CLASSES, "modeling_audiollm.AudioLlmForConditionalGeneration"),
 }
-#: Arguments of `from_pretrained` that are the model's, though the configuration has fields of the same names.
+#: Arguments of `from_pretrained` that are the model's and not the configuration's fields of these names.
 MODEL_ARGUMENTS = ("dtype", "torch_dtype", "attn_implementation", "quantization_config")
-#: How many elements of each base weight go into the fingerprint.
+#: Elements of each base weight in the fingerprint.
 FINGERPRINT_SAMPLES = 64
 #: Part of the names of the readout of letters, which the model's own loss does not reach.
 LETTERS = "multi_modal_projector.letters."
-#: Where the encoder lies in checkpoints of the whole model, by `model_type`.
+#: Place of the encoder in checkpoints of the whole model, by `model_type`.
 ENCODER_KEYS = {"whisper": {r"^(model\.)?encoder\.": ""}, "wav2vec2-bert": {r"^wav2vec2_bert\.": ""}}
-#: Arguments of `from_pretrained` that say where files are; the bases are fetched with the same ones.
+#: Arguments of `from_pretrained` that hold for the bases too.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "proxies")
 #: Arguments of `save_pretrained` that say where and how to upload.
 HUB_UPLOAD_ARGUMENTS = ("repo_id", "token", "private", "revision", "create_pr", "commit_message")
-#: What is not the frozen language model's layers, as patterns of module names; the head, too, is left alone, as
-#: transformers does by default.
+#: Patterns of modules that are not the frozen language model's layers; the head is left alone, as by transformers.
 NOT_QUANTISED = (r".*audio_tower", r".*multi_modal_projector", r".*lora_[AB]", "lm_head")
-#: What configurations call the modules they leave out: bitsandbytes' and all others'.
+#: Fields for modules to spare, in configurations of bitsandbytes and in all others.
 SKIP_FIELDS = ("llm_int8_skip_modules", "modules_to_not_convert")
-#: bitsandbytes' 4-bit layers, on a CPU with AVX512, change their weights' layout for good when they are first run without
-#: gradients; what is trained after an evaluation would then get wrong gradients. This attribute turns that off.
+#: On a CPU with AVX512, bitsandbytes' 4-bit layers change their weights' layout when first run without gradients, and later
+#: gradients are wrong. This attribute turns that off.
 PACKS_FOR_CPU = "support_avx512bf16_for_cpu"
 
 
@@ -74,7 +73,7 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = False
     _skip_keys_device_placement = ["cache", "past_key_values"]
-    #: What trains stays in float32 whatever precision the frozen bases are loaded in.
+    #: Trained weights stay in float32 in every precision of the frozen bases.
     _keep_in_fp32_modules_strict = ["multi_modal_projector", "audio_boundary_embeds", "lora_A", "lora_B"]
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -117,7 +116,7 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
 
     @property
     def _keys_to_ignore_on_save(self) -> set[str]:
-        """Names of the frozen bases' weights while checkpoints leave those out: the Trainer does not miss them then."""
+        """Names of the frozen bases' weights while checkpoints leave them out, for the Trainer not to miss them."""
         config = self.config
         if config.weight_format not in (None, "adapter") or not (config.audio_model_id and config.text_model_id):
             return set()
@@ -142,8 +141,8 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
     def add_adapter(self, *args: Any, **kwargs: Any) -> None:
         """Refuse transformers' way of adding an adapter: its `save_pretrained` would no longer save AudioLLM's own."""
         raise NotImplementedError(
-            "Add an adapter with peft.get_peft_model(model, config): it acts on all rows, on top of AudioLLM's. An adapter "
-            "for chosen rows is one of lora_adapters in from_audio_text_pretrained."
+            "Add an adapter for all rows with peft.get_peft_model(model, config), and one for chosen rows by lora_adapters in "
+            "from_audio_text_pretrained."
         )
 
     def load_adapter(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
@@ -151,7 +150,7 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         raise NotImplementedError("Load an adapter with peft.PeftModel.from_pretrained(model, folder).")
 
     def enable_input_require_grads(self) -> None:
-        """Let gradients reach LoRA through checkpointed layers: on the embeddings only, never into the encoder."""
+        """Let gradients reach LoRA through checkpointed layers, but never the encoder."""
         self.disable_input_require_grads()  # once is enough
         hook = self.get_input_embeddings().register_forward_hook(
             lambda module, args, output: output.requires_grad_(True)
@@ -454,8 +453,8 @@ def fresh_projector_state(config, embedding_scale: float) -> dict[str, torch.Ten
     """
     Return starting values of projector and boundary vectors.
 
-    The projector's last layer and the boundary vectors are scaled to the language model's own embeddings
-    (`embedding_scale` is their root mean square), so that audio tokens are as long as text tokens from the first step.
+    They are scaled by `embedding_scale`, the root mean square of the language model's embeddings: audio tokens are as long
+    as text tokens from the first step.
     """
     projector = AudioLlmProjector(config)
     nn.init.normal_(projector.linear_2.weight, std=embedding_scale / projector.linear_2.in_features**0.5)
@@ -544,7 +543,7 @@ def fingerprint(state: dict[str, torch.Tensor]) -> str:
     """
     Return a short hash of every tensor's name, shape and a sample of its values rounded to bfloat16.
 
-    It tells another model, revision or fine-tune, whatever the precision; it is no protection against forgery.
+    It tells models, revisions and fine-tunes apart in any precision; it is no protection against forgery.
     """
     digest = hashlib.sha256()
     for name in sorted(state):
@@ -631,7 +630,7 @@ def settle_quantised(model: Any, quantization_config: Any) -> None:
     """
     Mark a loaded model as one whose base is quantised, but not the weights that it saves.
 
-    Without this, transformers would save the quantised base, and refuse to train what is not PEFT's own class.
+    Without this, transformers would save the quantised base, and refuse to train this class.
     """
     model.quantised_base = quantization_config
     model.hf_quantizer, model.is_quantized = None, False

@@ -286,7 +286,7 @@ def _begin_call(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple
         return args, kwargs
     if MASKS_KEYWORD not in kwargs:
         raise RuntimeError(
-            f"{type(module).__name__} was run by itself: it is unknown on which rows LoRA acts. Run the model around it."
+            f"{type(module).__name__} was run alone: it is unknown on which rows LoRA acts. Run the model around it."
         )
     _CALL.masks = kwargs[MASKS_KEYWORD]
     if not accepts_keywords(module):

@@ -362,14 +362,10 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         if starts is not None and use_cache is not False:
             # With a cache, attention would not tell a row's examples apart.
             starts, use_cache = (starts, False) if bool(starts[:, 1:].any()) else (None, use_cache)
-        rows: dict[str, torch.Tensor | None] = {}
+        hears = audio_tokens is not None and len(audio_tokens) > 0
+        rows, masks = self.rows_of_adapters(inputs_embeds, adapter_names, slots, hears, cache, starts)
         if self.config.lora_adapters:
-            rows, masks = self.rows_of_adapters(
-                inputs_embeds, adapter_names, slots, audio_tokens is not None and len(audio_tokens) > 0, cache, starts
-            )
             kwargs[MASKS_KEYWORD] = masks
-        elif adapter_names is not None:
-            self._rows_by_name(adapter_names, inputs_embeds.device)
         if plain and is_padded_on_the_right(attention_mask):
             attention_mask = None  # causal attention does not look ahead, so no token sees padding
 

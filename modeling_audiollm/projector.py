@@ -53,7 +53,7 @@ class ContextBlock(nn.Module):
     """
     Gated depthwise convolution over `CONTEXT_KERNEL` tokens, added to its input (Dauphin et al. 2017, arXiv:1612.08083).
 
-    A frame of a speech encoder does not say its own word by itself. A block starts as the identity.
+    A frame of a speech encoder does not hold its own word alone. A block starts as the identity.
     """
 
     def __init__(self, width: int, eps: float):

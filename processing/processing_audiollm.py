@@ -43,7 +43,7 @@ from .conversations import (
     takes_parts,
 )
 
-#: What has an entry for each token id, and its value where there is padding.
+#: Columns with an entry for each token id, and their value where there is padding.
 BESIDE_IDS = {"labels": IGNORED_LABEL, "assistant_masks": 0, "mm_token_type_ids": 0}
 #: Options of a call and their defaults: given flat, in `text_kwargs`, or in `common_kwargs`.
 TEXT_OPTIONS: dict[str, Any] = {
@@ -68,7 +68,7 @@ TOKENIZER_OPTIONS = ("padding", "max_length", "pad_to_multiple_of")
 TENSOR_TYPES = ("pt", "np", None)
 #: Variables that transformers gives every chat template; None is none.
 NO_VARIABLES = ("tools", "documents")
-#: What `apply_transcription_request` asks unless told otherwise.
+#: The default of `apply_transcription_request`.
 TRANSCRIPTION_PROMPT = "Transcribe the speech."
 
 
@@ -622,7 +622,7 @@ class ConformerWindows:
     def __init__(self, extractor: SeamlessM4TFeatureExtractor):
         self.extractor = extractor
         self.max_samples: int = self.WINDOW_SECONDS * extractor.sampling_rate
-        #: What one encoder frame needs; shorter windows are filled up with silence.
+        #: Samples of one encoder frame; shorter windows are filled up with silence.
         self.min_samples = self.FRAME_SAMPLES + (extractor.stride - 1) * self.HOP_SAMPLES
 
     def input_frames(self, num_samples: int) -> int:
