@@ -271,6 +271,3 @@ def _require_integer(name: str, value: Any, at_least: int) -> None:
 
 def _require_number(name: str, value: Any) -> None:
     _require(name, value, isinstance(value, (int, float)) and value > 0, "a number above 0")
-
-
-__all__ = ["AudioLlmConfig"]

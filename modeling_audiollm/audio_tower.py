@@ -170,10 +170,5 @@ class ConformerTower(Wav2Vec2BertModel):
         return BaseModelOutput(outputs.last_hidden_state, outputs.hidden_states, outputs.attentions)
 
 
-#: By `model_type` of `audio_config`.
+#: By `model_type` of the encoder's configuration.
 AUDIO_TOWERS: dict[str, Any] = {"whisper": AudioTower, "wav2vec2-bert": ConformerTower}
-
-
-def audio_tower_class(audio_config: Any) -> Any:
-    """Return the class for an encoder's configuration, one of those that `AudioLlmConfig` allows."""
-    return AUDIO_TOWERS[audio_config.model_type]

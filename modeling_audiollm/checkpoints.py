@@ -18,7 +18,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file, logging
 
-from .audio_tower import audio_tower_class
+from .audio_tower import AUDIO_TOWERS
 from .base_models import naming_base, resolve_base
 from .configuration_audiollm import AudioLlmConfig
 from .lora import add_adapters, is_target, merge_layers, merged_weight, refuse_foreign_adapters, reset_adapters
@@ -236,7 +236,16 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
             return super().from_pretrained(path, *model_args, **kwargs)
         kwargs["quantization_config"] = language_model_only(quantisation)
         loaded: Any = super().from_pretrained(path, *model_args, **kwargs)
-        settle_quantised(loaded[0] if isinstance(loaded, tuple) else loaded, quantisation)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.quantised_base = quantisation
+        # Else transformers would save the quantised base, and refuse to train this class.
+        model.hf_quantizer, model.is_quantized = None, False
+        for module in model.modules():
+            if hasattr(module, PACKS_FOR_CPU):
+                setattr(module, PACKS_FOR_CPU, False)
+        for part in (model.config, model.config.text_config, model.config.audio_config):
+            if getattr(part, "quantization_config", None) is not None:
+                del part.quantization_config
         return loaded
 
     @classmethod
@@ -247,7 +256,17 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         adapter = load_file(adapter_file)
         hub_arguments = {name: where[name] for name in HUB_ARGUMENTS if name in where}
         state, found = load_bases(config, **hub_arguments)
-        check_fingerprints(config, found, ignore_base_mismatch)
+        for role, recorded in config.base_fingerprint.items():
+            if found.get(role) == recorded:
+                continue
+            message = (
+                f"The {role} base {getattr(config, f'{role}_model_id')!r} is not the one this checkpoint was trained on: its "
+                f"fingerprint is {found.get(role)}, expected {recorded}. Pass {role}_model_id= (or its revision) with the right "
+                "one, or ignore_base_mismatch=True to go on."
+            )
+            if not ignore_base_mismatch:
+                raise ValueError(message)
+            logger.warning(message)
         state.update(adapter)
         if kwargs.get("device_map") is not None and config.tie_word_embeddings:
             # A head that goes to the disk is looked for there by its own name.
@@ -476,7 +495,7 @@ def load_audio_base(
     config.dtype = None  # that of a checkpoint, which "auto" would load the base in, as well as its fingerprint
     base = resolve_base(model_id, "audio")
     with naming_base(model_id, "audio"):
-        tower = audio_tower_class(config).from_pretrained(
+        tower = AUDIO_TOWERS[config.model_type].from_pretrained(
             base,
             config=config,
             revision=revision or "main",
@@ -555,21 +574,6 @@ def fingerprint(state: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()[:32]
 
 
-def check_fingerprints(config, found: dict[str, str], ignore: bool) -> None:
-    """Raise ValueError where the bases are not those an adapter was trained on; with `ignore`, it is a warning."""
-    for role, recorded in config.base_fingerprint.items():
-        if found.get(role) == recorded:
-            continue
-        message = (
-            f"The {role} base {getattr(config, f'{role}_model_id')!r} is not the one this checkpoint was trained on: "
-            f"its fingerprint is {found.get(role)}, expected {recorded}. Pass {role}_model_id= (or its revision) with the "
-            "right one, or ignore_base_mismatch=True to go on."
-        )
-        if not ignore:
-            raise ValueError(message)
-        logger.warning(message)
-
-
 def scale_logits(logits: torch.Tensor, text_config) -> torch.Tensor:
     """Apply what a base's own class does after its head: Granite's and Cohere's scales, Gemma's soft cap."""
     if getattr(text_config, "logits_scaling", None):
@@ -624,22 +628,6 @@ def language_model_only(quantization_config: Any) -> Any:
     for name in names:
         setattr(config, name, [*(getattr(config, name) or []), *NOT_QUANTISED])
     return config
-
-
-def settle_quantised(model: Any, quantization_config: Any) -> None:
-    """
-    Mark a loaded model as one whose base is quantised, but not the weights that it saves.
-
-    Without this, transformers would save the quantised base, and refuse to train this class.
-    """
-    model.quantised_base = quantization_config
-    model.hf_quantizer, model.is_quantized = None, False
-    for module in model.modules():
-        if hasattr(module, PACKS_FOR_CPU):
-            setattr(module, PACKS_FOR_CPU, False)
-    for config in (model.config, model.config.text_config, model.config.audio_config):
-        if getattr(config, "quantization_config", None) is not None:
-            del config.quantization_config
 
 
 def refuse_quantised(model: nn.Module, what: str) -> None:

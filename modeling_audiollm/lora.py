@@ -363,6 +363,3 @@ def autocasts(device: str) -> bool:
 
 def _without_autocast(device: str) -> AbstractContextManager:
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
-
-
-__all__ = ["MASKS_KEYWORD", "add_adapters", "is_target", "merge_layers", "merged_weight", "reset_adapters"]

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils import TransformersKwargs, can_return_tuple, logging, torch_compilable_check
 
-from .audio_tower import audio_tower_class
+from .audio_tower import AUDIO_TOWERS
 from .checkpoints import AudioLlmPreTrainedModel, scale_logits
 from .configuration_audiollm import AudioLlmConfig
 from .lora import MASKS_KEYWORD, add_adapters
@@ -62,7 +62,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
 
     def __init__(self, config: AudioLlmConfig):
         super().__init__(config)
-        self.audio_tower = audio_tower_class(config.audio_config)(config.audio_config)
+        self.audio_tower = AUDIO_TOWERS[config.audio_config.model_type](config.audio_config)
         # What trains is float32, also where a model is made in the precision of its bases.
         self.multi_modal_projector = AudioLlmProjector(config).float()
         #: The embeddings of `<audio>` and `</audio>`, `(2, hidden_size)`; the base's embedding matrix stays as it is.

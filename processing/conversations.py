@@ -111,11 +111,6 @@ def _flatten_part(part: Any, where: str, recordings: list[Any], beside: bool) ->
     raise ConversationError(f"{where}: expected a dict of type 'text' or 'audio', got {part!r}.")
 
 
-def marks_answers(template: str | None) -> bool:
-    """Return True where a template marks what the assistant says by `generation` tags."""
-    return bool(GENERATION_TAG.search(template or ""))
-
-
 @lru_cache(maxsize=8)
 def takes_parts(template: str | None) -> bool:
     """Return True where a template shows contents that are lists of typed parts, and none that are strings."""

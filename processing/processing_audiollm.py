@@ -27,6 +27,7 @@ from .conversations import (
     AUDIO_END_TOKEN,
     AUDIO_PLACEHOLDER,
     AUDIO_SLOT_TOKEN,
+    GENERATION_TAG,
     IGNORED_LABEL,
     ConversationError,
     Segment,
@@ -37,7 +38,6 @@ from .conversations import (
     flatten_batch,
     flatten_conversation,
     is_list,
-    marks_answers,
     render_segments,
     split_at_spans,
     takes_parts,
@@ -408,7 +408,7 @@ class AudioLlmProcessor(ProcessorMixin):
         def for_template(part: list[dict[str, Any]]) -> list[dict[str, Any]]:
             return [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in part] if in_parts else part
 
-        if marks_answers(template):
+        if GENERATION_TAG.search(template or ""):
             rendered: Any = render_jinja_template(
                 [for_template(messages)],
                 chat_template=template,
@@ -660,5 +660,3 @@ def windows_for(extractor) -> WhisperWindows | ConformerWindows:
 
 
 AudioLlmProcessor.register_for_auto_class("AutoProcessor")
-
-__all__ = ["AudioLlmProcessor"]

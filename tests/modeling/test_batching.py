@@ -48,7 +48,7 @@ def test_encoder_frames_and_audio_tokens(shared_tiny_model) -> None:
         single = model(**alone)
         tokens.append(single.audio_hidden_states)
         real = batch["attention_mask"][index].bool()
-        torch.testing.assert_close(out.logits[index][real], single.logits[0], **TOLERANCE)
+        torch.testing.assert_close(out.logits[index][real], single.logits[0], atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(out.audio_hidden_states, torch.cat(tokens), **TOLERANCE)
 
 
