@@ -71,7 +71,8 @@ def convert_whisper(weights: Path, folder: Path, beside: Callable[[str], bytes])
     end_of_text = specials["<|endoftext|>"]
     vocab_size, width = tensors["decoder/embeddings/weight"].shape
     layers = sum(name.startswith("encoder/layer_") and name.endswith("/ffn/linear_0/weight") for name in tensors)
-    sides = ("encoder", "decoder")
+    sizes = {"layers": layers, "attention_heads": width // WHISPER_HEAD_WIDTH, "ffn_dim": 4 * width}
+    both: dict[str, Any] = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in sizes.items()}
     config = WhisperConfig(
         vocab_size=vocab_size,
         d_model=width,
@@ -81,9 +82,7 @@ def convert_whisper(weights: Path, folder: Path, beside: Callable[[str], bytes])
         pad_token_id=end_of_text,
         decoder_start_token_id=end_of_text + 1,
         forced_decoder_ids=None,
-        **{f"{side}_layers": layers for side in sides},
-        **{f"{side}_attention_heads": width // WHISPER_HEAD_WIDTH for side in sides},
-        **{f"{side}_ffn_dim": 4 * width for side in sides},
+        **both,
     )
     tokenizer = WhisperTokenizer.from_pretrained(
         weights.parent,

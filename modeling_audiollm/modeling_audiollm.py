@@ -28,6 +28,8 @@ logger = logging.get_logger(__name__)
 IGNORED_LABEL = -100
 #: Name of the key-value cache in transformers' outputs and keywords: `past_key_values` before 5.24.
 CACHE_NAME = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
+#: Arguments of a call that hold audio.
+AUDIO_INPUTS = ("input_features", "input_features_mask", "encoded_audio", "encoded_audio_lengths", "audio_embeds")
 #: Keywords that go on to the language model: transformers' own, and what its `generate` and processors add.
 KNOWN_KEYWORDS = TransformersKwargs.__optional_keys__ | {"cache_position", "mm_token_type_ids", "tokenizer"}
 #: Outputs that a configuration may ask of every call.
@@ -570,25 +572,20 @@ class AudioLlmForConditionalGeneration(AudioLlmPreTrainedModel, GenerationMixin)
         **model_kwargs,
     ):
         """Repeat rows for beams and samples. A row's windows stay together, and are encoded once for all of its beams."""
-        audio_names = ("input_features", "input_features_mask", "encoded_audio", "encoded_audio_lengths")
-        embeds = model_kwargs.pop("audio_embeds", None)
-        audio = {name: model_kwargs.pop(name) for name in audio_names if model_kwargs.get(name) is not None}
+        audio = {name: model_kwargs.pop(name) for name in AUDIO_INPUTS if model_kwargs.get(name) is not None}
         names = model_kwargs.pop("adapter_names", None)
-        if "input_features" in audio and expand_size > 1:
-            features, mask = audio.pop("input_features"), audio.pop("input_features_mask", None)
-            encoded, lengths = self.model.encode_audio(features, mask)
-            audio.update(encoded_audio=encoded, encoded_audio_lengths=lengths)
         if audio and expand_size > 1:
-            order = self._window_order(input_ids, audio["encoded_audio_lengths"], expand_size)
-            audio = {name: value.index_select(0, order.to(value.device)) for name, value in audio.items()}
-        if embeds is not None and expand_size == 1:
-            audio["audio_embeds"] = embeds
-        elif embeds is not None:
-            if audio:
+            if "audio_embeds" in audio and len(audio) > 1:
                 raise ValueError("Beams and several samples need audio_embeds or features for all rows, not both.")
-            row_slots = (cast(Any, input_ids) == self.config.audio_token_id).sum(dim=1).tolist()
-            rows = [row for row in embeds.split(row_slots) for _ in range(expand_size)]
-            audio["audio_embeds"] = torch.cat(rows)
+            if "input_features" in audio:
+                encoded = self.model.encode_audio(audio["input_features"], audio.get("input_features_mask"))
+                audio = dict(zip(("encoded_audio", "encoded_audio_lengths"), encoded))
+            if "audio_embeds" in audio:
+                slots = torch.ones_like(audio["audio_embeds"][:, 0], dtype=torch.long)
+            else:
+                slots = slot_counts(audio["encoded_audio_lengths"], self.config.stack_factor).long()
+            order = self._repeated_by_row(input_ids, slots, expand_size)
+            audio = {name: value.index_select(0, order.to(value.device)) for name, value in audio.items()}
         if names is not None:
             model_kwargs["adapter_names"] = [name for name in names for _ in range(expand_size)]
         input_ids, model_kwargs = super()._expand_inputs_for_generation(  # type: ignore[misc]  # see above
@@ -598,19 +595,13 @@ class AudioLlmForConditionalGeneration(AudioLlmPreTrainedModel, GenerationMixin)
         model_kwargs["pad_logits_to_audio_ids"] = bool((input_ids >= self.config.vocab_size).any())
         return input_ids, {**model_kwargs, **audio}
 
-    def _window_order(self, input_ids, lengths: torch.Tensor, expand_size: int) -> torch.Tensor:
-        """Return indices that repeat each row's windows, of so many frames, as a block: w1 w2 w1 w2, not w1 w1 w2 w2."""
-        window_slots = slot_counts(lengths, self.config.stack_factor).long().tolist()
-        row_slots = torch.eq(input_ids, self.config.audio_token_id).sum(dim=1).tolist()
-        order: list[int] = []
-        window = 0
-        for slots in row_slots:
-            first = window
-            while slots > 0 and window < len(window_slots):
-                slots -= window_slots[window]
-                window += 1
-            order.extend(list(range(first, window)) * expand_size)
-        return torch.tensor(order, dtype=torch.long)
+    def _repeated_by_row(self, input_ids, slots: torch.Tensor, expand_size: int) -> torch.Tensor:
+        """Return indices that repeat each row's windows, of so many `slots`, as a block: w1 w2 w1 w2, not w1 w1 w2 w2."""
+        row_ends = torch.eq(input_ids, self.config.audio_token_id).sum(dim=1).cumsum(dim=0).to(slots.device)
+        rows = torch.searchsorted(row_ends, slots.cumsum(dim=0) - slots, right=True)
+        copies = torch.arange(expand_size, device=slots.device)[:, None]
+        windows = torch.arange(len(slots), device=slots.device).expand(expand_size, -1)
+        return windows.flatten()[(rows * expand_size + copies).flatten().argsort(stable=True)]
 
     def compute_transition_scores(self, sequences, scores, *args, **kwargs):
         """Compute as transformers does, without the columns that `generate` added for the audio ids."""
