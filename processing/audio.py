@@ -147,8 +147,10 @@ def _decode(data: bytes, name: str) -> tuple[np.ndarray, int]:
             rate, channels = block.rate, block.samples.shape[1]
             claimed = round(block.declared_s * rate)
             samples += block.samples.size
-            if max(claimed * channels, samples) > MAX_SAMPLES:
-                raise _too_long(name, f"holds {max(claimed * channels, samples)} samples")
+            if claimed * channels > MAX_SAMPLES:
+                raise _too_long(name, f"claims {claimed} samples in {channels} channels")
+            if samples > MAX_SAMPLES:
+                raise _too_long(name, "holds more samples")
             blocks.append(block.samples.mean(axis=1))
     except UndecodableError as error:
         raise AudioError(f"{name}: {error}") from error

@@ -68,7 +68,8 @@ def flatten_conversation(messages: Any, beside: bool = False) -> tuple[list[dict
         ConversationError: a message or a part is malformed.
     """
     if not isinstance(messages, (list, tuple)) or not messages:
-        raise ConversationError(f"The conversation is {messages!r}; expected a list of messages.")
+        found = repr(messages) if messages else "empty"
+        raise ConversationError(f"The conversation is {found}; expected a list of messages.")
     flat: list[dict[str, Any]] = []
     recordings: list[Any] = []
     for index, message in enumerate(messages):

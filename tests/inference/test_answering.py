@@ -250,7 +250,7 @@ def test_placeholders_and_recordings_must_be_equally_many() -> None:
         (ask("<audio>", b"not audio"), ValueError, "corrupt"),
         (ask("<audio>", {"array": noise(0.1), "sampling_rate": "fast"}), ValueError, "'fast'"),
         ([{"role": "user"}], ValueError, "Message 0"),
-        ([], ValueError, r"The conversation is \[\]"),
+        ([], ValueError, "The conversation is empty"),
         ([{"role": "user", "content": "<audio>"}], ValueError, "The conversation has 0 recordings"),
         ([{"role": "user", "content": [{"type": "image"}]}], ValueError, "Message 0, part 0"),
     ],

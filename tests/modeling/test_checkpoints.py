@@ -9,7 +9,7 @@ import pytest
 import torch
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmModel, AudioLlmProcessor
 from batches import MIXED_TEXT_ROWS, composed, labelled, logits_of, make_row
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tiny_models import randomise_trainables, save_audio_base, save_text_base
 from transformers import (
     AutoConfig,
@@ -184,7 +184,7 @@ def test_loading_info_and_overrides(tiny_model, tmp_path: Path) -> None:
     assert not torch.allclose(logits_of(loaded)[audio], logits_of(tiny_model)[audio])
 
 
-# ---- bad checkpoints: each error names the thing -------------------------------------------------------------------
+# ---- bad checkpoints (tests/robustness/test_hostile_checkpoints.py spoils weights) -------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -219,24 +219,6 @@ def test_base_in_another_precision_is_the_same_base(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint.parent / "text")
     save_text_base(checkpoint.parent / "text", text, dtype=torch.bfloat16)
     assert AutoModel.from_pretrained(checkpoint).config.lora_rank == 4
-
-
-@pytest.mark.quick
-def test_spoiled_adapters(tiny_model, tmp_path: Path) -> None:
-    tiny_model.save_pretrained(tmp_path)
-    state = load_file(tmp_path / "model.safetensors")
-    for changed, words in (
-        ({k: v for k, v in state.items() if "projector" not in k}, "4 missing keys.*multi_modal_projector"),
-        ({**state, "model.multi_modal_projector.linear_9.weight": torch.zeros(2)}, "1 unexpected keys.*linear_9"),
-        ({**state, "model.audio_boundary_embeds": torch.zeros(2, 5)}, "1 mismatched keys.*audio_boundary_embeds"),
-    ):
-        save_file(changed, tmp_path / "model.safetensors", metadata={"format": "pt"})
-        with pytest.raises(ValueError, match=words) as raised:
-            AutoModel.from_pretrained(tmp_path)
-        assert str(tmp_path) in str(raised.value)
-    (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(OSError, match=r"model\.safetensors"):
-        AudioLlmForConditionalGeneration.from_pretrained(tmp_path)
 
 
 def test_unknown_weight_formats_and_models_without_bases(tiny_model, tmp_path: Path) -> None:
