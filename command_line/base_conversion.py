@@ -71,19 +71,13 @@ def convert_whisper(weights: Path, folder: Path, beside: Callable[[str], bytes])
     end_of_text = specials["<|endoftext|>"]
     vocab_size, width = tensors["decoder/embeddings/weight"].shape
     layers = sum(name.startswith("encoder/layer_") and name.endswith("/ffn/linear_0/weight") for name in tensors)
-    sizes = {"layers": layers, "attention_heads": width // WHISPER_HEAD_WIDTH, "ffn_dim": 4 * width}
-    both: dict[str, Any] = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in sizes.items()}
-    config = WhisperConfig(
-        vocab_size=vocab_size,
-        d_model=width,
-        num_mel_bins=tensors["encoder/conv1/weight"].shape[1],
-        bos_token_id=end_of_text,
-        eos_token_id=end_of_text,
-        pad_token_id=end_of_text,
-        decoder_start_token_id=end_of_text + 1,
-        forced_decoder_ids=None,
-        **both,
-    )
+    fields: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end_of_text)
+    fields |= {"vocab_size": vocab_size, "d_model": width, "num_mel_bins": tensors["encoder/conv1/weight"].shape[1]}
+    fields |= {"decoder_start_token_id": end_of_text + 1, "forced_decoder_ids": None}
+    for side in ("encoder", "decoder"):
+        heads = width // WHISPER_HEAD_WIDTH
+        fields |= {f"{side}_layers": layers, f"{side}_attention_heads": heads, f"{side}_ffn_dim": 4 * width}
+    config = WhisperConfig(**fields)
     tokenizer = WhisperTokenizer.from_pretrained(
         weights.parent,
         pad_token="<|endoftext|>",

@@ -142,7 +142,7 @@ def _forward(
 
     The keys and values of that row serve all, and their gradients add up in it. Dropout drops the same of all beginnings.
     """
-    whole, masks = partial(type(self).forward, self), kwargs.get(MASKS_KEYWORD)
+    whole, masks = partial(type(self).forward, self), kwargs.get(MASKS_KEYWORD) or {}
     others = {name for name, value in kwargs.items() if value is not None} - {MASKS_KEYWORD}
     may_share = self.training and torch.is_grad_enabled() and use_cache is False and masks and not (args or others)
     length = shared_prefix_length(self, inputs_embeds, attention_mask, masks) if may_share else 0
