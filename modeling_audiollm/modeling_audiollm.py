@@ -196,17 +196,6 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         one = torch.ones(1, dtype=torch.long, device=frame.device)
         return self._project(frame, one)
 
-    def _rows_by_name(self, names: list[str | None], device: torch.device) -> dict[str, torch.Tensor | None]:
-        """Return the rows of each adapter in `names`, one name a row: a boolean mask `(rows,)`, None for all rows."""
-        unknown = sorted({name for name in names if name is not None} - set(self.config.lora_adapters))
-        if unknown:
-            raise ValueError(f"There is no adapter {unknown}; this model has {list(self.config.lora_adapters)}.")
-        rows: dict[str, torch.Tensor | None] = {}
-        for adapter in dict.fromkeys(name for name in names if name is not None):
-            chosen = [name == adapter for name in names]
-            rows[adapter] = None if all(chosen) else torch.tensor(chosen).to(device, non_blocking=True)
-        return rows
-
     def _remembered_rows(self, cache: Cache | None, num_rows: int) -> dict[str, torch.Tensor | None]:
         """Return the rows that each adapter acted on when the cache was filled."""
         length = 0 if cache is None else cache.get_seq_length()
@@ -257,6 +246,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         """
         batch, length, _ = inputs_embeds.shape
         examples = None if starts is None else starts.flatten().cumsum(dim=0) - 1
+        rows: dict[str, torch.Tensor | None] = {}
         if adapter_names is not None:
             num_rows = batch if examples is None else int(examples[-1]) + 1
             if len(adapter_names) != num_rows:
@@ -264,7 +254,13 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
                     f"There are {len(adapter_names)} adapter names for a batch of {num_rows} rows. Pass adapter_names "
                     "with one name, or None, per row."
                 )
-            rows = self._rows_by_name(adapter_names, inputs_embeds.device)
+            unknown = sorted({name for name in adapter_names if name is not None} - set(self.config.lora_adapters))
+            if unknown:
+                raise ValueError(f"There is no adapter {unknown}; this model has {list(self.config.lora_adapters)}.")
+            for adapter in dict.fromkeys(name for name in adapter_names if name is not None):
+                chosen = [name == adapter for name in adapter_names]
+                mask = None if all(chosen) else torch.tensor(chosen).to(inputs_embeds.device, non_blocking=True)
+                rows[adapter] = mask
         else:
             rows = self._remembered_rows(cache, batch)
             if slots is not None and self.config.lora_adapters and None not in rows.values():

@@ -264,7 +264,7 @@ class AudioLlmProcessor(ProcessorMixin):
             raise ValueError("Pass text, audio or both.")
         if text is None:
             waveforms = self._load_all(as_recordings(audio), settings["sampling_rate"])
-            return BatchFeature(_converted(self.batch_features(waveforms), settings["return_tensors"]))
+            return BatchFeature(self.batch_features(waveforms), settings["return_tensors"])
         texts = [text] if isinstance(text, str) else list(text)
         if not texts or not all(isinstance(one, str) for one in texts):
             raise ValueError("text must be a string or a non-empty list of strings.")
@@ -544,9 +544,13 @@ class AudioLlmProcessor(ProcessorMixin):
                 [next(row) if real else BESIDE_IDS[name] for real in mask]
                 for row, mask in zip(values, columns["attention_mask"])
             ]
-        if settings["return_tensors"] is not None:
-            columns = {name: _as_tensor(name, rows) for name, rows in columns.items()}
-        return BatchFeature(_converted({**columns, **batch}, settings["return_tensors"]))
+        for name, rows in columns.items() if settings["return_tensors"] is not None else ():
+            if len(set(map(len, rows))) > 1:
+                raise ValueError(
+                    f"The rows of {name} are of different lengths; pass padding=True, or return_tensors=None."
+                )
+            columns[name] = torch.tensor(rows, dtype=torch.long)
+        return BatchFeature({**columns, **batch}, settings["return_tensors"])
 
 
 def _one_each(name: str, value: Any, count: int) -> list[str | None]:
@@ -555,16 +559,6 @@ def _one_each(name: str, value: Any, count: int) -> list[str | None]:
     if len(values) != count or not all(each is None or isinstance(each, str) for each in values):
         raise ValueError(f"{name} is {value!r} for {count} recordings; expected a string, or one for each of them.")
     return values
-
-
-def _converted(columns: dict[str, Any], return_tensors: str | None) -> dict[str, Any]:
-    return columns if return_tensors != "np" else {name: column.numpy() for name, column in columns.items()}
-
-
-def _as_tensor(name: str, rows: list[list[int]]) -> torch.Tensor:
-    if len(set(map(len, rows))) > 1:
-        raise ValueError(f"The rows of {name} are of different lengths; pass padding=True, or return_tensors=None.")
-    return torch.tensor(rows, dtype=torch.long)
 
 
 # ---- windows for the encoder -------------------------------------------------------------------------------------------
