@@ -352,7 +352,8 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
             own = next(cls for cls in type(self).__mro__ if not cls.__module__.startswith("torch."))
             custom_object_save(own, save_directory)
             for original in (AudioLlmConfig, resolve_base):  # the package's siblings of these names re-export them
-                shutil.copy(inspect.getfile(original), save_directory)
+                source = inspect.getfile(original)
+                shutil.copyfile(source, Path(save_directory) / Path(source).name)
 
     def merge_adapters(self):
         """
