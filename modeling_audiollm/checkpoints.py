@@ -19,7 +19,7 @@ from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file, logging
 
 from .audio_tower import AUDIO_TOWERS
-from .base_models import naming_base, resolve_base
+from .base_models import load_base
 from .configuration_audiollm import AudioLlmConfig
 from .lora import add_adapters, is_target, merge_layers, merged_weight, refuse_foreign_adapters, reset_adapters
 from .projector import AudioLlmProjector, ContextBlock, PieceReadout
@@ -351,7 +351,7 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
             # Not the class that PyTorch puts over the model's own while it is sharded.
             own = next(cls for cls in type(self).__mro__ if not cls.__module__.startswith("torch."))
             custom_object_save(own, save_directory)
-            for original in (AudioLlmConfig, resolve_base):  # the package's siblings of these names re-export them
+            for original in (AudioLlmConfig, load_base):  # the package's siblings of these names re-export them
                 source = inspect.getfile(original)
                 shutil.copyfile(source, Path(save_directory) / Path(source).name)
 
@@ -407,12 +407,12 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         ```
         """
         hub_arguments = {name: config_fields.pop(name) for name in HUB_ARGUMENTS if name in config_fields}
-        audio_base, text_base = resolve_base(audio_model_id, "audio"), resolve_base(text_model_id, "text")
+        audio_base, text_base = (
+            (audio_model_id, "audio", audio_model_revision),
+            (text_model_id, "text", text_model_revision),
+        )
         known: dict[str, Any] = {"trust_remote_code": False, **hub_arguments}
-        with naming_base(audio_model_id, "audio"):
-            audio_config = AutoConfig.from_pretrained(audio_base, revision=audio_model_revision or "main", **known)
-        with naming_base(text_model_id, "text"):
-            text_config = AutoConfig.from_pretrained(text_base, revision=text_model_revision or "main", **known)
+        audio_config, text_config = (load_base(AutoConfig, *base, **known) for base in (audio_base, text_base))
         config = cls.config_class(
             audio_config=audio_config,
             text_config=text_config,
@@ -442,9 +442,7 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         )
         refuse_incomplete(info, f"{audio_model_id} with {text_model_id}")
         try:
-            model.generation_config = GenerationConfig.from_pretrained(
-                text_base, revision=text_model_revision or "main", **hub_arguments
-            )
+            model.generation_config = load_base(GenerationConfig, *text_base, **hub_arguments)
         except OSError:
             model.generation_config = GenerationConfig.from_model_config(text_config)
         model.freeze_bases()
@@ -494,18 +492,9 @@ def load_audio_base(
     """Return the state dict of the speech encoder `model_id` in its stored precision, keys relative to the encoder."""
     config = deepcopy(audio_config)
     config.dtype = None  # that of a checkpoint, which "auto" would load the base in, as well as its fingerprint
-    base = resolve_base(model_id, "audio")
-    with naming_base(model_id, "audio"):
-        tower = AUDIO_TOWERS[config.model_type].from_pretrained(
-            base,
-            config=config,
-            revision=revision or "main",
-            use_safetensors=True,
-            key_mapping=ENCODER_KEYS[audio_config.model_type],
-            dtype="auto",
-            **hub_arguments,
-        )
-    return tower.state_dict()
+    loading = {"config": config, "dtype": "auto", "use_safetensors": True, **hub_arguments}
+    loading["key_mapping"] = ENCODER_KEYS[config.model_type]
+    return load_base(AUDIO_TOWERS[config.model_type], model_id, "audio", revision, **loading).state_dict()
 
 
 def load_text_base(
@@ -519,16 +508,8 @@ def load_text_base(
     Raises:
         ValueError: with `check_head`, when AudioLLM would not give this model's logits.
     """
-    base = resolve_base(model_id, "text")
-    with naming_base(model_id, "text"):
-        causal_lm = AutoModelForCausalLM.from_pretrained(
-            base,
-            revision=revision or "main",
-            dtype="auto",
-            trust_remote_code=False,
-            use_safetensors=True,
-            **hub_arguments,
-        )
+    loading = {"dtype": "auto", "trust_remote_code": False, "use_safetensors": True, **hub_arguments}
+    causal_lm = load_base(AutoModelForCausalLM, model_id, "text", revision, **loading)
     if check_head:
         check_language_model(causal_lm)
     state = {f"model.language_model.{key}": value for key, value in causal_lm.base_model.state_dict().items()}

@@ -1,9 +1,8 @@
 """Places of base models, by the ids that AudioLLM accepts."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 #: Prefix of base model ids that name one of the embedded pair rather than a Hub repository or a folder.
 EMBEDDED_PREFIX = "pypi:"
@@ -52,11 +51,11 @@ def resolve_base(model_id: str | os.PathLike, role: str) -> str:
     return os.path.expanduser(model_id) if looks_local else model_id
 
 
-@contextmanager
-def naming_base(model_id: str | os.PathLike, role: str) -> Iterator[None]:
-    """Make a library's errors about missing files name the base, and how to get it."""
+def load_base(loader: Any, model_id: str | os.PathLike, role: str, revision: str | None = None, **options: Any) -> Any:
+    """Return `loader.from_pretrained` of a base; errors about missing files name the base, and how to get it."""
+    place = resolve_base(model_id, role)
     try:
-        yield
+        return loader.from_pretrained(place, revision=revision or "main", **options)
     except OSError as error:
         raise OSError(f"The {role} base {str(model_id)!r} cannot be loaded: {error}{how_to_get(model_id)}") from error
 

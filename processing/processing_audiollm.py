@@ -21,7 +21,7 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .audio import load_waveform
-from .base_models import resolve_base
+from .base_models import load_base
 from .conversations import (
     AUDIO_BEGIN_TOKEN,
     AUDIO_END_TOKEN,
@@ -150,14 +150,10 @@ class AudioLlmProcessor(ProcessorMixin):
             stack_factor: must be the model's.
             hub_arguments: `token`, `cache_dir`, `local_files_only`, …
         """
-        audio_revision, text_revision = audio_model_revision or "main", text_model_revision or "main"
-        audio_model_id, text_model_id = resolve_base(audio_model_id, "audio"), resolve_base(text_model_id, "text")
+        audio, text = (audio_model_id, "audio", audio_model_revision), (text_model_id, "text", text_model_revision)
         hub_arguments["trust_remote_code"] = False
-        feature_extractor = AutoFeatureExtractor.from_pretrained(
-            audio_model_id, revision=audio_revision, **hub_arguments
-        )
-        tokenizer = AutoTokenizer.from_pretrained(text_model_id, revision=text_revision, **hub_arguments)
-        text_config = AutoConfig.from_pretrained(text_model_id, revision=text_revision, **hub_arguments)
+        feature_extractor = load_base(AutoFeatureExtractor, *audio, **hub_arguments)
+        tokenizer, text_config = (load_base(each, *text, **hub_arguments) for each in (AutoTokenizer, AutoConfig))
         return cls(feature_extractor, tokenizer, stack_factor, text_config.get_text_config().vocab_size)
 
     @property
