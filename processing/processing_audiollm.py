@@ -45,8 +45,8 @@ from .conversations import (
 
 #: Columns with an entry for each token id, and their value where there is padding.
 BESIDE_IDS = {"labels": IGNORED_LABEL, "assistant_masks": 0, "mm_token_type_ids": 0}
-#: Options of a call and their defaults: given flat, in `text_kwargs`, or in `common_kwargs`.
-TEXT_OPTIONS: dict[str, Any] = {
+#: Options of a call and their defaults.
+OPTIONS: dict[str, Any] = {
     "add_special_tokens": True,
     "padding": True,
     "padding_side": "left",
@@ -55,13 +55,13 @@ TEXT_OPTIONS: dict[str, Any] = {
     "truncation": False,
     "return_tensors": "pt",
     "return_mm_token_type_ids": False,
+    "sampling_rate": None,
 }
-#: The same of `audio_kwargs`.
-AUDIO_OPTIONS = ("sampling_rate", "return_tensors")
+#: Groups that options may be given in, and those of each.
 OPTION_GROUPS = {
-    "text_kwargs": tuple(TEXT_OPTIONS),
-    "audio_kwargs": AUDIO_OPTIONS,
-    "common_kwargs": (*TEXT_OPTIONS, *AUDIO_OPTIONS),
+    "text_kwargs": OPTIONS.keys() - {"sampling_rate"},
+    "audio_kwargs": {"sampling_rate", "return_tensors"},
+    "common_kwargs": OPTIONS.keys(),
 }
 #: Options that a tokenizer may carry from its own files.
 TOKENIZER_OPTIONS = ("padding", "max_length", "pad_to_multiple_of")
@@ -272,18 +272,18 @@ class AudioLlmProcessor(ProcessorMixin):
 
     def _settings(self, options: dict[str, Any], **defaults: Any) -> dict[str, Any]:
         """Return every option of a call, from those given flat and in groups."""
-        known = {name for names in OPTION_GROUPS.values() for name in names}
-        unknown = [name for name in options if name not in known and name not in OPTION_GROUPS]
+        given = {name: value for name, value in options.items() if name not in OPTION_GROUPS}
+        unknown = [name for name in given if name not in OPTIONS]
         for group, names in OPTION_GROUPS.items():
-            unknown += [f"{name} in {group}" for name in options.get(group) or () if name not in names]
+            for name, value in (options.get(group) or {}).items():
+                if name not in names:
+                    unknown.append(f"{name} in {group}")
+                elif given.setdefault(name, value) != value:
+                    raise ValueError(f"{name} is {given[name]!r}, but {value!r} in {group}. Pass it once.")
         if unknown:
-            raise TypeError(f"{type(self).__name__} does not know {', '.join(unknown)}; it takes {sorted(known)}.")
+            raise TypeError(f"{type(self).__name__} does not know {', '.join(unknown)}; it takes {sorted(OPTIONS)}.")
         kept = {name: value for name, value in self.tokenizer.init_kwargs.items() if name in TOKENIZER_OPTIONS}
-        kinds: Any = self.valid_processor_kwargs
-        merged = self._merge_kwargs(kinds, tokenizer_init_kwargs=kept, **options)
-        settings = {**TEXT_OPTIONS, **defaults, "sampling_rate": None}
-        for group in ("audio_kwargs", "text_kwargs"):
-            settings.update((name, merged[group][name]) for name in OPTION_GROUPS[group] if name in merged[group])
+        settings = {**OPTIONS, **defaults, **kept, **given}
         if settings["return_tensors"] not in TENSOR_TYPES:
             raise ValueError(
                 f"return_tensors is {settings['return_tensors']!r}; expected 'pt', 'np', or None for lists."

@@ -176,7 +176,7 @@ def test_options_in_groups(tiny_processor, waveform) -> None:
     assert tiny_processor(text=texts, pad_to_multiple_of=8)["input_ids"].shape == (2, 24)
     with pytest.raises(ValueError, match="rows of input_ids are of different lengths; pass padding=True"):
         tiny_processor(text=texts, padding=False)
-    with pytest.raises(ValueError, match=r"padding was passed two times"):
+    with pytest.raises(ValueError, match=r"padding is True, but False in text_kwargs"):
         tiny_processor(TEXTS, audio=[waveform] * 3, padding=True, text_kwargs={"padding": False})
 
 
