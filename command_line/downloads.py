@@ -1,8 +1,8 @@
 """
-Large files over HTTP that survive what networks do: breaks, stalls, mirrors that are gone, bytes that are not the right ones.
+Large files over HTTP, despite breaks, stalls, mirrors that are gone and wrong bytes.
 
-A file appears under its name complete and verified, or not at all; what has come of it is kept beside it as `*.part`
-and continued with HTTP Range, from whichever mirror answers.
+A file appears under its name complete and verified, or not at all. What has come of it is kept beside it as `*.part` and
+continued with HTTP Range, from whichever mirror answers.
 """
 
 import errno
@@ -11,7 +11,6 @@ import http.client
 import os
 import shutil
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,16 +18,18 @@ from pathlib import Path
 from filelock import FileLock
 from tqdm.auto import tqdm
 
+from .files import NO_ROOM_ERRORS, naming_the_disk
+
 PART_SUFFIX, REJECTED_SUFFIX = ".part", ".rejected"
 BLOCK_BYTES = 1 << 20
 SOCKET_TIMEOUT_SECONDS = 60
-DOWNLOAD_ATTEMPTS = 5  # in a row that bring little; each continues where the last one broke off
-MIN_PROGRESS_BYTES = 1 << 20  # an attempt that brought this much starts the count anew
+DOWNLOAD_ATTEMPTS = 5  # in a row that bring little
+MIN_PROGRESS_BYTES = 1 << 20  # an attempt that brought this much starts the count again
 RETRY_WAIT_SECONDS = 1.0  # doubled after each attempt that brought nothing
 RANGE_NOT_SATISFIABLE = 416
-#: Answers that asking again may change, although they blame the request: timeout, too early, too many requests.
+#: Client errors that asking again may change: timeout, too early, too many requests.
 PASSING_CLIENT_ERRORS = (408, 425, 429)
-NO_SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT)
+LASTING_REASONS = ("CERTIFICATE_VERIFY_FAILED", "unknown url type")
 
 
 class DownloadError(RuntimeError):
@@ -36,40 +37,35 @@ class DownloadError(RuntimeError):
 
 
 class ChecksumError(DownloadError):
-    """A file is not the one that was meant: its checksum is another."""
-
-
-class DiskFullError(DownloadError):
-    """There is no room for the file."""
+    """A file has another checksum than the one expected."""
 
 
 def download(urls: Sequence[str], target: Path, checksum: str, size: int, progress: bool = True) -> Path:
     """
     Download a file from the first of several mirrors that gives it whole, continuing what an earlier try left.
 
-    Two processes that want the same file do not write it twice: the second waits, then finds it done. A file that is
-    there already is verified; one that is not the right one is set aside, so that running again downloads it.
+    A file that is there already is verified. Of two processes that want the same file the second waits.
 
     Args:
         urls: where the same bytes are, in the order to try.
-        target: what the file will be called; its folder is made if need be.
+        target: the file; its folder is made if need be.
         checksum: algorithm and hex digits, as "md5:42e2…" or "sha256:…".
         size: of the file in bytes.
-        progress: show a bar with rate and time left on stderr.
+        progress: show a bar on stderr.
 
     Returns:
         `target`.
 
     Raises:
         ChecksumError: what came, or was there, is another file; it is kept as `<target>.rejected`.
-        DiskFullError: there is no room for it; what has come is kept.
+        OSError: there is no room for it; what has come is kept.
         DownloadError: no mirror gave it; what has come is kept, and running again continues.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part, rejected = (target.with_name(target.name + suffix) for suffix in (PART_SUFFIX, REJECTED_SUFFIX))
     with FileLock(target.with_name(f".{target.name}.lock")):
         if target.exists():
-            advice = f"It was set aside as {rejected.name}: run again to download it anew."
+            advice = f"It was set aside as {rejected.name}: run again."
             try:
                 verify_checksum(target, checksum, advice, progress)
             except ChecksumError:
@@ -82,8 +78,6 @@ def download(urls: Sequence[str], target: Path, checksum: str, size: int, progre
                 _from_one_mirror(url, part, rejected, checksum, size, progress)
                 os.replace(part, target)
                 return target
-            except DiskFullError:
-                raise
             except DownloadError as error:
                 failures.append(error)
                 if progress and len(failures) < len(urls):
@@ -142,30 +136,22 @@ def _fill(url: str, part: Path, size: int, progress: bool) -> None:
             try:
                 _receive(url, part, offset, size, bar)
                 return
-            except urllib.error.HTTPError as error:
-                if error.code == RANGE_NOT_SATISFIABLE and offset:
-                    return  # nothing lies past our part: it is complete, or wrong, as its checksum will tell
-                said = f"Downloading {url} failed: the server says {error.code} {error.reason}."
-                if 400 <= error.code < 500 and error.code not in PASSING_CLIENT_ERRORS:
-                    raise DownloadError(said) from error
-                cause: Exception = error
-            except urllib.error.URLError as error:
-                if "CERTIFICATE_VERIFY_FAILED" in str(error.reason) or "unknown url type" in str(error.reason):
-                    raise DownloadError(f"Downloading {url} failed: {error.reason}.") from error
-                cause = error
             except (OSError, EOFError, http.client.HTTPException) as error:  # a reset, a timeout, a short body
-                if isinstance(error, OSError) and error.errno in NO_SPACE_ERRORS:
-                    raise DiskFullError(
-                        f"{part}: the disk is full after {_length(part)} bytes ({error}). Make room and run again to "
-                        "continue from there."
-                    ) from error
+                code, reason = getattr(error, "code", 0), str(getattr(error, "reason", error))
+                if code == RANGE_NOT_SATISFIABLE and offset:
+                    return  # nothing lies past our part: it is complete, or wrong, as its checksum will tell
+                if getattr(error, "errno", None) in NO_ROOM_ERRORS:
+                    raise
+                is_refused = 400 <= code < 500 and code not in PASSING_CLIENT_ERRORS
+                if is_refused or any(lasting in reason for lasting in LASTING_REASONS):
+                    raise DownloadError(f"Downloading {url} failed: {error}.") from error
                 cause = error
             have = _length(part)
             failures = 1 if have - offset >= MIN_PROGRESS_BYTES else failures + 1
             if failures >= DOWNLOAD_ATTEMPTS:
                 raise DownloadError(
-                    f"Downloading {url} failed {failures} times; the last error was: {cause}. "
-                    f"{have} bytes are kept in {part}: run again to continue from there."
+                    f"Downloading {url} failed {failures} times, last by: {cause}. {have} bytes are kept in {part}: run "
+                    "again to continue from there."
                 ) from cause
             if have == offset:
                 time.sleep(wait)
@@ -187,13 +173,11 @@ def _receive(url: str, part: Path, offset: int, size: int, bar: tqdm) -> None:
         if total != size:
             raise DownloadError(f"{url} holds {total} bytes; expected {size}: another file.")
         if size - offset > (free := shutil.disk_usage(part.parent).free):
-            raise DiskFullError(
-                f"{part}: {size - offset} more bytes are needed, and the disk has {free} left. Make room and run again "
-                "to continue."
-            )
+            needed = f"{size - offset} more bytes are needed, and the disk has {free} left: make room and run again"
+            raise OSError(errno.ENOSPC, needed, str(part))
         bar.n = bar.initial = offset
         bar.refresh()
-        with open(part, "r+b" if honoured else "wb") as file:
+        with naming_the_disk(part), open(part, "r+b" if honoured else "wb") as file:
             file.seek(offset)
             while block := response.read1(BLOCK_BYTES):  # what has come, so that a stall loses nothing of it
                 offset += len(block)

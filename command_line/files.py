@@ -1,4 +1,4 @@
-"""Files that all commands share the handling of: written whole or not at all, journals, full disks, checksums, audio suffixes."""
+"""Handling of files by all commands: written whole or not at all, journals, full disks, checksums, audio suffixes."""
 
 import errno
 import fcntl
@@ -11,20 +11,19 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from safetensors import SafetensorError
 
-#: Suffixes of audio files, in lower case. Where a list of recordings leaves the suffix out, the first that exists is taken.
 _AUDIO_ENDINGS = (
     "wav flac mp3 ogg opus oga m4a mp4 aac aif aiff aifc au snd caf w64 rf64 webm mka mkv mov wma amr 3gp sph g722"
 )
+#: Suffixes of audio files. Where a list of recordings leaves the suffix out, the first that exists is taken.
 AUDIO_SUFFIXES = tuple(f".{ending}" for ending in _AUDIO_ENDINGS.split())
 #: Suffix of a file that is being written.
 PARTIAL_SUFFIX = ".partial"
-CHECKSUM_BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 20
 #: No space left, quota exceeded, file too large.
 NO_ROOM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 GOES_ON = "what is done is kept: make room, and the same command goes on"
@@ -36,12 +35,12 @@ StrPath = str | os.PathLike[str]
 
 
 def is_audio(name: StrPath) -> bool:
-    """Return whether a file's name ends as an audio file's does."""
+    """Return True where a file's name ends as an audio file's does."""
     return os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES
 
 
 def is_inside(path: StrPath, folder: StrPath) -> bool:
-    """Return whether `path` lies below `folder`, by name: links are not resolved, `..` is."""
+    """Return True where `path` lies below `folder`, by name: links are not resolved, `..` is."""
     return os.path.abspath(path).startswith(os.path.join(os.path.abspath(folder), ""))
 
 
@@ -49,9 +48,9 @@ def sha256_of(source: StrPath | bytes) -> str:
     """Return the SHA-256 of a file, or of bytes, in hexadecimal digits."""
     if isinstance(source, (bytes, bytearray)):
         return hashlib.sha256(source).hexdigest()
-    digest = hashlib.sha256()
     with open(source, "rb") as file:
-        while block := file.read(CHECKSUM_BLOCK_BYTES):
+        digest = hashlib.sha256()
+        while block := file.read(BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
 
@@ -70,14 +69,13 @@ def written(path: StrPath, mode: str = "w", tag: str | None = None, **options: A
     """
     Open a file to write that takes its place when the block ends, and is removed if the block raises.
 
-    Readers see the former file or the whole new one, never a part. The folder is made if need be. No link is followed.
+    Readers see the former file or the whole new one. The folder is made if need be. No link is followed.
 
     Args:
         path: Where the file goes.
         mode: "w" for text in UTF-8 with "\\n" at line ends, or "wb".
         tag: Part of the temporary name. By default it names the process and thread, so that several may write the same
-            file. With "" the name never varies, so that the next run replaces what a kill has left; the caller keeps
-            other processes away.
+            file. With "" the next run replaces what a kill has left, and the caller keeps other processes away.
         **options: Options of `open`.
     """
     path = Path(path)
@@ -126,19 +124,11 @@ def appearing_whole(output: Path) -> Iterator[Path]:
 
 
 class JournalError(ValueError):
-    """A line of a journal that is whole and no JSON object. The message names file, line, and what to do."""
+    """A whole line of a journal is no JSON object. The message names file, line, and what to do."""
 
 
-@dataclass(frozen=True)
-class JournalLine:
-    """
-    One whole line of a journal.
-
-    Attributes:
-        number: Counted from 1.
-        start, end: Its bytes in the file.
-        entry: The JSON object; None where the line is corrupt.
-    """
+class JournalLine(NamedTuple):
+    """One whole line of a journal, its number counted from 1, its bytes in the file, and its object if it is one."""
 
     number: int
     start: int
@@ -151,10 +141,7 @@ class Journal:
     Append-only file of JSON objects, one a line.
 
     A last line without its end was torn by a kill or a full disk. Reading ignores it, and writing removes it first.
-    Processes that write to one journal wait for each other.
-
-    Args:
-        path: The file. It is made, with its folder, by the first [`append`].
+    Processes that write to one journal wait for each other. The first [`append`] makes the file and its folder.
     """
 
     def __init__(self, path: StrPath):
@@ -173,17 +160,10 @@ class Journal:
                 start += len(line)
 
     def entries(self) -> Iterator[dict[str, Any]]:
-        """
-        Yield every object.
-
-        Raises:
-            JournalError: a line is corrupt.
-        """
+        """Yield every object; JournalError where a line is corrupt."""
         for line in self.lines():
             if line.entry is None:
-                raise JournalError(
-                    f"{self.path}: line {line.number} is no JSON object. Remove the line, or the file to begin anew."
-                )
+                raise JournalError(f"{self.path}: line {line.number} is no JSON object. Remove the line or the file.")
             yield line.entry
 
     def at(self, start: int) -> dict[str, Any]:
@@ -193,12 +173,7 @@ class Journal:
             return _parsed(file.readline()) or {}
 
     def mend(self, is_good: Callable[[dict[str, Any]], bool] = lambda entry: True) -> int:
-        """
-        Cut the file off before the first line that is torn, corrupt or not good, and return how many lines are left.
-
-        Args:
-            is_good: Says of an object whether its line may stay.
-        """
+        """Cut the file off before the first line that is torn, corrupt or not good; return the number of lines left."""
         if not self.path.exists():
             return 0
         kept = end = 0
@@ -210,17 +185,17 @@ class Journal:
         return kept
 
     def append(self, entries: Iterable[dict[str, Any]], sync: bool = True) -> None:
-        """
-        Write objects to the end of the file.
-
-        Args:
-            entries: The objects.
-            sync: Have them on disk when this returns. Without it they survive a kill of the process, but not a power cut.
-        """
+        """Write objects to the end of the file; with `sync`, they survive a power cut from when this returns."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed: what another process is writing is not torn
-            _cut_torn_line(file)
+            end = file.seek(0, os.SEEK_END)
+            torn = b""
+            while end and b"\n" not in torn:
+                start = max(end - BLOCK_BYTES, 0)
+                file.seek(start)
+                torn, end = file.read(end - start), start
+            file.truncate(end + torn.rfind(b"\n") + 1)
             file.write(b"".join(json.dumps(entry, ensure_ascii=True).encode() + b"\n" for entry in entries))
             file.flush()
             if sync:
@@ -233,19 +208,6 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return entry if isinstance(entry, dict) else None
-
-
-def _cut_torn_line(file: IO[bytes]) -> None:
-    """Remove what stands behind the last line end."""
-    end = file.seek(0, os.SEEK_END)
-    torn = b""
-    while end and b"\n" not in torn:
-        start = max(end - CHECKSUM_BLOCK_BYTES, 0)
-        file.seek(start)
-        torn, end = file.read(end - start), start
-    kept = end + torn.rfind(b"\n") + 1
-    if kept < file.seek(0, os.SEEK_END):
-        file.truncate(kept)
 
 
 # ---------------------------------------------------------------------------------------------------------- full disks
@@ -270,9 +232,8 @@ def naming_the_disk(folder: str | os.PathLike[str], advice: str = GOES_ON) -> It
     except RuntimeError as error:
         if not TORCH_WRITER.search(str(error)):
             raise
-        raise OSError(
-            errno.EIO, f"a file could not be written to its end, as where there is no room; {advice}", str(folder)
-        ) from error
+        reason = f"a file could not be written to its end, as where there is no room; {advice}"
+        raise OSError(errno.EIO, reason, str(folder)) from error
 
 
 def _no_room(number: int, path: str | bytes | os.PathLike[str], advice: str) -> OSError:

@@ -1,8 +1,8 @@
 """
 Handling of Ctrl-C and SIGTERM that no library can swallow.
 
-A signal's handler raises wherever the program happens to be. Inside a bare `except:`, a callback from C or a destructor that
-exception is lost, so loops call [`check_interrupted`] between rows to raise it again.
+A signal's handler raises wherever the program is. Inside a bare `except:`, a callback from C or a destructor that exception is
+lost, so loops call [`check_interrupted`] to raise it again.
 """
 
 import signal
@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import TypeVar
 
 #: Exit statuses after Ctrl-C and after SIGTERM, as in a shell.
 INTERRUPTED_EXIT, TERMINATED_EXIT = 128 + signal.SIGINT, 128 + signal.SIGTERM
@@ -31,11 +31,10 @@ def ended_by_signals(numbers: Sequence[signal.Signals] = (signal.SIGINT, signal.
 
     Signals that are ignored (`nohup`, background jobs) stay ignored. Outside the main thread this does nothing.
     """
-    former: dict[signal.Signals, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        former = {number: handler for number in numbers if (handler := signal.getsignal(number)) != signal.SIG_IGN}
-    if former:
-        _came.clear()
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = {number: handler for number in numbers if (handler := signal.getsignal(number)) != signal.SIG_IGN}
     for number in former:
         signal.signal(number, _end)
     try:
@@ -43,23 +42,18 @@ def ended_by_signals(numbers: Sequence[signal.Signals] = (signal.SIGINT, signal.
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
-        if former:
-            _came.clear()
+        _came.clear()
 
 
-def _end(number: int, frame: FrameType | None) -> NoReturn:
+def _end(number: int, frame: FrameType | None) -> None:
     _came.append(signal.Signals(number))
-    _raise()
-
-
-def _raise() -> NoReturn:
-    raise TerminatedError(_came[0].name) if _came[0] == signal.SIGTERM else KeyboardInterrupt
+    check_interrupted()
 
 
 def check_interrupted() -> None:
-    """Raise the interrupt again if it was swallowed; called between units of work."""
+    """Raise the interrupt, again if it was swallowed; called between units of work."""
     if _came and threading.current_thread() is threading.main_thread():
-        _raise()
+        raise TerminatedError(_came[0].name) if _came[0] == signal.SIGTERM else KeyboardInterrupt
 
 
 def interruptible(items: Iterable[Item]) -> Iterator[Item]:

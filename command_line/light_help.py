@@ -1,8 +1,8 @@
 """
 Help of a command without importing torch, transformers and other libraries, which would take seconds.
 
-Help needs only names of a library: to annotate with, to derive classes from, to decorate functions with. Each library is
-replaced by stand-ins that can do this and nothing else. If a command does more, it is imported normally instead.
+For help a library's names are annotations, base classes and decorators. Stand-ins serve as these and nothing else; a command
+that does more is imported normally instead.
 """
 
 import importlib
@@ -71,7 +71,7 @@ class _Module(ModuleType):
 class _Libraries(MetaPathFinder, Loader):
     """Finder and loader of stand-in modules."""
 
-    #: Whether the command's module has been imported, so that calls are no longer part of an import.
+    #: True once the command's module has been imported, so that calls are no longer part of an import.
     in_use = False
 
     def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
@@ -104,13 +104,7 @@ def _stood_in() -> Iterator[None]:
 
 
 def show_help(module: str, arguments: Sequence[str]) -> None:
-    """
-    Show a command's help and exit without importing libraries; return if that is not possible.
-
-    Args:
-        module: module of the command, with `main`.
-        arguments: command line that contains `--help`.
-    """
+    """Show the help of the command in `module` and exit, without importing libraries; return if that is not possible."""
     if "transformers" in sys.modules:  # there is nothing to save
         return
     from . import option_parser  # noqa: F401 - needs a real file of transformers

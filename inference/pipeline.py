@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset
-from transformers import Pipeline
+from transformers import AutoModelForMultimodalLM, Pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .answering import TRANSCRIBE_PROMPT, ask, continues, generate_answers, naming
 from .recording_encoder import RecordingEncoder
@@ -241,3 +242,6 @@ def _full_text(question: Question, answer: str) -> Any:
     content = last["content"]
     content = content + answer if isinstance(content, str) else [*content, {"type": "text", "text": answer}]
     return [*others, {**last, "content": content}]
+
+
+PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=AudioLlmPipeline, pt_model=AutoModelForMultimodalLM)

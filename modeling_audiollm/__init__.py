@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 from .registration import register
 
 if TYPE_CHECKING:
-    from audiollm.configuration import AudioLlmConfig
-    from audiollm.inference.loaded import AudioLlm, load
-    from audiollm.inference.pipeline import AudioLlmPipeline
-    from audiollm.processing import AudioLlmProcessor
+    from audiollm.configuration import AudioLlmConfig as AudioLlmConfig
+    from audiollm.inference.loaded import AudioLlm as AudioLlm
+    from audiollm.inference.loaded import load as load
+    from audiollm.inference.pipeline import AudioLlmPipeline as AudioLlmPipeline
+    from audiollm.processing import AudioLlmProcessor as AudioLlmProcessor
 
-    from .modeling_audiollm import AudioLlmForConditionalGeneration, AudioLlmModel
+    from .modeling_audiollm import AudioLlmForConditionalGeneration as AudioLlmForConditionalGeneration
+    from .modeling_audiollm import AudioLlmModel as AudioLlmModel
 
 __version__ = "0.1.0"
 
@@ -46,13 +48,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_MODULES})
 
 
-__all__ = [
-    "AudioLlm",
-    "AudioLlmConfig",
-    "AudioLlmForConditionalGeneration",
-    "AudioLlmModel",
-    "AudioLlmPipeline",
-    "AudioLlmProcessor",
-    "__version__",
-    "load",
-]
+__all__ = ["__version__", *_MODULES]

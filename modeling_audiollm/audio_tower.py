@@ -17,19 +17,19 @@ MAX_CONFORMER_FRAMES = 1500
 
 
 def encoder_frame_counts(num_mel_frames: torch.Tensor) -> torch.Tensor:
-    """Encoder frames (20 ms) that come of so many log-mel frames (10 ms); elementwise, any integer shape."""
+    """Return the encoder frames (20 ms) of so many log-mel frames (10 ms), elementwise."""
     return (num_mel_frames - 1) // MEL_FRAMES_PER_ENCODER_FRAME + 1
 
 
 def length_mask(lengths: torch.Tensor, max_length: int) -> torch.Tensor:
-    """Boolean mask of shape `(len(lengths), max_length)`, true at the first `lengths[i]` positions of row `i`."""
+    """Return a boolean mask `(len(lengths), max_length)`, true at the first `lengths[i]` positions of row `i`."""
     return torch.arange(max_length, device=lengths.device)[None, :] < lengths[:, None]
 
 
 def check_windows(
     input_features: torch.Tensor, mask: torch.Tensor | None, num_features: int, max_input_frames: int
 ) -> None:
-    """Raise ValueError where an encoder cannot take windows of this shape, or the mask is of another."""
+    """Raise ValueError where an encoder cannot take windows of this shape, or the mask has another."""
     if input_features.ndim != 3:
         raise ValueError(
             f"input_features is of shape {tuple(input_features.shape)}; expected (windows, mel_bins, mel_frames)."
@@ -37,18 +37,16 @@ def check_windows(
     windows, found, frames = input_features.shape
     if mask is not None and mask.shape != (windows, frames):
         raise ValueError(
-            f"input_features_mask is of shape {tuple(mask.shape)}; expected {(windows, frames)}, one entry per window and "
-            "log-mel frame of input_features."
+            f"input_features_mask is of shape {tuple(mask.shape)}; expected {(windows, frames)}, as input_features."
         )
     if found != num_features:
         raise ValueError(
-            f"input_features has {found} mel bins but this encoder takes {num_features}. Use the feature extractor of the "
-            "same checkpoint."
+            f"input_features has {found} mel bins but this encoder takes {num_features}. Use its own feature extractor."
         )
     if not 0 < frames <= max_input_frames:
         raise ValueError(
-            f"input_features has {frames} frames per window; expected 1 to {max_input_frames}. Longer audio must be cut "
-            "into windows, which AudioLlmProcessor does."
+            f"input_features has {frames} frames per window; expected 1 to {max_input_frames}. AudioLlmProcessor cuts longer "
+            "audio into windows."
         )
 
 
@@ -57,8 +55,8 @@ class AudioTower(WhisperEncoder):
     Whisper's encoder, with the stock weights and layers, for windows of any length up to 30 s.
 
     The stock encoder takes exactly 3000 frames, so that a 1.4 s clip costs as much as a full window. Here the position
-    embeddings are cut to the batch's longest window and shorter ones are masked, in the convolutions as in attention:
-    what comes out for a window does not depend on its neighbours in the batch.
+    embeddings are cut to the batch's longest window, and shorter ones are masked in convolutions and attention, so that a
+    window's output does not depend on its neighbours in the batch.
     """
 
     _keys_to_ignore_on_load_unexpected = [r"decoder\.", r"proj_out\."]
@@ -101,7 +99,7 @@ class AudioTower(WhisperEncoder):
         if attention_mask is not None and not bool(attention_mask.all()):
             mel_lengths = attention_mask.sum(dim=1)
 
-        # A window's own end must look the same to the convolutions whatever padding follows it: zeros.
+        # Zeros, so that the convolutions see the same at a window's end with any padding.
         if mel_lengths is not None:
             mel_padding = ~length_mask(mel_lengths, mel_frames)[:, None, :]
             input_features = input_features.masked_fill(mel_padding, 0.0)
@@ -131,11 +129,8 @@ class ConformerTower(Wav2Vec2BertModel):
     """
     Wav2Vec2-BERT's encoder, with the stock weights and layers.
 
-    Its convolutions look back only and see zeros in place of padding, so that what comes out for a window does not
-    depend on its neighbours in the batch.
-
-    Raises:
-        ValueError: the configuration has an adapter, which halves the frames.
+    Its convolutions look back only and see zeros in place of padding, so that a window's output does not depend on its
+    neighbours in the batch.
     """
 
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^classifier\.", r"^projector\."]
@@ -143,9 +138,8 @@ class ConformerTower(Wav2Vec2BertModel):
     def __init__(self, config):
         if config.add_adapter or config.use_intermediate_ffn_before_adapter:
             raise ValueError(
-                "audio_config has add_adapter or use_intermediate_ffn_before_adapter, layers behind the encoder that make "
-                "fewer frames of it. Pass the encoder without them, such as facebook/w2v-bert-2.0; the projector stacks "
-                "frames by itself (stack_factor)."
+                "audio_config has add_adapter or use_intermediate_ffn_before_adapter, layers that leave fewer frames. Pass an "
+                "encoder without them, such as facebook/w2v-bert-2.0; the projector stacks frames (stack_factor)."
             )
         super().__init__(config)
 
@@ -159,7 +153,7 @@ class ConformerTower(Wav2Vec2BertModel):
 
     @staticmethod
     def frame_counts(num_input_frames: torch.Tensor) -> torch.Tensor:
-        """Encoder frames (20 ms) that come of so many input frames, which are as long; elementwise."""
+        """Return the encoder frames (20 ms) of so many input frames, which are as long."""
         return num_input_frames
 
     def forward(
@@ -176,10 +170,5 @@ class ConformerTower(Wav2Vec2BertModel):
         return BaseModelOutput(outputs.last_hidden_state, outputs.hidden_states, outputs.attentions)
 
 
-#: By `model_type` of `audio_config`.
+#: By `model_type` of the encoder's configuration.
 AUDIO_TOWERS: dict[str, Any] = {"whisper": AudioTower, "wav2vec2-bert": ConformerTower}
-
-
-def audio_tower_class(audio_config: Any) -> Any:
-    """Return the class for an encoder's configuration, one of those that `AudioLlmConfig` allows."""
-    return AUDIO_TOWERS[audio_config.model_type]

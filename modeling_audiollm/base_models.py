@@ -5,6 +5,6 @@ from audiollm.processing.base_models import (  # noqa: F401
     audiollm_cache_dir,
     embedded_base_folder,
     how_to_get,
-    naming_base,
+    load_base,
     resolve_base,
 )

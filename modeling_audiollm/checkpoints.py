@@ -1,16 +1,11 @@
-"""
-Loading, composing, saving and merging of AudioLLM models: checkpoints of a few MB that are rebuilt from their frozen bases,
-and the code a folder carries.
-"""
+"""Loading, composing, saving and merging of AudioLLM models: checkpoints of a few MB, rebuilt from their frozen bases."""
 
 import hashlib
-import importlib
+import inspect
 import os
 import shutil
-import sys
 from copy import deepcopy
 from pathlib import Path
-from types import ModuleType
 from typing import Any, cast
 
 import torch
@@ -19,19 +14,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
-from transformers.dynamic_module_utils import get_relative_imports
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file, logging
 
-from .audio_tower import audio_tower_class
-from .base_models import naming_base, resolve_base
+from .audio_tower import AUDIO_TOWERS
+from .base_models import load_base
 from .configuration_audiollm import AudioLlmConfig
 from .lora import add_adapters, is_target, merge_layers, merged_weight, refuse_foreign_adapters, reset_adapters
 from .projector import AudioLlmProjector, ContextBlock, PieceReadout
 
 logger = logging.get_logger(__name__)
 
-#: Auto classes that resolve to `AudioLlmForConditionalGeneration`, in the package and in a checkpoint's `auto_map`.
+#: Auto classes that resolve to `AudioLlmForConditionalGeneration`.
 MODEL_AUTO_CLASSES = (
     "AutoModel",
     "AutoModelForCausalLM",  # which TRL's trainers load a reference model with
@@ -43,25 +38,24 @@ AUTO_MAP = {
     "AutoConfig": "configuration_audiollm.AudioLlmConfig",
     **dict.fromkeys(MODEL_AUTO_CLASSES, "modeling_audiollm.AudioLlmForConditionalGeneration"),
 }
-#: Arguments of `from_pretrained` that are the model's, though the configuration has fields of the same names.
+#: Arguments of `from_pretrained` that are the model's and not the configuration's fields of these names.
 MODEL_ARGUMENTS = ("dtype", "torch_dtype", "attn_implementation", "quantization_config")
-#: How many elements of each base weight go into the fingerprint.
+#: Elements of each base weight in the fingerprint.
 FINGERPRINT_SAMPLES = 64
 #: Part of the names of the readout of letters, which the model's own loss does not reach.
 LETTERS = "multi_modal_projector.letters."
-#: Where the encoder lies in checkpoints of the whole model, by `model_type`.
+#: Place of the encoder in checkpoints of the whole model, by `model_type`.
 ENCODER_KEYS = {"whisper": {r"^(model\.)?encoder\.": ""}, "wav2vec2-bert": {r"^wav2vec2_bert\.": ""}}
-#: Arguments of `from_pretrained` that say where files are; the bases are fetched with the same ones.
+#: Arguments of `from_pretrained` that hold for the bases too.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "proxies")
 #: Arguments of `save_pretrained` that say where and how to upload.
 HUB_UPLOAD_ARGUMENTS = ("repo_id", "token", "private", "revision", "create_pr", "commit_message")
-#: What is not the frozen language model's layers, as patterns of module names; the head, too, is left alone, as
-#: transformers does by default.
+#: Patterns of modules that are not the frozen language model's layers; the head is left alone, as by transformers.
 NOT_QUANTISED = (r".*audio_tower", r".*multi_modal_projector", r".*lora_[AB]", "lm_head")
-#: What configurations call the modules they leave out: bitsandbytes' and all others'.
+#: Fields for modules to spare, in configurations of bitsandbytes and in all others.
 SKIP_FIELDS = ("llm_int8_skip_modules", "modules_to_not_convert")
-#: bitsandbytes' 4-bit layers, on a CPU with AVX512, change their weights' layout for good when they are first run without
-#: gradients; what is trained after an evaluation would then get wrong gradients. This attribute turns that off.
+#: On a CPU with AVX512, bitsandbytes' 4-bit layers change their weights' layout when first run without gradients, and later
+#: gradients are wrong. This attribute turns that off.
 PACKS_FOR_CPU = "support_avx512bf16_for_cpu"
 
 
@@ -79,7 +73,7 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = False
     _skip_keys_device_placement = ["cache", "past_key_values"]
-    #: What trains stays in float32 whatever precision the frozen bases are loaded in.
+    #: Trained weights stay in float32 in every precision of the frozen bases.
     _keep_in_fp32_modules_strict = ["multi_modal_projector", "audio_boundary_embeds", "lora_A", "lora_B"]
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -99,10 +93,10 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Module:
         """
-        Return the embeddings; their number cannot change.
+        Return the embeddings.
 
         Raises:
-            ValueError: it would: the audio tokens have the ids that follow the vocabulary.
+            ValueError: their number would change: the audio tokens have the ids that follow the vocabulary.
         """
         size = self.config.text_config.vocab_size
         asked = size if new_num_tokens is None else new_num_tokens
@@ -110,8 +104,8 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         if asked != size:
             raise ValueError(
                 f"The vocabulary of {size} tokens cannot be resized (to {asked}): the audio tokens have the ids "
-                f"{self.config.audio_begin_token_id} to {self.config.audio_end_token_id} after it, and the base stays as "
-                "it is. Resize the language model by itself, and compose a new AudioLLM with it."
+                f"{self.config.audio_begin_token_id} to {self.config.audio_end_token_id} after it. Resize the language "
+                "model by itself, and compose a new AudioLLM with it."
             )
         return self.get_input_embeddings()
 
@@ -122,7 +116,7 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
 
     @property
     def _keys_to_ignore_on_save(self) -> set[str]:
-        """Names of the frozen bases' weights while checkpoints leave those out: the Trainer does not miss them then."""
+        """Names of the frozen bases' weights while checkpoints leave them out, for the Trainer not to miss them."""
         config = self.config
         if config.weight_format not in (None, "adapter") or not (config.audio_model_id and config.text_model_id):
             return set()
@@ -147,8 +141,8 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
     def add_adapter(self, *args: Any, **kwargs: Any) -> None:
         """Refuse transformers' way of adding an adapter: its `save_pretrained` would no longer save AudioLLM's own."""
         raise NotImplementedError(
-            "Add an adapter with peft.get_peft_model(model, config): it acts on all rows, on top of AudioLLM's. An adapter "
-            "for chosen rows is one of lora_adapters in from_audio_text_pretrained."
+            "Add an adapter for all rows with peft.get_peft_model(model, config), and one for chosen rows by lora_adapters in "
+            "from_audio_text_pretrained."
         )
 
     def load_adapter(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
@@ -156,7 +150,7 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         raise NotImplementedError("Load an adapter with peft.PeftModel.from_pretrained(model, folder).")
 
     def enable_input_require_grads(self) -> None:
-        """Let gradients reach LoRA through checkpointed layers: on the embeddings only, never into the encoder."""
+        """Let gradients reach LoRA through checkpointed layers, but never the encoder."""
         self.disable_input_require_grads()  # once is enough
         hook = self.get_input_embeddings().register_forward_hook(
             lambda module, args, output: output.requires_grad_(True)
@@ -184,17 +178,16 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         r"""
         Load a checkpoint folder or Hub repository, of any weight format.
 
-        A checkpoint of trained weights alone is completed with its two bases, from where its configuration says they came.
-        The bases are frozen; projector, boundary vectors and LoRA require gradients and are float32 whatever `dtype` says.
+        A checkpoint of trained weights alone is completed with its two bases. These are frozen; projector, boundary vectors
+        and LoRA require gradients and are float32 whatever `dtype` says.
 
         Args:
             pretrained_model_name_or_path: folder or Hub id of the checkpoint.
-            audio_model_id, text_model_id (`str`, *optional*):
-                Where to find the bases instead: the same models in another place.
+            audio_model_id, text_model_id (`str`, *optional*): Where to find the bases instead of where they came from.
             ignore_base_mismatch (`bool`, *optional*):
                 Go on, with a warning, when a base is not the one the adapter was trained on.
-            kwargs: those of transformers' `from_pretrained`: `dtype`, `device_map`, `revision`, `token`, … Of a
-                `quantization_config`, only the language model's layers are; what is saved is the usual adapter.
+            kwargs: those of transformers' `from_pretrained`: `dtype`, `device_map`, `revision`, `token`, … A
+                `quantization_config` applies to the language model's layers only.
 
         Raises:
             FileNotFoundError: a base is not where the checkpoint says.
@@ -243,7 +236,16 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
             return super().from_pretrained(path, *model_args, **kwargs)
         kwargs["quantization_config"] = language_model_only(quantisation)
         loaded: Any = super().from_pretrained(path, *model_args, **kwargs)
-        settle_quantised(loaded[0] if isinstance(loaded, tuple) else loaded, quantisation)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.quantised_base = quantisation
+        # Else transformers would save the quantised base, and refuse to train this class.
+        model.hf_quantizer, model.is_quantized = None, False
+        for module in model.modules():
+            if hasattr(module, PACKS_FOR_CPU):
+                setattr(module, PACKS_FOR_CPU, False)
+        for part in (model.config, model.config.text_config, model.config.audio_config):
+            if getattr(part, "quantization_config", None) is not None:
+                del part.quantization_config
         return loaded
 
     @classmethod
@@ -254,7 +256,17 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         adapter = load_file(adapter_file)
         hub_arguments = {name: where[name] for name in HUB_ARGUMENTS if name in where}
         state, found = load_bases(config, **hub_arguments)
-        check_fingerprints(config, found, ignore_base_mismatch)
+        for role, recorded in config.base_fingerprint.items():
+            if found.get(role) == recorded:
+                continue
+            message = (
+                f"The {role} base {getattr(config, f'{role}_model_id')!r} is not the one this checkpoint was trained on: its "
+                f"fingerprint is {found.get(role)}, expected {recorded}. Pass {role}_model_id= (or its revision) with the right "
+                "one, or ignore_base_mismatch=True to go on."
+            )
+            if not ignore_base_mismatch:
+                raise ValueError(message)
+            logger.warning(message)
         state.update(adapter)
         if kwargs.get("device_map") is not None and config.tie_word_embeddings:
             # A head that goes to the disk is looked for there by its own name.
@@ -275,19 +287,17 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         **kwargs,
     ) -> None:
         r"""
-        Save a folder that `from_pretrained` rebuilds, with the code it needs, and uploads it with `push_to_hub=True`.
+        Save a folder that `from_pretrained` rebuilds, with the code it needs.
 
         Args:
             save_directory: the folder; made if it is not there.
-            is_main_process, state_dict: as in transformers' `save_pretrained`.
             push_to_hub (`bool`, *optional*):
                 Upload the files written, to `repo_id` (the folder's name by default). `token`, `private`, `revision`,
                 `create_pr` and `commit_message` say how.
             weights (`str`, *optional*):
                 `"adapter"` (the default where the bases are known by id): only what was trained, a few MB.
-                `"full"`: everything. `"merged"`: everything with LoRA folded into the language model, which then
-                treats text-only rows like any other.
-            kwargs: further ones of transformers' `save_pretrained`.
+                `"full"`: everything. `"merged"`: everything, with LoRA folded into the language model for all rows.
+            is_main_process, state_dict, kwargs: as in transformers' `save_pretrained`.
 
         Raises:
             ValueError: the weight format is unknown, or cannot be rebuilt because a base has no id.
@@ -299,15 +309,10 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         weights = weights or ("adapter" if compact else "full")
         if weights not in ("adapter", "full", "merged"):
             raise ValueError(f"weights is {weights!r}; expected 'adapter', 'full' or 'merged'.")
-        if weights == "adapter" and not has_ids:
+        if weights == "adapter" and (base_changed or not has_ids):
+            reason = "an adapter was merged into its base" if has_ids else "it was not composed from bases with ids"
             raise ValueError(
-                "weights='adapter' saves only what was trained, to be rebuilt from the bases, but this model was not "
-                "composed from bases with ids. Save it with weights='full'."
-            )
-        if weights == "adapter" and base_changed:
-            raise ValueError(
-                "weights='adapter' saves only what was trained, but an adapter was merged into this model's base. Save it "
-                "with weights='full'."
+                f"weights='adapter' cannot be rebuilt from this model's bases: {reason}. Save it with weights='full'."
             )
         if weights != "adapter":
             refuse_quantised(self, f"weights={weights!r}")
@@ -345,18 +350,19 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         if is_main_process:
             # Not the class that PyTorch puts over the model's own while it is sharded.
             own = next(cls for cls in type(self).__mro__ if not cls.__module__.startswith("torch."))
-            write_code([own, type(self.config)], save_directory)
+            custom_object_save(own, save_directory)
+            for original in (AudioLlmConfig, load_base):  # the package's siblings of these names re-export them
+                source = inspect.getfile(original)
+                shutil.copyfile(source, Path(save_directory) / Path(source).name)
 
     def merge_adapters(self):
         """
-        Fold LoRA into the language model, in place and where its weights lie, and return the model.
+        Fold LoRA into the language model, in place, and return the model.
 
-        For deployment: there is no adapter's cost then. Text-only rows run the adapted weights too, so that the base's
-        own ability is no longer kept exactly.
+        Generation then has no adapter's cost, but text-only rows run the adapted weights too.
 
         Raises:
-            ValueError: there are several adapters, so that no single merge can stand for all, or the base is quantised
-                or offloaded.
+            ValueError: there are several adapters, or the base is quantised or offloaded.
         """
         refuse_quantised(self, "merge_adapters")
         merge_layers(self.get_decoder(), one_adapter(self.config))
@@ -401,12 +407,12 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         ```
         """
         hub_arguments = {name: config_fields.pop(name) for name in HUB_ARGUMENTS if name in config_fields}
-        audio_base, text_base = resolve_base(audio_model_id, "audio"), resolve_base(text_model_id, "text")
+        audio_base, text_base = (
+            (audio_model_id, "audio", audio_model_revision),
+            (text_model_id, "text", text_model_revision),
+        )
         known: dict[str, Any] = {"trust_remote_code": False, **hub_arguments}
-        with naming_base(audio_model_id, "audio"):
-            audio_config = AutoConfig.from_pretrained(audio_base, revision=audio_model_revision or "main", **known)
-        with naming_base(text_model_id, "text"):
-            text_config = AutoConfig.from_pretrained(text_base, revision=text_model_revision or "main", **known)
+        audio_config, text_config = (load_base(AutoConfig, *base, **known) for base in (audio_base, text_base))
         config = cls.config_class(
             audio_config=audio_config,
             text_config=text_config,
@@ -436,9 +442,7 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
         )
         refuse_incomplete(info, f"{audio_model_id} with {text_model_id}")
         try:
-            model.generation_config = GenerationConfig.from_pretrained(
-                text_base, revision=text_model_revision or "main", **hub_arguments
-            )
+            model.generation_config = load_base(GenerationConfig, *text_base, **hub_arguments)
         except OSError:
             model.generation_config = GenerationConfig.from_model_config(text_config)
         model.freeze_bases()
@@ -467,8 +471,8 @@ def fresh_projector_state(config, embedding_scale: float) -> dict[str, torch.Ten
     """
     Return starting values of projector and boundary vectors.
 
-    The projector's last layer and the boundary vectors are scaled to the language model's own embeddings
-    (`embedding_scale` is their root mean square), so that audio tokens are as long as text tokens from the first step.
+    They are scaled by `embedding_scale`, the root mean square of the language model's embeddings: audio tokens are as long
+    as text tokens from the first step.
     """
     projector = AudioLlmProjector(config)
     nn.init.normal_(projector.linear_2.weight, std=embedding_scale / projector.linear_2.in_features**0.5)
@@ -488,18 +492,9 @@ def load_audio_base(
     """Return the state dict of the speech encoder `model_id` in its stored precision, keys relative to the encoder."""
     config = deepcopy(audio_config)
     config.dtype = None  # that of a checkpoint, which "auto" would load the base in, as well as its fingerprint
-    base = resolve_base(model_id, "audio")
-    with naming_base(model_id, "audio"):
-        tower = audio_tower_class(config).from_pretrained(
-            base,
-            config=config,
-            revision=revision or "main",
-            use_safetensors=True,
-            key_mapping=ENCODER_KEYS[audio_config.model_type],
-            dtype="auto",
-            **hub_arguments,
-        )
-    return tower.state_dict()
+    loading = {"config": config, "dtype": "auto", "use_safetensors": True, **hub_arguments}
+    loading["key_mapping"] = ENCODER_KEYS[config.model_type]
+    return load_base(AUDIO_TOWERS[config.model_type], model_id, "audio", revision, **loading).state_dict()
 
 
 def load_text_base(
@@ -513,16 +508,8 @@ def load_text_base(
     Raises:
         ValueError: with `check_head`, when AudioLLM would not give this model's logits.
     """
-    base = resolve_base(model_id, "text")
-    with naming_base(model_id, "text"):
-        causal_lm = AutoModelForCausalLM.from_pretrained(
-            base,
-            revision=revision or "main",
-            dtype="auto",
-            trust_remote_code=False,
-            use_safetensors=True,
-            **hub_arguments,
-        )
+    loading = {"dtype": "auto", "trust_remote_code": False, "use_safetensors": True, **hub_arguments}
+    causal_lm = load_base(AutoModelForCausalLM, model_id, "text", revision, **loading)
     if check_head:
         check_language_model(causal_lm)
     state = {f"model.language_model.{key}": value for key, value in causal_lm.base_model.state_dict().items()}
@@ -557,7 +544,7 @@ def fingerprint(state: dict[str, torch.Tensor]) -> str:
     """
     Return a short hash of every tensor's name, shape and a sample of its values rounded to bfloat16.
 
-    It tells another model, revision or fine-tune, whatever the precision; it is no protection against forgery.
+    It tells models, revisions and fine-tunes apart in any precision; it is no protection against forgery.
     """
     digest = hashlib.sha256()
     for name in sorted(state):
@@ -567,21 +554,6 @@ def fingerprint(state: dict[str, torch.Tensor]) -> str:
         digest.update(f"{name}{tuple(state[name].shape)}".encode())
         digest.update(sample.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:32]
-
-
-def check_fingerprints(config, found: dict[str, str], ignore: bool) -> None:
-    """Raise ValueError where the bases are not those an adapter was trained on; with `ignore`, it is a warning."""
-    for role, recorded in config.base_fingerprint.items():
-        if found.get(role) == recorded:
-            continue
-        message = (
-            f"The {role} base {getattr(config, f'{role}_model_id')!r} is not the one this checkpoint was trained on: "
-            f"its fingerprint is {found.get(role)}, the checkpoint's is {recorded}. An adapter only fits its own base. "
-            f"Pass {role}_model_id= (or its revision) with the right one, or ignore_base_mismatch=True to go on."
-        )
-        if not ignore:
-            raise ValueError(message)
-        logger.warning(message)
 
 
 def scale_logits(logits: torch.Tensor, text_config) -> torch.Tensor:
@@ -612,9 +584,8 @@ def check_language_model(causal_lm: PreTrainedModel) -> None:
         found = scale_logits(head(hidden_states), causal_lm.config)
     if not torch.equal(found, expected):
         raise ValueError(
-            f"{name} treats its logits in a way that AudioLLM does not know (they differ by up to "
-            f"{float((found - expected).abs().max()):.3g} on a probe), so that text-only rows would not be those of "
-            "the base. Choose another language model, or add its treatment to `scale_logits`."
+            f"{name} treats its logits in a way that AudioLLM does not know; text-only rows would not be those of the "
+            "base. Choose another language model, or add its treatment to `scale_logits`."
         )
 
 
@@ -626,7 +597,7 @@ def language_model_only(quantization_config: Any) -> Any:
     Return a copy of a quantisation configuration that spares all but the language model's layers.
 
     Raises:
-        ValueError: the configuration has no field for modules to spare.
+        ValueError: it has no field for modules to spare.
     """
     is_dict = isinstance(quantization_config, dict)
     config: Any = AutoQuantizationConfig.from_dict(quantization_config) if is_dict else deepcopy(quantization_config)
@@ -641,28 +612,12 @@ def language_model_only(quantization_config: Any) -> Any:
     return config
 
 
-def settle_quantised(model: Any, quantization_config: Any) -> None:
-    """
-    Mark a loaded model as one whose base is quantised, but not the weights that it saves.
-
-    Without this, transformers would save the quantised base, and refuse to train what is not PEFT's own class.
-    """
-    model.quantised_base = quantization_config
-    model.hf_quantizer, model.is_quantized = None, False
-    for module in model.modules():
-        if hasattr(module, PACKS_FOR_CPU):
-            setattr(module, PACKS_FOR_CPU, False)
-    for config in (model.config, model.config.text_config, model.config.audio_config):
-        if getattr(config, "quantization_config", None) is not None:
-            del config.quantization_config
-
-
 def refuse_quantised(model: nn.Module, what: str) -> None:
     """Raise ValueError where the model's base is quantised, so that its weights are not those of the base."""
     if getattr(model, "quantised_base", None) is not None:
         raise ValueError(
-            f"{what} needs the base's own weights, but this model's are quantised. Save the adapter (weights='adapter'), "
-            "load it again without quantization_config, and go on from there."
+            f"{what} needs the base's own weights, but this model's are quantised. Save the adapter (weights='adapter') "
+            "and load it again without quantization_config."
         )
 
 
@@ -712,50 +667,6 @@ def refuse_incomplete(info, source) -> None:
             problems.append(f"{len(keys)} {kind.replace('_', ' ')}, such as {keys[:3]}")
     if problems:
         raise ValueError(
-            f"{source} does not hold the weights its configuration asks for: {'; '.join(problems)}. The checkpoint is "
-            "incomplete or belongs to another configuration; save or download it again."
+            f"{source} does not hold the weights its configuration asks for: {'; '.join(problems)}. Save or download it "
+            "again."
         )
-
-
-# ---- files ---------------------------------------------------------------------------------------------------------
-
-
-def write_code(objects: list[Any], folder: str | os.PathLike) -> list[Path]:
-    """
-    Copy the source files behind `objects` (classes), and the siblings they import, flat into `folder`.
-
-    These are the installed package's files or, for a model loaded with `trust_remote_code`, its checkpoint's.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    sources: dict[str, Path] = {}
-    for cls in objects:
-        _collect_sources(sys.modules[cls.__module__], sources)
-    written = []
-    for name, source in sorted(sources.items()):
-        target = folder / name
-        if not (target.exists() and target.samefile(source)):
-            shutil.copyfile(source, target)
-        written.append(target)
-    return written
-
-
-def _collect_sources(module: ModuleType, sources: dict[str, Path]) -> None:
-    """Add the file of `module` and those of the siblings it imports, all the way down, to `sources` by file name."""
-    path = Path(str(module.__file__))
-    if path.name in sources:
-        return
-    sources[path.name] = path
-    for sibling in get_relative_imports(path):
-        imported = importlib.import_module(f".{sibling}", module.__package__)
-        _collect_sources(_original(imported), sources)
-
-
-def _original(module: ModuleType) -> ModuleType:
-    """Return the module, or the one of the same file name that it re-exports from another room."""
-    file_name = module.__name__.rpartition(".")[2]
-    for value in vars(module).values():
-        defined_in = getattr(value, "__module__", None) or ""
-        if isinstance(defined_in, str) and defined_in.rpartition(".")[2] == file_name:
-            return sys.modules[defined_in]
-    return module

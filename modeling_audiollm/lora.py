@@ -1,4 +1,4 @@
-"""LoRA that acts on the rows of a batch that hold audio, and leaves the other rows the base model's, bit for bit."""
+"""LoRA that acts on rows with audio, and leaves the other rows of a batch the base model's, bit for bit."""
 
 import inspect
 import threading
@@ -41,8 +41,7 @@ class FrozenLinearWithLora(torch.autograd.Function):
     """
     Frozen linear layer with its masked low-rank update (Hu et al. 2021, arXiv:2106.09685) as one operation.
 
-    Autograd's own way passes over activations several times: for the base's output, for the update and for their sum,
-    and in the backward pass for the sum of both gradients. Here products are added where they are made.
+    Products are added where they are made; autograd's own way passes over the activations several times.
     """
 
     #: Multiplies by a weight, `(x, weight, bias)`; a faster product may be put in its place.
@@ -51,18 +50,15 @@ class FrozenLinearWithLora(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, mask, down, up, scaling: float) -> torch.Tensor:
         """
+        Return `x @ weight.T + bias + scaling * mask * (x @ down.T) @ up.T`, `(n, out)`.
+
         Args:
             x: the input, `(n, in)`.
             weight, bias: the base's, `(out, in)` and `(out,)` or None; no gradient is computed for them.
             mask: rows of `x` that LoRA acts on, `(n, 1)`, or None for all.
-            down, up: LoRA's A `(rank, in)` and B `(out, rank)`, in any precision; computed with in that of `x`.
-            scaling: of the update.
-
-        Returns:
-            `x @ weight.T + bias + scaling * mask * (x @ down.T) @ up.T`, `(n, out)`.
+            down, up: LoRA's A `(rank, in)` and B `(out, rank)`, in any precision; products have that of `x`.
         """
         product = FrozenLinearWithLora.product
-        # Autocast has nothing to do: everything has the precision of `x`, in the backward pass as well.
         with _without_autocast(x.device.type):
             down_cast, up_cast = down.to(x.dtype), up.to(x.dtype)
             low = product(x, down_cast)
@@ -98,8 +94,8 @@ class MaskedLoraLinear(LoraLinear):
     """
     PEFT's LoRA layer with AudioLLM's adapters, which act where the call's masks say.
 
-    Where a mask is 0 the update is exactly 0, so that the result has the bits of the base layer. Adapters that a user
-    adds with PEFT act on all rows, and PEFT's switches and merges reach those alone.
+    Where a mask is 0 the update is exactly 0: the result has the bits of the base layer. Adapters that a user adds with
+    PEFT act on all rows, and PEFT's switches and merges reach those alone.
 
     Attributes:
         masked: names of AudioLLM's adapters.
@@ -165,14 +161,13 @@ class MaskedLoraLinear(LoraLinear):
         super().update_layer(adapter_name, *args, **kwargs)
         if adapter_name in self.lora_variant or self.lora_bias[adapter_name]:
             raise ValueError(
-                f"The adapter {adapter_name!r} is not plain LoRA. On AudioLLM's layers PEFT can add plain LoRA only: "
-                "no DoRA or other variant, and no lora_bias."
+                f"The adapter {adapter_name!r} is not plain LoRA. PEFT can add no DoRA or other variant to AudioLLM's "
+                "layers, and no lora_bias."
             )
         if trains:
             logger.warning_once(
-                "AudioLLM's own adapter, projector and boundary vectors go on training beside PEFT's adapter, but PEFT's "
-                "save_pretrained does not save them. To train PEFT's adapter alone, call model.requires_grad_(False) before "
-                "get_peft_model."
+                "AudioLLM's own adapter and projector train beside PEFT's adapter, but PEFT's save_pretrained does not save "
+                "them. To train PEFT's adapter alone, call model.requires_grad_(False) before get_peft_model."
             )
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -210,9 +205,9 @@ def add_adapters(language_model: Any, config) -> None:
     """
     Inject the configuration's named adapters into `language_model`, in place, with the hooks that tell them their masks.
 
-    The masks come with a call as a keyword. Activation checkpointing keeps keywords, so that a layer which is run a
-    second time in the backward pass has the masks of its own forward pass, in whatever thread, whatever was run in
-    between. Decoder layers hand their keywords on to their attention, where a hook takes this one off.
+    The masks come with a call as a keyword. Activation checkpointing keeps keywords, so that a layer which is run again
+    in the backward pass has the masks of its own forward pass. Decoder layers hand their keywords on to their attention,
+    where a hook takes this one off.
 
     Raises:
         ValueError: a target names no linear layer of the language model.
@@ -220,13 +215,27 @@ def add_adapters(language_model: Any, config) -> None:
     if not config.lora_adapters:
         return
     for name in config.lora_adapters:
-        inject_adapter(language_model, name, config.adapter_settings(name))
+        settings = config.adapter_settings(name)
+        _check_targets(language_model, name, settings["target_modules"])
+        lora_config = LoraConfig(
+            r=settings["rank"],
+            lora_alpha=settings["alpha"],
+            lora_dropout=settings["dropout"],
+            target_modules=list(settings["target_modules"]),
+        )
+        lora_config._register_custom_module({nn.Linear: MaskedLoraLinear})
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are meant
+            inject_adapter_in_model(lora_config, language_model, adapter_name=name)
     language_model.takes_masks = True
     language_model.num_masked_layers = sum(isinstance(each, MaskedLoraLinear) for each in language_model.modules())
     language_model.register_forward_pre_hook(_begin_call, with_kwargs=True)
     language_model.register_forward_hook(_end_call)
     for module in language_model.modules():
         if isinstance(module, MaskedLoraLinear):
+            module.masked = frozenset(module.lora_A)
+            module.lora_A.float()  # PEFT gives the factors the base's precision
+            module.lora_B.float()
             module.set_adapter(list(module.lora_A))
         elif isinstance(module, GradientCheckpointingLayer):
             takers = [part for part in module.children() if accepts_keywords(part)]
@@ -250,13 +259,13 @@ def refuse_foreign_adapters(language_model: Any) -> None:
     foreign = sorted({name for layer in layers for name in layer.lora_A if name not in layer.masked})
     if foreign:
         raise ValueError(
-            f"PEFT's adapters {foreign} act on top of AudioLLM's. Save them with the PEFT model's save_pretrained; merge "
-            "them (merge_and_unload) or take them off (unload) before AudioLLM itself is saved or merged."
+            f"PEFT's adapters {foreign} act on top of AudioLLM's. Save them with the PEFT model's save_pretrained. Before "
+            "AudioLLM itself is saved or merged, call merge_and_unload or unload."
         )
     if getattr(language_model, "takes_masks", False) and len(layers) < language_model.num_masked_layers:
         raise ValueError(
-            f"Of the {language_model.num_masked_layers} layers with LoRA {len(layers)} are left: unloading an adapter of "
-            "another kind than LoRA has removed AudioLLM's own. Load the model again."
+            f"Of the {language_model.num_masked_layers} layers with LoRA {len(layers)} are left: unloading another kind of "
+            "adapter has removed AudioLLM's own. Load the model again."
         )
 
 
@@ -277,8 +286,7 @@ def _begin_call(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple
         return args, kwargs
     if MASKS_KEYWORD not in kwargs:
         raise RuntimeError(
-            f"{type(module).__name__} was run by itself, so it is unknown on which rows LoRA acts. Run the AudioLLM "
-            "model around it."
+            f"{type(module).__name__} was run alone: it is unknown on which rows LoRA acts. Run the model around it."
         )
     _CALL.masks = kwargs[MASKS_KEYWORD]
     if not accepts_keywords(module):
@@ -296,43 +304,17 @@ def _take_masks(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple
     return args, kwargs
 
 
-def inject_adapter(language_model: nn.Module, name: str, settings: dict[str, Any]) -> None:
-    """Add one of AudioLLM's adapters to the layers that it targets; `settings` are the configuration's, for it."""
-    lora_config = LoraConfig(
-        r=settings["rank"],
-        lora_alpha=settings["alpha"],
-        lora_dropout=settings["dropout"],
-        target_modules=list(settings["target_modules"]),
-    )
-    lora_config._register_custom_module({nn.Linear: MaskedLoraLinear})
-    _check_targets(language_model, name, settings["target_modules"])
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are meant
-        inject_adapter_in_model(lora_config, language_model, adapter_name=name)
-    for module in language_model.modules():
-        if isinstance(module, MaskedLoraLinear) and name in module.lora_A:
-            module.masked |= {name}
-            for factors in (module.lora_A, module.lora_B):  # PEFT gives them the base's precision
-                factors[name].float()
-
-
 def _check_targets(language_model: nn.Module, adapter: str, targets: list[str]) -> None:
     for target in targets:
         found = [module for path, module in language_model.named_modules() if is_target(path, [target])]
-        if not found:
-            linear = sorted(
-                {p.rpartition(".")[2] for p, m in language_model.named_modules() if isinstance(m, nn.Linear)}
-            )
-            have = f"Its linear layers are {linear}: set lora_target_modules to some of them."
+        wrong = [module for module in found if not isinstance(module, (nn.Linear, MaskedLoraLinear))]
+        if wrong or not found:
+            names = language_model.named_modules()
+            linear = sorted({path.rpartition(".")[2] for path, module in names if isinstance(module, nn.Linear)})
+            have = f"is a {type(wrong[0]).__name__}" if wrong else "is not there"
             raise ValueError(
-                f"LoRA adapter {adapter!r} targets {target!r}, but {type(language_model).__name__} has no such module. "
-                f"{have if linear else 'It has no linear layers at all: choose another language model.'}"
-            )
-        wrong = [m for m in found if not isinstance(m, (nn.Linear, MaskedLoraLinear)) or isinstance(m, nn.Embedding)]
-        if wrong:
-            raise ValueError(
-                f"LoRA adapter {adapter!r} targets {target!r}, which is a {type(wrong[0]).__name__} in "
-                f"{type(language_model).__name__}; only linear layers can be adapted row by row."
+                f"LoRA adapter {adapter!r} targets {target!r}, which {have} in {type(language_model).__name__}. Set "
+                f"lora_target_modules to some of its linear layers: {linear}."
             )
 
 
@@ -375,12 +357,9 @@ def can_fuse(base: nn.Module, x: torch.Tensor) -> bool:
 
 
 def autocasts(device: str) -> bool:
-    """Return True where autocast is on; on devices that know none (`meta`, which has shapes alone), torch would raise."""
+    """Return True where autocast is on; torch raises for devices that have none (`meta`)."""
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _without_autocast(device: str) -> AbstractContextManager:
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
-
-
-__all__ = ["MASKS_KEYWORD", "add_adapters", "is_target", "merge_layers", "merged_weight", "reset_adapters"]

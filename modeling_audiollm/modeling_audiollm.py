@@ -1,4 +1,4 @@
-"""AudioLLM: a frozen Whisper encoder, a projector, and a frozen language model whose LoRA wakes on rows with audio."""
+"""AudioLLM: a frozen Whisper encoder, a projector, and a frozen language model whose LoRA acts on rows with audio."""
 
 import warnings
 from dataclasses import dataclass, fields
@@ -17,7 +17,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils import TransformersKwargs, can_return_tuple, logging, torch_compilable_check
 
-from .audio_tower import audio_tower_class
+from .audio_tower import AUDIO_TOWERS
 from .checkpoints import AudioLlmPreTrainedModel, scale_logits
 from .configuration_audiollm import AudioLlmConfig
 from .lora import MASKS_KEYWORD, add_adapters
@@ -28,9 +28,11 @@ logger = logging.get_logger(__name__)
 IGNORED_LABEL = -100
 #: Name of the key-value cache in transformers' outputs and keywords: `past_key_values` before 5.24.
 CACHE_NAME = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
+#: Arguments of a call that hold audio.
+AUDIO_INPUTS = ("input_features", "input_features_mask", "encoded_audio", "encoded_audio_lengths", "audio_embeds")
 #: Keywords that go on to the language model: transformers' own, and what its `generate` and processors add.
 KNOWN_KEYWORDS = TransformersKwargs.__optional_keys__ | {"cache_position", "mm_token_type_ids", "tokenizer"}
-#: What a configuration may ask of every call, as the call itself may.
+#: Outputs that a configuration may ask of every call.
 CONFIGURED_OUTPUTS = ("output_hidden_states", "output_attentions")
 #: Attribute under which a key-value cache remembers the rows that each adapter acted on, as `rows_of_adapters` gives them.
 CACHE_ROWS_ATTRIBUTE = "audiollm_adapter_rows"
@@ -38,13 +40,7 @@ CACHE_ROWS_ATTRIBUTE = "audiollm_adapter_rows"
 
 @dataclass
 class AudioLlmModelOutputWithPast(BaseModelOutputWithPast):
-    """
-    Output of [`AudioLlmModel`].
-
-    Args:
-        audio_hidden_states (`torch.Tensor`, *optional*):
-            Projected audio tokens of the whole batch one after the other, `(total_slots, hidden_size)`.
-    """
+    """Output of [`AudioLlmModel`], with the batch's audio tokens one after the other, `(total_slots, hidden_size)`."""
 
     audio_hidden_states: torch.Tensor | None = None
 
@@ -52,14 +48,10 @@ class AudioLlmModelOutputWithPast(BaseModelOutputWithPast):
 @dataclass
 class AudioLlmCausalLMOutputWithPast(CausalLMOutputWithPast):
     """
-    Output of [`AudioLlmForConditionalGeneration`].
+    Output of [`AudioLlmForConditionalGeneration`], with its audio tokens `(total_slots, hidden_size)`.
 
-    Args:
-        logits (`torch.Tensor`, *optional*):
-            `(batch, kept positions, vocab_size)`. None in training mode with labels: the head then runs on the
-            supervised positions only, for the loss.
-        audio_hidden_states (`torch.Tensor`, *optional*):
-            Projected audio tokens, `(total_slots, hidden_size)`.
+    `logits` `(batch, kept positions, vocab_size)` are None in training mode with labels: the head then runs on the
+    supervised positions only.
     """
 
     audio_hidden_states: torch.Tensor | None = None
@@ -72,7 +64,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
 
     def __init__(self, config: AudioLlmConfig):
         super().__init__(config)
-        self.audio_tower = audio_tower_class(config.audio_config)(config.audio_config)
+        self.audio_tower = AUDIO_TOWERS[config.audio_config.model_type](config.audio_config)
         # What trains is float32, also where a model is made in the precision of its bases.
         self.multi_modal_projector = AudioLlmProjector(config).float()
         #: The embeddings of `<audio>` and `</audio>`, `(2, hidden_size)`; the base's embedding matrix stays as it is.
@@ -94,14 +86,14 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Run the encoder alone: what a feature cache stores.
+        Run the encoder alone.
 
         Args:
             input_features: log-mel windows, `(windows, num_mel_bins, mel_frames)`.
             input_features_mask: `(windows, mel_frames)`, 1 for real frames.
 
         Returns:
-            Frames `(windows, max_frames, d_model)` and how many of them are real, `(windows,)`.
+            Frames `(windows, max_frames, d_model)` and the number of real ones, `(windows,)`.
         """
         encoded, lengths = self._run_tower(input_features, input_features_mask)
         return encoded.last_hidden_state, lengths
@@ -143,9 +135,8 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         Return audio tokens of log-mel windows, or of encoder frames computed before.
 
         Returns:
-            `last_hidden_state`: encoder frames `(windows, max_frames, d_model)`; `pooler_output`: projected audio
-            tokens of all windows one after the other, `(total_slots, hidden_size)`; `hidden_states`, `attentions`: the
-            encoder's, where it runs and `output_hidden_states`, `output_attentions` ask for them.
+            `last_hidden_state`: encoder frames `(windows, max_frames, d_model)`; `pooler_output`: audio tokens of all
+            windows one after the other, `(total_slots, hidden_size)`; `hidden_states`, `attentions`: the encoder's.
         """
         if (input_features is None) == (encoded_audio is None):
             raise ValueError("Pass exactly one of input_features and encoded_audio.")
@@ -174,8 +165,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
             num_slots == num_audio_tokens,
             lambda: (
                 f"input_ids has {num_slots} audio slots (id {self.config.audio_token_id}) but the audio gives "
-                f"{num_audio_tokens} tokens. Prepare text and audio together with AudioLlmProcessor, and pass "
-                "input_features and input_features_mask as it returns them."
+                f"{num_audio_tokens} tokens. Prepare text and audio together with AudioLlmProcessor."
             ),
         )
         return mask
@@ -197,11 +187,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         return torch.where(end[..., None], boundary[1], embeds)
 
     def _silent_token(self) -> torch.Tensor:
-        """
-        Return one audio token of silence, `(1, hidden_size)`, for training batches without audio.
-
-        In distributed training every rank must run the same modules, with gradients of zero where there is no audio.
-        """
+        """Return an audio token of silence, `(1, hidden_size)`: every rank must run the same modules in training."""
         if any(parameter.requires_grad for parameter in self.audio_tower.parameters()):
             silence = self.audio_boundary_embeds.new_zeros(1, self.audio_tower.num_features, 1)
             frame, _ = self.encode_audio(silence)
@@ -209,17 +195,6 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
             frame = self.audio_boundary_embeds.new_zeros(1, 1, self.config.audio_config.hidden_size)
         one = torch.ones(1, dtype=torch.long, device=frame.device)
         return self._project(frame, one)
-
-    def _rows_by_name(self, names: list[str | None], device: torch.device) -> dict[str, torch.Tensor | None]:
-        """Return the rows of each adapter in `names`, one name a row: a boolean mask `(rows,)`, None for all rows."""
-        unknown = sorted({name for name in names if name is not None} - set(self.config.lora_adapters))
-        if unknown:
-            raise ValueError(f"There is no adapter {unknown}; this model has {list(self.config.lora_adapters)}.")
-        rows: dict[str, torch.Tensor | None] = {}
-        for adapter in dict.fromkeys(name for name in names if name is not None):
-            chosen = [name == adapter for name in names]
-            rows[adapter] = None if all(chosen) else torch.tensor(chosen).to(device, non_blocking=True)
-        return rows
 
     def _remembered_rows(self, cache: Cache | None, num_rows: int) -> dict[str, torch.Tensor | None]:
         """Return the rows that each adapter acted on when the cache was filled."""
@@ -231,8 +206,8 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
             if not self.config.lora_adapters or not length:
                 return {}
             raise ValueError(
-                "The cache holds tokens that were not run by AudioLLM, so the adapters of its rows are unknown. Pass "
-                "adapter_names: None, or an adapter's name, for each row."
+                "The cache holds tokens that were not run by AudioLLM. Pass adapter_names: None, or an adapter's name, for "
+                "each row."
             )
         rows: dict[str, torch.Tensor | None] = {}
         for name, mask in remembered.items():
@@ -262,19 +237,16 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         Args:
             inputs_embeds: `(batch, length, hidden_size)`.
             slots: boolean mask `(batch, length)` of the audio's positions, None where there is no audio.
-            has_audio: there is audio for certain, so that some slot is marked.
-            starts: boolean mask `(batch, length)` of packed examples' first positions, which then are the rows; None
-                where no row holds several.
+            has_audio: some slot is marked for certain.
+            starts: boolean mask `(batch, length)` of packed examples' first positions; these are the rows then.
 
         Returns:
             For each adapter that acts its rows, a boolean mask `(rows,)`, and its positions, a float mask
             `(batch, length, 1)`; None stands for all of them.
-
-        Raises:
-            ValueError: an adapter is unknown, or there are more or fewer names than rows.
         """
         batch, length, _ = inputs_embeds.shape
         examples = None if starts is None else starts.flatten().cumsum(dim=0) - 1
+        rows: dict[str, torch.Tensor | None] = {}
         if adapter_names is not None:
             num_rows = batch if examples is None else int(examples[-1]) + 1
             if len(adapter_names) != num_rows:
@@ -282,7 +254,13 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
                     f"There are {len(adapter_names)} adapter names for a batch of {num_rows} rows. Pass adapter_names "
                     "with one name, or None, per row."
                 )
-            rows = self._rows_by_name(adapter_names, inputs_embeds.device)
+            unknown = sorted({name for name in adapter_names if name is not None} - set(self.config.lora_adapters))
+            if unknown:
+                raise ValueError(f"There is no adapter {unknown}; this model has {list(self.config.lora_adapters)}.")
+            for adapter in dict.fromkeys(name for name in adapter_names if name is not None):
+                chosen = [name == adapter for name in adapter_names]
+                mask = None if all(chosen) else torch.tensor(chosen).to(inputs_embeds.device, non_blocking=True)
+                rows[adapter] = mask
         else:
             rows = self._remembered_rows(cache, batch)
             if slots is not None and self.config.lora_adapters and None not in rows.values():
@@ -331,8 +309,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         """
         See [`AudioLlmForConditionalGeneration.forward`].
 
-        `for_loss` says that neither a cache nor hidden states of padding are looked at, so that padding on the right
-        needs no mask.
+        With `for_loss`, neither a cache nor hidden states of padding are used, so that padding on the right needs no mask.
         """
         cache = given_cache(cache, past_key_values)
         if (input_ids is None) == (inputs_embeds is None):
@@ -370,8 +347,8 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         assert inputs_embeds is not None  # one of the two was given
         if self.training and not has_audio and adapter_names is None and torch.is_grad_enabled():
             logger.warning_once(
-                "A training batch holds no audio. Text-only rows go through the frozen base alone, so that they train no "
-                "adapter and no projector; adapter_names=[name, ...] would send them through an adapter."
+                "A training batch holds no audio. Text-only rows go through the frozen base alone, and train nothing; "
+                "adapter_names=[name, ...] would send them through an adapter."
             )
         if self.training and not projects:
             inputs_embeds = inputs_embeds + 0.0 * self._silent_token().to(inputs_embeds)
@@ -383,14 +360,10 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
         if starts is not None and use_cache is not False:
             # With a cache, attention would not tell a row's examples apart.
             starts, use_cache = (starts, False) if bool(starts[:, 1:].any()) else (None, use_cache)
-        rows: dict[str, torch.Tensor | None] = {}
+        hears = audio_tokens is not None and len(audio_tokens) > 0
+        rows, masks = self.rows_of_adapters(inputs_embeds, adapter_names, slots, hears, cache, starts)
         if self.config.lora_adapters:
-            rows, masks = self.rows_of_adapters(
-                inputs_embeds, adapter_names, slots, audio_tokens is not None and len(audio_tokens) > 0, cache, starts
-            )
             kwargs[MASKS_KEYWORD] = masks
-        elif adapter_names is not None:
-            self._rows_by_name(adapter_names, inputs_embeds.device)
         if plain and is_padded_on_the_right(attention_mask):
             attention_mask = None  # causal attention does not look ahead, so no token sees padding
 
@@ -466,27 +439,25 @@ class AudioLlmForConditionalGeneration(AudioLlmPreTrainedModel, GenerationMixin)
                 holds several examples, each of which attends to itself alone and has an adapter of its own. The first
                 label of each must be -100.
             labels: `(batch, length)`, -100 where nothing is to be learned; shifted inside.
-            kwargs: `shift_labels` `(batch, length)`, those of the next positions, may be given instead of `labels`. It is no
-                parameter of its own, as the Trainer would take it for labels that every batch has.
-            logits_to_keep: as in transformers: the last so many positions, or the positions given; 0 keeps all. A
-                boolean mask `(batch, length)` keeps what it marks, row by row: `logits` is then `(marked, vocab_size)`.
+            logits_to_keep: as in transformers. A boolean mask `(batch, length)` keeps what it marks, row by row: `logits` is
+                then `(marked, vocab_size)`.
             adapter_names: one per row, None for the untouched base. By default rows that hold audio use the first
                 adapter, and others none.
             encoded_audio: encoder frames computed before, `(windows, max_frames, d_model)`, instead of
                 `input_features`; with `encoded_audio_lengths`, `(windows,)`.
             audio_embeds: audio tokens that need no projector, `(slots, hidden_size)`: those of the batch's first slots.
-                The audio of the slots after them, if there are any, is given as features.
+                The audio of later slots is given as features.
             pad_logits_to_audio_ids: adds columns of minus infinity for the audio ids, as `generate` needs for
                 processors that look up the scores of the prompt's ids.
+            kwargs: transformers' own; `shift_labels` `(batch, length)`, those of the next positions, instead of `labels`.
 
         Raises:
             ValueError: slots and audio tokens differ in number, or both or neither of ids and embeddings are given.
         """
         if getattr(self, "_is_replica", False):
             raise RuntimeError(
-                "nn.DataParallel splits a batch without regard to which recordings belong to which row. Train on several "
-                "GPUs in a process each (`accelerate launch --num_processes 2 -m audiollm.training.train ...`, or your own "
-                "script), or hide all but one (CUDA_VISIBLE_DEVICES=0)."
+                "nn.DataParallel does not keep recordings with their rows. Train in a process per GPU (`accelerate launch "
+                "--num_processes 2 -m audiollm.training.train ...`), or hide all but one (CUDA_VISIBLE_DEVICES=0)."
             )
         shift_labels = kwargs.pop("shift_labels", None)
         wants_loss = labels is not None or shift_labels is not None
@@ -510,11 +481,9 @@ class AudioLlmForConditionalGeneration(AudioLlmPreTrainedModel, GenerationMixin)
         hidden_states = outputs.last_hidden_state
         loss = logits = None
         if wants_loss:
-            targets: torch.Tensor | None = shift_labels
-            if targets is None:
-                assert labels is not None
-                targets = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
-            loss = self._supervised_loss(hidden_states, targets, kwargs.get("num_items_in_batch"))
+            if labels is not None and shift_labels is None:
+                shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
+            loss = self._supervised_loss(hidden_states, shift_labels, kwargs.get("num_items_in_batch"))
         if not (wants_loss and self.training):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             per_row = isinstance(kept, torch.Tensor) and kept.dim() == 2
@@ -548,8 +517,8 @@ class AudioLlmForConditionalGeneration(AudioLlmPreTrainedModel, GenerationMixin)
             )
         except IndexError as error:  # on a CPU; looking before would make a GPU's host wait
             raise ValueError(
-                f"labels holds the id {int(targets.max())}, but the language model can say ids below "
-                f"{logits.shape[-1]} only. Audio tokens must be {IGNORED_LABEL} in the labels."
+                f"labels holds the id {int(targets.max())}; expected ids below {logits.shape[-1]}. Audio tokens must be "
+                f"{IGNORED_LABEL} in the labels."
             ) from error
 
     # ---- transformers' `generate`, for a prompt whose slots hold audio ------------------------------------------------
@@ -599,25 +568,20 @@ class AudioLlmForConditionalGeneration(AudioLlmPreTrainedModel, GenerationMixin)
         **model_kwargs,
     ):
         """Repeat rows for beams and samples. A row's windows stay together, and are encoded once for all of its beams."""
-        audio_names = ("input_features", "input_features_mask", "encoded_audio", "encoded_audio_lengths")
-        embeds = model_kwargs.pop("audio_embeds", None)
-        audio = {name: model_kwargs.pop(name) for name in audio_names if model_kwargs.get(name) is not None}
+        audio = {name: model_kwargs.pop(name) for name in AUDIO_INPUTS if model_kwargs.get(name) is not None}
         names = model_kwargs.pop("adapter_names", None)
-        if "input_features" in audio and expand_size > 1:
-            features, mask = audio.pop("input_features"), audio.pop("input_features_mask", None)
-            encoded, lengths = self.model.encode_audio(features, mask)
-            audio.update(encoded_audio=encoded, encoded_audio_lengths=lengths)
         if audio and expand_size > 1:
-            order = self._window_order(input_ids, audio["encoded_audio_lengths"], expand_size)
-            audio = {name: value.index_select(0, order.to(value.device)) for name, value in audio.items()}
-        if embeds is not None and expand_size == 1:
-            audio["audio_embeds"] = embeds
-        elif embeds is not None:
-            if audio:
+            if "audio_embeds" in audio and len(audio) > 1:
                 raise ValueError("Beams and several samples need audio_embeds or features for all rows, not both.")
-            row_slots = (cast(Any, input_ids) == self.config.audio_token_id).sum(dim=1).tolist()
-            rows = [row for row in embeds.split(row_slots) for _ in range(expand_size)]
-            audio["audio_embeds"] = torch.cat(rows)
+            if "input_features" in audio:
+                encoded = self.model.encode_audio(audio["input_features"], audio.get("input_features_mask"))
+                audio = dict(zip(("encoded_audio", "encoded_audio_lengths"), encoded))
+            if "audio_embeds" in audio:
+                slots = torch.ones_like(audio["audio_embeds"][:, 0], dtype=torch.long)
+            else:
+                slots = slot_counts(audio["encoded_audio_lengths"], self.config.stack_factor).long()
+            order = self._repeated_by_row(input_ids, slots, expand_size)
+            audio = {name: value.index_select(0, order.to(value.device)) for name, value in audio.items()}
         if names is not None:
             model_kwargs["adapter_names"] = [name for name in names for _ in range(expand_size)]
         input_ids, model_kwargs = super()._expand_inputs_for_generation(  # type: ignore[misc]  # see above
@@ -627,19 +591,13 @@ class AudioLlmForConditionalGeneration(AudioLlmPreTrainedModel, GenerationMixin)
         model_kwargs["pad_logits_to_audio_ids"] = bool((input_ids >= self.config.vocab_size).any())
         return input_ids, {**model_kwargs, **audio}
 
-    def _window_order(self, input_ids, lengths: torch.Tensor, expand_size: int) -> torch.Tensor:
-        """Return indices that repeat each row's windows, of so many frames, as a block: w1 w2 w1 w2, not w1 w1 w2 w2."""
-        window_slots = slot_counts(lengths, self.config.stack_factor).long().tolist()
-        row_slots = torch.eq(input_ids, self.config.audio_token_id).sum(dim=1).tolist()
-        order: list[int] = []
-        window = 0
-        for slots in row_slots:
-            first = window
-            while slots > 0 and window < len(window_slots):
-                slots -= window_slots[window]
-                window += 1
-            order.extend(list(range(first, window)) * expand_size)
-        return torch.tensor(order, dtype=torch.long)
+    def _repeated_by_row(self, input_ids, slots: torch.Tensor, expand_size: int) -> torch.Tensor:
+        """Return indices that repeat each row's windows, of so many `slots`, as a block: w1 w2 w1 w2, not w1 w1 w2 w2."""
+        row_ends = torch.eq(input_ids, self.config.audio_token_id).sum(dim=1).cumsum(dim=0).to(slots.device)
+        rows = torch.searchsorted(row_ends, slots.cumsum(dim=0) - slots, right=True)
+        copies = torch.arange(expand_size, device=slots.device)[:, None]
+        windows = torch.arange(len(slots), device=slots.device).expand(expand_size, -1)
+        return windows.flatten()[(rows * expand_size + copies).flatten().argsort(stable=True)]
 
     def compute_transition_scores(self, sequences, scores, *args, **kwargs):
         """Compute as transformers does, without the columns that `generate` added for the audio ids."""
@@ -649,12 +607,7 @@ class AudioLlmForConditionalGeneration(AudioLlmPreTrainedModel, GenerationMixin)
 
 
 def given_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
-    """
-    Return the cache that was passed by either of its names; the old one is deprecated where transformers has a new one.
-
-    Raises:
-        ValueError: two were passed.
-    """
+    """Return the cache that was passed by either of its names; the old one is deprecated where transformers has a new one."""
     if past_key_values is None:
         return cache
     if cache is not None:
@@ -670,8 +623,7 @@ def example_starts(
     """
     Return the boolean mask `(batch, length)` of the positions where an example starts; None where rows are not packed.
 
-    Rows may be packed, for transformers as here, where there is neither an attention mask nor a cache. Position ids
-    `(batch, length)` start over where an example does, and attention stays within it.
+    As for transformers, rows are packed where position ids start over, with neither an attention mask nor a cache.
     """
     if position_ids is None or position_ids.dim() != 2 or attention_mask is not None or cache is not None:
         return None
@@ -681,7 +633,7 @@ def example_starts(
 
 
 def is_padded_on_the_right(attention_mask: torch.Tensor | None) -> bool:
-    """Return whether an attention mask `(batch, length)` masks only what lies behind each row's last token."""
+    """Return True where an attention mask `(batch, length)` masks only what lies behind each row's last token."""
     if attention_mask is None or attention_mask.dim() != 2:
         return False
     is_token = attention_mask.bool()

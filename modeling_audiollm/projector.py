@@ -51,10 +51,9 @@ class SwiGLU(nn.Module):
 
 class ContextBlock(nn.Module):
     """
-    Gated depthwise convolution over neighbouring tokens, added to its input (Dauphin et al. 2017, arXiv:1612.08083).
+    Gated depthwise convolution over `CONTEXT_KERNEL` tokens, added to its input (Dauphin et al. 2017, arXiv:1612.08083).
 
-    A frame of a speech encoder does not say its own word by itself; the encoder's decoder looks around. A block sees
-    `CONTEXT_KERNEL` tokens. It starts as the identity.
+    A frame of a speech encoder does not hold its own word alone. A block starts as the identity.
     """
 
     def __init__(self, width: int, eps: float):
@@ -86,18 +85,11 @@ class ContextBlock(nn.Module):
 
 class PieceReadout(nn.Module):
     """
-    Turns projected slots into mixtures of the language model's embeddings, weighted by how likely each piece is.
+    Turns projected slots into mixtures of the language model's embeddings (LegoSLM; Ma et al. 2025, arXiv:2505.11352).
 
     A slot is scored against the embedding of every word piece in the lexicon, less what all embeddings have in common
-    (two thirds of an embedding's length in SmolLM2, which makes all cosines alike), and against a blank. The token is
-    the embeddings' mean under those probabilities. The language model so reads what it has always read, with the
-    doubts of the hearing left in, and has little to learn; CTC trains the very same probabilities before it is run.
-    Mixtures by CTC posteriors are LegoSLM's (Ma et al. 2025, arXiv:2505.11352).
-
-    What no piece can say may pass through `residual_gain`, which starts at nothing and is learned.
-
-    Args:
-        vocab_size, hidden_size: of the language model.
+    (two thirds of an embedding's length in SmolLM2), and against a blank. The token is the embeddings' mean under those
+    probabilities, which CTC trains. `residual_gain`, which starts at zero, lets through what no piece can say.
 
     Attributes:
         lexicon: boolean buffer `(vocab_size,)` of the pieces that can be said; all of them until a warm start says.
@@ -125,8 +117,9 @@ class PieceReadout(nn.Module):
 
     def table(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        Return the embeddings' common part `(hidden,)`, the pieces' embeddings `(pieces, hidden)`
-        and their distinct directions, of unit length; they are kept until the embeddings or the lexicon change.
+        Return the embeddings' common part `(hidden,)`, the pieces' embeddings `(pieces, hidden)` and their unit directions.
+
+        They are kept until the embeddings or the lexicon change.
         """
         if hasattr(embeddings, "full_tensor"):  # sharded over ranks
             embeddings = embeddings.full_tensor()
@@ -145,30 +138,19 @@ class PieceReadout(nn.Module):
         return self._table[1]
 
     def queries(self, projected: torch.Tensor, common: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Return queries `(..., hidden)`, whose products with the pieces' directions are the logits, and the blank's logits `(...)`.
-
-        Args:
-            projected: slots, `(..., hidden)`.
-            common: what the embeddings have in common; with the directions, it is part of [`table`].
-        """
+        """Return queries `(..., hidden)` for slots, whose products with directions are logits, and the blank's logits `(...)`."""
         queries = nn.functional.normalize(projected.float(), dim=-1) * self.log_scale.exp()
         blank = (queries * nn.functional.normalize(self.blank - common, dim=0)).sum(dim=-1)
         return queries, blank + self.blank_bias
 
     def log_probabilities(self, projected: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
-        """
-        Log-probabilities `(..., 1 + pieces)` of projected slots `(..., hidden)`: the blank, then the lexicon by id.
-
-        Args:
-            embeddings: the language model's, `(vocab_size, hidden)`.
-        """
+        """Return log-probabilities `(..., 1 + pieces)` of slots `(..., hidden)`: of the blank, then of the lexicon by id."""
         common, _, directions = self.table(embeddings)
         queries, blank = self.queries(projected, common)
         return torch.cat([blank[..., None], (queries @ directions.T).float()], dim=-1).log_softmax(dim=-1)
 
     def forward(self, projected: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
-        """Audio tokens `(..., hidden)` of projected slots `(..., hidden)`; see [`log_probabilities`]."""
+        """Return audio tokens `(..., hidden)` of projected slots `(..., hidden)`."""
         probabilities = self.log_probabilities(projected, embeddings).exp()
         _, pieces, _ = self.table(embeddings)
         said = probabilities[..., :1] * self.blank + (probabilities[..., 1:] @ pieces).float()
@@ -176,20 +158,19 @@ class PieceReadout(nn.Module):
 
 
 def _state(tensor: torch.Tensor) -> tuple[int, int]:
-    """Changes when a tensor's content does, as far as autograd keeps count of it."""
+    """Return what changes when a tensor's content does, as far as autograd keeps count of it."""
     return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 class LetterReadout(nn.Module):
     """
-    Spells what is heard, by CTC over letters in slots of 40 ms: a second opinion on the words of n-best lists.
+    Spells what is heard, by CTC over letters in slots of 40 ms, for n-best rescoring. Only stage align trains it.
 
-    A word that training seldom had is unlikely as a word piece, but its letters are those of other words. No audio token
-    depends on it, and only stage align trains it.
+    A word that training seldom had is unlikely as a word piece, but its letters are those of other words.
 
     Attributes:
-        words: words that are searched for in the letters, the most frequent first: UTF-8, one a line, as numbers `(bytes,)`;
-            None where there are none.
+        words: words that are searched for in the letters, the most frequent first: the bytes `(bytes,)` of UTF-8, one word a
+            line; None where there are none.
     """
 
     words: torch.Tensor | None
@@ -219,9 +200,7 @@ class LetterReadout(nn.Module):
         """Replace the words that are searched for, and say their size in the configuration."""
         listed = "\n".join(words).encode("utf-8")
         config.projector_letter_words = len(listed)
-        self.words = (
-            torch.tensor(list(listed), dtype=torch.uint8, device=self.linear_out.weight.device) if listed else None
-        )
+        self.words = torch.tensor(list(listed)).to(self.linear_out.weight.device, torch.uint8) if listed else None
 
     def forward(self, frames: torch.Tensor, num_frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -245,11 +224,9 @@ class AudioLlmProjector(nn.Module):
     """
     Stacks `stack_factor` frames of 20 ms into one token and projects it, without biases.
 
-    The default (`"swiglu"`: RMSNorm, linear, SwiGLU, RMSNorm, linear) has the layout of Ultravox 0.5 and later, which
-    llama.cpp and vLLM can run. `"mlp"` has an ordinary activation instead of the gate; `"linear"` is a single layer.
-    With `projector_context_layers`, the second linear layer gives tokens of the encoder's width, which so many
-    [`ContextBlock`]s and one more linear layer follow. With `projector_readout="pieces"` the result is said in the
-    language model's own embeddings ([`PieceReadout`]).
+    The default (`"swiglu"`) has the layout of Ultravox 0.5 and later, which llama.cpp and vLLM can run. With
+    `projector_context_layers`, the second linear layer gives tokens of the encoder's width, which so many
+    [`ContextBlock`]s and one more linear layer follow. With `projector_readout="pieces"`, [`PieceReadout`] follows.
     """
 
     def __init__(self, config):
@@ -261,11 +238,10 @@ class AudioLlmProjector(nn.Module):
         eps = config.projector_norm_eps
 
         self.norm_pre = nn.RMSNorm(stacked_size, eps=eps) if config.projector_pre_norm else nn.Identity()
-        if config.projector_type == "linear":
-            self.linear_1: nn.Module = nn.Identity()
-            self.activation: nn.Module = nn.Identity()
-            middle_size = stacked_size
-        else:
+        self.linear_1: nn.Module = nn.Identity()
+        self.activation: nn.Module = nn.Identity()
+        middle_size = stacked_size
+        if config.projector_type != "linear":
             gated = config.projector_type == "swiglu"
             self.linear_1 = nn.Linear(stacked_size, hidden_size, bias=False)
             self.activation = SwiGLU() if gated else ACT2FN[config.projector_activation]

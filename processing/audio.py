@@ -1,4 +1,4 @@
-"""Anything a user may call audio, as one mono waveform at the model's sampling rate. No torchcodec, no ffmpeg binary."""
+"""Decoding of recordings of any kind to mono waveforms at the model's sampling rate, without torchcodec or ffmpeg's binary."""
 
 import base64
 import binascii
@@ -15,24 +15,23 @@ import numpy as np
 import soundfile
 import soxr
 
-#: Whisper's rate. Every waveform becomes this.
+#: Whisper's rate.
 SAMPLING_RATE_HZ = 16_000
 #: Rates that recordings have; a header that says otherwise is damaged.
 MIN_SAMPLING_RATE_HZ, MAX_SAMPLING_RATE_HZ = 1_000, 768_000
-#: Most samples, of all channels together, that one recording is decoded to: 4 GiB. A few megabytes of FLAC may claim more.
+#: Most samples, of all channels, in one recording: 4 GiB. A few megabytes of FLAC may claim more.
 MAX_SAMPLES = 1 << 30
-#: A two-dimensional array with more channels than this is taken for a mistake rather than a recording.
+#: A two-dimensional array with more channels is no recording.
 MAX_CHANNELS = 32
-#: Types of a file's bytes.
 ENCODED_KINDS = (bytes, bytearray, memoryview)
 #: Floating-point audio lies in [-1, 1]; beyond this it must be integers that were cast without scaling.
 MAX_FLOAT_AMPLITUDE = 100.0
 #: 64-bit integers are what lists become: they are scaled as the narrowest of these that holds them.
 INTEGER_FULL_SCALES = (2**15, 2**31)
 
-#: Where recordings may be fetched from. Other protocols of fsspec reach into this machine, or into each other.
+#: Other protocols of fsspec reach into this machine, or into each other.
 REMOTE_SCHEMES = ("http", "https", "hf", "s3", "gs", "gcs", "az", "abfs")
-#: Of these a stream is read, so that what comes is counted as it comes: compressed in transit, it may be more than was said.
+#: Read as streams and counted as they come: compressed in transit, a file may be larger than was said.
 STREAMED_SCHEMES = ("http", "https")
 #: Largest file that is read into memory: 4 GiB, 37 hours of 16 kHz wav.
 MAX_FILE_BYTES = 1 << 32
@@ -41,9 +40,9 @@ CHUNK_BYTES = 1 << 20
 DATA_SCHEME, BASE64_MARK = "data:", ";base64"
 SHOWN_CHARACTERS = 40
 
-#: Samples, of all channels together, that are decoded at once.
+#: Samples, of all channels, that are decoded at once.
 BLOCK_SAMPLES = 1 << 18
-#: FFmpeg demuxers for what libsndfile does not read. Playlists, which could open other files, are not among them.
+#: FFmpeg demuxers for what libsndfile does not read; no playlists, which could open other files.
 CONTAINER_FORMATS = "aac,amr,asf,avi,flv,matroska,mov,mpegts"
 #: Containers that state their length, in ticks.
 TIMED_CONTAINERS, FFMPEG_TICKS_PER_S = ("matroska", "mov"), 1_000_000
@@ -79,9 +78,8 @@ def load_waveform(
 
     Args:
         audio: a waveform (numpy, torch or list; `(samples,)`, `(channels, samples)` or `(samples, channels)`; float
-            in [-1, 1] or integer), a path, a `file://`, `http(s)://` or `hf://` URL, a `data:audio/…;base64,` URL,
-            encoded bytes, a `datasets` audio dict (`array` with `sampling_rate`, or `bytes`/`path`), or a torchcodec
-            decoder as newer `datasets` give.
+            in [-1, 1] or integer), a path, a `file://`, `http(s)://`, `hf://` or `data:audio/…;base64,` URL, encoded bytes,
+            or a `datasets` audio dict or decoder.
         sampling_rate: rate of a bare waveform in Hz; `target_rate` where it is not given.
         target_rate: rate of the result in Hz.
         name: the recording's name in errors; a path or URL names itself.
@@ -148,9 +146,9 @@ def _decode(data: bytes, name: str) -> tuple[np.ndarray, int]:
         for block in decoded_blocks(io.BytesIO(data)):
             rate, channels = block.rate, block.samples.shape[1]
             claimed = round(block.declared_s * rate)
+            samples += block.samples.size
             if claimed * channels > MAX_SAMPLES:
                 raise _too_long(name, f"claims {claimed} samples in {channels} channels")
-            samples += block.samples.size
             if samples > MAX_SAMPLES:
                 raise _too_long(name, "holds more samples")
             blocks.append(block.samples.mean(axis=1))
@@ -163,8 +161,8 @@ def _decode(data: bytes, name: str) -> tuple[np.ndarray, int]:
 
 def _too_long(name: str, claim: str) -> AudioError:
     return AudioError(
-        f"{name}: {claim}, more than the {MAX_SAMPLES} that are decoded at once. `audiollm transcribe` and `audiollm "
-        "summarize` take recordings of any length; or the header is damaged."
+        f"{name}: {claim}, more than the {MAX_SAMPLES} that are decoded at once, or its header is damaged. `audiollm "
+        "transcribe` and `audiollm summarize` take recordings of any length."
     )
 
 
@@ -203,7 +201,7 @@ def _scale_integers(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def check_samples(waveform: np.ndarray, name: str, first: int = 0) -> None:
-    """Raise AudioError unless there are samples, all of them finite and not out of range; `first` is the number of the first."""
+    """Raise AudioError unless there are samples, finite and in range; `first` is the number of the first."""
     if waveform.size == 0:
         raise AudioError(f"{name}: holds no samples.")
     if not np.isfinite(waveform).all():
@@ -212,8 +210,8 @@ def check_samples(waveform: np.ndarray, name: str, first: int = 0) -> None:
     peak = float(np.abs(waveform).max())
     if peak > MAX_FLOAT_AMPLITUDE:
         raise AudioError(
-            f"{name}: floating-point samples reach {peak:.0f}, but lie in [-1, 1] by convention. Pass the integers as "
-            "they are, or divide 16-bit values by 32768."
+            f"{name}: floating-point samples reach {peak:.0f}; expected [-1, 1]. Pass integers as they are, or divide "
+            "16-bit values by 32768."
         )
 
 
@@ -293,7 +291,7 @@ def _is_data_url(location: str) -> bool:
 
 
 def _name_of(location: str) -> str:
-    """Return what errors call a location; a `data:` URL goes by its media type, without its data."""
+    """Return the name of a location in errors; a `data:` URL goes by its media type, without its data."""
     if not _is_data_url(location):
         return location
     media_type = location[len(DATA_SCHEME) : max(location.find(","), 0)].partition(";")[0].strip().lower()
@@ -305,7 +303,7 @@ def _read_data_url(url: str) -> bytes:
     header, _, data = url.partition(",")
     if not data or not header.lower().endswith(BASE64_MARK):
         raise AudioError(
-            f"{name}: expected data:audio/wav;base64, or another audio type, and then a file's bytes in base64."
+            f"{name}: expected data:audio/wav;base64, or another audio type, and a file's bytes in base64."
         )
     try:
         return base64.b64decode(unquote(data) if "%" in data else data, validate=True)
@@ -326,7 +324,7 @@ def _read_remote(url: str) -> bytes:
 @contextmanager
 def open_remote(url: str) -> Iterator[Any]:
     """
-    Open a remote recording as a file to be read onwards, in pieces of any size up to the one asked for.
+    Open a remote recording as a file to read from its start.
 
     Raises:
         FileNotFoundError: it is not there.
@@ -362,14 +360,7 @@ def _too_large(location: str) -> AudioError:
 
 
 class Block(NamedTuple):
-    """
-    Part of a recording.
-
-    Attributes:
-        samples: float32 of shape `(frames, channels)`, as stored.
-        rate: in Hz.
-        declared_s: length of the whole that the file states, in seconds; 0 where it states none.
-    """
+    """Part of a recording: samples `(frames, channels)`, their rate in Hz, and the length in seconds that the file states."""
 
     samples: np.ndarray
     rate: int
@@ -377,13 +368,9 @@ class Block(NamedTuple):
 
 
 class ForwardSoundFile(soundfile.SoundFile):
-    """
-    A file that is only read onwards, block by block. soundfile seeks to where it is after each read, and decoders of
-    MP3 lose their state at that: the next thousand samples are wrong.
-    """
+    """A file in which soundfile does not seek after each read: MP3's decoders would lose their state."""
 
     def seekable(self) -> bool:
-        """Return False, so that it is not sought in."""
         return False
 
 
@@ -419,14 +406,7 @@ def decoded_blocks(file: BinaryIO) -> Iterator[Block]:
 
 
 def _container_blocks(file: BinaryIO, reason: str, formats: str = CONTAINER_FORMATS) -> Iterator[Block]:
-    """
-    Decode formats that libsndfile does not read (m4a, mp4, webm, ...), through PyAV where it is installed.
-
-    Args:
-        file: open for reading; read from its start.
-        reason: why libsndfile does not read it.
-        formats: demuxers of FFmpeg that may be tried.
-    """
+    """Decode what libsndfile does not read, for `reason`, by these demuxers of FFmpeg, where PyAV is installed."""
     try:
         import av
     except ImportError as error:
@@ -442,8 +422,8 @@ def _container_blocks(file: BinaryIO, reason: str, formats: str = CONTAINER_FORM
             if not container.streams.audio:
                 raise UndecodableError("the file holds no audio stream.")
             declared_s = _declared_seconds(container)
-            # Blocks of their own rate or layout, of a damaged file, are refused by the resampler. Its output is
-            # interleaved, because PyAV 18 reads past the end of planes where there are eight of them.
+            # The resampler refuses blocks of another rate or layout. Its output is interleaved, because PyAV 18 reads past
+            # the end of planes where there are eight of them.
             to_float = av.AudioResampler(format="flt")
             for frame in container.decode(audio=0):
                 for part in to_float.resample(frame):

@@ -1,16 +1,15 @@
 """Places of base models, by the ids that AudioLLM accepts."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 #: Prefix of base model ids that name one of the embedded pair rather than a Hub repository or a folder.
 EMBEDDED_PREFIX = "pypi:"
 
 
 def audiollm_cache_dir() -> Path:
-    """Return the folder for what AudioLLM keeps on this machine: `$AUDIOLLM_CACHE`, or `audiollm` in the user's cache folder."""
+    """Return AudioLLM's cache folder: `$AUDIOLLM_CACHE`, or `audiollm` in the user's cache folder."""
     if "AUDIOLLM_CACHE" in os.environ:
         return Path(os.environ["AUDIOLLM_CACHE"]).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "audiollm"
@@ -39,8 +38,8 @@ def resolve_base(model_id: str | os.PathLike, role: str) -> str:
         folder = embedded_base_folder(model_id.removeprefix(EMBEDDED_PREFIX))
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(
-                f"The {role} base {model_id!r} is not in {folder}. Fetch it with `audiollm bases` "
-                f"(pip install audiollm), or pass {role}_model_id= with another copy of the same model."
+                f"The {role} base {model_id!r} is not in {folder}. Fetch it with `audiollm bases`, or pass "
+                f"{role}_model_id= with another copy of the same model."
             )
         return str(folder)
     looks_local = model_id.startswith((".", "~", os.sep)) or os.path.isabs(model_id) or model_id.count("/") > 1
@@ -52,11 +51,11 @@ def resolve_base(model_id: str | os.PathLike, role: str) -> str:
     return os.path.expanduser(model_id) if looks_local else model_id
 
 
-@contextmanager
-def naming_base(model_id: str | os.PathLike, role: str) -> Iterator[None]:
-    """Make a library's errors about missing files name the base, and how to get it."""
+def load_base(loader: Any, model_id: str | os.PathLike, role: str, revision: str | None = None, **options: Any) -> Any:
+    """Return `loader.from_pretrained` of a base; errors about missing files name the base, and how to get it."""
+    place = resolve_base(model_id, role)
     try:
-        yield
+        return loader.from_pretrained(place, revision=revision or "main", **options)
     except OSError as error:
         raise OSError(f"The {role} base {str(model_id)!r} cannot be loaded: {error}{how_to_get(model_id)}") from error
 

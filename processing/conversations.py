@@ -1,6 +1,7 @@
 """Conversations with audio, rendered through any language model's own chat template, and a tokenizer that knows audio."""
 
 import copy
+import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ DEFAULT_CHAT_TEMPLATE = (
 #: Label of a position that is not learned.
 IGNORED_LABEL = -100
 AUDIO_SOURCES = ("path", "audio", "url")
-#: Stands for an answer while its place in the rendered text is looked for: characters that no text contains.
+#: Stands for an answer while its place is looked for: characters that no text contains.
 MARK = "\ue000\uf8ff\ue000"
 #: Opens what the assistant says, in templates written for training.
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\b")
@@ -64,12 +65,11 @@ def flatten_conversation(messages: Any, beside: bool = False) -> tuple[list[dict
         beside: lets an audio part be a placeholder, for a recording that is passed beside the conversation.
 
     Raises:
-        ConversationError: a message has no role or content, or a part is of an unknown type or lacks its value.
+        ConversationError: a message or a part is malformed.
     """
-    if not isinstance(messages, (list, tuple)):
-        raise ConversationError(f"The conversation is {messages!r}; expected a list of messages.")
-    if not messages:
-        raise ConversationError("The conversation is empty; expected a list of messages.")
+    if not isinstance(messages, (list, tuple)) or not messages:
+        found = repr(messages) if messages else "empty"
+        raise ConversationError(f"The conversation is {found}; expected a list of messages.")
     flat: list[dict[str, Any]] = []
     recordings: list[Any] = []
     for index, message in enumerate(messages):
@@ -96,8 +96,7 @@ def _flatten_part(part: Any, where: str, recordings: list[Any], beside: bool) ->
             raise ConversationError(f"{where}: a text part needs a string under 'text', got {part!r}.")
         if AUDIO_PLACEHOLDER in part["text"]:
             raise ConversationError(
-                f"{where}: the text contains {AUDIO_PLACEHOLDER}, which stands for a recording. Give the recording as a "
-                "part of its own: {'type': 'audio', 'path': ...}."
+                f"{where}: the text contains {AUDIO_PLACEHOLDER}. Give the recording as a part: {{'type': 'audio', ...}}."
             )
         return part["text"]
     if kind == "audio":
@@ -113,14 +112,9 @@ def _flatten_part(part: Any, where: str, recordings: list[Any], beside: bool) ->
     raise ConversationError(f"{where}: expected a dict of type 'text' or 'audio', got {part!r}.")
 
 
-def marks_answers(template: str | None) -> bool:
-    """Return whether a template says by itself what the assistant says, between `generation` tags."""
-    return bool(GENERATION_TAG.search(template or ""))
-
-
 @lru_cache(maxsize=8)
 def takes_parts(template: str | None) -> bool:
-    """Return whether a template shows contents that are lists of typed parts, and none that are strings."""
+    """Return True where a template shows contents that are lists of typed parts, and none that are strings."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     def shown(content: Any) -> bool:
@@ -135,7 +129,7 @@ def takes_parts(template: str | None) -> bool:
 
 
 def split_at_spans(text: str, spans: Iterable[tuple[int, int]]) -> list[Segment]:
-    """Split a text; the parts between the characters of `spans` are to be learned."""
+    """Split a text into segments, those at `spans` to be learned."""
     segments, position = [], 0
     for start, end in spans:
         segments += [Segment(text[position:start], False), Segment(text[start:end], True)]
@@ -154,18 +148,15 @@ def render_segments(
     """
     Render a conversation and mark what the assistant says, whatever the template.
 
-    Templates do not say where a turn begins or ends, so the conversation is rendered again with changes. An answer
-    begins where the prompt for it ends: the text of the messages before it, with the opening of the assistant's turn.
-    What follows the answer is found by putting a mark in its place. A turn ends with the first special token of that.
+    Templates do not say where a turn begins or ends. An answer begins where its prompt ends: the text of the messages
+    before it, with the opening of the assistant's turn. What follows it is found by putting a mark in its place. A turn
+    ends with the first special token of that, or with all that the template puts after the last turn.
 
     Args:
         messages: with string contents.
         render: `render(messages, add_generation_prompt=..., continue_final_message=...)` gives the text.
         add_generation_prompt, continue_final_message: how the text ends.
-        special_tokens: of the tokenizer. Without them, a turn ends with all that the template puts after the last.
-
-    Raises:
-        ConversationError: an assistant turn cannot be found in the rendered text.
+        special_tokens: of the tokenizer.
     """
     ending = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
     full = render(messages, **ending)
@@ -215,8 +206,7 @@ def _split_at_answer(
 
 def _unlike_written(index: int) -> ConversationError:
     return ConversationError(
-        f"The chat template does not show message {index} (assistant) once and as written, so that its labels cannot be "
-        "placed. Pass another chat_template."
+        f"The chat template does not show message {index} (assistant) once and as written. Pass another chat_template."
     )
 
 
@@ -224,12 +214,12 @@ def _unlike_written(index: int) -> ConversationError:
 
 
 def is_list(item: Any) -> bool:
-    """Return whether `item` is a list or another sequence, and no text or bytes."""
+    """Return True where `item` is a list or another sequence, and no text or bytes."""
     return isinstance(item, Sequence) and not isinstance(item, (str, bytes, bytearray))
 
 
 def is_recording(item: Any) -> bool:
-    """Return whether `item` is one recording rather than a list of them: a list of numbers is one."""
+    """Return True where `item` is one recording rather than a list of them; a list of numbers is one."""
     return not is_list(item) or (len(item) > 0 and isinstance(item[0], Number))
 
 
@@ -273,9 +263,9 @@ def add_audio_tokens(tokenizer, text_vocab_size: int | None = None):
     """
     Return a copy of `tokenizer` that knows the three audio tokens, with ids at and after `text_vocab_size`.
 
-    Embedding matrices are often padded past the tokenizer's last id. The ids between are then taken by placeholders
-    that no text contains, so that the audio ids lie past the matrix in tokenizer and model alike. A tokenizer without
-    a padding token pads with its end-of-text token, under a mask; one without a chat template gets a plain one.
+    Embedding matrices are often padded past the tokenizer's last id; placeholders that no text contains take the ids
+    between. A tokenizer without a padding token pads with its end-of-text token; one without a chat template gets a
+    plain one.
     """
     if AUDIO_SLOT_TOKEN in tokenizer.get_vocab():
         return tokenizer
@@ -286,8 +276,7 @@ def add_audio_tokens(tokenizer, text_vocab_size: int | None = None):
     first_id = len(tokenizer) if text_vocab_size is None else text_vocab_size
     if len(tokenizer) > first_id:
         raise ValueError(
-            f"The tokenizer has {len(tokenizer)} tokens, more than the language model's {text_vocab_size} embeddings. Is "
-            "it another model's?"
+            f"The tokenizer has {len(tokenizer)} tokens, more than the language model's {text_vocab_size} embeddings."
         )
     tokenizer = copy.deepcopy(tokenizer)
     unused = [UNUSED_TOKEN.format(index) for index in range(len(tokenizer), first_id)]
@@ -296,11 +285,7 @@ def add_audio_tokens(tokenizer, text_vocab_size: int | None = None):
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.chat_template is None:
-        from transformers.utils import logging
-
-        logging.get_logger(__name__).warning(
-            "The tokenizer has no chat template (a base model rather than a chat model); using a plain one."
-        )
+        logging.getLogger(__name__).warning("The tokenizer has no chat template; using a plain one.")
         tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE
     return tokenizer
 

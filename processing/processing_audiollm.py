@@ -1,4 +1,4 @@
-"""Text and recordings in, model inputs out: expands each `<audio>` to exactly the slots the model will fill."""
+"""Encoding of text and recordings as model inputs, each `<audio>` as the slots that the model fills."""
 
 import math
 import re
@@ -21,12 +21,13 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .audio import load_waveform
-from .base_models import resolve_base
+from .base_models import load_base
 from .conversations import (
     AUDIO_BEGIN_TOKEN,
     AUDIO_END_TOKEN,
     AUDIO_PLACEHOLDER,
     AUDIO_SLOT_TOKEN,
+    GENERATION_TAG,
     IGNORED_LABEL,
     ConversationError,
     Segment,
@@ -37,16 +38,15 @@ from .conversations import (
     flatten_batch,
     flatten_conversation,
     is_list,
-    marks_answers,
     render_segments,
     split_at_spans,
     takes_parts,
 )
 
-#: What has an entry for each token id, and its value where there is padding.
+#: Columns with an entry for each token id, and their value where there is padding.
 BESIDE_IDS = {"labels": IGNORED_LABEL, "assistant_masks": 0, "mm_token_type_ids": 0}
-#: Options of a call and their defaults: given flat, in `text_kwargs`, or in `common_kwargs`.
-TEXT_OPTIONS: dict[str, Any] = {
+#: Options of a call and their defaults.
+OPTIONS: dict[str, Any] = {
     "add_special_tokens": True,
     "padding": True,
     "padding_side": "left",
@@ -55,20 +55,20 @@ TEXT_OPTIONS: dict[str, Any] = {
     "truncation": False,
     "return_tensors": "pt",
     "return_mm_token_type_ids": False,
+    "sampling_rate": None,
 }
-#: The same of `audio_kwargs`.
-AUDIO_OPTIONS = ("sampling_rate", "return_tensors")
+#: Groups that options may be given in, and those of each.
 OPTION_GROUPS = {
-    "text_kwargs": tuple(TEXT_OPTIONS),
-    "audio_kwargs": AUDIO_OPTIONS,
-    "common_kwargs": (*TEXT_OPTIONS, *AUDIO_OPTIONS),
+    "text_kwargs": OPTIONS.keys() - {"sampling_rate"},
+    "audio_kwargs": {"sampling_rate", "return_tensors"},
+    "common_kwargs": OPTIONS.keys(),
 }
 #: Options that a tokenizer may carry from its own files.
 TOKENIZER_OPTIONS = ("padding", "max_length", "pad_to_multiple_of")
 TENSOR_TYPES = ("pt", "np", None)
 #: Variables that transformers gives every chat template; None is none.
 NO_VARIABLES = ("tools", "documents")
-#: What `apply_transcription_request` asks unless told otherwise.
+#: The default of `apply_transcription_request`.
 TRANSCRIPTION_PROMPT = "Transcribe the speech."
 
 
@@ -77,10 +77,9 @@ class AudioLlmProcessor(ProcessorMixin):
     A speech encoder's feature extractor and a language model's tokenizer as one processor.
 
     Args:
-        feature_extractor: the encoder's: Whisper's [`WhisperFeatureExtractor`], or the [`SeamlessM4TFeatureExtractor`]
-            of Wav2Vec2-BERT.
-        tokenizer: the language model's tokenizer. The three audio tokens are added to a copy of it where it lacks
-            them, with ids past the language model's vocabulary; the model's embedding matrix is never resized.
+        feature_extractor: Whisper's [`WhisperFeatureExtractor`], or Wav2Vec2-BERT's [`SeamlessM4TFeatureExtractor`].
+        tokenizer: the language model's. The three audio tokens are added to a copy of it where it lacks them, with ids
+            past the vocabulary.
         stack_factor (`int`, defaults to 4): 20 ms encoder frames per audio token; the model's.
         text_vocab_size (`int`, *optional*):
             Rows of the language model's embedding matrix, which the audio ids must lie past. Defaults to the
@@ -115,18 +114,18 @@ class AudioLlmProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs) -> "AudioLlmProcessor":
-        """transformers' own; code that lies beside the files runs only where `trust_remote_code=True` is passed."""
+        """Load as transformers does; code beside the files runs only with `trust_remote_code=True`."""
         kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """transformers' own, without the processor's code entry that saving leaves in the feature extractor."""
+        """Return transformers' own, without the code entry that saving leaves in the feature extractor."""
         found = super().to_dict()
         found["feature_extractor"].pop("auto_map", None)
         return found
 
     def save_pretrained(self, *args, **kwargs) -> list[str]:
-        """transformers' own; the code entries that it adds for `trust_remote_code` stay in the files alone."""
+        """Save as transformers does; the code entries that it adds stay in the files alone."""
         saved = super().save_pretrained(*args, **kwargs)
         for part in (self, self.feature_extractor):
             vars(part).pop("auto_map", None)
@@ -143,7 +142,7 @@ class AudioLlmProcessor(ProcessorMixin):
         **hub_arguments,
     ) -> "AudioLlmProcessor":
         """
-        Composes the processor of two bases, as the model's method of the same name does.
+        Compose the processor of two bases, as the model's method of the same name does.
 
         Args:
             audio_model_id, text_model_id: Hub ids, folders, or `pypi:<name>` for the embedded bases.
@@ -151,19 +150,15 @@ class AudioLlmProcessor(ProcessorMixin):
             stack_factor: must be the model's.
             hub_arguments: `token`, `cache_dir`, `local_files_only`, …
         """
-        audio_revision, text_revision = audio_model_revision or "main", text_model_revision or "main"
-        audio_model_id, text_model_id = resolve_base(audio_model_id, "audio"), resolve_base(text_model_id, "text")
+        audio, text = (audio_model_id, "audio", audio_model_revision), (text_model_id, "text", text_model_revision)
         hub_arguments["trust_remote_code"] = False
-        feature_extractor = AutoFeatureExtractor.from_pretrained(
-            audio_model_id, revision=audio_revision, **hub_arguments
-        )
-        tokenizer = AutoTokenizer.from_pretrained(text_model_id, revision=text_revision, **hub_arguments)
-        text_config = AutoConfig.from_pretrained(text_model_id, revision=text_revision, **hub_arguments)
+        feature_extractor = load_base(AutoFeatureExtractor, *audio, **hub_arguments)
+        tokenizer, text_config = (load_base(each, *text, **hub_arguments) for each in (AutoTokenizer, AutoConfig))
         return cls(feature_extractor, tokenizer, stack_factor, text_config.get_text_config().vocab_size)
 
     @property
     def audio_token(self) -> str:
-        """The text that stands for one recording. `audio_token_id` is the id of one of the tokens that it becomes."""
+        """The text that stands for one recording; `audio_token_id` is one of the tokens that it becomes."""
         return AUDIO_PLACEHOLDER
 
     @property
@@ -184,7 +179,7 @@ class AudioLlmProcessor(ProcessorMixin):
         return windows_for(self.feature_extractor).max_samples
 
     def window_lengths(self, num_samples: int) -> list[int]:
-        """Samples in each window that a recording of `num_samples` is cut into: full windows (30 s), then the rest."""
+        """Return the samples in each window of a recording of `num_samples`: full windows (30 s), then the rest."""
         full, rest = divmod(num_samples, self.window_samples)
         return [self.window_samples] * full + ([rest] if rest else [])
 
@@ -198,24 +193,22 @@ class AudioLlmProcessor(ProcessorMixin):
         return sum(math.ceil(frames / self.stack_factor) for frames in self.encoder_frames(num_samples))
 
     def _get_num_multimodal_tokens(self, audio_lengths: Sequence[int] | None = None, **others) -> MultiModalData:
-        """Audio tokens of recordings of so many samples each; the name is vLLM's and transformers'."""
+        """Return the audio tokens of recordings of so many samples each; the name is vLLM's and transformers'."""
         if audio_lengths is None:
             return MultiModalData()
         return MultiModalData(num_audio_tokens=[self.num_audio_slots(length) for length in audio_lengths])
 
     def extract_features(self, waveform: np.ndarray) -> list[np.ndarray]:
-        """Features of a waveform's windows, each as long as its audio: `(features, frames)`."""
+        """Return the features of a waveform's windows, each as long as its audio: `(features, frames)`."""
         windows = windows_for(self.feature_extractor)
         starts = range(0, len(waveform), windows.max_samples)
         return [windows.features(waveform[start : start + windows.max_samples]) for start in starts]
 
     def batch_features(self, waveforms: list[np.ndarray]) -> dict[str, torch.Tensor]:
         """
-        Windows of several waveforms in reading order, padded to the longest.
+        Return the windows of several waveforms in reading order, padded to the longest.
 
-        Returns:
-            `input_features` `(windows, features, max_frames)`, log-mel bins for Whisper, and `input_features_mask`
-            `(windows, max_frames)`, 1 for real frames.
+        They are `input_features` `(windows, features, max_frames)` and `input_features_mask` `(windows, max_frames)`.
         """
         windows = [torch.from_numpy(each.T) for waveform in waveforms for each in self.extract_features(waveform)]
         features = pad_sequence(windows, batch_first=True).transpose(1, 2).contiguous()
@@ -224,7 +217,7 @@ class AudioLlmProcessor(ProcessorMixin):
         return {"input_features": features, "input_features_mask": mask}
 
     def load_audio(self, audio: Any, sampling_rate: int | None = None, name: str | None = None) -> np.ndarray:
-        """One recording of any kind as a float32 waveform `(samples,)` at `self.sampling_rate`; see `audio.load_waveform`."""
+        """Return a recording of any kind as a float32 waveform `(samples,)` at `self.sampling_rate`."""
         return load_waveform(audio, sampling_rate, self.sampling_rate, name)
 
     # ---- text and audio ------------------------------------------------------------------------------------------
@@ -236,8 +229,7 @@ class AudioLlmProcessor(ProcessorMixin):
         **options,
     ) -> BatchFeature:
         r"""
-        Encodes text, recordings, or both. Options may also be given in `text_kwargs`, `audio_kwargs` and
-        `common_kwargs`, as other processors of transformers take them.
+        Encode text, recordings, or both. Options may also be given in `text_kwargs`, `audio_kwargs` and `common_kwargs`.
 
         Args:
             text: a string or a batch of them; each `<audio>` in them stands for one recording.
@@ -245,8 +237,8 @@ class AudioLlmProcessor(ProcessorMixin):
                 waveform, a path, a URL, encoded bytes or a `datasets` audio dict.
             sampling_rate: rate in Hz of bare waveforms; 16 kHz where it is not given.
             padding, padding_side, max_length, pad_to_multiple_of: of the text, as the tokenizer's; by default to the
-                longest row and on the left, as generation needs.
-            truncation: refused where it would cut anything: it could cut a recording's tokens.
+                longest row and on the left.
+            truncation: refused where it would cut anything.
             add_special_tokens: lets the tokenizer add its own, such as a beginning-of-text token.
             return_tensors: `"pt"` (the default), `"np"`, or None for lists of token ids.
             return_mm_token_type_ids: adds `mm_token_type_ids`, 3 for each audio token and 0 elsewhere.
@@ -268,7 +260,7 @@ class AudioLlmProcessor(ProcessorMixin):
             raise ValueError("Pass text, audio or both.")
         if text is None:
             waveforms = self._load_all(as_recordings(audio), settings["sampling_rate"])
-            return BatchFeature(_converted(self.batch_features(waveforms), settings["return_tensors"]))
+            return BatchFeature(self.batch_features(waveforms), settings["return_tensors"])
         texts = [text] if isinstance(text, str) else list(text)
         if not texts or not all(isinstance(one, str) for one in texts):
             raise ValueError("text must be a string or a non-empty list of strings.")
@@ -279,19 +271,19 @@ class AudioLlmProcessor(ProcessorMixin):
         return self._pad(batch, settings)
 
     def _settings(self, options: dict[str, Any], **defaults: Any) -> dict[str, Any]:
-        """Return every option of a call, from those given flat and in groups; transformers merges them."""
-        known = {name for names in OPTION_GROUPS.values() for name in names}
-        unknown = [name for name in options if name not in known and name not in OPTION_GROUPS]
+        """Return every option of a call, from those given flat and in groups."""
+        given = {name: value for name, value in options.items() if name not in OPTION_GROUPS}
+        unknown = [name for name in given if name not in OPTIONS]
         for group, names in OPTION_GROUPS.items():
-            unknown += [f"{name} in {group}" for name in options.get(group) or () if name not in names]
+            for name, value in (options.get(group) or {}).items():
+                if name not in names:
+                    unknown.append(f"{name} in {group}")
+                elif given.setdefault(name, value) != value:
+                    raise ValueError(f"{name} is {given[name]!r}, but {value!r} in {group}. Pass it once.")
         if unknown:
-            raise TypeError(f"{type(self).__name__} does not know {', '.join(unknown)}; it takes {sorted(known)}.")
+            raise TypeError(f"{type(self).__name__} does not know {', '.join(unknown)}; it takes {sorted(OPTIONS)}.")
         kept = {name: value for name, value in self.tokenizer.init_kwargs.items() if name in TOKENIZER_OPTIONS}
-        kinds: Any = self.valid_processor_kwargs
-        merged = self._merge_kwargs(kinds, tokenizer_init_kwargs=kept, **options)
-        settings = {**TEXT_OPTIONS, **defaults, "sampling_rate": None}
-        for group in ("audio_kwargs", "text_kwargs"):
-            settings.update((name, merged[group][name]) for name in OPTION_GROUPS[group] if name in merged[group])
+        settings = {**OPTIONS, **defaults, **kept, **given}
         if settings["return_tensors"] not in TENSOR_TYPES:
             raise ValueError(
                 f"return_tensors is {settings['return_tensors']!r}; expected 'pt', 'np', or None for lists."
@@ -315,7 +307,7 @@ class AudioLlmProcessor(ProcessorMixin):
         **kwargs,
     ) -> Any:
         r"""
-        Renders conversations through the language model's own chat template, and encodes them.
+        Render conversations through the language model's own chat template, and encode them.
 
         A message's content is a string, in which `<audio>` stands for the next recording of `audio`, or a list of
         typed parts: `{"type": "text", "text": ...}` and `{"type": "audio", "path" | "audio" | "url": ...}`. A part
@@ -333,8 +325,8 @@ class AudioLlmProcessor(ProcessorMixin):
             return_labels, output_labels: either adds `labels`, which are the ids in assistant turns (their end-of-turn
                 token included) and -100 elsewhere.
             return_assistant_tokens_mask: adds `assistant_masks`, 1 where `labels` would learn.
-            return_features: False leaves out `input_features` and their mask, for one who has the encoder's output.
-            processor_kwargs: options of a call, and `output_labels`; transformers' pipelines pass them like this.
+            return_features: False leaves out `input_features` and their mask.
+            processor_kwargs: options of a call, and `output_labels`, as transformers' pipelines pass them.
             kwargs: options of a call, and variables of the template.
 
         Raises:
@@ -400,14 +392,11 @@ class AudioLlmProcessor(ProcessorMixin):
         **template_kwargs,
     ) -> list[Segment]:
         """
-        Return one conversation's text, through the chat template, in stretches marked as to be learned or not.
+        Return one conversation's text, through the chat template, in segments that are to be learned or not.
 
         Args:
             messages: with string contents, as `flatten_conversation` gives them.
             chat_template, add_generation_prompt, continue_final_message, template_kwargs: as in `apply_chat_template`.
-
-        Raises:
-            ConversationError: the template does not show an assistant turn.
         """
         template = self._template(chat_template)
         in_parts = takes_parts(template)
@@ -415,7 +404,7 @@ class AudioLlmProcessor(ProcessorMixin):
         def for_template(part: list[dict[str, Any]]) -> list[dict[str, Any]]:
             return [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in part] if in_parts else part
 
-        if marks_answers(template):
+        if GENERATION_TAG.search(template or ""):
             rendered: Any = render_jinja_template(
                 [for_template(messages)],
                 chat_template=template,
@@ -436,7 +425,7 @@ class AudioLlmProcessor(ProcessorMixin):
         return render_segments(messages, render, add_generation_prompt, continue_final_message, special_tokens)
 
     def _template(self, name: str | None) -> str | None:
-        """The template of this name, the default one, or `name` itself where it is a template."""
+        """Return the template of this name, the default one, or `name` itself where it is a template."""
         named = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
         return named.get(name or "default", name)
 
@@ -449,18 +438,14 @@ class AudioLlmProcessor(ProcessorMixin):
         **kwargs,
     ) -> BatchFeature | list[str]:
         """
-        Encodes a request for the transcript of each recording, ready for `generate`.
+        Encode a request for the transcript of each recording, ready for `generate`.
 
         Args:
             audio: a recording or a list of them, as in a call.
-            language: what is spoken, as a name or a code such as `"en"`, for all recordings or for each. It is said in
-                the prompt; a model that was not trained to heed it may not.
+            language: a name or a code such as `"en"`, for all recordings or for each. It is said in the prompt.
             prompt: what to ask, for all recordings or for each; "Transcribe the speech." where there is none.
             tokenize: False returns the prompts as text.
             kwargs: as in [`~AudioLlmProcessor.apply_chat_template`].
-
-        Raises:
-            ValueError: there is no recording, or not one prompt or language for each.
         """
         recordings = as_recordings(audio)
         if not recordings:
@@ -488,7 +473,7 @@ class AudioLlmProcessor(ProcessorMixin):
         settings: dict[str, Any],
         with_features: bool = True,
     ) -> dict[str, Any]:
-        """Token ids and labels of every row as lists, and the features of all recordings in reading order."""
+        """Return token ids and labels of every row as lists, and the features of all recordings in reading order."""
         waveforms = self._load_all([recording for row in recordings for recording in row], settings["sampling_rate"])
         slots = iter([self.num_audio_slots(len(waveform)) for waveform in waveforms])
         batch: dict[str, Any] = {"input_ids": [], "labels": []}
@@ -509,8 +494,7 @@ class AudioLlmProcessor(ProcessorMixin):
         """
         Return token ids and labels of one row, whose `<audio>` become so many slots each.
 
-        Each segment is tokenized by itself, in training as in inference, so that a prompt's ids are the same whether
-        or not an answer follows.
+        Each segment is tokenized by itself: a prompt's ids are the same whether or not an answer follows.
         """
         input_ids: list[int] = []
         labels: list[int] = []
@@ -534,13 +518,12 @@ class AudioLlmProcessor(ProcessorMixin):
         return input_ids, labels
 
     def _pad(self, batch: dict[str, Any], settings: dict[str, Any]) -> BatchFeature:
-        """Pads ids and what goes with them alike; features are padded already."""
+        """Pad ids and what goes with them alike."""
         longest = max(map(len, batch["input_ids"]))
         limit = settings["max_length"] or self.tokenizer.model_max_length
         if settings["truncation"] and settings["truncation"] != "do_not_truncate" and longest > limit:
             raise ValueError(
-                f"The text has {longest} tokens, and truncation to {limit} could cut a recording in two; shorten the text "
-                "or audio instead."
+                f"The text has {longest} tokens, and truncation to {limit} could cut a recording in two. Shorten it instead."
             )
         beside = {name: batch.pop(name) for name in BESIDE_IDS if name in batch}
         names = ("padding", "padding_side", "max_length", "pad_to_multiple_of")
@@ -557,27 +540,21 @@ class AudioLlmProcessor(ProcessorMixin):
                 [next(row) if real else BESIDE_IDS[name] for real in mask]
                 for row, mask in zip(values, columns["attention_mask"])
             ]
-        if settings["return_tensors"] is not None:
-            columns = {name: _as_tensor(name, rows) for name, rows in columns.items()}
-        return BatchFeature(_converted({**columns, **batch}, settings["return_tensors"]))
+        for name, rows in columns.items() if settings["return_tensors"] is not None else ():
+            if len(set(map(len, rows))) > 1:
+                raise ValueError(
+                    f"The rows of {name} are of different lengths; pass padding=True, or return_tensors=None."
+                )
+            columns[name] = torch.tensor(rows, dtype=torch.long)
+        return BatchFeature({**columns, **batch}, settings["return_tensors"])
 
 
 def _one_each(name: str, value: Any, count: int) -> list[str | None]:
-    """`value` for each of `count` recordings; a list has one for each already."""
+    """Return `value` for each of `count` recordings; a list has one for each already."""
     values = [value] * count if value is None or isinstance(value, str) else list(value)
     if len(values) != count or not all(each is None or isinstance(each, str) for each in values):
         raise ValueError(f"{name} is {value!r} for {count} recordings; expected a string, or one for each of them.")
     return values
-
-
-def _converted(columns: dict[str, Any], return_tensors: str | None) -> dict[str, Any]:
-    return columns if return_tensors != "np" else {name: column.numpy() for name, column in columns.items()}
-
-
-def _as_tensor(name: str, rows: list[list[int]]) -> torch.Tensor:
-    if len(set(map(len, rows))) > 1:
-        raise ValueError(f"The rows of {name} are of different lengths; pass padding=True, or return_tensors=None.")
-    return torch.tensor(rows, dtype=torch.long)
 
 
 # ---- windows for the encoder -------------------------------------------------------------------------------------------
@@ -605,9 +582,8 @@ class WhisperWindows:
         """
         Return a window's log-mel frames, as long as its audio: `(num_mel_bins, ceil(samples / hop))`.
 
-        They are those that Whisper's own extractor computes of the audio padded to 30 s, up to rounding of the last bit
-        in windows below 0.1 s: as much silence is added as the last frame can see, and the frames of silence alone are
-        cut off again.
+        They are those of Whisper's own extractor for the audio padded to 30 s, up to rounding in windows below 0.1 s: only
+        the silence that the last frame can see is added.
         """
         extractor = self.extractor
         num_frames = self.input_frames(len(window))
@@ -626,7 +602,7 @@ class ConformerWindows:
     """
     Windows for Wav2Vec2-BERT's conformer: Kaldi's log-mel frames of 10 ms, stacked by twos, each an encoder frame.
 
-    What is left at the end of a window and fills no pair of frames (less than 35 ms) is left out, as by its own models.
+    The end of a window that fills no pair of frames (less than 35 ms) is left out, as by its own models.
     """
 
     FRAME_SAMPLES, HOP_SAMPLES = 400, 160
@@ -636,7 +612,7 @@ class ConformerWindows:
     def __init__(self, extractor: SeamlessM4TFeatureExtractor):
         self.extractor = extractor
         self.max_samples: int = self.WINDOW_SECONDS * extractor.sampling_rate
-        #: What one encoder frame needs; shorter windows are filled up with silence.
+        #: Samples of one encoder frame; shorter windows are filled up with silence.
         self.min_samples = self.FRAME_SAMPLES + (extractor.stride - 1) * self.HOP_SAMPLES
 
     def input_frames(self, num_samples: int) -> int:
@@ -664,21 +640,13 @@ WINDOWS_BY_EXTRACTOR = {
 
 
 def windows_for(extractor) -> WhisperWindows | ConformerWindows:
-    """
-    Return the windows of the encoder that a feature extractor belongs to.
-
-    Raises:
-        ValueError: it is another kind of extractor.
-    """
+    """Return the windows of the encoder that a feature extractor belongs to."""
     for base in type(extractor).__mro__:
         if base.__name__ in WINDOWS_BY_EXTRACTOR:
             return WINDOWS_BY_EXTRACTOR[base.__name__](extractor)
     raise ValueError(
-        f"The feature extractor is a {type(extractor).__name__}; expected one of {sorted(WINDOWS_BY_EXTRACTOR)}, which "
-        "come with Whisper and with Wav2Vec2-BERT."
+        f"The feature extractor is a {type(extractor).__name__}; expected one of {sorted(WINDOWS_BY_EXTRACTOR)}."
     )
 
 
 AudioLlmProcessor.register_for_auto_class("AutoProcessor")
-
-__all__ = ["AudioLlmProcessor"]

@@ -14,12 +14,6 @@ ANY_TO_ANY_RUNS = Version(transformers.__version__) >= Version("5.23") or find_s
 CARDS_ARE_ASKED_ABOUT_AT_THE_ENDPOINT = Version(huggingface_hub.__version__) >= Version("2.2")
 #: Before 1.15, accelerate refuses a `device_map` that leaves everything on disk.
 ALL_CAN_STAY_ON_DISK = Version(accelerate.__version__) >= Version("1.15")
-#: Before 5.23, transformers cuts a prompt into chunks without a look at what else is given; the model then refuses them.
-CHUNKED_PREFILL_ERROR = (
-    r"Chunked prefill cannot split .*'input_features'"
-    if Version(transformers.__version__) >= Version("5.23")
-    else r"input_ids has 4 audio slots \(id 129\) but the audio gives 17 tokens"
-)
 #: Computes activations twice instead of keeping them; before 5.23, `train` has it by its older name.
 RECOMPUTING = (
     f"--{'activation' if hasattr(TrainingArguments, 'activation_checkpointing') else 'gradient'}_checkpointing"

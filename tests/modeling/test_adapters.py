@@ -7,7 +7,7 @@ import pytest
 import torch
 from audiollm import AudioLlmForConditionalGeneration
 from audiollm.modeling_audiollm import CACHE_NAME, CACHE_ROWS_ATTRIBUTE
-from batches import TOLERANCE, collate, composed, make_row, mixed_rows
+from batches import MIXED_TEXT_ROWS, TOLERANCE, collate, composed, make_row, mixed_rows
 from transformers import DynamicCache
 
 TWO_ADAPTERS = {"speech": {"rank": 4}, "sound": {"rank": 2, "alpha": 3.0, "target_modules": ["q_proj", "down_proj"]}}
@@ -47,9 +47,8 @@ def test_the_cache_has_two_names(tiny_model, deprecation_notices) -> None:
     batch = collate(tiny_model.config, mixed_rows(tiny_model.config))
     out = tiny_model(**batch, use_cache=True)
     new = {"input_ids": torch.full((5, 1), 20)}
-    expected = tiny_model(
-        **new, adapter_names=names_of(batch, tiny_model), cache=copy.deepcopy(out[CACHE_NAME])
-    ).logits
+    names = ["speech" if index not in MIXED_TEXT_ROWS else None for index in range(5)]
+    expected = tiny_model(**new, adapter_names=names, cache=copy.deepcopy(out[CACHE_NAME])).logits
     for name in ("cache", "past_key_values"):
         is_deprecated = name == "past_key_values" and CACHE_NAME == "cache"
         with pytest.warns(FutureWarning, match="Pass `cache`") if is_deprecated else nullcontext():
@@ -58,12 +57,6 @@ def test_the_cache_has_two_names(tiny_model, deprecation_notices) -> None:
     with pytest.raises(ValueError, match="cache and past_key_values"):
         tiny_model(**new, cache=out[CACHE_NAME], past_key_values=out[CACHE_NAME])
     deprecation_notices.clear()
-
-
-def names_of(batch, model) -> list[str | None]:
-    """The adapters that rows are given by default."""
-    holds_audio = (batch["input_ids"] == model.config.audio_token_id).any(dim=1)
-    return ["speech" if held else None for held in holds_audio.tolist()]
 
 
 @torch.no_grad()
@@ -97,6 +90,10 @@ def test_named_adapters_in_one_batch(two_adapters) -> None:
     batch = collate(config, rows)
     by_default = two_adapters(**batch, adapter_names=["speech", None, "speech", None, "speech"]).logits
     assert torch.equal(two_adapters(**batch).logits, by_default)
+    with pytest.raises(ValueError, match=r"no adapter \['musik'\].*speech.*sound"):
+        two_adapters(**batch, adapter_names=["musik", *names[1:]])
+    with pytest.raises(ValueError, match="4 adapter names for a batch of 5 rows"):
+        two_adapters(**batch, adapter_names=names[1:])
 
 
 def test_beams_with_names(two_adapters) -> None:
@@ -123,22 +120,12 @@ def test_inputs_embeds_take_names(tiny_model) -> None:
     assert torch.equal(tiny_model.generate(**given, **options), tiny_model.generate(**batch, **options)[:, 6:])
 
 
-def test_unknown_and_miscounted_names(two_adapters) -> None:
-    batch = collate(two_adapters.config, mixed_rows(two_adapters.config)[:2])
-    with pytest.raises(ValueError, match=r"no adapter \['musik'\].*speech.*sound"):
-        two_adapters(**batch, adapter_names=["musik", None])
-    with pytest.raises(ValueError, match="3 adapter names for a batch of 2 rows"):
-        two_adapters(**batch, adapter_names=["speech", None, None])
-
-
 @torch.no_grad()
 def test_rank_zero_is_the_projector_alone(tiny_bases, tmp_path) -> None:
     model = composed(tiny_bases, lora_rank=0)
     assert not [name for name, _ in model.named_parameters() if "lora" in name]
-    assert {name.split(".")[1] for name in model.trainable_names()} == {
-        "multi_modal_projector",
-        "audio_boundary_embeds",
-    }
+    parts = {name.split(".")[1] for name in model.trainable_names()}
+    assert parts == {"multi_modal_projector", "audio_boundary_embeds"}
     batch = collate(model.config, mixed_rows(model.config))
     expected = model(**batch).logits
     assert model.generate(**batch, max_new_tokens=3, do_sample=False).shape[0] == 5
@@ -169,15 +156,3 @@ def test_fresh_adapters_do_nothing(tiny_bases) -> None:
     built = AudioLlmForConditionalGeneration(model.config)
     lora_b = [value for name, value in built.named_parameters() if ".lora_B." in name]
     assert lora_b and not any(value.any() for value in lora_b)
-
-
-@torch.no_grad()
-def test_copies_are_independent(tiny_model) -> None:
-    """A deepcopy routes by itself."""
-    config = tiny_model.config
-    audio, text = collate(config, mixed_rows(config)), collate(config, mixed_rows(config)[1:2])
-    expected = tiny_model(**audio).logits
-    other = copy.deepcopy(tiny_model)
-    assert torch.equal(other(**audio).logits, expected)
-    other(**text)
-    assert torch.equal(tiny_model(**audio).logits, expected)

@@ -93,7 +93,7 @@ GPT2 = GPT2Config(vocab_size=128, n_embd=32, n_layer=2, n_head=4)
 @pytest.mark.parametrize(
     ("config", "fields", "words"),
     [
-        (GPT2, {}, "It has no linear layers"),
+        (GPT2, {}, "which is not there in GPT2Model"),
         (GPT2, {"lora_target_modules": ["c_attn"]}, "Conv1D"),
         (GPT2, {"lora_rank": 0}, "embed_tokens"),
         (PhiConfig(**TEXT_FIELDS), {"lora_target_modules": ["q_proj", "v_proj"]}, "linear head without bias"),

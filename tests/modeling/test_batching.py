@@ -30,31 +30,26 @@ def test_logits(tiny_model, padding_side: str, dtype, tolerance: float) -> None:
 
 @torch.no_grad()
 def test_encoder_frames_and_audio_tokens(shared_tiny_model) -> None:
+    """Of clips from 10 ms to 35 s, which is a full window of 3000 frames and one of 500."""
     model, config = shared_tiny_model, shared_tiny_model.config
     rows = [make_row(config, (frames,), seed=frames) for frames in (1, 2, 3, 99, 150, 400)]
+    rows.append(make_row(config, 3, (3000, 500), 2, seed=1))
     batch = collate(config, rows)
+    assert int((batch["input_ids"][-1] == config.audio_token_id).sum()) == 375 + 63
     frames, lengths = model.model.encode_audio(batch["input_features"], batch["input_features_mask"])
-    tokens = []
+    out, tokens, window = model(**batch, position_ids=positions_of(batch)), [], 0
     for index, row in enumerate(rows):
         alone = collate(config, [row])
-        expected, [count] = model.model.encode_audio(alone["input_features"], alone["input_features_mask"])
-        assert lengths[index] == count == expected.shape[1]
-        torch.testing.assert_close(frames[index, :count], expected[0], **TOLERANCE)
-        tokens.append(model(**alone).audio_hidden_states)
-    torch.testing.assert_close(model(**batch).audio_hidden_states, torch.cat(tokens), **TOLERANCE)
-
-
-@torch.no_grad()
-def test_full_windows(shared_tiny_model) -> None:
-    """35 s beside 1 s: windows of 3000 and 500 frames in one row, of 100 in the other."""
-    model, config = shared_tiny_model, shared_tiny_model.config
-    rows = [make_row(config, 3, (3000, 500), 2, seed=1), make_row(config, 2, (100,), 2, seed=2)]
-    batch = collate(config, rows)
-    assert int((batch["input_ids"] == config.audio_token_id).sum()) == 375 + 63 + 13
-    logits = model(**batch).logits
-    for index, row in enumerate(rows):
-        alone = model(**collate(config, [row])).logits[0]
-        torch.testing.assert_close(logits[index][batch["attention_mask"][index].bool()], alone, **TOLERANCE)
+        expected, counts = model.model.encode_audio(alone["input_features"], alone["input_features_mask"])
+        for part, count in enumerate(counts.tolist()):
+            assert lengths[window] == count
+            torch.testing.assert_close(frames[window, :count], expected[part, :count], **TOLERANCE)
+            window += 1
+        single = model(**alone)
+        tokens.append(single.audio_hidden_states)
+        real = batch["attention_mask"][index].bool()
+        torch.testing.assert_close(out.logits[index][real], single.logits[0], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(out.audio_hidden_states, torch.cat(tokens), **TOLERANCE)
 
 
 @torch.no_grad()
@@ -127,15 +122,6 @@ def test_num_return_sequences(shared_tiny_model, options) -> None:
         assert together[3 * index : 3 * index + 3] == new_tokens(shared_tiny_model, [row], **options)
 
 
-def test_sampling_follows_the_seed_and_stays_in_the_vocabulary(shared_tiny_model) -> None:
-    rows, draws = mixed_rows(shared_tiny_model.config), []
-    for seed, options in ((0, {}), (0, {}), (1, {}), (2, {"min_p": 0.01}), (3, {"typical_p": 0.9, "top_p": 0.9})):
-        torch.manual_seed(seed)
-        draws.append(new_tokens(shared_tiny_model, rows, do_sample=True, temperature=3.0, top_k=0, **options))
-    assert draws[0] == draws[1] != draws[2]
-    assert all(token < shared_tiny_model.config.vocab_size for draw in draws for row in draw for token in row)
-
-
 @pytest.mark.parametrize("beams", [1, 3])
 def test_transition_scores(shared_tiny_model, beams: int) -> None:
     model = shared_tiny_model
@@ -203,10 +189,3 @@ def test_later_turns_continue_the_cache(shared_tiny_model) -> None:
         continued = model.generate(**new, **cache, **options)
         assert torch.equal(continued.sequences, expected)
         said, cache = continued.sequences[0], {CACHE_NAME: continued[CACHE_NAME]}
-
-
-def test_audio_ids_in_any_order_past_the_vocabulary(tiny_bases) -> None:
-    ids = {"audio_begin_token_id": 140, "audio_token_id": 135, "audio_end_token_id": 131}
-    model = composed(tiny_bases, **ids)
-    tokens = new_tokens(model, mixed_rows(model.config), repetition_penalty=1.3)
-    assert all(token < model.config.vocab_size for row in tokens for token in row)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmModel, AudioLlmProcessor
 from batches import MIXED_TEXT_ROWS, composed, labelled, logits_of, make_row
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tiny_models import randomise_trainables, save_audio_base, save_text_base
 from transformers import (
     AutoConfig,
@@ -38,11 +38,8 @@ AUTO_CLASSES = (
 @pytest.mark.quick
 @pytest.mark.parametrize(
     ("weights", "dtype", "other"),
-    [
-        ("adapter", torch.bfloat16, torch.float32),
-        ("full", torch.float32, torch.bfloat16),
-        ("merged", torch.float32, torch.bfloat16),
-    ],
+    [("adapter", torch.bfloat16, torch.float32)]
+    + [(weights, torch.float32, torch.bfloat16) for weights in ("full", "merged")],
     ids=str,
 )
 def test_what_is_saved_is_what_is_loaded(tiny_bases, tmp_path: Path, weights: str, dtype, other) -> None:
@@ -101,7 +98,8 @@ def test_the_adapter_alone_is_small_and_holds_no_base_weight(tiny_model, tmp_pat
 def test_full_checkpoints_need_no_bases(tmp_path: Path) -> None:
     bases = save_audio_base(tmp_path / "audio"), save_text_base(tmp_path / "text")
     model = composed(bases)
-    model.save_pretrained(tmp_path / "full", weights="full")
+    model.save_pretrained(tmp_path / "full", weights="full", max_shard_size="100KB")
+    assert len(list(tmp_path.glob("full/*.safetensors"))) == 4
     model.save_pretrained(tmp_path / "merged", weights="merged")
     expected, merged = logits_of(model), logits_of(copy.deepcopy(model).merge_adapters())
     for base in bases:
@@ -139,22 +137,18 @@ def test_unfrozen_base_weights_are_saved_with_the_adapter(tiny_model, tmp_path: 
     assert torch.equal(logits_of(AutoModel.from_pretrained(tmp_path)), logits_of(tiny_model))
 
 
-def test_given_state_dict_is_the_one_saved(tiny_model, tmp_path: Path) -> None:
+def test_a_given_state_dict_is_saved_and_other_ranks_write_no_code(tiny_model, tmp_path: Path) -> None:
     """As Trainer does it when weights are gathered from several places."""
     other = randomise_trainables(copy.deepcopy(tiny_model), seed=50)
-    tiny_model.save_pretrained(tmp_path, True, other.state_dict())
-    assert torch.equal(logits_of(AutoModel.from_pretrained(tmp_path)), logits_of(other))
-
-
-def test_no_code_is_written_by_other_ranks(tiny_model, tmp_path: Path) -> None:
-    tiny_model.save_pretrained(tmp_path, is_main_process=False)
-    assert not list(tmp_path.glob("*.py")) and not (tmp_path / "config.json").exists()
+    tiny_model.save_pretrained(tmp_path / "first", True, other.state_dict())
+    assert torch.equal(logits_of(AutoModel.from_pretrained(tmp_path / "first")), logits_of(other))
+    tiny_model.save_pretrained(tmp_path / "second", is_main_process=False)
+    assert not [path for path in tmp_path.glob("second/*") if path.suffix == ".py" or path.name == "config.json"]
 
 
 def test_generation_config_survives(tiny_model, tiny_bases, tmp_path: Path) -> None:
-    assert (
-        tiny_model.generation_config.eos_token_id == GenerationConfig.from_pretrained(tiny_bases[1]).eos_token_id == 4
-    )
+    bases = GenerationConfig.from_pretrained(tiny_bases[1])
+    assert tiny_model.generation_config.eos_token_id == bases.eos_token_id == 4
     tiny_model.generation_config.max_new_tokens = 7
     tiny_model.generation_config.repetition_penalty = 1.25
     for weights in ("adapter", "merged"):
@@ -190,7 +184,7 @@ def test_loading_info_and_overrides(tiny_model, tmp_path: Path) -> None:
     assert not torch.allclose(logits_of(loaded)[audio], logits_of(tiny_model)[audio])
 
 
-# ---- bad checkpoints: each error names the thing -------------------------------------------------------------------
+# ---- bad checkpoints (tests/robustness/test_hostile_checkpoints.py spoils weights) -------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -202,7 +196,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("role", ["audio", "text"])
-def test_wrong_base(checkpoint: Path, role: str, caplog) -> None:
+def test_a_wrong_and_a_missing_base(checkpoint: Path, role: str, caplog) -> None:
     expected = logits_of(AutoModel.from_pretrained(checkpoint))
     save = save_audio_base if role == "audio" else save_text_base
     kept = checkpoint.parent / role
@@ -215,10 +209,6 @@ def test_wrong_base(checkpoint: Path, role: str, caplog) -> None:
     assert not torch.allclose(logits_of(loaded), expected)
     elsewhere = {f"{role}_model_id": str(checkpoint.parent / "elsewhere")}
     assert torch.equal(logits_of(AutoModel.from_pretrained(checkpoint, **elsewhere)), expected)
-
-
-@pytest.mark.parametrize("role", ["audio", "text"])
-def test_base_gone(checkpoint: Path, role: str) -> None:
     shutil.rmtree(checkpoint.parent / role)
     with pytest.raises(FileNotFoundError, match=rf"The {role} base .*{role}' is not a folder.*Pass {role}_model_id="):
         AutoModel.from_pretrained(checkpoint)
@@ -229,26 +219,6 @@ def test_base_in_another_precision_is_the_same_base(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint.parent / "text")
     save_text_base(checkpoint.parent / "text", text, dtype=torch.bfloat16)
     assert AutoModel.from_pretrained(checkpoint).config.lora_rank == 4
-
-
-@pytest.mark.quick
-def test_spoiled_adapters(tiny_model, tmp_path: Path) -> None:
-    tiny_model.save_pretrained(tmp_path)
-    state = load_file(tmp_path / "model.safetensors")
-    for changed, words in (
-        ({k: v for k, v in state.items() if "projector" not in k}, "4 missing keys.*multi_modal_projector"),
-        ({**state, "model.multi_modal_projector.linear_9.weight": torch.zeros(2)}, "1 unexpected keys.*linear_9"),
-        ({**state, "model.audio_boundary_embeds": torch.zeros(2, 5)}, "1 mismatched keys.*audio_boundary_embeds"),
-    ):
-        save_file(changed, tmp_path / "model.safetensors", metadata={"format": "pt"})
-        with pytest.raises(ValueError, match=words) as raised:
-            AutoModel.from_pretrained(tmp_path)
-        assert str(tmp_path) in str(raised.value)
-
-
-def test_no_checkpoint_at_all(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=r"model\.safetensors"):
-        AudioLlmForConditionalGeneration.from_pretrained(tmp_path)
 
 
 def test_unknown_weight_formats_and_models_without_bases(tiny_model, tmp_path: Path) -> None:

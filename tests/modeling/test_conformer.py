@@ -81,21 +81,17 @@ def test_frames_are_those_of_the_encoder_and_its_own_extractor(bases, model, pro
     torch.testing.assert_close(frames[0, :length], expected[:length], atol=TOLERANCE, rtol=0)
 
 
-def test_as_many_slots_as_frames_stacked(model, processor) -> None:
-    for seconds in SECONDS:
-        inputs = processor(text="<audio>", audio=noise(seconds))
-        _, lengths = model.model.encode_audio(inputs["input_features"], inputs["input_features_mask"])
-        slots = int((inputs["input_ids"] == processor.audio_token_id).sum())
-        assert slots == sum(-(-length // STACK_FACTOR) for length in lengths.tolist()) > 0, seconds
-    assert processor.encoder_frames(31 * RATE) == [1499, 49]
-
-
-def test_batched_equals_single_whatever_the_neighbours(model, processor) -> None:
+def test_as_many_slots_as_frames_and_batched_is_single_whatever_the_neighbours(model, processor) -> None:
     clips = [noise(seconds, seed) for seed, seconds in enumerate(SECONDS)]
-    texts = ["Say <audio>"] * len(clips)
+    inputs = [processor(text="Say <audio>", audio=clip) for clip in clips]
+    for each in inputs:
+        _, lengths = model.model.encode_audio(each["input_features"], each["input_features_mask"])
+        slots = int((each["input_ids"] == processor.audio_token_id).sum())
+        assert slots == sum(-(-length // STACK_FACTOR) for length in lengths.tolist()) > 0
+    assert processor.encoder_frames(31 * RATE) == [1499, 49]
     with torch.no_grad():
-        together = model(**processor(text=texts, audio=clips)).logits[:, -1]
-        alone = [model(**processor(text=text, audio=clip)).logits[0, -1] for text, clip in zip(texts, clips)]
+        together = model(**processor(text=["Say <audio>"] * len(clips), audio=clips)).logits[:, -1]
+        alone = [model(**each).logits[0, -1] for each in inputs]
     torch.testing.assert_close(together, torch.stack(alone), atol=TOLERANCE, rtol=0)
 
 
@@ -148,7 +144,7 @@ def test_it_trains_by_the_command(bases, tmp_path: Path) -> None:
     assert any((tmp_path / "cache").rglob("*.safetensors"))
 
 
-def test_other_encoders_are_refused_by_name() -> None:
+def test_what_is_not_supported_is_refused_by_name(model, processor) -> None:
     with pytest.raises(ValueError, match=r"hubert.*wav2vec2-bert"):
         AudioLlmConfig(audio_config={"model_type": "hubert"})
     with pytest.raises(ValueError, match="add_adapter"):
@@ -157,9 +153,6 @@ def test_other_encoders_are_refused_by_name() -> None:
         AudioLlmConfig(audio_config=conformer_config().to_dict(), stack_factor=1501)
     with pytest.raises(ValueError, match=r"Wav2Vec2FeatureExtractor.*SeamlessM4TFeatureExtractor"):
         windows_for(Wav2Vec2FeatureExtractor())
-
-
-def test_what_only_whisper_has_is_refused_or_left_out(model, processor) -> None:
     with pytest.raises(ExportError, match=r"wav2vec2-bert.*Ultravox's is a Whisper"):
         check_exportable(model.config)
     assert own_whisper(model.config) is None

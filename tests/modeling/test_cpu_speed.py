@@ -30,24 +30,26 @@ def operands() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return x, weight, bias
 
 
-@torch.inference_mode()
-def test_products_are_those_of_the_formula(by_onednn) -> None:
-    x, weight, bias = operands()
-    assert takes_onednn(x, weight)
-    expected = x.double() @ weight.double().T
-    torch.testing.assert_close(fast_product(x, weight).double(), expected, rtol=0, atol=1e-4)
-    torch.testing.assert_close(fast_product(x, weight, bias).double(), expected + bias, rtol=0, atol=1e-4)
-    grad = expected.float()
-    expected = grad.double() @ weight.double()
-    torch.testing.assert_close(fast_product(grad, weight.T).double(), expected, rtol=1e-5, atol=1e-3)
-
-
 def assert_same_gradients(result, expected, leaves, atol: float) -> None:
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-3)
     upstream = torch.randn_like(expected)
     found, wanted = (torch.autograd.grad(each, leaves, upstream) for each in (result, expected))
     for one, other in zip(found, wanted):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=atol)
+
+
+@pytest.mark.parametrize("trains", [(True, False, False), (True, True, True)])
+def test_products_and_gradients_are_those_of_autograd(by_onednn, trains: tuple[bool, bool, bool]) -> None:
+    x, weight, bias = operands()
+    assert takes_onednn(x, weight)
+    expected = x.double() @ weight.double().T + bias
+    torch.testing.assert_close(fast_product(x, weight, bias).double(), expected, rtol=0, atol=1e-4)
+    inputs = [x.view(2, ROWS // 2, IN_FEATURES), weight, bias]
+    leaves = [tensor.requires_grad_() for tensor, wanted in zip(inputs, trains) if wanted]
+    result, expected = fast_linear(*inputs), nn.functional.linear(*inputs)
+    assert_same_gradients(result, expected, leaves, 1e-3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert fast_linear(x, weight, bias).dtype == torch.bfloat16
 
 
 def test_fused_lora_and_its_gradients_are_those_of_autograd(by_onednn) -> None:
@@ -61,12 +63,7 @@ def test_fused_lora_and_its_gradients_are_those_of_autograd(by_onednn) -> None:
 
 @pytest.mark.parametrize(
     ("rows", "width", "options"),
-    [
-        (ROWS, IN_FEATURES, {"dtype": torch.bfloat16}),
-        (1, IN_FEATURES, {}),
-        (ROWS, 4, {}),
-        (ROWS, IN_FEATURES, {"device": "meta"}),
-    ],
+    [(ROWS, IN_FEATURES, {"dtype": torch.bfloat16}), (1, 160, {}), (ROWS, 4, {}), (ROWS, 160, {"device": "meta"})],
     ids=["bfloat16", "one row", "narrow", "meta"],
 )
 def test_what_oneDNN_is_not_faster_at_stays_torchs(by_onednn, rows: int, width: int, options) -> None:
@@ -75,29 +72,10 @@ def test_what_oneDNN_is_not_faster_at_stays_torchs(by_onednn, rows: int, width: 
     assert fast_product(x, weight).shape == (rows, OUT_FEATURES)
 
 
-@pytest.mark.parametrize("trains", [(True, False, False), (True, True, True)])
-def test_gradients_are_those_of_autograd(by_onednn, trains: tuple[bool, bool, bool]) -> None:
-    x, weight, bias = operands()
-    inputs = [x.view(2, ROWS // 2, IN_FEATURES), weight, bias]
-    leaves = [tensor.requires_grad_() for tensor, wanted in zip(inputs, trains) if wanted]
-    result, expected = fast_linear(*inputs), nn.functional.linear(*inputs)
-    assert_same_gradients(result, expected, leaves, 1e-3)
-
-
-def test_autocast_is_left_to_torch(by_onednn) -> None:
-    x, weight, bias = operands()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert fast_linear(x, weight, bias).dtype == torch.bfloat16
-
-
 @pytest.mark.parametrize(
     "processor, capability, expected",
-    [
-        ("AuthenticAMD", "AVX512", True),
-        ("GenuineIntel", "AVX512", False),
-        ("AuthenticAMD", "AVX2", False),
-        (None, "AVX512", False),
-    ],
+    [("AuthenticAMD", "AVX512", True), ("GenuineIntel", "AVX512", False), ("AuthenticAMD", "AVX2", False)]
+    + [(None, "AVX512", False)],
 )
 def test_oneDNN_is_taken_by_processor(monkeypatch, tmp_path, processor, capability: str, expected: bool) -> None:
     file = tmp_path / "cpuinfo"
@@ -159,13 +137,16 @@ def test_when_rows_are_run_whole(tiny_model) -> None:
     tiny_model.train()
     use_cpu_speed(tiny_model)
     assert len(positions_run(tiny_model, batch)) == 2
-    assert positions_run(tiny_model, {**batch, "adapter_names": names}) == whole  # the second row is the base's
-    assert positions_run(tiny_model, {**batch, "adapter_names": [None] * 3}) == whole
-    assert positions_run(tiny_model, {**batch, "use_cache": True}) == whole
-    assert positions_run(tiny_model, {**batch, "output_hidden_states": True}) == whole
-    short = {**batch, "input_ids": batch["input_ids"].clone()}
-    short["input_ids"][1, 1] = 7 if batch["input_ids"][1, 1] != 7 else 8  # one position alike: not worth a pass
-    assert positions_run(tiny_model, short) == whole
+    short = batch["input_ids"].clone()
+    short[1, 1] = 7 if short[1, 1] != 7 else 8
+    for changed in (
+        {"adapter_names": names},  # the second row is the base's
+        {"adapter_names": [None] * 3},
+        {"use_cache": True},
+        {"output_hidden_states": True},
+        {"input_ids": short},  # one position alike is not worth a pass
+    ):
+        assert positions_run(tiny_model, {**batch, **changed}) == whole
     assert positions_run(tiny_model.eval(), batch) == whole
     checkpointed = copy.deepcopy(tiny_model).train()
     enable_checkpointing(checkpointed, {"use_reentrant": False})

@@ -8,27 +8,22 @@ import pytest
 import torch
 from audiollm import AudioLlmForConditionalGeneration
 from audiollm.modeling_audiollm import is_padded_on_the_right, logger
-from batches import (
-    IGNORED_LABEL,
-    assert_same_step,
-    collate,
-    labelled,
-    loss_and_gradients,
-    make_row,
-    mixed_rows,
-)
+from batches import IGNORED_LABEL, assert_same_step, collate, labelled, loss_and_gradients, make_row, mixed_rows
 from clients import play
 from tiny_models import enable_checkpointing
 
 
 @pytest.mark.quick
-def test_gradients_reach_what_trains_and_nothing_else(tiny_model) -> None:
+def test_gradients_reach_what_trains_and_nothing_else(tiny_model, capsys) -> None:
     _, found = loss_and_gradients(tiny_model.train(), labelled(tiny_model.config, mixed_rows(tiny_model.config)))
     assert set(found) == set(tiny_model.trainable_names())
     targets = {name.split(".lora_")[0].rpartition(".")[2] for name in found if "lora" in name}
     assert targets == set(tiny_model.config.lora_target_modules)
     assert all(bool(gradient.any()) for gradient in found.values())
     assert set(found) == {name for name, parameter in tiny_model.named_parameters() if parameter.requires_grad}
+    tiny_model.print_trainable_parameters()
+    trained, total = sum(each.numel() for each in found.values()), sum(p.numel() for p in tiny_model.parameters())
+    assert f"trainable params: {trained:,} || all params: {total:,}" in capsys.readouterr().out
 
 
 @pytest.mark.quick
@@ -59,20 +54,10 @@ def test_activation_checkpointing(tiny_model, reentrant: bool, input_grads: bool
     enable_checkpointing(tiny_model, {"use_reentrant": reentrant})
     if input_grads:
         tiny_model.enable_input_require_grads()
-    for between in (
-        None,
-        lambda: tiny_model(**text),
-        lambda: tiny_model(**batch, adapter_names=["speech"] * 5),
-    ):
+    for between in (None, lambda: tiny_model(**text), lambda: tiny_model(**batch, adapter_names=["speech"] * 5)):
         assert_same_step(loss_and_gradients(tiny_model, batch, between), expected)
-
-
-def test_input_require_grads_can_be_taken_back(tiny_model) -> None:
-    ids = torch.tensor([[7, 8]])
-    tiny_model.enable_input_require_grads()
-    assert tiny_model.get_input_embeddings()(ids).requires_grad
     tiny_model.disable_input_require_grads()
-    assert not tiny_model.get_input_embeddings()(ids).requires_grad
+    assert not tiny_model.get_input_embeddings()(batch["input_ids"][:, :1]).requires_grad
 
 
 def test_audio_tower_stays_in_evaluation_mode(tiny_model) -> None:
@@ -103,13 +88,8 @@ def test_loss_is_that_of_the_full_logits(tiny_model, num_items) -> None:
     torch.testing.assert_close(trained.loss, expected)
     shifted = torch.nn.functional.pad(batch.pop("labels")[:, 1:], (0, 1), value=IGNORED_LABEL)
     assert torch.equal(tiny_model(**batch, shift_labels=shifted, **extra).loss, trained.loss)
-
-
-def test_audio_ids_in_the_labels_are_named(tiny_model) -> None:
-    batch = labelled(tiny_model.config, mixed_rows(tiny_model.config))
-    batch["labels"] = batch["input_ids"].clone()
     with pytest.raises(ValueError, match=r"labels holds the id 130.*Audio tokens must be -100"):
-        tiny_model(**batch)
+        tiny_model(**batch, labels=batch["input_ids"])
 
 
 # ---- batches without audio or labels, as distributed training meets them -----------------------------------------------
@@ -185,23 +165,14 @@ def masks_seen(model, batch) -> list[bool]:
     return seen
 
 
-def test_padding_does_not_reach_the_loss(tiny_model) -> None:
-    batch = labelled(tiny_model.config, mixed_rows(tiny_model.config))
-    expected = loss_and_gradients(tiny_model.train(), batch)
-    other = {**batch, "input_ids": batch["input_ids"].masked_fill(~batch["attention_mask"].bool(), 5)}
-    assert not torch.equal(batch["input_ids"], other["input_ids"])
-    assert_same_step(loss_and_gradients(tiny_model, other), expected, atol=0, rtol=0)
-    rows, length = batch["input_ids"].shape
-    masked = {**batch, "position_ids": torch.arange(length).expand(rows, -1)}
-    tiny_model.set_attn_implementation("eager")
-    assert masks_seen(tiny_model, batch) == [False] and masks_seen(tiny_model, masked) == [True]
-    assert_same_step(loss_and_gradients(tiny_model, batch), loss_and_gradients(tiny_model, masked))
-
-
-def test_when_padding_is_masked(tiny_model) -> None:
+def test_padding_is_masked_where_it_would_reach_the_loss(tiny_model) -> None:
+    """(test_architectures.py compares steps with and without a mask.)"""
     config = tiny_model.config
     right, left = (labelled(config, mixed_rows(config), side) for side in ("right", "left"))
-    tiny_model.train()
+    expected = loss_and_gradients(tiny_model.train(), right)
+    other = {**right, "input_ids": right["input_ids"].masked_fill(~right["attention_mask"].bool(), 5)}
+    assert not torch.equal(right["input_ids"], other["input_ids"])
+    assert_same_step(loss_and_gradients(tiny_model, other), expected, atol=0, rtol=0)
     assert masks_seen(tiny_model, right) == [False]
     for batch in (
         left,
@@ -214,10 +185,3 @@ def test_when_padding_is_masked(tiny_model) -> None:
     for mask, expected in (([[1, 1, 0], [1, 0, 0]], True), ([[1, 0, 1], [1, 1, 1]], False)):
         assert is_padded_on_the_right(torch.tensor(mask)) is expected
     assert not is_padded_on_the_right(None)
-
-
-def test_trainable_parameters_are_told(tiny_model, capsys) -> None:
-    tiny_model.print_trainable_parameters()
-    trained = sum(tiny_model.get_parameter(name).numel() for name in tiny_model.trainable_names())
-    total = sum({id(p): p.numel() for p in tiny_model.parameters()}.values())
-    assert f"trainable params: {trained:,} || all params: {total:,}" in capsys.readouterr().out

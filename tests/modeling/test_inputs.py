@@ -13,59 +13,39 @@ def batch(tiny_model) -> dict[str, torch.Tensor]:
     return collate(tiny_model.config, [make_row(tiny_model.config, 3, (80,), 2)])
 
 
-def test_slots_and_audio_tokens_differ(tiny_model, batch) -> None:
-    config = tiny_model.config
-    shorter = {**batch, "input_features": batch["input_features"][..., :40], "input_features_mask": None}
-    with pytest.raises(ValueError, match=r"input_ids has 10 audio slots \(id 129\) but the audio gives 5 tokens"):
-        tiny_model(**shorter)
-    text = collate(config, [make_row(config, 4)])
-    with pytest.raises(ValueError, match=r"input_ids has 0 audio slots .* but the audio gives 10 tokens"):
-        tiny_model(**{**batch, **text})
-    without = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-    with pytest.raises(ValueError, match=r"input_ids has 10 audio slots .* but the audio gives 0 tokens"):
-        tiny_model(**without)
-    with pytest.raises(ValueError, match=r"input_ids has 10 audio slots .* but the audio gives 0 tokens"):
-        tiny_model.generate(**without, max_new_tokens=2)
+def refused(call, words: str, arguments: dict, error: type[Exception] = ValueError) -> None:
+    with pytest.raises(error, match=words):
+        call(**arguments)
 
 
-def test_ids_and_embeddings(tiny_model, batch) -> None:
-    embeds = torch.zeros(1, 4, tiny_model.config.hidden_size)
-    with pytest.raises(ValueError, match=r"exactly one of input_ids and inputs_embeds"):
-        tiny_model(input_ids=torch.tensor([[7]]), inputs_embeds=embeds)
-    with pytest.raises(ValueError, match=r"exactly one of input_ids and inputs_embeds"):
-        tiny_model()
-    with pytest.raises(ValueError, match=r"Audio needs input_ids"):
-        tiny_model(inputs_embeds=embeds, input_features=batch["input_features"])
-    with pytest.raises(ValueError, match=r"Audio needs input_ids"):
-        tiny_model.generate(**batch, inputs_embeds=embeds, max_new_tokens=2)
-    with pytest.raises(TypeError, match="adapter_name"):
-        tiny_model(input_ids=torch.tensor([[7, 8, 9]]), adapter_name=["speech"])
-    with pytest.raises(IndexError, match="500"):
-        tiny_model(input_ids=torch.tensor([[7, 500]]))
-
-
-def test_features_and_encoded_audio(tiny_model, batch) -> None:
-    frames, lengths = tiny_model.model.encode_audio(batch["input_features"], batch["input_features_mask"])
-    with pytest.raises(ValueError, match=r"exactly one of input_features and encoded_audio"):
-        tiny_model(**batch, encoded_audio=frames, encoded_audio_lengths=lengths)
-    text = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-    with pytest.raises(ValueError, match=r"encoded_audio needs encoded_audio_lengths"):
-        tiny_model(**text, encoded_audio=frames)
-    with pytest.raises(ValueError, match=r"exactly one of input_features and encoded_audio"):
-        tiny_model.get_audio_features()
-
-
-def test_features_of_another_shape(tiny_model, batch) -> None:
-    for frames in (0, 3001):
-        features = {"input_features": torch.zeros(1, NUM_MEL_BINS, frames), "input_features_mask": None}
-        with pytest.raises(ValueError, match=rf"{frames} frames per window; expected 1 to 3000.*AudioLlmProcessor"):
-            tiny_model(**{**batch, **features})
-    with pytest.raises(ValueError, match=r"128 mel bins but this encoder takes 80"):
-        tiny_model(**{**batch, "input_features": torch.zeros(1, 128, 80)})
-    with pytest.raises(ValueError, match=r"input_features_mask is of shape \(1, 79\).*\(1, 80\)"):
-        tiny_model(**{**batch, "input_features_mask": torch.ones(1, 79, dtype=torch.long)})
-    with pytest.raises(ValueError, match=r"input_features is of shape \(80, 80\)"):
-        tiny_model(**{**batch, "input_features": batch["input_features"][0], "input_features_mask": None})
+def test_inputs_that_do_not_fit_are_refused(tiny_model, batch) -> None:
+    model, config, features = tiny_model, tiny_model.config, batch["input_features"]
+    frames, lengths = model.model.encode_audio(features, batch["input_features_mask"])
+    embeds, text = torch.zeros(1, 4, config.hidden_size), collate(config, [make_row(config, 4)])
+    deaf, unmasked = {"input_ids": batch["input_ids"]}, {**batch, "input_features_mask": None}
+    slots = r"input_ids has 10 audio slots \(id 129\) but the audio gives {} tokens"
+    refused(model, slots.format(5), {**unmasked, "input_features": features[..., :40]})
+    refused(model, "0 audio slots .* the audio gives 10 tokens", {**batch, **text})
+    refused(model, slots.format(0), deaf)
+    refused(model.generate, slots.format(0), {**deaf, "max_new_tokens": 2})
+    refused(model, "exactly one of input_ids and inputs_embeds", {})
+    refused(model, "exactly one of input_ids and inputs_embeds", {**text, "inputs_embeds": embeds})
+    refused(model, "Audio needs input_ids", {"inputs_embeds": embeds, "input_features": features})
+    refused(model.generate, "Audio needs input_ids", {**batch, "inputs_embeds": embeds})
+    refused(model, "adapter_name", {**text, "adapter_name": ["speech"]}, TypeError)
+    refused(model, "500", {"input_ids": torch.tensor([[7, 500]])}, IndexError)
+    encoded = {"encoded_audio": frames, "encoded_audio_lengths": lengths}
+    refused(model, "exactly one of input_features and encoded_audio", {**batch, **encoded})
+    refused(model.get_audio_features, "exactly one of input_features and encoded_audio", {})
+    refused(model, "encoded_audio needs encoded_audio_lengths", {**deaf, "encoded_audio": frames})
+    for count in (0, 3001):
+        words = f"{count} frames per window; expected 1 to 3000.*AudioLlmProcessor"
+        refused(model, words, {**unmasked, "input_features": torch.zeros(1, NUM_MEL_BINS, count)})
+    refused(model, "128 mel bins but this encoder takes 80", {**batch, "input_features": torch.zeros(1, 128, 80)})
+    refused(model, r"of shape \(1, 79\).*\(1, 80\)", {**batch, "input_features_mask": torch.ones(1, 79)})
+    refused(model, r"input_features is of shape \(80, 80\)", {**unmasked, "input_features": features[0]})
+    model._is_replica = True  # as torch marks the copies that nn.DataParallel makes
+    refused(model, "accelerate launch", batch, RuntimeError)
 
 
 def test_logits_to_keep(tiny_model, batch) -> None:
@@ -78,17 +58,15 @@ def test_logits_to_keep(tiny_model, batch) -> None:
 
 def test_bases_that_are_no_bases(tiny_bases, tmp_path) -> None:
     audio, text = tiny_bases
-    compose = AudioLlmForConditionalGeneration.from_audio_text_pretrained
-    with pytest.raises(ValueError, match=r"audio_config.model_type is 'llama'"):
-        compose(text, text)
-    with pytest.raises(ValueError, match=r"text_config is an encoder-decoder"):
-        compose(audio, audio)
-    with pytest.raises(FileNotFoundError, match=r"The audio base .*nowhere' is not a folder"):
-        compose(str(tmp_path / "nowhere"), text)
-    with pytest.raises(FileNotFoundError, match=r"The text base 'pypi:nothing' is not in"):
-        compose(audio, "pypi:nothing")
-    with pytest.raises(ValueError, match=r"targets 'fc1', but LlamaModel has no such module\. Its linear layers are"):
-        compose(audio, text, lora_target_modules=["fc1"])
+
+    def compose(*bases: str, **fields):
+        return lambda: AudioLlmForConditionalGeneration.from_audio_text_pretrained(*bases, **fields)
+
+    refused(compose(text, text), "audio_config.model_type is 'llama'", {})
+    refused(compose(audio, audio), "text_config.model_type is 'whisper'; expected the configuration of a decoder", {})
+    refused(compose(f"{tmp_path}/nowhere", text), "The audio base .*nowhere' is not a folder", {}, FileNotFoundError)
+    refused(compose(audio, "pypi:nothing"), "The text base 'pypi:nothing' is not in", {}, FileNotFoundError)
+    refused(compose(audio, text, lora_target_modules=["fc1"]), "'fc1', which is not there in LlamaModel.* linear", {})
 
 
 def test_body_of_an_untied_model_loads_and_saves(tiny_bases, tmp_path) -> None:
@@ -109,12 +87,6 @@ def test_body_of_an_untied_model_loads_and_saves(tiny_bases, tmp_path) -> None:
         assert torch.equal(whole(**batch).logits, model(**batch).logits)
     with pytest.raises(ValueError, match="lm_head"):
         AudioLlmForConditionalGeneration.from_pretrained(tmp_path / "body full")
-
-
-def test_replicas_of_data_parallel_are_refused(tiny_model, batch) -> None:
-    tiny_model._is_replica = True  # as torch marks the copies that nn.DataParallel makes
-    with pytest.raises(RuntimeError, match="accelerate launch"):
-        tiny_model(**batch)
 
 
 @torch.no_grad()

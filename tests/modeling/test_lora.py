@@ -45,14 +45,11 @@ def test_gradients_are_those_of_the_formula(is_whole: bool) -> None:
     expected = nn.functional.linear(x, weight, bias) + SCALING * seen @ down.T @ up.T
     torch.testing.assert_close(fused(*leaves), expected)
     assert torch.autograd.gradcheck(fused, leaves)
-
-
-def test_trained_factors_keep_their_precision() -> None:
     x, weight, _, down, up, _ = operands(torch.bfloat16)
     factors = [each.float().requires_grad_() for each in (down, up)]
     result = FrozenLinearWithLora.apply(x, weight, None, None, *factors, SCALING)
     result.sum().backward()
-    assert result.dtype == torch.bfloat16 and {each.grad.dtype for each in factors} == {torch.float32}
+    assert result.dtype == torch.bfloat16 and {each.grad.dtype for each in factors} == {torch.float32}  # as they were
 
 
 def test_fused_and_plain_layers_agree(tiny_model) -> None:
@@ -111,10 +108,8 @@ MOST_WAITS = 7
 def test_threads_have_masks_of_their_own(tiny_model, how: str) -> None:
     """Two threads call one model, one with audio and one with text alone."""
     config = tiny_model.config
-    batches = [
-        collate(config, [make_row(config, 4, (40,), 3, seed=1)]),
-        collate(config, [make_row(config, 9, seed=2)]),
-    ]
+    rows = make_row(config, 4, (40,), 3, seed=1), make_row(config, 9, seed=2)
+    batches = [collate(config, [row]) for row in rows]
 
     def call(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         with torch.no_grad():

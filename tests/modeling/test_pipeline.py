@@ -89,13 +89,3 @@ def test_texts_and_recordings(generate, tiny_processor, files, told) -> None:
         generate(text="Look", images="photo.png")
     with pytest.raises(ValueError, match="1 recordings are given"):
         generate(text="No placeholder", audio=files[0])
-
-
-def test_processor_options_reach_the_processor(generate, tiny_processor, files, told) -> None:
-    waveform = soundfile.read(files[0], dtype="float32")[0]
-    chat = [{"role": "user", "content": [{"type": "audio", "audio": waveform}]}]
-    inputs = tiny_processor.apply_chat_template(chat, tokenize=True, add_generation_prompt=True, sampling_rate=8000)
-    [answer] = generate(chat, processor_kwargs={"sampling_rate": 8000}, **SHORT)
-    assert answer["generated_text"] == told(inputs)
-    with pytest.raises(TypeError, match=r"does not know rate"):
-        generate(chat, processor_kwargs={"rate": 8000})

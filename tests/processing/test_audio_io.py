@@ -65,14 +65,10 @@ def test_every_kind_is_the_same_waveform():
         (torch.from_numpy(TONE).bfloat16(), 4e-3),
     ):
         np.testing.assert_allclose(load_waveform(audio), TONE, atol=tolerance)
-
-
-def test_full_scale_integers_stay_within_one():
     for dtype in (np.int8, np.int16, np.int32, np.uint8, np.uint16, np.uint32):
         limits = np.iinfo(dtype)
         waveform = load_waveform(np.array([limits.min, limits.max] * 8, dtype=dtype))
-        assert waveform.min() == -1.0
-        assert 0.99 < waveform.max() <= 1.0
+        assert waveform.min() == -1.0 and 0.99 < waveform.max() <= 1.0
 
 
 def test_stereo_is_the_mean_of_its_channels_in_either_order():
@@ -84,12 +80,10 @@ def test_stereo_is_the_mean_of_its_channels_in_either_order():
     np.testing.assert_allclose(load_waveform(stereo_file), expected, atol=1e-4)
 
 
-def test_a_file_knows_its_channels_however_short_it_is():
+def test_short_files_and_decoders_of_newer_datasets_are_read():
     one_frame = encode("wav", np.array([[0.5, -0.25]], dtype=np.float32))
     np.testing.assert_array_equal(load_waveform(one_frame), np.float32([0.125]))
-
-
-def test_decoder_objects_of_newer_datasets_are_read():
+    assert load_waveform(np.float32([0.25]), 48_000).shape == (1,)  # resampling loses no whole recording
     samples = SimpleNamespace(data=torch.from_numpy(np.stack([TONE, TONE])), sample_rate=RATE_HZ)
     np.testing.assert_array_equal(load_waveform(SimpleNamespace(get_all_samples=lambda: samples)), TONE)
 
@@ -103,10 +97,6 @@ def test_any_rate_is_resampled_to_the_same_sound(rate):
         assert abs(len(waveform) - len(expected)) <= 1
         assert likeness(waveform, expected) > 0.999
     assert likeness(load_waveform(encode("wav", recorded, rate)), expected) > 0.999
-
-
-def test_resampling_never_loses_the_whole_recording():
-    assert load_waveform(np.float32([0.25]), 48_000).shape == (1,)
 
 
 def test_decoding_imports_no_torch():
@@ -139,12 +129,14 @@ def test_files_of_ffmpeg(name, tmp_path):
     assert likeness(waveform, sweep()) > LOSSY_LIKENESS
 
 
-def test_a_flac_that_was_written_to_a_pipe_is_read():
+def test_a_flac_written_to_a_pipe_and_a_wav_with_more_after_its_samples_are_whole():
     piped = bytearray(encode("flac", TONE))
     # The last 36 bits before the checksum, at byte 26, are the number of samples; 0 is unknown.
     piped[21] &= 0xF0
     piped[22:26] = bytes(4)
-    np.testing.assert_allclose(load_waveform(bytes(piped)), TONE, atol=1 / INT16_SCALE)
+    extended = encode("wav", TONE) + b"LIST\x10\x00\x00\x00INFO"
+    for audio in (bytes(piped), extended):
+        np.testing.assert_allclose(load_waveform(audio), TONE, atol=1 / INT16_SCALE)
 
 
 def test_a_film_in_surround_sound_is_mixed_down(tmp_path):
@@ -163,7 +155,15 @@ def test_a_film_in_surround_sound_is_mixed_down(tmp_path):
     assert likeness(waveform, sweep(1.0)) > 0.8  # the bass channel holds low tones alone
 
 
-def test_without_pyav_the_error_says_how_to_get_it(tmp_path, monkeypatch):
+def test_a_film_without_sound_or_without_pyav_is_named(tmp_path, monkeypatch):
+    silent = tmp_path / "silent film.mp4"
+    with av.open(str(silent), "w") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width = stream.height = 32
+        for packet in [*stream.encode(av.VideoFrame(32, 32, "yuv420p")), *stream.encode(None)]:
+            container.mux(packet)
+    with pytest.raises(AudioError, match=r"silent film\.mp4: the file holds no audio stream"):
+        load_waveform(silent)
     path = write_container(tmp_path / "tone.m4a", sweep())
     monkeypatch.setitem(sys.modules, "av", None)  # as where it is not installed
     with pytest.raises(AudioError, match=r"tone\.m4a.*install PyAV: pip install 'audiollm\[containers\]'"):
@@ -237,21 +237,16 @@ def test_an_impossible_rate_is_refused(rate):
 
 
 @pytest.mark.parametrize("location", ["missing.wav", "", "x" * 5000, "nul\0.wav"])
-def test_a_missing_file_is_named(location, tmp_path):
+def test_a_file_that_is_missing_or_something_else_is_named(location, tmp_path):
     path = f"{tmp_path}/absent/{location}"
     with pytest.raises(FileNotFoundError, match="does not exist") as caught:
         load_waveform(path)
     assert repr(path) in str(caught.value)
     with pytest.raises(AudioError, match=f"{tmp_path.name}.*is not a file"):
         load_waveform(tmp_path)
-
-
-@pytest.mark.parametrize("contents", [b"", b"An essay about wav files.\n" * 40, b"RIFF"])
-def test_a_file_of_something_else_is_named(contents, tmp_path):
-    path = tmp_path / "fake.wav"
-    path.write_bytes(contents)
-    with pytest.raises(AudioError, match=r"fake\.wav: (the file is empty|corrupt, or not audio)"):
-        load_waveform(path)
+    (tmp_path / "fake.wav").write_bytes(b"RIFF")
+    with pytest.raises(AudioError, match=r"fake\.wav: corrupt, or not audio"):
+        load_waveform(tmp_path / "fake.wav")
 
 
 def test_a_playlist_opens_no_other_file(tmp_path, monkeypatch):
@@ -260,17 +255,6 @@ def test_a_playlist_opens_no_other_file(tmp_path, monkeypatch):
     for playlist in (b"ffconcat version 1.0\nfile secret.wav\n", b"#EXTM3U\n#EXTINF:1,\nsecret.wav\n#EXT-X-ENDLIST\n"):
         with pytest.raises(AudioError, match="corrupt, or not audio"):
             load_waveform(playlist)
-
-
-def test_a_video_without_sound_is_named(tmp_path):
-    path = tmp_path / "silent film.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=5)
-        stream.width = stream.height = 32
-        for packet in [*stream.encode(av.VideoFrame(32, 32, "yuv420p")), *stream.encode(None)]:
-            container.mux(packet)
-    with pytest.raises(AudioError, match=r"silent film\.mp4: the file holds no audio stream"):
-        load_waveform(path)
 
 
 # ---- files without their end -----------------------------------------------------------------------------------------
@@ -289,8 +273,3 @@ def test_a_file_that_was_cut_off_is_a_part_of_the_sound_or_refused_and_validate_
         assert measure({"bytes": part}, 600.0).fault in ("cut_off", "undecodable")
         with contextlib.suppress(AudioError):
             assert len(load_waveform(part)) < length
-
-
-def test_a_wav_with_more_after_its_samples_is_whole(tmp_path):
-    extended = encode("wav", TONE) + b"LIST\x10\x00\x00\x00INFO"
-    np.testing.assert_allclose(load_waveform(extended), TONE, atol=1 / INT16_SCALE)

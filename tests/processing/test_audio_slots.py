@@ -16,7 +16,7 @@ HOP_SAMPLES = 160
 WINDOW_SAMPLES = 30 * RATE_HZ
 LONGEST_SAMPLES = 95 * RATE_HZ
 STACK_FACTORS = range(1, 17)
-EDGES = (1, 2, 159, 160, 161, 199, 200, 201, 319, 320, 321, 399, 400, 401, 479_999, 480_000, 480_001, 960_001)
+EDGES = (1, 159, 160, 161, 319, 320, 321, 401, 479_999, 480_000, 480_001, 960_001)
 #: Of log-mel features in float32, which lie around [-1, 1].
 ROUNDING = 1e-6
 #: Lengths that are encoded for real; the arithmetic is checked for all.
@@ -45,7 +45,7 @@ def test_slots_are_the_models_at_every_edge(processors, noise, stack_factor):
     processor = processors[stack_factor]
     for num_samples in EDGES:
         assert processor.num_audio_slots(num_samples) == slots_by_mask(processor, num_samples)
-    for num_samples in EDGES[:14]:  # below a second: features as well
+    for num_samples in EDGES[:8]:  # below a second: features as well
         batch = processor(text="<audio>", audio=noise[:num_samples])
         frames = batch["input_features_mask"].sum(dim=1)
         slots = int((batch["input_ids"] == processor.audio_token_id).sum())
@@ -66,12 +66,8 @@ def test_the_projector_really_gives_as_many_tokens(processors, tower, noise, num
     with torch.no_grad():
         frames = tower(batch["input_features"], attention_mask=mask).last_hidden_state
         for stack_factor in (1, 3, 4, 16):
-            config = AudioLlmConfig(
-                audio_config=tower.config,
-                text_config=llama_config(),
-                stack_factor=stack_factor,
-                projector_hidden_size=8,
-            )
+            fields = {"stack_factor": stack_factor, "projector_hidden_size": 8}
+            config = AudioLlmConfig(audio_config=tower.config, text_config=llama_config(), **fields)
             tokens = AudioLlmProjector(config)(frames, encoder_frame_counts(mask.sum(dim=1)))
             assert len(tokens) == processors[stack_factor].num_audio_slots(num_samples)
 
@@ -84,19 +80,11 @@ def test_thirty_five_seconds_are_two_windows_and_lose_nothing(processors, noise)
     assert batch["input_features"][1, :, :500].equal(later[0])
 
 
-# ---- frames ----------------------------------------------------------------------------------------------------------
-
-
-def stock_frames(extractor: WhisperFeatureExtractor, waveform: np.ndarray) -> np.ndarray:
-    """Return Whisper's features of `waveform` padded to 30 s, cut to the frames of the audio."""
-    padded = extractor(waveform, sampling_rate=RATE_HZ, return_tensors="np")["input_features"][0]
-    return padded[:, : math.ceil(len(waveform) / HOP_SAMPLES)]
-
-
-@pytest.mark.parametrize("num_samples", [*EDGES[:-2], 1000, 7777, 60_001])
+@pytest.mark.parametrize("num_samples", [*EDGES[:-2], 7777])
 def test_frames_are_those_of_whispers_own_extractor(processors, extractor, noise, num_samples):
     waveform = noise[:num_samples]
-    expected = stock_frames(extractor, waveform)
+    padded = extractor(waveform, sampling_rate=RATE_HZ, return_tensors="np")["input_features"][0]  # to 30 s
+    expected = padded[:, : math.ceil(len(waveform) / HOP_SAMPLES)]
     (found,) = processors[4].extract_features(waveform)
     assert found.shape == expected.shape
     # Bit for bit from 0.1 s on, on the machine this was written on; matrix kernels for narrower inputs round otherwise.

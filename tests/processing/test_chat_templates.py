@@ -27,6 +27,7 @@ class Family(NamedTuple):
     has_system: bool = True
 
 
+PHI_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|endofall|>")
 FAMILIES = {
     "smollm2": Family(),
     "llama3": Family(
@@ -45,16 +46,7 @@ FAMILIES = {
         has_system=False,
     ),
     "mistral": Family(("<s>", "</s>", "[INST]", "[/INST]"), bos="<s>", eos="</s>", opening=" ", end_of_turn="</s>"),
-    "phi3": Family(
-        ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|endofall|>"),
-        eos="<|endofall|>",
-        end_of_turn="<|end|>",
-    ),
-    "phi4mini": Family(
-        ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|endofall|>"),
-        eos="<|endofall|>",
-        end_of_turn="<|end|>",
-    ),
+    **dict.fromkeys(("phi3", "phi4mini"), Family(PHI_TOKENS, eos="<|endofall|>", end_of_turn="<|end|>")),
     "vicuna": Family(("</s>",), eos="</s>", opening=" ", end_of_turn="</s>"),
     "glm": Family(
         ("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>"),
@@ -105,6 +97,10 @@ def learned_texts(processor: AudioLlmProcessor, ids: list[int], labels: list[int
     return [processor.decode([label for _, label in stretch]) for stretch in stretches]
 
 
+def as_text(part: dict[str, Any]) -> str:
+    return part.get("text", "<audio>")
+
+
 @pytest.mark.parametrize("system", [True, False], ids=["system", "no system"])
 def test_only_the_assistant_is_learned(family, clips, system):
     processor, shape = family
@@ -124,16 +120,7 @@ def test_only_the_assistant_is_learned(family, clips, system):
     length = len(prompt["input_ids"][0])
     assert ids[:length] == prompt["input_ids"][0] and labels[length] != IGNORED_LABEL
     assert batch["input_features"].equal(prompt["input_features"])
-    # An open turn is continued where it stops.
-    messages[-1] = {"role": "assistant", "content": "It says that"}
-    assert processor.apply_chat_template(messages, continue_final_message=True).endswith("It says that")
-    begun = encode(processor, messages, continue_final_message=True)["input_ids"][0]
-    assert encode(processor, messages)["input_ids"][0][: len(begun)] == begun
-
-
-def test_the_text_is_the_templates_own(family, clips):
-    processor, shape = family
-    messages = conversation(clips, system=shape.has_system)
+    # The text is the template's own.
     strings = [
         {**m, "content": m["content"] if isinstance(m["content"], str) else "".join(map(as_text, m["content"]))}
         for m in messages
@@ -141,10 +128,11 @@ def test_the_text_is_the_templates_own(family, clips):
     expected = processor.tokenizer.apply_chat_template(strings, tokenize=False)
     assert processor.apply_chat_template(messages) == expected
     assert "".join(segment.text for segment in processor.conversation_segments(strings)) == expected
-
-
-def as_text(part: dict[str, Any]) -> str:
-    return part.get("text", "<audio>")
+    # An open turn is continued where it stops.
+    messages[-1] = {"role": "assistant", "content": "It says that"}
+    assert processor.apply_chat_template(messages, continue_final_message=True).endswith("It says that")
+    begun = encode(processor, messages, continue_final_message=True)["input_ids"][0]
+    assert encode(processor, messages)["input_ids"][0][: len(begun)] == begun
 
 
 # ---- special cases ---------------------------------------------------------------------------------------------------
@@ -168,10 +156,8 @@ def test_a_tokenizer_without_chat_template_gets_a_plain_one(extractor, smollm_to
     tokenizer.chat_template = None
     processor = AudioLlmProcessor(extractor, tokenizer)
     assert processor.chat_template == DEFAULT_CHAT_TEMPLATE
-    messages = [
-        {"role": "user", "content": [{"type": "audio", "audio": clips[0]}]},
-        {"role": "assistant", "content": "two words"},
-    ]
+    heard = {"role": "user", "content": [{"type": "audio", "audio": clips[0]}]}
+    messages = [heard, {"role": "assistant", "content": "two words"}]
     batch = encode(processor, messages, return_labels=True)
     assert learned_texts(processor, batch["input_ids"][0], batch["labels"][0]) == [" two words<|im_end|>"]
     assert processor.apply_chat_template(messages[:1], add_generation_prompt=True) == "user: <audio>\nassistant:"
@@ -184,10 +170,8 @@ def test_a_tokenizer_with_several_templates_takes_a_name(extractor, smollm_token
     messages = [{"role": "user", "content": "Hi"}]
     assert processor.apply_chat_template(messages).endswith("<|im_start|>user\nHi<|im_end|>\n")
     assert processor.apply_chat_template(messages, chat_template="plain") == "user: Hi\n"
-    assert (
-        processor.apply_chat_template(messages, chat_template="{{ messages[0]['content'] }}{{ end }}", end="!")
-        == "Hi!"
-    )
+    template = "{{ messages[0]['content'] }}{{ end }}"
+    assert processor.apply_chat_template(messages, chat_template=template, end="!") == "Hi!"
 
 
 def test_an_answer_may_be_empty_or_hold_a_recording(processor, clips):
@@ -221,10 +205,8 @@ def real_frames(batch: dict[str, Any]) -> list[torch.Tensor]:
 
 def test_a_batch_is_its_rows(processor, clips):
     long, short = conversation(clips, system=True), [{"role": "user", "content": "No sound here."}]
-    third = [
-        {"role": "user", "content": [{"type": "audio", "audio": clips[1]}]},
-        {"role": "assistant", "content": "A"},
-    ]
+    heard = {"role": "user", "content": [{"type": "audio", "audio": clips[1]}]}
+    third = [heard, {"role": "assistant", "content": "A"}]
     for side in ("left", "right"):
         batch = processor.apply_chat_template(
             [long, short, third], tokenize=True, return_labels=True, padding_side=side
@@ -256,34 +238,31 @@ def test_a_batch_is_its_rows(processor, clips):
 
 # ---- malformed conversations -----------------------------------------------------------------------------------------
 
+
+def asked(content: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": content}]
+
+
 CLIP = np.zeros(800, dtype=np.float32)
+TWO_SOURCES = {"type": "audio", "path": "x", "audio": CLIP}
 MALFORMED = {
     "empty": ([], "The conversation is empty"),
     "text": ("Hello", "The conversation is 'Hello'; expected a list of messages"),
     "no role": ([{"content": "Hi"}], "Message 0 is .* expected a dict with 'role' and 'content'"),
     "no content": ([{"role": "user", "content": "Hi"}, {"role": "user"}], "Message 1 is"),
-    "null content": ([{"role": "user", "content": None}], r"Message 0 \(user\): content is None"),
-    "unknown type": ([{"role": "user", "content": [{"type": "video", "path": "x"}]}], "Message 0, part 0: .*video"),
+    "null content": (asked(None), r"Message 0 \(user\): content is None"),
+    "unknown type": (asked([{"type": "video", "path": "x"}]), "Message 0, part 0: .*video"),
     "no text": (
-        [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text"}]}],
+        asked([{"type": "text", "text": "a"}, {"type": "text"}]),
         "Message 0, part 1: a text part needs a string",
     ),
-    "no source": (
-        [{"role": "user", "content": [{"type": "audio"}]}],
-        "Message 0, part 0: an audio part needs exactly",
-    ),
-    "two sources": (
-        [{"role": "user", "content": [{"type": "audio", "path": "x", "audio": CLIP}]}],
-        "Message 0, part 0: an audio part needs exactly one",
-    ),
-    "placeholder in a typed text": (
-        [{"role": "user", "content": [{"type": "text", "text": "<audio>"}, {"type": "audio", "audio": CLIP}]}],
+    "no source": (asked([{"type": "audio"}]), "Message 0, part 0: an audio part needs exactly"),
+    "two sources": (asked([TWO_SOURCES]), "Message 0, part 0: an audio part needs exactly one"),
+    "placeholder in a text": (
+        asked([{"type": "text", "text": "<audio>"}]),
         "Message 0, part 0: the text contains <audio>",
     ),
-    "placeholder without recording": (
-        [{"role": "user", "content": "<audio>"}],
-        "The conversation has 0 recordings, but its rendered text has 1 <audio>",
-    ),
+    "placeholder alone": (asked("<audio>"), "The conversation has 0 recordings, but its rendered text has 1 <audio>"),
 }
 
 

@@ -7,7 +7,7 @@ from audiollm.processing.cutting import QUIET_SECONDS, cut_at_quiet, quietest_mo
 RATE = 1_000
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_the_moment_is_the_one_that_a_plain_sum_finds(seed: int) -> None:
     generator = np.random.default_rng(seed)
     waveform = generator.standard_normal(3 * RATE).astype(np.float32)
