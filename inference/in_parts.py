@@ -5,6 +5,7 @@ The question is asked about each part, and the answers are joined, as text, unti
 and listed.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -31,16 +32,12 @@ SPARE_TOKENS_PER_ANSWER = 16
 
 @dataclass(frozen=True)
 class PartAnswer:
-    """
-    Answer about a stretch of the recording, from sample to sample, or the reason why nothing was asked.
-
-    `is_cut_off`: it was stopped at the bound on new tokens.
-    """
+    """Answer about a stretch of the recording, from sample to sample, or the reason why nothing was asked."""
 
     start: int
     end: int
     text: str
-    is_cut_off: bool = False
+    is_cut_off: bool = False  # at the bound on new tokens
     reason: str = ""
 
 
@@ -152,8 +149,8 @@ class InParts:
             groups[-1].append(one)
         if len(groups) == len(answers):
             raise ContextLengthError(
-                f"The language model can hold {self._limit} tokens, and not two of its answers at once. Give a smaller "
-                f"bound on them than {self.max_new_tokens} tokens."
+                f"The language model can hold {self._limit} tokens, and not two of its answers at once. "
+                f"Give a smaller bound on them than {self.max_new_tokens} tokens."
             )
         return groups
 
@@ -209,13 +206,10 @@ class InParts:
 
 def seconds_of_slots(processor, slots: int) -> float:
     """Return the longest recording, to a tenth of a second, that has at most so many audio tokens."""
-    rate = processor.sampling_rate
-    window = processor.window_samples
-    low, high = 0, 1 + max(0, slots + 1) * window // max(1, processor.num_audio_slots(window))
-    while high - low > rate // 10:
-        middle = (low + high) // 2
-        low, high = (middle, high) if processor.num_audio_slots(middle) <= slots else (low, middle)
-    return low / rate
+    step, window = processor.sampling_rate // 10, processor.window_samples
+    most = (1 + max(0, slots + 1) * window // processor.num_audio_slots(window)) // step + 1
+    fitting = bisect_right(range(most), slots, key=lambda tenths: processor.num_audio_slots(tenths * step))
+    return max(0, fitting - 1) / 10
 
 
 def _plain(text: str) -> str:

@@ -2,8 +2,8 @@
 
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import jinja2
@@ -21,12 +21,11 @@ logger = logging.getLogger(__name__)
 BAD_REQUEST, UNAUTHORIZED, FORBIDDEN, NOT_FOUND = 400, 401, 403, 404
 TIMED_OUT, TOO_LARGE, GONE, INTERNAL, OVERLOADED = 408, 413, 499, 500, 503
 FIRST_SERVER_STATUS = 500
-#: Errors that a request causes, by kind: their code, a word for programs.
+#: Codes of errors that a request causes, words for programs.
 CODES = {
     ContextLengthError: "context_length_exceeded",
     RecordingTooLongError: "audio_too_long",
     AudioError: "invalid_audio",
-    ValueError: None,
 }
 LAST_EVENT = "data: [DONE]\n\n"
 #: Keep proxies from holding a stream back.
@@ -66,20 +65,21 @@ class GoneError(Exception):
     """End of work whose client is gone, or whose server shuts down."""
 
 
-def about_request(error: Exception) -> Exception:
-    """Return the error for a client if the request is its cause, and any other error as it is."""
-    if isinstance(error, ApiError):
-        return error
-    if isinstance(error, jinja2.TemplateError):
-        return ApiError(BAD_REQUEST, f"The model's chat template refuses the messages: {error}", param="messages")
-    for kind, code in CODES.items():
-        if isinstance(error, kind):
-            return ApiError(BAD_REQUEST, str(error), code)
-    return error
+@contextmanager
+def about_request() -> Iterator[None]:
+    """Make errors of the block that the request causes errors for the client."""
+    try:
+        yield
+    except jinja2.TemplateError as error:
+        message = f"The model's chat template refuses the messages: {error}"
+        raise ApiError(BAD_REQUEST, message, param="messages") from None
+    except ValueError as error:
+        code = next((code for kind, code in CODES.items() if isinstance(error, kind)), None)
+        raise ApiError(BAD_REQUEST, str(error), code) from None
 
 
 def about_server(error: BaseException) -> ApiError:
-    """Return the error for a client for any other cause; details go to the log."""
+    """Return the error that a client is told of; details of a failure go to the log."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, (GoneError, ClientDisconnect)):

@@ -5,7 +5,7 @@ import hashlib
 import shutil
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -63,10 +63,10 @@ class _Ticket:
 
 class Turns:
     """
-    Turns at the model, which threads get in the order in which they asked; batches of what waits share one.
+    Turns at the model, in the order in which threads asked for them; batches of what waits share one.
 
-    A turn that may be shared waits for others that are about to come: for as many as last time, and at most
-    `GATHER_SHARE` of the time that the last turn took. Who is alone does not wait.
+    A turn that may be shared waits for as many others as last time, and at most `GATHER_SHARE` of the time that the last
+    turn took.
     """
 
     def __init__(self) -> None:
@@ -105,9 +105,8 @@ class Turns:
 
         Args:
             kind: items of an equal one can be computed together.
-            items: a thread's own.
             run: computes items, one result each. Its second argument is set once nobody waits for them any more.
-            fit: whether items can share a batch.
+            fit: says whether items can share a batch.
             stop: ends the waiting.
 
         Raises:
@@ -120,14 +119,13 @@ class Turns:
         began, batch = time.monotonic(), [ticket]
         try:
             batch = self._gather(ticket, fit)
+            stops = AllSet([one.stop for one in batch])
             try:
-                results = run([item for one in batch for item in one.items], AllSet([one.stop for one in batch]))
+                results = run([item for one in batch for item in one.items], stops)
             except Exception as error:  # whatever it was, the requests that did not cause it are answered
-                if len(batch) == 1 or all(one.stop.is_set() for one in batch):
+                if len(batch) == 1 or stops.is_set():
                     raise
-                logger.warning(
-                    "A batch of %d requests failed, and is computed one by one.", len(batch), exc_info=error
-                )
+                logger.warning("A batch of %d requests failed; each is computed alone.", len(batch), exc_info=error)
                 for one in batch:
                     one.kind = None
                 batch = [ticket]
@@ -176,8 +174,7 @@ class Turns:
 
     def wake(self) -> None:
         """Have waiting threads check whether they should stop."""
-        with self._condition:
-            self._condition.notify_all()
+        self._leave([])
 
     @property
     def waiting(self) -> int:
@@ -223,9 +220,9 @@ class Job:
 
     async def items(self, request: Request) -> AsyncGenerator[Any, None]:
         """
-        Yield what the work gives; it is abandoned when the client leaves or nobody takes the items any more.
+        Yield what the work gives; abandon it when the client leaves or nobody takes the items any more.
 
-        Has ended when it is closed: then the work no longer uses anything of the request.
+        When this is closed, the work has ended and uses nothing of the request.
         """
         watch = asyncio.create_task(self._abandon_without(request))
         is_last = False
@@ -264,16 +261,15 @@ class Service:
 
     Attributes:
         turns: whose request runs the model.
-        sessions: the conversations that were answered last, with their caches and the seconds of their recordings, by
-            caller and digest of all messages. A session is only given to the caller who began it, for a conversation that
-            is equal to the last word and sample: nothing of one caller's reaches another, not even by the time that an
-            answer takes.
+        sessions: the conversations that were answered last, with the seconds of their recordings, by caller and digest of
+            all messages. Only the caller who began one goes on with it: nothing of it reaches another, not even by the time
+            that an answer takes.
     """
 
     def __init__(self, model: Any, processor: Any, settings: ServingSettings):
         self.model, self.processor, self.settings = model.eval(), processor, settings
         self.turns = Turns()
-        self.sessions: OrderedDict[tuple[str, str], tuple[Session, float]] = OrderedDict()
+        self.sessions: dict[tuple[str, str], tuple[Session, float]] = {}
         self._pool = ThreadPoolExecutor(settings.max_requests, thread_name_prefix="request")
         self._jobs: set[Job] = set()
         self._lock = threading.Lock()
@@ -309,10 +305,10 @@ class Service:
     def keep_session(self, caller: str, conversation: str, session: Session, seconds: float) -> None:
         """Keep a session for the caller's next turn; the oldest goes if there are too many."""
         with self._lock:
+            self.sessions.pop((caller, conversation), None)
             self.sessions[caller, conversation] = session, seconds
-            self.sessions.move_to_end((caller, conversation))
             while len(self.sessions) > self.settings.kept_sessions:
-                self.sessions.popitem(last=False)
+                del self.sessions[next(iter(self.sessions))]
 
     def check_model(self, name: str | None) -> None:
         """

@@ -9,21 +9,24 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 import numpy as np
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.command_line.files import AUDIO_SUFFIXES, is_inside
 
+from ..answering import ask
 from ..recordings import clock, read_bounded
-from ..session import AnswerMemoryError, Recording, Session, user_turn
+from ..session import AnswerMemoryError, Recording, Session, sampling_options
 from ..transcribing import Failure, Progress, Transcriber, TranscribingStopped
 from ..transcripts import FORMATS, Transcript
 from ..windows import LONG_PAUSE_SECONDS
 from .sound import picture
+
+if TYPE_CHECKING:
+    from ..demo_web import DemoWebArguments
 
 TITLE = "AudioLLM"
 STYLE_FILE = Path(__file__).with_name("page.css")
@@ -60,14 +63,6 @@ TRANSCRIBE_HINT = (
     "Transcribes a long recording window by window, as text and subtitles. Pauses of more than "
     f"{LONG_PAUSE_SECONDS:g} s are skipped."
 )
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Bounds on a visitor's requests: seconds of a recording, tokens of an answer."""
-
-    max_audio_seconds: float
-    max_new_tokens: int
 
 
 class Uploads:
@@ -120,36 +115,31 @@ class Page:
     The page of one model.
 
     Args:
+        options: limits and contents. The examples stay when visitors leave.
         folder: holds uploads; nothing else is read for a visitor.
-        max_upload_mb: shown on the page; Gradio refuses larger files.
-        system: system message of every conversation.
-        examples: audio files to try; they stay when visitors leave.
     """
 
     def __init__(
         self,
         model: AudioLlmForConditionalGeneration,
         processor: AudioLlmProcessor,
-        limits: Limits,
+        options: "DemoWebArguments",
         folder: str,
-        max_upload_mb: float,
-        system: str | None = None,
-        examples: Sequence[str] = (),
     ):
-        self.model, self.processor, self.limits = model, processor, limits
+        self.model, self.processor, self.options = model, processor, options
         self.has_adapter = bool(model.config.lora_adapters)
         self.uploads = Uploads()
         self._folder = folder
-        self._system = [] if system is None else [{"role": "system", "content": system}]
+        self._system = [] if options.system is None else [{"role": "system", "content": options.system}]
         self._visitors: dict[str, Visitor] = {}
-        bounds = f"At most {max_upload_mb:g} MB and {clock(limits.max_audio_seconds)}."
+        bounds = f"At most {options.max_upload_mb:g} MB and {clock(options.max_audio_seconds)}."
         with gr.Blocks(
             title=TITLE, analytics_enabled=False, delete_cache=(CACHE_LOOK_SECONDS, CACHE_AGE_SECONDS)
         ) as self.blocks:
             visitor = gr.State(Visitor(Session(model, processor)))
             gr.Markdown(f"# {TITLE}\n{HINT} {bounds}", elem_id="top")
             with gr.Tab("Ask"):
-                self._build_chat(visitor, examples)
+                self._build_chat(visitor)
             with gr.Tab("Transcribe"):
                 self._build_transcribing(visitor)
             self.blocks.unload(self.leave)
@@ -157,8 +147,8 @@ class Page:
 
     # ---- chat ----------------------------------------------------------------------------------------------------
 
-    def _build_chat(self, visitor: gr.State, examples: Sequence[str]) -> None:
-        bound = self.limits.max_new_tokens
+    def _build_chat(self, visitor: gr.State) -> None:
+        bound, examples = self.options.max_new_tokens, self.options.examples
         info = ADAPTER_INFO if self.has_adapter else NO_ADAPTER_INFO
         with gr.Row():
             adapter = gr.Checkbox(
@@ -252,7 +242,7 @@ class Page:
             elif following is None or not (following["role"] == "user" or _is_no_answer(following)):
                 if not text.strip() and not paths:
                     raise ValueError("Write a question, or give a recording to be answered.")
-                turns.append(user_turn(text if text.strip() else None, *(self.load(path, visitor) for path in paths)))
+                turns += ask(text if text.strip() else None, *(self.load(path, visitor) for path in paths))
         return turns
 
     def load(self, path: str, visitor: Visitor) -> Recording:
@@ -264,7 +254,7 @@ class Page:
                 visitor.uploads.add(path)
                 self.uploads.hold([path])
             name, rate = Path(path).name, self.processor.sampling_rate
-            blocks = read_bounded(Path(path), rate, name, self.limits.max_audio_seconds, LIMIT)
+            blocks = read_bounded(Path(path), rate, name, self.options.max_audio_seconds, LIMIT)
             waveform = np.concatenate(list(blocks))
             recording = Recording.load(waveform, self.processor)
             recording.source = name
@@ -274,14 +264,12 @@ class Page:
         return visitor.recordings[path]
 
     def _options(self, max_new_tokens: float, temperature: float, adapter: bool) -> dict[str, Any]:
-        bound = self.limits.max_new_tokens
+        bound = self.options.max_new_tokens
         if not 1 <= max_new_tokens <= bound:
             raise ValueError(f"The answer's bound is {max_new_tokens:g} tokens; this page takes 1 to {bound}.")
         if not 0 <= temperature <= MAX_TEMPERATURE:
             raise ValueError(f"The temperature is {temperature:g}; this page takes 0 to {MAX_TEMPERATURE:g}.")
-        options: dict[str, Any] = {"max_new_tokens": int(max_new_tokens)}
-        if temperature > 0:
-            options.update(do_sample=True, temperature=float(temperature), top_k=0)
+        options = {"max_new_tokens": int(max_new_tokens), **sampling_options(float(temperature))}
         if self.has_adapter and not adapter:
             options["adapter_names"] = [None]  # for this call alone: other visitors' answers keep theirs
         return options
@@ -340,7 +328,7 @@ class Page:
         self.uploads.hold([path])
         yield "Reading …", "", ""
         try:
-            rate, most = self.processor.sampling_rate, self.limits.max_audio_seconds
+            rate, most = self.processor.sampling_rate, self.options.max_audio_seconds
             deque(read_bounded(Path(path), rate, name, most, LIMIT, visitor.stop_transcribing), maxlen=0)
             said = ""
             transcriber = Transcriber(self.model, self.processor, progress=False)

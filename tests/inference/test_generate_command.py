@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import sys
 
@@ -88,8 +89,9 @@ def test_precision_and_device_reach_the_model(checkpoint, tiny_processor, capsys
     half, single = (load_model(str(checkpoint), dtype) for dtype in ("bfloat16", "float32"))
     said = [Session(model, tiny_processor, max_new_tokens=30).ask("Why?") for model in (half, single)]
     assert capsys.readouterr().out == f"{said[0]}\n" and said[0] != said[1]
-    with pytest.raises(SystemExit, match="--device tpu9 cannot be used"):
+    with pytest.raises(SystemExit):
         main([*command, "--device", "tpu9"])
+    assert "--device tpu9 cannot be used" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -121,7 +123,7 @@ def test_what_is_wrong_is_named_before_the_model_is_loaded(
 
 
 @pytest.mark.parametrize("after_tokens", [0, 4])
-def test_memory_that_runs_out_is_said(after_tokens, checkpoint, clips, monkeypatch) -> None:
+def test_memory_that_runs_out_is_said(after_tokens, checkpoint, clips, monkeypatch, capsys) -> None:
     """In the middle of an answer: what there is of it, and what would take less, instead of a traceback."""
 
     def session_that_runs_out(model, *arguments, **options) -> Session:
@@ -138,6 +140,7 @@ def test_memory_that_runs_out_is_said(after_tokens, checkpoint, clips, monkeypat
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setattr(generate, "Session", session_that_runs_out)
-    with pytest.raises(SystemExit, match=f"Memory ran out after {after_tokens} tokens.*--load_in_8bit"):
+    with pytest.raises(SystemExit):
         main(["--model", str(checkpoint), "--audio", clips[0], "--max_new_tokens", "20"])
+    assert re.search(f"Memory ran out after {after_tokens} tokens.*--load_in_8bit", capsys.readouterr().err)
     assert bool(terminal.getvalue().strip()) == bool(after_tokens)

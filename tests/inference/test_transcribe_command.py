@@ -285,7 +285,7 @@ def test_a_folders_recordings_are_those_that_prepare_takes(tmp_path) -> None:
     for suffix in AUDIO_SUFFIXES:
         (tmp_path / f"clip{suffix.upper()}").write_bytes(b"sound")
     (tmp_path / "notes.txt").write_bytes(b"words")
-    found = {Path(one.location).suffix.lower() for one in find_recordings([str(tmp_path)])}
+    found = {Path(one.location).suffix.lower() for one in find_recordings([str(tmp_path)])[0]}
     assert found == set(AUDIO_SUFFIXES) and {".sph", ".g722", ".mka", ".aifc"} <= found
 
 
