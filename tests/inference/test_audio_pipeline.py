@@ -112,23 +112,23 @@ def test_datasets(listen, told, files) -> None:
 
 
 def test_batches_and_recordings_that_are_encoded_once(listen, files, tiny_model, monkeypatch) -> None:
-    sizes: list[int] = []
-    windows: list[int] = []
-    generate, encode = tiny_model.generate, tiny_model.model.encode_audio
-    monkeypatch.setattr(
-        tiny_model, "generate", lambda **inputs: sizes.append(len(inputs["input_ids"])) or generate(**inputs)
-    )
-    monkeypatch.setattr(
-        tiny_model.model, "encode_audio", lambda **f: windows.append(len(f["input_features"])) or encode(**f)
-    )
+    sizes: dict[str, list[int]] = {"input_ids": [], "input_features": []}
+    for owner, name, field in (
+        (tiny_model, "generate", "input_ids"),
+        (tiny_model.model, "encode_audio", "input_features"),
+    ):
+        run = getattr(owner, name)
+        monkeypatch.setattr(
+            owner, name, lambda run=run, field=field, **f: sizes[field].append(len(f[field])) or run(**f)
+        )
     list(listen(iter(files), batch_size=3, **OPTIONS))
     listen(files, **OPTIONS)
-    assert sizes == [3, 1, 1, 1, 1, 1]
-    windows.clear()
+    assert sizes["input_ids"] == [3, 1, 1, 1, 1, 1]
+    sizes["input_features"].clear()
     rows = [{"audio": files[0], "text": "What" + "?" * index} for index in range(4)]
     listen(rows, **OPTIONS)
     list(listen(iter(rows), batch_size=2, **OPTIONS))
-    assert windows == [1, 1]
+    assert sizes["input_features"] == [1, 1]
 
 
 # ------------------------------------------------------------------------------------------------------------- options
@@ -136,17 +136,12 @@ def test_batches_and_recordings_that_are_encoded_once(listen, files, tiny_model,
 
 def test_return_full_text(listen, files) -> None:
     [chat, begun] = [row for row, _ in rows_and_conversations(files)[5:]]
-    typed = [*begun[:1], {"role": "assistant", "content": [{"type": "text", "text": "It is"}]}]
+    part = {"type": "text", "text": "It is"}
+    typed = [*begun[:1], {"role": "assistant", "content": [part]}]
     for row, whole in (
         (chat, lambda text: [*chat, {"role": "assistant", "content": text}]),
         (begun, lambda text: [*begun[:-1], {"role": "assistant", "content": "It is" + text}]),
-        (
-            typed,
-            lambda text: [
-                *typed[:-1],
-                {"role": "assistant", "content": [*typed[-1]["content"], {"type": "text", "text": text}]},
-            ],
-        ),
+        (typed, lambda text: [*typed[:-1], {"role": "assistant", "content": [part, {"type": "text", "text": text}]}]),
         (files[0], lambda text: TRANSCRIBE_PROMPT + text),
         ({"audio": files[1], "text": "Who?"}, lambda text: "Who?" + text),
     ):
@@ -213,9 +208,7 @@ def test_how_long_an_answer_may_be(listen, tiny_model, monkeypatch, model_bound,
         ({"audio": np.zeros(100), "txt": "Who?"}, ValueError, r"a dict with \['audio', 'txt'\]; expected"),
         ({"audio": np.zeros(100), "text": 3}, ValueError, "text is 3"),
         ({"audio": np.zeros(100), "text": "<audio> <audio>"}, ValueError, "has 2 <audio> for 1 recordings"),
-        ([{"role": "user", "content": [{"type": "audio"}]}], ValueError, "Message 0, part 0"),
         (3, ValueError, "of type int; expected"),
-        (np.zeros(0), ValueError, "holds no samples"),
     ],
 )
 def test_errors_name_the_row(listen, files, bad, kind, message: str) -> None:
