@@ -142,8 +142,7 @@ class AnswerArguments(LoadingArguments):
 class OutputArguments(LoadingArguments):
     """Options of commands that write something about each of many recordings."""
 
-    #: Endings of what is written, and of what is kept of a recording until then.
-    ENDINGS: ClassVar[Sequence[str]] = ()
+    #: Ending of what is kept of a recording until it is done.
     PARTIAL_ENDING: ClassVar = ""
 
     output_dir: str | None = option(None, "Folder for what is written. By default it is printed, and nothing is kept.")
@@ -158,7 +157,7 @@ class OutputArguments(LoadingArguments):
     @property
     def endings(self) -> Sequence[str]:
         """Endings of the files that are written for each recording."""
-        return self.ENDINGS
+        raise NotImplementedError
 
 
 def is_loopback(host: str) -> bool:
@@ -314,16 +313,6 @@ def _find(given: str) -> list[tuple[str, PurePosixPath]]:
     return [(str(file), PurePosixPath(file.relative_to(path).as_posix())) for file in files]
 
 
-def _check_outputs(sources: Sequence[Source], options: OutputArguments) -> None:
-    """Raise ValueError where there are outputs that no interrupted run of this command has begun."""
-    stems = [one.stem for one in sources if one.stem is not None]
-    begun = [stem for stem in stems if not with_ending(stem, options.PARTIAL_ENDING).exists()]
-    there = [path for stem in begun for path in (with_ending(stem, one) for one in options.endings) if path.exists()]
-    if there and not options.overwrite:
-        more = f" and {len(there) - 1} more are" if len(there) > 1 else " is"
-        raise ValueError(f"{there[0]}{more} there already; give --overwrite, or another --output_dir.")
-
-
 def run_over_recordings(
     command: str,
     arguments_class: type[OutputArguments],
@@ -351,7 +340,10 @@ def run_over_recordings(
     disk = nullcontext() if folder is None else naming_the_disk(folder, GOES_ON)
     with ending(command, "" if folder is None else KEPT), disk:
         sources, failures = find_recordings(given, folder)
-        _check_outputs(sources, options)
+        for stem in [one.stem for one in sources if one.stem is not None and not options.overwrite]:
+            there = [path for path in (with_ending(stem, one) for one in options.endings) if path.exists()]
+            if there and not with_ending(stem, options.PARTIAL_ENDING).exists():  # not of an interrupted run
+                raise ValueError(f"{there[0]} is there already; give --overwrite, or another --output_dir.")
         if sources and folder is not None:
             check_writable(folder)
         if sources:

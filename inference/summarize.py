@@ -44,7 +44,7 @@ class SummarizeArguments(OutputArguments, AnswerArguments):
         **AnswerArguments.ANSWER_GROUP,
         **LoadingArguments.MODEL_GROUP,
     }
-    ENDINGS, PARTIAL_ENDING = ("txt", "json"), PARTIAL_ENDING
+    PARTIAL_ENDING = PARTIAL_ENDING
 
     max_new_tokens: int = option(DEFAULT_MAX_NEW_TOKENS, "Bound on each answer, in tokens; says so when it is met.")
     prompt: str = option(SUMMARY_PROMPT, "The question about each part; <audio> stands for it.")
@@ -56,6 +56,11 @@ class SummarizeArguments(OutputArguments, AnswerArguments):
         "Longest part; by default the longest that the model's context can hold. A model hears parts best that are "
         "as long as its training data.",
     )
+
+    @property
+    def endings(self) -> Sequence[str]:
+        """Endings of the files that are written for each recording."""
+        return ("txt", "json")
 
 
 def answer(

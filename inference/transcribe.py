@@ -33,7 +33,6 @@ from .transcripts import (
     TIMESTAMPS,
     WORD,
     as_word_lines,
-    chosen_formats,
     with_ending,
     write_transcript,
 )
@@ -57,7 +56,9 @@ class TranscribeArguments(OutputArguments):
     }
     PARTIAL_ENDING = "partial.jsonl"
 
-    output_format: list[str] = option(["txt"], f"Some of {', '.join(FORMATS)}, or {ALL_FORMATS}.")
+    output_format: list[str] = option(
+        ["txt"], f"Some of {', '.join(FORMATS)}, or {ALL_FORMATS}.", choices=[*FORMATS, ALL_FORMATS], metavar="FORMAT"
+    )
     timestamps: str = option(
         TranscribingSettings.timestamps,
         "word gives each word's start, end and confidence, for models with --projector_readout pieces: in json, as "
@@ -99,7 +100,7 @@ class TranscribeArguments(OutputArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        self.output_format = chosen_formats(self.output_format)
+        self.output_format = list(FORMATS if ALL_FORMATS in self.output_format else dict.fromkeys(self.output_format))
         if self.output_dir is None and self.output_format != ["txt"]:
             raise ValueError("--output_format is about files; give --output_dir with it.")
         if self.prompt is not None and self.prompt.count("<audio>") > 1:

@@ -171,20 +171,6 @@ def as_word_lines(transcript: Transcript) -> str:
 FORMATS: dict[str, Callable[[Transcript], str]] = {"txt": as_text, "json": as_json, "srt": as_srt, "vtt": as_vtt}
 
 
-def chosen_formats(names: Sequence[str]) -> list[str]:
-    """
-    Return formats by name, each once; `all` is all of them.
-
-    Raises:
-        ValueError: there is no such format.
-    """
-    unknown = [name for name in names if name not in (*FORMATS, ALL_FORMATS)]
-    if unknown or not names:
-        given = repr(unknown[0]) if unknown else "empty"
-        raise ValueError(f"--output_format is {given}; expected some of {', '.join(FORMATS)}, or {ALL_FORMATS}.")
-    return list(FORMATS) if ALL_FORMATS in names else list(dict.fromkeys(names))
-
-
 def write_transcript(transcript: Transcript, stem: Path, formats: Sequence[str]) -> list[Path]:
     """Write `<stem>.<format>` for each format, over existing files, and return the paths."""
     paths = [with_ending(stem, name) for name in formats]

@@ -108,11 +108,9 @@ async def as_event_stream(
     items: AsyncGenerator[Any, None], write: Callable[[AsyncIterator[Any]], AsyncIterator[str]]
 ) -> StreamingResponse:
     """
-    Return a response that streams events, once the first item is there: errors before it get a status of their own.
+    Return a response that streams the events that `write` makes of a job's items, which are closed at the end.
 
-    Args:
-        items: what a job gives; closed when the stream ends. A later error becomes the last event.
-        write: makes events of the items.
+    It waits for the first item: an error before it gets a status of its own, and a later one becomes the last event.
     """
     try:
         first = await anext(items)

@@ -2,7 +2,6 @@
 
 import base64
 import html
-import sys
 import threading
 import time
 import warnings
@@ -18,6 +17,7 @@ from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.command_line.files import AUDIO_SUFFIXES, is_inside
 
 from ..answering import ask
+from ..options import tell
 from ..recordings import clock, read_bounded
 from ..session import AnswerMemoryError, Recording, Session, sampling_options
 from ..transcribing import Failure, Progress, Transcriber, TranscribingStopped
@@ -151,9 +151,8 @@ class Page:
         bound, examples = self.options.max_new_tokens, self.options.examples
         info = ADAPTER_INFO if self.has_adapter else NO_ADAPTER_INFO
         with gr.Row():
-            adapter = gr.Checkbox(
-                self.has_adapter, label="Adapter", info=info, interactive=self.has_adapter, elem_id="adapter"
-            )
+            is_on = self.has_adapter
+            adapter = gr.Checkbox(is_on, label="Adapter", info=info, interactive=is_on, elem_id="adapter")
             max_new_tokens = gr.Slider(1, bound, bound, step=1, label="Longest answer, in tokens")
             temperature = gr.Slider(0, MAX_TEMPERATURE, 0, step=0.1, label="Temperature", info="0 is greedy.")
         sound, note = gr.HTML(elem_id="sound", render=False), gr.HTML(elem_id="note", render=False)
@@ -188,7 +187,7 @@ class Page:
         note.render()
         sound.render()
         chat.textbox.stop(lambda visitor: visitor.stop.set(), visitor, None, api_name="stop", concurrency_limit=None)
-        chat.chatbot.clear(self.clear, visitor, [sound, note], api_visibility="private")
+        chat.chatbot.clear(self.forget, visitor, [sound, note], api_visibility="private")
 
     def answer(
         self,
@@ -219,11 +218,12 @@ class Page:
                     text += piece
                     yield text, pictures, "Answering …"
             yield text, pictures, self._note(session, first_s, time.monotonic() - began, adapter)
-        except REFUSALS as error:
-            yield {"role": "assistant", "content": str(error), "metadata": {"title": REFUSED}}, pictures, ""
-        except AnswerMemoryError as error:
-            print(f"audiollm demo-web: {error}", file=sys.stderr, flush=True)
-            yield {"role": "assistant", "content": NO_MEMORY, "metadata": {"title": REFUSED}}, pictures, ""
+        except (*REFUSALS, AnswerMemoryError) as error:
+            said = str(error)
+            if isinstance(error, AnswerMemoryError):
+                tell(f"audiollm demo-web: {error}")
+                said = NO_MEMORY
+            yield {"role": "assistant", "content": said, "metadata": {"title": REFUSED}}, pictures, ""
 
     def _turns(self, history: Sequence[dict[str, Any]], visitor: Visitor) -> list[dict[str, Any]]:
         """
@@ -284,11 +284,6 @@ class Page:
             note += f" Of {report.prompt_tokens} tokens before it, {report.reused_tokens} were in the cache."
         return note if adapter or not self.has_adapter else f"{note} Adapter off."
 
-    def clear(self, visitor: Visitor) -> tuple[str, str]:
-        """Forget a visitor's conversation and recordings, and return an empty picture and line."""
-        self._forget(visitor)
-        return "", ""
-
     # ---- transcription -------------------------------------------------------------------------------------------
 
     def _build_transcribing(self, visitor: gr.State) -> None:
@@ -309,13 +304,8 @@ class Page:
             show_progress="minimal",
             show_progress_on=progress,
         )
-        stop.click(
-            lambda visitor: visitor.stop_transcribing.set(),
-            visitor,
-            None,
-            api_name="stop_transcribing",
-            concurrency_limit=None,
-        )
+        end = {"api_name": "stop_transcribing", "concurrency_limit": None}
+        stop.click(lambda visitor: visitor.stop_transcribing.set(), visitor, None, **end)
 
     def transcribe(self, path: str | None, visitor: Visitor, request: gr.Request) -> Iterator[tuple[str, str, str]]:
         """Yield the progress, the transcript as far as it is written, and at the end links to its files."""
@@ -361,13 +351,15 @@ class Page:
         """Stop the work for a visitor who has closed the page, and forget everything of theirs."""
         visitor = self._visitors.pop(request.session_hash or "", None)
         if visitor is not None:
-            self._forget(visitor)
+            self.forget(visitor)
 
-    def _forget(self, visitor: Visitor) -> None:
+    def forget(self, visitor: Visitor) -> tuple[str, str]:
+        """Forget a visitor's conversation and recordings, and return an empty picture and line."""
         visitor.stop.set()
         visitor.stop_transcribing.set()
         self.uploads.release(visitor.uploads)
         visitor.uploads, visitor.recordings, visitor.pictures = set(), {}, {}
+        return "", ""
 
 
 def _contents(content: Any) -> tuple[str, list[str]]:

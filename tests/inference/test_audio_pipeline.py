@@ -1,5 +1,6 @@
 """`pipeline("audio-text-to-text")`, of ours: every kind of row, one by one, in batches and as it comes, as `answer` answers."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ from audiollm import AudioLlmPipeline
 from audiollm.inference.answering import answer, ask
 from audiollm.inference.pipeline import TRANSCRIBE_PROMPT
 from datasets import Audio, Dataset
-from transformers import pipeline
+from transformers import AutoModelForMultimodalLM, AutoProcessor, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
+from versions import ANY_TO_ANY_RUNS
 
 SAMPLING_RATE_HZ = 16_000
 OPTIONS = {"max_new_tokens": 8}
@@ -229,3 +231,37 @@ def test_rows_and_keywords_exclude_each_other(listen, files) -> None:
         listen(files[0], text="Who?")
     with pytest.raises(ValueError, match="Nothing was given"):
         listen()
+
+
+# ----------------------------------------------------------------------------------------------------- of a checkpoint
+
+
+@pytest.fixture
+def saved(tiny_model, tiny_processor, tmp_path: Path) -> Path:
+    """A folder with a routed and a merged checkpoint."""
+    for weights in ("adapter", "merged"):
+        tiny_model.save_pretrained(tmp_path / weights, weights=weights)
+        tiny_processor.save_pretrained(tmp_path / weights)
+    return tmp_path
+
+
+def test_one_question_one_answer_whichever_way_it_is_asked(saved, files, tiny_model, tiny_processor) -> None:
+    chat = [{"role": "user", "content": [{"type": "text", "text": "What? "}, {"type": "audio", "path": files[0]}]}]
+    for weights, model in (("adapter", tiny_model), ("merged", copy.deepcopy(tiny_model).merge_adapters())):
+        [expected] = answer(model, tiny_processor, [chat], **OPTIONS)
+        checkpoint = str(saved / weights)
+        loaded, processor = (each.from_pretrained(checkpoint) for each in (AutoModelForMultimodalLM, AutoProcessor))
+        said = answer(loaded, processor, [chat, chat], **OPTIONS)
+        for task in (TASK, *("any-to-any",) * ANY_TO_ANY_RUNS):
+            options = {"generate_kwargs": {**OPTIONS, "do_sample": False}, "return_full_text": False}
+            found = pipeline(task, model=checkpoint, device="cpu")([chat, chat], **options)
+            said += [one[0]["generated_text"].strip() for one in found]
+        assert set(said) == {expected} and len(expected) > 3, weights
+
+
+def test_the_packages_pipeline_needs_no_trust(saved, tiny_model) -> None:
+    # With the package, which has registered the pipeline, no code of the checkpoint is asked for or run.
+    for trusted in ({"trust_remote_code": True}, {"trust_remote_code": False}, {"local_files_only": True}):
+        listen = pipeline(TASK, model=str(saved / "adapter"), device="cpu", **trusted)
+        assert type(listen) is AudioLlmPipeline and type(listen.model) is type(tiny_model)
+        assert listen({"text": "Hello"}, max_new_tokens=4)[0].keys() == {"generated_text"}

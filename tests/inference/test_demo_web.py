@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from audiollm.inference import demo_web
 from audiollm.inference.demo_web import DemoWebArguments
 from audiollm.inference.session import Session
@@ -185,7 +184,7 @@ def test_files_go_when_nobody_uses_them_any_more(page, uploads) -> None:
         tab.answer("And now?", uploads[0])
     page.leave(one.request)
     assert Path(uploads[0]).exists()
-    page.clear(other.visitor)
+    page.forget(other.visitor)
     assert not Path(uploads[0]).exists()
     held = Uploads()
     held.hold([uploads[1]])  # an example of the page
@@ -232,9 +231,7 @@ def test_options_that_cannot_be_are_refused_and_by_default_nobody_else_gets_in()
     for options, reason in (
         ({"port": 0}, "--port is 0"),
         ({"auth": "guest"}, "USER:PASSWORD"),
-        ({"max_upload_mb": 0.0}, "--max_upload_mb is 0"),
         ({"max_audio_seconds": -1.0}, "--max_audio_seconds is -1"),
-        ({"max_new_tokens": 0}, "--max_new_tokens is 0"),
     ):
         with pytest.raises(ValueError, match=re.escape(reason)):
             DemoWebArguments(**options)
@@ -244,35 +241,22 @@ def test_options_that_cannot_be_are_refused_and_by_default_nobody_else_gets_in()
     assert not DemoWebArguments(host="0.0.0.0", auth="a:b").is_open and not DemoWebArguments(host="localhost").is_open
 
 
-@pytest.fixture
-def loaded(monkeypatch) -> list[Any]:
-    """The models that the command would serve."""
-    models: list[Any] = []
+def test_the_command_says_what_hinders_it(checkpoint, monkeypatch, tmp_path, capsys) -> None:
+    served: list[Any] = []
 
     def no_page(model: Any, *_: Any) -> None:
-        models.append(model)
+        served.append(model)
         raise OSError("no page here")
 
     monkeypatch.setattr(demo_web, "served", no_page)
-    return models
-
-
-def test_the_command_loads_the_model_as_asked_for(checkpoint, loaded, tmp_path, capsys) -> None:
-    call = ["--model", str(checkpoint)]
     for options, said in (
-        ([], "no page here"),
-        (["--merge_adapters", "--dtype", "bfloat16", "--attn_implementation", "eager"], "no page here"),
+        (["--merge_adapters"], "no page here"),
         (["--device", "no_such"], "no_such cannot be used"),
-        (["--model", "no such"], "no such folder, and it is no Hub id"),
         (["--model", str(tmp_path)], "no config.json"),
+        (["--port", "99999"], "--port is 99999"),
     ):
         with pytest.raises(SystemExit):
-            demo_web.main([*call, *options])
+            demo_web.main(["--model", str(checkpoint), *options])
         assert said in capsys.readouterr().err
-    plain, other = loaded
-    assert plain.config.lora_adapters and not other.config.lora_adapters
-    assert (plain.dtype, other.dtype) == (torch.float32, torch.bfloat16)
-    assert [model.get_decoder().config._attn_implementation for model in loaded] == ["sdpa", "eager"]
-    with pytest.raises(SystemExit):
-        demo_web.main(["--port", "99999"])
-    assert "--port is 99999" in capsys.readouterr().err
+    (model,) = served
+    assert not model.config.lora_adapters

@@ -8,7 +8,6 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.inference.serving.service import ServingSettings
 from audiollm.inference.session import Session
 from audiollm.inference.transcribing import Transcriber, TranscribingSettings
@@ -25,16 +24,6 @@ TOOL_TURNS = [
 ]
 SCHEMA = {"name": "answer", "schema": {"type": "object", "properties": {"answer": {"type": "string"}}}}
 SETTINGS = TranscribingSettings(window_seconds=2, max_new_tokens=12, batch_size=2, voice_activity=False)
-
-
-@pytest.fixture(scope="module")
-def model(endless_pair) -> AudioLlmForConditionalGeneration:
-    return endless_pair[0]
-
-
-@pytest.fixture(scope="module")
-def processor(endless_pair) -> AudioLlmProcessor:
-    return endless_pair[1]
 
 
 @pytest.fixture(scope="module")

@@ -144,7 +144,7 @@ def test_what_is_wrong_with_options_is_said(checkpoint, sounds, capsys, monkeypa
     monkeypatch.chdir(tmp_path)
     for options, message in (
         (["--output_format", "srt"], "give --output_dir"),
-        (["--output_dir", "o", "--output_format", "doc"], "'doc'; expected some of txt, json, srt, vtt, or all"),
+        (["--output_dir", "o", "--output_format", "doc"], "invalid choice: 'doc'"),
         (["--prompt", "<audio> <audio>"], "expected one, or none"),
         (["--batch_size", "0"], "--batch_size is 0"),
         (["--window_seconds", "31"], "--window_seconds is 31; expected 1 to 30"),
