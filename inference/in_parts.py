@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .session import ContextLengthError, Session
+from .transcribing import PartialTranscript, Phrase
 from .windows import MIN_LEVEL_DBFS, Window, cut_into_windows, detect_voice
 
 SUMMARY_PROMPT = "<audio>\nSummarise what is said."
@@ -94,25 +95,24 @@ class InParts:
     def answer(
         self,
         blocks: Iterable[np.ndarray],
-        known: Callable[[int, int], tuple[str, bool] | None] = lambda start, end: None,
-        on_part: Callable[[PartAnswer], None] = lambda part: None,
+        partial: PartialTranscript | None = None,
+        on_part: Callable[[float], object] = lambda seconds: None,
     ) -> WholeAnswer:
         """
         Return the answer about a recording.
 
         Args:
             blocks: its waveforms `(samples,)` at the processor's rate, one after the other.
-            known: returns an earlier answer about the part between two samples, and whether it was cut off; or None.
-            on_part: called with each part as soon as it is answered, known ones included.
+            partial: keeps the answers about parts, and has those of an earlier run.
+            on_part: called with the length of each part as soon as it is answered.
 
         Raises:
             AudioError, ContextLengthError: the recording cannot be read; answers are too long to be joined.
         """
-        rate = self.processor.sampling_rate
         parts = []
-        for window in cut_into_windows(blocks, rate, self.part_seconds, voice_activity=False):
-            parts.append(self._ask_part(window, known(window.start, window.end)))
-            on_part(parts[-1])
+        for window in cut_into_windows(blocks, self.processor.sampling_rate, self.part_seconds, voice_activity=False):
+            parts.append(self._ask_part(window, partial))
+            on_part(window.end_s - window.start_s)
         answers, rounds = [one for one in parts if not one.reason], [parts]
         while len(answers) > 1:
             answers = [
@@ -122,14 +122,19 @@ class InParts:
             rounds.append(answers)
         return WholeAnswer(answers[0].text if answers else "", rounds)
 
-    def _ask_part(self, window: Window, known: tuple[str, bool] | None) -> PartAnswer:
+    def _ask_part(self, window: Window, partial: PartialTranscript | None) -> PartAnswer:
+        span = window.start, window.end
+        known = None if partial is None else partial.get(*span)
         if known is not None:
-            return PartAnswer(window.start, window.end, *known)
+            return PartAnswer(*span, *known[0][:2])
         assert window.waveform is not None  # without a gate nothing is skipped
         activity = detect_voice(window.waveform, window.sampling_rate)
         if activity.peak_dbfs <= MIN_LEVEL_DBFS:
-            return PartAnswer(window.start, window.end, "", reason=activity.describe())
-        return PartAnswer(window.start, window.end, *self._ask(self.prompt, window.waveform))
+            return PartAnswer(*span, "", reason=activity.describe())
+        text, is_cut_off = self._ask(self.prompt, window.waveform)
+        if partial is not None:
+            partial.add({span: [Phrase(text, is_cut_off)]})
+        return PartAnswer(*span, text, is_cut_off)
 
     def _ask(self, prompt: str, *recordings: np.ndarray) -> tuple[str, bool]:
         session = Session(self.model, self.processor, self.system, max_new_tokens=self.max_new_tokens, **self.options)
@@ -160,7 +165,7 @@ class InParts:
             f"{timedelta(seconds=one.start // rate)} to {timedelta(seconds=one.end // rate)}: {_plain(one.text)}"
             for one in answers
         ]
-        question = _plain(self.prompt).strip()
+        question = _plain(self.prompt)
         return self.join_prompt.replace("{question}", question).replace("{answers}", "\n".join(lines))
 
     def _fits(self, text: str) -> bool:

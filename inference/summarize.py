@@ -19,11 +19,11 @@ from audiollm.command_line.interruption import interruptible
 from audiollm.command_line.option_parser import option
 from tqdm.auto import tqdm
 
-from .in_parts import JOIN_PROMPT, SUMMARY_PROMPT, InParts, PartAnswer, WholeAnswer
+from .in_parts import JOIN_PROMPT, SUMMARY_PROMPT, InParts, WholeAnswer
 from .options import AnswerArguments, LoadingArguments, OutputArguments, Source, run_over_recordings, tell
 from .recordings import header_seconds, local_file, read_blocks
 from .session import AnswerMemoryError
-from .transcribing import Failure, PartialTranscript, Phrase
+from .transcribing import Failure, PartialTranscript
 from .transcripts import with_ending
 
 PARTIAL_ENDING = "parts.partial.jsonl"
@@ -76,25 +76,15 @@ def answer(
         AudioError: the recording cannot be used.
         OSError: it is not there, or `partial_path` cannot be written.
     """
-    rate = in_parts.processor.sampling_rate
     with local_file(recording) as path:
         partial = None
         if partial_path is not None:
             partial = PartialTranscript(partial_path, {"audio_sha256": sha256_of(path), **made_with})
         seconds = header_seconds(path)
         total = None if seconds is None else round(seconds, 1)
+        blocks = read_blocks(path, in_parts.processor.sampling_rate, recording)
         with tqdm(total=total, desc=recording, unit="s", disable=not progress, bar_format=BAR) as bar:
-
-            def on_part(part: PartAnswer) -> None:
-                bar.update((part.end - part.start) / rate)
-                if partial is not None and not part.reason and partial.get(part.start, part.end) is None:
-                    partial.add({(part.start, part.end): [Phrase(part.text, part.is_cut_off)]})
-
-            def known(start: int, end: int) -> tuple[str, bool] | None:
-                heard = None if partial is None else partial.get(start, end)
-                return None if heard is None else heard[0][:2]
-
-            return in_parts.answer(read_blocks(path, rate, recording), known, on_part)
+            return in_parts.answer(blocks, partial, bar.update)
 
 
 def run(sources: Sequence[Source], options: SummarizeArguments, several: bool) -> list[Failure]:

@@ -90,10 +90,8 @@ def test_draws_depend_on_seed_temperature_and_top_p(checkpoint, capsys) -> None:
         (["--audio", "CLIP", "CLIP"], "give --prompt, with one <audio> per file"),
         (["--prompt", ""], "there is nothing to answer"),
         (["--audio", "CLIP", "--prompt", "<audio> <audio>"], "has 2 <audio> for 1 recordings"),
-        (["--audio", "CLIP", "--dtype", "float3"], "invalid choice: 'float3'"),
         (["--prompt", "x", "--max_new_tokens", "0"], "--max_new_tokens is 0; expected at least 1"),
         (["--prompt", "x", "--temperature", "-1"], "--temperature is -1; expected 0 or more"),
-        (["--prompt", "x", "--temperature", "1", "--top_p", "1.5"], "--top_p is 1.5; expected more than 0"),
         (["--prompt", "x", "--seed", "5"], "--seed does nothing without sampling"),
     ],
 )
