@@ -265,10 +265,8 @@ class Page:
 
     def _options(self, max_new_tokens: float, temperature: float, adapter: bool) -> dict[str, Any]:
         bound = self.options.max_new_tokens
-        if not 1 <= max_new_tokens <= bound:
-            raise ValueError(f"The answer's bound is {max_new_tokens:g} tokens; this page takes 1 to {bound}.")
-        if not 0 <= temperature <= MAX_TEMPERATURE:
-            raise ValueError(f"The temperature is {temperature:g}; this page takes 0 to {MAX_TEMPERATURE:g}.")
+        if not (1 <= max_new_tokens <= bound and 0 <= temperature <= MAX_TEMPERATURE):
+            raise ValueError(f"This page takes 1 to {bound} tokens, and a temperature of 0 to {MAX_TEMPERATURE:g}.")
         options = {"max_new_tokens": int(max_new_tokens), **sampling_options(float(temperature))}
         if self.has_adapter and not adapter:
             options["adapter_names"] = [None]  # for this call alone: other visitors' answers keep theirs

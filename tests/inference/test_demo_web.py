@@ -41,14 +41,11 @@ def uploads(folder, request) -> list[str]:
 
 
 class Tab:
-    """
-    One visitor, with the conversation as Gradio's chat keeps it.
+    """One visitor, with conversation and files in the form in which Gradio gives them when a question is asked again."""
 
-    `as_shown`: the conversation and files have the form in which Gradio gives them when a question is asked again.
-    """
-
-    def __init__(self, page: Page, as_shown: bool = False):
-        self.page, self.as_shown = page, as_shown
+    def __init__(self, page: Page):
+        self.page = page
+        self.chatbot = next(block for block in page.blocks.blocks.values() if isinstance(block, gradio.Chatbot))
         self.visitor = Visitor(Session(page.model, page.processor))
         self.request = SimpleNamespace(session_hash=str(id(self)))
         self.history: list[dict[str, Any]] = []
@@ -56,10 +53,10 @@ class Tab:
 
     def ask(self, text: str, *paths: str, adapter: bool = True, tokens: float = TOKENS, temperature: float = 0) -> Any:
         """Ask, and return the answers as they grow."""
-        files = [{"path": path} for path in paths] if self.as_shown else list(paths)
-        asked, shown = {"text": text, "files": files}, []
+        asked, shown = {"text": text, "files": [{"path": path} for path in paths]}, []
         request: Any = self.request
-        outputs = self.page.answer(asked, self.known(), adapter, tokens, temperature, self.visitor, request)
+        known: Any = self.chatbot.preprocess(self.chatbot.postprocess(self.history))  # type: ignore[arg-type]
+        outputs = self.page.answer(asked, known, adapter, tokens, temperature, self.visitor, request)
         for answer, self.sound, self.note in outputs:
             shown.append(answer)
             yield answer
@@ -80,12 +77,6 @@ class Tab:
         assert last["metadata"]["title"] == REFUSED
         return last["content"]
 
-    def known(self) -> list[dict[str, Any]]:
-        if not self.as_shown:
-            return self.history
-        chatbot = next(block for block in self.page.blocks.blocks.values() if isinstance(block, gradio.Chatbot))
-        return chatbot.preprocess(chatbot.postprocess(self.history))  # type: ignore[arg-type]
-
 
 @pytest.fixture
 def tab(page) -> Tab:
@@ -97,9 +88,8 @@ def expected(page: Page, text: str | None, *recordings: str, **options: Any) -> 
     return Session(page.model, page.processor).ask(text, *recordings, **{"max_new_tokens": TOKENS, **options})
 
 
-@pytest.mark.parametrize("as_shown", [False, True])
-def test_a_follow_up_goes_on_with_the_conversation(page, uploads, as_shown: bool) -> None:
-    session, tab = Session(page.model, page.processor, max_new_tokens=TOKENS), Tab(page, as_shown)
+def test_a_follow_up_goes_on_with_the_conversation(page, tab, uploads) -> None:
+    session = Session(page.model, page.processor, max_new_tokens=TOKENS)
     for text, *paths in (("What?", uploads[0]), ("By whom?",), ("", uploads[1]), ("Both?", *uploads)):
         assert tab.answer(text, *paths) == session.ask(text or None, *paths)
     assert "were in the cache" in tab.note and f"Cut at {TOKENS} tokens." in tab.note
@@ -121,7 +111,7 @@ def test_settings_matter_and_what_cannot_be_asked_is_no_part_of_the_conversation
     assert len({tab.answer("What?", str(path), temperature=2.0) for _ in range(3)}) > 1
     tab.history.clear()
     for tokens, temperature in ((0, 0), (MAX_NEW_TOKENS + 1, 0), (5, -0.1), (5, 2.1), (float("nan"), 0)):
-        assert "this page takes" in tab.refusal("Why?", str(path), tokens=tokens, temperature=temperature)
+        assert "This page takes" in tab.refusal("Why?", str(path), tokens=tokens, temperature=temperature)
     assert "Write a question" in tab.refusal("  ")
     assert "1 <audio> for 0 recordings" in tab.refusal("<audio>?")
     assert "the language model can hold 1024" in tab.refusal("word " * 300)

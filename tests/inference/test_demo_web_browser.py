@@ -10,7 +10,8 @@ from typing import Any
 from urllib.parse import urlparse
 
 import pytest
-from web_server import Served, Slowed, is_loopback, serve, tiny_pair, wait_for, write_noise
+from audiollm.inference.options import is_loopback
+from web_server import Served, Slowed, serve, tiny_pair, wait_for, write_noise
 
 pytest.importorskip("gradio", reason='the page needs Gradio: pip install "audiollm[web]"')
 playwright = pytest.importorskip("playwright.sync_api", reason="browser tests need Playwright: pip install playwright")

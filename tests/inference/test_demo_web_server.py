@@ -12,10 +12,11 @@ from typing import Any
 import httpx
 import pytest
 from audiollm.inference.demo_web import DemoWebArguments, served
+from audiollm.inference.options import is_loopback
 from audiollm.inference.session import Session
 from audiollm.inference.transcribing import Transcriber
 from audiollm.inference.web.own_files import MAX_CALL_BYTES
-from web_server import Served, Slowed, bad_uploads, is_loopback, serve, wait_for, write_noise
+from web_server import Served, Slowed, bad_uploads, serve, wait_for, write_noise
 
 pytest.importorskip("gradio", reason='the page needs Gradio: pip install "audiollm[web]"')
 from gradio_client import Client, handle_file

@@ -62,8 +62,11 @@ def test_transcripts_are_printed_in_the_given_order(checkpoint, sounds, tiny_mod
     expected = answer(tiny_model, tiny_processor, questions, max_new_tokens=6)
     assert printed.out.splitlines() == [f"{file}: {' '.join(text.split())}" for file, text in zip(files, expected)]
     assert "stopped at the bound on new tokens: 0.0-" in printed.err
-    transcribe(checkpoint, files[0], "--window_seconds", 30)
-    assert capsys.readouterr().out == f"{' '.join(expected[0].split())}\n"
+    assert "s of audio [" not in printed.err
+    transcribe(checkpoint, files[0], "--window_seconds", 30, "--progress")
+    printed = capsys.readouterr()
+    assert printed.out == f"{' '.join(expected[0].split())}\n"
+    assert "s of audio" in printed.err and "x real time" in printed.err
 
 
 def test_a_folder_is_transcribed_to_all_formats(checkpoint, sounds, tmp_path) -> None:
@@ -132,14 +135,6 @@ def test_every_option_does_something(checkpoint, tmp_path) -> None:
         assert [each[difference] for each in transcripts(*options)] != [each[difference] for each in plain], options
 
 
-def test_the_bar_counts_audio_seconds(checkpoint, sounds, capsys) -> None:
-    main([str(sounds / "b one.wav"), "--model", str(checkpoint), "--max_new_tokens", "2"])
-    shown = capsys.readouterr().err
-    assert "s of audio" in shown and "x real time" in shown
-    transcribe(checkpoint, sounds / "b one.wav")
-    assert "s of audio [" not in capsys.readouterr().err
-
-
 def test_what_is_wrong_with_options_is_said(checkpoint, sounds, capsys, monkeypatch, tmp_path) -> None:
     monkeypatch.chdir(tmp_path)
     for options, message in (
@@ -147,12 +142,10 @@ def test_what_is_wrong_with_options_is_said(checkpoint, sounds, capsys, monkeypa
         (["--output_dir", "o", "--output_format", "doc"], "invalid choice: 'doc'"),
         (["--prompt", "<audio> <audio>"], "expected one, or none"),
         (["--batch_size", "0"], "--batch_size is 0"),
-        (["--window_seconds", "31"], "--window_seconds is 31; expected 1 to 30"),
-        (["--window_seconds", "nan"], "--window_seconds is nan"),
+        (["--window_seconds", "nan"], "--window_seconds is nan; expected 1 to 30"),
         (["--voice_activity", "off", "--voice_threshold_db", "3"], "leave one out"),
         (["--voice_threshold_db", "-1"], "expected 0 or more"),
         (["--min_logprob", "1"], "--min_logprob is 1; expected less than 0"),
-        (["--dtype", "int3"], "invalid choice: 'int3'"),
         (["--device", "moon"], "--device moon"),
     ):
         transcribe(checkpoint, sounds, *options, code=2)
@@ -271,7 +264,6 @@ def test_the_window_is_the_checkpoints(checkpoint, with_settings, sounds, tmp_pa
 
 def test_wrong_settings_of_a_checkpoint_are_named(with_settings, sounds, capsys) -> None:
     for settings, said in (
-        ({"window_seconds": "long"}, "window_seconds cannot be 'long'"),
         ({"window_seconds": True}, "window_seconds cannot be True"),
         ({"window": 3}, "has 'window'; expected some of"),
         ({"written_candidate": 0}, "written_candidate cannot be 0"),
@@ -290,11 +282,6 @@ def test_a_folders_recordings_are_those_that_prepare_takes(tmp_path) -> None:
 
 
 # -------------------------------------------------------------------------------------------------- killed, and memory
-
-
-def start(checkpoint: Path, *arguments: object) -> subprocess.Popen:
-    command = [sys.executable, "-m", "audiollm.inference.transcribe", *map(str, arguments)]
-    return subprocess.Popen([*command, "--model", str(checkpoint)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def test_partial_results_are_used_and_a_broken_run_ends_with_the_same_bytes(checkpoint, sounds, tmp_path) -> None:
@@ -325,8 +312,10 @@ def test_partial_results_are_used_and_a_broken_run_ends_with_the_same_bytes(chec
 @pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(checkpoint, tmp_path) -> None:
     soundfile.write(tmp_path / "long.wav", np.tile(in_a_row(prompts(8), [0.4] * 9), 12), RATE)
-    arguments = [tmp_path / "long.wav", "--output_format", "all", "--batch_size", "1", "--max_new_tokens", "60"]
-    process = start(checkpoint, *arguments, "--output_dir", tmp_path / "killed")
+    arguments = [str(tmp_path / "long.wav"), "--output_format", "all", "--batch_size", "1", "--max_new_tokens", "60"]
+    arguments += ["--model", str(checkpoint), "--no_progress", "--output_dir"]
+    command = [sys.executable, "-m", "audiollm.inference.transcribe", *arguments, str(tmp_path / "killed")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     partial = tmp_path / "killed/long.partial.jsonl"
     while process.poll() is None and not (partial.exists() and partial.read_bytes().count(b"\n") > 4):
         time.sleep(0.02)
@@ -334,7 +323,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(checkpoint, tmp_path)
     process.communicate()
     assert process.returncode == -signal.SIGKILL and list((tmp_path / "killed").iterdir()) == [partial]
     for name in ("killed", "whole"):
-        main([*map(str, arguments), "--output_dir", str(tmp_path / name), "--model", str(checkpoint), "--no_progress"])
+        main([*arguments, str(tmp_path / name)])
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole") and len(contents(tmp_path / "whole")) == 4
 
 

