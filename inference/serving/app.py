@@ -31,7 +31,7 @@ def create_app(model: Any, processor: Any, settings: ServingSettings) -> Starlet
 
     middleware = [Middleware(Gateway, settings=settings)]
     if settings.allow_origins:
-        everything = {"allow_methods": ["*"], "allow_headers": ["*"]}
+        everything: dict[str, Any] = {"allow_methods": ["*"], "allow_headers": ["*"]}
         middleware.insert(0, Middleware(CORSMiddleware, allow_origins=settings.allow_origins, **everything))
     app = Starlette(
         routes=[

@@ -95,7 +95,7 @@ class Answering:
         asked, most = self.asked, self.service.settings.max_new_tokens
         with about_request():
             session, text, recordings = self._prepare(stop)
-        options = {"max_new_tokens": min(asked.bound or most, most)}
+        options: dict[str, Any] = {"max_new_tokens": min(asked.bound or most, most)}
         options |= sampling_options(asked.sampling_temperature, asked.top_p or 1.0)
         if asked.repetition_penalty is not None:
             options["repetition_penalty"] = asked.repetition_penalty

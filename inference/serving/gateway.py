@@ -63,8 +63,8 @@ class Gateway:
             message = f"The host is {host_name!r}; this server only answers to localhost."
             raise ApiError(FORBIDDEN, message, "wrong_host")
         origin = headers.get("origin")
-        is_named = origin is None or {origin, "*"} & set(settings.allow_origins)
-        if not is_named and _address("Origin", origin)[0] != host:
+        is_named = bool({origin, "*"} & set(settings.allow_origins))
+        if origin is not None and not is_named and _address("Origin", origin)[0] != host:
             message = f"Requests of web pages of {origin} are not taken; --allow_origins names whose are."
             raise ApiError(FORBIDDEN, message, "origin")
         given = headers.get("authorization", "").removeprefix("Bearer ").strip()
@@ -105,8 +105,8 @@ class _Limited:
         try:
             message = await asyncio.wait_for(self._receive(), IDLE_SECONDS)
         except asyncio.TimeoutError:  # another one before Python 3.11
-            message = f"Nothing of the request came for {IDLE_SECONDS:.0f} s."
-            raise ApiError(TIMED_OUT, message, "request_timeout") from None
+            said = f"Nothing of the request came for {IDLE_SECONDS:.0f} s."
+            raise ApiError(TIMED_OUT, said, "request_timeout") from None
         self._num_bytes += len(message.get("body", b""))
         if self._num_bytes > self._max_mb * BYTES_PER_MB:
             await self._refuse()

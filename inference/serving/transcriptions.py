@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -63,8 +63,8 @@ class Asked(BaseModel):
     temperature: float = 0.0
     prompt: str = ""
     language: str = ""
-    timestamp_granularities: list[Literal["word", "segment"]] = Field(default_factory=lambda: [SEGMENT])
-    include: list[str] = Field(default_factory=list)
+    timestamp_granularities: list[Literal["word", "segment"]] = ["segment"]
+    include: list[str] = []
 
 
 class SharingTranscriber(Transcriber):

@@ -302,7 +302,7 @@ class Page:
             show_progress="minimal",
             show_progress_on=progress,
         )
-        end = {"api_name": "stop_transcribing", "concurrency_limit": None}
+        end: dict[str, Any] = {"api_name": "stop_transcribing", "concurrency_limit": None}
         stop.click(lambda visitor: visitor.stop_transcribing.set(), visitor, None, **end)
 
     def transcribe(self, path: str | None, visitor: Visitor, request: gr.Request) -> Iterator[tuple[str, str, str]]:
