@@ -42,16 +42,12 @@ class RecordingEncoder:
 
     Args:
         max_kept_bytes: bound on what is kept; what was asked for longest ago is forgotten first.
-
-    Attributes:
-        num_encoded: number of recordings that went through the encoder.
     """
 
     def __init__(self, model, processor, max_kept_bytes: int = MAX_KEPT_BYTES):
         self.model = model
         self.processor = processor
         self.max_kept_bytes = max_kept_bytes
-        self.num_encoded = 0
         self._kept: OrderedDict[bytes, list[torch.Tensor]] = OrderedDict()
         self._kept_bytes = 0
 
@@ -71,7 +67,6 @@ class RecordingEncoder:
                 self._kept.move_to_end(key)
                 found[key] = self._kept[key]
             else:
-                self.num_encoded += 1
                 found[key] = encode_windows(self.model, self.processor, waveform)
                 self._keep(key, found[key])
         return as_model_inputs([window for key in keys for window in found[key]])

@@ -92,14 +92,12 @@ class AnswerReport:
         finish_reason: "stop" if the model ended it, "length" at the bound, "interrupted" if it was stopped.
         prompt_tokens: length of the conversation that was answered.
         reused_tokens: number of them that were in the cache.
-        encoded_recordings: number of recordings that went through the encoder.
         new_tokens: length of the answer, its end-of-turn token included.
     """
 
     finish_reason: str
     prompt_tokens: int
     reused_tokens: int
-    encoded_recordings: int
     new_tokens: int
 
 
@@ -250,13 +248,10 @@ class Session:
         """Run the model, and add the turn and its answer to the conversation. `prompt`: see `_encoded_text`."""
         model = self.model
         recordings = recordings_of(messages)
-        fresh = 0
-        self.report = AnswerReport("interrupted", len(prompt), 0, 0, 0)
+        self.report = AnswerReport("interrupted", len(prompt), 0, 0)
         for recording in recordings:
-            if stop.is_set():
-                return
-            fresh += recording.waveform is not None
-            recording.encode(model, self.processor)
+            if not stop.is_set():
+                recording.encode(model, self.processor)
         if stop.is_set():
             return
         reused = self._reuse(prompt, self._adapter(recordings, options))
@@ -279,7 +274,7 @@ class Session:
         self._cached = [*prompt, *answer][: self._cache.get_seq_length()]
         text = self.processor.tokenizer.decode(answer, skip_special_tokens=True).strip()
         self._messages = [*messages, {"role": "assistant", "content": text}]
-        self.report = AnswerReport(self._finish_reason(answer, options), len(prompt), reused, fresh, len(answer))
+        self.report = AnswerReport(self._finish_reason(answer, options), len(prompt), reused, len(answer))
 
     def _reuse(self, prompt: list[Any], adapter: str | None) -> int:
         """Cut the cache back to the tokens that it has in common with the prompt and adapter, and return their number."""

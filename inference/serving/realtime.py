@@ -21,7 +21,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from ..context_words import read_context
 from ..live import LiveTranscriber, LiveUpdate
 from ..recordings import from_16_bits
-from .responses import ApiError, invalid
+from .responses import ApiError, invalid, timed_words
 from .service import Service
 
 DEFAULT_RATE_HZ = 24_000
@@ -131,10 +131,7 @@ class Listener:
         if update.final:
             delta = " " * bool(self._text) + " ".join(word.text for word in update.final)
             self._text += delta
-            words = [
-                {"word": one.text, "start": one.start_s, "end": one.end_s, "confidence": one.confidence}
-                for one in update.final
-            ]
+            words = timed_words(update.final)
             events.append(self._event(f"{TRANSCRIPTION}.delta", content_index=0, delta=delta, words=words))
         if is_asked or (update.is_pause and self._text):
             events.append(self._event("input_audio_buffer.committed"))

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 
 from ..recordings import RecordingTooLongError
 from ..session import AnswerMemoryError, ContextLengthError
+from ..transcripts import Word
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +98,11 @@ async def handle(request: Request, error: Exception) -> JSONResponse:
         where = f"{request.method} {request.url.path}"
         error = ApiError(error.status_code, f"{where}: {error.detail}", headers=dict(error.headers or {}))
     return about_server(error).response()
+
+
+def timed_words(words: Iterable[Word]) -> list[dict[str, Any]]:
+    """Return words with OpenAI's names of their fields; it has no confidence."""
+    return [{"word": one.text, "start": one.start_s, "end": one.end_s, "confidence": one.confidence} for one in words]
 
 
 def event(content: dict[str, Any]) -> str:

@@ -36,6 +36,7 @@ from .responses import (
     as_event_stream,
     event,
     invalid,
+    timed_words,
 )
 from .service import AllSet, Job, Service, Work
 
@@ -266,8 +267,5 @@ def _respond(transcript: Transcript, asked: Asked, language: str | None, tokeniz
             for number, (one, text) in enumerate((one, text) for one, text in texts if text)
         ]
     if WORD in asked.timestamp_granularities:
-        content["words"] = [
-            {"word": one.text, "start": one.start_s, "end": one.end_s, "confidence": one.confidence}
-            for one in transcript.words
-        ]
+        content["words"] = timed_words(transcript.words)
     return JSONResponse(content)

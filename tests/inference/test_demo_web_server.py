@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 from audiollm.inference.demo_web import DemoWebArguments, served
+from audiollm.inference.loaded import AudioLlm
 from audiollm.inference.options import is_loopback
 from audiollm.inference.session import Session
-from audiollm.inference.transcribing import Transcriber
 from audiollm.inference.web.own_files import MAX_CALL_BYTES
 from web_server import Served, Slowed, bad_uploads, serve, wait_for, write_noise
 
@@ -159,7 +159,7 @@ def test_transcribing_ends_with_text_and_files(page, visitor, tmp_path) -> None:
     path = write_noise(tmp_path / "meeting.wav", 6)
     job = visitor.submit(handle_file(path), api_name="/transcribe")
     done, text, files = job.result()
-    (expected,) = Transcriber(page.model, page.processor, progress=False).transcribe([path])
+    expected = AudioLlm(page.model, page.processor).transcribe(path)
     assert text == expected.text != "" and "6.0 s transcribed" in done
     assert any("<progress" in output[0] for output in job.outputs())
     assert all(f'download="meeting.{ending}"' in files for ending in ("txt", "srt", "vtt", "json"))

@@ -16,7 +16,7 @@ import pytest
 import soundfile
 from audiollm import AudioLlmForConditionalGeneration
 from audiollm.inference.answering import answer
-from audiollm.inference.transcribing import Transcriber, TranscribingSettings
+from audiollm.inference.loaded import AudioLlm
 from audiollm.inference.transcripts import as_srt, as_vtt
 from audiollm.processing import load_waveform
 from long_recordings import RATE, in_a_row, noises
@@ -287,7 +287,7 @@ def recording(sounds, tmp_path_factory) -> Path:
 
 
 def test_transcripts_are_those_of_the_command(client, recording, model, processor) -> None:
-    [expected] = Transcriber(model, processor, progress=False).transcribe([str(recording)])
+    expected = AudioLlm(model, processor).transcribe(recording)
     assert len([each for each in expected.passages if each.text]) >= 2 and expected.skipped
 
     def got(**options: Any) -> Any:
@@ -306,8 +306,7 @@ def test_transcripts_are_those_of_the_command(client, recording, model, processo
     assert [each.text for each in verbose.segments] == [" ".join(each.text.split()) for each in heard]
     assert [processor.decode(each.tokens) for each in verbose.segments] == [each.text for each in verbose.segments]
     prompt = "Before this was said: Names: Ann.\n<audio>\nTranscribe the speech."
-    settings = TranscribingSettings(prompt=prompt, max_new_tokens=NEW_TOKENS)
-    [hinted] = Transcriber(model, processor, settings, progress=False).transcribe([str(recording)])
+    hinted = AudioLlm(model, processor).transcribe(recording, prompt=prompt)
     assert got(prompt="Names: Ann.").text == hinted.text != expected.text
 
 

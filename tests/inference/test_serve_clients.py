@@ -8,9 +8,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from audiollm.inference.loaded import AudioLlm
 from audiollm.inference.serving.service import ServingSettings
 from audiollm.inference.session import Session
-from audiollm.inference.transcribing import Transcriber, TranscribingSettings
+from audiollm.inference.transcribing import TranscribingSettings
 from long_recordings import RATE, prompts
 from servers import audio, client_of, in_thread, text, user, wav
 
@@ -195,16 +196,8 @@ TRANSCRIBERS = {"openai": transcribed_by_openai, "litellm": transcribed_by_litel
 
 
 @pytest.fixture(scope="module")
-def transcript(model, processor, speech, tmp_path_factory) -> Callable[..., Any]:
-    path = tmp_path_factory.mktemp("speech") / "a.wav"
-    path.write_bytes(speech)
-
-    def heard(**changed: Any) -> Any:
-        settings = TranscribingSettings(**{**vars(SETTINGS), **changed})
-        [result] = Transcriber(model, processor, settings, progress=False).transcribe([str(path)])
-        return result
-
-    return heard
+def transcript(model, processor, speech) -> Callable[..., Any]:
+    return lambda **changed: AudioLlm(model, processor).transcribe(speech, **{**vars(SETTINGS), **changed})
 
 
 @pytest.mark.parametrize("client", TRANSCRIBERS)

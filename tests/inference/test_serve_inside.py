@@ -15,12 +15,13 @@ import pytest
 import torch
 import uvicorn
 from audiollm.inference import serve
+from audiollm.inference.loaded import AudioLlm
 from audiollm.inference.serve import ServeArguments, bind, main
 from audiollm.inference.serving import gateway
 from audiollm.inference.serving.chat import StopStrings
 from audiollm.inference.serving.responses import GoneError
 from audiollm.inference.serving.service import Service, ServingSettings, Turns
-from audiollm.inference.transcribing import Transcriber, TranscribingSettings
+from audiollm.inference.transcribing import TranscribingSettings
 from long_recordings import RATE, prompts
 from servers import audio, client_of, in_thread, text, user, wav
 from web_server import Slowed, wait_for
@@ -154,15 +155,11 @@ def test_a_chat_comes_in_between_the_windows_of_a_transcription(served) -> None:
     assert ended[0] == "chat" and len(ended) == 2
 
 
-def test_transcriptions_at_once_share_batches_and_get_their_own_texts(model, processor, steps, tmp_path) -> None:
+def test_transcriptions_at_once_share_batches_and_get_their_own_texts(model, processor, steps) -> None:
     """Uploads of like length, and one that is longer; one client leaves while it waits."""
     files = [hiss(seconds, seed) for seed, seconds in enumerate([*(1 + number / 20 for number in range(7)), 5.0])]
     settings = TranscribingSettings(voice_activity=False, max_new_tokens=12)
-    expected = []
-    for number, file in enumerate(files):
-        (tmp_path / f"{number}.wav").write_bytes(file)
-        one = Transcriber(model, processor, settings, progress=False)
-        expected += [each.text for each in one.transcribe([str(tmp_path / f"{number}.wav")])]
+    expected = [AudioLlm(model, processor).transcribe(file, **vars(settings)).text for file in files]
     assert len(set(expected)) == len(files)
     steps.clear()
     with (

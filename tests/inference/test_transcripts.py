@@ -47,7 +47,8 @@ def test_the_forms_are_exact() -> None:
 
 def test_formats_are_written(tmp_path) -> None:
     stem = tmp_path / "a folder" / "v1.2 é"
-    (path,) = write_transcript(TRANSCRIPT, stem, ["txt"])
+    write_transcript(TRANSCRIPT, stem, ["txt"])
+    (path,) = stem.parent.iterdir()
     assert path.name == "v1.2 é.txt" and path.read_text(encoding="utf-8") == as_text(TRANSCRIPT)
 
 
