@@ -1,5 +1,5 @@
 """
-The Ultravox checkpoint layout (0.5 and later), and how an AudioLLM checkpoint is said in it.
+The Ultravox checkpoint layout (0.5 and later), and the mapping of an AudioLLM checkpoint to it.
 
 Sources: `ultravox_config.py`, `ultravox_model.py` and `ultravox_processing.py` of github.com/fixie-ai/ultravox,
 `model_executor/models/ultravox.py` of vLLM, `conversion/ultravox.py`, `tools/mtmd/models/whisper-enc.cpp` and
@@ -67,7 +67,7 @@ PROJECTOR: dict[str, tuple[Any, str]] = {
         "--projector_readout direct from the first stage on",
     ),
     "projector_context_layers": (0, "Ultravox's projector sees one token at a time. Train with 0"),
-    "projector_type": ("swiglu", "llama.cpp computes SwiGLU whatever is written. Train with 'swiglu'"),
+    "projector_type": ("swiglu", "llama.cpp always computes SwiGLU. Train with 'swiglu'"),
     "projector_pre_norm": (True, "Ultravox always has this norm. Train with it"),
     "projector_mid_norm": (True, "Ultravox always has this norm. Train with it"),
     "projector_norm_eps": (1e-6, "Ultravox's is 1e-06"),
@@ -115,7 +115,7 @@ TEMPLATE_PREAMBLE = """\
 {%- endif -%}
 {%- endfor -%}
 {%- set messages = audiollm.messages %}"""
-CANNOT = "This checkpoint cannot be said in the Ultravox layout: "
+CANNOT = "The Ultravox layout cannot hold this checkpoint: "
 
 
 class ExportError(ValueError):

@@ -56,14 +56,14 @@ class LoadingArguments:
     dtype: str = option("auto", "Precision of the bases.", choices=DTYPES)
     device: str | None = option(None, "Device of the model: cpu, cuda:0, or auto to spread it; a GPU if there is one.")
     load_in_8bit: bool = option(False, "Language model in 8 bits, by bitsandbytes: less memory, other rounding.")
-    load_in_4bit: bool = option(False, "Language model in 4 bits, likewise.")
+    load_in_4bit: bool = option(False, "Language model in 4 bits, by bitsandbytes.")
     attn_implementation: str | None = option(
         None, "Attention: sdpa, eager, flash_attention_2, ...; sdpa where the bases have it."
     )
     merge_adapters: bool = option(
         False,
         "Fold the adapter into the language model, which makes answers faster. Questions without audio are then "
-        "answered by the adapted model, too, and no longer by the unchanged base.",
+        "answered by the adapted model too, no longer by the unchanged base.",
     )
 
     def __post_init__(self):

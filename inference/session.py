@@ -1,6 +1,6 @@
 """
 A conversation with a model, with a cache of keys and values: a follow-up question neither encodes a recording again nor
-runs the language model over it again. Answers are those of the whole conversation read anew.
+runs the language model over it again. Answers equal those of the whole conversation read again.
 """
 
 import threading
@@ -80,7 +80,7 @@ class ContextLengthError(ValueError):
 
 
 class AnswerMemoryError(RuntimeError):
-    """Memory that does not suffice for an answer. The message says for what, and what takes less."""
+    """Too little memory for an answer. The message says how far it came, and what takes less."""
 
 
 @dataclass(frozen=True)

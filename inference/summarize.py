@@ -29,7 +29,7 @@ from .transcripts import with_ending
 PARTIAL_ENDING = "parts.partial.jsonl"
 #: Answers about parts are read again, several at once; short ones need fewer rounds.
 DEFAULT_MAX_NEW_TOKENS = 256
-#: Raise it when a change here changes answers: what is kept of parts is then begun anew.
+#: Raise it when a change here changes answers: answers about parts that were kept are then not used.
 IN_PARTS_REVISION = 1
 BAR = "{desc}: {n:.0f}/{total_fmt} s of audio [{elapsed}]"
 

@@ -56,7 +56,7 @@ class Listener:
 
     def update(self, session: Any) -> dict[str, Any]:
         """
-        Take settings, which begin a transcript anew, and return all of them.
+        Take settings, which start a new transcript, and return all of them.
 
         Raises:
             ApiError: a setting has no such value.

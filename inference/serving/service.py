@@ -101,7 +101,7 @@ class Turns:
         """
         Return the results of items, which are computed together with those of other threads that wait.
 
-        A batch that fails is computed anew, each thread's items by themselves, so that nobody fails by another's.
+        If a batch fails, each thread's items are computed again alone: no request fails through another.
 
         Args:
             kind: items of an equal one can be computed together.
@@ -122,7 +122,7 @@ class Turns:
             stops = AllSet([one.stop for one in batch])
             try:
                 results = run([item for one in batch for item in one.items], stops)
-            except Exception as error:  # whatever it was, the requests that did not cause it are answered
+            except Exception as error:  # of any kind: the requests that did not cause it are answered
                 if len(batch) == 1 or stops.is_set():
                     raise
                 logger.warning("A batch of %d requests failed; each is computed alone.", len(batch), exc_info=error)
