@@ -16,12 +16,14 @@ import soundfile
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.command_line.files import AUDIO_SUFFIXES
 from audiollm.inference.answering import answer, ask
+from audiollm.inference.loaded import AudioLlm
 from audiollm.inference.loading import load_generation_config
 from audiollm.inference.options import find_recordings
 from audiollm.inference.transcribe import main
 from audiollm.inference.transcribing import UNSURE, Certainty, Transcriber, TranscribingSettings
 from long_recordings import RATE, in_a_row, noises, prompts, silence
 
+FEW = {"max_new_tokens": 6}
 FEW_TOKENS = ["--max_new_tokens", "6", "--no_progress"]
 MEMORY_GROWTH_BYTES = 40 << 20
 
@@ -129,6 +131,7 @@ def test_every_option_does_something(checkpoint, tmp_path) -> None:
         (["--window_seconds", "2"], "windows"),
         (["--voice_activity", "off"], "skipped"),
         (["--voice_threshold_db", "0"], "skipped"),
+        (["--min_logprob", "-0.001"], "text"),
         (["--dtype", "bfloat16"], "made_with"),
         (["--batch_size", "1"], "made_with"),
     ):
@@ -152,17 +155,14 @@ def test_what_is_wrong_with_options_is_said(checkpoint, sounds, capsys, monkeypa
         assert message in capsys.readouterr().err
 
 
-def test_batched_is_single(tiny_model, tiny_processor, sounds, tmp_path) -> None:
-    for index, clip in enumerate(prompts(24)[::3]):
-        soundfile.write(tmp_path / f"{index}.wav", clip, RATE)
-    files = [*map(str, sorted(tmp_path.glob("*.wav"))), str(sounds / "below/row.mp3")]
-    texts = []
-    for batch_size in (1, 5):
-        settings = TranscribingSettings(max_new_tokens=8, batch_size=batch_size)
-        results = list(Transcriber(tiny_model, tiny_processor, settings, progress=False).transcribe(files))
-        assert [result.audio for result in results] == files
-        texts.append([[passage.text for passage in result.passages] for result in results])
-    assert texts[0] == texts[1] and len({text for each in texts[0] for text in each}) > 5
+def test_batched_is_single(tiny_model, tiny_processor, sounds) -> None:
+    recordings = [*prompts(24)[::3], str(sounds / "below/row.mp3")]
+    hearing = AudioLlm(tiny_model, tiny_processor)
+    single, batched = (
+        [[one.text for one in result.passages] for result in hearing.transcribe(recordings, batch_size=size, **FEW)]
+        for size in (1, 5)
+    )
+    assert single == batched and len({text for each in single for text in each}) > 5
 
 
 def test_certainty_is_the_mean_of_the_tokens_log_probabilities(tiny_model, tiny_processor, clips) -> None:
@@ -185,7 +185,7 @@ def test_certainty_is_the_mean_of_the_tokens_log_probabilities(tiny_model, tiny_
             assert certainty.mean_logprob(row, tokens) == pytest.approx(float(scores[row, :tokens].mean()), abs=1e-5)
 
 
-def test_windows_that_the_model_is_not_sure_of_are_named(checkpoint, tmp_path, monkeypatch) -> None:
+def test_windows_that_the_model_is_not_sure_of_are_named(tiny_model, tiny_processor, monkeypatch) -> None:
     means: list[float] = []
     mean_logprob = Certainty.mean_logprob
 
@@ -194,25 +194,17 @@ def test_windows_that_the_model_is_not_sure_of_are_named(checkpoint, tmp_path, m
         return means[-1]
 
     monkeypatch.setattr(Certainty, "mean_logprob", noted)
-    for index, clip in enumerate(prompts(4)):
-        soundfile.write(tmp_path / f"{index}.wav", clip, RATE)
-    files = sorted(tmp_path.glob("*.wav"))
-    out = ["--output_dir", tmp_path / "o", "--output_format", "json", "txt", "--overwrite"]
-    transcribe(checkpoint, *files, *out, "--min_logprob", -1e6)
-    assert all((tmp_path / f"o/{index}.txt").read_text() for index in range(4))
-    transcribe(checkpoint, *files, *out, "--min_logprob", np.mean(means))
-    kept = [json.loads((tmp_path / f"o/{index}.json").read_text()) for index in range(4)]
-    assert [one["skipped"][0]["reason"] for one in kept if not one["text"]] == [UNSURE] * sum(
-        one < np.mean(means[:4]) for one in means[:4]
-    )
-    assert 0 < sum(bool(one["text"]) for one in kept) < 4
+    hearing = AudioLlm(tiny_model, tiny_processor)
+    assert all(one.text for one in hearing.transcribe(prompts(4), min_logprob=-1e6, **FEW))
+    least = float(np.mean(means))
+    kept = hearing.transcribe(prompts(4), min_logprob=least, **FEW)
+    left_out = [one for one in kept if not one.text]
+    assert [one.skipped[0].reason for one in left_out] == [UNSURE] * sum(one < least for one in means[:4])
+    assert 0 < len(left_out) < 4
 
 
-def test_a_recording_without_a_voice_has_no_text(tiny_model, tiny_processor, tmp_path) -> None:
-    for name, sound in {**noises(3.0, -25), "silence": silence(3)}.items():
-        soundfile.write(tmp_path / f"{name}.wav", sound, RATE)
-    results = Transcriber(tiny_model, tiny_processor, progress=False).transcribe(list(map(str, tmp_path.glob("*"))))
-    for result in results:
+def test_a_recording_without_a_voice_has_no_text(tiny_model, tiny_processor) -> None:
+    for result in AudioLlm(tiny_model, tiny_processor).transcribe([*noises(3.0, -25).values(), silence(3)]):
         assert not result.passages and result.text == ""
         assert result.skipped[0].start_s == 0 and result.skipped[-1].end_s == result.seconds == 3.0
 
