@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
+from weakref import WeakSet
 
 from audiollm.processing import AudioError
 from starlette.requests import Request
@@ -24,6 +25,8 @@ from .responses import NOT_FOUND, ApiError, GoneError, about_server, logger
 
 #: Work for a request: takes a function for its results, and the event that stops it.
 Work = Callable[[Callable[[Any], None], threading.Event], None]
+#: The last item of a job, which is not given.
+END = object()
 #: Of the time that the last turn took, what the next one may wait for more to compute together.
 GATHER_SHARE = 0.1
 
@@ -201,20 +204,18 @@ class Job:
         self.stop = threading.Event()
         self._turns = turns
         self._loop = asyncio.get_running_loop()
-        self._items: asyncio.Queue[tuple[Any, BaseException | None, bool]] = asyncio.Queue()
-        pool.submit(self._run, work)
+        self._items: asyncio.Queue[Any] = asyncio.Queue()
+        self._future = pool.submit(self._run, work)
 
     def _run(self, work: Work) -> None:
-        error: BaseException | None = None
         try:
-            work(lambda item: self._put((item, None, False)), self.stop)
-        except BaseException as raised:  # raised again in `items`
-            error = raised
-        self._put((None, error, True))
+            work(self._put, self.stop)
+        finally:
+            self._put(END)
 
-    def _put(self, entry: tuple[Any, BaseException | None, bool]) -> None:
+    def _put(self, item: Any) -> None:
         try:
-            self._loop.call_soon_threadsafe(self._items.put_nowait, entry)
+            self._loop.call_soon_threadsafe(self._items.put_nowait, item)
         except RuntimeError:  # the server is closed already
             self.stop.set()
 
@@ -225,20 +226,18 @@ class Job:
         When this is closed, the work has ended and uses nothing of the request.
         """
         watch = asyncio.create_task(self._abandon_without(request))
-        is_last = False
+        item: Any = None
         try:
-            while True:
-                item, error, is_last = await self._items.get()
-                if error is not None:
-                    raise about_server(error) from None
-                if is_last:
-                    return
+            while (item := await self._items.get()) is not END:
                 yield item
+            error = self._future.exception()
+            if error is not None:
+                raise about_server(error) from None
         finally:
             watch.cancel()
             self.abandon()
-            while not is_last:
-                *_, is_last = await self._items.get()
+            while item is not END:
+                item = await self._items.get()
 
     async def _abandon_without(self, request: Request) -> None:
         """Abandon the work when the client goes away."""
@@ -271,29 +270,18 @@ class Service:
         self.turns = Turns()
         self.sessions: dict[tuple[str, str], tuple[Session, float]] = {}
         self._pool = ThreadPoolExecutor(settings.max_requests, thread_name_prefix="request")
-        self._jobs: set[Job] = set()
+        self._jobs: WeakSet[Job] = WeakSet()
         self._lock = threading.Lock()
 
     def start(self, work: Work) -> Job:
         """Begin the work for a request, in a thread."""
-
-        def tracked(give: Any, stop: threading.Event) -> None:
-            try:
-                work(give, stop)
-            finally:
-                with self._lock:
-                    self._jobs.discard(job)
-
-        with self._lock:
-            job = Job(tracked, self._pool, self.turns)
-            self._jobs.add(job)
+        job = Job(work, self._pool, self.turns)
+        self._jobs.add(job)
         return job
 
     def close(self) -> None:
         """Stop all work within a token, and wait for its end."""
-        with self._lock:
-            jobs = list(self._jobs)
-        for job in jobs:
+        for job in list(self._jobs):
             job.abandon()
         self._pool.shutdown(wait=True)
 
