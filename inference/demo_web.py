@@ -14,7 +14,7 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -26,6 +26,8 @@ from .recordings import read_bounded
 from .session import DEFAULT_MAX_NEW_TOKENS
 
 BYTES_PER_MB = 1 << 20  # in Gradio's messages about the size of files
+#: The only way to tell Gradio where to put files.
+FILES_VARIABLE = "GRADIO_TEMP_DIR"
 #: Visitors whose conversations are kept; the longest idle ones are forgotten first.
 MAX_VISITORS = 32
 NEEDS_GRADIO = 'The page needs Gradio, which cannot be imported ({error}): pip install "audiollm[web]".'
@@ -91,8 +93,11 @@ def served(model, processor, options: DemoWebArguments) -> Iterator[str]:
     for path in options.examples:
         rate, seconds = processor.sampling_rate, options.max_audio_seconds
         deque(read_bounded(Path(path), rate, Path(path).name, seconds, LIMIT), maxlen=0)
-    with tempfile.TemporaryDirectory(prefix="audiollm-web-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # which is the only way to tell Gradio where to put files
+    with tempfile.TemporaryDirectory(prefix="audiollm-web-") as folder, ExitStack() as stack:
+        former = {name: os.environ[name] for name in (FILES_VARIABLE,) if name in os.environ}
+        stack.callback(os.environ.update, former)
+        os.environ[FILES_VARIABLE] = folder
+        stack.callback(os.environ.pop, FILES_VARIABLE)
         page = Page(model, processor, options, folder)
         user, _, password = (options.auth or "").partition(":")
         _, url, _ = page.blocks.queue(status_update_rate=1).launch(
@@ -115,11 +120,8 @@ def served(model, processor, options: DemoWebArguments) -> Iterator[str]:
             prevent_thread_lock=True,
             quiet=True,
         )
-        try:
-            yield url
-        finally:
-            page.blocks.close(verbose=False)
-            del os.environ["GRADIO_TEMP_DIR"]
+        stack.callback(page.blocks.close, verbose=False)
+        yield url
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .session import ContextLengthError, Session
+from .session import ContextLengthError, Session, context_length
 from .transcribing import PartialTranscript, Phrase
 from .windows import MIN_LEVEL_DBFS, Window, cut_into_windows, detect_voice
 
@@ -85,8 +85,7 @@ class InParts:
         self.model, self.processor = model, processor
         self.prompt, self.join_prompt = prompt, join_prompt
         self.max_new_tokens, self.system, self.options = max_new_tokens, system, generate_options
-        config = model.config.get_text_config(decoder=True)
-        self._limit: int | None = getattr(config, "max_position_embeddings", None)
+        self._limit = context_length(model)
         self._check_joining()
         self.part_seconds = self._part_seconds(part_seconds)
 

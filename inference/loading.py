@@ -168,17 +168,15 @@ def load_model(
             computed_in = _base_dtype(checkpoint, dtype, revision)
             arguments["quantization_config"] = quantisation(load_in_8bit, load_in_4bit, computed_in)
         model = AudioLlmForConditionalGeneration.from_pretrained(checkpoint, **arguments)
-        if merge_adapters:
-            if not model.config.lora_adapters:
-                raise CheckpointError(f"{checkpoint} has no adapter to merge; leave out --merge_adapters.")
-            model = model.merge_adapters()
-    except CheckpointError:
-        raise
     except (OSError, ValueError, ImportError) as error:
         # transformers says what is missing, but not which option asked for it.
         attention = f" with --attn_implementation {attn_implementation}" if attn_implementation else ""
         advice = "" if "hf download" in str(error) else how_to_get(checkpoint)
         raise CheckpointError(f"{checkpoint} cannot be loaded{attention}: {error}{advice}") from error
+    if merge_adapters:
+        if not model.config.lora_adapters:
+            raise CheckpointError(f"{checkpoint} has no adapter to merge; leave out --merge_adapters.")
+        model = model.merge_adapters()
     use_cpu_speed(model)
     return model.eval()
 

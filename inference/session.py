@@ -348,7 +348,7 @@ class Session:
 
     def _fitting(self, prompt_tokens: int, max_new_tokens: int, recordings: list[Recording]) -> int:
         """Return the bound on the answer that the language model's context allows."""
-        limit = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        limit = context_length(self.model)
         if limit is None:
             return max_new_tokens
         if prompt_tokens < limit:
@@ -371,6 +371,11 @@ class Session:
 def model_lock(model: torch.nn.Module) -> threading.Lock:
     """Return the lock that is held while a model generates, by everything that answers from threads of its own."""
     return _MODEL_LOCKS.setdefault(model, threading.Lock())
+
+
+def context_length(model: Any) -> int | None:
+    """Return the tokens that a language model can hold; None where it names no bound."""
+    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
 
 
 def sampling_options(temperature: float, top_p: float = 1.0) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ..session import AnswerReport, ContextLengthError, Recording, Session, sampling_options
+from ..session import AnswerReport, ContextLengthError, Recording, Session, context_length, sampling_options
 from .chat_request import AUDIO_PLACEHOLDER, AudioPart, ChatRequest, Message, TextPart, read_chat_request
 from .responses import LAST_EVENT, GoneError, about_request, about_server, as_event_stream, event
 from .service import Service, caller_of
@@ -157,7 +157,7 @@ class Answering:
         limit = f"the rest of the {most:.0f} s that one request may hold"
         with self.service.measured(io.BytesIO(file), name, most - self._seconds, limit, stop) as (_, seconds):
             self._seconds += seconds
-        context = getattr(self.service.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        context = context_length(self.service.model)
         slots = processor.num_audio_slots(int(seconds * processor.sampling_rate))
         if context is not None and slots >= context:
             raise ContextLengthError(
