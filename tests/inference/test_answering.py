@@ -8,20 +8,15 @@ import soundfile
 import torch
 from audiollm.inference.answering import answer, ask, generate_answers
 from audiollm.inference.recording_encoder import RecordingEncoder
+from long_recordings import RATE, noise
 from transformers import GenerationConfig
 from transformers.generation import BaseStreamer
 
 NEW_TOKENS = 8
 OPTIONS = {"max_new_tokens": NEW_TOKENS}
 NUM_FILES = 12
-RATE = 16_000
 #: Half a second is 25 frames of the tiny encoder's 32 channels in float32.
 HALF_SECOND_BYTES = 25 * 32 * 4
-
-
-def noise(seconds: float, seed: int = 0) -> np.ndarray:
-    samples = np.random.default_rng(seed).standard_normal(int(seconds * RATE))
-    return (samples / 10).astype(np.float32)
 
 
 @pytest.fixture

@@ -11,27 +11,25 @@ from audiollm import AudioLlmPipeline
 from audiollm.inference.answering import answer, ask
 from audiollm.inference.pipeline import TRANSCRIBE_PROMPT
 from datasets import Audio, Dataset
+from long_recordings import RATE, noise
 from transformers import AutoModelForMultimodalLM, AutoProcessor, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 from versions import ANY_TO_ANY_RUNS
 
-SAMPLING_RATE_HZ = 16_000
 OPTIONS = {"max_new_tokens": 8}
 TASK = "audio-text-to-text"
 
 
 @pytest.fixture(scope="module")
 def waveforms() -> list[np.ndarray]:
-    generator = np.random.default_rng(0)
-    seconds = (0.9, 0.3, 0.6, 0.45)
-    return [(generator.standard_normal(int(s * SAMPLING_RATE_HZ)) / 10).astype(np.float32) for s in seconds]
+    return [noise(seconds, seed) for seed, seconds in enumerate((0.9, 0.3, 0.6, 0.45))]
 
 
 @pytest.fixture(scope="module")
 def files(waveforms, tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("recordings")
     for index, waveform in enumerate(waveforms):
-        soundfile.write(folder / f"{index}.wav", waveform, SAMPLING_RATE_HZ, subtype="FLOAT")
+        soundfile.write(folder / f"{index}.wav", waveform, RATE, subtype="FLOAT")
     return [str(folder / f"{index}.wav") for index in range(len(waveforms))]
 
 
@@ -65,7 +63,7 @@ def test_a_recording_of_any_kind_is_transcribed(listen, told, waveforms, files) 
         Path(files[0]).read_bytes(),
         waveforms[0],
         torch.from_numpy(waveforms[0]),
-        {"array": waveforms[0], "sampling_rate": SAMPLING_RATE_HZ},
+        {"array": waveforms[0], "sampling_rate": RATE},
         {"bytes": None, "path": files[0]},
         {"audio": [files[0]]},
     ]

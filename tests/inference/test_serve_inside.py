@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx
-import numpy as np
 import openai
 import pytest
 import torch
@@ -22,7 +21,7 @@ from audiollm.inference.serving.chat import StopStrings
 from audiollm.inference.serving.responses import GoneError
 from audiollm.inference.serving.service import Service, ServingSettings, Turns
 from audiollm.inference.transcribing import TranscribingSettings
-from long_recordings import RATE, prompts
+from long_recordings import noise, prompts
 from servers import audio, client_of, in_thread, text, user, wav
 from web_server import Slowed, wait_for
 
@@ -71,10 +70,6 @@ def transcribe(url: str, file: bytes, **options: Any) -> str:
     return client_of(url).audio.transcriptions.create(model="tiny", file=("a.wav", file), **options).text
 
 
-def hiss(seconds: float, seed: int = 0) -> bytes:
-    return wav(np.random.default_rng(seed).standard_normal(int(seconds * RATE)) / 10)
-
-
 def idle(service: Service) -> bool:
     return not service.turns.waiting
 
@@ -100,7 +95,7 @@ def test_whole_answers_and_transcriptions_that_are_left_stop(served, steps) -> N
     assert 0 < len(steps) < MAX_NEW_TOKENS / 2
     steps.clear()
     with pytest.raises(openai.APITimeoutError):
-        transcribe(url, hiss(60), timeout=0.5)
+        transcribe(url, wav(noise(60)), timeout=0.5)
     wait_for(lambda: idle(service))
     assert 0 < len(steps) < 30 * 41  # of 60 windows with as many tokens
 
@@ -147,7 +142,7 @@ def test_a_chat_comes_in_between_the_windows_of_a_transcription(served) -> None:
     url, service = served
     ended: list[str] = []
     with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(lambda: ended.append(f"transcription {transcribe(url, hiss(8))}"))
+        done = pool.submit(lambda: ended.append(f"transcription {transcribe(url, wav(noise(8)))}"))
         wait_for(lambda: not idle(service))
         ask(url, user("Hello?"))
         ended.append("chat")
@@ -157,7 +152,9 @@ def test_a_chat_comes_in_between_the_windows_of_a_transcription(served) -> None:
 
 def test_transcriptions_at_once_share_batches_and_get_their_own_texts(model, processor, steps) -> None:
     """Uploads of like length, and one that is longer; one client leaves while it waits."""
-    files = [hiss(seconds, seed) for seed, seconds in enumerate([*(1 + number / 20 for number in range(7)), 5.0])]
+    files = [
+        wav(noise(seconds, seed)) for seed, seconds in enumerate([*(1 + number / 20 for number in range(7)), 5.0])
+    ]
     settings = TranscribingSettings(voice_activity=False, max_new_tokens=12)
     expected = [AudioLlm(model, processor).transcribe(file, **vars(settings)).text for file in files]
     assert len(set(expected)) == len(files)

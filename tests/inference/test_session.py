@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from audiollm import AudioLlmForConditionalGeneration
@@ -13,6 +12,7 @@ from audiollm.command_line.machine import is_out_of_memory
 from audiollm.inference.answering import answer
 from audiollm.inference.session import AnswerMemoryError, ContextLengthError, Session
 from audiollm.processing import AudioError
+from long_recordings import noise
 from small_corpus import write_recordings
 from tiny_models import CHAT_TEMPLATE, TEXT_FIELDS, llama_config, randomise_trainables, save_text_base
 from transformers import AutoModelForCausalLM, DynamicCache, MistralConfig
@@ -116,7 +116,7 @@ def test_a_follow_up_neither_encodes_nor_prefills_the_recording(session, recordi
 @pytest.mark.quick
 def test_what_sounds_the_same_is_encoded_once_and_the_same_length_is_told_apart(session, recordings) -> None:
     """Tokens of recordings of the same length have the same ids: only what they sound like differs."""
-    one, other = (0.1 * np.random.default_rng(seed).standard_normal(16_000 * 31, np.float32) for seed in range(2))
+    one, other = noise(31), noise(31, seed=1)
     with counted(session.model) as counts:
         session.ask("<audio><audio>", recordings[0], recordings[0])
         session.ask("Again", session.processor.load_audio(recordings[0]))
