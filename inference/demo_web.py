@@ -21,7 +21,16 @@ from typing import ClassVar
 
 from audiollm.command_line.option_parser import option
 
-from .options import LoadingArguments, check_port, check_positive, ending, is_loopback, parse, tell
+from .options import (
+    LoadingArguments,
+    MissingLibraryError,
+    check_port,
+    check_positive,
+    ending,
+    is_loopback,
+    parse,
+    tell,
+)
 from .recordings import read_bounded
 from .session import DEFAULT_MAX_NEW_TOKENS
 
@@ -77,14 +86,14 @@ def served(model, processor, options: DemoWebArguments) -> Iterator[str]:
     Uploads lie in a folder that only this process's user can read, and that is removed at the end.
 
     Raises:
-        ImportError: Gradio is not installed.
+        MissingLibraryError: Gradio is not installed.
         OSError: the address cannot be used.
         AudioError, FileNotFoundError: an example cannot be used.
     """
     try:
         import gradio  # noqa: F401  # whether it is there
     except ImportError as error:
-        raise ImportError(NEEDS_GRADIO.format(error=error)) from error
+        raise MissingLibraryError(NEEDS_GRADIO.format(error=error)) from error
     from starlette.middleware import Middleware
 
     from .web.own_files import OwnFiles

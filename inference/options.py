@@ -216,12 +216,17 @@ def tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+class MissingLibraryError(ImportError):
+    """A library of an extra that is not installed. The message names the extra."""
+
+
 @contextmanager
 def ending(command: str, kept: str = "") -> Iterator[None]:
     """
     End the program with one line on standard error where the block fails in a way that a user can mend.
 
-    The status is 2 where something is wrong with what was given, 1 where memory ran out, and 130 after Ctrl-C.
+    The status is 2 where something is wrong with what was given, 1 where memory ran out or a library is missing, and 130
+    after Ctrl-C.
 
     Args:
         command: name after `audiollm`.
@@ -230,10 +235,10 @@ def ending(command: str, kept: str = "") -> Iterator[None]:
     try:
         with ended_by_signals((signal.SIGINT,)):
             yield
-    except (ImportError, OSError, ValueError) as error:  # CheckpointError and AudioError are ValueErrors
+    except (OSError, ValueError) as error:  # CheckpointError and AudioError are ValueErrors
         tell(f"audiollm {command}: {error}")
         sys.exit(NOTHING_DONE_EXIT)
-    except AnswerMemoryError as error:
+    except (AnswerMemoryError, MissingLibraryError) as error:
         tell(f"audiollm {command}: {error}")
         sys.exit(FAILURES_EXIT)
     except (MemoryError, RuntimeError) as error:

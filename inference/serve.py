@@ -19,7 +19,16 @@ from typing import TYPE_CHECKING, ClassVar
 from audiollm.command_line.option_parser import option
 
 from .loading import CheckpointError
-from .options import LoadingArguments, check_port, check_positive, ending, is_loopback, parse, tell
+from .options import (
+    LoadingArguments,
+    MissingLibraryError,
+    check_port,
+    check_positive,
+    ending,
+    is_loopback,
+    parse,
+    tell,
+)
 from .session import DEFAULT_MAX_NEW_TOKENS
 from .transcribe import WINDOW_HELP
 from .transcribing import TranscribingSettings
@@ -113,13 +122,13 @@ class ServeArguments(LoadingArguments):
 def check_libraries() -> None:
     """
     Raises:
-        CheckpointError: a library of the extra `serving` is not installed.
+        MissingLibraryError: a library of the extra `serving` is not installed.
     """
     for name in LIBRARIES:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise CheckpointError(
+            raise MissingLibraryError(
                 f'serving needs libraries that are not installed ({error}): pip install "audiollm[serving]"'
             ) from error
 
