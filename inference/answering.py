@@ -38,11 +38,10 @@ def answer(
     **generate_options: Any,
 ) -> list[str]:
     """
-    The model's answers, greedy unless `generate_options` say otherwise.
+    Return the model's answers, greedy unless `generate_options` say otherwise.
 
-    Conversations of like length share a batch, so that little is padded; answers come back in the given order. A
-    recording that several conversations are about goes through the encoder once. A conversation that ends with the
-    assistant's words is continued.
+    Conversations of like length share a batch, and a recording that several are about goes through the encoder once. A
+    conversation that ends with the assistant's words is continued.
 
     Args:
         model, processor: a pair that belongs together.
@@ -51,25 +50,22 @@ def answer(
         max_new_tokens: bound on each answer, in tokens; or one for each.
         progress: shows a bar with rate and time left.
         max_batch_seconds: bound on a batch's audio in seconds, counted as padded; a longer conversation is alone.
-        ctc_weight: for transcripts only, by a model whose projector has the readout of pieces: weight of CTC beside the
-            language model when the answer is chosen from candidates of both; see `ctc_rescoring`. 0 is `generate` alone.
+        ctc_weight: of CTC in n-best rescoring, for transcripts by a model with the readout of pieces; see
+            `ctc_rescoring`. 0 is `generate` alone.
         generate_options: passed on to `generate`. `adapter_names` has one for each conversation; with a `streamer`,
             conversations are answered one by one in the given order.
 
     Returns:
-        One text per conversation, without special tokens or surrounding space.
+        One text per conversation, in the given order, without special tokens or surrounding space.
 
     Raises:
         ValueError: a conversation or recording cannot be used; of several, the message says which.
-        FileNotFoundError: likewise, before anything is computed.
+        FileNotFoundError: a file is not there; raised before anything is computed.
     """
-    if generate_options.get("num_return_sequences", 1) != 1:
-        raise ValueError(
-            f"num_return_sequences is {generate_options['num_return_sequences']}, but there is one answer to each "
-            "conversation; generate_answers gives several."
-        )
-    options: dict[str, Any] = {"max_batch_seconds": max_batch_seconds, "ctc_weight": ctc_weight, **generate_options}
-    answers = generate_answers(model, processor, conversations, batch_size, max_new_tokens, progress, **options)
+    if (count := generate_options.get("num_return_sequences", 1)) != 1:
+        raise ValueError(f"num_return_sequences is {count}; expected 1. generate_answers gives several answers.")
+    given = (batch_size, max_new_tokens, progress, max_batch_seconds)
+    answers = generate_answers(model, processor, conversations, *given, ctc_weight=ctc_weight, **generate_options)
     return [texts[0].strip() for texts in answers]
 
 
@@ -88,7 +84,7 @@ def generate_answers(
     **generate_options: Any,
 ) -> list[list[str]]:
     """
-    As [`answer`], with every sequence that `num_return_sequences` asks for, and the text as it was generated.
+    Return answers as [`answer`], with every sequence that `num_return_sequences` asks for, as they were generated.
 
     Args:
         max_new_tokens: None leaves it to the other options and the model's own generation configuration.
@@ -121,7 +117,7 @@ def generate_answers(
         rescorer = CtcRescorer(model, processor.tokenizer, ctc_weight) if ctc_weight else None
         with tqdm(total=count, desc="Answering", unit="answer", disable=not progress) as bar:
             for chosen in batches:
-                recordings = [one for index in chosen for one in _recordings(conversations[index])]
+                recordings = [one for index in chosen for one in recordings_of(conversations[index])]
                 loaded = {key: loaded[key] for key in map(_identity, recordings) if key in loaded}
                 rows, waveforms, with_audio = [], [], []
                 for index in chosen:
@@ -155,7 +151,7 @@ def generate_answers(
 def _generate(
     model, processor, inputs, bounds: list[int | None], with_audio: list[bool], options: dict[str, Any]
 ) -> list[str]:
-    """Return what `generate` writes; without beams, each row ends at its own bound, and one with audio where it repeats itself."""
+    """Return what `generate` writes; without beams, rows end at their own bounds, and those with audio in a loop."""
     limits = [bound for bound in bounds if bound is not None]
     if limits:
         options = {**options, "max_new_tokens": max(limits)}
@@ -169,16 +165,18 @@ def _generate(
     return processor.batch_decode(said, skip_special_tokens=True)
 
 
-def ask(prompt: str, *recordings: Any, system: str | None = None) -> list[dict[str, Any]]:
+def ask(prompt: str | None, *recordings: Any, system: str | None = None) -> list[dict[str, Any]]:
     """
-    A conversation of one question about recordings: each `<audio>` in the prompt is one, or they come first.
+    Return a conversation of one question about recordings: each `<audio>` in the prompt is one, or they come first.
+
+    Without a prompt the recordings are speech to be answered.
 
     Raises:
         ValueError: the prompt has placeholders, but not one for each recording.
     """
-    pieces = prompt.split("<audio>")
-    if len(pieces) == 1:
-        pieces = [""] * len(recordings) + [("\n" if recordings else "") + prompt]
+    pieces = [""] * (len(recordings) + 1) if prompt is None else prompt.split("<audio>")
+    if len(pieces) == 1 and recordings:
+        pieces = [""] * len(recordings) + [f"\n{prompt}"]
     if len(pieces) != len(recordings) + 1:
         raise ValueError(
             f"The prompt has {len(pieces) - 1} <audio> for {len(recordings)} recordings; expected one each, or none."
@@ -188,19 +186,14 @@ def ask(prompt: str, *recordings: Any, system: str | None = None) -> list[dict[s
         if piece:
             parts.append({"type": "text", "text": piece})
         if index < len(recordings):
-            parts.append(audio_part(recordings[index]))
+            parts.append({"type": "audio", "audio": recordings[index]})
     messages: list[dict[str, Any]] = [{"role": "user", "content": parts}]
     return [{"role": "system", "content": system}, *messages] if system else messages
 
 
-def audio_part(recording: Any) -> dict[str, Any]:
-    """A recording of any kind as a typed part of a message."""
-    return {"type": "audio", "audio": recording}
-
-
 @contextmanager
 def naming(name: str) -> Iterator[None]:
-    """Puts `name` before the message of an error about what was given, which keeps its kind."""
+    """Put `name` before the message of an error about what was given, which keeps its kind."""
     try:
         yield
     except (ValueError, FileNotFoundError) as error:
@@ -216,12 +209,12 @@ def continues(conversation: list[dict[str, Any]]) -> bool:
 
 
 def _check_transcribing(conversations, names, bounds) -> None:
-    """Raises ValueError where a conversation is none that can be heard twice."""
+    """Raise ValueError where a conversation does not ask for a transcript."""
     for conversation, name, bound in zip(conversations, names, bounds):
         with naming(name):
             if bound is None:
                 raise ValueError("ctc_weight needs max_new_tokens, the bound on a transcript.")
-            if not _recordings(conversation):
+            if not recordings_of(conversation):
                 raise ValueError("ctc_weight is for transcripts, but there is no audio.")
             if continues(conversation):
                 raise ValueError("ctc_weight is for whole transcripts, but the conversation has the beginning of one.")
@@ -229,7 +222,7 @@ def _check_transcribing(conversations, names, bounds) -> None:
 
 def _plan(processor, conversations, names, batch_size: int, max_batch_seconds: float, one_by_one: bool) -> list:
     """
-    Indices of the conversations that share a batch, after a look at all that does not need decoding.
+    Return the indices of the conversations that share a batch, after a look at all that needs no decoding.
 
     Short ones come first, and those about the same recordings beside each other.
     """
@@ -237,17 +230,15 @@ def _plan(processor, conversations, names, batch_size: int, max_batch_seconds: f
     for index, conversation in enumerate(conversations):
         with naming(names[index]):
             num_characters = len(processor.apply_chat_template(conversation))
-            recordings = _recordings(conversation)
+            recordings = recordings_of(conversation)
             seconds = sum(recording_seconds(processor, recording) for recording in recordings)
         sizes.append((seconds, tuple(str(_identity(recording)) for recording in recordings), num_characters))
-    order = range(len(sizes))
     if one_by_one:
-        return [[index] for index in order]
+        return [[index] for index in range(len(sizes))]
     batches: list[list[int]] = []
-    for index in sorted(order, key=lambda index: sizes[index]):
+    for index in sorted(range(len(sizes)), key=lambda index: sizes[index]):
         longest = sizes[index][0]  # so far
-        full = not batches or len(batches[-1]) == batch_size or (len(batches[-1]) + 1) * longest > max_batch_seconds
-        if full:
+        if not batches or len(batches[-1]) == batch_size or (len(batches[-1]) + 1) * longest > max_batch_seconds:
             batches.append([])
         batches[-1].append(index)
     return batches
@@ -256,7 +247,7 @@ def _plan(processor, conversations, names, batch_size: int, max_batch_seconds: f
 def _encode_row(
     processor, conversation: list[dict[str, Any]], loaded: dict[Any, np.ndarray]
 ) -> tuple[list[int], list[np.ndarray]]:
-    """A conversation's ids, and the waveforms it holds in reading order; `loaded` has those decoded before."""
+    """Return a conversation's ids, and its waveforms in reading order; `loaded` has those decoded before."""
     waveforms: list[np.ndarray] = []
     messages = []
     for message in conversation:
@@ -271,7 +262,7 @@ def _encode_row(
                 if key not in loaded:
                     loaded[key] = processor.load_audio(recording)
                 waveforms.append(loaded[key])
-                part = audio_part(loaded[key])
+                part = {"type": "audio", "audio": loaded[key]}
             parts.append(part)
         messages.append({**message, "content": parts})
     open_end = continues(conversation)
@@ -286,7 +277,8 @@ def _encode_row(
     return inputs["input_ids"][0], waveforms
 
 
-def _recordings(conversation: list[dict[str, Any]]) -> list[Any]:
+def recordings_of(conversation: list[dict[str, Any]]) -> list[Any]:
+    """Return the recordings of a conversation, in order."""
     return flatten_conversation(conversation)[1]
 
 
@@ -297,7 +289,7 @@ def _identity(recording: Any) -> Any:
 
 def recording_seconds(processor, recording: Any) -> float:
     """
-    Return how long a recording is, without decoding it: exact where it or its header says so; 0 of a URL.
+    Return the length of a recording without decoding it: exact where it or its header says so, 0 for a URL.
 
     Raises:
         FileNotFoundError, ValueError: there is no such file.
@@ -317,10 +309,8 @@ def recording_seconds(processor, recording: Any) -> float:
         return _file_seconds(path, os.path.getsize(path))
     if not isinstance(rate, (int, float)) or rate <= 0:
         return 0.0  # decoding it says what is wrong
-    shape = getattr(recording, "shape", None)
-    if shape is not None:
-        return max(shape, default=0) / rate
-    return len(recording) / rate if hasattr(recording, "__len__") else 0.0
+    shape = getattr(recording, "shape", [len(recording)] if hasattr(recording, "__len__") else [0])
+    return max(shape, default=0) / rate
 
 
 def _file_seconds(file: Any, num_bytes: int) -> float:

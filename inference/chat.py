@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .generate import show
-from .loading import CheckpointError, load
-from .options import AnswerArguments, LoadingArguments, parse, tell
+from .options import AnswerArguments, LoadingArguments, ending, parse, tell
 from .recordings import is_remote
 from .session import Recording, Session
 
@@ -142,29 +141,20 @@ def _split(rest: str) -> list[str]:
         raise ChatError(f"{rest!r} cannot be split into names: {error}. Quote names with blanks.") from error
 
 
-def line_reader(interactive: bool) -> Callable[[], str]:
-    """Return a function that reads lines, on a terminal with a prompt, editing and history."""
-    if not interactive:
-        return input
-    with contextlib.suppress(ImportError):  # not on every system
-        importlib.import_module("readline")  # gives `input` editing and history
-    return lambda: input(PROMPT)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry of `audiollm chat` and `python -m audiollm.inference.chat`."""
-    _, options = parse(ChatArguments, "chat", __doc__ or "", arguments)
-    try:
-        model, processor = load(
-            options.model, options.dtype, options.device, options.revision, **options.loading_options()
-        )
-    except CheckpointError as error:
-        sys.exit(f"audiollm chat: {error}")
+    options = parse(ChatArguments, "chat", __doc__, arguments)
+    with ending("chat"):
+        checkpoint, processor = options.find()
+        model = options.load_model(checkpoint)
     interactive = sys.stdin.isatty()
     session = Session(model, processor, options.system, **options.generate_options())
-    chat = Chat(session, line_reader(interactive), piecewise=sys.stdout.isatty())
     if interactive:
+        with contextlib.suppress(ImportError):  # not on every system
+            importlib.import_module("readline")  # gives `input` editing and history
         tell(GREETING)
+    read_line = (lambda: input(PROMPT)) if interactive else input
+    chat = Chat(session, read_line, piecewise=sys.stdout.isatty())
     chat.run()
     if chat.failures and not interactive:
         sys.exit(1)

@@ -10,25 +10,33 @@ are removed when the visitor closes the page; other uploads after six hours, and
 
 import os
 import signal
-import sys
 import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from audiollm.command_line.option_parser import option
-from audiollm.processing import AudioError
 
-from .loading import CheckpointError, find_checkpoint, load_processor
-from .options import INTERRUPTED_EXIT, LoadingArguments, check_port, check_positive, is_loopback, parse, tell
+from .options import (
+    LoadingArguments,
+    MissingLibraryError,
+    check_port,
+    check_positive,
+    ending,
+    is_loopback,
+    parse,
+    tell,
+)
 from .recordings import read_bounded
 from .session import DEFAULT_MAX_NEW_TOKENS
 
 BYTES_PER_MB = 1 << 20  # in Gradio's messages about the size of files
+#: The only way to tell Gradio where to put files.
+FILES_VARIABLE = "GRADIO_TEMP_DIR"
 #: Visitors whose conversations are kept; the longest idle ones are forgotten first.
 MAX_VISITORS = 32
 NEEDS_GRADIO = 'The page needs Gradio, which cannot be imported ({error}): pip install "audiollm[web]".'
@@ -78,25 +86,28 @@ def served(model, processor, options: DemoWebArguments) -> Iterator[str]:
     Uploads lie in a folder that only this process's user can read, and that is removed at the end.
 
     Raises:
-        ImportError: Gradio is not installed.
+        MissingLibraryError: Gradio is not installed.
         OSError: the address cannot be used.
         AudioError, FileNotFoundError: an example cannot be used.
     """
     try:
         import gradio  # noqa: F401  # whether it is there
     except ImportError as error:
-        raise ImportError(NEEDS_GRADIO.format(error=error)) from error
+        raise MissingLibraryError(NEEDS_GRADIO.format(error=error)) from error
     from starlette.middleware import Middleware
 
     from .web.own_files import OwnFiles
-    from .web.page import LIMIT, STYLE_FILE, Limits, Page, theme
+    from .web.page import LIMIT, STYLE_FILE, Page, theme
 
     for path in options.examples:
         rate, seconds = processor.sampling_rate, options.max_audio_seconds
         deque(read_bounded(Path(path), rate, Path(path).name, seconds, LIMIT), maxlen=0)
-    with tempfile.TemporaryDirectory(prefix="audiollm-web-") as folder, _environment(GRADIO_TEMP_DIR=folder):
-        limits = Limits(options.max_audio_seconds, options.max_new_tokens)
-        page = Page(model, processor, limits, folder, options.max_upload_mb, options.system, options.examples)
+    with tempfile.TemporaryDirectory(prefix="audiollm-web-") as folder, ExitStack() as stack:
+        former = {name: os.environ[name] for name in (FILES_VARIABLE,) if name in os.environ}
+        stack.callback(os.environ.update, former)
+        os.environ[FILES_VARIABLE] = folder
+        stack.callback(os.environ.pop, FILES_VARIABLE)
+        page = Page(model, processor, options, folder)
         user, _, password = (options.auth or "").partition(":")
         _, url, _ = page.blocks.queue(status_update_rate=1).launch(
             server_name=options.host,
@@ -118,33 +129,15 @@ def served(model, processor, options: DemoWebArguments) -> Iterator[str]:
             prevent_thread_lock=True,
             quiet=True,
         )
-        try:
-            yield url
-        finally:
-            page.blocks.close(verbose=False)
-
-
-@contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    """Set environment variables for the block, which is the only way to tell Gradio where to put files."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        stack.callback(page.blocks.close, verbose=False)
+        yield url
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry of `audiollm demo-web` and `python -m audiollm.inference.demo_web`."""
-    _, options = parse(DemoWebArguments, "demo-web", __doc__ or "", arguments)
-    try:
-        checkpoint = find_checkpoint(options.model)
-        processor = load_processor(checkpoint, options.revision)
+    options = parse(DemoWebArguments, "demo-web", __doc__, arguments)
+    with ending("demo-web"):
+        checkpoint, processor = options.find()
         model = options.load_model(checkpoint)
         stopped = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: stopped.set())
@@ -153,10 +146,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if options.is_open:
                 tell("Everybody who reaches this address may use it; --auth USER:PASSWORD asks for a password.")
             stopped.wait()
-    except (CheckpointError, AudioError, ImportError, OSError) as error:
-        sys.exit(f"audiollm demo-web: {error}")
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED_EXIT)
 
 
 if __name__ == "__main__":

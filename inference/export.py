@@ -19,7 +19,6 @@ other than swiglu with both norms, several adapters, language models other than 
 import json
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,15 +27,15 @@ from typing import Any
 import torch
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.command_line.files import appearing_whole, naming_the_disk
-from audiollm.command_line.option_parser import parser_of
+from audiollm.command_line.option_parser import option
 from huggingface_hub import save_torch_state_dict
 
 from .export_ultravox import (
+    LANGUAGE_MODEL_PREFIX,
     ExportError,
     check_exportable,
     check_processor,
     language_model_config,
-    language_model_weights,
     llama_cpp_counts_alike,
     new_token_ids,
     note,
@@ -46,7 +45,7 @@ from .export_ultravox import (
     ultravox_weights,
 )
 from .loading import DTYPES, find_checkpoint, load_model, load_processor
-from .options import INTERRUPTED_EXIT, NOTHING_DONE_EXIT
+from .options import ending, parse, tell
 
 #: Folder of the plain language model within an export.
 LANGUAGE_MODEL_FOLDER = "language_model"
@@ -79,28 +78,18 @@ class ExportArguments:
 
     model: str = field(metadata={"help": "AudioLLM checkpoint: a folder or a Hub id."})
     output: str = field(metadata={"help": "Folder to write; it must not exist, or be empty."})
-    dtype: str = field(
-        default="auto",
-        metadata={"help": "Precision of all weights; auto is that of the language model.", "choices": list(DTYPES)},
+    dtype: str = option("auto", "Precision of all weights; auto is that of the language model.", choices=list(DTYPES))
+    language_model: bool = option(
+        False,
+        "Write the adapted language model once more by itself, as a plain checkpoint in the folder language_model: "
+        "llama.cpp's converter needs it there, and transformers loads it.",
     )
-    language_model: bool = field(
-        default=False,
-        metadata={
-            "help": "Write the adapted language model once more by itself, as a plain checkpoint in the folder "
-            "language_model: llama.cpp's converter needs it there, and transformers loads it."
-        },
-    )
-    revision: str | None = field(default=None, metadata={"help": "Of a Hub repository: a branch, tag or commit."})
+    revision: str | None = option(None, "Of a Hub repository: a branch, tag or commit.")
 
 
 def export(options: ExportArguments) -> Path:
     """
-    Write a checkpoint in another engine's layout; print its size before, and what is lost by it.
-
-    Nothing is at `options.output` until everything is.
-
-    Returns:
-        The folder.
+    Write a checkpoint in another engine's layout, and return the folder, where nothing is until everything is.
 
     Raises:
         ExportError: the layout cannot hold the checkpoint, the folder is in use, or the disk is too small.
@@ -113,29 +102,28 @@ def export(options: ExportArguments) -> Path:
     config = AudioLlmConfig.from_pretrained(checkpoint, revision=options.revision or "main")
     check_exportable(config)  # before the model, which takes longer to load
     check_processor(config, processor)
-    print(f"Note: {note(config)}", file=sys.stderr)
+    tell(f"Note: {note(config)}")
     if not llama_cpp_counts_alike(config.stack_factor):
-        print(
-            f"Note: llama.cpp counts audio tokens otherwise than it makes them where stack_factor is "
-            f"{config.stack_factor}, and stops. vLLM does not mind.",
-            file=sys.stderr,
+        tell(
+            "Note: llama.cpp counts audio tokens otherwise than it makes them where stack_factor is "
+            f"{config.stack_factor}, and stops. vLLM does not mind."
         )
     model = load_model(checkpoint, options.dtype, "cpu", options.revision)
     folders = export_files(model, processor, model.dtype, options.language_model)
-    num_bytes = sum(one.numel() * one.element_size() for weights, _ in folders.values() for one in weights.values())
+    num_bytes = sum(one.nbytes for weights, _ in folders.values() for one in weights.values())
     size = f"{num_bytes / BYTES_PER_GIGABYTE:.2f} GB"
     free = shutil.disk_usage(next(folder for folder in (output, *output.parents) if folder.is_dir())).free
     if free < num_bytes + SPARE_BYTES:
         raise ExportError(
             f"--output {options.output}: the export takes {size}, and {free / BYTES_PER_GIGABYTE:.2f} GB are free there."
         )
-    print(f"Writing {size} to {output}", file=sys.stderr)
+    tell(f"Writing {size} to {output}")
+    bases = [Path(str(base)).name for base in (config.audio_model_id, config.text_model_id) if base]
     readme = README.format(
         name=Path(options.model).name,
         dtype=str(model.dtype).removeprefix("torch."),
         note=note(config),
-        bases=" and ".join(Path(str(base)).name for base in (config.audio_model_id, config.text_model_id) if base)
-        or "which it does not name",
+        bases=" and ".join(bases) or "which it does not name",
     )
     with appearing_whole(output) as partial:
         for name, (weights, documents) in folders.items():
@@ -172,8 +160,10 @@ def export_files(
     }
     folders = {".": (weights, whole)}
     if language_model:
-        own = {**shared, "config.json": language_model_config(model.config, dtype)}
-        folders[LANGUAGE_MODEL_FOLDER] = (language_model_weights(weights), own)
+        of_it = {name: one for name, one in weights.items() if name.startswith(LANGUAGE_MODEL_PREFIX)}
+        plain = {name.removeprefix(LANGUAGE_MODEL_PREFIX): one for name, one in of_it.items()}
+        config = language_model_config(model.config, dtype)
+        folders[LANGUAGE_MODEL_FOLDER] = (plain, {**shared, "config.json": config})
     return folders
 
 
@@ -188,26 +178,18 @@ def write_weights(folder: Path, weights: dict[str, torch.Tensor]) -> None:
 
 
 def _check_output(output: Path) -> None:
-    if output.is_dir() and any(output.iterdir()):
-        raise ExportError(f"--output {output} has files in it already; give a folder that is new or empty.")
     if output.exists() and not output.is_dir():
         raise ExportError(f"--output {output} is a file; give a folder that is new or empty.")
+    if output.exists() and any(output.iterdir()):
+        raise ExportError(f"--output {output} has files in it already; give a folder that is new or empty.")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry of `audiollm export` and `python -m audiollm.inference.export`."""
-    parser = parser_of(ExportArguments, "export", "--model MODEL --output FOLDER [options]", __doc__)
-    options = ExportArguments(**vars(parser.parse_args(list(sys.argv[1:] if argv is None else argv))))
-    try:
-        with naming_the_disk(options.output, "make room and give the command again"):
-            output = export(options)
-    except (ValueError, OSError) as error:
-        print(f"audiollm export: {error}", file=sys.stderr)
-        sys.exit(NOTHING_DONE_EXIT)
-    except KeyboardInterrupt:
-        print("audiollm export: interrupted; nothing was left behind.", file=sys.stderr)
-        sys.exit(INTERRUPTED_EXIT)
-    print(output)
+    options = parse(ExportArguments, "export", __doc__, argv, "--model MODEL --output FOLDER [options]")
+    disk = naming_the_disk(options.output, "make room and give the command again")
+    with ending("export", " Nothing was left behind."), disk:
+        print(export(options))
 
 
 if __name__ == "__main__":

@@ -1,21 +1,18 @@
 """
-The Ultravox checkpoint layout (0.5 and later), and how an AudioLLM checkpoint is said in it.
+The Ultravox checkpoint layout (0.5 and later), and the mapping of an AudioLLM checkpoint to it.
 
 Sources: `ultravox_config.py`, `ultravox_model.py` and `ultravox_processing.py` of github.com/fixie-ai/ultravox,
 `model_executor/models/ultravox.py` of vLLM, `conversion/ultravox.py`, `tools/mtmd/models/whisper-enc.cpp` and
-`tools/mtmd/mtmd-audio.cpp` of llama.cpp.
+`tools/mtmd/mtmd-audio.cpp` of llama.cpp. Exports were run in Ultravox's own code (648efe7), by llama.cpp
+and by vLLM 0.32.
 
-`<audio>` and `</audio>`, which AudioLLM keeps past the vocabulary, become real tokens: their vectors are rows of the
-embedding matrix. Between them lies `<|audio|>` (`audio_token_index`), which vLLM and Ultravox replace by audio tokens. As
-rows of a tied head the vectors would have scores of their own, so the head is untied, and its three new rows are the mean
-of all others: a mean is never above the highest, so greedy decoding does not choose them, and sampling does with a
-probability of at most one in the vocabulary's size. `suppress_tokens` in `generation_config.json` rules them out entirely
-where it is read (transformers).
+`<audio>` and `</audio>`, which AudioLLM keeps past the vocabulary, become rows of the embedding matrix. Between them lies
+`<|audio|>` (`audio_token_index`), which vLLM and Ultravox replace by audio tokens. The head is untied, and its three new
+rows are the mean of all others: a mean is never above the highest, so greedy decoding does not choose them, and
+`suppress_tokens` in `generation_config.json` rules them out where it is read (transformers).
 
-The exported weights compute what AudioLLM does on one window. What engines do around them differs: Ultravox and vLLM pad a
-recording beside longer ones, or the rest of one beyond 30 s, and its last audio token then holds padding; they normalise a
-recording beyond 30 s as a whole, and then cut it. llama.cpp pads every recording to windows of 30 s. Exports were run in
-Ultravox's own code (648efe7), by llama.cpp and by vLLM 0.32.
+The exported weights compute what AudioLLM does on one window. Engines differ around them: Ultravox and vLLM pad a recording
+beside longer ones, and normalise one beyond 30 s as a whole before they cut it; llama.cpp pads to windows of 30 s.
 """
 
 import json
@@ -37,7 +34,13 @@ WHISPER_BY_MEL_BINS = {80: "openai/whisper-tiny", 128: "openai/whisper-large-v3-
 TEXT_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 #: Positions of Whisper's encoder, which llama.cpp and Ultravox's processor take for granted: 30 s.
 ENCODER_POSITIONS = 1500
-ENCODER_ACTIVATION = "gelu"
+#: Fields of the encoder, and the values that the engines know.
+WHISPER: dict[str, tuple[Any, ...]] = {
+    "num_mel_bins": tuple(WHISPER_BY_MEL_BINS),
+    "max_source_positions": (ENCODER_POSITIONS,),
+    "activation_function": ("gelu",),
+    "scale_embedding": (False, None),
+}
 #: Prefixes of weights, ours and Ultravox's; the first that fits counts.
 WEIGHT_NAMES = {
     "model.audio_tower.": "audio_tower.",
@@ -54,6 +57,8 @@ HEAD = "language_model.lm_head.weight"
 BOUNDARY = "model.audio_boundary_embeds"
 #: Fields of a sub-configuration that say where it lay or how it was saved, not what the model is.
 OWN_FIELDS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
+#: Fields of the language model that stand in the whole configuration as well.
+SHARED_FIELDS = ("vocab_size", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id")
 #: Fields of the projector that the layout takes for granted, and why.
 PROJECTOR: dict[str, tuple[Any, str]] = {
     "projector_readout": (
@@ -62,7 +67,7 @@ PROJECTOR: dict[str, tuple[Any, str]] = {
         "--projector_readout direct from the first stage on",
     ),
     "projector_context_layers": (0, "Ultravox's projector sees one token at a time. Train with 0"),
-    "projector_type": ("swiglu", "llama.cpp computes SwiGLU whatever is written. Train with 'swiglu'"),
+    "projector_type": ("swiglu", "llama.cpp always computes SwiGLU. Train with 'swiglu'"),
     "projector_pre_norm": (True, "Ultravox always has this norm. Train with it"),
     "projector_mid_norm": (True, "Ultravox always has this norm. Train with it"),
     "projector_norm_eps": (1e-6, "Ultravox's is 1e-06"),
@@ -110,7 +115,7 @@ TEMPLATE_PREAMBLE = """\
 {%- endif -%}
 {%- endfor -%}
 {%- set messages = audiollm.messages %}"""
-CANNOT = "This checkpoint cannot be said in the Ultravox layout: "
+CANNOT = "The Ultravox layout cannot hold this checkpoint: "
 
 
 class ExportError(ValueError):
@@ -140,23 +145,15 @@ def check_exportable(config: AudioLlmConfig) -> None:
         )
     if audio.model_type != "whisper":
         problems.append(f"the encoder is {audio.model_type!r}: Ultravox's is a Whisper. Use a Whisper")
-        raise ExportError(CANNOT + "; ".join(problems) + ".")
-    whisper = {
-        "num_mel_bins": (audio.num_mel_bins, tuple(WHISPER_BY_MEL_BINS)),
-        "max_source_positions": (audio.max_source_positions, (ENCODER_POSITIONS,)),
-        "activation_function": (audio.activation_function, (ENCODER_ACTIVATION,)),
-        "scale_embedding": (bool(audio.scale_embedding), (False,)),
-    }
-    for name, (value, expected) in whisper.items():
-        if value not in expected:
+    for name, expected in WHISPER.items() if audio.model_type == "whisper" else ():
+        if getattr(audio, name) not in expected:
             known = " or ".join(map(str, expected))
-            problems.append(f"the encoder's {name} is {value}: the engines know {known}, as released Whispers have it")
+            problems.append(f"the encoder's {name} is {getattr(audio, name)}: the engines know {known}")
     begin = config.vocab_size
-    ids = (config.audio_begin_token_id, config.audio_token_id, config.audio_end_token_id)
-    if ids != (begin, begin + 1, begin + 2):
+    if new_token_ids(config) != [begin, begin + 1, begin + 2]:
         problems.append(
-            f"the audio token ids are {ids}: as rows of the embedding matrix they follow the vocabulary, "
-            f"{(begin, begin + 1, begin + 2)}"
+            f"the audio token ids are {new_token_ids(config)}: as rows of the embedding matrix they follow the "
+            f"vocabulary, from {begin} on"
         )
     if problems:
         raise ExportError(CANNOT + "; ".join(problems) + ".")
@@ -203,14 +200,19 @@ def llama_cpp_counts_alike(stack_factor: int) -> bool:
 
 def ultravox_weights(model: AudioLlmForConditionalGeneration, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """
-    The weights under Ultravox's names, LoRA folded in, in precision `dtype`.
+    Return the weights under Ultravox's names, LoRA folded in, in precision `dtype`.
 
     Raises:
         ExportError: a weight has no place in the layout.
     """
     state = merged_state_dict(model)
     boundary = state.pop(BOUNDARY)
-    weights = {_ultravox_name(name): value.detach() for name, value in state.items()}
+    weights = {}
+    for name, value in state.items():
+        prefix = next((each for each in WEIGHT_NAMES if name.startswith(each)), None)
+        if prefix is None:
+            raise ExportError(f"The weight {name} has no place in the Ultravox layout.")
+        weights[WEIGHT_NAMES[prefix] + name.removeprefix(prefix)] = value.detach()
     embeddings = weights[EMBEDDINGS]
     head = weights.get(HEAD, embeddings)
     begin, end = boundary.to(embeddings)
@@ -220,36 +222,24 @@ def ultravox_weights(model: AudioLlmForConditionalGeneration, dtype: torch.dtype
     return {name: value.to("cpu", dtype).contiguous() for name, value in weights.items()}
 
 
-def _ultravox_name(name: str) -> str:
-    for ours, theirs in WEIGHT_NAMES.items():
-        if name.startswith(ours):
-            return theirs + name.removeprefix(ours)
-    raise ExportError(f"The weight {name} has no place in the Ultravox layout.")
-
-
-def language_model_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Those of the language model, under the names of a plain causal language model."""
-    prefix = LANGUAGE_MODEL_PREFIX
-    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-
-
 def new_token_ids(config: AudioLlmConfig) -> list[int]:
-    """Ids that the export adds to the vocabulary: `<audio>`, `<|audio|>`, `</audio>`."""
+    """Return the ids that the export adds to the vocabulary: `<audio>`, `<|audio|>`, `</audio>`."""
     return [config.audio_begin_token_id, config.audio_token_id, config.audio_end_token_id]
 
 
 def ultravox_config(config: AudioLlmConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """`config.json` of the export."""
+    """Return `config.json` of the export."""
     precision = str(dtype).removeprefix("torch.")
     audio = {name: value for name, value in config.audio_config.to_dict().items() if name not in OWN_FIELDS}
+    code = f"{CODE_REPOSITORY}--ultravox"
     text = language_model_config(config, dtype)
     return {
         "architectures": ["UltravoxModel"],
         "model_type": "ultravox",
         "auto_map": {
-            "AutoConfig": f"{CODE_REPOSITORY}--ultravox_config.UltravoxConfig",
-            "AutoModel": f"{CODE_REPOSITORY}--ultravox_model.UltravoxModel",
-            "AutoProcessor": f"{CODE_REPOSITORY}--ultravox_processing.UltravoxProcessor",
+            "AutoConfig": f"{code}_config.UltravoxConfig",
+            "AutoModel": f"{code}_model.UltravoxModel",
+            "AutoProcessor": f"{code}_processing.UltravoxProcessor",
         },
         "audio_model_id": None,
         "text_model_id": None,
@@ -269,11 +259,7 @@ def ultravox_config(config: AudioLlmConfig, dtype: torch.dtype) -> dict[str, Any
         "num_projector_layers": 0,
         "audio_latency_block_size": None,
         "ignore_index": -100,
-        "vocab_size": text["vocab_size"],
-        "initializer_range": text["initializer_range"],
-        "bos_token_id": text["bos_token_id"],
-        "eos_token_id": text["eos_token_id"],
-        "pad_token_id": text["pad_token_id"],
+        **{name: text[name] for name in SHARED_FIELDS},
         "torch_dtype": precision,
         "tie_word_embeddings": False,
         "audiollm_export": {"note": note(config)},
@@ -281,7 +267,7 @@ def ultravox_config(config: AudioLlmConfig, dtype: torch.dtype) -> dict[str, Any
 
 
 def language_model_config(config: AudioLlmConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """Configuration of the exported language model: the base's, with three tokens more and a head of its own."""
+    """Return the configuration of the language model: the base's, with three tokens more and a head of its own."""
     text = {name: value for name, value in config.text_config.to_dict().items() if name not in OWN_FIELDS}
     language_model_class: Any = AutoModelForCausalLM._model_mapping[type(config.text_config)]
     text["architectures"] = [language_model_class.__name__]
@@ -303,7 +289,7 @@ def note(config: AudioLlmConfig) -> str:
 
 
 def processor_config(config: AudioLlmConfig) -> dict[str, Any]:
-    """`processor_config.json`: Ultravox's own processor, with our stack factor."""
+    """Return `processor_config.json`: Ultravox's own processor, with our stack factor."""
     return {
         "processor_class": "UltravoxProcessor",
         "auto_map": {"AutoProcessor": f"{CODE_REPOSITORY}--ultravox_processing.UltravoxProcessor"},
@@ -316,7 +302,7 @@ def processor_config(config: AudioLlmConfig) -> dict[str, Any]:
 
 
 def chat_template(own: str) -> str:
-    """The base's own chat template, after a preamble that puts `<audio>` and `</audio>` around each recording."""
+    """Return the base's own chat template, after a preamble that puts `<audio>` and `</audio>` around each recording."""
     filled = TEMPLATE_PREAMBLE
     for name, value in (
         ("MARKER_START", LLAMA_CPP_MARKER[0]),

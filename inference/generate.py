@@ -15,10 +15,9 @@ from typing import ClassVar
 
 from audiollm.command_line.option_parser import option
 
-from .answering import TRANSCRIBE_PROMPT
-from .loading import CheckpointError, find_checkpoint, load_processor
-from .options import INTERRUPTED_EXIT, AnswerArguments, LoadingArguments, parse, tell
-from .session import AnswerMemoryError, ContextLengthError, Recording, Session, user_turn
+from .answering import TRANSCRIBE_PROMPT, ask
+from .options import AnswerArguments, LoadingArguments, ending, parse, tell
+from .session import Recording, Session
 from .streaming import AnswerStream
 
 
@@ -40,46 +39,38 @@ class GenerateArguments(AnswerArguments):
     )
     no_stream: bool = option(False, "Show the answer when it is complete, as when the output is no terminal.")
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.prompt is None and len(self.audio) != 1:
+            raise ValueError("give --prompt, with one <audio> per file, unless there is exactly one --audio file")
+        if not self.prompt and not self.audio:
+            raise ValueError("--prompt is empty, and there is no --audio; there is nothing to answer")
+
 
 def show(stream: AnswerStream, piecewise: bool) -> None:
     """Print an answer and a line's end, as it is written or as a whole."""
-    if piecewise:
+    if not piecewise:
+        print(stream.read(), flush=True)
+        return
+    try:
         for piece in stream:
             print(piece, end="", flush=True)
+    finally:
         print(flush=True)
-    else:
-        print(stream.read(), flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry of `audiollm generate` and `python -m audiollm.inference.generate`."""
-    parser, options = parse(GenerateArguments, "generate", __doc__ or "", arguments)
-    if options.prompt is None and len(options.audio) != 1:
-        parser.error("give --prompt, with one <audio> per file, unless there is exactly one --audio file")
-    if not options.prompt and not options.audio:
-        parser.error("--prompt is empty, and there is no --audio; there is nothing to answer")
+    options = parse(GenerateArguments, "generate", __doc__, arguments)
     text = TRANSCRIBE_PROMPT if options.prompt is None else options.prompt or None
-    try:
-        checkpoint = find_checkpoint(options.model)
-        processor = load_processor(checkpoint, options.revision)
+    with ending("generate"):
+        checkpoint, processor = options.find()
         # Before the model, which takes longer to load
         recordings = [Recording.load(path, processor) for path in options.audio]
-        user_turn(text, *recordings)
-        model = options.load_model(checkpoint)
-        session = Session(model, processor, options.system, **options.generate_options())
-        stream = session.stream(text, *recordings)
-    except (CheckpointError, ContextLengthError) as error:
-        sys.exit(f"audiollm generate: {error}")
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    try:
-        with stream:
+        ask(text, *recordings)
+        session = Session(options.load_model(checkpoint), processor, options.system, **options.generate_options())
+        with session.stream(text, *recordings) as stream:
             show(stream, sys.stdout.isatty() and not options.no_stream)
-    except KeyboardInterrupt:
-        print(flush=True)
-        sys.exit(INTERRUPTED_EXIT)
-    except AnswerMemoryError as error:
-        sys.exit(f"audiollm generate: {error}")
     if session.report is not None and session.report.finish_reason == "length":
         tell(f"The answer was cut at {session.report.new_tokens} tokens; --max_new_tokens sets another bound.")
 

@@ -5,6 +5,7 @@ The question is asked about each part, and the answers are joined, as text, unti
 and listed.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .session import ContextLengthError, Session
+from .session import ContextLengthError, Session, context_length
+from .transcribing import PartialTranscript, Phrase
 from .windows import MIN_LEVEL_DBFS, Window, cut_into_windows, detect_voice
 
 SUMMARY_PROMPT = "<audio>\nSummarise what is said."
@@ -31,16 +33,12 @@ SPARE_TOKENS_PER_ANSWER = 16
 
 @dataclass(frozen=True)
 class PartAnswer:
-    """
-    Answer about a stretch of the recording, from sample to sample, or the reason why nothing was asked.
-
-    `is_cut_off`: it was stopped at the bound on new tokens.
-    """
+    """Answer about a stretch of the recording, from sample to sample, or the reason why nothing was asked."""
 
     start: int
     end: int
     text: str
-    is_cut_off: bool = False
+    is_cut_off: bool = False  # at the bound on new tokens
     reason: str = ""
 
 
@@ -87,8 +85,7 @@ class InParts:
         self.model, self.processor = model, processor
         self.prompt, self.join_prompt = prompt, join_prompt
         self.max_new_tokens, self.system, self.options = max_new_tokens, system, generate_options
-        config = model.config.get_text_config(decoder=True)
-        self._limit: int | None = getattr(config, "max_position_embeddings", None)
+        self._limit = context_length(model)
         self._check_joining()
         self.part_seconds = self._part_seconds(part_seconds)
 
@@ -97,25 +94,24 @@ class InParts:
     def answer(
         self,
         blocks: Iterable[np.ndarray],
-        known: Callable[[int, int], tuple[str, bool] | None] = lambda start, end: None,
-        on_part: Callable[[PartAnswer], None] = lambda part: None,
+        partial: PartialTranscript | None = None,
+        on_part: Callable[[float], object] = lambda seconds: None,
     ) -> WholeAnswer:
         """
         Return the answer about a recording.
 
         Args:
             blocks: its waveforms `(samples,)` at the processor's rate, one after the other.
-            known: returns an earlier answer about the part between two samples, and whether it was cut off; or None.
-            on_part: called with each part as soon as it is answered, known ones included.
+            partial: keeps the answers about parts, and has those of an earlier run.
+            on_part: called with the length of each part as soon as it is answered.
 
         Raises:
             AudioError, ContextLengthError: the recording cannot be read; answers are too long to be joined.
         """
-        rate = self.processor.sampling_rate
         parts = []
-        for window in cut_into_windows(blocks, rate, self.part_seconds, voice_activity=False):
-            parts.append(self._ask_part(window, known(window.start, window.end)))
-            on_part(parts[-1])
+        for window in cut_into_windows(blocks, self.processor.sampling_rate, self.part_seconds, voice_activity=False):
+            parts.append(self._ask_part(window, partial))
+            on_part(window.end_s - window.start_s)
         answers, rounds = [one for one in parts if not one.reason], [parts]
         while len(answers) > 1:
             answers = [
@@ -125,14 +121,19 @@ class InParts:
             rounds.append(answers)
         return WholeAnswer(answers[0].text if answers else "", rounds)
 
-    def _ask_part(self, window: Window, known: tuple[str, bool] | None) -> PartAnswer:
+    def _ask_part(self, window: Window, partial: PartialTranscript | None) -> PartAnswer:
+        span = window.start, window.end
+        known = None if partial is None else partial.get(*span)
         if known is not None:
-            return PartAnswer(window.start, window.end, *known)
+            return PartAnswer(*span, *known[0][:2])
         assert window.waveform is not None  # without a gate nothing is skipped
         activity = detect_voice(window.waveform, window.sampling_rate)
         if activity.peak_dbfs <= MIN_LEVEL_DBFS:
-            return PartAnswer(window.start, window.end, "", reason=activity.describe())
-        return PartAnswer(window.start, window.end, *self._ask(self.prompt, window.waveform))
+            return PartAnswer(*span, "", reason=activity.describe())
+        text, is_cut_off = self._ask(self.prompt, window.waveform)
+        if partial is not None:
+            partial.add({span: [Phrase(text, is_cut_off)]})
+        return PartAnswer(*span, text, is_cut_off)
 
     def _ask(self, prompt: str, *recordings: np.ndarray) -> tuple[str, bool]:
         session = Session(self.model, self.processor, self.system, max_new_tokens=self.max_new_tokens, **self.options)
@@ -152,8 +153,8 @@ class InParts:
             groups[-1].append(one)
         if len(groups) == len(answers):
             raise ContextLengthError(
-                f"The language model can hold {self._limit} tokens, and not two of its answers at once. Give a smaller "
-                f"bound on them than {self.max_new_tokens} tokens."
+                f"The language model can hold {self._limit} tokens, and not two of its answers at once. "
+                f"Give a smaller bound on them than {self.max_new_tokens} tokens."
             )
         return groups
 
@@ -163,7 +164,7 @@ class InParts:
             f"{timedelta(seconds=one.start // rate)} to {timedelta(seconds=one.end // rate)}: {_plain(one.text)}"
             for one in answers
         ]
-        question = _plain(self.prompt).strip()
+        question = _plain(self.prompt)
         return self.join_prompt.replace("{question}", question).replace("{answers}", "\n".join(lines))
 
     def _fits(self, text: str) -> bool:
@@ -209,13 +210,10 @@ class InParts:
 
 def seconds_of_slots(processor, slots: int) -> float:
     """Return the longest recording, to a tenth of a second, that has at most so many audio tokens."""
-    rate = processor.sampling_rate
-    window = processor.window_samples
-    low, high = 0, 1 + max(0, slots + 1) * window // max(1, processor.num_audio_slots(window))
-    while high - low > rate // 10:
-        middle = (low + high) // 2
-        low, high = (middle, high) if processor.num_audio_slots(middle) <= slots else (low, middle)
-    return low / rate
+    step, window = processor.sampling_rate // 10, processor.window_samples
+    most = (1 + max(0, slots + 1) * window // processor.num_audio_slots(window)) // step + 1
+    fitting = bisect_right(range(most), slots, key=lambda tenths: processor.num_audio_slots(tenths * step))
+    return max(0, fitting - 1) / 10
 
 
 def _plain(text: str) -> str:

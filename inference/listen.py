@@ -10,22 +10,19 @@ Final words are written at once and stay; on a terminal, the words after them ar
 
 import json
 import queue
-import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, BinaryIO, ClassVar
+from dataclasses import asdict, dataclass
+from typing import BinaryIO, ClassVar
 
 import numpy as np
 import soxr
-from audiollm.command_line.interruption import INTERRUPTED_EXIT, ended_by_signals
-from audiollm.command_line.option_parser import parser_of
+from audiollm.command_line.option_parser import option
 
 from .context_words import read_context
 from .live import STEP_SECONDS, LiveTranscriber, LiveUpdate
-from .loading import find_checkpoint, load_processor
-from .options import NOTHING_DONE_EXIT, LoadingArguments, tell
+from .options import LoadingArguments, ending, parse, tell
 from .recordings import from_16_bits, local_file, read_blocks
 
 PIPE = "-"
@@ -47,18 +44,14 @@ class ListenArguments(LoadingArguments):
         **LoadingArguments.MODEL_GROUP,
     }
 
-    context: str | None = field(
-        default=None, metadata={"help": "Names and terms that may be said, between commas, or a text file of them."}
+    context: str | None = option(None, "Names and terms that may be said, between commas, or a text file of them.")
+    step_seconds: float = option(
+        STEP_SECONDS, "New sound between two looks; less is faster to read and more to compute."
     )
-    step_seconds: float = field(
-        default=STEP_SECONDS,
-        metadata={"help": "New sound between two looks; less is faster to read and more to compute."},
-    )
-    rate: int = field(default=16_000, metadata={"help": "Sampling rate of standard input, in Hz."})
-    fast: bool = field(default=False, metadata={"help": "Take a file as fast as it can be heard, without waiting."})
-    output_format: str = field(
-        default=TEXT,
-        metadata={"help": "text, or json: a line for each look, with times and confidence.", "choices": FORMATS},
+    rate: int = option(16_000, "Sampling rate of standard input, in Hz.")
+    fast: bool = option(False, "Take a file as fast as it can be heard, without waiting.")
+    output_format: str = option(
+        TEXT, "text, or json: a line for each look, with times and confidence.", choices=FORMATS
     )
 
     def __post_init__(self):
@@ -161,8 +154,7 @@ def run(audio: str | None, arguments: ListenArguments) -> None:
         ValueError: the model has no CTC posteriors, or there is nothing to listen to.
         OSError: the recording cannot be read.
     """
-    checkpoint = find_checkpoint(arguments.model)
-    processor: Any = load_processor(checkpoint, arguments.revision)
+    checkpoint, processor = arguments.find()
     model = arguments.load_model(checkpoint)
     live = LiveTranscriber(model, processor, arguments.context_words, arguments.step_seconds)
     rate = processor.sampling_rate
@@ -178,18 +170,10 @@ def run(audio: str | None, arguments: ListenArguments) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry of `audiollm listen`; exits with 2 if it cannot begin, and with 130 when interrupted."""
-    parser = parser_of(ListenArguments, "listen", "[AUDIO] [options]", __doc__)
-    parser.add_argument("audio", nargs="?", help="a file, a URL, or - for standard input; the microphone by default")
-    options = vars(parser.parse_args(list(sys.argv[1:] if argv is None else argv)))
-    audio = options.pop("audio")
-    try:
-        with ended_by_signals((signal.SIGINT,)):
-            run(audio, ListenArguments(**options))
-    except (OSError, ValueError) as error:
-        tell(f"audiollm listen: {error}")
-        sys.exit(NOTHING_DONE_EXIT)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED_EXIT)
+    place = "a file, a URL, or - for standard input; the microphone by default"
+    audio, options = parse(ListenArguments, "listen", __doc__, argv, "[AUDIO] [options]", nargs="?", help=place)
+    with ending("listen"):
+        run(audio, options)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, overload
 
@@ -90,11 +89,15 @@ class AudioLlm:
         several = isinstance(recordings, (list, tuple))
         given = list(recordings) if several else [recordings]
         with TemporaryDirectory(prefix="audiollm-") as folder:
-            files = [self._as_file(one, Path(folder) / f"{number}.wav") for number, one in enumerate(given)]
-            results = list(transcriber.transcribe(files))
-        results = [
-            result if _is_place(one) else replace(result, audio=IN_MEMORY) for one, result in zip(given, results)
-        ]
+            files = []
+            for number, one in enumerate(given):
+                if not isinstance(one, (str, os.PathLike)):
+                    path, waveform = f"{folder}/{number}.wav", self.processor.load_audio(one)
+                    soundfile.write(path, waveform, self.processor.sampling_rate, subtype="FLOAT")
+                    one = path
+                files.append(os.fspath(one))
+            found = list(transcriber.transcribe(files))
+        results = [replace(one, audio=IN_MEMORY) if one.audio.startswith(folder) else one for one in found]
         if several:
             return results
         (result,) = results
@@ -118,14 +121,6 @@ class AudioLlm:
         """
         words = read_context(context) if context != () else ()
         return LiveTranscriber(self.model, self.processor, words, step_seconds).transcribe(blocks)
-
-    def _as_file(self, recording: Any, path: Path) -> str:
-        """Return a path or URL as it is, and write anything else to a file."""
-        if _is_place(recording):
-            return os.fspath(recording)
-        waveform = self.processor.load_audio(recording)
-        soundfile.write(path, waveform, self.processor.sampling_rate, subtype="FLOAT")
-        return str(path)
 
     def ask(
         self,
@@ -155,11 +150,6 @@ class AudioLlm:
     def chat(self, system: str | None = None, **options: Any) -> Session:
         """Return a new conversation, whose recordings are heard once; see [`Session`] for the options."""
         return Session(self.model, self.processor, system, **options)
-
-
-def _is_place(recording: Any) -> bool:
-    """Return whether a recording is a path or URL."""
-    return isinstance(recording, (str, os.PathLike))
 
 
 def load(

@@ -21,6 +21,8 @@ DEMO_CHECKPOINT = Path("runs/demo/adapter")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 #: `name` or `owner/name`, the ids of the Hub; anything else can only be a folder.
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+#: Default branch of the Hub's repositories.
+MAIN = "main"
 #: Folders that training makes within its output folder.
 TRAINING_CHECKPOINTS = "checkpoint-*"
 #: Message about the default checkpoint.
@@ -59,24 +61,19 @@ def find_checkpoint(model: str | None = None) -> str:
         if HUB_ID.fullmatch(model):
             return model
         raise CheckpointError(f"--model {model}: there is no such folder, and it is no Hub id (owner/name).")
-    _check_folder(folder, model)
-    return str(folder)
-
-
-def _check_folder(folder: Path, given: str) -> None:
-    """Raise CheckpointError unless the folder's configuration is AudioLLM's."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"--model {given} has no config.json{_what_else(folder)}.") from None
+        raise CheckpointError(f"--model {model} has no config.json{_what_else(folder)}.") from None
     except (OSError, ValueError, RecursionError) as error:  # no JSON, or JSON that is nested without end
-        raise CheckpointError(f"--model {given}: its config.json cannot be read ({error}).") from error
+        raise CheckpointError(f"--model {model}: its config.json cannot be read ({error}).") from error
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind != AudioLlmConfig.model_type:
         raise CheckpointError(
-            f"--model {given} is no AudioLLM checkpoint: its config.json says model_type {kind!r}; expected "
+            f"--model {model} is no AudioLLM checkpoint: its config.json says model_type {kind!r}; expected "
             f"{AudioLlmConfig.model_type!r}."
         )
+    return str(folder)
 
 
 def _what_else(folder: Path) -> str:
@@ -97,7 +94,7 @@ def fetch_bases(checkpoint: str, revision: str | None = None) -> None:
     Raises:
         CheckpointError: one cannot be fetched.
     """
-    config = AudioLlmConfig.from_pretrained(checkpoint, **_revision(revision))
+    config = AudioLlmConfig.from_pretrained(checkpoint, revision=revision or MAIN)
     for base in (config.audio_model_id, config.text_model_id) if config.weight_format == "adapter" else ():
         name = str(base).removeprefix(EMBEDDED_PREFIX)
         if name != base and name in EMBEDDED_BASES:
@@ -116,7 +113,7 @@ def load_processor(checkpoint: str, revision: str | None = None) -> AudioLlmProc
     """
     try:
         fetch_bases(checkpoint, revision)
-        return AudioLlmProcessor.from_pretrained(checkpoint, **_revision(revision))
+        return AudioLlmProcessor.from_pretrained(checkpoint, revision=revision or MAIN)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"The processor of {checkpoint} cannot be loaded: {error}{how_to_get(checkpoint)}"
@@ -127,7 +124,7 @@ def load_generation_config(checkpoint: str, revision: str | None = None) -> Gene
     """Return the generation configuration of a checkpoint that [`find_checkpoint`] has found; the default if it has none."""
     try:
         # transformers would drop fields of ours from a configuration that was made of a model's.
-        return GenerationConfig.from_pretrained(checkpoint, _from_model_config=False, **_revision(revision))
+        return GenerationConfig.from_pretrained(checkpoint, _from_model_config=False, revision=revision or MAIN)
     except OSError:
         return GenerationConfig()
 
@@ -147,26 +144,23 @@ def load_model(
     Load the model of a checkpoint that [`find_checkpoint`] has found, in evaluation mode.
 
     Args:
-        dtype: precision of the bases: a torch dtype, its name, or "auto" for that of the checkpoint, and for float32 on a
-            CPU that is slower in bfloat16.
+        dtype: precision of the bases: a torch dtype, its name, or "auto"; see [`suitable_dtype`].
         device: "cpu", "cuda:0", …, or "auto" to spread it over all GPUs. By default the GPU if there is one.
         revision: of a Hub repository: a branch, tag or commit.
         load_in_8bit, load_in_4bit: the language model in few bits, through bitsandbytes.
         attn_implementation: as in transformers: "sdpa", "eager", "flash_attention_2", ….
-        merge_adapters: fold the adapter into the language model. Rows without audio then run the adapted weights, too,
-            and no longer those of the base.
+        merge_adapters: fold the adapter into the language model; rows without audio are then adapted, too.
         model_arguments: further ones of `from_pretrained`, such as `text_model_id` or `quantization_config`.
 
     Raises:
-        CheckpointError: a base or weights are missing or another model's, there is no such device, or what is asked for
-            cannot be had together or on this machine.
+        CheckpointError: a base or weights are missing or another model's, or an option cannot be had here.
     """
     if isinstance(dtype, str) and dtype not in DTYPES:
         raise CheckpointError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
     check_few_bits(load_in_8bit, load_in_4bit, merge_adapters)
     place = check_device(device)
     dtype = suitable_dtype(checkpoint, dtype, place, revision)
-    arguments = {"dtype": dtype, "device_map": place, **_revision(revision), **model_arguments}
+    arguments = {"dtype": dtype, "device_map": place, "revision": revision or MAIN, **model_arguments}
     if attn_implementation is not None:
         arguments["attn_implementation"] = attn_implementation
     try:
@@ -174,17 +168,15 @@ def load_model(
             computed_in = _base_dtype(checkpoint, dtype, revision)
             arguments["quantization_config"] = quantisation(load_in_8bit, load_in_4bit, computed_in)
         model = AudioLlmForConditionalGeneration.from_pretrained(checkpoint, **arguments)
-        if merge_adapters:
-            if not model.config.lora_adapters:
-                raise CheckpointError(f"{checkpoint} has no adapter to merge; leave out --merge_adapters.")
-            model = model.merge_adapters()
-    except CheckpointError:
-        raise
     except (OSError, ValueError, ImportError) as error:
         # transformers says what is missing, but not which option asked for it.
         attention = f" with --attn_implementation {attn_implementation}" if attn_implementation else ""
         advice = "" if "hf download" in str(error) else how_to_get(checkpoint)
         raise CheckpointError(f"{checkpoint} cannot be loaded{attention}: {error}{advice}") from error
+    if merge_adapters:
+        if not model.config.lora_adapters:
+            raise CheckpointError(f"{checkpoint} has no adapter to merge; leave out --merge_adapters.")
+        model = model.merge_adapters()
     use_cpu_speed(model)
     return model.eval()
 
@@ -221,7 +213,7 @@ def suitable_dtype(
 def _base_dtype(checkpoint: str, dtype: str | torch.dtype, revision: str | None) -> torch.dtype:
     """Return the precision that "auto" stands for, in which products with quantised weights are computed."""
     if dtype == "auto":
-        dtype = AudioLlmConfig.from_pretrained(checkpoint, **_revision(revision)).dtype or torch.float32
+        dtype = AudioLlmConfig.from_pretrained(checkpoint, revision=revision or MAIN).dtype or torch.float32
     return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
 
@@ -260,7 +252,3 @@ def check_device(device: str | None) -> str:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"--device {device} cannot be used: {reason}. Expected cpu, cuda, auto, …") from error
     return device
-
-
-def _revision(revision: str | None) -> dict[str, Any]:
-    return {} if revision is None else {"revision": revision}

@@ -1,38 +1,45 @@
 """Options and endings that the commands of this room share."""
 
 import ipaddress
+import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 from urllib.parse import unquote, urlparse
 
-from audiollm import AudioLlmForConditionalGeneration
-from audiollm.command_line.files import AUDIO_SUFFIXES, GOES_ON, is_audio, naming_the_disk
+from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
+from audiollm.command_line.files import AUDIO_SUFFIXES, GOES_ON, check_writable, is_audio, naming_the_disk
 from audiollm.command_line.interruption import INTERRUPTED_EXIT, ended_by_signals
 from audiollm.command_line.machine import is_out_of_memory
-from audiollm.command_line.option_parser import OptionParser, option, parser_of
+from audiollm.command_line.option_parser import option, parser_of
 from audiollm.processing import AudioError
 from transformers import set_seed
 
-from .loading import DEFAULT_MODEL, DTYPES, CheckpointError, check_few_bits, load_model
+from .loading import (
+    DEFAULT_MODEL,
+    DTYPES,
+    check_device,
+    check_few_bits,
+    find_checkpoint,
+    load_generation_config,
+    load_model,
+    load_processor,
+)
 from .recordings import check_file, is_remote, path_of
-from .session import DEFAULT_MAX_NEW_TOKENS
-from .transcribing import Failure
+from .session import DEFAULT_MAX_NEW_TOKENS, MEMORY_ADVICE, AnswerMemoryError, sampling_options
+from .transcribing import Failure, TranscribingSettings, check_window, stored_settings
 from .transcripts import with_ending
 
 FAILURES_EXIT, NOTHING_DONE_EXIT = 1, 2
 KEPT = " What is done is kept: the same command goes on."
-MEMORY_ADVICE = "Give a smaller --batch_size, shorter windows or parts, --dtype bfloat16, or --load_in_8bit."
 UNNAMED = "recording"
 MAX_PORT = 65_535
 LOCAL_NAMES = ("localhost",)
-
-Arguments = TypeVar("Arguments")
 
 
 @dataclass
@@ -49,26 +56,56 @@ class LoadingArguments:
     dtype: str = option("auto", "Precision of the bases.", choices=DTYPES)
     device: str | None = option(None, "Device of the model: cpu, cuda:0, or auto to spread it; a GPU if there is one.")
     load_in_8bit: bool = option(False, "Language model in 8 bits, by bitsandbytes: less memory, other rounding.")
-    load_in_4bit: bool = option(False, "Language model in 4 bits, likewise.")
+    load_in_4bit: bool = option(False, "Language model in 4 bits, by bitsandbytes.")
     attn_implementation: str | None = option(
         None, "Attention: sdpa, eager, flash_attention_2, ...; sdpa where the bases have it."
     )
     merge_adapters: bool = option(
         False,
         "Fold the adapter into the language model, which makes answers faster. Questions without audio are then "
-        "answered by the adapted model, too, and no longer by the unchanged base.",
+        "answered by the adapted model too, no longer by the unchanged base.",
     )
 
     def __post_init__(self):
         check_few_bits(self.load_in_8bit, self.load_in_4bit, self.merge_adapters)
 
-    def load_model(self, checkpoint: str) -> AudioLlmForConditionalGeneration:
-        """Load the model of a checkpoint that `find_checkpoint` has found; see [`loading.load_model`]."""
-        return load_model(checkpoint, self.dtype, self.device, self.revision, **self.loading_options())
+    def find(self) -> tuple[str, AudioLlmProcessor]:
+        """
+        Return the place of the checkpoint, and its processor. The model, which takes longer, is not loaded.
 
-    def loading_options(self) -> dict[str, Any]:
-        """Return the arguments of `loading.load` beside precision, device and revision."""
-        return {name: getattr(self, name) for name in self.MODEL_GROUP["memory and speed"]}
+        Raises:
+            CheckpointError: there is no such checkpoint or device.
+        """
+        checkpoint = find_checkpoint(self.model)
+        check_device(self.device)
+        return checkpoint, load_processor(checkpoint, self.revision)
+
+    def load_model(self, checkpoint: str) -> AudioLlmForConditionalGeneration:
+        """Load the model of a checkpoint that [`find`] has found; see [`loading.load_model`]."""
+        options = {name: getattr(self, name) for name in self.MODEL_GROUP["memory and speed"]}
+        return load_model(checkpoint, self.dtype, self.device, self.revision, **options)
+
+    def transcribing_settings(
+        self, checkpoint: str, processor: AudioLlmProcessor, given: Mapping[str, Any], **others: Any
+    ) -> TranscribingSettings:
+        """
+        Return the settings of transcription that the checkpoint brings along, with those that options override.
+
+        Args:
+            given: options; None stands for one that is not given.
+            others: settings that no checkpoint holds.
+
+        Raises:
+            ValueError: the windows are shorter than a phrase, or longer than the encoder's.
+        """
+        stored = stored_settings(load_generation_config(checkpoint, self.revision))
+        own = {name: value for name, value in given.items() if value is not None}
+        settings = TranscribingSettings(**{**stored, **own}, **others)
+        if settings.window_seconds is not None:
+            check_window(
+                settings.window_seconds, processor.window_samples / processor.sampling_rate, "--window_seconds"
+            )
+        return settings
 
 
 @dataclass
@@ -85,8 +122,7 @@ class AnswerArguments(LoadingArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.max_new_tokens < 1:
-            raise ValueError(f"--max_new_tokens is {self.max_new_tokens}; expected at least 1.")
+        check_positive(self, "max_new_tokens")
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"--temperature is {self.temperature:g}; expected 0 or more.")
         if not 0 < self.top_p <= 1:
@@ -99,10 +135,29 @@ class AnswerArguments(LoadingArguments):
         """Return options of `generate`; seeds the random numbers if there is a seed."""
         if self.seed is not None:
             set_seed(self.seed)
-        options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "do_sample": self.temperature > 0}
-        if self.temperature > 0:  # top_k: transformers' own default would cut the choice to 50 tokens
-            options.update(temperature=self.temperature, top_p=self.top_p, top_k=0)
-        return options
+        return {"max_new_tokens": self.max_new_tokens, **sampling_options(self.temperature, self.top_p)}
+
+
+@dataclass
+class OutputArguments(LoadingArguments):
+    """Options of commands that write something about each of many recordings."""
+
+    #: Ending of what is kept of a recording until it is done.
+    PARTIAL_ENDING: ClassVar = ""
+
+    output_dir: str | None = option(None, "Folder for what is written. By default it is printed, and nothing is kept.")
+    overwrite: bool = option(False, "Write over files that are there already.")
+    progress: bool = option(True, "Show a bar of audio seconds, with speed and time left.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.overwrite and self.output_dir is None:
+            raise ValueError("--overwrite is about files; give --output_dir with it.")
+
+    @property
+    def endings(self) -> Sequence[str]:
+        """Endings of the files that are written for each recording."""
+        raise NotImplementedError
 
 
 def is_loopback(host: str) -> bool:
@@ -130,15 +185,30 @@ def check_positive(options: Any, *names: str) -> None:
 
 
 def parse(
-    kind: type[Arguments], command: str, description: str, arguments: Sequence[str] | None
-) -> tuple[OptionParser, Arguments]:
-    """Return a command's parser and options; ends with the usual message where they are wrong."""
-    parser = parser_of(kind, command, "[options]", description)
+    kind: type[Any],
+    command: str,
+    description: str | None,
+    arguments: Sequence[str] | None,
+    usage: str = "[options]",
+    **recordings: Any,
+) -> Any:
+    """
+    Return a command's options; end with the usual message where they are wrong.
+
+    Args:
+        kind: dataclass of the options.
+        recordings: arguments of `add_argument` for recordings; with them, these are returned as well, first.
+    """
+    parser = parser_of(kind, command, usage, description)
+    if recordings:
+        parser.add_argument("recordings", metavar="AUDIO", **recordings)
+    given = vars(parser.parse_args(arguments))
+    named = given.pop("recordings", None)
     try:
-        (options,) = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+        options = kind(**given)
     except ValueError as error:
         parser.error(str(error))
-    return parser, options
+    return (named, options) if recordings else options
 
 
 def tell(line: str) -> None:
@@ -146,138 +216,31 @@ def tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-# ---- commands that take many recordings ----------------------------------------------------------------------------
+class MissingLibraryError(ImportError):
+    """A library of an extra that is not installed. The message names the extra."""
 
 
-@dataclass(frozen=True)
-class Source:
+@contextmanager
+def ending(command: str, kept: str = "") -> Iterator[None]:
     """
-    A recording named on a command line: its path or URL, and the name of its output without ending.
+    End the program with one line on standard error where the block fails in a way that a user can mend.
 
-    The name is relative to the output folder: of a folder's recordings, it has the folders between.
-    """
-
-    location: str
-    name: str
-
-
-def find_recordings(given: Sequence[str]) -> list[Source | Failure]:
-    """
-    Return everything that is named on a command line, in order, each once; a [`Failure`] for what is not there.
-
-    Args:
-        given: files, URLs, and folders, whose recordings are all taken, by name, those of folders within too.
-
-    Raises:
-        ValueError: two recordings would have outputs of the same name.
-    """
-    distinct: dict[str, tuple[str, PurePosixPath] | Failure] = {}
-    for one in (one for each in given for one in _find(each)):
-        distinct.setdefault(_identity(one), one)
-    stems = Counter(str(one[1].with_suffix("")) for one in distinct.values() if not isinstance(one, Failure))
-    recordings: list[Source | Failure] = []
-    owners: dict[str, str] = {}
-    for one in distinct.values():
-        if isinstance(one, Failure):
-            recordings.append(one)
-            continue
-        location, relative = one
-        stem = str(relative.with_suffix(""))
-        name = stem if stems[stem] == 1 else str(relative)
-        if name in owners:
-            raise ValueError(
-                f"{owners[name]} and {location} would both be written to {name!r}. Give the folder that holds both, or run "
-                "the command twice with output folders of their own."
-            )
-        owners[name] = location
-        recordings.append(Source(location, name))
-    return recordings
-
-
-def output_stems(
-    recordings: Sequence[Source], folder: str | None, endings: Sequence[str], partial_ending: str, overwrite: bool
-) -> list[Path | None]:
-    """
-    Return the paths of outputs without their endings; None for each where there is no folder.
-
-    Raises:
-        ValueError: there are outputs that were not begun by an interrupted run of this command, or the folder is a file.
-    """
-    if folder is None:
-        return [None] * len(recordings)
-    place = Path(folder).expanduser()
-    if place.is_file():
-        raise ValueError(f"--output_dir {folder} is a file; expected a folder.")
-    stems = [place / one.name for one in recordings]
-    begun = [stem for stem in stems if not with_ending(stem, partial_ending).exists()]
-    there = [path for stem in begun for path in (with_ending(stem, one) for one in endings) if path.exists()]
-    if there and not overwrite:
-        more = f" and {len(there) - 1} more are" if len(there) > 1 else " is"
-        raise ValueError(f"{there[0]}{more} there already; give --overwrite, or another --output_dir.")
-    return [*stems]
-
-
-def _find(given: str) -> list[tuple[str, PurePosixPath] | Failure]:
-    if is_remote(given):
-        return [(given, _url_name(given))]
-    path = path_of(given)
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if is_audio(file) and file.is_file())
-        if not files:
-            return [Failure(given, f"Folder {given!r} holds no recordings ({', '.join(AUDIO_SUFFIXES)}).")]
-        return [(str(file), PurePosixPath(file.relative_to(path).as_posix())) for file in files]
-    try:
-        check_file(path, given)
-    except (AudioError, OSError) as error:
-        return [Failure(given, str(error))]
-    return [(str(path), PurePosixPath(path.name))]
-
-
-def _url_name(url: str) -> PurePosixPath:
-    """Return a file name for a URL: its last part, which cannot lead out of a folder."""
-    name = PurePosixPath(unquote(urlparse(url).path).replace("\\", "/")).name.replace("\0", "")
-    return PurePosixPath(name if name.strip(".") else UNNAMED)
-
-
-def _identity(found: tuple[str, PurePosixPath] | Failure) -> str:
-    if isinstance(found, Failure):
-        return found.audio
-    return found[0] if is_remote(found[0]) else str(Path(found[0]).resolve())
-
-
-def run_over_recordings(
-    command: str,
-    arguments_class: type[Any],
-    description: str | None,
-    run: Callable[[list[str], Any], list[Failure]],
-    undone: str,
-    argv: Sequence[str] | None = None,
-) -> None:
-    """
-    Read a command line of recordings and options, run the command, and list the recordings that failed.
-
-    Ends with 1 where some recordings failed or memory ran out, with 2 where nothing was done, and with 130 when
-    interrupted.
+    The status is 2 where something is wrong with what was given, 1 where memory ran out or a library is missing, and 130
+    after Ctrl-C.
 
     Args:
         command: name after `audiollm`.
-        arguments_class: dataclass of its options, with `output_dir`, without which nothing is kept.
-        run: takes the files, folders and URLs, and the options; returns failures.
-        undone: past participle for the message about failures.
+        kept: a sentence about what is left after an interruption.
     """
-    parser = parser_of(arguments_class, command, "AUDIO... [options]", description)
-    parser.add_argument("audio", nargs="+", help="files, folders or URLs")
-    options = vars(parser.parse_args(list(sys.argv[1:] if argv is None else argv)))
-    given = options.pop("audio")
-    kept = KEPT if options["output_dir"] else ""
     try:
-        arguments = arguments_class(**options)
-        disk = naming_the_disk(options["output_dir"], GOES_ON) if options["output_dir"] else nullcontext()
-        with ended_by_signals((signal.SIGINT,)), disk:
-            failures = run(given, arguments)
-    except (CheckpointError, OSError, ValueError) as error:
+        with ended_by_signals((signal.SIGINT,)):
+            yield
+    except (OSError, ValueError) as error:  # CheckpointError and AudioError are ValueErrors
         tell(f"audiollm {command}: {error}")
         sys.exit(NOTHING_DONE_EXIT)
+    except (AnswerMemoryError, MissingLibraryError) as error:
+        tell(f"audiollm {command}: {error}")
+        sys.exit(FAILURES_EXIT)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -286,6 +249,110 @@ def run_over_recordings(
     except KeyboardInterrupt:
         tell(f"\nInterrupted.{kept}")
         sys.exit(INTERRUPTED_EXIT)
+
+
+# ---- commands that take many recordings ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Source:
+    """
+    A recording named on a command line.
+
+    Attributes:
+        location: its path or URL.
+        name: of its output, without ending, relative to the output folder: it has the folders within a given folder.
+        stem: path of its output without ending, where there is a folder for it.
+    """
+
+    location: str
+    name: str
+    stem: Path | None = None
+
+
+def find_recordings(given: Sequence[str], folder: Path | None = None) -> tuple[list[Source], list[Failure]]:
+    """
+    Return everything that is named on a command line, in order, each once, and failures for what is not there.
+
+    Args:
+        given: files, URLs, and folders, whose recordings are all taken, by name, those of folders within too.
+        folder: the output folder.
+
+    Raises:
+        ValueError: two recordings would have outputs of the same name.
+    """
+    found: dict[str, tuple[str, PurePosixPath]] = {}
+    failures: dict[str, Failure] = {}
+    for one in given:
+        try:
+            for location, relative in _find(one):
+                identity = location if is_remote(location) else os.path.realpath(location)
+                found.setdefault(identity, (location, relative))
+        except (AudioError, OSError) as error:
+            failures[one] = Failure(one, str(error))
+    stems = Counter(relative.with_suffix("") for _, relative in found.values())
+    sources: dict[str, Source] = {}
+    for location, relative in found.values():
+        name = str(relative.with_suffix("") if stems[relative.with_suffix("")] == 1 else relative)
+        if name in sources:
+            raise ValueError(
+                f"{sources[name].location} and {location} would both be written to {name!r}. Give the folder that holds "
+                "both, or run the command twice with output folders of their own."
+            )
+        sources[name] = Source(location, name, None if folder is None else folder / name)
+    return list(sources.values()), list(failures.values())
+
+
+def _find(given: str) -> list[tuple[str, PurePosixPath]]:
+    """Return the recordings that a word of the command line stands for, with the names of their outputs."""
+    if is_remote(given):
+        name = PurePosixPath(unquote(urlparse(given).path).replace("\\", "/")).name.replace("\0", "")
+        return [(given, PurePosixPath(name if name.strip(".") else UNNAMED))]  # which leads out of no folder
+    path = path_of(given)
+    if not path.is_dir():
+        check_file(path, given)
+        return [(str(path), PurePosixPath(path.name))]
+    files = sorted(file for file in path.rglob("*") if is_audio(file) and file.is_file())
+    if not files:
+        raise AudioError(f"Folder {given!r} holds no recordings ({', '.join(AUDIO_SUFFIXES)}).")
+    return [(str(file), PurePosixPath(file.relative_to(path).as_posix())) for file in files]
+
+
+def run_over_recordings(
+    command: str,
+    arguments_class: type[OutputArguments],
+    description: str | None,
+    run: Callable[[list[Source], Any, bool], list[Failure]],
+    undone: str,
+    argv: Sequence[str] | None = None,
+) -> None:
+    """
+    Read a command line of recordings and options, run the command, and list the recordings that failed.
+
+    Ends as [`ending`] does, and with 1 where some recordings failed.
+
+    Args:
+        command: name after `audiollm`.
+        arguments_class: dataclass of its options.
+        run: takes the recordings, the options, and whether several were named; returns failures.
+        undone: past participle for the message about failures.
+    """
+    usage = "AUDIO... [options]"
+    given, options = parse(
+        arguments_class, command, description, argv, usage, nargs="+", help="files, folders or URLs"
+    )
+    folder = None if options.output_dir is None else Path(options.output_dir).expanduser()
+    disk = nullcontext() if folder is None else naming_the_disk(folder, GOES_ON)
+    with ending(command, "" if folder is None else KEPT), disk:
+        sources, failures = find_recordings(given, folder)
+        for stem in [one.stem for one in sources if one.stem is not None and not options.overwrite]:
+            there = [path for path in (with_ending(stem, one) for one in options.endings) if path.exists()]
+            if there and not with_ending(stem, options.PARTIAL_ENDING).exists():  # not of an interrupted run
+                raise ValueError(f"{there[0]} is there already; give --overwrite, or another --output_dir.")
+        if sources and folder is not None:
+            check_writable(folder)
+        if sources:
+            failures += run(sources, options, len(sources) + len(failures) > 1)
     if failures:
         tell(f"audiollm {command}: {len(failures)} could not be {undone}:")
         for failure in failures:

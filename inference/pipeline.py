@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from audiollm.processing.conversations import as_recordings
 from torch.utils.data import Dataset, IterableDataset
 from transformers import AutoModelForMultimodalLM, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -32,15 +33,7 @@ EXPECTED = (
 
 @dataclass
 class Question:
-    """
-    One row of input, understood.
-
-    Attributes:
-        messages: the conversation that the row stands for.
-        prompt: the text of the question, or None where the row was a conversation.
-        name: what errors call the row; empty where there is one row only.
-        texts: the answers.
-    """
+    """One row of input: its conversation, the text of its question if it was one, its name in errors, and its answers."""
 
     messages: list[dict[str, Any]]
     prompt: str | None
@@ -103,12 +96,12 @@ class AudioLlmPipeline(Pipeline):
             inputs = list(inputs)
         if isinstance(inputs, (list, Dataset)) and not isinstance(inputs, IterableDataset) and not len(inputs):  # type: ignore[arg-type]  # one with __getitem__
             return []
-        elif isinstance(inputs, Iterator):
+        if isinstance(inputs, Iterator):
             inputs = (row for row in inputs)  # a generator is the only iterator that transformers reads
         return super().__call__(inputs, **options)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Saves the model with its code, and the processor."""
+        """Save the model with its code, and the processor."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
 
@@ -132,7 +125,7 @@ class AudioLlmPipeline(Pipeline):
     def preprocess(  # type: ignore[override]  # a Question instead of tensors
         self, input_: Any, prompt: str = TRANSCRIBE_PROMPT, name: str = ""
     ) -> Question:
-        """A row of input as the conversation that it stands for; `name` is what errors call it."""
+        """Return the conversation that a row of input stands for; `name` is what errors call it."""
         with naming(name):
             question = _understand(input_, prompt)
         question.name = name
@@ -145,16 +138,20 @@ class AudioLlmPipeline(Pipeline):
         encoder: RecordingEncoder | None = None,
         **generate_options: Any,
     ) -> Any:
-        """Answers one question or several, and returns them with their texts."""
+        """Answer one question or several, and return them with their texts."""
         questions = [input_tensors] if isinstance(input_tensors, Question) else input_tensors
         if "stop_strings" in generate_options:  # which `generate` finds with the tokenizer
             generate_options.setdefault("tokenizer", self.processor.tokenizer)
+        bound = generate_options.pop("max_new_tokens", None)
+        is_set = {"max_length", "generation_config"} & set(generate_options)
+        if bound is None and not is_set and not self.model.generation_config.max_new_tokens:
+            bound = DEFAULT_MAX_NEW_TOKENS
         answers = generate_answers(
             self.model,
             self.processor,
             [question.messages for question in questions],
             batch_size,
-            self._default_bound(generate_options),
+            bound,
             encoder=encoder,
             names=[question.name for question in questions],
             **generate_options,
@@ -163,17 +160,10 @@ class AudioLlmPipeline(Pipeline):
             question.texts = texts
         return input_tensors
 
-    def _default_bound(self, options: dict[str, Any]) -> int | None:
-        """Bound on an answer's tokens where neither the call nor the model sets one."""
-        if "max_new_tokens" in options:
-            return options.pop("max_new_tokens")
-        is_set = {"max_length", "generation_config"} & set(options) or self.model.generation_config.max_new_tokens
-        return None if is_set else DEFAULT_MAX_NEW_TOKENS
-
     def postprocess(  # type: ignore[override]  # questions instead of tensors
         self, model_outputs: Question, return_full_text: bool = False
     ) -> list[dict[str, Any]]:
-        """A row's answers as the caller gets them."""
+        """Return a row's answers as the caller gets them."""
         return [
             {"generated_text": _full_text(model_outputs, text) if return_full_text else text}
             for text in model_outputs.texts
@@ -183,16 +173,13 @@ class AudioLlmPipeline(Pipeline):
         self, inputs, num_workers: int, batch_size: int, preprocess_params, forward_params, postprocess_params
     ) -> Iterator[list[dict[str, Any]]]:
         """
-        Answers to many rows, in their order.
+        Yield the answers to many rows, in their order.
 
-        All of a list is looked at first, so that a row that cannot be used is told of before anything is computed, and
-        rows of like length share a batch. Anything else is read one batch ahead at most.
+        All of a list is looked at before anything is computed, and its rows of like length share a batch. Anything else is
+        read one batch ahead at most.
         """
-        forward_params = {
-            **forward_params,
-            "batch_size": batch_size,
-            "encoder": RecordingEncoder(self.model, self.processor),
-        }
+        encoder = RecordingEncoder(self.model, self.processor)
+        forward_params = {**forward_params, "batch_size": batch_size, "encoder": encoder}
         has_places = hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__")
         rows = enumerate(inputs[index] for index in range(len(inputs))) if has_places else enumerate(inputs)
         questions = (self.preprocess(row, name=f"Row {index}", **preprocess_params) for index, row in rows)
@@ -203,7 +190,7 @@ class AudioLlmPipeline(Pipeline):
 
 def _understand(row: Any, prompt: str) -> Question:
     """
-    The conversation that a row of any kind stands for.
+    Return the conversation that a row of any kind stands for.
 
     Raises:
         ValueError: it is of none of the kinds; the message says what is expected.
@@ -211,19 +198,15 @@ def _understand(row: Any, prompt: str) -> Question:
     messages = getattr(row, "messages", row)  # transformers wraps the conversations that it recognises
     if isinstance(messages, (list, tuple)) and messages and isinstance(messages[0], dict):
         return Question(list(messages), None)
-    if isinstance(row, dict) and not QUESTION_KEYS & set(row) and set(AUDIO_DICT_KEYS) & set(row):
-        return Question(ask(prompt, row), prompt)
-    if isinstance(row, dict):
-        unknown = sorted(set(row) - QUESTION_KEYS, key=str)
-        if unknown or not row:
+    if isinstance(row, dict) and (QUESTION_KEYS & set(row) or not set(AUDIO_DICT_KEYS) & set(row)):
+        if not row or set(row) - QUESTION_KEYS:
             raise ValueError(f"The row is a dict with {sorted(row, key=str)}; {EXPECTED}.")
-        text, audio = row.get("text"), row.get("audio")
-        if not isinstance(text, (str, type(None))) or (text is None and audio is None):
+        audio = row.get("audio")
+        text = prompt if row.get("text") is None and audio is not None else row.get("text")
+        if not isinstance(text, str):
             raise ValueError(f"The row's text is {text!r} and its audio {type(audio).__name__}; {EXPECTED}.")
-        recordings = list(audio) if isinstance(audio, (list, tuple)) else [] if audio is None else [audio]
-        text = prompt if text is None else text
-        return Question(ask(text, *recordings), text)
-    is_audio = isinstance(row, (str, os.PathLike, bytes, bytearray, np.ndarray, torch.Tensor))
+        return Question(ask(text, *as_recordings(audio)), text)
+    is_audio = isinstance(row, (str, os.PathLike, bytes, bytearray, np.ndarray, torch.Tensor, dict))
     if is_audio or hasattr(row, "get_all_samples"):  # the last: what newer datasets decode to
         return Question(ask(prompt, row), prompt)
     hint = ""
@@ -233,7 +216,7 @@ def _understand(row: Any, prompt: str) -> Question:
 
 
 def _full_text(question: Question, answer: str) -> Any:
-    """The question with its answer: text after text, or a message after the others."""
+    """Return the question with its answer: text after text, or a message after the others."""
     if question.prompt is not None:
         return question.prompt + answer
     if not continues(question.messages):

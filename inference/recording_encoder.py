@@ -1,8 +1,4 @@
-"""
-The encoder's output of recordings, computed once for all questions about a recording.
-
-Recordings are told apart by what they hold, not by where they come from; what is kept is bounded in bytes.
-"""
+"""The encoder's output of recordings, computed once for all questions about the same samples; bounded in bytes."""
 
 import hashlib
 from collections import OrderedDict
@@ -42,20 +38,16 @@ def as_model_inputs(windows: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
 
 class RecordingEncoder:
     """
-    Gives the encoder's output of waveforms, from memory where it has heard the same samples before.
+    Encoder's output of waveforms, from memory where the same samples were encoded before.
 
     Args:
         max_kept_bytes: bound on what is kept; what was asked for longest ago is forgotten first.
-
-    Attributes:
-        num_encoded: how many recordings went through the encoder.
     """
 
     def __init__(self, model, processor, max_kept_bytes: int = MAX_KEPT_BYTES):
         self.model = model
         self.processor = processor
         self.max_kept_bytes = max_kept_bytes
-        self.num_encoded = 0
         self._kept: OrderedDict[bytes, list[torch.Tensor]] = OrderedDict()
         self._kept_bytes = 0
 
@@ -75,23 +67,18 @@ class RecordingEncoder:
                 self._kept.move_to_end(key)
                 found[key] = self._kept[key]
             else:
-                self.num_encoded += 1
                 found[key] = encode_windows(self.model, self.processor, waveform)
                 self._keep(key, found[key])
         return as_model_inputs([window for key in keys for window in found[key]])
 
     def _keep(self, key: bytes, windows: list[torch.Tensor]) -> None:
         self._kept[key] = windows
-        self._kept_bytes += _num_bytes(windows)
+        self._kept_bytes += sum(window.nbytes for window in windows)
         while self._kept_bytes > self.max_kept_bytes:
             _, forgotten = self._kept.popitem(last=False)
-            self._kept_bytes -= _num_bytes(forgotten)
+            self._kept_bytes -= sum(window.nbytes for window in forgotten)
 
 
 def content_key(waveform: np.ndarray) -> bytes:
-    """A hash of a waveform's samples."""
+    """Return a hash of a waveform's samples."""
     return hashlib.blake2b(np.ascontiguousarray(waveform, dtype=np.float32).tobytes(), digest_size=16).digest()
-
-
-def _num_bytes(windows: list[torch.Tensor]) -> int:
-    return sum(window.numel() * window.element_size() for window in windows)

@@ -11,19 +11,27 @@ Answers are greedy unless a request gives a temperature. Ctrl-C stops it.
 import importlib
 import os
 import socket
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from audiollm.command_line.option_parser import option
 
-from .loading import CheckpointError, check_device, find_checkpoint, load_generation_config, load_processor
-from .options import INTERRUPTED_EXIT, LoadingArguments, check_port, check_positive, is_loopback, parse, tell
+from .loading import CheckpointError
+from .options import (
+    LoadingArguments,
+    MissingLibraryError,
+    check_port,
+    check_positive,
+    ending,
+    is_loopback,
+    parse,
+    tell,
+)
 from .session import DEFAULT_MAX_NEW_TOKENS
 from .transcribe import WINDOW_HELP
-from .transcribing import TranscribingSettings, check_window, stored_settings
+from .transcribing import TranscribingSettings
 
 if TYPE_CHECKING:
     from .serving.service import ServingSettings
@@ -96,21 +104,10 @@ class ServeArguments(LoadingArguments):
         is_folder = Path(checkpoint).exists()
         return self.served_name or (Path(checkpoint).resolve().name if is_folder else checkpoint)
 
-    def settings(
-        self, name: str, longest_window_s: float, stored: Mapping[str, Any] | None = None
-    ) -> "ServingSettings":
-        """
-        Return the server's settings; `stored` are those of transcription that the checkpoint brings along.
-
-        Raises:
-            ValueError: windows are longer than the encoder's.
-        """
+    def settings(self, name: str, transcribing: TranscribingSettings) -> "ServingSettings":
+        """Return the server's settings, with those of transcription."""
         from .serving.service import ServingSettings
 
-        window = {} if self.window_seconds is None else {"window_seconds": self.window_seconds}
-        transcribing = TranscribingSettings(**{**(stored or {}), **window}, voice_activity=self.voice_activity == "on")
-        if transcribing.window_seconds is not None:
-            check_window(transcribing.window_seconds, longest_window_s, "--window_seconds")
         same = ("api_key", "max_upload_mb", "max_audio_seconds", "max_new_tokens", "max_requests")
         return ServingSettings(
             name=name,
@@ -125,13 +122,13 @@ class ServeArguments(LoadingArguments):
 def check_libraries() -> None:
     """
     Raises:
-        CheckpointError: a library of the extra `serving` is not installed.
+        MissingLibraryError: a library of the extra `serving` is not installed.
     """
     for name in LIBRARIES:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise CheckpointError(
+            raise MissingLibraryError(
                 f'serving needs libraries that are not installed ({error}): pip install "audiollm[serving]"'
             ) from error
 
@@ -157,39 +154,33 @@ def bind(host: str, port: int) -> socket.socket:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry of `audiollm serve`."""
-    parser, options = parse(ServeArguments, "serve", __doc__ or "", arguments)
-    try:
+    options = parse(ServeArguments, "serve", __doc__, arguments)
+    with ending("serve"):
         check_libraries()
-        checkpoint = find_checkpoint(options.model)
-        check_device(options.device)
-        processor = load_processor(checkpoint, options.revision)
-        longest_window_s = processor.window_samples / processor.sampling_rate
-        try:
-            stored = stored_settings(load_generation_config(checkpoint, options.revision))
-            settings = options.settings(options.name(checkpoint), longest_window_s, stored)
-        except ValueError as error:
-            parser.error(str(error))
+        checkpoint, processor = options.find()
+        transcribing = options.transcribing_settings(
+            checkpoint,
+            processor,
+            {"window_seconds": options.window_seconds},
+            voice_activity=options.voice_activity == "on",
+        )
+        settings = options.settings(options.name(checkpoint), transcribing)
         listening = bind(options.host, options.port)  # before a model is loaded for minutes
         tell(f"Loading {checkpoint} …")
         model = options.load_model(checkpoint)
-    except CheckpointError as error:
-        sys.exit(f"audiollm serve: {error}")
 
-    import uvicorn
+        import uvicorn
 
-    from .serving.app import create_app
+        from .serving.app import create_app
 
-    _announce(settings, options.host, listening)
-    config = uvicorn.Config(
-        create_app(model, processor, settings),
-        log_level=options.log_level,
-        timeout_graceful_shutdown=GRACE_SECONDS,
-        server_header=False,
-    )
-    try:
+        _announce(settings, options.host, listening)
+        config = uvicorn.Config(
+            create_app(model, processor, settings),
+            log_level=options.log_level,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+            server_header=False,
+        )
         uvicorn.Server(config).run(sockets=[listening])
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED_EXIT)
 
 
 def _announce(settings: "ServingSettings", host: str, listening: socket.socket) -> None:

@@ -1,6 +1,6 @@
 """
 A conversation with a model, with a cache of keys and values: a follow-up question neither encodes a recording again nor
-runs the language model over it again, and gets the same answer as if the whole conversation had been read anew.
+runs the language model over it again. Answers equal those of the whole conversation read again.
 """
 
 import threading
@@ -14,10 +14,10 @@ import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.command_line.machine import is_out_of_memory
 from audiollm.modeling_audiollm import CACHE_NAME
-from audiollm.processing.conversations import flatten_conversation
+from audiollm.processing.conversations import AUDIO_SOURCES, flatten_conversation
 from transformers import DynamicCache, StoppingCriteriaList
 
-from .answering import ask, audio_part
+from .answering import ask, recordings_of
 from .recording_encoder import as_model_inputs, content_key, encode_windows
 from .streaming import AnswerStream, AnswerStreamer, StopWhenSet
 
@@ -44,9 +44,8 @@ class Recording:
     Attributes:
         source: as the user gave it: a path, a URL, bytes, a waveform, …
         waveform: `(samples,)` at the processor's rate; None once it has been encoded.
-        digest: of the waveform; equal recordings have equal digests.
-        num_slots: number of audio tokens that the model makes of it.
-        seconds: its length.
+        digest: of the waveform; equal recordings have equal ones.
+        num_slots: number of its audio tokens.
         frames: encoder output of each window, `(frames, d_model)`, once it has been encoded.
     """
 
@@ -81,7 +80,7 @@ class ContextLengthError(ValueError):
 
 
 class AnswerMemoryError(RuntimeError):
-    """Memory that does not suffice for an answer. The message says for what, and what takes less."""
+    """Too little memory for an answer. The message says how far it came, and what takes less."""
 
 
 @dataclass(frozen=True)
@@ -93,14 +92,12 @@ class AnswerReport:
         finish_reason: "stop" if the model ended it, "length" at the bound, "interrupted" if it was stopped.
         prompt_tokens: length of the conversation that was answered.
         reused_tokens: number of them that were in the cache.
-        encoded_recordings: number of recordings that went through the encoder.
         new_tokens: length of the answer, its end-of-turn token included.
     """
 
     finish_reason: str
     prompt_tokens: int
     reused_tokens: int
-    encoded_recordings: int
     new_tokens: int
 
 
@@ -115,7 +112,6 @@ class Session:
         model, processor: a pair that belongs together. The model is put in evaluation mode.
         system: a system message to begin with.
         messages: a conversation to go on with, as for `AudioLlmProcessor.apply_chat_template`, instead of `system`.
-        max_new_tokens: bound on each answer, in tokens.
         generate_options: further ones of `generate`; greedy unless they say otherwise.
 
     Raises:
@@ -185,7 +181,7 @@ class Session:
         """
         self._refuse_while_answering()
         self._messages = [self._loaded(message) for message in messages]
-        self._recordings = {recording.digest: recording for recording in _recordings(self._messages)}
+        self._recordings = {recording.digest: recording for recording in recordings_of(self._messages)}
 
     def ask(self, text: str | None = None, *recordings: Any, **options: Any) -> str:
         """Return the answer to the next turn; see [`stream`]."""
@@ -218,33 +214,30 @@ class Session:
         self._refuse_while_answering()
         if text is not None and not text.strip() and not recordings:
             raise ValueError("There is nothing to answer: the text is empty, and there is no recording.")
-        turns = [] if text is None and not recordings else [self._loaded(user_turn(text, *recordings))]
-        messages = [*self._messages, *turns]
+        turns = [] if text is None and not recordings else ask(text, *recordings)
+        messages = [*self._messages, *map(self._loaded, turns)]
         if not messages or messages[-1]["role"] != "user":
             raise ValueError(
                 "There is nothing to answer: the last message is not the user's. Give text or recordings."
             )
         prompt = self._encoded_text(messages)
         merged = {**self.options, **options}
-        merged["max_new_tokens"] = self._fitting(len(prompt), merged["max_new_tokens"], _recordings(messages))
+        merged["max_new_tokens"] = self._fitting(len(prompt), merged["max_new_tokens"], recordings_of(messages))
 
         def write(streamer: AnswerStreamer, stop: StopWhenSet) -> None:
             try:
                 self._answer(messages, prompt, merged, streamer, stop)
+                return
             except BaseException as error:
                 self._forget_cache()  # nobody knows how far it came
                 if not is_out_of_memory(error):
                     raise
-            else:
-                return
             finally:
                 self._answering.release()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            raise AnswerMemoryError(
-                f"Memory ran out after {len(streamer.ids)} tokens of the answer to a conversation of {len(prompt)} tokens. "
-                + MEMORY_ADVICE
-            )
+            after = f"Memory ran out after {len(streamer.ids)} tokens of the answer to a conversation of {len(prompt)}"
+            raise AnswerMemoryError(f"{after} tokens. {MEMORY_ADVICE}")
 
         self._answering.acquire()
         return AnswerStream(write, self.processor.tokenizer, stop)
@@ -254,14 +247,11 @@ class Session:
     def _answer(self, messages, prompt: list[Any], options: dict[str, Any], streamer, stop: StopWhenSet) -> None:
         """Run the model, and add the turn and its answer to the conversation. `prompt`: see `_encoded_text`."""
         model = self.model
-        recordings = _recordings(messages)
-        fresh = 0
-        self.report = AnswerReport("interrupted", len(prompt), 0, 0, 0)
+        recordings = recordings_of(messages)
+        self.report = AnswerReport("interrupted", len(prompt), 0, 0)
         for recording in recordings:
-            if stop.is_set():
-                return
-            fresh += recording.waveform is not None
-            recording.encode(model, self.processor)
+            if not stop.is_set():
+                recording.encode(model, self.processor)
         if stop.is_set():
             return
         reused = self._reuse(prompt, self._adapter(recordings, options))
@@ -284,7 +274,7 @@ class Session:
         self._cached = [*prompt, *answer][: self._cache.get_seq_length()]
         text = self.processor.tokenizer.decode(answer, skip_special_tokens=True).strip()
         self._messages = [*messages, {"role": "assistant", "content": text}]
-        self.report = AnswerReport(self._finish_reason(answer, options), len(prompt), reused, fresh, len(answer))
+        self.report = AnswerReport(self._finish_reason(answer, options), len(prompt), reused, len(answer))
 
     def _reuse(self, prompt: list[Any], adapter: str | None) -> int:
         """Cut the cache back to the tokens that it has in common with the prompt and adapter, and return their number."""
@@ -348,7 +338,7 @@ class Session:
         parts = []
         for part in message["content"]:
             if part["type"] == "audio":
-                name = next(name for name in ("audio", "path", "url") if part.get(name) is not None)
+                name = next(name for name in AUDIO_SOURCES if part.get(name) is not None)
                 value = part[name]
                 recording = value if isinstance(value, Recording) else Recording.load(value, self.processor)
                 known = self._recordings.setdefault(recording.digest, recording)
@@ -358,7 +348,7 @@ class Session:
 
     def _fitting(self, prompt_tokens: int, max_new_tokens: int, recordings: list[Recording]) -> int:
         """Return the bound on the answer that the language model's context allows."""
-        limit = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        limit = context_length(self.model)
         if limit is None:
             return max_new_tokens
         if prompt_tokens < limit:
@@ -379,20 +369,20 @@ class Session:
 
 
 def model_lock(model: torch.nn.Module) -> threading.Lock:
-    """The lock that is held while a model generates, by everything that answers from threads of its own."""
+    """Return the lock that is held while a model generates, by everything that answers from threads of its own."""
     return _MODEL_LOCKS.setdefault(model, threading.Lock())
 
 
-def user_turn(text: str | None, *recordings: Any) -> dict[str, Any]:
-    """
-    A user's message: recordings alone, or text about them; see `audiollm.inference.answering.ask`.
+def context_length(model: Any) -> int | None:
+    """Return the tokens that a language model can hold; None where it names no bound."""
+    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
 
-    Raises:
-        ValueError: the text's `<audio>` and the recordings differ in number.
-    """
-    if text is None:
-        return {"role": "user", "content": [audio_part(recording) for recording in recordings]}
-    return ask(text, *recordings)[-1]
+
+def sampling_options(temperature: float, top_p: float = 1.0) -> dict[str, Any]:
+    """Return options of `generate`: greedy at a temperature of 0, or else a draw from all tokens."""
+    if not temperature:
+        return {"do_sample": False}
+    return {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
 
 
 def _checked(options: dict[str, Any]) -> dict[str, Any]:
@@ -400,10 +390,6 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
         if name in options:
             raise ValueError(f"A session cannot have {name}: it keeps one row's keys and values from turn to turn.")
     return options
-
-
-def _recordings(messages: list[dict[str, Any]]) -> list[Recording]:
-    return flatten_conversation(messages)[1]
 
 
 def _with_sources(message: dict[str, Any]) -> dict[str, Any]:

@@ -18,10 +18,9 @@ class AnswerStreamer(TextIteratorStreamer):
     """
     Streamer of text that no further token can change; all of it together is `decode(ids).strip()`.
 
-    transformers' own streamers decode each line by itself, which loses blanks with some tokenizers, and they hold
-    words back until a blank follows. This one decodes all tokens again for every token, which costs little beside the
-    model. It only holds back incomplete characters and blanks at the end, and with a tokenizer that cleans up blanks the
-    last word.
+    transformers' own streamers lose blanks with some tokenizers, and hold words back until a blank follows. This one
+    decodes all tokens again for every token. It holds back incomplete characters and blanks at the end, and with a
+    tokenizer that cleans up blanks the last word.
     """
 
     def __init__(self, tokenizer):
@@ -88,12 +87,11 @@ class AnswerStream(Iterator[str]):
     """
     Iterator over an answer's text while another thread writes it.
 
-    Use it in a `with` statement where Ctrl-C may come: leaving it early stops the answer and waits for the current token.
-    An error of the writing thread is raised here. An iterator that is garbage stops its answer.
+    Leaving it early, by Ctrl-C in a `with` statement or by letting it go, stops the answer. An error of the writing thread
+    is raised here.
 
     Args:
         write: writes the answer; takes a streamer for the tokens, and the criterion that stops it.
-        tokenizer: decodes.
         stop: stops the answer once it is set, from any thread; the iteration then ends.
     """
 

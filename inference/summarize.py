@@ -14,37 +14,28 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from audiollm.checkpoints import fingerprint
-from audiollm.command_line.files import NO_ROOM_ERRORS, check_writable, sha256_of, write_json, write_whole
+from audiollm.command_line.files import NO_ROOM_ERRORS, sha256_of, write_json, write_whole
 from audiollm.command_line.interruption import interruptible
 from audiollm.command_line.option_parser import option
 from tqdm.auto import tqdm
 
-from .in_parts import JOIN_PROMPT, SUMMARY_PROMPT, InParts, PartAnswer, WholeAnswer
-from .loading import find_checkpoint, load_processor
-from .options import (
-    AnswerArguments,
-    LoadingArguments,
-    Source,
-    find_recordings,
-    output_stems,
-    run_over_recordings,
-    tell,
-)
+from .in_parts import JOIN_PROMPT, SUMMARY_PROMPT, InParts, WholeAnswer
+from .options import AnswerArguments, LoadingArguments, OutputArguments, Source, run_over_recordings, tell
 from .recordings import header_seconds, local_file, read_blocks
 from .session import AnswerMemoryError
-from .transcribing import Failure, PartialTranscript, Phrase
+from .transcribing import Failure, PartialTranscript
 from .transcripts import with_ending
 
-PARTIAL_ENDING, ENDINGS = "parts.partial.jsonl", ("txt", "json")
+PARTIAL_ENDING = "parts.partial.jsonl"
 #: Answers about parts are read again, several at once; short ones need fewer rounds.
 DEFAULT_MAX_NEW_TOKENS = 256
-#: Raise it when a change here changes answers: what is kept of parts is then begun anew.
+#: Raise it when a change here changes answers: answers about parts that were kept are then not used.
 IN_PARTS_REVISION = 1
 BAR = "{desc}: {n:.0f}/{total_fmt} s of audio [{elapsed}]"
 
 
 @dataclass
-class SummarizeArguments(AnswerArguments):
+class SummarizeArguments(OutputArguments, AnswerArguments):
     """Options of `audiollm summarize`."""
 
     GROUPS: ClassVar = {
@@ -53,6 +44,7 @@ class SummarizeArguments(AnswerArguments):
         **AnswerArguments.ANSWER_GROUP,
         **LoadingArguments.MODEL_GROUP,
     }
+    PARTIAL_ENDING = PARTIAL_ENDING
 
     max_new_tokens: int = option(DEFAULT_MAX_NEW_TOKENS, "Bound on each answer, in tokens; says so when it is met.")
     prompt: str = option(SUMMARY_PROMPT, "The question about each part; <audio> stands for it.")
@@ -64,16 +56,11 @@ class SummarizeArguments(AnswerArguments):
         "Longest part; by default the longest that the model's context can hold. A model hears parts best that are "
         "as long as its training data.",
     )
-    output_dir: str | None = option(
-        None, "Folder for answers (.txt) with those about parts (.json); without it nothing is kept."
-    )
-    overwrite: bool = option(False, "Write over answers that are there already.")
-    progress: bool = option(True, "Show a bar of audio seconds.")
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.overwrite and self.output_dir is None:
-            raise ValueError("--overwrite is about files; give --output_dir with it.")
+    @property
+    def endings(self) -> Sequence[str]:
+        """Endings of the files that are written for each recording."""
+        return ("txt", "json")
 
 
 def answer(
@@ -89,56 +76,30 @@ def answer(
         AudioError: the recording cannot be used.
         OSError: it is not there, or `partial_path` cannot be written.
     """
-    rate = in_parts.processor.sampling_rate
     with local_file(recording) as path:
         partial = None
         if partial_path is not None:
             partial = PartialTranscript(partial_path, {"audio_sha256": sha256_of(path), **made_with})
         seconds = header_seconds(path)
         total = None if seconds is None else round(seconds, 1)
+        blocks = read_blocks(path, in_parts.processor.sampling_rate, recording)
         with tqdm(total=total, desc=recording, unit="s", disable=not progress, bar_format=BAR) as bar:
-
-            def on_part(part: PartAnswer) -> None:
-                bar.update((part.end - part.start) / rate)
-                if partial is not None and not part.reason and partial.get(part.start, part.end) is None:
-                    partial.add({(part.start, part.end): [Phrase(part.text, part.is_cut_off)]})
-
-            def known(start: int, end: int) -> tuple[str, bool] | None:
-                heard = None if partial is None else partial.get(start, end)
-                return None if heard is None else heard[0][:2]
-
-            return in_parts.answer(read_blocks(path, rate, recording), known, on_part)
+            return in_parts.answer(blocks, partial, bar.update)
 
 
-def run(given: Sequence[str], options: SummarizeArguments) -> list[Failure]:
+def run(sources: Sequence[Source], options: SummarizeArguments, several: bool) -> list[Failure]:
     """
     Answer about recordings one after the other, in files or on standard output; return those that could not be used.
 
     Raises:
         CheckpointError: the model is not there, or cannot be used.
-        ValueError: options contradict each other or the model, or answers are there already.
+        ValueError: an option contradicts the model.
         OSError: answers cannot be written.
     """
-    found = find_recordings(given)
-    failures = [one for one in found if isinstance(one, Failure)]
-    recordings = [one for one in found if isinstance(one, Source)]
-    stems = output_stems(recordings, options.output_dir, ENDINGS, PARTIAL_ENDING, options.overwrite)
-    if not recordings:
-        return failures
-    checkpoint = find_checkpoint(options.model)
-    processor = load_processor(checkpoint, options.revision)
-    if options.output_dir is not None:
-        check_writable(Path(options.output_dir).expanduser())
+    checkpoint, processor = options.find()
     model = options.load_model(checkpoint)
-    in_parts = InParts(
-        model,
-        processor,
-        options.prompt,
-        options.join_prompt,
-        options.part_seconds,
-        system=options.system,
-        **options.generate_options(),
-    )
+    asked = (options.prompt, options.join_prompt, options.part_seconds)
+    in_parts = InParts(model, processor, *asked, system=options.system, **options.generate_options())
     made_with = {
         "weights": fingerprint(model.state_dict()),
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -149,21 +110,22 @@ def run(given: Sequence[str], options: SummarizeArguments) -> list[Failure]:
         "temperature": [options.temperature, options.top_p, options.seed],
         "max_new_tokens": options.max_new_tokens,
     }
-    for recording, stem in interruptible(zip(recordings, stems)):
-        partial_path = None if stem is None else with_ending(stem, PARTIAL_ENDING)
+    failures = []
+    for source in interruptible(sources):
+        partial_path = None if source.stem is None else with_ending(source.stem, PARTIAL_ENDING)
         try:
-            whole = answer(in_parts, recording.location, made_with, partial_path, options.progress)
+            whole = answer(in_parts, source.location, made_with, partial_path, options.progress)
         except (AnswerMemoryError, OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno in NO_ROOM_ERRORS:
                 raise
-            failures.append(Failure(recording.location, str(error)))
+            failures.append(Failure(source.location, str(error)))
             continue
-        _warn(recording.location, whole, processor.sampling_rate)
-        if stem is None:
-            print(f"{recording.location}: {whole.text}" if len(found) > 1 else whole.text, flush=True)
+        _warn(source.location, whole, processor.sampling_rate)
+        if source.stem is None:
+            print(f"{source.location}: {whole.text}" if several else whole.text, flush=True)
         else:
             made = {**made_with, "join_prompt": options.join_prompt, "model": checkpoint}
-            _write(stem, recording.location, whole, processor.sampling_rate, made)
+            _write(source.stem, source.location, whole, processor.sampling_rate, made)
     return failures
 
 

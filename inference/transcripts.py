@@ -1,5 +1,6 @@
 """Transcripts as plain text, JSON and subtitles."""
 
+import html
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -151,11 +152,8 @@ def as_srt(transcript: Transcript) -> str:
 
 def as_vtt(transcript: Transcript) -> str:
     """Return WebVTT subtitles (W3C), of the same text and times as [`as_srt`]."""
-    escaped = [
-        (times, text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
-        for times, text in _cues(transcript, ".")
-    ]
-    return "\n".join(["WEBVTT\n", *(f"{times}\n{text}\n" for times, text in escaped)])
+    cues = [f"{times}\n{html.escape(text, quote=False)}\n" for times, text in _cues(transcript, ".")]
+    return "\n".join(["WEBVTT\n", *cues])
 
 
 def as_word_lines(transcript: Transcript) -> str:
@@ -171,26 +169,10 @@ def as_word_lines(transcript: Transcript) -> str:
 FORMATS: dict[str, Callable[[Transcript], str]] = {"txt": as_text, "json": as_json, "srt": as_srt, "vtt": as_vtt}
 
 
-def chosen_formats(names: Sequence[str]) -> list[str]:
-    """
-    Return formats by name, each once; `all` is all of them.
-
-    Raises:
-        ValueError: there is no such format.
-    """
-    unknown = [name for name in names if name not in (*FORMATS, ALL_FORMATS)]
-    if unknown or not names:
-        given = repr(unknown[0]) if unknown else "empty"
-        raise ValueError(f"--output_format is {given}; expected some of {', '.join(FORMATS)}, or {ALL_FORMATS}.")
-    return list(FORMATS) if ALL_FORMATS in names else list(dict.fromkeys(names))
-
-
-def write_transcript(transcript: Transcript, stem: Path, formats: Sequence[str]) -> list[Path]:
-    """Write `<stem>.<format>` for each format, over existing files, and return the paths."""
-    paths = [with_ending(stem, name) for name in formats]
-    for path, name in zip(paths, formats):
-        write_whole(path, FORMATS[name](transcript))
-    return paths
+def write_transcript(transcript: Transcript, stem: Path, formats: Sequence[str]) -> None:
+    """Write `<stem>.<format>` for each format, over existing files."""
+    for name in formats:
+        write_whole(with_ending(stem, name), FORMATS[name](transcript))
 
 
 def with_ending(stem: Path, ending: str) -> Path:
@@ -223,7 +205,7 @@ def _lines(words: Sequence[Word]) -> list[tuple[float, float, str]]:
 
 
 def _clock(seconds: float, decimal_mark: str) -> str:
-    """`hh:mm:ss,mmm`."""
+    """Return `hh:mm:ss,mmm`."""
     whole, milliseconds = divmod(round(seconds * MILLISECONDS), MILLISECONDS)
     minutes, second = divmod(whole, 60)
     hours, minute = divmod(minutes, 60)

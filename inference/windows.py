@@ -135,40 +135,22 @@ def cut_into_windows(
         rise_db: see [`detect_voice`].
     """
     max_samples = int(max_seconds * sampling_rate)
-    start = 0
-    for buffer in _Buffer(blocks, max_samples):
+    blocks, start = iter(blocks), 0
+    held = np.zeros(0, dtype=np.float32)
+    while True:
+        pieces = [held]
+        while sum(map(len, pieces)) <= max_samples and (block := next(blocks, None)) is not None:
+            pieces.append(block)
+        held = np.concatenate(pieces)
+        if not len(held):
+            return
         if voice_activity:
-            length, reason = _next_cut(buffer, max_samples, sampling_rate, rise_db)
+            length, reason = _next_cut(held, max_samples, sampling_rate, rise_db)
         else:
-            length, reason = _quiet_end(buffer.held, max_samples, sampling_rate), ""
-        waveform = buffer.take(length)
-        yield Window(start, start + length, sampling_rate, None if reason else waveform, reason)
+            length, reason = _quiet_end(held, max_samples, sampling_rate), ""
+        yield Window(start, start + length, sampling_rate, None if reason else held[:length].copy(), reason)
+        held = held[length:].copy()
         start += length
-
-
-class _Buffer:
-    """Part of a stream, filled to one sample more than a window if there is as much."""
-
-    def __init__(self, blocks: Iterable[np.ndarray], max_samples: int):
-        self._blocks = iter(blocks)
-        self._max_samples = max_samples
-        self.held = np.zeros(0, dtype=np.float32)
-
-    def __iter__(self) -> Iterator["_Buffer"]:
-        while True:
-            pieces, length = [self.held], len(self.held)
-            while length <= self._max_samples and (block := next(self._blocks, None)) is not None:
-                pieces.append(block)
-                length += len(block)
-            self.held = np.concatenate(pieces)
-            if not length:
-                return
-            yield self
-
-    def take(self, length: int) -> np.ndarray:
-        """Remove the first samples, and return them."""
-        taken, self.held = self.held[:length].copy(), self.held[length:].copy()
-        return taken
 
 
 def _quiet_end(held: np.ndarray, max_samples: int, sampling_rate: int) -> int:
@@ -177,10 +159,10 @@ def _quiet_end(held: np.ndarray, max_samples: int, sampling_rate: int) -> int:
     return max(1, quietest_moment(held, max_samples // 2, max_samples, sampling_rate))
 
 
-def _next_cut(buffer: _Buffer, max_samples: int, sampling_rate: int, rise_db: float) -> tuple[int, str]:
+def _next_cut(all_held: np.ndarray, max_samples: int, sampling_rate: int, rise_db: float) -> tuple[int, str]:
     """Return the samples until the next cut, and the reason to skip them, which is empty for speech."""
-    is_last = len(buffer.held) <= max_samples
-    held = buffer.held[:max_samples]
+    is_last = len(all_held) <= max_samples
+    held = all_held[:max_samples]
     activity = detect_voice(held, sampling_rate, rise_db)
     hop, margin = int(HOP_SECONDS * sampling_rate), int(MARGIN_SECONDS * sampling_rate)
     long_pause = int(LONG_PAUSE_SECONDS * sampling_rate)
@@ -203,4 +185,4 @@ def _next_cut(buffer: _Buffer, max_samples: int, sampling_rate: int, rise_db: fl
     fitting = np.flatnonzero((middles >= half) & (pauses >= QUIET_SECONDS * sampling_rate))
     if len(fitting):
         return int(middles[fitting[pauses[fitting].argmax()]]), ""
-    return _quiet_end(buffer.held, max_samples, sampling_rate), ""
+    return _quiet_end(all_held, max_samples, sampling_rate), ""

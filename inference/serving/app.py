@@ -31,10 +31,8 @@ def create_app(model: Any, processor: Any, settings: ServingSettings) -> Starlet
 
     middleware = [Middleware(Gateway, settings=settings)]
     if settings.allow_origins:
-        cors = Middleware(
-            CORSMiddleware, allow_origins=settings.allow_origins, allow_methods=["*"], allow_headers=["*"]
-        )
-        middleware.insert(0, cors)
+        everything: dict[str, Any] = {"allow_methods": ["*"], "allow_headers": ["*"]}
+        middleware.insert(0, Middleware(CORSMiddleware, allow_origins=settings.allow_origins, **everything))
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", chat.complete, methods=["POST"]),

@@ -14,22 +14,22 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from .responses import ApiError, invalid
 
-#: Fields that ask for something the server cannot do, with the values that ask for nothing.
+#: Fields that ask for something the server cannot do, with the values that ask for nothing beside empty ones.
 NOTHING_ASKED: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "best_of": (1,),
-    "frequency_penalty": (0, 0.0),
+    "frequency_penalty": (),
     "function_call": ("none",),
-    "functions": ([],),
-    "logit_bias": ({},),
-    "logprobs": (False,),
+    "functions": (),
+    "logit_bias": (),
+    "logprobs": (),
     "modalities": (["text"],),
     "n": (1,),
-    "presence_penalty": (0, 0.0),
+    "presence_penalty": (),
     "response_format": ({"type": "text"},),
     "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "top_logprobs": (0,),
+    "tools": (),
+    "top_logprobs": (),
     "web_search_options": (),
 }
 #: More helpful than "leave it out".
@@ -53,9 +53,14 @@ RESULT_ROLE = "tool"
 
 
 class _Body(BaseModel):
-    """Part of a body; values are not converted, unknown fields are ignored."""
+    """Part of a body; values are not converted, unknown fields are ignored, and so are those that are null."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:  # clients send answers back with all their fields
+        return {name: one for name, one in given.items() if one is not None} if isinstance(given, dict) else given
 
 
 class TextPart(_Body):
@@ -128,16 +133,10 @@ class Message(_Body):
     def _content_as_parts(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        content = given.get(PARTS_FIELD, [] if given.get("tool_calls") else None)
-        if isinstance(content, str):
-            content = [{"type": "text", "text": content}]
-        return given if content is None else {**given, PARTS_FIELD: content}
-
-
-class StreamOptions(_Body):
-    """Further contents of a stream."""
-
-    include_usage: bool = False
+        content = given.get(PARTS_FIELD)
+        if content is None and given.get("tool_calls"):
+            content = []
+        return {**given, PARTS_FIELD: [{"type": "text", "text": content}] if isinstance(content, str) else content}
 
 
 class ChatRequest(_Body):
@@ -152,7 +151,7 @@ class ChatRequest(_Body):
     seed: int | None = Field(None, ge=MIN_SEED, le=MAX_SEED)
     stop: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list, max_length=MAX_STOP_STRINGS)
     stream: bool = False
-    stream_options: StreamOptions | None = None
+    stream_options: dict[str, Any] = Field(default_factory=dict)
     repetition_penalty: float | None = Field(None, gt=0)
     user: str | None = None
     prompt_cache_key: str | None = None
@@ -189,15 +188,26 @@ def read_chat_request(body: bytes) -> ChatRequest:
         raise invalid(reason, code="invalid_json") from None
     if not isinstance(given, dict):
         raise invalid(f"The body is a JSON {type(given).__name__}; expected an object.", code="invalid_json")
-    given = _without_nulls(given)
-    _refuse_what_cannot_be_done(given)
+    for name, harmless in NOTHING_ASKED.items():
+        if given.get(name) and given[name] not in harmless:
+            if name == "tools" and given.get("tool_choice") == "none":
+                continue
+            instead = INSTEAD.get(name) or f"Leave it out{''.join(f', or give {each!r}' for each in harmless)}."
+            raise invalid(f"{name} is not supported by this server. {instead}", name, "unsupported_parameter")
     try:
         request = ChatRequest.model_validate(given)
     except ValidationError as error:
-        raise _about(error) from None
+        raise about_field(error) from None
     for index, message in enumerate(request.messages):
         for number, part in enumerate(message.content):
-            _check_part(message, part, f"messages[{index}].content[{number}]")
+            where = f"messages[{index}].content[{number}]"
+            if isinstance(part, TextPart):
+                _refuse_placeholder(part.text, where)
+            elif message.role != "user":
+                raise invalid(f"{where}: a message of {message.role} holds text alone.", where)
+            else:
+                part._where = where
+        message.role = "system" if message.role == "developer" else message.role
     request.messages = _tools_as_text(request.messages)
     last = request.messages[-1]
     if last.role != "user" or not any(isinstance(part, AudioPart) or part.text.strip() for part in last.content):
@@ -244,52 +254,16 @@ def _tools_as_text(messages: list[Message]) -> list[Message]:
     return plain
 
 
-def _without_nulls(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the body without fields that are null: clients send answers back with all their fields."""
-    given = {name: value for name, value in given.items() if value is not None}
-    messages = given.get("messages")
-    if isinstance(messages, list):
-        given["messages"] = [
-            {name: value for name, value in each.items() if value is not None} if isinstance(each, dict) else each
-            for each in messages
-        ]
-    return given
-
-
-def _refuse_what_cannot_be_done(given: dict[str, Any]) -> None:
-    for name, harmless in NOTHING_ASKED.items():
-        asked = given.get(name)
-        if asked is None or any(asked == each and type(asked) is type(each) for each in harmless):
-            continue
-        if name == "tools" and given.get("tool_choice") == "none":
-            continue
-        instead = INSTEAD.get(name) or f"Leave it out{''.join(f', or give {each!r}' for each in harmless)}."
-        raise invalid(f"{name} is not supported by this server. {instead}", name, "unsupported_parameter")
-
-
-def _about(error: ValidationError) -> ApiError:
+def about_field(error: ValidationError) -> ApiError:
     """Return the first fault by the name of its field, without the value, which may be long."""
     first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-    field = ""
-    after_part = False
-    for step in first["loc"]:
-        if isinstance(step, int):
-            after_part = field.endswith(PARTS_FIELD)
-            field += f"[{step}]"
-            continue
-        if not after_part:  # else it is pydantic's name for the kind of part
-            field += f".{step}" if field else step
-        after_part = False
+    before = [None, None, *first["loc"]]
+    field = "".join(
+        f"[{step}]" if isinstance(step, int) else f".{step}"
+        for step, *last in zip(first["loc"], before[1:], before)
+        if not (isinstance(last[0], int) and last[1] == PARTS_FIELD)  # pydantic's name for the kind of part
+    ).removeprefix(".")
     message = first["msg"].removeprefix("Value error, ")
     if first["type"].startswith("union_tag"):
         message = "expected a part of type 'text', or 'input_audio' with base64 data"
     return invalid(f"{field}: {message}." if field else f"{message}.", field or None)
-
-
-def _check_part(message: Message, part: TextPart | AudioPart, where: str) -> None:
-    if isinstance(part, TextPart):
-        _refuse_placeholder(part.text, where)
-    elif message.role != "user":
-        raise invalid(f"{where}: a message of {message.role} holds text alone.", where)
-    else:
-        part._where = where

@@ -2,6 +2,7 @@
 
 import asyncio
 import hmac
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -41,12 +42,8 @@ class Gateway:
         try:
             self._check(scope, headers)
             if counted and self._under_way >= self.settings.max_requests:
-                raise ApiError(
-                    OVERLOADED,
-                    f"{self._under_way} requests are under way, and the server takes no more at once; try again soon.",
-                    "overloaded",
-                    headers={"retry-after": "2"},
-                )
+                message = f"{self._under_way} requests are under way, the most that this server takes; try again soon."
+                raise ApiError(OVERLOADED, message, "overloaded", headers={"retry-after": "2"})
         except ApiError as error:
             if not is_socket:
                 await _drain(receive, headers)
@@ -63,29 +60,18 @@ class Gateway:
         settings = self.settings
         host, host_name = _address("Host", f"//{headers.get('host', '')}")
         if settings.is_local and not is_loopback(host_name):
-            raise ApiError(
-                FORBIDDEN, f"The host is {host_name!r}; this server only answers to localhost.", "wrong_host"
-            )
+            message = f"The host is {host_name!r}; this server only answers to localhost."
+            raise ApiError(FORBIDDEN, message, "wrong_host")
         origin = headers.get("origin")
-        if (
-            origin is not None
-            and not {origin, "*"} & set(settings.allow_origins)
-            and _address("Origin", origin)[0] != host
-        ):
-            raise ApiError(
-                FORBIDDEN,
-                f"Requests of web pages of {origin} are not taken; --allow_origins names whose are.",
-                "origin",
-            )
+        is_named = bool({origin, "*"} & set(settings.allow_origins))
+        if origin is not None and not is_named and _address("Origin", origin)[0] != host:
+            message = f"Requests of web pages of {origin} are not taken; --allow_origins names whose are."
+            raise ApiError(FORBIDDEN, message, "origin")
         given = headers.get("authorization", "").removeprefix("Bearer ").strip()
         is_right = settings.api_key is None or hmac.compare_digest(given.encode(), settings.api_key.encode())
         if not is_right and scope["path"] not in OPEN_PATHS:
-            raise ApiError(
-                UNAUTHORIZED,
-                "The API key is missing or wrong; send `Authorization: Bearer KEY`.",
-                "invalid_api_key",
-                headers={"www-authenticate": "Bearer"},
-            )
+            message = "The API key is missing or wrong; send `Authorization: Bearer KEY`."
+            raise ApiError(UNAUTHORIZED, message, "invalid_api_key", headers={"www-authenticate": "Bearer"})
 
 
 def _address(header: str, url: str) -> tuple[str, str]:
@@ -119,9 +105,8 @@ class _Limited:
         try:
             message = await asyncio.wait_for(self._receive(), IDLE_SECONDS)
         except asyncio.TimeoutError:  # another one before Python 3.11
-            raise ApiError(
-                TIMED_OUT, f"Nothing of the request came for {IDLE_SECONDS:.0f} s.", "request_timeout"
-            ) from None
+            said = f"Nothing of the request came for {IDLE_SECONDS:.0f} s."
+            raise ApiError(TIMED_OUT, said, "request_timeout") from None
         self._num_bytes += len(message.get("body", b""))
         if self._num_bytes > self._max_mb * BYTES_PER_MB:
             await self._refuse()
@@ -131,9 +116,8 @@ class _Limited:
     async def _refuse(self) -> None:
         self._is_whole = True
         await _drain(self._receive, self._headers)
-        raise ApiError(
-            TOO_LARGE, f"The request is larger than {self._max_mb:g} MB, the most that this server takes.", "too_large"
-        )
+        message = f"The request is larger than {self._max_mb:g} MB, the most that this server takes."
+        raise ApiError(TOO_LARGE, message, "too_large")
 
 
 async def _drain(receive: Receive, headers: Headers) -> None:
@@ -145,10 +129,8 @@ async def _drain(receive: Receive, headers: Headers) -> None:
         while (message := await receive())["type"] == "http.request" and message.get("more_body"):
             pass
 
-    try:
+    with suppress(asyncio.TimeoutError):  # another one before Python 3.11
         await asyncio.wait_for(read(), DRAIN_SECONDS)
-    except asyncio.TimeoutError:  # another one before Python 3.11
-        return
 
 
 def _declared_bytes(headers: Headers) -> int:

@@ -21,7 +21,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from ..context_words import read_context
 from ..live import LiveTranscriber, LiveUpdate
 from ..recordings import from_16_bits
-from .responses import ApiError, invalid
+from .responses import ApiError, invalid, timed_words
 from .service import Service
 
 DEFAULT_RATE_HZ = 24_000
@@ -34,12 +34,7 @@ TRANSCRIPTION = "conversation.item.input_audio_transcription"
 
 
 class Listener:
-    """
-    One connection: its settings, and the transcript of what it sends.
-
-    Args:
-        service: the model, and the queue for it.
-    """
+    """One connection: its settings, and the transcript of what it sends."""
 
     def __init__(self, service: Service):
         self.service = service
@@ -48,17 +43,20 @@ class Listener:
         self._begin()
 
     def _begin(self) -> None:
-        model, processor = self.service.model, self.service.processor
-        self.live = LiveTranscriber(model, processor, self.context)
-        self._resampler = self._new_resampler()
-        self._item, self._text = _new_item(), ""
+        self.live = LiveTranscriber(self.service.model, self.service.processor, self.context)
+        self._begin_item()
+        self._begin_sound()
 
-    def _new_resampler(self) -> Any:
-        return soxr.ResampleStream(self.rate, self.service.processor.sampling_rate, 1, dtype="float32")
+    def _begin_item(self) -> None:
+        self._item, self._text = f"item_{uuid.uuid4().hex}", ""
+
+    def _begin_sound(self) -> None:
+        rate = self.service.processor.sampling_rate
+        self._resampler = soxr.ResampleStream(self.rate, rate, 1, dtype="float32")
 
     def update(self, session: Any) -> dict[str, Any]:
         """
-        Take settings, which begin a transcript anew, and return all of them.
+        Take settings, which start a new transcript, and return all of them.
 
         Raises:
             ApiError: a setting has no such value.
@@ -68,19 +66,15 @@ class Listener:
         given = _part(_part(session, "audio"), "input")
         transcription = _part(given, "transcription") or _part(session, "input_audio_transcription")
         form = given.get("format", session.get("input_audio_format", "pcm16"))
-        rate = DEFAULT_RATE_HZ
+        kind, rate = form, DEFAULT_RATE_HZ
         if isinstance(form, dict):
-            form, rate = form.get("type", "audio/pcm"), form.get("rate", rate)
-        if form not in ("pcm16", "audio/pcm"):
-            raise invalid(
-                f"The audio format is {form!r}; expected audio/pcm, 16-bit samples.",
-                "session.audio.input.format",
-            )
+            kind, rate = form.get("type", "audio/pcm"), form.get("rate", rate)
+        where = "session.audio.input.format"
+        if kind not in ("pcm16", "audio/pcm"):
+            raise invalid(f"The audio format is {kind!r}; expected audio/pcm, 16-bit samples.", where)
         if type(rate) is not int or not MIN_RATE_HZ <= rate <= MAX_RATE_HZ:
-            raise invalid(
-                f"The sampling rate is {rate!r}; expected {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz.",
-                "session.audio.input.format.rate",
-            )
+            expected = f"expected {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz"
+            raise invalid(f"The sampling rate is {rate!r}; {expected}.", f"{where}.rate")
         prompt = transcription.get("prompt") or ""
         try:
             self.service.check_model(transcription.get("model"))
@@ -93,33 +87,9 @@ class Listener:
 
     def session(self) -> dict[str, Any]:
         """Return the settings, as OpenAI names them."""
-        transcription = {
-            "model": self.service.settings.name,
-            "prompt": ", ".join(self.context),
-        }
+        transcription = {"model": self.service.settings.name, "prompt": ", ".join(self.context)}
         form = {"type": "audio/pcm", "rate": self.rate}
-        return {
-            "type": "transcription",
-            "audio": {"input": {"format": form, "transcription": transcription}},
-        }
-
-    def samples(self, audio: Any) -> np.ndarray:
-        """
-        Return the sound of a message, float32 `(samples,)` at the client's rate.
-
-        Raises:
-            ApiError: it is not base64, or holds half a sample.
-        """
-        try:
-            data = base64.b64decode(audio, validate=True)
-        except (TypeError, ValueError):
-            raise invalid("audio is no base64.", "audio") from None
-        if len(data) % 2:
-            raise invalid(
-                f"audio has {len(data)} bytes; expected 16-bit samples, an even number.",
-                "audio",
-            )
-        return from_16_bits(data)
+        return {"type": "transcription", "audio": {"input": {"format": form, "transcription": transcription}}}
 
     def answer(self, messages: Sequence[str | bytes]) -> list[dict[str, Any]]:
         """Do what messages ask for, and return the events for the client. Sound that came together is heard together."""
@@ -130,57 +100,43 @@ class Listener:
                 fields = _parsed(message)
                 kind = fields.get("type")
                 if kind == "input_audio_buffer.append":
-                    sound.append(self.samples(fields.get("audio")))
+                    sound.append(_samples(fields.get("audio")))
                     continue
-                events += self.hear(sound)
+                events += self._hear(sound)
                 sound = []
                 if kind in ("session.update", "transcription_session.update"):
-                    session = self.update(fields.get("session"))
-                    events.append({"type": f"{kind}d", "session": session})
+                    events.append({"type": f"{kind}d", "session": self.update(fields.get("session"))})
                 elif kind == "input_audio_buffer.commit":
-                    events += self.commit()
+                    events += self._hear([np.zeros(0, dtype=np.float32)], is_end=True)
+                    events += self._events(self.live.finish(), is_asked=True)
+                    self._begin_sound()
                 elif kind == "input_audio_buffer.clear":
                     self._begin()
                     events.append({"type": "input_audio_buffer.cleared"})
                 else:
                     raise invalid(f"There is no event of type {str(kind)[:100]!r} here.", "type")
             except ApiError as error:  # the connection stays open
-                events.append(_error(error))
-        return events + self.hear(sound)
+                events.append({"type": "error", **error.body()})
+        return events + self._hear(sound)
 
-    def hear(self, sound: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    def _hear(self, sound: Sequence[np.ndarray], is_end: bool = False) -> list[dict[str, Any]]:
         """Take new sound at the client's rate, and return the events that it causes."""
         if not sound:
             return []
-        heard = self._resampler.resample_chunk(np.concatenate(sound))
+        heard = self._resampler.resample_chunk(np.concatenate(sound), last=is_end)
         return [event for update in self.live.feed(heard) for event in self._events(update)]
-
-    def commit(self) -> list[dict[str, Any]]:
-        """End the item, so that all of its words are final."""
-        rest = self._resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
-        self._resampler = self._new_resampler()
-        events = [event for update in self.live.feed(rest) for event in self._events(update)]
-        return events + self._events(self.live.finish(), is_asked=True)
 
     def _events(self, update: LiveUpdate, is_asked: bool = False) -> list[dict[str, Any]]:
         events = []
         if update.final:
             delta = " " * bool(self._text) + " ".join(word.text for word in update.final)
             self._text += delta
-            words = [
-                {
-                    "word": one.text,
-                    "start": one.start_s,
-                    "end": one.end_s,
-                    "confidence": one.confidence,
-                }
-                for one in update.final
-            ]
+            words = timed_words(update.final)
             events.append(self._event(f"{TRANSCRIPTION}.delta", content_index=0, delta=delta, words=words))
         if is_asked or (update.is_pause and self._text):
             events.append(self._event("input_audio_buffer.committed"))
             events.append(self._event(f"{TRANSCRIPTION}.completed", content_index=0, transcript=self._text))
-            self._item, self._text = _new_item(), ""
+            self._begin_item()
         return events
 
     def _event(self, kind: str, **fields: Any) -> dict[str, Any]:
@@ -194,7 +150,7 @@ async def listen(socket: WebSocket) -> None:
     try:
         listener = Listener(service)
     except ValueError as error:  # the model has no CTC posteriors
-        await socket.send_json(_error(invalid(str(error))))
+        await socket.send_json({"type": "error", **invalid(str(error)).body()})
         with suppress(asyncio.TimeoutError, RuntimeError):  # some clients drop what they have not read at the close
             await asyncio.wait_for(socket.receive(), READING_SECONDS)
             await socket.close(1011)
@@ -225,6 +181,22 @@ async def _read(socket: WebSocket, waiting: asyncio.Queue[str | bytes | None]) -
     await waiting.put(None)
 
 
+def _samples(audio: Any) -> np.ndarray:
+    """
+    Return the sound of a message, float32 `(samples,)` at the client's rate.
+
+    Raises:
+        ApiError: it is not base64, or holds half a sample.
+    """
+    try:
+        data = base64.b64decode(audio, validate=True)
+    except (TypeError, ValueError):
+        raise invalid("audio is no base64.", "audio") from None
+    if len(data) % 2:
+        raise invalid(f"audio has {len(data)} bytes; expected 16-bit samples, an even number.", "audio")
+    return from_16_bits(data)
+
+
 def _parsed(message: str | bytes) -> dict[str, Any]:
     try:
         fields = json.loads(message) if isinstance(message, str) else None
@@ -241,14 +213,3 @@ def _part(fields: dict[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(part, dict):
         raise invalid(f"{name} is {part!r}; expected an object.", name)
     return part
-
-
-def _error(error: ApiError) -> dict[str, Any]:
-    return {"type": "error", **error.body()}
-
-
-def _new_item() -> str:
-    return f"item_{uuid.uuid4().hex}"
-
-
-__all__ = ["listen"]

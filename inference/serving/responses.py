@@ -2,8 +2,8 @@
 
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import jinja2
@@ -15,18 +15,18 @@ from starlette.responses import JSONResponse, StreamingResponse
 
 from ..recordings import RecordingTooLongError
 from ..session import AnswerMemoryError, ContextLengthError
+from ..transcripts import Word
 
 logger = logging.getLogger(__name__)
 
 BAD_REQUEST, UNAUTHORIZED, FORBIDDEN, NOT_FOUND = 400, 401, 403, 404
 TIMED_OUT, TOO_LARGE, GONE, INTERNAL, OVERLOADED = 408, 413, 499, 500, 503
 FIRST_SERVER_STATUS = 500
-#: Errors that a request causes, by kind: their code, a word for programs.
+#: Codes of errors that a request causes, words for programs.
 CODES = {
     ContextLengthError: "context_length_exceeded",
     RecordingTooLongError: "audio_too_long",
     AudioError: "invalid_audio",
-    ValueError: None,
 }
 LAST_EVENT = "data: [DONE]\n\n"
 #: Keep proxies from holding a stream back.
@@ -66,20 +66,21 @@ class GoneError(Exception):
     """End of work whose client is gone, or whose server shuts down."""
 
 
-def about_request(error: Exception) -> Exception:
-    """Return the error for a client if the request is its cause, and any other error as it is."""
-    if isinstance(error, ApiError):
-        return error
-    if isinstance(error, jinja2.TemplateError):
-        return ApiError(BAD_REQUEST, f"The model's chat template refuses the messages: {error}", param="messages")
-    for kind, code in CODES.items():
-        if isinstance(error, kind):
-            return ApiError(BAD_REQUEST, str(error), code)
-    return error
+@contextmanager
+def about_request() -> Iterator[None]:
+    """Make errors of the block that the request causes errors for the client."""
+    try:
+        yield
+    except jinja2.TemplateError as error:
+        message = f"The model's chat template refuses the messages: {error}"
+        raise ApiError(BAD_REQUEST, message, param="messages") from None
+    except ValueError as error:
+        code = next((code for kind, code in CODES.items() if isinstance(error, kind)), None)
+        raise ApiError(BAD_REQUEST, str(error), code) from None
 
 
 def about_server(error: BaseException) -> ApiError:
-    """Return the error for a client for any other cause; details go to the log."""
+    """Return the error that a client is told of; details of a failure go to the log."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, (GoneError, ClientDisconnect)):
@@ -99,6 +100,11 @@ async def handle(request: Request, error: Exception) -> JSONResponse:
     return about_server(error).response()
 
 
+def timed_words(words: Iterable[Word]) -> list[dict[str, Any]]:
+    """Return words with OpenAI's names of their fields; it has no confidence."""
+    return [{"word": one.text, "start": one.start_s, "end": one.end_s, "confidence": one.confidence} for one in words]
+
+
 def event(content: dict[str, Any]) -> str:
     """Return one event with JSON in it."""
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
@@ -108,11 +114,9 @@ async def as_event_stream(
     items: AsyncGenerator[Any, None], write: Callable[[AsyncIterator[Any]], AsyncIterator[str]]
 ) -> StreamingResponse:
     """
-    Return a response that streams events, once the first item is there: errors before it get a status of their own.
+    Return a response that streams the events that `write` makes of a job's items, which are closed at the end.
 
-    Args:
-        items: what a job gives; closed when the stream ends. A later error becomes the last event.
-        write: makes events of the items.
+    It waits for the first item: an error before it gets a status of its own, and a later one becomes the last event.
     """
     try:
         first = await anext(items)

@@ -5,7 +5,7 @@ import hashlib
 import shutil
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
+from weakref import WeakSet
 
 from audiollm.processing import AudioError
 from starlette.requests import Request
@@ -24,6 +25,8 @@ from .responses import NOT_FOUND, ApiError, GoneError, about_server, logger
 
 #: Work for a request: takes a function for its results, and the event that stops it.
 Work = Callable[[Callable[[Any], None], threading.Event], None]
+#: The last item of a job, which is not given.
+END = object()
 #: Of the time that the last turn took, what the next one may wait for more to compute together.
 GATHER_SHARE = 0.1
 
@@ -63,10 +66,10 @@ class _Ticket:
 
 class Turns:
     """
-    Turns at the model, which threads get in the order in which they asked; batches of what waits share one.
+    Turns at the model, in the order in which threads asked for them; batches of what waits share one.
 
-    A turn that may be shared waits for others that are about to come: for as many as last time, and at most
-    `GATHER_SHARE` of the time that the last turn took. Who is alone does not wait.
+    A turn that may be shared waits for as many others as last time, and at most `GATHER_SHARE` of the time that the last
+    turn took.
     """
 
     def __init__(self) -> None:
@@ -101,13 +104,12 @@ class Turns:
         """
         Return the results of items, which are computed together with those of other threads that wait.
 
-        A batch that fails is computed anew, each thread's items by themselves, so that nobody fails by another's.
+        If a batch fails, each thread's items are computed again alone: no request fails through another.
 
         Args:
             kind: items of an equal one can be computed together.
-            items: a thread's own.
             run: computes items, one result each. Its second argument is set once nobody waits for them any more.
-            fit: whether items can share a batch.
+            fit: says whether items can share a batch.
             stop: ends the waiting.
 
         Raises:
@@ -120,14 +122,13 @@ class Turns:
         began, batch = time.monotonic(), [ticket]
         try:
             batch = self._gather(ticket, fit)
+            stops = AllSet([one.stop for one in batch])
             try:
-                results = run([item for one in batch for item in one.items], AllSet([one.stop for one in batch]))
-            except Exception as error:  # whatever it was, the requests that did not cause it are answered
-                if len(batch) == 1 or all(one.stop.is_set() for one in batch):
+                results = run([item for one in batch for item in one.items], stops)
+            except Exception as error:  # of any kind: the requests that did not cause it are answered
+                if len(batch) == 1 or stops.is_set():
                     raise
-                logger.warning(
-                    "A batch of %d requests failed, and is computed one by one.", len(batch), exc_info=error
-                )
+                logger.warning("A batch of %d requests failed; each is computed alone.", len(batch), exc_info=error)
                 for one in batch:
                     one.kind = None
                 batch = [ticket]
@@ -176,8 +177,7 @@ class Turns:
 
     def wake(self) -> None:
         """Have waiting threads check whether they should stop."""
-        with self._condition:
-            self._condition.notify_all()
+        self._leave([])
 
     @property
     def waiting(self) -> int:
@@ -204,44 +204,40 @@ class Job:
         self.stop = threading.Event()
         self._turns = turns
         self._loop = asyncio.get_running_loop()
-        self._items: asyncio.Queue[tuple[Any, BaseException | None, bool]] = asyncio.Queue()
-        pool.submit(self._run, work)
+        self._items: asyncio.Queue[Any] = asyncio.Queue()
+        self._future = pool.submit(self._run, work)
 
     def _run(self, work: Work) -> None:
-        error: BaseException | None = None
         try:
-            work(lambda item: self._put((item, None, False)), self.stop)
-        except BaseException as raised:  # raised again in `items`
-            error = raised
-        self._put((None, error, True))
+            work(self._put, self.stop)
+        finally:
+            self._put(END)
 
-    def _put(self, entry: tuple[Any, BaseException | None, bool]) -> None:
+    def _put(self, item: Any) -> None:
         try:
-            self._loop.call_soon_threadsafe(self._items.put_nowait, entry)
+            self._loop.call_soon_threadsafe(self._items.put_nowait, item)
         except RuntimeError:  # the server is closed already
             self.stop.set()
 
     async def items(self, request: Request) -> AsyncGenerator[Any, None]:
         """
-        Yield what the work gives; it is abandoned when the client leaves or nobody takes the items any more.
+        Yield what the work gives; abandon it when the client leaves or nobody takes the items any more.
 
-        Has ended when it is closed: then the work no longer uses anything of the request.
+        When this is closed, the work has ended and uses nothing of the request.
         """
         watch = asyncio.create_task(self._abandon_without(request))
-        is_last = False
+        item: Any = None
         try:
-            while True:
-                item, error, is_last = await self._items.get()
-                if error is not None:
-                    raise about_server(error) from None
-                if is_last:
-                    return
+            while (item := await self._items.get()) is not END:
                 yield item
+            error = self._future.exception()
+            if error is not None:
+                raise about_server(error) from None
         finally:
             watch.cancel()
             self.abandon()
-            while not is_last:
-                *_, is_last = await self._items.get()
+            while item is not END:
+                item = await self._items.get()
 
     async def _abandon_without(self, request: Request) -> None:
         """Abandon the work when the client goes away."""
@@ -264,40 +260,28 @@ class Service:
 
     Attributes:
         turns: whose request runs the model.
-        sessions: the conversations that were answered last, with their caches and the seconds of their recordings, by
-            caller and digest of all messages. A session is only given to the caller who began it, for a conversation that
-            is equal to the last word and sample: nothing of one caller's reaches another, not even by the time that an
-            answer takes.
+        sessions: the conversations that were answered last, with the seconds of their recordings, by caller and digest of
+            all messages. Only the caller who began one goes on with it: nothing of it reaches another, not even by the time
+            that an answer takes.
     """
 
     def __init__(self, model: Any, processor: Any, settings: ServingSettings):
         self.model, self.processor, self.settings = model.eval(), processor, settings
         self.turns = Turns()
-        self.sessions: OrderedDict[tuple[str, str], tuple[Session, float]] = OrderedDict()
+        self.sessions: dict[tuple[str, str], tuple[Session, float]] = {}
         self._pool = ThreadPoolExecutor(settings.max_requests, thread_name_prefix="request")
-        self._jobs: set[Job] = set()
+        self._jobs: WeakSet[Job] = WeakSet()
         self._lock = threading.Lock()
 
     def start(self, work: Work) -> Job:
         """Begin the work for a request, in a thread."""
-
-        def tracked(give: Any, stop: threading.Event) -> None:
-            try:
-                work(give, stop)
-            finally:
-                with self._lock:
-                    self._jobs.discard(job)
-
-        with self._lock:
-            job = Job(tracked, self._pool, self.turns)
-            self._jobs.add(job)
+        job = Job(work, self._pool, self.turns)
+        self._jobs.add(job)
         return job
 
     def close(self) -> None:
         """Stop all work within a token, and wait for its end."""
-        with self._lock:
-            jobs = list(self._jobs)
-        for job in jobs:
+        for job in list(self._jobs):
             job.abandon()
         self._pool.shutdown(wait=True)
 
@@ -309,10 +293,10 @@ class Service:
     def keep_session(self, caller: str, conversation: str, session: Session, seconds: float) -> None:
         """Keep a session for the caller's next turn; the oldest goes if there are too many."""
         with self._lock:
+            self.sessions.pop((caller, conversation), None)
             self.sessions[caller, conversation] = session, seconds
-            self.sessions.move_to_end((caller, conversation))
             while len(self.sessions) > self.settings.kept_sessions:
-                self.sessions.popitem(last=False)
+                del self.sessions[next(iter(self.sessions))]
 
     def check_model(self, name: str | None) -> None:
         """

@@ -1,13 +1,14 @@
 """`/v1/audio/transcriptions`: uploads of any length, window by window, as `audiollm transcribe` does."""
 
-import dataclasses
 import threading
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -22,7 +23,8 @@ from ..transcribing import (
     TranscribingStopped,
     check_timestamps,
 )
-from ..transcripts import SEGMENT, TIMESTAMPS, WORD, Passage, Transcript, as_srt, as_vtt
+from ..transcripts import SEGMENT, WORD, Passage, Transcript, as_srt, as_vtt
+from .chat_request import AUDIO_PLACEHOLDER, about_field
 from .responses import (
     BAD_REQUEST,
     INTERNAL,
@@ -34,6 +36,7 @@ from .responses import (
     as_event_stream,
     event,
     invalid,
+    timed_words,
 )
 from .service import AllSet, Job, Service, Work
 
@@ -48,21 +51,21 @@ UNDETERMINED_LANGUAGE = "und"
 MULTILINGUAL_VOCABULARY = 51_865
 CONTEXT_PROMPT = "Before this was said: {context}\n"
 LANGUAGE_PROMPT = "The speech is in {language}.\n"
-RESPONSE_FORMATS = ("json", "text", "verbose_json", "srt", "vtt")
 STREAMED_FORMATS = ("json", "text")
-TRUE_WORDS, FALSE_WORDS = ("true", "1"), ("false", "0", "")
+GRANULARITIES = "timestamp_granularities"
 
 
-@dataclasses.dataclass(frozen=True)
-class _Asked:
-    """A request's fields; `language` is None where it is not honoured, `times` are of words, of segments or of both."""
+class Asked(BaseModel):
+    """The fields of a request; unknown ones are ignored, and so is the temperature, as decoding is greedy."""
 
-    upload: UploadFile
-    settings: TranscribingSettings
-    response_format: str
-    is_streamed: bool
-    language: str | None
-    times: Sequence[str]
+    model: str | None = None
+    response_format: Literal["json", "text", "verbose_json", "srt", "vtt"] = "json"
+    stream: bool = False
+    temperature: float = 0.0
+    prompt: str = ""
+    language: str = ""
+    timestamp_granularities: list[Literal["word", "segment"]] = ["segment"]
+    include: list[str] = []
 
 
 class SharingTranscriber(Transcriber):
@@ -90,23 +93,28 @@ def _fit(waveforms: list[np.ndarray]) -> bool:
 
 
 async def transcribe(request: Request) -> Response:
-    """The route."""
+    """Answer a request to the route."""
     service: Service = request.app.state.service
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise ApiError(BAD_REQUEST, "Expected a form (multipart/form-data) with the recording as its field file.")
     form = await request.form(max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES)
     try:
-        asked = _read(form, service)
-        items = _items(service.start(work_for(service, asked)), request, form)
+        asked, upload = _read(form), form.get("file")
+        if not isinstance(upload, UploadFile):
+            raise invalid("There is no file; expected the recording, as an upload.", "file")
+        service.check_model(asked.model)
+        language = _language_name(asked.language, service.model.config)
+        work = work_for(service, upload, _settings(asked, language, service), asked.stream)
+        items = _items(service.start(work), request, form)
     except BaseException:
         await form.close()
         raise
-    if asked.is_streamed:
+    if asked.stream:
         return await as_event_stream(items, _events)
     async with aclosing(items):
         async for item in items:
             if isinstance(item, Transcript):
-                return _respond(item, service, asked)
+                return _respond(item, asked, language, service.processor.tokenizer)
     raise about_server(GoneError())
 
 
@@ -133,77 +141,59 @@ async def _events(items: AsyncIterator[Passage | Transcript]) -> AsyncIterator[s
             joint = " "
 
 
-def _read(form: FormData, service: Service) -> _Asked:
+def _read(form: FormData) -> Asked:
     """
-    Read the fields; those that the server does not know are ignored, and so is the temperature: decoding is greedy.
+    Read the fields.
 
     Raises:
-        ApiError: a field is missing or wrong, or asks for what cannot be done.
+        ApiError: a field is wrong, or asks for what cannot be done.
     """
-    given: dict[str, list[str]] = {}
+    given: dict[str, Any] = {}
     for name, value in form.multi_items():
-        if name != "file":
-            if not isinstance(value, str):
-                raise invalid(f"{name} is a file; expected text.", name)
-            given.setdefault(name.removesuffix("[]"), []).append(value)
-    if any(given.get("include", ())):
+        plain = name.removesuffix("[]")
+        if name == "file" or value == "":
+            continue
+        if not isinstance(value, str):
+            raise invalid(f"{name} is a file; expected text.", name)
+        given[plain] = [*given.get(plain, ()), value] if plain in (GRANULARITIES, "include") else value
+    try:
+        asked = Asked.model_validate(given)
+    except ValidationError as error:
+        raise about_field(error) from None
+    if asked.include:
         message = "include is not supported by this server, which gives no log-probabilities of tokens. Leave it out."
         raise invalid(message, "include", "unsupported_parameter")
-    fields = {name: values[-1] for name, values in given.items()}
-    upload = form.get("file")
-    if not isinstance(upload, UploadFile):
-        raise invalid("There is no file; expected the recording, as an upload.", "file")
-    service.check_model(fields.get("model") or None)
-
-    def wrong(name: str, expected: str) -> ApiError:
-        return invalid(f"{name} is {fields[name][:100]!r}; expected {expected}.", name)
-
-    response_format = fields.get("response_format") or "json"
-    if response_format not in RESPONSE_FORMATS:
-        raise wrong("response_format", f"one of {', '.join(RESPONSE_FORMATS)}")
-    is_streamed = fields.get("stream", "").lower()
-    if is_streamed not in (*TRUE_WORDS, *FALSE_WORDS):
-        raise wrong("stream", "true or false")
-    if is_streamed in TRUE_WORDS and response_format not in STREAMED_FORMATS:
-        raise wrong("response_format", f"{' or '.join(STREAMED_FORMATS)} with stream")
-    try:
-        float(fields.get("temperature") or 0)
-    except ValueError:
-        raise wrong("temperature", "a number") from None
-    prompt = service.settings.transcribing.prompt
-    language = _language_name(fields.get("language") or "", service.model.config)
-    if language is not None:
-        prompt = LANGUAGE_PROMPT.format(language=language.title()) + prompt
-    context = fields.get("prompt", "")
-    if "<audio>" in context:
-        raise wrong("prompt", "text without <audio>, which stands for a recording")
-    if context:
-        prompt = CONTEXT_PROMPT.format(context=context) + prompt
-    times = _times([value for value in given.get("timestamp_granularities", ()) if value], response_format, service)
-    timestamps = WORD if WORD in times else SEGMENT
-    settings = dataclasses.replace(service.settings.transcribing, prompt=prompt, timestamps=timestamps)
-    return _Asked(upload, settings, response_format, is_streamed in TRUE_WORDS, language, times)
+    if asked.stream and asked.response_format not in STREAMED_FORMATS:
+        expected = f"expected {' or '.join(STREAMED_FORMATS)} with stream"
+        raise invalid(f"response_format is {asked.response_format!r}; {expected}.", "response_format")
+    if AUDIO_PLACEHOLDER in asked.prompt:
+        raise invalid(
+            f"prompt holds {AUDIO_PLACEHOLDER}, which stands for a recording; expected other text.", "prompt"
+        )
+    if WORD in asked.timestamp_granularities and asked.response_format != "verbose_json":
+        raise invalid(f"{GRANULARITIES} with word needs response_format verbose_json.", GRANULARITIES)
+    return asked
 
 
-def _times(asked: list[str], response_format: str, service: Service) -> Sequence[str]:
+def _settings(asked: Asked, language: str | None, service: Service) -> TranscribingSettings:
     """
-    Return whose times are asked for: of words, of segments or of both; of segments alone by default.
+    Return the settings of transcription for a request.
 
     Raises:
-        ApiError: they are unknown, the response has no room for them, or the model cannot give them.
+        ApiError: the model cannot give the times of words.
     """
-    name = "timestamp_granularities"
-    unknown = [each for each in asked if each not in TIMESTAMPS]
-    if unknown:
-        raise invalid(f"{name} has {unknown[0][:100]!r}; expected {' or '.join(TIMESTAMPS)}.", name)
-    if WORD in asked and response_format != "verbose_json":
-        raise invalid(f"{name} with word needs response_format verbose_json.", name)
-    if WORD in asked:
-        try:
-            check_timestamps(WORD, service.model.config)
-        except ValueError as error:
-            raise invalid(str(error), name, "unsupported_parameter") from None
-    return asked or [SEGMENT]
+    settings = service.settings.transcribing
+    prompt = settings.prompt
+    if language is not None:
+        prompt = LANGUAGE_PROMPT.format(language=language.title()) + prompt
+    if asked.prompt:
+        prompt = CONTEXT_PROMPT.format(context=asked.prompt) + prompt
+    timestamps = WORD if WORD in asked.timestamp_granularities else SEGMENT
+    try:
+        check_timestamps(timestamps, service.model.config)
+    except ValueError as error:
+        raise invalid(str(error), GRANULARITIES, "unsupported_parameter") from None
+    return replace(settings, prompt=prompt, timestamps=timestamps)
 
 
 def _language_name(asked: str, config: Any) -> str | None:
@@ -222,82 +212,60 @@ def _language_name(asked: str, config: Any) -> str | None:
     return name
 
 
-def work_for(service: Service, asked: _Asked) -> Work:
-    """Return the work for one request: it gives the transcript, and where it is streamed, each passage of it before."""
-    settings, name = service.settings, repr((asked.upload.filename or "file")[-100:])
-    limit = "the most that one request may hold"
+def work_for(service: Service, upload: UploadFile, settings: TranscribingSettings, with_passages: bool) -> Work:
+    """Return the work for one request: it gives the transcript, and each passage of it before if these are wanted."""
+    name, most = repr((upload.filename or "file")[-100:]), service.settings.max_audio_seconds
 
     def run(give: Callable[[Any], None], stop: Any) -> None:
+        limit = "the most that one request may hold"
         try:
-            with service.measured(asked.upload.file, name, settings.max_audio_seconds, limit, stop) as (path, _):
-                transcriber = SharingTranscriber(service, asked.settings, stop)
-                for item in transcriber.events([str(path)], stop=stop, in_order=asked.is_streamed):
+            with about_request(), service.measured(upload.file, name, most, limit, stop) as (path, _):
+                transcriber = SharingTranscriber(service, settings, stop)
+                for item in transcriber.events([str(path)], stop=stop, in_order=with_passages):
                     if isinstance(item, Failure):  # although it was read to its end before
                         reason = item.reason.replace(str(path), name)
                         raise ApiError(INTERNAL, f"{name} cannot be transcribed: {reason}", "internal_error")
-                    if isinstance(item, Transcript) or (asked.is_streamed and isinstance(item, Passage)):
+                    if isinstance(item, Transcript) or (with_passages and isinstance(item, Passage)):
                         give(item)
         except TranscribingStopped:
             raise GoneError from None
-        except Exception as error:
-            raise about_request(error) from None
 
     return run
-
-
-def _verbose(transcript: Transcript, service: Service, asked: _Asked) -> dict[str, Any]:
-    """
-    Segments are windows with words in them. Fields of OpenAI's that are not measured are null; it has no confidence of words.
-    """
-    segments: list[dict[str, Any]] = []
-    for passage in transcript.passages:
-        text = " ".join(passage.text.split())
-        if not text:
-            continue
-        encoded = text.encode()
-        segments.append(
-            {
-                "id": len(segments),
-                "seek": round(passage.start_s * SEEK_STEPS_PER_SECOND),
-                "start": passage.start_s,
-                "end": passage.end_s,
-                "text": text,
-                "tokens": service.processor.tokenizer(text, add_special_tokens=False)["input_ids"],
-                "temperature": 0.0,
-                "avg_logprob": None,
-                "compression_ratio": len(encoded) / len(zlib.compress(encoded)),
-                "no_speech_prob": None,
-            }
-        )
-    content: dict[str, Any] = {
-        "task": "transcribe",
-        "language": asked.language or UNDETERMINED_LANGUAGE,
-        "duration": transcript.seconds,
-        "text": transcript.text,
-        "usage": _usage(transcript),
-    }
-    if SEGMENT in asked.times:
-        content["segments"] = segments
-    if WORD in asked.times:
-        content["words"] = [
-            {"word": one.text, "start": one.start_s, "end": one.end_s, "confidence": one.confidence}
-            for one in transcript.words
-        ]
-    return content
 
 
 def _usage(transcript: Transcript) -> dict[str, Any]:
     return {"type": "duration", "seconds": transcript.seconds}
 
 
-def _respond(transcript: Transcript, service: Service, asked: _Asked) -> Response:
-    """Return the response in the format that is asked for."""
+def _respond(transcript: Transcript, asked: Asked, language: str | None, tokenizer: Any) -> Response:
+    """Return the response in the format that is asked for. Fields of OpenAI's that are not measured are null."""
     if asked.response_format == "text":
         return PlainTextResponse(f"{transcript.text}\n")
     if asked.response_format == "srt":
         return PlainTextResponse(as_srt(transcript))
     if asked.response_format == "vtt":
         return Response(as_vtt(transcript), media_type="text/vtt")
+    content: dict[str, Any] = {"text": transcript.text, "usage": _usage(transcript)}
     if asked.response_format == "json":
-        return JSONResponse({"text": transcript.text, "usage": _usage(transcript)})
-    return JSONResponse(_verbose(transcript, service, asked))
+        return JSONResponse(content)
+    content |= {"task": "transcribe", "language": language or UNDETERMINED_LANGUAGE, "duration": transcript.seconds}
+    if SEGMENT in asked.timestamp_granularities:
+        texts = [(one, " ".join(one.text.split())) for one in transcript.passages]
+        content["segments"] = [
+            {
+                "id": number,
+                "seek": round(one.start_s * SEEK_STEPS_PER_SECOND),
+                "start": one.start_s,
+                "end": one.end_s,
+                "text": text,
+                "tokens": tokenizer(text, add_special_tokens=False)["input_ids"],
+                "temperature": 0.0,
+                "avg_logprob": None,
+                "compression_ratio": len(text.encode()) / len(zlib.compress(text.encode())),
+                "no_speech_prob": None,
+            }
+            for number, (one, text) in enumerate((one, text) for one, text in texts if text)
+        ]
+    if WORD in asked.timestamp_granularities:
+        content["words"] = timed_words(transcript.words)
+    return JSONResponse(content)

@@ -2,28 +2,31 @@
 
 import base64
 import html
-import sys
 import threading
 import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 import numpy as np
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.command_line.files import AUDIO_SUFFIXES, is_inside
 
+from ..answering import ask
+from ..options import tell
 from ..recordings import clock, read_bounded
-from ..session import AnswerMemoryError, Recording, Session, user_turn
+from ..session import AnswerMemoryError, Recording, Session, sampling_options
 from ..transcribing import Failure, Progress, Transcriber, TranscribingStopped
 from ..transcripts import FORMATS, Transcript
 from ..windows import LONG_PAUSE_SECONDS
 from .sound import picture
+
+if TYPE_CHECKING:
+    from ..demo_web import DemoWebArguments
 
 TITLE = "AudioLLM"
 STYLE_FILE = Path(__file__).with_name("page.css")
@@ -60,14 +63,6 @@ TRANSCRIBE_HINT = (
     "Transcribes a long recording window by window, as text and subtitles. Pauses of more than "
     f"{LONG_PAUSE_SECONDS:g} s are skipped."
 )
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Bounds on a visitor's requests: seconds of a recording, tokens of an answer."""
-
-    max_audio_seconds: float
-    max_new_tokens: int
 
 
 class Uploads:
@@ -120,36 +115,31 @@ class Page:
     The page of one model.
 
     Args:
+        options: limits and contents. The examples stay when visitors leave.
         folder: holds uploads; nothing else is read for a visitor.
-        max_upload_mb: shown on the page; Gradio refuses larger files.
-        system: system message of every conversation.
-        examples: audio files to try; they stay when visitors leave.
     """
 
     def __init__(
         self,
         model: AudioLlmForConditionalGeneration,
         processor: AudioLlmProcessor,
-        limits: Limits,
+        options: "DemoWebArguments",
         folder: str,
-        max_upload_mb: float,
-        system: str | None = None,
-        examples: Sequence[str] = (),
     ):
-        self.model, self.processor, self.limits = model, processor, limits
+        self.model, self.processor, self.options = model, processor, options
         self.has_adapter = bool(model.config.lora_adapters)
         self.uploads = Uploads()
         self._folder = folder
-        self._system = [] if system is None else [{"role": "system", "content": system}]
+        self._system = [] if options.system is None else [{"role": "system", "content": options.system}]
         self._visitors: dict[str, Visitor] = {}
-        bounds = f"At most {max_upload_mb:g} MB and {clock(limits.max_audio_seconds)}."
+        bounds = f"At most {options.max_upload_mb:g} MB and {clock(options.max_audio_seconds)}."
         with gr.Blocks(
             title=TITLE, analytics_enabled=False, delete_cache=(CACHE_LOOK_SECONDS, CACHE_AGE_SECONDS)
         ) as self.blocks:
             visitor = gr.State(Visitor(Session(model, processor)))
             gr.Markdown(f"# {TITLE}\n{HINT} {bounds}", elem_id="top")
             with gr.Tab("Ask"):
-                self._build_chat(visitor, examples)
+                self._build_chat(visitor)
             with gr.Tab("Transcribe"):
                 self._build_transcribing(visitor)
             self.blocks.unload(self.leave)
@@ -157,13 +147,12 @@ class Page:
 
     # ---- chat ----------------------------------------------------------------------------------------------------
 
-    def _build_chat(self, visitor: gr.State, examples: Sequence[str]) -> None:
-        bound = self.limits.max_new_tokens
+    def _build_chat(self, visitor: gr.State) -> None:
+        bound, examples = self.options.max_new_tokens, self.options.examples
         info = ADAPTER_INFO if self.has_adapter else NO_ADAPTER_INFO
         with gr.Row():
-            adapter = gr.Checkbox(
-                self.has_adapter, label="Adapter", info=info, interactive=self.has_adapter, elem_id="adapter"
-            )
+            is_on = self.has_adapter
+            adapter = gr.Checkbox(is_on, label="Adapter", info=info, interactive=is_on, elem_id="adapter")
             max_new_tokens = gr.Slider(1, bound, bound, step=1, label="Longest answer, in tokens")
             temperature = gr.Slider(0, MAX_TEMPERATURE, 0, step=0.1, label="Temperature", info="0 is greedy.")
         sound, note = gr.HTML(elem_id="sound", render=False), gr.HTML(elem_id="note", render=False)
@@ -198,7 +187,7 @@ class Page:
         note.render()
         sound.render()
         chat.textbox.stop(lambda visitor: visitor.stop.set(), visitor, None, api_name="stop", concurrency_limit=None)
-        chat.chatbot.clear(self.clear, visitor, [sound, note], api_visibility="private")
+        chat.chatbot.clear(self.forget, visitor, [sound, note], api_visibility="private")
 
     def answer(
         self,
@@ -229,11 +218,12 @@ class Page:
                     text += piece
                     yield text, pictures, "Answering …"
             yield text, pictures, self._note(session, first_s, time.monotonic() - began, adapter)
-        except REFUSALS as error:
-            yield {"role": "assistant", "content": str(error), "metadata": {"title": REFUSED}}, pictures, ""
-        except AnswerMemoryError as error:
-            print(f"audiollm demo-web: {error}", file=sys.stderr, flush=True)
-            yield {"role": "assistant", "content": NO_MEMORY, "metadata": {"title": REFUSED}}, pictures, ""
+        except (*REFUSALS, AnswerMemoryError) as error:
+            said = str(error)
+            if isinstance(error, AnswerMemoryError):
+                tell(f"audiollm demo-web: {error}")
+                said = NO_MEMORY
+            yield {"role": "assistant", "content": said, "metadata": {"title": REFUSED}}, pictures, ""
 
     def _turns(self, history: Sequence[dict[str, Any]], visitor: Visitor) -> list[dict[str, Any]]:
         """
@@ -252,7 +242,7 @@ class Page:
             elif following is None or not (following["role"] == "user" or _is_no_answer(following)):
                 if not text.strip() and not paths:
                     raise ValueError("Write a question, or give a recording to be answered.")
-                turns.append(user_turn(text if text.strip() else None, *(self.load(path, visitor) for path in paths)))
+                turns += ask(text if text.strip() else None, *(self.load(path, visitor) for path in paths))
         return turns
 
     def load(self, path: str, visitor: Visitor) -> Recording:
@@ -264,7 +254,7 @@ class Page:
                 visitor.uploads.add(path)
                 self.uploads.hold([path])
             name, rate = Path(path).name, self.processor.sampling_rate
-            blocks = read_bounded(Path(path), rate, name, self.limits.max_audio_seconds, LIMIT)
+            blocks = read_bounded(Path(path), rate, name, self.options.max_audio_seconds, LIMIT)
             waveform = np.concatenate(list(blocks))
             recording = Recording.load(waveform, self.processor)
             recording.source = name
@@ -274,14 +264,10 @@ class Page:
         return visitor.recordings[path]
 
     def _options(self, max_new_tokens: float, temperature: float, adapter: bool) -> dict[str, Any]:
-        bound = self.limits.max_new_tokens
-        if not 1 <= max_new_tokens <= bound:
-            raise ValueError(f"The answer's bound is {max_new_tokens:g} tokens; this page takes 1 to {bound}.")
-        if not 0 <= temperature <= MAX_TEMPERATURE:
-            raise ValueError(f"The temperature is {temperature:g}; this page takes 0 to {MAX_TEMPERATURE:g}.")
-        options: dict[str, Any] = {"max_new_tokens": int(max_new_tokens)}
-        if temperature > 0:
-            options.update(do_sample=True, temperature=float(temperature), top_k=0)
+        bound = self.options.max_new_tokens
+        if not (1 <= max_new_tokens <= bound and 0 <= temperature <= MAX_TEMPERATURE):
+            raise ValueError(f"This page takes 1 to {bound} tokens, and a temperature of 0 to {MAX_TEMPERATURE:g}.")
+        options = {"max_new_tokens": int(max_new_tokens), **sampling_options(float(temperature))}
         if self.has_adapter and not adapter:
             options["adapter_names"] = [None]  # for this call alone: other visitors' answers keep theirs
         return options
@@ -295,11 +281,6 @@ class Page:
         if report.reused_tokens:
             note += f" Of {report.prompt_tokens} tokens before it, {report.reused_tokens} were in the cache."
         return note if adapter or not self.has_adapter else f"{note} Adapter off."
-
-    def clear(self, visitor: Visitor) -> tuple[str, str]:
-        """Forget a visitor's conversation and recordings, and return an empty picture and line."""
-        self._forget(visitor)
-        return "", ""
 
     # ---- transcription -------------------------------------------------------------------------------------------
 
@@ -321,13 +302,8 @@ class Page:
             show_progress="minimal",
             show_progress_on=progress,
         )
-        stop.click(
-            lambda visitor: visitor.stop_transcribing.set(),
-            visitor,
-            None,
-            api_name="stop_transcribing",
-            concurrency_limit=None,
-        )
+        end: dict[str, Any] = {"api_name": "stop_transcribing", "concurrency_limit": None}
+        stop.click(lambda visitor: visitor.stop_transcribing.set(), visitor, None, **end)
 
     def transcribe(self, path: str | None, visitor: Visitor, request: gr.Request) -> Iterator[tuple[str, str, str]]:
         """Yield the progress, the transcript as far as it is written, and at the end links to its files."""
@@ -340,7 +316,7 @@ class Page:
         self.uploads.hold([path])
         yield "Reading …", "", ""
         try:
-            rate, most = self.processor.sampling_rate, self.limits.max_audio_seconds
+            rate, most = self.processor.sampling_rate, self.options.max_audio_seconds
             deque(read_bounded(Path(path), rate, name, most, LIMIT, visitor.stop_transcribing), maxlen=0)
             said = ""
             transcriber = Transcriber(self.model, self.processor, progress=False)
@@ -373,13 +349,15 @@ class Page:
         """Stop the work for a visitor who has closed the page, and forget everything of theirs."""
         visitor = self._visitors.pop(request.session_hash or "", None)
         if visitor is not None:
-            self._forget(visitor)
+            self.forget(visitor)
 
-    def _forget(self, visitor: Visitor) -> None:
+    def forget(self, visitor: Visitor) -> tuple[str, str]:
+        """Forget a visitor's conversation and recordings, and return an empty picture and line."""
         visitor.stop.set()
         visitor.stop_transcribing.set()
         self.uploads.release(visitor.uploads)
         visitor.uploads, visitor.recordings, visitor.pictures = set(), {}, {}
+        return "", ""
 
 
 def _contents(content: Any) -> tuple[str, list[str]]:

@@ -33,3 +33,14 @@ def clips(tmp_path_factory) -> list[str]:
         path.write_bytes(row["audio"]["bytes"])
         paths.append(str(path))
     return paths
+
+
+@pytest.fixture(scope="session")
+def model(endless_pair) -> Any:
+    """The model that never ends an answer; modules with another one have their own fixture."""
+    return endless_pair[0]
+
+
+@pytest.fixture(scope="session")
+def processor(tiny_processor) -> Any:
+    return tiny_processor

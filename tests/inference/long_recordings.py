@@ -14,6 +14,11 @@ def prompts(count: int) -> list[np.ndarray]:
     return [load_waveform(row["audio"]) for row in load_studio_prompts("test").select(range(count))]
 
 
+def noise(seconds: float, seed: int = 0) -> np.ndarray:
+    """White noise, as a waveform `(samples,)`."""
+    return np.random.default_rng(seed).standard_normal(int(seconds * RATE), np.float32) / 10
+
+
 def silence(seconds: float) -> np.ndarray:
     """Silence as a 16-bit recorder leaves it."""
     generator = np.random.default_rng(0)

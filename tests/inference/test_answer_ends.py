@@ -6,6 +6,7 @@ from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.evaluation.generating import transcript_bound
 from audiollm.inference.answer_ends import MIN_LOOP_TOKENS, AnswerEnds
 from audiollm.inference.answering import answer, ask
+from long_recordings import noise
 
 PROMPT = [1, 2, 3]
 UNBOUNDED = 10_000
@@ -72,7 +73,7 @@ def test_answers_about_recordings_stop_in_a_loop_and_others_do_not(tiny_model, t
         return scores
 
     hook = tiny_model.lm_head.register_forward_hook(say_a)
-    clip = (0.1 * torch.randn(8000, generator=torch.Generator().manual_seed(0))).numpy()
+    clip = noise(0.5)
     try:
         texts = answer(tiny_model, tiny_processor, [ask("<audio>", clip), ask("Say a.")], max_new_tokens=[60, 50])
         beams = answer(tiny_model, tiny_processor, [ask("<audio>", clip)], max_new_tokens=40, num_beams=2)

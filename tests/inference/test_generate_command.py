@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import sys
 
@@ -10,7 +11,6 @@ import torch
 from audiollm.inference import generate
 from audiollm.inference.answering import answer, ask
 from audiollm.inference.generate import main
-from audiollm.inference.loading import load_model
 from audiollm.inference.session import Session
 
 
@@ -82,16 +82,6 @@ def test_draws_depend_on_seed_temperature_and_top_p(checkpoint, capsys) -> None:
     assert drawn("--temperature", "1", "--seed", "1", "--top_p", "0.0001") == greedy
 
 
-def test_precision_and_device_reach_the_model(checkpoint, tiny_processor, capsys) -> None:
-    command = ["--model", str(checkpoint), "--prompt", "Why?", "--max_new_tokens", "30"]
-    main([*command, "--dtype", "bfloat16", "--device", "cpu"])
-    half, single = (load_model(str(checkpoint), dtype) for dtype in ("bfloat16", "float32"))
-    said = [Session(model, tiny_processor, max_new_tokens=30).ask("Why?") for model in (half, single)]
-    assert capsys.readouterr().out == f"{said[0]}\n" and said[0] != said[1]
-    with pytest.raises(SystemExit, match="--device tpu9 cannot be used"):
-        main([*command, "--device", "tpu9"])
-
-
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
@@ -100,10 +90,8 @@ def test_precision_and_device_reach_the_model(checkpoint, tiny_processor, capsys
         (["--audio", "CLIP", "CLIP"], "give --prompt, with one <audio> per file"),
         (["--prompt", ""], "there is nothing to answer"),
         (["--audio", "CLIP", "--prompt", "<audio> <audio>"], "has 2 <audio> for 1 recordings"),
-        (["--audio", "CLIP", "--dtype", "float3"], "invalid choice: 'float3'"),
         (["--prompt", "x", "--max_new_tokens", "0"], "--max_new_tokens is 0; expected at least 1"),
         (["--prompt", "x", "--temperature", "-1"], "--temperature is -1; expected 0 or more"),
-        (["--prompt", "x", "--temperature", "1", "--top_p", "1.5"], "--top_p is 1.5; expected more than 0"),
         (["--prompt", "x", "--seed", "5"], "--seed does nothing without sampling"),
     ],
 )
@@ -121,7 +109,7 @@ def test_what_is_wrong_is_named_before_the_model_is_loaded(
 
 
 @pytest.mark.parametrize("after_tokens", [0, 4])
-def test_memory_that_runs_out_is_said(after_tokens, checkpoint, clips, monkeypatch) -> None:
+def test_memory_that_runs_out_is_said(after_tokens, checkpoint, clips, monkeypatch, capsys) -> None:
     """In the middle of an answer: what there is of it, and what would take less, instead of a traceback."""
 
     def session_that_runs_out(model, *arguments, **options) -> Session:
@@ -138,6 +126,7 @@ def test_memory_that_runs_out_is_said(after_tokens, checkpoint, clips, monkeypat
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setattr(generate, "Session", session_that_runs_out)
-    with pytest.raises(SystemExit, match=f"Memory ran out after {after_tokens} tokens.*--load_in_8bit"):
+    with pytest.raises(SystemExit):
         main(["--model", str(checkpoint), "--audio", clips[0], "--max_new_tokens", "20"])
+    assert re.search(f"Memory ran out after {after_tokens} tokens.*--load_in_8bit", capsys.readouterr().err)
     assert bool(terminal.getvalue().strip()) == bool(after_tokens)

@@ -2,8 +2,7 @@
 
 import functools
 import os
-import threading
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from audiollm.inference.windows import HOP_SECONDS, cut_into_windows, detect_voi
 from audiollm.processing import AudioError, load_waveform
 from audiollm.processing.audio import BLOCK_SAMPLES
 from long_recordings import RATE, in_a_row, noises, prompts, silence
+from loopback_site import running
 
 ALL_TEST_PROMPTS, LONGEST_PROMPT_S = 69, 32.0
 
@@ -83,15 +83,13 @@ def test_urls_are_copied_for_as_long_as_they_are_read(tmp_path) -> None:
     with local_file((tmp_path / "a b.wav").as_uri()) as path:
         assert path == tmp_path / "a b.wav"
     handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with running(handler) as server:
         site = f"http://127.0.0.1:{server.server_address[1]}"
         with local_file(f"{site}/a%20b.wav") as path:
             assert path.read_bytes() == (tmp_path / "a b.wav").read_bytes()
         assert not path.exists()
         with pytest.raises(FileNotFoundError, match=r"none\.wav"), local_file(f"{site}/none.wav"):
             pass
-        server.shutdown()
 
 
 # ---------------------------------------------------------------------------------------------------------- windows

@@ -8,10 +8,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
+from audiollm.inference.loaded import AudioLlm
 from audiollm.inference.serving.service import ServingSettings
 from audiollm.inference.session import Session
-from audiollm.inference.transcribing import Transcriber, TranscribingSettings
+from audiollm.inference.transcribing import TranscribingSettings
 from long_recordings import RATE, prompts
 from servers import audio, client_of, in_thread, text, user, wav
 
@@ -25,16 +25,6 @@ TOOL_TURNS = [
 ]
 SCHEMA = {"name": "answer", "schema": {"type": "object", "properties": {"answer": {"type": "string"}}}}
 SETTINGS = TranscribingSettings(window_seconds=2, max_new_tokens=12, batch_size=2, voice_activity=False)
-
-
-@pytest.fixture(scope="module")
-def model(endless_pair) -> AudioLlmForConditionalGeneration:
-    return endless_pair[0]
-
-
-@pytest.fixture(scope="module")
-def processor(endless_pair) -> AudioLlmProcessor:
-    return endless_pair[1]
 
 
 @pytest.fixture(scope="module")
@@ -101,53 +91,31 @@ def offline(monkeypatch) -> None:
 
 # ---- chat ----------------------------------------------------------------------------------------------------------
 
+HELLO = [user("Hello?")]
+TOLD = [*HELLO, {"role": "assistant", "content": 'Call of look: {"at": "sky"}'}, user("Result of look: blue")]
+FEW = {"max_tokens": 5}
 #: Requests and what comes of them: the messages that the model answers, or the field that is refused.
 REQUESTS: dict[str, tuple[list[dict[str, Any]], dict[str, Any], list[dict[str, Any]] | str]] = {
-    "text": ([user("Hello?")], {"max_tokens": 5}, [user("Hello?")]),
-    "name": ([{**user("Hello?"), "name": "ann"}], {"max_tokens": 5}, [user("Hello?")]),
-    "more tokens than there may be": ([user("Hello?")], {"max_tokens": 4096}, [user("Hello?")]),
-    "tools and tool_choice none": ([user("Hello?")], {"tools": [LOOK], "tool_choice": "none"}, [user("Hello?")]),
-    "tools": ([user("Hello?")], {"tools": [LOOK]}, "tools"),
-    "tools and tool_choice required": ([user("Hello?")], {"tools": [LOOK], "tool_choice": "required"}, "tool_choice"),
-    "history with tool calls": (
-        TOOL_TURNS,
-        {"max_tokens": 5},
-        [
-            user("Hello?"),
-            {"role": "assistant", "content": 'Call of look: {"at": "sky"}'},
-            user("Result of look: blue"),
-        ],
-    ),
-    "json_object": ([user("Hello?")], {"response_format": {"type": "json_object"}}, "response_format"),
-    "json_schema": (
-        [user("Hello?")],
-        {"response_format": {"type": "json_schema", "json_schema": SCHEMA}},
-        "response_format",
-    ),
-    "two answers": ([user("Hello?")], {"n": 2}, "n"),
-    "hints": (
-        [user("Hello?")],
-        {"max_tokens": 5, "user": "ann", "parallel_tool_calls": False, "store": True},
-        [user("Hello?")],
-    ),
-    "unknown field": (
-        [user("Hello?")],
-        {"max_tokens": 5, "extra_body": {"best_tokens": 3, "metadata": {"a": "b"}, "reasoning_effort": "low"}},
-        [user("Hello?")],
-    ),
+    "text": (HELLO, FEW, HELLO),
+    "name": ([{**user("Hello?"), "name": "ann"}], FEW, HELLO),
+    "more tokens than there may be": (HELLO, {"max_tokens": 4096}, HELLO),
+    "tools and tool_choice none": (HELLO, {"tools": [LOOK], "tool_choice": "none"}, HELLO),
+    "tools": (HELLO, {"tools": [LOOK]}, "tools"),
+    "tools and tool_choice required": (HELLO, {"tools": [LOOK], "tool_choice": "required"}, "tool_choice"),
+    "history with tool calls": (TOOL_TURNS, FEW, TOLD),
+    "json_object": (HELLO, {"response_format": {"type": "json_object"}}, "response_format"),
+    "json_schema": (HELLO, {"response_format": {"type": "json_schema", "json_schema": SCHEMA}}, "response_format"),
+    "two answers": (HELLO, {"n": 2}, "n"),
+    "hints": (HELLO, {**FEW, "user": "ann", "parallel_tool_calls": False, "store": True}, HELLO),
+    "unknown field": (HELLO, {**FEW, "extra_body": {"best_tokens": 3, "reasoning_effort": "low"}}, HELLO),
 }
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("client", CLIENTS)
 def test_request_matrix(client, stream, url, model, processor, speech) -> None:
-    recording = {"type": "audio", "audio": speech}
-    with_recording = (
-        [user(audio(speech), text("What is said?"))],
-        {"max_tokens": 5},
-        [user(recording, text("What is said?"))],
-    )
-    for name, (messages, options, expected) in {**REQUESTS, "recording": with_recording}.items():
+    sent, own = ([user(part, text("What?"))] for part in (audio(speech), {"type": "audio", "audio": speech}))
+    for name, (messages, options, expected) in {**REQUESTS, "recording": (sent, FEW, own)}.items():
         if isinstance(expected, str):
             with pytest.raises(Exception, match=f"{expected} is not supported") as caught:
                 CLIENTS[client](url, messages, stream, **options)
@@ -206,16 +174,8 @@ TRANSCRIBERS = {"openai": transcribed_by_openai, "litellm": transcribed_by_litel
 
 
 @pytest.fixture(scope="module")
-def transcript(model, processor, speech, tmp_path_factory) -> Callable[..., Any]:
-    path = tmp_path_factory.mktemp("speech") / "a.wav"
-    path.write_bytes(speech)
-
-    def heard(**changed: Any) -> Any:
-        settings = TranscribingSettings(**{**vars(SETTINGS), **changed})
-        [result] = Transcriber(model, processor, settings, progress=False).transcribe([str(path)])
-        return result
-
-    return heard
+def transcript(model, processor, speech) -> Callable[..., Any]:
+    return lambda **changed: AudioLlm(model, processor).transcribe(speech, **{**vars(SETTINGS), **changed})
 
 
 @pytest.mark.parametrize("client", TRANSCRIBERS)

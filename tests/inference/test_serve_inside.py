@@ -5,38 +5,29 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
-import numpy as np
 import openai
 import pytest
 import torch
 import uvicorn
-from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.inference import serve
+from audiollm.inference.loaded import AudioLlm
 from audiollm.inference.serve import ServeArguments, bind, main
 from audiollm.inference.serving import gateway
 from audiollm.inference.serving.chat import StopStrings
 from audiollm.inference.serving.responses import GoneError
 from audiollm.inference.serving.service import Service, ServingSettings, Turns
-from audiollm.inference.transcribing import Transcriber, TranscribingSettings
-from long_recordings import RATE, prompts
+from audiollm.inference.transcribing import TranscribingSettings
+from long_recordings import noise, prompts
 from servers import audio, client_of, in_thread, text, user, wav
 from web_server import Slowed, wait_for
 
 MAX_NEW_TOKENS = 900
 SLOW_STEP_SECONDS = 0.1
-
-
-@pytest.fixture(scope="module")
-def model(endless_pair) -> AudioLlmForConditionalGeneration:
-    return endless_pair[0]
-
-
-@pytest.fixture(scope="module")
-def processor(endless_pair) -> AudioLlmProcessor:
-    return endless_pair[1]
+UPLOAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -53,20 +44,30 @@ def served(model, processor) -> Iterator[tuple[str, Service]]:
 
 
 @pytest.fixture
-def steps(model) -> Iterator[list[int]]:
-    """One entry for each run of the language model, with the positions of it."""
-    runs: list[int] = []
-
-    def note(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-        runs.append(kwargs["inputs_embeds"].shape[1])
-
-    hook = model.model.language_model.register_forward_pre_hook(note, with_kwargs=True)
+def steps(model) -> Iterator[list[tuple[int, int]]]:
+    """Rows and positions of each run of the language model."""
+    runs: list[tuple[int, int]] = []
+    hook = model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: runs.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
+    )
     yield runs
     hook.remove()
 
 
-def ask(client: openai.OpenAI, *messages: Any, **options: Any) -> Any:
-    return client.chat.completions.create(**{"model": "tiny", "messages": list(messages), "max_tokens": 4, **options})
+def ask(url: str, *messages: Any, **options: Any) -> Any:
+    asked = {"model": "tiny", "messages": list(messages), "max_tokens": 4, **options}
+    return client_of(url).chat.completions.create(**asked)
+
+
+def endless(url: str) -> Any:
+    """A stream that would go on for long, once it has begun."""
+    stream = ask(url, user("Hello?"), max_tokens=MAX_NEW_TOKENS, stream=True)
+    next(stream)
+    return stream
+
+
+def transcribe(url: str, file: bytes, **options: Any) -> str:
+    return client_of(url).audio.transcriptions.create(model="tiny", file=("a.wav", file), **options).text
 
 
 def idle(service: Service) -> bool:
@@ -80,10 +81,7 @@ def test_a_stream_that_is_left_stops_within_a_token(served, model, steps) -> Non
     """Steps are slow here, so that a token takes longer than it takes to see that a connection is closed."""
     url, service = served
     with Slowed(model, SLOW_STEP_SECONDS):
-        stream = ask(client_of(url), user("Hello?"), max_tokens=MAX_NEW_TOKENS, stream=True)
-        for _ in range(3):
-            next(stream)
-        stream.close()
+        endless(url).close()
         at = len(steps)
         wait_for(lambda: idle(service))
         assert len(steps) <= at + 2  # the one in the making, and one on a busy machine
@@ -92,46 +90,39 @@ def test_a_stream_that_is_left_stops_within_a_token(served, model, steps) -> Non
 def test_whole_answers_and_transcriptions_that_are_left_stop(served, steps) -> None:
     url, service = served
     with pytest.raises(openai.APITimeoutError):
-        ask(client_of(url), user("Hello?"), max_tokens=MAX_NEW_TOKENS, timeout=0.15)
+        ask(url, user("Hello?"), max_tokens=MAX_NEW_TOKENS, timeout=0.15)
     wait_for(lambda: idle(service))
     assert 0 < len(steps) < MAX_NEW_TOKENS / 2
     steps.clear()
-    long = wav(np.random.default_rng(0).standard_normal(60 * RATE) / 10)
     with pytest.raises(openai.APITimeoutError):
-        client_of(url).audio.transcriptions.create(model="tiny", file=("a.wav", long), timeout=0.5)
+        transcribe(url, wav(noise(60)), timeout=0.5)
     wait_for(lambda: idle(service))
     assert 0 < len(steps) < 30 * 41  # of 60 windows with as many tokens
 
 
 def test_who_leaves_the_queue_is_not_waited_for(served, steps) -> None:
     url, service = served
-    stream = ask(client_of(url), user("Hello?"), max_tokens=MAX_NEW_TOKENS, stream=True)
-    next(stream)
+    stream = endless(url)
     with pytest.raises(openai.APITimeoutError):
-        ask(client_of(url), user("x" * 40), timeout=0.1)
+        ask(url, user("x" * 40), timeout=0.1)
     wait_for(lambda: service.turns.waiting == 1)
-    prompts_run = [run for run in steps if run > 1]
-    assert len(prompts_run) == 1  # the second never began
+    assert sum(positions > 1 for _, positions in steps) == 1  # the second never began
     stream.close()
     wait_for(lambda: idle(service))
 
 
-def test_the_connection_may_break_in_an_upload(served) -> None:
+def test_uploads_that_break_or_stand_still_are_given_up(served, monkeypatch) -> None:
     url, service = served
     address = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
     for body in (b"", b'{"messages": ['):
         with socket.create_connection(address) as raw:
-            raw.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\n" + body)
-    assert ask(client_of(url), user("Hello?")).choices and idle(service)
-
-
-def test_an_upload_that_stands_still_is_given_up(served, monkeypatch) -> None:
-    url, _ = served
+            raw.sendall(UPLOAD + body)
     monkeypatch.setattr(gateway, "IDLE_SECONDS", 0.2)
     monkeypatch.setattr(gateway, "DRAIN_SECONDS", 0.2)
-    with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), timeout=10) as raw:
-        raw.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\n{")
+    with socket.create_connection(address, timeout=10) as raw:
+        raw.sendall(UPLOAD + b"{")
         assert raw.recv(1000).startswith(b"HTTP/1.1 408")
+    assert ask(url, user("Hello?")).choices and idle(service)
 
 
 def test_the_end_of_the_server_is_the_end_of_its_answers(model, processor) -> None:
@@ -139,9 +130,9 @@ def test_the_end_of_the_server_is_the_end_of_its_answers(model, processor) -> No
     with Slowed(model, 0.02):
         began = time.monotonic()
         with in_thread(model, processor, ServingSettings("tiny", max_new_tokens=MAX_NEW_TOKENS)) as (url, service):
-            stream = ask(client_of(url), user("Hello?"), max_tokens=MAX_NEW_TOKENS, stream=True)
-            next(stream)
+            stream = endless(url)
         assert idle(service) and time.monotonic() - began < 0.02 * MAX_NEW_TOKENS / 2
+        stream.close()
 
 
 # ---- several at once -----------------------------------------------------------------------------------------------
@@ -150,54 +141,38 @@ def test_the_end_of_the_server_is_the_end_of_its_answers(model, processor) -> No
 def test_a_chat_comes_in_between_the_windows_of_a_transcription(served) -> None:
     url, service = served
     ended: list[str] = []
-    long = wav(np.random.default_rng(0).standard_normal(8 * RATE) / 10)
-
-    def transcribe() -> None:
-        client_of(url).audio.transcriptions.create(model="tiny", file=("a.wav", long))
-        ended.append("transcription")
-
     with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(transcribe)
+        done = pool.submit(lambda: ended.append(f"transcription {transcribe(url, wav(noise(8)))}"))
         wait_for(lambda: not idle(service))
-        ask(client_of(url), user("Hello?"))
+        ask(url, user("Hello?"))
         ended.append("chat")
         done.result()
-    assert ended == ["chat", "transcription"]
+    assert ended[0] == "chat" and len(ended) == 2
 
 
-def test_transcriptions_at_once_share_batches_and_get_their_own_texts(model, processor, tmp_path) -> None:
+def test_transcriptions_at_once_share_batches_and_get_their_own_texts(model, processor, steps) -> None:
     """Uploads of like length, and one that is longer; one client leaves while it waits."""
-    sounds = [np.random.default_rng(n).standard_normal(RATE + 800 * n) / 10 for n in range(7)]
-    sounds.append(np.random.default_rng(7).standard_normal(5 * RATE) / 10)
-    files = [wav(sound) for sound in sounds]
+    files = [
+        wav(noise(seconds, seed)) for seed, seconds in enumerate([*(1 + number / 20 for number in range(7)), 5.0])
+    ]
     settings = TranscribingSettings(voice_activity=False, max_new_tokens=12)
-    expected = []
-    for number, file in enumerate(files):
-        (tmp_path / f"{number}.wav").write_bytes(file)
-        one = Transcriber(model, processor, settings, progress=False)
-        expected += [each.text for each in one.transcribe([str(tmp_path / f"{number}.wav")])]
+    expected = [AudioLlm(model, processor).transcribe(file, **vars(settings)).text for file in files]
     assert len(set(expected)) == len(files)
-    rows: list[int] = []
-    with in_thread(model, processor, ServingSettings("tiny", transcribing=settings)) as (url, service):
-
-        def transcribe(file: bytes, **options: Any) -> str:
-            return client_of(url).audio.transcriptions.create(model="tiny", file=("a.wav", file), **options).text
-
-        def note(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-            rows.append(len(kwargs["inputs_embeds"]))
-
-        hook = model.model.language_model.register_forward_pre_hook(note, with_kwargs=True)
-        with ThreadPoolExecutor(10) as pool, Slowed(model, 0.02):
-            stream = ask(client_of(url), user("Hello?"), max_tokens=MAX_NEW_TOKENS, stream=True)
-            next(stream)  # holds the turn until all others wait
-            left = pool.submit(transcribe, files[0], timeout=1.0)
-            texts = [pool.submit(transcribe, file) for file in files]
-            with pytest.raises(openai.APITimeoutError):
-                left.result()
-            wait_for(lambda: service.turns.waiting == 1 + len(files))
-            stream.close()
-            assert [each.result() for each in texts] == expected
-        hook.remove()
+    steps.clear()
+    with (
+        in_thread(model, processor, ServingSettings("tiny", transcribing=settings)) as (url, service),
+        ThreadPoolExecutor(10) as pool,
+        Slowed(model, 0.02),
+    ):
+        stream = endless(url)  # holds the turn until all others wait
+        left = pool.submit(transcribe, url, files[0], timeout=1.0)
+        texts = [pool.submit(transcribe, url, file) for file in files]
+        with pytest.raises(openai.APITimeoutError):
+            left.result()
+        wait_for(lambda: service.turns.waiting == 1 + len(files))
+        stream.close()
+        assert [each.result() for each in texts] == expected
+    rows = [count for count, _ in steps]
     assert max(rows) == 7 and rows.count(1) > 12  # the longer one by itself
 
 
@@ -228,23 +203,21 @@ def test_a_batch_that_fails_fails_for_nobody_else() -> None:
 
 def test_more_than_may_be_under_way_are_sent_away(served) -> None:
     url, service = served
-    streams = [ask(client_of(url), user("Hello?"), max_tokens=MAX_NEW_TOKENS, stream=True)]
-    next(streams[0])
+    stream = endless(url)
     with ThreadPoolExecutor(3) as pool:
-        waiting = [pool.submit(ask, client_of(url), user(f"Hello {n}?")) for n in range(3)]
+        waiting = [pool.submit(ask, url, user(f"Hello {n}?")) for n in range(3)]
         wait_for(lambda: service.turns.waiting == 4)
         with pytest.raises(openai.InternalServerError) as caught:
-            ask(client_of(url), user("Hello?"))
+            ask(url, user("Hello?"))
         assert caught.value.status_code == 503 and caught.value.code == "overloaded"
         assert caught.value.response.headers["retry-after"]
         assert httpx.get(f"{url}/health").status_code == 200
-        streams[0].close()
+        stream.close()
         assert all(each.result().choices for each in waiting)
 
 
 def test_turns_come_in_the_order_in_which_they_were_asked_for() -> None:
-    turns, order, never = Turns(), [], threading.Event()
-    gone = threading.Event()
+    turns, order, never, gone = Turns(), [], threading.Event(), threading.Event()
 
     def take(number: int, stop: threading.Event) -> None:
         try:
@@ -253,17 +226,13 @@ def test_turns_come_in_the_order_in_which_they_were_asked_for() -> None:
         except GoneError:
             order.append(-number)
 
-    threads = []
-    with turns.take(never):
+    with ThreadPoolExecutor(5) as pool, turns.take(never):
         for number in range(1, 6):
-            threads.append(threading.Thread(target=take, args=(number, gone if number == 3 else never)))
-            threads[-1].start()
+            pool.submit(take, number, gone if number == 3 else never)
             wait_for(lambda number=number: turns.waiting == number + 1)
         gone.set()
         turns.wake()
         wait_for(lambda: order == [-3])
-    for thread in threads:
-        thread.join()
     assert order == [-3, 1, 2, 4, 5] and turns.waiting == 0
 
 
@@ -272,64 +241,61 @@ def test_turns_come_in_the_order_in_which_they_were_asked_for() -> None:
 
 def test_as_many_conversations_are_kept_as_is_said(served) -> None:
     url, service = served
-    client = client_of(url)
     begun = [[user(f"Hello {n}?")] for n in range(3)]
     for messages in begun:
-        messages.append(ask(client, *messages).choices[0].message.model_dump())
+        messages.append(ask(url, *messages).choices[0].message.model_dump())
     assert len(service.sessions) == 2
-    newest_first = [ask(client, *messages, user("Why?")) for messages in reversed(begun)]
+    newest_first = [ask(url, *messages, user("Why?")) for messages in reversed(begun)]
     reused = [response.usage.prompt_tokens_details.cached_tokens for response in newest_first]
     assert reused[0] > 0 and reused[1] > 0 and reused[2] == 0
 
 
-def test_an_answer_cut_by_a_stop_string_is_read_anew(served, model, processor) -> None:
+def test_an_answer_cut_by_a_stop_string_is_read_anew(served) -> None:
     url, _ = served
-    client = client_of(url)
-    plain = ask(client, user("Hello?"), max_tokens=9).choices[0].message.content
-    cut = ask(client, user("Hello?"), max_tokens=9, stop=plain[3]).choices[0].message
+    plain = ask(url, user("Hello?"), max_tokens=9).choices[0].message.content
+    cut = ask(url, user("Hello?"), max_tokens=9, stop=plain[3]).choices[0].message
     assert cut.content == plain[: plain.index(plain[3])]
-    follow_up = [user("Hello?"), cut, user("Why?")]
-    response = ask(client, *follow_up)
+    response = ask(url, user("Hello?"), cut, user("Why?"))
     assert response.usage.prompt_tokens_details.cached_tokens == 0
 
 
-def test_a_failure_is_told_without_its_insides_and_the_next_answer_comes(served, model, monkeypatch, caplog) -> None:
-    url, service = served
+@contextmanager
+def failing(part: torch.nn.Module, error: Exception, after: int = 0) -> Iterator[None]:
+    """Let a part of the model fail after some runs."""
+    left = iter(range(after))
 
     def fail(*args: Any) -> None:
-        raise RuntimeError("secret of the machine")
+        if next(left, None) is None:
+            raise error
 
-    hook = model.model.language_model.register_forward_pre_hook(fail)
-    for options in ({}, {"stream": True}):
-        with pytest.raises(openai.InternalServerError) as caught:
-            ask(client_of(url), user("Hello?"), **options)
-        assert "secret" not in caught.value.message and caught.value.code == "internal_error"
-    hook.remove()
+    hook = part.register_forward_pre_hook(fail)
+    try:
+        yield
+    finally:
+        hook.remove()
 
-    def run_out(*args: Any) -> None:
-        raise torch.OutOfMemoryError("no 9 GiB")
 
-    hook = model.model.audio_tower.register_forward_pre_hook(run_out)
-    with pytest.raises(openai.InternalServerError) as caught:
-        ask(client_of(url), user(audio(wav(prompts(1)[0])), text("What?")))
+def test_a_failure_is_told_without_its_insides_and_the_next_answer_comes(served, model, caplog) -> None:
+    url, service = served
+    with failing(model.model.language_model, RuntimeError("secret of the machine")):
+        for options in ({}, {"stream": True}):
+            with pytest.raises(openai.InternalServerError) as caught:
+                ask(url, user("Hello?"), **options)
+            assert "secret" not in caught.value.message and caught.value.code == "internal_error"
+    with (
+        failing(model.model.audio_tower, torch.OutOfMemoryError("no 9 GiB")),
+        pytest.raises(openai.InternalServerError) as caught,
+    ):
+        ask(url, user(audio(wav(prompts(1)[0])), text("What?")))
     assert caught.value.code == "out_of_memory"
-    hook.remove()
-    late = iter([None] * 6)
-
-    def fail_late(*args: Any) -> None:
-        if next(late, "over") == "over":
-            raise RuntimeError("late")
-
-    hook = model.model.language_model.register_forward_pre_hook(fail_late)
-    with pytest.raises(openai.APIError, match="server failed"):
-        list(ask(client_of(url), user("Hello?"), max_tokens=50, stream=True))
-    hook.remove()
+    with (
+        failing(model.model.language_model, RuntimeError("late"), after=6),
+        pytest.raises(openai.APIError, match="server failed"),
+    ):
+        list(ask(url, user("Hello?"), max_tokens=50, stream=True))
     wait_for(lambda: idle(service))
     assert "secret of the machine" in caplog.text
-    assert ask(client_of(url), user("Hello?")).choices and idle(service)
-
-
-# ---- parts ---------------------------------------------------------------------------------------------------------
+    assert ask(url, user("Hello?")).choices and idle(service)
 
 
 @pytest.mark.parametrize("size", [1, 3, 20])
@@ -354,7 +320,6 @@ def test_options_that_make_no_sense_are_named(tmp_path) -> None:
     for name, value in (
         ("port", 70_000),
         ("max_new_tokens", 0),
-        ("max_upload_mb", 0),
         ("max_audio_seconds", -1),
         ("kept_conversations", -1),
         ("api_key", ""),
@@ -369,11 +334,10 @@ def test_options_that_make_no_sense_are_named(tmp_path) -> None:
 
 
 def test_what_hinders_it_is_said_before_a_model_is_loaded(checkpoint, tmp_path, monkeypatch, capsys) -> None:
-
     def ends(*arguments: str) -> str:
-        with pytest.raises(SystemExit) as caught:
+        with pytest.raises(SystemExit):
             main(["--model", str(checkpoint), *arguments])
-        return f"{caught.value.code} {capsys.readouterr().err}"
+        return capsys.readouterr().err
 
     monkeypatch.setattr(serve.ServeArguments, "load_model", None)
     with bind("127.0.0.1", 0) as taken:
@@ -392,11 +356,9 @@ def test_what_hinders_it_is_said_before_a_model_is_loaded(checkpoint, tmp_path, 
 def test_what_is_asked_for_is_what_runs(checkpoint, monkeypatch) -> None:
     """All but the server's own loop, which is uvicorn's."""
     ran = []
-
-    def run(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
-        ran.append((server.config, sockets[0].getsockname()))
-
-    monkeypatch.setattr(uvicorn.Server, "run", run)
+    monkeypatch.setattr(
+        uvicorn.Server, "run", lambda server, sockets: ran.append((server.config, sockets[0].getsockname()))
+    )
     with bind("127.0.0.1", 0) as free:
         port = free.getsockname()[1]
     main(["--model", str(checkpoint), "--port", str(port), "--dtype", "bfloat16", "--log_level", "error"])

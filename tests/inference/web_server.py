@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +103,6 @@ def serve(model: Any, processor: Any, **options: Any) -> Iterator[Served]:
             yield page
     finally:
         active.clear()
-
-
-def is_loopback(address: str) -> bool:
-    """Return whether an address is this machine's own."""
-    return address == "localhost" or ip_address(address).is_loopback
 
 
 def write_noise(path: Path, seconds: float, seed: int = 0) -> str:
