@@ -4,8 +4,9 @@ Word error of a clip's transcript, in percent: the figure by which `--max_wer` k
 It comes from the corpus itself, from a hypothesis that the corpus brings, or from what a Whisper model hears.
 """
 
+import functools
+import itertools
 import math
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from audiollm.base_models import EMBEDDED_PREFIX
 from audiollm.command_line.embedded_bases import fetch
 from audiollm.command_line.option_parser import option
+from tqdm.auto import tqdm
 
 from .clips import STATE_FOLDER
 from .hypotheses import DEFAULT_WHISPER, WhisperTranscriber
@@ -28,6 +30,8 @@ DATASET, HYPOTHESIS, WHISPER = "dataset", "hypothesis", "whisper"
 #: Decimals that are kept when a fraction becomes percent: 100 * 0.07 is not 7 in binary.
 PERCENT_DECIMALS = 9
 JOURNAL_FOLDER = "heard"
+#: Recordings are sorted by length among this many batches.
+BATCHES_AT_ONCE = 32
 #: Fields that settling a row adds: the hypothesis, percent, names of Whisper and normaliser, and where it comes from.
 SETTLED_FIELDS = ("pred_text", "wer", "model", "normaliser", "wer_source")
 
@@ -80,7 +84,6 @@ class WordErrorFilter:
 
     def __init__(self, arguments: WordErrorArguments, output: Path, unit: str | None = None):
         self.arguments, self.output, self.unit = arguments, output, unit
-        self.transcriber: WhisperTranscriber | None = None
 
     def settle(self, rows: Iterator[Row], total: int) -> Iterator[Row]:
         """
@@ -119,7 +122,7 @@ class WordErrorFilter:
                 said = hypothesis if is_own else heard or ""
                 found |= {"wer": clip_word_error(row["text"], said, normaliser), "pred_text": said}
                 found |= {"normaliser": normaliser, "wer_source": HYPOTHESIS if is_own else WHISPER}
-                found |= {} if is_own else {"model": self._whisper().name}
+                found |= {} if is_own else {"model": self.transcriber.name}
         except ValueError as error:
             row["problem"] = f"has no word error for --max_wer: {error}"
         fields |= found
@@ -128,31 +131,34 @@ class WordErrorFilter:
     def _heard(
         self, rows: Iterator[Row], must_be_heard: Callable[[Row], bool], total: int
     ) -> Iterator[tuple[Row, str | None]]:
-        """Yield each row with what Whisper hears, if it must be heard."""
-        waiting: deque[Row] = deque()
+        """Yield each row with what Whisper hears, if it must be heard; a window of rows at once, sorted by length."""
+        size = BATCHES_AT_ONCE * self.arguments.whisper_batch_size
+        with tqdm(total=total, desc="Hearing", unit="clip", disable=None) as bar:
+            while window := list(itertools.islice(rows, size)):
+                asked = sorted(filter(must_be_heard, window), key=lambda row: (row["duration"], row["sha256"]))
+                recordings = {row["sha256"]: self.output / row["audio"] for row in asked}
+                bar.update(len(window) - len(recordings))
+                texts: dict[str, str] = {}
+                for batch in self.transcriber.transcribe(recordings) if recordings else ():
+                    texts |= batch
+                    bar.set_postfix_str(f"{self.transcriber.journal.recalled} clips known", refresh=False)
+                    bar.update(len(batch))
+                for row in window:
+                    yield row, texts[row["sha256"]] if must_be_heard(row) else None
 
-        def paths() -> Iterator[Path | None]:
-            for row in rows:
-                waiting.append(row)
-                yield self.output / row["audio"] if must_be_heard(row) else None
-
-        for heard in self._whisper().transcribe(paths(), total):
-            yield waiting.popleft(), heard
-
-    def _whisper(self) -> WhisperTranscriber:
-        """Return the transcriber, made once when it is needed."""
-        if self.transcriber is None:
-            model = self.arguments.whisper_path or DEFAULT_WHISPER
-            if model.startswith(EMBEDDED_PREFIX):
-                fetch(model)
-            self.transcriber = WhisperTranscriber(
-                model,
-                device="cuda" if torch.cuda.is_available() else "cpu",
-                batch_size=self.arguments.whisper_batch_size,
-                language=self.arguments.whisper_language,
-                journal_folder=self.output / STATE_FOLDER / JOURNAL_FOLDER,
-            )
-        return self.transcriber
+    @functools.cached_property
+    def transcriber(self) -> WhisperTranscriber:
+        """Return the Whisper that hears clips, made when it is needed."""
+        model = self.arguments.whisper_path or DEFAULT_WHISPER
+        if model.startswith(EMBEDDED_PREFIX):
+            fetch(model)
+        return WhisperTranscriber(
+            model,
+            self.output / STATE_FOLDER / JOURNAL_FOLDER,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            batch_size=self.arguments.whisper_batch_size,
+            language=self.arguments.whisper_language,
+        )
 
 
 def _must_be_heard(row: Row) -> bool:
