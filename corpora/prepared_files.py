@@ -32,14 +32,11 @@ class FieldTypes:
     def see(self, fields: dict[str, Any]) -> None:
         """Take note of one clip's fields."""
         for name, value in fields.items():
-            if value is None:
-                self.types.setdefault(name, type(None))
-                continue
-            known, found = self.types.get(name, type(None)), type(value)
-            if known in (type(None), found):
-                self.types[name] = found
-            else:
-                self.types[name] = float if {known, found} <= {int, float} else str
+            known = self.types.setdefault(name, type(value))
+            if known is type(None):
+                self.types[name] = type(value)
+            elif value is not None and known is not type(value):
+                self.types[name] = float if {known, type(value)} <= {int, float} else str
 
     def schema(self) -> dict[str, pa.DataType]:
         """Return the columns in alphabetical order."""
@@ -51,24 +48,14 @@ class FieldTypes:
         return {name: value if value is None else self.types[name](value) for name, value in values.items()}
 
 
-def _leaves(schema: pa.Schema) -> list[str]:
-    """Return the names of a table's columns as Parquet has them: of a struct, each of its parts."""
-    return [
-        f"{column.name}.{part.name}" if part is not column else column.name
-        for column in schema
-        for part in (column.type if pa.types.is_struct(column.type) else [column])
-    ]
-
-
 class ParquetWriter:
     """Writer of rows to a Parquet file, a bounded number of them in memory; keys that are no columns are left out."""
 
     def __init__(self, path: Path, schema: pa.Schema):
         self.schema = schema
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Audio is compressed already.
-        compression = {name: "none" if name == "audio.bytes" else "zstd" for name in _leaves(schema)}
-        self._writer = pq.ParquetWriter(path, schema, compression=compression)
+        # The parts of a struct have other names: audio is compressed already.
+        self._writer = pq.ParquetWriter(path, schema, compression=dict.fromkeys(schema.names, "zstd"))
         self._rows: list[Row] = []
         self._bytes = 0
 
