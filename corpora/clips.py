@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -79,7 +79,7 @@ class LazyRecording(Protocol):
         ...
 
 
-class ClipSource(Protocol):
+class ClipSource:
     """
     A corpus to prepare.
 
@@ -87,18 +87,28 @@ class ClipSource(Protocol):
         name: Its name in messages.
         identity: Everything that decides which clips come and in which order, as JSON knows it: paths, options,
             revisions. A run is never continued with another identity.
+        tasks: What is asked about its clips where nothing else is wanted: tasks, or their names.
+        summary: What is read, for people.
+        folder, reads_all_below: The local folder that is read, if any, and whether it is read whole.
+        wer_unit, wer_doubt: The unit of its own word errors, percent or fraction; or the message for when it cannot be told.
     """
 
     name: str
     identity: dict[str, Any]
+    tasks: Sequence[Any] = ("transcribe",)
+    summary = ""
+    folder: str | os.PathLike[str] | None = None
+    reads_all_below = False
+    wer_unit: str | None = None
+    wer_doubt: str | None = None
 
     def clips(self, start: int = 0) -> Iterator[Clip | BadClip]:
         """Yield all clips from the `start`-th on, in an order that is the same every time."""
-        ...
+        raise NotImplementedError
 
     def count(self) -> int | None:
         """Return how many [`clips`] yields from 0; None if that takes reading them all."""
-        ...
+        return None
 
 
 def split_in(path: str) -> str | None:

@@ -21,14 +21,12 @@ from typing import Any, NamedTuple
 from audiollm.command_line.files import is_audio, is_inside
 from audiollm.command_line.option_parser import option
 
-from .clips import DEFAULT_SPLIT, SPLIT_KEYWORDS, STATE_FOLDER, BadClip, Clip, CorpusError, split_in
+from .clips import DEFAULT_SPLIT, SPLIT_KEYWORDS, STATE_FOLDER, BadClip, Clip, ClipSource, CorpusError, split_in
 from .columns import WER_UNITS, parse_overrides
 from .dataset_places import FILE_BUILDERS, Place
 from .huggingface import HuggingFaceArguments, HuggingFaceSource
 from .values import counted, printable
 
-DEFAULT_TASKS = ("transcribe",)
-DEFAULT_OUTPUT = "data/folder"
 #: Suffixes of transcripts beside audio: plain, HTK's, and LibriTTS' two.
 TRANSCRIPT_SUFFIXES = (".txt", ".lab", ".normalized.txt", ".original.txt")
 #: A longer file is no transcript of one recording.
@@ -52,12 +50,10 @@ class FolderArguments:
         None, "Suffix of transcripts beside audio, such as .txt. Default: found by looking."
     )
     split: str | None = option(None, "Split of all clips. Default: by names of columns, files and folders.")
-    wer_unit: str | None = option(None, "Unit of the word errors in the column wer: percent or fraction.")
+    wer_unit: str | None = option(None, "Unit of the word errors in the column wer.", choices=[*WER_UNITS])
 
     def __post_init__(self):
         parse_overrides(self.columns)
-        if self.wer_unit is not None and self.wer_unit not in WER_UNITS:
-            raise ValueError(f"--wer_unit {self.wer_unit!r}: expected {' or '.join(WER_UNITS)}.")
         if self.transcript_suffix is not None and (self.manifest or self.columns):
             raise ValueError("--transcript_suffix is for transcripts beside audio, not for a table.")
         for name in ("transcript_suffix", "split"):
@@ -137,9 +133,9 @@ def _table_source(top: str, tables: Mapping[str, str], arguments: FolderArgument
     return HuggingFaceSource(options, place=Place(printable(top), "file", top, tables=tables))
 
 
-class SidecarSource:
+class SidecarSource(ClipSource):
     """
-    Recordings with a text file beside each. Satisfies `ClipSource`.
+    Recordings with a text file beside each.
 
     In its identity recordings count by their names, and transcripts by what they say.
 
@@ -166,7 +162,7 @@ class SidecarSource:
         self.summary = f"{self.name}: read as: {counted(self._count, 'file')} with *{suffix} beside the audio"
 
     def count(self) -> int:
-        """Return as in `ClipSource`."""
+        """Return how many recordings there are."""
         return self._count
 
     def clips(self, start: int = 0) -> Iterator[Clip | BadClip]:

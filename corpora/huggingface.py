@@ -21,7 +21,7 @@ from audiollm.command_line.option_parser import option
 
 from . import values
 from .catalogue import Corpus, corpus_named, is_corpus_name
-from .clips import BadClip, Clip, CorpusError, FieldValue, split_named
+from .clips import BadClip, Clip, ClipSource, CorpusError, FieldValue, split_named
 from .columns import (
     GUESSES,
     PLACE_GUESSES,
@@ -36,10 +36,7 @@ from .columns import (
     wer_unit,
 )
 from .dataset_places import READ_ERRORS, Place, find_place, open_split, recording_of
-from .tasks import Task
 
-DEFAULT_OUTPUT = "data/huggingface"
-DEFAULT_TASKS = ("transcribe",)
 DEFAULT_SPLITS = ("train",)
 #: Rows of each split by which columns are guessed.
 ROWS_LOOKED_AT = 100
@@ -68,7 +65,7 @@ class HuggingFaceArguments:
     columns: list[str] = option(
         [], "Which column is which field: text=sentence audio=file. `text=` leaves a field out."
     )
-    wer_unit: str | None = option(None, "Unit of the dataset's own word errors: percent or fraction.")
+    wer_unit: str | None = option(None, "Unit of the dataset's own word errors.", choices=[*WER_UNITS])
     limit: int | None = option(None, "Read only the first rows of each split, so many.")
 
     def __post_init__(self):
@@ -80,10 +77,7 @@ class HuggingFaceArguments:
             raise ValueError(f"--splits names a split twice: {', '.join(self.splits)}.")
         if self.config is not None and not SPLIT_NAME.fullmatch(self.config):
             raise ValueError(f"--config {self.config!r}: expected a name of letters, digits, '.', '_' and '-'.")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"--limit {self.limit}: expected a number of rows, 1 or more.")
-        if self.wer_unit is not None and self.wer_unit not in WER_UNITS:
-            raise ValueError(f"--wer_unit {self.wer_unit!r}: expected {' or '.join(WER_UNITS)}.")
+        values.check_at_least(self, 1, "limit")
         parse_overrides(self.columns)
         ready = is_corpus_name(self.dataset)
         if self.source_path is not None and not ready:
@@ -94,18 +88,12 @@ class HuggingFaceArguments:
             raise ValueError("--revision is for datasets of the Hub; what lies on disk has none.")
 
 
-class HuggingFaceSource:
+class HuggingFaceSource(ClipSource):
     """
     A dataset as clips, in the order of its splits and rows. Recordings stay as they are stored.
 
     A corpus of another table than the catalogue may be read in place of `arguments.dataset`, from a copy at
     `source_path`, or another place. Tables in a folder may have columns for the split and the part of a recording.
-
-    Attributes:
-        tasks: What the catalogue says can be asked about its clips; None if it does not say.
-        folder, reads_all_below: The local folder that is read, None of a file and of the Hub, and whether it is read whole.
-        wer_unit, wer_doubt: The unit of its word errors, percent or fraction; or the message for when it cannot be told.
-        summary: What is read, and which column is which field.
 
     Raises:
         CorpusError: it cannot be read, or a column is missing or cannot be told among several.
@@ -127,7 +115,8 @@ class HuggingFaceSource:
         self.corpus, self._place, self.name = corpus, place, place.name
         self.folder = place.path if place.kind in ("disk", "folder") else None
         self.reads_all_below = place.kind == "folder" and not (corpus and corpus.files)
-        self.tasks: tuple[Task, ...] | None = corpus.tasks if corpus else None
+        if corpus is not None:
+            self.tasks = corpus.tasks
         self._constants: Mapping[str, FieldValue] = corpus.constants if corpus else {}
         self._splits = tuple(arguments.splits or (corpus.default_splits if corpus else DEFAULT_SPLITS))
         self._limit = arguments.limit

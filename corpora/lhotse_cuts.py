@@ -20,10 +20,8 @@ from audiollm.command_line.files import is_inside, sha256_of
 from audiollm.command_line.option_parser import option
 from audiollm.processing.audio import AudioError
 
-from .clips import DEFAULT_SPLIT, BadClip, Clip, CorpusError, FieldValue
+from .clips import DEFAULT_SPLIT, BadClip, Clip, ClipSource, CorpusError, FieldValue
 
-DEFAULT_TASKS = ("transcribe",)
-DEFAULT_OUTPUT = "data/lhotse"
 EXTRA = "Lhotse is not installed: pip install 'audiollm[lhotse]'."
 SUPERVISION_FIELDS = ("speaker", "language", "gender")
 FILE_SOURCE = "file"
@@ -58,8 +56,8 @@ class CutAudio:
         return np.asarray(audio, dtype=np.float32).reshape(-1, audio.shape[-1]).mean(axis=0), int(cut.sampling_rate)
 
 
-class LhotseSource:
-    """The cuts of a manifest as clips, in its order. Satisfies `ClipSource`."""
+class LhotseSource(ClipSource):
+    """The cuts of a manifest as clips, in its order; they are not counted before they are read."""
 
     def __init__(self, arguments: LhotseArguments):
         try:
@@ -84,10 +82,6 @@ class LhotseSource:
             "audio_dir": str(self.folder),
             "split": arguments.split,
         }
-
-    def count(self) -> int | None:
-        """Return None: cuts are not counted before they are read."""
-        return None
 
     def clips(self, start: int = 0) -> Iterator[Clip | BadClip]:
         """Yield all clips from the `start`-th on."""

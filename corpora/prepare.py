@@ -21,7 +21,7 @@ from audiollm.command_line.interruption import TerminatedError, ended_by_signals
 from audiollm.command_line.option_parser import HelpFormatter, OptionParser
 
 from .catalogue import describe_catalogue
-from .clips import STATE_FOLDER, CorpusError
+from .clips import STATE_FOLDER, ClipSource, CorpusError
 from .examples import ExamplesError
 from .preparing import PrepareArguments, Prepared, prepare
 from .respond import SelfInstructArguments, self_instructed
@@ -41,7 +41,7 @@ ADVICE = (
 class SourceKind:
     """A kind of corpus that can be prepared."""
 
-    module: str  # of this room; has `open_source`, `DEFAULT_TASKS` and `DEFAULT_OUTPUT`
+    module: str  # of this room; has `open_source`
     arguments: str  # name of its dataclass of options
     positional: str  # the option that can be given first, without its name
     about: str  # a line for --help
@@ -79,26 +79,24 @@ def run(kind: str, arguments: Sequence[str]) -> Prepared:
     options, shared, word_error, responses, unknown = parsed
     if unknown:
         raise ValueError(f"there is no option {' '.join(unknown)}; `audiollm prepare {kind} --help` lists them all.")
-    output = Path(shared.output or module.DEFAULT_OUTPUT)
-    source = module.open_source(options)
-    if hasattr(source, "summary"):
+    output = Path(shared.output or f"data/{kind}")
+    source: ClipSource = module.open_source(options)
+    if source.summary:
         print(source.summary)
     _check_output(source, output)
-    if word_error.max_wer is not None and getattr(source, "wer_doubt", None):
+    if word_error.max_wer is not None and source.wer_doubt:
         raise CorpusError(source.wer_doubt)
-    kept = WordErrorFilter(word_error, output, getattr(source, "wer_unit", None))
+    kept = WordErrorFilter(word_error, output, source.wer_unit)
     source = self_instructed(source, responses, output / STATE_FOLDER / RESPONSES_FOLDER)
-    own = getattr(source, "default_tasks", None) or getattr(source, "tasks", None) or module.DEFAULT_TASKS
-    return prepare(source, output, choose_tasks(own, shared.tasks), shared, kept.settle, kept.is_kept)
+    return prepare(source, output, choose_tasks(source.tasks, shared.tasks), shared, kept.settle, kept.is_kept)
 
 
-def _check_output(source: Any, output: Path) -> None:
+def _check_output(source: ClipSource, output: Path) -> None:
     """Refuse to write where the next run would read what this one wrote as a part of the corpus."""
-    folder = getattr(source, "folder", None)
-    if folder is None:
+    if source.folder is None:
         return
-    output, folder = output.resolve(), Path(folder).resolve()
-    if output == folder or (getattr(source, "reads_all_below", False) and is_inside(output, folder)):
+    output, folder = output.resolve(), Path(source.folder).resolve()
+    if output == folder or (source.reads_all_below and is_inside(output, folder)):
         raise CorpusError(f"--output {output} is in the folder that is read, {folder}; give a folder outside of it.")
 
 

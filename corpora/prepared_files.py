@@ -148,17 +148,14 @@ def examples_name(split: str, splits: Sequence[str], ending: str) -> str:
     return f"{EXAMPLES_NAME}.{ending}" if len(splits) == 1 else f"{EXAMPLES_NAME}.{split}.{ending}"
 
 
-def dataset_card(splits: Sequence[str], about: dict[str, Any], contents: str) -> str:
+def dataset_card(splits: Sequence[str], contents: str) -> str:
     """
     Return the card by which `load_dataset` finds each split's files; hyphens in names, which it does not take, become
     dots.
 
-    `about` has further entries of the card's metadata, such as `license`, and its text, `description`. `contents` changes
-    whenever a file does, since `datasets` caches a folder by its name and card alone.
+    `contents` changes whenever a file does, since `datasets` caches a folder by its name and card alone.
     """
-    about = dict(about)
-    description = about.pop("description", "Prepared by `audiollm prepare`.")
     files = [{"split": split.replace("-", "."), "path": f"{split}-*.parquet"} for split in splits]
     configs = [{"config_name": "default", "description": contents, "data_files": files}]
-    head = yaml.safe_dump(about | {"configs": configs}, sort_keys=False, allow_unicode=True)
-    return f"---\n{head}---\n\n{description}\n"
+    head = yaml.safe_dump({"configs": configs}, sort_keys=False, allow_unicode=True)
+    return f"---\n{head}---\n\nPrepared by `audiollm prepare`.\n"

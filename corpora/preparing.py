@@ -310,8 +310,7 @@ class _SecondPass:
         if "parquet" in self.settings.formats:
             folder = self.new / PARQUET_FOLDER
             sums = "".join(f"{sha256_of(folder / name)}  {name}\n" for name in _files_below(folder))
-            about = getattr(self.source, "card", {})
-            card = dataset_card(list(prepared.splits), about, f"sha256 {sha256_of(sums.encode())}")
+            card = dataset_card(list(prepared.splits), f"sha256 {sha256_of(sums.encode())}")
             (folder / CARD_FILE).write_text(card, encoding="utf-8", newline="\n")
         self._finish()
         return prepared

@@ -30,7 +30,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from .clips import BadClip, Clip, ClipSource, CorpusError, FieldValue
 from .transcript_journal import TranscriptJournal, model_checksum
-from .values import shown
+from .values import check_at_least, shown
 
 #: Clips are sorted by length among this many batches.
 BATCHES_AT_ONCE = 16
@@ -190,16 +190,14 @@ class SelfInstructArguments:
 
     def __post_init__(self):
         for one in dataclasses.fields(self)[1:]:
-            value = getattr(self, one.name)
-            if value != one.default and self.respond_with is None:
+            if getattr(self, one.name) != one.default and self.respond_with is None:
                 raise ValueError(f"--{one.name} needs --respond_with, the model that writes responses.")
-            if value < 1:
-                raise ValueError(f"--{one.name} is {value}; expected at least 1.")
+            check_at_least(self, 1, one.name)
 
 
-class SelfInstructed:
+class SelfInstructed(ClipSource):
     """
-    The clips of another source, each with a `response` to its transcript. Satisfies `ClipSource`.
+    The clips of another source, each with a `response` to its transcript.
 
     `response_cut` says whether a response ended at its last whole sentence because it reached the token limit. A clip
     without a transcript, or whose response cannot be used, becomes a [`BadClip`].
@@ -208,8 +206,7 @@ class SelfInstructed:
         cut, refused: How many responses were cut, and how many could not be used.
     """
 
-    #: Asked about the clips where nothing else is wanted.
-    default_tasks = ("respond",)
+    tasks = ("respond",)
 
     def __init__(self, source: ClipSource, responder: Responder):
         self.source, self.responder = source, responder

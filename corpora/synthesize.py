@@ -19,8 +19,9 @@ from audiollm.command_line.files import sha256_of
 from audiollm.command_line.option_parser import option
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 
-from .clips import DEFAULT_SPLIT, BadClip, Clip, CorpusError, FieldValue
+from .clips import DEFAULT_SPLIT, BadClip, Clip, ClipSource, CorpusError, FieldValue
 from .dataset_places import FILE_BUILDERS, Place, open_split
+from .values import check_at_least
 from .voices import (
     DEFAULT_TIMEOUT_SECONDS,
     CommandEngine,
@@ -32,10 +33,6 @@ from .voices import (
     voice_named,
 )
 
-DEFAULT_TASKS: tuple[str, ...] = ("transcribe",)
-#: Task of texts that have responses.
-RESPONSE_TASKS = ("respond",)
-DEFAULT_OUTPUT = "data/synthesize"
 TEXT_SUFFIX = ".txt"
 SUFFIXES = (TEXT_SUFFIX, *FILE_BUILDERS)
 #: Usual names of columns, the first that is there.
@@ -91,8 +88,7 @@ class SynthesizeArguments:
     split: str = option(DEFAULT_SPLIT, "Split of the clips.")
 
     def __post_init__(self):
-        if self.voices_per_text < 1:
-            raise ValueError(f"--voices_per_text is {self.voices_per_text}; expected at least 1.")
+        check_at_least(self, 1, "voices_per_text")
         if self.tts_timeout <= 0:
             raise ValueError(f"--tts_timeout is {self.tts_timeout:g}; expected seconds above 0.")
         for name, (low, high) in (("pitch", PITCH_LIMITS), ("speed", SPEED_LIMITS)):
@@ -170,11 +166,9 @@ class TextTable:
         return text, found[1].strip() if len(found) > 1 else None
 
 
-class Synthesized:
+class Synthesized(ClipSource):
     """
-    Spoken texts. Satisfies `ClipSource`.
-
-    A text goes to the voices that can read it. `default_tasks` are asked about the clips where no others are wanted.
+    Spoken texts, each by voices that can read it.
 
     Raises:
         CorpusError: there are not enough voices.
@@ -190,7 +184,7 @@ class Synthesized:
             )
         self.name = str(table.path)
         self.summary = f"{table.description}\nVoices: {', '.join(map(str, self.voices))}."
-        self.default_tasks = RESPONSE_TASKS if table.response_column else DEFAULT_TASKS
+        self.tasks = ("respond",) if table.response_column else ("transcribe",)
         self.spans = (arguments.pitch or [*DEFAULT_PITCH], arguments.speed or [*DEFAULT_SPEED])
         self.identity: dict[str, Any] = {
             "texts": sha256_of(table.path),

@@ -27,7 +27,7 @@ from .faults import ERROR, FAULTS, WARNING, Limits
 from .parallel import available_cpus
 from .sources import parse_source
 from .validation import DataFile, Validation
-from .values import counted
+from .values import check_at_least, check_known, counted
 
 ERRORS_EXIT, UNCHECKED_EXIT = 1, 2
 #: Split of files that are given without one.
@@ -61,13 +61,10 @@ class ValidateArguments(Limits):
 
     def __post_init__(self):
         super().__post_init__()
-        unknown = [name for name in self.ignore if name not in FAULTS]
-        if unknown:
-            raise ValueError(f"--ignore has {unknown[0]!r}; expected some of {', '.join(FAULTS)}.")
-        if self.shown < 0:
-            raise ValueError(f"--shown is {self.shown}; expected 0 or more.")
-        if self.workers is not None and self.workers < 1:
-            raise ValueError(f"--workers is {self.workers}; expected 1 or more.")
+        if self.ignore:
+            check_known("ignore", self.ignore, FAULTS)
+        check_at_least(self, 0, "shown")
+        check_at_least(self, 1, "workers")
 
 
 def data_files(given: Sequence[str], against: Sequence[str]) -> list[DataFile]:

@@ -23,7 +23,7 @@ from .hypotheses import DEFAULT_WHISPER, WhisperTranscriber
 from .letter_case import has_punctuation, restore_from
 from .normalisers import clip_word_error, has_words, normaliser_for
 from .prepared_files import Row
-from .values import number
+from .values import check_at_least, number
 
 #: Sources of a word error, best first: the corpus' own figure, its hypothesis, what Whisper hears.
 DATASET, HYPOTHESIS, WHISPER = "dataset", "hypothesis", "whisper"
@@ -64,8 +64,7 @@ class WordErrorArguments:
                 raise ValueError(
                     f"--{one.name} needs --max_wer or --copy_punctuation; without them it would do nothing."
                 )
-        if self.whisper_batch_size < 1:
-            raise ValueError(f"--whisper_batch_size is {self.whisper_batch_size}; expected 1 or more.")
+        check_at_least(self, 1, "whisper_batch_size")
 
     @property
     def needs_whisper(self) -> bool:

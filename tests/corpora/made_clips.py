@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from audiollm.corpora.clips import BadClip, Clip
+from audiollm.corpora.clips import BadClip, Clip, ClipSource
 from audiollm.corpora.prompts import load_studio_prompts
 
 
@@ -18,14 +18,13 @@ def load_elsewhere(recording: Any) -> tuple[np.ndarray, int]:
 
 
 @dataclass
-class StudioSource:
+class StudioSource(ClipSource):
     """The first clips of a split of the studio prompts, with whatever else a test puts after them."""
 
     limit: int = 12
     split: str = "test"
     more: list[Clip | BadClip] = field(default_factory=list)
     name: str = "studio prompts"
-    card: dict[str, Any] = field(default_factory=lambda: {"license": "cc-by-sa-3.0"})
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from audiollm.corpora.clips import BadClip, Clip, CorpusError
+from audiollm.corpora.clips import BadClip, Clip, ClipSource, CorpusError
 from audiollm.corpora.respond import (
     Responder,
     Response,
@@ -24,7 +24,7 @@ WINDOW = 16
 
 
 @dataclass
-class ListedClips:
+class ListedClips(ClipSource):
     """A corpus that is a list."""
 
     listed: list[Clip | BadClip]
@@ -66,7 +66,7 @@ def test_the_real_base_answers_what_is_said(real_bases, tmp_path: Path) -> None:
     source = SelfInstructed(corpus(texts), real)
     clips = list(source.clips())
     assert real.journal.made == 2  # one text comes twice
-    assert source.default_tasks == ("respond",)
+    assert source.tasks == ("respond",)
     paris = clips[0]
     assert isinstance(paris, Clip) and "Paris" in str(paris.fields["response"])
     assert paris.text == texts[0] and paris.fields["response_cut"] is False
