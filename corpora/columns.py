@@ -17,19 +17,18 @@ from audiollm.command_line.files import is_audio
 from . import letter_case
 from .clips import CorpusError
 
-#: Kinds of columns, as far as it matters here; ANY is that of a table without types.
-AUDIO, TEXT, NUMBER, TRUTH = "audio", "text", "number", "truth"
-LABEL, LIST, OTHER, ANY = "label", "list", "other", "any"
-SCALARS = (TEXT, NUMBER, TRUTH, LABEL, ANY)
+#: Kinds of columns, as far as it matters here.
+AUDIO, TEXT, NUMBER, TRUTH, LABEL, LIST, OTHER = "audio", "text", "number", "truth", "label", "list", "other"
+SCALARS = (TEXT, NUMBER, TRUTH, LABEL)
 #: Keys of a struct that is a recording.
 RECORDING_KEYS = ("bytes", "path", "array")
 
 
 @dataclass(frozen=True)
 class Guess:
-    """Usual names of a field's column, best first, and the kinds that it may have."""
+    """Usual names of a field's column, best first, separated by spaces; and the kinds that it may have."""
 
-    names: str  # separated by spaces
+    names: str
     kinds: tuple[str, ...] = (TEXT,)
 
 
@@ -147,12 +146,10 @@ class ColumnSpec:
     transforms: tuple[str, ...] = ()  # names of `TRANSFORMS`, applied in turn
     each: bool = False
 
-    def __post_init__(self):
-        unknown = [name for name in self.transforms if name not in TRANSFORMS]
-        if unknown:
-            raise ValueError(f"There is no transform {unknown[0]!r}; expected some of {', '.join(TRANSFORMS)}.")
-        if not self.columns or (len(self.columns) > 1 and not self.each):
-            raise ValueError(f"A field comes from one column, or from each of several; found {list(self.columns)}.")
+    @property
+    def takes_lists(self) -> bool:
+        """Return whether its columns may hold lists."""
+        return self.each or self.transforms[:1] == ("first_item",)
 
     def __str__(self) -> str:
         name = " and ".join(self.columns) if len(self.columns) < 3 else f"{self.columns[0]} … {self.columns[-1]}"
@@ -185,15 +182,8 @@ class ColumnMapping:
         return "\n".join(lines + ([f"  not read: {', '.join(self.unread)}"] if self.unread else []))
 
 
-def column_kinds(features: Mapping[str, Any] | None, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return the kind of each column by its feature or, where a dataset does not say, by its value in the first rows."""
-    if features is not None:
-        return {name: _feature_kind(feature) for name, feature in features.items()}
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: next((_value_kind(row[name]) for row in rows if row.get(name) is not None), OTHER) for name in names}
-
-
-def _feature_kind(feature: Any) -> str:
+def column_kind(feature: Any) -> str:
+    """Return the kind of a column of `datasets`."""
     if isinstance(feature, datasets.Audio):
         return AUDIO
     if isinstance(feature, dict):
@@ -205,13 +195,6 @@ def _feature_kind(feature: Any) -> str:
     dtype = getattr(feature, "dtype", "")
     kinds = {"string": TEXT, "large_string": TEXT, "binary": AUDIO, "large_binary": AUDIO, "bool": TRUTH}
     return kinds.get(dtype) or (NUMBER if re.fullmatch(r"u?int\d+|float\d+", dtype) else OTHER)
-
-
-def _value_kind(value: Any) -> str:
-    if isinstance(value, dict):
-        return AUDIO if any(key in value for key in RECORDING_KEYS) else OTHER
-    kinds = ((bool, TRUTH), (bytes, AUDIO), (str, TEXT), ((int, float), NUMBER), (list, LIST))
-    return next((kind for types, kind in kinds if isinstance(value, types)), OTHER)
 
 
 def parse_overrides(given: Iterable[str]) -> dict[str, str]:
@@ -274,14 +257,14 @@ def _candidates(
 ) -> list[str]:
     """Return the columns that a field may come from, best first."""
     named = [column for name in guess.names.split() for column in kinds if column.lower() == name]
-    fitting = [column for column in named if kinds[column] in (*guess.kinds, ANY)]
+    fitting = [column for column in named if kinds[column] in guess.kinds]
     if field_name == "id":
         return [column for column in fitting if len({row.get(column) for row in rows}) == len(rows)]
     if field_name != "audio":
         return fitting
     recordings = [column for column in kinds if kinds[column] == AUDIO]
     if len(recordings) <= 1:
-        paths = [column for column in fitting if kinds[column] == ANY or _holds_paths(column, rows)]
+        paths = [column for column in fitting if _holds_paths(column, rows)]
         return recordings + [column for column in paths if column not in recordings]
     preferred = [column for column in fitting if column in recordings]
     return preferred + [column for column in recordings if column not in preferred] if preferred else []
@@ -304,9 +287,9 @@ def _check(
                 near = difflib.get_close_matches(column, [name for name in kinds if name not in taken], n=1)
                 hint = f", perhaps {near[0]!r}?" if near else ""
                 problems.append(f"there is no column {column!r}{hint} for {field_name!r}")
-            elif field_name == "audio" and kinds[column] not in (AUDIO, TEXT, ANY):
+            elif field_name == "audio" and kinds[column] not in (AUDIO, TEXT):
                 problems.append(f"column {column!r} for 'audio' holds {kinds[column]}, not recordings or paths")
-            elif field_name != "audio" and kinds[column] not in SCALARS and not _takes_lists(spec, kinds[column]):
+            elif field_name != "audio" and kinds[column] not in (*SCALARS, *([LIST] if spec.takes_lists else [])):
                 problems.append(f"column {column!r} for {field_name!r} holds {kinds[column]}, not plain values")
     if not problems and "audio" not in specs:
         several = [column for column, kind in kinds.items() if kind == AUDIO]
@@ -315,12 +298,8 @@ def _check(
     if not problems and guessed and "text" not in overrides and not any(answer in specs for answer in ANSWERS):
         problems.append("it cannot be told which column is the transcript")
     if problems:
-        found = ", ".join(column if kind == ANY else f"{column} ({kind})" for column, kind in kinds.items()) or "none"
+        found = ", ".join(f"{column} ({kind})" for column, kind in kinds.items()) or "none"
         raise CorpusError(f"{name}: {'; '.join(problems)}. Its columns are: {found}.{OVERRIDE_HINT}")
-
-
-def _takes_lists(spec: ColumnSpec, kind: str) -> bool:
-    return kind == LIST and (spec.each or spec.transforms[:1] == ("first_item",))
 
 
 def wer_unit(

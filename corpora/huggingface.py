@@ -30,7 +30,7 @@ from .columns import (
     ColumnMapping,
     ColumnSpec,
     UnusableValueError,
-    column_kinds,
+    column_kind,
     map_columns,
     parse_overrides,
     wer_unit,
@@ -161,9 +161,10 @@ class HuggingFaceSource(ClipSource):
         with self._naming(f"split {split!r} cannot be read"):
             most = ROWS_LOOKED_AT if dataset.features is None else self._rows_looked_at
             rows = [dict(row) for row in islice(dataset, most)]  # `take` past the end fails in datasets 4.0
+            features = dataset.features or datasets.Dataset.from_list(rows).features
         if not rows:
             raise CorpusError(f"{self.name}: split {split!r} has no rows.")
-        kinds = column_kinds(dataset.features, rows)
+        kinds = {column: column_kind(feature) for column, feature in features.items()}
         label = f"{self.name}, split {split!r}" if len(self._splits) > 1 else self.name
         wanted = self.corpus.columns if self.corpus else None
         guesses = GUESSES | (PLACE_GUESSES if self._place.tables else {})
@@ -171,7 +172,7 @@ class HuggingFaceSource(ClipSource):
         if not self._datasets:
             values = [row.get(mapping.specs["wer"].columns[0]) for row in rows] if "wer" in mapping.specs else []
             self.wer_unit, self.wer_doubt = wer_unit(self.name, mapping, values, arguments.wer_unit)
-        for column, feature in (dataset.features or {}).items():
+        for column, feature in features.items():
             if isinstance(feature, datasets.ClassLabel):
                 self._labels[column] = feature.names
         self._datasets[split] = dataset.select_columns(mapping.columns)
