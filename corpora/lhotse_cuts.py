@@ -59,6 +59,8 @@ class CutAudio:
 class LhotseSource(ClipSource):
     """The cuts of a manifest as clips, in its order; they are not counted before they are read."""
 
+    folder: Path
+
     def __init__(self, arguments: LhotseArguments):
         try:
             from lhotse import CutSet

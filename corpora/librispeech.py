@@ -146,11 +146,12 @@ def open_source(
             raise CorpusError(f"{source} holds no archive {missing[0]}.tar.gz, but those of {there}.")
         paths = [archives[split] for split in splits]
     for path in paths:
-        if (row := published.get(_stem(path))) is not None:
+        known = published.get(_stem(path))
+        if known is not None:
             advice = f"It is not the published archive, or damaged: delete it and download it again, or rename your own {path.name}."
-            if path.stat().st_size != row.bytes:
-                raise ChecksumError(f"{path}: expected {row.bytes} bytes, found {path.stat().st_size}. {advice}")
-            verify_checksum(path, f"md5:{row.md5}", advice, progress)
+            if path.stat().st_size != known.bytes:
+                raise ChecksumError(f"{path}: expected {known.bytes} bytes, found {path.stat().st_size}. {advice}")
+            verify_checksum(path, f"md5:{known.md5}", advice, progress)
     return LibriSpeechArchives(paths, splits, arguments.letter_case, published)
 
 

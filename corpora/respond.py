@@ -247,18 +247,18 @@ class SelfInstructed(ClipSource):
                 )
         responses = self.responder.respond([text for clip in clips if (text := clip.text.strip())])
         responses[""] = Response(problem="there is no transcript to respond to")
-        for clip in window:
-            if isinstance(clip, BadClip):
-                yield clip
+        for one in window:
+            if isinstance(one, BadClip):
+                yield one
                 continue
-            response = responses[clip.text.strip()]
+            response = responses[one.text.strip()]
             if response.problem is not None:
                 self.refused += 1
-                yield BadClip(clip.id, f"no response: {response.problem}", clip.split)
+                yield BadClip(one.id, f"no response: {response.problem}", one.split)
             else:
                 self.cut += response.cut
                 added: dict[str, FieldValue] = {"response": response.text, "response_cut": response.cut}
-                yield dataclasses.replace(clip, fields={**clip.fields, **added})
+                yield dataclasses.replace(one, fields={**one.fields, **added})
 
 
 def self_instructed(source: ClipSource, arguments: SelfInstructArguments, journal_folder: Path) -> ClipSource:

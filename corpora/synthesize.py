@@ -214,7 +214,7 @@ class Synthesized(ClipSource):
         except ValueError as error:
             yield BadClip(number, str(error), split)
             return
-        refusals = [voice.unreadable(text) for voice in self.voices]
+        refusals = [voice.engine.unreadable(text, voice.name) for voice in self.voices]
         readers = [voice for voice, refusal in zip(self.voices, refusals) if refusal is None]
         if len(readers) < wanted:
             reasons = "; ".join(dict.fromkeys(filter(None, refusals)))

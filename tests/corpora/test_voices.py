@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from audiollm.corpora import neural_engines
+from audiollm.corpora import voices as engines
 from audiollm.corpora.clips import CorpusError
 from audiollm.corpora.voices import (
     Voice,
@@ -81,8 +81,10 @@ def test_speed_and_pitch_are_heard_and_do_not_change_each_other(voice: Voice) ->
     usual = voice.speak(SENTENCE, seed=3)
     assert usual.dtype == np.float32 and usual.ndim == 1 and 1.5 < len(usual) / 16_000 < 5
     assert np.array_equal(usual, voice.speak(SENTENCE, seed=3)), "the same text gives the same samples"
-    assert "'П'" in str(voice.unreadable("Say Привет")) and "'中'" in str(voice.unreadable("中"))
-    assert voice.unreadable("Crème brûlée, 3 × naïve") is None or voice.engine.name == "flite"
+    assert "'П'" in str(voice.engine.unreadable("Say Привет", voice.name)) and "'中'" in str(
+        voice.engine.unreadable("中", voice.name)
+    )
+    assert voice.engine.unreadable("Crème brûlée, 3 × naïve", voice.name) is None or voice.engine.name == "flite"
     assert len(voice.speak(SENTENCE, speed=1.25)) == pytest.approx(len(usual) / 1.25, rel=0.1)
     high = voice.speak(SENTENCE, pitch=1.25)
     assert len(high) == pytest.approx(len(usual), rel=0.1)
@@ -99,8 +101,10 @@ def test_texts_are_spoken_as_text(voice: Voice, tmp_path: Path, monkeypatch: pyt
 def test_flite_reads_accents_and_typographic_marks_plainly_and_nothing_else() -> None:
     voice = ready("flite:kal16")
     assert np.array_equal(voice.speak("The naïve café isn’t “open”"), voice.speak('The naive cafe isn\'t "open"'))
-    assert voice.unreadable("It costs £5") and "'£'" in str(voice.unreadable("It costs £5"))
-    assert voice.unreadable("😀") and voice.unreadable("Well 😀") is None
+    assert voice.engine.unreadable("It costs £5", voice.name) and "'£'" in str(
+        voice.engine.unreadable("It costs £5", voice.name)
+    )
+    assert voice.engine.unreadable("😀", voice.name) and voice.engine.unreadable("Well 😀", voice.name) is None
     with pytest.raises(AudioError, match="stays silent at '…'"):
         voice.speak("…")
 
@@ -194,8 +198,8 @@ def test_engines_that_are_missing_say_how_to_install_them(monkeypatch: pytest.Mo
     for name in ("espeak-ng", "flite"):
         with pytest.raises(CorpusError, match=f"is not on this machine. Install it .apt install {name}, brew install"):
             voice_named(name)
-    neural_engines._hibari.cache_clear()
-    neural_engines._kokoro.cache_clear()
+    engines._hibari.cache_clear()
+    engines._kokoro.cache_clear()
     for module in ("hibari", "kokoro_onnx"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(CorpusError, match=r"pip install 'audiollm\[voice\]'"):
@@ -223,7 +227,7 @@ def test_a_mixed_voice_is_another_speaker_for_every_seed() -> None:
     voice = ready("kokoro:mixed")
     first, again, other = (voice.speak(SENTENCE, seed=seed) for seed in (1, 1, 2))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
-    threads = neural_engines._kokoro().sess.get_session_options().intra_op_num_threads
+    threads = engines._kokoro().sess.get_session_options().intra_op_num_threads
     assert threads == 1, "each process speaks with one, or they wait for each other"
     with pytest.raises(AudioError, match=r"0\.5 to 2 times.*2\.50"):
         voice.speak(SENTENCE, speed=2.5)
@@ -236,7 +240,7 @@ def kokoro_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of six made-up English voices of Kokoro, and a file that is none of them."""
     generator = np.random.default_rng(0)
     for name in ("af_one", "af_two", "am_three", "bf_four", "bm_five", "bm_six", "zf_seven"):
-        generator.standard_normal(neural_engines.VOICE_SHAPE).astype("<f4").tofile(tmp_path / f"{name}.bin")
+        generator.standard_normal(engines.VOICE_SHAPE).astype("<f4").tofile(tmp_path / f"{name}.bin")
     monkeypatch.setenv("AUDIOLLM_KOKORO_VOICES", str(tmp_path))
     return tmp_path
 
@@ -245,10 +249,10 @@ def test_kokoro_mixes_the_voices_of_a_folder(kokoro_folder: Path) -> None:
     engine = known_engines()["kokoro"]
     assert {"af_one", "bm_six", "mixed", "jf_alpha"} <= set(engine.voices) and "zf_seven" not in engine.voices
     files = np.stack([np.fromfile(path, "<f4") for path in sorted(kokoro_folder.glob("[ab]*.bin"))])
-    mixtures = [neural_engines._mixture(seed).ravel() for seed in (1, 1, 2)]
+    mixtures = [engines._mixture(seed).ravel() for seed in (1, 1, 2)]
     assert np.array_equal(mixtures[0], mixtures[1]) and not np.allclose(mixtures[0], mixtures[2])
     shares = np.linalg.lstsq(files.T.astype(np.float64), mixtures[0], rcond=None)[0]
-    assert shares.sum() == pytest.approx(1, abs=1e-4) and (shares > 1e-4).sum() <= neural_engines.MOST_MIXED
+    assert shares.sum() == pytest.approx(1, abs=1e-4) and (shares > 1e-4).sum() <= engines.MOST_MIXED
 
 
 def test_damaged_and_missing_folders_of_kokoro_voices_are_named(
