@@ -8,7 +8,7 @@ compare it with others, and the measurements of its recordings.
 import functools
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,65 +54,55 @@ class CheckedRow:
     is_transcript: bool = False  # the response is the transcript of the one recording
 
 
-class CheckedRows:
-    """All rows of one source, in order; arguments are those of `Validation`. All but JSON lists are read row by row."""
-
-    def __init__(self, source: Source, audio_dir: str | None, response_is_transcript: bool = False):
-        self.source = source
-        self.reader = RowReader(source.folder, audio_dir)
-        self.response_is_transcript = response_is_transcript
-
-    def __iter__(self) -> Iterator[CheckedRow]:
-        number = -1
-        for number, (where, row, problem) in enumerate(self._rows()):
-            if problem is None:
-                yield self._check(row, number, where)
-            else:
-                yield CheckedRow(number if where else None, where, [("unreadable_data", problem, None)])
-        if number < 0:
-            yield CheckedRow(None, "", [("unreadable_data", "holds no examples", None)])
-
-    def _rows(self) -> Iterator[tuple[str, Any, str | None]]:
-        """Yield where each row stands, its value, and why there is none; a table's audio as it is stored."""
-        if self.source.kind == "json":
-            yield from json_rows(Path(self.source.path))
-            return
-        try:
-            for number, row in enumerate(load_table(self.source, streaming=True).decode(False)):
-                if not number and not set(row) & set(TABLE_FIELDS):
-                    yield "", None, f"has the columns {', '.join(row)}; expected some of {', '.join(TABLE_FIELDS)}"
-                    return
-                given = {name: value for name, value in row.items() if value is not None}
-                if "response" not in row and MESSAGES not in row and AUDIO_COLUMN in row:  # a table of clips
-                    asked = f"Transcribe the audio: {AUDIO_PLACEHOLDER}"
-                    given |= {"text": asked, "response": given.get("text", "")}
-                yield f"row {number}", given, None
-        except (pa.ArrowException, OSError, KeyError, ValueError, datasets.exceptions.DatasetsError) as error:
-            yield "", None, f"cannot be read: {' '.join(str(error).split())}"
-
-    def _check(self, row: Any, index: int, where: str) -> CheckedRow:
-        checked = CheckedRow(index, where)
-        if self.source.kind != "json":
-            row = {name: value for name, value in row.items() if name in TABLE_FIELDS}
-        try:
-            conversation = self.reader.read(row, where)
-        except RowError as error:
-            reasons = [reason if isinstance(reason, Reason) else Reason(reason) for reason in error.reasons]
-            checked.faults += [(reason.fault, str(reason), reason.audio) for reason in reasons]
+def checked_rows(source: Source, reader: RowReader, response_is_transcript: bool) -> Iterator[CheckedRow]:
+    """Yield all rows of a source in order; all but JSON lists are read row by row."""
+    number = -1
+    for number, (where, row, problem) in enumerate(_rows(source)):
+        checked = CheckedRow(number if where else None, where)
+        if problem is not None:
+            checked.faults.append(("unreadable_data", problem, None))
         else:
-            checked.recordings, checked.is_usable = list(conversation.recordings), True
-            self._read_texts(conversation.messages, checked)
-        return checked
+            _check(checked, row, reader, response_is_transcript)
+        yield checked
+    if number < 0:
+        yield CheckedRow(None, "", [("unreadable_data", "holds no examples", None)])
 
-    def _read_texts(self, messages: list[dict[str, Any]], checked: CheckedRow) -> None:
-        recordings = len(checked.recordings)
-        asked = [each["content"] for each in messages if each["role"] != ASSISTANT]
-        answered = [each["content"] for each in messages if each["role"] == ASSISTANT]
-        checked.question, checked.response = "\n".join(asked), "\n".join(answered)
-        asks_for_it = self.response_is_transcript or is_transcribing(asked[-1] if asked else "")
-        checked.is_transcript = recordings == len(answered) == 1 and asks_for_it
-        found = text_faults(checked.question, checked.response, recordings)
-        checked.faults += [(fault, reason, None) for fault, reason in found]
+
+def _rows(source: Source) -> Iterator[tuple[str, Any, str | None]]:
+    """Yield where each row stands, its value, and why there is none; a table's audio as it is stored."""
+    if source.kind == "json":
+        yield from json_rows(Path(source.path))
+        return
+    try:
+        for number, row in enumerate(load_table(source, streaming=True).decode(False)):
+            if not number and not set(row) & set(TABLE_FIELDS):
+                yield "", None, f"has the columns {', '.join(row)}; expected some of {', '.join(TABLE_FIELDS)}"
+                return
+            given = {name: row[name] for name in TABLE_FIELDS if row.get(name) is not None}
+            if "response" not in row and MESSAGES not in row and AUDIO_COLUMN in row:  # a table of clips
+                asked = f"Transcribe the audio: {AUDIO_PLACEHOLDER}"
+                given |= {"text": asked, "response": given.get("text", "")}
+            yield f"row {number}", given, None
+    except (pa.ArrowException, OSError, KeyError, ValueError, datasets.exceptions.DatasetsError) as error:
+        yield "", None, f"cannot be read: {' '.join(str(error).split())}"
+
+
+def _check(checked: CheckedRow, row: Any, reader: RowReader, response_is_transcript: bool) -> None:
+    """Fill in what a row says, or why it cannot be used."""
+    try:
+        conversation = reader.read(row, checked.where)
+    except RowError as error:
+        reasons = [reason if isinstance(reason, Reason) else Reason(reason) for reason in error.reasons]
+        checked.faults += [(reason.fault, str(reason), reason.audio) for reason in reasons]
+        return
+    checked.recordings, checked.is_usable = list(conversation.recordings), True
+    asked = [each["content"] for each in conversation.messages if each["role"] != ASSISTANT]
+    answered = [each["content"] for each in conversation.messages if each["role"] == ASSISTANT]
+    checked.question, checked.response = "\n".join(asked), "\n".join(answered)
+    asks_for_it = response_is_transcript or is_transcribing(asked[-1] if asked else "")
+    checked.is_transcript = len(checked.recordings) == len(answered) == 1 and asks_for_it
+    found = text_faults(checked.question, checked.response, len(checked.recordings))
+    checked.faults += [(fault, reason, None) for fault, reason in found]
 
 
 # ------------------------------------------------------------------------------------------------------------ findings
@@ -162,7 +152,7 @@ class Remembered(NamedTuple):
 
     split: int
     file: int
-    row: int | None
+    index: int | None
     where: str
     question: bytes
     response: bytes
@@ -199,7 +189,10 @@ class Validation:
         response_is_transcript: bool = False,
     ):
         self.files, self.limits, self.ignored = files, limits or Limits(), frozenset(ignored)
-        self._tables = [CheckedRows(file.source, audio_dir, response_is_transcript) for file in files]
+        readers = [RowReader(file.source.folder, audio_dir) for file in files]
+        self._tables = [
+            checked_rows(file.source, reader, response_is_transcript) for file, reader in zip(files, readers)
+        ]
         self.splits = list(dict.fromkeys(file.split for file in files))
         self._findings: list[Finding] = []
         self._facts: dict[Any, AudioFacts | None] = {}  # None while they are being measured
@@ -207,11 +200,11 @@ class Validation:
         self._asked: dict[tuple[int, bytes], list[Remembered]] = {}
         self._shared: dict[tuple[str, bytes], dict[Remembered, None]] = {}
 
-    def add(self, finding: Finding) -> None:
+    def _add(self, file: int, row: CheckedRow | Remembered, fault: str, reason: str, audio: str | None = None) -> None:
         """Keep a fault, if it is wanted. Of files that are only compared with, `not_compared` is."""
-        is_wanted = self.files[finding.file].judged or finding.fault == "not_compared"
-        if is_wanted and finding.fault not in self.ignored:
-            self._findings.append(finding)
+        is_wanted = self.files[file].judged or fault == "not_compared"
+        if is_wanted and fault not in self.ignored:
+            self._findings.append(Finding(file, row.index, row.where, fault, reason, audio))
 
     def findings(self) -> list[Finding]:
         """Return the faults by file, row and their place in `FAULTS`."""
@@ -251,25 +244,21 @@ class Validation:
         self._facts |= measured
         facts = [self._facts[key] or AudioFacts("undecodable") for key in keys]
         for fault, reason, audio in row.faults:
-            self.add(Finding(file, row.index, row.where, fault, reason, audio))
+            self._add(file, row, fault, reason, audio)
         if row.index is None:
             self._report_uncompared(file, row, facts)
             return
         counts.rows += 1
         counts.recordings += len(facts)
+        counts.hours += sum(one.seconds for one in facts if not one.fault) / SECONDS_PER_HOUR
         for recording, one in {key: pair for key, *pair in zip(keys, row.recordings, facts)}.values():
-            self._add_all(file, row, recording_faults(one, self.limits), recording)
-        for one in facts:
-            if not one.fault:
-                counts.hours += one.seconds / SECONDS_PER_HOUR
+            for fault, reason in recording_faults(one, self.limits):
+                self._add(file, row, fault, reason, _name(recording))
         if row.is_transcript:
             counts.transcripts += 1
-            self._add_all(file, row, transcript_faults(row.response, facts[0], self.limits), row.recordings[0])
+            for fault, reason in transcript_faults(row.response, facts[0], self.limits):
+                self._add(file, row, fault, reason, _name(row.recordings[0]))
         self._remember(file, row, facts)
-
-    def _add_all(self, file: int, row: CheckedRow, faults: Iterable[tuple[str, str]], recording: Any) -> None:
-        for fault, reason in faults:
-            self.add(Finding(file, row.index, row.where, fault, reason, _name(recording)))
 
     # -------------------------------------------------------------------------------------------------- between rows
 
@@ -297,7 +286,7 @@ class Validation:
         if not self.files[file].judged:
             reasons = [reason for _, reason, _ in row.faults]
             reasons += [one.reason or "is too long, or digital silence" for one in facts if not one.digest]
-            self.add(Finding(file, row.index, row.where, "not_compared", reasons[0]))
+            self._add(file, row, "not_compared", reasons[0])
 
     def _place(self, row: Remembered) -> str:
         return f"{self.files[row.file].name} {row.where}"
@@ -310,15 +299,12 @@ class Validation:
             for this in rows:
                 first, namesake = by_question.setdefault(this.question, this), by_name.setdefault(this.names, this)
                 if first is not this and first.response != this.response:
-                    fault, reason = "conflicting_responses", f"{self._place(first)} answers otherwise"
+                    self._add(this.file, this, "conflicting_responses", f"{self._place(first)} answers otherwise")
                 elif first is not this:
-                    fault, reason = "duplicate_row", f"the same as {self._place(first)}"
+                    self._add(this.file, this, "duplicate_row", f"the same as {self._place(first)}")
                 elif namesake is this and this is not rows[0]:
                     reason = f"the same sound as in {self._place(rows[0])}, under another name"
-                    fault = "duplicate_audio"
-                else:
-                    continue
-                self.add(Finding(this.file, this.row, this.where, fault, reason))
+                    self._add(this.file, this, "duplicate_audio", reason)
 
     def _find_leaks(self) -> None:
         """Add the faults of rows with a sound, or else a transcript, that a later split has too."""
@@ -328,11 +314,10 @@ class Validation:
                 firsts = {row.split: row for row in reversed(rows)}
                 for row in rows if this_kind == kind and len(firsts) > 1 else ():
                     for other in sorted(split for split in firsts if split > row.split):
-                        if (row.file, row.row, other) not in known:
-                            known.add((row.file, row.row, other))
+                        if (row.file, row.index, other) not in known:
+                            known.add((row.file, row.index, other))
                             there = f"{self._place(firsts[other])} (split {self.splits[other]!r})"
-                            reason = f"the same {kind} is {there}"
-                            self.add(Finding(row.file, row.row, row.where, fault, reason))
+                            self._add(row.file, row, fault, f"the same {kind} is {there}")
 
 
 def _name(recording: Any) -> str | None:
