@@ -38,17 +38,13 @@ def read_audio_rows(
     problems_of: Callable[[dict[str, Any]], list[str]] = lambda row: [],
 ) -> list[AudioRow]:
     """
-    Read rows and check all of them.
+    Read rows and check all of them; raises as `read_examples`, and ExamplesError if there are none.
 
     Args:
         source: A JSON list, or JSON Lines if its name ends in `.jsonl`; or the rows themselves.
         audio_dir: As in `read_examples`; rows without a file start from the current folder.
         required, optional: Fields besides `text` and `audio_paths`. The required ones are texts, and not empty.
         problems_of: Further problems of a row whose required fields are right.
-
-    Raises:
-        FileNotFoundError: no such file, or `audio_dir` is not a folder.
-        ExamplesError: broken JSON, not a list, no rows, or bad rows; all problems are listed, by index (or line).
     """
     rows: Iterable[tuple[str, Any, str | None]]
     if isinstance(source, (str, os.PathLike)):

@@ -8,8 +8,8 @@ Sources of training data: files, folders and Hub datasets, all read as conversat
 | a folder | what `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote, or Parquet files that `load_dataset` reads |
 | `hub:org/name` | a dataset of the Hugging Face Hub |
 
-Options follow a question mark: `hub:org/name?config=clean&split=train&revision=main`, `folder?split=train`. `datasets` never
-decodes recordings: they come as bytes or paths, for this project's own decoder.
+Options follow a question mark: `hub:org/name?config=clean&split=train&revision=main`, `folder?split=train`. Recordings come
+as bytes or paths, for this project's own decoder.
 """
 
 import os
@@ -58,9 +58,7 @@ def parse_source(given: str) -> Source:
     """
     Return the source that a value of --data_path names.
 
-    Raises:
-        FileNotFoundError: there is no such file or folder.
-        ValueError: it is of no known kind, or has an option that its kind does not know.
+    Raises FileNotFoundError if there is none, and ValueError for another kind or an option that its kind does not know.
     """
     path, options, known = given, {}, ()  # type: str, dict[str, str], tuple[str, ...]
     if not os.path.exists(given) and OPTION_MARK in given:
@@ -95,8 +93,7 @@ class Examples(Sequence[Conversation]):
     """
     The usable rows of one source, each read again when it is asked for; `audio_dir` is that of `read_examples`.
 
-    All rows are checked at once, except for what only decoding a recording can tell. `problems` has the (where, reason)
-    of each unusable row; these are not among the examples.
+    All rows are checked at once, but for what only decoding tells. `problems` has (where, reason) of unusable rows.
 
     Raises:
         FileNotFoundError: source or `audio_dir` does not exist.
@@ -107,8 +104,8 @@ class Examples(Sequence[Conversation]):
         self.source = source
         self.reader = RowReader(source.folder, audio_dir)
         self.problems: list[tuple[str, str]] = []
-        self._rows: Sequence[tuple[str, Any, str | None]]
-        self._rows = list(json_rows(Path(source.path))) if source.kind == "json" else _TableRows(_open_table(source))
+        is_json = source.kind == "json"
+        self._rows: Any = list(json_rows(Path(source.path))) if is_json else _TableRows(_open_table(source))
         self._usable = []
         for index, (where, row, problem) in enumerate(self._rows):
             try:
@@ -184,12 +181,9 @@ def load_table(source: Source, streaming: bool) -> Any:
 
 def read_sources(data_paths: str | Sequence[str], audio_dir: str | os.PathLike[str] | None = None) -> list[Examples]:
     """
-    Open and check the sources that values of --data_path name; the `problems` of each are for the caller to raise or
-    report.
+    Open and check the sources that values of --data_path name; the caller raises or reports the `problems` of each.
 
-    Raises:
-        FileNotFoundError, ValueError: as [`parse_source`].
-        ExamplesError: a table as a whole cannot be read.
+    Raises as [`parse_source`] and [`Examples`].
     """
     sources = [parse_source(path) for path in ([data_paths] if isinstance(data_paths, str) else data_paths)]
     return [Examples(source, audio_dir) for source in sources]
@@ -199,9 +193,7 @@ def settle_problems(named_problems: Sequence[tuple[str, list[tuple[str, str]]]],
     """
     Refuse bad examples, all at once, with an ExamplesError; or, with `skip`, print which are left out.
 
-    Args:
-        named_problems: Each source's name and the (where, reason) of its bad examples.
-        skip: Print a count and list instead of refusing.
+    `named_problems` has each source's name and the (where, reason) of its bad examples.
     """
     bad = [(name, problems) for name, problems in named_problems if problems]
     if not bad:
@@ -223,10 +215,7 @@ class StreamedRows:
     """
     The rows of one source one after the other, without knowing how many there are.
 
-    Of `shuffle_rows` rows that are held one is drawn; 0 keeps the source's own order.
-
-    Raises:
-        ValueError: the source is a JSON list, which can only be read whole.
+    Of `shuffle_rows` rows that are held one is drawn; 0 keeps the source's own order. A JSON list raises ValueError.
     """
 
     def __init__(self, source: Source, audio_dir: str | os.PathLike[str] | None = None, shuffle_rows: int = 0):

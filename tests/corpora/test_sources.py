@@ -137,8 +137,8 @@ def test_json_may_mix_instructions_messages_and_text(folder) -> None:
         ),
         ({"text": "<audio>", "audio": {"array": [0.0]}, "response": "x"}, "neither 'bytes' nor 'path'"),
         ({"text": "<audio>", "audio": "a.wav", "audio_paths": "a.wav", "response": "x"}, "leave one out"),
-        ({"text": "<audio>", "audio": "file:///a.wav", "response": "x"}, "give a path"),
-        ({"text": "<audio>", "audio": [[0.0]], "response": "x"}, "audio is a list"),
+        ({"text": "<audio>", "audio": "file:///a.wav", "response": "x"}, "expected a path or a URL"),
+        ({"text": "<audio>", "audio": [[0.0]], "response": "x"}, "must hold strings"),
     ],
 )
 def test_a_bad_row_says_why(folder, row, reason: str) -> None:
