@@ -10,7 +10,7 @@ its place in the file and the text, so that every run gives the same recordings.
 import dataclasses
 import itertools
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,28 +105,45 @@ class SynthesizeArguments:
             raise ValueError("--split is empty; expected a name such as train.")
 
 
-class TextTable:
+class Synthesized(ClipSource):
     """
-    A file of texts, with responses where it has them: *.txt, with a text on each line, or a table that `datasets` reads.
-
-    Columns are by default those with the first usual name. An empty name of the responses' column reads none.
+    Texts of a file, spoken each by voices that can read it; with responses, where the file has them.
 
     Raises:
-        CorpusError: the file does not exist, is of no known kind, damaged or empty, or has no such column.
+        ValueError: options contradict each other.
+        CorpusError: the texts cannot be read, there is no such column, or an engine or voice is missing.
     """
 
-    def __init__(self, path: str | Path, text_column: str | None = None, response_column: str | None = None):
-        self.path, called = Path(path), f"Texts {str(path)!r}"
+    def __init__(self, arguments: SynthesizeArguments):
+        self.arguments, self.path = arguments, Path(arguments.texts)
+        self._choose_columns()
+        self._choose_voices()
+        self.name = str(self.path)
+        self.tasks = ("respond",) if self.response_column else ("transcribe",)
+        self.identity = {
+            "texts": sha256_of(self.path),
+            "columns": [self.text_column, self.response_column],
+            "voices": [str(voice) for voice in self.voices],
+            "engines": sorted({voice.engine.version() for voice in self.voices}),
+            "voices_per_text": arguments.voices_per_text,
+            "pitch": self.spans[0],
+            "speed": self.spans[1],
+            "seed": arguments.voice_seed,
+            "split": arguments.split,
+        }
+
+    def _choose_columns(self) -> None:
+        called, options = f"Texts {str(self.path)!r}", self.arguments
         if not self.path.is_file():
             raise CorpusError(f"{called}: there is no such file.")
         if self.path.suffix.lower() not in SUFFIXES:
             raise CorpusError(f"{called}: expected a file that ends in one of {', '.join(SUFFIXES)}.")
-        columns = list(next(self.rows(), ()))
+        columns = list(next(self._rows(), ()))
         if not columns:
             raise CorpusError(f"{called}: the file holds no texts.")
-        self.text_column = text_column or next((one for one in TEXT_COLUMNS if one in columns), None)
+        self.text_column = options.text_column or next((one for one in TEXT_COLUMNS if one in columns), None)
         rest = (one for one in RESPONSE_COLUMNS if one in columns and one != self.text_column)
-        self.response_column = next(rest, None) if response_column is None else response_column
+        self.response_column = next(rest, None) if options.response_column is None else options.response_column
         for column, name in ((self.text_column, "--text_column"), (self.response_column, "--response_column")):
             if column not in columns and (column or name == "--text_column"):
                 lacking = repr(column) if column else f"called {', '.join(TEXT_COLUMNS)}"
@@ -135,9 +152,30 @@ class TextTable:
         unread = [one for one in columns if one not in (self.text_column, self.response_column)]
         left_out = f"; not read: {', '.join(unread)}" if unread else ""
         responses = f"responses from {self.response_column!r}" if self.response_column else "no responses"
-        self.description = f"{path}: texts from column {self.text_column!r}, {responses}{left_out}."
+        self.summary = f"{self.path}: texts from column {self.text_column!r}, {responses}{left_out}."
 
-    def rows(self) -> Iterator[Mapping[str, Any]]:
+    def _choose_voices(self) -> None:
+        options = self.arguments
+        if options.tts_command is not None:
+            found = command_voices(options.tts_command, options.voices or (), options.tts_timeout)
+        else:
+            found = [voice_named(name) for name in options.voices] if options.voices else default_voices()
+            found = [_with_timeout(voice, options.tts_timeout) for voice in found]
+        self.voices = list({str(voice): voice for voice in found}.values())
+        names = ", ".join(map(str, self.voices))
+        if options.voices_per_text > len(self.voices):
+            raise CorpusError(
+                f"--voices_per_text {options.voices_per_text} asks for more voices than there are: {len(self.voices)} "
+                f"({names})."
+            )
+        self.summary += f"\nVoices: {names}."
+        is_paced = all(voice.engine.paced for voice in self.voices)
+        if options.speed is not None and not is_paced:
+            raise ValueError("--speed needs {speed}, {stretch} or {words_per_minute} in --tts_command.")
+        usual = (DEFAULT_PITCH, DEFAULT_SPEED) if is_paced else (UNCHANGED, UNCHANGED)
+        self.spans = (options.pitch or [*usual[0]], options.speed or [*usual[1]])
+
+    def _rows(self) -> Iterator[Mapping[str, Any]]:
         """Yield the rows in the order of the file."""
         if self.path.suffix.lower() == TEXT_SUFFIX:
             with open(self.path, encoding="utf-8-sig") as file:
@@ -146,7 +184,38 @@ class TextTable:
             place = Place(str(self.path), "file", str(self.path.absolute()))
             yield from open_split(place, DEFAULT_SPLIT, streaming=True)[0]
 
-    def read(self, row: Mapping[str, Any]) -> tuple[str, str | None]:
+    def clips(self, start: int = 0) -> Iterator[Clip | BadClip]:
+        """Yield each text in its voices; nothing is spoken before a clip's recording is loaded."""
+        every = (clip for number, row in enumerate(self._rows()) for clip in self._spoken(number, row))
+        return itertools.islice(every, start, None)
+
+    def count(self) -> int | None:
+        """Return how many clips and bad ones there are."""
+        return sum(1 for _ in self.clips())
+
+    def _spoken(self, place: int, row: Mapping[str, Any]) -> Iterator[Clip | BadClip]:
+        number, wanted, split = f"{place:0{ROW_DIGITS}d}", self.arguments.voices_per_text, self.arguments.split
+        try:
+            text, response = self._texts_of(row)
+        except ValueError as error:
+            yield BadClip(number, str(error), split)
+            return
+        refusals = [voice.engine.unreadable(text, voice.name) for voice in self.voices]
+        readers = [voice for voice, refusal in zip(self.voices, refusals) if refusal is None]
+        if len(readers) < wanted:
+            reasons = "; ".join(dict.fromkeys(filter(None, refusals)))
+            reason = f"{len(readers)} voices can read the text, and --voices_per_text is {wanted}: {reasons}"
+            yield BadClip(number, reason, split)
+            return
+        generator = random.Random(f"{self.arguments.voice_seed}/{number}/{text}")
+        for voice in generator.sample(readers, wanted):
+            pitch, speed = (round(generator.uniform(*span), FACTOR_DIGITS) for span in self.spans)
+            spoken = SpokenText(voice, text, pitch, speed, generator.getrandbits(32), generator.uniform(*PEAKS))
+            fields: dict[str, FieldValue] = {"speaker": str(voice), "pitch": pitch, "speed": speed}
+            fields |= {} if response is None else {"response": response}
+            yield Clip(f"{number}-{str(voice).replace(':', '-')}", spoken, text, split, fields)
+
+    def _texts_of(self, row: Mapping[str, Any]) -> tuple[str, str | None]:
         """Return text and response of a row, the text as voices take it; raise ValueError if it cannot be spoken."""
         found: list[str] = []
         for name in filter(None, (self.text_column, self.response_column)):
@@ -166,93 +235,10 @@ class TextTable:
         return text, found[1].strip() if len(found) > 1 else None
 
 
-class Synthesized(ClipSource):
-    """
-    Spoken texts, each by voices that can read it.
-
-    Raises:
-        CorpusError: there are not enough voices.
-    """
-
-    def __init__(self, table: TextTable, voices: Sequence[Voice], arguments: SynthesizeArguments):
-        self.table, self.arguments = table, arguments
-        self.voices = list({str(voice): voice for voice in voices}.values())
-        if arguments.voices_per_text > len(self.voices):
-            there = f"{len(self.voices)} ({', '.join(map(str, self.voices))})"
-            raise CorpusError(
-                f"--voices_per_text {arguments.voices_per_text} asks for more voices than there are: {there}."
-            )
-        self.name = str(table.path)
-        self.summary = f"{table.description}\nVoices: {', '.join(map(str, self.voices))}."
-        self.tasks = ("respond",) if table.response_column else ("transcribe",)
-        self.spans = (arguments.pitch or [*DEFAULT_PITCH], arguments.speed or [*DEFAULT_SPEED])
-        self.identity: dict[str, Any] = {
-            "texts": sha256_of(table.path),
-            "columns": [table.text_column, table.response_column],
-            "voices": [str(voice) for voice in self.voices],
-            "engines": sorted({voice.engine.version() for voice in self.voices}),
-            "voices_per_text": arguments.voices_per_text,
-            "pitch": self.spans[0],
-            "speed": self.spans[1],
-            "seed": arguments.voice_seed,
-            "split": arguments.split,
-        }
-
-    def clips(self, start: int = 0) -> Iterator[Clip | BadClip]:
-        """Yield each text in its voices; nothing is spoken before a clip's recording is loaded."""
-        every = (clip for number, row in enumerate(self.table.rows()) for clip in self._spoken(number, row))
-        return itertools.islice(every, start, None)
-
-    def count(self) -> int | None:
-        """Return how many clips and bad ones there are."""
-        return sum(1 for _ in self.clips())
-
-    def _spoken(self, place: int, row: Mapping[str, Any]) -> Iterator[Clip | BadClip]:
-        number, wanted, split = f"{place:0{ROW_DIGITS}d}", self.arguments.voices_per_text, self.arguments.split
-        try:
-            text, response = self.table.read(row)
-        except ValueError as error:
-            yield BadClip(number, str(error), split)
-            return
-        refusals = [voice.engine.unreadable(text, voice.name) for voice in self.voices]
-        readers = [voice for voice, refusal in zip(self.voices, refusals) if refusal is None]
-        if len(readers) < wanted:
-            reasons = "; ".join(dict.fromkeys(filter(None, refusals)))
-            reason = f"{len(readers)} voices can read the text, and --voices_per_text is {wanted}: {reasons}"
-            yield BadClip(number, reason, split)
-            return
-        generator = random.Random(f"{self.arguments.voice_seed}/{number}/{text}")
-        for voice in generator.sample(readers, wanted):
-            pitch, speed = (round(generator.uniform(*span), FACTOR_DIGITS) for span in self.spans)
-            spoken = SpokenText(voice, text, pitch, speed, generator.getrandbits(32), generator.uniform(*PEAKS))
-            fields: dict[str, FieldValue] = {"speaker": str(voice), "pitch": pitch, "speed": speed}
-            fields |= {} if response is None else {"response": response}
-            yield Clip(f"{number}-{str(voice).replace(':', '-')}", spoken, text, split, fields)
-
-
-def open_source(arguments: SynthesizeArguments) -> Synthesized:
-    """
-    Return the texts and voices that options ask for.
-
-    Raises:
-        ValueError: options contradict each other.
-        CorpusError: the texts cannot be read, or an engine or voice is missing.
-    """
-    table = TextTable(arguments.texts, arguments.text_column, arguments.response_column)
-    if arguments.tts_command is not None:
-        voices = command_voices(arguments.tts_command, arguments.voices or (), arguments.tts_timeout)
-    else:
-        voices = [voice_named(name) for name in arguments.voices] if arguments.voices else default_voices()
-        voices = [_with_timeout(voice, arguments.tts_timeout) for voice in voices]
-    paced = all(voice.engine.paced for voice in voices)
-    if arguments.speed is not None and not paced:
-        raise ValueError("--speed needs {speed}, {stretch} or {words_per_minute} in --tts_command.")
-    if not paced:
-        arguments = dataclasses.replace(arguments, pitch=arguments.pitch or [*UNCHANGED], speed=[*UNCHANGED])
-    return Synthesized(table, voices, arguments)
-
-
 def _with_timeout(voice: Voice, seconds: float) -> Voice:
     if not isinstance(voice.engine, CommandEngine):
         return voice
     return Voice(dataclasses.replace(voice.engine, timeout_seconds=seconds), voice.name)
+
+
+open_source = Synthesized
