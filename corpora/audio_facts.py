@@ -65,11 +65,9 @@ class _UnreadableError(Exception):
 
 def measure(recording: Any, max_seconds: float) -> AudioFacts:
     """
-    Read a recording and return its measurements. Faults of the recording are returned, not raised.
+    Read a recording (absolute path, URL, or dict with `bytes`) and return its measurements; its faults are returned too.
 
-    Args:
-        recording: An absolute path, a URL, or a dict with `bytes`.
-        max_seconds: A longer recording is read only this far, and has no digest. Its length is the header's.
+    One longer than `max_seconds` is read only this far, and has no digest. Its length is the header's.
     """
     try:
         with _opened(recording) as (file, data):

@@ -232,8 +232,7 @@ def map_columns(
         overrides: As [`parse_overrides`] returns them.
         wanted: From the catalogue; every column of it must be there. Without it columns are guessed, by `guesses`.
 
-    Raises:
-        CorpusError: a column is not there, is of a kind that its field cannot be, or cannot be told among several.
+    CorpusError is raised for columns that are not there, or of the wrong kind, or that cannot be told among several.
     """
     specs: dict[str, ColumnSpec] = dict(wanted or {})
     alternatives: dict[str, tuple[str, ...]] = {}
@@ -309,10 +308,7 @@ def wer_unit(
     Return the unit of a dataset's own word errors, "percent" or "fraction"; or None and the message that asks for it.
 
     It is what was given; or what the column's name says; or what the values leave no doubt about: fractions are all at
-    most 1, and some below; percentages are all 0 or at least 1, and some at least 5.
-
-    Raises:
-        CorpusError: the values are no numbers, or a unit is given and there is no column.
+    most 1, and some below; percentages are all 0 or at least 1, and some at least 5. Other values raise CorpusError.
     """
     if "wer" not in mapping.specs:
         if given is not None:

@@ -127,12 +127,7 @@ def _commit(hub: str, revision: str | None) -> str | None:
 
 
 def open_split(place: Place, split: str, streaming: bool) -> tuple[Any, str]:
-    """
-    Return one split, audio undecoded, and the absolute folder that relative paths start from.
-
-    Raises:
-        CorpusError: it cannot be read.
-    """
+    """Return one split, audio undecoded, and the folder that relative paths start from; raise CorpusError without one."""
     try:
         dataset, folder = load_split(place, split, streaming)
     except READ_ERRORS as error:

@@ -62,12 +62,7 @@ class FolderArguments:
 
 
 def open_source(arguments: FolderArguments) -> "SidecarSource | HuggingFaceSource":
-    """
-    Return the clips of a folder: of its table, or of the text files beside its recordings.
-
-    Raises:
-        CorpusError: there is no such folder, nothing in it fits, several things do, or the table cannot be read.
-    """
+    """Return the clips of a folder's table, or of the text beside its recordings; raise CorpusError if neither is clear."""
     if not os.path.isdir(arguments.folder):
         raise CorpusError(f"The folder {arguments.folder!r} is not a folder.")
     top = os.path.realpath(arguments.folder)
@@ -138,9 +133,6 @@ class SidecarSource(ClipSource):
     Recordings with a text file beside each.
 
     In its identity recordings count by their names, and transcripts by what they say.
-
-    Raises:
-        CorpusError: the options have a unit of word errors, which no text beside a recording has.
     """
 
     def __init__(self, folder: str, suffix: str, arguments: FolderArguments):
@@ -231,12 +223,9 @@ class Folder(NamedTuple):
 
 def walk(top: str) -> Iterator[Folder]:
     """
-    Yield every folder of a tree once, in an order that is the same on every file system.
+    Yield every folder of a tree once, in an order that is the same on every file system; OSError is raised as it comes.
 
     Hidden files, and folders that a corpus was prepared in, are passed over; links to folders are not followed.
-
-    Raises:
-        OSError: a folder cannot be read.
     """
 
     def refuse(error: OSError) -> None:

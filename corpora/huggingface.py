@@ -94,9 +94,7 @@ class HuggingFaceSource(ClipSource):
 
     A corpus of another table than the catalogue may be read in place of `arguments.dataset`, from a copy at
     `source_path`, or another place. Tables in a folder may have columns for the split and the part of a recording.
-
-    Raises:
-        CorpusError: it cannot be read, or a column is missing or cannot be told among several.
+    CorpusError is raised if it cannot be read, or a column is missing or cannot be told among several.
     """
 
     def __init__(

@@ -164,12 +164,8 @@ class WhisperTranscriber:
     """
     Transcriber of recordings; each transcript is kept on disk and never made twice.
 
-    The model is loaded when the first recording comes that has not been heard yet.
-
-    Args:
-        model_id, device, language: See [`WhisperDecoder`], whose errors are raised.
-        batch_size: Recordings, or 30 s windows of longer ones, at once; an interruption loses no more.
-        journal_folder: Where `<model>.jsonl` keeps the transcripts.
+    The model is loaded when the first recording comes that has not been heard yet; errors are those of [`WhisperDecoder`].
+    `batch_size` is of recordings, or 30 s windows of longer ones. `<model>.jsonl` in `journal_folder` keeps the transcripts.
     """
 
     def __init__(
@@ -195,12 +191,7 @@ class WhisperTranscriber:
         self.journal = TranscriptJournal(journal_folder, model_id, settings)
 
     def transcribe(self, recordings: Mapping[str, Path]) -> Iterator[dict[str, str]]:
-        """
-        Yield the transcripts of recordings by the sha256 of their files, batch by batch, in their order.
-
-        Raises:
-            FileNotFoundError, AudioError: a recording does not exist, or cannot be decoded.
-        """
+        """Yield the transcripts of recordings by their sha256, batch by batch, in their order; raises as `load_waveform`."""
         yield from self.journal.complete(recordings, self.batch_size, self._hear)
 
     def _hear(self, recordings: list[Path]) -> list[str]:

@@ -114,8 +114,7 @@ def open_source(
     The published archives are OpenSLR's, or those of `table`.
 
     Raises:
-        FileNotFoundError: `source_path` does not exist.
-        CorpusError: it does not hold the splits.
+        FileNotFoundError, CorpusError: `source_path` does not exist, or does not hold the splits.
         ChecksumError: an archive with a published one's name is another, or damaged.
         DownloadError: no mirror gave an archive.
     """
@@ -211,8 +210,7 @@ class LibriSpeechFolder(ClipSource):
     """
     An unpacked tree: the folder that holds the splits' folders. Without names of splits all are read, sorted.
 
-    Raises:
-        CorpusError: it lacks a split, or holds no such tree.
+    CorpusError is raised if it lacks a split, or holds no such tree.
     """
 
     def __init__(self, root: Path, splits: Sequence[str], letter_case: str):
@@ -292,8 +290,7 @@ class LibriSpeechArchives(ClipSource):
         """
         Yield all clips from the `start`-th on, recordings as bytes; one chapter is held at a time.
 
-        Raises:
-            CorpusError: an archive is damaged, hostile or lacks a split.
+        CorpusError is raised where an archive is damaged, hostile or lacks a split.
         """
         found: set[str] = set()
         for path in self.paths:

@@ -32,7 +32,7 @@ def in_order(
     module: str,
 ) -> Iterator[tuple[Place, Result]]:
     """
-    Call a function of each argument, and yield the results in the order of the work.
+    Call a function of each argument, and yield the results in the order of the work; raise CorpusError if a process died.
 
     Args:
         function: Of a module that imports little, since every worker imports it.
@@ -40,9 +40,6 @@ def in_order(
         workers: Processes; 1 works in this one.
         waiting_per_worker: Arguments under way at once, for each process.
         module: That of the function; imported once, before the processes are forked.
-
-    Raises:
-        CorpusError: a process died.
     """
     if workers == 1:
         for place, argument in work:

@@ -108,18 +108,9 @@ def write_prompt_examples(
     """
     Write one split as `<output_dir>/audio/*.ogg`, with its licence, and `<output_dir>/<split>.json`, which is returned.
 
-    Each prompt becomes one example; task (among those that fit its transcript) and wording are drawn by a hash of its id, so
-    the result is the same each time. A prompt that none of `tasks` fits is left out.
-
-    Args:
-        output_dir: Made if need be.
-        split: train, validation or test.
-        tasks: Which of `PROMPT_TASKS` to draw from.
-        limit: At most this many examples, the first by id.
-        max_seconds: Leave out longer recordings, to bound the memory of a batch.
-
-    Raises:
-        ValueError: unknown split or task, or no task.
+    Each prompt becomes one example; task (among those of `tasks` that fit its transcript, if any) and wording are drawn by a
+    hash of its id, so the result is the same each time. There are at most `limit` examples, the first by id; recordings
+    longer than `max_seconds` are left out. ValueError is raised for an unknown split or task, and without any task.
     """
     unknown = [name for name in tasks if name not in PROMPT_TASKS]
     if unknown or not tasks:

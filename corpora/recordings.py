@@ -31,9 +31,7 @@ def load_clip(clip: Clip, settings: AudioSettings) -> np.ndarray:
     """
     Return the waveform of a clip: float32 at 16 kHz, of shape `(samples,)`.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        AudioError: it cannot be decoded, or is shorter or longer than the settings allow.
+    FileNotFoundError or AudioError is raised where it cannot be read, or is shorter or longer than the settings allow.
     """
     recording: Any = clip.recording
     if hasattr(recording, "load"):  # one that is made when it is needed

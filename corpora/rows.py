@@ -66,12 +66,8 @@ class RowReader:
     """
     Reader of rows as conversations.
 
-    Args:
-        folder: Where relative audio paths start without `audio_dir`.
-        audio_dir: Where they start and what none may leave; URLs may still be given.
-
-    Raises:
-        FileNotFoundError: `audio_dir` is not a folder.
+    Relative audio paths start from `folder`, or from `audio_dir`, which none may leave; URLs may still be given.
+    FileNotFoundError is raised if `audio_dir` is not a folder.
     """
 
     def __init__(self, folder: str | os.PathLike[str], audio_dir: str | os.PathLike[str] | None = None):

@@ -93,11 +93,8 @@ class Examples(Sequence[Conversation]):
     """
     The usable rows of one source, each read again when it is asked for; `audio_dir` is that of `read_examples`.
 
-    All rows are checked at once, but for what only decoding tells. `problems` has (where, reason) of unusable rows.
-
-    Raises:
-        FileNotFoundError: source or `audio_dir` does not exist.
-        ExamplesError: a table as a whole cannot be read.
+    All rows are checked at once, but for what only decoding tells. `problems` has (where, reason) of unusable rows. A
+    source or `audio_dir` that does not exist raises FileNotFoundError, a table that cannot be read ExamplesError.
     """
 
     def __init__(self, source: Source, audio_dir: str | os.PathLike[str] | None = None):

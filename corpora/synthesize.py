@@ -109,9 +109,7 @@ class Synthesized(ClipSource):
     """
     Texts of a file, spoken each by voices that can read it; with responses, where the file has them.
 
-    Raises:
-        ValueError: options contradict each other.
-        CorpusError: the texts cannot be read, there is no such column, or an engine or voice is missing.
+    ValueError is raised where options contradict each other, CorpusError where texts, columns or voices are missing.
     """
 
     def __init__(self, arguments: SynthesizeArguments):

@@ -27,14 +27,9 @@ class TranscriptJournal:
     """
     Journal `<model>.jsonl` of the texts made with one set of settings; the file may hold those of others too.
 
-    Memory holds one number for each text. A corrupt line is passed over: its text is made again.
-
-    Args:
-        folder, model: Where the file lies, and the model's name.
-        settings: Everything that decides what a text says, as JSON knows it.
-
-    Attributes:
-        made, recalled: How many texts [`complete`] had to make, and how many more were known.
+    `settings` are everything that decides what a text says, as JSON knows it. Memory holds one number for each text. A
+    corrupt line is passed over: its text is made again. `made` counts the texts that [`complete`] had to make, `recalled`
+    those that were known.
     """
 
     def __init__(self, folder: str | os.PathLike[str], model: str, settings: Mapping[str, Any]):

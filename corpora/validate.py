@@ -133,13 +133,7 @@ def count_severities(found: Validation, strict: bool = False) -> dict[str, int]:
 
 
 def summarize(found: Validation, shown: int, strict: bool = False) -> str:
-    """
-    Return the findings as lines of text, without characters that command a terminal.
-
-    Args:
-        shown: Rows of each fault that are named.
-        strict: Take warnings for errors.
-    """
+    """Return the findings as text without characters that command a terminal: of each fault the first rows, so many."""
     text = "\n".join(line.replace("\n", " ") for line in _summary_lines(found, shown, strict))
     return "".join(one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode() for one in text)
 

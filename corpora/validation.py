@@ -165,19 +165,13 @@ _Place = tuple[int, CheckedRow, list[Any], list[Any]]
 
 class Validation:
     """
-    A pass over all rows of files, and its findings.
+    A pass over all rows of files, and its findings; `splits` are the files' splits, each once.
 
     Args:
         files: In the order of the report; those of one split are compared as one.
-        audio_dir: As in `read_examples`.
+        audio_dir: As in `read_examples`, with its errors.
         limits, ignored: Of recordings and transcripts; faults that are not wanted.
         response_is_transcript: Take every response about one recording for its transcript.
-
-    Attributes:
-        splits: Their names, each once.
-
-    Raises:
-        FileNotFoundError: `audio_dir` is not a folder.
     """
 
     def __init__(

