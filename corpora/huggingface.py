@@ -11,9 +11,8 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import count, islice
+from itertools import islice
 from typing import Any
 
 import datasets
@@ -35,7 +34,7 @@ from .columns import (
     parse_overrides,
     wer_unit,
 )
-from .dataset_places import READ_ERRORS, Place, find_place, open_split, recording_of
+from .dataset_places import READ_ERRORS, Place, find_place, open_split, recording_of, unreadable
 
 DEFAULT_SPLITS = ("train",)
 #: Rows of each split by which columns are guessed.
@@ -124,14 +123,14 @@ class HuggingFaceSource(ClipSource):
         self._labels: dict[str, list[str]] = {}
         mappings = [self._open(split, arguments) for split in self._splits]
         self.mapping = mappings[0]
-        if any(dict(mapping.specs) != dict(self.mapping.specs) for mapping in mappings[1:]):
+        if any(mapping.specs != self.mapping.specs for mapping in mappings):
             raise CorpusError(
                 f"{self.name}: its splits do not have the same columns; prepare them one by one, or name the columns with "
                 "--columns."
             )
         specs = self.mapping.specs
         self._each = next((name for name, spec in specs.items() if spec.each), None)
-        self.identity: dict[str, Any] = {
+        self.identity = {
             "source": "huggingface",
             "dataset": place.path,
             "corpus": corpus.name if corpus else None,
@@ -156,10 +155,12 @@ class HuggingFaceSource(ClipSource):
     def _open(self, split: str, arguments: HuggingFaceArguments) -> ColumnMapping:
         """Open a split, and return which column is which field."""
         dataset, self._folders[split] = open_split(self._place, split, arguments.streaming)
-        with self._naming(f"split {split!r} cannot be read"):
-            most = ROWS_LOOKED_AT if dataset.features is None else self._rows_looked_at
-            rows = [dict(row) for row in islice(dataset, most)]  # `take` past the end fails in datasets 4.0
+        most = ROWS_LOOKED_AT if dataset.features is None else self._rows_looked_at
+        try:
+            rows = [dict(row) for row in islice(dataset, most)]
             features = dataset.features or datasets.Dataset.from_list(rows).features
+        except READ_ERRORS as error:
+            raise unreadable(self._place, split, error) from error
         if not rows:
             raise CorpusError(f"{self.name}: split {split!r} has no rows.")
         kinds = {column: column_kind(feature) for column, feature in features.items()}
@@ -170,19 +171,10 @@ class HuggingFaceSource(ClipSource):
         if not self._datasets:
             values = [row.get(mapping.specs["wer"].columns[0]) for row in rows] if "wer" in mapping.specs else []
             self.wer_unit, self.wer_doubt = wer_unit(self.name, mapping, values, arguments.wer_unit)
-        for column, feature in features.items():
-            if isinstance(feature, datasets.ClassLabel):
-                self._labels[column] = feature.names
+        labelled = {name: one for name, one in features.items() if isinstance(one, datasets.ClassLabel)}
+        self._labels |= {name: feature.names for name, feature in labelled.items()}
         self._datasets[split] = dataset.select_columns(mapping.columns)
         return mapping
-
-    @contextmanager
-    def _naming(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except READ_ERRORS as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise CorpusError(f"{self.name}: {what}: {reason}") from error
 
     def _summarise(self) -> str:
         place = self._place
@@ -222,17 +214,14 @@ class HuggingFaceSource(ClipSource):
                         yield clip
 
     def _rows(self, split: str, first: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        dataset = self._datasets[split]
-        if hasattr(dataset, "__len__"):
-            rows = iter(dataset.select(range(first, len(dataset))))
-        else:
-            rows = iter(dataset.skip(first) if first else dataset)
-        for number in count(first):
-            with self._naming(f"split {split!r} cannot be read from row {number} on"):
-                row = next(rows, None)
-            if row is None or number == self._limit:
-                return
-            yield number, row
+        rows, number = self._datasets[split], first
+        try:
+            for number, row in enumerate(rows.skip(first) if first else rows, start=first):
+                if number == self._limit:
+                    return
+                yield number, row
+        except READ_ERRORS as error:
+            raise unreadable(self._place, split, error, f" from row {number} on") from error
 
     def _read(self, row: Mapping[str, Any], number: int, split: str) -> Iterator[Clip | BadClip]:
         specs = self.mapping.specs
@@ -241,20 +230,21 @@ class HuggingFaceSource(ClipSource):
         if own is None or len(self._splits) > 1:
             identity = f"{split}-{identity}"
         if self._each is None:
-            yield self._clip(row, identity, split, {})
+            yield self._clip(row, identity, split)
             return
         columns = specs[self._each].columns
         items = [row.get(column) for column in columns] if len(columns) > 1 else row.get(columns[0]) or [None]
         for index, item in enumerate(items, start=1):
-            yield self._clip(row, f"{identity}-{index}", split, {self._each: item})
+            yield self._clip(row, f"{identity}-{index}", split, item)
 
-    def _clip(self, row: Mapping[str, Any], identity: str, split: str, items: Mapping[str, Any]) -> Clip | BadClip:
+    def _clip(self, row: Mapping[str, Any], identity: str, split: str, item: Any = None) -> Clip | BadClip:
+        """Return the clip of a row or, where each of several values makes one, of `item`."""
         fields: dict[str, FieldValue] = dict(self._constants)
         for name, spec in self.mapping.specs.items():
             if name in ("audio", "id"):
                 continue
             try:
-                value = self._value(name, items[name] if name in items else row.get(spec.columns[0]), spec)
+                value = self._value(name, item if spec.each else row.get(spec.columns[0]), spec)
             except UnusableValueError as error:
                 return BadClip(identity, f"{name!r} of column {' or '.join(map(repr, spec.columns))} {error}", split)
             if value is not None:
