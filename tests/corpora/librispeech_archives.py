@@ -65,14 +65,16 @@ def clip_ids(split: str) -> list[str]:
     ]
 
 
-def packed(files: Files) -> bytes:
-    """A tar.gz of files."""
+def packed(files: Files, mode: str = "w:gz", extra: tuple[tarfile.TarInfo, ...] = (), **options: int) -> bytes:
+    """A tar.gz of files, and of further members without content."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+    with tarfile.open(fileobj=buffer, mode=mode, **options) as tar:  # type: ignore[call-overload]
         for name, data in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
+        for member in extra:
+            tar.addfile(member)
     return buffer.getvalue()
 
 
