@@ -15,10 +15,6 @@ from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 from .examples import ExamplesError, json_rows, read_all
 from .rows import AUDIO_PATHS, RowError, RowReader, kind_of
 
-#: Name of rows that were given as such, in messages.
-GIVEN_ROWS = "rows"
-PROMPT_FIELDS = ("text", AUDIO_PATHS)
-
 
 @dataclass(frozen=True)
 class AudioRow:
@@ -50,9 +46,9 @@ def read_audio_rows(
     if isinstance(source, (str, os.PathLike)):
         name, reader, rows = str(source), RowReader(Path(source).parent, audio_dir), json_rows(Path(source))
     else:
-        name, reader = GIVEN_ROWS, RowReader(".", audio_dir)
+        name, reader = "rows", RowReader(".", audio_dir)
         rows = ((f"row {index}", row, None) for index, row in enumerate(source))
-    fields = (*PROMPT_FIELDS, *required, *optional)
+    fields = ("text", AUDIO_PATHS, *required, *optional)
 
     def read(row: Any, index: int) -> AudioRow:
         if isinstance(row, dict):  # a field that is null is one that the row does not have

@@ -117,7 +117,12 @@ class HuggingFaceSource(ClipSource):
         self._constants: Mapping[str, FieldValue] = corpus.constants if corpus else {}
         self._splits = tuple(arguments.splits or (corpus.default_splits if corpus else DEFAULT_SPLITS))
         self._limit = arguments.limit
-        self._check_splits()
+        if place.kind == "file" and len(self._splits) > 1 and not place.tables:
+            raise CorpusError(f"{self.name}: one file is one split, not {', '.join(self._splits)}.")
+        known = corpus.splits if corpus and place.kind == "hub" else self._splits
+        unknown = [split for split in self._splits if split not in known]
+        if unknown:
+            raise CorpusError(f"{self.name} has no split {unknown[0]!r}; expected some of {', '.join(known)}.")
         self._datasets: dict[str, Any] = {}
         self._folders: dict[str, str] = {}
         self._labels: dict[str, list[str]] = {}
@@ -143,14 +148,6 @@ class HuggingFaceSource(ClipSource):
             "limit": self._limit,
         }
         self.summary = self._summarise()
-
-    def _check_splits(self) -> None:
-        if self._place.kind == "file" and len(self._splits) > 1 and not self._place.tables:
-            raise CorpusError(f"{self.name}: one file is one split, not {', '.join(self._splits)}.")
-        known = self.corpus.splits if self.corpus and self._place.kind == "hub" else self._splits
-        unknown = [split for split in self._splits if split not in known]
-        if unknown:
-            raise CorpusError(f"{self.name} has no split {unknown[0]!r}; expected some of {', '.join(known)}.")
 
     def _open(self, split: str, arguments: HuggingFaceArguments) -> ColumnMapping:
         """Open a split, and return which column is which field."""

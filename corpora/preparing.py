@@ -177,12 +177,12 @@ def prepare(
     output = Path(output)
     with naming_the_disk(output), _owned(output):
         journal = Journal(output / STATE_FOLDER / JOURNAL_FILE)
-        _check_state(source, output, settings, journal)
-        state = _state(output)
+        state = _checked_state(source, output, settings, journal)
         done = journal.mend(functools.partial(_is_whole, output))
         if not state.get("finished") or done != state["clips"]:
             done = _convert(source, output, journal, settings, done)
-            _write_state(output, _identity(source, settings) | {"finished": True, "clips": done})
+            state = _identity(source, settings) | {"finished": True, "clips": done}
+            write_json(output / STATE_FOLDER / STATE_FILE, state, tag="")
         elif settings.retry_bad:
             _retry(source, output, journal, settings)
         return _SecondPass(source, output, journal, tasks, settings, settle, is_kept).run()
@@ -248,7 +248,11 @@ def _batches(clips: Iterable[Clip | BadClip], start: int, seen: set[int]) -> Ite
         fingerprint = _fingerprint(clip.id)
         if isinstance(clip, BadClip):
             batch.append({"id": clip.id, "split": clip.split, "problem": clip.reason})
-        elif problem := _problem_of_clip(clip, is_known=fingerprint in seen):
+        elif LONE_SURROGATE.search("".join(map(str, (clip.id, clip.text, *clip.fields.values())))):
+            problem = "its id, transcript or fields are not Unicode text; save the file that they come from as UTF-8"
+            batch.append({"id": clip.id, "split": clip.split, "problem": problem})
+        elif fingerprint in seen:
+            problem = "another clip of this corpus has the same id"
             batch.append({"id": clip.id, "split": clip.split, "problem": problem})
         else:
             batch.append((clip, f"{AUDIO_FOLDER}/{index // CLIPS_PER_FOLDER:05d}/{safe_name(clip.id)}"))
@@ -259,12 +263,6 @@ def _batches(clips: Iterable[Clip | BadClip], start: int, seen: set[int]) -> Ite
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _problem_of_clip(clip: Clip, is_known: bool) -> str | None:
-    if LONE_SURROGATE.search("".join(map(str, (clip.id, clip.text, *clip.fields.values())))):
-        return "its id, transcript or fields are not Unicode text; save the file that they come from as UTF-8"
-    return "another clip of this corpus has the same id" if is_known else None
 
 
 def _fingerprint(identity: str) -> int:
@@ -467,18 +465,10 @@ def _identity(source: ClipSource, settings: PrepareArguments) -> dict[str, Any]:
     return {"source": source.identity, "audio": vars(settings.audio)}
 
 
-def _state(output: Path) -> dict[str, Any]:
+def _checked_state(source: ClipSource, output: Path, settings: PrepareArguments, journal: Journal) -> dict[str, Any]:
+    """Return the state of a run that goes on; refuse what was begun from something else or, with `restart`, discard it."""
     path = output / STATE_FOLDER / STATE_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def _write_state(output: Path, state: dict[str, Any]) -> None:
-    write_json(output / STATE_FOLDER / STATE_FILE, state, tag="")
-
-
-def _check_state(source: ClipSource, output: Path, settings: PrepareArguments, journal: Journal) -> None:
-    """Refuse to go on with what was begun from something else; with `restart`, discard it."""
-    state = _state(output)
+    state = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     wanted = json.loads(json.dumps(_identity(source, settings)))
     if not state and (output / AUDIO_FOLDER).exists():
         raise CorpusError(f"{output} has a folder {AUDIO_FOLDER!r} of something else. Give another --output.")
@@ -500,5 +490,6 @@ def _check_state(source: ClipSource, output: Path, settings: PrepareArguments, j
                 f"{output} was prepared from something else: {'; '.join(differing)}. Give another --output, or --restart to "
                 "discard it."
             )
-        return
-    _write_state(output, wanted)
+        return state
+    write_json(path, wanted, tag="")
+    return wanted

@@ -106,20 +106,24 @@ Item = tuple[Clip, str] | dict[str, Any]
 
 def write_batch(batch: list[Item], output: Path, settings: AudioSettings) -> list[dict[str, Any]]:
     """Write a batch of clips, and return a row of the journal for each."""
-    return [item if isinstance(item, dict) else _write_one(*item, output, settings) for item in batch]
-
-
-def _write_one(clip: Clip, name: str, output: Path, settings: AudioSettings) -> dict[str, Any]:
-    check_interrupted()
-    audio = f"{name}.flac"
-    row: dict[str, Any] = {"id": clip.id, "split": clip.split}
-    try:
-        waveform = load_clip(clip, settings)
-        data = encode(waveform)
-        write_whole(output / audio, data, tag="")
-    except (AudioError, FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        if isinstance(error, PermissionError) and not os.access(output, os.W_OK):
-            raise
-        return row | {"problem": " ".join(str(error).split())}
-    row |= {"audio": audio, "text": clip.text, "duration": round(len(waveform) / SAMPLING_RATE_HZ, 4)}
-    return row | {"bytes": len(data), "sha256": sha256_of(data), "fields": dict(clip.fields)}
+    rows = []
+    for item in batch:
+        check_interrupted()
+        if isinstance(item, dict):
+            rows.append(item)
+            continue
+        clip, audio = item[0], f"{item[1]}.flac"
+        row: dict[str, Any] = {"id": clip.id, "split": clip.split}
+        try:
+            waveform = load_clip(clip, settings)
+            data = encode(waveform)
+            write_whole(output / audio, data, tag="")
+        except (AudioError, FileNotFoundError, IsADirectoryError, PermissionError) as error:
+            if isinstance(error, PermissionError) and not os.access(output, os.W_OK):
+                raise
+            row |= {"problem": " ".join(str(error).split())}
+        else:
+            row |= {"audio": audio, "text": clip.text, "duration": round(len(waveform) / SAMPLING_RATE_HZ, 4)}
+            row |= {"bytes": len(data), "sha256": sha256_of(data), "fields": dict(clip.fields)}
+        rows.append(row)
+    return rows

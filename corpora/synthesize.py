@@ -7,7 +7,6 @@ A text is spoken when its clip is written, by the process that writes it. Its vo
 its place in the file and the text, so that every run gives the same recordings.
 """
 
-import dataclasses
 import itertools
 import random
 from collections.abc import Iterator, Mapping
@@ -24,9 +23,7 @@ from .dataset_places import FILE_BUILDERS, Place, open_split
 from .values import check_at_least
 from .voices import (
     DEFAULT_TIMEOUT_SECONDS,
-    CommandEngine,
     SpokenText,
-    Voice,
     command_voices,
     default_voices,
     plain,
@@ -158,7 +155,7 @@ class Synthesized(ClipSource):
             found = command_voices(options.tts_command, options.voices or (), options.tts_timeout)
         else:
             found = [voice_named(name) for name in options.voices] if options.voices else default_voices()
-            found = [_with_timeout(voice, options.tts_timeout) for voice in found]
+            found = [voice.with_timeout(options.tts_timeout) for voice in found]
         self.voices = list({str(voice): voice for voice in found}.values())
         names = ", ".join(map(str, self.voices))
         if options.voices_per_text > len(self.voices):
@@ -231,12 +228,6 @@ class Synthesized(ClipSource):
                 f"the text has {len(text)} characters; at most {MAX_TEXT_CHARACTERS} are spoken: split it"
             )
         return text, found[1].strip() if len(found) > 1 else None
-
-
-def _with_timeout(voice: Voice, seconds: float) -> Voice:
-    if not isinstance(voice.engine, CommandEngine):
-        return voice
-    return Voice(dataclasses.replace(voice.engine, timeout_seconds=seconds), voice.name)
 
 
 open_source = Synthesized

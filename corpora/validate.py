@@ -96,7 +96,12 @@ def _data_file(given: str, split: str | None, judged: bool) -> DataFile:
 def run(given: Sequence[str], arguments: ValidateArguments) -> Validation:
     """Check files, each a path or `split=path`, and write the report; raises as [`Validation`], ValueError and OSError."""
     files = data_files(given, arguments.against)
-    _check_report(files, arguments.report)
+    if arguments.report is not None:  # before the work
+        if os.path.isdir(arguments.report):
+            raise ValueError(f"--report {arguments.report} is a folder; give it a file of its own.")
+        if os.path.realpath(arguments.report) in {os.path.realpath(file.source.path) for file in files}:
+            raise ValueError(f"--report {arguments.report} is the data; give it a file of its own.")
+        check_writable(Path(arguments.report).parent)
     found = Validation(files, arguments.audio_dir, arguments, arguments.ignore, arguments.response_is_transcript)
     found.run(arguments.workers or available_cpus())
     if arguments.report is not None:
@@ -105,26 +110,15 @@ def run(given: Sequence[str], arguments: ValidateArguments) -> Validation:
     return found
 
 
-def _check_report(files: Sequence[DataFile], path: str | None) -> None:
-    """Refuse to write over data, and find out before the work whether the report can be written."""
-    if path is None:
-        return
-    if os.path.isdir(path):
-        raise ValueError(f"--report {path} is a folder; give it a file of its own.")
-    if os.path.realpath(path) in {os.path.realpath(file.source.path) for file in files}:
-        raise ValueError(f"--report {path} is the data; give it a file of its own.")
-    check_writable(Path(path).parent)
-
-
 # ----------------------------------------------------------------------------------------------------------- findings
 
 
-def severity_of(fault: str, strict: bool = False) -> str:
+def severity_of(fault: str, strict: bool) -> str:
     """Return the severity of a fault; with `strict` every fault is an error."""
     return ERROR if strict else FAULTS[fault].severity
 
 
-def count_severities(found: Validation, strict: bool = False) -> dict[str, int]:
+def count_severities(found: Validation, strict: bool) -> dict[str, int]:
     """Return the numbers of errors and warnings."""
     totals = {ERROR: 0, WARNING: 0}
     for fault, count in found.counts().items():

@@ -20,7 +20,7 @@ import tempfile
 import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -421,6 +421,11 @@ class Voice:
 
     def __str__(self) -> str:
         return f"{self.engine.name}{NAME_MARK}{self.name}" if self.name else self.engine.name
+
+    def with_timeout(self, seconds: float) -> "Voice":
+        """Return the voice, given so much time over a text if it is a command's."""
+        is_command = isinstance(self.engine, CommandEngine)
+        return Voice(replace(self.engine, timeout_seconds=seconds), self.name) if is_command else self
 
     def speak(self, text: str, pitch: float = 1.0, speed: float = 1.0, seed: int = 0) -> np.ndarray:
         """

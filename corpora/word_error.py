@@ -59,17 +59,13 @@ class WordErrorArguments:
     def __post_init__(self):
         if self.max_wer is not None and not 0 <= self.max_wer < math.inf:
             raise ValueError(f"--max_wer is {self.max_wer}; expected percent, from 0 on: 5 is 5 %, 0 is no error.")
+        needs_whisper = self.copy_punctuation or self.max_wer is not None
         for one in fields(self):
-            if one.name.startswith("whisper_") and not self.needs_whisper and getattr(self, one.name) != one.default:
+            if one.name.startswith("whisper_") and not needs_whisper and getattr(self, one.name) != one.default:
                 raise ValueError(
                     f"--{one.name} needs --max_wer or --copy_punctuation; without them it would do nothing."
                 )
         check_at_least(self, 1, "whisper_batch_size")
-
-    @property
-    def needs_whisper(self) -> bool:
-        """Return whether clips may have to be heard."""
-        return self.copy_punctuation or self.max_wer is not None
 
 
 class WordErrorFilter:
@@ -94,7 +90,11 @@ class WordErrorFilter:
             heard = self._heard(rows, lambda row: not has_punctuation(row["text"]), total)
             rows = (row if text is None else row | {"text": restore_from(row["text"], text)} for row, text in heard)
         if self.arguments.max_wer is None:
-            yield from map(self._in_percent, rows)
+            for row in rows:
+                wer = row["fields"].get("wer")
+                if self.unit == "fraction" and isinstance(wer, float):
+                    row["fields"]["wer"] = round(100 * wer, PERCENT_DECIMALS)
+                yield row
         else:
             yield from (self._settled(row, heard) for row, heard in self._heard(rows, _must_be_heard, total))
 
@@ -102,12 +102,6 @@ class WordErrorFilter:
         """Return whether a settled row becomes examples."""
         wer, limit = row["fields"].get("wer"), self.arguments.max_wer
         return limit is None or (wer is not None and wer <= limit)
-
-    def _in_percent(self, row: Row) -> Row:
-        wer = row["fields"].get("wer")
-        if self.unit == "fraction" and isinstance(wer, float):
-            row["fields"]["wer"] = round(100 * wer, PERCENT_DECIMALS)
-        return row
 
     def _settled(self, row: Row, heard: str | None) -> Row:
         fields = row["fields"]
