@@ -43,7 +43,7 @@ DIGEST_BYTES = 16
 class CheckedRow:
     """One row, or what stands in its place."""
 
-    index: int | None  # place in the file, from 0; None for the file as a whole
+    number: int | None  # place in the file, from 0; None for the file as a whole
     where: str  # its name in errors, such as "row 3" or "line 4"
     #: Name, reason and audio path of each fault that is found without decoding.
     faults: list[tuple[str, str, str | None]] = field(default_factory=list)
@@ -152,7 +152,7 @@ class Remembered(NamedTuple):
 
     split: int
     file: int
-    index: int | None
+    number: int | None
     where: str
     question: bytes
     response: bytes
@@ -198,7 +198,7 @@ class Validation:
         """Keep a fault, if it is wanted. Of files that are only compared with, `not_compared` is."""
         is_wanted = self.files[file].judged or fault == "not_compared"
         if is_wanted and fault not in self.ignored:
-            self._findings.append(Finding(file, row.index, row.where, fault, reason, audio))
+            self._findings.append(Finding(file, row.number, row.where, fault, reason, audio))
 
     def findings(self) -> list[Finding]:
         """Return the faults by file, row and their place in `FAULTS`."""
@@ -239,7 +239,7 @@ class Validation:
         facts = [self._facts[key] or AudioFacts("undecodable") for key in keys]
         for fault, reason, audio in row.faults:
             self._add(file, row, fault, reason, audio)
-        if row.index is None:
+        if row.number is None:
             self._report_uncompared(file, row, facts)
             return
         counts.rows += 1
@@ -260,10 +260,10 @@ class Validation:
         """Keep what other rows are compared with."""
         said = NORMALISERS[COMPARING_NORMALISER](row.response) if row.is_transcript else row.response
         text = " ".join(said.split())
-        names = [_name(each) or f"{file} {row.index}" for each in row.recordings]
+        names = [_name(each) or f"{file} {row.number}" for each in row.recordings]
         question = ("transcript",) if row.is_transcript else ("question", " ".join(row.question.split()))
         split = self.splits.index(self.files[file].split)
-        this = Remembered(split, file, row.index, row.where, digest(*question), digest(text), digest(*names))
+        this = Remembered(split, file, row.number, row.where, digest(*question), digest(text), digest(*names))
         sounds = [bytes.fromhex(one.digest) for one in facts if one.digest]
         if row.is_transcript and text:
             self._shared.setdefault(("transcript", this.response), {})[this] = None
@@ -308,8 +308,8 @@ class Validation:
                 firsts = {row.split: row for row in reversed(rows)}
                 for row in rows if this_kind == kind and len(firsts) > 1 else ():
                     for other in sorted(split for split in firsts if split > row.split):
-                        if (row.file, row.index, other) not in known:
-                            known.add((row.file, row.index, other))
+                        if (row.file, row.number, other) not in known:
+                            known.add((row.file, row.number, other))
                             there = f"{self._place(firsts[other])} (split {self.splits[other]!r})"
                             self._add(row.file, row, fault, f"the same {kind} is {there}")
 

@@ -424,8 +424,9 @@ class Voice:
 
     def with_timeout(self, seconds: float) -> "Voice":
         """Return the voice, given so much time over a text if it is a command's."""
-        is_command = isinstance(self.engine, CommandEngine)
-        return Voice(replace(self.engine, timeout_seconds=seconds), self.name) if is_command else self
+        if not isinstance(self.engine, CommandEngine):
+            return self
+        return Voice(replace(self.engine, timeout_seconds=seconds), self.name)
 
     def speak(self, text: str, pitch: float = 1.0, speed: float = 1.0, seed: int = 0) -> np.ndarray:
         """
