@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import pyarrow as pa
-from audiollm.command_line.files import Journal, naming_the_disk, sha256_of, write_json, written
+from audiollm.command_line.files import Journal, naming_the_disk, partial_path, sha256_of, write_json, written
 from audiollm.command_line.interruption import check_interrupted, interruptible
 from audiollm.command_line.option_parser import option
 from filelock import FileLock, Timeout
@@ -204,14 +204,21 @@ def _is_whole(output: Path, row: Row) -> bool:
         return False
 
 
-def _convert(source: ClipSource, output: Path, journal: Journal, settings: PrepareArguments, done: int) -> int:
-    """Write the clips from the `done`-th on, and their rows; return how many there are in all."""
+def _convert(
+    source: ClipSource,
+    output: Path,
+    journal: Journal,
+    settings: PrepareArguments,
+    done: int,
+    known: Iterable[Row] = (),
+) -> int:
+    """Write the clips from the `done`-th on, and their rows, but for good ones that are known; return how many there are."""
     seen, seconds = set(), 0.0
     for row in journal.entries():
         seen.add(_fingerprint(row["id"]))
         seconds += row.get("duration", 0.0)
     write = functools.partial(write_batch, output=output, settings=settings.audio)
-    work = ((None, batch) for batch in _batches(source.clips(done), done, seen))
+    work = ((None, batch) for batch in _batches(source.clips(done), done, seen, known))
     workers = settings.workers or available_cpus()
     with tqdm(total=source.count(), initial=done, desc="Clips", unit="clip", disable=None) as bar:
         for _, rows in in_order(write, work, workers, BATCHES_PER_WORKER, recordings.__name__):
@@ -225,34 +232,30 @@ def _convert(source: ClipSource, output: Path, journal: Journal, settings: Prepa
 
 
 def _retry(source: ClipSource, output: Path, journal: Journal, settings: PrepareArguments) -> None:
-    """Try the clips again that could not be used, and mend their rows."""
-    seen: set[int] = set()
-    clips = tqdm(source.clips(), total=source.count(), desc="Trying again", unit="clip", disable=None)
-    with written(journal.path, tag="") as file:
-        for index, (clip, row) in enumerate(zip(interruptible(clips), journal.entries())):
-            if "problem" in row:
-                ((item,),) = _batches([clip], index, seen)
-                (row,) = write_batch([item], output, settings.audio)
-            else:
-                seen.add(_fingerprint(row["id"]))
-            file.write(json.dumps(row) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """Try the clips again that could not be used."""
+    mended = Journal(partial_path(journal.path))
+    mended.path.unlink(missing_ok=True)
+    _convert(source, output, mended, settings, 0, journal.entries())
+    os.replace(mended.path, journal.path)
 
 
-def _batches(clips: Iterable[Clip | BadClip], start: int, seen: set[int]) -> Iterator[list[Item]]:
-    """Yield clips in batches, with their files' names; bad clips, and ids that came before, as rows."""
+def _batches(
+    clips: Iterable[Clip | BadClip], start: int, seen: set[int], known: Iterable[Row]
+) -> Iterator[list[Item]]:
+    """Yield clips in batches, with their files' names; what is known, bad clips, and ids that came before, as rows."""
     batch: list[Item] = []
-    size = 0
+    size, former = 0, iter(known)
     for index, clip in enumerate(interruptible(clips), start=start):
-        fingerprint = _fingerprint(clip.id)
+        row, fingerprint, problem = next(former, {}), _fingerprint(clip.id), None
         if isinstance(clip, BadClip):
-            batch.append({"id": clip.id, "split": clip.split, "problem": clip.reason})
+            problem = clip.reason
         elif LONE_SURROGATE.search("".join(map(str, (clip.id, clip.text, *clip.fields.values())))):
             problem = "its id, transcript or fields are not Unicode text; save the file that they come from as UTF-8"
-            batch.append({"id": clip.id, "split": clip.split, "problem": problem})
         elif fingerprint in seen:
             problem = "another clip of this corpus has the same id"
+        if "audio" in row:
+            batch.append(row)
+        elif problem is not None or isinstance(clip, BadClip):
             batch.append({"id": clip.id, "split": clip.split, "problem": problem})
         else:
             batch.append((clip, f"{AUDIO_FOLDER}/{index // CLIPS_PER_FOLDER:05d}/{safe_name(clip.id)}"))

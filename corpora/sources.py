@@ -101,10 +101,15 @@ class Examples(Sequence[Conversation]):
         self.source = source
         self.reader = RowReader(source.folder, audio_dir)
         self.problems: list[tuple[str, str]] = []
-        is_json = source.kind == "json"
-        self._rows: Any = list(json_rows(Path(source.path))) if is_json else _TableRows(_open_table(source))
+        self._rows: list[tuple[str, Any, str | None]] = []
+        self._table: Any = None
+        if source.kind == "json":
+            self._rows = list(json_rows(Path(source.path)))
+        else:  # Arrow rows are what is stored: `datasets` would decode Audio columns, which needs torchcodec
+            self._table = _open_table(source).with_format("arrow")
         self._usable = []
-        for index, (where, row, problem) in enumerate(self._rows):
+        for index in range(len(self._rows) if self._table is None else len(self._table)):
+            where, row, problem = self._stored(index)
             try:
                 _read(self.reader, row, where, problem)
                 self._usable.append(index)
@@ -113,13 +118,20 @@ class Examples(Sequence[Conversation]):
         if not self._usable and not self.problems:
             self.problems.append(("", "holds no examples"))
 
+    def _stored(self, index: int) -> tuple[str, Any, str | None]:
+        """Return a row with its place, and what is wrong with it."""
+        if self._table is None:
+            return self._rows[index]
+        (row,) = self._table[index : index + 1].to_pylist()
+        return f"row {index}", _known_fields(row), None
+
     def __len__(self) -> int:
         return len(self._usable)
 
     def __getitem__(self, index):
         if isinstance(index, slice):
             return [self[one] for one in range(*index.indices(len(self)))]
-        where, row, _ = self._rows[self._usable[index]]
+        where, row, _ = self._stored(self._usable[index])
         return self.reader.read(row, where)
 
 
@@ -127,23 +139,6 @@ def _read(reader: RowReader, row: Any, where: str, problem: str | None) -> Conve
     if problem is not None:
         raise RowError([problem])
     return reader.read(row, where)
-
-
-class _TableRows(Sequence):
-    """Rows of a dataset with their place, read from disk when asked for, audio left as it is stored."""
-
-    def __init__(self, dataset: datasets.Dataset):
-        # Arrow rows are what is stored: `datasets` would decode Audio columns, which needs torchcodec.
-        self.dataset = dataset.with_format("arrow")
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index):
-        if index >= len(self):
-            raise IndexError(index)
-        (row,) = self.dataset[index : index + 1].to_pylist()
-        return f"row {index}", _known_fields(row), None
 
 
 def _known_fields(row: dict[str, Any]) -> dict[str, Any]:
