@@ -16,7 +16,8 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 from audiollm.command_line.files import is_audio, is_inside
 from audiollm.command_line.option_parser import option
@@ -79,14 +80,14 @@ def open_source(arguments: FolderArguments) -> "SidecarSource | HuggingFaceSourc
             )
         return _table_source(top, {_split_of(path, top, arguments): path}, arguments)
     candidates, suffixes, audio = [], set(), 0
-    for folder in walk(top):
-        stems = {_key(os.path.splitext(name)[0]) for name in folder.files if is_audio(name)}
+    for folder, files, _ in walk(top):
+        stems = {_key(os.path.splitext(name)[0]) for name in files if is_audio(name)}
         audio += len(stems)
-        suffixes |= {one for name in folder.files for one in TRANSCRIPT_SUFFIXES if _stem(name, one) in stems}
-        for name in folder.files if folder.depth <= TABLE_DEPTH else ():
+        suffixes |= {one for name in files for one in TRANSCRIPT_SUFFIXES if _stem(name, one) in stems}
+        for name in files if len(Path(folder).parts) <= TABLE_DEPTH else ():
             stem, suffix = os.path.splitext(name)
             if suffix in FILE_BUILDERS and _key(stem) not in stems:
-                candidates.append(os.path.join(top, folder.path, name))
+                candidates.append(os.path.join(top, folder, name))
     tables: dict[str, str] = {}
     reasons = []
     for path in candidates:
@@ -162,19 +163,19 @@ class SidecarSource(ClipSource):
         return islice(self._clips(), start, None)
 
     def _clips(self) -> Iterator[Clip | BadClip]:
-        for folder in walk(self._top):
-            split = self._split or split_in(folder.path) or DEFAULT_SPLIT
-            for name in folder.links:
-                path = printable(os.path.join(folder.path, name))
+        for folder, files, links in walk(self._top):
+            split = self._split or split_in(folder) or DEFAULT_SPLIT
+            for name in links:
+                path = printable(os.path.join(folder, name))
                 yield BadClip(path, f"{path!r} is a link that leads out of the folder; name that folder itself", split)
-            texts = {stem: name for name in folder.files if (stem := _stem(name, self._suffix))}
-            for name in filter(is_audio, folder.files):
-                path, stem = os.path.join(folder.path, name), os.path.splitext(name)[0]
+            texts = {stem: name for name in files if (stem := _stem(name, self._suffix))}
+            for name in filter(is_audio, files):
+                path, stem = os.path.join(folder, name), os.path.splitext(name)[0]
                 identity = printable(os.path.splitext(path)[0].replace(os.sep, "/"))
                 try:
                     if _key(stem) not in texts:
                         raise ValueError(f"{path!r} has no transcript: there is no {stem + self._suffix!r}")
-                    text = self._transcript(os.path.join(folder.path, texts[_key(stem)]))
+                    text = self._transcript(os.path.join(folder, texts[_key(stem)]))
                     yield Clip(identity, self._located(path), text, split)
                 except ValueError as error:
                     yield BadClip(identity, printable(str(error)), split)
@@ -212,18 +213,9 @@ def _stem(name: str, suffix: str) -> str:
     return _key(name[: -len(suffix)]) if name.lower().endswith(suffix.lower()) else ""
 
 
-class Folder(NamedTuple):
-    """One folder of a tree: its relative path and depth, its files, and links to folders elsewhere, sorted."""
-
-    path: str
-    depth: int
-    files: list[str]
-    links: list[str]
-
-
-def walk(top: str) -> Iterator[Folder]:
+def walk(top: str) -> Iterator[tuple[str, list[str], list[str]]]:
     """
-    Yield every folder of a tree once, in an order that is the same on every file system; OSError is raised as it comes.
+    Yield every folder of a tree in a fixed order: its relative path, its files, and its links to folders elsewhere.
 
     Hidden files, and folders that a corpus was prepared in, are passed over; links to folders are not followed.
     """
@@ -238,9 +230,7 @@ def walk(top: str) -> Iterator[Folder]:
         folders[:] = _sorted(folders)
         links = [name for name in folders if os.path.islink(os.path.join(here, name))]
         elsewhere = [name for name in links if not is_inside(os.path.realpath(os.path.join(here, name)), top)]
-        path = os.path.relpath(here, top)
-        depth = 0 if path == os.curdir else path.count(os.sep) + 1
-        yield Folder(path if depth else "", depth, _sorted(files), elsewhere)
+        yield "" if here == top else os.path.relpath(here, top), _sorted(files), elsewhere
 
 
 def _sorted(names: list[str]) -> list[str]:
