@@ -4,9 +4,11 @@ import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 from audiollm.corpora.clips import BadClip, Clip, ClipSource
 from audiollm.corpora.prompts import load_studio_prompts
 
@@ -37,3 +39,11 @@ class StudioSource(ClipSource):
         rows = load_studio_prompts(self.split).select(range(self.limit))
         made = [Clip(row["id"], row["audio"], row["text"], fields={"speaker": row["speaker"]}) for row in rows]
         yield from [*made, *self.more][start:]
+
+
+def tone(path: Path, seconds: float = 0.2) -> Path:
+    """A recording of one tone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    waveform = 0.3 * np.sin(2 * np.pi * 440 * np.arange(round(16_000 * seconds)) / 16_000)
+    soundfile.write(path, waveform, 16_000, format="MP3" if path.suffix == ".mp3" else "WAV")
+    return path
