@@ -23,10 +23,9 @@ from audiollm.command_line.interruption import TerminatedError, ended_by_signals
 from audiollm.command_line.option_parser import option, parser_of
 
 from .clips import CorpusError
-from .faults import ERROR, FAULTS, WARNING, Limits
 from .parallel import available_cpus
 from .sources import parse_source
-from .validation import DataFile, Validation
+from .validation import ERROR, FAULTS, WARNING, DataFile, Limits, Validation
 from .values import check_at_least, check_known, counted
 
 ERRORS_EXIT, UNCHECKED_EXIT = 1, 2
