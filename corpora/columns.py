@@ -18,8 +18,8 @@ from . import letter_case
 from .clips import CorpusError
 
 #: Kinds of columns, as far as it matters here.
-AUDIO, TEXT, NUMBER, TRUTH, LABEL, LIST, OTHER = "audio", "text", "number", "truth", "label", "list", "other"
-SCALARS = (TEXT, NUMBER, TRUTH, LABEL)
+AUDIO, TEXT, NUMBER, LIST, OTHER = "audio", "text", "number", "list", "other"
+SCALARS = (TEXT, NUMBER)
 #: Keys of a struct that is a recording.
 RECORDING_KEYS = ("bytes", "path", "array")
 
@@ -49,12 +49,12 @@ GUESSES: dict[str, Guess] = {
     "wer": Guess("wer word_error_rate wer_percent wer_pct wer_percentage wer_fraction wer_ratio", (NUMBER,)),
     "id": Guess("id segment_id utterance_id utt_id utt audio_id clip_id uid key", (TEXT, NUMBER)),
     "speaker": Guess("speaker speaker_id client_id spk_id spk", SCALARS),
-    "language": Guess("language locale lang lang_id language_id source_lang", (TEXT, LABEL)),
+    "language": Guess("language locale lang lang_id language_id source_lang"),
     "translation": Guess("translation translated_text translated_sentence"),
-    "target_language": Guess("target_language target_lang tgt_lang", (TEXT, LABEL)),
+    "target_language": Guess("target_language target_lang tgt_lang"),
     "caption": Guess("caption description"),
     "question": Guess("question"),
-    "answer": Guess("answer", (TEXT, LABEL)),
+    "answer": Guess("answer"),
     "response": Guess("response"),
 }
 #: Columns that place a clip, in a manifest; in a dataset they may be about anything.
@@ -90,16 +90,12 @@ GIGASPEECH_NOT_SPEECH = ("<SIL>", "<NOISE>", "<MUSIC>", "<OTHER>")
 SENTENCE = re.compile(r"[^.!?]+[.!?]*")
 
 
-class UnusableValueError(ValueError):
-    """A value that a row cannot be used with; the message says why."""
-
-
 def gigaspeech_tags(text: Any) -> str:
-    """Return a transcript of GigaSpeech with its punctuation as marks; raise UnusableValueError where nobody speaks."""
+    """Return a transcript of GigaSpeech with its punctuation as marks; raise ValueError where nobody speaks."""
     words = str(text).split()
     tags = [word for word in words if word in GIGASPEECH_NOT_SPEECH]
     if tags:
-        raise UnusableValueError(f"is tagged {tags[0]}: nothing is said in it that could be transcribed")
+        raise ValueError(f"is tagged {tags[0]}: nothing is said in it that could be transcribed")
     marked = " ".join(GIGASPEECH_PUNCTUATION.get(word, word) for word in words)
     for mark in GIGASPEECH_PUNCTUATION.values():
         marked = marked.replace(f" {mark}", mark)
@@ -112,11 +108,11 @@ def sentence_case(text: Any) -> str:
 
 
 def first_item(values: Any) -> Any:
-    """Return the first of several right answers; raise UnusableValueError if there is none."""
+    """Return the first of several right answers; raise ValueError if there is none."""
     if not isinstance(values, (list, tuple)):
         return values
     if not values:
-        raise UnusableValueError("is an empty list")
+        raise ValueError("is an empty list")
     return values[0]
 
 
@@ -189,12 +185,12 @@ def column_kind(feature: Any) -> str:
     if isinstance(feature, dict):
         return AUDIO if any(key in feature for key in RECORDING_KEYS) else OTHER
     if isinstance(feature, datasets.ClassLabel):
-        return LABEL
+        return TEXT
     if isinstance(feature, (list, datasets.List, datasets.LargeList)):
         return LIST
-    dtype = getattr(feature, "dtype", "")
-    kinds = {"string": TEXT, "large_string": TEXT, "binary": AUDIO, "large_binary": AUDIO, "bool": TRUTH}
-    return kinds.get(dtype) or (NUMBER if re.fullmatch(r"u?int\d+|float\d+", dtype) else OTHER)
+    patterns = {r"(large_)?string": TEXT, r"(large_)?binary": AUDIO, r"bool|u?int\d+|float\d+": NUMBER}
+    found = (kind for pattern, kind in patterns.items() if re.fullmatch(pattern, getattr(feature, "dtype", "")))
+    return next(found, OTHER)
 
 
 def parse_overrides(given: Iterable[str]) -> dict[str, str]:

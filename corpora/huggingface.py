@@ -28,7 +28,6 @@ from .columns import (
     WER_UNITS,
     ColumnMapping,
     ColumnSpec,
-    UnusableValueError,
     column_kind,
     map_columns,
     parse_overrides,
@@ -242,7 +241,7 @@ class HuggingFaceSource(ClipSource):
                 continue
             try:
                 value = self._value(name, item if spec.each else row.get(spec.columns[0]), spec)
-            except UnusableValueError as error:
+            except ValueError as error:
                 return BadClip(identity, f"{name!r} of column {' or '.join(map(repr, spec.columns))} {error}", split)
             if value is not None:
                 fields[name] = value
@@ -271,18 +270,18 @@ class HuggingFaceSource(ClipSource):
         return begin or 0.0, end
 
     def _value(self, name: str, stored: Any, spec: ColumnSpec) -> FieldValue:
-        """Return a field, None if the row does not have it; raise UnusableValueError if the row is no clip without it."""
+        """Return a field, None if the row does not have it; raise ValueError if the row is no clip without it."""
         value = self._transformed(stored, spec)
         if isinstance(value, float) and not math.isfinite(value):
             value = None
         if isinstance(value, (list, dict)):
-            raise UnusableValueError("is no plain value")
+            raise ValueError("is no plain value")
         if name == "wer":
             return None if value is None else float(value)
         if name in ("text", self._each):
             value = "" if value is None else str(value).strip()
             if not value:
-                raise UnusableValueError("is empty: there is nothing to learn from the recording")
+                raise ValueError("is empty: there is nothing to learn from the recording")
         return value
 
     def _transformed(self, value: Any, spec: ColumnSpec) -> Any:

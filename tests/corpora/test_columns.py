@@ -7,7 +7,6 @@ from audiollm.corpora.clips import CorpusError
 from audiollm.corpora.columns import (
     ColumnMapping,
     ColumnSpec,
-    UnusableValueError,
     column_kind,
     first_item,
     gigaspeech_tags,
@@ -146,10 +145,10 @@ def test_a_unit_in_doubt_is_asked_for(values) -> None:
 
 def test_transforms_of_transcripts() -> None:
     assert gigaspeech_tags("AND <COMMA> SO <QUESTIONMARK> YES <EXCLAMATIONPOINT> NO <PERIOD>") == "AND, SO? YES! NO."
-    with pytest.raises(UnusableValueError, match="<MUSIC>"):
+    with pytest.raises(ValueError, match="<MUSIC>"):
         gigaspeech_tags("<MUSIC>")
     assert sentence_case("I'M HERE. WHERE AM I? ÜBER ALL") == "I'm here. Where am I? Über all"
     assert yes_or_no(True) == "Yes." and yes_or_no(0) == "No."
     assert first_item(["a", "b"]) == "a" and first_item("c") == "c"
-    with pytest.raises(UnusableValueError, match="empty list"):
+    with pytest.raises(ValueError, match="empty list"):
         first_item([])
