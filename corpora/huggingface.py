@@ -212,7 +212,7 @@ class HuggingFaceSource(ClipSource):
     def _rows(self, split: str, first: int) -> Iterator[tuple[int, dict[str, Any]]]:
         rows, number = self._datasets[split], first
         try:
-            for number, row in enumerate(rows.skip(first) if first else rows, start=first):
+            for number, row in enumerate(rows.skip(first), start=first):
                 if number == self._limit:
                     return
                 yield number, row
