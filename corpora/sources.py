@@ -30,8 +30,6 @@ from .rows import TABLE_FIELDS, Conversation, RowError, RowReader
 HUB_PREFIX = "hub:"
 OPTION_MARK = "?"
 PARQUET_SUFFIX = ".parquet"
-#: Options of each kind of source; of saved datasets with several splits as well.
-KNOWN_OPTIONS = {"hub": ("config", "split", "revision"), "shards": ("split",)}
 #: Examples left out by `skip` of --on_bad_example that are shown.
 MAX_SKIPPED_SHOWN = 50
 #: Column that keeps a streamed row's number while its source is shuffled.
@@ -43,15 +41,16 @@ class Source:
     """One source of data."""
 
     name: str  # as it was given
-    kind: str  # json, parquet, disk, shards (a folder of Parquet files) or hub
     path: str  # file, folder or Hub id
-    options: dict[str, str]  # `config`, `split` and `revision`, where they were given
+    place: Place | None  # of a table; None for JSON
+    split: str = DEFAULT_SPLIT  # of a table
 
     @property
     def folder(self) -> str:
         """Return where relative audio paths start."""
-        beside = os.path.dirname(self.path) or os.curdir
-        return {"disk": self.path, "shards": self.path, "hub": os.getcwd()}.get(self.kind, beside)
+        if self.place is not None and self.place.kind == "hub":
+            return os.getcwd()
+        return self.path if os.path.isdir(self.path) else os.path.dirname(self.path) or os.curdir
 
 
 def parse_source(given: str) -> Source:
@@ -65,28 +64,31 @@ def parse_source(given: str) -> Source:
         path, _, query = given.partition(OPTION_MARK)
         options = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
     if path.startswith(HUB_PREFIX):
-        kind, path = "hub", path.removeprefix(HUB_PREFIX)
+        kind, path, known = "hub", path.removeprefix(HUB_PREFIX), ("config", "split", "revision")
     elif not os.path.exists(path):
         raise FileNotFoundError(
             f"Data {given!r} does not exist. Expected a .json, .jsonl or .parquet file, a folder that save_to_disk wrote, or "
             f"{HUB_PREFIX}org/name."
         )
     elif not os.path.isdir(path):
-        kind = "parquet" if path.endswith(PARQUET_SUFFIX) else "json"
+        kind = "file" if path.endswith(PARQUET_SUFFIX) else "json"
     elif there := [name for name in SAVED_FILES if os.path.isfile(os.path.join(path, name))]:
         kind, known = "disk", ("split",) if there[0] == SAVED_FILES[0] else ()
     elif any(name.endswith(PARQUET_SUFFIX) for name in os.listdir(path)):
-        kind = "shards"
+        kind, known = "folder", ("split",)
     else:
         raise ValueError(
             f"Data {given!r} is a folder, but not one that save_to_disk of a dataset wrote, nor one of *{PARQUET_SUFFIX} files."
         )
-    known = known or KNOWN_OPTIONS.get(kind, ())
     unknown = [name for name in options if name not in known]
     if unknown:
         expected = f"one of {', '.join(known)}" if known else "none for what it is"
         raise ValueError(f"Data {given!r} has the option {unknown[0]!r}; expected {expected}.")
-    return Source(given, kind, path, options)
+    if kind == "json":
+        return Source(given, path, None)
+    located = path if kind == "hub" else os.path.abspath(path)
+    place = Place(given, kind, located, options.get("config"), options.get("revision"))
+    return Source(given, path, place, options.get("split", DEFAULT_SPLIT))
 
 
 class Examples(Sequence[Conversation]):
@@ -103,7 +105,7 @@ class Examples(Sequence[Conversation]):
         self.problems: list[tuple[str, str]] = []
         self._rows: list[tuple[str, Any, str | None]] = []
         self._table: Any = None
-        if source.kind == "json":
+        if source.place is None:
             self._rows = list(json_rows(Path(source.path)))
         else:  # Arrow rows are what is stored: `datasets` would decode Audio columns, which needs torchcodec
             self._table = _open_table(source).with_format("arrow")
@@ -165,10 +167,8 @@ def _open_table(source: Source, streaming: bool = False) -> Any:
 
 def load_table(source: Source, streaming: bool) -> Any:
     """Return a source of tables as `datasets` has it, with all its columns; errors are those of `datasets`."""
-    kind = {"parquet": "file", "shards": "folder"}.get(source.kind, source.kind)
-    path = source.path if kind == "hub" else os.path.abspath(source.path)
-    place = Place(source.name, kind, path, source.options.get("config"), source.options.get("revision"))
-    return load_split(place, source.options.get("split", DEFAULT_SPLIT), streaming)[0]
+    assert source.place is not None, "JSON is read by `json_rows`"
+    return load_split(source.place, source.split, streaming)[0]
 
 
 def read_sources(data_paths: str | Sequence[str], audio_dir: str | os.PathLike[str] | None = None) -> list[Examples]:
@@ -214,7 +214,7 @@ class StreamedRows:
         self.source = source
         self.shuffle_rows = shuffle_rows
         self.reader = RowReader(source.folder, audio_dir)
-        if source.kind != "json":
+        if source.place is not None:
             self.stream = _open_table(source, streaming=True).decode(False).map(_number, with_indices=True)
         elif source.path.endswith(JSON_LINES_SUFFIX):
             self.stream = datasets.IterableDataset.from_generator(_lines_of, gen_kwargs={"path": source.path})
@@ -231,7 +231,7 @@ class StreamedRows:
         # One by one: by itself, `datasets` would deal rows out to the workers of a DataLoader, by files.
         for batch in stream.iter(batch_size=1):
             row = {name: values[0] for name, values in batch.items()}
-            if self.source.kind == "json":
+            if self.source.place is None:
                 where, value, problem = row["where"], row["value"], row["problem"]
             else:
                 where, value, problem = f"row {row.pop(ROW_NUMBER)}", _known_fields(row), None

@@ -188,7 +188,7 @@ def checked_rows(source: Source, reader: RowReader, response_is_transcript: bool
 
 def _rows(source: Source) -> Iterator[tuple[str, Any, str | None]]:
     """Yield where each row stands, its value, and why there is none; a table's audio as it is stored."""
-    if source.kind == "json":
+    if source.place is None:
         yield from json_rows(Path(source.path))
         return
     try:

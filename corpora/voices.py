@@ -118,7 +118,7 @@ class Engine:
 @dataclass(frozen=True)
 class CommandEngine(Engine):
     """
-    An engine that is a command, as `voices.yaml` describes it (`list` is `listing`, `script` is `scripts`).
+    An engine that is a command, as `voices.yaml` describes it.
 
     Without `{text_file}` in it the command reads standard input, and without `{output}` it writes an audio file to standard
     output. A user's own has a name, a command and a timeout only. An unknown placeholder, and no command, raise ValueError.
@@ -403,9 +403,8 @@ def known_engines() -> dict[str, Engine]:
     """Return the engines whose voices can be asked for by name, Python packages last."""
     engines: dict[str, Engine] = {}
     for name, entry in yaml.safe_load(ENGINES_FILE.read_text(encoding="utf-8")).items():
-        entry["listing"], entry["scripts"] = tuple(shlex.split(entry.pop("list"))), entry.pop("script")
-        command, voices = tuple(shlex.split(entry.pop("command"))), tuple(entry.pop("voices"))
-        engines[name] = CommandEngine(name, command, voices, **entry)
+        words = {key: tuple(shlex.split(entry[key])) for key in ("command", "listing")}
+        engines[name] = CommandEngine(name, **entry | words)
     return engines | {HIBARI: HibariEngine(), KOKORO: KokoroEngine()}
 
 
