@@ -145,14 +145,16 @@ def json_rows(path: Path) -> Iterator[tuple[str, Any, str | None]]:
 
     The place is "row 3" or "line 4", or "" for the file as a whole. Lines are read one by one.
     """
+    is_lines = path.suffix == JSON_LINES_SUFFIX
     with open(path, encoding="utf-8-sig", newline="\n") as file:
         try:
-            if path.suffix == JSON_LINES_SUFFIX:
+            if is_lines:
                 yield from ((f"line {number}", *_parsed(line)) for number, line in enumerate(file, 1) if line.strip())
                 return
             text = file.read()
         except UnicodeDecodeError as error:
-            yield "", None, f"is not UTF-8 text: {error.reason} at byte {error.start}"
+            at = "" if is_lines else f" at byte {error.start}"  # of lines it would be that in a block
+            yield "", None, f"is not UTF-8 text: {error.reason}{at}"
             return
     rows, problem = _parsed(text)
     if problem is not None:

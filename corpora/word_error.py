@@ -25,8 +25,6 @@ from .normalisers import clip_word_error, has_words, normaliser_for
 from .prepared_files import Row
 from .values import check_at_least, number
 
-#: Sources of a word error, best first: the corpus' own figure, its hypothesis, what Whisper hears.
-DATASET, HYPOTHESIS, WHISPER = "dataset", "hypothesis", "whisper"
 #: Decimals that are kept when a fraction becomes percent: 100 * 0.07 is not 7 in binary.
 PERCENT_DECIMALS = 9
 JOURNAL_FOLDER = "heard"
@@ -109,12 +107,12 @@ class WordErrorFilter:
         found = dict.fromkeys(SETTLED_FIELDS) | {"pred_text": hypothesis}
         try:
             if not _is_missing(own):
-                found |= {"wer": _percent(own, self.unit), "wer_source": DATASET}
+                found |= {"wer": _percent(own, self.unit), "wer_source": "dataset"}
             else:
                 is_own, normaliser = isinstance(hypothesis, str), normaliser_for(fields.get("language"))
                 said = hypothesis if is_own else heard or ""
                 found |= {"wer": clip_word_error(row["text"], said, normaliser), "pred_text": said}
-                found |= {"normaliser": normaliser, "wer_source": HYPOTHESIS if is_own else WHISPER}
+                found |= {"normaliser": normaliser, "wer_source": "hypothesis" if is_own else "whisper"}
                 found |= {} if is_own else {"model": self.transcriber.name}
         except ValueError as error:
             row["problem"] = f"has no word error for --max_wer: {error}"
