@@ -176,129 +176,45 @@ def prepare(
     """
     output = Path(output)
     with naming_the_disk(output), _owned(output):
-        journal = Journal(output / STATE_FOLDER / JOURNAL_FILE)
-        state = _checked_state(source, output, settings, journal)
-        done = journal.mend(functools.partial(_is_whole, output))
-        if not state.get("finished") or done != state["clips"]:
-            done = _convert(source, output, journal, settings, done)
-            state = _identity(source, settings) | {"finished": True, "clips": done}
-            write_json(output / STATE_FOLDER / STATE_FILE, state, tag="")
-        elif settings.retry_bad:
-            _retry(source, output, journal, settings)
-        return _SecondPass(source, output, journal, tasks, settings, settle, is_kept).run()
-
-
-# ------------------------------------------------------------------------------------------------------ the first pass
-
-# A row of the journal has `id`, `split`, and either `problem`, or `audio` (relative to the output, with forward slashes),
-# `text`, `duration` (in seconds), `bytes`, `sha256` and `fields`.
-
-
-def _is_whole(output: Path, row: Row) -> bool:
-    """Return whether a row is of a bad clip, or of one whose file is there."""
-    try:
-        return "problem" in row or (
-            _stays_inside(row["audio"]) and (output / row["audio"]).stat().st_size == row["bytes"]
-        )
-    except (OSError, KeyError):
-        return False
-
-
-def _convert(
-    source: ClipSource,
-    output: Path,
-    journal: Journal,
-    settings: PrepareArguments,
-    done: int,
-    known: Iterable[Row] = (),
-) -> int:
-    """Write the clips from the `done`-th on, and their rows, but for good ones that are known; return how many there are."""
-    seen, seconds = set(), 0.0
-    for row in journal.entries():
-        seen.add(_fingerprint(row["id"]))
-        seconds += row.get("duration", 0.0)
-    write = functools.partial(write_batch, output=output, settings=settings.audio)
-    work = ((None, batch) for batch in _batches(source.clips(done), done, seen, known))
-    workers = settings.workers or available_cpus()
-    with tqdm(total=source.count(), initial=done, desc="Clips", unit="clip", disable=None) as bar:
-        for _, rows in in_order(write, work, workers, BATCHES_PER_WORKER, recordings.__name__):
-            journal.append(rows, sync=False)
-            done += len(rows)
-            seconds += sum(row.get("duration", 0.0) for row in rows)
-            bar.set_postfix_str(f"{seconds / SECONDS_PER_HOUR:.2f} h of audio", refresh=False)
-            bar.update(len(rows))
-    journal.append([])  # has everything on disk
-    return done
-
-
-def _retry(source: ClipSource, output: Path, journal: Journal, settings: PrepareArguments) -> None:
-    """Try the clips again that could not be used."""
-    mended = Journal(partial_path(journal.path))
-    mended.path.unlink(missing_ok=True)
-    _convert(source, output, mended, settings, 0, journal.entries())
-    os.replace(mended.path, journal.path)
-
-
-def _batches(
-    clips: Iterable[Clip | BadClip], start: int, seen: set[int], known: Iterable[Row]
-) -> Iterator[list[Item]]:
-    """Yield clips in batches, with their files' names; what is known, bad clips, and ids that came before, as rows."""
-    batch: list[Item] = []
-    size, former = 0, iter(known)
-    for index, clip in enumerate(interruptible(clips), start=start):
-        row, fingerprint, problem = next(former, {}), _fingerprint(clip.id), None
-        if isinstance(clip, BadClip):
-            problem = clip.reason
-        elif LONE_SURROGATE.search("".join(map(str, (clip.id, clip.text, *clip.fields.values())))):
-            problem = "its id, transcript or fields are not Unicode text; save the file that they come from as UTF-8"
-        elif fingerprint in seen:
-            problem = "another clip of this corpus has the same id"
-        if "audio" in row:
-            batch.append(row)
-        elif problem is not None or isinstance(clip, BadClip):
-            batch.append({"id": clip.id, "split": clip.split, "problem": problem})
-        else:
-            batch.append((clip, f"{AUDIO_FOLDER}/{index // CLIPS_PER_FOLDER:05d}/{safe_name(clip.id)}"))
-            size += len(clip.recording.get("bytes") or b"") if isinstance(clip.recording, dict) else 0
-        seen.add(fingerprint)
-        if len(batch) >= CLIPS_PER_BATCH or size >= BYTES_PER_BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _fingerprint(identity: str) -> int:
-    """Return eight bytes in place of an id."""
-    return int.from_bytes(hashlib.blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
-
-
-# ----------------------------------------------------------------------------------------------------- the second pass
+        return _Preparation(source, output, tasks, settings, settle, is_kept).run()
 
 
 @dataclass
-class _SecondPass:
+class _Preparation:
     """
-    Settled rows, filtered, as examples.
+    Both passes over one corpus.
 
-    Everything is written beside the former files and moved into place at the end, so that a folder never holds half of it.
+    A row of the journal has `id`, `split`, and either `problem`, or `audio` (relative to the output, with forward slashes),
+    `text`, `duration` (in seconds), `bytes`, `sha256` and `fields`. The second pass writes everything beside the former
+    files and moves it into place at the end, so that a folder never holds half of it.
     """
 
     source: ClipSource
     output: Path
-    journal: Journal
     tasks: Sequence[Task]
     settings: PrepareArguments
     settle: Settle
     is_kept: Callable[[Row], bool]
 
     def __post_init__(self):
-        self.new = self.output / STATE_FOLDER / NEW_FOLDER
+        self.state_file, self.new = self.output / STATE_FOLDER / STATE_FILE, self.output / STATE_FOLDER / NEW_FOLDER
+        self.journal = Journal(self.output / STATE_FOLDER / JOURNAL_FILE)
         self.settled = Journal(self.output / STATE_FOLDER / SETTLED_FILE)
         self.types, self.prepared = FieldTypes(), Prepared(self.output)
+        #: All that decides what the first pass writes.
+        self.identity = {"source": self.source.identity, "audio": vars(self.settings.audio)}
 
     def run(self) -> Prepared:
-        prepared = self.prepared
+        prepared, state = self.prepared, self._checked_state()
+        done = self.journal.mend(self._is_whole)
+        if not state.get("finished") or done != state["clips"]:
+            done = self._convert(self.journal, done)
+            write_json(self.state_file, self.identity | {"finished": True, "clips": done}, tag="")
+        elif self.settings.retry_bad:
+            mended = Journal(partial_path(self.journal.path))
+            mended.path.unlink(missing_ok=True)
+            self._convert(mended, 0, self.journal.entries())
+            os.replace(mended.path, self.journal.path)
         shutil.rmtree(self.new, ignore_errors=True)  # of a run that was interrupted here
         self.new.mkdir(parents=True)
         self._settle_all()
@@ -315,6 +231,64 @@ class _SecondPass:
             (folder / CARD_FILE).write_text(card, encoding="utf-8", newline="\n")
         self._finish()
         return prepared
+
+    def _checked_state(self) -> dict[str, Any]:
+        """Return the state of a run that goes on; refuse what was begun from something else, or discard it to `restart`."""
+        state = json.loads(self.state_file.read_text(encoding="utf-8")) if self.state_file.exists() else {}
+        wanted = json.loads(json.dumps(self.identity))
+        if not state and (self.output / AUDIO_FOLDER).exists():
+            raise CorpusError(f"{self.output} has a folder {AUDIO_FOLDER!r} of something else. Give another --output.")
+        if self.settings.restart:
+            self.journal.mend(self._is_whole)
+            for row in self.journal.entries():
+                if "problem" not in row:
+                    (self.output / row["audio"]).unlink(missing_ok=True)
+            self.journal.path.unlink(missing_ok=True)
+        elif state:
+            differing = [
+                f"{group}.{name} was {state.get(group, {}).get(name)!r}, is {wanted[group].get(name)!r}"
+                for group in wanted
+                for name in {**state.get(group, {}), **wanted[group]}
+                if state.get(group, {}).get(name) != wanted[group].get(name)
+            ]
+            if differing:
+                advice = "Give another --output, or --restart to discard it."
+                raise CorpusError(f"{self.output} was prepared from something else: {'; '.join(differing)}. {advice}")
+            return state
+        write_json(self.state_file, wanted, tag="")
+        return wanted
+
+    # ------------------------------------------------------------------------------------------------- the first pass
+
+    def _is_whole(self, row: Row) -> bool:
+        """Return whether a row is of a bad clip, or of one whose file is there."""
+        try:
+            return "problem" in row or (
+                _stays_inside(row["audio"]) and (self.output / row["audio"]).stat().st_size == row["bytes"]
+            )
+        except (OSError, KeyError):
+            return False
+
+    def _convert(self, journal: Journal, done: int, known: Iterable[Row] = ()) -> int:
+        """Write clips from the `done`-th on, and their rows, but for good ones that are known; return how many there are."""
+        seen, seconds = set(), 0.0
+        for row in journal.entries():
+            seen.add(_fingerprint(row["id"]))
+            seconds += row.get("duration", 0.0)
+        write = functools.partial(write_batch, output=self.output, settings=self.settings.audio)
+        work = ((None, batch) for batch in _batches(self.source.clips(done), done, seen, known))
+        workers = self.settings.workers or available_cpus()
+        with tqdm(total=self.source.count(), initial=done, desc="Clips", unit="clip", disable=None) as bar:
+            for _, rows in in_order(write, work, workers, BATCHES_PER_WORKER, recordings.__name__):
+                journal.append(rows, sync=False)
+                done += len(rows)
+                seconds += sum(row.get("duration", 0.0) for row in rows)
+                bar.set_postfix_str(f"{seconds / SECONDS_PER_HOUR:.2f} h of audio", refresh=False)
+                bar.update(len(rows))
+        journal.append([])  # has everything on disk
+        return done
+
+    # ------------------------------------------------------------------------------------------------ the second pass
 
     def _settle_all(self) -> None:
         """Complete every row once, list those that cannot be used, and note what columns and splits there are."""
@@ -413,7 +387,7 @@ class _SecondPass:
             file.writelines(f"{sha256_of(self.new / name)}  {name}\n" for name in names)
         manifest = {
             "version": MANIFEST_VERSION,
-            **_identity(self.source, self.settings),
+            **self.identity,
             "tasks": [task.name for task in self.tasks],
             "splits": {name: vars(counts) for name, counts in self.prepared.splits.items()},
             "problems": self.prepared.problems,
@@ -432,6 +406,40 @@ class _SecondPass:
         self.prepared.files = sorted({f"{AUDIO_FOLDER}/", MANIFEST_FILE, *top})
 
 
+def _batches(
+    clips: Iterable[Clip | BadClip], start: int, seen: set[int], known: Iterable[Row]
+) -> Iterator[list[Item]]:
+    """Yield clips in batches, with their files' names; what is known, bad clips, and ids that came before, as rows."""
+    batch: list[Item] = []
+    size, former = 0, iter(known)
+    for index, clip in enumerate(interruptible(clips), start=start):
+        row, fingerprint, problem = next(former, {}), _fingerprint(clip.id), None
+        if isinstance(clip, BadClip):
+            problem = clip.reason
+        elif LONE_SURROGATE.search("".join(map(str, (clip.id, clip.text, *clip.fields.values())))):
+            problem = "its id, transcript or fields are not Unicode text; save the file that they come from as UTF-8"
+        elif fingerprint in seen:
+            problem = "another clip of this corpus has the same id"
+        if "audio" in row:
+            batch.append(row)
+        elif problem is not None or isinstance(clip, BadClip):
+            batch.append({"id": clip.id, "split": clip.split, "problem": problem})
+        else:
+            batch.append((clip, f"{AUDIO_FOLDER}/{index // CLIPS_PER_FOLDER:05d}/{safe_name(clip.id)}"))
+            size += len(clip.recording.get("bytes") or b"") if isinstance(clip.recording, dict) else 0
+        seen.add(fingerprint)
+        if len(batch) >= CLIPS_PER_BATCH or size >= BYTES_PER_BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _fingerprint(identity: str) -> int:
+    """Return eight bytes in place of an id."""
+    return int.from_bytes(hashlib.blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
 def _known(row: Row) -> dict[str, Any]:
     return row["fields"] | {"text": row["text"]}
 
@@ -439,9 +447,6 @@ def _known(row: Row) -> dict[str, Any]:
 def _files_below(folder: Path) -> Iterator[str]:
     """Yield relative paths of all files below a folder, with forward slashes, sorted."""
     yield from sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-# ---------------------------------------------------------------------------------------------------------- the folder
 
 
 @contextmanager
@@ -461,38 +466,3 @@ def _stays_inside(name: str) -> bool:
     """Return whether a relative path with forward slashes stays in its folder."""
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts and "\0" not in name and "\\" not in name
-
-
-def _identity(source: ClipSource, settings: PrepareArguments) -> dict[str, Any]:
-    """Return all that decides what the first pass writes."""
-    return {"source": source.identity, "audio": vars(settings.audio)}
-
-
-def _checked_state(source: ClipSource, output: Path, settings: PrepareArguments, journal: Journal) -> dict[str, Any]:
-    """Return the state of a run that goes on; refuse what was begun from something else or, with `restart`, discard it."""
-    path = output / STATE_FOLDER / STATE_FILE
-    state = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    wanted = json.loads(json.dumps(_identity(source, settings)))
-    if not state and (output / AUDIO_FOLDER).exists():
-        raise CorpusError(f"{output} has a folder {AUDIO_FOLDER!r} of something else. Give another --output.")
-    if settings.restart:
-        journal.mend(functools.partial(_is_whole, output))
-        for row in journal.entries():
-            if "problem" not in row:
-                (output / row["audio"]).unlink(missing_ok=True)
-        journal.path.unlink(missing_ok=True)
-    elif state:
-        differing = [
-            f"{group}.{name} was {state.get(group, {}).get(name)!r}, is {wanted[group].get(name)!r}"
-            for group in wanted
-            for name in {**state.get(group, {}), **wanted[group]}
-            if state.get(group, {}).get(name) != wanted[group].get(name)
-        ]
-        if differing:
-            raise CorpusError(
-                f"{output} was prepared from something else: {'; '.join(differing)}. Give another --output, or --restart to "
-                "discard it."
-            )
-        return state
-    write_json(path, wanted, tag="")
-    return wanted
