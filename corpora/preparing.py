@@ -202,7 +202,7 @@ class _Preparation:
         self.settled = Journal(self.output / STATE_FOLDER / SETTLED_FILE)
         self.types, self.prepared = FieldTypes(), Prepared(self.output)
         #: All that decides what the first pass writes.
-        self.identity = {"source": self.source.identity, "audio": vars(self.settings.audio)}
+        self.identity: dict[str, Any] = {"source": self.source.identity, "audio": vars(self.settings.audio)}
 
     def run(self) -> Prepared:
         prepared, state = self.prepared, self._checked_state()
