@@ -111,10 +111,8 @@ def find_place(
             raise CorpusError(f"{path}: expected a folder, or a file that ends in one of {', '.join(FILE_BUILDERS)}.")
         return Place(name, "file", path, config, None, corpus)
     if dataset.count("/") != 1 or dataset.startswith((".", "/", "~")) or dataset.endswith("/"):
-        raise CorpusError(
-            f"Dataset {dataset!r} is no file or folder here, no corpus of the table (`audiollm prepare corpora` lists "
-            "them), and no id of the Hub, which has the form org/name."
-        )
+        kinds = "no file or folder here, no corpus of the table, and no id of the Hub, which has the form org/name"
+        raise CorpusError(f"Dataset {dataset!r} is {kinds}.")
     return Place(dataset, "hub", dataset, config, _commit(dataset, revision), None)
 
 

@@ -74,10 +74,7 @@ def open_source(arguments: FolderArguments) -> "SidecarSource | HuggingFaceSourc
         path = os.path.realpath(path if os.path.exists(path) else arguments.manifest)
         if not os.path.isfile(path) or os.path.splitext(path)[1].lower() not in FILE_BUILDERS:
             endings = ", ".join(FILE_BUILDERS)
-            raise CorpusError(
-                f"--manifest {arguments.manifest!r} is no file in {top!r} or in the working directory that ends in one of "
-                f"{endings}."
-            )
+            raise CorpusError(f"--manifest {arguments.manifest!r} is no file that ends in one of {endings}.")
         return _table_source(top, {_split_of(path, top, arguments): path}, arguments)
     candidates, suffixes, audio = [], set(), 0
     for folder, files, _ in walk(top):

@@ -128,10 +128,7 @@ class HuggingFaceSource(ClipSource):
         mappings = [self._open(split, arguments) for split in self._splits]
         self.mapping = mappings[0]
         if any(mapping.specs != self.mapping.specs for mapping in mappings):
-            raise CorpusError(
-                f"{self.name}: its splits do not have the same columns; prepare them one by one, or name the columns with "
-                "--columns."
-            )
+            raise CorpusError(f"{self.name}: its splits do not have the same columns; name them with --columns.")
         specs = self.mapping.specs
         self._each = next((name for name, spec in specs.items() if spec.each), None)
         self.identity = {

@@ -58,10 +58,8 @@ def locate_whisper(model_id: str | os.PathLike[str], revision: str | None = None
         reason = str(error).split("\n")[0]
         raise WhisperModelError(f"The Whisper model {str(model_id)!r} cannot be read: {reason} {advice}") from error
     if config.model_type != "whisper":
-        raise WhisperModelError(
-            f"The model {str(model_id)!r} is of type {config.model_type!r}, not a Whisper, and writes no transcripts "
-            f"of its own. {advice}"
-        )
+        found = f"is of type {config.model_type!r}, not a Whisper"
+        raise WhisperModelError(f"The model {str(model_id)!r} {found}. {advice}")
     return folder, config
 
 

@@ -99,10 +99,8 @@ class PrepareArguments:
         if self.tasks is not None:
             check_known("tasks", self.tasks, known_tasks())
         if not 0 <= self.min_seconds < self.max_seconds or not math.isfinite(self.max_seconds):
-            raise ValueError(
-                f"--min_seconds {self.min_seconds:g} and --max_seconds {self.max_seconds:g}: expected 0 or more, and less "
-                "than the longest, which must be finite."
-            )
+            given = f"--min_seconds {self.min_seconds:g} and --max_seconds {self.max_seconds:g}"
+            raise ValueError(f"{given}: expected 0 or more, and less than the longest, which must be finite.")
         if self.restart and self.retry_bad:
             raise ValueError("--restart tries every clip again; leave out --retry_bad.")
         check_at_least(self, 1, "workers")
@@ -457,9 +455,8 @@ def _owned(output: Path) -> Iterator[None]:
         with FileLock(output / STATE_FOLDER / LOCK_FILE, timeout=0):
             yield
     except Timeout:
-        raise CorpusError(
-            f"Another process prepares a corpus into {output}; wait for it, or give another --output."
-        ) from None
+        advice = "wait for it, or give another --output"
+        raise CorpusError(f"Another process prepares a corpus into {output}; {advice}.") from None
 
 
 def _stays_inside(name: str) -> bool:

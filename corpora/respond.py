@@ -235,10 +235,7 @@ class SelfInstructed(ClipSource):
         clips = [clip for clip in window if isinstance(clip, Clip)]
         for clip in clips:
             if clip.fields.get("response") is not None:
-                raise CorpusError(
-                    f"{self.name}: clip {clip.id!r} has a response already; leave out --respond_with, or the column that "
-                    "it comes from."
-                )
+                raise CorpusError(f"{self.name}: clip {clip.id!r} has a response already; leave out --respond_with.")
         responses = self.responder.respond([text for clip in clips if (text := clip.text.strip())])
         responses[""] = Response(problem="there is no transcript to respond to")
         for one in window:

@@ -66,10 +66,8 @@ def parse_source(given: str) -> Source:
     if path.startswith(HUB_PREFIX):
         kind, path, known = "hub", path.removeprefix(HUB_PREFIX), ("config", "split", "revision")
     elif not os.path.exists(path):
-        raise FileNotFoundError(
-            f"Data {given!r} does not exist. Expected a .json, .jsonl or .parquet file, a folder that save_to_disk wrote, or "
-            f"{HUB_PREFIX}org/name."
-        )
+        kinds = f"a .json, .jsonl or .parquet file, a folder that save_to_disk wrote, or {HUB_PREFIX}org/name"
+        raise FileNotFoundError(f"Data {given!r} does not exist. Expected {kinds}.")
     elif not os.path.isdir(path):
         kind = "file" if path.endswith(PARQUET_SUFFIX) else "json"
     elif there := [name for name in SAVED_FILES if os.path.isfile(os.path.join(path, name))]:
@@ -219,10 +217,8 @@ class StreamedRows:
         elif source.path.endswith(JSON_LINES_SUFFIX):
             self.stream = datasets.IterableDataset.from_generator(_lines_of, gen_kwargs={"path": source.path})
         else:
-            raise ValueError(
-                f"{source.name}: a JSON list can only be read whole; for --streaming write one object a line and name the "
-                f"file *{JSON_LINES_SUFFIX}."
-            )
+            advice = f"write one object a line and name the file *{JSON_LINES_SUFFIX}"
+            raise ValueError(f"{source.name}: a JSON list can only be read whole; for --streaming {advice}.")
 
     def rows(self, epoch: int, seed: int = 0) -> Iterator[tuple[str, Callable[[], Conversation]]]:
         """Yield where each row stands, and a function that reads it or raises RowError; each epoch has its own order."""

@@ -159,10 +159,8 @@ class Synthesized(ClipSource):
         self.voices = list({str(voice): voice for voice in found}.values())
         names = ", ".join(map(str, self.voices))
         if options.voices_per_text > len(self.voices):
-            raise CorpusError(
-                f"--voices_per_text {options.voices_per_text} asks for more voices than there are: {len(self.voices)} "
-                f"({names})."
-            )
+            asked = f"--voices_per_text {options.voices_per_text}"
+            raise CorpusError(f"{asked} asks for more voices than there are: {len(self.voices)} ({names}).")
         self.summary += f"\nVoices: {names}."
         is_paced = all(voice.engine.paced for voice in self.voices)
         if options.speed is not None and not is_paced:

@@ -75,10 +75,8 @@ def data_files(given: Sequence[str], against: Sequence[str]) -> list[DataFile]:
     others = [_data_file(each, None, judged=False) for each in against]
     for other in others:
         if other.split in {file.split for file in files}:
-            raise ValueError(
-                f"--against {other.source.name} is of split {other.split!r}, like the data that is checked. Name another, "
-                f"as in --against held_out={other.source.name}."
-            )
+            name, advice = other.source.name, f"Name another, as in --against held_out={other.source.name}"
+            raise ValueError(f"--against {name} is of split {other.split!r}, like the data that is checked. {advice}.")
     return files + others
 
 

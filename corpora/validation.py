@@ -107,10 +107,8 @@ class Limits:
         }
         for name, is_right in in_range.items():
             if not is_right:
-                raise ValueError(
-                    f"--{name} is {getattr(self, name):g}; expected 0 or more (levels: 0 or less, shares: 0 to 1), each "
-                    "minimum below its maximum."
-                )
+                expected = "0 or more (levels: 0 or less, shares: 0 to 1), each minimum below its maximum"
+                raise ValueError(f"--{name} is {getattr(self, name):g}; expected {expected}.")
 
 
 def level_dbfs(facts: AudioFacts) -> float:

