@@ -147,13 +147,11 @@ def _language_options(folder: str, name: str, language: str | None, known: dict[
     code = None if language is None else language_of(language)
     if code is not None and code not in LANGUAGES:
         raise WhisperModelError(
-            f"Whisper does not know the language {language!r}; expected a code or an English name, as en or english."
+            f"Whisper does not know the language {language!r}; expected one such as en or english."
         )
     if not getattr(GenerationConfig.from_pretrained(folder, **known), "is_multilingual", False):
         if code not in (None, "en"):
-            raise WhisperModelError(
-                f"{name} hears English only, and the language given is {language!r}. Pass a multilingual Whisper."
-            )
+            raise WhisperModelError(f"{name} hears English only, not {language!r}. Pass a multilingual Whisper.")
         return {}
     return {"task": "transcribe"} if code is None else {"task": "transcribe", "language": code}
 

@@ -76,7 +76,7 @@ def parse_source(given: str) -> Source:
         kind, known = "folder", ("split",)
     else:
         raise ValueError(
-            f"Data {given!r} is a folder, but not one that save_to_disk of a dataset wrote, nor one of *{PARQUET_SUFFIX} files."
+            f"Data {given!r} is a folder, but not one that save_to_disk wrote, nor one of *{PARQUET_SUFFIX}."
         )
     unknown = [name for name in options if name not in known]
     if unknown:

@@ -94,9 +94,7 @@ class SynthesizeArguments:
                 continue
             if not (1 <= len(given) <= 2 and low <= min(given) and max(given) <= high and given[0] <= given[-1]):
                 factors = " ".join(f"{factor:g}" for factor in given)
-                raise ValueError(
-                    f"--{name} is {factors}; expected the lowest and highest factor, within {low:g} to {high:g}."
-                )
+                raise ValueError(f"--{name} is {factors}; expected lowest and highest factor, {low:g} to {high:g}.")
             setattr(self, name, [given[0], given[-1]])
         if not self.split.strip():
             raise ValueError("--split is empty; expected a name such as train.")
@@ -222,9 +220,7 @@ class Synthesized(ClipSource):
             raise ValueError(f"the text has {AUDIO_PLACEHOLDER}, which stands for a recording; only texts are spoken")
         text = plain(found[0])
         if len(text) > MAX_TEXT_CHARACTERS:
-            raise ValueError(
-                f"the text has {len(text)} characters; at most {MAX_TEXT_CHARACTERS} are spoken: split it"
-            )
+            raise ValueError(f"the text has {len(text)} characters; at most {MAX_TEXT_CHARACTERS} are spoken")
         return text, found[1].strip() if len(found) > 1 else None
 
 

@@ -321,9 +321,7 @@ class KokoroEngine(Engine):
     def say(self, text: str, voice: str, speed: float, seed: int) -> tuple[np.ndarray, int]:
         slowest, fastest = KOKORO_SPEEDS
         if not slowest <= speed <= fastest:
-            raise AudioError(
-                f"{self.name} speaks {slowest:g} to {fastest:g} times as fast as usual; asked: {speed:.2f}"
-            )
+            raise AudioError(f"{self.name} speaks {slowest:g} to {fastest:g} times as fast as usual, not {speed:.2f}")
         speaker = _kokoro()
         style = _mixture(seed) if voice == MIXED else _style(voice)
         language = "en-gb" if voice.startswith("b") else "en-us"
@@ -369,9 +367,7 @@ def _style(voice: str) -> np.ndarray:
 def _read_voice(path: Path) -> np.ndarray:
     values = np.fromfile(path, dtype="<f4")
     if values.size != np.prod(VOICE_SHAPE) or path.stat().st_size != values.nbytes:
-        raise CorpusError(
-            f"{path} is no voice of Kokoro: expected {4 * np.prod(VOICE_SHAPE)} bytes of float32 numbers."
-        )
+        raise CorpusError(f"{path} is no voice of Kokoro: expected {np.prod(VOICE_SHAPE)} numbers in float32.")
     return values.reshape(VOICE_SHAPE)
 
 
@@ -467,9 +463,7 @@ def voice_named(name: str) -> Voice:
     engine = known_engines().get(engine_name)
     if engine is None:
         known = ", ".join(known_engines())
-        raise CorpusError(
-            f"There is no text-to-speech engine {engine_name!r}; expected one of {known}, or --tts_command."
-        )
+        raise CorpusError(f"There is no text-to-speech engine {engine_name!r}; expected {known}, or --tts_command.")
     return _checked(Voice(engine, voice or engine.voices[0]))
 
 

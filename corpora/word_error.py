@@ -60,9 +60,7 @@ class WordErrorArguments:
         needs_whisper = self.copy_punctuation or self.max_wer is not None
         for one in fields(self):
             if one.name.startswith("whisper_") and not needs_whisper and getattr(self, one.name) != one.default:
-                raise ValueError(
-                    f"--{one.name} needs --max_wer or --copy_punctuation; without them it would do nothing."
-                )
+                raise ValueError(f"--{one.name} needs --max_wer or --copy_punctuation.")
         check_at_least(self, 1, "whisper_batch_size")
 
 
