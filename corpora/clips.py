@@ -11,9 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Any
 
 DEFAULT_SPLIT = "train"
 #: Names of splits in folders and files, as the audiofolder of `datasets` knows them.
@@ -49,8 +47,9 @@ class Clip:
     """
     One recording, or the part of it between two times, with what is known of it.
 
-    Its recording is what `load_waveform` takes (an absolute path, a URL, or a dict with `bytes` or `path`), or a
-    [`LazyRecording`]. Fields have the names that tasks use: `translation`, `caption`, `question`, `speaker`, `wer` and so on.
+    Its recording is what `load_waveform` takes (an absolute path, a URL, or a dict with `bytes` or `path`). Or it is made by
+    the process that needs it: its `load` returns a waveform `(samples,)` and its rate in Hz, or raises AudioError. Fields
+    have the names that tasks use: `translation`, `caption`, `question`, `speaker`, `wer` and so on.
     """
 
     id: str  # unique in its source
@@ -69,14 +68,6 @@ class BadClip:
     id: str
     reason: str
     split: str = DEFAULT_SPLIT
-
-
-class LazyRecording(Protocol):
-    """A recording that is made when it is needed, by the process that needs it; it can be pickled."""
-
-    def load(self) -> tuple[np.ndarray, int]:
-        """Return the waveform, float32 of shape `(samples,)`, and its rate in Hz; raise AudioError if there is none."""
-        ...
 
 
 class ClipSource:

@@ -26,7 +26,6 @@ from audiollm.command_line.option_parser import option
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from . import recordings
 from .clips import STATE_FOLDER, BadClip, Clip, ClipSource, CorpusError, safe_name
 from .examples import ExamplesError
 from .parallel import available_cpus, in_order
@@ -277,7 +276,7 @@ class _Preparation:
         work = ((None, batch) for batch in _batches(self.source.clips(done), done, seen, known))
         workers = self.settings.workers or available_cpus()
         with tqdm(total=self.source.count(), initial=done, desc="Clips", unit="clip", disable=None) as bar:
-            for _, rows in in_order(write, work, workers, BATCHES_PER_WORKER, recordings.__name__):
+            for _, rows in in_order(write, work, workers, BATCHES_PER_WORKER):
                 journal.append(rows, sync=False)
                 done += len(rows)
                 seconds += sum(row.get("duration", 0.0) for row in rows)

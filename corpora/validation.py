@@ -21,7 +21,6 @@ from audiollm.command_line.option_parser import option
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 from tqdm.auto import tqdm
 
-from . import audio_facts
 from .audio_facts import AudioFacts, measure_all
 from .examples import json_rows
 from .normalisers import NORMALISERS
@@ -337,7 +336,7 @@ class Validation:
     def run(self, workers: int = 1) -> None:
         """Look at every row; raise CorpusError if one of the processes that measure recordings died."""
         measuring = functools.partial(measure_all, max_seconds=self.limits.max_seconds)
-        work = in_order(measuring, self._work(), workers, ROWS_PER_WORKER, audio_facts.__name__)
+        work = in_order(measuring, self._work(), workers, ROWS_PER_WORKER)
         with tqdm(work, desc="Rows", unit="row", disable=None) as bar:
             for (file, row, keys, new), measured in bar:
                 self._finish(file, row, keys, dict(zip(new, measured)))
