@@ -150,7 +150,7 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def opened(source_path: Path, table: dict[str, PublishedArchive] | None = None, **options: Any) -> Any:
-    return open_source(LibriSpeechArguments(source_path=str(source_path), **options), table, progress=False)
+    return open_source(LibriSpeechArguments(source_path=str(source_path), **options), table)
 
 
 def good(source: Any, start: int = 0) -> list[Clip]:
@@ -169,7 +169,7 @@ def test_downloaded_over_a_connection_that_breaks_twice(mirror: Site, table, tmp
     arguments = LibriSpeechArguments(
         splits=["dev-clean,train-clean-5"], archives=str(tmp_path / "kept"), mirrors=[f"{mirror.url}/resources/"]
     )
-    source = open_source(arguments, table, progress=False)
+    source = open_source(arguments, table)
     assert mirror.requests == [
         ("/resources/12/dev-clean.tar.gz", None),
         ("/resources/12/dev-clean.tar.gz", f"bytes={first}-"),
@@ -184,7 +184,7 @@ def test_downloaded_over_a_connection_that_breaks_twice(mirror: Site, table, tmp
     assert not any(clip.text.isupper() for clip in clips if len(clip.text) > 1)
     for clip, (_, _, waveform) in zip(clips, speech, strict=True):
         assert np.array_equal(load_waveform(clip.recording), waveform.astype(np.float32))
-    again = open_source(arguments, table, progress=False)
+    again = open_source(arguments, table)
     assert len(mirror.requests) == 4, "what is there and right is not asked for again"
     assert again.identity == source.identity and good(again) == clips
 
@@ -198,14 +198,14 @@ def test_a_corrupted_archive_is_refused_and_named(mirror: Site, table, tmp_path:
     with pytest.raises(
         ChecksumError, match=rf"dev-clean\.tar\.gz.*expected md5 {table['dev-clean'].md5}, found {found}"
     ):
-        open_source(arguments, table, progress=False)
+        open_source(arguments, table)
     assert not (tmp_path / "dev-clean.tar.gz").exists()
     mirror.files["/resources/12/dev-clean.tar.gz"] = served
-    assert len(good(open_source(arguments, table, progress=False))) == 9
+    assert len(good(open_source(arguments, table))) == 9
     (tmp_path / "dev-clean.tar.gz").write_bytes(damaged)  # as a disk may do to it later
     with pytest.raises(ChecksumError, match=r"dev-clean\.tar\.gz: expected md5 .* run again"):
-        open_source(arguments, table, progress=False)
-    assert len(good(open_source(arguments, table, progress=False))) == 9
+        open_source(arguments, table)
+    assert len(good(open_source(arguments, table))) == 9
 
 
 # ------------------------------------------------------------------------------------------- archives and folders
