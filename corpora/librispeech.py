@@ -105,7 +105,9 @@ class LibriSpeechArguments:
             raise ValueError(f"--mirrors has {plain[0]!r}; expected URLs that start with http:// or https://.")
 
 
-def open_source(arguments: LibriSpeechArguments, table: Mapping[str, PublishedArchive] | None = None) -> ClipSource:
+def open_source(
+    arguments: LibriSpeechArguments, table: Mapping[str, PublishedArchive] | None = None, progress: bool = True
+) -> ClipSource:
     """
     Return LibriSpeech as a source of clips, after downloading and verifying what is missing.
 
@@ -125,7 +127,7 @@ def open_source(arguments: LibriSpeechArguments, table: Mapping[str, PublishedAr
         for split in splits:
             row, name = published[split], f"{split}.tar.gz"
             urls = [f"{mirror}/{row.resource}/{name}" for mirror in arguments.mirrors or openslr()[0]]
-            paths.append(download(urls, folder / name, f"md5:{row.md5}", row.bytes))
+            paths.append(download(urls, folder / name, f"md5:{row.md5}", row.bytes, progress))
         return LibriSpeechArchives(paths, splits, arguments.letter_case, published)
     source = Path(arguments.source_path)
     if not source.exists():
@@ -148,7 +150,7 @@ def open_source(arguments: LibriSpeechArguments, table: Mapping[str, PublishedAr
             advice = f"It is not the published archive, or damaged: delete it and download it again, or rename your own {path.name}."
             if path.stat().st_size != known.bytes:
                 raise ChecksumError(f"{path}: expected {known.bytes} bytes, found {path.stat().st_size}. {advice}")
-            verify_checksum(path, f"md5:{known.md5}", advice, progress=True)
+            verify_checksum(path, f"md5:{known.md5}", advice, progress)
     return LibriSpeechArchives(paths, splits, arguments.letter_case, published)
 
 
