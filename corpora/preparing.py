@@ -203,13 +203,12 @@ class _Preparation:
 
     def run(self) -> Prepared:
         prepared, state = self.prepared, self._checked_state()
-        done = self.journal.mend(self._is_whole)
+        done, mended = self.journal.mend(self._is_whole), Journal(partial_path(self.journal.path))
+        mended.path.unlink(missing_ok=True)  # of a run that was interrupted
         if not state.get("finished") or done != state["clips"]:
             done = self._convert(self.journal, done)
             write_json(self.state_file, self.identity | {"finished": True, "clips": done}, tag="")
         elif self.settings.retry_bad:
-            mended = Journal(partial_path(self.journal.path))
-            mended.path.unlink(missing_ok=True)
             self._convert(mended, 0, self.journal.entries())
             os.replace(mended.path, self.journal.path)
         shutil.rmtree(self.new, ignore_errors=True)  # of a run that was interrupted here
