@@ -8,8 +8,6 @@ import hashlib
 import io
 import mmap
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 
@@ -24,6 +22,7 @@ from audiollm.processing.audio import (
     read_bytes,
 )
 
+EMPTY = "is empty (0 bytes)"
 #: A sample from here on counts as full scale; the largest of 16 bits is 0.99997, of 8 bits 0.992.
 FULL_SCALE = 0.992
 #: Steps that samples are rounded to in the digest, so that it does not depend on how a file stores its 16 bits.
@@ -59,23 +58,23 @@ class AudioFacts:
     digest: str = ""  # of samples and rate, in hexadecimal; empty for digital silence, and where not all was read
 
 
-class _UnreadableError(Exception):
-    """A recording with a fault: its name, the reason, and the seconds read before."""
-
-
 def measure(recording: Any, max_seconds: float) -> AudioFacts:
     """
-    Read a recording and return its measurements. Faults of the recording are returned, not raised.
+    Read a recording (absolute path, URL, or dict with `bytes`) and return its measurements; its faults are returned too.
 
-    Args:
-        recording: An absolute path, a URL, or a dict with `bytes`.
-        max_seconds: A longer recording is read only this far, and has no digest. Its length is the header's.
+    One longer than `max_seconds` is read only this far, and has no digest. Its length is the header's.
     """
     try:
-        with _opened(recording) as (file, data):
-            return _measure(file, data, max_seconds)
-    except _UnreadableError as error:
-        return AudioFacts(*error.args)
+        if isinstance(recording, dict) or "://" in recording:
+            data = recording["bytes"] if isinstance(recording, dict) else read_bytes(recording)
+            return _measure(io.BytesIO(data), data, max_seconds) if data else AudioFacts("undecodable", EMPTY)
+        if os.path.exists(recording) and not os.path.isfile(recording):
+            return AudioFacts("undecodable", "is not a regular file")
+        with open(recording, "rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                return AudioFacts("undecodable", EMPTY)
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:  # not read
+                return _measure(file, mapped, max_seconds)
     except UndecodableError as error:
         return AudioFacts("undecodable", str(error), error.seconds)
     except FileNotFoundError:
@@ -91,24 +90,6 @@ def measure_all(recordings: list[Any], max_seconds: float) -> list[AudioFacts]:
     return [measure(recording, max_seconds) for recording in recordings]
 
 
-@contextmanager
-def _opened(recording: Any) -> Iterator[tuple[BinaryIO, Any]]:
-    """Open a recording, with its bytes; a file on disk is mapped, not read."""
-    if isinstance(recording, dict) or "://" in recording:
-        data = recording["bytes"] if isinstance(recording, dict) else read_bytes(recording)
-        if not data:
-            raise _UnreadableError("undecodable", "is empty (0 bytes)")
-        yield io.BytesIO(data), data
-        return
-    if os.path.exists(recording) and not os.path.isfile(recording):
-        raise _UnreadableError("undecodable", "is not a regular file")
-    with open(recording, "rb") as file:
-        if not os.fstat(file.fileno()).st_size:
-            raise _UnreadableError("undecodable", "the file is empty (0 bytes)")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            yield file, mapped
-
-
 def _measure(file: BinaryIO, data: Any, max_seconds: float) -> AudioFacts:
     frames = channels = rate = clipped = 0
     peak = total = squares = declared_s = stated_s = 0.0
@@ -118,7 +99,7 @@ def _measure(file: BinaryIO, data: Any, max_seconds: float) -> AudioFacts:
         finite = np.isfinite(samples).all(axis=1)
         if not finite.all():
             bad = frames + int(np.flatnonzero(~finite)[0])
-            raise _UnreadableError("not_finite", f"sample {bad} is NaN or infinite", frames / rate)
+            return AudioFacts("not_finite", f"sample {bad} is NaN or infinite", frames / rate)
         mono = samples.mean(axis=1)
         frames, channels = frames + len(samples), max(channels, samples.shape[1])
         clipped += int((np.abs(samples) >= FULL_SCALE).sum())
@@ -132,17 +113,17 @@ def _measure(file: BinaryIO, data: Any, max_seconds: float) -> AudioFacts:
             break
     seconds = frames / rate if rate else 0.0
     if not declared_s and is_cut_off(data, seconds, stated_s):
-        raise _UnreadableError("cut_off", f"its end is missing: it holds {seconds:.2f} s of audio", seconds)
+        return AudioFacts("cut_off", f"its end is missing: it holds {seconds:.2f} s of audio", seconds)
     if not frames:
-        raise _UnreadableError("undecodable", "holds no samples")
+        return AudioFacts("undecodable", "holds no samples")
     if peak > MAX_FLOAT_AMPLITUDE:
-        raise _UnreadableError("undecodable", f"samples reach {peak:.0f}; expected values in [-1, 1]")
+        return AudioFacts("undecodable", f"samples reach {peak:.0f}; expected values in [-1, 1]")
     if not MIN_SAMPLING_RATE_HZ <= rate <= MAX_SAMPLING_RATE_HZ:
         expected = f"{MIN_SAMPLING_RATE_HZ} to {MAX_SAMPLING_RATE_HZ} Hz"
-        raise _UnreadableError("undecodable", f"its sampling rate is {rate}; expected {expected}")
+        return AudioFacts("undecodable", f"its sampling rate is {rate}; expected {expected}")
     digest.update(str(rate).encode())
     return AudioFacts(
-        seconds=declared_s or frames / rate,
+        seconds=declared_s or seconds,
         rms=(squares / frames) ** 0.5,
         offset=total / frames,
         clipped_share=clipped / (frames * channels),

@@ -15,10 +15,6 @@ from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 from .examples import ExamplesError, json_rows, read_all
 from .rows import AUDIO_PATHS, RowError, RowReader, kind_of
 
-#: Name of rows that were given as such, in messages.
-GIVEN_ROWS = "rows"
-PROMPT_FIELDS = ("text", AUDIO_PATHS)
-
 
 @dataclass(frozen=True)
 class AudioRow:
@@ -38,25 +34,21 @@ def read_audio_rows(
     problems_of: Callable[[dict[str, Any]], list[str]] = lambda row: [],
 ) -> list[AudioRow]:
     """
-    Read rows and check all of them.
+    Read rows and check all of them; raises as `read_examples`, and ExamplesError if there are none.
 
     Args:
         source: A JSON list, or JSON Lines if its name ends in `.jsonl`; or the rows themselves.
         audio_dir: As in `read_examples`; rows without a file start from the current folder.
         required, optional: Fields besides `text` and `audio_paths`. The required ones are texts, and not empty.
         problems_of: Further problems of a row whose required fields are right.
-
-    Raises:
-        FileNotFoundError: no such file, or `audio_dir` is not a folder.
-        ExamplesError: broken JSON, not a list, no rows, or bad rows; all problems are listed, by index (or line).
     """
     rows: Iterable[tuple[str, Any, str | None]]
     if isinstance(source, (str, os.PathLike)):
         name, reader, rows = str(source), RowReader(Path(source).parent, audio_dir), json_rows(Path(source))
     else:
-        name, reader = GIVEN_ROWS, RowReader(".", audio_dir)
+        name, reader = "rows", RowReader(".", audio_dir)
         rows = ((f"row {index}", row, None) for index, row in enumerate(source))
-    fields = (*PROMPT_FIELDS, *required, *optional)
+    fields = ("text", AUDIO_PATHS, *required, *optional)
 
     def read(row: Any, index: int) -> AudioRow:
         if isinstance(row, dict):  # a field that is null is one that the row does not have

@@ -9,11 +9,9 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Any
 
 DEFAULT_SPLIT = "train"
 #: Names of splits in folders and files, as the audiofolder of `datasets` knows them.
@@ -49,8 +47,9 @@ class Clip:
     """
     One recording, or the part of it between two times, with what is known of it.
 
-    Its recording is what `load_waveform` takes (an absolute path, a URL, or a dict with `bytes` or `path`), or a
-    [`LazyRecording`]. Fields have the names that tasks use: `translation`, `caption`, `question`, `speaker`, `wer` and so on.
+    Its recording is what `load_waveform` takes (an absolute path, a URL, or a dict with `bytes` or `path`). Or it is made by
+    the process that needs it: its `load` returns a waveform `(samples,)` and its rate in Hz, or raises AudioError. Fields
+    have the names that tasks use: `translation`, `caption`, `question`, `speaker`, `wer` and so on.
     """
 
     id: str  # unique in its source
@@ -71,15 +70,7 @@ class BadClip:
     split: str = DEFAULT_SPLIT
 
 
-class LazyRecording(Protocol):
-    """A recording that is made when it is needed, by the process that needs it; it can be pickled."""
-
-    def load(self) -> tuple[np.ndarray, int]:
-        """Return the waveform, float32 of shape `(samples,)`, and its rate in Hz; raise AudioError if there is none."""
-        ...
-
-
-class ClipSource(Protocol):
+class ClipSource:
     """
     A corpus to prepare.
 
@@ -87,18 +78,28 @@ class ClipSource(Protocol):
         name: Its name in messages.
         identity: Everything that decides which clips come and in which order, as JSON knows it: paths, options,
             revisions. A run is never continued with another identity.
+        tasks: What is asked about its clips where nothing else is wanted: tasks, or their names.
+        summary: What is read, for people.
+        folder, reads_all_below: The local folder that is read, if any, and whether it is read whole.
+        wer_unit, wer_doubt: The unit of its own word errors, percent or fraction; or the message for when it cannot be told.
     """
 
     name: str
     identity: dict[str, Any]
+    tasks: Sequence[Any] = ("transcribe",)
+    summary = ""
+    folder: str | os.PathLike[str] | None = None
+    reads_all_below = False
+    wer_unit: str | None = None
+    wer_doubt: str | None = None
 
     def clips(self, start: int = 0) -> Iterator[Clip | BadClip]:
         """Yield all clips from the `start`-th on, in an order that is the same every time."""
-        ...
+        raise NotImplementedError
 
     def count(self) -> int | None:
         """Return how many [`clips`] yields from 0; None if that takes reading them all."""
-        ...
+        return None
 
 
 def split_in(path: str) -> str | None:

@@ -17,19 +17,18 @@ from audiollm.command_line.files import is_audio
 from . import letter_case
 from .clips import CorpusError
 
-#: Kinds of columns, as far as it matters here; ANY is that of a table without types.
-AUDIO, TEXT, NUMBER, TRUTH = "audio", "text", "number", "truth"
-LABEL, LIST, OTHER, ANY = "label", "list", "other", "any"
-SCALARS = (TEXT, NUMBER, TRUTH, LABEL, ANY)
+#: Kinds of columns, as far as it matters here.
+AUDIO, TEXT, NUMBER, LIST, OTHER = "audio", "text", "number", "list", "other"
+SCALARS = (TEXT, NUMBER)
 #: Keys of a struct that is a recording.
 RECORDING_KEYS = ("bytes", "path", "array")
 
 
 @dataclass(frozen=True)
 class Guess:
-    """Usual names of a field's column, best first, and the kinds that it may have."""
+    """Usual names of a field's column, best first, separated by spaces; and the kinds that it may have."""
 
-    names: str  # separated by spaces
+    names: str
     kinds: tuple[str, ...] = (TEXT,)
 
 
@@ -50,12 +49,12 @@ GUESSES: dict[str, Guess] = {
     "wer": Guess("wer word_error_rate wer_percent wer_pct wer_percentage wer_fraction wer_ratio", (NUMBER,)),
     "id": Guess("id segment_id utterance_id utt_id utt audio_id clip_id uid key", (TEXT, NUMBER)),
     "speaker": Guess("speaker speaker_id client_id spk_id spk", SCALARS),
-    "language": Guess("language locale lang lang_id language_id source_lang", (TEXT, LABEL)),
+    "language": Guess("language locale lang lang_id language_id source_lang"),
     "translation": Guess("translation translated_text translated_sentence"),
-    "target_language": Guess("target_language target_lang tgt_lang", (TEXT, LABEL)),
+    "target_language": Guess("target_language target_lang tgt_lang"),
     "caption": Guess("caption description"),
     "question": Guess("question"),
-    "answer": Guess("answer", (TEXT, LABEL)),
+    "answer": Guess("answer"),
     "response": Guess("response"),
 }
 #: Columns that place a clip, in a manifest; in a dataset they may be about anything.
@@ -91,16 +90,12 @@ GIGASPEECH_NOT_SPEECH = ("<SIL>", "<NOISE>", "<MUSIC>", "<OTHER>")
 SENTENCE = re.compile(r"[^.!?]+[.!?]*")
 
 
-class UnusableValueError(ValueError):
-    """A value that a row cannot be used with; the message says why."""
-
-
 def gigaspeech_tags(text: Any) -> str:
-    """Return a transcript of GigaSpeech with its punctuation as marks; raise UnusableValueError where nobody speaks."""
+    """Return a transcript of GigaSpeech with its punctuation as marks; raise ValueError where nobody speaks."""
     words = str(text).split()
     tags = [word for word in words if word in GIGASPEECH_NOT_SPEECH]
     if tags:
-        raise UnusableValueError(f"is tagged {tags[0]}: nothing is said in it that could be transcribed")
+        raise ValueError(f"is tagged {tags[0]}: nothing is said in it that could be transcribed")
     marked = " ".join(GIGASPEECH_PUNCTUATION.get(word, word) for word in words)
     for mark in GIGASPEECH_PUNCTUATION.values():
         marked = marked.replace(f" {mark}", mark)
@@ -113,11 +108,11 @@ def sentence_case(text: Any) -> str:
 
 
 def first_item(values: Any) -> Any:
-    """Return the first of several right answers; raise UnusableValueError if there is none."""
+    """Return the first of several right answers; raise ValueError if there is none."""
     if not isinstance(values, (list, tuple)):
         return values
     if not values:
-        raise UnusableValueError("is an empty list")
+        raise ValueError("is an empty list")
     return values[0]
 
 
@@ -147,12 +142,10 @@ class ColumnSpec:
     transforms: tuple[str, ...] = ()  # names of `TRANSFORMS`, applied in turn
     each: bool = False
 
-    def __post_init__(self):
-        unknown = [name for name in self.transforms if name not in TRANSFORMS]
-        if unknown:
-            raise ValueError(f"There is no transform {unknown[0]!r}; expected some of {', '.join(TRANSFORMS)}.")
-        if not self.columns or (len(self.columns) > 1 and not self.each):
-            raise ValueError(f"A field comes from one column, or from each of several; found {list(self.columns)}.")
+    @property
+    def takes_lists(self) -> bool:
+        """Return whether its columns may hold lists."""
+        return self.each or self.transforms[:1] == ("first_item",)
 
     def __str__(self) -> str:
         name = " and ".join(self.columns) if len(self.columns) < 3 else f"{self.columns[0]} … {self.columns[-1]}"
@@ -185,33 +178,19 @@ class ColumnMapping:
         return "\n".join(lines + ([f"  not read: {', '.join(self.unread)}"] if self.unread else []))
 
 
-def column_kinds(features: Mapping[str, Any] | None, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return the kind of each column by its feature or, where a dataset does not say, by its value in the first rows."""
-    if features is not None:
-        return {name: _feature_kind(feature) for name, feature in features.items()}
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: next((_value_kind(row[name]) for row in rows if row.get(name) is not None), OTHER) for name in names}
-
-
-def _feature_kind(feature: Any) -> str:
+def column_kind(feature: Any) -> str:
+    """Return the kind of a column of `datasets`."""
     if isinstance(feature, datasets.Audio):
         return AUDIO
     if isinstance(feature, dict):
         return AUDIO if any(key in feature for key in RECORDING_KEYS) else OTHER
     if isinstance(feature, datasets.ClassLabel):
-        return LABEL
+        return TEXT
     if isinstance(feature, (list, datasets.List, datasets.LargeList)):
         return LIST
-    dtype = getattr(feature, "dtype", "")
-    kinds = {"string": TEXT, "large_string": TEXT, "binary": AUDIO, "large_binary": AUDIO, "bool": TRUTH}
-    return kinds.get(dtype) or (NUMBER if re.fullmatch(r"u?int\d+|float\d+", dtype) else OTHER)
-
-
-def _value_kind(value: Any) -> str:
-    if isinstance(value, dict):
-        return AUDIO if any(key in value for key in RECORDING_KEYS) else OTHER
-    kinds = ((bool, TRUTH), (bytes, AUDIO), (str, TEXT), ((int, float), NUMBER), (list, LIST))
-    return next((kind for types, kind in kinds if isinstance(value, types)), OTHER)
+    patterns = {r"(large_)?string": TEXT, r"(large_)?binary": AUDIO, r"bool|u?int\d+|float\d+": NUMBER}
+    found = (kind for pattern, kind in patterns.items() if re.fullmatch(pattern, getattr(feature, "dtype", "")))
+    return next(found, OTHER)
 
 
 def parse_overrides(given: Iterable[str]) -> dict[str, str]:
@@ -249,8 +228,7 @@ def map_columns(
         overrides: As [`parse_overrides`] returns them.
         wanted: From the catalogue; every column of it must be there. Without it columns are guessed, by `guesses`.
 
-    Raises:
-        CorpusError: a column is not there, is of a kind that its field cannot be, or cannot be told among several.
+    CorpusError is raised for columns that are not there, or of the wrong kind, or that cannot be told among several.
     """
     specs: dict[str, ColumnSpec] = dict(wanted or {})
     alternatives: dict[str, tuple[str, ...]] = {}
@@ -274,14 +252,14 @@ def _candidates(
 ) -> list[str]:
     """Return the columns that a field may come from, best first."""
     named = [column for name in guess.names.split() for column in kinds if column.lower() == name]
-    fitting = [column for column in named if kinds[column] in (*guess.kinds, ANY)]
+    fitting = [column for column in named if kinds[column] in guess.kinds]
     if field_name == "id":
         return [column for column in fitting if len({row.get(column) for row in rows}) == len(rows)]
     if field_name != "audio":
         return fitting
     recordings = [column for column in kinds if kinds[column] == AUDIO]
     if len(recordings) <= 1:
-        paths = [column for column in fitting if kinds[column] == ANY or _holds_paths(column, rows)]
+        paths = [column for column in fitting if _holds_paths(column, rows)]
         return recordings + [column for column in paths if column not in recordings]
     preferred = [column for column in fitting if column in recordings]
     return preferred + [column for column in recordings if column not in preferred] if preferred else []
@@ -304,9 +282,9 @@ def _check(
                 near = difflib.get_close_matches(column, [name for name in kinds if name not in taken], n=1)
                 hint = f", perhaps {near[0]!r}?" if near else ""
                 problems.append(f"there is no column {column!r}{hint} for {field_name!r}")
-            elif field_name == "audio" and kinds[column] not in (AUDIO, TEXT, ANY):
+            elif field_name == "audio" and kinds[column] not in (AUDIO, TEXT):
                 problems.append(f"column {column!r} for 'audio' holds {kinds[column]}, not recordings or paths")
-            elif field_name != "audio" and kinds[column] not in SCALARS and not _takes_lists(spec, kinds[column]):
+            elif field_name != "audio" and kinds[column] not in (*SCALARS, *([LIST] if spec.takes_lists else [])):
                 problems.append(f"column {column!r} for {field_name!r} holds {kinds[column]}, not plain values")
     if not problems and "audio" not in specs:
         several = [column for column, kind in kinds.items() if kind == AUDIO]
@@ -315,12 +293,8 @@ def _check(
     if not problems and guessed and "text" not in overrides and not any(answer in specs for answer in ANSWERS):
         problems.append("it cannot be told which column is the transcript")
     if problems:
-        found = ", ".join(column if kind == ANY else f"{column} ({kind})" for column, kind in kinds.items()) or "none"
+        found = ", ".join(f"{column} ({kind})" for column, kind in kinds.items()) or "none"
         raise CorpusError(f"{name}: {'; '.join(problems)}. Its columns are: {found}.{OVERRIDE_HINT}")
-
-
-def _takes_lists(spec: ColumnSpec, kind: str) -> bool:
-    return kind == LIST and (spec.each or spec.transforms[:1] == ("first_item",))
 
 
 def wer_unit(
@@ -330,10 +304,7 @@ def wer_unit(
     Return the unit of a dataset's own word errors, "percent" or "fraction"; or None and the message that asks for it.
 
     It is what was given; or what the column's name says; or what the values leave no doubt about: fractions are all at
-    most 1, and some below; percentages are all 0 or at least 1, and some at least 5.
-
-    Raises:
-        CorpusError: the values are no numbers, or a unit is given and there is no column.
+    most 1, and some below; percentages are all 0 or at least 1, and some at least 5. Other values raise CorpusError.
     """
     if "wer" not in mapping.specs:
         if given is not None:

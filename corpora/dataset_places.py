@@ -111,10 +111,8 @@ def find_place(
             raise CorpusError(f"{path}: expected a folder, or a file that ends in one of {', '.join(FILE_BUILDERS)}.")
         return Place(name, "file", path, config, None, corpus)
     if dataset.count("/") != 1 or dataset.startswith((".", "/", "~")) or dataset.endswith("/"):
-        raise CorpusError(
-            f"Dataset {dataset!r} is no file or folder here, no corpus of the table (`audiollm prepare corpora` lists "
-            "them), and no id of the Hub, which has the form org/name."
-        )
+        kinds = "no file or folder here, no corpus of the table, and no id of the Hub, which has the form org/name"
+        raise CorpusError(f"Dataset {dataset!r} is {kinds}.")
     return Place(dataset, "hub", dataset, config, _commit(dataset, revision), None)
 
 
@@ -127,16 +125,11 @@ def _commit(hub: str, revision: str | None) -> str | None:
 
 
 def open_split(place: Place, split: str, streaming: bool) -> tuple[Any, str]:
-    """
-    Return one split, audio undecoded, and the absolute folder that relative paths start from.
-
-    Raises:
-        CorpusError: it cannot be read.
-    """
+    """Return one split, audio undecoded, and the folder that relative paths start from; raise CorpusError without one."""
     try:
         dataset, folder = load_split(place, split, streaming)
     except READ_ERRORS as error:
-        raise CorpusError(_explain(place, split, error)) from error
+        raise unreadable(place, split, error) from error
     dataset = dataset.with_format(None)
     for column, feature in (dataset.features or {}).items():
         if isinstance(feature, datasets.Audio):
@@ -233,12 +226,13 @@ def recording_of(value: Any, place: Place, folder: str) -> tuple[Any, str | None
     return located, None
 
 
-def _explain(place: Place, split: str, error: BaseException) -> str:
+def unreadable(place: Place, split: str, error: BaseException, where: str = "") -> CorpusError:
+    """Return the error for a split that cannot be read, with what to do about it."""
     reason = " ".join(str(error).split()) or type(error).__name__
-    message = f"{place.name}: split {split!r} cannot be read: {reason.rstrip('.')}."
+    message = f"{place.name}: split {split!r} cannot be read{where}: {reason.rstrip('.')}."
     if "scripts are no longer supported" in reason:
-        return f"{message} The Hub may have it as Parquet: add --revision refs/convert/parquet."
-    if "gated" in reason.lower() or (place.corpus and place.corpus.gated and place.kind == "hub"):
+        message += " The Hub may have it as Parquet: add --revision refs/convert/parquet."
+    elif "gated" in reason.lower() or (place.corpus and place.corpus.gated and place.kind == "hub"):
         terms = f"https://huggingface.co/datasets/{place.path}"
-        return f"{message} Accept its terms at {terms}, then log in with `hf auth login`."
-    return message
+        message += f" Accept its terms at {terms}, then log in with `hf auth login`."
+    return CorpusError(message)

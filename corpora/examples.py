@@ -54,10 +54,8 @@ class ExamplesError(ValueError):
     """
     One or several files of examples that cannot be used as they are.
 
-    Attributes:
-        path: The file, or the files separated by commas.
-        problems: (where, reason) of every problem; `where` is "row 3" (from 0), "line 4" of a JSON Lines file (from 1), or
-            "" for the file as a whole.
+    `path` is the file, or the files separated by commas. `problems` has (where, reason) of each: "row 3" (from 0), "line 4"
+    of a JSON Lines file (from 1), or "" for the file as a whole.
     """
 
     def __init__(self, path: str | os.PathLike[str], problems: list[tuple[str, str]]):
@@ -76,15 +74,12 @@ def problem_lines(problems: list[tuple[str, str]]) -> str:
 
 def read_examples(path: str | os.PathLike[str], audio_dir: str | os.PathLike[str] | None = None) -> list[Example]:
     """
-    Read and check an examples file.
+    Read an examples file, and check that every audio file is there; none is opened.
 
     Args:
         path: A JSON list, or JSON Lines if its name ends in `.jsonl`; UTF-8.
         audio_dir: Folder that relative audio paths start from and that none may leave. Without it they start from the
             file's own folder, and absolute paths may lead anywhere.
-
-    Returns:
-        The examples in the file's order. Every audio file was there; none was opened.
 
     Raises:
         FileNotFoundError: no such file, or `audio_dir` is not a folder.
@@ -92,9 +87,7 @@ def read_examples(path: str | os.PathLike[str], audio_dir: str | os.PathLike[str
     """
     path = Path(path)
     if path.is_dir() or path.suffix == ".parquet":
-        kind = "a folder" if path.is_dir() else "a Parquet file"
-        reason = f"it is {kind}, and JSON or JSON Lines is read here; `audiollm prepare` writes both, side by side."
-        raise ExamplesError(path, [("", reason)])
+        raise ExamplesError(path, [("", "JSON or JSON Lines is read here; `audiollm prepare` writes both.")])
     reader = RowReader(path.parent, audio_dir)
 
     def read(row: Any, index: int) -> Example:
@@ -128,13 +121,8 @@ def write_examples(
     """
     Write examples so that `read_examples(path, audio_dir)` gives them back; the file appears whole or not at all.
 
-    Audio inside `audio_dir` is written relative to it, with forward slashes, so that the folder can be moved; other audio
-    keeps its absolute path.
-
-    Args:
-        path: `*.jsonl` for one row a line, else a JSON list. Its folder is made if need be.
-        examples: In this order.
-        audio_dir: Where relative paths will start; the file's own folder by default.
+    A path `*.jsonl` has one row a line, any other a JSON list. Audio inside `audio_dir`, by default the file's folder, is
+    written relative to it, so that the folder can be moved; other audio keeps its absolute path.
     """
     path = Path(path)
     start = os.path.abspath(path.parent if audio_dir is None else audio_dir)
@@ -155,22 +143,19 @@ def json_rows(path: Path) -> Iterator[tuple[str, Any, str | None]]:
     """
     Yield the rows of a JSON list or, if the name ends in `.jsonl`, JSON Lines: the place, the value, and what is wrong.
 
-    The place is "row 3" or "line 4"; what is wrong with the file as a whole comes with the place "". Lines are read one
-    by one.
+    The place is "row 3" or "line 4", or "" for the file as a whole. Lines are read one by one.
     """
     is_lines = path.suffix == JSON_LINES_SUFFIX
     with open(path, encoding="utf-8-sig", newline="\n") as file:
         try:
-            for number, line in enumerate(file if is_lines else (), start=1):
-                if line.strip():
-                    yield (f"line {number}", *_parsed(line))
-            text = "" if is_lines else file.read()
+            if is_lines:
+                yield from ((f"line {number}", *_parsed(line)) for number, line in enumerate(file, 1) if line.strip())
+                return
+            text = file.read()
         except UnicodeDecodeError as error:
-            at = "" if is_lines else f" at byte {error.start}"
+            at = "" if is_lines else f" at byte {error.start}"  # of lines it would be that in a block
             yield "", None, f"is not UTF-8 text: {error.reason}{at}"
             return
-    if is_lines:
-        return
     rows, problem = _parsed(text)
     if problem is not None:
         hint = f" (one object a line? then name the file *{JSON_LINES_SUFFIX})" if "Extra data" in problem else ""

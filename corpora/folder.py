@@ -16,19 +16,18 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 from audiollm.command_line.files import is_audio, is_inside
 from audiollm.command_line.option_parser import option
 
-from .clips import DEFAULT_SPLIT, SPLIT_KEYWORDS, STATE_FOLDER, BadClip, Clip, CorpusError, split_in
+from .clips import DEFAULT_SPLIT, SPLIT_KEYWORDS, STATE_FOLDER, BadClip, Clip, ClipSource, CorpusError, split_in
 from .columns import WER_UNITS, parse_overrides
 from .dataset_places import FILE_BUILDERS, Place
 from .huggingface import HuggingFaceArguments, HuggingFaceSource
 from .values import counted, printable
 
-DEFAULT_TASKS = ("transcribe",)
-DEFAULT_OUTPUT = "data/folder"
 #: Suffixes of transcripts beside audio: plain, HTK's, and LibriTTS' two.
 TRANSCRIPT_SUFFIXES = (".txt", ".lab", ".normalized.txt", ".original.txt")
 #: A longer file is no transcript of one recording.
@@ -52,12 +51,10 @@ class FolderArguments:
         None, "Suffix of transcripts beside audio, such as .txt. Default: found by looking."
     )
     split: str | None = option(None, "Split of all clips. Default: by names of columns, files and folders.")
-    wer_unit: str | None = option(None, "Unit of the word errors in the column wer: percent or fraction.")
+    wer_unit: str | None = option(None, "Unit of the word errors in the column wer.", choices=[*WER_UNITS])
 
     def __post_init__(self):
         parse_overrides(self.columns)
-        if self.wer_unit is not None and self.wer_unit not in WER_UNITS:
-            raise ValueError(f"--wer_unit {self.wer_unit!r}: expected {' or '.join(WER_UNITS)}.")
         if self.transcript_suffix is not None and (self.manifest or self.columns):
             raise ValueError("--transcript_suffix is for transcripts beside audio, not for a table.")
         for name in ("transcript_suffix", "split"):
@@ -66,12 +63,7 @@ class FolderArguments:
 
 
 def open_source(arguments: FolderArguments) -> "SidecarSource | HuggingFaceSource":
-    """
-    Return the clips of a folder: of its table, or of the text files beside its recordings.
-
-    Raises:
-        CorpusError: there is no such folder, nothing in it fits, several things do, or the table cannot be read.
-    """
+    """Return the clips of a folder's table, or of the text beside its recordings; raise CorpusError if neither is clear."""
     if not os.path.isdir(arguments.folder):
         raise CorpusError(f"The folder {arguments.folder!r} is not a folder.")
     top = os.path.realpath(arguments.folder)
@@ -82,20 +74,17 @@ def open_source(arguments: FolderArguments) -> "SidecarSource | HuggingFaceSourc
         path = os.path.realpath(path if os.path.exists(path) else arguments.manifest)
         if not os.path.isfile(path) or os.path.splitext(path)[1].lower() not in FILE_BUILDERS:
             endings = ", ".join(FILE_BUILDERS)
-            raise CorpusError(
-                f"--manifest {arguments.manifest!r} is no file in {top!r} or in the working directory that ends in one of "
-                f"{endings}."
-            )
+            raise CorpusError(f"--manifest {arguments.manifest!r} is no file that ends in one of {endings}.")
         return _table_source(top, {_split_of(path, top, arguments): path}, arguments)
     candidates, suffixes, audio = [], set(), 0
-    for folder in walk(top):
-        stems = {_key(os.path.splitext(name)[0]) for name in folder.files if is_audio(name)}
+    for folder, files, _ in walk(top):
+        stems = {_key(os.path.splitext(name)[0]) for name in files if is_audio(name)}
         audio += len(stems)
-        suffixes |= {one for name in folder.files for one in TRANSCRIPT_SUFFIXES if _stem(name, one) in stems}
-        for name in folder.files if folder.depth <= TABLE_DEPTH else ():
+        suffixes |= {one for name in files for one in TRANSCRIPT_SUFFIXES if _stem(name, one) in stems}
+        for name in files if len(Path(folder).parts) <= TABLE_DEPTH else ():
             stem, suffix = os.path.splitext(name)
             if suffix in FILE_BUILDERS and _key(stem) not in stems:
-                candidates.append(os.path.join(top, folder.path, name))
+                candidates.append(os.path.join(top, folder, name))
     tables: dict[str, str] = {}
     reasons = []
     for path in candidates:
@@ -137,14 +126,11 @@ def _table_source(top: str, tables: Mapping[str, str], arguments: FolderArgument
     return HuggingFaceSource(options, place=Place(printable(top), "file", top, tables=tables))
 
 
-class SidecarSource:
+class SidecarSource(ClipSource):
     """
-    Recordings with a text file beside each. Satisfies `ClipSource`.
+    Recordings with a text file beside each.
 
     In its identity recordings count by their names, and transcripts by what they say.
-
-    Raises:
-        CorpusError: the options have a unit of word errors, which no text beside a recording has.
     """
 
     def __init__(self, folder: str, suffix: str, arguments: FolderArguments):
@@ -166,7 +152,7 @@ class SidecarSource:
         self.summary = f"{self.name}: read as: {counted(self._count, 'file')} with *{suffix} beside the audio"
 
     def count(self) -> int:
-        """Return as in `ClipSource`."""
+        """Return how many recordings there are."""
         return self._count
 
     def clips(self, start: int = 0) -> Iterator[Clip | BadClip]:
@@ -174,19 +160,19 @@ class SidecarSource:
         return islice(self._clips(), start, None)
 
     def _clips(self) -> Iterator[Clip | BadClip]:
-        for folder in walk(self._top):
-            split = self._split or split_in(folder.path) or DEFAULT_SPLIT
-            for name in folder.links:
-                path = printable(os.path.join(folder.path, name))
+        for folder, files, links in walk(self._top):
+            split = self._split or split_in(folder) or DEFAULT_SPLIT
+            for name in links:
+                path = printable(os.path.join(folder, name))
                 yield BadClip(path, f"{path!r} is a link that leads out of the folder; name that folder itself", split)
-            texts = {stem: name for name in folder.files if (stem := _stem(name, self._suffix))}
-            for name in filter(is_audio, folder.files):
-                path, stem = os.path.join(folder.path, name), os.path.splitext(name)[0]
+            texts = {stem: name for name in files if (stem := _stem(name, self._suffix))}
+            for name in filter(is_audio, files):
+                path, stem = os.path.join(folder, name), os.path.splitext(name)[0]
                 identity = printable(os.path.splitext(path)[0].replace(os.sep, "/"))
                 try:
                     if _key(stem) not in texts:
                         raise ValueError(f"{path!r} has no transcript: there is no {stem + self._suffix!r}")
-                    text = self._transcript(os.path.join(folder.path, texts[_key(stem)]))
+                    text = self._transcript(os.path.join(folder, texts[_key(stem)]))
                     yield Clip(identity, self._located(path), text, split)
                 except ValueError as error:
                     yield BadClip(identity, printable(str(error)), split)
@@ -224,23 +210,11 @@ def _stem(name: str, suffix: str) -> str:
     return _key(name[: -len(suffix)]) if name.lower().endswith(suffix.lower()) else ""
 
 
-class Folder(NamedTuple):
-    """One folder of a tree: its relative path and depth, its files, and links to folders elsewhere, sorted."""
-
-    path: str
-    depth: int
-    files: list[str]
-    links: list[str]
-
-
-def walk(top: str) -> Iterator[Folder]:
+def walk(top: str) -> Iterator[tuple[str, list[str], list[str]]]:
     """
-    Yield every folder of a tree once, in an order that is the same on every file system.
+    Yield every folder of a tree in a fixed order: its relative path, its files, and its links to folders elsewhere.
 
     Hidden files, and folders that a corpus was prepared in, are passed over; links to folders are not followed.
-
-    Raises:
-        OSError: a folder cannot be read.
     """
 
     def refuse(error: OSError) -> None:
@@ -253,9 +227,7 @@ def walk(top: str) -> Iterator[Folder]:
         folders[:] = _sorted(folders)
         links = [name for name in folders if os.path.islink(os.path.join(here, name))]
         elsewhere = [name for name in links if not is_inside(os.path.realpath(os.path.join(here, name)), top)]
-        path = os.path.relpath(here, top)
-        depth = 0 if path == os.curdir else path.count(os.sep) + 1
-        yield Folder(path if depth else "", depth, _sorted(files), elsewhere)
+        yield "" if here == top else os.path.relpath(here, top), _sorted(files), elsewhere
 
 
 def _sorted(names: list[str]) -> list[str]:

@@ -11,9 +11,8 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import count, islice
+from itertools import islice
 from typing import Any
 
 import datasets
@@ -21,7 +20,7 @@ from audiollm.command_line.option_parser import option
 
 from . import values
 from .catalogue import Corpus, corpus_named, is_corpus_name
-from .clips import BadClip, Clip, CorpusError, FieldValue, split_named
+from .clips import BadClip, Clip, ClipSource, CorpusError, FieldValue, split_named
 from .columns import (
     GUESSES,
     PLACE_GUESSES,
@@ -29,17 +28,13 @@ from .columns import (
     WER_UNITS,
     ColumnMapping,
     ColumnSpec,
-    UnusableValueError,
-    column_kinds,
+    column_kind,
     map_columns,
     parse_overrides,
     wer_unit,
 )
-from .dataset_places import READ_ERRORS, Place, find_place, open_split, recording_of
-from .tasks import Task
+from .dataset_places import READ_ERRORS, Place, find_place, open_split, recording_of, unreadable
 
-DEFAULT_OUTPUT = "data/huggingface"
-DEFAULT_TASKS = ("transcribe",)
 DEFAULT_SPLITS = ("train",)
 #: Rows of each split by which columns are guessed.
 ROWS_LOOKED_AT = 100
@@ -68,7 +63,7 @@ class HuggingFaceArguments:
     columns: list[str] = option(
         [], "Which column is which field: text=sentence audio=file. `text=` leaves a field out."
     )
-    wer_unit: str | None = option(None, "Unit of the dataset's own word errors: percent or fraction.")
+    wer_unit: str | None = option(None, "Unit of the dataset's own word errors.", choices=[*WER_UNITS])
     limit: int | None = option(None, "Read only the first rows of each split, so many.")
 
     def __post_init__(self):
@@ -80,10 +75,7 @@ class HuggingFaceArguments:
             raise ValueError(f"--splits names a split twice: {', '.join(self.splits)}.")
         if self.config is not None and not SPLIT_NAME.fullmatch(self.config):
             raise ValueError(f"--config {self.config!r}: expected a name of letters, digits, '.', '_' and '-'.")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"--limit {self.limit}: expected a number of rows, 1 or more.")
-        if self.wer_unit is not None and self.wer_unit not in WER_UNITS:
-            raise ValueError(f"--wer_unit {self.wer_unit!r}: expected {' or '.join(WER_UNITS)}.")
+        values.check_at_least(self, 1, "limit")
         parse_overrides(self.columns)
         ready = is_corpus_name(self.dataset)
         if self.source_path is not None and not ready:
@@ -94,21 +86,13 @@ class HuggingFaceArguments:
             raise ValueError("--revision is for datasets of the Hub; what lies on disk has none.")
 
 
-class HuggingFaceSource:
+class HuggingFaceSource(ClipSource):
     """
     A dataset as clips, in the order of its splits and rows. Recordings stay as they are stored.
 
     A corpus of another table than the catalogue may be read in place of `arguments.dataset`, from a copy at
     `source_path`, or another place. Tables in a folder may have columns for the split and the part of a recording.
-
-    Attributes:
-        tasks: What the catalogue says can be asked about its clips; None if it does not say.
-        folder, reads_all_below: The local folder that is read, None of a file and of the Hub, and whether it is read whole.
-        wer_unit, wer_doubt: The unit of its word errors, percent or fraction; or the message for when it cannot be told.
-        summary: What is read, and which column is which field.
-
-    Raises:
-        CorpusError: it cannot be read, or a column is missing or cannot be told among several.
+    CorpusError is raised if it cannot be read, or a column is missing or cannot be told among several.
     """
 
     def __init__(
@@ -127,24 +111,27 @@ class HuggingFaceSource:
         self.corpus, self._place, self.name = corpus, place, place.name
         self.folder = place.path if place.kind in ("disk", "folder") else None
         self.reads_all_below = place.kind == "folder" and not (corpus and corpus.files)
-        self.tasks: tuple[Task, ...] | None = corpus.tasks if corpus else None
+        if corpus is not None:
+            self.tasks = corpus.tasks
         self._constants: Mapping[str, FieldValue] = corpus.constants if corpus else {}
         self._splits = tuple(arguments.splits or (corpus.default_splits if corpus else DEFAULT_SPLITS))
         self._limit = arguments.limit
-        self._check_splits()
+        if place.kind == "file" and len(self._splits) > 1 and not place.tables:
+            raise CorpusError(f"{self.name}: one file is one split, not {', '.join(self._splits)}.")
+        known = corpus.splits if corpus and place.kind == "hub" else self._splits
+        unknown = [split for split in self._splits if split not in known]
+        if unknown:
+            raise CorpusError(f"{self.name} has no split {unknown[0]!r}; expected some of {', '.join(known)}.")
         self._datasets: dict[str, Any] = {}
         self._folders: dict[str, str] = {}
         self._labels: dict[str, list[str]] = {}
         mappings = [self._open(split, arguments) for split in self._splits]
         self.mapping = mappings[0]
-        if any(dict(mapping.specs) != dict(self.mapping.specs) for mapping in mappings[1:]):
-            raise CorpusError(
-                f"{self.name}: its splits do not have the same columns; prepare them one by one, or name the columns with "
-                "--columns."
-            )
+        if any(mapping.specs != self.mapping.specs for mapping in mappings):
+            raise CorpusError(f"{self.name}: its splits do not have the same columns; name them with --columns.")
         specs = self.mapping.specs
         self._each = next((name for name, spec in specs.items() if spec.each), None)
-        self.identity: dict[str, Any] = {
+        self.identity = {
             "source": "huggingface",
             "dataset": place.path,
             "corpus": corpus.name if corpus else None,
@@ -158,23 +145,18 @@ class HuggingFaceSource:
         }
         self.summary = self._summarise()
 
-    def _check_splits(self) -> None:
-        if self._place.kind == "file" and len(self._splits) > 1 and not self._place.tables:
-            raise CorpusError(f"{self.name}: one file is one split, not {', '.join(self._splits)}.")
-        known = self.corpus.splits if self.corpus and self._place.kind == "hub" else self._splits
-        unknown = [split for split in self._splits if split not in known]
-        if unknown:
-            raise CorpusError(f"{self.name} has no split {unknown[0]!r}; expected some of {', '.join(known)}.")
-
     def _open(self, split: str, arguments: HuggingFaceArguments) -> ColumnMapping:
         """Open a split, and return which column is which field."""
         dataset, self._folders[split] = open_split(self._place, split, arguments.streaming)
-        with self._naming(f"split {split!r} cannot be read"):
-            most = ROWS_LOOKED_AT if dataset.features is None else self._rows_looked_at
-            rows = [dict(row) for row in islice(dataset, most)]  # `take` past the end fails in datasets 4.0
+        most = ROWS_LOOKED_AT if dataset.features is None else self._rows_looked_at
+        try:
+            rows = [dict(row) for row in islice(dataset, most)]
+            features = dataset.features or datasets.Dataset.from_list(rows).features
+        except READ_ERRORS as error:
+            raise unreadable(self._place, split, error) from error
         if not rows:
             raise CorpusError(f"{self.name}: split {split!r} has no rows.")
-        kinds = column_kinds(dataset.features, rows)
+        kinds = {column: column_kind(feature) for column, feature in features.items()}
         label = f"{self.name}, split {split!r}" if len(self._splits) > 1 else self.name
         wanted = self.corpus.columns if self.corpus else None
         guesses = GUESSES | (PLACE_GUESSES if self._place.tables else {})
@@ -182,19 +164,10 @@ class HuggingFaceSource:
         if not self._datasets:
             values = [row.get(mapping.specs["wer"].columns[0]) for row in rows] if "wer" in mapping.specs else []
             self.wer_unit, self.wer_doubt = wer_unit(self.name, mapping, values, arguments.wer_unit)
-        for column, feature in (dataset.features or {}).items():
-            if isinstance(feature, datasets.ClassLabel):
-                self._labels[column] = feature.names
+        labelled = {name: one for name, one in features.items() if isinstance(one, datasets.ClassLabel)}
+        self._labels |= {name: feature.names for name, feature in labelled.items()}
         self._datasets[split] = dataset.select_columns(mapping.columns)
         return mapping
-
-    @contextmanager
-    def _naming(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except READ_ERRORS as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise CorpusError(f"{self.name}: {what}: {reason}") from error
 
     def _summarise(self) -> str:
         place = self._place
@@ -234,17 +207,14 @@ class HuggingFaceSource:
                         yield clip
 
     def _rows(self, split: str, first: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        dataset = self._datasets[split]
-        if hasattr(dataset, "__len__"):
-            rows = iter(dataset.select(range(first, len(dataset))))
-        else:
-            rows = iter(dataset.skip(first) if first else dataset)
-        for number in count(first):
-            with self._naming(f"split {split!r} cannot be read from row {number} on"):
-                row = next(rows, None)
-            if row is None or number == self._limit:
-                return
-            yield number, row
+        rows, number = self._datasets[split], first
+        try:
+            for number, row in enumerate(rows.skip(first), start=first):
+                if number == self._limit:
+                    return
+                yield number, row
+        except READ_ERRORS as error:
+            raise unreadable(self._place, split, error, f" from row {number} on") from error
 
     def _read(self, row: Mapping[str, Any], number: int, split: str) -> Iterator[Clip | BadClip]:
         specs = self.mapping.specs
@@ -253,21 +223,22 @@ class HuggingFaceSource:
         if own is None or len(self._splits) > 1:
             identity = f"{split}-{identity}"
         if self._each is None:
-            yield self._clip(row, identity, split, {})
+            yield self._clip(row, identity, split)
             return
         columns = specs[self._each].columns
         items = [row.get(column) for column in columns] if len(columns) > 1 else row.get(columns[0]) or [None]
         for index, item in enumerate(items, start=1):
-            yield self._clip(row, f"{identity}-{index}", split, {self._each: item})
+            yield self._clip(row, f"{identity}-{index}", split, item)
 
-    def _clip(self, row: Mapping[str, Any], identity: str, split: str, items: Mapping[str, Any]) -> Clip | BadClip:
+    def _clip(self, row: Mapping[str, Any], identity: str, split: str, item: Any = None) -> Clip | BadClip:
+        """Return the clip of a row or, where each of several values makes one, of `item`."""
         fields: dict[str, FieldValue] = dict(self._constants)
         for name, spec in self.mapping.specs.items():
             if name in ("audio", "id"):
                 continue
             try:
-                value = self._value(name, items[name] if name in items else row.get(spec.columns[0]), spec)
-            except UnusableValueError as error:
+                value = self._value(name, item if spec.each else row.get(spec.columns[0]), spec)
+            except ValueError as error:
                 return BadClip(identity, f"{name!r} of column {' or '.join(map(repr, spec.columns))} {error}", split)
             if value is not None:
                 fields[name] = value
@@ -296,18 +267,18 @@ class HuggingFaceSource:
         return begin or 0.0, end
 
     def _value(self, name: str, stored: Any, spec: ColumnSpec) -> FieldValue:
-        """Return a field, None if the row does not have it; raise UnusableValueError if the row is no clip without it."""
+        """Return a field, None if the row does not have it; raise ValueError if the row is no clip without it."""
         value = self._transformed(stored, spec)
         if isinstance(value, float) and not math.isfinite(value):
             value = None
         if isinstance(value, (list, dict)):
-            raise UnusableValueError("is no plain value")
+            raise ValueError("is no plain value")
         if name == "wer":
             return None if value is None else float(value)
         if name in ("text", self._each):
             value = "" if value is None else str(value).strip()
             if not value:
-                raise UnusableValueError("is empty: there is nothing to learn from the recording")
+                raise ValueError("is empty: there is nothing to learn from the recording")
         return value
 
     def _transformed(self, value: Any, spec: ColumnSpec) -> Any:

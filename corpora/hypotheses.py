@@ -6,7 +6,7 @@ Greedy, so that the same recording always gives the same text. Each batch is kep
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from audiollm.base_models import EMBEDDED_PREFIX, resolve_base
-from audiollm.command_line.files import sha256_of
-from audiollm.processing.audio import SAMPLING_RATE_HZ, load_waveform, read_bytes
+from audiollm.processing.audio import load_waveform
 from audiollm.processing.cutting import cut_at_quiet
-from tqdm.auto import tqdm
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -28,19 +26,13 @@ from transformers import (
 )
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from .clips import safe_name
 from .normalisers import language_of
-from .recordings import declared
 from .transcript_journal import TranscriptJournal, model_checksum
 
 DEFAULT_WHISPER = "pypi:whisper-tiny.en"
 #: Bound on a transcript, because Whisper falls into loops: nobody speaks faster, in any script that it writes.
 MAX_TOKENS_PER_SECOND = 25
 SPARE_TOKENS = 16
-#: Recordings are sorted by length among this many batches.
-BATCHES_AT_ONCE = 32
-#: Places without a recording in a window, at most so many for each recording.
-PLACES_PER_CLIP = 16
 #: Raised when a change below changes what is heard, so that kept transcripts are made anew.
 DECODING_REVISION = 1
 #: Warning of transformers about a call inside its own Whisper.
@@ -66,10 +58,8 @@ def locate_whisper(model_id: str | os.PathLike[str], revision: str | None = None
         reason = str(error).split("\n")[0]
         raise WhisperModelError(f"The Whisper model {str(model_id)!r} cannot be read: {reason} {advice}") from error
     if config.model_type != "whisper":
-        raise WhisperModelError(
-            f"The model {str(model_id)!r} is of type {config.model_type!r}, not a Whisper, and writes no transcripts "
-            f"of its own. {advice}"
-        )
+        found = f"is of type {config.model_type!r}, not a Whisper"
+        raise WhisperModelError(f"The model {str(model_id)!r} {found}. {advice}")
     return folder, config
 
 
@@ -157,36 +147,30 @@ def _language_options(folder: str, name: str, language: str | None, known: dict[
     code = None if language is None else language_of(language)
     if code is not None and code not in LANGUAGES:
         raise WhisperModelError(
-            f"Whisper does not know the language {language!r}; expected a code or an English name, as en or english."
+            f"Whisper does not know the language {language!r}; expected one such as en or english."
         )
     if not getattr(GenerationConfig.from_pretrained(folder, **known), "is_multilingual", False):
         if code not in (None, "en"):
-            raise WhisperModelError(
-                f"{name} hears English only, and the language given is {language!r}. Pass a multilingual Whisper."
-            )
+            raise WhisperModelError(f"{name} hears English only, not {language!r}. Pass a multilingual Whisper.")
         return {}
     return {"task": "transcribe"} if code is None else {"task": "transcribe", "language": code}
 
 
 class WhisperTranscriber:
     """
-    Transcriber of recordings, batched by length; each transcript is kept on disk and never made twice.
+    Transcriber of recordings; each transcript is kept on disk and never made twice.
 
-    The model is loaded when the first recording comes that has not been heard yet.
-
-    Args:
-        model_id, device, language: See [`WhisperDecoder`], whose errors are raised.
-        batch_size: Recordings, or 30 s windows of longer ones, at once; an interruption loses no more.
-        journal_folder: Where `<model>.jsonl` keeps the transcripts; None keeps none.
+    The model is loaded when the first recording comes that has not been heard yet; errors are those of [`WhisperDecoder`].
+    `batch_size` is of recordings, or 30 s windows of longer ones. `<model>.jsonl` in `journal_folder` keeps the transcripts.
     """
 
     def __init__(
         self,
-        model_id: str = DEFAULT_WHISPER,
+        model_id: str,
+        journal_folder: str | os.PathLike[str],
         device: torch.device | str = "cpu",
         batch_size: int = 8,
         language: str | None = None,
-        journal_folder: str | os.PathLike[str] | None = None,
     ):
         self.name, self.batch_size = model_id, batch_size
         self._load = partial(WhisperDecoder, model_id, device=device, language=language)
@@ -200,68 +184,14 @@ class WhisperTranscriber:
             "decoding": DECODING_REVISION,
             **_language_options(folder, model_id, language, {"revision": "main"}),
         }
-        path = None if journal_folder is None else Path(journal_folder) / f"{safe_name(model_id)}.jsonl"
-        self.journal = TranscriptJournal(path, settings)
+        self.journal = TranscriptJournal(journal_folder, model_id, settings)
 
-    def transcribe(self, recordings: Iterable[Any | None], total: int | None = None) -> Iterator[str | None]:
-        """
-        Yield a transcript for each recording (path, URL, or dict with `bytes`), in order, and None for each None.
+    def transcribe(self, recordings: Mapping[str, Path]) -> Iterator[dict[str, str]]:
+        """Yield the transcripts of recordings by their sha256, batch by batch, in their order; raises as `load_waveform`."""
+        yield from self.journal.complete(recordings, self.batch_size, self._hear)
 
-        Memory holds the recordings of one window: some batches, among which they are sorted by length. A window's batches
-        are the same in every run, so that an interrupted run ends with the same transcripts.
-
-        Raises:
-            FileNotFoundError, AudioError: a recording does not exist, or cannot be decoded.
-        """
-        with tqdm(total=total, desc=f"Hearing with {self.name}", unit="clip", disable=None) as bar:
-            for window in _windows_of(recordings, BATCHES_AT_ONCE * self.batch_size):
-                digests = [None if recording is None else _checksum(recording) for recording in window]
-                distinct = {digest: recording for digest, recording in zip(digests, window) if digest is not None}
-                lengths = {digest: _seconds(recording) for digest, recording in distinct.items()}
-                by_length = {
-                    digest: distinct[digest] for digest in sorted(distinct, key=lambda one: (lengths[one], one))
-                }
-                bar.update(len(window) - len(distinct))
-                known: dict[str, str] = {}
-                for texts in self.journal.complete(by_length, self.batch_size, self._hear):
-                    known |= texts
-                    bar.set_postfix_str(f"{self.journal.recalled} clips known", refresh=False)
-                    bar.update(len(texts))
-                yield from (None if digest is None else known[digest] for digest in digests)
-
-    def _hear(self, recordings: list[Any]) -> list[str]:
+    def _hear(self, recordings: list[Path]) -> list[str]:
         self._decoder = self._decoder or self._load()
         rate = self._decoder.extractor.sampling_rate
         clips = [self._decoder.windows(load_waveform(recording, target_rate=rate)) for recording in recordings]
         return self._decoder.hear(clips, self.batch_size)
-
-
-def _windows_of(recordings: Iterable[Any], max_clips: int) -> Iterator[list[Any]]:
-    """Yield consecutive parts of a stream with at most so many that are not None, and not many more that are."""
-    window: list[Any] = []
-    clips = 0
-    for recording in recordings:
-        window.append(recording)
-        clips += recording is not None
-        if clips == max_clips or len(window) == max_clips * PLACES_PER_CLIP:
-            yield window
-            window, clips = [], 0
-    if window:
-        yield window
-
-
-def _file_of(recording: Any) -> Any:
-    """Return the path of a recording, or its bytes."""
-    if isinstance(recording, dict):
-        return recording["path"] if recording.get("bytes") is None else recording["bytes"]
-    return read_bytes(recording) if "://" in str(recording) else recording
-
-
-def _checksum(recording: Any) -> str:
-    return sha256_of(_file_of(recording))
-
-
-def _seconds(recording: Any) -> float:
-    """Return how long a recording is, by its header where libsndfile reads it."""
-    found = declared(recording)
-    return found[0] / found[1] if found else len(load_waveform(recording)) / SAMPLING_RATE_HZ

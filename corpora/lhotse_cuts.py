@@ -20,13 +20,9 @@ from audiollm.command_line.files import is_inside, sha256_of
 from audiollm.command_line.option_parser import option
 from audiollm.processing.audio import AudioError
 
-from .clips import DEFAULT_SPLIT, BadClip, Clip, CorpusError, FieldValue
+from .clips import DEFAULT_SPLIT, BadClip, Clip, ClipSource, CorpusError, FieldValue
 
-DEFAULT_TASKS = ("transcribe",)
-DEFAULT_OUTPUT = "data/lhotse"
-EXTRA = "Lhotse is not installed: pip install 'audiollm[lhotse]'."
 SUPERVISION_FIELDS = ("speaker", "language", "gender")
-FILE_SOURCE = "file"
 
 
 @dataclass
@@ -58,14 +54,16 @@ class CutAudio:
         return np.asarray(audio, dtype=np.float32).reshape(-1, audio.shape[-1]).mean(axis=0), int(cut.sampling_rate)
 
 
-class LhotseSource:
-    """The cuts of a manifest as clips, in its order. Satisfies `ClipSource`."""
+class LhotseSource(ClipSource):
+    """The cuts of a manifest as clips, in its order; they are not counted before they are read."""
+
+    folder: Path
 
     def __init__(self, arguments: LhotseArguments):
         try:
             from lhotse import CutSet
         except ImportError as error:
-            raise CorpusError(EXTRA) from error
+            raise CorpusError("Lhotse is not installed: pip install 'audiollm[lhotse]'.") from error
         path = Path(arguments.cuts)
         if not path.is_file():
             raise CorpusError(f"Cuts {arguments.cuts!r}: there is no such file.")
@@ -84,10 +82,6 @@ class LhotseSource:
             "audio_dir": str(self.folder),
             "split": arguments.split,
         }
-
-    def count(self) -> int | None:
-        """Return None: cuts are not counted before they are read."""
-        return None
 
     def clips(self, start: int = 0) -> Iterator[Clip | BadClip]:
         """Yield all clips from the `start`-th on."""
@@ -108,24 +102,18 @@ class LhotseSource:
             fields |= {name: found.pop()} if len(found) == 1 else {}
         if not text:
             return BadClip(cut.id, "has no transcript", self.arguments.split)
-        cut = cut.with_recording_path_prefix(self.folder) if self._is_relative(cut) else cut
-        return Clip(cut.id, CutAudio(cut.to_dict()), text, self.arguments.split, fields)
-
-    def _sources(self, cut: Any) -> list[Any]:
-        cuts = [track.cut for track in cut.tracks] if hasattr(cut, "tracks") else [cut]
-        recordings = [each.recording for each in cuts if getattr(each, "has_recording", False)]
-        return [source for recording in recordings for source in recording.sources]
-
-    def _is_relative(self, cut: Any) -> bool:
-        return not any(Path(source.source).is_absolute() for source in self._sources(cut))
+        located = cut.with_recording_path_prefix(self.folder)  # an absolute path stays what it is
+        return Clip(cut.id, CutAudio(located.to_dict()), text, self.arguments.split, fields)
 
     def _problem(self, cut: Any) -> str | None:
         """Return why a cut's audio is not read."""
-        sources = self._sources(cut)
+        cuts = [track.cut for track in cut.tracks] if hasattr(cut, "tracks") else [cut]
+        recordings = [each.recording for each in cuts if getattr(each, "has_recording", False)]
+        sources = [source for recording in recordings for source in recording.sources]
         if not sources:
             return "has no recording; features alone are not read"
         for source in sources:
-            if source.type != FILE_SOURCE:
+            if source.type != "file":
                 return f"its recording comes from a {source.type}, which is never run, fetched or unpacked; write it to a file"
             path = (self.folder / source.source).resolve()
             if self.arguments.audio_dir and not is_inside(path, self.folder.resolve()):

@@ -10,10 +10,9 @@ LibriSpeech/dev-clean/84/121123/84-121123-0000.flac, ..., 84-121123.trans.txt.
 
 import gzip
 import hashlib
-import os
 import tarfile
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby, islice
@@ -25,11 +24,10 @@ from audiollm.base_models import audiollm_cache_dir
 from audiollm.command_line.downloads import ChecksumError, download, verify_checksum
 from audiollm.command_line.option_parser import option
 
-from .clips import BadClip, Clip, CorpusError, FieldValue
+from .clips import BadClip, Clip, ClipSource, CorpusError, FieldValue
 from .letter_case import LETTER_CASES
+from .values import check_known
 
-DEFAULT_TASKS = ("transcribe",)
-DEFAULT_OUTPUT = "data/librispeech"
 #: Downloaded where no split is asked for: the smallest of the original ones that is clean speech.
 DEFAULT_DOWNLOAD = "dev-clean"
 OPENSLR_FILE = Path(__file__).parent / "openslr.yaml"
@@ -89,30 +87,19 @@ class LibriSpeechArguments:
         "sentence",
         "Case of the transcripts, which are all capitals: sentence (lower case, but for the first letter, I, and "
         "words such as London), lower, or keep.",
+        choices=[*LETTER_CASES],
     )
 
     def __post_init__(self):
         self.splits = list(dict.fromkeys(name for given in self.splits for name in given.split(",") if name))
         self.mirrors = [url.rstrip("/") for given in self.mirrors for url in given.split(",") if url]
-        if self.letter_case not in LETTER_CASES:
-            raise ValueError(
-                f"--letter_case {self.letter_case!r}: expected one of {', '.join(LETTER_CASES)}. --copy_punctuation copies "
-                "capitals and punctuation from what Whisper hears."
-            )
         if self.source_path is not None:
-            if self.source_path.startswith("hub:"):
-                raise ValueError(
-                    f"--source_path {self.source_path!r} is a dataset of the Hub; use `audiollm prepare huggingface "
-                    "--dataset librispeech`."
-                )
             useless = [name for name in ("archives", "mirrors") if getattr(self, name)]
             if useless:
                 raise ValueError(f"--{useless[0]} is for downloads; --source_path {self.source_path!r} needs none.")
             return
-        known = openslr()[1]
-        unknown = [name for name in self.splits if name not in known]
-        if unknown:
-            raise ValueError(f"LibriSpeech has no split {unknown[0]!r}; expected some of {', '.join(known)}.")
+        if self.splits:
+            check_known("splits", self.splits, openslr()[1])
         plain = [url for url in self.mirrors if not url.startswith(("http://", "https://"))]
         if plain:
             raise ValueError(f"--mirrors has {plain[0]!r}; expected URLs that start with http:// or https://.")
@@ -120,15 +107,14 @@ class LibriSpeechArguments:
 
 def open_source(
     arguments: LibriSpeechArguments, table: Mapping[str, PublishedArchive] | None = None, progress: bool = True
-) -> "LibriSpeechFolder | LibriSpeechArchives":
+) -> ClipSource:
     """
     Return LibriSpeech as a source of clips, after downloading and verifying what is missing.
 
     The published archives are OpenSLR's, or those of `table`.
 
     Raises:
-        FileNotFoundError: `source_path` does not exist.
-        CorpusError: it does not hold the splits.
+        FileNotFoundError, CorpusError: `source_path` does not exist, or does not hold the splits.
         ChecksumError: an archive with a published one's name is another, or damaged.
         DownloadError: no mirror gave an archive.
     """
@@ -149,8 +135,7 @@ def open_source(
     paths = [source]
     if source.is_dir():
         root = source / ROOT_NAME if (source / ROOT_NAME).is_dir() else source
-        names = [name for name in sorted(os.listdir(source)) if name.endswith(ARCHIVE_SUFFIXES)]
-        archives = {_stem(source / name): source / name for name in names if (source / name).is_file()}
+        archives = {_stem(path): path for path in sorted(source.iterdir()) if path.name.endswith(ARCHIVE_SUFFIXES)}
         if root != source or not archives:
             return LibriSpeechFolder(root, splits, arguments.letter_case)
         splits = splits or list(archives)
@@ -160,25 +145,19 @@ def open_source(
             raise CorpusError(f"{source} holds no archive {missing[0]}.tar.gz, but those of {there}.")
         paths = [archives[split] for split in splits]
     for path in paths:
-        _verify(path, published, progress)
+        known = published.get(_stem(path))
+        if known is not None:
+            advice = f"It is not the published archive, or damaged: delete it and download it again, or rename your own {path.name}."
+            if path.stat().st_size != known.bytes:
+                raise ChecksumError(f"{path}: expected {known.bytes} bytes, found {path.stat().st_size}. {advice}")
+            verify_checksum(path, f"md5:{known.md5}", advice, progress)
     return LibriSpeechArchives(paths, splits, arguments.letter_case, published)
-
-
-def _verify(path: Path, published: Mapping[str, PublishedArchive], progress: bool) -> None:
-    """Compare an archive that has the name of a published one with its md5."""
-    row = published.get(_stem(path))
-    if row is not None:
-        advice = f"It is not the published archive, or damaged: delete it and download it again, or rename your own {path.name}."
-        size = path.stat().st_size
-        if size != row.bytes:
-            raise ChecksumError(f"{path}: expected {row.bytes} bytes, found {size}. {advice}")
-        verify_checksum(path, f"md5:{row.md5}", advice, progress)
 
 
 def _stem(path: Path) -> str:
     """Return an archive's name without its suffix: its split."""
-    suffixes = [suffix for suffix in ARCHIVE_SUFFIXES if path.name.endswith(suffix)]
-    return path.name.removesuffix(suffixes[0]) if suffixes else path.name
+    suffix = next((suffix for suffix in ARCHIVE_SUFFIXES if path.name.endswith(suffix)), "")
+    return path.name.removesuffix(suffix)
 
 
 # ------------------------------------------------------------------------------------------------------------ chapters
@@ -188,8 +167,8 @@ def _is_chapter_file(name: str) -> bool:
     return name.endswith((RECORDING_SUFFIX, TRANSCRIPT_SUFFIX)) and not name.startswith(".")
 
 
-#: Split, speaker, chapter, file name, and the content: a recording as `Clip` has it, or the transcript file's bytes.
-ChapterFile = tuple[str, str, str, str, Any]
+#: Split, speaker, chapter, file name, and the content, or the file that has it.
+ChapterFile = tuple[str, str, str, str, bytes | Path]
 
 
 def _clips_of(files: Iterable[ChapterFile], letter_case: str) -> Iterator[Clip | BadClip]:
@@ -199,11 +178,13 @@ def _clips_of(files: Iterable[ChapterFile], letter_case: str) -> Iterator[Clip |
         texts: dict[str, str] = {}
         clips: list[Clip | BadClip] = []
         for *_, name, content in chapter:
-            if not name.endswith(TRANSCRIPT_SUFFIX):
-                recordings[name.removesuffix(RECORDING_SUFFIX)] = content
+            if name.endswith(RECORDING_SUFFIX):
+                stored = str(content) if isinstance(content, Path) else {"bytes": content, "path": name}
+                recordings[name.removesuffix(RECORDING_SUFFIX)] = stored
                 continue
+            data = content.read_bytes() if isinstance(content, Path) else content
             try:
-                lines = content.decode("utf-8-sig").splitlines()
+                lines = data.decode("utf-8-sig").splitlines()
             except UnicodeDecodeError as error:
                 reason = f"is not UTF-8 text: {error.reason} at byte {error.start}"
                 clips.append(BadClip(f"{split}/{speaker}/{number}/{name}", reason, split))
@@ -225,14 +206,11 @@ def _clips_of(files: Iterable[ChapterFile], letter_case: str) -> Iterator[Clip |
 # ------------------------------------------------------------------------------------------------------------- sources
 
 
-class LibriSpeechFolder:
+class LibriSpeechFolder(ClipSource):
     """
-    An unpacked tree: the folder that holds the splits' folders. Satisfies `ClipSource`.
+    An unpacked tree: the folder that holds the splits' folders. Without names of splits all are read, sorted.
 
-    Without names of splits all are read, sorted.
-
-    Raises:
-        CorpusError: it lacks a split, or holds no such tree.
+    CorpusError is raised if it lacks a split, or holds no such tree.
     """
 
     def __init__(self, root: Path, splits: Sequence[str], letter_case: str):
@@ -247,10 +225,10 @@ class LibriSpeechFolder:
         self.splits = list(splits) or there
         self.name = f"LibriSpeech in {root}"
         listing = hashlib.sha256()
-        for _, _, _, file in self._paths():
+        for *_, file in self._files():
             line = f"{file.relative_to(self.root)}\0{file.lstat().st_size}\0"
             listing.update(line.encode("utf-8", "surrogateescape"))
-        self.identity: dict[str, Any] = {
+        self.identity = {
             "corpus": "librispeech",
             "folder": str(self.root),
             "files": listing.hexdigest(),
@@ -266,25 +244,20 @@ class LibriSpeechFolder:
         """Return how many there are, bad ones included; reads the transcript files."""
         return sum(1 for _ in self.clips())
 
-    def _files(self) -> Iterator[ChapterFile]:
-        for split, speaker, chapter, path in self._paths():
-            content = path.read_bytes() if path.name.endswith(TRANSCRIPT_SUFFIX) else str(path)
-            yield split, speaker, chapter, path.name, content
-
-    def _paths(self) -> Iterator[tuple[str, str, str, Path]]:
-        """Yield split, speaker, chapter and path of every recording and transcript file, in order."""
+    def _files(self) -> Iterator[tuple[str, str, str, str, Path]]:
+        """Yield the files of all chapters in order."""
         for split in self.splits:
             for chapter in sorted((self.root / split).glob("*/*"), key=lambda path: (path.parent.name, path.name)):
                 for file in sorted(chapter.iterdir()) if chapter.is_dir() else ():
                     if _is_chapter_file(file.name):
-                        yield split, chapter.parent.name, chapter.name, file
+                        yield split, chapter.parent.name, chapter.name, file.name, file
 
 
-class LibriSpeechArchives:
+class LibriSpeechArchives(ClipSource):
     """
-    Archives of such trees, one after the other. Satisfies `ClipSource`.
+    Archives of such trees, one after the other. Without names of splits all are read.
 
-    Those among them that are published have been verified. Without names of splits all are read.
+    Those among them that are published have been verified.
     """
 
     def __init__(
@@ -295,7 +268,7 @@ class LibriSpeechArchives:
         wanted = self.splits or stems.values()
         self.verified = {path: published[one] for path, one in stems.items() if one in wanted and one in published}
         self.name = f"LibriSpeech in {', '.join(path.name for path in paths)}"
-        self.identity: dict[str, Any] = {
+        self.identity = {
             "corpus": "librispeech",
             "archives": [self._fingerprint(path) for path in paths],
             "splits": self.splits,
@@ -317,8 +290,7 @@ class LibriSpeechArchives:
         """
         Yield all clips from the `start`-th on, recordings as bytes; one chapter is held at a time.
 
-        Raises:
-            CorpusError: an archive is damaged, hostile or lacks a split.
+        CorpusError is raised where an archive is damaged, hostile or lacks a split.
         """
         found: set[str] = set()
         for path in self.paths:
@@ -340,24 +312,17 @@ class LibriSpeechArchives:
     def _files(self, path: Path, found: set[str]) -> Iterator[ChapterFile]:
         """Yield an archive's files of the wanted splits; add all splits to `found`."""
 
-        def wanted(name: str) -> bool:
-            place = _place(name)
-            found.update(place[:1] if place else [])
-            return place is not None and (not self.splits or place[0] in self.splits)
+        def place(name: str) -> list[str]:
+            """Return split, speaker, chapter and file name of a member; nothing if it is not wanted."""
+            parts = [part for part in name.split("/") if part not in ("", ".")][-LEVELS:]
+            if len(parts) < LEVELS or not _is_chapter_file(parts[-1]):
+                return []
+            found.add(parts[0])
+            return parts if not self.splits or parts[0] in self.splits else []
 
-        for member, data in archive_members(path, wanted):
-            split, speaker, chapter, file = _place(member) or ("", "", "", "")
-            content = data if file.endswith(TRANSCRIPT_SUFFIX) else {"bytes": data, "path": member}
-            yield split, speaker, chapter, file, content
-
-
-def _place(member: str) -> tuple[str, str, str, str] | None:
-    """Return split, speaker, chapter and file name of an archive's member, if it is one of a chapter's files."""
-    parts = [part for part in member.split("/") if part not in ("", ".")]
-    if len(parts) < LEVELS or not _is_chapter_file(parts[-1]):
-        return None
-    split, speaker, chapter, file = parts[-LEVELS:]
-    return split, speaker, chapter, file
+        for member, data in archive_members(path, lambda name: bool(place(name))):
+            split, speaker, chapter, file = place(member)
+            yield split, speaker, chapter, file, data
 
 
 # ------------------------------------------------------------------------------------------------------------ archives
@@ -367,7 +332,7 @@ class ArchiveError(CorpusError):
     """An archive that cannot be read to its end, or must not be; the message names it and the member."""
 
 
-def archive_members(path: Path, wanted: Callable[[str], bool]) -> Generator[tuple[str, bytes], None, None]:
+def archive_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
     """
     Yield name and bytes of the files in a tar or tar.gz archive that are wanted, in the archive's own order.
 

@@ -1,11 +1,12 @@
 """Work done by several processes, its results in order."""
 
+import functools
 import multiprocessing
 import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver, resource_tracker
@@ -14,7 +15,6 @@ from typing import Any, TypeVar
 from .clips import CorpusError
 
 Place = TypeVar("Place")
-Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
 
@@ -25,24 +25,19 @@ def available_cpus() -> int:
 
 
 def in_order(
-    function: Callable[[Argument], Result],
-    work: Iterable[tuple[Place, Argument]],
+    function: functools.partial[Result],
+    work: Iterable[tuple[Place, Any]],
     workers: int,
     waiting_per_worker: int,
-    module: str,
 ) -> Iterator[tuple[Place, Result]]:
     """
-    Call a function of each argument, and yield the results in the order of the work.
+    Call a function of each argument, and yield the results in the order of the work; raise CorpusError if a process died.
 
     Args:
-        function: Of a module that imports little, since every worker imports it.
+        function: Of a module that imports little, since it is imported once more, before the processes are forked.
         work: Arguments, each with something that stays in this process and comes back with the result.
         workers: Processes; 1 works in this one.
         waiting_per_worker: Arguments under way at once, for each process.
-        module: That of the function; imported once, before the processes are forked.
-
-    Raises:
-        CorpusError: a process died.
     """
     if workers == 1:
         for place, argument in work:
@@ -50,7 +45,7 @@ def in_order(
         return
     # Not forked from here: this process may have threads, of torch for one, that a fork would leave locked.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([module])
+    context.set_forkserver_preload([function.func.__module__])
     _start_server()
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
     try:

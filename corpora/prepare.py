@@ -13,24 +13,20 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from audiollm.command_line.downloads import DownloadError
 from audiollm.command_line.files import is_inside
 from audiollm.command_line.interruption import TerminatedError, ended_by_signals, exit_status
-from audiollm.command_line.option_parser import HelpFormatter, OptionParser
+from audiollm.command_line.option_parser import parser_of
 
 from .catalogue import describe_catalogue
-from .clips import STATE_FOLDER, CorpusError
+from .clips import STATE_FOLDER, ClipSource, CorpusError
 from .examples import ExamplesError
 from .preparing import PrepareArguments, Prepared, prepare
 from .respond import SelfInstructArguments, self_instructed
 from .tasks import Task, tasks_named
 from .word_error import WordErrorArguments, WordErrorFilter
 
-#: Lists the ready corpora, in place of preparing one.
-LIST_COMMAND = "corpora"
-RESPONSES_FOLDER = "responses"
 ADVICE = (
     "No examples were written; clips that are done are kept. --on_bad_example skip leaves out those above; --retry_bad "
     "tries them again once they are mended."
@@ -41,7 +37,7 @@ ADVICE = (
 class SourceKind:
     """A kind of corpus that can be prepared."""
 
-    module: str  # of this room; has `open_source`, `DEFAULT_TASKS` and `DEFAULT_OUTPUT`
+    module: str  # of this room; has `open_source`
     arguments: str  # name of its dataclass of options
     positional: str  # the option that can be given first, without its name
     about: str  # a line for --help
@@ -64,41 +60,31 @@ def run(kind: str, arguments: Sequence[str]) -> Prepared:
     module = importlib.import_module(f".{source_kind.module}", __package__)
     if source_kind.positional and arguments and not arguments[0].startswith("-"):
         arguments = [f"--{source_kind.positional}", *arguments]
-    groups: list[Any] = [  # transformers' own type of these does not admit a dataclass
-        *(getattr(module, source_kind.arguments), PrepareArguments, WordErrorArguments, SelfInstructArguments)
-    ]
-    parser = OptionParser(
-        groups,
-        prog=f"audiollm prepare {kind}",
-        usage=f"audiollm prepare {kind} {source_kind.positional.upper()} [options]".replace("  ", " "),
-        description=(module.__doc__ or "").strip(),
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
-    )
+    groups = [getattr(module, source_kind.arguments), PrepareArguments, WordErrorArguments, SelfInstructArguments]
+    usage = f"{source_kind.positional.upper()} [options]".strip()
+    parser = parser_of(groups, f"prepare {kind}", usage, module.__doc__)
     parsed = parser.parse_args_into_dataclasses(list(arguments), return_remaining_strings=True)
     options, shared, word_error, responses, unknown = parsed
     if unknown:
         raise ValueError(f"there is no option {' '.join(unknown)}; `audiollm prepare {kind} --help` lists them all.")
-    output = Path(shared.output or module.DEFAULT_OUTPUT)
-    source = module.open_source(options)
-    if hasattr(source, "summary"):
+    output = Path(shared.output or f"data/{kind}")
+    source: ClipSource = module.open_source(options)
+    if source.summary:
         print(source.summary)
     _check_output(source, output)
-    if word_error.max_wer is not None and getattr(source, "wer_doubt", None):
+    if word_error.max_wer is not None and source.wer_doubt:
         raise CorpusError(source.wer_doubt)
-    kept = WordErrorFilter(word_error, output, getattr(source, "wer_unit", None))
-    source = self_instructed(source, responses, output / STATE_FOLDER / RESPONSES_FOLDER)
-    own = getattr(source, "default_tasks", None) or getattr(source, "tasks", None) or module.DEFAULT_TASKS
-    return prepare(source, output, choose_tasks(own, shared.tasks), shared, kept.settle, kept.is_kept)
+    kept = WordErrorFilter(word_error, output, source.wer_unit)
+    source = self_instructed(source, responses, output / STATE_FOLDER / "responses")
+    return prepare(source, output, choose_tasks(source.tasks, shared.tasks), shared, kept.settle, kept.is_kept)
 
 
-def _check_output(source: Any, output: Path) -> None:
+def _check_output(source: ClipSource, output: Path) -> None:
     """Refuse to write where the next run would read what this one wrote as a part of the corpus."""
-    folder = getattr(source, "folder", None)
-    if folder is None:
+    if source.folder is None:
         return
-    output, folder = output.resolve(), Path(folder).resolve()
-    if output == folder or (getattr(source, "reads_all_below", False) and is_inside(output, folder)):
+    output, folder = output.resolve(), Path(source.folder).resolve()
+    if output == folder or (source.reads_all_below and is_inside(output, folder)):
         raise CorpusError(f"--output {output} is in the folder that is read, {folder}; give a folder outside of it.")
 
 
@@ -120,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"  {name:12} {source_kind.about}")
         print("\n`audiollm prepare CORPUS --help` shows its options, `audiollm prepare corpora` the ready corpora.")
         sys.exit(0)
-    if kind == LIST_COMMAND:
+    if kind == "corpora":
         print(describe_catalogue())
         return
     if kind not in SOURCES:

@@ -32,14 +32,11 @@ class FieldTypes:
     def see(self, fields: dict[str, Any]) -> None:
         """Take note of one clip's fields."""
         for name, value in fields.items():
-            if value is None:
-                self.types.setdefault(name, type(None))
-                continue
-            known, found = self.types.get(name, type(None)), type(value)
-            if known in (type(None), found):
-                self.types[name] = found
-            else:
-                self.types[name] = float if {known, found} <= {int, float} else str
+            known = self.types.setdefault(name, type(value))
+            if known is type(None):
+                self.types[name] = type(value)
+            elif value is not None and known is not type(value):
+                self.types[name] = float if {known, type(value)} <= {int, float} else str
 
     def schema(self) -> dict[str, pa.DataType]:
         """Return the columns in alphabetical order."""
@@ -51,24 +48,14 @@ class FieldTypes:
         return {name: value if value is None else self.types[name](value) for name, value in values.items()}
 
 
-def _leaves(schema: pa.Schema) -> list[str]:
-    """Return the names of a table's columns as Parquet has them: of a struct, each of its parts."""
-    return [
-        f"{column.name}.{part.name}" if part is not column else column.name
-        for column in schema
-        for part in (column.type if pa.types.is_struct(column.type) else [column])
-    ]
-
-
 class ParquetWriter:
     """Writer of rows to a Parquet file, a bounded number of them in memory; keys that are no columns are left out."""
 
     def __init__(self, path: Path, schema: pa.Schema):
         self.schema = schema
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Audio is compressed already.
-        compression = {name: "none" if name == "audio.bytes" else "zstd" for name in _leaves(schema)}
-        self._writer = pq.ParquetWriter(path, schema, compression=compression)
+        # The parts of a struct have other names: audio is compressed already.
+        self._writer = pq.ParquetWriter(path, schema, compression=dict.fromkeys(schema.names, "zstd"))
         self._rows: list[Row] = []
         self._bytes = 0
 
@@ -161,17 +148,14 @@ def examples_name(split: str, splits: Sequence[str], ending: str) -> str:
     return f"{EXAMPLES_NAME}.{ending}" if len(splits) == 1 else f"{EXAMPLES_NAME}.{split}.{ending}"
 
 
-def dataset_card(splits: Sequence[str], about: dict[str, Any], contents: str) -> str:
+def dataset_card(splits: Sequence[str], contents: str) -> str:
     """
     Return the card by which `load_dataset` finds each split's files; hyphens in names, which it does not take, become
     dots.
 
-    `about` has further entries of the card's metadata, such as `license`, and its text, `description`. `contents` changes
-    whenever a file does, since `datasets` caches a folder by its name and card alone.
+    `contents` changes whenever a file does, since `datasets` caches a folder by its name and card alone.
     """
-    about = dict(about)
-    description = about.pop("description", "Prepared by `audiollm prepare`.")
     files = [{"split": split.replace("-", "."), "path": f"{split}-*.parquet"} for split in splits]
     configs = [{"config_name": "default", "description": contents, "data_files": files}]
-    head = yaml.safe_dump(about | {"configs": configs}, sort_keys=False, allow_unicode=True)
-    return f"---\n{head}---\n\n{description}\n"
+    head = yaml.safe_dump({"configs": configs}, sort_keys=False, allow_unicode=True)
+    return f"---\n{head}---\n\nPrepared by `audiollm prepare`.\n"

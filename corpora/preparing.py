@@ -3,8 +3,8 @@ From a corpus to files to train on, in two passes.
 
 The first decodes and writes every clip once, by several processes. A line of its journal stands for a clip, in the source's
 order, and is written after the clip's file: after a kill, what has a line is done. The second filters clips and writes
-examples; it is short, and repeated when tasks, formats or the limit of word error change. Both give the same bytes every
-time, with any number of processes, in memory that does not grow with the corpus.
+examples; it is repeated when tasks, formats or the limit of word error change. Both give the same bytes every time, in
+memory that does not grow with the corpus.
 """
 
 import functools
@@ -14,19 +14,18 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
-from audiollm.command_line.files import Journal, naming_the_disk, sha256_of, write_json, written
+from audiollm.command_line.files import Journal, naming_the_disk, partial_path, sha256_of, write_json, written
 from audiollm.command_line.interruption import check_interrupted, interruptible
 from audiollm.command_line.option_parser import option
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from . import recordings
 from .clips import STATE_FOLDER, BadClip, Clip, ClipSource, CorpusError, safe_name
 from .examples import ExamplesError
 from .parallel import available_cpus, in_order
@@ -46,7 +45,7 @@ from .prepared_files import (
 )
 from .recordings import AudioSettings, Item, write_batch
 from .tasks import Task, known_tasks
-from .values import LONE_SURROGATE
+from .values import LONE_SURROGATE, check_at_least, check_known
 
 AUDIO_FOLDER = "audio"
 CHECKSUMS_FILE, MANIFEST_FILE = "SHA256SUMS", "manifest.json"
@@ -67,6 +66,7 @@ SHARD_BYTES = 500 << 20
 
 #: Completes rows in order with what decides whether they are kept, such as `wer`; is told how many there are.
 Settle = Callable[[Iterator[Row], int], Iterator[Row]]
+Writer = TypeVar("Writer", ParquetWriter, JsonWriter, ShardWriter)
 
 
 @dataclass
@@ -94,24 +94,15 @@ class PrepareArguments:
     restart: bool = option(False, "Discard what an earlier run wrote to the folder, instead of going on.")
 
     def __post_init__(self):
-        self.formats = list(dict.fromkeys(self.formats))
-        for name, given, known in (
-            ("formats", self.formats, FORMATS),
-            ("tasks", known_tasks() if self.tasks is None else self.tasks, known_tasks()),
-        ):
-            unknown = [one for one in given if one not in known]
-            if unknown or not given:
-                found = repr(unknown[0]) if unknown else "none"
-                raise ValueError(f"--{name} has {found}; expected some of {', '.join(known)}.")
+        check_known("formats", self.formats, FORMATS)
+        if self.tasks is not None:
+            check_known("tasks", self.tasks, known_tasks())
         if not 0 <= self.min_seconds < self.max_seconds or not math.isfinite(self.max_seconds):
-            raise ValueError(
-                f"--min_seconds {self.min_seconds:g} and --max_seconds {self.max_seconds:g}: expected 0 or more, and less "
-                "than the longest, which must be finite."
-            )
+            given = f"--min_seconds {self.min_seconds:g} and --max_seconds {self.max_seconds:g}"
+            raise ValueError(f"{given}: expected 0 or more, and less than the longest, which must be finite.")
         if self.restart and self.retry_bad:
             raise ValueError("--restart tries every clip again; leave out --retry_bad.")
-        if self.workers is not None and self.workers < 1:
-            raise ValueError(f"--workers is {self.workers}; expected 1 or more.")
+        check_at_least(self, 1, "workers")
 
     @property
     def audio(self) -> AudioSettings:
@@ -182,175 +173,143 @@ def prepare(
     """
     output = Path(output)
     with naming_the_disk(output), _owned(output):
-        journal = ClipJournal(output / STATE_FOLDER / JOURNAL_FILE, output)
-        _check_state(source, output, settings, journal)
-        state = _state(output)
-        if not state.get("finished") or journal.mend() != state["clips"]:
-            convert(source, journal, settings)
-            clips = sum(1 for _ in journal.entries())
-            _write_state(output, _identity(source, settings) | {"finished": True, "clips": clips})
-        elif settings.retry_bad:
-            retry(source, journal, settings)
-        return _SecondPass(source, output, journal, tasks, settings, settle, is_kept).run()
-
-
-# ------------------------------------------------------------------------------------------------------ the first pass
-
-
-class ClipJournal(Journal):
-    """
-    Rows of the clips that are done.
-
-    A row has `id`, `split`, and either `problem`, or `audio` (relative to `output`, with forward slashes), `text`,
-    `duration` (in seconds), `bytes`, `sha256` and `fields`.
-    """
-
-    def __init__(self, path: Path, output: Path):
-        super().__init__(path)
-        self.output = output
-
-    def mend(self, is_good: Callable[[Row], bool] | None = None) -> int:
-        """Cut off everything from the first line on that is torn, corrupt, or of a clip whose file is gone."""
-        return super().mend(is_good or self._is_whole)
-
-    def _is_whole(self, row: Row) -> bool:
-        if "problem" in row:
-            return True
-        try:
-            return _stays_inside(row["audio"]) and (self.output / row["audio"]).stat().st_size == row["bytes"]
-        except (OSError, KeyError):
-            return False
-
-
-def convert(source: ClipSource, journal: ClipJournal, settings: PrepareArguments) -> None:
-    """Write every clip that the journal does not have yet, and its row; raises as [`prepare`], and keeps what is done."""
-    done, seen, seconds = journal.mend(), set(), 0.0
-    for row in journal.entries():
-        seen.add(_fingerprint(row["id"]))
-        seconds += row.get("duration", 0.0)
-    write = functools.partial(write_batch, output=journal.output, settings=settings.audio)
-    work = ((None, batch) for batch in _batches(source.clips(done), done, seen))
-    with tqdm(total=source.count(), initial=done, desc="Clips", unit="clip", disable=None) as bar:
-        for _, rows in in_order(
-            write, work, settings.workers or available_cpus(), BATCHES_PER_WORKER, recordings.__name__
-        ):
-            journal.append(rows, sync=False)
-            seconds += sum(row.get("duration", 0.0) for row in rows)
-            bar.set_postfix_str(f"{seconds / SECONDS_PER_HOUR:.2f} h of audio", refresh=False)
-            bar.update(len(rows))
-    journal.append([])  # has everything on disk
-
-
-def retry(source: ClipSource, journal: ClipJournal, settings: PrepareArguments) -> None:
-    """Try the clips again that could not be used, and mend their rows."""
-    seen: set[int] = set()
-    clips = tqdm(source.clips(), total=source.count(), desc="Trying again", unit="clip", disable=None)
-    with written(journal.path, tag="") as file:
-        for index, (clip, row) in enumerate(zip(interruptible(clips), journal.entries())):
-            if "problem" in row:
-                ((item,),) = _batches([clip], index, seen)
-                (row,) = write_batch([item], journal.output, settings.audio)
-            else:
-                seen.add(_fingerprint(row["id"]))
-            file.write(json.dumps(row) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _batches(clips: Iterable[Clip | BadClip], start: int, seen: set[int]) -> Iterator[list[Item]]:
-    """Yield clips in batches, with their files' names; bad clips, and ids that came before, as rows."""
-    batch: list[Item] = []
-    size = 0
-    for index, clip in enumerate(interruptible(clips), start=start):
-        fingerprint, problem = _fingerprint(clip.id), None
-        if isinstance(clip, BadClip):
-            problem = clip.reason
-        elif LONE_SURROGATE.search("".join(map(str, (clip.id, clip.text, *clip.fields.values())))):
-            problem = "its id, transcript or fields are not Unicode text; save the file that they come from as UTF-8"
-        elif fingerprint in seen:
-            problem = "another clip of this corpus has the same id"
-        seen.add(fingerprint)
-        if problem is not None or isinstance(clip, BadClip):
-            batch.append({"id": clip.id, "split": clip.split, "problem": problem})
-        else:
-            batch.append((clip, f"{AUDIO_FOLDER}/{index // CLIPS_PER_FOLDER:05d}/{safe_name(clip.id)}"))
-            size += len(clip.recording.get("bytes") or b"") if isinstance(clip.recording, dict) else 0
-        if len(batch) >= CLIPS_PER_BATCH or size >= BYTES_PER_BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _fingerprint(identity: str) -> int:
-    """Return eight bytes in place of an id."""
-    return int.from_bytes(hashlib.blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
-
-
-# ----------------------------------------------------------------------------------------------------- the second pass
+        return _Preparation(source, output, tasks, settings, settle, is_kept).run()
 
 
 @dataclass
-class _SecondPass:
+class _Preparation:
     """
-    Settled rows, filtered, as examples.
+    Both passes over one corpus.
 
-    Everything is written beside the former files and moved into place at the end, so that a folder never holds half of it.
+    A row of the journal has `id`, `split`, and either `problem`, or `audio` (relative to the output, with forward slashes),
+    `text`, `duration` (in seconds), `bytes`, `sha256` and `fields`. The second pass writes everything beside the former
+    files and moves it into place at the end, so that a folder never holds half of it.
     """
 
     source: ClipSource
     output: Path
-    journal: ClipJournal
     tasks: Sequence[Task]
     settings: PrepareArguments
     settle: Settle
     is_kept: Callable[[Row], bool]
 
     def __post_init__(self):
-        self.new = self.output / STATE_FOLDER / NEW_FOLDER
+        self.state_file, self.new = self.output / STATE_FOLDER / STATE_FILE, self.output / STATE_FOLDER / NEW_FOLDER
+        self.journal = Journal(self.output / STATE_FOLDER / JOURNAL_FILE)
         self.settled = Journal(self.output / STATE_FOLDER / SETTLED_FILE)
         self.types, self.prepared = FieldTypes(), Prepared(self.output)
+        #: All that decides what the first pass writes.
+        self.identity: dict[str, Any] = {"source": self.source.identity, "audio": vars(self.settings.audio)}
 
     def run(self) -> Prepared:
-        prepared = self.prepared
+        prepared, state = self.prepared, self._checked_state()
+        done, mended = self.journal.mend(self._is_whole), Journal(partial_path(self.journal.path))
+        mended.path.unlink(missing_ok=True)  # of a run that was interrupted
+        if not state.get("finished") or done != state["clips"]:
+            done = self._convert(self.journal, done)
+            write_json(self.state_file, self.identity | {"finished": True, "clips": done}, tag="")
+        elif self.settings.retry_bad:
+            self._convert(mended, 0, self.journal.entries())
+            os.replace(mended.path, self.journal.path)
         shutil.rmtree(self.new, ignore_errors=True)  # of a run that was interrupted here
         self.new.mkdir(parents=True)
         self._settle_all()
-        self._list_problems()
         if prepared.problems and self.settings.on_bad_example == "error":
-            problems = [(f"clip {row['id']!r}", row["problem"]) for row in self._problems()]
-            raise ExamplesError(self.source.name, problems)
+            listed = Journal(self.output / PROBLEMS_FILE).entries()
+            raise ExamplesError(self.source.name, [(f"clip {row['id']!r}", row["problem"]) for row in listed])
         if not prepared.splits:
             raise CorpusError(f"{self.source.name}: no clip can be used, so that there is nothing to write.")
         self._write_rows()
         if "parquet" in self.settings.formats:
             folder = self.new / PARQUET_FOLDER
             sums = "".join(f"{sha256_of(folder / name)}  {name}\n" for name in _files_below(folder))
-            about = getattr(self.source, "card", {})
-            card = dataset_card(list(prepared.splits), about, f"sha256 {sha256_of(sums.encode())}")
+            card = dataset_card(list(prepared.splits), f"sha256 {sha256_of(sums.encode())}")
             (folder / CARD_FILE).write_text(card, encoding="utf-8", newline="\n")
         self._finish()
         return prepared
 
-    def _settle_all(self) -> None:
-        """Complete every row once, and note what columns and splits there are."""
-        rows = (row for row in self.journal.entries() if self._problem_of(row) is None)
-        total = sum(self._problem_of(row) is None for row in self.journal.entries())
-        with open(self.settled.path, "w", encoding="ascii") as file:
-            for row in interruptible(self.settle(rows, total)):
-                file.write(json.dumps(row) + "\n")
+    def _checked_state(self) -> dict[str, Any]:
+        """Return the state of a run that goes on; refuse what was begun from something else, or discard it to `restart`."""
+        state = json.loads(self.state_file.read_text(encoding="utf-8")) if self.state_file.exists() else {}
+        wanted = json.loads(json.dumps(self.identity))
+        if not state and (self.output / AUDIO_FOLDER).exists():
+            raise CorpusError(f"{self.output} has a folder {AUDIO_FOLDER!r} of something else. Give another --output.")
+        if self.settings.restart:
+            self.journal.mend(self._is_whole)
+            for row in self.journal.entries():
                 if "problem" not in row:
-                    self.types.see(row["fields"])
-                    self.prepared.splits.setdefault(row["split"], SplitCounts())
+                    (self.output / row["audio"]).unlink(missing_ok=True)
+            self.journal.path.unlink(missing_ok=True)
+        elif state:
+            differing = [
+                f"{group}.{name} was {state.get(group, {}).get(name)!r}, is {wanted[group].get(name)!r}"
+                for group in wanted
+                for name in {**state.get(group, {}), **wanted[group]}
+                if state.get(group, {}).get(name) != wanted[group].get(name)
+            ]
+            if differing:
+                advice = "Give another --output, or --restart to discard it."
+                raise CorpusError(f"{self.output} was prepared from something else: {'; '.join(differing)}. {advice}")
+            return state
+        write_json(self.state_file, wanted, tag="")
+        return wanted
 
-    def _problems(self) -> Iterator[Row]:
-        """Yield the clips that the first pass, every task, or the filter cannot use."""
-        for row in self.journal.entries():
-            if problem := self._problem_of(row):
-                yield {"id": row["id"], "split": row["split"], "problem": problem}
-        for row in self.settled.entries():
-            if "problem" in row:
-                yield {"id": row["id"], "split": row["split"], "problem": row["problem"]}
+    # ------------------------------------------------------------------------------------------------- the first pass
+
+    def _is_whole(self, row: Row) -> bool:
+        """Return whether a row is of a bad clip, or of one whose file is there."""
+        try:
+            return "problem" in row or (
+                _stays_inside(row["audio"]) and (self.output / row["audio"]).stat().st_size == row["bytes"]
+            )
+        except (OSError, KeyError):
+            return False
+
+    def _convert(self, journal: Journal, done: int, known: Iterable[Row] = ()) -> int:
+        """Write clips from the `done`-th on, and their rows, but for good ones that are known; return how many there are."""
+        seen, seconds = set(), 0.0
+        for row in journal.entries():
+            seen.add(_fingerprint(row["id"]))
+            seconds += row.get("duration", 0.0)
+        write = functools.partial(write_batch, output=self.output, settings=self.settings.audio)
+        work = ((None, batch) for batch in _batches(self.source.clips(done), done, seen, known))
+        workers = self.settings.workers or available_cpus()
+        with tqdm(total=self.source.count(), initial=done, desc="Clips", unit="clip", disable=None) as bar:
+            for _, rows in in_order(write, work, workers, BATCHES_PER_WORKER):
+                journal.append(rows, sync=False)
+                done += len(rows)
+                seconds += sum(row.get("duration", 0.0) for row in rows)
+                bar.set_postfix_str(f"{seconds / SECONDS_PER_HOUR:.2f} h of audio", refresh=False)
+                bar.update(len(rows))
+        journal.append([])  # has everything on disk
+        return done
+
+    # ------------------------------------------------------------------------------------------------ the second pass
+
+    def _settle_all(self) -> None:
+        """Complete every row once, list those that cannot be used, and note what columns and splits there are."""
+        path, total = self.output / PROBLEMS_FILE, 0
+        with written(path, tag="") as problems, open(self.settled.path, "w", encoding="ascii") as settled:
+
+            def refuse(row: Row, problem: str) -> None:
+                problems.write(json.dumps({"id": row["id"], "split": row["split"], "problem": problem}) + "\n")
+                self.prepared.problems += 1
+
+            for row in self.journal.entries():
+                if problem := self._problem_of(row):
+                    refuse(row, problem)
+                else:
+                    total += 1
+            rows = (row for row in self.journal.entries() if self._problem_of(row) is None)
+            for row in interruptible(self.settle(rows, total)):
+                if "problem" in row:
+                    refuse(row, row["problem"])
+                    continue
+                settled.write(json.dumps(row) + "\n")
+                self.types.see(row["fields"])
+                self.prepared.splits.setdefault(row["split"], SplitCounts())
+        if not self.prepared.problems:
+            path.unlink()
 
     def _problem_of(self, row: Row) -> str | None:
         if "problem" in row:
@@ -369,37 +328,23 @@ class _SecondPass:
         known = _known(row)
         return [(task, *task.ask(row["id"], known)) for task in self.tasks if not task.missing(known)]
 
-    def _list_problems(self) -> None:
-        path = self.output / PROBLEMS_FILE
-        with written(path, tag="") as file:
-            for row in self._problems():
-                file.write(json.dumps(row) + "\n")
-                self.prepared.problems += 1
-        if not self.prepared.problems:
-            path.unlink()
-
     def _write_rows(self) -> None:
-        splits = list(self.prepared.splits)
+        splits, formats = list(self.prepared.splits), self.settings.formats
         columns = {name: kind for name, kind in self.types.schema().items() if name not in TABLE_COLUMNS}
         with ExitStack() as files:
 
-            def opened(writer: Any) -> Any:
-                files.callback(writer.close)
-                return writer
+            def opened(writer: Writer) -> Writer:
+                return files.enter_context(closing(writer))
 
             table = opened(ParquetWriter(self.new / TABLE_FILE, pa.schema(TABLE_COLUMNS | columns)))
             dropped = opened(JsonWriter(self.new / DROPPED_FILE))
             shards, examples = {}, {}
             for split in splits:
-                names = [
-                    examples_name(split, splits, each) for each in ("json", "jsonl") if each in self.settings.formats
-                ]
+                names = [examples_name(split, splits, each) for each in ("json", "jsonl") if each in formats]
                 examples[split] = [opened(JsonWriter(self.new / name)) for name in names]
-                if "parquet" in self.settings.formats:
+                if "parquet" in formats:
                     shards[split] = opened(ShardWriter(self.new / PARQUET_FOLDER, split, columns, SHARD_BYTES))
             for row in interruptible(self.settled.entries()):
-                if "problem" in row:
-                    continue
                 row["fields"] = self.types.fit(row["fields"])
                 table.add(row | row["fields"])
                 split, hours = row["split"], row["duration"] / SECONDS_PER_HOUR
@@ -438,7 +383,7 @@ class _SecondPass:
             file.writelines(f"{sha256_of(self.new / name)}  {name}\n" for name in names)
         manifest = {
             "version": MANIFEST_VERSION,
-            **_identity(self.source, self.settings),
+            **self.identity,
             "tasks": [task.name for task in self.tasks],
             "splits": {name: vars(counts) for name, counts in self.prepared.splits.items()},
             "problems": self.prepared.problems,
@@ -457,6 +402,40 @@ class _SecondPass:
         self.prepared.files = sorted({f"{AUDIO_FOLDER}/", MANIFEST_FILE, *top})
 
 
+def _batches(
+    clips: Iterable[Clip | BadClip], start: int, seen: set[int], known: Iterable[Row]
+) -> Iterator[list[Item]]:
+    """Yield clips in batches, with their files' names; what is known, bad clips, and ids that came before, as rows."""
+    batch: list[Item] = []
+    size, former = 0, iter(known)
+    for index, clip in enumerate(interruptible(clips), start=start):
+        row, fingerprint, problem = next(former, {}), _fingerprint(clip.id), None
+        if isinstance(clip, BadClip):
+            problem = clip.reason
+        elif LONE_SURROGATE.search("".join(map(str, (clip.id, clip.text, *clip.fields.values())))):
+            problem = "its id, transcript or fields are not Unicode text; save the file that they come from as UTF-8"
+        elif fingerprint in seen:
+            problem = "another clip of this corpus has the same id"
+        if "audio" in row:
+            batch.append(row)
+        elif problem is not None or isinstance(clip, BadClip):
+            batch.append({"id": clip.id, "split": clip.split, "problem": problem})
+        else:
+            batch.append((clip, f"{AUDIO_FOLDER}/{index // CLIPS_PER_FOLDER:05d}/{safe_name(clip.id)}"))
+            size += len(clip.recording.get("bytes") or b"") if isinstance(clip.recording, dict) else 0
+        seen.add(fingerprint)
+        if len(batch) >= CLIPS_PER_BATCH or size >= BYTES_PER_BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _fingerprint(identity: str) -> int:
+    """Return eight bytes in place of an id."""
+    return int.from_bytes(hashlib.blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
 def _known(row: Row) -> dict[str, Any]:
     return row["fields"] | {"text": row["text"]}
 
@@ -464,9 +443,6 @@ def _known(row: Row) -> dict[str, Any]:
 def _files_below(folder: Path) -> Iterator[str]:
     """Yield relative paths of all files below a folder, with forward slashes, sorted."""
     yield from sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-# ---------------------------------------------------------------------------------------------------------- the folder
 
 
 @contextmanager
@@ -477,54 +453,11 @@ def _owned(output: Path) -> Iterator[None]:
         with FileLock(output / STATE_FOLDER / LOCK_FILE, timeout=0):
             yield
     except Timeout:
-        raise CorpusError(
-            f"Another process prepares a corpus into {output}; wait for it, or give another --output."
-        ) from None
+        advice = "wait for it, or give another --output"
+        raise CorpusError(f"Another process prepares a corpus into {output}; {advice}.") from None
 
 
 def _stays_inside(name: str) -> bool:
     """Return whether a relative path with forward slashes stays in its folder."""
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts and "\0" not in name and "\\" not in name
-
-
-def _identity(source: ClipSource, settings: PrepareArguments) -> dict[str, Any]:
-    """Return all that decides what the first pass writes."""
-    return {"source": source.identity, "audio": vars(settings.audio)}
-
-
-def _state(output: Path) -> dict[str, Any]:
-    path = output / STATE_FOLDER / STATE_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def _write_state(output: Path, state: dict[str, Any]) -> None:
-    write_json(output / STATE_FOLDER / STATE_FILE, state, tag="")
-
-
-def _check_state(source: ClipSource, output: Path, settings: PrepareArguments, journal: ClipJournal) -> None:
-    """Refuse to go on with what was begun from something else; with `restart`, discard it."""
-    state = _state(output)
-    wanted = json.loads(json.dumps(_identity(source, settings)))
-    if not state and (output / AUDIO_FOLDER).exists():
-        raise CorpusError(f"{output} has a folder {AUDIO_FOLDER!r} of something else. Give another --output.")
-    if settings.restart:
-        journal.mend()
-        for row in journal.entries():
-            if "problem" not in row:
-                (output / row["audio"]).unlink(missing_ok=True)
-        journal.path.unlink(missing_ok=True)
-    elif state:
-        differing = [
-            f"{group}.{name} was {state.get(group, {}).get(name)!r}, is {wanted[group].get(name)!r}"
-            for group in wanted
-            for name in {**state.get(group, {}), **wanted[group]}
-            if state.get(group, {}).get(name) != wanted[group].get(name)
-        ]
-        if differing:
-            raise CorpusError(
-                f"{output} was prepared from something else: {'; '.join(differing)}. Give another --output, or --restart to "
-                "discard it."
-            )
-        return
-    _write_state(output, wanted)

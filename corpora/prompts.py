@@ -65,7 +65,7 @@ class PromptTask:
 
     phrasings: tuple[str, ...]
     answer: Callable[[str], str]
-    weight: int  # how often it is drawn, relative to the other tasks
+    weight: int = 1  # how often it is drawn, relative to the other tasks
     applies: Callable[[str], bool] = _is_plain
 
 
@@ -77,7 +77,6 @@ PROMPT_TASKS: dict[str, PromptTask] = {
             f"Write what is said in lower case, without punctuation: {AUDIO_PLACEHOLDER}",
         ),
         answer=lambda transcript: " ".join(_words(transcript)),
-        weight=1,
     ),
     "count_words": PromptTask(
         phrasings=(
@@ -85,7 +84,6 @@ PROMPT_TASKS: dict[str, PromptTask] = {
             f"{AUDIO_PLACEHOLDER}\nCount the words in this recording.",
         ),
         answer=lambda transcript: str(len(_words(transcript))),
-        weight=1,
     ),
     "last_word": PromptTask(
         phrasings=(
@@ -93,7 +91,6 @@ PROMPT_TASKS: dict[str, PromptTask] = {
             f"{AUDIO_PLACEHOLDER}\nWhich word does the speaker end on?",
         ),
         answer=lambda transcript: _words(transcript)[-1],
-        weight=1,
     ),
 }
 
@@ -108,18 +105,9 @@ def write_prompt_examples(
     """
     Write one split as `<output_dir>/audio/*.ogg`, with its licence, and `<output_dir>/<split>.json`, which is returned.
 
-    Each prompt becomes one example; task (among those that fit its transcript) and wording are drawn by a hash of its id, so
-    the result is the same each time. A prompt that none of `tasks` fits is left out.
-
-    Args:
-        output_dir: Made if need be.
-        split: train, validation or test.
-        tasks: Which of `PROMPT_TASKS` to draw from.
-        limit: At most this many examples, the first by id.
-        max_seconds: Leave out longer recordings, to bound the memory of a batch.
-
-    Raises:
-        ValueError: unknown split or task, or no task.
+    Each prompt becomes one example; task (among those of `tasks` that fit its transcript, if any) and wording are drawn by a
+    hash of its id, so the result is the same each time. There are at most `limit` examples, the first by id; recordings
+    longer than `max_seconds` are left out. ValueError is raised for an unknown split or task, and without any task.
     """
     unknown = [name for name in tasks if name not in PROMPT_TASKS]
     if unknown or not tasks:
@@ -136,7 +124,8 @@ def write_prompt_examples(
             continue
         audio_path = audio_folder / row["audio"]["path"]
         audio_path.write_bytes(row["audio"]["bytes"])
-        task = PROMPT_TASKS[_draw(row["id"], fitting)]
+        tickets = [name for name in fitting for _ in range(PROMPT_TASKS[name].weight)]
+        task = PROMPT_TASKS[tickets[_hash(row["id"], "task") % len(tickets)]]
         phrasing = task.phrasings[_hash(row["id"], "phrasing") % len(task.phrasings)]
         examples.append(
             Example(phrasing, (str(audio_path.absolute()),), task.answer(row["text"]), index=len(examples))
@@ -148,12 +137,6 @@ def write_prompt_examples(
 
 def _hash(prompt_id: str, purpose: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{prompt_id}\n{purpose}".encode()).digest()[:8], "big")
-
-
-def _draw(prompt_id: str, tasks: Sequence[str]) -> str:
-    """Return a task's name, drawn by weight."""
-    tickets = [name for name in tasks for _ in range(PROMPT_TASKS[name].weight)]
-    return tickets[_hash(prompt_id, "task") % len(tickets)]
 
 
 def main(argv: list[str] | None = None) -> None:

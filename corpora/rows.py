@@ -66,12 +66,8 @@ class RowReader:
     """
     Reader of rows as conversations.
 
-    Args:
-        folder: Where relative audio paths start without `audio_dir`.
-        audio_dir: Where they start and what none may leave; URLs may still be given.
-
-    Raises:
-        FileNotFoundError: `audio_dir` is not a folder.
+    Relative audio paths start from `folder`, or from `audio_dir`, which none may leave; URLs may still be given.
+    FileNotFoundError is raised if `audio_dir` is not a folder.
     """
 
     def __init__(self, folder: str | os.PathLike[str], audio_dir: str | os.PathLike[str] | None = None):
@@ -137,7 +133,7 @@ class RowReader:
         try:
             if not isinstance(row[MESSAGES], list):
                 raise ConversationError(f"'messages' is {row[MESSAGES]!r}; expected a list of messages.")
-            messages, typed = flatten_conversation([_without_nulls(message) for message in row[MESSAGES]])
+            messages, typed = flatten_conversation(_without_nulls(row[MESSAGES]))
         except ConversationError as error:
             raise RowError([*reasons, str(error)]) from None
         answers = [message["content"] for message in messages if message["role"] == ASSISTANT]
@@ -182,22 +178,13 @@ class RowReader:
 
     def _located(self, recording: Any, may_be_stored: bool) -> Any:
         if isinstance(recording, dict) and may_be_stored:
-            encoded = recording.get("bytes")
-            if encoded is not None and not isinstance(encoded, (bytes, bytearray)):
-                kind = type(encoded).__name__
-                raise RowError([f"'bytes' of audio is a {kind}; expected bytes, which JSON cannot hold"])
-            if encoded is not None:
-                return {"bytes": encoded, "path": recording.get("path")}
+            if isinstance(recording.get("bytes"), (bytes, bytearray)):
+                return {"bytes": recording["bytes"], "path": recording.get("path")}
             if not recording.get("path"):
                 raise RowError([f"audio has neither 'bytes' nor 'path', found a dict with {sorted(recording)}"])
             recording = recording["path"]
-        if isinstance(recording, (list, tuple)):
-            raise RowError(["audio is a list; expected a path, a URL, or a dict with 'bytes' or 'path'"])
         if isinstance(recording, str) and URL_MARK in recording:
-            scheme = scheme_of(recording)
-            if scheme == "file":
-                raise RowError([f"audio {recording!r}: give a path instead of a file:// URL"])
-            if scheme not in REMOTE_SCHEMES:
+            if scheme_of(recording) not in REMOTE_SCHEMES:
                 raise RowError([f"audio {recording!r}: expected a path or a URL of {', '.join(REMOTE_SCHEMES)}"])
             return recording
         if problem := self.path_problem(recording):
@@ -221,14 +208,10 @@ def kind_of(value: Any) -> str:
     return f"{kind}: {shown}" if len(shown) <= MAX_SHOWN_CHARACTERS else kind
 
 
-def _without_nulls(message: Any) -> Any:
+def _without_nulls(value: Any) -> Any:
     """Return a message as it was before a table gave all its parts the same fields."""
-    if not isinstance(message, dict):
-        return message
-    message = {name: value for name, value in message.items() if value is not None}
-    if isinstance(message.get("content"), list):
-        message["content"] = [
-            {name: value for name, value in part.items() if value is not None} if isinstance(part, dict) else part
-            for part in message["content"]
-        ]
-    return message
+    if isinstance(value, list):
+        return [_without_nulls(part) for part in value]
+    if isinstance(value, dict):
+        return {name: _without_nulls(part) for name, part in value.items() if part is not None}
+    return value

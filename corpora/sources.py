@@ -8,8 +8,8 @@ Sources of training data: files, folders and Hub datasets, all read as conversat
 | a folder | what `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote, or Parquet files that `load_dataset` reads |
 | `hub:org/name` | a dataset of the Hugging Face Hub |
 
-Options follow a question mark: `hub:org/name?config=clean&split=train&revision=main`, `folder?split=train`. `datasets` never
-decodes recordings: they come as bytes or paths, for this project's own decoder.
+Options follow a question mark: `hub:org/name?config=clean&split=train&revision=main`, `folder?split=train`. Recordings come
+as bytes or paths, for this project's own decoder.
 """
 
 import os
@@ -30,8 +30,6 @@ from .rows import TABLE_FIELDS, Conversation, RowError, RowReader
 HUB_PREFIX = "hub:"
 OPTION_MARK = "?"
 PARQUET_SUFFIX = ".parquet"
-#: Options of each kind of source; of saved datasets with several splits as well.
-KNOWN_OPTIONS = {"hub": ("config", "split", "revision"), "shards": ("split",)}
 #: Examples left out by `skip` of --on_bad_example that are shown.
 MAX_SKIPPED_SHOWN = 50
 #: Column that keeps a streamed row's number while its source is shuffled.
@@ -43,74 +41,75 @@ class Source:
     """One source of data."""
 
     name: str  # as it was given
-    kind: str  # json, parquet, disk, shards (a folder of Parquet files) or hub
     path: str  # file, folder or Hub id
-    options: dict[str, str]  # `config`, `split` and `revision`, where they were given
+    place: Place | None  # of a table; None for JSON
+    split: str = DEFAULT_SPLIT  # of a table
 
     @property
     def folder(self) -> str:
         """Return where relative audio paths start."""
-        beside = os.path.dirname(self.path) or os.curdir
-        return {"disk": self.path, "shards": self.path, "hub": os.getcwd()}.get(self.kind, beside)
+        if self.place is not None and self.place.kind == "hub":
+            return os.getcwd()
+        return self.path if os.path.isdir(self.path) else os.path.dirname(self.path) or os.curdir
 
 
 def parse_source(given: str) -> Source:
     """
     Return the source that a value of --data_path names.
 
-    Raises:
-        FileNotFoundError: there is no such file or folder.
-        ValueError: it is of no known kind, or has an option that its kind does not know.
+    Raises FileNotFoundError if there is none, and ValueError for another kind or an option that its kind does not know.
     """
     path, options, known = given, {}, ()  # type: str, dict[str, str], tuple[str, ...]
     if not os.path.exists(given) and OPTION_MARK in given:
         path, _, query = given.partition(OPTION_MARK)
         options = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
     if path.startswith(HUB_PREFIX):
-        kind, path = "hub", path.removeprefix(HUB_PREFIX)
+        kind, path, known = "hub", path.removeprefix(HUB_PREFIX), ("config", "split", "revision")
     elif not os.path.exists(path):
-        raise FileNotFoundError(
-            f"Data {given!r} does not exist. Expected a .json, .jsonl or .parquet file, a folder that save_to_disk wrote, or "
-            f"{HUB_PREFIX}org/name."
-        )
+        kinds = f"a .json, .jsonl or .parquet file, a folder that save_to_disk wrote, or {HUB_PREFIX}org/name"
+        raise FileNotFoundError(f"Data {given!r} does not exist. Expected {kinds}.")
     elif not os.path.isdir(path):
-        kind = "parquet" if path.endswith(PARQUET_SUFFIX) else "json"
+        kind = "file" if path.endswith(PARQUET_SUFFIX) else "json"
     elif there := [name for name in SAVED_FILES if os.path.isfile(os.path.join(path, name))]:
         kind, known = "disk", ("split",) if there[0] == SAVED_FILES[0] else ()
     elif any(name.endswith(PARQUET_SUFFIX) for name in os.listdir(path)):
-        kind = "shards"
+        kind, known = "folder", ("split",)
     else:
         raise ValueError(
-            f"Data {given!r} is a folder, but not one that save_to_disk of a dataset wrote, nor one of *{PARQUET_SUFFIX} files."
+            f"Data {given!r} is a folder, but not one that save_to_disk wrote, nor one of *{PARQUET_SUFFIX}."
         )
-    known = known or KNOWN_OPTIONS.get(kind, ())
     unknown = [name for name in options if name not in known]
     if unknown:
         expected = f"one of {', '.join(known)}" if known else "none for what it is"
         raise ValueError(f"Data {given!r} has the option {unknown[0]!r}; expected {expected}.")
-    return Source(given, kind, path, options)
+    if kind == "json":
+        return Source(given, path, None)
+    located = path if kind == "hub" else os.path.abspath(path)
+    place = Place(given, kind, located, options.get("config"), options.get("revision"))
+    return Source(given, path, place, options.get("split", DEFAULT_SPLIT))
 
 
 class Examples(Sequence[Conversation]):
     """
     The usable rows of one source, each read again when it is asked for; `audio_dir` is that of `read_examples`.
 
-    All rows are checked at once, except for what only decoding a recording can tell. `problems` has the (where, reason)
-    of each unusable row; these are not among the examples.
-
-    Raises:
-        FileNotFoundError: source or `audio_dir` does not exist.
-        ExamplesError: a table as a whole cannot be read.
+    All rows are checked at once, but for what only decoding tells. `problems` has (where, reason) of unusable rows. A
+    source or `audio_dir` that does not exist raises FileNotFoundError, a table that cannot be read ExamplesError.
     """
 
     def __init__(self, source: Source, audio_dir: str | os.PathLike[str] | None = None):
         self.source = source
         self.reader = RowReader(source.folder, audio_dir)
         self.problems: list[tuple[str, str]] = []
-        self._rows: Sequence[tuple[str, Any, str | None]]
-        self._rows = list(json_rows(Path(source.path))) if source.kind == "json" else _TableRows(_open_table(source))
+        self._rows: list[tuple[str, Any, str | None]] = []
+        self._table: Any = None
+        if source.place is None:
+            self._rows = list(json_rows(Path(source.path)))
+        else:  # Arrow rows are what is stored: `datasets` would decode Audio columns, which needs torchcodec
+            self._table = _open_table(source).with_format("arrow")
         self._usable = []
-        for index, (where, row, problem) in enumerate(self._rows):
+        for index in range(len(self._rows) if self._table is None else len(self._table)):
+            where, row, problem = self._stored(index)
             try:
                 _read(self.reader, row, where, problem)
                 self._usable.append(index)
@@ -119,13 +118,20 @@ class Examples(Sequence[Conversation]):
         if not self._usable and not self.problems:
             self.problems.append(("", "holds no examples"))
 
+    def _stored(self, index: int) -> tuple[str, Any, str | None]:
+        """Return a row with its place, and what is wrong with it."""
+        if self._table is None:
+            return self._rows[index]
+        (row,) = self._table[index : index + 1].to_pylist()
+        return f"row {index}", _known_fields(row), None
+
     def __len__(self) -> int:
         return len(self._usable)
 
     def __getitem__(self, index):
         if isinstance(index, slice):
             return [self[one] for one in range(*index.indices(len(self)))]
-        where, row, _ = self._rows[self._usable[index]]
+        where, row, _ = self._stored(self._usable[index])
         return self.reader.read(row, where)
 
 
@@ -133,23 +139,6 @@ def _read(reader: RowReader, row: Any, where: str, problem: str | None) -> Conve
     if problem is not None:
         raise RowError([problem])
     return reader.read(row, where)
-
-
-class _TableRows(Sequence):
-    """Rows of a dataset with their place, read from disk when asked for, audio left as it is stored."""
-
-    def __init__(self, dataset: datasets.Dataset):
-        # Arrow rows are what is stored: `datasets` would decode Audio columns, which needs torchcodec.
-        self.dataset = dataset.with_format("arrow")
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index):
-        if index >= len(self):
-            raise IndexError(index)
-        (row,) = self.dataset[index : index + 1].to_pylist()
-        return f"row {index}", _known_fields(row), None
 
 
 def _known_fields(row: dict[str, Any]) -> dict[str, Any]:
@@ -176,20 +165,15 @@ def _open_table(source: Source, streaming: bool = False) -> Any:
 
 def load_table(source: Source, streaming: bool) -> Any:
     """Return a source of tables as `datasets` has it, with all its columns; errors are those of `datasets`."""
-    kind = {"parquet": "file", "shards": "folder"}.get(source.kind, source.kind)
-    path = source.path if kind == "hub" else os.path.abspath(source.path)
-    place = Place(source.name, kind, path, source.options.get("config"), source.options.get("revision"))
-    return load_split(place, source.options.get("split", DEFAULT_SPLIT), streaming)[0]
+    assert source.place is not None, "JSON is read by `json_rows`"
+    return load_split(source.place, source.split, streaming)[0]
 
 
 def read_sources(data_paths: str | Sequence[str], audio_dir: str | os.PathLike[str] | None = None) -> list[Examples]:
     """
-    Open and check the sources that values of --data_path name; the `problems` of each are for the caller to raise or
-    report.
+    Open and check the sources that values of --data_path name; the caller raises or reports the `problems` of each.
 
-    Raises:
-        FileNotFoundError, ValueError: as [`parse_source`].
-        ExamplesError: a table as a whole cannot be read.
+    Raises as [`parse_source`] and [`Examples`].
     """
     sources = [parse_source(path) for path in ([data_paths] if isinstance(data_paths, str) else data_paths)]
     return [Examples(source, audio_dir) for source in sources]
@@ -199,9 +183,7 @@ def settle_problems(named_problems: Sequence[tuple[str, list[tuple[str, str]]]],
     """
     Refuse bad examples, all at once, with an ExamplesError; or, with `skip`, print which are left out.
 
-    Args:
-        named_problems: Each source's name and the (where, reason) of its bad examples.
-        skip: Print a count and list instead of refusing.
+    `named_problems` has each source's name and the (where, reason) of its bad examples.
     """
     bad = [(name, problems) for name, problems in named_problems if problems]
     if not bad:
@@ -223,25 +205,20 @@ class StreamedRows:
     """
     The rows of one source one after the other, without knowing how many there are.
 
-    Of `shuffle_rows` rows that are held one is drawn; 0 keeps the source's own order.
-
-    Raises:
-        ValueError: the source is a JSON list, which can only be read whole.
+    Of `shuffle_rows` rows that are held one is drawn; 0 keeps the source's own order. A JSON list raises ValueError.
     """
 
     def __init__(self, source: Source, audio_dir: str | os.PathLike[str] | None = None, shuffle_rows: int = 0):
         self.source = source
         self.shuffle_rows = shuffle_rows
         self.reader = RowReader(source.folder, audio_dir)
-        if source.kind != "json":
+        if source.place is not None:
             self.stream = _open_table(source, streaming=True).decode(False).map(_number, with_indices=True)
         elif source.path.endswith(JSON_LINES_SUFFIX):
             self.stream = datasets.IterableDataset.from_generator(_lines_of, gen_kwargs={"path": source.path})
         else:
-            raise ValueError(
-                f"{source.name}: a JSON list can only be read whole; for --streaming write one object a line and name the "
-                f"file *{JSON_LINES_SUFFIX}."
-            )
+            advice = f"write one object a line and name the file *{JSON_LINES_SUFFIX}"
+            raise ValueError(f"{source.name}: a JSON list can only be read whole; for --streaming {advice}.")
 
     def rows(self, epoch: int, seed: int = 0) -> Iterator[tuple[str, Callable[[], Conversation]]]:
         """Yield where each row stands, and a function that reads it or raises RowError; each epoch has its own order."""
@@ -250,7 +227,7 @@ class StreamedRows:
         # One by one: by itself, `datasets` would deal rows out to the workers of a DataLoader, by files.
         for batch in stream.iter(batch_size=1):
             row = {name: values[0] for name, values in batch.items()}
-            if self.source.kind == "json":
+            if self.source.place is None:
                 where, value, problem = row["where"], row["value"], row["problem"]
             else:
                 where, value, problem = f"row {row.pop(ROW_NUMBER)}", _known_fields(row), None

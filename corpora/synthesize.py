@@ -7,10 +7,9 @@ A text is spoken when its clip is written, by the process that writes it. Its vo
 its place in the file and the text, so that every run gives the same recordings.
 """
 
-import dataclasses
 import itertools
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,23 +18,18 @@ from audiollm.command_line.files import sha256_of
 from audiollm.command_line.option_parser import option
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 
-from .clips import DEFAULT_SPLIT, BadClip, Clip, CorpusError, FieldValue
+from .clips import DEFAULT_SPLIT, BadClip, Clip, ClipSource, CorpusError, FieldValue
 from .dataset_places import FILE_BUILDERS, Place, open_split
+from .values import check_at_least
 from .voices import (
     DEFAULT_TIMEOUT_SECONDS,
-    CommandEngine,
     SpokenText,
-    Voice,
     command_voices,
     default_voices,
     plain,
     voice_named,
 )
 
-DEFAULT_TASKS: tuple[str, ...] = ("transcribe",)
-#: Task of texts that have responses.
-RESPONSE_TASKS = ("respond",)
-DEFAULT_OUTPUT = "data/synthesize"
 TEXT_SUFFIX = ".txt"
 SUFFIXES = (TEXT_SUFFIX, *FILE_BUILDERS)
 #: Usual names of columns, the first that is there.
@@ -91,8 +85,7 @@ class SynthesizeArguments:
     split: str = option(DEFAULT_SPLIT, "Split of the clips.")
 
     def __post_init__(self):
-        if self.voices_per_text < 1:
-            raise ValueError(f"--voices_per_text is {self.voices_per_text}; expected at least 1.")
+        check_at_least(self, 1, "voices_per_text")
         if self.tts_timeout <= 0:
             raise ValueError(f"--tts_timeout is {self.tts_timeout:g}; expected seconds above 0.")
         for name, (low, high) in (("pitch", PITCH_LIMITS), ("speed", SPEED_LIMITS)):
@@ -101,100 +94,28 @@ class SynthesizeArguments:
                 continue
             if not (1 <= len(given) <= 2 and low <= min(given) and max(given) <= high and given[0] <= given[-1]):
                 factors = " ".join(f"{factor:g}" for factor in given)
-                raise ValueError(
-                    f"--{name} is {factors}; expected the lowest and highest factor, within {low:g} to {high:g}."
-                )
+                raise ValueError(f"--{name} is {factors}; expected lowest and highest factor, {low:g} to {high:g}.")
             setattr(self, name, [given[0], given[-1]])
         if not self.split.strip():
             raise ValueError("--split is empty; expected a name such as train.")
 
 
-class TextTable:
+class Synthesized(ClipSource):
     """
-    A file of texts, with responses where it has them: *.txt, with a text on each line, or a table that `datasets` reads.
+    Texts of a file, spoken each by voices that can read it; with responses, where the file has them.
 
-    Columns are by default those with the first usual name. An empty name of the responses' column reads none.
-
-    Raises:
-        CorpusError: the file does not exist, is of no known kind, damaged or empty, or has no such column.
+    ValueError is raised where options contradict each other, CorpusError where texts, columns or voices are missing.
     """
 
-    def __init__(self, path: str | Path, text_column: str | None = None, response_column: str | None = None):
-        self.path, called = Path(path), f"Texts {str(path)!r}"
-        if not self.path.is_file():
-            raise CorpusError(f"{called}: there is no such file.")
-        if self.path.suffix.lower() not in SUFFIXES:
-            raise CorpusError(f"{called}: expected a file that ends in one of {', '.join(SUFFIXES)}.")
-        columns = list(next(self.rows(), ()))
-        if not columns:
-            raise CorpusError(f"{called}: the file holds no texts.")
-        self.text_column = text_column or next((one for one in TEXT_COLUMNS if one in columns), None)
-        rest = (one for one in RESPONSE_COLUMNS if one in columns and one != self.text_column)
-        self.response_column = next(rest, None) if response_column is None else response_column
-        for column, name in ((self.text_column, "--text_column"), (self.response_column, "--response_column")):
-            if column not in columns and (column or name == "--text_column"):
-                lacking = repr(column) if column else f"called {', '.join(TEXT_COLUMNS)}"
-                there = ", ".join(map(str, columns))
-                raise CorpusError(f"{called}: there is no column {lacking}; found {there}. Name one with {name}.")
-        unread = [one for one in columns if one not in (self.text_column, self.response_column)]
-        left_out = f"; not read: {', '.join(unread)}" if unread else ""
-        responses = f"responses from {self.response_column!r}" if self.response_column else "no responses"
-        self.description = f"{path}: texts from column {self.text_column!r}, {responses}{left_out}."
-
-    def rows(self) -> Iterator[Mapping[str, Any]]:
-        """Yield the rows in the order of the file."""
-        if self.path.suffix.lower() == TEXT_SUFFIX:
-            with open(self.path, encoding="utf-8-sig") as file:
-                yield from ({"text": line.rstrip("\n")} for line in file if line.strip())
-        else:
-            place = Place(str(self.path), "file", str(self.path.absolute()))
-            yield from open_split(place, DEFAULT_SPLIT, streaming=True)[0]
-
-    def read(self, row: Mapping[str, Any]) -> tuple[str, str | None]:
-        """Return text and response of a row, the text as voices take it; raise ValueError if it cannot be spoken."""
-        found: list[str] = []
-        for name in filter(None, (self.text_column, self.response_column)):
-            value = row.get(name)
-            if not isinstance(value, str):
-                raise ValueError(f"expected a text in column {name!r}, found {value!r}")
-            if not value.strip():
-                raise ValueError(f"column {name!r} is empty")
-            found.append(value)
-        if AUDIO_PLACEHOLDER in found[0]:
-            raise ValueError(f"the text has {AUDIO_PLACEHOLDER}, which stands for a recording; only texts are spoken")
-        text = plain(found[0])
-        if len(text) > MAX_TEXT_CHARACTERS:
-            raise ValueError(
-                f"the text has {len(text)} characters; at most {MAX_TEXT_CHARACTERS} are spoken: split it"
-            )
-        return text, found[1].strip() if len(found) > 1 else None
-
-
-class Synthesized:
-    """
-    Spoken texts. Satisfies `ClipSource`.
-
-    A text goes to the voices that can read it. `default_tasks` are asked about the clips where no others are wanted.
-
-    Raises:
-        CorpusError: there are not enough voices.
-    """
-
-    def __init__(self, table: TextTable, voices: Sequence[Voice], arguments: SynthesizeArguments):
-        self.table, self.arguments = table, arguments
-        self.voices = list({str(voice): voice for voice in voices}.values())
-        if arguments.voices_per_text > len(self.voices):
-            there = f"{len(self.voices)} ({', '.join(map(str, self.voices))})"
-            raise CorpusError(
-                f"--voices_per_text {arguments.voices_per_text} asks for more voices than there are: {there}."
-            )
-        self.name = str(table.path)
-        self.summary = f"{table.description}\nVoices: {', '.join(map(str, self.voices))}."
-        self.default_tasks = RESPONSE_TASKS if table.response_column else DEFAULT_TASKS
-        self.spans = (arguments.pitch or [*DEFAULT_PITCH], arguments.speed or [*DEFAULT_SPEED])
-        self.identity: dict[str, Any] = {
-            "texts": sha256_of(table.path),
-            "columns": [table.text_column, table.response_column],
+    def __init__(self, arguments: SynthesizeArguments):
+        self.arguments, self.path = arguments, Path(arguments.texts)
+        self._choose_columns()
+        self._choose_voices()
+        self.name = str(self.path)
+        self.tasks = ("respond",) if self.response_column else ("transcribe",)
+        self.identity = {
+            "texts": sha256_of(self.path),
+            "columns": [self.text_column, self.response_column],
             "voices": [str(voice) for voice in self.voices],
             "engines": sorted({voice.engine.version() for voice in self.voices}),
             "voices_per_text": arguments.voices_per_text,
@@ -204,9 +125,59 @@ class Synthesized:
             "split": arguments.split,
         }
 
+    def _choose_columns(self) -> None:
+        called, options = f"Texts {str(self.path)!r}", self.arguments
+        if not self.path.is_file():
+            raise CorpusError(f"{called}: there is no such file.")
+        if self.path.suffix.lower() not in SUFFIXES:
+            raise CorpusError(f"{called}: expected a file that ends in one of {', '.join(SUFFIXES)}.")
+        columns = list(next(self._rows(), ()))
+        if not columns:
+            raise CorpusError(f"{called}: the file holds no texts.")
+        self.text_column = options.text_column or next((one for one in TEXT_COLUMNS if one in columns), None)
+        rest = (one for one in RESPONSE_COLUMNS if one in columns and one != self.text_column)
+        self.response_column = next(rest, None) if options.response_column is None else options.response_column
+        for column, name in ((self.text_column, "--text_column"), (self.response_column, "--response_column")):
+            if column not in columns and (column or name == "--text_column"):
+                lacking = repr(column) if column else f"called {', '.join(TEXT_COLUMNS)}"
+                there = ", ".join(map(str, columns))
+                raise CorpusError(f"{called}: there is no column {lacking}; found {there}. Name one with {name}.")
+        unread = [one for one in columns if one not in (self.text_column, self.response_column)]
+        left_out = f"; not read: {', '.join(unread)}" if unread else ""
+        responses = f"responses from {self.response_column!r}" if self.response_column else "no responses"
+        self.summary = f"{self.path}: texts from column {self.text_column!r}, {responses}{left_out}."
+
+    def _choose_voices(self) -> None:
+        options = self.arguments
+        if options.tts_command is not None:
+            found = command_voices(options.tts_command, options.voices or (), options.tts_timeout)
+        else:
+            found = [voice_named(name) for name in options.voices] if options.voices else default_voices()
+            found = [voice.with_timeout(options.tts_timeout) for voice in found]
+        self.voices = list({str(voice): voice for voice in found}.values())
+        names = ", ".join(map(str, self.voices))
+        if options.voices_per_text > len(self.voices):
+            asked = f"--voices_per_text {options.voices_per_text}"
+            raise CorpusError(f"{asked} asks for more voices than there are: {len(self.voices)} ({names}).")
+        self.summary += f"\nVoices: {names}."
+        is_paced = all(voice.engine.paced for voice in self.voices)
+        if options.speed is not None and not is_paced:
+            raise ValueError("--speed needs {speed}, {stretch} or {words_per_minute} in --tts_command.")
+        usual = (DEFAULT_PITCH, DEFAULT_SPEED) if is_paced else (UNCHANGED, UNCHANGED)
+        self.spans = (options.pitch or [*usual[0]], options.speed or [*usual[1]])
+
+    def _rows(self) -> Iterator[Mapping[str, Any]]:
+        """Yield the rows in the order of the file."""
+        if self.path.suffix.lower() == TEXT_SUFFIX:
+            with open(self.path, encoding="utf-8-sig") as file:
+                yield from ({"text": line.rstrip("\n")} for line in file if line.strip())
+        else:
+            place = Place(str(self.path), "file", str(self.path.absolute()))
+            yield from open_split(place, DEFAULT_SPLIT, streaming=True)[0]
+
     def clips(self, start: int = 0) -> Iterator[Clip | BadClip]:
         """Yield each text in its voices; nothing is spoken before a clip's recording is loaded."""
-        every = (clip for number, row in enumerate(self.table.rows()) for clip in self._spoken(number, row))
+        every = (clip for number, row in enumerate(self._rows()) for clip in self._spoken(number, row))
         return itertools.islice(every, start, None)
 
     def count(self) -> int | None:
@@ -216,11 +187,11 @@ class Synthesized:
     def _spoken(self, place: int, row: Mapping[str, Any]) -> Iterator[Clip | BadClip]:
         number, wanted, split = f"{place:0{ROW_DIGITS}d}", self.arguments.voices_per_text, self.arguments.split
         try:
-            text, response = self.table.read(row)
+            text, response = self._texts_of(row)
         except ValueError as error:
             yield BadClip(number, str(error), split)
             return
-        refusals = [voice.unreadable(text) for voice in self.voices]
+        refusals = [voice.engine.unreadable(text, voice.name) for voice in self.voices]
         readers = [voice for voice, refusal in zip(self.voices, refusals) if refusal is None]
         if len(readers) < wanted:
             reasons = "; ".join(dict.fromkeys(filter(None, refusals)))
@@ -235,30 +206,22 @@ class Synthesized:
             fields |= {} if response is None else {"response": response}
             yield Clip(f"{number}-{str(voice).replace(':', '-')}", spoken, text, split, fields)
 
-
-def open_source(arguments: SynthesizeArguments) -> Synthesized:
-    """
-    Return the texts and voices that options ask for.
-
-    Raises:
-        ValueError: options contradict each other.
-        CorpusError: the texts cannot be read, or an engine or voice is missing.
-    """
-    table = TextTable(arguments.texts, arguments.text_column, arguments.response_column)
-    if arguments.tts_command is not None:
-        voices = command_voices(arguments.tts_command, arguments.voices or (), arguments.tts_timeout)
-    else:
-        voices = [voice_named(name) for name in arguments.voices] if arguments.voices else default_voices()
-        voices = [_with_timeout(voice, arguments.tts_timeout) for voice in voices]
-    paced = all(voice.engine.paced for voice in voices)
-    if arguments.speed is not None and not paced:
-        raise ValueError("--speed needs {speed}, {stretch} or {words_per_minute} in --tts_command.")
-    if not paced:
-        arguments = dataclasses.replace(arguments, pitch=arguments.pitch or [*UNCHANGED], speed=[*UNCHANGED])
-    return Synthesized(table, voices, arguments)
+    def _texts_of(self, row: Mapping[str, Any]) -> tuple[str, str | None]:
+        """Return text and response of a row, the text as voices take it; raise ValueError if it cannot be spoken."""
+        found: list[str] = []
+        for name in filter(None, (self.text_column, self.response_column)):
+            value = row.get(name)
+            if not isinstance(value, str):
+                raise ValueError(f"expected a text in column {name!r}, found {value!r}")
+            if not value.strip():
+                raise ValueError(f"column {name!r} is empty")
+            found.append(value)
+        if AUDIO_PLACEHOLDER in found[0]:
+            raise ValueError(f"the text has {AUDIO_PLACEHOLDER}, which stands for a recording; only texts are spoken")
+        text = plain(found[0])
+        if len(text) > MAX_TEXT_CHARACTERS:
+            raise ValueError(f"the text has {len(text)} characters; at most {MAX_TEXT_CHARACTERS} are spoken")
+        return text, found[1].strip() if len(found) > 1 else None
 
 
-def _with_timeout(voice: Voice, seconds: float) -> Voice:
-    if not isinstance(voice.engine, CommandEngine):
-        return voice
-    return Voice(dataclasses.replace(voice.engine, timeout_seconds=seconds), voice.name)
+open_source = Synthesized

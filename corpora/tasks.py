@@ -42,8 +42,7 @@ class Task:
         """
         Return prompt and response for one clip; the wording depends on the clip's id alone.
 
-        Raises:
-            ValueError: a field that the prompt quotes holds `<audio>` itself.
+        ValueError is raised where a field that the prompt quotes holds `<audio>` itself.
         """
         digest = hashlib.sha256(f"{self.name}/{identity}".encode("utf-8", "surrogatepass")).digest()
         wording = self.prompts[int.from_bytes(digest[:8], "big") % len(self.prompts)]

@@ -16,18 +16,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from audiollm.command_line.files import check_writable, naming_the_disk, written
 from audiollm.command_line.interruption import TerminatedError, ended_by_signals, exit_status
 from audiollm.command_line.option_parser import option, parser_of
 
 from .clips import CorpusError
-from .faults import ERROR, FAULTS, WARNING, Limits
 from .parallel import available_cpus
 from .sources import parse_source
-from .validation import DataFile, Validation
-from .values import counted
+from .validation import ERROR, FAULTS, WARNING, DataFile, Limits, Validation
+from .values import check_at_least, check_known, counted
 
 ERRORS_EXIT, UNCHECKED_EXIT = 1, 2
 #: Split of files that are given without one.
@@ -61,13 +59,10 @@ class ValidateArguments(Limits):
 
     def __post_init__(self):
         super().__post_init__()
-        unknown = [name for name in self.ignore if name not in FAULTS]
-        if unknown:
-            raise ValueError(f"--ignore has {unknown[0]!r}; expected some of {', '.join(FAULTS)}.")
-        if self.shown < 0:
-            raise ValueError(f"--shown is {self.shown}; expected 0 or more.")
-        if self.workers is not None and self.workers < 1:
-            raise ValueError(f"--workers is {self.workers}; expected 1 or more.")
+        if self.ignore:
+            check_known("ignore", self.ignore, FAULTS)
+        check_at_least(self, 0, "shown")
+        check_at_least(self, 1, "workers")
 
 
 def data_files(given: Sequence[str], against: Sequence[str]) -> list[DataFile]:
@@ -80,10 +75,8 @@ def data_files(given: Sequence[str], against: Sequence[str]) -> list[DataFile]:
     others = [_data_file(each, None, judged=False) for each in against]
     for other in others:
         if other.split in {file.split for file in files}:
-            raise ValueError(
-                f"--against {other.source.name} is of split {other.split!r}, like the data that is checked. Name another, "
-                f"as in --against held_out={other.source.name}."
-            )
+            name, advice = other.source.name, f"Name another, as in --against held_out={other.source.name}"
+            raise ValueError(f"--against {name} is of split {other.split!r}, like the data that is checked. {advice}.")
     return files + others
 
 
@@ -96,114 +89,98 @@ def _data_file(given: str, split: str | None, judged: bool) -> DataFile:
     return DataFile(source, named[1] if named else split or Path(source.path).stem, judged)
 
 
-def run(given: Sequence[str], arguments: ValidateArguments) -> Validation:
+class Report:
+    """The findings, for people and as a file; `totals` are the numbers of errors and warnings."""
+
+    def __init__(self, found: Validation, arguments: ValidateArguments):
+        self.found, self.arguments, self.counts = found, arguments, found.counts()
+        self.totals = {ERROR: 0, WARNING: 0}
+        for fault, count in self.counts.items():
+            self.totals[self.severity(fault)] += count
+
+    def severity(self, fault: str) -> str:
+        """Return the severity of a fault; with --strict every fault is an error."""
+        return ERROR if self.arguments.strict else FAULTS[fault].severity
+
+    def summary(self) -> str:
+        """Return the findings as text without characters that command a terminal: of each fault the first rows."""
+        text = "\n".join(line.replace("\n", " ") for line in self._lines())
+        shown = (one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode() for one in text)
+        return "".join(shown)
+
+    def _lines(self) -> Iterator[str]:
+        for file in self.found.files:
+            numbers = [counted(file.rows, "row"), counted(file.recordings, "recording")]
+            numbers += [f"{file.hours:.2f} h", counted(file.transcripts, "transcript")]
+            role = f"split {file.split}" if file.judged else f"split {file.split}, compared with only"
+            yield f"{file.name} ({role}): {', '.join(numbers)}"
+            if file.not_compared:
+                yield f"  {counted(file.not_compared, 'row')} not compared with others: unusable, too long or silent"
+        findings = self.found.findings()
+        if not findings:
+            yield "No faults."
+            return
+        errors, warnings = counted(self.totals[ERROR], "error"), counted(self.totals[WARNING], "warning")
+        yield f"{errors} and {warnings} in {counted(len({(one.file, one.row) for one in findings}), 'row')}:"
+        for fault in sorted(self.counts, key=lambda name: self.severity(name) != ERROR):
+            yield ""
+            yield f"{self.severity(fault):7}  {fault}: {self.counts[fault]} ({FAULTS[fault].meaning})"
+            for finding in [one for one in findings if one.fault == fault][: self.arguments.shown]:
+                where = f"{self.found.files[finding.file].name} {finding.where}".strip()
+                audio = f"{finding.audio}: " if finding.audio and finding.audio not in finding.reason else ""
+                yield f"         {where}: {audio}{finding.reason}"
+            if self.counts[fault] > self.arguments.shown:
+                yield f"         ... and {self.counts[fault] - self.arguments.shown} more"
+
+    def write(self, path: str) -> None:
+        """
+        Write everything that was found as one JSON object, whole or not at all.
+
+        Its fields: `version`; `limits`, `ignored` and `strict` as given; `files`, each with `name`, `split`, `judged` and
+        its counts; `hours`, `errors`, `warnings` and `counts` by fault; and `faults`, in the order of files and rows, each
+        with `file` (name), `row` (from 0, null for the whole file), `where`, `fault`, `severity`, `reason` and `audio`.
+        """
+        files = self.found.files
+        content = {
+            "version": REPORT_VERSION,
+            "limits": {each.name: getattr(self.arguments, each.name) for each in fields(Limits)},
+            "ignored": sorted(self.arguments.ignore),
+            "strict": self.arguments.strict,
+            "files": [
+                {"name": file.name}
+                | {name: getattr(file, name) for name in REPORTED}
+                | {"hours": round(file.hours, HOURS_DIGITS)}
+                for file in files
+            ],
+            "hours": round(sum(file.hours for file in files), HOURS_DIGITS),
+            "errors": self.totals[ERROR],
+            "warnings": self.totals[WARNING],
+            "counts": self.counts,
+            "faults": [
+                {**one._asdict(), "file": files[one.file].name, "severity": self.severity(one.fault)}
+                for one in self.found.findings()
+            ],
+        }
+        with written(path, errors="backslashreplace") as file:  # a name that is no Unicode, as JSON's own escape of it
+            file.write(json.dumps(content, ensure_ascii=False, indent=2) + "\n")
+
+
+def run(given: Sequence[str], arguments: ValidateArguments) -> Report:
     """Check files, each a path or `split=path`, and write the report; raises as [`Validation`], ValueError and OSError."""
     files = data_files(given, arguments.against)
-    _check_report(files, arguments.report)
+    if arguments.report is not None:  # before the work
+        if os.path.isdir(arguments.report):
+            raise ValueError(f"--report {arguments.report} is a folder; give it a file of its own.")
+        if os.path.realpath(arguments.report) in {os.path.realpath(file.source.path) for file in files}:
+            raise ValueError(f"--report {arguments.report} is the data; give it a file of its own.")
+        check_writable(Path(arguments.report).parent)
     found = Validation(files, arguments.audio_dir, arguments, arguments.ignore, arguments.response_is_transcript)
     found.run(arguments.workers or available_cpus())
+    report = Report(found, arguments)
     if arguments.report is not None:
         with naming_the_disk(arguments.report, "make room and give the command again"):
-            write_report(Path(arguments.report), found, arguments)
-    return found
-
-
-def _check_report(files: Sequence[DataFile], path: str | None) -> None:
-    """Refuse to write over data, and find out before the work whether the report can be written."""
-    if path is None:
-        return
-    if os.path.isdir(path):
-        raise ValueError(f"--report {path} is a folder; give it a file of its own.")
-    if os.path.realpath(path) in {os.path.realpath(file.source.path) for file in files}:
-        raise ValueError(f"--report {path} is the data; give it a file of its own.")
-    check_writable(Path(path).parent)
-
-
-# ----------------------------------------------------------------------------------------------------------- findings
-
-
-def severity_of(fault: str, strict: bool = False) -> str:
-    """Return the severity of a fault; with `strict` every fault is an error."""
-    return ERROR if strict else FAULTS[fault].severity
-
-
-def count_severities(found: Validation, strict: bool = False) -> dict[str, int]:
-    """Return the numbers of errors and warnings."""
-    totals = {ERROR: 0, WARNING: 0}
-    for fault, count in found.counts().items():
-        totals[severity_of(fault, strict)] += count
-    return totals
-
-
-def summarize(found: Validation, shown: int, strict: bool = False) -> str:
-    """
-    Return the findings as lines of text, without characters that command a terminal.
-
-    Args:
-        shown: Rows of each fault that are named.
-        strict: Take warnings for errors.
-    """
-    text = "\n".join(line.replace("\n", " ") for line in _summary_lines(found, shown, strict))
-    return "".join(one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode() for one in text)
-
-
-def _summary_lines(found: Validation, shown: int, strict: bool) -> Iterator[str]:
-    for file in found.files:
-        numbers = [counted(file.rows, "row"), counted(file.recordings, "recording")]
-        numbers += [f"{file.hours:.2f} h", counted(file.transcripts, "transcript")]
-        role = f"split {file.split}" if file.judged else f"split {file.split}, compared with only"
-        yield f"{file.name} ({role}): {', '.join(numbers)}"
-        if file.not_compared:
-            yield f"  {counted(file.not_compared, 'row')} not compared with others: unusable, too long or silent"
-    counts, findings = found.counts(), found.findings()
-    if not counts:
-        yield "No faults."
-        return
-    totals = count_severities(found, strict)
-    errors, warnings = counted(totals[ERROR], "error"), counted(totals[WARNING], "warning")
-    yield f"{errors} and {warnings} in {counted(len({(one.file, one.row) for one in findings}), 'row')}:"
-    for fault in sorted(counts, key=lambda name: severity_of(name, strict) != ERROR):
-        yield ""
-        yield f"{severity_of(fault, strict):7}  {fault}: {counts[fault]} ({FAULTS[fault].meaning})"
-        for finding in [one for one in findings if one.fault == fault][:shown]:
-            where = f"{found.files[finding.file].name} {finding.where}".strip()
-            audio = f"{finding.audio}: " if finding.audio and finding.audio not in finding.reason else ""
-            yield f"         {where}: {audio}{finding.reason}"
-        if counts[fault] > shown:
-            yield f"         ... and {counts[fault] - shown} more"
-
-
-def write_report(path: Path, found: Validation, arguments: ValidateArguments) -> None:
-    """
-    Write everything that was found as one JSON object, whole or not at all.
-
-    Its fields: `version`; `limits`, `ignored` and `strict` as given; `files`, each with `name`, `split`, `judged` and its
-    counts; `hours`, `errors`, `warnings` and `counts` by fault; and `faults`, in the order of files and rows, each with
-    `file` (name), `row` (from 0, null for the whole file), `where`, `fault`, `severity`, `reason` and `audio`.
-    """
-    strict, totals = arguments.strict, count_severities(found, arguments.strict)
-    head: dict[str, Any] = {
-        "version": REPORT_VERSION,
-        "limits": {each.name: getattr(arguments, each.name) for each in fields(Limits)},
-        "ignored": sorted(arguments.ignore),
-        "strict": strict,
-        "files": [
-            {"name": file.name}
-            | {name: getattr(file, name) for name in REPORTED}
-            | {"hours": round(file.hours, HOURS_DIGITS)}
-            for file in found.files
-        ],
-        "hours": round(sum(file.hours for file in found.files), HOURS_DIGITS),
-        "errors": totals[ERROR],
-        "warnings": totals[WARNING],
-        "counts": found.counts(),
-        "faults": [],
-    }
-    for one in found.findings():
-        severity = {"severity": severity_of(one.fault, strict)}
-        head["faults"].append({**one._asdict(), "file": found.files[one.file].name, **severity})
-    with written(path, errors="backslashreplace") as file:  # a name that is no Unicode, as JSON's own escape of it
-        file.write(json.dumps(head, ensure_ascii=False, indent=2) + "\n")
+            report.write(arguments.report)
+    return report
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -215,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         arguments = ValidateArguments(**options)
         with ended_by_signals():
-            found = run(given, arguments)
+            report = run(given, arguments)
     except (CorpusError, OSError, ValueError) as error:
         print(f"audiollm validate: {error}", file=sys.stderr)
         sys.exit(UNCHECKED_EXIT)
@@ -223,6 +200,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         how = "Ended" if isinstance(interrupt, TerminatedError) else "Interrupted"
         print(f"\n{how}, with nothing written. Give the same command again.", file=sys.stderr)
         sys.exit(exit_status(interrupt))
-    print(summarize(found, arguments.shown, arguments.strict))
-    if count_severities(found, arguments.strict)[ERROR]:
+    print(report.summary())
+    if report.totals[ERROR]:
         sys.exit(ERRORS_EXIT)

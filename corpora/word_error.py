@@ -4,8 +4,9 @@ Word error of a clip's transcript, in percent: the figure by which `--max_wer` k
 It comes from the corpus itself, from a hypothesis that the corpus brings, or from what a Whisper model hears.
 """
 
+import functools
+import itertools
 import math
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,19 +16,20 @@ import torch
 from audiollm.base_models import EMBEDDED_PREFIX
 from audiollm.command_line.embedded_bases import fetch
 from audiollm.command_line.option_parser import option
+from tqdm.auto import tqdm
 
 from .clips import STATE_FOLDER
 from .hypotheses import DEFAULT_WHISPER, WhisperTranscriber
 from .letter_case import has_punctuation, restore_from
 from .normalisers import clip_word_error, has_words, normaliser_for
 from .prepared_files import Row
-from .values import number
+from .values import check_at_least, number
 
-#: Sources of a word error, best first: the corpus' own figure, its hypothesis, what Whisper hears.
-DATASET, HYPOTHESIS, WHISPER = "dataset", "hypothesis", "whisper"
 #: Decimals that are kept when a fraction becomes percent: 100 * 0.07 is not 7 in binary.
 PERCENT_DECIMALS = 9
 JOURNAL_FOLDER = "heard"
+#: Recordings are sorted by length among this many batches.
+BATCHES_AT_ONCE = 32
 #: Fields that settling a row adds: the hypothesis, percent, names of Whisper and normaliser, and where it comes from.
 SETTLED_FIELDS = ("pred_text", "wer", "model", "normaliser", "wer_source")
 
@@ -55,18 +57,11 @@ class WordErrorArguments:
     def __post_init__(self):
         if self.max_wer is not None and not 0 <= self.max_wer < math.inf:
             raise ValueError(f"--max_wer is {self.max_wer}; expected percent, from 0 on: 5 is 5 %, 0 is no error.")
+        needs_whisper = self.copy_punctuation or self.max_wer is not None
         for one in fields(self):
-            if one.name.startswith("whisper_") and not self.needs_whisper and getattr(self, one.name) != one.default:
-                raise ValueError(
-                    f"--{one.name} needs --max_wer or --copy_punctuation; without them it would do nothing."
-                )
-        if self.whisper_batch_size < 1:
-            raise ValueError(f"--whisper_batch_size is {self.whisper_batch_size}; expected 1 or more.")
-
-    @property
-    def needs_whisper(self) -> bool:
-        """Return whether clips may have to be heard."""
-        return self.copy_punctuation or self.max_wer is not None
+            if one.name.startswith("whisper_") and not needs_whisper and getattr(self, one.name) != one.default:
+                raise ValueError(f"--{one.name} needs --max_wer or --copy_punctuation.")
+        check_at_least(self, 1, "whisper_batch_size")
 
 
 class WordErrorFilter:
@@ -80,7 +75,6 @@ class WordErrorFilter:
 
     def __init__(self, arguments: WordErrorArguments, output: Path, unit: str | None = None):
         self.arguments, self.output, self.unit = arguments, output, unit
-        self.transcriber: WhisperTranscriber | None = None
 
     def settle(self, rows: Iterator[Row], total: int) -> Iterator[Row]:
         """
@@ -92,7 +86,11 @@ class WordErrorFilter:
             heard = self._heard(rows, lambda row: not has_punctuation(row["text"]), total)
             rows = (row if text is None else row | {"text": restore_from(row["text"], text)} for row, text in heard)
         if self.arguments.max_wer is None:
-            yield from map(self._in_percent, rows)
+            for row in rows:
+                wer = row["fields"].get("wer")
+                if self.unit == "fraction" and isinstance(wer, float):
+                    row["fields"]["wer"] = round(100 * wer, PERCENT_DECIMALS)
+                yield row
         else:
             yield from (self._settled(row, heard) for row, heard in self._heard(rows, _must_be_heard, total))
 
@@ -101,25 +99,19 @@ class WordErrorFilter:
         wer, limit = row["fields"].get("wer"), self.arguments.max_wer
         return limit is None or (wer is not None and wer <= limit)
 
-    def _in_percent(self, row: Row) -> Row:
-        wer = row["fields"].get("wer")
-        if self.unit == "fraction" and isinstance(wer, float):
-            row["fields"]["wer"] = round(100 * wer, PERCENT_DECIMALS)
-        return row
-
     def _settled(self, row: Row, heard: str | None) -> Row:
         fields = row["fields"]
         own, hypothesis = fields.get("wer"), fields.get("pred_text")
         found = dict.fromkeys(SETTLED_FIELDS) | {"pred_text": hypothesis}
         try:
             if not _is_missing(own):
-                found |= {"wer": _percent(own, self.unit), "wer_source": DATASET}
+                found |= {"wer": _percent(own, self.unit), "wer_source": "dataset"}
             else:
                 is_own, normaliser = isinstance(hypothesis, str), normaliser_for(fields.get("language"))
                 said = hypothesis if is_own else heard or ""
                 found |= {"wer": clip_word_error(row["text"], said, normaliser), "pred_text": said}
-                found |= {"normaliser": normaliser, "wer_source": HYPOTHESIS if is_own else WHISPER}
-                found |= {} if is_own else {"model": self._whisper().name}
+                found |= {"normaliser": normaliser, "wer_source": "hypothesis" if is_own else "whisper"}
+                found |= {} if is_own else {"model": self.transcriber.name}
         except ValueError as error:
             row["problem"] = f"has no word error for --max_wer: {error}"
         fields |= found
@@ -128,31 +120,34 @@ class WordErrorFilter:
     def _heard(
         self, rows: Iterator[Row], must_be_heard: Callable[[Row], bool], total: int
     ) -> Iterator[tuple[Row, str | None]]:
-        """Yield each row with what Whisper hears, if it must be heard."""
-        waiting: deque[Row] = deque()
+        """Yield each row with what Whisper hears, if it must be heard; a window of rows at once, sorted by length."""
+        size = BATCHES_AT_ONCE * self.arguments.whisper_batch_size
+        with tqdm(total=total, desc="Hearing", unit="clip", disable=None) as bar:
+            while window := list(itertools.islice(rows, size)):
+                asked = sorted(filter(must_be_heard, window), key=lambda row: (row["duration"], row["sha256"]))
+                recordings = {row["sha256"]: self.output / row["audio"] for row in asked}
+                bar.update(len(window) - len(recordings))
+                texts: dict[str, str] = {}
+                for batch in self.transcriber.transcribe(recordings) if recordings else ():
+                    texts |= batch
+                    bar.set_postfix_str(f"{self.transcriber.journal.recalled} clips known", refresh=False)
+                    bar.update(len(batch))
+                for row in window:
+                    yield row, texts[row["sha256"]] if must_be_heard(row) else None
 
-        def paths() -> Iterator[Path | None]:
-            for row in rows:
-                waiting.append(row)
-                yield self.output / row["audio"] if must_be_heard(row) else None
-
-        for heard in self._whisper().transcribe(paths(), total):
-            yield waiting.popleft(), heard
-
-    def _whisper(self) -> WhisperTranscriber:
-        """Return the transcriber, made once when it is needed."""
-        if self.transcriber is None:
-            model = self.arguments.whisper_path or DEFAULT_WHISPER
-            if model.startswith(EMBEDDED_PREFIX):
-                fetch(model)
-            self.transcriber = WhisperTranscriber(
-                model,
-                device="cuda" if torch.cuda.is_available() else "cpu",
-                batch_size=self.arguments.whisper_batch_size,
-                language=self.arguments.whisper_language,
-                journal_folder=self.output / STATE_FOLDER / JOURNAL_FOLDER,
-            )
-        return self.transcriber
+    @functools.cached_property
+    def transcriber(self) -> WhisperTranscriber:
+        """Return the Whisper that hears clips, made when it is needed."""
+        model = self.arguments.whisper_path or DEFAULT_WHISPER
+        if model.startswith(EMBEDDED_PREFIX):
+            fetch(model)
+        return WhisperTranscriber(
+            model,
+            self.output / STATE_FOLDER / JOURNAL_FOLDER,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            batch_size=self.arguments.whisper_batch_size,
+            language=self.arguments.whisper_language,
+        )
 
 
 def _must_be_heard(row: Row) -> bool:

@@ -4,10 +4,12 @@ import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from audiollm.corpora.clips import BadClip, Clip
+import soundfile
+from audiollm.corpora.clips import BadClip, Clip, ClipSource
 from audiollm.corpora.prompts import load_studio_prompts
 
 
@@ -18,14 +20,13 @@ def load_elsewhere(recording: Any) -> tuple[np.ndarray, int]:
 
 
 @dataclass
-class StudioSource:
+class StudioSource(ClipSource):
     """The first clips of a split of the studio prompts, with whatever else a test puts after them."""
 
     limit: int = 12
     split: str = "test"
     more: list[Clip | BadClip] = field(default_factory=list)
     name: str = "studio prompts"
-    card: dict[str, Any] = field(default_factory=lambda: {"license": "cc-by-sa-3.0"})
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -38,3 +39,11 @@ class StudioSource:
         rows = load_studio_prompts(self.split).select(range(self.limit))
         made = [Clip(row["id"], row["audio"], row["text"], fields={"speaker": row["speaker"]}) for row in rows]
         yield from [*made, *self.more][start:]
+
+
+def tone(path: Path, seconds: float = 0.2) -> Path:
+    """A recording of one tone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    waveform = 0.3 * np.sin(2 * np.pi * 440 * np.arange(round(16_000 * seconds)) / 16_000)
+    soundfile.write(path, waveform, 16_000, format="MP3" if path.suffix == ".mp3" else "WAV")
+    return path

@@ -133,13 +133,3 @@ def test_what_is_written_is_read_back(folder: Path, name: str, rows: list[tuple[
     ]
     write_examples(folder / name, examples)
     assert read_examples(folder / name) == examples
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(folder: Path) -> None:
-    path = folder / "examples.json"
-    write_examples(path, [Example("old", (), "old")])
-    before = sorted(folder.iterdir())
-    with pytest.raises(UnicodeEncodeError):
-        write_examples(path, [Example("new", (), "lone surrogate \ud800")])
-    assert read_examples(path)[0].text == "old"
-    assert sorted(folder.iterdir()) == before

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 import soundfile
 from audiollm.corpora.audio_facts import measure
-from audiollm.corpora.faults import FAULTS, Limits, level_dbfs
 from audiollm.corpora.prompts import load_studio_prompts, write_prompt_examples
 from audiollm.corpora.sources import parse_source
-from audiollm.corpora.validation import DataFile, Validation
+from audiollm.corpora.validation import FAULTS, DataFile, Limits, Validation, level_dbfs
 from audiollm.processing.audio import AudioError, load_waveform
 
 RATE_HZ = 16_000

@@ -9,23 +9,99 @@ import os
 from pathlib import Path
 
 import pytest
-from audiollm.corpora.clips import BadClip, CorpusError
+from audiollm.corpora.clips import BadClip, Clip, CorpusError
+from audiollm.corpora.folder import FolderArguments, open_source
 from audiollm.corpora.prepare import run
-from folder_shapes import (
-    MAKERS,
-    SENTENCES,
-    make_csv,
-    make_nemo,
-    make_sidecar,
-    read,
-    said,
-    source_of,
-    tone,
-    write,
-    write_lines,
-)
+from made_clips import tone
 
 pytestmark = pytest.mark.usefixtures("own_datasets_cache")
+
+SENTENCES = {"a": "One two.", "b": "Three, four.", "sub/c": "Five \N{EM DASH} six."}
+BY_NAME = {Path(name).name: text for name, text in SENTENCES.items()}
+
+
+def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def write_lines(path: Path, rows: list[dict]) -> Path:
+    return write(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def make_text_beside(
+    folder: Path, suffix: str = ".txt", texts: dict[str, str] = SENTENCES, audio: str = ".wav"
+) -> None:
+    for name, text in texts.items():
+        tone(folder / f"{name}{audio}")
+        write(folder / f"{name}{suffix}", text)
+
+
+def make_csv(folder: Path) -> None:
+    for name in SENTENCES:
+        tone(folder / f"{name}.wav")
+    write(folder / "list.csv", "file,words,transcript\n" + "".join(f'{n}.wav,2,"{t}"\n' for n, t in SENTENCES.items()))
+
+
+def make_tsv(folder: Path) -> None:
+    """As Common Voice has it."""
+    header = "client_id\tpath\tsentence\tup_votes\tlocale\n"
+    for table, names in {"train": "ab", "dev": ["sub/c"]}.items():
+        rows = "".join(f"v1\tclips/{name}.mp3\t{SENTENCES[name]}\t2\ten\n" for name in names)
+        write(folder / f"{table}.tsv", header + rows)
+    write(folder / "reported.tsv", "sentence\tsentence_id\tlocale\treason\n")
+    for name in SENTENCES:
+        tone(folder / "clips" / f"{name}.mp3")
+
+
+def make_nemo(folder: Path) -> None:
+    more = {"duration": 0.2, "lang": "en"}
+    rows = [{"audio_filepath": f"{n}.wav", "text": t, "pred_text": t.lower(), **more} for n, t in SENTENCES.items()]
+    for name in SENTENCES:
+        tone(folder / f"{name}.wav")
+    write_lines(folder / "manifest.json", rows)
+
+
+def make_json(folder: Path) -> None:
+    for name in SENTENCES:
+        tone(folder / f"{name}.wav")
+    write(
+        folder / "data.json", json.dumps([{"id": n, "path": f"{n}.wav", "sentence": t} for n, t in SENTENCES.items()])
+    )
+
+
+def make_audiofolder(folder: Path) -> None:
+    for name in SENTENCES:
+        tone(folder / f"{name}.wav")
+    rows = [{"file_name": f"{name}.wav", "transcription": text} for name, text in SENTENCES.items()]
+    write_lines(folder / "metadata.jsonl", rows)
+
+
+MAKERS = {name.removeprefix("make_"): make for name, make in globals().items() if name.startswith("make_")}
+
+
+def source_of(folder: Path, **options):
+    return open_source(FolderArguments(str(folder), **options))
+
+
+def read(folder: Path, **options) -> list[Clip | BadClip]:
+    """All clips, after checking that they come the same again, and from any start."""
+    source = source_of(folder, **options)
+    clips = list(source.clips())
+    assert list(source_of(folder, **options).clips()) == clips
+    for start in (1, len(clips) - 1, len(clips), len(clips) + 3):
+        assert list(source.clips(start)) == clips[start:]
+    assert source.count() in (None, len(clips))
+    json.dumps([source.identity, [clip.id for clip in clips]]).encode()
+    return clips
+
+
+def said(clips: list[Clip | BadClip]) -> dict[str, str]:
+    """Texts by id of clips that are all good, with their recordings there."""
+    assert [clip for clip in clips if isinstance(clip, BadClip)] == []
+    assert all(os.path.isabs(clip.recording) and os.path.isfile(clip.recording) for clip in clips)
+    return {clip.id: clip.text for clip in clips}
 
 
 def texts(clips: list) -> dict[str, str]:
@@ -34,7 +110,8 @@ def texts(clips: list) -> dict[str, str]:
     return {Path(clip.recording).stem: clip.text for clip in clips}
 
 
-BY_NAME = {Path(name).name: text for name, text in SENTENCES.items()}
+def problems(clips: list) -> dict[str, str]:
+    return {clip.id: clip.reason for clip in clips if isinstance(clip, BadClip)}
 
 
 @pytest.mark.parametrize("shape", MAKERS)
@@ -96,13 +173,12 @@ def test_paths_start_where_the_table_lies_and_may_rise_within_the_folder(tmp_pat
 
 @pytest.mark.parametrize("suffix", [".lab", ".normalized.txt", ".trans"])
 def test_transcripts_of_other_endings(tmp_path: Path, suffix: str):
-    make_sidecar(tmp_path, suffix)
+    make_text_beside(tmp_path, suffix)
     if suffix == ".trans":
         with pytest.raises(CorpusError, match="3 audio files"):
             source_of(tmp_path)
     assert said(read(tmp_path, transcript_suffix=None if suffix != ".trans" else suffix)) == SENTENCES
-    make_sidecar(tmp_path, ".original.txt")
-    write(tmp_path / "a.original.txt", "The original.")
+    make_text_beside(tmp_path, ".original.txt", SENTENCES | {"a": "The original."})
     if suffix != ".trans":
         with pytest.raises(CorpusError, match=r"\.original\.txt beside audio.*--transcript_suffix"):
             source_of(tmp_path)
@@ -110,9 +186,7 @@ def test_transcripts_of_other_endings(tmp_path: Path, suffix: str):
 
 
 def test_splits_by_names_and_options(tmp_path: Path):
-    for name in ("train-clean/a", "dev/b", "my_test 2/c", "contest/d"):
-        tone(tmp_path / f"{name}.wav")
-        write(tmp_path / f"{name}.txt", name)
+    make_text_beside(tmp_path, texts=dict.fromkeys(("train-clean/a", "dev/b", "my_test 2/c", "contest/d"), "Words."))
     splits = {clip.id: clip.split for clip in read(tmp_path)}
     assert splits == {"contest/d": "train", "dev/b": "validation", "my_test 2/c": "test", "train-clean/a": "train"}
     assert {clip.split for clip in read(tmp_path, split="mine")} == {"mine"}
@@ -132,21 +206,17 @@ def test_encodings_of_transcripts(tmp_path: Path):
 
 
 def test_two_ways_to_read_a_folder_are_both_named(tmp_path: Path):
-    make_sidecar(tmp_path)
-    write_lines(tmp_path / "m.json", [{"audio_filepath": "a.flac", "text": "t"}])
+    make_text_beside(tmp_path)
+    write_lines(tmp_path / "m.json", [{"audio_filepath": "a.wav", "text": "t"}])
     with pytest.raises(CorpusError, match=r"\*\.txt.*m\.json.*--transcript_suffix or --manifest"):
         source_of(tmp_path)
+    with pytest.raises(CorpusError, match="--wer_unit percent is given, but there is no column of word errors"):
+        source_of(tmp_path, transcript_suffix=".txt", wer_unit="percent")
     assert len(read(tmp_path, transcript_suffix=".txt")) == 3 and len(read(tmp_path, manifest="m.json")) == 1
     for name in ("list.csv", "again.csv"):
         write(tmp_path / "tables" / name, "path,text\na.wav,t\n")
     with pytest.raises(CorpusError, match=r"again\.csv' and .*list\.csv'.*--manifest"):
         source_of(tmp_path / "tables")
-
-
-def test_a_unit_of_word_errors_is_of_a_column(tmp_path: Path):
-    make_sidecar(tmp_path)
-    with pytest.raises(CorpusError, match="--wer_unit percent is given, but there is no column of word errors"):
-        source_of(tmp_path, wer_unit="percent")
 
 
 def test_nothing_to_read_says_what_was_looked_for(tmp_path: Path):
@@ -161,14 +231,14 @@ def test_nothing_to_read_says_what_was_looked_for(tmp_path: Path):
 
 
 def test_identity_changes_with_what_is_read(tmp_path: Path):
-    make_sidecar(tmp_path / "s")
+    make_text_beside(tmp_path / "s")
     make_nemo(tmp_path / "n")
     seen = [source_of(tmp_path / "s").identity, source_of(tmp_path / "n").identity]
-    (tmp_path / "s" / "a.flac").write_bytes(b"mended")
+    (tmp_path / "s" / "a.wav").write_bytes(b"mended")
     write(tmp_path / "s" / "b.txt", (tmp_path / "s" / "b.txt").read_text())  # touched, and the same
     assert source_of(tmp_path / "s").identity == seen[0]
     write(tmp_path / "s" / "a.txt", "Something else.")
-    write_lines(tmp_path / "n" / "manifest.json", [{"audio_filepath": "audio/a.wav", "text": "t"}])
+    write_lines(tmp_path / "n" / "manifest.json", [{"audio_filepath": "a.wav", "text": "t"}])
     seen += [source_of(tmp_path / "s").identity, source_of(tmp_path / "n").identity]
     seen.append(source_of(tmp_path / "n", split="x").identity)
     assert len({json.dumps(identity) for identity in seen}) == len(seen)
@@ -177,15 +247,13 @@ def test_identity_changes_with_what_is_read(tmp_path: Path):
 def test_the_order_is_not_that_of_the_file_system(tmp_path: Path):
     names = ["é", "z", "a", "B", "10", "9", "سلام", "🎵"]
     for folder, order in ((tmp_path / "one", names), (tmp_path / "two", names[::-1])):
-        for name in order:
-            tone(folder / name / f"{name}.wav")
-            write(folder / name / f"{name}.txt", name)
+        make_text_beside(folder, texts={f"{name}/{name}": name for name in order})
     ids = [clip.id for clip in read(tmp_path / "one")]
     assert ids == [clip.id for clip in read(tmp_path / "two")]
     assert ids == sorted((f"{name}/{name}" for name in names), key=os.fsencode)
 
 
-@pytest.mark.parametrize("make", [make_sidecar, make_csv])
+@pytest.mark.parametrize("make", [make_text_beside, make_csv])
 def test_what_was_prepared_below_the_folder_is_no_part_of_it(tmp_path: Path, make):
     """The same command a second time finds its work done, though its output lies in the folder that it reads."""
     make(tmp_path)
@@ -199,21 +267,18 @@ def test_what_was_prepared_below_the_folder_is_no_part_of_it(tmp_path: Path, mak
 # ------------------------------------------------------------------------------------------------------ broken, hostile
 
 
-def problems(clips: list) -> dict[str, str]:
-    return {clip.id: clip.reason for clip in clips if isinstance(clip, BadClip)}
-
-
 def test_links_that_lead_out_are_refused(tmp_path: Path):
     outside, inside = tmp_path / "outside", tmp_path / "inside"
     tone(outside / "o.wav")
     write(outside / "o.txt", "a secret")
+    make_text_beside(inside, texts={"same": "the same"})
     tone(inside / "good.wav")
+    (inside / "same.wav").unlink()
     (inside / "link.wav").symlink_to(outside / "o.wav")
     (inside / "good.txt").symlink_to(outside / "o.txt")
     write(inside / "link.txt", "linked")
     (inside / "below").symlink_to(outside)
     (inside / "same.wav").symlink_to("good.wav")
-    write(inside / "same.txt", "the same")
     clips = read(inside)
     assert [clip.id for clip in clips if not isinstance(clip, BadClip)] == ["same"], "whose link stays inside"
     assert set(problems(clips)) == {"below", "good", "link"}
@@ -221,7 +286,7 @@ def test_links_that_lead_out_are_refused(tmp_path: Path):
 
 
 def test_audio_without_transcripts(tmp_path: Path):
-    make_sidecar(tmp_path)
+    make_text_beside(tmp_path)
     tone(tmp_path / "good.wav")
     write(tmp_path / "README.txt", "about")
     write(tmp_path / "empty.txt", " \n")
@@ -234,19 +299,15 @@ NAMES = ["سلام", "🎵", "new\nline", "tab\tand space", "-rf", "a'b\"c", "e\
 
 
 def test_names_of_any_script(tmp_path: Path):
+    make_text_beside(tmp_path / "s", texts={name: name for name in NAMES})
     for name in NAMES:
-        tone(tmp_path / "s" / f"{name}.wav")
-        write(tmp_path / "s" / f"{name}.txt", name)
         tone(tmp_path / "m" / f"{name}.wav")
     write_lines(tmp_path / "m" / "m.jsonl", [{"path": f"{name}.wav", "text": name} for name in NAMES])
     assert said(read(tmp_path / "s")) == {name: " ".join(name.split()) for name in NAMES}
     assert texts(read(tmp_path / "m")) == {name: name for name in NAMES}
-
-
-def test_accents_written_apart_are_the_same_name(tmp_path: Path):
-    tone(tmp_path / "e\u0301.wav")
-    write(tmp_path / "\u00e9.txt", "accent")
-    assert list(said(read(tmp_path)).values()) == ["accent"]
+    tone(tmp_path / "a" / "e\u0301.wav")
+    write(tmp_path / "a" / "\u00e9.txt", "accent")
+    assert list(said(read(tmp_path / "a")).values()) == ["accent"], "written apart it is the same name"
 
 
 def test_names_that_are_no_text(tmp_path: Path):
@@ -265,9 +326,8 @@ def test_names_that_are_no_text(tmp_path: Path):
     bad.reason.encode()
 
 
-@pytest.mark.parametrize("content", ['{"path": "a.wav", "text": "t"}\n{"path"', 'path,text\na.wav,t,x,y,z\n"', ""])
-def test_a_broken_table_is_named(tmp_path: Path, content: str):
-    name = "m.jsonl" if content.startswith("{") else "m.csv"
-    write(tmp_path / name, content)
-    with pytest.raises(CorpusError, match="split 'train' "):
-        source_of(tmp_path, manifest=name)
+def test_a_broken_table_is_named(tmp_path: Path):
+    for name, content in (("m.jsonl", '{"path": "a.wav", "text": "t"}\n{"path"'), ("m.csv", "")):
+        write(tmp_path / name, content)
+        with pytest.raises(CorpusError, match="split 'train' "):
+            source_of(tmp_path, manifest=name)

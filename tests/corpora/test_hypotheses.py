@@ -2,12 +2,13 @@
 
 import json
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from audiollm.command_line.files import sha256_of
+from audiollm.corpora import word_error
 from audiollm.corpora.hypotheses import (
     MAX_TOKENS_PER_SECOND,
     SPARE_TOKENS,
@@ -15,7 +16,7 @@ from audiollm.corpora.hypotheses import (
     WhisperModelError,
     WhisperTranscriber,
 )
-from audiollm.corpora.transcript_journal import TranscriptJournal
+from audiollm.corpora.word_error import WordErrorArguments, WordErrorFilter
 from audiollm.processing.audio import AudioError, load_waveform
 from tiny_models import save_talking_whisper
 
@@ -52,76 +53,76 @@ def expected(whisper, clips) -> list[str]:
     return texts
 
 
-def transcriber(whisper: str, folder: Path | None = None, batch_size: int = 2, **options) -> WhisperTranscriber:
-    return WhisperTranscriber(whisper, batch_size=batch_size, journal_folder=folder, **options)
+def transcriber(whisper: str, folder: Path, batch_size: int = 2, **options) -> WhisperTranscriber:
+    return WhisperTranscriber(whisper, folder, batch_size=batch_size, **options)
 
 
-def journal_file(folder: Path) -> Path:
-    (path,) = folder.glob("*.jsonl")
-    return path
+def heard(ears: WhisperTranscriber, clips: list[Path]) -> list[str]:
+    texts: dict[str, str] = {}
+    for batch in ears.transcribe({sha256_of(path): path for path in clips}):
+        texts |= batch
+    return [texts[sha256_of(path)] for path in clips]
 
 
-def test_transcripts_come_in_order_whatever_the_batches(whisper, clips, expected, tmp_path) -> None:
+def counts(ears: WhisperTranscriber) -> tuple[int, int]:
+    return ears.journal.made, ears.journal.recalled
+
+
+def test_transcripts_do_not_depend_on_their_batches(whisper, clips, expected, tmp_path) -> None:
     for batch_size in (3, 8):
-        assert list(transcriber(whisper, batch_size=batch_size).transcribe(clips)) == expected
-    short = save_noise(tmp_path / "short.flac", 0.1, 4)
-    (heard,) = transcriber(whisper).transcribe([short])
-    assert len(heard) <= SPARE_TOKENS + MAX_TOKENS_PER_SECOND * 0.1, "a loop ends with its clip"
+        assert heard(transcriber(whisper, tmp_path / str(batch_size), batch_size), clips) == expected
+    (text,) = heard(transcriber(whisper, tmp_path), [save_noise(tmp_path / "short.flac", 0.1, 4)])
+    assert len(text) <= SPARE_TOKENS + MAX_TOKENS_PER_SECOND * 0.1, "a loop ends with its clip"
+
+
+def test_rows_that_must_be_heard_are_in_their_order(whisper, clips, expected, tmp_path, monkeypatch) -> None:
+    """In any number of windows, with rows among them that have a hypothesis, and a recording twice."""
+    monkeypatch.setattr(word_error, "BATCHES_AT_ONCE", 1)
+    arguments = WordErrorArguments(max_wer=1e9, whisper_path=whisper, whisper_batch_size=3)
+    given = [*zip(clips, expected), (clips[0], expected[0])]
+    rows = [
+        {"audio": str(path), "sha256": sha256_of(path), "duration": path.stat().st_size, "text": "words"}
+        | {"fields": {"pred_text": "own"} if index == 1 else {}}
+        for index, (path, _) in enumerate(given)
+    ]
+    found = [row["fields"]["pred_text"] for row in WordErrorFilter(arguments, tmp_path).settle(iter(rows), len(rows))]
+    assert found == ["own" if index == 1 else text for index, (_, text) in enumerate(given)]
 
 
 def test_a_second_run_hears_nothing_but_what_was_lost(whisper, clips, expected, tmp_path) -> None:
-    first, second = transcriber(whisper, tmp_path), transcriber(whisper, tmp_path)
-    assert list(first.transcribe(clips)) == expected and (first.journal.made, first.journal.recalled) == (
-        len(clips),
-        0,
-    )
-    kept = journal_file(tmp_path).read_bytes()
-    assert list(second.transcribe(reversed(clips))) == expected[::-1]
-    assert (second.journal.made, second.journal.recalled) == (0, len(clips))
-    assert journal_file(tmp_path).read_bytes() == kept
+    first = transcriber(whisper, tmp_path)
+    assert heard(first, clips) == expected and counts(first) == (len(clips), 0)
+    (journal,) = tmp_path.glob("*.jsonl")
+    kept = journal.read_bytes()
+    second = transcriber(whisper, tmp_path)
+    assert heard(second, clips[::-1]) == expected[::-1] and counts(second) == (0, len(clips))
+    assert journal.read_bytes() == kept
     settings, *lines = [json.loads(line) for line in kept.splitlines()]
     assert settings["made_with"]["model"] == whisper and len(lines) == len(clips)
     for lost_bytes in (1, 30):
-        journal_file(tmp_path).write_bytes(journal_file(tmp_path).read_bytes()[:-lost_bytes])
+        journal.write_bytes(journal.read_bytes()[:-lost_bytes])
         again = transcriber(whisper, tmp_path)
-        assert list(again.transcribe(clips)) == expected and again.journal.made == 1
+        assert heard(again, clips) == expected and again.journal.made == 1
 
 
 def test_an_interrupted_pass_goes_on_with_the_next_batch(whisper, clips, expected, tmp_path) -> None:
-    mine = [Path(shutil.copy(path, tmp_path)) for path in clips]
-    longest = mine[2].read_bytes()
-    mine[2].write_bytes(longest[: len(longest) // 2])  # its header still says how long it was
+    mine = [Path(shutil.copy(path, tmp_path)) for path in sorted(clips, key=lambda path: path.stat().st_size)]
+    longest = mine[-1].read_bytes()
+    mine[-1].write_bytes(longest[: len(longest) // 2])
     ears = transcriber(whisper, tmp_path / "journal")
     with pytest.raises(AudioError, match=r"2\.flac"):
-        list(ears.transcribe(mine))
+        heard(ears, mine)
     assert ears.journal.made == 6
-    mine[2].write_bytes(longest)
+    mine[-1].write_bytes(longest)
     again = transcriber(whisper, tmp_path / "journal")
-    assert list(again.transcribe(mine)) == expected and (again.journal.made, again.journal.recalled) == (1, 6)
+    assert sorted(heard(again, mine)) == sorted(expected) and counts(again) == (1, 6)
 
 
 def test_what_another_model_heard_is_not_recalled(clips, tmp_path) -> None:
-    whisper = save_talking_whisper(tmp_path / "whisper")
-    list(transcriber(whisper, tmp_path).transcribe(clips))
-    save_talking_whisper(tmp_path / "whisper", seed=5)  # other weights under the same name
-    other = transcriber(whisper, tmp_path)
-    list(other.transcribe(clips[:2]))
-    assert other.journal.made == 2 and len(list(tmp_path.glob("*.jsonl"))) == 1
-
-
-def test_many_writers_lose_nothing(tmp_path) -> None:
-    digests = [f"{index:064x}" for index in range(200)]
-
-    def write(part: int) -> None:
-        journal = TranscriptJournal(tmp_path / "journal.jsonl", {"model": "a"})
-        for index in range(part, len(digests), 4):
-            journal.add([(digests[index], f"text {index}\n")])
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(write, range(4)))
-    journal = TranscriptJournal(tmp_path / "journal.jsonl", {"model": "a"})
-    assert [journal.get(digest) for digest in digests] == [f"text {index}\n" for index in range(200)]
-    assert TranscriptJournal(tmp_path / "journal.jsonl", {"model": "b"}).get(digests[0]) is None
+    for seed in (0, 5):  # other weights under the same name
+        ears = transcriber(save_talking_whisper(tmp_path / "whisper", seed=seed), tmp_path)
+        heard(ears, clips[:2])
+        assert ears.journal.made == 2 and len(list(tmp_path.glob("*.jsonl"))) == 1
 
 
 def test_a_long_recording_is_heard_to_its_end(whisper, tmp_path) -> None:
@@ -131,22 +132,20 @@ def test_a_long_recording_is_heard_to_its_end(whisper, tmp_path) -> None:
     assert len(windows) >= 3 and max(map(len, windows)) <= 30 * SAMPLING_RATE_HZ
     assert np.array_equal(np.concatenate(windows), load_waveform(long))
     texts = [decoder.hear([[window]], 1)[0] for window in windows]
-    assert list(transcriber(whisper).transcribe([long])) == [" ".join(filter(None, texts))]
+    assert heard(transcriber(whisper, tmp_path), [long]) == [" ".join(filter(None, texts))]
 
 
 def test_the_language_decides_what_is_heard(whisper, clips, expected, tmp_path) -> None:
-    assert list(transcriber(whisper, language="English").transcribe(clips[:1])) == expected[:1]
+    assert heard(transcriber(whisper, tmp_path / "english", language="English"), clips[:1]) == expected[:1]
     with pytest.raises(WhisperModelError, match=r"hears English only.*'fr'"):
-        transcriber(whisper, language="fr")
+        transcriber(whisper, tmp_path, language="fr")
     whisper = save_talking_whisper(tmp_path / "multilingual", languages={"en": 10, "fr": 20, "de": 30})
-    heard = {
-        language: tuple(transcriber(whisper, tmp_path, language=language).transcribe(clips[:2]))
-        for language in ("en", "french", "de", None)
-    }
-    assert len(set(heard.values())) >= 3
-    assert tuple(transcriber(whisper, language="fr").transcribe(clips[:2])) == heard["french"]
+    languages = ("en", "french", "de", None)
+    texts = {name: tuple(heard(transcriber(whisper, tmp_path, language=name), clips[:2])) for name in languages}
+    assert len(set(texts.values())) >= 3
+    assert tuple(heard(transcriber(whisper, tmp_path, language="fr"), clips[:2])) == texts["french"]
     with pytest.raises(WhisperModelError, match="language 'klingon'"):
-        transcriber(whisper, language="klingon")
+        transcriber(whisper, tmp_path, language="klingon")
 
 
 def test_what_is_no_whisper_is_refused_by_name(tiny_bases, tmp_path, monkeypatch) -> None:
@@ -159,4 +158,4 @@ def test_what_is_no_whisper_is_refused_by_name(tiny_bases, tmp_path, monkeypatch
         (str(tmp_path / "empty"), "empty' cannot be read"),
     ):
         with pytest.raises(WhisperModelError, match=message):
-            transcriber(model)
+            transcriber(model, tmp_path)

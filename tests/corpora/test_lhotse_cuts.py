@@ -10,7 +10,7 @@ from audiollm.corpora.lhotse_cuts import LhotseArguments, open_source
 from audiollm.corpora.prepare import run
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.corpora.recordings import AudioSettings, load_clip
-from folder_shapes import tone
+from made_clips import tone
 
 ANY_LENGTH = AudioSettings(0.0, 60.0)
 

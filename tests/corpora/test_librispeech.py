@@ -5,12 +5,15 @@ import hashlib
 import io
 import os
 import tarfile
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 from audiollm.command_line import downloads
 from audiollm.command_line.downloads import ChecksumError
 from audiollm.corpora import librispeech
@@ -21,21 +24,103 @@ from audiollm.corpora.librispeech import (
     PublishedArchive,
     archive_members,
     open_source,
+    openslr,
 )
+from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.processing import load_waveform
-from librispeech_archives import (
-    CLIPS_PER_CHAPTER,
-    SPLITS,
-    Files,
-    clip_ids,
-    librispeech_archives,
-    librispeech_trees,
-    packed,
-    published,
-    real_speech,
-    unpacked,
-)
-from loopback_site import Site
+from loopback_site import Site, serving
+
+SPLITS = ("dev-clean", "train-clean-5")
+#: Speaker and chapter of each split, in the order of the archive, which is not sorted.
+CHAPTERS = {
+    "dev-clean": [("2035", "147960"), ("84", "121550"), ("84", "121123")],
+    "train-clean-5": [("1088", "129236"), ("60", "121082")],
+}
+CLIPS_PER_CHAPTER = 3
+Files = dict[str, bytes]
+#: A recording as FLAC, its transcript as LibriSpeech writes it, and the samples that must come back.
+Recording = tuple[bytes, str, np.ndarray]
+
+
+@lru_cache(maxsize=1)
+def real_speech() -> list[Recording]:
+    """As many recordings as the archives hold."""
+    rows = load_studio_prompts("test").select(range(sum(map(len, CHAPTERS.values())) * CLIPS_PER_CHAPTER))
+    made = []
+    for row in rows:
+        waveform = load_waveform(row["audio"])
+        file = io.BytesIO()
+        soundfile.write(file, waveform, 16_000, format="FLAC", subtype="PCM_16")
+        words = "".join(letter if letter.isalnum() or letter in " '" else " " for letter in row["text"])
+        made.append((file.getvalue(), " ".join(words.upper().split()), soundfile.read(io.BytesIO(file.getvalue()))[0]))
+    return made
+
+
+@lru_cache(maxsize=1)
+def librispeech_trees() -> dict[str, Files]:
+    """Return what each split's archive holds, by path, in archive order: transcripts last, first, and in between."""
+    recordings = iter(real_speech())
+    trees = {}
+    for split, chapters in CHAPTERS.items():
+        files = {"LibriSpeech/README.TXT": b""}
+        for position, (speaker, chapter) in enumerate(chapters):
+            folder = f"LibriSpeech/{split}/{speaker}/{chapter}"
+            clips = [(f"{speaker}-{chapter}-{n:04}", *next(recordings)[:2]) for n in range(CLIPS_PER_CHAPTER)]
+            entries = [(f"{folder}/{name}.flac", flac) for name, flac, _ in reversed(clips)]
+            lines = "".join(f"{name} {text}\n" for name, _, text in clips)
+            entries.insert([3, 0, 1][position], (f"{folder}/{speaker}-{chapter}.trans.txt", lines.encode()))
+            files |= dict(entries)
+        trees[split] = files
+    return trees
+
+
+def clip_ids(split: str) -> list[str]:
+    """Ids of a split's clips, in order."""
+    return [
+        f"{speaker}-{chapter}-{number:04}"
+        for speaker, chapter in CHAPTERS[split]
+        for number in range(CLIPS_PER_CHAPTER)
+    ]
+
+
+def packed(files: Files, mode: str = "w:gz", extra: tuple[tarfile.TarInfo, ...] = (), **options: int) -> bytes:
+    """A tar.gz of files, and of further members without content."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode, **options) as tar:  # type: ignore[call-overload]
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+        for member in extra:
+            tar.addfile(member)
+    return buffer.getvalue()
+
+
+def unpacked(files: Files, folder: Path) -> Path:
+    """Files in a folder."""
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+@lru_cache(maxsize=1)
+def librispeech_archives() -> dict[str, bytes]:
+    """Both splits' archives."""
+    return {split: packed(files) for split, files in librispeech_trees().items()}
+
+
+def published(archives: dict[str, bytes]) -> dict[str, PublishedArchive]:
+    """Return what OpenSLR would publish of them."""
+    return {
+        split: PublishedArchive(
+            resource=openslr()[1][split].resource,
+            bytes=len(data),
+            md5=hashlib.md5(data, usedforsecurity=False).hexdigest(),
+            clips=len(CHAPTERS[split]) * CLIPS_PER_CHAPTER,
+        )
+        for split, data in archives.items()
+    }
 
 
 @pytest.fixture
@@ -44,9 +129,15 @@ def table() -> dict[str, PublishedArchive]:
 
 
 @pytest.fixture
-def mirror(site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
+def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """A site with both archives."""
     monkeypatch.setattr(downloads, "RETRY_WAIT_SECONDS", 0.001)
-    return site
+    with serving() as site:
+        site.files = {
+            f"/resources/{openslr()[1][split].resource}/{split}.tar.gz": data
+            for split, data in librispeech_archives().items()
+        }
+        yield site
 
 
 @pytest.fixture
@@ -59,7 +150,7 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def opened(source_path: Path, table: dict[str, PublishedArchive] | None = None, **options: Any) -> Any:
-    return open_source(LibriSpeechArguments(source_path=str(source_path), **options), table, progress=False)
+    return open_source(LibriSpeechArguments(source_path=str(source_path), **options), table)
 
 
 def good(source: Any, start: int = 0) -> list[Clip]:
@@ -78,7 +169,7 @@ def test_downloaded_over_a_connection_that_breaks_twice(mirror: Site, table, tmp
     arguments = LibriSpeechArguments(
         splits=["dev-clean,train-clean-5"], archives=str(tmp_path / "kept"), mirrors=[f"{mirror.url}/resources/"]
     )
-    source = open_source(arguments, table, progress=False)
+    source = open_source(arguments, table)
     assert mirror.requests == [
         ("/resources/12/dev-clean.tar.gz", None),
         ("/resources/12/dev-clean.tar.gz", f"bytes={first}-"),
@@ -93,7 +184,7 @@ def test_downloaded_over_a_connection_that_breaks_twice(mirror: Site, table, tmp
     assert not any(clip.text.isupper() for clip in clips if len(clip.text) > 1)
     for clip, (_, _, waveform) in zip(clips, speech, strict=True):
         assert np.array_equal(load_waveform(clip.recording), waveform.astype(np.float32))
-    again = open_source(arguments, table, progress=False)
+    again = open_source(arguments, table)
     assert len(mirror.requests) == 4, "what is there and right is not asked for again"
     assert again.identity == source.identity and good(again) == clips
 
@@ -107,14 +198,14 @@ def test_a_corrupted_archive_is_refused_and_named(mirror: Site, table, tmp_path:
     with pytest.raises(
         ChecksumError, match=rf"dev-clean\.tar\.gz.*expected md5 {table['dev-clean'].md5}, found {found}"
     ):
-        open_source(arguments, table, progress=False)
+        open_source(arguments, table)
     assert not (tmp_path / "dev-clean.tar.gz").exists()
     mirror.files["/resources/12/dev-clean.tar.gz"] = served
-    assert len(good(open_source(arguments, table, progress=False))) == 9
+    assert len(good(open_source(arguments, table))) == 9
     (tmp_path / "dev-clean.tar.gz").write_bytes(damaged)  # as a disk may do to it later
     with pytest.raises(ChecksumError, match=r"dev-clean\.tar\.gz: expected md5 .* run again"):
-        open_source(arguments, table, progress=False)
-    assert len(good(open_source(arguments, table, progress=False))) == 9
+        open_source(arguments, table)
+    assert len(good(open_source(arguments, table))) == 9
 
 
 # ------------------------------------------------------------------------------------------- archives and folders
@@ -169,22 +260,20 @@ def with_faults(files: Files) -> Files:
     faulty = dict(files)
     folder = "LibriSpeech/dev-clean/84/121123"
     lines = faulty[f"{folder}/84-121123.trans.txt"].decode().splitlines()
-    flac = faulty.pop(f"{folder}/84-121123-0002.flac")
     lines[0] = "84-121123-0000"  # a line without text
     faulty[f"{folder}/84-121123.trans.txt"] = "\n".join(lines).encode()
-    faulty[f"{folder}/84-121123-0003.flac"] = flac
+    faulty[f"{folder}/84-121123-0003.flac"] = faulty.pop(f"{folder}/84-121123-0002.flac")
     broken = "LibriSpeech/dev-clean/84/121550/84-121550.trans.txt"
     faulty[broken] = faulty[broken].replace(b" ", b" \xff", 1)
     return faulty
 
 
 FAULTS = [
-    ("84-121123-0000", "has a recording and no transcript"),
+    *(
+        (name, "has a recording and no transcript")
+        for name in ("84-121123-0000", "84-121123-0003", *(f"84-121550-000{number}" for number in range(3)))
+    ),
     ("84-121123-0002", "has a transcript and no recording"),
-    ("84-121123-0003", "has a recording and no transcript"),
-    ("84-121550-0000", "has a recording and no transcript"),
-    ("84-121550-0001", "has a recording and no transcript"),
-    ("84-121550-0002", "has a recording and no transcript"),
     ("dev-clean/84/121550/84-121550.trans.txt", "is not UTF-8 text: invalid start byte at byte 15"),
 ]
 
@@ -224,67 +313,51 @@ FILES = {
 }
 
 
-def tar_file(
-    path: Path, files: dict[str, bytes], mode: str = "w:gz", extra: tuple[tarfile.TarInfo, ...] = (), format: int = 2
-) -> Path:
-    with tarfile.open(path, mode, format=format) as tar:  # type: ignore[call-overload]
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-        for member in extra:
-            tar.addfile(member)
-    return path
+@pytest.fixture
+def members(tmp_path: Path):
+    """Reads an archive of these bytes: the members that are wanted."""
 
+    def read(data: bytes, wanted: Callable[[str], bool] = bool) -> Iterator[tuple[str, bytes]]:
+        (tmp_path / "x.tar.gz").write_bytes(data)
+        return archive_members(tmp_path / "x.tar.gz", wanted)
 
-def members(path: Path, wanted: bool = True) -> dict[str, bytes]:
-    return dict(archive_members(path, lambda name: wanted))
+    return read
 
 
 @pytest.mark.parametrize(("mode", "format"), [("w:gz", tarfile.GNU_FORMAT), ("w", tarfile.PAX_FORMAT)])
-def test_members_come_whole_and_in_order(tmp_path: Path, mode: str, format: int) -> None:
+def test_members_come_whole_and_in_order(members, mode: str, format: int) -> None:
     folder = tarfile.TarInfo("LibriSpeech/a folder")
     folder.type = tarfile.DIRTYPE
-    archive = tar_file(tmp_path / "x", FILES, mode, (folder,), format)
-    assert list(archive_members(archive, lambda name: True)) == list(FILES.items())
-    assert [name for name, _ in archive_members(archive, lambda name: name.endswith(".flac"))] == [list(FILES)[1]]
+    archive = packed(FILES, mode, (folder,), format=format)
+    assert list(members(archive)) == list(FILES.items())
+    assert [name for name, _ in members(archive, lambda name: name.endswith(".flac"))] == [list(FILES)[1]]
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.GNUTYPE_SPARSE])
-def test_names_that_lead_elsewhere_links_out_and_devices_are_refused(tmp_path: Path, kind: bytes) -> None:
+def test_names_that_lead_elsewhere_links_out_and_devices_are_refused(members, kind: bytes) -> None:
     for name in ("/../etc/passwd", "a/../../b"):
-        with pytest.raises(ArchiveError, match="x is refused at member"):
-            members(tar_file(tmp_path / "x", {"good": b"1", name: b"2"}))
+        with pytest.raises(ArchiveError, match=r"x\.tar\.gz is refused at member"):
+            list(members(packed({"good": b"1", name: b"2"})))
     member = tarfile.TarInfo("LibriSpeech/trap.flac")
     member.type, member.linkname = kind, "/etc/passwd"
-    names = []
+    found = members(packed({"good": b"1"}, extra=(member,)))
+    assert next(found) == ("good", b"1")
     with pytest.raises(ArchiveError, match=r"x\.tar\.gz is refused at member 'LibriSpeech/trap\.flac'"):
-        for name, _ in archive_members(tar_file(tmp_path / "x.tar.gz", {"good": b"1"}, extra=(member,)), bool):
-            names.append(name)
-    assert names == ["good"]
+        next(found)
 
 
-def test_a_huge_file_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_huge_file_is_refused_before_it_is_unpacked(members, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(librispeech, "MAX_MEMBER_BYTES", 1 << 20)
-    archive = tar_file(tmp_path / "t.tgz", {"zeros.flac": bytes(2 << 20)})
+    archive = packed({"zeros.flac": bytes(2 << 20)})
     with pytest.raises(ArchiveError, match=r"at member 'zeros\.flac': it is sparse, or larger"):
-        members(archive)
-    assert members(archive, wanted=False) == {}
+        list(members(archive))
+    assert list(members(archive, lambda name: False)) == []
 
 
-def test_an_archive_cut_off_or_changed_anywhere_is_damaged(tmp_path: Path) -> None:
-    files = {f"member {index}": os.urandom(700) for index in range(5)}
-    whole = tar_file(tmp_path / "whole", files).read_bytes()
+def test_an_archive_cut_off_or_changed_anywhere_or_none_is_damaged(members) -> None:
+    whole = packed({f"member {index}": os.urandom(700) for index in range(5)})
     damaged = [whole[:length] for length in range(300, len(whole), 197)]
     damaged += [whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :] for at in range(100, len(whole) - 100, 161)]
-    for data in damaged:
-        (tmp_path / "x.tar.gz").write_bytes(data)
+    for data in (*damaged, b"<html>", gzip.compress(b"<html>"), b""):
         with pytest.raises(ArchiveError, match=r"x\.tar\.gz is"):
-            members(tmp_path / "x.tar.gz")
-
-
-def test_what_is_no_archive_is_said_so(tmp_path: Path) -> None:
-    for content in (b"<html>", gzip.compress(b"<html>"), b""):
-        (tmp_path / "x.tar.gz").write_bytes(content)
-        with pytest.raises(ArchiveError, match=r"x\.tar\.gz is damaged at its start"):
-            members(tmp_path / "x.tar.gz")
+            list(members(data))

@@ -164,21 +164,14 @@ def stopped_halfway(folder: Path, output: Path) -> Command:
 def test_interrupted_it_says_so_and_goes_on(number, code, folder, whole, tmp_path) -> None:
     output = tmp_path / "interrupted"
     command = stopped_halfway(folder, output)
+    second = start(folder, output)
+    assert second.end() == 1 and f"Another process prepares a corpus into {output}" in second.stderr
     os.kill(command.process.pid, number)  # waits for it, as it is stopped
     assert command.end(signal.SIGCONT) == code, command.stderr
     # Last, and no traceback behind it; before it, callbacks from C may say that they have swallowed the interrupt.
     assert command.stderr.rstrip().endswith(f"{GOES_ON}."), command.stderr
     assert not (output / "manifest.json").exists()
     assert finished(folder, output) == contents(whole)
-
-
-def test_a_second_process_is_refused_in_the_same_folder(folder, whole, tmp_path) -> None:
-    output = tmp_path / "out"
-    first = stopped_halfway(folder, output)  # still at it, for sure
-    second = start(folder, output)
-    assert second.end() == 1 and f"Another process prepares a corpus into {output}" in second.stderr
-    assert first.end(signal.SIGCONT) == 0, first.stderr
-    assert contents(output) == contents(whole)
 
 
 def session(leader: int) -> list[int]:

@@ -245,7 +245,6 @@ def test_splits_have_files_of_their_own(tmp_path):
         "dev.clean": ["dev-clean"],
         "train.clean.100": ["train-clean-100"],
     }
-    assert "license: cc-by-sa-3.0" in (tmp_path / "parquet" / "README.md").read_text()
 
 
 def test_lists_in_the_output_that_are_corrupt_or_lie_are_made_anew_and_touch_nothing_outside(tmp_path):

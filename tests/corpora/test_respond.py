@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from audiollm.corpora.clips import BadClip, Clip, CorpusError
+from audiollm.corpora.clips import BadClip, Clip, ClipSource, CorpusError
 from audiollm.corpora.respond import (
     Responder,
     Response,
@@ -24,7 +24,7 @@ WINDOW = 16
 
 
 @dataclass
-class ListedClips:
+class ListedClips(ClipSource):
     """A corpus that is a list."""
 
     listed: list[Clip | BadClip]
@@ -43,9 +43,9 @@ def corpus(texts: list[str] = TEXTS) -> ListedClips:
 
 
 @pytest.fixture
-def tiny(tiny_bases: tuple[str, str]) -> dict[str, Any]:
+def tiny(tiny_bases: tuple[str, str], tmp_path: Path) -> dict[str, Any]:
     """Options of a responder whose model is tiny and writes random letters, soon over."""
-    return {"llama_path": tiny_bases[1], "max_new_tokens": 6, "batch_size": 1}
+    return {"llama_path": tiny_bases[1], "max_new_tokens": 6, "batch_size": 1, "journal_folder": tmp_path}
 
 
 def instructed(options: dict[str, Any], source: ListedClips | None = None) -> SelfInstructed:
@@ -66,7 +66,7 @@ def test_the_real_base_answers_what_is_said(real_bases, tmp_path: Path) -> None:
     source = SelfInstructed(corpus(texts), real)
     clips = list(source.clips())
     assert real.journal.made == 2  # one text comes twice
-    assert source.default_tasks == ("respond",)
+    assert source.tasks == ("respond",)
     paris = clips[0]
     assert isinstance(paris, Clip) and "Paris" in str(paris.fields["response"])
     assert paris.text == texts[0] and paris.fields["response_cut"] is False
@@ -146,8 +146,7 @@ def test_a_loop_is_no_response(tiny: dict[str, Any]) -> None:
     responder._model.lm_head.register_forward_hook(
         lambda module, args, output: output.index_fill(-1, output.new_tensor([70]).long(), 99.0)
     )
-    (response,) = responder.respond(["Hello."])
-    assert "repeated itself: " in str(response.problem)
+    assert "repeated itself: " in str(responder.respond(["Hello."])["Hello."].problem)
 
 
 def test_options_become_a_source(tiny: dict[str, Any], tmp_path: Path) -> None:
@@ -163,12 +162,12 @@ def test_options_become_a_source(tiny: dict[str, Any], tmp_path: Path) -> None:
 
 def test_models_that_cannot_answer_are_named(tiny: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="--respond_with /no/such/folder: cannot be loaded"):
-        Responder("/no/such/folder")
+        Responder("/no/such/folder", tmp_path)
     with pytest.raises(CorpusError, match="--respond_with pypi:nothing: cannot be loaded"):
-        Responder("pypi:nothing")
+        Responder("pypi:nothing", tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tiny["llama_path"])
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path)
     AutoConfig.from_pretrained(tiny["llama_path"]).save_pretrained(tmp_path)
     with pytest.raises(CorpusError, match="has no chat template"):
-        Responder(str(tmp_path))
+        Responder(str(tmp_path), tmp_path)

@@ -56,7 +56,7 @@ def test_lines_of_a_text_file_are_transcribed(tmp_path: Path, voices: list[str])
     clips = list(source.clips())
     assert [clip.text for clip in clips] == [*(row["instruction"] for row in ROWS), "The end."]
     assert all("response" not in clip.fields for clip in clips)
-    assert source.default_tasks == ("transcribe",)
+    assert source.tasks == ("transcribe",)
 
 
 def test_speech_is_made_when_it_is_loaded_and_is_the_same_every_time(tmp_path: Path, voices: list[str]) -> None:

@@ -14,6 +14,7 @@ import pytest
 import soundfile
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.corpora.validate import main
+from corpus_copies import stored
 
 RATE_HZ = 16_000
 TRANSCRIBE = "Transcribe the audio: <audio>"
@@ -149,54 +150,40 @@ def test_names_cannot_command_the_terminal(tmp_path: Path, rows: list[Row], caps
 # -------------------------------------------------------------------------------------------------- forms of data
 
 
-def as_json(folder: Path, rows: list[Row]) -> str:
-    return write(folder / "data.json", rows)
-
-
-def as_lines(folder: Path, rows: list[Row]) -> str:
-    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(folder / "data.jsonl")
-
-
-def as_messages(folder: Path, rows: list[Row]) -> str:
-    asked = [
-        [{"type": "text", "text": "Transcribe the audio: "}, {"type": "audio", "path": row["audio_paths"]}]
-        for row in rows
-    ]
-    turns = [
-        [{"role": "user", "content": parts}, {"role": "assistant", "content": row["response"]}]
-        for parts, row in zip(asked, rows)
-    ]
-    return as_json(folder, [{"messages": messages} for messages in turns])
-
-
-def as_parquet(folder: Path, rows: list[Row]) -> str:
-    """With the audio inside."""
-    audio = [{"bytes": (folder / row["audio_paths"]).read_bytes(), "path": row["audio_paths"]} for row in rows]
-    table = {"text": [row["text"] for row in rows], "audio": audio, "response": [row["response"] for row in rows]}
-    pq.write_table(pa.table(table | {"speaker": ["Allison"] * len(rows)}), folder / "data.parquet")
+def in_form(form: str, folder: Path, rows: list[Row]) -> str:
+    """Write rows in a form that training reads, and return what the command is given."""
+    names, texts = [row["audio_paths"] for row in rows], [row["response"] for row in rows]
+    if form == "lines":
+        (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(folder / "data.jsonl")
+    if form == "messages":
+        content = [
+            [{"type": "text", "text": "Transcribe the audio: "}, {"type": "audio", "path": name}] for name in names
+        ]
+        turns = [
+            [{"role": "user", "content": one}, {"role": "assistant", "content": text}]
+            for one, text in zip(content, texts)
+        ]
+        rows = [{"messages": messages} for messages in turns]
+    if form in ("json", "messages"):
+        return write(folder / "data.json", rows)
+    if form == "saved":
+        rows = [row | {"audio_paths": str(folder / name)} for row, name in zip(rows, names)]
+        return stored("splits", folder / "saved", datasets.Dataset.from_list(rows), "test") + "?split=test"
+    table: dict[str, Any] = {"audio": names, "text": texts, "id": names}  # of clips: transcripts, and no prompts
+    if form == "parquet":  # with the audio inside
+        audio = [{"bytes": (folder / name).read_bytes(), "path": name} for name in names]
+        table = {"text": [row["text"] for row in rows], "audio": audio, "response": texts, "speaker": names}
+    pq.write_table(pa.table(table), folder / "data.parquet")
     return str(folder / "data.parquet")
 
 
-def as_clips(folder: Path, rows: list[Row]) -> str:
-    """A table of clips: transcripts, and no prompts."""
-    table = {"audio": [row["audio_paths"] for row in rows], "text": [row["response"] for row in rows]}
-    pq.write_table(pa.table(table | {"id": [str(number) for number in range(len(rows))]}), folder / "clips.parquet")
-    return str(folder / "clips.parquet")
-
-
-def as_saved(folder: Path, rows: list[Row]) -> str:
-    rows = [row | {"audio_paths": str(folder / row["audio_paths"])} for row in rows]
-    datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)}).save_to_disk(str(folder / "saved"))
-    return f"{folder / 'saved'}?split=test"
-
-
-@pytest.mark.parametrize("form", [as_json, as_lines, as_messages, as_parquet, as_clips, as_saved])
-def test_every_form_of_data_is_read(tmp_path: Path, rows: list[Row], form) -> None:
-    assert found(tmp_path, form(tmp_path, rows)) == []
+@pytest.mark.parametrize("form", ["json", "lines", "messages", "parquet", "clips", "saved"])
+def test_every_form_of_data_is_read(tmp_path: Path, rows: list[Row], form: str) -> None:
+    assert found(tmp_path, in_form(form, tmp_path, rows)) == []
     soundfile.write(tmp_path / "1.wav", speech(1) * 1e-4, RATE_HZ)
     rows[2]["response"] = 15 * rows[2]["response"]
-    assert found(tmp_path, form(tmp_path, rows)) == [(1, "silent"), (2, "impossible_transcript")]
+    assert found(tmp_path, in_form(form, tmp_path, rows)) == [(1, "silent"), (2, "impossible_transcript")]
 
 
 def test_a_table_of_something_else(tmp_path: Path) -> None:
@@ -207,13 +194,6 @@ def test_a_table_of_something_else(tmp_path: Path) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------- options
-
-
-def test_audio_dir(tmp_path: Path, rows: list[Row]) -> None:
-    (tmp_path / "lists").mkdir()
-    data = write(tmp_path / "lists" / "data.json", rows)
-    assert found(tmp_path, data) == [(number, "missing_file") for number in range(3)]
-    assert found(tmp_path, data, "--audio-dir", tmp_path) == []
 
 
 def test_split_names_and_against(tmp_path: Path, rows: list[Row]) -> None:
@@ -233,6 +213,7 @@ def test_what_cannot_be_compared_is_a_fault(tmp_path: Path, rows: list[Row]) -> 
     (tmp_path / "1.wav").rename(tmp_path / "mine" / "1.wav")
     (tmp_path / "mine" / "cut.wav").write_bytes((tmp_path / "mine" / "1.wav").read_bytes()[:-99])
     train = write(tmp_path / "train.json", [rows[1]])
+    assert found(tmp_path, train) == [(0, "missing_file")], "without --audio_dir it lies beside the file"
     for path in ("../other/0.wav", str(tmp_path / "other" / "0.wav"), "cut.wav", "gone.wav"):
         test = write(tmp_path / "test.json", [rows[1] | {"response": "Else."}, rows[0] | {"audio_paths": path}])
         expected = [(0, "audio_leak"), (1, "not_compared")]
