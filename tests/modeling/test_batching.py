@@ -53,6 +53,18 @@ def test_encoder_frames_and_audio_tokens(shared_tiny_model) -> None:
 
 
 @torch.no_grad()
+def test_logits_of_full_windows(shared_tiny_model) -> None:
+    """35 s beside 1 s."""
+    model, config = shared_tiny_model, shared_tiny_model.config
+    rows = [make_row(config, 3, (3000, 500), 2, seed=1), make_row(config, 2, (100,), 2, seed=2)]
+    batch = collate(config, rows)
+    logits = model(**batch).logits
+    for index, row in enumerate(rows):
+        alone = model(**collate(config, [row])).logits[0]
+        torch.testing.assert_close(logits[index][batch["attention_mask"][index].bool()], alone, **TOLERANCE)
+
+
+@torch.no_grad()
 def test_encoded_audio_and_audio_embeds_stand_for_features(shared_tiny_model) -> None:
     """For all rows, or audio tokens for the first ones."""
     model, config = shared_tiny_model, shared_tiny_model.config
