@@ -27,16 +27,15 @@ from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 from audiollm.projector import LETTER_FRAMES, PieceReadout, slot_counts
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import ConcatDataset
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from .arguments import DataArguments, TrainingError
 from .augmentation import recordings_below
 from .collator import pad_windows
-from .feature_cache import FeatureCache, FeatureStore
+from .feature_cache import FeatureCache
 from .instruct import open_training_data
-from .posteriors import BANK_FILE, collect_from_cache
+from .posteriors import BANK_FILE, collect_posteriors
 from .preparing import Prepared
 from .rows import EXAMPLE_ERRORS, ExampleEncoder
 from .trainer import AudioLlmTrainer
@@ -133,23 +132,28 @@ class TranscribedClips(Sequence[Any]):
         source, place = self._places[index]
         return source[place]
 
-    def leave_out_undecodable(self, encoder: ExampleEncoder, skip_bad: bool, progress: bool = True) -> None:
-        """Refuse recordings that cannot be used, all at once; with `skip_bad`, list them and other bad rows, and go on."""
+    def encode(self, prepared: Prepared, skip_bad: bool) -> list[str]:
+        """
+        Return the cache keys of all recordings, which are encoded if need be.
+
+        Those that cannot be used are refused, all at once; with `skip_bad`, they and other bad rows are listed and left out.
+        """
+        encoder = ExampleEncoder(prepared.processor, prepared.cache)
         problems = {source.source.name: list(source.problems) for source, _ in self._places}
         usable = []
-        for index in tqdm(range(len(self)), desc="Checking examples", unit="example", disable=not progress):
+        for index in tqdm(range(len(self)), desc="Checking examples", unit="example", disable=not prepared.progress):
             clip = self[index]
             try:
                 encoder.measure(clip.recordings[0])
+                usable.append(index)
             except EXAMPLE_ERRORS as error:
                 problems[self._places[index][0].source.name].append((clip.where, str(error)))
-            else:
-                usable.append(index)
         settle_problems(list(problems.items()), skip_bad)
-        self._places = [self._places[index] for index in usable]
-        self.transcripts = [self.transcripts[index] for index in usable]
         if not usable:
             raise TrainingError("No row can be aligned: no recording can be decoded.")
+        self._places = [self._places[index] for index in usable]
+        self.transcripts = [self.transcripts[index] for index in usable]
+        return encoder.add_features(self, prepared.progress)
 
 
 # ----------------------------------------------------------------------------------------------------- scores and loss
@@ -393,7 +397,7 @@ def _slots_needed(targets: Sequence[int]) -> int:
 class AlignmentCollator:
     """Makes inputs of [`CtcAligner.forward`] of rows, with the clips' frames."""
 
-    cache: FeatureStore
+    cache: FeatureCache
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch = pad_windows([self.cache.load(row["audio"][0])[0].float() for row in rows])
@@ -459,7 +463,7 @@ class AlignTrainer(AudioLlmTrainer):
             model=aligner,
             args=arguments,
             train_dataset=dataset,
-            data_collator=AlignmentCollator(cache.store),
+            data_collator=AlignmentCollator(cache),
             callbacks=list(callbacks),
         )
         self.whole_model, self.cache = model, cache
@@ -481,7 +485,7 @@ class AlignTrainer(AudioLlmTrainer):
         self.cache.processor.save_pretrained(self.args.output_dir)
         if self.whole_model.config.projector_readout == "pieces":
             try:
-                bank = collect_from_cache(self.whole_model, self.cache, self.spoken_clips, not self.args.disable_tqdm)
+                bank = collect_posteriors(self.whole_model, self.cache, self.spoken_clips, not self.args.disable_tqdm)
             except TrainingError as error:
                 print(f"There is no {BANK_FILE} for --stage read: {error}")
             else:
@@ -514,21 +518,18 @@ class AlignData:
         return len(self.clips) + len(self.without_speech)
 
 
-def open_data(data_arguments: DataArguments, own_arguments: AlignArguments | None) -> tuple[AlignData, None]:
+def open_data(data_arguments: DataArguments, own: AlignArguments) -> tuple[AlignData, None]:
     """Return the clips; nothing is held out."""
-    own = own_arguments or AlignArguments()
-    clips = TranscribedClips(open_training_data(data_arguments).sources, own.transcript_normaliser)
-    return AlignData(clips, own.without_speech(), data_arguments.on_bad_example == "skip"), None
+    data = open_training_data(data_arguments)
+    return AlignData(
+        TranscribedClips(data.sources, own.transcript_normaliser), own.without_speech(), data.skip_bad
+    ), None
 
 
-def build(prepared: Prepared, data: AlignData, held_out, training_arguments, own_arguments, callbacks) -> AlignTrainer:
+def build(prepared: Prepared, data: AlignData, held_out: None, own: AlignArguments) -> AlignTrainer:
     """Return the Trainer of this stage."""
-    model, cache, progress = prepared.model, prepared.cache, not training_arguments.disable_tqdm
-    assert cache is not None  # check_arguments has seen to it
-    encoder = ExampleEncoder(prepared.processor, cache)
-    data.clips.leave_out_undecodable(encoder, data.skip_bad, progress)
-    rows: Any = ConcatDataset([data.clips, data.without_speech])  # type: ignore[list-item]  # a Sequence will do
-    encoder.add_features(rows, progress)
-    keys = [encoder.measure(row.recordings[0])[0] for row in rows]
+    assert prepared.cache is not None  # check_arguments has seen to it
+    keys = data.clips.encode(prepared, data.skip_bad)
+    keys += ExampleEncoder(prepared.processor, prepared.cache).add_features(data.without_speech, prepared.progress)
     transcripts = [*data.clips.transcripts, *[None] * len(data.without_speech)]
-    return AlignTrainer(model, cache, keys, transcripts, training_arguments, callbacks)
+    return AlignTrainer(prepared.model, prepared.cache, keys, transcripts, prepared.arguments, prepared.callbacks)

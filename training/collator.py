@@ -10,7 +10,7 @@ from audiollm.processing import AudioLlmProcessor
 from audiollm.processing.conversations import IGNORED_LABEL, as_recordings
 from transformers import PreTrainedModel
 
-from .feature_cache import FeatureCache, FeatureStore
+from .feature_cache import FeatureCache
 
 
 @dataclass
@@ -51,19 +51,10 @@ class ConversationCollator:
 
 @dataclass
 class AudioLlmCollator:
-    """
-    Pads rows of [`build_dataset`] on the right and brings in their audio, from the cache or encoded in the step.
-
-    Of a [`FeatureCache`] only what reads it is kept: workers of the DataLoader are sent the collator, and must not be sent
-    the model.
-    """
+    """Pads rows of [`build_dataset`] on the right and brings in their audio, from the cache or encoded in the step."""
 
     processor: AudioLlmProcessor
-    cache: FeatureStore | None = None
-
-    def __post_init__(self):
-        if isinstance(self.cache, FeatureCache):
-            self.cache = self.cache.store
+    cache: FeatureCache | None = None
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """
@@ -134,7 +125,7 @@ def resize_slots(
     return new_ids, new_labels
 
 
-def cached_windows(cache: FeatureStore, key: str) -> list[torch.Tensor]:
+def cached_windows(cache: FeatureCache, key: str) -> list[torch.Tensor]:
     """Return the encoder frames of one recording, a tensor `(frames, d_model)` per window."""
     frames, lengths = cache.load(key)
     return list(frames.split(lengths.tolist()))
@@ -148,7 +139,7 @@ def pad_windows(windows: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
-def load_encoded_audio(cache: FeatureStore, keys: Sequence[str]) -> dict[str, torch.Tensor]:
+def load_encoded_audio(cache: FeatureCache, keys: Sequence[str]) -> dict[str, torch.Tensor]:
     """Load the encoder frames of several recordings, as [`pad_windows`] gives them."""
     return pad_windows([window for key in keys for window in cached_windows(cache, key)])
 

@@ -26,9 +26,8 @@ from audiollm.processing import AudioLlmProcessor
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER, IGNORED_LABEL, ConversationError
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import TrainerCallback
 
-from .arguments import AudioLlmTrainingArguments, DataArguments, TrainingError
+from .arguments import DataArguments, TrainingError
 from .collator import AudioLlmCollator, pad_rows
 from .feature_cache import FeatureCache
 from .preparing import Prepared
@@ -265,9 +264,8 @@ class DistillTrainer(AnswerTrainer):
         return (loss, {}) if return_outputs else loss
 
 
-def open_data(data_arguments: DataArguments, own_arguments: DistillArguments | None):
+def open_data(data_arguments: DataArguments, own: DistillArguments) -> list[Any]:
     """Return examples of prompt, audio and transcript, and held-out ones."""
-    own = own_arguments or DistillArguments()
     paths, folder = (data_arguments.data_path[0], data_arguments.eval_data_path), data_arguments.audio_dir
     return [path and read_distill_examples(path, folder, own.response_is_transcript) for path in paths]
 
@@ -276,9 +274,7 @@ def build(
     prepared: Prepared,
     examples: Sequence[DistillExample],
     held_out: Sequence[DistillExample] | None,
-    training_arguments: AudioLlmTrainingArguments,
-    own_arguments: DistillArguments | None = None,
-    callbacks: Sequence[TrainerCallback] = (),
+    own: DistillArguments,
 ) -> DistillTrainer:
     """
     Return the Trainer of this stage; the teacher first writes what responses are missing, into the output folder.
@@ -286,28 +282,23 @@ def build(
     Raises:
         TrainingError: no example is left to train on.
     """
-    own = own_arguments or DistillArguments()
-    model, processor, cache = prepared.model, prepared.processor, prepared.cache
-    progress, batch_size = not training_arguments.disable_tqdm, training_arguments.per_device_eval_batch_size
-    file = Path(str(training_arguments.output_dir)) / TEACHER_ANSWERS_FILE
+    arguments, processor, cache = prepared.arguments, prepared.processor, prepared.cache
+    file, size = Path(str(arguments.output_dir)) / TEACHER_ANSWERS_FILE, arguments.per_device_eval_batch_size
 
     def dataset(chosen: Sequence[DistillExample]) -> datasets.Dataset:
         # In distributed training the first process writes, and the others find it written.
-        with training_arguments.main_process_first(desc="the teacher's answers"):
+        with arguments.main_process_first(desc="the teacher's answers"):
             complete = write_teacher_answers(
-                model, processor, chosen, file, own.max_answer_tokens, batch_size, progress
+                prepared.model, processor, chosen, file, own.max_answer_tokens, size, prepared.progress
             )
         if not complete:
             raise TrainingError("No example is left to distil from: give responses, or a higher --max_answer_tokens.")
-        return build_distill_dataset(complete, processor, cache, progress)
+        return build_distill_dataset(complete, processor, cache, prepared.progress)
 
     return DistillTrainer(
-        model=model,
-        args=training_arguments,
+        **prepared.for_trainer(),
         train_dataset=dataset(examples),
-        eval_dataset=None if held_out is None else dataset(held_out),
+        eval_dataset=held_out and dataset(held_out),
         data_collator=DistillCollator(processor, cache),
-        processing_class=processor,
-        callbacks=list(callbacks),
         distillation=own,
     )

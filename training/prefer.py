@@ -21,9 +21,8 @@ from audiollm.processing import AudioLlmProcessor
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import TrainerCallback
 
-from .arguments import AudioLlmTrainingArguments, DataArguments, set_trainable
+from .arguments import DataArguments, set_trainable
 from .collator import AudioLlmCollator
 from .feature_cache import FeatureCache
 from .preparing import Prepared
@@ -181,48 +180,30 @@ class PreferTrainer(AnswerTrainer):
         return (loss, {}) if return_outputs else loss
 
 
-def open_data(data_arguments: DataArguments, own_arguments: PreferArguments | None):
+def open_data(data_arguments: DataArguments, own: PreferArguments) -> list[Any]:
     """Return examples of prompt, audio and two answers, and held-out ones."""
     paths = data_arguments.data_path[0], data_arguments.eval_data_path
     return [path and read_preference_examples(path, data_arguments.audio_dir) for path in paths]
 
 
 def build(
-    prepared: Prepared,
-    examples: Sequence[AudioRow],
-    held_out: Sequence[AudioRow] | None,
-    training_arguments: AudioLlmTrainingArguments,
-    own_arguments: PreferArguments | None = None,
-    callbacks: Sequence[TrainerCallback] = (),
+    prepared: Prepared, examples: Sequence[AudioRow], held_out: Sequence[AudioRow] | None, own: PreferArguments
 ) -> PreferTrainer:
-    """
-    Return the Trainer of this stage, which trains LoRA alone.
-
-    Raises:
-        ValueError: the model has no LoRA.
-    """
-    model, processor, cache = prepared.model, prepared.processor, prepared.cache
-    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    """Return the Trainer of this stage, which trains LoRA alone. Raises ValueError where the model has none."""
+    layers = [module for module in prepared.model.modules() if isinstance(module, LoraLayer)]
     if not layers:
         raise ValueError(
             "The model has no LoRA, which is what preferences train. Start from one with lora_rank above 0."
         )
-    set_trainable(model, "lora")
+    set_trainable(prepared.model, "lora")
     for layer in layers:  # dropout would be noise in every comparison with the reference
         for name in layer.lora_dropout:
             layer.lora_dropout[name] = nn.Identity()
-    progress = not training_arguments.disable_tqdm
-    train, evaluation = (
-        None if some is None else build_preference_dataset(some, processor, cache, progress)
-        for some in (examples, held_out)
-    )
+    given = prepared.processor, prepared.cache, prepared.progress
     return PreferTrainer(
-        model=model,
-        args=training_arguments,
-        train_dataset=train,
-        eval_dataset=evaluation,
-        data_collator=PreferenceCollator(processor, cache),
-        processing_class=processor,
-        callbacks=list(callbacks),
-        beta=(own_arguments or PreferArguments()).beta,
+        **prepared.for_trainer(),
+        train_dataset=build_preference_dataset(examples, *given),
+        eval_dataset=held_out and build_preference_dataset(held_out, *given),
+        data_collator=PreferenceCollator(prepared.processor, prepared.cache),
+        beta=own.beta,
     )

@@ -115,19 +115,27 @@ class ExampleEncoder:
 
     def add_features(
         self, examples: Sequence[Any], progress: bool = True, chosen: Sequence[int] | None = None
-    ) -> None:
-        """Compute the features that the cache lacks, of all examples or chosen ones; several processes share the work."""
+    ) -> list[str]:
+        """
+        Compute the features that the cache lacks, of all examples or chosen ones; several processes share the work.
+
+        Returns:
+            The keys of all their recordings; none without a cache.
+        """
+        keys: list[str] = []
         if self.cache is None:
-            return
+            return keys
         chosen = range(len(examples)) if chosen is None else chosen
         for start in range(0, len(chosen), EXAMPLES_PER_CHUNK):
             missing = {}
             for index in chosen[start : start + EXAMPLES_PER_CHUNK]:
                 for recording in examples[index].recordings:
                     reference, _ = self.measure(recording)
+                    keys.append(reference)
                     if reference not in missing and not self.cache.has(reference):
                         missing[reference] = self.content(recording)
-            self.cache.add(missing.values(), progress)
+            self.cache.fill(missing, progress)
+        return keys
 
 
 def encode_examples(

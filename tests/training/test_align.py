@@ -261,7 +261,7 @@ def test_letters_that_cannot_be_spelled_do_not_count(cache, keys, tiny_bases, ti
         *tiny_bases, lora_rank=4, projector_readout="pieces", projector_letters="ab"
     )
     aligner = CtcAligner(model, vocabulary.token_ids, vocabulary.blank_id)
-    batch = AlignmentCollator(cache.store)([dataset[index] for index in range(4)])
+    batch = AlignmentCollator(cache)([dataset[index] for index in range(4)])
     frozen = {**batch, "letter_target_lengths": torch.tensor([-1, -1, -1, -1])}
     without = {name: value for name, value in batch.items() if "letter" not in name}
     assert aligner(**frozen)["loss"] == aligner(**without)["loss"] < aligner(**batch)["loss"]

@@ -70,9 +70,8 @@ def build(tiny_model, tiny_processor, corpus, cache, tmp_path):
         else:
             read, rows, kind = read_preference_examples, pairs(corpus), PreferArguments
         examples = examples or read(rows)
-        prepared = Prepared(model, tiny_processor, cache)
-        held_out = examples if held_out else None
-        return stage.build(prepared, examples, held_out, arguments(tmp_path, **options), kind(**dict(own)))
+        prepared = Prepared(model, tiny_processor, cache, arguments(tmp_path, **options))
+        return stage.build(prepared, examples, examples if held_out else None, kind(**dict(own)))
 
     return make
 

@@ -169,8 +169,8 @@ def test_what_workers_are_sent_holds_no_model(tiny_model, tiny_processor, cache,
     pair = [{**row, "teacher_input_ids": row["input_ids"], "teacher_labels": row["labels"]} for row in rows]
     for collator, given in (
         (AudioLlmCollator(tiny_processor, cache), rows),
-        (DistillCollator(tiny_processor, cache.store), pair),
-        (AlignmentCollator(cache.store), targets),
+        (DistillCollator(tiny_processor, cache), pair),
+        (AlignmentCollator(cache), targets),
     ):
         sent = pickle.dumps(collator)
         assert b"AudioLlmForConditionalGeneration" not in sent
