@@ -91,7 +91,7 @@ class TranscribedClips(Sequence[Any]):
     """
     The rows of one recording whose response is its transcript, each read anew when it is asked for.
 
-    Others are left out, and counted aloud. `transcripts` are the responses, normalised.
+    Others are left out, and how many is printed. `transcripts` are the responses, normalised.
 
     Raises:
         TrainingError: no row is left.
@@ -102,12 +102,11 @@ class TranscribedClips(Sequence[Any]):
         self._places: list[tuple[Examples, int]] = []
         left_out: Counter[str] = Counter()
         for source in sources:
-            for index in range(len(source)):
-                example = source[index]
+            for index, example in enumerate(source):
                 answers = [message["content"] for message in example.messages if message["role"] == ASSISTANT]
                 transcript = NORMALISERS[normaliser](answers[-1])
                 if len(example.recordings) != 1:
-                    left_out["without audio" if not example.recordings else "with several recordings"] += 1
+                    left_out["with several recordings" if example.recordings else "without audio"] += 1
                 elif len(answers) != 1:
                     left_out["of several turns"] += 1
                 elif not any(map(str.isalnum, transcript)):
@@ -121,8 +120,7 @@ class TranscribedClips(Sequence[Any]):
             print(f"The warm start leaves out {left_out.total()} of {total} rows: {counts}.")
         if not self._places:
             raise TrainingError(
-                "No row can be aligned: the stage align needs rows of one recording whose response is what is said in "
-                "it."
+                "No row can be aligned: expected rows of one recording whose response is its transcript."
             )
 
     def __len__(self) -> int:
@@ -254,15 +252,15 @@ class CtcAligner(nn.Module):
         encoded_audio_lengths,
         targets,
         target_lengths,
-        letter_targets=None,
-        letter_target_lengths=None,
+        letters=None,
+        letter_lengths=None,
         **kwargs,
     ) -> dict[str, Any]:
         """
         Return the CTC loss per word piece, and that per letter added where the model reads letters.
 
-        A clip is one window. `targets` are classes `(clips, max_pieces)`, and `letter_targets` classes
-        `(clips, max_letters)`; where their length is -1, the letters do not count.
+        A clip is one window. `targets` are classes `(clips, max_pieces)`, and `letters` classes `(clips, max_letters)`;
+        where their length is -1, the letters do not count.
         """
         common, _, directions = self.readout.table(self.embeddings)
         stacked, mask = self.projector.stack(encoded_audio.float(), encoded_audio_lengths)
@@ -280,13 +278,13 @@ class CtcAligner(nn.Module):
             target_lengths,
         )
         loss = loss / target_lengths.sum().clamp(min=1)
-        if letter_targets is not None:
+        if letters is not None:
             scores, slots = self.projector.letters(encoded_audio.float(), encoded_audio_lengths)
-            lengths = letter_target_lengths.clamp(min=0)
+            lengths = letter_lengths.clamp(min=0)
             losses = nn.functional.ctc_loss(
-                scores.transpose(0, 1), letter_targets, slots, lengths, reduction="none", zero_infinity=True
+                scores.transpose(0, 1), letters, slots, lengths, reduction="none", zero_infinity=True
             )
-            loss = loss + (losses * (letter_target_lengths >= 0)).sum() / lengths.sum().clamp(min=1)
+            loss = loss + (losses * (letter_lengths >= 0)).sum() / lengths.sum().clamp(min=1)
         return {"loss": loss}
 
     @torch.no_grad()
@@ -354,38 +352,33 @@ class PieceVocabulary(SpokenLexicon):
         return fitting[0] if fitting else next(id_ for id_ in range(len(self.tokenizer)) if id_ not in taken)
 
 
-def build_alignment_dataset(
+def build_alignment_rows(
     keys: Sequence[str],
     transcripts: Sequence[str | None],
     cache: FeatureCache,
     vocabulary: PieceVocabulary,
     letters: SpokenLetters | None = None,
-) -> tuple[datasets.Dataset, list[str]]:
+) -> list[dict[str, Any]]:
     """
     Return rows of `audio` (one cache key), `targets` (classes, none where the transcript is None) and `length` (frames).
 
     With `letters`, also their classes as `letters`: None where a transcript has others, such as figures, or more than fit.
-    Also return the keys of clips that CTC cannot align: more pieces than slots, several windows, or no words.
+    Clips that CTC cannot align are left out: more pieces than slots, several windows, or no words.
     """
-    rows: dict[str, list[Any]] = {"audio": [], "targets": [], "length": []}
-    if letters is not None:
-        rows["letters"] = []
-    left_out = []
+    rows = []
     for key, transcript in zip(keys, transcripts):
-        lengths = cache.lengths(key)
-        targets = [] if transcript is None else vocabulary.encode(transcript)
-        slots = sum(-(-length // cache.processor.stack_factor) for length in lengths)
-        if len(lengths) != 1 or (transcript is not None and not targets) or _slots_needed(targets) > slots:
-            left_out.append(key)
+        length, *more_windows = cache.lengths(key)
+        targets = vocabulary.encode(transcript or "")
+        too_long = _slots_needed(targets) > -(-length // cache.processor.stack_factor)
+        if more_windows or too_long or (transcript is not None and not targets):
             continue
-        rows["audio"].append([key])
-        rows["targets"].append(targets)
-        rows["length"].append(lengths[0])
+        row = {"audio": [key], "targets": targets, "length": length}
         if letters is not None:
             spelled = letters.encode(transcript or "")
-            fits = letters.covers(transcript or "") and _slots_needed(spelled) <= -(-lengths[0] // LETTER_FRAMES)
-            rows["letters"].append(spelled if fits else None)
-    return datasets.Dataset.from_dict(rows), left_out
+            fits = letters.covers(transcript or "") and _slots_needed(spelled) <= -(-length // LETTER_FRAMES)
+            row["letters"] = spelled if fits else None
+        rows.append(row)
+    return rows
 
 
 def _slots_needed(targets: Sequence[int]) -> int:
@@ -404,8 +397,8 @@ class AlignmentCollator:
         batch["targets"], batch["target_lengths"] = _padded([row["targets"] for row in rows])
         if "letters" in rows[0]:
             letters = [row["letters"] for row in rows]
-            batch["letter_targets"], lengths = _padded([each or [] for each in letters])
-            batch["letter_target_lengths"] = lengths.masked_fill(torch.tensor([each is None for each in letters]), -1)
+            batch["letters"], lengths = _padded([each or [] for each in letters])
+            batch["letter_lengths"] = lengths.masked_fill(torch.tensor([each is None for each in letters]), -1)
         return batch
 
 
@@ -444,25 +437,26 @@ class AlignTrainer(AudioLlmTrainer):
         known = [] if readout is None or bool(readout.lexicon.all()) else readout.lexicon.nonzero().flatten().tolist()
         said = [text for text in spoken if text is not None]
         self.vocabulary = PieceVocabulary(cache.processor.tokenizer, said, known)
-        letters = model.config.projector_letters
-        dataset, left_out = build_alignment_dataset(
-            keys, spoken, cache, self.vocabulary, None if letters is None else SpokenLetters(letters)
-        )
-        if left_out:
-            print(f"{len(left_out)} of {len(keys)} clips are left out of the warm start: too long, or too much said.")
-        if not any(dataset["targets"]):
+        spelled = model.config.projector_letters
+        letters = None if spelled is None else SpokenLetters(spelled)
+        rows = build_alignment_rows(keys, spoken, cache, self.vocabulary, letters)
+        if len(rows) < len(keys):
+            print(
+                f"{len(keys) - len(rows)} of {len(keys)} clips are left out of the warm start: too long, or too much said."
+            )
+        if not any(row["targets"] for row in rows):
             raise TrainingError(
                 "No clip can be aligned: each has several windows, or more word pieces than audio tokens."
             )
         add_words(model, said)
         aligner = CtcAligner(model, self.vocabulary.token_ids, self.vocabulary.blank_id)
-        self.frames_to_fit = [cache.load(key)[0] for (key,) in dataset["audio"][:CLIPS_TO_FIT]]
+        self.frames_to_fit = [cache.load(row["audio"][0])[0] for row in rows[:CLIPS_TO_FIT]]
         if not known:
             aligner.fit_input_norm(self.frames_to_fit)
         super().__init__(
             model=aligner,
             args=arguments,
-            train_dataset=dataset,
+            train_dataset=datasets.Dataset.from_list(rows),
             data_collator=AlignmentCollator(cache),
             callbacks=list(callbacks),
         )

@@ -15,7 +15,7 @@ from audiollm.training.align import (
     AlignTrainer,
     CtcAligner,
     PieceVocabulary,
-    build_alignment_dataset,
+    build_alignment_rows,
     piece_ctc_loss,
 )
 from audiollm.training.collator import pad_windows
@@ -203,9 +203,8 @@ def test_clips_that_cannot_be_aligned_are_left_out_and_counted(
     keys = [*keys, two_windows]
     transcripts = ["a", "ab " * 40, "", *["b"] * 7, "a"]
     vocabulary = PieceVocabulary(tiny_processor.tokenizer, transcripts)
-    dataset, left_out = build_alignment_dataset(keys, transcripts, cache, vocabulary)
-    assert left_out == [keys[1], keys[2], two_windows]
-    assert dataset["audio"][:] == [[key] for key in keys if key not in left_out]
+    rows = build_alignment_rows(keys, transcripts, cache, vocabulary)
+    assert [row["audio"] for row in rows] == [[key] for key in (keys[0], *keys[3:-1])]
     align(fresh_model(tiny_bases), cache, keys, transcripts, arguments(tmp_path / "run", max_steps=1))
     assert "3 of 11 clips are left out" in capsys.readouterr().out
     for only in (transcripts[1], None):
@@ -251,18 +250,18 @@ def test_letters_that_cannot_be_spelled_do_not_count(cache, keys, tiny_bases, ti
     fitting, too_many = ("ab" * slots)[:slots], ("ab" * slots)[: slots + 1]
     texts = ["ab", "ac", "a 12", None]
     vocabulary = PieceVocabulary(tiny_processor.tokenizer, [text or "" for text in texts])
-    dataset, _ = build_alignment_dataset(keys[:4], texts, cache, vocabulary, letters)
-    assert dataset["letters"][:] == [[2, 3], None, None, []]
+    rows = build_alignment_rows(keys[:4], texts, cache, vocabulary, letters)
+    assert [row["letters"] for row in rows] == [[2, 3], None, None, []]
     for text, fits in ((fitting, True), (too_many, False)):
-        (row,), _ = build_alignment_dataset(keys[:1], [text], cache, OnePiece(), letters)
+        (row,) = build_alignment_rows(keys[:1], [text], cache, OnePiece(), letters)
         assert (row["letters"] is not None) == fits
     torch.manual_seed(0)
     model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
         *tiny_bases, lora_rank=4, projector_readout="pieces", projector_letters="ab"
     )
     aligner = CtcAligner(model, vocabulary.token_ids, vocabulary.blank_id)
-    batch = AlignmentCollator(cache)([dataset[index] for index in range(4)])
-    frozen = {**batch, "letter_target_lengths": torch.tensor([-1, -1, -1, -1])}
+    batch = AlignmentCollator(cache)(rows)
+    frozen = {**batch, "letter_lengths": torch.tensor([-1, -1, -1, -1])}
     without = {name: value for name, value in batch.items() if "letter" not in name}
     assert aligner(**frozen)["loss"] == aligner(**without)["loss"] < aligner(**batch)["loss"]
 
@@ -282,8 +281,7 @@ def test_as_much_text_as_slots_is_kept_and_one_more_is_not(cache, keys, tiny_pro
     texts = {pieces[: slots - 1]: True, pieces[:slots]: False, pieces[: slots - 3] + "zz": False}
     for text, fits in texts.items():
         vocabulary = PieceVocabulary(tiny_processor.tokenizer, [text])
-        dataset, _ = build_alignment_dataset(keys[:1], [text], cache, vocabulary)
-        assert (len(dataset) == 1) == fits, text
+        assert bool(build_alignment_rows(keys[:1], [text], cache, vocabulary)) == fits, text
 
 
 # --------------------------------------------------------------------------------------------------- the loss
