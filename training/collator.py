@@ -69,11 +69,13 @@ class AudioLlmCollator:
             self.processor.tokenizer.pad_token_id,
         )
         recordings = [recording for row in rows for recording in row["audio"]]
-        if not recordings:
-            return batch
-        if self.cache is not None:
-            return {**batch, **load_encoded_audio(self.cache, recordings)}
-        return {**batch, **self.processor.batch_features([self.processor.load_audio(path) for path in recordings])}
+        return {**batch, **self.audio_inputs(recordings)} if recordings else batch
+
+    def audio_inputs(self, recordings: Sequence[Any]) -> dict[str, torch.Tensor]:
+        """Return what the model is given of recordings: encoder frames as [`pad_windows`] pads them, or features."""
+        if self.cache is None:
+            return self.processor.batch_features([self.processor.load_audio(path) for path in recordings])
+        return pad_windows([window for key in recordings for window in cached_windows(self.cache, key)])
 
 
 def pad_rows(
@@ -137,11 +139,6 @@ def pad_windows(windows: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         "encoded_audio": torch.nn.utils.rnn.pad_sequence(list(windows), batch_first=True),
         "encoded_audio_lengths": torch.tensor([len(window) for window in windows]),
     }
-
-
-def load_encoded_audio(cache: FeatureCache, keys: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Load the encoder frames of several recordings, as [`pad_windows`] gives them."""
-    return pad_windows([window for key in keys for window in cached_windows(cache, key)])
 
 
 def pack_batch(batch: dict[str, Any], flash: bool = False) -> dict[str, Any]:
