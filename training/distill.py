@@ -5,7 +5,6 @@ The teacher is the same model with LoRA off; `<audio>` in its prompt is replaced
 responses. Ultravox is trained like this (Fixie AI 2024); the loss is that of Hinton et al. 2015 (arXiv:1503.02531).
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 import datasets
 import torch
-from audiollm.command_line.files import Journal
+from audiollm.command_line.files import Journal, sha256_of
 from audiollm.command_line.option_parser import option
 from audiollm.corpora.audio_rows import answer_problems, read_audio_rows
 from audiollm.corpora.examples import Example
@@ -65,19 +64,10 @@ class DistillArguments:
 
 
 @dataclass(frozen=True)
-class DistillExample:
-    """A prompt about recordings, with what is said in them."""
+class DistillExample(Example):
+    """A prompt about recordings, with what is said in them; without a response, the teacher writes it."""
 
-    text: str  # holds one `<audio>` per recording
-    audio_paths: tuple[str, ...]
-    transcripts: tuple[str, ...]  # one per recording
-    response: str | None = None  # None: the teacher writes it
-    index: int = 0  # place in the file it came from, counting from 0
-
-    @property
-    def recordings(self) -> tuple[str, ...]:
-        """Return the recording of each `<audio>`, in reading order."""
-        return self.audio_paths
+    transcripts: tuple[str, ...] = ()  # one per recording
 
     @property
     def teacher_text(self) -> str:
@@ -112,8 +102,8 @@ def read_distill_examples(
     examples = []
     for row in rows:
         fields = completed({**row.fields, "audio_paths": row.audio_paths})
-        transcripts = tuple(as_list(fields["transcripts"]))
-        examples.append(DistillExample(row.text, row.audio_paths, transcripts, fields.get("response"), row.index))
+        response, transcripts = fields.get("response") or "", tuple(as_list(fields["transcripts"]))
+        examples.append(DistillExample(row.text, row.audio_paths, response, row.index, transcripts))
     return examples
 
 
@@ -151,15 +141,14 @@ def write_teacher_answers(
     printed by index: half an answer, taken for a whole one, teaches to stop in the middle.
     """
     conditions = [model.config.base_fingerprint, str(processor.chat_template), max_answer_tokens]
-    named = [json.dumps([each.teacher_text, *conditions], sort_keys=True).encode() for each in examples]
-    keys = [hashlib.sha256(name).hexdigest() for name in named]
-    missing = [n for n, each in enumerate(examples) if each.response is None]
+    keys = [sha256_of(json.dumps([each.teacher_text, *conditions], sort_keys=True).encode()) for each in examples]
+    missing = [n for n, each in enumerate(examples) if not each.response]
     missing.sort(key=lambda n: len(examples[n].teacher_text))
     journal = Journal(file)
     known = {line.entry["key"]: line.entry for line in journal.lines() if line.entry is not None}
     batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
-    teacher = Generator(model, processor)
     to_write = [batch for batch in batches if any(keys[n] not in known for n in batch)]
+    teacher = Generator(model, processor)
     for batch in tqdm(to_write, desc="Teacher's answers", unit="batch", disable=not progress or not to_write):
         prompts = [[{"role": "user", "content": examples[n].teacher_text}] for n in batch]
         with without_learning(model):
@@ -169,19 +158,15 @@ def write_teacher_answers(
         ]
         journal.append(lines)
         known.update(zip((keys[n] for n in batch), lines))
-    complete, cut = [], []
-    for n, example in enumerate(examples):
-        if example.response is None and not known[keys[n]]["ended"]:
-            cut.append(example.index)
-        else:
-            response = known[keys[n]]["response"] if example.response is None else example.response
-            complete.append(replace(example, response=response))
+    written = {n: known[keys[n]] for n in sorted(missing)}
+    cut = [examples[n].index for n, line in written.items() if not line["ended"]]
     if cut:
         print(
             f"The teacher's answers to {len(cut)} of {len(missing)} prompts do not end within --max_answer_tokens "
             f"{max_answer_tokens}; they are left out: rows {cut}."
         )
-    return complete
+    complete = [n for n in range(len(examples)) if n not in written or written[n]["ended"]]
+    return [replace(examples[n], response=written[n]["response"]) if n in written else examples[n] for n in complete]
 
 
 # -------------------------------------------------------------------------------------------------------------- training
@@ -197,9 +182,8 @@ def build_distill_dataset(
         ExamplesError: a recording cannot be used, or an example cannot be shown as a conversation; all are listed.
         ConversationError: an answer has other tokens after the transcript than after the audio; it is named.
     """
-    heard = [Example(each.text, each.audio_paths, str(each.response), each.index) for each in examples]
-    read = [Example(each.teacher_text, (), str(each.response), each.index) for each in examples]
-    dataset = build_dataset(heard, processor, cache, progress=progress)
+    read = [replace(each, text=each.teacher_text, audio_paths=()) for each in examples]
+    dataset = build_dataset(examples, processor, cache, progress=progress)
     teacher = build_dataset(read, processor, None, progress=False)
     for example, labels, teacher_labels in zip(examples, dataset["labels"], teacher["labels"]):
         if _learned(labels) != _learned(teacher_labels):

@@ -101,7 +101,7 @@ def test_the_teacher_reads_the_transcript_in_place_of_the_audio(corpus) -> None:
     row = {"text": "<audio> or <audio>?", "audio_paths": corpus.paths[:2], "transcripts": ["this", "that"]}
     (example,) = read_distill_examples([row])
     assert example.teacher_text == "this or that?"
-    assert example.response is None
+    assert not example.response
 
 
 def test_a_response_is_taken_for_a_transcript_only_when_asked(corpus) -> None:
