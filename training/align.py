@@ -91,10 +91,7 @@ class TranscribedClips(Sequence[Any]):
     """
     The rows of one recording whose response is its transcript, each read anew when it is asked for.
 
-    Others are left out, and how many is printed. `transcripts` are the responses, normalised.
-
-    Raises:
-        TrainingError: no row is left.
+    Others are left out, and how many is printed; TrainingError is raised where none is left. `transcripts` are normalised.
     """
 
     def __init__(self, sources: Sequence[Examples], normaliser: str):
@@ -168,9 +165,8 @@ def piece_ctc_loss(
     """
     Return the sum of the clips' CTC losses, as `torch.nn.functional.ctc_loss` of the logits' `log_softmax` gives it.
 
-    Of a lexicon of thousands of pieces, a clip's paths go through its own few; all others only take part in the
-    normaliser. So the recursion runs over the transcript's pieces, and the logits of all pieces are computed a chunk of
-    slots at a time, and again for the gradients, instead of being kept.
+    The recursion runs over the transcript's pieces alone. The logits of all pieces of the lexicon only take part in the
+    normaliser: they are computed a chunk of slots at a time, and again for the gradients, instead of being kept.
 
     Args:
         queries: `(clips, max_slots, hidden)`, float32; see [`audiollm.projector.PieceReadout.queries`].
@@ -292,7 +288,7 @@ class CtcAligner(nn.Module):
         """
         Set the gain of the projector's first norm so that every channel of the encoder varies alike.
 
-        Whisper's channels differ in spread by orders of magnitude; without this the loudest few drown the rest at first.
+        Whisper's channels differ in spread by orders of magnitude: the loudest few would drown the rest at first.
         """
         sample = torch.cat([clip.to(self.offset) for clip in frames])
         gain = (1 / sample.std(dim=0)).clamp(max=MAX_INPUT_GAIN) * sample.square().mean().sqrt()
@@ -410,16 +406,13 @@ def _padded(targets: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
 
 class AlignTrainer(AudioLlmTrainer):
     """
-    Trains the projector of a model, in place, by CTC.
+    Trains the projector of a model, in place, by CTC. Raises TrainingError where no clip can be aligned.
 
     Args:
         model: the [`AudioLlmForConditionalGeneration`].
         cache: holds the encoder output of `keys`.
         keys, transcripts: the clips and what is said in them; None where nobody speaks.
         arguments: rates, epochs and output folder of the stage.
-
-    Raises:
-        TrainingError: no clip can be aligned.
     """
 
     def __init__(

@@ -317,13 +317,7 @@ def _launched_with(variable: str) -> bool:
 
 
 def check_distributed(arguments: TrainingArguments, stage: str | None = None) -> None:
-    """
-    Refuse kinds of sharding that an adapter on frozen bases cannot be trained under.
-
-    Raises:
-        ValueError: FSDP1, loading in one process only, or DeepSpeed's ZeRO-3 is asked for; or FSDP in a stage that does
-            not shard.
-    """
+    """Raise ValueError for FSDP1, DeepSpeed's ZeRO-3, loading in one process, and FSDP in a stage that does not shard."""
     if asks_for_fsdp(arguments):
         chosen = arguments.fsdp_plugin_args or {}
         version = int(chosen.get("fsdp_version", os.environ.get("FSDP_VERSION", "1")))
@@ -379,9 +373,7 @@ def check_arguments(
     """
     Refuse, before anything is read or loaded, what could only fail later or would silently do nothing.
 
-    Raises:
-        ValueError: options contradict each other, or this machine cannot do what one asks for.
-        OSError: the output folder cannot be made or written to.
+    Raises ValueError, and OSError where the output folder cannot be written to.
     """
     base_dtype(model, training)
     check_distributed(training, stage)

@@ -5,7 +5,6 @@ Rooms and noise are a few lines of numpy, and codecs those of libsndfile. The pa
 but draws from Python's and numpy's global generators, and its rooms and codecs need further compiled packages.
 """
 
-import hashlib
 import io
 import json
 import math
@@ -21,7 +20,7 @@ import numpy as np
 import soundfile
 import soxr
 import torch
-from audiollm.command_line.files import is_audio
+from audiollm.command_line.files import is_audio, sha256_of
 from audiollm.command_line.option_parser import option
 from audiollm.processing import AudioLlmProcessor
 from audiollm.processing.audio import load_waveform
@@ -34,10 +33,7 @@ from .rows import EXAMPLE_ERRORS, ExampleEncoder
 #: Raised when the same settings come to make another sound.
 VERSION = 1
 #: What each option may range over, widest.
-SPEED_LIMITS = (0.5, 2.0)
-NOISE_LIMITS_DB = (-5.0, 60.0)
-GAIN_LIMITS_DB = (-20.0, 20.0)
-RANGES = {"speed": SPEED_LIMITS, "noise_snr_db": NOISE_LIMITS_DB, "gain_db": GAIN_LIMITS_DB}
+RANGES = {"speed": (0.5, 2.0), "noise_snr_db": (-5.0, 60.0), "gain_db": (-20.0, 20.0)}
 SHARES = ("room_share", "telephone_share", "codec_share")
 #: Reverberation times (RT60) of rooms from a small office to a hall.
 REVERB_S = (0.15, 0.7)
@@ -64,39 +60,31 @@ class WaveformAugmentation:
     Speed perturbation (Ko et al. 2015), rooms (Ko et al. 2017), additive noise, telephones, codecs and gain, in this order.
 
     Every number is drawn uniformly from its range. A share is the probability that a recording is changed in that way.
-
-    Raises:
-        ValueError: a range is not two numbers within its limits, the lower first; a share is not from 0 to 1; or there
-            is a folder for nothing.
-        FileNotFoundError: a folder holds no recording.
+    Raises ValueError for what is no range or share, and FileNotFoundError where a folder holds no recording.
     """
 
     speed: list[float] | None = option(
         None,
-        "Lowest and highest factor that variants are played faster by, such as 0.9 1.1, from "
-        f"{SPEED_LIMITS[0]} to {SPEED_LIMITS[1]}.",
+        "Lowest and highest factor that variants are played faster by, such as 0.9 1.1, from 0.5 to 2.",
     )
     room_share: float = option(0.0, "Share of variants, from 0 to 1, in a room: simulated, or from --room_dir.")
     room_dir: str | None = option(None, "Folder of impulse responses, for --room_share.")
     noise_snr_db: list[float] | None = option(
         None,
-        "Lowest and highest ratio of speech to added noise in dB, such as 5 30, from "
-        f"{NOISE_LIMITS_DB[0]:g} to {NOISE_LIMITS_DB[1]:g}. The noise is white or pink, or from --noise_dir.",
+        "Lowest and highest ratio of speech to added noise in dB, such as 5 30, from -5 to 60. The noise is white or "
+        "pink, or from --noise_dir.",
     )
     noise_dir: str | None = option(None, "Folder of recordings of noise, for --noise_snr_db.")
     telephone_share: float = option(
         0.0,
-        f"Share of variants, from 0 to 1, over a telephone: {TELEPHONE_BAND_HZ[0]:g} to "
-        f"{TELEPHONE_BAND_HZ[1]:g} Hz, and A-law, mu-law or GSM.",
+        "Share of variants, from 0 to 1, over a telephone: 300 to 3400 Hz, and A-law, mu-law or GSM.",
     )
     codec_share: float = option(
         0.0,
         "Share of variants, from 0 to 1, after MP3, Opus or Vorbis at a low bit rate, or without high frequencies.",
     )
     gain_db: list[float] | None = option(
-        None,
-        "Lowest and highest gain in dB, such as -6 6, from "
-        f"{GAIN_LIMITS_DB[0]:g} to {GAIN_LIMITS_DB[1]:g}. Nothing is clipped.",
+        None, "Lowest and highest gain in dB, such as -6 6, from -20 to 20. Nothing is clipped."
     )
 
     def __post_init__(self):
@@ -124,7 +112,7 @@ class WaveformAugmentation:
     @cached_property
     def key(self) -> str:
         """Settings, and a digest of the files of noise and rooms: the same for the same sound."""
-        ranges = (None if getattr(self, name) is None else tuple(getattr(self, name)) for name in RANGES)
+        ranges = (getattr(self, name) and tuple(getattr(self, name)) for name in RANGES)
         settings: list[Any] = [VERSION, *ranges, _digest_of_files(self._noise_files)]
         if self.room_share:
             settings += ["rooms", self.room_share, REVERB_S, _digest_of_files(self._room_files)]
@@ -136,14 +124,13 @@ class WaveformAugmentation:
     def __call__(self, waveform: np.ndarray, sampling_rate: int, generator: np.random.Generator) -> np.ndarray:
         """Return a varied copy of a float32 waveform `(samples,)`; only a change of speed changes its length."""
         if self.speed is not None:
-            factor = _drawn(self.speed, generator)
-            faster = soxr.resample(waveform, sampling_rate * factor, sampling_rate)
+            faster = soxr.resample(waveform, sampling_rate * generator.uniform(*self.speed), sampling_rate)
             waveform = faster if len(faster) else waveform
         if self.room_share and generator.random() < self.room_share:
             waveform = convolve(waveform, self._room(sampling_rate, generator))
         if self.noise_snr_db is not None:
             noise = self._noise(len(waveform), sampling_rate, generator)
-            ratio = 10 ** (_drawn(self.noise_snr_db, generator) / 10)
+            ratio = 10 ** (generator.uniform(*self.noise_snr_db) / 10)
             power = float(np.square(noise, dtype=np.float64).mean())
             if power > 0:
                 wanted = float(np.square(waveform, dtype=np.float64).mean()) / ratio
@@ -153,7 +140,7 @@ class WaveformAugmentation:
         if self.codec_share and generator.random() < self.codec_share:
             waveform = through_codec(waveform, sampling_rate, generator)
         if self.gain_db is not None:
-            waveform = waveform * 10 ** (_drawn(self.gain_db, generator) / 20)
+            waveform = waveform * 10 ** (generator.uniform(*self.gain_db) / 20)
         return np.array(waveform, dtype=np.float32)
 
     def _noise(self, samples: int, sampling_rate: int, generator: np.random.Generator) -> np.ndarray:
@@ -170,11 +157,6 @@ class WaveformAugmentation:
         response = _load(self._room_files[generator.integers(len(self._room_files))], sampling_rate)
         loudest = int(np.abs(response).argmax())
         return response[loudest:] / (response[loudest] or 1.0)
-
-
-def _drawn(bounds: Sequence[float], generator: np.random.Generator) -> float:
-    lowest, highest = bounds
-    return float(generator.uniform(lowest, highest))
 
 
 def simulated_room(reverb_s: float, sampling_rate: int, generator: np.random.Generator) -> np.ndarray:
@@ -247,8 +229,7 @@ def pink(white: np.ndarray) -> np.ndarray:
 
 
 def _digest_of_files(files: Sequence[str]) -> str:
-    contents = sorted(hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files)
-    return hashlib.sha256("".join(contents).encode()).hexdigest()
+    return sha256_of("".join(sorted(map(sha256_of, files))).encode())
 
 
 @lru_cache(maxsize=FILES_KEPT)
@@ -257,12 +238,7 @@ def _load(path: str, sampling_rate: int) -> np.ndarray:
 
 
 def recordings_below(folder: str | Path, option: str) -> tuple[str, ...]:
-    """
-    Return all audio files below a folder, sorted.
-
-    Raises:
-        FileNotFoundError: it is no folder, or has no such file.
-    """
+    """Return all audio files below a folder, sorted. Raises FileNotFoundError where there are none."""
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"{option} {folder} is not a folder.")
     found = tuple(str(path) for path in sorted(Path(folder).rglob("*")) if is_audio(path))
@@ -284,8 +260,7 @@ class WaveformVariants:
 
     def keys(self, key: str) -> list[str]:
         """Return the cache keys of a recording's variants, given that of the recording."""
-        settings = (key, self.augmentation.key)
-        return [_digest([*settings, number])[:KEY_LENGTH] for number in range(self.count)]
+        return [_digest([key, self.augmentation.key, number])[:KEY_LENGTH] for number in range(self.count)]
 
     def add(self, sources: Sequence[Sequence[Any]], progress: bool = True, announce: bool = True) -> None:
         """Store what is missing of the variants of all examples that can be used; print what it costs, in one process."""
@@ -293,8 +268,8 @@ class WaveformVariants:
         # Where each lies: recordings within a table are read again when they are encoded, not held.
         places: dict[str, tuple[Sequence[Any], int, int]] = {}
         for examples in sources:
-            for index in range(len(examples)):
-                for place, recording in enumerate(examples[index].recordings):
+            for index, example in enumerate(examples):
+                for place, recording in enumerate(example.recordings):
                     with suppress(*EXAMPLE_ERRORS):
                         places.setdefault(encoder.measure(recording)[0], (examples, index, place))
 
@@ -319,20 +294,19 @@ class WaveformVariants:
         Rows have `audio`, the keys of recordings that were added; and `input_ids` and `labels` where
         recordings have audio tokens in them. The `length` of each is that with its longest variants.
         """
-        keys = dict.fromkeys(key for audio in rows["audio"] for key in audio)
-        frames = {key: [self.cache.lengths(own) for own in (key, *self.keys(key))] for key in keys}
-        stack = self.cache.processor.stack_factor
-        slots = {key: [sum(-(-n // stack) for n in windows) for windows in each] for key, each in frames.items()}
         has_slots = "input_ids" in rows.column_names
-        sizes = slots if has_slots else {key: [sum(windows) for windows in each] for key, each in frames.items()}
-        lengths = [
-            length + sum(max(sizes[key]) - sizes[key][0] for key in audio)
-            for length, audio in zip(rows["length"], rows["audio"])
-        ]
+        table, longer = {}, {}
+        for key in dict.fromkeys(key for audio in rows["audio"] for key in audio):
+            own = [key, *self.keys(key)]
+            frames = [self.cache.lengths(each) for each in own]
+            slots = [sum(-(-length // self.cache.processor.stack_factor) for length in each) for each in frames]
+            table[key] = list(zip(own, slots))
+            sizes = slots if has_slots else list(map(sum, frames))
+            longer[key] = max(sizes) - sizes[0]
+        lengths = [size + sum(map(longer.get, audio)) for size, audio in zip(rows["length"], rows["audio"])]
         rows = rows.remove_columns("length").add_column("length", lengths)
-        table = {key: list(zip((key, *self.keys(key)), slots[key])) for key in keys}
         choice = VariantChoice(table, self.cache.processor.audio_token_id, seed)
-        columns = ["audio", *(("input_ids", "labels") if has_slots else ())]
+        columns = ["input_ids", "labels", "audio"] if has_slots else ["audio"]
         return rows.with_transform(choice, columns=columns, output_all_columns=True), choice
 
 
@@ -357,26 +331,21 @@ class VariantChoice(TrainerCallback):
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Return a batch of columns with the variants chosen, and their audio tokens and labels."""
-        if "input_ids" not in rows:
-            return {"audio": [[key for key, _ in self.choose([], audio)] for audio in rows["audio"]]}
-        varied: dict[str, list[Any]] = {"input_ids": [], "labels": [], "audio": []}
-        for input_ids, labels, audio in zip(rows["input_ids"], rows["labels"], rows["audio"]):
-            taken = self.choose(input_ids, audio)
-            new_ids, new_labels = resize_slots(input_ids, labels, self.slot_id, [slots for _, slots in taken])
-            varied["input_ids"].append(new_ids)
-            varied["labels"].append(new_labels)
-            varied["audio"].append([key for key, _ in taken])
+        varied: dict[str, list[Any]] = {name: [] for name in rows}
+        for number, audio in enumerate(rows["audio"]):
+            ids, labels = (rows[name][number] if name in rows else [] for name in ("input_ids", "labels"))
+            digest = _digest([self.seed, int(self.epoch), list(map(int, ids)), list(audio)])
+            generator = np.random.default_rng(int(digest, 16))
+            taken = [self.table[key][generator.integers(len(self.table[key]))] for key in audio]
+            new_ids, new_labels = resize_slots(ids, labels, self.slot_id, [slots for _, slots in taken])
+            new = {"input_ids": new_ids, "labels": new_labels, "audio": [key for key, _ in taken]}
+            for name, column in varied.items():
+                column.append(new[name])
         return varied
-
-    def choose(self, input_ids: Sequence[int], audio: Sequence[str]) -> list[tuple[str, int]]:
-        """Return (key, audio tokens) of what is chosen for each recording of a row."""
-        row = _digest([self.seed, int(self.epoch), list(map(int, input_ids)), list(audio)])
-        generator = np.random.default_rng(int(row, 16))
-        return [self.table[key][generator.integers(len(self.table[key]))] for key in audio]
 
 
 def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+    return sha256_of(json.dumps(value).encode())
 
 
 # ---- frames of the encoder, in the step ------------------------------------------------------------------------------
@@ -450,16 +419,15 @@ class BatchAugmentation:
         """Return a varied copy of a batch; one without `encoded_audio` comes back as it is."""
         if batch.get("encoded_audio") is None:
             return batch
-        device = batch["encoded_audio"].device
         lengths = batch["encoded_audio_lengths"].tolist()
         windows = iter([window[:length] for window, length in zip(batch["encoded_audio"], lengths)])
+        varied: list[torch.Tensor] = []
         if "input_ids" not in batch:  # of stage align: clips of one window
-            clips = pad_windows([self.features(window, True) for window in windows])
-            return {**batch, **{name: tensor.to(device) for name, tensor in clips.items()}}
-        ids, labels, varied = [], [], []
-        for row_ids, row_labels in unpadded(batch):
+            varied = [self.features(window, True) for window in windows]
+        rows = []
+        for ids, labels in unpadded(batch) if "input_ids" in batch else ():
             new_runs = []
-            for slots in slot_runs(row_ids, self.slot_id):
+            for slots in slot_runs(ids, self.slot_id):
                 recording = []
                 while slots > 0:
                     recording.append(next(windows))
@@ -467,12 +435,10 @@ class BatchAugmentation:
                 # Only a recording of one window may change its length: others would no longer fit theirs.
                 recording = [self.features(window, len(recording) == 1) for window in recording]
                 new_runs.append(sum(map(self._slots, recording)))
-                varied.extend(recording)
-            new_ids, new_labels = resize_slots(row_ids, row_labels, self.slot_id, new_runs)
-            ids.append(new_ids)
-            labels.append(new_labels)
-        padded = {**pad_rows(ids, labels, self.pad_id), **pad_windows(varied)}
-        return {**batch, **{name: tensor.to(device) for name, tensor in padded.items()}}
+                varied += recording
+            rows.append(resize_slots(ids, labels, self.slot_id, new_runs))
+        padded = {**(pad_rows(*zip(*rows), self.pad_id) if rows else {}), **pad_windows(varied)}
+        return {**batch, **{name: tensor.to(batch["encoded_audio"].device) for name, tensor in padded.items()}}
 
     def _slots(self, window: torch.Tensor) -> int:
         return -(-len(window) // self.stack_factor)

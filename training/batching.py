@@ -40,10 +40,7 @@ class BudgetBatchSampler(Sampler[list[int]]):
 
     With several processes, each takes every n-th batch. Where their number does not divide, the batches of the last
     step are split, so that each process gets one and the step still holds the same rows. `lengths` are the tokens of each
-    row; `current_epoch` tells which epoch begins.
-
-    Raises:
-        ValueError: there are no rows, or one does not fit into any batch.
+    row; `current_epoch` tells which epoch begins. Raises ValueError where a row does not fit, or there is none.
     """
 
     def __init__(

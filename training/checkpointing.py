@@ -89,8 +89,7 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     """
     Return the newest complete checkpoint of a run, or None.
 
-    Folders without a readable `trainer_state.json` (the run was killed while it wrote them) are skipped, and so are
-    those of `--save_only_model`.
+    Skipped are those whose `trainer_state.json` a kill has left unwritten, and those of `--save_only_model`.
     """
     checkpoints = []
     for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
@@ -113,8 +112,7 @@ def claim_folder(output_dir: str | Path, identity: dict[str, str]) -> None:
     """
     Record which run a folder's checkpoints belong to: the options that a resumed run must share, such as the stage.
 
-    Raises:
-        TrainingError: it holds checkpoints of a run with another identity.
+    Raises TrainingError where it holds checkpoints of another.
     """
     file = Path(output_dir) / STAGE_FILE
     try:

@@ -145,10 +145,9 @@ def pack_batch(batch: dict[str, Any], flash: bool = False) -> dict[str, Any]:
     """
     Return a batch of [`AudioLlmCollator`] in one row without padding: `(1, tokens)`, and no attention mask.
 
-    Each example attends to itself alone; transformers knows this by position ids that start over. It saves time with flash
-    attention; other kernels compute the whole row's attention before masking it. Augmentation comes before: it changes
-    lengths, so transformers' `DataCollatorWithFlattening` would be too early. `flash` adds the lengths that flash
-    attention would otherwise work out in every layer.
+    Each example attends to itself alone, by position ids that start over. With flash attention this saves time; `flash` adds
+    the lengths that it needs. It comes after augmentation, which changes lengths, so that transformers'
+    `DataCollatorWithFlattening` would be too early.
     """
     mask = batch["attention_mask"].bool()
     positions = mask.long().cumsum(dim=1) - 1

@@ -85,8 +85,7 @@ def read_distill_examples(
     Args:
         source: a JSON list, JSON Lines, or the rows themselves; `transcripts` is one text or a list, one per recording.
         audio_dir: folder that relative audio paths start from; the file's own by default.
-        response_is_transcript: rows of one recording that have no transcripts take their response for it. A response
-            may be anything, so this is not guessed.
+        response_is_transcript: rows of one recording that have no transcripts take their response for it.
 
     Raises:
         FileNotFoundError: no such file or folder.
@@ -178,9 +177,7 @@ def build_distill_dataset(
     """
     Return [`build_dataset`] of the audio rows, with `teacher_input_ids` and `teacher_labels` beside it.
 
-    Raises:
-        ExamplesError: a recording cannot be used, or an example cannot be shown as a conversation; all are listed.
-        ConversationError: an answer has other tokens after the transcript than after the audio; it is named.
+    Raises ExamplesError as it does, and ConversationError for an answer of other tokens after the transcript.
     """
     read = [replace(each, text=each.teacher_text, audio_paths=()) for each in examples]
     dataset = build_dataset(examples, processor, cache, progress=progress)
@@ -260,12 +257,7 @@ def build(
     held_out: Sequence[DistillExample] | None,
     own: DistillArguments,
 ) -> DistillTrainer:
-    """
-    Return the Trainer of this stage; the teacher first writes what responses are missing, into the output folder.
-
-    Raises:
-        TrainingError: no example is left to train on.
-    """
+    """Return the Trainer of this stage; the teacher first writes what responses are missing, into the output folder."""
     arguments, processor, cache = prepared.arguments, prepared.processor, prepared.cache
     file, size = Path(str(arguments.output_dir)) / TEACHER_ANSWERS_FILE, arguments.per_device_eval_batch_size
 

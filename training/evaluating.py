@@ -79,13 +79,9 @@ def questions(
 
 class ListeningEvaluation:
     """
-    Answers held-out questions and scores the answers; each of several ranks generates its share.
+    Answers held-out questions, and as a control the same about other recordings, and scores the answers.
 
-    The cache is the one that the questions' data set was built with. `eval_max_new_tokens` bounds each answer; the bound
-    that follows from recording and reference may be lower.
-
-    Attributes:
-        control: the questions with other recordings; none where there is only one recording.
+    Each of several ranks generates its share. The cache is the one that the questions' data set was built with.
     """
 
     def __init__(
@@ -222,8 +218,7 @@ def listening_evaluation(
     """
     Return the evaluation that the options ask for, or None without held-out rows that word error can be scored on.
 
-    Raises:
-        TrainingError: there are none, but the best checkpoint is to be kept by word error.
+    Raises TrainingError where the best checkpoint is to be kept by it.
     """
     if rows is None:
         return None

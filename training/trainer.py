@@ -114,56 +114,43 @@ class AudioLlmTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """The Trainer's, or one of a stream, or one whose batches keep within the budget."""
-        workers = self.args.dataloader_num_workers
-        shared: dict[str, Any] = {
-            "num_workers": workers,
-            "pin_memory": self.args.dataloader_pin_memory,
-            "persistent_workers": self.args.dataloader_persistent_workers,
-            "prefetch_factor": self.args.dataloader_prefetch_factor,
-            "worker_init_fn": partial(seed_worker, num_workers=workers, rank=self.args.process_index),
-        }
-        if isinstance(self.train_dataset, StreamedExamples):
-            forks = workers and self.train_dataset.encodes  # to share the model's memory
-            loader = DataLoader(
-                self.train_dataset,
-                batch_size=self._train_batch_size,
-                collate_fn=partial(collate_stream, self.data_collator),
-                multiprocessing_context="fork" if forks else None,
-                **shared,
-            )
-            # By itself, accelerate would read all rows in the first process, and cut the batches' audio to as many
-            # windows as there are rows.
-            return prepare_data_loader(
-                loader,
-                self.accelerator.device,
-                num_processes=1,
-                process_index=0,
-                put_on_device=True,
-                dispatch_batches=False,
-            )
-        if self.budget is None:
+        stream = self.train_dataset if isinstance(self.train_dataset, StreamedExamples) else None
+        if stream is None and self.budget is None:
             return super().get_train_dataloader()
-        loader = DataLoader(
+        workers, collate, own = self.args.dataloader_num_workers, self.data_collator, {}  # type: int, Any, dict[str, Any]
+        if stream is None:
+            own = {"batch_sampler": self.train_batch_sampler()}
+        else:
+            collate, own = partial(collate_stream, collate), {"batch_size": self._train_batch_size}
+            if workers and stream.encodes:
+                own["multiprocessing_context"] = "fork"  # to share the model's memory
+        loader: DataLoader = DataLoader(
             self.train_dataset,  # type: ignore[arg-type]
-            batch_sampler=self.train_batch_sampler(),
-            collate_fn=self.data_collator,
-            **shared,
+            **own,
+            collate_fn=collate,
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            worker_init_fn=partial(seed_worker, num_workers=workers, rank=self.args.process_index),
         )
-        return self.accelerator.prepare(loader)
-
-    def sampler_settings(self) -> dict[str, Any]:
-        """Return the arguments of a [`BudgetBatchSampler`] of this run."""
-        return {
-            "budget": self.budget,
-            "seed": sampling_seed(self.args),
-            "num_processes": self.accelerator.num_processes,
-            "current_epoch": lambda: int(self.state.epoch or 0),
-        }
+        if stream is None:
+            return self.accelerator.prepare(loader)
+        # By itself, accelerate would read all rows in the first process, and cut the batches' audio to as many windows as
+        # there are rows.
+        alone = {"num_processes": 1, "process_index": 0, "put_on_device": True, "dispatch_batches": False}
+        return prepare_data_loader(loader, self.accelerator.device, **alone)
 
     def train_batch_sampler(self) -> BudgetBatchSampler:
-        """Batches of the training set within the budget."""
+        """Return the batches of the training set within the budget."""
         dataset: Any = self.train_dataset
-        return BudgetBatchSampler(dataset["length"][:], **self.sampler_settings())
+        return BudgetBatchSampler(
+            dataset["length"][:],
+            self.budget or BatchBudget(),
+            seed=sampling_seed(self.args),
+            num_processes=self.accelerator.num_processes,
+            current_epoch=lambda: int(self.state.epoch or 0),
+        )
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
         """
@@ -250,7 +237,7 @@ class AudioLlmTrainer(Trainer):
         return optimizer
 
     def finish(self) -> None:
-        """Complete what was trained, after the last step; stages may have more to do than nothing."""
+        """Complete what was trained, after the last step, where a stage has more to do."""
 
     def save_result(self) -> None:
         """Save what was trained into the output folder."""

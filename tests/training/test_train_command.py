@@ -134,18 +134,8 @@ def test_model_path_goes_on_from_a_checkpoint_whose_bases_may_lie_elsewhere(
 
 
 def test_the_rate_of_the_projector_moves_the_projector_alone(options) -> None:
-    given = [
-        *options,
-        "--learning_rate",
-        "0",
-        "--projector_learning_rate",
-        "0.01",
-        "--seed",
-        "3",
-        "--warmup_steps",
-        "0",
-    ]
-    still = run(given).model
+    rates = "--learning_rate 0 --projector_learning_rate 0.01 --seed 3 --warmup_steps 0"
+    still = run([*options, *rates.split()]).model
     set_seed(3)
     fresh = load_model(parse_arguments(options)[0], torch.float32)[0].state_dict()
     moved = {name for name in still.trainable_names() if not torch.equal(fresh[name], still.get_parameter(name))}
@@ -157,11 +147,6 @@ def test_audio_dir_is_the_files_own_folder_by_default(options, corpus, capsys) -
     assert "does not exist" in refused(without(options, "audio_dir"), capsys)
     beside = write_rows(corpus.audio_dir / "beside.json", example_rows(corpus.names)[:3])
     assert len(run([*without(options, "audio_dir"), "--data_path", beside]).train_dataset) == 3
-
-
-@pytest.mark.parametrize("name", ["--llama_path", "--whisper_path"])
-def test_a_base_that_is_not_there_is_named(options, name: str, capsys) -> None:
-    assert "/nowhere/at-all" in refused([*options, name, "/nowhere/at-all"], capsys)
 
 
 @pytest.mark.parametrize(
@@ -264,54 +249,41 @@ def test_any_option_of_the_trainer_passes_through(options) -> None:
     ("extra", "message"),
     [
         ("--bogus 1", "there is no option --bogus"),
-        ("--batch 4", "there is no option --batch 4"),
         ("--batch_size 0", "--batch_size is 0"),
-        ("--num_epochs -1", "--num_epochs is -1"),
         ("--bf16 --fp16", "At most one of fp16 and bf16"),
         ("--base_dtype int8", "--base_dtype is 'int8'; expected one of"),
         ("--label_smoothing_factor 0.1", "--label_smoothing_factor is not supported"),
         ("--eval_strategy epoch", "--eval_data_path and --eval_strategy (epoch or steps) need each other"),
-        ("--eval_data_path x.json", "--eval_data_path and --eval_strategy (epoch or steps) need each other"),
         ("--eval_normaliser french", "--eval_normaliser is 'french'; expected one of"),
         ("--augment --feature_cache off", "--augment without a feature cache"),
         ("--trainable everything", "--trainable is 'everything'; expected one of adapter, projector"),
         ("--trainable adapter+audio --feature_cache x", "--feature_cache with --trainable adapter+audio"),
-        ("--trainable all --feature_cache off --augment", "--augment without a feature cache"),
         ("--model_path x --lora_rank 4 --stack_factor 2", "--stack_factor, --lora_rank"),
-        ("--learning_rate fast", "invalid float value: 'fast'"),
-        ("--on_bad_example ignore", "--on_bad_example"),
         ("--data_weights 1 2", "expected a positive number for each"),
-        ("--data_weights 0", "expected a positive number for each"),
         ("--streaming --max_steps -1", "--max_steps"),
-        ("--max_tokens_per_batch 0", "--max_tokens_per_batch is 0"),
-        ("--max_tokens_per_batch -1", "--max_tokens_per_batch is -1"),
         ("--load_in_8bit --load_in_4bit", "--load_in_8bit contradicts --load_in_4bit"),
         ("--load_in_4bit --trainable adapter+llm", "--trainable cannot include it"),
         ("--speed 1.1 0.9", "--speed is 1.1 0.9; expected two numbers, the lower first"),
         ("--noise_snr_db 0 5 --noise_dir /nowhere", "--noise_dir /nowhere is not a folder"),
-        ("--room_share 1 --room_dir /nowhere", "--room_dir /nowhere is not a folder"),
-        ("--stage align --no_speech_dir /nowhere", "--no_speech_dir /nowhere is not a folder"),
         ("--speed 0.9 1.1 --waveform_variants 0", "--waveform_variants is 0"),
         ("--speed 0.9 1.1 --feature_cache off", "--speed without a feature cache"),
         ("--gain_db 0 1 --streaming --max_steps 2", "--gain_db with --streaming"),
-        ("--gain_db 0 1 --stage prefer", "--stage prefer cannot have --gain_db"),
+        ("--max_tokens_per_batch 9 --stage prefer", "--stage prefer cannot have a batch budget"),
+        ("--max_tokens_per_batch 9 --streaming", "--stage instruct cannot have a batch budget with --streaming"),
+        ("--llama_path /nowhere/at-all", "/nowhere/at-all"),
+        ("--whisper_path /nowhere/at-all", "/nowhere/at-all"),
         ("--audio_dir /no/folder", "'/no/folder' is not a folder"),
         ("--data_path /no/nothing.json", "nothing.json"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_any_work(options, extra: str, message: str, capsys, tmp_path) -> None:
+    options = without(options, "batch_size") if "max_tokens" in extra else options
     assert message in refused([*options, *extra.split()], capsys)
     assert not (tmp_path / "run" / "stage.json").exists()
 
 
-@pytest.mark.parametrize("extra", ["--stage prefer", "--streaming --max_steps 1"])
-def test_a_budget_of_tokens_needs_lengths_and_a_stage_that_has_it(options, extra: str, capsys) -> None:
-    given = [*without(options, "batch_size"), *extra.split(), "--max_tokens_per_batch", "9"]
-    assert "cannot have a batch budget" in refused(given, capsys)
-
-
 def test_data_path_is_required(options, capsys) -> None:
-    assert "--data_path" in refused(without(options, "data_path"), capsys)
+    assert "--data_path is needed" in refused(without(options, "data_path"), capsys)
 
 
 def test_all_bad_rows_are_named_before_a_model_is_loaded(options, corpus, tmp_path, capsys) -> None:
