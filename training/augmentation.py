@@ -395,7 +395,6 @@ def _span(total: int, max_share: float) -> tuple[int, int]:
     return int(_uniform() * (total - size + 1)), size
 
 
-@dataclass(frozen=True)
 class BatchAugmentation:
     """
     Varies the encoder output of a batch, as [`AudioLlmCollator`] makes it with a cache.
@@ -404,16 +403,8 @@ class BatchAugmentation:
     happens in the step, not in the collator, which works ahead: a resumed run would draw other numbers.
     """
 
-    features: FeatureAugmentation
-    slot_id: int  # of an audio token
-    stack_factor: int
-    pad_id: int
-
-    @classmethod
-    def of(cls, processor: AudioLlmProcessor, features: FeatureAugmentation | None = None) -> "BatchAugmentation":
-        """Return the augmentation of batches for a processor's model, by default masks and tempo."""
-        pad_id = processor.tokenizer.pad_token_id
-        return cls(features or FeatureAugmentation(), processor.audio_token_id, processor.stack_factor, pad_id)
+    def __init__(self, processor: AudioLlmProcessor, features: FeatureAugmentation | None = None):
+        self.processor, self.features = processor, features or FeatureAugmentation()
 
     def __call__(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return a varied copy of a batch; one without `encoded_audio` comes back as it is."""
@@ -427,7 +418,7 @@ class BatchAugmentation:
         rows = []
         for ids, labels in unpadded(batch) if "input_ids" in batch else ():
             new_runs = []
-            for slots in slot_runs(ids, self.slot_id):
+            for slots in slot_runs(ids, self.processor.audio_token_id):
                 recording = []
                 while slots > 0:
                     recording.append(next(windows))
@@ -436,9 +427,9 @@ class BatchAugmentation:
                 recording = [self.features(window, len(recording) == 1) for window in recording]
                 new_runs.append(sum(map(self._slots, recording)))
                 varied += recording
-            rows.append(resize_slots(ids, labels, self.slot_id, new_runs))
-        padded = {**(pad_rows(*zip(*rows), self.pad_id) if rows else {}), **pad_windows(varied)}
+            rows.append(resize_slots(ids, labels, self.processor.audio_token_id, new_runs))
+        padded = pad_windows(varied) | (pad_rows(*zip(*rows), self.processor.tokenizer.pad_token_id) if rows else {})
         return {**batch, **{name: tensor.to(batch["encoded_audio"].device) for name, tensor in padded.items()}}
 
     def _slots(self, window: torch.Tensor) -> int:
-        return -(-len(window) // self.stack_factor)
+        return -(-len(window) // self.processor.stack_factor)

@@ -44,13 +44,10 @@ class FeatureCache:
     at. Each recording is encoded by itself: its features do not depend on which others were missing.
 
     Args:
-        folder: where to keep them; `features` in AudioLLM's cache folder by default.
+        folder: where to keep them; `features` in AudioLLM's cache folder by default. OSError where it cannot be written to.
         model: the [`AudioLlmForConditionalGeneration`] whose encoder is used.
         processor: its processor.
         processes: how many decode, and on a CPU also encode; by default as many as suit this machine.
-
-    Raises:
-        OSError: the folder cannot be made or written to.
     """
 
     def __init__(self, model, processor, folder: str | os.PathLike | None = None, processes: int | None = None):
@@ -87,8 +84,7 @@ class FeatureCache:
         """
         Return the frames `(total_frames, d_model)` of a recording's windows, one after the other, and each one's number.
 
-        Raises:
-            KeyError: the key was never computed, or its file is damaged.
+        Raises KeyError where the key was never computed, or its file is damaged.
         """
         frames, lengths = self._read(key, "frames", "lengths")
         return frames, lengths
@@ -145,12 +141,7 @@ class FeatureCache:
         return torch.cat(frames), torch.tensor(lengths)
 
     def add(self, recordings: Iterable[Any], progress: bool = True) -> list[str]:
-        """
-        Compute and store what is missing, and return the keys; several processes share the work, and wait for each other.
-
-        Raises:
-            AudioError, FileNotFoundError: a recording cannot be used.
-        """
+        """Compute and store what is missing, and return the keys; several processes share the work, and wait for each other."""
         recordings = list(recordings)
         keys = [self.key(recording) for recording in recordings]
         self.fill(dict(zip(keys, recordings)), progress)

@@ -33,8 +33,7 @@ class InstructData:
         """
         Return the rows, which have to fit into a budget, mixed by the seed; of a stream, those of this process.
 
-        Raises:
-            ExamplesError: there are bad examples and they are not to be left out, or there are no others.
+        Raises ExamplesError as [`build_mixture`].
         """
         arguments, encoder = prepared.arguments, ExampleEncoder(prepared.processor, prepared.cache, budget)
         mixed = self.sources, encoder, self.weights, sampling_seed(arguments), self.skip_bad
@@ -49,8 +48,7 @@ def open_training_data(arguments: DataArguments) -> InstructData:
 
     Raises:
         ExamplesError: a source cannot be read, or has bad examples and they are not to be left out; all are listed.
-        FileNotFoundError: a source is not there.
-        ValueError: a source is of a kind that cannot be read so.
+        FileNotFoundError, ValueError: a source is not there, or cannot be read so.
     """
     if not arguments.streaming:
         return _open_whole(arguments.data_path, arguments, arguments.data_weights)

@@ -142,8 +142,7 @@ class PosteriorBank:
             errors: misheard runs in proportion to those of the bank: 0 for none, 1 for as many.
 
         Returns:
-            Classes `(slots, TOP_CLASSES)` and their posteriors, float32, of all texts one after the other; and how many
-            slots each text has.
+            Classes and posteriors `(slots, TOP_CLASSES)` of all texts one after the other, and the slots of each.
         """
         rows = [elements(classes, begins, self.num_pieces) for classes, begins in texts]
         kind, previous, self_class, following = np.concatenate(rows, axis=1)
@@ -299,7 +298,7 @@ def collect_posteriors(
     Args:
         model: an [`AudioLlmForConditionalGeneration`] whose projector has an aligned readout of pieces.
         cache: holds the clips' encoder output.
-        clips: (cache key, transcript); those of several windows are left out. Their order is drawn.
+        clips: (cache key, transcript), in any order; those of several windows are left out.
 
     Raises:
         TrainingError: no clip can be aligned.

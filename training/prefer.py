@@ -51,9 +51,7 @@ def read_preference_examples(source: Any, audio_dir: str | os.PathLike[str] | No
     """
     Read rows `{"text", "audio_paths", "chosen", "rejected"}`: a JSON list, JSON Lines, or the rows themselves.
 
-    Raises:
-        FileNotFoundError: no such file or folder.
-        ExamplesError: rows are malformed, or chosen and rejected are the same; all are listed, by index.
+    Raises FileNotFoundError, and ExamplesError with all malformed rows, by index.
     """
     return read_audio_rows(source, audio_dir, ANSWERS, problems_of=_problems)
 
@@ -73,10 +71,7 @@ def build_preference_dataset(
     """
     Return `input_ids` and `labels` of both answers of each pair, as `chosen_…` and `rejected_…`.
 
-    Beside them are `audio`, and the `length` of both rows together.
-
-    Raises:
-        ExamplesError: a recording cannot be used, or an example cannot be shown as a conversation; all are listed.
+    Beside them are `audio`, and the `length` of both rows together. Raises ExamplesError as [`build_dataset`].
     """
     chosen, rejected = (
         build_dataset(

@@ -61,8 +61,7 @@ def load_model(
     """
     Load the model and processor to train: composed of two bases, or an earlier checkpoint.
 
-    Raises:
-        TrainingError: the checkpoint cannot be loaded, or holds its own bases though others are named.
+    Raises TrainingError where the checkpoint cannot be loaded, or holds its own bases though others are named.
     """
     common: dict[str, Any] = {
         "dtype": dtype,
@@ -121,8 +120,7 @@ def prepare(
     """
     Load the model and processor, claim the output folder, and open the cache.
 
-    Raises:
-        TrainingError: the folder holds checkpoints of another stage, or the model cannot be loaded.
+    Raises TrainingError where the folder holds checkpoints of another stage, or the model cannot be loaded.
     """
     set_seed(training_arguments.seed)
     try:

@@ -305,10 +305,7 @@ def open_data(data_arguments: DataArguments, own: ReadArguments) -> tuple[ReadDa
 
 
 def check_model(model) -> None:
-    """
-    Raises:
-        TrainingError: the model has no readout whose posteriors could be simulated, or no LoRA to learn with.
-    """
+    """Raise TrainingError where a model has no readout whose posteriors could be simulated, or no LoRA to learn with."""
     readout = model.model.multi_modal_projector.readout
     if readout is None:
         raise TrainingError(
@@ -330,8 +327,7 @@ def find_bank(prepared: Prepared, clips: InstructData | None, own: ReadArguments
     """
     Return the posterior bank: of the run that is resumed, as given, of the checkpoint, or collected from recordings.
 
-    Raises:
-        TrainingError: there is none, and no recordings; or it is of another model.
+    Raises TrainingError where there is none, and no recordings; or it is of another model.
     """
     mine = Path(str(prepared.arguments.output_dir)) / BANK_FILE
     beside = Path(prepared.source or "") / BANK_FILE

@@ -18,6 +18,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from audiollm.command_line.files import write_whole
 from audiollm.corpora.examples import ExamplesError
 from audiollm.corpora.rows import Conversation
 from audiollm.corpora.sources import Examples, StreamedRows, settle_problems
@@ -46,8 +47,7 @@ def encode_messages(
     """
     Return token ids and labels of a conversation whose recordings take `num_slots` audio tokens each.
 
-    Raises:
-        ConversationError: the template does not show an answer, or there is not one `<audio>` per recording.
+    Raises ConversationError where there is not one `<audio>` per recording, or the template does not show an answer.
     """
     segments = processor.conversation_segments(list(messages))
     found = sum(segment.text.count(AUDIO_PLACEHOLDER) for segment in segments)
@@ -73,12 +73,8 @@ class ExampleEncoder:
         """
         Return a row of an example's `messages` and `recordings`; nothing is stored in the cache.
 
-        It has `input_ids`, `labels`, `length` (tokens) and `audio` (cache keys, or the recordings without a cache).
-
-        Raises:
-            AudioError, FileNotFoundError: a recording cannot be used.
-            ConversationError: the example cannot be shown as a conversation.
-            ValueError: it does not fit into any batch.
+        It has `input_ids`, `labels`, `length` (tokens) and `audio` (cache keys, or the recordings without a cache). Raises one
+        of `EXAMPLE_ERRORS` where a recording cannot be used, the template does not show an answer, or no batch can hold it.
         """
         measured = [self.measure(recording) for recording in example.recordings]
         stack = self.processor.stack_factor
@@ -119,8 +115,7 @@ class ExampleEncoder:
         """
         Compute the features that the cache lacks, of all examples or chosen ones; several processes share the work.
 
-        Returns:
-            The keys of all their recordings; none without a cache.
+        Return the keys of all their recordings, if there is a cache.
         """
         keys: list[str] = []
         if self.cache is None:
@@ -163,14 +158,13 @@ def build_dataset(
     """
     Return what [`ExampleEncoder.encode`] makes of all examples, in their order; the cache is given what it lacks.
 
-    Raises:
-        ExamplesError: a recording cannot be used, or an example cannot be shown as a conversation; all are listed.
+    Raises ExamplesError, which lists all examples that cannot be encoded.
     """
     encoder = ExampleEncoder(processor, cache)
     rows, _, problems = encode_examples(examples, encoder, progress)
     settle_problems([("The examples", problems)], skip=False)
     encoder.add_features(examples, progress)
-    return _as_dataset(rows, any(isinstance(one, dict) for row in rows for one in row["audio"]))
+    return _as_datasets([rows])[0]
 
 
 def build_mixture(
@@ -188,9 +182,7 @@ def build_mixture(
     source gives, drawn at random by the seed; an epoch is as long as it takes for every example of every source to
     come at least once, so that those of sources with more weight than examples come several times.
 
-    Raises:
-        ExamplesError: there are bad examples and they are not to be left out, or a source has no others; all are
-            listed.
+    Raises ExamplesError for bad examples that are not to be left out, and sources that have no others.
     """
     found = [encode_examples(source, encoder, progress) for source in sources]
     names = [source.source.name for source in sources]
@@ -201,8 +193,7 @@ def build_mixture(
     settle_problems([(name, [] if rows else nothing) for name, (rows, _, _) in zip(names, found)], skip=False)
     for source, (_, usable, _) in zip(sources, found):
         encoder.add_features(source, progress, usable)
-    within_tables = any(isinstance(one, dict) for rows, _, _ in found for row in rows for one in row["audio"])
-    parts = [_as_dataset(rows, within_tables) for rows, _, _ in found]
+    parts = _as_datasets([rows for rows, _, _ in found])
     if weights is None:
         return datasets.concatenate_datasets(parts)
     total = sum(weights)
@@ -211,21 +202,25 @@ def build_mixture(
     )
 
 
-def _as_dataset(rows: Sequence[dict[str, Any]], within_tables: bool) -> datasets.Dataset:
-    """Return rows as a dataset; `within_tables` where some recordings are dicts, which then all are."""
+def _as_datasets(parts: Sequence[Sequence[dict[str, Any]]]) -> list[datasets.Dataset]:
+    """Return lists of rows as datasets that can be joined: where some recordings are dicts, all are."""
+    within_tables = any(isinstance(one, dict) for rows in parts for row in rows for one in row["audio"])
     features = datasets.Features(
         input_ids=datasets.List(datasets.Value("int32")),
         labels=datasets.List(datasets.Value("int32")),
         length=datasets.Value("int32"),
         audio=datasets.List(RECORDING_FEATURES if within_tables else datasets.Value("string")),
     )
-    columns = {name: [row[name] for row in rows] for name in features}
-    if within_tables:
-        columns["audio"] = [
-            [one if isinstance(one, dict) else {"bytes": None, "path": one} for one in audio]
-            for audio in columns["audio"]
-        ]
-    return datasets.Dataset.from_dict(columns, features=features)
+
+    def recording(one: Any) -> Any:
+        return {"bytes": None, "path": one} if within_tables and isinstance(one, str) else one
+
+    return [
+        datasets.Dataset.from_list(
+            [{**row, "audio": list(map(recording, row["audio"]))} for row in rows], features=features
+        )
+        for rows in parts
+    ]
 
 
 # ---- streams ---------------------------------------------------------------------------------------------------------
@@ -258,24 +253,16 @@ class StreamedExamples(torch.utils.data.IterableDataset):
         process_index: int = 0,
         num_processes: int = 1,
     ):
-        self.streams = streams
-        self.encoder = encoder
-        self.weights = weights
-        self.seed = seed
-        self.skip_bad = skip_bad
-        self.process_index = process_index
-        self.num_processes = num_processes
+        self.streams, self.encoder, self.weights, self.seed, self.skip_bad = streams, encoder, weights, seed, skip_bad
+        self.process_index, self.num_processes = process_index, num_processes
         #: Batches at the start whose rows come as None, because a run that was cut off has learned from them; their size.
         self.passed_over, self.batch_size = 0, 1
         #: Numbers, counted through all passes, of this process's rows that were found to be bad.
         self.bad: set[int] = set()
-        self._reported: dict[tuple[str, str], str] = {}
+        self._reported: set[tuple[str, str]] = set()
 
     def __iter__(self) -> Iterator[dict[str, Any] | None]:
-        """
-        Raises:
-            ExamplesError: a row is bad and they are not to be skipped, or there are no others.
-        """
+        """Raises ExamplesError for a row that is bad and not to be skipped, or where there are no others."""
         worker = torch.utils.data.get_worker_info()
         own, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         share, shares = self.process_index * workers + own, self.num_processes * workers
@@ -324,15 +311,13 @@ class StreamedExamples(torch.utils.data.IterableDataset):
 
     def save_bad_rows(self, checkpoint: Path) -> None:
         """Write which rows of this process were left out."""
-        checkpoint.mkdir(parents=True, exist_ok=True)
         file = checkpoint / BAD_ROWS_FILE.format(process=self.process_index)
-        file.write_text(json.dumps(sorted(self.bad)))
+        write_whole(file, json.dumps(sorted(self.bad)))
 
     def _row(self, example: Conversation) -> dict[str, Any]:
         row = self.encoder.encode(example)
-        if self.encoder.cache is not None:
-            for recording in example.recordings:
-                self.encoder.cache.add_one(self.encoder.content(recording))
+        for recording in example.recordings if self.encodes else ():
+            self.encoder.cache.add_one(self.encoder.content(recording))  # type: ignore[union-attr]  # it is there
         return row
 
     def _reject(self, number: int, name: str, where: str, error: Exception) -> None:
@@ -340,7 +325,7 @@ class StreamedExamples(torch.utils.data.IterableDataset):
             raise ExamplesError(name, [(where, str(error))]) from error
         self.bad.add(number)
         if (name, where) not in self._reported:
-            self._reported[name, where] = str(error)
+            self._reported.add((name, where))
             print(f"{name}: {where} is left out, the {len(self._reported)}. bad example so far: {error}")
 
     def _rows(self) -> Iterator[tuple[int, str, str, Callable[[], Conversation]]]:

@@ -87,7 +87,7 @@ def train(
     prepared = prepare(model_arguments, data_arguments, training_arguments, name, callbacks)
     trainer = stage.build(prepared, examples, held_out, own)
     if data_arguments.augment:
-        trainer.augmentation = BatchAugmentation.of(prepared.processor)
+        trainer.augmentation = BatchAugmentation(prepared.processor)
     if training_arguments.packing:
         trainer.pack = partial(pack_batch, flash=uses_flash(trainer.model))
     augmentation = data_arguments.waveform_augmentation()

@@ -156,8 +156,7 @@ class AudioLlmTrainer(Trainer):
         """
         Train as the Trainer does; a stream passes over what the checkpoint has learned from.
 
-        Raises:
-            StoppedBySignalError: SIGTERM came, and a checkpoint was written.
+        Raises StoppedBySignalError when SIGTERM came, after a checkpoint was written.
         """
         if isinstance(self.train_dataset, StreamedExamples) and isinstance(resume_from_checkpoint, str):
             batches = self.args.gradient_accumulation_steps
@@ -307,11 +306,7 @@ class AudioLlmTrainer(Trainer):
         private: bool | None = None,
         **kwargs: Any,
     ):
-        """
-        Save and upload the checkpoint, its code, processor and card; the Trainer's own would upload the whole folder.
-
-        Args, Returns: the Trainer's.
-        """
+        """Save and upload the checkpoint, its code, processor and card; the Trainer's own would upload the whole folder."""
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         token = self.args.hub_token if token is None else token
         if self.hub_model_id is None:
@@ -395,8 +390,8 @@ class AnswerTrainer(AudioLlmTrainer):
         """
         Return a sum over this batch as its share of the mean over all batches of a step.
 
-        `num_items_in_batch` are the items of the whole step, on all devices, as the Trainer counts them. It does not in
-        evaluation, where the sum is divided by those of this batch, `count`.
+        `num_items_in_batch` are the items of the whole step, on all devices. In evaluation the Trainer does not count them, and
+        the sum is divided by those of this batch, `count`.
         """
         if num_items_in_batch is None:
             return total / count

@@ -51,12 +51,11 @@ def test_each_recording_has_its_variants_and_what_they_cost_is_said(cache, datas
 
 
 def test_other_settings_and_numbers_make_other_variants(cache) -> None:
-    made = [
-        WaveformVariants(cache, augmentation, 2).keys("k")
-        for augmentation in (FASTER, WaveformAugmentation(gain_db=(0, 1)))
-    ]
-    assert len({key for keys in made for key in keys}) == 4
-    assert WaveformVariants(cache, FASTER, 3).keys("k")[:2] == made[0]
+    faster, louder = (
+        WaveformVariants(cache, each, 2).keys("k") for each in (FASTER, WaveformAugmentation(gain_db=(0, 1)))
+    )
+    assert len({*faster, *louder}) == 4
+    assert WaveformVariants(cache, FASTER, 3).keys("k")[:2] == faster
 
 
 def test_rows_follow_their_variants(cache, dataset, variants, tiny_model, tiny_processor) -> None:
@@ -117,12 +116,8 @@ def test_each_option_reaches_the_augmentation(tmp_path) -> None:
         "telephone_share": 0.25,
         "codec_share": 0.75,
     }
-    words = [
-        word
-        for name, value in given.items()
-        for word in (f"--{name}", *map(str, value if isinstance(value, list) else [value]))
-    ]
-    data = parse_arguments(["--data_path", "x", *words, "--waveform_variants", "5"])[1]
+    words = " ".join(f"--{name} {' '.join(map(str, np.atleast_1d(value)))}" for name, value in given.items())
+    data = parse_arguments(["--data_path", "x", *words.split(), "--waveform_variants", "5"])[1]
     assert data.waveform_augmentation() == WaveformAugmentation(**given) and data.waveform_variants == 5
     assert parse_arguments(["--data_path", "x"])[1].waveform_augmentation() is None
 

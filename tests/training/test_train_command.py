@@ -7,16 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from audiollm import AudioLlmForConditionalGeneration
-from audiollm.checkpoints import is_adapter_key, load_bases
 from audiollm.training.arguments import AudioLlmTrainingArguments, ModelArguments, base_dtype
-from audiollm.training.command_line import all_option_groups, parse_arguments
+from audiollm.training.command_line import parse_arguments
 from audiollm.training.preparing import load_model
 from audiollm.training.train import main
 from audiollm.training.trainer import AudioLlmTrainer
 from runs import refused, run, without
 from safetensors.torch import load_file
 from small_corpus import example_rows, write_rows
-from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor, TrainingArguments, set_seed
+from transformers import AutoModelForMultimodalLM, AutoProcessor, TrainingArguments, set_seed
 from versions import RECOMPUTING
 
 # ------------------------------------------------------------------------------------------------------ a whole run
@@ -66,15 +65,6 @@ def test_evaluation_sees_recordings_as_they_are_and_makes_no_logits_of_all_posit
     assert sum(positions) == supervised + len(trainer.eval_dataset)  # and one more of each row, which is thrown away
 
 
-def test_the_newest_checkpoints_are_kept_and_hold_the_adapter_alone(trained) -> None:
-    trainer, folder = trained
-    assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-8", "checkpoint-9"]
-    for path in (folder, folder / "checkpoint-9"):
-        state = load_file(path / "model.safetensors")
-        assert state.keys() == set(trainer.model.trainable_names())
-        assert all(is_adapter_key(name) for name in state)
-
-
 def test_the_saved_folder_loads_and_answers_as_the_trained_model(trained) -> None:
     trainer, folder = trained
     model = AutoModelForMultimodalLM.from_pretrained(folder)
@@ -85,18 +75,6 @@ def test_the_saved_folder_loads_and_answers_as_the_trained_model(trained) -> Non
         assert torch.equal(model(**batch).logits, trainer.model.eval()(**batch).logits)
     assert processor.audio_token_id == model.config.audio_token_id
     assert processor.stack_factor == model.config.stack_factor
-
-
-def test_bases_and_answers_to_text_are_as_before(trained, tiny_bases) -> None:
-    trainer, _ = trained
-    bases, found = load_bases(trainer.model.config)
-    assert found == trainer.model.config.base_fingerprint
-    state = trainer.model.state_dict()
-    assert bases and all(torch.equal(state[name], value) for name, value in bases.items())
-    base = AutoModelForCausalLM.from_pretrained(tiny_bases[1]).eval()
-    ids = torch.tensor([trainer.train_dataset[11]["input_ids"]])
-    with torch.no_grad():
-        assert torch.equal(trainer.model.eval()(input_ids=ids).logits, base(input_ids=ids).logits)
 
 
 def test_the_optimizer_has_what_trains_with_rates_and_decay_of_its_own(trained) -> None:
@@ -312,18 +290,3 @@ def test_what_cannot_be_written_or_read_is_named(options, corpus, tmp_path) -> N
         with pytest.raises(SystemExit) as caught:
             main([*options, *given])
         assert name in str(caught.value.code)
-
-
-def test_help_shows_our_options_with_what_they_do(capsys, monkeypatch) -> None:
-    monkeypatch.setenv("COLUMNS", "10000")  # no line breaks at hyphens
-    with pytest.raises(SystemExit) as caught:
-        main(["--help"])
-    assert caught.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
-    # Groups inherit options from the modules that they belong to; transformers' own are not ours to describe.
-    owners = [owner for group in all_option_groups() for owner in group.__mro__ if "audiollm" in owner.__module__]
-    named = [(owner, name) for owner in owners for name in owner.__annotations__ if not name.startswith("_")]
-    assert {"data_path", "llama_path", "batch_size", "use_wandb", "stage"} <= {name for _, name in named}
-    for owner, name in named:
-        assert f"--{name}" in text
-        assert " ".join(owner.__dataclass_fields__[name].metadata["help"].split()).split("%")[0] in text, name
