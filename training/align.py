@@ -148,7 +148,13 @@ class TranscribedClips(Sequence[Any]):
             raise TrainingError("No row can be aligned: no recording can be decoded.")
         self._places = [self._places[index] for index in usable]
         self.transcripts = [self.transcripts[index] for index in usable]
-        return encoder.add_features(self, prepared.progress)
+        return encode_clips(encoder, self, prepared.progress)
+
+
+def encode_clips(encoder: ExampleEncoder, clips: Sequence[Any], progress: bool) -> list[str]:
+    """Return the cache keys of examples of one recording each, whose features are computed if need be."""
+    encoder.add_features(clips, progress)
+    return [encoder.measure(clip.recordings[0])[0] for clip in clips]
 
 
 # ----------------------------------------------------------------------------------------------------- scores and loss
@@ -210,8 +216,6 @@ class CtcAligner(nn.Module):
     token that text fills gaps with, so that the language model takes it for nothing said.
     """
 
-    offset: torch.Tensor
-
     def __init__(self, model, token_ids: Sequence[int], blank_id: int):
         super().__init__()
         self.projector = model.model.multi_modal_projector
@@ -220,8 +224,6 @@ class CtcAligner(nn.Module):
         embeddings = self.embeddings
         if self.projector.readout is None:
             self.own_readout = PieceReadout(*embeddings.shape).to(embeddings.device)
-        #: What tokens hold besides the part that is scored; nothing until [`hand_over`] adds it.
-        self.register_buffer("offset", torch.zeros(embeddings.shape[1], device=embeddings.device), persistent=False)
         with torch.no_grad():
             self.readout.lexicon.fill_(False)
             self.readout.lexicon[torch.tensor(list(token_ids), device=embeddings.device)] = True
@@ -261,18 +263,12 @@ class CtcAligner(nn.Module):
         common, _, directions = self.readout.table(self.embeddings)
         stacked, mask = self.projector.stack(encoded_audio.float(), encoded_audio_lengths)
         projected = stacked.new_zeros(*mask.shape, len(common))
-        projected[mask] = (self.projector.project(stacked, mask) - self.offset).float()
+        projected[mask] = self.projector.project(stacked, mask).float()
         queries, blank_logits = self.readout.queries(projected, common)
         if torch.is_autocast_enabled(queries.device.type):
             directions = directions.to(torch.get_autocast_dtype(queries.device.type))
-        loss = piece_ctc_loss(
-            queries,
-            blank_logits,
-            directions,
-            slot_counts(encoded_audio_lengths, self.projector.stack_factor),
-            targets,
-            target_lengths,
-        )
+        slots = slot_counts(encoded_audio_lengths, self.projector.stack_factor)
+        loss = piece_ctc_loss(queries, blank_logits, directions, slots, targets, target_lengths)
         loss = loss / target_lengths.sum().clamp(min=1)
         if letters is not None:
             scores, slots = self.projector.letters(encoded_audio.float(), encoded_audio_lengths)
@@ -290,7 +286,7 @@ class CtcAligner(nn.Module):
 
         Whisper's channels differ in spread by orders of magnitude: the loudest few would drown the rest at first.
         """
-        sample = torch.cat([clip.to(self.offset) for clip in frames])
+        sample = torch.cat([clip.to(self.readout.blank) for clip in frames])
         gain = (1 / sample.std(dim=0)).clamp(max=MAX_INPUT_GAIN) * sample.square().mean().sqrt()
         first = [self.projector.norm_pre, None if self.projector.letters is None else self.projector.letters.norm_in]
         for norm in first:
@@ -317,7 +313,7 @@ class CtcAligner(nn.Module):
         hook = last.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
         tokens = []
         for clip in frames:
-            clip = clip.to(self.offset)
+            clip = clip.to(self.readout.blank)
             stacked, mask = self.projector.stack(clip[None], torch.tensor([len(clip)], device=clip.device))
             tokens.append(self.projector.project(stacked, mask))
         hook.remove()
@@ -328,7 +324,6 @@ class CtcAligner(nn.Module):
         ridge = CONSTANT_FIT_RIDGE * gram.trace() / len(gram) * torch.eye(len(gram), device=gram.device)
         constant = torch.linalg.solve(gram + ridge, hidden.mean(dim=0))
         last.weight.add_(torch.outer(common, constant))
-        self.offset.copy_(common)
 
 
 class PieceVocabulary(SpokenLexicon):
@@ -516,7 +511,7 @@ def open_data(data_arguments: DataArguments, own: AlignArguments) -> tuple[Align
 def build(prepared: Prepared, data: AlignData, held_out: None, own: AlignArguments) -> AlignTrainer:
     """Return the Trainer of this stage."""
     assert prepared.cache is not None  # check_arguments has seen to it
-    keys = data.clips.encode(prepared, data.skip_bad)
-    keys += ExampleEncoder(prepared.processor, prepared.cache).add_features(data.without_speech, prepared.progress)
+    encoder = ExampleEncoder(prepared.processor, prepared.cache)
+    keys = data.clips.encode(prepared, data.skip_bad) + encode_clips(encoder, data.without_speech, prepared.progress)
     transcripts = [*data.clips.transcripts, *[None] * len(data.without_speech)]
     return AlignTrainer(prepared.model, prepared.cache, keys, transcripts, prepared.arguments, prepared.callbacks)

@@ -8,8 +8,7 @@ but draws from Python's and numpy's global generators, and its rooms and codecs 
 import io
 import json
 import math
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -28,7 +27,7 @@ from transformers import TrainerCallback
 
 from .collator import pad_rows, pad_windows, resize_slots, slot_runs, unpadded
 from .feature_cache import KEY_LENGTH, FeatureCache
-from .rows import EXAMPLE_ERRORS, ExampleEncoder
+from .rows import ExampleEncoder
 
 #: Raised when the same settings come to make another sound.
 VERSION = 1
@@ -124,13 +123,16 @@ class WaveformAugmentation:
     def __call__(self, waveform: np.ndarray, sampling_rate: int, generator: np.random.Generator) -> np.ndarray:
         """Return a varied copy of a float32 waveform `(samples,)`; only a change of speed changes its length."""
         if self.speed is not None:
-            faster = soxr.resample(waveform, sampling_rate * generator.uniform(*self.speed), sampling_rate)
+            faster = soxr.resample(waveform, sampling_rate * _drawn(self.speed, generator), sampling_rate)
             waveform = faster if len(faster) else waveform
         if self.room_share and generator.random() < self.room_share:
-            waveform = convolve(waveform, self._room(sampling_rate, generator))
+            response = self._room(sampling_rate, generator)
+            size = len(waveform) + len(response) - 1
+            heard = np.fft.irfft(np.fft.rfft(waveform, size) * np.fft.rfft(response, size), size)
+            waveform = heard[: len(waveform)]
         if self.noise_snr_db is not None:
             noise = self._noise(len(waveform), sampling_rate, generator)
-            ratio = 10 ** (generator.uniform(*self.noise_snr_db) / 10)
+            ratio = 10 ** (_drawn(self.noise_snr_db, generator) / 10)
             power = float(np.square(noise, dtype=np.float64).mean())
             if power > 0:
                 wanted = float(np.square(waveform, dtype=np.float64).mean()) / ratio
@@ -140,7 +142,7 @@ class WaveformAugmentation:
         if self.codec_share and generator.random() < self.codec_share:
             waveform = through_codec(waveform, sampling_rate, generator)
         if self.gain_db is not None:
-            waveform = waveform * 10 ** (generator.uniform(*self.gain_db) / 20)
+            waveform = waveform * 10 ** (_drawn(self.gain_db, generator) / 20)
         return np.array(waveform, dtype=np.float32)
 
     def _noise(self, samples: int, sampling_rate: int, generator: np.random.Generator) -> np.ndarray:
@@ -159,6 +161,10 @@ class WaveformAugmentation:
         return response[loudest:] / (response[loudest] or 1.0)
 
 
+def _drawn(bounds: Sequence[float], generator: np.random.Generator) -> float:
+    return generator.uniform(bounds[0], bounds[1])
+
+
 def simulated_room(reverb_s: float, sampling_rate: int, generator: np.random.Generator) -> np.ndarray:
     """Return an impulse response: the direct sound, 1 at sample 0, and noise that decays after the first reflection."""
     times = np.arange(1, int(reverb_s * sampling_rate) + 1) / sampling_rate
@@ -166,12 +172,6 @@ def simulated_room(reverb_s: float, sampling_rate: int, generator: np.random.Gen
     tail[times < generator.uniform(*FIRST_REFLECTION_S)] = 0
     energy = 10 ** (-generator.uniform(*DIRECT_TO_REVERB_DB) / 10)
     return np.concatenate([[1.0], tail * math.sqrt(energy / np.square(tail).sum())])
-
-
-def convolve(waveform: np.ndarray, response: np.ndarray) -> np.ndarray:
-    """Return a waveform as heard through an impulse response, of its own length."""
-    size = len(waveform) + len(response) - 1
-    return np.fft.irfft(np.fft.rfft(waveform, size) * np.fft.rfft(response, size), size)[: len(waveform)]
 
 
 def through_telephone(waveform: np.ndarray, sampling_rate: int, generator: np.random.Generator) -> np.ndarray:
@@ -265,24 +265,19 @@ class WaveformVariants:
     def add(self, sources: Sequence[Sequence[Any]], progress: bool = True, announce: bool = True) -> None:
         """Store what is missing of the variants of all examples that can be used; print what it costs, in one process."""
         encoder = ExampleEncoder(self.cache.processor, self.cache)
-        # Where each lies: recordings within a table are read again when they are encoded, not held.
-        places: dict[str, tuple[Sequence[Any], int, int]] = {}
-        for examples in sources:
-            for index, example in enumerate(examples):
-                for place, recording in enumerate(example.recordings):
-                    with suppress(*EXAMPLE_ERRORS):
-                        places.setdefault(encoder.measure(recording)[0], (examples, index, place))
+        recordings = {key: read for examples in sources for key, read in encoder.recordings(examples).items()}
 
-        def vary(own_key: str, examples: Sequence[Any], index: int, place: int) -> np.ndarray:
-            waveform = self.cache.processor.load_audio(encoder.content(examples[index].recordings[place]))
+        def vary(own_key: str, read: Callable[[], Any]) -> np.ndarray:
             generator = np.random.default_rng(int(own_key, 16))
-            return self.augmentation(waveform, self.cache.processor.sampling_rate, generator)
+            return self.augmentation(
+                self.cache.processor.load_audio(read()), self.cache.processor.sampling_rate, generator
+            )
 
-        variants = {own: partial(vary, own, *place) for key, place in places.items() for own in self.keys(key)}
+        variants = {own: partial(vary, own, read) for key, read in recordings.items() for own in self.keys(key)}
         if announce:
             missing = sum(not self.cache.has(own) for own in variants)
             print(
-                f"Waveform augmentation: {self.count} variants of each of {len(places)} recordings are cached, "
+                f"Waveform augmentation: {self.count} variants of each of {len(recordings)} recordings are cached, "
                 f"{self.count + 1} times the cache; {missing} are encoded now."
             )
         self.cache.fill(variants, progress)
@@ -303,7 +298,7 @@ class WaveformVariants:
             table[key] = list(zip(own, slots))
             sizes = slots if has_slots else list(map(sum, frames))
             longer[key] = max(sizes) - sizes[0]
-        lengths = [size + sum(map(longer.get, audio)) for size, audio in zip(rows["length"], rows["audio"])]
+        lengths = [size + sum(longer[key] for key in audio) for size, audio in zip(rows["length"], rows["audio"])]
         rows = rows.remove_columns("length").add_column("length", lengths)
         choice = VariantChoice(table, self.cache.processor.audio_token_id, seed)
         columns = ["input_ids", "labels", "audio"] if has_slots else ["audio"]
@@ -428,7 +423,9 @@ class BatchAugmentation:
                 new_runs.append(sum(map(self._slots, recording)))
                 varied += recording
             rows.append(resize_slots(ids, labels, self.processor.audio_token_id, new_runs))
-        padded = pad_windows(varied) | (pad_rows(*zip(*rows), self.processor.tokenizer.pad_token_id) if rows else {})
+        padded = pad_windows(varied)
+        if rows:
+            padded |= pad_rows(rows, self.processor.tokenizer.pad_token_id)
         return {**batch, **{name: tensor.to(batch["encoded_audio"].device) for name, tensor in padded.items()}}
 
     def _slots(self, window: torch.Tensor) -> int:

@@ -89,16 +89,13 @@ class BudgetBatchSampler(Sampler[list[int]]):
             return batches
         if sum(map(len, batches[-remainder:])) < self.num_processes:
             # Those with the most rows are the ones that can be split.
-            largest_first = sorted(range(len(batches)), key=lambda index: -len(batches[index]))
-            split = set(largest_first[:remainder])
-            batches = [batch for index, batch in enumerate(batches) if index not in split] + [
-                batches[index] for index in sorted(split)
-            ]
+            largest = sorted(batches, key=len)[-remainder:]
+            batches = [batch for batch in batches if batch not in largest] + largest
         kept, last = batches[:-remainder], batches[-remainder:]
         while len(last) < self.num_processes and max(map(len, last)) > 1:
-            largest = max(range(len(last)), key=lambda index: len(last[index]))
-            middle = len(last[largest]) // 2
-            last[largest : largest + 1] = [last[largest][:middle], last[largest][middle:]]
+            place = max(range(len(last)), key=lambda index: len(last[index]))
+            middle = len(last[place]) // 2
+            last[place : place + 1] = [last[place][:middle], last[place][middle:]]
         return kept + last
 
 

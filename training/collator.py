@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from audiollm.processing import AudioLlmProcessor
 from audiollm.processing.conversations import IGNORED_LABEL, as_recordings
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from .feature_cache import FeatureCache
@@ -63,11 +64,8 @@ class AudioLlmCollator:
             `(windows, max_frames, d_model)` with `encoded_audio_lengths` `(windows,)`, or `input_features` and
             `input_features_mask`.
         """
-        batch = pad_rows(
-            [row["input_ids"] for row in rows],
-            [row["labels"] for row in rows],
-            self.processor.tokenizer.pad_token_id,
-        )
+        encoded = [(row["input_ids"], row["labels"]) for row in rows]
+        batch = pad_rows(encoded, self.processor.tokenizer.pad_token_id)
         recordings = [recording for row in rows for recording in row["audio"]]
         return {**batch, **self.audio_inputs(recordings)} if recordings else batch
 
@@ -78,21 +76,14 @@ class AudioLlmCollator:
         return pad_windows([window for key in recordings for window in cached_windows(self.cache, key)])
 
 
-def pad_rows(
-    input_ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], pad_id: int
-) -> dict[str, torch.Tensor]:
-    """Return `input_ids`, `attention_mask` and `labels` `(batch, length)` of rows of ids, padded on the right."""
-    length = max(map(len, input_ids))
-    batch = {
-        "input_ids": torch.full((len(input_ids), length), pad_id),
-        "attention_mask": torch.zeros(len(input_ids), length, dtype=torch.long),
-        "labels": torch.full((len(input_ids), length), IGNORED_LABEL),
+def pad_rows(rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int) -> dict[str, torch.Tensor]:
+    """Return `input_ids`, `attention_mask` and `labels` `(batch, length)` of rows of ids and labels, padded on the right."""
+    ids, labels = ([torch.tensor(each, dtype=torch.long) for each in column] for column in zip(*rows))
+    return {
+        "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad_id),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED_LABEL),
     }
-    for index, (row, row_labels) in enumerate(zip(input_ids, labels)):
-        batch["input_ids"][index, : len(row)] = torch.tensor(row)
-        batch["attention_mask"][index, : len(row)] = 1
-        batch["labels"][index, : len(row)] = torch.tensor(row_labels)
-    return batch
 
 
 def unpadded(batch: dict[str, torch.Tensor]) -> list[tuple[list[int], list[int]]]:
@@ -112,19 +103,10 @@ def resize_slots(
 ) -> tuple[list[int], list[int]]:
     """Return token ids and labels with each run of audio tokens, in reading order, made `num_slots[i]` long."""
     counts = iter(num_slots)
-    new_ids: list[int] = []
-    new_labels: list[int] = []
-    previous = None
-    for token_id, label in zip(input_ids, labels):
-        if token_id != slot_id:
-            new_ids.append(token_id)
-            new_labels.append(label)
-        elif previous != slot_id:
-            count = next(counts)
-            new_ids.extend([slot_id] * count)
-            new_labels.extend([IGNORED_LABEL] * count)
-        previous = token_id
-    return new_ids, new_labels
+    pairs: list[tuple[int, int]] = []
+    for is_slot, run in groupby(zip(input_ids, labels), key=lambda pair: pair[0] == slot_id):
+        pairs += [(slot_id, IGNORED_LABEL)] * next(counts) if is_slot else run
+    return [token_id for token_id, _ in pairs], [label for _, label in pairs]
 
 
 def cached_windows(cache: FeatureCache, key: str) -> list[torch.Tensor]:
@@ -136,7 +118,7 @@ def cached_windows(cache: FeatureCache, key: str) -> list[torch.Tensor]:
 def pad_windows(windows: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return `encoded_audio` `(windows, max_frames, d_model)`, padded with zeros, and `encoded_audio_lengths`."""
     return {
-        "encoded_audio": torch.nn.utils.rnn.pad_sequence(list(windows), batch_first=True),
+        "encoded_audio": pad_sequence(list(windows), batch_first=True),
         "encoded_audio_lengths": torch.tensor([len(window) for window in windows]),
     }
 

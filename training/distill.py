@@ -183,7 +183,8 @@ def build_distill_dataset(
     dataset = build_dataset(examples, processor, cache, progress=progress)
     teacher = build_dataset(read, processor, None, progress=False)
     for example, labels, teacher_labels in zip(examples, dataset["labels"], teacher["labels"]):
-        if _learned(labels) != _learned(teacher_labels):
+        learned, same = ([one for one in each if one != IGNORED_LABEL] for each in (labels, teacher_labels))
+        if learned != same:
             raise ConversationError(
                 f"Example {example.index}: the response is not the same tokens after the transcript as after the "
                 "audio, so that teacher and student cannot be compared. Pass another chat_template."
@@ -193,20 +194,13 @@ def build_distill_dataset(
     return datasets.concatenate_datasets([dataset, teacher], axis=1)
 
 
-def _learned(labels: Sequence[int]) -> list[int]:
-    return [label for label in labels if label != IGNORED_LABEL]
-
-
 class DistillCollator(AudioLlmCollator):
     """Pads rows of [`build_distill_dataset`]: the audio rows as [`AudioLlmCollator`] does, and the teacher's."""
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return the batch of [`AudioLlmCollator`], and `teacher_input_ids`, `teacher_attention_mask`, `teacher_labels`."""
-        teacher = pad_rows(
-            [row["teacher_input_ids"] for row in rows],
-            [row["teacher_labels"] for row in rows],
-            self.processor.tokenizer.pad_token_id,
-        )
+        encoded = [(row["teacher_input_ids"], row["teacher_labels"]) for row in rows]
+        teacher = pad_rows(encoded, self.processor.tokenizer.pad_token_id)
         return {**super().__call__(rows), **{f"teacher_{name}": value for name, value in teacher.items()}}
 
 

@@ -22,7 +22,7 @@ from audiollm.evaluation.word_error import score_word_error
 from audiollm.inference.answer_ends import generate_to_ends
 from audiollm.processing import AudioLlmProcessor
 from audiollm.processing.conversations import IGNORED_LABEL
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, Trainer
 
 from .arguments import WORD_ERROR, AudioLlmTrainingArguments, TrainingError
 from .batching import ENCODER_FRAMES_PER_SECOND
@@ -233,9 +233,3 @@ def listening_evaluation(
     if arguments.should_log:
         print(f"Evaluation: word error on {len(held_out)} held-out rows that have a recording; the loss on all rows.")
     return ListeningEvaluation(held_out, processor, cache, arguments)
-
-
-def early_stopping(arguments: AudioLlmTrainingArguments) -> list[TrainerCallback]:
-    """Return the callback that `--early_stopping_patience` asks for."""
-    patience = arguments.early_stopping_patience
-    return [] if patience is None else [PatienceCallback(early_stopping_patience=patience)]

@@ -130,18 +130,16 @@ class PreferTrainer(AnswerTrainer):
 
     def with_reference(self, pairs: Any) -> datasets.Dataset:
         """Return rows with the log-probabilities of the model as it is, in `chosen_reference` and `rejected_reference`."""
-        rank, ranks, size = self.args.process_index, self.args.world_size, self.args.per_device_eval_batch_size
-        collate: Any = self.data_collator
+        size, collate = self.args.per_device_eval_batch_size, self.data_collator  # type: int, Any
         found: list[tuple[int, list[float]]] = []
-        share = range(rank, len(pairs), ranks)
-        bar = tqdm(range(0, len(share), size), desc="Reference", disable=self.args.disable_tqdm)
+        share = range(self.args.process_index, len(pairs), self.args.world_size)
         with without_learning(self.model), self.compute_loss_context_manager():
-            for start in bar:
+            for start in tqdm(range(0, len(share), size), desc="Reference", disable=self.args.disable_tqdm):
                 chosen = list(share[start : start + size])
                 batch: Any = self._prepare_inputs(collate([pairs[index] for index in chosen]))
                 both = answer_log_probabilities(self.model, batch).view(2, -1)
                 found += zip(chosen, both.T.tolist())
-        values = dict(gather_object(found) if ranks > 1 else found)
+        values = dict(gather_object(found))
         for place, answer in enumerate(ANSWERS):
             pairs = pairs.add_column(f"{answer}_reference", [values[index][place] for index in range(len(pairs))])
         return pairs

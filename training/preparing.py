@@ -125,8 +125,6 @@ def prepare(
     set_seed(training_arguments.seed)
     try:
         model, processor = load_model(model_arguments, base_dtype(model_arguments, training_arguments))
-    except TrainingError:
-        raise
     except ValueError as error:  # of a checkpoint or base that cannot be used
         raise TrainingError(str(error)) from error
     if getattr(model, "hf_device_map", None) is None:

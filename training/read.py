@@ -97,10 +97,6 @@ class ReadArguments:
         if self.posterior_bank is not None and self.posterior_data_path is not None:
             raise ValueError("--posterior_bank contradicts --posterior_data_path; give one of them.")
 
-    def errors_at(self, progress: float) -> float:
-        """Misheard pieces in proportion to those of the bank, by the part of the run that is over (0 to 1)."""
-        return self.first_hearing_errors + progress * (self.hearing_errors - self.first_hearing_errors)
-
 
 # ---------------------------------------------------------------------------------------------------------------- texts
 
@@ -252,7 +248,9 @@ class ReadTrainer(AudioLlmTrainer):
     @property
     def errors(self) -> float:
         """Misheard pieces of this step, in proportion to those of the bank."""
-        return self.options.errors_at(min(1.0, self.state.global_step / max(1, self.state.max_steps - 1)))
+        progress = min(1.0, self.state.global_step / max(1, self.state.max_steps - 1))
+        first, last = self.options.first_hearing_errors, self.options.hearing_errors
+        return first + progress * (last - first)
 
     def vary(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Return a batch with the audio tokens of its texts, and its recordings varied as the augmentation says."""
@@ -270,8 +268,7 @@ class ReadTrainer(AudioLlmTrainer):
         real = real if self.augmentation is None else self.augmentation(real)
         texts_only = zip(unpadded(batch), counts.tolist())
         rows = [resize_slots(*row, processor.audio_token_id, [count]) for row, count in texts_only] + unpadded(real)
-        ids, labels = zip(*rows)
-        padded = pad_rows(ids, labels, processor.tokenizer.pad_token_id)
+        padded = pad_rows(rows, processor.tokenizer.pad_token_id)
         return {**real, **{name: value.to(device) for name, value in padded.items()}, "audio_embeds": tokens}
 
 

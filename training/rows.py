@@ -9,8 +9,10 @@ rows that were already learned from are passed over, unread and unencoded, in th
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -32,8 +34,6 @@ from transformers.trainer import TRAINER_STATE_NAME
 from .batching import BatchBudget
 from .feature_cache import FeatureCache
 
-#: Examples whose recordings are handed to the cache at once; those that lie within a table are in memory for as long.
-EXAMPLES_PER_CHUNK = 2048
 URL_MARK = "://"
 #: What a bad example or recording raises.
 EXAMPLE_ERRORS = (AudioError, ConversationError, OSError, ValueError)
@@ -109,28 +109,28 @@ class ExampleEncoder:
             return {"bytes": read_bytes(recording), "path": recording}
         return recording
 
-    def add_features(
-        self, examples: Sequence[Any], progress: bool = True, chosen: Sequence[int] | None = None
-    ) -> list[str]:
+    def recordings(self, examples: Sequence[Any], chosen: Iterable[int] | None = None) -> dict[str, Callable[[], Any]]:
         """
-        Compute the features that the cache lacks, of all examples or chosen ones; several processes share the work.
+        Return functions that read the usable recordings of all examples or chosen ones, by cache key.
 
-        Return the keys of all their recordings, if there is a cache.
+        Recordings that lie within a table are so read again when they are encoded, and not held.
         """
-        keys: list[str] = []
-        if self.cache is None:
-            return keys
-        chosen = range(len(examples)) if chosen is None else chosen
-        for start in range(0, len(chosen), EXAMPLES_PER_CHUNK):
-            missing = {}
-            for index in chosen[start : start + EXAMPLES_PER_CHUNK]:
-                for recording in examples[index].recordings:
-                    reference, _ = self.measure(recording)
-                    keys.append(reference)
-                    if reference not in missing and not self.cache.has(reference):
-                        missing[reference] = self.content(recording)
-            self.cache.fill(missing, progress)
-        return keys
+        found: dict[str, Callable[[], Any]] = {}
+        for index in range(len(examples)) if chosen is None else chosen:
+            for place, recording in enumerate(examples[index].recordings):
+                with suppress(*EXAMPLE_ERRORS):
+                    found.setdefault(self.measure(recording)[0], partial(self._read, examples, index, place))
+        return found
+
+    def _read(self, examples: Sequence[Any], index: int, place: int) -> Any:
+        return self.content(examples[index].recordings[place])
+
+    def add_features(
+        self, examples: Sequence[Any], progress: bool = True, chosen: Iterable[int] | None = None
+    ) -> None:
+        """Compute the features that the cache lacks, of all examples or chosen ones; several processes share the work."""
+        if self.cache is not None:
+            self.cache.fill(self.recordings(examples, chosen), progress)
 
 
 def encode_examples(
@@ -284,7 +284,11 @@ class StreamedExamples(torch.utils.data.IterableDataset):
             row = None
             if handed_out >= passed_over:
                 try:
-                    row = self._row(read())
+                    example = read()
+                    row = self.encoder.encode(example)
+                    if self.encoder.cache is not None:
+                        for recording in example.recordings:
+                            self.encoder.cache.add_one(self.encoder.content(recording))
                 except EXAMPLE_ERRORS as error:
                     self._reject(number, name, where, error)
                     bad.append(number)
@@ -313,12 +317,6 @@ class StreamedExamples(torch.utils.data.IterableDataset):
         """Write which rows of this process were left out."""
         file = checkpoint / BAD_ROWS_FILE.format(process=self.process_index)
         write_whole(file, json.dumps(sorted(self.bad)))
-
-    def _row(self, example: Conversation) -> dict[str, Any]:
-        row = self.encoder.encode(example)
-        for recording in example.recordings if self.encodes else ():
-            self.encoder.cache.add_one(self.encoder.content(recording))  # type: ignore[union-attr]  # it is there
-        return row
 
     def _reject(self, number: int, name: str, where: str, error: Exception) -> None:
         if not self.skip_bad:

@@ -35,7 +35,7 @@ from .augmentation import BatchAugmentation, WaveformVariants
 from .checkpointing import StoppedBySignalError, last_complete_checkpoint, resumed_step
 from .collator import pack_batch, uses_flash
 from .command_line import STAGE_OPTIONS, parse_arguments
-from .evaluating import early_stopping, listening_evaluation
+from .evaluating import PatienceCallback, listening_evaluation
 from .preparing import prepare
 from .run_record import describe_drift, drift, record_run, text_logits
 from .trainer import AudioLlmTrainer, write_card_if_mine
@@ -83,7 +83,8 @@ def train(
     own = own_options() if own_arguments is None and own_options is not None else own_arguments
     examples, held_out = stage.open_data(data_arguments, own)
 
-    callbacks = [*callbacks, *early_stopping(training_arguments)]
+    patience = training_arguments.early_stopping_patience
+    callbacks = [*callbacks, *([] if patience is None else [PatienceCallback(patience)])]
     prepared = prepare(model_arguments, data_arguments, training_arguments, name, callbacks)
     trainer = stage.build(prepared, examples, held_out, own)
     if data_arguments.augment:
@@ -118,7 +119,7 @@ def train(
             "final_loss": next((entry["loss"] for entry in trainer.state.log_history[::-1] if "loss" in entry), None),
             "resumed_from": resumed_step(resume),
         }
-        arguments = (model_arguments, data_arguments, training_arguments, own_arguments)
+        arguments = (model_arguments, data_arguments, training_arguments, own)
         record_run(prepared, name, arguments, started, outcome)
     trainer.save_result()
     trainer.save_state()

@@ -278,17 +278,17 @@ class AudioLlmTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         """The Trainer's; a sharded model gets back what [`save_model`] gathered."""
-        if not self.is_fsdp_enabled:
+        if self.is_fsdp_enabled:
+            load_trained(model or self.model, resume_from_checkpoint)
+        else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        load_trained(self.model if model is None else model, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         """The Trainer's, for a sharded model as well."""
-        if not self.is_fsdp_enabled:
+        if self.is_fsdp_enabled:
+            load_trained(self.model, str(self.state.best_model_checkpoint))
+        else:
             super()._load_best_model()
-            return
-        load_trained(self.model, str(self.state.best_model_checkpoint))
 
     # ----------------------------------------------------------------------------------------------------- the Hub
 
@@ -297,15 +297,7 @@ class AudioLlmTrainer(Trainer):
         if self.is_world_process_zero():
             write_card_if_mine(str(self.args.output_dir), self.hub_model_id)
 
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs: Any,
-    ):
+    def push_to_hub(self, commit_message=None, blocking=True, token=None, revision=None, private=None, **kwargs: Any):
         """Save and upload the checkpoint, its code, processor and card; the Trainer's own would upload the whole folder."""
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         token = self.args.hub_token if token is None else token
@@ -315,13 +307,10 @@ class AudioLlmTrainer(Trainer):
         if not self.is_world_process_zero():
             return None
         self.create_model_card(**kwargs)
+        message, revision = commit_message or "End of training", revision or self.args.hub_revision
+        folder, repo = str(self.args.output_dir), str(self.hub_model_id)
         return upload_checkpoint(
-            HfApi(token=token),
-            str(self.args.output_dir),
-            str(self.hub_model_id),
-            commit_message or "End of training",
-            revision=self.args.hub_revision if revision is None else revision,
-            run_as_future=not blocking,
+            HfApi(token=token), folder, repo, message, revision=revision, run_as_future=not blocking
         )
 
 

@@ -66,7 +66,9 @@ def fresh_model(tiny_bases) -> AudioLlmForConditionalGeneration:
 def scores(aligner: CtcAligner, encoded_audio: torch.Tensor, encoded_audio_lengths: torch.Tensor):
     """Log-probabilities `(windows, slots, 1 + pieces)`, blank first, and the mask of real slots `(windows, slots)`."""
     stacked, mask = aligner.projector.stack(encoded_audio, encoded_audio_lengths)
-    projected = aligner.projector.project(stacked, mask) - aligner.offset
+    projected = aligner.projector.project(stacked, mask)
+    if aligner.projector.readout is None:  # a direct token holds what all embeddings have in common as well
+        projected = projected - aligner.readout.table(aligner.embeddings)[0]
     real = aligner.readout.log_probabilities(projected, aligner.embeddings)
     return real.new_full((*mask.shape, real.shape[-1]), -10.0).masked_scatter(mask[:, :, None], real), mask
 

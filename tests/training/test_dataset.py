@@ -12,6 +12,7 @@ from audiollm.training.augmentation import BatchAugmentation, FeatureAugmentatio
 from audiollm.training.collator import AudioLlmCollator, cached_windows, resize_slots
 from audiollm.training.distill import DistillCollator
 from audiollm.training.rows import build_dataset
+from runs import differing
 
 IGNORED = -100
 #: Changes the length of every recording that may change.
@@ -117,14 +118,14 @@ def test_augmentation_leaves_batch_and_cache_as_they_are(batch, dataset, cache, 
     varied = BatchAugmentation(tiny_processor)(batch)
     torch.manual_seed(5)
     again = BatchAugmentation(tiny_processor)(batch)
-    assert all(torch.equal(varied[name], again[name]) for name in varied), "draws are those of torch's generator"
+    assert not differing(varied, again), "draws are those of torch's generator"
     assert any(
         not torch.equal(one[:length], other[:length])
         for one, other, length in zip(
             varied["encoded_audio"], before["encoded_audio"], varied["encoded_audio_lengths"].tolist()
         )
     )
-    assert all(torch.equal(batch[name], before[name]) for name in before)
+    assert not differing(before, batch)
     assert all(torch.equal(cache.load(key)[0], kept) for key, kept in zip(dataset[0]["audio"], frames))
 
 
@@ -165,4 +166,4 @@ def test_what_workers_are_sent_holds_no_model(tiny_model, tiny_processor, cache,
         sent = pickle.dumps(collator)
         assert b"AudioLlmForConditionalGeneration" not in sent
         batch, again = collator(given), pickle.loads(sent)(given)
-        assert batch.keys() == again.keys() and all(torch.equal(batch[name], again[name]) for name in batch)
+        assert batch.keys() == again.keys() and not differing(batch, again)

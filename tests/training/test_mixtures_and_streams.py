@@ -17,7 +17,7 @@ from audiollm.training.command_line import parse_arguments
 from audiollm.training.instruct import open_training_data
 from audiollm.training.rows import ExampleEncoder, StreamedExamples, build_mixture
 from audiollm.training.trainer import AudioLlmTrainer
-from runs import digest, resumed, run, without
+from runs import differing, digest, logged, resumed, run, without
 from small_corpus import example_rows, write_rows
 
 pytestmark = pytest.mark.usefixtures("own_datasets_cache")
@@ -121,8 +121,7 @@ def test_recordings_within_tables_give_the_batch_of_files(
     for path in (write_rows(tmp_path / "data.json", files), str(tmp_path / "data.parquet")):
         dataset = build_mixture(read_sources(path), ExampleEncoder(tiny_processor, store), progress=False)
         batches.append(AudioLlmCollator(tiny_processor, store)(list(dataset)))
-    assert batches[0].keys() == batches[1].keys()
-    assert all(torch.equal(batches[0][name], batches[1][name]) for name in batches[0])
+    assert batches[0].keys() == batches[1].keys() and not differing(*batches)
     assert torch.isfinite(tiny_model(**batches[1]).loss)
 
 
@@ -157,8 +156,7 @@ def test_accumulated_budgeted_cached_or_not_the_loss_is_that_of_one_large_batch(
             budget=arguments.batch_budget(),
         )
         trainer.train()
-        (log,) = [log for log in trainer.state.log_history if "loss" in log]
-        figures[name] = log["loss"], log["grad_norm"]
+        figures[name] = (*logged(trainer), *logged(trainer, "grad_norm"))
     for name, found in figures.items():
         assert found == pytest.approx(figures["one batch"], rel=2e-4), (name, figures)
 
@@ -176,7 +174,7 @@ def test_budgets_of_the_command_bound_its_batches_schedule_and_resume_exactly(op
     whole = run(options)
     per_epoch = len(whole.get_train_dataloader())
     assert whole.state.max_steps == whole.state.global_step == 2 * per_epoch and whole.state.epoch == 2
-    rates = [log["learning_rate"] for log in whole.state.log_history if "loss" in log]
+    rates = logged(whole, "learning_rate")
     assert rates[-1] == pytest.approx(rates[0] / (2 * per_epoch))
     for step in (1, per_epoch + 1):
         resumed(options, tmp_path / "run", step, tmp_path / str(step))

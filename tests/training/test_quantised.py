@@ -9,7 +9,7 @@ from audiollm.checkpoints import PACKS_FOR_CPU, language_model_only
 from audiollm.command_line.machine import quantisation
 from audiollm.training.arguments import ModelArguments, check_quantisation
 from audiollm.training.train import main
-from runs import logged
+from runs import differing, logged
 from safetensors.torch import load_file
 from tiny_models import llama_config, randomise_trainables, save_audio_base, save_text_base
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainingArguments
@@ -107,7 +107,7 @@ def test_the_command_trains_and_leaves_the_usual_adapter(bases, options, tmp_pat
     quantised = AudioLlmForConditionalGeneration.from_pretrained(folder, quantization_config=config)
     for model in (exact, quantised):
         assert saved.keys() == set(model.trainable_names())
-        assert all(torch.equal(model.get_parameter(name), value) for name, value in saved.items())
+        assert not differing(saved, dict(model.named_parameters()))
     assert all(parameter.is_floating_point() for parameter in exact.parameters())
     in_few_bits = [name for name, parameter in quantised.named_parameters() if not parameter.is_floating_point()]
     layers = [name for name, _ in quantised.named_parameters() if name.endswith("_proj.base_layer.weight")]

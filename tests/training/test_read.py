@@ -55,13 +55,6 @@ def run(aligned, texts, shared_features, tmp_path):
     return options
 
 
-def refusal(arguments: list[str], capsys) -> str:
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code
-    return f"{caught.value.code} {capsys.readouterr().err}"
-
-
 # ---------------------------------------------------------------------------------------------------------------- runs
 
 
@@ -71,7 +64,7 @@ def test_it_learns_to_read_without_any_recording(run, aligned, tmp_path, capsys)
     losses = runs.logged(tmp_path / "run")
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     before, after = (AudioLlmForConditionalGeneration.from_pretrained(path) for path in (aligned, tmp_path / "run"))
-    changed = {n for n in after.trainable_names() if not torch.equal(before.get_parameter(n), after.get_parameter(n))}
+    changed = runs.differing(before, after)
     assert changed and all(".lora_" in name for name in changed)
     assert PosteriorBank.load(tmp_path / "run" / BANK_FILE).counts.tolist() == (
         PosteriorBank.load(aligned / BANK_FILE).counts.tolist()
@@ -97,7 +90,7 @@ def test_what_is_learned_is_to_read_the_audio(real_bases, tmp_path) -> None:
     )
     settings = "--max_steps 8 --max_tokens_per_batch 400 --learning_rate 2e-3 --logging_steps 1 --disable_tqdm True"
     trainer = runs.run(f"{options} {settings} --feature_cache off".split())
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    losses = runs.logged(trainer)
     assert losses[-1] < 0.5 * losses[0]
     model, collator = trainer.model.eval(), trainer.data_collator
     rows = trainer.train_dataset
@@ -115,7 +108,7 @@ def test_recordings_come_beside_texts_and_train_the_projector_if_asked(run, corp
     trainer = runs.run(run(*options, "--trainable", "adapter", "--max_tokens_per_batch", "90000"))
     assert len(trainer.train_dataset) == 2 * len(SENTENCES) * 4
     before, after = (AudioLlmForConditionalGeneration.from_pretrained(path) for path in (aligned, tmp_path / "run"))
-    changed = {n for n in after.trainable_names() if not torch.equal(before.get_parameter(n), after.get_parameter(n))}
+    changed = runs.differing(before, after)
     assert any("linear_1" in name for name in changed) and any(".lora_B." in name for name in changed)
     batch = next(iter(trainer.get_train_dataloader()))
     varied = trainer.vary(batch)
@@ -128,7 +121,7 @@ def test_errors_go_up_over_the_run_and_held_out_recordings_are_evaluated(run, co
     evaluation = f"--eval_data_path {corpus.data_path} --audio_dir {corpus.audio_dir} --eval_strategy steps".split()
     bounds = ["--eval_steps", "4", "--eval_max_new_tokens", "3", "--batch_size", "5"]
     trainer = runs.run(run("--hearing_errors", "2", *evaluation, *bounds))
-    assert {"eval_loss", "eval_word_error"} <= {name for entry in trainer.state.log_history for name in entry}
+    assert runs.logged(trainer, "eval_loss") and runs.logged(trainer, "eval_word_error")
     errors = []
     for trainer.state.global_step in range(4):
         errors.append(trainer.errors)
@@ -149,10 +142,10 @@ def test_cut_off_it_goes_on_exactly(run, corpus, tmp_path) -> None:
 
 def test_the_bank_is_collected_from_recordings_or_given(run, tiny_bases, corpus, tmp_path, capsys) -> None:
     bare = save_aligned(tmp_path / "bare", tiny_bases, with_bank=False)
-    assert BANK_FILE in refusal(run(model=bare), capsys)
+    assert BANK_FILE in runs.refused(run(model=bare), capsys, early=False)
     # Noise is not heard as what its rows say.
     data = f"--data_path {corpus.data_path} --audio_dir {corpus.audio_dir}".split()
-    assert "posteriors" in refusal(run(*data, model=bare), capsys)
+    assert "posteriors" in runs.refused(run(*data, model=bare), capsys, early=False)
     processor = AudioLlmProcessor.from_pretrained(bare)
     make_bank(processor.tokenizer)[0].save(tmp_path / "elsewhere" / BANK_FILE)
     for given in (tmp_path / "elsewhere", tmp_path / "elsewhere" / BANK_FILE):
@@ -267,7 +260,7 @@ def test_files_that_hold_no_texts_are_refused(run, tmp_path, capsys, name: str, 
     file = tmp_path / name
     if content is not None:
         file.write_bytes(content)
-    message = refusal(run(text=file), capsys)
+    message = runs.refused(run(text=file), capsys, early=False)
     assert part in message and name in message and len(message) < 1000
 
 
@@ -283,11 +276,11 @@ def test_files_that_hold_no_texts_are_refused(run, tmp_path, capsys, name: str, 
     ],
 )
 def test_what_cannot_be_meant_is_refused(run, capsys, extra: str, part: str) -> None:
-    assert part in refusal(run(*extra.split()), capsys)
+    assert part in runs.refused(run(*extra.split()), capsys, early=False)
 
 
 def test_without_texts_there_is_nothing_to_read(aligned, capsys) -> None:
-    assert "--text_path" in refusal(["--stage", "read", "--model_path", str(aligned)], capsys)
+    assert "--text_path" in runs.refused(["--stage", "read", "--model_path", str(aligned)], capsys, early=False)
 
 
 @pytest.mark.parametrize(
@@ -304,4 +297,6 @@ def test_checkpoints_that_cannot_learn_to_read_are_refused(
     run, aligned, tiny_bases, tmp_path, capsys, shape, bank, part
 ) -> None:
     model = save_aligned(tmp_path / "model", tiny_bases, with_bank=False, **shape)
-    assert part in refusal(run(*(["--posterior_bank", str(aligned)] if bank else []), model=model), capsys)
+    assert part in runs.refused(
+        run(*(["--posterior_bank", str(aligned)] if bank else []), model=model), capsys, early=False
+    )

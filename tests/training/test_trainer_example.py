@@ -13,6 +13,7 @@ import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.processing import ConversationError
 from audiollm.training.collator import ConversationCollator
+from runs import differing, logged
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 IGNORED = -100
@@ -37,13 +38,8 @@ def run_example(name: str | Any, model: Any, processor: Any, rows: list[dict], f
     module = example(name) if isinstance(name, str) else name
     trainer = module.main(*(str(folder / each) for each in ("model", "data.jsonl", "trained")), **options)
     loaded = AudioLlmForConditionalGeneration.from_pretrained(folder / "trained")
-    moved = {name for name, value in model.named_parameters() if not torch.equal(value, loaded.get_parameter(name))}
-    assert moved == set(model.trainable_names())
+    assert differing(model, loaded) == set(model.trainable_names())
     return trainer
-
-
-def logged(trainer: Any, name: str = "loss") -> list[float]:
-    return [entry[name] for entry in trainer.state.log_history if name in entry]
 
 
 def example(name: str) -> Any:
@@ -152,7 +148,7 @@ def test_a_batch(tiny_processor, recordings) -> None:
     content = [{"type": "audio", "path": recordings[2]}, {"type": "text", "text": "\nWhich number?"}]
     typed = [{"role": "user", "content": content}]
     same = ConversationCollator(tiny_processor, 16)([{"messages": typed + rows[0]["messages"][1:]}, rows[1]])
-    assert all(torch.equal(same[name], batch[name]) for name in batch)
+    assert not differing(batch, same)
     text = ConversationCollator(tiny_processor)([rows[1]])
     assert set(text) == {"input_ids", "attention_mask", "labels"}
     with pytest.raises(ConversationError, match="not both"):
