@@ -95,22 +95,17 @@ class ListeningEvaluation:
         self.processor, self.arguments = processor, arguments
         self.collator = AudioLlmCollator(processor, cache)
         self.control: list[Question] = []
-        recordings = {identity(one): one for question in self.questions for one in question.audio}
-        if len(recordings) > 1:
-            other = dict(zip(recordings, swapped(list(recordings.values()))))
-            self.control = [self._asked_of(each, [other[identity(one)] for one in each.audio]) for each in held_out]
-
-    def _asked_of(self, question: Question, audio: list[Any]) -> Question:
-        """Return a question about other recordings."""
-        slots = [self._num_slots(one) for one in audio]
-        ids, _ = resize_slots(question.prompt_ids, question.prompt_ids, self.processor.audio_token_id, slots)
-        return replace(question, prompt_ids=ids, audio=audio)
-
-    def _num_slots(self, recording: Any) -> int:
-        cache = self.collator.cache
-        if cache is None:
-            return self.processor.num_audio_slots(len(self.processor.load_audio(recording)))
-        return sum(-(-length // self.processor.stack_factor) for length in cache.lengths(recording))
+        slot_id = processor.audio_token_id
+        recordings = {
+            identity(one): (one, slots)
+            for question in held_out
+            for one, slots in zip(question.audio, slot_runs(question.prompt_ids, slot_id))
+        }
+        other = dict(zip(recordings, swapped(list(recordings.values())))) if len(recordings) > 1 else {}
+        for question in held_out if other else ():
+            audio, slots = zip(*(other[identity(one)] for one in question.audio))
+            ids, _ = resize_slots(question.prompt_ids, question.prompt_ids, slot_id, slots)
+            self.control.append(replace(question, prompt_ids=ids, audio=list(audio)))
 
     def __call__(self, trainer: Trainer) -> dict[str, float]:
         """Return `word_error` and, with two recordings or more, `wrong_audio_word_error`; write the samples."""
@@ -123,14 +118,10 @@ class ListeningEvaluation:
         }
         if trainer.is_world_process_zero():
             heard, control = said["word_error"], said.get("wrong_audio_word_error", [None] * len(references))
+            rows = zip(self.questions, heard, control)
             samples = [
-                {
-                    "row": question.row,
-                    "reference": question.reference,
-                    "hypothesis": own,
-                    "wrong_audio_hypothesis": other,
-                }
-                for question, own, other in zip(self.questions, heard, control)
+                {"row": each.row, "reference": each.reference, "hypothesis": own, "wrong_audio_hypothesis": wrong}
+                for each, own, wrong in rows
             ]
             step = trainer.state.global_step
             write_samples(Path(str(trainer.args.output_dir)) / SAMPLES_FILE, step, samples)

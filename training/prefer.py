@@ -69,24 +69,18 @@ def build_preference_dataset(
     progress: bool = True,
 ) -> datasets.Dataset:
     """
-    Return `input_ids` and `labels` of both answers of each pair, as `chosen_…` and `rejected_…`.
+    Return the columns of [`build_dataset`] for both answers of each pair, as `chosen_…` and `rejected_…`.
 
-    Beside them are `audio`, and the `length` of both rows together. Raises ExamplesError as [`build_dataset`].
+    Beside them is the `length` of both rows together. Raises ExamplesError as it does.
     """
-    chosen, rejected = (
-        build_dataset(
-            [Example(each.text, each.audio_paths, each.fields[answer], each.index) for each in examples],
-            processor,
-            cache,
-            progress=progress and answer == "chosen",
-        )
-        for answer in ANSWERS
-    )
-    pairs = chosen.select_columns(["audio"])
-    for answer, rows in zip(ANSWERS, (chosen, rejected)):
-        for column in ("input_ids", "labels"):
-            pairs = pairs.add_column(f"{answer}_{column}", rows[column][:])
-    return pairs.add_column("length", [sum(pair) for pair in zip(chosen["length"], rejected["length"])])
+    parts = []
+    for answer in ANSWERS:
+        said = [Example(each.text, each.audio_paths, each.fields[answer], each.index) for each in examples]
+        rows = build_dataset(said, processor, cache, progress and answer == "chosen")
+        parts.append(rows.rename_columns({name: f"{answer}_{name}" for name in rows.column_names}))
+    pairs = datasets.concatenate_datasets(parts, axis=1)
+    lengths = zip(pairs["chosen_length"], pairs["rejected_length"])
+    return pairs.add_column("length", [sum(pair) for pair in lengths])
 
 
 class PreferenceCollator(AudioLlmCollator):
@@ -94,11 +88,8 @@ class PreferenceCollator(AudioLlmCollator):
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return the batch of [`AudioLlmCollator`]: the chosen answer of every pair, then the rejected one of every pair."""
-        both = [
-            {"input_ids": row[f"{answer}_input_ids"], "labels": row[f"{answer}_labels"], "audio": row["audio"]}
-            for answer in ANSWERS
-            for row in rows
-        ]
+        names = ("input_ids", "labels", "audio")
+        both = [{name: row[f"{answer}_{name}"] for name in names} for answer in ANSWERS for row in rows]
         batch = super().__call__(both)
         if "chosen_reference" in rows[0]:
             batch["reference"] = torch.tensor([row[f"{answer}_reference"] for answer in ANSWERS for row in rows])

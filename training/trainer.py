@@ -331,8 +331,8 @@ def answer_logits(model: nn.Module, batch: dict[str, Any], **kwargs: Any) -> Ans
     labels = batch["labels"]
     next_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
     is_answer = next_labels != IGNORED_LABEL
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
-    logits = model(**inputs, logits_to_keep=is_answer, use_cache=False, **kwargs).logits
+    inputs = {**batch, **kwargs, "labels": None, "logits_to_keep": is_answer}
+    logits = model(**inputs, use_cache=False).logits
     return AnswerLogits(logits, next_labels[is_answer], is_answer.sum(dim=1).tolist())
 
 
@@ -387,13 +387,6 @@ class AnswerTrainer(AudioLlmTrainer):
         # As in Trainer.compute_loss: gradients are averaged over devices, but the count is that of all of them.
         scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         return total * scale / num_items_in_batch
-
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Return the loss alone; logits of all positions are never made."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss, _ = self.compute_loss(model, inputs, return_outputs=True)
-        return loss.detach(), None, None
 
 
 # ---- sharded models --------------------------------------------------------------------------------------------------
