@@ -176,11 +176,6 @@ class DataArguments(WaveformAugmentation):
         if self.waveform_variants < 1:
             raise ValueError(f"--waveform_variants is {self.waveform_variants}; expected 1 or more.")
 
-    def waveform_augmentation(self) -> WaveformAugmentation | None:
-        """Return the augmentation of waveforms, if one is asked for."""
-        own = WaveformAugmentation(**{each.name: getattr(self, each.name) for each in fields(WaveformAugmentation)})
-        return own if own.options() else None
-
 
 @dataclass
 class AudioLlmTrainingArguments(TrainingArguments):
@@ -400,8 +395,7 @@ def check_arguments(
     resume = training.resume_from_checkpoint
     if resume is not None and not Path(resume).is_dir():
         raise FileNotFoundError(f"--resume_from_checkpoint {resume} is not a folder.")
-    augmentation = data.waveform_augmentation()
-    waveforms = ", ".join(augmentation.options()) if augmentation else ""
+    waveforms = ", ".join(data.waveform_options())
     varied = "--augment" if data.augment else waveforms
     audio_trains, llm_trains = trains(model.trainable, "audio"), trains(model.trainable, "llm")
     is_cached, is_default = data.feature_cache != CACHE_OFF and not audio_trains, model.trainable == DEFAULT_TRAINABLE

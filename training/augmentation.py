@@ -104,7 +104,7 @@ class WaveformAugmentation:
         self._noise_files = recordings_below(self.noise_dir, "--noise_dir") if self.noise_dir is not None else ()
         self._room_files = recordings_below(self.room_dir, "--room_dir") if self.room_dir is not None else ()
 
-    def options(self) -> list[str]:
+    def waveform_options(self) -> list[str]:
         """Return the options given that change a recording."""
         return [f"--{name}" for name in (*RANGES, *SHARES) if getattr(self, name)]
 

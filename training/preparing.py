@@ -29,7 +29,7 @@ from .feature_cache import FeatureCache
 
 @dataclass
 class Prepared:
-    """What a stage starts with."""
+    """Model, processor, cache and arguments of a stage."""
 
     model: AudioLlmForConditionalGeneration
     processor: AudioLlmProcessor
@@ -106,7 +106,7 @@ def caches_features(data: DataArguments, trainable: str, stage: str, device: str
     """
     if data.feature_cache == CACHE_OFF or trains(trainable, "audio"):
         return False
-    needed = stage in ("align", "read") or data.augment or data.waveform_augmentation() is not None
+    needed = stage in ("align", "read") or data.augment or bool(data.waveform_options())
     return needed or data.feature_cache is not None or device == "cpu"
 
 

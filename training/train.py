@@ -91,9 +91,8 @@ def train(
         trainer.augmentation = BatchAugmentation(prepared.processor)
     if training_arguments.packing:
         trainer.pack = partial(pack_batch, flash=uses_flash(trainer.model))
-    augmentation = data_arguments.waveform_augmentation()
-    if augmentation is not None and prepared.cache is not None:
-        variants = WaveformVariants(prepared.cache, augmentation, data_arguments.waveform_variants)
+    if data_arguments.waveform_options() and prepared.cache is not None:
+        variants = WaveformVariants(prepared.cache, data_arguments, data_arguments.waveform_variants)
         sources = getattr(examples, "sources", [examples])
         variants.add(sources, prepared.progress, announce=training_arguments.should_save)
         trainer.train_dataset, choice = variants.dataset(trainer.train_dataset, training_arguments.seed)

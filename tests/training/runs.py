@@ -29,7 +29,7 @@ def run(options: list[str], **kwargs: Any):
 
 
 def refused(options: list[str], capsys: pytest.CaptureFixture[str], early: bool = True) -> str:
-    """What the command ends with; `early` is before it has loaded, encoded or made anything."""
+    """The message that the command ends with; `early` is before it has loaded, encoded or made anything."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
         main(options)

@@ -118,8 +118,8 @@ def test_each_option_reaches_the_augmentation(tmp_path) -> None:
     }
     words = " ".join(f"--{name} {' '.join(map(str, np.atleast_1d(value)))}" for name, value in given.items())
     data = parse_arguments(["--data_path", "x", *words.split(), "--waveform_variants", "5"])[1]
-    assert data.waveform_augmentation() == WaveformAugmentation(**given) and data.waveform_variants == 5
-    assert parse_arguments(["--data_path", "x"])[1].waveform_augmentation() is None
+    assert data.key == WaveformAugmentation(**given).key and data.waveform_variants == 5
+    assert not parse_arguments(["--data_path", "x"])[1].waveform_options()
 
 
 @pytest.fixture

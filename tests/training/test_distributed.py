@@ -187,7 +187,7 @@ def launched(options: list[str], config: str, folder: Path) -> subprocess.Popen:
 
 
 def assert_ends_well(process: subprocess.Popen, folder: Path) -> str:
-    """What a launched command printed."""
+    """Returns the output of a launched command."""
     status, printed = process.wait(PATIENCE_S), Path(f"{folder}.log").read_text()
     assert status == 0, printed[-8000:]
     return printed
