@@ -34,7 +34,7 @@ from .arguments import DataArguments, TrainingError
 from .augmentation import recordings_below
 from .collator import pad_windows
 from .feature_cache import FeatureCache
-from .instruct import open_training_data
+from .instruct import InstructData, open_training_data
 from .posteriors import BANK_FILE, collect_posteriors
 from .preparing import Prepared
 from .rows import EXAMPLE_ERRORS, ExampleEncoder
@@ -91,14 +91,16 @@ class TranscribedClips(Sequence[Any]):
     """
     The rows of one recording whose response is its transcript, each read anew when it is asked for.
 
-    Others are left out, and how many is printed; TrainingError is raised where none is left. `transcripts` are normalised.
+    Others are left out, and counted in print. Then come the examples `without_speech`. Of all clips, `transcripts` has the
+    response, normalised, or None. Raises TrainingError where no row is left.
     """
 
-    def __init__(self, sources: Sequence[Examples], normaliser: str):
-        self.transcripts: list[str] = []
-        self._places: list[tuple[Examples, int]] = []
+    def __init__(self, data: InstructData, normaliser: str, without_speech: Sequence[Example] = ()):
+        self.data = data
+        self.transcripts: list[str | None] = []
+        self._places: list[tuple[Sequence[Any], int]] = []
         left_out: Counter[str] = Counter()
-        for source in sources:
+        for source in data.sources:
             for index, example in enumerate(source):
                 answers = [message["content"] for message in example.messages if message["role"] == ASSISTANT]
                 transcript = NORMALISERS[normaliser](answers[-1])
@@ -119,42 +121,40 @@ class TranscribedClips(Sequence[Any]):
             raise TrainingError(
                 "No row can be aligned: expected rows of one recording whose response is its transcript."
             )
+        self._places += [(without_speech, index) for index in range(len(without_speech))]
+        self.transcripts += [None] * len(without_speech)
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __getitem__(self, index):
-        source, place = self._places[index]
-        return source[place]
+        examples, place = self._places[index]
+        return examples[place]
 
-    def encode(self, prepared: Prepared, skip_bad: bool) -> list[str]:
+    def encode(self, prepared: Prepared) -> list[str]:
         """
         Return the cache keys of all recordings, which are encoded if need be.
 
-        Those that cannot be used are refused, all at once; with `skip_bad`, they and other bad rows are listed and left out.
+        Those that cannot be used are refused, all at once, or listed with other bad rows and left out.
         """
         encoder = ExampleEncoder(prepared.processor, prepared.cache)
-        problems = {source.source.name: list(source.problems) for source, _ in self._places}
-        usable = []
+        problems = {source.source.name: list(source.problems) for source in self.data.sources}
+        keys, usable = [], []
         for index in tqdm(range(len(self)), desc="Checking examples", unit="example", disable=not prepared.progress):
-            clip = self[index]
+            clip, (examples, _) = self[index], self._places[index]
             try:
-                encoder.measure(clip.recordings[0])
+                keys.append(encoder.measure(clip.recordings[0])[0])
                 usable.append(index)
             except EXAMPLE_ERRORS as error:
-                problems[self._places[index][0].source.name].append((clip.where, str(error)))
-        settle_problems(list(problems.items()), skip_bad)
+                name = examples.source.name if isinstance(examples, Examples) else "--no_speech_dir"
+                problems.setdefault(name, []).append((clip.where, str(error)))
+        settle_problems(list(problems.items()), self.data.skip_bad)
         if not usable:
             raise TrainingError("No row can be aligned: no recording can be decoded.")
         self._places = [self._places[index] for index in usable]
         self.transcripts = [self.transcripts[index] for index in usable]
-        return encode_clips(encoder, self, prepared.progress)
-
-
-def encode_clips(encoder: ExampleEncoder, clips: Sequence[Any], progress: bool) -> list[str]:
-    """Return the cache keys of examples of one recording each, whose features are computed if need be."""
-    encoder.add_features(clips, progress)
-    return [encoder.measure(clip.recordings[0])[0] for clip in clips]
+        encoder.add_features(self, prepared.progress)
+        return keys
 
 
 # ----------------------------------------------------------------------------------------------------- scores and loss
@@ -171,7 +171,7 @@ def piece_ctc_loss(
     """
     Return the sum of the clips' CTC losses, as `torch.nn.functional.ctc_loss` of the logits' `log_softmax` gives it.
 
-    The recursion runs over the transcript's pieces alone. The logits of all pieces of the lexicon only take part in the
+    The recursion runs over the transcript's pieces alone. The logits of all other pieces only take part in the
     normaliser: they are computed a chunk of slots at a time, and again for the gradients, instead of being kept.
 
     Args:
@@ -257,8 +257,8 @@ class CtcAligner(nn.Module):
         """
         Return the CTC loss per word piece, and that per letter added where the model reads letters.
 
-        A clip is one window. `targets` are classes `(clips, max_pieces)`, and `letters` classes `(clips, max_letters)`;
-        where their length is -1, the letters do not count.
+        A clip is one window. `targets` are classes `(clips, max_pieces)`, `letters` classes `(clips, max_letters)`; where
+        their length is -1, the letters do not count.
         """
         common, _, directions = self.readout.table(self.embeddings)
         stacked, mask = self.projector.stack(encoded_audio.float(), encoded_audio_lengths)
@@ -429,9 +429,8 @@ class AlignTrainer(AudioLlmTrainer):
         letters = None if spelled is None else SpokenLetters(spelled)
         rows = build_alignment_rows(keys, spoken, cache, self.vocabulary, letters)
         if len(rows) < len(keys):
-            print(
-                f"{len(keys) - len(rows)} of {len(keys)} clips are left out of the warm start: too long, or too much said."
-            )
+            left_out = f"{len(keys) - len(rows)} of {len(keys)} clips are left out"
+            print(f"{left_out} of the warm start: too long, or too much said.")
         if not any(row["targets"] for row in rows):
             raise TrainingError(
                 "No clip can be aligned: each has several windows, or more word pieces than audio tokens."
@@ -483,35 +482,15 @@ class AlignTrainer(AudioLlmTrainer):
 # ----------------------------------------------------------------------------------------------------------- the stage
 
 
-@dataclass
-class AlignData:
-    """Clips of the stage, with transcripts and without speech."""
-
-    clips: TranscribedClips
-    without_speech: list[Example]
-    skip_bad: bool
-
-    @property
-    def sources(self) -> list[Sequence[Any]]:
-        """Return all rows that there are recordings of."""
-        return [self.clips, self.without_speech]
-
-    def __len__(self) -> int:
-        return len(self.clips) + len(self.without_speech)
-
-
-def open_data(data_arguments: DataArguments, own: AlignArguments) -> tuple[AlignData, None]:
+def open_data(data_arguments: DataArguments, own: AlignArguments) -> tuple[TranscribedClips, None]:
     """Return the clips; nothing is held out."""
     data = open_training_data(data_arguments)
-    return AlignData(
-        TranscribedClips(data.sources, own.transcript_normaliser), own.without_speech(), data.skip_bad
-    ), None
+    return TranscribedClips(data, own.transcript_normaliser, own.without_speech()), None
 
 
-def build(prepared: Prepared, data: AlignData, held_out: None, own: AlignArguments) -> AlignTrainer:
+def build(prepared: Prepared, clips: TranscribedClips, held_out: None, own: AlignArguments) -> AlignTrainer:
     """Return the Trainer of this stage."""
-    assert prepared.cache is not None  # check_arguments has seen to it
-    encoder = ExampleEncoder(prepared.processor, prepared.cache)
-    keys = data.clips.encode(prepared, data.skip_bad) + encode_clips(encoder, data.without_speech, prepared.progress)
-    transcripts = [*data.clips.transcripts, *[None] * len(data.without_speech)]
-    return AlignTrainer(prepared.model, prepared.cache, keys, transcripts, prepared.arguments, prepared.callbacks)
+    model, cache = prepared.model, prepared.cache
+    assert cache is not None  # check_arguments has seen to it
+    keys = clips.encode(prepared)
+    return AlignTrainer(model, cache, keys, clips.transcripts, prepared.arguments, prepared.callbacks)

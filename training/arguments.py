@@ -312,7 +312,7 @@ def _launched_with(variable: str) -> bool:
 
 
 def check_distributed(arguments: TrainingArguments, stage: str | None = None) -> None:
-    """Raise ValueError for FSDP1, DeepSpeed's ZeRO-3, loading in one process, and FSDP in a stage that does not shard."""
+    """Raise ValueError for FSDP1, ZeRO-3, loading in one process, and FSDP in a stage that does not shard."""
     if asks_for_fsdp(arguments):
         chosen = arguments.fsdp_plugin_args or {}
         version = int(chosen.get("fsdp_version", os.environ.get("FSDP_VERSION", "1")))

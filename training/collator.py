@@ -77,7 +77,7 @@ class AudioLlmCollator:
 
 
 def pad_rows(rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int) -> dict[str, torch.Tensor]:
-    """Return `input_ids`, `attention_mask` and `labels` `(batch, length)` of rows of ids and labels, padded on the right."""
+    """Return `input_ids`, `attention_mask` and `labels` `(batch, length)` of (ids, labels), padded on the right."""
     ids, labels = ([torch.tensor(each, dtype=torch.long) for each in column] for column in zip(*rows))
     return {
         "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad_id),
@@ -127,8 +127,8 @@ def pack_batch(batch: dict[str, Any], flash: bool = False) -> dict[str, Any]:
     """
     Return a batch of [`AudioLlmCollator`] in one row without padding: `(1, tokens)`, and no attention mask.
 
-    Each example attends to itself alone, by position ids that start over. With flash attention this saves time; `flash` adds
-    the lengths that it needs. It comes after augmentation, which changes lengths, so that transformers'
+    Each example attends to itself alone, by position ids that start over. With flash attention this saves time; `flash`
+    adds the lengths that it needs. It comes after augmentation, which changes lengths, so that transformers'
     `DataCollatorWithFlattening` would be too early.
     """
     mask = batch["attention_mask"].bool()

@@ -71,8 +71,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[Any, ...]:
     wants_help = "-h" in arguments or "--help" in arguments
     # Help without a stage shows the options of them all.
     shows_all = wants_help and chosen.stage is None and chosen.config is None
+    shown = option_groups(STAGE_OPTIONS if shows_all else [stage])
     parser = OptionParser(
-        option_groups(STAGE_OPTIONS if shows_all else [stage]),  # type: ignore[arg-type]  # transformers types dataclasses as a NewType of its own, which none is
+        shown,  # type: ignore[arg-type]  # transformers types dataclasses as a NewType of its own, which none is
         prog="audiollm train",
         usage="audiollm train --data_path DATA [--stage STAGE] [--config RECIPE] [options]",
         description="Trains a language model to listen, in stages that go on from each other's checkpoints.",

@@ -251,7 +251,7 @@ def build(
     held_out: Sequence[DistillExample] | None,
     own: DistillArguments,
 ) -> DistillTrainer:
-    """Return the Trainer of this stage; the teacher first writes what responses are missing, into the output folder."""
+    """Return the Trainer of this stage; the teacher first writes missing responses, into the output folder."""
     arguments, processor, cache = prepared.arguments, prepared.processor, prepared.cache
     file, size = Path(str(arguments.output_dir)) / TEACHER_ANSWERS_FILE, arguments.per_device_eval_batch_size
 

@@ -44,7 +44,7 @@ class FeatureCache:
     at. Each recording is encoded by itself: its features do not depend on which others were missing.
 
     Args:
-        folder: where to keep them; `features` in AudioLLM's cache folder by default. OSError where it cannot be written to.
+        folder: where to keep them; `features` in AudioLLM's cache folder by default. It must be writable.
         model: the [`AudioLlmForConditionalGeneration`] whose encoder is used.
         processor: its processor.
         processes: how many decode, and on a CPU also encode; by default as many as suit this machine.
@@ -96,9 +96,8 @@ class FeatureCache:
     def has(self, key: str) -> bool:
         """Return whether a key's features are there and readable."""
         try:
-            with safe_open(self.path(key), framework="pt") as file:
-                return {"frames", "lengths"} <= set(file.keys())
-        except (FileNotFoundError, SafetensorError):
+            return bool(self.lengths(key))
+        except KeyError:
             return False
 
     def size_bytes(self) -> int:
@@ -141,7 +140,7 @@ class FeatureCache:
         return torch.cat(frames), torch.tensor(lengths)
 
     def add(self, recordings: Iterable[Any], progress: bool = True) -> list[str]:
-        """Compute and store what is missing, and return the keys; several processes share the work, and wait for each other."""
+        """Store what is missing, and return the keys; several processes share the work, and wait for each other."""
         recordings = list(recordings)
         keys = [self.key(recording) for recording in recordings]
         self.fill(dict(zip(keys, recordings)), progress)

@@ -225,7 +225,7 @@ class ReadCollator:
     recordings: AudioLlmCollator
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return the batch of [`AudioLlmCollator`], and of texts to simulate their classes and which begin a word, `texts`."""
+        """Return the batch of [`AudioLlmCollator`], and as `texts` the classes to simulate and which begin a word."""
         texts = [row for row in rows if row.get("text") is not None]
         encoded = [encode_text(self.processor, row["prompt"], row["text"], 1) for row in texts]
         heard = [{"input_ids": ids, "labels": labels, "audio": []} for ids, labels in encoded]
@@ -302,7 +302,7 @@ def open_data(data_arguments: DataArguments, own: ReadArguments) -> tuple[ReadDa
 
 
 def check_model(model) -> None:
-    """Raise TrainingError where a model has no readout whose posteriors could be simulated, or no LoRA to learn with."""
+    """Raise TrainingError where a model has no readout to simulate posteriors of, or no LoRA to learn with."""
     readout = model.model.multi_modal_projector.readout
     if readout is None:
         raise TrainingError(
@@ -343,9 +343,9 @@ def find_bank(prepared: Prepared, clips: InstructData | None, own: ReadArguments
     elif prepared.cache is None:
         raise TrainingError("Posteriors are collected through the feature cache; leave out --feature_cache off.")
     else:
-        transcribed = TranscribedClips(clips.sources, "none")
-        keys = transcribed.encode(prepared, clips.skip_bad)
-        spoken = list(zip(keys, transcribed.transcripts))
+        transcribed = TranscribedClips(clips, "none")
+        keys = transcribed.encode(prepared)
+        spoken = [(key, str(text)) for key, text in zip(keys, transcribed.transcripts)]
         bank = collect_posteriors(prepared.model, prepared.cache, spoken, prepared.progress)
     bank.check_fits(prepared.model)
     if prepared.arguments.should_save:
@@ -355,7 +355,7 @@ def find_bank(prepared: Prepared, clips: InstructData | None, own: ReadArguments
 
 
 def build(prepared: Prepared, data: ReadData, held_out: InstructData | None, own: ReadArguments) -> ReadTrainer:
-    """Return the Trainer of this stage. Raises TrainingError where the model cannot learn this, or no text is usable."""
+    """Return the Trainer of this stage. Raises TrainingError where model or texts are of no use for it."""
     arguments, processor = prepared.arguments, prepared.processor
     check_model(prepared.model)
     bank = find_bank(prepared, data.posterior_clips, own)

@@ -73,8 +73,8 @@ class ExampleEncoder:
         """
         Return a row of an example's `messages` and `recordings`; nothing is stored in the cache.
 
-        It has `input_ids`, `labels`, `length` (tokens) and `audio` (cache keys, or the recordings without a cache). Raises one
-        of `EXAMPLE_ERRORS` where a recording cannot be used, the template does not show an answer, or no batch can hold it.
+        It has `input_ids`, `labels`, `length` (tokens) and `audio` (cache keys, or the recordings without a cache).
+        Raises one of `EXAMPLE_ERRORS` where a recording cannot be used, or no answer is shown, or no batch can hold it.
         """
         measured = [self.measure(recording) for recording in example.recordings]
         stack = self.processor.stack_factor
@@ -354,12 +354,12 @@ class StreamedExamples(torch.utils.data.IterableDataset):
             yield min(passes), names[index], *following
 
     def _pass(self, stream: StreamedRows, number: int) -> Iterator[tuple[str, Callable[[], Conversation]]]:
-        rows = stream.rows(number, self.seed)
-        first = next(rows, None)
-        if first is None:
+        is_empty = True
+        for row in stream.rows(number, self.seed):
+            is_empty = False
+            yield row
+        if is_empty:
             raise ExamplesError(stream.source.name, [("", "holds no examples")])
-        yield first
-        yield from rows
 
 
 def collate_stream(collate: Callable[[list[Any]], dict[str, Any]], rows: list[Any]) -> dict[str, Any]:

@@ -117,7 +117,8 @@ class AudioLlmTrainer(Trainer):
         stream = self.train_dataset if isinstance(self.train_dataset, StreamedExamples) else None
         if stream is None and self.budget is None:
             return super().get_train_dataloader()
-        workers, collate, own = self.args.dataloader_num_workers, self.data_collator, {}  # type: int, Any, dict[str, Any]
+        workers, collate = self.args.dataloader_num_workers, self.data_collator  # type: int, Any
+        own: dict[str, Any] = {}
         if stream is None:
             own = {"batch_sampler": self.train_batch_sampler()}
         else:
@@ -136,8 +137,8 @@ class AudioLlmTrainer(Trainer):
         )
         if stream is None:
             return self.accelerator.prepare(loader)
-        # By itself, accelerate would read all rows in the first process, and cut the batches' audio to as many windows as
-        # there are rows.
+        # By itself, accelerate would read all rows in the first process, and cut the batches' audio to as many windows
+        # as there are rows.
         alone = {"num_processes": 1, "process_index": 0, "put_on_device": True, "dispatch_batches": False}
         return prepare_data_loader(loader, self.accelerator.device, **alone)
 
@@ -298,7 +299,7 @@ class AudioLlmTrainer(Trainer):
             write_card_if_mine(str(self.args.output_dir), self.hub_model_id)
 
     def push_to_hub(self, commit_message=None, blocking=True, token=None, revision=None, private=None, **kwargs: Any):
-        """Save and upload the checkpoint, its code, processor and card; the Trainer's own would upload the whole folder."""
+        """Save and upload checkpoint, code, processor and card; the Trainer's own would upload the whole folder."""
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         token = self.args.hub_token if token is None else token
         if self.hub_model_id is None:
@@ -379,8 +380,8 @@ class AnswerTrainer(AudioLlmTrainer):
         """
         Return a sum over this batch as its share of the mean over all batches of a step.
 
-        `num_items_in_batch` are the items of the whole step, on all devices. In evaluation the Trainer does not count them, and
-        the sum is divided by those of this batch, `count`.
+        `num_items_in_batch` are the items of the whole step, on all devices. In evaluation the Trainer does not count
+        them, and the sum is divided by those of this batch, `count`.
         """
         if num_items_in_batch is None:
             return total / count

@@ -82,7 +82,7 @@ def greedy_transcripts(alignment, cache: FeatureCache, keys: list[str]) -> list[
 
 @torch.no_grad()
 def check_tokens_lie_among_the_embeddings(model, alignment, cache, keys, transcripts, folder: Path) -> None:
-    """The embeddings nearest to mixtures spell the transcript, of the model and of its checkpoint; direct tokens are as long."""
+    """The embeddings nearest to mixtures spell the transcript, also in the checkpoint; direct tokens are as long."""
     embeddings, projector = model.get_input_embeddings().weight, model.model.multi_modal_projector
     windows = [cache.load(key)[0] for key in keys]
     if projector.readout is None:

@@ -30,7 +30,7 @@ def recordings(tmp_path_factory) -> list[str]:
 
 
 def run_example(name: str | Any, model: Any, processor: Any, rows: list[dict], folder: Path, **options: Any) -> Any:
-    """The Trainer of an example, after it trained a model on rows; what trains has moved in the folder that it saved."""
+    """The Trainer of an example, after it trained on rows; what trains has moved in the folder that it saved."""
     model.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
     (folder / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
