@@ -408,10 +408,10 @@ class BatchAugmentation:
         lengths = batch["encoded_audio_lengths"].tolist()
         windows = iter([window[:length] for window, length in zip(batch["encoded_audio"], lengths)])
         varied: list[torch.Tensor] = []
-        if "input_ids" not in batch:  # of stage align: clips of one window
+        rows = unpadded(batch) if "input_ids" in batch else []
+        if not rows:  # of stage align: clips of one window
             varied = [self.features(window, True) for window in windows]
-        rows = []
-        for ids, labels in unpadded(batch) if "input_ids" in batch else ():
+        for index, (ids, labels) in enumerate(rows):
             new_runs = []
             for slots in slot_runs(ids, self.processor.audio_token_id):
                 recording = []
@@ -422,7 +422,7 @@ class BatchAugmentation:
                 recording = [self.features(window, len(recording) == 1) for window in recording]
                 new_runs.append(sum(map(self._slots, recording)))
                 varied += recording
-            rows.append(resize_slots(ids, labels, self.processor.audio_token_id, new_runs))
+            rows[index] = resize_slots(ids, labels, self.processor.audio_token_id, new_runs)
         padded = pad_windows(varied)
         if rows:
             padded |= pad_rows(rows, self.processor.tokenizer.pad_token_id)

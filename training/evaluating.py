@@ -101,11 +101,12 @@ class ListeningEvaluation:
             for question in held_out
             for one, slots in zip(question.audio, slot_runs(question.prompt_ids, slot_id))
         }
-        other = dict(zip(recordings, swapped(list(recordings.values())))) if len(recordings) > 1 else {}
-        for question in held_out if other else ():
-            audio, slots = zip(*(other[identity(one)] for one in question.audio))
-            ids, _ = resize_slots(question.prompt_ids, question.prompt_ids, slot_id, slots)
-            self.control.append(replace(question, prompt_ids=ids, audio=list(audio)))
+        if len(recordings) > 1:
+            other = dict(zip(recordings, swapped(list(recordings.values()))))
+            for question in held_out:
+                audio, slots = zip(*(other[identity(one)] for one in question.audio))
+                ids, _ = resize_slots(question.prompt_ids, question.prompt_ids, slot_id, slots)
+                self.control.append(replace(question, prompt_ids=ids, audio=list(audio)))
 
     def __call__(self, trainer: Trainer) -> dict[str, float]:
         """Return `word_error` and, with two recordings or more, `wrong_audio_word_error`; write the samples."""

@@ -18,33 +18,21 @@ from audiollm.training.align import (
     build_alignment_rows,
     piece_ctc_loss,
 )
+from audiollm.training.arguments import AudioLlmTrainingArguments
 from audiollm.training.collator import pad_windows
 from audiollm.training.feature_cache import FeatureCache
 from tiny_models import randomise_trainables
-from transformers import TrainingArguments
 
 #: Short enough for the shortest clip's four slots: a character is a token, and so is the space before it.
 TRANSCRIPTS = ["ab", "c", "da", "bd", "cd", "a", "db", "b", "ca", "d"]
 
 
-def arguments(folder: Path, **options) -> TrainingArguments:
-    settings = {
-        "output_dir": str(folder),
-        "max_steps": 6,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 3e-3,
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "report_to": "none",
-        "remove_unused_columns": False,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-        "disable_tqdm": True,
-    }
-    return TrainingArguments(**{**settings, **options})
+def arguments(folder: Path, **options) -> AudioLlmTrainingArguments:
+    settings = {"max_steps": 6, "batch_size": 4, "learning_rate": 3e-3, "save_strategy": "no", "disable_tqdm": True}
+    return AudioLlmTrainingArguments(output_dir=str(folder), logging_steps=1, **{**settings, **options})
 
 
-def align(model, cache, keys, transcripts, options: TrainingArguments) -> AlignTrainer:
+def align(model, cache, keys, transcripts, options: AudioLlmTrainingArguments) -> AlignTrainer:
     """The Trainer after its run."""
     trainer = AlignTrainer(model, cache, keys, transcripts, options)
     trainer.train()
@@ -112,7 +100,7 @@ def test_the_real_pair_is_aligned(real_bases, real_processor, tmp_path, readout:
     cache = FeatureCache(model, real_processor, tmp_path / "features")
     keys = cache.add(list(clips["audio"]), progress=False)
     transcripts = [normalize_english(text) for text in clips["text"]]
-    options = arguments(tmp_path / "run", max_steps=60, per_device_train_batch_size=8)
+    options = arguments(tmp_path / "run", max_steps=60, batch_size=8)
     alignment = align(model, cache, keys, transcripts, options)
     assert greedy_transcripts(alignment, cache, keys) == transcripts
     assert real_processor.tokenizer.decode([alignment.vocabulary.blank_id]) == "_"
@@ -135,7 +123,7 @@ def test_the_loss_falls_the_clips_are_read_right_and_only_the_projector_changes(
     shape = {"projector_readout": readout, "projector_letters": "abcd" if readout == "pieces" else None}
     model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_rank=4, **shape)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    options = arguments(tmp_path / "run", max_steps=80, learning_rate=1e-2, per_device_train_batch_size=10)
+    options = arguments(tmp_path / "run", max_steps=80, learning_rate=1e-2, batch_size=10)
     alignment = align(model, cache, keys, TRANSCRIPTS, options)
     losses = [loss for _, loss in alignment.losses]
     assert len(losses) == 80 and losses[-1] < 0.1 * losses[0]
