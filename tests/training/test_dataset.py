@@ -9,7 +9,7 @@ import torch
 from audiollm.corpora.examples import Example
 from audiollm.training.align import AlignmentCollator
 from audiollm.training.augmentation import BatchAugmentation, FeatureAugmentation
-from audiollm.training.collator import AudioLlmCollator, cached_windows, resize_slots
+from audiollm.training.collator import AudioLlmCollator, cached_windows
 from audiollm.training.distill import DistillCollator
 from audiollm.training.rows import build_dataset
 from runs import differing
@@ -77,22 +77,6 @@ def test_a_recording_of_several_windows_runs_through_the_model(
 
 
 # ------------------------------------------------------------------------------------------------------ augmentation
-
-
-@pytest.mark.parametrize(
-    ("ids", "slots", "expected"),
-    [
-        ([1, 9, 9, 2], [3], [1, 9, 9, 9, 2]),
-        ([1, 9, 9, 2], [1], [1, 9, 2]),
-        ([9, 1, 9, 9, 9], [2, 1], [9, 9, 1, 9]),
-        ([1, 2, 3], [], [1, 2, 3]),
-    ],
-)
-def test_each_run_of_slots_is_resized(ids, slots, expected) -> None:
-    labels = [IGNORED if id_ == 9 else id_ for id_ in ids]
-    new_ids, new_labels = resize_slots(ids, labels, 9, slots)
-    assert new_ids == expected
-    assert new_labels == [IGNORED if id_ == 9 else id_ for id_ in expected]
 
 
 def test_augmentation_changes_lengths_and_slots_together(batch, tiny_model, tiny_processor) -> None:

@@ -17,7 +17,7 @@ from audiollm.training.command_line import parse_arguments
 from audiollm.training.instruct import open_training_data
 from audiollm.training.rows import ExampleEncoder, StreamedExamples, build_mixture
 from audiollm.training.trainer import AudioLlmTrainer
-from runs import differing, digest, logged, resumed, run, without
+from runs import differing, digest, logged, refused, resumed, run, without
 from small_corpus import example_rows, write_rows
 
 pytestmark = pytest.mark.usefixtures("own_datasets_cache")
@@ -77,7 +77,7 @@ def bad_data(tmp_path, corpus) -> str:
         [
             {"text": "<audio>", "audio_paths": corpus.paths[0], "response": "good"},
             {"text": "<audio>", "audio_paths": "broken.wav", "response": "x"},
-            {"text": "no response"},
+            {"text": "no response", "extra": 1},
             {"text": "a", "response": "an <audio>"},
             {"text": "<audio>", "audio_paths": "gone.wav", "response": "x"},
             {"text": "good too", "response": "yes"},
@@ -86,10 +86,13 @@ def bad_data(tmp_path, corpus) -> str:
 
 
 def test_bad_examples_are_all_listed_or_left_out_aloud(options, bad_data, tmp_path, capsys) -> None:
-    options = [*without(options, "audio_dir"), "--data_path", bad_data]
-    with pytest.raises(ExamplesError) as caught:
-        run(options)
-    assert {where for where, _ in caught.value.problems} == {"row 2", "row 4"}
+    options = without(options, "audio_dir")
+    good = ["--data_path", write_rows(tmp_path / "good.json", [{"text": "good", "response": "yes"}])]
+    for given in (["--data_path", bad_data], [*good, "--eval_data_path", bad_data, "--eval_strategy", "epoch"]):
+        message = refused([*options, *given], capsys)
+        assert "bad.json" in message and "'extra'" in message and "gone.wav" in message
+        assert "row 2: " in message and "row 4: " in message
+    options += ["--data_path", bad_data]
     rows = [row for row in json.loads(Path(bad_data).read_text()) if row.get("response") and "gone" not in str(row)]
     with pytest.raises(ExamplesError) as caught:
         run([*options, "--data_path", write_rows(tmp_path / "audio.json", rows)])

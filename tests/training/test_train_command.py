@@ -260,21 +260,6 @@ def test_data_path_is_required(options, capsys) -> None:
     assert "--data_path is needed" in refused(without(options, "data_path"), capsys)
 
 
-def test_all_bad_rows_are_named_before_a_model_is_loaded(options, corpus, tmp_path, capsys) -> None:
-    rows = example_rows(corpus.names)
-    rows[1] = {"text": "<audio>", "response": "x"}
-    rows[3]["response"] = 7
-    rows[5]["audio_paths"] = "missing.wav"
-    rows[7]["extra"] = 1
-    bad = write_rows(tmp_path / "bad.json", rows)
-    held_out = ["--eval_strategy", "epoch", "--eval_data_path", bad]
-    for given in (["--data_path", bad], held_out):
-        message = refused([*options, *given], capsys)
-        assert "bad.json" in message and "4 problems" in message
-        assert all(f"row {index}: " in message for index in (1, 3, 5, 7))
-        assert "missing.wav" in message and "'extra'" in message
-
-
 def test_what_cannot_be_written_or_read_is_named(options, corpus, tmp_path, capsys) -> None:
     (tmp_path / "noise.wav").write_bytes(b"RIFF, but no more")
     rows = [{"text": "<audio>", "audio_paths": "noise.wav", "response": "x"}]
