@@ -133,7 +133,7 @@ def fine_tune(model, processor, seconds: float, folder: Path) -> dict[str, Any]:
     texts = list(prompts["text"])[: len(keys)]
     with contextlib.redirect_stdout(io.StringIO()):  # where the Trainer prints every loss
         trainer = AlignTrainer(model, cache, keys, texts, arguments, [budget])
-        trainer.augmentation = BatchAugmentation.of(processor)
+        trainer.augmentation = BatchAugmentation(processor)
         trainer.train()
         trainer.finish()
     model.eval()

@@ -27,16 +27,15 @@ from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 from audiollm.projector import LETTER_FRAMES, PieceReadout, slot_counts
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import ConcatDataset
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from .arguments import DataArguments, TrainingError
 from .augmentation import recordings_below
 from .collator import pad_windows
-from .feature_cache import FeatureCache, FeatureStore
-from .instruct import open_training_data
-from .posteriors import BANK_FILE, collect_from_cache
+from .feature_cache import FeatureCache
+from .instruct import InstructData, open_training_data
+from .posteriors import BANK_FILE, collect_posteriors
 from .preparing import Prepared
 from .rows import EXAMPLE_ERRORS, ExampleEncoder
 from .trainer import AudioLlmTrainer
@@ -92,23 +91,21 @@ class TranscribedClips(Sequence[Any]):
     """
     The rows of one recording whose response is its transcript, each read anew when it is asked for.
 
-    Others are left out, and counted aloud. `transcripts` are the responses, normalised.
-
-    Raises:
-        TrainingError: no row is left.
+    Others are left out, and counted in print. Then come the examples `without_speech`. Of all clips, `transcripts` has the
+    response, normalised, or None. Raises TrainingError where no row is left.
     """
 
-    def __init__(self, sources: Sequence[Examples], normaliser: str):
-        self.transcripts: list[str] = []
-        self._places: list[tuple[Examples, int]] = []
+    def __init__(self, data: InstructData, normaliser: str, without_speech: Sequence[Example] = ()):
+        self.data = data
+        self.transcripts: list[str | None] = []
+        self._places: list[tuple[Sequence[Any], int]] = []
         left_out: Counter[str] = Counter()
-        for source in sources:
-            for index in range(len(source)):
-                example = source[index]
+        for source in data.sources:
+            for index, example in enumerate(source):
                 answers = [message["content"] for message in example.messages if message["role"] == ASSISTANT]
                 transcript = NORMALISERS[normaliser](answers[-1])
                 if len(example.recordings) != 1:
-                    left_out["without audio" if not example.recordings else "with several recordings"] += 1
+                    left_out["with several recordings" if example.recordings else "without audio"] += 1
                 elif len(answers) != 1:
                     left_out["of several turns"] += 1
                 elif not any(map(str.isalnum, transcript)):
@@ -122,34 +119,42 @@ class TranscribedClips(Sequence[Any]):
             print(f"The warm start leaves out {left_out.total()} of {total} rows: {counts}.")
         if not self._places:
             raise TrainingError(
-                "No row can be aligned: the stage align needs rows of one recording whose response is what is said in "
-                "it."
+                "No row can be aligned: expected rows of one recording whose response is its transcript."
             )
+        self._places += [(without_speech, index) for index in range(len(without_speech))]
+        self.transcripts += [None] * len(without_speech)
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __getitem__(self, index):
-        source, place = self._places[index]
-        return source[place]
+        examples, place = self._places[index]
+        return examples[place]
 
-    def leave_out_undecodable(self, encoder: ExampleEncoder, skip_bad: bool, progress: bool = True) -> None:
-        """Refuse recordings that cannot be used, all at once; with `skip_bad`, list them and other bad rows, and go on."""
-        problems = {source.source.name: list(source.problems) for source, _ in self._places}
-        usable = []
-        for index in tqdm(range(len(self)), desc="Checking examples", unit="example", disable=not progress):
-            clip = self[index]
+    def encode(self, prepared: Prepared) -> list[str]:
+        """
+        Return the cache keys of all recordings, which are encoded if need be.
+
+        Those that cannot be used are refused, all at once, or listed with other bad rows and left out.
+        """
+        encoder = ExampleEncoder(prepared.processor, prepared.cache)
+        problems = {source.source.name: list(source.problems) for source in self.data.sources}
+        keys, usable = [], []
+        for index in tqdm(range(len(self)), desc="Checking examples", unit="example", disable=not prepared.progress):
+            clip, (examples, _) = self[index], self._places[index]
             try:
-                encoder.measure(clip.recordings[0])
-            except EXAMPLE_ERRORS as error:
-                problems[self._places[index][0].source.name].append((clip.where, str(error)))
-            else:
+                keys.append(encoder.measure(clip.recordings[0])[0])
                 usable.append(index)
-        settle_problems(list(problems.items()), skip_bad)
-        self._places = [self._places[index] for index in usable]
-        self.transcripts = [self.transcripts[index] for index in usable]
+            except EXAMPLE_ERRORS as error:
+                name = examples.source.name if isinstance(examples, Examples) else "--no_speech_dir"
+                problems.setdefault(name, []).append((clip.where, str(error)))
+        settle_problems(list(problems.items()), self.data.skip_bad)
         if not usable:
             raise TrainingError("No row can be aligned: no recording can be decoded.")
+        self._places = [self._places[index] for index in usable]
+        self.transcripts = [self.transcripts[index] for index in usable]
+        encoder.add_features(self, prepared.progress)
+        return keys
 
 
 # ----------------------------------------------------------------------------------------------------- scores and loss
@@ -166,9 +171,8 @@ def piece_ctc_loss(
     """
     Return the sum of the clips' CTC losses, as `torch.nn.functional.ctc_loss` of the logits' `log_softmax` gives it.
 
-    Of a lexicon of thousands of pieces, a clip's paths go through its own few; all others only take part in the
-    normaliser. So the recursion runs over the transcript's pieces, and the logits of all pieces are computed a chunk of
-    slots at a time, and again for the gradients, instead of being kept.
+    The recursion runs over the transcript's pieces alone. The logits of all other pieces only take part in the
+    normaliser: they are computed a chunk of slots at a time, and again for the gradients, instead of being kept.
 
     Args:
         queries: `(clips, max_slots, hidden)`, float32; see [`audiollm.projector.PieceReadout.queries`].
@@ -212,8 +216,6 @@ class CtcAligner(nn.Module):
     token that text fills gaps with, so that the language model takes it for nothing said.
     """
 
-    offset: torch.Tensor
-
     def __init__(self, model, token_ids: Sequence[int], blank_id: int):
         super().__init__()
         self.projector = model.model.multi_modal_projector
@@ -222,8 +224,6 @@ class CtcAligner(nn.Module):
         embeddings = self.embeddings
         if self.projector.readout is None:
             self.own_readout = PieceReadout(*embeddings.shape).to(embeddings.device)
-        #: What tokens hold besides the part that is scored; nothing until [`hand_over`] adds it.
-        self.register_buffer("offset", torch.zeros(embeddings.shape[1], device=embeddings.device), persistent=False)
         with torch.no_grad():
             self.readout.lexicon.fill_(False)
             self.readout.lexicon[torch.tensor(list(token_ids), device=embeddings.device)] = True
@@ -250,39 +250,33 @@ class CtcAligner(nn.Module):
         encoded_audio_lengths,
         targets,
         target_lengths,
-        letter_targets=None,
-        letter_target_lengths=None,
+        letters=None,
+        letter_lengths=None,
         **kwargs,
     ) -> dict[str, Any]:
         """
         Return the CTC loss per word piece, and that per letter added where the model reads letters.
 
-        A clip is one window. `targets` are classes `(clips, max_pieces)`, and `letter_targets` classes
-        `(clips, max_letters)`; where their length is -1, the letters do not count.
+        A clip is one window. `targets` are classes `(clips, max_pieces)`, `letters` classes `(clips, max_letters)`; where
+        their length is -1, the letters do not count.
         """
         common, _, directions = self.readout.table(self.embeddings)
         stacked, mask = self.projector.stack(encoded_audio.float(), encoded_audio_lengths)
         projected = stacked.new_zeros(*mask.shape, len(common))
-        projected[mask] = (self.projector.project(stacked, mask) - self.offset).float()
+        projected[mask] = self.projector.project(stacked, mask).float()
         queries, blank_logits = self.readout.queries(projected, common)
         if torch.is_autocast_enabled(queries.device.type):
             directions = directions.to(torch.get_autocast_dtype(queries.device.type))
-        loss = piece_ctc_loss(
-            queries,
-            blank_logits,
-            directions,
-            slot_counts(encoded_audio_lengths, self.projector.stack_factor),
-            targets,
-            target_lengths,
-        )
+        slots = slot_counts(encoded_audio_lengths, self.projector.stack_factor)
+        loss = piece_ctc_loss(queries, blank_logits, directions, slots, targets, target_lengths)
         loss = loss / target_lengths.sum().clamp(min=1)
-        if letter_targets is not None:
+        if letters is not None:
             scores, slots = self.projector.letters(encoded_audio.float(), encoded_audio_lengths)
-            lengths = letter_target_lengths.clamp(min=0)
+            lengths = letter_lengths.clamp(min=0)
             losses = nn.functional.ctc_loss(
-                scores.transpose(0, 1), letter_targets, slots, lengths, reduction="none", zero_infinity=True
+                scores.transpose(0, 1), letters, slots, lengths, reduction="none", zero_infinity=True
             )
-            loss = loss + (losses * (letter_target_lengths >= 0)).sum() / lengths.sum().clamp(min=1)
+            loss = loss + (losses * (letter_lengths >= 0)).sum() / lengths.sum().clamp(min=1)
         return {"loss": loss}
 
     @torch.no_grad()
@@ -290,9 +284,9 @@ class CtcAligner(nn.Module):
         """
         Set the gain of the projector's first norm so that every channel of the encoder varies alike.
 
-        Whisper's channels differ in spread by orders of magnitude; without this the loudest few drown the rest at first.
+        Whisper's channels differ in spread by orders of magnitude: the loudest few would drown the rest at first.
         """
-        sample = torch.cat([clip.to(self.offset) for clip in frames])
+        sample = torch.cat([clip.to(self.readout.blank) for clip in frames])
         gain = (1 / sample.std(dim=0)).clamp(max=MAX_INPUT_GAIN) * sample.square().mean().sqrt()
         first = [self.projector.norm_pre, None if self.projector.letters is None else self.projector.letters.norm_in]
         for norm in first:
@@ -319,7 +313,7 @@ class CtcAligner(nn.Module):
         hook = last.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
         tokens = []
         for clip in frames:
-            clip = clip.to(self.offset)
+            clip = clip.to(self.readout.blank)
             stacked, mask = self.projector.stack(clip[None], torch.tensor([len(clip)], device=clip.device))
             tokens.append(self.projector.project(stacked, mask))
         hook.remove()
@@ -330,7 +324,6 @@ class CtcAligner(nn.Module):
         ridge = CONSTANT_FIT_RIDGE * gram.trace() / len(gram) * torch.eye(len(gram), device=gram.device)
         constant = torch.linalg.solve(gram + ridge, hidden.mean(dim=0))
         last.weight.add_(torch.outer(common, constant))
-        self.offset.copy_(common)
 
 
 class PieceVocabulary(SpokenLexicon):
@@ -350,38 +343,33 @@ class PieceVocabulary(SpokenLexicon):
         return fitting[0] if fitting else next(id_ for id_ in range(len(self.tokenizer)) if id_ not in taken)
 
 
-def build_alignment_dataset(
+def build_alignment_rows(
     keys: Sequence[str],
     transcripts: Sequence[str | None],
     cache: FeatureCache,
     vocabulary: PieceVocabulary,
     letters: SpokenLetters | None = None,
-) -> tuple[datasets.Dataset, list[str]]:
+) -> list[dict[str, Any]]:
     """
     Return rows of `audio` (one cache key), `targets` (classes, none where the transcript is None) and `length` (frames).
 
     With `letters`, also their classes as `letters`: None where a transcript has others, such as figures, or more than fit.
-    Also return the keys of clips that CTC cannot align: more pieces than slots, several windows, or no words.
+    Clips that CTC cannot align are left out: more pieces than slots, several windows, or no words.
     """
-    rows: dict[str, list[Any]] = {"audio": [], "targets": [], "length": []}
-    if letters is not None:
-        rows["letters"] = []
-    left_out = []
+    rows = []
     for key, transcript in zip(keys, transcripts):
-        lengths = cache.lengths(key)
-        targets = [] if transcript is None else vocabulary.encode(transcript)
-        slots = sum(-(-length // cache.processor.stack_factor) for length in lengths)
-        if len(lengths) != 1 or (transcript is not None and not targets) or _slots_needed(targets) > slots:
-            left_out.append(key)
+        length, *more_windows = cache.lengths(key)
+        targets = vocabulary.encode(transcript or "")
+        too_long = _slots_needed(targets) > -(-length // cache.processor.stack_factor)
+        if more_windows or too_long or (transcript is not None and not targets):
             continue
-        rows["audio"].append([key])
-        rows["targets"].append(targets)
-        rows["length"].append(lengths[0])
+        row = {"audio": [key], "targets": targets, "length": length}
         if letters is not None:
             spelled = letters.encode(transcript or "")
-            fits = letters.covers(transcript or "") and _slots_needed(spelled) <= -(-lengths[0] // LETTER_FRAMES)
-            rows["letters"].append(spelled if fits else None)
-    return datasets.Dataset.from_dict(rows), left_out
+            fits = letters.covers(transcript or "") and _slots_needed(spelled) <= -(-length // LETTER_FRAMES)
+            row["letters"] = spelled if fits else None
+        rows.append(row)
+    return rows
 
 
 def _slots_needed(targets: Sequence[int]) -> int:
@@ -393,15 +381,15 @@ def _slots_needed(targets: Sequence[int]) -> int:
 class AlignmentCollator:
     """Makes inputs of [`CtcAligner.forward`] of rows, with the clips' frames."""
 
-    cache: FeatureStore
+    cache: FeatureCache
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch = pad_windows([self.cache.load(row["audio"][0])[0].float() for row in rows])
         batch["targets"], batch["target_lengths"] = _padded([row["targets"] for row in rows])
         if "letters" in rows[0]:
             letters = [row["letters"] for row in rows]
-            batch["letter_targets"], lengths = _padded([each or [] for each in letters])
-            batch["letter_target_lengths"] = lengths.masked_fill(torch.tensor([each is None for each in letters]), -1)
+            batch["letters"], lengths = _padded([each or [] for each in letters])
+            batch["letter_lengths"] = lengths.masked_fill(torch.tensor([each is None for each in letters]), -1)
         return batch
 
 
@@ -413,16 +401,13 @@ def _padded(targets: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
 
 class AlignTrainer(AudioLlmTrainer):
     """
-    Trains the projector of a model, in place, by CTC.
+    Trains the projector of a model, in place, by CTC. Raises TrainingError where no clip can be aligned.
 
     Args:
         model: the [`AudioLlmForConditionalGeneration`].
         cache: holds the encoder output of `keys`.
         keys, transcripts: the clips and what is said in them; None where nobody speaks.
         arguments: rates, epochs and output folder of the stage.
-
-    Raises:
-        TrainingError: no clip can be aligned.
     """
 
     def __init__(
@@ -440,26 +425,26 @@ class AlignTrainer(AudioLlmTrainer):
         known = [] if readout is None or bool(readout.lexicon.all()) else readout.lexicon.nonzero().flatten().tolist()
         said = [text for text in spoken if text is not None]
         self.vocabulary = PieceVocabulary(cache.processor.tokenizer, said, known)
-        letters = model.config.projector_letters
-        dataset, left_out = build_alignment_dataset(
-            keys, spoken, cache, self.vocabulary, None if letters is None else SpokenLetters(letters)
-        )
-        if left_out:
-            print(f"{len(left_out)} of {len(keys)} clips are left out of the warm start: too long, or too much said.")
-        if not any(dataset["targets"]):
+        spelled = model.config.projector_letters
+        letters = None if spelled is None else SpokenLetters(spelled)
+        rows = build_alignment_rows(keys, spoken, cache, self.vocabulary, letters)
+        if len(rows) < len(keys):
+            left_out = f"{len(keys) - len(rows)} of {len(keys)} clips are left out"
+            print(f"{left_out} of the warm start: too long, or too much said.")
+        if not any(row["targets"] for row in rows):
             raise TrainingError(
                 "No clip can be aligned: each has several windows, or more word pieces than audio tokens."
             )
         add_words(model, said)
         aligner = CtcAligner(model, self.vocabulary.token_ids, self.vocabulary.blank_id)
-        self.frames_to_fit = [cache.load(key)[0] for (key,) in dataset["audio"][:CLIPS_TO_FIT]]
+        self.frames_to_fit = [cache.load(row["audio"][0])[0] for row in rows[:CLIPS_TO_FIT]]
         if not known:
             aligner.fit_input_norm(self.frames_to_fit)
         super().__init__(
             model=aligner,
             args=arguments,
-            train_dataset=dataset,
-            data_collator=AlignmentCollator(cache.store),
+            train_dataset=datasets.Dataset.from_list(rows),
+            data_collator=AlignmentCollator(cache),
             callbacks=list(callbacks),
         )
         self.whole_model, self.cache = model, cache
@@ -481,7 +466,7 @@ class AlignTrainer(AudioLlmTrainer):
         self.cache.processor.save_pretrained(self.args.output_dir)
         if self.whole_model.config.projector_readout == "pieces":
             try:
-                bank = collect_from_cache(self.whole_model, self.cache, self.spoken_clips, not self.args.disable_tqdm)
+                bank = collect_posteriors(self.whole_model, self.cache, self.spoken_clips, not self.args.disable_tqdm)
             except TrainingError as error:
                 print(f"There is no {BANK_FILE} for --stage read: {error}")
             else:
@@ -497,38 +482,15 @@ class AlignTrainer(AudioLlmTrainer):
 # ----------------------------------------------------------------------------------------------------------- the stage
 
 
-@dataclass
-class AlignData:
-    """Clips of the stage, with transcripts and without speech."""
-
-    clips: TranscribedClips
-    without_speech: list[Example]
-    skip_bad: bool
-
-    @property
-    def sources(self) -> list[Sequence[Any]]:
-        """Return all rows that there are recordings of."""
-        return [self.clips, self.without_speech]
-
-    def __len__(self) -> int:
-        return len(self.clips) + len(self.without_speech)
-
-
-def open_data(data_arguments: DataArguments, own_arguments: AlignArguments | None) -> tuple[AlignData, None]:
+def open_data(data_arguments: DataArguments, own: AlignArguments) -> tuple[TranscribedClips, None]:
     """Return the clips; nothing is held out."""
-    own = own_arguments or AlignArguments()
-    clips = TranscribedClips(open_training_data(data_arguments).sources, own.transcript_normaliser)
-    return AlignData(clips, own.without_speech(), data_arguments.on_bad_example == "skip"), None
+    data = open_training_data(data_arguments)
+    return TranscribedClips(data, own.transcript_normaliser, own.without_speech()), None
 
 
-def build(prepared: Prepared, data: AlignData, held_out, training_arguments, own_arguments, callbacks) -> AlignTrainer:
+def build(prepared: Prepared, clips: TranscribedClips, held_out: None, own: AlignArguments) -> AlignTrainer:
     """Return the Trainer of this stage."""
-    model, cache, progress = prepared.model, prepared.cache, not training_arguments.disable_tqdm
+    model, cache = prepared.model, prepared.cache
     assert cache is not None  # check_arguments has seen to it
-    encoder = ExampleEncoder(prepared.processor, cache)
-    data.clips.leave_out_undecodable(encoder, data.skip_bad, progress)
-    rows: Any = ConcatDataset([data.clips, data.without_speech])  # type: ignore[list-item]  # a Sequence will do
-    encoder.add_features(rows, progress)
-    keys = [encoder.measure(row.recordings[0])[0] for row in rows]
-    transcripts = [*data.clips.transcripts, *[None] * len(data.without_speech)]
-    return AlignTrainer(model, cache, keys, transcripts, training_arguments, callbacks)
+    keys = clips.encode(prepared)
+    return AlignTrainer(model, cache, keys, clips.transcripts, prepared.arguments, prepared.callbacks)

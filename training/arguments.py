@@ -20,20 +20,8 @@ from .batching import BatchBudget
 from .rows import SHUFFLE_ROWS
 
 CACHE_OFF = "off"
-#: Options that shape a new model; a checkpoint has its own.
-CONFIG_FIELDS = (
-    "stack_factor",
-    "projector_type",
-    "projector_hidden_size",
-    "projector_context_layers",
-    "projector_readout",
-    "projector_letters",
-    "projector_letter_width",
-    "projector_letter_layers",
-    "lora_rank",
-    "lora_alpha",
-    "lora_dropout",
-)
+#: How the names begin of options that shape a new model; a checkpoint has its own.
+SHAPES = ("stack_factor", "projector_", "lora_")
 BASE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Stage = Literal["align", "read", "instruct", "distill", "prefer"]
 DEFAULT_STAGE: Stage = "instruct"
@@ -50,17 +38,8 @@ DEFAULT_TRAINABLE = "adapter"
 #: Whisper's sinusoids: fixed, also when Whisper itself was trained.
 NEVER_TRAINED = "audio_tower.embed_positions."
 WORD_ERROR = "word_error"
-#: Longest answer in evaluation while training: 30 s of fast speech are about 100 words.
-MAX_NEW_TOKENS = 200
-DEFAULT_VARIANTS = 3
-#: How `accelerate launch` tells the processes that it starts what its configuration file says.
-FSDP_VARIABLE, FSDP_VERSION_VARIABLE = "ACCELERATE_USE_FSDP", "FSDP_VERSION"
-EFFICIENT_LOADING_VARIABLE = "FSDP_CPU_RAM_EFFICIENT_LOADING"
-DEEPSPEED_VARIABLE, ZERO_STAGE_VARIABLE = "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_DEEPSPEED_ZERO_STAGE"
-FSDP_VERSION = 2
 #: Align reads the projector outside of any forward; prefer runs the model before it is sharded.
 UNSHARDED_STAGES = ("align", "prefer")
-MAX_ZERO_STAGE = 2
 
 
 class TrainingError(ValueError):
@@ -147,7 +126,7 @@ class ModelArguments:
 
     def config_fields(self) -> dict[str, Any]:
         """Return the options given for the new model's configuration."""
-        given = {name: getattr(self, name) for name in CONFIG_FIELDS}
+        given = {each.name: getattr(self, each.name) for each in fields(self) if each.name.startswith(SHAPES)}
         return {name: value for name, value in given.items() if value is not None}
 
 
@@ -185,7 +164,7 @@ class DataArguments(WaveformAugmentation):
     )
     augment: bool = option(False, "Vary the cached features anew in every batch: masks and tempo.")
     waveform_variants: int = option(
-        DEFAULT_VARIANTS,
+        3,
         "Variants of each recording that --speed and the like make, besides itself. The encoder runs once for "
         "each, and the cache grows by as many times.",
     )
@@ -196,11 +175,6 @@ class DataArguments(WaveformAugmentation):
             self.data_path = [self.data_path]
         if self.waveform_variants < 1:
             raise ValueError(f"--waveform_variants is {self.waveform_variants}; expected 1 or more.")
-
-    def waveform_augmentation(self) -> WaveformAugmentation | None:
-        """Return the augmentation of waveforms, if one is asked for."""
-        own = WaveformAugmentation(**{each.name: getattr(self, each.name) for each in fields(WaveformAugmentation)})
-        return own if own.options() else None
 
 
 @dataclass
@@ -243,7 +217,7 @@ class AudioLlmTrainingArguments(TrainingArguments):
         100, "Held-out rows that word error is scored on, evenly spaced over the file. The loss is that of all rows."
     )
     eval_samples_shown: int = option(5, "How many of their answers are printed. eval_samples.jsonl has all.")
-    eval_max_new_tokens: int = option(MAX_NEW_TOKENS, "Longest answer in tokens.")
+    eval_max_new_tokens: int = option(200, "Longest answer in tokens; 30 s of fast speech are about 100 words.")
     eval_normaliser: str = option(
         "english",
         "Normalises texts before words are compared: english (Whisper's normaliser), basic (any language with "
@@ -329,47 +303,37 @@ def set_trainable(model: PreTrainedModel, trainable: str) -> None:
 
 def asks_for_fsdp(arguments: TrainingArguments) -> bool:
     """Return whether `accelerate launch` or `--fsdp` asks for sharding."""
-    return bool(arguments.fsdp) or os.environ.get(FSDP_VARIABLE, "false").lower() == "true"
+    return bool(arguments.fsdp) or _launched_with("ACCELERATE_USE_FSDP")
+
+
+def _launched_with(variable: str) -> bool:
+    """Return whether `accelerate launch` has set a variable, as its configuration file says."""
+    return os.environ.get(variable, "false").lower() == "true"
 
 
 def check_distributed(arguments: TrainingArguments, stage: str | None = None) -> None:
-    """
-    Refuse kinds of sharding that an adapter on frozen bases cannot be trained under.
-
-    Raises:
-        ValueError: FSDP1, loading in one process only, or DeepSpeed's ZeRO-3 is asked for; or FSDP in a stage that does
-            not shard.
-    """
+    """Raise ValueError for FSDP1, ZeRO-3, loading in one process, and FSDP in a stage that does not shard."""
     if asks_for_fsdp(arguments):
         chosen = arguments.fsdp_plugin_args or {}
-        version = int(chosen.get("fsdp_version", os.environ.get(FSDP_VERSION_VARIABLE, "1")))
-        loads_once = str(chosen.get("cpu_ram_efficient_loading", os.environ.get(EFFICIENT_LOADING_VARIABLE, "false")))
+        version = int(chosen.get("fsdp_version", os.environ.get("FSDP_VERSION", "1")))
         if stage in UNSHARDED_STAGES:
             raise ValueError(
                 f"--stage {stage} is not sharded by FSDP. Run it under DDP (training/distributed/ddp.yaml)."
             )
-        if version != FSDP_VERSION:
-            raise ValueError(
-                f"FSDP {version} cannot shard layers of which only LoRA trains. Set fsdp_version: {FSDP_VERSION}."
-            )
-        if loads_once.lower() == "true":
+        if version != 2:
+            raise ValueError(f"FSDP {version} cannot shard layers of which only LoRA trains. Set fsdp_version: 2.")
+        if chosen.get("cpu_ram_efficient_loading", _launched_with("FSDP_CPU_RAM_EFFICIENT_LOADING")):
             raise ValueError("fsdp_cpu_ram_efficient_loading is not supported; set it to false.")
-    if zero_stage(arguments) > MAX_ZERO_STAGE:
+    deepspeed, zero_stage = getattr(arguments, "hf_deepspeed_config", None), "0"
+    if deepspeed is not None:
+        zero_stage = deepspeed.get_value("zero_optimization.stage", 0)
+    elif _launched_with("ACCELERATE_USE_DEEPSPEED"):
+        zero_stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "0")
+    if str(zero_stage) == "3":
         raise ValueError(
             "DeepSpeed's ZeRO-3 is not supported: LoRA is computed outside of its own layers' forward. Use ZeRO-2 or FSDP2 "
             "(training/distributed/)."
         )
-
-
-def zero_stage(arguments: TrainingArguments) -> int:
-    """Return the stage of DeepSpeed's ZeRO that is asked for; 0 without DeepSpeed."""
-    if getattr(arguments, "hf_deepspeed_config", None) is not None:
-        stage = arguments.hf_deepspeed_config.get_value("zero_optimization.stage", 0)
-    elif os.environ.get(DEEPSPEED_VARIABLE, "false").lower() == "true":
-        stage = os.environ.get(ZERO_STAGE_VARIABLE, "0")
-    else:
-        return 0
-    return int(stage) if str(stage).isdigit() else 0
 
 
 def check_quantisation(model: ModelArguments, arguments: TrainingArguments) -> None:
@@ -404,9 +368,7 @@ def check_arguments(
     """
     Refuse, before anything is read or loaded, what could only fail later or would silently do nothing.
 
-    Raises:
-        ValueError: options contradict each other, or this machine cannot do what one asks for.
-        OSError: the output folder cannot be made or written to.
+    Raises ValueError, and OSError where the output folder cannot be written to.
     """
     base_dtype(model, training)
     check_distributed(training, stage)
@@ -433,8 +395,7 @@ def check_arguments(
     resume = training.resume_from_checkpoint
     if resume is not None and not Path(resume).is_dir():
         raise FileNotFoundError(f"--resume_from_checkpoint {resume} is not a folder.")
-    augmentation = data.waveform_augmentation()
-    waveforms = ", ".join(augmentation.options()) if augmentation else ""
+    waveforms = ", ".join(data.waveform_options())
     varied = "--augment" if data.augment else waveforms
     audio_trains, llm_trains = trains(model.trainable, "audio"), trains(model.trainable, "llm")
     is_cached, is_default = data.feature_cache != CACHE_OFF and not audio_trains, model.trainable == DEFAULT_TRAINABLE

@@ -5,12 +5,10 @@ Rooms and noise are a few lines of numpy, and codecs those of libsndfile. The pa
 but draws from Python's and numpy's global generators, and its rooms and codecs need further compiled packages.
 """
 
-import hashlib
 import io
 import json
 import math
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -21,7 +19,7 @@ import numpy as np
 import soundfile
 import soxr
 import torch
-from audiollm.command_line.files import is_audio
+from audiollm.command_line.files import is_audio, sha256_of
 from audiollm.command_line.option_parser import option
 from audiollm.processing import AudioLlmProcessor
 from audiollm.processing.audio import load_waveform
@@ -29,15 +27,12 @@ from transformers import TrainerCallback
 
 from .collator import pad_rows, pad_windows, resize_slots, slot_runs, unpadded
 from .feature_cache import KEY_LENGTH, FeatureCache
-from .rows import EXAMPLE_ERRORS, ExampleEncoder
+from .rows import ExampleEncoder
 
 #: Raised when the same settings come to make another sound.
 VERSION = 1
 #: What each option may range over, widest.
-SPEED_LIMITS = (0.5, 2.0)
-NOISE_LIMITS_DB = (-5.0, 60.0)
-GAIN_LIMITS_DB = (-20.0, 20.0)
-RANGES = {"speed": SPEED_LIMITS, "noise_snr_db": NOISE_LIMITS_DB, "gain_db": GAIN_LIMITS_DB}
+RANGES = {"speed": (0.5, 2.0), "noise_snr_db": (-5.0, 60.0), "gain_db": (-20.0, 20.0)}
 SHARES = ("room_share", "telephone_share", "codec_share")
 #: Reverberation times (RT60) of rooms from a small office to a hall.
 REVERB_S = (0.15, 0.7)
@@ -64,39 +59,31 @@ class WaveformAugmentation:
     Speed perturbation (Ko et al. 2015), rooms (Ko et al. 2017), additive noise, telephones, codecs and gain, in this order.
 
     Every number is drawn uniformly from its range. A share is the probability that a recording is changed in that way.
-
-    Raises:
-        ValueError: a range is not two numbers within its limits, the lower first; a share is not from 0 to 1; or there
-            is a folder for nothing.
-        FileNotFoundError: a folder holds no recording.
+    Raises ValueError for what is no range or share, and FileNotFoundError where a folder holds no recording.
     """
 
     speed: list[float] | None = option(
         None,
-        "Lowest and highest factor that variants are played faster by, such as 0.9 1.1, from "
-        f"{SPEED_LIMITS[0]} to {SPEED_LIMITS[1]}.",
+        "Lowest and highest factor that variants are played faster by, such as 0.9 1.1, from 0.5 to 2.",
     )
     room_share: float = option(0.0, "Share of variants, from 0 to 1, in a room: simulated, or from --room_dir.")
     room_dir: str | None = option(None, "Folder of impulse responses, for --room_share.")
     noise_snr_db: list[float] | None = option(
         None,
-        "Lowest and highest ratio of speech to added noise in dB, such as 5 30, from "
-        f"{NOISE_LIMITS_DB[0]:g} to {NOISE_LIMITS_DB[1]:g}. The noise is white or pink, or from --noise_dir.",
+        "Lowest and highest ratio of speech to added noise in dB, such as 5 30, from -5 to 60. The noise is white or "
+        "pink, or from --noise_dir.",
     )
     noise_dir: str | None = option(None, "Folder of recordings of noise, for --noise_snr_db.")
     telephone_share: float = option(
         0.0,
-        f"Share of variants, from 0 to 1, over a telephone: {TELEPHONE_BAND_HZ[0]:g} to "
-        f"{TELEPHONE_BAND_HZ[1]:g} Hz, and A-law, mu-law or GSM.",
+        "Share of variants, from 0 to 1, over a telephone: 300 to 3400 Hz, and A-law, mu-law or GSM.",
     )
     codec_share: float = option(
         0.0,
         "Share of variants, from 0 to 1, after MP3, Opus or Vorbis at a low bit rate, or without high frequencies.",
     )
     gain_db: list[float] | None = option(
-        None,
-        "Lowest and highest gain in dB, such as -6 6, from "
-        f"{GAIN_LIMITS_DB[0]:g} to {GAIN_LIMITS_DB[1]:g}. Nothing is clipped.",
+        None, "Lowest and highest gain in dB, such as -6 6, from -20 to 20. Nothing is clipped."
     )
 
     def __post_init__(self):
@@ -117,14 +104,14 @@ class WaveformAugmentation:
         self._noise_files = recordings_below(self.noise_dir, "--noise_dir") if self.noise_dir is not None else ()
         self._room_files = recordings_below(self.room_dir, "--room_dir") if self.room_dir is not None else ()
 
-    def options(self) -> list[str]:
+    def waveform_options(self) -> list[str]:
         """Return the options given that change a recording."""
         return [f"--{name}" for name in (*RANGES, *SHARES) if getattr(self, name)]
 
     @cached_property
     def key(self) -> str:
         """Settings, and a digest of the files of noise and rooms: the same for the same sound."""
-        ranges = (None if getattr(self, name) is None else tuple(getattr(self, name)) for name in RANGES)
+        ranges = (getattr(self, name) and tuple(getattr(self, name)) for name in RANGES)
         settings: list[Any] = [VERSION, *ranges, _digest_of_files(self._noise_files)]
         if self.room_share:
             settings += ["rooms", self.room_share, REVERB_S, _digest_of_files(self._room_files)]
@@ -136,11 +123,13 @@ class WaveformAugmentation:
     def __call__(self, waveform: np.ndarray, sampling_rate: int, generator: np.random.Generator) -> np.ndarray:
         """Return a varied copy of a float32 waveform `(samples,)`; only a change of speed changes its length."""
         if self.speed is not None:
-            factor = _drawn(self.speed, generator)
-            faster = soxr.resample(waveform, sampling_rate * factor, sampling_rate)
+            faster = soxr.resample(waveform, sampling_rate * _drawn(self.speed, generator), sampling_rate)
             waveform = faster if len(faster) else waveform
         if self.room_share and generator.random() < self.room_share:
-            waveform = convolve(waveform, self._room(sampling_rate, generator))
+            response = self._room(sampling_rate, generator)
+            size = len(waveform) + len(response) - 1
+            heard = np.fft.irfft(np.fft.rfft(waveform, size) * np.fft.rfft(response, size), size)
+            waveform = heard[: len(waveform)]
         if self.noise_snr_db is not None:
             noise = self._noise(len(waveform), sampling_rate, generator)
             ratio = 10 ** (_drawn(self.noise_snr_db, generator) / 10)
@@ -173,8 +162,7 @@ class WaveformAugmentation:
 
 
 def _drawn(bounds: Sequence[float], generator: np.random.Generator) -> float:
-    lowest, highest = bounds
-    return float(generator.uniform(lowest, highest))
+    return generator.uniform(bounds[0], bounds[1])
 
 
 def simulated_room(reverb_s: float, sampling_rate: int, generator: np.random.Generator) -> np.ndarray:
@@ -184,12 +172,6 @@ def simulated_room(reverb_s: float, sampling_rate: int, generator: np.random.Gen
     tail[times < generator.uniform(*FIRST_REFLECTION_S)] = 0
     energy = 10 ** (-generator.uniform(*DIRECT_TO_REVERB_DB) / 10)
     return np.concatenate([[1.0], tail * math.sqrt(energy / np.square(tail).sum())])
-
-
-def convolve(waveform: np.ndarray, response: np.ndarray) -> np.ndarray:
-    """Return a waveform as heard through an impulse response, of its own length."""
-    size = len(waveform) + len(response) - 1
-    return np.fft.irfft(np.fft.rfft(waveform, size) * np.fft.rfft(response, size), size)[: len(waveform)]
 
 
 def through_telephone(waveform: np.ndarray, sampling_rate: int, generator: np.random.Generator) -> np.ndarray:
@@ -247,8 +229,7 @@ def pink(white: np.ndarray) -> np.ndarray:
 
 
 def _digest_of_files(files: Sequence[str]) -> str:
-    contents = sorted(hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files)
-    return hashlib.sha256("".join(contents).encode()).hexdigest()
+    return sha256_of("".join(sorted(map(sha256_of, files))).encode())
 
 
 @lru_cache(maxsize=FILES_KEPT)
@@ -257,12 +238,7 @@ def _load(path: str, sampling_rate: int) -> np.ndarray:
 
 
 def recordings_below(folder: str | Path, option: str) -> tuple[str, ...]:
-    """
-    Return all audio files below a folder, sorted.
-
-    Raises:
-        FileNotFoundError: it is no folder, or has no such file.
-    """
+    """Return all audio files below a folder, sorted. Raises FileNotFoundError where there are none."""
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"{option} {folder} is not a folder.")
     found = tuple(str(path) for path in sorted(Path(folder).rglob("*")) if is_audio(path))
@@ -284,30 +260,24 @@ class WaveformVariants:
 
     def keys(self, key: str) -> list[str]:
         """Return the cache keys of a recording's variants, given that of the recording."""
-        settings = (key, self.augmentation.key)
-        return [_digest([*settings, number])[:KEY_LENGTH] for number in range(self.count)]
+        return [_digest([key, self.augmentation.key, number])[:KEY_LENGTH] for number in range(self.count)]
 
     def add(self, sources: Sequence[Sequence[Any]], progress: bool = True, announce: bool = True) -> None:
         """Store what is missing of the variants of all examples that can be used; print what it costs, in one process."""
         encoder = ExampleEncoder(self.cache.processor, self.cache)
-        # Where each lies: recordings within a table are read again when they are encoded, not held.
-        places: dict[str, tuple[Sequence[Any], int, int]] = {}
-        for examples in sources:
-            for index in range(len(examples)):
-                for place, recording in enumerate(examples[index].recordings):
-                    with suppress(*EXAMPLE_ERRORS):
-                        places.setdefault(encoder.measure(recording)[0], (examples, index, place))
+        recordings = {key: read for examples in sources for key, read in encoder.recordings(examples).items()}
 
-        def vary(own_key: str, examples: Sequence[Any], index: int, place: int) -> np.ndarray:
-            waveform = self.cache.processor.load_audio(encoder.content(examples[index].recordings[place]))
+        def vary(own_key: str, read: Callable[[], Any]) -> np.ndarray:
             generator = np.random.default_rng(int(own_key, 16))
-            return self.augmentation(waveform, self.cache.processor.sampling_rate, generator)
+            return self.augmentation(
+                self.cache.processor.load_audio(read()), self.cache.processor.sampling_rate, generator
+            )
 
-        variants = {own: partial(vary, own, *place) for key, place in places.items() for own in self.keys(key)}
+        variants = {own: partial(vary, own, read) for key, read in recordings.items() for own in self.keys(key)}
         if announce:
             missing = sum(not self.cache.has(own) for own in variants)
             print(
-                f"Waveform augmentation: {self.count} variants of each of {len(places)} recordings are cached, "
+                f"Waveform augmentation: {self.count} variants of each of {len(recordings)} recordings are cached, "
                 f"{self.count + 1} times the cache; {missing} are encoded now."
             )
         self.cache.fill(variants, progress)
@@ -319,20 +289,19 @@ class WaveformVariants:
         Rows have `audio`, the keys of recordings that were added; and `input_ids` and `labels` where
         recordings have audio tokens in them. The `length` of each is that with its longest variants.
         """
-        keys = dict.fromkeys(key for audio in rows["audio"] for key in audio)
-        frames = {key: [self.cache.lengths(own) for own in (key, *self.keys(key))] for key in keys}
-        stack = self.cache.processor.stack_factor
-        slots = {key: [sum(-(-n // stack) for n in windows) for windows in each] for key, each in frames.items()}
         has_slots = "input_ids" in rows.column_names
-        sizes = slots if has_slots else {key: [sum(windows) for windows in each] for key, each in frames.items()}
-        lengths = [
-            length + sum(max(sizes[key]) - sizes[key][0] for key in audio)
-            for length, audio in zip(rows["length"], rows["audio"])
-        ]
+        table, longer = {}, {}
+        for key in dict.fromkeys(key for audio in rows["audio"] for key in audio):
+            own = [key, *self.keys(key)]
+            frames = [self.cache.lengths(each) for each in own]
+            slots = [sum(-(-length // self.cache.processor.stack_factor) for length in each) for each in frames]
+            table[key] = list(zip(own, slots))
+            sizes = slots if has_slots else list(map(sum, frames))
+            longer[key] = max(sizes) - sizes[0]
+        lengths = [size + sum(longer[key] for key in audio) for size, audio in zip(rows["length"], rows["audio"])]
         rows = rows.remove_columns("length").add_column("length", lengths)
-        table = {key: list(zip((key, *self.keys(key)), slots[key])) for key in keys}
         choice = VariantChoice(table, self.cache.processor.audio_token_id, seed)
-        columns = ["audio", *(("input_ids", "labels") if has_slots else ())]
+        columns = ["input_ids", "labels", "audio"] if has_slots else ["audio"]
         return rows.with_transform(choice, columns=columns, output_all_columns=True), choice
 
 
@@ -357,26 +326,21 @@ class VariantChoice(TrainerCallback):
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Return a batch of columns with the variants chosen, and their audio tokens and labels."""
-        if "input_ids" not in rows:
-            return {"audio": [[key for key, _ in self.choose([], audio)] for audio in rows["audio"]]}
-        varied: dict[str, list[Any]] = {"input_ids": [], "labels": [], "audio": []}
-        for input_ids, labels, audio in zip(rows["input_ids"], rows["labels"], rows["audio"]):
-            taken = self.choose(input_ids, audio)
-            new_ids, new_labels = resize_slots(input_ids, labels, self.slot_id, [slots for _, slots in taken])
-            varied["input_ids"].append(new_ids)
-            varied["labels"].append(new_labels)
-            varied["audio"].append([key for key, _ in taken])
+        varied: dict[str, list[Any]] = {name: [] for name in rows}
+        for number, audio in enumerate(rows["audio"]):
+            ids, labels = (rows[name][number] if name in rows else [] for name in ("input_ids", "labels"))
+            digest = _digest([self.seed, int(self.epoch), list(map(int, ids)), list(audio)])
+            generator = np.random.default_rng(int(digest, 16))
+            taken = [self.table[key][generator.integers(len(self.table[key]))] for key in audio]
+            new_ids, new_labels = resize_slots(ids, labels, self.slot_id, [slots for _, slots in taken])
+            new = {"input_ids": new_ids, "labels": new_labels, "audio": [key for key, _ in taken]}
+            for name, column in varied.items():
+                column.append(new[name])
         return varied
-
-    def choose(self, input_ids: Sequence[int], audio: Sequence[str]) -> list[tuple[str, int]]:
-        """Return (key, audio tokens) of what is chosen for each recording of a row."""
-        row = _digest([self.seed, int(self.epoch), list(map(int, input_ids)), list(audio)])
-        generator = np.random.default_rng(int(row, 16))
-        return [self.table[key][generator.integers(len(self.table[key]))] for key in audio]
 
 
 def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+    return sha256_of(json.dumps(value).encode())
 
 
 # ---- frames of the encoder, in the step ------------------------------------------------------------------------------
@@ -426,7 +390,6 @@ def _span(total: int, max_share: float) -> tuple[int, int]:
     return int(_uniform() * (total - size + 1)), size
 
 
-@dataclass(frozen=True)
 class BatchAugmentation:
     """
     Varies the encoder output of a batch, as [`AudioLlmCollator`] makes it with a cache.
@@ -435,31 +398,22 @@ class BatchAugmentation:
     happens in the step, not in the collator, which works ahead: a resumed run would draw other numbers.
     """
 
-    features: FeatureAugmentation
-    slot_id: int  # of an audio token
-    stack_factor: int
-    pad_id: int
-
-    @classmethod
-    def of(cls, processor: AudioLlmProcessor, features: FeatureAugmentation | None = None) -> "BatchAugmentation":
-        """Return the augmentation of batches for a processor's model, by default masks and tempo."""
-        pad_id = processor.tokenizer.pad_token_id
-        return cls(features or FeatureAugmentation(), processor.audio_token_id, processor.stack_factor, pad_id)
+    def __init__(self, processor: AudioLlmProcessor, features: FeatureAugmentation | None = None):
+        self.processor, self.features = processor, features or FeatureAugmentation()
 
     def __call__(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return a varied copy of a batch; one without `encoded_audio` comes back as it is."""
         if batch.get("encoded_audio") is None:
             return batch
-        device = batch["encoded_audio"].device
         lengths = batch["encoded_audio_lengths"].tolist()
         windows = iter([window[:length] for window, length in zip(batch["encoded_audio"], lengths)])
-        if "input_ids" not in batch:  # of stage align: clips of one window
-            clips = pad_windows([self.features(window, True) for window in windows])
-            return {**batch, **{name: tensor.to(device) for name, tensor in clips.items()}}
-        ids, labels, varied = [], [], []
-        for row_ids, row_labels in unpadded(batch):
+        varied: list[torch.Tensor] = []
+        rows = unpadded(batch) if "input_ids" in batch else []
+        if not rows:  # of stage align: clips of one window
+            varied = [self.features(window, True) for window in windows]
+        for index, (ids, labels) in enumerate(rows):
             new_runs = []
-            for slots in slot_runs(row_ids, self.slot_id):
+            for slots in slot_runs(ids, self.processor.audio_token_id):
                 recording = []
                 while slots > 0:
                     recording.append(next(windows))
@@ -467,12 +421,12 @@ class BatchAugmentation:
                 # Only a recording of one window may change its length: others would no longer fit theirs.
                 recording = [self.features(window, len(recording) == 1) for window in recording]
                 new_runs.append(sum(map(self._slots, recording)))
-                varied.extend(recording)
-            new_ids, new_labels = resize_slots(row_ids, row_labels, self.slot_id, new_runs)
-            ids.append(new_ids)
-            labels.append(new_labels)
-        padded = {**pad_rows(ids, labels, self.pad_id), **pad_windows(varied)}
-        return {**batch, **{name: tensor.to(device) for name, tensor in padded.items()}}
+                varied += recording
+            rows[index] = resize_slots(ids, labels, self.processor.audio_token_id, new_runs)
+        padded = pad_windows(varied)
+        if rows:
+            padded |= pad_rows(rows, self.processor.tokenizer.pad_token_id)
+        return {**batch, **{name: tensor.to(batch["encoded_audio"].device) for name, tensor in padded.items()}}
 
     def _slots(self, window: torch.Tensor) -> int:
-        return -(-len(window) // self.stack_factor)
+        return -(-len(window) // self.processor.stack_factor)

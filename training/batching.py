@@ -40,10 +40,7 @@ class BudgetBatchSampler(Sampler[list[int]]):
 
     With several processes, each takes every n-th batch. Where their number does not divide, the batches of the last
     step are split, so that each process gets one and the step still holds the same rows. `lengths` are the tokens of each
-    row; `current_epoch` tells which epoch begins.
-
-    Raises:
-        ValueError: there are no rows, or one does not fit into any batch.
+    row; `current_epoch` tells which epoch begins. Raises ValueError where a row does not fit, or there is none.
     """
 
     def __init__(
@@ -92,16 +89,13 @@ class BudgetBatchSampler(Sampler[list[int]]):
             return batches
         if sum(map(len, batches[-remainder:])) < self.num_processes:
             # Those with the most rows are the ones that can be split.
-            largest_first = sorted(range(len(batches)), key=lambda index: -len(batches[index]))
-            split = set(largest_first[:remainder])
-            batches = [batch for index, batch in enumerate(batches) if index not in split] + [
-                batches[index] for index in sorted(split)
-            ]
+            largest = sorted(batches, key=len)[-remainder:]
+            batches = [batch for batch in batches if batch not in largest] + largest
         kept, last = batches[:-remainder], batches[-remainder:]
         while len(last) < self.num_processes and max(map(len, last)) > 1:
-            largest = max(range(len(last)), key=lambda index: len(last[index]))
-            middle = len(last[largest]) // 2
-            last[largest : largest + 1] = [last[largest][:middle], last[largest][middle:]]
+            place = max(range(len(last)), key=lambda index: len(last[index]))
+            middle = len(last[place]) // 2
+            last[place : place + 1] = [last[place][:middle], last[place][middle:]]
         return kept + last
 
 

@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .arguments import TrainingError
 
-#: Written last by the Trainer, so that a checkpoint that has it is complete.
-TRAINER_STATE_FILE = "trainer_state.json"
 #: One for each rank, written beside optimizer and schedule.
 RANDOM_STATE_FILES = "rng_state*.pth"
 #: Says whose checkpoints a folder holds.
@@ -89,13 +88,12 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     """
     Return the newest complete checkpoint of a run, or None.
 
-    Folders without a readable `trainer_state.json` (the run was killed while it wrote them) are skipped, and so are
-    those of `--save_only_model`.
+    Skipped are those without a whole `trainer_state.json`, which comes last, and those of `--save_only_model`.
     """
     checkpoints = []
     for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         try:
-            step = json.loads((folder / TRAINER_STATE_FILE).read_text())["global_step"]
+            step = json.loads((folder / TRAINER_STATE_NAME).read_text())["global_step"]
         except (OSError, ValueError, KeyError, TypeError):  # missing, cut off, or not what a Trainer writes
             continue
         if any(folder.glob(RANDOM_STATE_FILES)):
@@ -105,7 +103,7 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
 
 def resumed_step(checkpoint: str | bool | None) -> int | None:
     """Return the step of a checkpoint that a run resumes from; None without one."""
-    state = Path(checkpoint) / TRAINER_STATE_FILE if isinstance(checkpoint, str) else None
+    state = Path(checkpoint) / TRAINER_STATE_NAME if isinstance(checkpoint, str) else None
     return json.loads(state.read_text())["global_step"] if state is not None and state.is_file() else None
 
 
@@ -113,8 +111,7 @@ def claim_folder(output_dir: str | Path, identity: dict[str, str]) -> None:
     """
     Record which run a folder's checkpoints belong to: the options that a resumed run must share, such as the stage.
 
-    Raises:
-        TrainingError: it holds checkpoints of a run with another identity.
+    Raises TrainingError where it holds checkpoints of another.
     """
     file = Path(output_dir) / STAGE_FILE
     try:

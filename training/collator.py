@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from audiollm.processing import AudioLlmProcessor
 from audiollm.processing.conversations import IGNORED_LABEL, as_recordings
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from .feature_cache import FeatureCache, FeatureStore
+from .feature_cache import FeatureCache
 
 
 @dataclass
@@ -51,19 +52,10 @@ class ConversationCollator:
 
 @dataclass
 class AudioLlmCollator:
-    """
-    Pads rows of [`build_dataset`] on the right and brings in their audio, from the cache or encoded in the step.
-
-    Of a [`FeatureCache`] only what reads it is kept: workers of the DataLoader are sent the collator, and must not be sent
-    the model.
-    """
+    """Pads rows of [`build_dataset`] on the right and brings in their audio, from the cache or encoded in the step."""
 
     processor: AudioLlmProcessor
-    cache: FeatureStore | None = None
-
-    def __post_init__(self):
-        if isinstance(self.cache, FeatureCache):
-            self.cache = self.cache.store
+    cache: FeatureCache | None = None
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """
@@ -72,34 +64,26 @@ class AudioLlmCollator:
             `(windows, max_frames, d_model)` with `encoded_audio_lengths` `(windows,)`, or `input_features` and
             `input_features_mask`.
         """
-        batch = pad_rows(
-            [row["input_ids"] for row in rows],
-            [row["labels"] for row in rows],
-            self.processor.tokenizer.pad_token_id,
-        )
+        encoded = [(row["input_ids"], row["labels"]) for row in rows]
+        batch = pad_rows(encoded, self.processor.tokenizer.pad_token_id)
         recordings = [recording for row in rows for recording in row["audio"]]
-        if not recordings:
-            return batch
-        if self.cache is not None:
-            return {**batch, **load_encoded_audio(self.cache, recordings)}
-        return {**batch, **self.processor.batch_features([self.processor.load_audio(path) for path in recordings])}
+        return {**batch, **self.audio_inputs(recordings)} if recordings else batch
+
+    def audio_inputs(self, recordings: Sequence[Any]) -> dict[str, torch.Tensor]:
+        """Return what the model is given of recordings: encoder frames as [`pad_windows`] pads them, or features."""
+        if self.cache is None:
+            return self.processor.batch_features([self.processor.load_audio(path) for path in recordings])
+        return pad_windows([window for key in recordings for window in cached_windows(self.cache, key)])
 
 
-def pad_rows(
-    input_ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], pad_id: int
-) -> dict[str, torch.Tensor]:
-    """Return `input_ids`, `attention_mask` and `labels` `(batch, length)` of rows of ids, padded on the right."""
-    length = max(map(len, input_ids))
-    batch = {
-        "input_ids": torch.full((len(input_ids), length), pad_id),
-        "attention_mask": torch.zeros(len(input_ids), length, dtype=torch.long),
-        "labels": torch.full((len(input_ids), length), IGNORED_LABEL),
+def pad_rows(rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int) -> dict[str, torch.Tensor]:
+    """Return `input_ids`, `attention_mask` and `labels` `(batch, length)` of (ids, labels), padded on the right."""
+    ids, labels = ([torch.tensor(each, dtype=torch.long) for each in column] for column in zip(*rows))
+    return {
+        "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad_id),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED_LABEL),
     }
-    for index, (row, row_labels) in enumerate(zip(input_ids, labels)):
-        batch["input_ids"][index, : len(row)] = torch.tensor(row)
-        batch["attention_mask"][index, : len(row)] = 1
-        batch["labels"][index, : len(row)] = torch.tensor(row_labels)
-    return batch
 
 
 def unpadded(batch: dict[str, torch.Tensor]) -> list[tuple[list[int], list[int]]]:
@@ -119,22 +103,13 @@ def resize_slots(
 ) -> tuple[list[int], list[int]]:
     """Return token ids and labels with each run of audio tokens, in reading order, made `num_slots[i]` long."""
     counts = iter(num_slots)
-    new_ids: list[int] = []
-    new_labels: list[int] = []
-    previous = None
-    for token_id, label in zip(input_ids, labels):
-        if token_id != slot_id:
-            new_ids.append(token_id)
-            new_labels.append(label)
-        elif previous != slot_id:
-            count = next(counts)
-            new_ids.extend([slot_id] * count)
-            new_labels.extend([IGNORED_LABEL] * count)
-        previous = token_id
-    return new_ids, new_labels
+    pairs: list[tuple[int, int]] = []
+    for is_slot, run in groupby(zip(input_ids, labels), key=lambda pair: pair[0] == slot_id):
+        pairs += [(slot_id, IGNORED_LABEL)] * next(counts) if is_slot else run
+    return [token_id for token_id, _ in pairs], [label for _, label in pairs]
 
 
-def cached_windows(cache: FeatureStore, key: str) -> list[torch.Tensor]:
+def cached_windows(cache: FeatureCache, key: str) -> list[torch.Tensor]:
     """Return the encoder frames of one recording, a tensor `(frames, d_model)` per window."""
     frames, lengths = cache.load(key)
     return list(frames.split(lengths.tolist()))
@@ -143,24 +118,18 @@ def cached_windows(cache: FeatureStore, key: str) -> list[torch.Tensor]:
 def pad_windows(windows: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return `encoded_audio` `(windows, max_frames, d_model)`, padded with zeros, and `encoded_audio_lengths`."""
     return {
-        "encoded_audio": torch.nn.utils.rnn.pad_sequence(list(windows), batch_first=True),
+        "encoded_audio": pad_sequence(list(windows), batch_first=True),
         "encoded_audio_lengths": torch.tensor([len(window) for window in windows]),
     }
-
-
-def load_encoded_audio(cache: FeatureStore, keys: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Load the encoder frames of several recordings, as [`pad_windows`] gives them."""
-    return pad_windows([window for key in keys for window in cached_windows(cache, key)])
 
 
 def pack_batch(batch: dict[str, Any], flash: bool = False) -> dict[str, Any]:
     """
     Return a batch of [`AudioLlmCollator`] in one row without padding: `(1, tokens)`, and no attention mask.
 
-    Each example attends to itself alone; transformers knows this by position ids that start over. It saves time with flash
-    attention; other kernels compute the whole row's attention before masking it. Augmentation comes before: it changes
-    lengths, so transformers' `DataCollatorWithFlattening` would be too early. `flash` adds the lengths that flash
-    attention would otherwise work out in every layer.
+    Each example attends to itself alone, by position ids that start over. With flash attention this saves time; `flash`
+    adds the lengths that it needs. It comes after augmentation, which changes lengths, so that transformers'
+    `DataCollatorWithFlattening` would be too early.
     """
     mask = batch["attention_mask"].bool()
     positions = mask.long().cumsum(dim=1) - 1

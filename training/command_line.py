@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +68,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[Any, ...]:
         raise ValueError(f"--stage is {stage!r}; expected one of {', '.join(STAGE_OPTIONS)}.")
     if chosen.stage not in (None, stage):
         raise ValueError(f"--stage {chosen.stage} contradicts the recipe {path}, which is of stage {stage}.")
-    groups = option_groups(stage)
     wants_help = "-h" in arguments or "--help" in arguments
     # Help without a stage shows the options of them all.
-    shown = all_option_groups() if wants_help and chosen.stage is None and chosen.config is None else groups
+    shows_all = wants_help and chosen.stage is None and chosen.config is None
+    shown = option_groups(STAGE_OPTIONS if shows_all else [stage])
     parser = OptionParser(
         shown,  # type: ignore[arg-type]  # transformers types dataclasses as a NewType of its own, which none is
         prog="audiollm train",
@@ -89,18 +89,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[Any, ...]:
             "them all."
         )
     by_type = {type(each): each for each in parsed}
-    return tuple(by_type[group] for group in groups)
+    groups = ModelArguments, DataArguments, AudioLlmTrainingArguments, StageArguments, STAGE_OPTIONS[stage]
+    return tuple(by_type[group] for group in groups if group is not None)
 
 
-def option_groups(stage: str) -> list[type]:
-    """Return the dataclasses whose fields are a stage's options."""
-    own = STAGE_OPTIONS[stage]
-    return [ModelArguments, DataArguments, AudioLlmTrainingArguments, StageArguments, *([own] if own else [])]
-
-
-def all_option_groups() -> list[type]:
-    """Return those of all stages, in the order of the help."""
-    own = [group for group in STAGE_OPTIONS.values() if group is not None]
+def option_groups(stages: Iterable[str]) -> list[type]:
+    """Return the dataclasses whose fields are the options of these stages, in the order of the help."""
+    own = [options for stage in stages if (options := STAGE_OPTIONS[stage]) is not None]
     return [StageArguments, ModelArguments, DataArguments, *own, AudioLlmTrainingArguments]
 
 

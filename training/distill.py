@@ -5,7 +5,6 @@ The teacher is the same model with LoRA off; `<audio>` in its prompt is replaced
 responses. Ultravox is trained like this (Fixie AI 2024); the loss is that of Hinton et al. 2015 (arXiv:1503.02531).
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 import datasets
 import torch
-from audiollm.command_line.files import Journal
+from audiollm.command_line.files import Journal, sha256_of
 from audiollm.command_line.option_parser import option
 from audiollm.corpora.audio_rows import answer_problems, read_audio_rows
 from audiollm.corpora.examples import Example
@@ -26,9 +25,8 @@ from audiollm.processing import AudioLlmProcessor
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER, IGNORED_LABEL, ConversationError
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import TrainerCallback
 
-from .arguments import AudioLlmTrainingArguments, DataArguments, TrainingError
+from .arguments import DataArguments, TrainingError
 from .collator import AudioLlmCollator, pad_rows
 from .feature_cache import FeatureCache
 from .preparing import Prepared
@@ -66,19 +64,10 @@ class DistillArguments:
 
 
 @dataclass(frozen=True)
-class DistillExample:
-    """A prompt about recordings, with what is said in them."""
+class DistillExample(Example):
+    """A prompt about recordings, with what is said in them; without a response, the teacher writes it."""
 
-    text: str  # holds one `<audio>` per recording
-    audio_paths: tuple[str, ...]
-    transcripts: tuple[str, ...]  # one per recording
-    response: str | None = None  # None: the teacher writes it
-    index: int = 0  # place in the file it came from, counting from 0
-
-    @property
-    def recordings(self) -> tuple[str, ...]:
-        """Return the recording of each `<audio>`, in reading order."""
-        return self.audio_paths
+    transcripts: tuple[str, ...] = ()  # one per recording
 
     @property
     def teacher_text(self) -> str:
@@ -96,8 +85,7 @@ def read_distill_examples(
     Args:
         source: a JSON list, JSON Lines, or the rows themselves; `transcripts` is one text or a list, one per recording.
         audio_dir: folder that relative audio paths start from; the file's own by default.
-        response_is_transcript: rows of one recording that have no transcripts take their response for it. A response
-            may be anything, so this is not guessed.
+        response_is_transcript: rows of one recording that have no transcripts take their response for it.
 
     Raises:
         FileNotFoundError: no such file or folder.
@@ -113,8 +101,8 @@ def read_distill_examples(
     examples = []
     for row in rows:
         fields = completed({**row.fields, "audio_paths": row.audio_paths})
-        transcripts = tuple(as_list(fields["transcripts"]))
-        examples.append(DistillExample(row.text, row.audio_paths, transcripts, fields.get("response"), row.index))
+        response, transcripts = fields.get("response") or "", tuple(as_list(fields["transcripts"]))
+        examples.append(DistillExample(row.text, row.audio_paths, response, row.index, transcripts))
     return examples
 
 
@@ -152,15 +140,14 @@ def write_teacher_answers(
     printed by index: half an answer, taken for a whole one, teaches to stop in the middle.
     """
     conditions = [model.config.base_fingerprint, str(processor.chat_template), max_answer_tokens]
-    named = [json.dumps([each.teacher_text, *conditions], sort_keys=True).encode() for each in examples]
-    keys = [hashlib.sha256(name).hexdigest() for name in named]
-    missing = [n for n, each in enumerate(examples) if each.response is None]
+    keys = [sha256_of(json.dumps([each.teacher_text, *conditions], sort_keys=True).encode()) for each in examples]
+    missing = [n for n, each in enumerate(examples) if not each.response]
     missing.sort(key=lambda n: len(examples[n].teacher_text))
     journal = Journal(file)
     known = {line.entry["key"]: line.entry for line in journal.lines() if line.entry is not None}
     batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
-    teacher = Generator(model, processor)
     to_write = [batch for batch in batches if any(keys[n] not in known for n in batch)]
+    teacher = Generator(model, processor)
     for batch in tqdm(to_write, desc="Teacher's answers", unit="batch", disable=not progress or not to_write):
         prompts = [[{"role": "user", "content": examples[n].teacher_text}] for n in batch]
         with without_learning(model):
@@ -170,19 +157,15 @@ def write_teacher_answers(
         ]
         journal.append(lines)
         known.update(zip((keys[n] for n in batch), lines))
-    complete, cut = [], []
-    for n, example in enumerate(examples):
-        if example.response is None and not known[keys[n]]["ended"]:
-            cut.append(example.index)
-        else:
-            response = known[keys[n]]["response"] if example.response is None else example.response
-            complete.append(replace(example, response=response))
+    written = {n: known[keys[n]] for n in sorted(missing)}
+    cut = [examples[n].index for n, line in written.items() if not line["ended"]]
     if cut:
         print(
             f"The teacher's answers to {len(cut)} of {len(missing)} prompts do not end within --max_answer_tokens "
             f"{max_answer_tokens}; they are left out: rows {cut}."
         )
-    return complete
+    complete = [n for n in range(len(examples)) if n not in written or written[n]["ended"]]
+    return [replace(examples[n], response=written[n]["response"]) if n in written else examples[n] for n in complete]
 
 
 # -------------------------------------------------------------------------------------------------------------- training
@@ -194,16 +177,14 @@ def build_distill_dataset(
     """
     Return [`build_dataset`] of the audio rows, with `teacher_input_ids` and `teacher_labels` beside it.
 
-    Raises:
-        ExamplesError: a recording cannot be used, or an example cannot be shown as a conversation; all are listed.
-        ConversationError: an answer has other tokens after the transcript than after the audio; it is named.
+    Raises ExamplesError as it does, and ConversationError for an answer of other tokens after the transcript.
     """
-    heard = [Example(each.text, each.audio_paths, str(each.response), each.index) for each in examples]
-    read = [Example(each.teacher_text, (), str(each.response), each.index) for each in examples]
-    dataset = build_dataset(heard, processor, cache, progress=progress)
+    read = [replace(each, text=each.teacher_text, audio_paths=()) for each in examples]
+    dataset = build_dataset(examples, processor, cache, progress=progress)
     teacher = build_dataset(read, processor, None, progress=False)
     for example, labels, teacher_labels in zip(examples, dataset["labels"], teacher["labels"]):
-        if _learned(labels) != _learned(teacher_labels):
+        learned, same = ([one for one in each if one != IGNORED_LABEL] for each in (labels, teacher_labels))
+        if learned != same:
             raise ConversationError(
                 f"Example {example.index}: the response is not the same tokens after the transcript as after the "
                 "audio, so that teacher and student cannot be compared. Pass another chat_template."
@@ -213,20 +194,13 @@ def build_distill_dataset(
     return datasets.concatenate_datasets([dataset, teacher], axis=1)
 
 
-def _learned(labels: Sequence[int]) -> list[int]:
-    return [label for label in labels if label != IGNORED_LABEL]
-
-
 class DistillCollator(AudioLlmCollator):
     """Pads rows of [`build_distill_dataset`]: the audio rows as [`AudioLlmCollator`] does, and the teacher's."""
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return the batch of [`AudioLlmCollator`], and `teacher_input_ids`, `teacher_attention_mask`, `teacher_labels`."""
-        teacher = pad_rows(
-            [row["teacher_input_ids"] for row in rows],
-            [row["teacher_labels"] for row in rows],
-            self.processor.tokenizer.pad_token_id,
-        )
+        encoded = [(row["teacher_input_ids"], row["teacher_labels"]) for row in rows]
+        teacher = pad_rows(encoded, self.processor.tokenizer.pad_token_id)
         return {**super().__call__(rows), **{f"teacher_{name}": value for name, value in teacher.items()}}
 
 
@@ -265,9 +239,8 @@ class DistillTrainer(AnswerTrainer):
         return (loss, {}) if return_outputs else loss
 
 
-def open_data(data_arguments: DataArguments, own_arguments: DistillArguments | None):
+def open_data(data_arguments: DataArguments, own: DistillArguments) -> list[Any]:
     """Return examples of prompt, audio and transcript, and held-out ones."""
-    own = own_arguments or DistillArguments()
     paths, folder = (data_arguments.data_path[0], data_arguments.eval_data_path), data_arguments.audio_dir
     return [path and read_distill_examples(path, folder, own.response_is_transcript) for path in paths]
 
@@ -276,38 +249,26 @@ def build(
     prepared: Prepared,
     examples: Sequence[DistillExample],
     held_out: Sequence[DistillExample] | None,
-    training_arguments: AudioLlmTrainingArguments,
-    own_arguments: DistillArguments | None = None,
-    callbacks: Sequence[TrainerCallback] = (),
+    own: DistillArguments,
 ) -> DistillTrainer:
-    """
-    Return the Trainer of this stage; the teacher first writes what responses are missing, into the output folder.
-
-    Raises:
-        TrainingError: no example is left to train on.
-    """
-    own = own_arguments or DistillArguments()
-    model, processor, cache = prepared.model, prepared.processor, prepared.cache
-    progress, batch_size = not training_arguments.disable_tqdm, training_arguments.per_device_eval_batch_size
-    file = Path(str(training_arguments.output_dir)) / TEACHER_ANSWERS_FILE
+    """Return the Trainer of this stage; the teacher first writes missing responses, into the output folder."""
+    arguments, processor, cache = prepared.arguments, prepared.processor, prepared.cache
+    file, size = Path(str(arguments.output_dir)) / TEACHER_ANSWERS_FILE, arguments.per_device_eval_batch_size
 
     def dataset(chosen: Sequence[DistillExample]) -> datasets.Dataset:
         # In distributed training the first process writes, and the others find it written.
-        with training_arguments.main_process_first(desc="the teacher's answers"):
+        with arguments.main_process_first(desc="the teacher's answers"):
             complete = write_teacher_answers(
-                model, processor, chosen, file, own.max_answer_tokens, batch_size, progress
+                prepared.model, processor, chosen, file, own.max_answer_tokens, size, prepared.progress
             )
         if not complete:
             raise TrainingError("No example is left to distil from: give responses, or a higher --max_answer_tokens.")
-        return build_distill_dataset(complete, processor, cache, progress)
+        return build_distill_dataset(complete, processor, cache, prepared.progress)
 
     return DistillTrainer(
-        model=model,
-        args=training_arguments,
+        **prepared.for_trainer(),
         train_dataset=dataset(examples),
-        eval_dataset=None if held_out is None else dataset(held_out),
+        eval_dataset=held_out and dataset(held_out),
         data_collator=DistillCollator(processor, cache),
-        processing_class=processor,
-        callbacks=list(callbacks),
         distillation=own,
     )

@@ -9,26 +9,26 @@ import hashlib
 import json
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from itertools import cycle, islice
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object
-from audiollm.command_line.files import written
+from audiollm.command_line.files import write_whole
 from audiollm.corpora.normalisers import has_words
 from audiollm.evaluation.generating import swapped, transcript_bound
 from audiollm.evaluation.word_error import score_word_error
 from audiollm.inference.answer_ends import generate_to_ends
 from audiollm.processing import AudioLlmProcessor
 from audiollm.processing.conversations import IGNORED_LABEL
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, Trainer
 
 from .arguments import WORD_ERROR, AudioLlmTrainingArguments, TrainingError
 from .batching import ENCODER_FRAMES_PER_SECOND
-from .collator import load_encoded_audio, resize_slots, slot_runs
+from .collator import AudioLlmCollator, resize_slots, slot_runs
 from .feature_cache import FeatureCache
+from .trainer import without_learning
 
 SAMPLES_FILE = "eval_samples.jsonl"
 CONSOLE_WIDTH = 100  # characters
@@ -43,16 +43,6 @@ class Question:
     audio: list[Any]  # the recordings of the prompt, as the data set names them, in reading order
     reference: str  # the answer as text
     num_answer_tokens: int
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One scored answer; `wrong_audio_hypothesis` is None where there is no control."""
-
-    row: int
-    reference: str
-    hypothesis: str
-    wrong_audio_hypothesis: str | None
 
 
 def cut_at_answer(input_ids: Sequence[int], labels: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -89,10 +79,9 @@ def questions(
 
 class ListeningEvaluation:
     """
-    Answers held-out questions and scores the answers; each of several ranks generates its share.
+    Answers held-out questions, and as a control the same about other recordings, and scores the answers.
 
-    The cache is the one that the questions' data set was built with. `max_new_tokens` bounds each answer; the bound that
-    follows from recording and reference may be lower.
+    Each of several ranks generates its share. The cache is the one that the questions' data set was built with.
     """
 
     def __init__(
@@ -100,101 +89,80 @@ class ListeningEvaluation:
         held_out: Sequence[Question],
         processor: AudioLlmProcessor,
         cache: FeatureCache | None,
-        samples_shown: int,
-        max_new_tokens: int,
-        batch_size: int,
-        normaliser: str = "english",
+        arguments: AudioLlmTrainingArguments,
     ):
         self.questions = list(held_out)
-        self.processor = processor
-        self.cache = cache
-        self.samples_shown = samples_shown
-        self.max_new_tokens = max_new_tokens
-        self.batch_size = batch_size
-        self.normaliser = normaliser
-        recordings = {identity(one): one for question in self.questions for one in question.audio}
-        #: Another recording for each, by its identity, or None where there is no other.
-        self.wrong = dict(zip(recordings, swapped(list(recordings.values())))) if len(recordings) > 1 else None
+        self.processor, self.arguments = processor, arguments
+        self.collator = AudioLlmCollator(processor, cache)
+        self.control: list[Question] = []
+        slot_id = processor.audio_token_id
+        recordings = {
+            identity(one): (one, slots)
+            for question in held_out
+            for one, slots in zip(question.audio, slot_runs(question.prompt_ids, slot_id))
+        }
+        if len(recordings) > 1:
+            other = dict(zip(recordings, swapped(list(recordings.values()))))
+            for question in held_out:
+                audio, slots = zip(*(other[identity(one)] for one in question.audio))
+                ids, _ = resize_slots(question.prompt_ids, question.prompt_ids, slot_id, slots)
+                self.control.append(replace(question, prompt_ids=ids, audio=list(audio)))
 
     def __call__(self, trainer: Trainer) -> dict[str, float]:
         """Return `word_error` and, with two recordings or more, `wrong_audio_word_error`; write the samples."""
-        model, world = trainer.model, trainer.accelerator
-        heard = self.answers(model, world.process_index, world.num_processes)
-        control = self.answers(model, world.process_index, world.num_processes, self.wrong) if self.wrong else None
         references = [question.reference for question in self.questions]
-        scores = {"word_error": score_word_error(references, heard, self.normaliser).word_error}
-        if control is not None:
-            scores["wrong_audio_word_error"] = score_word_error(references, control, self.normaliser).word_error
+        asked = {"word_error": self.questions, "wrong_audio_word_error": self.control}
+        said = {name: self.answers(trainer.model, some) for name, some in asked.items() if some}
+        scores = {
+            name: score_word_error(references, answers, self.arguments.eval_normaliser).word_error
+            for name, answers in said.items()
+        }
         if trainer.is_world_process_zero():
-            others: Sequence[str | None] = control or [None] * len(heard)
-            said = zip(self.questions, heard, others)
-            samples = [Sample(question.row, question.reference, own, other) for question, own, other in said]
+            heard, control = said["word_error"], said.get("wrong_audio_word_error", [None] * len(references))
+            rows = zip(self.questions, heard, control)
+            samples = [
+                {"row": each.row, "reference": each.reference, "hypothesis": own, "wrong_audio_hypothesis": wrong}
+                for each, own, wrong in rows
+            ]
             step = trainer.state.global_step
             write_samples(Path(str(trainer.args.output_dir)) / SAMPLES_FILE, step, samples)
-            if self.samples_shown:
-                print_samples(step, scores, samples[: self.samples_shown])
+            if self.arguments.eval_samples_shown:
+                print_samples(step, scores, samples[: self.arguments.eval_samples_shown])
         return scores
 
-    def answers(self, model, rank: int = 0, ranks: int = 1, instead: dict[str, Any] | None = None) -> list[str]:
-        """Return the answer to every question, on every rank the same; `instead` names other recordings to play."""
-        # Like lengths together; dealt round, and filled up so that every rank makes as many calls.
-        order = sorted(range(len(self.questions)), key=lambda index: len(self.questions[index].prompt_ids))
-        share = share_of(order, rank, ranks)
+    def answers(self, model, asked: Sequence[Question]) -> list[str]:
+        """Return the answer to every question, on every rank the same."""
+        state, size = PartialState(), self.arguments.per_device_eval_batch_size
+        # Like lengths together, and on every rank as many calls.
+        order = sorted(range(len(asked)), key=lambda index: len(asked[index].prompt_ids))
         said: list[tuple[int, str]] = []
-        was_training = model.training
-        model.eval()
-        try:
-            for start in range(0, len(share), self.batch_size):
-                chosen = share[start : start + self.batch_size]
-                said += zip(chosen, self._generate(model, chosen, instead, synced=ranks > 1))
-        finally:
-            model.train(was_training)
-        texts = dict(gather_object(said) if ranks > 1 else said)
-        return [texts[index] for index in range(len(self.questions))]
+        with state.split_between_processes(order, apply_padding=True) as share, without_learning(model):
+            for start in range(0, len(share), size):
+                chosen = share[start : start + size]
+                answers = self._generate(model, [asked[index] for index in chosen], synced=state.num_processes > 1)
+                said += zip(chosen, answers)
+        texts = dict(gather_object(said))
+        return [texts[index] for index in range(len(asked))]
 
-    @torch.no_grad()
-    def _generate(self, model, chosen: list[int], instead: dict[str, Any] | None, synced: bool) -> list[str]:
-        prompts, recordings, bounds = [], [], []
-        for index in chosen:
-            question = self.questions[index]
-            prompt = question.prompt_ids
-            audio = question.audio
-            if instead is not None:
-                audio = [instead[identity(one)] for one in audio]
-                slots = [self._num_slots(one) for one in audio]
-                prompt, _ = resize_slots(prompt, prompt, self.processor.audio_token_id, slots)
-            prompts.append(prompt)
-            recordings.extend(audio)
-            bounds.append(self._bound(prompt, question))
+    def _generate(self, model, asked: Sequence[Question], synced: bool) -> list[str]:
         inputs = self.processor.tokenizer.pad(
-            {"input_ids": prompts}, padding=True, padding_side="left", return_tensors="pt"
+            {"input_ids": [question.prompt_ids for question in asked]},
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
         )
-        if self.cache is not None:
-            inputs.update(load_encoded_audio(self.cache, recordings))
-        else:
-            inputs.update(self.processor.batch_features([self.processor.load_audio(path) for path in recordings]))
+        inputs.update(self.collator.audio_inputs([one for question in asked for one in question.audio]))
+        bounds = list(map(self._bound, asked))
         options: dict[str, Any] = {"do_sample": False, "num_beams": 1, "use_cache": True, "synced_gpus": synced}
         said = generate_to_ends(model, inputs.to(model.device), bounds, max_new_tokens=max(bounds), **options)
         return [text.strip() for text in self.processor.batch_decode(said, skip_special_tokens=True)]
 
-    def _bound(self, prompt: Sequence[int], question: Question) -> int:
+    def _bound(self, question: Question) -> int:
         """Return a bound on new tokens: as many as the recordings could hold, or twice those of the reference."""
-        slots = prompt.count(self.processor.audio_token_id)
+        slots = question.prompt_ids.count(self.processor.audio_token_id)
         seconds = slots * self.processor.stack_factor / ENCODER_FRAMES_PER_SECOND
-        spoken = transcript_bound(seconds, "en" if self.normaliser == "english" else None)
-        return min(self.max_new_tokens, max(spoken, 2 * question.num_answer_tokens))
-
-    def _num_slots(self, recording: Any) -> int:
-        if self.cache is None:
-            return self.processor.num_audio_slots(len(self.processor.load_audio(recording)))
-        stack = self.processor.stack_factor
-        return sum(-(-length // stack) for length in self.cache.lengths(recording))
-
-
-def share_of(order: list[int], rank: int, ranks: int) -> list[int]:
-    """Return the share of one of several ranks, each as long as the others; some items may be taken twice."""
-    share = order[rank::ranks]
-    return share + list(islice(cycle(order), -(-len(order) // ranks) - len(share)))
+        spoken = transcript_bound(seconds, "en" if self.arguments.eval_normaliser == "english" else None)
+        return min(self.arguments.eval_max_new_tokens, max(spoken, 2 * question.num_answer_tokens))
 
 
 def identity(recording: Any) -> str:
@@ -204,21 +172,20 @@ def identity(recording: Any) -> str:
     return str(recording["path"]) if recording["bytes"] is None else hashlib.sha256(recording["bytes"]).hexdigest()
 
 
-def write_samples(path: Path, step: int, samples: Sequence[Sample]) -> None:
+def write_samples(path: Path, step: int, samples: Sequence[dict[str, Any]]) -> None:
     """Add a step's samples to a JSON Lines file, in place of what an earlier run wrote of this step and later ones."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     kept = [line for line in lines if json.loads(line)["step"] < step]
-    new = [json.dumps({"step": step, **asdict(sample)}, ensure_ascii=False) for sample in samples]
-    with written(path) as stream:
-        stream.write("".join(f"{line}\n" for line in [*kept, *new]))
+    new = [json.dumps({"step": step, **sample}, ensure_ascii=False) for sample in samples]
+    write_whole(path, "".join(f"{line}\n" for line in [*kept, *new]))
 
 
-def print_samples(step: int, scores: dict[str, float], samples: Sequence[Sample]) -> None:
+def print_samples(step: int, scores: dict[str, float], samples: Sequence[dict[str, Any]]) -> None:
     """Print an evaluation's metrics, and samples with the reference above the hypothesis."""
     metrics = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in scores.items())
     print(f"Evaluation at step {step}: {metrics}")
     for sample in samples:
-        for name, value in (("reference", sample.reference), ("heard", sample.hypothesis)):
+        for name, value in (("reference", sample["reference"]), ("heard", sample["hypothesis"])):
             print(f"  {name:>9} | {textwrap.shorten(value, CONSOLE_WIDTH, placeholder=' …')}")
 
 
@@ -243,8 +210,7 @@ def listening_evaluation(
     """
     Return the evaluation that the options ask for, or None without held-out rows that word error can be scored on.
 
-    Raises:
-        TrainingError: there are none, but the best checkpoint is to be kept by word error.
+    Raises TrainingError where the best checkpoint is to be kept by it.
     """
     if rows is None:
         return None
@@ -258,18 +224,4 @@ def listening_evaluation(
         return None
     if arguments.should_log:
         print(f"Evaluation: word error on {len(held_out)} held-out rows that have a recording; the loss on all rows.")
-    return ListeningEvaluation(
-        held_out,
-        processor,
-        cache,
-        samples_shown=arguments.eval_samples_shown,
-        max_new_tokens=arguments.eval_max_new_tokens,
-        batch_size=arguments.per_device_eval_batch_size,
-        normaliser=arguments.eval_normaliser,
-    )
-
-
-def early_stopping(arguments: AudioLlmTrainingArguments) -> list[TrainerCallback]:
-    """Return the callback that `--early_stopping_patience` asks for."""
-    patience = arguments.early_stopping_patience
-    return [] if patience is None else [PatienceCallback(early_stopping_patience=patience)]
+    return ListeningEvaluation(held_out, processor, cache, arguments)

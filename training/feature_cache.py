@@ -6,12 +6,10 @@ of the encoder's fingerprint, and shared by epochs, runs and evaluation. With ti
 float32; with large-v3-turbo an hour takes 461 MB in bfloat16.
 """
 
-import hashlib
 import json
 import multiprocessing
 import os
 from collections.abc import Iterable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ import torch
 from accelerate import PartialState
 from audiollm.base_models import audiollm_cache_dir
 from audiollm.checkpoints import fingerprint
-from audiollm.command_line.files import check_writable, naming_the_disk, written
+from audiollm.command_line.files import check_writable, naming_the_disk, sha256_of, write_whole
 from audiollm.command_line.interruption import interruptible
 from audiollm.command_line.machine import worker_processes
 from safetensors import SafetensorError, safe_open
@@ -38,11 +36,38 @@ BYTES_PER_MB = 1_000_000
 RECORDINGS_PER_PROCESS = 8
 
 
-class FeatureStore:
-    """A folder of encoder frames to read, without model or processor, so that it is cheap to send to other processes."""
+class FeatureCache:
+    """
+    A folder of encoder frames, one safetensors file per recording.
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    Files appear whole or not at all, so runs may share a folder, and a run that is killed loses only the recording it was
+    at. Each recording is encoded by itself: its features do not depend on which others were missing.
+
+    Args:
+        folder: where to keep them; `features` in AudioLLM's cache folder by default. It must be writable.
+        model: the [`AudioLlmForConditionalGeneration`] whose encoder is used.
+        processor: its processor.
+        processes: how many decode, and on a CPU also encode; by default as many as suit this machine.
+    """
+
+    def __init__(self, model, processor, folder: str | os.PathLike | None = None, processes: int | None = None):
+        self.model = model
+        self.processor = processor
+        self.processes = worker_processes() if processes is None else processes
+        tower, extractor = model.model.audio_tower, processor.feature_extractor.to_dict()
+        settings = {
+            "version": FORMAT_VERSION,
+            "encoder": fingerprint(tower.state_dict()),
+            "dtype": str(tower.dtype),
+            "feature_extractor": {name: extractor[name] for name in extractor if name not in NOT_OF_THE_FEATURES},
+        }
+        encoder_key = sha256_of(json.dumps(settings, sort_keys=True, default=str).encode())[:KEY_LENGTH]
+        root = audiollm_cache_dir() / "features" if folder is None else Path(folder)
+        self.folder = check_writable(root / encoder_key)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what reads the folder: the DataLoader's workers must not be sent the model."""
+        return {"folder": self.folder}
 
     def path(self, key: str) -> Path:
         """Return the file of a key; they are spread over 256 folders."""
@@ -59,8 +84,7 @@ class FeatureStore:
         """
         Return the frames `(total_frames, d_model)` of a recording's windows, one after the other, and each one's number.
 
-        Raises:
-            KeyError: the key was never computed, or its file is damaged.
+        Raises KeyError where the key was never computed, or its file is damaged.
         """
         frames, lengths = self._read(key, "frames", "lengths")
         return frames, lengths
@@ -72,9 +96,8 @@ class FeatureStore:
     def has(self, key: str) -> bool:
         """Return whether a key's features are there and readable."""
         try:
-            with safe_open(self.path(key), framework="pt") as file:
-                return {"frames", "lengths"} <= set(file.keys())
-        except (FileNotFoundError, SafetensorError):
+            return bool(self.lengths(key))
+        except KeyError:
             return False
 
     def size_bytes(self) -> int:
@@ -85,48 +108,6 @@ class FeatureStore:
         """Return a line with size and place."""
         return f"Feature cache: {self.size_bytes() / BYTES_PER_MB:.0f} MB in {self.folder}."
 
-
-class FeatureCache(FeatureStore):
-    """
-    A folder of encoder frames, one safetensors file per recording.
-
-    Files appear whole or not at all, so runs may share a folder, and a run that is killed loses only the recording it was
-    at. Each recording is encoded by itself: its features do not depend on which others were missing.
-
-    Args:
-        folder: where to keep them; `features` in AudioLLM's cache folder by default.
-        model: the [`AudioLlmForConditionalGeneration`] whose encoder is used.
-        processor: its processor.
-        processes: how many decode, and on a CPU also encode; by default as many as suit this machine.
-
-    Raises:
-        OSError: the folder cannot be made or written to.
-    """
-
-    def __init__(self, model, processor, folder: str | os.PathLike | None = None, processes: int | None = None):
-        self.model = model
-        self.processor = processor
-        self.processes = worker_processes() if processes is None else processes
-        tower = model.model.audio_tower
-        settings = {
-            "version": FORMAT_VERSION,
-            "encoder": fingerprint(tower.state_dict()),
-            "dtype": str(tower.dtype),
-            "feature_extractor": {
-                name: value
-                for name, value in processor.feature_extractor.to_dict().items()
-                if name not in NOT_OF_THE_FEATURES
-            },
-        }
-        encoder_key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
-        root = Path(folder) if folder is not None else audiollm_cache_dir() / "features"
-        super().__init__(check_writable(root / encoder_key[:KEY_LENGTH]))
-
-    @property
-    def store(self) -> FeatureStore:
-        """A reader of this folder."""
-        return FeatureStore(self.folder)
-
     def key(self, recording: Any) -> str:
         """
         Return a hash of the file's bytes, or of a waveform's samples.
@@ -135,21 +116,16 @@ class FeatureCache(FeatureStore):
         """
         if isinstance(recording, dict):
             recording = recording["bytes"] if recording.get("bytes") is not None else recording["path"]
-        digest = hashlib.sha256()
-        if isinstance(recording, (str, os.PathLike)):
-            digest.update(Path(recording).read_bytes())
-        elif isinstance(recording, (bytes, bytearray)):
-            digest.update(recording)
-        else:
-            digest.update(b"waveform")
-            digest.update(np.ascontiguousarray(recording, dtype=np.float32).tobytes())
-        return digest.hexdigest()[:KEY_LENGTH]
+        if not isinstance(recording, (str, os.PathLike, bytes, bytearray)):
+            recording = b"waveform" + np.ascontiguousarray(recording, dtype=np.float32).tobytes()
+        return sha256_of(recording)[:KEY_LENGTH]
 
     def compute(self, recording: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode one recording; the result is as [`load`] gives it."""
         return self._encode(self._features(recording))
 
     def _features(self, recording: Any) -> dict[str, torch.Tensor]:
+        recording = recording() if callable(recording) else recording
         return self.processor.batch_features([self.processor.load_audio(recording)])
 
     @torch.no_grad()
@@ -164,12 +140,7 @@ class FeatureCache(FeatureStore):
         return torch.cat(frames), torch.tensor(lengths)
 
     def add(self, recordings: Iterable[Any], progress: bool = True) -> list[str]:
-        """
-        Compute and store what is missing, and return the keys; several processes share the work, and wait for each other.
-
-        Raises:
-            AudioError, FileNotFoundError: a recording cannot be used.
-        """
+        """Store what is missing, and return the keys; several processes share the work, and wait for each other."""
         recordings = list(recordings)
         keys = [self.key(recording) for recording in recordings]
         self.fill(dict(zip(keys, recordings)), progress)
@@ -191,22 +162,21 @@ class FeatureCache(FeatureStore):
         processes = min(self.processes, len(recordings) // RECORDINGS_PER_PROCESS)
         if processes == 1 or multiprocessing.current_process().daemon:  # which may start none
             processes = 0
-        loader = DataLoader(
+        loader: DataLoader = DataLoader(
             _Recordings(self, recordings),
             batch_size=None,
-            collate_fn=_unchanged,
             num_workers=processes,
             multiprocessing_context="fork" if processes else None,  # they share the model's memory
             in_order=False,  # a process whose core is busy gets less to do
             generator=torch.Generator(),  # not torch's own, from which training draws
         )
-        silent = not progress or not recordings
-        bar = partial(tqdm, total=len(recordings), desc="Encoding audio", unit="clip", disable=silent)
-        for key, features in bar(interruptible(loader)):
-            if features is None:  # raises here what was raised there
-                features = self._features(_made(recordings[key]))
-            if features:
-                self._store(key, *self._encode(features))
+        progress = progress and bool(recordings)
+        bar = tqdm(
+            interruptible(loader), total=len(recordings), desc="Encoding audio", unit="clip", disable=not progress
+        )
+        for key, features in bar:
+            if features is not None or not self.has(key):
+                self._store(key, *self._encode(features or self._features(recordings[key])))
 
     def add_one(self, recording: Any) -> str:
         """Store one recording, in this process alone, and return its key."""
@@ -216,12 +186,12 @@ class FeatureCache(FeatureStore):
         return key
 
     def _store(self, key: str, frames: torch.Tensor, lengths: torch.Tensor) -> None:
-        with naming_the_disk(self.folder), written(self.path(key), "wb") as file:
-            file.write(save({"frames": frames.contiguous(), "lengths": lengths}))
+        with naming_the_disk(self.folder):
+            write_whole(self.path(key), save({"frames": frames.contiguous(), "lengths": lengths}))
 
 
 class _Recordings(Dataset):
-    """Items are (key, encoder input), or (key, {}) once stored, as on a CPU, or (key, None) where that failed."""
+    """Items are (key, encoder input), or (key, None) once stored, as on a CPU, or where that failed."""
 
     def __init__(self, cache: FeatureCache, recordings: Mapping[str, Any]):
         self.cache = cache
@@ -233,18 +203,10 @@ class _Recordings(Dataset):
     def __getitem__(self, index: int) -> tuple[str, dict[str, torch.Tensor] | None]:
         key, recording = self.recordings[index]
         try:
-            features = self.cache._features(_made(recording))
-            if self.cache.model.model.audio_tower.device.type == "cpu":
-                self.cache._store(key, *self.cache._encode(features))
-                return key, {}
-            return key, features
+            features = self.cache._features(recording)
+            if self.cache.model.model.audio_tower.device.type != "cpu":
+                return key, features
+            self.cache._store(key, *self.cache._encode(features))
         except Exception:  # whatever it is: the main process tries again, and its error is the one that is raised
-            return key, None
-
-
-def _made(recording: Any) -> Any:
-    return recording() if callable(recording) else recording
-
-
-def _unchanged(item: Any) -> Any:
-    return item
+            pass
+        return key, None

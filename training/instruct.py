@@ -11,6 +11,7 @@ from typing import Any
 from audiollm.corpora.sources import StreamedRows, parse_source, read_sources, settle_problems
 
 from .arguments import DataArguments
+from .batching import BatchBudget
 from .collator import AudioLlmCollator
 from .preparing import Prepared
 from .rows import ExampleEncoder, StreamedExamples, build_mixture
@@ -28,20 +29,17 @@ class InstructData:
     def __len__(self) -> int:
         return sum(map(len, self.sources))
 
-    def dataset(
-        self, encoder: ExampleEncoder, seed: int, progress: bool = True, process_index: int = 0, num_processes: int = 1
-    ) -> Any:
+    def dataset(self, prepared: Prepared, budget: BatchBudget | None = None) -> Any:
         """
-        Return the rows, mixed by the seed; of a stream, those of one of several processes.
+        Return the rows, which have to fit into a budget, mixed by the seed; of a stream, those of this process.
 
-        Raises:
-            ExamplesError: there are bad examples and they are not to be left out, or there are no others.
+        Raises ExamplesError as [`build_mixture`].
         """
+        arguments, encoder = prepared.arguments, ExampleEncoder(prepared.processor, prepared.cache, budget)
+        mixed = self.sources, encoder, self.weights, sampling_seed(arguments), self.skip_bad
         if isinstance(self.sources[0], StreamedRows):
-            return StreamedExamples(
-                self.sources, encoder, self.weights, seed, self.skip_bad, process_index, num_processes
-            )
-        return build_mixture(self.sources, encoder, self.weights, seed, self.skip_bad, progress)
+            return StreamedExamples(*mixed, arguments.process_index, arguments.world_size)
+        return build_mixture(*mixed, prepared.progress)
 
 
 def open_training_data(arguments: DataArguments) -> InstructData:
@@ -50,8 +48,7 @@ def open_training_data(arguments: DataArguments) -> InstructData:
 
     Raises:
         ExamplesError: a source cannot be read, or has bad examples and they are not to be left out; all are listed.
-        FileNotFoundError: a source is not there.
-        ValueError: a source is of a kind that cannot be read so.
+        FileNotFoundError, ValueError: a source is not there, or cannot be read so.
     """
     if not arguments.streaming:
         return _open_whole(arguments.data_path, arguments, arguments.data_weights)
@@ -74,25 +71,18 @@ def _open_whole(paths: Sequence[str], arguments: DataArguments, weights: Sequenc
     return InstructData(sources, weights, skip_bad)
 
 
-def open_data(data_arguments: DataArguments, own_arguments: None) -> tuple[InstructData, InstructData | None]:
+def open_data(data_arguments: DataArguments, own: None) -> tuple[InstructData, InstructData | None]:
     """Return examples of prompt, audio and response, and held-out ones."""
     return open_training_data(data_arguments), open_held_out_data(data_arguments)
 
 
-def build(prepared: Prepared, examples, held_out, training_arguments, own_arguments, callbacks) -> AudioLlmTrainer:
+def build(prepared: Prepared, examples: InstructData, held_out: InstructData | None, own: None) -> AudioLlmTrainer:
     """Return the Trainer of projector and LoRA, by cross-entropy on the responses."""
-    processor, cache = prepared.processor, prepared.cache
-    budget = training_arguments.batch_budget(packed=training_arguments.packing)
-    seed = sampling_seed(training_arguments)
-    progress = not training_arguments.disable_tqdm
-    processes = training_arguments.process_index, training_arguments.world_size
+    budget = prepared.arguments.batch_budget(packed=prepared.arguments.packing)
     return AudioLlmTrainer(
-        model=prepared.model,
-        args=training_arguments,
-        train_dataset=examples.dataset(ExampleEncoder(processor, cache, budget), seed, progress, *processes),
-        eval_dataset=None if held_out is None else held_out.dataset(ExampleEncoder(processor, cache), seed, progress),
-        data_collator=AudioLlmCollator(processor, cache),
-        processing_class=processor,
+        **prepared.for_trainer(),
+        train_dataset=examples.dataset(prepared, budget),
+        eval_dataset=held_out and held_out.dataset(prepared),
+        data_collator=AudioLlmCollator(prepared.processor, prepared.cache),
         budget=budget,
-        callbacks=callbacks,
     )

@@ -9,9 +9,9 @@ arXiv:2511.03310 and arXiv:2604.08384, fit models to do this; here nothing is fi
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from safetensors.numpy import load_file, save_file
 from tqdm.auto import tqdm
 
 from .arguments import TrainingError
-from .collator import pad_windows
 from .feature_cache import FeatureCache
 
 #: Beside the checkpoint that it was collected with.
@@ -32,8 +31,8 @@ BANK_FILE = "posterior_bank.safetensors"
 FORMAT_VERSION = 1
 #: Classes kept of each slot; what they leave of its probability counts as spread over the whole lexicon.
 TOP_CLASSES = 8
-#: Slots that go through the readout at once, and slots that a bank holds at most (13 hours at 80 ms, 20 MB).
-SLOTS_PER_BATCH, MAX_SLOTS = 2048, 600_000
+#: Slots that a bank holds at most: 13 hours at 80 ms, 20 MB.
+MAX_SLOTS = 600_000
 #: A clip of which CTC hears less than this share of the pieces does not say its transcript.
 LEAST_HEARD = 0.2
 #: A class seen n times is drawn from other classes' runs as often as if those had been so many of its own.
@@ -58,29 +57,36 @@ class SpokenText:
 
     def __init__(self, tokenizer, token_ids: Sequence[int]):
         self.lexicon = SpokenLexicon(tokenizer, token_ids)
-        self._words: dict[str, tuple[list[int], bool]] = {}
+        self._classes = lru_cache(maxsize=None)(self.lexicon.encode)  # of a word
 
     def encode(self, text: str) -> tuple[list[int], list[bool]]:
         """Return the classes of a text in its spoken form, and which of them begin a word."""
-        classes: list[int] = []
-        begins: list[bool] = []
-        for word in spoken_form(text).split():
-            pieces, _ = self._word(word)
-            classes += pieces
-            begins += [index == 0 for index in range(len(pieces))]
-        return classes, begins
+        words = [self._classes(word) for word in spoken_form(text).split()]
+        return [one for word in words for one in word], [index == 0 for word in words for index in range(len(word))]
 
     def unspeakable(self, text: str) -> list[str]:
         """Return words that the lexicon has no letter of, or not all: of a word with figures, whose reading is not known."""
-        return [word for word in spoken_form(text).split() if not self._word(word)[1]]
+        return [word for word in spoken_form(text).split() if not self._is_said(word)]
 
-    def _word(self, word: str) -> tuple[list[int], bool]:
-        """Return a word's classes, and whether they say it."""
-        if word not in self._words:
-            classes = self.lexicon.encode(word)
-            said = self.lexicon.decode(classes)
-            self._words[word] = classes, said == word if any(map(str.isdigit, word)) else bool(said)
-        return self._words[word]
+    def _is_said(self, word: str) -> bool:
+        said = self.lexicon.decode(self._classes(word))
+        return said == word if any(map(str.isdigit, word)) else bool(said)
+
+
+def elements(classes: Sequence[int], begins: Sequence[bool], num_pieces: int) -> np.ndarray:
+    """
+    Return the gaps and pieces of a text in turn, which are the states of its CTC alignment, `(4, 2 * pieces + 1)`.
+
+    Rows are the kind of run, the class before, the own class and the class after; 0 is none.
+    """
+    gaps = [LEADING, *(BETWEEN if first else WITHIN for first in begins[1:]), TRAILING]
+    padded = np.pad(np.asarray(classes, dtype=np.int64), 1)
+    found = np.zeros((4, 2 * len(classes) + 1), dtype=np.int64)
+    kind, previous, own, following = found
+    kind[0::2], kind[1::2], own[1::2] = np.add(gaps, num_pieces), classes, classes
+    previous[0::2], following[0::2] = padded[:-1], padded[1:]
+    previous[1::2], following[1::2] = padded[:-2], padded[2:]
+    return found
 
 
 @dataclass
@@ -103,6 +109,7 @@ class PosteriorBank:
         self.num_pieces = len(self.token_ids)
         self._first_run = np.concatenate([[0], np.cumsum(self.counts)])
         self._first_slot = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
+        self._pause = self._first_run[self.num_pieces + PAUSE]
         of_pieces = np.arange(len(self.counts)) <= self.num_pieces
         lendable = self.correct * of_pieces
         if not lendable.any():
@@ -120,15 +127,9 @@ class PosteriorBank:
         pieces = slice(1, self.num_pieces + 1)
         return 1 - self.correct[pieces].sum() / self.counts[pieces].sum()
 
-    def gap_kind(self, gap: int) -> int:
-        """Return the kind of runs that a gap is drawn from."""
-        return self.num_pieces + gap
-
     def expected_slots(self, classes: Sequence[int], begins: Sequence[bool]) -> float:
         """Return the audio tokens that a text takes on average."""
-        gaps = [self.gap_kind(BETWEEN if first else WITHIN) for first in begins[1:]]
-        ends = [self.gap_kind(LEADING), self.gap_kind(TRAILING)]
-        return float(self.mean_lengths[[*classes, *gaps, *ends]].sum())
+        return float(self.mean_lengths[elements(classes, begins, self.num_pieces)[0]].sum())
 
     def simulate(
         self, texts: Sequence[tuple[Sequence[int], Sequence[bool]]], errors: float, random: np.random.Generator
@@ -141,15 +142,14 @@ class PosteriorBank:
             errors: misheard runs in proportion to those of the bank: 0 for none, 1 for as many.
 
         Returns:
-            Classes `(slots, TOP_CLASSES)` and their posteriors, float32, of all texts one after the other; and how many
-            slots each text has.
+            Classes and posteriors `(slots, TOP_CLASSES)` of all texts one after the other, and the slots of each.
         """
-        rows = [self._elements(classes, begins) for classes, begins in texts]
+        rows = [elements(classes, begins, self.num_pieces) for classes, begins in texts]
         kind, previous, self_class, following = np.concatenate(rows, axis=1)
         runs = self._draw(kind, self_class, errors, random)
         lengths = self.lengths[runs].astype(np.int64)
         apart = (self_class == 0) & (previous == following) & (previous != BLANK) & (lengths == 0)
-        runs[apart] = self._first_run[self.gap_kind(PAUSE)]
+        runs[apart] = self._pause
         lengths[apart] = 1
 
         element = np.repeat(np.arange(len(runs)), lengths)
@@ -161,17 +161,6 @@ class PosteriorBank:
         sizes = np.array([row.shape[1] for row in rows])
         slots_of_text = np.add.reduceat(lengths, np.cumsum(sizes) - sizes)
         return ids, self.weights[slots].astype(np.float32), slots_of_text
-
-    def _elements(self, classes: Sequence[int], begins: Sequence[bool]) -> np.ndarray:
-        """Return gaps and pieces in turn: kind, class before, own class, class after `(4, 2 * pieces + 1)`; 0 is none."""
-        gaps = [LEADING, *(BETWEEN if first else WITHIN for first in begins[1:]), TRAILING]
-        padded = np.pad(np.asarray(classes, dtype=np.int64), 1)
-        elements = np.zeros((4, 2 * len(classes) + 1), dtype=np.int64)
-        kind, previous, own, following = elements
-        kind[0::2], kind[1::2], own[1::2] = np.add(gaps, self.num_pieces), classes, classes
-        previous[0::2], following[0::2] = padded[:-1], padded[1:]
-        previous[1::2], following[1::2] = padded[:-2], padded[2:]
-        return elements
 
     def _draw(self, kind: np.ndarray, own: np.ndarray, errors: float, random: np.random.Generator) -> np.ndarray:
         """Return a run for each element; rare pieces, and those never heard correctly, borrow runs of other pieces."""
@@ -186,7 +175,7 @@ class PosteriorBank:
         chosen = np.floor(random.random(len(kind)) * pool).astype(np.int64)
         runs = self._first_run[kind] + chosen + np.where(is_wrong, correct, 0)
         # A gap of a kind that no clip has, or none without an error.
-        return np.where(pool > 0, runs, self._first_run[self.gap_kind(PAUSE)])
+        return np.where(pool > 0, runs, self._pause)
 
     def save(self, file: str | Path) -> None:
         """Write the arrays as safetensors, and what is known of them as JSON beside it."""
@@ -239,29 +228,13 @@ class PosteriorBank:
 # ----------------------------------------------------------------------------------------------------------- collecting
 
 
-def _batches(clips: Iterable[tuple[torch.Tensor, str]], stack_factor: int) -> Iterator[list[tuple[torch.Tensor, str]]]:
-    batch: list[tuple[torch.Tensor, str]] = []
-    longest = 0
-    for frames, text in clips:
-        longest = max(longest, len(frames))
-        if batch and (len(batch) + 1) * longest > SLOTS_PER_BATCH * stack_factor:
-            yield batch
-            batch, longest = [], len(frames)
-        batch.append((frames, text))
-    if batch:
-        yield batch
-
-
 class PosteriorCollector:
     """Collects runs of clips, in the order in which they are met."""
 
     def __init__(self, num_pieces: int):
         self.num_pieces = num_pieces
-        self.ids: list[np.ndarray] = []
-        self.weights: list[np.ndarray] = []
-        self.kinds: list[int] = []
-        self.lengths: list[int] = []
-        self.correct: list[bool] = []
+        #: Kind, whether it is heard correctly, classes and posteriors of each run.
+        self.runs: list[tuple[int, bool, np.ndarray, np.ndarray]] = []
         self.clips = self.slots = 0
 
     def add(self, log_probabilities: torch.Tensor, classes: Sequence[int], begins: Sequence[bool]) -> bool:
@@ -270,75 +243,45 @@ class PosteriorCollector:
         if states is None:
             return False
         top = log_probabilities.exp().topk(min(TOP_CLASSES, log_probabilities.shape[1]), dim=1)
-        weights, ids = top.values.cpu().numpy(), top.indices.cpu().numpy()
-        padded = np.pad(np.asarray(classes), 1)
-        target = states // 2
-        is_piece = states % 2 == 1
-        own = np.where(is_piece, padded[target + 1], -1)
-        # Of a piece and of a gap alike, `target` pieces come before.
-        previous = padded[target]
-        following = padded[target + 1 + is_piece]
-        coded = ids.copy()
+        width = (0, 0), (0, TOP_CLASSES - top.indices.shape[1])
+        weights, ids = (np.pad(each.cpu().numpy(), width) for each in (top.values, top.indices))
+        kinds, previous, own, following = elements(classes, begins, self.num_pieces)
+        coded = ids.astype(np.int32)
         for code, values in ((NEXT, following), (PREVIOUS, previous), (OWN, own)):
-            coded = np.where((ids == values[:, None]) & (ids != BLANK), self.num_pieces + code, coded)
-        lengths = np.bincount(states, minlength=2 * len(classes) + 1)
-        ends = np.cumsum(lengths)
-        correct = [
-            self._is_correct(coded[start:end], weights[start:end], state % 2 == 1)
-            for state, (start, end) in enumerate(pairwise([0, *ends.tolist()]))
-        ]
-        if sum(correct[1::2]) < LEAST_HEARD * len(classes):
+            coded[(ids == values[states, None]) & (ids != BLANK)] = self.num_pieces + code
+        correct = self._are_correct(coded, weights, states, len(kinds))
+        if correct[1::2].sum() < LEAST_HEARD * len(classes):
             return False
-        gaps = [LEADING, *(BETWEEN if first else WITHIN for first in begins[1:]), TRAILING]
-        for state, length in enumerate(lengths.tolist()):
-            self.kinds.append(classes[state // 2] if state % 2 else self.num_pieces + gaps[state // 2])
-            self.lengths.append(length)
-        self.correct += correct
-        self.ids.append(coded)
-        self.weights.append(weights.astype(np.float16))
+        ends = np.bincount(states, minlength=len(kinds)).cumsum()[:-1]
+        parts = np.split(coded, ends), np.split(weights.astype(np.float16), ends)
+        self.runs += zip(kinds.tolist(), correct.tolist(), *parts)
         self.clips += 1
         self.slots += len(states)
         return True
 
-    def _is_correct(self, coded: np.ndarray, weights: np.ndarray, is_piece: bool) -> bool:
-        """Return whether a run is heard as its piece, or its gap as nothing, wherever it is put."""
-        if not len(coded):
-            return not is_piece
+    def _are_correct(self, coded: np.ndarray, weights: np.ndarray, states: np.ndarray, num_runs: int) -> np.ndarray:
+        """Return which runs are heard as their piece, once, or as nothing in a gap, wherever they are put."""
         # Where neighbours, or a confusion that is one, come together, they must not outweigh the first.
         relative = coded > self.num_pieces
         rivals = np.where(relative, weights, 0)[:, 1:].sum(axis=1)
         rivals += np.where(relative, 0, weights)[:, 1:].max(axis=1, initial=0)
-        if not (weights[:, 0] > rivals + np.finfo(np.float16).eps).all():
-            return False
-        said = coded[:, 0]
-        if not is_piece:
-            return bool((said == BLANK).all())
-        is_own = said == self.num_pieces + OWN
-        stretches = np.diff(np.pad(is_own.astype(np.int8), 1)) == 1
-        return bool((is_own | (said == BLANK)).all()) and int(stretches.sum()) == 1
+        is_own, is_piece = coded[:, 0] == self.num_pieces + OWN, states % 2 == 1
+        fits = (weights[:, 0] > rivals + np.finfo(np.float16).eps) & (is_own & is_piece | (coded[:, 0] == BLANK))
+        begun = is_own & (~np.roll(is_own, 1) | (np.diff(states, prepend=-1) > 0))
+        wrong, times_said = (np.bincount(states, weights=each, minlength=num_runs) for each in (~fits, begun))
+        return (wrong == 0) & (times_said == np.arange(num_runs) % 2)
 
     def bank(self, token_ids: Sequence[int], facts: dict[str, Any]) -> PosteriorBank:
         """Return all runs in order of kind, correct ones first, and a pause."""
         num_kinds = 1 + self.num_pieces + NUM_GAP_KINDS
-        pause_ids, pause_weights = np.zeros((2, 1, TOP_CLASSES))
-        pause_weights[0, 0] = 1
-        width = TOP_CLASSES
-        ids = [np.pad(one, ((0, 0), (0, width - one.shape[1]))) for one in [*self.ids, pause_ids]]
-        weights = [np.pad(one, ((0, 0), (0, width - one.shape[1]))) for one in [*self.weights, pause_weights]]
-        kinds = np.array([*self.kinds, self.num_pieces + PAUSE])
-        lengths = np.array([*self.lengths, 1])
-        correct = np.array([*self.correct, True])
-        order = np.lexsort((~correct, kinds))
-        first = np.cumsum(lengths) - lengths
-        sorted_lengths = lengths[order]
-        starts = first[order] - (np.cumsum(sorted_lengths) - sorted_lengths)
-        slots = np.arange(lengths.sum()) + np.repeat(starts, sorted_lengths)
+        pause = self.num_pieces + PAUSE, True, np.zeros((1, TOP_CLASSES), np.int32), np.eye(1, TOP_CLASSES)
+        kinds, correct, ids, weights = zip(*sorted([*self.runs, pause], key=lambda run: (run[0], not run[1])))
         top = self.num_pieces + NEXT
         return PosteriorBank(
             token_ids=np.asarray(token_ids, dtype=np.int32),
-            ids=np.concatenate(ids)[slots].astype(np.uint16 if top <= np.iinfo(np.uint16).max else np.int32),
-            weights=np.concatenate(weights)[slots].astype(np.float16),
-            lengths=sorted_lengths.astype(np.uint16),
+            ids=np.concatenate(ids).astype(np.uint16 if top <= np.iinfo(np.uint16).max else np.int32),
+            weights=np.concatenate(weights).astype(np.float16),
+            lengths=np.array([len(each) for each in ids], dtype=np.uint16),
             counts=np.bincount(kinds, minlength=num_kinds),
             correct=np.bincount(kinds, weights=correct, minlength=num_kinds).astype(np.int64),
             facts=facts,
@@ -346,29 +289,34 @@ class PosteriorCollector:
 
 
 @torch.no_grad()
-def collect_posteriors(model, tokenizer, clips: Iterable[tuple[torch.Tensor, str]]) -> PosteriorBank:
+def collect_posteriors(
+    model, cache: FeatureCache, clips: Sequence[tuple[str, str]], progress: bool = True
+) -> PosteriorBank:
     """
     Collect a bank from recordings whose transcripts are known, until `MAX_SLOTS` audio tokens are read.
 
     Args:
         model: an [`AudioLlmForConditionalGeneration`] whose projector has an aligned readout of pieces.
-        tokenizer: the language model's.
-        clips: encoder frames `(frames, d_model)` of one window each, and what is said in it.
+        cache: holds the clips' encoder output.
+        clips: (cache key, transcript), in any order; those of several windows are left out.
 
     Raises:
         TrainingError: no clip can be aligned.
     """
     token_ids = model.model.multi_modal_projector.readout.lexicon.bool().nonzero().flatten().tolist()
-    text = SpokenText(tokenizer, token_ids)
+    text = SpokenText(cache.processor.tokenizer, token_ids)
     collected = PosteriorCollector(len(token_ids))
-    left_out = 0
-    stack_factor = model.config.stack_factor
-    for batch in _batches(clips, stack_factor):
-        padded = {name: value.to(model.device) for name, value in pad_windows([frames for frames, _ in batch]).items()}
-        counts = [-(-len(frames) // stack_factor) for frames, _ in batch]
-        for scores, (_, transcript) in zip(slot_log_probabilities(model, **padded, counts=counts), batch):
-            classes, begins = text.encode(transcript)
-            left_out += not (classes and collected.add(scores, classes, begins))
+    left_out, stack_factor = 0, model.config.stack_factor
+    order = np.random.default_rng(0).permutation(len(clips)).tolist()
+    for index in tqdm(order, desc="Collecting posteriors", unit="clip", disable=not progress):
+        key, transcript = clips[index]
+        frames, lengths = (each.to(model.device) for each in cache.load(key))
+        if len(lengths) > 1:
+            continue
+        classes, begins = text.encode(transcript)
+        counts = [-(-len(frames) // stack_factor)]
+        (scores,) = slot_log_probabilities(model, frames[None].float(), lengths, counts)
+        left_out += not (classes and collected.add(scores, classes, begins))
         if collected.slots >= MAX_SLOTS:
             break
     if not collected.clips:
@@ -378,22 +326,6 @@ def collect_posteriors(model, tokenizer, clips: Iterable[tuple[torch.Tensor, str
         )
     facts = {"clips": collected.clips, "clips_left_out": left_out, "stack_factor": stack_factor}
     return collected.bank(token_ids, facts)
-
-
-def collect_from_cache(
-    model, cache: FeatureCache, clips: Sequence[tuple[str, str]], progress: bool = True
-) -> PosteriorBank:
-    """Collect a bank as [`collect_posteriors`] does, from (cache key, transcript) of clips, in an order that is drawn."""
-
-    def of_one_window() -> Iterator[tuple[torch.Tensor, str]]:
-        order = np.random.default_rng(0).permutation(len(clips)).tolist()
-        for index in tqdm(order, desc="Collecting posteriors", unit="clip", disable=not progress):
-            key, transcript = clips[index]
-            frames, lengths = cache.load(key)
-            if len(lengths) == 1:
-                yield frames.float(), transcript
-
-    return collect_posteriors(model, cache.processor.tokenizer, of_one_window())
 
 
 # --------------------------------------------------------------------------------------------------------- as embeddings

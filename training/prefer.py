@@ -21,9 +21,8 @@ from audiollm.processing import AudioLlmProcessor
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import TrainerCallback
 
-from .arguments import AudioLlmTrainingArguments, DataArguments, set_trainable
+from .arguments import DataArguments, set_trainable
 from .collator import AudioLlmCollator
 from .feature_cache import FeatureCache
 from .preparing import Prepared
@@ -52,9 +51,7 @@ def read_preference_examples(source: Any, audio_dir: str | os.PathLike[str] | No
     """
     Read rows `{"text", "audio_paths", "chosen", "rejected"}`: a JSON list, JSON Lines, or the rows themselves.
 
-    Raises:
-        FileNotFoundError: no such file or folder.
-        ExamplesError: rows are malformed, or chosen and rejected are the same; all are listed, by index.
+    Raises FileNotFoundError, and ExamplesError with all malformed rows, by index.
     """
     return read_audio_rows(source, audio_dir, ANSWERS, problems_of=_problems)
 
@@ -72,27 +69,18 @@ def build_preference_dataset(
     progress: bool = True,
 ) -> datasets.Dataset:
     """
-    Return `input_ids` and `labels` of both answers of each pair, as `chosen_…` and `rejected_…`.
+    Return the columns of [`build_dataset`] for both answers of each pair, as `chosen_…` and `rejected_…`.
 
-    Beside them are `audio`, and the `length` of both rows together.
-
-    Raises:
-        ExamplesError: a recording cannot be used, or an example cannot be shown as a conversation; all are listed.
+    Beside them is the `length` of both rows together. Raises ExamplesError as it does.
     """
-    chosen, rejected = (
-        build_dataset(
-            [Example(each.text, each.audio_paths, each.fields[answer], each.index) for each in examples],
-            processor,
-            cache,
-            progress=progress and answer == "chosen",
-        )
-        for answer in ANSWERS
-    )
-    pairs = chosen.select_columns(["audio"])
-    for answer, rows in zip(ANSWERS, (chosen, rejected)):
-        for column in ("input_ids", "labels"):
-            pairs = pairs.add_column(f"{answer}_{column}", rows[column][:])
-    return pairs.add_column("length", [sum(pair) for pair in zip(chosen["length"], rejected["length"])])
+    parts = []
+    for answer in ANSWERS:
+        said = [Example(each.text, each.audio_paths, each.fields[answer], each.index) for each in examples]
+        rows = build_dataset(said, processor, cache, progress and answer == "chosen")
+        parts.append(rows.rename_columns({name: f"{answer}_{name}" for name in rows.column_names}))
+    pairs = datasets.concatenate_datasets(parts, axis=1)
+    lengths = zip(pairs["chosen_length"], pairs["rejected_length"])
+    return pairs.add_column("length", [sum(pair) for pair in lengths])
 
 
 class PreferenceCollator(AudioLlmCollator):
@@ -100,11 +88,8 @@ class PreferenceCollator(AudioLlmCollator):
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return the batch of [`AudioLlmCollator`]: the chosen answer of every pair, then the rejected one of every pair."""
-        both = [
-            {"input_ids": row[f"{answer}_input_ids"], "labels": row[f"{answer}_labels"], "audio": row["audio"]}
-            for answer in ANSWERS
-            for row in rows
-        ]
+        names = ("input_ids", "labels", "audio")
+        both = [{name: row[f"{answer}_{name}"] for name in names} for answer in ANSWERS for row in rows]
         batch = super().__call__(both)
         if "chosen_reference" in rows[0]:
             batch["reference"] = torch.tensor([row[f"{answer}_reference"] for answer in ANSWERS for row in rows])
@@ -136,18 +121,16 @@ class PreferTrainer(AnswerTrainer):
 
     def with_reference(self, pairs: Any) -> datasets.Dataset:
         """Return rows with the log-probabilities of the model as it is, in `chosen_reference` and `rejected_reference`."""
-        rank, ranks, size = self.args.process_index, self.args.world_size, self.args.per_device_eval_batch_size
-        collate: Any = self.data_collator
+        size, collate = self.args.per_device_eval_batch_size, self.data_collator  # type: int, Any
         found: list[tuple[int, list[float]]] = []
-        share = range(rank, len(pairs), ranks)
-        bar = tqdm(range(0, len(share), size), desc="Reference", disable=self.args.disable_tqdm)
+        share = range(self.args.process_index, len(pairs), self.args.world_size)
         with without_learning(self.model), self.compute_loss_context_manager():
-            for start in bar:
+            for start in tqdm(range(0, len(share), size), desc="Reference", disable=self.args.disable_tqdm):
                 chosen = list(share[start : start + size])
                 batch: Any = self._prepare_inputs(collate([pairs[index] for index in chosen]))
                 both = answer_log_probabilities(self.model, batch).view(2, -1)
                 found += zip(chosen, both.T.tolist())
-        values = dict(gather_object(found) if ranks > 1 else found)
+        values = dict(gather_object(found))
         for place, answer in enumerate(ANSWERS):
             pairs = pairs.add_column(f"{answer}_reference", [values[index][place] for index in range(len(pairs))])
         return pairs
@@ -181,48 +164,30 @@ class PreferTrainer(AnswerTrainer):
         return (loss, {}) if return_outputs else loss
 
 
-def open_data(data_arguments: DataArguments, own_arguments: PreferArguments | None):
+def open_data(data_arguments: DataArguments, own: PreferArguments) -> list[Any]:
     """Return examples of prompt, audio and two answers, and held-out ones."""
     paths = data_arguments.data_path[0], data_arguments.eval_data_path
     return [path and read_preference_examples(path, data_arguments.audio_dir) for path in paths]
 
 
 def build(
-    prepared: Prepared,
-    examples: Sequence[AudioRow],
-    held_out: Sequence[AudioRow] | None,
-    training_arguments: AudioLlmTrainingArguments,
-    own_arguments: PreferArguments | None = None,
-    callbacks: Sequence[TrainerCallback] = (),
+    prepared: Prepared, examples: Sequence[AudioRow], held_out: Sequence[AudioRow] | None, own: PreferArguments
 ) -> PreferTrainer:
-    """
-    Return the Trainer of this stage, which trains LoRA alone.
-
-    Raises:
-        ValueError: the model has no LoRA.
-    """
-    model, processor, cache = prepared.model, prepared.processor, prepared.cache
-    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    """Return the Trainer of this stage, which trains LoRA alone. Raises ValueError where the model has none."""
+    layers = [module for module in prepared.model.modules() if isinstance(module, LoraLayer)]
     if not layers:
         raise ValueError(
             "The model has no LoRA, which is what preferences train. Start from one with lora_rank above 0."
         )
-    set_trainable(model, "lora")
+    set_trainable(prepared.model, "lora")
     for layer in layers:  # dropout would be noise in every comparison with the reference
         for name in layer.lora_dropout:
             layer.lora_dropout[name] = nn.Identity()
-    progress = not training_arguments.disable_tqdm
-    train, evaluation = (
-        None if some is None else build_preference_dataset(some, processor, cache, progress)
-        for some in (examples, held_out)
-    )
+    given = prepared.processor, prepared.cache, prepared.progress
     return PreferTrainer(
-        model=model,
-        args=training_arguments,
-        train_dataset=train,
-        eval_dataset=evaluation,
-        data_collator=PreferenceCollator(processor, cache),
-        processing_class=processor,
-        callbacks=list(callbacks),
-        beta=(own_arguments or PreferArguments()).beta,
+        **prepared.for_trainer(),
+        train_dataset=build_preference_dataset(examples, *given),
+        eval_dataset=held_out and build_preference_dataset(held_out, *given),
+        data_collator=PreferenceCollator(prepared.processor, prepared.cache),
+        beta=own.beta,
     )

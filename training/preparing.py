@@ -1,5 +1,6 @@
 """Start of every stage: model and processor, frozen but for what trains; the output folder; the cache."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ from audiollm.base_models import EMBEDDED_PREFIX, how_to_get
 from audiollm.command_line.cpu_speed import use_cpu_speed
 from audiollm.command_line.embedded_bases import DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE, fetch
 from audiollm.command_line.machine import quantisation
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from .arguments import (
     CACHE_OFF,
@@ -28,13 +29,30 @@ from .feature_cache import FeatureCache
 
 @dataclass
 class Prepared:
-    """Model, frozen but for what trains, processor and cache of a stage."""
+    """Model, processor, cache and arguments of a stage."""
 
     model: AudioLlmForConditionalGeneration
     processor: AudioLlmProcessor
     cache: FeatureCache | None  # None where every batch is encoded anew
+    arguments: AudioLlmTrainingArguments
+    callbacks: Sequence[TrainerCallback] = ()
     text_reference: str = "the base"  # what answers to text are compared with after the stage, in words
     source: str | None = None  # the checkpoint that the stage goes on from
+
+    @property
+    def progress(self) -> bool:
+        """Return whether progress bars are shown."""
+        return not self.arguments.disable_tqdm
+
+    def for_trainer(self) -> dict[str, Any]:
+        """Return the arguments that all Trainers take."""
+        callbacks = list(self.callbacks)
+        return {
+            "model": self.model,
+            "args": self.arguments,
+            "processing_class": self.processor,
+            "callbacks": callbacks,
+        }
 
 
 def load_model(
@@ -43,8 +61,7 @@ def load_model(
     """
     Load the model and processor to train: composed of two bases, or an earlier checkpoint.
 
-    Raises:
-        TrainingError: the checkpoint cannot be loaded, or holds its own bases though others are named.
+    Raises TrainingError where the checkpoint cannot be loaded, or holds its own bases though others are named.
     """
     common: dict[str, Any] = {
         "dtype": dtype,
@@ -89,7 +106,7 @@ def caches_features(data: DataArguments, trainable: str, stage: str, device: str
     """
     if data.feature_cache == CACHE_OFF or trains(trainable, "audio"):
         return False
-    needed = stage in ("align", "read") or data.augment or data.waveform_augmentation() is not None
+    needed = stage in ("align", "read") or data.augment or bool(data.waveform_options())
     return needed or data.feature_cache is not None or device == "cpu"
 
 
@@ -98,18 +115,16 @@ def prepare(
     data_arguments: DataArguments,
     training_arguments: AudioLlmTrainingArguments,
     stage: str,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Prepared:
     """
     Load the model and processor, claim the output folder, and open the cache.
 
-    Raises:
-        TrainingError: the folder holds checkpoints of another stage, or the model cannot be loaded.
+    Raises TrainingError where the folder holds checkpoints of another stage, or the model cannot be loaded.
     """
     set_seed(training_arguments.seed)
     try:
         model, processor = load_model(model_arguments, base_dtype(model_arguments, training_arguments))
-    except TrainingError:
-        raise
     except ValueError as error:  # of a checkpoint or base that cannot be used
         raise TrainingError(str(error)) from error
     if getattr(model, "hf_device_map", None) is None:
@@ -129,4 +144,4 @@ def prepare(
     elif training_arguments.should_save:
         print("There is no feature cache: every batch is encoded anew.")
     reference = "the base" if is_base else "the model that the stage began with"
-    return Prepared(model, processor, cache, reference, model_arguments.model_path)
+    return Prepared(model, processor, cache, training_arguments, callbacks, reference, model_arguments.model_path)

@@ -16,7 +16,7 @@ import datasets
 import numpy as np
 import torch
 from audiollm.command_line.option_parser import option
-from audiollm.corpora.examples import JSON_LINES_SUFFIX, ExamplesError, json_rows
+from audiollm.corpora.examples import JSON_LINES_SUFFIX, json_rows
 from audiollm.corpora.prompts import PROMPT_TASKS
 from audiollm.corpora.rows import ASSISTANT
 from audiollm.corpora.sources import PARQUET_SUFFIX, load_table, parse_source, settle_problems
@@ -26,21 +26,20 @@ from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 from tqdm.auto import tqdm
 
 from .align import TranscribedClips
-from .arguments import AudioLlmTrainingArguments, DataArguments, TrainingError
+from .arguments import DataArguments, TrainingError
 from .batching import BatchBudget
 from .checkpointing import last_complete_checkpoint
 from .collator import AudioLlmCollator, pad_rows, resize_slots, unpadded
 from .instruct import InstructData, open_held_out_data, open_training_data
-from .posteriors import BANK_FILE, PosteriorBank, SpokenText, collect_from_cache, mix_embeddings
+from .posteriors import BANK_FILE, PosteriorBank, SpokenText, collect_posteriors, mix_embeddings
 from .preparing import Prepared
-from .rows import ExampleEncoder, encode_messages
+from .rows import encode_messages
 from .trainer import AudioLlmTrainer, sampling_seed
 
 PROMPTS = PROMPT_TASKS["transcribe"].phrasings
 JSON_SUFFIXES = (".json", JSON_LINES_SUFFIX)
 #: A longer text is no sentence; 2,000 characters are some two minutes of speech.
 MAX_TEXT_CHARACTERS = 2000
-TEXTS_PER_CALL = 10_000
 PROBLEMS_SHOWN = 3
 #: What a batch has one row of for each of its rows.
 PER_ROW = ("input_ids", "labels", "attention_mask")
@@ -98,10 +97,6 @@ class ReadArguments:
         if self.posterior_bank is not None and self.posterior_data_path is not None:
             raise ValueError("--posterior_bank contradicts --posterior_data_path; give one of them.")
 
-    def errors_at(self, progress: float) -> float:
-        """Misheard pieces in proportion to those of the bank, by the part of the run that is over (0 to 1)."""
-        return self.first_hearing_errors + progress * (self.hearing_errors - self.first_hearing_errors)
-
 
 # ---------------------------------------------------------------------------------------------------------------- texts
 
@@ -120,57 +115,46 @@ def read_texts(path: str) -> tuple[list[Text], list[tuple[str, str]]]:
     Return the texts of a file, and (where, reason) of those that cannot be used.
 
     A file is plain text with one text a line; or JSON, JSON Lines or Parquet rows with `text` and, if it is not said as it
-    is written, `spoken`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ExamplesError: it holds no text, or is not of that kind.
+    is written, `spoken`. Raises FileNotFoundError.
     """
     problems: list[tuple[str, str]] = []
     texts = []
-    for where, row in _rows(path, problems):
+    for where, row, problem in _rows(path):
         written, spoken = (row.get("text"), row.get("spoken")) if isinstance(row, dict) else (row, None)
-        if not isinstance(written, str) or not isinstance(spoken, (str, type(None))):
-            problems.append((where, "expected a string under 'text', and one or nothing under 'spoken'"))
-            continue
-        written = " ".join(written.split())
+        if problem is None and not (isinstance(written, str) and isinstance(spoken, (str, type(None)))):
+            problem = "expected a string under 'text', and one or nothing under 'spoken'"
+        written = "" if problem else " ".join(str(written).split())
         if AUDIO_PLACEHOLDER in written:
-            problems.append((where, f"holds {AUDIO_PLACEHOLDER}, which stands for a recording"))
+            problem = f"holds {AUDIO_PLACEHOLDER}, which stands for a recording"
+        elif "\0" in written:
+            problem = "is not text: it holds a zero byte"
         elif len(written) > MAX_TEXT_CHARACTERS:
-            found = f"has {len(written):,} characters; expected a sentence or two, of up to {MAX_TEXT_CHARACTERS:,}"
-            problems.append((where, found))
+            problem = f"has {len(written):,} characters; expected a sentence or two, of up to {MAX_TEXT_CHARACTERS:,}"
+        if problem is not None:
+            problems.append((where, problem))
         elif any(map(str.isalnum, written)):
             texts.append(Text(written, spoken or written, where))
-    if not texts and not problems:
-        raise ExamplesError(path, [("", "holds no text")])
-    return texts, problems
+    return texts, problems if texts or problems else [("", "holds no text")]
 
 
-def _rows(path: str, problems: list[tuple[str, str]]) -> Iterator[tuple[str, Any]]:
-    if path.endswith(PARQUET_SUFFIX):
-        try:
+def _rows(path: str) -> Iterator[tuple[str, Any, str | None]]:
+    """Yield where each row of a file stands, the row, and what is wrong with it, as [`json_rows`] does."""
+    if path.endswith(JSON_SUFFIXES):
+        yield from json_rows(Path(path))
+        return
+    is_table, rows = path.endswith(PARQUET_SUFFIX), []  # type: bool, Any
+    try:
+        if is_table:
             table = load_table(parse_source(path), streaming=False)
-            chosen = table.select_columns([name for name in ("text", "spoken") if name in table.column_names])
-        except FileNotFoundError:
-            raise
-        except (OSError, ValueError) as error:
-            raise ExamplesError(path, [("", f"cannot be read: {' '.join(str(error).split())}")]) from error
-        yield from ((f"row {index}", row) for index, row in enumerate(chosen))
-    elif path.endswith(JSON_SUFFIXES):
-        for where, row, problem in json_rows(Path(path)):
-            if problem is None:
-                yield where, row
-            else:
-                problems.append((where, problem))
-    else:
-        content = Path(path).read_bytes()
-        try:
-            lines = content.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ExamplesError(path, [("", f"is not UTF-8 text: {error.reason} at byte {error.start}")]) from None
-        if "\0" in lines:
-            raise ExamplesError(path, [("", f"is not text: byte {lines.index(chr(0))} is zero")])
-        yield from ((f"line {index}", line) for index, line in enumerate(lines.split("\n"), 1))
+            rows = table.select_columns([name for name in ("text", "spoken") if name in table.column_names])
+        else:
+            rows = Path(path).read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        yield "", None, f"cannot be read: {' '.join(str(error).split())}"
+    for index, row in enumerate(rows):
+        yield f"row {index}" if is_table else f"line {index + 1}", row, None
 
 
 # ------------------------------------------------------------------------------------------------------------------ rows
@@ -203,24 +187,20 @@ def build_text_rows(
     special = re.compile("|".join(map(re.escape, tokens)))
     problems: list[tuple[str, str]] = []
     rows: list[dict[str, Any]] = []
-    for start in tqdm(range(0, len(texts), TEXTS_PER_CALL), desc="Reading texts", disable=not progress):
-        chunk = texts[start : start + TEXTS_PER_CALL]
-        written = tokenizer([text.written for text in chunk], add_special_tokens=False)["input_ids"]
-        for text, ids in zip(chunk, written):
-            own_classes, own_begins = spoken.encode(text.spoken)
-            slots = bank.expected_slots(own_classes, own_begins) if own_classes else 0
-            length = around + round(slots) + len(ids)
-            if words := spoken.unspeakable(text.spoken):
-                reason = f"{words[0]!r} has no word pieces that the projector hears; say it in words under 'spoken'"
-            elif found := special.search(text.written):
-                reason = f"holds {found.group()!r}, a special token of the language model"
-            else:
-                reason = budget.problem(length) or ""
-            if reason:
-                problems.append((text.where, reason))
-                continue
-            prompt = PROMPTS[len(rows) % len(PROMPTS)]
-            row = (text.written, prompt, own_classes, own_begins, length)
+    for text in tqdm(texts, desc="Reading texts", disable=not progress):
+        classes, begins = spoken.encode(text.spoken)
+        slots = round(bank.expected_slots(classes, begins)) if classes else 0
+        length = around + slots + len(tokenizer(text.written, add_special_tokens=False)["input_ids"])
+        if words := spoken.unspeakable(text.spoken):
+            problem = f"{words[0]!r} has no word pieces that the projector hears; say it in words under 'spoken'"
+        elif found := special.search(text.written):
+            problem = f"holds {found.group()!r}, a special token of the language model"
+        else:
+            problem = budget.problem(length) or ""
+        if problem:
+            problems.append((text.where, problem))
+        else:
+            row = text.written, PROMPTS[len(rows) % len(PROMPTS)], classes, begins, length
             rows.append(dict(zip(TEXT_FEATURES, row)))
     return datasets.Dataset.from_list(rows, features=datasets.Features(TEXT_FEATURES)), problems
 
@@ -244,25 +224,13 @@ class ReadCollator:
     processor: AudioLlmProcessor
     recordings: AudioLlmCollator
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """
-        Return the batch of [`AudioLlmCollator`] of all rows, and the texts to simulate.
-
-        These are `text_classes` and `text_begins` of all texts one after the other, and how many each has, `text_sizes`.
-        """
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the batch of [`AudioLlmCollator`], and as `texts` the classes to simulate and which begin a word."""
         texts = [row for row in rows if row.get("text") is not None]
         encoded = [encode_text(self.processor, row["prompt"], row["text"], 1) for row in texts]
-        batch = self.recordings(
-            [
-                *({"input_ids": ids, "labels": labels, "audio": []} for ids, labels in encoded),
-                *(row for row in rows if row.get("text") is None),
-            ]
-        )
-        if texts:
-            for name in ("classes", "begins"):
-                batch[f"text_{name}"] = torch.tensor([value for row in texts for value in row[name]])
-            batch["text_sizes"] = torch.tensor([len(row["classes"]) for row in texts])
-        return batch
+        heard = [{"input_ids": ids, "labels": labels, "audio": []} for ids, labels in encoded]
+        batch: dict[str, Any] = self.recordings([*heard, *(row for row in rows if row.get("text") is None)])
+        return {**batch, "texts": [(row["classes"], row["begins"]) for row in texts]} if texts else batch
 
 
 class ReadTrainer(AudioLlmTrainer):
@@ -280,16 +248,16 @@ class ReadTrainer(AudioLlmTrainer):
     @property
     def errors(self) -> float:
         """Misheard pieces of this step, in proportion to those of the bank."""
-        return self.options.errors_at(min(1.0, self.state.global_step / max(1, self.state.max_steps - 1)))
+        progress = min(1.0, self.state.global_step / max(1, self.state.max_steps - 1))
+        first, last = self.options.first_hearing_errors, self.options.hearing_errors
+        return first + progress * (last - first)
 
     def vary(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Return a batch with the audio tokens of its texts, and its recordings varied as the augmentation says."""
-        if "text_sizes" not in batch:
+        if "texts" not in batch:
             return super().vary(batch)
-        batch = dict(batch)
-        sizes = batch.pop("text_sizes").tolist()
-        parts = (batch.pop(name).cpu().split(sizes) for name in ("text_classes", "text_begins"))
-        texts = [(classes.tolist(), begins.tolist()) for classes, begins in zip(*parts)]
+        texts = batch["texts"]
+        batch = {name: value for name, value in batch.items() if name != "texts"}
         random = np.random.default_rng(int(torch.randint(2**31, ())))
         heard, weights, counts = self.bank.simulate(texts, self.errors, random)
 
@@ -300,8 +268,7 @@ class ReadTrainer(AudioLlmTrainer):
         real = real if self.augmentation is None else self.augmentation(real)
         texts_only = zip(unpadded(batch), counts.tolist())
         rows = [resize_slots(*row, processor.audio_token_id, [count]) for row, count in texts_only] + unpadded(real)
-        ids, labels = zip(*rows)
-        padded = pad_rows(ids, labels, processor.tokenizer.pad_token_id)
+        padded = pad_rows(rows, processor.tokenizer.pad_token_id)
         return {**real, **{name: value.to(device) for name, value in padded.items()}, "audio_embeds": tokens}
 
 
@@ -315,35 +282,27 @@ class ReadData:
     texts: list[Text]
     recordings: InstructData | None
     posterior_clips: InstructData | None
-    skip_bad: bool = False
-    num_real: int = 0  # rows of an epoch that are recordings
+    num_real: int  # rows of an epoch that are recordings
 
     def __len__(self) -> int:
         return len(self.texts) + self.num_real
 
 
-def open_data(data_arguments: DataArguments, own_arguments: ReadArguments | None):
+def open_data(data_arguments: DataArguments, own: ReadArguments) -> tuple[ReadData, InstructData | None]:
     """Return texts and recordings, and held-out recordings."""
-    own = own_arguments or ReadArguments()
-    found = [read_texts(path) for path in own.text_path]
-    skip_bad = data_arguments.on_bad_example == "skip"
-    settle_problems([(path, problems) for path, (_, problems) in zip(own.text_path, found)], skip_bad)
-    texts = [text for some, _ in found for text in some]
-    recordings = open_training_data(data_arguments) if data_arguments.data_path else None
-    clips = recordings
+    found = [(path, *read_texts(path)) for path in own.text_path]
+    settle_problems([(path, problems) for path, _, problems in found], data_arguments.on_bad_example == "skip")
+    texts = [text for _, some, _ in found for text in some]
+    recordings = clips = open_training_data(data_arguments) if data_arguments.data_path else None
     if own.posterior_data_path is not None:
         clips = open_training_data(replace(data_arguments, data_path=[own.posterior_data_path]))
-    if own.real_share == 0:
-        recordings = None
+    recordings = recordings if own.real_share else None
     num_real = 0 if recordings is None else num_recordings(len(texts), own.real_share)
-    return ReadData(texts, recordings, clips, skip_bad, num_real), open_held_out_data(data_arguments)
+    return ReadData(texts, recordings, clips, num_real), open_held_out_data(data_arguments)
 
 
 def check_model(model) -> None:
-    """
-    Raises:
-        TrainingError: the model has no readout whose posteriors could be simulated, or no LoRA to learn with.
-    """
+    """Raise TrainingError where a model has no readout to simulate posteriors of, or no LoRA to learn with."""
     readout = model.model.multi_modal_projector.readout
     if readout is None:
         raise TrainingError(
@@ -361,23 +320,22 @@ def check_model(model) -> None:
         print(f"Simulated tokens lack what the projector adds beside its word pieces (residual gain {gain:.3g}).")
 
 
-def find_bank(prepared: Prepared, data: ReadData, arguments: AudioLlmTrainingArguments, own: ReadArguments):
+def find_bank(prepared: Prepared, clips: InstructData | None, own: ReadArguments) -> PosteriorBank:
     """
     Return the posterior bank: of the run that is resumed, as given, of the checkpoint, or collected from recordings.
 
-    Raises:
-        TrainingError: there is none, and no recordings; or it is of another model.
+    Raises TrainingError where there is none, and no recordings; or it is of another model.
     """
-    mine = Path(str(arguments.output_dir)) / BANK_FILE
-    beside = None if prepared.source is None else Path(prepared.source) / BANK_FILE
+    mine = Path(str(prepared.arguments.output_dir)) / BANK_FILE
+    beside = Path(prepared.source or "") / BANK_FILE
     if mine.is_file() and last_complete_checkpoint(mine.parent) is not None:
         bank = PosteriorBank.load(mine)
     elif own.posterior_bank is not None:
         given = Path(own.posterior_bank)
         bank = PosteriorBank.load(given / BANK_FILE if given.is_dir() else given)
-    elif own.posterior_data_path is None and beside is not None and beside.is_file():
+    elif prepared.source and own.posterior_data_path is None and beside.is_file():
         bank = PosteriorBank.load(beside)
-    elif data.posterior_clips is None:
+    elif clips is None:
         raise TrainingError(
             f"--model_path {prepared.source} has no {BANK_FILE}, which --stage align leaves beside its checkpoint. Give "
             "--posterior_bank, or recordings to collect one from: --data_path or --posterior_data_path."
@@ -385,57 +343,42 @@ def find_bank(prepared: Prepared, data: ReadData, arguments: AudioLlmTrainingArg
     elif prepared.cache is None:
         raise TrainingError("Posteriors are collected through the feature cache; leave out --feature_cache off.")
     else:
-        clips, progress = TranscribedClips(data.posterior_clips.sources, "none"), not arguments.disable_tqdm
-        encoder = ExampleEncoder(prepared.processor, prepared.cache)
-        clips.leave_out_undecodable(encoder, data.skip_bad, progress)
-        encoder.add_features(clips, progress)
-        keys = [encoder.measure(clip.recordings[0])[0] for clip in clips]
-        bank = collect_from_cache(prepared.model, prepared.cache, list(zip(keys, clips.transcripts)), progress)
+        transcribed = TranscribedClips(clips, "none")
+        keys = transcribed.encode(prepared)
+        spoken = [(key, str(text)) for key, text in zip(keys, transcribed.transcripts)]
+        bank = collect_posteriors(prepared.model, prepared.cache, spoken, prepared.progress)
     bank.check_fits(prepared.model)
-    if arguments.should_save:
+    if prepared.arguments.should_save:
         bank.save(mine)
         print(bank.describe())
     return bank
 
 
-def build(prepared: Prepared, data: ReadData, held_out, training_arguments, own_arguments, callbacks) -> ReadTrainer:
-    """
-    Return the Trainer of this stage.
-
-    Raises:
-        TrainingError: the model cannot learn this, or no text can be simulated.
-    """
-    own = own_arguments or ReadArguments()
-    processor, cache = prepared.processor, prepared.cache
-    progress = not training_arguments.disable_tqdm
-    seed = sampling_seed(training_arguments)
+def build(prepared: Prepared, data: ReadData, held_out: InstructData | None, own: ReadArguments) -> ReadTrainer:
+    """Return the Trainer of this stage. Raises TrainingError where model or texts are of no use for it."""
+    arguments, processor = prepared.arguments, prepared.processor
     check_model(prepared.model)
-    bank = find_bank(prepared, data, training_arguments, own)
-    budget = training_arguments.batch_budget()
-    budget = budget or BatchBudget(max_rows=training_arguments.per_device_train_batch_size)
-    texts, left_out = build_text_rows(data.texts, bank, processor, budget, progress)
+    bank = find_bank(prepared, data.posterior_clips, own)
+    budget = arguments.batch_budget() or BatchBudget(max_rows=arguments.per_device_train_batch_size)
+    rows, left_out = build_text_rows(data.texts, bank, processor, budget, prepared.progress)
     if left_out:
-        shown = "; ".join(f"{where} {reason}" for where, reason in left_out[:PROBLEMS_SHOWN])
-        print(
-            f"{len(left_out)} of {len(data.texts)} texts are left out: {shown}{'; ...' * (len(left_out) > PROBLEMS_SHOWN)}."
-        )
-    if not len(texts):
+        shown = [f"{where} {reason}" for where, reason in left_out[:PROBLEMS_SHOWN]]
+        more = ["..."] if len(left_out) > PROBLEMS_SHOWN else []
+        print(f"{len(left_out)} of {len(data.texts)} texts are left out: {'; '.join(shown + more)}.")
+    if not len(rows):
         raise TrainingError("No text is left to read.")
     add_words(prepared.model, (text.spoken for text in data.texts))
-    rows = texts
     if data.recordings is not None:
-        recordings = data.recordings.dataset(ExampleEncoder(processor, cache, budget), seed, progress)
-        chosen = choose_recordings(num_recordings(len(texts), own.real_share), len(recordings), seed)
-        rows = datasets.concatenate_datasets([texts, recordings.select(chosen)])
+        recordings = data.recordings.dataset(prepared, budget)
+        count = num_recordings(len(rows), own.real_share)
+        chosen = choose_recordings(count, len(recordings), sampling_seed(arguments))
+        rows = datasets.concatenate_datasets([rows, recordings.select(chosen)])
     return ReadTrainer(
-        model=prepared.model,
-        args=training_arguments,
+        **prepared.for_trainer(),
         train_dataset=rows,
-        eval_dataset=None if held_out is None else held_out.dataset(ExampleEncoder(processor, cache), seed, progress),
-        data_collator=ReadCollator(processor, AudioLlmCollator(processor, cache)),
-        processing_class=processor,
+        eval_dataset=held_out and held_out.dataset(prepared),
+        data_collator=ReadCollator(processor, AudioLlmCollator(processor, prepared.cache)),
         budget=budget,
         bank=bank,
         options=own,
-        callbacks=callbacks,
     )

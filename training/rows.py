@@ -9,8 +9,10 @@ rows that were already learned from are passed over, unread and unencoded, in th
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from audiollm.command_line.files import write_whole
 from audiollm.corpora.examples import ExamplesError
 from audiollm.corpora.rows import Conversation
 from audiollm.corpora.sources import Examples, StreamedRows, settle_problems
@@ -31,8 +34,6 @@ from transformers.trainer import TRAINER_STATE_NAME
 from .batching import BatchBudget
 from .feature_cache import FeatureCache
 
-#: Examples whose recordings are handed to the cache at once; those that lie within a table are in memory for as long.
-EXAMPLES_PER_CHUNK = 2048
 URL_MARK = "://"
 #: What a bad example or recording raises.
 EXAMPLE_ERRORS = (AudioError, ConversationError, OSError, ValueError)
@@ -46,8 +47,7 @@ def encode_messages(
     """
     Return token ids and labels of a conversation whose recordings take `num_slots` audio tokens each.
 
-    Raises:
-        ConversationError: the template does not show an answer, or there is not one `<audio>` per recording.
+    Raises ConversationError where there is not one `<audio>` per recording, or the template does not show an answer.
     """
     segments = processor.conversation_segments(list(messages))
     found = sum(segment.text.count(AUDIO_PLACEHOLDER) for segment in segments)
@@ -74,11 +74,7 @@ class ExampleEncoder:
         Return a row of an example's `messages` and `recordings`; nothing is stored in the cache.
 
         It has `input_ids`, `labels`, `length` (tokens) and `audio` (cache keys, or the recordings without a cache).
-
-        Raises:
-            AudioError, FileNotFoundError: a recording cannot be used.
-            ConversationError: the example cannot be shown as a conversation.
-            ValueError: it does not fit into any batch.
+        Raises one of `EXAMPLE_ERRORS` where a recording cannot be used, or no answer is shown, or no batch can hold it.
         """
         measured = [self.measure(recording) for recording in example.recordings]
         stack = self.processor.stack_factor
@@ -113,21 +109,28 @@ class ExampleEncoder:
             return {"bytes": read_bytes(recording), "path": recording}
         return recording
 
+    def recordings(self, examples: Sequence[Any], chosen: Iterable[int] | None = None) -> dict[str, Callable[[], Any]]:
+        """
+        Return functions that read the usable recordings of all examples or chosen ones, by cache key.
+
+        Recordings that lie within a table are so read again when they are encoded, and not held.
+        """
+        found: dict[str, Callable[[], Any]] = {}
+        for index in range(len(examples)) if chosen is None else chosen:
+            for place, recording in enumerate(examples[index].recordings):
+                with suppress(*EXAMPLE_ERRORS):
+                    found.setdefault(self.measure(recording)[0], partial(self._read, examples, index, place))
+        return found
+
+    def _read(self, examples: Sequence[Any], index: int, place: int) -> Any:
+        return self.content(examples[index].recordings[place])
+
     def add_features(
-        self, examples: Sequence[Any], progress: bool = True, chosen: Sequence[int] | None = None
+        self, examples: Sequence[Any], progress: bool = True, chosen: Iterable[int] | None = None
     ) -> None:
         """Compute the features that the cache lacks, of all examples or chosen ones; several processes share the work."""
-        if self.cache is None:
-            return
-        chosen = range(len(examples)) if chosen is None else chosen
-        for start in range(0, len(chosen), EXAMPLES_PER_CHUNK):
-            missing = {}
-            for index in chosen[start : start + EXAMPLES_PER_CHUNK]:
-                for recording in examples[index].recordings:
-                    reference, _ = self.measure(recording)
-                    if reference not in missing and not self.cache.has(reference):
-                        missing[reference] = self.content(recording)
-            self.cache.add(missing.values(), progress)
+        if self.cache is not None:
+            self.cache.fill(self.recordings(examples, chosen), progress)
 
 
 def encode_examples(
@@ -155,14 +158,13 @@ def build_dataset(
     """
     Return what [`ExampleEncoder.encode`] makes of all examples, in their order; the cache is given what it lacks.
 
-    Raises:
-        ExamplesError: a recording cannot be used, or an example cannot be shown as a conversation; all are listed.
+    Raises ExamplesError, which lists all examples that cannot be encoded.
     """
     encoder = ExampleEncoder(processor, cache)
     rows, _, problems = encode_examples(examples, encoder, progress)
     settle_problems([("The examples", problems)], skip=False)
     encoder.add_features(examples, progress)
-    return _as_dataset(rows, any(isinstance(one, dict) for row in rows for one in row["audio"]))
+    return _as_datasets([rows])[0]
 
 
 def build_mixture(
@@ -180,9 +182,7 @@ def build_mixture(
     source gives, drawn at random by the seed; an epoch is as long as it takes for every example of every source to
     come at least once, so that those of sources with more weight than examples come several times.
 
-    Raises:
-        ExamplesError: there are bad examples and they are not to be left out, or a source has no others; all are
-            listed.
+    Raises ExamplesError for bad examples that are not to be left out, and sources that have no others.
     """
     found = [encode_examples(source, encoder, progress) for source in sources]
     names = [source.source.name for source in sources]
@@ -193,8 +193,7 @@ def build_mixture(
     settle_problems([(name, [] if rows else nothing) for name, (rows, _, _) in zip(names, found)], skip=False)
     for source, (_, usable, _) in zip(sources, found):
         encoder.add_features(source, progress, usable)
-    within_tables = any(isinstance(one, dict) for rows, _, _ in found for row in rows for one in row["audio"])
-    parts = [_as_dataset(rows, within_tables) for rows, _, _ in found]
+    parts = _as_datasets([rows for rows, _, _ in found])
     if weights is None:
         return datasets.concatenate_datasets(parts)
     total = sum(weights)
@@ -203,21 +202,25 @@ def build_mixture(
     )
 
 
-def _as_dataset(rows: Sequence[dict[str, Any]], within_tables: bool) -> datasets.Dataset:
-    """Return rows as a dataset; `within_tables` where some recordings are dicts, which then all are."""
+def _as_datasets(parts: Sequence[Sequence[dict[str, Any]]]) -> list[datasets.Dataset]:
+    """Return lists of rows as datasets that can be joined: where some recordings are dicts, all are."""
+    within_tables = any(isinstance(one, dict) for rows in parts for row in rows for one in row["audio"])
     features = datasets.Features(
         input_ids=datasets.List(datasets.Value("int32")),
         labels=datasets.List(datasets.Value("int32")),
         length=datasets.Value("int32"),
         audio=datasets.List(RECORDING_FEATURES if within_tables else datasets.Value("string")),
     )
-    columns = {name: [row[name] for row in rows] for name in features}
-    if within_tables:
-        columns["audio"] = [
-            [one if isinstance(one, dict) else {"bytes": None, "path": one} for one in audio]
-            for audio in columns["audio"]
-        ]
-    return datasets.Dataset.from_dict(columns, features=features)
+
+    def recording(one: Any) -> Any:
+        return {"bytes": None, "path": one} if within_tables and isinstance(one, str) else one
+
+    return [
+        datasets.Dataset.from_list(
+            [{**row, "audio": list(map(recording, row["audio"]))} for row in rows], features=features
+        )
+        for rows in parts
+    ]
 
 
 # ---- streams ---------------------------------------------------------------------------------------------------------
@@ -250,24 +253,16 @@ class StreamedExamples(torch.utils.data.IterableDataset):
         process_index: int = 0,
         num_processes: int = 1,
     ):
-        self.streams = streams
-        self.encoder = encoder
-        self.weights = weights
-        self.seed = seed
-        self.skip_bad = skip_bad
-        self.process_index = process_index
-        self.num_processes = num_processes
+        self.streams, self.encoder, self.weights, self.seed, self.skip_bad = streams, encoder, weights, seed, skip_bad
+        self.process_index, self.num_processes = process_index, num_processes
         #: Batches at the start whose rows come as None, because a run that was cut off has learned from them; their size.
         self.passed_over, self.batch_size = 0, 1
         #: Numbers, counted through all passes, of this process's rows that were found to be bad.
         self.bad: set[int] = set()
-        self._reported: dict[tuple[str, str], str] = {}
+        self._reported: set[tuple[str, str]] = set()
 
     def __iter__(self) -> Iterator[dict[str, Any] | None]:
-        """
-        Raises:
-            ExamplesError: a row is bad and they are not to be skipped, or there are no others.
-        """
+        """Raises ExamplesError for a row that is bad and not to be skipped, or where there are no others."""
         worker = torch.utils.data.get_worker_info()
         own, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         share, shares = self.process_index * workers + own, self.num_processes * workers
@@ -289,7 +284,11 @@ class StreamedExamples(torch.utils.data.IterableDataset):
             row = None
             if handed_out >= passed_over:
                 try:
-                    row = self._row(read())
+                    example = read()
+                    row = self.encoder.encode(example)
+                    if self.encoder.cache is not None:
+                        for recording in example.recordings:
+                            self.encoder.cache.add_one(self.encoder.content(recording))
                 except EXAMPLE_ERRORS as error:
                     self._reject(number, name, where, error)
                     bad.append(number)
@@ -316,23 +315,15 @@ class StreamedExamples(torch.utils.data.IterableDataset):
 
     def save_bad_rows(self, checkpoint: Path) -> None:
         """Write which rows of this process were left out."""
-        checkpoint.mkdir(parents=True, exist_ok=True)
         file = checkpoint / BAD_ROWS_FILE.format(process=self.process_index)
-        file.write_text(json.dumps(sorted(self.bad)))
-
-    def _row(self, example: Conversation) -> dict[str, Any]:
-        row = self.encoder.encode(example)
-        if self.encoder.cache is not None:
-            for recording in example.recordings:
-                self.encoder.cache.add_one(self.encoder.content(recording))
-        return row
+        write_whole(file, json.dumps(sorted(self.bad)))
 
     def _reject(self, number: int, name: str, where: str, error: Exception) -> None:
         if not self.skip_bad:
             raise ExamplesError(name, [(where, str(error))]) from error
         self.bad.add(number)
         if (name, where) not in self._reported:
-            self._reported[name, where] = str(error)
+            self._reported.add((name, where))
             print(f"{name}: {where} is left out, the {len(self._reported)}. bad example so far: {error}")
 
     def _rows(self) -> Iterator[tuple[int, str, str, Callable[[], Conversation]]]:
@@ -363,12 +354,12 @@ class StreamedExamples(torch.utils.data.IterableDataset):
             yield min(passes), names[index], *following
 
     def _pass(self, stream: StreamedRows, number: int) -> Iterator[tuple[str, Callable[[], Conversation]]]:
-        rows = stream.rows(number, self.seed)
-        first = next(rows, None)
-        if first is None:
+        is_empty = True
+        for row in stream.rows(number, self.seed):
+            is_empty = False
+            yield row
+        if is_empty:
             raise ExamplesError(stream.source.name, [("", "holds no examples")])
-        yield first
-        yield from rows
 
 
 def collate_stream(collate: Callable[[list[Any]], dict[str, Any]], rows: list[Any]) -> dict[str, Any]:

@@ -38,8 +38,6 @@ def record_run(
     Write the training record beside the checkpoint.
 
     Args:
-        prepared: model and processor, for what trains.
-        stage: its name.
         arguments: of model, data, training, and the stage's own.
         started: when the run began.
         outcome: what came of it: `rows`, `steps`, `epochs`, `final_loss`, `resumed_from`; None where unknown.

@@ -34,8 +34,8 @@ from .arguments import (
 from .augmentation import BatchAugmentation, WaveformVariants
 from .checkpointing import StoppedBySignalError, last_complete_checkpoint, resumed_step
 from .collator import pack_batch, uses_flash
-from .command_line import parse_arguments
-from .evaluating import early_stopping, listening_evaluation
+from .command_line import STAGE_OPTIONS, parse_arguments
+from .evaluating import PatienceCallback, listening_evaluation
 from .preparing import prepare
 from .run_record import describe_drift, drift, record_run, text_logits
 from .trainer import AudioLlmTrainer, write_card_if_mine
@@ -79,21 +79,22 @@ def train(
     """
     name, started = (stage_arguments or StageArguments()).stage, datetime.now(timezone.utc)
     check_arguments(model_arguments, data_arguments, training_arguments, name)
-    stage = STAGES[name]
-    examples, held_out = stage.open_data(data_arguments, own_arguments)
+    stage, own_options = STAGES[name], STAGE_OPTIONS[name]
+    own = own_options() if own_arguments is None and own_options is not None else own_arguments
+    examples, held_out = stage.open_data(data_arguments, own)
 
-    prepared = prepare(model_arguments, data_arguments, training_arguments, name)
-    callbacks = [*callbacks, *early_stopping(training_arguments)]
-    trainer = stage.build(prepared, examples, held_out, training_arguments, own_arguments, callbacks)
+    patience = training_arguments.early_stopping_patience
+    callbacks = [*callbacks, *([] if patience is None else [PatienceCallback(patience)])]
+    prepared = prepare(model_arguments, data_arguments, training_arguments, name, callbacks)
+    trainer = stage.build(prepared, examples, held_out, own)
     if data_arguments.augment:
-        trainer.augmentation = BatchAugmentation.of(prepared.processor)
+        trainer.augmentation = BatchAugmentation(prepared.processor)
     if training_arguments.packing:
         trainer.pack = partial(pack_batch, flash=uses_flash(trainer.model))
-    augmentation = data_arguments.waveform_augmentation()
-    if augmentation is not None and prepared.cache is not None:
-        variants = WaveformVariants(prepared.cache, augmentation, data_arguments.waveform_variants)
+    if data_arguments.waveform_options() and prepared.cache is not None:
+        variants = WaveformVariants(prepared.cache, data_arguments, data_arguments.waveform_variants)
         sources = getattr(examples, "sources", [examples])
-        variants.add(sources, not training_arguments.disable_tqdm, announce=training_arguments.should_save)
+        variants.add(sources, prepared.progress, announce=training_arguments.should_save)
         trainer.train_dataset, choice = variants.dataset(trainer.train_dataset, training_arguments.seed)
         trainer.add_callback(choice)
     if prepared.cache is not None and training_arguments.should_save:
@@ -117,7 +118,7 @@ def train(
             "final_loss": next((entry["loss"] for entry in trainer.state.log_history[::-1] if "loss" in entry), None),
             "resumed_from": resumed_step(resume),
         }
-        arguments = (model_arguments, data_arguments, training_arguments, own_arguments)
+        arguments = (model_arguments, data_arguments, training_arguments, own)
         record_run(prepared, name, arguments, started, outcome)
     trainer.save_result()
     trainer.save_state()

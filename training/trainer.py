@@ -114,63 +114,50 @@ class AudioLlmTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """The Trainer's, or one of a stream, or one whose batches keep within the budget."""
-        workers = self.args.dataloader_num_workers
-        shared: dict[str, Any] = {
-            "num_workers": workers,
-            "pin_memory": self.args.dataloader_pin_memory,
-            "persistent_workers": self.args.dataloader_persistent_workers,
-            "prefetch_factor": self.args.dataloader_prefetch_factor,
-            "worker_init_fn": partial(seed_worker, num_workers=workers, rank=self.args.process_index),
-        }
-        if isinstance(self.train_dataset, StreamedExamples):
-            forks = workers and self.train_dataset.encodes  # to share the model's memory
-            loader = DataLoader(
-                self.train_dataset,
-                batch_size=self._train_batch_size,
-                collate_fn=partial(collate_stream, self.data_collator),
-                multiprocessing_context="fork" if forks else None,
-                **shared,
-            )
-            # By itself, accelerate would read all rows in the first process, and cut the batches' audio to as many
-            # windows as there are rows.
-            return prepare_data_loader(
-                loader,
-                self.accelerator.device,
-                num_processes=1,
-                process_index=0,
-                put_on_device=True,
-                dispatch_batches=False,
-            )
-        if self.budget is None:
+        stream = self.train_dataset if isinstance(self.train_dataset, StreamedExamples) else None
+        if stream is None and self.budget is None:
             return super().get_train_dataloader()
-        loader = DataLoader(
+        workers, collate = self.args.dataloader_num_workers, self.data_collator  # type: int, Any
+        own: dict[str, Any] = {}
+        if stream is None:
+            own = {"batch_sampler": self.train_batch_sampler()}
+        else:
+            collate, own = partial(collate_stream, collate), {"batch_size": self._train_batch_size}
+            if workers and stream.encodes:
+                own["multiprocessing_context"] = "fork"  # to share the model's memory
+        loader: DataLoader = DataLoader(
             self.train_dataset,  # type: ignore[arg-type]
-            batch_sampler=self.train_batch_sampler(),
-            collate_fn=self.data_collator,
-            **shared,
+            **own,
+            collate_fn=collate,
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            worker_init_fn=partial(seed_worker, num_workers=workers, rank=self.args.process_index),
         )
-        return self.accelerator.prepare(loader)
-
-    def sampler_settings(self) -> dict[str, Any]:
-        """Return the arguments of a [`BudgetBatchSampler`] of this run."""
-        return {
-            "budget": self.budget,
-            "seed": sampling_seed(self.args),
-            "num_processes": self.accelerator.num_processes,
-            "current_epoch": lambda: int(self.state.epoch or 0),
-        }
+        if stream is None:
+            return self.accelerator.prepare(loader)
+        # By itself, accelerate would read all rows in the first process, and cut the batches' audio to as many windows
+        # as there are rows.
+        alone = {"num_processes": 1, "process_index": 0, "put_on_device": True, "dispatch_batches": False}
+        return prepare_data_loader(loader, self.accelerator.device, **alone)
 
     def train_batch_sampler(self) -> BudgetBatchSampler:
-        """Batches of the training set within the budget."""
+        """Return the batches of the training set within the budget."""
         dataset: Any = self.train_dataset
-        return BudgetBatchSampler(dataset["length"][:], **self.sampler_settings())
+        return BudgetBatchSampler(
+            dataset["length"][:],
+            self.budget or BatchBudget(),
+            seed=sampling_seed(self.args),
+            num_processes=self.accelerator.num_processes,
+            current_epoch=lambda: int(self.state.epoch or 0),
+        )
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
         """
         Train as the Trainer does; a stream passes over what the checkpoint has learned from.
 
-        Raises:
-            StoppedBySignalError: SIGTERM came, and a checkpoint was written.
+        Raises StoppedBySignalError when SIGTERM came, after a checkpoint was written.
         """
         if isinstance(self.train_dataset, StreamedExamples) and isinstance(resume_from_checkpoint, str):
             batches = self.args.gradient_accumulation_steps
@@ -250,7 +237,7 @@ class AudioLlmTrainer(Trainer):
         return optimizer
 
     def finish(self) -> None:
-        """Complete what was trained, after the last step; stages may have more to do than nothing."""
+        """Complete what was trained, after the last step, where a stage has more to do."""
 
     def save_result(self) -> None:
         """Save what was trained into the output folder."""
@@ -292,17 +279,17 @@ class AudioLlmTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         """The Trainer's; a sharded model gets back what [`save_model`] gathered."""
-        if not self.is_fsdp_enabled:
+        if self.is_fsdp_enabled:
+            load_trained(model or self.model, resume_from_checkpoint)
+        else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        load_trained(self.model if model is None else model, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         """The Trainer's, for a sharded model as well."""
-        if not self.is_fsdp_enabled:
+        if self.is_fsdp_enabled:
+            load_trained(self.model, str(self.state.best_model_checkpoint))
+        else:
             super()._load_best_model()
-            return
-        load_trained(self.model, str(self.state.best_model_checkpoint))
 
     # ----------------------------------------------------------------------------------------------------- the Hub
 
@@ -311,20 +298,8 @@ class AudioLlmTrainer(Trainer):
         if self.is_world_process_zero():
             write_card_if_mine(str(self.args.output_dir), self.hub_model_id)
 
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs: Any,
-    ):
-        """
-        Save and upload the checkpoint, its code, processor and card; the Trainer's own would upload the whole folder.
-
-        Args, Returns: the Trainer's.
-        """
+    def push_to_hub(self, commit_message=None, blocking=True, token=None, revision=None, private=None, **kwargs: Any):
+        """Save and upload checkpoint, code, processor and card; the Trainer's own would upload the whole folder."""
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         token = self.args.hub_token if token is None else token
         if self.hub_model_id is None:
@@ -333,13 +308,10 @@ class AudioLlmTrainer(Trainer):
         if not self.is_world_process_zero():
             return None
         self.create_model_card(**kwargs)
+        message, revision = commit_message or "End of training", revision or self.args.hub_revision
+        folder, repo = str(self.args.output_dir), str(self.hub_model_id)
         return upload_checkpoint(
-            HfApi(token=token),
-            str(self.args.output_dir),
-            str(self.hub_model_id),
-            commit_message or "End of training",
-            revision=self.args.hub_revision if revision is None else revision,
-            run_as_future=not blocking,
+            HfApi(token=token), folder, repo, message, revision=revision, run_as_future=not blocking
         )
 
 
@@ -360,8 +332,8 @@ def answer_logits(model: nn.Module, batch: dict[str, Any], **kwargs: Any) -> Ans
     labels = batch["labels"]
     next_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
     is_answer = next_labels != IGNORED_LABEL
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
-    logits = model(**inputs, logits_to_keep=is_answer, use_cache=False, **kwargs).logits
+    inputs = {**batch, **kwargs, "labels": None, "logits_to_keep": is_answer}
+    logits = model(**inputs, use_cache=False).logits
     return AnswerLogits(logits, next_labels[is_answer], is_answer.sum(dim=1).tolist())
 
 
@@ -408,21 +380,14 @@ class AnswerTrainer(AudioLlmTrainer):
         """
         Return a sum over this batch as its share of the mean over all batches of a step.
 
-        `num_items_in_batch` are the items of the whole step, on all devices, as the Trainer counts them. It does not in
-        evaluation, where the sum is divided by those of this batch, `count`.
+        `num_items_in_batch` are the items of the whole step, on all devices. In evaluation the Trainer does not count
+        them, and the sum is divided by those of this batch, `count`.
         """
         if num_items_in_batch is None:
             return total / count
         # As in Trainer.compute_loss: gradients are averaged over devices, but the count is that of all of them.
         scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         return total * scale / num_items_in_batch
-
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Return the loss alone; logits of all positions are never made."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss, _ = self.compute_loss(model, inputs, return_outputs=True)
-        return loss.detach(), None, None
 
 
 # ---- sharded models --------------------------------------------------------------------------------------------------

@@ -57,7 +57,12 @@ def make_bank(
 
 
 def save_aligned(
-    folder: Path, bases: tuple[str, str], with_bank: bool = True, texts: Sequence[str] = (), **shape
+    folder: Path,
+    bases: tuple[str, str],
+    with_bank: bool = True,
+    texts: Sequence[str] = (),
+    aligned: bool = True,
+    **shape,
 ) -> Path:
     """Saves a tiny checkpoint whose readout knows the letters, and a bank beside it."""
     torch.manual_seed(0)
@@ -70,7 +75,7 @@ def save_aligned(
             if ".lora_B." in name:
                 parameter.zero_()
         readout = model.model.multi_modal_projector.readout
-        if readout is not None:
+        if readout is not None and aligned:
             readout.residual_gain.zero_()
             readout.blank.copy_(model.get_input_embeddings().weight[processor.tokenizer.convert_tokens_to_ids("_")])
             readout.lexicon.fill_(False)

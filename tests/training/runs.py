@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from audiollm.training.checkpointing import last_complete_checkpoint
 from audiollm.training.train import main, parse_arguments, train
 from small_corpus import example_rows, write_rows
@@ -27,14 +28,14 @@ def run(options: list[str], **kwargs: Any):
     return train(*parse_arguments(options), **kwargs)
 
 
-def refused(options: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The line that the command ends with, before it has loaded, encoded or made anything."""
+def refused(options: list[str], capsys: pytest.CaptureFixture[str], early: bool = True) -> str:
+    """The message that the command ends with; `early` is before it has loaded, encoded or made anything."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
         main(options)
     printed = capsys.readouterr()
-    assert "trainable params" not in printed.out, "a model was loaded first"
-    return str(caught.value.code) if isinstance(caught.value.code, str) else printed.err
+    assert caught.value.code and not (early and "trainable params" in printed.out), "a model was loaded first"
+    return f"{caught.value.code} {printed.err}"
 
 
 def without(options: list[str], *names: str) -> list[str]:
@@ -54,10 +55,19 @@ def digest(folder: Path) -> str:
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
-def logged(folder: Path, name: str = "loss") -> list[float]:
-    """Return the values that a run logged under a name."""
-    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+def logged(run: Any, name: str = "loss") -> list[float]:
+    """The values that a run, given by its Trainer or folder, logged under a name."""
+    if isinstance(run, Path):
+        history = json.loads((run / "trainer_state.json").read_text())["log_history"]
+    else:
+        history = run.state.log_history
     return [entry[name] for entry in history if name in entry]
+
+
+def differing(first: Any, second: Any) -> set[str]:
+    """The names of the tensors of a batch, a state or a model that are not those of another, bit for bit."""
+    first, second = (dict(one.named_parameters()) if hasattr(one, "eval") else one for one in (first, second))
+    return {name for name, value in first.items() if not torch.equal(value, second[name])}
 
 
 def resumed(options: list[str], whole: Path, step: int, folder: Path):

@@ -27,6 +27,7 @@ from audiollm.training.prefer import (
 )
 from audiollm.training.preparing import Prepared
 from audiollm.training.trainer import answer_logits
+from runs import differing, logged
 from small_corpus import assert_rows_refused
 from tiny_models import randomise_trainables
 
@@ -70,9 +71,8 @@ def build(tiny_model, tiny_processor, corpus, cache, tmp_path):
         else:
             read, rows, kind = read_preference_examples, pairs(corpus), PreferArguments
         examples = examples or read(rows)
-        prepared = Prepared(model, tiny_processor, cache)
-        held_out = examples if held_out else None
-        return stage.build(prepared, examples, held_out, arguments(tmp_path, **options), kind(**dict(own)))
+        prepared = Prepared(model, tiny_processor, cache, arguments(tmp_path, **options))
+        return stage.build(prepared, examples, examples if held_out else None, kind(**dict(own)))
 
     return make
 
@@ -91,10 +91,6 @@ def preferred(tiny_processor, corpus, cache) -> dict[str, torch.Tensor]:
     return PreferenceCollator(tiny_processor, cache)(list(dataset))
 
 
-def column(run, name: str) -> list[float]:
-    return [entry[name] for entry in run.state.log_history if name in entry]
-
-
 # ------------------------------------------------------------------------------------------------------------------ rows
 
 
@@ -102,7 +98,7 @@ def test_the_teacher_reads_the_transcript_in_place_of_the_audio(corpus) -> None:
     row = {"text": "<audio> or <audio>?", "audio_paths": corpus.paths[:2], "transcripts": ["this", "that"]}
     (example,) = read_distill_examples([row])
     assert example.teacher_text == "this or that?"
-    assert example.response is None
+    assert not example.response
 
 
 def test_a_response_is_taken_for_a_transcript_only_when_asked(corpus) -> None:
@@ -118,17 +114,11 @@ def test_a_response_is_taken_for_a_transcript_only_when_asked(corpus) -> None:
     [
         (distill, {"transcripts": ["a", "b"]}, "has 2 transcripts for 1 recordings"),
         (distill, {"transcripts": "an <audio>"}, "transcript 0 holds <audio>"),
-        (distill, {"transcripts": [3]}, "transcript 0 must be a string"),
         (distill, {"response": ""}, "'response' is empty"),
-        (distill, {"text": "no placeholder"}, "there must be one for each"),
         (distill, {"text": "no audio", "audio_paths": None}, "has no audio"),
-        (distill, {"audio_paths": "nowhere.wav"}, "does not exist"),
         (distill, {"answer": "x"}, "unknown field 'answer'"),
         (prefer, {"chosen": " the same", "rejected": "the same "}, "are the same"),
         (prefer, {"rejected": None}, "field 'rejected' is missing"),
-        (prefer, {"rejected": ["a"]}, "'rejected' must be a string"),
-        (prefer, {"chosen": "an <audio>"}, "'chosen' holds <audio>"),
-        (prefer, {"response": "x"}, "unknown field 'response'"),
     ],
 )
 def test_bad_rows_are_all_named(corpus, stage, fields: dict, reason: str) -> None:
@@ -226,14 +216,14 @@ def test_distillation_learns_and_evaluates(build) -> None:
     steps = {"max_steps": 20, "learning_rate": 3e-3, "save_strategy": "no"}
     run = build(distill, {"temperature": 1.0}, held_out=True, **steps, eval_strategy="steps", eval_steps=20)
     run.train()
-    losses = column(run, "distillation")
-    assert len(losses) == len(column(run, "cross_entropy")) == 20
-    assert column(run, "loss")[0] == pytest.approx(losses[0], rel=1e-3)  # weight 1, temperature 1
+    losses = logged(run, "distillation")
+    assert len(losses) == len(logged(run, "cross_entropy")) == 20
+    assert logged(run, "loss")[0] == pytest.approx(losses[0], rel=1e-3)  # weight 1, temperature 1
     assert losses[-1] < 0.6 * losses[0]
-    assert column(run, "eval_loss") == pytest.approx(
-        column(run, "eval_distillation"), rel=0.2
+    assert logged(run, "eval_loss") == pytest.approx(
+        logged(run, "eval_distillation"), rel=0.2
     )  # of batches, of tokens
-    assert column(run, "eval_cross_entropy")[0] > 0
+    assert logged(run, "eval_cross_entropy")[0] > 0
 
 
 def test_chosen_beats_rejected_and_lora_alone_changes(tiny_model, build, preferred, tmp_path) -> None:
@@ -241,20 +231,20 @@ def test_chosen_beats_rejected_and_lora_alone_changes(tiny_model, build, preferr
     steps = {"max_steps": 15, "batch_size": 4, "learning_rate": 3e-3, "save_steps": 15, "eval_steps": 15}
     run = build(prefer, held_out=True, **steps, eval_strategy="steps")
     run.train()
-    margins, losses = column(run, "rewards/margins"), column(run, "loss")
+    margins, losses = logged(run, "rewards/margins"), logged(run, "loss")
     # At the start, policy and reference are the same.
     for name in ("rewards/chosen", "rewards/rejected", "rewards/margins"):
-        assert column(run, name)[0] == pytest.approx(0, abs=1e-5)
+        assert logged(run, name)[0] == pytest.approx(0, abs=1e-5)
     assert losses[0] == pytest.approx(0.6931, abs=1e-4) and losses[-1] < losses[0]
-    assert margins[-1] > 0.01 and column(run, "rewards/accuracies")[-1] == 1
+    assert margins[-1] > 0.01 and logged(run, "rewards/accuracies")[-1] == 1
     assert margins[-1] == pytest.approx(
-        column(run, "rewards/chosen")[-1] - column(run, "rewards/rejected")[-1], abs=1e-4
+        logged(run, "rewards/chosen")[-1] - logged(run, "rewards/rejected")[-1], abs=1e-4
     )
-    apart = [chosen - rejected for chosen, rejected in zip(column(run, "logps/chosen"), column(run, "logps/rejected"))]
+    apart = [chosen - rejected for chosen, rejected in zip(logged(run, "logps/chosen"), logged(run, "logps/rejected"))]
     assert apart[-1] > apart[0]
-    assert column(run, "eval_rewards/margins")[0] > 0 and column(run, "eval_rewards/accuracies") == [1]
-    assert column(run, "eval_loss")[0] < 0.69
-    changed = {name for name, p in tiny_model.named_parameters() if not torch.equal(before[name], p)}
+    assert logged(run, "eval_rewards/margins")[0] > 0 and logged(run, "eval_rewards/accuracies") == [1]
+    assert logged(run, "eval_loss")[0] < 0.69
+    changed = differing(tiny_model, before)
     assert changed and all(".lora_" in name for name in changed)
 
     run.save_model()
@@ -273,7 +263,7 @@ def test_beta_changes_the_run(tiny_model, build) -> None:
         tiny_model.load_state_dict(start)
         run = build(prefer, own, max_steps=4, batch_size=4, save_strategy="no")
         run.train()
-        losses.append(column(run, "loss")[-1])
+        losses.append(logged(run, "loss")[-1])
     assert losses[1] < losses[0]
 
 
@@ -282,7 +272,7 @@ def test_preferences_need_lora_and_turn_its_dropout_off(tiny_bases, build, tmp_p
     model, bare = (AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, **each) for each in shapes)
     run = build(prefer, model=randomise_trainables(model), max_steps=1, batch_size=4)
     run.train()
-    assert column(run, "rewards/chosen")[0] == pytest.approx(0, abs=1e-5)
+    assert logged(run, "rewards/chosen")[0] == pytest.approx(0, abs=1e-5)
     run.save_model()
     assert AudioLlmForConditionalGeneration.from_pretrained(tmp_path).config.lora_dropout == 0.5
     with pytest.raises(ValueError, match="has no LoRA"):
@@ -300,7 +290,7 @@ def test_accumulated_batches_give_the_loss_of_a_large_one(
         run = build(stage, **options, optim="sgd", max_steps=1, max_grad_norm=0.0, save_strategy="no")
         run.train()
         trained = torch.cat([p.detach().flatten() for p in tiny_model.parameters() if p.requires_grad])
-        results.append((column(run, "loss")[0], trained))
+        results.append((logged(run, "loss")[0], trained))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-4)
     assert torch.allclose(results[0][1], results[1][1], atol=1e-6)
 

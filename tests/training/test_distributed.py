@@ -30,6 +30,7 @@ NUM_STEPS, SAVED_STEP = 6, 3
 #: Sums over a batch are made in another order; the losses are about 5.
 TOLERANCE = 1e-4
 FSDP2 = {"version": 2, "reshard_after_forward": True, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}
+FSDP2_LAUNCHED = "ACCELERATE_USE_FSDP=true FSDP_VERSION=2"
 #: Rows with audio (a) and text alone (t) of each step: the first two are one process's, the others the other's.
 STEPS = ("aatt", "ttaa", "tttt", "atta", "taat", "aaaa")
 #: Answers to rows of differing length: a mean of means would not be the mean.
@@ -174,22 +175,31 @@ def test_other_batches_stages_and_sharding_are_the_same_too_and_go_on(
     assert (folder / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
 
 
+def launched(options: list[str], config: str, folder: Path) -> subprocess.Popen:
+    """The documented command, in a session of its own, with what it prints beside its folder."""
+    launch = f"-m accelerate.commands.launch --main_process_port 0 --config_file {CONFIGS / config}".split()
+    command = [sys.executable, *launch, "-m", "audiollm.training.train", *options, "--output_dir", str(folder)]
+    variables = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    with open(f"{folder}.log", "a") as log:
+        return subprocess.Popen(
+            command, env={**os.environ, **variables}, stdout=log, stderr=log, start_new_session=True
+        )
+
+
+def assert_ends_well(process: subprocess.Popen, folder: Path) -> str:
+    """Returns the output of a launched command."""
+    status, printed = process.wait(PATIENCE_S), Path(f"{folder}.log").read_text()
+    assert status == 0, printed[-8000:]
+    return printed
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["ddp_cpu.yaml", "fsdp2.yaml"])
 def test_the_documented_command_with_bases_in_bf16_and_no_cache(given, corpus, tmp_path, config: str) -> None:
     """Frozen weights in another precision than those that train, and an encoder that runs on some processes only."""
     given = [*given, *data("instruct", corpus, tmp_path), "--base_dtype", "bfloat16", "--feature_cache", "off"]
     run([*given, "--batch_size", "4", "--output_dir", str(tmp_path / "alone")])
-    launch = ["-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file", str(CONFIGS / config)]
-    options = [*given, "--batch_size", "2", "--output_dir", str(tmp_path / "two")]
-    done = subprocess.run(
-        [sys.executable, *launch, "-m", "audiollm.training.train", *options],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
+    assert_ends_well(launched([*given, "--batch_size", "2"], config, tmp_path / "two"), tmp_path / "two")
     assert logged(tmp_path / "two") == pytest.approx(logged(tmp_path / "alone"), rel=2e-2)
     found, wanted = (load_file(tmp_path / name / "model.safetensors") for name in ("two", "alone"))
     assert found.keys() == wanted.keys()
@@ -200,41 +210,22 @@ def test_deepspeed_zero2_trains_as_ddp_and_goes_on_after_a_kill(given, corpus, t
     """On a CPU, with the configuration that is shipped."""
     pytest.importorskip("deepspeed", reason="DS_BUILD_OPS=0 pip install deepspeed")
     given = [*given, *data("instruct", corpus, tmp_path), "--batch_size", "2", "--save_steps", "1"]
+    ddp, zero2, killed = (tmp_path / name for name in ("ddp", "zero2", "killed"))
+    assert_ends_well(launched(given, "ddp_cpu.yaml", ddp), ddp)
+    assert "DeepSpeed" in assert_ends_well(launched(given, "deepspeed_zero2.yaml", zero2), zero2)
+    assert logged(zero2) == pytest.approx(logged(ddp), abs=TOLERANCE)
+    assert_loads_as_usual(zero2, tiny_bases[1])
 
-    def launched(folder: Path, config: str) -> subprocess.Popen:
-        launch = [
-            "-m",
-            "accelerate.commands.launch",
-            "--main_process_port",
-            "0",
-            "--config_file",
-            str(CONFIGS / config),
-        ]
-        command = [sys.executable, *launch, "-m", "audiollm.training.train", *given, "--output_dir", str(folder)]
-        variables = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-        with open(f"{folder}.log", "a") as log:
-            return subprocess.Popen(
-                command, env={**os.environ, **variables}, stdout=log, stderr=log, start_new_session=True
-            )
-
-    for folder, config in ((tmp_path / "ddp", "ddp_cpu.yaml"), (tmp_path / "zero2", "deepspeed_zero2.yaml")):
-        assert launched(folder, config).wait(PATIENCE_S) == 0, Path(f"{folder}.log").read_text()[-8000:]
-    assert "DeepSpeed" in (tmp_path / "zero2.log").read_text()
-    assert logged(tmp_path / "zero2") == pytest.approx(logged(tmp_path / "ddp"), abs=TOLERANCE)
-    assert_loads_as_usual(tmp_path / "zero2", tiny_bases[1])
-
-    folder = tmp_path / "killed"
-    process = launched(folder, "deepspeed_zero2.yaml")
+    process = launched(given, "deepspeed_zero2.yaml", killed)
     deadline = time.monotonic() + PATIENCE_S
-    while last_complete_checkpoint(folder) is None and time.monotonic() < deadline:
+    while last_complete_checkpoint(killed) is None and time.monotonic() < deadline:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert last_complete_checkpoint(folder) and not (folder / "model.safetensors").exists()
-    assert launched(folder, "deepspeed_zero2.yaml").wait(PATIENCE_S) == 0, Path(f"{folder}.log").read_text()[-8000:]
-    assert "Resuming from" in Path(f"{folder}.log").read_text()
-    assert logged(folder) == logged(tmp_path / "zero2")
-    assert (folder / "model.safetensors").read_bytes() == (tmp_path / "zero2" / "model.safetensors").read_bytes()
+    assert last_complete_checkpoint(killed) and not (killed / "model.safetensors").exists()
+    assert "Resuming from" in assert_ends_well(launched(given, "deepspeed_zero2.yaml", killed), killed)
+    assert logged(killed) == logged(zero2)
+    assert (killed / "model.safetensors").read_bytes() == (zero2 / "model.safetensors").read_bytes()
 
 
 @pytest.mark.slow
@@ -255,25 +246,17 @@ def test_several_processes_stop_at_the_same_step(given, corpus, tmp_path) -> Non
 @pytest.mark.parametrize(
     ("variables", "stage", "message"),
     [
-        ({"ACCELERATE_USE_FSDP": "true"}, "instruct", "fsdp_version: 2"),
-        (
-            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"},
-            "instruct",
-            "fsdp_cpu_ram_efficient_loading is not supported",
-        ),
-        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "align", "--stage align is not sharded"),
-        (
-            {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
-            "instruct",
-            "ZeRO-3 is not supported",
-        ),
+        ("ACCELERATE_USE_FSDP=true", "instruct", "fsdp_version: 2"),
+        (f"{FSDP2_LAUNCHED} FSDP_CPU_RAM_EFFICIENT_LOADING=true", "instruct", "fsdp_cpu_ram_efficient_loading is not"),
+        (FSDP2_LAUNCHED, "align", "--stage align is not sharded"),
+        ("ACCELERATE_USE_DEEPSPEED=true ACCELERATE_DEEPSPEED_ZERO_STAGE=3", "instruct", "ZeRO-3 is not supported"),
     ],
 )
 def test_sharding_that_cannot_work_is_refused(monkeypatch, tmp_path, variables, stage: str, message: str) -> None:
     arguments = AudioLlmTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     check_distributed(arguments, stage)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
+    for variable in variables.split():
+        monkeypatch.setenv(*variable.split("="))
     with pytest.raises(ValueError, match=message):
         check_distributed(arguments, stage)
 

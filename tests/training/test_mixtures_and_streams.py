@@ -11,19 +11,16 @@ import soundfile
 import torch
 from audiollm.corpora.examples import ExamplesError
 from audiollm.corpora.sources import StreamedRows, parse_source, read_sources
-from audiollm.training.arguments import AudioLlmTrainingArguments
+from audiollm.training.arguments import AudioLlmTrainingArguments, set_trainable
 from audiollm.training.collator import AudioLlmCollator
 from audiollm.training.command_line import parse_arguments
 from audiollm.training.instruct import open_training_data
 from audiollm.training.rows import ExampleEncoder, StreamedExamples, build_mixture
 from audiollm.training.trainer import AudioLlmTrainer
-from runs import digest, resumed, run, without
+from runs import differing, digest, logged, refused, resumed, run, without
 from small_corpus import example_rows, write_rows
 
-
-@pytest.fixture(autouse=True)
-def own_datasets_cache(tmp_path_factory, monkeypatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+pytestmark = pytest.mark.usefixtures("own_datasets_cache")
 
 
 def write_lines(path: Path, rows: list) -> str:
@@ -80,7 +77,7 @@ def bad_data(tmp_path, corpus) -> str:
         [
             {"text": "<audio>", "audio_paths": corpus.paths[0], "response": "good"},
             {"text": "<audio>", "audio_paths": "broken.wav", "response": "x"},
-            {"text": "no response"},
+            {"text": "no response", "extra": 1},
             {"text": "a", "response": "an <audio>"},
             {"text": "<audio>", "audio_paths": "gone.wav", "response": "x"},
             {"text": "good too", "response": "yes"},
@@ -89,10 +86,13 @@ def bad_data(tmp_path, corpus) -> str:
 
 
 def test_bad_examples_are_all_listed_or_left_out_aloud(options, bad_data, tmp_path, capsys) -> None:
-    options = [*without(options, "audio_dir"), "--data_path", bad_data]
-    with pytest.raises(ExamplesError) as caught:
-        run(options)
-    assert {where for where, _ in caught.value.problems} == {"row 2", "row 4"}
+    options = without(options, "audio_dir")
+    good = ["--data_path", write_rows(tmp_path / "good.json", [{"text": "good", "response": "yes"}])]
+    for given in (["--data_path", bad_data], [*good, "--eval_data_path", bad_data, "--eval_strategy", "epoch"]):
+        message = refused([*options, *given], capsys)
+        assert "bad.json" in message and "'extra'" in message and "gone.wav" in message
+        assert "row 2: " in message and "row 4: " in message
+    options += ["--data_path", bad_data]
     rows = [row for row in json.loads(Path(bad_data).read_text()) if row.get("response") and "gone" not in str(row)]
     with pytest.raises(ExamplesError) as caught:
         run([*options, "--data_path", write_rows(tmp_path / "audio.json", rows)])
@@ -124,55 +124,42 @@ def test_recordings_within_tables_give_the_batch_of_files(
     for path in (write_rows(tmp_path / "data.json", files), str(tmp_path / "data.parquet")):
         dataset = build_mixture(read_sources(path), ExampleEncoder(tiny_processor, store), progress=False)
         batches.append(AudioLlmCollator(tiny_processor, store)(list(dataset)))
-    assert batches[0].keys() == batches[1].keys()
-    assert all(torch.equal(batches[0][name], batches[1][name]) for name in batches[0])
+    assert batches[0].keys() == batches[1].keys() and not differing(*batches)
     assert torch.isfinite(tiny_model(**batches[1]).loss)
 
 
 # ------------------------------------------------------------------------------------------------------------- budgets
 
 
-def trainer_of(model, processor, dataset, collator, folder, **arguments) -> AudioLlmTrainer:
-    quiet = {"logging_steps": 1, "disable_tqdm": True, "save_strategy": "no"}
-    training = AudioLlmTrainingArguments(output_dir=str(folder), **{**quiet, **arguments})
-    return AudioLlmTrainer(
-        model=model,
-        args=training,
-        train_dataset=dataset,
-        data_collator=collator,
-        processing_class=processor,
-        budget=training.batch_budget(),
-    )
-
-
-@pytest.fixture
-def pieces(corpus, dataset, cache, tiny_model, tiny_processor):
-    for name, parameter in tiny_model.named_parameters():
-        parameter.requires_grad_(name in set(tiny_model.trainable_names()))
-    return tiny_model, tiny_processor, dataset, AudioLlmCollator(tiny_processor, cache)
-
-
-def test_accumulated_budgeted_cached_or_not_the_loss_is_that_of_one_large_batch(pieces, corpus, tmp_path) -> None:
-    model, processor, dataset, collator = pieces
-    before = {name: model.get_parameter(name).detach().clone() for name in model.trainable_names()}
+def test_accumulated_budgeted_cached_or_not_the_loss_is_that_of_one_large_batch(
+    corpus, dataset, cache, tiny_model, tiny_processor, tmp_path
+) -> None:
+    set_trainable(tiny_model, "adapter")
+    before = {name: tiny_model.get_parameter(name).detach().clone() for name in tiny_model.trainable_names()}
     sources = read_sources(corpus.data_path, corpus.audio_dir)
-    uncached = build_mixture(sources, ExampleEncoder(processor), progress=False)
-    many = {"gradient_accumulation_steps": 12}
+    uncached = build_mixture(sources, ExampleEncoder(tiny_processor), progress=False)
     random = {"batch_size": 3, "gradient_accumulation_steps": 4, "train_sampling_strategy": "random"}
+    budget = {"max_tokens_per_batch": 3 * max(dataset["length"][:]), "gradient_accumulation_steps": 12}
     kinds = {
-        "one batch": (dataset, collator, {"batch_size": 12}),
-        "four of three": (dataset, collator, random),
-        "budget": (dataset, collator, {"max_tokens_per_batch": 3 * max(dataset["length"][:]), **many}),
-        "no cache": (uncached, AudioLlmCollator(processor), {"batch_size": 12}),
+        "one batch": (dataset, cache, {"batch_size": 12}),
+        "four of three": (dataset, cache, random),
+        "budget": (dataset, cache, budget),
+        "no cache": (uncached, None, {"batch_size": 12}),
     }
     figures = {}
-    for name, (rows, collate, arguments) in kinds.items():
-        model.load_state_dict(before, strict=False)
-        trainer = trainer_of(model, processor, rows, collate, tmp_path / name, num_epochs=1, **arguments)
+    for name, (rows, store, options) in kinds.items():
+        tiny_model.load_state_dict(before, strict=False)
+        quiet = {"logging_steps": 1, "disable_tqdm": True, "save_strategy": "no", "num_epochs": 1}
+        arguments = AudioLlmTrainingArguments(output_dir=str(tmp_path / name), **quiet, **options)
+        trainer = AudioLlmTrainer(
+            model=tiny_model,
+            args=arguments,
+            train_dataset=rows,
+            data_collator=AudioLlmCollator(tiny_processor, store),
+            budget=arguments.batch_budget(),
+        )
         trainer.train()
-        assert trainer.state.global_step == 1
-        (log,) = [log for log in trainer.state.log_history if "loss" in log]
-        figures[name] = log["loss"], log["grad_norm"]
+        figures[name] = (*logged(trainer), *logged(trainer, "grad_norm"))
     for name, found in figures.items():
         assert found == pytest.approx(figures["one batch"], rel=2e-4), (name, figures)
 
@@ -190,7 +177,7 @@ def test_budgets_of_the_command_bound_its_batches_schedule_and_resume_exactly(op
     whole = run(options)
     per_epoch = len(whole.get_train_dataloader())
     assert whole.state.max_steps == whole.state.global_step == 2 * per_epoch and whole.state.epoch == 2
-    rates = [log["learning_rate"] for log in whole.state.log_history if "loss" in log]
+    rates = logged(whole, "learning_rate")
     assert rates[-1] == pytest.approx(rates[0] / (2 * per_epoch))
     for step in (1, per_epoch + 1):
         resumed(options, tmp_path / "run", step, tmp_path / str(step))
@@ -227,15 +214,18 @@ def test_a_stream_resumes_where_it_was_to_the_last_bit(options, lines, tmp_path,
         assert digest(tmp_path / str(step)) == digest(tmp_path / "run")
 
 
-def test_shuffle_rows_changes_the_order_of_a_stream(tmp_path, tiny_processor) -> None:
+def test_shuffle_rows_changes_the_order_of_a_stream_and_processes_share_it(tmp_path, tiny_processor) -> None:
     path = texts(tmp_path / "a.jsonl", "a", 12)
 
-    def order(shuffle_rows: int) -> list[str]:
-        return prompts(tiny_processor, first(12, stream_of(tiny_processor, path, shuffle_rows=shuffle_rows)))
+    def order(shuffle_rows: int, process: int = 0, processes: int = 1) -> list[str]:
+        shared = {"process_index": process, "num_processes": processes}
+        stream = stream_of(tiny_processor, path, shuffle_rows=shuffle_rows, **shared)
+        return prompts(tiny_processor, first(12 // processes, stream))
 
     in_order = [f"a{index}" for index in range(12)]
     assert order(0) == order(1) == in_order  # drawn from one row
     assert order(8) != in_order and sorted(order(8)) == sorted(in_order)
+    assert sorted(name for process in range(3) for name in order(8, process, 3)) == sorted(in_order)
     given = parse_arguments(["--data_path", path, "--streaming", "--max_steps", "1", "--shuffle_rows", "8"])[1]
     assert open_training_data(given).sources[0].shuffle_rows == 8
 
@@ -252,15 +242,6 @@ def test_what_was_learned_is_passed_over_unread(lines, cache, tiny_processor) ->
     encode, second.encoder.encode = second.encoder.encode, lambda example: encoded.append(1) or encode(example)
     found = first(20, second)
     assert found[:9] == [None] * 9 and found[9:] == expected[9:] and len(encoded) == 11
-
-
-def test_processes_share_a_stream_without_overlap(tmp_path, tiny_processor) -> None:
-    path = texts(tmp_path / "a.jsonl", "a", 12)
-    found = []
-    for process in range(3):
-        stream = stream_of(tiny_processor, path, process_index=process, num_processes=3)
-        found += prompts(tiny_processor, first(4, stream))
-    assert sorted(found) == sorted(f"a{index}" for index in range(12))
 
 
 def test_streams_are_mixed_by_weight_or_in_turns(tmp_path, tiny_processor) -> None:

@@ -13,6 +13,7 @@ import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.processing import ConversationError
 from audiollm.training.collator import ConversationCollator
+from runs import differing, logged
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 IGNORED = -100
@@ -26,6 +27,19 @@ def recordings(tmp_path_factory) -> list[str]:
     for seconds, path in enumerate(paths, start=1):
         soundfile.write(path, 0.1 * generator.standard_normal(seconds * 8_000), 16_000)
     return paths
+
+
+def run_example(name: str | Any, model: Any, processor: Any, rows: list[dict], folder: Path, **options: Any) -> Any:
+    """The Trainer of an example, after it trained on rows; what trains has moved in the folder that it saved."""
+    model.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = {"learning_rate": 1e-2, "logging_steps": 1, "report_to": "none", "use_cpu": True, **options}
+    module = example(name) if isinstance(name, str) else name
+    trainer = module.main(*(str(folder / each) for each in ("model", "data.jsonl", "trained")), **options)
+    loaded = AudioLlmForConditionalGeneration.from_pretrained(folder / "trained")
+    assert differing(model, loaded) == set(model.trainable_names())
+    return trainer
 
 
 def example(name: str) -> Any:
@@ -42,35 +56,22 @@ def row(recording: str | None, answer: str) -> dict:
     return {"messages": messages, "audio": [] if recording is None else [recording]}
 
 
+def question(path: str) -> list[dict]:
+    content = [{"type": "audio", "path": path}, {"type": "text", "text": "What is said?"}]
+    return [{"role": "user", "content": content}]
+
+
 def test_the_example_trains_saves_and_goes_on(tiny_bases, tiny_processor, recordings, tmp_path) -> None:
     torch.manual_seed(0)
     model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_rank=4)
-    model.save_pretrained(tmp_path / "model")
-    tiny_processor.save_pretrained(tmp_path / "model")
     rows = [*map(row, recordings, ANSWERS), row(None, "none")]
-    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    options = {"num_train_epochs": 4, "learning_rate": 1e-2, "logging_steps": 1, "report_to": "none", "use_cpu": True}
-    trainer = example("train_with_trainer").main(
-        str(tmp_path / "model"),
-        str(tmp_path / "data.jsonl"),
-        str(tmp_path / "trained"),
-        **options,
-        per_device_train_batch_size=2,
-        per_device_eval_batch_size=3,
-        dataloader_num_workers=0,
-    )
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    sizes = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 3, "dataloader_num_workers": 0}
+    trainer = run_example("train_with_trainer", model, tiny_processor, rows, tmp_path, **sizes, num_train_epochs=4)
+    losses = logged(trainer)
     assert len(losses) == 8 and sum(losses[-2:]) < 0.9 * sum(losses[:2])
-    moved = {
-        name for name, value in trainer.model.named_parameters() if not torch.equal(value, model.get_parameter(name))
-    }
-    assert moved == set(model.trainable_names())
-    loss = trainer.evaluate(trainer.train_dataset)["eval_loss"]
-    assert math.isfinite(loss)
-
+    assert math.isfinite(trainer.evaluate(trainer.train_dataset)["eval_loss"])
     loaded = AudioLlmForConditionalGeneration.from_pretrained(tmp_path / "trained")
-    processor = AudioLlmProcessor.from_pretrained(tmp_path / "trained")
-    batch = ConversationCollator(processor)(rows)
+    batch = ConversationCollator(AudioLlmProcessor.from_pretrained(tmp_path / "trained"))(rows)
     with torch.no_grad():
         again = loaded.eval()(**batch).loss
     assert again.item() == pytest.approx(trainer.model.eval()(**batch).loss.item(), rel=1e-5)
@@ -79,62 +80,31 @@ def test_the_example_trains_saves_and_goes_on(tiny_bases, tiny_processor, record
 def test_dpo_with_trl_needs_no_reference_model(tiny_model, tiny_processor, recordings, tmp_path) -> None:
     """The reference is the checkpoint that the model was loaded from."""
     pytest.importorskip("trl", reason="pip install trl")
-    tiny_model.save_pretrained(tmp_path / "model")
-    tiny_processor.save_pretrained(tmp_path / "model")
-    rows = []
-    for path in recordings:
-        content = [{"type": "audio", "path": path}, {"type": "text", "text": "What is said?"}]
-        answers = {"chosen": "Yes.", "rejected": "No."}
-        said = {side: [{"role": "assistant", "content": answer}] for side, answer in answers.items()}
-        rows.append({"prompt": [{"role": "user", "content": content}], **said})
-    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    arguments = [str(tmp_path / name) for name in ("model", "data.jsonl", "trained")]
-    options = {"max_steps": 6, "learning_rate": 1e-2, "logging_steps": 1, "report_to": "none", "use_cpu": True}
-    trainer = example("dpo_with_trl").main(*arguments, **options)
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    answers = {"chosen": "Yes.", "rejected": "No."}
+    said = {side: [{"role": "assistant", "content": answer}] for side, answer in answers.items()}
+    rows = [{"prompt": question(path), **said} for path in recordings]
+    losses = logged(run_example("dpo_with_trl", tiny_model, tiny_processor, rows, tmp_path, max_steps=6))
     assert losses[0] == pytest.approx(math.log(2), abs=1e-3)  # nothing has moved yet
     assert losses[-1] < 0.8 * losses[0]
-    loaded = AudioLlmForConditionalGeneration.from_pretrained(tmp_path / "trained")
-    moved = {
-        name for name, value in tiny_model.named_parameters() if not torch.equal(value, loaded.get_parameter(name))
-    }
-    assert moved == set(tiny_model.trainable_names())
 
 
 @pytest.mark.slow
 def test_sft_with_trl(tiny_model, tiny_processor, recordings, tmp_path) -> None:
     pytest.importorskip("trl", reason="pip install trl")
-    tiny_model.save_pretrained(tmp_path / "model")
-    tiny_processor.save_pretrained(tmp_path / "model")
     rows = [*map(row, recordings, ANSWERS), row(None, "none")]
-    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    arguments = [str(tmp_path / name) for name in ("model", "data.jsonl", "trained")]
-    options = {"max_steps": 8, "learning_rate": 1e-2, "logging_steps": 1, "report_to": "none", "use_cpu": True}
-    trainer = example("sft_with_trl").main(*arguments, **options)
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    losses = logged(run_example("sft_with_trl", tiny_model, tiny_processor, rows, tmp_path, max_steps=8))
     # TRL computes the loss by itself, of the same positions as the model does.
     with torch.no_grad():
         first = tiny_model.eval()(**ConversationCollator(tiny_processor)(rows)).loss
     assert losses[0] == pytest.approx(first.item(), rel=1e-3) and losses[-1] < 0.8 * losses[0]
-    loaded = AudioLlmForConditionalGeneration.from_pretrained(tmp_path / "trained")
     assert AudioLlmProcessor.from_pretrained(tmp_path / "trained").audio_token == "<audio>"
-    moved = {
-        name for name, value in tiny_model.named_parameters() if not torch.equal(value, loaded.get_parameter(name))
-    }
-    assert moved == set(tiny_model.trainable_names())
 
 
 @pytest.mark.slow
 def test_grpo_with_trl_learns_what_is_rewarded(tiny_model, tiny_processor, recordings, tmp_path, monkeypatch) -> None:
     """A tiny random model says no word, so that the reward is of odd letters instead. What TRL scores is what was heard."""
     pytest.importorskip("trl", reason="pip install trl")
-    tiny_model.save_pretrained(tmp_path / "model")
-    tiny_processor.save_pretrained(tmp_path / "model")
-    rows = []
-    for path, answer in zip(recordings, ANSWERS[:2]):
-        content = [{"type": "audio", "path": path}, {"type": "text", "text": "What is said?"}]
-        rows.append({"prompt": [{"role": "user", "content": content}], "text": answer})
-    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    rows = [{"prompt": question(path), "text": answer} for path, answer in zip(recordings, ANSWERS[:2])]
     module = example("grpo_with_trl")
     said = [[{"content": "good morning"}], [{"content": "good evening"}]]
     assert module.fewer_word_errors(said, ["Good morning.", "Good morning."]) == [0, -0.5]
@@ -160,19 +130,13 @@ def test_grpo_with_trl_learns_what_is_rewarded(tiny_model, tiny_processor, recor
 
     monkeypatch.setattr(module, "fewer_word_errors", odd_letters)
     monkeypatch.setattr(module, "AudioGRPOTrainer", Watched)
-    arguments = [str(tmp_path / name) for name in ("model", "data.jsonl", "trained")]
-    options = {"max_steps": 24, "learning_rate": 5e-2, "logging_steps": 1, "report_to": "none", "use_cpu": True}
+    options = {"max_steps": 24, "learning_rate": 5e-2, "lr_scheduler_type": "constant"}
     options |= {"per_device_train_batch_size": 16, "num_generations": 8, "max_completion_length": 8}
-    trainer = module.main(*arguments, **options, lr_scheduler_type="constant")
-    rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
+    trainer = run_example(module, tiny_model, tiny_processor, rows, tmp_path, **options)
+    rewards = logged(trainer, "reward")
     assert len(rewards) == 24 and sum(rewards[-12:]) / 12 > sum(rewards[:6]) / 6 + 0.05
-    loaded = AudioLlmForConditionalGeneration.from_pretrained(tmp_path / "trained")
-    moved = {
-        name for name, value in tiny_model.named_parameters() if not torch.equal(value, loaded.get_parameter(name))
-    }
-    assert moved == set(tiny_model.trainable_names())
     with pytest.raises(ValueError, match="beta"):
-        module.main(*arguments, **options, beta=0.1)
+        run_example(module, tiny_model, tiny_processor, rows, tmp_path, **options, beta=0.1)
 
 
 def test_a_batch(tiny_processor, recordings) -> None:
@@ -181,14 +145,10 @@ def test_a_batch(tiny_processor, recordings) -> None:
     assert batch["input_ids"].shape[1] % 16 == 0 and batch["attention_mask"][1, -1] == 0
     said = [tiny_processor.decode(labels[labels != IGNORED]) for labels in batch["labels"]]
     assert said == ["three<|im_end|>", "none<|im_end|>"]
-    typed = [
-        {
-            "role": "user",
-            "content": [{"type": "audio", "path": recordings[2]}, {"type": "text", "text": "\nWhich number?"}],
-        }
-    ]
+    content = [{"type": "audio", "path": recordings[2]}, {"type": "text", "text": "\nWhich number?"}]
+    typed = [{"role": "user", "content": content}]
     same = ConversationCollator(tiny_processor, 16)([{"messages": typed + rows[0]["messages"][1:]}, rows[1]])
-    assert all(torch.equal(same[name], batch[name]) for name in batch)
+    assert not differing(batch, same)
     text = ConversationCollator(tiny_processor)([rows[1]])
     assert set(text) == {"input_ids", "attention_mask", "labels"}
     with pytest.raises(ConversationError, match="not both"):
