@@ -27,7 +27,7 @@ Players = Mapping[tuple[str, str], Mapping[str, Any]]
 
 @lru_cache(maxsize=1)
 def texts() -> dict[str, dict[str, Any]]:
-    """Return what readers are told of metrics, by their names."""
+    """Return titles and explanations of metrics, by their names."""
     return yaml.safe_load((HERE / "report.yaml").read_text(encoding="utf-8"))
 
 
@@ -61,17 +61,17 @@ def clock(seconds: float) -> str:
 
 
 def system_title(system: str) -> str:
-    """Return what readers call a system."""
+    """Return the name of a system for readers."""
     return SYSTEM_TITLES.get(system, system)
 
 
 def metric_title(metric: str) -> str:
-    """Return what readers call a metric."""
+    """Return the name of a metric for readers."""
     return texts().get(metric, {}).get("title", metric.replace("_", " "))
 
 
 def metric_about(metric: str) -> str:
-    """Return what a metric is, with which way is better."""
+    """Return the explanation of a metric, with which way is better."""
     better = "lower is better" if metric in LOWER_IS_BETTER else "higher is better"
     return "; ".join(filter(None, [texts().get(metric, {}).get("about", ""), better]))
 
@@ -82,14 +82,13 @@ def bar(found: Mapping[str, Any], limit: float) -> dict[str, float]:
     def share(value: float) -> float:
         return round(100 * min(max(value, 0.0), limit) / limit, 2) if limit else 0.0
 
-    low, high = (found["value"] if found.get(end) is None else found[end] for end in ("low", "high"))
+    low, high = (found["value"] if found[end] is None else found[end] for end in ("low", "high"))
     return {"width": share(found["value"]), "low": share(low), "span": round(share(high) - share(low), 2)}
 
 
 def limit_of(metric: str, figures: Iterable[Mapping[str, Any] | None]) -> float:
-    """Return what a full bar of a metric stands for."""
-    ends = [each.get("high") or each["value"] for each in figures if each and each.get("value") is not None]
-    most = max(ends, default=0.0)
+    """Return the figure that a full bar of a metric stands for."""
+    most = max((each["high"] or each["value"] or 0.0 for each in figures if each), default=0.0)
     return min(most, MAX_ERROR_DRAWN) if metric in SPELLED else most
 
 
@@ -128,11 +127,10 @@ def verdicts(task: Mapping[str, Any]) -> Iterator[str]:
 
 def render_page(report: Mapping[str, Any], players: Players, player_notes: Mapping[str, str]) -> str:
     """
-    Return the page, which holds all it needs; nothing is fetched from anywhere.
+    Return the page of a report as it was gathered; the page holds all it needs, and fetches nothing.
 
     Args:
-        report: as gathered.
-        player_notes: what is to be said of a task's players.
+        player_notes: sentences about the players of a task.
 
     Raises:
         ImportError: jinja2 or markupsafe is not installed.
@@ -147,7 +145,7 @@ def render_page(report: Mapping[str, Any], players: Players, player_notes: Mappi
     environment.filters |= {
         "system_about": lambda system: READING.get(system, "The model under test is given the recording."),
         "count_title": lambda count: count_titles.get(count, count.replace("_", " ")),
-        **{"unit": unit_of, "reasons": reasons_of},
+        "reasons": reasons_of,
     }
     tasks = report["tasks"]
     metrics = list(dict.fromkeys(name for found in tasks.values() for name in found["metrics"]))
@@ -169,22 +167,16 @@ def render_page(report: Mapping[str, Any], players: Players, player_notes: Mappi
     )
 
 
-def unit_of(found: Mapping[str, Any]) -> str | None:
-    """Return the unit of a task's main metric."""
-    each = (scored["metrics"].get(found["metric"]) for scored in found["systems"].values())
-    return next((figure["unit"] for figure in each if figure), None)
-
-
 def reasons_of(found: Mapping[str, Any]) -> list[str]:
-    """Return the counts of a task that are not zero for all systems, and how many items there are and count."""
+    """Return the counts of a task that are not zero for all systems."""
     counts = [each["counts"] for each in found["systems"].values()]
-    names = dict.fromkeys(name for each in counts for name in each)
-    return [name for name in names if name in ("items", "scored") or any(each.get(name) for each in counts)]
+    shown = ((name, count) for each in counts for name, count in each.items())
+    return list(dict.fromkeys(name for name, count in shown if count or name in ("items", "scored")))
 
 
 def settings_of(report: Mapping[str, Any]) -> dict[str, str]:
     """Return how a run was made: what a figure may depend on."""
-    run, scoring, judge = report["run"], report["scoring"], report["judge"] or {}
+    run, scoring, judge = report["run"], report["scoring"], report["judge"]
     settings = run.get("settings") or {}
     rubrics = [
         f"{name}: {each.get('samples')} samples at temperature {judge.get('temperature') or each.get('temperature')}"
@@ -205,7 +197,7 @@ def settings_of(report: Mapping[str, Any]) -> dict[str, str]:
         "Judge": "; ".join([str(judge["model"]), *rubrics]) if judge.get("model") else None,
         "Versions": ", ".join(f"{name} {version}" for name, version in (run.get("versions") or {}).items()),
         "Normaliser": scoring.get("normaliser") or "each task's own",
-        "Bootstrap": f"{scoring.get('samples', 'unknown')} samples, seed {scoring.get('seed', 'unknown')}",
+        "Bootstrap": f"{scoring['samples']} samples, seed {scoring['seed']}",
     }
     return {name: str(value) for name, value in facts.items() if value not in (None, "")}
 

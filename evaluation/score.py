@@ -19,7 +19,7 @@ from audiollm.command_line.option_parser import option, parser_of
 from audiollm.publishing.score_table import COUNTS, score_rows, with_interval
 from audiollm.publishing.score_table import SYSTEMS as SYSTEM_TITLES
 
-from .bootstrap import SAMPLES, percentiles, ratio
+from .bootstrap import SAMPLES, percentiles
 from .measures import RATIO, Answer, Convention, Measured, measures_of
 from .outputs import ERROR, LENGTH, REPEATED, Run, convention_of, joined_sessions, open_run, read_answers, write_rows
 from .systems import DEAF
@@ -48,7 +48,7 @@ def score_run(
         What `scores.json` holds.
 
     Raises:
-        RunFolderError, JournalError: it is no such folder, or a file in it is damaged.
+        RunFolderError: it is no such folder, or a file in it is damaged.
         ValueError: there is no such metric or normaliser.
         ImportError: a library that a metric needs is not installed.
     """
@@ -157,52 +157,34 @@ def group_averages(
 
     An average of some of a group's tasks is `partial` and names those that are missing: it is not the leaderboard's.
     """
-    averages: dict[str, Any] = {}
-    for group in dict.fromkeys(filter(None, (run.task(task).get("group") for task in tasks))):
-        present = [task for task in tasks if run.task(task).get("group") == group]
+    groups = {task: run.task(task).get("group") for task in tasks}
+    averages: dict[str, Any] = {group: {} for group in groups.values() if group}
+    for group, by_system in averages.items():
+        present = [task for task in tasks if groups[task] == group]
         members = list(dict.fromkeys([*group_tasks(group), *present]))
-        by_system = averages[group] = {}
         for system in dict.fromkeys(system for task in present for system in tasks[task]["systems"]):
-            answered = {
-                task: tasks[task]["systems"][system]
-                for task in members
-                if task in present and system in tasks[task]["systems"]
-            }
-            drawn = {
-                (task, name): each.drawn(samples, seed)
-                for task in answered
-                for name, each in measured[task, system].items()
-                if each.ids
-            }
-            by_system[system] = _averages(members, answered, drawn)
-    return averages
-
-
-def _averages(
-    members: Sequence[str], answered: Mapping[str, Any], drawn: Mapping[tuple[str, str], np.ndarray]
-) -> dict[str, Any]:
-    """Return one system's averages by metric, over the tasks of a group that it has answered."""
-    averages = {}
-    for name in dict.fromkeys(name for scores in answered.values() for name in scores["metrics"]):
-        figures = {task: scores["metrics"].get(name) for task, scores in answered.items()}
-        figures = {task: each for task, each in figures.items() if each and each["value"] is not None}
-        if not figures:
-            continue
-        if name == RTFX:
-            times = np.array([[answered[task]["audio_seconds"], answered[task]["seconds"]] for task in figures])
-            value, low, high = float(ratio(times.sum(axis=0))), None, None
-        else:
-            value = float(np.mean([each["value"] for each in figures.values()]))
-            # Tasks are drawn from one seed, and independent: each in an order of its own.
-            orders = [
-                np.random.default_rng(index).permutation(drawn[task, name]) for index, task in enumerate(figures)
-            ]
-            low, high = percentiles(np.mean(orders, axis=0))
-        missing = [task for task in members if task not in figures]
-        averages[name] = {
-            **{"value": value, "low": low, "high": high, "unit": next(iter(figures.values()))["unit"]},
-            **{"tasks": list(figures), "missing": missing, "partial": bool(missing)},
-        }
+            scores = {task: tasks[task]["systems"][system] for task in members if (task, system) in measured}
+            by_system[system] = {}
+            for name in dict.fromkeys(name for each in scores.values() for name in each["metrics"]):
+                figures = {task: each["metrics"].get(name) for task, each in scores.items()}
+                figures = {task: each for task, each in figures.items() if each and each["value"] is not None}
+                if not figures:
+                    continue
+                low = high = None
+                if name == RTFX:
+                    value = sum(scores[task]["audio_seconds"] for task in figures)
+                    value /= sum(scores[task]["seconds"] for task in figures)
+                else:
+                    value = float(np.mean([each["value"] for each in figures.values()]))
+                    # Tasks are drawn from one seed, and independent: each in an order of its own.
+                    drawn = [measured[task, system][name].drawn(samples, seed) for task in figures]
+                    orders = [np.random.default_rng(index).permutation(each) for index, each in enumerate(drawn)]
+                    low, high = percentiles(np.mean(orders, axis=0))
+                missing = [task for task in members if task not in figures]
+                by_system[system][name] = {
+                    **{"value": value, "low": low, "high": high, "unit": next(iter(figures.values()))["unit"]},
+                    **{"tasks": list(figures), "missing": missing, "partial": bool(missing)},
+                }
     return averages
 
 
