@@ -76,11 +76,9 @@ class SystemsError(ValueError):
 def windows_of(items: Iterable[Item], total: int, size: int = WINDOW_ITEMS) -> Iterator[list[Item]]:
     """Yield consecutive items of `total`, `size` at a time; the last window takes what is left over too, so it is not small."""
     stream = iter(items)
-    num_windows = max(1, total // size)
-    for index in range(num_windows):
-        is_last = index == num_windows - 1
-        if window := list(stream if is_last else islice(stream, size)):
-            yield window
+    for _ in range(total // size - 1):
+        yield list(islice(stream, size))
+    yield list(stream)
 
 
 def wrong_recordings(items: Sequence[Item]) -> list[Item]:
@@ -93,7 +91,7 @@ def wrong_recordings(items: Sequence[Item]) -> list[Item]:
     distinct = {key: one for item, own in zip(items, keys) for key, one in zip(own, item.recordings)}
     if len(distinct) < 2:
         problem = "there is no other recording beside it to take the place of its own"
-        return [replace(item, recordings=[], problem=problem if item.recordings else None) for item in items]
+        return [replace(item, recordings=[], problem=problem) if item.recordings else item for item in items]
     other = dict(zip(distinct, swapped(list(distinct.values()))))
     return [replace(item, recordings=[other[key] for key in own]) for item, own in zip(items, keys)]
 
@@ -234,7 +232,12 @@ def answer_job(
     with tqdm(total=total, desc=job.task.name, unit="answer", disable=not progress) as bar:
         for window in windows_of(job.items(), len(job.ids)):
             for name, system in systems.items():
-                _check_references(window, before[name], outputs[name].path)
+                for item in window:
+                    if item.id in before[name] and before[name][item.id]["references"] != item.references:
+                        raise RunFolderError(
+                            f"{outputs[name].path}: the references of {item.id!r} are not those of the answer that is "
+                            "there; the data have changed since. Choose another --output_dir."
+                        )
                 done = {one for one, row in before[name].items() if row["finish"] != ERROR}
                 asked = wrong_recordings(window) if name == WRONG_AUDIO else window
                 for batch in interruptible(batches_of(asked, processor, batch_size)):
@@ -249,16 +252,6 @@ def answer_job(
     for each in outputs.values():
         if progress and each.ended[ERROR]:
             tqdm.write(f"{job.task.name}: {each.told}", file=sys.stderr)
-
-
-def _check_references(items: Sequence[Item], rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Refuse items of which rows with other references are there."""
-    for item in items:
-        if item.id in rows and rows[item.id]["references"] != item.references:
-            raise RunFolderError(
-                f"{path}: the references of {item.id!r} are not those of the answer that is there; the data have changed "
-                "since. Choose another --output_dir."
-            )
 
 
 def answer_batch(job: Job, name: str, system: System, processor: Any, batch: Sequence[Item]) -> list[dict[str, Any]]:
@@ -279,31 +272,27 @@ def answer_batch(job: Job, name: str, system: System, processor: Any, batch: Seq
             answers[number] = failure(error)
     seconds = {number: sum(map(len, waveforms)) / processor.sampling_rate for number, waveforms in heard.items()}
     if heard:
-        given = system.answer(
-            [batch[number] for number in heard], list(heard.values()), [job.bound(seconds[number]) for number in heard]
-        )
+        bounds = [job.bound(each) for each in seconds.values()]
+        given = system([batch[number] for number in heard], list(heard.values()), bounds)
         answers.update(zip(heard, given, strict=True))
     each = (time.perf_counter() - began) / len(batch)
-    rows = []
-    for number, item in enumerate(batch):
-        answer = answers[number]
-        rows.append(
-            {
-                "task": job.task.name,
-                "system": name,
-                "id": item.id,
-                "prompt": item.prompt if answer.prompt is None else answer.prompt,
-                "audio": [recording_name(recording) for recording in item.recordings],
-                "duration_s": round(seconds.get(number, 0.0), 4),
-                "references": list(item.references),
-                "extra": {**item.extra, **(answer.extra or {})},
-                "output": answer.text,
-                "finish": answer.finish,
-                "error": answer.error,
-                "seconds": round(each + answer.more_seconds, 6),
-            }
-        )
-    return rows
+    return [
+        {
+            "task": job.task.name,
+            "system": name,
+            "id": item.id,
+            "prompt": item.prompt if answers[number].prompt is None else answers[number].prompt,
+            "audio": [recording_name(recording) for recording in item.recordings],
+            "duration_s": round(seconds.get(number, 0.0), 4),
+            "references": list(item.references),
+            "extra": {**item.extra, **(answers[number].extra or {})},
+            "output": answers[number].text,
+            "finish": answers[number].finish,
+            "error": answers[number].error,
+            "seconds": round(each + answers[number].more_seconds, 6),
+        }
+        for number, item in enumerate(batch)
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------ a whole run

@@ -72,7 +72,7 @@ def builder(shared_model, tiny_processor, talking_whisper, tmp_path) -> SystemBu
 def answers_of(builder: SystemBuilder, items: list[Item], name: str, kind: str = "chat") -> list[Reply]:
     system = builder.build(task_of(items, kind), name)
     asked = wrong_recordings(items) if name == "wrong_audio" else items
-    return system.answer(asked, [item.recordings for item in asked], [TOKENS] * len(items))
+    return system(asked, [item.recordings for item in asked], [TOKENS] * len(items))
 
 
 @pytest.fixture(scope="module")
