@@ -98,21 +98,15 @@ def paired(first: Measured, second: Measured, samples: int, seed: int) -> tuple[
     return both, paired_test(rows[0], rows[1], first.pooled, samples, seed)
 
 
-def _pairs(rows: Iterable[tuple[float, float]]) -> np.ndarray:
-    return np.array(list(rows), dtype=np.float64).reshape(-1, 2)
+def _pairs(rows: Iterable[Iterable[float]]) -> np.ndarray:
+    return np.array([list(row) for row in rows], dtype=np.float64).reshape(-1, 2)
 
 
-def _mean(
-    scores: Mapping[str, float],
-    unit: str,
-    signature: str,
-    items: Mapping[str, Mapping[str, Any]] | None = None,
-    dropped: Mapping[str, int] | None = None,
-) -> Measured:
-    """Return a figure that is the mean of `scores`, by the answer's id."""
-    written = {one: {"score": score} for one, score in scores.items()} if items is None else items
+def _mean(scores: Mapping[str, float], unit: str, signature: str, **known: Mapping[str, Any]) -> Measured:
+    """Return a figure that is the mean of `scores`, by the answer's id; `known` are fields of [`Measured`]."""
     values = np.array(list(scores.values()), dtype=np.float64)
-    return Measured(means(values), list(scores), unit, signature, items=written, dropped=dropped or {})
+    known = {"items": {one: {"score": score} for one, score in scores.items()}, **known}
+    return Measured(means(values), list(scores), unit, signature, **known)
 
 
 def _with_references(answers: Sequence[Answer]) -> tuple[list[tuple[Answer, list[str]]], dict[str, int]]:
@@ -125,24 +119,9 @@ def _with_references(answers: Sequence[Answer]) -> tuple[list[tuple[Answer, list
 # ------------------------------------------------------------------------------------------------ words and characters
 
 
-def word_error(answers: Sequence[Answer], by: Convention) -> Measured:
-    """Corpus word error."""
-    return _text_error(answers, by.normaliser, WORDS)
-
-
-def plain_word_error(answers: Sequence[Answer], by: Convention) -> Measured:
-    """Corpus word error of texts as they are written: capitals and punctuation count."""
-    return replace(_text_error(answers, "none", WORDS), items={})
-
-
-def character_error(answers: Sequence[Answer], by: Convention) -> Measured:
-    """Corpus character error, aligned by jiwer."""
-    return _text_error(answers, by.normaliser, CHARACTERS)
-
-
-def _text_error(answers: Sequence[Answer], normaliser: str, unit: str) -> Measured:
-    texts = [answer.reference for answer in answers], [answer.text for answer in answers]
-    errors = word_errors(*texts, normaliser, unit)
+def text_error(unit: str, answers: Sequence[Answer], by: Convention) -> Measured:
+    """Corpus word or character error."""
+    errors = word_errors([each.reference for each in answers], [each.text for each in answers], by.normaliser, unit)
     scored = {answer.id: found for answer, found in zip(answers, errors) if found.skipped is None}
     prefix = "" if unit == WORDS else "character_"
     items = {
@@ -159,7 +138,12 @@ def _text_error(answers: Sequence[Answer], normaliser: str, unit: str) -> Measur
     }
     dropped = Counter(found.skipped for found in errors if found.skipped is not None)
     statistics = _pairs((found.errors, found.length) for found in scored.values())
-    return Measured(statistics, list(scored), FRACTION, convention(unit, normaliser), items=items, dropped=dropped)
+    return Measured(statistics, list(scored), FRACTION, convention(unit, by.normaliser), items=items, dropped=dropped)
+
+
+def plain_word_error(answers: Sequence[Answer], by: Convention) -> Measured:
+    """Corpus word error of texts as they are written: capitals and punctuation count."""
+    return replace(text_error(WORDS, answers, Convention("none")), items={})
 
 
 # ---------------------------------------------------------------------------------------------------------- translations
@@ -173,9 +157,8 @@ def bleu_metric(by: Convention, **options: Any) -> Any:
     """Return sacreBLEU's metric as its command line sets it up; `options` are its own."""
     BLEU = optional_library("sacrebleu.metrics", EXTRA).BLEU
     chosen = BLEU_TOKENIZERS.get(language_of(by.language), "13a")
-    if chosen == "ja-mecab":
-        optional_library("MeCab", EXTRA)
-        optional_library("ipadic", EXTRA)
+    for library in ("MeCab", "ipadic") if chosen == "ja-mecab" else ():
+        optional_library(library, EXTRA)
     return BLEU(tokenize=chosen, **options)
 
 
@@ -198,9 +181,8 @@ def bleu(answers: Sequence[Answer], by: Convention) -> Measured:
         metric.corpus_score([answer.text for answer, _ in kept], _streams([texts for _, texts in kept]))
         signature = str(metric.get_signature())
     statistics = np.array(rows, dtype=np.float64).reshape(-1, 2 * BLEU_NGRAMS + 2)
-    return Measured(
-        statistics, [each.id for each, _ in kept], POINTS, signature, bleu_of_sums, items=items, dropped=dropped
-    )
+    ids = [answer.id for answer, _ in kept]
+    return Measured(statistics, ids, POINTS, signature, bleu_of_sums, items=items, dropped=dropped)
 
 
 def bleu_of_sums(sums: np.ndarray) -> np.ndarray:
@@ -271,7 +253,7 @@ def choice_accuracy(strict: bool, answers: Sequence[Answer], by: Convention) -> 
     scored = [(answer, letter) for answer, letter in read if strict or letter is not None]
     right = {answer.id: letter == answer.reference.strip().strip("().").upper() for answer, letter in scored}
     return _mean(
-        {one: float(each) for one, each in right.items()},
+        right,
         FRACTION,
         f"parsing:air_bench|unparsable:{'wrong' if strict else 'left out'}",
         items={answer.id: {"chosen": letter, "right": right[answer.id]} for answer, letter in scored},
@@ -291,13 +273,14 @@ def judge_score(answers: Sequence[Answer], by: Convention) -> Measured:
 
     Answers without a mark do not count; they and the verdicts that failed are counted.
     """
-    marks = {
-        answer.id: [(verdict.get("scores") or {}).get("answer") for verdict in answer.verdicts] for answer in answers
-    }
-    given = {one: [mark for mark in each if mark is not None] for one, each in marks.items()}
-    scores = {one: float(np.mean(each)) for one, each in given.items() if each}
-    failed = sum(map(len, marks.values())) - sum(map(len, given.values()))
-    orders = sorted({str(verdict.get("order")) for answer in answers for verdict in answer.verdicts})
+    verdicts = [(answer.id, verdict) for answer in answers for verdict in answer.verdicts]
+    marks: dict[str, list[float]] = {}
+    for one, verdict in verdicts:
+        if verdict["scores"] is not None:
+            marks.setdefault(one, []).append(verdict["scores"]["answer"])
+    scores = {one: float(np.mean(each)) for one, each in marks.items()}
+    failed = len(verdicts) - sum(map(len, marks.values()))
+    orders = sorted({verdict["order"] for _, verdict in verdicts})
     signature = f"mean of verdicts|orders:{'+'.join(orders) or 'none'}"
     dropped = {"unjudged": len(answers) - len(scores), "judge_failures": failed}
     return _mean(scores, POINTS, signature, dropped=dropped)
@@ -306,39 +289,30 @@ def judge_score(answers: Sequence[Answer], by: Convention) -> Measured:
 def no_speech_rate(answers: Sequence[Answer], by: Convention) -> Measured:
     """Share of clips without speech in which some is heard: transcripts with a letter or digit in them."""
     heard = {answer.id: has_words(answer.text, "basic") for answer in answers}
-    return _mean(
-        {one: float(each) for one, each in heard.items()},
-        FRACTION,
-        "transcripts with a letter or digit",
-        items={one: {"heard_speech": each, "score": float(each)} for one, each in heard.items()},
-    )
+    items = {one: {"heard_speech": each, "score": float(each)} for one, each in heard.items()}
+    return _mean(heard, FRACTION, "transcripts with a letter or digit", items=items)
 
 
 def bitwise_equal(answers: Sequence[Answer], by: Convention) -> Measured:
     """Share of texts whose logits are the base model's in every bit."""
     same = {answer.id: answer.extra[SAME_LOGITS] for answer in answers if answer.extra.get(SAME_LOGITS) is not None}
+    items = {one: {SAME_LOGITS: each} for one, each in same.items()}
     return _mean(
-        {one: float(each) for one, each in same.items()},
-        FRACTION,
-        "torch.equal of logits",
-        items={one: {SAME_LOGITS: each} for one, each in same.items()},
-        dropped={"not_compared": len(answers) - len(same)},
+        same, FRACTION, "torch.equal of logits", items=items, dropped={"not_compared": len(answers) - len(same)}
     )
 
 
 def perplexity(answers: Sequence[Answer], by: Convention) -> Measured:
     """Perplexity per token over all texts: exp of the summed negative log likelihood (nats) over the tokens scored."""
-    measured = [answer for answer in answers if answer.extra.get(NEGATIVE_LOG_LIKELIHOOD) is not None]
-    rows = [(float(answer.extra[NEGATIVE_LOG_LIKELIHOOD]), float(answer.extra[TOKENS])) for answer in measured]
-    return Measured(
-        statistics=_pairs(rows),
-        ids=[answer.id for answer in measured],
-        unit=RATIO,
-        signature="per token, all texts pooled",
-        pooled=perplexity_of_sums,
-        items={answer.id: {NEGATIVE_LOG_LIKELIHOOD: row[0], TOKENS: row[1]} for answer, row in zip(measured, rows)},
-        dropped={"not_measured": len(answers) - len(measured)},
-    )
+    fields = (NEGATIVE_LOG_LIKELIHOOD, TOKENS)
+    items = {
+        answer.id: {name: float(answer.extra[name]) for name in fields}
+        for answer in answers
+        if answer.extra.get(NEGATIVE_LOG_LIKELIHOOD) is not None
+    }
+    statistics, dropped = _pairs(each.values() for each in items.values()), {"not_measured": len(answers) - len(items)}
+    signature = "per token, all texts pooled"
+    return Measured(statistics, list(items), RATIO, signature, perplexity_of_sums, items=items, dropped=dropped)
 
 
 def perplexity_of_sums(sums: np.ndarray) -> np.ndarray:
@@ -352,9 +326,9 @@ def perplexity_of_sums(sums: np.ndarray) -> np.ndarray:
 Score = Callable[[Sequence[Answer], Convention], Measured]
 #: Every measure by its name.
 MEASURES: dict[str, Score] = {
-    "word_error": word_error,
+    "word_error": partial(text_error, WORDS),
     "plain_word_error": plain_word_error,
-    "character_error": character_error,
+    "character_error": partial(text_error, CHARACTERS),
     "bleu": bleu,
     **{name: partial(rouge, name) for name in ROUGE_TYPES},
     "choice_accuracy": partial(choice_accuracy, False),
@@ -379,10 +353,10 @@ ALIASES: dict[str, tuple[str, ...]] = {
 def measures_of(metrics: Iterable[str]) -> dict[str, Score]:
     """Return the measures that a task's metrics stand for, by name, each once, in order."""
     names = [name for metric in metrics for name in ALIASES.get(metric, (metric,))]
-    unknown = [name for name in names if name not in MEASURES]
-    if unknown:
-        known = ", ".join(sorted({*MEASURES, *ALIASES}))
-        raise ValueError(f"There is no metric {unknown[0]!r}; expected some of {known}.")
+    for name in names:
+        if name not in MEASURES:
+            known = ", ".join(sorted({*MEASURES, *ALIASES}))
+            raise ValueError(f"There is no metric {name!r}; expected some of {known}.")
     return {name: MEASURES[name] for name in names}
 
 

@@ -17,7 +17,6 @@ from audiollm.command_line.files import Journal, write_whole
 from audiollm.publishing.score_table import SYSTEMS as SYSTEM_TITLES
 
 from .measures import Answer, Convention
-from .word_error import check_normaliser
 
 RUN_FILE, OUTPUTS, JUDGEMENTS = "run.json", "outputs", "judgements"
 PARTIAL = "{system}.rank{rank}.partial.jsonl"
@@ -225,9 +224,8 @@ def read_answers(run: Run, task: str, system: str) -> list[Answer]:
 
 def convention_of(task: Mapping[str, Any], normaliser: str | None = None) -> Convention:
     """Return how a task's answers are compared: as is asked for, as the leaderboard does, or as `run.json` says."""
-    chosen = normaliser or GROUP_NORMALISERS.get(task.get("group") or "", task.get("normaliser") or "english")
-    check_normaliser(chosen)
-    return Convention(chosen, task.get("language"))
+    own = GROUP_NORMALISERS.get(task.get("group") or "", task.get("normaliser") or "english")
+    return Convention(normaliser or own, task.get("language"))
 
 
 def joined_sessions(answers: Sequence[Answer]) -> tuple[list[Answer], dict[str, int]]:

@@ -32,10 +32,10 @@ class WordErrorScore:
     """A corpus' word error rate and what it is made of."""
 
     word_error: float  # substitutions, deletions and insertions over reference words; a fraction, which can exceed 1
-    substitutions: int  # counts over the corpus
-    deletions: int  # counts over the corpus
-    insertions: int  # counts over the corpus
-    reference_words: int  # counts over the corpus
+    substitutions: int  # as the next ones, a count over the corpus
+    deletions: int
+    insertions: int
+    reference_words: int
     clips: int  # pairs scored
     skipped: int  # pairs whose reference has no word once normalised, which are left out
 
@@ -46,20 +46,15 @@ class WordErrorScore:
 
 @dataclass(frozen=True)
 class TextErrors:
-    """
-    Errors of one hypothesis.
-
-    Attributes:
-        skipped: why the pair does not count, `EMPTY_REFERENCE` or `IGNORED_REFERENCE`; None where it does.
-    """
+    """Errors of one hypothesis, in words or characters."""
 
     reference: str  # the texts as compared, normalised
-    hypothesis: str  # the texts as compared, normalised
-    length: int = 0  # words, or characters, of the reference
-    substitutions: int = 0  # words, or characters
-    deletions: int = 0  # words, or characters
-    insertions: int = 0  # words, or characters
-    skipped: str | None = None
+    hypothesis: str
+    length: int = 0  # of the reference
+    substitutions: int = 0
+    deletions: int = 0
+    insertions: int = 0
+    skipped: str | None = None  # why the pair does not count; None where it does
 
     @property
     def errors(self) -> int:
@@ -68,22 +63,13 @@ class TextErrors:
 
 
 def optional_library(name: str, extra: str) -> ModuleType:
-    """Return a library of one of this package's extras; ImportError, which names the extra, if it is not installed."""
+    """Return a library of one of this package's extras; an ImportError names the extra if it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(
             f'{name} is not installed: {error}. `pip install "audiollm[{extra}]"` installs it.'
         ) from error
-
-
-def check_normaliser(normaliser: str) -> None:
-    """
-    Raises:
-        ValueError: there is no such normaliser.
-    """
-    if normaliser not in NORMALISERS:
-        raise ValueError(f"There is no normaliser {normaliser!r}; expected one of {', '.join(NORMALISERS)}.")
 
 
 def aligner_for(normaliser: str, unit: str = WORDS) -> str:
@@ -111,14 +97,19 @@ def word_errors(
     """
     if len(references) != len(hypotheses):
         raise ValueError(f"{len(references)} references but {len(hypotheses)} hypotheses; expected one each.")
-    check_normaliser(normaliser)
+    if normaliser not in NORMALISERS:
+        raise ValueError(f"There is no normaliser {normaliser!r}; expected one of {', '.join(NORMALISERS)}.")
     normalise = NORMALISERS[normaliser]
     return [_errors(normalise(one), normalise(other), normaliser, unit) for one, other in zip(references, hypotheses)]
 
 
 def _errors(reference: str, hypothesis: str, normaliser: str, unit: str) -> TextErrors:
     """Return the errors of a pair of normalised texts."""
-    skipped = _why_skipped(reference, normaliser)
+    skipped = None
+    if reference.strip().lower() == IGNORED_SEGMENT:
+        skipped = IGNORED_REFERENCE
+    elif not (reference.strip() if normaliser == LEADERBOARD else any(map(str.isalnum, reference))):
+        skipped = EMPTY_REFERENCE
     if unit == CHARACTERS:
         space = "" if normaliser == CHARACTERS else " "
         reference, hypothesis = space.join(reference.split()), space.join(hypothesis.split())
@@ -132,14 +123,6 @@ def _errors(reference: str, hypothesis: str, normaliser: str, unit: str) -> Text
     counted = process(reference, hypothesis)
     wrong, missing = counted.substitutions, counted.deletions
     return TextErrors(reference, hypothesis, counted.hits + wrong + missing, wrong, missing, counted.insertions)
-
-
-def _why_skipped(reference: str, normaliser: str) -> str | None:
-    """Return why a normalised reference does not count: the leaderboard's rule for its normaliser; else, that it has no word."""
-    if reference.strip().lower() == IGNORED_SEGMENT:
-        return IGNORED_REFERENCE
-    has_any = bool(reference.strip()) if normaliser == LEADERBOARD else any(map(str.isalnum, reference))
-    return None if has_any else EMPTY_REFERENCE
 
 
 def score_word_error(
@@ -169,7 +152,7 @@ def score_word_error(
 
 
 def convention(unit: str, normaliser: str) -> str:
-    """Return what a figure was counted by, in one line, as sacreBLEU's signatures: `unit:words|normaliser:...|aligner:...`."""
+    """Return the signature of a figure, as sacreBLEU writes them: `unit:words|normaliser:...|aligner:...`."""
     aligner = aligner_for(normaliser, unit)
     signature = f"unit:{unit}|normaliser:{normaliser}|aligner:{aligner}-{metadata.version(aligner)}"
     return f"{signature}|compounds:merged" if aligner == KALDIALIGN else signature
