@@ -11,7 +11,6 @@ import os
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -79,26 +78,22 @@ def read_local_set(
     """
     (examples,) = read_sources(data_path, audio_dir)
     problems = list(examples.problems)
-    latin = letters = 0
+    letters: list[str] = []
     for example in examples:
         if len(example.recordings) != 1:
             reason = f"has {len(example.recordings)} recordings; a transcript has exactly one"
             problems.append((example.where, reason))
         elif [message["role"] for message in example.messages] != ["user", "assistant"]:
             problems.append((example.where, "is not one question with one answer, the transcript"))
-        else:
-            written = [letter for letter in example.messages[-1]["content"] if letter.isalpha()]
-            letters += len(written)
-            latin += sum(unicodedata.name(letter, "").startswith("LATIN") for letter in written)
+        elif language is None:
+            letters += filter(str.isalpha, example.messages[-1]["content"])
     if problems:
         raise TaskDataError(LOCAL_TASK, problems)
-    if language is None and letters > 2 * latin:
+    if len(letters) > 2 * sum(unicodedata.name(letter, "").startswith("LATIN") for letter in letters):
         raise TaskError(f"The transcripts of {data_path} are not in Latin letters; give their --language, such as hi.")
     normaliser = normaliser or normaliser_for(language)
 
     def reader(task: Task, data: str | None, limit: int | None) -> Questions:
-        if data is not None:
-            raise TaskError(f"it is {data_path!r} and takes no other --data, got {data!r}.")
         for example in examples:
             prompt, answer = (message["content"] for message in example.messages)
             yield Item(example.where, prompt, list(example.recordings), [answer], {})
@@ -173,11 +168,9 @@ def item_of(clip: Clip | BadClip, task: Task) -> Item | BadClip:
     if isinstance(clip.recording, str) and "://" not in clip.recording and not os.path.isfile(clip.recording):
         return BadClip(clip.id, f"audio file {clip.recording!r} does not exist")
     extra: dict[str, Any] = {key: value for key, value in clip.fields.items() if key != task.answer}
-    references: list[str] = []
-    if task.answer is not None:
-        references = [str(clip.fields.get(task.answer) or "").strip()]
+    references = [] if task.answer is None else [str(clip.fields.get(task.answer) or "").strip()]
     if task.kind == "choice":
-        letter = references[0].upper() if references else ""
+        letter = references[0].upper()
         if letter not in LETTERS:
             return BadClip(clip.id, f"its answer is {letter!r}; expected one of {', '.join(LETTERS)}")
         references, extra = [letter], {**extra, "choices": dict.fromkeys(LETTERS, "")}
@@ -315,17 +308,30 @@ def air_bench(task: Task, data: str | None, limit: int | None) -> Questions:
     """
     Read AIR-Bench's questions: single choices, of which the reference is the right answer's letter, and open ones.
 
-    Bad rows are all named before the first question is given. `meta_info` describes the recording to the judge.
+    `meta_info` describes the recording to the judge.
     """
-    meta, root = _air_bench_places(task, data)
+    part, hub = task.forms[0].split, str(task.forms[0].corpus.hub)
+    file = META_FILES[part]
+    if data is not None:
+        places = (Path(data), Path(data) / file, Path(data) / part / file)
+        meta = next((path for path in places if path.is_file()), None)
+        if meta is None:
+            raise TaskError(f"there is no {file} in {data!r}, nor in a folder {part} there.")
+        root = str(meta.parent)
+    else:
+        root = f"hf://datasets/{hub}/{part}"
+        try:
+            meta = Path(huggingface_hub.hf_hub_download(hub, f"{part}/{file}", repo_type="dataset"))
+        except READ_ERRORS as error:
+            reason = " ".join(str(error).split())
+            raise TaskError(
+                f"{part}/{file} of {hub} cannot be downloaded: {reason} Give a copy with --data."
+            ) from error
     checker = None if data is None else RowReader(root, root)
-    problems: list[tuple[str, str]] = []
-    items = []
-    for index, row in enumerate(json.loads(meta.read_text(encoding="utf-8-sig"))[:limit]):
-        path = Path(row["path"])
-        path = path.with_suffix(".flac") if row["task_name"] == FLAC_TASK else path
-        recording = f"{row['task_name']}_{row['dataset_name']}/{path}"
-        reason: str | None = None if checker is None else checker.path_problem(recording)
+    for index, row in enumerate(json.loads(meta.read_text(encoding="utf-8-sig"))):
+        folder, path = f"{row['task_name']}_{row['dataset_name']}", Path(row["path"])
+        recording = f"{folder}/{path.with_suffix('.flac') if row['task_name'] == FLAC_TASK else path}"
+        reason = None if checker is None else checker.path_problem(recording)
         shown = {field: row.get(field) for field in ("question", *CHOICE_FIELDS.values())}
         extra = {"question": row["question"], "dataset": row["dataset_name"]}
         references = [row["answer_gt"]]
@@ -338,34 +344,10 @@ def air_bench(task: Task, data: str | None, limit: int | None) -> Questions:
             category = CHAT_CATEGORIES.get(row["task_name"], row["task_name"])
             extra |= {"meta_info": row["meta_info"], "part": row["task_name"], "category": category}
         if reason:
-            problems.append((f"{meta.name} row {index}", reason))
+            yield BadClip(f"{meta.name} row {index}", reason)
             continue
         found = f"{root}/{recording}" if checker is None else checker.locate(recording)
-        identity = f"{row['task_name']}_{row['dataset_name']}/{row['uniq_id']}"
-        items.append(Item(identity, task.prompt.format_map(shown), [found], references, extra))
-    if problems:
-        raise TaskDataError(task.name, problems)
-    yield from items
-
-
-def _air_bench_places(task: Task, data: str | None) -> tuple[Path, str]:
-    """Return the list of questions, and the folder or address that recordings lie below."""
-    part = task.forms[0].split
-    file = META_FILES[part]
-    if data is not None:
-        given = Path(data)
-        candidates = [given] if given.is_file() else [given / file, given / part / file]
-        meta = next((path for path in candidates if path.is_file()), None)
-        if meta is None:
-            raise TaskError(f"there is no {file} in {data!r}, nor in a folder {part} there.")
-        return meta, str(meta.parent)
-    hub = str(task.forms[0].corpus.hub)
-    try:
-        meta = Path(huggingface_hub.hf_hub_download(hub, f"{part}/{file}", repo_type="dataset"))
-    except READ_ERRORS as error:
-        reason = " ".join(str(error).split())
-        raise TaskError(f"{part}/{file} of {hub} cannot be downloaded: {reason} Give a copy with --data.") from error
-    return meta, f"hf://datasets/{hub}/{part}"
+        yield Item(f"{folder}/{row['uniq_id']}", task.prompt.format_map(shown), [found], references, extra)
 
 
 # ---------------------------------------------------------------------------------------------------- without a download
@@ -392,7 +374,6 @@ NO_SPEECH: dict[str, tuple[str, float]] = {
 
 def bundled_speech(task: Task, data: str | None, limit: int | None) -> Questions:
     """Read the held-out studio prompts, or the ten clips of speakers that no bundled corpus holds."""
-    _no_copy(task, data)
     for row in load_studio_prompts("test") if task.name == "prompts" else load_unseen_speech():
         known = {"speaker": row["speaker"], "language": "en", "duration_s": row["duration_s"]}
         known |= {"category": row["source"]} if "source" in row else {}
@@ -438,32 +419,24 @@ def made_recording(category: str, seconds: float) -> np.ndarray:
     return np.clip(waveform, -FULL_SCALE, FULL_SCALE).astype(np.float32)
 
 
-@lru_cache(maxsize=1)
-def _text_questions() -> dict[str, list[Any]]:
-    return yaml.safe_load(TEXT_QUESTIONS_FILE.read_text(encoding="utf-8"))
+def _written(part: str) -> list[Any]:
+    return yaml.safe_load(TEXT_QUESTIONS_FILE.read_text(encoding="utf-8"))[part]
 
 
 def retention_texts(task: Task, data: str | None, limit: int | None) -> Questions:
     """Read texts, each its own prompt, without a right answer."""
-    _no_copy(task, data)
-    for number, entry in enumerate(_text_questions()["texts"], start=1):
+    for number, entry in enumerate(_written("texts"), start=1):
         yield Item(f"text-{number:03d}", entry["text"].strip(), [], [], {"category": entry["category"]})
 
 
 def text_choices(task: Task, data: str | None, limit: int | None) -> Questions:
     """Read written questions with four answers."""
-    _no_copy(task, data)
-    for number, entry in enumerate(_text_questions()["choices"], start=1):
+    for number, entry in enumerate(_written("choices"), start=1):
         choices = {letter: str(entry[letter]) for letter in LETTERS}
         lines = [entry["question"], *(f"{letter}. {text}" for letter, text in choices.items())]
         prompt = "\n".join([*lines, "Answer with one letter, A, B, C or D."])
         extra = {"question": entry["question"], "choices": choices, "category": entry["category"]}
         yield Item(f"choice-{number:03d}", prompt, [], [entry["answer"]], extra)
-
-
-def _no_copy(task: Task, data: str | None) -> None:
-    if data is not None:
-        raise TaskError(f"it ships with the package and takes no --data, got {data!r}.")
 
 
 #: By the names that `tasks.yaml` calls them.

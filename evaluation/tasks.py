@@ -105,11 +105,12 @@ class Task:
     max_new_tokens: int | None  # bound on an answer; None where it follows from the length of the recording
     group: str | None  # tasks whose scores are averaged, unweighted
     reader: Reader = field(repr=False, compare=False)  # gives the questions
-    prompt: str = ""  # what the reader needs; see `tasks.yaml`
-    forms: tuple[Form, ...] = field(default=(), repr=False)  # what the reader needs; see `tasks.yaml`
-    config: str | None = None  # what the reader needs; see `tasks.yaml`
-    answer: str | None = None  # what the reader needs; see `tasks.yaml`
-    openslr: str | None = None  # what the reader needs; see `tasks.yaml`
+    # What the reader needs; see `tasks.yaml`.
+    prompt: str = ""
+    forms: tuple[Form, ...] = field(default=(), repr=False)
+    config: str | None = None
+    answer: str | None = None
+    openslr: str | None = None
 
     def items(self, data: str | None = None, limit: int | None = None) -> Iterator[Item]:
         """
@@ -121,12 +122,10 @@ class Task:
 
         Raises:
             TaskError: the data cannot be read; raised when the first question is asked for.
-            TaskDataError: rows are malformed. Raised before the first question where all rows are known at once (JSON),
-                else after the last one, since a stream is not read twice.
+            TaskDataError: rows are malformed; raised after the last question, since a stream is not read twice.
         """
         seen: Counter[str] = Counter()
         problems: list[tuple[str, str]] = []
-        found = 0
         for item in self._read(data, limit):
             if isinstance(item, BadClip):
                 problems.append((item.id, item.reason))
@@ -138,16 +137,17 @@ class Task:
                 continue
             seen[item.id] += 1
             yield item if seen[item.id] == 1 else replace(item, id=f"{item.id}#{seen[item.id]}")
-            found += 1
-            if found == limit:
+            if seen.total() == limit:
                 break
         if problems:
             raise TaskDataError(self.name, problems)
-        if not found:
+        if not seen:
             raise TaskError(f"Task {self.name!r}: {data or 'its data'} holds no questions.")
 
     def _read(self, data: str | None, limit: int | None) -> Iterator[Item | BadClip]:
         """Yield what the reader gives; its errors name the task."""
+        if data is not None and not self.forms and self.kind != "no_speech":
+            raise TaskError(f"Task {self.name!r} is here already and takes no --data, got {data!r}.")
         try:
             yield from self.reader(self, data, limit)
         except TaskDataError:

@@ -37,7 +37,7 @@ def read(name: str, data: Path | None) -> list[Item]:
 # ------------------------------------------------------------------------------------------------------------------- rows
 
 
-def test_rows_of_a_list_are_all_refused_before_the_first_question(tmp_path) -> None:
+def test_rows_of_a_list_are_all_named(tmp_path) -> None:
     meta = air_bench(tmp_path) / "Foundation" / "Foundation_meta.json"
     rows = json.loads(meta.read_text())
     rows[0]["answer_gt"] = "a fish"
@@ -45,7 +45,7 @@ def test_rows_of_a_list_are_all_refused_before_the_first_question(tmp_path) -> N
     rows[2]["path"] = "gone.wav"
     meta.write_text(json.dumps(rows))
     with pytest.raises(TaskDataError) as error:
-        next(find_task("air_bench_foundation").items(str(tmp_path)))
+        read("air_bench_foundation", tmp_path)
     assert [where for where, _ in error.value.problems] == [f"Foundation_meta.json row {index}" for index in range(3)]
     reasons = [reason for _, reason in error.value.problems]
     assert "its answer 'a fish' is none of its choices" in reasons[0] and "leads out of" in reasons[1]
@@ -190,7 +190,7 @@ def test_ones_own_recordings_are_a_task(tmp_path) -> None:
     assert {item.prompt for item in found} == {"Write down: <audio>"}
     assert [item.references for item in found] == [[each["text"]] for each in recordings()]
     assert len(list(task.items(limit=2))) == 2 and len(load_waveform(found[0].recordings[0])) > 1000
-    with pytest.raises(TaskError, match="takes no other --data"):
+    with pytest.raises(TaskError, match="takes no --data"):
         next(task.items("elsewhere"))
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
