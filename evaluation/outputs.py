@@ -181,16 +181,19 @@ class Run:
         return self.record["tasks"][name]
 
 
+def finished_outputs(folder: Path, task: str) -> dict[str, Path]:
+    """Return the files of answers to a task by system; none that a run is still writing to."""
+    files = sorted((folder / OUTPUTS / task).glob("*.jsonl"))
+    return {file.stem: file for file in files if not file.name.endswith(".partial.jsonl")}
+
+
 def open_run(folder: str | Path) -> Run:
     """Open a folder of outputs, or refuse one that is none or holds outputs of a task that `run.json` does not name."""
     folder = Path(folder)
-    if not (folder / RUN_FILE).is_file():
-        raise RunFolderError(f"{folder} has no {RUN_FILE}; expected the --output_dir of `audiollm evaluate`.")
     record = read_run(folder)
-    outputs: dict[str, dict[str, Path]] = {}
-    for name in record["tasks"]:
-        files = sorted((folder / OUTPUTS / name).glob("*.jsonl"))
-        outputs[name] = {file.stem: file for file in files if not file.name.endswith(".partial.jsonl")}
+    if not record:
+        raise RunFolderError(f"{folder} has no {RUN_FILE}; expected the --output_dir of `audiollm evaluate`.")
+    outputs = {task: finished_outputs(folder, task) for task in record["tasks"]}
     unknown = sorted({each.name for each in (folder / OUTPUTS).glob("*") if each.is_dir()} - outputs.keys())
     if unknown:
         raise RunFolderError(f"{folder / OUTPUTS} holds {', '.join(unknown)}, which {RUN_FILE} does not name.")
@@ -202,22 +205,13 @@ def open_run(folder: str | Path) -> Run:
 
 
 def read_answers(run: Run, task: str, system: str) -> list[Answer]:
-    """Return what a system answered, with its verdicts; one that failed has said nothing."""
+    """Return the answers of a system with their verdicts; an item on which it failed has an empty one."""
     verdicts: dict[str, list[Mapping[str, Any]]] = {}
     for row in read_rows(run.folder / JUDGEMENTS / task / f"{system}.jsonl"):
         verdicts.setdefault(row["id"], []).append(row)
+    kept = ("id", "references", "extra", "duration_s", "seconds", "finish", "error")
     return [
-        Answer(
-            id=row["id"],
-            text=row.get("output") or "",
-            references=[str(text or "") for text in row.get("references") or []],
-            extra=row.get("extra") or {},
-            duration_s=float(row.get("duration_s") or 0.0),
-            seconds=float(row.get("seconds") or 0.0),
-            finish=str(row.get("finish")),
-            error=row.get("error"),
-            verdicts=verdicts.get(row["id"], ()),
-        )
+        Answer(text=row["output"] or "", verdicts=verdicts.get(row["id"], ()), **{name: row[name] for name in kept})
         for row in read_rows(run.outputs[task][system])
     ]
 
