@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from itertools import count, islice
 from pathlib import Path
@@ -21,18 +21,17 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from audiollm.base_models import how_to_get
 from audiollm.checkpoints import fingerprint
 from audiollm.command_line.files import sha256_of, write_json
 from audiollm.command_line.interruption import interruptible
 from audiollm.configuration import AudioLlmConfig
 from audiollm.inference.answering import MAX_BATCH_SECONDS, recording_seconds
 from audiollm.inference.ctc_rescoring import check_ctc_weight, default_ctc_weight
-from audiollm.inference.loading import suitable_dtype
+from audiollm.inference.loading import find_checkpoint, load_model, load_processor
+from audiollm.processing import AudioLlmProcessor
 from audiollm.publishing.record import library_versions, package_facts
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor
 
 from .arguments import EvaluateArguments
 from .generating import Reply, failure, swapped, transcript_bound
@@ -104,7 +103,12 @@ def batches_of(
 
     A batch has at most `max_batch_seconds` of audio, padded to its longest; a longer item is alone.
     """
-    seconds = [sum(_seconds_or_none(processor, one) for one in item.recordings) for item in items]
+    seconds = []
+    for item in items:
+        try:
+            seconds.append(sum(recording_seconds(processor, one) for one in item.recordings))
+        except (ValueError, OSError):  # it cannot be read, which is found out when it is played
+            seconds.append(0.0)
     order = sorted(range(len(items)), key=lambda index: (seconds[index], len(items[index].prompt)))
     batches: list[list[Item]] = []
     for index in order:
@@ -115,19 +119,10 @@ def batches_of(
     return batches
 
 
-def _seconds_or_none(processor: Any, recording: Any) -> float:
-    """Return how long a recording says it is; 0 of one that cannot be read, which is found out when it is played."""
-    try:
-        return recording_seconds(processor, recording)
-    except (ValueError, OSError):
-        return 0.0
-
-
 def recording_identity(recording: Any) -> str:
-    """Return what tells recordings apart: a path or URL, or a hash of bytes or samples."""
+    """Return the identity of a recording: its path or URL, or a hash of its bytes or samples."""
     if isinstance(recording, dict):
-        held = (recording.get(key) for key in ("bytes", "array", "path"))
-        recording = next((one for one in held if one is not None), "")
+        recording = next(recording[key] for key in ("bytes", "array", "path") if recording.get(key) is not None)
     if isinstance(recording, (str, os.PathLike)):
         return os.fspath(recording)
     is_bytes = isinstance(recording, (bytes, bytearray))
@@ -135,10 +130,9 @@ def recording_identity(recording: Any) -> str:
 
 
 def recording_name(recording: Any) -> str:
-    """Return what outputs call a recording: its path, that within its table, or the hash of its samples."""
-    if isinstance(recording, dict) and recording.get("path"):
-        return str(recording["path"])
-    return recording_identity(recording)
+    """Return the name of a recording in outputs: its path, that within its table, or the hash of its samples."""
+    named = isinstance(recording, dict) and recording.get("path")
+    return str(named) if named else recording_identity(recording)
 
 
 # ------------------------------------------------------------------------------------------------------------- one task
@@ -148,14 +142,14 @@ def recording_name(recording: Any) -> str:
 class Job:
     """A task as it is run."""
 
-    task: Task  # what is asked
+    task: Task
     data: str | None  # a copy on disk, or None for where the benchmark is
     limit: int | None  # at most this many items
     max_new_tokens: int | None  # bound on an answer; None leaves it to the length of the recording
     ids: tuple[str, ...]  # of its items, in order
     num_recordings: int  # different recordings that its items have; counted up to two
-    systems: tuple[str, ...] = ()  # what answers it
-    left_out: tuple[tuple[str, str], ...] = ()  # systems that would have answered it, and why they cannot
+    systems: tuple[str, ...] = ()  # names of the systems that answer it
+    left_out: Mapping[str, str] = field(default_factory=dict)  # systems that cannot answer it, and why
 
     def items(self) -> Iterator[Item]:
         """Yield the questions, from the beginning."""
@@ -182,21 +176,20 @@ def index(task: Task, data: str | None, limit: int | None, max_new_tokens: int |
 
 def choose_systems(job: Job, asked: Sequence[str], whisper: str | None, multilingual: bool) -> Job:
     """
-    Return a job with what answers it: what was asked for, or what its kind has by default and can answer it.
+    Return a job with the systems that answer it: those asked for, or those of its kind that can.
 
     Raises:
-        SystemsError: what was asked for cannot answer; see [`why_not`].
+        SystemsError: one that was asked for cannot answer; see [`why_not`].
     """
-    chosen, left_out = [], []
-    for name in asked or DEFAULT_SYSTEMS[job.task.kind]:
-        reason = why_not(job.task, name, whisper, multilingual, bool(job.num_recordings))
-        if reason is None:
-            chosen.append(name)
-        elif asked:
+    reasons = {
+        name: why_not(job.task, name, whisper, multilingual, bool(job.num_recordings))
+        for name in asked or DEFAULT_SYSTEMS[job.task.kind]
+    }
+    left_out = {name: reason for name, reason in reasons.items() if reason is not None}
+    for name, reason in left_out.items():
+        if asked:
             raise SystemsError(f"--systems {name} cannot answer {job.task.name}: {reason}.")
-        else:
-            left_out.append((name, reason))
-    return replace(job, systems=tuple(chosen), left_out=tuple(left_out))
+    return replace(job, systems=tuple(name for name in reasons if name not in left_out), left_out=left_out)
 
 
 def check_control(job: Job, asked: Sequence[str]) -> None:
@@ -306,8 +299,9 @@ class Evaluation:
     folder: Path  # for outputs and scores
     state: PartialState  # this process among the others
     jobs: list[Job]  # tasks with their systems
+    processor: AudioLlmProcessor  # of the checkpoint
     whisper: str | None  # whose decoder answers; None where none is known
-    whisper_revision: str | None  # whose decoder answers; None where none is known
+    whisper_revision: str | None
     ctc_weight: float  # of CTC in the model's transcripts, as given or the checkpoint's own
 
 
@@ -322,7 +316,9 @@ def prepare(options: EvaluateArguments, folder: Path, state: PartialState) -> Ev
     jobs = [index(task, copies.get(task.name), options.limit, options.max_new_tokens) for task in tasks]
     for job in jobs:
         check_control(job, options.systems)
-    config = checkpoint_config(options)
+    checkpoint = find_checkpoint(options.model)
+    processor = load_processor(checkpoint, options.revision)
+    config = AudioLlmConfig.from_pretrained(checkpoint, revision=options.revision or "main")
     weight = ctc_weight_of(options, config, any(task.kind == TRANSCRIPTION for task in tasks))
     known = own_whisper(config)
     whisper = options.whisper or known
@@ -330,11 +326,11 @@ def prepare(options: EvaluateArguments, folder: Path, state: PartialState) -> Ev
     hears = {WHISPER, CASCADE} & set(options.systems) or not options.systems
     multilingual = bool(whisper and hears) and is_multilingual(str(whisper), revision)
     jobs = [choose_systems(job, options.systems, whisper, multilingual) for job in jobs]
-    run = Evaluation(options, folder, state, jobs, whisper, revision, weight)
+    run = Evaluation(options, folder, state, jobs, processor, whisper, revision, weight)
     check_same(folder, run_settings(run), task_settings(run))
     if state.is_main_process:
         for job in jobs:
-            for name, reason in job.left_out:
+            for name, reason in job.left_out.items():
                 print(f"{job.task.name}: {name} is left out: {reason}.")
     return run
 
@@ -346,28 +342,13 @@ def own_whisper(config: Any) -> str | None:
 
 
 def ctc_weight_of(options: EvaluateArguments, config: Any, transcribes: bool) -> float:
-    """Return the weight of CTC: as given, else the checkpoint's default, which is for transcripts alone."""
+    """Return the weight of CTC as given, else the checkpoint's default, which is for transcripts alone."""
     if options.ctc_weight is None:
         return default_ctc_weight(config) if transcribes else 0.0
     check_ctc_weight(config, options.ctc_weight)
     if options.ctc_weight and not transcribes:
         raise ValueError(f"--ctc_weight is for transcripts, but no task is of the kind {TRANSCRIPTION}; leave it out.")
     return options.ctc_weight
-
-
-def checkpoint_config(options: EvaluateArguments) -> Any:
-    """Return the configuration of the checkpoint, or refuse one of another kind of model."""
-    try:
-        config = AutoConfig.from_pretrained(options.model, trust_remote_code=False, **_revision(options))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"--model {options.model} cannot be read as a checkpoint: {error}{how_to_get(options.model)}"
-        ) from error
-    if config.model_type != AudioLlmConfig.model_type:
-        raise ValueError(
-            f"--model {options.model} is a model of the type {config.model_type!r}; expected {AudioLlmConfig.model_type!r}."
-        )
-    return config
 
 
 def run_settings(run: Evaluation) -> dict[str, Any]:
@@ -435,31 +416,20 @@ def locked(run: Evaluation) -> Iterator[None]:
 
 
 def _answer(run: Evaluation, missing: Mapping[str, Sequence[str]]) -> None:
-    options = run.options
-    device = {"": run.state.device} if torch.cuda.is_available() else None
-    given: dict[str, Any] = {"trust_remote_code": False, **_revision(options)}
-    try:
-        processor = AutoProcessor.from_pretrained(options.model, **given)
-        kind = options.device_map or ("cuda" if device else "cpu")
-        dtype = suitable_dtype(options.model, options.dtype, kind, options.revision)
-        model: Any = AutoModelForMultimodalLM.from_pretrained(
-            options.model, dtype=dtype, device_map=options.device_map or device, **given
-        ).eval()
-    except (OSError, ValueError) as error:
-        advice = "" if "hf download" in str(error) else how_to_get(options.model)
-        raise ValueError(f"--model {options.model} cannot be loaded: {error}{advice}") from error
+    options, state = run.options, run.state
+    device = options.device_map or (str(state.device) if torch.cuda.is_available() else None)
+    model = load_model(find_checkpoint(options.model), options.dtype, device, options.revision)
     weights = fingerprint({name: value for name, value in model.state_dict().items() if value.is_floating_point()})
     check_same(run.folder, {"weights": weights}, {})
-    run.state.wait_for_everyone()  # none writes before all have looked
-    if run.state.is_main_process:
+    state.wait_for_everyone()  # none writes before all have looked
+    if state.is_main_process:
         write_json(run.folder / RUN_FILE, record_of(run, model, weights))
     known = (run.whisper, run.whisper_revision, run.folder, options.batch_size, run.ctc_weight)
-    builder = SystemBuilder(model, processor, *known)
+    builder = SystemBuilder(model, run.processor, *known)
     for job in run.jobs:
-        systems = {name: builder.build(job.task, name) for name in missing[job.task.name]}
-        if systems:
-            progress = run.state.is_main_process
-            answer_job(run.folder, job, systems, processor, options.batch_size, run.state, progress)
+        if names := missing[job.task.name]:
+            systems = {name: builder.build(job.task, name) for name in names}
+            answer_job(run.folder, job, systems, run.processor, options.batch_size, state, state.is_main_process)
 
 
 def record_of(run: Evaluation, model: Any, weights: str) -> dict[str, Any]:
@@ -479,7 +449,7 @@ def record_of(run: Evaluation, model: Any, weights: str) -> dict[str, Any]:
             "group": job.task.group,
             "source": dict(job.task.source),
             "items": len(job.ids),
-            "left_out": dict(job.left_out),
+            "left_out": job.left_out,
             SETTINGS: settings[job.task.name],
         }
         for job in run.jobs
@@ -497,7 +467,3 @@ def record_of(run: Evaluation, model: Any, weights: str) -> dict[str, Any]:
         SETTINGS: {**run_settings(run), "weights": weights},
         "tasks": {**before.get("tasks", {}), **tasks},
     }
-
-
-def _revision(options: EvaluateArguments) -> dict[str, Any]:
-    return {} if options.revision is None else {"revision": options.revision}

@@ -301,7 +301,7 @@ def test_what_makes_no_sense_is_refused_before_the_model_is_loaded(options, mess
 
 
 def test_a_folder_that_is_no_checkpoint_is_named(tiny_bases, tmp_path) -> None:
-    for model, message in ((tiny_bases[1], "of the type 'llama'"), (tmp_path, "cannot be read as a checkpoint")):
+    for model, message in ((tiny_bases[1], "says model_type 'llama'"), (tmp_path, "is no AudioLLM checkpoint")):
         with pytest.raises(SystemExit, match=message):
             evaluate(model, tmp_path / "run", "--tasks", "unseen")
 
