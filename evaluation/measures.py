@@ -29,19 +29,19 @@ class Answer:
     """Answer of a system to one item."""
 
     id: str  # the item's, or that of a session whose chunks were put together
-    text: str  # what was said; empty where nothing was, or the system failed
+    text: str  # empty where nothing was said, or the system failed
     references: Sequence[str] = ()  # the item's
     extra: Mapping[str, Any] = field(default_factory=dict)  # the item's
     duration_s: float = 0.0  # of all recordings
     seconds: float = 0.0  # that the answer took
     finish: str = "stop"  # stop, length, repeated or error
-    error: str | None = None  # what failed
+    error: str | None = None
     verdicts: Sequence[Mapping[str, Any]] = ()  # the judge's, as they are in the folder
 
     @property
     def reference(self) -> str:
         """The first right answer; empty where there is none."""
-        return next(iter(self.references), None) or ""
+        return next(iter(self.references), "")
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ class Measured:
     """One figure of a set of answers."""
 
     statistics: np.ndarray  # `(scored, columns)`, which add up, of the answers that count
-    ids: Sequence[str]  # whose they are, row by row
+    ids: Sequence[str]  # of those answers
     unit: str  # fraction (0 to 1; word error may exceed it), points (a scale of its own) or ratio
-    signature: str  # what was counted, in one line, and by which library
+    signature: str  # the way of counting, in one line, with the library
     pooled: Pooled = ratio  # makes the figure of their sums
-    items: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # what to write of an answer, by its id
-    dropped: Mapping[str, int] = field(default_factory=dict)  # how many answers do not count, by reason
+    items: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # facts about single answers, by id
+    dropped: Mapping[str, int] = field(default_factory=dict)  # answers that do not count, by reason
 
     @property
     def value(self) -> float:

@@ -19,10 +19,10 @@ from audiollm.publishing.score_table import SYSTEMS as SYSTEM_TITLES
 from .measures import Answer, Convention
 
 RUN_FILE, OUTPUTS, JUDGEMENTS = "run.json", "outputs", "judgements"
-PARTIAL = "{system}.rank{rank}.partial.jsonl"
-#: How an answer ended: the model ended it, it reached its bound, it repeated itself without end, or there is none.
+PARTIAL = ".partial.jsonl"
+#: Ends of an answer: the model ended it, it reached its bound, it repeated itself without end, or there is none.
 STOP, LENGTH, REPEATED, ERROR = "stop", "length", "repeated", "error"
-#: What must be alike in all that one folder holds: a field of the run, and of each of its tasks.
+#: Field of the run, and of each of its tasks, that must be alike in all that one folder holds.
 SETTINGS = "settings"
 #: Of `extra`, of recordings that come in chunks.
 SESSION, CHUNK = "session", "chunk_index"
@@ -54,23 +54,22 @@ class SystemOutputs:
         self.path = folder / OUTPUTS / task / f"{system}.jsonl"
         self.ended: Counter[str] = Counter()
         self._system = system
-        self._own = Journal(self.path.with_name(PARTIAL.format(system=system, rank=rank)))
+        self._own = Journal(self.path.with_name(f"{system}.rank{rank}{PARTIAL}"))
+
+    def _partial_files(self) -> list[Path]:
+        return sorted(self.path.parent.glob(f"{self._system}.rank*{PARTIAL}"))
 
     def read(self) -> dict[str, dict[str, Any]]:
         """Return every row by id; of an item that failed and was tried again, the answer."""
         rows: dict[str, dict[str, Any]] = {}
-        for path in [self.path, *self._partial_files()]:
-            for row in read_rows(path):
-                if row["id"] not in rows or rows[row["id"]]["finish"] == ERROR:
-                    rows[row["id"]] = row
+        for row in (row for path in [self.path, *self._partial_files()] for row in read_rows(path)):
+            if row["id"] not in rows or rows[row["id"]]["finish"] == ERROR:
+                rows[row["id"]] = row
         return rows
 
     def done(self) -> set[str]:
         """Return the items that have an answer."""
         return {one for one, row in self.read().items() if row["finish"] != ERROR}
-
-    def _partial_files(self) -> list[Path]:
-        return sorted(self.path.parent.glob(PARTIAL.format(system=self._system, rank="*")))
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
         """Append rows to this process' file; they are on disk when this returns."""
@@ -86,13 +85,12 @@ class SystemOutputs:
     def merge(self, ids: Sequence[str]) -> None:
         """Make one file of all processes' rows, in the order of `ids`; there must be one for each, and no other."""
         rows = self.read()
-        missing = [one for one in ids if one not in rows]
+        missing, others = [one for one in ids if one not in rows], sorted(rows.keys() - set(ids))
         if missing:
             raise RunFolderError(
                 f"{self.path}: {len(missing)} of {len(ids)} items have no row, the first {missing[0]!r}; another process "
                 "has not done its share. Give the same command again."
             )
-        others = sorted(rows.keys() - set(ids))
         if others:
             raise RunFolderError(
                 f"{self.path} holds {len(others)} rows of items that the task does not have, such as {others[0]!r}: its data "
@@ -138,20 +136,18 @@ def read_object(path: Path, key: str | None = None) -> dict[str, Any]:
 
 
 def check_same(folder: Path, settings: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]]) -> None:
-    """
-    Refuse a folder that holds outputs of other settings, of the run or of a task; a task that it has not is no difference.
-    """
+    """Refuse a folder that holds outputs of other settings, of the run or of a task; one that lacks a task will do."""
     record = read_run(folder)
-    if not record:
-        return
-    sides = [("", record.get(SETTINGS, {}), settings)]
-    sides += [(f"{name}: ", record["tasks"].get(name, {}).get(SETTINGS, {}), own) for name, own in tasks.items()]
-    differences = [
-        f"{where}{name} was {then[name]!r} and is {value!r}"
-        for where, then, now in sides
-        for name, value in now.items()
-        if name in then and then[name] != value
-    ]
+    sides = [("", record, settings)]
+    sides += [(f"{name}: ", record.get("tasks", {}).get(name, {}), own) for name, own in tasks.items()]
+    differences = []
+    for where, recorded, now in sides:
+        then = recorded.get(SETTINGS, {})
+        differences += [
+            f"{where}{name} was {then[name]!r} and is {value!r}"
+            for name, value in now.items()
+            if then.get(name, value) != value
+        ]
     if differences:
         raise RunFolderError(
             f"{folder} holds outputs that were made otherwise:\n  "
@@ -172,19 +168,19 @@ def place(path: str | None) -> str | None:
 class Run:
     """A folder of outputs."""
 
-    folder: Path  # where it is
-    record: Mapping[str, Any]  # what `run.json` holds
+    folder: Path
+    record: Mapping[str, Any]  # contents of `run.json`
     outputs: Mapping[str, Mapping[str, Path]]  # the file of each system, by task
 
     def task(self, name: str) -> Mapping[str, Any]:
-        """Return what `run.json` says of a task."""
+        """Return the record of a task."""
         return self.record["tasks"][name]
 
 
 def finished_outputs(folder: Path, task: str) -> dict[str, Path]:
     """Return the files of answers to a task by system; none that a run is still writing to."""
     files = sorted((folder / OUTPUTS / task).glob("*.jsonl"))
-    return {file.stem: file for file in files if not file.name.endswith(".partial.jsonl")}
+    return {file.stem: file for file in files if not file.name.endswith(PARTIAL)}
 
 
 def open_run(folder: str | Path) -> Run:
@@ -226,19 +222,17 @@ def joined_sessions(answers: Sequence[Answer]) -> tuple[list[Answer], dict[str, 
     """
     Join answers to chunks of a recording to one answer to the recording, as the Open ASR Leaderboard does; others stay.
 
-    A recording of which a chunk in between is missing does not count; how many those are is returned too.
+    A recording of which a chunk in between is missing does not count; the number of those is returned too.
     """
-    sessions: dict[str, list[Answer]] = {}
-    joined: list[Answer] = []
+    joined = [answer for answer in answers if answer.extra.get(SESSION) is None]
+    sessions: dict[str, dict[int, Answer]] = {}
     for answer in answers:
-        if answer.extra.get(SESSION) is None:
-            joined.append(answer)
-        else:
-            sessions.setdefault(str(answer.extra[SESSION]), []).append(answer)
+        if answer.extra.get(SESSION) is not None:
+            sessions.setdefault(str(answer.extra[SESSION]), {})[answer.extra[CHUNK]] = answer
     incomplete = 0
-    for session, chunks in sessions.items():
-        chunks.sort(key=lambda chunk: chunk.extra[CHUNK])
-        if [chunk.extra[CHUNK] for chunk in chunks] != list(range(len(chunks))):
+    for session, by_index in sessions.items():
+        chunks = [by_index[index] for index in range(len(by_index)) if index in by_index]
+        if len(chunks) < len(by_index):
             incomplete += 1
             continue
         finishes = {chunk.finish for chunk in chunks}
